@@ -1,0 +1,31 @@
+# Two commands do all the set-up themselves: `make quickstart` and `make test`.
+# A second run installs nothing: the stamp is newer than the files that decide what is installed.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+OUT ?= quickstart
+
+.PHONY: quickstart test lint clean
+.DELETE_ON_ERROR:
+
+quickstart: $(STAMP)
+	$(BIN)/python tools/quickstart.py --out $(OUT) $(if $(DATA),--data $(DATA),)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml constraints.txt simfle/version.py
+	@$(PYTHON) tools/check_system.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dali]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist ./*.egg-info

@@ -1,0 +1,27 @@
+"""What every command line shares: an app with plain help, and one line instead of a traceback for a user's error."""
+
+import sys
+from collections.abc import Callable
+
+import typer
+
+from simfle.errors import UserError
+
+
+def command(function: Callable[..., None]) -> Callable[[], None]:
+    """Turn a typed function into the main() of a command line with that one command."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command()(function)
+    return lambda: run(app)
+
+
+def run(app: typer.Typer) -> None:
+    """Run a typer app; a UserError becomes one line on stderr and exit code 1, Ctrl-C exit code 130."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)

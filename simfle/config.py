@@ -1,0 +1,207 @@
+"""Configuration: dataclasses -> YAML -> key=value, strict, never mutated.
+
+The dataclasses below are the schema. Each field carries its help, and `free=True` where two values of it give the same
+run (speed, logging, number of processes): all other fields together are the run's identity, and a run folder refuses to
+go on with another one.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from simfle.errors import UserError
+
+T = TypeVar("T")
+
+
+def option(default: Any, text: str, *, free: bool = False) -> Any:
+    """A dataclass field with its help text; `free` fields may change between two starts of the same run."""
+    metadata = {"help": text, "free": free}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    shards: list[str] = option(list, "folders of shards, each with a manifest.json")
+    splits: list[str] = option(list, "splits to train on; empty: all of them")
+    backend: str = option("auto", "auto (dali with a GPU, else opencv), opencv or dali", free=True)
+    threads: int = option(0, "decoding threads per process; 0: the cores divided by the local processes", free=True)
+    prefetch: int = option(2, "batches made ready ahead, per process", free=True)
+    streams: int = option(64, "canonical streams; the greatest common divisor with the global batch is used")
+    window: int = option(16384, "samples of a stream that are shuffled among each other")
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    size: int = option(224, "side of the two augmented views, pixels")
+    face_size: int = option(112, "side of the un-augmented face, pixels")
+    scale: list[float] = option(lambda: [0.08, 1.0], "range of the crop's share of the image area")
+    ratio: list[float] = option(lambda: [3 / 4, 4 / 3], "range of the crop's width/height")
+    flip: float = option(0.5, "probability of a horizontal flip")
+    jitter: float = option(0.8, "probability of colour jitter")
+    brightness: float = option(0.8, "brightness factor drawn from [1 - b, 1 + b]")
+    contrast: float = option(0.8, "contrast factor drawn from [1 - c, 1 + c]")
+    saturation: float = option(0.8, "saturation factor drawn from [1 - s, 1 + s]")
+    hue: float = option(0.2, "hue shift drawn from [-h, h] turns")
+    greyscale: float = option(0.2, "probability of greyscale")
+    sigma: list[float] = option(lambda: [0.1, 2.0], "range of the Gaussian blur's sigma, pixels; always applied")
+
+
+@dataclass(frozen=True)
+class FaceMAEConfig:
+    patch: int = option(16, "patch side, pixels")
+    width: int = option(768, "encoder width")
+    depth: int = option(12, "encoder blocks")
+    heads: int = option(12, "encoder attention heads")
+    decoder_width: int = option(512, "decoder width")
+    decoder_depth: int = option(8, "decoder blocks")
+    decoder_heads: int = option(16, "decoder attention heads")
+    mask_ratio: float = option(0.75, "share of the patches that is masked")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    method: str = option("simfle", "the pretraining method")
+    backbone: str = option("resnet50", "a timm model with a feature map")
+    hidden: int = option(4096, "hidden width of the four MLP heads")
+    projection: int = option(256, "output width of the four MLP heads")
+    momentum: float = option(0.99, "EMA momentum of the target network")
+    groups: int = option(32, "channel groups of the semantic masking")
+    grouping: str = option(
+        "repaired", "repaired (groups part) or reference (the paper's initialisation, which does not)"
+    )
+    alpha: float = option(0.3, "weight of the distillation loss")
+    beta: float = option(0.03, "weight of the grouping loss")
+    temperature: float = option(4.0, "temperature of the distillation loss")
+    facemae: FaceMAEConfig = option(FaceMAEConfig, "the masked autoencoder")
+    mean: list[float] = option(lambda: [0.5795, 0.4522, 0.3957], "channel means of the normalisation, of 1.0")
+    std: list[float] = option(lambda: [0.2769, 0.2473, 0.2412], "channel standard deviations, of 1.0")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: str = option("sgd", "sgd or adamw")
+    lr: float = option(0.05, "learning rate for a global batch of 256; scaled linearly with the global batch")
+    momentum: float = option(0.9, "momentum of sgd")
+    betas: list[float] = option(lambda: [0.9, 0.95], "betas of adamw")
+    weight_decay: float = option(1e-4, "weight decay, on every parameter")
+    warmup_steps: int = option(0, "steps of linear warm-up before the cosine")
+    clip: float = option(0.0, "largest gradient norm; 0: no clipping")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    run: str = option("runs/simfle", "the run's folder", free=True)
+    seed: int = option(0, "seed of initialisation, order, views and groups")
+    epochs: float = option(100.0, "length of the run in epochs; used when steps is 0")
+    steps: int = option(0, "length of the run in optimizer steps; 0: from epochs")
+    global_batch: int = option(256, "samples per optimizer step, over all processes")
+    micro_batch: int = option(0, "samples per forward of one process; 0: global batch / processes", free=True)
+    zero_stage: int = option(2, "DeepSpeed ZeRO stage, 0 to 3", free=True)
+    precision: str = option("bf16", "bf16 (autocast; parameters, BatchNorm, EMA and optimizer stay fp32) or fp32")
+    sync_statistics: bool = option(False, "share BatchNorm and grouping statistics among the processes")
+    device: str = option("auto", "auto, cpu or cuda", free=True)
+    stop_after: int = option(0, "save and leave after this step, the schedule unchanged; 0: run to the end", free=True)
+    log_every: int = option(10, "steps between lines of metrics", free=True)
+    images_every: int = option(500, "steps between pictures of masks and reconstructions; 0: none", free=True)
+    checkpoint_every: int = option(500, "steps between checkpoints", free=True)
+    keep: int = option(2, "complete checkpoints kept", free=True)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that a pretraining run is told. `configs/pretrain/*.yaml` and key=value arguments fill it."""
+
+    data: DataConfig = option(DataConfig, "where samples come from")
+    views: ViewsConfig = option(ViewsConfig, "how they are augmented")
+    model: ModelConfig = option(ModelConfig, "the method and its networks")
+    optim: OptimConfig = option(OptimConfig, "the optimizer and its schedule")
+    train: TrainConfig = option(TrainConfig, "the run")
+
+
+def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T:
+    """Build a frozen `schema` from its defaults, a YAML file and `key=value` overrides, in this order.
+
+    Raises:
+        UserError: file missing or not YAML, unknown key (the nearest known one is offered), wrong type.
+    """
+    # OmegaConf and PyYAML are imported here: `--help` must not wait for them.
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for text in overrides:
+        if "=" not in text:
+            raise UserError(f"config: {text!r} is not key=value, for example train.seed=1")
+    layers = []
+    try:
+        if file is not None:
+            layers.append((str(file), OmegaConf.load(file)))
+        layers.append(("command line", OmegaConf.from_dotlist(list(overrides))))
+    except FileNotFoundError:
+        raise UserError(f"config: {file} does not exist; see configs/ for those that come with this project") from None
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"config: cannot read {file or 'the command line'}: {error}") from None
+    merged = OmegaConf.structured(schema)
+    known = list(keys(schema))
+    for place, layer in layers:
+        if not OmegaConf.is_dict(layer):
+            raise UserError(f"config: {place} holds a list or a bare value, not keys")
+        plain = OmegaConf.to_container(layer)
+        for key in flatten(cast(dict, plain)):
+            if key not in known and not any(name.startswith(key + ".") for name in known):
+                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UserError(f"config: unknown key {key!r} in {place}{hint}")
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            raise UserError(f"config: {place}: {str(error).splitlines()[0]} ({error.full_key})") from None
+    return cast(T, OmegaConf.to_object(merged))
+
+
+def keys(schema: Any, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all leaf fields of a config dataclass."""
+    for item in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(item.type):
+            yield from keys(item.type, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{'a': {'b': 1}} -> {'a.b': 1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """The values that make this run this run: every leaf that is not marked free."""
+    free = {key for key, is_free in _freedom(type(config)) if is_free}
+    return {key: value for key, value in flatten(dataclasses.asdict(config)).items() if key not in free}
+
+
+def digest(config: Any) -> str:
+    """16 hexadecimal digits that name the identity of a config."""
+    text = json.dumps(identity(config), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _freedom(schema: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
+    for item in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(item.type):
+            yield from _freedom(item.type, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, bool(item.metadata.get("free"))
