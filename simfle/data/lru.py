@@ -1,0 +1,39 @@
+"""A bounded, thread-safe cache of the things used last."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Lru(Generic[K, V]):
+    """`cache(key)` is `make(key)`, remembered for the `capacity` keys used last.
+
+    What falls out is only forgotten: whoever still holds it (an array over a memory map) keeps it alive. Two threads
+    may make the same value at the same time; both get the one that was stored first.
+    """
+
+    def __init__(self, capacity: int, make: Callable[[K], V]) -> None:
+        self.capacity = capacity
+        self.make = make
+        self._held: OrderedDict[K, V] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __call__(self, key: K) -> V:
+        with self._lock:
+            if key in self._held:
+                self._held.move_to_end(key)
+                return self._held[key]
+        value = self.make(key)  # outside the lock: it may read a file
+        with self._lock:
+            value = self._held.setdefault(key, value)
+            self._held.move_to_end(key)
+            while len(self._held) > self.capacity:
+                self._held.popitem(last=False)
+        return value

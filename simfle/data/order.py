@@ -1,0 +1,155 @@
+"""Which sample comes when: a pure function of (shard sizes, seed, step), the same for any number of processes.
+
+An epoch lays out all N samples so:
+1. the shards are permuted and their samples laid end to end: N places, read as a ring that starts at a random place;
+2. the ring is cut into `streams` contiguous streams of N // streams places;
+3. inside a stream, each window of `window` consecutive places is shuffled;
+4. global batch t takes the next q = global_batch / streams places of every stream. Its slots are stream-major: slots
+   k*q ... (k+1)*q - 1 belong to stream k, so a process that takes a contiguous range of slots opens only its streams'
+   shards.
+
+Dropped in an epoch: the N - streams * (N // streams) places that no stream has, and the last (N // streams) % q places
+of each stream; together exactly N % global_batch samples. The places used and the places dropped are a permutation of
+the corpus. As shards, ring and windows are drawn anew, other samples are dropped in each epoch.
+
+Only Philox words and a stable sort decide the order, never Generator.permutation or shuffle, which numpy does not
+promise to keep the same over its versions: an order is the same for ever. tests/unit/data/test_order.py pins it.
+
+Memory grows with the number of shards (some 50 bytes each), besides the shuffled windows in use, one per stream, of 2
+bytes a place (4 where a window is larger than 65,536).
+"""
+
+# S shards, N samples, K streams, q places that a step takes from a stream
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from simfle.data.lru import Lru
+from simfle.data.philox import ROTATION, SHARDS, WINDOW, key, permutation, philox
+from simfle.errors import UserError
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Ring:
+    """One epoch's permuted shards: the shard at ring position i covers places ends[i-1] ... ends[i] - 1."""
+
+    start: int
+    shards: NDArray[np.int32]
+    ends: Ints
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """The order of a corpus.
+
+    counts, first_ids: [S] int64, samples of each shard and the global id of its first; first_ids must not fall.
+    streams: must divide global_batch (`math.gcd(config.streams, global_batch)`).
+
+    Raises:
+        UserError: fewer samples than one global batch, streams that do not divide it, a seed out of range.
+    """
+
+    counts: Ints
+    first_ids: Ints
+    seed: int
+    streams: int
+    window: int
+    global_batch: int
+    _rings: Lru[int, _Ring] = field(init=False, repr=False)
+    _windows: Lru[tuple[int, int, int], NDArray[np.uint32]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for name in ("counts", "first_ids"):
+            object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.int64))
+        if self.counts.shape != self.first_ids.shape or np.any(np.diff(self.first_ids) < 0):
+            raise ValueError("counts and first_ids must be of one length, and first_ids must not fall")
+        for name in ("streams", "window", "global_batch"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)} is less than 1")
+        if self.global_batch % self.streams:
+            raise UserError(f"streams: {self.streams} does not divide the global batch of {self.global_batch}")
+        if self.samples < self.global_batch:
+            raise UserError(
+                f"train.global_batch: {self.global_batch} is more than the {self.samples} samples of the chosen "
+                "shards and splits; take a smaller batch or more samples"
+            )
+        key(self.seed, SHARDS)  # a seed out of range is said at once
+        object.__setattr__(self, "_rings", Lru(2, self._make_ring))
+        object.__setattr__(self, "_windows", Lru(self.streams + 2, self._make_window))
+
+    @cached_property
+    def samples(self) -> int:
+        """N, the samples that the order runs over."""
+        return int(self.counts.sum())
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches of an epoch: N // global_batch."""
+        return self.samples // self.global_batch
+
+    def batch(self, step: int) -> tuple[Ints, int]:
+        """Global sample ids [global_batch] of a step counted over all epochs, and the epoch it lies in."""
+        return self.slots(step, 0, self.global_batch)
+
+    def slots(self, step: int, start: int, stop: int) -> tuple[Ints, int]:
+        """The slots start ... stop - 1 of `batch(step)`, computed without the streams of other slots."""
+        epoch, turn = divmod(step, self.steps_per_epoch)
+        share = self.global_batch // self.streams
+        places = []
+        for stream in range(start // share, -(-stop // share)):
+            low = turn * share + max(start - stream * share, 0)
+            high = turn * share + min(stop - stream * share, share)
+            places.append(self._places(epoch, stream, low, high))
+        return self._ids(epoch, np.concatenate(places) if places else np.empty(0, np.int64)), epoch
+
+    def dropped(self, epoch: int) -> Ints:
+        """Ids of the samples that an epoch leaves out: N % global_batch of them."""
+        length, share = self.samples // self.streams, self.global_batch // self.streams
+        used = self.steps_per_epoch * share
+        places = [self._places(epoch, stream, used, length) for stream in range(self.streams)]
+        places.append(np.arange(length * self.streams, self.samples))
+        return self._ids(epoch, np.concatenate(places))
+
+    def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
+        """Global ids [n] -> (index into counts [n], index of the sample in its shard [n]). ValueError: not in here."""
+        wanted = np.asarray(ids, dtype=np.int64)
+        shard = np.searchsorted(self.first_ids, wanted, side="right") - 1
+        index = wanted - self.first_ids[shard]
+        if np.any(shard < 0) or np.any(index >= self.counts[shard]):
+            raise ValueError("a sample id is in none of the chosen shards")
+        return shard, index
+
+    def _places(self, epoch: int, stream: int, low: int, high: int) -> Ints:
+        """Places of the ring at positions low ... high - 1 of a stream, after the windows' shuffle."""
+        first = stream * (self.samples // self.streams)
+        parts = []
+        while low < high:
+            window, inside = divmod(low, self.window)
+            part = self._windows((epoch, stream, window))[inside : inside + high - low]
+            parts.append(part + np.int64(first + window * self.window))
+            low += len(part)
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+    def _ids(self, epoch: int, places: Ints) -> Ints:
+        """Places of an epoch's ring -> global ids."""
+        ring = self._rings(epoch)
+        turned = (places + ring.start) % self.samples
+        position = np.searchsorted(ring.ends, turned, side="right")
+        shard = ring.shards[position]
+        return self.first_ids[shard] + turned - (ring.ends[position] - self.counts[shard])
+
+    def _make_ring(self, epoch: int) -> _Ring:
+        shards = permutation(len(self.counts), key(self.seed, SHARDS), (epoch, 0, 0)).astype(np.int32)
+        word = philox(np.array([[epoch, 0, 0, 0]], dtype=np.uint32), key(self.seed, ROTATION))[0]
+        start = (int(word[0]) | int(word[1]) << 32) % self.samples
+        return _Ring(start, shards, np.cumsum(self.counts[shards]))
+
+    def _make_window(self, at: tuple[int, int, int]) -> NDArray[np.uint32]:
+        epoch, stream, window = at
+        size = min(self.window, self.samples // self.streams - window * self.window)
+        kind = np.uint16 if size <= 65536 else np.uint32
+        return permutation(size, key(self.seed, WINDOW), (window, epoch, stream)).astype(kind)
