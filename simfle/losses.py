@@ -1,0 +1,66 @@
+"""SimFLE's losses as pure functions (Moon, Jang, Park, arXiv 2303.07648). All inputs are fp32 or fp64."""
+
+# B batch, D embedding width, L patches, P numbers of a patch (row, column, channel), K maps, C channels, S positions
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.distributed.nn.functional import all_reduce
+
+
+def similarity(prediction: Tensor, target: Tensor) -> Tensor:
+    """2 - 2 cos(prediction, target), mean over the batch; both [B, D] (BYOL, Grill et al. 2020, equation 2)."""
+    return 2 - 2 * F.cosine_similarity(prediction, target, dim=1).mean()
+
+
+def reconstruction(prediction: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error on masked patches against pixels normalised per patch (MAE, He et al. 2022, section 3).
+
+    prediction, patches: [B, L, P]; mask: [B, L], 1 where masked.
+    """
+    mean = patches.mean(dim=2, keepdim=True)
+    variance = patches.var(dim=2, keepdim=True)  # unbiased, as in the reference
+    wanted = (patches - mean) / (variance + 1e-6).sqrt()
+    error = (prediction - wanted).square().mean(dim=2)  # [B, L]
+    return (error * mask).sum() / mask.sum()
+
+
+def distillation(logits: Sequence[Tensor], temperature: float) -> Tensor:
+    """Sum over the branches of KL(softmax(teacher/T) || softmax(branch/T)) T^2, batch mean; each branch [B, D].
+
+    The teacher is the detached mean of the branches.
+    """
+    teacher = F.log_softmax(torch.stack(list(logits)).mean(dim=0).detach() / temperature, dim=1)  # [B, D]
+    students = (F.log_softmax(branch / temperature, dim=1) for branch in logits)
+    divergence = sum(F.kl_div(student, teacher, reduction="batchmean", log_target=True) for student in students)
+    return torch.as_tensor(divergence) * temperature**2
+
+
+def correlation(maps: Tensor, *, shared: bool = False) -> Tensor:
+    """R, how much any two maps fire at the same places: [B, K, S] -> [K, K], of 0 to 1 for maps >= 0.
+
+    Each map + 0.001 is L2-normalised over its positions; inner products are averaged over the batch, and over the
+    batches of all processes when `shared` (the loss squares R, so its mean over processes would be another loss).
+    """
+    unit = F.normalize(maps + 0.001, dim=2)
+    flat = unit.transpose(0, 1).flatten(1)  # [K, B S]: one matrix product instead of B small ones
+    result = flat @ flat.T / len(maps)  # [K, K]
+    if shared and dist.is_initialized() and dist.get_world_size() > 1:
+        result = all_reduce(result) / dist.get_world_size()
+    return result
+
+
+def grouping(correlations: Tensor, groups: int, channels: int) -> Tensor:
+    """g^2 with g = 0.001 sum((R - I)^2) / (C/512)^2, I = 1 where two of the C channels share a group.
+
+    `correlations` [K, K] may be of all K = C channels or of one map per group, K = G: then each entry stands for
+    (C/G)^2 equal ones, and the value is the same.
+    """
+    kinds = len(correlations)
+    owner = torch.arange(kinds, device=correlations.device) // (kinds // groups)  # [K]
+    wanted = (owner[:, None] == owner[None, :]).to(correlations.dtype)
+    repeats = (channels / kinds) ** 2
+    raw = 0.001 * repeats * (correlations - wanted).square().sum() / (channels / 512) ** 2
+    return raw.square()

@@ -1,0 +1,127 @@
+"""FaceMAE: a masked autoencoder (He et al. 2022) that is told which patches are visible."""
+
+# B batch, L patches, V visible patches, D encoder width, d decoder width, P = patch patch 3 numbers of a patch
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from shards.errors import UserError
+from simfle.config import FaceMAEConfig
+
+
+class FaceMAE(nn.Module):
+    """face [B, 3, F, F], visible [B, V] -> encoder tokens [B, 1 + V, D] and predicted patches [B, L, P]."""
+
+    positions: Tensor
+    decoder_positions: Tensor
+
+    def __init__(self, face_size: int, config: FaceMAEConfig) -> None:
+        super().__init__()
+        self.patch = config.patch
+        if face_size % config.patch:
+            raise UserError(f"views.face_size={face_size} is no multiple of model.facemae.patch={config.patch}")
+        for name, width, heads in (
+            ("", config.width, config.heads),
+            ("decoder_", config.decoder_width, config.decoder_heads),
+        ):
+            if width % heads or width % 4:
+                raise UserError(f"model.facemae.{name}width={width} must be a multiple of {name}heads={heads} and of 4")
+        side = face_size // config.patch
+        numbers = config.patch**2 * 3
+        self.patch_embed = PatchEmbed(config.patch, config.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
+        self.blocks = nn.Sequential(*(block(config.width, config.heads) for _ in range(config.depth)))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.decoder_embed = nn.Linear(config.width, config.decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
+        self.decoder_blocks = nn.Sequential(
+            *(block(config.decoder_width, config.decoder_heads) for _ in range(config.decoder_depth))
+        )
+        self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=1e-6)
+        self.decoder_pred = nn.Linear(config.decoder_width, numbers)
+        self.register_buffer("positions", sincos_positions(side, config.width), persistent=False)
+        self.register_buffer("decoder_positions", sincos_positions(side, config.decoder_width), persistent=False)
+        self.apply(_initialise)
+        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, patches: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """patches [B, L, P] of the normalised face, visible [B, V] -> tokens [B, 1 + V, D], prediction [B, L, P]."""
+        tokens = self.encode(patches, visible)
+        return tokens, self.decode(tokens, visible)
+
+    def encode(self, patches: Tensor, visible: Tensor) -> Tensor:
+        """Only visible patches and the class token enter: -> [B, 1 + V, D]."""
+        seen = patches.gather(1, visible[:, :, None].expand(-1, -1, patches.shape[2]))  # [B, V, P]
+        tokens = self.patch_embed(seen) + self.positions[1:][visible]  # [B, V, D]
+        first = (self.cls_token + self.positions[:1]).expand(len(tokens), -1, -1)  # [B, 1, D]
+        return self.norm(self.blocks(torch.cat([first, tokens], dim=1)))
+
+    def decode(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Mask tokens stand in for what was not seen: [B, 1 + V, D] -> [B, L, P]."""
+        small = self.decoder_embed(tokens)  # [B, 1 + V, d]
+        length = len(self.decoder_positions) - 1
+        full = self.mask_token.to(small.dtype).expand(len(small), length, -1)  # [B, L, d]
+        full = full.scatter(1, visible[:, :, None].expand(-1, -1, small.shape[2]), small[:, 1:])
+        full = torch.cat([small[:, :1], full], dim=1) + self.decoder_positions
+        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(full)))[:, 1:]
+
+
+class PatchEmbed(nn.Module):
+    """A patch-sized convolution, applied to chosen patches only: [B, V, P] -> [B, V, D]."""
+
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, patch, stride=patch)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        # The convolution's weight [D, channel, row, column] in the order of a patch vector: (row, column, channel).
+        weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # [D, P]
+        return F.linear(patches, weight, self.proj.bias)
+
+
+def patchify(image: Tensor, patch: int) -> Tensor:
+    """[B, 3, F, F] -> [B, L, patch patch 3], patches row by row, a vector ordered (row, column, channel)."""
+    batch, channels, height, width = image.shape
+    blocks = image.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    return blocks.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * channels)
+
+
+def unpatchify(patches: Tensor, patch: int) -> Tensor:
+    """The inverse of `patchify`: [B, L, patch patch 3] -> [B, 3, F, F]."""
+    side = int(patches.shape[1] ** 0.5)
+    blocks = patches.unflatten(1, (side, side)).unflatten(3, (patch, patch, 3))  # [B, row, column, y, x, 3]
+    return blocks.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), 3, side * patch, side * patch)
+
+
+def sincos_positions(side: int, width: int) -> Tensor:
+    """Fixed positions of a side x side grid and, first, a zero one for the class token: [1 + side side, width].
+
+    The first half encodes the column, the second the row; each as sines then cosines of position / 10000^(i / (D/4)).
+    Stored in float32 as the reference does, also where the model runs in float64.
+    """
+    rate = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))  # [D/4]
+    angle = torch.arange(side, dtype=torch.float64)[:, None] * rate  # [side, D/4]
+    wave = torch.cat([angle.sin(), angle.cos()], dim=1)  # [side, D/2]
+    column = wave[None, :, :].expand(side, -1, -1)
+    row = wave[:, None, :].expand(-1, side, -1)
+    grid = torch.cat([column, row], dim=2).flatten(0, 1)  # [side side, D]
+    return torch.cat([torch.zeros(1, width, dtype=torch.float64), grid]).to(torch.float32)
+
+
+def block(width: int, heads: int) -> Block:
+    """A pre-norm ViT block with MLP ratio 4."""
+    return Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=_norm)
+
+
+def _norm(width: int, **_: object) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=1e-6)
+
+
+def _initialise(module: nn.Module) -> None:
+    # Xavier as in ViT's and MAE's papers; the patch embedding counts as the linear layer that it is.
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,88 @@
+"""Semantic masking: which patches FaceMAE sees is decided by the backbone's own channels.
+
+The reference starts with all grouping channels equal. They then stay equal inside a group for ever, and part between
+groups only through rounding noise. `repaired` keeps the paper's equations and changes two things: one map per group
+(what a group of equal channels computes, at G/C of the cost) and a random start, so that groups can part.
+"""
+
+# B batch, C channels, G groups, K maps (C in the reference, G in ours), h x h feature map, S = h h, L patches, V seen
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shards.errors import UserError
+from simfle import losses
+
+GROUPINGS = ("repaired", "reference")
+
+
+class ChannelGrouping(nn.Module):
+    """1x1 convolution, BatchNorm, ReLU: [B, C, h, h] -> activation maps [B, K, h, h]."""
+
+    def __init__(self, channels: int, groups: int, kind: str) -> None:
+        super().__init__()
+        if kind not in GROUPINGS:
+            raise UserError(f"model.grouping is {kind!r}; known are {' and '.join(GROUPINGS)}")
+        if groups < 1 or channels % groups:
+            raise UserError(f"model.groups={groups} does not divide the backbone's {channels} channels")
+        self.convolution = nn.Conv2d(channels, channels if kind == "reference" else groups, 1)
+        self.norm = nn.BatchNorm2d(self.convolution.out_channels)
+        if kind == "reference":
+            nn.init.constant_(self.convolution.weight, 1.0)
+            nn.init.constant_(self.convolution.bias, 0.1)  # type: ignore[arg-type]
+        else:
+            # Zero-mean rows: each group weighs the channels against each other instead of summing all of them.
+            nn.init.normal_(self.convolution.weight, std=channels**-0.5)
+            nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Tensor) -> Tensor:
+        return F.relu(self.norm(self.convolution(features)))
+
+
+class SemanticMasking(nn.Module):
+    """Feature map and group draw -> visible patches and the grouping loss."""
+
+    scores_of_map: Tensor
+
+    def __init__(
+        self, channels: int, groups: int, kind: str, *, map_side: int, face_size: int, patch: int, ratio: float
+    ) -> None:
+        super().__init__()
+        self.channels, self.groups = channels, groups
+        patches = (face_size // patch) ** 2
+        self.visible = int(patches * (1 - ratio))
+        if not 0 < self.visible < patches:
+            raise UserError(f"model.facemae.mask_ratio={ratio} leaves {self.visible} of {patches} patches visible")
+        self.sync = False
+        self.grouping = ChannelGrouping(channels, groups, kind)
+        self.register_buffer("scores_of_map", patch_score_matrix(map_side, face_size, patch), persistent=False)
+
+    def forward(self, features: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+        """features [B, C, h, h], draw [B] in [0, 1) -> visible patches [B, V], ascending, and the grouping loss."""
+        maps = self.grouping(features.detach()).flatten(2)  # [B, K, S]
+        with torch.autocast(features.device.type, enabled=False):  # normalised, squared and ranked: not for bf16
+            maps = maps.to(self.scores_of_map.dtype)
+            loss = losses.grouping(losses.correlation(maps, shared=self.sync), self.groups, self.channels)
+            scores = self.patch_scores(maps.detach(), (draw * self.groups).long())
+        return self.most_active(scores), loss
+
+    def patch_scores(self, maps: Tensor, group: Tensor) -> Tensor:
+        """Sum of one group's maps, averaged over each patch: maps [B, K, S], group [B] -> [B, L]."""
+        grouped = maps.unflatten(1, (self.groups, -1))  # [B, G, K/G, S]
+        activation = grouped[torch.arange(len(maps), device=maps.device), group].sum(dim=1)  # [B, S]
+        return activation @ self.scores_of_map.T
+
+    def most_active(self, scores: Tensor) -> Tensor:
+        """Indices of the V highest scores, ascending: [B, L] -> [B, V]; of equal scores the first patch wins."""
+        order = scores.argsort(dim=1, descending=True, stable=True)
+        return order[:, : self.visible].sort(dim=1).values
+
+
+def patch_score_matrix(map_side: int, face_size: int, patch: int) -> Tensor:
+    """Bilinear upsampling of a map to face_size pixels, then averaging over each patch, as one matrix [L, S].
+
+    Both steps are linear, so this is exact; the reference makes the whole 112 x 112 image for each face.
+    """
+    basis = torch.eye(map_side**2, dtype=torch.float64).unflatten(1, (1, map_side, map_side))  # [S, 1, h, h]
+    pixels = F.interpolate(basis, size=(face_size, face_size), mode="bilinear", align_corners=False)
+    return F.avg_pool2d(pixels, patch).flatten(1).T.contiguous().to(torch.get_default_dtype())  # [L, S]
