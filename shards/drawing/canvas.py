@@ -1,0 +1,139 @@
+"""The canvas: a picture, soft shadows, and the map from face coordinates to pixels.
+
+Face coordinates: origin between eyes and nose tip, x to the right of the image, y down, unit = half a face height.
+Painting happens on a canvas of twice the image's side and is then averaged down: that smooths every edge.
+"""
+
+import math
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.drawing.person import Person, Scene
+
+Points = NDArray[np.float64]  # [N, 2]
+OVERSAMPLING = 2
+SHIFT = 4  # fractional bits of OpenCV's coordinates
+DEPTH = 0.7  # of the head, in half face heights
+
+U = np.linspace(-1, 1, 15)  # along an eye, a brow, a mouth
+ARC = np.linspace(0, 2 * np.pi, 49)[:-1]
+
+
+class Canvas:
+    """An RGB picture, a layer of soft shadows, and the map from face coordinates to pixels."""
+
+    def __init__(self, scene: Scene, size: int):
+        self.side = size * OVERSAMPLING
+        self.picture = np.zeros((self.side, self.side, 3), np.uint8)
+        self.shadow = np.zeros((self.side, self.side), np.uint8)
+        self.unit = scene.scale * self.side
+        self.centre = self.side * (0.5 + np.array(scene.shift))
+        self.cos_yaw, self.sin_yaw = math.cos(scene.yaw), math.sin(scene.yaw)
+        self.cos_pitch, self.sin_pitch = math.cos(scene.pitch), math.sin(scene.pitch)
+        cos, sin = math.cos(scene.roll) * self.unit, math.sin(scene.roll) * self.unit
+        self.roll = np.array([[cos, sin], [-sin, cos]])
+
+    def project(self, points: Points, width: float, lift: float | Points = 0.0) -> Points:
+        """Face coordinates [N, 2] -> canvas pixels [N, 2], on the head's surface (`lift` above it) as it is turned."""
+        x, y = points[:, 0], points[:, 1]
+        inside = 1 - (x / (1.1 * width)) ** 2 - (y / 1.15) ** 2
+        z = DEPTH * np.sqrt(np.maximum(inside, 0)) + lift
+        x, z = x * self.cos_yaw + z * self.sin_yaw, z * self.cos_yaw - x * self.sin_yaw
+        y, z = y * self.cos_pitch + z * self.sin_pitch, z * self.cos_pitch - y * self.sin_pitch
+        near = 1 + 0.12 * (z - DEPTH)  # a little perspective
+        return self.flat(xy(x * near, y * near))
+
+    def flat(self, points: Points) -> Points:
+        """Face coordinates of something that does not turn (the head's outline) -> canvas pixels."""
+        return points @ self.roll + self.centre
+
+    def fill(self, points: Points, colour: tuple[float, ...]) -> None:
+        cv2.fillPoly(self.picture, [fixed(points)], colour, cv2.LINE_AA, SHIFT)
+
+    def line(self, points: Points, colour: tuple[float, ...], width: float) -> None:
+        """`width` in face units."""
+        thickness = max(round(width * self.unit), 1)
+        cv2.polylines(self.picture, [fixed(points)], False, colour, thickness, cv2.LINE_AA, SHIFT)
+
+    def shade(self, points: Points, strength: float, width: float) -> None:
+        """A soft dark line (a wrinkle, a fold); strength 0 to 1."""
+        if strength > 0.05:
+            thickness = max(round(width * self.unit), 1)
+            grey = round(min(strength, 1.0) * 255)
+            cv2.polylines(self.shadow, [fixed(points)], False, grey, thickness, cv2.LINE_AA, SHIFT)
+
+
+def fixed(points: Points) -> NDArray[np.int32]:
+    return np.round(points * (1 << SHIFT)).astype(np.int32)
+
+
+def point(point: Points) -> tuple[int, int]:
+    x, y = fixed(point)
+    return int(x), int(y)
+
+
+def xy(x: Points | float, y: Points | float) -> Points:
+    """Two columns [N], or one column and a number, as points [N, 2]."""
+    points = np.empty((np.size(x) if np.ndim(x) else np.size(y), 2))
+    points[:, 0], points[:, 1] = x, y
+    return points
+
+
+def moved(points: Points, x: float, y: float) -> Points:
+    return points + np.array([x, y])
+
+
+def mix(first: tuple[float, ...], second: tuple[float, ...], share: float) -> tuple[float, ...]:
+    return tuple(a * (1 - share) + b * share for a, b in zip(first, second, strict=True))
+
+
+def paint_background(canvas: Canvas, rng: np.random.Generator) -> None:
+    """A gradient, a few shapes, out of focus."""
+    small = 32
+    muted = rng.uniform(40, 215, (10, 1)) + rng.normal(0, 22, (10, 3))
+    muted = np.clip(muted, 0, 255)
+    corners = muted[:4].reshape(2, 2, 3).astype(np.float32)
+    wall = cv2.resize(corners, (small, small), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+    for colour in muted[4 : 4 + int(rng.integers(1, 7))].tolist():
+        x, y, w, h = (int(v) for v in rng.integers(0, small, 4))
+        if rng.random() < 0.5:
+            cv2.rectangle(wall, (x, y), (x + w // 2, y + h // 2), colour, -1)
+        else:
+            cv2.circle(wall, (x, y), w // 4 + 1, colour, -1, cv2.LINE_AA)
+    wall = cv2.GaussianBlur(wall, (0, 0), float(rng.uniform(0.4, 1.6)))
+    cv2.resize(wall, (canvas.side, canvas.side), dst=canvas.picture, interpolation=cv2.INTER_LINEAR)
+
+
+def light(
+    canvas: Canvas, person: Person, scene: Scene, outline: Points, size: int, rng: np.random.Generator
+) -> NDArray[np.uint8]:
+    """Average down, lay in the folds, light the head as an egg, then the camera's blur, noise and exposure."""
+    half = (size, size)
+    picture = cv2.resize(canvas.picture, half, interpolation=cv2.INTER_AREA).astype(np.float32)
+    folds = cv2.resize(canvas.shadow, half, interpolation=cv2.INTER_AREA)
+    folds = cv2.GaussianBlur(folds, (0, 0), size / 200).astype(np.float32) / 255
+    picture *= (1 - 0.55 * folds)[..., None]
+    head = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(head, [fixed(outline / OVERSAMPLING)], 255, cv2.LINE_AA, SHIFT)
+    head = cv2.GaussianBlur(head, (0, 0), size / 64).astype(np.float32) / 255
+    lit = _shading(canvas, person, scene, size)
+    gain = 1 + head * (lit - 1)  # the room around is lit evenly
+    picture *= gain[..., None] * (scene.exposure * np.array(scene.tint, np.float32))
+    if scene.blur > 0.2:
+        picture = cv2.GaussianBlur(picture, (0, 0), scene.blur * size / 128)
+    grain = rng.standard_normal((size, size), np.float32) * np.float32(scene.noise)
+    return np.clip(picture + grain[..., None], 0, 255).astype(np.uint8)
+
+
+def _shading(canvas: Canvas, person: Person, scene: Scene, size: int) -> NDArray[np.float32]:
+    """Lambert's law on an ellipsoid [size, size]; about 1 where the light falls straight."""
+    axis = (np.arange(size, dtype=np.float32) + 0.5) * OVERSAMPLING
+    x = (axis[None, :] - np.float32(canvas.centre[0])) / np.float32(canvas.unit * person.width * 1.15)
+    y = (axis[:, None] - np.float32(canvas.centre[1])) / np.float32(canvas.unit * 1.15)
+    z = np.sqrt(np.clip(1 - x * x - y * y, 0.02, 1))
+    right, down, front = (np.float32(v) for v in scene.light)
+    facing = np.clip(x * right + y * down + z * front, 0, 1)
+    ambient = np.float32(scene.ambient)
+    return ambient + (np.float32(1.15) - ambient) * facing

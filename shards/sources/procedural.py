@@ -1,0 +1,77 @@
+"""A face corpus without a photo: drawn people with identity, pose, light and seven expressions.
+
+It lets everything downstream be tried and tested anywhere. Each image is a pure function of (seed, person, index).
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import simplejpeg
+
+from shards.drawing.face import draw_face
+from shards.drawing.features import find_landmarks
+from shards.drawing.person import EXPRESSIONS, Actions, Person, Scene, draw_actions, draw_person, draw_scene
+from shards.entry import Entry, Recipe
+from shards.errors import UserError
+
+QUALITY = 92  # of the JPEG
+TEST_EVERY = 4  # one person of four is a test person
+
+_PERSON, _IMAGE, _DECK = 0, 1, 2  # what a random stream is for
+
+
+def procedural(people: int, images_per_person: int, size: int = 128, seed: int = 0) -> Iterator[Entry]:
+    """Drawn faces, person by person, the seven expressions equally often; label = expression, group = person.
+
+    Three people of four are in split "train", the fourth in "test". `size` is the side in pixels (64 or more).
+    The images are drawn where they are wanted (a Recipe). Five landmarks: eyes, nose tip, mouth corners.
+
+    Raises:
+        UserError: fewer than four people (a split would be empty), no images, size below 64.
+    """
+    if people < TEST_EVERY or images_per_person < 1 or size < 64:
+        raise UserError(
+            f"procedural: {people} people with {images_per_person} images of {size} px cannot be drawn; "
+            f"ask for at least {TEST_EVERY} people, 1 image each, 64 px"
+        )
+    return (list_entry(seed, person, i, size) for person in range(people) for i in range(images_per_person))
+
+
+def list_entry(seed: int, person: int, index: int, size: int) -> Entry:
+    """Image `index` of one person, not drawn yet."""
+    label, who, scene, actions, _ = _plan(seed, person, index)
+    key = f"p{person:05d}-{index:04d}"
+    return Entry(
+        key=key,
+        source=f"procedural/{seed}/{key}.jpg",
+        read=Recipe("shards.sources.procedural:draw", (seed, person, index, size)),
+        label=label,
+        split="test" if person % TEST_EVERY == TEST_EVERY - 1 else "train",
+        group=f"p{person:05d}",
+        landmarks=find_landmarks(who, scene, actions, size),
+    )
+
+
+def draw(seed: int, person: int, index: int, size: int) -> bytes:
+    """The JPEG of image `index` of one person: the same bytes whatever else is drawn."""
+    _, who, scene, actions, rng = _plan(seed, person, index)
+    image = draw_face(who, scene, actions, size, rng)
+    return simplejpeg.encode_jpeg(image, quality=QUALITY, colorspace="RGB", colorsubsampling="444")
+
+
+def _plan(seed: int, person: int, index: int) -> tuple[str, Person, Scene, Actions, np.random.Generator]:
+    """What an image will show, and the generator that its background and grain go on with."""
+    label = _expression(seed, person, index)
+    rng = _random(seed, _IMAGE, person, index)
+    actions = draw_actions(rng, label)
+    return label, draw_person(_random(seed, _PERSON, person)), draw_scene(rng), actions, rng
+
+
+def _random(seed: int, purpose: int, person: int, index: int = 0) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=[seed, purpose << 60 | person << 24 | index]))
+
+
+def _expression(seed: int, person: int, index: int) -> str:
+    """Each run of seven images shows every expression once, in an order of its own."""
+    deck = _random(seed, _DECK, person, index // len(EXPRESSIONS)).permutation(len(EXPRESSIONS))
+    return EXPRESSIONS[deck[index % len(EXPRESSIONS)]]
