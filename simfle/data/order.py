@@ -116,12 +116,7 @@ class Order:
 
     def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
         """Global ids [n] -> (index into counts [n], index of the sample in its shard [n]). ValueError: not in here."""
-        wanted = np.asarray(ids, dtype=np.int64)
-        shard = np.searchsorted(self.first_ids, wanted, side="right") - 1
-        index = wanted - self.first_ids[shard]
-        if np.any(shard < 0) or np.any(index >= self.counts[shard]):
-            raise ValueError("a sample id is in none of the chosen shards")
-        return shard, index
+        return locate(self.counts, self.first_ids, ids)
 
     def _places(self, epoch: int, stream: int, low: int, high: int) -> Ints:
         """Places of the ring at positions low ... high - 1 of a stream, after the windows' shuffle."""
@@ -153,3 +148,17 @@ class Order:
         size = min(self.window, self.samples // self.streams - window * self.window)
         kind = np.uint16 if size <= 65536 else np.uint32
         return permutation(size, key(self.seed, WINDOW), (window, epoch, stream)).astype(kind)
+
+
+def locate(counts: Ints, first_ids: Ints, ids: ArrayLike) -> tuple[Ints, Ints]:
+    """Global ids [n] -> (shard [n], sample in its shard [n]), for shards of these sizes and first ids [S].
+
+    Raises:
+        ValueError: an id lies in none of the shards.
+    """
+    wanted = np.asarray(ids, dtype=np.int64)
+    shard = np.searchsorted(first_ids, wanted, side="right") - 1
+    sample = wanted - first_ids[shard]
+    if np.any(shard < 0) or np.any(sample >= counts[shard]):
+        raise ValueError("a sample id is in none of the chosen shards")
+    return shard, sample

@@ -1,0 +1,152 @@
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from data_fixtures import drawn_corpus, jpeg, picture, write_shards
+
+from simfle.data import reader
+from simfle.data.reader import Corpus
+from simfle.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return drawn_corpus(tmp_path / "shards")
+
+
+def test_samples_of_all_splits(folder: Path) -> None:
+    corpus = Corpus([folder])
+    assert len(corpus) == 37
+    assert corpus.counts.tolist() == [13, 9, 4, 11]
+    assert corpus.first_ids.tolist() == [0, 13, 22, 26]
+    assert corpus.labels == ("calm", "glad")
+    for sample_id in range(37):
+        shard, sample = (int(part[0]) for part in corpus.locate([sample_id]))
+        assert corpus.key(shard, sample) == f"s{sample_id:06d}"
+        assert corpus.label(shard, sample) == sample_id % 2
+        assert corpus.meta(shard, sample) == {"key": f"s{sample_id:06d}"}
+        expected = jpeg(picture(sample_id, 64 + sample_id % 7, 64 + sample_id % 5))
+        assert corpus.image(shard, sample).tobytes() == expected
+
+
+def test_choosing_a_split_changes_no_id(folder: Path) -> None:
+    train, test = Corpus([folder], ["train"]), Corpus([folder], ["test"])
+    assert train.first_ids.tolist() == [0, 13, 26]
+    assert test.first_ids.tolist() == [22]
+    assert test.key(0, 3) == "s000025"
+    assert train.key(2, 10) == "s000036"
+    with pytest.raises(ValueError, match="none of the chosen"):
+        train.locate([22])
+
+
+def test_several_folders_follow_each_other(folder: Path, tmp_path: Path) -> None:
+    other = drawn_corpus(tmp_path / "other", (3, 2))
+    corpus = Corpus([folder, other], ["train"])
+    assert corpus.first_ids.tolist() == [0, 13, 26, 37, 40]
+    assert corpus.tar(3) == other / "train-000000.tar"
+
+
+def test_images_are_windows_not_copies(folder: Path) -> None:
+    image = Corpus([folder]).image(0, 5)
+    assert image.dtype == np.uint8
+    assert not image.flags.owndata
+    assert not image.flags.writeable
+    assert bytes(image[:2]) == b"\xff\xd8"
+
+
+def test_a_window_outlives_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAPS", 1)
+    corpus = Corpus([folder])
+    first = corpus.image(0, 0)
+    kept = first.tobytes()
+    for shard in range(4):
+        corpus.image(shard, 0)
+    assert len(corpus._maps) == 1
+    assert first.tobytes() == kept
+
+
+def test_many_threads_read_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "MAPS", 2)
+    monkeypatch.setattr(reader, "TABLES", 2)
+    corpus = Corpus([folder])
+    places = [(shard, sample) for shard in range(4) for sample in range(4)] * 20
+    expected = [corpus.image(*place).tobytes() for place in places]
+    got: dict[int, list[bytes]] = {}
+
+    def read(thread: int) -> None:
+        got[thread] = [corpus.image(*place).tobytes() for place in places]
+
+    threads = [threading.Thread(target=read, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [got[i] == expected for i in range(4)] == [True] * 4
+
+
+def test_a_missing_index_is_made_on_the_spot(folder: Path) -> None:
+    expected = Corpus([folder]).image(1, 2).tobytes()
+    (folder / "train-000001.idx").unlink()
+    assert Corpus([folder]).image(1, 2).tobytes() == expected
+
+
+def test_samples_without_label(tmp_path: Path) -> None:
+    folder = drawn_corpus(tmp_path / "shards", (2,))
+    index = folder / "train-000000.idx"
+    lines = index.read_text().splitlines()
+    words = lines[1].split(" ")
+    index.write_text("\n".join([lines[0], " ".join(words[:4]), *lines[2:]]) + "\n")
+    corpus = Corpus([folder])
+    assert corpus.label(0, 0) is None
+    assert corpus.meta(0, 0) == {}
+    assert corpus.label(0, 1) == 1
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_errors(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no folder of shards is given"):
+        Corpus([])
+    with pytest.raises(UserError, match="nowhere"):
+        Corpus([tmp_path / "nowhere"])
+    with pytest.raises(UserError, match=r"no split 'valid'.*test, train"):
+        Corpus([folder], ["train", "valid"])
+    with pytest.raises(UserError, match="no samples"):
+        Corpus([write_shards(tmp_path / "none", [("train", [])])])
+    tar = folder / "train-000001.tar"
+    content = tar.read_bytes()
+    tar.write_bytes(content[:-512])
+    with pytest.raises(UserError, match=r"train-000001\.tar has \d+ bytes, its manifest says"):
+        Corpus([folder])
+    Corpus([folder], ["test"])  # the damaged one is not chosen
+    tar.unlink()
+    with pytest.raises(UserError, match=r"train-000001\.tar is missing"):
+        Corpus([folder])
+    edit(folder, format=99)
+    with pytest.raises(UserError, match="format 99"):
+        Corpus([folder])
+
+
+def test_an_index_that_does_not_fit_is_refused(folder: Path) -> None:
+    index = folder / "train-000000.idx"
+    lines = index.read_text().splitlines()
+    index.write_text("\n".join(["v1.2 12", *lines[1:13]]) + "\n")
+    with pytest.raises(UserError, match="lists 12 samples, the manifest 13"):
+        Corpus([folder]).image(0, 0)
+    words = lines[3].split(" ")
+    words[1] = "99999999"
+    index.write_text("\n".join([*lines[:3], " ".join(words), *lines[4:]]) + "\n")
+    with pytest.raises(UserError, match="s000002 has no jpg inside the tar"):
+        Corpus([folder]).image(0, 0)
+
+
+def test_different_label_names(folder: Path, tmp_path: Path) -> None:
+    other = drawn_corpus(tmp_path / "other", (3, 2))
+    edit(other, labels=["x"])
+    with pytest.raises(UserError, match="different label names"):
+        _ = Corpus([folder, other]).labels
