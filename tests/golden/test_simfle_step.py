@@ -1,10 +1,10 @@
 """Two training steps of the reference implementation, reproduced from the same weights and inputs (golden file).
 
 Tolerances: 1e-6 relative in float64, 1e-4 in float32; gradient norms of step 2: 1e-5 and 1e-2, because step 1 has moved
-the weights by rounded gradients. In float32 the gradient norms of step 1 get 5e-3: the four images' pooled features are
-so alike that BatchNorm over them magnifies the convolutions' rounding. Measured: another convolution kernel alone
-(oneDNN on or off, channels_last, one thread) moves them by up to 2.2e-3; with only the backbone in float64 the same code
-agrees to 1.1e-4, and all in float64 to 1e-14.
+the weights by rounded gradients. Norms are taken in float64. In float32, five gradient norms of step 1 get 5e-3: the four
+images' pooled features are so alike that BatchNorm over them magnifies the convolutions' rounding. Measured: another
+convolution kernel alone (oneDNN on or off, channels_last, one thread) moves them by up to 2.3e-3; with the backbone and
+the heads in float64 they agree to 1.1e-4, with all in float64 to 1e-14.
 """
 
 import json
@@ -41,6 +41,7 @@ GRADIENTS = {
     "distil_global.fc1": "distil_global.net.0.weight",
     "distil_face.fc1": "distil_face.net.0.weight",
 }
+ROUNDED = {"backbone.conv1", "backbone.layer4.last_conv", "projector.fc1", "grouping.conv", "distil_global.fc1"}
 AFTER = {
     "backbone.conv1": "online.backbone.conv1.weight",
     "target.conv1": "target.backbone.conv1.weight",
@@ -99,13 +100,9 @@ def golden_inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("dtype", "tolerance", "gradients"),
-    [(torch.float64, 1e-6, (1e-6, 1e-5)), (torch.float32, 1e-4, (5e-3, 1e-2))],
-    ids=str,
+    ("dtype", "tolerance", "late_gradients"), [(torch.float64, 1e-6, 1e-5), (torch.float32, 1e-4, 1e-2)], ids=str
 )
-def test_two_steps_agree_with_the_reference(
-    dtype: torch.dtype, tolerance: float, gradients: tuple[float, float]
-) -> None:
+def test_two_steps_agree_with_the_reference(dtype: torch.dtype, tolerance: float, late_gradients: float) -> None:
     model = golden_model(dtype)
     model.keep_picture = True
     inputs = golden_inputs(dtype)
@@ -125,10 +122,14 @@ def test_two_steps_agree_with_the_reference(
         assert masked == golden["masked_patches"]
         assert picture.prediction.mean().item() == pytest.approx(golden["pred_mean"], rel=tolerance, abs=tolerance)
         assert picture.prediction.std().item() == pytest.approx(golden["pred_std"], rel=tolerance)
-        norms = {name: parameters[ours].grad.norm().item() for name, ours in GRADIENTS.items()}  # type: ignore[union-attr]
-        assert norms == pytest.approx(golden["grad_norm"], rel=gradients[number])
+        for name, ours in GRADIENTS.items():
+            gradient = parameters[ours].grad
+            assert gradient is not None, name
+            allowed = 5e-3 if dtype == torch.float32 and name in ROUNDED else tolerance
+            allowed = allowed if number == 0 else late_gradients
+            assert gradient.double().norm().item() == pytest.approx(golden["grad_norm"][name], rel=allowed), name
         optimizer.step()
         model.after_step()
         state = parameters | buffers
-        after = {name: state[ours].norm().item() for name, ours in AFTER.items()}
+        after = {name: state[ours].double().norm().item() for name, ours in AFTER.items()}
         assert after == pytest.approx(golden["after"], rel=tolerance)
