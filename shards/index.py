@@ -1,0 +1,141 @@
+"""Where each member of each sample lies in a tar, in DALI's wds2idx text format v1.2.
+
+First line `v1.2 SAMPLES`, then one line a sample: `extension offset size name` for each of its members. A sample's name
+ends at the first dot of its base name; the rest is the extension. Offsets are of the content, in bytes.
+"""
+
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.files import write_atomic
+
+VERSION = "v1.2"
+
+
+class Member(NamedTuple):
+    """One file in a tar: offset and size of its content in bytes, and its name."""
+
+    offset: int
+    size: int
+    name: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """N samples with up to E kinds of members, as arrays: 40 bytes a sample and its key.
+
+    keys: N names without extension; extensions: E names, for example ("jpg", "cls", "json");
+    offsets, sizes: [N, E] int64, -1 where a sample has no such member.
+    """
+
+    keys: tuple[str, ...]
+    extensions: tuple[str, ...]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def column(self, extension: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Offsets [N] and sizes [N] of one kind of member, -1 where absent (everywhere, if no sample has one)."""
+        if extension not in self.extensions:
+            absent = np.full(len(self), -1, np.int64)
+            return absent, absent
+        place = self.extensions.index(extension)
+        return self.offsets[:, place], self.sizes[:, place]
+
+    def members(self, sample: int) -> dict[str, Member]:
+        """The members of one sample by extension, in the order in which they lie in the tar."""
+        row = [
+            (extension, Member(int(offset), int(size), f"{self.keys[sample]}.{extension}"))
+            for extension, offset, size in zip(self.extensions, self.offsets[sample], self.sizes[sample], strict=True)
+            if offset >= 0
+        ]
+        return dict(sorted(row, key=lambda item: item[1].offset))
+
+
+def make_index(members: Iterable[tuple[str, int, int]]) -> Index:
+    """An index from (name, offset, size) of a tar's files, in their order; hidden files are left out, as DALI does."""
+    keys: list[str] = []
+    places: dict[str, int] = {}
+    rows: list[dict[int, tuple[int, int]]] = []
+    for name, offset, size in members:
+        key, extension = split_name(name)
+        if not key or key.endswith("/"):
+            continue
+        if not keys or keys[-1] != key:
+            keys.append(key)
+            rows.append({})
+        rows[-1][places.setdefault(extension, len(places))] = (offset, size)
+    table = np.full((2, len(keys), len(places)), -1, np.int64)
+    for number, row in enumerate(rows):
+        for place, pair in row.items():
+            table[:, number, place] = pair
+    return Index(tuple(keys), tuple(places), table[0], table[1])
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """('dir/key', 'seg.png') of 'dir/key.seg.png'."""
+    folder, slash, base = name.rpartition("/")
+    key, _, extension = base.partition(".")
+    return folder + slash + key, extension
+
+
+def index_tar(tar: Path) -> Index:
+    """The index of any tar, read from its headers.
+
+    Raises:
+        UserError: missing, or not a tar.
+    """
+    try:
+        with tarfile.open(tar, "r:") as archive:
+            return make_index((item.name, item.offset_data, item.size) for item in archive if item.isreg())
+    except (tarfile.TarError, OSError) as error:
+        raise UserError(f"shards: cannot index {tar}: {error}") from None
+
+
+def write_index(path: Path, index: Index) -> None:
+    """Write `index` in DALI's format, atomically."""
+    lines = [f"{VERSION} {len(index)}"]
+    for sample in range(len(index)):
+        members = index.members(sample).items()
+        lines.append(" ".join(f"{extension} {item.offset} {item.size} {item.name}" for extension, item in members))
+    write_atomic(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
+
+
+def read_index(path: Path) -> Index:
+    """Read an index in DALI's format.
+
+    Raises:
+        UserError: missing, another version, damaged.
+    """
+    try:
+        lines = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
+    except OSError as error:
+        raise UserError(f"shards: cannot read index {path}: {error}") from None
+    version, _, count = lines[0].partition(" ")
+    if version != VERSION:
+        raise UserError(f"shards: {path} has index version {version!r}, this program reads {VERSION}")
+    try:
+        index = make_index(_members(lines[1 : int(count) + 1]))
+    except ValueError as error:
+        raise UserError(f"shards: index {path} is damaged ({error}); build the shards again") from None
+    if len(index) != int(count):
+        raise UserError(f"shards: index {path} lists {len(index)} samples of {count}; build the shards again")
+    return index
+
+
+def _members(lines: Iterable[str]) -> Iterable[tuple[str, int, int]]:
+    for line in lines:
+        words = line.split(" ")
+        if len(words) % 4:
+            raise ValueError(f"{line[:60]!r} is not made of extension, offset, size, name")
+        for start in range(0, len(words), 4):
+            yield words[start + 3], int(words[start + 1]), int(words[start + 2])

@@ -1,0 +1,122 @@
+"""The manifest of a shard folder: what is in it, where it came from, what was left out. Written last, atomically."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+from shards.files import write_atomic
+
+FORMAT = 1
+NAME = "manifest.json"
+REJECTED = "rejected.jsonl"
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One tar: its file name, split, number of samples, size in bytes, sha256 in hexadecimal digits."""
+
+    file: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A shard folder. entries == samples of all shards + all rejected, always.
+
+    corpus: its name; terms: the terms of use of its images; labels: names, their position is the number in `.cls`;
+    entries: how many the source listed; rejected: reason -> count; build: source, options, versions, digest.
+    """
+
+    format: int
+    corpus: str
+    terms: str
+    labels: tuple[str, ...]
+    entries: int
+    rejected: dict[str, int]
+    shards: tuple[ShardInfo, ...]
+    build: dict[str, Any]
+
+    @property
+    def samples(self) -> int:
+        """Samples of all shards of all splits."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits, in the order of the shards."""
+        return tuple(dict.fromkeys(shard.split for shard in self.shards))
+
+
+def index_name(file: str) -> str:
+    """train-000000.tar -> train-000000.idx"""
+    return file.removesuffix(".tar") + ".idx"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `folder`/manifest.json.
+
+    Raises:
+        UserError: folder missing, no manifest in it, another format version, damaged.
+    """
+    path = folder / NAME
+    if not folder.is_dir():
+        raise UserError(f"shards: {folder} is not a folder; make one with tools/build_shards.py")
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"shards: {folder} has no {NAME}; make shards with tools/build_shards.py") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"shards: {path} is damaged ({error}); build the shards again") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise UserError(f"shards: {path} has format {found}, this program reads {FORMAT}; build the shards again")
+    try:
+        return _manifest(content)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"shards: {path} is damaged ({error!r}); build the shards again") from None
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `folder`/manifest.json atomically."""
+    write_atomic(folder / NAME, (json.dumps(asdict(manifest), indent=1) + "\n").encode())
+
+
+def _manifest(content: Mapping[str, Any]) -> Manifest:
+    shards = tuple(_shard(item) for item in content["shards"])
+    labels = tuple(_typed(name, str) for name in content["labels"])
+    rejected = {_typed(reason, str): _typed(count, int) for reason, count in content["rejected"].items()}
+    if len({shard.file for shard in shards}) != len(shards) or len(set(labels)) != len(labels):
+        raise ValueError("a shard or a label is listed twice")
+    return Manifest(
+        format=FORMAT,
+        corpus=_typed(content["corpus"], str),
+        terms=_typed(content["terms"], str),
+        labels=labels,
+        entries=_typed(content["entries"], int),
+        rejected=rejected,
+        shards=shards,
+        build=_typed(content["build"], dict),
+    )
+
+
+def _shard(item: Mapping[str, Any]) -> ShardInfo:
+    file = _typed(item["file"], str)
+    # A manifest may come from elsewhere: its names must not lead out of its folder.
+    if Path(file).name != file or not file.endswith(".tar"):
+        raise ValueError(f"{file!r} is not the name of a tar in this folder")
+    samples, size = _typed(item["samples"], int), _typed(item["bytes"], int)
+    if samples < 0 or size < 0:
+        raise ValueError(f"{file}: negative samples or bytes")
+    return ShardInfo(file, _typed(item["split"], str), samples, size, _typed(item["sha256"], str))
+
+
+def _typed(value: Any, kind: type) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{value!r} is not {kind.__name__}")
+    return value
