@@ -1,0 +1,248 @@
+"""The plan of a build: which entry goes into which shard, at which place. A pure function of the entries and rules.
+
+It lies in an SQLite file, so that sorting, finding repeats and handing each worker its shard need the same memory for a
+thousand entries and for a hundred million. Entries are ordered by a keyed hash of their key: classes and people are
+mixed, whatever order the file system or the list has them in.
+"""
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.entry import Entry, Recipe, Rejected
+from shards.errors import UserError
+from shards.rules import Rules, archive_key, keyed_hash, label_order, marked_key, settle
+
+SCHEMA = """
+CREATE TABLE found (  -- one row an entry that a worker may write
+    ident BLOB NOT NULL,   -- Entry.key, for repeats
+    place BLOB NOT NULL,   -- its keyed hash: the order of the samples
+    split TEXT NOT NULL, grp BLOB, label TEXT, key TEXT NOT NULL,
+    meta TEXT NOT NULL, path TEXT, data BLOB, reason TEXT
+);
+CREATE TABLE refused (source TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL);
+CREATE TABLE shard (split TEXT NOT NULL, number INTEGER NOT NULL, first BLOB NOT NULL, entries INTEGER NOT NULL);
+"""
+REPEATS = """
+CREATE INDEX by_ident ON found (ident);
+UPDATE found SET reason = 'conflicting_label' WHERE ident IN
+    (SELECT ident FROM found GROUP BY ident HAVING count(DISTINCT coalesce(label, '')) > 1);
+UPDATE found SET reason = 'repeated' WHERE reason IS NULL AND ident IN
+    (SELECT ident FROM found WHERE reason IS NULL GROUP BY ident HAVING count(*) > 1)
+    AND rowid NOT IN (SELECT min(rowid) FROM found WHERE reason IS NULL GROUP BY ident HAVING count(*) > 1);
+CREATE INDEX by_place ON found (split, place) WHERE reason IS NULL;
+CREATE INDEX by_key ON found (key) WHERE reason IS NULL;
+"""
+ALIKE = "SELECT key FROM found WHERE reason IS NULL GROUP BY key HAVING count(*) > 1"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One unit of work: `entries` entries of a split from place `first` on."""
+
+    split: str
+    number: int
+    first: bytes
+    entries: int
+
+    @property
+    def name(self) -> str:
+        """The file name without its extension."""
+        return f"{self.split}-{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """An entry as a worker gets it, with its key in the tar."""
+
+    key: str
+    entry: Entry
+
+
+class Digest:
+    """A digest of entries in their order, and of the options: equal digests make equal shards."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._hash = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=16)
+
+    def add(self, text: str, data: bytes | None = None) -> None:
+        """Take one more entry in."""
+        line = text.encode()
+        self._hash.update(b"%d %d " % (len(line), -1 if data is None else len(data)) + line + (data or b""))
+
+    def value(self) -> str:
+        """32 hexadecimal digits."""
+        return self._hash.hexdigest()
+
+
+def describe(entry: Entry) -> dict[str, Any]:
+    """What is known about an entry as plain JSON, without the image and where it lies on this machine."""
+    known = {name: getattr(entry, name) for name in ("source", "label", "group", "split", "box", "landmarks")}
+    known["extras"] = entry.extras or None
+    known["recipe"] = asdict(entry.read) if isinstance(entry.read, Recipe) else None
+    return {name: value for name, value in known.items() if value is not None}
+
+
+def settled(
+    entries: Iterable[Entry | Rejected], rules: Rules, digest: Digest
+) -> Iterator[tuple[Entry | Rejected, str]]:
+    """Each entry after the rules, with its description as JSON; the digest takes them in."""
+    for found in entries:
+        item = settle(found, rules) if isinstance(found, Entry) else found
+        if isinstance(item, Rejected):
+            text = json.dumps([item.source, item.reason, item.detail])
+            digest.add(text)
+        else:
+            text = json.dumps(describe(item), default=float)
+            digest.add(text + item.key, item.read if isinstance(item.read, bytes) else None)
+        yield item, text
+
+
+def digest_entries(entries: Iterable[Entry | Rejected], rules: Rules, options: dict[str, Any]) -> str:
+    """The digest of a listing, without making a plan: how a restarted build knows that nothing has changed."""
+    digest = Digest(options)
+    for _ in settled(entries, rules, digest):
+        pass
+    return digest.value()
+
+
+def make_plan(
+    path: Path, entries: Iterable[Entry | Rejected], rules: Rules, options: dict[str, Any], shard_samples: int
+) -> str:
+    """Write the plan of a build to `path` and return its digest.
+
+    options: whatever decides the bytes of the shards; shard_samples: the most entries of one shard.
+    """
+    path.unlink(missing_ok=True)
+    digest = Digest(options)
+    with closing(sqlite3.connect(path, isolation_level=None)) as base:
+        # Nothing here survives a crash, nor needs to: the plan counts only once its digest is written down.
+        base.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;" + SCHEMA)
+        base.execute("BEGIN")
+        rows = (_row(base, item, text) for item, text in settled(entries, rules, digest))
+        base.executemany(f"INSERT INTO found VALUES ({', '.join('?' * 9)}, NULL)", filter(None, rows))
+        base.execute("COMMIT")
+        base.executescript(REPEATS)
+        _tell_apart(base)
+        _cut(base, shard_samples)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return digest.value()
+
+
+def _row(base: sqlite3.Connection, item: Entry | Rejected, text: str) -> tuple[Any, ...] | None:
+    if isinstance(item, Rejected):
+        base.execute("INSERT INTO refused VALUES (?, ?, ?)", (json.dumps(item.source), item.reason, item.detail))
+        return None
+    ident = item.key.encode("utf-8", "surrogateescape")
+    group = None if item.group is None else item.group.encode("utf-8", "surrogateescape")
+    path = json.dumps(str(item.read)) if isinstance(item.read, Path) else None
+    data = item.read if isinstance(item.read, bytes) else None
+    place = keyed_hash(item.key, "order")
+    return (ident, place, item.split, group, item.label, archive_key(item.key), text, path, data)
+
+
+def _tell_apart(base: sqlite3.Connection) -> None:
+    """Give every entry whose key in the tar would not be its own a mark that depends on its name alone."""
+    alike = base.execute(f"SELECT rowid, key, ident FROM found WHERE reason IS NULL AND key IN ({ALIKE})").fetchall()
+    marked = [(marked_key(key, ident.decode("utf-8", "surrogateescape")), rowid) for rowid, key, ident in alike]
+    base.execute("BEGIN")
+    base.executemany("UPDATE found SET key = ? WHERE rowid = ?", marked)
+    base.execute("COMMIT")
+    left = base.execute(ALIKE).fetchone()
+    if left:
+        raise UserError(f"two entries would both get the key {left[0]!r}; rename one of the files")
+
+
+def _cut(base: sqlite3.Connection, shard_samples: int) -> None:
+    """Cut each split into shards of nearly equal size: a last shard of three samples would hold up a whole epoch."""
+    counts = base.execute("SELECT split, count(*) FROM found WHERE reason IS NULL GROUP BY split").fetchall()
+    for split, count in counts:
+        shards = -(-count // shard_samples)
+        starts = [number * count // shards for number in range(shards + 1)]
+        wanted = {start: number for number, start in enumerate(starts[:-1])}
+        places = base.execute("SELECT place FROM found WHERE split = ? AND reason IS NULL ORDER BY place", (split,))
+        for rank, (place,) in enumerate(places):
+            number = wanted.get(rank)
+            if number is not None:
+                size = starts[number + 1] - rank
+                base.execute("INSERT INTO shard VALUES (?, ?, ?, ?)", (split, number, place, size))
+
+
+class Plan:
+    """A plan that stands, read-only; each process opens its own."""
+
+    def __init__(self, path: Path) -> None:
+        self._base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._base.close()
+
+    def shards(self) -> list[Shard]:
+        """All units of work: train first, then the other splits by name."""
+        rows = self._base.execute(
+            "SELECT split, number, first, entries FROM shard ORDER BY split <> 'train', split, number"
+        )
+        return [Shard(*row) for row in rows]
+
+    def entries(self, shard: Shard) -> Iterator[Planned]:
+        """The entries of one shard, in their order."""
+        rows = self._base.execute(
+            "SELECT key, ident, meta, path, data FROM found WHERE split = ? AND reason IS NULL AND place >= ?"
+            " ORDER BY place LIMIT ?",
+            (shard.split, shard.first, shard.entries),
+        )
+        for key, ident, meta, path, data in rows:
+            known = json.loads(meta)
+            recipe = known.pop("recipe", None)
+            read = Path(json.loads(path)) if path else data if data is not None else Recipe(**recipe)
+            yield Planned(key, Entry(key=ident.decode("utf-8", "surrogateescape"), read=read, **known))
+
+    def rejected(self) -> Iterator[Rejected]:
+        """What will not be written, in a fixed order, told apart by no more than the listing."""
+        rows = self._base.execute("SELECT source, reason, detail FROM refused ORDER BY source, reason, detail, rowid")
+        for source, reason, detail in rows:
+            yield Rejected(json.loads(source), reason, detail)
+        rows = self._base.execute("SELECT meta, reason FROM found WHERE reason IS NOT NULL ORDER BY place, rowid")
+        for meta, reason in rows:
+            known = json.loads(meta)
+            yield Rejected(known["source"], reason, known.get("label") or "")
+
+    def count(self) -> int:
+        """Entries that the source listed, whatever became of them."""
+        return self._number("SELECT (SELECT count(*) FROM found) + (SELECT count(*) FROM refused)")
+
+    def planned(self) -> int:
+        """Entries that workers will try to write."""
+        return self._number("SELECT count(*) FROM found WHERE reason IS NULL")
+
+    def reasons(self) -> dict[str, int]:
+        """Reason -> count of what is rejected by the listing alone."""
+        both = "SELECT reason FROM refused UNION ALL SELECT reason FROM found WHERE reason IS NOT NULL"
+        return dict(self._base.execute(f"SELECT reason, count(*) FROM ({both}) GROUP BY reason ORDER BY reason"))
+
+    def labels(self, asked: tuple[str, ...]) -> tuple[str, ...]:
+        """The labels' names in the order that `.cls` counts them."""
+        rows = self._base.execute("SELECT DISTINCT label FROM found WHERE reason IS NULL AND label IS NOT NULL")
+        return label_order([name for (name,) in rows], asked)
+
+    def divided_groups(self) -> int:
+        """Groups with entries in more than one split; only a source's own splits can do that."""
+        return self._number(
+            "SELECT count(*) FROM (SELECT grp FROM found WHERE reason IS NULL AND grp IS NOT NULL"
+            " GROUP BY grp HAVING count(DISTINCT split) > 1)"
+        )
+
+    def groupless(self) -> int:
+        """Planned entries without a group."""
+        return self._number("SELECT count(*) FROM found WHERE reason IS NULL AND grp IS NULL")
+
+    def _number(self, query: str) -> int:
+        return int(self._base.execute(query).fetchone()[0])

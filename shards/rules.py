@@ -1,0 +1,120 @@
+"""What a build makes of an entry, entry by entry: its label, group, split, key and place. Pure functions."""
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+
+TRAIN, VAL, TEST = "train", "val", "test"
+SPLIT_NAMES = {"training": TRAIN, "valid": VAL, "validation": VAL, "dev": VAL, "testing": TEST}
+# A ustar header holds 100 bytes of name: a key and ".json", or another extension of up to 9 letters, fit in it.
+KEY_LENGTH = 90
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How labels, groups and splits are settled.
+
+    labels: the names that count, in their order, empty for all; labelled: an entry needs a label;
+    group_pattern: one group, searched in the source; fractions are shares of the groups of split train, in [0, 1).
+    """
+
+    labels: tuple[str, ...] = ()
+    labelled: bool = False
+    group_pattern: str = ""
+    val_fraction: float = 0.0
+    test_fraction: float = 0.0
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a pattern or fractions that cannot be meant."""
+        check_pattern(self.group_pattern)
+        for name, value in (("--val-fraction", self.val_fraction), ("--test-fraction", self.test_fraction)):
+            if not 0 <= value < 1:
+                raise UserError(f"{name} {value:g} is not in [0, 1); 0.2 puts a fifth of the groups there")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise UserError("--val-fraction and --test-fraction leave nothing to train on; their sum must be below 1")
+        if len({normal_label(name) for name in self.labels}) != len(self.labels):
+            raise UserError(f"--labels {','.join(self.labels)} names a label twice")
+
+
+def check_pattern(pattern: str) -> None:
+    """Raise UserError unless `pattern` is empty or a regular expression with one group."""
+    try:
+        groups = re.compile(pattern).groups if pattern else 1
+    except re.error as error:
+        raise UserError(f"--group-pattern {pattern!r} is not a regular expression: {error}") from None
+    if groups != 1:
+        raise UserError(
+            f"--group-pattern {pattern!r} has {groups} groups; put one pair of parentheses around the part "
+            r"that names the person, such as '^(.*)_\d+\.jpg$'"
+        )
+
+
+def settle(entry: Entry, rules: Rules) -> Entry | Rejected:
+    """The entry with its final label, group and split, or the reason why it is not taken."""
+    label = normal_label(entry.label)
+    if label is None and rules.labelled:
+        return Rejected(entry.source, "unlabelled")
+    if label is not None and rules.labels and label not in rules.labels:
+        return Rejected(entry.source, "unknown_label", label)
+    group = entry.group
+    if rules.group_pattern:
+        match = re.search(rules.group_pattern, entry.source)
+        group = (match.group(1) if match else None) or None
+    split = normal_split(entry.split)
+    if split == TRAIN:
+        split = drawn_split(entry.key if group is None else group, rules)
+    return replace(entry, label=label, group=group, split=split)
+
+
+def normal_label(label: str | None) -> str | None:
+    """A label without spaces around it and without capitals; None if nothing is left."""
+    return (label or "").strip().casefold() or None
+
+
+def normal_split(split: str | None) -> str:
+    """A split's name as part of a file name: 'Training' -> 'train', 'PublicTest' -> 'publictest', None -> 'train'."""
+    name = re.sub(r"[^a-z0-9]+", "-", (split or "").strip().lower()).strip("-") or TRAIN
+    return SPLIT_NAMES.get(name, name)
+
+
+def drawn_split(group: str, rules: Rules) -> str:
+    """Train, val or test by a keyed hash of the group alone: a group is never divided, nor moved by others joining."""
+    draw = int.from_bytes(keyed_hash(group, f"split {rules.split_seed}")[:8], "big") / 2**64
+    if draw < rules.val_fraction:
+        return VAL
+    return TEST if draw < rules.val_fraction + rules.test_fraction else TRAIN
+
+
+def keyed_hash(text: str, purpose: str) -> bytes:
+    """16 bytes from `text`, independent for each purpose and the same on every machine."""
+    key = purpose.encode()
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), key=key, digest_size=16).digest()
+
+
+def archive_key(key: str) -> str:
+    """A name for the tar: path without extension, ASCII letters, digits, '-' and '_' only, at most KEY_LENGTH long."""
+    path = PurePosixPath(key)
+    stem = path.with_suffix("") if re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]{1,4}", path.suffix) else path
+    clean = re.sub(r"[^A-Za-z0-9_-]", "_", str(stem)) or "_"
+    return clean if len(clean) <= KEY_LENGTH else marked_key(clean, key)
+
+
+def marked_key(clean: str, key: str) -> str:
+    """`clean` cut short, with 10 hexadecimal digits that tell `key` from others that look alike."""
+    mark = keyed_hash(key, "key").hex()[:10]
+    return f"{clean[: KEY_LENGTH - len(mark) - 1]}_{mark}"
+
+
+def label_order(found: Sequence[str], asked: Sequence[str]) -> tuple[str, ...]:
+    """The labels' order: as asked for, else by number if all are numbers, else by name."""
+    if asked:
+        return tuple(asked)
+    if all(re.fullmatch(r"-?\d+", name) for name in found):
+        return tuple(sorted(found, key=int))
+    return tuple(sorted(found))
