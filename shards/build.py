@@ -1,0 +1,261 @@
+"""Build a folder of shards: plan, work in processes, put together. Interrupted anywhere, it goes on where it was.
+
+Everything is made in OUT.partial: `work/` holds the plan and one result file for each finished shard, `shards/` the
+tars and indexes. OUT appears by one rename when all is there. Each shard is a function of the plan alone, so neither
+the number of workers nor an interruption can change a byte.
+"""
+
+import fcntl
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from shards.encode import EncodeOptions
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.files import sync_folder, write_atomic
+from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
+from shards.plan import Plan, Shard, digest_entries, make_plan
+from shards.pool import run_shards
+from shards.rules import Rules
+from shards.work import Job, Result, read_result
+
+DECIDING = ("pillow", "simplejpeg")  # packages whose version may change the bytes
+
+
+@dataclass(frozen=True)
+class Build:
+    """What is asked for. source: the kind of source and its options as plain JSON, without absolute paths."""
+
+    out: Path
+    corpus: str
+    source: dict[str, Any]
+    rules: Rules = field(default_factory=Rules)
+    encode: EncodeOptions = field(default_factory=EncodeOptions)
+    shard_samples: int = 2048
+    terms: str = ""
+    workers: int = 1
+
+    @property
+    def partial(self) -> Path:
+        """Where it is made."""
+        return self.out.with_name(self.out.name + ".partial")
+
+    @property
+    def mark(self) -> Path:
+        """The file that says that the plan stands, with its digest."""
+        return self.partial / "work" / "plan.json"
+
+    def decides(self) -> dict[str, Any]:
+        """Everything but the entries that decides the shards: part of the digest."""
+        return {
+            "corpus": self.corpus,
+            "terms": self.terms,
+            "source": self.source,
+            "rules": asdict(self.rules),
+            "encode": asdict(self.encode),
+            "shard_samples": self.shard_samples,
+            "versions": {"format": FORMAT} | {name: version(name) for name in DECIDING},
+        }
+
+
+@dataclass
+class Report:
+    """How a build ended. written: (split, label) -> samples; notes: what the user should know."""
+
+    manifest: Manifest
+    written: Counter[tuple[str, str]] = field(default_factory=Counter)
+    untouched: int = 0
+    already: bool = False
+    resumed: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+def build(request: Build, entries: Iterable[Entry | Rejected], progress: Progress) -> Report:
+    """Build the shards of `entries` (an iterable that can be gone through again) into `request.out`.
+
+    Raises:
+        UserError: the output exists or belongs to another build, nothing to write, disk full, a worker died. What was
+        finished stays in OUT.partial if going on makes sense; otherwise nothing is left.
+    """
+    out = request.out
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        return _compare(request, entries)
+    if request.shard_samples < 1 or not 1 <= request.encode.quality <= 100:
+        raise UserError("--shard-samples must be at least 1, --quality from 1 to 100")
+    made = [folder for folder in request.partial.absolute().parents if not folder.exists()]
+    with _lock(request.partial):
+        try:
+            with closing(_plan(request, entries, progress)) as plan:
+                report = _write(request, plan, progress)
+        except (UserError, KeyboardInterrupt):
+            if not request.mark.exists():  # nothing is finished that a second start could use
+                _discard(request.partial, made)
+            raise
+        _discard(request.partial, [])
+    return report
+
+
+def _compare(request: Build, entries: Iterable[Entry | Rejected]) -> Report:
+    """OUT is there already: it is this very build, or it is refused."""
+    if not (request.out / NAME).is_file():
+        raise UserError(f"{request.out} exists and is no folder of shards; choose another output")
+    manifest = read_manifest(request.out)
+    digest = digest_entries(entries, request.rules, request.decides())
+    if manifest.build.get("digest") != digest:
+        raise UserError(
+            f"{request.out} holds shards of other images or options; choose another output or delete that folder"
+        )
+    # A build that was stopped between its last rename and its clean-up leaves its workshop.
+    shutil.rmtree(request.partial, ignore_errors=True)
+    return Report(manifest, already=True)
+
+
+def _discard(partial: Path, made: list[Path]) -> None:
+    """Remove the workshop, and the folders above it that were made for it, deepest first."""
+    shutil.rmtree(partial)
+    for folder in made:
+        folder.rmdir()
+
+
+@contextmanager
+def _lock(partial: Path) -> Iterator[None]:
+    """One build at a time; the lock goes with the process, however it ends."""
+    (partial / "work").mkdir(parents=True, exist_ok=True)
+    with (partial / "work" / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{partial} is being built by another process; wait for it or stop it") from None
+        yield
+
+
+def _plan(request: Build, entries: Iterable[Entry | Rejected], progress: Progress) -> Plan:
+    """The plan in OUT.partial: a new one, or the one that stands there if it is the same."""
+    base = request.partial / "work" / "plan.sqlite"
+    counted = _counted(entries, progress)
+    if request.mark.is_file():
+        digest = digest_entries(counted, request.rules, request.decides())
+        if json.loads(request.mark.read_bytes())["digest"] != digest:
+            raise UserError(
+                f"{request.partial} holds an unfinished build of other images or options; "
+                "go on with the same ones, or delete that folder"
+            )
+        return Plan(base)
+    digest = make_plan(base, counted, request.rules, request.decides(), request.shard_samples)
+    plan = Plan(base)
+    _check_plan(request, plan)
+    (request.partial / "shards").mkdir(exist_ok=True)
+    write_atomic(request.mark, json.dumps({"digest": digest}).encode())
+    return plan
+
+
+def _counted(entries: Iterable[Entry | Rejected], progress: Progress) -> Iterator[Entry | Rejected]:
+    number = 0
+    for number, entry in enumerate(entries, 1):
+        if number % 1000 == 0:
+            progress("listing", number, 0)
+        yield entry
+    progress("listing", number, number)
+
+
+def _check_plan(request: Build, plan: Plan) -> None:
+    if not plan.planned():
+        raise UserError(f"nothing to write: every entry was rejected ({_counts(plan.reasons())})")
+    splits = {shard.split for shard in plan.shards()}
+    for split, fraction in (("val", request.rules.val_fraction), ("test", request.rules.test_fraction)):
+        if fraction and split not in splits:
+            raise UserError(
+                f"no group fell into split {split}; take a larger --{split}-fraction or another --split-seed"
+            )
+    if "train" not in splits and (request.rules.val_fraction or request.rules.test_fraction):
+        raise UserError("no group fell into split train; take smaller fractions or another --split-seed")
+
+
+def _write(request: Build, plan: Plan, progress: Progress) -> Report:
+    shards, labels = plan.shards(), plan.labels(request.rules.labels)
+    job = Job(request.partial, labels, request.encode)
+    for left in (request.partial / "shards").glob(".*.tmp"):
+        left.unlink()
+    todo = [shard for shard in shards if not (request.partial / "work" / f"{shard.name}.json").is_file()]
+    total = plan.planned()
+    before = total - sum(shard.entries for shard in todo)
+    if before:
+        progress("resuming", before, total)
+    run_shards(job, todo, request.workers, lambda done: progress("writing", before + done, total))
+    manifest = _finish(request, plan, shards, labels)
+    return _report(request, plan, manifest, len(shards) - len(todo))
+
+
+def _results(partial: Path, shards: Iterable[Shard]) -> Iterator[Result]:
+    for shard in shards:
+        yield read_result(partial, shard)
+
+
+def _finish(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str, ...]) -> Manifest:
+    """rejected.jsonl, then the manifest, then the one rename that makes OUT appear."""
+    folder = request.partial / "shards"
+    counts: Counter[str] = Counter()
+    infos = []
+    temporary = folder / f".{REJECTED}.tmp"
+    with temporary.open("w") as lines:
+        for item in plan.rejected():
+            counts[item.reason] += 1
+            lines.write(json.dumps(asdict(item)) + "\n")
+        for result in _results(request.partial, shards):
+            if result.samples:
+                infos.append(ShardInfo(result.file, result.split, result.samples, result.bytes, result.sha256))
+            for item in result.rejected:
+                counts[item.reason] += 1
+                lines.write(json.dumps(asdict(item)) + "\n")
+    if not infos:
+        request.mark.unlink()
+        raise UserError(f"nothing to write: every entry was rejected ({_counts(counts)})")
+    temporary.replace(folder / REJECTED)
+    digest = json.loads(request.mark.read_bytes())["digest"]
+    manifest = Manifest(
+        format=FORMAT,
+        corpus=request.corpus,
+        terms=request.terms,
+        labels=labels,
+        entries=plan.count(),
+        rejected=dict(sorted(counts.items())),
+        shards=tuple(infos),
+        build=request.decides() | {"digest": digest},
+    )
+    write_manifest(folder, manifest)
+    sync_folder(folder)
+    folder.rename(request.out)
+    sync_folder(request.out.parent)
+    return manifest
+
+
+def _report(request: Build, plan: Plan, manifest: Manifest, resumed: int) -> Report:
+    report = Report(manifest, resumed=resumed)
+    for result in _results(request.partial, plan.shards()):
+        report.untouched += result.untouched
+        for label, count in result.labels.items():
+            report.written[result.split, label] += count
+    divided = plan.divided_groups()
+    if divided:
+        report.notes.append(f"{divided} groups are in more than one split: the source's own splits divide them")
+    if request.rules.group_pattern and plan.groupless():
+        report.notes.append(f"{plan.groupless()} entries do not match --group-pattern; each is a group of its own")
+    for label in manifest.labels:
+        for split in manifest.splits:
+            if not report.written[split, label]:
+                report.notes.append(f"label {label!r} has no sample in split {split}")
+    return report
+
+
+def _counts(reasons: dict[str, int]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in sorted(reasons.items()))

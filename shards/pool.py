@@ -1,0 +1,98 @@
+"""Shards on several processes: each takes the next one; a death, a full disk or Ctrl-C ends all of them cleanly."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from shards.errors import UserError
+from shards.plan import Shard
+from shards.work import Job, write_shard
+
+AHEAD = 2  # shards handed out per worker
+POLL = 0.2  # seconds between two looks at the counter
+
+_job: Job
+_counter: Any
+_stop: Any
+
+
+def run_shards(job: Job, shards: Sequence[Shard], workers: int, advance: Callable[[int], None]) -> None:
+    """Write `shards` on `workers` processes (1: in this one). `advance` is called with the entries done so far.
+
+    Raises:
+        UserError: what a worker raised, or that one died.
+    """
+    workers = min(workers, len(shards))
+    if workers <= 1:
+        done = 0
+        for shard in shards:
+
+            def step(entries: int) -> None:
+                nonlocal done
+                done += entries
+                advance(done)
+
+            write_shard(job, shard, step)
+        return
+    context = multiprocessing.get_context("spawn")
+    counter, stop = context.Value("q", 0), context.Event()
+    pool = ProcessPoolExecutor(workers, context, _start, (job, counter, stop))
+    try:
+        # Read without the lock: a worker that is killed may hold it for ever.
+        _feed(pool, shards, workers, lambda: advance(counter.get_obj().value))
+    except BrokenProcessPool:
+        raise UserError(
+            "a worker process died (killed, out of memory, or a decoder crashed); what is finished is kept: "
+            "run the same command again, with fewer --workers if memory was short"
+        ) from None
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _feed(pool: ProcessPoolExecutor, shards: Sequence[Shard], workers: int, look: Callable[[], None]) -> None:
+    queue = iter(shards)
+    pending: set[Future[None]] = set()
+    while True:
+        for shard in queue:
+            pending.add(pool.submit(_run, shard))
+            if len(pending) >= AHEAD * workers:
+                break
+        if not pending:
+            break
+        done, pending = wait(pending, timeout=POLL, return_when=FIRST_EXCEPTION)
+        for future in done:
+            future.result()
+        look()
+    look()
+
+
+def _start(job: Job, counter: Any, stop: Any) -> None:
+    """Set up a worker: Ctrl-C is the parent's to handle, and a worker does not outlive it."""
+    global _job, _counter, _stop
+    _job, _counter, _stop = job, counter, stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(shard: Shard) -> None:
+    write_shard(_job, shard, _advance)
+
+
+def _advance(entries: int) -> None:
+    if _stop.is_set():
+        raise UserError("stopped")
+    with _counter.get_lock():
+        _counter.value += entries

@@ -1,0 +1,132 @@
+"""One unit of work: one shard of the plan, from files to a tar, an index and a result. What a worker process runs."""
+
+import errno
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.encode import MAX_BYTES, Encoded, EncodeOptions, Unusable, encode
+from shards.entry import Entry, Recipe, Rejected
+from shards.errors import UserError
+from shards.files import write_atomic
+from shards.index import write_index
+from shards.plan import Plan, Planned, Shard, describe
+from shards.writer import TarShard
+
+# What an open() says about the file asked for; anything else is the machine's fault and must not cost an image.
+MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL)
+REPORT_EVERY = 32  # entries between two words to the progress bar
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is the same for all shards of a build. partial: the folder that it is made in."""
+
+    partial: Path
+    labels: tuple[str, ...]
+    encode: EncodeOptions
+
+
+@dataclass
+class Result:
+    """What became of one shard; no tar is left where samples is 0."""
+
+    file: str
+    split: str
+    samples: int = 0
+    bytes: int = 0
+    sha256: str = ""
+    untouched: int = 0
+    labels: dict[str, int] = field(default_factory=dict)
+    rejected: list[Rejected] = field(default_factory=list)
+
+
+def read_result(partial: Path, shard: Shard) -> Result:
+    """The result of a finished shard."""
+    content = json.loads((partial / "work" / f"{shard.name}.json").read_bytes())
+    return Result(**content | {"rejected": [Rejected(**item) for item in content["rejected"]]})
+
+
+def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
+    """Write tar, index and, last, the result that says that both stand. `advance` is told how many entries are done.
+
+    Raises:
+        UserError: the disk is full, a device fails: what is not the fault of an image.
+    """
+    numbers = {label: number for number, label in enumerate(job.labels)}
+    path = job.partial / "shards" / f"{shard.name}.tar"
+    result = Result(path.name, shard.split)
+    counts: Counter[str] = Counter()
+    plan = Plan(job.partial / "work" / "plan.sqlite")
+    try:
+        tar = TarShard(path)
+        try:
+            for done, planned in enumerate(plan.entries(shard), 1):
+                try:
+                    encoded = encode(load(planned.entry), job.encode)
+                except Unusable as fate:
+                    result.rejected.append(Rejected(planned.entry.source, fate.reason, fate.detail))
+                else:
+                    tar.add(planned.key, sample(planned, encoded, numbers))
+                    result.samples += 1
+                    result.untouched += encoded.untouched
+                    counts[planned.entry.label or ""] += 1
+                if done % REPORT_EVERY == 0:
+                    advance(REPORT_EVERY)
+            advance(shard.entries % REPORT_EVERY)
+            if result.samples:
+                written = tar.finish()
+                write_index(path.with_suffix(".idx"), written.index)
+                result.bytes, result.sha256 = written.bytes, written.sha256
+        finally:
+            tar.drop()
+        result.labels = dict(sorted(counts.items()))
+        write_atomic(job.partial / "work" / f"{shard.name}.json", json.dumps(asdict(result)).encode())
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"{error.strerror or error}{where} while writing {shard.name}; "
+            "what is finished is kept: mend it and run the same command again"
+        ) from None
+    finally:
+        plan.close()
+
+
+def load(entry: Entry) -> bytes:
+    """The bytes of an entry.
+
+    Raises:
+        Unusable: missing, unreadable, too large; OSError: a disk or network that fails.
+    """
+    if isinstance(entry.read, bytes):
+        return entry.read
+    if isinstance(entry.read, Recipe):
+        return entry.read()
+    try:
+        with entry.read.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        if error.errno in MISSING:
+            raise Unusable("missing", error.strerror or "") from None
+        if error.errno in UNREADABLE:
+            raise Unusable("unreadable", error.strerror or "") from None
+        raise
+    if len(data) > MAX_BYTES:
+        raise Unusable("too_large", "more than 1 GiB")
+    return data
+
+
+def sample(planned: Planned, encoded: Encoded, numbers: dict[str, int]) -> dict[str, bytes]:
+    """The members of a sample: jpg, cls if it has a label, json with all that is known."""
+    known: dict[str, Any] = {"key": planned.key} | describe(planned.entry)
+    known.pop("recipe", None)
+    known |= {"width": encoded.width, "height": encoded.height}
+    members = {"jpg": encoded.jpeg}
+    if planned.entry.label is not None:
+        members["cls"] = str(numbers[planned.entry.label]).encode()
+    members["json"] = json.dumps(known).encode()
+    return members
