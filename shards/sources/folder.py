@@ -1,0 +1,80 @@
+"""A folder of images, flat or nested; its folders may name the classes and the splits."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from shards.entry import Entry
+from shards.errors import UserError
+from shards.rules import TEST, TRAIN, VAL, normal_split
+
+EXTENSIONS = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+)
+
+
+@dataclass
+class Folder:
+    """The images below `root`.
+
+    class_folders: the first folder of the relative path names the label; split_folders: a first folder called train,
+    val or test (or training, validation, ...) names the split, and the class is the folder below it.
+    """
+
+    root: Path
+    class_folders: bool = False
+    split_folders: bool = False
+    others: Counter[str] = field(default_factory=Counter)  # extension -> files that are no images, after iterating
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Entries in the order of their paths, whatever the file system's.
+
+        Raises:
+            UserError: no such folder, or no image in it.
+        """
+        if not self.root.is_dir():
+            raise UserError(f"folder: {self.root} is not a folder")
+        self.others.clear()
+        found = 0
+        for relative in walk(self.root):
+            extension = PurePosixPath(relative).suffix.lower()
+            if extension in EXTENSIONS:
+                found += 1
+                yield self._entry(relative)
+            else:
+                self.others[extension or "no extension"] += 1
+        if not found:
+            seen = ", ".join(f"{count} {extension}" for extension, count in self.others.most_common(5))
+            raise UserError(f"folder: no images in {self.root} (found: {seen or 'nothing'})")
+
+    def _entry(self, relative: str) -> Entry:
+        folders = relative.split("/")[:-1]
+        split = None
+        if self.split_folders and folders:
+            first = folders.pop(0)
+            split = normal_split(first)
+            if split not in (TRAIN, VAL, TEST):
+                raise UserError(f"folder: --split-folders, but {first!r} in {self.root} is not train, val or test")
+        label = folders[0] if self.class_folders and folders else None
+        return Entry(key=relative, source=relative, read=self.root / relative, label=label, split=split)
+
+
+def walk(root: Path) -> Iterator[str]:
+    """Relative paths of all files below `root`, sorted, hidden ones left out; links are followed, loops are not."""
+    yield from _walk(str(root), "", frozenset())
+
+
+def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    status = Path(folder).stat()
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        return
+    with os.scandir(folder) as listing:
+        items = sorted((item.name, item.is_dir()) for item in listing if not item.name.startswith("."))
+    for name, is_folder in items:
+        if is_folder:
+            yield from _walk(f"{folder}/{name}", f"{prefix}{name}/", above | {here})
+        else:
+            yield prefix + name
