@@ -1,0 +1,101 @@
+"""What a build tells while it runs and when it is done."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from shards.build import Report
+
+LINE_EVERY = 10.0  # seconds between plain lines where there is no terminal
+MOST_LABELS = 20  # rows of the table
+
+
+class Meter:
+    """Progress with images/s: a bar on a terminal, else a plain line now and then. Called by shards.build."""
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console or Console(stderr=True)
+        self._clock = clock
+        self._stage, self._start, self._first, self._said = "", 0.0, 0, 0.0
+        self._bar: Progress | None = None
+        self.rate = 0.0
+
+    def __enter__(self) -> "Meter":
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:.0f} images/s"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=self._console)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Take in how far a stage has come; total 0: not known yet."""
+        now = self._clock()
+        if stage != self._stage:
+            self._stage, self._start, self._first, self._said = stage, now, done, now
+            if self._bar is not None:
+                for task in self._bar.task_ids:
+                    self._bar.remove_task(task)
+                self._bar.add_task(stage, total=total or None, completed=done, rate=0.0)
+        passed = now - self._start
+        self.rate = (done - self._first) / passed if passed > 0 else 0.0
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[-1], completed=done, total=total or None, rate=self.rate)
+        elif now - self._said >= LINE_EVERY:
+            self._said = now
+            self._console.print(f"{stage} {done}/{total or '?'} {self.rate:.0f} images/s", highlight=False)
+
+
+def show(out: Path, report: "Report", rate: float) -> None:
+    """The result: samples per label and split, rejects by reason, what to know, where it lies, what to run next."""
+    console = Console(highlight=False, soft_wrap=True)
+    manifest = report.manifest
+    if report.already:
+        console.print(f"{out} is complete already: {manifest.samples} samples of the same images and options.")
+        return
+    console.print(_table(report))
+    counts = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items())
+    console.print(
+        f"{manifest.entries} entries = {manifest.samples} written ({report.untouched} untouched) "
+        f"+ {sum(manifest.rejected.values())} rejected{f' ({counts}): see {out}/rejected.jsonl' if counts else ''}",
+        markup=False,
+    )
+    if report.resumed:
+        console.print(f"{report.resumed} shards were there from an earlier start.")
+    for note in report.notes:
+        console.print(f"warning: {note}", markup=False)
+    size = sum(shard.bytes for shard in manifest.shards) / 1e6
+    console.print(f"{out}: {len(manifest.shards)} shards, {size:.1f} MB, {rate:.0f} images/s", markup=False)
+    console.print(f"next: python tools/verify_shards.py {out}", markup=False)
+    console.print(f"      python launchers/pretrain.py configs/pretrain/NAME.yaml data.shards=[{out}]", markup=False)
+
+
+def _table(report: "Report") -> Table:
+    splits, labels = report.manifest.splits, report.manifest.labels
+    table = Table(title=f"{report.manifest.corpus}: samples written", title_justify="left")
+    table.add_column("label")
+    for split in splits:
+        table.add_column(split, justify="right")
+    names = [*labels, ""] if any(report.written[split, ""] for split in splits) else list(labels)
+    for name in names[:MOST_LABELS]:
+        table.add_row(name or "(unlabelled)", *(str(report.written[split, name]) for split in splits))
+    if len(names) > MOST_LABELS:
+        table.add_row(f"({len(names) - MOST_LABELS} more)", *("..." for _ in splits))
+    totals = (sum(count for (place, _), count in report.written.items() if place == split) for split in splits)
+    table.add_row("all", *map(str, totals), end_section=True)
+    return table

@@ -1,0 +1,219 @@
+"""tools/build_shards.py: faces as their users have them -> shards."""
+
+import dataclasses
+import inspect
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simfle.commands.app import run
+from simfle.errors import UserError
+
+if TYPE_CHECKING:
+    from shards.build import Build
+    from shards.entry import Entry, Rejected
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Turn faces into shards: tar + index + manifest, every image decoded once, every rejected one counted and "
+    "listed. The same input gives the same bytes; an interrupted build goes on when the same command is given again.",
+)
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of Common with its help text."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Common:
+    """The options that all sources share."""
+
+    val_fraction: float = option(0.0, "Share of the groups of split train that becomes split val.")
+    test_fraction: float = option(0.0, "Share of the groups of split train that becomes split test.")
+    group_pattern: str = option(
+        "", r"Regular expression with one group that finds the person in a path, such as '^(.*)_\d+\.jpg$'."
+    )
+    split_seed: int = option(0, "Another seed puts other groups into val and test.")
+    labels: str = option("", "Label names in the order of their numbers, joined by commas; others are rejected.")
+    keep_unlabelled: bool = option(False, "Keep images without a label where labels are asked for.")
+    quality: int = option(95, "JPEG quality of images that have to be written anew.")
+    max_pixels: int = option(100_000_000, "Larger images are rejected.")
+    shard_samples: int = option(2048, "Most samples in one shard.")
+    corpus: str = option("", "Name of the corpus in the manifest; default: the name of the folder or list.")
+    terms: str = option("", "Terms of use of the images, kept in the manifest.")
+    workers: int = option(0, "Processes; 0: as many as there are cores.")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a subcommand makes of its own arguments. roots: folders that the output must not lie in."""
+
+    entries: "Iterable[Entry | Rejected]"
+    name: str
+    options: dict[str, Any]
+    labelled: bool = False
+    roots: tuple[Path, ...] = ()
+    terms: str = ""
+
+
+def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
+    """Make a subcommand of a function: its own arguments, then OUT, then the common options."""
+    own = inspect.signature(function).parameters
+    shared = dataclasses.fields(Common)
+
+    @wraps(function)
+    def command(**values: Any) -> None:
+        corpus = function(**{name: values[name] for name in own})
+        common = Common(**{item.name: values[item.name] for item in shared})
+        execute(values["out"], corpus, common)
+
+    arguments = [item for item in own.values() if item.default is item.empty]
+    options = [item for item in own.values() if item.default is not item.empty]
+    out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of shards to make.")]
+    positional = [*arguments, inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, annotation=out)]
+    extra = [
+        inspect.Parameter(
+            item.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=item.default,
+            annotation=Annotated[type(item.default), _typer_option(item.name, item.metadata["help"], item.default)],
+        )
+        for item in shared
+    ]
+    keyword = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*positional, *options, *extra)]
+    command.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in keyword}
+    app.command(function.__name__)(command)
+    return function
+
+
+def _typer_option(name: str, text: str, default: Any) -> Any:
+    """Switches get no --no- twin."""
+    names = [f"--{name.replace('_', '-')}"] if isinstance(default, bool) else []
+    return typer.Option(*names, help=text)
+
+
+@source
+def folder(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, flat or nested.")],
+    class_folders: Annotated[
+        bool, typer.Option("--class-folders", help="The first folder below DIR (or below the split) is the label.")
+    ] = False,
+    split_folders: Annotated[
+        bool, typer.Option("--split-folders", help="The first folder below DIR is the split: train, val or test.")
+    ] = False,
+) -> Corpus:
+    """A folder of images; with --class-folders its folders are the labels, with --split-folders the splits."""
+    from shards.sources.folder import Folder
+
+    options = {"kind": "folder", "name": directory.name, "class_folders": class_folders, "split_folders": split_folders}
+    entries = Folder(directory, class_folders, split_folders)
+    return Corpus(entries, directory.resolve().name, options, class_folders, (directory,))
+
+
+@source
+def csv(
+    file: Annotated[Path, typer.Argument(metavar="CSV", help="List of images with a header.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that the paths are relative to; default: the list's.")
+    ] = None,
+    path_column: Annotated[str, typer.Option(help="Column of the paths.")] = "path",
+    label_column: Annotated[str, typer.Option(help="Column of the labels; none: unlabelled.")] = "",
+    split_column: Annotated[str, typer.Option(help="Column of the splits; none: all in train.")] = "",
+    group_column: Annotated[str, typer.Option(help="Column of the person (or film): never divided by a split.")] = "",
+) -> Corpus:
+    """A CSV list of images with columns of paths, labels, splits and groups by name."""
+    from shards.sources.table import Table
+
+    columns = {"path": path_column, "label": label_column, "split": split_column, "group": group_column}
+    root = file.parent if images is None else images
+    entries = Table(file, root, path_column, label_column, split_column, group_column)
+    options = {"kind": "csv", "name": file.name, "columns": columns}
+    return Corpus(entries, file.stem, options, bool(label_column), (root,))
+
+
+@dataclass(frozen=True)
+class Again:
+    """Entries that can be gone through again: `make` starts anew."""
+
+    make: "Callable[[], Iterable[Entry | Rejected]]"
+
+    def __iter__(self) -> "Iterator[Entry | Rejected]":
+        return iter(self.make())
+
+
+@source
+def procedural(
+    people: Annotated[int, typer.Option(help="Drawn people; every fourth is in split test.")] = 64,
+    images_per_person: Annotated[int, typer.Option(help="Images of each, the seven expressions in turn.")] = 28,
+    size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 128,
+    seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
+) -> Corpus:
+    """Drawn faces with identity, pose, light and seven expressions: no photo, nothing to download."""
+    from shards.sources import procedural as drawn
+
+    options = {"kind": "procedural", "people": people, "images": images_per_person, "size": size, "seed": seed}
+    entries = Again(lambda: drawn.procedural(people, images_per_person, size, seed))
+    return Corpus(entries, "procedural", options, labelled=True, terms="drawn by this program; free to use")
+
+
+def execute(out: Path, corpus: Corpus, common: Common) -> None:
+    """Build what was asked for and tell how it went."""
+    from shards.build import build
+    from simfle.commands.build_report import Meter, show
+
+    request = _request(out, corpus, common)
+    for root in corpus.roots:
+        if out.resolve().is_relative_to(root.resolve()):
+            raise UserError(f"the output {out} lies inside the source {root}; choose one outside of it")
+    if request.terms:
+        typer.echo(f"terms of use of {request.corpus}: {request.terms}")
+    with Meter() as meter:
+        try:
+            report = build(request, corpus.entries, meter)
+        except KeyboardInterrupt:
+            if request.partial.exists():
+                typer.echo(f"what is finished is kept in {request.partial}; the same command goes on there", err=True)
+            raise
+    show(out, report, meter.rate)
+
+
+def _request(out: Path, corpus: Corpus, common: Common) -> "Build":
+    from shards.build import Build
+    from shards.encode import EncodeOptions
+    from shards.rules import Rules, normal_label
+
+    names = tuple(normal_label(name) or "" for name in common.labels.split(",")) if common.labels else ()
+    if "" in names:
+        raise UserError(f"--labels {common.labels!r} has an empty name; give them as happiness,neutral,anger")
+    return Build(
+        out=out,
+        corpus=common.corpus or corpus.name,
+        source=corpus.options,
+        rules=Rules(
+            labels=names,
+            labelled=corpus.labelled and not common.keep_unlabelled,
+            group_pattern=common.group_pattern,
+            val_fraction=common.val_fraction,
+            test_fraction=common.test_fraction,
+            split_seed=common.split_seed,
+        ),
+        encode=EncodeOptions(common.quality, common.max_pixels),
+        shard_samples=common.shard_samples,
+        terms=common.terms or corpus.terms,
+        workers=common.workers if common.workers > 0 else len(os.sched_getaffinity(0)),
+    )
+
+
+def main() -> None:
+    """The command line."""
+    run(app)
