@@ -1,0 +1,174 @@
+"""From step numbers to batches: order -> bytes -> views, prepared ahead by a background thread."""
+
+# B global batch, R processes, n samples of a micro-batch
+import importlib.util
+import logging
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from simfle.batch import Batch
+from simfle.config import DataConfig, ViewsConfig
+from simfle.data.order import Order
+from simfle.data.reader import Corpus
+from simfle.data.rendered import Backend
+from simfle.data.views import check, draw
+from simfle.errors import UserError
+
+log = logging.getLogger(__name__)
+BACKENDS = ("auto", "opencv", "dali")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process takes of each global batch: process `rank` of `size`, in `accumulation` micro-batches.
+
+    Its samples are the slots rank * B/R ... (rank + 1) * B/R - 1, cut into `accumulation` equal parts.
+    local_size: processes on this machine, which share its cores.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1
+    accumulation: int = 1
+
+
+def make_order(corpus: Corpus, data: DataConfig, seed: int, global_batch: int) -> Order:
+    """The order of `corpus` with the greatest number of streams that divides both the configured one and the batch."""
+    streams = math.gcd(data.streams, global_batch)
+    return Order(corpus.counts, corpus.first_ids, seed, streams, data.window, global_batch)
+
+
+def choose_backend(name: str, device: torch.device) -> str:
+    """opencv or dali for `DataConfig.backend`; auto is dali where a GPU and DALI are, else opencv.
+
+    Raises:
+        UserError: another name.
+    """
+    if name not in BACKENDS:
+        raise UserError(f"data.backend: {name!r} is not one of {', '.join(BACKENDS)}")
+    if name != "auto":
+        return name
+    if device.type != "cuda":
+        return "opencv"
+    if importlib.util.find_spec("nvidia.dali") is None:
+        log.warning("data.backend: DALI is not installed, images are decoded on the CPU; pip install 'simfle[dali]'")
+        return "opencv"
+    return "dali"
+
+
+def threads_per_process(threads: int, local_size: int) -> int:
+    """Decoding threads: as configured, or the cores that this process may use divided by the local processes."""
+    return threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // local_size)
+
+
+class Loader:
+    """The micro-batches of one process. Its only state is the step that `batches` is asked to start at.
+
+    The same step gives the same ids, draws and pixels, whatever came before and however many processes share the batch.
+    `waited` is the time in seconds that the consumer has waited for batches so far; `damaged` the number of samples
+    whose image could not be decoded (each is logged, and grey all over).
+
+    Raises:
+        UserError: B does not divide by processes and micro-batches, views out of range, an unknown or missing backend.
+    """
+
+    def __init__(
+        self, corpus: Corpus, order: Order, views: ViewsConfig, data: DataConfig, share: Share, device: torch.device
+    ) -> None:
+        check(views)
+        parts = share.size * share.accumulation
+        if order.global_batch % parts:
+            raise UserError(
+                f"train.global_batch: {order.global_batch} does not divide by {share.size} processes x "
+                f"{share.accumulation} micro-batches"
+            )
+        self.corpus, self.order, self.views, self.share, self.device = corpus, order, views, share, device
+        self.micro_batch = order.global_batch // parts
+        self.prefetch = max(1, data.prefetch)
+        self.waited = 0.0
+        self.damaged = 0
+        self.backend_name = choose_backend(data.backend, device)
+        threads = threads_per_process(data.threads, share.local_size)
+        self._backend = _make_backend(self.backend_name, views, threads, self.micro_batch, device)
+
+    def batches(self, start_step: int) -> Iterator[Batch]:
+        """Without end: for each optimizer step from `start_step` on, its `accumulation` micro-batches, on the device.
+
+        One thread prepares `data.prefetch` micro-batches ahead. Its errors are raised here; it ends when the iterator
+        is closed or forgotten.
+        """
+        ready: queue.Queue[Batch | BaseException] = queue.Queue(self.prefetch)
+        stop = threading.Event()
+        thread = threading.Thread(target=self._produce, args=(start_step, ready, stop), name="loader", daemon=True)
+        thread.start()
+        try:
+            while True:
+                begin = time.perf_counter()
+                batch = ready.get()
+                self.waited += time.perf_counter() - begin
+                if isinstance(batch, BaseException):
+                    raise batch
+                yield batch.to(self.device)
+        finally:
+            stop.set()
+            thread.join()
+
+    def batch(self, step: int, micro: int) -> Batch:
+        """Micro-batch `micro` of a step, made on the spot."""
+        start = (self.share.rank * self.share.accumulation + micro) * self.micro_batch
+        ids, epoch = self.order.slots(step, start, start + self.micro_batch)
+        shards, samples = self.corpus.locate(ids)
+        images = [self.corpus.image(int(shard), int(sample)) for shard, sample in zip(shards, samples, strict=True)]
+        draws = draw(self.order.seed, epoch, ids, self.views)
+        rendered = self._backend.render(images, draws)
+        for i in rendered.damaged:
+            self.damaged += 1
+            log.warning(
+                "sample %d in %s cannot be decoded; its views are grey", ids[i], self.corpus.tar(int(shards[i]))
+            )
+        return Batch(
+            rendered.view1, rendered.view2, rendered.face, torch.from_numpy(ids), torch.from_numpy(draws.group)
+        )
+
+    def close(self) -> None:
+        """End the backend's threads. Close iterators first."""
+        self._backend.close()
+
+    def _produce(self, step: int, ready: "queue.Queue[Batch | BaseException]", stop: threading.Event) -> None:
+        try:
+            while not stop.is_set():
+                for micro in range(self.share.accumulation):
+                    if stop.is_set() or not _put(ready, self.batch(step, micro), stop):
+                        return
+                step += 1
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer must see it
+            _put(ready, error, stop)
+
+
+def _put(ready: "queue.Queue[Batch | BaseException]", item: Batch | BaseException, stop: threading.Event) -> bool:
+    """Put into a bounded queue unless stopped; false when stopped."""
+    while not stop.is_set():
+        try:
+            ready.put(item, timeout=0.1)
+        except queue.Full:
+            continue
+        return True
+    return False
+
+
+def _make_backend(name: str, views: ViewsConfig, threads: int, micro_batch: int, device: torch.device) -> Backend:
+    # Imported here: neither backend needs the other's library.
+    if name == "opencv":
+        from simfle.data.opencv import OpenCV
+
+        return OpenCV(views, threads, pin=device.type == "cuda")
+    from simfle.data.dali import Dali
+
+    return Dali(views, threads, micro_batch, device)

@@ -1,0 +1,36 @@
+"""What a backend makes of a micro-batch."""
+
+# n samples, S side of a view, F side of the face
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from simfle.data.views import ViewDraws
+
+DAMAGED = 128  # the grey level that fills the views of a sample whose image cannot be decoded
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last. damaged: samples that are all DAMAGED."""
+
+    view1: Tensor
+    view2: Tensor
+    face: Tensor
+    damaged: list[int]
+
+
+class Backend(Protocol):
+    """Decodes images and applies view parameters; draws nothing."""
+
+    def render(self, images: Sequence[NDArray[np.uint8]], draws: ViewDraws) -> Rendered:
+        """The views of n JPEGs [bytes] uint8. A sample's pixels depend on that sample alone."""
+        ...
+
+    def close(self) -> None:
+        """Free threads and device memory."""
+        ...

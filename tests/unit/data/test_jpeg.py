@@ -1,0 +1,57 @@
+import io
+
+import cv2
+import numpy as np
+import pytest
+from data_fixtures import jpeg, picture
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from simfle.data.jpeg import size, sizes
+
+
+def array(content: bytes) -> np.ndarray:
+    return np.frombuffer(content, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (1, 1), (301, 17), (20, 2049)])
+def test_size_is_what_decoders_see(height: int, width: int, progressive: bool) -> None:
+    stream = io.BytesIO()
+    image = Image.fromarray(picture(0, height, width))
+    exif = Image.Exif()
+    exif[0x010E] = "a description " * 100
+    image.save(stream, "jpeg", progressive=progressive, exif=exif, comment=b"\xff\xc0 not a frame", dpi=(72, 72))
+    content = array(stream.getvalue())
+    assert size(content) == (height, width)
+    assert cv2.imdecode(content, cv2.IMREAD_COLOR).shape[:2] == (height, width)
+    grey = io.BytesIO()
+    image.convert("L").save(grey, "jpeg")
+    assert size(array(grey.getvalue())) == (height, width)
+
+
+def test_fill_bytes_before_a_marker() -> None:
+    content = jpeg(picture(0, 20, 30))
+    assert size(array(content[:2] + b"\xff\xff\xff" + content[2:])) == (20, 30)
+
+
+@given(st.integers(0, 700))
+@settings(deadline=None)
+def test_a_cut_header_has_no_size(length: int) -> None:
+    content = jpeg(picture(0, 20, 30))
+    frame = content.index(b"\xff\xc0")
+    assert size(array(content[:length])) == ((20, 30) if length >= frame + 9 else None)
+
+
+@given(st.binary(max_size=200))
+def test_anything_else_has_no_size_or_one(content: bytes) -> None:
+    for data in (content, b"\xff\xd8" + content):
+        found = size(array(data))
+        assert found is None or min(found) > 0
+
+
+def test_sizes_marks_what_has_none() -> None:
+    shape, good = sizes([array(jpeg(picture(0, 20, 30))), array(b"GIF89a"), array(b"")])
+    assert shape.tolist() == [[20, 30], [1, 1], [1, 1]]
+    assert good.tolist() == [True, False, False]

@@ -1,0 +1,176 @@
+import itertools
+import logging
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_fixtures import drawn_corpus, jpeg, picture, write_shards
+
+from simfle.batch import Batch
+from simfle.config import DataConfig, ViewsConfig
+from simfle.data.loader import Loader, Share, choose_backend, make_order, threads_per_process
+from simfle.data.reader import Corpus
+from simfle.data.rendered import DAMAGED
+from simfle.errors import UserError
+
+CPU = torch.device("cpu")
+VIEWS = ViewsConfig(size=32, face_size=16)
+DATA = DataConfig(backend="opencv", threads=1, streams=8, window=6)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return drawn_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+def make(folder: Path, share: Share = Share(), data: DataConfig = DATA, batch: int = 8) -> Loader:  # noqa: B008
+    corpus = Corpus([folder], ["train"])
+    return Loader(corpus, make_order(corpus, data, 5, batch), VIEWS, data, share, CPU)
+
+
+def take(loader: Loader, start: int, count: int) -> list[Batch]:
+    batches = loader.batches(start)
+    try:
+        return list(itertools.islice(batches, count))
+    finally:
+        batches.close()
+        loader.close()
+
+
+def tensors(batch: Batch) -> list[torch.Tensor]:
+    return [batch.ids, batch.draw, batch.view1, batch.view2, batch.face]
+
+
+def same(a: list[Batch], b: list[Batch]) -> bool:
+    pairs = [zip(tensors(x), tensors(y), strict=True) for x, y in zip(a, b, strict=True)]
+    return all(torch.equal(s, t) for pair in pairs for s, t in pair)
+
+
+def test_a_batch_is_what_the_joint_says(folder: Path) -> None:
+    (batch,) = take(make(folder), 0, 1)
+    assert batch.view1.shape == batch.view2.shape == (8, 3, 32, 32)
+    assert batch.face.shape == (8, 3, 16, 16)
+    assert batch.view1.dtype == batch.face.dtype == torch.uint8
+    assert batch.view1.is_contiguous(memory_format=torch.channels_last)
+    assert (batch.ids.dtype, batch.ids.shape) == (torch.int64, (8,))
+    assert (batch.draw.dtype, batch.draw.shape) == (torch.float64, (8,))
+    assert ((batch.draw >= 0) & (batch.draw < 1)).all()
+
+
+def test_faces_are_those_of_their_ids(folder: Path) -> None:
+    (batch,) = take(make(folder), 0, 1)
+    for sample_id, face in zip(batch.ids.tolist(), batch.face, strict=True):
+        drawn = torch.from_numpy(picture(sample_id, 64 + sample_id % 7, 64 + sample_id % 5)).float()
+        small = torch.nn.functional.interpolate(drawn.permute(2, 0, 1)[None], (16, 16), mode="area")[0]
+        assert (small - face).abs().mean() < 12
+
+
+def test_started_at_step_k_it_goes_on_as_if_started_at_0(folder: Path) -> None:
+    """12 steps are more than two epochs of 4 steps."""
+    share = Share(accumulation=2)
+    whole = take(make(folder, share), 0, 24)
+    for step in (1, 4, 7):
+        assert same(take(make(folder, share), step, 24 - 2 * step), whole[2 * step :])
+    assert not same(whole[:2], whole[8:10])
+
+
+def test_any_number_of_processes_sees_the_same_global_batch(folder: Path) -> None:
+    reference = take(make(folder), 3, 4)
+    for size, accumulation in ((1, 4), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1)):
+        parts = [take(make(folder, Share(rank, size, size, accumulation)), 3, 4 * accumulation) for rank in range(size)]
+        for step in range(4):
+            micro = slice(step * accumulation, (step + 1) * accumulation)
+            joined = zip(*(tensors(batch) for rank in parts for batch in rank[micro]), strict=True)
+            for got, expected in zip(joined, tensors(reference[step]), strict=True):
+                assert torch.equal(torch.cat(got), expected)
+
+
+def test_prefetch_and_threads_change_nothing(folder: Path) -> None:
+    fast = DataConfig(backend="opencv", threads=3, prefetch=5, streams=8, window=6)
+    assert same(take(make(folder), 0, 6), take(make(folder, data=fast), 0, 6))
+
+
+def loader_threads() -> int:
+    return sum(thread.name.startswith(("loader", "opencv")) for thread in threading.enumerate())
+
+
+def test_no_thread_stays_behind(folder: Path) -> None:
+    before = loader_threads()
+    loader = make(folder, data=DataConfig(backend="opencv", threads=2, prefetch=1))
+    batches = loader.batches(0)
+    next(batches)
+    assert loader_threads() > before
+    batches.close()
+    loader.close()
+    assert loader_threads() == before
+    forgotten = make(folder)
+    next(forgotten.batches(0))
+    assert loader_threads() == before
+
+
+def test_an_error_while_preparing_reaches_the_consumer(folder: Path, tmp_path: Path) -> None:
+    corpus = Corpus([drawn_corpus(tmp_path / "shards")], ["train"])
+    loader = Loader(corpus, make_order(corpus, DATA, 5, 8), VIEWS, DATA, Share(), CPU)
+    for path in (tmp_path / "shards").glob("*.idx"):
+        path.write_text("v0.9 1\n")
+    batches = loader.batches(0)
+    with pytest.raises(UserError, match=r"index version 'v0\.9'"):
+        next(batches)
+    loader.close()
+    assert loader_threads() == 0
+
+
+def test_a_damaged_image_is_survived_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    images = [jpeg(picture(i, 40, 40)) for i in range(8)]
+    images[3] = images[3][:300]
+    corpus = Corpus([write_shards(tmp_path / "shards", [("train", images)])])
+    loader = Loader(corpus, make_order(corpus, DATA, 0, 8), VIEWS, DATA, Share(), CPU)
+    with caplog.at_level(logging.WARNING):
+        batch = loader.batch(0, 0)
+    place = batch.ids.tolist().index(3)
+    assert (batch.view1[place] == DAMAGED).all()
+    assert loader.damaged == 1
+    assert "sample 3 in" in caplog.text
+    loader.close()
+
+
+def test_waiting_is_counted(folder: Path) -> None:
+    loader = make(folder)
+    batches = loader.batches(0)
+    next(batches)
+    first = loader.waited
+    assert first > 0
+    time.sleep(0.3)  # the next ones are ready by now
+    next(batches)
+    assert loader.waited >= first
+    batches.close()
+    loader.close()
+
+
+@pytest.mark.parametrize(("share", "words"), [(Share(0, 3), "3 processes"), (Share(accumulation=3), "3 micro-batches")])
+def test_a_batch_that_does_not_divide(folder: Path, share: Share, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make(folder, share)
+
+
+def test_backends() -> None:
+    assert choose_backend("auto", CPU) == "opencv"
+    assert choose_backend("dali", CPU) == "dali"
+    assert choose_backend("opencv", torch.device("cuda")) == "opencv"
+    with pytest.raises(UserError, match=r"data\.backend: 'pil'"):
+        choose_backend("pil", CPU)
+
+
+def test_threads() -> None:
+    assert threads_per_process(3, 8) == 3
+    assert threads_per_process(0, 10**6) == 1
+    assert threads_per_process(0, 1) >= 1
+
+
+def test_streams_are_made_to_divide_the_batch(folder: Path) -> None:
+    corpus = Corpus([folder])
+    assert make_order(corpus, DataConfig(streams=64), 0, 24).streams == 8
+    assert np.array_equal(make_order(corpus, DATA, 0, 24).counts, corpus.counts)
