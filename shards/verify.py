@@ -1,0 +1,231 @@
+"""Hold a folder of shards against its manifest: sizes, hashes, indexes, samples, images, rejects."""
+
+import hashlib
+import json
+import mmap
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from shards.entry import REASONS
+from shards.errors import UserError
+from shards.index import Index, index_tar, read_index
+from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest
+from shards.rules import keyed_hash
+
+MOST = 20  # problems told of one shard
+CHUNK = 1 << 20
+
+
+@dataclass
+class Checked:
+    """What was found in one shard. keys, groups: 8-byte hashes [samples], groups only of samples that have one."""
+
+    info: ShardInfo
+    decoded: int = 0
+    problems: list[str] = field(default_factory=list)
+    keys: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+    groups: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
+
+
+@dataclass
+class Verdict:
+    """problems: each one line with the file's name; empty: all is well. notes: worth knowing, no fault of the files."""
+
+    manifest: Manifest
+    decoded: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(folder: Path, decode: float, workers: int, progress: Callable[[int], None]) -> Verdict:
+    """Check everything; decode a share of the images, the same ones each time. `progress` gets the samples done.
+
+    Raises:
+        UserError: no readable manifest, `decode` not in [0, 1].
+    """
+    if not 0 <= decode <= 1:
+        raise UserError(f"--decode {decode:g} is not in [0, 1]; 1 decodes all images, 0 none")
+    manifest = read_manifest(folder)
+    verdict = Verdict(manifest)
+    keys: list[NDArray[np.uint64]] = []
+    groups: dict[str, NDArray[np.uint64]] = {}
+    done = 0
+    for checked in _check_all(folder, manifest, decode, workers):
+        verdict.problems += checked.problems
+        verdict.decoded += checked.decoded
+        keys.append(checked.keys)
+        known = groups.get(checked.info.split, np.empty(0, np.uint64))
+        groups[checked.info.split] = np.union1d(known, checked.groups)
+        done += checked.info.samples
+        progress(done)
+    verdict.problems += [*_repeated(keys), *_rejects(folder, manifest), *_strays(folder, manifest)]
+    verdict.notes += _divided(groups)
+    return verdict
+
+
+def _check_all(folder: Path, manifest: Manifest, decode: float, workers: int) -> Iterator[Checked]:
+    check = partial(check_shard, folder, labels=manifest.labels, decode=decode)
+    workers = min(workers, len(manifest.shards))
+    if workers <= 1:
+        yield from map(check, manifest.shards)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+        try:
+            yield from pool.map(check, manifest.shards)
+        except BrokenProcessPool:
+            raise UserError("a worker process died while checking; run again with --workers 1 to see where") from None
+
+
+def check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode: float) -> Checked:
+    """Check one tar and its index."""
+    checked = Checked(info)
+    path = folder / info.file
+    try:
+        size, digest = _hash(path)
+    except OSError as error:
+        checked.problems.append(f"{info.file}: {error.strerror}")
+        return checked
+    if size != info.bytes:
+        checked.problems.append(f"{info.file}: {size} bytes, the manifest says {info.bytes}")
+    elif digest != info.sha256:
+        checked.problems.append(f"{info.file}: its sha256 is not the manifest's")
+    try:
+        index = index_tar(path)
+        listed = read_index(folder / index_name(info.file))
+    except UserError as error:
+        checked.problems.append(f"{info.file}: {error}")
+        return checked
+    if not _same(index, listed):
+        checked.problems.append(f"{index_name(info.file)}: does not say where the samples in {info.file} lie")
+    if len(index) != info.samples:
+        checked.problems.append(f"{info.file}: {len(index)} samples, the manifest says {info.samples}")
+    if len(index):
+        _check_samples(path, index, labels, decode, checked)
+    if len(checked.problems) > MOST:
+        more = len(checked.problems) - MOST
+        checked.problems[MOST:] = [f"{info.file}: and {more} more problems"]
+    return checked
+
+
+def _hash(path: Path) -> tuple[int, str]:
+    digest, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
+
+
+def _same(first: Index, second: Index) -> bool:
+    return (
+        first.keys == second.keys
+        and first.extensions == second.extensions
+        and np.array_equal(first.offsets, second.offsets)
+        and np.array_equal(first.sizes, second.sizes)
+    )
+
+
+def _check_samples(path: Path, index: Index, labels: tuple[str, ...], decode: float, checked: Checked) -> None:
+    groups = []
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
+        content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        for sample, key in enumerate(index.keys):
+            places = index.members(sample)
+            members = {name: content[item.offset : item.offset + item.size] for name, item in places.items()}
+            wanted = _share(key) < decode
+            checked.decoded += wanted
+            known, problem = _check_sample(key, members, labels, checked.info.split, wanted)
+            if problem:
+                checked.problems.append(f"{path.name}: {key}: {problem}")
+            if known.get("group") is not None:
+                groups.append(str(known["group"]))
+    checked.keys = _hashes(index.keys)
+    checked.groups = np.unique(_hashes(groups))
+
+
+def _check_sample(
+    key: str, members: dict[str, bytes], labels: tuple[str, ...], split: str, decode: bool
+) -> tuple[dict[str, Any], str]:
+    """What the sample's json says, and what is wrong with the sample ("" if nothing is)."""
+    if "jpg" not in members or "json" not in members:
+        return {}, f"has no jpg or no json (only {', '.join(members)})"
+    try:
+        known = json.loads(members["json"])
+        label = known.get("label")
+    except (ValueError, AttributeError) as error:
+        return {}, f"its json is damaged ({error})"
+    number = members.get("cls", b"").decode("ascii", "replace")
+    if known.get("key") != key or known.get("split") != split:
+        return known, f"its json speaks of {known.get('key')!r} in split {known.get('split')!r}"
+    if number != ("" if label is None else str(labels.index(label)) if label in labels else None):
+        return known, f"cls {number or 'absent'!r} does not go with label {label!r}"
+    return known, _check_image(members["jpg"], known) if decode else ""
+
+
+def _check_image(jpeg: bytes, known: dict[str, Any]) -> str:
+    try:
+        colours = simplejpeg.decode_jpeg_header(jpeg, strict=True)[2]
+        height, width = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True).shape[:2]
+    except ValueError as error:
+        return f"its image is damaged ({error})"
+    if colours not in ("YCbCr", "RGB"):
+        return f"its image is {colours}, not RGB"
+    if [width, height] != [known.get("width"), known.get("height")]:
+        return f"its image is {width} x {height}, its json says {known.get('width')} x {known.get('height')}"
+    return ""
+
+
+def _share(key: str) -> float:
+    return int.from_bytes(keyed_hash(key, "verify")[:8], "big") / 2**64
+
+
+def _hashes(names: list[str] | tuple[str, ...]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(keyed_hash(name, "verify")[:8] for name in names), np.uint64)
+
+
+def _repeated(keys: list[NDArray[np.uint64]]) -> list[str]:
+    every = np.sort(np.concatenate(keys)) if keys else np.empty(0, np.uint64)
+    count = int((every[1:] == every[:-1]).sum())
+    return [f"{NAME}: {count} keys are there twice; they must be unique over all shards"] if count else []
+
+
+def _divided(groups: dict[str, NDArray[np.uint64]]) -> list[str]:
+    every = np.concatenate(list(groups.values())) if groups else np.empty(0, np.uint64)
+    count = int((np.unique(every, return_counts=True)[1] > 1).sum())
+    return [f"{count} groups have samples in more than one split"] if count else []
+
+
+def _rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
+    counts: Counter[str] = Counter()
+    try:
+        with (folder / REJECTED).open() as lines:
+            counts.update(json.loads(line)["reason"] for line in lines)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        yield f"{REJECTED}: cannot be read ({error})"
+        return
+    if dict(counts) != manifest.rejected:
+        yield f"{REJECTED}: counts by reason are {dict(counts)}, the manifest says {manifest.rejected}"
+    if unknown := set(counts) - set(REASONS):
+        yield f"{REJECTED}: unknown reasons {sorted(unknown)}"
+    if manifest.entries != manifest.samples + sum(manifest.rejected.values()):
+        yield f"{NAME}: {manifest.entries} entries are not {manifest.samples} samples and {manifest.rejected} rejected"
+
+
+def _strays(folder: Path, manifest: Manifest) -> list[str]:
+    """Tars and indexes that are not ours: whoever reads *.tar would read them."""
+    known = {name for shard in manifest.shards for name in (shard.file, index_name(shard.file))}
+    found = sorted(path.name for path in folder.iterdir() if path.suffix in (".tar", ".idx"))
+    return [f"{name}: not in the manifest" for name in found if name not in known]
