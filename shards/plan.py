@@ -73,7 +73,7 @@ class Digest:
 
     def add(self, text: str, data: bytes | None = None) -> None:
         """Take one more entry in."""
-        line = text.encode()
+        line = text.encode("utf-8", "surrogateescape")
         self._hash.update(b"%d %d " % (len(line), -1 if data is None else len(data)) + line + (data or b""))
 
     def value(self) -> str:
@@ -203,6 +203,9 @@ class Plan:
             known = json.loads(meta)
             recipe = known.pop("recipe", None)
             read = Path(json.loads(path)) if path else data if data is not None else Recipe(**recipe)
+            for name in ("box", "landmarks"):
+                if name in known:
+                    known[name] = _tuples(known[name])
             yield Planned(key, Entry(key=ident.decode("utf-8", "surrogateescape"), read=read, **known))
 
     def rejected(self) -> Iterator[Rejected]:
@@ -246,3 +249,8 @@ class Plan:
 
     def _number(self, query: str) -> int:
         return int(self._base.execute(query).fetchone()[0])
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

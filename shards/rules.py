@@ -74,7 +74,9 @@ def settle(entry: Entry, rules: Rules) -> Entry | Rejected:
 
 def normal_label(label: str | None) -> str | None:
     """A label without spaces around it and without capitals; None if nothing is left."""
-    return (label or "").strip().casefold() or None
+    # A folder's name need not be UTF-8; a label must be text that any program can write.
+    text = (label or "").encode("utf-8", "backslashreplace").decode()
+    return text.strip().casefold() or None
 
 
 def normal_split(split: str | None) -> str:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -63,6 +64,7 @@ def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
     counts: Counter[str] = Counter()
     plan = Plan(job.partial / "work" / "plan.sqlite")
     try:
+        warnings.simplefilter("ignore")  # Pillow's words on damaged files: their fate is in the result
         tar = TarShard(path)
         try:
             for done, planned in enumerate(plan.entries(shard), 1):
