@@ -1,0 +1,59 @@
+"""Tiny corpora of drawn images for the tests of this folder, and the tools' real command lines."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[3]
+BUILD = [sys.executable, str(ROOT / "tools" / "build_shards.py")]
+VERIFY = [sys.executable, str(ROOT / "tools" / "verify_shards.py")]
+
+
+def picture(seed: int = 0, side: int = 48, mode: str = "RGB") -> Image.Image:
+    """A smooth image with some texture, landscape, different for each seed."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:side, 0 : side + 8] / side
+    waves = [np.sin(2 * np.pi * (a * x + b * y) + c) for a, b, c in rng.uniform(-2, 2, (3, 3))]
+    noise = rng.normal(0, 3, (*x.shape, 3))
+    return Image.fromarray((np.stack(waves, -1) * 80 + 128 + noise).clip(0, 255).astype(np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
+    """An image as a file's bytes."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_faces(folder: Path, count: int, classes: tuple[str, ...] = (), people: int = 0) -> Path:
+    """`count` small JPEGs, named person_number.jpg, in class folders if there are any; every fourth one is grey."""
+    for number in range(count):
+        below = folder / classes[number % len(classes)] if classes else folder
+        below.mkdir(parents=True, exist_ok=True)
+        person = f"p{number % people:03d}" if people else "p"
+        content = encoded(picture(number, mode="L" if number % 4 == 3 else "RGB"), quality=90)
+        (below / f"{person}_{number:04d}.jpg").write_bytes(content)
+    return folder
+
+
+def run(*command: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    """Run a command line to its end."""
+    words = [str(word) for word in command]
+    return subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files of a folder by relative path."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def rejected(shards: Path) -> dict[str, str]:
+    """Source -> reason, from rejected.jsonl."""
+    lines = (shards / "rejected.jsonl").read_text().splitlines()
+    return {item["source"]: item["reason"] for item in map(json.loads, lines)}

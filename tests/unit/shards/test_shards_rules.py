@@ -1,0 +1,169 @@
+import itertools
+import random
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.plan import Plan, make_plan
+from shards.rules import KEY_LENGTH, Rules, archive_key, drawn_split, label_order, normal_split, settle
+
+
+def entry(key: str, **known: str) -> Entry:
+    return Entry(key, key, Path("/images") / key, **known)
+
+
+@given(st.text(min_size=1), st.floats(0, 0.49), st.floats(0, 0.5), st.integers(0, 5))
+def test_the_split_is_the_groups_alone(group: str, val: float, test: float, seed: int) -> None:
+    rules = Rules(val_fraction=val, test_fraction=test, split_seed=seed)
+    settled = {settle(entry(key, group=group), rules).split for key in ("a.jpg", "b/c.png", "ü")}
+    assert settled == {drawn_split(group, rules)}
+
+
+def test_fractions_are_kept_and_seeds_differ() -> None:
+    def draw(seed: int) -> list[str]:
+        return [drawn_split(str(n), Rules(val_fraction=0.2, test_fraction=0.1, split_seed=seed)) for n in range(5000)]
+
+    first = draw(0)
+    assert abs(first.count("val") / 5000 - 0.2) < 0.02
+    assert abs(first.count("test") / 5000 - 0.1) < 0.02
+    assert first == draw(0)
+    assert first != draw(1)
+
+
+def test_a_larger_fraction_moves_nobody_back() -> None:
+    """Cutting more off must not put a validation person into training: fractions are nested."""
+    for number in range(300):
+        if drawn_split(str(number), Rules(val_fraction=0.1)) == "val":
+            assert drawn_split(str(number), Rules(val_fraction=0.3)) == "val"
+
+
+def test_only_train_is_cut() -> None:
+    rules = Rules(val_fraction=0.9)
+    assert {settle(entry(f"{n}", split="Test"), rules).split for n in range(50)} == {"test"}
+    assert {settle(entry(f"{n}", split="Training"), rules).split for n in range(50)} == {"train", "val"}
+
+
+def test_the_group_is_found_in_the_path() -> None:
+    rules = Rules(group_pattern=r"^(.*)_\d+\.jpg$")
+    assert settle(entry("films/Ann_Lee_0012.jpg"), rules).group == "films/Ann_Lee"
+    assert settle(entry("other.jpg"), rules).group is None
+
+
+@pytest.mark.parametrize("pattern", [r"^.*_\d+$", "(a)(b)", "(unclosed"])
+def test_a_pattern_without_one_group_is_refused(pattern: str) -> None:
+    with pytest.raises(UserError, match="--group-pattern"):
+        Rules(group_pattern=pattern)
+
+
+@pytest.mark.parametrize("fractions", [(-0.1, 0), (1, 0), (0, 1.5), (0.5, 0.5), (float("nan"), 0)])
+def test_fractions_that_cannot_be_are_refused(fractions: tuple[float, float]) -> None:
+    with pytest.raises(UserError, match="fraction"):
+        Rules(val_fraction=fractions[0], test_fraction=fractions[1])
+
+
+def test_labels_are_normalised_and_asked_for() -> None:
+    rules = Rules(labelled=True, labels=("happiness",))
+    assert settle(entry("a", label=" HAPPINESS "), rules).label == "happiness"
+    assert settle(entry("a", label="  "), rules) == Rejected("a", "unlabelled")
+    assert settle(entry("a", label="fear"), rules) == Rejected("a", "unknown_label", "fear")
+    assert settle(entry("a"), Rules()).label is None
+
+
+def test_labels_are_ordered_as_people_count() -> None:
+    assert label_order(["10", "9", "1"], ()) == ("1", "9", "10")
+    assert label_order(["b", "10", "a"], ()) == ("10", "a", "b")
+    assert label_order(["a"], ("b", "a")) == ("b", "a")
+
+
+@given(st.text(min_size=1, max_size=300))
+def test_a_key_fits_into_a_tar_header(name: str) -> None:
+    key = archive_key(name)
+    assert 0 < len(key) <= KEY_LENGTH
+    assert all(letter.isascii() and (letter.isalnum() or letter in "_-") for letter in key)
+    assert key == archive_key(name)
+
+
+def test_keys_read_like_the_paths_they_come_from() -> None:
+    assert archive_key("train/happy/Ann Lee.v2.jpg") == "train_happy_Ann_Lee_v2"
+    assert archive_key("face.0001") == "face_0001"  # no extension: digits name the image
+    assert archive_key("a" * 200 + ".jpg") != archive_key("a" * 200 + "b.jpg")
+
+
+@given(st.text(max_size=20))
+def test_a_split_is_a_file_name(name: str) -> None:
+    split = normal_split(name)
+    assert split
+    assert split == normal_split(split)
+    assert all(letter.isascii() and (letter.isalnum() or letter == "-") for letter in split)
+
+
+def listing(plan: Path) -> list[tuple[str, str, str | None]]:
+    with closing(Plan(plan)) as opened:
+        return [(s.name, item.key, item.entry.label) for s in opened.shards() for item in opened.entries(s)]
+
+
+def test_the_order_of_the_listing_does_not_matter(tmp_path: Path) -> None:
+    entries = [entry(f"c{n % 3}/{n}.jpg", label=str(n % 3), group=str(n % 17)) for n in range(200)]
+    rules = Rules(val_fraction=0.3)
+    make_plan(tmp_path / "a", entries, rules, {}, 30)
+    random.Random(3).shuffle(entries)
+    make_plan(tmp_path / "b", entries, rules, {}, 30)
+    assert listing(tmp_path / "a") == listing(tmp_path / "b")
+    labels = [label for _, _, label in listing(tmp_path / "a")]
+    runs = sum(first != second for first, second in itertools.pairwise(labels))
+    assert runs > 100  # sorted by class it would be two
+
+
+def test_shards_are_of_nearly_equal_size(tmp_path: Path) -> None:
+    make_plan(tmp_path / "p", [entry(f"{n}") for n in range(103)], Rules(), {}, 25)
+    with closing(Plan(tmp_path / "p")) as plan:
+        sizes = [shard.entries for shard in plan.shards()]
+        assert sum(sizes) == plan.planned() == 103
+        assert sorted(sizes) == [20, 20, 21, 21, 21]
+        assert [len(list(plan.entries(shard))) for shard in plan.shards()] == sizes
+
+
+def test_repeated_and_conflicting_rows(tmp_path: Path) -> None:
+    entries = [
+        entry("same", label="a"),
+        entry("same", label="A "),
+        entry("fight", label="a"),
+        entry("fight", label="b"),
+        entry("fight", label="a"),
+        entry("fine", label="b"),
+        entry("bare"),
+    ]
+    make_plan(tmp_path / "p", entries, Rules(labelled=True), {}, 10)
+    with closing(Plan(tmp_path / "p")) as plan:
+        written = sorted(item.entry.key for shard in plan.shards() for item in plan.entries(shard))
+        assert written == ["fine", "same"]
+        assert plan.reasons() == {"conflicting_label": 3, "repeated": 1, "unlabelled": 1}
+        assert plan.count() == plan.planned() + len(list(plan.rejected())) == 7
+
+
+def test_names_that_look_alike_get_keys_of_their_own(tmp_path: Path) -> None:
+    names = ["a b.jpg", "a_b.jpg", "a.b.jpg", "a_b.png", "a/b.jpg", "plain.jpg"]
+    for path, order in ((tmp_path / "p", names), (tmp_path / "q", names[::-1])):
+        make_plan(path, [entry(name) for name in order], Rules(), {}, 10)
+    keys = [key for _, key, _ in listing(tmp_path / "p")]
+    assert len(set(keys)) == len(names)
+    assert "plain" in keys
+    assert sum(key.startswith("a_b_") for key in keys) == 5
+    assert listing(tmp_path / "p") == listing(tmp_path / "q")
+
+
+def test_an_entry_comes_back_from_the_plan_as_it_went_in(tmp_path: Path) -> None:
+    odd = "caf\udce9/\u540d.jpg"  # a name that is not UTF-8, as file systems allow
+    one = Entry(
+        odd, odd, Path("/x") / odd, "a", "val", "g", (1.0, 2.0, 3.0, 4.5), ((1.0, 2.0),), {"age": 3, "votes": [1, 2]}
+    )
+    two = Entry("bytes", "bytes", b"\0\xff", "a", "val", "g")
+    make_plan(tmp_path / "p", [one, two], Rules(), {}, 10)
+    with closing(Plan(tmp_path / "p")) as plan:
+        found = {item.entry.key: item.entry for shard in plan.shards() for item in plan.entries(shard)}
+    assert found == {odd: one, "bytes": two}
