@@ -30,7 +30,7 @@ def option(default: Any, text: str, *, free: bool = False) -> Any:
 @dataclass(frozen=True)
 class DataConfig:
     shards: list[str] = option(list, "folders of shards, each with a manifest.json")
-    splits: list[str] = option(list, "splits to train on; empty: all of them")
+    splits: list[str] = option(lambda: ["train"], "splits to train on; empty: all of them")
     backend: str = option("auto", "auto (dali with a GPU, else opencv), opencv or dali", free=True)
     threads: int = option(0, "decoding threads per process; 0: the cores divided by the local processes", free=True)
     prefetch: int = option(2, "batches made ready ahead, per process", free=True)
@@ -113,6 +113,7 @@ class TrainConfig:
     images_every: int = option(500, "steps between pictures of masks and reconstructions; 0: none", free=True)
     checkpoint_every: int = option(500, "steps between checkpoints", free=True)
     keep: int = option(2, "complete checkpoints kept", free=True)
+    record_samples: bool = option(False, "write ids and checksums of all samples consumed to RUN/samples", free=True)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """FaceMAE: a masked autoencoder (He et al. 2022) that is told which patches are visible."""
 
 # B batch, L patches, V visible patches, D encoder width, d decoder width, P = patch patch 3 numbers of a patch
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
@@ -112,11 +114,7 @@ def sincos_positions(side: int, width: int) -> Tensor:
 
 def block(width: int, heads: int) -> Block:
     """A pre-norm ViT block with MLP ratio 4."""
-    return Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=_norm)
-
-
-def _norm(width: int, **_: object) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=1e-6)
+    return Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))  # type: ignore[arg-type]
 
 
 def _initialise(module: nn.Module) -> None:

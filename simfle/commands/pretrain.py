@@ -1,0 +1,36 @@
+"""Pretrain a backbone: one process, or as many as the launcher starts."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simfle.commands.app import command
+from simfle.config import PretrainConfig, load
+from simfle.errors import RunStopped
+
+
+def pretrain(
+    config: Annotated[Path | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. data.shards=[shards/faces]")] = None,
+) -> None:
+    """Pretrain with SimFLE. Started again with the same configuration it goes on where the run stands.
+
+    accelerate launch --use_deepspeed --num_processes 2 launchers/pretrain.py CONFIG key=value ...
+    """
+    arguments = list(overrides or [])
+    if config is not None and "=" in str(config):  # no file, only key=value
+        arguments, config = [str(config), *arguments], None
+    resolved = load(PretrainConfig, config, arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    from simfle.train.trainer import pretrain as run
+
+    try:
+        run(resolved)
+    except RunStopped as stopped:
+        typer.echo(str(stopped), err=True)
+
+
+main = command(pretrain)

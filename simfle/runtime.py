@@ -1,0 +1,196 @@
+"""Processes, devices, the DeepSpeed engine and the stop signal: everything a run takes from its surroundings."""
+
+import logging
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from simfle.config import OptimConfig, TrainConfig
+from simfle.errors import UserError
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: rank of size, local_rank of local_size on this machine, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is shared: global_batch = processes * accumulation * micro_batch."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+
+
+def plan_batch(config: TrainConfig, processes: int) -> BatchPlan:
+    """Micro-batch and accumulation for so many processes.
+
+    Raises:
+        UserError: the global batch cannot be shared equally.
+    """
+    total, micro = config.global_batch, config.micro_batch
+    if total < 1 or total % processes:
+        raise UserError(f"train.global_batch={total} is not divisible by {processes} processes")
+    share = total // processes
+    micro = micro or share
+    if micro < 1 or share % micro:
+        raise UserError(
+            f"train.micro_batch={micro} does not divide the {share} samples that each of {processes} processes takes "
+            f"of train.global_batch={total}"
+        )
+    if micro < 2:
+        raise UserError(f"train.micro_batch={micro}: BatchNorm needs at least 2 samples per process and forward")
+    return BatchPlan(total, micro, share // micro)
+
+
+@contextmanager
+def processes(config: TrainConfig) -> Iterator[World]:
+    """Join the processes that a launcher started (accelerate, torchrun, Slurm), or be the only one.
+
+    Raises:
+        UserError: a GPU was asked for that is not there, or the launcher started fewer processes than it was told to.
+    """
+    environment = _launched()
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"train.device is {config.device!r}; known are auto, cpu and cuda")
+    if cuda and not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch sees no GPU; take train.device=cpu or mend the driver")
+    if cuda and environment["LOCAL_RANK"] >= torch.cuda.device_count():
+        raise UserError(
+            f"process {environment['LOCAL_RANK']} of this machine finds {torch.cuda.device_count()} GPUs: "
+            "start as many processes as there are GPUs"
+        )
+    device = torch.device("cuda", environment["LOCAL_RANK"]) if cuda else torch.device("cpu")
+    _start_group(device)
+    world = World(
+        dist.get_rank(), dist.get_world_size(), environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"], device
+    )
+    if world.size != environment["WORLD_SIZE"]:
+        raise RuntimeError(f"launched as one of {environment['WORLD_SIZE']}, but the process group has {world.size}")
+    try:
+        yield world
+    finally:
+        dist.destroy_process_group()
+
+
+def _launched() -> dict[str, int]:
+    """What the launcher put into the environment; a single process gets a world of its own."""
+    under_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if "WORLD_SIZE" not in os.environ and under_accelerate and "MASTER_PORT" in os.environ:
+        raise UserError(
+            "accelerate was told to start several processes but started this one only, as it does without a GPU; "
+            "add --use_deepspeed: accelerate launch --use_deepspeed --num_processes 2 launchers/pretrain.py ..."
+        )
+    if "WORLD_SIZE" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    try:
+        return {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"the launcher's environment is incomplete: {error}; set RANK and WORLD_SIZE, or none"
+        ) from None
+
+
+def _start_group(device: torch.device) -> None:
+    # DeepSpeed picks its accelerator from this variable, and would take CUDA from a CUDA build of torch without a GPU.
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # warns of every optimizer that is not its own
+    # On a CPU it would compile a C++ all-reduce at the first start (25 s, and a compiler needed); gloo does that work.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def start_engine(
+    model: nn.Module, optimizer: torch.optim.Optimizer, plan: BatchPlan, train: TrainConfig, optim: OptimConfig
+) -> Any:
+    """Hand the model to DeepSpeed: ZeRO, autocast, accumulation and clipping from our configuration alone.
+
+    Raises:
+        UserError: an unknown ZeRO stage or precision.
+    """
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config(plan, train, optim), dist_init_required=False
+    )
+    if engine.dp_world_size != dist.get_world_size():
+        raise RuntimeError(f"DeepSpeed sees {engine.dp_world_size} processes, torch {dist.get_world_size()}")
+    return engine
+
+
+def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
+    """Our settings in DeepSpeed's words. Never `bf16.enabled`: it casts parameters but not BatchNorm's buffers."""
+    if train.zero_stage not in (0, 1, 2, 3):
+        raise UserError(f"train.zero_stage={train.zero_stage}; ZeRO has stages 0, 1, 2 and 3")
+    if train.precision not in ("bf16", "fp32"):
+        raise UserError(f"train.precision is {train.precision!r}; known are bf16 and fp32")
+    return {
+        "train_batch_size": plan.global_batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": optim.clip,
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            # Every parameter partitioned: the EMA works on partitions, which persistent parameters would not follow.
+            "stage3_param_persistence_threshold": 0,
+        },
+        "zero_allow_untested_optimizer": True,  # SGD and AdamW are elementwise, as flattened parameters require
+        "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 10**9,
+    }
+
+
+class StopFlag:
+    """Raised by SIGTERM, SIGINT or SIGUSR2; the training loop looks at it at step boundaries only."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopFlag":
+        for name in STOP_SIGNALS:
+            self._previous[name] = signal.signal(name, self._raise)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)
+
+    def _raise(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        self.signal = signal.Signals(number)

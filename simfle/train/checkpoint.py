@@ -1,0 +1,192 @@
+"""Checkpoints: full tensors by name in safetensors, written aside by a thread, complete or not there at all.
+
+RUN/checkpoints/step-00000500/
+    model.safetensors   parameters and buffers
+    optim.safetensors   optimizer tensors
+    state.json          step, samples consumed, config digest
+    COMPLETE            size and SHA-256 of the three, written last
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from simfle.errors import UserError
+from simfle.train.state import State
+
+FORMAT = 1
+MARKER = "COMPLETE"
+FILES = ("model.safetensors", "optim.safetensors", "state.json")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: optimizer steps done and samples consumed. This one number is the data side's whole state."""
+
+    step: int
+    samples: int
+    config: str
+    optimizer: str
+    format: int = FORMAT
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint as read back."""
+
+    folder: Path
+    progress: Progress
+    model: State
+    optim: State
+
+
+def folder_of(run: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return run / "checkpoints" / f"step-{step:08d}"
+
+
+def complete(run: Path) -> list[Path]:
+    """Folders of complete checkpoints, newest first. A folder without its marker never took its final name."""
+    return sorted((marker.parent for marker in run.glob(f"checkpoints/step-*/{MARKER}")), reverse=True)
+
+
+def write(run: Path, progress: Progress, model: State, optim: State) -> Path:
+    """Write to a temporary folder, fsync, mark, rename, fsync. Interrupted anywhere, older checkpoints still stand."""
+    final = folder_of(run, progress.step)
+    if (final / MARKER).exists():
+        return final
+    parts = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    save_file(model, parts / FILES[0])
+    save_file(optim, parts / FILES[1])
+    (parts / FILES[2]).write_text(json.dumps(asdict(progress), indent=2))
+    marker = {name: {"bytes": (parts / name).stat().st_size, "sha256": _sha256(parts / name)} for name in FILES}
+    for name in FILES:
+        _sync(parts / name)
+    (parts / MARKER).write_text(json.dumps(marker, indent=2))
+    _sync(parts / MARKER)
+    _sync(parts)
+    parts.rename(final)
+    _sync(final.parent)
+    return final
+
+
+def retain(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` complete checkpoints, and what interrupted writes left."""
+    for old in complete(run)[max(1, keep) :]:
+        (old / MARKER).unlink()  # from here on it is no checkpoint, even if the rest of it survives a crash
+        shutil.rmtree(old)
+    for left in run.glob("checkpoints/.step-*.partial"):
+        shutil.rmtree(left)
+    for left in run.glob("checkpoints/step-*"):
+        if not (left / MARKER).exists():
+            shutil.rmtree(left)
+
+
+def read_newest(run: Path) -> Checkpoint | None:
+    """The newest checkpoint that is complete and whole; None where a run has none yet.
+
+    A damaged one is reported and passed over for the one before it.
+
+    Raises:
+        UserError: there are checkpoints, but none can be used: the run must not silently start afresh.
+    """
+    reasons = []
+    for folder in complete(run):
+        try:
+            return read(folder)
+        except UserError as error:
+            log.warning("%s; trying the one before", error)
+            reasons.append(str(error))
+    if reasons:
+        raise UserError(
+            f"{run}: no checkpoint can be used ({'; '.join(reasons)}); restore one, or take another train.run"
+        )
+    return None
+
+
+def read(folder: Path) -> Checkpoint:
+    """Read and verify one checkpoint.
+
+    Raises:
+        UserError: a file is missing, has another size or hash, or another format version.
+    """
+    try:
+        marker = json.loads((folder / MARKER).read_text())
+        for name in FILES:
+            if (folder / name).stat().st_size != marker[name]["bytes"] or _sha256(folder / name) != marker[name][
+                "sha256"
+            ]:
+                raise UserError(f"checkpoint {folder.name}: {name} is damaged (its hash is not the one written)")
+        progress = json.loads((folder / FILES[2]).read_text())
+        if progress.get("format") != FORMAT:
+            raise UserError(
+                f"checkpoint {folder.name} has format {progress.get('format')}, this version reads {FORMAT}"
+            )
+        return Checkpoint(folder, Progress(**progress), load_file(folder / FILES[0]), load_file(folder / FILES[1]))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"checkpoint {folder.name} cannot be read: {error}") from None
+
+
+class Writer:
+    """Writes checkpoints in a background thread, one at a time; an error surfaces at the next call."""
+
+    def __init__(self, run: Path, keep: int) -> None:
+        self.run, self.keep = run, keep
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def submit(self, progress: Progress, model: State, optim: State) -> None:
+        """Start writing; waits first for the one before."""
+        self.wait()
+        self._thread = threading.Thread(target=self._work, args=(progress, model, optim), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last submitted checkpoint stands.
+
+        Raises:
+            UserError: it could not be written (disk full, folder gone).
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise UserError(
+                f"checkpoint could not be written to {self.run}: {error}; older ones still stand"
+            ) from error
+
+    def _work(self, progress: Progress, model: State, optim: State) -> None:
+        try:
+            write(self.run, progress, model, optim)
+            retain(self.run, self.keep)
+        except (OSError, SafetensorError) as error:
+            self._error = error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest: Any = hashlib.sha256()
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

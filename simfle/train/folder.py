@@ -1,0 +1,87 @@
+"""The run's folder: one run at a time, one configuration for ever, versions on record."""
+
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simfle.config import PretrainConfig, digest, identity, load
+from simfle.errors import UserError
+
+PACKAGES = ("torch", "timm", "deepspeed", "accelerate", "numpy", "nvidia-dali-cuda130", "opencv-python-headless")
+
+
+@contextmanager
+def claimed(run: Path) -> Iterator[None]:
+    """Hold the folder for this run.
+
+    Raises:
+        UserError: another living run holds it, or it cannot be written.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / ".lock").open("a+")
+    except OSError as error:
+        raise UserError(f"train.run={run} cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise UserError(f"{run} is in use by {holder}; wait for it, or take another train.run") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield  # the kernel drops the lock with the process, however it ends
+
+
+def settle_config(run: Path, config: PretrainConfig) -> None:
+    """Write the resolved config and the versions, or check that the ones there are this run's.
+
+    Raises:
+        UserError: the folder belongs to a run with another configuration; the differing keys are named.
+    """
+    file = run / "config.yaml"
+    if file.exists():
+        before = load(PretrainConfig, file)
+        if digest(before) != digest(config):
+            old, new = identity(before), identity(config)
+            differing = [f"{key}: {old[key]} -> {new[key]}" for key in new if old[key] != new[key]]
+            raise UserError(
+                f"{run} holds a run with another configuration ({'; '.join(differing)}); "
+                "give the old values, or another train.run"
+            )
+    _replace(file, yaml.safe_dump(asdict(config), sort_keys=False))
+    _replace(run / "versions.json", json.dumps(versions(), indent=2))
+
+
+def versions() -> dict[str, Any]:
+    """What this run is computed with: packages, Python, machine, git revision where there is one."""
+    found: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    here = Path(__file__).parent
+    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    if revision.returncode == 0:
+        found["git"] = revision.stdout.strip()
+    return found
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    partial.replace(path)

@@ -1,0 +1,73 @@
+"""What a run tells: metrics.jsonl, TensorBoard, the samples it consumed if asked."""
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from simfle.batch import Batch
+
+FILE = "metrics.jsonl"
+
+
+class Metrics:
+    """One JSON object per logged step in RUN/metrics.jsonl, the same numbers in RUN/tensorboard.
+
+    After a resume, lines of steps that the checkpoint does not know are dropped: they will be computed again.
+    """
+
+    def __init__(self, run: Path, resumed_step: int) -> None:
+        file = run / FILE
+        if file.exists():
+            lines = [line for line in file.read_text().splitlines() if _step(line) is not None]
+            kept = [line for line in lines if (_step(line) or 0) <= resumed_step]
+            partial = file.with_suffix(".partial")
+            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.replace(file)
+        self._file = file.open("a", buffering=1)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """`values`: numbers, or dicts of numbers such as losses."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            for part, number in value.items() if isinstance(value, dict) else [("", value)]:
+                self._board.add_scalar(f"{name}/{part}" if part else name, number, step)
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """image: [H, W, 3] uint8."""
+        self._board.add_image(name, image, step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()
+
+
+class SampleRecord:
+    """Which samples with which pixels a process consumed: RUN/samples/rank-N.jsonl, for audits and tests of resume."""
+
+    def __init__(self, run: Path, rank: int) -> None:
+        folder = run / "samples"
+        folder.mkdir(exist_ok=True)
+        self._file = (folder / f"rank-{rank:05d}.jsonl").open("a", buffering=1)
+
+    def add(self, step: int, micro: int, batch: Batch) -> None:
+        """One line per micro-batch: sample ids, and a CRC-32 per sample over its views, face and group draw."""
+        arrays = [tensor.cpu().contiguous().numpy() for tensor in (batch.view1, batch.view2, batch.face, batch.draw)]
+        crcs = [zlib.crc32(b"".join(array[row].tobytes() for array in arrays)) for row in range(len(batch.ids))]
+        line = {"step": step, "micro": micro, "ids": batch.ids.tolist(), "crcs": crcs}
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _step(line: str) -> int | None:
+    """The step of a metrics line; None for a line that a crash cut short."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None

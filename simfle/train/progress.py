@@ -1,0 +1,69 @@
+"""The progress line: a bar on a terminal, a plain line now and then in a log."""
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Announcer:
+    """Says before step 1 what will be done, then how it goes. Only on the main process."""
+
+    def __init__(self, steps: int, first: int, *, enabled: bool) -> None:
+        self.steps, self.enabled = steps, enabled
+        self._console = Console(file=sys.stderr)
+        self._bar: Progress | None = None
+        self._last_line = 0.0
+        self._speed = 0.0
+        self._wait = 0.0
+        if enabled and self._console.is_terminal:
+            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
+            self._task = self._bar.add_task("starting", total=steps, completed=first)
+
+    def __enter__(self) -> "Announcer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start(self, run: Any) -> None:
+        """One paragraph: data, batch, learning rate, processes, where the run lies."""
+        if not self.enabled:
+            return
+        plan, train, world = run.plan, run.config.train, run.world
+        peak = run.config.optim.lr * plan.global_batch / 256
+        self._say(
+            f"{run.config.model.method} with {run.config.model.backbone} on {run.order.samples:,} samples, "
+            f"{run.order.steps_per_epoch} steps an epoch, {run.steps} steps; "
+            f"{'going on after step ' + str(run.step) if run.step else 'from the start'}"
+        )
+        self._say(
+            f"global batch {plan.global_batch} = {world.size} processes x {plan.accumulation} accumulated x "
+            f"{plan.micro_batch} samples; peak learning rate {peak:g}; ZeRO stage {train.zero_stage}, "
+            f"{train.precision}, {world.device.type}, {run.loader.backend_name}; run folder {run.folder}"
+        )
+        if self._bar is not None:
+            self._bar.start()
+
+    def advance(self, step: int, loss: float, speed: float, wait: float) -> None:
+        """speed: images/s over all processes; wait: share of the step spent waiting for data, 0 to 1."""
+        if not self.enabled:
+            return
+        # Smoothed over about ten steps: a single step's speed is noise.
+        self._speed = speed if not self._speed else 0.9 * self._speed + 0.1 * speed
+        self._wait = 0.9 * self._wait + 0.1 * wait
+        text = f"loss {loss:.4f}  {self._speed:.1f} images/s  data wait {self._wait:.0%}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        elif step == self.steps or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._say(f"step {step}/{self.steps}  {text}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, soft_wrap=True)

@@ -1,0 +1,142 @@
+"""Full tensors by name, in and out of a DeepSpeed engine, whatever its ZeRO stage and number of processes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from simfle.errors import UserError
+
+State = dict[str, Tensor]
+
+
+@torch.no_grad()
+def model_state(engine: Any, *, keep: bool) -> State:
+    """Parameters and buffers, fp32 on the CPU. Collective: every process calls it, those without `keep` get {}.
+
+    Buffers are BatchNorm statistics, which each process keeps of its own share: their mean is saved. (It follows the
+    same recursion as each of them, so a run that was interrupted arrives at the same mean.)
+    """
+    state: State = {}
+    for name, parameter in engine.module.named_parameters():
+        with _gathered(parameter):
+            if keep:
+                state[name] = parameter.detach().to("cpu", copy=True)
+    for name, buffer in saved_buffers(engine.module).items():
+        shared = buffer.clone()
+        if shared.is_floating_point():
+            dist.all_reduce(shared)
+            shared /= dist.get_world_size()
+        if keep:
+            state[name] = shared.cpu()
+    return state
+
+
+@torch.no_grad()
+def optimizer_state(engine: Any, keys: tuple[str, ...], *, keep: bool) -> State:
+    """Optimizer tensors under `parameter name.key`, each shaped like its parameter. Collective like `model_state`."""
+    from deepspeed.utils import safe_get_full_optimizer_state
+
+    state: State = {}
+    for name, parameter in trained(engine.module):
+        for key in keys:
+            if engine.zero_optimization_stage() == 0:
+                value = engine.optimizer.state[parameter][key]
+            else:
+                value = safe_get_full_optimizer_state(parameter, key)
+            if keep:
+                state[f"{name}.{key}"] = value.detach().view(full_shape(parameter)).to("cpu", copy=True)
+    return state
+
+
+@torch.no_grad()
+def load_model(model: nn.Module, state: State, source: str) -> None:
+    """Fill parameters and buffers, before DeepSpeed takes the model.
+
+    Raises:
+        UserError: names or shapes are those of another model; the first few are named.
+    """
+    expected = dict(model.named_parameters()) | saved_buffers(model)
+    missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    wrong = [name for name in expected if name in state and expected[name].shape != state[name].shape]
+    for names, what in ((missing, "lacks"), (unknown, "has in excess"), (wrong, "has in another shape")):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise UserError(f"{source} is a checkpoint of another model: it {what} {', '.join(names[:3])}{more}")
+    for name, tensor in expected.items():
+        tensor.copy_(state[name])
+
+
+@torch.no_grad()
+def load_optimizer(engine: Any, keys: tuple[str, ...], state: State, steps: int) -> None:
+    """Give every optimizer tensor its value, zeros where `state` has none, and AdamW its step count.
+
+    Called also at the start of a run: with zeros as momentum SGD's and AdamW's first steps are what they are without,
+    and saving never meets an optimizer that has no tensors yet.
+    """
+    from deepspeed.utils import safe_set_full_optimizer_state
+
+    counts = {"step": torch.tensor(float(steps))} if "exp_avg" in keys else {}
+    inner = engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
+    for flat in _optimized(engine):
+        inner.state[flat] = {key: torch.zeros_like(flat) for key in keys}
+        inner.state[flat].update({key: value.clone() for key, value in counts.items()})
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()  # links each parameter to its part of the flat tensors
+    if not state:
+        return
+    for name, parameter in trained(engine.module):
+        for key in keys:
+            value = state[f"{name}.{key}"].to(parameter.device)
+            if engine.zero_optimization_stage() == 0:
+                inner.state[parameter][key].copy_(value)
+            else:
+                safe_set_full_optimizer_state(parameter, _padded(engine, parameter, value), key)
+
+
+def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Parameters that the optimizer moves, by name."""
+    return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+
+
+def saved_buffers(module: nn.Module) -> State:
+    """Buffers that belong to the state of the model (constants such as positions do not)."""
+    names = module.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in names}
+
+
+def full_shape(parameter: Tensor) -> torch.Size:
+    """The shape of a parameter also while ZeRO stage 3 holds it in partitions."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _optimized(engine: Any) -> list[Tensor]:
+    """The tensors that the inner optimizer really steps: parameters, or ZeRO's flat partitions of them."""
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        return [parameter for _, parameter in trained(engine.module)]
+    if stage == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    return list(engine.optimizer.single_partition_of_fp32_groups)
+
+
+def _padded(engine: Any, parameter: Tensor, value: Tensor) -> Tensor:
+    # Stage 3 cuts a parameter into equal partitions, the last one padded, and narrows what it is given accordingly.
+    if engine.zero_optimization_stage() != 3:
+        return value
+    wanted = parameter.ds_tensor.numel() * dist.get_world_size()  # type: ignore[attr-defined]
+    return torch.nn.functional.pad(value.flatten(), (0, wanted - value.numel()))
+
+
+@contextmanager
+def _gathered(parameter: nn.Parameter) -> Iterator[None]:
+    if not hasattr(parameter, "ds_id"):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([parameter]):
+        yield

@@ -1,0 +1,229 @@
+"""The pretraining run: set-up, the loop over optimizer steps, and its ends."""
+
+import itertools
+import json
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from simfle import config as configs
+from simfle.batch import Batch
+from simfle.config import PretrainConfig
+from simfle.data.loader import Loader, Share, make_order
+from simfle.data.order import Order
+from simfle.data.reader import Corpus
+from simfle.errors import RunStopped, UserError
+from simfle.models.methods import build_method
+from simfle.models.statistics import share_statistics
+from simfle.optim import STATES, build_optimizer, learning_rate
+from simfle.runtime import BatchPlan, StopFlag, World, plan_batch, processes, start_engine
+from simfle.train import checkpoint, folder, pictures, state
+from simfle.train.metrics import Metrics, SampleRecord
+from simfle.train.progress import Announcer
+from simfle.train.verdict import Ballot, Verdict
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(config: PretrainConfig) -> None:
+    """Start or go on with the run in `train.run`, until its last step or a stop signal.
+
+    Raises:
+        UserError: configuration, data, checkpoint or folder are not as they must be; a loss is not finite.
+        RunStopped: a signal or train.stop_after ended it early; all is saved.
+    """
+    with processes(config.train) as world, ExitStack() as ends:
+        plan = plan_batch(config.train, world.size)
+        corpus = Corpus(config.data.shards, config.data.splits)
+        order = make_order(corpus, config.data, config.train.seed, plan.global_batch)
+        claim_folder(config, world, ends)
+        run = Run(config, world, plan, corpus, order, ends)
+        with StopFlag() as stop:
+            run.train(stop)
+
+
+def claim_folder(config: PretrainConfig, world: World, ends: ExitStack) -> None:
+    """The main process holds the folder for all; if it cannot, all processes end with its reason."""
+    reason: list[str | None] = [None]
+    if world.is_main:
+        try:
+            ends.enter_context(folder.claimed(Path(config.train.run)))
+            folder.settle_config(Path(config.train.run), config)
+        except UserError as error:
+            reason = [str(error)]
+    dist.broadcast_object_list(reason, src=0)
+    if reason[0] is not None:
+        raise UserError(reason[0])
+
+
+class Run:
+    """Everything that one start of a run holds, ready to train."""
+
+    def __init__(
+        self, config: PretrainConfig, world: World, plan: BatchPlan, corpus: Corpus, order: Order, ends: ExitStack
+    ) -> None:
+        self.config, self.world, self.plan, self.corpus, self.order = config, world, plan, corpus, order
+        self.folder = Path(config.train.run)
+        self.steps = config.train.steps or int(config.train.epochs * order.steps_per_epoch)
+        if self.steps < 1:
+            raise UserError(f"train.epochs={config.train.epochs} is less than one step; give more, or train.steps")
+        self.keys = STATES.get(config.optim.name, ())
+        torch.manual_seed(config.train.seed)
+        torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
+        self.model: Any = build_method(config.model, config.views)
+        resumed = self._resume()
+        self.step = resumed.progress.step if resumed else 0
+        self.model.to(world.device).train()
+        if config.train.sync_statistics:
+            share_statistics(self.model, world.device)
+        trained = [parameter for _, parameter in state.trained(self.model)]
+        optimizer = build_optimizer(trained, config.optim)
+        self.engine = start_engine(self.model, optimizer, plan, config.train, config.optim)
+        self.optimizer = optimizer
+        state.load_optimizer(self.engine, self.keys, resumed.optim if resumed else {}, self.step)
+        self.buffers = list(state.saved_buffers(self.model).values())
+        share = Share(world.rank, world.size, world.local_size, plan.accumulation)
+        self.loader = Loader(corpus, order, config.views, config.data, share, world.device)
+        ends.enter_context(closing(self.loader))
+        self.writer = checkpoint.Writer(self.folder, config.train.keep)
+        self.samples = SampleRecord(self.folder, world.rank) if config.train.record_samples else None
+        self.metrics = Metrics(self.folder, self.step) if world.is_main else None
+        for each in (self.samples, self.metrics):
+            if each is not None:
+                ends.callback(each.close)
+        self.announcer = ends.enter_context(Announcer(self.steps, self.step, enabled=world.is_main))
+
+    def _resume(self) -> checkpoint.Checkpoint | None:
+        """Fill the model from the newest checkpoint; all processes read the one that the main process found whole."""
+        found: list[Any] = [None, None]
+        newest = None
+        if self.world.is_main:
+            try:
+                newest = checkpoint.read_newest(self.folder)
+                found[0] = newest.folder if newest else None
+            except UserError as error:
+                found[1] = str(error)
+        dist.broadcast_object_list(found, src=0)
+        if found[1] is not None:
+            raise UserError(found[1])
+        if found[0] is None:
+            return None
+        newest = newest or checkpoint.read(found[0])
+        state.load_model(self.model, newest.model, newest.folder.name)
+        if newest.progress.optimizer != self.config.optim.name:
+            raise UserError(f"{newest.folder.name} was made with optim.name={newest.progress.optimizer}")
+        log.info("resuming %s after step %d", self.folder, newest.progress.step)
+        return newest
+
+    def train(self, stop: StopFlag) -> None:
+        """Step after step to the end; the last state is always saved."""
+        limit = min(self.steps, self.config.train.stop_after or self.steps)
+        self.announcer.start(self)
+        with closing(self.loader.batches(self.step)) as batches:
+            while self.step < limit:
+                verdict = self.one_step(batches, stop.signal is not None)
+                if verdict.stop:
+                    break
+                if self.step % self.config.train.checkpoint_every == 0 and self.step < limit:
+                    self.save()
+        self.save()
+        self.writer.wait()
+        if self.step < self.steps:
+            why = f"on {stop.signal.name}" if stop.signal is not None else "as asked"
+            raise RunStopped(f"stopped {why} after step {self.step} of {self.steps}; saved, start again to go on")
+
+    def one_step(self, batches: Iterator[Batch], stop: bool) -> Verdict:
+        """One optimizer step: micro-batches forward and backward, the vote, the update, the EMA, the metrics."""
+        began, waited = time.perf_counter(), self.loader.waited
+        number = self.step + 1
+        before = [buffer.clone() for buffer in self.buffers]
+        rate = learning_rate(self.step, self.steps, self.plan.global_batch, self.config.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        pictured = self._is_due(self.config.train.images_every, number)
+        self.model.keep_picture = pictured and self.world.is_main
+        total: dict[str, torch.Tensor] = {}
+        for micro, batch in enumerate(itertools.islice(batches, self.plan.accumulation)):
+            if self.samples is not None:
+                self.samples.add(number, micro, batch)
+            losses = self.engine(batch)
+            total = {name: total.get(name, 0) + value.detach() for name, value in losses.items()}
+            last = micro == self.plan.accumulation - 1
+            if last:
+                ballot = Ballot(total, self.plan.accumulation, stop)
+            self.engine.backward(losses["total"])
+            if last:
+                verdict = ballot.read()
+                if not verdict.finite:
+                    self.end_on_bad_loss(number, verdict, before)
+            self.engine.step()
+        self.model.after_step()
+        self.step = number
+        self.report(verdict, rate, time.perf_counter() - began, self.loader.waited - waited)
+        if pictured:
+            self.save_picture()
+        return verdict
+
+    def report(self, verdict: Verdict, rate: float, seconds: float, waited: float) -> None:
+        """The progress line of every step, and the metrics of every `log_every`-th."""
+        speed = self.plan.global_batch / seconds
+        self.announcer.advance(self.step, verdict.losses["total"], speed, waited / seconds)
+        if self.metrics is None or not self._is_due(self.config.train.log_every, self.step):
+            return
+        values = {
+            "epoch": self.step / self.order.steps_per_epoch,
+            "samples": self.step * self.plan.global_batch,
+            "lr": rate,
+            "losses": verdict.losses,
+            "images_per_second": speed,
+            "data_wait": waited / seconds,
+            "processes": self.world.size,
+        }
+        self.metrics.log(self.step, values)
+
+    def save_picture(self) -> None:
+        """What FaceMAE saw and made in this step's own forward pass."""
+        picture = getattr(self.model, "picture", None)
+        self.model.keep_picture = False
+        if self.metrics is None or picture is None:
+            return
+        image = pictures.draw(picture, self.model.mean, self.model.std, self.config.model.facemae.patch)
+        pictures.save(self.folder / "images" / f"step-{self.step:08d}.png", image)
+        self.metrics.picture("facemae", image, self.step)
+        self.model.picture = None
+
+    def save(self) -> None:
+        """Copy the state to the main process's memory and let its thread write it."""
+        model = state.model_state(self.engine, keep=self.world.is_main)
+        optim = state.optimizer_state(self.engine, self.keys, keep=self.world.is_main)
+        if self.world.is_main:
+            samples = self.step * self.plan.global_batch
+            progress = checkpoint.Progress(self.step, samples, configs.digest(self.config), self.config.optim.name)
+            self.writer.submit(progress, model, optim)
+
+    def end_on_bad_loss(self, number: int, verdict: Verdict, before: list[torch.Tensor]) -> None:
+        """Save the state before this step, name the step, its samples and its losses, and stop."""
+        for buffer, value in zip(self.buffers, before, strict=True):
+            buffer.copy_(value)  # the bad forward has been through BatchNorm's statistics
+        self.save()
+        self.writer.wait()
+        ids = self.order.batch(self.step)[0]
+        file = self.folder / "nonfinite.json"
+        if self.world.is_main:
+            keys = [self.corpus.key(*place) for place in zip(*self.corpus.locate(ids), strict=True)]
+            facts = {"step": number, "losses": verdict.losses, "ids": ids.tolist(), "keys": keys}
+            file.write_text(json.dumps(facts, indent=1))
+        bad = ", ".join(f"{name}={value}" for name, value in verdict.losses.items())
+        raise UserError(
+            f"step {number}: a loss is not finite ({bad}), samples {ids[:4].tolist()}... of {len(ids)}, all in {file}; "
+            f"the state after step {self.step} is saved. A lower optim.lr, optim.clip or train.precision=fp32 may help"
+        )
+
+    def _is_due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.steps)

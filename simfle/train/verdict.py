@@ -1,0 +1,42 @@
+"""What all processes agree on in each step, by one small all-reduce: mean losses, NaN anywhere, stop asked anywhere."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The same on every process. losses: means over processes and micro-batches."""
+
+    losses: dict[str, float]
+    finite: bool
+    stop: bool
+
+
+class Ballot:
+    """Asked between the last forward and its backward, read after that backward has been queued.
+
+    So the host waits while the GPU has work: nothing stalls, and a bad loss is known before the optimizer steps.
+    """
+
+    def __init__(self, losses: dict[str, Tensor], accumulation: int, stop: bool) -> None:
+        self._names = list(losses)
+        values = torch.stack([losses[name].detach().float() for name in self._names]) / accumulation
+        flags = torch.stack([(~values.isfinite().all()).float(), torch.full_like(values[0], float(stop))])
+        votes = torch.cat([values, flags])
+        dist.all_reduce(votes)
+        self._votes = votes.to("cpu", non_blocking=True)
+        self._ready = torch.cuda.Event() if votes.is_cuda else None
+        if self._ready is not None:
+            self._ready.record()
+
+    def read(self) -> Verdict:
+        """Wait for the votes."""
+        if self._ready is not None:
+            self._ready.synchronize()
+        *values, bad, stops = self._votes.tolist()
+        mean = [value / dist.get_world_size() for value in values]
+        return Verdict(dict(zip(self._names, mean, strict=True)), bad == 0, stops > 0)
