@@ -94,15 +94,16 @@ def paint_background(canvas: Canvas, rng: np.random.Generator) -> None:
     small = 32
     muted = rng.uniform(40, 215, (10, 1)) + rng.normal(0, 22, (10, 3))
     muted = np.clip(muted, 0, 255)
-    corners = muted[:4].reshape(2, 2, 3).astype(np.float32)
-    wall = cv2.resize(corners, (small, small), interpolation=cv2.INTER_LINEAR).astype(np.uint8)
+    corners = muted[:4].reshape(2, 2, 3).astype(np.uint8)
+    wall = np.zeros((small, small, 3), np.uint8)
+    cv2.resize(corners, (small, small), dst=wall, interpolation=cv2.INTER_LINEAR)
     for colour in muted[4 : 4 + int(rng.integers(1, 7))].tolist():
         x, y, w, h = (int(v) for v in rng.integers(0, small, 4))
         if rng.random() < 0.5:
             cv2.rectangle(wall, (x, y), (x + w // 2, y + h // 2), colour, -1)
         else:
             cv2.circle(wall, (x, y), w // 4 + 1, colour, -1, cv2.LINE_AA)
-    wall = cv2.GaussianBlur(wall, (0, 0), float(rng.uniform(0.4, 1.6)))
+    cv2.GaussianBlur(wall, (0, 0), float(rng.uniform(0.4, 1.6)), dst=wall)
     cv2.resize(wall, (canvas.side, canvas.side), dst=canvas.picture, interpolation=cv2.INTER_LINEAR)
 
 
@@ -113,18 +114,21 @@ def light(
     half = (size, size)
     picture = cv2.resize(canvas.picture, half, interpolation=cv2.INTER_AREA).astype(np.float32)
     folds = cv2.resize(canvas.shadow, half, interpolation=cv2.INTER_AREA)
-    folds = cv2.GaussianBlur(folds, (0, 0), size / 200).astype(np.float32) / 255
-    picture *= (1 - 0.55 * folds)[..., None]
+    picture *= 1 - 0.55 * _soft(folds, size / 200)
     head = np.zeros((size, size), np.uint8)
     cv2.fillPoly(head, [fixed(outline / OVERSAMPLING)], 255, cv2.LINE_AA, SHIFT)
-    head = cv2.GaussianBlur(head, (0, 0), size / 64).astype(np.float32) / 255
-    lit = _shading(canvas, person, scene, size)
-    gain = 1 + head * (lit - 1)  # the room around is lit evenly
-    picture *= gain[..., None] * (scene.exposure * np.array(scene.tint, np.float32))
+    lit = _shading(canvas, person, scene, size)[..., None]
+    gain = 1 + _soft(head, size / 64) * (lit - 1)  # the room around is lit evenly
+    picture *= gain * (scene.exposure * np.array(scene.tint, np.float32))
     if scene.blur > 0.2:
-        picture = cv2.GaussianBlur(picture, (0, 0), scene.blur * size / 128)
+        cv2.GaussianBlur(picture, (0, 0), scene.blur * size / 128, dst=picture)
     grain = rng.standard_normal((size, size), np.float32) * np.float32(scene.noise)
     return np.clip(picture + grain[..., None], 0, 255).astype(np.uint8)
+
+
+def _soft(mask: cv2.typing.MatLike, sigma: float) -> NDArray[np.float32]:
+    """A blurred mask [H, W] uint8 as weights [H, W, 1], 0 to 1."""
+    return np.float32(1 / 255) * cv2.GaussianBlur(mask, (0, 0), sigma).astype(np.float32)[..., None]
 
 
 def _shading(canvas: Canvas, person: Person, scene: Scene, size: int) -> NDArray[np.float32]:
