@@ -1,0 +1,154 @@
+"""Backbones to evaluate: from a backbone.safetensors file, or randomly initialised with the same shape."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from simfle.errors import UserError
+from simfle.models.backbone import build_backbone
+
+FORMAT = 1
+WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
+
+
+@dataclass(frozen=True)
+class Card:
+    """What `backbone.json` says of the weights beside it.
+
+    name: timm's; network: online, target or random; features: C; mean, std: of the normalisation, of 1.0;
+    size: side of the views it was trained on, pixels; run: where it comes from (run folder, step, ...).
+    """
+
+    name: str
+    network: str
+    features: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    size: int
+    run: dict[str, Any]
+    format: int = FORMAT
+
+
+class Pooled(nn.Module):
+    """Images [B, 3, H, W] uint8 -> features [B, C] float32: normalise, feature map, global average pool."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, card: Card) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        normalised = (images.float() / 255 - self.mean) / self.std
+        return self.network(normalised).mean(dim=(2, 3))  # [B, C, h, w] -> [B, C]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen backbone in eval mode, with its card and the file it came from (None: random)."""
+
+    module: Pooled
+    card: Card
+    file: Path | None = None
+
+
+def load_backbone(path: Path) -> Backbone:
+    """Read `path` (a backbone.safetensors, or the folder that holds one) and the backbone.json beside it.
+
+    Raises:
+        UserError: a file missing or damaged, another format version, weights of another model (named).
+    """
+    weights = path / WEIGHTS if path.is_dir() else path
+    card = read_card(weights.with_name(CARD))
+    if not weights.is_file():
+        raise UserError(f"backbone: {weights} does not exist; make one with tools/export_backbone.py RUN")
+    try:
+        tensors = load_file(weights)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"backbone: {weights} is not a readable safetensors file ({error}); export it again") from None
+    network = build_backbone(card.name)
+    difference = _difference(network.state_dict(), tensors)
+    if difference:
+        raise UserError(f"backbone: {weights} is not a {card.name}: {difference}; export it again from its run")
+    network.load_state_dict(tensors)
+    return Backbone(_frozen(network, card), card, weights)
+
+
+def random_backbone(card: Card, seed: int) -> Backbone:
+    """The same network as `card` describes, freshly initialised from `seed` (the caller's random state is kept)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build_backbone(card.name)
+    return Backbone(_frozen(network, card), replace(card, network="random", run={"seed": seed}))
+
+
+def calibrate(backbone: Backbone, batches: Any) -> None:
+    """Set each BatchNorm's statistics to those of the images in `batches` ([b, 3, H, W] uint8), nothing else.
+
+    A pretrained backbone brings statistics of its features; an untrained one has 0 and 1, which leaves its features
+    out of scale. With this a comparison of the two is about the weights.
+    """
+    norms = [module for module in backbone.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a cumulative average
+        norm.train()
+    with torch.no_grad():
+        for images in batches:
+            backbone.module(images)
+    backbone.module.eval()
+
+
+def read_card(path: Path) -> Card:
+    """Read backbone.json. Raises UserError: missing, another format version, damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"backbone: {path} does not exist; make it with tools/export_backbone.py RUN") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"backbone: {path} is damaged ({error}); export the backbone again") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise UserError(f"backbone: {path} has format {found}, this program reads {FORMAT}; export the backbone again")
+    try:
+        return Card(
+            name=str(content["name"]),
+            network=str(content["network"]),
+            features=int(content["features"]),
+            mean=tuple(float(value) for value in content["mean"]),
+            std=tuple(float(value) for value in content["std"]),
+            size=int(content["size"]),
+            run=dict(content["run"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"backbone: {path} is damaged ({error!r}); export the backbone again") from None
+
+
+def _frozen(network: nn.Module, card: Card) -> Pooled:
+    channels = int(network.num_features)  # type: ignore[arg-type]
+    if channels != card.features:
+        raise UserError(f"backbone: {card.name} has {channels} features, its backbone.json says {card.features}")
+    return Pooled(network, card).eval().requires_grad_(False)
+
+
+def _difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+    """In a few words, how two sets of named tensors differ; empty where names and shapes agree."""
+    words = []
+    for what, names in (("lacks", wanted.keys() - found.keys()), ("has unknown", found.keys() - wanted.keys())):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            words.append(f"{what} {min(names)}{more}")
+    for name in sorted(wanted.keys() & found.keys()):
+        if wanted[name].shape != found[name].shape:
+            words.append(f"{name} is {list(found[name].shape)}, not {list(wanted[name].shape)}")
+            break
+    return ", ".join(words)

@@ -1,0 +1,90 @@
+"""From a run's newest complete checkpoint to backbone files: timm's key names, safetensors and a small JSON."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from shards.files import write_atomic
+from simfle.errors import UserError
+from simfle.eval.backbones import CARD, WEIGHTS, Card
+from simfle.models.backbone import build_backbone
+
+NETWORKS = ("online", "target")
+COMPLETE = "COMPLETE"
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The newest complete checkpoint folder of a run.
+
+    Raises:
+        UserError: no such run, no complete checkpoint in it.
+    """
+    if not run.is_dir():
+        raise UserError(f"export: {run} is not a run folder; name one that launchers/pretrain.py wrote")
+    found = sorted((run / "checkpoints").glob("step-*"))
+    complete = [folder for folder in found if (folder / COMPLETE).is_file()]
+    if not complete:
+        raise UserError(f"export: {run} has no complete checkpoint yet ({len(found)} incomplete); let the run go on")
+    return complete[-1]
+
+
+def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
+    """Write online and target backbone of a run's newest checkpoint to `out`/{online,target} (default RUN/export).
+
+    Returns network -> its backbone.safetensors.
+
+    Raises:
+        UserError: no run, no complete checkpoint, a checkpoint of something else.
+    """
+    checkpoint = newest_checkpoint(run)
+    model, views = _config(run)
+    wanted = build_backbone(model["backbone"])
+    written = {}
+    for network in NETWORKS:
+        tensors = _read(checkpoint / "model.safetensors", f"{network}.backbone.")
+        if tensors.keys() != wanted.state_dict().keys():
+            raise UserError(
+                f"export: {checkpoint} holds no {network} {model['backbone']} ({len(tensors)} tensors under "
+                f"{network}.backbone., {len(wanted.state_dict())} expected); the run's config.yaml is another run's"
+            )
+        card = Card(
+            name=model["backbone"],
+            network=network,
+            features=int(wanted.num_features),  # type: ignore[arg-type]
+            mean=tuple(model["mean"]),
+            std=tuple(model["std"]),
+            size=int(views["size"]),
+            run={"folder": run.name, "checkpoint": checkpoint.name, "step": int(checkpoint.name.split("-")[1])},
+        )
+        folder = (out or run / "export") / network
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / WEIGHTS, save(tensors))
+        write_atomic(folder / CARD, (json.dumps(asdict(card), indent=1) + "\n").encode())
+        written[network] = folder / WEIGHTS
+    return written
+
+
+def _read(path: Path, prefix: str) -> dict:
+    """The tensors whose names begin with `prefix`, without it."""
+    try:
+        with safe_open(path, "pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - it is no mapping
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"export: cannot read {path}: {error}") from None
+
+
+def _config(run: Path) -> tuple[dict, dict]:
+    """The model and views parts of the run's resolved configuration."""
+    path = run / "config.yaml"
+    try:
+        content = yaml.safe_load(path.read_text())
+        return content["model"], content["views"]
+    except FileNotFoundError:
+        raise UserError(f"export: {path} does not exist; {run} is not a run folder") from None
+    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise UserError(f"export: {path} is damaged ({error!r})") from None

@@ -1,0 +1,50 @@
+"""Pictures, shards and names for the tests of evaluation."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from shards.index import write_index
+from shards.manifest import ShardInfo
+from shards.writer import TarShard
+
+CLASSES = ("circle", "cross", "stripes")
+MODEL = "test_resnet"  # timm's smallest
+MakeShards = Callable[..., Path]
+MakeBackbone = Callable[..., Path]
+
+
+def picture(label: int, number: int, size: int = 48) -> bytes:
+    """A shape on a ground of random colours: its class shows in no mean colour."""
+    rng = np.random.default_rng([label, number])
+    image = np.full((size, size + 16, 3), rng.integers(0, 256, 3), np.uint8)
+    ink = tuple(int(value) for value in rng.integers(0, 256, 3))
+    x, y, r = (int(value) for value in rng.integers([20, 16, 10], [44, 32, 15]))
+    if label == 0:
+        cv2.circle(image, (x, y), r, ink, 3)
+    elif label == 1:
+        cv2.line(image, (x - r, y - r), (x + r, y + r), ink, 3)
+        cv2.line(image, (x - r, y + r), (x + r, y - r), ink, 3)
+    else:
+        image[::6] = ink
+        image[1::6] = ink
+    return simplejpeg.encode_jpeg(image, quality=95, colorspace="RGB")
+
+
+def write_shard(folder: Path, split: str, start: int, samples: list, labelled: bool, size: int) -> ShardInfo:
+    tar = folder / f"{split}-{start:06d}.tar"
+    shard = TarShard(tar)
+    for label, number in samples:
+        offset = 1000 * (split != "train") + 100 * label  # other people, other pictures in each split and class
+        members = {"jpg": picture(int(label), offset + number, size)}
+        if labelled:
+            members["cls"] = str(label).encode()
+        members["json"] = json.dumps({"group": f"{split}-{label}-{number // 2}"}).encode()
+        shard.add(f"{split}-{label}-{number}", members)
+    written = shard.finish()
+    write_index(tar.with_suffix(".idx"), written.index)
+    return ShardInfo(tar.name, split, len(samples), written.bytes, written.sha256)

@@ -1,0 +1,114 @@
+"""Export: the newest complete checkpoint of a run becomes files that timm loads."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+from eval_fixtures import MODEL
+from safetensors.torch import load_file, save_file
+
+from simfle.errors import UserError
+from simfle.eval.backbones import load_backbone
+from simfle.eval.export import export_backbones, newest_checkpoint
+from simfle.models.backbone import build_backbone
+
+ROOT = Path(__file__).parents[3]
+
+
+def make_checkpoint(run: Path, step: int, complete: bool = True) -> dict[str, dict[str, torch.Tensor]]:
+    """A checkpoint as training writes it; returns what is under online and target."""
+    folder = run / "checkpoints" / f"step-{step:08d}"
+    folder.mkdir(parents=True)
+    torch.manual_seed(step)
+    networks = {name: dict(build_backbone(MODEL).state_dict()) for name in ("online", "target")}
+    tensors = {f"{name}.backbone.{key}": value for name, state in networks.items() for key, value in state.items()}
+    tensors["online.projector.0.weight"] = torch.ones(2, 2)
+    tensors["facemae.encoder.weight"] = torch.ones(2)
+    save_file({key: value.contiguous() for key, value in tensors.items()}, folder / "model.safetensors")
+    if complete:
+        (folder / "COMPLETE").touch()
+    return networks
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = {"model": {"backbone": MODEL, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.2]}, "views": {"size": 64}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def test_both_networks_of_the_newest_complete_checkpoint(run: Path) -> None:
+    make_checkpoint(run, 9)
+    wanted = make_checkpoint(run, 120)
+    make_checkpoint(run, 121, complete=False)
+    written = export_backbones(run)
+    assert written == {name: run / "export" / name / "backbone.safetensors" for name in ("online", "target")}
+    for name, path in written.items():
+        tensors = load_file(path)
+        assert tensors.keys() == wanted[name].keys()
+        assert all(torch.equal(value, wanted[name][key]) for key, value in tensors.items())
+        timm.create_model(MODEL, num_classes=0).load_state_dict(tensors)  # strict
+        card = load_backbone(path).card
+        assert (card.name, card.network, card.size, card.mean) == (MODEL, name, 64, (0.5, 0.4, 0.3))
+        assert card.run == {"folder": "run", "checkpoint": "step-00000120", "step": 120}
+
+
+def test_torchvision_reads_a_resnet(run: Path, tmp_path: Path) -> None:
+    from torchvision.models import resnet18
+
+    tensors = build_backbone("resnet18").state_dict()
+    missing, unexpected = resnet18().load_state_dict(tensors, strict=False)
+    assert unexpected == []
+    assert set(missing) == {"fc.weight", "fc.bias"}
+
+
+def test_exporting_again_replaces_it(run: Path) -> None:
+    make_checkpoint(run, 1)
+    export_backbones(run)
+    wanted = make_checkpoint(run, 2)
+    path = export_backbones(run)["online"]
+    assert torch.equal(load_file(path)["conv1.0.weight"], wanted["online"]["conv1.0.weight"])
+    assert json.loads(path.with_name("backbone.json").read_text())["run"]["step"] == 2
+
+
+def test_errors(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a run folder"):
+        newest_checkpoint(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"no complete checkpoint yet \(0 incomplete\)"):
+        export_backbones(run)
+    make_checkpoint(run, 5, complete=False)
+    with pytest.raises(UserError, match=r"no complete checkpoint yet \(1 incomplete\)"):
+        export_backbones(run)
+    make_checkpoint(run, 6)
+    shutil.copy(run / "config.yaml", tmp_path / "kept")
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(MODEL, "resnet18"))
+    with pytest.raises(UserError, match="holds no online resnet18"):
+        export_backbones(run)
+    assert not (run / "export").exists()
+    (run / "config.yaml").write_text("model: 3")
+    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+        export_backbones(run)
+    shutil.copy(tmp_path / "kept", run / "config.yaml")
+    (run / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"12345678nonsense")
+    with pytest.raises(UserError, match="cannot read"):
+        export_backbones(run)
+
+
+def test_command(run: Path) -> None:
+    tool = [sys.executable, str(ROOT / "tools/export_backbone.py")]
+    failed = subprocess.run([*tool, str(run)], capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: export: ")
+    assert failed.stderr.count("\n") == 1
+    make_checkpoint(run, 3)
+    done = subprocess.run([*tool, str(run), "--out", str(run / "out")], capture_output=True, text=True, check=True)
+    assert "target/backbone.safetensors" in done.stdout.replace("\n", "")
+    assert (run / "out" / "online" / "backbone.json").is_file()
