@@ -1,0 +1,14 @@
+"""Messages of the library on the terminal of a command."""
+
+import logging
+
+
+def show_logs(level: int = logging.INFO) -> None:
+    """Print what `simfle` and `shards` log, one plain line each, to stderr."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    for name in ("simfle", "shards"):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        if not logger.handlers:
+            logger.addHandler(handler)

@@ -1,0 +1,73 @@
+"""Features: the right image at the right place, whatever the batch size and the number of threads."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from eval_fixtures import MakeBackbone, MakeShards, picture
+
+from simfle.errors import UserError
+from simfle.eval.backbones import load_backbone
+from simfle.eval.features import Crop, Extractor
+from simfle.eval.splits import read_split
+
+CPU = torch.device("cpu")
+
+
+def extractor(batch: int = 8, threads: int = 2, size: int = 32) -> Extractor:
+    return Extractor(size, batch, CPU, threads)
+
+
+def test_images_are_decoded_and_resized_in_order(make_shards: MakeShards) -> None:
+    split = read_split([str(make_shards({"train": [9, 9, 9]}))], "train")
+    found = torch.cat(list(extractor(batch=4).images(split, np.arange(len(split)))))
+    assert found.shape == (27, 3, 32, 32)
+    assert found.dtype == torch.uint8
+    for row in (0, 13, 26):
+        _, label, number = split.keys[row].split("-")
+        raw = picture(int(label), 100 * int(label) + int(number))
+        judge = cv2.imdecode(np.frombuffer(raw, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+        judge = cv2.resize(judge, (32, 32), interpolation=cv2.INTER_AREA).astype(int)
+        assert np.abs(found[row].permute(1, 2, 0).numpy() - judge).mean() < 3
+
+
+def test_batch_and_threads_change_nothing(make_shards: MakeShards, make_backbone: MakeBackbone) -> None:
+    split = read_split([str(make_shards({"train": [7, 7, 7]}))], "train")
+    backbone = load_backbone(make_backbone())
+    whole = extractor(batch=21, threads=1).all(backbone, split)
+    assert whole.shape == (21, backbone.card.features)
+    torch.testing.assert_close(extractor(batch=4, threads=3).all(backbone, split), whole)
+    assert torch.equal(extractor(batch=21, threads=3).all(backbone, split), whole)
+
+
+def test_a_crop_belongs_to_seed_epoch_and_sample(make_shards: MakeShards) -> None:
+    split = read_split([str(make_shards({"train": [7, 7, 7]}))], "train")
+
+    def crops(rows: list[int], seed: int = 0, epoch: int = 0) -> dict[int, torch.Tensor]:
+        batches = extractor(batch=3).images(split, np.array(rows), Crop(seed, epoch, (0.2, 1.0)))
+        return dict(zip(rows, torch.cat(list(batches)), strict=True))
+
+    first, shuffled = crops(list(range(21))), crops([5, 20, 2, 11, 7])
+    assert all(torch.equal(image, first[row]) for row, image in shuffled.items())
+    for other in (crops([5, 20, 2], seed=1), crops([5, 20, 2], epoch=1)):
+        assert not all(torch.equal(image, first[row]) for row, image in other.items())
+
+
+def test_whole_crops_are_the_image_or_its_mirror(make_shards: MakeShards) -> None:
+    split = read_split([str(make_shards({"train": [10, 10, 10]}))], "train")
+    rows = np.arange(30)
+    plain = torch.cat(list(extractor().images(split, rows)))
+    same = Crop(0, 0, (1.0, 1.0), ratio=(64 / 48, 64 / 48))  # the pictures are 64 x 48
+    found = torch.cat(list(extractor().images(split, rows, same)))
+    mirrored = [torch.equal(image, judge.flip(2)) for image, judge in zip(found, plain, strict=True)]
+    upright = [torch.equal(image, judge) for image, judge in zip(found, plain, strict=True)]
+    assert all(a or b for a, b in zip(mirrored, upright, strict=True))
+    assert 5 < sum(mirrored) < 25
+
+
+def test_features_that_are_not_finite(make_shards: MakeShards, make_backbone: MakeBackbone) -> None:
+    split = read_split([str(make_shards({"train": [2, 2, 2]}))], "train")
+    backbone = load_backbone(make_backbone())
+    backbone.module.network.conv1[0].weight.fill_(torch.nan)
+    with pytest.raises(UserError, match="not finite on split 'train'"):
+        extractor().all(backbone, split)
