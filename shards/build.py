@@ -8,6 +8,7 @@ the number of workers nor an interruption can change a byte.
 import fcntl
 import json
 import shutil
+import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -97,9 +98,11 @@ def build(request: Build, entries: Iterable[Entry | Rejected], progress: Progres
         try:
             with closing(_plan(request, entries, progress)) as plan:
                 report = _write(request, plan, progress)
-        except (UserError, KeyboardInterrupt):
+        except (UserError, OSError, sqlite3.Error, KeyboardInterrupt) as end:
             if not request.mark.exists():  # nothing is finished that a second start could use
                 _discard(request.partial, made)
+            if isinstance(end, OSError | sqlite3.Error):
+                raise UserError(f"cannot build {out}: {end}; mend it and run the same command again") from None
             raise
         _discard(request.partial, [])
     return report

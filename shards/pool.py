@@ -4,9 +4,13 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from shards.errors import UserError
@@ -14,6 +18,7 @@ from shards.plan import Shard
 from shards.work import Job, write_shard
 
 AHEAD = 2  # shards handed out per worker
+PATIENCE = 2.0  # seconds for a worker to leave its shard
 POLL = 0.2  # seconds between two looks at the counter
 
 _job: Job
@@ -41,6 +46,7 @@ def run_shards(job: Job, shards: Sequence[Shard], workers: int, advance: Callabl
         return
     context = multiprocessing.get_context("spawn")
     counter, stop = context.Value("q", 0), context.Event()
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers, context, _start, (job, counter, stop))
     try:
         # Read without the lock: a worker that is killed may hold it for ever.
@@ -52,31 +58,47 @@ def run_shards(job: Job, shards: Sequence[Shard], workers: int, advance: Callabl
         ) from None
     finally:
         stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        _end([child for child in multiprocessing.active_children() if child not in others])
 
 
 def _feed(pool: ProcessPoolExecutor, shards: Sequence[Shard], workers: int, look: Callable[[], None]) -> None:
     queue = iter(shards)
-    pending: set[Future[None]] = set()
-    while True:
-        for shard in queue:
-            pending.add(pool.submit(_run, shard))
-            if len(pending) >= AHEAD * workers:
-                break
-        if not pending:
-            break
+    with _interrupts_ignored():  # here the processes start; they keep ignoring Ctrl-C, which is the parent's to handle
+        pending = {pool.submit(_run, shard) for shard in islice(queue, AHEAD * workers)}
+    while pending:
         done, pending = wait(pending, timeout=POLL, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
         look()
-    look()
+        pending |= {pool.submit(_run, shard) for shard in islice(queue, AHEAD * workers - len(pending))}
+
+
+def _end(children: Iterable[BaseProcess]) -> None:
+    """Let the workers leave; those that hang, for instance in a network file system, are stopped."""
+    last = time.monotonic() + PATIENCE
+    for child in children:
+        child.join(max(0.0, last - time.monotonic()))
+        if child.is_alive():
+            child.terminate()
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # only that one may change what signals do
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _start(job: Job, counter: Any, stop: Any) -> None:
-    """Set up a worker: Ctrl-C is the parent's to handle, and a worker does not outlive it."""
+    """Set up a worker, which does not outlive its parent."""
     global _job, _counter, _stop
     _job, _counter, _stop = job, counter, stop
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 
