@@ -138,7 +138,7 @@ def csv(
     root = file.parent if images is None else images
     entries = Table(file, root, path_column, label_column, split_column, group_column)
     options = {"kind": "csv", "name": file.name, "columns": columns}
-    return Corpus(entries, file.stem, options, bool(label_column), (root,))
+    return Corpus(entries, file.stem, options, bool(label_column))
 
 
 @dataclass(frozen=True)
