@@ -168,7 +168,7 @@ def test_damage_is_named() -> None:
     tables = jpeg.index(b"\xff\xc4")
     assert reason(jpeg[: tables + 5] + b"\xff" * 40 + jpeg[tables + 45 :]) == "unreadable"
     assert reason(png[:200] + b"\0" * 20 + png[220:]) in ("unreadable", "truncated")
-    assert reason(png[:20]) == "unreadable"
+    assert reason(png[:20]) in ("unreadable", "truncated")
     assert reason(encoded(Image.fromarray(np.ones((20, 20), np.float32)), "TIFF")) == "unreadable"
 
 
