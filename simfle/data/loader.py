@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -57,10 +57,15 @@ def choose_backend(name: str, device: torch.device) -> str:
         return name
     if device.type != "cuda":
         return "opencv"
-    if importlib.util.find_spec("nvidia.dali") is None:
+    if not has_dali():
         log.warning("data.backend: DALI is not installed, images are decoded on the CPU; pip install 'simfle[dali]'")
         return "opencv"
     return "dali"
+
+
+def has_dali() -> bool:
+    """Whether DALI is installed, without importing it."""
+    return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 
 def threads_per_process(threads: int, local_size: int) -> int:
@@ -98,7 +103,7 @@ class Loader:
         threads = threads_per_process(data.threads, share.local_size)
         self._backend = _make_backend(self.backend_name, views, threads, self.micro_batch, device)
 
-    def batches(self, start_step: int) -> Iterator[Batch]:
+    def batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Without end: for each optimizer step from `start_step` on, its `accumulation` micro-batches, on the device.
 
         One thread prepares `data.prefetch` micro-batches ahead. Its errors are raised here; it ends when the iterator
@@ -115,7 +120,7 @@ class Loader:
                 self.waited += time.perf_counter() - begin
                 if isinstance(batch, BaseException):
                     raise batch
-                yield batch.to(self.device)
+                yield _hand_over(batch, self.device)
         finally:
             stop.set()
             thread.join()
@@ -150,6 +155,14 @@ class Loader:
                 step += 1
         except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer must see it
             _put(ready, error, stop)
+
+
+def _hand_over(batch: Batch, device: torch.device) -> Batch:
+    """A batch for work on the current stream of `device`."""
+    for images in (batch.view1, batch.view2, batch.face):
+        if images.is_cuda:  # made on a backend's stream, to whose memory it must not return before this one is done
+            images.record_stream(torch.cuda.current_stream(device))
+    return batch.to(device)
 
 
 def _put(ready: "queue.Queue[Batch | BaseException]", item: Batch | BaseException, stop: threading.Event) -> bool:

@@ -146,21 +146,21 @@ def blur_window(sigma: float) -> int:
 def _view(words: Floats, views: ViewsConfig) -> View:
     """Uniform words [n, 32] -> the parameters of one view."""
 
-    def between(low: float, high: float, word: Floats) -> Floats:
+    def between(limits: ArrayLike, word: Floats) -> Floats:
+        low, high = np.asarray(limits, dtype=np.float64)
         return low + (high - low) * word
 
     spread = np.array([views.brightness, views.contrast, views.saturation])
     factors = np.empty((len(words), 4))
-    factors[:, :HUE] = between(np.maximum(0, 1 - spread), 1 + spread, words[:, _FACTORS : _FACTORS + HUE])
-    factors[:, HUE] = between(-views.hue, views.hue, words[:, _FACTORS + HUE])
+    factors[:, :HUE] = between([np.maximum(0, 1 - spread), 1 + spread], words[:, _FACTORS : _FACTORS + HUE])
+    factors[:, HUE] = between([-views.hue, views.hue], words[:, _FACTORS + HUE])
     jitter = words[:, _JITTER] < views.jitter
     order = _ORDERS[np.floor(words[:, _ORDER] * len(_ORDERS)).astype(np.int64)]
     greyscale = words[:, _GREYSCALE] < views.greyscale
     matrix, mean_matrix = colour(jitter, factors, order, greyscale)
-    log_ratio = np.log(views.ratio)
     return View(
-        areas=between(*views.scale, words[:, _AREA : _AREA + ATTEMPTS]),
-        ratios=np.exp(between(*log_ratio, words[:, _RATIO : _RATIO + ATTEMPTS])),
+        areas=between(views.scale, words[:, _AREA : _AREA + ATTEMPTS]),
+        ratios=np.exp(between(np.log(views.ratio), words[:, _RATIO : _RATIO + ATTEMPTS])),
         place=words[:, _PLACE : _PLACE + 2],
         flip=words[:, _FLIP] < views.flip,
         jitter=jitter,
@@ -169,7 +169,7 @@ def _view(words: Floats, views: ViewsConfig) -> View:
         greyscale=greyscale,
         matrix=matrix,
         mean_matrix=mean_matrix,
-        sigma=between(*views.sigma, words[:, _SIGMA]),
+        sigma=between(views.sigma, words[:, _SIGMA]),
     )
 
 

@@ -1,5 +1,7 @@
+import dataclasses
 import itertools
 import logging
+import sys
 import threading
 import time
 from pathlib import Path
@@ -91,6 +93,24 @@ def test_any_number_of_processes_sees_the_same_global_batch(folder: Path) -> Non
 def test_prefetch_and_threads_change_nothing(folder: Path) -> None:
     fast = DataConfig(backend="opencv", threads=3, prefetch=5, streams=8, window=6)
     assert same(take(make(folder), 0, 6), take(make(folder, data=fast), 0, 6))
+
+
+def test_the_same_promises_with_dali(folder: Path) -> None:
+    dali = dataclasses.replace(DATA, backend="dali")
+    whole = take(make(folder, data=dali), 2, 3)
+    assert same(whole[1:], take(make(folder, data=dali), 3, 2))
+    halves = [take(make(folder, Share(rank, 2, 2, 2), dali), 2, 6) for rank in range(2)]
+    for step in range(3):
+        joined = zip(*(tensors(batch) for half in halves for batch in half[2 * step : 2 * step + 2]), strict=True)
+        assert all(torch.equal(torch.cat(got), want) for got, want in zip(joined, tensors(whole[step]), strict=True))
+    opencv = take(make(folder), 2, 3)
+    assert all(torch.equal(a.ids, b.ids) and torch.equal(a.draw, b.draw) for a, b in zip(whole, opencv, strict=True))
+
+
+def test_dali_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    with pytest.raises(UserError, match=r"simfle\[dali\]"):
+        make(folder, data=dataclasses.replace(DATA, backend="dali"))
 
 
 def loader_threads() -> int:

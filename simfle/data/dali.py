@@ -1,0 +1,182 @@
+"""The views by NVIDIA DALI: one graph, on a GPU (which decodes the JPEGs too) or on the CPU (for tests, without a GPU).
+
+The graph draws nothing: boxes, colour matrices and sigmas are fed beside the bytes. Stage by stage it computes what
+simfle/data/opencv.py does.
+"""
+
+# n samples, S side of a view, F side of the face
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from simfle.config import ViewsConfig
+from simfle.data.jpeg import sizes
+from simfle.data.rendered import DAMAGED, Rendered
+from simfle.data.views import View, ViewDraws, blur_window, boxes
+from simfle.errors import UserError
+
+Pixels = NDArray[np.uint8]
+BLANK = 8  # side of the image that stands in for a damaged one, pixels
+
+
+class Dali:
+    """Renders micro-batches of up to `batch` samples on `device`, with `threads` CPU threads.
+
+    On a GPU the views stay on it, in memory of torch's own allocator.
+
+    Raises:
+        UserError: DALI is not installed.
+    """
+
+    def __init__(self, views: ViewsConfig, threads: int, batch: int, device: torch.device) -> None:
+        _import()
+        self.views, self.threads, self.batch = views, threads, batch
+        self.gpu = None  # index of the GPU
+        if device.type == "cuda":
+            self.gpu = torch.cuda.current_device() if device.index is None else device.index
+            self._stream = torch.cuda.Stream(self.gpu)
+        self._pipeline = self._build()
+
+    def render(self, images: Sequence[Pixels], draws: ViewDraws) -> Rendered:
+        """Views and faces of n JPEGs [bytes] uint8 with their parameters."""
+        shape, good = sizes(images)
+        try:
+            return self._run(images, shape, draws, good)
+        except RuntimeError:
+            # One image that DALI cannot decode fails the batch and leaves its pipeline unusable.
+            self._pipeline = self._build()
+            decodable = good & np.array([self._decodable(image) for image in images])
+            if (decodable == good).all():
+                raise
+        return self._run(images, shape, draws, decodable)
+
+    def close(self) -> None:
+        """Free the pipeline and its device memory."""
+        self._pipeline = None
+
+    def _build(self) -> Any:
+        dali = _import()
+        pipeline = dali.Pipeline(self.batch, self.threads, self.gpu, prefetch_queue_depth=1)
+        with pipeline:
+            pipeline.set_outputs(*_graph(self.views, on_gpu=self.gpu is not None))
+        pipeline.build()
+        return pipeline
+
+    def _run(
+        self, images: Sequence[Pixels], shape: NDArray[np.int64], draws: ViewDraws, good: NDArray[np.bool_]
+    ) -> Rendered:
+        blank = _blank()
+        self._pipeline.feed_input("jpegs", [image if ok else blank for image, ok in zip(images, good, strict=True)])
+        shape = np.where(good[:, None], shape, BLANK)  # DALI reads where a box says, also beyond the image
+        for number, view in enumerate(draws.views):
+            box = boxes(view, shape[:, 0], shape[:, 1], self.views.ratio)
+            for name, value in _parameters(view, box).items():
+                self._pipeline.feed_input(f"{name}{number}", value)
+        damaged = np.flatnonzero(~good).tolist()
+        view1, view2, face = (self._take(output, damaged) for output in self._pipeline.run())
+        return Rendered(view1, view2, face, damaged)
+
+    def _take(self, output: Any, damaged: list[int]) -> Tensor:
+        """A DALI output as a tensor [n, 3, H, W] that outlives the pipeline's next run."""
+        if self.gpu is None:
+            images = torch.from_dlpack(output.as_tensor())  # no copy: DALI keeps the memory until the tensor goes
+            images[damaged] = DAMAGED
+        else:
+            # DALI may use its memory again once the host drops it, though the GPU still reads it: copy it, on the GPU.
+            with torch.cuda.stream(self._stream):
+                images = torch.from_dlpack(output.as_tensor()).clone()
+                images[damaged] = DAMAGED
+            self._stream.synchronize()
+        return images.permute(0, 3, 1, 2)
+
+    def _decodable(self, image: Pixels) -> bool:
+        """Whether DALI can decode an image: asked one by one, only after a batch has failed."""
+        dali = _import()
+        pipeline = dali.Pipeline(1, 1, self.gpu, prefetch_queue_depth=1)
+        with pipeline:
+            pipeline.set_outputs(_decoded(on_gpu=self.gpu is not None))
+        try:
+            pipeline.build()
+            pipeline.feed_input("jpegs", [image])
+            pipeline.run()
+        except RuntimeError:
+            return False
+        return True
+
+
+def _import(name: str = "nvidia.dali") -> Any:
+    """A module of DALI; Any, since its operators and types are made when it is imported."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise UserError("data.backend: dali is not installed; pip install 'simfle[dali]', or use opencv") from None
+
+
+def _decoded(*, on_gpu: bool) -> Any:
+    """RGB images [H, W, 3] of the bytes fed as "jpegs"; libjpeg's own upsampling, orientation tags ignored."""
+    fn, types = _import("nvidia.dali.fn"), _import("nvidia.dali.types")
+    device = "mixed" if on_gpu else "cpu"
+    return fn.decoders.image(
+        _input("jpegs", 1, types.UINT8),
+        device=device,
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,
+    )
+
+
+def _graph(views: ViewsConfig, *, on_gpu: bool) -> list[Any]:
+    """The graph's three outputs: two views [S, S, 3] and the face [F, F, 3]."""
+    fn, types = _import("nvidia.dali.fn"), _import("nvidia.dali.types")
+    images = _decoded(on_gpu=on_gpu)
+    outputs = []
+    for number in range(2):
+        view = fn.resize(
+            images,
+            size=[views.size, views.size],
+            roi_start=_input(f"start{number}", 1),
+            roi_end=_input(f"end{number}", 1),
+            antialias=True,
+        )
+        mean_matrix = _input(f"mean_matrix{number}", 2)  # A [3, 3]
+        mean = fn.reductions.mean(view, axes=[0, 1])  # [S, S, 3] -> [3]
+        # A m, summed row by row. An operator's named arguments lie in host memory.
+        shift = fn.reductions.sum((mean_matrix.gpu() if on_gpu else mean_matrix) * mean, axes=[1])  # [3]
+        view = fn.coord_transform(
+            view, M=_input(f"matrix{number}", 2), T=shift.cpu() if on_gpu else shift, dtype=types.UINT8
+        )
+        taps = _input(f"taps{number}", 0, types.INT32)
+        outputs.append(fn.gaussian_blur(view, sigma=_input(f"sigma{number}", 0), window_size=taps))
+    outputs.append(fn.resize(images, size=[views.face_size, views.face_size], antialias=True))
+    return outputs
+
+
+def _input(name: str, ndim: int, dtype: Any = None) -> Any:
+    fn, types = _import("nvidia.dali.fn"), _import("nvidia.dali.types")
+    return fn.external_source(name=name, ndim=ndim, dtype=dtype or types.FLOAT)
+
+
+def _parameters(view: View, box: NDArray[np.int64]) -> dict[str, NDArray]:
+    """What `_graph` is fed for one view, [n, ...] each. A flipped view is read from right to left."""
+    x, y, w, h = box.T
+    left, right = np.where(view.flip, x + w, x), np.where(view.flip, x, x + w)
+    floats = {
+        "start": np.stack([y, left], axis=1),
+        "end": np.stack([y + h, right], axis=1),
+        "matrix": view.matrix,
+        "mean_matrix": view.mean_matrix,
+        "sigma": view.sigma,
+    }
+    taps = np.array([blur_window(sigma) for sigma in view.sigma.tolist()], dtype=np.int32)
+    return {"taps": taps} | {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in floats.items()}
+
+
+def _blank() -> Pixels:
+    """A JPEG that any decoder takes, in the place of one that is lost."""
+    return cv2.imencode(".jpg", np.zeros((BLANK, BLANK, 3), np.uint8))[1]

@@ -1,0 +1,125 @@
+"""The DALI graph on a GPU beside OpenCV on the CPU, on the same parameters.
+
+The GPU decodes JPEGs by another IDCT than libjpeg-turbo, so the limits are wider than those of the CPU graph.
+"""
+
+import io
+import itertools
+import tarfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from shards.index import index_tar, write_index
+from shards.manifest import Manifest, ShardInfo, write_manifest
+from simfle.config import DataConfig, ViewsConfig
+from simfle.data.dali import Dali
+from simfle.data.loader import Loader, Share, choose_backend, make_order
+from simfle.data.opencv import OpenCV
+from simfle.data.reader import Corpus
+from simfle.data.views import draw
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU: torch sees none"),
+]
+VIEWS = ViewsConfig()
+CUDA = torch.device("cuda")
+MEAN, MOST = 1.5, 8.0  # grey levels: mean difference, 99th percentile
+
+
+def picture(seed: int, height: int, width: int) -> bytes:
+    """A drawn image as JPEG."""
+    rng = np.random.default_rng(seed)
+    image = np.full((height, width, 3), rng.integers(0, 256, 3), dtype=np.uint8)
+    for _ in range(8):
+        center = (int(rng.integers(width)), int(rng.integers(height)))
+        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
+        cv2.circle(image, center, int(rng.integers(3, 9 + width // 4)), colour, -1, cv2.LINE_AA)
+    return cv2.imencode(".jpg", image)[1].tobytes()
+
+
+def images() -> list[np.ndarray]:
+    sizes = [(48, 48), (112, 96), (218, 178), (350, 350), (600, 450)]
+    return [np.frombuffer(picture(i, *size), dtype=np.uint8) for i, size in enumerate(sizes)]
+
+
+def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return (a.cpu().int() - b.cpu().int()).abs().float()
+
+
+def test_views_are_near_to_opencvs() -> None:
+    draws = draw(3, 0, range(5), VIEWS)
+    dali, opencv = Dali(VIEWS, 2, 5, CUDA), OpenCV(VIEWS, 2)
+    got, expected = dali.render(images(), draws), opencv.render(images(), draws)
+    for name in ("view1", "view2", "face"):
+        view = getattr(got, name)
+        assert view.is_cuda
+        assert view.dtype == torch.uint8
+        assert view.is_contiguous(memory_format=torch.channels_last)
+        difference = apart(view, getattr(expected, name))
+        assert difference.mean() < MEAN
+        assert np.percentile(difference.numpy(), 99) <= MOST
+    dali.close()
+    opencv.close()
+
+
+def test_a_batch_outlives_those_after_it() -> None:
+    dali = Dali(VIEWS, 2, 5, CUDA)
+    draws = [draw(3, epoch, range(5), VIEWS) for epoch in range(6)]
+    first = dali.render(images(), draws[0])
+    kept = first.view1.cpu()
+    for some in draws[1:]:
+        dali.render(images(), some)
+    assert torch.equal(first.view1.cpu(), kept)
+    assert torch.equal(dali.render(images(), draws[0]).view1.cpu(), kept)
+    dali.close()
+
+
+def test_a_damaged_image_is_survived() -> None:
+    some = images()
+    some[2] = some[2][:300]
+    dali = Dali(VIEWS, 2, 5, CUDA)
+    draws = draw(3, 0, range(5), VIEWS)
+    got = dali.render(some, draws)
+    assert got.damaged == [2]
+    assert (got.view1[2] == 128).all()
+    assert torch.equal(got.face[3:].cpu(), dali.render(images(), draws).face[3:].cpu())
+    dali.close()
+
+
+def shards(folder: Path) -> Path:
+    path = folder / "train-000000.tar"
+    with tarfile.open(path, "w") as tar:
+        for i in range(24):
+            content = picture(i, 80 + i, 90)
+            member = tarfile.TarInfo(f"s{i:06d}.jpg")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    write_index(path.with_suffix(".idx"), index_tar(path))
+    info = ShardInfo(path.name, "train", 24, path.stat().st_size, "0" * 64)
+    write_manifest(folder, Manifest(1, "drawn", "none", (), 24, {}, (info,), {}))
+    return folder
+
+
+def test_the_loader_on_a_gpu_gives_what_it_gives_without_one(tmp_path: Path) -> None:
+    assert choose_backend("auto", CUDA) == "dali"
+    corpus = Corpus([shards(tmp_path)])
+    found = {}
+    for backend, device in (("dali", CUDA), ("opencv", CUDA), ("opencv", torch.device("cpu"))):
+        data = DataConfig(backend=backend, threads=2, streams=4, window=8)
+        loader = Loader(corpus, make_order(corpus, data, 1, 8), VIEWS, data, Share(accumulation=2), device)
+        batches = loader.batches(1)
+        found[backend, device.type] = list(itertools.islice(batches, 8))
+        batches.close()
+        loader.close()
+    for on_gpu, uploaded, reference in zip(*found.values(), strict=True):
+        assert on_gpu.view1.is_cuda
+        assert on_gpu.ids.is_cuda
+        assert torch.equal(on_gpu.ids.cpu(), reference.ids)
+        assert torch.equal(on_gpu.draw.cpu(), reference.draw)
+        assert torch.equal(uploaded.view2.cpu(), reference.view2)
+        assert apart(on_gpu.view2, reference.view2).mean() < MEAN
