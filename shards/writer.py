@@ -28,6 +28,32 @@ class Written:
     index: Index
 
 
+def header(name: str, size: int) -> bytes:
+    """The 512 bytes before a file's content: what tarfile.TarInfo makes, in 1 us instead of 19.
+
+    Three in each sample, TarInfo.tobuf took more time than reading the image. All headers are alike but for the name,
+    the size in octal digits and the sum of all bytes, which counts its own eight as spaces.
+    """
+    encoded = name.encode("ascii")
+    if len(encoded) > tarfile.LENGTH_NAME or size > 0o77777777777:
+        raise ValueError(f"{name} of {size} bytes does not fit into a ustar header")
+    digits = b"%011o" % size
+    total = _BLANK_SUM + sum(encoded) + sum(digits) - 11 * ord("0")
+    return b"".join(
+        (encoded.ljust(100, b"\0"), _BLANK[100:124], digits, _BLANK[135:148], b"%06o\0 " % total, _BLANK[156:])
+    )
+
+
+def _blank() -> bytes:
+    item = tarfile.TarInfo("")
+    item.mode, item.uname, item.gname = MODE, OWNER, OWNER
+    return item.tobuf(tarfile.USTAR_FORMAT)
+
+
+_BLANK = _blank()
+_BLANK_SUM = sum(_BLANK[:148]) + 8 * ord(" ") + sum(_BLANK[156:])
+
+
 class TarShard:
     """One tar, written to a temporary name beside `path`, hashed on the way, renamed by `finish`."""
 
@@ -42,10 +68,9 @@ class TarShard:
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Write one sample: extension -> content, in this order."""
         for extension, content in members.items():
-            header = tarfile.TarInfo(f"{key}.{extension}")
-            header.size, header.mode, header.uname, header.gname = len(content), MODE, OWNER, OWNER
-            self._put(header.tobuf(tarfile.USTAR_FORMAT))
-            self._members.append((header.name, self._offset, len(content)))
+            name = f"{key}.{extension}"
+            self._put(header(name, len(content)))
+            self._members.append((name, self._offset, len(content)))
             self._put(content)
             self._put(bytes(-len(content) % tarfile.BLOCKSIZE))
 

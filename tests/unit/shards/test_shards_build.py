@@ -441,7 +441,7 @@ def test_drawn_faces(tmp_path: Path) -> None:
 
 def test_the_tar_is_what_webdatasets_writer_makes(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
-    content = [(f"k{n}", {"jpg": bytes([n]) * (n * 300), "cls": b"1", "json": b"{}" * n}) for n in range(20)]
+    content = [(f"k{n}" + "x" * 4 * n, {"jpg": bytes([n]) * (n**3 * 100), "cls": b"1", "json": b""}) for n in range(20)]
     ours = TarShard(tmp_path / "ours.tar")
     theirs = io.BytesIO()
     with webdataset.TarWriter(theirs, user="shards", group="shards", mode=0o444, mtime=0, encoder=False) as writer:
