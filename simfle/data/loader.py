@@ -107,7 +107,7 @@ class Loader:
         """Without end: for each optimizer step from `start_step` on, its `accumulation` micro-batches, on the device.
 
         One thread prepares `data.prefetch` micro-batches ahead. Its errors are raised here; it ends when the iterator
-        is closed or forgotten.
+        is closed or forgotten. One iterator at a time: they would share the backend.
         """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(self.prefetch)
         stop = threading.Event()
