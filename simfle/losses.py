@@ -58,9 +58,19 @@ def grouping(correlations: Tensor, groups: int, channels: int) -> Tensor:
     `correlations` [K, K] may be of all K = C channels or of one map per group, K = G: then each entry stands for
     (C/G)^2 equal ones, and the value is the same.
     """
-    kinds = len(correlations)
-    owner = torch.arange(kinds, device=correlations.device) // (kinds // groups)  # [K]
-    wanted = (owner[:, None] == owner[None, :]).to(correlations.dtype)
-    repeats = (channels / kinds) ** 2
+    wanted = same_group(correlations, groups).to(correlations.dtype)
+    repeats = (channels / len(correlations)) ** 2
     raw = 0.001 * repeats * (correlations - wanted).square().sum() / (channels / 512) ** 2
     return raw.square()
+
+
+def overlap(correlations: Tensor, groups: int) -> Tensor:
+    """Mean correlation of maps of different groups: [K, K] -> scalar, 1 where all are equal. Not a loss: a measure."""
+    pairs = correlations.numel() * (1 - 1 / groups)  # as arithmetic: counting a mask would wait for the GPU
+    return correlations.masked_fill(same_group(correlations, groups), 0).sum() / max(1.0, pairs)
+
+
+def same_group(correlations: Tensor, groups: int) -> Tensor:
+    """[K, K] bool: do two maps belong to one group? Group g owns maps g K/G ... (g + 1) K/G - 1."""
+    owner = torch.arange(len(correlations), device=correlations.device) // (len(correlations) // groups)  # [K]
+    return owner[:, None] == owner[None, :]

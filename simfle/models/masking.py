@@ -57,14 +57,19 @@ class SemanticMasking(nn.Module):
         self.grouping = ChannelGrouping(channels, groups, kind)
         self.register_buffer("scores_of_map", patch_score_matrix(map_side, face_size, patch), persistent=False)
 
-    def forward(self, features: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
-        """features [B, C, h, h], draw [B] in [0, 1) -> visible patches [B, V], ascending, and the grouping loss."""
+    def forward(self, features: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """features [B, C, h, h], draw [B] in [0, 1) -> visible patches [B, V], ascending, grouping loss, overlap.
+
+        The overlap says whether groups part: the mean correlation of channels of different groups, 1 where all maps are
+        the same, 0 where no two groups fire at the same place.
+        """
         maps = self.grouping(features.detach()).flatten(2)  # [B, K, S]
         with torch.autocast(features.device.type, enabled=False):  # normalised, squared and ranked: not for bf16
             maps = maps.to(self.scores_of_map.dtype)
-            loss = losses.grouping(losses.correlation(maps, shared=self.sync), self.groups, self.channels)
+            correlations = losses.correlation(maps, shared=self.sync)
+            loss = losses.grouping(correlations, self.groups, self.channels)
             scores = self.patch_scores(maps.detach(), (draw * self.groups).long())
-        return self.most_active(scores), loss
+        return self.most_active(scores), loss, losses.overlap(correlations.detach(), self.groups)
 
     def patch_scores(self, maps: Tensor, group: Tensor) -> Tensor:
         """Sum of one group's maps, averaged over each patch: maps [B, K, S], group [B] -> [B, L]."""

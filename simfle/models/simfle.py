@@ -17,7 +17,7 @@ from simfle.models.heads import MLPHead
 from simfle.models.masking import SemanticMasking
 
 Losses = dict[str, Tensor]
-"""Named scalars from the paper, and `total`. A dict, because ZeRO stage 3 finds tensors in nothing fancier."""
+"""Named scalars from the paper, `total`, and measures. A dict: ZeRO stage 3 finds tensors in nothing fancier."""
 
 
 @dataclass
@@ -90,7 +90,7 @@ class SimFLE(nn.Module):
         """Losses of normalised images: views [B, 3, H, H], face [B, 3, F, F], draw [B] in [0, 1)."""
         loss: Losses = {}
         pooled1, pooled2, loss["similarity"] = self.global_branch(view1, view2)
-        summary, loss["reconstruction"], loss["grouping"] = self.face_branch(face, draw)
+        summary, loss["reconstruction"], loss["grouping"], overlap = self.face_branch(face, draw)
         branches = (self.distil_global(pooled1), self.distil_global(pooled2), self.distil_face(summary))
         loss["distillation"] = losses.distillation([full(branch) for branch in branches], self.config.temperature)
         loss["total"] = (
@@ -99,6 +99,7 @@ class SimFLE(nn.Module):
             + self.config.alpha * loss["distillation"]
             + self.config.beta * loss["grouping"]
         )
+        loss["overlap"] = overlap  # no loss, but what the grouping loss is there for
         return loss
 
     def global_branch(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,18 +113,18 @@ class SimFLE(nn.Module):
         back = losses.similarity(full(prediction2), full(target1))
         return pooled1, pooled2, forth + back
 
-    def face_branch(self, face: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """FFL: -> mean of the encoder's patch tokens [B, D], reconstruction loss, grouping loss."""
+    def face_branch(self, face: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """FFL: -> mean of the encoder's patch tokens [B, D], reconstruction loss, grouping loss, groups' overlap."""
         with torch.no_grad():
             features = self.online.backbone(face)  # [B, C, h, h]
-        visible, grouping = self.masking(features, draw)
+        visible, grouping, overlap = self.masking(features, draw)
         patches = patchify(face, self.facemae.patch)  # [B, L, P]
         tokens, prediction = self.facemae(patches, visible)
         mask = torch.ones_like(patches[:, :, 0]).scatter(1, visible, 0.0)  # [B, L], 1 where masked
         reconstruction = losses.reconstruction(full(prediction), patches, mask)
         if self.keep_picture:
             self.picture = Picture(face.detach(), visible, full(prediction).detach())
-        return tokens[:, 1:].mean(dim=1), reconstruction, grouping
+        return tokens[:, 1:].mean(dim=1), reconstruction, grouping, overlap
 
     @torch.no_grad()
     def after_step(self) -> None:
