@@ -7,24 +7,19 @@ import torch
 from torch import nn
 
 from simfle.config import OptimConfig
-from simfle.errors import UserError
 
 STATES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 """Tensors that each optimizer keeps per parameter, shaped like it: what a checkpoint holds beside the weights."""
 
 
 def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over all `parameters`; the learning rate is set before each step by `learning_rate`.
-
-    Raises:
-        UserError: optim.name is unknown.
-    """
+    """SGD with momentum or AdamW over `parameters`; `learning_rate` gives the rate, set before each step."""
     if config.name == "sgd":
         return torch.optim.SGD(parameters, lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
     if config.name == "adamw":
         first, second = config.betas
         return torch.optim.AdamW(parameters, lr=0.0, betas=(first, second), weight_decay=config.weight_decay)
-    raise UserError(f"optim.name is {config.name!r}; known are {' and '.join(STATES)}")
+    raise ValueError(f"no optimizer {config.name!r}")
 
 
 def learning_rate(step: int, total_steps: int, global_batch: int, config: OptimConfig) -> float:

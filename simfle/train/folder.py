@@ -17,6 +17,7 @@ import yaml
 
 from simfle.config import PretrainConfig, digest, identity, load
 from simfle.errors import UserError
+from simfle.train.checkpoint import complete
 
 PACKAGES = ("torch", "timm", "deepspeed", "accelerate", "numpy", "nvidia-dali-cuda130", "opencv-python-headless")
 
@@ -47,13 +48,13 @@ def claimed(run: Path) -> Iterator[None]:
 
 
 def settle_config(run: Path, config: PretrainConfig) -> None:
-    """Write the resolved config and the versions, or check that the ones there are this run's.
+    """Write the resolved config and the versions; where there are checkpoints, only if they are this run's.
 
     Raises:
         UserError: the folder belongs to a run with another configuration; the differing keys are named.
     """
     file = run / "config.yaml"
-    if file.exists():
+    if file.exists() and complete(run):
         before = load(PretrainConfig, file)
         if digest(before) != digest(config):
             old, new = identity(before), identity(config)

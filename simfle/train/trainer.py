@@ -38,14 +38,37 @@ def pretrain(config: PretrainConfig) -> None:
         UserError: configuration, data, checkpoint or folder are not as they must be; a loss is not finite.
         RunStopped: a signal or train.stop_after ended it early; all is saved.
     """
+    check(config)
     with processes(config.train) as world, ExitStack() as ends:
         plan = plan_batch(config.train, world.size)
         corpus = Corpus(config.data.shards, config.data.splits)
         order = make_order(corpus, config.data, config.train.seed, plan.global_batch)
-        claim_folder(config, world, ends)
-        run = Run(config, world, plan, corpus, order, ends)
+        torch.manual_seed(config.train.seed)
+        model = build_method(config.model, config.views)
+        claim_folder(config, world, ends)  # the first thing that is written: all of the above may have been refused
+        run = Run(config, world, plan, corpus, order, model, ends)
         with StopFlag() as stop:
             run.train(stop)
+
+
+def check(config: PretrainConfig) -> None:
+    """Refuse values that no later code refuses.
+
+    Raises:
+        UserError: field, value found, values possible.
+    """
+    train = config.train
+    for name, least in (("log_every", 1), ("checkpoint_every", 1), ("keep", 1), ("images_every", 0), ("stop_after", 0)):
+        if getattr(train, name) < least:
+            raise UserError(f"train.{name}={getattr(train, name)}; it must be at least {least}")
+    if train.zero_stage not in (0, 1, 2, 3):
+        raise UserError(f"train.zero_stage={train.zero_stage}; ZeRO has stages 0, 1, 2 and 3")
+    if train.precision not in ("bf16", "fp32"):
+        raise UserError(f"train.precision is {train.precision!r}; known are bf16 and fp32")
+    if config.optim.name not in STATES:
+        raise UserError(f"optim.name is {config.optim.name!r}; known are {' and '.join(STATES)}")
+    if not config.data.shards:
+        raise UserError("data.shards is empty; name at least one folder of shards, e.g. data.shards=[shards/faces]")
 
 
 def claim_folder(config: PretrainConfig, world: World, ends: ExitStack) -> None:
@@ -66,17 +89,23 @@ class Run:
     """Everything that one start of a run holds, ready to train."""
 
     def __init__(
-        self, config: PretrainConfig, world: World, plan: BatchPlan, corpus: Corpus, order: Order, ends: ExitStack
+        self,
+        config: PretrainConfig,
+        world: World,
+        plan: BatchPlan,
+        corpus: Corpus,
+        order: Order,
+        model: Any,
+        ends: ExitStack,
     ) -> None:
         self.config, self.world, self.plan, self.corpus, self.order = config, world, plan, corpus, order
         self.folder = Path(config.train.run)
         self.steps = config.train.steps or int(config.train.epochs * order.steps_per_epoch)
         if self.steps < 1:
             raise UserError(f"train.epochs={config.train.epochs} is less than one step; give more, or train.steps")
-        self.keys = STATES.get(config.optim.name, ())
-        torch.manual_seed(config.train.seed)
+        self.keys = STATES[config.optim.name]
+        self.model = model
         torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
-        self.model: Any = build_method(config.model, config.views)
         resumed = self._resume()
         self.step = resumed.progress.step if resumed else 0
         self.model.to(world.device).train()

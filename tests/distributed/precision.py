@@ -1,0 +1,80 @@
+"""Three bf16 steps at the ZeRO stage given; prints dtypes, and how far the target network is from a hand-made EMA."""
+
+import json
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+from simfle.batch import Batch
+from simfle.config import FaceMAEConfig, ModelConfig, OptimConfig, TrainConfig, ViewsConfig
+from simfle.models.methods import build_method
+from simfle.optim import STATES, build_optimizer
+from simfle.runtime import plan_batch, processes, start_engine
+from simfle.train import state
+
+TINY = FaceMAEConfig(patch=8, width=48, depth=1, heads=3, decoder_width=32, decoder_depth=1, decoder_heads=2)
+MODEL = ModelConfig(backbone="resnet10t", hidden=64, projection=32, groups=4, beta=1e-4, facemae=TINY)
+MOMENTUM = MODEL.momentum
+
+
+def batch(seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = (torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator) for _ in range(3))
+    return Batch(*images, ids=torch.arange(8), draw=torch.rand(8, dtype=torch.float64, generator=generator))
+
+
+def dtypes(tensors: list[torch.Tensor]) -> list[str]:
+    return sorted({str(tensor.dtype) for tensor in tensors if tensor.is_floating_point()})
+
+
+def main() -> None:
+    train = TrainConfig(global_batch=16, zero_stage=int(sys.argv[1]), precision="bf16", device="cpu")
+    optim = OptimConfig(name=sys.argv[2])
+    with processes(train) as world:
+        torch.manual_seed(0)
+        model = build_method(MODEL, ViewsConfig(size=64, face_size=64)).train()
+        optimizer = build_optimizer([parameter for _, parameter in state.trained(model)], optim)
+        engine = start_engine(model, optimizer, plan_batch(train, world.size), train, optim)
+        state.load_optimizer(engine, STATES[optim.name], {}, 0)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        seen: list[str] = []
+        model.online.backbone.conv1.register_forward_hook(lambda *hook: seen.append(str(hook[2].dtype)))  # type: ignore
+        names = [name for name, _ in model.named_parameters() if name.startswith("target.")]
+        target = {name: state.model_state(engine, keep=True)[name].double() for name in names}
+        for step in range(3):
+            losses = engine(batch(step * world.size + world.rank))
+            engine.backward(losses["total"])
+            engine.step()
+            model.after_step()
+            online = state.model_state(engine, keep=True)
+            for name in names:  # by hand, in float64
+                moved = online[name.replace("target.", "online.", 1)].double()
+                target[name] = MOMENTUM * target[name] + (1 - MOMENTUM) * moved
+        after = state.model_state(engine, keep=True)
+        moments = state.optimizer_state(engine, STATES[optim.name], keep=True)
+        worst = max(float((after[name] - target[name]).abs().max()) for name in names)
+        distance = max(
+            float((after[name] - online[name.replace("target.", "online.", 1)]).abs().max()) for name in names
+        )
+        facts = {
+            "parameters": dtypes(list(model.parameters())),
+            "buffers": dtypes(list(model.buffers())),
+            "partitions": dtypes(
+                [parameter.ds_tensor for parameter in model.parameters() if hasattr(parameter, "ds_tensor")]
+            ),
+            "optimizer": dtypes([t for s in engine.optimizer.state.values() for t in s.values() if torch.is_tensor(t)]),
+            "moments": dtypes(list(moments.values())),
+            "moments_moved": min(float(moment.abs().max()) for moment in moments.values()),
+            "computed_in": sorted(set(seen)),
+            "worlds": [int(os.environ["WORLD_SIZE"]), dist.get_world_size(), engine.dp_world_size, world.size],
+            "ema_error": worst,
+            "ema_gap": distance,
+        }
+        print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What a run refuses: one clear line, a non-zero exit, and nothing half-written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from distributed import runs
+from safetensors.torch import load_file
+
+
+def last_line(output: str) -> str:
+    return output.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("train.global_batch=17", "train.global_batch=17 is not divisible by 2 processes"),
+        ("model.groups=5", "model.groups=5 does not divide the backbone's 512 channels"),
+        ("optim.nmae=sgd", "config: unknown key 'optim.nmae' in command line; did you mean optim.name?"),
+    ],
+)
+def test_bad_settings_end_with_one_line_and_leave_no_folder(
+    setting: str, message: str, faces: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    processes = 2 if "batch" in setting else 1
+    output = runs.finish(processes, faces, run, setting, code=1)
+    assert f"error: {message}" in output
+    assert "simfle" not in "".join(line for line in output.splitlines() if line.startswith("  File"))
+    assert not run.exists()
+
+
+def test_accelerate_starting_fewer_processes_than_asked_is_noticed(faces: Path, tmp_path: Path) -> None:
+    words = runs.command(2, faces, tmp_path / "run")
+    words.remove("--use_deepspeed")
+    own = runs.environment(DS_ACCELERATOR="cpu")
+    done = runs.subprocess.run(words, cwd=runs.ROOT, env=own, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "accelerate was told to start several processes but started this one only" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_only_ever_one_run(faces: Path, tmp_path: Path) -> None:
+    """In use by another process; another configuration; a checkpoint of another model; a damaged checkpoint."""
+    run = tmp_path / "run"
+    settings = ("train.steps=400", "train.checkpoint_every=2", "train.keep=2")
+    first = runs.start(1, faces, run, *settings)
+    runs.wait_for_step(first, run, 5)
+    assert f"{run} is in use by process {first.pid}" in last_line(runs.finish(1, faces, run, *settings, code=1))
+    first.terminate()
+    first.wait(timeout=60)
+    done = len(runs.metrics(run))
+
+    output = last_line(runs.finish(1, faces, run, *settings, "optim.lr=0.1", "train.seed=3", code=1))
+    assert "holds a run with another configuration" in output
+    assert "optim.lr: 0.05 -> 0.1" in output
+    assert "train.seed: 0 -> 3" in output
+
+    newest, older = sorted(run.glob("checkpoints/step-*"), reverse=True)
+    assert newest.name == f"step-{done:08d}"
+    damaged = bytearray((newest / "model.safetensors").read_bytes())
+    damaged[-1] ^= 1  # one bit
+    (newest / "model.safetensors").write_bytes(damaged)
+    output = runs.finish(1, faces, run, *settings, f"train.stop_after={done + 1}")
+    assert "model.safetensors is damaged" in output
+    assert f"going on after step {int(older.name[5:])}" in output
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_after_saving(faces: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    settings = ("train.steps=20", "optim.lr=1e30")
+    message = last_line(runs.finish(1, faces, run, *settings, code=1))
+    done = len(runs.metrics(run))
+    assert f"error: step {done + 1}: a loss is not finite" in message
+    facts = runs.json.loads((run / "nonfinite.json").read_text())
+    assert facts["step"] == done + 1
+    assert len(facts["ids"]) == len(facts["keys"]) == 16
+    saved = load_file(run / "checkpoints" / f"step-{done:08d}" / "model.safetensors")
+    statistics = [value for name, value in saved.items() if "running" in name]
+    assert statistics
+    assert all(torch.isfinite(value).all() for value in statistics)  # not those of the bad forward
