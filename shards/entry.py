@@ -17,6 +17,8 @@ REASONS = {
     "too_large": "more pixels than --max-pixels, or a file of more than 1 GiB",
     "repeated": "listed again with the same label; the first one counts",
     "conflicting_label": "listed again with another label; none of them counts",
+    "bad_row": "the line or file that describes it is damaged, or says what its corpus cannot say",
+    "no_split": "in no folder of a split, where split folders are asked for",
     "unlabelled": "no label where labels are asked for",
     "unknown_label": "a label that is not among --labels",
 }
