@@ -27,6 +27,7 @@ from shards.pool import run_shards
 from shards.rules import Rules
 from shards.work import Job, Result, read_result
 
+MOST_NAMED = 10  # labels in a note
 DECIDING = ("pillow", "simplejpeg")  # packages whose version may change the bytes
 
 
@@ -133,7 +134,10 @@ def _discard(partial: Path, made: list[Path]) -> None:
 @contextmanager
 def _lock(partial: Path) -> Iterator[None]:
     """One build at a time; the lock goes with the process, however it ends."""
-    (partial / "work").mkdir(parents=True, exist_ok=True)
+    try:
+        (partial / "work").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {partial}: {error.strerror}; choose another output") from None
     with (partial / "work" / "lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -253,10 +257,11 @@ def _report(request: Build, plan: Plan, manifest: Manifest, resumed: int) -> Rep
         report.notes.append(f"{divided} groups are in more than one split: the source's own splits divide them")
     if request.rules.group_pattern and plan.groupless():
         report.notes.append(f"{plan.groupless()} entries do not match --group-pattern; each is a group of its own")
-    for label in manifest.labels:
-        for split in manifest.splits:
-            if not report.written[split, label]:
-                report.notes.append(f"label {label!r} has no sample in split {split}")
+    for split in manifest.splits:
+        absent = [label for label in manifest.labels if not report.written[split, label]]
+        if absent:
+            more = f" and {len(absent) - MOST_NAMED} more" if len(absent) > MOST_NAMED else ""
+            report.notes.append(f"no sample in split {split} has the label {', '.join(absent[:MOST_NAMED])}{more}")
     return report
 
 

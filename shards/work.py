@@ -117,6 +117,8 @@ def load(entry: Entry) -> bytes:
         if error.errno in UNREADABLE:
             raise Unusable("unreadable", error.strerror or "") from None
         raise
+    except ValueError as error:  # a zero byte in the name
+        raise Unusable("missing", str(error)) from None
     if len(data) > MAX_BYTES:
         raise Unusable("too_large", "more than 1 GiB")
     return data

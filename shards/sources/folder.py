@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from shards.entry import Entry
+from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.rules import TEST, TRAIN, VAL, normal_split
 
@@ -27,8 +27,9 @@ class Folder:
     class_folders: bool = False
     split_folders: bool = False
     others: Counter[str] = field(default_factory=Counter)  # extension -> files that are no images, after iterating
+    folders: set[str] = field(default_factory=set)  # some of the first folders seen
 
-    def __iter__(self) -> Iterator[Entry]:
+    def __iter__(self) -> Iterator[Entry | Rejected]:
         """Entries in the order of their paths, whatever the file system's.
 
         Raises:
@@ -37,6 +38,7 @@ class Folder:
         if not self.root.is_dir():
             raise UserError(f"folder: {self.root} is not a folder")
         self.others.clear()
+        self.folders.clear()
         found = 0
         for relative in walk(self.root):
             extension = PurePosixPath(relative).suffix.lower()
@@ -49,14 +51,26 @@ class Folder:
             seen = ", ".join(f"{count} {extension}" for extension, count in self.others.most_common(5))
             raise UserError(f"folder: no images in {self.root} (found: {seen or 'nothing'})")
 
-    def _entry(self, relative: str) -> Entry:
+    def notes(self) -> list[str]:
+        """What the user may have overlooked, after iterating."""
+        found = []
+        if self.others:
+            kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(self.others.items()))
+            found.append(f"files in {self.root} that are no images: {kinds}")
+        if len(self.folders) > 1 and not self.class_folders and not self.split_folders:
+            names = ", ".join(sorted(self.folders)[:4])
+            found.append(f"unlabelled; {self.root} has folders ({names} ...): --class-folders makes them labels")
+        return found
+
+    def _entry(self, relative: str) -> Entry | Rejected:
         folders = relative.split("/")[:-1]
+        if folders and len(self.folders) < 5:
+            self.folders.add(folders[0])
         split = None
-        if self.split_folders and folders:
-            first = folders.pop(0)
-            split = normal_split(first)
+        if self.split_folders:
+            split = normal_split(folders.pop(0)) if folders else ""
             if split not in (TRAIN, VAL, TEST):
-                raise UserError(f"folder: --split-folders, but {first!r} in {self.root} is not train, val or test")
+                return Rejected(relative, "no_split")
         label = folders[0] if self.class_folders and folders else None
         return Entry(key=relative, source=relative, read=self.root / relative, label=label, split=split)
 

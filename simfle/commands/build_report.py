@@ -78,7 +78,7 @@ def show(out: Path, report: "Report", rate: float) -> None:
     if report.resumed:
         console.print(f"{report.resumed} shards were there from an earlier start.")
     for note in report.notes:
-        console.print(f"warning: {note}", markup=False)
+        console.print(f"note: {note}", markup=False)
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     console.print(f"{out}: {len(manifest.shards)} shards, {size:.1f} MB, {rate:.0f} images/s", markup=False)
     console.print(f"next: python tools/verify_shards.py {out}", markup=False)

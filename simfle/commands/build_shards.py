@@ -62,6 +62,7 @@ class Corpus:
     options: dict[str, Any]
     labelled: bool = False
     roots: tuple[Path, ...] = ()
+    notes: Callable[[], list[str]] = list  # what the source has to say once it has been gone through
     terms: str = ""
 
 
@@ -117,7 +118,7 @@ def folder(
 
     options = {"kind": "folder", "name": directory.name, "class_folders": class_folders, "split_folders": split_folders}
     entries = Folder(directory, class_folders, split_folders)
-    return Corpus(entries, directory.resolve().name, options, class_folders, (directory,))
+    return Corpus(entries, directory.resolve().name, options, class_folders, (directory,), entries.notes)
 
 
 @source
@@ -171,6 +172,8 @@ def execute(out: Path, corpus: Corpus, common: Common) -> None:
     from shards.build import build
     from simfle.commands.build_report import Meter, show
 
+    if common.group_pattern and corpus.options.get("columns", {}).get("group"):
+        raise UserError("--group-column and --group-pattern both name the person; give one of them")
     request = _request(out, corpus, common)
     for root in corpus.roots:
         if out.resolve().is_relative_to(root.resolve()):
@@ -184,6 +187,7 @@ def execute(out: Path, corpus: Corpus, common: Common) -> None:
             if request.partial.exists():
                 typer.echo(f"what is finished is kept in {request.partial}; the same command goes on there", err=True)
             raise
+    report.notes += corpus.notes()
     show(out, report, meter.rate)
 
 
