@@ -74,6 +74,7 @@ def test_a_folder_with_classes_and_people(tmp_path: Path) -> None:
     groups = {split: {s["group"] for s in found if s["split"] == split} for split in manifest.splits}
     assert not groups["train"] & groups["val"]
     assert len(groups["train"] | groups["val"]) == 15
+    assert f"note: files in {faces} that are no images: 1 .txt" in done.stdout
     assert not (tmp_path / "out.partial").exists()
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
     check_whole(tmp_path / "out")
@@ -82,12 +83,62 @@ def test_a_folder_with_classes_and_people(tmp_path: Path) -> None:
 def test_split_folders(tmp_path: Path) -> None:
     for name in ("train", "Validation"):
         write_faces(tmp_path / "faces" / name, 8, ("a", "b"))
+    write_faces(tmp_path / "faces" / "more", 1)
+    (tmp_path / "faces" / "cover.jpg").write_bytes(encoded(picture()))
     done = run(*BUILD, "folder", tmp_path / "faces", tmp_path / "out", "--split-folders", "--class-folders")
     assert done.returncode == 0, done.stderr
     assert {(s["split"], s["source"].split("/")[0]) for s in samples(tmp_path / "out")} == {
         ("train", "train"),
         ("val", "Validation"),
     }
+    assert rejected(tmp_path / "out") == {"cover.jpg": "no_split", "more/p_0000.jpg": "no_split"}
+
+
+def test_labels_in_the_order_asked_for(tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", 9, ("anger", "fear", "Joy"))
+    write_faces(faces, 1)
+    command = [*BUILD, "folder", faces, tmp_path / "out", "--class-folders", "--labels", "joy,Anger"]
+    assert run(*command, "--keep-unlabelled", "--terms", "research only").returncode == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.labels, manifest.terms) == (("joy", "anger"), "research only")
+    assert manifest.rejected == {"unknown_label": 3}
+    found = {sample["source"]: sample["cls"] for sample in samples(tmp_path / "out")}
+    assert {source.split("/")[0]: cls for source, cls in found.items()} == {"Joy": 0, "anger": 1, "p_0000.jpg": None}
+    check_whole(tmp_path / "out")
+
+
+def test_a_folder_of_folders_is_unlabelled_unless_asked(tmp_path: Path) -> None:
+    faces = write_faces(tmp_path / "faces", 4, ("a", "b"))
+    done = run(*BUILD, "folder", faces, tmp_path / "out")
+    assert "--class-folders makes them labels" in done.stdout
+    assert {sample["cls"] for sample in samples(tmp_path / "out")} == {None}
+
+
+def test_names_that_no_program_expects(tmp_path: Path) -> None:
+    """Bytes that are not UTF-8, dots, spaces, a new line, other alphabets, very long; and the same content of each."""
+    faces = tmp_path / "faces"
+    faces.mkdir()
+    names = [
+        b"caf\xe9 \xff.jpg",
+        b"a.b.c.jpg",
+        b"a b c.jpg",
+        "\u9854\u5199\u771f.jpg".encode(),
+        b"new\nline.jpg",
+        b"x" * 240 + b".JPG",
+    ]
+    for name in names:
+        (faces / os.fsdecode(name)).write_bytes(encoded(picture(5)))
+    (faces / "link.jpg").symlink_to("a.b.c.jpg")
+    (faces / "dangling.jpg").symlink_to("nowhere.jpg")
+    (faces / "loop").symlink_to(".")
+    (faces / ".hidden.jpg").write_bytes(b"")
+    done = run(*BUILD, "folder", faces, tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert rejected(tmp_path / "out") == {"dangling.jpg": "missing"}
+    found = samples(tmp_path / "out")
+    assert {os.fsencode(sample["source"]) for sample in found} == {*names, b"link.jpg"}
+    assert len({sample["key"] for sample in found}) == 7
+    check_whole(tmp_path / "out")
 
 
 def test_a_list_with_every_trap(tmp_path: Path) -> None:
@@ -144,7 +195,7 @@ def test_a_label_without_samples_in_a_split_is_told(tmp_path: Path) -> None:
         *BUILD, "csv", faces / "list.csv", tmp_path / "out", "--label-column", "label", "--split-column", "split"
     )
     assert done.returncode == 0, done.stderr
-    assert "warning: label 'b' has no sample in split val" in done.stdout
+    assert "note: no sample in split val has the label b" in done.stdout
 
 
 def test_a_source_that_divides_people_is_told(tmp_path: Path) -> None:
@@ -153,7 +204,7 @@ def test_a_source_that_divides_people_is_told(tmp_path: Path) -> None:
     (faces / "list.csv").write_text("\n".join(lines))
     options = ["--split-column", "split", "--group-pattern", "^(.*)_"]
     done = run(*BUILD, "csv", faces / "list.csv", tmp_path / "out", *options)
-    assert "warning: 2 groups are in more than one split" in done.stdout
+    assert "note: 2 groups are in more than one split" in done.stdout
     verified = run(*VERIFY, tmp_path / "out")
     assert verified.returncode == 0
     assert "2 groups have samples in more than one split" in verified.stdout
@@ -247,9 +298,12 @@ def children(process: "subprocess.Popen[bytes]") -> list[int]:
 
 
 def busy(process: "subprocess.Popen[bytes]") -> list[int]:
-    """Workers that have opened the plan."""
+    """Workers that have opened the plan, children that are still copies of their parent left out."""
     return [
-        pid for pid in children(process) if "plan.sqlite" in " ".join(map(_target, Path(f"/proc/{pid}/fd").iterdir()))
+        pid
+        for pid in children(process)
+        if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+        and "plan.sqlite" in " ".join(map(_target, Path(f"/proc/{pid}/fd").iterdir()))
     ]
 
 
@@ -266,7 +320,7 @@ def test_workers_do_not_outlive_a_killed_build(tmp_path: Path, undisturbed: Path
         wait_for(lambda: busy(process), process)
         workers = children(process)
         process.kill()
-        process.communicate()
+        process.wait()
         end = time.monotonic() + 10
         while any("State:\tZ" not in _status(pid) for pid in workers):
             assert time.monotonic() < end
@@ -361,7 +415,12 @@ BAD = {
     "no images in it": (["folder", "texts", "out"], "no images in texts .*1 .txt"),
     "all rejected": (["folder", "broken", "out"], "every entry was rejected .*1 empty, 1 not_an_image"),
     "class folders, but flat": (["folder", "faces", "out", "--class-folders"], "every entry was rejected .*unlabelled"),
-    "split folders, but none": (["folder", "classes", "out", "--split-folders"], "'a' in classes is not train"),
+    "split folders, but none": (["folder", "classes", "out", "--split-folders"], "rejected .*4 no_split"),
+    "two groups": (
+        ["csv", "list.csv", "out", "--group-column", "none", "--group-pattern", "(.)"],
+        "give one of them",
+    ),
+    "output below a file": (["folder", "faces", "list.csv/out"], "cannot make list.csv/out.partial"),
     "output in the source": (["folder", "faces", "faces/out"], "lies inside the source"),
     "output exists": (["folder", "faces", "texts"], "texts exists and is no folder of shards"),
     "fraction": (["folder", "faces", "out", "--val-fraction", "1.5"], r"--val-fraction 1.5 is not in \[0, 1\)"),
