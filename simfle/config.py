@@ -168,13 +168,9 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
     return cast(T, OmegaConf.to_object(merged))
 
 
-def keys(schema: Any, prefix: str = "") -> Iterator[str]:
+def keys(schema: Any) -> Iterator[str]:
     """Dotted names of all leaf fields of a config dataclass."""
-    for item in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(item.type):
-            yield from keys(item.type, f"{prefix}{item.name}.")
-        else:
-            yield prefix + item.name
+    return (name for name, _ in _metadata(schema))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -190,7 +186,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def identity(config: Any) -> dict[str, Any]:
     """The values that make this run this run: every leaf that is not marked free."""
-    free = {key for key, is_free in _freedom(type(config)) if is_free}
+    free = {name for name, metadata in _metadata(type(config)) if metadata.get("free")}
     return {key: value for key, value in flatten(dataclasses.asdict(config)).items() if key not in free}
 
 
@@ -200,9 +196,14 @@ def digest(config: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def _freedom(schema: Any, prefix: str = "") -> Iterator[tuple[str, bool]]:
+def helps(schema: Any) -> dict[str, str]:
+    """Help text of every leaf field, by dotted name."""
+    return {name: str(metadata.get("help", "")) for name, metadata in _metadata(schema)}
+
+
+def _metadata(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for item in dataclasses.fields(schema):
         if dataclasses.is_dataclass(item.type):
-            yield from _freedom(item.type, f"{prefix}{item.name}.")
+            yield from _metadata(item.type, f"{prefix}{item.name}.")
         else:
-            yield prefix + item.name, bool(item.metadata.get("free"))
+            yield prefix + item.name, item.metadata

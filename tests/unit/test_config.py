@@ -1,0 +1,86 @@
+"""Configuration: strict, layered, and sure of what makes a run this run."""
+
+from pathlib import Path
+
+import pytest
+
+from shards.errors import UserError
+from simfle import config
+from simfle.config import OptimConfig, PretrainConfig, TrainConfig, load
+from simfle.optim import learning_rate
+from simfle.runtime import plan_batch
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_yaml_then_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("train: {seed: 3, epochs: 5}\nmodel: {facemae: {depth: 2}}\n")
+    made = load(PretrainConfig, file, ["train.seed=4", "data.shards=[a,b]"])
+    assert (made.train.seed, made.train.epochs, made.model.facemae.depth, made.data.shards) == (4, 5, 2, ["a", "b"])
+    assert made.model.facemae.width == 768
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "message"),
+    [
+        ("train: {sed: 3}", [], "unknown key 'train.sed' in .*c.yaml; did you mean train.seed?"),
+        ("", ["model.bakcbone=x"], "unknown key 'model.bakcbone' in command line; did you mean model.backbone?"),
+        ("train: {seed: x}", [], "could not be converted to Integer .*train.seed"),
+        ("train: [1, 2]", [], "train"),
+        ("- 1", [], "holds a list or a bare value"),
+        ("a: [", [], "cannot read"),
+        ("", ["train.seed"], "is not key=value"),
+    ],
+)
+def test_mistakes_are_named(text: str, overrides: list[str], message: str, tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(PretrainConfig, file, overrides)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        load(PretrainConfig, tmp_path / "no.yaml")
+
+
+def test_identity_knows_what_may_change() -> None:
+    base = load(PretrainConfig, None)
+    for free in ("train.run=x", "train.zero_stage=3", "train.micro_batch=8", "data.threads=4", "train.stop_after=7"):
+        assert config.digest(load(PretrainConfig, None, [free])) == config.digest(base), free
+    for other in ("train.seed=1", "optim.lr=0.1", "views.hue=0.1", "train.global_batch=512", "data.window=5"):
+        assert config.digest(load(PretrainConfig, None, [other])) != config.digest(base), other
+
+
+def test_every_field_says_what_it_is() -> None:
+    names = list(config.keys(PretrainConfig))
+    assert len(names) > 50
+    assert all(text for text in config.helps(PretrainConfig).values())
+    assert set(config.helps(PretrainConfig)) == set(names)
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("configs/pretrain/*.yaml")), ids=lambda path: path.name)
+def test_shipped_configs_load(file: Path) -> None:
+    load(PretrainConfig, file)
+
+
+def test_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
+    optim = OptimConfig(lr=0.1, warmup_steps=4)
+    rates = [learning_rate(step, 12, 512, optim) for step in range(13)]
+    assert rates[:5] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.2])
+    assert rates[8] == pytest.approx(0.1)
+    assert rates[12] == pytest.approx(0, abs=1e-12)
+
+
+def test_batch_is_shared_equally_or_refused() -> None:
+    plan = plan_batch(TrainConfig(global_batch=96, micro_batch=8), 3)
+    assert (plan.micro_batch, plan.accumulation) == (8, 4)
+    assert plan_batch(TrainConfig(global_batch=96), 3).micro_batch == 32
+    for settings, processes, message in (
+        ({"global_batch": 10}, 4, "global_batch=10 is not divisible by 4 processes"),
+        ({"global_batch": 32, "micro_batch": 5}, 2, "micro_batch=5 does not divide the 16 samples"),
+        ({"global_batch": 4}, 4, "at least 2 samples"),
+    ):
+        with pytest.raises(UserError, match=message):
+            plan_batch(TrainConfig(**settings), processes)
