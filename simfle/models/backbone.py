@@ -1,6 +1,7 @@
 """Backbones: any timm network that ends in a feature map."""
 
 import difflib
+from typing import Any
 
 import timm
 import torch
@@ -21,7 +22,7 @@ def build_backbone(name: str) -> nn.Module:
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         raise UserError(f"model.backbone: timm has no {name!r}; did you mean {' or '.join(near) or 'resnet50'}?")
     # The reference starts from torchvision's initialisation; timm would zero the last BatchNorm of each block.
-    options = {"zero_init_last": False} if name.startswith(("resnet", "wide_resnet", "resnext")) else {}
+    options: dict[str, Any] = {"zero_init_last": False} if name.startswith(("resnet", "wide_resnet", "resnext")) else {}
     try:
         network = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **options)
     except (TypeError, AssertionError) as error:
