@@ -13,6 +13,7 @@ from PIL import Image
 from shards.encode import EncodeOptions, Unusable, encode
 from shards.entry import REASONS
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 OPTIONS = EncodeOptions()
 FACE = picture(1)
 
