@@ -26,17 +26,22 @@ REASONS = {
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Bytes made when they are wanted: `function` ("shards.x:name") is called with `arguments` (plain JSON)."""
+    """Bytes made when they are wanted: `function` ("shards.x:name") is called with `arguments` (plain JSON).
+
+    file: what it reads from, its first argument then; like an entry's path, it is no part of what decides the shards.
+    """
 
     function: str
     arguments: tuple[Any, ...] = ()
+    file: Path | None = None
 
     def __call__(self) -> bytes:
         """Make the bytes."""
         module, _, name = self.function.partition(":")
         if not module.startswith("shards."):
             raise ValueError(f"{self.function} is not a function of shards")
-        made = getattr(importlib.import_module(module), name)(*self.arguments)
+        given = self.arguments if self.file is None else (self.file, *self.arguments)
+        made = getattr(importlib.import_module(module), name)(*given)
         return bytes(made)
 
 

@@ -11,7 +11,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ CREATE TABLE found (  -- one row an entry that a worker may write
     ident BLOB NOT NULL,   -- Entry.key, for repeats
     place BLOB NOT NULL,   -- its keyed hash: the order of the samples
     split TEXT NOT NULL, grp BLOB, label TEXT, key TEXT NOT NULL,
-    meta TEXT NOT NULL, path TEXT, data BLOB, reason TEXT
+    meta TEXT NOT NULL, path TEXT, reason TEXT,
+    data BLOB              -- last: what comes after a large value can only be read through it
 );
 CREATE TABLE refused (source TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE TABLE shard (split TEXT NOT NULL, number INTEGER NOT NULL, first BLOB NOT NULL, entries INTEGER NOT NULL);
@@ -85,7 +86,8 @@ def describe(entry: Entry) -> dict[str, Any]:
     """What is known about an entry as plain JSON, without the image and where it lies on this machine."""
     known = {name: getattr(entry, name) for name in ("source", "label", "group", "split", "box", "landmarks")}
     known["extras"] = entry.extras or None
-    known["recipe"] = asdict(entry.read) if isinstance(entry.read, Recipe) else None
+    if isinstance(entry.read, Recipe):
+        known["recipe"] = {"function": entry.read.function, "arguments": entry.read.arguments}
     return {name: value for name, value in known.items() if value is not None}
 
 
@@ -126,7 +128,7 @@ def make_plan(
         base.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;" + SCHEMA)
         base.execute("BEGIN")
         rows = (_row(base, item, text) for item, text in settled(entries, rules, digest))
-        base.executemany(f"INSERT INTO found VALUES ({', '.join('?' * 9)}, NULL)", filter(None, rows))
+        base.executemany(f"INSERT INTO found VALUES ({', '.join('?' * 8)}, NULL, ?)", filter(None, rows))
         base.execute("COMMIT")
         base.executescript(REPEATS)
         _tell_apart(base)
@@ -142,7 +144,9 @@ def _row(base: sqlite3.Connection, item: Entry | Rejected, text: str) -> tuple[A
         return None
     ident = item.key.encode("utf-8", "surrogateescape")
     group = None if item.group is None else item.group.encode("utf-8", "surrogateescape")
-    path = json.dumps(str(item.read)) if isinstance(item.read, Path) else None
+    file = item.read.file if isinstance(item.read, Recipe) else item.read
+    # Absolute: a build may be taken up again from another folder.
+    path = json.dumps(str(file.absolute())) if isinstance(file, Path) else None
     data = item.read if isinstance(item.read, bytes) else None
     place = keyed_hash(item.key, "order")
     return (ident, place, item.split, group, item.label, archive_key(item.key), text, path, data)
@@ -202,7 +206,7 @@ class Plan:
         for key, ident, meta, path, data in rows:
             known = json.loads(meta)
             recipe = known.pop("recipe", None)
-            read = Path(json.loads(path)) if path else data if data is not None else Recipe(**recipe)
+            read = _read(json.loads(path) if path else None, data, recipe)
             for name in ("box", "landmarks"):
                 if name in known:
                     known[name] = _tuples(known[name])
@@ -249,6 +253,13 @@ class Plan:
 
     def _number(self, query: str) -> int:
         return int(self._base.execute(query).fetchone()[0])
+
+
+def _read(path: str | None, data: bytes | None, recipe: dict[str, Any] | None) -> Path | bytes | Recipe:
+    """Where an entry's bytes are, as it was before it went into the plan."""
+    if recipe is not None:
+        return Recipe(recipe["function"], tuple(recipe["arguments"]), Path(path) if path else None)
+    return Path(path) if path else data or b""
 
 
 def _tuples(value: Any) -> Any:
