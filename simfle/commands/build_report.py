@@ -82,7 +82,9 @@ def show(out: Path, report: "Report", rate: float) -> None:
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     console.print(f"{out}: {len(manifest.shards)} shards, {size:.1f} MB, {rate:.0f} images/s", markup=False)
     console.print(f"next: python tools/verify_shards.py {out}", markup=False)
-    console.print(f"      python launchers/pretrain.py configs/pretrain/NAME.yaml data.shards=[{out}]", markup=False)
+    console.print(
+        f"      python launchers/pretrain.py configs/pretrain/simfle_resnet50.yaml data.shards=[{out}]", markup=False
+    )
 
 
 def _table(report: "Report") -> Table:
