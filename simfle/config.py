@@ -29,7 +29,7 @@ def option(default: Any, text: str, *, free: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class DataConfig:
-    shards: list[str] = option(list, "folders of shards, each with a manifest.json")
+    shards: list[str] = option(list, "folders of shards, each with a manifest.json", free=True)
     splits: list[str] = option(lambda: ["train"], "splits to train on; empty: all of them")
     backend: str = option("auto", "auto (dali with a GPU, else opencv), opencv or dali", free=True)
     threads: int = option(0, "decoding threads per process; 0: the cores divided by the local processes", free=True)

@@ -1,6 +1,7 @@
 """A corpus to read from: the shards of one or more folders, samples by position, bytes straight from memory maps."""
 
 # S shards, n samples
+import hashlib
 import json
 import mmap
 import os
@@ -72,6 +73,14 @@ class Corpus:
         if len({manifest.labels for manifest in self.manifests}) > 1:
             raise UserError(f"data.shards: {', '.join(map(str, self.folders))} have different label names")
         return self.manifests[0].labels
+
+    def digest(self) -> str:
+        """16 hexadecimal digits that name the data wherever it lies: hashes and sizes of all shards, in order."""
+        shards = [
+            (shard.split, shard.samples, shard.sha256) for manifest in self.manifests for shard in manifest.shards
+        ]
+        chosen = [shard.sha256 for _, shard in self.shards]
+        return hashlib.blake2b(json.dumps([shards, chosen]).encode(), digest_size=8).hexdigest()
 
     def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
         """Global ids [n] -> (shard [n], sample in shard [n]). ValueError: not among the chosen shards."""

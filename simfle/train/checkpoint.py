@@ -31,11 +31,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done and samples consumed. This one number is the data side's whole state."""
+    """Where a run stands: optimizer steps done and samples consumed. This one number is the data side's whole state.
+
+    config, corpus: digests of the configuration and of the data, without which the number would mean other samples.
+    """
 
     step: int
     samples: int
     config: str
+    corpus: str
     optimizer: str
     format: int = FORMAT
 

@@ -145,8 +145,11 @@ class Run:
             return None
         newest = newest or checkpoint.read(found[0])
         state.load_model(self.model, newest.model, newest.folder.name)
-        if newest.progress.optimizer != self.config.optim.name:
-            raise UserError(f"{newest.folder.name} was made with optim.name={newest.progress.optimizer}")
+        if newest.progress.corpus != self.corpus.digest():
+            raise UserError(
+                f"data.shards: {', '.join(map(str, self.corpus.folders))} hold other data than {self.folder} has been "
+                "trained on; give the same shards (they may have moved), or another train.run"
+            )
         log.info("resuming %s after step %d", self.folder, newest.progress.step)
         return newest
 
@@ -233,7 +236,8 @@ class Run:
         optim = state.optimizer_state(self.engine, self.keys, keep=self.world.is_main)
         if self.world.is_main:
             samples = self.step * self.plan.global_batch
-            progress = checkpoint.Progress(self.step, samples, configs.digest(self.config), self.config.optim.name)
+            digests = configs.digest(self.config), self.corpus.digest()
+            progress = checkpoint.Progress(self.step, samples, *digests, self.config.optim.name)
             self.writer.submit(progress, model, optim)
 
     def end_on_bad_loss(self, number: int, verdict: Verdict, before: list[torch.Tensor]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import runs
+from drawn import make_faces
 from safetensors.torch import load_file
 
 
@@ -57,12 +58,20 @@ def test_a_run_is_only_ever_one_run(faces: Path, tmp_path: Path) -> None:
     assert "optim.lr: 0.05 -> 0.1" in output
     assert "train.seed: 0 -> 3" in output
 
+    shorter = tmp_path / "other" / "faces"
+    shorter.parent.mkdir()
+    make_faces(shorter, "--people", "8", "--shard-samples", "32")
+    output = last_line(runs.finish(1, shorter, run, *settings, code=1))
+    assert "hold other data than" in output
+    moved = tmp_path / "moved"
+    moved.symlink_to(faces)  # the same data under another name is no reason to refuse
+
     newest, older = sorted(run.glob("checkpoints/step-*"), reverse=True)
     assert newest.name == f"step-{done:08d}"
     damaged = bytearray((newest / "model.safetensors").read_bytes())
     damaged[-1] ^= 1  # one bit
     (newest / "model.safetensors").write_bytes(damaged)
-    output = runs.finish(1, faces, run, *settings, f"train.stop_after={done + 1}")
+    output = runs.finish(1, moved, run, *settings, f"train.stop_after={done + 1}")
     assert "model.safetensors is damaged" in output
     assert f"going on after step {int(older.name[5:])}" in output
 
