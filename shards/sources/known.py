@@ -21,7 +21,15 @@ from typing import Any
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 
-SOURCES: tuple[str, ...] = ()
+SOURCES: tuple[str, ...] = (
+    "affectnet",
+    "rafdb",
+    "fer2013",
+    "ferplus",
+    "sfew",
+    "ckplus",
+    "expw",
+)
 """Modules below shards.sources that hold a CORPUS, in the order in which the command lists them."""
 
 

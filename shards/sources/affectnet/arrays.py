@@ -1,0 +1,71 @@
+"""AffectNet's release of 2021 and later: faces of 224 px, and for each one .npy file a value."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.affectnet.common import affect, named, pair
+from shards.sources.layout import points
+
+FOLDERS = (("train_set", "train"), ("val_set", "val"))
+
+
+def read_arrays(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
+    """Everything below train_set and val_set, by name: the same number is another face in each of them."""
+    if automatic:
+        raise UserError("affectnet: the release of 2021 has no automatically labelled images; leave --automatic out")
+    for folder, split in FOLDERS:
+        annotations = root / folder / "annotations"
+        for ident, image, annotated in pair(root / folder / "images", annotations, "_exp.npy"):
+            source = f"{folder}/images/{image or ident + '.jpg'}"
+            if not image:
+                yield Rejected(source, "missing")
+                continue
+            label = None
+            if annotated:
+                label = named(str(_value(annotations / f"{ident}_exp.npy")))
+                if label is None:
+                    yield Rejected(source, "bad_row", f"{folder}/annotations/{ident}_exp.npy holds no expression")
+                    continue
+            marks = _array(annotations / f"{ident}_lnd.npy")
+            yield Entry(
+                key=f"{folder}/{ident}",
+                source=source,
+                read=root / source,
+                label=label,
+                split=split,
+                landmarks=points(tuple(marks.tolist())) if marks is not None and marks.size == 2 * 68 else None,
+                extras=affect(*(_number(annotations / f"{ident}_{name}.npy") for name in ("val", "aro"))),
+            )
+
+
+def _value(file: Path) -> Any:
+    """The only element of an array, which is a text in this release; "" if it is missing or damaged."""
+    import numpy as np
+
+    try:
+        with file.open("rb") as data:
+            array = np.lib.format.read_array(data, allow_pickle=False)  # numpy.load would take an archive as well
+    except (OSError, ValueError):
+        return ""
+    return array.reshape(-1)[0] if array.size == 1 else ""
+
+
+def _number(file: Path) -> float | None:
+    try:
+        return float(_value(file))
+    except ValueError:
+        return None
+
+
+def _array(file: Path) -> Any:
+    """Numbers [N] as float64, None if they are missing or damaged."""
+    import numpy as np
+
+    try:
+        with file.open("rb") as data:
+            return np.lib.format.read_array(data, allow_pickle=False).reshape(-1).astype(np.float64)
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,116 @@
+"""CK+: sequences of frames from a neutral face (the first) to an expression (the last), of 123 people."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.folder import EXTENSIONS
+from shards.sources.known import Known, option
+from shards.sources.layout import find, names, need, numbers, points
+
+LABELS = ("neutral", "anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
+PEAKS = (45, 18, 59, 25, 69, 28, 83)  # labelled sequences, from anger on: 327
+SEQUENCES = 593
+IMAGES = ("cohn-kanade-images", "extended-cohn-kanade-images/cohn-kanade-images", "CK+/cohn-kanade-images")
+EMOTIONS = ("Emotion", "Emotion_labels/Emotion", "CK+/Emotion", "CK+/Emotion_labels/Emotion")
+LANDMARKS = ("Landmarks", "Landmarks/Landmarks", "CK+/Landmarks")
+
+
+@dataclass(frozen=True)
+class CKPlus:
+    """All in split train: part it by people with --val-fraction and --test-fraction. Group: the person.
+
+    A sequence without a label gives frames without one, which are rejected unless unlabelled ones are kept.
+    """
+
+    root: Path
+    last: int = option(1, "How many frames at the end of a sequence show its expression; 3 is common.")
+    neutral: bool = option(True, "The first frame of each sequence as neutral.")
+    all_frames: bool = option(False, "Also the frames between, without a label: for --keep-unlabelled.")
+
+    def __post_init__(self) -> None:
+        """Raises UserError unless at least one frame shows the expression."""
+        if self.last < 1:
+            raise UserError(f"--last {self.last} leaves no frame that shows the expression; give at least 1")
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Frames by person, sequence and number.
+
+        Raises:
+            UserError: no sequences, or no labels, in the root.
+        """
+        images = need("ckplus", self.root, "folder of sequences", *IMAGES)
+        emotions = need("ckplus", self.root, "folder of labels", *EMOTIONS)
+        landmarks = find(self.root, *reversed(LANDMARKS))  # the deeper one first: one may hold the other
+        for person in filter(lambda name: (images / name).is_dir(), names(images)):
+            for sequence in filter(lambda name: (images / person / name).is_dir(), names(images / person)):
+                below = f"{person}/{sequence}"
+                frames = [n for n in names(images / below) if PurePosixPath(n).suffix.lower() in EXTENSIONS]
+                marks = landmarks / below if landmarks else None
+                yield from self._sequence(images / below, frames, _emotion(emotions / below), marks)
+
+    def _sequence(
+        self, folder: Path, frames: list[str], emotion: str | None, marks: Path | None
+    ) -> Iterator[Entry | Rejected]:
+        """emotion: a number as text, None if the sequence has no label."""
+        peak = max(len(frames) - self.last, 1 if self.neutral else 0)
+        for place, name in enumerate(frames):
+            source = (folder / name).relative_to(self.root).as_posix()
+            label = None
+            if place >= peak:
+                if emotion is not None and emotion not in map(str, range(len(LABELS))):
+                    yield Rejected(source, "bad_row", f"emotion {emotion!r}")
+                    continue
+                label = LABELS[int(emotion)] if emotion is not None else None
+            elif place == 0 and self.neutral:
+                label = LABELS[0]
+            elif not self.all_frames:
+                continue
+            person, sequence = folder.parts[-2:]
+            yield Entry(
+                key=f"{person}/{sequence}/{name}",
+                source=source,
+                read=folder / name,
+                label=label,
+                group=person,
+                landmarks=_landmarks(marks / f"{PurePosixPath(name).stem}_landmarks.txt") if marks else None,
+                extras={"sequence": sequence, "frame": place, "frames": len(frames)},
+            )
+
+
+def _emotion(folder: Path) -> str | None:
+    """The number in S005_001_00000011_emotion.txt, which is written as a float; many sequences have no such file."""
+    found = [name for name in names(folder) if name.endswith("_emotion.txt")] if folder.is_dir() else []
+    if not found:
+        return None
+    text = (folder / found[-1]).read_text("utf-8", "replace").strip()
+    value = numbers(text, 1)
+    return str(int(value[0])) if value and value[0].is_integer() else text
+
+
+def _landmarks(file: Path) -> tuple[tuple[float, float], ...] | None:
+    try:
+        values = numbers(file.read_text("utf-8", "replace"), 2 * 68)
+    except OSError:
+        return None
+    return points(values) if values else None
+
+
+def expected(source: CKPlus) -> dict[str, dict[str, int]]:
+    """The published sequences, one frame of each; for more frames of a sequence nothing is published."""
+    if source.last != 1 or source.all_frames:
+        return {}
+    neutral = {"neutral": SEQUENCES} if source.neutral else {}
+    return {"train": neutral | dict(zip(LABELS[1:], PEAKS, strict=True))}
+
+
+CORPUS = Known(
+    name="ckplus",
+    title="CK+: the last frames of its sequences, and the first as neutral.",
+    source=CKPlus,
+    labels=LABELS,
+    terms="CK+: for non-commercial research by those who signed its agreement; only some people may be shown in print.",
+    expected=expected,
+)

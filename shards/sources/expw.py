@@ -1,0 +1,77 @@
+"""ExpW: photos from the web, and a list of the faces in them with boxes and expressions."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.known import Known
+from shards.sources.layout import box, inside, lines, need, numbers
+
+LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+COUNTS = (3671, 3995, 1088, 30537, 10559, 7060, 34883)  # 91,793 faces
+LISTS = ("label.lst", "label/label.lst", "data/label/label.lst")
+IMAGES = ("origin", "image/origin", "data/image/origin")
+FIELDS = 8  # name, number of the face, top, left, right, bottom, confidence, label
+
+
+@dataclass(frozen=True)
+class ExpW:
+    """All in split train. An entry is a face: box says which of the photo. Group: the photo, which may hold several.
+
+    Extras: the number of the face in its photo, and the confidence of the detector that drew the box.
+    """
+
+    root: Path
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Faces in the order of the list.
+
+        Raises:
+            UserError: no list, no photos, or a list that has not once the eight fields.
+        """
+        file = need("expw", self.root, "list of faces", *LISTS)
+        images = need("expw", self.root, "folder of photos", *IMAGES)
+        usable = False
+        for number, line in lines(file):
+            # A name may hold spaces; the seven fields after it do not.
+            fields = line.rsplit(maxsplit=FIELDS - 1)
+            usable |= len(fields) == FIELDS
+            yield self._entry(images, f"{file.name} line {number}", fields)
+        if not usable:
+            raise UserError(
+                f"expw: no line of {file} has the {FIELDS} fields: name face top left right bottom confidence label"
+            )
+
+    def _entry(self, images: Path, place: str, fields: list[str]) -> Entry | Rejected:
+        values = numbers(" ".join(fields[1:]), FIELDS - 1)
+        if values is None or values[6] not in range(len(LABELS)) or not values[0].is_integer():
+            return Rejected(place, "bad_row", repr(" ".join(fields)))
+        path = inside(fields[0])
+        if path is None:
+            return Rejected(place, "outside", repr(fields[0]))
+        face, top, left, right, bottom, confidence, label = values
+        source = f"{(images / path).relative_to(self.root).as_posix()}#{int(face)}"
+        frame = box(left, top, right - left, bottom - top)
+        if frame is None:
+            return Rejected(source, "bad_row", f"{place}: a box without area")
+        return Entry(
+            key=f"{path}/{int(face)}",
+            source=source,
+            read=images / path,
+            label=LABELS[int(label)],
+            group=path,
+            box=frame,
+            extras={"face": int(face), "confidence": confidence},
+        )
+
+
+CORPUS = Known(
+    name="expw",
+    title="ExpW: 91,793 faces in photos from the web, by their boxes.",
+    source=ExpW,
+    labels=LABELS,
+    terms="ExpW: for non-commercial research only; the photos belong to whoever put them on the web.",
+    expected=lambda source: {"train": dict(zip(LABELS, COUNTS, strict=True))},
+)

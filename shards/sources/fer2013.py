@@ -1,0 +1,135 @@
+"""FER2013 in each of its CSV forms: grey faces of 48 x 48 px, written as numbers in a text.
+
+fer2013.csv and icml_face_data.csv hold all rows in one order, to which FERPlus refers; train.csv and test.csv are the
+contest's, the second without labels. The version in folders has lost that order: read it with the command `folder`.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.known import Known
+from shards.sources.layout import TEXT, find, need
+
+LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
+COUNTS = {
+    "train": (3995, 436, 4097, 7215, 4830, 3171, 4965),
+    "val": (467, 56, 496, 895, 653, 415, 607),
+    "test": (491, 55, 528, 879, 594, 416, 626),
+}
+SPLITS = {"training": "train", "publictest": "val", "privatetest": "test"}
+FULL = ("fer2013.csv", "icml_face_data.csv", "fer2013/fer2013.csv")
+TRAIN, TEST = "train.csv", "test.csv"
+SIDE = 48
+
+
+class Row(NamedTuple):
+    """One row of a list: its number from 0, and its cells, None where the list has no such column."""
+
+    number: int
+    emotion: str | None
+    pixels: str
+    usage: str | None
+
+
+@dataclass(frozen=True)
+class FER2013:
+    """Splits train, val (the public test) and test (the private one)."""
+
+    root: Path
+
+    @property
+    def release(self) -> str:
+        """The list that is read."""
+        return find_list(self.root).name
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Faces in the order of the rows.
+
+        Raises:
+            UserError: none of the lists, or one without the column pixels.
+        """
+        file = find_list(self.root)
+        if file.name != TRAIN:
+            yield from (entry(file.name, "fer2013", row) for row in read_rows(file))
+            return
+        for name in (TRAIN, TEST):
+            if (file.parent / name).is_file():
+                split = name.removesuffix(".csv")
+                yield from (entry(name, split, row, split) for row in read_rows(file.parent / name))
+
+
+def find_list(root: Path) -> Path:
+    """The list of all rows, or train.csv.
+
+    Raises:
+        UserError: neither; the version in folders.
+    """
+    if (root / "train").is_dir() and find(root, *FULL, TRAIN) is None:
+        raise UserError(
+            f"fer2013: {root} is the version in folders, which has lost the order of the rows; "
+            "build it with `folder --split-folders --class-folders`"
+        )
+    return need("fer2013", root, "list of faces", *FULL, TRAIN)
+
+
+def read_rows(file: Path) -> Iterator[Row]:
+    """The rows of a list; icml_face_data.csv has spaces in its column names."""
+    try:
+        with file.open(newline="", **TEXT) as text:  # type: ignore[call-overload]
+            rows = csv.reader(text)
+            titles = [name.strip().lower() for name in next(rows, [])]
+            if "pixels" not in titles:
+                raise UserError(f"fer2013: {file} has no column pixels (columns: {', '.join(titles) or 'none'})")
+            places = [titles.index(name) if name in titles else None for name in ("emotion", "pixels", "usage")]
+            for number, cells in enumerate(filter(None, rows)):
+                found = [None if i is None else cells[i].strip() if i < len(cells) else "" for i in places]
+                yield Row(number, found[0], found[1] or "", found[2])
+    except csv.Error as error:
+        raise UserError(f"fer2013: {file} cannot be read as CSV: {error}") from None
+
+
+def entry(name: str, prefix: str, row: Row, split: str | None = None) -> Entry | Rejected:
+    """A row as an entry; `split` is for lists without a column Usage."""
+    source = f"{name} row {row.number}"
+    split = SPLITS.get(row.usage.lower()) if row.usage is not None else split
+    label = None
+    if row.emotion is not None:
+        if row.emotion not in map(str, range(len(LABELS))):
+            return Rejected(source, "bad_row", f"emotion {row.emotion!r}")
+        label = LABELS[int(row.emotion)]
+    image = picture(row.pixels)
+    if image is None:
+        return Rejected(source, "bad_row", f"not {SIDE * SIDE} pixels from 0 to 255")
+    if split is None:
+        return Rejected(source, "bad_row", f"Usage {row.usage!r}")
+    return Entry(f"{prefix}-{row.number:05d}", source, image, label, split)
+
+
+def picture(pixels: str) -> bytes | None:
+    """A grey image file (PGM, which needs no encoder and loses nothing) of numbers in a text."""
+    try:
+        grey = bytes(map(int, pixels.split()))
+    except ValueError:
+        return None
+    return b"P5\n%d %d\n255\n" % (SIDE, SIDE) + grey if len(grey) == SIDE * SIDE else None
+
+
+def expected(source: FER2013) -> dict[str, dict[str, int]]:
+    """The published counts; the contest's test.csv is both tests in one, unlabelled."""
+    counts = {split: dict(zip(LABELS, found, strict=True)) for split, found in COUNTS.items()}
+    return counts if source.release != TRAIN else {"train": counts["train"], "test": {"": 7178}}
+
+
+CORPUS = Known(
+    name="fer2013",
+    title="FER2013 (fer2013.csv, icml_face_data.csv, or train.csv and test.csv).",
+    source=FER2013,
+    labels=LABELS,
+    terms="FER2013: photos found by a search engine, without a licence of their own; for research.",
+    expected=expected,
+)

@@ -1,0 +1,163 @@
+"""RAF-DB, the basic expressions: as its authors give it, or as a folder DATASET with numbered classes.
+
+Labels are 1 surprise, 2 fear, 3 disgust, 4 happiness, 5 sadness, 6 anger, 7 neutral. The compound expressions lie in a
+list of the same name with other meanings of the same numbers; it is told by its numbers beyond 7 and refused.
+"""
+
+import csv
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.known import Known, check_options, option
+from shards.sources.layout import TEXT, box, find, inside, lines, names, need, numbers, points
+
+LABELS = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
+COUNTS = {
+    "train": (1290, 281, 717, 4772, 1982, 705, 2524),
+    "test": (329, 74, 160, 1185, 478, 162, 680),
+}
+SPELLINGS = ("list_patition_label.txt", "list_partition_label.txt")  # the first is the authors' own
+LISTS = tuple(f"{base}EmoLabel/{name}" for base in ("", "basic/") for name in SPELLINGS)
+FOLDERS = ("DATASET/train", "train")
+GENDERS = ("male", "female", "unsure")
+RACES = ("caucasian", "african-american", "asian")
+AGES = ("0-3", "4-19", "20-39", "40-69", "70+")
+
+
+@dataclass(frozen=True)
+class RAFDB:
+    """Splits train and test. Extras: gender, race and age group where the manual annotations lie beside the images.
+
+    Their five landmarks and the box are in pixels of the original photos, so only those have them.
+    """
+
+    root: Path
+    images: str = option("aligned", "Faces of 100 px or whole photos: aligned or original.", ("aligned", "original"))
+
+    def __post_init__(self) -> None:
+        """Raises UserError for another kind of images."""
+        check_options(self)
+
+    @property
+    def release(self) -> str:
+        """As its authors give it, or in class folders."""
+        need("rafdb", self.root, "list of labels", *LISTS, *FOLDERS)
+        return "official" if find(self.root, *LISTS) else "folders"
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Faces in the order of the list, or folder by folder.
+
+        Raises:
+            UserError: not RAF-DB, the compound expressions, no such images.
+        """
+        if self.release == "official":
+            yield from self._listed(need("rafdb", self.root, "list of labels", *LISTS))
+        elif self.images == "original":
+            raise UserError(f"rafdb: {self.root} has class folders of aligned faces only; leave --images original out")
+        else:
+            yield from _folders(self.root, need("rafdb", self.root, "class folders", *FOLDERS).parent)
+
+    def _listed(self, file: Path) -> Iterator[Entry | Rejected]:
+        rows = list(lines(file))
+        beyond = next((row for row in rows if row[1].split()[-1] in ("8", "9", "10", "11")), None)
+        if beyond:
+            raise UserError(
+                f"rafdb: {file} line {beyond[0]} has a compound expression; give the folder of the basic ones"
+            )
+        base = file.parent.parent
+        need("rafdb", base, f"folder of {self.images} images", f"Image/{self.images}")
+        for number, line in rows:
+            yield self._entry(base, f"{file.name} line {number}", line)
+
+    def _entry(self, base: Path, place: str, line: str) -> Entry | Rejected:
+        name, _, label = line.replace("\t", " ").rpartition(" ")
+        if not name:
+            return Rejected(place, "bad_row", repr(line))
+        path = inside(name.strip())
+        if path is None:
+            return Rejected(place, "outside", repr(line))
+        split = path.split("_")[0]
+        if label not in map(str, range(1, 8)) or split not in COUNTS:
+            return Rejected(place, "bad_row", repr(line))
+        stem, ending = PurePosixPath(path).with_suffix(""), PurePosixPath(path).suffix
+        file = base / "Image" / self.images / (path if self.images == "original" else f"{stem}_aligned{ending}")
+        marks, person = _attributes(base / "Annotation" / "manual" / f"{stem}_manu_attri.txt")
+        original = self.images == "original"
+        return Entry(
+            key=str(stem),
+            source=file.relative_to(self.root).as_posix(),
+            read=file,
+            label=LABELS[int(label) - 1],
+            split=split,
+            box=_box(base / "Annotation" / "boundingbox" / f"{stem}_boundingbox.txt") if original else None,
+            landmarks=marks if original else None,
+            extras=person,
+        )
+
+
+def _folders(root: Path, base: Path) -> Iterator[Entry | Rejected]:
+    """DATASET/{train,test}/<1-7>/: the folder is the label, and the list beside it must say the same."""
+    prefix = base.relative_to(root).as_posix()
+    for split in COUNTS:
+        listed = _labels(base / f"{split}_labels.csv")
+        for number, label in enumerate(LABELS, 1):
+            folder = base / split / str(number)
+            for name in names(folder) if folder.is_dir() else ():
+                source = f"{prefix}/{split}/{number}/{name}".removeprefix("./")
+                said = listed.pop(name, str(number))
+                if said != str(number):
+                    yield Rejected(source, "conflicting_label", f"{split}_labels.csv says {said!r}")
+                    continue
+                yield Entry(PurePosixPath(name).stem, source, folder / name, label, split)
+        for name, said in listed.items():
+            yield Rejected(f"{prefix}/{split}/{said}/{name}".removeprefix("./"), "missing")
+
+
+def _labels(file: Path) -> dict[str, str]:
+    """Name -> number as text, from a list `image,label`; empty if there is no such list."""
+    if not file.is_file():
+        return {}
+    try:
+        with file.open(newline="", **TEXT) as text:  # type: ignore[call-overload]
+            rows = csv.DictReader(text)
+            if not {"image", "label"} <= set(rows.fieldnames or ()):
+                raise UserError(f"rafdb: {file} lacks the columns image, label (columns: {rows.fieldnames})")
+            return {(row["image"] or "").strip(): (row["label"] or "").strip() for row in rows}
+    except csv.Error as error:
+        raise UserError(f"rafdb: {file} cannot be read as CSV: {error}") from None
+
+
+def _attributes(file: Path) -> tuple[tuple[tuple[float, float], ...] | None, dict[str, str]]:
+    """Five landmarks and, by name, gender, race and age group: five lines x y, then a number each."""
+    try:
+        text = file.read_text("utf-8", "replace")
+    except OSError:
+        return None, {}
+    values = numbers(text, 13)
+    if values is None:
+        return None, {"attributes": "damaged"}
+    kinds = zip(("gender", "race", "age"), (GENDERS, RACES, AGES), map(int, values[10:]), strict=True)
+    person = {kind: known[number] if 0 <= number < len(known) else str(number) for kind, known, number in kinds}
+    return points(values[:10]), person
+
+
+def _box(file: Path) -> tuple[float, float, float, float] | None:
+    try:
+        values = numbers(file.read_text("utf-8", "replace"), 4)
+    except OSError:
+        return None
+    return box(values[0], values[1], values[2] - values[0], values[3] - values[1]) if values else None
+
+
+CORPUS = Known(
+    name="rafdb",
+    title="RAF-DB, the seven basic expressions (the authors' folders, or DATASET with numbered classes).",
+    source=RAFDB,
+    labels=LABELS,
+    first=1,
+    terms="RAF-DB: for non-commercial research only; no copies to others, its images are not to be published.",
+    expected=lambda source: {split: dict(zip(LABELS, counts, strict=True)) for split, counts in COUNTS.items()},
+)
