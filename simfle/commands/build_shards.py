@@ -15,7 +15,7 @@ from simfle.commands.app import run
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
-    from shards.build import Build
+    from shards.build import Build, Report
     from shards.entry import Entry, Rejected
 
 app = typer.Typer(
@@ -55,15 +55,21 @@ class Common:
 
 @dataclass(frozen=True)
 class Corpus:
-    """What a subcommand makes of its own arguments. roots: folders that the output must not lie in."""
+    """What a subcommand makes of its own arguments. roots: folders that the output must not lie in.
+
+    notes: what the source has to say once it has been gone through; labels: their order where --labels is not given;
+    finish: called with the shards that stand, before the report is shown.
+    """
 
     entries: "Iterable[Entry | Rejected]"
     name: str
     options: dict[str, Any]
     labelled: bool = False
     roots: tuple[Path, ...] = ()
-    notes: Callable[[], list[str]] = list  # what the source has to say once it has been gone through
+    notes: Callable[[], list[str]] = list
     terms: str = ""
+    labels: tuple[str, ...] = ()
+    finish: "Callable[[Build, Report], None]" = lambda request, report: None
 
 
 def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
@@ -86,7 +92,7 @@ def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
             item.name,
             inspect.Parameter.KEYWORD_ONLY,
             default=item.default,
-            annotation=Annotated[type(item.default), _typer_option(item.name, item.metadata["help"], item.default)],
+            annotation=Annotated[type(item.default), typer_option(item.name, item.metadata["help"], item.default)],
         )
         for item in shared
     ]
@@ -97,9 +103,10 @@ def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
     return function
 
 
-def _typer_option(name: str, text: str, default: Any) -> Any:
-    """Switches get no --no- twin."""
-    names = [f"--{name.replace('_', '-')}"] if isinstance(default, bool) else []
+def typer_option(name: str, text: str, default: Any) -> Any:
+    """Switches get no --no- twin, unless they are on by default."""
+    flag = f"--{name.replace('_', '-')}"
+    names = [f"{flag}/--no-{flag[2:]}" if default else flag] if isinstance(default, bool) else []
     return typer.Option(*names, help=text)
 
 
@@ -188,6 +195,7 @@ def execute(out: Path, corpus: Corpus, common: Common) -> None:
                 typer.echo(f"what is finished is kept in {request.partial}; the same command goes on there", err=True)
             raise
     report.notes += corpus.notes()
+    corpus.finish(request, report)
     show(out, report, meter.rate)
 
 
@@ -196,7 +204,7 @@ def _request(out: Path, corpus: Corpus, common: Common) -> "Build":
     from shards.encode import EncodeOptions
     from shards.rules import Rules, normal_label
 
-    names = tuple(normal_label(name) or "" for name in common.labels.split(",")) if common.labels else ()
+    names = tuple(normal_label(name) or "" for name in common.labels.split(",")) if common.labels else corpus.labels
     if "" in names:
         raise UserError(f"--labels {common.labels!r} has an empty name; give them as happiness,neutral,anger")
     return Build(
@@ -220,4 +228,7 @@ def _request(out: Path, corpus: Corpus, common: Common) -> "Build":
 
 def main() -> None:
     """The command line."""
+    from simfle.commands.build_known import add_known  # which builds on this file
+
+    add_known()
     run(app)

@@ -1,0 +1,152 @@
+"""One subcommand of build_shards for each corpus that shards.sources knows: its options, its terms, its counts."""
+
+import dataclasses
+import inspect
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shards.sources.known import Known, known
+from simfle.commands.build_shards import Corpus, source, typer_option
+
+if TYPE_CHECKING:
+    from shards.build import Build, Report
+    from shards.manifest import Manifest
+
+Counts = dict[str, dict[str, int]]  # split -> label -> samples; the label "" counts the whole split
+ALL = "all"  # stands for every split where fractions have moved people between them
+
+
+def add_known() -> None:
+    """Add the subcommands."""
+    for corpus in known():
+        source(_command(corpus))
+
+
+def _command(corpus: Known) -> Any:
+    """A function NAME(directory, *, options of the source), as build_shards makes subcommands of."""
+    fields = [item for item in dataclasses.fields(corpus.source) if item.init][1:]  # type: ignore[arg-type]
+
+    def command(directory: Path, **options: Any) -> Corpus:
+        entries = corpus.source(directory, **options)
+        labels = tuple(getattr(entries, "labels", corpus.labels))
+        return Corpus(
+            entries=entries,
+            name=corpus.name,
+            options=_describe(corpus, entries, options),
+            labelled=bool(labels),
+            roots=(directory,),
+            notes=getattr(entries, "notes", list),
+            terms=corpus.terms,
+            labels=labels,
+            finish=partial(compare, corpus.expected(entries)),
+        )
+
+    where = Annotated[Path, typer.Argument(metavar="DIR", help="The folder as you received it.")]
+    parameters = [inspect.Parameter("directory", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=where)]
+    for item in fields:
+        option = typer_option(item.name, item.metadata.get("help", ""), item.default)
+        parameters.append(
+            inspect.Parameter(
+                item.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=item.default,
+                annotation=Annotated[item.type, option],
+            )
+        )
+    command.__name__, command.__doc__ = corpus.name, corpus.title
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command
+
+
+def _describe(corpus: Known, entries: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of the source: no path of this machine, but its name."""
+    said = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
+    about = {"kind": corpus.name, "name": entries.root.resolve().name}
+    found = {"release": getattr(entries, "release", ""), "first_label": corpus.first}
+    return about | {name: value for name, value in found.items() if value} | said
+
+
+def compare(expected: Counts, request: "Build", report: "Report") -> None:
+    """Hold what was written against what is published; tell a difference, and keep the comparison in the manifest."""
+    if not expected:
+        return
+    from shards.manifest import write_manifest
+
+    # A start that finds the shards complete has not counted; one that was killed before this has left no comparison.
+    written = report.written or count(request.out, report.manifest)
+    rows = differences(
+        expected, written, request.rules.labels, bool(request.rules.val_fraction or request.rules.test_fraction)
+    )
+    published = {"expected": expected, "differences": rows}
+    if report.manifest.build.get("published") != published:
+        report.manifest = dataclasses.replace(report.manifest, build=report.manifest.build | {"published": published})
+        write_manifest(request.out, report.manifest)
+    if rows:
+        Console(highlight=False, soft_wrap=True).print(_table(rows))
+        report.notes.append(
+            f"{len(rows)} of the published counts differ from what was written (the table above); rejected images are "
+            f"listed in {request.out}/rejected.jsonl, anything else is missing from your copy or added to it"
+        )
+    else:
+        report.notes.append(f"as many samples as published: {_totals(expected)}")
+
+
+def differences(
+    expected: Counts, written: Counter[tuple[str, str]], labels: tuple[str, ...], moved: bool
+) -> list[dict[str, Any]]:
+    """The counts that are not as published.
+
+    labels: only these count, () for all; moved: people have been moved between splits, so only their sum can agree.
+    """
+    wanted: Counter[tuple[str, str]] = Counter()
+    found: Counter[tuple[str, str]] = Counter()
+    for split, counts in expected.items():
+        for label, number in counts.items():
+            if not label or not labels or label in labels:
+                wanted[ALL if moved else split, label] += number
+    for (split, label), number in written.items():
+        found[ALL if moved else split, label] += number
+        if label:
+            found[ALL if moved else split, ""] += number
+    return [
+        {"split": split, "label": label, "expected": number, "found": found[split, label]}
+        for (split, label), number in wanted.items()
+        if found[split, label] != number
+    ]
+
+
+def count(folder: Path, manifest: "Manifest") -> Counter[tuple[str, str]]:
+    """(split, label) -> samples of shards that stand; the label is "" where there is none."""
+    from shards.index import read_index
+    from shards.manifest import index_name
+
+    counts: Counter[tuple[str, str]] = Counter()
+    for shard in manifest.shards:
+        offsets, sizes = read_index(folder / index_name(shard.file)).column("cls")
+        with (folder / shard.file).open("rb") as tar:
+            for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
+                tar.seek(max(offset, 0))
+                counts[shard.split, manifest.labels[int(tar.read(size))] if offset >= 0 else ""] += 1
+    return counts
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="counts that differ from the published ones", title_justify="left")
+    table.add_column("split")
+    table.add_column("label")
+    for name in ("expected", "found", "difference"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        gap = row["found"] - row["expected"]
+        table.add_row(row["split"], row["label"] or "(all)", str(row["expected"]), str(row["found"]), f"{gap:+d}")
+    return table
+
+
+def _totals(expected: Counts) -> str:
+    return ", ".join(f"{split} {sum(counts.values())}" for split, counts in expected.items())
