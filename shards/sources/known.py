@@ -29,6 +29,12 @@ SOURCES: tuple[str, ...] = (
     "sfew",
     "ckplus",
     "expw",
+    "celeba",
+    "vggface2",
+    "lfw",
+    "ffhq",
+    "digiface",
+    "facesynthetics",
 )
 """Modules below shards.sources that hold a CORPUS, in the order in which the command lists them."""
 

@@ -1,0 +1,162 @@
+"""CelebA: 202,599 photos of 10,177 people, 178 x 218 pixels where aligned; Liu et al., ICCV 2015.
+
+`img_align_celeba/000001.jpg` (or `img_align_celeba_png`), and lists beside it or in `Anno/` and `Eval/`: .txt from its
+authors, .csv from Kaggle. `list_bbox_celeba` and `list_landmarks_celeba` are about the unaligned `img_celeba` only.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.folder import EXTENSIONS
+from shards.sources.known import Known, option
+from shards.sources.layout import box, find, inside, lines, names, need, numbers, points
+
+SPLITS = {"0": "train", "1": "val", "2": "test"}
+EXPECTED = {"train": {"": 162_770}, "val": {"": 19_867}, "test": {"": 19_962}}
+LIST_FOLDERS = ("", "Eval/", "Anno/", "annotations/")
+ALIGNED = ("img_align_celeba", "img_align_celeba_png")
+UNALIGNED = ("img_celeba",)
+
+Row = tuple[int, str]  # line number, and the text behind the name
+
+
+@dataclass(frozen=True)
+class Lists:
+    """What is known by file name. Raw lines, read where they are wanted: 100 MB, whatever the lists hold."""
+
+    identity: dict[str, Row]
+    attributes: dict[str, Row]
+    landmarks: dict[str, Row]
+    boxes: dict[str, Row]
+    attribute_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class CelebA:
+    """The photos that `list_eval_partition` names, or all of them where there is no such list."""
+
+    root: Path
+    unaligned: bool = option(False, "Take the photos of img_celeba with their boxes instead of the aligned ones.")
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Group = person; extras: the attributes that a photo has. No labels.
+
+        Raises:
+            UserError: no folder of images; a list without its header.
+        """
+        folders = UNALIGNED if self.unaligned else ALIGNED
+        folder = need("celeba", self.root, "images", *(f"{place}{name}" for name in folders for place in ("", "Img/")))
+        folder = find(folder, folder.name) or folder  # Kaggle's archive nests it twice
+        lists = self._lists()
+        splits = self._list("list_eval_partition")
+        if splits is None:
+            for name in names(folder):
+                if Path(name).suffix.lower() in EXTENSIONS:
+                    yield self._entry(folder, lists, name, None)
+            return
+        for number, line in lines(splits):
+            name, _, split = line.replace(",", " ").partition(" ")
+            if name != "image_id":
+                yield self._row(folder, lists, name, split.strip(), f"{splits.name} line {number}")
+
+    @property
+    def release(self) -> str:
+        """Which photos."""
+        return "unaligned" if self.unaligned else "aligned"
+
+    def notes(self) -> list[str]:
+        """What is not there."""
+        absent = self._list("list_eval_partition") is None
+        return [f"{self.root} has no list_eval_partition: every photo is in split train"] if absent else []
+
+    def _row(self, folder: Path, lists: Lists, name: str, split: str, place: str) -> Entry | Rejected:
+        if split not in SPLITS:
+            return Rejected(place, "bad_row", f"split {split!r} is none of 0, 1, 2")
+        return self._entry(folder, lists, name, SPLITS[split])
+
+    def _entry(self, folder: Path, lists: Lists, name: str, split: str | None) -> Entry | Rejected:
+        source = inside(name)
+        if source is None:
+            return Rejected(name, "outside")
+        try:
+            identity = _numbers(lists.identity, name, 1)
+            landmarks = _numbers(lists.landmarks, name, 10)
+            edges = _numbers(lists.boxes, name, 4)
+            attributes = _numbers(lists.attributes, name, len(lists.attribute_names))
+        except ValueError as error:
+            return Rejected(source, "bad_row", str(error))
+        file = Path(source).with_suffix(".png") if "png" in folder.name else Path(source)
+        present = zip(lists.attribute_names, attributes or (), strict=False)
+        return Entry(
+            key=source,
+            source=f"{folder.name}/{file}",
+            read=folder.absolute() / file,
+            split=split,
+            group=f"{identity[0]:.0f}" if identity else None,
+            box=box(*edges) if edges else None,
+            landmarks=points(landmarks) if landmarks else None,
+            extras={"attributes": [name for name, value in present if value > 0]} if attributes else {},
+        )
+
+    def _lists(self) -> Lists:
+        landmarks = "list_landmarks_celeba" if self.unaligned else "list_landmarks_align_celeba"
+        header, attributes = _rows(self._list("list_attr_celeba"), header=True)
+        return Lists(
+            identity=_rows(self._list("identity_CelebA"))[1],
+            attributes=attributes,
+            landmarks=_rows(self._list(landmarks), header=True)[1],
+            boxes=_rows(self._list("list_bbox_celeba"), header=True)[1] if self.unaligned else {},
+            attribute_names=header,
+        )
+
+    def _list(self, name: str) -> Path | None:
+        return find(self.root, *(f"{folder}{name}{suffix}" for folder in LIST_FOLDERS for suffix in (".txt", ".csv")))
+
+
+def _rows(file: Path | None, header: bool = False) -> tuple[tuple[str, ...], dict[str, Row]]:
+    """The names in a list's header, and its rows by image. Its first line may be their count; columns are separated
+    by any number of spaces, or by a comma.
+    """
+    found: dict[str, Row] = {}
+    columns: tuple[str, ...] = ()
+    if file is None:
+        return columns, found
+    for number, line in lines(file):
+        name, _, rest = line.replace(",", " ").partition(" ")
+        if number == 1 and not rest and name.isdigit():
+            continue
+        if header and not columns:
+            if numbers(rest, len(rest.split())) is not None:
+                raise UserError(f"celeba: {file} has no header with the names of its columns; take it as delivered")
+            columns = (*(() if name == "image_id" else (name,)), *rest.split())
+        else:
+            found[name] = (number, rest)
+    return columns, found
+
+
+def _numbers(rows: dict[str, Row], name: str, count: int) -> tuple[float, ...] | None:
+    """The numbers of one image; None if the list has no such row; ValueError for a damaged one."""
+    if name not in rows:
+        return None
+    number, text = rows[name]
+    values = numbers(text, count)
+    if values is None:
+        raise ValueError(f"line {number}: {text[:60]!r} is not {count} numbers")
+    return values
+
+
+def expected(source: CelebA) -> dict[str, dict[str, int]]:
+    """As published."""
+    return EXPECTED if source._list("list_eval_partition") else {"train": {"": 202_599}}
+
+
+CORPUS = Known(
+    name="celeba",
+    title="CelebA: 202,599 photos of celebrities, aligned; people known, no expressions.",
+    source=CelebA,
+    terms="CelebA: non-commercial research only; no redistribution of the images; mmlab.ie.cuhk.edu.hk/projects/CelebA",
+    expected=expected,
+)

@@ -1,0 +1,68 @@
+"""DigiFace-1M: 1.22 million drawn faces of 110,000 subjects; Bae et al., WACV 2023.
+
+`<subject>/<number>.png`, below the names of the archives (`subjects_0-1999_72_imgs` ...) or not.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.folder import EXTENSIONS, walk
+from shards.sources.known import Known
+from shards.sources.layout import content, names
+
+ARCHIVE = re.compile(r"subjects_(\d+)-(\d+)_(\d+)_imgs")
+FIRST_PART, SECOND_PART = 720_000, 499_995  # 10,000 subjects with 72 images; 99,999 from number 100,000 on with 5
+
+
+@dataclass(frozen=True)
+class DigiFace:
+    """All images below the folders of subjects."""
+
+    root: Path
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Group = subject. No labels, no splits.
+
+        Raises:
+            UserError: no folder, or no folders of subjects.
+        """
+        if not self.root.is_dir():
+            raise UserError(f"digiface: {self.root} is not a folder")
+        found = False
+        for relative in walk(self.root):
+            file = Path(relative)
+            if file.suffix.lower() not in EXTENSIONS or file.stem.endswith("_seg"):
+                continue
+            if file.parent.name.isdigit():
+                found = True
+                yield Entry(relative, relative, self.root.absolute() / relative, group=file.parent.name)
+            else:
+                yield Rejected(relative, "bad_row", "not in the folder of a subject, such as 0/0.png")
+        if not found:
+            raise UserError(
+                f"digiface: no <subject>/<number>.png in {self.root}, such as 0/0.png (found: {content(self.root)})"
+            )
+
+
+def expected(source: DigiFace) -> dict[str, dict[str, int]]:
+    """What the archives hold whose folders are there; without such folders, what the parts hold that are there."""
+    found = [name for name in names(source.root) if (source.root / name).is_dir()]
+    archives = [list(map(int, match.groups())) for name in found if (match := ARCHIVE.fullmatch(name))]
+    if archives:
+        return {"train": {"": sum((last - first + 1) * images for first, last, images in archives)}}
+    subjects = [int(name) for name in found if name.isdigit()]
+    first = FIRST_PART * any(number < 100_000 for number in subjects)
+    return {"train": {"": first + SECOND_PART * any(number >= 100_000 for number in subjects)}}
+
+
+CORPUS = Known(
+    name="digiface",
+    title="DigiFace-1M: 1.22 million drawn faces of 110,000 subjects; no expressions.",
+    source=DigiFace,
+    terms="DigiFace-1M: non-commercial research only; github.com/microsoft/DigiFace1M",
+    expected=expected,
+)

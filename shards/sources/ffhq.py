@@ -1,0 +1,140 @@
+"""FFHQ: 70,000 faces from Flickr, aligned, 1024 x 1024 or as thumbnails of 128 x 128; Karras et al., CVPR 2019.
+
+`images1024x1024/00000/00000.png`, `thumbnails128x128/00000/00000.png` (flat in some copies); `ffhq-dataset-v2.json` has
+each image's author and licence, which differ, landmarks (68, in pixels of the large image), and the split.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.folder import EXTENSIONS, walk
+from shards.sources.known import Known, option
+from shards.sources.layout import TEXT, content, find, inside, need
+
+LARGE, SMALL = "images1024x1024", "thumbnails128x128"
+LISTS = ("ffhq-dataset-v2.json", "ffhq-dataset-v1.json")
+SPLITS = {"training": "train", "validation": "val"}
+CREDIT = ("license", "license_url", "author", "photo_url", "photo_title")
+COLON = re.compile(r"\s*:\s*")
+GAP = re.compile(r"[\s,]*")
+CHUNK = 1 << 20  # characters
+DECODER = json.JSONDecoder()
+
+
+@dataclass(frozen=True)
+class FFHQ:
+    """The aligned faces that the JSON lists, or all images where there is no JSON."""
+
+    root: Path
+    thumbnails: bool = option(False, "Take the thumbnails of 128 x 128 even if the large images are there.")
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Landmarks; extras: licence, author and address of the photo. No labels, no people.
+
+        Raises:
+            UserError: no folder of images, none in it; damaged JSON.
+        """
+        folder = need("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL)))
+        listed = find(self.root, *LISTS)
+        if listed is None:
+            yield from self._unlisted(folder)
+            return
+        flat = not any(Path(folder, f"{number:05d}").is_dir() for number in range(0, 70_000, 1000))
+        for number, item in members(listed):
+            yield self._entry(folder, flat, number, item)
+
+    @property
+    def release(self) -> str:
+        """Which images."""
+        return need("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL))).name
+
+    def notes(self) -> list[str]:
+        """What is not there."""
+        absent = find(self.root, *LISTS) is None
+        return [f"{self.root} has no {LISTS[0]}: licences, authors and splits are unknown"] if absent else []
+
+    def _unlisted(self, folder: Path) -> Iterator[Entry]:
+        found = False
+        for relative in walk(folder):
+            if PurePosixPath(relative).suffix.lower() in EXTENSIONS:
+                found = True
+                yield Entry(PurePosixPath(relative).stem, f"{folder.name}/{relative}", folder.absolute() / relative)
+        if not found:
+            raise UserError(f"ffhq: no images in {folder} (found: {content(folder)})")
+
+    def _entry(self, folder: Path, flat: bool, number: str, item: Any) -> Entry | Rejected:
+        kind, scale = ("thumbnail", 128 / 1024) if folder.name == SMALL else ("image", 1.0)
+        try:
+            path = str(item[kind]["file_path"])
+            split = SPLITS[item["category"]]
+            credit = {name: str(item["metadata"][name]) for name in CREDIT if name in item["metadata"]}
+            landmarks = tuple((float(x) * scale, float(y) * scale) for x, y in item["image"]["face_landmarks"])
+        except (KeyError, TypeError, ValueError) as error:
+            return Rejected(f"{number} of the JSON", "bad_row", f"{type(error).__name__}: {error}")
+        source = inside(path)
+        if source is None:
+            return Rejected(path, "outside")
+        below = PurePosixPath(*PurePosixPath(source).parts[1:])
+        file = folder.absolute() / (below.name if flat else below)
+        return Entry(below.stem, source, file, split=split, landmarks=landmarks, extras=credit)
+
+
+def members(file: Path) -> Iterator[tuple[str, Any]]:
+    """Name and value of each member of the one object in a JSON file of any size, one at a time.
+
+    Raises:
+        UserError: it is damaged or ends early.
+    """
+    with file.open(**TEXT) as text:  # type: ignore[call-overload]
+        buffer, place = text.read(CHUNK), 0
+        if not buffer.lstrip().startswith("{"):
+            raise UserError(f"ffhq: {file} does not begin with an object; take it as delivered")
+        place = buffer.index("{") + 1
+        while True:
+            try:
+                name, value, end = _member(buffer, place)
+            except ValueError as error:
+                more = text.read(CHUNK)
+                if not more:
+                    raise UserError(f"ffhq: {file} is damaged or ends early ({error}); fetch it again") from None
+                buffer, place = buffer[place:] + more, 0
+            else:
+                if name is None:
+                    return
+                yield name, value
+                place = end
+
+
+def _member(buffer: str, place: int) -> tuple[str | None, Any, int]:
+    """The member at a place and where it ends, None at the end of the object; ValueError where more is needed."""
+    place = GAP.match(buffer, place).end()  # type: ignore[union-attr]
+    if buffer.startswith("}", place):
+        return None, None, place
+    name, end = DECODER.raw_decode(buffer, place)
+    colon = COLON.match(buffer, end)
+    if colon is None:
+        raise ValueError("no colon")
+    value, end = DECODER.raw_decode(buffer, colon.end())
+    return name, value, end
+
+
+def expected(source: FFHQ) -> dict[str, dict[str, int]]:
+    """As published."""
+    if find(source.root, *LISTS) is None:
+        return {"train": {"": 70_000}}
+    return {"train": {"": 60_000}, "val": {"": 10_000}}
+
+
+CORPUS = Known(
+    name="ffhq",
+    title="FFHQ: 70,000 aligned faces from Flickr, large or as thumbnails; no people, no expressions.",
+    source=FFHQ,
+    terms="FFHQ: CC BY-NC-SA 4.0 as a whole, not for face recognition; each image under its own licence (in its json)",
+    expected=expected,
+)

@@ -1,0 +1,77 @@
+"""Labeled Faces in the Wild: 13,233 photos of 5,749 people; Huang et al., 2007.
+
+`Name/Name_0001.jpg` below `lfw`, `lfw_funneled` or `lfw-deepfunneled`; archives may nest that folder twice.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.folder import EXTENSIONS, walk
+from shards.sources.known import Known
+from shards.sources.layout import content, names
+
+RELEASES = ("lfw", "lfw_funneled", "lfw-funneled", "lfw-deepfunneled", "lfw_deepfunneled")
+
+
+@dataclass(frozen=True)
+class LFW:
+    """All photos of one release."""
+
+    root: Path
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Group = person. No labels, no splits: its lists of pairs are about recognition.
+
+        Raises:
+            UserError: no folders of people, or more than one release.
+        """
+        folder = self._folder()
+        for relative in walk(folder):
+            person, _, name = relative.rpartition("/")
+            if person and Path(name).suffix.lower() in EXTENSIONS:
+                yield Entry(relative, relative, folder.absolute() / relative, group=person)
+
+    @property
+    def release(self) -> str:
+        """The name of its folder."""
+        return self._folder().name
+
+    def _folder(self) -> Path:
+        if not self.root.is_dir():
+            raise UserError(f"lfw: {self.root} is not a folder")
+        if _has_people(self.root):
+            return self.root
+        found = [
+            folder
+            for name in RELEASES
+            for folder in (self.root / name, self.root / name / name)
+            if folder.is_dir() and _has_people(folder)
+        ]
+        if len(found) > 1:
+            both = ", ".join(str(folder.relative_to(self.root)) for folder in found)
+            raise UserError(
+                f"lfw: {self.root} holds the same photos more than once ({both}); give one of these folders"
+            )
+        if not found:
+            raise UserError(
+                f"lfw: no folders of people in {self.root} (looked for Name/Name_0001.jpg, also below "
+                f"{', '.join(RELEASES)}; found: {content(self.root)})"
+            )
+        return found[0]
+
+
+def _has_people(folder: Path) -> bool:
+    return any((folder / name / f"{name}_0001.jpg").is_file() for name in names(folder))
+
+
+CORPUS = Known(
+    name="lfw",
+    title="LFW: 13,233 photos of 5,749 people; no expressions.",
+    source=LFW,
+    terms="LFW: research on face recognition; photos from news agencies, rights with their owners; "
+    "vis-www.cs.umass.edu/lfw",
+    expected=lambda source: {"train": {"": 13_233}},
+)

@@ -1,0 +1,69 @@
+"""What the tests of sources share: drawn images, what a source lists, and a real build of it."""
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from shards.build import Build, build
+from shards.entry import REASONS, Entry, Rejected
+from shards.manifest import Manifest, read_manifest
+
+
+def photo(seed: int = 0, width: int = 24, height: int = 20, kind: str = "JPEG", mode: str = "RGB") -> bytes:
+    """The file of a small smooth image, another one for each seed."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (3, 3, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(file, kind)
+    return file.getvalue()
+
+
+def write(path: Path, content: bytes | str) -> Path:
+    """A file, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def entries(source: Iterable[Entry | Rejected]) -> dict[str, Entry]:
+    """What a source lists, by key; the same when it is gone through again, and no key twice."""
+    found = [item for item in source if isinstance(item, Entry)]
+    assert found == [item for item in source if isinstance(item, Entry)]
+    assert len({item.key for item in found}) == len(found)
+    return {item.key: item for item in found}
+
+
+def rejects(source: Iterable[Entry | Rejected]) -> dict[str, str]:
+    """Source -> reason of what a source itself rejects."""
+    found = [item for item in source if isinstance(item, Rejected)]
+    assert all(item.reason in REASONS for item in found)
+    return {item.source: item.reason for item in found}
+
+
+def built(
+    source: Iterable[Entry | Rejected], out: Path, workers: int = 1
+) -> tuple[Manifest, dict[str, dict[str, Any]]]:
+    """Build shards of a source: the manifest, and by source path the json of each sample with its image ("jpeg")."""
+    request = Build(out, "test", {}, shard_samples=4, workers=workers)
+    build(request, source, lambda stage, done, total: None)
+    manifest = read_manifest(out)
+    assert manifest.entries == len(list(source)) == manifest.samples + sum(manifest.rejected.values())
+    found = {}
+    for info in manifest.shards:
+        with tarfile.open(out / info.file) as tar:
+            members = {item.name: tar.extractfile(item).read() for item in tar}
+        for name, content in members.items():
+            if name.endswith(".json"):
+                sample = json.loads(content)
+                found[sample["source"]] = sample | {"jpeg": members[name.removesuffix("json") + "jpg"]}
+    return manifest, found
+
+
+def pixels(jpeg: bytes) -> np.ndarray:
+    """Decoded pixels [H, W, 3] as integers."""
+    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")).astype(int)
