@@ -35,6 +35,7 @@ SOURCES: tuple[str, ...] = (
     "ffhq",
     "digiface",
     "facesynthetics",
+    "recordio",
 )
 """Modules below shards.sources that hold a CORPUS, in the order in which the command lists them."""
 

@@ -1,0 +1,21 @@
+"""Images that lie inside larger files: how a worker process reads one (see shards.entry.Recipe)."""
+
+from pathlib import Path
+
+
+def read(file: Path, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset` on.
+
+    Raises:
+        Unusable: the file ends before that; OSError: it cannot be read at all, which is no image's fault.
+    """
+    from shards.encode import MAX_BYTES, Unusable
+
+    if size > MAX_BYTES:
+        raise Unusable("too_large", "more than 1 GiB")
+    with file.open("rb", buffering=0) as data:
+        data.seek(offset)
+        found = data.read(size)
+    if len(found) < size:
+        raise Unusable("truncated", f"{file.name} ends {size - len(found)} bytes too early")
+    return found

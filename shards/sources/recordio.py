@@ -1,0 +1,217 @@
+"""Packs of faces in MXNet's RecordIO: MS1M-ArcFace, MS1M-RetinaFace, Glint360K, CASIA-WebFace and others.
+
+`train.rec`, `train.idx` (lines of key and offset; not needed), `property` ("93431,112,112": people, height, width). A
+record: u32 magic, u32 (cflag << 29 | length), data padded to 4 bytes. Data that hold the magic are split there: cflag 1
+begins, 2 goes on, 3 ends, and the magic between them is left out. The data: flag u32, label f32, id u64, id2 u64, then
+`flag` float32 labels instead of the one, then the image. Record 0 of most packs has no image: its first label is the
+first key that is none either. The verification `.bin` files beside them are pickles and are never opened.
+"""
+
+import os
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from shards.entry import Entry, Recipe, Rejected
+from shards.errors import UserError
+from shards.rules import TEST, TRAIN, VAL, normal_split
+from shards.sources.known import Known, option
+from shards.sources.layout import content, lines, names
+
+MAGIC = 0xCED7230A
+FRAME = struct.Struct("<II")
+HEADER = struct.Struct("<IfQQ")
+WHOLE, BEGIN, END = 0, 1, 3  # cflag
+IMAGES = {85_742: 5_822_653, 93_431: 5_179_510, 360_232: 17_091_657}  # by people: MS1MV2, MS1MV3, Glint360K
+
+
+class Damaged(Exception):  # noqa: N818 - a record's fate, as Unusable
+    """There is no whole record at that place."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class Record(NamedTuple):
+    """Labels of a record, and the size of its image in bytes (0: none)."""
+
+    labels: tuple[float, ...]
+    image: int
+
+
+@dataclass(frozen=True)
+class RecordIO:
+    """The images of all .rec files of a folder, or of one."""
+
+    root: Path
+    label_is_class: bool = option(False, "The label of a record is a class, not a person.")
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Group = person, or label = class; split by the name of the file.
+
+        Raises:
+            UserError: no .rec file, or one that is none.
+        """
+        for pack in self._packs():
+            with pack.open("rb", buffering=0) as data:
+                yield from self._pack(pack.absolute(), data.fileno())
+
+    def _packs(self) -> list[Path]:
+        if self.root.suffix == ".rec" and self.root.is_file():
+            return [self.root]
+        if not self.root.is_dir():
+            raise UserError(f"recordio: {self.root} is neither a folder nor a .rec file")
+        packs = [self.root / name for name in names(self.root) if name.endswith(".rec")]
+        if not packs:
+            raise UserError(f"recordio: no .rec file in {self.root} (found: {content(self.root)})")
+        return packs
+
+    def _pack(self, pack: Path, data: int) -> Iterator[Entry | Rejected]:
+        try:
+            first = read_record(data, 0)
+        except Damaged as damage:
+            raise UserError(f"recordio: {pack} does not begin with a whole record ({damage.detail})") from None
+        # Keys from 1 to count - 1 are images; others tell which keys belong to whom.
+        count = int(first.labels[0]) if len(first.labels) > 1 and not first.image else None
+        seen = bytearray(count or 0)
+        index = pack.with_suffix(".idx")
+        for key, offset in _indexed(index) if index.is_file() else _scanned(data):
+            if offset is None:
+                yield Rejected(f"{index.name} line {key}", "bad_row", "not a key and an offset")
+            elif count is None or 0 < key < count:
+                yield self._entry(pack, data, key, offset)
+                if count is not None:
+                    seen[key] = 1
+        for key in range(1, count or 0):
+            if not seen[key]:
+                yield Rejected(f"{pack.name}/{key}", "missing")
+
+    def _entry(self, pack: Path, data: int, key: int, offset: int) -> Entry | Rejected:
+        source = f"{pack.name}/{key}"
+        try:
+            name = f"{read_record(data, offset).labels[0]:.0f}"
+        except Damaged as damage:
+            return Rejected(source, damage.reason, damage.detail)
+        split = normal_split(pack.stem)
+        return Entry(
+            key=f"{pack.stem}/{key:08d}",
+            source=source,
+            read=Recipe("shards.sources.recordio:read_image", (offset,), pack),
+            label=name if self.label_is_class else None,
+            split=split if split in (TRAIN, VAL, TEST) else None,
+            group=None if self.label_is_class else name,
+        )
+
+
+def _indexed(index: Path) -> Iterator[tuple[int, int | None]]:
+    """Key and offset of each record that an index names; (line number, None) for a damaged line."""
+    for number, line in lines(index):
+        words = line.split()
+        if len(words) == 2 and all(word.isdecimal() for word in words):
+            yield int(words[0]), int(words[1])
+        else:
+            yield number, None
+
+
+def _scanned(data: int) -> Iterator[tuple[int, int]]:
+    """Key and offset of each record, found one behind the other; the last one may be damaged, and ends the search."""
+    size = os.fstat(data).st_size
+    key = offset = 0
+    while offset < size:
+        yield key, offset
+        try:
+            *_, (offset, _) = _parts(data, offset)
+        except Damaged:
+            return
+        key += 1
+
+
+def _parts(data: int, offset: int) -> list[tuple[int, int]]:
+    """(offset, size) of the parts of one record, and last (offset, 0) of the record behind it.
+
+    Raises:
+        Damaged: no record begins there, or the file ends within it.
+    """
+    size = os.fstat(data).st_size
+    found: list[tuple[int, int]] = []
+    while True:
+        frame = os.pread(data, FRAME.size, offset)
+        if len(frame) < FRAME.size:
+            raise Damaged("truncated", f"the file ends at byte {size}")
+        magic, word = FRAME.unpack(frame)
+        flag, length = word >> 29, word & (1 << 29) - 1
+        if magic != MAGIC or (flag in (WHOLE, BEGIN)) == bool(found):
+            raise Damaged("unreadable", f"no record at byte {offset}")
+        found.append((offset + FRAME.size, length))
+        offset += FRAME.size + (length + 3) // 4 * 4
+        if found[-1][0] + length > size:
+            raise Damaged("truncated", f"the file ends at byte {size}")
+        if flag in (WHOLE, END):
+            return [*found, (offset, 0)]
+
+
+def _join(data: int, parts: list[tuple[int, int]], most: int | None = None) -> bytes:
+    """The data of a record, or their beginning."""
+    if most is not None and len(parts) == 1:
+        return os.pread(data, min(most, parts[0][1]), parts[0][0])
+    joined = MAGIC.to_bytes(4, "little").join(os.pread(data, size, offset) for offset, size in parts)
+    return joined[:most]
+
+
+def read_record(data: int, offset: int) -> Record:
+    """What a record tells about itself; `data` is a file descriptor.
+
+    Raises:
+        Damaged: there is no whole record.
+    """
+    *parts, _ = _parts(data, offset)
+    size = sum(length for _, length in parts) + 4 * (len(parts) - 1)
+    if size < HEADER.size:
+        raise Damaged("unreadable", f"the record at byte {offset} has no header")
+    flag, label, _, _ = HEADER.unpack(_join(data, parts, HEADER.size))
+    behind = HEADER.size + 4 * flag
+    if size < behind:
+        raise Damaged("unreadable", f"the record at byte {offset} is shorter than its {flag} labels")
+    labels = struct.unpack(f"<{flag}f", _join(data, parts, behind)[HEADER.size :]) if flag else (label,)
+    if not all(abs(value) < float("inf") for value in labels):
+        raise Damaged("bad_row", f"the labels of the record at byte {offset} are no numbers")
+    return Record(labels, size - behind)
+
+
+def read_image(file: Path, offset: int) -> bytes:
+    """The image of the record at `offset`, for a worker.
+
+    Raises:
+        Unusable: there is no whole record any more.
+    """
+    from shards.encode import Unusable
+
+    with file.open("rb", buffering=0) as data:
+        try:
+            image = read_record(data.fileno(), offset).image
+            *parts, _ = _parts(data.fileno(), offset)
+            joined = _join(data.fileno(), parts)
+        except Damaged as damage:
+            raise Unusable(damage.reason, damage.detail) from None
+    return joined[len(joined) - image :]
+
+
+def expected(source: RecordIO) -> dict[str, dict[str, int]]:
+    """By the number of people in `property`, for the packs whose count is published."""
+    file = (source.root if source.root.is_dir() else source.root.parent) / "property"
+    people = file.read_text(errors="replace").partition(",")[0].strip() if file.is_file() else ""
+    count = IMAGES.get(int(people)) if people.isdecimal() else None
+    return {"train": {"": count}} if count else {}
+
+
+CORPUS = Known(
+    name="recordio",
+    title="RecordIO packs (.rec): MS1M-ArcFace, CASIA-WebFace, Glint360K and others; people known, no expressions.",
+    source=RecordIO,
+    terms="face recognition packs: non-commercial research only; rights of the photos with their owners",
+    expected=expected,
+)
