@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from recordio_corpus import MAGIC, packed, record, with_magic, write_pack
-from source_kit import built, entries, photo, rejects, write
+from source_kit import built, entries, photo, pixels, rejects, write
 
 from shards.entry import Entry, Recipe
 from shards.errors import UserError
@@ -25,7 +25,9 @@ def test_images_and_people_with_and_without_an_index(tmp_path: Path, indexed: bo
         (root / "train.idx").unlink()
     manifest, found = built(RecordIO(root), tmp_path / "out", workers=2)
     assert manifest.rejected == {}
-    assert [found[f"train.rec/{key}"]["jpeg"] for key in range(1, 6)] == [image for _, image in FACES]
+    assert list(images(root).values()) == [image for _, image in FACES]
+    for key, (_, image) in enumerate(FACES, 1):
+        assert (pixels(found[f"train.rec/{key}"]["jpeg"]) == pixels(image)).all()
     assert [found[f"train.rec/{key}"]["group"] for key in range(1, 6)] == ["7", "7", "3", "0", "3"]
     assert {sample["split"] for sample in found.values()} == {"train"}
 
