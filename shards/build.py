@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from shards.align import find_model, model_digest
 from shards.encode import EncodeOptions
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
@@ -29,11 +30,15 @@ from shards.work import Job, Result, read_result
 
 MOST_NAMED = 10  # labels in a note
 DECIDING = ("pillow", "simplejpeg")  # packages whose version may change the bytes
+RESIZING = "opencv-python-headless"  # likewise, where pixels move
 
 
 @dataclass(frozen=True)
 class Build:
-    """What is asked for. source: the kind of source and its options as plain JSON, without absolute paths."""
+    """What is asked for. source: the kind of source and its options as plain JSON, without absolute paths.
+
+    face_model: the detector's file for encode.align; None: the one that is installed.
+    """
 
     out: Path
     corpus: str
@@ -43,6 +48,7 @@ class Build:
     shard_samples: int = 2048
     terms: str = ""
     workers: int = 1
+    face_model: Path | None = None
 
     @property
     def partial(self) -> Path:
@@ -54,8 +60,15 @@ class Build:
         """The file that says that the plan stands, with its digest."""
         return self.partial / "work" / "plan.json"
 
+    @property
+    def model(self) -> Path | None:
+        """What finds faces, if that is asked for. Raises UserError if it is not there."""
+        return find_model(self.face_model) if self.encode.align else None
+
     def decides(self) -> dict[str, Any]:
         """Everything but the entries that decides the shards: part of the digest."""
+        moving = (RESIZING,) if self.encode.align or self.encode.shorter_side else ()
+        model = {"face_model": model_digest(self.model)} if self.model else {}
         return {
             "corpus": self.corpus,
             "terms": self.terms,
@@ -63,7 +76,7 @@ class Build:
             "rules": asdict(self.rules),
             "encode": asdict(self.encode),
             "shard_samples": self.shard_samples,
-            "versions": {"format": FORMAT} | {name: version(name) for name in DECIDING},
+            "versions": {"format": FORMAT} | {name: version(name) for name in DECIDING + moving} | model,
         }
 
 
@@ -90,10 +103,12 @@ def build(request: Build, entries: Iterable[Entry | Rejected], progress: Progres
         finished stays in OUT.partial if going on makes sense; otherwise nothing is left.
     """
     out = request.out
+    request.encode.check()
+    if request.shard_samples < 1:
+        raise UserError("--shard-samples must be at least 1")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         return _compare(request, entries)
-    if request.shard_samples < 1 or not 1 <= request.encode.quality <= 100:
-        raise UserError("--shard-samples must be at least 1, --quality from 1 to 100")
+    request.decides()  # what is not installed is told before anything is made
     made = [folder for folder in request.partial.absolute().parents if not folder.exists()]
     with _lock(request.partial):
         try:
@@ -190,7 +205,7 @@ def _check_plan(request: Build, plan: Plan) -> None:
 
 def _write(request: Build, plan: Plan, progress: Progress) -> Report:
     shards, labels = plan.shards(), plan.labels(request.rules.labels)
-    job = Job(request.partial, labels, request.encode)
+    job = Job(request.partial, labels, request.encode, request.model)
     for left in (request.partial / "shards").glob(".*.tmp"):
         left.unlink()
     todo = [shard for shard in shards if not (request.partial / "work" / f"{shard.name}.json").is_file()]
@@ -213,6 +228,7 @@ def _finish(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str, 
     folder = request.partial / "shards"
     counts: Counter[str] = Counter()
     infos = []
+    extra = 0
     temporary = folder / f".{REJECTED}.tmp"
     with temporary.open("w") as lines:
         for item in plan.rejected():
@@ -221,6 +237,7 @@ def _finish(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str, 
         for result in _results(request.partial, shards):
             if result.samples:
                 infos.append(ShardInfo(result.file, result.split, result.samples, result.bytes, result.sha256))
+            extra += result.extra
             for item in result.rejected:
                 counts[item.reason] += 1
                 lines.write(json.dumps(asdict(item)) + "\n")
@@ -238,6 +255,7 @@ def _finish(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str, 
         rejected=dict(sorted(counts.items())),
         shards=tuple(infos),
         build=request.decides() | {"digest": digest},
+        extra_samples=extra,
     )
     write_manifest(folder, manifest)
     sync_folder(folder)

@@ -1,4 +1,4 @@
-"""Bytes of any image -> an upright RGB JPEG, decoded in full once. Untouched where it already is one."""
+"""Bytes of any image -> upright pixels, decoded in full once -> an RGB JPEG; untouched where it already is one."""
 
 import io
 import re
@@ -10,6 +10,10 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from shards.align import AlignOptions
+from shards.errors import UserError
+from shards.metadata import strip
 
 MIN_SIDE = 16  # pixels; nothing to learn from below
 MAX_BYTES = 1 << 30
@@ -29,15 +33,53 @@ class Unusable(Exception):  # noqa: N818 - not an error: an image's fate
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """quality: of JPEGs that have to be written anew; max_pixels: more are refused before they fill the memory."""
+    """What becomes of an image.
+
+    quality: of JPEGs that have to be written anew; max_pixels: more are refused before they fill the memory;
+    strip_metadata: take out of JPEGs that are kept what is not the picture; crop: the box with this share of its sides
+    around it, None for the whole image; shorter_side: at most so many pixels, 0 for any; align: find faces.
+    """
 
     quality: int = 95
     max_pixels: int = 100_000_000
+    strip_metadata: bool = True
+    crop: float | None = None
+    shorter_side: int = 0
+    align: AlignOptions | None = None
+
+    def check(self) -> None:
+        """Raise UserError for what cannot be meant."""
+        if not 1 <= self.quality <= 100:
+            raise UserError(f"--quality {self.quality} is not from 1 to 100")
+        if self.crop is not None and not -0.5 < self.crop <= 10:
+            raise UserError(f"--crop {self.crop:g} is not above -0.5 and up to 10; 0.25 adds a quarter on each side")
+        if self.shorter_side and self.shorter_side < MIN_SIDE:
+            raise UserError(f"--shorter-side {self.shorter_side} is below {MIN_SIDE}; 0 keeps the size")
+        if self.align:
+            self.align.check()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image: upright pixels [H, W, 3], or [H, W] of a grey one.
+
+    jpeg: a file's bytes that may stay as they are, b"" if it has to be written anew; orientation: the EXIF orientation
+    (1 to 8) that was carried out.
+    """
+
+    pixels: NDArray[np.uint8]
+    jpeg: bytes = b""
+    orientation: int = 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height, upright."""
+        return self.pixels.shape[1], self.pixels.shape[0]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """An RGB JPEG and its size in pixels; untouched: these are the source's bytes."""
+    """An RGB JPEG and its size in pixels; untouched: the picture in it is the source's, byte for byte."""
 
     jpeg: bytes
     width: int
@@ -46,31 +88,55 @@ class Encoded:
 
 
 def encode(data: bytes, options: EncodeOptions) -> Encoded:
-    """Make an upright RGB JPEG of an image file's bytes.
+    """Make an upright RGB JPEG of an image file's bytes, neither cropped nor resized.
 
-    A JPEG in YCbCr or RGB without a rotation in its EXIF is decoded strictly and kept byte for byte. All else is
-    written anew: grey (which stays grey exactly: its chroma is constant), CMYK, rotated, 16-bit, palette, the first
-    picture of several; what is transparent becomes white.
+    A JPEG in YCbCr or RGB without a rotation in its EXIF is decoded strictly and kept byte for byte, but for its
+    metadata. All else is written anew: grey (which stays grey exactly: its chroma is constant), CMYK, rotated, 16-bit,
+    palette, the first picture of several; what is transparent becomes white.
+
+    Raises:
+        Unusable: with the reason.
+    """
+    return write(decode(data, options), options)
+
+
+def decode(data: bytes, options: EncodeOptions) -> Picture:
+    """Decode an image file's bytes in full, JPEGs strictly.
 
     Raises:
         Unusable: with the reason.
     """
     if not data:
         raise Unusable("empty")
-    if data.startswith(JPEG_START):
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
-        except ValueError:  # a subsampling that libjpeg-turbo's simple interface does not name, or damage
-            return _anew(data, options)
-        _check_size(width, height, options)
-        if colours in ("YCbCr", "RGB", "Gray") and _orientation(data) == 1:
-            pixels = _strict(lambda: simplejpeg.decode_jpeg(data, "GRAY" if colours == "Gray" else "RGB", strict=True))
-            if colours == "Gray":
-                return Encoded(_encode_grey(pixels[:, :, 0], options.quality), width, height, untouched=False)
-            return Encoded(data, width, height, untouched=True)
-        if colours != "CMYK":  # Pillow forgives damage that the strict decoder names
-            _strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))
-    return _anew(data, options)
+    if not data.startswith(JPEG_START):
+        return _decode(data, options)
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
+    except ValueError:  # a subsampling that libjpeg-turbo's simple interface does not name, or damage
+        return _decode(data, options)
+    _check_size(width, height, options)
+    if colours in ("YCbCr", "RGB", "Gray") and _orientation(data) == 1:
+        if colours == "Gray":
+            return Picture(_strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))[:, :, 0])
+        kept = strip(data) if options.strip_metadata else data
+        # What is written is what was decoded, not what it was made from.
+        pixels = _strict(lambda: simplejpeg.decode_jpeg(kept or data, "RGB", strict=True))
+        return Picture(pixels, kept or b"")
+    if colours != "CMYK":  # Pillow forgives damage that the strict decoder names
+        _strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))
+    return _decode(data, options)
+
+
+def write(picture: Picture, options: EncodeOptions) -> Encoded:
+    """The picture as a JPEG: its own where it has one."""
+    width, height = picture.size
+    if picture.jpeg:
+        return Encoded(picture.jpeg, width, height, untouched=True)
+    if picture.pixels.ndim == 2:
+        return Encoded(_encode_grey(picture.pixels, options.quality), width, height, untouched=False)
+    pixels = np.ascontiguousarray(picture.pixels)
+    jpeg = simplejpeg.encode_jpeg(pixels, quality=options.quality, colorspace="RGB", colorsubsampling="444")
+    return Encoded(jpeg, width, height, untouched=False)
 
 
 def _strict(decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -94,30 +160,26 @@ def _orientation(data: bytes) -> int:
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
-            turned = image.getexif().get(ORIENTATION, 1)
+            return _turn(image)
     except Exception:  # noqa: BLE001 - damaged metadata raise anything; the picture itself may be sound
         return 1
+
+
+def _turn(image: Image.Image) -> int:
+    turned = image.getexif().get(ORIENTATION, 1)
     return turned if turned in range(2, 9) else 1
 
 
-def _anew(data: bytes, options: EncodeOptions) -> Encoded:
-    pixels = _decode(data, options)
-    height, width = pixels.shape[:2]
-    if pixels.ndim == 2:
-        return Encoded(_encode_grey(pixels, options.quality), width, height, untouched=False)
-    jpeg = simplejpeg.encode_jpeg(pixels, quality=options.quality, colorspace="RGB", colorsubsampling="444")
-    return Encoded(jpeg, width, height, untouched=False)
-
-
-def _decode(data: bytes, options: EncodeOptions) -> NDArray[np.uint8]:
-    """Upright pixels [H, W, 3], or [H, W] of a grey image."""
+def _decode(data: bytes, options: EncodeOptions) -> Picture:
+    """By Pillow, which knows all formats."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             _check_size(width, height, options)
+            orientation = _turn(image)  # before loading: that turns some formats, and forgets
             image.load()
             upright = ImageOps.exif_transpose(image)
-            return np.ascontiguousarray(_eight_bit(upright))
+            return Picture(np.ascontiguousarray(_eight_bit(upright)), b"", orientation)
     except Unusable:
         raise
     except Image.DecompressionBombError as error:

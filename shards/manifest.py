@@ -27,10 +27,11 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A shard folder. entries == samples of all shards + all rejected, always.
+    """A shard folder. entries == samples of all shards - extra_samples + all rejected, always.
 
     corpus: its name; terms: the terms of use of its images; labels: names, their position is the number in `.cls`;
-    entries: how many the source listed; rejected: reason -> count; build: source, options, versions, digest.
+    entries: how many the source listed; rejected: reason -> count; build: source, options, versions, digest;
+    extra_samples: those beyond the first of their entry, which a photo of several faces gives.
     """
 
     format: int
@@ -41,6 +42,7 @@ class Manifest:
     rejected: dict[str, int]
     shards: tuple[ShardInfo, ...]
     build: dict[str, Any]
+    extra_samples: int = 0
 
     @property
     def samples(self) -> int:
@@ -102,6 +104,7 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
         rejected=rejected,
         shards=shards,
         build=_typed(content["build"], dict),
+        extra_samples=_typed(content.get("extra_samples", 0), int),
     )
 
 

@@ -220,8 +220,9 @@ def _rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{REJECTED}: counts by reason are {dict(counts)}, the manifest says {manifest.rejected}"
     if unknown := set(counts) - set(REASONS):
         yield f"{REJECTED}: unknown reasons {sorted(unknown)}"
-    if manifest.entries != manifest.samples + sum(manifest.rejected.values()):
-        yield f"{NAME}: {manifest.entries} entries are not {manifest.samples} samples and {manifest.rejected} rejected"
+    first = manifest.samples - manifest.extra_samples
+    if manifest.entries != first + sum(manifest.rejected.values()):
+        yield f"{NAME}: {manifest.entries} entries are not {first} samples and {manifest.rejected} rejected"
 
 
 def _strays(folder: Path, manifest: Manifest) -> list[str]:

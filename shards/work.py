@@ -9,12 +9,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.encode import MAX_BYTES, Encoded, EncodeOptions, Unusable, encode
+from shards.align import Detect, detector
+from shards.encode import MAX_BYTES, EncodeOptions, Unusable
 from shards.entry import Entry, Recipe, Rejected
 from shards.errors import UserError
+from shards.faces import Face, make_faces
 from shards.files import write_atomic
 from shards.index import write_index
-from shards.plan import Plan, Planned, Shard, describe
+from shards.plan import Plan, Shard, describe
 from shards.writer import TarShard
 
 # What an open() says about the file asked for; anything else is the machine's fault and must not cost an image.
@@ -25,20 +27,26 @@ REPORT_EVERY = 32  # entries between two words to the progress bar
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all shards of a build. partial: the folder that it is made in."""
+    """What is the same for all shards of a build. partial: the folder that it is made in; face_model: to find faces."""
 
     partial: Path
     labels: tuple[str, ...]
     encode: EncodeOptions
+    face_model: Path | None = None
+
+    def detect(self) -> Detect | None:
+        """What finds faces, if that is asked for."""
+        return detector(self.face_model) if self.face_model else None
 
 
 @dataclass
 class Result:
-    """What became of one shard; no tar is left where samples is 0."""
+    """What became of one shard; no tar is left where samples is 0. extra: samples beyond the first of their entry."""
 
     file: str
     split: str
     samples: int = 0
+    extra: int = 0
     bytes: int = 0
     sha256: str = ""
     untouched: int = 0
@@ -62,6 +70,7 @@ def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
     path = job.partial / "shards" / f"{shard.name}.tar"
     result = Result(path.name, shard.split)
     counts: Counter[str] = Counter()
+    detect = job.detect()
     plan = Plan(job.partial / "work" / "plan.sqlite")
     try:
         warnings.simplefilter("ignore")  # Pillow's words on damaged files: their fate is in the result
@@ -69,14 +78,17 @@ def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
         try:
             for done, planned in enumerate(plan.entries(shard), 1):
                 try:
-                    encoded = encode(load(planned.entry), job.encode)
+                    faces = make_faces(load(planned.entry), planned.entry, job.encode, detect)
                 except Unusable as fate:
                     result.rejected.append(Rejected(planned.entry.source, fate.reason, fate.detail))
                 else:
-                    tar.add(planned.key, sample(planned, encoded, numbers))
-                    result.samples += 1
-                    result.untouched += encoded.untouched
-                    counts[planned.entry.label or ""] += 1
+                    for face in faces:
+                        key = planned.key + face.suffix
+                        tar.add(key, sample(key, face, numbers))
+                        result.untouched += face.image.untouched
+                    result.samples += len(faces)
+                    result.extra += len(faces) - 1
+                    counts[planned.entry.label or ""] += len(faces)
                 if done % REPORT_EVERY == 0:
                     advance(REPORT_EVERY)
             advance(shard.entries % REPORT_EVERY)
@@ -124,13 +136,13 @@ def load(entry: Entry) -> bytes:
     return data
 
 
-def sample(planned: Planned, encoded: Encoded, numbers: dict[str, int]) -> dict[str, bytes]:
+def sample(key: str, face: Face, numbers: dict[str, int]) -> dict[str, bytes]:
     """The members of a sample: jpg, cls if it has a label, json with all that is known."""
-    known: dict[str, Any] = {"key": planned.key} | describe(planned.entry)
+    known: dict[str, Any] = {"key": key} | describe(face.entry)
     known.pop("recipe", None)
-    known |= {"width": encoded.width, "height": encoded.height}
-    members = {"jpg": encoded.jpeg}
-    if planned.entry.label is not None:
-        members["cls"] = str(numbers[planned.entry.label]).encode()
+    known |= {"width": face.image.width, "height": face.image.height} | face.extra
+    members = {"jpg": face.image.jpeg}
+    if face.entry.label is not None:
+        members["cls"] = str(numbers[face.entry.label]).encode()
     members["json"] = json.dumps(known).encode()
     return members

@@ -71,7 +71,7 @@ def show(out: Path, report: "Report", rate: float) -> None:
     console.print(_table(report))
     counts = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items())
     console.print(
-        f"{manifest.entries} entries = {manifest.samples} written ({report.untouched} untouched) "
+        f"{manifest.entries} entries = {_written(report)} "
         f"+ {sum(manifest.rejected.values())} rejected{f' ({counts}): see {out}/rejected.jsonl' if counts else ''}",
         markup=False,
     )
@@ -85,6 +85,15 @@ def show(out: Path, report: "Report", rate: float) -> None:
     console.print(
         f"      python launchers/pretrain.py configs/pretrain/simfle_resnet50.yaml data.shards=[{out}]", markup=False
     )
+
+
+def _written(report: "Report") -> str:
+    """Entries written; how many samples they gave, where a photo gives several."""
+    manifest = report.manifest
+    first = manifest.samples - manifest.extra_samples
+    if manifest.extra_samples:
+        return f"{first} written as {manifest.samples} samples ({report.untouched} untouched)"
+    return f"{first} written ({report.untouched} untouched)"
 
 
 def _table(report: "Report") -> Table:

@@ -16,6 +16,7 @@ from simfle.errors import UserError
 
 if TYPE_CHECKING:
     from shards.build import Build, Report
+    from shards.encode import EncodeOptions
     from shards.entry import Entry, Rejected
 
 app = typer.Typer(
@@ -28,9 +29,9 @@ app = typer.Typer(
 )
 
 
-def option(default: Any, text: str) -> Any:
-    """A field of Common with its help text."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def option(default: Any, text: str, kind: Any = None) -> Any:
+    """A field of Common with its help text; kind: its type, where the default does not tell."""
+    return dataclasses.field(default=default, metadata={"help": text, "kind": kind or type(default)})
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,29 @@ class Common:
     keep_unlabelled: bool = option(False, "Keep images without a label where labels are asked for.")
     quality: int = option(95, "JPEG quality of images that have to be written anew.")
     max_pixels: int = option(100_000_000, "Larger images are rejected.")
-    shard_samples: int = option(2048, "Most samples in one shard.")
+    strip_metadata: bool = option(
+        True,
+        "Take places, names, comments and thumbnails out of JPEGs that are kept; their pixels stay byte for byte. "
+        "Images that are written anew never have any.",
+    )
+    crop: float | None = option(
+        None, "Crop by the corpus's own box with this share of its sides around it, such as 0.25.", float | None
+    )
+    shorter_side: int = option(0, "Shrink larger images so that their shorter side has so many pixels; 0: never.")
+    align: bool = option(
+        False,
+        "Find the faces in uncropped photos (YuNet) and cut out each with level eyes, --crop (or 0.25) around it. "
+        "Where the corpus gives a box or landmarks, only its own face is taken.",
+    )
+    min_face: int = option(32, "--align: smaller faces do not count, pixels of the photo.")
+    min_score: float = option(0.8, "--align: less certain faces do not count, 0 to 1.")
+    most_faces: int = option(
+        0, "--align: most faces of one photo, the largest first; 0: all. 1 suits photos that have one label each."
+    )
+    face_model: Path | None = option(  # noqa: RUF009 - a field
+        None, "--align: YuNet's .onnx file; default: the one installed.", Path | None
+    )
+    shard_samples: int = option(2048, "Most entries in one shard.")
     corpus: str = option("", "Name of the corpus in the manifest; default: the name of the folder or list.")
     terms: str = option("", "Terms of use of the images, kept in the manifest.")
     workers: int = option(0, "Processes; 0: as many as there are cores.")
@@ -87,20 +110,20 @@ def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
     options = [item for item in own.values() if item.default is not item.empty]
     out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of shards to make.")]
     positional = [*arguments, inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, annotation=out)]
-    extra = [
-        inspect.Parameter(
-            item.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=item.default,
-            annotation=Annotated[type(item.default), typer_option(item.name, item.metadata["help"], item.default)],
-        )
-        for item in shared
-    ]
+    extra = [_parameter(item) for item in shared]
     keyword = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*positional, *options, *extra)]
     command.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
     command.__annotations__ = {item.name: item.annotation for item in keyword}
     app.command(function.__name__)(command)
     return function
+
+
+def _parameter(item: "dataclasses.Field[Any]") -> inspect.Parameter:
+    """A field of Common as a parameter of a subcommand."""
+    kind, about = item.metadata["kind"], typer_option(item.name, item.metadata["help"], item.default)
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=Annotated[kind, about]
+    )
 
 
 def typer_option(name: str, text: str, default: Any) -> Any:
@@ -201,7 +224,6 @@ def execute(out: Path, corpus: Corpus, common: Common) -> None:
 
 def _request(out: Path, corpus: Corpus, common: Common) -> "Build":
     from shards.build import Build
-    from shards.encode import EncodeOptions
     from shards.rules import Rules, normal_label
 
     names = tuple(normal_label(name) or "" for name in common.labels.split(",")) if common.labels else corpus.labels
@@ -219,10 +241,25 @@ def _request(out: Path, corpus: Corpus, common: Common) -> "Build":
             test_fraction=common.test_fraction,
             split_seed=common.split_seed,
         ),
-        encode=EncodeOptions(common.quality, common.max_pixels),
+        encode=_encode_options(common),
+        face_model=common.face_model,
         shard_samples=common.shard_samples,
         terms=common.terms or corpus.terms,
         workers=common.workers if common.workers > 0 else len(os.sched_getaffinity(0)),
+    )
+
+
+def _encode_options(common: Common) -> "EncodeOptions":
+    from shards.align import AlignOptions
+    from shards.encode import EncodeOptions
+
+    return EncodeOptions(
+        quality=common.quality,
+        max_pixels=common.max_pixels,
+        strip_metadata=common.strip_metadata,
+        crop=common.crop,
+        shorter_side=common.shorter_side,
+        align=AlignOptions(common.min_face, common.min_score, common.most_faces) if common.align else None,
     )
 
 

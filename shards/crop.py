@@ -1,0 +1,102 @@
+"""Where a face lies: turning, cutting and shrinking as one map from the delivered file's pixels to the sample's.
+
+Coordinates are continuous: (0, 0) is the upper left corner of the upper left pixel, (width, height) the lower right
+corner of the last one. Corpora give boxes and points in the pixels as the file stores them: their lists were made with
+programs that know nothing of EXIF. So whatever turns the pixels upright turns boxes and points with them.
+"""
+
+import math
+from typing import NamedTuple
+
+Box = tuple[float, float, float, float]  # left, top, width, height
+Points = tuple[tuple[float, float], ...]
+Edges = tuple[int, int, int, int]  # left, top, right, bottom
+DIGITS = 3  # of coordinates in pixels
+
+
+class Affine(NamedTuple):
+    """x' = a x + b y + c, y' = d x + e y + f."""
+
+    a: float = 1.0
+    b: float = 0.0
+    c: float = 0.0
+    d: float = 0.0
+    e: float = 1.0
+    f: float = 0.0
+
+    def then(self, after: "Affine") -> "Affine":
+        """First this map, `after` afterwards."""
+        c, f = after.point(self.c, self.f)
+        return Affine(
+            after.a * self.a + after.b * self.d,
+            after.a * self.b + after.b * self.e,
+            c,
+            after.d * self.a + after.e * self.d,
+            after.d * self.b + after.e * self.e,
+            f,
+        )
+
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        """Where (x, y) comes to lie."""
+        return self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f
+
+    def points(self, points: Points) -> Points:
+        """Where points come to lie, to a thousandth of a pixel."""
+        return tuple((round(x, DIGITS), round(y, DIGITS)) for x, y in (self.point(*point) for point in points))
+
+    def box(self, box: Box) -> Box:
+        """The upright box around a box that was moved."""
+        left, top, width, height = box
+        corners = [self.point(left + x * width, top + y * height) for x in (0, 1) for y in (0, 1)]
+        return bounds(tuple(corners))
+
+
+def bounds(points: Points) -> Box:
+    """The upright box around points, to a thousandth of a pixel."""
+    xs, ys = zip(*points, strict=True)
+    left, top = min(xs), min(ys)
+    return (round(left, DIGITS), round(top, DIGITS), round(max(xs) - left, DIGITS), round(max(ys) - top, DIGITS))
+
+
+def turned(orientation: int, width: int, height: int) -> Affine:
+    """From the pixels of a file of `width` x `height` to the upright image that its EXIF orientation (1-8) asks for."""
+    return {
+        2: Affine(-1, 0, width, 0, 1, 0),
+        3: Affine(-1, 0, width, 0, -1, height),
+        4: Affine(1, 0, 0, 0, -1, height),
+        5: Affine(0, 1, 0, 1, 0, 0),
+        6: Affine(0, -1, height, 1, 0, 0),
+        7: Affine(0, -1, height, -1, 0, width),
+        8: Affine(0, 1, 0, -1, 0, width),
+    }.get(orientation, Affine())
+
+
+def framed(box: Box, margin: float, width: int, height: int) -> Edges | None:
+    """The part of an image that holds `box` and `margin` of its sides around it, in whole pixels.
+
+    None: the box has no area, or none inside the image: there is no face to see.
+    """
+    left, top, wide, high = box
+    if not all(map(math.isfinite, box)) or wide <= 0 or high <= 0:
+        return None
+    if left >= width or top >= height or left + wide <= 0 or top + high <= 0:
+        return None
+    x, y = margin * wide, margin * high
+    edges = (
+        max(0, math.floor(round(left - x, DIGITS))),
+        max(0, math.floor(round(top - y, DIGITS))),
+        min(width, math.ceil(round(left + wide + x, DIGITS))),
+        min(height, math.ceil(round(top + high + y, DIGITS))),
+    )
+    return edges if edges[0] < edges[2] and edges[1] < edges[3] else None
+
+
+def shrunk(width: int, height: int, shorter_side: int) -> tuple[int, int]:
+    """Width and height with a shorter side of at most `shorter_side` pixels (0: any), in the same proportion."""
+    short = min(width, height)
+    if not 0 < shorter_side < short:
+        return width, height
+    return (
+        max(shorter_side, round(width * shorter_side / short)),
+        max(shorter_side, round(height * shorter_side / short)),
+    )

@@ -1,0 +1,130 @@
+"""What becomes of an entry's image: one sample or several, with boxes and points where the pixels have gone."""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.align import MARGIN, Detect, Found, chosen, levelled, warped
+from shards.crop import Affine, Box, bounds, framed, shrunk, turned
+from shards.encode import MIN_SIDE, Encoded, EncodeOptions, Picture, Unusable, decode, write
+from shards.entry import Entry
+
+
+@dataclass(frozen=True)
+class Face:
+    """One sample. entry: with box and landmarks in pixels of `image`; extra: more about it, plain JSON.
+
+    suffix: what its key gets, so that several faces of one entry have keys of their own.
+    """
+
+    image: Encoded
+    entry: Entry
+    suffix: str = ""
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def make_faces(data: bytes, entry: Entry, options: EncodeOptions, detect: Detect | None = None) -> list[Face]:
+    """Decode, turn upright, cut, shrink and encode, in this order, and no more of it than is asked for.
+
+    An image that none of it changes is kept byte for byte. detect: for options.align.
+    Where pixels have moved, extra["matrix"] (a, b, c, d, e, f) says how: x' = a x + b y + c, y' = d x + e y + f leads
+    from the delivered file's pixels to the sample's.
+
+    Raises:
+        Unusable: no usable image, or no face in it.
+    """
+    picture = decode(data, options)
+    width, height = picture.size if picture.orientation < 5 else picture.size[::-1]
+    upright = turned(picture.orientation, width, height)
+    if options.align is not None and detect is not None:
+        finish = partial(_aligned, picture, upright, entry, options)
+        own = _own_box(entry, upright)
+        found = detect(picture.pixels, options.align)
+        faces = chosen(found, own, options.align)
+        if not faces:
+            raise Unusable("no_face", _found_instead(found, own))
+        return [finish(number, face) for number, face in enumerate(faces)]
+    way = upright
+    if options.crop is not None:
+        picture, way = _cropped(picture, upright, entry, options.crop)
+    picture, way = _shrunk(picture, way, options.shorter_side)
+    box = None if entry.box is None else entry.box if way == Affine() else way.box(entry.box)
+    return [Face(write(picture, options), _moved(entry, way, box), extra=_matrix(way))]
+
+
+def _cropped(picture: Picture, way: Affine, entry: Entry, margin: float) -> tuple[Picture, Affine]:
+    if entry.box is None:
+        raise Unusable("no_box")
+    width, height = picture.size
+    edges = framed(way.box(entry.box), margin, width, height)
+    if edges is None:
+        raise Unusable("bad_box", f"{_text(entry.box)} in an image of {width} x {height}")
+    left, top, right, bottom = edges
+    if (right - left, bottom - top) == (width, height):
+        return picture, way
+    _check(right - left, bottom - top)
+    return Picture(picture.pixels[top:bottom, left:right]), way.then(Affine(c=-left, f=-top))
+
+
+def _shrunk(picture: Picture, way: Affine, shorter_side: int) -> tuple[Picture, Affine]:
+    width, height = picture.size
+    size = shrunk(width, height, shorter_side)
+    if size == (width, height):
+        return picture, way
+    import cv2
+
+    pixels: NDArray[np.uint8] = np.asarray(cv2.resize(picture.pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return Picture(pixels), way.then(Affine(a=size[0] / width, e=size[1] / height))
+
+
+def _aligned(picture: Picture, upright: Affine, entry: Entry, options: EncodeOptions, number: int, face: Found) -> Face:
+    """One face of a photo. Its box is the detection's, its points are the corpus's own or else the detection's five."""
+    level, side = levelled(face, MARGIN if options.crop is None else options.crop)
+    _check(side, side)
+    cut, way = Picture(warped(picture.pixels, level, side)), level
+    cut, way = _shrunk(cut, way, options.shorter_side)
+    scale = cut.size[0] / side
+    x, y = way.point(face.box[0] + face.box[2] / 2, face.box[1] + face.box[3] / 2)
+    wide, high = face.box[2] * scale, face.box[3] * scale  # turned with the face: it still fits
+    box = bounds(((x - wide / 2, y - high / 2), (x + wide / 2, y + high / 2)))
+    moved = _moved(entry, upright.then(way), box)
+    if entry.landmarks is None:
+        moved = replace(moved, landmarks=way.points(face.points))
+    extra = _matrix(upright.then(way)) | {"face": number, "score": round(face.score, 4)}
+    return Face(write(cut, options), moved, f"_{number}", extra)
+
+
+def _own_box(entry: Entry, upright: Affine) -> Box | None:
+    """Where the corpus says that the entry's face is, upright."""
+    if entry.box is not None:
+        return upright.box(entry.box)
+    return bounds(upright.points(entry.landmarks)) if entry.landmarks else None
+
+
+def _found_instead(found: list[Found], own: Box | None) -> str:
+    if not found:
+        return "none found"
+    where = f" at {_text(own)}" if own else ""
+    return f"none{where} that is large and certain enough; faces found: {len(found)}"
+
+
+def _moved(entry: Entry, way: Affine, box: Box | None) -> Entry:
+    if way == Affine():
+        return entry
+    return replace(entry, box=box, landmarks=way.points(entry.landmarks) if entry.landmarks else entry.landmarks)
+
+
+def _matrix(way: Affine) -> dict[str, Any]:
+    return {} if way == Affine() else {"matrix": [round(value, 6) for value in way]}
+
+
+def _check(width: int, height: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise Unusable("too_small", f"{width} x {height} is left of it")
+
+
+def _text(box: Box) -> str:
+    return ", ".join(f"{value:g}" for value in box)
