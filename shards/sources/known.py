@@ -36,6 +36,10 @@ SOURCES: tuple[str, ...] = (
     "digiface",
     "facesynthetics",
     "recordio",
+    "ibug300w",
+    "wflw",
+    "cofw",
+    "aflw19",
 )
 """Modules below shards.sources that hold a CORPUS, in the order in which the command lists them."""
 

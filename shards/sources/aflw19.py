@@ -1,0 +1,102 @@
+"""AFLW-19: 24,386 faces of AFLW with 19 landmarks revised; Zhu et al., CVPR 2016.
+
+`AFLWinfo_release.mat` (MATLAB 5): `nameList` (0/image00002.jpg), `data` (19 x, then 19 y), `mask_new` (visible or not),
+`bbox` (xmin xmax ymin ymax), `ra` (a permutation from 1 on: its first 20,000 train, the others test); the photos of
+AFLW in `data/flickr/{0,2,3}/`. Coordinates are kept as delivered.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.known import Known
+from shards.sources.layout import box, content, find, inside, need
+
+LIST = "AFLWinfo_release.mat"
+TRAIN = 20_000
+LANDMARKS = 19
+FIELDS = {"nameList": 1, "data": 2 * LANDMARKS, "mask_new": LANDMARKS, "bbox": 4}  # columns
+IMAGE_FOLDERS = ("data/flickr", "flickr", "aflw/data/flickr", "images", ".")
+
+
+@dataclass(frozen=True)
+class AFLW19:
+    """The faces that the list names."""
+
+    root: Path
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Landmarks, box, group = photo (it may show several faces); extras: which landmarks are visible.
+
+        Raises:
+            UserError: no list, one without these fields, no photos.
+        """
+        file = need("aflw19", self.root, "list", LIST, f"data/{LIST}", f"aflw/{LIST}")
+        table = _read(file)
+        first = str(table["nameList"][0, 0][0]).partition("/")[0]
+        images = find(self.root, *(f"{folder}/{first}" for folder in IMAGE_FOLDERS))
+        if images is None:
+            places = ", ".join(f"{folder}/{first}" for folder in IMAGE_FOLDERS)
+            raise UserError(f"aflw19: no photos in {self.root} (looked for {places}; found: {content(self.root)})")
+        train = set(table["ra"][:TRAIN].tolist())
+        faces: Counter[str] = Counter()
+        for number in range(len(table["ra"])):
+            yield self._entry(images.parent.absolute(), table, number, "train" if number in train else "test", faces)
+
+    def _entry(
+        self, images: Path, table: dict[str, Any], number: int, split: str, faces: Counter[str]
+    ) -> Entry | Rejected:
+        name = str(table["nameList"][number, 0][0]).strip()
+        path = inside(name)
+        if path is None:
+            return Rejected(name, "outside")
+        values = tuple(map(float, table["data"][number]))
+        left, right, top, bottom = map(float, table["bbox"][number])
+        if not all(abs(value) < float("inf") for value in (*values, left, right, top, bottom)):
+            return Rejected(path, "bad_row", f"row {number + 1}: a coordinate is no number")
+        faces[path] += 1
+        return Entry(
+            key=f"{PurePosixPath(path).with_suffix('')}/{faces[path]}",
+            source=path,
+            read=images / path,
+            split=split,
+            group=path,
+            box=box(left, top, right - left, bottom - top),
+            landmarks=tuple(zip(values[:LANDMARKS], values[LANDMARKS:], strict=True)),
+            extras={"visible": [int(flag) for flag in table["mask_new"][number]]},
+        )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The fields as arrays of as many rows as there are faces; `ra` counts from 0 on."""
+    import zlib
+
+    import numpy as np
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        table = loadmat(file, variable_names=[*FIELDS, "ra"])
+        order = table["ra"].astype(np.int64).ravel() - 1
+        count = len(order)
+        if count < TRAIN or not np.array_equal(np.sort(order), np.arange(count)):
+            raise ValueError(f"ra is no permutation of more than {TRAIN} faces")  # noqa: TRY301
+        for field, columns in FIELDS.items():
+            if table[field].shape != (count, columns):
+                raise ValueError(f"{field} is not {count} x {columns}")  # noqa: TRY301
+    except (OSError, KeyError, ValueError, TypeError, NotImplementedError, MatReadError, zlib.error) as error:
+        raise UserError(f"aflw19: {file} cannot be read ({error}); take it as delivered") from None
+    return {**table, "ra": order}
+
+
+CORPUS = Known(
+    name="aflw19",
+    title="AFLW-19: 20,000 + 4,386 faces with 19 landmarks.",
+    source=AFLW19,
+    terms="AFLW: non-commercial research only, by agreement; no redistribution of the photos; tugraz.at",
+    expected=lambda source: {"train": {"": TRAIN}, "test": {"": 4386}},
+)

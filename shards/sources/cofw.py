@@ -1,0 +1,114 @@
+"""COFW: 1,852 faces with occlusions and 29 landmarks; Burgos-Artizzu et al., ICCV 2013.
+
+`COFW_{train,test}_color.mat`, MATLAB 7.3, which is HDF5: cells of images `IsTr` or `IsT`, `phisTr` or `phisT` (29 x,
+29 y, 29 times occluded or not), `bboxesTr` or `bboxesT` (left, top, width, height). HDF5 has MATLAB's axes in reverse
+order; some images are grey, with two axes. Coordinates are kept as delivered.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.entry import Entry, Recipe, Rejected
+from shards.errors import UserError
+from shards.sources.known import Known
+from shards.sources.layout import box, find, need
+
+SPLITS = {"train": ("COFW_train_color.mat", "Tr", 1345), "test": ("COFW_test_color.mat", "T", 507)}
+LANDMARKS = 29
+
+
+@dataclass(frozen=True)
+class COFW:
+    """The faces of both files."""
+
+    root: Path
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Landmarks, box; extras: which landmarks are occluded.
+
+        Raises:
+            UserError: none of the files, or one without these fields.
+        """
+        need("cofw", self.root, "file", *(file for file, _, _ in SPLITS.values()))
+        for split, (name, _, _) in SPLITS.items():
+            file = find(self.root, name)
+            if file is not None:
+                yield from _faces(file.absolute(), split)
+
+
+def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
+    import h5py
+    import numpy as np
+
+    mark = SPLITS[split][1]
+    try:
+        with h5py.File(file, "r") as data:
+            cells, marks, boxes = (data[f"{field}{mark}"] for field in ("Is", "phis", "bboxes"))
+            count = cells.size
+            marks = _table(np.asarray(marks), 3 * LANDMARKS, count)
+            boxes = _table(np.asarray(boxes), 4, count)
+    except (OSError, KeyError, ValueError) as error:
+        fields = f"Is{mark}, phis{mark}, bboxes{mark}"
+        raise UserError(
+            f"cofw: {file} is not MATLAB 7.3 (HDF5) with {fields} ({error}); take it as delivered"
+        ) from None
+    for number in range(count):
+        source = f"{file.name}/{number}"
+        values = tuple(map(float, marks[number]))
+        if not np.isfinite(marks[number]).all() or not np.isfinite(boxes[number]).all():
+            yield Rejected(source, "bad_row", "a coordinate is no number")
+            continue
+        yield Entry(
+            key=f"{split}/{number:04d}",
+            source=source,
+            read=Recipe("shards.sources.cofw:read_image", (f"Is{mark}", number), file),
+            split=split,
+            box=box(*map(float, boxes[number])),
+            landmarks=tuple(zip(values[:LANDMARKS], values[LANDMARKS : 2 * LANDMARKS], strict=True)),
+            extras={"occluded": [int(value) for value in values[2 * LANDMARKS :]]},
+        )
+
+
+def _table(values: Any, columns: int, rows: int) -> Any:
+    """An array [rows, columns], whose axes may come the other way round."""
+    if values.shape == (columns, rows):
+        return values.T
+    if values.shape != (rows, columns):
+        raise ValueError(f"{values.shape} is not {rows} x {columns}")
+    return values
+
+
+def read_image(file: Path, field: str, number: int) -> bytes:
+    """Image `number` of the cells in `field`, as PNG, for a worker.
+
+    Raises:
+        Unusable: it is not made of bytes in two or three axes.
+    """
+    import io
+
+    import h5py
+    import numpy as np
+    from PIL import Image
+
+    from shards.encode import Unusable
+
+    with h5py.File(file, "r") as data:
+        pixels = np.asarray(data[data[field][()].ravel()[number]]).T  # [H, W] or [H, W, 3]
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
+        raise Unusable("unreadable", f"pixels of type {pixels.dtype} and shape {pixels.shape}")
+    encoded = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels.squeeze())).save(encoded, "PNG", compress_level=1)
+    return encoded.getvalue()
+
+
+CORPUS = Known(
+    name="cofw",
+    title="COFW: 1,345 + 507 faces with occlusions and 29 landmarks.",
+    source=COFW,
+    terms="COFW: non-commercial research only; vision.caltech.edu/xpburgos",
+    expected=lambda source: {
+        split: {"": count} for split, (file, _, count) in SPLITS.items() if find(source.root, file)
+    },
+)

@@ -1,0 +1,112 @@
+"""300-W: faces of AFW, iBUG, Helen and LFPW with 68 landmarks; Sagonas et al., ICCV 2013 workshops.
+
+`afw/`, `ibug/`, `helen/{trainset,testset}/`, `lfpw/{trainset,testset}/`: for each face a .jpg or .png and a .pts (lines
+with version, count, `{`, x and y of each point, `}`). Coordinates begin at 1, as iBUG's own menpo has it; here at 0.
+dlib's copy of the set has mirrored images too (`_mirror`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.folder import EXTENSIONS
+from shards.sources.known import Known
+from shards.sources.layout import box, content, find, lines, names, numbers
+
+PARTS = {  # folder: split, faces
+    "afw": ("train", 337),
+    "helen/trainset": ("train", 2000),
+    "lfpw/trainset": ("train", 811),
+    "helen/testset": ("test", 330),
+    "ibug": ("test", 135),
+    "lfpw/testset": ("test", 224),
+}
+NESTED = ("", "300W/", "300w/", "ibug_300W_large_face_landmark_dataset/")
+MIRRORED = "_mirror"
+LANDMARKS = 68
+
+
+@dataclass(frozen=True)
+class IBug300W:
+    """The faces of all parts that are there."""
+
+    root: Path
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Landmarks; box: around the landmarks, as the photos are not cropped; extras: the part of the set.
+
+        Raises:
+            UserError: none of the parts is there.
+        """
+        parts = self._parts()
+        if not parts:
+            found = content(self.root) if self.root.is_dir() else "no folder"
+            raise UserError(f"300w: none of {', '.join(PARTS)} in {self.root} (found: {found})")
+        for part, folder in parts.items():
+            images: dict[str, str] = {}
+            for name in names(folder):
+                file = Path(name)
+                if file.suffix.lower() in EXTENSIONS or file.suffix == ".pts":
+                    images[file.stem] = images.get(file.stem) or ("" if file.suffix == ".pts" else name)
+            for stem, name in sorted(images.items()):
+                if stem.endswith(MIRRORED) and stem.removesuffix(MIRRORED) in images:
+                    yield Rejected(f"{part}/{name or stem}", "repeated", "a mirrored copy")
+                else:
+                    yield self._entry(part, folder, stem, name)
+
+    def _parts(self) -> dict[str, Path]:
+        places = {part: find(self.root, *(f"{nest}{part}" for nest in NESTED)) for part in PARTS}
+        return {part: folder for part, folder in places.items() if folder is not None}
+
+    def _entry(self, part: str, folder: Path, stem: str, name: str) -> Entry | Rejected:
+        file = folder.absolute() / f"{stem}.pts"
+        if not name:
+            return Rejected(f"{part}/{stem}", "missing", "an image for this .pts")
+        source = f"{part}/{name}"
+        if not file.is_file():
+            return Rejected(source, "bad_row", f"no {stem}.pts beside it")
+        landmarks = read_pts(file)
+        if landmarks is None:
+            return Rejected(source, "bad_row", f"{stem}.pts does not hold {LANDMARKS} points")
+        left, top = (min(axis) for axis in zip(*landmarks, strict=True))
+        right, bottom = (max(axis) for axis in zip(*landmarks, strict=True))
+        return Entry(
+            key=source,
+            source=source,
+            read=folder.absolute() / name,
+            split=PARTS[part][0],
+            box=box(left, top, right - left, bottom - top),
+            landmarks=landmarks,
+            extras={"part": part.partition("/")[0]},
+        )
+
+
+def read_pts(file: Path) -> tuple[tuple[float, float], ...] | None:
+    """The points of a .pts file, from 0 on; None if there are not 68 of them."""
+    rows = [line for _, line in lines(file)]
+    if "{" not in rows or "}" not in rows:
+        return None
+    points = [numbers(row, 2) for row in rows[rows.index("{") + 1 : rows.index("}")]]
+    if len(points) != LANDMARKS:
+        return None
+    return tuple((point[0] - 1, point[1] - 1) for point in points if point) if all(points) else None
+
+
+def expected(source: IBug300W) -> dict[str, dict[str, int]]:
+    """The faces of the parts that are there: 3,148 and 689 in all."""
+    counts: dict[str, dict[str, int]] = {}
+    for part in source._parts():
+        split, count = PARTS[part]
+        counts[split] = {"": counts.get(split, {}).get("", 0) + count}
+    return counts
+
+
+CORPUS = Known(
+    name="300w",
+    title="300-W: 3,148 + 689 faces with 68 landmarks.",
+    source=IBug300W,
+    terms="300-W: non-commercial research only; rights of the photos with their owners; ibug.doc.ic.ac.uk",
+    expected=expected,
+)
