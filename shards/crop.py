@@ -71,13 +71,18 @@ def turned(orientation: int, width: int, height: int) -> Affine:
     }.get(orientation, Affine())
 
 
+def has_area(box: Box) -> bool:
+    """Whether a box is one at all."""
+    return all(map(math.isfinite, box)) and box[2] > 0 and box[3] > 0
+
+
 def framed(box: Box, margin: float, width: int, height: int) -> Edges | None:
     """The part of an image that holds `box` and `margin` of its sides around it, in whole pixels.
 
     None: the box has no area, or none inside the image: there is no face to see.
     """
     left, top, wide, high = box
-    if not all(map(math.isfinite, box)) or wide <= 0 or high <= 0:
+    if not has_area(box):
         return None
     if left >= width or top >= height or left + wide <= 0 or top + high <= 0:
         return None

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.align import MARGIN, Detect, Found, chosen, levelled, warped
-from shards.crop import Affine, Box, bounds, framed, shrunk, turned
+from shards.crop import Affine, Box, bounds, framed, has_area, shrunk, turned
 from shards.encode import MIN_SIDE, Encoded, EncodeOptions, Picture, Unusable, decode, write
 from shards.entry import Entry
 
@@ -59,7 +59,7 @@ def _cropped(picture: Picture, way: Affine, entry: Entry, margin: float) -> tupl
     if entry.box is None:
         raise Unusable("no_box")
     width, height = picture.size
-    edges = framed(way.box(entry.box), margin, width, height)
+    edges = framed(way.box(entry.box), margin, width, height) if has_area(entry.box) else None
     if edges is None:
         raise Unusable("bad_box", f"{_text(entry.box)} in an image of {width} x {height}")
     left, top, right, bottom = edges
@@ -100,6 +100,8 @@ def _aligned(picture: Picture, upright: Affine, entry: Entry, options: EncodeOpt
 def _own_box(entry: Entry, upright: Affine) -> Box | None:
     """Where the corpus says that the entry's face is, upright."""
     if entry.box is not None:
+        if not has_area(entry.box):
+            raise Unusable("bad_box", _text(entry.box))
         return upright.box(entry.box)
     return bounds(upright.points(entry.landmarks)) if entry.landmarks else None
 
