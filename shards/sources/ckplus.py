@@ -111,6 +111,6 @@ CORPUS = Known(
     title="CK+: the last frames of its sequences, and the first as neutral.",
     source=CKPlus,
     labels=LABELS,
-    terms="CK+: for non-commercial research by those who signed its agreement; only some people may be shown in print.",
+    terms="non-commercial research only, by those who signed its agreement; only some people may be shown in print",
     expected=expected,
 )

@@ -72,6 +72,6 @@ CORPUS = Known(
     title="ExpW: 91,793 faces in photos from the web, by their boxes.",
     source=ExpW,
     labels=LABELS,
-    terms="ExpW: for non-commercial research only; the photos belong to whoever put them on the web.",
+    terms="non-commercial research only; the photos belong to whoever put them on the web",
     expected=lambda source: {"train": dict(zip(LABELS, COUNTS, strict=True))},
 )

@@ -130,6 +130,6 @@ CORPUS = Known(
     title="FER2013 (fer2013.csv, icml_face_data.csv, or train.csv and test.csv).",
     source=FER2013,
     labels=LABELS,
-    terms="FER2013: photos found by a search engine, without a licence of their own; for research.",
+    terms="photos found by a search engine, without a licence of their own; for research",
     expected=expected,
 )

@@ -117,7 +117,7 @@ CORPUS = Known(
     title="FERPlus: FER2013's faces with ten votes each; majority or argmax, eight expressions.",
     source=FERPlus,
     labels=LABELS,
-    terms="FERPlus labels: MIT licence. FER2013's photos: found by a search engine, without a licence; for research.",
+    terms="labels: MIT licence; FER2013's photos: found by a search engine, without a licence, for research",
     expected=lambda source: {
         split: dict(zip(LABELS, counts, strict=True)) for split, counts in COUNTS[source.rule].items()
     },

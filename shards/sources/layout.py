@@ -1,5 +1,6 @@
 """What the sources of known corpora have in common: finding their parts, reading lists that somebody else wrote."""
 
+import math
 import os
 from collections.abc import Iterator
 from itertools import islice
@@ -65,7 +66,7 @@ def numbers(text: str, count: int, separator: str | None = None) -> tuple[float,
         values = tuple(map(float, text.split(separator)))
     except ValueError:
         return None
-    return values if len(values) == count and all(abs(value) < float("inf") for value in values) else None
+    return values if len(values) == count and all(map(math.isfinite, values)) else None
 
 
 def points(values: tuple[float, ...]) -> tuple[tuple[float, float], ...]:

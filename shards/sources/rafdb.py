@@ -158,6 +158,6 @@ CORPUS = Known(
     source=RAFDB,
     labels=LABELS,
     first=1,
-    terms="RAF-DB: for non-commercial research only; no copies to others, its images are not to be published.",
+    terms="non-commercial research only; no copies to others; its images are not to be published",
     expected=lambda source: {split: dict(zip(LABELS, counts, strict=True)) for split, counts in COUNTS.items()},
 )

@@ -70,6 +70,6 @@ CORPUS = Known(
     title="SFEW 2.0, the aligned faces of its training and validation films.",
     source=SFEW,
     labels=LABELS,
-    terms="SFEW 2.0: for academic research by those who signed its agreement; no copies to others.",
+    terms="academic research only, by those who signed its agreement; no copies to others",
     expected=lambda source: {"train": {"": 891}, "val": {"": 431}},
 )

@@ -98,6 +98,6 @@ CORPUS = Known(
     title="AffectNet (CSV lists of 2017, npy of 2021, or AffectNet+ of 2024), 8, 7 or 11 classes.",
     source=AffectNet,
     labels=LABELS,
-    terms="AffectNet: for non-commercial research by those to whom its authors gave it; no copies to others.",
+    terms="non-commercial research only, by those to whom its authors gave it; no copies to others",
     expected=expected,
 )
