@@ -1,0 +1,196 @@
+"""Pictures that are there more than once: in a folder of shards, or in another one (a benchmark's test split).
+
+Exact: the same decoded pixels. Near: hashes at most `distance` bits apart and thumbnails that correlate; that finds
+re-encoded, resized, brightened and slightly cropped copies, and neighbouring frames of a film. It does not find copies
+that are mirrored, turned, or cropped by more than a few percent of each side.
+"""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.fingerprint import ALIKE, MOST_NEAR, NEAR, Fingerprints, fingerprint_shards, likeness
+from shards.hamming import Search
+from shards.manifest import Manifest, ShardInfo, read_manifest
+from shards.samples import chosen_shards, read_samples
+
+Ints = NDArray[np.int64]
+NONE = 255  # a distance that no pair has
+CHUNK = 1 << 16  # images searched for together
+
+
+@dataclass(frozen=True)
+class Matches:
+    """For each image [n] its picture elsewhere: of, -1 for none; distance in bits; exact: the same pixels."""
+
+    of: Ints
+    distance: NDArray[np.uint8]
+    exact: NDArray[np.bool_]
+
+    @property
+    def found(self) -> Ints:
+        """The images that have one."""
+        return np.flatnonzero(self.of >= 0)
+
+
+class Gallery:
+    """Fingerprints [n] in which others are looked up."""
+
+    def __init__(self, prints: Fingerprints, distance: int = NEAR) -> None:
+        check_distance(distance)
+        self.prints = prints
+        pixels = np.asarray(prints["pixels"])
+        self._order = np.argsort(pixels, kind="stable")
+        self._pixels = pixels[self._order]
+        # Of equal pictures the first one stands for all: a placeholder that is there a million times costs one.
+        first = np.ones(len(pixels), bool)
+        first[1:] = self._pixels[1:] != self._pixels[:-1]
+        firsts = np.sort(self._order[first])
+        self._comparable = firsts[~np.asarray(prints["plain"])[firsts]]  # [m]
+        self._search = Search(np.asarray(prints["hash"])[self._comparable], distance)
+
+    def first(self, pixels: NDArray[np.uint64]) -> Ints:
+        """The first image with these very pixels, -1 where there is none."""
+        place = np.searchsorted(self._pixels, pixels)
+        place[place == len(self._pixels)] = 0
+        found = self._pixels[place] == pixels if len(self._pixels) else np.zeros(len(pixels), bool)
+        return np.where(found, self._order[place] if len(self._order) else -1, -1)
+
+    def look_up(self, prints: Fingerprints) -> Matches:
+        """The likest image of the gallery for each of `prints` [n]."""
+        of = self.first(np.asarray(prints["pixels"]))
+        exact = of >= 0
+        distance = np.where(exact, 0, NONE).astype(np.uint8)
+        for queries, words, bits in self._near(prints, np.flatnonzero(~exact & ~np.asarray(prints["plain"]))):
+            _keep_best(of, distance, queries, words, bits)
+        return Matches(of, distance, exact)
+
+    def earlier(self) -> Matches:
+        """For each image of the gallery the likest one before it.
+
+        So of all that are alike the first is not listed, and without the listed ones no two are alike.
+        """
+        of = self.first(np.asarray(self.prints["pixels"]))
+        exact = of < np.arange(len(of))
+        of[~exact] = -1
+        distance = np.where(exact, 0, NONE).astype(np.uint8)
+        for queries, words, bits in self._near(self.prints, self._comparable, before=True):
+            _keep_best(of, distance, queries, words, bits)
+        return Matches(of, distance, exact)
+
+    def _near(
+        self, prints: Fingerprints, chosen: Ints, before: bool = False
+    ) -> Iterator[tuple[Ints, Ints, NDArray[np.uint8]]]:
+        """Pairs (image of prints, image of the gallery, distance) near and alike; before: earlier ones only."""
+        for start in range(0, len(chosen), CHUNK):
+            part = chosen[start : start + CHUNK]
+            for query, word, bits in self._search.pairs(np.asarray(prints["hash"][part])):
+                queries, words = part[query], self._comparable[word]
+                wanted = np.flatnonzero(words < queries) if before else np.arange(len(words))
+                thumbs = prints["thumb"][queries[wanted]], self.prints["thumb"][words[wanted]]
+                alike = wanted[likeness(*thumbs) >= ALIKE]
+                yield queries[alike], words[alike], bits[alike]
+
+
+def _keep_best(of: Ints, distance: NDArray[np.uint8], queries: Ints, words: Ints, bits: NDArray[np.uint8]) -> None:
+    """Take in pairs: the nearest counts, of equally near ones the first."""
+    order = np.lexsort((words, bits, queries))
+    queries, words, bits = queries[order], words[order], bits[order]
+    best = np.ones(len(queries), bool)
+    best[1:] = queries[1:] != queries[:-1]
+    queries, words, bits = queries[best], words[best], bits[best]
+    better = (bits < distance[queries]) | ((bits == distance[queries]) & (words < of[queries]))
+    of[queries[better]], distance[queries[better]] = words[better], bits[better]
+
+
+def check_distance(distance: int) -> None:
+    """Raise UserError unless a distance makes sense."""
+    if not 0 <= distance <= MOST_NEAR:
+        raise UserError(
+            f"--distance {distance} is not from 0 to {MOST_NEAR}; 0 finds equal hashes only, {NEAR} is usual"
+        )
+
+
+@dataclass(frozen=True)
+class Side:
+    """Chosen shards of one folder, with their fingerprints."""
+
+    folder: Path
+    manifest: Manifest
+    shards: list[ShardInfo]
+    prints: Fingerprints
+
+    def known(self, images: Ints) -> dict[int, dict[str, Any]]:
+        """Key, split and what else is known, of some images by their position."""
+        found: dict[int, dict[str, Any]] = {}
+        first = 0
+        wanted = np.unique(images)
+        for info in self.shards:
+            here = wanted[(wanted >= first) & (wanted < first + info.samples)]
+            if len(here):
+                samples = read_samples(self.folder, info, (here - first).tolist(), only=("json",))
+                for image, sample in zip(here.tolist(), samples, strict=True):
+                    found[image] = sample.known | {"key": sample.key, "split": info.split}
+            first += info.samples
+        return found
+
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+def find_duplicates(
+    folder: Path, against: Path | None, splits: tuple[str, ...], distance: int, workers: int, progress: Progress
+) -> list[dict[str, Any]]:
+    """Images of `folder` that are there before in it, or in `against` (its `splits` only, if any are named).
+
+    Where both are one folder, the splits that are not named are held against those that are.
+
+    Returns:
+        For each, in order: key, split, kind ("exact" or "near"), distance, of, of_split, and label, group of both.
+    """
+    check_distance(distance)
+    manifest = read_manifest(folder)
+    shards = list(manifest.shards)
+    with tempfile.TemporaryDirectory() as place:
+        work = Path(place)
+        if against is None:
+            shards = chosen_shards(manifest, splits, "--split")
+            side = _side(folder, manifest, shards, work / "own.npy", workers, progress)
+            return _lines(side, side, Gallery(side.prints, distance).earlier())
+        other = read_manifest(against)
+        others = chosen_shards(other, splits, "--split")
+        if against.resolve() == folder.resolve():
+            shards = [info for info in shards if info not in others]
+            if not shards:
+                raise UserError("--against names the same shards; name the splits to hold the others against: --split")
+        theirs = _side(against, other, others, work / "theirs.npy", workers, progress)
+        side = _side(folder, manifest, shards, work / "own.npy", workers, progress)
+        return _lines(side, theirs, Gallery(theirs.prints, distance).look_up(side.prints))
+
+
+def _side(
+    folder: Path, manifest: Manifest, shards: list[ShardInfo], path: Path, workers: int, progress: Progress
+) -> Side:
+    total = sum(info.samples for info in shards)
+    stage = f"reading {folder.name}"
+    prints = fingerprint_shards(folder, shards, path, workers, lambda done: progress(stage, done, total))
+    return Side(folder, manifest, shards, prints)
+
+
+def _lines(side: Side, other: Side, matches: Matches) -> list[dict[str, Any]]:
+    found = matches.found
+    own, theirs = side.known(found), other.known(matches.of[found])
+    lines = []
+    for image in found.tolist():
+        this, that = own[image], theirs[int(matches.of[image])]
+        line = {"key": this["key"], "split": this["split"], "of": that["key"], "of_split": that["split"]}
+        line |= {"kind": "exact" if matches.exact[image] else "near", "distance": int(matches.distance[image])}
+        line |= {name: this[name] for name in ("label", "group") if name in this}
+        lines.append(line | {f"of_{name}": that[name] for name in ("label", "group") if name in that})
+    return lines

@@ -1,0 +1,183 @@
+"""Samples of shards that stand: read them one by one, and write chosen ones into a new folder of shards."""
+
+import fcntl
+import hashlib
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+from shards.files import sync_folder
+from shards.index import Index, index_tar, read_index, write_index
+from shards.manifest import Manifest, ShardInfo, index_name
+from shards.writer import TarShard
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample: its key and its members, extension -> content, in the order of the tar."""
+
+    key: str
+    members: dict[str, bytes]
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What its json says; empty without one. Raises UserError where it is damaged."""
+        try:
+            known = json.loads(self.members.get("json", b"{}"))
+        except ValueError as error:
+            raise UserError(f"shards: {self.key}.json is damaged ({error}); build the shards again") from None
+        if not isinstance(known, dict):
+            raise UserError(f"shards: {self.key}.json is not an object; build the shards again")
+        return known
+
+
+def shard_index(folder: Path, info: ShardInfo) -> Index:
+    """The index of a shard, made on the spot where there is no file of it.
+
+    Raises:
+        UserError: damaged, or with another number of samples than the manifest says.
+    """
+    path = folder / index_name(info.file)
+    index = read_index(path) if path.exists() else index_tar(folder / info.file)
+    if len(index) != info.samples:
+        raise UserError(
+            f"shards: {path} lists {len(index)} samples, the manifest {info.samples}; build the shards again"
+        )
+    return index
+
+
+def read_samples(
+    folder: Path, info: ShardInfo, chosen: Iterable[int] | None = None, only: Sequence[str] = ()
+) -> Iterator[Sample]:
+    """The samples of a shard in the order of the tar.
+
+    chosen: positions in the shard, None for all; only: the extensions that are read, none given for all.
+
+    Raises:
+        UserError: the tar or its index is missing or not as the manifest says.
+    """
+    index = shard_index(folder, info)
+    path = folder / info.file
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb"))
+            content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        except (OSError, ValueError) as error:
+            raise UserError(f"shards: cannot read {path}: {error}") from None
+        if len(content) != info.bytes:
+            raise UserError(f"shards: {path} has {len(content)} bytes, the manifest says {info.bytes}; copy it again")
+        for number in range(len(index)) if chosen is None else chosen:
+            places = index.members(number)
+            yield Sample(
+                index.keys[number],
+                {
+                    name: content[place.offset : place.offset + place.size]
+                    for name, place in places.items()
+                    if not only or name in only
+                },
+            )
+
+
+def chosen_shards(manifest: Manifest, splits: Sequence[str], option: str) -> list[ShardInfo]:
+    """The shards of the named splits, all if none is named. Raises UserError for a split that is not there."""
+    for split in splits:
+        if split not in manifest.splits:
+            raise UserError(f"{option}: no split {split!r} in these shards; there are: {', '.join(manifest.splits)}")
+    return [info for info in manifest.shards if not splits or info.split in splits]
+
+
+def content_digest(shards: Iterable[ShardInfo]) -> str:
+    """16 hexadecimal digits that name the content of shards, wherever they lie."""
+    told = json.dumps([(info.split, info.samples, info.sha256) for info in shards])
+    return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+
+
+def origin(manifest: Manifest) -> dict[str, Any]:
+    """Where samples came from, for the manifest of shards that are made from others."""
+    return {"corpus": manifest.corpus, "content": content_digest(manifest.shards), "build": manifest.build}
+
+
+@contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write shards to, which becomes `out` at the end of the block and vanishes if that raises.
+
+    What a killed process left is thrown away by the next one.
+
+    Raises:
+        UserError: `out` exists, is being made by another process, or cannot be made.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} exists; choose another output or delete it")
+    partial = out.with_name(out.name + ".partial")
+    if (partial / "work").exists():
+        raise UserError(f"{partial} holds an unfinished build; go on with it, or choose another output")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make {partial}: {error.strerror}; choose another output") from None
+    with locked(partial):
+        for left in partial.iterdir():
+            left.unlink()
+        try:
+            yield partial
+            sync_folder(partial)
+            partial.rename(out)
+            sync_folder(out.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One writer at a time; the lock goes with the process, however it ends, and leaves no file."""
+    with ExitStack() as stack:
+        descriptor = _open_folder(folder, stack)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{folder} is being written by another process; wait for it or stop it") from None
+        yield
+
+
+def _open_folder(folder: Path, stack: ExitStack) -> int:
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UserError(f"cannot open {folder}: {error.strerror}") from None
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def write_split(
+    folder: Path, split: str, count: int, samples: Iterator[Sample], shard_samples: int
+) -> Iterator[ShardInfo]:
+    """Write `count` samples as shards of a split, of nearly equal size and at most `shard_samples` each."""
+    number = -(-count // shard_samples)
+    starts = [place * count // number for place in range(number + 1)] if count else [0]
+    for place, (first, last) in enumerate(pairwise(starts)):
+        yield write_shard(folder / f"{split}-{place:06d}.tar", split, islice(samples, last - first))
+
+
+def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
+    """Write one tar and its index; members' bytes stay as they are. Raises UserError where the disk fails."""
+    try:
+        tar = TarShard(path)
+        try:
+            for sample in samples:
+                tar.add(sample.key, sample.members)
+            written = tar.finish()
+        finally:
+            tar.drop()
+        write_index(path.with_suffix(".idx"), written.index)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    return ShardInfo(path.name, split, len(written.index), written.bytes, written.sha256)

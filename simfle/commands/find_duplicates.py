@@ -1,0 +1,72 @@
+"""tools/find_duplicates.py: pictures that are there more than once, in a corpus or between corpora."""
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from simfle.commands.app import command
+
+
+def find_duplicates(
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards to look through.")],
+    against: Annotated[
+        Path | None, typer.Option(metavar="SHARDS", help="Look for its images in these shards instead of in itself.")
+    ] = None,
+    split: Annotated[
+        list[str] | None, typer.Option(help="Only this split (of --against, where given); may be given repeatedly.")
+    ] = None,
+    distance: Annotated[int, typer.Option(help="Most differing bits of 64 of near duplicates, 0 to 16.")] = 8,
+    list_file: Annotated[
+        Path | None, typer.Option("--list", help="JSON lines to write; default: SHARDS.duplicates.jsonl beside it.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes; 0: as many as there are cores.")] = 0,
+) -> None:
+    """Find images that are there twice: exactly, re-encoded, resized or slightly cropped.
+
+    Of images that are alike the first is not listed: remove_samples.py --list takes the list as it is.
+    """
+    from shards.duplicates import find_duplicates as find
+    from shards.files import write_atomic
+    from simfle.commands.build_report import Meter
+
+    with Meter() as meter:
+        lines = find(folder, against, tuple(split or ()), distance, workers or len(os.sched_getaffinity(0)), meter)
+    path = list_file or folder.resolve().with_name(folder.resolve().name + ".duplicates.jsonl")
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    where = f"in {against}" if against else "before it"
+    if not lines:
+        typer.echo(f"no image of {folder} has a duplicate {where}")
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(_table(lines, f"images of {folder} with a duplicate {where}"))
+    typer.echo(f"{len(lines)} images, listed in {path}")
+    if against is None or against.resolve() == folder.resolve():
+        typer.echo(f"next: python tools/remove_samples.py {folder} --list {path} --reason duplicates")
+    else:
+        typer.echo(f"next: look at them, then remove_samples.py {folder} --list {path}, or build with --exclude")
+
+
+def _table(lines: list[dict[str, Any]], title: str) -> Table:
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    for line in lines:
+        row = counts.setdefault((line["split"], line["of_split"]), Counter())
+        row[line["kind"]] += 1
+        row["label"] += line.get("label") != line.get("of_label")
+        row["group"] += line.get("group") != line.get("of_group")
+    table = Table(title=title, title_justify="left")
+    for name in ("split", "duplicate in split"):
+        table.add_column(name)
+    for name in ("exact", "near", "of another label", "of another person"):
+        table.add_column(name, justify="right")
+    for (split, other), row in sorted(counts.items()):
+        table.add_row(split, other, *(str(row[name]) for name in ("exact", "near", "label", "group")))
+    return table
+
+
+main = command(find_duplicates)

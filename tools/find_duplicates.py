@@ -1,0 +1,6 @@
+"""Find images that are there twice. See `python tools/find_duplicates.py --help`."""
+
+from simfle.commands.find_duplicates import main
+
+if __name__ == "__main__":
+    main()
