@@ -8,6 +8,7 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.files import write_atomic
+from shards.remote import check_url, is_url, join, read_url, shown
 
 FORMAT = 1
 NAME = "manifest.json"
@@ -60,20 +61,16 @@ def index_name(file: str) -> str:
     return file.removesuffix(".tar") + ".idx"
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and check `folder`/manifest.json.
+def read_manifest(folder: str | Path) -> Manifest:
+    """Read and check the manifest.json of a folder, which may be a URL.
 
     Raises:
-        UserError: folder missing, no manifest in it, another format version, damaged.
+        UserError: folder missing, no manifest in it, another format version, damaged; a URL that cannot be read.
     """
-    path = folder / NAME
-    if not folder.is_dir():
-        raise UserError(f"shards: {folder} is not a folder; make one with tools/build_shards.py")
+    path, content = _read(folder)
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"shards: {folder} has no {NAME}; make shards with tools/build_shards.py") from None
-    except (ValueError, OSError) as error:
+        content = json.loads(content)
+    except ValueError as error:
         raise UserError(f"shards: {path} is damaged ({error}); build the shards again") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
@@ -82,6 +79,26 @@ def read_manifest(folder: Path) -> Manifest:
         return _manifest(content)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"shards: {path} is damaged ({error!r}); build the shards again") from None
+
+
+def _read(folder: str | Path) -> tuple[str, Any]:
+    """The manifest's place, for messages, and its bytes."""
+    if is_url(folder):
+        check_url(str(folder))
+        url = join(str(folder), NAME)
+        try:
+            return shown(url), read_url(url)
+        except FileNotFoundError:
+            raise UserError(f"shards: there is no {shown(url)}; make shards with tools/build_shards.py") from None
+    path = Path(folder) / NAME
+    if not path.parent.is_dir():
+        raise UserError(f"shards: {folder} is not a folder; make one with tools/build_shards.py")
+    try:
+        return str(path), path.read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"shards: {folder} has no {NAME}; make shards with tools/build_shards.py") from None
+    except OSError as error:
+        raise UserError(f"shards: cannot read {path}: {error}") from None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
