@@ -1,0 +1,157 @@
+"""Folders of tars that others wrote (webdataset's ShardWriter, img2dataset): what in them can be used, and a manifest.
+
+A sample can be used if it has an image in one of the formats that all backends decode. Nothing is decoded here, and
+nothing is turned upright: who wants every image checked builds shards from such a folder.
+"""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.entry import Rejected
+from shards.errors import UserError
+from shards.index import Index, index_tar
+from shards.manifest import FORMAT, NAME, Manifest, ShardInfo
+
+IMAGES = ("jpg", "jpeg", "png", "webp")  # extensions of image members, in lower case; the first one there counts
+SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+KIND = "foreign"
+_SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
+_LONGEST = 12
+
+
+@dataclass(frozen=True)
+class Found:
+    """One tar: the index of what can be used, what cannot, and the largest number in its .cls members.
+
+    numbered: whether all of these are numbers; top: -1 where there are none.
+    """
+
+    index: Index
+    rejected: tuple[Rejected, ...]
+    numbered: bool
+    top: int
+
+
+def image_of(extensions: Iterable[str]) -> str | None:
+    """The extension of a sample's image member, one of `IMAGES` in whatever case."""
+    known = {extension.lower(): extension for extension in reversed(list(extensions))}
+    return next((known[name] for name in IMAGES if name in known), None)
+
+
+def is_foreign(folder: Path) -> bool:
+    """Whether a folder holds tars but no manifest."""
+    return folder.is_dir() and not (folder / NAME).exists() and any(folder.glob("*.tar"))
+
+
+def describes(manifest: Manifest) -> bool:
+    """Whether a manifest is of foreign tars."""
+    source = manifest.build.get("source")
+    return isinstance(source, dict) and source.get("kind") == KIND
+
+
+def examine(tar: Path) -> Found:
+    """Index a tar and look at the first bytes of each image.
+
+    Raises:
+        UserError: not a tar, or not readable.
+    """
+    index = index_tar(tar)
+    keep = np.zeros(len(index), bool)
+    rejected, top, numbered = [], -1, True
+    with tar.open("rb") as file:
+
+        def read(offset: int, size: int) -> bytes:
+            file.seek(offset)
+            return file.read(size)
+
+        for sample, key in enumerate(index.keys):
+            members = index.members(sample)
+            name = image_of(members)
+            if name is None:
+                rejected.append(Rejected(f"{tar.name}: {key}", "no_image", f"only {', '.join(members)}"))
+            elif not members[name].size:
+                rejected.append(Rejected(f"{tar.name}: {key}", "empty"))
+            elif not _SIGNATURES.match(read(members[name].offset, _LONGEST)):
+                rejected.append(Rejected(f"{tar.name}: {key}", "not_an_image", f"its {name} is no JPEG, PNG or WebP"))
+            else:
+                keep[sample] = True
+                if "cls" in members:
+                    number = read(members["cls"].offset, min(members["cls"].size, 20)).strip()
+                    numbered &= number.isdigit()
+                    top = max(top, int(number)) if numbered else top
+    usable = Index(
+        tuple(key for key, kept in zip(index.keys, keep, strict=True) if kept),
+        index.extensions,
+        index.offsets[keep],
+        index.sizes[keep],
+    )
+    return Found(usable, tuple(rejected), numbered, top)
+
+
+def split_of(file: str) -> str:
+    """val of 'val-000000.tar'; train where the name says nothing."""
+    return SPLITS.get(re.split(r"[-_.0-9]", file.lower(), maxsplit=1)[0], "train")
+
+
+def tars_in(folder: Path) -> list[Path]:
+    """The tars of a folder by name. Raises UserError where there are none."""
+    tars = sorted(folder.glob("*.tar"))
+    if not tars:
+        raise UserError(f"shards: {folder} has no .tar in it")
+    return tars
+
+
+def shard_info(tar: Path, found: Found, sha256: str) -> ShardInfo:
+    """What a manifest says of one tar."""
+    return ShardInfo(tar.name, split_of(tar.name), len(found.index), tar.stat().st_size, sha256)
+
+
+def make_manifest(
+    folder: Path, examined: Iterable[tuple[ShardInfo, Found]], terms: str = ""
+) -> tuple[Manifest, list[Rejected]]:
+    """The manifest of a folder of examined tars, and all that cannot be used."""
+    infos: list[ShardInfo] = []
+    rejected: list[Rejected] = []
+    counts: Counter[str] = Counter()
+    top, numbered = -1, True
+    for info, found in examined:
+        infos.append(info)
+        rejected += found.rejected
+        counts.update(item.reason for item in found.rejected)
+        numbered, top = numbered and found.numbered, max(top, found.top)
+    samples = sum(info.samples for info in infos)
+    if not samples:
+        raise UserError(f"shards: {folder} has no sample with an image ({', '.join(IMAGES)}) in its tars")
+    manifest = Manifest(
+        format=FORMAT,
+        corpus=folder.resolve().name,
+        terms=terms,
+        labels=tuple(str(number) for number in range(top + 1)) if numbered else (),
+        entries=samples + len(rejected),
+        rejected=dict(sorted(counts.items())),
+        shards=tuple(infos),
+        build={"source": {"kind": KIND, "name": folder.resolve().name}},
+    )
+    return manifest, rejected
+
+
+def synthesise(folder: Path) -> Manifest:
+    """The manifest of a folder of foreign tars, made on the spot.
+
+    Reading every byte would take too long here: a tar's "sha256" is that of its size and of where its samples lie.
+    """
+
+    def examined() -> Iterator[tuple[ShardInfo, Found]]:
+        for tar in tars_in(folder):
+            found = examine(tar)
+            digest = hashlib.sha256(f"{tar.stat().st_size} {found.index.keys}".encode("utf-8", "surrogateescape"))
+            digest.update(found.index.offsets.tobytes() + found.index.sizes.tobytes())
+            yield shard_info(tar, found, digest.hexdigest()), found
+
+    return make_manifest(folder, examined())[0]
