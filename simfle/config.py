@@ -29,13 +29,16 @@ def option(default: Any, text: str, *, free: bool = False) -> Any:
 
 @dataclass(frozen=True)
 class DataConfig:
-    shards: list[str] = option(list, "folders of shards, each with a manifest.json", free=True)
+    shards: list[str] = option(list, "folders of shards, or their URLs", free=True)
     splits: list[str] = option(lambda: ["train"], "splits to train on; empty: all of them")
     backend: str = option("auto", "auto (dali with a GPU, else opencv), opencv or dali", free=True)
     threads: int = option(0, "decoding threads per process; 0: the cores divided by the local processes", free=True)
     prefetch: int = option(2, "batches made ready ahead, per process", free=True)
     streams: int = option(64, "canonical streams; the greatest common divisor with the global batch is used")
     window: int = option(16384, "samples of a stream that are shuffled among each other")
+    cache: str = option("", "folder for shards from URLs, on a local disk; empty: ~/.cache/simfle/shards", free=True)
+    cache_gb: float = option(50.0, "most gigabytes in that folder, for all processes of a machine", free=True)
+    streaming: bool = option(False, "stream tars (URLs with {000..099}) that can be neither indexed nor cached")
 
 
 @dataclass(frozen=True)

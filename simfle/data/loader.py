@@ -15,9 +15,11 @@ import torch
 
 from simfle.batch import Batch
 from simfle.config import DataConfig, ViewsConfig
+from simfle.data.ahead import Ahead
 from simfle.data.order import Order
-from simfle.data.reader import Corpus
+from simfle.data.reader import Corpus, open_corpus
 from simfle.data.rendered import Backend
+from simfle.data.streaming import Stream
 from simfle.data.views import check, draw
 from simfle.errors import UserError
 
@@ -43,6 +45,15 @@ def make_order(corpus: Corpus, data: DataConfig, seed: int, global_batch: int) -
     """The order of `corpus` with the greatest number of streams that divides both the configured one and the batch."""
     streams = math.gcd(data.streams, global_batch)
     return Order(corpus.counts, corpus.first_ids, seed, streams, data.window, global_batch)
+
+
+def open_data(data: DataConfig, seed: int, global_batch: int, rank: int) -> tuple[Corpus | Stream, Order | Stream]:
+    """What a configuration trains on, and in which order. Raises UserError."""
+    if data.streaming:
+        stream = Stream(data, seed, global_batch, rank)
+        return stream, stream
+    corpus = open_corpus(data)
+    return corpus, make_order(corpus, data, seed, global_batch)
 
 
 def choose_backend(name: str, device: torch.device) -> str:
@@ -85,7 +96,13 @@ class Loader:
     """
 
     def __init__(
-        self, corpus: Corpus, order: Order, views: ViewsConfig, data: DataConfig, share: Share, device: torch.device
+        self,
+        corpus: Corpus | Stream,
+        order: Order | Stream,
+        views: ViewsConfig,
+        data: DataConfig,
+        share: Share,
+        device: torch.device,
     ) -> None:
         check(views)
         parts = share.size * share.accumulation
@@ -101,6 +118,12 @@ class Loader:
         self.damaged = 0
         self.backend_name = choose_backend(data.backend, device)
         threads = threads_per_process(data.threads, share.local_size)
+        self._ahead: Ahead | None = None
+        if isinstance(corpus, Corpus) and isinstance(order, Order) and corpus.remote:
+            slots = order.global_batch // share.size
+            self._ahead = Ahead(
+                corpus, order, (share.rank * slots, (share.rank + 1) * slots), 1 / max(1, share.local_size)
+            )
         self._backend = _make_backend(self.backend_name, views, threads, self.micro_batch, device)
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
@@ -143,12 +166,16 @@ class Loader:
         )
 
     def close(self) -> None:
-        """End the backend's threads. Close iterators first."""
+        """End the backend's threads, and downloads. Close iterators first."""
+        if self._ahead is not None:
+            self._ahead.close()
         self._backend.close()
 
     def _produce(self, step: int, ready: "queue.Queue[Batch | BaseException]", stop: threading.Event) -> None:
         try:
             while not stop.is_set():
+                if self._ahead is not None:
+                    self._ahead.reached(step)
                 for micro in range(self.share.accumulation):
                     if stop.is_set() or not _put(ready, self.batch(step, micro), stop):
                         return

@@ -37,3 +37,9 @@ class Lru(Generic[K, V]):
             while len(self._held) > self.capacity:
                 self._held.popitem(last=False)
         return value
+
+    def keep(self, wanted: Callable[[K], bool]) -> None:
+        """Forget the values of all other keys."""
+        with self._lock:
+            for key in [key for key in self._held if not wanted(key)]:
+                del self._held[key]

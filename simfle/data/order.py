@@ -91,6 +91,11 @@ class Order:
         """Global batches of an epoch: N // global_batch."""
         return self.samples // self.global_batch
 
+    @property
+    def extent(self) -> str:
+        """What there is, for people."""
+        return f"{self.samples:,} samples, {self.steps_per_epoch} steps an epoch"
+
     def batch(self, step: int) -> tuple[Ints, int]:
         """Global sample ids [global_batch] of a step counted over all epochs, and the epoch it lies in."""
         return self.slots(step, 0, self.global_batch)
@@ -105,6 +110,27 @@ class Order:
             high = turn * share + min(stop - stream * share, share)
             places.append(self._places(epoch, stream, low, high))
         return self._ids(epoch, np.concatenate(places) if places else np.empty(0, np.int64)), epoch
+
+    def windows(self, step: int) -> tuple[int, range]:
+        """The epoch of a step, and the windows that it takes samples from, the same ones in every stream."""
+        epoch, turn = divmod(step, self.steps_per_epoch)
+        share = self.global_batch // self.streams
+        return epoch, range(turn * share // self.window, ((turn + 1) * share - 1) // self.window + 1)
+
+    def window_shards(self, epoch: int, stream: int, window: int) -> Ints:
+        """The shards (indices into counts) that a window of a stream reads, as they lie in the ring."""
+        length = self.samples // self.streams
+        first = stream * length + window * self.window
+        last = stream * length + min((window + 1) * self.window, length) - 1
+        ring = self._rings(epoch)
+        turned = (np.array([first, last]) + ring.start) % self.samples
+        low, high = np.searchsorted(ring.ends, turned, side="right").tolist()
+        if turned[0] <= turned[1]:
+            positions = np.arange(low, high + 1)
+        else:  # over the end of the ring
+            positions = np.concatenate([np.arange(low, len(ring.shards)), np.arange(high + 1)])
+        shards = ring.shards[positions].astype(np.int64)
+        return shards[self.counts[shards] > 0]
 
     def dropped(self, epoch: int) -> Ints:
         """Ids of the samples that an epoch leaves out: N % global_batch of them."""

@@ -4,18 +4,22 @@
 import hashlib
 import json
 import mmap
-import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shards.index import Index, index_tar, read_index
-from shards.manifest import Manifest, ShardInfo, index_name, read_manifest
+from shards.cache import Cache
+from shards.foreign import IMAGES
+from shards.index import Index
+from shards.manifest import Manifest, ShardInfo
+from shards.remote import is_url
+from simfle.config import DataConfig
 from simfle.data.lru import Lru
 from simfle.data.order import locate
+from simfle.data.places import Place, make_cache, open_place
 from simfle.errors import UserError
 
 Ints = NDArray[np.int64]
@@ -24,15 +28,17 @@ Bytes = NDArray[np.uint8]
 MAPS = 256  # tars mapped at once: each holds one file descriptor, of which a process usually may have 1,024
 TABLES = 1024  # shards whose offsets stay in memory, 16 bytes a sample
 INDEXES = 4  # shards whose keys, labels and metadata can be looked up at once
-IMAGES = ("jpg", "jpeg")  # extensions of the image member
+REMOTE_MAPS = 8  # the same for shards from URLs, unless they are kept on purpose: a map keeps its shard in the cache
 
 
 class Corpus:
     """The samples of the chosen splits of shard folders, addressed as (shard, sample in shard).
 
-    folders: one after another give the global sample ids, counted over all shards of all splits, so that choosing a
-    split changes no id. splits: names; none given: all of them. The manifests are read and the tars' sizes compared at
-    once; tars are mapped and indexes read when they are first needed. All methods may be called from several threads.
+    folders: paths or URLs, of our shards or of tars that others wrote (`shards.foreign`); one after another they give
+    the global sample ids, counted over all shards of all splits, so that choosing a split changes no id. splits: names;
+    none given: all of them. cache: for URLs; None: the default one. Manifests are read and the sizes of local tars
+    compared at once; tars are fetched and mapped, and indexes read, when they are first needed. All methods may be
+    called from several threads.
 
     counts, first_ids: [S] int64, samples of each chosen shard and the global id of its first.
 
@@ -40,27 +46,29 @@ class Corpus:
         UserError: a folder, manifest or tar missing or not as the manifest says, an unknown split, no samples.
     """
 
-    def __init__(self, folders: Sequence[str | Path], splits: Sequence[str] = ()) -> None:
+    def __init__(self, folders: Sequence[str | Path], splits: Sequence[str] = (), cache: Cache | None = None) -> None:
         if not folders:
             raise UserError("data.shards: no folder of shards is given; make one with tools/build_shards.py")
-        self.folders = tuple(Path(folder) for folder in folders)
-        self.manifests: tuple[Manifest, ...] = tuple(read_manifest(folder) for folder in self.folders)
+        self.places: tuple[Place, ...] = tuple(open_place(folder, cache) for folder in folders)
+        self.folders = tuple(place.name for place in self.places)
+        self.manifests: tuple[Manifest, ...] = tuple(place.manifest for place in self.places)
         _check_splits(self.manifests, splits)
-        self.shards: list[tuple[Path, ShardInfo]] = []  # the chosen ones, with their folders
+        self.shards: list[tuple[Place, ShardInfo]] = []  # the chosen ones, with their places
         first_ids, next_id = [], 0
-        for folder, manifest in zip(self.folders, self.manifests, strict=True):
-            chosen = [shard for shard in manifest.shards if not splits or shard.split in splits]
-            _check_tars(folder, chosen)
-            for shard in manifest.shards:
+        for place in self.places:
+            chosen = [shard for shard in place.manifest.shards if not splits or shard.split in splits]
+            place.check(chosen)
+            for shard in place.manifest.shards:
                 if not splits or shard.split in splits:
-                    self.shards.append((folder, shard))
+                    self.shards.append((place, shard))
                     first_ids.append(next_id)
                 next_id += shard.samples
         self.counts = np.array([shard.samples for _, shard in self.shards], dtype=np.int64)
         self.first_ids = np.array(first_ids, dtype=np.int64)
         if not self.counts.sum():
-            raise UserError(f"data.shards: no samples in {', '.join(map(str, self.folders))}, splits {list(splits)}")
-        self._maps: Lru[int, Bytes] = Lru(MAPS, self._map)
+            raise UserError(f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}")
+        self.remote = any(place.remote for place in self.places)
+        self._maps: Lru[int, Bytes] = Lru(REMOTE_MAPS if self.remote else MAPS, self._map)
         self._tables: Lru[int, Ints] = Lru(TABLES, self._table)
         self._indexes: Lru[int, Index] = Lru(INDEXES, self._index)
 
@@ -71,7 +79,7 @@ class Corpus:
     def labels(self) -> tuple[str, ...]:
         """Names of the labels. Raises UserError where folders differ in them."""
         if len({manifest.labels for manifest in self.manifests}) > 1:
-            raise UserError(f"data.shards: {', '.join(map(str, self.folders))} have different label names")
+            raise UserError(f"data.shards: {', '.join(self.folders)} have different label names")
         return self.manifests[0].labels
 
     def digest(self) -> str:
@@ -87,7 +95,7 @@ class Corpus:
         return locate(self.counts, self.first_ids, ids)
 
     def image(self, shard: int, sample: int) -> Bytes:
-        """The bytes of a sample's JPEG [size] uint8: a read-only window into the mapped tar, nothing is copied."""
+        """A sample's image file [size] uint8: a read-only window into the mapped tar, nothing is copied."""
         offset, size = self._tables(shard)[sample]
         return self._maps(shard)[offset : offset + size]
 
@@ -107,16 +115,22 @@ class Corpus:
 
     def meta(self, shard: int, sample: int) -> dict[str, Any]:
         """What is known of a sample (source, label name, group, box ...), from its `.json`; empty without one."""
-        content = self._member(shard, sample, "json")
+        content, text = (self._member(shard, sample, name) for name in ("json", "txt"))
         try:
-            return json.loads(content) if content is not None else {}
+            known = json.loads(content) if content is not None else {}
         except ValueError as error:
             raise UserError(f"shards: {self._name(shard, sample)}.json is not JSON ({error})") from None
+        return known if text is None else {"text": text.decode("utf-8", "replace"), **known}
 
-    def tar(self, shard: int) -> Path:
-        """The path of a shard."""
-        folder, info = self.shards[shard]
-        return folder / info.file
+    def tar(self, shard: int) -> Path | str:
+        """The path or URL of a shard, for people."""
+        place, info = self.shards[shard]
+        return place.where(info)
+
+    def keep(self, shards: Collection[int]) -> None:
+        """Let go of the maps of all shards but these, and have room for maps of these."""
+        self._maps.capacity = max(REMOTE_MAPS, min(MAPS, len(shards)))
+        self._maps.keep(shards.__contains__)
 
     def _name(self, shard: int, sample: int) -> str:
         return f"{self.tar(shard)}: {self.key(shard, sample)}"
@@ -127,33 +141,44 @@ class Corpus:
         return None if start < 0 else self._maps(shard)[start : start + int(sizes[sample])].tobytes()
 
     def _map(self, shard: int) -> Bytes:
-        path = self.tar(shard)
+        place, info = self.shards[shard]
         try:
-            with path.open("rb") as file:
-                _check_size(path, os.fstat(file.fileno()).st_size, self.shards[shard][1])
+            # The map duplicates the file's descriptor and so keeps the lock by which a cached shard stays in its cache.
+            with place.open(info) as file:
                 content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except OSError as error:
-            raise UserError(f"shards: cannot read {path}: {error}") from None
+            raise UserError(f"shards: cannot read {self.tar(shard)}: {error}") from None
         return np.frombuffer(content, dtype=np.uint8)  # the map lives as long as a window into it
 
     def _index(self, shard: int) -> Index:
-        folder, info = self.shards[shard]
-        path = folder / index_name(info.file)
-        index = read_index(path) if path.exists() else index_tar(self.tar(shard))
+        place, info = self.shards[shard]
+        index = place.index(info)
         if len(index) != info.samples:
-            raise UserError(f"shards: {path} lists {len(index)} samples, the manifest {info.samples}; build them again")
+            raise UserError(
+                f"shards: the index of {self.tar(shard)} lists {len(index)} samples, the manifest {info.samples}; "
+                "build them again"
+            )
         return index
 
     def _table(self, shard: int) -> Ints:
         """Offset and size of each sample's image, [samples, 2]."""
         index = self._index(shard)
-        found = next((name for name in IMAGES if name in index.extensions), IMAGES[0])
-        table = np.stack(index.column(found), axis=1)
+        table = np.full((len(index), 2), -1, dtype=np.int64)
+        for wanted in reversed(IMAGES):  # the first one has the last word
+            for name in (name for name in index.extensions if name.lower() == wanted):
+                column = np.stack(index.column(name), axis=1)
+                table = np.where(column[:, :1] >= 0, column, table)
         outside = (table[:, 0] < 0) | (table.sum(axis=1) > self.shards[shard][1].bytes)
         if outside.any():
             name = f"{self.tar(shard)}: {index.keys[int(outside.argmax())]}"
-            raise UserError(f"shards: {name} has no {found} inside the tar; build the shards again")
-        return cast(Ints, table)
+            raise UserError(f"shards: {name} has no image inside the tar; build the shards again")
+        return table
+
+
+def open_corpus(data: DataConfig) -> Corpus:
+    """The corpus of a configuration, with its cache if any of its shards come from a URL. Raises like `Corpus`."""
+    cache = make_cache(data) if any(map(is_url, data.shards)) else None
+    return Corpus(data.shards, data.splits, cache)
 
 
 def _check_splits(manifests: Sequence[Manifest], splits: Sequence[str]) -> None:
@@ -161,18 +186,3 @@ def _check_splits(manifests: Sequence[Manifest], splits: Sequence[str]) -> None:
     for split in splits:
         if split not in known:
             raise UserError(f"data.splits: no split {split!r} in these shards; there are: {', '.join(known)}")
-
-
-def _check_tars(folder: Path, shards: Sequence[ShardInfo]) -> None:
-    """Compare sizes at once: a shard that is not there must not stop a run in its third day."""
-    with os.scandir(folder) as entries:
-        sizes = {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith(".tar")}
-    for shard in shards:
-        if shard.file not in sizes:
-            raise UserError(f"shards: {folder / shard.file} is missing; build or copy the shards again")
-        _check_size(folder / shard.file, sizes[shard.file], shard)
-
-
-def _check_size(path: Path, size: int, shard: ShardInfo) -> None:
-    if size != shard.bytes:
-        raise UserError(f"shards: {path} has {size} bytes, its manifest says {shard.bytes}; build or copy it again")

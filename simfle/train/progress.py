@@ -39,8 +39,7 @@ class Announcer:
         plan, train, world = run.plan, run.config.train, run.world
         peak = run.config.optim.lr * plan.global_batch / 256
         self._say(
-            f"{run.config.model.method} with {run.config.model.backbone} on {run.order.samples:,} samples, "
-            f"{run.order.steps_per_epoch} steps an epoch, {run.steps} steps; "
+            f"{run.config.model.method} with {run.config.model.backbone} on {run.order.extent}, {run.steps} steps; "
             f"{'going on after step ' + str(run.step) if run.step else 'from the start'}"
         )
         self._say(

@@ -15,9 +15,10 @@ import torch.distributed as dist
 from simfle import config as configs
 from simfle.batch import Batch
 from simfle.config import PretrainConfig
-from simfle.data.loader import Loader, Share, make_order
+from simfle.data.loader import Loader, Share, open_data
 from simfle.data.order import Order
 from simfle.data.reader import Corpus
+from simfle.data.streaming import Stream
 from simfle.errors import RunStopped, UserError
 from simfle.models.methods import build_method
 from simfle.models.statistics import share_statistics
@@ -41,8 +42,7 @@ def pretrain(config: PretrainConfig) -> None:
     check(config)
     with processes(config.train) as world, ExitStack() as ends:
         plan = plan_batch(config.train, world.size)
-        corpus = Corpus(config.data.shards, config.data.splits)
-        order = make_order(corpus, config.data, config.train.seed, plan.global_batch)
+        corpus, order = open_data(config.data, config.train.seed, plan.global_batch, world.rank)
         torch.manual_seed(config.train.seed)
         model = build_method(config.model, config.views)
         claim_folder(config, world, ends)  # the first thing that is written: all of the above may have been refused
@@ -67,6 +67,8 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"train.precision is {train.precision!r}; known are bf16 and fp32")
     if config.optim.name not in STATES:
         raise UserError(f"optim.name is {config.optim.name!r}; known are {' and '.join(STATES)}")
+    if config.data.streaming and not train.steps:
+        raise UserError("data.streaming: a stream has no epochs; give train.steps")
     if not config.data.shards:
         raise UserError("data.shards is empty; name at least one folder of shards, e.g. data.shards=[shards/faces]")
 
@@ -93,8 +95,8 @@ class Run:
         config: PretrainConfig,
         world: World,
         plan: BatchPlan,
-        corpus: Corpus,
-        order: Order,
+        corpus: Corpus | Stream,
+        order: Order | Stream,
         model: Any,
         ends: ExitStack,
     ) -> None:

@@ -141,7 +141,7 @@ def test_an_index_that_does_not_fit_is_refused(folder: Path) -> None:
     words = lines[3].split(" ")
     words[1] = "99999999"
     index.write_text("\n".join([*lines[:3], " ".join(words), *lines[4:]]) + "\n")
-    with pytest.raises(UserError, match="s000002 has no jpg inside the tar"):
+    with pytest.raises(UserError, match="s000002 has no image inside the tar"):
         Corpus([folder]).image(0, 0)
 
 

@@ -1,0 +1,162 @@
+"""Where the shards of a corpus lie: a local folder, of ours or of tars that others wrote, or a URL behind a cache."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Protocol
+
+from shards import foreign
+from shards.cache import GB, PATIENCE, Cache, cost, default_folder
+from shards.index import Index, index_tar, read_index
+from shards.manifest import Manifest, ShardInfo, index_name, read_manifest
+from shards.remote import is_url, join, shown
+from simfle.config import DataConfig
+from simfle.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Place(Protocol):
+    """The shards of one manifest."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """What is there."""
+        ...
+
+    @property
+    def remote(self) -> bool:
+        """Whether shards have to be fetched before they can be opened."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The folder or URL, for people."""
+        ...
+
+    def where(self, shard: ShardInfo) -> Path | str:
+        """The path or URL of a tar, for people."""
+        ...
+
+    def check(self, shards: Sequence[ShardInfo]) -> None:
+        """Raise a UserError for a shard that is known at once to be missing."""
+        ...
+
+    def open(self, shard: ShardInfo) -> IO[bytes]:
+        """The tar as a local file of the size that the manifest says. Raises UserError, OSError."""
+        ...
+
+    def index(self, shard: ShardInfo) -> Index:
+        """Where its samples lie."""
+        ...
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A local folder. indexed: whether its indexes can be trusted; foreign tars without a manifest may have others'."""
+
+    path: Path
+    manifest: Manifest = field(repr=False)
+    indexed: bool = True
+    remote = False
+
+    @property
+    def name(self) -> str:
+        return str(self.path)
+
+    def where(self, shard: ShardInfo) -> Path:
+        return self.path / shard.file
+
+    def check(self, shards: Sequence[ShardInfo]) -> None:
+        with os.scandir(self.path) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith(".tar")}
+        for shard in shards:
+            if shard.file not in sizes:
+                raise UserError(f"shards: {self.where(shard)} is missing; build or copy the shards again")
+            _check_size(self.where(shard), sizes[shard.file], shard)
+
+    def open(self, shard: ShardInfo) -> IO[bytes]:
+        file = self.where(shard).open("rb")
+        _check_size(self.where(shard), os.fstat(file.fileno()).st_size, shard)
+        return file
+
+    def index(self, shard: ShardInfo) -> Index:
+        path = self.path / index_name(shard.file)
+        if self.indexed and path.exists():
+            return read_index(path)
+        if foreign.describes(self.manifest):
+            return foreign.examine(self.where(shard)).index
+        return index_tar(self.where(shard))
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A URL with a manifest; its shards come through a cache."""
+
+    url: str
+    manifest: Manifest = field(repr=False)
+    cache: Cache
+    remote = True
+
+    @property
+    def name(self) -> str:
+        return shown(self.url)
+
+    def where(self, shard: ShardInfo) -> str:
+        return shown(join(self.url, shard.file))
+
+    def check(self, shards: Sequence[ShardInfo]) -> None:
+        largest = max(map(cost, shards), default=0)
+        if largest > self.cache.limit:
+            raise UserError(
+                f"data.cache_gb: {self.cache.limit / GB:g} is less than one shard of {self.name}, {largest / GB:g} GB"
+            )
+
+    def open(self, shard: ShardInfo) -> IO[bytes]:
+        return self.fetch(shard, PATIENCE, lambda: False)
+
+    def fetch(self, shard: ShardInfo, wait: float, stop: Callable[[], bool]) -> IO[bytes]:
+        """`open` that waits `wait` seconds for space, and ends when `stop` says so (see `Cache.open`)."""
+        return self.cache.open(join(self.url, shard.file), shard, wait, stop)
+
+    def index(self, shard: ShardInfo) -> Index:
+        return self.cache.index(join(self.url, shard.file), shard)
+
+
+def open_place(place: str | Path, cache: Cache | None) -> Place:
+    """The shards at a path or URL. cache: for URLs; None: the default one.
+
+    Raises:
+        UserError: nothing there, or damaged; a URL that is not allowed or has no manifest.
+    """
+    if is_url(place):
+        manifest = read_manifest(place)
+        return Remote(str(place), manifest, cache or make_cache(DataConfig()))
+    folder = Path(place)
+    if not foreign.is_foreign(folder):
+        return Folder(folder, read_manifest(folder))
+    manifest = foreign.synthesise(folder)
+    left_out = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items()) or "nothing"
+    log.warning(
+        "%s has no manifest: %d tars indexed on the spot, %d samples, left out: %s; tools/index_shards.py writes a "
+        "manifest, tools/build_shards.py webdataset checks every image and turns it upright",
+        folder,
+        len(manifest.shards),
+        manifest.samples,
+        left_out,
+    )
+    return Folder(folder, manifest, indexed=False)
+
+
+def make_cache(data: DataConfig) -> Cache:
+    """The cache of a configuration. Raises UserError: no folder to be written, a limit that is none."""
+    if not data.cache_gb > 0:
+        raise UserError(f"data.cache_gb={data.cache_gb}; it must be more than 0")
+    return Cache(Path(data.cache).expanduser() if data.cache else default_folder(), int(data.cache_gb * GB))
+
+
+def _check_size(path: Path, size: int, shard: ShardInfo) -> None:
+    if size != shard.bytes:
+        raise UserError(f"shards: {path} has {size} bytes, its manifest says {shard.bytes}; build or copy it again")
