@@ -1,0 +1,6 @@
+"""Write the page about a run; see simfle/commands/report.py."""
+
+from simfle.commands.report import main
+
+if __name__ == "__main__":
+    main()
