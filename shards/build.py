@@ -21,6 +21,7 @@ from shards.align import find_model, model_digest
 from shards.encode import EncodeOptions
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.exclude import Exclude, prepare
 from shards.files import sync_folder, write_atomic
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
 from shards.plan import Plan, Shard, digest_entries, make_plan
@@ -49,6 +50,7 @@ class Build:
     terms: str = ""
     workers: int = 1
     face_model: Path | None = None
+    exclude: Exclude = field(default_factory=Exclude)
 
     @property
     def partial(self) -> Path:
@@ -77,7 +79,7 @@ class Build:
             "encode": asdict(self.encode),
             "shard_samples": self.shard_samples,
             "versions": {"format": FORMAT} | {name: version(name) for name in DECIDING + moving} | model,
-        }
+        } | self.exclude.decides()
 
 
 @dataclass
@@ -205,7 +207,8 @@ def _check_plan(request: Build, plan: Plan) -> None:
 
 def _write(request: Build, plan: Plan, progress: Progress) -> Report:
     shards, labels = plan.shards(), plan.labels(request.rules.labels)
-    job = Job(request.partial, labels, request.encode, request.model)
+    excluded = prepare(request.exclude, request.partial / "work", request.workers, progress)
+    job = Job(request.partial, labels, request.encode, request.model, excluded)
     for left in (request.partial / "shards").glob(".*.tmp"):
         left.unlink()
     todo = [shard for shard in shards if not (request.partial / "work" / f"{shard.name}.json").is_file()]
@@ -275,6 +278,11 @@ def _report(request: Build, plan: Plan, manifest: Manifest, resumed: int) -> Rep
         report.notes.append(f"{divided} groups are in more than one split: the source's own splits divide them")
     if request.rules.group_pattern and plan.groupless():
         report.notes.append(f"{plan.groupless()} entries do not match --group-pattern; each is a group of its own")
+    if people := manifest.rejected.get("excluded_person"):
+        report.notes.append(
+            f"{people} images left out because people of the same name are in the shards of --exclude; where their "
+            "names mean other people, as numbers of two corpora do, use --exclude-images-only"
+        )
     for split in manifest.splits:
         absent = [label for label in manifest.labels if not report.written[split, label]]
         if absent:

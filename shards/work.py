@@ -13,6 +13,7 @@ from shards.align import Detect, detector
 from shards.encode import MAX_BYTES, EncodeOptions, Unusable
 from shards.entry import Entry, Recipe, Rejected
 from shards.errors import UserError
+from shards.exclude import Screen, screen
 from shards.faces import Face, make_faces
 from shards.files import write_atomic
 from shards.index import write_index
@@ -27,12 +28,16 @@ REPORT_EVERY = 32  # entries between two words to the progress bar
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all shards of a build. partial: the folder that it is made in; face_model: to find faces."""
+    """What is the same for all shards of a build.
+
+    partial: the folder that it is made in; face_model: to find faces; excluded: what `screen` reads.
+    """
 
     partial: Path
     labels: tuple[str, ...]
     encode: EncodeOptions
     face_model: Path | None = None
+    excluded: Path | None = None
 
     def detect(self) -> Detect | None:
         """What finds faces, if that is asked for."""
@@ -71,6 +76,7 @@ def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
     result = Result(path.name, shard.split)
     counts: Counter[str] = Counter()
     detect = job.detect()
+    screened = screen(job.excluded) if job.excluded else None
     plan = Plan(job.partial / "work" / "plan.sqlite")
     try:
         warnings.simplefilter("ignore")  # Pillow's words on damaged files: their fate is in the result
@@ -78,16 +84,20 @@ def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
         try:
             for done, planned in enumerate(plan.entries(shard), 1):
                 try:
+                    if screened:
+                        screened.check_person(planned.entry.group)
                     faces = make_faces(load(planned.entry), planned.entry, job.encode, detect)
                 except Unusable as fate:
                     result.rejected.append(Rejected(planned.entry.source, fate.reason, fate.detail))
                 else:
+                    result.extra += len(faces) - 1
+                    if screened:
+                        faces = _screened(faces, screened, result)
                     for face in faces:
                         key = planned.key + face.suffix
                         tar.add(key, sample(key, face, numbers))
                         result.untouched += face.image.untouched
                     result.samples += len(faces)
-                    result.extra += len(faces) - 1
                     counts[planned.entry.label or ""] += len(faces)
                 if done % REPORT_EVERY == 0:
                     advance(REPORT_EVERY)
@@ -108,6 +118,19 @@ def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
         ) from None
     finally:
         plan.close()
+
+
+def _screened(faces: list[Face], screened: Screen, result: Result) -> list[Face]:
+    """The faces that are not kept out; the others are rejected."""
+    kept = []
+    for face in faces:
+        try:
+            screened.check_image(face.image.jpeg)
+        except Unusable as fate:
+            result.rejected.append(Rejected(face.entry.source, fate.reason, fate.detail))
+        else:
+            kept.append(face)
+    return kept
 
 
 def load(entry: Entry) -> bytes:

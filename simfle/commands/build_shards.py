@@ -63,12 +63,22 @@ class Common:
         "Where the corpus gives a box or landmarks, only its own face is taken.",
     )
     min_face: int = option(32, "--align: smaller faces do not count, pixels of the photo.")
-    min_score: float = option(0.8, "--align: less certain faces do not count, 0 to 1.")
+    min_score: float = option(0.8, "--align: less certain faces do not count, 0.5 to 1.")
     most_faces: int = option(
         0, "--align: most faces of one photo, the largest first; 0: all. 1 suits photos that have one label each."
     )
     face_model: Path | None = option(  # noqa: RUF009 - a field
         None, "--align: YuNet's .onnx file; default: the one installed.", Path | None
+    )
+    exclude: list[str] | None = option(  # noqa: RUF009 - a field
+        None,
+        "SHARDS or SHARDS:SPLIT, such as a benchmark's test split, repeatable: exact and near duplicates of its images "
+        "are rejected, and people whose names are there.",
+        list[str] | None,
+    )
+    exclude_distance: int = option(8, "--exclude: most differing bits of 64 of near duplicates, 0 to 16.")
+    exclude_images_only: bool = option(
+        False, "--exclude: people do not count, as where two corpora number theirs independently."
     )
     shard_samples: int = option(2048, "Most entries in one shard.")
     corpus: str = option("", "Name of the corpus in the manifest; default: the name of the folder or list.")
@@ -224,6 +234,7 @@ def execute(out: Path, corpus: Corpus, common: Common) -> None:
 
 def _request(out: Path, corpus: Corpus, common: Common) -> "Build":
     from shards.build import Build
+    from shards.exclude import Exclude, parse_excluded
     from shards.rules import Rules, normal_label
 
     names = tuple(normal_label(name) or "" for name in common.labels.split(",")) if common.labels else corpus.labels
@@ -243,6 +254,9 @@ def _request(out: Path, corpus: Corpus, common: Common) -> "Build":
         ),
         encode=_encode_options(common),
         face_model=common.face_model,
+        exclude=Exclude(
+            tuple(map(parse_excluded, common.exclude or ())), common.exclude_distance, not common.exclude_images_only
+        ),
         shard_samples=common.shard_samples,
         terms=common.terms or corpus.terms,
         workers=common.workers if common.workers > 0 else len(os.sched_getaffinity(0)),

@@ -1,0 +1,152 @@
+"""Keep images and people of other shards (a benchmark's test split) out of a build.
+
+An image is left out if it is an exact or near duplicate (shards.duplicates) of one there; a person, if one of the same
+name is there. People are compared by the names of groups, without case, spaces and punctuation.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.duplicates import Gallery, check_distance
+from shards.encode import Unusable
+from shards.errors import UserError
+from shards.files import write_atomic
+from shards.fingerprint import FINGERPRINT, NEAR, VERSION, Fingerprints, fingerprint, fingerprint_shards
+from shards.manifest import NAME, Manifest, ShardInfo, read_manifest
+from shards.samples import chosen_shards, content_digest, read_samples
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """Shards whose images and people are kept out: a folder, and one of its splits ("": all of them)."""
+
+    folder: Path
+    split: str = ""
+
+    def shards(self) -> tuple[Manifest, list[ShardInfo]]:
+        """Its manifest and the shards of its split."""
+        manifest = read_manifest(self.folder)
+        return manifest, chosen_shards(manifest, (self.split,) if self.split else (), f"--exclude {self.folder}")
+
+
+@dataclass(frozen=True)
+class Exclude:
+    """All that is kept out of a build. people: persons too, not images only."""
+
+    shards: tuple[Excluded, ...] = ()
+    distance: int = NEAR
+    people: bool = True
+
+    def decides(self) -> dict[str, Any]:
+        """What of it decides the bytes of a build: contents, not places."""
+        if not self.shards:
+            return {}
+        check_distance(self.distance)
+        content = []
+        for excluded in self.shards:
+            manifest, shards = excluded.shards()
+            content.append({"corpus": manifest.corpus, "split": excluded.split, "content": content_digest(shards)})
+        return {
+            "exclude": {"shards": content, "distance": self.distance, "people": self.people, "fingerprint": VERSION}
+        }
+
+
+def parse_excluded(text: str) -> Excluded:
+    """`FOLDER` or `FOLDER:SPLIT`. Raises UserError where there are no such shards."""
+    folder, colon, split = text.rpartition(":")
+    if not colon or (Path(text) / NAME).is_file():  # a folder's name may have a colon
+        folder, split = text, ""
+    excluded = Excluded(Path(folder), split)
+    excluded.shards()
+    return excluded
+
+
+def prepare(exclude: Exclude, folder: Path, workers: int, progress: Callable[[str, int, int], None]) -> Path | None:
+    """Read the excluded shards once for all workers and restarts; the file in `folder` that `screen` reads.
+
+    Only what is needed to know images and people again is kept: fingerprints, keys, names of groups.
+    """
+    if not exclude.shards:
+        return None
+    path = folder / "exclude.json"
+    decides = exclude.decides()
+    if path.is_file() and json.loads(path.read_bytes())["decides"] == decides:  # written last
+        return path
+    parts: list[Fingerprints] = []
+    keys: list[str] = []
+    people: dict[str, str] = {}
+    chosen = [(excluded.folder, *excluded.shards()) for excluded in exclude.shards]
+    total = sum(info.samples for _, _, shards in chosen for info in shards)
+    for place, manifest, shards in chosen:
+        before = len(keys)
+        progress("reading excluded", before, total)
+        for info in shards:
+            for sample in read_samples(place, info, only=("json",)):
+                keys.append(f"{sample.key} in {manifest.corpus} {info.split}")
+                if exclude.people and sample.known.get("group") is not None:
+                    people.setdefault(normal_person(str(sample.known["group"])), f"{manifest.corpus} {info.split}")
+        parts.append(
+            _fingerprints(place, shards, folder, workers, lambda done: progress("reading excluded", done, total))
+        )
+    np.save(folder / "exclude.npy", np.concatenate(parts) if parts else np.zeros(0, FINGERPRINT))
+    content = {"decides": decides, "distance": exclude.distance, "keys": keys, "people": people}
+    write_atomic(path, json.dumps(content).encode())
+    return path
+
+
+def _fingerprints(
+    place: Path, shards: list[ShardInfo], folder: Path, workers: int, progress: Callable[[int], None]
+) -> Fingerprints:
+    path = folder / "excluding.npy"
+    try:
+        return np.array(fingerprint_shards(place, shards, path, workers, progress))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def normal_person(name: str) -> str:
+    """A person's name as it is compared: 'Aaron Eckhart', 'aaron_eckhart' -> 'aaron_eckhart'."""
+    return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
+
+
+class Screen:
+    """What a worker asks about each person and each image."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            content = json.loads(path.read_bytes())
+            self._gallery = Gallery(np.load(path.with_suffix(".npy"), allow_pickle=False), content["distance"])
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"cannot read {path}: {error}; delete it and run the same command again") from None
+        self._keys: list[str] = content["keys"]
+        self._people: dict[str, str] = content["people"]
+
+    def check_person(self, group: str | None) -> None:
+        """Raise Unusable if that person is to be kept out."""
+        where = self._people.get(normal_person(group)) if group is not None else None
+        if where is not None:
+            raise Unusable("excluded_person", f"also in {where}")
+
+    def check_image(self, jpeg: bytes) -> None:
+        """Raise Unusable if that picture is to be kept out."""
+        matches = self._gallery.look_up(np.array([fingerprint(jpeg)], FINGERPRINT))
+        if matches.of[0] >= 0:
+            how = "the same pixels as" if matches.exact[0] else f"{matches.distance[0]} bits from"
+            raise Unusable("excluded_image", f"{how} {self._keys[int(matches.of[0])]}")
+
+
+def screen(path: Path) -> Screen:
+    """The screen of a build, read once in each process."""
+    return _screen(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=1)
+def _screen(path: Path, written: int) -> Screen:
+    return Screen(path)
