@@ -85,7 +85,7 @@ class Cache:
             file = _hold(path) or self._fetch(url, info, path, wait, stop)
             if file is not None:
                 with contextlib.suppress(OSError):  # another user's file
-                    os.utime(path)
+                    os.utime(path, ns=(time.time_ns(),) * 2)  # the kernel's own clock is coarser
                 return file
 
     def index(self, url: str, info: ShardInfo) -> Index:
@@ -132,6 +132,7 @@ class Cache:
             raise
         fcntl.flock(file, fcntl.LOCK_SH)  # the lock may be lost for a moment on the way
         if os.fstat(file.fileno()).st_nlink:
+            file.seek(0)
             return file
         file.close()
         return None

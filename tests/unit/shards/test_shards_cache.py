@@ -1,0 +1,296 @@
+"""The shard cache: real processes, a real server, real kills."""
+
+import hashlib
+import io
+import mmap
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from served import served
+
+from shards import cache as caching
+from shards import remote
+from shards.cache import Cache, CacheFullError, StoppedError, cost
+from shards.errors import UserError
+from shards.index import index_tar
+from shards.manifest import ShardInfo
+from shards.remote import join
+
+BIG = 10**9
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "PAUSE", 0.01)
+
+
+def make_tar(folder: Path, name: str, size: int = 100_000) -> ShardInfo:
+    """A tar with one member of `size` bytes, different for each name."""
+    folder.mkdir(exist_ok=True)
+    content = hashlib.shake_256(name.encode()).digest(size)
+    with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for extension, data in (("jpg", content), ("cls", b"0")):
+            item = tarfile.TarInfo(f"{Path(name).stem}.{extension}")
+            item.size = len(data)
+            tar.addfile(item, io.BytesIO(data))
+    whole = (folder / name).read_bytes()
+    return ShardInfo(name, "train", 1, len(whole), hashlib.sha256(whole).hexdigest())
+
+
+def make_tars(folder: Path, count: int, size: int = 100_000) -> list[ShardInfo]:
+    return [make_tar(folder, f"train-{number:06d}.tar", size) for number in range(count)]
+
+
+def held(cache: Cache) -> set[str]:
+    return {path.stem for path in cache.folder.glob("*.tar")}
+
+
+def in_it(cache: Cache) -> int:
+    return sum(path.stat().st_size for path in cache.folder.iterdir() if path.name != "lock")
+
+
+READER = """
+import hashlib, sys
+from pathlib import Path
+from shards.cache import Cache
+from shards.manifest import ShardInfo
+folder, limit, url, *infos = sys.argv[1:]
+cache = Cache(Path(folder), int(limit))
+print("ready", flush=True)
+sys.stdin.readline()
+for turn in range(int(sys.stdin.readline())):
+    for text in infos:
+        name, size, digest = text.split(",")
+        with cache.open(f"{url}/{name}", ShardInfo(name, "train", 1, int(size), digest)) as file:
+            assert hashlib.sha256(file.read()).hexdigest() == digest, name
+            print("open", name, flush=True)
+            if turn < 0: sys.stdin.readline()
+"""
+
+
+def start(cache: Cache, url: str, infos: list[ShardInfo]) -> subprocess.Popen[str]:
+    words = [f"{info.file},{info.bytes},{info.sha256}" for info in infos]
+    command = [sys.executable, "-c", READER, str(cache.folder), str(cache.limit), url, *words]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def go(process: subprocess.Popen[str], turns: int = 1) -> None:
+    assert process.stdin
+    process.stdin.write(f"\n{turns}\n")
+    process.stdin.flush()
+
+
+def test_several_processes_ask_for_the_same_shards_and_each_is_downloaded_once(tmp_path: Path) -> None:
+    infos = make_tars(tmp_path / "far", 3, 300_000)
+    cache = Cache(tmp_path / "near", BIG)
+    with served(tmp_path / "far") as server:
+        server.slow = 0.05
+        processes = [start(cache, server.url, infos) for _ in range(4)]
+        for process in processes:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            go(process, 2)
+        assert [process.wait(60) for process in processes] == [0] * 4
+        assert server.asked == {info.file: 1 for info in infos}
+    assert held(cache) == {info.sha256 for info in infos}
+    assert not list(cache.folder.glob("*.part"))
+
+
+def test_processes_that_fight_for_space_read_the_right_bytes_within_the_limit(tmp_path: Path) -> None:
+    infos = make_tars(tmp_path / "far", 6)
+    cache = Cache(tmp_path / "near", 3 * cost(infos[0]))
+    most = 0
+    with served(tmp_path / "far") as server:
+        processes = [start(cache, server.url, infos[turn:] + infos[:turn]) for turn in range(3)]
+        for process in processes:
+            go(process, 4)
+        while any(process.poll() is None for process in processes):
+            sizes = []
+            for path in cache.folder.iterdir():
+                try:
+                    sizes.append(path.stat().st_size)
+                except FileNotFoundError:
+                    continue
+            most = max(most, sum(sizes))
+            time.sleep(0.002)
+        assert [process.returncode for process in processes] == [0] * 3
+        assert sum(server.asked.values()) > 6  # or there was no fight
+    assert 0 < most <= cache.limit
+    assert len(held(cache)) <= 3
+
+
+def test_a_killed_download_leaves_nothing_that_hurts(tmp_path: Path) -> None:
+    (info,) = make_tars(tmp_path / "far", 1, 2_000_000)
+    cache = Cache(tmp_path / "near", cost(info))
+    with served(tmp_path / "far") as server:
+        server.slow = 0.1
+        process = start(cache, server.url, [info])
+        go(process)
+        part = cache.folder / f"{info.sha256}.part"
+        while not (part.exists() and part.stat().st_size):
+            time.sleep(0.01)
+        assert not held(cache)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert part.exists()
+        server.slow = 0
+        other = make_tar(tmp_path / "far", "other.tar", 1_500_000)
+        with cache.open(join(server.url, "other.tar"), other, wait=5) as file:  # the dead download takes no space
+            assert hashlib.sha256(file.read()).hexdigest() == other.sha256
+        assert not part.exists()
+        with cache.open(join(server.url, info.file), info, wait=5) as file:
+            assert hashlib.sha256(file.read()).hexdigest() == info.sha256
+    assert held(cache) == {info.sha256}
+    assert sorted(path.suffix for path in cache.folder.iterdir()) == ["", ".idx", ".tar"]
+
+
+def test_a_killed_reader_holds_nothing(tmp_path: Path) -> None:
+    first, second = make_tars(tmp_path / "far", 2)
+    cache = Cache(tmp_path / "near", cost(first))
+    program = (
+        "import sys; from pathlib import Path; from shards.cache import Cache; from shards.manifest import ShardInfo\n"
+        "folder, limit, url, size, digest = sys.argv[1:]\n"
+        "file = Cache(Path(folder), int(limit)).open(url, ShardInfo('t.tar', 'train', 1, int(size), digest))\n"
+        "print('held', flush=True); sys.stdin.readline()"
+    )
+    url = (tmp_path / "far").as_uri()
+    arguments = [str(cache.folder), str(cache.limit), join(url, first.file), str(first.bytes), first.sha256]
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(CacheFullError, match=r"data\.cache_gb"):
+        cache.open(join(url, second.file), second, wait=0.5)
+    assert held(cache) == {first.sha256}
+    process.kill()
+    process.wait()
+    cache.open(join(url, second.file), second, wait=5).close()
+    assert held(cache) == {second.sha256}
+
+
+def test_a_mapped_shard_stays_and_the_longest_unused_goes_first(tmp_path: Path) -> None:
+    infos = make_tars(tmp_path / "far", 4)
+    url = (tmp_path / "far").as_uri()
+    cache = Cache(tmp_path / "near", 3 * cost(infos[0]))
+    with cache.open(join(url, infos[0].file), infos[0]) as file:
+        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    for info in infos[1:3]:
+        cache.open(join(url, info.file), info).close()
+    cache.open(join(url, infos[1].file), infos[1]).close()  # so that 2 is the longest unused
+    cache.open(join(url, infos[3].file), infos[3], wait=1).close()
+    assert held(cache) == {infos[number].sha256 for number in (0, 1, 3)}
+    assert hashlib.sha256(content).hexdigest() == infos[0].sha256
+    content.close()
+    for info in infos[1:]:
+        cache.open(join(url, info.file), info, wait=1).close()
+    assert infos[0].sha256 not in held(cache)
+    assert in_it(cache) <= cache.limit
+
+
+def test_waiting_for_space_ends_when_there_is_some(tmp_path: Path) -> None:
+    first, second = make_tars(tmp_path / "far", 2)
+    url = (tmp_path / "far").as_uri()
+    cache = Cache(tmp_path / "near", cost(first))
+    file = cache.open(join(url, first.file), first)
+    timer = threading.Timer(0.4, file.close)
+    timer.start()
+    cache.open(join(url, second.file), second, wait=30).close()
+    assert held(cache) == {second.sha256}
+
+
+def test_what_is_not_as_the_manifest_says_never_becomes_visible(tmp_path: Path) -> None:
+    (info,) = make_tars(tmp_path / "far", 1)
+    tar = tmp_path / "far" / info.file
+    good = tar.read_bytes()
+    cache = Cache(tmp_path / "near", BIG)
+    with served(tmp_path / "far") as server:
+        for content in (good[:-1] + b"x", good + b"more", good[:-10]):
+            tar.write_bytes(content)
+            with pytest.raises(UserError, match=r"train-000000\.tar.*(sha256|bytes)"):
+                cache.open(join(server.url, info.file), info)
+            assert [path.name for path in cache.folder.iterdir()] == ["lock"]
+        tar.unlink()
+        with pytest.raises(UserError, match="there is no"):
+            cache.open(join(server.url, info.file), info)
+        tar.write_bytes(good)
+        server.fails[info.file] = server.asked[info.file] + 2  # two more times
+        cache.open(join(server.url, info.file), info).close()
+        server.cut.add(info.file)
+        (cache.folder / f"{info.sha256}.tar").unlink()
+        with pytest.raises(UserError, match=f"failed {remote.TRIES} times"):
+            cache.open(join(server.url, info.file), info)
+    assert not list(cache.folder.glob("*.part"))
+
+
+def test_the_index_comes_from_the_checked_tar(tmp_path: Path) -> None:
+    (info,) = make_tars(tmp_path / "far", 1)
+    (tmp_path / "far" / "train-000000.idx").write_text("v1.2 1\njpg 0 99999999 wrong.jpg\n")
+    cache = Cache(tmp_path / "near", BIG)
+    url = join((tmp_path / "far").as_uri(), info.file)
+    expected = index_tar(tmp_path / "far" / info.file)
+    assert cache.index(url, info).members(0) == expected.members(0)
+    (cache.folder / f"{info.sha256}.idx").unlink()
+    assert cache.index(url, info).members(0) == expected.members(0)
+
+
+def test_a_download_can_be_stopped(tmp_path: Path) -> None:
+    (info,) = make_tars(tmp_path / "far", 1, 3_000_000)
+    cache = Cache(tmp_path / "near", BIG)
+    with served(tmp_path / "far") as server, pytest.raises(StoppedError):
+        cache.open(join(server.url, info.file), info, stop=lambda: server.asked[info.file] > 0)
+    assert [path.name for path in cache.folder.iterdir()] == ["lock"]
+
+
+def test_memory_urls(tmp_path: Path) -> None:
+    fsspec = pytest.importorskip("fsspec")
+    (info,) = make_tars(tmp_path / "far", 1)
+    fsspec.filesystem("memory").pipe("/faces/train-000000.tar", (tmp_path / "far" / info.file).read_bytes())
+    cache = Cache(tmp_path / "near", BIG)
+    with cache.open("memory://faces/train-000000.tar", info) as file:
+        assert hashlib.sha256(file.read()).hexdigest() == info.sha256
+
+
+def test_what_cannot_be_cached_is_refused_at_once(tmp_path: Path) -> None:
+    (info,) = make_tars(tmp_path / "far", 1)
+    url = join((tmp_path / "far").as_uri(), info.file)
+    with pytest.raises(CacheFullError, match=r"data\.cache_gb"):
+        Cache(tmp_path / "near", cost(info) - 1).open(url, info)
+    with pytest.raises(UserError, match="no sha256"):
+        Cache(tmp_path / "near", BIG).open(url, ShardInfo(info.file, "train", 1, info.bytes, "../../x"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"data\.cache: cannot use"):
+        Cache(tmp_path / "file", BIG)
+    assert caching.default_folder().name == "shards"
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("pipe:curl http://x/y", "not an allowed scheme"),
+        ("simplecache::http://x/y", "not an allowed scheme"),
+        ("ftp://x/y", "not an allowed scheme"),
+        ("gs://bucket/y", "pip install gcsfs"),
+        ("s3://bucket/y", "pip install s3fs"),
+        ("az://bucket/y", "pip install adlfs"),
+    ],
+)
+def test_urls_that_are_not_read(url: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        remote.check_url(url)
+    with pytest.raises(UserError, match="can only be read"):
+        remote.check_url("https://x/y", write=True)
+
+
+def test_urls_for_people_and_for_programs() -> None:
+    assert join("https://me:secret@host/a/?sig=1", "b.tar") == "https://me:secret@host/a/b.tar?sig=1"
+    assert join("s3://bucket/a/", "b.tar") == "s3://bucket/a/b.tar"
+    assert remote.shown("https://me:secret@host/a/b.tar?sig=1") == "https://host/a/b.tar"
+    assert not remote.is_url("/data/shards")
