@@ -40,6 +40,12 @@ class Affine(NamedTuple):
         """Where (x, y) comes to lie."""
         return self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f
 
+    def inverse(self) -> "Affine":
+        """The way back."""
+        area = self.a * self.e - self.b * self.d
+        a, b, d, e = self.e / area, -self.b / area, -self.d / area, self.a / area
+        return Affine(a, b, -(a * self.c + b * self.f), d, e, -(d * self.c + e * self.f))
+
     def points(self, points: Points) -> Points:
         """Where points come to lie, to a thousandth of a pixel."""
         return tuple((round(x, DIGITS), round(y, DIGITS)) for x, y in (self.point(*point) for point in points))

@@ -279,7 +279,9 @@ def _encode_options(common: Common) -> "EncodeOptions":
 
 def main() -> None:
     """The command line."""
-    from simfle.commands.build_known import add_known  # which builds on this file
+    from simfle.commands.build_generic import add_generic
+    from simfle.commands.build_known import add_known  # which build on this file
 
+    add_generic()
     add_known()
     run(app)

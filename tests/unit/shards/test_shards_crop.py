@@ -187,6 +187,12 @@ def test_maps_in_a_row(first: Affine, then: Affine, x: float, y: float) -> None:
     assert first.then(then).point(x, y) == pytest.approx(then.point(*first.point(x, y)))
 
 
+@given(affines, numbers, numbers)
+def test_the_way_back(way: Affine, x: float, y: float) -> None:
+    if abs(way.a * way.e - way.b * way.d) > 0.01:
+        assert way.inverse().point(*way.point(x, y)) == pytest.approx((x, y), abs=1e-6)
+
+
 @pytest.mark.parametrize("turn", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
 def test_the_size_before_turning_is_known(turn: int, kind: str) -> None:
