@@ -118,10 +118,12 @@ class Cache:
         try:
             self._make_space(file, part, info, wait, stop)
             retried(url, lambda: _download(url, info, file, stop))
-            write_index(path.with_suffix(".idx"), index_tar(part))
-            os.ftruncate(file.fileno(), info.bytes)
-            os.fsync(file.fileno())
-            part.rename(path)
+            index = index_tar(part)
+            with self._alone():  # the index takes the space that was kept for it, nobody else does
+                os.ftruncate(file.fileno(), info.bytes)
+                os.fsync(file.fileno())
+                write_index(path.with_suffix(".idx"), index)
+                part.rename(path)
         except FileNotFoundError:
             _drop(file, part)
             raise UserError(

@@ -180,6 +180,7 @@ def test_a_mapped_shard_stays_and_the_longest_unused_goes_first(tmp_path: Path) 
     infos = make_tars(tmp_path / "far", 4)
     url = (tmp_path / "far").as_uri()
     cache = Cache(tmp_path / "near", 3 * cost(infos[0]))
+    cache.open(join(url, infos[0].file), infos[0]).close()
     with cache.open(join(url, infos[0].file), infos[0]) as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     for info in infos[1:3]:
