@@ -1,0 +1,240 @@
+"""Take samples out of finished shards: because a person asks for it, or because they are duplicates or wrong.
+
+The shards that held them are written anew under new names, without them; the manifest is the moment at which the new
+ones count; then the old ones are deleted. Everything is made ready in SHARDS/.removal first. So a process that is
+killed anywhere leaves either the old or the new samples readable, and the next start goes back or finishes.
+
+Positions shift: global sample ids mean other images than before. A run knows its data by the hashes of the shards and
+refuses to go on with them: what it had seen of them could not be told any more. Export its backbone, or start anew.
+"""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+from shards.files import sync_folder, write_atomic
+from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
+from shards.rules import keyed_hash
+from shards.samples import locked, read_samples, shard_index, write_shard
+
+STAGING = ".removal"
+READY = "ready.json"
+RECORD = "removed.jsonl"
+MOST_NAMED = 5
+
+
+@dataclass
+class Removal:
+    """What a removal did. samples: taken out; shards: written anew or dropped.
+
+    already: how many of the wanted keys, or whether the person, had been taken out before; resumed: "finished" or
+    "undone" is what happened to an interrupted removal.
+    """
+
+    samples: int = 0
+    shards: int = 0
+    already: int = 0
+    resumed: str = ""
+
+
+@dataclass
+class _Found:
+    """Where the samples are. positions: file -> positions in that shard."""
+
+    positions: dict[str, list[int]] = field(default_factory=dict)
+    keys: set[str] = field(default_factory=set)
+    sources: set[str] = field(default_factory=set)
+
+
+def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = None, reason: str = "") -> Removal:
+    """Take out the samples with these keys, or all of a person (the group of that very name).
+
+    Raises:
+        UserError: keys or a person that are not there and have not been taken out before (nothing is changed then),
+        nothing would be left, another process at work, the disk fails.
+    """
+    read_manifest(folder)
+    with locked(folder):
+        done = Removal(resumed=recover(folder))
+        manifest = read_manifest(folder)
+        wanted = set(keys)
+        found = _find(folder, manifest, wanted, person)
+        done.already = _check(folder, found, wanted, person)
+        done.samples, done.shards = len(found.keys), len(found.positions)
+        if found.keys:
+            try:
+                _stage(folder, manifest, found, person, reason)
+            except (OSError, UserError) as error:
+                shutil.rmtree(folder / STAGING, ignore_errors=True)
+                raise UserError(f"{getattr(error, 'strerror', None) or error}; nothing was removed") from None
+            recover(folder)
+    return done
+
+
+def read_list(path: Path) -> list[str]:
+    """Keys from a file: one a line, or JSON lines with a `key` (as find_duplicates writes them)."""
+    try:
+        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        return [json.loads(line)["key"] if line.startswith("{") else line for line in lines]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"--list {path}: {error!r}; give one key a line, or JSON lines with a key") from None
+
+
+def recover(folder: Path) -> str:
+    """Finish a removal that was made ready, undo one that was not; "finished", "undone" or "" if there was none."""
+    staging = folder / STAGING
+    if not staging.exists():
+        return ""
+    try:
+        if not (staging / READY).exists():
+            begun = any(staging.iterdir())  # an empty one is what the last step of a removal leaves, or the first
+            shutil.rmtree(staging)
+            sync_folder(folder)
+            return "undone" if begun else ""
+        _move(folder, staging, json.loads((staging / READY).read_bytes()))
+    except OSError as error:
+        raise UserError(f"cannot finish the removal in {staging}: {error}; mend it and run the same again") from None
+    return "finished"
+
+
+def _move(folder: Path, staging: Path, plan: dict[str, list[str]]) -> None:
+    """New shards beside the old ones, then the manifest, then the old ones go. Any step may be the last."""
+    for name in plan["place"]:
+        if name == NAME:
+            sync_folder(folder)  # the shards' names are on the disk before the manifest that counts on them
+        if (staging / name).exists():
+            (staging / name).replace(folder / name)
+    sync_folder(folder)
+    for name in plan["drop"]:
+        (folder / name).unlink(missing_ok=True)
+    (staging / READY).unlink()
+    staging.rmdir()
+    sync_folder(folder)
+
+
+def _find(folder: Path, manifest: Manifest, keys: set[str], person: str | None) -> _Found:
+    found = _Found()
+    for info in manifest.shards:
+        positions = None if person is not None else _positions(folder, info, keys)
+        if positions == []:
+            continue
+        samples = read_samples(folder, info, positions, only=("json",))
+        for position, sample in zip(range(info.samples) if positions is None else positions, samples, strict=True):
+            known = sample.known
+            if sample.key in keys or (person is not None and known.get("group") == person):
+                found.positions.setdefault(info.file, []).append(position)
+                found.keys.add(sample.key)
+                found.sources.add(str(known.get("source", "")))
+    return found
+
+
+def _positions(folder: Path, info: ShardInfo, keys: set[str]) -> list[int]:
+    return [position for position, key in enumerate(shard_index(folder, info).keys) if key in keys]
+
+
+def _check(folder: Path, found: _Found, keys: set[str], person: str | None) -> int:
+    """How much of what is wanted has been taken out before. Raises UserError for what has never been there."""
+    before: set[str] = set()
+    for item in read_record(folder):
+        before |= {*item["keys"], item.get("person", "")}
+    absent = sorted(key for key in keys - found.keys if _mark(key) not in before)
+    if absent:
+        named = ", ".join(map(repr, absent[:MOST_NAMED]))
+        raise UserError(f"{folder} has no sample {named}{' ...' if len(absent) > MOST_NAMED else ''}; nothing removed")
+    gone = len(keys - found.keys)
+    if person is not None and not found.keys:
+        if _mark(person) not in before:
+            raise UserError(f"{folder} has no sample of a person (group) {person!r}; nothing removed")
+        gone += 1
+    return gone
+
+
+def read_record(folder: Path) -> list[dict[str, Any]]:
+    """What has been taken out of these shards: date, samples, reason, hashes of keys."""
+    try:
+        return [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder / RECORD} cannot be read ({error}); mend it or move it away") from None
+
+
+def _mark(name: str) -> str:
+    """A key or name as the record keeps it: whoever knows it can look it up, nobody can read it out."""
+    return keyed_hash(name, "removed").hex()
+
+
+def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, reason: str) -> None:
+    """Write all that will change to the staging folder; READY, written last, says that it is complete."""
+    staging = folder / STAGING
+    staging.mkdir()
+    shards: list[ShardInfo] = []
+    place: list[str] = []
+    drop: list[str] = []
+    for info in manifest.shards:
+        gone = set(found.positions.get(info.file, ()))
+        if not gone:
+            shards.append(info)
+            continue
+        drop += [info.file, index_name(info.file)]
+        if len(gone) < info.samples:
+            left = [position for position in range(info.samples) if position not in gone]
+            path = staging / _next_name(info.file)
+            shards.append(write_shard(path, info.split, read_samples(folder, info, left)))
+            place += [path.name, index_name(path.name)]
+    if not shards:
+        raise UserError(f"no sample of {folder} would be left; delete the folder instead")
+    count = len(found.keys)
+    _write_rejected(folder, staging, found, person)
+    _write_record(folder, staging, found, person, reason)
+    rejected = Counter(manifest.rejected) + Counter(removed=count)
+    build = manifest.build | {"removed": int(manifest.build.get("removed", 0)) + count}
+    new = replace(manifest, shards=tuple(shards), rejected=dict(sorted(rejected.items())), build=build)
+    write_manifest(staging, new)
+    plan = {"place": [*place, REJECTED, RECORD, NAME], "drop": drop}
+    write_atomic(staging / READY, json.dumps(plan).encode())
+    sync_folder(folder)
+
+
+def _next_name(file: str) -> str:
+    """train-000003.tar -> train-000003-1.tar -> train-000003-2.tar"""
+    match = re.fullmatch(r"(.*-\d{6})-(\d+)\.tar", file)
+    return f"{match[1]}-{int(match[2]) + 1}.tar" if match else f"{file.removesuffix('.tar')}-1.tar"
+
+
+def _write_rejected(folder: Path, staging: Path, found: _Found, person: str | None) -> None:
+    """The rejects again, one anonymous line more for each sample; what names the removed ones is blanked."""
+    lines = (folder / REJECTED).read_text().splitlines() if (folder / REJECTED).exists() else []
+    rejects = [json.loads(line) for line in lines]
+    rejects += [{"reason": "removed"}] * len(found.keys)
+    told = "".join(json.dumps(item) + "\n" for item in _anonymous(rejects, found, person))
+    write_atomic(staging / REJECTED, told.encode())
+
+
+def _anonymous(rejects: Sequence[dict[str, str]], found: _Found, person: str | None) -> Iterator[dict[str, str]]:
+    name = re.compile(rf"(?<![^\W_]){re.escape(person)}(?![^\W_])") if person else None
+    for item in rejects:
+        source, detail = item.get("source", ""), item.get("detail", "")
+        if source in found.sources or (name and (name.search(source) or name.search(detail))):
+            source = detail = ""
+        yield {"source": source, "reason": item["reason"], "detail": detail}
+
+
+def _write_record(folder: Path, staging: Path, found: _Found, person: str | None, reason: str) -> None:
+    item: dict[str, Any] = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "samples": len(found.keys),
+        "reason": reason,
+        "keys": sorted(map(_mark, found.keys)),
+    }
+    if person is not None:
+        item["person"] = _mark(person)
+    told = "".join(json.dumps(line) + "\n" for line in [*read_record(folder), item])
+    write_atomic(staging / RECORD, told.encode())

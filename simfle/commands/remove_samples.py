@@ -1,0 +1,48 @@
+"""tools/remove_samples.py: take samples or a person out of finished shards."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simfle.commands.app import command
+
+
+def remove_samples(
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards, rewritten in place.")],
+    key: Annotated[list[str] | None, typer.Option(help="Key of a sample; may be given repeatedly.")] = None,
+    person: Annotated[str | None, typer.Option(help="All samples of this person (the group in their json).")] = None,
+    list_file: Annotated[
+        Path | None, typer.Option("--list", help="File of keys, one a line, or JSON lines as of find_duplicates.")
+    ] = None,
+    reason: Annotated[str, typer.Option(help="Why, for the record; do not name the person here.")] = "",
+) -> None:
+    """Rewrite the shards that hold these samples without them; killed anywhere, the same command finishes.
+
+    removed.jsonl keeps date, number, reason and hashes of the keys, nothing of the images. Sample ids shift: runs that
+    were trained on these shards refuse to go on with them.
+    """
+    from shards.remove import RECORD, read_list
+    from shards.remove import remove_samples as remove
+    from simfle.errors import UserError
+
+    keys = [*(key or ()), *(read_list(list_file) if list_file else ())]
+    if not keys and person is None:
+        if list_file is None:
+            raise UserError("nothing to remove: give --key, --person or --list")
+        typer.echo(f"{list_file} lists nothing")
+        return
+    done = remove(folder, keys, person, reason)
+    if done.resumed:
+        typer.echo(f"a removal that had been interrupted was {done.resumed} first")
+    if done.already:
+        typer.echo(f"{done.already} of what is asked for had been taken out before")
+    if not done.samples:
+        return
+    typer.echo(f"{done.samples} samples removed, {done.shards} shards written anew; see {folder / RECORD}")
+    typer.echo("sample ids have shifted: a run trained on these shards refuses to go on; export it, or start a new one")
+    typer.echo("not touched: copies by subset, split or merge, remote copies, caches, pictures and weights of runs")
+    typer.echo(f"next: python tools/verify_shards.py {folder}")
+
+
+main = command(remove_samples)

@@ -1,0 +1,245 @@
+"""remove_samples: nothing of the removed samples stays, and a kill anywhere loses nothing else."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import sys
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from corpus_fixtures import BUILD, ROOT, VERIFY, contents, encoded, picture, run
+
+from shards.errors import UserError
+from shards.manifest import index_name, read_manifest
+from shards.remove import read_record, remove_samples
+from shards.samples import locked, read_samples
+from simfle.data.reader import Corpus
+
+REMOVE = [sys.executable, str(ROOT / "tools" / "remove_samples.py")]
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """26 images of eight people in eight shards of two splits, and rejects that name two of the people."""
+    folder = tmp_path_factory.mktemp("remove")
+    (folder / "faces").mkdir()
+    for number in range(26):
+        (folder / "faces" / f"Jane_{number % 8}_{number:03d}.jpg").write_bytes(encoded(picture(number), quality=90))
+    (folder / "faces" / "Jane_2_999.jpg").write_bytes(b"")
+    (folder / "faces" / "Jane_3_998.jpg").write_bytes(b"<html>")
+    options = ["--group-pattern", r"^(Jane_\d)_", "--shard-samples", 4, "--val-fraction", 0.3]
+    assert run(*BUILD, "folder", folder / "faces", folder / "out", *options).returncode == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def shards(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "shards"))
+
+
+def samples(folder: Path) -> dict[str, tuple[str, dict[str, bytes]]]:
+    """Key -> split and members."""
+    return {
+        sample.key: (info.split, sample.members)
+        for info in read_manifest(folder).shards
+        for sample in read_samples(folder, info)
+    }
+
+
+def check_no_trace(folder: Path, gone: dict[str, tuple[str, dict[str, bytes]]], names: list[str]) -> None:
+    """Not a stretch of an image's bytes, not a key, not a name in any file, hidden ones too, nor in a file's name."""
+    pieces = [name.encode() for name in (*gone, *names)]
+    for _, members in gone.values():
+        jpeg = members["jpg"]
+        pieces += [jpeg[start : start + 24] for start in range(len(jpeg) // 2, len(jpeg) - 24, 97)]
+        pieces += [members["json"][:-2]]
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    for path in files:
+        content = path.read_bytes()
+        assert not [piece for piece in pieces if piece in content or piece in os.fsencode(path.name)], path
+
+
+def check_sound(folder: Path) -> None:
+    verified = run(*VERIFY, folder, "--workers", 1)
+    assert verified.returncode == 0, verified.stdout
+    names = {"manifest.json", "rejected.jsonl", "removed.jsonl"}
+    names |= {name for info in read_manifest(folder).shards for name in (info.file, index_name(info.file))}
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_a_person_goes_without_a_trace(shards: Path) -> None:
+    before = samples(shards)
+    gone = {key: value for key, value in before.items() if key.startswith("Jane_2_")}
+    tars = {info.file: info for info in read_manifest(shards).shards}
+    done = run(*REMOVE, shards, "--person", "Jane_2", "--reason", "asked for it")
+    assert done.returncode == 0, done.stderr
+    assert "3 samples removed" in done.stdout
+    assert "sample ids have shifted" in done.stdout
+    after = samples(shards)
+    assert after == {key: value for key, value in before.items() if key not in gone}
+    assert list(after) == [key for key in before if key not in gone]  # the order stays
+    check_no_trace(shards, gone, ["Jane_2"])
+    check_sound(shards)
+    manifest = read_manifest(shards)
+    assert manifest.entries == 28
+    assert manifest.rejected == {"empty": 1, "not_an_image": 1, "removed": 3}
+    assert "Jane_3_998.jpg" in (shards / "rejected.jsonl").read_text()
+    kept = [info for info in manifest.shards if info.file in tars]
+    assert kept
+    assert all(info == tars[info.file] for info in kept)
+    (record,) = read_record(shards)
+    assert (record["samples"], record["reason"], len(record["keys"])) == (3, "asked for it", 3)
+
+
+def test_keys_and_lists(shards: Path, tmp_path: Path) -> None:
+    before = samples(shards)
+    keys = list(before)[::5]
+    (tmp_path / "list").write_text(f"{keys[0]}\n\n{json.dumps({'key': keys[1], 'of': 'x'})}\n")
+    rest = [word for key in keys[2:] for word in ("--key", key)]
+    done = run(*REMOVE, shards, "--list", tmp_path / "list", *rest)
+    assert done.returncode == 0, done.stderr
+    assert samples(shards) == {key: value for key, value in before.items() if key not in keys}
+    check_no_trace(shards, {key: before[key] for key in keys}, [])
+    check_sound(shards)
+    again = run(*REMOVE, shards, "--list", tmp_path / "list")
+    assert (again.returncode, again.stderr) == (0, "")
+    assert "2 of what is asked for had been taken out before" in again.stdout
+
+
+def test_twice_from_the_same_shard_and_all_of_one(shards: Path) -> None:
+    first = [sample.key for sample in read_samples(shards, read_manifest(shards).shards[0])]
+    number = len(read_manifest(shards).shards)
+    for key in first:
+        remove_samples(shards, [key])
+    manifest = read_manifest(shards)
+    assert len(manifest.shards) == number - 1
+    assert manifest.rejected["removed"] == manifest.build["removed"] == len(first)
+    assert len(read_record(shards)) == len(first)
+    check_sound(shards)
+
+
+def test_runs_see_that_the_data_have_changed(shards: Path) -> None:
+    before = Corpus([shards]).digest()
+    remove_samples(shards, ["Jane_1_009"])
+    assert Corpus([shards]).digest() != before
+
+
+def test_building_again_brings_nothing_back(built: Path, shards: Path) -> None:
+    remove_samples(shards, ["Jane_1_009"])
+    options = ["--group-pattern", r"^(Jane_\d)_", "--shard-samples", 4, "--val-fraction", 0.3]
+    done = run(*BUILD, "folder", built.parent / "faces", shards, *options)
+    assert (done.returncode, "complete already: 25 samples" in done.stdout) == (0, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--key", "absent"], "no sample 'absent'"),
+        (["--key", "Jane_1_009", "--key", "absent"], "no sample 'absent'"),
+        (["--person", "Jane"], "no sample of a person (group) 'Jane'"),
+        ([], "give --key, --person or --list"),
+        (["--list", "absent"], "--list absent"),
+    ],
+)
+def test_what_is_not_there_changes_nothing(shards: Path, arguments: list[str], words: str) -> None:
+    before = contents(shards)
+    done = run(*REMOVE, shards, *arguments)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+    assert contents(shards) == before
+
+
+def test_all_is_refused(shards: Path) -> None:
+    before = contents(shards)
+    with pytest.raises(UserError, match="would be left"):
+        remove_samples(shards, samples(shards))
+    assert contents(shards) == before
+
+
+def test_one_at_a_time(shards: Path) -> None:
+    with locked(shards), pytest.raises(UserError, match="another process"):
+        remove_samples(shards, ["Jane_1_009"])
+
+
+EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
+
+
+def removed_and_killed(folder: Path, keys: list[str], moment: int) -> bool:
+    """Remove in a process of its own that is killed right before its `moment`-th step on a file; was it killed?"""
+    child = os.fork()
+    if child == 0:
+        left = moment
+
+        def count(event: str, arguments: tuple[object, ...]) -> None:
+            nonlocal left
+            writes = event in EVENTS or (event == "open" and "w" in str(arguments[1]))
+            if writes and str(folder) in str(arguments[0]):
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(count)
+        try:
+            remove_samples(folder, keys)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status)
+
+
+def moments(built: Path, tmp_path: Path, keys: list[str]) -> Iterator[Path]:
+    """Copies of the shards, killed at every step in turn."""
+    for moment in range(1000):
+        folder = Path(shutil.copytree(built, tmp_path / f"killed{moment}"))
+        if not removed_and_killed(folder, keys, moment):
+            assert moment > 20
+            return
+        yield folder
+        shutil.rmtree(folder)
+
+
+def readable(folder: Path) -> list[str]:
+    """The keys, from shards that are as the manifest says."""
+    for info in read_manifest(folder).shards:
+        assert hashlib.sha256((folder / info.file).read_bytes()).hexdigest() == info.sha256
+    corpus = Corpus([folder])
+    return [corpus.key(shard, sample) for shard, count in enumerate(corpus.counts) for sample in range(count)]
+
+
+def without_date(folder: Path) -> dict[str, bytes]:
+    files = contents(folder)
+    record = [json.loads(line) | {"date": ""} for line in files["removed.jsonl"].splitlines()]
+    return files | {"removed.jsonl": json.dumps(record).encode()}
+
+
+def test_killed_at_any_step(built: Path, tmp_path: Path) -> None:
+    """Old or new samples can be read at once; the same command again ends with the bytes of an undisturbed removal."""
+    before = samples(built)
+    keys = list(before)[1:9:3]
+    whole = Path(shutil.copytree(built, tmp_path / "whole"))
+    remove_samples(whole, keys)
+    new = [key for key in before if key not in keys]
+    resumed = set()
+    for folder in moments(built, tmp_path, keys):
+        assert readable(folder) in (list(before), new)
+        done = remove_samples(folder, keys)
+        assert done.samples + done.already == 3
+        assert without_date(folder) == without_date(whole)
+        resumed.add(done.resumed)
+    assert resumed == {"", "undone", "finished"}
+
+
+def test_removed_samples_are_gone_from_what_a_tar_reader_sees(shards: Path) -> None:
+    remove_samples(shards, ["Jane_1_009"])
+    names = []
+    for info in read_manifest(shards).shards:
+        with tarfile.open(shards / info.file) as tar:
+            names += tar.getnames()
+    assert len(names) == 2 * 25
+    assert not [name for name in names if name.startswith("Jane_1_009.")]
