@@ -1,14 +1,9 @@
 """`results.json`: the numbers of an evaluation, with everything that is needed to get them again."""
 
 import json
-import platform
-import subprocess
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from shards.files import write_atomic
 from simfle.errors import UserError
@@ -48,20 +43,3 @@ def read(path: Path) -> Results:
         raise UserError(f"results: {path} does not exist; make it with launchers/evaluate.py") from None
     except (ValueError, TypeError, AttributeError, OSError) as error:
         raise UserError(f"results: {path} is damaged ({error}); evaluate again") from None
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    names = ("simfle", "timm", "numpy", "scikit-learn", "opencv-python-headless")
-    found = {name: version(name) for name in names}
-    return {"python": platform.python_version(), "torch": torch.__version__, **found}
-
-
-def git_revision() -> str | None:
-    """The commit of the checkout this program runs from; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -3,23 +3,18 @@
 import fcntl
 import json
 import os
-import platform
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from simfle.config import PretrainConfig, digest, identity, load
 from simfle.errors import UserError
+from simfle.provenance import git_revision, versions
 from simfle.train.checkpoint import complete
-
-PACKAGES = ("torch", "timm", "deepspeed", "accelerate", "numpy", "nvidia-dali-cuda130", "opencv-python-headless")
 
 
 @contextmanager
@@ -64,22 +59,7 @@ def settle_config(run: Path, config: PretrainConfig) -> None:
                 "give the old values, or another train.run"
             )
     _replace(file, yaml.safe_dump(asdict(config), sort_keys=False))
-    _replace(run / "versions.json", json.dumps(versions(), indent=2))
-
-
-def versions() -> dict[str, Any]:
-    """What this run is computed with: packages, Python, machine, git revision where there is one."""
-    found: dict[str, Any] = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    here = Path(__file__).parent
-    revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
-    if revision.returncode == 0:
-        found["git"] = revision.stdout.strip()
-    return found
+    _replace(run / "versions.json", json.dumps(versions() | {"git": git_revision()}, indent=2))
 
 
 def _replace(path: Path, text: str) -> None:

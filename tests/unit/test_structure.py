@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LIGHT = {"simfle.errors", "simfle.version", "simfle.config", "simfle.batch"}
+LIGHT = {"simfle.errors", "simfle.version", "simfle.config", "simfle.batch", "simfle.provenance"}
 # What each room may import beside itself and LIGHT. Commands may import all rooms; nobody imports commands.
 ALLOWED = {
     "shards": {"shards"},
@@ -16,6 +16,7 @@ ALLOWED = {
     "simfle.batch": set(),
     "simfle.errors": {"shards.errors"},
     "simfle.version": set(),
+    "simfle.provenance": set(),
     "simfle.losses": set(),
     "simfle.optim": set(),
     "simfle.runtime": set(),
