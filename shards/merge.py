@@ -1,0 +1,161 @@
+"""Several folders of shards as one: labels by name, keys unique, samples in the order of the folders."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.files import write_atomic
+from shards.manifest import FORMAT, REJECTED, Manifest, read_manifest, write_manifest
+from shards.rules import keyed_hash, marked_key
+from shards.samples import Sample, new_folder, origin, read_samples, shard_index, write_split
+
+REFUSE, SUFFIX = "refuse", "suffix"
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came of a merge. renamed: samples whose key was taken and got a suffix; renumbered: with a new `.cls`."""
+
+    manifest: Manifest
+    renamed: int
+    renumbered: int
+
+
+def merge(
+    folders: Sequence[Path], out: Path, collisions: str, corpus: str, shard_samples: int, progress: Progress
+) -> Merged:
+    """Copy all samples of `folders`, one after another, split by split.
+
+    A label's number is that of the first folder that has its name; later names follow. Keys that an earlier folder has
+    are refused, or get a suffix that depends on the key and the place of the folder. Rejects are copied, terms joined.
+
+    Raises:
+        UserError: fewer than two folders, keys in common, the output exists, the disk fails.
+    """
+    if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("merge: give at least two different folders of shards")
+    if collisions not in (REFUSE, SUFFIX) or shard_samples < 1:
+        raise UserError(f"--collisions is {REFUSE} or {SUFFIX}, --shard-samples at least 1")
+    manifests = [read_manifest(folder) for folder in folders]
+    labels = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.labels))
+    taken = _collisions(folders, manifests, progress)
+    if collisions == REFUSE and any(map(len, taken)):
+        number = next(number for number, keys in enumerate(taken) if len(keys))
+        one = _named(folders[number], manifests[number], taken[number])
+        raise UserError(
+            f"{sum(map(len, taken))} keys are in more than one folder, as {one!r} in {folders[number]}; "
+            "--collisions suffix renames the later ones"
+        )
+    counts: Counter[str] = Counter()
+    for manifest in manifests:
+        for info in manifest.shards:
+            counts[info.split] += info.samples
+    changed = Counter[str]()
+
+    def copied(split: str) -> Iterator[Sample]:
+        for number, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
+            numbers = {place: labels.index(name) for place, name in enumerate(manifest.labels)}
+            for info in manifest.shards:
+                if info.split == split:
+                    for sample in read_samples(folder, info):
+                        changed["done"] += 1
+                        renamed = _renamed(sample, number, taken[number], changed)
+                        yield _renumbered(renamed, numbers, manifest.corpus, changed)
+                    progress("copying", changed["done"], sum(counts.values()))
+
+    with new_folder(out) as partial:
+        shards = [
+            info
+            for split, count in counts.items()
+            for info in write_split(partial, split, count, copied(split), shard_samples)
+        ]
+        write_atomic(partial / REJECTED, b"".join(map(_rejects, folders)))
+        merged = Manifest(
+            format=FORMAT,
+            corpus=corpus or "+".join(manifest.corpus for manifest in manifests),
+            terms=_terms(manifests),
+            labels=labels,
+            entries=sum(manifest.entries for manifest in manifests),
+            rejected=dict(sum((Counter(manifest.rejected) for manifest in manifests), Counter[str]())),
+            shards=tuple(shards),
+            build={"merge": {"collisions": collisions}, "from": [origin(manifest) for manifest in manifests]},
+            extra_samples=sum(manifest.extra_samples for manifest in manifests),
+        )
+        write_manifest(partial, merged)
+    return Merged(merged, changed["renamed"], changed["renumbered"])
+
+
+def _collisions(folders: Sequence[Path], manifests: Sequence[Manifest], progress: Progress) -> list[NDArray[np.uint64]]:
+    """For each folder the hashes of its keys that an earlier folder has; 8 bytes a key in memory."""
+    known = np.empty(0, np.uint64)
+    taken = []
+    for number, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
+        parts = [_hashes(shard_index(folder, info).keys) for info in manifest.shards]
+        keys = np.concatenate(parts) if parts else np.empty(0, np.uint64)
+        taken.append(np.intersect1d(keys, known))
+        known = np.union1d(known, keys)
+        progress("comparing keys", number + 1, len(folders))
+    return taken
+
+
+def _hashes(keys: Sequence[str]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(keyed_hash(key, "merge")[:8] for key in keys), np.uint64)
+
+
+def _is_in(key: str, hashes: NDArray[np.uint64]) -> bool:
+    if not len(hashes):
+        return False
+    wanted = _hashes([key])[0]
+    place = int(np.searchsorted(hashes, wanted))
+    return place < len(hashes) and bool(hashes[place] == wanted)
+
+
+def _named(folder: Path, manifest: Manifest, hashes: NDArray[np.uint64]) -> str:
+    """One of the keys behind the hashes."""
+    keys = (key for info in manifest.shards for key in shard_index(folder, info).keys)
+    return next(key for key in keys if _is_in(key, hashes))
+
+
+def _renamed(sample: Sample, folder: int, taken: NDArray[np.uint64], changed: Counter[str]) -> Sample:
+    """The sample under a key of its own, also in its json."""
+    if not _is_in(sample.key, taken):
+        return sample
+    changed["renamed"] += 1
+    key = marked_key(sample.key, f"{folder}/{sample.key}")
+    known = {"json": json.dumps(sample.known | {"key": key}).encode()} if "json" in sample.members else {}
+    return Sample(key, sample.members | known)
+
+
+def _renumbered(sample: Sample, numbers: dict[int, int], corpus: str, changed: Counter[str]) -> Sample:
+    """The sample with its label's new number."""
+    before = sample.members.get("cls")
+    if before is None:
+        return sample
+    try:
+        number = str(numbers[int(before)]).encode()
+    except (ValueError, KeyError):
+        raise UserError(f"{sample.key}.cls holds {before[:20]!r}, which no label of {corpus} has") from None
+    changed["renumbered"] += number != before
+    return Sample(sample.key, sample.members | {"cls": number})
+
+
+def _rejects(folder: Path) -> bytes:
+    path = folder / REJECTED
+    return path.read_bytes() if path.exists() else b""
+
+
+def _terms(manifests: Sequence[Manifest]) -> str:
+    """The terms of all, each with the corpora that they are of."""
+    names: dict[str, list[str]] = {}
+    for manifest in manifests:
+        if manifest.terms and manifest.corpus not in names.setdefault(manifest.terms, []):
+            names[manifest.terms].append(manifest.corpus)
+    return "; ".join(f"{', '.join(corpora)}: {terms}" for terms, corpora in names.items())

@@ -1,0 +1,214 @@
+"""Parts of shards: a share of them (1 %, 10 %), or their splits divided anew. Deterministic, nested, copied unchanged.
+
+Samples, or groups (people) where they must not be divided, are put into the order of a keyed hash; a part is a stretch
+of that order. So a smaller share is always contained in a larger one, whatever else is in the shards.
+"""
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.files import write_atomic
+from shards.manifest import FORMAT, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
+from shards.rules import keyed_hash, normal_split
+from shards.samples import Sample, chosen_shards, new_folder, origin, read_samples, write_split
+
+BY = ("label", "sample", "group")
+ROUNDING = 9  # decimals that count of a share of samples: 0.1 * 30 is 3, not 3.0000000000000004
+
+Ints = NDArray[np.int64]
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """For each sample [n] of some shards: its place in the order of its stratum, and how many are in that order."""
+
+    rank: Ints
+    size: Ints
+
+
+def rank_samples(folder: Path, shards: Sequence[ShardInfo], by: str, seed: int, progress: Progress) -> Ranks:
+    """The order that shares are taken in.
+
+    by: "sample": all samples of a split; "label": those of a split with one label, so that every part has the shares
+    of the whole; "group": the groups of all splits together, whose samples share one place (without a group: alone).
+    """
+    if by not in BY:
+        raise UserError(f"--by {by} is not known; give one of {', '.join(BY)}")
+    purpose = f"subset {seed}"
+    total = sum(info.samples for info in shards)
+    units = np.zeros(total, np.uint64)
+    strata = np.zeros(total, np.int64)
+    names: dict[tuple[str, str], int] = {}
+    number = 0
+    for info in shards:
+        for sample in read_samples(folder, info, only=("json",)):
+            known = sample.known if by != "sample" else {}
+            group = known.get("group") if by == "group" else None
+            # A key must not meet a group of the same name.
+            unit = f"key {sample.key}" if group is None else f"group {group}"
+            units[number] = int.from_bytes(keyed_hash(unit, purpose)[:8], "big")
+            stratum = ("", "") if by == "group" else (info.split, str(known.get("label") or ""))
+            strata[number] = names.setdefault(stratum, len(names))
+            number += 1
+        progress("choosing", number, total)
+    rank, size = np.zeros(total, np.int64), np.zeros(total, np.int64)
+    for place in range(len(names)):
+        here = np.flatnonzero(strata == place)
+        ordered, ranked = np.unique(units[here], return_inverse=True)
+        rank[here], size[here] = ranked, len(ordered)
+    return Ranks(rank, size)
+
+
+def take_share(ranks: Ranks, fraction: float) -> NDArray[np.bool_]:
+    """Which samples [n] are in a share: of each stratum the first ones, rounded up, so that no stratum is empty."""
+    return np.asarray(ranks.rank < np.ceil(np.round(ranks.size * fraction, ROUNDING)))
+
+
+def divide(ranks: Ranks, fractions: Sequence[float]) -> Ints:
+    """The part [n] that each sample falls into; fractions: their shares, which sum to 1."""
+    part = np.zeros(len(ranks.rank), np.int64)
+    for end in np.cumsum(fractions)[:-1]:
+        part += ranks.rank >= np.round(np.round(ranks.size * end, ROUNDING))
+    return part
+
+
+def subset(
+    folder: Path,
+    out: Path,
+    fraction: float,
+    by: str,
+    splits: Sequence[str],
+    seed: int,
+    shard_samples: int,
+    progress: Progress,
+) -> Manifest:
+    """Write a share of the samples of `splits` (none named: of all splits); other splits are copied whole.
+
+    Raises:
+        UserError: `fraction` not in (0, 1], an unknown split, the output exists, the disk fails.
+    """
+    if not 0 < fraction <= 1:
+        raise UserError(f"--fraction {fraction:g} is not in (0, 1]; 0.01 takes one percent")
+    manifest = read_manifest(folder)
+    reduced = chosen_shards(manifest, splits, "--split")
+    taken = take_share(rank_samples(folder, reduced, by, seed, progress), fraction)
+    chosen: dict[str, Sequence[int]] = {info.file: range(info.samples) for info in manifest.shards}
+    first = 0
+    for info in reduced:
+        chosen[info.file] = np.flatnonzero(taken[first : first + info.samples]).tolist()
+        first += info.samples
+    places = [(info, chosen[info.file], info.split) for info in manifest.shards]
+    how = {"subset": {"fraction": fraction, "by": by, "splits": list(splits), "seed": seed}}
+    return _write(folder, out, manifest, places, how, shard_samples, progress)
+
+
+def split(
+    folder: Path,
+    out: Path,
+    shares: dict[str, float],
+    by: str,
+    splits: Sequence[str],
+    seed: int,
+    shard_samples: int,
+    progress: Progress,
+) -> Manifest:
+    """Divide the samples of `splits` (none named: of all) into new splits, name -> share; other splits are kept.
+
+    Raises:
+        UserError: shares that do not sum to 1, a name that another split has, a part without samples, the output
+        exists, the disk fails.
+    """
+    manifest = read_manifest(folder)
+    divided = chosen_shards(manifest, splits, "--split")
+    _check_shares(shares, manifest, {info.split for info in divided})
+    part = divide(rank_samples(folder, divided, by, seed, progress), list(shares.values()))
+    empty = [name for number, name in enumerate(shares) if not (part == number).any()]
+    if empty:
+        raise UserError(f"--into: no sample falls into {', '.join(empty)}; take larger shares or --by sample")
+    places: list[tuple[ShardInfo, Sequence[int], str]] = []
+    first = 0
+    for info in manifest.shards:
+        if info not in divided:
+            places.append((info, range(info.samples), info.split))
+            continue
+        here = part[first : first + info.samples]
+        places += [(info, np.flatnonzero(here == number).tolist(), name) for number, name in enumerate(shares)]
+        first += info.samples
+    how = {"split": {"into": shares, "by": by, "splits": list(splits), "seed": seed}}
+    return _write(folder, out, manifest, places, how, shard_samples, progress)
+
+
+def _check_shares(shares: dict[str, float], manifest: Manifest, divided: set[str]) -> None:
+    if not shares or any(not 0 < share < 1 for share in shares.values()) or not math.isclose(sum(shares.values()), 1):
+        told = ",".join(f"{name}={share:g}" for name, share in shares.items())
+        raise UserError(f"--into {told!r}: give at least two shares above 0 that sum to 1, as train=0.8,val=0.2")
+    for name in shares:
+        if name != normal_split(name):
+            raise UserError(f"--into: {name!r} cannot name a split; write {normal_split(name)!r}")
+        if name in manifest.splits and name not in divided:
+            raise UserError(
+                f"--into: split {name!r} is there and not among those that are divided; choose another name"
+            )
+
+
+def _write(
+    folder: Path,
+    out: Path,
+    manifest: Manifest,
+    places: Sequence[tuple[ShardInfo, Sequence[int], str]],
+    how: dict[str, Any],
+    shard_samples: int,
+    progress: Progress,
+) -> Manifest:
+    """Copy samples: (shard, positions in it, split that they go to); splits in the order in which they come."""
+    if shard_samples < 1:
+        raise UserError("--shard-samples must be at least 1")
+    counts: Counter[str] = Counter()
+    for _, positions, name in places:
+        counts[name] += len(positions)
+    done = 0
+
+    def copied(name: str) -> Iterator[Sample]:
+        nonlocal done
+        for info, positions, goal in places:
+            if goal == name and len(positions):
+                for sample in read_samples(folder, info, positions):
+                    yield sample if goal == info.split else renamed_split(sample, goal)
+                done += len(positions)
+                progress("copying", done, sum(counts.values()))
+
+    with new_folder(out) as partial:
+        shards = [
+            info
+            for name, count in counts.items()
+            for info in write_split(partial, name, count, copied(name), shard_samples)
+        ]
+        write_atomic(partial / REJECTED, b"")
+        made = dataclasses.replace(
+            manifest,
+            format=FORMAT,
+            entries=sum(counts.values()),
+            extra_samples=0,
+            rejected={},
+            shards=tuple(shards),
+            build=how | {"from": [origin(manifest)]},
+        )
+        write_manifest(partial, made)
+    return made
+
+
+def renamed_split(sample: Sample, name: str) -> Sample:
+    """The sample with another split in its json; the other members stay as they are."""
+    known = json.dumps(sample.known | {"split": name}).encode()
+    return Sample(sample.key, sample.members | {"json": known} if "json" in sample.members else sample.members)

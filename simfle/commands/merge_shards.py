@@ -1,0 +1,36 @@
+"""tools/merge_shards.py: several folders of shards as one."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simfle.commands.app import command
+
+
+def merge_shards(
+    folders: Annotated[list[Path], typer.Argument(metavar="SHARDS... OUT", help="Folders to merge, then the new one.")],
+    collisions: Annotated[
+        str, typer.Option(help="Keys that several folders have: refuse, or suffix, which renames the later ones.")
+    ] = "refuse",
+    corpus: Annotated[str, typer.Option(help="Name of the corpus in the manifest; default: the names joined.")] = "",
+    shard_samples: Annotated[int, typer.Option(help="Most samples in one shard.")] = 2048,
+) -> None:
+    """Copy the samples of several folders into one. Labels are matched by name; images stay byte for byte."""
+    from shards.merge import merge
+    from simfle.commands.build_report import Meter
+    from simfle.commands.shards_report import show_made
+
+    out = folders[-1]
+    with Meter() as meter:
+        merged = merge(folders[:-1], out, collisions, corpus, shard_samples, meter)
+    if merged.manifest.terms:
+        typer.echo(f"terms of use: {merged.manifest.terms}")
+    show_made(out, merged.manifest)
+    if merged.renamed:
+        typer.echo(f"{merged.renamed} samples got another key, since an earlier folder has theirs")
+    if merged.renumbered:
+        typer.echo(f"{merged.renumbered} samples got another number for the same label")
+
+
+main = command(merge_shards)

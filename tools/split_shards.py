@@ -1,0 +1,6 @@
+"""Divide the samples of shards into splits. See `python tools/split_shards.py --help`."""
+
+from simfle.commands.split_shards import main
+
+if __name__ == "__main__":
+    main()
