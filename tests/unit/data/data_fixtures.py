@@ -1,5 +1,6 @@
 """Small shards for the tests of this folder, written member by member, of drawn images."""
 
+import hashlib
 import io
 import itertools
 import json
@@ -52,7 +53,8 @@ def write_shards(folder: Path, shards: Sequence[tuple[str, Sequence[bytes]]]) ->
                     tar.addfile(member, io.BytesIO(data))
                 count += 1
         write_index(path.with_suffix(".idx"), index_tar(path))
-        infos.append(ShardInfo(path.name, split, len(images), path.stat().st_size, "0" * 64))
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        infos.append(ShardInfo(path.name, split, len(images), path.stat().st_size, digest))
     labels = ("calm", "glad")
     write_manifest(folder, Manifest(1, "drawn", "none", labels, count, {}, tuple(infos), {}))
     return folder

@@ -31,6 +31,25 @@ def test_size_is_what_decoders_see(height: int, width: int, progressive: bool) -
     assert size(array(grey.getvalue())) == (height, width)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("png", {}),
+        ("webp", {"lossless": True}),
+        ("webp", {"quality": 80}),
+        ("webp", {"quality": 80, "exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}),
+    ],
+)
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (1, 1), (301, 17), (20, 2049)])
+def test_sizes_of_other_formats(height: int, width: int, kind: str, options: dict) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(picture(0, height, width)).save(stream, kind, **options)
+    content = array(stream.getvalue())
+    assert size(content) == (height, width)
+    assert cv2.imdecode(content, cv2.IMREAD_COLOR).shape[:2] == (height, width)
+    assert size(content[:29]) is None
+
+
 def test_fill_bytes_before_a_marker() -> None:
     content = jpeg(picture(0, 20, 30))
     assert size(array(content[:2] + b"\xff\xff\xff" + content[2:])) == (20, 30)
