@@ -32,6 +32,9 @@ class EvalConfig:
     momentum: float = option(0.9, "linear: momentum of SGD")
     augment: bool = option(True, "linear: random crops and flips in each epoch; false: features are computed once")
     scale: list[float] = option(lambda: [0.08, 1.0], "linear: range of the crop's share of the image area")
+    standardise: bool = option(
+        False, "linear: give each feature mean 0 and deviation 1 over the training images first; not in the paper"
+    )
     k: int = option(20, "knn: neighbours")
     temperature: float = option(0.07, "knn: votes weigh exp(cosine / temperature)")
     resamples: int = option(1000, "bootstrap resamples of the 95 % interval, by person where known")

@@ -18,9 +18,10 @@ from simfle.eval.backbones import Backbone, Card, calibrate, load_backbone, rand
 from simfle.eval.config import EvalConfig, check
 from simfle.eval.features import Crop, Extractor
 from simfle.eval.knn import knn
-from simfle.eval.linear import Batches, cached_batches, epoch_order, linear_probe
+from simfle.eval.linear import Batches, Scaling, cached_batches, epoch_order, linear_probe
 from simfle.eval.metrics import interval, measure
 from simfle.eval.splits import Split, choose_classes, read_split
+from simfle.provenance import git_revision, versions
 
 log = logging.getLogger(__name__)
 
@@ -117,8 +118,9 @@ def _protocols(
     at_test = extractor.all(backbone, test)  # [m, C]
     labels = torch.from_numpy(train.labels).to(extractor.device)
     # Un-augmented training features: neighbours for kNN, and all the linear probe needs where it does not augment.
-    whole = "knn" in config.protocols or not config.augment
+    whole = "knn" in config.protocols or not config.augment or config.standardise
     at_train = extractor.all(backbone, train) if whole else torch.empty(0)  # [n, C]
+    scale = Scaling.of(at_train) if config.standardise else Scaling()
     classes = len(train.classes)
     found: dict[str, tuple[list[int], list[np.ndarray]]] = {}
     for protocol in dict.fromkeys(config.protocols):
@@ -129,29 +131,35 @@ def _protocols(
         predictions = []
         for seed in seeds:
             if config.augment:
-                batches = _augmented(extractor, backbone, train, labels, config, seed)
+                batches = _augmented(extractor, backbone, train, labels, scale, config, seed)
             else:
-                batches = cached_batches(at_train, labels, config.batch, seed)
+                batches = cached_batches(scale(at_train), labels, config.batch, seed)
             layer = linear_probe(batches, backbone.card.features, classes, len(train), config, seed)
             with torch.no_grad():
-                predictions.append(layer(at_test).argmax(1).cpu().numpy())
+                predictions.append(layer(scale(at_test)).argmax(1).cpu().numpy())
         found[protocol] = (list(seeds), predictions)
     return found
 
 
 def _augmented(
-    extractor: Extractor, backbone: Backbone, train: Split, labels: Tensor, config: EvalConfig, seed: int
+    extractor: Extractor,
+    backbone: Backbone,
+    train: Split,
+    labels: Tensor,
+    scale: Scaling,
+    config: EvalConfig,
+    seed: int,
 ) -> Batches:
     """Batches of features of randomly cropped and flipped images, fresh ones in every epoch."""
-    scale = (config.scale[0], config.scale[1])
+    share = (config.scale[0], config.scale[1])
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = epoch_order(len(train), seed, epoch)
-        crop = Crop(seed, epoch, scale)
+        crop = Crop(seed, epoch, share)
         for start in range(0, len(order), config.batch):
             rows = order[start : start + config.batch]
             features = torch.cat(list(extractor.features(backbone, train, rows, crop)))  # [b, C]
-            yield features, labels[torch.from_numpy(rows)]
+            yield scale(features), labels[torch.from_numpy(rows)]
 
     return batches
 
@@ -201,13 +209,18 @@ def _collect(
         "train": {
             "split": train.name,
             "samples": len(train),
-            "people": len(set(train.groups)),
+            "people": _people(train),
             "counts": _counts(train),
         },
-        "test": {"split": test.name, "samples": len(test), "people": len(set(test.groups)), "counts": _counts(test)},
+        "test": {"split": test.name, "samples": len(test), "people": _people(test), "counts": _counts(test)},
         "chance": 1 / classes,
     }
-    return results.Results(command, asdict(config), results.versions(), results.git_revision(), data, rows, summary)
+    return results.Results(command, asdict(config), versions(), git_revision(), data, rows, summary)
+
+
+def _people(split: Split) -> int | None:
+    """How many people (or films) a split shows; None where the shards do not say."""
+    return len(set(split.groups)) if split.groups != split.keys else None
 
 
 def _counts(split: Split) -> list[int]:

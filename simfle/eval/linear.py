@@ -2,6 +2,7 @@
 
 # n training samples, m test samples, b of a batch, C channels, K classes
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 from numpy import int64
@@ -13,6 +14,24 @@ from simfle.data.philox import key, permutation
 from simfle.eval.config import EvalConfig
 
 PROBE = 16  # purpose of its random words, see simfle.data.philox
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Features [b, C] less their mean, by their deviation (both [C], or numbers for none at all)."""
+
+    mean: Tensor | float = 0.0
+    deviation: Tensor | float = 1.0
+
+    @staticmethod
+    def of(features: Tensor) -> "Scaling":
+        """From training features [n, C]; one that never changes is left as it is."""
+        deviation = features.std(0)
+        return Scaling(features.mean(0), torch.where(deviation > 0, deviation, 1.0))
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return (features - self.mean) / self.deviation
+
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """epoch -> batches of features [b, C] and labels [b]."""

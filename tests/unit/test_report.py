@@ -151,6 +151,16 @@ def test_the_table_holds_the_results(run: Path) -> None:
     assert f"python launchers/pretrain.py {run / 'config.yaml'}" in words
 
 
+def test_people_are_named_only_where_they_are_known(run: Path) -> None:
+    assert "20 images of 5 other people; 2 classes" in re.sub(r"\s+", " ", read(write_report(run))[1].text)
+    found = results()
+    found["data"]["test"]["people"] = None
+    (run / "results.json").write_text(json.dumps(found))
+    words = re.sub(r"\s+", " ", read(write_report(run))[1].text)
+    assert "20 images; 2 classes" in words
+    assert "bootstrap over images" in words
+
+
 def test_text_from_files_is_escaped(run: Path) -> None:
     evil = "<script>alert(1)</script>&$x_1$"
     (run / "results.json").write_text(json.dumps(results(("online", evil), (evil, "joy"))))

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import torch
 from eval_fixtures import MakeBackbone, MakeShards
+from safetensors.torch import load_file, save_file
 
 from simfle.errors import UserError
 from simfle.eval import results
@@ -82,6 +84,26 @@ def test_twice_the_same_file(config: EvalConfig, tmp_path: Path) -> None:
         assert texts[0] == texts[1]
 
 
+def test_standardised_features_do_not_depend_on_their_scale(config: EvalConfig, tmp_path: Path) -> None:
+    """The last BatchNorm twice as large gives twice the features: only a probe without standardising notices."""
+    path = Path(config.backbones[0])
+    tensors = load_file(path)
+    last = "layer4.0.bn2"
+    known = {key for key in tensors if key.startswith("layer4.0.")}
+    for name in (last, "layer4.0.downsample.2"):
+        for part in ("weight", "bias"):
+            assert f"{name}.{part}" in known
+            tensors[f"{name}.{part}"] *= 2
+    other = tmp_path / "twice" / "backbone.safetensors"
+    other.parent.mkdir()
+    save_file(tensors, other)
+    other.with_name("backbone.json").write_bytes(path.with_name("backbone.json").read_bytes())
+    both = changed(config, backbones=[str(path), str(other)], random=False, protocols=["linear"], seeds=[0])
+    same, plain = evaluate(changed(both, standardise=True), []), evaluate(both, [])
+    assert same.rows[0]["confusion"] == same.rows[1]["confusion"]
+    assert plain.rows[0]["confusion"] != plain.rows[1]["confusion"]
+
+
 def test_augmentation_is_used(config: EvalConfig) -> None:
     plain = evaluate(changed(config, protocols=["linear"]), [])
     augmented = evaluate(changed(config, protocols=["linear"], augment=True), [])
@@ -136,7 +158,7 @@ def test_command_line(config: EvalConfig, tmp_path: Path) -> None:
     found = results.read(Path(config.out))
     assert found.command == ["python", *words[1:]]
     assert found.config["epochs"] == 2
-    assert found.versions["torch"] == torch.__version__
+    assert found.versions["torch"] == version("torch")
     failed = subprocess.run([*words, "epoch=2"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: config: unknown key 'epoch'")

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from simfle.eval.config import EvalConfig
-from simfle.eval.linear import cached_batches, epoch_order, linear_probe
+from simfle.eval.linear import Scaling, cached_batches, epoch_order, linear_probe
 
 
 def blobs(samples: int = 90, channels: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,6 +43,15 @@ def test_same_seed_same_weights_another_seed_others() -> None:
     made = [linear_probe(cached_batches(features, labels, 32, s), 6, 3, 90, config, s).weight for s in (0, 0, 1)]
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
+
+
+def test_scaling() -> None:
+    features = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
+    scale = Scaling.of(features)
+    half = 0.5**0.5
+    torch.testing.assert_close(scale(features), torch.tensor([[-half, 0.0], [half, 0.0]]))
+    torch.testing.assert_close(scale(torch.tensor([[2.0, 6.0]])), torch.tensor([[0.0, 1.0]]))
+    assert torch.equal(Scaling()(features), features)
 
 
 def test_each_epoch_takes_every_sample_once_in_its_own_order() -> None:
