@@ -1,0 +1,122 @@
+"""Look at shards: counts, sizes, people, and a sheet of some of their images."""
+
+import heapq
+import io
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from shards.errors import UserError
+from shards.manifest import Manifest, ShardInfo, read_manifest
+from shards.rules import keyed_hash
+from shards.samples import Sample, chosen_shards, read_samples, shard_index
+
+GAP, LINE = 6, 13  # pixels between images, and of one line of text
+COLUMNS = 8
+MOST_CELLS = 10_000
+BACKGROUND, INK, PALE = (250, 250, 250), (20, 20, 20), (110, 110, 110)
+
+Place = tuple[ShardInfo, int]  # a shard and a position in it
+
+
+@dataclass
+class Looked:
+    """What is in the chosen shards. counts: (split, label) -> samples, the label "" where there is none.
+
+    sides: width and height [n, 2] of the images in pixels, 0 where unknown; bytes: of the images [n]; people: (split)
+    -> groups; sheet: some places, chosen by a keyed hash, in the order of the shards.
+    """
+
+    manifest: Manifest
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    sides: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    bytes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    people: dict[str, int] = field(default_factory=dict)
+    sheet: list[Place] = field(default_factory=list)
+
+
+def look(
+    folder: Path, splits: Sequence[str], faces: int, seed: int, progress: Callable[[str, int, int], None]
+) -> Looked:
+    """Go through the json and sizes of all samples; choose `faces` of them for a sheet.
+
+    Raises:
+        UserError: no such shards or split, shards not as the manifest says.
+    """
+    if not 0 <= faces <= MOST_CELLS:
+        raise UserError(f"--faces {faces} is not from 0 to {MOST_CELLS}")
+    manifest = read_manifest(folder)
+    shards = chosen_shards(manifest, splits, "--split")
+    total = sum(info.samples for info in shards)
+    found = Looked(manifest, sides=np.zeros((total, 2), np.int64), bytes=np.zeros(total, np.int64))
+    people: dict[str, set[bytes]] = {}
+    chosen: list[tuple[int, int, int]] = []  # a heap of (hash, shard, position), the greatest hash on top
+    number = 0
+    for place, info in enumerate(shards):
+        found.bytes[number : number + info.samples] = _image_sizes(folder, info)
+        for position, sample in enumerate(read_samples(folder, info, only=("json",))):
+            known = sample.known
+            found.counts[info.split, str(known.get("label") or "")] += 1
+            found.sides[number] = [_number(known.get(name)) for name in ("width", "height")]
+            if known.get("group") is not None:
+                people.setdefault(info.split, set()).add(keyed_hash(str(known["group"]), "look")[:8])
+            draw = int.from_bytes(keyed_hash(sample.key, f"look {seed}")[:8], "big")
+            (heapq.heappush if len(chosen) < faces else heapq.heappushpop)(chosen, (-draw, place, position))
+            number += 1
+        progress("looking", number, total)
+    found.people = {split: len(groups) for split, groups in people.items()}
+    found.sheet = [(shards[place], position) for _, place, position in sorted(chosen, key=lambda item: item[1:])]
+    return found
+
+
+def _image_sizes(folder: Path, info: ShardInfo) -> NDArray[np.int64]:
+    index = shard_index(folder, info)
+    return np.maximum(index.column("jpg")[1], 0)
+
+
+def _number(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def draw_sheet(folder: Path, looked: Looked, side: int) -> Image.Image:
+    """The chosen images, each in a square of `side` pixels, with label, split and key under it."""
+    if not looked.sheet:
+        raise UserError(f"{folder}: no samples to show")
+    columns = min(COLUMNS, len(looked.sheet))
+    rows = -(-len(looked.sheet) // columns)
+    width, height = side + GAP, side + GAP + 2 * LINE
+    sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), BACKGROUND)
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 2)
+    for number, (info, position) in enumerate(looked.sheet):
+        sample = next(read_samples(folder, info, [position]))
+        row, column = divmod(number, columns)
+        left, top = GAP + column * width, GAP + row * height
+        image = _open(folder / info.file, sample)
+        image.thumbnail((side, side))
+        sheet.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
+        label = sample.known.get("label") or "-"
+        pen.text((left, top + side), _fit(pen, font, str(label), side), INK, font)
+        pen.text((left, top + side + LINE), _fit(pen, font, f"{info.split} {sample.key}", side), PALE, font)
+    return sheet
+
+
+def _open(tar: Path, sample: Sample) -> Image.Image:
+    content = next((sample.members[name] for name in ("jpg", "jpeg") if name in sample.members), b"")
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise UserError(f"{tar}: {sample.key} cannot be decoded ({error}); see verify_shards.py") from None
+
+
+def _fit(pen: ImageDraw.ImageDraw, font: Any, text: str, width: int) -> str:
+    """The text, cut short where it is wider than its image."""
+    while len(text) > 1 and pen.textlength(text, font) > width:
+        text = text[:-2] + "\u2026"
+    return text

@@ -1,0 +1,102 @@
+"""tools/inspect_shards.py: what is in a folder of shards, in numbers and in a picture."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from simfle.commands.app import command
+
+if TYPE_CHECKING:
+    from shards.inspect import Looked
+
+BAR = 30  # characters of the longest bar
+MOST_LABELS = 40  # rows of the histogram
+
+
+def inspect_shards(
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder with a manifest.json.")],
+    sheet: Annotated[
+        Path | None, typer.Option(help="PNG of some faces with their labels; default: SHARDS.png beside the folder.")
+    ] = None,
+    faces: Annotated[int, typer.Option(help="How many faces are on it; 0: no sheet.")] = 64,
+    side: Annotated[int, typer.Option(help="Side of each, pixels.")] = 112,
+    split: Annotated[list[str] | None, typer.Option(help="Only this split; may be given repeatedly.")] = None,
+    seed: Annotated[int, typer.Option(help="Another seed shows other faces.")] = 0,
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="Count duplicates too: decodes all images.")] = False,
+    workers: Annotated[int, typer.Option(help="Processes for --duplicates; 0: as many as there are cores.")] = 0,
+) -> None:
+    """Show a contact sheet, the labels' histogram, sizes, splits and people of shards."""
+    from shards.duplicates import find_duplicates
+    from shards.fingerprint import NEAR
+    from shards.inspect import draw_sheet, look
+    from simfle.commands.build_report import Meter
+    from simfle.errors import UserError
+
+    if not 16 <= side <= 1024:
+        raise UserError(f"--side {side} is not from 16 to 1024")
+    console = Console(highlight=False, soft_wrap=True)
+    with Meter() as meter:
+        looked = look(folder, tuple(split or ()), faces, seed, meter)
+    for line in _lines(folder, looked):
+        console.print(line, markup=False)
+    console.print(_histogram(looked))
+    if duplicates:
+        with Meter() as meter:
+            cores = workers or len(os.sched_getaffinity(0))
+            lines = find_duplicates(folder, None, tuple(split or ()), NEAR, cores, meter)
+        exact = sum(line["kind"] == "exact" for line in lines)
+        console.print(f"duplicates: {exact} exact, {len(lines) - exact} near; list them with find_duplicates.py")
+    if faces:
+        path = sheet or folder.resolve().with_name(folder.resolve().name + ".png")
+        try:
+            draw_sheet(folder, looked, side).save(path, "PNG")
+        except OSError as error:
+            raise UserError(f"--sheet: cannot write {path}: {error.strerror or error}") from None
+        console.print(f"sheet: {path}, {len(looked.sheet)} faces; it is as personal as they are", markup=False)
+
+
+def _lines(folder: Path, looked: "Looked") -> list[str]:
+    """Corpus, terms, counts and sizes in a few lines."""
+    import numpy as np
+
+    manifest = looked.manifest
+    rejected = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items())
+    lines = [f"{folder}: {manifest.corpus}, {manifest.entries} entries listed, rejected: {rejected or 'none'}"]
+    if manifest.terms:
+        lines.append(f"terms of use: {manifest.terms}")
+    size = sum(shard.bytes for shard in manifest.shards) / 1e6
+    lines.append(f"{manifest.samples} samples in {len(manifest.shards)} shards, {size:.1f} MB")
+    for name, values in (("width", looked.sides[:, 0]), ("height", looked.sides[:, 1]), ("bytes", looked.bytes)):
+        known = values[values > 0]
+        if len(known):
+            low, middle, high = np.percentile(known, (0, 50, 100), method="nearest")
+            lines.append(f"{name}: {low} to {high}, median {middle}")
+    if looked.people:
+        lines.append("people: " + ", ".join(f"{split} {count}" for split, count in looked.people.items()))
+    return lines
+
+
+def _histogram(looked: "Looked") -> Table:
+    splits = list(dict.fromkeys(split for split, _ in looked.counts))
+    sums = {label: sum(looked.counts[split, label] for split in splits) for _, label in looked.counts}
+    names = sorted(
+        sums, key=lambda label: looked.manifest.labels.index(label) if label in looked.manifest.labels else 1e9
+    )
+    table = Table(title="samples", title_justify="left")
+    table.add_column("label")
+    for split in splits:
+        table.add_column(split, justify="right")
+    table.add_column("")
+    for label in names[:MOST_LABELS]:
+        bar = "\u2588" * max(1, round(BAR * sums[label] / max(sums.values())))
+        table.add_row(label or "(unlabelled)", *(str(looked.counts[split, label]) for split in splits), bar)
+    if len(names) > MOST_LABELS:
+        table.add_row(f"({len(names) - MOST_LABELS} more)", *("..." for _ in splits), "")
+    return table
+
+
+main = command(inspect_shards)

@@ -1,0 +1,6 @@
+"""Look at a folder of shards. See `python tools/inspect_shards.py --help`."""
+
+from simfle.commands.inspect_shards import main
+
+if __name__ == "__main__":
+    main()
