@@ -57,6 +57,9 @@ class Affine(NamedTuple):
         return bounds(tuple(corners))
 
 
+UPRIGHT = Affine()
+
+
 def bounds(points: Points) -> Box:
     """The upright box around points, to a thousandth of a pixel."""
     xs, ys = zip(*points, strict=True)
@@ -66,6 +69,8 @@ def bounds(points: Points) -> Box:
 
 def turned(orientation: int, width: int, height: int) -> Affine:
     """From the pixels of a file of `width` x `height` to the upright image that its EXIF orientation (1-8) asks for."""
+    if orientation == 1:
+        return UPRIGHT
     return {
         2: Affine(-1, 0, width, 0, 1, 0),
         3: Affine(-1, 0, width, 0, -1, height),
@@ -74,7 +79,7 @@ def turned(orientation: int, width: int, height: int) -> Affine:
         6: Affine(0, -1, height, 1, 0, 0),
         7: Affine(0, -1, height, -1, 0, width),
         8: Affine(0, 1, 0, -1, 0, width),
-    }.get(orientation, Affine())
+    }[orientation]
 
 
 def has_area(box: Box) -> bool:

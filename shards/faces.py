@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.align import MARGIN, Detect, Found, chosen, levelled, warped
-from shards.crop import Affine, Box, bounds, framed, has_area, shrunk, turned
+from shards.crop import UPRIGHT, Affine, Box, bounds, framed, has_area, shrunk, turned
 from shards.encode import MIN_SIDE, Encoded, EncodeOptions, Picture, Unusable, decode, write
 from shards.entry import Entry
 
@@ -51,7 +51,7 @@ def make_faces(data: bytes, entry: Entry, options: EncodeOptions, detect: Detect
     if options.crop is not None:
         picture, way = _cropped(picture, upright, entry, options.crop)
     picture, way = _shrunk(picture, way, options.shorter_side)
-    box = None if entry.box is None else entry.box if way == Affine() else way.box(entry.box)
+    box = None if entry.box is None else entry.box if way == UPRIGHT else way.box(entry.box)
     return [Face(write(picture, options), _moved(entry, way, box), extra=_matrix(way))]
 
 
@@ -114,13 +114,13 @@ def _found_instead(found: list[Found], own: Box | None) -> str:
 
 
 def _moved(entry: Entry, way: Affine, box: Box | None) -> Entry:
-    if way == Affine():
+    if way == UPRIGHT:
         return entry
     return replace(entry, box=box, landmarks=way.points(entry.landmarks) if entry.landmarks else entry.landmarks)
 
 
 def _matrix(way: Affine) -> dict[str, Any]:
-    return {} if way == Affine() else {"matrix": [round(value, 6) for value in way]}
+    return {} if way == UPRIGHT else {"matrix": [round(value, 6) for value in way]}
 
 
 def _check(width: int, height: int) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -144,8 +145,11 @@ def load(entry: Entry) -> bytes:
     if isinstance(entry.read, Recipe):
         return entry.read()
     try:
-        with entry.read.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        with open(entry.read, "rb", buffering=0) as file:  # noqa: PTH123 - in less time than Path.open
+            # The size first: read(MAX_BYTES) would get memory for so many bytes each time.
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise Unusable("too_large", "more than 1 GiB")
+            return file.read()
     except OSError as error:
         if error.errno in MISSING:
             raise Unusable("missing", error.strerror or "") from None
@@ -154,9 +158,6 @@ def load(entry: Entry) -> bytes:
         raise
     except ValueError as error:  # a zero byte in the name
         raise Unusable("missing", str(error)) from None
-    if len(data) > MAX_BYTES:
-        raise Unusable("too_large", "more than 1 GiB")
-    return data
 
 
 def sample(key: str, face: Face, numbers: dict[str, int]) -> dict[str, bytes]:
