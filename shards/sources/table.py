@@ -1,20 +1,30 @@
-"""A CSV list of images: a column of paths, and columns of labels, splits and groups by name."""
+"""A list of images (CSV, TSV, JSON Lines, Parquet): a column of paths or of the files themselves, others by name."""
 
+import base64
 import csv
 import difflib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.sources.layout import box, numbers
+from shards.sources.rows import columns_of, kind_of, read_rows, text_of
+
+BOX_ORDERS = ("xywh", "xyxy")
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a CSV file with a header. Columns are named; "" means that there is no such column.
+    """The rows of a table whose columns have names. "" means that there is no such column.
 
-    images: the folder that paths are relative to.
+    images: the folder that paths are relative to. bytes_column: image files, as they are in Parquet, in base64 in text;
+    a path is then only a name. box_columns: one column, or four joined by commas; box_order: left, top and width,
+    height (xywh) or right, bottom (xyxy), in pixels. The same path with another box is another face.
     """
 
     file: Path
@@ -23,6 +33,9 @@ class Table:
     label_column: str = ""
     split_column: str = ""
     group_column: str = ""
+    bytes_column: str = ""
+    box_columns: str = ""
+    box_order: str = "xywh"
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Entries in the order of the rows.
@@ -30,56 +43,95 @@ class Table:
         Raises:
             UserError: no such file or folder, not UTF-8, no rows, unknown column, no row with a label.
         """
+        kind = kind_of(self.file)
         if not self.file.is_file():
-            raise UserError(f"csv: {self.file} is not a file")
+            raise UserError(f"{kind}: {self.file} is not a file")
         if not self.images.is_dir():
-            raise UserError(f"csv: the folder of images {self.images} does not exist; say where it is with --images")
+            raise UserError(f"{kind}: the folder of images {self.images} does not exist; say where it is with --images")
+        if self.box_order not in BOX_ORDERS or len(self._box_columns()) not in (0, 1, 4):
+            raise UserError(f"{kind}: a box needs one column or four, in the order {' or '.join(BOX_ORDERS)}")
         try:
             yield from self._rows()
         except UnicodeDecodeError as error:
             raise UserError(
-                f"csv: {self.file} is not UTF-8 text ({error}); convert it, for example with iconv"
+                f"{kind}: {self.file} is not UTF-8 text ({error}); convert it, for example with iconv"
             ) from None
         except csv.Error as error:
-            raise UserError(f"csv: {self.file} cannot be read as CSV: {error}") from None
+            raise UserError(f"{kind}: {self.file} cannot be read as {kind.upper()}: {error}") from None
 
     def _rows(self) -> Iterator[Entry | Rejected]:
-        root = self.images.absolute()
+        root, kind = self.images.absolute(), kind_of(self.file)
         labelled = rows = 0
-        with self.file.open(encoding="utf-8-sig", newline="") as lines:
-            table = csv.reader(lines)
-            header = [name.strip() for name in next(table, [])]
-            if not header:
-                raise UserError(f"csv: {self.file} is empty")
-            places = [self._place(header, name) for name in self._columns()]
-            for cells in table:
-                if not cells:
-                    continue
-                rows += 1
-                path, label, split, group = (
-                    cells[place].strip() if place is not None and place < len(cells) else "" for place in places
-                )
-                labelled += bool(label)
-                yield _entry(root, path, label, split, group, f"line {table.line_num}")
+        columns = self._columns()
+        for place, values in read_rows(self.file, [name for name in columns if name], bool(self.bytes_column)):
+            rows += 1
+            if values is None:
+                yield Rejected(place, "bad_row", f"{self.file.name}: not a JSON object")
+                continue
+            given = iter(values)
+            path, label, split, group, data, *edges = (next(given) if name else None for name in columns)
+            labelled += bool(text_of(label))
+            about = {"label": text_of(label) or None, "split": text_of(split) or None, "group": text_of(group) or None}
+            try:
+                about["box"] = _box(edges, self.box_order)  # type: ignore[assignment]
+                if self.bytes_column:
+                    yield self._held(place, text_of(path), data, about)
+                else:
+                    yield _entry(root, text_of(path), place, about)
+            except ValueError as error:
+                yield Rejected(place, "bad_row", str(error))
         if not rows:
-            raise UserError(f"csv: {self.file} has a header and no rows")
+            raise UserError(f"{kind}: {self.file} has a header and no rows")
         if self.label_column and not labelled:
-            raise UserError(f"csv: no row of {self.file} has anything in the label column {self.label_column!r}")
+            raise UserError(f"{kind}: no row of {self.file} has anything in the label column {self.label_column!r}")
 
-    def _columns(self) -> tuple[str, ...]:
-        return (self.path_column, self.label_column, self.split_column, self.group_column)
+    def _held(self, place: str, path: str, data: Any, about: dict[str, Any]) -> Entry | Rejected:
+        """An entry whose image is in the table."""
+        if data is None:
+            return Rejected(place, "missing", "no image in this row")
+        if isinstance(data, str):
+            data = base64.b64decode(re.sub(r"^data:[^,]*,|\s", "", data), validate=True)
+        if not isinstance(data, bytes):
+            raise ValueError(f"the column {self.bytes_column!r} holds no files")  # noqa: TRY004 - a damaged row
+        number = int(place.split()[1])
+        source = PurePosixPath(path).name if PurePosixPath(path).is_absolute() else path
+        return Entry(f"{self.file.stem}/{number:08d}", source or f"{self.file.name} {place}", data, **about)
 
-    def _place(self, header: list[str], name: str) -> int | None:
-        if not name and name is not self.path_column:
-            return None
-        if name in header:
-            return header.index(name)
-        near = difflib.get_close_matches(name, header, n=1, cutoff=0.5)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"csv: {self.file} has no column {name!r}{hint} (columns: {', '.join(header)})")
+    def _box_columns(self) -> list[str]:
+        return [name.strip() for name in self.box_columns.split(",")] if self.box_columns else []
+
+    def _columns(self) -> list[str]:
+        """Names of the columns of path, label, split, group, bytes and box; "" where there is none."""
+        header = columns_of(self.file)
+        path = self.path_column if not self.bytes_column or self.path_column in header else ""
+        asked = (self.label_column, self.split_column, self.group_column, self.bytes_column)
+        for name in (*([] if self.bytes_column else [path]), *filter(None, asked), *self._box_columns()):
+            if name not in header:
+                near = difflib.get_close_matches(name, header, n=1, cutoff=0.5)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise UserError(
+                    f"{kind_of(self.file)}: {self.file} has no column {name!r}{hint} (columns: {', '.join(header)})"
+                )
+        return [path, *asked, *self._box_columns()]
 
 
-def _entry(root: Path, path: str, label: str, split: str, group: str, place: str) -> Entry | Rejected:
+def _box(edges: list[Any], order: str) -> Box | None:
+    """A box from four values, or from one that holds four; None without any; ValueError if it cannot be one."""
+    words = edges[0] if len(edges) == 1 and isinstance(edges[0], list | tuple) else edges
+    text = re.sub(r"[\[\](),;]", " ", " ".join(map(text_of, words)))
+    if not text.strip():
+        return None
+    values = numbers(text, 4)
+    found = None
+    if values is not None:
+        left, top, third, fourth = values
+        found = box(left, top, third, fourth) if order == "xywh" else box(left, top, third - left, fourth - top)
+    if found is None:
+        raise ValueError(f"{text.strip()[:60]!r} is no box ({order})")
+    return found
+
+
+def _entry(root: Path, path: str, place: str, about: dict[str, Any]) -> Entry | Rejected:
     if not path:
         return Rejected(place, "missing", "no path in this row")
     relative = PurePosixPath(path)
@@ -88,4 +140,5 @@ def _entry(root: Path, path: str, label: str, split: str, group: str, place: str
     if relative.is_absolute() or ".." in relative.parts:
         return Rejected(place, "outside", f"{relative.name} does not lie below the folder of images")
     source = str(relative)
-    return Entry(source, source, root / source, label or None, split or None, group or None)
+    face = "" if about["box"] is None else "/" + "_".join(f"{value:g}" for value in about["box"])
+    return Entry(source + face, source, root / source, **about)

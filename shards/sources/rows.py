@@ -1,0 +1,122 @@
+"""Rows of a table in CSV, TSV, JSON Lines or Parquet, read as a stream. The kind is told by the file's extension."""
+
+import csv
+import json
+import math
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from shards.errors import UserError
+
+KINDS = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+HEAD = 1000  # lines of JSON in which every column has to occur once
+MOST_TEXT = 1 << 30  # characters of one image in base64
+FEW, MANY = 64, 4096  # rows of Parquet in the memory: with images in them, without
+
+Row = tuple[str, tuple[Any, ...] | None]
+"""Where it is ("line 3"), and its values in the order of the columns asked for; None if the row is damaged."""
+
+
+def kind_of(file: Path) -> str:
+    """csv (for every unknown extension too), tsv, jsonl or parquet."""
+    return KINDS.get(file.suffix.lower(), "csv")
+
+
+def columns_of(file: Path) -> list[str]:
+    """The names of the columns.
+
+    Raises:
+        UserError: the file is empty, or not of its kind.
+    """
+    kind = kind_of(file)
+    if kind == "parquet":
+        return list(_parquet(file).schema_arrow.names)
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        if kind == "jsonl":
+            if lines.read(4096).lstrip().startswith("["):
+                raise UserError(f"jsonl: {file} is one array; write one object a line, for example with jq -c '.[]'")
+            lines.seek(0)
+            head = (_object(line) or {} for _, line in zip(range(HEAD), lines, strict=False))
+            names = list(dict.fromkeys(chain.from_iterable(head)))
+        else:
+            names = [name.strip() for name in next(csv.reader(lines, delimiter=_delimiter(kind)), [])]
+    if not names:
+        raise UserError(f"{kind}: {file} is empty")
+    return names
+
+
+def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[Row]:
+    """Every row's values in `columns`, None where one has no such value; images: one of the columns holds files."""
+    kind = kind_of(file)
+    if kind == "parquet":
+        yield from _parquet_rows(file, columns, FEW if images else MANY)
+        return
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        if kind == "jsonl":
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    values = _object(line)
+                    row = None if values is None else tuple(values.get(name) for name in columns)
+                    yield f"line {number}", row
+            return
+        if images:
+            csv.field_size_limit(MOST_TEXT)
+        table = csv.reader(lines, delimiter=_delimiter(kind))
+        header = [name.strip() for name in next(table, [])]
+        places = [header.index(name) for name in columns]
+        for cells in table:
+            if cells:
+                yield f"line {table.line_num}", tuple(cells[at] if at < len(cells) else None for at in places)
+
+
+def text_of(value: Any) -> str:
+    """A value as text: '' for None and NaN, which stands for it in tables of numbers; '3' for 3.0."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+def is_said(value: Any) -> bool:
+    """Whether a value says anything: None and NaN do not, and infinity is no JSON."""
+    return value is not None and not (isinstance(value, float) and not math.isfinite(value))
+
+
+def _delimiter(kind: str) -> str:
+    return "\t" if kind == "tsv" else ","
+
+
+def _object(line: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _parquet(file: Path) -> Any:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(file, buffer_size=1 << 20)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"parquet: {file} cannot be read as Parquet: {error}") from None
+
+
+def _parquet_rows(file: Path, columns: list[str], batch_rows: int) -> Iterator[Row]:
+    import pyarrow
+
+    number = 0
+    try:
+        with _parquet(file) as table:
+            for batch in table.iter_batches(batch_rows, columns=sorted(set(columns)), use_threads=False):
+                values = [batch.column(name).to_pylist() for name in columns]
+                for row in zip(*values, strict=True):
+                    number += 1
+                    yield f"row {number}", row
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"parquet: {file} is damaged behind row {number}: {error}") from None
