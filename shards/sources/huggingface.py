@@ -1,0 +1,200 @@
+"""Parquet files of a Hugging Face data set: a column of images, {bytes, path} each, and labels that the schema names.
+
+`data/train-00000-of-00002.parquet`, or `default/train/0000.parquet` where the hub has converted a data set. The
+schema's metadata hold under `huggingface` the features: ClassLabel gives the names of an integer label, -1 is no label.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.rules import TEST, TRAIN, VAL, normal_label, normal_split
+from shards.sources.folder import walk
+from shards.sources.layout import content, inside
+from shards.sources.rows import is_said, text_of
+
+PART = re.compile(r"(.+?)(-\d{5}-of-\d{5})?(-[0-9a-f]{16})?")
+ROWS = 64  # in the memory at a time
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the columns of one file are. names: of an integer label, () where the label is its own name."""
+
+    image: str
+    label: str
+    names: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+@dataclass
+class HuggingFace:
+    """The rows of all Parquet files below a folder, or of one.
+
+    image_column: default: the one of type Image; label_column: default: the only ClassLabel, or the one called label.
+    """
+
+    root: Path
+    image_column: str = ""
+    label_column: str = ""
+    group_column: str = ""
+    unused: tuple[str, ...] = field(default=(), init=False)  # columns of class labels not taken, after iterating
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Entries in the order of the files' names and of their rows; extras: numbers and texts of other columns.
+
+        Images are read here and not where they are wanted: Parquet gives no single one.
+
+        Raises:
+            UserError: no Parquet file, or the first one has no such column.
+        """
+        files = self._files()
+        self._columns(files[0][1])
+        for name, file in files:
+            yield from self._rows(name, file)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the labels in the schema's order; () where it names none."""
+        names = [normal_label(name) or "" for name in self._columns(self._files()[0][1]).names]
+        return tuple(names) if len(set(names)) == len(names) and all(names) else ()
+
+    def notes(self) -> list[str]:
+        """What the user may have overlooked, after iterating."""
+        columns = ", ".join(self.unused)
+        return [f"unlabelled; {self.root.name} has labels in {columns}: see --label-column"] if self.unused else []
+
+    def _files(self) -> list[tuple[str, Path]]:
+        if self.root.is_file():
+            return [(self.root.name, self.root)]
+        if not self.root.is_dir():
+            raise UserError(f"huggingface: {self.root} does not exist")
+        names = [name for name in walk(self.root) if name.lower().endswith(".parquet")]
+        if not names:
+            raise UserError(f"huggingface: no .parquet in {self.root} (found: {content(self.root)})")
+        return [(name, self.root / name) for name in names]
+
+    def _columns(self, file: Path) -> Columns:
+        import pyarrow
+        from pyarrow.parquet import read_schema
+
+        try:
+            schema = read_schema(file)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"huggingface: {file} cannot be read as Parquet: {error}") from None
+        features = _features(schema.metadata or {})
+        image = self.image_column or _first_image(schema, features)
+        named = {
+            name: tuple(map(str, features[name].get("names") or ()))
+            for name in schema.names
+            if features.get(name, {}).get("_type") == "ClassLabel"
+        }
+        label = self.label_column or ("label" if "label" in schema.names else "")
+        if not label and len(named) == 1:
+            label = next(iter(named))
+        for name in filter(None, (image, label, self.group_column)):
+            if name not in schema.names:
+                raise UserError(f"huggingface: {file} has no column {name!r} (columns: {', '.join(schema.names)})")
+        if not image:
+            raise UserError(f"huggingface: {file} has no column of images (columns: {', '.join(schema.names)})")
+        self.unused = () if label else tuple(named)
+        others = tuple(name for name in schema.names if name not in (image, label, self.group_column))
+        plain = tuple(name for name in others if _is_plain(schema.field(name).type))
+        return Columns(image, label, named.get(label, ()), plain)
+
+    def _rows(self, name: str, file: Path) -> Iterator[Entry | Rejected]:
+        import pyarrow
+        from pyarrow.parquet import ParquetFile
+
+        number = 0
+        split = split_of(name)
+        try:
+            columns = self._columns(file)
+            wanted = {columns.image, columns.label, self.group_column, *columns.others} - {""}
+            with ParquetFile(file, buffer_size=1 << 20) as table:
+                for batch in table.iter_batches(ROWS, columns=sorted(wanted), use_threads=False):
+                    for row in batch.to_pylist():
+                        yield self._entry(name, number, split, columns, row)
+                        number += 1
+        except UserError as error:
+            yield Rejected(name, "bad_row", str(error))
+        except (pyarrow.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's fault, not the file's
+                raise
+            yield Rejected(name, "unreadable", f"damaged behind row {number}: {error}; what follows is lost")
+
+    def _entry(
+        self, file: str, number: int, split: str | None, columns: Columns, row: dict[str, Any]
+    ) -> Entry | Rejected:
+        source = f"{file}/{number}"
+        label = row.get(columns.label)
+        if columns.names and label is not None:
+            if not isinstance(label, int) or not -1 <= label < len(columns.names):
+                return Rejected(source, "bad_row", f"label {label} of {len(columns.names)}")
+            label = columns.names[label] if label >= 0 else None
+        extras = {name: row[name] for name in columns.others if is_said(row[name])}
+        image = row[columns.image]
+        if isinstance(image, bytes):
+            image = {"bytes": image}
+        if not image or (image.get("bytes") is None and not image.get("path")):
+            return Rejected(source, "missing", "no image in this row")
+        read, path = image.get("bytes"), image.get("path")
+        if path:
+            extras["path"] = PurePosixPath(path).name
+        if read is None:
+            relative = inside(path)
+            if relative is None:
+                return Rejected(source, "outside", f"{PurePosixPath(path).name} does not lie in the folder")
+            read = (self.root if self.root.is_dir() else self.root.parent).absolute() / relative
+        return Entry(
+            key=f"{file.removesuffix('.parquet')}/{number:07d}",
+            source=source,
+            read=read,
+            label=text_of(label) or None,
+            split=split,
+            group=text_of(row.get(self.group_column)) or None,
+            extras=extras,
+        )
+
+
+def split_of(name: str) -> str | None:
+    """The split that the name of a file tells: before -00000-of-00002, or its folder's."""
+    path = PurePosixPath(name)
+    match = PART.fullmatch(path.stem)
+    if match and (match[2] or normal_split(match[1]) in (TRAIN, VAL, TEST)):
+        return match[1]
+    folder = path.parent.name
+    return folder if folder and normal_split(folder) in (TRAIN, VAL, TEST) else None
+
+
+def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
+    """The features that Hugging Face's library wrote into the schema; nothing if it did not."""
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {str(name): about for name, about in features.items() if isinstance(about, dict)}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _first_image(schema: Any, features: dict[str, dict[str, Any]]) -> str:
+    """The first column of type Image, else the first that looks like one, else the first of bytes."""
+    from pyarrow import types
+
+    marked = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]
+    kinds = {name: schema.field(name).type for name in schema.names}
+    alike = [name for name, kind in kinds.items() if types.is_struct(kind) and kind.get_field_index("bytes") >= 0]
+    held = [name for name, kind in kinds.items() if types.is_binary(kind) or types.is_large_binary(kind)]
+    return next(iter([*marked, *alike, *held]), "")
+
+
+def _is_plain(kind: Any) -> bool:
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    text = types.is_string(kind) or types.is_large_string(kind)
+    return text or types.is_integer(kind) or types.is_floating(kind) or types.is_boolean(kind)

@@ -1,0 +1,109 @@
+"""The members of a tar, one after the other, in constant memory; where they can be found again, they are not read."""
+
+import gzip
+import lzma
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from shards.entry import Recipe, Rejected
+
+TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+ENDINGS = (*TAR_ENDINGS, ".zip")
+DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
+MOST = 1 << 30  # bytes of a member of a compressed tar
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file in an archive. size: bytes; read: its content or where it is; fate: why it cannot be read, if so."""
+
+    name: str
+    size: int
+    read: bytes | Recipe
+    fate: tuple[str, ...] = ()
+
+    def content(self) -> bytes:
+        """The bytes, read now.
+
+        Raises:
+            ValueError: they cannot be read.
+        """
+        from shards.encode import Unusable
+
+        try:
+            return self.read if isinstance(self.read, bytes) else self.read()
+        except Unusable as fate:
+            raise ValueError(f"{self.name}: {fate.detail or fate.reason}") from None
+
+
+def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[Member | Rejected]:
+    """All files of a tar in their order; a Rejected (source "") where it is damaged or ends early.
+
+    A tar that is compressed as a whole has no places to go back to: its members come with their bytes, those whose
+    names are not `wanted` without.
+
+    Raises:
+        OSError: it cannot be read at all.
+    """
+    plain = _opens(file, "r:")
+    if not plain and not _opens(file, "r:*"):
+        empty = file.stat().st_size == 0
+        yield Rejected("", "empty" if empty else "unreadable", "" if empty else "not a tar, compressed or not")
+        return
+    with tarfile.open(file, "r:" if plain else "r:*") as archive:
+        yield from _members(archive, file, None if plain else wanted)
+
+
+def stem(name: str) -> str:
+    """'a/train' of 'a/train.tar.gz' or 'a/train.zip'."""
+    ending = max((ending for ending in ENDINGS if name.lower().endswith(ending)), key=len, default="")
+    return name[: len(name) - len(ending)]
+
+
+def _opens(file: Path, mode: Literal["r:", "r:*"]) -> bool:
+    """Whether its first header can be read."""
+    try:
+        tarfile.open(file, mode).close()
+    except DAMAGE:
+        return False
+    return True
+
+
+def _members(archive: tarfile.TarFile, file: Path, wanted: Callable[[str], bool] | None) -> Iterator[Member | Rejected]:
+    """wanted: None for a tar that is not compressed."""
+    try:
+        while (item := archive.next()) is not None:
+            archive.members.clear()  # type: ignore[attr-defined] # tarfile keeps every header otherwise
+            if item.isreg():
+                yield _placed(item, file) if wanted is None else _packed(archive, item, wanted(item.name))
+            elif item.issym() or item.islnk():
+                yield Member(item.name, 0, b"", ("missing", f"a link to {item.linkname}"))
+    except (*DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the archive's
+            raise
+        yield Rejected("", "truncated", f"{error}; what follows is lost")
+        return
+    if wanted is None:
+        with file.open("rb", buffering=0) as data:
+            data.seek(archive.offset)
+            block = data.read(tarfile.BLOCKSIZE)
+            if block.strip(b"\0"):  # no header, and not the zeros of the end either
+                reason = "truncated" if len(block) < tarfile.BLOCKSIZE else "unreadable"
+                yield Rejected("", reason, f"no member at byte {archive.offset}; what follows is lost")
+
+
+def _placed(item: tarfile.TarInfo, file: Path) -> Member:
+    if item.issparse():
+        return Member(item.name, item.size, b"", ("unreadable", "a sparse file"))
+    return Member(item.name, item.size, Recipe("shards.sources.pieces:read", (item.offset_data, item.size), file))
+
+
+def _packed(archive: tarfile.TarFile, item: tarfile.TarInfo, wanted: bool) -> Member:
+    if item.size > MOST:
+        return Member(item.name, item.size, b"", ("too_large", "more than 1 GiB"))
+    opened = archive.extractfile(item) if wanted else None
+    return Member(item.name, item.size, opened.read() if opened else b"")

@@ -1,0 +1,189 @@
+"""An existing WebDataset: tars of samples, as webdataset's ShardWriter and img2dataset write them.
+
+A sample is a run of members whose names agree up to the first dot: an image, and `.cls` (a number or a name), `.txt` (a
+caption), `.json` (anything) if there are any. img2dataset adds to `00000.tar` a `00000.parquet`, which says the same as
+the .json members and which downloads failed, and a `00000_stats.json`, which says how many did not.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from shards.entry import Entry, Rejected
+from shards.errors import UserError
+from shards.sources.folder import EXTENSIONS, walk
+from shards.sources.layout import content, inside
+from shards.sources.rows import is_said
+from shards.sources.tars import TAR_ENDINGS, Member, read_tar, stem
+
+# Fields of img2dataset's .json that say nothing about the face, or too much about who took the photo and where.
+LEFT_OUT = ("key", "status", "error_message", "width", "height", "exif")
+MOST_NAMED = 5  # tars in a note
+
+
+@dataclass
+class WebDataset:
+    """The samples of all tars below a folder, or of one tar.
+
+    image: the extension of the member to take, where a sample has several images ("input.jpg"); label_field and
+    group_field: of the .json; split_pattern: a regular expression with one group, searched in the path of the tar.
+    """
+
+    root: Path
+    image: str = ""
+    label_field: str = ""
+    group_field: str = ""
+    split_pattern: str = ""
+    found: dict[str, int] = field(default_factory=dict)  # tar -> samples, after iterating
+
+    def __iter__(self) -> Iterator[Entry | Rejected]:
+        """Entries in the order of the tars' names and of their samples; extras: fields of the .json, caption.
+
+        Raises:
+            UserError: no tar, no sample in any, a pattern that is none.
+        """
+        pattern = self._pattern()
+        self.found.clear()
+        for name, file in self._tars():
+            match = pattern.search(name) if pattern else None
+            split = match[1] if match else None
+            self.found[name] = 0
+            for sample in samples(read_tar(file)):
+                if isinstance(sample, Rejected):
+                    yield replace(sample, source=name)
+                    continue
+                self.found[name] += 1
+                if pattern and split is None:
+                    yield Rejected(f"{name}/{sample[0]}", "no_split")
+                else:
+                    yield self._entry(name, split, *sample)
+        if not any(self.found.values()):
+            raise UserError(f"webdataset: no samples in {self.root} ({len(self.found)} tars)")
+
+    def notes(self) -> list[str]:
+        """What img2dataset wrote about its tars and what they hold, where both differ."""
+        folder = self.root.parent if self.root.is_file() else self.root
+        notes, differing, unfinished, failed, asked = [], [], [], 0, 0
+        for name, count in self.found.items():
+            stats = _stats(folder / f"{stem(name)}_stats.json")
+            if stats is None:
+                unfinished.append(name)
+                continue
+            asked, failed = asked + stats["count"], failed + stats["count"] - stats["successes"]
+            if stats["successes"] != count:
+                differing.append(f"{name} {count} of {stats['successes']}")
+        if differing:
+            notes.append(f"tars with other counts than their _stats.json: {', '.join(differing[:MOST_NAMED])}")
+        if unfinished and len(unfinished) < len(self.found):
+            notes.append(
+                f"{len(unfinished)} tars without _stats.json ({', '.join(unfinished[:MOST_NAMED])}): unfinished?"
+            )
+        if failed:
+            notes.append(f"{failed} of {asked} downloads had failed before; the .parquet files list them")
+        return notes
+
+    def _tars(self) -> list[tuple[str, Path]]:
+        if self.root.is_file():
+            return [(self.root.name, self.root.absolute())]
+        if not self.root.is_dir():
+            raise UserError(f"webdataset: {self.root} does not exist")
+        names = [name for name in walk(self.root) if name.lower().endswith(TAR_ENDINGS)]
+        if not names:
+            raise UserError(f"webdataset: no .tar in {self.root} (found: {content(self.root)})")
+        return [(name, self.root.absolute() / name) for name in names]
+
+    def _pattern(self) -> re.Pattern[str] | None:
+        try:
+            pattern = re.compile(self.split_pattern)
+        except re.error as error:
+            raise UserError(f"--split-pattern {self.split_pattern!r} is not a regular expression: {error}") from None
+        if self.split_pattern and pattern.groups != 1:
+            raise UserError(
+                f"--split-pattern {self.split_pattern!r} has {pattern.groups} groups; put one pair of parentheses "
+                "around the part that names the split, such as '^(train|val)-'"
+            )
+        return pattern if self.split_pattern else None
+
+    def _entry(self, tar: str, split: str | None, key: str, members: dict[str, Member]) -> Entry | Rejected:
+        source = f"{tar}/{key}"
+        if inside(key) is None:
+            return Rejected(source, "outside", "a path that leaves the archive")
+        extension = self._image(members)
+        if extension is None:
+            return Rejected(source, "missing", f"no image among {', '.join(members)}")
+        image = members[extension]
+        if image.fate:
+            return Rejected(source, *image.fate)
+        try:
+            known = _json(members)
+            label = known.pop(self.label_field, None) if self.label_field else _text(members, "cls")
+            group = known.pop(self.group_field, None) if self.group_field else None
+            extras = {name: value for name, value in known.items() if name not in LEFT_OUT and is_said(value)}
+            caption = _text(members, "txt")
+        except ValueError as error:
+            return Rejected(source, "bad_row", str(error))
+        if caption is not None:
+            extras.setdefault("caption", caption)
+        return Entry(
+            key=f"{stem(tar)}/{key}",
+            source=f"{source}.{extension}",
+            read=image.read,
+            label=None if label is None else str(label),
+            split=split,
+            group=None if group is None else str(group),
+            extras=extras,
+        )
+
+    def _image(self, members: dict[str, Member]) -> str | None:
+        if self.image:
+            return self.image if self.image in members else None
+        return next((extension for extension in members if f".{extension.lower()}" in EXTENSIONS), None)
+
+
+def samples(members: Iterable[Member | Rejected]) -> Iterator[tuple[str, dict[str, Member]] | Rejected]:
+    """Runs of members of one key, by extension; hidden ones left out."""
+    before = ""
+    run: dict[str, Member] = {}
+    for member in members:
+        if isinstance(member, Rejected):
+            yield member
+            continue
+        folder, slash, base = member.name.removeprefix("./").rpartition("/")
+        name, _, extension = base.partition(".")
+        if not name or "__MACOSX" in folder:
+            continue
+        key = folder + slash + name
+        if key != before and run:
+            yield before, run
+            run = {}
+        before = key
+        run[extension] = member
+    if run:
+        yield before, run
+
+
+def _json(members: dict[str, Member]) -> dict[str, Any]:
+    if "json" not in members:
+        return {}
+    known = json.loads(members["json"].content())
+    if not isinstance(known, dict):
+        raise ValueError("its .json is not an object")  # noqa: TRY004 - a damaged member
+    return known
+
+
+def _text(members: dict[str, Member], extension: str) -> str | None:
+    if extension not in members:
+        return None
+    return members[extension].content().decode().strip() or None
+
+
+def _stats(file: Path) -> dict[str, int] | None:
+    """How many downloads were tried and came; None if there is no such file, or another one."""
+    try:
+        found = json.loads(file.read_bytes())
+        return {name: int(found[name]) for name in ("count", "successes")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
