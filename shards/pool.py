@@ -1,5 +1,6 @@
 """Shards on several processes: each takes the next one; a death, a full disk or Ctrl-C ends all of them cleanly."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -99,6 +100,7 @@ def _start(job: Job, counter: Any, stop: Any) -> None:
     """Set up a worker, which does not outlive its parent."""
     global _job, _counter, _stop
     _job, _counter, _stop = job, counter, stop
+    gc.freeze()  # nothing that is loaded by now will ever be garbage: 6 % of the time went into looking
     threading.Thread(target=_follow_parent, daemon=True).start()
 
 

@@ -1,0 +1,6 @@
+"""How fast shards are built; see simfle/commands/bench_build.py."""
+
+from simfle.commands.bench_build import main
+
+if __name__ == "__main__":
+    main()
