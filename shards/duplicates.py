@@ -40,9 +40,9 @@ class Matches:
 
 
 class Gallery:
-    """Fingerprints [n] in which others are looked up."""
+    """Fingerprints [n] in which others are looked up, `at_once` of them in a call."""
 
-    def __init__(self, prints: Fingerprints, distance: int = NEAR) -> None:
+    def __init__(self, prints: Fingerprints, distance: int = NEAR, at_once: int = 1 << 16) -> None:
         check_distance(distance)
         self.prints = prints
         pixels = np.asarray(prints["pixels"])
@@ -53,7 +53,7 @@ class Gallery:
         first[1:] = self._pixels[1:] != self._pixels[:-1]
         firsts = np.sort(self._order[first])
         self._comparable = firsts[~np.asarray(prints["plain"])[firsts]]  # [m]
-        self._search = Search(np.asarray(prints["hash"])[self._comparable], distance)
+        self._search = Search(np.asarray(prints["hash"])[self._comparable], distance, at_once)
 
     def first(self, pixels: NDArray[np.uint64]) -> Ints:
         """The first image with these very pixels, -1 where there is none."""

@@ -122,7 +122,9 @@ class Screen:
     def __init__(self, path: Path) -> None:
         try:
             content = json.loads(path.read_bytes())
-            self._gallery = Gallery(np.load(path.with_suffix(".npy"), allow_pickle=False), content["distance"])
+            self._gallery = Gallery(
+                np.load(path.with_suffix(".npy"), allow_pickle=False), content["distance"], at_once=1
+            )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"cannot read {path}: {error}; delete it and run the same command again") from None
         self._keys: list[str] = content["keys"]

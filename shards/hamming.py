@@ -19,6 +19,7 @@ Ints = NDArray[np.int64]
 
 PIECE = 1 << 20  # candidates looked at together: what bounds the memory beside the words themselves
 PROBE_COST = 4.0  # looking into a bucket, in candidates
+CALL_COST = 5000.0  # beginning with a band, in candidates: counts where words are looked up one by one
 WIDEST = 22  # bits of a band; its table of buckets has 2^bits entries
 
 
@@ -45,8 +46,11 @@ class Band:
         return np.array([sum(1 << bit for bit in bits) for bits in chosen], np.int64)
 
 
-def plan_bands(words: int, distance: int) -> tuple[Band, ...]:
-    """The cheapest bands for `words` words, were they random; a single one of no bits means: compare with all."""
+def plan_bands(words: int, distance: int, at_once: int = 1 << 16) -> tuple[Band, ...]:
+    """The cheapest bands for `words` words, were they random; a single one of no bits means: compare with all.
+
+    at_once: how many words will be looked up together.
+    """
     plans: list[tuple[Band, ...]] = [(Band(0, 0, 0),)]
     for number in range(3, 17):
         radius, rest = divmod(distance, number)
@@ -57,16 +61,17 @@ def plan_bands(words: int, distance: int) -> tuple[Band, ...]:
         ]
         plans.append(tuple(band for band in bands if band.radius >= 0))
     wide = [bands for bands in plans if max(band.width for band in bands) <= WIDEST]
-    return min(wide, key=lambda bands: sum(b.probes * (PROBE_COST + words / 2**b.width) for b in bands))
+    call = CALL_COST / at_once
+    return min(wide, key=lambda bands: sum(call + b.probes * (PROBE_COST + words / 2**b.width) for b in bands))
 
 
 class Search:
     """Words [n] that can be searched: 8 bytes a word and 4 more for each band."""
 
-    def __init__(self, words: Words, distance: int) -> None:
+    def __init__(self, words: Words, distance: int, at_once: int = 1 << 16) -> None:
         self.words = words
         self.distance = distance
-        self.bands = plan_bands(len(words), distance)
+        self.bands = plan_bands(len(words), distance, at_once)
 
     @cached_property
     def _buckets(self) -> list[tuple[NDArray[np.uint32], Ints, Ints]]:
