@@ -18,6 +18,7 @@ class Announcer:
         self._console = Console(file=sys.stderr)
         self._bar: Progress | None = None
         self._last_line = 0.0
+        self._seen = 0
         self._speed = 0.0
         self._wait = 0.0
         if enabled and self._console.is_terminal:
@@ -54,9 +55,11 @@ class Announcer:
         """speed: images/s over all processes; wait: share of the step spent waiting for data, 0 to 1."""
         if not self.enabled:
             return
-        # Smoothed over about ten steps: a single step's speed is noise.
-        self._speed = speed if not self._speed else 0.9 * self._speed + 0.1 * speed
-        self._wait = 0.9 * self._wait + 0.1 * wait
+        # Smoothed over about ten steps, for a single one is noise; the first, which warms up, does not count.
+        self._seen += 1
+        keep = 0.9 if self._seen > 2 else 0.0
+        self._speed = keep * self._speed + (1 - keep) * speed
+        self._wait = keep * self._wait + (1 - keep) * wait
         text = f"loss {loss:.4f}  {self._speed:.1f} images/s  data wait {self._wait:.0%}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
