@@ -5,19 +5,26 @@ nothing is turned upright: who wants every image checked builds shards from such
 """
 
 import hashlib
+import json
+import multiprocessing
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from shards.entry import Rejected
 from shards.errors import UserError
-from shards.index import Index, index_tar
-from shards.manifest import FORMAT, NAME, Manifest, ShardInfo
+from shards.files import write_atomic
+from shards.index import Index, index_tar, make_index, read_index, same, write_index
+from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
 
+T = TypeVar("T")
 IMAGES = ("jpg", "jpeg", "png", "webp")  # extensions of image members, in lower case; the first one there counts
 SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 KIND = "foreign"
@@ -85,11 +92,10 @@ def examine(tar: Path) -> Found:
                     number = read(members["cls"].offset, min(members["cls"].size, 20)).strip()
                     numbered &= number.isdigit()
                     top = max(top, int(number)) if numbered else top
-    usable = Index(
-        tuple(key for key, kept in zip(index.keys, keep, strict=True) if kept),
-        index.extensions,
-        index.offsets[keep],
-        index.sizes[keep],
+    usable = make_index(
+        (item.name, item.offset, item.size)
+        for sample in np.flatnonzero(keep).tolist()
+        for item in index.members(sample).values()
     )
     return Found(usable, tuple(rejected), numbered, top)
 
@@ -155,3 +161,54 @@ def synthesise(folder: Path) -> Manifest:
             yield shard_info(tar, found, digest.hexdigest()), found
 
     return make_manifest(folder, examined())[0]
+
+
+def index_folder(folder: Path, terms: str, workers: int, overwrite: bool, progress: Callable[[int], None]) -> Manifest:
+    """Write an index beside each tar, `rejected.jsonl` and the manifest, so that nothing is made on the spot any more.
+
+    overwrite: replace indexes that say something else, and a manifest of foreign tars. `progress` gets the tars done.
+
+    Raises:
+        UserError: no tars, a manifest or other indexes are there, a key that an index cannot hold, no usable sample.
+    """
+    tars = tars_in(folder)
+    if (folder / NAME).exists() and not (overwrite and describes(read_manifest(folder))):
+        raise UserError(f"shards: {folder} has a {NAME} already; there is nothing to do (or give --overwrite)")
+    examined = []
+    for done, item in enumerate(map_tars(partial(_index_tar, overwrite=overwrite), tars, workers), 1):
+        examined.append(item)
+        progress(done)
+    manifest, rejected = make_manifest(folder, examined, terms)
+    write_atomic(folder / REJECTED, "".join(json.dumps(asdict(item)) + "\n" for item in rejected).encode())
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, Found]:
+    """Read a tar in full, and write its index."""
+    found = examine(tar)
+    spaced = next((key for key in found.index.keys if " " in key or "\n" in key), None)
+    if spaced is not None:
+        raise UserError(
+            f"shards: {tar}: the key {spaced!r} has a space, which DALI's index format cannot hold; "
+            "read this folder without a manifest, or build shards from it"
+        )
+    path = tar.with_name(index_name(tar.name))
+    if path.exists() and not overwrite and not same(read_index(path), found.index):
+        raise UserError(f"shards: {path} is there and says something else; give --overwrite to replace it")
+    write_index(path, found.index)
+    digest = hashlib.sha256()
+    with tar.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    # The samples are not needed any more, and would have to be sent from a process.
+    return shard_info(tar, found, digest.hexdigest()), replace(found, index=make_index(()))
+
+
+def map_tars(function: Callable[[Path], T], tars: Sequence[Path], workers: int) -> Iterator[T]:
+    """`function` of each tar, in order, on several processes."""
+    if min(workers, len(tars)) <= 1:
+        yield from map(function, tars)
+        return
+    with ProcessPoolExecutor(min(workers, len(tars)), multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(function, tars)

@@ -88,6 +88,16 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, extension
 
 
+def same(first: Index, second: Index) -> bool:
+    """Whether two indexes say the same."""
+    return (
+        first.keys == second.keys
+        and first.extensions == second.extensions
+        and np.array_equal(first.offsets, second.offsets)
+        and np.array_equal(first.sizes, second.sizes)
+    )
+
+
 def index_tar(tar: Path) -> Index:
     """The index of any tar, read from its headers.
 

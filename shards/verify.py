@@ -1,14 +1,16 @@
 """Hold a folder of shards against its manifest: sizes, hashes, indexes, samples, images, rejects."""
 
 import hashlib
+import io
 import json
 import mmap
 import multiprocessing
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,11 +19,14 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
+from shards import foreign
 from shards.entry import REASONS
 from shards.errors import UserError
-from shards.index import Index, index_tar, read_index
+from shards.index import Index, index_tar, read_index, same
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest
+from shards.remote import download, is_url, join, names_in
 from shards.rules import keyed_hash
 
 MOST = 20  # problems told of one shard
@@ -49,8 +54,10 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
 
 
-def verify(folder: Path, decode: float, workers: int, progress: Callable[[int], None]) -> Verdict:
-    """Check everything; decode a share of the images, the same ones each time. `progress` gets the samples done.
+def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[int], None]) -> Verdict:
+    """Check everything in a folder or behind a URL, shard by shard; decode a share of the images, always the same ones.
+
+    `progress` gets the samples done.
 
     Raises:
         UserError: no readable manifest, `decode` not in [0, 1].
@@ -70,13 +77,31 @@ def verify(folder: Path, decode: float, workers: int, progress: Callable[[int], 
         groups[checked.info.split] = np.union1d(known, checked.groups)
         done += checked.info.samples
         progress(done)
-    verdict.problems += [*_repeated(keys), *_rejects(folder, manifest), *_strays(folder, manifest)]
+    # Others number their samples as they like.
+    (verdict.notes if foreign.describes(manifest) else verdict.problems).extend(_repeated(keys))
+    with _local(folder, [REJECTED]) as copy:
+        verdict.problems += _rejects(copy, manifest)
+    verdict.problems += _strays(folder, manifest)
     verdict.notes += _divided(groups)
     return verdict
 
 
-def _check_all(folder: Path, manifest: Manifest, decode: float, workers: int) -> Iterator[Checked]:
-    check = partial(check_shard, folder, labels=manifest.labels, decode=decode)
+@contextmanager
+def _local(folder: str | Path, names: list[str]) -> Iterator[Path]:
+    """Where these files of `folder` lie on this machine: there, or in a temporary folder that goes again."""
+    if not is_url(folder):
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
+        for name in names:
+            # What is not there will be found missing.
+            with suppress(FileNotFoundError):
+                download(join(str(folder), name), Path(temporary) / name)
+        yield Path(temporary)
+
+
+def _check_all(folder: str | Path, manifest: Manifest, decode: float, workers: int) -> Iterator[Checked]:
+    check = partial(check_shard, folder, labels=manifest.labels, decode=decode, ours=not foreign.describes(manifest))
     workers = min(workers, len(manifest.shards))
     if workers <= 1:
         yield from map(check, manifest.shards)
@@ -88,8 +113,15 @@ def _check_all(folder: Path, manifest: Manifest, decode: float, workers: int) ->
             raise UserError("a worker process died while checking; run again with --workers 1 to see where") from None
 
 
-def check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode: float) -> Checked:
-    """Check one tar and its index."""
+def check_shard(
+    folder: str | Path, info: ShardInfo, labels: tuple[str, ...], decode: float, ours: bool = True
+) -> Checked:
+    """Check one tar and its index. ours: not only the images, but all that we write beside them too."""
+    with _local(folder, [info.file, index_name(info.file)]) as copy:
+        return _check_shard(copy, info, labels, decode, ours)
+
+
+def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode: float, ours: bool) -> Checked:
     checked = Checked(info)
     path = folder / info.file
     try:
@@ -102,17 +134,17 @@ def check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode: 
     elif digest != info.sha256:
         checked.problems.append(f"{info.file}: its sha256 is not the manifest's")
     try:
-        index = index_tar(path)
+        index = index_tar(path) if ours else foreign.examine(path).index
         listed = read_index(folder / index_name(info.file))
     except UserError as error:
         checked.problems.append(f"{info.file}: {error}")
         return checked
-    if not _same(index, listed):
+    if not same(index, listed):
         checked.problems.append(f"{index_name(info.file)}: does not say where the samples in {info.file} lie")
     if len(index) != info.samples:
         checked.problems.append(f"{info.file}: {len(index)} samples, the manifest says {info.samples}")
     if len(index):
-        _check_samples(path, index, labels, decode, checked)
+        _check_samples(path, index, labels, decode, ours, checked)
     if len(checked.problems) > MOST:
         more = len(checked.problems) - MOST
         checked.problems[MOST:] = [f"{info.file}: and {more} more problems"]
@@ -128,16 +160,9 @@ def _hash(path: Path) -> tuple[int, str]:
     return size, digest.hexdigest()
 
 
-def _same(first: Index, second: Index) -> bool:
-    return (
-        first.keys == second.keys
-        and first.extensions == second.extensions
-        and np.array_equal(first.offsets, second.offsets)
-        and np.array_equal(first.sizes, second.sizes)
-    )
-
-
-def _check_samples(path: Path, index: Index, labels: tuple[str, ...], decode: float, checked: Checked) -> None:
+def _check_samples(
+    path: Path, index: Index, labels: tuple[str, ...], decode: float, ours: bool, checked: Checked
+) -> None:
     groups = []
     with ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))
@@ -147,7 +172,10 @@ def _check_samples(path: Path, index: Index, labels: tuple[str, ...], decode: fl
             members = {name: content[item.offset : item.offset + item.size] for name, item in places.items()}
             wanted = _share(key) < decode
             checked.decoded += wanted
-            known, problem = _check_sample(key, members, labels, checked.info.split, wanted)
+            if ours:
+                known, problem = _check_sample(key, members, labels, checked.info.split, wanted)
+            else:
+                known, problem = {}, _check_foreign(members) if wanted else ""
             if problem:
                 checked.problems.append(f"{path.name}: {key}: {problem}")
             if known.get("group") is not None:
@@ -173,6 +201,16 @@ def _check_sample(
     if number != ("" if label is None else str(labels.index(label)) if label in labels else None):
         return known, f"cls {number or 'absent'!r} does not go with label {label!r}"
     return known, _check_image(members["jpg"], known) if decode else ""
+
+
+def _check_foreign(members: dict[str, bytes]) -> str:
+    content = members[foreign.image_of(members) or ""]
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return f"its image is damaged ({error})"
+    return ""
 
 
 def _check_image(jpeg: bytes, known: dict[str, Any]) -> str:
@@ -225,8 +263,9 @@ def _rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{NAME}: {manifest.entries} entries are not {first} samples and {manifest.rejected} rejected"
 
 
-def _strays(folder: Path, manifest: Manifest) -> list[str]:
+def _strays(folder: str | Path, manifest: Manifest) -> list[str]:
     """Tars and indexes that are not ours: whoever reads *.tar would read them."""
     known = {name for shard in manifest.shards for name in (shard.file, index_name(shard.file))}
-    found = sorted(path.name for path in folder.iterdir() if path.suffix in (".tar", ".idx"))
+    listed = names_in(str(folder)) if is_url(folder) else sorted(path.name for path in Path(folder).iterdir())
+    found = [name for name in listed or () if Path(name).suffix in (".tar", ".idx")]
     return [f"{name}: not in the manifest" for name in found if name not in known]

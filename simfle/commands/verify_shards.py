@@ -1,7 +1,6 @@
 """tools/verify_shards.py: are the shards what their manifest says?"""
 
 import os
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ from simfle.commands.app import command
 
 
 def verify_shards(
-    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder with a manifest.json.")],
+    folder: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder with a manifest.json, or its URL.")],
     decode: Annotated[float, typer.Option(help="Share of the images to decode in full, 0 to 1.")] = 1.0,
     workers: Annotated[int, typer.Option(help="Processes; 0: as many as there are cores.")] = 0,
 ) -> None:
