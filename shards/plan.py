@@ -154,11 +154,10 @@ def _row(base: sqlite3.Connection, item: Entry | Rejected, text: str) -> tuple[A
 
 def _tell_apart(base: sqlite3.Connection) -> None:
     """Give every entry whose key in the tar would not be its own a mark that depends on its name alone."""
-    alike = base.execute(f"SELECT rowid, key, ident FROM found WHERE reason IS NULL AND key IN ({ALIKE})").fetchall()
-    marked = [(marked_key(key, ident.decode("utf-8", "surrogateescape")), rowid) for rowid, key, ident in alike]
-    base.execute("BEGIN")
-    base.executemany("UPDATE found SET key = ? WHERE rowid = ?", marked)
-    base.execute("COMMIT")
+    base.create_function(
+        "marked", 2, lambda key, ident: marked_key(key, ident.decode("utf-8", "surrogateescape")), deterministic=True
+    )
+    base.execute(f"UPDATE found SET key = marked(key, ident) WHERE reason IS NULL AND key IN ({ALIKE})")
     left = base.execute(ALIKE).fetchone()
     if left:
         raise UserError(f"two entries would both get the key {left[0]!r}; rename one of the files")
