@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
 from simfle.commands.app import run
+from simfle.commands.build_remote import Url, check_output, execute_remote, fetch, place
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,7 +55,10 @@ class Common:
         "Images that are written anew never have any.",
     )
     crop: float | None = option(
-        None, "Crop by the corpus's own box with this share of its sides around it, such as 0.25.", float | None
+        None,
+        "Crop by the corpus's own box with this share of its sides around it, such as 0.25. Boxes and landmarks count "
+        "in the pixels that the file stores; where EXIF turns the image, they are turned with it.",
+        float | None,
     )
     shorter_side: int = option(0, "Shrink larger images so that their shorter side has so many pixels; 0: never.")
     align: bool = option(
@@ -79,6 +83,12 @@ class Common:
     exclude_distance: int = option(8, "--exclude: most differing bits of 64 of near duplicates, 0 to 16.")
     exclude_images_only: bool = option(
         False, "--exclude: people do not count, as where two corpora number theirs independently."
+    )
+    work: Path | None = option(  # noqa: RUF009 - a field
+        None,
+        "Folder for downloads of sources given by URL, and for shards before they are uploaded to one; default: in "
+        "~/.cache/simfle/build.",
+        Path | None,
     )
     shard_samples: int = option(2048, "Most entries in one shard.")
     corpus: str = option("", "Name of the corpus in the manifest; default: the name of the folder or list.")
@@ -112,13 +122,16 @@ def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
 
     @wraps(function)
     def command(**values: Any) -> None:
-        corpus = function(**{name: values[name] for name in own})
         common = Common(**{item.name: values[item.name] for item in shared})
-        execute(values["out"], corpus, common)
+        out = values["out"]
+        if isinstance(out, Url):
+            check_output(out)  # before anything is downloaded
+        given = {name: fetch(item, common.work) if isinstance(item := values[name], Url) else item for name in own}
+        (execute_remote if isinstance(out, Url) else execute)(out, function(**given), common)
 
-    arguments = [item for item in own.values() if item.default is item.empty]
+    arguments = [_place(item) for item in own.values() if item.default is item.empty]
     options = [item for item in own.values() if item.default is not item.empty]
-    out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of shards to make.")]
+    out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of shards to make, or its URL.", parser=place)]
     positional = [*arguments, inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, annotation=out)]
     extra = [_parameter(item) for item in shared]
     keyword = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*positional, *options, *extra)]
@@ -126,6 +139,14 @@ def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
     command.__annotations__ = {item.name: item.annotation for item in keyword}
     app.command(function.__name__)(command)
     return function
+
+
+def _place(item: inspect.Parameter) -> inspect.Parameter:
+    """An argument that is a path may be a URL."""
+    kind, about = get_args(item.annotation)
+    if kind is Path:
+        about.parser = place
+    return item
 
 
 def _parameter(item: "dataclasses.Field[Any]") -> inspect.Parameter:
@@ -209,15 +230,21 @@ def procedural(
 
 def execute(out: Path, corpus: Corpus, common: Common) -> None:
     """Build what was asked for and tell how it went."""
-    from shards.build import build
-    from simfle.commands.build_report import Meter, show
+    from simfle.commands.build_report import show
 
-    if common.group_pattern and corpus.options.get("columns", {}).get("group"):
-        raise UserError("--group-column and --group-pattern both name the person; give one of them")
-    request = _request(out, corpus, common)
+    request = make_request(out, corpus, common)
     for root in corpus.roots:
         if out.resolve().is_relative_to(root.resolve()):
             raise UserError(f"the output {out} lies inside the source {root}; choose one outside of it")
+    report, rate = build_here(request, corpus)
+    show(out, report, rate)
+
+
+def build_here(request: "Build", corpus: Corpus) -> "tuple[Report, float]":
+    """Build into the local folder of the request; also the images/s of its last stage."""
+    from shards.build import build
+    from simfle.commands.build_report import Meter
+
     if request.terms:
         typer.echo(f"terms of use of {request.corpus}: {request.terms}")
     with Meter() as meter:
@@ -229,14 +256,17 @@ def execute(out: Path, corpus: Corpus, common: Common) -> None:
             raise
     report.notes += corpus.notes()
     corpus.finish(request, report)
-    show(out, report, meter.rate)
+    return report, meter.rate
 
 
-def _request(out: Path, corpus: Corpus, common: Common) -> "Build":
+def make_request(out: Path, corpus: Corpus, common: Common) -> "Build":
+    """What the command line asks for."""
     from shards.build import Build
     from shards.exclude import Exclude, parse_excluded
     from shards.rules import Rules, normal_label
 
+    if common.group_pattern and corpus.options.get("columns", {}).get("group"):
+        raise UserError("--group-column and --group-pattern both name the person; give one of them")
     names = tuple(normal_label(name) or "" for name in common.labels.split(",")) if common.labels else corpus.labels
     if "" in names:
         raise UserError(f"--labels {common.labels!r} has an empty name; give them as happiness,neutral,anger")
