@@ -131,14 +131,18 @@ def _compare(request: Build, entries: Iterable[Entry | Rejected]) -> Report:
     if not (request.out / NAME).is_file():
         raise UserError(f"{request.out} exists and is no folder of shards; choose another output")
     manifest = read_manifest(request.out)
-    digest = digest_entries(entries, request.rules, request.decides())
-    if manifest.build.get("digest") != digest:
+    if not is_same(request, manifest, entries):
         raise UserError(
             f"{request.out} holds shards of other images or options; choose another output or delete that folder"
         )
     # A build that was stopped between its last rename and its clean-up leaves its workshop.
     shutil.rmtree(request.partial, ignore_errors=True)
     return Report(manifest, already=True)
+
+
+def is_same(request: Build, manifest: Manifest, entries: Iterable[Entry | Rejected]) -> bool:
+    """Whether shards with this manifest are what the request would build."""
+    return manifest.build.get("digest") == digest_entries(entries, request.rules, request.decides())
 
 
 def _discard(partial: Path, made: list[Path]) -> None:

@@ -68,8 +68,13 @@ def read_manifest(folder: str | Path) -> Manifest:
         UserError: folder missing, no manifest in it, another format version, damaged; a URL that cannot be read.
     """
     path, content = _read(folder)
+    return parse_manifest(content, path)
+
+
+def parse_manifest(data: bytes, path: str) -> Manifest:
+    """The manifest in `data`; path: where it comes from, for messages. Raises UserError like `read_manifest`."""
     try:
-        content = json.loads(content)
+        content = json.loads(data)
     except ValueError as error:
         raise UserError(f"shards: {path} is damaged ({error}); build the shards again") from None
     found = content.get("format") if isinstance(content, dict) else None
@@ -81,7 +86,7 @@ def read_manifest(folder: str | Path) -> Manifest:
         raise UserError(f"shards: {path} is damaged ({error!r}); build the shards again") from None
 
 
-def _read(folder: str | Path) -> tuple[str, Any]:
+def _read(folder: str | Path) -> tuple[str, bytes]:
     """The manifest's place, for messages, and its bytes."""
     if is_url(folder):
         check_url(str(folder))

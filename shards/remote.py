@@ -119,13 +119,26 @@ def upload(path: Path, url: str) -> None:
 
 
 def size_of(url: str) -> int | None:
-    """Bytes of a file; None where there is none. Not for http(s)."""
+    """Bytes of a file; None where there is none, or where nobody can say (http)."""
+    if _scheme(url) in HTTP:
+        return None
     system, path = _file_system(url)
     system.invalidate_cache()
     try:
         return int(retried(url, lambda: system.info(path))["size"])
     except FileNotFoundError:
         return None
+
+
+def is_folder(url: str) -> bool:
+    """Whether a URL is that of a folder; of http(s) none is. Raises UserError where nothing is there."""
+    if _scheme(url) in HTTP:
+        return False
+    system, path = _file_system(url)
+    try:
+        return bool(retried(url, lambda: system.info(path))["type"] == "directory")
+    except FileNotFoundError:
+        raise UserError(f"there is no {shown(url)}") from None
 
 
 def names_in(url: str) -> list[str] | None:

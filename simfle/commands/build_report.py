@@ -61,7 +61,7 @@ class Meter:
             self._console.print(f"{stage} {done}/{total or '?'} {self.rate:.0f} images/s", highlight=False)
 
 
-def show(out: Path, report: "Report", rate: float) -> None:
+def show(out: Path | str, report: "Report", rate: float) -> None:
     """The result: samples per label and split, rejects by reason, what to know, where it lies, what to run next."""
     console = Console(highlight=False, soft_wrap=True)
     manifest = report.manifest

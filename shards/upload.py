@@ -1,0 +1,96 @@
+"""Bring a finished folder of shards to a URL: the manifest last, what is there already not again."""
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.errors import UserError
+from shards.files import write_atomic
+from shards.manifest import NAME, REJECTED, Manifest, index_name, parse_manifest, read_manifest
+from shards.remote import check_url, join, names_in, read_url, shown, size_of, upload
+
+AT_ONCE = 4
+
+
+def manifest_at(url: str) -> Manifest | None:
+    """The manifest of the shards at a URL that can be written to; None where there are none.
+
+    Raises:
+        UserError: not to be written to, not readable, a damaged manifest.
+    """
+    check_url(url, write=True)
+    place = join(url, NAME)
+    try:
+        return parse_manifest(read_url(place), shown(place))
+    except FileNotFoundError:
+        return None
+
+
+@dataclass
+class Upload:
+    """The upload of `folder` to `url`. record: a file that keeps the size and sha256 of what has been uploaded."""
+
+    folder: Path
+    url: str
+    record: Path
+    skipped: int = 0
+    _done: dict[str, list[int | str]] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, progress: Callable[[int, int], None]) -> None:
+        """Upload all files, the manifest when everything else is there. `progress` gets the files done, and all.
+
+        Raises:
+            UserError: other files are there, the manifest of another build, a failure that does not pass; what has
+            been uploaded counts when it is run again.
+        """
+        manifest = read_manifest(self.folder)
+        hashes = {shard.file: shard.sha256 for shard in manifest.shards}
+        names = [name for file in hashes for name in (file, index_name(file))] + [REJECTED]
+        self._refuse_others({*names, NAME})
+        if self.record.exists():
+            self._done = json.loads(self.record.read_bytes())
+
+        def one(name: str) -> None:
+            self._put(name, hashes.get(name))
+            with self._lock:
+                self._count += 1
+                progress(self._count, len(names) + 1)
+
+        self._count = 0
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            try:
+                for future in [pool.submit(one, name) for name in names]:
+                    future.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        upload(self.folder / NAME, join(self.url, NAME))
+        progress(len(names) + 1, len(names) + 1)
+
+    def _refuse_others(self, names: set[str]) -> None:
+        try:
+            there = names_in(self.url) or []
+        except FileNotFoundError:
+            return
+        others = [name for name in there if name not in names]
+        if others:
+            raise UserError(f"{shown(self.url)} has other files in it ({others[0]}, ...); choose another output")
+
+    def _put(self, name: str, sha256: str | None) -> None:
+        path, url = self.folder / name, join(self.url, name)
+        known: list[int | str] = [path.stat().st_size, sha256 or hashlib.sha256(path.read_bytes()).hexdigest()]
+        if self._done.get(name) == known and size_of(url) == known[0]:
+            self.skipped += 1
+            return
+        upload(path, url)
+        size = size_of(url)
+        if size != known[0]:
+            raise UserError(f"{shown(url)} has {size} bytes after its upload instead of {known[0]}; upload it again")
+        with self._lock:
+            self._done[name] = known
+            write_atomic(self.record, json.dumps(self._done).encode())
