@@ -50,13 +50,15 @@ class DigiFace:
 
 def expected(source: DigiFace) -> dict[str, dict[str, int]]:
     """What the archives hold whose folders are there; without such folders, what the parts hold that are there."""
-    found = [name for name in names(source.root) if (source.root / name).is_dir()]
+    root = source.root
+    found = [name for name in (names(root) if root.is_dir() else ()) if (root / name).is_dir()]
     archives = [list(map(int, match.groups())) for name in found if (match := ARCHIVE.fullmatch(name))]
     if archives:
         return {"train": {"": sum((last - first + 1) * images for first, last, images in archives)}}
     subjects = [int(name) for name in found if name.isdigit()]
-    first = FIRST_PART * any(number < 100_000 for number in subjects)
-    return {"train": {"": first + SECOND_PART * any(number >= 100_000 for number in subjects)}}
+    count = FIRST_PART * any(number < 100_000 for number in subjects)
+    count += SECOND_PART * any(number >= 100_000 for number in subjects)
+    return {"train": {"": count}} if count else {}
 
 
 CORPUS = Known(

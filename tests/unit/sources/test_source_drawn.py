@@ -43,6 +43,7 @@ def test_digiface_parts_are_told_apart(tmp_path: Path, folders: tuple[str, ...],
 
 
 def test_digiface_needs_subjects(tmp_path: Path) -> None:
+    assert digiface.expected(DigiFace(tmp_path / "absent")) == {}
     write(tmp_path / "faces" / "a.png", photo(kind="PNG"))
     with pytest.raises(UserError, match=r"digiface: no <subject>/<number>\.png"):
         list(DigiFace(tmp_path))
