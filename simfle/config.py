@@ -38,7 +38,9 @@ class DataConfig:
     window: int = option(16384, "samples of a stream that are shuffled among each other")
     cache: str = option("", "folder for shards from URLs, on a local disk; empty: ~/.cache/simfle/shards", free=True)
     cache_gb: float = option(50.0, "most gigabytes in that folder, for all processes of a machine", free=True)
-    streaming: bool = option(False, "stream tars (URLs with {000..099}) that can be neither indexed nor cached")
+    streaming: bool = option(
+        False, "stream tars that can be neither indexed nor cached: data.shards=['https://host/{000..099}.tar']"
+    )
 
 
 @dataclass(frozen=True)

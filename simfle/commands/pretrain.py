@@ -13,7 +13,7 @@ from simfle.errors import RunStopped
 
 
 def pretrain(
-    config: Annotated[Path | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
+    config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. data.shards=[shards/faces]")] = None,
 ) -> None:
     """Pretrain with SimFLE. Started again with the same configuration it goes on where the run stands.
@@ -21,9 +21,9 @@ def pretrain(
     accelerate launch --use_deepspeed --num_processes 2 launchers/pretrain.py CONFIG key=value ...
     """
     arguments = list(overrides or [])
-    if config is not None and "=" in str(config):  # no file, only key=value
-        arguments, config = [str(config), *arguments], None
-    resolved = load(PretrainConfig, config, arguments)
+    if config is not None and "=" in config:  # no file, only key=value; as a path, a URL would lose a slash
+        arguments, config = [config, *arguments], None
+    resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from simfle.train.trainer import pretrain as run
 

@@ -151,7 +151,9 @@ class Stream:
     def _failed(self, error: Exception) -> bool:
         """Whether to go on with another shard."""
         self._failures += 1
-        self._error = f"{type(error).__name__}: {error}"
+        # webdataset adds objects and the URL to an error's arguments.
+        said = ", ".join(shown(part) for part in error.args if isinstance(part, str))
+        self._error = f"{type(error).__name__}: {said or error}"
         log.warning("data.streaming: a shard is passed over: %s", self._error)
         return self._failures < FAILURES
 

@@ -188,3 +188,13 @@ def test_errors_of_urls(folder: Path, server: Served, tmp_path: Path) -> None:
     configured = open_corpus(DataConfig(shards=[folder.as_uri(), str(folder)], cache=str(tmp_path / "c")))
     assert len(configured) == 2 * 88
     assert bytes(configured.image(0, 1)) == bytes(configured.image(11, 1))
+
+
+def test_the_command_line_keeps_a_url_whole(tmp_path: Path) -> None:
+    """Also as the first word, where a file of configuration may stand."""
+    root = Path(__file__).parents[3]
+    command = [sys.executable, str(root / "launchers" / "pretrain.py"), "data.shards=[gs://bucket/faces]"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "gs://bucket/faces: gs cannot be read here" in done.stderr
+    assert "pip install gcsfs" in done.stderr
