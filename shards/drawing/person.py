@@ -153,25 +153,25 @@ def draw_person(rng: np.random.Generator) -> Person:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Pose, light and camera of one image."""
+    """Pose, light and camera of one image: the face fills it, as in the crops of expression corpora."""
     u = rng.uniform
     light = np.array([u(-1, 1), u(-0.9, 0.3), u(0.35, 1.0)])
     light /= np.linalg.norm(light)
     warmth = rng.normal(0, 0.05)
     return Scene(
-        yaw=float(np.clip(rng.normal(0, 0.22), -0.5, 0.5)),
-        pitch=float(np.clip(rng.normal(0, 0.11), -0.25, 0.25)),
-        roll=float(np.clip(rng.normal(0, 0.11), -0.3, 0.3)),
-        scale=u(0.36, 0.45),
-        shift=(float(rng.normal(0, 0.025)), float(rng.normal(0.01, 0.02))),
+        yaw=float(np.clip(rng.normal(0, 0.18), -0.4, 0.4)),
+        pitch=float(np.clip(rng.normal(0, 0.09), -0.2, 0.2)),
+        roll=float(np.clip(rng.normal(0, 0.09), -0.25, 0.25)),
+        scale=u(0.51, 0.6),
+        shift=(float(rng.normal(0, 0.02)), float(rng.normal(-0.03, 0.016))),
         light=(float(light[0]), float(light[1]), float(light[2])),
-        ambient=u(0.42, 0.78),
+        ambient=u(0.53, 0.83),
         exposure=u(0.75, 1.12),
         tint=(1 + warmth, 1.0, 1 - warmth),
         gaze=(float(rng.normal(0, 0.3)), float(rng.normal(0, 0.15))),
         shirt=_colour(rng.uniform(20, 230, 3)),
-        blur=u(0.0, 0.8),
-        noise=u(0.5, 3.0),
+        blur=u(0.0, 0.7),
+        noise=u(0.5, 2.5),
     )
 
 

@@ -31,7 +31,7 @@ def plain(seed: int) -> tuple[Person, Scene]:
     rng = np.random.default_rng(seed)
     person = dataclasses.replace(draw_person(rng), hair_style=0, beard=0, glasses=0, freckles=0, skin=(220, 180, 160))
     scene = draw_scene(rng)
-    still = {"yaw": 0.0, "pitch": 0.0, "roll": 0.0, "shift": (0.0, 0.0), "gaze": (0.0, 0.0)}
+    still = {"yaw": 0.0, "pitch": 0.0, "roll": 0.0, "shift": (0.0, 0.0), "scale": 0.4, "gaze": (0.0, 0.0)}
     even = {"light": (0.0, 0.0, 1.0), "ambient": 0.78, "exposure": 1.0, "blur": 0.0, "noise": 0.0}
     return person, dataclasses.replace(scene, **still, **even)
 
