@@ -59,8 +59,12 @@ def run_shards(job: Job, shards: Sequence[Shard], workers: int, advance: Callabl
         ) from None
     finally:
         stop.set()
-        pool.shutdown(wait=False, cancel_futures=True)
+        # With wait=True, or the pool's own thread writes to a closed pipe when Python ends; beside us, for workers that
+        # hang are stopped only by _end.
+        leaving = threading.Thread(target=pool.shutdown, kwargs={"wait": True, "cancel_futures": True})
+        leaving.start()
         _end([child for child in multiprocessing.active_children() if child not in others])
+        leaving.join(PATIENCE)
 
 
 def _feed(pool: ProcessPoolExecutor, shards: Sequence[Shard], workers: int, look: Callable[[], None]) -> None:

@@ -1,11 +1,14 @@
 """Fixtures that several rooms share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from drawn import make_faces
 
+# A process that a shell starts in the background ignores SIGINT, and hands that on to those that tests send one to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one order of sums, and two cores for several processes
 
 
