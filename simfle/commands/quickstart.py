@@ -1,0 +1,284 @@
+"""`tools/quickstart.py`: the whole line on one machine in minutes, stage by stage, each told and resumable."""
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from simfle.commands.app import command
+from simfle.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+CONFIG = Path("configs/pretrain/quickstart.yaml")
+PEOPLE, IMAGES = 100, 21  # drawn people and images of each
+LEAST = 32  # images without which there is nothing to train on
+TEST_SHARE = 0.25
+RARE = 20  # classes with fewer images are left out of the probe
+MANY_FOLDERS = 100  # more folders than this are people or albums rather than classes
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is done, by which commands, and the file or folder that is there when it is done."""
+
+    name: str
+    does: str
+    commands: list[list[str]]
+    result: Path
+    next: str
+
+
+@dataclass
+class Record:
+    """OUT/quickstart.json: what was asked for, and what is finished. stages: name -> command lines and seconds."""
+
+    file: Path
+    data: str
+    stages: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def is_done(self, stage: Stage) -> bool:
+        """Whether the same commands have run to their end and their result is still there."""
+        return self.stages.get(stage.name, {}).get("commands") == stage.commands and stage.result.exists()
+
+    def finish(self, stage: Stage, seconds: float) -> None:
+        """Write down that a stage is done; the ones after it no longer are."""
+        from shards.files import write_atomic
+
+        later = list(STAGES)[STAGES.index(stage.name) + 1 :]
+        self.stages = {name: value for name, value in self.stages.items() if name not in later}
+        self.stages[stage.name] = {"commands": stage.commands, "seconds": seconds}
+        content = {"data": self.data, "stages": self.stages}
+        write_atomic(self.file, (json.dumps(content, indent=1) + "\n").encode())
+
+
+STAGES = ("shards", "pretrain", "export", "evaluate", "report")
+
+
+def quickstart(
+    out: Annotated[Path, typer.Option(help="folder for everything that is made")] = Path("quickstart"),
+    data: Annotated[
+        Path | None, typer.Option(help="your own face images: a folder, or one folder per class; default: drawn faces")
+    ] = None,
+    group_pattern: Annotated[
+        str,
+        typer.Option(help=r"regular expression that finds the person in a path of --data, such as '^(.*)_\d+\.jpg$'"),
+    ] = "",
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="for pretraining, e.g. train.steps=2000")
+    ] = None,
+) -> None:
+    """Faces -> shards -> a small pretraining -> backbone -> probe beside random initialisation -> one HTML page.
+
+    A few minutes on two cores. Started again it skips what is done.
+    """
+    record = _open(out, data)
+    began = time.monotonic()
+    layout = _layout(data, group_pattern) if data else Layout(labelled=True)
+    stages = _stages(out, data, layout, group_pattern, overrides or [])
+    for number, stage in enumerate(stages, 1):
+        _run(stage, record, f"[{number}/{len(stages) + 1}]")
+        if stage.name == "shards":
+            _check_shards(out / "shards", data)
+    _say(f"\n[{len(stages) + 1}/{len(stages) + 1}] report: one page with losses, masks, reconstructions and results")
+    page = _report(out, data, layout, stages, record)
+    _say(f"      result: {page}\n\nAll done in {time.monotonic() - began:.0f} s. Open {page} in a browser. Then:")
+    for line in _next(out, data):
+        _say(f"  {line}")
+
+
+def _open(out: Path, data: Path | None) -> Record:
+    """The record of this folder, or a fresh one. A folder with another corpus in it is not touched."""
+    file = out / "quickstart.json"
+    asked = str(data.resolve()) if data else "drawn faces"
+    if data is not None and not data.is_dir():
+        raise UserError(f"--data: {data} is not a folder; name a folder of face images")
+    if file.is_file():
+        try:
+            found = json.loads(file.read_text())
+            record = Record(file, found["data"], found["stages"])
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"--out: {file} is damaged; remove {out} or name another folder") from None
+        if record.data != asked:
+            raise UserError(f"--out: {out} holds a quickstart on {record.data}; name another folder for {asked}")
+        return record
+    if out.is_dir() and any(out.iterdir()):
+        raise UserError(f"--out: {out} is not empty and holds no quickstart; name another folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out: {out} cannot be made: {error.strerror}") from None
+    return Record(file, asked)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the user's images lie. flags: what tools/build_shards.py must know of it."""
+
+    labelled: bool
+    splits: bool = False
+    flags: tuple[str, ...] = ()
+    people: bool = True  # whether people are known, so that none is on both sides
+
+
+def _layout(data: Path, group_pattern: str) -> Layout:
+    """Class folders, split folders with class folders, or images without labels, as the first folders' names tell."""
+    from shards.rules import TEST, TRAIN, normal_split
+    from shards.sources.folder import EXTENSIONS, walk
+
+    paths = [Path(path) for path in walk(data) if Path(path).suffix.lower() in EXTENSIONS]
+    if len(paths) < LEAST:
+        raise UserError(f"--data: {data} holds {len(paths)} images; at least {LEAST} are needed")
+    splits = {normal_split(path.parts[0]) for path in paths if len(path.parts) > 1}
+    has_splits = {TRAIN, TEST} <= splits and all(len(path.parts) > 1 for path in paths)
+    inner = [path.parts[1:] if has_splits else path.parts for path in paths]
+    classes = {parts[0] for parts in inner if len(parts) > 1}
+    labelled = 2 <= len(classes) <= MANY_FOLDERS and all(len(parts) > 1 for parts in inner)
+    flags = ["--class-folders"] * labelled + ["--split-folders"] * has_splits
+    return Layout(labelled, has_splits, tuple(flags), people=bool(group_pattern) or has_splits)
+
+
+def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, overrides: list[str]) -> list[Stage]:
+    shards, run = out / "shards", out / "run"
+    if data is None:
+        source = ["procedural", str(shards), "--people", str(PEOPLE), "--images-per-person", str(IMAGES)]
+        does = (
+            f"draw {PEOPLE * IMAGES} faces of {PEOPLE} people with seven expressions into shards; no photo, no download"
+        )
+    else:
+        source = ["folder", str(data), str(shards), *layout.flags]
+        source += [] if layout.splits else ["--test-fraction", str(TEST_SHARE)]
+        source += ["--group-pattern", group_pattern] if group_pattern else []
+        does = f"read the images of {data}, check every one and write them into shards"
+    build = [_tool("tools/build_shards.py"), *source]
+    words = [f"data.shards=[{shards}]", f"train.run={run}", *overrides]
+    train = [_tool("launchers/pretrain.py"), str(_shown(ROOT / CONFIG)), *words]
+    stages = [
+        Stage("shards", does, [build], shards / "manifest.json", f"tar tf {shards}/train-000000.tar | head"),
+        Stage(
+            "pretrain",
+            "SimFLE on the faces of split train, without labels; small network, few steps",
+            [train],
+            run / "checkpoints",
+            f"tensorboard --logdir {run}/tensorboard",
+        ),
+        Stage(
+            "export",
+            "write the backbones as files that timm and torchvision load",
+            [[_tool("tools/export_backbone.py"), str(run)]],
+            run / "export/online/backbone.safetensors",
+            f"timm.create_model(...).load_state_dict(safetensors.torch.load_file('{run}/export/online/backbone.safetensors'))",
+        ),
+    ]
+    if layout.labelled:
+        backbone = run / "export/online/backbone.safetensors"
+        words = [f"shards=[{shards}]", f"out={run / 'results.json'}", f"min_class_count={RARE if data else 1}"]
+        evaluate = [_tool("launchers/evaluate.py"), str(_shown(ROOT / "configs/eval/quick.yaml"))]
+        stages.append(
+            Stage(
+                "evaluate",
+                "linear probe and kNN on split test, beside randomly initialised backbones of the same shape",
+                [[*evaluate, "--backbone", str(backbone), *words]],
+                run / "results.json",
+                f"less {run}/results.json",
+            )
+        )
+    return stages
+
+
+def _tool(name: str) -> str:
+    """A script of the checkout, as one would type it."""
+    path = ROOT / name
+    if not path.is_file():
+        raise UserError(f"quickstart: {path} is missing; run it from a checkout of the project")
+    return str(_shown(path))
+
+
+def _shown(path: Path) -> Path:
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
+
+
+def _run(stage: Stage, record: Record, number: str) -> None:
+    """Run a stage's commands, telling what they are, unless they are done."""
+    _say(f"\n{number} {stage.name}: {stage.does}")
+    if record.is_done(stage):
+        _say(f"      done before, result: {stage.result}")
+        return
+    began = time.monotonic()
+    for words in stage.commands:
+        _say(f"      $ python {shlex.join(words)}")
+        done = subprocess.run([sys.executable, *words], check=False)
+        if done.returncode:
+            raise UserError(
+                f"stage {stage.name} ended with code {done.returncode}, see above; the same command goes on here"
+            )
+    seconds = time.monotonic() - began
+    record.finish(stage, seconds)
+    _say(f"      done in {seconds:.0f} s, result: {stage.result}\n      to look at it: {stage.next}")
+
+
+def _check_shards(shards: Path, data: Path | None) -> None:
+    from shards.manifest import read_manifest
+
+    manifest = read_manifest(shards)
+    count = sum(shard.samples for shard in manifest.shards if shard.split == "train")
+    if count < LEAST:
+        raise UserError(
+            f"{data}: {count} usable images for training, at least {LEAST} are needed; see {shards}/rejected.jsonl"
+        )
+
+
+def _report(out: Path, data: Path | None, layout: Layout, stages: list[Stage], record: Record) -> Path:
+    from simfle.report.report import Extras, write_report
+    from simfle.report.report import Stage as Told
+    from simfle.report.sheet import contact_sheet
+
+    sheet = out / "faces.png"
+    columns = contact_sheet(out / "shards", "train", sheet)
+    caption = f"Columns: {', '.join(columns)}. " if columns else ""
+    if data is None:
+        caption += "All drawn by this program: identity, pose, light and expression vary; people are split, not images."
+    else:
+        caption += "This page holds images of your faces: mind whom you send it to."
+    note = "" if layout.labelled else "No labels: the images do not lie in class folders, so there is no probe."
+    if layout.labelled and not layout.people:
+        caption += " People are not known here, so one person may be in training and test; give --group-pattern."
+    extras = Extras(
+        title="SimFLE quickstart",
+        opening="From faces to a pretrained and evaluated backbone on one machine, in minutes. It is a small network "
+        "after a few steps: a proof that the line works, not a result to quote.",
+        stages=[
+            Told(stage.name, stage.does, str(stage.result), record.stages.get(stage.name, {}).get("seconds"))
+            for stage in stages
+        ],
+        commands=[f"python {shlex.join(words)}" for stage in stages for words in stage.commands],
+        sample=sheet,
+        sample_caption=caption,
+        note=note,
+    )
+    return write_report(out / "run", out / "report.html", extras=extras)
+
+
+def _next(out: Path, data: Path | None) -> list[str]:
+    """What one would do after it."""
+    lines = [] if data else ["make quickstart DATA=path/to/faces OUT=mine    the same on your own images"]
+    return [
+        *lines,
+        f"python tools/quickstart.py --out {out}2 train.steps=2000    longer",
+        "python tools/build_shards.py --help    shards of a corpus, for pretraining in earnest",
+        "accelerate launch --use_deepspeed --num_processes 2 launchers/pretrain.py CONFIG data.shards=[SHARDS]",
+    ]
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+    sys.stdout.flush()
+
+
+main = command(quickstart)
