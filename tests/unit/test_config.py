@@ -62,7 +62,7 @@ def test_every_field_says_what_it_is() -> None:
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("configs/pretrain/*.yaml")), ids=lambda path: path.name)
 def test_shipped_configs_load(file: Path) -> None:
-    load(PretrainConfig, file)
+    assert load(PretrainConfig, file).model.method == "simfle"
 
 
 def test_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
