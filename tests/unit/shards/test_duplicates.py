@@ -58,7 +58,7 @@ COPIES: dict[str, tuple[Callable[[Pixels], Pixels], float]] = {
     "grey": (lambda image: cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), 1.0),
     "brighter": (lambda image: np.clip(image * 1.1 + 8, 0, 255).astype(np.uint8), 0.95),
     "1 % cropped": (lambda image: crop(image, 0.01), 0.95),
-    # Three of 128 pixels on each side: 0.55 of drawn faces that fill the frame (0.95 with room around them; photos 0.91).
+    # Three of 128 pixels a side: 0.55 of drawn faces that fill the frame (0.95 with room around them; photos 0.91).
     "2 % cropped": (lambda image: crop(image, 0.02), 0.50),
 }
 
