@@ -1,9 +1,9 @@
 """Exact resume: killed anywhere, on the same or another number of processes, a run goes on at the next sample."""
 
-import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 from distributed import runs
 
@@ -19,7 +19,9 @@ def undisturbed(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill(process: "runs.subprocess.Popen[str]") -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+    """The launcher and its workers, which are in sessions of their own."""
+    for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+        each.kill()
     process.wait()
 
 
@@ -28,6 +30,7 @@ def test_killed_and_resumed_run_has_the_same_losses_bit_for_bit(undisturbed: Pat
     process = runs.start(2, faces, run, *SETTINGS)
     runs.wait_for_step(process, run, 6)
     kill(process)
+    assert 6 <= len(runs.metrics(run)) < 12
     output = runs.finish(2, faces, run, *SETTINGS)
     assert "going on after step" in output
     assert runs.losses(run) == runs.losses(undisturbed)
