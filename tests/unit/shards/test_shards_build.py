@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from corpus_fixtures import BUILD, VERIFY, contents, encoded, picture, rejected, run, write_faces
@@ -20,6 +21,8 @@ from shards.index import index_tar, read_index
 from shards.manifest import read_manifest
 from shards.writer import TarShard
 from simfle.commands.build_shards import main
+
+T = TypeVar("T")
 
 
 def samples(shards: Path) -> list[dict]:
@@ -228,12 +231,14 @@ def start(*command: object) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def wait_for(done: Callable[[], object], process: "subprocess.Popen[bytes]", seconds: float = 30) -> None:
+def wait_for(done: Callable[[], T], process: "subprocess.Popen[bytes]", seconds: float = 30) -> T:
+    """What `done` gives as soon as it is true; asked only once more it might be untrue again."""
     end = time.monotonic() + seconds
-    while not done():
+    while not (found := done()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end
         time.sleep(0.005)
+    return found
 
 
 def finished(partial: Path) -> int:
@@ -338,8 +343,7 @@ def test_a_worker_that_dies_is_told_and_its_build_goes_on(tmp_path: Path, undist
     command = [*BUILD, "folder", undisturbed / "faces", tmp_path / "out", *SHARDS, "--workers", 2]
     with held(first_of_shard(undisturbed, 3)):
         process = start(*command)
-        wait_for(lambda: busy(process), process)
-        os.kill(busy(process)[0], signal.SIGKILL)
+        os.kill(wait_for(lambda: busy(process), process)[0], signal.SIGKILL)
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 1
     assert re.fullmatch(rb"error: a worker process died.*\n", errors)
