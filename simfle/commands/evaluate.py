@@ -10,7 +10,7 @@ from simfle.commands.app import command
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
-    from simfle.eval.results import Results
+    from simfle.eval.summary import Results
 
 
 def evaluate(

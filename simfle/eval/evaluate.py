@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from simfle.errors import UserError
-from simfle.eval import results
+from simfle.eval import summary as results
 from simfle.eval.backbones import Backbone, Card, calibrate, load_backbone, random_backbone
 from simfle.eval.config import EvalConfig, check
 from simfle.eval.features import Crop, Extractor

@@ -1,45 +1,155 @@
-"""`results.json`: the numbers of an evaluation, with everything that is needed to get them again."""
+"""The store of results: one JSON file for each backbone, benchmark, protocol and seed, whole or not there.
 
+    OUT/<backbone>/<benchmark>/<protocol>/seed-<n>.json
+
+A file holds what is needed to get its numbers again and, of each test sample, its label and what was predicted: from
+these, intervals, confusion matrices and paired tests are computed later, without evaluating anything again.
+"""
+
+# m test samples, K classes
+import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from shards.files import write_atomic
 from simfle.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
+# What a protocol predicts of a sample, see `Samples`.
+CLASSES, VOTES, AFFECT, LANDMARKS, CAM = "classes", "votes", "affect", "landmarks", "cam"
 
 
 @dataclass(frozen=True)
-class Results:
-    """command: the exact words; data: classes, counts, chance; rows: one per backbone, protocol and seed; summary: one
-    per backbone and protocol, averaged over its seeds, with a bootstrap 95 % interval of the balanced accuracy."""
+class Samples:
+    """The test samples, m of each list; in folds, those of all folds.
 
+    keys: names in the shards; groups: the person (or film, or photo), the key where it is not known.
+    By the kind of result, labels and predictions are
+
+    - classes: positions in `classes` | the same;
+    - votes: distributions over the classes [m, K] | the same;
+    - affect: valence and arousal [m, 2] | the same;
+    - landmarks: the normaliser in pixels [m] | the normalised mean error [m];
+    - cam: the share of the image near landmarks [m] | the share of the activation's energy there [m].
+    """
+
+    keys: list[str]
+    groups: list[str]
+    labels: list[Any]
+    predictions: list[Any]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluated unit.
+
+    backbone: id (its folder below OUT), kind (online, target, random, or what its card says), model (timm's name),
+    sha256 (of the file of weights, or of the tensors), file, card. benchmark: its name; protocol: with the share of the
+    labels if not all are used (finetune@0.01). kind: what is predicted; classes: names, () where there are none.
+    metric: the one that counts; metrics: of the test samples, for what was chosen on validation, by name.
+    chosen: what was chosen on validation (one entry a fold) and the metric there. best_on_test: the papers' habit, the
+    best epoch or candidate *on the test samples*: for comparison with published tables only, no measure of anything.
+    data: counts of the splits, chance, classes left out, differences to the published counts. settings: of the
+    protocol and benchmark; identity: a digest of all that decides the numbers. seconds: of computing.
+    """
+
+    backbone: dict[str, Any]
+    benchmark: str
+    protocol: str
+    seed: int
+    kind: str
+    classes: list[str]
+    metric: str
+    metrics: dict[str, Any]
+    chosen: list[dict[str, Any]]
+    best_on_test: dict[str, Any] | None
+    data: dict[str, Any]
+    samples: Samples
+    settings: dict[str, Any]
+    identity: str
     command: list[str]
     config: dict[str, Any]
     versions: dict[str, str]
     git: str | None
-    data: dict[str, Any]
-    rows: list[dict[str, Any]]
-    summary: list[dict[str, Any]]
+    seconds: float = 0.0
     format: int = FORMAT
+    path: Path | None = field(default=None, compare=False)
+
+    @property
+    def score(self) -> float:
+        """The metric that counts."""
+        return float(self.metrics[self.metric])
+
+    def labels(self) -> NDArray[np.float64]:
+        """Labels as an array; integers where they are classes."""
+        return _array(self.samples.labels, self.kind)
+
+    def predictions(self) -> NDArray[np.float64]:
+        """Predictions as an array; integers where they are classes."""
+        return _array(self.samples.predictions, self.kind)
 
 
-def write(path: Path, results: Results) -> None:
-    """Write results atomically, making the folder if need be."""
+def _array(values: list[Any], kind: str) -> NDArray[Any]:
+    return np.array(values, dtype=np.int64 if kind == CLASSES else np.float64)
+
+
+def result_path(out: Path, backbone: str, benchmark: str, protocol: str, seed: int) -> Path:
+    """Where a unit's file lies."""
+    return out / backbone / benchmark / protocol / f"seed-{seed}.json"
+
+
+def digest(values: Any) -> str:
+    """16 hexadecimal digits that name plain values."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+
+def write_result(out: Path, result: Result) -> Path:
+    """Write a result to its place below `out`, atomically; returns the file."""
+    path = result_path(out, result.backbone["id"], result.benchmark, result.protocol, result.seed)
+    content = {name: value for name, value in asdict(result).items() if name != "path"}
+    samples = content.pop("samples")
+    # One line for each of the long lists: the rest stays readable.
+    text = json.dumps(content, indent=1)[:-2] + ',\n "samples": {\n'
+    text += ",\n".join(f'  "{name}": {json.dumps(values, separators=(",", ":"))}' for name, values in samples.items())
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(asdict(results), indent=1) + "\n").encode())
+    write_atomic(path, (text + "\n }\n}\n").encode())
+    return path
 
 
-def read(path: Path) -> Results:
-    """Read results. Raises UserError: missing, another format version, damaged."""
+def read_result(path: Path) -> Result:
+    """Read one file. Raises UserError: missing, another format version, damaged."""
     try:
         content = json.loads(path.read_bytes())
         if content.get("format") != FORMAT:
-            raise UserError(f"results: {path} has format {content.get('format')}, this program reads {FORMAT}")
-        return Results(**content)
+            raise UserError(
+                f"results: {path} has format {content.get('format')}, this program reads {FORMAT}; remove it and "
+                "evaluate again"
+            )
+        samples = Samples(**content.pop("samples"))
+        if len({len(values) for values in vars(samples).values()}) != 1:
+            raise ValueError("its lists of samples differ in length")  # noqa: TRY301
+        return Result(**content, samples=samples, path=path)
     except FileNotFoundError:
         raise UserError(f"results: {path} does not exist; make it with launchers/evaluate.py") from None
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise UserError(f"results: {path} is damaged ({error}); evaluate again") from None
+    except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+        raise UserError(f"results: {path} is damaged ({error}); remove it and evaluate again") from None
+
+
+def read_results(folders: Iterable[str | Path]) -> list[Result]:
+    """All results below some folders (OUT of an evaluation, or a run), by path.
+
+    Raises:
+        UserError: a folder is missing; a file is damaged or of another format.
+    """
+    found: dict[Path, Path] = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(f"results: {folder} is not a folder; name one that launchers/evaluate.py wrote to")
+        found |= {path.resolve(): path for path in sorted(folder.rglob("seed-*.json"))}
+    return [read_result(path) for path in found.values()]

@@ -12,7 +12,7 @@ from eval_fixtures import MakeBackbone, MakeShards
 from safetensors.torch import load_file, save_file
 
 from simfle.errors import UserError
-from simfle.eval import results
+from simfle.eval import summary as results
 from simfle.eval.config import EvalConfig
 from simfle.eval.evaluate import evaluate
 

@@ -1,0 +1,91 @@
+"""The store: what is written is read, files that are not whole are named."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from simfle.errors import UserError
+from simfle.eval.results import Result, Samples, digest, read_result, read_results, write_result
+
+
+def result(**values: object) -> Result:
+    """A small result of two classes."""
+    made = Result(
+        backbone={"id": "run-online-1a2b3c4d", "kind": "online", "model": "resnet18", "sha256": "1a2b", "card": {}},
+        benchmark="rafdb",
+        protocol="linear",
+        seed=0,
+        kind="classes",
+        classes=["anger", "joy"],
+        metric="balanced_accuracy",
+        metrics={"balanced_accuracy": 0.75, "accuracy": 2 / 3},
+        chosen=[{"epoch": 3, "balanced_accuracy": 0.5}],
+        best_on_test={"epoch": 2, "balanced_accuracy": 1.0},
+        data={"test": {"samples": 3}},
+        samples=Samples(["a", "b", "c"], ["p", "p", "q"], [0, 1, 0], [0, 1, 1]),
+        settings={"epochs": 5},
+        identity="0123",
+        command=["python", "launchers/evaluate.py"],
+        config={"seeds": [0]},
+        versions={"torch": "2"},
+        git=None,
+    )
+    return replace(made, **values)  # type: ignore[arg-type]
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = write_result(tmp_path, result())
+    assert path == tmp_path / "run-online-1a2b3c4d/rafdb/linear/seed-0.json"
+    found = read_result(path)
+    assert found == result()
+    assert found.path == path
+    assert found.score == 0.75
+    assert found.labels().dtype == found.predictions().dtype == "int64"
+    assert found.predictions().tolist() == [0, 1, 1]
+
+
+def test_distributions_are_read_as_numbers(tmp_path: Path) -> None:
+    votes = Samples(["a"], ["a"], [[0.5, 0.5]], [[0.25, 0.75]])
+    found = read_result(write_result(tmp_path, result(kind="votes", samples=votes)))
+    assert found.predictions().tolist() == [[0.25, 0.75]]
+
+
+def test_all_below_a_folder_each_once(tmp_path: Path) -> None:
+    for seed in (1, 0):
+        write_result(tmp_path / "run" / "eval", result(seed=seed))
+    write_result(tmp_path / "run" / "eval", result(protocol="finetune@0.01"))
+    (tmp_path / "run" / "eval" / "summary.json").write_text("{}")
+    found = read_results([tmp_path / "run", tmp_path / "run" / "eval"])
+    assert [(each.protocol, each.seed) for each in found] == [("finetune@0.01", 0), ("linear", 0), ("linear", 1)]
+    with pytest.raises(UserError, match="is not a folder"):
+        read_results([tmp_path / "nowhere"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text[:-20], "is damaged"),
+        (lambda text: text.replace('"format": 2', '"format": 1'), "has format 1, this program reads 2"),
+        (lambda text: text.replace('["p","p","q"]', '["p","p"]'), "differ in length"),
+        (lambda text: "[]", "is damaged"),
+        (lambda text: json.dumps({"format": 2}), "is damaged"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path: Path, change: object, message: str) -> None:
+    path = write_result(tmp_path, result())
+    path.write_text(change(path.read_text()))  # type: ignore[operator]
+    with pytest.raises(UserError, match=message) as error:
+        read_result(path)
+    assert str(path) in str(error.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"seed-0\.json does not exist"):
+        read_result(tmp_path / "seed-0.json")
+
+
+def test_digests_name_values_not_their_order() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
