@@ -1,12 +1,16 @@
-"""A corpus to read from: the shards of one or more folders, samples by position, bytes straight from memory maps."""
+"""A corpus to read from: the shards of one or more folders, samples by position, each read by one pread.
+
+Not by memory maps: where a disk fails, or a tar is cut while it is in use, a map kills the process (SIGBUS).
+"""
 
 # S shards, n samples
 import hashlib
 import json
-import mmap
+import os
+import weakref
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,10 +29,22 @@ from simfle.errors import UserError
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
-MAPS = 256  # tars mapped at once: each holds one file descriptor, of which a process usually may have 1,024
+TARS = 256  # tars open at once: each holds one file descriptor, of which a process usually may have 1,024
 TABLES = 1024  # shards whose offsets stay in memory, 16 bytes a sample
 INDEXES = 4  # shards whose keys, labels and metadata can be looked up at once
-REMOTE_MAPS = 8  # the same for shards from URLs, unless they are kept on purpose: a map keeps its shard in the cache
+REMOTE_TARS = 8  # the same for shards from URLs, unless kept on purpose: an open tar keeps its place in the cache
+
+
+class SampleError(UserError):
+    """The bytes of one sample cannot be read; those of others may."""
+
+
+class _Tar:
+    """An open tar, closed with its last user: one thread may drop it from the cache while another reads."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.number = file.fileno()
+        weakref.finalize(self, file.close)
 
 
 class Corpus:
@@ -37,7 +53,7 @@ class Corpus:
     folders: paths or URLs, of our shards or of tars that others wrote (`shards.foreign`); one after another they give
     the global sample ids, counted over all shards of all splits, so that choosing a split changes no id. splits: names;
     none given: all of them. cache: for URLs; None: the default one. Manifests are read and the sizes of local tars
-    compared at once; tars are fetched and mapped, and indexes read, when they are first needed. All methods may be
+    compared at once; tars are fetched and opened, and indexes read, when they are first needed. All methods may be
     called from several threads.
 
     counts, first_ids: [S] int64, samples of each chosen shard and the global id of its first.
@@ -68,7 +84,7 @@ class Corpus:
         if not self.counts.sum():
             raise UserError(f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}")
         self.remote = any(place.remote for place in self.places)
-        self._maps: Lru[int, Bytes] = Lru(REMOTE_MAPS if self.remote else MAPS, self._map)
+        self._tars: Lru[int, _Tar] = Lru(REMOTE_TARS if self.remote else TARS, self._open)
         self._tables: Lru[int, Ints] = Lru(TABLES, self._table)
         self._indexes: Lru[int, Index] = Lru(INDEXES, self._index)
 
@@ -95,9 +111,14 @@ class Corpus:
         return locate(self.counts, self.first_ids, ids)
 
     def image(self, shard: int, sample: int) -> Bytes:
-        """A sample's image file [size] uint8: a read-only window into the mapped tar, nothing is copied."""
-        offset, size = self._tables(shard)[sample]
-        return self._maps(shard)[offset : offset + size]
+        """A sample's image file [size] uint8, read-only. Raises SampleError: a read error, or the tar has been cut."""
+        offset, size = self._tables(shard)[sample].tolist()
+        return np.frombuffer(self._read(shard, sample, offset, size), dtype=np.uint8)
+
+    def following(self, sample_id: int) -> int:
+        """The id of the next sample of the same shard, of its first one after its last."""
+        shard, sample = (int(part[0]) for part in self.locate([sample_id]))
+        return int(self.first_ids[shard]) + (sample + 1) % int(self.counts[shard])
 
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample, its name in the tar without extension."""
@@ -128,9 +149,9 @@ class Corpus:
         return place.where(info)
 
     def keep(self, shards: Collection[int]) -> None:
-        """Let go of the maps of all shards but these, and have room for maps of these."""
-        self._maps.capacity = max(REMOTE_MAPS, min(MAPS, len(shards)))
-        self._maps.keep(shards.__contains__)
+        """Close all tars but these, and have room for these."""
+        self._tars.capacity = max(REMOTE_TARS, min(TARS, len(shards)))
+        self._tars.keep(shards.__contains__)
 
     def _name(self, shard: int, sample: int) -> str:
         return f"{self.tar(shard)}: {self.key(shard, sample)}"
@@ -138,17 +159,24 @@ class Corpus:
     def _member(self, shard: int, sample: int, extension: str) -> bytes | None:
         offsets, sizes = self._indexes(shard).column(extension)
         start = int(offsets[sample])
-        return None if start < 0 else self._maps(shard)[start : start + int(sizes[sample])].tobytes()
+        return None if start < 0 else self._read(shard, sample, start, int(sizes[sample]))
 
-    def _map(self, shard: int) -> Bytes:
+    def _read(self, shard: int, sample: int, offset: int, size: int) -> bytes:
+        tar = self._tars(shard)  # in use, and so open, until the end of this function
+        try:
+            content = os.pread(tar.number, size, offset)
+        except OSError as error:
+            raise SampleError(f"shards: {self._name(shard, sample)} cannot be read: {error.strerror}") from None
+        if len(content) < size:
+            raise SampleError(f"shards: {self._name(shard, sample)} is cut: {self.tar(shard)} has become shorter")
+        return content
+
+    def _open(self, shard: int) -> _Tar:
         place, info = self.shards[shard]
         try:
-            # The map duplicates the file's descriptor and so keeps the lock by which a cached shard stays in its cache.
-            with place.open(info) as file:
-                content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return _Tar(place.open(info))  # its lock keeps a cached shard in the cache
         except OSError as error:
             raise UserError(f"shards: cannot read {self.tar(shard)}: {error}") from None
-        return np.frombuffer(content, dtype=np.uint8)  # the map lives as long as a window into it
 
     def _index(self, shard: int) -> Index:
         place, info = self.shards[shard]
@@ -172,6 +200,8 @@ class Corpus:
         if outside.any():
             name = f"{self.tar(shard)}: {index.keys[int(outside.argmax())]}"
             raise UserError(f"shards: {name} has no image inside the tar; build the shards again")
+        if table[:, 1].sum() > self.shards[shard][1].bytes:  # so no batch can take more memory than its shards
+            raise UserError(f"shards: the index of {self.tar(shard)} lists more than is in it; build the shards again")
         return table
 
 

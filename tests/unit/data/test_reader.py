@@ -1,4 +1,5 @@
 import json
+import os
 import threading
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 from data_fixtures import drawn_corpus, jpeg, picture, write_shards
 
 from simfle.data import reader
-from simfle.data.reader import Corpus
+from simfle.data.reader import Corpus, SampleError
 from simfle.errors import UserError
 
 
@@ -48,27 +49,26 @@ def test_several_folders_follow_each_other(folder: Path, tmp_path: Path) -> None
     assert corpus.tar(3) == other / "train-000000.tar"
 
 
-def test_images_are_windows_not_copies(folder: Path) -> None:
+def test_images_are_bytes_that_nobody_can_change(folder: Path) -> None:
     image = Corpus([folder]).image(0, 5)
     assert image.dtype == np.uint8
-    assert not image.flags.owndata
     assert not image.flags.writeable
     assert bytes(image[:2]) == b"\xff\xd8"
 
 
-def test_a_window_outlives_the_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MAPS", 1)
+def test_an_image_outlives_the_tar_it_is_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "TARS", 1)
     corpus = Corpus([folder])
     first = corpus.image(0, 0)
     kept = first.tobytes()
     for shard in range(4):
         corpus.image(shard, 0)
-    assert len(corpus._maps) == 1
+    assert len(corpus._tars) == 1
     assert first.tobytes() == kept
 
 
 def test_many_threads_read_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "MAPS", 2)
+    monkeypatch.setattr(reader, "TARS", 2)
     monkeypatch.setattr(reader, "TABLES", 2)
     corpus = Corpus([folder])
     places = [(shard, sample) for shard in range(4) for sample in range(4)] * 20
@@ -143,6 +143,45 @@ def test_an_index_that_does_not_fit_is_refused(folder: Path) -> None:
     index.write_text("\n".join([*lines[:3], " ".join(words), *lines[4:]]) + "\n")
     with pytest.raises(UserError, match="s000002 has no image inside the tar"):
         Corpus([folder]).image(0, 0)
+
+
+def test_an_index_whose_images_overlap_is_refused(folder: Path) -> None:
+    """Each lies inside the tar, but a batch of them would take many times its size."""
+    index = folder / "train-000000.idx"
+    size = (folder / "train-000000.tar").stat().st_size
+    first, *lines = index.read_text().splitlines()
+    rest = [line.split(" ", 3)[3] for line in lines]
+    index.write_text("\n".join([first, *(f"jpg 512 {size - 512} {words}" for words in rest)]) + "\n")
+    with pytest.raises(UserError, match=r"index of .*train-000000\.tar lists more than is in it"):
+        Corpus([folder]).image(0, 0)
+
+
+def test_a_tar_that_is_cut_while_it_is_open_costs_only_what_was_cut(folder: Path) -> None:
+    corpus = Corpus([folder])
+    first = corpus.image(0, 0).tobytes()
+    os.truncate(folder / "train-000000.tar", 4096)
+    assert corpus.image(0, 0).tobytes() == first
+    with pytest.raises(SampleError, match=r"train-000000\.tar: s000012 is cut"):
+        corpus.image(0, 12)
+
+
+def test_files_are_closed_when_nobody_needs_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tars() -> int:
+        open_files = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+        return sum(file.parent == folder and file.suffix == ".tar" for file in open_files)
+
+    monkeypatch.setattr(reader, "TARS", 2)
+    corpus = Corpus([folder])
+    for shard in range(4):
+        corpus.image(shard, 0)
+    assert tars() == 2
+    del corpus
+    assert tars() == 0
+
+
+def test_the_sample_behind(folder: Path) -> None:
+    corpus = Corpus([folder], ["train"])
+    assert [corpus.following(number) for number in (0, 11, 12, 13, 21, 36)] == [1, 12, 0, 14, 13, 26]
 
 
 def test_different_label_names(folder: Path, tmp_path: Path) -> None:

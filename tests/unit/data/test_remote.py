@@ -17,7 +17,7 @@ from shards.cache import Cache, cost
 from simfle.config import DataConfig
 from simfle.data.ahead import Ahead
 from simfle.data.loader import Loader, Share, make_order
-from simfle.data.reader import REMOTE_MAPS, Corpus, open_corpus
+from simfle.data.reader import REMOTE_TARS, Corpus, open_corpus
 from simfle.errors import UserError
 
 DATA = DataConfig(backend="opencv", threads=1, streams=2, window=4)
@@ -153,10 +153,10 @@ def test_two_processes_share_a_cache_that_holds_half_of_the_shards(
     assert sum(path.stat().st_size for path in near.iterdir()) <= limit
 
 
-def test_maps_that_nobody_needs_do_not_fill_the_cache(server: Served, tmp_path: Path) -> None:
+def test_tars_that_nobody_needs_do_not_fill_the_cache(server: Served, tmp_path: Path) -> None:
     """Read in turn without an order, as an evaluation does."""
     size = largest(server.url, tmp_path)
-    corpus = Corpus([server.url], cache=Cache(tmp_path / "near", (REMOTE_MAPS + 1) * size))
+    corpus = Corpus([server.url], cache=Cache(tmp_path / "near", (REMOTE_TARS + 1) * size))
     for shard in range(12):
         corpus.image(shard, 0)
     assert server.asked["train-000011.tar"] == 1
