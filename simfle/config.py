@@ -61,7 +61,8 @@ class ViewsConfig:
 
 @dataclass(frozen=True)
 class FaceMAEConfig:
-    patch: int = option(16, "patch side, pixels")
+    enabled: bool = option(True, "false: SimFLE without its second branch, which is BYOL with SimFLE's heads")
+    patch: int = option(16, "patch side, pixels; MAE takes its encoder from model.backbone instead")
     width: int = option(768, "encoder width")
     depth: int = option(12, "encoder blocks")
     heads: int = option(12, "encoder attention heads")
@@ -69,15 +70,28 @@ class FaceMAEConfig:
     decoder_depth: int = option(8, "decoder blocks")
     decoder_heads: int = option(16, "decoder attention heads")
     mask_ratio: float = option(0.75, "share of the patches that is masked")
+    masking: str = option("semantic", "semantic (by the backbone's channels) or random, at the same cost; MAE: random")
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    temperature: float = option(0.2, "temperature of SimCLR, MoCo and SwAV")
+    queue: int = option(65536, "keys of earlier batches that MoCo keeps as negatives")
+    splits: int = option(4, "parts in which MoCo's key encoder sees a shuffled micro-batch, each with its own BatchNorm")
+    prototypes: int = option(3000, "prototypes of SwAV")
+    epsilon: float = option(0.05, "entropy weight of SwAV's Sinkhorn-Knopp")
+    sinkhorn: int = option(3, "iterations of SwAV's Sinkhorn-Knopp")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    method: str = option("simfle", "the pretraining method")
-    backbone: str = option("resnet50", "a timm model with a feature map")
-    hidden: int = option(4096, "hidden width of the four MLP heads")
-    projection: int = option(256, "output width of the four MLP heads")
+    method: str = option("simfle", "simfle, byol, simsiam, simclr, moco, swav or mae")
+    backbone: str = option("resnet50", "a timm model with a feature map; for mae a timm ViT")
+    hidden: int = option(4096, "hidden width of the MLP heads")
+    projection: int = option(256, "output width of the MLP heads")
+    bottleneck: int = option(512, "hidden width of SimSiam's predictor")
     momentum: float = option(0.99, "EMA momentum of the target network")
+    momentum_schedule: str = option("constant", "constant, or cosine from model.momentum at the start to 1 at the end")
     groups: int = option(32, "channel groups of the semantic masking")
     grouping: str = option(
         "repaired", "repaired (groups part) or reference (the paper's initialisation, which does not)"
@@ -86,6 +100,7 @@ class ModelConfig:
     beta: float = option(0.03, "weight of the grouping loss")
     temperature: float = option(4.0, "temperature of the distillation loss")
     facemae: FaceMAEConfig = option(FaceMAEConfig, "the masked autoencoder")
+    contrast: ContrastConfig = option(ContrastConfig, "what the methods with negatives or prototypes add")
     mean: list[float] = option(lambda: [0.5795, 0.4522, 0.3957], "channel means of the normalisation, of 1.0")
     std: list[float] = option(lambda: [0.2769, 0.2473, 0.2412], "channel standard deviations, of 1.0")
 
@@ -113,6 +128,11 @@ class TrainConfig:
     precision: str = option("bf16", "bf16 (autocast; parameters, BatchNorm, EMA and optimizer stay fp32) or fp32")
     sync_statistics: bool = option(False, "share BatchNorm and grouping statistics among the processes")
     device: str = option("auto", "auto, cpu or cuda", free=True)
+    timeout: float = option(
+        600.0,
+        "seconds without progress after which a hanging run ends itself and names whom it waits for; 0: never",
+        free=True,
+    )
     stop_after: int = option(0, "save and leave after this step, the schedule unchanged; 0: run to the end", free=True)
     log_every: int = option(10, "steps between lines of metrics", free=True)
     images_every: int = option(500, "steps between pictures of masks and reconstructions; 0: none", free=True)

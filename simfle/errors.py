@@ -2,8 +2,12 @@
 
 from shards.errors import UserError
 
-__all__ = ["RunStopped", "UserError"]
+__all__ = ["PeersMissing", "RunStopped", "UserError"]
 
 
 class RunStopped(Exception):  # noqa: N818 - not an error: the run was asked to stop and did
     """The run was asked to stop by a signal, has saved, and will go on at the next sample when started again."""
+
+
+class PeersMissing(Exception):  # noqa: N818 - like RunStopped an end, and not one of our making
+    """Other processes of the run did not come, or went away: started again, the run may succeed."""

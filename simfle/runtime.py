@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from types import FrameType
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from simfle.config import OptimConfig, TrainConfig
-from simfle.errors import UserError
+from simfle.errors import PeersMissing, UserError
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
@@ -78,13 +79,8 @@ def processes(config: TrainConfig) -> Iterator[World]:
         raise UserError(f"train.device is {config.device!r}; known are auto, cpu and cuda")
     if cuda and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch sees no GPU; take train.device=cpu or mend the driver")
-    if cuda and environment["LOCAL_RANK"] >= torch.cuda.device_count():
-        raise UserError(
-            f"process {environment['LOCAL_RANK']} of this machine finds {torch.cuda.device_count()} GPUs: "
-            "start as many processes as there are GPUs"
-        )
-    device = torch.device("cuda", environment["LOCAL_RANK"]) if cuda else torch.device("cpu")
-    _start_group(device)
+    device = torch.device("cuda", _gpu(environment["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    _start_group(device, config.timeout)
     world = World(
         dist.get_rank(), dist.get_world_size(), environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"], device
     )
@@ -94,6 +90,18 @@ def processes(config: TrainConfig) -> Iterator[World]:
         yield world
     finally:
         dist.destroy_process_group()
+
+
+def _gpu(local_rank: int) -> int:
+    """The GPU of a process: by its number on this machine, or the only one that the cluster lets it see."""
+    seen = torch.cuda.device_count()
+    if local_rank < seen:
+        return local_rank
+    if seen == 1 and "SLURM_PROCID" in os.environ:  # --gpus-per-task: each task sees its own as number 0
+        return 0
+    raise UserError(
+        f"process {local_rank} of this machine finds {seen} GPUs: start as many processes as there are GPUs"
+    )
 
 
 def _launched() -> dict[str, int]:
@@ -120,7 +128,7 @@ def _launched() -> dict[str, int]:
         ) from None
 
 
-def _start_group(device: torch.device) -> None:
+def _start_group(device: torch.device, seconds: float) -> None:
     # DeepSpeed picks its accelerator from this variable, and would take CUDA from a CUDA build of torch without a GPU.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
@@ -131,7 +139,12 @@ def _start_group(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    # The watchdog ends a hanging run after `seconds` with a better message; this is for the time before it watches.
+    limit = timedelta(seconds=2 * seconds) if seconds else timedelta(days=1)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=limit)
+    except dist.DistStoreError as error:
+        raise PeersMissing(f"not all processes of this run started within {limit}: {error}") from None
 
 
 def start_engine(

@@ -70,20 +70,26 @@ def write(run: Path, progress: Progress, model: State, optim: State) -> Path:
     if (final / MARKER).exists():
         return final
     parts = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(parts, ignore_errors=True)
-    parts.mkdir(parents=True)
-    save_file(model, parts / FILES[0])
-    save_file(optim, parts / FILES[1])
+    write_files(parts, model, optim)
     (parts / FILES[2]).write_text(json.dumps(asdict(progress), indent=2))
+    _sync(parts / FILES[2])
     marker = {name: {"bytes": (parts / name).stat().st_size, "sha256": _sha256(parts / name)} for name in FILES}
-    for name in FILES:
-        _sync(parts / name)
     (parts / MARKER).write_text(json.dumps(marker, indent=2))
     _sync(parts / MARKER)
     _sync(parts)
     parts.rename(final)
     _sync(final.parent)
     return final
+
+
+def write_files(parts: Path, model: State, optim: State) -> int:
+    """Write the tensors to a new folder and fsync them; the bytes written."""
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    for name, tensors in zip(FILES, (model, optim), strict=False):
+        save_file(tensors, parts / name)
+        _sync(parts / name)
+    return sum((parts / name).stat().st_size for name in FILES[:2])
 
 
 def retain(run: Path, keep: int) -> None:

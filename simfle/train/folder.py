@@ -4,10 +4,12 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import IO
 
 import yaml
 
@@ -18,8 +20,8 @@ from simfle.train.checkpoint import complete
 
 
 @contextmanager
-def claimed(run: Path) -> Iterator[None]:
-    """Hold the folder for this run.
+def claimed(run: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the folder for this run; wait up to `patience` seconds for one that still holds it.
 
     Raises:
         UserError: another living run holds it, or it cannot be written.
@@ -30,16 +32,25 @@ def claimed(run: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"train.run={run} cannot be written: {error.strerror}") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise UserError(f"{run} is in use by {holder}; wait for it, or take another train.run") from None
+        end = time.monotonic() + patience
+        while not _locked(file):
+            if time.monotonic() >= end:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise UserError(f"{run} is in use by {holder}; wait for it, or take another train.run")
+            time.sleep(0.5)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
         yield  # the kernel drops the lock with the process, however it ends
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
 
 
 def settle_config(run: Path, config: PretrainConfig) -> None:

@@ -4,8 +4,9 @@ import itertools
 import json
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,32 @@ from simfle.models.methods import build_method
 from simfle.models.statistics import share_statistics
 from simfle.optim import STATES, build_optimizer, learning_rate
 from simfle.runtime import BatchPlan, StopFlag, World, plan_batch, processes, start_engine
-from simfle.train import checkpoint, folder, pictures, state
+from simfle.train import checkpoint, folder, lead, pictures, state
 from simfle.train.metrics import Metrics, SampleRecord
 from simfle.train.progress import Announcer
 from simfle.train.verdict import Ballot, Verdict
+from simfle.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 
-def pretrain(config: PretrainConfig) -> None:
+@dataclass(frozen=True)
+class Surroundings:
+    """What a cluster's job knows and a run on one machine need not.
+
+    stop: a flag that was raised, or may have been, before the run began.
+    patience: seconds to wait for a run folder that its former, dying processes still hold.
+    lead: seconds between the stop signal and the end of the job; 0: unknown.
+    before_hang: told the reason just before a hanging process ends itself.
+    """
+
+    stop: StopFlag | None = None
+    patience: float = 0.0
+    lead: float = 0.0
+    before_hang: Callable[[str], None] | None = None
+
+
+def pretrain(config: PretrainConfig, around: Surroundings = Surroundings()) -> None:
     """Start or go on with the run in `train.run`, until its last step or a stop signal.
 
     Raises:
@@ -45,9 +63,14 @@ def pretrain(config: PretrainConfig) -> None:
         corpus, order = open_data(config.data, config.train.seed, plan.global_batch, world.rank)
         torch.manual_seed(config.train.seed)
         model = build_method(config.model, config.views)
-        claim_folder(config, world, ends)  # the first thing that is written: all of the above may have been refused
-        run = Run(config, world, plan, corpus, order, model, ends)
-        with StopFlag() as stop:
+        # The first thing that is written: all of the above may have been refused.
+        claim_folder(config, world, ends, around.patience)
+        place = Path(config.train.run), world.rank, world.size, config.train.timeout
+        watchdog = ends.enter_context(Watchdog(*place, around.before_hang))
+        run = Run(config, world, plan, corpus, order, model, ends, watchdog)
+        if around.lead:
+            run.rehearse_stop(around.lead)
+        with nullcontext(around.stop) if around.stop is not None else StopFlag() as stop:
             run.train(stop)
 
 
@@ -73,12 +96,12 @@ def check(config: PretrainConfig) -> None:
         raise UserError("data.shards is empty; name at least one folder of shards, e.g. data.shards=[shards/faces]")
 
 
-def claim_folder(config: PretrainConfig, world: World, ends: ExitStack) -> None:
+def claim_folder(config: PretrainConfig, world: World, ends: ExitStack, patience: float) -> None:
     """The main process holds the folder for all; if it cannot, all processes end with its reason."""
     reason: list[str | None] = [None]
     if world.is_main:
         try:
-            ends.enter_context(folder.claimed(Path(config.train.run)))
+            ends.enter_context(folder.claimed(Path(config.train.run), patience))
             folder.settle_config(Path(config.train.run), config)
         except UserError as error:
             reason = [str(error)]
@@ -99,7 +122,10 @@ class Run:
         order: Order | Stream,
         model: Any,
         ends: ExitStack,
+        watchdog: Watchdog,
     ) -> None:
+        self.watchdog = watchdog
+        self.lead: lead.Lead | None = None
         self.config, self.world, self.plan, self.corpus, self.order = config, world, plan, corpus, order
         self.folder = Path(config.train.run)
         self.steps = config.train.steps or int(config.train.epochs * order.steps_per_epoch)
@@ -168,6 +194,7 @@ class Run:
                     self.save()
         self.save()
         self.writer.wait()
+        self.watchdog.reached(self.step, "end")
         if self.step < self.steps:
             why = f"on {stop.signal.name}" if stop.signal is not None else "as asked"
             raise RunStopped(f"stopped {why} after step {self.step} of {self.steps}; saved, start again to go on")
@@ -176,6 +203,7 @@ class Run:
         """One optimizer step: micro-batches forward and backward, the vote, the update, the EMA, the metrics."""
         began, waited = time.perf_counter(), self.loader.waited
         number = self.step + 1
+        self.watchdog.reached(number, "step")
         before = [buffer.clone() for buffer in self.buffers]
         rate = learning_rate(self.step, self.steps, self.plan.global_batch, self.config.optim)
         for group in self.optimizer.param_groups:
@@ -207,6 +235,8 @@ class Run:
     def report(self, verdict: Verdict, rate: float, seconds: float, waited: float) -> None:
         """The progress line of every step, and the metrics of every `log_every`-th."""
         speed = self.plan.global_batch / seconds
+        if self.lead is not None:
+            self.lead.step(seconds)
         self.announcer.advance(self.step, verdict.losses["total"], speed, waited / seconds)
         if self.metrics is None or not self._is_due(self.config.train.log_every, self.step):
             return
@@ -232,8 +262,31 @@ class Run:
         self.metrics.picture("facemae", image, self.step)
         self.model.picture = None
 
+    def rehearse_stop(self, limit: float) -> None:
+        """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later.
+
+        Raises:
+            UserError: the main process cannot write a checkpoint, or has no room for it.
+        """
+        self.watchdog.reached(self.step, "rehearsal")
+        began = time.perf_counter()
+        model = state.model_state(self.engine, keep=self.world.is_main)
+        optim = state.optimizer_state(self.engine, self.keys, keep=self.world.is_main)
+        gathering = time.perf_counter() - began
+        reason: list[str | None] = [None]
+        if self.world.is_main:
+            try:
+                writing = lead.rehearse(self.folder, model, optim, self.config.train.keep)
+                self.lead = lead.Lead(limit, gathering + writing)
+            except UserError as error:
+                reason = [str(error)]
+        dist.broadcast_object_list(reason, src=0)
+        if reason[0] is not None:
+            raise UserError(reason[0])
+
     def save(self) -> None:
         """Copy the state to the main process's memory and let its thread write it."""
+        self.watchdog.reached(self.step, "checkpoint")
         model = state.model_state(self.engine, keep=self.world.is_main)
         optim = state.optimizer_state(self.engine, self.keys, keep=self.world.is_main)
         if self.world.is_main:

@@ -1,0 +1,61 @@
+"""Whether a stop fits between its signal and the end of the job: measured at the start of the run, not hoped for."""
+
+import logging
+import shutil
+import time
+from pathlib import Path
+
+from simfle.errors import UserError
+from simfle.train import checkpoint
+from simfle.train.state import State
+
+log = logging.getLogger(__name__)
+
+
+class Lead:
+    """A stop takes up to one step, then saving. `limit`: seconds that the cluster gives; `saving`: seconds measured."""
+
+    def __init__(self, limit: float, saving: float) -> None:
+        self.limit, self.saving = limit, saving
+        self._steps = 0
+
+    def step(self, seconds: float) -> None:
+        """Told how long each step took; judges at the second one, for the first warms up."""
+        self._steps += 1
+        if self._steps != 2:
+            return
+        needed = seconds + self.saving
+        text = f"stopping takes about {needed:.1f} s (a step {seconds:.1f} s, saving {self.saving:.1f} s)"
+        if needed > self.limit / 2:
+            log.warning(
+                "%s, but the stop signal comes only %g s before the end of the job; give --signal-seconds %d or more, "
+                "else what was done since the last checkpoint may be done again",
+                *(text, self.limit, round(3 * needed)),
+            )
+        else:
+            log.info("%s, the stop signal comes %g s before the end of the job", text, self.limit)
+
+
+def rehearse(run: Path, model: State, optim: State, keep: int) -> float:
+    """Seconds that writing a checkpoint takes; it is written in full, and deleted.
+
+    Raises:
+        UserError: it cannot be written, or there is no room for as many as are kept.
+    """
+    folder = run / "checkpoints" / ".rehearsal.partial"
+    began = time.perf_counter()
+    try:
+        bytes_written = checkpoint.write_files(folder, model, optim)
+        seconds = time.perf_counter() - began
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise UserError(f"train.run={run}: a checkpoint cannot be written there: {error.strerror}") from None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    missing = keep + 1 - len(checkpoint.complete(run))
+    if free < missing * bytes_written:
+        raise UserError(
+            f"train.run={run}: {free / 1e9:.1f} GB are free, but {missing} more checkpoints of "
+            f"{bytes_written / 1e9:.2f} GB are to be written (train.keep={keep}); make room, or lower train.keep"
+        )
+    return seconds

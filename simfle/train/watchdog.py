@@ -1,0 +1,128 @@
+"""A run that hangs ends by itself, and says whom it waited for.
+
+When one process of a run stops (stopped by hand, a node without its network, a file system that hangs), the others wait
+for it in a collective without end. Each process therefore writes a heartbeat to RUN/heartbeats, and ends all by ending
+itself when it has got no further for `limit` seconds.
+"""
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+HUNG = 76  # exit code: EX_PROTOCOL, "remote error in protocol"
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """beats grows by one each time; step and phase are what the process was at last."""
+
+    rank: int
+    host: str
+    pid: int
+    beats: int
+    step: int
+    phase: str
+
+
+class Watchdog:
+    """Beats while the process lives; ends it, with exit code 76, if `reached` is not called for `limit` seconds.
+
+    before_end: called with the message just before, for whoever keeps a record of ends. limit 0: never ends.
+    """
+
+    def __init__(
+        self, run: Path, rank: int, size: int, limit: float, before_end: Callable[[str], None] | None = None
+    ) -> None:
+        self.folder, self.rank, self.size, self.limit = run / "heartbeats", rank, size, limit
+        self._before_end = before_end
+        self._period = min(max(limit / 10, 0.2), 30.0) if limit else 30.0
+        self._place = 0, "start"
+        self._since = time.monotonic()
+        self._beats = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
+
+    def __enter__(self) -> "Watchdog":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._beat()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._file(self.rank).unlink(missing_ok=True)
+
+    def reached(self, step: int, phase: str) -> None:
+        """The process has got on: it now does `phase` of `step`. Costs nothing."""
+        self._place = step, phase
+        self._since = time.monotonic()
+
+    def _work(self) -> None:
+        while not self._stop.wait(self._period):
+            self._beat()
+            if self.limit and time.monotonic() - self._since > self.limit:
+                message = self._diagnose()
+                if time.monotonic() - self._since > self.limit:  # not if it got on meanwhile
+                    self._end(message)
+
+    def _beat(self) -> None:
+        self._beats += 1
+        step, phase = self._place
+        beat = Heartbeat(self.rank, socket.gethostname(), os.getpid(), self._beats, step, phase)
+        file = self._file(self.rank)
+        partial = file.with_suffix(".partial")
+        try:
+            partial.write_text(json.dumps(asdict(beat)))
+            partial.replace(file)
+        except OSError:
+            pass  # a full disk or a lost file system must not end a run that gets on without heartbeats
+
+    def _diagnose(self) -> str:
+        """Who is missing: heartbeats that do not change while we look, by counting, for clocks differ."""
+        before = self._read()
+        end = time.monotonic() + 3 * self._period
+        while time.monotonic() < end and not self._stop.wait(self._period):
+            self._beat()
+        after = self._read()
+        silent = [rank for rank in range(self.size) if rank not in after or after[rank] == before.get(rank)]
+        silent = [rank for rank in silent if rank != self.rank]
+        step, phase = self._place
+        seconds = time.monotonic() - self._since
+        head = f"no progress for {seconds:.0f} s (train.timeout={self.limit:g}) in {phase} of step {step}"
+        if silent:
+            names = ", ".join(_name(rank, after.get(rank)) for rank in silent[:8])
+            return f"{head}: not heard of: {names}{' and others' if len(silent) > 8 else ''}"
+        last = min(after.values(), key=lambda beat: beat.step)
+        return f"{head}: all processes live, the last is {_name(last.rank, last)}, in {last.phase}"
+
+    def _read(self) -> dict[int, Heartbeat]:
+        found = {}
+        for rank in range(self.size):
+            try:
+                found[rank] = Heartbeat(**json.loads(self._file(rank).read_text()))
+            except (OSError, ValueError, TypeError):
+                continue
+        return found
+
+    def _end(self, message: str) -> None:
+        if self._before_end is not None:
+            self._before_end(message)
+        sys.stderr.write(f"error: {message}; ending, so that the run can be started again\n")
+        sys.stderr.flush()
+        os._exit(HUNG)  # the main thread sits in a collective and will not come back
+
+    def _file(self, rank: int) -> Path:
+        return self.folder / f"rank-{rank:05d}.json"
+
+
+def _name(rank: int, beat: Heartbeat | None) -> str:
+    if beat is None:
+        return f"rank {rank}"
+    return f"rank {rank} (process {beat.pid} on {beat.host}, at step {beat.step})"
