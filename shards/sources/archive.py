@@ -1,19 +1,16 @@
 """Images in tar and zip archives, which stay packed; folders inside may name the classes and the splits."""
 
-import zipfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from shards.entry import Entry, Recipe, Rejected
+from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.rules import TEST, TRAIN, VAL, normal_split
-from shards.sources.folder import EXTENSIONS, walk
+from shards.sources.folder import EXTENSIONS, placed, walk
 from shards.sources.layout import content, inside
 from shards.sources.tars import ENDINGS, Member, read_tar, stem
-
-LOCAL_HEADER = 30  # bytes before the name of a member in a zip; its data lie behind name and extra field
+from shards.sources.zips import read_zip
 
 
 @dataclass
@@ -92,74 +89,9 @@ class Archive:
             return None
         if member.fate:
             return Rejected(f"{archive}/{relative}", *member.fate)
-        return self._entry(f"{archive}/{relative}", f"{prefix}{path.relative_to(self.below)}", member)
-
-    def _entry(self, source: str, key: str, member: Member) -> Entry | Rejected:
-        folders = key.split("/")[:-1]
-        split = None
-        if self.split_folders:
-            split = normal_split(folders.pop(0)) if folders else ""
-            if split not in (TRAIN, VAL, TEST):
-                return Rejected(source, "no_split")
-        label = folders[0] if self.class_folders and folders else None
-        return Entry(key, source, member.read, label, split)
+        key = f"{prefix}{path.relative_to(self.below)}"
+        return placed(key, f"{archive}/{relative}", member.read, self.class_folders, self.split_folders)
 
 
 def _is_image(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in EXTENSIONS
-
-
-def read_zip(file: Path) -> Iterator[Member | Rejected]:
-    """The members of a zip, in the order of its directory, which is in the memory meanwhile: 550 bytes a member.
-
-    A Rejected (source "") if it is no zip, or ends early: the directory is its last part.
-
-    Raises:
-        OSError: it cannot be read at all.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            listed = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
-        yield Rejected("", "unreadable", f"not a whole zip: {error}")
-        return
-    for item in listed:
-        if item.is_dir():
-            continue
-        name = item.filename.replace("\\", "/")
-        if item.flag_bits & 1:
-            fate: tuple[str, ...] = ("unreadable", "encrypted")
-        elif item.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            fate = ("unreadable", f"compression method {item.compress_type}; unpack the archive first")
-        else:
-            fate = ()
-        packed = item.compress_type == zipfile.ZIP_DEFLATED
-        arguments = (item.header_offset, item.compress_size, item.file_size, item.CRC, packed)
-        yield Member(name, item.file_size, Recipe("shards.sources.archive:read_zipped", arguments, file), fate)
-
-
-def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, packed: bool) -> bytes:
-    """A member of a zip by the offset of its header, for a worker: the directory is not read again.
-
-    Raises:
-        Unusable: damaged; OSError: the file cannot be read at all.
-    """
-    import zlib
-
-    from shards.encode import MAX_BYTES, Unusable
-    from shards.sources.pieces import read
-
-    if unpacked > MAX_BYTES:
-        raise Unusable("too_large", "more than 1 GiB")
-    start = read(file, header, LOCAL_HEADER)
-    if not start.startswith(b"PK\3\4"):
-        raise Unusable("unreadable", f"no member of a zip at byte {header}")
-    behind = sum(int.from_bytes(start[at : at + 2], "little") for at in (26, 28))
-    data = read(file, header + LOCAL_HEADER + behind, size)
-    try:
-        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, unpacked + 1) if packed else data
-    except zlib.error as error:
-        raise Unusable("unreadable", str(error)) from None
-    if len(data) != unpacked or zlib.crc32(data) != crc:
-        raise Unusable("unreadable", "its checksum is another one")
-    return data

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from shards.entry import Entry, Rejected
+from shards.entry import Entry, Recipe, Rejected
 from shards.errors import UserError
 from shards.rules import TEST, TRAIN, VAL, normal_split
 
@@ -66,13 +66,20 @@ class Folder:
         folders = relative.split("/")[:-1]
         if folders and len(self.folders) < 5:
             self.folders.add(folders[0])
-        split = None
-        if self.split_folders:
-            split = normal_split(folders.pop(0)) if folders else ""
-            if split not in (TRAIN, VAL, TEST):
-                return Rejected(relative, "no_split")
-        label = folders[0] if self.class_folders and folders else None
-        return Entry(key=relative, source=relative, read=self.root / relative, label=label, split=split)
+        return placed(relative, relative, self.root / relative, self.class_folders, self.split_folders)
+
+
+def placed(
+    key: str, source: str, read: Path | bytes | Recipe, class_folders: bool, split_folders: bool
+) -> Entry | Rejected:
+    """An entry with the split and the label that the first folders of its key name, as far as they are asked for."""
+    folders = key.split("/")[:-1]
+    split = None
+    if split_folders:
+        split = normal_split(folders.pop(0)) if folders else ""
+        if split not in (TRAIN, VAL, TEST):
+            return Rejected(source, "no_split")
+    return Entry(key, source, read, folders[0] if class_folders and folders else None, split)
 
 
 def walk(root: Path) -> Iterator[str]:

@@ -1,0 +1,173 @@
+"""The members of a zip, one after the other, in constant memory: its directory is read as a stream.
+
+The standard library's zipfile keeps all of the directory, 550 bytes a member. Layout: PKWARE's APPNOTE.TXT 4.3.12 to
+4.3.16 (directory, its end, and the same with 64 bits), 4.5.3 (the extra field with 64 bits).
+"""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+from shards.entry import Recipe, Rejected
+from shards.sources.tars import Member
+
+END = struct.Struct("<4s4H2LH")
+LOCATOR = struct.Struct("<4sLQL")
+END_64 = struct.Struct("<4sQ2H2L4Q")
+ENTRY = struct.Struct("<4s6H3L5H2L")
+LOCAL_HEADER = 30  # bytes before the name of a member; its data lie behind name and extra field
+LONGEST_COMMENT = 0xFFFF
+FULL_32 = 0xFFFFFFFF  # "see the 64 bits"
+EXTRA_64 = 1
+ENCRYPTED, UTF_8 = 1, 1 << 11  # flags
+STORED, DEFLATED = 0, 8
+
+
+class DamagedZip(Exception):  # noqa: N818 - an archive's fate
+    """It is no zip, or not a whole one. The message says what was found."""
+
+
+class Listed(NamedTuple):
+    """A member as the directory has it. header: where its local header begins; packed: its size in the archive."""
+
+    name: str
+    flags: int
+    method: int
+    crc: int
+    packed: int
+    size: int
+    header: int
+
+
+class Directory(NamedTuple):
+    """Where the directory begins and ends, and by how much all offsets in it are too small: bytes before the zip."""
+
+    start: int
+    end: int
+    shift: int
+
+
+def read_zip(file: Path) -> Iterator[Member | Rejected]:
+    """The members of a zip, in the order of its directory.
+
+    A Rejected (source "") if it is no zip, ends early (the directory is its last part) or is damaged in the directory.
+
+    Raises:
+        OSError: it cannot be read at all.
+    """
+    with file.open("rb") as data:
+        try:
+            for item in _listed(data, _directory(data)):
+                if not item.name.endswith("/"):
+                    yield _member(file, item)
+        except DamagedZip as damage:
+            yield Rejected("", "unreadable", f"not a whole zip: {damage}")
+
+
+def _directory(data: IO[bytes]) -> Directory:
+    size = data.seek(0, 2)
+    start = data.seek(max(0, size - END.size - LONGEST_COMMENT))
+    tail = data.read()
+    found = _end(tail)
+    if found < 0:
+        raise DamagedZip("its directory at the end is missing")
+    _, disk, first_disk, _, _, length, offset, _ = END.unpack_from(tail, found)
+    end = start + found
+    wide = _end_64(data, end)
+    if wide is not None:
+        disk, first_disk, length, offset, end = wide
+    if disk or first_disk:
+        raise DamagedZip("it is one of several parts; join them first")
+    if end - length - offset < 0:
+        raise DamagedZip("its directory is cut off")
+    return Directory(end - length, end, end - length - offset)
+
+
+def _end(tail: bytes) -> int:
+    """Where in the last bytes of a zip the end of its directory is told, -1 if nowhere; its comment is the rest."""
+    place = tail.rfind(b"PK\5\6", 0, len(tail) - END.size + 4)
+    while place >= 0 and END.unpack_from(tail, place)[-1] > len(tail) - place - END.size:
+        place = tail.rfind(b"PK\5\6", 0, place + 3)
+    return place
+
+
+def _end_64(data: IO[bytes], end: int) -> tuple[int, int, int, int, int] | None:
+    """Numbers of the disks, length and offset of the directory, and its end, in 64 bits; None without them."""
+    place = end - LOCATOR.size - END_64.size
+    if place < 0:
+        return None
+    data.seek(place)
+    record, locator = data.read(END_64.size), data.read(LOCATOR.size)
+    if not record.startswith(b"PK\6\6") or not locator.startswith(b"PK\6\7"):
+        return None
+    _, _, _, _, disk, first_disk, _, _, length, offset = END_64.unpack(record)
+    return disk, first_disk, length, offset, place
+
+
+def _listed(data: IO[bytes], directory: Directory) -> Iterator[Listed]:
+    place = data.seek(directory.start)
+    while place < directory.end:
+        fixed = data.read(ENTRY.size)
+        if len(fixed) < ENTRY.size or not fixed.startswith(b"PK\1\2"):
+            raise DamagedZip(f"no member in its directory at byte {place}; what follows is lost")
+        _, _, _, flags, method, _, _, crc, packed, size, *lengths, _, _, _, header = ENTRY.unpack(fixed)
+        rest = data.read(sum(lengths))  # name, extra field, comment
+        name, extra = rest[: lengths[0]], rest[lengths[0] : lengths[0] + lengths[1]]
+        size, packed, header = _wide(extra, size, packed, header)
+        text = name.partition(b"\0")[0].decode("utf-8" if flags & UTF_8 else "cp437", "surrogateescape")
+        yield Listed(text.replace("\\", "/"), flags, method, crc, packed, size, header + directory.shift)
+        place += ENTRY.size + sum(lengths)
+
+
+def _wide(extra: bytes, *values: int) -> Iterator[int]:
+    """Values of 32 bits; those that do not fit stand in the extra field, in the same order."""
+    wide = b""
+    while len(extra) >= 4:
+        kind, length = struct.unpack_from("<2H", extra)
+        if kind == EXTRA_64:
+            wide = extra[4 : 4 + length]
+        extra = extra[4 + length :]
+    for value in values:
+        if value == FULL_32 and len(wide) >= 8:
+            yield int.from_bytes(wide[:8], "little")
+            wide = wide[8:]
+        else:
+            yield value
+
+
+def _member(file: Path, item: Listed) -> Member:
+    if item.flags & ENCRYPTED:
+        fate: tuple[str, ...] = ("unreadable", "encrypted")
+    elif item.method not in (STORED, DEFLATED):
+        fate = ("unreadable", f"compression method {item.method}; unpack the archive first")
+    else:
+        fate = ()
+    arguments = (item.header, item.packed, item.size, item.crc, item.method == DEFLATED)
+    return Member(item.name, item.size, Recipe("shards.sources.zips:read_zipped", arguments, file), fate)
+
+
+def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, packed: bool) -> bytes:
+    """A member of a zip by the offset of its header, for a worker: the directory is not read again.
+
+    Raises:
+        Unusable: damaged; OSError: the file cannot be read at all.
+    """
+    from shards.encode import MAX_BYTES, Unusable
+    from shards.sources.pieces import read
+
+    if unpacked > MAX_BYTES:
+        raise Unusable("too_large", "more than 1 GiB")
+    start = read(file, header, LOCAL_HEADER)
+    if not start.startswith(b"PK\3\4"):
+        raise Unusable("unreadable", f"no member of a zip at byte {header}")
+    behind = sum(int.from_bytes(start[at : at + 2], "little") for at in (26, 28))
+    data = read(file, header + LOCAL_HEADER + behind, size)
+    try:
+        data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, unpacked + 1) if packed else data
+    except zlib.error as error:
+        raise Unusable("unreadable", str(error)) from None
+    if len(data) != unpacked or zlib.crc32(data) != crc:
+        raise Unusable("unreadable", "its checksum is another one")
+    return data
