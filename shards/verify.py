@@ -27,6 +27,7 @@ from shards.errors import UserError
 from shards.index import Index, index_tar, read_index, same
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest
 from shards.remote import download, is_url, join, names_in
+from shards.remove import RECORD, STAGING
 from shards.rules import keyed_hash
 
 MOST = 20  # problems told of one shard
@@ -81,8 +82,9 @@ def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[
     (verdict.notes if foreign.describes(manifest) else verdict.problems).extend(_repeated(keys))
     with _local(folder, [REJECTED]) as copy:
         verdict.problems += _rejects(copy, manifest)
-    verdict.problems += _strays(folder, manifest)
-    verdict.notes += _divided(groups)
+    wrong, left = _strays(folder, manifest)
+    verdict.problems += wrong
+    verdict.notes += [*_divided(groups), *left]
     return verdict
 
 
@@ -263,9 +265,22 @@ def _rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
         yield f"{NAME}: {manifest.entries} entries are not {first} samples and {manifest.rejected} rejected"
 
 
-def _strays(folder: str | Path, manifest: Manifest) -> list[str]:
-    """Tars and indexes that are not ours: whoever reads *.tar would read them."""
-    known = {name for shard in manifest.shards for name in (shard.file, index_name(shard.file))}
+def _strays(folder: str | Path, manifest: Manifest) -> tuple[list[str], list[str]]:
+    """Problems and notes about names that are not the manifest's.
+
+    Who reads *.tar would read tars that are not in it; what an unfinished removal has left shows people who asked to
+    go. Other files do no harm, but nobody has checked them.
+    """
+    known = {NAME, REJECTED, RECORD}
+    known |= {name for shard in manifest.shards for name in (shard.file, index_name(shard.file))}
     listed = names_in(str(folder)) if is_url(folder) else sorted(path.name for path in Path(folder).iterdir())
-    found = [name for name in listed or () if Path(name).suffix in (".tar", ".idx")]
-    return [f"{name}: not in the manifest" for name in found if name not in known]
+    found = [name for name in listed or () if name not in known]
+    if STAGING in found:
+        return [f"{STAGING}: a removal was interrupted; give the same command of remove_samples.py again"], []
+    wrong = [f"{name}: not in the manifest" for name in found if name.endswith((".tar", ".idx"))]
+    left = [f"{name}: left by a process that was killed; delete it" for name in found if name.endswith(".tmp")]
+    others = [name for name in found if not name.endswith((".tar", ".idx", ".tmp"))]
+    if others and not foreign.describes(manifest):  # which come with files of their own
+        more = f" and {len(others) - MOST} more" if len(others) > MOST else ""
+        left.append(f"not of these shards: {', '.join(others[:MOST])}{more}")
+    return wrong, left

@@ -60,6 +60,10 @@ def leave_a_stray(shards: Path) -> None:
     shutil.copy(shards / "train-000000.tar", shards / "train-000009.tar")
 
 
+def leave_a_removal(shards: Path) -> None:
+    (shards / ".removal").mkdir()
+
+
 def miscount(shards: Path) -> None:
     edit(shards, lambda manifest: manifest | {"entries": manifest["entries"] + 1})
 
@@ -131,6 +135,7 @@ FAULTS = [
     (swap_indexes, "train-000001.idx: does not say where"),
     (lose_a_reject, "rejected.jsonl: counts by reason"),
     (leave_a_stray, "train-000009.tar: not in the manifest"),
+    (leave_a_removal, ".removal: a removal was interrupted"),
     (miscount, "manifest.json: 26 entries are not 24 samples"),
     (rename_labels, "cls '0' does not go with label 'a'"),
     (make_grey, "its image is Gray, not RGB"),
@@ -166,6 +171,20 @@ def test_the_command_lists_what_is_wrong_and_fails(built: Path, tmp_path: Path) 
     assert len(wrong.stderr.splitlines()) == 1
     assert wrong.stdout.splitlines()[0].startswith("train-000001.tar: ")
     assert wrong.stdout.splitlines()[-1].startswith("train-000002.tar: ")
+
+
+def test_other_files_are_mentioned(built: Path, tmp_path: Path) -> None:
+    """They are no fault of the shards."""
+    shards = tmp_path / "shards"
+    shutil.copytree(built, shards)
+    for name in ("README.md", ".train-000000.tar.77.tmp", "removed.jsonl"):
+        (shards / name).write_text("")
+    verdict = verify(shards, 0.0, 1, lambda _: None)
+    assert verdict.problems == []
+    assert verdict.notes == [
+        ".train-000000.tar.77.tmp: left by a process that was killed; delete it",
+        "not of these shards: README.md",
+    ]
 
 
 def test_a_share_is_decoded(built: Path) -> None:
