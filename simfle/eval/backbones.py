@@ -1,10 +1,15 @@
-"""Backbones to evaluate: from a backbone.safetensors file, or randomly initialised with the same shape."""
+"""Backbones to evaluate: from a backbone.safetensors file, or randomly initialised with the same shape.
 
+Those of other people (timm's, torchvision's, the reference's checkpoints) come in through foreign.py.
+"""
+
+# B batch, H x W image, C channels, h x w feature map, T tokens
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -15,14 +20,16 @@ from simfle.models.backbone import build_backbone
 
 FORMAT = 1
 WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
+TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm's modules whose networks end in tokens
 
 
 @dataclass(frozen=True)
 class Card:
     """What `backbone.json` says of the weights beside it.
 
-    name: timm's; network: online, target or random; features: C; mean, std: of the normalisation, of 1.0;
-    size: side of the views it was trained on, pixels; run: where it comes from (run folder, step, ...).
+    name: timm's; network: online, target, random, or the kind of a foreign one (timm, torchvision, ...); features: C;
+    mean, std: of the normalisation, of 1.0; size: side of the views it was trained on, pixels; run: where it comes from
+    (run folder, step, ...).
     """
 
     name: str
@@ -36,7 +43,10 @@ class Card:
 
 
 class Pooled(nn.Module):
-    """Images [B, 3, H, W] uint8 -> features [B, C] float32: normalise, feature map, global average pool."""
+    """Images [B, 3, H, W] uint8 -> features [B, C] float32: normalise, feature map, global average pool.
+
+    Of a vision transformer this is the mean of its patch tokens, class token left out.
+    """
 
     mean: Tensor
     std: Tensor
@@ -48,13 +58,21 @@ class Pooled(nn.Module):
         self.register_buffer("std", torch.tensor(card.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        normalised = (images.float() / 255 - self.mean) / self.std
-        return self.network(normalised).mean(dim=(2, 3))  # [B, C, h, w] -> [B, C]
+        return self.maps(images).mean(dim=(2, 3))  # [B, C, h, w] -> [B, C]
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Images [B, 3, H, W] uint8 -> feature map [B, C, h, w]; of a transformer its patch tokens in their places."""
+        found = self.network((images.float() / 255 - self.mean) / self.std)
+        if found.ndim == 4:
+            return found
+        patches = found[:, int(self.network.num_prefix_tokens) :]  # type: ignore[arg-type]  # [B, h w, C]
+        rows, columns = self.network.patch_embed.dynamic_feat_size(images.shape[2:])  # type: ignore[operator, union-attr]
+        return patches.transpose(1, 2).unflatten(2, (rows, columns))
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen backbone in eval mode, with its card and the file it came from (None: random)."""
+    """A frozen backbone in eval mode, with its card and the file it came from (None: random, or timm's own)."""
 
     module: Pooled
     card: Card
@@ -75,20 +93,40 @@ def load_backbone(path: Path) -> Backbone:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
         raise UserError(f"backbone: {weights} is not a readable safetensors file ({error}); export it again") from None
-    network = build_backbone(card.name)
-    difference = _difference(network.state_dict(), tensors)
+    network = build_network(card.name, card.size)
+    difference = describe_difference(network.state_dict(), tensors)
     if difference:
         raise UserError(f"backbone: {weights} is not a {card.name}: {difference}; export it again from its run")
     network.load_state_dict(tensors)
-    return Backbone(_frozen(network, card), card, weights)
+    return Backbone(frozen(network, card), card, weights)
+
+
+def build_network(name: str, size: int) -> nn.Module:
+    """A randomly initialised timm network without its head, that makes a feature map, or patch tokens of `size` px.
+
+    A vision transformer's position embeddings are those of `size`, and interpolated for images of another side.
+
+    Raises:
+        UserError: timm does not know the name, or the network gives neither.
+    """
+    if not (timm.is_model(name) and timm.models.is_model_in_modules(name, TRANSFORMERS)):
+        return build_backbone(name)
+    try:
+        network = timm.create_model(name, num_classes=0, global_pool="", img_size=size, dynamic_img_size=True)
+    except (TypeError, AssertionError, ValueError) as error:
+        raise UserError(f"backbone: {name} cannot be built for images of {size} px: {error}") from None
+    patch = int(network.patch_embed.patch_size[0])  # type: ignore[index, union-attr]
+    if size % patch:
+        raise UserError(f"backbone: {name} takes images of a multiple of {patch} px, not of {size}; give another size")
+    return network
 
 
 def random_backbone(card: Card, seed: int) -> Backbone:
     """The same network as `card` describes, freshly initialised from `seed` (the caller's random state is kept)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_backbone(card.name)
-    return Backbone(_frozen(network, card), replace(card, network="random", run={"seed": seed}))
+        network = build_network(card.name, card.size)
+    return Backbone(frozen(network, card), replace(card, network="random", run={"seed": seed}))
 
 
 def calibrate(backbone: Backbone, batches: Any) -> None:
@@ -133,14 +171,15 @@ def read_card(path: Path) -> Card:
         raise UserError(f"backbone: {path} is damaged ({error!r}); export the backbone again") from None
 
 
-def _frozen(network: nn.Module, card: Card) -> Pooled:
+def frozen(network: nn.Module, card: Card) -> Pooled:
+    """The network in eval mode, without gradients. Raises UserError: the card says another number of features."""
     channels = int(network.num_features)  # type: ignore[arg-type]
     if channels != card.features:
         raise UserError(f"backbone: {card.name} has {channels} features, its backbone.json says {card.features}")
     return Pooled(network, card).eval().requires_grad_(False)
 
 
-def _difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
+def describe_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
     """In a few words, how two sets of named tensors differ; empty where names and shapes agree."""
     words = []
     for what, names in (("lacks", wanted.keys() - found.keys()), ("has unknown", found.keys() - wanted.keys())):

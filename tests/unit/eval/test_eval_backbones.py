@@ -87,7 +87,7 @@ def test_missing_files_are_named(tmp_path: Path, make_backbone: MakeBackbone) ->
         ({"mean": None}, "damaged"),
         ({"features": 5}, "96 features, its backbone.json says 5"),
         ({"name": "resnet1O"}, "timm has no 'resnet1O'"),
-        ({"name": "vit_tiny_patch16_224"}, "no feature map"),
+        ({"name": "swin_tiny_patch4_window7_224"}, "no feature map"),
         ({"name": "resnet18"}, "is not a resnet18: lacks"),
     ],
 )

@@ -1,0 +1,260 @@
+"""Backbones of other people, so that peers are measured by the same code.
+
+A source is a text, as in `backbones=[...]` of an evaluation:
+
+    RUN/export/online/backbone.safetensors   ours, with backbone.json beside it (or the folder that holds both)
+    timm:resnet50                            timm's pretrained weights, from its cache or downloaded
+    random:resnet50+seed=3                   a fresh initialisation
+    torchvision:resnet18@resnet18.pth        a state dict; any prefix, ImageNet's normalisation
+    simfle:checkpoint.pth                    a checkpoint of the reference implementation: ResNet-50, its normalisation
+    weights:vit_base_patch16_224@mae.pth+mean=0.5:0.5:0.5+std=0.5:0.5:0.5+size=224
+
+Of the last three, +prefix=NAME picks one of several networks in a file. Files are safetensors, or what torch.save wrote
+of tensors: loading them runs no code of theirs, ever.
+"""
+
+import argparse
+import pickle
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from simfle.errors import UserError
+from simfle.eval.backbones import Backbone, Card, build_network, describe_difference, frozen, load_backbone
+
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+REFERENCE = ((0.5795, 0.4522, 0.3957), (0.2769, 0.2473, 0.2412))  # of the SimFLE reference
+SIZE = 224
+OPTIONS = {
+    "timm": (),
+    "random": ("seed", "mean", "std", "size"),
+    "torchvision": ("prefix", "mean", "std", "size"),
+    "simfle": ("prefix", "mean", "std", "size"),
+    "weights": ("prefix", "mean", "std", "size"),
+}
+# A ResNet's children in order, as nn.Sequential numbers them: the reference keeps its backbone so.
+NUMBERED = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
+# Harmless things that people save beside their tensors; everything else in a pickle is refused.
+HARMLESS: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    np._core.multiarray.scalar,  # type: ignore[attr-defined]
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),  # type: ignore[attr-defined]
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "bool")),
+]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source taken apart. kind: of OPTIONS; name: timm's; file: None for timm and random."""
+
+    kind: str
+    name: str
+    file: Path | None = None
+    options: dict[str, str] = field(default_factory=dict)
+
+
+def open_backbone(text: str) -> Backbone:
+    """The backbone that `text` names, see the top of this file.
+
+    Raises:
+        UserError: unknown kind, option or model; a file missing, damaged, with code in it, or of another model.
+    """
+    kind = text.split(":", 1)[0]
+    if kind not in OPTIONS or ":" not in text:
+        return load_backbone(Path(text))
+    source = parse(text)
+    if kind == "timm":
+        return _of_timm(source)
+    size = _whole(source, "size", SIZE)
+    mean, std = (
+        _triple(source, key, default) for key, default in zip(("mean", "std"), _normalisation(kind), strict=True)
+    )
+    if kind == "random":
+        seed = _whole(source, "seed", 0)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = build_network(source.name, size)
+        run: dict[str, Any] = {"seed": seed}
+    else:
+        network, run = _of_file(source, size)
+    card = Card(source.name, kind, int(network.num_features), mean, std, size, run)  # type: ignore[arg-type]
+    return Backbone(frozen(network, card), card, source.file)
+
+
+def parse(text: str) -> Source:
+    """KIND:[NAME@]FILE[+KEY=VALUE]... -> its parts. Raises UserError: a part is missing or unknown."""
+    kind, rest = text.split(":", 1)
+    options = {}
+    while found := re.search(r"\+([a-z]+)=([^+]*)$", rest):
+        key, value = found.groups()
+        if key not in OPTIONS[kind]:
+            raise UserError(
+                f"backbone: {text} has +{key}=, but {kind}: knows {', '.join(OPTIONS[kind]) or 'no options'}"
+            )
+        options[key], rest = value, rest[: found.start()]
+    if kind in ("timm", "random"):
+        name, file = rest, None
+    else:
+        name, _, place = rest.partition("@") if "@" in rest else ("resnet50" if kind == "simfle" else "", "", rest)
+        file = Path(place)
+        if not place:
+            raise UserError(f"backbone: {text} names no file; write {kind}:NAME@FILE")
+    if not name:
+        raise UserError(
+            f"backbone: {text} names no model; write {kind}:NAME{'@FILE' if file else ''}, NAME as timm has it"
+        )
+    return Source(kind, name, file, options)
+
+
+def _of_timm(source: Source) -> Backbone:
+    """timm's own weights, with the normalisation and the image size they were trained with."""
+    base = source.name.split(".")[0]
+    if timm.is_model(base) and not timm.models.is_model_pretrained(source.name):
+        raise UserError(f"backbone: timm has no weights of {source.name}; name another model, or take random:{base}")
+    known = timm.get_pretrained_cfg(source.name)
+    network = build_network(base, known.input_size[-1] if known else SIZE)
+    if known is None:
+        raise UserError(f"backbone: timm knows no {source.name}; leave out what follows {base}")
+    try:
+        pretrained = timm.create_model(source.name, pretrained=True, num_classes=0)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"backbone: the weights of timm:{source.name} are not in the cache and cannot be fetched ({_line(error)}); "
+            f"fetch them where there is a network, or give them as weights:{base}@FILE"
+        ) from None
+    network.load_state_dict(pretrained.state_dict())
+    features = int(network.num_features)  # type: ignore[arg-type]
+    card = Card(base, "timm", features, known.mean, known.std, known.input_size[-1], {"source": f"timm:{source.name}"})
+    return Backbone(frozen(network, card), card)
+
+
+def _of_file(source: Source, size: int) -> tuple[nn.Module, dict[str, Any]]:
+    """The network with the weights of the source's file, and what its card says of where they come from."""
+    tensors = read_tensors(source.file)  # type: ignore[arg-type]
+    network = build_network(source.name, size)
+    prefix, state = find_network(network.state_dict(), tensors, source.options.get("prefix"), str(source.file))
+    network.load_state_dict(state)
+    return network, {"source": f"{source.kind}:{source.file.name}", "prefix": prefix}  # type: ignore[union-attr]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors in a file by dotted name; safetensors, or torch.save's format read without running code.
+
+    Raises:
+        UserError: missing, damaged, or a pickle that holds more than tensors and plain values.
+    """
+    if not path.is_file():
+        raise UserError(f"backbone: {path} does not exist")
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"backbone: {path} is not a readable safetensors file ({error})") from None
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it asks for {found.group(1)}" if found else "it is damaged"
+        raise UserError(
+            f"backbone: {path} is refused, {what}: only tensors are loaded, no code; save its state_dict alone"
+        ) from None
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError, EOFError) as error:
+        raise UserError(f"backbone: {path} cannot be read as weights ({_line(error)})") from None
+    tensors = dict(_tensors(content, ""))
+    if not tensors:
+        raise UserError(f"backbone: {path} holds no tensors with names; save a state_dict")
+    return tensors
+
+
+def _tensors(content: Any, prefix: str) -> Any:
+    """(name, tensor) of nested dicts, names joined by dots."""
+    if not isinstance(content, dict):
+        return
+    for key, value in content.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        else:
+            yield from _tensors(value, f"{prefix}{key}.")
+
+
+def find_network(
+    wanted: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str | None, file: str
+) -> tuple[str, dict[str, Tensor]]:
+    """The tensors named in `wanted` among `tensors`, under whatever prefix -> the prefix and the state dict.
+
+    Where several fit, the one with "online" in its prefix is taken.
+
+    Raises:
+        UserError: none fits (the nearest miss is told), or several do.
+    """
+    first = next(iter(wanted))
+    numbered = _numbered(first)
+    found: dict[str, dict[str, Tensor]] = {}
+    misses = []
+    for key in tensors:
+        for tail, rename in ((first, str), (numbered, _numbered)):
+            if key != tail and not key.endswith("." + tail):
+                continue
+            head = key.removesuffix(tail)
+            state = {name: tensors[head + rename(name)] for name in wanted if head + rename(name) in tensors}
+            counters = {name: zero for name, zero in wanted.items() if name.endswith("num_batches_tracked")}
+            state = {**counters, **state}  # files from before torch 0.4.1 have none
+            difference = describe_difference(wanted, state)
+            if difference:
+                misses.append(difference)
+            else:
+                found[head] = state
+    if prefix is not None:
+        found = {head: state for head, state in found.items() if head.rstrip(".") == prefix.rstrip(".")}
+    chosen = [head for head in found if "online" in head] if len(found) > 1 else list(found)
+    if len(chosen) == 1:
+        return chosen[0].rstrip("."), found[chosen[0]]
+    if len(found) > 1:
+        names = ", ".join(head.rstrip(".") or "(none)" for head in found)
+        raise UserError(f"backbone: {file} holds several such networks; add +prefix= with one of: {names}")
+    why = min(misses, key=len) if misses and prefix is None else f"there is no {prefix or ''}{first} that fits"
+    raise UserError(f"backbone: {file} does not hold that model: {why}")
+
+
+def _numbered(name: str) -> str:
+    """layer1.0.conv1.weight -> 4.0.conv1.weight; other names stay."""
+    head, _, rest = name.partition(".")
+    return f"{NUMBERED.get(head, head)}.{rest}"
+
+
+def _normalisation(kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return REFERENCE if kind == "simfle" else IMAGENET
+
+
+def _triple(source: Source, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    text = source.options.get(key)
+    if text is None:
+        return default
+    try:
+        values = tuple(float(part) for part in text.split(":"))
+    except ValueError:
+        values = ()
+    if len(values) != 3 or not all(0 <= value <= 1 for value in values) or (key == "std" and 0 in values):
+        raise UserError(f"backbone: +{key}={text} is not three numbers of 1.0, such as +{key}=0.5:0.5:0.5")
+    return values
+
+
+def _whole(source: Source, key: str, default: int) -> int:
+    text = source.options.get(key, str(default))
+    if not text.isdecimal() or (key == "size" and int(text) < 16):
+        raise UserError(f"backbone: +{key}={text} is not a whole number{' of pixels, 16 or more' * (key == 'size')}")
+    return int(text)
+
+
+def _line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]
