@@ -77,7 +77,9 @@ class FaceMAEConfig:
 class ContrastConfig:
     temperature: float = option(0.2, "temperature of SimCLR, MoCo and SwAV")
     queue: int = option(65536, "keys of earlier batches that MoCo keeps as negatives")
-    splits: int = option(4, "parts in which MoCo's key encoder sees a shuffled micro-batch, each with its own BatchNorm")
+    splits: int = option(
+        4, "parts in which MoCo's key encoder sees a shuffled micro-batch, each with its own BatchNorm"
+    )
     prototypes: int = option(3000, "prototypes of SwAV")
     epsilon: float = option(0.05, "entropy weight of SwAV's Sinkhorn-Knopp")
     sinkhorn: int = option(3, "iterations of SwAV's Sinkhorn-Knopp")

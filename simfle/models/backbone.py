@@ -5,6 +5,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from shards.errors import UserError
@@ -18,9 +19,7 @@ def build_backbone(name: str) -> nn.Module:
     Raises:
         UserError: timm does not know the name, or the network gives no feature map.
     """
-    if name not in timm.list_models():
-        near = difflib.get_close_matches(name, timm.list_models(), n=3)
-        raise UserError(f"model.backbone: timm has no {name!r}; did you mean {' or '.join(near) or 'resnet50'}?")
+    _check_name(name, "resnet50")
     # The reference starts from torchvision's initialisation; timm would zero the last BatchNorm of each block.
     options: dict[str, Any] = {"zero_init_last": False} if name.startswith(("resnet", "wide_resnet", "resnext")) else {}
     try:
@@ -30,6 +29,41 @@ def build_backbone(name: str) -> nn.Module:
     if feature_map_size(network, 64) is None:
         raise UserError(f"model.backbone: {name} gives no feature map [B, C, h, w]; take a CNN such as resnet50")
     return network
+
+
+def build_vit(name: str, side: int) -> Any:
+    """A randomly initialised timm ViT for side x side images: [B, 3, side, side] -> normalised tokens [B, 1 + L, C].
+
+    Its keys are timm's; the first token is the class token; `num_features` is C.
+
+    Raises:
+        UserError: timm does not know the name, it is no plain ViT, or its patches do not divide `side`.
+    """
+    _check_name(name, "vit_base_patch16_224")
+    refusal = UserError(
+        f"model.backbone: {name} is no plain ViT with a class token and positions of its own; "
+        "take one such as vit_base_patch16_224"
+    )
+    if not timm.models.is_model_in_modules(name, ["vision_transformer", "deit"]):
+        raise refusal
+    options: dict[str, Any] = {"img_size": side, "dynamic_img_size": False}
+    try:
+        network: Any = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **options)
+    except (TypeError, AssertionError) as error:
+        raise UserError(f"model.backbone: {name} cannot be built for images of {side} pixels: {error}") from None
+    plain = isinstance(network, VisionTransformer) and network.num_prefix_tokens == 1 and network.pos_embed is not None
+    if not plain or network.pos_embed.shape[1] != network.patch_embed.num_patches + 1:
+        raise refusal
+    patch = network.patch_embed.patch_size[0]
+    if side % patch:
+        raise UserError(f"views.size={side} is no multiple of the {patch} pixels of a patch of {name}")
+    return network
+
+
+def _check_name(name: str, example: str) -> None:
+    if name not in timm.list_models():
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        raise UserError(f"model.backbone: timm has no {name!r}; did you mean {' or '.join(near) or example}?")
 
 
 def feature_map_size(network: nn.Module, side: int) -> int | None:

@@ -12,39 +12,52 @@ from shards.errors import UserError
 from simfle.config import FaceMAEConfig
 
 
-class FaceMAE(nn.Module):
+class MaskedDecoder(nn.Module):
+    """The second half of a masked autoencoder; FaceMAE and MAE put their encoders before it."""
+
+    decoder_positions: Tensor
+
+    def build_decoder(self, side: int, patch: int, width: int, config: FaceMAEConfig) -> None:
+        """For an encoder of `width` on side x side patches. Raises UserError: widths and heads that do not fit."""
+        check_width("model.facemae.decoder_width", config.decoder_width, config.decoder_heads)
+        self.decoder_embed = nn.Linear(width, config.decoder_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
+        self.decoder_blocks = nn.Sequential(
+            *(block(config.decoder_width, config.decoder_heads) for _ in range(config.decoder_depth))
+        )
+        self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=1e-6)
+        self.decoder_pred = nn.Linear(config.decoder_width, patch**2 * 3)
+        self.register_buffer("decoder_positions", sincos_positions(side, config.decoder_width), persistent=False)
+
+    def decode(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Mask tokens stand in for what was not seen: [B, 1 + V, D] -> [B, L, P]."""
+        small = self.decoder_embed(tokens)  # [B, 1 + V, d]
+        length = len(self.decoder_positions) - 1
+        full = self.mask_token.to(small.dtype).expand(len(small), length, -1)  # [B, L, d]
+        full = full.scatter(1, visible[:, :, None].expand(-1, -1, small.shape[2]), small[:, 1:])
+        full = torch.cat([small[:, :1], full], dim=1) + self.decoder_positions
+        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(full)))[:, 1:]
+
+
+class FaceMAE(MaskedDecoder):
     """face [B, 3, F, F], visible [B, V] -> encoder tokens [B, 1 + V, D] and predicted patches [B, L, P]."""
 
     positions: Tensor
-    decoder_positions: Tensor
 
     def __init__(self, face_size: int, config: FaceMAEConfig) -> None:
         super().__init__()
         self.patch = config.patch
         if face_size % config.patch:
             raise UserError(f"views.face_size={face_size} is no multiple of model.facemae.patch={config.patch}")
-        for name, width, heads in (
-            ("", config.width, config.heads),
-            ("decoder_", config.decoder_width, config.decoder_heads),
-        ):
-            if width % heads or width % 4:
-                raise UserError(f"model.facemae.{name}width={width} must be a multiple of {name}heads={heads} and of 4")
+        check_width("model.facemae.width", config.width, config.heads)
         side = face_size // config.patch
-        numbers = config.patch**2 * 3
         self.patch_embed = PatchEmbed(config.patch, config.width)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
         self.blocks = nn.Sequential(*(block(config.width, config.heads) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.decoder_embed = nn.Linear(config.width, config.decoder_width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
-        self.decoder_blocks = nn.Sequential(
-            *(block(config.decoder_width, config.decoder_heads) for _ in range(config.decoder_depth))
-        )
-        self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=1e-6)
-        self.decoder_pred = nn.Linear(config.decoder_width, numbers)
+        self.build_decoder(side, config.patch, config.width, config)
         self.register_buffer("positions", sincos_positions(side, config.width), persistent=False)
-        self.register_buffer("decoder_positions", sincos_positions(side, config.decoder_width), persistent=False)
-        self.apply(_initialise)
+        self.apply(xavier)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
@@ -59,15 +72,6 @@ class FaceMAE(nn.Module):
         tokens = self.patch_embed(seen) + self.positions[1:][visible]  # [B, V, D]
         first = (self.cls_token + self.positions[:1]).expand(len(tokens), -1, -1)  # [B, 1, D]
         return self.norm(self.blocks(torch.cat([first, tokens], dim=1)))
-
-    def decode(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Mask tokens stand in for what was not seen: [B, 1 + V, D] -> [B, L, P]."""
-        small = self.decoder_embed(tokens)  # [B, 1 + V, d]
-        length = len(self.decoder_positions) - 1
-        full = self.mask_token.to(small.dtype).expand(len(small), length, -1)  # [B, L, d]
-        full = full.scatter(1, visible[:, :, None].expand(-1, -1, small.shape[2]), small[:, 1:])
-        full = torch.cat([small[:, :1], full], dim=1) + self.decoder_positions
-        return self.decoder_pred(self.decoder_norm(self.decoder_blocks(full)))[:, 1:]
 
 
 class PatchEmbed(nn.Module):
@@ -117,7 +121,14 @@ def block(width: int, heads: int) -> Block:
     return Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))  # type: ignore[arg-type]
 
 
-def _initialise(module: nn.Module) -> None:
+def check_width(field: str, width: int, heads: int) -> None:
+    """Raise a UserError where attention heads, or sines and cosines of two axes, cannot share a width equally."""
+    if width % heads or width % 4:
+        raise UserError(f"{field}={width} must be a multiple of its heads={heads} and of 4")
+
+
+def xavier(module: nn.Module) -> None:
+    """Initialise a linear layer or patch embedding; the rest stays. For `Module.apply`."""
     # Xavier as in ViT's and MAE's papers; the patch embedding counts as the linear layer that it is.
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))

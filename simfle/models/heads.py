@@ -1,5 +1,6 @@
-"""The MLP head that projector, predictor and both distillation heads share."""
+"""What stands on a backbone: pooling and the MLP heads."""
 
+# B batch, C channels, H x H image
 from torch import Tensor, nn
 
 
@@ -17,3 +18,29 @@ class MLPHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return self.net(features)
+
+
+def plain_head(width: int, hidden: int, out: int) -> nn.Module:
+    """Linear - ReLU - Linear, without BatchNorm (SimCLR, Chen et al. 2020, section 2.1; MoCo v2)."""
+    return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
+
+
+def deep_head(width: int, hidden: int, out: int) -> nn.Module:
+    """Three linear layers, BatchNorm on each, also on the output, which has no ReLU (SimSiam, section 3)."""
+    layers: list[nn.Module] = []
+    for wide, narrow in ((width, hidden), (hidden, hidden)):
+        layers += [nn.Linear(wide, narrow), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(hidden, out), nn.BatchNorm1d(out))
+
+
+class Encoder(nn.Module):
+    """Backbone, global average pool, projector: images [B, 3, H, H] -> y [B, C] and projection [B, out]."""
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pooled = self.backbone(images).mean(dim=(2, 3))  # [B, C]
+        return pooled, self.projector(pooled)

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from shards.errors import UserError
 from simfle import losses
+from simfle.models.uniform import uniform
 
 GROUPINGS = ("repaired", "reference")
+MASKINGS = ("semantic", "random")
 
 
 class ChannelGrouping(nn.Module):
@@ -49,10 +51,8 @@ class SemanticMasking(nn.Module):
     ) -> None:
         super().__init__()
         self.channels, self.groups = channels, groups
-        patches = (face_size // patch) ** 2
-        self.visible = int(patches * (1 - ratio))
-        if not 0 < self.visible < patches:
-            raise UserError(f"model.facemae.mask_ratio={ratio} leaves {self.visible} of {patches} patches visible")
+        self.visible = visible_patches(face_size, patch, ratio)
+        self.choice = "semantic"
         self.sync = False
         self.grouping = ChannelGrouping(channels, groups, kind)
         self.register_buffer("scores_of_map", patch_score_matrix(map_side, face_size, patch), persistent=False)
@@ -61,15 +61,19 @@ class SemanticMasking(nn.Module):
         """features [B, C, h, h], draw [B] in [0, 1) -> visible patches [B, V], ascending, grouping loss, overlap.
 
         The overlap says whether groups part: the mean correlation of channels of different groups, 1 where all maps are
-        the same, 0 where no two groups fire at the same place.
+        the same, 0 where no two groups fire at the same place. Where `choice` is random, groups are learnt all the
+        same, but do not choose: an ablation of the choice alone, at the same cost and with the same BatchNorm.
         """
         maps = self.grouping(features.detach()).flatten(2)  # [B, K, S]
         with torch.autocast(features.device.type, enabled=False):  # normalised, squared and ranked: not for bf16
             maps = maps.to(self.scores_of_map.dtype)
             correlations = losses.correlation(maps, shared=self.sync)
             loss = losses.grouping(correlations, self.groups, self.channels)
-            scores = self.patch_scores(maps.detach(), (draw * self.groups).long())
-        return self.most_active(scores), loss, losses.overlap(correlations.detach(), self.groups)
+            if self.choice == "random":
+                visible = random_patches(draw, len(self.scores_of_map), self.visible)
+            else:
+                visible = self.most_active(self.patch_scores(maps.detach(), (draw * self.groups).long()))
+        return visible, loss, losses.overlap(correlations.detach(), self.groups)
 
     def patch_scores(self, maps: Tensor, group: Tensor) -> Tensor:
         """Sum of one group's maps, averaged over each patch: maps [B, K, S], group [B] -> [B, L]."""
@@ -81,6 +85,20 @@ class SemanticMasking(nn.Module):
         """Indices of the V highest scores, ascending: [B, L] -> [B, V]; of equal scores the first patch wins."""
         order = scores.argsort(dim=1, descending=True, stable=True)
         return order[:, : self.visible].sort(dim=1).values
+
+
+def visible_patches(face_size: int, patch: int, ratio: float) -> int:
+    """How many patches stay visible where a share `ratio` is masked. Raises UserError: none, or all of them."""
+    patches = (face_size // patch) ** 2
+    visible = int(patches * (1 - ratio))
+    if not 0 < visible < patches:
+        raise UserError(f"model.facemae.mask_ratio={ratio} leaves {visible} of {patches} patches visible")
+    return visible
+
+
+def random_patches(draw: Tensor, patches: int, visible: int) -> Tensor:
+    """`visible` of all patches, uniformly and without replacement: draw [B] -> [B, V], ascending (MAE, section 3)."""
+    return uniform(draw, patches).argsort(dim=1)[:, :visible].sort(dim=1).values
 
 
 def patch_score_matrix(map_side: int, face_size: int, patch: int) -> Tensor:

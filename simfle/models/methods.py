@@ -1,20 +1,35 @@
 """The pretraining methods by name."""
 
-from torch import nn
-
 from shards.errors import UserError
 from simfle.config import ModelConfig, ViewsConfig
+from simfle.models.byol import BYOL
+from simfle.models.mae import MAE
+from simfle.models.method import Method
+from simfle.models.moco import MoCo
+from simfle.models.simclr import SimCLR
 from simfle.models.simfle import SimFLE
+from simfle.models.simsiam import SimSiam
+from simfle.models.swav import SwAV
 
-METHODS = {"simfle": SimFLE}
+METHODS: dict[str, type[Method]] = {
+    "simfle": SimFLE,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "simclr": SimCLR,
+    "moco": MoCo,
+    "swav": SwAV,
+    "mae": MAE,
+}
 
 
-def build_method(model: ModelConfig, views: ViewsConfig) -> nn.Module:
-    """The root module that `model.method` names: `forward(batch) -> losses`, `after_step()`.
+def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
+    """The root module that `model.method` names; SimFLE without FaceMAE is BYOL with SimFLE's heads.
 
     Raises:
-        UserError: there is no such method.
+        UserError: there is no such method, or its configuration cannot be.
     """
     if model.method not in METHODS:
         raise UserError(f"model.method is {model.method!r}; known are {', '.join(METHODS)}")
-    return METHODS[model.method](model, views)
+    if model.method == "simfle" and not model.facemae.enabled:
+        return BYOL(model, views)
+    return METHODS[model.method](model, views)  # type: ignore[call-arg]

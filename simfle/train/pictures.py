@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 
 from simfle.models.facemae import patchify, unpatchify
-from simfle.models.simfle import Picture
+from simfle.models.method import Picture
 
 GREY = 0.5
 
 
 @torch.no_grad()
-def draw(picture: Picture, mean: Tensor, std: Tensor, patch: int, count: int = 8) -> np.ndarray:
+def draw(picture: Picture, mean: Tensor, std: Tensor, count: int = 8) -> np.ndarray:
     """One row per face: the face, what FaceMAE saw of it, what it made of the rest: [N F, 3 F, 3] uint8 RGB.
 
     FaceMAE predicts patches normalised by their own mean and variance; both are taken from the face, as MAE's authors
     do for their figures.
     """
-    face = picture.face[:count].float()
+    face, patch = picture.face[:count].float(), picture.patch
     patches = patchify(face, patch)  # [N, L, P]
     seen = torch.zeros_like(patches[:, :, :1]).scatter(1, picture.visible[:count, :, None], 1.0)  # [N, L, 1]
     level, spread = patches.mean(2, keepdim=True), (patches.var(2, keepdim=True) + 1e-6).sqrt()

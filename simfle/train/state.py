@@ -18,8 +18,10 @@ def model_state(engine: Any, *, keep: bool) -> State:
     """Parameters and buffers, fp32 on the CPU. Collective: every process calls it, those without `keep` get {}.
 
     Buffers are BatchNorm statistics, which each process keeps of its own share: their mean is saved. (It follows the
-    same recursion as each of them, so a run that was interrupted arrives at the same mean.)
+    same recursion as each of them, so a run that was interrupted arrives at the same mean.) Those that a method names
+    `alike`, such as MoCo's queue, are the main process's, bit for bit.
     """
+    alike = getattr(engine.module, "alike", ())
     state: State = {}
     for name, parameter in engine.module.named_parameters():
         with _gathered(parameter):
@@ -27,7 +29,7 @@ def model_state(engine: Any, *, keep: bool) -> State:
                 state[name] = parameter.detach().to("cpu", copy=True)
     for name, buffer in saved_buffers(engine.module).items():
         shared = buffer.clone()
-        if shared.is_floating_point():
+        if shared.is_floating_point() and name not in alike:
             dist.all_reduce(shared)
             shared /= dist.get_world_size()
         if keep:

@@ -225,7 +225,7 @@ class Run:
                 if not verdict.finite:
                     self.end_on_bad_loss(number, verdict, before)
             self.engine.step()
-        self.model.after_step()
+        self.model.after_step(number / self.steps)
         self.step = number
         self.report(verdict, rate, time.perf_counter() - began, self.loader.waited - waited)
         if pictured:
@@ -257,7 +257,7 @@ class Run:
         self.model.keep_picture = False
         if self.metrics is None or picture is None:
             return
-        image = pictures.draw(picture, self.model.mean, self.model.std, self.config.model.facemae.patch)
+        image = pictures.draw(picture, self.model.mean, self.model.std)
         pictures.save(self.folder / "images" / f"step-{self.step:08d}.png", image)
         self.metrics.picture("facemae", image, self.step)
         self.model.picture = None

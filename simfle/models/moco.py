@@ -1,0 +1,85 @@
+"""MoCo v2 (He et al. 2020, arXiv 1911.05722; Chen et al. 2020, arXiv 2003.04297): a queue of keys as negatives."""
+
+# n samples of this process's micro-batch, N of the global batch, K keys in the queue, D projection
+import copy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simfle.batch import Batch
+from simfle.config import ModelConfig, ViewsConfig
+from simfle.models.backbone import build_backbone
+from simfle.models.collect import collect
+from simfle.models.heads import Encoder, plain_head
+from simfle.models.method import (
+    Losses,
+    Method,
+    check_contrast,
+    check_momentum,
+    follow,
+    full,
+    momentum_at,
+)
+
+
+class MoCo(Method):
+    """Query encoder `online`, key encoder `target` (its moving average), and the queue, oldest keys first.
+
+    All keys of an optimizer step enter the queue after it, in the order of the global batch: what is in the queue does
+    not depend on how the batch was cut into processes and micro-batches.
+
+    In place of the paper's shuffling among GPUs (section 3.3), which keeps BatchNorm from telling which key shares a
+    batch with the query: each process shuffles its micro-batch and runs the key encoder on `contrast.splits` parts of
+    it. It works on one GPU, sends nothing, and the order is a function of the samples' draws.
+    """
+
+    alike = ("queue",)
+    queue: Tensor
+
+    def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
+        super().__init__(model)
+        check_contrast(model.contrast)
+        check_momentum(model)
+        backbone = build_backbone(model.backbone)
+        channels = int(backbone.num_features)  # type: ignore[arg-type]
+        self.online = Encoder(backbone, plain_head(channels, model.hidden, model.projection))
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.register_buffer("queue", F.normalize(torch.randn(model.contrast.queue, model.projection), dim=1))
+        self._fresh: list[Tensor] = []
+
+    def forward(self, batch: Batch) -> Losses:
+        query = F.normalize(full(self.online(self.normalise(batch.view1))[1]), dim=1)  # [n, D]
+        with torch.no_grad():
+            key = F.normalize(self.keys(self.normalise(batch.view2), batch.draw), dim=1)  # [n, D]
+        if self.training:
+            self._fresh.append(key)
+        with torch.autocast(query.device.type, enabled=False):
+            contrast, accuracy = info_nce(query, key, self.queue, self.config.contrast.temperature)
+        return {"contrast": contrast, "total": contrast, "accuracy": accuracy}
+
+    def keys(self, view: Tensor, draw: Tensor) -> Tensor:
+        """Projections [n, D] by the key encoder, in shuffled parts of at least two samples."""
+        order = draw.argsort(stable=True)
+        parts = max(1, min(self.config.contrast.splits, len(view) // 2))
+        shuffled = torch.cat([full(self.target(part)[1]) for part in view[order].tensor_split(parts)])
+        return shuffled[order.argsort()]
+
+    @torch.no_grad()
+    def after_step(self, progress: float = 0.0) -> None:
+        follow(self.target, self.online, momentum_at(progress, self.config))
+        fresh = collect(torch.cat(self._fresh))  # [N, D], ranks first, then micro-batches: the order of the batch
+        self.queue.copy_(torch.cat([self.queue, fresh.to(self.queue.dtype)])[-len(self.queue) :])
+        self._fresh.clear()
+
+
+def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """InfoNCE (equation 1), mean over the batch, and the share of queries nearest to their own key.
+
+    query, key [n, D] and queue [K, D], all of unit length; only the query gets a gradient.
+    """
+    positive = (query * key.detach()).sum(dim=1, keepdim=True)  # [n, 1]
+    logits = torch.cat([positive, query @ queue.T], dim=1) / temperature  # [n, 1 + K]
+    label = torch.zeros(len(query), dtype=torch.long, device=query.device)
+    accuracy = (logits.detach().argmax(dim=1) == label).to(logits.dtype).mean()
+    return F.cross_entropy(logits, label), accuracy

@@ -1,0 +1,46 @@
+"""SimCLR (Chen et al. 2020, arXiv 2002.05709): tell the other view of an image from all other images' views."""
+
+# n samples of this process, N of all processes, D projection
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from simfle.batch import Batch
+from simfle.config import ModelConfig, ViewsConfig
+from simfle.models.backbone import build_backbone
+from simfle.models.collect import collect, rank
+from simfle.models.heads import Encoder, plain_head
+from simfle.models.method import Losses, Method, check_contrast, full
+
+
+class SimCLR(Method):
+    """Backbone and a two-layer projector; negatives come from the micro-batches of all processes."""
+
+    def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
+        super().__init__(model)
+        check_contrast(model.contrast)
+        backbone = build_backbone(model.backbone)
+        channels = int(backbone.num_features)  # type: ignore[arg-type]
+        self.online = Encoder(backbone, plain_head(channels, model.hidden, model.projection))
+
+    def forward(self, batch: Batch) -> Losses:
+        z1, z2 = (full(self.online(self.normalise(view))[1]) for view in (batch.view1, batch.view2))  # [n, D]
+        with torch.autocast(z1.device.type, enabled=False):
+            contrast = nt_xent(z1, z2, self.config.contrast.temperature)
+        return {"contrast": contrast, "total": contrast}
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
+    """NT-Xent (equation 1), mean over this process's 2 n anchors; z1, z2 [n, D].
+
+    Each anchor is compared with the 2 N - 1 other views of all processes. The mean over processes is the loss of the
+    whole batch, and so are the gradients.
+    """
+    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    everyone = torch.cat([collect(z1), collect(z2)])  # [2 N, D]
+    logits = torch.cat([z1, z2]) @ everyone.T / temperature  # [2 n, 2 N]
+    first = rank() * len(z1) + torch.arange(len(z1), device=z1.device)  # [n], this process's rows in view 1
+    second = first + len(everyone) // 2
+    itself, other = torch.cat([first, second]), torch.cat([second, first])  # [2 n]
+    logits = logits.scatter(1, itself[:, None], float("-inf"))
+    return F.cross_entropy(logits, other)

@@ -1,0 +1,42 @@
+"""SimSiam (Chen and He 2021, arXiv 2011.10566): predictor and stop-gradient, without negatives."""
+
+# B batch, D projection
+import torch.nn.functional as F
+from torch import Tensor
+
+from simfle.batch import Batch
+from simfle.config import ModelConfig, ViewsConfig
+from simfle.models.backbone import build_backbone
+from simfle.models.heads import Encoder, MLPHead, deep_head
+from simfle.models.method import Losses, Method, full
+
+
+class SimSiam(Method):
+    """f = backbone and a three-layer projector, h = a two-layer bottleneck predictor."""
+
+    def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
+        super().__init__(model)
+        backbone = build_backbone(model.backbone)
+        channels = int(backbone.num_features)  # type: ignore[arg-type]
+        self.online = Encoder(backbone, deep_head(channels, model.hidden, model.projection))
+        self.predictor = MLPHead(model.projection, model.bottleneck, model.projection)
+
+    def forward(self, batch: Batch) -> Losses:
+        z1, z2 = (self.online(self.normalise(view))[1] for view in (batch.view1, batch.view2))  # [B, D]
+        p1, p2 = self.predictor(z1), self.predictor(z2)
+        similarity = (distance(full(p1), full(z2)) + distance(full(p2), full(z1))) / 2
+        return {"similarity": similarity, "total": similarity, "spread": spread(full(z1.detach()))}
+
+
+def distance(prediction: Tensor, projection: Tensor) -> Tensor:
+    """D(p, stopgrad(z)) = -cos(p, z), mean over the batch, -1 to 1; both [B, D] (equations 1 and 3)."""
+    return -F.cosine_similarity(prediction, projection.detach(), dim=1).mean()
+
+
+def spread(projection: Tensor) -> Tensor:
+    """No loss, but whether it has collapsed: std over the batch of unit vectors [B, D], times sqrt(D).
+
+    0 where all outputs are the same, near 1 where they are spread evenly (section 4.1).
+    """
+    unit = F.normalize(projection, dim=1)
+    return unit.std(dim=0, correction=0).mean() * projection.shape[1] ** 0.5

@@ -1,0 +1,85 @@
+"""SwAV (Caron et al. 2020, arXiv 2006.09882): predict the cluster that the other view is assigned to. Two views."""
+
+# n samples of this process, N of all processes, D projection, K prototypes
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from shards.errors import UserError
+from simfle.batch import Batch
+from simfle.config import ModelConfig, ViewsConfig
+from simfle.models.backbone import build_backbone
+from simfle.models.collect import processes
+from simfle.models.heads import Encoder, MLPHead
+from simfle.models.method import Losses, Method, check_contrast, full
+
+
+class SwAV(Method):
+    """Backbone, projector and prototypes; assignments by Sinkhorn-Knopp over the micro-batches of all processes."""
+
+    def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
+        super().__init__(model)
+        contrast = model.contrast
+        check_contrast(contrast)
+        if contrast.epsilon < 0.025:
+            raise UserError(f"model.contrast.epsilon={contrast.epsilon}; below 0.025 exp(score / epsilon) leaves fp32")
+        backbone = build_backbone(model.backbone)
+        channels = int(backbone.num_features)  # type: ignore[arg-type]
+        self.online = Encoder(backbone, MLPHead(channels, model.hidden, model.projection))
+        self.prototypes = Prototypes(contrast.prototypes, model.projection)
+
+    def forward(self, batch: Batch) -> Losses:
+        scores1, scores2 = (
+            self.prototypes(full(self.online(self.normalise(view))[1])) for view in (batch.view1, batch.view2)
+        )  # [n, K]
+        contrast = self.config.contrast
+        with torch.no_grad():
+            codes1, codes2 = (sinkhorn(s.detach(), contrast.epsilon, contrast.sinkhorn) for s in (scores1, scores2))
+        swapped = swapped_prediction(scores1, scores2, codes1, codes2, contrast.temperature)
+        return {"prediction": swapped, "total": swapped}
+
+
+class Prototypes(nn.Module):
+    """Cosines of projections with K trained unit vectors: [n, D] -> [n, K].
+
+    They are normalised in each forward, not in place after each step as by the authors: ZeRO would not see that.
+    """
+
+    def __init__(self, count: int, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.randn(count, width), dim=1))
+
+    def forward(self, projections: Tensor) -> Tensor:
+        with torch.autocast(projections.device.type, enabled=False):
+            return F.normalize(projections, dim=1) @ F.normalize(self.weight, dim=1).T
+
+
+@torch.no_grad()
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
+    """Codes [n, K] of scores [n, K] (equations 3 to 5): exp(scores / epsilon), scaled in turns so that each prototype
+    gets an equal share of the N samples of all processes, and each sample's code sums to 1; the latter comes last.
+    """
+    top = _reduced(scores.max(), dist.ReduceOp.MAX)  # cancels out, but keeps exp() within range
+    codes = ((scores - top) / epsilon).exp()  # [n, K]
+    for _ in range(iterations):
+        codes = codes / _reduced(codes.sum(dim=0), dist.ReduceOp.SUM)  # each prototype: 1 over all samples
+        codes = codes / codes.sum(dim=1, keepdim=True)  # each sample: 1 over all prototypes
+    return codes
+
+
+def swapped_prediction(scores1: Tensor, scores2: Tensor, codes1: Tensor, codes2: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of each view's softmax(scores / T) with the other's codes (equations 1 and 2), all [n, K].
+
+    Mean over the batch and over both directions (equation 1 is their sum).
+    """
+    forth = -(codes2 * F.log_softmax(scores1 / temperature, dim=1)).sum(dim=1)  # [n]
+    back = -(codes1 * F.log_softmax(scores2 / temperature, dim=1)).sum(dim=1)
+    return (forth + back).mean() / 2
+
+
+def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
+    """Over all processes."""
+    if processes() > 1:
+        dist.all_reduce(values, operation)
+    return values
