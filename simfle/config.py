@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_origin
 
 from simfle.errors import UserError
 
@@ -36,6 +36,11 @@ class DataConfig:
     prefetch: int = option(2, "batches made ready ahead, per process", free=True)
     streams: int = option(64, "canonical streams; the greatest common divisor with the global batch is used")
     window: int = option(16384, "samples of a stream that are shuffled among each other")
+    max_damaged: float = option(
+        0.001,
+        "share of the samples seen that may be damaged before the run stops; 0: none, else at least 10",
+        free=True,
+    )
     cache: str = option("", "folder for shards from URLs, on a local disk; empty: ~/.cache/simfle/shards", free=True)
     cache_gb: float = option(50.0, "most gigabytes in that folder, for all processes of a machine", free=True)
     streaming: bool = option(
@@ -179,11 +184,14 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
         raise UserError(f"config: cannot read {file or 'the command line'}: {error}") from None
     merged = OmegaConf.structured(schema)
     known = list(keys(schema))
+    tables = tuple(f"{name}." for name, _ in _metadata(schema, tables=True))  # their keys are the user's own
     for place, layer in layers:
         if not OmegaConf.is_dict(layer):
             raise UserError(f"config: {place} holds a list or a bare value, not keys")
         plain = OmegaConf.to_container(layer)
         for key in flatten(cast(dict, plain)):
+            if key.startswith(tables):
+                continue
             if key not in known and not any(name.startswith(key + ".") for name in known):
                 near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
                 hint = f"; did you mean {near[0]}?" if near else ""
@@ -228,9 +236,10 @@ def helps(schema: Any) -> dict[str, str]:
     return {name: str(metadata.get("help", "")) for name, metadata in _metadata(schema)}
 
 
-def _metadata(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _metadata(schema: Any, prefix: str = "", *, tables: bool = False) -> Iterator[tuple[str, Any]]:
+    """Dotted names and metadata of all leaf fields, or only of those that are dictionaries."""
     for item in dataclasses.fields(schema):
         if dataclasses.is_dataclass(item.type):
-            yield from _metadata(item.type, f"{prefix}{item.name}.")
-        else:
+            yield from _metadata(item.type, f"{prefix}{item.name}.", tables=tables)
+        elif not tables or get_origin(item.type) is dict:
             yield prefix + item.name, item.metadata

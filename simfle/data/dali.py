@@ -51,7 +51,7 @@ class Dali:
         except RuntimeError:
             # One image that DALI cannot decode fails the batch and leaves its pipeline unusable.
             self._pipeline = self._build()
-            decodable = good & np.array([self._decodable(image) for image in images])
+            decodable = np.array([bool(ok) and self._decodable(image) for image, ok in zip(images, good, strict=True)])
             if (decodable == good).all():
                 raise
         return self._run(images, shape, draws, decodable)

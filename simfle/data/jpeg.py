@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _SOI = 0xD8
+MOST_PIXELS = 1 << 27  # of an image that is decoded in a run: 400 MB; the builder's own limit is lower
 _LONGEST = 30  # bytes that the headers of the other formats take
 # Start-of-frame markers of all coding processes; C4, C8 and CC, which lie among them, are tables.
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
@@ -58,6 +59,7 @@ def _size_of_other(head: bytes) -> tuple[int, int] | None:
 
 
 def sizes(images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Heights and widths [n, 2] of n images, and which of them [n] have a size at all; the others count as 1 x 1."""
+    """Heights and widths [n, 2] of n images, and which of them [n] have one, not too large; others count as 1 x 1."""
     found = [size(image) for image in images]
+    found = [pair if pair and pair[0] * pair[1] <= MOST_PIXELS else None for pair in found]
     return np.array([pair or (1, 1) for pair in found], dtype=np.int64), np.array([pair is not None for pair in found])

@@ -16,6 +16,7 @@ import torch
 from simfle.batch import Batch
 from simfle.config import DataConfig, ViewsConfig
 from simfle.data.ahead import Ahead
+from simfle.data.damaged import Mender, Replacement
 from simfle.data.order import Order
 from simfle.data.reader import Corpus, open_corpus
 from simfle.data.rendered import Backend
@@ -88,8 +89,8 @@ class Loader:
     """The micro-batches of one process. Its only state is the step that `batches` is asked to start at.
 
     The same step gives the same ids, draws and pixels, whatever came before and however many processes share the batch.
-    `waited` is the time in seconds that the consumer has waited for batches so far; `damaged` the number of samples
-    whose image could not be decoded (each is logged, and grey all over).
+    `waited` is the time in seconds that the consumer has waited for batches so far. A batch's ids are those of the
+    samples that were really fed: one that cannot be decoded is replaced (see `simfle.data.damaged`).
 
     Raises:
         UserError: B does not divide by processes and micro-batches, views out of range, an unknown or missing backend.
@@ -115,7 +116,6 @@ class Loader:
         self.micro_batch = order.global_batch // parts
         self.prefetch = max(1, data.prefetch)
         self.waited = 0.0
-        self.damaged = 0
         self.backend_name = choose_backend(data.backend, device)
         threads = threads_per_process(data.threads, share.local_size)
         self._ahead: Ahead | None = None
@@ -125,6 +125,7 @@ class Loader:
                 corpus, order, (share.rank * slots, (share.rank + 1) * slots), 1 / max(1, share.local_size)
             )
         self._backend = _make_backend(self.backend_name, views, threads, self.micro_batch, device)
+        self._mender = Mender(corpus, self._backend)
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Without end: for each optimizer step from `start_step` on, its `accumulation` micro-batches, on the device.
@@ -152,18 +153,15 @@ class Loader:
         """Micro-batch `micro` of a step, made on the spot."""
         start = (self.share.rank * self.share.accumulation + micro) * self.micro_batch
         ids, epoch = self.order.slots(step, start, start + self.micro_batch)
-        shards, samples = self.corpus.locate(ids)
-        images = [self.corpus.image(int(shard), int(sample)) for shard, sample in zip(shards, samples, strict=True)]
         draws = draw(self.order.seed, epoch, ids, self.views)
-        rendered = self._backend.render(images, draws)
-        for i in rendered.damaged:
-            self.damaged += 1
-            log.warning(
-                "sample %d in %s cannot be decoded; its views are grey", ids[i], self.corpus.tar(int(shards[i]))
-            )
+        fed, rendered = self._mender.render(step, ids, draws)
         return Batch(
-            rendered.view1, rendered.view2, rendered.face, torch.from_numpy(ids), torch.from_numpy(draws.group)
+            rendered.view1, rendered.view2, rendered.face, torch.from_numpy(fed), torch.from_numpy(draws.group)
         )
+
+    def damaged(self, step: int) -> list[Replacement]:
+        """The samples that were found damaged in the batches up to `step`, those told before left out."""
+        return self._mender.take(step)
 
     def close(self) -> None:
         """End the backend's threads, and downloads. Close iterators first."""

@@ -104,6 +104,11 @@ class Stream:
         """The image file [size] uint8 of a sample of the micro-batch taken last."""
         return np.frombuffer(self._images[number], dtype=np.uint8)
 
+    def following(self, number: int) -> int:
+        """The sample behind one of the micro-batch taken last, the first behind its last."""
+        numbers = list(self._images)
+        return numbers[(numbers.index(number) + 1) % len(numbers)]
+
     def key(self, number: int, _: int) -> str:
         """Shard and key of a sample taken not long ago; the id where it is forgotten."""
         return next((names[number] for _, names in list(self._taken) if number in names), str(number))

@@ -26,6 +26,7 @@ from simfle.models.statistics import share_statistics
 from simfle.optim import STATES, build_optimizer, learning_rate
 from simfle.runtime import BatchPlan, StopFlag, World, plan_batch, processes, start_engine
 from simfle.train import checkpoint, folder, lead, pictures, state
+from simfle.train.damage import Damage
 from simfle.train.metrics import Metrics, SampleRecord
 from simfle.train.progress import Announcer
 from simfle.train.verdict import Ballot, Verdict
@@ -92,6 +93,8 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"optim.name is {config.optim.name!r}; known are {' and '.join(STATES)}")
     if config.data.streaming and not train.steps:
         raise UserError("data.streaming: a stream has no epochs; give train.steps")
+    if not 0 <= config.data.max_damaged <= 1:
+        raise UserError(f"data.max_damaged={config.data.max_damaged}; it is a share, 0 to 1")
     if not config.data.shards:
         raise UserError("data.shards is empty; name at least one folder of shards, e.g. data.shards=[shards/faces]")
 
@@ -154,6 +157,9 @@ class Run:
         for each in (self.samples, self.metrics):
             if each is not None:
                 ends.callback(each.close)
+        self.damage = Damage(self.folder, config.data.max_damaged, self.step, world)
+        if reason := self.damage.too_much(self.seen()):
+            raise UserError(reason)
         self.announcer = ends.enter_context(Announcer(self.steps, self.step, enabled=world.is_main))
 
     def _resume(self) -> checkpoint.Checkpoint | None:
@@ -188,6 +194,10 @@ class Run:
         with closing(self.loader.batches(self.step)) as batches:
             while self.step < limit:
                 verdict = self.one_step(batches, stop.signal is not None)
+                if verdict.damaged and (reason := self.damage.too_much(self.seen())):
+                    self.save()
+                    self.writer.wait()
+                    raise UserError(f"stopped after step {self.step}, which is saved: {reason}")
                 if verdict.stop:
                     break
                 if self.step % self.config.train.checkpoint_every == 0 and self.step < limit:
@@ -218,7 +228,8 @@ class Run:
             total = {name: total.get(name, 0) + value.detach() for name, value in losses.items()}
             last = micro == self.plan.accumulation - 1
             if last:
-                ballot = Ballot(total, self.plan.accumulation, stop)
+                damaged = self.loader.damaged(self.step)
+                ballot = Ballot(total, self.plan.accumulation, stop, len(damaged))
             self.engine.backward(losses["total"])
             if last:
                 verdict = ballot.read()
@@ -230,7 +241,14 @@ class Run:
         self.report(verdict, rate, time.perf_counter() - began, self.loader.waited - waited)
         if pictured:
             self.save_picture()
+        if verdict.damaged:
+            self.damage.add(damaged)
         return verdict
+
+    def seen(self) -> int:
+        """Samples seen at least once so far, at most."""
+        consumed = self.step * self.plan.global_batch
+        return min(consumed, self.order.samples) if self.order.samples else consumed
 
     def report(self, verdict: Verdict, rate: float, seconds: float, waited: float) -> None:
         """The progress line of every step, and the metrics of every `log_every`-th."""

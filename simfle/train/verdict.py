@@ -1,4 +1,4 @@
-"""What all processes agree on in each step, by one small all-reduce: mean losses, NaN anywhere, stop asked anywhere."""
+"""What all processes agree on in each step, by one small all-reduce: mean losses, NaN, a stop or damage anywhere."""
 
 from dataclasses import dataclass
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Verdict:
-    """The same on every process. losses: means over processes and micro-batches."""
+    """The same on every process. losses: means over processes and micro-batches; damaged: samples newly found so."""
 
     losses: dict[str, float]
     finite: bool
     stop: bool
+    damaged: int
 
 
 class Ballot:
@@ -22,10 +23,11 @@ class Ballot:
     So the host waits while the GPU has work: nothing stalls, and a bad loss is known before the optimizer steps.
     """
 
-    def __init__(self, losses: dict[str, Tensor], accumulation: int, stop: bool) -> None:
+    def __init__(self, losses: dict[str, Tensor], accumulation: int, stop: bool, damaged: int) -> None:
         self._names = list(losses)
         values = torch.stack([losses[name].detach().float() for name in self._names]) / accumulation
-        flags = torch.stack([(~values.isfinite().all()).float(), torch.full_like(values[0], float(stop))])
+        known = [torch.full_like(values[0], float(value)) for value in (stop, damaged)]
+        flags = torch.stack([(~values.isfinite().all()).float(), *known])
         votes = torch.cat([values, flags])
         dist.all_reduce(votes)
         self._votes = votes.to("cpu", non_blocking=True)
@@ -37,6 +39,6 @@ class Ballot:
         """Wait for the votes."""
         if self._ready is not None:
             self._ready.synchronize()
-        *values, bad, stops = self._votes.tolist()
+        *values, bad, stops, damaged = self._votes.tolist()
         mean = [value / dist.get_world_size() for value in values]
-        return Verdict(dict(zip(self._names, mean, strict=True)), bad == 0, stops > 0)
+        return Verdict(dict(zip(self._names, mean, strict=True)), bad == 0, stops > 0, round(damaged))

@@ -1,6 +1,5 @@
 import dataclasses
 import itertools
-import logging
 import sys
 import threading
 import time
@@ -9,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_fixtures import drawn_corpus, jpeg, picture, write_shards
+from data_fixtures import drawn_corpus, picture
 
 from simfle.batch import Batch
 from simfle.config import DataConfig, ViewsConfig
 from simfle.data.loader import Loader, Share, choose_backend, make_order, threads_per_process
 from simfle.data.reader import Corpus
-from simfle.data.rendered import DAMAGED
 from simfle.errors import UserError
 
 CPU = torch.device("cpu")
@@ -141,20 +139,6 @@ def test_an_error_while_preparing_reaches_the_consumer(folder: Path, tmp_path: P
         next(batches)
     loader.close()
     assert loader_threads() == 0
-
-
-def test_a_damaged_image_is_survived_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    images = [jpeg(picture(i, 40, 40)) for i in range(8)]
-    images[3] = images[3][:300]
-    corpus = Corpus([write_shards(tmp_path / "shards", [("train", images)])])
-    loader = Loader(corpus, make_order(corpus, DATA, 0, 8), VIEWS, DATA, Share(), CPU)
-    with caplog.at_level(logging.WARNING):
-        batch = loader.batch(0, 0)
-    place = batch.ids.tolist().index(3)
-    assert (batch.view1[place] == DAMAGED).all()
-    assert loader.damaged == 1
-    assert "sample 3 in" in caplog.text
-    loader.close()
 
 
 def test_waiting_is_counted(folder: Path) -> None:

@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import threading
@@ -176,6 +177,7 @@ def test_files_are_closed_when_nobody_needs_them(folder: Path, monkeypatch: pyte
         corpus.image(shard, 0)
     assert tars() == 2
     del corpus
+    gc.collect()
     assert tars() == 0
 
 

@@ -1,0 +1,71 @@
+"""The samples of a run that turned out damaged: RUN/damaged.jsonl, and an end to it where they are many."""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from simfle.data.damaged import Replacement
+from simfle.runtime import World
+
+FILE = "damaged.jsonl"
+FREE = 10  # damaged samples that never stop a run, unless none at all is allowed
+log = logging.getLogger(__name__)
+
+
+class Damage:
+    """Known alike to all processes; the main one logs and writes.
+
+    run: its folder; limit: `data.max_damaged`; resumed_step: lines of later steps are dropped, they will come again.
+    """
+
+    def __init__(self, run: Path, limit: float, resumed_step: int, world: World) -> None:
+        self._file, self._limit, self._world = run / FILE, limit, world
+        kept: list[Any] = [None]
+        if world.is_main:
+            kept = [_read(self._file, resumed_step)]
+            if self._file.exists():
+                partial = self._file.with_suffix(".partial")
+                partial.write_text("".join(json.dumps(line) + "\n" for line in kept[0]))
+                partial.replace(self._file)
+        dist.broadcast_object_list(kept, src=0)
+        self.ids = {int(line["id"]) for line in kept[0]}
+
+    def add(self, found: list[Replacement]) -> None:
+        """What this process has found in this step. Collective, so only in steps in which any process has."""
+        parts: list[Any] = [None] * self._world.size
+        dist.all_gather_object(parts, found)
+        new = {each.id: each for part in parts for each in part if each.id not in self.ids}
+        self.ids |= new.keys()
+        if not self._world.is_main:
+            return
+        with self._file.open("a") as file:
+            for each in new.values():
+                file.write(json.dumps(asdict(each) | {"step": each.step + 1}) + "\n")
+                log.warning("%s: %s cannot be decoded; sample %d is fed in its place", each.shard, each.key, each.by)
+
+    def too_much(self, seen: int) -> str:
+        """Why the run must not go on after so many samples; empty if it may."""
+        allowed = max(FREE, self._limit * seen) if self._limit else 0
+        if len(self.ids) <= allowed:
+            return ""
+        return (
+            f"{len(self.ids)} of {seen} samples are damaged, data.max_damaged={self._limit:g} allows {int(allowed)}; "
+            f"{self._file} lists them. Copy or build the shards again, or allow more"
+        )
+
+
+def _read(file: Path, resumed_step: int) -> list[dict[str, Any]]:
+    """The lines up to a step; one that a crash cut short is passed over."""
+    lines = []
+    for text in file.read_text().splitlines() if file.exists() else []:
+        try:
+            line = json.loads(text)
+            if int(line["step"]) <= resumed_step:
+                lines.append(line | {"id": int(line["id"])})
+        except (ValueError, KeyError, TypeError):
+            continue
+    return lines

@@ -1,0 +1,54 @@
+"""A run over shards with damaged images: the same samples on any number of processes, also when it is resumed."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from distributed import runs
+
+from shards.index import read_index
+
+# One epoch of the 240 faces: every damaged one is met.
+SETTINGS = ("train.steps=15", "train.record_samples=true", "train.checkpoint_every=100", "data.splits=[]")
+
+
+@pytest.fixture
+def hurt(faces: Path, tmp_path: Path) -> tuple[Path, list[str]]:
+    """The drawn faces with one image of each of three shards damaged; and the keys of those."""
+    folder, keys = shutil.copytree(faces, tmp_path / "hurt"), []
+    for number, tar in enumerate(sorted(folder.glob("*.tar"))[:3]):
+        index = read_index(tar.with_suffix(".idx"))
+        place = index.members(5 * number)["jpg"]
+        keys.append(index.keys[5 * number])
+        with tar.open("r+b") as file:
+            file.seek(place.offset)
+            file.seek(place.offset + file.read(place.size).index(b"\xff\xda"))
+            file.write(bytes(2))  # no marker, no picture behind the tables
+    return folder, keys
+
+
+def told(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "damaged.jsonl").read_text().splitlines()]
+
+
+def test_damage_changes_nothing_but_the_damaged_samples(hurt: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, keys = hurt
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    output = runs.finish(1, folder, alone, *SETTINGS)
+    assert sorted(line["key"] for line in told(alone)) == sorted(keys)
+    assert all(output.count(f"{key} cannot be decoded") == 1 for key in keys)
+    # None allowed: two processes stop together at the first one. Allowed, one process goes on and ends like the other.
+    output = runs.finish(2, folder, shared, *SETTINGS, "data.max_damaged=0", code=1)
+    assert "1 of " in output
+    assert "data.max_damaged=0 allows 0" in output
+    assert "Traceback" not in output.partition("error:")[0]
+    stopped = told(shared)[0]["step"]
+    assert (shared / "checkpoints" / f"step-{stopped:08d}" / "COMPLETE").exists()
+    runs.finish(1, folder, shared, *SETTINGS)
+    assert runs.samples(shared) == runs.samples(alone)
+    by_id = {line["id"]: line for line in told(alone)}
+    assert {line["id"]: line for line in told(shared)} == by_id
+    fed = {number for pairs in runs.samples(alone).values() for number, _ in pairs}
+    assert not fed & by_id.keys()
+    assert fed >= {line["by"] for line in by_id.values()}

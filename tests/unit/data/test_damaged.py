@@ -1,0 +1,135 @@
+"""A sample that cannot be decoded is replaced by the next of its shard, whoever reads it and whenever."""
+
+import dataclasses
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_fixtures import jpeg, picture, write_shards
+from test_loader import CPU, DATA, VIEWS, same, take, tensors
+
+from shards.index import read_index
+from simfle.data.damaged import TRIES
+from simfle.data.jpeg import MOST_PIXELS
+from simfle.data.loader import Loader, Share, make_order
+from simfle.data.reader import Corpus
+from simfle.data.views import draw
+from simfle.errors import UserError
+
+DAMAGED = {3: 4, 7: 0, 11: 13, 12: 13}  # 7 is the last of its shard, 11 and 12 follow each other
+BOTH = pytest.mark.parametrize("backend", ["opencv", "dali"])
+
+
+def hurt(folder: Path, number: int, how: str = "scan") -> None:
+    """Damage the JPEG of sample `number` (of shards of 8) where it lies in its tar."""
+    tar = folder / f"train-{number // 8:06d}.tar"
+    place = read_index(tar.with_suffix(".idx")).members(number % 8)["jpg"]
+    with tar.open("r+b") as file:
+        file.seek(place.offset)
+        content = bytearray(file.read(place.size))
+        if how == "scan":
+            scan = content.index(b"\xff\xda")  # without this marker there is no picture behind the tables
+            content[scan : scan + 2] = bytes(2)
+        else:  # a frame of 65,535 x 65,535 pixels
+            frame = content.index(b"\xff\xc0") + 5
+            content[frame : frame + 4] = b"\xff\xff\xff\xff"
+        file.seek(place.offset)
+        file.write(content)
+
+
+def shards(folder: Path, count: int = 24) -> Path:
+    images = [jpeg(picture(i, 40 + i % 7, 44)) for i in range(count)]
+    return write_shards(folder, [("train", images[start : start + 8]) for start in range(0, count, 8)])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = shards(tmp_path / "shards")
+    for number in DAMAGED:
+        hurt(made, number)
+    return made
+
+
+def make(folder: Path, backend: str = "opencv", share: Share = Share()) -> Loader:  # noqa: B008
+    corpus, data = Corpus([folder]), dataclasses.replace(DATA, backend=backend)
+    return Loader(corpus, make_order(corpus, data, 5, 8), VIEWS, data, share, CPU)
+
+
+@BOTH
+def test_the_next_good_sample_of_the_shard_comes_with_the_views_of_the_damaged_one(folder: Path, backend: str) -> None:
+    loader, epoch = make(folder, backend), 1
+    for step in range(3, 6):
+        wanted, _ = loader.order.batch(step)
+        batch = loader.batch(step, 0)
+        assert batch.ids.tolist() == [DAMAGED.get(number, number) for number in wanted.tolist()]
+        draws = draw(5, epoch, wanted, VIEWS)  # of the slots, not of what is fed in them
+        images = [loader.corpus.image(*(int(x[0]) for x in loader.corpus.locate([n]))) for n in batch.ids.tolist()]
+        alone = loader._backend.render(images, draws)
+        assert alone.damaged == []
+        for got, expected in ((batch.view1, alone.view1), (batch.view2, alone.view2), (batch.face, alone.face)):
+            assert torch.equal(got, expected)
+        assert np.array_equal(batch.draw.numpy(), draws.group)
+    loader.close()
+
+
+@BOTH
+def test_the_same_on_any_number_of_processes_and_started_anywhere(folder: Path, backend: str) -> None:
+    whole = take(make(folder, backend), 0, 6)
+    assert same(take(make(folder, backend), 4, 2), whole[4:])
+    parts = [take(make(folder, backend, Share(rank, 2, 2, 2)), 0, 12) for rank in range(2)]
+    for step in range(6):
+        joined = zip(*(tensors(batch) for part in parts for batch in part[2 * step : 2 * step + 2]), strict=True)
+        assert all(torch.equal(torch.cat(got), want) for got, want in zip(joined, tensors(whole[step]), strict=True))
+
+
+@BOTH
+def test_each_is_told_once_with_its_step(folder: Path, backend: str) -> None:
+    loader = make(folder, backend)
+    for step in range(6):
+        loader.batch(step, 0)
+    assert loader.damaged(-1) == []
+    first = loader.damaged(0)
+    assert [each.step for each in first] == [0] * len(first)
+    told = first + loader.damaged(5)
+    assert {each.id: each.by for each in told} == DAMAGED
+    assert len(told) == len(DAMAGED)
+    assert {each.id: each.key for each in told} == {number: f"s{number:06d}" for number in DAMAGED}
+    assert all(each.shard == str(folder / f"train-{each.id // 8:06d}.tar") for each in told)
+    assert loader.damaged(100) == []
+    loader.close()
+
+
+def test_bytes_that_cannot_be_read_count_as_damage(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "shards")
+    loader = make(folder)
+    loader.batch(0, 0)
+    place = read_index(folder / "train-000001.idx").members(6)["jpg"]
+    os.truncate(folder / "train-000001.tar", place.offset + 1)  # open already, and shorter from now on
+    fed = list(itertools.chain.from_iterable(loader.batch(step, 0).ids.tolist() for step in range(3, 6)))
+    assert {each.id: each.by for each in loader.damaged(5)} == {14: 8, 15: 8}
+    assert sorted(fed) == sorted([*range(14), 8, 8, *range(16, 24)])
+    loader.close()
+
+
+def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "shards")
+    hurt(folder, 5, "bomb")
+    assert MOST_PIXELS < 65535**2
+    loader = make(folder)
+    for step in range(3):
+        loader.batch(step, 0)
+    assert [(each.id, each.by) for each in loader.damaged(2)] == [(5, 6)]
+    loader.close()
+
+
+def test_a_shard_without_a_good_sample_ends_the_run(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "shards")
+    for number in range(8, 16):
+        hurt(folder, number)
+    loader = make(folder)
+    with pytest.raises(UserError, match=rf"train-000001\.tar: {TRIES} samples in a row cannot be decoded"):
+        [loader.batch(step, 0) for step in range(3)]
+    loader.close()
