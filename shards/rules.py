@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import PurePosixPath
 
 from shards.entry import Entry, Rejected
@@ -13,6 +14,7 @@ TRAIN, VAL, TEST = "train", "val", "test"
 SPLIT_NAMES = {"training": TRAIN, "valid": VAL, "validation": VAL, "dev": VAL, "testing": TEST}
 # A ustar header holds 100 bytes of name: a key and ".json", or another extension of up to 9 letters, fit in it.
 KEY_LENGTH = 90
+FEW = 4096  # names of labels and splits that are remembered: a corpus repeats a handful a million times
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def settle(entry: Entry, rules: Rules) -> Entry | Rejected:
     return replace(entry, label=label, group=group, split=split)
 
 
+@lru_cache(FEW)
 def normal_label(label: str | None) -> str | None:
     """A label without spaces around it and without capitals; None if nothing is left."""
     # A folder's name need not be UTF-8; a label must be text that any program can write.
@@ -79,6 +82,7 @@ def normal_label(label: str | None) -> str | None:
     return text.strip().casefold() or None
 
 
+@lru_cache(FEW)
 def normal_split(split: str | None) -> str:
     """A split's name as part of a file name: 'Training' -> 'train', 'PublicTest' -> 'publictest', None -> 'train'."""
     name = re.sub(r"[^a-z0-9]+", "-", (split or "").strip().lower()).strip("-") or TRAIN
@@ -87,6 +91,8 @@ def normal_split(split: str | None) -> str:
 
 def drawn_split(group: str, rules: Rules) -> str:
     """Train, val or test by a keyed hash of the group alone: a group is never divided, nor moved by others joining."""
+    if not rules.val_fraction and not rules.test_fraction:
+        return TRAIN
     draw = int.from_bytes(keyed_hash(group, f"split {rules.split_seed}")[:8], "big") / 2**64
     if draw < rules.val_fraction:
         return VAL

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from posixpath import splitext
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
@@ -80,18 +81,19 @@ class Archive:
         relative = inside(member.name)
         if relative is None:
             return Rejected(f"{archive}/{member.name}", "outside", "a path that leaves the archive")
-        path = PurePosixPath(relative)
-        hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-        if hidden or not path.is_relative_to(self.below):
+        parts = relative.split("/")
+        hidden = "__MACOSX" in parts or any(part.startswith(".") for part in parts)
+        below = PurePosixPath(self.below).parts
+        if hidden or tuple(parts[: len(below)]) != below:
             return None
         if not _is_image(relative):
-            self.others[path.suffix.lower() or "no extension"] += 1
+            self.others[splitext(relative)[1].lower() or "no extension"] += 1
             return None
         if member.fate:
             return Rejected(f"{archive}/{relative}", *member.fate)
-        key = f"{prefix}{path.relative_to(self.below)}"
+        key = f"{prefix}{'/'.join(parts[len(below) :])}"
         return placed(key, f"{archive}/{relative}", member.read, self.class_folders, self.split_folders)
 
 
 def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in EXTENSIONS
+    return splitext(name)[1].lower() in EXTENSIONS
