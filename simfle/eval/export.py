@@ -1,19 +1,20 @@
 """From a run's newest complete checkpoint to backbone files: timm's key names, safetensors and a small JSON."""
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 
 import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from shards.files import write_atomic
 from simfle.errors import UserError
-from simfle.eval.backbones import CARD, WEIGHTS, Card
-from simfle.models.backbone import build_backbone
+from simfle.eval.backbones import CARD, WEIGHTS, Card, build_network
 
-NETWORKS = ("online", "target")
+NETWORKS = ("online", "target")  # a method without a target network exports the online one alone
 COMPLETE = "COMPLETE"
 
 
@@ -42,22 +43,26 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     """
     checkpoint = newest_checkpoint(run)
     model, views = _config(run)
-    wanted = build_backbone(model["backbone"])
+    name = model["backbone"]
     written = {}
     for network in NETWORKS:
         tensors = _read(checkpoint / "model.safetensors", f"{network}.backbone.")
+        if not tensors and network != NETWORKS[0]:
+            continue
+        size = _side(tensors) or int(views["size"])
+        wanted = build_network(name, size)
         if tensors.keys() != wanted.state_dict().keys():
             raise UserError(
-                f"export: {checkpoint} holds no {network} {model['backbone']} ({len(tensors)} tensors under "
-                f"{network}.backbone., {len(wanted.state_dict())} expected); the run's config.yaml is another run's"
+                f"export: {checkpoint} holds no {network} {name} ({len(tensors)} tensors under {network}.backbone., "
+                f"{len(wanted.state_dict())} expected); the run's config.yaml is another run's"
             )
         card = Card(
-            name=model["backbone"],
+            name=name,
             network=network,
             features=int(wanted.num_features),  # type: ignore[arg-type]
             mean=tuple(model["mean"]),
             std=tuple(model["std"]),
-            size=int(views["size"]),
+            size=size,
             run={"folder": run.name, "checkpoint": checkpoint.name, "step": int(checkpoint.name.split("-")[1])},
         )
         folder = (out or run / "export") / network
@@ -68,7 +73,15 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     return written
 
 
-def _read(path: Path, prefix: str) -> dict:
+def _side(tensors: dict[str, Tensor]) -> int | None:
+    """Side in pixels of the images that a vision transformer's position embeddings are for; None for a CNN."""
+    if "pos_embed" not in tensors:
+        return None
+    places = tensors["pos_embed"].shape[1] - ("cls_token" in tensors)
+    return math.isqrt(places) * tensors["patch_embed.proj.weight"].shape[-1]
+
+
+def _read(path: Path, prefix: str) -> dict[str, Tensor]:
     """The tensors whose names begin with `prefix`, without it."""
     try:
         with safe_open(path, "pt") as file:

@@ -1,0 +1,14 @@
+"""How alike faces are to a backbone: use_backbone.py RUN/export/online/huggingface IMAGE..."""
+
+import sys
+
+import timm
+import torch
+from PIL import Image
+
+model = timm.create_model(f"local-dir:{sys.argv[1]}", pretrained=True, num_classes=0).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+images = torch.stack([transform(Image.open(path).convert("RGB")) for path in sys.argv[2:]])  # [B, 3, S, S]
+with torch.no_grad():
+    features = torch.nn.functional.normalize(model(images))  # [B, C]
+print("cosine similarities of the images:\n", features @ features.T)

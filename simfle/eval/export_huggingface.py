@@ -1,0 +1,132 @@
+"""A folder as on the Hugging Face hub, that timm reads: config.json, model.safetensors, README.md (the model card)."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import timm
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from shards.files import write_atomic
+from shards.manifest import Manifest, read_manifest
+from simfle.config import flatten
+from simfle.errors import UserError
+from simfle.eval.backbones import TRANSFORMERS, Backbone
+from simfle.eval.results import Result, read_results
+
+log = logging.getLogger(__name__)
+
+NAME = "huggingface"
+RECIPE = (
+    ("method", "model.method"),
+    ("backbone", "model.backbone"),
+    ("grouping", "model.grouping"),
+    ("views, px", "views.size"),
+    ("face, px", "views.face_size"),
+    ("optimizer", "optim.name"),
+    ("learning rate for a batch of 256", "optim.lr"),
+    ("weight decay", "optim.weight_decay"),
+    ("global batch", "train.global_batch"),
+    ("precision", "train.precision"),
+    ("seed", "train.seed"),
+)
+EXAMPLE = """import timm, torch
+from PIL import Image
+
+model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True, num_classes=0).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+with torch.no_grad():
+    features = model(transform(Image.open("face.jpg").convert("RGB"))[None])  # [1, C]
+"""
+
+
+def export_huggingface(run: Path, backbone: Backbone, folder: Path) -> Path:
+    """Write the folder for a backbone exported from `run`; its model card is filled from the run. Returns `folder`.
+
+    Raises:
+        UserError: the run's configuration is missing or damaged; a result of an evaluation in it is damaged.
+    """
+    card = backbone.card
+    options: dict[str, Any] = {}
+    if timm.models.is_model_in_modules(card.name, TRANSFORMERS):  # pooled as we do it: the mean of the patch tokens
+        options = {"img_size": card.size, "dynamic_img_size": True, "global_pool": "avg", "fc_norm": False}
+    network = timm.create_model(card.name, num_classes=0, **options)
+    network.load_state_dict(backbone.module.network.state_dict())
+    data: dict[str, Any] = {"input_size": (3, card.size, card.size), "mean": card.mean, "std": card.std}
+    data |= {"crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}  # the whole image, as in evaluations
+    folder.mkdir(parents=True, exist_ok=True)
+    timm.models.save_for_hf(network, str(folder), safe_serialization=True, data_config=data)
+    write_atomic(folder / "README.md", _model_card(run, backbone).encode())
+    return folder
+
+
+def _model_card(run: Path, backbone: Backbone) -> str:
+    text, config = _config(run)
+    environment = Environment(
+        loader=PackageLoader("simfle.eval", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    shards = [str(folder) for folder in config["data"]["shards"]]
+    versions = run / "versions.json"
+    return environment.get_template("card.md").render(
+        title=f"{config['model']['method']} {backbone.card.name}, {run.name}",
+        card=backbone.card,
+        method=config["model"]["method"],
+        example=EXAMPLE,
+        shards=shards,
+        corpora=_corpora(shards),
+        splits=config["data"]["splits"],
+        recipe=[(name, flatten(config).get(key, "-")) for name, key in RECIPE],
+        config_text=text,
+        versions=json.loads(versions.read_text()) if versions.is_file() else {"versions": "unknown"},
+        rows=_rows(read_results([run]), backbone.card.network),
+        last=_last(run / "metrics.jsonl"),
+    )
+
+
+def _config(run: Path) -> tuple[str, dict[str, Any]]:
+    path = run / "config.yaml"
+    try:
+        text = path.read_text()
+        config = yaml.safe_load(text)
+        config["model"]["method"], config["data"]["shards"], config["data"]["splits"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise UserError(f"export: {path} is missing or damaged ({error!r})") from None
+    return text, config
+
+
+def _corpora(shards: list[str]) -> list[Manifest]:
+    """The manifests of the run's shards, as far as they can still be read."""
+    found = []
+    for folder in shards:
+        try:
+            found.append(read_manifest(folder))
+        except UserError as error:
+            log.warning("the model card does not tell the terms of %s: %s", folder, error)
+    return found
+
+
+def _rows(results: list[Result], network: str) -> list[dict[str, Any]]:
+    """One row per benchmark and protocol: the mean over seeds."""
+    scores: dict[tuple[str, str, str], list[float]] = {}
+    for result in results:
+        if result.backbone["kind"] == network:
+            scores.setdefault((result.benchmark, result.protocol, result.metric), []).append(result.score)
+    names = ("benchmark", "protocol", "metric")
+    return [
+        {**dict(zip(names, key, strict=True)), "score": f"{sum(found) / len(found):.4f}", "seeds": len(found)}
+        for key, found in scores.items()
+    ]
+
+
+def _last(path: Path) -> dict[str, Any] | None:
+    """The newest line of metrics that tells the images seen."""
+    for line in reversed(path.read_text().splitlines() if path.is_file() else []):
+        try:
+            found = json.loads(line)
+        except ValueError:  # cut short by a crash
+            continue
+        if "samples" in found:
+            return found
+    return None
