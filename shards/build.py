@@ -12,93 +12,48 @@ import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shards.align import find_model, model_digest
-from shards.encode import EncodeOptions
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.exclude import Exclude, prepare
+from shards.exclude import prepare
 from shards.files import sync_folder, write_atomic
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
 from shards.plan import Plan, Shard, digest_entries, make_plan
 from shards.pool import run_shards
-from shards.rules import Rules
+from shards.request import Build
 from shards.work import Job, Result, read_result
 
 MOST_NAMED = 10  # labels in a note
-DECIDING = ("pillow", "simplejpeg")  # packages whose version may change the bytes
-RESIZING = "opencv-python-headless"  # likewise, where pixels move
 
 
-@dataclass(frozen=True)
-class Build:
-    """What is asked for. source: the kind of source and its options as plain JSON, without absolute paths.
-
-    face_model: the detector's file for encode.align; None: the one that is installed.
-    """
-
-    out: Path
-    corpus: str
-    source: dict[str, Any]
-    rules: Rules = field(default_factory=Rules)
-    encode: EncodeOptions = field(default_factory=EncodeOptions)
-    shard_samples: int = 2048
-    terms: str = ""
-    workers: int = 1
-    face_model: Path | None = None
-    exclude: Exclude = field(default_factory=Exclude)
-
-    @property
-    def partial(self) -> Path:
-        """Where it is made."""
-        return self.out.with_name(self.out.name + ".partial")
-
-    @property
-    def mark(self) -> Path:
-        """The file that says that the plan stands, with its digest."""
-        return self.partial / "work" / "plan.json"
-
-    @property
-    def model(self) -> Path | None:
-        """What finds faces, if that is asked for. Raises UserError if it is not there."""
-        return find_model(self.face_model) if self.encode.align else None
-
-    def decides(self) -> dict[str, Any]:
-        """Everything but the entries that decides the shards: part of the digest."""
-        moving = (RESIZING,) if self.encode.align or self.encode.shorter_side else ()
-        model = {"face_model": model_digest(self.model)} if self.model else {}
-        return {
-            "corpus": self.corpus,
-            "terms": self.terms,
-            "source": self.source,
-            "rules": asdict(self.rules),
-            "encode": asdict(self.encode),
-            "shard_samples": self.shard_samples,
-            "versions": {"format": FORMAT} | {name: version(name) for name in DECIDING + moving} | model,
-        } | self.exclude.decides()
+Progress = Callable[[str, int, int], None]  # stage, done, total
+Written = Counter[tuple[str, str]]  # (split, label) -> samples; the label "" where there is none
 
 
 @dataclass
 class Report:
-    """How a build ended. written: (split, label) -> samples; notes: what the user should know."""
+    """How a build ended. notes: what the user should know."""
 
     manifest: Manifest
-    written: Counter[tuple[str, str]] = field(default_factory=Counter)
+    written: Written = field(default_factory=Counter)
     untouched: int = 0
     already: bool = False
     resumed: int = 0
     notes: list[str] = field(default_factory=list)
 
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
-
-
-def build(request: Build, entries: Iterable[Entry | Rejected], progress: Progress) -> Report:
+def build(
+    request: Build,
+    entries: Iterable[Entry | Rejected],
+    progress: Progress,
+    about: Callable[[Written], dict[str, Any]] = lambda written: {},
+) -> Report:
     """Build the shards of `entries` (an iterable that can be gone through again) into `request.out`.
+
+    about: what else the manifest's `build` shall say of what was written; asked before `out` appears.
 
     Raises:
         UserError: the output exists or belongs to another build, nothing to write, disk full, a worker died. What was
@@ -115,7 +70,7 @@ def build(request: Build, entries: Iterable[Entry | Rejected], progress: Progres
     with _lock(request.partial):
         try:
             with closing(_plan(request, entries, progress)) as plan:
-                report = _write(request, plan, progress)
+                report = _write(request, plan, progress, about)
         except (UserError, OSError, sqlite3.Error, KeyboardInterrupt) as end:
             if not request.mark.exists():  # nothing is finished that a second start could use
                 _discard(request.partial, made)
@@ -209,7 +164,7 @@ def _check_plan(request: Build, plan: Plan) -> None:
         raise UserError("no group fell into split train; take smaller fractions or another --split-seed")
 
 
-def _write(request: Build, plan: Plan, progress: Progress) -> Report:
+def _write(request: Build, plan: Plan, progress: Progress, about: Callable[[Written], dict[str, Any]]) -> Report:
     shards, labels = plan.shards(), plan.labels(request.rules.labels)
     excluded = prepare(request.exclude, request.partial / "work", request.workers, progress)
     job = Job(request.partial, labels, request.encode, request.model, excluded)
@@ -221,8 +176,16 @@ def _write(request: Build, plan: Plan, progress: Progress) -> Report:
     if before:
         progress("resuming", before, total)
     run_shards(job, todo, request.workers, lambda done: progress("writing", before + done, total))
-    manifest = _finish(request, plan, shards, labels)
-    return _report(request, plan, manifest, len(shards) - len(todo))
+    report = Report(_manifest(request, plan, shards, labels), resumed=len(shards) - len(todo))
+    for result in _results(request.partial, shards):
+        report.untouched += result.untouched
+        for label, count in result.labels.items():
+            report.written[result.split, label] += count
+    more = about(report.written)
+    report.manifest = replace(report.manifest, build=report.manifest.build | more)
+    _appear(request, report.manifest)
+    report.notes += _notes(request, plan, report)
+    return report
 
 
 def _results(partial: Path, shards: Iterable[Shard]) -> Iterator[Result]:
@@ -230,8 +193,8 @@ def _results(partial: Path, shards: Iterable[Shard]) -> Iterator[Result]:
         yield read_result(partial, shard)
 
 
-def _finish(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str, ...]) -> Manifest:
-    """rejected.jsonl, then the manifest, then the one rename that makes OUT appear."""
+def _manifest(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str, ...]) -> Manifest:
+    """What was made of the plan; rejected.jsonl is written on the way."""
     folder = request.partial / "shards"
     counts: Counter[str] = Counter()
     infos = []
@@ -253,7 +216,7 @@ def _finish(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str, 
         raise UserError(f"nothing to write: every entry was rejected ({_counts(counts)})")
     temporary.replace(folder / REJECTED)
     digest = json.loads(request.mark.read_bytes())["digest"]
-    manifest = Manifest(
+    return Manifest(
         format=FORMAT,
         corpus=request.corpus,
         terms=request.terms,
@@ -264,26 +227,26 @@ def _finish(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str, 
         build=request.decides() | {"digest": digest},
         extra_samples=extra,
     )
+
+
+def _appear(request: Build, manifest: Manifest) -> None:
+    """The manifest, then the one rename that makes OUT appear."""
+    folder = request.partial / "shards"
     write_manifest(folder, manifest)
     sync_folder(folder)
     folder.rename(request.out)
     sync_folder(request.out.parent)
-    return manifest
 
 
-def _report(request: Build, plan: Plan, manifest: Manifest, resumed: int) -> Report:
-    report = Report(manifest, resumed=resumed)
-    for result in _results(request.partial, plan.shards()):
-        report.untouched += result.untouched
-        for label, count in result.labels.items():
-            report.written[result.split, label] += count
+def _notes(request: Build, plan: Plan, report: Report) -> Iterator[str]:
+    manifest = report.manifest
     divided = plan.divided_groups()
     if divided:
-        report.notes.append(f"{divided} groups are in more than one split: the source's own splits divide them")
+        yield f"{divided} groups are in more than one split: the source's own splits divide them"
     if request.rules.group_pattern and plan.groupless():
-        report.notes.append(f"{plan.groupless()} entries do not match --group-pattern; each is a group of its own")
+        yield f"{plan.groupless()} entries do not match --group-pattern; each is a group of its own"
     if people := manifest.rejected.get("excluded_person"):
-        report.notes.append(
+        yield (
             f"{people} images left out because people of the same name are in the shards of --exclude; where their "
             "names mean other people, as numbers of two corpora do, use --exclude-images-only"
         )
@@ -291,8 +254,7 @@ def _report(request: Build, plan: Plan, manifest: Manifest, resumed: int) -> Rep
         absent = [label for label in manifest.labels if not report.written[split, label]]
         if absent:
             more = f" and {len(absent) - MOST_NAMED} more" if len(absent) > MOST_NAMED else ""
-            report.notes.append(f"no sample in split {split} has the label {', '.join(absent[:MOST_NAMED])}{more}")
-    return report
+            yield f"no sample in split {split} has the label {', '.join(absent[:MOST_NAMED])}{more}"
 
 
 def _counts(reasons: dict[str, int]) -> str:

@@ -99,4 +99,5 @@ CORPUS = Known(
     source=AFLW19,
     terms="AFLW: non-commercial research only, by agreement; no redistribution of the photos; tugraz.at",
     expected=lambda source: {"train": {"": TRAIN}, "test": {"": 4386}},
+    photos=lambda source: True,
 )

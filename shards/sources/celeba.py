@@ -159,4 +159,5 @@ CORPUS = Known(
     source=CelebA,
     terms="CelebA: non-commercial research only; no redistribution of the images; mmlab.ie.cuhk.edu.hk/projects/CelebA",
     expected=expected,
+    photos=lambda source: source.unaligned,
 )

@@ -74,4 +74,5 @@ CORPUS = Known(
     labels=LABELS,
     terms="non-commercial research only; the photos belong to whoever put them on the web",
     expected=lambda source: {"train": dict(zip(LABELS, COUNTS, strict=True))},
+    photos=lambda source: True,
 )

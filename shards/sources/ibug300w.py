@@ -109,4 +109,5 @@ CORPUS = Known(
     source=IBug300W,
     terms="300-W: non-commercial research only; rights of the photos with their owners; ibug.doc.ic.ac.uk",
     expected=expected,
+    photos=lambda source: True,
 )

@@ -53,6 +53,8 @@ class Known:
     expected(source) -> {split: {label: count}} as published for the release that `source` finds in its root, {} where
     nothing is published; the label "" counts a whole split, labelled or not. A difference is reported, not refused.
     first: the number that the corpus gives its first label; in shards, numbers start at 0.
+    photos(source) -> whether its images are whole photos, of which an entry means one face, by its box: who crops
+    nothing is told.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Known:
     labels: tuple[str, ...] = ()
     expected: Callable[..., dict[str, dict[str, int]]] = field(default=lambda source: {})
     first: int = 0
+    photos: Callable[..., bool] = field(default=lambda source: False)
 
 
 def option(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:

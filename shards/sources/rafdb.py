@@ -160,4 +160,5 @@ CORPUS = Known(
     first=1,
     terms="non-commercial research only; no copies to others; its images are not to be published",
     expected=lambda source: {split: dict(zip(LABELS, counts, strict=True)) for split, counts in COUNTS.items()},
+    photos=lambda source: source.images == "original",
 )

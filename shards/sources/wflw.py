@@ -84,4 +84,5 @@ CORPUS = Known(
     expected=lambda source: {
         split: {"": count} for split, count in EXPECTED.items() if find(source.root, *source._places(split))
     },
+    photos=lambda source: True,
 )

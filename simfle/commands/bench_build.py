@@ -20,8 +20,8 @@ from simfle.commands.app import command
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
-    from shards.build import Build
     from shards.entry import Entry
+    from shards.request import Build
 
 WAYS = {
     "decode": "read and decode strictly, nothing else",
@@ -49,7 +49,7 @@ class Task:
 
     def request(self) -> "Build":
         """The build."""
-        from shards.build import Build
+        from shards.request import Build
 
         return Build(self.folder / "ours", "bench", {}, shard_samples=self.shard_samples, workers=self.workers)
 

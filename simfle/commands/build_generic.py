@@ -1,11 +1,77 @@
-"""Subcommands of build_shards for faces in containers: tables, archives, WebDatasets, Hugging Face's Parquet."""
+"""Subcommands of build_shards for faces of any corpus: folders, lists, archives, WebDatasets, Parquet; drawn ones."""
 
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from simfle.commands.build_shards import Corpus, source
+
+if TYPE_CHECKING:
+    from shards.entry import Entry, Rejected
+
+
+def folder(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, flat or nested.")],
+    class_folders: Annotated[
+        bool, typer.Option("--class-folders", help="The first folder below DIR (or below the split) is the label.")
+    ] = False,
+    split_folders: Annotated[
+        bool, typer.Option("--split-folders", help="The first folder below DIR is the split: train, val or test.")
+    ] = False,
+) -> Corpus:
+    """A folder of images; with --class-folders its folders are the labels, with --split-folders the splits."""
+    from shards.sources.folder import Folder
+
+    options = {"kind": "folder", "name": directory.name, "class_folders": class_folders, "split_folders": split_folders}
+    entries = Folder(directory, class_folders, split_folders)
+    return Corpus(entries, directory.resolve().name, options, class_folders, (directory,), entries.notes)
+
+
+def csv(
+    file: Annotated[Path, typer.Argument(metavar="CSV", help="List of images with a header.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder that the paths are relative to; default: the list's.")
+    ] = None,
+    path_column: Annotated[str, typer.Option(help="Column of the paths.")] = "path",
+    label_column: Annotated[str, typer.Option(help="Column of the labels; none: unlabelled.")] = "",
+    split_column: Annotated[str, typer.Option(help="Column of the splits; none: all in train.")] = "",
+    group_column: Annotated[str, typer.Option(help="Column of the person (or film): never divided by a split.")] = "",
+) -> Corpus:
+    """A CSV list of images with columns of paths, labels, splits and groups by name."""
+    from shards.sources.table import Table
+
+    columns = {"path": path_column, "label": label_column, "split": split_column, "group": group_column}
+    root = file.parent if images is None else images
+    entries = Table(file, root, path_column, label_column, split_column, group_column)
+    options = {"kind": "csv", "name": file.name, "columns": columns}
+    return Corpus(entries, file.stem, options, bool(label_column))
+
+
+@dataclass(frozen=True)
+class Again:
+    """Entries that can be gone through again: `make` starts anew."""
+
+    make: Callable[[], "Iterable[Entry | Rejected]"]
+
+    def __iter__(self) -> "Iterator[Entry | Rejected]":
+        return iter(self.make())
+
+
+def procedural(
+    people: Annotated[int, typer.Option(help="Drawn people; every fourth is in split test.")] = 64,
+    images_per_person: Annotated[int, typer.Option(help="Images of each, the seven expressions in turn.")] = 28,
+    size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 128,
+    seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
+) -> Corpus:
+    """Drawn faces with identity, pose, light and seven expressions: no photo, nothing to download."""
+    from shards.sources import procedural as drawn
+
+    options = {"kind": "procedural", "people": people, "images": images_per_person, "size": size, "seed": seed}
+    entries = Again(lambda: drawn.procedural(people, images_per_person, size, seed))
+    return Corpus(entries, "procedural", options, labelled=True, terms="drawn by this program; free to use")
 
 
 def table(  # noqa: PLR0913, PLR0917 - each one is an option
@@ -100,7 +166,7 @@ def huggingface(
 
 def add_generic() -> None:
     """Add the subcommands."""
-    for command in (table, archive, webdataset, huggingface):
+    for command in (folder, csv, procedural, table, archive, webdataset, huggingface):
         source(command)
 
 

@@ -15,8 +15,8 @@ from shards.sources.known import Known, known
 from simfle.commands.build_shards import Corpus, source, typer_option
 
 if TYPE_CHECKING:
-    from shards.build import Build, Report
-    from shards.manifest import Manifest
+    from shards.build import Report
+    from shards.request import Build
 
 Counts = dict[str, dict[str, int]]  # split -> label -> samples; the label "" counts the whole split
 ALL = "all"  # stands for every split where fractions have moved people between them
@@ -44,7 +44,9 @@ def _command(corpus: Known) -> Any:
             notes=getattr(entries, "notes", list),
             terms=corpus.terms,
             labels=labels,
-            finish=partial(compare, corpus.expected(entries)),
+            about=partial(compare, corpus.expected(entries)),
+            finish=tell,
+            photos=corpus.photos(entries),
         )
 
     where = Annotated[Path, typer.Argument(metavar="DIR", help="The folder as you received it.")]
@@ -72,21 +74,21 @@ def _describe(corpus: Known, entries: Any, options: dict[str, Any]) -> dict[str,
     return about | {name: value for name, value in found.items() if value} | said
 
 
-def compare(expected: Counts, request: "Build", report: "Report") -> None:
-    """Hold what was written against what is published; tell a difference, and keep the comparison in the manifest."""
+def compare(expected: Counts, request: "Build", written: Counter[tuple[str, str]]) -> dict[str, Any]:
+    """What was written held against what is published, for the manifest."""
     if not expected:
-        return
-    from shards.manifest import write_manifest
+        return {}
+    moved = bool(request.rules.val_fraction or request.rules.test_fraction)
+    rows = differences(expected, written, request.rules.labels, moved)
+    return {"published": {"expected": expected, "differences": rows}}
 
-    # A start that finds the shards complete has not counted; one that was killed before this has left no comparison.
-    written = report.written or count(request.out, report.manifest)
-    rows = differences(
-        expected, written, request.rules.labels, bool(request.rules.val_fraction or request.rules.test_fraction)
-    )
-    published = {"expected": expected, "differences": rows}
-    if report.manifest.build.get("published") != published:
-        report.manifest = dataclasses.replace(report.manifest, build=report.manifest.build | {"published": published})
-        write_manifest(request.out, report.manifest)
+
+def tell(request: "Build", report: "Report") -> None:
+    """Show how the samples differ from the published counts."""
+    published = report.manifest.build.get("published")
+    if not published:
+        return
+    rows = published["differences"]
     if rows:
         Console(highlight=False, soft_wrap=True).print(_table(rows))
         report.notes.append(
@@ -94,7 +96,7 @@ def compare(expected: Counts, request: "Build", report: "Report") -> None:
             f"listed in {request.out}/rejected.jsonl, anything else is missing from your copy or added to it"
         )
     else:
-        report.notes.append(f"as many samples as published: {_totals(expected)}")
+        report.notes.append(f"as many samples as published: {_totals(published['expected'])}")
 
 
 def differences(
@@ -119,21 +121,6 @@ def differences(
         for (split, label), number in wanted.items()
         if found[split, label] != number
     ]
-
-
-def count(folder: Path, manifest: "Manifest") -> Counter[tuple[str, str]]:
-    """(split, label) -> samples of shards that stand; the label is "" where there is none."""
-    from shards.index import read_index
-    from shards.manifest import index_name
-
-    counts: Counter[tuple[str, str]] = Counter()
-    for shard in manifest.shards:
-        offsets, sizes = read_index(folder / index_name(shard.file)).column("cls")
-        with (folder / shard.file).open("rb") as tar:
-            for offset, size in zip(offsets.tolist(), sizes.tolist(), strict=True):
-                tar.seek(max(offset, 0))
-                counts[shard.split, manifest.labels[int(tar.read(size))] if offset >= 0 else ""] += 1
-    return counts
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -3,9 +3,10 @@
 import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -16,9 +17,10 @@ from simfle.commands.build_remote import Url, check_output, execute_remote, fetc
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
-    from shards.build import Build, Report
+    from shards.build import Report
     from shards.encode import EncodeOptions
     from shards.entry import Entry, Rejected
+    from shards.request import Build
 
 app = typer.Typer(
     add_completion=False,
@@ -101,7 +103,9 @@ class Corpus:
     """What a subcommand makes of its own arguments. roots: folders that the output must not lie in.
 
     notes: what the source has to say once it has been gone through; labels: their order where --labels is not given;
-    finish: called with the shards that stand, before the report is shown.
+    about: called with the samples written by (split, label) before the shards appear; what it gives goes into the
+    manifest; finish: called with the shards that stand, before the report is shown; photos: images are whole photos, of
+    which an entry means one face, by its box.
     """
 
     entries: "Iterable[Entry | Rejected]"
@@ -112,7 +116,9 @@ class Corpus:
     notes: Callable[[], list[str]] = list
     terms: str = ""
     labels: tuple[str, ...] = ()
+    about: "Callable[[Build, Counter[tuple[str, str]]], dict[str, Any]]" = lambda request, written: {}
     finish: "Callable[[Build, Report], None]" = lambda request, report: None
+    photos: bool = False
 
 
 def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
@@ -164,70 +170,6 @@ def typer_option(name: str, text: str, default: Any) -> Any:
     return typer.Option(*names, help=text)
 
 
-@source
-def folder(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, flat or nested.")],
-    class_folders: Annotated[
-        bool, typer.Option("--class-folders", help="The first folder below DIR (or below the split) is the label.")
-    ] = False,
-    split_folders: Annotated[
-        bool, typer.Option("--split-folders", help="The first folder below DIR is the split: train, val or test.")
-    ] = False,
-) -> Corpus:
-    """A folder of images; with --class-folders its folders are the labels, with --split-folders the splits."""
-    from shards.sources.folder import Folder
-
-    options = {"kind": "folder", "name": directory.name, "class_folders": class_folders, "split_folders": split_folders}
-    entries = Folder(directory, class_folders, split_folders)
-    return Corpus(entries, directory.resolve().name, options, class_folders, (directory,), entries.notes)
-
-
-@source
-def csv(
-    file: Annotated[Path, typer.Argument(metavar="CSV", help="List of images with a header.")],
-    images: Annotated[
-        Path | None, typer.Option(help="Folder that the paths are relative to; default: the list's.")
-    ] = None,
-    path_column: Annotated[str, typer.Option(help="Column of the paths.")] = "path",
-    label_column: Annotated[str, typer.Option(help="Column of the labels; none: unlabelled.")] = "",
-    split_column: Annotated[str, typer.Option(help="Column of the splits; none: all in train.")] = "",
-    group_column: Annotated[str, typer.Option(help="Column of the person (or film): never divided by a split.")] = "",
-) -> Corpus:
-    """A CSV list of images with columns of paths, labels, splits and groups by name."""
-    from shards.sources.table import Table
-
-    columns = {"path": path_column, "label": label_column, "split": split_column, "group": group_column}
-    root = file.parent if images is None else images
-    entries = Table(file, root, path_column, label_column, split_column, group_column)
-    options = {"kind": "csv", "name": file.name, "columns": columns}
-    return Corpus(entries, file.stem, options, bool(label_column))
-
-
-@dataclass(frozen=True)
-class Again:
-    """Entries that can be gone through again: `make` starts anew."""
-
-    make: "Callable[[], Iterable[Entry | Rejected]]"
-
-    def __iter__(self) -> "Iterator[Entry | Rejected]":
-        return iter(self.make())
-
-
-@source
-def procedural(
-    people: Annotated[int, typer.Option(help="Drawn people; every fourth is in split test.")] = 64,
-    images_per_person: Annotated[int, typer.Option(help="Images of each, the seven expressions in turn.")] = 28,
-    size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 128,
-    seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
-) -> Corpus:
-    """Drawn faces with identity, pose, light and seven expressions: no photo, nothing to download."""
-    from shards.sources import procedural as drawn
-
-    options = {"kind": "procedural", "people": people, "images": images_per_person, "size": size, "seed": seed}
-    entries = Again(lambda: drawn.procedural(people, images_per_person, size, seed))
-    return Corpus(entries, "procedural", options, labelled=True, terms="drawn by this program; free to use")
-
-
 def execute(out: Path, corpus: Corpus, common: Common) -> None:
     """Build what was asked for and tell how it went."""
     from simfle.commands.build_report import show
@@ -247,9 +189,14 @@ def build_here(request: "Build", corpus: Corpus) -> "tuple[Report, float]":
 
     if request.terms:
         typer.echo(f"terms of use of {request.corpus}: {request.terms}")
+    if corpus.photos and request.encode.crop is None and request.encode.align is None:
+        typer.echo(
+            f"note: images of {corpus.name} are whole photos that may show several people, and their boxes say whose "
+            "face is meant: --crop 0.25 cuts it out with a quarter of its sides around it, --align levels the eyes too"
+        )
     with Meter() as meter:
         try:
-            report = build(request, corpus.entries, meter)
+            report = build(request, corpus.entries, meter, partial(corpus.about, request))
         except KeyboardInterrupt:
             if request.partial.exists():
                 typer.echo(f"what is finished is kept in {request.partial}; the same command goes on there", err=True)
@@ -261,8 +208,8 @@ def build_here(request: "Build", corpus: Corpus) -> "tuple[Report, float]":
 
 def make_request(out: Path, corpus: Corpus, common: Common) -> "Build":
     """What the command line asks for."""
-    from shards.build import Build
     from shards.exclude import Exclude, parse_excluded
+    from shards.request import Build
     from shards.rules import Rules, normal_label
 
     if common.group_pattern and corpus.options.get("columns", {}).get("group"):
@@ -307,11 +254,17 @@ def _encode_options(common: Common) -> "EncodeOptions":
     )
 
 
-def main() -> None:
-    """The command line."""
+@cache
+def commands() -> typer.Typer:
+    """The app with all subcommands."""
     from simfle.commands.build_generic import add_generic
     from simfle.commands.build_known import add_known  # which build on this file
 
     add_generic()
     add_known()
-    run(app)
+    return app
+
+
+def main() -> None:
+    """The command line."""
+    run(commands())

@@ -100,4 +100,5 @@ CORPUS = Known(
     labels=LABELS,
     terms="non-commercial research only, by those to whom its authors gave it; no copies to others",
     expected=expected,
+    photos=lambda source: source.release == CSV,
 )

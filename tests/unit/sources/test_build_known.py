@@ -1,4 +1,4 @@
-"""Known corpora through the real command line: numbering, terms, counts held against the published ones."""
+"""Known corpora through the command line: numbering, terms, counts held against the published ones."""
 
 import json
 import subprocess
@@ -7,23 +7,22 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
+import inprocess
 import pytest
 from affectnet_corpus import write_lists
 from fer2013_corpus import write_fer2013, write_ferplus
 from test_source_ckplus import write_ckplus
+from test_source_expw import write_expw
 from test_source_rafdb import write_rafdb
 
-from shards.manifest import read_manifest, write_manifest
+from shards.manifest import read_manifest
 from shards.sources.affectnet.common import LABELS
 from shards.sources.known import known
 from simfle.commands.build_known import differences
 
-ROOT = Path(__file__).parents[3]
-
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "build_shards.py"), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return inprocess.run(*inprocess.tool("build_shards"), *words)
 
 
 def numbers(shards: Path) -> dict[str, int]:
@@ -68,22 +67,32 @@ def test_affectnet_keeps_its_numbers_and_says_what_is_missing(tmp_path: Path) ->
     )
 
 
-def test_a_build_that_ended_before_the_comparison_gets_it_from_its_shards(tmp_path: Path) -> None:
+def test_the_comparison_is_in_the_manifest_from_the_first_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A build that is killed as its shards appear has it too, and told again it shows it."""
     faces, out = write_ckplus(tmp_path / "ck"), tmp_path / "out"
     command = ("ckplus", faces, out, "--workers", 1, "--keep-unlabelled")
-    assert run(*command).returncode == 0
-    content = (out / "manifest.json").read_bytes()
-    manifest = read_manifest(out)
-    rows = {row["label"]: row["found"] for row in manifest.build["published"]["differences"]}
+    with monkeypatch.context() as killed:
+        killed.setattr("shards.build._notes", lambda *_: sys.exit(9))  # what comes next
+        assert run(*command).returncode == 9
+    rows = {row["label"]: row["found"] for row in read_manifest(out).build["published"]["differences"]}
     assert rows == {
         "neutral": 4, "anger": 1, "contempt": 0, "disgust": 1, "fear": 0, "happy": 0, "sadness": 0, "surprise": 1,
     }  # fmt: skip
-    del manifest.build["published"]
-    write_manifest(out, manifest)
+    content = (out / "manifest.json").read_bytes()
     done = run(*command)
     assert done.returncode == 0, done.stderr
     assert (out / "manifest.json").read_bytes() == content
     assert "complete already" in done.stdout
+    assert "counts that differ from the published ones" in done.stdout
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_whole_photos_are_told_to_be_cropped(tmp_path: Path) -> None:
+    photos = write_expw(tmp_path / "expw")
+    assert "--crop 0.25 cuts it out" in run("expw", photos, tmp_path / "whole").stdout
+    assert "--crop 0.25" not in run("expw", photos, tmp_path / "cropped", "--crop", 0.25).stdout
 
 
 def test_options_of_the_source(tmp_path: Path) -> None:
