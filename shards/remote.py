@@ -30,6 +30,7 @@ DRIVERS = {
     "az": "adlfs",
     "hf": "huggingface_hub",
 }
+EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}  # our extra that brings a driver
 HTTP = ("http", "https")
 TIMEOUT = 60.0  # seconds without a byte before a connection is given up
 TRIES = 4
@@ -185,7 +186,8 @@ def _file_system(url: str) -> tuple[Any, str]:
         system, path = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
         package = DRIVERS.get(scheme)
-        wish = f"pip install {package}" if package else "check the URL"
+        extra = f" (or '.[{EXTRAS[package]}]' in the checkout)" if package in EXTRAS else ""
+        wish = f"pip install {package}{extra}" if package else "check the URL"
         raise UserError(f"{shown(url)}: {scheme} cannot be read here ({error}); {wish}") from None
     return system, path
 

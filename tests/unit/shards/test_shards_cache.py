@@ -278,9 +278,9 @@ def test_what_cannot_be_cached_is_refused_at_once(tmp_path: Path) -> None:
         ("pipe:curl http://x/y", "not an allowed scheme"),
         ("simplecache::http://x/y", "not an allowed scheme"),
         ("ftp://x/y", "not an allowed scheme"),
-        ("gs://bucket/y", "pip install gcsfs"),
-        ("s3://bucket/y", "pip install s3fs"),
-        ("az://bucket/y", "pip install adlfs"),
+        ("gs://bucket/y", r"pip install gcsfs \(or '\.\[gcs\]' in the checkout"),
+        ("s3://bucket/y", r"pip install s3fs \(or '\.\[s3\]' in the checkout"),
+        ("az://bucket/y", r"pip install adlfs \(or '\.\[azure\]' in the checkout"),
     ],
 )
 def test_urls_that_are_not_read(url: str, words: str) -> None:
