@@ -1,18 +1,16 @@
-"""Tiny corpora of drawn images for the tests of this folder, and the tools' real command lines."""
+"""Tiny corpora of drawn images for the tests of this folder, and the tools' command lines."""
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from inprocess import ROOT, run, tool
 from PIL import Image
 
-ROOT = Path(__file__).parents[3]
-BUILD = [sys.executable, str(ROOT / "tools" / "build_shards.py")]
-VERIFY = [sys.executable, str(ROOT / "tools" / "verify_shards.py")]
+__all__ = ["BUILD", "ROOT", "VERIFY", "contents", "encoded", "picture", "rejected", "run", "tool", "write_faces"]
+BUILD, VERIFY = tool("build_shards"), tool("verify_shards")
 
 
 def picture(seed: int = 0, side: int = 48, mode: str = "RGB") -> Image.Image:
@@ -40,12 +38,6 @@ def write_faces(folder: Path, count: int, classes: tuple[str, ...] = (), people:
         content = encoded(picture(number, mode="L" if number % 4 == 3 else "RGB"), quality=90)
         (below / f"{person}_{number:04d}.jpg").write_bytes(content)
     return folder
-
-
-def run(*command: object, timeout: float = 60) -> subprocess.CompletedProcess[str]:
-    """Run a command line to its end."""
-    words = [str(word) for word in command]
-    return subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -1,6 +1,6 @@
 """A build of as many entries as asked for, out of a few small images, and what it took: memory, time, as JSON.
 
-By hand: PYTHONPATH=. python tests/unit/shards/many_entries.py 1000000 2 /tmp/many
+By hand: PYTHONPATH=.:tests python tests/unit/shards/many_entries.py 1000000 2 /tmp/many
 """
 
 import json
@@ -13,8 +13,9 @@ from pathlib import Path
 
 from corpus_fixtures import encoded, picture
 
-from shards.build import Build, build
+from shards.build import build
 from shards.entry import Entry
+from shards.request import Build
 from shards.rules import Rules
 from shards.verify import verify
 

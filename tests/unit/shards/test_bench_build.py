@@ -1,13 +1,12 @@
 """The benchmark runs, on drawn faces, and its figures hang together."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import ROOT, encoded, picture, run
+from corpus_fixtures import encoded, picture, run, tool
 
-BENCH = [sys.executable, str(ROOT / "tools" / "bench_build.py")]
+BENCH = tool("bench_build")
 
 
 def test_every_way_is_measured(tmp_path: Path) -> None:

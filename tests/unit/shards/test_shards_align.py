@@ -14,12 +14,13 @@ from corpus_fixtures import BUILD, contents, encoded, picture, rejected, run
 from PIL import Image
 
 from shards.align import STRAIGHT, AlignOptions, Found, detector, distinct, find_model, overlap, roll
-from shards.build import Build, build
+from shards.build import build
 from shards.crop import Affine
 from shards.encode import EncodeOptions
 from shards.entry import Entry
 from shards.errors import UserError
 from shards.manifest import read_manifest
+from shards.request import Build
 from shards.sources.procedural import draw, list_entry
 from shards.verify import verify
 

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.align import AlignOptions, Found
-from shards.build import Build, build
+from shards.build import build
 from shards.crop import Affine, framed, shrunk, turned
 from shards.encode import EncodeOptions, Unusable, decode
 from shards.entry import Entry
 from shards.errors import UserError
 from shards.faces import Face, make_faces
 from shards.manifest import read_manifest
+from shards.request import Build
 from shards.verify import verify
 
 COLOURS = {"red": 0, "green": 1, "blue": 2}

@@ -3,11 +3,10 @@
 import io
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import BUILD, ROOT, VERIFY, encoded, picture, run, write_faces
+from corpus_fixtures import BUILD, VERIFY, encoded, picture, run, tool, write_faces
 from served import served
 
 from shards import remote
@@ -17,7 +16,7 @@ from shards.verify import verify
 from simfle.data.reader import Corpus
 
 webdataset = pytest.importorskip("webdataset")
-INDEX = [sys.executable, str(ROOT / "tools" / "index_shards.py")]
+INDEX = tool("index_shards")
 
 
 def quiet(_: int) -> None:

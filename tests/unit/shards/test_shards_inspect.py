@@ -1,19 +1,18 @@
 """inspect_shards: what it tells and shows, on drawn faces."""
 
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_fixtures import BUILD, ROOT, encoded, run, write_faces
+from corpus_fixtures import BUILD, encoded, run, tool, write_faces
 from PIL import Image
 
 from shards.inspect import GAP, LINE, draw_sheet, look
 from shards.samples import read_samples
 
-INSPECT = [sys.executable, str(ROOT / "tools" / "inspect_shards.py")]
+INSPECT = tool("inspect_shards")
 
 
 def colour(number: int) -> tuple[int, int, int]:

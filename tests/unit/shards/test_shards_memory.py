@@ -18,7 +18,7 @@ LIMIT = 500  # MB, whatever the number of entries
 
 def figures(count: int, workers: int, folder: Path) -> dict:
     script = Path(__file__).with_name("many_entries.py")
-    paths = f"{ROOT}:{script.parent}"
+    paths = f"{ROOT}:{ROOT / 'tests'}"
     words = ["env", f"PYTHONPATH={paths}", sys.executable, script, count, workers, folder]
     done = run(*words, timeout=3600)
     assert done.returncode == 0, done.stderr

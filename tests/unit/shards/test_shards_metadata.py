@@ -8,10 +8,11 @@ import pytest
 from corpus_fixtures import BUILD, encoded, picture, run
 from PIL import Image, ImageCms, JpegImagePlugin
 
-from shards.build import Build, build
+from shards.build import build
 from shards.encode import EncodeOptions, encode
 from shards.entry import Entry
 from shards.metadata import strip
+from shards.request import Build
 
 pytestmark = pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO")
 

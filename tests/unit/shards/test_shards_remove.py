@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import BUILD, ROOT, VERIFY, contents, encoded, picture, run
+from corpus_fixtures import BUILD, VERIFY, contents, encoded, picture, run, tool
 
 from shards.errors import UserError
 from shards.manifest import index_name, read_manifest
@@ -19,7 +19,7 @@ from shards.remove import read_record, remove_samples
 from shards.samples import locked, read_samples
 from simfle.data.reader import Corpus
 
-REMOVE = [sys.executable, str(ROOT / "tools" / "remove_samples.py")]
+REMOVE = tool("remove_samples")
 
 
 @pytest.fixture(scope="module")

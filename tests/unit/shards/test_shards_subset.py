@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_fixtures import BUILD, ROOT, contents, run, write_faces
+from corpus_fixtures import BUILD, contents, run, tool, write_faces
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,9 +19,7 @@ from shards.samples import Sample, read_samples
 from shards.subset import Ranks, divide, take_share
 from shards.verify import verify
 
-SUBSET, SPLIT, MERGE = (
-    [sys.executable, str(ROOT / "tools" / f"{name}_shards.py")] for name in ("subset", "split", "merge")
-)
+SUBSET, SPLIT, MERGE = (tool(f"{name}_shards") for name in ("subset", "split", "merge"))
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.build import Build, build
+from shards.build import build
 from shards.entry import REASONS, Entry, Rejected
 from shards.manifest import Manifest, read_manifest
+from shards.request import Build
 
 
 def photo(seed: int = 0, width: int = 24, height: int = 20, kind: str = "JPEG", mode: str = "RGB") -> bytes:

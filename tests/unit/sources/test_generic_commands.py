@@ -1,4 +1,4 @@
-"""The subcommands for tables, archives, WebDatasets and Hugging Face's Parquet, by the real command line."""
+"""The subcommands for tables, archives, WebDatasets and Hugging Face's Parquet, by the command line."""
 
 import base64
 import json
@@ -10,17 +10,15 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from inprocess import ROOT, run, tool
 from pyarrow import parquet
 from source_kit import photo, write
 
 from shards.manifest import read_manifest
 
-ROOT = Path(__file__).parents[3]
-
 
 def build(*command: object) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, str(ROOT / "tools" / "build_shards.py"), *map(str, command)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    return run(*tool("build_shards"), *command)
 
 
 def write_sources(folder: Path) -> dict[str, list[object]]:
