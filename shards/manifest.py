@@ -8,6 +8,7 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.files import write_atomic
+from shards.plain import parse_json
 from shards.remote import check_url, is_url, join, read_url, shown
 
 FORMAT = 1
@@ -74,7 +75,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 def parse_manifest(data: bytes, path: str) -> Manifest:
     """The manifest in `data`; path: where it comes from, for messages. Raises UserError like `read_manifest`."""
     try:
-        content = json.loads(data)
+        content = parse_json(data)
     except ValueError as error:
         raise UserError(f"shards: {path} is damaged ({error}); build the shards again") from None
     found = content.get("format") if isinstance(content, dict) else None

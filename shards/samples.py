@@ -17,6 +17,7 @@ from shards.errors import UserError
 from shards.files import sync_folder
 from shards.index import Index, index_tar, read_index, write_index
 from shards.manifest import Manifest, ShardInfo, index_name
+from shards.plain import parse_json
 from shards.writer import TarShard
 
 
@@ -31,7 +32,7 @@ class Sample:
     def known(self) -> dict[str, Any]:
         """What its json says; empty without one. Raises UserError where it is damaged."""
         try:
-            known = json.loads(self.members.get("json", b"{}"))
+            known = parse_json(self.members.get("json", b"{}"))
         except ValueError as error:
             raise UserError(f"shards: {self.key}.json is damaged ({error}); build the shards again") from None
         if not isinstance(known, dict):

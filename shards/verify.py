@@ -26,6 +26,7 @@ from shards.entry import REASONS
 from shards.errors import UserError
 from shards.index import Index, index_tar, read_index, same
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest
+from shards.plain import parse_json
 from shards.remote import download, is_url, join, names_in
 from shards.remove import RECORD, STAGING
 from shards.rules import keyed_hash
@@ -193,7 +194,7 @@ def _check_sample(
     if "jpg" not in members or "json" not in members:
         return {}, f"has no jpg or no json (only {', '.join(members)})"
     try:
-        known = json.loads(members["json"])
+        known = parse_json(members["json"])
         label = known.get("label")
     except (ValueError, AttributeError) as error:
         return {}, f"its json is damaged ({error})"

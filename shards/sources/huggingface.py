@@ -4,7 +4,6 @@
 schema's metadata hold under `huggingface` the features: ClassLabel gives the names of an integer label, -1 is no label.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.plain import parse_json
 from shards.rules import TEST, TRAIN, VAL, normal_label, normal_split
 from shards.sources.folder import walk
 from shards.sources.layout import content, inside
@@ -175,7 +175,7 @@ def split_of(name: str) -> str | None:
 def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
     """The features that Hugging Face's library wrote into the schema; nothing if it did not."""
     try:
-        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        features = parse_json(metadata[b"huggingface"])["info"]["features"]
         return {str(name): about for name, about in features.items() if isinstance(about, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}

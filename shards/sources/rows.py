@@ -1,7 +1,6 @@
 """Rows of a table in CSV, TSV, JSON Lines or Parquet, read as a stream. The kind is told by the file's extension."""
 
 import csv
-import json
 import math
 from collections.abc import Iterator
 from itertools import chain
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
+from shards.plain import parse_json
 
 KINDS = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 HEAD = 1000  # lines of JSON in which every column has to occur once
@@ -91,7 +91,7 @@ def _delimiter(kind: str) -> str:
 
 def _object(line: str) -> dict[str, Any] | None:
     try:
-        value = json.loads(line)
+        value = parse_json(line)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None

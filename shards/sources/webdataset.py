@@ -5,7 +5,6 @@ caption), `.json` (anything) if there are any. img2dataset adds to `00000.tar` a
 the .json members and which downloads failed, and a `00000_stats.json`, which says how many did not.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,6 +13,7 @@ from typing import Any
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.plain import parse_json
 from shards.sources.folder import EXTENSIONS, walk
 from shards.sources.layout import content, inside
 from shards.sources.rows import is_said
@@ -168,7 +168,7 @@ def samples(members: Iterable[Member | Rejected]) -> Iterator[tuple[str, dict[st
 def _json(members: dict[str, Member]) -> dict[str, Any]:
     if "json" not in members:
         return {}
-    known = json.loads(members["json"].content())
+    known = parse_json(members["json"].content())
     if not isinstance(known, dict):
         raise ValueError("its .json is not an object")  # noqa: TRY004 - a damaged member
     return known
@@ -183,7 +183,7 @@ def _text(members: dict[str, Member], extension: str) -> str | None:
 def _stats(file: Path) -> dict[str, int] | None:
     """How many downloads were tried and came; None if there is no such file, or another one."""
     try:
-        found = json.loads(file.read_bytes())
+        found = parse_json(file.read_bytes())
         return {name: int(found[name]) for name in ("count", "successes")}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -19,6 +19,7 @@ from shards.cache import Cache
 from shards.foreign import IMAGES
 from shards.index import Index
 from shards.manifest import Manifest, ShardInfo
+from shards.plain import parse_json
 from shards.remote import is_url
 from simfle.config import DataConfig
 from simfle.data.lru import Lru
@@ -138,7 +139,7 @@ class Corpus:
         """What is known of a sample (source, label name, group, box ...), from its `.json`; empty without one."""
         content, text = (self._member(shard, sample, name) for name in ("json", "txt"))
         try:
-            known = json.loads(content) if content is not None else {}
+            known = parse_json(content) if content is not None else {}
         except ValueError as error:
             raise UserError(f"shards: {self._name(shard, sample)}.json is not JSON ({error})") from None
         return known if text is None else {"text": text.decode("utf-8", "replace"), **known}

@@ -4,7 +4,6 @@ Those of other people (timm's, torchvision's, the reference's checkpoints) come 
 """
 
 # B batch, H x W image, C channels, h x w feature map, T tokens
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shards.plain import parse_json
 from simfle.errors import UserError
 from simfle.models.backbone import build_backbone
 
@@ -149,7 +149,7 @@ def calibrate(backbone: Backbone, batches: Any) -> None:
 def read_card(path: Path) -> Card:
     """Read backbone.json. Raises UserError: missing, another format version, damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"backbone: {path} does not exist; make it with tools/export_backbone.py RUN") from None
     except (ValueError, OSError) as error:

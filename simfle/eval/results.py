@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.files import write_atomic
+from shards.plain import parse_json
 from simfle.errors import UserError
 
 FORMAT = 2
@@ -125,7 +126,7 @@ def write_result(out: Path, result: Result) -> Path:
 def read_result(path: Path) -> Result:
     """Read one file. Raises UserError: missing, another format version, damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         if content.get("format") != FORMAT:
             raise UserError(
                 f"results: {path} has format {content.get('format')}, this program reads {FORMAT}; remove it and "

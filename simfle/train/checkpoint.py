@@ -20,6 +20,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from shards.plain import parse_json
 from simfle.errors import UserError
 from simfle.train.state import State
 
@@ -133,13 +134,13 @@ def read(folder: Path) -> Checkpoint:
         UserError: a file is missing, has another size or hash, or another format version.
     """
     try:
-        marker = json.loads((folder / MARKER).read_text())
+        marker = parse_json((folder / MARKER).read_text())
         for name in FILES:
             if (folder / name).stat().st_size != marker[name]["bytes"] or _sha256(folder / name) != marker[name][
                 "sha256"
             ]:
                 raise UserError(f"checkpoint {folder.name}: {name} is damaged (its hash is not the one written)")
-        progress = json.loads((folder / FILES[2]).read_text())
+        progress = parse_json((folder / FILES[2]).read_text())
         if progress.get("format") != FORMAT:
             raise UserError(
                 f"checkpoint {folder.name} has format {progress.get('format')}, this version reads {FORMAT}"
