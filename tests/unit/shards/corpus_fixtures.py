@@ -2,14 +2,16 @@
 
 import io
 import json
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from inprocess import ROOT, run, tool
+from inprocess import run, tool
 from PIL import Image
 
-__all__ = ["BUILD", "ROOT", "VERIFY", "contents", "encoded", "picture", "rejected", "run", "tool", "write_faces"]
+from shards.manifest import read_manifest
+
 BUILD, VERIFY = tool("build_shards"), tool("verify_shards")
 
 
@@ -49,3 +51,27 @@ def rejected(shards: Path) -> dict[str, str]:
     """Source -> reason, from rejected.jsonl."""
     lines = (shards / "rejected.jsonl").read_text().splitlines()
     return {item["source"]: item["reason"] for item in map(json.loads, lines)}
+
+
+def samples(shards: Path) -> list[dict]:
+    """The json of every sample, with `cls` and the split of the shard it lies in, in manifest order."""
+    found = []
+    for info in read_manifest(shards).shards:
+        with tarfile.open(shards / info.file) as tar:
+            names = tar.getnames()
+            for name in names:
+                if name.endswith(".json"):
+                    sample = json.load(tar.extractfile(name))
+                    label = name.removesuffix("json") + "cls"
+                    sample["cls"] = int(tar.extractfile(label).read()) if label in names else None
+                    found.append(sample | {"shard": info.file})
+    return found
+
+
+def check_whole(shards: Path) -> None:
+    """Entries are all accounted for, and verify_shards agrees."""
+    manifest = read_manifest(shards)
+    assert manifest.entries == manifest.samples + sum(manifest.rejected.values())
+    assert len((shards / "rejected.jsonl").read_text().splitlines()) == sum(manifest.rejected.values())
+    verified = run(*VERIFY, shards, "--workers", 1)
+    assert verified.returncode == 0, verified.stdout + verified.stderr

@@ -10,7 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from corpus_fixtures import BUILD, ROOT, encoded, run
+from corpus_fixtures import BUILD, encoded, run
+from inprocess import ROOT
 from numpy.typing import NDArray
 from PIL import Image
 

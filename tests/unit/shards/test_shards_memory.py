@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import ROOT, run
+from corpus_fixtures import run
+from inprocess import ROOT
 
 from shards.entry import Entry
 from shards.plan import Plan, make_plan

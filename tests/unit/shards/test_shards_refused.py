@@ -1,0 +1,86 @@
+"""What a build refuses: one line, and nothing is left."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from corpus_fixtures import BUILD, contents, run, write_faces
+
+from simfle.commands.build_shards import main
+
+BAD = {
+    "no such folder": (["folder", "absent", "out"], "absent is not a folder"),
+    "an empty folder": (["folder", "empty", "out"], "no images in empty"),
+    "no images in it": (["folder", "texts", "out"], "no images in texts .*1 .txt"),
+    "all rejected": (["folder", "broken", "out"], "every entry was rejected .*1 empty, 1 not_an_image"),
+    "class folders, but flat": (["folder", "faces", "out", "--class-folders"], "every entry was rejected .*unlabelled"),
+    "split folders, but none": (["folder", "classes", "out", "--split-folders"], "rejected .*4 no_split"),
+    "two groups": (
+        ["csv", "list.csv", "out", "--group-column", "none", "--group-pattern", "(.)"],
+        "give one of them",
+    ),
+    "output below a file": (["folder", "faces", "list.csv/out"], "cannot make list.csv/out.partial"),
+    "output in the source": (["folder", "faces", "faces/out"], "lies inside the source"),
+    "output exists": (["folder", "faces", "texts"], "texts exists and is no folder of shards"),
+    "fraction": (["folder", "faces", "out", "--val-fraction", "1.5"], r"--val-fraction 1.5 is not in \[0, 1\)"),
+    "fractions": (
+        ["folder", "faces", "out", "--val-fraction", ".5", "--test-fraction", ".5"],
+        "leave nothing to train on",
+    ),
+    "pattern": (["folder", "faces", "out", "--group-pattern", "("], "not a regular expression"),
+    "pattern without a group": (["folder", "faces", "out", "--group-pattern", "a"], "has 0 groups"),
+    "one group": (
+        ["folder", "faces", "out", "--group-pattern", "^(p)_", "--val-fraction", ".5"],
+        "no group fell into split",
+    ),
+    "quality": (["folder", "faces", "out", "--quality", "0"], "--quality"),
+    "labels": (["folder", "classes", "out", "--class-folders", "--labels", "a,,b"], "empty name"),
+    "no such list": (["csv", "absent.csv", "out"], "absent.csv is not a file"),
+    "no such images": (["csv", "list.csv", "out", "--images", "absent"], "images absent does not exist"),
+    "unknown column": (
+        ["csv", "list.csv", "out", "--images", "faces", "--label-column", "emotions"],
+        r"no column 'emotions'; did you mean 'emotion'\? \(columns: path, emotion, none\)",
+    ),
+    "unknown path column": (["csv", "list.csv", "out", "--path-column", ""], "no column ''"),
+    "no label anywhere": (
+        ["csv", "list.csv", "out", "--images", "faces", "--label-column", "none"],
+        "no row of list.csv has anything in the label column 'none'",
+    ),
+    "an empty list": (["csv", "empty.csv", "out"], "empty.csv is empty"),
+    "a list of no rows": (["csv", "header.csv", "out"], "a header and no rows"),
+    "not text": (["csv", "image.csv", "out"], "not UTF-8"),
+    "all missing": (["csv", "list.csv", "out", "--images", "empty"], "every entry was rejected .*missing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gets_one_line_and_leaves_nothing(
+    tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_faces(Path("faces"), 4)
+    write_faces(Path("classes"), 4, ("a", "b"))
+    for name in ("empty", "texts", "broken"):
+        Path(name).mkdir()
+    Path("texts/a.txt").write_text("text")
+    Path("broken/a.jpg").write_text("")
+    Path("broken/b.png").write_text("text")
+    Path("list.csv").write_text("path,emotion,none\np_0000.jpg,glad,\np_0001.jpg,calm,\n")
+    Path("empty.csv").write_text("")
+    Path("header.csv").write_text("path,emotion\n")
+    Path("image.csv").write_bytes(b"path\n\xff\xd8\xff\n")
+    before = contents(tmp_path), sorted(tmp_path.iterdir())
+    arguments, words = BAD[case]
+    monkeypatch.setattr(sys, "argv", ["build_shards.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+    assert re.fullmatch(f"error: .*{words}.*\n", capsys.readouterr().err)
+    assert (contents(tmp_path), sorted(tmp_path.iterdir())) == before
+
+
+def test_folders_made_for_nothing_are_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run(*BUILD, "folder", tmp_path / "empty", tmp_path / "a" / "b" / "out").returncode == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
