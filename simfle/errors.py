@@ -6,7 +6,14 @@ __all__ = ["PeersMissing", "RunStopped", "UserError"]
 
 
 class RunStopped(Exception):  # noqa: N818 - not an error: the run was asked to stop and did
-    """The run was asked to stop by a signal, has saved, and will go on at the next sample when started again."""
+    """The run was asked to stop, has saved, and will go on at the next sample when started again.
+
+    by_signal: a signal asked for it, not train.stop_after.
+    """
+
+    def __init__(self, words: str, *, by_signal: bool) -> None:
+        super().__init__(words)
+        self.by_signal = by_signal
 
 
 class PeersMissing(Exception):  # noqa: N818 - like RunStopped an end, and not one of our making

@@ -149,7 +149,8 @@ class Run:
         state.load_optimizer(self.engine, self.keys, resumed.optim if resumed else {}, self.step)
         self.buffers = list(state.saved_buffers(self.model).values())
         share = Share(world.rank, world.size, world.local_size, plan.accumulation)
-        self.loader = Loader(corpus, order, config.views, config.data, share, world.device)
+        images = self.model.images
+        self.loader = Loader(corpus, order, config.views, config.data, share, world.device, images)
         ends.enter_context(closing(self.loader))
         self.writer = checkpoint.Writer(self.folder, config.train.keep)
         self.samples = SampleRecord(self.folder, world.rank) if config.train.record_samples else None
@@ -189,6 +190,7 @@ class Run:
 
     def train(self, stop: StopFlag) -> None:
         """Step after step to the end; the last state is always saved."""
+        signalled = False
         limit = min(self.steps, self.config.train.stop_after or self.steps)
         self.announcer.start(self)
         with closing(self.loader.batches(self.step)) as batches:
@@ -199,6 +201,7 @@ class Run:
                     self.writer.wait()
                     raise UserError(f"stopped after step {self.step}, which is saved: {reason}")
                 if verdict.stop:
+                    signalled = True
                     break
                 if self.step % self.config.train.checkpoint_every == 0 and self.step < limit:
                     self.save()
@@ -206,8 +209,10 @@ class Run:
         self.writer.wait()
         self.watchdog.reached(self.step, "end")
         if self.step < self.steps:
-            why = f"on {stop.signal.name}" if stop.signal is not None else "as asked"
-            raise RunStopped(f"stopped {why} after step {self.step} of {self.steps}; saved, start again to go on")
+            other = "a signal to another process" if signalled else "train.stop_after"
+            why = stop.signal.name if stop.signal is not None else other
+            words = f"stopped on {why} after step {self.step} of {self.steps}; saved, start again to go on"
+            raise RunStopped(words, by_signal=signalled)
 
     def one_step(self, batches: Iterator[Batch], stop: bool) -> Verdict:
         """One optimizer step: micro-batches forward and backward, the vote, the update, the EMA, the metrics."""

@@ -1,0 +1,122 @@
+"""The end of a job, in its batch shell: put back into the queue, or not, and why.
+
+    python -m simfle.slurm.ending JOB_FOLDER EXIT_CODE
+
+Runs after srun on the job's first node. It imports nothing heavy: the lead time may be nearly used up.
+"""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from simfle.config import load
+from simfle.slurm import queue, record
+from simfle.slurm.config import ClusterConfig
+from simfle.slurm.record import End
+
+# States in which a job that has ended may go back into the queue: not after scancel.
+REQUEUEABLE = ("RUNNING", "COMPLETING", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
+CHECKPOINTS = "checkpoints/step-*/COMPLETE"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """requeue, failure (counts against max_failures), and the reason in one line."""
+
+    requeue: bool
+    failure: bool
+    words: str
+
+
+def decide(ends: list[End], expected: int, code: int) -> Decision:
+    """From how each of `expected` tasks ended and srun's exit code.
+
+    A stop asked for is requeued; a refusal or a bug is not, for it would come again; what befell the job from outside
+    (a killed process, a lost node, a hang) is.
+    """
+    first = {end.kind: end for end in reversed(ends)}
+    known = {end.rank for end in ends}
+    silent = [rank for rank in range(expected) if rank not in known]
+    names = ", ".join(map(str, silent[:8])) + (" and others" if len(silent) > 8 else "")
+    whole = bool(ends) and not silent and set(first) <= {record.DONE, record.SPARE}
+    rules = (  # the first that holds
+        (whole, False, False, (first[record.DONE].words if record.DONE in first else "") or "finished"),
+        (record.REFUSED in first, False, True, _told(first.get(record.REFUSED))),
+        (record.BUG in first, False, True, _told(first.get(record.BUG))),
+        (record.HUNG in first, True, True, _told(first.get(record.HUNG))),
+        (
+            bool(silent and (code or ends)),
+            *(True, True, f"rank {names} ended without a word (killed, or its node lost); exit code {code}"),
+        ),
+        (record.LOST in first, True, True, _told(first.get(record.LOST))),
+        (record.STOPPED in first, True, False, first[record.STOPPED].words if record.STOPPED in first else ""),
+        (code != 0, True, True, f"exit code {code} without a word of any process"),
+    )
+    for holds, requeue, failure, words in rules:
+        if holds:
+            return Decision(requeue, failure, words)
+    return Decision(False, False, "finished")
+
+
+def _told(end: End | None) -> str:
+    return f"rank {end.rank} on {end.host}: {end.words}" if end else ""
+
+
+def failures_in_a_row(events: list[dict], job: str) -> int:
+    """Ends of this job by failure since its last new checkpoint."""
+    count, step = 0, None
+    for event in events:
+        if event["event"] != "ended" or event["job"] != job:
+            continue
+        if not event["failure"]:
+            count = 0
+        elif step is not None and event["step"] > step:
+            count = 1
+        else:
+            count += 1
+        step = event["step"]
+    return count
+
+
+def end(job_folder: Path, code: int) -> int:
+    """Decide, record, and requeue; the exit code for the batch shell."""
+    number, start = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+    run = job_folder.parents[1]
+    cluster = load(ClusterConfig, job_folder / "cluster.yaml")
+    expected = int(os.environ.get("SLURM_NNODES", cluster.nodes)) * cluster.tasks
+    decision = decide(record.ends(job_folder, start), expected, code)
+    facts = {"job": number, "start": start, "failure": decision.failure, "step": newest_step(run)}
+    words, requeue = decision.words, decision.requeue
+    if requeue and start >= cluster.max_requeues:
+        requeue, words = False, f"{words}; not requeued: max_requeues={cluster.max_requeues} is reached"
+    row = failures_in_a_row([*record.events(run), {"event": "ended", **facts}], number)
+    if requeue and row >= cluster.max_failures:
+        requeue, words = False, f"{words}; not requeued: {row} failures in a row without a new checkpoint"
+    state = queue.state(number) if requeue else ""
+    if requeue and state not in REQUEUEABLE:
+        requeue, words = False, f"{words}; not requeued: the job is {state or 'unknown to Slurm'}"
+    record.tell(run, "ended", **facts, requeue=requeue, reason=words, code=code)
+    sys.stderr.write(f"job {number}: {words}{'; requeued' if requeue else ''}\n")
+    if requeue:
+        sys.stderr.flush()
+        queue.requeue(number)
+    return code
+
+
+def newest_step(run: Path) -> int:
+    """Step of the newest complete checkpoint; 0 without one."""
+    return max((int(marker.parent.name.split("-")[1]) for marker in run.glob(CHECKPOINTS)), default=0)
+
+
+def main() -> None:
+    """Called by the batch script."""
+    import signal
+
+    for name in (signal.SIGTERM, signal.SIGUSR2):  # Slurm ends all processes of a job at once; this one is needed
+        signal.signal(name, signal.SIG_IGN)
+    sys.exit(end(Path(sys.argv[1]), int(sys.argv[2])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Watch a submitted job from where it was submitted: its state, and the log of its rank 0, until it ends for good."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+from simfle.slurm import queue, record
+from simfle.slurm.ending import Decision, decide, newest_step
+
+SECONDS = 2.0
+FORGOTTEN = 15  # looks at a job that Slurm does not know, before it is taken for gone
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
+
+
+def follow(job: Path, number: str, say: Callable[[str], None], state: Callable[[], str] | None = None) -> bool:
+    """Say what happens to the job in folder `job`, through all its requeues; whether the run finished.
+
+    state: asks for the job's state, Slurm by default.
+    """
+    ask = state or (lambda: queue.state(number))
+    log: IO[str] | None = None
+    told, before, unknown = 0, "", 0
+    while True:
+        now = ask()
+        if now != before and now:
+            say(f"[{number}] {now.lower()}{_reason(number) if now == 'PENDING' else ''}")
+        before = now or before
+        log = _print_log(job / f"{number}_0_log.out", log, say)
+        happened = [event for event in record.events(job.parents[1]) if event.get("job") == number]
+        for event in happened[told:]:
+            told += 1
+            if event["event"] == "ended":
+                say(f"[{number}] {event['reason']}{'; requeued' if event['requeue'] else ''}")
+        final = happened[-1] if happened else {}
+        if final.get("event") == "ended" and not final["requeue"]:
+            _print_log(job / f"{number}_0_log.out", log, say)
+            return bool(final["reason"] == "finished")
+        unknown = 0 if now else unknown + 1
+        if now in ENDED or unknown > FORGOTTEN:
+            return False
+        time.sleep(SECONDS)
+
+
+def follow_local(job: Path, submitted: Any, processes: int, say: Callable[[str], None]) -> Decision:
+    """Say rank 0's log of a job on this machine until all its processes have ended; how they ended.
+
+    Ctrl-C reaches the processes too, which save and end: it is waited for.
+    """
+    log: IO[str] | None = None
+    file = job / f"{submitted.job_id}_0_log.out"
+    process = psutil.Process(int(submitted.job_id))
+    while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        try:
+            log = _print_log(file, log, say)
+            time.sleep(0.5)
+        except KeyboardInterrupt:
+            say("stopping: the processes save and end")
+    _print_log(file, log, say)
+    decision = decide(record.ends(job, 0), processes, 0)
+    facts = {"failure": decision.failure, "step": newest_step(job.parents[1]), "requeue": False}
+    record.tell(job.parents[1], "ended", job=submitted.job_id, start=0, **facts, reason=decision.words)
+    return decision
+
+
+def _print_log(file: Path, log: IO[str] | None, say: Callable[[str], None]) -> IO[str] | None:
+    """Say the lines that are new; the log stays open between looks, and is appended to by each start of the job."""
+    if log is None and file.exists():
+        log = file.open(errors="replace")
+    while log is not None:
+        position = log.tell()
+        line = log.readline()
+        if not line.endswith("\n"):
+            log.seek(position)
+            break
+        if "submitit" not in line:
+            say(line.rstrip("\n"))
+    return log
+
+
+def _reason(number: str) -> str:
+    """Why it waits, in Slurm's words, e.g. Resources or Priority."""
+    words = queue.show(number)
+    reason = words.get("Reason", "")
+    return f" ({reason})" if reason not in ("", "None") else ""

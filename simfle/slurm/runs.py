@@ -1,0 +1,117 @@
+"""Where runs stand: read from their folders, and from Slurm where there is one."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simfle.slurm import queue, record
+from simfle.slurm.ending import CHECKPOINTS, newest_step
+
+QUIET = 120.0  # seconds without a heartbeat after which a run without a job is taken for stopped
+
+
+@dataclass(frozen=True)
+class Status:
+    """One run. steps: 0 where unknown; images_per_second, loss: of the last logged step, None before the first.
+
+    checkpoint_age: seconds since the newest checkpoint, None without one.
+    """
+
+    run: Path
+    jobs: tuple[str, ...]
+    state: str
+    step: int
+    steps: int
+    images_per_second: float | None
+    data_wait: float | None
+    losses: dict[str, float]
+    checkpoint: int
+    checkpoint_age: float | None
+    requeues: int
+    reason: str
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Run folders at `folder` or up to three levels below it, by name."""
+    if (folder / "config.yaml").exists() or (folder / "slurm").is_dir():
+        return [folder]
+    patterns = ("*/config.yaml", "*/*/config.yaml", "*/*/*/config.yaml", "*/slurm", "*/*/slurm", "*/*/*/slurm")
+    found = {path.parent for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found if "slurm" not in path.relative_to(folder).parts)
+
+
+def status(run: Path) -> Status:
+    """Read where a run stands. Nothing is written; a run that is being written to is read as far as it is whole."""
+    line = last_metrics(run)
+    happened = record.events(run)
+    jobs = tuple(dict.fromkeys(event["job"] for event in happened if event["event"] == "submitted"))
+    markers = list(run.glob(CHECKPOINTS))
+    age = time.time() - max(marker.stat().st_mtime for marker in markers) if markers else None
+    steps = int(line.get("steps", 0)) or _configured_steps(run)
+    step = max(int(line.get("step", 0)), newest_step(run))
+    state, reason = _state(run, happened, step, steps)
+    return Status(
+        run,
+        jobs,
+        state,
+        step,
+        steps,
+        line.get("images_per_second"),
+        line.get("data_wait"),
+        line.get("losses", {}),
+        newest_step(run),
+        age,
+        sum(1 for event in happened if event["event"] == "started" and event["start"]),
+        reason,
+    )
+
+
+def last_metrics(run: Path) -> dict[str, Any]:
+    """The last whole line of RUN/metrics.jsonl; empty without one. Reads the file's end only."""
+    file = run / "metrics.jsonl"
+    if not file.exists():
+        return {}
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 65536))
+        lines = stream.read().splitlines()
+    for line in reversed(lines):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
+def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> tuple[str, str]:
+    """running, pending, finished, stopped, failed ..., and the reason of the last end."""
+    last = happened[-1] if happened else {}
+    reason = str(last.get("reason", ""))
+    if steps and newest_step(run) >= steps:
+        return "finished", ""
+    if last and not last.get("local"):
+        asked = queue.state(str(last["job"]))
+        if asked in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED"):
+            return asked.lower(), reason
+        if last["event"] == "ended":
+            return ("failed" if last["failure"] else "stopped"), reason
+        if asked:
+            return asked.lower(), reason
+    beats = [file.stat().st_mtime for file in run.glob("heartbeats/rank-*.json")]
+    if beats and time.time() - max(beats) < QUIET:
+        return "running", ""
+    return ("killed" if beats else "stopped" if step else "not started"), reason
+
+
+def _configured_steps(run: Path) -> int:
+    """train.steps of the run; 0 where its length is given in epochs."""
+    import yaml
+
+    try:
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        return int(config["train"]["steps"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return 0

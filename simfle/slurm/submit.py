@@ -1,0 +1,209 @@
+"""From a configuration to a job: checked, frozen, and handed to Slurm, or to this machine, through submitit."""
+
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from simfle.config import PretrainConfig
+from simfle.errors import UserError
+from simfle.slurm import record
+from simfle.slurm.config import ClusterConfig, check
+from simfle.slurm.freeze import absolute, freeze
+from simfle.slurm.queue import available
+
+log = logging.getLogger(__name__)
+
+
+def check_run(config: PretrainConfig, cluster: ClusterConfig) -> None:
+    """Refuse now what would fail after hours in the queue.
+
+    Raises:
+        UserError: shards are not named, not there or not readable; the batch cannot be shared; values out of range.
+    """
+    from simfle.data.loader import open_data
+    from simfle.runtime import plan_batch
+    from simfle.train.trainer import check as check_config
+
+    check(cluster)
+    check_config(config)
+    batch = config.train.global_batch
+    plan_batch(config.train, cluster.nodes * cluster.tasks)
+    if cluster.min_nodes:
+        plan_batch(replace(config.train, micro_batch=0), cluster.min_nodes * cluster.tasks)
+    idle = [n for n in range(cluster.min_nodes or cluster.nodes, cluster.nodes) if batch % (n * cluster.tasks)]
+    if idle:
+        log.warning("train.global_batch=%d: on %s nodes some would stay idle", batch, " or ".join(map(str, idle)))
+    if not any("://" in place for place in config.data.shards):
+        open_data(config.data, config.train.seed, config.train.global_batch, 0)
+
+
+def prepare(config: PretrainConfig, cluster: ClusterConfig) -> Path:
+    """Freeze code and configuration into the run's folder; the job's folder.
+
+    Raises:
+        UserError: the folder cannot be written, or has a name that Slurm would read as something else.
+    """
+    config = absolute(config)
+    if any(sign in config.train.run for sign in "%\n\\"):
+        raise UserError(f"train.run={config.train.run!r}: Slurm takes %, \\ and line breaks in paths for its own signs")
+    return freeze(Path(config.train.run), config, cluster)
+
+
+def sbatch_script(job: Path, cluster: ClusterConfig) -> str:
+    """What sbatch is given, in words."""
+    executor = slurm_executor(job, cluster, name=job.parents[1].name)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
+
+
+def submit(job: Path, cluster: ClusterConfig) -> str:
+    """Hand a prepared job to Slurm; its number.
+
+    Raises:
+        UserError: there is no Slurm here, or it refuses; its words.
+    """
+    from submitit.core.utils import FailedJobError
+
+    from simfle.slurm.job import pretrain_task
+
+    if not available():
+        raise UserError(
+            "sbatch and srun are not on this machine; submit from a login node, or add --local or --dry-run"
+        )
+    run = job.parents[1]
+    executor = slurm_executor(job, cluster, name=run.name)
+    try:
+        submitted = executor.submit(pretrain_task, str(job))
+    except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
+        raise UserError(f"sbatch: {_reason(error)}") from None
+    record.tell(run, "submitted", job=submitted.job_id, folder=job.name, nodes=cluster.nodes)
+    return submitted.job_id
+
+
+def run_here(job: Path, cluster: ClusterConfig) -> Any:
+    """The same job through submitit's local executor: all its processes on this machine; submitit's job."""
+    import submitit
+
+    from simfle.slurm.job import pretrain_task
+
+    os.environ["PYTHONPATH"] = str(job / "code")
+    executor = submitit.LocalExecutor(folder=job)
+    executor.update_parameters(
+        tasks_per_node=cluster.nodes * cluster.tasks,
+        gpus_per_node=cluster.gpus_per_node,
+        timeout_min=60 * 24 * 365,  # no limit: nobody waits for this machine
+        stderr_to_stdout=True,
+    )
+    # A terminal's Ctrl-C reaches the tasks, which save; submitit's controller would kill them within a second.
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        submitted = executor.submit(pretrain_task, str(job))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    record.tell(job.parents[1], "submitted", job=submitted.job_id, folder=job.name, nodes=1, local=True)
+    return submitted
+
+
+def slurm_executor(job: Path, cluster: ClusterConfig, name: str) -> Any:
+    """submitit's executor with all that a job of this cluster needs."""
+    import submitit
+
+    class Executor(submitit.SlurmExecutor):
+        """Makes scripts on machines without Slurm too, for --dry-run."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
+    executor = Executor(folder=job, python=_python(job, cluster))
+    executor.update_parameters(
+        job_name=name,
+        ntasks_per_node=cluster.tasks,
+        signal_delay_s=cluster.signal_seconds,
+        stderr_to_stdout=True,
+        setup=_setup(job, cluster),
+        teardown=_teardown(job),
+        srun_args=_srun_arguments(job, cluster),
+        wckey=None,
+        additional_parameters=_options(cluster),
+    )
+    return executor
+
+
+def _options(cluster: ClusterConfig) -> dict[str, Any]:
+    """Options of sbatch, by name without dashes."""
+    least = cluster.min_nodes or cluster.nodes
+    options: dict[str, Any] = {
+        "nodes": cluster.nodes if least == cluster.nodes else f"{least}-{cluster.nodes}",
+        "time": cluster.time,
+        "requeue": True,
+    }
+    for option in ("partition", "account", "qos", "constraint", "mem"):
+        if getattr(cluster, option):
+            options[option] = getattr(cluster, option)
+    if cluster.cpus_per_task:
+        options["cpus-per-task"] = cluster.cpus_per_task
+    if cluster.gpus_per_node:
+        options["gpus-per-node"] = cluster.gpus_per_node
+    for word in cluster.sbatch:
+        option, _, value = word.partition("=")
+        options[option] = value or True
+    return options
+
+
+def _setup(job: Path, cluster: ClusterConfig) -> list[str]:
+    lines = [
+        f"export PYTHONPATH={shlex.quote(str(job / 'code'))}",
+        # Slurm 22.05 and later: srun does not inherit it from sbatch.
+        *([f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"] if cluster.cpus_per_task else []),
+        *(f"export {name}={shlex.quote(value)}" for name, _, value in (w.partition("=") for w in cluster.environment)),
+        "trap : TERM USR2  # outlive the tasks, to say how they ended and requeue",
+    ]
+    return lines + list(cluster.setup)
+
+
+def _teardown(job: Path) -> list[str]:
+    words = [sys.executable, "-m", "simfle.slurm.ending", str(job)]
+    return ["code=$?", f"{shlex.join(words)} $code", "exit $?"]
+
+
+def _srun_arguments(job: Path, cluster: ClusterConfig) -> list[str]:
+    """One killed task ends all of them at once; tasks that are not needed may end early."""
+    arguments = ["--kill-on-bad-exit=1", "--wait=0"]
+    if cluster.container and not cluster.container.endswith(".sif"):
+        arguments += [f"--container-image={cluster.container}", f"--container-mounts={','.join(_mounts(job, cluster))}"]
+    return arguments
+
+
+def _python(job: Path, cluster: ClusterConfig) -> str:
+    """The words before `-m`: this interpreter, or the one in the container."""
+    if not cluster.container:
+        return shlex.quote(sys.executable)
+    if not cluster.container.endswith(".sif"):
+        return shlex.quote(cluster.container_python)
+    gpus = ["--nv"] if cluster.gpus_per_node else []
+    binds = [word for mount in _mounts(job, cluster) for word in ("--bind", mount)]
+    return shlex.join(["apptainer", "exec", *gpus, *binds, cluster.container, cluster.container_python])
+
+
+def _mounts(job: Path, cluster: ClusterConfig) -> list[str]:
+    """Folders that must be the same inside: the run's, the shards', the configured ones."""
+    import yaml
+
+    config = yaml.safe_load((job / "config.yaml").read_text())
+    shards = [place for place in config.get("data", {}).get("shards", []) if "://" not in place]
+    return list(dict.fromkeys(f"{place}:{place}" for place in [str(job.parents[1]), *shards, *cluster.mounts]))
+
+
+def _reason(error: Exception) -> str:
+    """sbatch's own words out of what submitit wraps around them."""
+    cause = error if isinstance(error, subprocess.CalledProcessError) else error.__cause__ or error
+    output = getattr(cause, "stderr", None) or getattr(cause, "output", None) or str(error)
+    text = output.decode(errors="replace") if isinstance(output, bytes) else str(output)
+    lines = [line for line in text.splitlines() if "error" in line.lower()]
+    return (lines or text.strip().splitlines() or ["failed without a word"])[-1].removeprefix("sbatch: error: ")

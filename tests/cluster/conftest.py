@@ -1,0 +1,35 @@
+"""One cluster of four nodes for all tests of this room, and one undisturbed run to compare with."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cluster import jobs
+from cluster.slurm import Cluster, cluster, missing
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All in one worker of pytest-xdist: they share the cluster."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    if reason := missing():
+        pytest.skip(f"no Slurm cluster: {reason}")
+    with cluster(tmp_path_factory.mktemp("slurm")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def undisturbed(slurm: Cluster, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 24 steps on four nodes that nothing happened to."""
+    job = jobs.submit(slurm, faces, tmp_path_factory.mktemp("undisturbed") / "run", "train.steps=24")
+    job.wait_end()
+    assert job.starts == 1
+    return job.run

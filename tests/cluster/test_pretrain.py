@@ -1,0 +1,214 @@
+"""`launchers/slurm_pretrain.py` on a real cluster of four nodes: undisturbed, and hurt in every way we know."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from cluster.jobs import Job, launch, submit
+from cluster.slurm import Cluster, until
+from distributed.runs import losses, metrics, samples
+
+from simfle.config import PretrainConfig, load
+from simfle.data.loader import open_data
+from simfle.slurm import record
+
+
+def test_four_nodes_are_one_world_and_read_only_their_own_streams(undisturbed: Path) -> None:
+    assert [line["step"] for line in metrics(undisturbed)] == list(range(1, 25))
+    assert {line["processes"] for line in metrics(undisturbed)} == {4}
+    (ended,) = [event for event in record.events(undisturbed) if event["event"] == "ended"]
+    assert (ended["reason"], ended["requeue"]) == ("finished", False)
+    config = load(PretrainConfig, undisturbed / "config.yaml")
+    _, order = open_data(config.data, config.train.seed, 48, 0)
+    for rank in range(4):  # 12 streams take turns in the 48 slots of a batch: each rank has 3 of them to itself
+        lines = [json.loads(line) for line in (undisturbed / f"samples/rank-{rank:05d}.jsonl").read_text().splitlines()]
+        for line in lines:
+            batch = order.batch(line["step"] - 1)[0]
+            assert line["ids"] == batch[rank * 12 : rank * 12 + 12].tolist()
+
+
+def usr2(job: Job) -> None:
+    job.slurm.call("scancel", "--signal=USR2", job.number)
+
+
+def requeue(job: Job) -> None:
+    job.slurm.call("scontrol", "requeue", job.number)
+
+
+def kill_rank(job: Job) -> None:
+    job.rank(2).kill()
+
+
+def stop_rank(job: Job) -> None:
+    job.rank(3).suspend()
+
+
+def lose_node(job: Job) -> None:
+    job.slurm.kill_node("n3")
+    until(lambda: job.state == "PENDING", 90, job.tell)
+    job.slurm.start_node("n3")
+
+
+FAULTS = {  # what is done -> what the record says of it; None: Slurm requeues by itself, at once
+    "USR2": (usr2, "stopped on SIGUSR2 after step"),
+    "scontrol requeue": (requeue, None),
+    "SIGKILL of a rank": (kill_rank, r"rank 2 ended without a word"),
+    "SIGSTOP of a rank": (stop_rank, "not heard of: rank 3 "),
+    "a node lost": (lose_node, None),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_comes_back_by_itself_with_the_same_samples_and_losses(
+    slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path, name: str
+) -> None:
+    hurt, words = FAULTS[name]
+    slurm.wait_idle()
+    job = submit(slurm, faces, tmp_path / "run", "train.steps=24", "train.checkpoint_every=4", "train.timeout=20")
+    job.wait_step(5)
+    hurt(job)
+    until(lambda: job.starts > 1, 120, job.tell)
+    job.wait_end()
+    assert samples(job.run) == samples(undisturbed)
+    assert losses(job.run) == losses(undisturbed)
+    if words is not None:
+        first = job.ends[0]
+        assert words in first["reason"]
+        assert first["requeue"]
+    assert job.ends[-1]["reason"] == "finished"
+
+
+def test_time_limit(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """Slurm's own signal, some time before the end: the job leaves, and its next start goes on at the next sample."""
+    slurm.wait_idle()
+    job = submit(slurm, faces, tmp_path / "run", "train.steps=24", "--signal-seconds", "170")
+    job.wait_step(5)
+    minutes = int(slurm.job(job.number)["RunTime"].split(":")[1])
+    slurm.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={minutes + 3}")
+    ranks = [job.rank(rank) for rank in range(4)]
+    for process in ranks:
+        process.suspend()  # Slurm looks at limits twice a minute only: the run must not have ended by then
+    until(lambda: all(is_pending(process.pid, signal.SIGUSR2) for process in ranks), 90, job.tell)
+    for process in ranks:
+        process.resume()
+    until(lambda: job.starts > 1, 120, job.tell)
+    job.wait_end()
+    assert "stopped on SIGUSR2" in job.ends[0]["reason"]
+    assert samples(job.run) == samples(undisturbed)
+    assert losses(job.run) == losses(undisturbed)
+
+
+def is_pending(pid: int, number: int) -> bool:
+    """Whether a signal waits for a stopped process."""
+    lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return bool(int(lines["ShdPnd"], 16) >> (number - 1) & 1)
+
+
+def test_fewer_and_more_nodes_the_same_samples(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path) -> None:
+    """4 -> 2 -> 3 nodes, by nodes that go and come: the same ids, pixels and group draws in every global batch."""
+    words = ["--min-nodes", "2", "train.steps=24", "train.checkpoint_every=4", "train.micro_batch=12"]
+    slurm.wait_idle()
+    job = submit(slurm, faces, tmp_path / "run", *words)
+    job.wait_step(4)
+    slurm.call("scontrol", "update", "NodeName=n[3-4]", "State=drain", "Reason=test")
+    try:
+        usr2(job)
+        job.wait_step(8, starts=2)
+        slurm.call("scontrol", "update", "NodeName=n3", "State=resume")
+        usr2(job)
+        job.wait_end()
+    finally:
+        slurm.call("scontrol", "update", "NodeName=n[3-4]", "State=resume", check=False)
+    started = [event for event in record.events(job.run) if event["event"] == "started"]
+    assert [event["processes"] for event in started] == [4, 2, 3]
+    assert samples(job.run) == samples(undisturbed)
+    assert "global batch 48 = 3 processes x 2 accumulated x 8 samples" in job.log()
+
+
+def test_zero_stages_across_nodes_and_over_checkpoints(
+    slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Stages 1 and 3 on 4 nodes as 2; then on from stage 2 on 4 processes to stage 3 on 2 and stage 0 on 1."""
+    slurm.wait_idle()
+    for stage in (1, 3):
+        job = submit(
+            slurm,
+            faces,
+            tmp_path / f"stage{stage}",
+            "train.steps=24",
+            "train.stop_after=4",
+            f"train.zero_stage={stage}",
+        )
+        job.wait_end()
+        for ours, theirs in zip(losses(job.run), losses(undisturbed), strict=False):
+            assert ours["total"] == pytest.approx(theirs["total"], rel=1e-3)
+    run = tmp_path / "moves"
+    for nodes, stage, until_step in ((4, 2, 4), (2, 3, 8), (1, 0, 12)):
+        words = [f"train.zero_stage={stage}", f"train.stop_after={until_step}", "train.steps=24"]
+        job = submit(slurm, faces, run, *words, nodes=nodes)
+        job.wait_end()
+    assert [line["step"] for line in metrics(run)] == list(range(1, 13))
+    reference = samples(undisturbed)
+    assert samples(run) == {step: reference[step] for step in range(1, 13)}
+
+
+def test_a_loss_that_is_not_finite_is_not_requeued(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
+    slurm.wait_idle()
+    job = submit(slurm, faces, tmp_path / "run", "train.steps=24", "optim.lr=1e30", nodes=2)
+    job.wait_end("FAILED")
+    (ended,) = job.ends
+    assert "a loss is not finite" in ended["reason"]
+    assert not ended["requeue"]
+    assert job.starts == 1
+
+
+def test_a_cancelled_job_stays_cancelled(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
+    slurm.wait_idle()
+    job = submit(slurm, faces, tmp_path / "run", "train.steps=1000", nodes=2)
+    job.wait_step(2)
+    slurm.call("scancel", job.number)
+    job.wait_end("CANCELLED")
+    slurm.wait_idle()
+    assert job.state == "CANCELLED"
+    assert job.starts == 1
+
+
+def test_a_submitted_job_runs_the_code_and_config_of_its_submission(
+    slurm: Cluster, faces: Path, tmp_path: Path
+) -> None:
+    """The job folder holds its own copies, and a task imports from them."""
+    slurm.wait_idle()
+    job = submit(slurm, faces, tmp_path / "run", "train.steps=1000", nodes=1)
+    job.wait_step(1)
+    (code,) = job.run.glob("slurm/*/code")
+    assert job.rank(0).environ()["PYTHONPATH"].split(":")[0] == str(code)
+    assert (
+        any(str(code) in line.path for line in job.rank(0).memory_maps()) or (code / "simfle/train/trainer.py").exists()
+    )
+    usr2(job)
+    until(lambda: job.starts == 2, 120, job.tell)
+    slurm.call("scancel", job.number)
+
+
+def test_failures_without_progress_end_the_job(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
+    slurm.wait_idle()
+    words = ["train.steps=1000", "train.checkpoint_every=1000", "cluster.max_failures=2"]
+    job = submit(slurm, faces, tmp_path / "run", *words, nodes=1)
+    for start in (1, 2):
+        job.wait_step(1, starts=start)
+        time.sleep(0.5)
+        job.rank(0).send_signal(signal.SIGKILL)
+        until(lambda: len(job.ends) >= start, 60, job.tell)  # noqa: B023
+    job.wait_end("FAILED")
+    assert [event["requeue"] for event in job.ends] == [True, False]
+    assert "2 failures in a row without a new checkpoint" in job.ends[-1]["reason"]
+
+
+def test_follow_shows_the_log_of_rank_0_until_the_end(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
+    slurm.wait_idle()
+    output = launch(slurm, faces, tmp_path / "run", "--follow", "train.steps=3", nodes=2)
+    assert "global batch 48 = 2 processes x 1 accumulated x 24 samples" in output
+    assert "step 3/3" in output
+    assert "finished" in output.splitlines()[-1]
