@@ -49,7 +49,7 @@ def status(run: Path) -> Status:
     jobs = tuple(dict.fromkeys(event["job"] for event in happened if event["event"] == "submitted"))
     markers = list(run.glob(CHECKPOINTS))
     age = time.time() - max(marker.stat().st_mtime for marker in markers) if markers else None
-    steps = int(line.get("steps", 0)) or _configured_steps(run)
+    steps = int(_read_json(run / "run.json").get("steps", 0))
     step = max(int(line.get("step", 0)), newest_step(run))
     state, reason = _state(run, happened, step, steps)
     return Status(
@@ -106,12 +106,10 @@ def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> 
     return ("killed" if beats else "stopped" if step else "not started"), reason
 
 
-def _configured_steps(run: Path) -> int:
-    """train.steps of the run; 0 where its length is given in epochs."""
-    import yaml
-
+def _read_json(file: Path) -> dict[str, Any]:
+    """Empty where there is no such file, or half of it."""
     try:
-        config = yaml.safe_load((run / "config.yaml").read_text())
-        return int(config["train"]["steps"])
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return 0
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import yaml
 
@@ -71,6 +71,11 @@ def settle_config(run: Path, config: PretrainConfig) -> None:
             )
     _replace(file, yaml.safe_dump(asdict(config), sort_keys=False))
     _replace(run / "versions.json", json.dumps(versions() | {"git": git_revision()}, indent=2))
+
+
+def describe(run: Path, facts: dict[str, Any]) -> None:
+    """Write RUN/run.json: what one wants to know of a run from outside, such as its number of steps."""
+    _replace(run / "run.json", json.dumps(facts, indent=2))
 
 
 def _replace(path: Path, text: str) -> None:

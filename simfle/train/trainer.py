@@ -193,6 +193,9 @@ class Run:
         signalled = False
         limit = min(self.steps, self.config.train.stop_after or self.steps)
         self.announcer.start(self)
+        if self.world.is_main:
+            plan = {"global_batch": self.plan.global_batch, "steps_per_epoch": self.order.steps_per_epoch}
+            folder.describe(self.folder, {"steps": self.steps, "processes": self.world.size, **plan})
         with closing(self.loader.batches(self.step)) as batches:
             while self.step < limit:
                 verdict = self.one_step(batches, stop.signal is not None)

@@ -1,0 +1,77 @@
+"""`launchers/runs.py`: which runs there are, and where they stand."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simfle.commands.app import command
+from simfle.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from simfle.slurm.runs import Status
+
+
+def runs(
+    folders: Annotated[list[Path] | None, typer.Argument(help="runs, or folders of runs; default: runs")] = None,
+    json_lines: Annotated[bool, typer.Option("--json", help="one JSON object a run instead of a table")] = False,
+) -> None:
+    """List runs: jobs, state, step, images/s, last checkpoint, requeues. With and without Slurm's accounting."""
+    import dataclasses
+    import json
+
+    from rich.console import Console
+
+    from simfle.slurm.runs import find_runs, status
+
+    places = folders or [Path("runs")]
+    for place in places:
+        if not place.is_dir():
+            raise UserError(f"{place} is not a folder; name a run, or a folder of runs")
+    found = [status(run) for place in places for run in find_runs(place)]
+    if not found:
+        raise UserError(f"no runs in {', '.join(map(str, places))}: no folder there has a config.yaml")
+    if json_lines:
+        for each in found:
+            typer.echo(json.dumps(dataclasses.asdict(each) | {"run": str(each.run)}))
+        return
+    console = Console()
+    console.print(table(found))
+    for each in found:
+        if each.reason:
+            console.print(f"{each.run}: {each.reason}", soft_wrap=True, highlight=False)
+
+
+def table(found: "list[Status]") -> "Table":
+    """One line a run."""
+    from rich.table import Table
+
+    made = Table()
+    for name in ("run", "jobs", "state"):
+        made.add_column(name, overflow="fold")
+    for name in ("step", "images/s", "checkpoint", "requeues"):
+        made.add_column(name, justify="right")
+    for each in found:
+        made.add_row(
+            str(each.run),
+            " ".join(each.jobs) or "-",
+            each.state,
+            f"{each.step}/{each.steps}" if each.steps else str(each.step),
+            f"{each.images_per_second:.0f}" if each.images_per_second else "-",
+            f"{each.checkpoint} ({age(each.checkpoint_age)} ago)" if each.checkpoint_age is not None else "none",
+            str(each.requeues),
+        )
+    return made
+
+
+def age(seconds: float) -> str:
+    """90 -> '2 min'."""
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+main = command(runs)
