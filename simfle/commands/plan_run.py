@@ -1,0 +1,242 @@
+"""tools/plan_run.py: memory, network, speed and bottleneck of a run before it is started."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from simfle.commands.app import command
+from simfle.config import PretrainConfig, load
+from simfle.errors import UserError
+
+if TYPE_CHECKING:
+    from simfle.plan.constants import Constants
+    from simfle.plan.count import Work
+    from simfle.plan.estimate import Corpus, Estimate, Machines
+
+SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+IMAGE_BYTES = 20_000  # a face of some 224 px as JPEG
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What was asked on the command line. per_gpu: global batch per GPU, 0: the configuration's global batch."""
+
+    config: PretrainConfig
+    machines: "Machines"
+    corpus: "Corpus"
+    constants: "Constants"
+    per_gpu: int
+
+
+def plan_run(  # noqa: PLR0913, PLR0917 - a command line
+    config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. train.zero_stage=1")] = None,
+    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs (with --gpu cpu: processes) of each.")] = 8,
+    gpu: Annotated[str, typer.Option(help="h100, a100 or cpu.")] = "h100",
+    network: Annotated[str, typer.Option(help="Of each machine: 100gb, 400gb, ethernet25, 8x400gb.")] = "400gb",
+    cores: Annotated[float, typer.Option(help="CPU cores per process.")] = 12,
+    images: Annotated[int, typer.Option(help="Images of the corpus; 0: from data.shards.")] = 0,
+    image_bytes: Annotated[float, typer.Option(help="Bytes of an image in the mean; 0: from data.shards.")] = 0,
+    per_gpu: Annotated[int, typer.Option(help="Global batch = this times the GPUs, not train.global_batch.")] = 0,
+    constants: Annotated[list[Path] | None, typer.Option(help="JSON that replaces constants; a bench's --out.")] = None,
+    table: Annotated[bool, typer.Option("--table", help="1 to 512 GPUs, as Markdown.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+) -> None:
+    """What will it need, how fast will it be, what will hold it up? Computed, not run; docs/scale.md says how."""
+    arguments = list(overrides or [])
+    if config is not None and "=" in config:
+        arguments, config = [config, *arguments], None
+    for name, value in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node), ("--cores", cores)):
+        if value <= 0:
+            raise UserError(f"{name} is {value}; it must be above 0")
+    if min(images, image_bytes, per_gpu) < 0:
+        raise UserError("--images, --image-bytes and --per-gpu must not be below 0")
+    resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
+    from simfle.plan.constants import load_constants, network_rate
+    from simfle.plan.count import count
+    from simfle.plan.estimate import Machines
+
+    known = load_constants(constants or [])
+    known.of(gpu, "conv")
+    machines = Machines(nodes, gpus_per_node, gpu, network_rate(network), cores)
+    _check(resolved)
+    request = Request(resolved, machines, _corpus(resolved, images, image_bytes), known, per_gpu)
+    if not table:
+        _with_batch(request)  # a batch that cannot be shared is refused before anything is counted
+    work = count(resolved)
+    if table:
+        typer.echo(_markdown(request, work))
+        return
+    found = _estimate(request, work)
+    if as_json:
+        typer.echo(json.dumps(_plain(request, work, found), indent=1))
+    else:
+        _show(request, work, found)
+
+
+def _check(config: PretrainConfig) -> None:
+    """What the trainer refuses, refused here."""
+    from simfle.data.loader import choose_backend
+    from simfle.data.views import check as check_views
+    from simfle.train.trainer import check
+
+    shards = config.data.shards or ["planned"]
+    check(dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards)))
+    check_views(config.views)
+    import torch
+
+    choose_backend(config.data.backend, torch.device("cpu"))
+
+
+def _corpus(config: PretrainConfig, images: int, image_bytes: float) -> "Corpus":
+    from simfle.plan.estimate import Corpus
+
+    if config.data.shards and not config.data.streaming and not (images and image_bytes):
+        from simfle.data.reader import open_corpus
+
+        opened = open_corpus(config.data)
+        shards = [shard for _, shard in opened.shards]
+        samples = sum(shard.samples for shard in shards)
+        return Corpus(images or samples, image_bytes or sum(shard.bytes for shard in shards) / samples)
+    if not images and not config.train.steps:
+        raise UserError("give --images N, or data.shards=[FOLDER]: hours and storage follow from the corpus")
+    return Corpus(images, image_bytes or IMAGE_BYTES)
+
+
+def _with_batch(request: Request) -> PretrainConfig:
+    from simfle.runtime import plan_batch
+
+    config, processes = request.config, request.machines.processes
+    if request.per_gpu:
+        train = dataclasses.replace(config.train, global_batch=request.per_gpu * processes)
+        config = dataclasses.replace(config, train=train)
+    plan_batch(config.train, processes)
+    batch, images = config.train.global_batch, request.corpus.images
+    if images and images < batch:
+        raise UserError(f"train.global_batch={batch} is more than the {images} images of the corpus")
+    return config
+
+
+def _estimate(request: Request, work: "Work") -> "Estimate":
+    from simfle.plan.estimate import estimate
+
+    return estimate(_with_batch(request), work, request.machines, request.corpus, request.constants)
+
+
+def _used(request: Request) -> list[str]:
+    """Names of the constants that this plan rests on."""
+    return [name for name in request.constants.figures if "." not in name or _concerns(name, request.machines.device)]
+
+
+def _concerns(name: str, device: str) -> bool:
+    from simfle.plan.constants import DEVICES
+
+    owner = name.split(".", maxsplit=1)[0]
+    return owner == device or owner not in DEVICES
+
+
+def _plain(request: Request, work: "Work", found: "Estimate") -> dict[str, Any]:
+    figures = {name: dataclasses.asdict(request.constants.figures[name]) for name in _used(request)}
+    return {
+        "machines": dataclasses.asdict(request.machines),
+        "corpus": dataclasses.asdict(request.corpus),
+        "model": dataclasses.asdict(work),
+        "plan": found.as_dict(),
+        "constants": figures,
+    }
+
+
+def _markdown(request: Request, work: "Work") -> str:
+    """One row per number of GPUs, as many nodes as they take."""
+    columns = "GPUs", "global batch", "per GPU", "memory", "sent", "images/s", "efficiency", "hours", "bottleneck"
+    lines = [f"| {' | '.join(columns)} |", "|" + "---:|" * 8 + "---|"]
+    for gpus in SIZES:
+        per_node = min(gpus, request.machines.per_node)
+        machines = dataclasses.replace(request.machines, nodes=-(-gpus // per_node), per_node=per_node)
+        row = dataclasses.replace(request, machines=machines)
+        try:
+            found = _estimate(row, work)
+        except UserError as error:
+            lines.append(f"| {gpus} | refused: {error} | | | | | | | |")
+            continue
+        batch = found.batch
+        share = f"{batch.micro_batch}" + (f" x {batch.accumulation}" if batch.accumulation > 1 else "")
+        lines.append(
+            f"| {gpus} | {batch.global_batch:,} | {share} | {found.memory.total / 1e9:.1f} GB "
+            f"| {found.traffic.total / 1e6:,.0f} MB | {found.images_per_second:,.0f} | {found.efficiency:.0%} "
+            f"| {found.hours:,.2f} | {found.bottleneck} |"
+        )
+    return "\n".join(lines)
+
+
+def _show(request: Request, work: "Work", found: "Estimate") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=_title(request), title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column()
+    for group in _rows(request, work, found):
+        for name, text in group:
+            table.add_row(name, text)
+        table.add_section()
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for hint in found.advice:
+        console.print(f"to change: {hint}")
+    kinds = [request.constants.figures[name].kind for name in _used(request)]
+    counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
+    console.print(f"constants: {counts} (--json lists them, --constants replaces them). Nothing here was run.")
+
+
+def _title(request: Request) -> str:
+    m = request.machines
+    return f"{m.nodes} x {m.per_node} {m.device}, {m.network * 8 / 1e9:.0f} Gb/s per node"
+
+
+def _rows(request: Request, work: "Work", found: "Estimate") -> list[list[tuple[str, str]]]:
+    held, sent, batch, processes = found.memory, found.traffic, found.batch, request.machines.processes
+    limit = request.constants.of(request.machines.device, "memory")
+    seconds = [
+        ("arithmetic", f"{found.times.compute * 1e3:,.1f} ms"),
+        ("launching operations", f"{found.times.launches * 1e3:,.1f} ms, beside the arithmetic"),
+        ("network", f"{found.times.network * 1e3:,.1f} ms, of them {found.times.exposed * 1e3:,.1f} ms waited for"),
+        ("loading", f"{found.loading * 1e3:,.1f} ms, beside the step"),
+        ("step", f"{found.step * 1e3:,.1f} ms"),
+    ]
+    decode, storage, saved = found.decode, found.storage, found.checkpoint
+    took = f"held up {saved['hold_up']:.1f} s, then {saved['written']:.1f} s in the background"
+    where = "on the GPU, DALI" if decode["on_device"] else f"on {decode['cores']:g} cores, OpenCV"
+    again = "read once, then from the nodes' memory" if storage["cached"] else "read in every epoch"
+    return [
+        [
+            ("batch", f"{batch.global_batch:,} = {processes} x {batch.micro_batch} x {batch.accumulation}"),
+            ("parameters", f"{work.parameters / 1e6:.1f} M, {work.trained / 1e6:.1f} M of them trained"),
+            ("arithmetic per image", f"{found.flops_per_image / 1e9:.1f} GFLOP"),
+        ],
+        [(f"memory: {name}", f"{value / 1e9:.2f} GB") for name, value in dataclasses.asdict(held).items()]
+        + [("memory per process", f"{held.total / 1e9:.1f} of {limit / 1e9:.0f} GB")],
+        [
+            (f"sent: {name.replace('_', '-')}", f"{value / 1e6:,.1f} MB")
+            for name, value in dataclasses.asdict(sent).items()
+            if name != "collectives" and value
+        ]
+        + [("sent per process and step", f"{sent.total / 1e6:,.1f} MB in {sent.collectives} collectives")],
+        seconds,
+        [
+            ("speed", f"{found.images_per_second:,.0f} images/s"),
+            ("efficiency", f"{found.efficiency:.0%} of the arithmetic alone; {found.utilisation:.1%} of peak"),
+            ("run", f"{found.steps:,} steps, {found.hours:,.2f} hours"),
+            ("checkpoint", f"{saved['bytes'] / 1e9:.2f} GB, {took}"),
+            ("storage", f"{storage['node_bytes_per_second'] / 1e6:,.1f} MB/s per node; {again}"),
+            ("decoding", f"{decode['needed_per_process']:,.0f} of {decode['possible_per_process']:,.0f}/s {where}"),
+            ("bottleneck", found.bottleneck),
+        ],
+    ]  # fmt: skip
+
+
+main = command(plan_run)

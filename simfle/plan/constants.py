@@ -1,0 +1,124 @@
+"""The numbers that the planner cannot compute, each with where it comes from. Benches' JSON replaces them."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from simfle.errors import UserError
+
+MEASURED, PUBLISHED, ASSUMED = "measured here", "published", "assumed"
+# A ResNet-50 step on one image of 224 px: three forwards of 2 x 4.09 G multiply-adds.
+RESNET50_STEP = 3 * 2 * 4.09e9
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number in SI units (bytes, seconds, floating-point operations), its kind, and its source."""
+
+    value: float
+    kind: str
+    source: str
+
+
+FIGURES: dict[str, Figure] = {
+    "h100.memory": Figure(80e9, PUBLISHED, "NVIDIA's data sheet, H100 SXM5 80 GB"),
+    "h100.bandwidth": Figure(3.35e12, PUBLISHED, "NVIDIA's data sheet"),
+    "h100.peak": Figure(989e12, PUBLISHED, "NVIDIA's data sheet, dense bf16"),
+    "h100.conv": Figure(
+        2470 * 3.35 / 2.04 * RESNET50_STEP, ASSUMED, "the A100's, times the ratio of memory bandwidths"
+    ),
+    "h100.matmul": Figure(0.4 * 989e12, ASSUMED, "40 % of peak"),
+    "h100.nvlink": Figure(360e9, ASSUMED, "80 % of 450 GB/s each way"),
+    "h100.dali": Figure(5000, ASSUMED, "three views; the A100's decoding alone"),
+    "a100.memory": Figure(80e9, PUBLISHED, "NVIDIA's data sheet, A100 SXM4 80 GB"),
+    "a100.bandwidth": Figure(2.04e12, PUBLISHED, "NVIDIA's data sheet"),
+    "a100.peak": Figure(312e12, PUBLISHED, "NVIDIA's data sheet, dense bf16"),
+    "a100.conv": Figure(
+        2470 * RESNET50_STEP, PUBLISHED, "ResNet-50 training, 2,470 images/s, DeepLearningExamples, AMP"
+    ),
+    "a100.matmul": Figure(0.4 * 312e12, ASSUMED, "40 % of peak"),
+    "a100.nvlink": Figure(240e9, ASSUMED, "80 % of 300 GB/s each way"),
+    "a100.dali": Figure(3000, ASSUMED, "three views; decoding alone is 5,000-7,000, DALI issue 5362"),
+    "cpu.memory": Figure(16e9, ASSUMED, "main memory of one process"),
+    "cpu.bandwidth": Figure(10e9, ASSUMED, "main memory, one core"),
+    "cpu.peak": Figure(1e12, ASSUMED, "one core with AVX-512 bf16; measure it with bench_step"),
+    "cpu.conv": Figure(0.2e12, ASSUMED, "one core, bf16; measure it with bench_step"),
+    "cpu.matmul": Figure(0.5e12, ASSUMED, "one core, bf16; measure it with bench_step"),
+    "cpu.nvlink": Figure(2e9, ASSUMED, "gloo over the loopback interface"),
+    "cpu.dali": Figure(140, PUBLISHED, "three views, one thread, CPU mode: a trial of this project"),
+    "fp32": Figure(0.4, ASSUMED, "speed of train.precision=fp32 (TF32 convolutions) against bf16 on a GPU"),
+    "network.efficiency": Figure(0.8, ASSUMED, "share of the network's rate that a ring of all-reduces reaches"),
+    "network.latency": Figure(15e-6, ASSUMED, "of one collective and doubling of processes"),
+    "host.operation": Figure(8e-6, ASSUMED, "host time to launch one operation on a GPU from Python"),
+    "host.copy": Figure(5e9, ASSUMED, "from a GPU to pageable host memory"),
+    "loader.core": Figure(500, ASSUMED, "three views by OpenCV per core; measure it with bench_loader"),
+    "storage.read": Figure(10e9, ASSUMED, "the shared file system, all nodes together"),
+    "storage.write": Figure(1e9, ASSUMED, "one process writing a checkpoint"),
+    "storage.hash": Figure(1.5e9, ASSUMED, "SHA-256 on one core"),
+    "node.memory": Figure(512e9, ASSUMED, "main memory of a node, which caches shards"),
+}
+DEVICES = tuple(sorted({name.split(".")[0] for name in FIGURES if name.endswith(".conv")}))
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Figures by name."""
+
+    figures: dict[str, Figure]
+
+    def __getitem__(self, name: str) -> float:
+        return self.figures[name].value
+
+    def of(self, device: str, name: str) -> float:
+        """A figure of a kind of device.
+
+        Raises:
+            UserError: there are none for such a device.
+        """
+        if device not in DEVICES:
+            raise UserError(
+                f"--gpu is {device!r}; known are {', '.join(DEVICES)}; --constants can change their figures"
+            )
+        return self[f"{device}.{name}"]
+
+    def unmeasured(self, names: Sequence[str]) -> list[str]:
+        """Those of `names` that nobody has measured on the machine in question."""
+        return [name for name in names if self.figures[name].kind != MEASURED]
+
+
+def load_constants(files: Sequence[Path]) -> Constants:
+    """The table above; each file, a JSON object of name: value or a bench's JSON with `constants`, replaces some.
+
+    Raises:
+        UserError: a file is missing or no such object, a name is unknown, a value is no positive number.
+    """
+    figures = dict(FIGURES)
+    for file in files:
+        try:
+            found = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(f"--constants {file}: cannot be read as JSON: {error}") from None
+        values = found.get("constants", found) if isinstance(found, dict) else None
+        if not isinstance(values, dict):
+            raise UserError(f"--constants {file}: holds no object of name: value")
+        for name, value in values.items():
+            if name not in FIGURES:
+                raise UserError(f"--constants {file}: unknown {name!r}; known are {', '.join(FIGURES)}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise UserError(f"--constants {file}: {name} is {value!r}, not a positive number")
+            figures[name] = Figure(float(value), MEASURED, file.name)
+    return Constants(figures)
+
+
+def network_rate(name: str) -> float:
+    """Bytes per second of a node each way: 100gb, 400gb, ethernet25, 8x400gb (eight adapters).
+
+    Raises:
+        UserError: not such a name.
+    """
+    match = re.fullmatch(r"(?:(\d+)x)?(?:ethernet|ib)?(\d+)(?:gb)?", name.lower())
+    if match is None or not int(match[2]) or match[1] == "0":
+        raise UserError(f"--network is {name!r}; write 100gb, 400gb, ethernet25 or, with eight adapters, 8x400gb")
+    return int(match[1] or 1) * int(match[2]) * 1e9 / 8

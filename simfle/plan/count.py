@@ -1,0 +1,139 @@
+"""What the configured network is and does, counted on the real one without memory for it or a single product."""
+
+# B micro-batch
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from simfle.batch import Batch
+from simfle.config import PretrainConfig
+from simfle.models.methods import build_method
+from simfle.optim import STATES
+
+
+@dataclass(frozen=True)
+class Line:
+    """A quantity that grows linearly with the micro-batch."""
+
+    fixed: float
+    each: float
+
+    def __call__(self, batch: int) -> float:
+        return self.fixed + self.each * batch
+
+
+@dataclass(frozen=True)
+class Work:
+    """One process's network. Parameters are counted in numbers, buffers in bytes.
+
+    trained: those that the optimizer moves; narrow, narrow_trained: those, of all and of the trained, that DeepSpeed
+    sends in bf16 under autocast; norms: BatchNorm passes of a forward; operations: launched for one micro-batch.
+    conv, matmul: floating-point operations, forward and backward; activations: bytes kept for backward. Of B images.
+    """
+
+    parameters: int
+    trained: int
+    narrow: int
+    narrow_trained: int
+    buffers: int
+    optimizer_tensors: int
+    norms: int
+    operations: int
+    conv: Line
+    matmul: Line
+    activations: Line
+
+
+def count(config: PretrainConfig) -> Work:
+    """Build the method of `config` without memory, run one forward and backward of 2 and of 3 images, and count.
+
+    Raises:
+        UserError: the model cannot be built.
+    """
+    with torch.device("meta"):
+        model = build_method(config.model, config.views).train()
+    parameters = list(model.parameters())
+    typical = [module for module in model.modules() if type(module) in (nn.Linear, nn.Conv2d)]
+    narrow = {id(parameter): parameter for module in typical for parameter in module.parameters(recurse=False)}
+    if config.train.precision != "bf16":
+        narrow = {}
+    saved = model.state_dict(keep_vars=True)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        low, high = _step(model, config, 2), _step(model, config, 3)
+    lines = {name: _line(low[name], high[name]) for name in ("conv", "matmul", "activations")}
+    return Work(
+        parameters=sum(parameter.numel() for parameter in parameters),
+        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        narrow=sum(parameter.numel() for parameter in narrow.values()),
+        narrow_trained=sum(parameter.numel() for parameter in narrow.values() if parameter.requires_grad),
+        buffers=sum(buffer.nbytes for name, buffer in model.named_buffers() if name in saved),
+        optimizer_tensors=len(STATES[config.optim.name]),
+        norms=low["norms"],
+        operations=low["operations"],
+        **lines,
+    )
+
+
+def _line(at2: float, at3: float) -> Line:
+    return Line(at2 - 2 * (at3 - at2), at3 - at2)
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what reaches a device, views and such aside, and BatchNorms among it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launched = self.norms = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name()
+        self.launched += name.startswith("aten::") and not func.is_view
+        self.norms += "batch_norm" in name and "backward" not in name
+        return func(*args, **(kwargs or {}))
+
+
+def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int]:
+    """One forward and backward of `count` images on tensors that have shapes and types, but no memory."""
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage  # held, so that its address is not given to another
+        return tensor
+
+    operations, flops = _Operations(), FlopCounterMode(display=False)
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.train.precision == "bf16")
+    with flops, operations, hooks:
+        with autocast:
+            losses = model(_images(config, count))
+        activations = sum(storage.nbytes() for storage in kept.values())
+        losses["total"].backward()
+    by_operation = flops.get_flop_counts()["Global"]
+    total = sum(by_operation.values())
+    conv = sum(number for operation, number in by_operation.items() if "convolution" in str(operation))
+    model.zero_grad(set_to_none=True)
+    return {
+        "conv": conv,
+        "matmul": total - conv,
+        "activations": activations,
+        "norms": operations.norms,
+        "operations": operations.launched,
+    }
+
+
+def _images(config: PretrainConfig, count: int) -> Batch:
+    sides = (config.views.size, config.views.size, config.views.face_size)
+    view1, view2, face = (
+        torch.empty(count, side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2) for side in sides
+    )  # channels_last, as the loader's
+    ids, draw = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.float64)
+    return Batch(view1, view2, face, ids, draw)

@@ -1,0 +1,318 @@
+"""The model of a run: memory, network, speed, checkpoints, storage. docs/scale.md says what of it was checked.
+
+What DeepSpeed 0.19 keeps and sends was read off real processes (tests/distributed/test_plan.py): N processes, P numbers
+of all parameters and T of the trained ones in fp32, collectives as rings:
+
+    stage   kept between steps            gradients   sent by each process per step; A micro-batches
+    0       4 P + s T                     4 T         all-reduce T
+    1       4 P + (4 + s) T / N           4 T         all-reduce T, all-gather T
+    2       4 P + (4 + s) T / N           8 T / N     all-reduce T, A times; all-gather T
+    3       (4 P + (4 + s) T) / N         4 T / N *   all-gather P, reduce-scatter T, both A times
+
+s: bytes of the optimizer's tensors per number. *: also kept between steps. Stages 1 and 2 all-reduce where they could
+reduce-scatter: DeepSpeed's default.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from simfle.config import PretrainConfig
+from simfle.plan.constants import Constants
+from simfle.plan.count import Work
+from simfle.runtime import BatchPlan, deepspeed_config, plan_batch
+
+FP32, BF16 = 4, 2
+BUCKET = 500_000_000  # DeepSpeed's default reduce_bucket_size, numbers
+SPARE = 0.92  # share of a GPU's memory that can be used: CUDA's context and fragmentation take the rest
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a run is given. network: bytes/s of a node each way; cores: per process."""
+
+    nodes: int
+    per_node: int
+    device: str
+    network: float
+    cores: float
+
+    @property
+    def processes(self) -> int:
+        return self.nodes * self.per_node
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """images, and bytes of one in the mean."""
+
+    images: int
+    image_bytes: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process. temporary: communication buckets and gathered parameters."""
+
+    parameters: float
+    optimizer: float
+    gradients: float
+    temporary: float
+    activations: float
+    buffers: float
+
+    @property
+    def total(self) -> float:
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one process sends per step, and how many collectives it takes part in."""
+
+    all_reduce: float
+    reduce_scatter: float
+    all_gather: float
+    small: float
+    collectives: int
+
+    @property
+    def total(self) -> float:
+        return self.all_reduce + self.reduce_scatter + self.all_gather + self.small
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one step whose data is there.
+
+    compute: arithmetic; launches: the host's, beside it; network: sending; exposed: sending that is waited for.
+    """
+
+    compute: float
+    launches: float
+    network: float
+    exposed: float
+
+    @property
+    def total(self) -> float:
+        return max(self.compute, self.launches) + self.exposed
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A whole plan, in seconds and bytes.
+
+    times, step, loading: of one step. efficiency: the arithmetic's share of a step. utilisation: of the device's peak.
+    """
+
+    batch: BatchPlan
+    memory: Memory
+    traffic: Traffic
+    times: Times
+    step: float
+    loading: float
+    images_per_second: float
+    efficiency: float
+    bottleneck: str
+    advice: list[str]
+    steps: int
+    hours: float
+    flops_per_image: float
+    utilisation: float
+    checkpoint: dict[str, float]
+    storage: dict[str, float]
+    decode: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON, totals included."""
+        plain = asdict(self)
+        plain["memory"]["total"], plain["traffic"]["total"] = self.memory.total, self.traffic.total
+        return plain
+
+
+def memory(work: Work, config: PretrainConfig, batch: BatchPlan, processes: int) -> Memory:
+    """Bytes of one process at the worst moment, the end of the last forward or of backward."""
+    stage = config.train.zero_stage
+    share = 1 if stage == 0 else 1 / processes
+    trained = FP32 * work.trained
+    states = trained * work.optimizer_tensors
+    kinds = [FP32, *([BF16] if work.narrow else [])]  # stages 1 and 2 keep one bucket per type, in fp32 both
+    buckets = {0: min(trained, FP32 * BUCKET), 3: BUCKET * sum(kinds)}.get(stage, BUCKET * FP32 * len(kinds))
+    if overlaps(config, batch) and stage in (1, 2):
+        buckets *= 2
+    return Memory(
+        parameters=FP32 * work.parameters * (share if stage == 3 else 1),
+        optimizer=(states + (trained if stage else 0)) * share,
+        gradients=trained * {0: 1, 1: 1, 2: 2 * share, 3: share}[stage],
+        # Below 1e9 numbers DeepSpeed keeps every gathered parameter until its last use of the step.
+        temporary=buckets + (_gathered(work) if stage == 3 else 0),
+        activations=work.activations(batch.micro_batch),
+        buffers=work.buffers,
+    )
+
+
+def _gathered(work: Work) -> float:
+    return FP32 * (work.parameters - work.narrow) + BF16 * work.narrow
+
+
+def traffic(work: Work, config: PretrainConfig, batch: BatchPlan, processes: int) -> Traffic:
+    """What one process sends in one optimizer step; rings send (N - 1) / N of a tensor, all-reduces twice that."""
+    stage, times = config.train.zero_stage, batch.accumulation
+    ring = (processes - 1) / processes
+    gradients = FP32 * (work.trained - work.narrow_trained) + BF16 * work.narrow_trained
+    if stage == 0:
+        gradients = FP32 * work.trained  # DeepSpeed's plain all-reduce keeps the gradients' type
+    buckets = -(-work.trained // BUCKET) * (2 if work.narrow else 1)
+    collectives = {0: buckets, 1: buckets + 1, 2: buckets * times + 1, 3: (buckets + 60) * times}[stage]
+    small = 40.0  # the losses and flags that all agree on
+    if config.train.sync_statistics:
+        collectives += 4 * work.norms * times
+        small += 8 * 2048 * work.norms * times * ring
+    return Traffic(
+        all_reduce=2 * ring * gradients * {0: 1, 1: 1, 2: times, 3: 0}[stage],
+        reduce_scatter=ring * gradients * (times if stage == 3 else 0),
+        all_gather=ring * (times * _gathered(work) if stage == 3 else FP32 * work.trained if stage else 0),
+        small=small,
+        collectives=int(collectives) + 1 if processes > 1 else 0,
+    )
+
+
+def network_seconds(sent: Traffic, machines: Machines, constants: Constants) -> float:
+    """A ring crosses each node's border once, with what each process sends; inside a node it is bound by NVLink."""
+    if machines.processes == 1:
+        return 0.0
+    inside = sent.total / constants.of(machines.device, "nvlink") if machines.per_node > 1 else 0.0
+    between = sent.total / (machines.network * constants["network.efficiency"]) if machines.nodes > 1 else 0.0
+    rounds = (machines.processes - 1).bit_length()
+    return max(inside, between) + sent.collectives * rounds * constants["network.latency"]
+
+
+def compute_seconds(work: Work, config: PretrainConfig, batch: BatchPlan, machines: Machines, c: Constants) -> float:
+    """Arithmetic of all micro-batches, and the passes over memory of optimizer and EMA."""
+    device = machines.device
+    speed = c["fp32"] if config.train.precision == "fp32" else 1.0
+    arithmetic = work.conv(batch.micro_batch) / c.of(device, "conv") + work.matmul(batch.micro_batch) / c.of(
+        device, "matmul"
+    )
+    share = 1 if config.train.zero_stage == 0 else 1 / machines.processes
+    passes = FP32 * work.trained * share * (3 + 2 * work.optimizer_tensors)  # read p, g, states; write p, states
+    passes += 3 * FP32 * (work.parameters - work.trained) * (share if config.train.zero_stage == 3 else 1)
+    return batch.accumulation * arithmetic / speed + passes / c.of(device, "bandwidth")
+
+
+def times(config: PretrainConfig, work: Work, machines: Machines, c: Constants) -> Times:
+    """A step whose data is there. What is sent during backward, two thirds of the arithmetic, costs nothing."""
+    batch = plan_batch(config.train, machines.processes)
+    compute = compute_seconds(work, config, batch, machines, c)
+    launches = 0.0 if machines.device == "cpu" else work.operations * batch.accumulation * c["host.operation"]
+    network = network_seconds(traffic(work, config, batch, machines.processes), machines, c)
+    hidden = 2 / 3 * max(compute, launches) if overlaps(config, batch) else 0.0
+    return Times(compute, launches, network, max(0.0, network - hidden))
+
+
+def overlaps(config: PretrainConfig, batch: BatchPlan) -> bool:
+    """Whether DeepSpeed is told to send while backward runs; its own default is to do so at stage 3 only."""
+    stage = config.train.zero_stage
+    settings = deepspeed_config(batch, config.train, config.optim)["zero_optimization"]
+    return stage > 0 and bool(settings.get("overlap_comm", stage == 3))
+
+
+def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Corpus, c: Constants) -> Estimate:
+    """The whole plan.
+
+    Raises:
+        UserError: the batch cannot be shared by so many processes, or there is no such device.
+    """
+    batch = plan_batch(config.train, machines.processes)
+    held, spent = memory(work, config, batch, machines.processes), times(config, work, machines, c)
+    storage, decode = _storage(corpus, c), _decode(config, machines, c)
+    loading = batch.global_batch / machines.processes / decode["possible_per_process"]
+    reading = 0.0 if storage["cached"] else batch.global_batch * corpus.image_bytes / c["storage.read"]
+    step = max(spent.total, loading, reading)
+    rate = batch.global_batch / step
+    bottleneck = _bottleneck(spent, loading, reading)
+    if held.total > SPARE * c.of(machines.device, "memory"):
+        bottleneck = "memory"
+    steps = config.train.steps or int(config.train.epochs * (corpus.images // batch.global_batch))
+    flops = work.conv.each + work.matmul.each
+    return Estimate(
+        batch=batch,
+        memory=held,
+        traffic=traffic(work, config, batch, machines.processes),
+        times=spent,
+        step=step,
+        loading=loading,
+        images_per_second=rate,
+        efficiency=spent.compute / step,
+        bottleneck=bottleneck,
+        advice=[ADVICE[bottleneck], *_better_stage(config, work, machines, c)],
+        steps=steps,
+        hours=steps * step / 3600,
+        flops_per_image=flops,
+        utilisation=flops * rate / machines.processes / c.of(machines.device, "peak"),
+        checkpoint=_checkpoint(config, work, machines, step, c),
+        storage=storage | {"node_bytes_per_second": rate * corpus.image_bytes / machines.nodes},
+        decode=decode | {"needed_per_process": rate / machines.processes},
+    )
+
+
+def _bottleneck(spent: Times, loading: float, reading: float) -> str:
+    """The longest of what runs side by side; of a step, its longest part."""
+    if max(loading, reading) > spent.total:
+        return "loading" if loading > reading else "storage"
+    parts = {"compute": spent.compute, "launches": spent.launches, "network": spent.exposed}
+    return max(parts, key=lambda name: parts[name])
+
+
+def _better_stage(config: PretrainConfig, work: Work, machines: Machines, c: Constants) -> list[str]:
+    """The ZeRO stage that fits and whose step is shortest, if it is worth a change."""
+    batch = plan_batch(config.train, machines.processes)
+    limit = SPARE * c.of(machines.device, "memory")
+    found = {}
+    for stage in range(4):
+        other = replace(config, train=replace(config.train, zero_stage=stage))
+        if memory(work, other, batch, machines.processes).total <= limit:
+            found[stage] = times(other, work, machines, c).total
+    now = config.train.zero_stage
+    if not found:
+        return []
+    best = min(found, key=lambda stage: found[stage])
+    if now not in found:
+        return [f"train.zero_stage={best} fits"]
+    if found[best] > 0.97 * found[now]:
+        return []
+    return [f"train.zero_stage={best}: a step of {found[best] * 1e3:,.1f} ms instead of {found[now] * 1e3:,.1f}"]
+
+
+def _decode(config: PretrainConfig, machines: Machines, c: Constants) -> dict[str, float]:
+    on_device = config.data.backend == "dali" or (config.data.backend == "auto" and machines.device != "cpu")
+    cores = config.data.threads or machines.cores
+    possible = c.of(machines.device, "dali") if on_device else c["loader.core"] * cores
+    return {"on_device": on_device, "cores": 0 if on_device else cores, "possible_per_process": possible}
+
+
+def _storage(corpus: Corpus, c: Constants) -> dict[str, Any]:
+    """Every node reads other shards in each epoch, so only a corpus that fits into one node's memory is read once."""
+    size = corpus.images * corpus.image_bytes
+    return {"corpus_bytes": size, "cached": size < c["node.memory"] / 2}
+
+
+def _checkpoint(config: PretrainConfig, work: Work, machines: Machines, step: float, c: Constants) -> dict[str, float]:
+    size = FP32 * (work.parameters + work.optimizer_tensors * work.trained) + work.buffers
+    copied = size / (c["host.copy"] if machines.device != "cpu" else c.of("cpu", "bandwidth"))
+    if config.train.zero_stage and machines.nodes > 1:  # gathered, tensor by tensor
+        copied += size / (machines.network * c["network.efficiency"])
+    written = size / c["storage.write"] + size / c["storage.hash"]
+    every = config.train.checkpoint_every * step
+    # One at a time: a save waits until the one before is written.
+    hold_up = copied + max(0.0, written - every)
+    return {"bytes": size, "hold_up": hold_up, "written": written, "every": every, "share": hold_up / (every + hold_up)}
+
+
+ADVICE = {
+    "memory": "a smaller train.micro_batch: it keeps fewer activations",
+    "network": "fewer processes, or a larger train.global_batch: a step sends the same whatever its batch",
+    "launches": "fewer GPUs, or a larger batch: Python launches operations more slowly than the GPU does them",
+    "loading": "more cores per process, smaller views, or data.backend=dali on a GPU",
+    "storage": "shards on node-local disks, or fewer nodes",
+    "compute": "nothing: arithmetic is what is waited for",
+}

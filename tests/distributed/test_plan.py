@@ -1,0 +1,42 @@
+"""The planner's model against real processes: what DeepSpeed holds and sends at each ZeRO stage."""
+
+import json
+
+import pytest
+from distributed.launch import ROOT, processes
+from distributed.runs import SETTINGS
+
+from simfle.config import PretrainConfig, load
+from simfle.plan.count import Work, count
+from simfle.plan.estimate import memory, traffic
+from simfle.runtime import plan_batch
+
+WORLD = 2
+# Two micro-batches of four, bf16: gradients of two types, sent once or twice a step. SGD: one optimizer tensor.
+GIVEN = [*SETTINGS, "train.precision=bf16", "train.micro_batch=4"]
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[int, dict[str, int]]:
+    out = processes(WORLD, ROOT / "tests" / "distributed" / "traffic.py", "[0, 1, 2, 3]", *GIVEN)[0]
+    lines = [json.loads(line) for line in out.splitlines() if line.startswith('{"stage"')]
+    return {line["stage"]: line for line in lines}
+
+
+@pytest.fixture(scope="module")
+def work() -> Work:
+    return count(load(PretrainConfig, None, GIVEN))
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bytes_held_and_sent(measured: dict[int, dict[str, int]], work: Work, stage: int) -> None:
+    config = load(PretrainConfig, None, [*GIVEN, f"train.zero_stage={stage}"])
+    batch = plan_batch(config.train, WORLD)
+    held, sent = memory(work, config, batch, WORLD), traffic(work, config, batch, WORLD)
+    states = held.parameters + held.optimizer + held.buffers
+    # Stage 1 has shared its gradients by then as stage 2 does; stage 3 keeps their memory between steps.
+    gradients = {1: 2 * held.gradients / WORLD}.get(stage, held.gradients)
+    assert measured[stage]["between"] == pytest.approx(states + (gradients if stage == 3 else 0), rel=0.01)
+    assert measured[stage]["backward"] == pytest.approx(states + gradients, rel=0.02)
+    # gloo has no reduce-scatter: it does an all-reduce, twice the bytes.
+    assert measured[stage]["sent"] == pytest.approx(sent.total + sent.reduce_scatter, rel=0.01)

@@ -1,0 +1,94 @@
+"""What DeepSpeed really holds and sends at each ZeRO stage: bytes of tensors, and of TCP per step, as JSON lines."""
+
+import gc
+import json
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+
+import torch
+
+from simfle.batch import Batch
+from simfle.config import PretrainConfig, load
+from simfle.models.methods import build_method
+from simfle.optim import STATES, build_optimizer
+from simfle.runtime import plan_batch, processes, start_engine
+from simfle.train import state
+
+
+def sent() -> int:
+    """Bytes that this process has sent over TCP, as far as they were received (tcp_info of linux/tcp.h)."""
+    total = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            if not str(entry.readlink()).startswith("socket:"):
+                continue
+            with socket.socket(fileno=os.dup(int(entry.name))) as each:
+                if each.type == socket.SOCK_STREAM and each.family in (socket.AF_INET, socket.AF_INET6):
+                    info = each.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+                    total += struct.unpack_from("Q", info, 120)[0]  # tcpi_bytes_acked
+        except OSError:
+            continue  # closed in between, or no TCP socket
+    return total
+
+
+def held(bucket: int) -> tuple[int, int]:
+    """Bytes of all tensors alive, and of those among them that are communication buckets, each storage once."""
+    gc.collect()
+    storages: dict[int, int] = {}
+    buckets: dict[int, int] = {}
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.Tensor):
+            storage = thing.untyped_storage()
+            kind = buckets if thing.numel() >= bucket else storages
+            kind[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values()), sum(buckets.values())
+
+
+def batch(size: int, face: int, count: int) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = (
+        torch.randint(0, 256, (count, 3, s, s), dtype=torch.uint8, generator=generator) for s in (size, size, face)
+    )
+    return Batch(*images, torch.arange(count), torch.rand(count, dtype=torch.float64, generator=generator))
+
+
+def main() -> None:
+    stages = json.loads(sys.argv[1])
+    for stage in stages:
+        config = load(PretrainConfig, None, [*sys.argv[2:], f"train.zero_stage={stage}"])
+        measure(config)
+
+
+def measure(config: PretrainConfig) -> None:
+    model = build_method(config.model, config.views).train()
+    plan = plan_batch(config.train, WORLD.size)
+    optimizer = build_optimizer([parameter for _, parameter in state.trained(model)], config.optim)
+    engine = start_engine(model, optimizer, plan, config.train, config.optim)
+    state.load_optimizer(engine, STATES[config.optim.name], {}, 0)
+    images = batch(config.views.size, config.views.face_size, plan.micro_batch)
+    images_bytes = sum(tensor.nbytes for tensor in vars(images).values())
+    before = 0
+    for _ in range(2):  # the second: stage 3 records the order of parameters in its first
+        before = sent()
+        for micro in range(plan.accumulation):
+            losses = engine(images)
+            engine.backward(losses["total"])
+            if micro == plan.accumulation - 1:
+                del losses
+                tensors, buckets = held(10**8)
+            engine.step()
+        model.after_step()
+    after = sent()
+    if WORLD.is_main:
+        rest, _ = held(10**8)
+        line = {"stage": config.train.zero_stage, "backward": tensors - images_bytes, "buckets": buckets}
+        print(json.dumps(line | {"between": rest - images_bytes, "sent": after - before}))
+    engine.destroy()
+
+
+if __name__ == "__main__":
+    with processes(load(PretrainConfig, None, sys.argv[2:]).train) as WORLD:
+        main()
