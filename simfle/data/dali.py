@@ -17,7 +17,7 @@ from torch import Tensor
 
 from simfle.config import ViewsConfig
 from simfle.data.jpeg import sizes
-from simfle.data.rendered import DAMAGED, Rendered
+from simfle.data.rendered import DAMAGED, IMAGES, Rendered
 from simfle.data.views import View, ViewDraws, blur_window, boxes
 from simfle.errors import UserError
 
@@ -28,15 +28,24 @@ BLANK = 8  # side of the image that stands in for a damaged one, pixels
 class Dali:
     """Renders micro-batches of up to `batch` samples on `device`, with `threads` CPU threads.
 
-    On a GPU the views stay on it, in memory of torch's own allocator.
+    On a GPU the views stay on it, in memory of torch's own allocator. images: those to make.
 
     Raises:
         UserError: DALI is not installed.
     """
 
-    def __init__(self, views: ViewsConfig, threads: int, batch: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        views: ViewsConfig,
+        threads: int,
+        batch: int,
+        device: torch.device,
+        *,
+        images: Sequence[str] = IMAGES,
+    ) -> None:
         _import()
         self.views, self.threads, self.batch = views, threads, batch
+        self.images = [name for name in IMAGES if name in images]
         self.gpu = None  # index of the GPU
         if device.type == "cuda":
             self.gpu = torch.cuda.current_device() if device.index is None else device.index
@@ -64,7 +73,7 @@ class Dali:
         dali = _import()
         pipeline = dali.Pipeline(self.batch, self.threads, self.gpu, prefetch_queue_depth=1)
         with pipeline:
-            pipeline.set_outputs(*_graph(self.views, on_gpu=self.gpu is not None))
+            pipeline.set_outputs(*_graph(self.views, self.images, on_gpu=self.gpu is not None))
         pipeline.build()
         return pipeline
 
@@ -75,11 +84,17 @@ class Dali:
         self._pipeline.feed_input("jpegs", [image if ok else blank for image, ok in zip(images, good, strict=True)])
         shape = np.where(good[:, None], shape, BLANK)  # DALI reads where a box says, also beyond the image
         for number, view in enumerate(draws.views):
+            if IMAGES[number] not in self.images:
+                continue
             box = boxes(view, shape[:, 0], shape[:, 1], self.views.ratio)
             for name, value in _parameters(view, box).items():
                 self._pipeline.feed_input(f"{name}{number}", value)
         damaged = np.flatnonzero(~good).tolist()
-        view1, view2, face = (self._take(output, damaged) for output in self._pipeline.run())
+        made = {
+            name: self._take(output, damaged) for name, output in zip(self.images, self._pipeline.run(), strict=True)
+        }
+        none = torch.empty((len(images), 3, 0, 0), dtype=torch.uint8, device=next(iter(made.values())).device)
+        view1, view2, face = (made.get(name, none) for name in IMAGES)
         return Rendered(view1, view2, face, damaged)
 
     def _take(self, output: Any, damaged: list[int]) -> Tensor:
@@ -131,12 +146,14 @@ def _decoded(*, on_gpu: bool) -> Any:
     )
 
 
-def _graph(views: ViewsConfig, *, on_gpu: bool) -> list[Any]:
-    """The graph's three outputs: two views [S, S, 3] and the face [F, F, 3]."""
+def _graph(views: ViewsConfig, wanted: Sequence[str], *, on_gpu: bool) -> list[Any]:
+    """The graph's outputs, those that are `wanted` of two views [S, S, 3] and the face [F, F, 3]."""
     fn, types = _import("nvidia.dali.fn"), _import("nvidia.dali.types")
     images = _decoded(on_gpu=on_gpu)
     outputs = []
     for number in range(2):
+        if IMAGES[number] not in wanted:
+            continue
         view = fn.resize(
             images,
             size=[views.size, views.size],
@@ -153,7 +170,8 @@ def _graph(views: ViewsConfig, *, on_gpu: bool) -> list[Any]:
         )
         taps = _input(f"taps{number}", 0, types.INT32)
         outputs.append(fn.gaussian_blur(view, sigma=_input(f"sigma{number}", 0), window_size=taps))
-    outputs.append(fn.resize(images, size=[views.face_size, views.face_size], antialias=True))
+    if IMAGES[2] in wanted:
+        outputs.append(fn.resize(images, size=[views.face_size, views.face_size], antialias=True))
     return outputs
 
 

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from simfle.data.ahead import Ahead
 from simfle.data.damaged import Mender, Replacement
 from simfle.data.order import Order
 from simfle.data.reader import Corpus, open_corpus
-from simfle.data.rendered import Backend
+from simfle.data.rendered import IMAGES, Backend
 from simfle.data.streaming import Stream
 from simfle.data.views import check, draw
 from simfle.errors import UserError
@@ -90,7 +90,8 @@ class Loader:
 
     The same step gives the same ids, draws and pixels, whatever came before and however many processes share the batch.
     `waited` is the time in seconds that the consumer has waited for batches so far. A batch's ids are those of the
-    samples that were really fed: one that cannot be decoded is replaced (see `simfle.data.damaged`).
+    samples that were really fed: one that cannot be decoded is replaced (see `simfle.data.damaged`). images: those of
+    a `Batch` that are made; the others have side 0.
 
     Raises:
         UserError: B does not divide by processes and micro-batches, views out of range, an unknown or missing backend.
@@ -104,6 +105,7 @@ class Loader:
         data: DataConfig,
         share: Share,
         device: torch.device,
+        images: Sequence[str] = IMAGES,
     ) -> None:
         check(views)
         parts = share.size * share.accumulation
@@ -124,7 +126,7 @@ class Loader:
             self._ahead = Ahead(
                 corpus, order, (share.rank * slots, (share.rank + 1) * slots), 1 / max(1, share.local_size)
             )
-        self._backend = _make_backend(self.backend_name, views, threads, self.micro_batch, device)
+        self._backend = _make_backend(self.backend_name, views, threads, self.micro_batch, device, images)
         self._mender = Mender(corpus, self._backend)
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
@@ -201,12 +203,14 @@ def _put(ready: "queue.Queue[Batch | BaseException]", item: Batch | BaseExceptio
     return False
 
 
-def _make_backend(name: str, views: ViewsConfig, threads: int, micro_batch: int, device: torch.device) -> Backend:
+def _make_backend(
+    name: str, views: ViewsConfig, threads: int, micro_batch: int, device: torch.device, images: Sequence[str]
+) -> Backend:
     # Imported here: neither backend needs the other's library.
     if name == "opencv":
         from simfle.data.opencv import OpenCV
 
-        return OpenCV(views, threads, pin=device.type == "cuda")
+        return OpenCV(views, threads, pin=device.type == "cuda", images=images)
     from simfle.data.dali import Dali
 
-    return Dali(views, threads, micro_batch, device)
+    return Dali(views, threads, micro_batch, device, images=images)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from simfle.config import ViewsConfig
 from simfle.data.jpeg import sizes
-from simfle.data.rendered import DAMAGED, Rendered
+from simfle.data.rendered import DAMAGED, IMAGES, Rendered
 from simfle.data.views import View, ViewDraws, blur_window, boxes
 
 Pixels = NDArray[np.uint8]
@@ -28,19 +28,21 @@ class OpenCV:
     """Renders micro-batches on `threads` threads. Close it to end them.
 
     OpenCV's own threads are switched off for the whole process: samples are the better unit of parallel work.
-    pin: put the views into page-locked memory, from which a GPU copies without waiting.
+    pin: put the views into page-locked memory, from which a GPU copies without waiting. images: those to make.
     """
 
-    def __init__(self, views: ViewsConfig, threads: int, *, pin: bool = False) -> None:
+    def __init__(self, views: ViewsConfig, threads: int, *, pin: bool = False, images: Sequence[str] = IMAGES) -> None:
         cv2.setNumThreads(1)
         self.views, self.pin = views, pin
+        sides = zip(IMAGES, (views.size, views.size, views.face_size), strict=True)
+        self._sides = [side if name in images else 0 for name, side in sides]
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="opencv") if threads > 1 else None
 
     def render(self, images: Sequence[Pixels], draws: ViewDraws) -> Rendered:
         """Views and faces of n JPEGs [bytes] uint8 with their parameters."""
-        n, s, f = len(images), self.views.size, self.views.face_size
+        n = len(images)
         view1, view2, face = (
-            torch.empty((n, side, side, 3), dtype=torch.uint8, pin_memory=self.pin) for side in (s, s, f)
+            torch.empty((n, side, side, 3), dtype=torch.uint8, pin_memory=self.pin) for side in self._sides
         )
         outputs = view1.numpy(), view2.numpy(), face.numpy()  # the same memory
         shape, good = sizes(images)
@@ -53,8 +55,10 @@ class OpenCV:
                     output[i] = DAMAGED
                 return False
             for view, crop, output in zip(draws.views, crops, outputs, strict=False):
-                _view(image, crop[i], view, i, output[i])
-            _resize(image, f, outputs[2][i])
+                if output.size:
+                    _view(image, crop[i], view, i, output[i])
+            if outputs[2].size:
+                _resize(image, self.views.face_size, outputs[2][i])
             return True
 
         done = list(self._pool.map(sample, range(n)) if self._pool else map(sample, range(n)))

@@ -11,12 +11,16 @@ from torch import Tensor
 
 from simfle.data.views import ViewDraws
 
+IMAGES = ("view1", "view2", "face")  # all that can be asked of a backend
 DAMAGED = 128  # the grey level that fills the views of a sample whose image cannot be decoded
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last. damaged: samples that are all DAMAGED."""
+    """view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last. damaged: samples that are all DAMAGED.
+
+    Images that were not asked for have side 0.
+    """
 
     view1: Tensor
     view2: Tensor
