@@ -1,0 +1,89 @@
+"""Methods on several processes: losses of the global batch, and two bf16 steps of each at the ZeRO stages given."""
+
+import json
+import sys
+
+import torch
+import torch.distributed as dist
+from tiny_methods import NAMES, VIEWS, batch, config
+
+from simfle.config import OptimConfig, TrainConfig
+from simfle.models.methods import build_method
+from simfle.models.simclr import nt_xent
+from simfle.models.swav import sinkhorn
+from simfle.optim import STATES, build_optimizer
+from simfle.runtime import World, plan_batch, processes, start_engine
+from simfle.train import state
+
+N, WIDTH = 8, 6
+
+
+def rows(seed: int) -> torch.Tensor:
+    return torch.randn(N, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def shared_losses(world: World) -> dict:
+    """NT-Xent, its gradients as DeepSpeed averages them, and codes, of this process's share of one global batch."""
+    mine = slice(world.rank * N // world.size, (world.rank + 1) * N // world.size)
+    z1, z2 = (rows(seed)[mine].requires_grad_() for seed in (0, 1))
+    loss = nt_xent(z1, z2, 0.3)
+    loss.backward()
+    dist.all_reduce(mean := loss.detach().clone())
+    gradients = [(z.grad / world.size).tolist() for z in (z1, z2)]  # type: ignore[operator]
+    codes = sinkhorn(torch.tanh(rows(2)[mine]), 0.1, 3)
+    return {"nt_xent": mean.item() / world.size, "gradients": gradients, "codes": codes.tolist()}
+
+
+def steps_of(name: str, train: TrainConfig, world: World) -> dict:
+    """Two optimizer steps of two micro-batches each: what moved, and how far target and queue are from expected."""
+    torch.manual_seed(0)
+    model = build_method(config(name, beta=1e-4), VIEWS).train()
+    optim = OptimConfig(name="adamw")
+    optimizer = build_optimizer([parameter for _, parameter in state.trained(model)], optim)
+    engine = start_engine(model, optimizer, plan_batch(train, world.size), train, optim)
+    state.load_optimizer(engine, STATES[optim.name], {}, 0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01
+    before = state.model_state(engine, keep=True)
+    target = {key: value.double() for key, value in before.items() if key.startswith("target.")}
+    keys: list[torch.Tensor] = []
+    for step in range(2):
+        fresh = []
+        for micro in range(2):
+            losses = engine(batch(4, seed=100 * step + 10 * world.rank + micro))
+            fresh.append(model._fresh[-1] if name == "moco" else torch.zeros(1))
+            engine.backward(losses["total"])
+            engine.step()
+        model.after_step()
+        shares = [torch.empty_like(torch.cat(fresh)) for _ in range(world.size)]
+        dist.all_gather(shares, torch.cat(fresh))
+        keys += shares
+        after = state.model_state(engine, keep=True)
+        moving = {key for key, _ in model.named_parameters() if key.startswith("target.")}
+        for key in moving:
+            target[key] = 0.99 * target[key] + 0.01 * after[key.replace("target.", "online.", 1)].double()
+    trained = {key for key, _ in state.trained(model)}
+    facts = {
+        "finite": all(value.isfinite().item() for value in losses.values()),
+        "still": sorted(key for key in trained if torch.equal(before[key], after[key])),
+        "fixed": sorted(key for key, _ in model.named_parameters() if torch.equal(before[key], after[key])),
+        "target": max((float((after[key] - target[key]).abs().max()) for key in moving), default=0.0),
+    }
+    if name == "moco":
+        expected = torch.cat([before["queue"], *keys])[-24:]
+        facts["queue"] = [torch.equal(each, expected) for each in (model.queue, after["queue"])]
+    return facts
+
+
+def main() -> None:
+    settings = {"global_batch": 16, "micro_batch": 4, "precision": "bf16", "device": "cpu"}
+    trains = [TrainConfig(zero_stage=int(stage), **settings) for stage in sys.argv[1:]]
+    with processes(trains[0]) as world:
+        facts = shared_losses(world)
+        for train in trains:
+            facts[str(train.zero_stage)] = {name: steps_of(name, train, world) for name in NAMES}
+        print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Methods on two real processes: losses of the whole batch, and steps at each kind of ZeRO stage."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from distributed.launch import processes
+from on_processes import rows
+
+from simfle.models.simclr import nt_xent
+from simfle.models.swav import sinkhorn
+
+SCRIPT = Path(__file__).with_name("on_processes.py")
+
+
+STAGES = ("1", "3")  # flat partitions as in 2, partitioned parameters
+
+
+@pytest.fixture(scope="module")
+def ranks() -> list[dict]:
+    """What each of two processes says."""
+    outputs = processes(2, SCRIPT, *STAGES)
+    return [json.loads(output.strip().splitlines()[-1]) for output in outputs]
+
+
+def test_simclr_and_swav_see_the_global_batch(ranks: list[dict]) -> None:
+    z1, z2 = rows(0).requires_grad_(), rows(1).requires_grad_()
+    loss = nt_xent(z1, z2, 0.3)
+    loss.backward()
+    assert [rank["nt_xent"] for rank in ranks] == pytest.approx([loss.item()] * 2, rel=1e-12)
+    for view, z in enumerate((z1, z2)):
+        gradient = torch.tensor([row for rank in ranks for row in rank["gradients"][view]], dtype=torch.float64)
+        assert torch.allclose(gradient, z.grad, rtol=1e-10, atol=1e-14)
+    codes = torch.tensor([row for rank in ranks for row in rank["codes"]], dtype=torch.float64)
+    assert torch.allclose(codes, sinkhorn(torch.tanh(rows(2)), 0.1, 3), rtol=1e-10)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", ["simfle", "byol", "simsiam", "simclr", "moco", "swav", "mae"])
+def test_a_step_moves_what_is_trained_and_the_target_follows(name: str, stage: str, ranks: list[dict]) -> None:
+    for rank in ranks:
+        facts = rank[stage][name]
+        assert facts["finite"]
+        assert facts["still"] == []
+        assert facts["fixed"] == (["online.backbone.pos_embed"] if name == "mae" else [])
+        assert facts["target"] < 1e-6
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_moco_queue_is_the_global_batch_in_order_everywhere(stage: str, ranks: list[dict]) -> None:
+    assert [rank[stage]["moco"]["queue"] for rank in ranks] == [[True, True]] * 2
