@@ -1,5 +1,7 @@
 """Semantic masking, FaceMAE and the whole method: shapes, definitions, and what must not leak."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -98,6 +100,19 @@ def test_every_trained_parameter_gets_a_gradient_and_the_target_none() -> None:
     assert torch.allclose(losses["total"], wanted)
     for name, parameter in model.named_parameters():
         assert (parameter.grad is None) == name.startswith("target."), name
+
+
+@pytest.mark.parametrize(
+    ("name", "channels"), [("resnet18", 512), ("resnet50", 2048), ("resnet101", 2048), ("convnext_atto", 320)]
+)
+def test_any_cnn_of_timm_is_trained_as_backbone(name: str, channels: int) -> None:
+    model = build_method(replace(MODEL, backbone=name), VIEWS).train()
+    assert model.channels == channels
+    model(batch(2))["similarity"].backward()
+    for key, parameter in model.online.backbone.named_parameters():
+        assert parameter.grad is not None, key
+        assert parameter.grad.isfinite().all(), key
+    assert next(model.online.backbone.parameters()).grad.abs().max() > 0  # down to the first layer
 
 
 def test_grouping_and_reconstruction_do_not_reach_the_backbone() -> None:
