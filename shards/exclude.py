@@ -20,6 +20,7 @@ from shards.errors import UserError
 from shards.files import write_atomic
 from shards.fingerprint import FINGERPRINT, NEAR, VERSION, Fingerprints, fingerprint, fingerprint_shards
 from shards.manifest import NAME, Manifest, ShardInfo, read_manifest
+from shards.remote import is_url, shown
 from shards.samples import chosen_shards, content_digest, read_samples
 
 
@@ -59,7 +60,9 @@ class Exclude:
 
 
 def parse_excluded(text: str) -> Excluded:
-    """`FOLDER` or `FOLDER:SPLIT`. Raises UserError where there are no such shards."""
+    """`FOLDER` or `FOLDER:SPLIT`. Raises UserError where there are no such shards, and for a URL."""
+    if is_url(text):
+        raise UserError(f"--exclude {shown(text)}: give a folder of this machine; copy the shards here first")
     folder, colon, split = text.rpartition(":")
     if not colon or (Path(text) / NAME).is_file():  # a folder's name may have a colon
         folder, split = text, ""

@@ -11,12 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from simfle.commands.app import command
+from simfle.commands.shards_report import local
 
 
 def find_duplicates(
-    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards to look through.")],
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="Folder of shards to look through.")],
     against: Annotated[
-        Path | None, typer.Option(metavar="SHARDS", help="Look for its images in these shards instead of in itself.")
+        Path | None,
+        typer.Option(metavar="SHARDS", parser=local, help="Look for its images in these shards instead of in itself."),
     ] = None,
     split: Annotated[
         list[str] | None, typer.Option(help="Only this split (of --against, where given); may be given repeatedly.")

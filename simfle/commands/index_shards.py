@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command
+from simfle.commands.shards_report import local
 
 
 def index_shards(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of .tar files.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=local, help="Folder of .tar files.")],
     terms: Annotated[str, typer.Option(help="Terms of use of the images, kept in the manifest.")] = "",
     workers: Annotated[int, typer.Option(help="Processes; 0: as many as there are cores.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace indexes that are there.")] = False,

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from simfle.commands.app import command
+from simfle.commands.shards_report import local
 
 if TYPE_CHECKING:
     from shards.inspect import Looked
@@ -18,7 +19,7 @@ MOST_LABELS = 40  # rows of the histogram
 
 
 def inspect_shards(
-    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder with a manifest.json.")],
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="Folder with a manifest.json.")],
     sheet: Annotated[
         Path | None, typer.Option(help="PNG of some faces with their labels; default: SHARDS.png beside the folder.")
     ] = None,

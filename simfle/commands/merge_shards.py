@@ -6,10 +6,13 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command
+from simfle.commands.shards_report import local
 
 
 def merge_shards(
-    folders: Annotated[list[Path], typer.Argument(metavar="SHARDS... OUT", help="Folders to merge, then the new one.")],
+    folders: Annotated[
+        list[Path], typer.Argument(metavar="SHARDS... OUT", parser=local, help="Folders to merge, then the new one.")
+    ],
     collisions: Annotated[
         str, typer.Option(help="Keys that several folders have: refuse, or suffix, which renames the later ones.")
     ] = "refuse",

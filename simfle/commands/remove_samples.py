@@ -6,10 +6,13 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command
+from simfle.commands.shards_report import local
 
 
 def remove_samples(
-    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards, rewritten in place.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="SHARDS", parser=local, help="Folder of shards, rewritten in place.")
+    ],
     key: Annotated[list[str] | None, typer.Option(help="Key of a sample; may be given repeatedly.")] = None,
     person: Annotated[str | None, typer.Option(help="All samples of this person (the group in their json).")] = None,
     list_file: Annotated[

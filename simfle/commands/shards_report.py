@@ -1,10 +1,12 @@
-"""What the tools that make shards from shards tell when they are done."""
+"""What the tools that work on finished shards share: their folder as an argument, what they tell when they are done."""
 
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+
+from simfle.errors import UserError
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
@@ -19,3 +21,15 @@ def show_made(out: Path, manifest: "Manifest") -> None:
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     typer.echo(f"{out}: {manifest.samples} samples ({told}) in {len(manifest.shards)} shards, {size:.1f} MB")
     typer.echo(f"next: python tools/verify_shards.py {out}")
+
+
+def local(text: str) -> Path:
+    """A folder of this machine. Raises UserError for a URL: these tools read shards in any order and more than once."""
+    from shards.remote import is_url, shown
+
+    if is_url(text):
+        raise UserError(
+            f"{shown(text)}: this works on folders of this machine; copy the shards here first "
+            "(training and verify_shards read URLs themselves)"
+        )
+    return Path(text)

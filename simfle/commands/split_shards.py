@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command
+from simfle.commands.shards_report import local
 
 
 def split_shards(
-    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards to divide.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of shards to make.")],
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="Folder of shards to divide.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=local, help="Folder of shards to make.")],
     into: Annotated[str, typer.Option(help="Names and shares that sum to 1, such as train=0.8,val=0.1,test=0.1.")],
     by: Annotated[
         str, typer.Option(help="group: no person is divided; label: the same shares of each label; sample: of all.")

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command
+from simfle.commands.shards_report import local
 
 
 def subset_shards(
-    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="Folder of shards to take from.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of shards to make.")],
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="Folder of shards to take from.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=local, help="Folder of shards to make.")],
     fraction: Annotated[float, typer.Option(help="Share to take, such as 0.01 or 0.1, in (0, 1].")],
     by: Annotated[
         str,
