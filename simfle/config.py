@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,9 @@ from typing import Any, TypeVar, cast, get_origin
 from simfle.errors import UserError
 
 T = TypeVar("T")
+REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read the environment
+MOST_YAML = 1 << 20  # bytes
+DEEPEST_YAML = 20
 
 
 def option(default: Any, text: str, *, free: bool = False) -> Any:
@@ -176,11 +180,12 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
     layers = []
     try:
         if file is not None:
+            _check_yaml(file)
             layers.append((str(file), OmegaConf.load(file)))
         layers.append(("command line", OmegaConf.from_dotlist(list(overrides))))
     except FileNotFoundError:
         raise UserError(f"config: {file} does not exist; see configs/ for those that come with this project") from None
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
         raise UserError(f"config: cannot read {file or 'the command line'}: {error}") from None
     merged = OmegaConf.structured(schema)
     known = list(keys(schema))
@@ -189,7 +194,8 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
         if not OmegaConf.is_dict(layer):
             raise UserError(f"config: {place} holds a list or a bare value, not keys")
         plain = OmegaConf.to_container(layer)
-        for key in flatten(cast(dict, plain)):
+        for key, value in flatten(cast(dict, plain)).items():
+            _check_references(key, value, place)
             if key.startswith(tables):
                 continue
             if key not in known and not any(name.startswith(key + ".") for name in known):
@@ -200,7 +206,34 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
             raise UserError(f"config: {place}: {str(error).splitlines()[0]} ({error.full_key})") from None
-    return cast(T, OmegaConf.to_object(merged))
+    try:
+        return cast(T, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:  # a reference to nothing, or to itself
+        raise UserError(f"config: {str(error).splitlines()[0]} ({error.full_key})") from None
+
+
+def _check_references(key: str, value: Any, place: str) -> None:
+    """A value may refer to another key, but run nothing and read nothing from elsewhere. Raises UserError."""
+    if "${" in REFERENCE.sub("", str(value)):
+        raise UserError(
+            f"config: {key}={value!r} in {place}: a value may refer to another key, as ${{train.seed}}, not to the "
+            "environment or a function; write the value itself"
+        )
+
+
+def _check_yaml(file: Path) -> None:
+    """Refuse what expands or nests without end: a configuration needs neither. Raises UserError, YAMLError, OSError."""
+    import yaml
+
+    if file.stat().st_size > MOST_YAML:
+        raise UserError(f"config: {file} has more than {MOST_YAML} bytes; that is no configuration")
+    depth = 0
+    for event in yaml.parse(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise UserError(f"config: {file} uses the YAML alias *{event.anchor}; refer to a key, as ${{train.seed}}")
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST_YAML:
+            raise UserError(f"config: {file} is nested more than {DEEPEST_YAML} deep; that is no configuration")
 
 
 def keys(schema: Any) -> Iterator[str]:
@@ -215,7 +248,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat.update(flatten(value, f"{prefix}{name}."))
         else:
-            flat[prefix + name] = value
+            flat[f"{prefix}{name}"] = value
     return flat
 
 

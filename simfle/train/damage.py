@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from shards.plain import parse_json
 from simfle.data.damaged import Replacement
 from simfle.runtime import World
 
@@ -61,9 +62,9 @@ class Damage:
 def _read(file: Path, resumed_step: int) -> list[dict[str, Any]]:
     """The lines up to a step; one that a crash cut short is passed over."""
     lines = []
-    for text in file.read_text().splitlines() if file.exists() else []:
+    for text in file.read_text(errors="replace").splitlines() if file.exists() else []:
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             if int(line["step"]) <= resumed_step:
                 lines.append(line | {"id": int(line["id"])})
         except (ValueError, KeyError, TypeError):

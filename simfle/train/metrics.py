@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
+from shards.plain import parse_json
 from simfle.batch import Batch
 
 FILE = "metrics.jsonl"
@@ -22,7 +23,7 @@ class Metrics:
     def __init__(self, run: Path, resumed_step: int) -> None:
         file = run / FILE
         if file.exists():
-            lines = [line for line in file.read_text().splitlines() if _step(line) is not None]
+            lines = [line for line in file.read_text(errors="replace").splitlines() if _step(line) is not None]
             kept = [line for line in lines if (_step(line) or 0) <= resumed_step]
             partial = file.with_suffix(".partial")
             partial.write_text("".join(f"{line}\n" for line in kept))
@@ -68,6 +69,6 @@ class SampleRecord:
 def _step(line: str) -> int | None:
     """The step of a metrics line; None for a line that a crash cut short."""
     try:
-        return int(json.loads(line)["step"])
+        return int(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):
         return None
