@@ -24,6 +24,7 @@ CREDIT = ("license", "license_url", "author", "photo_url", "photo_title")
 COLON = re.compile(r"\s*:\s*")
 GAP = re.compile(r"[\s,]*")
 CHUNK = 1 << 20  # characters
+LONGEST = 1 << 22  # characters of a member; those of the list have some 3,000
 DECODER = json.JSONDecoder()
 
 
@@ -99,8 +100,8 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
         while True:
             try:
                 name, value, end = _member(buffer, place)
-            except ValueError as error:
-                more = text.read(CHUNK)
+            except (ValueError, RecursionError) as error:
+                more = "" if len(buffer) - place > LONGEST else text.read(CHUNK)
                 if not more:
                     raise UserError(f"ffhq: {file} is damaged or ends early ({error}); fetch it again") from None
                 buffer, place = buffer[place:] + more, 0

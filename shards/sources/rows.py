@@ -103,7 +103,7 @@ def _parquet(file: Path) -> Any:
 
     try:
         return ParquetFile(file, buffer_size=1 << 20)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"parquet: {file} cannot be read as Parquet: {error}") from None
 
 

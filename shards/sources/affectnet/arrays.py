@@ -1,5 +1,6 @@
 """AffectNet's release of 2021 and later: faces of 224 px, and for each one .npy file a value."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from shards.errors import UserError
 from shards.sources.affectnet.common import affect, named, pair
 from shards.sources.layout import points
 
+MOST = 1 << 20  # bytes of a file; 68 points take 1,216
 FOLDERS = (("train_set", "train"), ("val_set", "val"))
 
 
@@ -43,20 +45,14 @@ def read_arrays(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
 
 def _value(file: Path) -> Any:
     """The only element of an array, which is a text in this release; "" if it is missing or damaged."""
-    import numpy as np
-
-    try:
-        with file.open("rb") as data:
-            array = np.lib.format.read_array(data, allow_pickle=False)  # numpy.load would take an archive as well
-    except (OSError, ValueError):
-        return ""
-    return array.reshape(-1)[0] if array.size == 1 else ""
+    array = _read(file)
+    return array.reshape(-1)[0] if array is not None and array.size == 1 else ""
 
 
 def _number(file: Path) -> float | None:
     try:
         return float(_value(file))
-    except ValueError:
+    except (ValueError, TypeError):
         return None
 
 
@@ -64,8 +60,21 @@ def _array(file: Path) -> Any:
     """Numbers [N] as float64, None if they are missing or damaged."""
     import numpy as np
 
+    array = _read(file)
+    try:
+        return None if array is None else array.reshape(-1).astype(np.float64)
+    except (ValueError, TypeError):
+        return None
+
+
+def _read(file: Path) -> Any:
+    """An array of any shape and type but of objects, which would be a pickle; None if it is missing or damaged."""
+    import numpy as np
+
     try:
         with file.open("rb") as data:
-            return np.lib.format.read_array(data, allow_pickle=False).reshape(-1).astype(np.float64)
-    except (OSError, ValueError):
+            if os.fstat(data.fileno()).st_size > MOST:
+                return None
+            return np.lib.format.read_array(data, allow_pickle=False)  # numpy.load would take an archive as well
+    except Exception:  # noqa: BLE001 - of damaged headers numpy parses Python, and raises anything
         return None
