@@ -135,7 +135,7 @@ def read_index(path: Path) -> Index:
         raise UserError(f"shards: {path} has index version {version!r}, this program reads {VERSION}")
     try:
         index = make_index(_members(lines[1 : int(count) + 1]))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UserError(f"shards: index {path} is damaged ({error}); build the shards again") from None
     if len(index) != int(count):
         raise UserError(f"shards: index {path} lists {len(index)} samples of {count}; build the shards again")

@@ -17,6 +17,7 @@ from shards.sources.layout import box, find, need
 
 SPLITS = {"train": ("COFW_train_color.mat", "Tr", 1345), "test": ("COFW_test_color.mat", "T", 507)}
 LANDMARKS = 29
+MOST = 1 << 28  # bytes of a data set; HDF5 can promise any number in a small file
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
     mark = SPLITS[split][1]
     try:
         with h5py.File(file, "r") as data:
-            cells, marks, boxes = (data[f"{field}{mark}"] for field in ("Is", "phis", "bboxes"))
+            cells, marks, boxes = (_own(data, f"{field}{mark}") for field in ("Is", "phis", "bboxes"))
             count = cells.size
             marks = _table(np.asarray(marks), 3 * LANDMARKS, count)
             boxes = _table(np.asarray(boxes), 4, count)
@@ -69,6 +70,20 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
             landmarks=tuple(zip(values[:LANDMARKS], values[LANDMARKS : 2 * LANDMARKS], strict=True)),
             extras={"occluded": [int(value) for value in values[2 * LANDMARKS :]]},
         )
+
+
+def _own(data: Any, name: Any) -> Any:
+    """A data set of this very file: HDF5 can also point to any other file, as hostile ones do. Raises ValueError."""
+    import h5py
+
+    if isinstance(name, str) and not isinstance(data.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"{name} is a link")  # noqa: TRY004 - a damaged file
+    found = data[name]
+    if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
+        raise ValueError(f"{name} does not lie in this file")
+    if found.nbytes > MOST:
+        raise ValueError(f"{name} has {found.nbytes} bytes")
+    return found
 
 
 def _table(values: Any, columns: int, rows: int) -> Any:
@@ -95,7 +110,12 @@ def read_image(file: Path, field: str, number: int) -> bytes:
     from shards.encode import Unusable
 
     with h5py.File(file, "r") as data:
-        pixels = np.asarray(data[data[field][()].ravel()[number]]).T  # [H, W] or [H, W, 3]
+        try:
+            pixels = np.asarray(_own(data, _own(data, field)[()].ravel()[number])).T  # [H, W] or [H, W, 3]
+        except (OSError, KeyError, ValueError, IndexError) as error:
+            if getattr(error, "errno", None) is not None:  # the disk's fault, not the file's
+                raise
+            raise Unusable("unreadable", str(error)) from None
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
         raise Unusable("unreadable", f"pixels of type {pixels.dtype} and shape {pixels.shape}")
     encoded = io.BytesIO()

@@ -197,7 +197,7 @@ class Corpus:
             for name in (name for name in index.extensions if name.lower() == wanted):
                 column = np.stack(index.column(name), axis=1)
                 table = np.where(column[:, :1] >= 0, column, table)
-        outside = (table[:, 0] < 0) | (table.sum(axis=1) > self.shards[shard][1].bytes)
+        outside = (table < 0).any(axis=1) | (table.sum(axis=1) > self.shards[shard][1].bytes)
         if outside.any():
             name = f"{self.tar(shard)}: {index.keys[int(outside.argmax())]}"
             raise UserError(f"shards: {name} has no image inside the tar; build the shards again")
