@@ -4,6 +4,7 @@ All schemes but http(s) go through fsspec. http(s) is read with the standard lib
 ends every download after five minutes.
 """
 
+import re
 import shutil
 import time
 import urllib.error
@@ -32,6 +33,8 @@ DRIVERS = {
 }
 EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}  # our extra that brings a driver
 HTTP = ("http", "https")
+PUBLIC = ("file", "memory")  # they hold no secrets, and file names may have any character
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"\],]+")
 TIMEOUT = 60.0  # seconds without a byte before a connection is given up
 TRIES = 4
 PAUSE = 1.0  # seconds before the second try; doubled before each further one
@@ -67,11 +70,33 @@ def join(url: str, name: str) -> str:
 
 
 def shown(url: str) -> str:
-    """A URL for people: without user, password and signature."""
-    head, _, rest = url.partition("://")
-    if head not in HTTP:
+    """A URL for people, logs and files: without user, password and signature."""
+    scheme, _, rest = url.partition("://")
+    if scheme.lower() in PUBLIC:
         return url
-    return f"{head}://{rest.partition('?')[0].rpartition('@')[2]}"
+    place = rest.partition("?")[0]
+    user, _, behind = place.partition("/")[0].rpartition("@")
+    if user and (scheme.lower() in HTTP or ":" in user):  # in abfs://container@account nothing is secret
+        place = behind + place[len(user) + 1 + len(behind) :]
+    return f"{scheme}://{place}"
+
+
+def redacted(value: Any) -> Any:
+    """Plain values as they may be written down: every URL in every text as `shown` shows it."""
+    if isinstance(value, dict):
+        return {name: redacted(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(redacted, value))
+    return URL.sub(lambda found: shown(found[0]), value) if isinstance(value, str) else value
+
+
+def _without_secrets(text: str, url: str) -> str:
+    """What a driver said of a URL, which may repeat parts of it."""
+    place, _, query = url.partition("://")[2].partition("?")
+    user = place.partition("/")[0].rpartition("@")[0] if shown(url) != url else ""
+    for secret in filter(None, (query, user, user.partition(":")[2])):
+        text = text.replace(secret, "...")
+    return text
 
 
 def open_url(url: str) -> IO[bytes]:
@@ -164,10 +189,12 @@ def retried(url: str, action: Callable[[], T]) -> T:
         except (FileNotFoundError, UserError):
             raise
         except PermissionError as error:
-            raise UserError(f"{shown(url)}: access is refused ({error}); check your credentials") from None
+            raise UserError(
+                f"{shown(url)}: access is refused ({_without_secrets(str(error), url)}); check your credentials"
+            ) from None
         except Exception as error:  # noqa: BLE001 - each driver has errors of its own
             if not left:
-                said = f"{type(error).__name__}: {error}"
+                said = _without_secrets(f"{type(error).__name__}: {error}", url)
                 raise UserError(f"{shown(url)}: failed {TRIES} times, at last with {said}; check the network") from None
         time.sleep(PAUSE * 2 ** (TRIES - 1 - left))
     raise AssertionError("the last try has returned or raised")

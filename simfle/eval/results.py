@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from shards.files import write_atomic
 from shards.plain import parse_json
+from shards.remote import redacted
 from simfle.errors import UserError
 
 FORMAT = 2
@@ -115,6 +116,7 @@ def write_result(out: Path, result: Result) -> Path:
     path = result_path(out, result.backbone["id"], result.benchmark, result.protocol, result.seed)
     content = {name: value for name, value in asdict(result).items() if name != "path"}
     samples = content.pop("samples")
+    content = redacted(content)
     # One line for each of the long lists: the rest stays readable.
     text = json.dumps(content, indent=1)[:-2] + ',\n "samples": {\n'
     text += ",\n".join(f'  "{name}": {json.dumps(values, separators=(",", ":"))}' for name, values in samples.items())

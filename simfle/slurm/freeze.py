@@ -35,7 +35,8 @@ def freeze(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> Pa
 
 
 def write(file: Path, config: Any) -> None:
-    """Write a config dataclass as YAML, every value resolved."""
+    """Write a config dataclass as YAML, every value resolved; for its owner alone, since URLs may carry signatures."""
+    file.touch(mode=0o600)
     file.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import yaml
 
+from shards.remote import redacted
 from simfle.config import PretrainConfig, digest, identity, load
 from simfle.errors import UserError
 from simfle.provenance import git_revision, versions
@@ -54,7 +55,7 @@ def _locked(file: IO[str]) -> bool:
 
 
 def settle_config(run: Path, config: PretrainConfig) -> None:
-    """Write the resolved config and the versions; where there are checkpoints, only if they are this run's.
+    """Write the resolved config, URLs without what is secret in them, and the versions; only to this run's own folder.
 
     Raises:
         UserError: the folder belongs to a run with another configuration; the differing keys are named.
@@ -69,7 +70,7 @@ def settle_config(run: Path, config: PretrainConfig) -> None:
                 f"{run} holds a run with another configuration ({'; '.join(differing)}); "
                 "give the old values, or another train.run"
             )
-    _replace(file, yaml.safe_dump(asdict(config), sort_keys=False))
+    _replace(file, yaml.safe_dump(redacted(asdict(config)), sort_keys=False))
     _replace(run / "versions.json", json.dumps(versions() | {"git": git_revision()}, indent=2))
 
 
