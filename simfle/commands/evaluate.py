@@ -1,4 +1,4 @@
-"""`launchers/evaluate.py`: linear probe and kNN of backbones on labelled shards."""
+"""`launchers/evaluate.py`: backbones on benchmarks, by protocols, with seeds."""
 
 import sys
 from pathlib import Path
@@ -10,7 +10,9 @@ from simfle.commands.app import command
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
-    from simfle.eval.summary import Results
+    from rich.console import Console
+
+    from simfle.eval.summary import Summary
 
 
 def evaluate(
@@ -22,11 +24,15 @@ def evaluate(
         Path | None, typer.Option(help="evaluate this run's newest checkpoint, exported first; results go into it")
     ] = None,
     network: Annotated[str, typer.Option(help="of --run: online, target or both")] = "online",
-    backbone: Annotated[list[Path] | None, typer.Option(help="a backbone.safetensors; may be repeated")] = None,
+    backbone: Annotated[
+        list[str] | None, typer.Option(help="a backbone.safetensors, or timm:NAME and the like; may be repeated")
+    ] = None,
 ) -> None:
-    """Measure backbones on labelled shards, each beside a randomly initialised one of the same shape.
+    """Measure backbones, each beside a randomly initialised one of the same shape. What is done is skipped.
 
-    For example: launchers/evaluate.py configs/eval/linear.yaml --run runs/simfle shards=[shards/raf]
+    For example: launchers/evaluate.py configs/eval/quick.yaml --run runs/simfle benchmarks=[rafdb=shards/rafdb]
+
+    On several GPUs: torchrun --nproc_per_node 4 launchers/evaluate.py ...
     """
     words = list(arguments or [])
     file = Path(words.pop(0)) if words and "=" not in words[0] else None
@@ -35,11 +41,10 @@ def evaluate(
     from simfle.config import load
     from simfle.eval.config import EvalConfig
 
-    chosen = [str(path) for path in backbone or []]
+    chosen = list(backbone or [])
     if run is not None:
         chosen += _exported(run, network)
-        if not any(word.startswith("out=") for word in words):
-            words.append(f"out={run / 'results.json'}")
+        words = [f"out={run / 'eval'}", *words]
     if chosen:
         words.append(f"backbones=[{','.join(chosen)}]")
     config = load(EvalConfig, file, words)
@@ -49,10 +54,11 @@ def evaluate(
     from simfle.commands.logs import show_logs
     from simfle.eval.evaluate import evaluate as run_evaluation
 
-    console = Console()
+    # Into a file or a pipe a table is written as wide as it is.
+    console = Console() if sys.stdout.isatty() else Console(width=160)
     show_logs()
-    results = run_evaluation(config, ["python", *sys.argv])
-    show(results, console)
+    summary = run_evaluation(config, ["python", *sys.argv])
+    show(summary, console)
     console.print(f"results: {config.out}", soft_wrap=True)
 
 
@@ -65,32 +71,36 @@ def _exported(run: Path, network: str) -> list[str]:
     return [str(path) for name, path in written.items() if network in (name, "both")]
 
 
-def show(results: "Results", console: "object") -> None:
-    """Print the summary as a table."""
-    from rich.console import Console
+def show(summary: "Summary", console: "Console") -> None:
+    """Print a table of each benchmark, and one of the paired tests."""
     from rich.table import Table
 
-    data = results.data
-    title = f"{data['test']['samples']} test images, {len(data['classes'])} classes (chance {data['chance']:.1%})"
-    table = Table(title=title)
-    for name in ("backbone", "protocol", "seeds"):
-        table.add_column(name)
-    for name in ("balanced accuracy", "95 % interval", "accuracy", "macro F1"):
-        table.add_column(name, justify="right")
-    for row in results.summary:
-        spread = f" ± {row['spread']:.1%}" if row["seeds"] > 1 else ""
-        low, high = row["interval"]
-        table.add_row(
-            f"{row['kind']} {row['model']}",
-            row["protocol"],
-            str(row["seeds"]),
-            f"{row['balanced_accuracy']:.1%}{spread}",
-            f"{low:.1%} to {high:.1%}",
-            f"{row['accuracy']:.1%}",
-            f"{row['macro_f1']:.1%}",
-        )
-    if isinstance(console, Console):
+    for benchmark in dict.fromkeys(row.benchmark for row in summary.table):
+        rows = [row for row in summary.table if row.benchmark == benchmark]
+        table = Table(title=f"{benchmark}: chosen on validation, measured on {rows[0].samples} test images")
+        for name in ("protocol", "metric", "backbone", "seeds"):
+            table.add_column(name)
+        for name in ("score", "95 % interval", "best on test*"):
+            table.add_column(name, justify="right")
+        for row in sorted(rows, key=lambda row: row.protocol):
+            spread = f" ± {row.spread:.3f}" if row.seeds > 1 else ""
+            low, high = row.interval
+            best = "" if row.best_on_test is None else f"{row.best_on_test:.3f}"
+            numbers = f"{row.score:.3f}{spread}", f"{low:.3f} to {high:.3f}", best
+            table.add_row(row.protocol, row.metric, row.id, str(row.seeds), *numbers)
         console.print(table)
+    console.print("* the papers' habit: the best epoch or candidate on the test images. For comparison only.")
+    if summary.comparisons:
+        pairs = Table(title="differences on the same test images (paired, by person where known)")
+        for name in ("benchmark", "protocol", "first", "less second"):
+            pairs.add_column(name)
+        for name in ("difference", "95 % interval", "p"):
+            pairs.add_column(name, justify="right")
+        for found in summary.comparisons:
+            low, high = found.interval
+            numbers = f"{found.difference:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{found.p:.3f}"
+            pairs.add_row(found.benchmark, found.protocol, found.first, found.second, *numbers)
+        console.print(pairs)
 
 
 main = command(evaluate)

@@ -177,15 +177,16 @@ def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, ov
     ]
     if layout.labelled:
         backbone = run / "export/online/backbone.safetensors"
-        words = [f"shards=[{shards}]", f"out={run / 'results.json'}", f"min_class_count={RARE if data else 1}"]
+        words = [f"shards=[{shards}]", f"out={run / 'eval'}"]
+        words += [f"min_class_count={RARE}"] if data else []
         evaluate = [_tool("launchers/evaluate.py"), str(_shown(ROOT / "configs/eval/quick.yaml"))]
         stages.append(
             Stage(
                 "evaluate",
                 "linear probe and kNN on split test, beside randomly initialised backbones of the same shape",
                 [[*evaluate, "--backbone", str(backbone), *words]],
-                run / "results.json",
-                f"less {run}/results.json",
+                run / "eval/summary.json",
+                f"less {run}/eval/summary.json",
             )
         )
     return stages

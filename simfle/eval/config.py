@@ -2,67 +2,169 @@
 
 # ruff: noqa: RUF009 - option() is a dataclass field
 from dataclasses import dataclass
-from pathlib import Path
 
 from simfle.config import option
 from simfle.errors import UserError
 
-PROTOCOLS = ("linear", "knn")
+
+@dataclass(frozen=True)
+class LinearConfig:
+    """The published linear probe: random crops and flips in each epoch, a constant step, the features as they are."""
+
+    epochs: int = option(100, "epochs")
+    batch: int = option(1024, "samples per step; at most the training images")
+    lr: float = option(0.5, "learning rate for a batch of 256, constant; scaled linearly with the batch")
+    momentum: float = option(0.9, "momentum of SGD")
+    scale: list[float] = option(lambda: [0.08, 1.0], "range of the crop's share of the image area")
+
+
+@dataclass(frozen=True)
+class FastConfig:
+    """The fast linear probe: features computed once, all learning rates and weight decays trained at once."""
+
+    epochs: int = option(100, "epochs, with a cosine to 0")
+    batch: int = option(256, "samples per step; at most the training images")
+    lrs: list[float] = option(lambda: [0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "learning rates to choose from")
+    decays: list[float] = option(lambda: [0.0, 1e-4, 1e-3, 1e-2], "weight decays to choose from")
+    momentum: float = option(0.9, "momentum of SGD")
+
+
+@dataclass(frozen=True)
+class KnnConfig:
+    """Weighted k nearest neighbours; k is chosen on validation."""
+
+    ks: list[int] = option(lambda: [1, 5, 10, 20, 50, 100, 200], "numbers of neighbours to choose from")
+    temperature: float = option(0.07, "votes weigh exp(cosine / temperature)")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Training of the whole network; the epoch is chosen on validation."""
+
+    epochs: int = option(30, "epochs, with a cosine to 0")
+    warmup: int = option(3, "epochs of linear warm-up before the cosine")
+    batch: int = option(64, "samples per step")
+    lr: float = option(5e-4, "largest learning rate, of the classifier")
+    layer_decay: float = option(0.75, "each layer below the classifier learns so much slower than the one above it")
+    weight_decay: float = option(0.05, "weight decay of AdamW, not on biases and normalisation")
+    smoothing: float = option(0.1, "label smoothing")
+    balance: str = option("sampling", "classes: sampling (each drawn equally often), weights (in the loss) or none")
+    scale: list[float] = option(lambda: [0.5, 1.0], "range of the crop's share of the image area")
+    jitter: float = option(
+        0.4, "brightness, contrast and saturation are drawn from [1 - j, 1 + j]; hue from j / 4 turns"
+    )
+    bf16: bool = option(True, "bf16 autocast, on a GPU")
+
+
+@dataclass(frozen=True)
+class LandmarkConfig:
+    """Landmarks from frozen feature maps."""
+
+    epochs: int = option(100, "epochs, with a cosine to 0")
+    batch: int = option(64, "samples per step")
+    lrs: list[float] = option(lambda: [3e-4, 1e-3, 3e-3, 1e-2], "learning rates of AdamW to choose from")
+    weight_decay: float = option(1e-4, "weight decay of AdamW")
+
+
+@dataclass(frozen=True)
+class CamConfig:
+    """Class activation maps against landmarks."""
+
+    radius: float = option(0.1, "what counts as near a landmark: so much of the side of the landmarks' box")
+
+
+@dataclass(frozen=True)
+class AffectConfig:
+    """Valence and arousal from frozen features."""
+
+    ridges: list[float] = option(
+        lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0], "strengths of the ridge, per training sample, to choose from"
+    )
+
+
+def _scratch() -> FinetuneConfig:
+    """Nothing is learnt yet that a lower layer should keep, and it takes longer."""
+    return FinetuneConfig(epochs=100, warmup=5, lr=1e-3, layer_decay=1.0, scale=[0.3, 1.0])
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Defaults are the published linear probe (`linear`) and InstDisc's weighted kNN (`knn`)."""
+    """Which backbones, on which benchmarks, by which protocols, with which seeds."""
 
-    shards: list[str] = option(list, "folders of labelled shards, each with a manifest.json")
-    train_split: str = option("train", "split that classifiers are fitted on")
-    test_split: str = option("test", "split that they are measured on, once, after the last epoch")
-    min_class_count: int = option(1, "classes with fewer images in both splits together are left out")
-    backbones: list[str] = option(list, "backbone.safetensors files, each with its backbone.json")
+    benchmarks: list[str] = option(
+        list, "names in configs/benchmarks or YAML files of one's own; NAME=FOLDER says where its shards are"
+    )
+    shards: list[str] = option(list, "shards of benchmarks that do not name theirs; without benchmarks: one's own")
+    train_split: str = option("train", "without benchmarks: split that classifiers are fitted on")
+    val_split: str = option("", "without benchmarks: split that choices are made on; empty: cut from train_split")
+    test_split: str = option("test", "without benchmarks: split that they are measured on")
+    val_share: float = option(0.1, "without benchmarks: share of train_split that is cut off for choices, by person")
+    min_class_count: int = option(1, "without benchmarks: classes with fewer images in all splits are left out")
+    backbones: list[str] = option(
+        list, "backbone.safetensors files, or sources of other people's weights (simfle/eval/foreign.py)"
+    )
     random: bool = option(True, "also evaluate a randomly initialised backbone of each shape, one per seed")
     calibrate: bool = option(
         True, "give random backbones the BatchNorm statistics of the training images; false: leave them at 0 and 1"
     )
-    protocols: list[str] = option(lambda: list(PROTOCOLS), "linear, knn")
-    seeds: list[int] = option(lambda: [0], "seeds of the linear classifier and of the random backbones")
+    protocols: list[str] = option(
+        list, "linear, linear_fast, knn, finetune, scratch, landmarks, cam, affect, votes; NAME@0.01 trains on 1 % of "
+        "the labels; empty: those of each benchmark"
+    )  # fmt: skip
+    seeds: list[int] = option(lambda: [0], "seeds of classifiers, subsets of labels and random backbones")
     size: int = option(0, "side of the images, pixels; 0: the size of the views that the backbone was trained on")
-    epochs: int = option(100, "linear: epochs")
-    batch: int = option(1024, "linear: samples per step; at most the training images")
-    lr: float = option(0.5, "linear: learning rate for a batch of 256, constant; scaled linearly with the batch")
-    momentum: float = option(0.9, "linear: momentum of SGD")
-    augment: bool = option(True, "linear: random crops and flips in each epoch; false: features are computed once")
-    scale: list[float] = option(lambda: [0.08, 1.0], "linear: range of the crop's share of the image area")
-    standardise: bool = option(
-        False, "linear: give each feature mean 0 and deviation 1 over the training images first; not in the paper"
-    )
-    k: int = option(20, "knn: neighbours")
-    temperature: float = option(0.07, "knn: votes weigh exp(cosine / temperature)")
-    resamples: int = option(1000, "bootstrap resamples of the 95 % interval, by person where known")
-    forward_batch: int = option(256, "images per forward pass of the backbone")
+    linear: LinearConfig = option(LinearConfig, "the published linear probe")
+    fast: FastConfig = option(FastConfig, "linear_fast, and votes")
+    knn: KnnConfig = option(KnnConfig, "nearest neighbours")
+    finetune: FinetuneConfig = option(FinetuneConfig, "fine-tuning")
+    scratch: FinetuneConfig = option(_scratch, "supervised training of a randomly initialised backbone")
+    landmarks: LandmarkConfig = option(LandmarkConfig, "landmarks")
+    cam: CamConfig = option(CamConfig, "class activation maps")
+    affect: AffectConfig = option(AffectConfig, "valence and arousal")
+    resamples: int = option(1000, "bootstrap resamples of 95 % intervals, by person where known")
+    forward_batch: int = option(256, "images per forward pass of a frozen backbone")
     device: str = option("auto", "auto, cpu or cuda")
-    threads: int = option(0, "decoding threads; 0: as many as cores")
-    out: str = option("results.json", "the file of results")
+    threads: int = option(0, "decoding threads; 0: the cores divided by the local processes")
+    out: str = option("eval", "folder of the results; summary.json in it is the table of all that were asked for")
+    cache: str = option("", "folder of computed features, which may be removed at any time; empty: OUT/features")
 
 
 def check(config: EvalConfig) -> None:
     """Raise a UserError that names the first field out of its range."""
-    for field in ("min_class_count", "epochs", "batch", "k", "resamples", "forward_batch"):
-        if getattr(config, field) < 1:
-            raise UserError(f"{field}: {getattr(config, field)} must be at least 1")
-    if config.size < 0 or config.threads < 0:
-        raise UserError("size, threads: must be 0 or more")
-    if config.lr <= 0 or config.temperature <= 0:
-        raise UserError("lr, temperature: must be more than 0")
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device: {config.device!r} is unknown; there are: auto, cpu, cuda")
+
+    def need(good: bool, field: str, what: str) -> None:
+        if not good:
+            value: object = config
+            for name in field.split("."):
+                value = getattr(value, name)
+            raise UserError(f"{field}: {value!r} must be {what}")
+
+    for field in ("min_class_count", "resamples", "forward_batch"):
+        need(getattr(config, field) >= 1, field, "at least 1")
+    for field in ("size", "threads"):
+        need(getattr(config, field) >= 0, field, "0 or more")
+    for name in ("linear", "fast", "finetune", "scratch", "landmarks"):
+        part = getattr(config, name)
+        need(part.epochs >= 1, f"{name}.epochs", "at least 1")
+        need(part.batch >= 1, f"{name}.batch", "at least 1")
+        if hasattr(part, "lrs"):
+            need(min(part.lrs, default=0) > 0, f"{name}.lrs", "numbers above 0, at least one")
+        else:
+            need(part.lr > 0, f"{name}.lr", "more than 0")
+    for name in ("finetune", "scratch"):
+        part = getattr(config, name)
+        need(part.balance in ("sampling", "weights", "none"), f"{name}.balance", "sampling, weights or none")
+        need(part.batch >= 2, f"{name}.batch", "at least 2, for BatchNorm")
+        need(0 < part.layer_decay <= 1, f"{name}.layer_decay", "above 0 and at most 1")
+        need(0 <= part.smoothing < 1, f"{name}.smoothing", "at least 0 and below 1")
+        need(0 <= part.jitter <= 1, f"{name}.jitter", "0 to 1")
+    need(min(config.fast.decays, default=-1) >= 0, "fast.decays", "numbers from 0 on, at least one")
+    need(min(config.knn.ks, default=0) >= 1, "knn.ks", "numbers from 1 on, at least one")
+    need(config.knn.temperature > 0, "knn.temperature", "more than 0")
+    need(min(config.affect.ridges, default=0) > 0, "affect.ridges", "numbers above 0, at least one")
+    need(config.cam.radius > 0, "cam.radius", "more than 0")
+    need(config.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda")
+    need(len(config.seeds) == len(set(config.seeds)) > 0, "seeds", "at least one, each once")
+    need(min(config.seeds) >= 0, "seeds", "0 or more")
     if not config.backbones:
         raise UserError("backbones: none given; pass --run RUN, --backbone FILE or backbones=[FILE]")
-    if not config.seeds or not config.protocols:
-        raise UserError("seeds, protocols: at least one of each is needed")
-    for name in config.protocols:
-        if name not in PROTOCOLS:
-            raise UserError(f"protocols: {name!r} is unknown; there are: {', '.join(PROTOCOLS)}")
-    if config.train_split == config.test_split:
-        raise UserError(f"test_split: {config.test_split!r} is the training split too; name another one")
-    if Path(config.out).is_dir():
-        raise UserError(f"out: {config.out} is a folder; name a file such as {Path(config.out) / 'results.json'}")

@@ -1,26 +1,31 @@
-"""Evaluate backbones: each beside a randomly initialised one of its shape, by each protocol, for each seed."""
+"""Evaluate backbones: each unit of work on its own, skipped where it is done, dealt out over processes."""
 
-# n training samples, m test samples, S seeds, C channels, K classes
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from simfle.errors import UserError
-from simfle.eval import summary as results
-from simfle.eval.backbones import Backbone, Card, calibrate, load_backbone, random_backbone
-from simfle.eval.config import EvalConfig, check
-from simfle.eval.features import Crop, Extractor
-from simfle.eval.knn import knn
-from simfle.eval.linear import Batches, Scaling, cached_batches, epoch_order, linear_probe
-from simfle.eval.metrics import interval, measure
-from simfle.eval.splits import Split, choose_classes, read_split
+from simfle.eval import metrics
+from simfle.eval.backbones import Backbone, calibrate, random_backbone
+from simfle.eval.benchmarks import Benchmark, settings
+from simfle.eval.config import EvalConfig
+from simfle.eval.features import Extractor
+from simfle.eval.foreign import open_backbone
+from simfle.eval.linear import epoch_order
+from simfle.eval.metrics import MAIN
+from simfle.eval.parts import Data, Parts, describe, parts, read_data
+from simfle.eval.protocols import PROTOCOLS, Job, Outcome, parse
+from simfle.eval.results import CLASSES, FORMAT, Result, Samples, digest, read_result, write_result
+from simfle.eval.summary import Summary, summarise, write_summary
+from simfle.eval.units import Known, Unit, identify, tensors_digest, units
 from simfle.provenance import git_revision, versions
 
 log = logging.getLogger(__name__)
@@ -28,200 +33,216 @@ log = logging.getLogger(__name__)
 CALIBRATION = 1024  # training images that give a random backbone its BatchNorm statistics
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """Predictions of one backbone by one protocol: [S, m], one row a seed (one row alone where no seed matters)."""
+def evaluate(config: EvalConfig, command: list[str]) -> Summary:
+    """Run this process's share of the units and write the summary of all that are done.
 
-    backbone: Backbone
-    protocol: str
-    seeds: list[int]
-    predictions: np.ndarray
-
-
-def evaluate(config: EvalConfig, command: list[str]) -> results.Results:
-    """Run an evaluation and write `config.out` atomically. The same inputs give the same numbers on one machine.
+    Processes (torchrun, accelerate: RANK and WORLD_SIZE) take every n-th unit and need not know of each other; each
+    writes the summary when it is done, so the last one writes the whole.
 
     Raises:
-        UserError: see `check`, `load_backbone`, `read_split`, `choose_classes`.
+        UserError: see `units`, `run_unit`.
     """
-    check(config)
+    work = units(config)
+    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    bench = Bench(config)
+    for unit in work[rank::size]:
+        bench.run(unit, command)
+    done = [read_result(unit.path(config)) for unit in work if unit.path(config).is_file()]
+    log.info("%d of %d units are done", len(done), len(work))
+    summary = summarise(done, command, asdict(config), config.resamples)
+    write_summary(Path(config.out) / "summary.json", summary)
+    return summary
+
+
+def run_unit(config: EvalConfig, unit: Unit, command: list[str]) -> Result:
+    """Compute one unit and write its file, or read the file if it is there and of the same identity.
+
+    The same inputs give the same numbers on one machine; a unit that was interrupted starts anew.
+
+    Raises:
+        UserError: see `read_data`, `parts`, `open_backbone`; what a protocol needs is missing; a full disk.
+    """
+    return Bench(config).run(unit, command)
+
+
+class Bench:
+    """What units share in one process: the device, backbones and data that were read last."""
+
+    def __init__(self, config: EvalConfig) -> None:
+        self.config = config
+        self.device = _device(config)
+        self._data: dict[str, Data] = {}
+        self._known: dict[str, Known] = {}
+        _make_repeatable()
+
+    def run(self, unit: Unit, command: list[str]) -> Result:
+        """See `run_unit`."""
+        data, known = self._read(unit.benchmark), self._identify(unit.source)
+        identity = self._identity(unit, data, known)
+        path = unit.path(self.config)
+        if path.is_file():
+            found = read_result(path)
+            if found.identity == identity:
+                log.info("%s: done before", unit)
+                return found
+            log.warning("%s: %s is of other settings, data or weights; it is computed again", unit, path)
+        log.info("%s", unit)
+        began = time.monotonic()
+        backbone, jobs, outcomes = self._outcomes(unit, data)
+        result = self._result(unit, known, backbone, data, jobs, outcomes)
+        made = {**result, "identity": identity, "command": command, "seconds": round(time.monotonic() - began, 3)}
+        finished = Result(**made, config=asdict(self.config), versions=versions(), git=git_revision())
+        try:
+            write_result(Path(self.config.out), finished)
+        except OSError as error:
+            raise UserError(f"out: {path} cannot be written: {error.strerror}") from None
+        log.info("%s: %s %.4f", unit, finished.metric, finished.score)
+        return read_result(path)  # what others will see, no more
+
+    def _read(self, benchmark: Benchmark) -> Data:
+        if benchmark.name not in self._data:
+            self._data = {benchmark.name: read_data(benchmark)}  # one at a time: units come benchmark by benchmark
+        return self._data[benchmark.name]
+
+    def _identify(self, source: str) -> Known:
+        if source not in self._known:
+            self._known[source] = identify(source)
+        return self._known[source]
+
+    def _identity(self, unit: Unit, data: Data, known: Known) -> str:
+        """A digest of all that decides the numbers."""
+        protocol = PROTOCOLS[parse(unit.protocol)[0]]
+        card = known.card
+        shape = [card.name, card.size, card.mean, card.std]
+        weights: Any = [shape, self.config.calibrate] if unit.random else known.sha256
+        read = {protocol.part} | ({"fast"} if protocol.module == "cam" else set())
+        part = [asdict(getattr(self.config, name)) for name in sorted(read)]
+        about = [unit.protocol, unit.seed, self.config.size or card.size, part, settings(unit.benchmark), data.digest()]
+        return digest([FORMAT, weights, *about])
+
+    def _outcomes(self, unit: Unit, data: Data) -> tuple[Backbone, list[Parts], list[Outcome]]:
+        name, share = parse(unit.protocol)
+        card = self._identify(unit.source).card
+        extractor = self._extractor(self.config.size or card.size)
+        found = list(parts(data, share, unit.seed))
+        backbone = random_backbone(card, unit.seed) if unit.random else open_backbone(unit.source)
+        backbone.module.to(self.device)
+        if unit.random and self.config.calibrate and name != "scratch":
+            train = found[0].train
+            rows = train.rows[epoch_order(len(train), 0, 0)[:CALIBRATION]]
+            calibrate(backbone, extractor.images(train.source, rows))
+        weights = tensors_digest(backbone)
+        benchmark = unit.benchmark
+        outcomes = []
+        for each in found:
+            normaliser = benchmark.normaliser.left, benchmark.normaliser.right
+            job = Job(
+                backbone,
+                weights,
+                each,
+                self.config,
+                benchmark.metric,
+                unit.seed,
+                extractor,
+                benchmark.points,
+                normaliser,
+            )
+            outcomes.append(PROTOCOLS[name].run(job))
+        return backbone, found, outcomes
+
+    def _extractor(self, size: int) -> Extractor:
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        threads = self.config.threads or max(1, len(os.sched_getaffinity(0)) // local)
+        cache = Path(self.config.cache or Path(self.config.out) / "features")
+        return Extractor(size, self.config.forward_batch, self.device, threads, cache)
+
+    def _result(
+        self, unit: Unit, known: Known, backbone: Backbone, data: Data, found: list[Parts], outcomes: list[Outcome]
+    ) -> dict[str, Any]:
+        """The fields of the result that come from the computation."""
+        kind = PROTOCOLS[parse(unit.protocol)[0]].kind
+        metric = unit.benchmark.metric if kind == CLASSES else MAIN[kind]
+        samples = _samples(found, outcomes)
+        labels, predictions = (
+            np.concatenate([getattr(each, name) for each in outcomes]) for name in ("labels", "predictions")
+        )
+        measured: dict[str, Any] = {**metrics.measure(kind, labels, predictions, len(data.classes))}
+        measured["intervals"] = metrics.intervals(
+            kind, labels, [predictions], samples.groups, len(data.classes), self.config.resamples
+        )
+        if kind == CLASSES:
+            table = metrics.confusion(labels, predictions, len(data.classes))
+            measured["confusion"] = table.astype(int).tolist()
+            measured["recall"] = [row[i] / sum(row) if sum(row) else None for i, row in enumerate(table.tolist())]
+        return {
+            "backbone": {
+                "id": unit.id,
+                "kind": "random" if unit.random else known.card.network,
+                "model": known.card.name,
+                "sha256": tensors_digest(backbone) if unit.random else known.sha256,
+                "file": None if unit.random or known.file is None else str(known.file),
+                "source": f"random, seed {unit.seed}" if unit.random else unit.source,
+                "card": asdict(backbone.card),
+            },
+            "benchmark": unit.benchmark.name,
+            "protocol": unit.protocol,
+            "seed": unit.seed,
+            "kind": kind,
+            "classes": list(data.classes),
+            "metric": metric,
+            "metrics": measured,
+            "chosen": [each.chosen for each in outcomes],
+            "best_on_test": _best_on_test(outcomes, metric),
+            "data": describe(data, found),
+            "samples": samples,
+            "settings": {
+                "benchmark": settings(unit.benchmark),
+                "size": self.config.size or known.card.size,
+                unit.protocol: asdict(getattr(self.config, PROTOCOLS[parse(unit.protocol)[0]].part)),
+            },
+        }
+
+
+def _samples(found: Sequence[Parts], outcomes: Sequence[Outcome]) -> Samples:
+    keys: list[str] = []
+    groups: list[str] = []
+    for each, outcome in zip(found, outcomes, strict=True):
+        split = each.test if outcome.kept is None else each.test.only(outcome.kept)
+        keys += split.keys
+        groups += split.groups
+    labels, predictions = (
+        [value for outcome in outcomes for value in _plain(getattr(outcome, name))]
+        for name in ("labels", "predictions")
+    )
+    return Samples(keys, groups, labels, predictions)
+
+
+def _plain(values: np.ndarray) -> list[Any]:
+    """Integers as they are; other numbers with six digits after the point, which no metric shown would notice."""
+    return values.tolist() if values.dtype.kind in "iu" else np.round(values.astype(float), 6).tolist()
+
+
+def _best_on_test(outcomes: Sequence[Outcome], metric: str) -> dict[str, Any] | None:
+    """Of one fold as it is; of several the mean over folds, weighted by their samples."""
+    found = [outcome.best_on_test for outcome in outcomes]
+    if None in found:
+        return None
+    if len(found) == 1:
+        return found[0]
+    weights = [len(outcome.labels) for outcome in outcomes]
+    return {metric: float(np.average([best[metric] for best in found], weights=weights)), "folds": found}  # type: ignore[index]
+
+
+def _device(config: EvalConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda is asked for and torch sees no GPU; use device=cpu or mend the driver")
-    _make_repeatable()
-    backbones = [load_backbone(Path(path)) for path in config.backbones]  # before the hours, not after
-    train = read_split(config.shards, config.train_split)
-    test = read_split(config.shards, config.test_split)
-    train, test, left_out = choose_classes(train, test, config.min_class_count)
-    for name, count in left_out.items():
-        log.warning(
-            "class %s is left out: %d images are fewer than min_class_count=%d", name, count, config.min_class_count
-        )
-    for split in (train, test):
-        if split.unlabelled:
-            log.warning("split %s: %d images without a label are left out", split.name, split.unlabelled)
-    outcomes: list[Outcome] = []
-    for backbone in backbones:
-        outcomes += _of_trained(backbone, train, test, config)
-        if config.random and not _shape_done(backbone, outcomes):
-            outcomes += _of_random(backbone, train, test, config)
-    report = _collect(outcomes, train, test, left_out, config, command)
-    results.write(Path(config.out), report)
-    return report
+    if config.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _make_repeatable() -> None:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     cv2.setNumThreads(1)  # our own threads decode; OpenCV's would only fight with them
-
-
-def _extractor(config: EvalConfig, size: int) -> Extractor:
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    threads = config.threads or len(os.sched_getaffinity(0))
-    return Extractor(size, config.forward_batch, torch.device(name), threads)
-
-
-def _of_trained(backbone: Backbone, train: Split, test: Split, config: EvalConfig) -> Iterator[Outcome]:
-    log.info("evaluating %s", backbone.file)
-    for protocol, (seeds, predictions) in _protocols(backbone, train, test, config, config.seeds).items():
-        yield Outcome(backbone, protocol, seeds, np.stack(predictions))
-
-
-def _of_random(like: Backbone, train: Split, test: Split, config: EvalConfig) -> Iterator[Outcome]:
-    """Another initialisation for each seed."""
-    found: dict[str, list[np.ndarray]] = {}
-    for seed in config.seeds:
-        log.info("evaluating a randomly initialised %s, seed %d", like.card.name, seed)
-        backbone = random_backbone(like.card, seed)
-        if config.calibrate:
-            _calibrate(backbone, train, config)
-        for protocol, (_, predictions) in _protocols(backbone, train, test, config, [seed]).items():
-            found.setdefault(protocol, []).extend(predictions)
-    for protocol, predictions in found.items():
-        yield Outcome(backbone, protocol, list(config.seeds), np.stack(predictions))
-
-
-def _calibrate(backbone: Backbone, train: Split, config: EvalConfig) -> None:
-    extractor = _extractor(config, config.size or backbone.card.size)
-    backbone.module.to(extractor.device)
-    calibrate(backbone, extractor.images(train, epoch_order(len(train), 0, 0)[:CALIBRATION]))
-
-
-def _protocols(
-    backbone: Backbone, train: Split, test: Split, config: EvalConfig, seeds: list[int]
-) -> dict[str, tuple[list[int], list[np.ndarray]]]:
-    """protocol -> (seeds, predictions [m] for each)."""
-    extractor = _extractor(config, config.size or backbone.card.size)
-    backbone.module.to(extractor.device)
-    at_test = extractor.all(backbone, test)  # [m, C]
-    labels = torch.from_numpy(train.labels).to(extractor.device)
-    # Un-augmented training features: neighbours for kNN, and all the linear probe needs where it does not augment.
-    whole = "knn" in config.protocols or not config.augment or config.standardise
-    at_train = extractor.all(backbone, train) if whole else torch.empty(0)  # [n, C]
-    scale = Scaling.of(at_train) if config.standardise else Scaling()
-    classes = len(train.classes)
-    found: dict[str, tuple[list[int], list[np.ndarray]]] = {}
-    for protocol in dict.fromkeys(config.protocols):
-        if protocol == "knn":  # nothing in it is drawn
-            predicted = knn(at_train, labels, at_test, classes, config.k, config.temperature)
-            found[protocol] = (seeds[:1], [predicted.cpu().numpy()])
-            continue
-        predictions = []
-        for seed in seeds:
-            if config.augment:
-                batches = _augmented(extractor, backbone, train, labels, scale, config, seed)
-            else:
-                batches = cached_batches(scale(at_train), labels, config.batch, seed)
-            layer = linear_probe(batches, backbone.card.features, classes, len(train), config, seed)
-            with torch.no_grad():
-                predictions.append(layer(scale(at_test)).argmax(1).cpu().numpy())
-        found[protocol] = (list(seeds), predictions)
-    return found
-
-
-def _augmented(
-    extractor: Extractor,
-    backbone: Backbone,
-    train: Split,
-    labels: Tensor,
-    scale: Scaling,
-    config: EvalConfig,
-    seed: int,
-) -> Batches:
-    """Batches of features of randomly cropped and flipped images, fresh ones in every epoch."""
-    share = (config.scale[0], config.scale[1])
-
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = epoch_order(len(train), seed, epoch)
-        crop = Crop(seed, epoch, share)
-        for start in range(0, len(order), config.batch):
-            rows = order[start : start + config.batch]
-            features = torch.cat(list(extractor.features(backbone, train, rows, crop)))  # [b, C]
-            yield scale(features), labels[torch.from_numpy(rows)]
-
-    return batches
-
-
-def _shape_done(backbone: Backbone, outcomes: list[Outcome]) -> bool:
-    """Whether a random backbone of this shape is there already: one is enough for the online and the target network."""
-
-    def shape(card: Card) -> tuple:
-        return card.name, card.size, card.mean, card.std
-
-    return any(o.backbone.file is None and shape(o.backbone.card) == shape(backbone.card) for o in outcomes)
-
-
-def _collect(
-    outcomes: list[Outcome], train: Split, test: Split, left_out: dict[str, int], config: EvalConfig, command: list[str]
-) -> results.Results:
-    classes = len(train.classes)
-    rows, summary = [], []
-    for outcome in outcomes:
-        card, file = outcome.backbone.card, outcome.backbone.file
-        about = {
-            "backbone": str(file) if file else f"random {card.name}",
-            "kind": card.network if file else "random",
-            "model": card.name,
-            "protocol": outcome.protocol,
-        }
-        metrics = [measure(test.labels, predicted, classes) for predicted in outcome.predictions]
-        for seed, predicted, found in zip(outcome.seeds, outcome.predictions, metrics, strict=True):
-            bounds = interval(test.labels, predicted[None], test.groups, classes, config.resamples)
-            rows.append({**about, "seed": seed, "interval": list(bounds), **asdict(found)})
-        balanced = np.array([found.balanced_accuracy for found in metrics])
-        bounds = interval(test.labels, outcome.predictions, test.groups, classes, config.resamples)
-        summary.append(
-            {
-                **about,
-                "seeds": len(metrics),
-                "balanced_accuracy": float(balanced.mean()),
-                "spread": float(balanced.std(ddof=1)) if len(balanced) > 1 else 0.0,
-                "interval": list(bounds),
-                "accuracy": float(np.mean([found.accuracy for found in metrics])),
-                "macro_f1": float(np.mean([found.macro_f1 for found in metrics])),
-            }
-        )
-    data = {
-        "classes": list(train.classes),
-        "left_out": left_out,
-        "train": {
-            "split": train.name,
-            "samples": len(train),
-            "people": _people(train),
-            "counts": _counts(train),
-        },
-        "test": {"split": test.name, "samples": len(test), "people": _people(test), "counts": _counts(test)},
-        "chance": 1 / classes,
-    }
-    return results.Results(command, asdict(config), versions(), git_revision(), data, rows, summary)
-
-
-def _people(split: Split) -> int | None:
-    """How many people (or films) a split shows; None where the shards do not say."""
-    return len(set(split.groups)) if split.groups != split.keys else None
-
-
-def _counts(split: Split) -> list[int]:
-    return np.bincount(split.labels, minlength=len(split.classes)).tolist()

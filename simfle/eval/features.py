@@ -1,9 +1,12 @@
-"""Features of images: decoded on threads, resized (or cropped and flipped), through a frozen backbone."""
+"""Images and features: decoded on threads, resized or augmented, through a frozen backbone; kept on disk."""
 
-# n samples, b of a batch, S side, C channels
+# n samples, b of a batch, S side, C channels, h x w feature map
+import fcntl
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -15,69 +18,41 @@ from simfle.config import ViewsConfig
 from simfle.data import views
 from simfle.errors import UserError
 from simfle.eval.backbones import Backbone
-from simfle.eval.splits import Split
+from simfle.eval.results import digest
+from simfle.eval.splits import Source, Split
 
 Ints = NDArray[np.int64]
 Image = NDArray[np.uint8]
+_DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # shards hold upright images
 
 
 @dataclass(frozen=True)
-class Extractor:
-    """How images become features: side in pixels, images per forward pass, where, on how many decoding threads."""
+class Augment:
+    """RandomResizedCrop, flip and colour jitter of one epoch, a pure function of (seed, epoch, sample id).
 
-    size: int
-    batch: int
-    device: torch.device
-    threads: int
-
-    def images(self, split: Split, rows: Ints, crop: "Crop | None" = None) -> Iterator[Tensor]:
-        """The images of `rows` of a split in batches [b, 3, S, S] uint8; whole, or cropped and flipped."""
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting = None
-            for start in range(0, len(rows), self.batch):
-                chosen = rows[start : start + self.batch]
-                draws = crop.draw(split.ids[chosen]) if crop else None
-                jobs = [
-                    pool.submit(_image, split, int(row), self.size, crop, draws, place)
-                    for place, row in enumerate(chosen)
-                ]
-                if waiting is not None:  # the threads decode the next batch while the backbone works on this one
-                    yield self._stack(waiting)
-                waiting = jobs
-            if waiting is not None:
-                yield self._stack(waiting)
-
-    def _stack(self, jobs: list) -> Tensor:
-        batch = np.stack([job.result() for job in jobs])  # [b, S, S, 3]
-        return torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device)  # [b, 3, S, S], channels_last
-
-    def features(self, backbone: Backbone, split: Split, rows: Ints, crop: "Crop | None" = None) -> Iterator[Tensor]:
-        """Features of `rows` in batches [b, C] float32."""
-        for images in self.images(split, rows, crop):
-            yield backbone.module(images).float()
-
-    def all(self, backbone: Backbone, split: Split) -> Tensor:
-        """Features [n, C] float32 of the whole, un-augmented split, on the device."""
-        found = torch.cat(list(self.features(backbone, split, np.arange(len(split)))))
-        if not torch.isfinite(found).all():
-            raise UserError(
-                f"backbone: {backbone.card.name} gives features that are not finite on split {split.name!r}"
-            )
-        return found
-
-
-@dataclass(frozen=True)
-class Crop:
-    """RandomResizedCrop and flip of one epoch, a pure function of (seed, epoch, sample id)."""
+    scale: range of the crop's share of the image area; jitter: brightness, contrast and saturation from [1 - j, 1 + j],
+    hue from j / 4 turns; 0: none.
+    """
 
     seed: int
     epoch: int
     scale: tuple[float, float]
+    jitter: float = 0.0
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def draw(self, ids: Ints) -> views.View:
         """Parameters of the samples `ids` [n]."""
-        config = ViewsConfig(scale=list(self.scale), ratio=list(self.ratio))
+        j = self.jitter
+        config = ViewsConfig(
+            scale=list(self.scale),
+            ratio=list(self.ratio),
+            jitter=float(j > 0),
+            brightness=j,
+            contrast=j,
+            saturation=j,
+            hue=j / 4,
+            greyscale=0.0,
+        )
         return views.draw(self.seed, self.epoch, ids, config).views[0]
 
     def box(self, draws: views.View, place: int, height: int, width: int) -> tuple[int, int, int, int]:
@@ -87,15 +62,131 @@ class Crop:
         return x, y, w, h
 
 
-def _image(split: Split, row: int, size: int, crop: Crop | None, draws: views.View | None, place: int) -> Image:
+@dataclass(frozen=True)
+class Extractor:
+    """How images become features: side in pixels, images per forward pass, where, on how many decoding threads.
+
+    cache: folder of the features of whole, un-augmented sources; None: nothing is kept.
+    """
+
+    size: int
+    batch: int
+    device: torch.device
+    threads: int
+    cache: Path | None = None
+
+    def images(self, source: Source, rows: Ints, augment: Augment | None = None, batch: int = 0) -> Iterator[Tensor]:
+        """The images of `rows` of a source in batches [b, 3, S, S] uint8 on the device; whole, or augmented."""
+        batch = batch or self.batch
+        with ThreadPoolExecutor(self.threads) as pool:
+            waiting = None
+            for start in range(0, len(rows), batch):
+                chosen = rows[start : start + batch]
+                draws = augment.draw(source.ids[chosen]) if augment else None
+                jobs = [
+                    pool.submit(_image, source, int(row), self.size, augment, draws, place)
+                    for place, row in enumerate(chosen)
+                ]
+                if waiting is not None:  # the threads decode the next batch while the backbone works on this one
+                    yield self._stack(*waiting)
+                waiting = jobs, draws if augment and augment.jitter else None
+            if waiting is not None:
+                yield self._stack(*waiting)
+
+    def _stack(self, jobs: list, draws: views.View | None) -> Tensor:
+        batch = np.stack([job.result() for job in jobs])  # [b, S, S, 3]
+        images = torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device)  # [b, 3, S, S], channels_last
+        return jitter(images, draws) if draws else images
+
+    def features(self, backbone: Backbone, split: Split, augment: Augment | None = None) -> Iterator[Tensor]:
+        """Features of a split in batches [b, C] float32, nothing kept."""
+        for images in self.images(split.source, split.rows, augment):
+            with torch.no_grad():  # not around the yield: it would hold for whoever takes the features
+                found = backbone.module(images).float()
+            yield found
+
+    def pooled(self, backbone: Backbone, split: Split, name: str) -> Tensor:
+        """Features [n, C] float32 of a split, on the device; `name` tells these weights from all others."""
+        return torch.from_numpy(self._whole(backbone, split, name, maps=False)[split.rows]).to(self.device)
+
+    def maps(self, backbone: Backbone, split: Split, name: str) -> "Maps":
+        """Feature maps of a split."""
+        return Maps(self._whole(backbone, split, name, maps=True), split.rows, self.device)
+
+    def _whole(self, backbone: Backbone, split: Split, name: str, maps: bool) -> NDArray:
+        """Of the whole source, so that every cut of it is served by one file."""
+        if self.cache is None:
+            return np.concatenate(list(self._compute(backbone, split.source, maps)))
+        kind = "maps" if maps else "pooled"
+        file = self.cache / f"{digest([name, split.source.digest, self.size, kind])}.{kind}.npy"
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the same features are wanted by several processes at once
+            if not file.is_file():
+                self._write(file, backbone, split.source, maps)
+        return np.load(file, mmap_mode="r")
+
+    def _write(self, file: Path, backbone: Backbone, source: Source, maps: bool) -> None:
+        temporary = file.with_suffix(f".{os.getpid()}.tmp")
+        array, start = None, 0
+        for part in self._compute(backbone, source, maps):
+            if array is None:
+                shape = (len(source), *part.shape[1:])
+                array = np.lib.format.open_memmap(temporary, "w+", dtype=part.dtype, shape=shape)
+            array[start : start + len(part)] = part
+            start += len(part)
+        if array is not None:
+            array.flush()
+        temporary.replace(file)
+
+    def _compute(self, backbone: Backbone, source: Source, maps: bool) -> Iterator[NDArray]:
+        for images in self.images(source, np.arange(len(source))):
+            with torch.no_grad():
+                found = backbone.module.maps(images) if maps else backbone.module(images)
+            if not torch.isfinite(found).all():
+                raise UserError(
+                    f"backbone: {backbone.card.name} gives features that are not finite on split {source.name!r}"
+                )
+            yield (found.half() if maps else found.float()).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Feature maps of n samples, kept in half precision and, where there is a cache, on disk."""
+
+    array: NDArray[np.float16]
+    rows: Ints
+    device: torch.device
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, chosen: Ints) -> Tensor:
+        """[b, C, h, w] float32 of the samples at the positions `chosen` [b], on the device."""
+        return torch.from_numpy(self.array[self.rows[chosen]]).to(self.device).float()
+
+
+def jitter(images: Tensor, draws: views.View) -> Tensor:
+    """Colours of uint8 images [b, 3, S, S]: M x + A mean(x) of each, see simfle.data.views."""
+    matrix, mean_matrix = (
+        torch.from_numpy(values).to(images.device, torch.float32) for values in (draws.matrix, draws.mean_matrix)
+    )  # [b, 3, 3]
+    pixels = images.float()
+    shift = torch.einsum("bij,bj->bi", mean_matrix, pixels.mean((2, 3)))  # [b, 3]
+    coloured = torch.einsum("bij,bjhw->bihw", matrix, pixels) + shift[:, :, None, None]
+    return coloured.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _image(source: Source, row: int, size: int, augment: Augment | None, draws: views.View | None, place: int) -> Image:
     """One image [S, S, 3] RGB uint8."""
-    shard, sample = int(split.shards[row]), int(split.samples[row])
-    image = cv2.imdecode(split.corpus.image(shard, sample), cv2.IMREAD_COLOR_RGB)
+    shard, sample = int(source.shards[row]), int(source.samples[row])
+    image = cv2.imdecode(source.corpus.image(shard, sample), _DECODE)
     if image is None:
-        raise UserError(f"shards: {split.corpus.tar(shard)}: {split.keys[row]} cannot be decoded; verify the shards")
+        name = f"{source.corpus.tar(shard)}: {source.corpus.key(shard, sample)}"
+        raise UserError(f"shards: {name} cannot be decoded; verify the shards with tools/verify_shards.py")
     flip = False
-    if crop is not None and draws is not None:
-        x, y, w, h = crop.box(draws, place, *image.shape[:2])
+    if augment is not None and draws is not None:
+        x, y, w, h = augment.box(draws, place, *image.shape[:2])
         image, flip = image[y : y + h, x : x + w], bool(draws.flip[place])
     shrinks = image.shape[0] >= size and image.shape[1] >= size
     resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)

@@ -5,23 +5,42 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from simfle.eval.protocols import Choice, Job, Outcome
+
 CHUNK = 1024  # test samples whose similarities are held at once
 
 
-def knn(train: Tensor, labels: Tensor, test: Tensor, classes: int, k: int = 20, temperature: float = 0.07) -> Tensor:
-    """Predict [m] int64 from train [n, C], labels [n] int64 and test [m, C].
+def run(job: Job) -> Outcome:
+    """Choose the number of neighbours on validation. Nothing in it is drawn."""
+    parts, config = job.parts, job.config.knn
+    train, val, test = (job.features(split) for split in (parts.train, parts.val, parts.test))
+    labels = torch.from_numpy(parts.train.labels).to(train.device)
+    of_val, of_test = (neighbours(train, features, max(config.ks)) for features in (val, test))
+    choice = Choice(job.metric)
+    for k in config.ks:
+        on_val, on_test = (
+            vote(*found, labels, job.classes, k, config.temperature).cpu().numpy() for found in (of_val, of_test)
+        )
+        choice.look({"k": k}, job.score(parts.val, on_val), job.score(parts.test, on_test), on_test)
+    return choice.outcome(parts.test.labels)
 
-    Each of the k training samples of highest cosine similarity votes for its class with exp(cosine / temperature); all
-    vote where there are fewer than k. The first class wins a tie.
+
+def neighbours(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Cosines and positions [m, k] of the k training samples [n, C] nearest to each test sample [m, C], nearest first.
+
+    All of them where there are fewer than k.
     """
     bank = F.normalize(train, dim=1)
-    k = min(k, len(train))
-    predictions = []
-    for chunk in F.normalize(test, dim=1).split(CHUNK):
-        near, which = (chunk @ bank.T).topk(k, dim=1)  # [b, k]
-        # The common factor exp(-1 / temperature) keeps the weights at most 1 and changes no order.
-        weights = ((near - 1) / temperature).exp()
-        votes = torch.zeros(len(chunk), classes, device=test.device, dtype=weights.dtype)  # [b, K]
-        votes.scatter_add_(1, labels[which], weights)
-        predictions.append(votes.argmax(1))
-    return torch.cat(predictions)
+    found = [(chunk @ bank.T).topk(min(k, len(train)), dim=1) for chunk in F.normalize(test, dim=1).split(CHUNK)]
+    return torch.cat([part.values for part in found]), torch.cat([part.indices for part in found])
+
+
+def vote(near: Tensor, which: Tensor, labels: Tensor, classes: int, k: int, temperature: float) -> Tensor:
+    """Classes [m] int64: each of the k nearest votes for its own with exp(cosine / temperature).
+
+    The first class wins a tie.
+    """
+    # The common factor exp(-1 / temperature) keeps the weights at most 1 and changes no order.
+    weights = ((near[:, :k] - 1) / temperature).exp()
+    ballots = F.one_hot(labels[which[:, :k]], classes).to(weights.dtype)  # [m, k, K]
+    return (weights[:, None] @ ballots)[:, 0].argmax(1)

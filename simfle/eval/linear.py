@@ -1,8 +1,11 @@
-"""The linear probe: one fully connected layer on frozen features, trained by SGD. Its recipe is the paper's."""
+"""The linear probe: one fully connected layer on frozen features, trained by SGD. Its recipe is the paper's.
 
-# n training samples, m test samples, b of a batch, C channels, K classes
+Random crops and flips in each epoch, so each epoch is a forward pass over the training images; `linear_fast` answers
+the same question with one. The epoch is chosen on validation.
+"""
+
+# n training samples, b of a batch, C channels, K classes
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 from numpy import int64
@@ -11,36 +14,34 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simfle.data.philox import key, permutation
-from simfle.eval.config import EvalConfig
+from simfle.eval.config import LinearConfig
+from simfle.eval.features import Augment
+from simfle.eval.protocols import Choice, Job, Outcome
 
 PROBE = 16  # purpose of its random words, see simfle.data.philox
-
-
-@dataclass(frozen=True)
-class Scaling:
-    """Features [b, C] less their mean, by their deviation (both [C], or numbers for none at all)."""
-
-    mean: Tensor | float = 0.0
-    deviation: Tensor | float = 1.0
-
-    @staticmethod
-    def of(features: Tensor) -> "Scaling":
-        """From training features [n, C]; one that never changes is left as it is."""
-        deviation = features.std(0)
-        return Scaling(features.mean(0), torch.where(deviation > 0, deviation, 1.0))
-
-    def __call__(self, features: Tensor) -> Tensor:
-        return (features - self.mean) / self.deviation
-
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """epoch -> batches of features [b, C] and labels [b]."""
 
 
+def run(job: Job) -> Outcome:
+    """Fit on crops; after every epoch look at whole images."""
+    parts, config = job.parts, job.config.linear
+    val, test = job.features(parts.val), job.features(parts.test)
+    layers = linear_probe(_crops(job), job.backbone.card.features, job.classes, len(parts.train), config, job.seed)
+    choice = Choice(job.metric)
+    for epoch, layer in enumerate(layers, 1):
+        with torch.no_grad():
+            on_val, on_test = (layer(features).argmax(1).cpu().numpy() for features in (val, test))
+        scores = job.score(parts.val, on_val), job.score(parts.test, on_test)
+        choice.look({"epoch": epoch}, *scores, on_test)
+    return choice.outcome(parts.test.labels)
+
+
 def linear_probe(
-    batches: Batches, channels: int, classes: int, samples: int, config: EvalConfig, seed: int
-) -> nn.Linear:
-    """Fit the classifier; it is taken as it is after the last epoch, so nothing is chosen on a test split."""
+    batches: Batches, channels: int, classes: int, samples: int, config: LinearConfig, seed: int
+) -> Iterator[nn.Linear]:
+    """The classifier after each epoch (one object, which goes on learning)."""
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Linear(channels, classes)
     with torch.no_grad():
@@ -56,7 +57,7 @@ def linear_probe(
             optimizer.zero_grad()
             F.cross_entropy(layer(features), labels).backward()
             optimizer.step()
-    return layer
+        yield layer
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[int64]:
@@ -64,12 +65,22 @@ def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[int64]:
     return permutation(samples, key(seed, PROBE), (epoch, 0, 0))
 
 
-def cached_batches(features: Tensor, labels: Tensor, batch: int, seed: int) -> Batches:
-    """Batches of features [n, C] that were computed once, without augmentation."""
+def _crops(job: Job) -> Batches:
+    """Batches of features of randomly cropped and flipped images, fresh ones in every epoch."""
+    train, config = job.parts.train, job.config.linear
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.from_numpy(epoch_order(len(labels), seed, epoch)).to(labels.device)
-        for chosen in order.split(batch):
-            yield features[chosen], labels[chosen]
+        ordered = train.only(epoch_order(len(train), job.seed, epoch))
+        crop = Augment(job.seed, epoch, (config.scale[0], config.scale[1]))
+        labels = torch.from_numpy(ordered.labels).to(job.extractor.device)
+        found: list[Tensor] = []
+        start = 0
+        for part in job.extractor.features(job.backbone, ordered, crop):
+            found.append(part)
+            if sum(map(len, found)) >= config.batch or start + sum(map(len, found)) == len(ordered):
+                for features in torch.cat(found).split(config.batch):
+                    yield features, labels[start : start + len(features)]
+                    start += len(features)
+                found = []
 
     return batches

@@ -1,60 +1,132 @@
-"""How good predictions are, and how sure that is."""
+"""How good predictions are, and how sure that is.
+
+All metrics are written with a weight for each sample, so that one formula serves the samples as they are (weights 1)
+and bootstrap resamples (how often each was drawn). Kinds of labels and predictions: see `results.Samples`.
+"""
 
 # m test samples, S runs (seeds), K classes, G groups
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score
 
-Ints = NDArray[np.int64]
+from simfle.eval.results import AFFECT, CAM, CLASSES, LANDMARKS, VOTES
 
+Values = NDArray[Any]
+Floats = NDArray[np.float64]
+Interval = tuple[float, float]
 
-@dataclass(frozen=True)
-class Metrics:
-    """accuracy, balanced_accuracy (mean recall), macro_f1, recall [K]: 0 to 1; confusion [K][K]: rows are the truth."""
-
-    accuracy: float
-    balanced_accuracy: float
-    macro_f1: float
-    recall: list[float]
-    confusion: list[list[int]]
+LIMITS = (0.08, 0.10)  # of landmark errors, above which a face counts as failed
+MAIN = {VOTES: "cross_entropy", AFFECT: "ccc", LANDMARKS: "nme", CAM: "gain"}
+"""The metric that counts, by kind; of classes it is the benchmark's."""
+LOWER_IS_BETTER = frozenset({"cross_entropy", "kl", "rmse_valence", "rmse_arousal", "nme", "failure_08", "failure_10"})
 
 
-def measure(labels: Ints, predictions: Ints, classes: int) -> Metrics:
-    """Metrics of predictions [m] against labels [m], both in 0 ... K - 1; every class must be among the labels."""
-    names = list(range(classes))
-    confusion = confusion_matrix(labels, predictions, labels=names)
-    return Metrics(
-        accuracy=float(accuracy_score(labels, predictions)),
-        balanced_accuracy=float(balanced_accuracy_score(labels, predictions)),
-        macro_f1=float(f1_score(labels, predictions, labels=names, average="macro", zero_division=0)),
-        recall=(confusion.diagonal() / confusion.sum(1)).tolist(),
-        confusion=confusion.tolist(),
-    )
+def measure(
+    kind: str, labels: Values, predictions: Values, classes: int = 0, weights: Floats | None = None
+) -> dict[str, float]:
+    """All metrics of one kind, by name. weights: [m]; None: 1 each."""
+    w = np.ones(len(labels)) if weights is None else weights
+    if kind == CLASSES:
+        return of_confusion(confusion(labels, predictions, classes, w))
+    return {VOTES: _votes, AFFECT: _affect, LANDMARKS: _landmarks, CAM: _cam}[kind](labels, predictions, w)
 
 
-def interval(
-    labels: Ints, predictions: Ints, groups: tuple[str, ...], classes: int, resamples: int = 1000
-) -> tuple[float, float]:
-    """Bootstrap 95 % interval of the balanced accuracy, averaged over runs: predictions [S, m].
+def confusion(labels: Values, predictions: Values, classes: int, weights: Floats | None = None) -> Floats:
+    """[K, K]: rows are the truth, columns what was predicted."""
+    return np.bincount(labels * classes + predictions, weights, classes**2).reshape(classes, classes).astype(float)
 
-    Whole groups (people) are drawn with replacement, for the images of one person are not independent. A class that a
-    resample does not hold is left out of that resample's mean.
+
+def of_confusion(table: Floats) -> dict[str, float]:
+    """accuracy; balanced_accuracy: mean recall of the classes that occur; macro_f1: mean F1 of the classes that occur
+    or are predicted (F1 = 2 TP / (2 TP + FP + FN)). 0 to 1."""
+    right, truth, predicted = table.diagonal(), table.sum(1), table.sum(0)
+    there, any_of_it = truth > 0, truth + predicted > 0
+    return {
+        "accuracy": float(right.sum() / table.sum()),
+        "balanced_accuracy": float((right[there] / truth[there]).mean()),
+        "macro_f1": float((2 * right[any_of_it] / (truth + predicted)[any_of_it]).mean()),
+    }
+
+
+def _votes(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
+    """Of distributions [m, K]: cross_entropy and kl in nats, accuracy against the class with the most votes."""
+    least = 1e-12
+    cross = -(labels * np.log(np.maximum(predictions, least))).sum(1)
+    entropy = -(labels * np.log(np.maximum(labels, least))).sum(1)
+    right = labels.argmax(1) == predictions.argmax(1)
+    return {
+        "cross_entropy": float(np.average(cross, weights=w)),
+        "kl": float(np.average(cross - entropy, weights=w)),
+        "accuracy": float(np.average(right, weights=w)),
+    }
+
+
+def concordance(truth: Floats, found: Floats, w: Floats) -> float:
+    """Lin's concordance correlation coefficient (1989): 2 cov / (var + var + (mean - mean)^2), -1 to 1."""
+    mean_t, mean_f = np.average(truth, weights=w), np.average(found, weights=w)
+    cov = np.average((truth - mean_t) * (found - mean_f), weights=w)
+    spread = np.average((truth - mean_t) ** 2, weights=w) + np.average((found - mean_f) ** 2, weights=w)
+    total = spread + (mean_t - mean_f) ** 2
+    return float(2 * cov / total) if total > 0 else 0.0
+
+
+def _affect(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
+    """Of valence and arousal [m, 2]: concordance and root mean squared error of both; ccc is the mean of both."""
+    found: dict[str, float] = {}
+    for place, name in enumerate(("valence", "arousal")):
+        truth, guess = labels[:, place], predictions[:, place]
+        found[f"ccc_{name}"] = concordance(truth, guess, w)
+        found[f"rmse_{name}"] = float(np.sqrt(np.average((truth - guess) ** 2, weights=w)))
+    return {"ccc": (found["ccc_valence"] + found["ccc_arousal"]) / 2, **found}
+
+
+def _landmarks(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
+    """Of errors [m]: nme, their mean; share of failures; auc, the area below the curve of the share of faces over the
+    error from 0 to the limit, divided by the limit (which is the mean of 1 - error / limit, 0 where it is negative)."""
+    found = {"nme": float(np.average(predictions, weights=w))}
+    for limit in LIMITS:
+        name = f"{100 * limit:02.0f}"
+        found[f"failure_{name}"] = float(np.average(predictions > limit, weights=w))
+        found[f"auc_{name}"] = float(np.average(np.maximum(0, 1 - predictions / limit), weights=w))
+    return found
+
+
+def _cam(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
+    """Of shares [m]: share, of the energy near landmarks; chance, of the area; gain, the first by the second."""
+    share, chance = float(np.average(predictions, weights=w)), float(np.average(labels, weights=w))
+    return {"gain": share / chance, "share": share, "chance": chance}
+
+
+def draws(groups: Sequence[str], resamples: int, seed: int = 0) -> Iterator[Floats]:
+    """How often each of m samples is drawn, for each resample, if whole groups are drawn with replacement.
+
+    The images of one person are not independent: as many people as there are, are drawn.
     """
     names, group = np.unique(np.array(groups), return_inverse=True)
-    many, runs = len(names), len(predictions)
-    total = np.zeros((many, classes))  # [G, K] samples
-    np.add.at(total, (group, labels), 1)
-    right = np.zeros((runs, many, classes))  # [S, G, K] samples that were recognised
-    for run, predicted in enumerate(predictions):
-        np.add.at(right[run], (group, labels), predicted == labels)
-    right_on_average = right.mean(0)  # [G, K]
-    rng = np.random.default_rng(0)
-    scores = np.empty(resamples)
-    for resample in range(resamples):
-        drawn = rng.multinomial(many, np.full(many, 1 / many)).astype(float)  # [G] times drawn
-        seen = drawn @ total  # [K]
-        scores[resample] = ((drawn @ right_on_average)[seen > 0] / seen[seen > 0]).mean()
-    low, high = np.percentile(scores, [2.5, 97.5])
+    rng = np.random.default_rng(seed)
+    share = np.full(len(names), 1 / len(names))
+    return (rng.multinomial(len(names), share).astype(float)[group] for _ in range(resamples))
+
+
+def intervals(
+    kind: str, labels: Values, runs: Sequence[Values], groups: Sequence[str], classes: int, resamples: int
+) -> dict[str, Interval]:
+    """Bootstrap 95 % interval of each metric, averaged over runs (seeds) of predictions [m, ...]."""
+    found: dict[str, list[float]] = {}
+    for weights in draws(groups, resamples):
+        for name, value in mean([measure(kind, labels, run, classes, weights) for run in runs]).items():
+            found.setdefault(name, []).append(value)
+    return {name: bounds(values) for name, values in found.items()}
+
+
+def mean(parts: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Each metric, averaged over runs."""
+    return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
+
+
+def bounds(values: Sequence[float]) -> Interval:
+    """What the middle 95 % of resampled values lie between."""
+    low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

@@ -1,45 +1,142 @@
-"""`results.json`: the numbers of an evaluation, with everything that is needed to get them again."""
+"""The table over all results: one row for each backbone, benchmark and protocol, seeds averaged; and paired tests.
 
+Everything in it is computed from the files of the store, none of which it changes.
+"""
+
+import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from shards.files import write_atomic
 from simfle.errors import UserError
+from simfle.eval.compare import Comparison, compare
+from simfle.eval.metrics import intervals, mean
+from simfle.eval.results import Result
+from simfle.provenance import git_revision, versions
 
 FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Results:
-    """command: the exact words; data: classes, counts, chance; rows: one per backbone, protocol and seed; summary: one
-    per backbone and protocol, averaged over its seeds, with a bootstrap 95 % interval of the balanced accuracy."""
+class Row:
+    """Of one backbone by one protocol on one benchmark: metrics averaged over seeds; spread: standard deviation of the
+    one that counts over seeds; interval: 95 %, over groups of test samples; best_on_test: see `Result`;
+    samples, people: of the test, people None where they are not known."""
+
+    id: str
+    kind: str
+    model: str
+    benchmark: str
+    protocol: str
+    seeds: int
+    metric: str
+    score: float
+    spread: float
+    interval: tuple[float, float]
+    metrics: dict[str, float]
+    best_on_test: float | None
+    samples: int
+    people: int | None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What was asked for, with what it was computed, and all results in two tables."""
 
     command: list[str]
     config: dict[str, Any]
     versions: dict[str, str]
     git: str | None
-    data: dict[str, Any]
-    rows: list[dict[str, Any]]
-    summary: list[dict[str, Any]]
+    table: list[Row]
+    comparisons: list[Comparison]
     format: int = FORMAT
 
 
-def write(path: Path, results: Results) -> None:
-    """Write results atomically, making the folder if need be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, (json.dumps(asdict(results), indent=1) + "\n").encode())
+def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result]]:
+    """(benchmark, protocol, backbone id) -> its seeds, in the order in which they come."""
+    found: dict[tuple[str, str, str], list[Result]] = {}
+    for result in results:
+        found.setdefault((result.benchmark, result.protocol, result.backbone["id"]), []).append(result)
+    return found
 
 
-def read(path: Path) -> Results:
-    """Read results. Raises UserError: missing, another format version, damaged."""
+def rows(results: Sequence[Result], resamples: int = 1000) -> list[Row]:
+    """The table. Seeds of one backbone are measured on the same samples, or their interval is that of the first."""
+    return [_row(seeds, resamples) for seeds in grouped(results).values()]
+
+
+def _row(seeds: Sequence[Result], resamples: int) -> Row:
+    first = seeds[0]
+    scores = np.array([result.score for result in seeds])
+    best = [result.best_on_test[result.metric] for result in seeds if result.best_on_test]
+    same = [result for result in seeds if result.samples.keys == first.samples.keys]
+    runs = [result.predictions() for result in same]
+    found = intervals(first.kind, first.labels(), runs, first.samples.groups, len(first.classes), resamples)
+    return Row(
+        first.backbone["id"],
+        first.backbone["kind"],
+        first.backbone["model"],
+        first.benchmark,
+        first.protocol,
+        len(seeds),
+        first.metric,
+        float(scores.mean()),
+        float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
+        found[first.metric],
+        mean([_numbers(result) for result in seeds]),
+        float(np.mean(best)) if best else None,
+        len(first.samples.keys),
+        first.data.get("test", {}).get("people"),
+    )
+
+
+def _numbers(result: Result) -> dict[str, float]:
+    return {name: value for name, value in result.metrics.items() if isinstance(value, float)}
+
+
+def comparisons(results: Sequence[Result], resamples: int = 1000) -> list[Comparison]:
+    """All pairs of backbones on one benchmark by one protocol, a random one always second."""
+    by_place: dict[tuple[str, str], list[list[Result]]] = {}
+    for (benchmark, protocol, _), seeds in grouped(results).items():
+        by_place.setdefault((benchmark, protocol), []).append(seeds)
+    found = []
+    for backbones in by_place.values():
+        ordered = sorted(backbones, key=lambda seeds: seeds[0].backbone["kind"] == "random")
+        for first, second in itertools.combinations(ordered, 2):
+            if first[0].samples.keys and set(first[0].samples.keys) == set(second[0].samples.keys):
+                found.append(compare(first, second, resamples))
+    return found
+
+
+def summarise(results: Sequence[Result], command: list[str], config: dict[str, Any], resamples: int = 1000) -> Summary:
+    """All that a summary holds."""
+    table, pairs = rows(results, resamples), comparisons(results, resamples)
+    return Summary(command, config, versions(), git_revision(), table, pairs)
+
+
+def write_summary(path: Path, summary: Summary) -> None:
+    """Write a summary atomically, making the folder if need be. Raises UserError where that cannot be done."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, (json.dumps(asdict(summary), indent=1) + "\n").encode())
+    except OSError as error:
+        raise UserError(f"summary: {path} cannot be written: {error.strerror}") from None
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """Read a summary as plain values. Raises UserError: missing, another format version, damaged."""
     try:
         content = json.loads(path.read_bytes())
-        if content.get("format") != FORMAT:
-            raise UserError(f"results: {path} has format {content.get('format')}, this program reads {FORMAT}")
-        return Results(**content)
     except FileNotFoundError:
         raise UserError(f"results: {path} does not exist; make it with launchers/evaluate.py") from None
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"results: {path} is damaged ({error}); evaluate again") from None
+    found = content.get("format") if isinstance(content, dict) else None
+    if found != FORMAT:
+        raise UserError(f"results: {path} has format {found}, this program reads {FORMAT}")
+    return content

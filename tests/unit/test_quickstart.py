@@ -49,8 +49,8 @@ def test_from_a_folder_to_a_page_and_again(faces: Path, tmp_path: Path) -> None:
     manifest = read_manifest(out / "shards")
     assert manifest.labels == ("happiness", "sadness")
     assert {shard.split for shard in manifest.shards} == {"train", "test"}
-    results = json.loads((out / "run/results.json").read_text())
-    assert {row["kind"] for row in results["summary"]} == {"online", "random"}
+    results = json.loads((out / "run/eval/summary.json").read_text())
+    assert {row["kind"] for row in results["table"]} == {"online", "random"}
     page = (out / "report.html").read_text()
     assert "mind whom you send it to" in page
     assert re.search(r"images of \d other people", re.sub(r"\s+", " ", page))

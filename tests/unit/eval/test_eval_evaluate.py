@@ -1,20 +1,24 @@
-"""The whole evaluation, as users start it: the same numbers every time, honest comparison, one line for errors."""
+"""The whole evaluation, as users start it: units, skipped where done, the same numbers every time, errors in a line."""
 
 import json
+import logging
+import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import torch
 from eval_fixtures import MakeBackbone, MakeShards
 from safetensors.torch import load_file, save_file
 
 from simfle.errors import UserError
-from simfle.eval import summary as results
-from simfle.eval.config import EvalConfig
-from simfle.eval.evaluate import evaluate
+from simfle.eval.config import EvalConfig, FastConfig, KnnConfig, LinearConfig
+from simfle.eval.evaluate import evaluate, run_unit
+from simfle.eval.results import read_result, read_results
+from simfle.eval.summary import read_summary
+from simfle.eval.units import units
 
 ROOT = Path(__file__).parents[3]
 COUNTS = {"train": [40, 40, 40], "test": [16, 16, 16]}
@@ -25,154 +29,269 @@ def config(make_shards: MakeShards, make_backbone: MakeBackbone, tmp_path: Path)
     return EvalConfig(
         shards=[str(make_shards(COUNTS))],
         backbones=[str(make_backbone())],
+        protocols=["linear_fast", "knn"],
         seeds=[0, 1],
-        epochs=5,
-        augment=False,
+        val_share=0.2,
+        fast=FastConfig(epochs=20, batch=32),
+        linear=LinearConfig(epochs=2),
         threads=2,
         resamples=50,
-        out=str(tmp_path / "results.json"),
+        out=str(tmp_path / "eval"),
     )
 
 
-def changed(config: EvalConfig, **values: object) -> EvalConfig:
-    return EvalConfig(**{**vars(config), **values})  # type: ignore[arg-type]
+def contents(config: EvalConfig) -> dict[str, dict]:
+    """File -> what must be the same whenever and wherever it is computed."""
+    found = {}
+    for path in sorted(Path(config.out).rglob("seed-*.json")):
+        content = json.loads(path.read_bytes())
+        for name in ("seconds", "command", "config"):
+            content.pop(name)
+        found[str(path.relative_to(config.out))] = content
+    return found
 
 
-def test_rows_for_each_backbone_protocol_and_seed(config: EvalConfig) -> None:
-    found = evaluate(config, ["python", "launchers/evaluate.py"])
-    rows = [(row["kind"], row["protocol"], row["seed"]) for row in found.rows]
-    # Nothing in the kNN of one given backbone depends on a seed; random backbones differ by seed.
-    assert rows == [
-        ("online", "linear", 0),
-        ("online", "linear", 1),
-        ("online", "knn", 0),
-        ("random", "linear", 0),
-        ("random", "linear", 1),
-        ("random", "knn", 0),
-        ("random", "knn", 1),
+def test_units_for_each_backbone_protocol_and_seed(config: EvalConfig) -> None:
+    wanted = replace(config, protocols=["linear_fast", "knn", "knn@0.5", "finetune", "scratch"])
+    found = [(unit.random, unit.protocol, unit.seed) for unit in units(wanted)]
+    # Nothing in the kNN of one given backbone depends on a seed, unless labels are drawn; random backbones differ by
+    # seed; scratch is of random backbones only, and stands for their fine-tuning.
+    assert found == [
+        *((False, word, seed) for word in ("linear_fast",) for seed in (0, 1)),
+        (False, "knn", 0),
+        *((False, word, seed) for word in ("knn@0.5", "finetune") for seed in (0, 1)),
+        *((True, word, seed) for word in ("linear_fast", "knn", "knn@0.5", "scratch") for seed in (0, 1)),
     ]
-    assert [(row["kind"], row["protocol"], row["seeds"]) for row in found.summary] == [
-        ("online", "linear", 2),
-        ("online", "knn", 1),
-        ("random", "linear", 2),
-        ("random", "knn", 2),
+    assert units(wanted) == units(wanted)
+    assert len({unit.path(wanted) for unit in units(wanted)}) == len(found)
+    only = replace(config, random=False, protocols=["scratch"])
+    assert [(unit.random, unit.protocol) for unit in units(only)] == [(True, "scratch")] * 2
+
+
+def test_one_random_backbone_for_online_and_target(config: EvalConfig, make_backbone: MakeBackbone) -> None:
+    other = str(make_backbone("target", seed=8))
+    found = units(replace(config, backbones=[*config.backbones, other], protocols=["knn"], seeds=[0]))
+    assert [unit.random for unit in found] == [False, True, False]
+    assert len({unit.id for unit in found}) == 3
+    larger = str(make_backbone("larger", size=48))
+    found = units(replace(config, backbones=[*config.backbones, larger], protocols=["knn"], seeds=[0]))
+    assert len({unit.id for unit in found if unit.random}) == 2
+
+
+def test_files_hold_what_is_needed_to_get_them_again(config: EvalConfig) -> None:
+    summary = evaluate(config, ["python", "launchers/evaluate.py"])
+    found = read_results([config.out])
+    assert len(found) == len(units(config)) == 7
+    online = [each for each in found if each.backbone["kind"] == "online"]
+    random = [each for each in found if each.backbone["kind"] == "random" and each.protocol == "linear_fast"]
+    assert random[0].samples.predictions != random[1].samples.predictions
+    assert random[0].backbone["sha256"] != random[1].backbone["sha256"]
+    for each in found:
+        assert sum(each.metrics["confusion"][0]) == 16
+        recall = [row[place] / 16 for place, row in enumerate(each.metrics["confusion"])]
+        assert each.score == each.metrics["balanced_accuracy"] == pytest.approx(sum(recall) / 3)
+        assert each.metrics["recall"] == pytest.approx(recall)
+        low, high = each.metrics["intervals"]["balanced_accuracy"]
+        assert 0 <= low <= each.score <= high <= 1
+        assert each.best_on_test is not None
+        assert each.best_on_test["balanced_accuracy"] >= each.score
+        assert 0 <= each.chosen[0]["balanced_accuracy"] <= 1
+        assert all(key.startswith("test-") for key in each.samples.keys)
+        assert [int(key.split("-")[1]) for key in each.samples.keys] == each.samples.labels
+        assert each.data["train"]["samples"] + each.data["val"]["samples"] == 120
+        assert each.data["chance"] == pytest.approx(1 / 3)
+        assert each.versions["torch"] == version("torch")
+        assert each.command == ["python", "launchers/evaluate.py"]
+    assert online[0].backbone["file"] == config.backbones[0]
+    rows = {(row.kind, row.protocol): row for row in summary.table}
+    assert {key: row.seeds for key, row in rows.items()} == {
+        ("online", "linear_fast"): 2,
+        ("online", "knn"): 1,
+        ("random", "linear_fast"): 2,
+        ("random", "knn"): 2,
+    }
+    assert rows["random", "linear_fast"].score == pytest.approx((random[0].score + random[1].score) / 2)
+    assert [(pair.protocol, pair.second.split("-")[0]) for pair in summary.comparisons] == [
+        ("linear_fast", "random"),
+        ("knn", "random"),
     ]
-    assert found.rows[3]["confusion"] != found.rows[4]["confusion"]
-    for row in found.rows:
-        confusion = torch.tensor(row["confusion"])
-        assert confusion.sum(1).tolist() == [16, 16, 16]
-        assert row["balanced_accuracy"] == pytest.approx((confusion.diagonal() / 16).mean().item())
-        assert 0 <= row["interval"][0] <= row["interval"][1] <= 1
-    mean = (found.rows[3]["balanced_accuracy"] + found.rows[4]["balanced_accuracy"]) / 2
-    assert found.summary[2]["balanced_accuracy"] == pytest.approx(mean)
-    assert found.data["chance"] == pytest.approx(1 / 3)
-    assert found.data["train"] == {"split": "train", "samples": 120, "people": 60, "counts": [40, 40, 40]}
+    written = read_summary(Path(config.out) / "summary.json")
+    assert [row["score"] for row in written["table"]] == [row.score for row in summary.table]
 
 
 def test_shapes_are_told_apart(config: EvalConfig) -> None:
     """Even random features tell stripes, circles and crosses apart above chance (1/3)."""
-    found = evaluate(changed(config, epochs=100, protocols=["linear"]), [])
-    assert all(row["balanced_accuracy"] > 0.45 for row in found.rows)
+    summary = evaluate(replace(config, seeds=[0], protocols=["linear_fast", "linear"], fast=FastConfig()), [])
+    assert all(row.score > 0.4 for row in summary.table)
 
 
-def test_twice_the_same_file(config: EvalConfig, tmp_path: Path) -> None:
-    for augment in (False, True):
-        texts = []
-        for _ in range(2):
-            evaluate(changed(config, augment=augment, epochs=2), ["x"])
-            texts.append(Path(config.out).read_bytes())
-        assert texts[0] == texts[1]
+def test_twice_the_same_and_what_is_done_is_skipped(
+    config: EvalConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(config, protocols=["linear", "linear_fast@0.5"])
+    evaluate(config, [])
+    first = contents(config)
+    evaluate(replace(config, out=str(tmp_path / "again")), [])
+    assert contents(replace(config, out=str(tmp_path / "again"))) == first
+    times = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("seed-*.json")}
+    with caplog.at_level(logging.INFO):
+        evaluate(config, [])
+    assert caplog.text.count("done before") == len(times) == 8
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_another_setting_is_computed_again_only_where_it_counts(config: EvalConfig) -> None:
+    config = replace(config, seeds=[0], random=False)
+    evaluate(config, [])
+    before = {each.protocol: each for each in read_results([config.out])}
+    evaluate(replace(config, knn=KnnConfig(ks=[3])), [])
+    after = {each.protocol: each for each in read_results([config.out])}
+    assert after["linear_fast"].identity == before["linear_fast"].identity
+    assert after["knn"].identity != before["knn"].identity
+    assert after["knn"].chosen[0]["k"] == 3
+
+
+def test_killed_and_started_again_gives_the_same(config: EvalConfig, tmp_path: Path) -> None:
+    """SIGKILL when the first unit is there; the rest is computed by another start."""
+    other = replace(config, out=str(tmp_path / "killed"))
+    evaluate(config, [])
+    program = (
+        "import os, signal\n"
+        "from simfle.eval import evaluate as e\n"
+        "from simfle.eval.config import *\n"
+        "write = e.write_result\n"
+        "def die(*words):\n"
+        "    write(*words)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "e.write_result = die\n"
+        f"e.evaluate({other!r}, [])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=False, cwd=ROOT, capture_output=True)
+    assert done.returncode == -9, done.stderr
+    assert len(list(Path(other.out).rglob("seed-*.json"))) == 1
+    summary = evaluate(other, [])
+    assert contents(other) == contents(config)
+    assert len(summary.table) == 4
+
+
+def test_several_processes_share_the_work(config: EvalConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert sum(row.seeds for row in evaluate(config, []).table) == 3
+    monkeypatch.setenv("RANK", "0")
+    assert sum(row.seeds for row in evaluate(config, []).table) == 7
+
+
+def test_one_unit_as_a_job_array_runs_it(config: EvalConfig) -> None:
+    unit = units(config)[2]
+    found = run_unit(config, unit, ["job"])
+    assert found == read_result(unit.path(config))
+    assert (found.protocol, found.seed) == (unit.protocol, unit.seed)
+    assert len(list(Path(config.out).rglob("seed-*.json"))) == 1
 
 
 def test_standardised_features_do_not_depend_on_their_scale(config: EvalConfig, tmp_path: Path) -> None:
-    """The last BatchNorm twice as large gives twice the features: only a probe without standardising notices."""
+    """The last BatchNorm twice as large gives twice the features, and the same predictions."""
     path = Path(config.backbones[0])
     tensors = load_file(path)
-    last = "layer4.0.bn2"
-    known = {key for key in tensors if key.startswith("layer4.0.")}
-    for name in (last, "layer4.0.downsample.2"):
+    for name in ("layer4.0.bn2", "layer4.0.downsample.2"):
         for part in ("weight", "bias"):
-            assert f"{name}.{part}" in known
             tensors[f"{name}.{part}"] *= 2
     other = tmp_path / "twice" / "backbone.safetensors"
     other.parent.mkdir()
     save_file(tensors, other)
     other.with_name("backbone.json").write_bytes(path.with_name("backbone.json").read_bytes())
-    both = changed(config, backbones=[str(path), str(other)], random=False, protocols=["linear"], seeds=[0])
-    same, plain = evaluate(changed(both, standardise=True), []), evaluate(both, [])
-    assert same.rows[0]["confusion"] == same.rows[1]["confusion"]
-    assert plain.rows[0]["confusion"] != plain.rows[1]["confusion"]
+    both = replace(config, backbones=[str(path), str(other)], random=False, protocols=["linear_fast"], seeds=[0])
+    evaluate(both, [])
+    first, second = read_results([config.out])
+    assert first.samples == second.samples
+    assert first.backbone["sha256"] != second.backbone["sha256"]
 
 
-def test_augmentation_is_used(config: EvalConfig) -> None:
-    plain = evaluate(changed(config, protocols=["linear"]), [])
-    augmented = evaluate(changed(config, protocols=["linear"], augment=True), [])
-    assert plain.rows[0]["confusion"] != augmented.rows[0]["confusion"]
-
-
-def test_one_random_backbone_for_online_and_target(config: EvalConfig, make_backbone: MakeBackbone) -> None:
-    other = str(make_backbone("target", seed=8))
-    found = evaluate(changed(config, backbones=[*config.backbones, other], protocols=["knn"], seeds=[0]), [])
-    assert [row["backbone"] for row in found.rows] == [config.backbones[0], "random test_resnet", other]
+def test_folds_test_everybody_once(config: EvalConfig, tmp_path: Path) -> None:
+    file = tmp_path / "folds.yaml"
+    file.write_text("test: ''\nfolds: 3\nval_share: 0.2\nprotocols: [knn]\n")
+    words = [f"{file}={config.shards[0]}"]
+    summary = evaluate(replace(config, benchmarks=words, protocols=[], random=False, seeds=[0]), [])
+    (found,) = read_results([config.out])
+    assert len(found.chosen) == 3
+    assert found.benchmark == "folds"
+    assert len(set(found.samples.keys)) == len(found.samples.keys) == 120 == summary.table[0].samples
+    assert found.best_on_test is not None
+    assert len(found.best_on_test["folds"]) == 3
 
 
 def test_left_out_classes_are_listed(
     config: EvalConfig, make_shards: MakeShards, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_shards({"train": [10, 10, 3], "test": [5, 5, 1]}, name="uneven")
-    found = evaluate(changed(config, shards=[str(folder)], min_class_count=5, protocols=["knn"]), [])
+    evaluate(replace(config, shards=[str(folder)], min_class_count=5, protocols=["knn"]), [])
+    found = read_results([config.out])[0]
     assert found.data["left_out"] == {"stripes": 4}
-    assert found.data["classes"] == ["circle", "cross"]
+    assert found.classes == found.data["classes"] == ["circle", "cross"]
     assert "class stripes is left out: 4 images" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"protocols": ["svm"]}, "protocols: 'svm' is unknown; there are: linear, knn"),
-        ({"test_split": "train"}, "is the training split too"),
+        ({"protocols": ["svm"]}, "protocols: 'svm' is unknown; there are: linear, linear_fast, knn"),
+        ({"protocols": ["knn@2"]}, "'knn@2' asks for a share of the labels that is not above 0 and at most 1"),
+        ({"protocols": ["knn@few"]}, "'knn@few' asks for a share"),
+        ({"test_split": "train"}, "must be different splits, not train, train"),
         ({"test_split": "val"}, "no split 'val' in these shards; there are: test, train"),
-        ({"k": 0}, "k: 0 must be at least 1"),
+        ({"knn": KnnConfig(ks=[0])}, r"knn.ks: \[0\] must be numbers from 1 on"),
+        ({"fast": FastConfig(lrs=[])}, r"fast.lrs: \[\] must be numbers above 0, at least one"),
         ({"backbones": []}, "none given"),
-        ({"shards": []}, "no folder of shards"),
+        ({"backbones": ["nowhere"]}, "does not exist"),
+        ({"shards": []}, r"benchmarks: none given"),
         ({"shards": ["nowhere"]}, "nowhere is not a folder"),
-        ({"device": "tpu"}, "device: 'tpu' is unknown"),
+        ({"device": "tpu"}, "device: 'tpu' must be auto, cpu or cuda"),
         ({"min_class_count": 1000}, "at least two classes"),
-        ({"seeds": [-1]}, "seed"),
+        ({"seeds": [-1]}, r"seeds: \[-1\] must be 0 or more"),
+        ({"seeds": [1, 1]}, r"seeds: \[1, 1\] must be at least one, each once"),
     ],
 )
 def test_errors_leave_nothing_behind(config: EvalConfig, change: dict, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        evaluate(changed(config, **change), [])
+    with pytest.raises(UserError, match=message) as error:
+        evaluate(replace(config, **change), [])
+    assert "\n" not in str(error.value)
     assert not Path(config.out).exists()
+
+
+def test_a_backbone_of_another_shape(config: EvalConfig) -> None:
+    card = Path(config.backbones[0]).with_name("backbone.json")
+    card.write_text(json.dumps({**json.loads(card.read_text()), "name": "resnet18", "features": 512}))
+    with pytest.raises(UserError, match="is not a resnet18: lacks"):
+        evaluate(config, [])
 
 
 def test_command_line(config: EvalConfig, tmp_path: Path) -> None:
     file = tmp_path / "eval.yaml"
-    file.write_text(f"shards: ['{config.shards[0]}']\nepochs: 2\naugment: false\nresamples: 20\n")
+    file.write_text(f"shards: ['{config.shards[0]}']\nfast: {{epochs: 2}}\nresamples: 20\n")
     launcher = [sys.executable, str(ROOT / "launchers/evaluate.py")]
     words = [*launcher, str(file), "--backbone", config.backbones[0], f"out={config.out}", "protocols=[knn]"]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path)
-    assert "random" in done.stdout
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    assert "random-test_resnet" in done.stdout
     assert config.out in done.stdout
-    found = results.read(Path(config.out))
+    found = read_results([config.out])[0]
     assert found.command == ["python", *words[1:]]
-    assert found.config["epochs"] == 2
-    assert found.versions["torch"] == version("torch")
-    failed = subprocess.run([*words, "epoch=2"], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert found.config["fast"]["epochs"] == 2
+    failed = subprocess.run([*words, "fast.epoch=2"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert failed.returncode == 1
-    assert failed.stderr.startswith("error: config: unknown key 'epoch'")
-    assert failed.stderr.endswith("did you mean epochs?\n")
+    assert failed.stderr.startswith("error: config: unknown key 'fast.epoch'")
+    assert failed.stderr.endswith("did you mean fast.epochs?\n")
     assert failed.stderr.count("\n") == 1
 
 
-def test_results_of_another_format_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
+def test_summaries_of_another_format_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
     with pytest.raises(UserError, match="does not exist"):
-        results.read(path)
-    path.write_text(json.dumps({"format": 2}))
-    with pytest.raises(UserError, match="format 2"):
-        results.read(path)
+        read_summary(path)
+    path.write_text(json.dumps({"format": 9}))
+    with pytest.raises(UserError, match="format 9"):
+        read_summary(path)
     path.write_text("[")
     with pytest.raises(UserError, match="damaged"):
-        results.read(path)
+        read_summary(path)

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simfle.eval import knn as module
-from simfle.eval.knn import knn
+from simfle.eval.knn import neighbours, vote
+
+
+def knn(
+    train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, classes: int, k: int = 20, temperature: float = 0.07
+) -> torch.Tensor:
+    return vote(*neighbours(train, test, k), labels, classes, k, temperature)
 
 
 def slow(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, classes: int, k: int, t: float) -> list[int]:
@@ -32,6 +38,15 @@ def test_as_defined(seed: int, k: int, samples: int) -> None:
     test = torch.randn(7, 5, generator=generator, dtype=torch.float64)
     labels = torch.randint(0, 4, (samples,), generator=generator)
     assert knn(train, labels, test, 4, k, 0.07).tolist() == slow(train, labels, test, 4, k, 0.07)
+
+
+def test_one_search_serves_every_smaller_k() -> None:
+    generator = torch.Generator().manual_seed(3)
+    train, test = torch.randn(40, 4, generator=generator), torch.randn(9, 4, generator=generator)
+    labels = torch.randint(0, 3, (40,), generator=generator)
+    found = neighbours(train, test, 30)
+    for k in (1, 7, 30):
+        assert torch.equal(vote(*found, labels, 3, k, 0.07), knn(train, labels, test, 3, k))
 
 
 def test_near_ones_outvote_many_far_ones() -> None:

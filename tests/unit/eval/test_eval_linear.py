@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from simfle.eval.config import EvalConfig
-from simfle.eval.linear import Scaling, cached_batches, epoch_order, linear_probe
+from simfle.eval.config import LinearConfig
+from simfle.eval.linear import Batches, epoch_order, linear_probe
 
 
 def blobs(samples: int = 90, channels: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -16,11 +17,27 @@ def blobs(samples: int = 90, channels: int = 6) -> tuple[torch.Tensor, torch.Ten
     return torch.randn(samples, channels, generator=generator) * 0.3 + 2 * F.one_hot(labels, channels), labels
 
 
+def cached(features: torch.Tensor, labels: torch.Tensor, batch: int, seed: int) -> Batches:
+    def batches(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for chosen in torch.from_numpy(epoch_order(len(labels), seed, epoch)).split(batch):
+            yield features[chosen], labels[chosen]
+
+    return batches
+
+
+def fitted(features: torch.Tensor, labels: torch.Tensor, config: LinearConfig, seed: int) -> nn.Linear:
+    """The classifier after the last epoch."""
+    batches = cached(features, labels, config.batch, seed)
+    for layer in linear_probe(batches, features.shape[1], 3, len(labels), config, seed):
+        last = layer
+    return last
+
+
 def test_one_step_by_hand() -> None:
     """Weights N(0, 0.01), bias 0, one SGD step of 0.5 * batch / 256 without momentum's history or decay."""
     features, labels = blobs(64)
-    config = EvalConfig(epochs=1, batch=1024)
-    layer = linear_probe(cached_batches(features, labels, 1024, 0), 6, 3, 64, config, seed=5)
+    config = LinearConfig(epochs=1, batch=1024)
+    layer = fitted(features, labels, config, 5)
     start = torch.randn(3, 6, generator=torch.Generator().manual_seed(5)) * 0.01
     weight, bias = start.clone().requires_grad_(), torch.zeros(3, requires_grad=True)
     F.cross_entropy(features @ weight.T + bias, labels).backward()
@@ -32,26 +49,17 @@ def test_one_step_by_hand() -> None:
 
 def test_it_separates_what_can_be_separated() -> None:
     features, labels = blobs()
-    config = EvalConfig(epochs=30, batch=32)
-    layer = linear_probe(cached_batches(features, labels, 32, 0), 6, 3, 90, config, seed=0)
+    config = LinearConfig(epochs=30, batch=32)
+    layer = fitted(features, labels, config, 0)
     assert layer(features).argmax(1).eq(labels).all()
 
 
 def test_same_seed_same_weights_another_seed_others() -> None:
     features, labels = blobs()
-    config = EvalConfig(epochs=3, batch=32)
-    made = [linear_probe(cached_batches(features, labels, 32, s), 6, 3, 90, config, s).weight for s in (0, 0, 1)]
+    config = LinearConfig(epochs=3, batch=32)
+    made = [fitted(features, labels, config, seed).weight for seed in (0, 0, 1)]
     assert torch.equal(made[0], made[1])
     assert not torch.equal(made[0], made[2])
-
-
-def test_scaling() -> None:
-    features = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
-    scale = Scaling.of(features)
-    half = 0.5**0.5
-    torch.testing.assert_close(scale(features), torch.tensor([[-half, 0.0], [half, 0.0]]))
-    torch.testing.assert_close(scale(torch.tensor([[2.0, 6.0]])), torch.tensor([[0.0, 1.0]]))
-    assert torch.equal(Scaling()(features), features)
 
 
 def test_each_epoch_takes_every_sample_once_in_its_own_order() -> None:
@@ -59,19 +67,17 @@ def test_each_epoch_takes_every_sample_once_in_its_own_order() -> None:
     for order in orders:
         assert sorted(order.tolist()) == list(range(50))
     assert not np.array_equal(orders[0], orders[1])
-    features, labels = blobs(50)
-    seen = list(cached_batches(features, labels, 20, 0)(1))
-    assert [len(found) for _, found in seen] == [20, 20, 10]
-    assert torch.equal(torch.cat([part for part, _ in seen]), features[torch.from_numpy(orders[1])])
 
 
-def test_epochs_are_asked_for_one_after_another() -> None:
+def test_the_classifier_is_seen_after_every_epoch() -> None:
     features, labels = blobs(8)
-    asked = []
+    asked, seen = [], []
 
     def batches(epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         asked.append(epoch)
         yield features, labels
 
-    linear_probe(batches, 6, 3, 8, EvalConfig(epochs=4), seed=0)
-    assert asked == [0, 1, 2, 3]
+    for layer in linear_probe(batches, 6, 3, 8, LinearConfig(epochs=4), seed=0):
+        seen.append((len(asked), layer.weight.detach().clone()))
+    assert [many for many, _ in seen] == [1, 2, 3, 4]
+    assert not torch.equal(seen[0][1], seen[1][1])

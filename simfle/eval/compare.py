@@ -1,0 +1,112 @@
+"""Is the difference between two backbones real? Paired tests on the same test samples.
+
+Whole groups (people) are what is drawn and swapped, for the images of one person are not independent. Where no person
+is known, each sample is its own group.
+"""
+
+# m test samples, S runs (seeds)
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from simfle.errors import UserError
+from simfle.eval.metrics import LOWER_IS_BETTER, Values, bounds, draws, mean, measure
+from simfle.eval.results import CLASSES, Result
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The metric of `first` less that of `second`, both averaged over seeds.
+
+    interval: paired bootstrap, 95 %; p: of a permutation test that swaps the predictions of whole groups (two-sided);
+    mcnemar: exact, on the first seed of each; None unless classes. It takes samples for independent.
+    """
+
+    benchmark: str
+    protocol: str
+    metric: str
+    first: str
+    second: str
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    mcnemar: float | None
+
+    @property
+    def first_is_better(self) -> bool:
+        """Whether the difference speaks for the first; it may still be chance."""
+        return (self.difference < 0) == (self.metric in LOWER_IS_BETTER)
+
+
+def compare(first: Sequence[Result], second: Sequence[Result], resamples: int = 1000, metric: str = "") -> Comparison:
+    """Compare two backbones (each with its seeds) on one benchmark by one protocol; metric: the one that counts.
+
+    Raises:
+        UserError: they were measured on other benchmarks, by other protocols or on other samples.
+    """
+    a, b = first[0], second[0]
+    labels, runs_a = _aligned(first, a)
+    other, runs_b = _aligned(second, a)
+    if not np.array_equal(labels, other):
+        raise UserError(f"compare: {a.path} and {b.path} disagree about the labels of {a.benchmark}")
+    metric = metric or a.metric
+
+    def score(runs: Sequence[Values], weights: Values | None = None) -> float:
+        return mean([measure(a.kind, labels, run, len(a.classes), weights) for run in runs])[metric]
+
+    seen = [score(runs_a, weights) - score(runs_b, weights) for weights in draws(a.samples.groups, resamples)]
+    difference = score(runs_a) - score(runs_b)
+    return Comparison(
+        a.benchmark,
+        a.protocol,
+        metric,
+        a.backbone["id"],
+        b.backbone["id"],
+        difference,
+        bounds(seen),
+        _permutation(runs_a, runs_b, a.samples.groups, score, abs(difference), resamples),
+        mcnemar(labels, runs_a[0], runs_b[0]) if a.kind == CLASSES else None,
+    )
+
+
+def mcnemar(labels: Values, first: Values, second: Values) -> float:
+    """Exact two-sided p of McNemar's test (1947): how evenly the samples that only one got right are shared."""
+    right_a, right_b = first == labels, second == labels
+    only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def _aligned(results: Sequence[Result], like: Result) -> tuple[Values, list[Values]]:
+    """Labels and predictions of every seed, in the order of `like`'s samples."""
+    runs: list[Values] = []
+    labels: Values = np.empty(0)
+    for result in results:
+        if (result.benchmark, result.protocol, result.kind) != (like.benchmark, like.protocol, like.kind):
+            raise UserError(f"compare: {result.path} and {like.path} are of another benchmark or protocol")
+        place = {name: position for position, name in enumerate(result.samples.keys)}
+        if place.keys() != set(like.samples.keys) or len(place) != len(like.samples.keys):
+            raise UserError(f"compare: {result.path} and {like.path} were not measured on the same samples")
+        order = [place[name] for name in like.samples.keys]
+        labels = result.labels()[order]
+        runs.append(result.predictions()[order])
+    return labels, runs
+
+
+def _permutation(
+    runs_a: list[Values], runs_b: list[Values], groups: Sequence[str], score: Any, seen: float, resamples: int
+) -> float:
+    """Share of random swaps (the observed one counted) whose difference is at least as large as the observed one."""
+    many = max(len(runs_a), len(runs_b))  # what has fewer seeds, such as kNN, is used again
+    a, b = (np.stack([runs[seed % len(runs)] for seed in range(many)]) for runs in (runs_a, runs_b))  # [S, m, ...]
+    names, group = np.unique(np.array(groups), return_inverse=True)
+    rng = np.random.default_rng(0)
+    as_large = 1
+    for _ in range(resamples):
+        swap = rng.random(len(names))[group] < 0.5  # [m]
+        swap = swap.reshape(1, -1, *[1] * (a.ndim - 2))
+        difference = score(list(np.where(swap, b, a))) - score(list(np.where(swap, a, b)))
+        as_large += abs(difference) >= seen - 1e-12
+    return as_large / (resamples + 1)

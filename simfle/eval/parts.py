@@ -1,0 +1,130 @@
+"""From a benchmark to the samples that are trained on, chosen on and tested on: once, or once for each fold."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from simfle.errors import UserError
+from simfle.eval.benchmarks import Benchmark, differences
+from simfle.eval.splits import Split, check_classes, cut, folds, frequent_classes, name_classes, read_split
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What one classifier is fitted on (train), chosen on (val) and measured on (test); no group is in two of them."""
+
+    train: Split
+    val: Split
+    test: Split
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits of a benchmark as they are in its shards, with the classes that count; about: for the results."""
+
+    benchmark: Benchmark
+    train: Split
+    val: Split | None
+    test: Split | None
+    about: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes; () where the set has none."""
+        return self.train.classes
+
+    def digest(self) -> list[str]:
+        """Names the samples, wherever the shards lie."""
+        return [split.source.digest for split in (self.train, self.val, self.test) if split]
+
+
+def read_data(benchmark: Benchmark) -> Data:
+    """Read the splits of a benchmark; what is left out or differs from the published counts is logged.
+
+    Raises:
+        UserError: see `read_split`; a class missing in a split, fewer than two classes.
+    """
+    names = [benchmark.train, benchmark.val, benchmark.test]
+    read = {name: read_split(benchmark.shards, name, benchmark.labelled) for name in names if name}
+    left_out: dict[str, int] = {}
+    if benchmark.labelled:
+        if benchmark.classes:
+            read = {name: name_classes(split, benchmark.classes) for name, split in read.items()}
+        kept, left_out = frequent_classes(list(read.values()), benchmark.min_class_count)
+        read = {name: name_classes(split, kept) for name, split in read.items()}
+    for name, split in read.items():
+        if not len(split):
+            raise UserError(f"{benchmark.name}: split {name!r} has no sample of {', '.join(split.classes)}")
+        if split.unlabelled:
+            log.warning("%s: split %s: %d images without a label are left out", benchmark.name, name, split.unlabelled)
+    for name, count in left_out.items():
+        least = benchmark.min_class_count
+        log.warning("%s: class %s is left out: %d images, min_class_count=%d", benchmark.name, name, count, least)
+    counts = {name: split.counts() for name, split in read.items()}
+    differ = differences(benchmark, counts)
+    for line in differ:
+        log.warning("%s", line)
+    train, val, test = (read.get(name) for name in names)
+    if train is None:
+        raise UserError(f"{benchmark.name}: train names no split")
+    about = {"left_out": left_out, "differs": differ, "shards": benchmark.shards, "title": benchmark.title}
+    return Data(benchmark, train, val, test, about)
+
+
+def parts(data: Data, share: float, seed: int) -> Iterator[Parts]:
+    """The parts of each fold (one without folds); train holds `share` of the labels, another subset for each seed.
+
+    Raises:
+        UserError: a class is missing where it is needed.
+    """
+    benchmark = data.benchmark
+    if data.test is not None:
+        rounds = [(data.train, data.test)]
+    elif benchmark.folds:
+        masks = folds(data.train, benchmark.folds)
+        rounds = [(data.train.only(~mask), data.train.only(mask)) for mask in masks]
+    else:
+        mask = cut(data.train, benchmark.test_share, "test")
+        rounds = [(data.train.only(~mask), data.train.only(mask))]
+    for train, test in rounds:
+        if data.val is not None:
+            val = data.val
+        else:
+            mask = cut(train, benchmark.val_share, "val")
+            train, val = train.only(~mask), train.only(mask)  # noqa: PLW2901 - the rest of it
+        if share < 1:
+            train = train.only(cut(train, share, f"few-{seed}", leave=False))  # noqa: PLW2901
+        check_classes(train, "training")
+        if not benchmark.folds:
+            check_classes(test, "testing")
+        for use, split in (("choices", val), ("testing", test)):
+            if not len(split):
+                raise UserError(
+                    f"{benchmark.name}: no sample is left for {use} (split {split.name!r}); give more people"
+                )
+        yield Parts(train, val, test)
+
+
+def describe(data: Data, found: list[Parts]) -> dict[str, Any]:
+    """Counts for the results: samples, people and classes of each part, over all folds together."""
+    about = dict(data.about)
+    for name in ("train", "val", "test"):
+        splits = [getattr(each, name) for each in found]
+        counts: dict[str, int] = {}
+        for split in splits:
+            for label, count in split.counts().items():
+                counts[label] = counts.get(label, 0) + count
+        people = [split.people() for split in splits]
+        about[name] = {
+            "split": splits[0].name,
+            "samples": sum(map(len, splits)),
+            "people": None if None in people else sum(people),
+            "counts": list(counts.values()),
+        }
+    about["classes"] = list(data.classes)
+    about["folds"] = len(found)
+    about["chance"] = 1 / len(data.classes) if data.classes else None
+    return about

@@ -1,0 +1,138 @@
+"""What every protocol is given and gives back, and the protocols by name."""
+
+# m test samples, K classes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from simfle.errors import UserError
+from simfle.eval import metrics
+from simfle.eval.backbones import Backbone
+from simfle.eval.config import EvalConfig
+from simfle.eval.features import Extractor
+from simfle.eval.metrics import Values
+from simfle.eval.parts import Parts
+from simfle.eval.results import AFFECT, CAM, CLASSES, LANDMARKS, VOTES
+from simfle.eval.splits import Split
+
+
+@dataclass(frozen=True)
+class Job:
+    """One classifier (or regressor) to fit and measure: `parts` of one fold, with one seed.
+
+    weights: the digest of the backbone's tensors, by which computed features are found again; metric: of the benchmark.
+    """
+
+    backbone: Backbone
+    weights: str
+    parts: Parts
+    config: EvalConfig
+    metric: str
+    seed: int
+    extractor: Extractor
+    points: list[int]
+    normaliser: tuple[list[int], list[int]]
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return len(self.parts.train.classes)
+
+    def features(self, split: Split) -> Tensor:
+        """Features [n, C] of a split, un-augmented, on the device."""
+        return self.extractor.pooled(self.backbone, split, self.weights)
+
+    def score(self, split: Split, predictions: NDArray[np.int64]) -> float:
+        """The benchmark's metric of predicted classes [n]."""
+        return metrics.measure(CLASSES, split.labels, predictions, self.classes)[self.metric]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of one job. labels, predictions: [m, ...], see `results.Samples`; kept: which test samples [m] have a label of
+    this kind (None: all); chosen: what was chosen on validation; best_on_test: the best epoch or candidate there."""
+
+    labels: Values
+    predictions: Values
+    chosen: dict[str, Any]
+    best_on_test: dict[str, Any] | None = None
+    kept: NDArray[np.int64] | None = None
+
+
+@dataclass
+class Choice:
+    """Of epochs or candidates, the best on validation, whose predictions count, and the best on the test samples.
+
+    The first of equals wins. metric: its name; lower: whether less of it is better.
+    """
+
+    metric: str
+    lower: bool = False
+    chosen: dict[str, Any] = field(default_factory=dict)
+    on_test: dict[str, Any] = field(default_factory=dict)
+    predictions: Values = field(default_factory=lambda: np.empty(0))
+
+    def look(self, what: dict[str, Any], on_val: float, on_test: float, predictions: Values) -> None:
+        """Consider one more: what it is, its scores, what it predicts of the test samples [m, ...]."""
+        if self._beats(on_val, self.chosen):
+            self.chosen, self.predictions = {**what, self.metric: on_val}, predictions
+        if self._beats(on_test, self.on_test):
+            self.on_test = {**what, self.metric: on_test}
+
+    def _beats(self, score: float, best: dict[str, Any]) -> bool:
+        if not best:
+            return True
+        return score < best[self.metric] if self.lower else score > best[self.metric]
+
+    def outcome(self, labels: Values, kept: NDArray[np.int64] | None = None) -> Outcome:
+        """What is reported."""
+        return Outcome(labels, self.predictions, self.chosen, self.on_test, kept)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """kind: what it predicts; module: its file, with `run(job) -> Outcome`; part: of the configuration that it reads;
+    seeded: whether a seed changes anything where all labels are used."""
+
+    kind: str
+    module: str
+    part: str
+    seeded: bool = True
+
+    def run(self, job: Job) -> Outcome:
+        """Fit and measure."""
+        function: Callable[[Job], Outcome] = import_module(f"simfle.eval.{self.module}").run
+        return function(job)
+
+
+PROTOCOLS = {
+    "linear": Protocol(CLASSES, "linear", "linear"),
+    "linear_fast": Protocol(CLASSES, "fast", "fast"),
+    "knn": Protocol(CLASSES, "knn", "knn", seeded=False),
+    "finetune": Protocol(CLASSES, "finetune", "finetune"),
+    "scratch": Protocol(CLASSES, "finetune", "scratch"),
+    "landmarks": Protocol(LANDMARKS, "landmarks", "landmarks"),
+    "cam": Protocol(CAM, "cam", "cam"),
+    "affect": Protocol(AFFECT, "affect", "affect", seeded=False),
+    "votes": Protocol(VOTES, "votes", "fast"),
+}
+"""scratch is `finetune` of a randomly initialised backbone, with settings of its own."""
+
+
+def parse(word: str) -> tuple[str, float]:
+    """finetune@0.01 -> ("finetune", 0.01). Raises UserError: unknown, or a share out of (0, 1]."""
+    name, _, text = word.partition("@")
+    if name not in PROTOCOLS:
+        raise UserError(f"protocols: {name!r} is unknown; there are: {', '.join(PROTOCOLS)}")
+    try:
+        share = float(text) if text else 1.0
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UserError(f"protocols: {word!r} asks for a share of the labels that is not above 0 and at most 1")
+    return name, share

@@ -1,0 +1,83 @@
+"""What shards know of a face beside its expression: landmarks, votes, valence and arousal."""
+
+# n samples, P points, K classes
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simfle.errors import UserError
+from simfle.eval.splits import Split
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+def votes(split: Split) -> tuple[Ints, Floats]:
+    """Positions [n] of the samples with votes, and their distributions over the split's classes [n, K].
+
+    Votes for anything else (unknown, no face) do not count.
+    """
+
+    def read(meta: dict[str, Any]) -> list[float] | None:
+        counts = meta.get("extras", {}).get("votes")
+        if not isinstance(counts, dict):
+            return None
+        found = [float(counts.get(name, 0)) for name in split.classes]
+        return [count / sum(found) for count in found] if sum(found) > 0 else None
+
+    return _gather(split, read, "votes", "build them with the command ferplus")
+
+
+def affect(split: Split) -> tuple[Ints, Floats]:
+    """Positions [n] of the samples with valence and arousal, and these [n, 2], from -1 to 1."""
+
+    def read(meta: dict[str, Any]) -> list[float] | None:
+        extras = meta.get("extras", {})
+        return [extras["valence"], extras["arousal"]] if {"valence", "arousal"} <= extras.keys() else None
+
+    return _gather(split, read, "valence and arousal", "build them with the command affectnet")
+
+
+def landmarks(split: Split, points: Sequence[int]) -> tuple[Ints, Floats]:
+    """Positions [n] of the samples with landmarks, and [n, P, 2] in pixels of the image; of all points, or of some."""
+
+    def read(meta: dict[str, Any]) -> list[list[float]] | None:
+        found = meta.get("landmarks")
+        if not found:
+            return None
+        if points and max(points) >= len(found):
+            raise UserError(f"landmarks: point {max(points)} is asked for, split {split.name!r} has {len(found)}")
+        return [found[place] for place in points] if points else found
+
+    return _gather(split, read, "landmarks", "take a set with landmarks, such as 300w")
+
+
+def sizes(split: Split) -> Floats:
+    """Width and height [n, 2] of the images, in pixels."""
+    return _gather(split, lambda meta: [meta["width"], meta["height"]], "sizes", "build the shards again")[1]
+
+
+def boxes(split: Split) -> Floats | None:
+    """Width and height [n, 2] of the faces' boxes, in pixels; None unless all have one."""
+    found = [split.meta(place).get("box") for place in range(len(split))]
+    return None if None in found else np.array(found, dtype=np.float64)[:, 2:]
+
+
+def _gather(split: Split, read: Callable[[dict[str, Any]], Any], what: str, advice: str) -> tuple[Ints, Floats]:
+    rows, values = [], []
+    for place in range(len(split)):
+        value = read(split.meta(place))
+        if value is not None:
+            rows.append(place)
+            values.append(value)
+    if not rows:
+        raise UserError(f"shards: split {split.name!r} has no {what}; {advice}")
+    try:
+        found = np.array(values, dtype=np.float64)
+    except (ValueError, TypeError):
+        found = np.full(1, np.nan)
+    if len(found) != len(rows) or not np.isfinite(found).all():
+        raise UserError(f"shards: split {split.name!r} has {what} of differing numbers, or not all are numbers")
+    return np.array(rows, dtype=np.int64), found

@@ -1,0 +1,149 @@
+"""Benchmarks: the shipped ones say what the sources of shards say, one's own are checked, parts share no people."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from eval_fixtures import MakeShards
+
+from shards.sources import ckplus, expw, ferplus, ibug300w, rafdb, sfew, wflw
+from shards.sources.affectnet import TRAIN
+from shards.sources.affectnet.common import LABELS as AFFECTNET
+from simfle.errors import UserError
+from simfle.eval.benchmarks import FOLDER, Benchmark, check, open_benchmark
+from simfle.eval.config import EvalConfig
+from simfle.eval.parts import describe, parts, read_data
+from simfle.eval.protocols import parse
+
+NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+MINE = Benchmark("mine", classes=["stripes", "circle"], val_share=0.25)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shipped_ones_open(name: str) -> None:
+    found = open_benchmark(f"{name}=shards/x", EvalConfig())
+    assert (found.name, found.shards) == (name, ["shards/x"])
+    assert found.title
+    assert all(parse(word) for word in found.protocols)
+    assert found.labelled == bool(found.classes)
+    for counts in found.expected.values():
+        assert set(counts) in (set(found.classes), {""})
+
+
+def test_shipped_ones_agree_with_the_sources_of_shards() -> None:
+    def counts(name: str, split: str) -> list[int]:
+        return list(open_benchmark(f"{name}=x", EvalConfig()).expected[split].values())
+
+    assert counts("affectnet8", "train") == list(TRAIN[:8])
+    assert sum(counts("affectnet8", "train")) == 287651
+    assert sum(counts("affectnet7", "train")) == 283901
+    assert open_benchmark("affectnet8=x", EvalConfig()).classes == list(AFFECTNET[:8])
+    for split in ("train", "test"):
+        assert counts("rafdb", split) == list(rafdb.COUNTS[split])
+        assert counts("ferplus", split) == list(ferplus.COUNTS["majority"][split])
+        assert counts("wflw", split) == [wflw.EXPECTED[split]]
+        assert counts("300w", split) == [sum(count for part, count in ibug300w.PARTS.values() if part == split)]
+    assert counts("expw", "train") == list(expw.COUNTS)
+    assert counts("ckplus", "train") == list(ckplus.PEAKS)
+    assert open_benchmark("sfew=x", EvalConfig()).classes == list(sfew.LABELS)
+
+
+def test_one_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("classes: [joy, fear]\nshards: [here]\nexpected: {train: {joy: 3}}\nmetric: accuracy\n")
+    found = open_benchmark(str(file), EvalConfig())
+    assert (found.name, found.shards, found.expected) == ("mine", ["here"], {"train": {"joy": 3}})
+    assert open_benchmark(f"{file}=there", EvalConfig()).shards == ["there"]
+    file.write_text("clases: [joy]\n")
+    with pytest.raises(UserError, match=r"unknown key 'clases' in .*mine\.yaml; did you mean classes"):
+        open_benchmark(str(file), EvalConfig())
+
+
+def test_unknown_names_and_shards() -> None:
+    with pytest.raises(UserError, match="no benchmark 'rafbd'; did you mean rafdb"):
+        open_benchmark("rafbd", EvalConfig())
+    with pytest.raises(UserError, match=r"where are the shards of rafdb\? Write benchmarks=\[rafdb=FOLDER\]"):
+        open_benchmark("rafdb", EvalConfig())
+    assert open_benchmark("rafdb", EvalConfig(shards=["all"])).shards == ["all"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metric": "f1"}, "metric 'f1' is unknown"),
+        ({"val_share": 0.0}, "val_share 0.0 must be above 0"),
+        ({"folds": 1}, "folds must be 0 or at least 2"),
+        ({"folds": 5}, "folds are cut from train, so test must be empty"),
+        ({"folds": 5, "test": "", "val": "v"}, "leave val empty"),
+        ({"val": "test"}, "must be different splits, not train, test, test"),
+        ({"classes": ["a", "a"]}, "a class is listed twice"),
+    ],
+)
+def test_fields_out_of_range(change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check(replace(MINE, **change), "mine.yaml")
+
+
+def test_published_counts_that_differ_are_told(make_shards: MakeShards, caplog: pytest.LogCaptureFixture) -> None:
+    folder = str(make_shards({"train": [8, 8, 8], "test": [4, 4, 4]}))
+    expected = {"train": {"circle": 8, "stripes": 9}, "test": {"": 8}, "val": {"": 1}}
+    with caplog.at_level(logging.WARNING):
+        data = read_data(replace(MINE, shards=[folder], expected=expected))
+    told = ["mine: split train differs from the published counts: stripes 8 instead of 9"]
+    assert data.about["differs"] == told
+    assert caplog.messages == told
+
+
+@pytest.mark.parametrize(
+    "change", [{}, {"test": ""}, {"test": "", "folds": 4}, {"val": "val"}], ids=["test", "cut", "folds", "val"]
+)
+def test_parts_share_no_person(make_shards: MakeShards, change: dict) -> None:
+    folder = str(make_shards({"train": [24, 24, 24], "test": [8, 8, 8], "val": [6, 6, 6]}))
+    data = read_data(replace(MINE, shards=[folder], **change))
+    found = list(parts(data, 1.0, 0))
+    assert len(found) == (change.get("folds") or 1)
+    for each in found:
+        people = [set(split.groups) for split in (each.train, each.val, each.test)]
+        assert all(people)
+        assert not people[0] & people[1]
+        assert not people[0] & people[2]
+        assert not people[1] & people[2]
+        assert each.train.classes == ("stripes", "circle")
+    if "folds" in change:
+        tested = [key for each in found for key in each.test.keys]
+        assert sorted(tested) == sorted(data.train.keys)  # each once
+    about = describe(data, found)
+    assert about["test"]["samples"] == sum(len(each.test) for each in found)
+    assert about["test"]["people"] == about["test"]["samples"] // 2
+    assert about["chance"] == 0.5
+
+
+def test_few_labels_are_another_subset_for_each_seed_of_the_same_rest(make_shards: MakeShards) -> None:
+    data = read_data(replace(MINE, shards=[str(make_shards({"train": [60, 60, 60], "test": [4, 4, 4]}))]))
+    whole, few, again, other = (next(parts(data, *how)) for how in ((1, 0), (0.1, 0), (0.1, 0), (0.1, 1)))
+    assert few.train.counts() == dict.fromkeys(MINE.classes, 4)  # a tenth of 45, in people of two
+    assert few.train.keys == again.train.keys != other.train.keys
+    assert set(few.train.keys) < set(whole.train.keys)
+    assert few.val.keys == whole.val.keys == other.val.keys
+    one = next(parts(data, 0.001, 0))
+    assert one.train.counts() == dict.fromkeys(MINE.classes, 2)  # one person of each class at least
+
+
+def test_what_is_missing(make_shards: MakeShards) -> None:
+    folder = str(make_shards({"train": [8, 8, 8], "test": [4, 4, 0]}))
+    with pytest.raises(UserError, match="no 'stripes' in split 'test' for testing"):
+        list(parts(read_data(replace(MINE, shards=[folder])), 1.0, 0))
+    with pytest.raises(UserError, match="at least two classes are needed, there is circle"):
+        read_data(replace(MINE, shards=[folder], classes=["circle"]))
+    only = str(make_shards({"train": [8, 8, 8], "test": [0, 4, 0]}, name="cross"))
+    with pytest.raises(UserError, match="split 'test' has no sample of stripes, circle"):
+        read_data(replace(MINE, shards=[only]))
+    unlabelled = str(make_shards({"train": [8, 8, 8], "test": [4, 4, 4]}, name="bare", labelled=False))
+    with pytest.raises(UserError, match="has no labels"):
+        read_data(replace(MINE, shards=[unlabelled]))
+    data = read_data(replace(MINE, shards=[unlabelled], labelled=False, classes=[]))
+    assert data.classes == ()
+    assert len(next(parts(data, 1.0, 0)).val) == 6
+    assert np.all(next(parts(data, 1.0, 0)).train.labels == 0)

@@ -1,0 +1,102 @@
+"""Paired tests: a real difference is found, none is not, people count as one, samples are matched by name."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_eval_results import result
+
+from simfle.errors import UserError
+from simfle.eval.compare import compare, mcnemar
+from simfle.eval.results import LANDMARKS, Result, Samples
+
+RNG = np.random.default_rng(0)
+LABELS = RNG.integers(0, 2, 400)
+
+
+def made(right: np.ndarray, name: str = "a", people: int = 400, seed: int = 0) -> Result:
+    """A result that recognises the marked samples, of so many people."""
+    predicted = np.where(right, LABELS, 1 - LABELS).tolist()
+    keys = [f"k{number}" for number in range(len(LABELS))]
+    groups = [f"p{number * people // len(LABELS)}" for number in range(len(LABELS))]
+    samples = Samples(keys, groups, LABELS.tolist(), predicted)
+    return result(backbone={"id": name}, samples=samples, seed=seed)
+
+
+def test_mcnemar_by_hand() -> None:
+    """9 samples only the first got right, 1 only the second: p = 2 (1 + 10) / 2^10."""
+    labels = np.zeros(30, int)
+    first, second = labels.copy(), labels.copy()
+    second[:9], first[9], first[10:15], second[10:15] = 1, 1, 1, 1
+    assert mcnemar(labels, first, second) == pytest.approx(22 / 1024)
+    assert mcnemar(labels, first, first) == 1
+
+
+def test_a_real_difference_is_found_and_none_is_not() -> None:
+    better, worse, like = RNG.random(400) < 0.8, RNG.random(400) < 0.65, RNG.random(400) < 0.8
+    found = compare([made(better)], [made(worse, "b")], 400)
+    assert found.difference == pytest.approx(made(better).labels().size and _balanced(better) - _balanced(worse))
+    assert 0 < found.interval[0] < found.difference < found.interval[1]
+    assert found.p < 0.01
+    assert found.mcnemar is not None
+    assert found.mcnemar < 0.01
+    assert found.first_is_better
+    none = compare([made(better)], [made(like, "b")], 400)
+    assert none.interval[0] < 0 < none.interval[1]
+    assert none.p > 0.05
+    back = compare([made(worse, "b")], [made(better)], 400)
+    assert back.difference == -found.difference
+
+
+def _balanced(right: np.ndarray) -> float:
+    return float(np.mean([right[label == LABELS].mean() for label in (0, 1)]))
+
+
+def test_people_count_as_one() -> None:
+    """Of four people one is always better recognised: a difference in 100 images, but of one person."""
+    base = RNG.random(400) < 0.6
+    better = base | (np.arange(400) < 100)
+    alone = compare([made(better)], [made(base, "b")], 300)
+    whole = compare([made(better, people=4)], [made(base, "b", people=4)], 300)
+    assert alone.p < 0.01
+    assert whole.p > 0.2
+
+
+def test_seeds_are_averaged_and_a_backbone_with_one_is_used_for_all() -> None:
+    runs = [RNG.random(400) < share for share in (0.7, 0.8, 0.75)]
+    seeds = [made(right, seed=seed) for seed, right in enumerate(runs)]
+    other = RNG.random(400) < 0.5
+    found = compare(seeds, [made(other, "b")], 100)
+    assert found.difference == pytest.approx(np.mean([_balanced(right) for right in runs]) - _balanced(other))
+
+
+def test_samples_are_matched_by_name_not_by_place() -> None:
+    first = made(RNG.random(400) < 0.7)
+    turned = {name: values[::-1] for name, values in vars(first.samples).items()}
+    found = compare([first], [replace(first, samples=Samples(**turned))], 20)
+    assert (found.difference, found.interval, found.p) == (0, (0, 0), 1)
+
+
+def test_less_is_better_of_errors() -> None:
+    keys = list(map(str, range(50)))
+    low, high = (
+        result(kind=LANDMARKS, metric="nme", samples=Samples(keys, keys, [1.0] * 50, values.tolist()))
+        for values in (RNG.random(50) * 0.05, RNG.random(50) * 0.05 + 0.02)
+    )
+    found = compare([low], [high], 200)
+    assert found.difference < 0
+    assert found.first_is_better
+    assert found.p < 0.01
+    assert found.mcnemar is None
+
+
+def test_what_cannot_be_compared() -> None:
+    first = made(LABELS == 0)
+    fewer = Samples(*(values[:5] for values in vars(first.samples).values()))
+    with pytest.raises(UserError, match="not measured on the same samples"):
+        compare([first], [replace(first, samples=fewer)])
+    with pytest.raises(UserError, match="another benchmark or protocol"):
+        compare([first], [replace(first, protocol="knn")])
+    flipped = replace(first.samples, labels=[1 - label for label in first.samples.labels])
+    with pytest.raises(UserError, match="disagree about the labels"):
+        compare([first], [replace(first, samples=flipped)])
