@@ -13,7 +13,7 @@ from tiny_methods import CONTRAST, EMA, FACEMAE, NAMES, TINY, VIEWS, batch, conf
 from shards.errors import UserError
 from simfle.batch import Batch
 from simfle.config import ModelConfig
-from simfle.models.facemae import sincos_positions
+from simfle.models.facemae import patchify, sincos_positions
 from simfle.models.masking import random_patches
 from simfle.models.method import momentum_at
 from simfle.models.methods import METHODS, build_method
@@ -179,7 +179,11 @@ def test_mae_sees_a_quarter_of_the_patches() -> None:
         masked[b, :, row : row + 16, column : column + 16] = 7
     tokens = [model.online(model.normalise(each), visible) for each in (images, masked)]
     assert torch.allclose(*tokens, atol=1e-6)
-    assert loss["total"] > 0
+    patches = patchify(model.normalise(images), 16)
+    wanted = (patches - patches.mean(2, keepdim=True)) / (patches.var(2, keepdim=True) + 1e-6).sqrt()
+    error = (model.picture.prediction - wanted).square().mean(dim=2)
+    assert loss["total"].item() == pytest.approx(error[hidden].mean().item(), rel=1e-5)
+    assert loss["total"].item() != pytest.approx(error.mean().item(), rel=1e-5)
 
 
 def test_mae_encoder_is_timms_vit_with_sine_positions() -> None:
