@@ -7,6 +7,7 @@ the number of workers nor an interruption can change a byte.
 
 import fcntl
 import json
+import os
 import shutil
 import sqlite3
 from collections import Counter
@@ -77,7 +78,7 @@ def build(
             if isinstance(end, OSError | sqlite3.Error):
                 raise UserError(f"cannot build {out}: {end}; mend it and run the same command again") from None
             raise
-        _discard(request.partial, [])
+        shutil.rmtree(request.partial, ignore_errors=True)  # who starts the same build now may be doing it too
     return report
 
 
@@ -211,6 +212,8 @@ def _manifest(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str
             for item in result.rejected:
                 counts[item.reason] += 1
                 lines.write(json.dumps(asdict(item)) + "\n")
+        lines.flush()
+        os.fsync(lines.fileno())
     if not infos:
         request.mark.unlink()
         raise UserError(f"nothing to write: every entry was rejected ({_counts(counts)})")
