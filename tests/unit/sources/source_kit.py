@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,15 @@ def rejects(source: Iterable[Entry | Rejected]) -> dict[str, str]:
     return {item.source: item.reason for item in found}
 
 
+def check_accounts(source: Iterable[Entry | Rejected], manifest: Manifest, out: Path) -> None:
+    """Everything that a source lists is written or in rejected.jsonl, with one of the known reasons."""
+    found = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+    assert manifest.entries == len(list(source)) == manifest.samples - manifest.extra_samples + len(found)
+    assert Counter(item["reason"] for item in found) == Counter(manifest.rejected)
+    assert set(manifest.rejected) <= set(REASONS)
+    assert all(set(item) == {"source", "reason", "detail"} for item in found)
+
+
 def built(
     source: Iterable[Entry | Rejected], out: Path, workers: int = 1
 ) -> tuple[Manifest, dict[str, dict[str, Any]]]:
@@ -53,7 +63,7 @@ def built(
     request = Build(out, "test", {}, shard_samples=4, workers=workers)
     build(request, source, lambda stage, done, total: None)
     manifest = read_manifest(out)
-    assert manifest.entries == len(list(source)) == manifest.samples + sum(manifest.rejected.values())
+    check_accounts(source, manifest, out)
     found = {}
     for info in manifest.shards:
         with tarfile.open(out / info.file) as tar:
