@@ -1,5 +1,5 @@
 """Every reader that is fuzzed."""
 
-from fuzz import run_readers, shard_readers
+from fuzz import list_readers, run_readers, shard_readers
 
-READERS = (*shard_readers.READERS, *run_readers.READERS)
+READERS = (*shard_readers.READERS, *list_readers.READERS, *run_readers.READERS)
