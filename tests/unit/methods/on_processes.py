@@ -1,11 +1,14 @@
-"""Methods on several processes: losses of the global batch, and two bf16 steps of each at the ZeRO stages given."""
+"""Methods on several processes: losses of the global batch, and two bf16 steps of each method asked for.
+
+Usage: on_processes.py STAGE:METHOD,METHOD ...
+"""
 
 import json
 import sys
 
 import torch
 import torch.distributed as dist
-from tiny_methods import NAMES, VIEWS, batch, config
+from tiny_methods import VIEWS, batch, config
 
 from simfle.config import OptimConfig, TrainConfig
 from simfle.models.methods import build_method
@@ -77,11 +80,12 @@ def steps_of(name: str, train: TrainConfig, world: World) -> dict:
 
 def main() -> None:
     settings = {"global_batch": 16, "micro_batch": 4, "precision": "bf16", "device": "cpu"}
-    trains = [TrainConfig(zero_stage=int(stage), **settings) for stage in sys.argv[1:]]
-    with processes(trains[0]) as world:
+    asked = [(stage, names.split(",")) for stage, names in (word.split(":") for word in sys.argv[1:])]
+    with processes(TrainConfig(**settings)) as world:
         facts = shared_losses(world)
-        for train in trains:
-            facts[str(train.zero_stage)] = {name: steps_of(name, train, world) for name in NAMES}
+        for stage, names in asked:
+            train = TrainConfig(zero_stage=int(stage), **settings)
+            facts |= {f"{stage}:{name}": steps_of(name, train, world) for name in names}
         print(json.dumps(facts))
 
 
