@@ -13,6 +13,8 @@ def read(file: Path, offset: int, size: int) -> bytes:
 
     if size > MAX_BYTES:
         raise Unusable("too_large", "more than 1 GiB")
+    if not 0 <= offset < 1 << 63:  # of a damaged directory
+        raise Unusable("truncated", f"{file.name} has no byte {offset}")
     with file.open("rb", buffering=0) as data:
         data.seek(offset)
         found = data.read(size)

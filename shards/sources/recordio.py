@@ -24,6 +24,7 @@ MAGIC = 0xCED7230A
 FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
 WHOLE, BEGIN, END = 0, 1, 3  # cflag
+DIGITS = 18  # of a key or an offset, at most
 IMAGES = {85_742: 5_822_653, 93_431: 5_179_510, 360_232: 17_091_657}  # by people: MS1MV2, MS1MV3, Glint360K
 
 
@@ -77,6 +78,11 @@ class RecordIO:
             raise UserError(f"recordio: {pack} does not begin with a whole record ({damage.detail})") from None
         # Keys from 1 to count - 1 are images; others tell which keys belong to whom.
         count = int(first.labels[0]) if len(first.labels) > 1 and not first.image else None
+        most = os.fstat(data).st_size // (FRAME.size + HEADER.size) + 1
+        if count is not None and not 0 <= count <= most:
+            raise UserError(
+                f"recordio: {pack} says that it has {count} records, and has room for {most}; fetch it again"
+            )
         seen = bytearray(count or 0)
         index = pack.with_suffix(".idx")
         for key, offset in _indexed(index) if index.is_file() else _scanned(data):
@@ -111,7 +117,7 @@ def _indexed(index: Path) -> Iterator[tuple[int, int | None]]:
     """Key and offset of each record that an index names; (line number, None) for a damaged line."""
     for number, line in lines(index):
         words = line.split()
-        if len(words) == 2 and all(word.isdecimal() for word in words):
+        if len(words) == 2 and all(word.isdecimal() and len(word) <= DIGITS for word in words):
             yield int(words[0]), int(words[1])
         else:
             yield number, None

@@ -87,7 +87,7 @@ def _directory(data: IO[bytes]) -> Directory:
 
 def _end(tail: bytes) -> int:
     """Where in the last bytes of a zip the end of its directory is told, -1 if nowhere; its comment is the rest."""
-    place = tail.rfind(b"PK\5\6", 0, len(tail) - END.size + 4)
+    place = tail.rfind(b"PK\5\6", 0, max(len(tail) - END.size + 4, 0))
     while place >= 0 and END.unpack_from(tail, place)[-1] > len(tail) - place - END.size:
         place = tail.rfind(b"PK\5\6", 0, place + 3)
     return place
