@@ -54,7 +54,9 @@ class Mender:
         Raises:
             UserError: no sample near a damaged one can be decoded; a shard that cannot be opened.
         """
-        fed = np.array([self._known.get(number, number) for number in ids.tolist()]) if self._known else ids
+        fed = ids
+        if self._known and isinstance(self.corpus, Corpus):  # a stream has other samples behind a sample each time
+            fed = np.array([self._known.get(number, number) for number in ids.tolist()])
         rendered = self.backend.render(self._images(fed), draws)
         if rendered.damaged:
             fed = self._mend(fed.copy(), rendered, draws)
@@ -98,8 +100,6 @@ class Mender:
             return NOTHING
 
     def _note(self, step: int, number: int, by: int) -> None:
-        if self._known.get(number) == by:
-            return
         first = number not in self._known
         self._known[number] = by
         if first:

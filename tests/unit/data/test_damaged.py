@@ -16,10 +16,12 @@ from simfle.data.damaged import TRIES
 from simfle.data.jpeg import MOST_PIXELS
 from simfle.data.loader import Loader, Share, make_order
 from simfle.data.reader import Corpus
+from simfle.data.rendered import DAMAGED
+from simfle.data.streaming import Stream
 from simfle.data.views import draw
 from simfle.errors import UserError
 
-DAMAGED = {3: 4, 7: 0, 11: 13, 12: 13}  # 7 is the last of its shard, 11 and 12 follow each other
+REPLACED = {3: 4, 7: 0, 11: 13, 12: 13}  # 7 is the last of its shard, 11 and 12 follow each other
 BOTH = pytest.mark.parametrize("backend", ["opencv", "dali"])
 
 
@@ -48,7 +50,7 @@ def shards(folder: Path, count: int = 24) -> Path:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     made = shards(tmp_path / "shards")
-    for number in DAMAGED:
+    for number in REPLACED:
         hurt(made, number)
     return made
 
@@ -64,7 +66,7 @@ def test_the_next_good_sample_of_the_shard_comes_with_the_views_of_the_damaged_o
     for step in range(3, 6):
         wanted, _ = loader.order.batch(step)
         batch = loader.batch(step, 0)
-        assert batch.ids.tolist() == [DAMAGED.get(number, number) for number in wanted.tolist()]
+        assert batch.ids.tolist() == [REPLACED.get(number, number) for number in wanted.tolist()]
         draws = draw(5, epoch, wanted, VIEWS)  # of the slots, not of what is fed in them
         images = [loader.corpus.image(*(int(x[0]) for x in loader.corpus.locate([n]))) for n in batch.ids.tolist()]
         alone = loader._backend.render(images, draws)
@@ -94,9 +96,9 @@ def test_each_is_told_once_with_its_step(folder: Path, backend: str) -> None:
     first = loader.damaged(0)
     assert [each.step for each in first] == [0] * len(first)
     told = first + loader.damaged(5)
-    assert {each.id: each.by for each in told} == DAMAGED
-    assert len(told) == len(DAMAGED)
-    assert {each.id: each.key for each in told} == {number: f"s{number:06d}" for number in DAMAGED}
+    assert {each.id: each.by for each in told} == REPLACED
+    assert len(told) == len(REPLACED)
+    assert {each.id: each.key for each in told} == {number: f"s{number:06d}" for number in REPLACED}
     assert all(each.shard == str(folder / f"train-{each.id // 8:06d}.tar") for each in told)
     assert loader.damaged(100) == []
     loader.close()
@@ -132,4 +134,21 @@ def test_a_shard_without_a_good_sample_ends_the_run(tmp_path: Path) -> None:
     loader = make(folder)
     with pytest.raises(UserError, match=rf"train-000001\.tar: {TRIES} samples in a row cannot be decoded"):
         [loader.batch(step, 0) for step in range(3)]
+    loader.close()
+
+
+def test_in_a_stream_the_next_of_the_micro_batch_stands_in(tmp_path: Path) -> None:
+    folder = shards(tmp_path / "shards")
+    for number in range(0, 24, 8):
+        hurt(folder, number)
+    data = dataclasses.replace(DATA, shards=[str(folder)], streaming=True)
+    stream = Stream(data, 0, 8, 0)
+    loader = Loader(stream, stream, VIEWS, data, Share(), CPU)
+    for step in range(8):
+        batch = loader.batch(step, 0)
+        assert len(batch.ids) == 8
+        assert not (batch.face == DAMAGED).flatten(1).all(1).any()
+    told = loader.damaged(8)
+    assert {each.key.rpartition(" ")[2] for each in told} <= {"s000000", "s000008", "s000016"}
+    assert told
     loader.close()
