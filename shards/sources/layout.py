@@ -45,9 +45,9 @@ def names(folder: Path) -> list[str]:
 
 
 def inside(name: str) -> str | None:
-    """A path from a list in its shortest form; None if it is empty or leaves the folder that it is relative to."""
+    """A path from a list in its shortest form; None if it is none or leaves the folder that it is relative to."""
     path = PurePosixPath(name)
-    if not path.parts or path.is_absolute() or ".." in path.parts:
+    if not path.parts or "\0" in name or path.is_absolute() or ".." in path.parts:
         return None
     return str(path)
 

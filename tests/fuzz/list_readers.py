@@ -7,18 +7,24 @@ import json
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fuzz.reader import Reader
 from fuzz.shard_readers import list_of, photo, source
 
 from shards.errors import UserError
-from shards.sources.affectnet import arrays, plus
+from shards.sources.affectnet import AffectNet, arrays, plus
+from shards.sources.affectnet.lists import COLUMNS as COLUMNS_2017
 from shards.sources.aflw19 import _read
+from shards.sources.celeba import CelebA
 from shards.sources.cofw import COFW
+from shards.sources.expw import ExpW
+from shards.sources.fer2013 import FER2013
 from shards.sources.ffhq import FFHQ
 from shards.sources.huggingface import HuggingFace
 from shards.sources.ibug300w import IBug300W
+from shards.sources.rafdb import RAFDB
 from shards.sources.recordio import RecordIO
 from shards.sources.table import Table
 from shards.sources.wflw import WFLW
@@ -185,7 +191,48 @@ def _plus(file: Path) -> None:
     list_of(plus.read_plus(root, automatic=False))
 
 
+def _corpus(make: Callable[[Path], Any], images: str) -> Callable[[Path], None]:
+    """A corpus of one list and an empty folder of images."""
+
+    def read(file: Path) -> None:
+        root = next(folder for folder in file.parents if folder.name == "corpus")
+        (root / images).mkdir(parents=True, exist_ok=True)
+        list_of(make(root))
+
+    return read
+
+
+def fer2013() -> list[bytes]:
+    pixels = " ".join(str(number % 256) for number in range(48 * 48))
+    return [f"emotion,pixels,Usage\n0,{pixels},Training\n6,{pixels},PrivateTest\n".encode()]
+
+
+def affectnet() -> list[bytes]:
+    marks = ";".join(f"{10.5 + n};{20 + n}" for n in range(68))
+    header = ",".join(COLUMNS_2017)
+    return [f"{header}\n1/a.jpg,1,2,30,40,{marks},3,0.5,-0.5\n1/b.jpg,1,2,30,40,{marks},0,-2,-2\n".encode()]
+
+
+def celeba() -> list[bytes]:
+    return [b"2\nBald Smiling Young\n000001.jpg -1 1 1\n000002.jpg 1 -1 -1\n"]
+
+
+def _celeba(root: Path) -> CelebA:
+    (root / "list_eval_partition.txt").write_text("000001.jpg 0\n000002.jpg 2\n")
+    return CelebA(root)
+
+
 READERS = (
+    Reader("fer2013 csv", "f/corpus/fer2013.csv", fer2013, _corpus(FER2013, "unused")),
+    Reader("affectnet csv", "g/corpus/training.csv", affectnet, _corpus(AffectNet, "Manually_Annotated_Images")),
+    Reader("expw list", "h/corpus/label.lst", lambda: [b"a b.jpg 0 10 20 90 80 77.5 3\n"] * 2, _corpus(ExpW, "origin")),
+    Reader(
+        "rafdb list",
+        "i/corpus/EmoLabel/list_patition_label.txt",
+        lambda: [b"train_00001.jpg 5\ntest_0001.jpg 4\n"],
+        _corpus(RAFDB, "Image/aligned"),
+    ),
+    Reader("celeba list", "j/corpus/list_attr_celeba.txt", celeba, _corpus(_celeba, "img_align_celeba")),
     Reader("csv", "t.csv", _text(","), _table(COLUMNS)),
     Reader("tsv", "t.tsv", _text("\t"), _table(COLUMNS)),
     Reader("jsonl", "t.jsonl", json_lines, _table(COLUMNS)),
