@@ -263,7 +263,8 @@ def _report(out: Path, data: Path | None, layout: Layout, stages: list[Stage], r
         sample_caption=caption,
         note=note,
     )
-    return write_report(out / "run", out / "report.html", extras=extras)
+    (page,) = write_report([out / "run"], out / "report.html", shards=[str(out / "shards")], extras=extras)
+    return page
 
 
 def _next(out: Path, data: Path | None) -> list[str]:

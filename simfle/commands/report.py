@@ -1,4 +1,4 @@
-"""`tools/report.py`: one HTML page about a run."""
+"""`tools/report.py`: one page about one or several runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,14 +9,33 @@ from simfle.commands.app import command
 
 
 def report(
-    run: Annotated[Path, typer.Argument(help="a run's folder")],
-    out: Annotated[Path | None, typer.Option(help="the page; default RUN/report.html")] = None,
-    results: Annotated[Path | None, typer.Option(help="results of an evaluation; default RUN/results.json")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs; several are compared")],
+    out: Annotated[
+        Path | None, typer.Option(help="the page; default RUN/report.html, of several runs beside the first")
+    ] = None,
+    results: Annotated[
+        list[Path] | None, typer.Option(help="a folder of evaluations outside the runs; may be repeated")
+    ] = None,
+    shards: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="shards for masks, reconstructions, activation maps and neighbours; may be repeated. The page then "
+            "holds images of faces, which are personal data; without it there is none on it"
+        ),
+    ] = None,
+    format: Annotated[
+        list[str] | None, typer.Option(help="html, markdown, csv, json; may be repeated; default html")
+    ] = None,
 ) -> None:
-    """Write one self-contained HTML page: losses, masks and reconstructions, results, how to get them again."""
+    """Write a self-contained page: results with intervals, losses, throughput, pictures, how to get them again.
+
+    For example: tools/report.py runs/simfle runs/byol --shards shards/mine --format html --format csv
+    """
     from simfle.report.report import write_report
 
-    typer.echo(f"report: {write_report(run, out, results)}")
+    written = write_report(runs, out, results or (), shards=shards or (), formats=format or ("html",))
+    for path in written:
+        typer.echo(f"report: {path}")
 
 
 main = command(report)

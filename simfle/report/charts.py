@@ -2,23 +2,25 @@
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
+from simfle.eval.metrics import LOWER_IS_BETTER
+from simfle.eval.summary import Row
 from simfle.report.gather import Curve
 
-# Okabe and Ito's palette
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#767676"
-COLOURS = {
-    "total": "#222222",
-    "similarity": BLUE,
-    "reconstruction": GREEN,
-    "distillation": ORANGE,
-    "grouping": PURPLE,
-    "overlap": PURPLE,
-}
+# Okabe and Ito's palette; lines differ in their dashes too, for prints and for eyes that see no colour
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
+    "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#767676",
+)  # fmt: skip
+LINES = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, "#222222"]
+DASHES = ["-", "--", "-.", ":"]
+LONGEST = 18  # letters of a class at an axis
+SHARES = frozenset({"accuracy", "balanced_accuracy", "macro_f1"})  # shown in per cent
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -30,49 +32,92 @@ STYLE: Any = {
     "grid.color": "#e6e6e6",
     "xtick.color": "#444444",
     "ytick.color": "#444444",
+    "legend.frameon": False,
 }
 
 
-def curve(data: Curve) -> str:
-    """One loss over the steps; on a logarithmic scale where it spans more than two decades."""
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": data.name}):
-        figure = Figure(figsize=(4.2, 2.6), layout="constrained")
+def curves(name: str, found: Sequence[tuple[str, Curve]]) -> str:
+    """One quantity over the steps, a line for each run; logarithmic where it spans more than two decades."""
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
+        figure = Figure(figsize=(4.2, 2.6 + 0.24 * len(found) * (len(found) > 1)), layout="constrained")
         axes = figure.subplots()
-        axes.plot(data.steps, data.values, color=COLOURS.get(data.name, VERMILION), linewidth=1.8)
-        positive = [value for value in data.values if value > 0]
-        if len(positive) == len(data.values) and max(positive) > 100 * min(positive):
+        for place, (run, curve) in enumerate(found):
+            colour, dashes = LINES[place % len(LINES)], DASHES[place // len(LINES) % len(DASHES)]
+            if len(found) > 1:
+                dashes = DASHES[place % len(DASHES)]
+            axes.plot(curve.steps, curve.values, color=colour, linestyle=dashes, linewidth=1.8, label=_plain(run))
+        values = [value for _, curve in found for value in curve.values]
+        if min(values) > 0 and max(values) > 100 * min(values):
             axes.set_yscale("log")
         axes.set_xlabel("step")
         axes.margins(x=0.02)
-        return _svg(figure, f"{data.name} loss over {data.steps[-1]:.0f} steps, last value {data.values[-1]:.4g}")
+        if len(found) > 1:
+            figure.legend(loc="outside lower left", ncols=1)
+        last = "; ".join(f"{run} ends at {curve.values[-1]:.4g}" for run, curve in found)
+        return _svg(figure, f"{name} over {found[0][1].steps[-1]:.0f} steps: {last}")
 
 
-def comparison(results: dict[str, Any]) -> str:
-    """Balanced accuracy of each backbone by each protocol, with its 95 % interval, and chance."""
-    rows = results["summary"][::-1]
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "comparison"}):
-        figure = Figure(figsize=(5.2, 0.9 + 0.42 * len(rows)), layout="constrained")
+def comparison(rows: Sequence[Row], names: dict[str, str], chance: float | None) -> str:
+    """One metric on one benchmark: score of each backbone by each protocol with its 95 % interval, and chance."""
+    metric, shown = rows[0].metric, list(rows)[::-1]
+    scale = 100 if metric in SHARES else 1
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"{rows[0].benchmark} {metric}"}):
+        figure = Figure(figsize=(5.2, 0.9 + 0.42 * len(shown)), layout="constrained")
         axes = figure.subplots()
-        for place, row in enumerate(rows):
-            low, high = (100 * value for value in row["interval"])
-            colour = GREY if row["kind"] == "random" else BLUE
+        for place, row in enumerate(shown):
+            low, high = (scale * value for value in row.interval)
+            colour, mark = (GREY, "s") if row.kind == "random" else (BLUE, "o")
             axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="round", alpha=0.45)
-            axes.plot([100 * row["balanced_accuracy"]], [place], "o", color=colour, markersize=7)
-        axes.set_yticks(range(len(rows)), [f"{row['protocol']}, {row['kind']}" for row in rows], parse_math=False)
-        axes.set_ylim(-0.6, len(rows) - 0.4)
-        axes.axvline(100 * results["data"]["chance"], color=VERMILION, linestyle="--", linewidth=1.2)
-        axes.annotate(
-            "chance",
-            (100 * results["data"]["chance"], 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(4, -8),
-            textcoords="offset points",
-            color=VERMILION,
-            fontsize=10,
-        )
-        axes.set_xlim(left=0)
-        axes.set_xlabel("balanced accuracy, %")
-        return _svg(figure, "Balanced accuracy with 95 % intervals; the same numbers are in the table below")
+            axes.plot([scale * row.score], [place], mark, color=colour, markersize=7)
+        labels = [f"{names[row.id]}, {row.protocol}" for row in shown]
+        axes.set_yticks(range(len(shown)), labels, parse_math=False)
+        axes.set_ylim(-0.6, len(shown) - 0.4)
+        if chance is not None and metric in SHARES:
+            axes.axvline(100 * chance, color=VERMILION, linestyle="--", linewidth=1.2)
+            top = (100 * chance, 1)
+            options: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            axes.annotate("chance", top, xytext=(4, -8), color=VERMILION, fontsize=10, **options)
+        if metric in SHARES:
+            axes.set_xlim(left=0)
+        unit = ", %" if metric in SHARES else ", lower is better" if metric in LOWER_IS_BETTER else ""
+        axes.set_xlabel(readable(metric) + unit)
+        return _svg(figure, f"{readable(metric)} with 95 % intervals; the same numbers are in the table")
+
+
+def confusion(table: Sequence[Sequence[float]], classes: Sequence[str], salt: str) -> str:
+    """Rows are the truth, columns what was predicted, in per cent of the row."""
+    counts = np.array(table, dtype=float)
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 1.5 + 0.42 * len(classes)
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": salt, "axes.grid": False}):
+        figure = Figure(figsize=(side, side), layout="constrained")
+        axes = figure.subplots()
+        edges = np.arange(len(classes) + 1) - 0.5
+        axes.pcolormesh(edges, edges, share, cmap="Blues", vmin=0, vmax=100, edgecolors="white")  # one hue
+        axes.invert_yaxis()
+        axes.set_aspect("equal")
+        for row, values in enumerate(share):
+            for column, value in enumerate(values):
+                colour = "white" if value > 55 else "#222222"
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=9)
+        labels = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in classes]
+        axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", parse_math=False)
+        axes.set_yticks(range(len(labels)), labels, parse_math=False)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("truth")
+        axes.spines[:].set_visible(False)
+        found = "; ".join(f"{name} {share[place, place]:.0f} %" for place, name in enumerate(classes))
+        return _svg(figure, f"Confusion matrix. Recognised: {found}")
+
+
+def readable(metric: str) -> str:
+    """balanced_accuracy -> balanced accuracy."""
+    return metric.replace("_", " ")
+
+
+def _plain(text: str) -> str:
+    """matplotlib hides labels that begin with an underscore, and reads $ as mathematics."""
+    return text.lstrip("_").replace("$", r"\$")
 
 
 def _svg(figure: Figure, description: str) -> str:

@@ -1,17 +1,26 @@
-"""One HTML page about a run: self-contained, readable on a phone, without a request to anywhere."""
+"""One HTML page about one or several runs: self-contained, readable on a phone, without a request to anywhere."""
 
 import base64
+import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from shards.files import write_atomic
+from simfle.errors import UserError
 from simfle.report import charts
-from simfle.report.gather import Run, read_run
+from simfle.report.gather import Run, differing, read_runs, results_of
+from simfle.report.tables import Tables, confusions, csv_text, json_text, markdown, show, show_interval, tables
 
+if TYPE_CHECKING:
+    from simfle.report.album import Sheet
+
+ENDINGS = {"html": ".html", "markdown": ".md", "csv": ".csv", "json": ".json"}
 ABOUT = {
     "total": "The sum that is minimised.",
     "similarity": "Two views of a face should give the same projection; 0 is equal, 4 is orthogonal for both.",
@@ -19,6 +28,8 @@ ABOUT = {
     "distillation": "Backbone and FaceMAE should agree on what they see.",
     "grouping": "Channels of a group should light up together and groups apart. Enters the sum with a small weight.",
     "overlap": "Not part of the sum: mean correlation between maps of different groups. Falling means that they part.",
+    "images_per_second": "Images that all processes together trained on in a second. Dips are checkpoints or waits.",
+    "data_wait": "Share of the time that training stood still for data, 0 to 1. Near 0 the loader keeps up.",
 }
 
 
@@ -34,7 +45,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a page tells beyond the run: title, an opening paragraph, stages, exact commands, a picture of the data."""
+    """What a page tells beyond the runs: title, an opening paragraph, stages, exact commands, a picture of the data."""
 
     title: str = ""
     opening: str = ""
@@ -45,20 +56,73 @@ class Extras:
     note: str = ""
 
 
-def write_report(run: Path, out: Path | None = None, results: Path | None = None, extras: Extras | None = None) -> Path:
-    """Write the page about `run` to `out` (default RUN/report.html) and return its path.
+@dataclass(frozen=True)
+class Content:
+    """All that a report shows. pictured: per run its pictures of faces; faces_of: whose, "" where none is shown."""
+
+    runs: list[Run]
+    tables: Tables
+    commands: list[str]
+    extras: Extras
+    pictured: list[tuple[Run, "list[Sheet]"]] = field(default_factory=list)
+    faces_of: str = ""
+
+    @property
+    def title(self) -> str:
+        """Of the page."""
+        names = ", ".join(run.name for run in self.runs)
+        return self.extras.title or (f"Pretraining run {names}" if len(self.runs) == 1 else f"Runs compared: {names}")
+
+
+def write_report(
+    runs: Sequence[Path],
+    out: Path | None = None,
+    results: Sequence[Path] = (),
+    *,
+    shards: Sequence[str] = (),
+    formats: Sequence[str] = ("html",),
+    extras: Extras | None = None,
+) -> list[Path]:
+    """Write the report about `runs` and return its files, one for each format.
+
+    out: the page, other formats lie beside it; default RUN/report.html, of several runs report.html beside the first.
+    results: more folders of evaluations than the runs' own. shards: where pictures of faces are taken from; without
+    them no face is on the page, not even those that training drew.
 
     Raises:
-        UserError: see `read_run`.
+        UserError: an unknown format; see `read_runs`, `results_of`, `read_album`, `sheets`.
     """
-    page = out or run / "report.html"
-    html = render(read_run(run, results), extras or Extras())
+    unknown = [name for name in formats if name not in ENDINGS]
+    if unknown:
+        raise UserError(f"report: format {unknown[0]!r} is unknown; there are: {', '.join(ENDINGS)}")
+    content = gather(read_runs(runs), results, shards, extras or Extras())
+    page = out or (runs[0] / "report.html" if len(runs) == 1 else runs[0].parent / "report.html")
     page.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(page, html.encode())
-    return page
+    written = []
+    for name in formats:
+        path = page if name == "html" else page.with_suffix(ENDINGS[name])
+        write_atomic(path, RENDERERS[name](content).encode())
+        written.append(path)
+    return written
 
 
-def render(run: Run, extras: Extras) -> str:
+def gather(runs: list[Run], results: Sequence[Path], shards: Sequence[str], extras: Extras) -> Content:
+    """Read, measure and draw what is shown."""
+    found = tables(results_of(runs, results))
+    commands = [*extras.commands]
+    if not commands:
+        commands = [f"python launchers/pretrain.py {run.folder / 'config.yaml'} train.run=ANOTHER_RUN" for run in runs]
+        commands += dict.fromkeys(shlex.join(result.command) for result in found.results)
+    if not shards:
+        return Content(runs, found, commands, extras)
+    from simfle.report.album import read_album
+    from simfle.report.faces import sheets
+
+    album = read_album(shards)
+    return Content(runs, found, commands, extras, [(run, sheets(run.folder, album)) for run in runs], album.source())
+
+
+def render(content: Content) -> str:
     """The page as text. All that comes from files is escaped; charts are our own markup."""
     environment = Environment(
         loader=PackageLoader("simfle.report", "."),
@@ -67,64 +131,110 @@ def render(run: Run, extras: Extras) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "png": png_uri}
-    commands = [*extras.commands] or [
-        f"python launchers/pretrain.py {run.folder / 'config.yaml'} train.run=ANOTHER_RUN"
-    ]
-    if run.results and not extras.commands:
-        commands.append(" ".join(run.results["command"]))
-    return environment.get_template("page.html").render(
-        title=extras.title or f"Pretraining run {run.folder.name}",
-        run=run,
-        extras=extras,
-        facts=_facts(run),
-        curves=[(curve.name, ABOUT.get(curve.name, ""), Markup(charts.curve(curve))) for curve in run.curves],
-        picture_caption=_picture_caption(run.config),
-        results=run.results,
-        comparison=Markup(charts.comparison(run.results)) if run.results else "",
-        recall=_recall(run.results) if run.results else [],
-        commands=commands,
-    )
+    environment.filters |= {
+        "percent": lambda value: "-" if value is None else f"{100 * value:.1f} %",
+        "digits": lambda value, count: "-" if value is None else f"{value:,.{count}f}",
+        "score": lambda value, metric: "-" if value is None else show(value, metric),
+        "interval": show_interval,
+        "readable": charts.readable,
+        "png": lambda path: _uri("png", path.read_bytes()),
+        "tile": lambda tile: _uri(tile.kind, tile.data),
+    }
+    values = {**vars(content), "title": content.title, **_drawn(content), **_told(content)}
+    return environment.get_template("page.html").render(values, sections=_sections(content, values))
 
 
-def png_uri(path: Path) -> str:
-    """A PNG file as a data URI."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+def _drawn(content: Content) -> dict[str, Any]:
+    """The charts."""
+    runs, shown = content.runs, content.tables
+    names = dict.fromkeys(curve.name for run in runs for curve in run.curves)
+    speeds = dict.fromkeys(curve.name for run in runs for curve in run.speed)
+    kinds = dict.fromkeys((row.benchmark, row.metric) for row in shown.rows)
+    compared = []
+    for benchmark, metric in kinds:
+        rows = [row for row in shown.rows if (row.benchmark, row.metric) == (benchmark, metric)]
+        chance = shown.first((benchmark, rows[0].protocol)).data.get("chance")
+        caption = (
+            "Marks are scores, bars 95 % intervals, squares random backbones. Where a bar overlaps "
+            "another, the order of the two is not settled by this chart."
+        )
+        compared.append((benchmark, caption, Markup(charts.comparison(rows, shown.names, chance))))
+    return {
+        "losses": [_curves(name, [(run, run.curves) for run in runs]) for name in names],
+        "speeds": [_curves(name, [(run, run.speed) for run in runs]) for name in speeds],
+        "charts": compared,
+        "matrices": [
+            (found, Markup(charts.confusion(found.table, found.classes, found.title))) for found in confusions(shown)
+        ],
+    }
 
 
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f} %"
+def _curves(name: str, found: list[tuple[Run, Any]]) -> tuple[str, str, Markup]:
+    """Name, what to see, and the chart with a line for each run that has it."""
+    lines = [(run.name, curve) for run, all_of_it in found for curve in all_of_it if curve.name == name]
+    return charts.readable(name), ABOUT.get(name, ""), Markup(charts.curves(charts.readable(name), lines))
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
+def _told(content: Content) -> dict[str, Any]:
+    """Facts, settings and what is known of the benchmarks."""
+    results = content.tables.results
+    people = {result.data["test"]["people"] is not None for result in results}
+    settings = {f"{result.benchmark}, {result.protocol}": result.settings for result in results}
+    return {
+        "facts": _facts(content),
+        "differing": differing(content.runs),
+        "drawn_over": "people"
+        if people == {True}
+        else "images"
+        if people == {False}
+        else "people where they are known",
+        "data": list({result.benchmark: result.data for result in results}.items()),
+        "settings": [(name, yaml.safe_dump(values, sort_keys=False)) for name, values in settings.items()],
+    }
+
+
+def _facts(content: Content) -> list[tuple[str, str]]:
     """The few numbers that one looks for first."""
-    facts = [("steps", f"{run.last['step']:,}")]
-    if "samples" in run.last:
-        facts.append(("images seen", f"{run.last['samples']:,}"))
-    if "images_per_second" in run.last:
-        facts.append(("images per second", f"{run.last['images_per_second']:.0f}"))
-    for row in run.results.get("summary", []):
-        if row["protocol"] == "linear":
-            who = "random initialisation" if row["kind"] == "random" else f"{row['kind']} backbone"
-            facts.append((f"linear probe, {who}", _percent(row["balanced_accuracy"])))
+    facts = []
+    if len(content.runs) == 1:
+        (run,) = content.runs
+        facts.append(("steps", f"{run.last['step']:,}"))
+        if "samples" in run.last:
+            facts.append(("images seen", f"{run.last['samples']:,}"))
+        speed = run.typical("images_per_second")
+        if speed:
+            facts.append(("images per second", f"{speed:.0f}"))
+    first = content.tables.places[:1]
+    for row in content.tables.rows:
+        if (row.benchmark, row.protocol) in first:
+            name = content.tables.names[row.id]
+            facts.append((f"{charts.readable(row.metric)}, {row.protocol}, {name}", show(row.score, row.metric)))
     return facts
 
 
-def _picture_caption(config: dict[str, Any]) -> str:
-    """What the three columns of a picture are, with the run's own numbers."""
-    side, mae = config["views"]["face_size"], config["model"]["facemae"]
-    patches = (side // mae["patch"]) ** 2
-    visible = int(patches * (1 - mae["mask_ratio"]))
-    return (
-        f"Each row is one face. Left: the face. Middle: what FaceMAE saw of it, {visible} of {patches} patches, chosen "
-        "where one channel group of the backbone answers most. Right: what it made of the rest."
-    )
+def _sections(content: Content, values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Anchors and names of the sections that are on the page."""
+    sections = [
+        ("faces", "The faces", content.extras.sample),
+        ("runs", "Runs", len(content.runs) > 1),
+        ("results", "Results", content.tables.rows or content.extras.note),
+        ("pictures", "Pictures", content.pictured),
+        ("losses", "Losses", True),
+        ("throughput", "Throughput", values["speeds"]),
+        ("stages", "Stages", content.extras.stages),
+        ("again", "Commands and configurations", True),
+    ]
+    return [(anchor, name) for anchor, name, there in sections if there]
 
 
-def _recall(results: dict[str, Any]) -> list[tuple[str, list[float]]]:
-    """Recall of each class, averaged over seeds, one row per backbone and protocol."""
-    rows: dict[str, list[list[float]]] = {}
-    for row in results["rows"]:
-        name = f"{row['protocol']}, {'random' if row['kind'] == 'random' else row['kind'] + ' ' + row['model']}"
-        rows.setdefault(name, []).append(row["recall"])
-    return [(name, [sum(column) / len(column) for column in zip(*found, strict=True)]) for name, found in rows.items()]
+def _uri(kind: str, data: bytes) -> str:
+    """A picture as a data URI."""
+    return f"data:image/{kind};base64," + base64.b64encode(data).decode()
+
+
+RENDERERS: dict[str, Callable[[Content], str]] = {
+    "html": render,
+    "markdown": lambda content: markdown(content.runs, content.tables, content.title, content.commands),
+    "csv": lambda content: csv_text(content.tables),
+    "json": lambda content: json_text(content.runs, content.tables, content.commands),
+}

@@ -1,44 +1,51 @@
-"""The page about a run: complete, self-contained, escaped, the numbers those of the files."""
+"""The page about runs: complete, self-contained, escaped, the numbers those of the files."""
 
 import base64
+import csv
+import io
 import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
-import cv2
 import numpy as np
 import pytest
 import yaml
+from report_fixtures import EACH, PEOPLE, add_result, make_run, metrics_line
 
-from simfle.config import PretrainConfig
+from simfle.config import ModelConfig, PretrainConfig
 from simfle.errors import UserError
-from simfle.report.gather import POINTS, read_run
+from simfle.eval.results import LANDMARKS
+from simfle.report.gather import POINTS, read_runs, results_of
 from simfle.report.report import Extras, Stage, write_report
+from simfle.report.tables import confusions, tables
 
 ROOT = Path(__file__).parents[2]
 VOID = {"meta", "link", "img", "br"}
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags with their attributes, text, and tags that were never closed."""
+    """What a browser would see: tags with their attributes, text, cells of rows, and tags that were never closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.open: list[str] = []
         self.text = ""
+        self.rows: list[list[str]] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
         if tag not in VOID:
             self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
@@ -47,56 +54,30 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
+        if "script" in self.open or "style" in self.open:
+            return
         self.text += data
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] = " ".join(f"{self.rows[-1][-1]} {data}".split())
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
         return [attributes for name, attributes in self.tags if name == tag]
 
+    def words(self) -> str:
+        return re.sub(r"\s+", " ", self.text)
 
-def metrics(step: int) -> dict[str, Any]:
-    losses = {"similarity": 4 / step, "reconstruction": 1.0, "distillation": 0.1, "grouping": 1e6 / step**2}
-    losses["total"] = 5 / step
-    return {"step": step, "epoch": step / 10, "samples": 8 * step, "losses": losses, "images_per_second": 123.4}
-
-
-def results(
-    kinds: tuple[str, ...] = ("online", "random"), classes: tuple[str, ...] = ("anger", "joy")
-) -> dict[str, Any]:
-    counts = {"samples": 20, "people": 5, "counts": [10, 10]}
-    rows, summary = [], []
-    for place, kind in enumerate(kinds):
-        score = 0.817 - 0.2 * place
-        about = {"backbone": "x", "kind": kind, "model": "resnet18", "protocol": "linear"}
-        shared = {
-            **about,
-            "balanced_accuracy": score,
-            "accuracy": 0.5,
-            "macro_f1": 0.4,
-            "interval": [score - 0.05, 0.9],
-        }
-        rows += [{**shared, "seed": seed, "recall": [0.25 + 0.5 * seed, 1.0], "confusion": []} for seed in (0, 1)]
-        summary.append({**shared, "seeds": 2, "spread": 0.031})
-    data = {"classes": list(classes), "left_out": {"fear": 8}, "chance": 0.5}
-    data |= {"train": {"split": "train", **counts}, "test": {"split": "test", **counts}}
-    versions = {"torch": "2"}
-    command = ["python", "launchers/evaluate.py", "out=here"]
-    return {"format": 1, "command": command, "config": {"calibrate": True}, "versions": versions, "data": data} | {
-        "rows": rows,
-        "summary": summary,
-        "git": None,
-    }
+    def row(self, first: str) -> list[str]:
+        """The first row that begins so."""
+        return next(row for row in self.rows if row and row[0].startswith(first))
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    folder = tmp_path / "run"
-    (folder / "images").mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(asdict(PretrainConfig())))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(metrics(step)) + "\n" for step in (10, 20, 30)))
-    (folder / "versions.json").write_text('{"torch": "2.15"}')
-    for step in (10, 20, 30, 40):
-        cv2.imwrite(str(folder / "images" / f"step-{step:08d}.png"), np.full((8, 24, 3), step, np.uint8))
-    (folder / "results.json").write_text(json.dumps(results()))
+    folder = make_run(tmp_path / "run")
+    for seed in (0, 1):
+        add_result(folder / "eval", "online-0123abcd", 0.8 + 0.1 * seed, seed=seed)
+        add_result(folder / "eval", "random-resnet18-ab12", 0.4, seed=seed)
+    add_result(folder / "eval", "online-0123abcd", 0.7, protocol="knn")
     return folder
 
 
@@ -108,68 +89,128 @@ def read(path: Path) -> tuple[str, Page]:
     return text, page
 
 
-def test_nothing_is_fetched_from_anywhere(run: Path) -> None:
-    text, page = read(write_report(run))
+def write(run: Path, **options: object) -> tuple[str, Page]:
+    (path,) = write_report([run], **options)  # type: ignore[arg-type]
+    return read(path)
+
+
+def test_nothing_is_fetched_from_anywhere_and_no_face_is_shown(run: Path) -> None:
+    text, page = write(run)
     for _, attributes in page.tags:
         for name in ("src", "href", "xlink:href", "srcset", "action"):
             value = attributes.get(name) or ""
             assert value.startswith(("data:", "#")) or not value, value
-    assert not page.all("script")
     assert not page.all("iframe")
+    assert not page.all("img")  # what training drew shows faces
+    assert "No image of a face is on this page" in page.words()
     assert "@import" not in text
+    assert "fetch(" not in text
     assert not re.search(r"url\((?!#)", text)
 
 
-def test_pictures_are_the_first_a_middle_and_the_last(run: Path) -> None:
-    _, page = read(write_report(run))
-    uris = [image["src"] or "" for image in page.all("img")]
-    wanted = [(run / "images" / f"step-{step:08d}.png").read_bytes() for step in (10, 30, 40)]
-    assert [base64.b64decode(uri.removeprefix("data:image/png;base64,")) for uri in uris] == wanted
-    assert "12 of 49 patches" in page.text
+def test_anchors_lead_somewhere(run: Path) -> None:
+    _, page = write(run)
+    targets = {attributes.get("id") for _, attributes in page.tags}
+    links = [link["href"] for link in page.all("a")]
+    assert len(links) >= 4
+    assert all(link and link[1:] in targets for link in links)
 
 
 def test_charts_are_svg_that_scales_and_says_what_it_shows(run: Path) -> None:
-    text, _ = read(write_report(run))
+    text, _ = write(run)
     charts = [ElementTree.fromstring(found) for found in re.findall(r"<svg.*?</svg>", text, re.S)]
-    assert len(charts) == 6  # the comparison and five losses
+    assert len(charts) == 11  # the comparison, three matrices, five losses, speed and waiting
     for chart in charts:
         assert "viewBox" in chart.attrib
         assert "width" not in chart.attrib
         assert chart.attrib["aria-label"]
     labels = [chart.attrib["aria-label"] for chart in charts]
-    assert "similarity loss over 30 steps, last value 0.1333" in labels
+    assert "similarity over 30 steps: run ends at 0.1333" in labels
     identifiers = re.findall(r'id="([^"]+)"', "".join(re.findall(r"<clipPath[^>]*>", text)))
     assert len(set(identifiers)) == len(identifiers)  # or one chart would be clipped by another's frame
 
 
 def test_the_table_holds_the_results(run: Path) -> None:
-    _, page = read(write_report(run))
-    words = re.sub(r"\s+", " ", page.text)
-    for expected in ("81.7 %", "61.7 %", "76.7 % to 90.0 %", "± 3.1 % (2)", "fear (8)", "chance is 50.0 %", "50.0 %"):
+    _, page = write(run)
+    header, ours = page.row("backbone"), page.row("online")
+    assert header[1:] == ["faces, linear balanced accuracy", "faces, knn balanced accuracy"]
+    low, high = tables(results_of(read_runs([run]))).rows[0].interval
+    assert ours[1] == f"85.0 % {100 * low:.1f} % to {100 * high:.1f} %"
+    assert ours[2].startswith("70.0 % ")
+    assert page.row("random-resnet18")[2] == "-"  # was not measured by kNN
+    values = [cell.get("data-value") for cell in page.all("td")]
+    assert "0.85" in {value[:6] for value in values if value}
+    words = page.words()
+    for expected in ("± 7.1 % (2)", "contempt (8)", "chance is 33.3 %", "drawn over people", "of 12 other people"):
         assert expected in words, expected
-    assert "python launchers/evaluate.py out=here" in words
+    assert "python launchers/evaluate.py 'shards=[my faces]'" in words
+    assert words.count("launchers/evaluate.py 'shards") == 1
     assert f"python launchers/pretrain.py {run / 'config.yaml'}" in words
+    assert "epochs: 7" in words
 
 
-def test_people_are_named_only_where_they_are_known(run: Path) -> None:
-    assert "20 images of 5 other people; 2 classes" in re.sub(r"\s+", " ", read(write_report(run))[1].text)
-    found = results()
-    found["data"]["test"]["people"] = None
-    (run / "results.json").write_text(json.dumps(found))
-    words = re.sub(r"\s+", " ", read(write_report(run))[1].text)
-    assert "20 images; 2 classes" in words
-    assert "bootstrap over images" in words
+def test_images_are_said_where_people_are_not_known(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    add_result(run / "eval", "online-0123abcd", 0.8, people=False)
+    words = write(run)[1].words()
+    assert "drawn over images" in words
+    assert "other people" not in words
 
 
-def test_text_from_files_is_escaped(run: Path) -> None:
+def test_differences_are_tested_in_pairs(run: Path) -> None:
+    _, page = write(run)
+    header = page.rows.index(["first", "second", "where", "first less second", "95 % interval", "p"])
+    first, second, where, difference, interval, p = page.rows[header + 1]
+    assert (first, second, where, difference) == ("online", "random-resnet18", "faces, linear", "45.0 %")
+    low, high = (float(value.removesuffix(" %")) for value in interval.split(" to "))
+    assert 0 < low < 45 < high
+    assert float(p) < 0.05
+
+
+def test_confusions_are_sums_over_seeds(run: Path) -> None:
+    found = {matrix.title: matrix for matrix in confusions(tables(results_of(read_runs([run]))))}
+    table = np.array(found["online, faces, linear"].table)
+    assert table.sum() == 2 * PEOPLE * EACH
+    assert table.trace() == round((0.8 + 0.9) * PEOPLE * EACH)
+    assert found["online, faces, linear"].recall == pytest.approx(table.diagonal() / table.sum(1))
+
+
+def test_metrics_where_less_is_better(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name, error in (("online-0123abcd", 0.05), ("random-resnet18-ab12", 0.09)):
+        add_result(run / "eval", name, error, protocol="landmarks", kind=LANDMARKS)
+    text, page = write(run)
+    assert page.row("online")[1] == "0.050 0.050 to 0.050"
+    (best,) = re.findall(r'<td data-value="([^"]+)" class="best"', text)
+    assert float(best) == pytest.approx(0.05)
+
+
+def test_runs_are_compared(run: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other", PretrainConfig(model=ModelConfig(method="byol")))
+    (path,) = write_report([run, other], results=[run / "eval"])  # named twice, shown once
+    assert path == run.parent / "report.html"
+    text, page = read(path)
+    assert page.row("model.method") == ["model.method", "simfle", "byol"]
+    assert [row[0] for row in page.rows if row[0].startswith("model.")] == ["model.method"]
+    assert page.row("other")[1:] == ["byol", "resnet50", "30", "240", "256", "0", "125", "25.0 %"]
+    assert page.row("run")[:2] == ["run", "method"]
+    assert "run ends at 0.1333; other ends at 0.1333" in text
+    assert len([row for row in page.rows if row[:1] == ["online"] and len(row) == 3]) == 1
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    folders = [make_run(tmp_path / name / "run") for name in ("a", "b")]
+    assert [run.name for run in read_runs(folders)] == [str(folder) for folder in folders]
+
+
+def test_text_from_files_is_escaped(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>&$x_1$"
-    (run / "results.json").write_text(json.dumps(results(("online", evil), (evil, "joy"))))
-    config = asdict(PretrainConfig())
-    config["model"]["backbone"] = evil
-    (run / "config.yaml").write_text(yaml.safe_dump(config))
-    _, page = read(write_report(run))
-    assert not page.all("script")
-    assert page.text.count(evil) >= 4
+    run = make_run(tmp_path / "run", PretrainConfig(model=ModelConfig(backbone=evil)))
+    add_result(run / "eval", "random", 0.5, names=(evil, "joy"), benchmark="<b>bold</b>")
+    _, page = write(run)
+    assert len(page.all("script")) == 1
+    assert not page.all("b")
+    assert page.text.count(evil) >= 3
 
 
 def test_extras_are_told(run: Path) -> None:
@@ -177,41 +218,51 @@ def test_extras_are_told(run: Path) -> None:
     stage = Stage("shards", "draw faces", "out/shards", 12.3)
     done = Stage("export", "write", "out/export", None)
     extras = Extras("A title", "An opening.", [stage, done], ["python a b"], sheet, "All drawn.", "No labels.")
-    (run / "results.json").unlink()
-    _, page = read(write_report(run, run / "deep" / "page.html", extras=extras))
-    for expected in (
-        "A title",
-        "An opening.",
-        "draw faces",
-        "12",
-        "done before",
-        "python a b",
-        "All drawn.",
-        "No labels.",
-    ):
-        assert expected in page.text
+    for result in run.glob("eval/**/*.json"):
+        result.unlink()
+    _, page = write(run, out=run / "deep" / "page.html", extras=extras)
+    told = ("A title", "An opening.", "draw faces", "12", "done before", "python a b", "All drawn.", "No labels.")
+    for expected in (*told, "This page holds images of faces"):
+        assert expected in page.words(), expected
+    (image,) = page.all("img")
+    assert base64.b64decode((image["src"] or "").removeprefix("data:image/png;base64,")) == sheet.read_bytes()
 
 
-def test_a_run_without_results_and_pictures(run: Path) -> None:
-    (run / "results.json").unlink()
-    for picture in (run / "images").iterdir():
-        picture.unlink()
+def test_other_formats_hold_the_same_numbers(run: Path) -> None:
+    written = write_report([run], formats=["html", "markdown", "csv", "json"])
+    assert [path.suffix for path in written] == [".html", ".md", ".csv", ".json"]
+    lines = list(csv.DictReader(io.StringIO(written[2].read_text())))
+    assert [(line["backbone"], line["protocol"]) for line in lines] == [
+        ("online", "linear"), ("online", "knn"), ("random-resnet18", "linear"),
+    ]  # fmt: skip
+    assert float(lines[0]["score"]) == pytest.approx(0.85)
+    content = json.loads(written[3].read_text())
+    assert content["results"][0]["score"] == pytest.approx(0.85)
+    assert content["runs"][0]["losses"] == metrics_line(30)["losses"]
+    assert content["comparisons"][0]["difference"] == pytest.approx(0.45)
+    text = written[1].read_text()
+    assert "| online | faces | linear | balanced accuracy | 85.0 % |" in text
+    assert "    python launchers/evaluate.py" in text
+
+
+def test_a_run_without_results_and_pictures(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
     (run / "versions.json").unlink()
-    _, page = read(write_report(run))
+    _, page = write(run)
     assert "similarity" in page.text
-    assert not page.all("img")
     assert not page.all("table")
 
 
 def test_a_line_cut_short_is_passed_over(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 40, "loss')
-    assert read_run(run).last["step"] == 30
+    assert read_runs([run])[0].last["step"] == 30
 
 
 def test_long_curves_are_averaged_down(run: Path) -> None:
-    (run / "metrics.jsonl").write_text("".join(json.dumps(metrics(step)) + "\n" for step in range(1, 4 * POINTS + 2)))
-    found = {curve.name: curve for curve in read_run(run).curves}["similarity"]
+    lines = "".join(json.dumps(metrics_line(step)) + "\n" for step in range(1, 4 * POINTS + 2))
+    (run / "metrics.jsonl").write_text(lines)
+    found = {curve.name: curve for curve in read_runs([run])[0].curves}["similarity"]
     assert len(found.values) <= POINTS
     assert found.steps[0] == 3
     assert found.values[0] == pytest.approx(np.mean([4 / step for step in range(1, 6)]))
@@ -219,20 +270,28 @@ def test_long_curves_are_averaged_down(run: Path) -> None:
 
 
 def test_errors(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run is named"):
+        write_report([])
     with pytest.raises(UserError, match="is not a run folder"):
-        write_report(tmp_path)
-    with pytest.raises(UserError, match="does not exist"):
-        write_report(run, results=tmp_path / "other.json")
-    (run / "results.json").write_text("{")
-    with pytest.raises(UserError, match=r"results\.json is damaged"):
-        write_report(run)
-    (run / "results.json").unlink()
+        write_report([tmp_path])
+    with pytest.raises(UserError, match="format 'pdf' is unknown"):
+        write_report([run], formats=["pdf"])
+    with pytest.raises(UserError, match="is not a folder"):
+        write_report([run], results=[tmp_path / "nowhere"])
+    with pytest.raises(UserError, match="is not a folder"):
+        write_report([run], shards=[str(tmp_path / "no-shards")])
+    damaged = next(run.glob("eval/**/seed-0.json"))
+    damaged.write_text("{")
+    with pytest.raises(UserError, match=r"seed-0\.json is damaged"):
+        write_report([run])
+    damaged.unlink()
     (run / "metrics.jsonl").write_text("")
     with pytest.raises(UserError, match="holds no metrics yet"):
-        write_report(run)
-    (run / "config.yaml").write_text("a: [")
-    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
-        write_report(run)
+        write_report([run])
+    for text in ("a: [", "a: 1", yaml.safe_dump({"model": {"method": "x"}})):
+        (run / "config.yaml").write_text(text)
+        with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+            write_report([run])
     assert not (run / "report.html").exists()
 
 

@@ -1,0 +1,174 @@
+"""Faces that pictures of a report are made of, and how pictures are put together."""
+
+# N faces
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shards.manifest import Manifest, read_manifest
+from simfle.data.reader import Corpus
+from simfle.errors import UserError
+
+Image = NDArray[np.uint8]
+QUERIES, GALLERY = 6, 600  # faces asked about; faces searched
+TILE, GAP, PER_ROW = 96, 4, 8  # pixels, pixels, tiles
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A picture with what to see in it. data: PNG or JPEG; wide: it needs the page's width."""
+
+    data: bytes
+    caption: str
+    wide: bool = False
+
+    @property
+    def kind(self) -> str:
+        """Of the file: png or jpeg."""
+        return "png" if self.data.startswith(b"\x89PNG") else "jpeg"
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures of one kind of one run; about: how to read them."""
+
+    title: str
+    about: str
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class Faces:
+    """Decoded images [H, W, 3] RGB with what the shards know of them. groups: people, "" where not known."""
+
+    images: list[Image]
+    labels: list[int | None]
+    groups: list[str]
+    classes: tuple[str, ...]
+
+    def named(self, place: int) -> str:
+        """The label of one, in a word."""
+        label = self.labels[place]
+        return "no label" if label is None else self.classes[label]
+
+    def tensor(self, side: int) -> Tensor:
+        """[N, 3, side, side] uint8."""
+        resized = [resize(image, side) for image in self.images]
+        return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
+
+
+@dataclass(frozen=True)
+class Album:
+    """What pictures are made of: a few faces to ask about, and many to search and to learn classes from."""
+
+    queries: Faces
+    gallery: Faces
+    manifests: list[Manifest]
+
+    def source(self) -> str:
+        """Whose images these are, and their terms."""
+        return "; ".join(f"{each.corpus} (terms: {each.terms or 'none stated'})" for each in self.manifests)
+
+
+def read_album(shards: Sequence[str]) -> Album:
+    """The same faces for every run: asked about are those of test or validation, searched those of training.
+
+    Raises:
+        UserError: shards missing or damaged, no image in them that can be decoded.
+    """
+    manifests = [read_manifest(folder) for folder in shards]
+    splits = list(dict.fromkeys(name for each in manifests for name in each.splits))
+    asked = next((name for name in ("test", "val") if name in splits), splits[0])
+    searched = "train" if "train" in splits else splits[0]
+    candidates = _read(shards, asked, QUERIES * 8)
+    queries = pick(candidates, _one_of_each(candidates))
+    gallery = _read(shards, searched, GALLERY)
+    if not queries.images:
+        raise UserError(f"report: {', '.join(map(str, shards))} hold no image that can be decoded; verify the shards")
+    return Album(queries, gallery, manifests)
+
+
+def _read(shards: Sequence[str], split: str, most: int) -> Faces:
+    """Up to `most` images, evenly spaced over a split."""
+    corpus = Corpus(list(shards), [split])
+    images, labels, groups = [], [], []
+    for number in np.unique(np.linspace(0, len(corpus) - 1, min(most, len(corpus))).astype(int)):
+        shard = int(np.searchsorted(np.cumsum(corpus.counts), number, side="right"))
+        sample = int(number - sum(corpus.counts[:shard]))
+        pixels = cv2.imdecode(corpus.image(shard, sample), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        if pixels is not None:
+            images.append(np.asarray(pixels, np.uint8))
+            labels.append(corpus.label(shard, sample))
+            groups.append(str(corpus.meta(shard, sample).get("group") or ""))
+    return Faces(images, labels, groups, corpus.labels)
+
+
+def _one_of_each(faces: Faces) -> list[int]:
+    """Up to QUERIES places, dealt out over the classes."""
+    by_class: dict[int | None, list[int]] = {}
+    for place, label in enumerate(faces.labels):
+        by_class.setdefault(label, []).append(place)
+    rounds = [(turn, place) for places in by_class.values() for turn, place in enumerate(places)]
+    return [place for _, place in sorted(rounds)][:QUERIES]
+
+
+def pick(faces: Faces, places: Sequence[int]) -> Faces:
+    images, labels, groups = faces.images, faces.labels, faces.groups
+    return Faces(
+        [images[place] for place in places],
+        [labels[place] for place in places],
+        [groups[place] for place in places],
+        faces.classes,
+    )
+
+
+def resize(image: Image, side: int) -> Image:
+    shrinks = image.shape[0] >= side and image.shape[1] >= side
+    found: Any = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return found
+
+
+def enlarge(image: Image, height: int = TILE) -> Image:
+    """To at least `height` pixels, by a whole factor: patches keep their edges."""
+    factor = max(1, round(height / image.shape[0]))
+    return image.repeat(factor, 0).repeat(factor, 1)
+
+
+def grid(images: Sequence[Image]) -> Image:
+    """Row by row on white, PER_ROW a row, all of one size."""
+    side = images[0].shape[0]
+    columns = min(PER_ROW, len(images))
+    rows = -(-len(images) // columns)
+    sheet = np.full((rows * (side + GAP) - GAP, columns * (side + GAP) - GAP, 3), 255, np.uint8)
+    for place, image in enumerate(images):
+        top, left = (place // columns) * (side + GAP), (place % columns) * (side + GAP)
+        sheet[top : top + side, left : left + side] = image
+    return sheet
+
+
+def beside(first: Image, sheet: Image) -> Image:
+    """A picture left of a sheet, twice the gap between them."""
+    column = np.full((len(sheet), first.shape[1] + 2 * GAP, 3), 255, np.uint8)
+    column[: len(first), : first.shape[1]] = first
+    return np.concatenate([column, sheet], axis=1)
+
+
+def png(image: Image) -> bytes:
+    return _encode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+
+def jpeg(image: Image) -> bytes:
+    return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 88])
+
+
+def _encode(ending: str, image: Image, options: list[int]) -> bytes:
+    done, data = cv2.imencode(ending, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
+    if not done:
+        raise RuntimeError(f"OpenCV could not encode a picture as {ending}")
+    return data.tobytes()

@@ -1,0 +1,19 @@
+// Tables sort by the column whose heading is pressed: first downwards, then upwards.
+for (const button of document.querySelectorAll("table.sorts th button")) {
+  button.addEventListener("click", () => {
+    const heading = button.closest("th");
+    const body = heading.closest("table").tBodies[0];
+    const column = heading.cellIndex;
+    const down = heading.getAttribute("aria-sort") !== "descending";
+    for (const other of heading.parentElement.children) other.removeAttribute("aria-sort");
+    heading.setAttribute("aria-sort", down ? "descending" : "ascending");
+    const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
+    const compare = (a, b) => {
+      const [x, y] = [value(a), value(b)];
+      if (x === "" || y === "") return (x === "") - (y === ""); // what is not there stays below
+      const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
+      return down ? -order : order;
+    };
+    body.append(...[...body.rows].sort(compare));
+  });
+}

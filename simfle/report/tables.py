@@ -1,0 +1,187 @@
+"""The results as tables: rows for the page, and the same numbers as Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from simfle.eval.compare import Comparison
+from simfle.eval.metrics import LOWER_IS_BETTER
+from simfle.eval.results import CLASSES, Result
+from simfle.eval.summary import Row, comparisons, grouped, rows
+from simfle.report.charts import SHARES, readable
+from simfle.report.gather import Run
+
+Place = tuple[str, str]  # benchmark, protocol
+ORDER = ("linear", "linear_fast", "knn", "finetune", "scratch")
+
+
+@dataclass(frozen=True)
+class Tables:
+    """rows: one per backbone, benchmark and protocol; names: of the backbones, by id; pairs: paired tests."""
+
+    results: list[Result]
+    rows: list[Row]
+    names: dict[str, str]
+    pairs: list[Comparison]
+
+    @property
+    def places(self) -> list[Place]:
+        """The columns of the table of backbones by benchmarks."""
+        return list(dict.fromkeys((row.benchmark, row.protocol) for row in self.rows))
+
+    def cell(self, backbone: str, place: Place) -> Row | None:
+        """What a backbone reached there."""
+        return next((row for row in self.rows if row.id == backbone and (row.benchmark, row.protocol) == place), None)
+
+    def best(self, place: Place) -> str:
+        """The backbone with the best score there."""
+        found = [row for row in self.rows if (row.benchmark, row.protocol) == place]
+        return min(found, key=lambda row: row.score if row.metric in LOWER_IS_BETTER else -row.score).id
+
+    def first(self, place: Place) -> Result:
+        """A result there, for what all of them share."""
+        return next(result for result in self.results if (result.benchmark, result.protocol) == place)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """Summed over seeds; table [K][K], rows are the truth; recall [K], None where a class does not occur."""
+
+    title: str
+    classes: list[str]
+    table: list[list[int]]
+    recall: list[float | None]
+
+
+def tables(results: Sequence[Result], resamples: int = 1000) -> Tables:
+    """Everything about results that a report tells."""
+    ordered = sorted(results, key=_rank)
+    found = rows(ordered, resamples)
+    return Tables(ordered, found, _names(found), comparisons(ordered, resamples))
+
+
+def _rank(result: Result) -> tuple[bool, int]:
+    """Random backbones last; protocols in the order of ORDER, others after them."""
+    name = result.protocol.partition("@")[0]
+    return result.backbone["kind"] == "random", ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def _names(found: Sequence[Row]) -> dict[str, str]:
+    """Ids without the digits of their hash, where that leaves them different."""
+    ids = list(dict.fromkeys(row.id for row in found))
+    short = {name: re.sub(r"-[0-9a-f]{4,8}$", "", name) for name in ids}
+    values = list(short.values())
+    return {name: text if values.count(text) == 1 else name for name, text in short.items()}
+
+
+def confusions(shown: Tables) -> list[Confusion]:
+    """One per row of classes, in the order of the rows."""
+    found = []
+    for (benchmark, protocol, backbone), seeds in grouped(shown.results).items():
+        if seeds[0].kind != CLASSES:
+            continue
+        table = np.sum([result.metrics["confusion"] for result in seeds], axis=0)
+        recall = [row[place] / row.sum() if row.sum() else None for place, row in enumerate(table)]
+        title = f"{shown.names[backbone]}, {benchmark}, {protocol}"
+        found.append(Confusion(title, seeds[0].classes, table.tolist(), recall))
+    return found
+
+
+def show(value: float, metric: str) -> str:
+    """0.523 -> 52.3 % for shares; other metrics with three digits."""
+    return f"{100 * value:.1f} %" if metric in SHARES else f"{value:.3f}"
+
+
+def show_interval(row: Row) -> str:
+    """52.3 % to 55.1 %."""
+    return f"{show(row.interval[0], row.metric)} to {show(row.interval[1], row.metric)}"
+
+
+def markdown(runs: Sequence[Run], shown: Tables, title: str, commands: Sequence[str]) -> str:
+    """The page without its pictures."""
+    lines = [
+        f"# {title}",
+        "",
+        "| run | method | backbone | steps | batch | seed | images/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for run in runs:
+        speed = run.typical("images_per_second")
+        model, train = run.config["model"], run.config["train"]
+        cells = [run.name, model["method"], model["backbone"], run.last["step"], train["global_batch"], train["seed"]]
+        lines.append(_line([*cells, f"{speed:.0f}" if speed else "-"]))
+    if shown.rows:
+        header = ["backbone", "benchmark", "protocol", "metric", "score", "95 % interval", "spread over seeds", "seeds"]
+        lines += ["", "## Results", "", _line(header), _line(["---"] * len(header))]
+        for row in shown.rows:
+            spread = show(row.spread, row.metric) if row.seeds > 1 else "-"
+            cells = [shown.names[row.id], row.benchmark, row.protocol, readable(row.metric)]
+            lines.append(_line([*cells, show(row.score, row.metric), show_interval(row), spread, row.seeds]))
+    if shown.pairs:
+        header = ["first", "second", "benchmark", "protocol", "difference", "95 % interval", "p (permutation)"]
+        lines += ["", "## Differences", "", _line(header), _line(["---"] * len(header))]
+        for pair in shown.pairs:
+            low, high = (show(value, pair.metric) for value in pair.interval)
+            cells = [shown.names[pair.first], shown.names[pair.second], pair.benchmark, pair.protocol]
+            lines.append(_line([*cells, show(pair.difference, pair.metric), f"{low} to {high}", f"{pair.p:.3f}"]))
+    return "\n".join([*lines, "", "## Commands", "", *(f"    {command}" for command in commands), ""])
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+
+
+def csv_text(shown: Tables) -> str:
+    """One line per row, numbers as they are (shares of 1)."""
+    names = [
+        "backbone",
+        "id",
+        "kind",
+        "model",
+        "benchmark",
+        "protocol",
+        "metric",
+        "score",
+        "low",
+        "high",
+        "spread",
+        "seeds",
+    ]
+    names += ["samples", "best_on_test"]
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names, lineterminator="\n", extrasaction="ignore")
+    writer.writeheader()
+    for row in shown.rows:
+        low, high = row.interval
+        writer.writerow({**asdict(row), "backbone": shown.names[row.id], "low": low, "high": high})
+    return buffer.getvalue()
+
+
+def json_text(runs: Sequence[Run], shown: Tables, commands: Sequence[str]) -> str:
+    """Runs with their last losses and configurations, rows, paired tests."""
+    about = [
+        {
+            "name": run.name,
+            "folder": str(run.folder),
+            "step": run.last["step"],
+            "losses": run.last["losses"],
+            "images_per_second": run.typical("images_per_second"),
+            "data_wait": run.typical("data_wait"),
+            "config": run.config,
+            "versions": run.versions,
+        }
+        for run in runs
+    ]
+    content = {
+        "runs": about,
+        "results": [{**asdict(row), "backbone": shown.names[row.id]} for row in shown.rows],
+        "comparisons": [asdict(pair) for pair in shown.pairs],
+        "commands": list(commands),
+    }
+    return json.dumps(content, indent=1) + "\n"
