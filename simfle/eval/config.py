@@ -24,7 +24,7 @@ class FastConfig:
 
     epochs: int = option(100, "epochs, with a cosine to 0")
     batch: int = option(256, "samples per step; at most the training images")
-    lrs: list[float] = option(lambda: [0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "learning rates to choose from")
+    lrs: list[float] = option(lambda: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "learning rates to choose from")
     decays: list[float] = option(lambda: [0.0, 1e-4, 1e-3, 1e-2], "weight decays to choose from")
     momentum: float = option(0.9, "momentum of SGD")
 

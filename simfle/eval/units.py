@@ -6,7 +6,7 @@ hands each to `run_unit`; what is done is skipped there.
 
 import hashlib
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +148,3 @@ def random_id(card: Card) -> str:
 
 def _plain(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip(".-") or "backbone"
-
-
-def card_values(card: Card) -> dict[str, Any]:
-    """A card as plain values."""
-    return asdict(card)

@@ -121,8 +121,9 @@ def test_files_hold_what_is_needed_to_get_them_again(config: EvalConfig) -> None
 
 def test_shapes_are_told_apart(config: EvalConfig) -> None:
     """Even random features tell stripes, circles and crosses apart above chance (1/3)."""
-    summary = evaluate(replace(config, seeds=[0], protocols=["linear_fast", "linear"], fast=FastConfig()), [])
-    assert all(row.score > 0.4 for row in summary.table)
+    wanted = replace(config, seeds=[0], protocols=["linear_fast"], fast=FastConfig())
+    scores = {row.kind: row.score for row in evaluate(wanted, []).table}
+    assert min(scores.values()) > 0.45, scores
 
 
 def test_twice_the_same_and_what_is_done_is_skipped(
