@@ -1,4 +1,4 @@
-"""The tools' command lines without a process of their own: starting one costs a second, most of it for imports.
+"""Command lines of tools and launchers without a process of their own: starting one costs a second or more, for imports.
 
 Tests of what a process does (signals, limits, environment, several at once) start real ones.
 """
@@ -24,7 +24,7 @@ def run(*command: object, timeout: float = 60) -> subprocess.CompletedProcess[st
     """Run a command line to its end: one of ours in this process, with one worker unless it says how many."""
     words = [str(word) for word in command]
     name = Path(words[1]).stem if len(words) > 1 and words[0] == sys.executable else ""
-    if not name or Path(words[1]).parent != ROOT / "tools":
+    if not name or Path(words[1]).parent not in (ROOT / "tools", ROOT / "launchers"):
         return subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
     if name in WORKING and len(words) > 2 and "--workers" not in words:
         words += ["--workers", "1"]

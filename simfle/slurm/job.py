@@ -1,6 +1,8 @@
 """What every task of a job runs: from the allocation to a process of the run, and how it ended."""
 
+import faulthandler
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -61,6 +63,7 @@ def pretrain_task(folder: str) -> None:
     job = Path(folder)
     from simfle.runtime import StopFlag
 
+    faulthandler.register(signal.SIGQUIT)  # where every thread is, into the log: scancel --signal=QUIT
     with StopFlag() as stop:  # before all else: submitit's handlers would requeue without saving
         place = find_place()
         cluster = load(ClusterConfig, job / "cluster.yaml")

@@ -71,18 +71,23 @@ def submit(job: Path, cluster: ClusterConfig) -> str:
 
     from simfle.slurm.job import pretrain_task
 
-    if not available():
-        raise UserError(
-            "sbatch and srun are not on this machine; submit from a login node, or add --local or --dry-run"
-        )
+    require_slurm()
     run = job.parents[1]
     executor = slurm_executor(job, cluster, name=run.name)
     try:
         submitted = executor.submit(pretrain_task, str(job))
     except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
-        raise UserError(f"sbatch: {_reason(error)}") from None
+        raise UserError(f"sbatch: {reason(error)}") from None
     record.tell(run, "submitted", job=submitted.job_id, folder=job.name, nodes=cluster.nodes)
     return submitted.job_id
+
+
+def require_slurm() -> None:
+    """Raise a UserError where nothing can be submitted."""
+    if not available():
+        raise UserError(
+            "sbatch and srun are not on this machine; submit from a login node, or add --dry-run (or --local) to try"
+        )
 
 
 def run_here(job: Path, cluster: ClusterConfig) -> Any:
@@ -109,8 +114,8 @@ def run_here(job: Path, cluster: ClusterConfig) -> Any:
     return submitted
 
 
-def slurm_executor(job: Path, cluster: ClusterConfig, name: str) -> Any:
-    """submitit's executor with all that a job of this cluster needs."""
+def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool = True) -> Any:
+    """submitit's executor with all that a job of this cluster needs. ends: the batch shell judges how it ended."""
     import submitit
 
     class Executor(submitit.SlurmExecutor):
@@ -127,7 +132,7 @@ def slurm_executor(job: Path, cluster: ClusterConfig, name: str) -> Any:
         signal_delay_s=cluster.signal_seconds,
         stderr_to_stdout=True,
         setup=_setup(job, cluster),
-        teardown=_teardown(job),
+        teardown=_teardown(job) if ends else None,
         srun_args=_srun_arguments(job, cluster),
         wckey=None,
         additional_parameters=_options(cluster),
@@ -200,7 +205,7 @@ def _mounts(job: Path, cluster: ClusterConfig) -> list[str]:
     return list(dict.fromkeys(f"{place}:{place}" for place in [str(job.parents[1]), *shards, *cluster.mounts]))
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     """sbatch's own words out of what submitit wraps around them."""
     cause = error if isinstance(error, subprocess.CalledProcessError) else error.__cause__ or error
     output = getattr(cause, "stderr", None) or getattr(cause, "output", None) or str(error)

@@ -5,6 +5,7 @@ for it in a collective without end. Each process therefore writes a heartbeat to
 itself when it has got no further for `limit` seconds.
 """
 
+import faulthandler
 import json
 import os
 import socket
@@ -116,6 +117,7 @@ class Watchdog:
             self._before_end(message)
         sys.stderr.write(f"error: {message}; ending, so that the run can be started again\n")
         sys.stderr.flush()
+        faulthandler.dump_traceback(all_threads=True)
         os._exit(HUNG)  # the main thread sits in a collective and will not come back
 
     def _file(self, rank: int) -> Path:

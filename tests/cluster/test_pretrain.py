@@ -175,7 +175,7 @@ def test_a_cancelled_job_stays_cancelled(slurm: Cluster, faces: Path, tmp_path: 
     assert job.starts == 1
 
 
-def test_a_submitted_job_runs_the_code_and_config_of_its_submission(
+def test_a_submitted_job_runs_the_code_of_its_submission_and_tells_where_it_is(
     slurm: Cluster, faces: Path, tmp_path: Path
 ) -> None:
     """The job folder holds its own copies, and a task imports from them."""
@@ -187,8 +187,8 @@ def test_a_submitted_job_runs_the_code_and_config_of_its_submission(
     assert (
         any(str(code) in line.path for line in job.rank(0).memory_maps()) or (code / "simfle/train/trainer.py").exists()
     )
-    usr2(job)
-    until(lambda: job.starts == 2, 120, job.tell)
+    slurm.call("scancel", "--signal=QUIT", job.number)
+    until(lambda: "in train\n" in job.log(), 30, job.tell)
     slurm.call("scancel", job.number)
 
 

@@ -1,0 +1,100 @@
+"""Evaluation as an array job: one task for each backbone, benchmark, protocol and seed, on its own, skipped if done."""
+
+import faulthandler
+import logging
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from simfle.config import load
+from simfle.errors import UserError
+from simfle.eval.config import EvalConfig
+from simfle.eval.units import Unit, units
+from simfle.slurm.config import ClusterConfig
+from simfle.slurm.freeze import freeze
+from simfle.slurm.submit import reason, require_slurm, slurm_executor
+
+
+def absolute(config: EvalConfig) -> EvalConfig:
+    """The same evaluation, its paths no longer relative to where it was submitted."""
+    named = [word.rpartition("=") for word in config.benchmarks]
+    return replace(
+        config,
+        benchmarks=[f"{name}{sign}{_absolute(place) if sign else _yaml(place)}" for name, sign, place in named],
+        shards=[_absolute(place) for place in config.shards],
+        backbones=[word if ":" in word else _absolute(word) for word in config.backbones],
+        out=_absolute(config.out),
+        cache=_absolute(config.cache) if config.cache else "",
+    )
+
+
+def of_one_task(cluster: ClusterConfig) -> ClusterConfig:
+    """What a unit needs of the cluster: one process, one GPU where there are any, no node to itself."""
+    gpus = min(1, cluster.gpus_per_node)
+    shared = [word for word in cluster.sbatch if not word.startswith("exclusive")]
+    return replace(cluster, nodes=1, min_nodes=0, gpus_per_node=gpus, tasks_per_node=1, sbatch=shared)
+
+
+def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path, list[Unit]]:
+    """Freeze code and configuration into RUN/slurm; the job's folder and its units.
+
+    Raises:
+        UserError: see `units`; a folder cannot be written.
+    """
+    config = absolute(config)
+    found = units(config)
+    return freeze(run, config, of_one_task(cluster), name="eval"), found
+
+
+def script(run: Path, job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:
+    """What sbatch is given, in words."""
+    executor = slurm_executor(job, of_one_task(cluster), name=f"{run.name}-eval", ends=False)
+    executor.update_parameters(map_count=count, array_parallelism=parallel)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
+
+
+def submit(job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:
+    """Hand the units to Slurm, at most `parallel` at once; the number of the array job.
+
+    Raises:
+        UserError: there is no Slurm here, or it refuses.
+    """
+    from submitit.core.utils import FailedJobError
+
+    require_slurm()
+    executor = slurm_executor(job, of_one_task(cluster), name=f"{job.parents[1].name}-eval", ends=False)
+    executor.update_parameters(array_parallelism=parallel)
+    try:
+        if count == 1:
+            return str(executor.submit(evaluate_task, str(job), 0).job_id)
+        jobs = executor.map_array(evaluate_task, [str(job)] * count, range(count))
+    except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
+        raise UserError(f"sbatch: {reason(error)}") from None
+    return str(jobs[0].job_id).split("_")[0]
+
+
+def evaluate_task(folder: str, index: int) -> None:
+    """Compute unit number `index` of the job in `folder`; interrupted, it starts anew when it is submitted again."""
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # submitit would requeue without having saved anything
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.register(signal.SIGQUIT)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        config = load(EvalConfig, Path(folder) / "config.yaml")
+        from simfle.eval.evaluate import run_unit
+
+        run_unit(config, units(config)[index], ["slurm_eval", folder, str(index)])
+    except UserError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(65)
+
+
+def _absolute(place: str) -> str:
+    return place if "://" in place else str(Path(place).absolute())
+
+
+def _yaml(word: str) -> str:
+    """A benchmark of one's own is a file; others are names."""
+    return _absolute(word) if word.endswith((".yaml", ".yml")) else word

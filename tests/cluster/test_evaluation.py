@@ -1,0 +1,46 @@
+"""`launchers/slurm_eval.py` on a real cluster: a task for each unit, skipped where it is done."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster.slurm import Cluster, until
+from distributed.launch import ROOT, environment
+
+UNITS = 6  # the run's backbone and two random ones by linear_fast, with two seeds; by knn, which has none, one and two
+
+
+def submit(slurm: Cluster, run: Path, faces: Path, *words: str) -> tuple[str, str]:
+    """What was printed, and the number of the job."""
+    command = [sys.executable, "launchers/slurm_eval.py", "--run", str(run), "--cluster", "configs/cluster/cpu.yaml"]
+    command += ["--protocols", "linear_fast,knn", "--seeds", "2", f"shards=[{faces}]", "val_share=0.3", *words]
+    own = environment(**slurm.environment)
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("job ")]
+    return done.stderr, line.split()[1].rstrip(":")
+
+
+def results(run: Path) -> dict[Path, bytes]:
+    return {path.relative_to(run): path.read_bytes() for path in sorted(run.glob("eval/*/*/*/seed-*.json"))}
+
+
+def wait(slurm: Cluster, number: str, run: Path) -> None:
+    """Until no task of the array is left; fails with the logs."""
+    until(lambda: not slurm.call("squeue", "--noheader", "--jobs", number, check=False).strip(), 240)
+    logs = [file.read_text() for file in run.glob("slurm/*-eval*/*_log.out")]
+    assert not any("error:" in log for log in logs), logs
+
+
+def test_every_unit_is_a_task_and_what_is_done_is_skipped(slurm: Cluster, faces: Path, undisturbed: Path) -> None:
+    printed, number = submit(slurm, undisturbed, faces, "--watch")
+    assert f"{UNITS} tasks" in printed
+    assert "checkpoint of step 24" in printed
+    wait(slurm, number, undisturbed)
+    first = results(undisturbed)
+    assert len(first) == UNITS
+    _, number = submit(slurm, undisturbed, faces)
+    wait(slurm, number, undisturbed)
+    assert results(undisturbed) == first
+    logs = [file.read_text() for file in undisturbed.glob(f"slurm/*-eval*/{number}_*_log.out")]
+    assert sum("done before" in log for log in logs) == UNITS

@@ -1,0 +1,71 @@
+"""SLURM.md, executed: what it shows is what the launcher prints, and what it tells to type is accepted."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import inprocess
+import pytest
+from distributed.launch import ROOT
+from drawn import make_faces
+
+PAGE = (ROOT / "SLURM.md").read_text()
+COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith("    python ")]
+# What the page tells to type inside of a sentence, and the test that does it.
+ELSEWHERE = {
+    "scancel --signal=QUIT N": "test_pretrain.py",
+    "scontrol update JobId=N StartTime=now": "slurm.py",
+    "scontrol requeue": "test_pretrain.py",
+}
+
+
+@pytest.fixture(scope="module")
+def enough(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """More faces than the recipe's global batch of 256."""
+    out = tmp_path_factory.mktemp("enough") / "faces"
+    make_faces(out, "--people", "32")
+    return out
+
+
+@pytest.fixture
+def here(tmp_path: Path, enough: Path) -> Path:
+    """A folder as the page's reader has it: shards/faces, a run."""
+    for name in ("launchers", "tools", "configs"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "faces").symlink_to(enough)
+    (tmp_path / "runs" / "faces").mkdir(parents=True)
+    (tmp_path / "runs" / "faces" / "config.yaml").write_text("train: {steps: 3}\n")
+    return tmp_path
+
+
+def run(folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """In this process: each would import torch anew."""
+    monkeypatch.chdir(folder)
+    script, *words = shlex.split(command)[1:]
+    done = inprocess.run(sys.executable, ROOT / script, *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_script_on_the_page_is_what_dry_run_prints(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = [line for line in COMMANDS if line.endswith("--dry-run")]
+    shown = re.search(r"```\n(#!/bin/bash.*?)```", PAGE, re.DOTALL).group(1)
+    printed = run(here, command, monkeypatch).replace(str(here / "runs/faces"), "RUN").replace(sys.executable, "PYTHON")
+    assert printed == shown
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS if not line.endswith("--dry-run")])
+def test_what_the_page_tells_to_type_is_accepted(here: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "slurm_" in command:  # submitting is the matter of other tests
+        command = command.replace(" --follow", "").replace(" --local", "") + " --dry-run"
+    assert run(here, command, monkeypatch)
+
+
+@pytest.mark.parametrize("words", ELSEWHERE)
+def test_what_it_says_in_passing_is_done_by_a_test(words: str) -> None:
+    assert f"`{words}`" in PAGE or words in PAGE
+    parts = [f'"{part}"' for part in words.split() if "N" not in part.split("=")[-1] and part != "N"]
+    text = (ROOT / "tests" / "cluster" / ELSEWHERE[words]).read_text()
+    assert all(part in text for part in parts), parts
