@@ -50,7 +50,7 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
             count = cells.size
             marks = _table(np.asarray(marks), 3 * LANDMARKS, count)
             boxes = _table(np.asarray(boxes), 4, count)
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # noqa: BLE001 - of damaged files h5py raises anything
         fields = f"Is{mark}, phis{mark}, bboxes{mark}"
         raise UserError(
             f"cofw: {file} is not MATLAB 7.3 (HDF5) with {fields} ({error}); take it as delivered"
@@ -112,7 +112,7 @@ def read_image(file: Path, field: str, number: int) -> bytes:
     with h5py.File(file, "r") as data:
         try:
             pixels = np.asarray(_own(data, _own(data, field)[()].ravel()[number])).T  # [H, W] or [H, W, 3]
-        except (OSError, KeyError, ValueError, IndexError) as error:
+        except Exception as error:  # as above
             if getattr(error, "errno", None) is not None:  # the disk's fault, not the file's
                 raise
             raise Unusable("unreadable", str(error)) from None
