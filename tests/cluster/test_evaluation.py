@@ -7,7 +7,7 @@ from pathlib import Path
 from cluster.slurm import Cluster, until
 from distributed.launch import ROOT, environment
 
-UNITS = 6  # the run's backbone and two random ones by linear_fast, with two seeds; by knn, which has none, one and two
+UNITS = 7  # linear_fast with two seeds for both; knn: once for the run, for random backbones with two seeds
 
 
 def submit(slurm: Cluster, run: Path, faces: Path, *words: str) -> tuple[str, str]:
