@@ -9,14 +9,23 @@ OUT ?= quickstart
 
 CASES ?= 10000
 
-.PHONY: quickstart test lint fuzz clean
+.PHONY: quickstart test lint fuzz clean programs
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
 	$(BIN)/python tools/quickstart.py --out $(OUT) $(if $(DATA),--data $(DATA),)
 
-test: lint
-	$(BIN)/python -m pytest
+# Two workers: most tests are one process on one core. The cluster's tests share one of them (loadgroup).
+test: lint programs
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+# A real Slurm and a real browser, for the tests that need them; where they cannot be installed, those skip with a word.
+programs:
+	@if [ $$(ls /usr/sbin/slurmctld /usr/sbin/munged /usr/bin/chromium 2> /dev/null | wc -l) = 3 ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	    (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends \
+	        slurm-wlm munge chromium > /dev/null) || echo "Slurm and Chromium could not be installed: their tests skip"; \
+	fi
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
