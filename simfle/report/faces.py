@@ -189,9 +189,12 @@ def neighbours(backbone: Backbone, album: Album) -> Sheet | None:
     similar = _unit(_features(backbone, asked)) @ _unit(_features(backbone, gallery)).T  # [N, n]
     tiles = []
     for place, image in enumerate(asked.images):
-        same = [bool(asked.groups[place]) and group == asked.groups[place] for group in gallery.groups]
-        itself = similar[place] > 1 - 1e-5  # without people known, the image itself is among those searched
-        scores = similar[place].masked_fill(torch.tensor(same) | itself, -2)
+        # Where people are not known, the image itself may be among those searched.
+        same = [
+            np.array_equal(image, other) or (asked.groups[place] != "" and group == asked.groups[place])
+            for other, group in zip(gallery.images, gallery.groups, strict=True)
+        ]
+        scores = similar[place].masked_fill(torch.tensor(same), -2)
         nearest = scores.topk(min(NEIGHBOURS, len(scores))).indices.tolist()
         shown = [resize(image, TILE), *(resize(gallery.images[other], TILE) for other in nearest)]
         said = ", ".join(gallery.named(other) for other in nearest)

@@ -1,0 +1,164 @@
+"""Pictures on a page show what the models do: masks are the model's own, neighbours the nearest."""
+
+import re
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from drawn import make_faces
+from report_fixtures import make_run
+from safetensors.torch import save_file
+from sklearn.linear_model import LogisticRegression
+
+from simfle.batch import Batch
+from simfle.config import FaceMAEConfig, ModelConfig, PretrainConfig, ViewsConfig
+from simfle.errors import UserError
+from simfle.models.methods import build_method
+from simfle.models.simfle import SimFLE
+from simfle.report import faces
+from simfle.report.album import GAP, Album, Faces, read_album
+from simfle.report.report import write_report
+
+TINY = FaceMAEConfig(patch=8, width=32, depth=1, heads=4, decoder_width=32, decoder_depth=1, decoder_heads=4)
+GROUPS, SIDE = 4, 64
+
+
+def config(method: str = "simfle") -> PretrainConfig:
+    backbone = "test_vit" if method == "mae" else "test_resnet"
+    model = ModelConfig(method, backbone, hidden=32, projection=16, groups=GROUPS, facemae=TINY)
+    return PretrainConfig(views=ViewsConfig(size=SIDE, face_size=SIDE), model=model)
+
+
+def with_checkpoint(folder: Path, method: str = "simfle") -> Path:
+    run = make_run(folder, config(method))
+    checkpoint = run / "checkpoints" / "step-00000030"
+    checkpoint.mkdir(parents=True)
+    torch.manual_seed(4)
+    state = build_method(config(method).model, config(method).views).state_dict()
+    save_file({name: value.clone().contiguous() for name, value in state.items()}, checkpoint / "model.safetensors")
+    (checkpoint / "COMPLETE").touch()
+    return run
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faces") / "shards"
+    make_faces(folder, "--people", "8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def album(shards: Path) -> Album:
+    return read_album([str(shards)])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_checkpoint(tmp_path_factory.mktemp("run") / "run")
+
+
+def decode(data: bytes) -> np.ndarray:
+    return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+
+def test_album_asks_about_other_people_than_it_searches(album: Album) -> None:
+    assert len(album.queries.images) == 6
+    assert len(set(album.queries.labels)) == 6  # one of each class first
+    assert not set(album.queries.groups) & set(album.gallery.groups)
+    assert album.source()
+
+
+def test_masks_are_those_of_the_model(run: Path, album: Album) -> None:
+    method, settings = faces._load(run)
+    assert isinstance(method, SimFLE)
+    sheet = faces.masks(method, album, settings)
+    assert sheet is not None
+    face = album.queries.tensor(SIDE)
+    for group in range(GROUPS):
+        method.keep_picture = True
+        draw = torch.full((len(face),), (group + 0.5) / GROUPS, dtype=torch.float64)
+        with torch.no_grad():
+            method(Batch(face, face, face, torch.arange(len(face)), draw))
+        assert method.picture is not None
+        for place, tile in enumerate(sheet.tiles):
+            image = decode(tile.data)
+            left = SIDE + 2 * GAP + group * (SIDE + GAP)
+            shown = image[:SIDE, left : left + SIDE]
+            whole = face[place].permute(1, 2, 0).numpy()
+            assert np.array_equal(image[:SIDE, :SIDE], whole)
+            visible = set(method.picture.visible[place].tolist())
+            for patch in range(64):
+                top, start = patch // 8 * 8, patch % 8 * 8
+                wanted = whole[top : top + 8, start : start + 8] if patch in visible else np.full((8, 8, 3), 150)
+                assert np.array_equal(shown[top : top + 8, start : start + 8], wanted), (group, patch)
+
+
+def test_neighbours_are_the_nearest_of_other_people(run: Path, album: Album) -> None:
+    backbone = faces._backbone(*faces._load(run))
+    images = [image for image in album.gallery.images if image.shape == album.gallery.images[0].shape][:12]
+    asked, classes = images[3] + (images[3] < 255), ("a", "b", "c", "d")
+    people = [*(f"p{number}" for number in range(12)), "me", "twin", "copy"]
+    gallery = Faces([*images, images[3], images[3], asked], [0] * 12 + [1, 2, 3], people, classes)
+    sheet = faces.neighbours(backbone, Album(Faces([asked], [0], ["me"], classes), gallery, []))
+    assert sheet is not None
+    name, found = sheet.tiles[0].caption.split(": ")
+    assert name == "a"
+    # Number 3 and the twin all but equal it; b is the same person, d the same image.
+    assert sorted(found.split(", ")[:2]) == ["a", "c"]
+    assert not {"b", "d"} & set(found.split(", "))
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+def test_activation_weights_are_those_of_the_decision(classes: int) -> None:
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(60, 5)), np.arange(60) % classes + 3
+    model = LogisticRegression().fit(features, labels)
+    chosen = model.predict(features)
+    scores = (features * faces._weights_of(model, chosen)).sum(1)
+    decision = model.decision_function(features) - model.intercept_
+    rows = np.searchsorted(model.classes_, chosen)
+    wanted = np.where(rows == 0, -decision, decision) if classes == 2 else decision[np.arange(60), rows]
+    np.testing.assert_allclose(scores, wanted)
+
+
+@pytest.mark.parametrize(
+    ("method", "titles"),
+    [
+        ("simfle", ["Semantic masks of every group", "Reconstructions", "Class activation maps", "Nearest neighbours"]),
+        ("byol", ["Class activation maps", "Nearest neighbours"]),
+        ("mae", ["Reconstructions", "Class activation maps", "Nearest neighbours"]),
+    ],
+)
+def test_pictures_of_each_method(method: str, titles: list[str], album: Album, tmp_path: Path) -> None:
+    found = faces.sheets(with_checkpoint(tmp_path / "run", method), album)
+    assert [sheet.title for sheet in found] == titles
+    for sheet in found:
+        assert len(sheet.tiles) == (3 if sheet.title.startswith("Semantic") else 6)
+        for tile in sheet.tiles:
+            assert decode(tile.data).std() > 5  # something is on it
+            assert tile.caption
+
+
+def test_a_page_with_faces_says_so(run: Path, shards: Path, tmp_path: Path) -> None:
+    (path,) = write_report([run], tmp_path / "page.html", shards=[str(shards)])
+    text = path.read_text()
+    assert "This page holds images of faces" in text
+    assert len(re.findall(r'<img src="data:image/(?:png|jpeg);base64,', text)) == 3 + 6 + 6 + 6 + 3
+    (path,) = write_report([run], tmp_path / "page.html")
+    assert "<img" not in path.read_text()
+
+
+def test_errors(run: Path, shards: Path, tmp_path: Path) -> None:
+    empty = make_run(tmp_path / "empty", config())
+    with pytest.raises(UserError, match="no complete checkpoint yet"):
+        write_report([empty], shards=[str(shards)])
+    other = with_checkpoint(tmp_path / "other")
+    (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("hidden: 32", "hidden: 48"))
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be loaded"):
+        write_report([other], shards=[str(shards)])
+    (other / "config.yaml").write_text((run / "config.yaml").read_text())
+    next(other.glob("checkpoints/*/model.safetensors")).write_bytes(b"nonsense")
+    with pytest.raises(UserError, match=r"model\.safetensors cannot be loaded"):
+        write_report([other], shards=[str(shards)])
