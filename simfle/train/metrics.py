@@ -1,6 +1,7 @@
 """What a run tells: metrics.jsonl, TensorBoard, the samples it consumed if asked."""
 
 import json
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ class Metrics:
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """`values`: numbers, or dicts of numbers such as losses."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        """`values`: numbers, or dicts of numbers such as losses. A line also has the time, in seconds since 1970."""
+        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         for name, value in values.items():
             for part, number in value.items() if isinstance(value, dict) else [("", value)]:
                 self._board.add_scalar(f"{name}/{part}" if part else name, number, step)

@@ -28,8 +28,8 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def undisturbed(slurm: Cluster, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 24 steps on four nodes that nothing happened to."""
-    job = jobs.submit(slurm, faces, tmp_path_factory.mktemp("undisturbed") / "run", "train.steps=24")
+    """A run of 16 steps on four nodes that nothing happened to."""
+    job = jobs.submit(slurm, faces, tmp_path_factory.mktemp("undisturbed") / "run", "train.steps=16")
     job.wait_end()
     assert job.starts == 1
     return job.run

@@ -12,8 +12,8 @@ from distributed.runs import SETTINGS, metrics
 
 from simfle.slurm import record
 
-# 48 samples: 4, 3 and 2 nodes share them equally, and as many streams let every node read its own shards only.
-BATCH = ["train.global_batch=48", "data.streams=12", "train.record_samples=true", "train.checkpoint_every=10"]
+# 24 samples: 4, 3 and 2 nodes share them equally, and as many streams let every node read its own shards only.
+BATCH = ["train.global_batch=24", "data.streams=12", "train.record_samples=true", "train.checkpoint_every=10"]
 
 
 class Job:

@@ -16,17 +16,17 @@ from simfle.slurm import record
 
 
 def test_four_nodes_are_one_world_and_read_only_their_own_streams(undisturbed: Path) -> None:
-    assert [line["step"] for line in metrics(undisturbed)] == list(range(1, 25))
+    assert [line["step"] for line in metrics(undisturbed)] == list(range(1, 17))
     assert {line["processes"] for line in metrics(undisturbed)} == {4}
     (ended,) = [event for event in record.events(undisturbed) if event["event"] == "ended"]
     assert (ended["reason"], ended["requeue"]) == ("finished", False)
     config = load(PretrainConfig, undisturbed / "config.yaml")
-    _, order = open_data(config.data, config.train.seed, 48, 0)
-    for rank in range(4):  # 12 streams take turns in the 48 slots of a batch: each rank has 3 of them to itself
+    _, order = open_data(config.data, config.train.seed, 24, 0)
+    for rank in range(4):  # 12 streams take turns in the 24 slots of a batch: each rank has 3 of them to itself
         lines = [json.loads(line) for line in (undisturbed / f"samples/rank-{rank:05d}.jsonl").read_text().splitlines()]
         for line in lines:
             batch = order.batch(line["step"] - 1)[0]
-            assert line["ids"] == batch[rank * 12 : rank * 12 + 12].tolist()
+            assert line["ids"] == batch[rank * 6 : rank * 6 + 6].tolist()
 
 
 def usr2(job: Job) -> None:
@@ -66,7 +66,7 @@ def test_comes_back_by_itself_with_the_same_samples_and_losses(
 ) -> None:
     hurt, words = FAULTS[name]
     slurm.wait_idle()
-    job = submit(slurm, faces, tmp_path / "run", "train.steps=24", "train.checkpoint_every=4", "train.timeout=20")
+    job = submit(slurm, faces, tmp_path / "run", "train.steps=16", "train.checkpoint_every=4", "train.timeout=20")
     job.wait_step(5)
     hurt(job)
     until(lambda: job.starts > 1, 120, job.tell)
@@ -83,7 +83,7 @@ def test_comes_back_by_itself_with_the_same_samples_and_losses(
 def test_time_limit(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Slurm's own signal, some time before the end: the job leaves, and its next start goes on at the next sample."""
     slurm.wait_idle()
-    job = submit(slurm, faces, tmp_path / "run", "train.steps=24", "--signal-seconds", "170")
+    job = submit(slurm, faces, tmp_path / "run", "train.steps=16", "--signal-seconds", "170")
     job.wait_step(5)
     minutes = int(slurm.job(job.number)["RunTime"].split(":")[1])
     slurm.call("scontrol", "update", f"JobId={job.number}", f"TimeLimit={minutes + 3}")
@@ -99,7 +99,7 @@ def test_time_limit(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Pa
 
 def test_fewer_and_more_nodes_the_same_samples(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path) -> None:
     """4 -> 2 -> 3 nodes, by nodes that go and come: the same ids, pixels and group draws in every global batch."""
-    words = ["--min-nodes", "2", "train.steps=24", "train.checkpoint_every=4", "train.micro_batch=12"]
+    words = ["--min-nodes", "2", "train.steps=16", "train.checkpoint_every=4", "train.micro_batch=6"]
     slurm.wait_idle()
     job = submit(slurm, faces, tmp_path / "run", *words)
     job.wait_step(4)
@@ -115,7 +115,7 @@ def test_fewer_and_more_nodes_the_same_samples(slurm: Cluster, faces: Path, undi
     started = [event for event in record.events(job.run) if event["event"] == "started"]
     assert [event["processes"] for event in started] == [4, 2, 3]
     assert samples(job.run) == samples(undisturbed)
-    assert "global batch 48 = 3 processes x 2 accumulated x 8 samples" in job.log()
+    assert "global batch 24 = 3 processes x 2 accumulated x 4 samples" in job.log()
 
 
 def test_zero_stages_across_nodes_and_over_checkpoints(
@@ -128,7 +128,7 @@ def test_zero_stages_across_nodes_and_over_checkpoints(
             slurm,
             faces,
             tmp_path / f"stage{stage}",
-            "train.steps=24",
+            "train.steps=16",
             "train.stop_after=4",
             f"train.zero_stage={stage}",
         )
@@ -137,7 +137,7 @@ def test_zero_stages_across_nodes_and_over_checkpoints(
             assert ours["total"] == pytest.approx(theirs["total"], rel=1e-3)
     run = tmp_path / "moves"
     for nodes, stage, until_step in ((4, 2, 4), (2, 3, 8), (1, 0, 12)):
-        words = [f"train.zero_stage={stage}", f"train.stop_after={until_step}", "train.steps=24"]
+        words = [f"train.zero_stage={stage}", f"train.stop_after={until_step}", "train.steps=16"]
         job = submit(slurm, faces, run, *words, nodes=nodes)
         job.wait_end()
     assert [line["step"] for line in metrics(run)] == list(range(1, 13))
@@ -147,7 +147,7 @@ def test_zero_stages_across_nodes_and_over_checkpoints(
 
 def test_a_loss_that_is_not_finite_is_not_requeued(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
     slurm.wait_idle()
-    job = submit(slurm, faces, tmp_path / "run", "train.steps=24", "optim.lr=1e30", nodes=2)
+    job = submit(slurm, faces, tmp_path / "run", "train.steps=16", "optim.lr=1e30", nodes=2)
     job.wait_end("FAILED")
     (ended,) = job.ends
     assert "a loss is not finite" in ended["reason"]
@@ -200,6 +200,6 @@ def test_failures_without_progress_end_the_job(slurm: Cluster, faces: Path, tmp_
 def test_follow_shows_the_log_of_rank_0_until_the_end(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
     slurm.wait_idle()
     output = launch(slurm, faces, tmp_path / "run", "--follow", "train.steps=3", nodes=2)
-    assert "global batch 48 = 2 processes x 1 accumulated x 24 samples" in output
+    assert "global batch 24 = 2 processes x 1 accumulated x 12 samples" in output
     assert "step 3/3" in output
     assert "finished" in output.splitlines()[-1]
