@@ -90,7 +90,8 @@ def test_time_limit(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Pa
     ranks = [job.rank(rank) for rank in range(4)]
     for process in ranks:
         process.suspend()  # Slurm looks at limits twice a minute only: the run must not have ended by then
-    until(lambda: job.starts > 1, 180, job.tell)  # Slurm's own SIGCONT comes before its USR2
+    until(lambda: job.ends, 120, job.tell)  # Slurm's own SIGCONT comes before its USR2
+    slurm.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
     job.wait_end()
     assert "stopped on SIGUSR2" in job.ends[0]["reason"]
     assert samples(job.run) == samples(undisturbed)
