@@ -19,10 +19,10 @@ from simfle.slurm.submit import reason, require_slurm, slurm_executor
 
 def absolute(config: EvalConfig) -> EvalConfig:
     """The same evaluation, its paths no longer relative to where it was submitted."""
-    named = [word.rpartition("=") for word in config.benchmarks]
+    named = [word.partition("=") for word in config.benchmarks]
     return replace(
         config,
-        benchmarks=[f"{name}{sign}{_absolute(place) if sign else _yaml(place)}" for name, sign, place in named],
+        benchmarks=[f"{_yaml(name)}{sign}{_absolute(place) if sign else ''}" for name, sign, place in named],
         shards=[_absolute(place) for place in config.shards],
         backbones=[word if ":" in word else _absolute(word) for word in config.backbones],
         out=_absolute(config.out),

@@ -20,6 +20,8 @@ def test_four_nodes_are_one_world_and_read_only_their_own_streams(undisturbed: P
     assert {line["processes"] for line in metrics(undisturbed)} == {4}
     (ended,) = [event for event in record.events(undisturbed) if event["event"] == "ended"]
     assert (ended["reason"], ended["requeue"]) == ("finished", False)
+    (log,) = undisturbed.glob("slurm/*/*_0_log.out")
+    assert "stopping takes about" in log.read_text()  # measured, against the lead of the stop signal
     config = load(PretrainConfig, undisturbed / "config.yaml")
     _, order = open_data(config.data, config.train.seed, 24, 0)
     for rank in range(4):  # 12 streams take turns in the 24 slots of a batch: each rank has 3 of them to itself
@@ -204,3 +206,10 @@ def test_follow_shows_the_log_of_rank_0_until_the_end(slurm: Cluster, faces: Pat
     assert "global batch 24 = 2 processes x 1 accumulated x 12 samples" in output
     assert "step 3/3" in output
     assert "finished" in output.splitlines()[-1]
+
+
+def test_the_same_job_on_this_machine(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
+    output = launch(slurm, faces, tmp_path / "run", "--local", "train.steps=3", nodes=2)
+    assert "global batch 24 = 2 processes x 1 accumulated x 12 samples" in output
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]
+    assert output.splitlines()[-1] == "finished"

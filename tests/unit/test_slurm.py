@@ -1,0 +1,174 @@
+"""What jobs are asked for and how their ends are judged: pure functions. The cluster itself is in tests/cluster."""
+
+import shlex
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simfle.config import PretrainConfig, load
+from simfle.errors import UserError
+from simfle.slurm import record, submit
+from simfle.slurm.config import ClusterConfig, check
+from simfle.slurm.ending import decide, failures_in_a_row
+from simfle.slurm.job import Place, fit, usable_tasks
+from simfle.slurm.record import End
+from simfle.slurm.runs import status
+
+PLACE = Place("17", 0, 0, 4, 0, 1, ("n1", "n2", "n3", "n4"))
+
+
+def ends(**kinds: str) -> list[End]:
+    return [End(int(name[1:]), f"n{name[1:]}", kind, f"{kind} words") for name, kind in kinds.items()]
+
+
+@pytest.mark.parametrize(
+    ("found", "code", "requeue", "failure", "words"),
+    [
+        (ends(r0="done", r1="done"), 0, False, False, "done words"),
+        (ends(r0="done", r1="spare"), 0, False, False, "done words"),
+        (ends(r0="done", r1="done"), 143, False, False, "done words"),  # ended by Slurm when all was done
+        (ends(r0="stopped", r1="stopped"), 0, True, False, "stopped words"),
+        (ends(r0="refused", r1="lost"), 65, False, True, "rank 0 on n0: refused words"),
+        (ends(r0="lost", r1="bug"), 70, False, True, "rank 1 on n1: bug words"),
+        (ends(r0="hung", r1="lost"), 76, True, True, "hung words"),
+        (ends(r0="lost"), 137, True, True, "rank 1 ended without a word"),
+        (ends(r0="stopped"), 137, True, True, "rank 1 ended without a word"),  # killed while it saved
+        (ends(r0="lost", r1="lost"), 69, True, True, "lost words"),
+        ([], 1, True, True, "rank 0, 1 ended without a word"),
+    ],
+)
+def test_ends_are_judged(found: list[End], code: int, requeue: bool, failure: bool, words: str) -> None:
+    decision = decide(found, 2, code)
+    assert (decision.requeue, decision.failure) == (requeue, failure)
+    assert words in decision.words
+
+
+def test_failures_count_until_a_new_checkpoint_stands() -> None:
+    def ended(step: int, failure: bool = True, job: str = "17") -> dict:
+        return {"event": "ended", "job": job, "failure": failure, "step": step}
+
+    assert failures_in_a_row([ended(0), ended(0), ended(0)], "17") == 3
+    assert failures_in_a_row([ended(0), ended(0), ended(5)], "17") == 1
+    assert failures_in_a_row([ended(5), ended(5, failure=False), ended(5)], "17") == 1
+    assert failures_in_a_row([ended(5, job="16"), {"event": "started", "job": "17"}, ended(5)], "17") == 1
+
+
+@given(nodes=st.integers(1, 12), least=st.integers(1, 12), gpus=st.integers(1, 8), batch=st.integers(2, 4096))
+def test_the_most_whole_nodes_that_share_the_batch(nodes: int, least: int, gpus: int, batch: int) -> None:
+    least = min(least, nodes)
+    names = tuple(f"n{index}" for index in range(nodes))
+    place = replace(PLACE, nodes=names, size=nodes * gpus, local_size=gpus)
+    cluster = ClusterConfig(nodes=nodes, min_nodes=least)
+    fitting = [n * gpus for n in range(least, nodes + 1) if batch % (n * gpus) == 0 and batch // (n * gpus) >= 2]
+    if fitting:
+        assert usable_tasks(place, cluster, batch) == max(fitting)
+    else:
+        with pytest.raises(UserError, match="cannot be shared"):
+            usable_tasks(place, cluster, batch)
+
+
+@given(size=st.integers(1, 64), per=st.integers(2, 64), micro=st.integers(0, 64))
+def test_micro_batches_fit_their_share(size: int, per: int, micro: int) -> None:
+    config = PretrainConfig()
+    config = replace(config, train=replace(config.train, global_batch=size * per, micro_batch=micro))
+    fitted = fit(config, replace(PLACE, size=size), ClusterConfig()).train.micro_batch
+    assert fitted == 0 if micro == 0 else (per % fitted == 0 and fitted <= micro)
+
+
+def test_requeues_are_limited() -> None:
+    with pytest.raises(UserError, match="requeued 3 times, max_requeues=2"):
+        usable_tasks(replace(PLACE, start=3), ClusterConfig(max_requeues=2), 64)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["nodes=0"], "--nodes 0"),
+        (["nodes=2", "min_nodes=3"], "--min-nodes 3 is more than --nodes 2"),
+        (["time='tomorrow'"], "--time 'tomorrow'"),
+        (["partition='gpu; rm -rf /'"], "holds a space, a quote or a shell character"),
+        (["sbatch=['--exclusive']"], "without dashes"),
+        (["environment=['=x']"], "NAME=VALUE"),
+        (["gpu_per_node=8"], "unknown key 'gpu_per_node'.*did you mean gpus_per_node"),
+    ],
+)
+def test_wrong_cluster_files_are_told(words: list[str], expected: str) -> None:
+    with pytest.raises(UserError, match=expected):
+        check(load(ClusterConfig, None, words))
+
+
+@pytest.mark.parametrize("name", ["plain", "two words", "it's", 'a"quote', "$(touch x)", "`touch x`", "a;b&c"])
+def test_no_name_of_a_run_becomes_shell_code(tmp_path: Path, name: str) -> None:
+    config = PretrainConfig()
+    config = replace(config, train=replace(config.train, run=str(tmp_path / name)))
+    cluster = ClusterConfig(environment=["GREETING=it's $HOME"], setup=["true"])
+    job = submit.prepare(config, cluster)
+    script = submit.sbatch_script(job, cluster).replace("srun ", "echo ")
+    done = subprocess.run(["bash", "-c", f'{script.split("# teardown")[0]}\necho "$GREETING"'], cwd=tmp_path,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert str(job) in done.stdout
+    assert "it's $HOME" in done.stdout
+    assert not (tmp_path / "x").exists()
+    (job_name,) = [line for line in script.splitlines() if "--job-name" in line]
+    assert shlex.split(job_name)[-1] == f"--job-name={name}"
+
+
+def test_names_that_slurm_would_read_as_its_own_are_refused(tmp_path: Path) -> None:
+    for name in ("100%j", "a\nb"):
+        config = PretrainConfig()
+        config = replace(config, train=replace(config.train, run=str(tmp_path / name)))
+        with pytest.raises(UserError, match="Slurm takes %"):
+            submit.prepare(config, ClusterConfig())
+
+
+def test_a_submission_is_frozen_whole_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load(PretrainConfig, None, ["train.run=runs/one", "data.shards=[shards/a,'s3://bucket/b']"])
+    job = submit.prepare(config, ClusterConfig())
+    frozen = load(PretrainConfig, job / "config.yaml")
+    assert frozen.data.shards == [str(tmp_path / "shards/a"), "s3://bucket/b"]
+    assert frozen.train.run == str(tmp_path / "runs/one")
+    program = "import sys; sys.path.insert(0, sys.argv[1]); import shards.errors; print(shards.__path__[0])"
+    words = ["python3", "-c", program, str(job / "code")]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(job / "code" / "shards")
+    second = submit.prepare(config, ClusterConfig())
+    assert second != job
+
+
+def test_events_survive_a_line_that_was_cut_short(tmp_path: Path) -> None:
+    record.tell(tmp_path, "submitted", job="17")
+    with (tmp_path / "slurm" / "events.jsonl").open("a") as file:
+        file.write('{"time": 1, "eve')
+    assert [event["event"] for event in record.events(tmp_path)] == ["submitted"]
+
+
+def test_status_of_a_run_without_slurm(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-00000004").mkdir(parents=True)
+    (run / "checkpoints" / "step-00000004" / "COMPLETE").touch()
+    (run / "run.json").write_text('{"steps": 9}')
+    (run / "metrics.jsonl").write_text('{"step": 5, "images_per_second": 7.5, "losses": {"total": 1}}\n{"step": 6, "im')
+    found = status(run)
+    assert (found.step, found.steps, found.images_per_second, found.checkpoint) == (5, 9, 7.5, 4)
+    assert (found.state, found.requeues, found.jobs) == ("stopped", 0, ())
+    (run / "checkpoints" / "step-00000009").mkdir()
+    (run / "checkpoints" / "step-00000009" / "COMPLETE").touch()
+    assert status(run).state == "finished"
+
+
+def test_paths_of_an_evaluation_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from simfle.eval.config import EvalConfig
+    from simfle.slurm.evaluation import absolute
+
+    monkeypatch.chdir(tmp_path)
+    config = EvalConfig(
+        benchmarks=["rafdb=shards/raf", "mine.yaml=shards/mine", "sfew"], backbones=["b", "timm:resnet18"]
+    )
+    found = absolute(config)
+    assert found.benchmarks == [f"rafdb={tmp_path}/shards/raf", f"{tmp_path}/mine.yaml={tmp_path}/shards/mine", "sfew"]
+    assert found.backbones == [f"{tmp_path}/b", "timm:resnet18"]
