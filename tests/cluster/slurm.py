@@ -80,6 +80,12 @@ class Cluster:
         self.wait_idle()
         self._hurrying.start()
 
+    def clear(self) -> None:
+        """End all jobs, and wait for idle nodes."""
+        self.call("scancel", "--signal=KILL", "--user=root", check=False)
+        self.call("scancel", "--user=root", check=False)
+        self.wait_idle()
+
     def wait_idle(self) -> None:
         """Until all nodes can take a job."""
         until(

@@ -67,7 +67,6 @@ def test_comes_back_by_itself_with_the_same_samples_and_losses(
     slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path, name: str
 ) -> None:
     hurt, words = FAULTS[name]
-    slurm.wait_idle()
     job = submit(slurm, faces, tmp_path / "run", "train.steps=16", "train.checkpoint_every=4", "train.timeout=20")
     job.wait_step(5)
     hurt(job)
@@ -84,7 +83,6 @@ def test_comes_back_by_itself_with_the_same_samples_and_losses(
 
 def test_time_limit(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Slurm's own signal, some time before the end: the job leaves, and its next start goes on at the next sample."""
-    slurm.wait_idle()
     job = submit(slurm, faces, tmp_path / "run", "train.steps=16", "--signal-seconds", "170")
     job.wait_step(5)
     minutes = int(slurm.job(job.number)["RunTime"].split(":")[1])
@@ -103,7 +101,6 @@ def test_time_limit(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Pa
 def test_fewer_and_more_nodes_the_same_samples(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path) -> None:
     """4 -> 2 -> 3 nodes, by nodes that go and come: the same ids, pixels and group draws in every global batch."""
     words = ["--min-nodes", "2", "train.steps=16", "train.checkpoint_every=4", "train.micro_batch=6"]
-    slurm.wait_idle()
     job = submit(slurm, faces, tmp_path / "run", *words)
     job.wait_step(4)
     slurm.call("scontrol", "update", "NodeName=n[3-4]", "State=drain", "Reason=test")
@@ -125,7 +122,6 @@ def test_zero_stages_across_nodes_and_over_checkpoints(
     slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
     """Stages 1 and 3 on 4 nodes as 2; then on from stage 2 on 4 processes to stage 3 on 2 and stage 0 on 1."""
-    slurm.wait_idle()
     for stage in (1, 3):
         job = submit(
             slurm,
@@ -149,7 +145,6 @@ def test_zero_stages_across_nodes_and_over_checkpoints(
 
 
 def test_a_loss_that_is_not_finite_is_not_requeued(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
-    slurm.wait_idle()
     job = submit(slurm, faces, tmp_path / "run", "train.steps=16", "optim.lr=1e30", nodes=2)
     job.wait_end("FAILED")
     (ended,) = job.ends
@@ -159,7 +154,6 @@ def test_a_loss_that_is_not_finite_is_not_requeued(slurm: Cluster, faces: Path, 
 
 
 def test_a_cancelled_job_stays_cancelled(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
-    slurm.wait_idle()
     job = submit(slurm, faces, tmp_path / "run", "train.steps=1000", nodes=2)
     job.wait_step(2)
     slurm.call("scancel", job.number)
@@ -173,7 +167,6 @@ def test_a_submitted_job_runs_the_code_of_its_submission_and_tells_where_it_is(
     slurm: Cluster, faces: Path, tmp_path: Path
 ) -> None:
     """The job folder holds its own copies, and a task imports from them."""
-    slurm.wait_idle()
     job = submit(slurm, faces, tmp_path / "run", "train.steps=1000", nodes=1)
     job.wait_step(1)
     (code,) = job.run.glob("slurm/*/code")
@@ -183,11 +176,9 @@ def test_a_submitted_job_runs_the_code_of_its_submission_and_tells_where_it_is(
     )
     slurm.call("scancel", "--signal=QUIT", job.number)
     until(lambda: "in train\n" in job.log(), 30, job.tell)
-    slurm.call("scancel", job.number)
 
 
 def test_failures_without_progress_end_the_job(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
-    slurm.wait_idle()
     words = ["train.steps=1000", "train.checkpoint_every=1000", "cluster.max_failures=2"]
     job = submit(slurm, faces, tmp_path / "run", *words, nodes=1)
     for start in (1, 2):
@@ -201,7 +192,6 @@ def test_failures_without_progress_end_the_job(slurm: Cluster, faces: Path, tmp_
 
 
 def test_follow_shows_the_log_of_rank_0_until_the_end(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
-    slurm.wait_idle()
     output = launch(slurm, faces, tmp_path / "run", "--follow", "train.steps=3", nodes=2)
     assert "global batch 24 = 2 processes x 1 accumulated x 12 samples" in output
     assert "step 3/3" in output
