@@ -1,6 +1,7 @@
 """What every task of a job runs: from the allocation to a process of the run, and how it ended."""
 
 import faulthandler
+import logging
 import os
 import signal
 import socket
@@ -63,6 +64,7 @@ def pretrain_task(folder: str) -> None:
     job = Path(folder)
     from simfle.runtime import StopFlag
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     faulthandler.register(signal.SIGQUIT)  # where every thread is, into the log: scancel --signal=QUIT
     with StopFlag() as stop:  # before all else: submitit's handlers would requeue without saving
         place = find_place()
