@@ -132,7 +132,7 @@ def test_every_picture_shows(browser: Browser) -> None:
     assert len(charts) >= 15
     assert all(height > 80 for height in charts)
     captions = browser.run(
-        "[...document.querySelectorAll('figure')].map(f => f.querySelector('figcaption')?.innerText)"
+        "[...document.querySelectorAll('figure')].map(f => f.querySelector('figcaption')?.textContent.trim())"
     )
     assert all(captions)
 
