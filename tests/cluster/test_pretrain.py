@@ -91,6 +91,7 @@ def test_time_limit(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Pa
     for process in ranks:
         process.suspend()  # Slurm looks at limits twice a minute only: the run must not have ended by then
     until(lambda: job.ends, 120, job.tell)  # Slurm's own SIGCONT comes before its USR2
+    until(lambda: job.state == "PENDING", 60, job.tell)  # not while it completes
     slurm.call("scontrol", "update", f"JobId={job.number}", "TimeLimit=60")
     job.wait_end()
     assert "stopped on SIGUSR2" in job.ends[0]["reason"]
