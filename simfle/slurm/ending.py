@@ -15,8 +15,6 @@ from simfle.slurm import queue, record
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.record import End
 
-# States in which a job that has ended may go back into the queue: not after scancel.
-REQUEUEABLE = ("RUNNING", "COMPLETING", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 CHECKPOINTS = "checkpoints/step-*/COMPLETE"
 
 
@@ -93,15 +91,26 @@ def end(job_folder: Path, code: int) -> int:
     row = failures_in_a_row([*record.events(run), {"event": "ended", **facts}], number)
     if requeue and row >= cluster.max_failures:
         requeue, words = False, f"{words}; not requeued: {row} failures in a row without a new checkpoint"
-    state = queue.state(number) if requeue else ""
-    if requeue and state not in REQUEUEABLE:
-        requeue, words = False, f"{words}; not requeued: the job is {state or 'unknown to Slurm'}"
+    if requeue and (state := may_not_come_back(queue.show(number))):
+        requeue, words = False, f"{words}; not requeued: the job is {state}"
     record.tell(run, "ended", **facts, requeue=requeue, reason=words, code=code)
     sys.stderr.write(f"job {number}: {words}{'; requeued' if requeue else ''}\n")
     if requeue:
         sys.stderr.flush()
         queue.requeue(number)
     return code
+
+
+def may_not_come_back(shown: dict[str, str]) -> str:
+    """The state of a job that somebody wanted to end, such as cancelled; empty for one that may be requeued.
+
+    While its processes end a job is COMPLETING, cancelled or out of time: the clock tells which.
+    """
+    state = shown.get("JobState", "")
+    out_of_time = queue.seconds(shown.get("RunTime", "")) >= queue.seconds(shown.get("TimeLimit", ""))
+    if state in ("RUNNING", "TIMEOUT", "NODE_FAIL", "PREEMPTED") or (state == "COMPLETING" and out_of_time):
+        return ""
+    return "cancelled" if state == "COMPLETING" else state.lower() or "unknown to Slurm"
 
 
 def newest_step(run: Path) -> int:

@@ -1,5 +1,6 @@
 """Slurm's own words about jobs, through its programs; with and without accounting (slurmdbd)."""
 
+import math
 import shutil
 import subprocess
 
@@ -17,6 +18,16 @@ def show(job: str) -> dict[str, str]:
     """`scontrol show job` as names and values; empty where the controller has forgotten the job."""
     text = _output("scontrol", "show", "job", "--oneliner", job)
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
+
+
+def seconds(text: str) -> float:
+    """'1-02:03:04' -> 93784; what is no time (UNLIMITED, Partition_Limit) is endless."""
+    days, _, clock = text.rpartition("-")
+    parts = clock.split(":")
+    if not all(part.isdigit() for part in parts) or len(parts) != 3:
+        return math.inf
+    hours, minutes, rest = (int(part) for part in parts)
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 def requeue(job: str) -> None:

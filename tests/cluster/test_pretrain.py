@@ -109,6 +109,7 @@ def test_fewer_and_more_nodes_the_same_samples(slurm: Cluster, faces: Path, undi
         usr2(job)
         job.wait_step(8, starts=2)
         slurm.call("scontrol", "update", "NodeName=n3", "State=resume")
+        until(lambda: slurm.node_states()["n3"] == "idle", tell=lambda: str(slurm.node_states()))
         usr2(job)
         job.wait_end()
     finally:

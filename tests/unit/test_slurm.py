@@ -13,7 +13,7 @@ from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
 from simfle.slurm import record, submit
 from simfle.slurm.config import ClusterConfig, check
-from simfle.slurm.ending import decide, failures_in_a_row
+from simfle.slurm.ending import decide, failures_in_a_row, may_not_come_back
 from simfle.slurm.job import Place, fit, usable_tasks
 from simfle.slurm.record import End
 from simfle.slurm.runs import status
@@ -45,6 +45,22 @@ def test_ends_are_judged(found: list[End], code: int, requeue: bool, failure: bo
     decision = decide(found, 2, code)
     assert (decision.requeue, decision.failure) == (requeue, failure)
     assert words in decision.words
+
+
+@pytest.mark.parametrize(
+    ("state", "ran", "limit", "found"),
+    [
+        ("RUNNING", "00:10:00", "01:00:00", ""),
+        ("COMPLETING", "01:00:02", "01:00:00", ""),
+        ("COMPLETING", "00:10:00", "01:00:00", "cancelled"),
+        ("COMPLETING", "1-00:10:00", "UNLIMITED", "cancelled"),
+        ("CANCELLED", "1-00:10:00", "2-00:00:00", "cancelled"),
+        ("TIMEOUT", "1-00:00:00", "1-00:00:00", ""),
+    ],
+)
+def test_what_somebody_ended_does_not_come_back(state: str, ran: str, limit: str, found: str) -> None:
+    assert may_not_come_back({"JobState": state, "RunTime": ran, "TimeLimit": limit}) == found
+    assert may_not_come_back({}) == "unknown to Slurm"
 
 
 def test_failures_count_until_a_new_checkpoint_stands() -> None:
