@@ -20,7 +20,7 @@ def test_four_nodes_are_one_world_and_read_only_their_own_streams(undisturbed: P
     assert {line["processes"] for line in metrics(undisturbed)} == {4}
     (ended,) = [event for event in record.events(undisturbed) if event["event"] == "ended"]
     assert (ended["reason"], ended["requeue"]) == ("finished", False)
-    (log,) = undisturbed.glob("slurm/*/*_0_log.out")
+    (log,) = undisturbed.glob("slurm/*[0-9]/*_0_log.out")  # not those of evaluations
     assert "stopping takes about" in log.read_text()  # measured, against the lead of the stop signal
     config = load(PretrainConfig, undisturbed / "config.yaml")
     _, order = open_data(config.data, config.train.seed, 24, 0)
