@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,15 +18,20 @@ from typing import Any, TypeVar, cast, get_origin
 
 from simfle.errors import UserError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+CONFIGS = (Path(__file__).parent / "configs").resolve()  # of the checkout, by a link; in a wheel, copies of them
 REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read the environment
 MOST_YAML = 1 << 20  # bytes
 DEEPEST_YAML = 20
 
 
-def option(default: Any, text: str, *, free: bool = False) -> Any:
-    """A dataclass field with its help text; `free` fields may change between two starts of the same run."""
-    metadata = {"help": text, "free": free}
+def option(default: Any, text: str, *, free: bool = False, words: dict[str, Any] | None = None) -> Any:
+    """A dataclass field with its help text; `free` fields may change between two starts of the same run.
+
+    words: names that may be written for some of its values, such as auto for -1.
+    """
+    metadata = {"help": text, "free": free, "words": words or {}}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -134,7 +140,13 @@ class TrainConfig:
     epochs: float = option(100.0, "length of the run in epochs; used when steps is 0")
     steps: int = option(0, "length of the run in optimizer steps; 0: from epochs")
     global_batch: int = option(256, "samples per optimizer step, over all processes")
-    micro_batch: int = option(0, "samples per forward of one process; 0: global batch / processes", free=True)
+    micro_batch: int = option(
+        0,
+        "samples per forward of one process; 0: global batch / processes; auto: the most that fit into the GPU's "
+        "memory, found by trying, the global batch unchanged",
+        free=True,
+        words={"auto": -1},
+    )
     zero_stage: int = option(2, "DeepSpeed ZeRO stage, 0 to 3", free=True)
     precision: str = option("bf16", "bf16 (autocast; parameters, BatchNorm, EMA and optimizer stay fp32) or fp32")
     sync_statistics: bool = option(False, "share BatchNorm and grouping statistics among the processes")
@@ -180,28 +192,19 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
     layers = []
     try:
         if file is not None:
+            file = packaged(file)
             _check_yaml(file)
             layers.append((str(file), OmegaConf.load(file)))
         layers.append(("command line", OmegaConf.from_dotlist(list(overrides))))
     except FileNotFoundError:
-        raise UserError(f"config: {file} does not exist; see configs/ for those that come with this project") from None
+        raise UserError(_missing(file)) from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
         raise UserError(f"config: cannot read {file or 'the command line'}: {error}") from None
     merged = OmegaConf.structured(schema)
-    known = list(keys(schema))
-    tables = tuple(f"{name}." for name, _ in _metadata(schema, tables=True))  # their keys are the user's own
     for place, layer in layers:
         if not OmegaConf.is_dict(layer):
             raise UserError(f"config: {place} holds a list or a bare value, not keys")
-        plain = OmegaConf.to_container(layer)
-        for key, value in flatten(cast(dict, plain)).items():
-            _check_references(key, value, place)
-            if key.startswith(tables):
-                continue
-            if key not in known and not any(name.startswith(key + ".") for name in known):
-                near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise UserError(f"config: unknown key {key!r} in {place}{hint}")
+        _check_keys(schema, layer, place)
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
@@ -210,6 +213,43 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
         return cast(T, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # a reference to nothing, or to itself
         raise UserError(f"config: {str(error).splitlines()[0]} ({error.full_key})") from None
+
+
+def _check_keys(schema: Any, layer: Any, place: str) -> None:
+    """Refuse keys that `schema` does not have, and references; words for values become the values. Raises UserError."""
+    from omegaconf import OmegaConf
+
+    known = list(keys(schema))
+    words = {name: metadata["words"] for name, metadata in _metadata(schema) if metadata.get("words")}
+    tables = tuple(f"{name}." for name, _ in _metadata(schema, tables=True))  # their keys are the user's own
+    for key, value in flatten(cast(dict, OmegaConf.to_container(layer))).items():
+        _check_references(key, value, place)
+        if key.startswith(tables):
+            continue
+        if key not in known and not any(name.startswith(key + ".") for name in known):
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise UserError(f"config: unknown key {key!r} in {place}{hint}")
+        if isinstance(value, str) and value in words.get(key, {}):
+            OmegaConf.update(layer, key, words[key][value])
+
+
+def packaged(file: Path) -> Path:
+    """`file`; where it is not there and called configs/..., the one of this name that came with this program."""
+    if file.exists() or not file.parts or file.parts[0] != "configs":
+        return file
+    ours = CONFIGS.joinpath(*file.parts[1:])
+    if ours.is_file():
+        log.warning("config: %s is not here; taking the one that came with simfle, %s", file, ours)
+        return ours
+    return file
+
+
+def _missing(file: Path | None) -> str:
+    """What to say of a configuration that is not there: the nearest of ours."""
+    ours = [str(Path("configs") / path.relative_to(CONFIGS)) for path in sorted(CONFIGS.rglob("*.yaml"))]
+    near = difflib.get_close_matches(str(file), ours, n=1, cutoff=0.6)
+    return f"config: {file} does not exist; " + (f"did you mean {near[0]}?" if near else f"ours are in {CONFIGS}")
 
 
 def _check_references(key: str, value: Any, place: str) -> None:

@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from simfle.commands.app import command
-from simfle.config import load
+from simfle.config import CONFIGS, load
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
     from simfle.eval.config import EvalConfig
     from simfle.slurm.config import ClusterConfig
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 SECONDS = 10.0
 
 

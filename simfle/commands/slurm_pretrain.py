@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from simfle.commands.app import command
-from simfle.config import PretrainConfig, load
+from simfle.config import CONFIGS, PretrainConfig, load
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
     from simfle.slurm.config import ClusterConfig
 
-CONFIGS = Path(__file__).parents[2] / "configs"
 CONFIG = CONFIGS / "pretrain" / "simfle_resnet50.yaml"
 CLUSTER = CONFIGS / "cluster" / "default.yaml"
 

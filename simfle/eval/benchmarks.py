@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from simfle.config import load, option
+from simfle.config import CONFIGS, load, option
 from simfle.errors import UserError
 from simfle.eval.config import EvalConfig
 
-FOLDER = Path(__file__).parents[2] / "configs" / "benchmarks"
+FOLDER = CONFIGS / "benchmarks"
 METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
