@@ -1,1 +1,21 @@
-"""Shards: face corpora as verified, deterministic WebDataset tars with an index and a manifest."""
+"""Shards: face corpora as verified, deterministic WebDataset tars with an index and a manifest.
+
+import shards
+faces = shards.open("shards/mine")      # len(faces), faces[0], faces["key"], for item in faces, faces.dataset()
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shards.opened import Item, Shards, open
+
+__all__ = ["Item", "Shards", "open"]
+
+
+def __getattr__(name: str) -> Any:
+    """numpy and the decoders are imported with the first use (PEP 562): `--help` must not wait for them."""
+    if name in __all__:
+        from shards import opened
+
+        return getattr(opened, name)
+    raise AttributeError(f"module 'shards' has no attribute {name!r}")

@@ -18,6 +18,8 @@ from torch import nn
 from simfle.config import OptimConfig, TrainConfig
 from simfle.errors import PeersMissing, UserError
 
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+AUTO = -1  # train.micro_batch=auto: what fits is found by trying, simfle.train.fitting
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
@@ -55,7 +57,7 @@ def plan_batch(config: TrainConfig, processes: int) -> BatchPlan:
     if total < 1 or total % processes:
         raise UserError(f"train.global_batch={total} is not divisible by {processes} processes")
     share = total // processes
-    micro = micro or share
+    micro = share if micro in (0, AUTO) else micro
     if micro < 1 or share % micro:
         raise UserError(
             f"train.micro_batch={micro} does not divide the {share} samples that each of {processes} processes takes "
@@ -73,6 +75,7 @@ def processes(config: TrainConfig) -> Iterator[World]:
     Raises:
         UserError: a GPU was asked for that is not there, or the launcher started fewer processes than it was told to.
     """
+    alone = "WORLD_SIZE" not in os.environ
     environment = _launched()
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     if config.device not in ("auto", "cpu", "cuda"):
@@ -81,6 +84,8 @@ def processes(config: TrainConfig) -> Iterator[World]:
         raise UserError("train.device=cuda, but torch sees no GPU; take train.device=cpu or mend the driver")
     device = torch.device("cuda", _gpu(environment["LOCAL_RANK"])) if cuda else torch.device("cpu")
     _start_group(device, config.timeout)
+    import deepspeed  # whose accelerator is settled now
+
     world = World(
         dist.get_rank(), dist.get_world_size(), environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"], device
     )
@@ -89,7 +94,10 @@ def processes(config: TrainConfig) -> Iterator[World]:
     try:
         yield world
     finally:
-        dist.destroy_process_group()
+        deepspeed.comm.destroy_process_group()  # and what DeepSpeed keeps of it, for a notebook may start another run
+        if alone:
+            for name in LAUNCHED:
+                os.environ.pop(name, None)
 
 
 def _gpu(local_rank: int) -> int:

@@ -1,0 +1,177 @@
+"""Shards as Python sees them: a length, samples by position or by key, iteration, a dataset for PyTorch's loaders."""
+
+import bisect
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.encode import EncodeOptions, Unusable, decode
+from shards.errors import UserError
+from shards.foreign import IMAGES
+from shards.index import Index
+from shards.manifest import Manifest, read_manifest
+from shards.remote import is_url, shown
+from shards.samples import Sample, chosen_shards, shard_index
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sample. label: its name, "" where there is none; number: the label's position in `Shards.labels`, else None;
+    split: of the shard it lies in; known: what its json says (source, group, box ...); file: the image's bytes."""
+
+    key: str
+    split: str
+    label: str
+    number: int | None
+    known: dict[str, Any]
+    file: bytes
+
+    @cached_property
+    def image(self) -> NDArray[np.uint8]:
+        """Pixels [H, W, 3] uint8 RGB, decoded when first asked for. Raises UserError: damaged."""
+        try:
+            pixels = decode(self.file, EncodeOptions()).pixels
+        except Unusable as error:
+            raise UserError(f"shards: the image of {self.key} is damaged ({error.reason}); verify the shards") from None
+        return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+
+
+class Shards(Sequence[Item]):
+    """A folder of shards, read only. Samples are in the order of the tars; each is read when it is asked for.
+
+    It is a map-style dataset as it is: `torch.utils.data.DataLoader(shards, collate_fn=...)` takes it; `dataset` gives
+    one of (image, label) pairs. It may be handed to other processes.
+    """
+
+    def __init__(self, folder: str | Path, splits: Sequence[str] = ()) -> None:
+        """See `open`."""
+        if is_url(folder):
+            raise UserError(f"shards: {shown(str(folder))} is a URL; shards.open reads folders of this machine")
+        self.folder = Path(folder)
+        self.manifest: Manifest = read_manifest(self.folder)
+        self._shards = chosen_shards(self.manifest, splits, "splits")
+        self._ends = list(accumulate(info.samples for info in self._shards))
+        self._indexes: dict[int, Index] = {}
+        self._places: dict[str, int] = {}
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels, in the order of their numbers."""
+        return self.manifest.labels
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, which: Any) -> Any:
+        """The sample at a position (negative: from the end) or of a key; of a slice a list.
+
+        Raises:
+            IndexError, KeyError: there is none.
+            UserError: the tar or its index is damaged.
+        """
+        if isinstance(which, slice):
+            return [self[position] for position in range(*which.indices(len(self)))]
+        if isinstance(which, str):
+            return self[self._keys[which]]
+        position = which + len(self) if which < 0 else which
+        if not 0 <= position < len(self):
+            raise IndexError(f"{self.folder} has {len(self)} samples, there is no number {which}")
+        shard = bisect.bisect_right(self._ends, position)
+        return self._read(shard, position - (self._ends[shard] - self._shards[shard].samples))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._keys
+
+    def __iter__(self) -> Iterator[Item]:
+        return (self[position] for position in range(len(self)))
+
+    def keys(self) -> list[str]:
+        """The keys of all samples, in order."""
+        return list(self._keys)
+
+    def dataset(self, transform: Callable[[Any], Any] | None = None) -> Any:
+        """A torch.utils.data.Dataset of (image, number of the label, -1 where there is none).
+
+        The image is a PIL image, or what `transform` (such as torchvision's) makes of one.
+        """
+        from torch.utils.data import Dataset
+
+        shards = self
+
+        class Pairs(Dataset):
+            def __len__(self) -> int:
+                return len(shards)
+
+            def __getitem__(self, position: int) -> tuple[Any, int]:
+                from PIL import Image
+
+                item = shards[position]
+                image = Image.fromarray(item.image)
+                return transform(image) if transform else image, -1 if item.number is None else item.number
+
+        return Pairs()
+
+    @property
+    def _keys(self) -> dict[str, int]:
+        """Key -> position. The first use reads all indexes."""
+        if not self._places and len(self):
+            every = (key for shard in range(len(self._shards)) for key in self._index(shard).keys)
+            self._places = {key: position for position, key in enumerate(every)}
+        return self._places
+
+    def _index(self, shard: int) -> Index:
+        if shard not in self._indexes:
+            self._indexes[shard] = shard_index(self.folder, self._shards[shard])
+        return self._indexes[shard]
+
+    def _read(self, shard: int, number: int) -> Item:
+        info, index = self._shards[shard], self._index(shard)
+        tar = self.folder / info.file
+        members = {}
+        try:
+            with tar.open("rb") as file:
+                for name, place in index.members(number).items():
+                    members[name] = os.pread(file.fileno(), place.size, place.offset)
+                    if len(members[name]) < place.size:
+                        raise UserError(f"shards: {tar} is shorter than its index says; copy it again")
+        except OSError as error:
+            raise UserError(f"shards: cannot read {tar}: {error.strerror}") from None
+        sample = Sample(index.keys[number], members)
+        image = next((name for name in IMAGES for found in members if found.lower() == name), None)
+        if image is None:
+            raise UserError(f"shards: {tar}: {sample.key} has no image; there are: {', '.join(members) or 'none'}")
+        file_bytes = next(content for name, content in members.items() if name.lower() == image)
+        label = _number(members.get("cls"), len(self.labels), f"{tar}: {sample.key}")
+        name = "" if label is None or not self.labels else self.labels[label]
+        return Item(sample.key, info.split, name, label, sample.known, file_bytes)
+
+
+def _number(content: bytes | None, labels: int, where: str) -> int | None:
+    if content is None:
+        return None
+    try:
+        number = int(content)
+    except ValueError:
+        raise UserError(f"shards: {where}.cls holds {content[:20]!r}, not a number") from None
+    if number < 0 or (labels and number >= labels):
+        raise UserError(f"shards: {where}.cls is {number}, but there are {labels} labels; build the shards again")
+    return number
+
+
+def open(folder: str | Path, splits: Sequence[str] = ()) -> Shards:
+    """Open a folder of shards. splits: names; none given: all of them.
+
+    >>> faces = shards.open("shards/mine")
+    >>> len(faces), faces[0].key, faces["some-key"].image.shape
+
+    Raises:
+        UserError: no such folder, no manifest in it or a damaged one, an unknown split.
+    """
+    return Shards(folder, splits)

@@ -1,0 +1,49 @@
+"""Mean and standard deviation of a corpus's pixels, per channel, as a normalisation takes them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.errors import UserError
+from shards.opened import Shards
+
+MOST = 20_000  # the means of images scatter by some 0.15, so the error of theirs is about 0.001
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """mean, std: of red, green and blue, of 1.0, every image with the same weight; over so many images."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    images: int
+
+
+def statistics(shards: Shards, most: int = MOST) -> Statistics:
+    """Over at most `most` images, taken evenly from all over the shards.
+
+    Computed in float64 from each image's own mean and mean square, so neither the order nor the number of images
+    costs digits.
+
+    Raises:
+        UserError: no images; one of them damaged.
+    """
+    count = min(len(shards), most)
+    if count < 1:
+        raise UserError(f"shards: no images in {shards.folder}")
+    sums = np.zeros((2, 3))  # [mean, mean square; channel]
+    for number in range(count):
+        sums += moments(shards[number * len(shards) // count].image)
+    mean, square = sums / count
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    red, green, blue = zip(mean.tolist(), std.tolist(), strict=True)
+    return Statistics((red[0], green[0], blue[0]), (red[1], green[1], blue[1]), count)
+
+
+def moments(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Mean and mean square of each channel [2, 3], of 1.0, from an image [H, W, 3] uint8."""
+    counts = np.stack([np.bincount(image[:, :, channel].ravel(), minlength=256) for channel in range(3)])  # [3, 256]
+    values = np.arange(256) / 255
+    pixels = image.shape[0] * image.shape[1]
+    return np.stack([counts @ values, counts @ values**2]) / pixels

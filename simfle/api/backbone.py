@@ -1,0 +1,142 @@
+"""A backbone with its preprocessing: images in, features out."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from simfle.errors import UserError
+from simfle.eval.backbones import Card
+from simfle.eval.foreign import open_backbone
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# One image: a PIL image, [H, W, 3] or [H, W] uint8, a uint8 tensor [3, H, W], or the path of a file.
+One: TypeAlias = "Image.Image | NDArray[np.uint8] | Tensor | str | Path"
+
+
+class Backbone:
+    """A pretrained backbone, frozen, in eval mode. Call it with images of any size.
+
+    network: timm's module without its head, for normalised images [B, 3, H, W]; card: name, mean, std, run ...;
+    features: C; size: side in pixels that images are resized to.
+    """
+
+    def __init__(self, module: Any, card: Card, device: torch.device) -> None:
+        self._pooled = module.to(device)
+        self.card, self.device = card, device
+
+    @property
+    def network(self) -> nn.Module:
+        return self._pooled.network
+
+    @property
+    def features(self) -> int:
+        return self.card.features
+
+    @property
+    def size(self) -> int:
+        return self.card.size
+
+    def __call__(self, images: "One | Sequence[One]") -> Tensor:
+        """Features [B, C] float32 of one image (B = 1) or several; whole, without augmentation."""
+        with torch.no_grad():
+            return self._pooled(self.preprocess(images)).float()
+
+    def maps(self, images: "One | Sequence[One]") -> Tensor:
+        """Feature maps [B, C, h, w] float32."""
+        with torch.no_grad():
+            return self._pooled.maps(self.preprocess(images)).float()
+
+    def preprocess(self, images: "One | Sequence[One]") -> Tensor:
+        """Images as [B, 3, S, S] uint8 on the device, resized as an evaluation does; normalising is the module's part.
+
+        Raises:
+            UserError: something that is no RGB or grey image of 8 bits.
+        """
+        if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
+            several: Sequence[Any] = list(images)
+        elif isinstance(images, Sequence) and not isinstance(images, str):
+            several = images
+        else:
+            several = [images]
+        if not several:
+            raise UserError("backbone: no images were given")
+        batch = np.stack([resize(pixels(image), self.size) for image in several])  # [B, S, S, 3]
+        return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous().to(self.device)  # [B, 3, S, S]
+
+    def __repr__(self) -> str:
+        return f"Backbone({self.card.name}, {self.card.network}, {self.features} features, {self.size} px)"
+
+
+def load_backbone(path: str | Path, device: str = "auto") -> Backbone:
+    """The backbone in `path`: a backbone.safetensors, the folder that holds one, or a run's folder.
+
+    Other people's weights come by a word such as timm:resnet50, see simfle/eval/foreign.py. device: auto, cpu or cuda.
+
+    Raises:
+        UserError: a file missing, damaged or of another model; no such device.
+    """
+    place = Path(path)
+    exported = place / "export" / "online"
+    if place.is_dir() and (place / "checkpoints").is_dir():
+        if not exported.is_dir():
+            raise UserError(f"backbone: {path} is a run without exported backbones; first: simfle export {path}")
+        path = exported
+    found = open_backbone(str(path))
+    return Backbone(found.module, found.card, pick_device(device))
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: the GPU, if there is one. Raises UserError: not a device, or none of this kind here."""
+    if name not in ("auto", "cpu", "cuda"):
+        raise UserError(f"device is {name!r}; known are auto, cpu and cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("device=cuda, but torch sees no GPU; take device=cpu, or ask `simfle doctor`")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def pixels(image: One) -> "NDArray[np.uint8]":
+    """One image as [H, W, 3] uint8 RGB, upright. Raises UserError: it is no image."""
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, Image.Image):
+        return np.asarray(image.convert("RGB"))
+    if not isinstance(image, Tensor | np.ndarray):
+        raise UserError(
+            f"backbone: {type(image).__name__} is no image; give PIL images, uint8 arrays, tensors or paths"
+        )
+    array = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
+    if array.ndim == 2:
+        array = np.repeat(array[:, :, None], 3, axis=2)
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+        kind = "tensor [3, H, W]" if isinstance(image, Tensor) else "array [H, W, 3]"
+        raise UserError(f"backbone: an image is {kind} of uint8, 0 to 255; found {tuple(image.shape)} of {image.dtype}")
+    return array
+
+
+def read_image(file: Path) -> "NDArray[np.uint8]":
+    """A file as [H, W, 3] uint8 RGB, turned upright as its EXIF says. Raises UserError: it is no image, or damaged."""
+    from shards.encode import EncodeOptions, Unusable, decode
+
+    try:
+        found = decode(file.read_bytes(), EncodeOptions()).pixels
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+    except Unusable as error:
+        raise UserError(f"{file} is no image that can be used: {error.reason}") from None
+    return found if found.ndim == 3 else np.repeat(found[:, :, None], 3, axis=2)
+
+
+def resize(image: "NDArray[np.uint8]", size: int) -> "NDArray[np.uint8]":
+    """[H, W, 3] -> [size, size, 3], as simfle.eval.features does it."""
+    import cv2
+
+    shrinks = min(image.shape[:2]) >= size
+    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return np.asarray(cv2.resize(np.ascontiguousarray(image), (size, size), interpolation=method), dtype=np.uint8)

@@ -1,0 +1,142 @@
+"""Features of many images: a folder, shards, or images in memory, to arrays or to a file with keys."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from shards.files import write_atomic
+from shards.manifest import NAME
+from shards.opened import Shards
+from simfle.api.backbone import Backbone, load_backbone, read_image, resize
+from simfle.errors import UserError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
+FORMATS = (".npz", ".parquet")
+THREADS = 4
+
+
+def embed(
+    data: Any,
+    backbone: "Backbone | str | Path",
+    out: str | Path | None = None,
+    *,
+    splits: Sequence[str] = (),
+    batch: int = 64,
+    device: str = "auto",
+) -> "dict[str, NDArray[Any]]":
+    """Features of every image in `data`, in their order.
+
+    data: a folder of shards, any folder of images (flat or nested), or a sequence of PIL images, uint8 arrays, tensors
+    or paths. backbone: what `load_backbone` takes or gives. out: a .npz or .parquet file for the same. splits: of
+    shards. batch: images per forward pass.
+
+    Returns keys [n] (of shards; paths in a folder; else 0, 1, ...) and features [n, C] float32; of shards also splits
+    [n] and labels [n] (names, "" without one). An image of a folder that cannot be read is left out with a warning.
+
+    Raises:
+        UserError: no such data or backbone, no image in it, a file name that is neither .npz nor .parquet.
+    """
+    target = Path(out) if out is not None else None
+    if target is not None and target.suffix not in FORMATS:
+        raise UserError(f"embed: {target} must end in {' or '.join(FORMATS)}")
+    if batch < 1:
+        raise UserError(f"embed: batch={batch}; it must be at least 1")
+    model = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, device)
+    known: dict[str, list[Any]] = {}
+    features = []
+    for rows in _batches(_samples(data, splits, model.size), batch):
+        images = torch.from_numpy(np.stack([row.pop("image") for row in rows])).permute(0, 3, 1, 2)  # [b, 3, S, S]
+        features.append(model(images).cpu().numpy())
+        for row in rows:
+            for name, value in row.items():
+                known.setdefault(name, []).append(value)
+    if not features:
+        raise UserError(f"embed: no image in {data if isinstance(data, str | Path) else 'the data'} could be read")
+    found = {name: np.array(values) for name, values in known.items()} | {"features": np.concatenate(features)}
+    if target is not None:
+        write(target, found)
+    return found
+
+
+def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
+    """Arrays of one length as .npz (no pickle in it) or .parquet (features as a column of lists)."""
+    import io
+
+    content = io.BytesIO()
+    if file.suffix == ".npz":
+        np.savez(content, allow_pickle=False, **found)
+    else:
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        features = pa.FixedSizeListArray.from_arrays(pa.array(found["features"].ravel()), found["features"].shape[1])
+        columns = {name: pa.array(values.tolist()) for name, values in found.items() if name != "features"}
+        parquet.write_table(pa.table(columns | {"features": features}), content)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, content.getvalue())
+    except OSError as error:
+        raise UserError(f"embed: {file} cannot be written: {error.strerror}") from None
+
+
+def _samples(data: Any, splits: Sequence[str], size: int) -> Iterator[dict[str, Any]]:
+    """One dict a sample: keys and the like, and image [S, S, 3] uint8."""
+    if isinstance(data, Shards) or (isinstance(data, str | Path) and (Path(data) / NAME).is_file()):
+        shards = data if isinstance(data, Shards) else Shards(data, splits)
+        return _parallel(lambda number: _of_shards(shards, number, size), range(len(shards)))
+    if splits:
+        raise UserError(f"embed: splits={list(splits)}: only shards have splits")
+    if isinstance(data, str | Path):
+        folder, names = Path(data), _names(Path(data))
+        return _parallel(lambda name: _of_file(folder, name, size), names)
+    from simfle.api.backbone import pixels
+
+    return ({"keys": number, "image": resize(pixels(image), size)} for number, image in enumerate(data))
+
+
+def _names(folder: Path) -> list[str]:
+    from shards.sources.folder import EXTENSIONS, walk
+
+    if "://" in str(folder):
+        raise UserError(f"embed: {folder} is a URL; embed reads folders of this machine")
+    if not folder.is_dir():
+        raise UserError(f"embed: {folder} is not a folder; name shards, a folder of images, or give images")
+    names = [name for name in walk(folder) if Path(name).suffix.lower() in EXTENSIONS]
+    if not names:
+        raise UserError(f"embed: no images in {folder}")
+    return names
+
+
+def _of_shards(shards: Shards, number: int, size: int) -> dict[str, Any]:
+    item = shards[number]
+    return {"keys": item.key, "splits": item.split, "labels": item.label, "image": resize(item.image, size)}
+
+
+def _of_file(folder: Path, name: str, size: int) -> dict[str, Any] | None:
+    try:
+        return {"keys": name, "image": resize(read_image(folder / name), size)}
+    except UserError as error:
+        log.warning("left out: %s", error)
+        return None
+
+
+def _parallel(read: Any, places: Iterable[Any]) -> Iterator[dict[str, Any]]:
+    """Decoded on a few threads, in order, not further ahead than what a batch needs."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        rest = iter(places)
+        while some := list(islice(rest, 16 * THREADS)):
+            yield from (row for row in pool.map(read, some) if row is not None)
+
+
+def _batches(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    while some := list(islice(rows, size)):
+        yield some

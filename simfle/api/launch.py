@@ -1,0 +1,112 @@
+"""Several processes of one run on this machine, one per GPU or sharing its cores."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from simfle.errors import UserError
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+GRACE = 30.0  # seconds that the others have to say why they end, after one has failed
+LAST_WORDS = 2000  # characters of a failed process's output that are shown
+
+
+def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
+    """Run `simfle pretrain WORDS` in so many processes; the exit code of the first that failed, 0 if none did.
+
+    The main process writes to this terminal; relay: through sys.stderr, which a notebook shows. Of the others only the
+    last words of one that failed are shown. Stop
+    signals are handed on to all: the run saves and ends, and the same words go on with it.
+
+    Raises:
+        UserError: not a number of processes, or this one is itself one of several.
+    """
+    if processes < 1:
+        raise UserError(f"processes={processes}: it must be at least 1")
+    if "WORLD_SIZE" in os.environ:
+        raise UserError("processes: a launcher has already started this process as one of several; leave it out")
+    with ExitStack() as ends:
+        files = [ends.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes - 1)]
+        shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": _free_port()}
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-m", "simfle", "pretrain", *words],
+                env=os.environ | _environment(rank, processes, shared),
+                stdout=None if rank == 0 else files[rank - 1],
+                stderr=files[rank - 1] if rank else subprocess.PIPE if relay else None,
+                start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which hands it on once
+            )
+            for rank in range(processes)
+        ]
+        if relay:
+            threading.Thread(target=_relay, args=(running[0],), daemon=True).start()
+        with _handed_on(running):
+            first = _wait(running)
+        if first > 0:
+            files[first - 1].seek(0)
+            sys.stderr.write(f"process {first}:\n{files[first - 1].read()[-LAST_WORDS:]}")
+        return 0 if first < 0 else running[first].returncode
+
+
+def _environment(rank: int, processes: int, shared: dict[str, int]) -> dict[str, str]:
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    own: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", **shared}
+    own.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", threads))
+    return {name: str(value) for name, value in own.items()}
+
+
+def _relay(process: "subprocess.Popen[bytes]") -> None:
+    for line in process.stderr or ():
+        sys.stderr.write(line.decode(errors="replace"))
+
+
+def _wait(running: "list[subprocess.Popen[bytes]]") -> int:
+    """Until all have ended; the rank of the first that failed, -1 if none did. The rest of a failed run is ended."""
+    first, deadline = -1, float("inf")
+    while any(process.poll() is None for process in running):
+        failed = [rank for rank, process in enumerate(running) if process.poll()]
+        if failed and first < 0:
+            first, deadline = failed[0], time.monotonic() + GRACE
+        if time.monotonic() > deadline:
+            for process in running:
+                process.kill()
+        time.sleep(0.1)
+    return next((rank for rank, process in enumerate(running) if process.returncode), -1) if first < 0 else first
+
+
+@contextmanager
+def _handed_on(running: "list[subprocess.Popen[bytes]]") -> Iterator[None]:
+    """Stop signals go to all processes. Outside of the main thread Python allows no handlers, so there are none."""
+
+    def hand_on(number: int, _: object) -> None:
+        for process in running:
+            process.send_signal(number)
+
+    before = {}
+    try:
+        for name in SIGNALS:
+            before[name] = signal.signal(name, hand_on)
+    except ValueError:
+        before = {}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+        for process in running:
+            if process.poll() is None:
+                process.kill()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
