@@ -69,21 +69,28 @@ def status(run: Path) -> Status:
 
 
 def last_metrics(run: Path) -> dict[str, Any]:
-    """The last whole line of RUN/metrics.jsonl; empty without one. Reads the file's end only."""
+    """The last whole line of RUN/metrics.jsonl; empty without one."""
+    lines = tail(run)
+    return lines[-1] if lines else {}
+
+
+def tail(run: Path) -> list[dict[str, Any]]:
+    """The last whole lines of RUN/metrics.jsonl, some hundred of them. Reads the file's end only."""
     file = run / "metrics.jsonl"
     if not file.exists():
-        return {}
+        return []
     with file.open("rb") as stream:
         stream.seek(max(0, file.stat().st_size - 65536))
         lines = stream.read().splitlines()
-    for line in reversed(lines):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            return found
-    return {}
+    return [found for line in lines if (found := _parsed(line)) is not None]
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        found = json.loads(line)
+    except ValueError:  # the first and the last line may be cut
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> tuple[str, str]:

@@ -128,7 +128,7 @@ def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool =
     executor = Executor(folder=job, python=_python(job, cluster))
     executor.update_parameters(
         job_name=name,
-        ntasks_per_node=cluster.tasks,
+        ntasks_per_node=None if _is_elastic(cluster) else cluster.tasks,
         signal_delay_s=cluster.signal_seconds,
         stderr_to_stdout=True,
         setup=_setup(job, cluster),
@@ -142,16 +142,15 @@ def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool =
 
 def _options(cluster: ClusterConfig) -> dict[str, Any]:
     """Options of sbatch, by name without dashes."""
-    least = cluster.min_nodes or cluster.nodes
-    options: dict[str, Any] = {
-        "nodes": cluster.nodes if least == cluster.nodes else f"{least}-{cluster.nodes}",
-        "time": cluster.time,
-        "requeue": True,
-    }
+    options: dict[str, Any] = {"nodes": cluster.nodes, "time": cluster.time, "requeue": True}
     for option in ("partition", "account", "qos", "constraint", "mem"):
         if getattr(cluster, option):
             options[option] = getattr(cluster, option)
-    if cluster.cpus_per_task:
+    if _is_elastic(cluster):
+        # With --ntasks-per-node Slurm would count the tasks of the fewest nodes, and take no more nodes than these need.
+        options["nodes"] = f"{cluster.min_nodes}-{cluster.nodes}"
+        options["mincpus"] = cluster.tasks * max(1, cluster.cpus_per_task)
+    elif cluster.cpus_per_task:
         options["cpus-per-task"] = cluster.cpus_per_task
     if cluster.gpus_per_node:
         options["gpus-per-node"] = cluster.gpus_per_node
@@ -159,6 +158,10 @@ def _options(cluster: ClusterConfig) -> dict[str, Any]:
         option, _, value = word.partition("=")
         options[option] = value or True
     return options
+
+
+def _is_elastic(cluster: ClusterConfig) -> bool:
+    return 0 < cluster.min_nodes < cluster.nodes
 
 
 def _setup(job: Path, cluster: ClusterConfig) -> list[str]:
@@ -180,6 +183,8 @@ def _teardown(job: Path) -> list[str]:
 def _srun_arguments(job: Path, cluster: ClusterConfig) -> list[str]:
     """One killed task ends all of them at once; tasks that are not needed may end early."""
     arguments = ["--kill-on-bad-exit=1", "--wait=0"]
+    if _is_elastic(cluster):
+        arguments.append(f"--ntasks-per-node={cluster.tasks}")
     if cluster.container and not cluster.container.endswith(".sif"):
         arguments += [f"--container-image={cluster.container}", f"--container-mounts={','.join(_mounts(job, cluster))}"]
     return arguments
