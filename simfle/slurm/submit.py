@@ -147,7 +147,7 @@ def _options(cluster: ClusterConfig) -> dict[str, Any]:
         if getattr(cluster, option):
             options[option] = getattr(cluster, option)
     if _is_elastic(cluster):
-        # With --ntasks-per-node Slurm would count the tasks of the fewest nodes, and take no more nodes than these need.
+        # With --ntasks-per-node Slurm counts the tasks of the fewest nodes, and takes no more nodes than these need.
         options["nodes"] = f"{cluster.min_nodes}-{cluster.nodes}"
         options["mincpus"] = cluster.tasks * max(1, cluster.cpus_per_task)
     elif cluster.cpus_per_task:
