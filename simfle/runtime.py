@@ -76,6 +76,17 @@ def processes(config: TrainConfig) -> Iterator[World]:
         UserError: a GPU was asked for that is not there, or the launcher started fewer processes than it was told to.
     """
     alone = "WORLD_SIZE" not in os.environ
+    try:
+        with _joined(config) as world:
+            yield world
+    finally:
+        if alone:
+            for name in LAUNCHED:
+                os.environ.pop(name, None)
+
+
+@contextmanager
+def _joined(config: TrainConfig) -> Iterator[World]:
     environment = _launched()
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     if config.device not in ("auto", "cpu", "cuda"):
@@ -95,9 +106,6 @@ def processes(config: TrainConfig) -> Iterator[World]:
         yield world
     finally:
         deepspeed.comm.destroy_process_group()  # and what DeepSpeed keeps of it, for a notebook may start another run
-        if alone:
-            for name in LAUNCHED:
-                os.environ.pop(name, None)
 
 
 def _gpu(local_rank: int) -> int:

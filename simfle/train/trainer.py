@@ -25,7 +25,7 @@ from simfle.models.methods import build_method
 from simfle.models.statistics import share_statistics
 from simfle.optim import STATES, build_optimizer, learning_rate
 from simfle.runtime import BatchPlan, StopFlag, World, plan_batch, processes, start_engine
-from simfle.train import checkpoint, folder, lead, pictures, state
+from simfle.train import checkpoint, fitting, folder, lead, pictures, state
 from simfle.train.damage import Damage
 from simfle.train.metrics import Metrics, SampleRecord
 from simfle.train.progress import Announcer
@@ -60,6 +60,7 @@ def pretrain(config: PretrainConfig, around: Surroundings = Surroundings()) -> N
     """
     check(config)
     with processes(config.train) as world, ExitStack() as ends:
+        config = fitting.fitted(config, world)
         plan = plan_batch(config.train, world.size)
         corpus, order = open_data(config.data, config.train.seed, plan.global_batch, world.rank)
         torch.manual_seed(config.train.seed)
@@ -275,6 +276,8 @@ class Run:
             "data_wait": waited / seconds,
             "processes": self.world.size,
         }
+        if self.world.device.type == "cuda":  # the most that tensors took on the main process's GPU, bytes
+            values["gpu_memory"] = torch.cuda.max_memory_allocated(self.world.device)
         self.metrics.log(self.step, values)
 
     def save_picture(self) -> None:

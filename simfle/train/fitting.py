@@ -1,0 +1,113 @@
+"""train.micro_batch=auto: the most samples per forward that fit into the GPU's memory, found by trying."""
+
+import gc
+import logging
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+
+from simfle.batch import Batch
+from simfle.config import PretrainConfig
+from simfle.errors import UserError
+from simfle.models.methods import build_method
+from simfle.optim import build_optimizer
+from simfle.runtime import AUTO, World, plan_batch
+from simfle.train.state import trained
+
+log = logging.getLogger(__name__)
+LEAST = 2  # samples that BatchNorm needs
+SPARE = 0.92  # share of the free memory that a trial may take: NCCL, cuDNN's workspaces and fragments need the rest
+BUCKETS = 2e9  # bytes of DeepSpeed's buckets, which a trial does not have
+
+
+def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
+    """The configuration with a micro-batch for auto; any other as it is. The global batch stays.
+
+    Without a GPU, auto is each process's whole share: main memory is not what holds a CPU up.
+
+    Raises:
+        UserError: not even the smallest micro-batch fits.
+    """
+    if config.train.micro_batch != AUTO:
+        return config
+    if world.device.type != "cuda":
+        return replace(config, train=replace(config.train, micro_batch=0))
+    share = plan_batch(config.train, world.size).micro_batch  # that of auto is the whole share
+
+    def fits(micro: int) -> bool:
+        """On all processes."""
+        answer = torch.tensor([float(_fits_here(config, micro, world.device))], device=world.device)
+        dist.all_reduce(answer, dist.ReduceOp.MIN)
+        return bool(answer.item())
+
+    micro = largest(share, fits)
+    log.info("train.micro_batch=auto: %d of each process's %d samples fit at once", micro, share)
+    return replace(config, train=replace(config.train, micro_batch=micro))
+
+
+def largest(share: int, fits: Callable[[int], bool]) -> int:
+    """The largest divisor of `share`, at least 2, that fits. If one fits, smaller ones do: it is found by halving.
+
+    Raises:
+        UserError: none fits, or `share` has no such divisor.
+    """
+    divisors = [number for number in range(LEAST, share + 1) if share % number == 0]
+    low, high = 0, len(divisors)  # divisors[:low] fit, divisors[high:] do not
+    while low < high:
+        middle = (low + high) // 2
+        if fits(divisors[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    if not low:
+        raise UserError(
+            f"train.micro_batch=auto: not even {LEAST} samples fit into this GPU; take smaller views, a smaller "
+            "model.backbone or model.facemae, or another GPU"
+        )
+    return divisors[low - 1]
+
+
+def _fits_here(config: PretrainConfig, micro: int, device: torch.device) -> bool:
+    free, _ = torch.cuda.mem_get_info(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        extra = trial(config, micro, device)
+        return torch.cuda.max_memory_allocated(device) + extra + BUCKETS < SPARE * free
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def trial(config: PretrainConfig, micro: int, device: torch.device) -> int:
+    """One step of `micro` samples without DeepSpeed; bytes of the copies that DeepSpeed would keep beside it.
+
+    These are one of the parameters and one of the gradients, flattened; sharing them among processes (ZeRO) only
+    makes them smaller.
+    """
+    with torch.random.fork_rng():
+        model = build_method(config.model, config.views).to(device).train()
+    parameters = [parameter for _, parameter in trained(model)]
+    optimizer = build_optimizer(parameters, config.optim)
+    bf16 = config.train.precision == "bf16"
+    with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+        loss = model(_batch(config, micro, device))["total"]
+    loss.backward()
+    optimizer.step()
+    return 2 * sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+
+
+def _batch(config: PretrainConfig, micro: int, device: torch.device) -> Batch:
+    """Images of noise, laid out as the loader's."""
+
+    def images(side: int) -> torch.Tensor:
+        made = torch.randint(0, 256, (micro, 3, side, side), dtype=torch.uint8, device=device)
+        return made.contiguous(memory_format=torch.channels_last)
+
+    views, ids = config.views, torch.arange(micro)
+    draw = torch.rand(micro, device=device)
+    return Batch(images(views.size), images(views.size), images(views.face_size), ids, draw)
