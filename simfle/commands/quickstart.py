@@ -12,10 +12,17 @@ from typing import Annotated, Any
 import typer
 
 from simfle.commands.app import command
+from simfle.config import CONFIGS
 from simfle.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-CONFIG = Path("configs/pretrain/quickstart.yaml")
+# What a stage is without a checkout, after pip install: `python -m simfle ...`.
+COMMANDS = {
+    "tools/build_shards.py": ["shards", "build"],
+    "launchers/pretrain.py": ["pretrain"],
+    "tools/export_backbone.py": ["export"],
+    "launchers/evaluate.py": ["evaluate"],
+}
 PEOPLE, IMAGES = 100, 21  # drawn people and images of each
 LEAST = 32  # images without which there is nothing to train on
 TEST_SHARE = 0.25
@@ -155,9 +162,9 @@ def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, ov
         source += [] if layout.splits else ["--test-fraction", str(TEST_SHARE)]
         source += ["--group-pattern", group_pattern] if group_pattern else []
         does = f"read the images of {data}, check every one and write them into shards"
-    build = [_tool("tools/build_shards.py"), *source]
+    build = [*_tool("tools/build_shards.py"), *source]
     words = [f"data.shards=[{shards}]", f"train.run={run}", *overrides]
-    train = [_tool("launchers/pretrain.py"), str(_shown(ROOT / CONFIG)), *words]
+    train = [*_tool("launchers/pretrain.py"), str(_shown(CONFIGS / "pretrain/quickstart.yaml")), *words]
     stages = [
         Stage("shards", does, [build], shards / "manifest.json", f"tar tf {shards}/train-000000.tar | head"),
         Stage(
@@ -170,7 +177,7 @@ def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, ov
         Stage(
             "export",
             "write the backbones as files that timm and torchvision load",
-            [[_tool("tools/export_backbone.py"), str(run)]],
+            [[*_tool("tools/export_backbone.py"), str(run)]],
             run / "export/online/backbone.safetensors",
             f"timm.create_model(...).load_state_dict(safetensors.torch.load_file('{run}/export/online/backbone.safetensors'))",
         ),
@@ -179,7 +186,7 @@ def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, ov
         backbone = run / "export/online/backbone.safetensors"
         words = [f"shards=[{shards}]", f"out={run / 'eval'}"]
         words += [f"min_class_count={RARE}"] if data else []
-        evaluate = [_tool("launchers/evaluate.py"), str(_shown(ROOT / "configs/eval/quick.yaml"))]
+        evaluate = [*_tool("launchers/evaluate.py"), str(_shown(CONFIGS / "eval/quick.yaml"))]
         stages.append(
             Stage(
                 "evaluate",
@@ -192,12 +199,10 @@ def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, ov
     return stages
 
 
-def _tool(name: str) -> str:
-    """A script of the checkout, as one would type it."""
+def _tool(name: str) -> list[str]:
+    """A script of the checkout, as one would type it; of an installed package, its subcommand."""
     path = ROOT / name
-    if not path.is_file():
-        raise UserError(f"quickstart: {path} is missing; run it from a checkout of the project")
-    return str(_shown(path))
+    return [str(_shown(path))] if path.is_file() else ["-m", "simfle", *COMMANDS[name]]
 
 
 def _shown(path: Path) -> Path:
@@ -272,9 +277,10 @@ def _next(out: Path, data: Path | None) -> list[str]:
     lines = [] if data else ["make quickstart DATA=path/to/faces OUT=mine    the same on your own images"]
     return [
         *lines,
-        f"python tools/quickstart.py --out {out}2 train.steps=2000    longer",
-        "python tools/build_shards.py --help    shards of a corpus, for pretraining in earnest",
-        "accelerate launch --use_deepspeed --num_processes 2 launchers/pretrain.py CONFIG data.shards=[SHARDS]",
+        f"simfle quickstart --out {out}2 train.steps=2000    longer",
+        f"simfle embed {out}/shards {out}/run features.npz    features of every image, with keys",
+        "simfle shards build --help    shards of a corpus, for pretraining in earnest",
+        "simfle pretrain --processes 2 CONFIG data.shards=[SHARDS]    on several GPUs",
     ]
 
 

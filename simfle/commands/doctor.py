@@ -1,0 +1,89 @@
+"""`simfle doctor`: what this machine, or a cluster, has and lacks, and what to do about it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simfle.commands.app import command
+
+if TYPE_CHECKING:
+    from simfle.doctor.findings import Finding
+    from simfle.slurm.config import ClusterConfig
+
+STYLES = {"ok": "green", "note": "yellow", "broken": "bold red"}
+
+
+def doctor(  # noqa: PLR0913, PLR0917 - each one is an option
+    folder: Annotated[Path, typer.Option(help="where runs will be written; its disk is measured")] = Path("runs"),
+    nodes: Annotated[int, typer.Option(help="also run a short job on so many nodes of a Slurm cluster", min=0)] = 0,
+    gpus_per_node: Annotated[int | None, typer.Option(help="--nodes: one process for each; 0: CPU nodes")] = None,
+    partition: Annotated[str | None, typer.Option(help="--nodes: sbatch --partition")] = None,
+    account: Annotated[str | None, typer.Option(help="--nodes: sbatch --account")] = None,
+    cluster: Annotated[Path | None, typer.Option(help="--nodes: YAML such as configs/cluster/default.yaml")] = None,
+    network: Annotated[str, typer.Option(help="--nodes: of each node, as simfle plan has it: 400gb, 8x400gb")] = "",
+    wait: Annotated[float, typer.Option(help="--nodes: most seconds to wait for the job")] = 600.0,
+    as_json: Annotated[bool, typer.Option("--json", help="findings as JSON, with what the nodes measured")] = False,
+) -> None:
+    """Check Python, GPU, libraries, limits, disk and Slurm. Exit code 1 if something is broken.
+
+    With --nodes also bandwidth, read rates and versions of a cluster's nodes, in a file that
+    `simfle plan --constants` reads.
+    """
+    from simfle.doctor.checks import examine
+
+    found = examine(folder)
+    measured = None
+    if nodes:
+        from simfle.doctor import nodes as together
+
+        options = {"nodes": nodes, "gpus_per_node": gpus_per_node, "partition": partition, "account": account}
+        asked = _cluster(cluster, {name: value for name, value in options.items() if value is not None})
+        rate = _rate(network)
+        job, number = together.submit(folder, asked, rate)
+        typer.echo(f"job {number} on {nodes} nodes, in {job}", err=True)
+        measured = together.wait(job, number, wait)
+        found += together.judge(measured, nodes)
+        file = job / together.RESULT
+        typer.echo(f"figures: {file}; simfle plan --constants {file} reads them", err=True)
+    if as_json:
+        typer.echo(json.dumps({"findings": [vars(each) for each in found], "nodes": measured}, indent=1))
+    else:
+        show(found)
+    if any(each.state == "broken" for each in found):
+        sys.exit(1)
+
+
+def show(found: "list[Finding]") -> None:
+    """One line each, and one more for what to do."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    width = max(len(each.name) for each in found)
+    for each in found:
+        line = Text.assemble((f"{each.state:<7}", STYLES[each.state]), f"{each.name:<{width}}  {each.found}")
+        console.print(line)
+        if each.advice:
+            console.print(Text(f"{'':<{7 + width}}  -> {each.advice}", "bold"))
+    bad, notes = (sum(each.state == state for each in found) for state in ("broken", "note"))
+    console.print(f"{len(found)} findings: {bad} broken, {notes} to mind" if bad or notes else "all is well")
+
+
+def _cluster(file: Path | None, options: "dict[str, int | str]") -> "ClusterConfig":
+    from simfle.config import CONFIGS, load
+    from simfle.slurm.config import ClusterConfig
+
+    words = [f"{name}={json.dumps(value)}" for name, value in options.items()]
+    return load(ClusterConfig, file or CONFIGS / "cluster" / "default.yaml", [*words, 'time="0:15:00"'])
+
+
+def _rate(network: str) -> float:
+    from simfle.plan.constants import network_rate
+
+    return network_rate(network) if network else 0.0
+
+
+main = command(doctor)

@@ -1,0 +1,34 @@
+"""`simfle embed`: features of images or shards, as a file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simfle.commands.app import command
+
+
+def embed(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="folder of shards, or of images")],
+    backbone: Annotated[
+        str, typer.Argument(metavar="BACKBONE", help="a run, a backbone.safetensors, or timm:NAME and the like")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="file to write, .npz or .parquet")],
+    split: Annotated[list[str] | None, typer.Option(help="split of the shards; may be repeated; default: all")] = None,
+    batch: Annotated[int, typer.Option(help="images per forward pass", min=1)] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+) -> None:
+    """Write keys and features [n, C] of every image; of shards also splits and labels.
+
+    For example: simfle embed shards/mine runs/mine features.npz
+    """
+    from simfle.api.embedding import embed as run
+    from simfle.commands.logs import show_logs
+
+    show_logs()
+    found = run(data, backbone, out, splits=split or (), batch=batch, device=device)
+    count, features = found["features"].shape
+    typer.echo(f"{out}: {count} images, {features} features each; {', '.join(found)}")
+
+
+main = command(embed)

@@ -1,0 +1,28 @@
+"""`simfle shards statistics`: the normalisation of one's own corpus."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simfle.commands.app import command
+
+
+def shards_statistics(
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of shards")],
+    split: Annotated[list[str] | None, typer.Option(help="may be repeated; default: train, if there is one")] = None,
+    images: Annotated[int, typer.Option(help="at most so many, taken evenly", min=1)] = 20_000,
+) -> None:
+    """Print mean and standard deviation of the pixels as the words that `simfle pretrain` takes."""
+    from shards.opened import Shards
+    from shards.pixels import statistics
+
+    every = Shards(folder)
+    chosen = split or (["train"] if "train" in every.manifest.splits else [])
+    found = statistics(Shards(folder, chosen), images)
+    typer.echo(f"# {found.images} images of {folder}, splits: {', '.join(chosen) or 'all'}", err=True)
+    for name in ("mean", "std"):
+        typer.echo(f"model.{name}=[{','.join(f'{value:.4f}' for value in getattr(found, name))}]")
+
+
+main = command(shards_statistics)

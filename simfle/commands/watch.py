@@ -1,0 +1,177 @@
+"""`simfle watch`: a live view of runs, read from their files alone."""
+
+import math
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simfle.commands.app import command
+from simfle.commands.runs import age
+from simfle.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+    from simfle.slurm.runs import Status
+
+BARS = "▁▂▃▄▅▆▇█"
+CURVE = 32  # characters of the loss curve
+ENDED = ("finished", "failed", "stopped", "killed", "cancelled", "timeout")
+COLOURS = {"running": "green", "finished": "cyan", "pending": "yellow", "failed": "red", "killed": "red"}
+
+
+def watch(
+    folders: Annotated[list[Path] | None, typer.Argument(metavar="RUN...", help="runs, or folders of runs")] = None,
+    once: Annotated[bool, typer.Option("--once", help="print one screen and leave")] = False,
+    every: Annotated[float, typer.Option(help="seconds between looks", min=0.2)] = 2.0,
+) -> None:
+    """Losses, images/s, data wait, GPU memory, last checkpoint, requeues and time left of runs, until all have ended.
+
+    Reads files only, so it works from a login node over a shared file system. Into a pipe: a line for each new step.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    runs = _find(folders or [Path("runs")])
+    if once:
+        console.print(screen(runs, console))
+    elif console.is_terminal:
+        _live(runs, console, every)
+    else:
+        _lines(runs, every)
+
+
+def _find(places: list[Path]) -> list[Path]:
+    from simfle.slurm.runs import find_runs
+
+    for place in places:
+        if not place.is_dir():
+            raise UserError(f"{place} is not a folder; name a run, or a folder of runs")
+    found = [run for place in places for run in find_runs(place)]
+    if not found:
+        raise UserError(f"no runs in {', '.join(map(str, places))}: no folder there has a config.yaml")
+    return found
+
+
+def _live(runs: list[Path], console: "Console", every: float) -> None:
+    from rich.live import Live
+
+    with Live(screen(runs, console), console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while not _ended(runs):
+            time.sleep(every)
+            live.update(screen(runs, console), refresh=True)
+
+
+def _lines(runs: list[Path], every: float) -> None:
+    """For logs and pipes: one line for each new step or state of a run."""
+    from simfle.slurm.runs import status
+
+    before: dict[Path, tuple[str, int]] = {}
+    while True:
+        for run in runs:
+            now = status(run)
+            if before.get(run) != (now.state, now.step):
+                before[run] = now.state, now.step
+                typer.echo(f"{run}: {now.state}; {'; '.join(f'{name} {text}' for name, text in facts(now))}")
+                sys.stdout.flush()
+        if _ended(runs):
+            return
+        time.sleep(every)
+
+
+def _ended(runs: list[Path]) -> bool:
+    from simfle.slurm.runs import status
+
+    return all(status(run).state in ENDED for run in runs)
+
+
+def screen(runs: list[Path], console: "Console") -> "RenderableType":
+    """A block for each run: what it is doing, its progress, its losses, its machine."""
+    from rich.console import Group
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+    from rich.text import Text
+
+    from simfle.slurm.runs import status, tail
+
+    blocks: list[RenderableType] = []
+    for run in runs:
+        now = status(run)
+        colour = COLOURS.get(now.state, "yellow")
+        jobs = f"  job {now.jobs[-1]}" if now.jobs else ""
+        blocks.append(Text.assemble((str(run), "bold"), f"{jobs}  ", (now.state, colour), overflow="fold"))
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="dim", no_wrap=True)
+        table.add_column(overflow="fold")
+        if now.steps and console.is_terminal:
+            table.add_row("", ProgressBar(now.steps, now.step, width=CURVE))
+        for name, text in facts(now):
+            table.add_row(name, text)
+        curve = [line["losses"]["total"] for line in tail(run) if "total" in line.get("losses", {})]
+        if len(curve) > 1:
+            table.add_row("loss curve", f"{sparkline(curve, CURVE)}  {curve[0]:.4g} to {curve[-1]:.4g}")
+        blocks += [table, Text("")]
+    return Group(*blocks)
+
+
+def facts(now: "Status") -> list[tuple[str, str]]:
+    """Names and texts of what is known of a run."""
+    from simfle.slurm.runs import last_metrics
+
+    found = [("step", str(now.step) + (f" of {now.steps} ({now.step / now.steps:.0%})" if now.steps else ""))]
+    if now.state not in ENDED and (seconds := time_left(now)) is not None:
+        found.append(("time left", age(seconds)))
+    if now.losses:
+        found.append(("losses", ", ".join(f"{name} {value:.4g}" for name, value in now.losses.items())))
+    if now.images_per_second is not None:
+        wait = f", data wait {now.data_wait:.0%}" if now.data_wait is not None else ""
+        found.append(("speed", f"{now.images_per_second:.1f} images/s{wait}"))
+    memory = last_metrics(now.run).get("gpu_memory")
+    if memory:
+        found.append(("GPU memory", f"{memory / 1e9:.1f} GB at most"))
+    saved = f"step {now.checkpoint}, {age(now.checkpoint_age)} ago" if now.checkpoint_age is not None else "none yet"
+    found.append(("checkpoint", saved))
+    if now.jobs:
+        found.append(("requeues", str(now.requeues)))
+    if now.reason:
+        found.append(("reason", now.reason))
+    return found
+
+
+def time_left(now: "Status") -> float | None:
+    """Seconds, from the steps of this start that are still in the metrics; None where nothing is known."""
+    from simfle.slurm.runs import tail
+
+    lines = [line for line in tail(now.run) if "time" in line and "step" in line]
+    if len(lines) < 2 or not now.steps:
+        return None
+    gaps = [
+        (later["time"] - earlier["time"]) / (later["step"] - earlier["step"])
+        for earlier, later in pairwise(lines)
+        if later["step"] > earlier["step"] and later["time"] > earlier["time"]
+    ]
+    if not gaps:
+        return None
+    # The median: a stop, a requeue or a checkpoint between two lines does not count.
+    return sorted(gaps)[len(gaps) // 2] * (now.steps - now.step)
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """A curve of at most `width` characters, each the mean of its share of the values. Values that are no numbers
+    are left out."""
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return ""
+    count = min(width, len(known))
+    shares = [known[place * len(known) // count : (place + 1) * len(known) // count] for place in range(count)]
+    means = [sum(share) / len(share) for share in shares]
+    low, high = min(means), max(means)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((mean - low) * scale)] for mean in means)
+
+
+main = command(watch)

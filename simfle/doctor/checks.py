@@ -1,0 +1,232 @@
+"""Checks of this machine: programs and libraries, its GPU, its limits, a folder's disk, Slurm."""
+
+import importlib
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from simfle.doctor.findings import Finding, broken, note, ok
+
+NEEDED = ("torchvision", "timm", "deepspeed", "accelerate", "omegaconf", "safetensors", "submitit", "webdataset")
+LEAST_PYTHON = (3, 10)
+FEWEST_FILES = 1024  # a process keeps up to 256 tars open, and libraries some hundred more
+LEAST_SHARED = 1e9  # bytes of /dev/shm; NCCL's and torch's buffers lie there
+LEAST_FREE = 20e9  # bytes; two checkpoints of ViT-B FaceMAE with optimizer take 6
+SLOW_DISK = 100e6  # bytes/s; 5,000 faces of 20 kB
+TRIAL = 64 << 20  # bytes written and read to measure a disk
+MOST_SKEW = 2.0  # seconds; checkpoint ages and heartbeats are compared with this machine's clock
+SECONDS = 30
+
+
+def examine(folder: Path) -> list[Finding]:
+    """All checks of this machine; `folder` is where runs will be written.
+
+    A check that itself fails is a finding, not an error: the others still answer.
+    """
+    checks: list[Callable[[], list[Finding]]] = [
+        python, packages, torch_and_gpu, dali, jpeg, ffcv, shared_memory, open_files, lambda: disk(folder), slurm,
+    ]  # fmt: skip
+    found = []
+    for check in checks:
+        try:
+            found += check()
+        except Exception as error:  # noqa: BLE001 - a broken library raises anything; that is what we are here to say
+            name = getattr(check, "__name__", "disk").strip("<>")
+            found.append(broken(name, f"{type(error).__name__}: {error}", "reinstall it, in a fresh environment"))
+    return found
+
+
+def python() -> list[Finding]:
+    text = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}"
+    if sys.version_info < LEAST_PYTHON:
+        return [broken("Python", text, "install Python 3.10 or newer")]
+    if platform.system() != "Linux":
+        return [note("Python", text, "only Linux is tested")]
+    return [ok("Python", text)]
+
+
+def packages() -> list[Finding]:
+    """Those that every run needs, by what is installed; importing them all would take long."""
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        return [broken("packages", f"{', '.join(missing)} missing", "pip install simfle, with its requirements")]
+    return [ok("packages", ", ".join(f"{name} {_version(name)}" for name in ("simfle", "timm", "deepspeed")))]
+
+
+def torch_and_gpu() -> list[Finding]:
+    """PyTorch, CUDA, the driver, each GPU, NCCL."""
+    import torch
+
+    found = [ok("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")]
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        for number in range(count):
+            known = torch.cuda.get_device_properties(number)
+            text = f"{known.name}, {known.total_memory / 1e9:.0f} GB"
+            slow = "train.precision=fp32: this GPU has no bf16 arithmetic"
+            has_bf16 = known.major >= 8
+            found.append(ok(f"GPU {number}", text) if has_bf16 else note(f"GPU {number}", text, slow))
+        found.append(ok("CUDA", str(torch.version.cuda)))
+        if not torch.distributed.is_nccl_available():
+            found.append(broken("NCCL", "not in this build of torch", "install PyTorch's CUDA build for Linux"))
+        else:
+            found.append(ok("NCCL", ".".join(map(str, torch.cuda.nccl.version()))))  # type: ignore[no-untyped-call]
+        return found
+    if shutil.which("nvidia-smi"):
+        words = _said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
+        if words:
+            advice = (
+                f"this torch is built for CUDA {torch.version.cuda}: update the driver, or install a torch for it"
+                if torch.version.cuda
+                else "this torch is built without CUDA: install PyTorch's CUDA build"
+            )
+            return [*found, broken("GPU", f"{words.splitlines()[0]}, but torch cannot use it", advice)]
+    advice = "runs use the CPU: small ones only, such as configs/pretrain/faces_cpu.yaml"
+    return [*found, note("GPU", "none", advice)]
+
+
+def dali() -> list[Finding]:
+    """NVIDIA DALI decodes on the GPU; without a GPU OpenCV is faster."""
+    if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
+        if shutil.which("nvidia-smi"):
+            return [note("DALI", "not installed", "pip install 'simfle[dali]'; until then OpenCV decodes, on the CPU")]
+        return [ok("DALI", "not installed, and not needed without a GPU")]
+    from nvidia import dali as library
+
+    return [ok("DALI", str(library.__version__))]
+
+
+def jpeg() -> list[Finding]:
+    """libjpeg-turbo through simplejpeg, and OpenCV: a picture there and back."""
+    import cv2
+    import numpy as np
+    import simplejpeg
+
+    picture = np.full((32, 32, 3), 90, np.uint8)
+    data = simplejpeg.encode_jpeg(picture, quality=95)
+    by_simplejpeg = simplejpeg.decode_jpeg(data, strict=True)
+    by_opencv = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+    if max(abs(int(other.mean()) - 90) for other in (by_simplejpeg, by_opencv)) > 2:
+        return [broken("JPEG", "a picture did not come back as it was", "reinstall simplejpeg and opencv")]
+    return [ok("JPEG", f"simplejpeg {_version('simplejpeg')} (libjpeg-turbo), OpenCV {cv2.__version__}")]
+
+
+def ffcv() -> list[Finding]:
+    """Optional: only for reading .beton files that others wrote."""
+    if importlib.util.find_spec("ffcv") is None:
+        return [ok("ffcv", "not installed; optional, for .beton files of others: pip install 'simfle[ffcv]'")]
+    importlib.import_module("ffcv")
+    return [ok("ffcv", _version("ffcv"))]
+
+
+def shared_memory() -> list[Finding]:
+    place = Path("/dev/shm")
+    if not place.is_dir():
+        return [note("shared memory", "no /dev/shm", "several GPUs of a machine will talk slower")]
+    free = shutil.disk_usage(place).free
+    text = f"{free / 1e9:.1f} GB free in {place}"
+    if free < LEAST_SHARED:
+        return [note("shared memory", text, "in a container: --shm-size=8g, or --ipc=host")]
+    return [ok("shared memory", text)]
+
+
+def open_files() -> list[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    text = f"{soft} open files (up to {hard})"
+    if soft < FEWEST_FILES:
+        return [broken("open files", text, f"ulimit -n {max(4096, FEWEST_FILES)} in the shell or the job's setup")]
+    return [ok("open files", text)]
+
+
+def disk(folder: Path) -> list[Finding]:
+    """Room, speed and clock of the file system where runs will be written."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=".simfle-doctor-", dir=place) as made:
+            write, read, skew = measure_disk(Path(made))
+    except OSError as error:
+        advice = "choose a folder that you may write to: simfle doctor --folder FOLDER"
+        return [broken("disk", f"{place}: {error.strerror}", advice)]
+    free = shutil.disk_usage(place).free
+    text = f"{place.resolve()}: {free / 1e9:.0f} GB free"
+    found = [
+        ok("disk", text)
+        if free >= LEAST_FREE
+        else note("disk", text, "a run keeps several GB of checkpoints: make room")
+    ]
+    text = f"writes {write / 1e6:.0f} MB/s, reads {read / 1e6:.0f} MB/s, past the page cache as far as it lets us"
+    slow = "slower than 5,000 faces/s: keep shards on a local disk (data.cache), or on a faster file system"
+    found.append(ok("disk speed", text) if read >= SLOW_DISK else note("disk speed", text, slow))
+    text = f"the file system's is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
+    late = "set both clocks by NTP: ages of checkpoints and heartbeats are compared with this machine's"
+    found.append(ok("clocks", text) if abs(skew) < MOST_SKEW else note("clocks", text, late))
+    return found
+
+
+def measure_disk(folder: Path) -> tuple[float, float, float]:
+    """Bytes/s written and read, and by how many seconds the file system's clock is ahead. Raises OSError."""
+    file = folder / f"trial-{os.getpid()}"
+    block = os.urandom(1 << 20)
+    began = time.perf_counter()
+    with file.open("wb") as stream:
+        for _ in range(TRIAL // len(block)):
+            stream.write(block)
+        stream.flush()
+        os.fsync(stream.fileno())
+    wrote = time.perf_counter() - began
+    skew = file.stat().st_mtime - time.time()
+    return TRIAL / wrote, read_rate(file), skew
+
+
+def read_rate(file: Path) -> float:
+    """Bytes/s, after asking the system to forget the file. Raises OSError."""
+    with file.open("rb", buffering=0) as stream:
+        os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        began = time.perf_counter()
+        size = sum(iter(lambda: len(stream.read(1 << 20)), 0))
+        return size / (time.perf_counter() - began)
+
+
+def slurm() -> list[Finding]:
+    """Whether one can submit here, the controller answers, and finished jobs are remembered."""
+    if not shutil.which("sbatch"):
+        return [ok("Slurm", "not on this machine; only `simfle slurm` needs it")]
+    version = _said("sbatch", "--version")
+    nodes = _said("sinfo", "--noheader", "--format=%P %D %t")
+    if not nodes:
+        advice = "only `simfle slurm` needs it: try sinfo, and ask the administrators"
+        return [note("Slurm", f"{version or 'sbatch is here'}, but its controller does not answer", advice)]
+    found = [ok("Slurm", f"{version}; partitions, nodes, state: {', '.join(nodes.splitlines()[:4])}")]
+    if _said("sacct", "--noheader", "--starttime=now-1minutes", code=True) != "0":
+        text = "no accounting (sacct fails)"
+        advice = "nothing to do: how jobs ended is kept beside each run; finished ones of others are not seen"
+        return [*found, note("accounting", text, advice)]
+    return [*found, ok("accounting", "sacct answers")]
+
+
+def _said(*words: str, code: bool = False) -> str:
+    """What a program prints, or its exit code; empty where it fails."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    if code:
+        return str(done.returncode)
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "?"

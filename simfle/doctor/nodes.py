@@ -1,0 +1,238 @@
+"""A short job over several nodes of a cluster: do they agree, how fast do they talk and read?"""
+
+import json
+import math
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from simfle.doctor.checks import MOST_SKEW, measure_disk, read_rate
+from simfle.doctor.findings import Finding, broken, note, ok
+from simfle.errors import UserError
+from simfle.slurm import queue
+from simfle.slurm.config import ClusterConfig, check
+from simfle.slurm.freeze import freeze
+from simfle.slurm.submit import require_slurm, slurm_executor
+
+RESULT = "doctor.json"
+LARGE = {"cuda": 256 << 20, "cpu": 16 << 20}  # bytes of the all-reduce whose bandwidth counts
+ROUNDS = 5
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the job's configuration holds. network: bytes/s of a node each way, 0 where it is not known."""
+
+    network: float = 0.0
+
+
+def submit(folder: Path, cluster: ClusterConfig, network: float) -> tuple[Path, str]:
+    """Freeze the code below `folder`, which all nodes see, and submit; the job's folder and number.
+
+    Raises:
+        UserError: no Slurm here, it refuses, values out of range, the folder cannot be written.
+    """
+    import subprocess
+
+    from submitit.core.utils import FailedJobError
+
+    from simfle.slurm.submit import reason
+
+    check(cluster)
+    require_slurm()
+    job = freeze(folder.absolute(), Asked(network), cluster, name="doctor")
+    try:
+        submitted = slurm_executor(job, cluster, name="simfle-doctor", ends=False).submit(node_task, str(job))
+    except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
+        raise UserError(f"sbatch: {reason(error)}") from None
+    return job, str(submitted.job_id)
+
+
+def wait(job: Path, number: str, seconds: float) -> dict[str, Any]:
+    """What the job measured.
+
+    Raises:
+        UserError: it failed, or has not ended in time; where its log is.
+    """
+    end = time.monotonic() + seconds
+    state = ""
+    while not (job / RESULT).is_file():
+        state = queue.state(number)
+        if state in ENDED:
+            time.sleep(1.0)  # a shared file system may show the file a little later
+            if (job / RESULT).is_file():
+                break
+            raise UserError(f"job {number} {state.lower()}: {_last_line(job)}; its logs are in {job}")
+        if time.monotonic() > end:
+            waits = queue.show(number).get("Reason", "")
+            raise UserError(
+                f"job {number} is {state.lower() or 'unknown'} ({waits}) after {seconds:.0f} s; --wait is longer; "
+                f"scancel {number} ends it; the result will be {job / RESULT}"
+            )
+        time.sleep(0.5)
+    found = json.loads((job / RESULT).read_text())
+    return dict(found)
+
+
+def node_task(folder: str) -> None:
+    """One process of the job: joins the others, measures, rank 0 writes the result."""
+    import torch
+    import torch.distributed as dist
+    import yaml
+
+    from simfle.config import load
+    from simfle.provenance import versions
+    from simfle.slurm.job import find_place, join
+
+    job, place = Path(folder), find_place()
+    cluster = load(ClusterConfig, job / "cluster.yaml")
+    network = float(yaml.safe_load((job / "config.yaml").read_text())["network"])
+    join(place, cluster)
+    cuda = cluster.gpus_per_node > 0
+    if cuda and not torch.cuda.is_available():
+        sys.stderr.write(f"error: {place.host} was asked for GPUs, but torch sees none there\n")
+        sys.exit(65)
+    device = torch.device("cuda", place.local_rank % max(1, torch.cuda.device_count())) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo", init_method="env://")
+    large, small = (_all_reduce(size, device) for size in (LARGE[device.type], 4))
+    written, read, skew = _shared_disk(job, place.rank, place.size)
+    own = {
+        "rank": place.rank,
+        "node": place.host,
+        "host": socket.gethostname(),
+        "versions": versions() | {"torch.cuda": torch.version.cuda or "none"},
+        "gpu": torch.cuda.get_device_name(device) if cuda else "",
+        "write": written,
+        "read": read,
+        "skew": skew,
+        "all_reduce": large,
+        "latency": small,
+    }
+    every: list[Any] = [None] * place.size
+    dist.all_gather_object(every, own)
+    if place.rank == 0:
+        found = summary(every, LARGE[device.type], network)
+        partial = job / f"{RESULT}.partial"
+        partial.write_text(json.dumps(found, indent=1) + "\n")
+        partial.replace(job / RESULT)
+    dist.destroy_process_group()
+
+
+def summary(every: list[dict[str, Any]], size: int, network: float) -> dict[str, Any]:
+    """From what each process found, the figures of the whole. `constants` are names that `simfle plan` reads.
+
+    Bandwidth of an all-reduce of n processes and b bytes in t seconds is 2 (n - 1) / n * b / t: what each link of a
+    ring carries.
+    """
+    processes = len(every)
+    nodes = sorted({own["node"] for own in every})
+    seconds = max(own["all_reduce"] for own in every)
+    bandwidth = 2 * (processes - 1) / processes * size / seconds if processes > 1 else 0.0
+    latency = max(own["latency"] for own in every)
+    constants = {
+        "storage.read": sum(own["read"] for own in every),
+        "storage.write": min(own["write"] for own in every),
+    }
+    if processes > 1:
+        constants["network.latency"] = latency / math.log2(processes)
+    if bandwidth and network:
+        constants["network.efficiency"] = min(1.0, bandwidth / network)
+    return {
+        "nodes": nodes,
+        "processes": processes,
+        "all_reduce_bytes_per_second": bandwidth,
+        "all_reduce_bytes": size,
+        "latency_seconds": latency,
+        "read_bytes_per_second": {own["node"]: own["read"] for own in every},
+        "skew_seconds": max(own["skew"] for own in every) - min(own["skew"] for own in every),
+        "versions_differ": differing([own["versions"] for own in every]),
+        "versions": every[0]["versions"],
+        "gpus": sorted({own["gpu"] for own in every if own["gpu"]}),
+        "constants": constants,
+    }
+
+
+def differing(versions: list[dict[str, str]]) -> dict[str, list[str]]:
+    """Packages of which not all processes have the same version: name -> the versions found."""
+    names = sorted({name for own in versions for name in own})
+    found = {name: sorted({own.get(name, "missing") for own in versions}) for name in names}
+    return {name: values for name, values in found.items() if len(values) > 1}
+
+
+def judge(found: dict[str, Any], nodes: int) -> list[Finding]:
+    """The figures as findings."""
+    processes = found["processes"]
+    names = ", ".join(found["nodes"][:8]) + (" ..." if len(found["nodes"]) > 8 else "")
+    here = ok("nodes", f"{len(found['nodes'])} ({names}), {processes} processes in one group")
+    if len(found["nodes"]) != nodes:
+        here = broken(
+            "nodes", f"{len(found['nodes'])} of {nodes} took part ({names})", "look at sinfo and the job's log"
+        )
+    gigabytes = found["all_reduce_bytes_per_second"] / 1e9
+    text = f"{gigabytes:.2f} GB/s over {found['all_reduce_bytes'] >> 20} MB"
+    text += f", {found['latency_seconds'] * 1e6:.0f} us for 4 B"
+    results = [here, ok("all-reduce", text)]
+    rates = found["read_bytes_per_second"]
+    slowest = min(rates, key=rates.get)
+    text = f"{min(rates.values()) / 1e6:.0f} MB/s ({slowest}) to {max(rates.values()) / 1e6:.0f} MB/s a process"
+    uneven = min(rates.values()) * 3 < max(rates.values())
+    advice = f"{slowest} reads three times slower than the best: look at its mount"
+    results.append(note("shared disk", text, advice) if uneven else ok("shared disk", text))
+    if found["versions_differ"]:
+        text = "; ".join(f"{name}: {' and '.join(values)}" for name, values in found["versions_differ"].items())
+        results.append(broken("versions", text, "give all nodes the same environment, or a container"))
+    else:
+        results.append(ok("versions", "equal on all"))
+    text = f"{found['skew_seconds']:.1f} s between the nodes"
+    late = "set the nodes' clocks by NTP"
+    results.append(ok("clocks of nodes", text) if found["skew_seconds"] < MOST_SKEW else note("clocks", text, late))
+    return results
+
+
+def _all_reduce(size: int, device: Any) -> float:
+    """Seconds of one all-reduce of `size` bytes, the best of several rounds."""
+    import torch
+    import torch.distributed as dist
+
+    values = torch.ones(size // 4, device=device)
+    best = math.inf
+    for number in range(ROUNDS + 1):
+        dist.barrier()
+        began = time.perf_counter()
+        dist.all_reduce(values)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if number:  # the first one builds the connections
+            best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _shared_disk(job: Path, rank: int, size: int) -> tuple[float, float, float]:
+    """Bytes/s written and read, and the file system's clock against ours. What is read another process wrote, so that
+    it is not in this node's memory. All write, then all read."""
+    import torch.distributed as dist
+
+    folder = job / "trial" / str(rank)
+    folder.mkdir(parents=True)
+    written, _, skew = measure_disk(folder)
+    dist.barrier()
+    (other,) = (job / "trial" / str((rank + 1) % size)).iterdir()
+    read = read_rate(other)
+    dist.barrier()
+    for file in folder.iterdir():
+        file.unlink()
+    folder.rmdir()
+    return written, read, skew
+
+
+def _last_line(job: Path) -> str:
+    texts = [file.read_text(errors="replace") for file in sorted(job.glob("*_log.out"))]
+    lines = [line for text in texts for line in text.splitlines() if line.strip()]
+    wrong = [line for line in lines if "rror" in line]
+    return (wrong or lines or ["no word in its logs"])[-1]
