@@ -128,7 +128,7 @@ def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool =
     executor = Executor(folder=job, python=_python(job, cluster))
     executor.update_parameters(
         job_name=name,
-        ntasks_per_node=None if _is_elastic(cluster) else cluster.tasks,
+        **({} if _is_elastic(cluster) else {"ntasks_per_node": cluster.tasks}),
         signal_delay_s=cluster.signal_seconds,
         stderr_to_stdout=True,
         setup=_setup(job, cluster),
