@@ -125,6 +125,12 @@ class EvalConfig:
     forward_batch: int = option(256, "images per forward pass of a frozen backbone")
     device: str = option("auto", "auto, cpu or cuda")
     threads: int = option(0, "decoding threads; 0: the cores divided by the local processes")
+    loader: str = option(
+        "auto", "what decodes images: opencv, dali or ffcv; auto: ffcv where there is a beton and ffcv, else opencv"
+    )
+    betons: list[str] = option(
+        list, "betons of the splits (tools/build_beton.py) or folders of them; those beside the shards are found anyway"
+    )
     out: str = option("eval", "folder of the results; summary.json in it is the table of all that were asked for")
     cache: str = option("", "folder of computed features, which may be removed at any time; empty: OUT/features")
 
@@ -163,6 +169,7 @@ def check(config: EvalConfig) -> None:
     need(config.knn.temperature > 0, "knn.temperature", "more than 0")
     need(min(config.affect.ridges, default=0) > 0, "affect.ridges", "numbers above 0, at least one")
     need(config.cam.radius > 0, "cam.radius", "more than 0")
+    need(config.loader in ("auto", "opencv", "dali", "ffcv"), "loader", "auto, opencv, dali or ffcv")
     need(config.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda")
     need(len(config.seeds) == len(set(config.seeds)) > 0, "seeds", "at least one, each once")
     need(min(config.seeds) >= 0, "seeds", "0 or more")

@@ -20,6 +20,7 @@ from simfle.eval.config import EvalConfig
 from simfle.eval.features import Extractor
 from simfle.eval.foreign import open_backbone
 from simfle.eval.linear import epoch_order
+from simfle.eval.loaders import OPENCV, Loaders
 from simfle.eval.metrics import MAIN
 from simfle.eval.parts import Data, Parts, describe, parts, read_data
 from simfle.eval.protocols import PROTOCOLS, Job, Outcome, parse
@@ -71,6 +72,7 @@ class Bench:
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
         self.device = _device(config)
+        self._loaders = Loaders(config.loader, tuple(config.betons))
         self._data: dict[str, Data] = {}
         self._known: dict[str, Known] = {}
         _make_repeatable()
@@ -118,6 +120,9 @@ class Bench:
         read = {protocol.part} | ({"fast"} if protocol.module == "cam" else set())
         part = [asdict(getattr(self.config, name)) for name in sorted(read)]
         about = [unit.protocol, unit.seed, self.config.size or card.size, part, settings(unit.benchmark), data.digest()]
+        decoded = [self._loaders.name(split.source) for split in (data.train, data.val, data.test) if split]
+        if set(decoded) != {OPENCV}:  # whose pixels differ a little
+            about.append(decoded)
         return digest([FORMAT, weights, *about])
 
     def _outcomes(self, unit: Unit, data: Data) -> tuple[Backbone, list[Parts], list[Outcome]]:
@@ -154,7 +159,7 @@ class Bench:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         threads = self.config.threads or max(1, len(os.sched_getaffinity(0)) // local)
         cache = Path(self.config.cache or Path(self.config.out) / "features")
-        return Extractor(size, self.config.forward_batch, self.device, threads, cache)
+        return Extractor(size, self.config.forward_batch, self.device, threads, cache, self._loaders)
 
     def _result(
         self, unit: Unit, known: Known, backbone: Backbone, data: Data, found: list[Parts], outcomes: list[Outcome]

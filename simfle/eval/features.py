@@ -5,7 +5,7 @@ import fcntl
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -16,13 +16,17 @@ from torch import Tensor
 
 from simfle.config import ViewsConfig
 from simfle.data import views
+from simfle.data.dali import Dali
 from simfle.errors import UserError
 from simfle.eval.backbones import Backbone
+from simfle.eval.loaders import OPENCV, Loaders
 from simfle.eval.results import digest
 from simfle.eval.splits import Source, Split
 
 Ints = NDArray[np.int64]
 Image = NDArray[np.uint8]
+DRAWN = 8192  # samples whose crops are drawn at once
+NO_BLUR = 0.01  # sigma in pixels whose Gaussian rounds to the pixel itself
 _DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # shards hold upright images
 
 
@@ -66,7 +70,7 @@ class Augment:
 class Extractor:
     """How images become features: side in pixels, images per forward pass, where, on how many decoding threads.
 
-    cache: folder of the features of whole, un-augmented sources; None: nothing is kept.
+    cache: folder of the features of whole, un-augmented sources; None: nothing is kept. loaders: what decodes them.
     """
 
     size: int
@@ -74,12 +78,23 @@ class Extractor:
     device: torch.device
     threads: int
     cache: Path | None = None
+    loaders: Loaders = field(default_factory=Loaders)
 
     def images(self, source: Source, rows: Ints, augment: Augment | None = None, batch: int = 0) -> Iterator[Tensor]:
         """The images of `rows` of a source in batches [b, 3, S, S] uint8 on the device; whole, or augmented."""
         batch = batch or self.batch
+        decode = {"opencv": self._opencv, "ffcv": self._ffcv, "dali": self._dali}[self.loaders.name(source)]
+        starts = range(0, len(rows), batch)
+        for start, images in zip(starts, decode(source, rows, augment, batch), strict=True):
+            there = images.permute(0, 3, 1, 2).to(self.device)  # [b, 3, S, S], channels_last
+            if augment and augment.jitter:
+                there = jitter(there, augment.draw(source.ids[rows[start : start + batch]]))
+            yield there
+
+    def _opencv(self, source: Source, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
+        """Batches [b, S, S, 3] without colours."""
         with ThreadPoolExecutor(self.threads) as pool:
-            waiting = None
+            waiting: list = []
             for start in range(0, len(rows), batch):
                 chosen = rows[start : start + batch]
                 draws = augment.draw(source.ids[chosen]) if augment else None
@@ -87,16 +102,49 @@ class Extractor:
                     pool.submit(_image, source, int(row), self.size, augment, draws, place)
                     for place, row in enumerate(chosen)
                 ]
-                if waiting is not None:  # the threads decode the next batch while the backbone works on this one
-                    yield self._stack(*waiting)
-                waiting = jobs, draws if augment and augment.jitter else None
-            if waiting is not None:
-                yield self._stack(*waiting)
+                if waiting:  # the threads decode the next batch while the backbone works on this one
+                    yield torch.from_numpy(np.stack([job.result() for job in waiting]))
+                waiting = jobs
+            if waiting:
+                yield torch.from_numpy(np.stack([job.result() for job in waiting]))
 
-    def _stack(self, jobs: list, draws: views.View | None) -> Tensor:
-        batch = np.stack([job.result() for job in jobs])  # [b, S, S, 3]
-        images = torch.from_numpy(batch).permute(0, 3, 1, 2).to(self.device)  # [b, 3, S, S], channels_last
-        return jitter(images, draws) if draws else images
+    def _ffcv(self, source: Source, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
+        """The same from a beton."""
+        beton = self.loaders.beton(source, self.size, batch, self.threads)
+        heights, widths = beton.heights[rows], beton.widths[rows]
+        crops = np.zeros((len(rows), 5), np.int64)
+        crops[:, 2], crops[:, 3] = widths, heights
+        if augment:
+            for part in (slice(start, start + DRAWN) for start in range(0, len(rows), DRAWN)):
+                draws = augment.draw(source.ids[rows[part]])
+                crops[part, :4] = views.boxes(draws, heights[part], widths[part], augment.ratio)
+                crops[part, 4] = draws.flip
+        done = 0
+        for images, damaged in beton.batches(rows, crops):
+            if damaged.any():
+                raise _damaged(source, int(rows[done + int(damaged.argmax())]))
+            done += len(images)
+            yield images
+
+    def _dali(self, source: Source, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
+        """The same by DALI's graph of a view, its colours and blur left out; whole images as it makes faces."""
+        ratio = list(augment.ratio if augment else (1.0, 1.0))
+        config = ViewsConfig(size=self.size, face_size=self.size, ratio=ratio)
+        dali = Dali(config, self.threads, batch, self.device, images=["view1"] if augment else ["face"])
+        try:
+            for start in range(0, len(rows), batch):
+                chosen = rows[start : start + batch]
+                files = [source.corpus.image(int(source.shards[row]), int(source.samples[row])) for row in chosen]
+                drawn = views.draw(0, 0, source.ids[chosen], config)
+                if augment:
+                    crop = _plain(augment.draw(source.ids[chosen]))
+                    drawn = replace(drawn, views=(crop, crop))
+                made = dali.render(files, drawn)
+                if made.damaged:
+                    raise _damaged(source, int(chosen[made.damaged[0]]))
+                yield (made.view1 if augment else made.face).permute(0, 2, 3, 1)
+        finally:
+            dali.close()
 
     def features(self, backbone: Backbone, split: Split, augment: Augment | None = None) -> Iterator[Tensor]:
         """Features of a split in batches [b, C] float32, nothing kept."""
@@ -118,7 +166,10 @@ class Extractor:
         if self.cache is None:
             return np.concatenate(list(self._compute(backbone, split.source, maps)))
         kind = "maps" if maps else "pooled"
-        file = self.cache / f"{digest([name, split.source.digest, self.size, kind])}.{kind}.npy"
+        about = [name, split.source.digest, self.size, kind]
+        if (loader := self.loaders.name(split.source)) != OPENCV:  # whose pixels differ a little
+            about.append(loader)
+        file = self.cache / f"{digest(about)}.{kind}.npy"
         self.cache.mkdir(parents=True, exist_ok=True)
         with file.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # the same features are wanted by several processes at once
@@ -177,13 +228,25 @@ def jitter(images: Tensor, draws: views.View) -> Tensor:
     return coloured.round_().clamp_(0, 255).to(torch.uint8)
 
 
+def _plain(crop: views.View) -> views.View:
+    """The same crop and flip without colours, and a blur that moves nothing."""
+    n = len(crop.flip)
+    keep, drop = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 3, 3))
+    return replace(crop, matrix=keep, mean_matrix=drop, sigma=np.full(n, NO_BLUR))
+
+
+def _damaged(source: Source, row: int) -> UserError:
+    shard, sample = int(source.shards[row]), int(source.samples[row])
+    name = f"{source.corpus.tar(shard)}: {source.corpus.key(shard, sample)}"
+    return UserError(f"shards: {name} cannot be decoded; verify the shards with tools/verify_shards.py")
+
+
 def _image(source: Source, row: int, size: int, augment: Augment | None, draws: views.View | None, place: int) -> Image:
     """One image [S, S, 3] RGB uint8."""
     shard, sample = int(source.shards[row]), int(source.samples[row])
     image = cv2.imdecode(source.corpus.image(shard, sample), _DECODE)
     if image is None:
-        name = f"{source.corpus.tar(shard)}: {source.corpus.key(shard, sample)}"
-        raise UserError(f"shards: {name} cannot be decoded; verify the shards with tools/verify_shards.py")
+        raise _damaged(source, row)
     flip = False
     if augment is not None and draws is not None:
         x, y, w, h = augment.box(draws, place, *image.shape[:2])

@@ -1,0 +1,70 @@
+"""What decodes the images of an evaluation: OpenCV, DALI or, where a beton of the split lies ready, FFCV."""
+
+import importlib.util
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from simfle.errors import UserError
+from simfle.eval.beton import find_betons, load_ffcv
+from simfle.eval.splits import Source
+
+if TYPE_CHECKING:
+    from simfle.eval.beton_loader import BetonLoader
+
+log = logging.getLogger(__name__)
+
+OPENCV, FFCV, AUTO = "opencv", "ffcv", "auto"
+_OPEN = 4  # betons that are ready to be read at once, each with its buffers
+
+
+@dataclass
+class Loaders:
+    """Chooses for each source. kind: opencv, dali, ffcv or auto; betons: files, or folders that they lie in.
+
+    A beton serves a source only if it was made of exactly its samples: others are not looked at.
+    """
+
+    kind: str = OPENCV
+    betons: tuple[str, ...] = ()
+    _known: dict[str, Path | None] = field(default_factory=dict)  # betons by the digest of the source
+    _ready: "dict[tuple[Path, int, int, int], BetonLoader]" = field(default_factory=dict)
+
+    def name(self, source: Source) -> str:
+        """opencv, dali or ffcv.
+
+        Raises:
+            UserError: ffcv is asked for and there is no beton; one that is named is missing or damaged.
+        """
+        if self.kind not in (FFCV, AUTO):
+            return self.kind
+        beton = self._find(source)
+        if self.kind == FFCV and beton is None:
+            raise UserError(
+                f"loader: no beton holds split {source.name!r} of {', '.join(source.corpus.folders)}; make it with "
+                "tools/build_beton.py, or use loader=auto"
+            )
+        return FFCV if beton else OPENCV
+
+    def beton(self, source: Source, side: int, batch: int, threads: int) -> "BetonLoader":
+        """The beton of a source, compiled once for each side and batch. Raises UserError: FFCV is not installed."""
+        file = self._find(source)
+        if file is None:
+            raise ValueError(f"no beton of split {source.name!r}; ask name() first")
+        asked = file, side, batch, threads
+        if asked not in self._ready:
+            while len(self._ready) >= _OPEN:
+                self._ready.pop(next(iter(self._ready)))
+            self._ready[asked] = load_ffcv("simfle.eval.beton_loader").BetonLoader(*asked)
+        return self._ready[asked]
+
+    def _find(self, source: Source) -> Path | None:
+        if source.digest not in self._known:
+            folders = [folder for folder in source.corpus.folders if Path(folder).is_dir()]
+            found = find_betons([*self.betons, *folders]).get(source.digest)
+            if found and self.kind == AUTO and importlib.util.find_spec("ffcv") is None:
+                log.warning("%s is there, but ffcv is not installed (docs/evaluation.md): OpenCV loads", found)
+                found = None
+            self._known[source.digest] = found
+        return self._known[source.digest]

@@ -1,0 +1,6 @@
+"""A labelled split of shards -> one .beton file for FFCV. See `python tools/build_beton.py --help`."""
+
+from simfle.commands.build_beton import main
+
+if __name__ == "__main__":
+    main()
