@@ -32,18 +32,17 @@ def doctor(  # noqa: PLR0913, PLR0917 - each one is an option
     With --nodes also bandwidth, read rates and versions of a cluster's nodes, in a file that
     `simfle plan --constants` reads.
     """
+    from simfle.doctor import nodes as together
     from simfle.doctor.checks import examine
 
-    found = examine(folder)
-    measured = None
-    if nodes:
-        from simfle.doctor import nodes as together
-
+    measured, job, number = None, Path(), ""
+    if nodes:  # submitted first: it waits in the queue while this machine is looked at
         options = {"nodes": nodes, "gpus_per_node": gpus_per_node, "partition": partition, "account": account}
         asked = _cluster(cluster, {name: value for name, value in options.items() if value is not None})
-        rate = _rate(network)
-        job, number = together.submit(folder, asked, rate)
+        job, number = together.submit(folder, asked, _rate(network))
         typer.echo(f"job {number} on {nodes} nodes, in {job}", err=True)
+    found = examine(folder)
+    if nodes:
         measured = together.wait(job, number, wait)
         found += together.judge(measured, nodes)
         file = job / together.RESULT

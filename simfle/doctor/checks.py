@@ -78,7 +78,7 @@ def torch_and_gpu() -> list[Finding]:
         if not torch.distributed.is_nccl_available():
             found.append(broken("NCCL", "not in this build of torch", "install PyTorch's CUDA build for Linux"))
         else:
-            found.append(ok("NCCL", ".".join(map(str, torch.cuda.nccl.version()))))  # type: ignore[no-untyped-call]
+            found.append(ok("NCCL", ".".join(map(str, torch.cuda.nccl.version()))))
         return found
     if shutil.which("nvidia-smi"):
         words = _said("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader")
@@ -114,7 +114,7 @@ def jpeg() -> list[Finding]:
     data = simplejpeg.encode_jpeg(picture, quality=95)
     by_simplejpeg = simplejpeg.decode_jpeg(data, strict=True)
     by_opencv = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-    if max(abs(int(other.mean()) - 90) for other in (by_simplejpeg, by_opencv)) > 2:
+    if by_opencv is None or max(abs(int(np.mean(other)) - 90) for other in (by_simplejpeg, by_opencv)) > 2:
         return [broken("JPEG", "a picture did not come back as it was", "reinstall simplejpeg and opencv")]
     return [ok("JPEG", f"simplejpeg {_version('simplejpeg')} (libjpeg-turbo), OpenCV {cv2.__version__}")]
 

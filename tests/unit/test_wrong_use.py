@@ -1,0 +1,143 @@
+"""Wrong use, as a table: what is typed, the one line that is printed, the exit code. Never a traceback."""
+
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import shards
+import simfle
+from simfle.commands.main import app, main
+
+CPU = "configs/pretrain/faces_cpu.yaml"
+
+# (id, words, exit code, what the line must say). {faces}, {empty}, {file}, {pictures}: see `places`.
+TABLE = [
+    ("no such command", "pretrian", 2, "No such command 'pretrian'. Did you mean 'pretrain'?"),
+    ("no such subcommand", "shards verfy {faces}", 2, "No such command 'verfy'. Did you mean 'verify'?"),
+    ("no such option", "pretrain --proceses 2", 2, "No such option: --proceses"),
+    ("option without its value", "doctor --nodes", 2, "requires an argument"),
+    ("a word for a number", "pretrain --processes two", 2, "Invalid value for '--processes'"),
+    ("argument missing", "export", 2, "Missing argument"),
+    ("no such key", f"pretrain {CPU} trian.steps=5", 1, "unknown key 'trian.steps' in command line; did you mean"),
+    ("no such value", f"pretrain {CPU} data.shards=[{{faces}}] train.precision=fp16", 1, "known are bf16 and fp32"),
+    ("wrong type", f"pretrain {CPU} train.steps=many", 1, "train.steps"),
+    ("not key=value", f"pretrain {CPU} train.steps", 1, "'train.steps' is not key=value, for example train.seed=1"),
+    ("no such configuration", "pretrain configs/pretrain/face_cpu.yaml", 1, f"did you mean {CPU}?"),
+    ("no shards named", f"pretrain {CPU}", 1, "data.shards is empty; name at least one folder of shards"),
+    ("images for shards", f"pretrain {CPU} data.shards=[{{pictures}}]", 1, "has no manifest.json; make shards with"),
+    ("swapped shards and output", "shards build folder {empty}/new {faces}", 1, "is not a folder"),
+    ("output inside the images", "shards build folder {pictures} {pictures}/out", 1, "lies inside the source"),
+    ("a folder without images", "shards build folder {empty} {empty}-out", 1, "no images in"),
+    ("a file for a folder", "shards verify {file}", 1, "is not a folder"),
+    ("no such split", "shards statistics {faces} --split trian", 1, "no split 'trian' in these shards; there are: "),
+    ("no such run", "export runs/none", 1, "runs/none is not a run folder"),
+    ("shards for a run", "watch {faces}", 1, "no folder there has a config.yaml"),
+    ("no such runs", "runs nowhere", 1, "nowhere is not a folder"),
+    ("report of nothing", "report nowhere", 1, "nowhere"),
+    ("swapped data and backbone", "embed {file} {faces} out.npz", 1, "backbone"),
+    ("embeddings as text", "embed {faces} timm:resnet18 out.txt", 1, "out.txt must end in .npz or .parquet"),
+    ("no such model", "embed {faces} random:resnet1800 out.npz", 1, "resnet1800"),
+    ("no GPU", "embed {faces} random:resnet18 out.npz --device cuda", 1, "torch sees no GPU; take device=cpu"),
+    ("no GPU to train on", f"pretrain {CPU} data.shards=[{{faces}}] train.device=cuda", 1, "torch sees no GPU"),
+    ("batch not shared", f"pretrain {CPU} data.shards=[{{faces}}] train.global_batch=16 train.micro_batch=5", 1,
+     "train.micro_batch=5 does not divide the 16 samples"),
+    ("no Slurm", "slurm pretrain --gpus-per-node 0 data.shards=[{faces}] train.global_batch=16 train.run=run", 1,
+     "sbatch and srun are not on this machine; submit from a login node, or add --dry-run"),
+    ("no Slurm for the doctor", "doctor --folder {empty} --nodes 2", 1, "sbatch and srun are not on this machine"),
+    ("no benchmark", "evaluate benchmarks=[rafbd={faces}] backbones=[{file}]", 1, "did you mean rafdb?"),
+    ("evaluate nothing", "evaluate configs/eval/quick.yaml shards=[{faces}]", 1, "pass --run RUN, --backbone FILE"),
+    ("a scheme that is not allowed", f"pretrain {CPU} data.shards=[ftp://host/faces]", 1, "'ftp' is not an allowed"),
+    ("a folder that cannot be made", f"pretrain {CPU} data.shards=[{{faces}}] train.run={{file}}/run", 1,
+     "cannot be written"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def places(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Shards; an empty folder; a file that is none; a folder of three images."""
+    folder = tmp_path_factory.mktemp("wrong")
+    for name in ("empty", "pictures"):
+        (folder / name).mkdir()
+    (folder / "file").write_text("neither YAML nor a picture\n")
+    for item in shards.open(faces)[:3]:
+        (folder / "pictures" / f"{item.key}.jpg").write_bytes(item.file)
+    return {"faces": str(faces)} | {name: str(folder / name) for name in ("empty", "file", "pictures")}
+
+
+@pytest.mark.parametrize(("words", "code", "wanted"), [row[1:] for row in TABLE], ids=[row[0] for row in TABLE])
+def test_wrong_use_is_told_in_one_line(
+    words: str,
+    code: int,
+    wanted: str,
+    places: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm, whatever the machine has
+    monkeypatch.setenv("COLUMNS", "300")
+    for name in (None, "simfle", "shards"):  # each test has a stderr of its own
+        monkeypatch.setattr(logging.getLogger(name), "handlers", [])
+    monkeypatch.setattr("simfle.doctor.checks.TRIAL", 1 << 20)
+    monkeypatch.setattr(sys, "argv", ["simfle", *words.format(**places).split()])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed = capsys.readouterr()
+    assert end.value.code == code, printed.err
+    assert "Traceback" not in printed.err
+    lines = [line for line in printed.err.splitlines() if wanted in line]
+    assert len(lines) == 1, printed.err
+    assert lines[0].lower().startswith("error: ")
+    assert len([line for line in printed.err.splitlines() if line.lower().startswith("error")]) == 1
+
+
+def test_a_folder_that_may_not_be_written(places: dict[str, str], tmp_path: Path) -> None:
+    """As root every folder may be written, so one whose file system is read only: /proc."""
+    backbone = simfle.load_backbone("random:resnet18+size=32")
+    with pytest.raises(simfle.UserError, match="cannot be written"):
+        simfle.embed(places["pictures"], backbone, "/proc/features.npz")
+
+
+def test_a_missing_extra_names_the_command_that_installs_it(
+    places: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
+    from simfle.eval.export_onnx import export_onnx
+    from simfle.eval.foreign import open_backbone
+
+    with pytest.raises(simfle.UserError, match=r"pip install .*onnx"):
+        export_onnx(open_backbone("random:resnet18+size=32"), tmp_path / "backbone.onnx")
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p: simfle.pretrain(p["file"], "out"), "is not a folder; name shards, or a folder of images"),
+        (lambda p: simfle.pretrain(p["pictures"], p["pictures"] + "/out"), "lies inside the images"),
+        (lambda p: simfle.pretrain(p["faces"], "out", settings={"train.sedd": 1}), "did you mean train.seed"),
+        (lambda p: simfle.pretrain(p["faces"], "out", processes=0), "processes=0: it must be at least 1"),
+        (lambda p: simfle.load_backbone("nowhere"), "does not exist"),
+        (lambda p: simfle.load_backbone("random:resnet18", device="gpu"), "known are auto, cpu and cuda"),
+        (lambda p: simfle.embed(p["empty"], "random:resnet18"), "no images in"),
+        (lambda p: simfle.embed(p["pictures"], "random:resnet18", splits=["train"]), "only shards have splits"),
+        (lambda p: simfle.embed("https://host/faces", "random:resnet18"), "not a folder|is a URL"),
+        (lambda p: shards.open("https://host/faces"), "is a URL; shards.open reads folders"),
+        (lambda p: shards.open(p["pictures"]), "has no manifest.json"),
+    ],
+)  # fmt: skip
+def test_wrong_calls_are_told_in_one_line(call: object, words: str, places: dict[str, str], tmp_path: Path,
+                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(simfle.UserError, match=words) as found:
+        call(places)  # type: ignore[operator]
+    assert "\n" not in str(found.value)
+
+
+def test_help_is_offered_where_nothing_is_typed() -> None:
+    done = CliRunner().invoke(app(), [])
+    assert "Commands:" in done.output
