@@ -1,0 +1,133 @@
+"""Timing rounds, tables and JSON that the benches share."""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simfle.errors import UserError
+from simfle.provenance import git_revision, versions
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to do the work. run: one turn of `items` units (images, operations)."""
+
+    what: str
+    items: float
+    run: Callable[[], object]
+
+
+@dataclass
+class Figures:
+    """Seconds of each turn of a way, by the clock and of the process's CPU time, and the units of a turn."""
+
+    what: str
+    items: float
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Units per second, by the median turn."""
+        return self.items / statistics.median(self.seconds)
+
+    @property
+    def cpu_rate(self) -> float:
+        """Units per second of CPU time: what a core does, also where others keep it busy."""
+        return self.items / statistics.median(self.cpu)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers: the median rate, the rates of the slowest and fastest turn, and that per CPU second."""
+        slowest, fastest = self.items / max(self.seconds), self.items / min(self.seconds)
+        return {"what": self.what, "items": self.items, "seconds": self.seconds} | {
+            "median": self.rate,
+            "lowest": slowest,
+            "highest": fastest,
+            "cpu": self.cpu,
+            "per_cpu_second": self.cpu_rate,
+        }
+
+
+def measure(ways: Mapping[str, Way], rounds: int, device: torch.device) -> dict[str, Figures]:
+    """One turn of each way to warm up, then `rounds` rounds in which each has one turn.
+
+    So a machine that slows down for a while slows all of them. On a GPU the clock is read when its work is done.
+    """
+    if rounds < 1:
+        raise UserError(f"--rounds is {rounds}; it must be at least 1")
+    found = {name: Figures(way.what, way.items) for name, way in ways.items()}
+    for number in range(rounds + 1):
+        for name, way in ways.items():
+            _wait(device)
+            began, used = time.perf_counter(), time.process_time()
+            way.run()
+            _wait(device)
+            if number:
+                found[name].seconds.append(time.perf_counter() - began)
+                found[name].cpu.append(time.process_time() - used)
+    return found
+
+
+def report(found: Mapping[str, Figures], device: torch.device, **more: Any) -> dict[str, Any]:
+    """Everything as plain JSON: figures, command, machine, versions."""
+    return {
+        "ways": {name: figures.as_dict() for name, figures in found.items()},
+        **more,
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "machine": machine(device),
+        "versions": versions() | {"revision": git_revision()},
+    }
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What was measured on. load: of the last minute; figures of a busy machine are worth little."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "cpu": names[0] if names else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2),
+    }
+
+
+def show(title: str, found: Mapping[str, Figures], unit: str, against: str) -> None:
+    """The table: median, slowest and fastest turn, the same per CPU second, and ratios to the way named `against`."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{title}, {unit}", title_justify="left")
+    for column in ("way", "median", "slowest", "fastest", f"x {against}", "per CPU second", f"x {against}"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for name, figures in found.items():
+        numbers = figures.as_dict()
+        cells = [f"{numbers[key]:,.4g}" for key in ("median", "lowest", "highest")]
+        base = found[against]
+        same = figures.items == base.items  # else its units are others
+        cells += [f"{figures.rate / base.rate:.2f}" if same else "-", f"{figures.cpu_rate:,.4g}"]
+        table.add_row(name, *cells, f"{figures.cpu_rate / base.cpu_rate:.2f}" if same else "-")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for name, figures in found.items():
+        console.print(f"{name}: {figures.what}")
+
+
+def save(result: Mapping[str, Any], out: Path | None) -> None:
+    """Write the JSON, if it was asked for."""
+    if out is not None:
+        out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,81 @@
+"""Weak scaling: the same work per process on 1, 2, 4 ... processes, in one world and each on its own."""
+
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from simfle.errors import UserError
+
+WARM_UP = 3  # steps that do not count
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """Images/s of `processes` together: in one world, and each alone beside the others, without communication."""
+
+    processes: int
+    together: float
+    alone: float
+
+    @property
+    def communication(self) -> float:
+        """Share of the time that goes into communication and waiting for each other, 0 to 1."""
+        return max(0.0, 1 - self.together / self.alone)
+
+
+def measure(words: list[str], processes: int, share: int, steps: int, folder: Path) -> Scaling:
+    """Train `steps` steps of `share` samples per process, with and without communication.
+
+    words: config and key=value as for launchers/pretrain.py.
+
+    Raises:
+        UserError: a process failed; its last words.
+    """
+    one_world = [_start(words, folder / f"together{processes}", share * processes, steps, rank, processes, port)
+                 for port in [_free_port()] for rank in range(processes)]  # fmt: skip
+    _wait(one_world)
+    alone = [
+        _start(words, folder / f"alone{processes}-{k}", share, steps, 0, 1, _free_port()) for k in range(processes)
+    ]
+    _wait(alone)
+    together = _speed(folder / f"together{processes}")
+    return Scaling(processes, together, sum(_speed(folder / f"alone{processes}-{k}") for k in range(processes)))
+
+
+def _start(
+    words: list[str], run: Path, batch: int, steps: int, rank: int, size: int, port: int
+) -> "subprocess.Popen[str]":
+    own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    environment = os.environ | {name: str(value) for name, value in own.items()}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+    program = "from simfle.commands.pretrain import main; main()"
+    settings = [f"train.run={run}", f"train.global_batch={batch}", f"train.steps={steps}", "train.log_every=1"]
+    settings += ["train.images_every=0", f"train.checkpoint_every={steps}", "train.micro_batch=0", "data.threads=1"]
+    command = [sys.executable, "-c", program, *words, *settings]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=pipe, text=True)
+
+
+def _wait(running: "list[subprocess.Popen[str]]") -> None:
+    for process in running:
+        _, errors = process.communicate()
+        if process.returncode:
+            for other in running:
+                other.kill()
+            raise UserError(f"a process of the bench failed: {(errors.strip().splitlines() or ['no word'])[-1]}")
+
+
+def _speed(run: Path) -> float:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median(line["images_per_second"] for line in lines[WARM_UP:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

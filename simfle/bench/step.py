@@ -1,0 +1,145 @@
+"""One training step in several ways, on images that are already on the device."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from simfle.batch import Batch
+from simfle.bench.plain import PlainSimFLE
+from simfle.bench.rounds import Figures, Way
+from simfle.config import PretrainConfig
+from simfle.models.backbone import build_backbone
+from simfle.models.facemae import FaceMAE
+from simfle.models.methods import build_method
+from simfle.optim import build_optimizer
+from simfle.runtime import BatchPlan, World, start_engine
+
+PLAIN, OURS, BACKBONE, MASKED, PRODUCT = "plain", "ours", "backbone", "masked autoencoder", "matrix product"
+
+
+def images(config: PretrainConfig, count: int, device: torch.device) -> Batch:
+    """Noise in the shapes and memory format of the loader's batches."""
+    generator = torch.Generator().manual_seed(0)
+    sides = (config.views.size, config.views.size, config.views.face_size)
+    view1, view2, face = (
+        torch.randint(0, 256, (count, side, side, 3), dtype=torch.uint8, generator=generator).permute(0, 3, 1, 2)
+        for side in sides
+    )
+    draw = torch.rand(count, dtype=torch.float64, generator=generator)
+    return Batch(view1, view2, face, torch.arange(count), draw).to(device)
+
+
+def ways(config: PretrainConfig, count: int, world: World, side: int) -> dict[str, Way]:
+    """Steps of `count` images each, and a product of two `side` x `side` matrices. Operations are its unit."""
+    batch = images(config, count, world.device)
+    return {
+        PLAIN: Way("fp32, channels first, as the paper reads, torch.optim.SGD", count, plain(config, batch)),
+        OURS: Way(f"as the trainer steps: {config.train.precision}, DeepSpeed", count, ours(config, batch, world)),
+        BACKBONE: Way("forward and backward of one view through the backbone alone", count, backbone(config, batch)),
+        MASKED: Way("forward and backward of FaceMAE alone", count, masked(config, batch)),
+        PRODUCT: Way(
+            f"{side} x {side}, {config.train.precision}; operations", 2 * side**3, product(config, side, world.device)
+        ),
+    }
+
+
+def plain(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
+    """A step of `PlainSimFLE`."""
+    model = PlainSimFLE(config.model, config.views).to(batch.view1.device).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(batch).backward()
+        optimizer.step()
+        model.move_target()
+
+    return step
+
+
+def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], None]:
+    """A step of the configured method through DeepSpeed, as in simfle/train/trainer.py."""
+    model: Any = build_method(config.model, config.views).to(world.device).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = build_optimizer(trained, config.optim)
+    count = len(batch.ids)
+    train = replace(config.train, global_batch=count, micro_batch=count)
+    engine = start_engine(model, optimizer, BatchPlan(count, count, 1), train, config.optim)
+
+    def step() -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3
+        losses = engine(batch)
+        engine.backward(losses["total"])
+        engine.step()
+        model.after_step()
+
+    return step
+
+
+def backbone(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
+    """Forward and backward in the memory format and precision of ours."""
+    model = build_backbone(config.model.backbone).to(batch.view1.device).to(memory_format=torch.channels_last).train()
+    pixels = batch.view1.float() / 255
+    return _both(model, lambda: model(pixels).mean(), config, pixels.device)
+
+
+def masked(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
+    """The same of FaceMAE, on the first patches."""
+    sizes = config.model.facemae
+    model = FaceMAE(config.views.face_size, sizes).to(batch.face.device).train()
+    total = (config.views.face_size // sizes.patch) ** 2
+    patches = torch.rand(len(batch.ids), total, sizes.patch**2 * 3, device=batch.face.device)
+    visible = torch.arange(int(total * (1 - sizes.mask_ratio)), device=patches.device).expand(len(patches), -1)
+
+    def loss() -> torch.Tensor:
+        return model(patches, visible)[1].mean()
+
+    return _both(model, loss, config, patches.device)
+
+
+def _both(
+    model: nn.Module, loss: Callable[[], torch.Tensor], config: PretrainConfig, device: torch.device
+) -> Callable[[], None]:
+    def run() -> None:
+        model.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.train.precision == "bf16"):
+            value = loss()
+        value.backward()
+
+    return run
+
+
+def product(config: PretrainConfig, side: int, device: torch.device) -> Callable[[], object]:
+    """A matrix product in the precision of ours: what the machine can do."""
+    kind = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
+    left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
+    return lambda: left @ right
+
+
+def operations(run: Callable[[], object]) -> float:
+    """Floating-point operations of one turn."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return float(counter.get_total_flops())
+
+
+def constants(found: dict[str, Figures], work: dict[str, float], device: torch.device) -> dict[str, float]:
+    """What `plan_run --constants` takes: rates of convolutions, of the masked autoencoder, and of a matrix product.
+
+    work: operations per image. Of a GPU that the planner does not know, nothing.
+    """
+    name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else "cpu"
+    known = next((key for key in ("h100", "a100", "cpu") if key in name), None)
+    if known is None:
+        return {}
+    return {
+        f"{known}.conv": found[BACKBONE].rate * work[BACKBONE],
+        f"{known}.matmul": found[MASKED].rate * work[MASKED],
+        f"{known}.peak": found[PRODUCT].rate,
+    }

@@ -1,0 +1,130 @@
+"""Making three views of the same JPEGs with the same parameters, in several ways."""
+
+# n images
+import io
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from shards.errors import UserError
+from simfle.bench.rounds import Way
+from simfle.config import ViewsConfig
+from simfle.data.dali import Dali
+from simfle.data.loader import has_dali
+from simfle.data.opencv import OpenCV
+from simfle.data.rendered import Backend
+from simfle.data.views import View, boxes, draw
+
+Pixels = NDArray[np.uint8]
+TAPS = 23  # of the paper's Gaussian blur
+PLAIN = "plain"
+
+
+def read_images(folder: Path | None, count: int) -> list[Pixels]:
+    """Files of a folder as bytes [size] uint8, evenly from all over it; without a folder, drawn faces."""
+    if folder is None:
+        from shards.sources.procedural import draw as draw_face
+
+        drawn = [np.frombuffer(draw_face(0, person, 0, 224), dtype=np.uint8) for person in range(min(count, 64))]
+        return [drawn[number % len(drawn)] for number in range(count)]
+    from shards.sources.folder import walk
+
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder")
+    names = [name for name in walk(folder) if Path(name).suffix.lower() in (".jpg", ".jpeg")]
+    if not names:
+        raise UserError(f"no JPEGs in {folder}")
+    chosen = [names[number * len(names) // count] for number in range(count)]
+    return [np.frombuffer((folder / name).read_bytes(), dtype=np.uint8) for name in chosen]
+
+
+def ways(images: Sequence[Pixels], views: ViewsConfig, threads: Sequence[int], device: torch.device) -> dict[str, Way]:
+    """All ways, and the backends' limits. Each turn makes the views of all images."""
+    usual = "PIL decodes, torchvision's own operations on PIL images, one thread"
+    found = {PLAIN: Way(usual, len(images), lambda: plain_views(images, views))}
+    for number in threads:
+        text = f"{number} thread{'s' * (number > 1)}"
+        found[f"opencv {number}"] = _backend(f"the default without a GPU, {text}", images, views, OpenCV(views, number))
+        if has_dali():
+            dali = Dali(views, number, len(images), torch.device("cpu"))
+            found[f"dali {number}"] = _backend(f"DALI in CPU mode, {text}", images, views, dali)
+        found[f"decode {number}"] = Way(
+            f"libjpeg-turbo (simplejpeg) alone, {text}", len(images), _decoding(images, number)
+        )
+    if has_dali() and device.type == "cuda":
+        dali = Dali(views, max(threads), len(images), device)
+        found["dali gpu"] = _backend("DALI on the GPU", images, views, dali)
+    found["copy"] = Way("copying bytes of the three views' size, nothing else", len(images), _copying(images, views))
+    return found
+
+
+def _backend(what: str, images: Sequence[Pixels], views: ViewsConfig, backend: Backend) -> Way:
+    """As the loader does: parameters drawn, then rendered."""
+
+    def run() -> None:
+        backend.render(images, draw(0, 0, range(len(images)), views))
+
+    return Way(what, len(images), run)
+
+
+def plain_views(images: Sequence[Pixels], views: ViewsConfig) -> list[tuple[torch.Tensor, ...]]:
+    """What a data set's __getitem__ usually does, with the same crops, factors and sigmas; tensors uint8 [3, S, S]."""
+    draws = draw(0, 0, range(len(images)), views)
+    made = []
+    for i, data in enumerate(images):
+        with Image.open(io.BytesIO(data.tobytes())) as file:
+            image = file.convert("RGB")
+        views_of = [_plain_view(image, view, i, views) for view in draws.views]
+        made.append((*views_of, _plain_face(image, views.face_size)))
+    return made
+
+
+def _plain_view(image: Image.Image, view: View, i: int, views: ViewsConfig) -> torch.Tensor:
+    from torchvision.transforms import functional as F
+
+    one = View(**{name: value[i : i + 1] for name, value in vars(view).items()})
+    x, y, w, h = boxes(one, [image.height], [image.width], views.ratio)[0].tolist()
+    out: Any = F.resized_crop(image, y, x, h, w, [views.size, views.size])
+    if view.flip[i]:
+        out = F.hflip(out)
+    adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
+    for operation in view.order[i] if view.jitter[i] else ():
+        out = adjust[operation](out, float(view.factors[i, operation]))
+    if view.greyscale[i]:
+        out = F.rgb_to_grayscale(out, num_output_channels=3)
+    return F.pil_to_tensor(F.gaussian_blur(out, [TAPS, TAPS], [float(view.sigma[i])] * 2))
+
+
+def _plain_face(image: Image.Image, side: int) -> torch.Tensor:
+    from torchvision.transforms import functional as F
+
+    return F.pil_to_tensor(F.resize(image, [side, side]))
+
+
+def _decoding(images: Sequence[Pixels], threads: int) -> Callable[[], object]:
+    import simplejpeg
+
+    pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def one(image: Pixels) -> None:
+        simplejpeg.decode_jpeg(image, "GRAY" if simplejpeg.decode_jpeg_header(image)[2] == "Gray" else "RGB")
+
+    return lambda: list(pool.map(one, images) if pool else map(one, images))
+
+
+def _copying(images: Sequence[Pixels], views: ViewsConfig) -> Callable[[], object]:
+    size = 3 * (2 * views.size**2 + views.face_size**2)
+    source = np.ones(size, dtype=np.uint8)
+    target = np.zeros((len(images), size), dtype=np.uint8)
+
+    def run() -> None:
+        for row in target:
+            np.copyto(row, source)
+
+    return run

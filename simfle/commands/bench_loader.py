@@ -1,0 +1,56 @@
+"""tools/bench_loader.py: how fast the three views of an image are made, beside the usual PIL pipeline."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simfle.commands.app import command
+from simfle.errors import UserError
+
+
+def bench_loader(
+    directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="Folder of JPEGs; none: drawn faces.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. views.size=96")] = None,
+    images: Annotated[int, typer.Option(help="Images in a turn.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.")] = 5,
+    threads: Annotated[list[int] | None, typer.Option(help="Thread counts to try; default: 1 and 2.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures; plan_run --constants reads it.")] = None,
+) -> None:
+    """Images per second, three views each, medians of several rounds, every way in turn on the same images."""
+    arguments = list(overrides or [])
+    if directory is not None and "=" in str(directory):
+        arguments, directory = [str(directory), *arguments], None
+    counts = threads or [1, 2]
+    if images < 1 or min(counts) < 1:
+        raise UserError("--images and --threads must be at least 1")
+    from simfle.config import PretrainConfig, load
+
+    config = load(PretrainConfig, None, arguments)
+    import torch
+
+    from simfle.bench import rounds as timing
+    from simfle.bench import views
+
+    device = torch.device("cuda" if config.train.device != "cpu" and torch.cuda.is_available() else "cpu")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # torchvision's blur would take all cores: one thread is what its worker has
+    try:
+        data = views.read_images(directory, images)
+        found = timing.measure(views.ways(data, config.views, counts, device), rounds, device)
+    finally:
+        torch.set_num_threads(before)
+    known: dict[str, float] = {}
+    if "opencv 1" in found:
+        known["loader.core"] = found["opencv 1"].rate
+    if "dali gpu" in found:
+        name = torch.cuda.get_device_name(device).lower()
+        known |= {f"{key}.dali": found["dali gpu"].rate for key in ("h100", "a100") if key in name}
+    size = sum(image.size for image in data) / len(data)
+    result = timing.report(found, device, constants=known, image_bytes=size, images=len(data))
+    timing.show(f"three views of {len(data)} images of {size / 1000:.1f} kB", found, "images per second", views.PLAIN)
+    typer.echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    timing.save(result, out)
+
+
+main = command(bench_loader)

@@ -1,0 +1,66 @@
+"""tools/bench_step.py: a training step of ours, beside a plain one, its backbone alone and what the machine can do."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simfle.commands.app import command
+from simfle.config import PretrainConfig, load
+from simfle.errors import UserError
+
+
+def bench_step(
+    config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. model.backbone=resnet18")] = None,
+    batch: Annotated[int, typer.Option(help="Images in a step.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.")] = 5,
+    side: Annotated[int, typer.Option(help="Of the matrices whose product is measured; 0: by device.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures; plan_run --constants reads it.")] = None,
+) -> None:
+    """Images per second of one step, medians of several rounds, every way in turn on the same images."""
+    arguments = list(overrides or [])
+    if config is not None and "=" in config:
+        arguments, config = [config, *arguments], None
+    if batch < 2:
+        raise UserError(f"--batch is {batch}; BatchNorm needs at least 2 images")
+    resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
+    if resolved.model.method != "simfle":
+        raise UserError(f"model.method is {resolved.model.method!r}; the plain step is SimFLE's")
+    import torch
+
+    from simfle.bench import rounds as timing
+    from simfle.bench import step
+    from simfle.plan.count import count
+    from simfle.runtime import processes
+
+    with processes(resolved.train) as world:
+        torch.manual_seed(0)
+        cuda = world.device.type == "cuda"
+        ways = step.ways(resolved, batch, world, side or (8192 if cuda else 2048))
+        work = {name: step.operations(ways[name].run) / batch for name in (step.BACKBONE, step.MASKED)}
+        found = timing.measure(ways, rounds, world.device)
+        result = timing.report(found, world.device, constants=step.constants(found, work, world.device))
+        if cuda:
+            result["memory_bytes"] = torch.cuda.max_memory_allocated(world.device)
+    counted = count(resolved)
+    each = counted.conv.each + counted.matmul.each
+    conv, matmul = (found[name].rate * work[name] for name in (step.BACKBONE, step.MASKED))
+    result |= {
+        "config": dataclasses.asdict(resolved),
+        "batch": batch,
+        "operations_per_image": each,
+        "utilisation": each * found[step.OURS].rate / found[step.PRODUCT].rate,
+        "model_images_per_second": 1 / (counted.conv.each / conv + counted.matmul.each / matmul),
+    }
+    timing.show(f"a step of {batch} images", found, "images (operations) per second", step.PLAIN)
+    typer.echo(
+        f"{each / 1e9:.1f} GFLOP an image: ours uses {result['utilisation']:.1%} of the matrix product's rate; at the "
+        f"rates of backbone and masked autoencoder alone it would do {result['model_images_per_second']:.3g} images/s"
+    )
+    typer.echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    timing.save(result, out)
+
+
+main = command(bench_step)

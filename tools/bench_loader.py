@@ -1,0 +1,6 @@
+"""How fast views are made; see simfle/commands/bench_loader.py."""
+
+from simfle.commands.bench_loader import main
+
+if __name__ == "__main__":
+    main()

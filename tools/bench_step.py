@@ -1,0 +1,6 @@
+"""How fast a training step is; see simfle/commands/bench_step.py."""
+
+from simfle.commands.bench_step import main
+
+if __name__ == "__main__":
+    main()
