@@ -11,7 +11,8 @@ from distributed.launch import ROOT
 from drawn import make_faces
 
 PAGE = (ROOT / "SLURM.md").read_text()
-COMMANDS = [line.strip() for line in PAGE.splitlines() if line.startswith("    python ")]
+LINES = re.sub(r" *\\\n +", " ", PAGE).splitlines()  # a backslash at its end joins a line to the next
+COMMANDS = [line.strip() for line in LINES if line.startswith("    python ")]
 # What the page tells to type inside of a sentence, and the test that does it.
 ELSEWHERE = {
     "scancel --signal=QUIT N": "test_pretrain.py",
@@ -60,6 +61,8 @@ def test_the_script_on_the_page_is_what_dry_run_prints(here: Path, monkeypatch: 
 def test_what_the_page_tells_to_type_is_accepted(here: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "slurm_" in command:  # submitting is the matter of other tests
         command = command.replace(" --follow", "").replace(" --local", "") + " --dry-run"
+    if "bench_" in command:  # the figures are the matter of the page
+        command += " --processes 1 --steps 4"
     assert run(here, command, monkeypatch)
 
 

@@ -1,0 +1,6 @@
+"""What several processes cost each other. See --help."""
+
+from simfle.commands.bench_scaling import main
+
+if __name__ == "__main__":
+    main()
