@@ -38,6 +38,7 @@ SHARDS: dict[str, Entry | Group] = {
     "split": Entry("split_shards", "split_shards", "divide the samples into splits, by person"),
     "subset": Entry("subset_shards", "subset_shards", "take a share of the samples"),
     "remove": Entry("remove_samples", "remove_samples", "take out samples, or all of a person"),
+    "beton": Entry("build_beton", "build_beton", "labelled shards as a .beton file for FFCV"),
     "duplicates": Entry("find_duplicates", "find_duplicates", "find images that are there twice"),
 }
 SLURM: dict[str, Entry | Group] = {
