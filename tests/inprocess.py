@@ -1,4 +1,4 @@
-"""Command lines of tools and launchers without a process of their own: starting one costs a second or more, for imports.
+"""Command lines of tools and launchers without a process of their own: starting one costs a second, mostly for imports.
 
 Tests of what a process does (signals, limits, environment, several at once) start real ones.
 """
