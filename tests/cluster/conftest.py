@@ -10,6 +10,7 @@ from cluster.slurm import Cluster, cluster, missing
 HERE = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """All in one worker of pytest-xdist: they share the cluster."""
     for item in items:
