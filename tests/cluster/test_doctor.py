@@ -5,10 +5,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from cluster.slurm import Cluster
 from distributed.launch import ROOT, environment
 
 from simfle.plan.constants import load_constants
+
+# One worker of pytest-xdist for all of this room: they share the cluster.
+pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(600)]
 
 
 def test_two_nodes_are_measured_together(slurm: Cluster, tmp_path: Path) -> None:
