@@ -15,9 +15,9 @@ CASES ?= 10000
 quickstart: $(STAMP)
 	$(BIN)/python tools/quickstart.py --out $(OUT) $(if $(DATA),--data $(DATA),)
 
-# Two workers: most tests are one process on one core. The cluster's tests share one of them (loadgroup).
+# Two workers: most tests are one process on one core. By file, for those of a file share what is made once, as a cluster.
 test: lint programs
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # A real Slurm and a real browser, for the tests that need them; where they cannot be installed, those skip with a word.
 programs:

@@ -22,6 +22,8 @@ ClusterName=simfle
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={ctld_port}
 SlurmUser=root
+# Jobs of two clusters on one machine must not have the same number, which their rendezvous' port is derived from.
+FirstJobId={ctld_port}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.sock
 StateSaveLocation={folder}/state

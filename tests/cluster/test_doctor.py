@@ -11,8 +11,7 @@ from distributed.launch import ROOT, environment
 
 from simfle.plan.constants import load_constants
 
-# One worker of pytest-xdist for all of this room: they share the cluster.
-pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_two_nodes_are_measured_together(slurm: Cluster, tmp_path: Path) -> None:

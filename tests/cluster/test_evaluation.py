@@ -8,8 +8,7 @@ import pytest
 from cluster.slurm import Cluster, until
 from distributed.launch import ROOT, environment
 
-# One worker of pytest-xdist for all of this room: they share the cluster.
-pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 UNITS = 7  # linear_fast with two seeds for both; knn: once for the run, for random backbones with two seeds
 

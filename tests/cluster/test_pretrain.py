@@ -14,8 +14,7 @@ from simfle.config import PretrainConfig, load
 from simfle.data.loader import open_data
 from simfle.slurm import record
 
-# One worker of pytest-xdist for all of this room: they share the cluster.
-pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 
 def test_four_nodes_are_one_world_and_read_only_their_own_streams(undisturbed: Path) -> None:
