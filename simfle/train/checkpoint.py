@@ -78,6 +78,7 @@ def write(run: Path, progress: Progress, model: State, optim: State) -> Path:
     (parts / MARKER).write_text(json.dumps(marker, indent=2))
     _sync(parts / MARKER)
     _sync(parts)
+    shutil.rmtree(final, ignore_errors=True)  # one without a marker, half deleted
     parts.rename(final)
     _sync(final.parent)
     return final
@@ -98,7 +99,7 @@ def retain(run: Path, keep: int) -> None:
     for old in complete(run)[max(1, keep) :]:
         (old / MARKER).unlink()  # from here on it is no checkpoint, even if the rest of it survives a crash
         shutil.rmtree(old)
-    for left in run.glob("checkpoints/.step-*.partial"):
+    for left in [*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/.step-*.damaged")]:
         shutil.rmtree(left)
     for left in run.glob("checkpoints/step-*"):
         if not (left / MARKER).exists():
@@ -120,11 +121,25 @@ def read_newest(run: Path) -> Checkpoint | None:
         except UserError as error:
             log.warning("%s; trying the one before", error)
             reasons.append(str(error))
+    # Old ones lose their marker only after a newer one stands: alone, a folder without one has been damaged.
+    reasons += [f"{folder.name} lacks {MARKER}" for folder in run.glob("checkpoints/step-*") if not reasons]
     if reasons:
         raise UserError(
             f"{run}: no checkpoint can be used ({'; '.join(reasons)}); restore one, or take another train.run"
         )
     return None
+
+
+def set_aside_after(run: Path, step: int) -> None:
+    """Take their names from checkpoints of later steps than the one that is resumed: they are damaged.
+
+    The run will write those steps again, and must not count the old ones among those that it keeps.
+    """
+    for folder in run.glob("checkpoints/step-*"):
+        if folder > folder_of(run, step):
+            aside = folder.with_name(f".{folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
 
 
 def read(folder: Path) -> Checkpoint:

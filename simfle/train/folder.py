@@ -21,6 +21,20 @@ from simfle.train.checkpoint import complete
 
 
 @contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """What a disk says (full, read-only, gone) becomes one line.
+
+    Raises:
+        UserError: with the file, where the system names one.
+    """
+    try:
+        yield
+    except OSError as error:
+        words = f"train.run={run}: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+        raise UserError(f"{words}; mend it and start again: the run goes on after its last checkpoint") from error
+
+
+@contextmanager
 def claimed(run: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold the folder for this run; wait up to `patience` seconds for one that still holds it.
 

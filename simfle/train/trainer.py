@@ -55,11 +55,12 @@ def pretrain(config: PretrainConfig, around: Surroundings = Surroundings()) -> N
     """Start or go on with the run in `train.run`, until its last step or a stop signal.
 
     Raises:
-        UserError: configuration, data, checkpoint or folder are not as they must be; a loss is not finite.
+        UserError: configuration, data, checkpoint or folder are not as they must be; a loss is not finite; a disk is
+            full or fails.
         RunStopped: a signal or train.stop_after ended it early; all is saved.
     """
     check(config)
-    with processes(config.train) as world, ExitStack() as ends:
+    with processes(config.train) as world, folder.writing(Path(config.train.run)), ExitStack() as ends:
         config = fitting.fitted(config, world)
         plan = plan_batch(config.train, world.size)
         corpus, order = open_data(config.data, config.train.seed, plan.global_batch, world.rank)
@@ -105,8 +106,9 @@ def claim_folder(config: PretrainConfig, world: World, ends: ExitStack, patience
     reason: list[str | None] = [None]
     if world.is_main:
         try:
-            ends.enter_context(folder.claimed(Path(config.train.run), patience))
-            folder.settle_config(Path(config.train.run), config)
+            with folder.writing(Path(config.train.run)):
+                ends.enter_context(folder.claimed(Path(config.train.run), patience))
+                folder.settle_config(Path(config.train.run), config)
         except UserError as error:
             reason = [str(error)]
     dist.broadcast_object_list(reason, src=0)
@@ -171,7 +173,8 @@ class Run:
         if self.world.is_main:
             try:
                 newest = checkpoint.read_newest(self.folder)
-                found[0] = newest.folder if newest else None
+                if newest is not None:
+                    found[0] = newest.folder
             except UserError as error:
                 found[1] = str(error)
         dist.broadcast_object_list(found, src=0)
@@ -186,6 +189,8 @@ class Run:
                 f"data.shards: {', '.join(map(str, self.corpus.folders))} hold other data than {self.folder} has been "
                 "trained on; give the same shards (they may have moved), or another train.run"
             )
+        if self.world.is_main:  # only now: a run with other data or another model changes nothing
+            checkpoint.set_aside_after(self.folder, newest.progress.step)
         log.info("resuming %s after step %d", self.folder, newest.progress.step)
         return newest
 
