@@ -1,8 +1,10 @@
 """What a run tells: metrics.jsonl, TensorBoard, the samples it consumed if asked."""
 
 import json
+import logging
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from shards.plain import parse_json
 from simfle.batch import Batch
 
 FILE = "metrics.jsonl"
+log = logging.getLogger(__name__)
 
 
 class Metrics:
@@ -30,22 +33,41 @@ class Metrics:
             partial.write_text("".join(f"{line}\n" for line in kept))
             partial.replace(file)
         self._file = file.open("a", buffering=1)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
+        self._run = run
+        self._board: SummaryWriter | None = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """`values`: numbers, or dicts of numbers such as losses. A line also has the time, in seconds since 1970."""
         self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        for name, value in values.items():
-            for part, number in value.items() if isinstance(value, dict) else [("", value)]:
-                self._board.add_scalar(f"{name}/{part}" if part else name, number, step)
+        numbers = {
+            f"{name}/{part}" if part else name: number
+            for name, value in values.items()
+            for part, number in (value.items() if isinstance(value, dict) else [("", value)])
+        }
+
+        def scalars(board: SummaryWriter) -> None:
+            for name, number in numbers.items():
+                board.add_scalar(name, number, step)
+
+        self._show(scalars)
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """image: [H, W, 3] uint8."""
-        self._board.add_image(name, image, step, dataformats="HWC")
+        self._show(lambda board: board.add_image(name, image, step, dataformats="HWC"))
 
     def close(self) -> None:
+        self._show(lambda board: board.close())
         self._file.close()
-        self._board.close()
+
+    def _show(self, write: Callable[[SummaryWriter], object]) -> None:
+        """To TensorBoard, as long as that works: the same numbers are in metrics.jsonl, so a run goes on without."""
+        if self._board is None:
+            return
+        try:
+            write(self._board)
+        except OSError as error:
+            self._board = None
+            log.warning("%s/tensorboard cannot be written (%s); the run goes on without it", self._run, error)
 
 
 class SampleRecord:
@@ -54,7 +76,10 @@ class SampleRecord:
     def __init__(self, run: Path, rank: int) -> None:
         folder = run / "samples"
         folder.mkdir(exist_ok=True)
-        self._file = (folder / f"rank-{rank:05d}.jsonl").open("a", buffering=1)
+        file = folder / f"rank-{rank:05d}.jsonl"
+        self._file = file.open("a", buffering=1)
+        if _torn(file):  # by a kill or a full disk: the next line must not be glued to it
+            self._file.write("\n")
 
     def add(self, step: int, micro: int, batch: Batch) -> None:
         """One line per micro-batch: sample ids, and a CRC-32 per sample over its views, face and group draw."""
@@ -65,6 +90,13 @@ class SampleRecord:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _torn(file: Path) -> bool:
+    """Whether the last line of a file has no end."""
+    with file.open("rb") as content:
+        content.seek(max(0, file.stat().st_size - 1))
+        return content.read() not in (b"", b"\n")
 
 
 def _step(line: str) -> int | None:
