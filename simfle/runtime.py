@@ -1,9 +1,11 @@
 """Processes, devices, the DeepSpeed engine and the stop signal: everything a run takes from its surroundings."""
 
+import ctypes
 import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from torch import nn
 from simfle.config import OptimConfig, TrainConfig
 from simfle.errors import PeersMissing, UserError
 
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 AUTO = -1  # train.micro_batch=auto: what fits is found by trying, simfle.train.fitting
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
@@ -88,6 +91,8 @@ def processes(config: TrainConfig) -> Iterator[World]:
 @contextmanager
 def _joined(config: TrainConfig) -> Iterator[World]:
     environment = _launched()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _leave_with_launcher()
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     if config.device not in ("auto", "cpu", "cuda"):
         raise UserError(f"train.device is {config.device!r}; known are auto, cpu and cuda")
@@ -106,6 +111,12 @@ def _joined(config: TrainConfig) -> Iterator[World]:
         yield world
     finally:
         deepspeed.comm.destroy_process_group()  # and what DeepSpeed keeps of it, for a notebook may start another run
+
+
+def _leave_with_launcher() -> None:
+    """SIGTERM to this process when its launcher dies: it saves and ends, and does not hold the run's folder unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _gpu(local_rank: int) -> int:
