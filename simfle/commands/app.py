@@ -1,11 +1,14 @@
 """What every command line shares: an app with plain help, and one line instead of a traceback for a user's error."""
 
+import errno
 import sys
 from collections.abc import Callable
 
 import typer
 
 from simfle.errors import UserError
+
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full or read-only: no bug of ours in any command
 
 
 def command(function: Callable[..., None]) -> Callable[[], None]:
@@ -16,11 +19,17 @@ def command(function: Callable[..., None]) -> Callable[[], None]:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a typer app; a UserError becomes one line on stderr and exit code 1, Ctrl-C exit code 130."""
+    """Run a typer app; a UserError or a full disk becomes one line on stderr and exit code 1, Ctrl-C exit code 130."""
     try:
         app()
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        typer.echo(f"error: {error.strerror}{where}; make room or write elsewhere, and run it again", err=True)
         sys.exit(1)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
