@@ -29,6 +29,8 @@ def writing(run: Path) -> Iterator[None]:
     """
     try:
         yield
+    except ConnectionError:
+        raise  # other processes went away: no matter of the disk
     except OSError as error:
         words = f"train.run={run}: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         raise UserError(f"{words}; mend it and start again: the run goes on after its last checkpoint") from error
