@@ -8,8 +8,10 @@ STAMP := $(VENV)/.installed
 OUT ?= quickstart
 
 CASES ?= 10000
+FAULTS ?= 100
+STEPS ?= 20000
 
-.PHONY: quickstart test lint fuzz clean programs
+.PHONY: quickstart test lint fuzz soak clean programs
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -42,6 +44,11 @@ $(STAMP): pyproject.toml constraints.txt simfle/version.py
 # Every reader with CASES damaged files each, a process for each reader; READERS="zip image" for some of them.
 fuzz: $(STAMP)
 	cd tests && PYTHONPATH=..:. ../$(BIN)/python -m fuzz.long --cases $(CASES) --out ../fuzz.json $(READERS)
+
+# FAULTS random faults over one run and as many over one build of shards; then what a long run takes of the machine.
+soak: $(STAMP)
+	PYTHONPATH=.:tests $(BIN)/python tests/soak/random_faults.py --faults $(FAULTS)
+	PYTHONPATH=.:tests $(BIN)/python tests/soak/growth.py --steps $(STEPS)
 
 clean:
 	rm -rf $(VENV) build dist ./*.egg-info

@@ -1,0 +1,212 @@
+"""Many real processes for the price of one import: a parent that has imported everything forks one for each start.
+
+Each child is a process and a session of its own, with its own signals, limits and exit code, and runs a command line of
+ours from its first line to its end. Importing torch and DeepSpeed takes seconds, a fork milliseconds.
+"""
+
+import atexit
+import gc
+import json
+import os
+import resource
+import runpy
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed.launch import ROOT, environment
+
+FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")  # Python's audit events
+
+
+@dataclass(frozen=True)
+class At:
+    """A moment at which a child kills itself: just before its `nth` file event whose arguments contain `path`.
+
+    event: one of FILE_EVENTS; empty: any of them. back: instead, its clock (time.time) is set back by so many seconds.
+    """
+
+    path: str
+    event: str = ""
+    nth: int = 1
+    back: float = 0.0
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the parent is asked to start: a script with arguments, its output to the file `log`.
+
+    largest: no file can grow beyond so many bytes, as on a full disk; 0: any size. deadly: trying to kills the child in
+    the middle of the write.
+    """
+
+    words: list[str]
+    log: str
+    at: At | None = None
+    largest: int = 0
+    deadly: bool = False
+
+
+class Child:
+    """A process that a nursery started."""
+
+    def __init__(self, nursery: "Nursery", pid: int, log: Path) -> None:
+        self.nursery, self.pid, self.log = nursery, pid, log
+        self.code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it lives."""
+        if self.code is None:
+            self.code = self.nursery.ask({"poll": self.pid})["code"]
+        return self.code
+
+    def wait(self, seconds: float = 120) -> int:
+        end = time.monotonic() + seconds
+        while (code := self.poll()) is None:
+            assert time.monotonic() < end, f"process {self.pid} does not end:\n{self.output}"
+            time.sleep(0.01)
+        return code
+
+    def send(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def limit_files(self, size: int | None) -> None:
+        """From now on no file may grow beyond `size` bytes, as on a disk that is full; None: as large as they will."""
+        limits = (size if size is not None else resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        resource.prlimit(self.pid, resource.RLIMIT_FSIZE, limits)
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(errors="replace")[-6000:]
+
+    @property
+    def last_line(self) -> str:
+        return (self.output.strip().splitlines() or [""])[-1]
+
+
+class Nursery:
+    """The parent. Temporary files of its children go to `temporary`."""
+
+    def __init__(self, temporary: Path, *modules: str) -> None:
+        temporary.mkdir(parents=True, exist_ok=True)
+        paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
+        cache = str(temporary.with_name("torch-cache"))  # torch makes this one and keeps it, on purpose
+        own = environment(DS_ACCELERATOR="cpu", TMPDIR=str(temporary), TORCHINDUCTOR_CACHE_DIR=cache, PYTHONPATH=paths)
+        words = [sys.executable, __file__, *modules]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(words, cwd=ROOT, env=own, stdin=pipe, stdout=pipe, text=True)
+        self.children: list[Child] = []
+
+    def ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(question) + "\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def start(self, words: list[str], log: Path, **how: Any) -> Child:
+        """Start `words`: a script and its arguments; `how` as in Order. A log of that name is begun anew."""
+        log.unlink(missing_ok=True)  # limits of file size hold for it, too
+        answer = self.ask({"start": asdict(Order(words, str(log), **how))})
+        self.children.append(Child(self, answer["pid"], log))
+        return self.children[-1]
+
+    def close(self) -> None:
+        for child in self.children:
+            if child.poll() is None:
+                os.kill(child.pid, signal.SIGKILL)
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait(timeout=30)
+
+
+def serve(modules: list[str]) -> None:
+    """The parent's loop; returns in each child, with sys.argv set for its script."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    for module in modules:
+        __import__(module)
+    gc.freeze()  # a child's collections would copy all of the parent's pages
+    for line in sys.stdin:
+        question = json.loads(line)
+        if "start" in question:
+            order = question["start"]
+            pid = os.fork()
+            if pid == 0:
+                become(Order(**order | {"at": At(**order["at"]) if order["at"] else None}))
+                return
+            answer: dict[str, Any] = {"pid": pid}
+        else:
+            pid, status = os.waitpid(question["poll"], os.WNOHANG)
+            answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+    os._exit(0)
+
+
+def become(order: Order) -> None:
+    """Turn a fork into the process that was ordered."""
+    os.setsid()
+    with Path(order.log).open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    with Path(os.devnull).open() as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.closerange(3, 256)
+    if order.deadly:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    if order.largest:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (order.largest, order.largest))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if order.at:
+        watch(order.at)
+    sys.argv = order.words
+
+
+def watch(at: At) -> None:
+    seen = 0
+    real = time.time
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        nonlocal seen
+        if event not in FILE_EVENTS or (at.event and event != at.event) or at.path not in str(arguments):
+            return
+        seen += 1
+        if seen == at.nth:
+            if at.back:
+                time.time = lambda: real() - at.back
+            else:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def live() -> int:
+    """Run the script as Python would: what it leaves by, its threads, its last words; the exit code."""
+    code: object = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    except BaseException as error:  # noqa: BLE001 - as the interpreter does
+        traceback.print_exc()
+        code = 130 if isinstance(error, KeyboardInterrupt) else 1
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    return code if isinstance(code, int) else int(code is not None)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1:])
+    os._exit(live())  # taking the parent's modules to pieces would cost each child seconds

@@ -1,0 +1,353 @@
+"""The faults of a run on one process: what is done, and what is promised. `test_faults.py` keeps the promises.
+
+Each function gets a run that stands at step 4 (checkpoints of steps 2 and 4, the next one at 6), hurts it, and asserts
+how it ends. Afterwards the run is started once more, and must end as if nothing had been.
+`python tests/faults/table.py` prints the table of docs/reliability.md.
+"""
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from distributed import runs
+from faults.nursery import At
+from faults.story import Story, kill, mounted, read_only
+
+RESUMES = "goes on when started again"
+SAYS = "one line, exit code 1; "
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row: what is done, what is promised, and the function that does it and looks."""
+
+    what: str
+    promise: str
+    hurt: Callable[[Story], None]
+
+
+FAULTS: list[Fault] = []
+
+
+def fault(what: str, promise: str) -> Callable[[Callable[[Story], None]], Callable[[Story], None]]:
+    def add(hurt: Callable[[Story], None]) -> Callable[[Story], None]:
+        FAULTS.append(Fault(what, promise, hurt))
+        return hurt
+
+    return add
+
+
+@fault("SIGKILL in a step", RESUMES)
+def killed(story: Story) -> None:
+    child = story.start()
+    story.reach(child, 5)
+    kill(child)
+
+
+def signalled(number: signal.Signals) -> Callable[[Story], None]:
+    def hurt(story: Story) -> None:
+        child = story.start("train.checkpoint_every=1000")
+        story.reach(child, 6)
+        child.send(number)
+        assert child.wait() == 0, child.output
+        done = len(runs.metrics(story.run))
+        assert f"stopped on {number.name} after step {done} of 10; saved" in child.last_line
+        assert story.checkpoints[-1] == done
+
+    return hurt
+
+
+for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+    fault(each.name, f"the step is finished and saved, exit code 0; {RESUMES}")(signalled(each))
+
+
+@fault("SIGSTOP, a second later SIGCONT", "goes on by itself")
+def suspended(story: Story) -> None:
+    child = story.start()
+    story.reach(child, 5)
+    child.send(signal.SIGSTOP)
+    time.sleep(1)
+    seen = len(runs.metrics(story.run))
+    time.sleep(0.2)
+    assert len(runs.metrics(story.run)) == seen
+    child.send(signal.SIGCONT)
+    assert child.wait() == 0, child.output
+
+
+def stage(at: At, stand: list[int], left: str) -> Callable[[Story], None]:
+    def hurt(story: Story) -> None:
+        child = story.start(at=at)
+        assert child.wait() == -signal.SIGKILL, child.output
+        assert story.checkpoints == stand
+        assert list(story.run.glob(f"checkpoints/{left}"))
+
+    return hurt
+
+
+PARTIAL = ".step-00000006.partial"
+OLD = "step-00000002"
+for words, at, stand, left in (
+    ("before it is written", At(PARTIAL, "os.mkdir"), [2, 4], "step-00000004"),
+    ("between its tensors and its state", At(f"{PARTIAL}/state.json", "open"), [2, 4], f"{PARTIAL}/optim.safetensors"),
+    ("before the marker", At(f"{PARTIAL}/COMPLETE", "open"), [2, 4], f"{PARTIAL}/state.json"),
+    ("before the rename", At(PARTIAL, "os.rename"), [2, 4], f"{PARTIAL}/COMPLETE"),
+    ("before the oldest is deleted", At(f"{OLD}/COMPLETE", "os.remove"), [2, 4, 6], OLD),
+    ("while the oldest is deleted", At("optim.safetensors", "os.remove"), [4, 6], f"{OLD}/optim.safetensors"),
+):
+    fault(f"SIGKILL of a checkpoint, {words}", RESUMES)(stage(at, stand, left))
+
+
+@fault("killed in the middle of a write of a checkpoint's tensors", RESUMES)
+def torn(story: Story) -> None:
+    child = story.start(largest=1_000_000, deadly=True)
+    assert child.wait() == -signal.SIGXFSZ, child.output
+    assert story.checkpoints == [2, 4]
+    assert (story.run / "checkpoints" / PARTIAL).is_dir()
+
+
+@fault("disk full: a checkpoint", f"{SAYS}older checkpoints stand; {RESUMES} with room")
+def no_room_for_a_checkpoint(story: Story) -> None:
+    story.stopped(story.start(largest=1_000_000), "checkpoint could not be written")
+    assert story.checkpoints == [2, 4]
+
+
+@fault("disk full: metrics", f"{SAYS}{RESUMES} with room")
+def no_room_for_metrics(story: Story) -> None:
+    child = story.start("train.checkpoint_every=1000")
+    story.reach(child, 5)
+    child.limit_files((story.run / "metrics.jsonl").stat().st_size + 10)
+    story.stopped(child, f"train.run={story.run}: File too large")
+
+
+@fault("disk full: a real one, at any write", f"{SAYS}{RESUMES} with room")
+def no_room(story: Story) -> None:
+    aside = story.run.rename(story.folder / "aside")
+    story.run.mkdir()
+    with mounted(story.run, 40):
+        shutil.copytree(aside, story.run, dirs_exist_ok=True)
+        child = story.start()
+        story.reach(child, 5)
+        ballast = story.run / "ballast"
+        with ballast.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, os.statvfs(story.run).f_bavail * os.statvfs(story.run).f_frsize)
+        story.stopped(child, "No space left on device")
+        ballast.unlink()
+        shutil.rmtree(aside)
+        shutil.copytree(story.run, aside)
+    story.run.rmdir()
+    aside.rename(story.run)
+
+
+@fault("TensorBoard's files cannot be written, or its folder is deleted", "goes on by itself, and says so")
+def no_board(story: Story) -> None:
+    board = story.run / "tensorboard"
+    child = story.start("train.stop_after=6")
+    story.reach(child, 5)
+    shutil.rmtree(board)
+    board.write_text("a file in the folder's place")
+    assert child.wait() == 0, child.output
+    assert "tensorboard cannot be written" in child.output
+    board.unlink()
+    child = story.start("train.stop_after=8")
+    story.reach(child, 7)
+    shutil.rmtree(board)
+    assert child.wait() == 0, child.output
+
+
+@fault("the run's folder is read-only", f"{SAYS}{RESUMES} on one that is not")
+def no_pen(story: Story) -> None:
+    with read_only(story.run):
+        story.stopped(story.start(), f"train.run={story.run} cannot be written")
+
+
+@fault("disk full: an export", f"{SAYS}an earlier export stays whole")
+def no_room_for_an_export(story: Story) -> None:
+    words = ["tools/export_backbone.py", str(story.run)]
+    first = story.nursery.start(words, story.folder / "first")
+    assert first.wait() == 0, first.output
+    before = {path: path.read_bytes() for path in (story.run / "export").rglob("*") if path.is_file()}
+    story.stopped(story.nursery.start(words, story.folder / "second", largest=100_000), "File too large")
+    after = {path: path.read_bytes() for path in (story.run / "export").rglob("*") if path.is_file()}
+    assert before == {path: content for path, content in after.items() if path in before}
+    assert not after.keys() - before.keys()
+    shutil.rmtree(story.run / "export")
+
+
+def damaged(name: str, how: str) -> Callable[[Story], None]:
+    def hurt(story: Story) -> None:
+        file = story.newest / name
+        if how == "missing":
+            file.unlink()
+        elif how == "empty":
+            file.write_bytes(b"")
+        else:
+            content = bytearray(file.read_bytes())
+            content[len(content) // 2] ^= 1
+            file.write_bytes(content)
+        child = story.start("train.stop_after=4")  # where the damaged one stands: it is written anew
+        assert child.wait() == 0, child.output
+        assert "going on after step 2" in child.output
+        assert story.checkpoints == [2, 4]
+
+    return hurt
+
+
+for how, name in (
+    ("one bit of the newest checkpoint's model is turned", "model.safetensors"),
+    ("the newest checkpoint's optimizer state is empty", "optim.safetensors"),
+    ("the newest checkpoint's state is missing", "state.json"),
+    ("the newest checkpoint's marker is missing", "COMPLETE"),
+):
+    kind = how.split()[-1]
+    fault(how, "the one before is taken, and the damaged one written anew")(damaged(name, kind))
+
+
+@fault("all checkpoints are damaged", f"{SAYS}never a fresh start over an old run")
+def none_whole(story: Story) -> None:
+    aside = shutil.copytree(story.run / "checkpoints", story.folder / "aside")
+    for file in story.run.glob("checkpoints/step-*/model.safetensors"):
+        file.write_bytes(file.read_bytes()[:-1])
+    story.stopped(story.start(), "no checkpoint can be used")
+    for file in story.run.glob("checkpoints/step-*/COMPLETE"):
+        file.unlink()
+    story.stopped(story.start(), "lacks COMPLETE")
+    shutil.rmtree(story.run / "checkpoints")
+    aside.rename(story.run / "checkpoints")
+
+
+@fault("metrics and sample records cut in a line, TensorBoard's files damaged", RESUMES)
+def cut(story: Story) -> None:
+    for file in (*story.run.glob("samples/*"), story.run / "metrics.jsonl", *story.run.glob("tensorboard/*")):
+        with file.open("ab") as end:
+            end.write(b'{"step": 5, "ids": [1, 2')
+
+
+@fault("two runs in one folder", f"the second: {SAYS}the first goes on")
+def twice(story: Story) -> None:
+    first = story.start()
+    story.reach(first, 5)
+    first.send(signal.SIGSTOP)
+    story.stopped(story.start(), f"is in use by process {first.pid}")
+    first.send(signal.SIGCONT)
+    assert first.wait() == 0, first.output
+
+
+@fault("the clock jumps back three years while training, files bear any time", "goes on by itself")
+def clock(story: Story) -> None:
+    draw = random.Random(0)
+    for path in story.run.rglob("*"):
+        os.utime(path, (draw.uniform(0, 4e9), draw.uniform(0, 4e9)))
+    child = story.start(at=At(PARTIAL, "os.mkdir", back=1e8))
+    assert child.wait() == 0, child.output
+    times = [line["time"] for line in runs.metrics(story.run)]
+    assert min(times) < times[0] - 9e7  # it has jumped
+
+
+@fault("all shards deleted while training", f"goes on with those it has open; else {SAYS}{RESUMES} once they are back")
+def no_shards(story: Story) -> None:
+    aside = story.folder / "aside"
+    aside.mkdir()
+    child = story.start()
+    story.reach(child, 5)
+    for tar in story.faces.glob("*.tar"):
+        tar.rename(aside / tar.name)
+    assert child.wait() in (0, 1)
+    assert child.code == 0 or "No such file" in child.last_line, child.output
+    story.stopped(story.start(), "train-000000.tar")
+    for tar in aside.iterdir():
+        tar.rename(story.faces / tar.name)
+
+
+def unfit(pattern: str, words: str) -> Callable[[Story], None]:
+    def hurt(story: Story) -> None:
+        file = sorted(story.faces.glob(pattern))[0]
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])
+        story.stopped(story.start(), words)
+        file.write_bytes(content)
+
+    return hurt
+
+
+for what, pattern, words in (
+    ("a tar that was cut", "train-*.tar", "bytes"),
+    ("an index that was cut", "train-*.idx", "index"),
+    ("a manifest that was cut", "manifest.json", "manifest.json"),
+):
+    fault(f"{what}, at the start", f"{SAYS}{RESUMES} with a good one")(unfit(pattern, words))
+
+# Rows that other tests hold: what, promise, file, test.
+ELSEWHERE = (
+    ("SIGKILL of launcher and all ranks", RESUMES, "distributed/test_resume.py", "test_killed_and_resumed"),
+    ("SIGKILL of one of two ranks", f"all end, exit code 1; {RESUMES}", "faults/test_ranks.py", "test_ranks"),
+    ("SIGKILL of the launcher alone", f"its ranks save and end; {RESUMES}", "faults/test_ranks.py", "test_ranks"),
+    (
+        "SIGSTOP of a rank, for longer than train.timeout",
+        "all end, and name it; the job comes back by itself",
+        "cluster/test_pretrain.py",
+        "test_comes_back_by_itself",
+    ),
+    (
+        "SIGKILL before any of the file operations of a checkpoint",
+        "the newest complete checkpoint is whole",
+        "faults/test_faults.py",
+        "test_killed_before_each_file_operation",
+    ),
+    (
+        "Slurm: USR2, requeue, SIGKILL of a rank, a node lost",
+        "comes back by itself",
+        "cluster/test_pretrain.py",
+        "test_comes_back_by_itself",
+    ),
+    (
+        "a loss that is not finite",
+        f"{SAYS}the step before is saved",
+        "distributed/test_refusals.py",
+        "test_a_loss_that",
+    ),
+    (
+        "damaged JPEGs inside good shards",
+        "each replaced by the next sample, counted, named",
+        "distributed/test_damaged.py",
+        "test_damage_changes",
+    ),
+    (
+        "read errors, a tar cut while training",
+        "as damaged JPEGs",
+        "unit/data/test_damaged.py",
+        "test_bytes_that_cannot",
+    ),
+    ("SIGKILL of a shard build", "the same bytes", "unit/shards/test_shards_resume.py", "test_a_build_killed_anywhere"),
+    (
+        "SIGKILL of a worker of a build",
+        f"{SAYS}goes on",
+        "unit/shards/test_shards_resume.py",
+        "test_a_worker_that_dies",
+    ),
+    ("Ctrl-C of a build", "exit code 130; goes on", "unit/shards/test_shards_resume.py", "test_ctrl_c_keeps"),
+    ("disk full: a build", f"{SAYS}goes on", "unit/shards/test_shards_resume.py", "test_a_disk_that_fails"),
+    (
+        "a second builder on one output",
+        f"{SAYS}the first goes on",
+        "unit/shards/test_shards_resume.py",
+        "test_an_unfini",
+    ),
+    ("many random faults, a build and a run", "the same bytes and losses", "soak/test_soak.py", "test_soak"),
+)
+
+
+def lines() -> list[str]:
+    """The table in Markdown."""
+    here = "`tests/faults/test_faults.py`"
+    rows = [(each.what, each.promise, here) for each in FAULTS]
+    rows += [(what, promise, f"`tests/{file}`") for what, promise, file, _ in ELSEWHERE]
+    return ["| fault | promised | test |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n".join(lines()) + "\n")

@@ -1,0 +1,79 @@
+"""Each fault of the table, done to a real process; then the run goes on and ends as one that nobody disturbed."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distributed import runs
+from faults import story as telling
+from faults.nursery import At, Nursery
+from faults.story import Story
+from faults.table import ELSEWHERE, FAULTS, Fault, lines
+
+from simfle.train import checkpoint
+
+TESTS = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def base(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`faces`, `whole` (a run of its own process that nobody disturbed) and `run`, which stands at step 4."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "faces").symlink_to(faces)
+    runs.finish(1, faces, folder / "whole", *telling.SMALL, *telling.LENGTH)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def nursery(base: Path) -> Iterator[Nursery]:
+    before = telling.shared_memory()
+    temporary = base / "tmp"
+    parent = Nursery(temporary, *telling.MODULES)
+    words = runs.command(1, base / "faces", base / "run", *telling.SMALL, *telling.LENGTH, "train.stop_after=4")
+    first = parent.start(words[1:], base / "log")
+    assert first.wait() == 0, first.output
+    yield parent
+    left = [pid for child in parent.children for pid in telling.session(child.pid)]
+    parent.close()
+    assert not left
+    assert not list(temporary.iterdir())
+    assert telling.gone(lambda: telling.shared_memory() - before)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+def test_nothing_is_lost(fault: Fault, nursery: Nursery, base: Path, tmp_path: Path) -> None:
+    story = Story(nursery, tmp_path, base)
+    fault.hurt(story)
+    story.finish()
+    telling.check_same(story.run, base / "whole")
+    telling.check_tidy(story.run)
+    assert story.checkpoints == [8, 10]
+
+
+def test_killed_before_each_file_operation(nursery: Nursery, tmp_path: Path) -> None:
+    """Whatever stands then, the newest complete checkpoint is whole; and the next start writes the rest."""
+    script = str(TESTS / "faults" / "write_checkpoints.py")
+    newest = []
+    for moment in range(1, 200):
+        run = tmp_path / str(moment)
+        child = nursery.start([script, str(run)], tmp_path / f"{moment}.log", at=At(str(run), nth=moment))
+        if child.wait() == 0:
+            break
+        assert child.code == -signal.SIGKILL, child.output
+        found = checkpoint.read_newest(run)
+        newest.append(found.progress.step if found else 0)
+        assert found is None or set(found.model["a"].tolist()) == {float(found.progress.step)}
+        again = nursery.start([script, str(run)], tmp_path / f"{moment}.log")
+        assert again.wait() == 0, again.output
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000008"]
+    assert newest == sorted(newest)
+    assert set(newest) == {0, 6, 8}
+    assert len(newest) > 20
+
+
+def test_the_table_is_that_of_the_docs_and_its_tests_exist() -> None:
+    docs = (TESTS.parent / "docs" / "reliability.md").read_text()
+    assert "\n".join(lines()) in docs, "docs/reliability.md: put in what `python tests/faults/table.py` prints"
+    for _, _, file, name in ELSEWHERE:
+        assert f"def {name}" in (TESTS / file).read_text(), f"{file} has no {name}"

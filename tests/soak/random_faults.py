@@ -1,0 +1,212 @@
+"""Many random faults over one run, and over one build of shards; in the end both must be as if nothing had been.
+
+make soak, or: PYTHONPATH=.:tests python tests/soak/random_faults.py --faults 100 --seed 0
+"""
+
+import argparse
+import hashlib
+import json
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from distributed import runs
+from drawn import make_faces
+from faults import story as telling
+from faults.nursery import At, Child, Nursery
+
+KILLED = -signal.SIGKILL
+STEPS_PER_FAULT = 2  # about what a start gets done before it is hurt
+LIVE = ("kill", "kill at a file", "torn write", "term", "int", "usr2", "disk full", "stop")
+DAMAGE = ("bit", "empty", "missing", "marker", "metrics", "board", "times", "stray")
+
+
+def soak_run(nursery: Nursery, folder: Path, faces: Path, faults: int, seed: int) -> Counter[str]:
+    """Hurt one run `faults` times; the kinds, with their number. AssertionError where anything differs in the end."""
+    draw = random.Random(seed)
+    settings = (*telling.SMALL, f"train.steps={max(12, STEPS_PER_FAULT * faults)}", "train.checkpoint_every=2")
+    done: Counter[str] = Counter()
+
+    def start(name: str, *more: str, **how: object) -> Child:
+        words = runs.command(1, faces, folder / name, *settings, *more)[1:]
+        return nursery.start(words, folder / "log", **how)
+
+    whole = start("whole")
+    assert whole.wait(3600) == 0, whole.output
+    run = folder / "run"
+    while sum(done.values()) < faults:
+        if runs.metrics(run) and draw.random() < 0.3 and len(list(run.glob("checkpoints/step-*/COMPLETE"))) > 1:
+            kind = draw.choice(DAMAGE)
+            damage(run, kind, draw)
+            done[f"damage: {kind}"] += 1
+        kind = draw.choice(LIVE)
+        if hurt(run, kind, draw, start):
+            done[kind] += 1
+    last = start("run")
+    assert last.wait(3600) == 0, last.output
+    telling.check_same(run, folder / "whole")
+    telling.check_tidy(run)
+    return done
+
+
+def hurt(run: Path, kind: str, draw: random.Random, start: object) -> bool:
+    """Start the run, hurt it, and check how it ends; whether it lived long enough to be hurt."""
+    assert callable(start)
+    if kind == "kill at a file":
+        child = start("run", at=At(str(run), nth=draw.randint(1, 60)))
+        return ended(child, KILLED, 0) == KILLED
+    if kind == "torn write":
+        child = start("run", largest=draw.randint(20_000, 3_000_000), deadly=True)
+        return ended(child, -signal.SIGXFSZ, 0) == -signal.SIGXFSZ
+    before = len(runs.metrics(run))
+    child = start("run")
+    deadline = time.monotonic() + 300
+    while child.poll() is None and len(runs.metrics(run)) < before + draw.randint(0, 5):
+        assert time.monotonic() < deadline, child.output
+        time.sleep(0.01)
+    time.sleep(draw.uniform(0, 0.2))
+    if child.poll() is not None:
+        assert child.code == 0, child.output
+        return False
+    if kind == "stop":
+        child.send(signal.SIGSTOP)
+        time.sleep(0.3)
+        child.send(signal.SIGCONT)
+        child.send(signal.SIGTERM)
+        ended(child, 0, -signal.SIGTERM)
+    elif kind == "kill":
+        child.send(signal.SIGKILL)
+        ended(child, KILLED, 0)
+    elif kind == "disk full":
+        child.limit_files(draw.choice((10_000, 100_000, 2_000_000)))
+        if ended(child, 1, 0) == 1:
+            assert child.last_line.startswith("error: "), child.output
+            assert "Traceback" not in child.output.rpartition("going on after")[2], child.output
+    else:
+        number = {"term": signal.SIGTERM, "int": signal.SIGINT, "usr2": signal.SIGUSR2}[kind]
+        child.send(number)
+        ended(child, 0, -number, 130)  # before its first step a run has nothing to save, and dies of the signal
+    return True
+
+
+def ended(child: Child, *codes: int) -> int:
+    code = child.wait(600)
+    assert code in codes, f"exit code {code}, not one of {codes}:\n{child.output}"
+    return code
+
+
+def damage(run: Path, kind: str, draw: random.Random) -> None:
+    """What may happen to files while nobody looks: only the newest checkpoint is hurt, one before it is whole."""
+    newest = max(marker.parent for marker in run.glob("checkpoints/step-*/COMPLETE"))
+    file = newest / draw.choice(("model.safetensors", "optim.safetensors", "state.json"))
+    if kind == "bit":
+        content = bytearray(file.read_bytes())
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+    elif kind == "empty":
+        file.write_bytes(b"")
+    elif kind == "missing":
+        file.unlink()
+    elif kind == "marker":
+        (newest / "COMPLETE").unlink()
+    elif kind == "metrics":
+        with (run / "metrics.jsonl").open("ab") as end:
+            end.write(b'{"step": 7, "losses": {"to')
+    elif kind == "board":
+        shutil.rmtree(run / "tensorboard", ignore_errors=True)
+    elif kind == "times":
+        for path in run.rglob("*"):
+            when = draw.uniform(0, 4e9)
+            telling.os.utime(path, (when, when))
+    else:
+        (run / "checkpoints" / f".step-{draw.randrange(10**8):08d}.partial").mkdir()
+
+
+def soak_build(nursery: Nursery, folder: Path, faults: int, seed: int) -> Counter[str]:
+    """Hurt builds of the same shards `faults` times, each build until it stands; all must have the same bytes."""
+    draw = random.Random(seed)
+    out = folder / "shards"
+    build = ["tools/build_shards.py", "procedural", str(out), "--people", "6", "--images-per-person", "4"]
+    build += ["--size", "64", "--shard-samples", "4", "--workers", "1"]
+    whole = nursery.start(build, folder / "log")
+    assert whole.wait(600) == 0, whole.output
+    expected = digests(out)
+    shutil.rmtree(out)
+    done: Counter[str] = Counter()
+    while sum(done.values()) < faults:
+        kind = draw.choice(("kill at a file", "kill", "torn write", "disk full", "int", "term"))
+        if hurt_build(nursery, build, folder, kind, draw):
+            done[kind] += 1
+        if out.exists() or sum(done.values()) == faults:
+            # Also one that stands is started again: killed after its last rename, it has not cleaned up.
+            last = nursery.start(build, folder / "log")
+            assert last.wait(600) == 0, last.output
+            assert digests(out) == expected
+            assert not out.with_name("shards.partial").exists()
+            shutil.rmtree(out)
+    return done
+
+
+def hurt_build(nursery: Nursery, build: list[str], folder: Path, kind: str, draw: random.Random) -> bool:
+    log = folder / "log"
+    if kind == "kill at a file":
+        at = At(str(folder / "shards"), nth=draw.randint(1, 80))
+        return ended(nursery.start(build, log, at=at), KILLED, 0) == KILLED
+    if kind in ("torn write", "disk full"):
+        size = draw.randint(200, 15_000)
+        child = nursery.start(build, log, largest=size, deadly=kind == "torn write")
+        code = ended(child, -signal.SIGXFSZ if kind == "torn write" else 1, 0)
+        assert code != 1 or child.last_line.startswith("error: "), child.output
+        return code != 0
+    child = nursery.start(build, log)
+    time.sleep(draw.uniform(0.0, 1.0))
+    if child.poll() is not None:
+        assert child.code == 0, child.output
+        return False
+    number = {"kill": signal.SIGKILL, "int": signal.SIGINT, "term": signal.SIGTERM}[kind]
+    child.send(number)
+    return ended(child, -number, 130, 0) != 0
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+
+
+def soak(folder: Path, run_faults: int, build_faults: int, seed: int) -> dict[str, object]:
+    """Both, in `folder`; what was done, and how long it took."""
+    faces = folder / "faces"
+    make_faces(faces, "--people", "8", "--shard-samples", "32")
+    nursery = Nursery(folder / "tmp", *telling.MODULES, "simfle.commands.build_shards", "shards.sources.known")
+    found: dict[str, object] = {}
+    try:
+        for name, count in (("build", build_faults), ("run", run_faults)):
+            began = time.monotonic()
+            done = (
+                soak_build(nursery, folder, count, seed)
+                if name == "build"
+                else soak_run(nursery, folder, faces, count, seed)
+            )
+            found[name] = {"faults": sum(done.values()), "seconds": round(time.monotonic() - began), "kinds": done}
+    finally:
+        left = [pid for child in nursery.children for pid in telling.session(child.pid)]
+        nursery.close()
+    assert not left
+    assert not list((folder / "tmp").iterdir())
+    return found
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--faults", type=int, default=100, help="of each: over the run, and over the build")
+    parser.add_argument("--build-faults", type=int, help="over the build, if not as many")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as place:
+        builds = options.faults if options.build_faults is None else options.build_faults
+        result = soak(Path(place), options.faults, builds, options.seed)
+    sys.stdout.write(json.dumps(result, indent=1) + "\n")
