@@ -1,5 +1,6 @@
 """What DeepSpeed really holds and sends at each ZeRO stage: bytes of tensors, and of TCP per step, as JSON lines."""
 
+import faulthandler
 import gc
 import json
 import os
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from simfle.batch import Batch
 from simfle.config import PretrainConfig, load
@@ -18,20 +20,29 @@ from simfle.runtime import plan_batch, processes, start_engine
 from simfle.train import state
 
 
-def sent() -> int:
-    """Bytes that this process has sent over TCP, as far as they were received (tcp_info of linux/tcp.h)."""
-    total = 0
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            if not str(entry.readlink()).startswith("socket:"):
-                continue
-            with socket.socket(fileno=os.dup(int(entry.name))) as each:
-                if each.type == socket.SOCK_STREAM and each.family in (socket.AF_INET, socket.AF_INET6):
-                    info = each.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
-                    total += struct.unpack_from("Q", info, 120)[0]  # tcpi_bytes_acked
-        except OSError:
-            continue  # closed in between, or no TCP socket
+def received() -> int:
+    """Bytes that this process has received over TCP (tcp_info of linux/tcp.h): in a ring, as many as it has sent.
+
+    Between two barriers nothing is on its way. What was sent is no such number: acknowledgements come later.
+    """
+    dist.barrier()
+    total = sum(_received(entry) for entry in list(Path("/proc/self/fd").iterdir()))
+    dist.barrier()
     return total
+
+
+def _received(entry: Path) -> int:
+    try:
+        if not str(entry.readlink()).startswith("socket:"):
+            return 0
+        handle = os.dup(int(entry.name))
+    except OSError:
+        return 0  # the listing's own, closed by now
+    with socket.socket(fileno=handle) as each:
+        if each.type != socket.SOCK_STREAM or each.family not in (socket.AF_INET, socket.AF_INET6):
+            return 0
+        info = each.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+        return int(struct.unpack_from("Q", info, 128)[0])  # tcpi_bytes_received
 
 
 def held(bucket: int) -> tuple[int, int]:
@@ -40,7 +51,7 @@ def held(bucket: int) -> tuple[int, int]:
     storages: dict[int, int] = {}
     buckets: dict[int, int] = {}
     for thing in gc.get_objects():
-        if isinstance(thing, torch.Tensor):
+        if issubclass(type(thing), torch.Tensor):  # isinstance would ask lazy modules for their class, which warn
             storage = thing.untyped_storage()
             kind = buckets if thing.numel() >= bucket else storages
             kind[storage.data_ptr()] = storage.nbytes()
@@ -72,7 +83,7 @@ def measure(config: PretrainConfig) -> None:
     images_bytes = sum(tensor.nbytes for tensor in vars(images).values())
     before = 0
     for _ in range(2):  # the second: stage 3 records the order of parameters in its first
-        before = sent()
+        before = received()
         for micro in range(plan.accumulation):
             losses = engine(images)
             engine.backward(losses["total"])
@@ -81,7 +92,7 @@ def measure(config: PretrainConfig) -> None:
                 tensors, buckets = held(10**8)
             engine.step()
         model.after_step()
-    after = sent()
+    after = received()
     if WORLD.is_main:
         rest, _ = held(10**8)
         line = {"stage": config.train.zero_stage, "backward": tensors - images_bytes, "buckets": buckets}
@@ -90,5 +101,6 @@ def measure(config: PretrainConfig) -> None:
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(200, exit=True)  # before its caller gives up without a word
     with processes(load(PretrainConfig, None, sys.argv[2:]).train) as WORLD:
         main()
