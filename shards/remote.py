@@ -71,8 +71,8 @@ def join(url: str, name: str) -> str:
 
 def shown(url: str) -> str:
     """A URL for people, logs and files: without user, password and signature."""
-    scheme, _, rest = url.partition("://")
-    if scheme.lower() in PUBLIC:
+    scheme, sign, rest = url.partition("://")
+    if not sign or scheme.lower() in PUBLIC:
         return url
     place = rest.partition("?")[0]
     user, _, behind = place.partition("/")[0].rpartition("@")
