@@ -1,7 +1,7 @@
 """The model of a run: memory, network, speed, checkpoints, storage. docs/scale.md says what of it was checked.
 
-What DeepSpeed 0.19 keeps and sends was read off real processes (tests/distributed/test_plan_measured.py): N processes, P numbers
-of all parameters and T of the trained ones in fp32, collectives as rings:
+What DeepSpeed 0.19 keeps and sends was read off real processes (tests/distributed/test_plan_measured.py): N processes,
+P numbers of all parameters and T of the trained ones in fp32, collectives as rings:
 
     stage   kept between steps            gradients   sent by each process per step; A micro-batches
     0       4 P + s T                     4 T         all-reduce T

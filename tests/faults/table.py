@@ -313,7 +313,7 @@ ELSEWHERE = (
     (
         "damaged JPEGs inside good shards",
         "each replaced by the next sample, counted, named",
-        "distributed/test_damaged.py",
+        "distributed/test_damaged_ranks.py",
         "test_damage_changes",
     ),
     (
