@@ -2,7 +2,15 @@
 
 from shards.errors import UserError
 
-__all__ = ["PeersMissing", "RunStopped", "UserError"]
+__all__ = ["AgreedError", "PeersMissing", "RunStopped", "UserError"]
+
+
+class AgreedError(UserError):
+    """What all processes of a run end on together. The main one says it (`said_here`), the others end in silence."""
+
+    def __init__(self, words: str, *, said_here: bool) -> None:
+        super().__init__(words)
+        self.said_here = said_here
 
 
 class RunStopped(Exception):  # noqa: N818 - not an error: the run was asked to stop and did

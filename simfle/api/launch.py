@@ -52,7 +52,8 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
             first = _wait(running)
         if first > 0:
             files[first - 1].seek(0)
-            sys.stderr.write(f"process {first}:\n{files[first - 1].read()[-LAST_WORDS:]}")
+            if words := files[first - 1].read()[-LAST_WORDS:].strip():  # silent: the main process says why
+                sys.stderr.write(f"process {first}:\n{words}\n")
         return 0 if first < 0 else running[first].returncode
 
 

@@ -2,11 +2,12 @@
 
 import errno
 import sys
+import time
 from collections.abc import Callable
 
 import typer
 
-from simfle.errors import UserError
+from simfle.errors import AgreedError, UserError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full or read-only: no bug of ours in any command
 
@@ -23,7 +24,10 @@ def run(app: typer.Typer) -> None:
     try:
         app()
     except UserError as error:
-        typer.echo(f"error: {error}", err=True)
+        if isinstance(error, AgreedError) and not error.said_here:
+            time.sleep(1)  # torchrun ends the others when the first leaves: the main process speaks before that
+        else:
+            typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     except OSError as error:
         if error.errno not in DISK:

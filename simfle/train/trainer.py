@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from simfle.data.loader import Loader, Share, open_data
 from simfle.data.order import Order
 from simfle.data.reader import Corpus
 from simfle.data.streaming import Stream
-from simfle.errors import RunStopped, UserError
+from simfle.errors import AgreedError, RunStopped, UserError
 from simfle.models.methods import build_method
 from simfle.models.statistics import share_statistics
 from simfle.optim import STATES, build_optimizer, learning_rate
@@ -113,7 +113,7 @@ def claim_folder(config: PretrainConfig, world: World, ends: ExitStack, patience
             reason = [str(error)]
     dist.broadcast_object_list(reason, src=0)
     if reason[0] is not None:
-        raise UserError(reason[0])
+        raise AgreedError(reason[0], said_here=world.is_main)
 
 
 class Run:
@@ -163,7 +163,7 @@ class Run:
                 ends.callback(each.close)
         self.damage = Damage(self.folder, config.data.max_damaged, self.step, world)
         if reason := self.damage.too_much(self.seen()):
-            raise UserError(reason)
+            raise AgreedError(reason, said_here=world.is_main)
         self.announcer = ends.enter_context(Announcer(self.steps, self.step, enabled=world.is_main))
 
     def _resume(self) -> checkpoint.Checkpoint | None:
@@ -179,7 +179,7 @@ class Run:
                 found[1] = str(error)
         dist.broadcast_object_list(found, src=0)
         if found[1] is not None:
-            raise UserError(found[1])
+            raise AgreedError(found[1], said_here=self.world.is_main)
         if found[0] is None:
             return None
         newest = newest or checkpoint.read(found[0])
@@ -207,8 +207,7 @@ class Run:
                 verdict = self.one_step(batches, stop.signal is not None)
                 if verdict.damaged and (reason := self.damage.too_much(self.seen())):
                     self.save()
-                    self.writer.wait()
-                    raise UserError(f"stopped after step {self.step}, which is saved: {reason}")
+                    self.end_together(f"stopped after step {self.step}, which is saved: {reason}")
                 if verdict.stop:
                     signalled = True
                     break
@@ -316,7 +315,7 @@ class Run:
                 reason = [str(error)]
         dist.broadcast_object_list(reason, src=0)
         if reason[0] is not None:
-            raise UserError(reason[0])
+            raise AgreedError(reason[0], said_here=self.world.is_main)
 
     def save(self) -> None:
         """Copy the state to the main process's memory and let its thread write it."""
@@ -329,12 +328,11 @@ class Run:
             progress = checkpoint.Progress(self.step, samples, *digests, self.config.optim.name)
             self.writer.submit(progress, model, optim)
 
-    def end_on_bad_loss(self, number: int, verdict: Verdict, before: list[torch.Tensor]) -> None:
+    def end_on_bad_loss(self, number: int, verdict: Verdict, before: list[torch.Tensor]) -> NoReturn:
         """Save the state before this step, name the step, its samples and its losses, and stop."""
         for buffer, value in zip(self.buffers, before, strict=True):
             buffer.copy_(value)  # the bad forward has been through BatchNorm's statistics
         self.save()
-        self.writer.wait()
         ids = self.order.batch(self.step)[0]
         file = self.folder / "nonfinite.json"
         if self.world.is_main:
@@ -342,10 +340,16 @@ class Run:
             facts = {"step": number, "losses": verdict.losses, "ids": ids.tolist(), "keys": keys}
             file.write_text(json.dumps(facts, indent=1))
         bad = ", ".join(f"{name}={value}" for name, value in verdict.losses.items())
-        raise UserError(
+        self.end_together(
             f"step {number}: a loss is not finite ({bad}), samples {ids[:4].tolist()}... of {len(ids)}, all in {file}; "
             f"the state after step {self.step} is saved. A lower optim.lr, optim.clip or train.precision=fp32 may help"
         )
+
+    def end_together(self, why: str) -> NoReturn:
+        """Leave once the main process has written all: a launcher ends those that are left when the first leaves."""
+        self.writer.wait()
+        dist.barrier()
+        raise AgreedError(why, said_here=self.world.is_main)
 
     def _is_due(self, every: int, step: int) -> bool:
         return every > 0 and (step % every == 0 or step == self.steps)
