@@ -22,6 +22,7 @@ from typing import Any
 
 from distributed.launch import ROOT, environment
 
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.rmtree")  # Python's audit events
 
 
@@ -101,7 +102,10 @@ class Nursery:
         own = environment(DS_ACCELERATOR="cpu", TMPDIR=str(temporary), TORCHINDUCTOR_CACHE_DIR=cache, PYTHONPATH=paths)
         words = [sys.executable, __file__, *modules]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(words, cwd=ROOT, env=own, stdin=pipe, stdout=pipe, text=True)
+        # Of its own session: a Ctrl-C of the tests is theirs; the parent ends, and its children, when its input does.
+        self.process = subprocess.Popen(
+            words, cwd=ROOT, env=own, stdin=pipe, stdout=pipe, text=True, start_new_session=True
+        )
         self.children: list[Child] = []
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
@@ -119,12 +123,12 @@ class Nursery:
         return self.children[-1]
 
     def close(self) -> None:
-        for child in self.children:
-            if child.poll() is None:
-                os.kill(child.pid, signal.SIGKILL)
+        """Kill what still lives, and the parent."""
         assert self.process.stdin is not None
+        assert self.process.stdout is not None
         self.process.stdin.close()
         self.process.wait(timeout=30)
+        self.process.stdout.close()
 
 
 def serve(modules: list[str]) -> None:
@@ -134,20 +138,28 @@ def serve(modules: list[str]) -> None:
     for module in modules:
         __import__(module)
     gc.freeze()  # a child's collections would copy all of the parent's pages
+    living: set[int] = set()
     for line in sys.stdin:
         question = json.loads(line)
         if "start" in question:
             order = question["start"]
+            # What is sent to a child before it is one would end this loop's copy in it: it waits until `live`.
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
             pid = os.fork()
             if pid == 0:
                 become(Order(**order | {"at": At(**order["at"]) if order["at"] else None}))
                 return
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
+            living.add(pid)
             answer: dict[str, Any] = {"pid": pid}
         else:
             pid, status = os.waitpid(question["poll"], os.WNOHANG)
+            living.discard(pid)
             answer = {"code": os.waitstatus_to_exitcode(status) if pid else None}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+    for pid in living:
+        os.kill(pid, signal.SIGKILL)
     os._exit(0)
 
 
@@ -192,6 +204,7 @@ def live() -> int:
     """Run the script as Python would: what it leaves by, its threads, its last words; the exit code."""
     code: object = 0
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code

@@ -1,0 +1,37 @@
+"""The tests' own tool: a signal sent to a child at any moment is the child's, and the parent outlives it."""
+
+import signal
+from pathlib import Path
+
+import pytest
+from faults import story as telling
+from faults.nursery import Nursery
+
+WAITS = "import time\ntime.sleep(60)\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGUSR2, -signal.SIGUSR2)]
+)
+def test_a_signal_is_the_childs_from_its_first_moment(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    script = tmp_path / "waits.py"
+    script.write_text(WAITS)
+    nursery = Nursery(tmp_path / "tmp")
+    for attempt in range(20):
+        child = nursery.start([str(script)], tmp_path / f"{attempt}.log")
+        child.send(number)
+        assert child.wait(30) == code, child.output
+        assert nursery.process.poll() is None
+    nursery.close()
+
+
+def test_children_end_with_the_nursery(tmp_path: Path) -> None:
+    script = tmp_path / "waits.py"
+    script.write_text(WAITS)
+    nursery = Nursery(tmp_path / "tmp")
+    children = [nursery.start([str(script)], tmp_path / f"{number}.log") for number in range(2)]
+    assert [child.poll() for child in children] == [None, None]
+    assert nursery.process.stdin is not None
+    nursery.process.stdin.close()  # as when the tests are killed
+    assert nursery.process.wait(30) == 0
+    assert telling.gone(lambda: [each for child in children for each in telling.session(child.pid)])
