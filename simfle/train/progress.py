@@ -39,13 +39,14 @@ class Announcer:
             return
         plan, train, world = run.plan, run.config.train, run.world
         peak = run.config.optim.lr * plan.global_batch / 256
+        stage = run.engine.zero_optimization_stage()
         self._say(
             f"{run.config.model.method} with {run.config.model.backbone} on {run.order.extent}, {run.steps} steps; "
             f"{'going on after step ' + str(run.step) if run.step else 'from the start'}"
         )
         self._say(
             f"global batch {plan.global_batch} = {world.size} processes x {plan.accumulation} accumulated x "
-            f"{plan.micro_batch} samples; peak learning rate {peak:g}; ZeRO stage {train.zero_stage}, "
+            f"{plan.micro_batch} samples; peak learning rate {peak:g}; ZeRO stage {stage}, "
             f"{train.precision}, {world.device.type}, {run.loader.backend_name}; run folder {run.folder}"
         )
         if self._bar is not None:

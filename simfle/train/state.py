@@ -81,11 +81,12 @@ def load_optimizer(engine: Any, keys: tuple[str, ...], state: State, steps: int)
     """
     from deepspeed.utils import safe_set_full_optimizer_state
 
-    counts = {"step": torch.tensor(float(steps))} if "exp_avg" in keys else {}
+    counts = {"step": float(steps)} if "exp_avg" in keys else {}
     inner = engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
     for flat in _optimized(engine):
         inner.state[flat] = {key: torch.zeros_like(flat) for key in keys}
-        inner.state[flat].update({key: value.clone() for key, value in counts.items()})
+        # The fused optimizers want the count beside the parameter.
+        inner.state[flat].update({key: torch.tensor(value, device=flat.device) for key, value in counts.items()})
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # links each parameter to its part of the flat tensors
     if not state:
