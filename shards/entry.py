@@ -25,7 +25,7 @@ REASONS = {
     "no_split": "in no folder of a split, where split folders are asked for",
     "excluded_image": "an exact or near duplicate of an image in the shards of --exclude",
     "excluded_person": "of a person who is in the shards of --exclude",
-    "removed": "taken out of finished shards by remove_samples.py; no trace of what it was is kept",
+    "removed": "taken out of finished shards by simfle shards remove; no trace of what it was is kept",
     "unlabelled": "no label where labels are asked for",
     "unknown_label": "a label that is not among --labels",
 }

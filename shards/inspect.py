@@ -112,7 +112,7 @@ def _open(tar: Path, sample: Sample) -> Image.Image:
         with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
     except OSError as error:
-        raise UserError(f"{tar}: {sample.key} cannot be decoded ({error}); see verify_shards.py") from None
+        raise UserError(f"{tar}: {sample.key} cannot be decoded ({error}); see simfle shards verify") from None
 
 
 def _fit(pen: ImageDraw.ImageDraw, font: Any, text: str, width: int) -> str:

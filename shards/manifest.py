@@ -95,14 +95,14 @@ def _read(folder: str | Path) -> tuple[str, bytes]:
         try:
             return shown(url), read_url(url)
         except FileNotFoundError:
-            raise UserError(f"shards: there is no {shown(url)}; make shards with tools/build_shards.py") from None
+            raise UserError(f"shards: there is no {shown(url)}; make shards with simfle shards build") from None
     path = Path(folder) / NAME
     if not path.parent.is_dir():
-        raise UserError(f"shards: {folder} is not a folder; make one with tools/build_shards.py")
+        raise UserError(f"shards: {folder} is not a folder; make one with simfle shards build")
     try:
         return str(path), path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"shards: {folder} has no {NAME}; make shards with tools/build_shards.py") from None
+        raise UserError(f"shards: {folder} has no {NAME}; make shards with simfle shards build") from None
     except OSError as error:
         raise UserError(f"shards: cannot read {path}: {error}") from None
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import mmap
 import multiprocessing
 import tempfile
@@ -26,7 +25,7 @@ from shards.entry import REASONS
 from shards.errors import UserError
 from shards.index import Index, index_tar, read_index, same
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest
-from shards.plain import parse_json
+from shards.plain import parse_json, parse_object
 from shards.remote import download, is_url, join, names_in
 from shards.remove import RECORD, STAGING
 from shards.rules import keyed_hash
@@ -253,8 +252,8 @@ def _rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
     counts: Counter[str] = Counter()
     try:
         with (folder / REJECTED).open() as lines:
-            counts.update(json.loads(line)["reason"] for line in lines)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            counts.update(str(parse_object(line)["reason"]) for line in lines)
+    except (OSError, ValueError, KeyError) as error:
         yield f"{REJECTED}: cannot be read ({error})"
         return
     if dict(counts) != manifest.rejected:
@@ -277,7 +276,7 @@ def _strays(folder: str | Path, manifest: Manifest) -> tuple[list[str], list[str
     listed = names_in(str(folder)) if is_url(folder) else sorted(path.name for path in Path(folder).iterdir())
     found = [name for name in listed or () if name not in known]
     if STAGING in found:
-        return [f"{STAGING}: a removal was interrupted; give the same command of remove_samples.py again"], []
+        return [f"{STAGING}: a removal was interrupted; give the same command of simfle shards remove again"], []
     wrong = [f"{name}: not in the manifest" for name in found if name.endswith((".tar", ".idx"))]
     left = [f"{name}: left by a process that was killed; delete it" for name in found if name.endswith(".tmp")]
     others = [name for name in found if not name.endswith((".tar", ".idx", ".tmp"))]

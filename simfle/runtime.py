@@ -141,7 +141,7 @@ def _launched() -> dict[str, int]:
     if "WORLD_SIZE" not in os.environ and under_accelerate and "MASTER_PORT" in os.environ:
         raise UserError(
             "accelerate was told to start several processes but started this one only, as it does without a GPU; "
-            "add --use_deepspeed: accelerate launch --use_deepspeed --num_processes 2 launchers/pretrain.py ..."
+            "add --use_deepspeed: accelerate launch --use_deepspeed --num_processes 2 -m simfle pretrain ..."
         )
     if "WORLD_SIZE" not in os.environ:
         with socket.socket() as free:

@@ -31,7 +31,7 @@ class Scaling:
 def measure(words: list[str], processes: int, share: int, steps: int, folder: Path) -> Scaling:
     """Train `steps` steps of `share` samples per process, with and without communication.
 
-    words: config and key=value as for launchers/pretrain.py.
+    words: config and key=value as for simfle pretrain.
 
     Raises:
         UserError: a process failed; its last words.

@@ -11,7 +11,7 @@ from simfle.errors import UserError
 
 
 def bench_scaling(
-    words: Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", help="as for launchers/pretrain.py")],
+    words: Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", help="as for simfle pretrain")],
     processes: Annotated[str, typer.Option(help="numbers of processes, with commas between them")] = "1,2,4",
     share: Annotated[int, typer.Option(help="samples of one process in a step", min=2)] = 12,
     steps: Annotated[int, typer.Option(help="steps of each measurement", min=4)] = 15,

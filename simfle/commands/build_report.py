@@ -81,10 +81,8 @@ def show(out: Path | str, report: "Report", rate: float) -> None:
         console.print(f"note: {note}", markup=False)
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     console.print(f"{out}: {len(manifest.shards)} shards, {size:.1f} MB, {rate:.0f} images/s", markup=False)
-    console.print(f"next: python tools/verify_shards.py {out}", markup=False)
-    console.print(
-        f"      python launchers/pretrain.py configs/pretrain/simfle_resnet50.yaml data.shards=[{out}]", markup=False
-    )
+    console.print(f"next: simfle shards verify {out}", markup=False)
+    console.print(f"      simfle pretrain configs/pretrain/simfle_resnet50.yaml data.shards=[{out}]", markup=False)
 
 
 def _written(report: "Report") -> str:

@@ -30,9 +30,9 @@ def evaluate(
 ) -> None:
     """Measure backbones, each beside a randomly initialised one of the same shape. What is done is skipped.
 
-    For example: launchers/evaluate.py configs/eval/quick.yaml --run runs/simfle benchmarks=[rafdb=shards/rafdb]
+    For example: simfle evaluate configs/eval/quick.yaml --run runs/simfle benchmarks=[rafdb=shards/rafdb]
 
-    On several GPUs: torchrun --nproc_per_node 4 launchers/evaluate.py ...
+    On several GPUs: torchrun --nproc_per_node 4 -m simfle evaluate ...
     """
     words = list(arguments or [])
     file = Path(words.pop(0)) if words and "=" not in words[0] else None

@@ -31,7 +31,7 @@ def find_duplicates(
 ) -> None:
     """Find images that are there twice: exactly, re-encoded, resized or slightly cropped.
 
-    Of images that are alike the first is not listed: remove_samples.py --list takes the list as it is.
+    Of images that are alike the first is not listed: simfle shards remove --list takes the list as it is.
     """
     from shards.duplicates import find_duplicates as find
     from shards.files import write_atomic
@@ -49,9 +49,9 @@ def find_duplicates(
     console.print(_table(lines, f"images of {folder} with a duplicate {where}"))
     typer.echo(f"{len(lines)} images, listed in {path}")
     if against is None or against.resolve() == folder.resolve():
-        typer.echo(f"next: python tools/remove_samples.py {folder} --list {path} --reason duplicates")
+        typer.echo(f"next: simfle shards remove {folder} --list {path} --reason duplicates")
     else:
-        typer.echo(f"next: look at them, then remove_samples.py {folder} --list {path}, or build with --exclude")
+        typer.echo(f"next: look at them, then simfle shards remove {folder} --list {path}, or build with --exclude")
 
 
 def _table(lines: list[dict[str, Any]], title: str) -> Table:

@@ -20,7 +20,7 @@ def index_shards(
 
     data.shards=[DIR] reads them without this too, but examines every tar at each start. No image is decoded: samples
     without a JPEG, PNG or WebP are left out, counted, and listed in rejected.jsonl. To check every image and turn it
-    upright, build shards from the folder: tools/build_shards.py webdataset.
+    upright, build shards from the folder: simfle shards build webdataset.
     """
     from shards.foreign import index_folder, tars_in
     from simfle.commands.build_report import Meter
@@ -36,7 +36,7 @@ def index_shards(
         f"{folder}: {len(manifest.shards)} tars, {manifest.entries} samples = {manifest.samples} usable + "
         f"{sum(manifest.rejected.values())} left out{f' ({counts}): see {folder}/rejected.jsonl' if counts else ''}"
     )
-    typer.echo(f"next: python tools/verify_shards.py {folder}")
+    typer.echo(f"next: simfle shards verify {folder}")
 
 
 main = command(index_shards)

@@ -50,7 +50,7 @@ def inspect_shards(
             cores = workers or len(os.sched_getaffinity(0))
             lines = find_duplicates(folder, None, tuple(split or ()), NEAR, cores, meter)
         exact = sum(line["kind"] == "exact" for line in lines)
-        console.print(f"duplicates: {exact} exact, {len(lines) - exact} near; list them with find_duplicates.py")
+        console.print(f"duplicates: {exact} exact, {len(lines) - exact} near; list them with simfle shards duplicates")
     if faces:
         path = sheet or folder.resolve().with_name(folder.resolve().name + ".png")
         try:

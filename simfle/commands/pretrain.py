@@ -24,7 +24,7 @@ def pretrain(
     For example: simfle pretrain configs/pretrain/simfle_resnet50.yaml data.shards=[shards/mine] train.run=runs/mine
 
     Several processes: --processes 8, or any launcher, such as
-    accelerate launch --use_deepspeed --num_processes 8 launchers/pretrain.py CONFIG key=value ...
+    accelerate launch --use_deepspeed --num_processes 8 -m simfle pretrain CONFIG key=value ...
     """
     arguments = list(overrides or [])
     if config is not None and "=" in config:  # no file, only key=value; as a path, a URL would lose a slash

@@ -45,7 +45,7 @@ def remove_samples(
     typer.echo(f"{done.samples} samples removed, {done.shards} shards written anew; see {folder / RECORD}")
     typer.echo("sample ids have shifted: a run trained on these shards refuses to go on; export it, or start a new one")
     typer.echo("not touched: copies by subset, split or merge, remote copies, caches, pictures and weights of runs")
-    typer.echo(f"next: python tools/verify_shards.py {folder}")
+    typer.echo(f"next: simfle shards verify {folder}")
 
 
 main = command(remove_samples)

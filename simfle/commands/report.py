@@ -29,7 +29,7 @@ def report(
 ) -> None:
     """Write a self-contained page: results with intervals, losses, throughput, pictures, how to get them again.
 
-    For example: tools/report.py runs/simfle runs/byol --shards shards/mine --format html --format csv
+    For example: simfle report runs/simfle runs/byol --shards shards/mine --format html --format csv
     """
     from simfle.report.report import write_report
 

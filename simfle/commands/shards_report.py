@@ -20,7 +20,7 @@ def show_made(out: Path, manifest: "Manifest") -> None:
     told = ", ".join(f"{split} {count}" for split, count in counts.items())
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     typer.echo(f"{out}: {manifest.samples} samples ({told}) in {len(manifest.shards)} shards, {size:.1f} MB")
-    typer.echo(f"next: python tools/verify_shards.py {out}")
+    typer.echo(f"next: simfle shards verify {out}")
 
 
 def local(text: str) -> Path:

@@ -38,7 +38,7 @@ def slurm_eval(  # noqa: PLR0913, PLR0917 - each one is an option
 ) -> None:
     """Submit one task for each backbone, benchmark, protocol and seed; what is done is skipped.
 
-    For example: launchers/slurm_eval.py configs/eval/quick.yaml --run runs/faces --benchmarks rafdb=shards/rafdb
+    For example: simfle slurm eval configs/eval/quick.yaml --run runs/faces --benchmarks rafdb=shards/rafdb
     """
     words = list(arguments or [])
     file = Path(words.pop(0)) if words and "=" not in words[0] else None
@@ -103,7 +103,7 @@ class Task:
         job, found = evaluation.prepare(place.absolute(), config, self.cluster)
         number = evaluation.submit(job, self.cluster, len(found), self.parallel)
         _tell(f"job {number}: {len(found)} tasks, results in {config.out}; frozen in {job}")
-        _tell("when they are done, the table: the same words with launchers/evaluate.py")
+        _tell("when they are done, the table: the same words with simfle evaluate")
 
     def watch(self, run: Path) -> None:
         """Submit each new checkpoint once, until the run has saved its last step."""

@@ -42,7 +42,7 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
 ) -> None:
     """Submit a pretraining job: one process per GPU, resumed by itself after preemption, time limits and lost nodes.
 
-    For example: launchers/slurm_pretrain.py --nodes 8 data.shards=[shards/faces]
+    For example: simfle slurm pretrain --nodes 8 data.shards=[shards/faces]
     """
     options = {
         "nodes": nodes, "min_nodes": min_nodes, "gpus_per_node": gpus_per_node, "partition": partition,
@@ -73,7 +73,7 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
         from simfle.slurm.follow import follow as follow_job
 
         sys.exit(0 if follow_job(job, number, typer.echo) else 1)
-    _tell(f"follow it with: launchers/runs.py {job.parents[1]}; log of rank 0: {job}/{number}_0_log.out")
+    _tell(f"follow it with: simfle runs {job.parents[1]}; log of rank 0: {job}/{number}_0_log.out")
 
 
 def read_configs(

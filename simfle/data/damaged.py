@@ -86,7 +86,7 @@ class Mender:
         shard = self.corpus.locate(fed[bad[:1]])[0][0]
         raise UserError(
             f"shards: {self.corpus.tar(int(shard))}: {TRIES} samples in a row cannot be decoded; "
-            "tools/verify_shards.py tells what is damaged; copy or build the shards again"
+            "simfle shards verify tells what is damaged; copy or build the shards again"
         )
 
     def _images(self, ids: Ints) -> list[Bytes]:

@@ -140,8 +140,8 @@ def open_place(place: str | Path, cache: Cache | None) -> Place:
     manifest = foreign.synthesise(folder)
     left_out = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items()) or "nothing"
     log.warning(
-        "%s has no manifest: %d tars indexed on the spot, %d samples, left out: %s; tools/index_shards.py writes a "
-        "manifest, tools/build_shards.py webdataset checks every image and turns it upright",
+        "%s has no manifest: %d tars indexed on the spot, %d samples, left out: %s; simfle shards index writes a "
+        "manifest, simfle shards build webdataset checks every image and turns it upright",
         folder,
         len(manifest.shards),
         manifest.samples,

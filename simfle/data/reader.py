@@ -65,7 +65,7 @@ class Corpus:
 
     def __init__(self, folders: Sequence[str | Path], splits: Sequence[str] = (), cache: Cache | None = None) -> None:
         if not folders:
-            raise UserError("data.shards: no folder of shards is given; make one with tools/build_shards.py")
+            raise UserError("data.shards: no folder of shards is given; make one with simfle shards build")
         self.places: tuple[Place, ...] = tuple(open_place(folder, cache) for folder in folders)
         self.folders = tuple(place.name for place in self.places)
         self.manifests: tuple[Manifest, ...] = tuple(place.manifest for place in self.places)

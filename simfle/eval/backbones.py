@@ -88,7 +88,7 @@ def load_backbone(path: Path) -> Backbone:
     weights = path / WEIGHTS if path.is_dir() else path
     card = read_card(weights.with_name(CARD))
     if not weights.is_file():
-        raise UserError(f"backbone: {weights} does not exist; make one with tools/export_backbone.py RUN")
+        raise UserError(f"backbone: {weights} does not exist; make one with simfle export RUN")
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
@@ -151,7 +151,7 @@ def read_card(path: Path) -> Card:
     try:
         content = parse_json(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"backbone: {path} does not exist; make it with tools/export_backbone.py RUN") from None
+        raise UserError(f"backbone: {path} does not exist; make it with simfle export RUN") from None
     except (ValueError, OSError) as error:
         raise UserError(f"backbone: {path} is damaged ({error}); export the backbone again") from None
     found = content.get("format") if isinstance(content, dict) else None

@@ -161,7 +161,7 @@ def find_betons(places: Sequence[str | Path]) -> dict[str, Path]:
     for place in map(Path, places):
         for beton in sorted(place.glob("*.beton")) if place.is_dir() else [place]:
             if place.is_dir() and not about_file(beton).is_file():
-                log.warning("%s was not finished; make it again with tools/build_beton.py", beton)
+                log.warning("%s was not finished; make it again with simfle shards beton", beton)
                 continue
             found[_read_about(beton).source] = beton
     return found
@@ -172,7 +172,7 @@ def _read_about(beton: Path) -> About:
         about = About(**parse_json(about_file(beton).read_bytes()))
         actual = beton.stat().st_size
     except OSError as error:
-        raise UserError(f"betons: {error.filename}: {error.strerror}; make it with tools/build_beton.py") from None
+        raise UserError(f"betons: {error.filename}: {error.strerror}; make it with simfle shards beton") from None
     except (ValueError, TypeError) as error:
         raise UserError(f"betons: {about_file(beton)} is damaged ({error}); build the beton again") from None
     if about.format != FORMAT or about.bytes != actual:

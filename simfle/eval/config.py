@@ -129,7 +129,7 @@ class EvalConfig:
         "auto", "what decodes images: opencv, dali or ffcv; auto: ffcv where there is a beton and ffcv, else opencv"
     )
     betons: list[str] = option(
-        list, "betons of the splits (tools/build_beton.py) or folders of them; those beside the shards are found anyway"
+        list, "betons of the splits (simfle shards beton) or folders of them; those beside the shards are found anyway"
     )
     out: str = option("eval", "folder of the results; summary.json in it is the table of all that were asked for")
     cache: str = option("", "folder of computed features, which may be removed at any time; empty: OUT/features")

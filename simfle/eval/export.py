@@ -25,7 +25,7 @@ def newest_checkpoint(run: Path) -> Path:
         UserError: no such run, no complete checkpoint in it.
     """
     if not run.is_dir():
-        raise UserError(f"export: {run} is not a run folder; name one that launchers/pretrain.py wrote")
+        raise UserError(f"export: {run} is not a run folder; name one that simfle pretrain wrote")
     found = sorted((run / "checkpoints").glob("step-*"))
     complete = [folder for folder in found if (folder / COMPLETE).is_file()]
     if not complete:

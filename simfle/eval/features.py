@@ -238,7 +238,7 @@ def _plain(crop: views.View) -> views.View:
 def _damaged(source: Source, row: int) -> UserError:
     shard, sample = int(source.shards[row]), int(source.samples[row])
     name = f"{source.corpus.tar(shard)}: {source.corpus.key(shard, sample)}"
-    return UserError(f"shards: {name} cannot be decoded; verify the shards with tools/verify_shards.py")
+    return UserError(f"shards: {name} cannot be decoded; verify the shards with simfle shards verify")
 
 
 def _image(source: Source, row: int, size: int, augment: Augment | None, draws: views.View | None, place: int) -> Image:

@@ -43,7 +43,7 @@ class Loaders:
         if self.kind == FFCV and beton is None:
             raise UserError(
                 f"loader: no beton holds split {source.name!r} of {', '.join(source.corpus.folders)}; make it with "
-                "tools/build_beton.py, or use loader=auto"
+                "simfle shards beton, or use loader=auto"
             )
         return FFCV if beton else OPENCV
 

@@ -139,7 +139,7 @@ def read_result(path: Path) -> Result:
             raise ValueError("its lists of samples differ in length")  # noqa: TRY301
         return Result(**content, samples=samples, path=path)
     except FileNotFoundError:
-        raise UserError(f"results: {path} does not exist; make it with launchers/evaluate.py") from None
+        raise UserError(f"results: {path} does not exist; make it with simfle evaluate") from None
     except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
         raise UserError(f"results: {path} is damaged ({error}); remove it and evaluate again") from None
 
@@ -153,6 +153,6 @@ def read_results(folders: Iterable[str | Path]) -> list[Result]:
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise UserError(f"results: {folder} is not a folder; name one that launchers/evaluate.py wrote to")
+            raise UserError(f"results: {folder} is not a folder; name one that simfle evaluate wrote to")
         found |= {path.resolve(): path for path in sorted(folder.rglob("seed-*.json"))}
     return [read_result(path) for path in found.values()]

@@ -133,7 +133,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise UserError(f"results: {path} does not exist; make it with launchers/evaluate.py") from None
+        raise UserError(f"results: {path} does not exist; make it with simfle evaluate") from None
     except (ValueError, OSError) as error:
         raise UserError(f"results: {path} is damaged ({error}); evaluate again") from None
     found = content.get("format") if isinstance(content, dict) else None

@@ -112,7 +112,7 @@ def identify(source: str) -> Known:
     file = file / WEIGHTS if file.is_dir() else file
     card = read_card(file.with_name(CARD))
     if not file.is_file():
-        raise UserError(f"backbone: {file} does not exist; make one with tools/export_backbone.py RUN")
+        raise UserError(f"backbone: {file} does not exist; make one with simfle export RUN")
     with file.open("rb") as content:
         return Known(card, _sha256(content), file)
 

@@ -111,7 +111,7 @@ def gather(runs: list[Run], results: Sequence[Path], shards: Sequence[str], extr
     found = tables(results_of(runs, results))
     commands = [*extras.commands]
     if not commands:
-        commands = [f"python launchers/pretrain.py {run.folder / 'config.yaml'} train.run=ANOTHER_RUN" for run in runs]
+        commands = [f"simfle pretrain {run.folder / 'config.yaml'} train.run=ANOTHER_RUN" for run in runs]
         commands += dict.fromkeys(shlex.join(result.command) for result in found.results)
     if not shards:
         return Content(runs, found, commands, extras)

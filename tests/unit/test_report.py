@@ -145,7 +145,7 @@ def test_the_table_holds_the_results(run: Path) -> None:
         assert expected in words, expected
     assert "python launchers/evaluate.py 'shards=[my faces]'" in words
     assert words.count("launchers/evaluate.py 'shards") == 1
-    assert f"python launchers/pretrain.py {run / 'config.yaml'}" in words
+    assert f"simfle pretrain {run / 'config.yaml'}" in words
     assert "epochs: 7" in words
 
 

@@ -53,7 +53,7 @@ def made(command: list[str], *arguments: object) -> Path:
     """Run it, verify what it made."""
     done = run(*command, *arguments)
     assert done.returncode == 0, done.stderr
-    out = Path(done.stdout.split("next: python tools/verify_shards.py ")[1].splitlines()[0])
+    out = Path(done.stdout.split("next: simfle shards verify ")[1].splitlines()[0])
     assert verify(out, 1.0, 1, lambda _: None).problems == []
     assert not out.with_name(out.name + ".partial").exists()
     return out

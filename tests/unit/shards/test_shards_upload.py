@@ -37,7 +37,7 @@ def test_a_build_to_a_url_is_the_local_build(local: Path, tmp_path: Path) -> Non
     command = [*BUILD, "folder", local / "faces", url, *OPTIONS, "--work", work]
     done = run(*command)
     assert done.returncode == 0, done.stderr
-    assert f"python tools/verify_shards.py {url}" in done.stdout
+    assert f"simfle shards verify {url}" in done.stdout
     assert contents(tmp_path / "there") == contents(local / "out")
     assert not contents(work)
     again = run(*command)
