@@ -23,6 +23,7 @@ from simfle.errors import PeersMissing, UserError
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 AUTO = -1  # train.micro_batch=auto: what fits is found by trying, simfle.train.fitting
+BUCKET = 50_000_000  # gradients that are reduced together
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 
 
@@ -48,6 +49,10 @@ class BatchPlan:
     global_batch: int
     micro_batch: int
     accumulation: int
+
+    @property
+    def processes(self) -> int:
+        return self.global_batch // (self.accumulation * self.micro_batch)
 
 
 def plan_batch(config: TrainConfig, processes: int) -> BatchPlan:
@@ -166,7 +171,8 @@ def _start_group(device: torch.device, seconds: float) -> None:
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # warns of every optimizer that is not its own
     # On a CPU it would compile a C++ all-reduce at the first start (25 s, and a compiler needed); gloo does that work.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Set without reading what is there: that would try out all of its extensions, with a compiler and files in /tmp.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     if device.type == "cuda":
         torch.cuda.set_device(device)
     backend = "nccl" if device.type == "cuda" else "gloo"
@@ -194,9 +200,9 @@ def start_engine(
     return engine
 
 
-def zero_stage(train: TrainConfig) -> int:
-    """ZeRO's stage as it runs: one process has nobody to divide tensors with, and pays for the copies."""
-    return train.zero_stage if dist.get_world_size() > 1 else 0
+def zero_stage(train: TrainConfig, plan: BatchPlan) -> int:
+    """ZeRO's stage as it runs: one process has nobody to divide tensors with, and would pay for the copies."""
+    return train.zero_stage if plan.processes > 1 else 0
 
 
 def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
@@ -207,7 +213,11 @@ def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) ->
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": optim.clip,
         "zero_optimization": {
-            "stage": zero_stage(train),
+            "stage": zero_stage(train, plan),
+            # Sent while backward goes on, in parts of 200 MB: the default is 2 GB, and two
+            # such buffers are kept for each type of gradient.
+            "overlap_comm": True,
+            "reduce_bucket_size": BUCKET,
             # Every parameter partitioned: the EMA works on partitions, which persistent parameters would not follow.
             "stage3_param_persistence_threshold": 0,
         },

@@ -19,10 +19,9 @@ from typing import Any
 from simfle.config import PretrainConfig
 from simfle.plan.constants import Constants
 from simfle.plan.count import Work
-from simfle.runtime import BatchPlan, deepspeed_config, plan_batch
+from simfle.runtime import BUCKET, BatchPlan, deepspeed_config, plan_batch, zero_stage
 
 FP32, BF16 = 4, 2
-BUCKET = 500_000_000  # DeepSpeed's default reduce_bucket_size, numbers
 SPARE = 0.92  # share of a GPU's memory that can be used: CUDA's context and fragmentation take the rest
 
 
@@ -210,7 +209,7 @@ def times(config: PretrainConfig, work: Work, machines: Machines, c: Constants) 
 
 
 def overlaps(config: PretrainConfig, batch: BatchPlan) -> bool:
-    """Whether DeepSpeed is told to send while backward runs; its own default is to do so at stage 3 only."""
+    """Whether DeepSpeed sends while backward runs."""
     stage = config.train.zero_stage
     settings = deepspeed_config(batch, config.train, config.optim)["zero_optimization"]
     return stage > 0 and bool(settings.get("overlap_comm", stage == 3))
@@ -223,6 +222,7 @@ def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Cor
         UserError: the batch cannot be shared by so many processes, or there is no such device.
     """
     batch = plan_batch(config.train, machines.processes)
+    config = replace(config, train=replace(config.train, zero_stage=zero_stage(config.train, batch)))
     held, spent = memory(work, config, batch, machines.processes), times(config, work, machines, c)
     storage, decode = _storage(corpus, c), _decode(config, machines, c)
     loading = batch.global_batch / machines.processes / decode["possible_per_process"]
@@ -268,7 +268,7 @@ def _better_stage(config: PretrainConfig, work: Work, machines: Machines, c: Con
     batch = plan_batch(config.train, machines.processes)
     limit = SPARE * c.of(machines.device, "memory")
     found = {}
-    for stage in range(4):
+    for stage in range(4) if machines.processes > 1 else [0]:
         other = replace(config, train=replace(config.train, zero_stage=stage))
         if memory(work, other, batch, machines.processes).total <= limit:
             found[stage] = times(other, work, machines, c).total

@@ -16,7 +16,7 @@ from simfle.batch import Batch
 from simfle.config import PretrainConfig, load
 from simfle.models.methods import build_method
 from simfle.optim import STATES, build_optimizer
-from simfle.runtime import plan_batch, processes, start_engine
+from simfle.runtime import BUCKET, plan_batch, processes, start_engine
 from simfle.train import state
 
 
@@ -89,12 +89,12 @@ def measure(config: PretrainConfig) -> None:
             engine.backward(losses["total"])
             if micro == plan.accumulation - 1:
                 del losses
-                tensors, buckets = held(10**8)
+                tensors, buckets = held(BUCKET)
             engine.step()
         model.after_step()
     after = received()
     if WORLD.is_main:
-        rest, _ = held(10**8)
+        rest, _ = held(BUCKET)
         line = {"stage": config.train.zero_stage, "backward": tensors - images_bytes, "buckets": buckets}
         print(json.dumps(line | {"between": rest - images_bytes, "sent": after - before}))
     engine.destroy()
