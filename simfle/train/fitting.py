@@ -20,7 +20,7 @@ from simfle.train.state import trained
 log = logging.getLogger(__name__)
 LEAST = 2  # samples that BatchNorm needs
 SPARE = 0.92  # share of the free memory that a trial may take: NCCL, cuDNN's workspaces and fragments need the rest
-BUCKETS = 2e9  # bytes of DeepSpeed's buckets, which a trial does not have
+BUCKETS = 8e8  # bytes of DeepSpeed's buckets, two of each of two types, which a trial does not have
 
 
 def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
