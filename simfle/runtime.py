@@ -1,0 +1,249 @@
+"""Processes, devices, the DeepSpeed engine and the stop signal: everything a run takes from its surroundings."""
+
+import ctypes
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from simfle.config import OptimConfig, TrainConfig
+from simfle.errors import PeersMissing, UserError
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+AUTO = -1  # train.micro_batch=auto: what fits is found by trying, simfle.train.fitting
+BUCKET = 50_000_000  # gradients that are reduced together
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: rank of size, local_rank of local_size on this machine, and its device."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How a global batch is shared: global_batch = processes * accumulation * micro_batch."""
+
+    global_batch: int
+    micro_batch: int
+    accumulation: int
+
+    @property
+    def processes(self) -> int:
+        return self.global_batch // (self.accumulation * self.micro_batch)
+
+
+def plan_batch(config: TrainConfig, processes: int) -> BatchPlan:
+    """Micro-batch and accumulation for so many processes.
+
+    Raises:
+        UserError: the global batch cannot be shared equally.
+    """
+    total, micro = config.global_batch, config.micro_batch
+    if total < 1 or total % processes:
+        raise UserError(f"train.global_batch={total} is not divisible by {processes} processes")
+    share = total // processes
+    micro = share if micro in (0, AUTO) else micro
+    if micro < 1 or share % micro:
+        raise UserError(
+            f"train.micro_batch={micro} does not divide the {share} samples that each of {processes} processes takes "
+            f"of train.global_batch={total}"
+        )
+    if micro < 2:
+        raise UserError(f"train.micro_batch={micro}: BatchNorm needs at least 2 samples per process and forward")
+    return BatchPlan(total, micro, share // micro)
+
+
+@contextmanager
+def processes(config: TrainConfig) -> Iterator[World]:
+    """Join the processes that a launcher started (accelerate, torchrun, Slurm), or be the only one.
+
+    Raises:
+        UserError: a GPU was asked for that is not there, or the launcher started fewer processes than it was told to.
+    """
+    alone = "WORLD_SIZE" not in os.environ
+    try:
+        with _joined(config) as world:
+            yield world
+    finally:
+        if alone:
+            for name in LAUNCHED:
+                os.environ.pop(name, None)
+
+
+@contextmanager
+def _joined(config: TrainConfig) -> Iterator[World]:
+    environment = _launched()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _leave_with_launcher()
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"train.device is {config.device!r}; known are auto, cpu and cuda")
+    if cuda and not torch.cuda.is_available():
+        raise UserError("train.device=cuda, but torch sees no GPU; take train.device=cpu or mend the driver")
+    device = torch.device("cuda", _gpu(environment["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    _start_group(device, config.timeout)
+    import deepspeed  # whose accelerator is settled now
+
+    world = World(
+        dist.get_rank(), dist.get_world_size(), environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"], device
+    )
+    if world.size != environment["WORLD_SIZE"]:
+        raise RuntimeError(f"launched as one of {environment['WORLD_SIZE']}, but the process group has {world.size}")
+    # On a CPU torch's flash attention takes three to four times as long in bf16 as its plain formula.
+    flash = torch.backends.cuda.flash_sdp_enabled()
+    torch.backends.cuda.enable_flash_sdp(flash and device.type == "cuda")
+    try:
+        yield world
+    finally:
+        torch.backends.cuda.enable_flash_sdp(flash)
+        deepspeed.comm.destroy_process_group()  # and what DeepSpeed keeps of it, for a notebook may start another run
+
+
+def _leave_with_launcher() -> None:
+    """SIGTERM to this process when its launcher dies: it saves and ends, and does not hold the run's folder unseen."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _gpu(local_rank: int) -> int:
+    """The GPU of a process: by its number on this machine, or the only one that the cluster lets it see."""
+    seen = torch.cuda.device_count()
+    if local_rank < seen:
+        return local_rank
+    if seen == 1 and "SLURM_PROCID" in os.environ:  # --gpus-per-task: each task sees its own as number 0
+        return 0
+    raise UserError(
+        f"process {local_rank} of this machine finds {seen} GPUs: start as many processes as there are GPUs"
+    )
+
+
+def _launched() -> dict[str, int]:
+    """What the launcher put into the environment; a single process gets a world of its own."""
+    under_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if "WORLD_SIZE" not in os.environ and under_accelerate and "MASTER_PORT" in os.environ:
+        raise UserError(
+            "accelerate was told to start several processes but started this one only, as it does without a GPU; "
+            "add --use_deepspeed: accelerate launch --use_deepspeed --num_processes 2 -m simfle pretrain ..."
+        )
+    if "WORLD_SIZE" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    try:
+        return {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"the launcher's environment is incomplete: {error}; set RANK and WORLD_SIZE, or none"
+        ) from None
+
+
+def _start_group(device: torch.device, seconds: float) -> None:
+    # DeepSpeed picks its accelerator from this variable, and would take CUDA from a CUDA build of torch without a GPU.
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # warns of every optimizer that is not its own
+    # On a CPU it would compile a C++ all-reduce at the first start (25 s, and a compiler needed); gloo does that work.
+    # Set without reading what is there: that would try out all of its extensions, with a compiler and files in /tmp.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # The watchdog ends a hanging run after `seconds` with a better message; this is for the time before it watches.
+    limit = timedelta(seconds=2 * seconds) if seconds else timedelta(days=1)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=limit)
+    except dist.DistStoreError as error:
+        raise PeersMissing(f"not all processes of this run started within {limit}: {error}") from None
+
+
+def start_engine(
+    model: nn.Module, optimizer: torch.optim.Optimizer, plan: BatchPlan, train: TrainConfig, optim: OptimConfig
+) -> Any:
+    """Hand the model to DeepSpeed: ZeRO, autocast, accumulation and clipping from our configuration alone."""
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config(plan, train, optim), dist_init_required=False
+    )
+    if engine.dp_world_size != dist.get_world_size():
+        raise RuntimeError(f"DeepSpeed sees {engine.dp_world_size} processes, torch {dist.get_world_size()}")
+    if dist.get_world_size() == 1:
+        engine.enable_backward_allreduce = False  # it would copy all gradients to a bucket and back, for nobody
+    return engine
+
+
+def zero_stage(train: TrainConfig, plan: BatchPlan) -> int:
+    """ZeRO's stage as it runs: one process has nobody to divide tensors with, and would pay for the copies."""
+    return train.zero_stage if plan.processes > 1 else 0
+
+
+def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
+    """Our settings in DeepSpeed's words. Never `bf16.enabled`: it casts parameters but not BatchNorm's buffers."""
+    return {
+        "train_batch_size": plan.global_batch,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation,
+        "gradient_clipping": optim.clip,
+        "zero_optimization": {
+            "stage": zero_stage(train, plan),
+            # Sent while backward goes on, in parts of 200 MB: the default is 2 GB, and two
+            # such buffers are kept for each type of gradient.
+            "overlap_comm": True,
+            "reduce_bucket_size": BUCKET,
+            # Every parameter partitioned: the EMA works on partitions, which persistent parameters would not follow.
+            "stage3_param_persistence_threshold": 0,
+        },
+        "zero_allow_untested_optimizer": True,  # SGD and AdamW are elementwise, as flattened parameters require
+        "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 10**9,
+    }
+
+
+class StopFlag:
+    """Raised by SIGTERM, SIGINT or SIGUSR2; the training loop looks at it at step boundaries only."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopFlag":
+        for name in STOP_SIGNALS:
+            self._previous[name] = signal.signal(name, self._raise)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name, handler in self._previous.items():
+            signal.signal(name, handler)
+
+    def _raise(self, number: int, _: FrameType | None) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        self.signal = signal.Signals(number)
