@@ -21,6 +21,7 @@ from simfle.errors import UserError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 CONFIGS = (Path(__file__).parent / "configs").resolve()  # of the checkout, by a link; in a wheel, copies of them
+BASE_60 = re.compile(r"[-+]?\d+(:[0-5]?\d)+(\.\d*)?")  # YAML takes 12:00:00 for 43200
 REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read the environment
 MOST_YAML = 1 << 20  # bytes
 DEEPEST_YAML = 20
@@ -195,7 +196,7 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
             file = packaged(file)
             _check_yaml(file)
             layers.append((str(file), OmegaConf.load(file)))
-        layers.append(("command line", OmegaConf.from_dotlist(list(overrides))))
+        layers.append(("command line", OmegaConf.from_dotlist([_quoted(text) for text in overrides])))
     except FileNotFoundError:
         raise UserError(_missing(file)) from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
@@ -271,9 +272,17 @@ def _check_yaml(file: Path) -> None:
     for event in yaml.parse(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise UserError(f"config: {file} uses the YAML alias *{event.anchor}; refer to a key, as ${{train.seed}}")
+        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and BASE_60.fullmatch(event.value):
+            raise UserError(f"config: {file}: YAML takes {event.value} for a number; write '{event.value}'")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST_YAML:
             raise UserError(f"config: {file} is nested more than {DEEPEST_YAML} deep; that is no configuration")
+
+
+def _quoted(text: str) -> str:
+    """key=12:00:00 as the text that is meant."""
+    key, _, value = text.partition("=")
+    return f"{key}='{value}'" if BASE_60.fullmatch(value) else text
 
 
 def keys(schema: Any) -> Iterator[str]:

@@ -9,6 +9,7 @@ from simfle import config
 from simfle.config import OptimConfig, PretrainConfig, TrainConfig, load
 from simfle.optim import learning_rate
 from simfle.runtime import plan_batch
+from simfle.slurm.config import ClusterConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,3 +85,13 @@ def test_batch_is_shared_equally_or_refused() -> None:
     ):
         with pytest.raises(UserError, match=message):
             plan_batch(TrainConfig(**settings), processes)
+
+
+def test_a_time_is_no_number_to_the_base_of_60(tmp_path: Path) -> None:
+    assert load(ClusterConfig, None, ["time=12:00:00"]).time == "12:00:00"
+    file = tmp_path / "mine.yaml"
+    file.write_text('time: "12:00:00"\n')
+    assert load(ClusterConfig, file).time == "12:00:00"
+    file.write_text("time: 12:00:00\n")
+    with pytest.raises(UserError, match=r"mine\.yaml: YAML takes 12:00:00 for a number; write '12:00:00'"):
+        load(ClusterConfig, file)
