@@ -163,11 +163,10 @@ def _graph(views: ViewsConfig, wanted: Sequence[str], *, on_gpu: bool) -> list[A
         )
         mean_matrix = _input(f"mean_matrix{number}", 2)  # A [3, 3]
         mean = fn.reductions.mean(view, axes=[0, 1])  # [S, S, 3] -> [3]
-        # A m, summed row by row. An operator's named arguments lie in host memory.
-        shift = fn.reductions.sum((mean_matrix.gpu() if on_gpu else mean_matrix) * mean, axes=[1])  # [3]
-        view = fn.coord_transform(
-            view, M=_input(f"matrix{number}", 2), T=shift.cpu() if on_gpu else shift, dtype=types.UINT8
-        )
+        shift = fn.reductions.sum((mean_matrix.gpu() if on_gpu else mean_matrix) * mean, axes=[1])  # A m [3], by rows
+        # The shift comes from pixels: as the operator's argument T, which lies in host memory, it would leave the GPU.
+        view = fn.coord_transform(view, M=_input(f"matrix{number}", 2), dtype=types.FLOAT) + shift
+        view = fn.cast(view, dtype=types.UINT8)  # rounded, and clamped to 0 and 255
         taps = _input(f"taps{number}", 0, types.INT32)
         outputs.append(fn.gaussian_blur(view, sigma=_input(f"sigma{number}", 0), window_size=taps))
     if IMAGES[2] in wanted:
