@@ -1,0 +1,215 @@
+"""Writes docs/configuration.md from the dataclasses: `python docs/configuration.py`. A test tells when it is stale.
+
+Names, types, defaults and meanings are the dataclasses' own. What the checks allow is said in `RANGES`, and
+tests/docs/test_docs_configuration.py tries values on both sides of every range.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from simfle.config import PretrainConfig
+from simfle.eval.benchmarks import Benchmark
+from simfle.eval.config import EvalConfig
+from simfle.slurm.config import ClusterConfig
+
+PAGE = Path(__file__).with_suffix(".md")
+HEAD = """# Configuration
+
+<!-- Written by docs/configuration.py from the dataclasses; change those, then run it. -->
+
+A configuration is the defaults below, then a YAML file, then `key=value` on the command line, in this order. An unknown
+key is refused with the nearest name, a value of another type or outside of its range with what is possible. Lists are
+written `[a,b]`; a value may refer to another key, as in `train.run=runs/${model.method}`.
+
+    simfle pretrain configs/pretrain/faces_cpu.yaml data.shards=[shards/mine] train.steps=200
+
+Where nothing is said under "range", the program checks the type only.
+"""
+SECTIONS: tuple[tuple[str, type, str], ...] = (
+    (
+        "Pretraining",
+        PretrainConfig,
+        "`configs/pretrain/*.yaml`; `simfle pretrain`, `simfle slurm pretrain`, `simfle plan`, `simfle bench`. Fields "
+        "marked \\* may change between two starts of the same run; the others are what makes it this run, and a run's "
+        "folder refuses to go on with another value.",
+    ),
+    ("Evaluation", EvalConfig, "`configs/eval/*.yaml`; `simfle evaluate`, `simfle slurm eval`."),
+    (
+        "Benchmark",
+        Benchmark,
+        "`configs/benchmarks/*.yaml`, or a file of your own: `benchmarks=[mine.yaml=shards/mine]`.",
+    ),
+    (
+        "Cluster",
+        ClusterConfig,
+        "`configs/cluster/*.yaml`, given with `--cluster`; on the command line of `simfle slurm`, `cluster.KEY=VALUE`. "
+        "What each is for: [Slurm](../SLURM.md).",
+    ),
+)
+AT_LEAST_0, AT_LEAST_1, ABOVE_0, SHARE = "at least 0", "at least 1", "above 0", "0 to 1"
+RISING = "two rising numbers above 0"
+RANGES: dict[type, dict[str, str]] = {
+    PretrainConfig: {
+        "data.backend": "auto, opencv, dali",
+        "data.window": AT_LEAST_1,
+        "data.max_damaged": SHARE,
+        "data.cache_gb": ABOVE_0,
+        "views.size": AT_LEAST_1,
+        "views.face_size": "a multiple of `model.facemae.patch`",
+        "views.scale": f"{RISING} and at most 1",
+        "views.ratio": RISING,
+        "views.sigma": RISING,
+        "views.flip": SHARE,
+        "views.jitter": SHARE,
+        "views.greyscale": SHARE,
+        "views.brightness": AT_LEAST_0,
+        "views.contrast": AT_LEAST_0,
+        "views.saturation": AT_LEAST_0,
+        "views.hue": "0 to 0.5",
+        "model.method": "simfle, byol, simsiam, simclr, moco, swav, mae",
+        "model.backbone": "a name that timm knows",
+        "model.momentum": SHARE,
+        "model.momentum_schedule": "constant, cosine",
+        "model.groups": "divides the backbone's channels",
+        "model.grouping": "repaired, reference",
+        "model.facemae.width": "a multiple of its heads and of 4",
+        "model.facemae.decoder_width": "a multiple of its heads and of 4",
+        "model.facemae.mask_ratio": "leaves at least one patch visible and one masked",
+        "model.facemae.masking": "semantic, random",
+        "model.contrast.temperature": ABOVE_0,
+        "model.contrast.queue": AT_LEAST_1,
+        "model.contrast.splits": AT_LEAST_1,
+        "model.contrast.prototypes": AT_LEAST_1,
+        "model.contrast.epsilon": "at least 0.025",
+        "model.contrast.sinkhorn": AT_LEAST_1,
+        "optim.name": "sgd, adamw",
+        "train.seed": "0 to 4294967295",
+        "train.global_batch": "divisible by the processes",
+        "train.micro_batch": "auto, 0, or at least 2 and a divisor of global batch / processes",
+        "train.zero_stage": "0, 1, 2, 3",
+        "train.precision": "bf16, fp32",
+        "train.device": "auto, cpu, cuda",
+        "train.stop_after": AT_LEAST_0,
+        "train.log_every": AT_LEAST_1,
+        "train.images_every": AT_LEAST_0,
+        "train.checkpoint_every": AT_LEAST_1,
+        "train.keep": AT_LEAST_1,
+    },
+    EvalConfig: {
+        "min_class_count": AT_LEAST_1,
+        "val_share": "above 0, at most 0.5",
+        "resamples": AT_LEAST_1,
+        "forward_batch": AT_LEAST_1,
+        "size": AT_LEAST_0,
+        "threads": AT_LEAST_0,
+        "seeds": "at least one, each once, from 0 on",
+        "loader": "auto, opencv, dali, ffcv",
+        "device": "auto, cpu, cuda",
+        "fast.lrs": "numbers above 0, at least one",
+        "fast.decays": "numbers from 0 on, at least one",
+        "landmarks.lrs": "numbers above 0, at least one",
+        "knn.ks": "numbers from 1 on, at least one",
+        "knn.temperature": ABOVE_0,
+        "affect.ridges": "numbers above 0, at least one",
+        "cam.radius": ABOVE_0,
+        **{f"{part}.epochs": AT_LEAST_1 for part in ("linear", "fast", "finetune", "scratch", "landmarks")},
+        **{f"{part}.batch": AT_LEAST_1 for part in ("linear", "fast", "landmarks")},
+        "linear.lr": ABOVE_0,
+        **{
+            f"{part}.{name}": text
+            for part in ("finetune", "scratch")
+            for name, text in (
+                ("batch", "at least 2"),
+                ("lr", ABOVE_0),
+                ("layer_decay", "above 0, at most 1"),
+                ("smoothing", "at least 0, below 1"),
+                ("balance", "sampling, weights, none"),
+                ("jitter", SHARE),
+            )
+        },
+    },
+    Benchmark: {
+        "metric": "accuracy, balanced_accuracy, macro_f1",
+        "val_share": "above 0, at most 0.5",
+        "test_share": "above 0, at most 0.5",
+        "folds": "0, or at least 2",
+        "min_class_count": AT_LEAST_1,
+    },
+    ClusterConfig: {
+        "nodes": AT_LEAST_1,
+        "min_nodes": "0 to nodes",
+        "gpus_per_node": AT_LEAST_0,
+        "tasks_per_node": AT_LEAST_1,
+        "cpus_per_task": AT_LEAST_0,
+        "signal_seconds": "at least 10",
+        "max_requeues": AT_LEAST_0,
+        "max_failures": AT_LEAST_1,
+        "time": "30, 12:00:00, 2-00:00:00",
+        "sbatch": "name or name=value, each",
+        "environment": "NAME=VALUE, each",
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One leaf field: dotted name, type as one writes it, default as one writes it, help, whether it is free."""
+
+    name: str
+    kind: str
+    default: str
+    help: str
+    free: bool
+
+
+def fields(schema: type, prefix: str = "", value: Any = None) -> Iterator[Field]:
+    """The leaf fields of a configuration, in their order."""
+    value = schema() if value is None else value
+    for item in dataclasses.fields(schema):
+        found = getattr(value, item.name)
+        if dataclasses.is_dataclass(item.type):
+            yield from fields(type(found), f"{prefix}{item.name}.", found)
+        else:
+            kind = item.type.__name__ if isinstance(item.type, type) and "[" not in str(item.type) else str(item.type)
+            free = bool(item.metadata.get("free"))
+            yield Field(f"{prefix}{item.name}", kind, written(found), item.metadata["help"], free)
+
+
+def written(value: Any) -> str:
+    """A value as the command line has it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"'{value}'" if value == "" or ":" in str(value) else str(value)
+
+
+def table(schema: type) -> Iterator[str]:
+    """Lines of Markdown."""
+    yield "| field | type | default | meaning | range |"
+    yield "|---|---|---|---|---|"
+    for field in fields(schema):
+        name = f"`{field.name}`" + (" \\*" if field.free else "")
+        text = field.help.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+        yield f"| {name} | {field.kind} | `{field.default}` | {text} | {RANGES[schema].get(field.name, '')} |"
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [HEAD]
+    for title, schema, text in SECTIONS:
+        lines += [f"## {title}", "", text, "", *table(schema), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    """Write the page."""
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""The page of all configurations is what the dataclasses say, and every range on it is what the checks allow."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from distributed.runs import SETTINGS
+
+from simfle.config import PretrainConfig, keys, load
+from simfle.data.loader import choose_backend
+from simfle.data.order import Order
+from simfle.data.places import make_cache
+from simfle.data.views import check as check_views
+from simfle.errors import UserError
+from simfle.eval.benchmarks import Benchmark, own_benchmark
+from simfle.eval.benchmarks import check as check_benchmark
+from simfle.eval.config import EvalConfig
+from simfle.eval.config import check as check_evaluation
+from simfle.models.methods import build_method
+from simfle.runtime import _joined, plan_batch
+from simfle.slurm.config import ClusterConfig
+from simfle.slurm.config import check as check_cluster
+from simfle.train.trainer import check as check_training
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "docs"))
+import configuration as reference  # noqa: E402 - docs/ is no package
+
+sys.path.pop(0)
+
+
+def pretraining(config: PretrainConfig, field: str) -> None:
+    """What a run checks before its first step, as far as it has to do with the field."""
+    check_training(config)
+    check_views(config.views)
+    choose_backend(config.data.backend, torch.device("cpu"))
+    make_cache(config.data)
+    plan_batch(config.train, 2)
+    Order([64], [0], config.train.seed, 4, config.data.window, config.train.global_batch)
+    if field == "train.device":
+        with _joined(config.train):
+            pass
+    if field.startswith(("model.", "views.face_size")):
+        build_method(config.model, config.views)
+
+
+def evaluation(config: EvalConfig, field: str) -> None:
+    check_evaluation(config)
+    own_benchmark(config)
+
+
+CHECKS: dict[type, tuple[list[str], Callable[[Any, str], None]]] = {
+    PretrainConfig: ([*SETTINGS, "data.shards=[x]", "data.cache=CACHE"], pretraining),
+    EvalConfig: (["backbones=[x]", "shards=[x]"], evaluation),
+    Benchmark: (["test=''", "shards=[x]"], lambda config, field: check_benchmark(config, "mine.yaml")),
+    ClusterConfig: ([], lambda config, field: check_cluster(config)),
+}
+# What is said of a range: values that are in it, values that are not. By the words on the page, or by field.
+EDGES: dict[str, tuple[list[str], list[str]]] = {
+    "at least 0": (["0", "1"], ["-1"]),
+    "at least 1": (["1"], ["0"]),
+    "at least 2": (["2"], ["1"]),
+    "at least 10": (["10"], ["9"]),
+    "at least 0.025": (["0.025"], ["0.0249"]),
+    "above 0": (["0.001"], ["0", "-1"]),
+    "0 to 1": (["0", "1"], ["-0.01", "1.01"]),
+    "0 to 0.5": (["0", "0.5"], ["-0.01", "0.51"]),
+    "above 0, at most 0.5": (["0.5"], ["0", "0.51"]),
+    "above 0, at most 1": (["1"], ["0", "1.01"]),
+    "at least 0, below 1": (["0", "0.99"], ["-0.01", "1"]),
+    "0, or at least 2": (["0", "2"], ["1", "-1"]),
+    "0 to 4294967295": (["0", "4294967295"], ["-1", "4294967296"]),
+    "0 to nodes": (["0", "1"], ["-1", "2"]),
+    "two rising numbers above 0 and at most 1": (["[0.5,1]", "[0.5,0.5]"], ["[0,1]", "[1,0.5]", "[0.5,1.1]", "[1]"]),
+    "two rising numbers above 0": (["[0.5,3]"], ["[0,1]", "[1,0.5]", "[]"]),
+    "numbers above 0, at least one": (["[0.1]"], ["[]", "[0]", "[1,-1]"]),
+    "numbers from 0 on, at least one": (["[0.0]"], ["[]", "[-1]"]),
+    "numbers from 1 on, at least one": (["[1]"], ["[]", "[0]"]),
+    "at least one, each once, from 0 on": (["[0,1]"], ["[]", "[1,1]", "[-1]"]),
+    "a multiple of `model.facemae.patch`": (["64"], ["60"]),
+    "a name that timm knows": (["resnet10t"], ["resnet10x"]),
+    "divides the backbone's channels": (["8"], ["7", "0"]),
+    "a multiple of its heads and of 4": (["24"], ["25", "20"]),
+    "model.facemae.decoder_width": (["24"], ["25", "22"]),
+    "leaves at least one patch visible and one masked": (["0.5"], ["0", "0.999", "1"]),
+    "divisible by the processes": (["16"], ["15", "0"]),
+    "auto, 0, or at least 2 and a divisor of global batch / processes": (["auto", "0", "4"], ["1", "3", "16"]),
+    "30, 12:00:00, 2-00:00:00": (["30", "12:00:00", "2-00:00:00"], ["soon", "1h"]),
+    "name or name=value, each": (["[exclusive,exclude=n13]"], ["['--exclusive']"]),
+    "NAME=VALUE, each": (["[A=1]"], ["[A]"]),
+    "train.device": (["auto", "cpu"], ["gpu"]),  # cuda is refused where there is none
+    "views.size": (["1"], ["0"]),
+    "model.method": (["simfle", "byol", "simsiam", "simclr", "moco", "swav"], ["dino"]),  # mae wants a ViT
+    # Those of other methods than SimFLE.
+    "model.contrast.epsilon": (["0.025"], ["0.0249", "0"]),
+}
+WITH = {
+    "model.contrast.epsilon": ["model.method=swav", "model.contrast.prototypes=8"],
+    "model.contrast.": ["model.method=swav", "model.contrast.queue=16", "model.contrast.prototypes=8"],
+    "folds": ["test=''"],
+}
+
+
+def edges() -> Iterator[Any]:
+    for schema, ranges in reference.RANGES.items():
+        for field, text in ranges.items():
+            words = text.split(", ")
+            known = EDGES.get(field) or EDGES.get(text) or (words, ["no-such"])
+            yield pytest.param(schema, field, *known, id=f"{schema.__name__}-{field}")
+
+
+def test_the_page_is_what_the_dataclasses_say() -> None:
+    assert reference.PAGE.read_text() == reference.page(), "stale: run `python docs/configuration.py`"
+    for schema, ranges in reference.RANGES.items():
+        assert ranges.keys() <= set(keys(schema))
+    for _, schema, _ in reference.SECTIONS:
+        for field in reference.fields(schema):
+            assert f"| `{field.name}`" in reference.PAGE.read_text()
+
+
+def test_defaults_are_as_one_would_write_them() -> None:
+    for _, schema, _ in reference.SECTIONS:
+        words = [f"{field.name}={field.default}" for field in reference.fields(schema) if "{" not in field.default]
+        default, again = load(schema, None), load(schema, None, words)
+        for field, other in zip(
+            reference.fields(schema, "", default), reference.fields(schema, "", again), strict=True
+        ):
+            assert field.default == other.default
+            assert np.all(np.array(field.default) == np.array(other.default))
+
+
+@pytest.mark.parametrize(("schema", "field", "good", "bad"), list(edges()))
+def test_ranges_are_what_the_checks_allow(
+    schema: type, field: str, good: list[str], bad: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    words, check = CHECKS[schema]
+    extra = next((more for start, more in WITH.items() if field.startswith(start)), [])
+    words = [word.replace("CACHE", str(tmp_path)) for word in [*words, *extra]]
+    for value in good:
+        check(load(schema, None, [*words, f"{field}={value}"]), field)
+    for value in bad:
+        with pytest.raises(UserError, match=field.rsplit(".", maxsplit=1)[-1].replace("_", "[_-]")):
+            check(load(schema, None, [*words, f"{field}={value}"]), field)
