@@ -4,6 +4,7 @@ A link is written as it works on the code host: relative, to the file. Here a li
 page, and one to any other file of the repository to a page that shows the file, so that the site needs no other host.
 """
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -46,16 +47,23 @@ def _target(link: str, page: str) -> str:
     path = _in_repository(link, page)
     if page.startswith("source/") or not (ROOT / path).is_file():
         return link
-    return PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}.md")
+    target = PAGES.get(path) or (path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}.md")
+    return os.path.relpath(target, Path("source", page).parent) if "/" in page else target
 
 
 def _in_repository(link: str, page: str) -> str:
-    return os.path.normpath(link if page in PAGES.values() else f"docs/{link}")
+    """A link's path in the repository. page: one of the site, or the path of a file in the repository."""
+    above = "" if page in PAGES.values() else Path(page).parent if "/" in page else "docs"
+    return os.path.normpath(Path(above, link))
 
 
 def _shown(path: str) -> str:
-    """A file as a page: Markdown as it is, anything else as code."""
+    """A file as a page: Markdown as it is, a notebook cell by cell, anything else as code."""
     text = (ROOT / path).read_text(encoding="utf-8")
-    if not path.endswith(".md"):
+    if path.endswith(".ipynb"):
+        cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+        text = "\n\n".join(f"```python\n{source}\n```" if kind == "code" else source for kind, source in cells)
+        text = LINK.sub(lambda found: _target(found["path"], path), text)
+    elif not path.endswith(".md"):
         text = f"# {path}\n\n````{Path(path).suffix[1:]}\n{text}\n````\n"
     return f"---\nsearch: {{exclude: true}}\n---\n{text}"

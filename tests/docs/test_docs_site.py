@@ -47,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_pages_load_nothing_from_another_host(site: Path) -> None:
     pages = list(site.rglob("*.html"))
-    assert {"index.html", "slurm.html", "shards.html", "404.html"} <= {page.name for page in pages}
+    assert {"index.html", "slurm.html", "configuration.html", "404.html"} <= {page.name for page in pages}
     for page in pages:
         found = Loads(page).addresses
         assert found, page
