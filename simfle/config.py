@@ -119,6 +119,14 @@ class ModelConfig:
     temperature: float = option(4.0, "temperature of the distillation loss")
     facemae: FaceMAEConfig = option(FaceMAEConfig, "the masked autoencoder")
     contrast: ContrastConfig = option(ContrastConfig, "what the methods with negatives or prototypes add")
+    recompute: bool = option(
+        False, "activation checkpointing: less memory for the time of one forward more, the same results", free=True
+    )
+    compile: bool = option(
+        False,
+        "torch.compile for backbones and FaceMAE: minutes at the start, then faster; not at ZeRO stage 3",
+        free=True,
+    )
     mean: list[float] = option(lambda: [0.5795, 0.4522, 0.3957], "channel means of the normalisation, of 1.0")
     std: list[float] = option(lambda: [0.2769, 0.2473, 0.2412], "channel standard deviations, of 1.0")
 
@@ -214,6 +222,27 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
         return cast(T, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # a reference to nothing, or to itself
         raise UserError(f"config: {str(error).splitlines()[0]} ({error.full_key})") from None
+
+
+def read_plain(file: Path) -> dict[str, Any]:
+    """What a YAML file holds, by no schema: the configuration of a run, perhaps of another version of this program.
+
+    Raises:
+        UserError: missing; no YAML, or more than text, numbers, lists and keys; see `load` for what else is refused.
+    """
+    import yaml
+
+    try:
+        _check_yaml(file)
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        json.dumps(found)  # no dates, no sets, nothing that holds itself
+    except FileNotFoundError:
+        raise UserError(f"config: {file} does not exist") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError, OSError) as error:
+        raise UserError(f"config: {file} is damaged: {error!r}") from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"config: {file} is damaged: it holds no keys")
+    return found
 
 
 def _check_keys(schema: Any, layer: Any, place: str) -> None:

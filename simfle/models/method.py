@@ -57,6 +57,11 @@ class Method(nn.Module):
         """uint8 [B, 3, H, H] -> zero mean, unit variance; the memory format stays."""
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
 
+    def networks(self) -> list[nn.Module]:
+        """The parts that nearly all of the work is done in: backbones, masked autoencoders."""
+        names = ("online.backbone", "target.backbone", "facemae", "decoder_blocks")
+        return [module for name, module in self.named_modules() if name in names]
+
     def after_step(self, progress: float = 0.0) -> None:
         """What follows an optimizer step; progress: share of the run that is done, 0 to 1."""
 

@@ -1,11 +1,15 @@
 """The pretraining methods by name."""
 
+import torch
+from torch import nn
+
 from shards.errors import UserError
 from simfle.config import ModelConfig, ViewsConfig
 from simfle.models.byol import BYOL
 from simfle.models.mae import MAE
 from simfle.models.method import Method
 from simfle.models.moco import MoCo
+from simfle.models.recompute import recompute
 from simfle.models.simclr import SimCLR
 from simfle.models.simfle import SimFLE
 from simfle.models.simsiam import SimSiam
@@ -30,6 +34,19 @@ def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
     """
     if model.method not in METHODS:
         raise UserError(f"model.method is {model.method!r}; known are {', '.join(METHODS)}")
-    if model.method == "simfle" and not model.facemae.enabled:
-        return BYOL(model, views)
-    return METHODS[model.method](model, views)  # type: ignore[call-arg]
+    if model.compile and model.recompute:
+        raise UserError("model.compile and model.recompute exclude each other; set one of them to false")
+    kind = BYOL if model.method == "simfle" and not model.facemae.enabled else METHODS[model.method]
+    method = kind(model, views)  # type: ignore[call-arg]
+    for network in method.networks():
+        if model.recompute:
+            recompute(network)
+        if model.compile:
+            compiled(network)
+    return method
+
+
+def compiled(network: nn.Module, backend: str = "inductor") -> None:
+    """Let torch.compile have `network`, in place: names stay. Where it fails, it says so and runs as without."""
+    torch._dynamo.config.suppress_errors = True
+    network.compile(backend=backend)

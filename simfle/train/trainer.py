@@ -89,6 +89,8 @@ def check(config: PretrainConfig) -> None:
             raise UserError(f"train.{name}={getattr(train, name)}; it must be at least {least}")
     if train.zero_stage not in (0, 1, 2, 3):
         raise UserError(f"train.zero_stage={train.zero_stage}; ZeRO has stages 0, 1, 2 and 3")
+    if config.model.compile and train.zero_stage == 3:
+        raise UserError("model.compile with train.zero_stage=3: ZeRO swaps parameters under it; take stage 2")
     if train.precision not in ("bf16", "fp32"):
         raise UserError(f"train.precision is {train.precision!r}; known are bf16 and fp32")
     if config.optim.name not in STATES:

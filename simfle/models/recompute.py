@@ -1,0 +1,50 @@
+"""Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): computed again in backward instead of kept."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def recompute(network: nn.Module) -> None:
+    """Keep of each block of `network` its input alone. What it computes and learns stays the same, bit for bit.
+
+    Blocks are the members of its sequences: bottlenecks of a ResNet, stages of a ConvNeXt, blocks of a ViT. Parameters
+    and buffers keep their names.
+    """
+    for block in blocks(network):
+        block.forward = partial(
+            checkpoint,
+            block.forward,
+            use_reentrant=False,
+            preserve_rng_state=False,  # nothing in a forward is drawn
+            context_fn=partial(_contexts, block),
+        )
+
+
+def blocks(network: nn.Module) -> list[nn.Module]:
+    """The composite members of the outermost sequences. (A single layer has nothing but its input to keep.)"""
+    if isinstance(network, nn.Sequential):
+        return [member for member in network.children() if any(True for _ in member.children())]
+    return [block for child in network.children() for block in blocks(child)]
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), _statistics_kept(block)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """The second forward of the same batch is none for BatchNorm's running statistics: it updates copies."""
+    norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
+    kept = [dict(norm._buffers) for norm in norms]
+    for norm in norms:
+        norm._buffers.update({name: buffer.clone() for name, buffer in norm._buffers.items() if buffer is not None})
+    try:
+        yield
+    finally:
+        for norm, buffers in zip(norms, kept, strict=True):
+            norm._buffers.update(buffers)

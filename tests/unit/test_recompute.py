@@ -1,0 +1,75 @@
+"""Activation checkpointing and torch.compile: the same results with less kept, and without what does not compile."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from simfle.batch import Batch
+from simfle.config import FaceMAEConfig, ModelConfig, ViewsConfig
+from simfle.errors import UserError
+from simfle.models.methods import build_method, compiled
+
+VIEWS = ViewsConfig(size=64, face_size=64)
+SMALL = FaceMAEConfig(patch=16, width=48, depth=3, heads=4, decoder_width=32, decoder_depth=2, decoder_heads=4)
+MODEL = ModelConfig(backbone="resnet18", hidden=32, projection=16, groups=8, facemae=SMALL)
+MAE = replace(MODEL, method="mae", backbone="vit_tiny_patch16_224")
+
+
+def batch() -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    images = (torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator) for _ in range(3))
+    return Batch(*images, torch.arange(4), torch.rand(4, dtype=torch.float64, generator=generator))
+
+
+def steps(model: ModelConfig, *, count: int = 2) -> tuple[dict[str, torch.Tensor], int]:
+    """Everything that is learnt in a few steps, and the most numbers kept between a forward and its backward."""
+    torch.manual_seed(0)
+    method = build_method(model, VIEWS).train()
+    optimizer = torch.optim.SGD([each for each in method.parameters() if each.requires_grad], lr=0.01, momentum=0.9)
+    most = 0
+    for _ in range(count):
+        kept: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()  # noqa: B023
+            return tensor
+
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            total = method(batch())["total"]
+        most = max(most, sum(kept.values()))
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        method.after_step()
+    return {**method.state_dict(), "total": total.detach()}, most
+
+
+@pytest.mark.parametrize("model", [MODEL, MAE], ids=["simfle", "mae"])
+def test_recomputing_changes_nothing_but_what_is_kept(model: ModelConfig) -> None:
+    plain, kept = steps(model)
+    again, fewer = steps(replace(model, recompute=True))
+    assert plain.keys() == again.keys()
+    for name, value in plain.items():
+        assert torch.equal(value, again[name]), name  # BatchNorm's statistics, too
+    assert fewer < 0.7 * kept
+
+
+def test_what_does_not_compile_runs_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no compiler here")
+
+    torch.manual_seed(0)
+    method = build_method(MODEL, VIEWS).train()
+    wanted = method(batch())["total"]
+    torch.manual_seed(0)
+    method = build_method(MODEL, VIEWS).train()
+    names = list(method.state_dict())
+    for network in method.networks():
+        compiled(network, backend=broken)
+    assert torch.equal(method(batch())["total"], wanted)
+    assert list(method.state_dict()) == names
+    assert "no compiler here" in caplog.text
+    with pytest.raises(UserError, match=r"model\.compile and model\.recompute exclude each other"):
+        build_method(replace(MODEL, compile=True, recompute=True), VIEWS)
