@@ -1,6 +1,7 @@
 """accelerate launch launchers/pretrain.py CONFIG key=value ... (or plain python for one process)."""
 
 from simfle.commands.pretrain import main
+from simfle.process import own_process
 
 if __name__ == "__main__":
-    main()
+    own_process(main)

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from simfle.commands.app import run
+from simfle.process import own_process
 from simfle.version import __version__
 
 
@@ -139,3 +140,8 @@ def app() -> typer.Typer:
 def main() -> None:
     """The command line."""
     run(app())
+
+
+def script() -> None:
+    """The command line as a process of its own."""
+    own_process(main)

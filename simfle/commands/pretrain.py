@@ -10,6 +10,7 @@ import typer
 from simfle.commands.app import command
 from simfle.config import PretrainConfig, load
 from simfle.errors import RunStopped
+from simfle.process import loading
 
 
 def pretrain(
@@ -36,7 +37,8 @@ def pretrain(
         # The main process says which file was taken, and everything else.
         sys.exit(launch([*([config] if config is not None else []), *arguments], processes))
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    from simfle.train.trainer import pretrain as run
+    with loading():
+        from simfle.train.trainer import pretrain as run
 
     try:
         run(resolved)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from simfle.config import PretrainConfig, load
 from simfle.errors import PeersMissing, RunStopped, UserError
+from simfle.process import loading
 from simfle.slurm import record
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.record import End
@@ -78,7 +79,8 @@ def pretrain_task(folder: str) -> None:
             config = fit(config, place, cluster)
             join(place, cluster)
             announce(job, place, config, cluster)
-            from simfle.train.trainer import Surroundings, pretrain
+            with loading():
+                from simfle.train.trainer import Surroundings, pretrain
 
             def hung(words: str) -> None:
                 record.write_end(job, place.start, End(place.rank, place.host, record.HUNG, words))

@@ -6,13 +6,15 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
 
 from shards.plain import parse_json
 from simfle.batch import Batch
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 FILE = "metrics.jsonl"
 log = logging.getLogger(__name__)
@@ -25,6 +27,8 @@ class Metrics:
     """
 
     def __init__(self, run: Path, resumed_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # only the main process writes, and needs it
+
         file = run / FILE
         if file.exists():
             lines = [line for line in file.read_text(errors="replace").splitlines() if _step(line) is not None]
@@ -45,7 +49,7 @@ class Metrics:
             for part, number in (value.items() if isinstance(value, dict) else [("", value)])
         }
 
-        def scalars(board: SummaryWriter) -> None:
+        def scalars(board: "SummaryWriter") -> None:
             for name, number in numbers.items():
                 board.add_scalar(name, number, step)
 
@@ -59,7 +63,7 @@ class Metrics:
         self._show(lambda board: board.close())
         self._file.close()
 
-    def _show(self, write: Callable[[SummaryWriter], object]) -> None:
+    def _show(self, write: Callable[["SummaryWriter"], object]) -> None:
         """To TensorBoard, as long as that works: the same numbers are in metrics.jsonl, so a run goes on without."""
         if self._board is None:
             return
