@@ -104,9 +104,10 @@ class EvalConfig:
         list, "backbone.safetensors files, or sources of other people's weights (simfle/eval/foreign.py)"
     )
     random: bool = option(True, "also evaluate a randomly initialised backbone of each shape, one per seed")
-    calibrate: bool = option(
-        True, "give random backbones the BatchNorm statistics of the training images; false: leave them at 0 and 1"
-    )
+    calibrate: str = option(
+        "random", "whose BatchNorm gets the statistics of the training images: that of random backbones, of all "
+        "(pretraining's were of other images and views), or none"
+    )  # fmt: skip
     protocols: list[str] = option(
         list, "linear, linear_fast, knn, finetune, scratch, landmarks, cam, affect, votes; NAME@0.01 trains on 1 % of "
         "the labels; empty: those of each benchmark"
@@ -169,6 +170,7 @@ def check(config: EvalConfig) -> None:
     need(config.knn.temperature > 0, "knn.temperature", "more than 0")
     need(min(config.affect.ridges, default=0) > 0, "affect.ridges", "numbers above 0, at least one")
     need(config.cam.radius > 0, "cam.radius", "more than 0")
+    need(config.calibrate in ("random", "all", "none"), "calibrate", "random, all or none")
     need(config.loader in ("auto", "opencv", "dali", "ffcv"), "loader", "auto, opencv, dali or ffcv")
     need(config.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda")
     need(len(config.seeds) == len(set(config.seeds)) > 0, "seeds", "at least one, each once")

@@ -116,7 +116,7 @@ class Bench:
         protocol = PROTOCOLS[parse(unit.protocol)[0]]
         card = known.card
         shape = [card.name, card.size, card.mean, card.std]
-        weights: Any = [shape, self.config.calibrate] if unit.random else known.sha256
+        weights = [*(shape if unit.random else [known.sha256]), self._calibrates(unit)]
         read = {protocol.part} | ({"fast"} if protocol.module == "cam" else set())
         part = [asdict(getattr(self.config, name)) for name in sorted(read)]
         about = [unit.protocol, unit.seed, self.config.size or card.size, part, settings(unit.benchmark), data.digest()]
@@ -132,7 +132,7 @@ class Bench:
         found = list(parts(data, share, unit.seed))
         backbone = random_backbone(card, unit.seed) if unit.random else open_backbone(unit.source)
         backbone.module.to(self.device)
-        if unit.random and self.config.calibrate and name != "scratch":
+        if self._calibrates(unit) and name != "scratch":
             train = found[0].train
             rows = train.rows[epoch_order(len(train), 0, 0)[:CALIBRATION]]
             calibrate(backbone, extractor.images(train.source, rows))
@@ -154,6 +154,9 @@ class Bench:
             )
             outcomes.append(PROTOCOLS[name].run(job))
         return backbone, found, outcomes
+
+    def _calibrates(self, unit: Unit) -> bool:
+        return self.config.calibrate == "all" or (self.config.calibrate == "random" and unit.random)
 
     def _extractor(self, size: int) -> Extractor:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -296,3 +296,22 @@ def test_summaries_of_another_format_are_refused(tmp_path: Path) -> None:
     path.write_text("[")
     with pytest.raises(UserError, match="damaged"):
         read_summary(path)
+
+
+def test_calibrated_backbones_are_compared_by_their_weights_alone(config: EvalConfig, tmp_path: Path) -> None:
+    given = Path(config.backbones[0])
+    other = tmp_path / "other" / given.name
+    other.parent.mkdir()
+    card = given.with_name("backbone.json")
+    (other.parent / card.name).write_bytes(card.read_bytes())
+    weights = load_file(given)
+    save_file({name: value + 1e3 if "running_mean" in name else value for name, value in weights.items()}, other)
+
+    def votes(path: Path, calibrate: str) -> list[int]:
+        out = str(tmp_path / f"{path.parent.name}-{calibrate}")
+        own = replace(config, backbones=[str(path)], protocols=["knn"], random=False, calibrate=calibrate, out=out)
+        evaluate(own, [])
+        return read_results([out])[0].samples.predictions
+
+    assert votes(given, "random") != votes(other, "random")
+    assert votes(given, "all") == votes(other, "all")
