@@ -1,7 +1,11 @@
-"""JSON that others wrote."""
+"""JSON that others wrote, or that a crash cut short."""
 
 import json
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -10,3 +14,37 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def parse_object(text: str | bytes) -> dict[str, Any]:
+    """A JSON object. Raises ValueError for anything else."""
+    found = parse_json(text)
+    if not isinstance(found, dict):
+        raise ValueError("it is not a JSON object")  # noqa: TRY004 - of the text, not of a program
+    return found
+
+
+def whole_lines(text: str | bytes) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file that has one in each line; any other line is passed over."""
+    for line in text.splitlines():
+        try:
+            yield parse_object(line)
+        except ValueError:
+            continue
+
+
+def build(kind: type[T], text: str | bytes) -> T:
+    """A dataclass of int, str and list[str] from a JSON object. Raises ValueError: other fields, other types."""
+    found = parse_object(text)
+    types = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
+    wrong = found.keys() ^ types.keys()
+    wrong |= {name for name, value in found.items() if name in types and not _is(value, types[name])}
+    if wrong:
+        raise ValueError(f"{min(wrong)!r} is missing, unknown or of another type")
+    return kind(**found)
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if kind == list[str]:
+        return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    return type(value) is kind  # true is no number

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from shards.files import write_atomic
-from shards.plain import parse_json
+from shards.plain import build
 from simfle.data.jpeg import size
 from simfle.errors import UserError
 from simfle.eval.splits import Source, Split, read_split
@@ -169,11 +169,11 @@ def find_betons(places: Sequence[str | Path]) -> dict[str, Path]:
 
 def _read_about(beton: Path) -> About:
     try:
-        about = About(**parse_json(about_file(beton).read_bytes()))
+        about = build(About, about_file(beton).read_bytes())
         actual = beton.stat().st_size
     except OSError as error:
         raise UserError(f"betons: {error.filename}: {error.strerror}; make it with simfle shards beton") from None
-    except (ValueError, TypeError) as error:
+    except ValueError as error:
         raise UserError(f"betons: {about_file(beton)} is damaged ({error}); build the beton again") from None
     if about.format != FORMAT or about.bytes != actual:
         raise UserError(

@@ -10,6 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from simfle import told
 from simfle.config import load
 from simfle.slurm import queue, record
 from simfle.slurm.config import ClusterConfig
@@ -115,7 +116,7 @@ def may_not_come_back(shown: dict[str, str]) -> str:
 
 def newest_step(run: Path) -> int:
     """Step of the newest complete checkpoint; 0 without one."""
-    return max((int(marker.parent.name.split("-")[1]) for marker in run.glob(CHECKPOINTS)), default=0)
+    return max((told.step_of(marker.parent) or 0 for marker in run.glob(CHECKPOINTS)), default=0)
 
 
 def main() -> None:

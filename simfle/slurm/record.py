@@ -7,15 +7,27 @@ RUN/slurm/JOB/ends/START-RANK.json  how each process of each start ended
 
 import json
 import os
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.plain import build, whole_lines
+
 EVENTS = "events.jsonl"
 
+# What each event holds beside its time. A number of a job may become an argument of Slurm's programs.
+FACTS: dict[str, dict[str, type]] = {
+    "submitted": {"job": str},
+    "started": {"job": str, "start": int},
+    "ended": {"job": str, "start": int, "failure": bool, "step": int, "reason": str, "requeue": bool},
+}
+JOB = re.compile(r"[A-Za-z0-9][\w.+]*", re.ASCII)
+
 # How a process can end. One that left no word was killed.
-DONE, SPARE, STOPPED, REFUSED, BUG, LOST, HUNG = "done", "spare", "stopped", "refused", "bug", "lost", "hung"
+KINDS = ("done", "spare", "stopped", "refused", "bug", "lost", "hung")
+DONE, SPARE, STOPPED, REFUSED, BUG, LOST, HUNG = KINDS
 
 
 @dataclass(frozen=True)
@@ -41,15 +53,16 @@ def tell(run: Path, event: str, **facts: Any) -> None:
 
 
 def events(run: Path) -> list[dict[str, Any]]:
-    """The run's record so far; a line that a crash cut short is left out."""
+    """The run's record so far; a line that a crash cut short, or that tells of no event, is left out."""
     file = run / "slurm" / EVENTS
-    found = []
-    for line in file.read_text().splitlines() if file.exists() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found
+    return [line for line in whole_lines(file.read_bytes()) if _is_event(line)] if file.exists() else []
+
+
+def _is_event(line: dict[str, Any]) -> bool:
+    facts = FACTS.get(str(line.get("event")))
+    return facts is not None and bool(
+        all(type(line.get(name)) is kind for name, kind in facts.items()) and JOB.fullmatch(line["job"])
+    )
 
 
 def write_end(job: Path, start: int, end: End) -> None:
@@ -64,5 +77,13 @@ def write_end(job: Path, start: int, end: End) -> None:
 
 
 def ends(job: Path, start: int) -> list[End]:
-    """How the processes of a start ended, by rank; those without a word are not there."""
-    return [End(**json.loads(file.read_text())) for file in sorted((job / "ends").glob(f"{start}-*.json"))]
+    """How the processes of a start ended, by rank; those without a word, or whose word is damaged, are not there."""
+    found = []
+    for file in sorted((job / "ends").glob(f"{start}-*.json")):
+        try:
+            end = build(End, file.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if end.kind in KINDS:
+            found.append(end)
+    return found

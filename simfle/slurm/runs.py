@@ -1,11 +1,12 @@
 """Where runs stand: read from their folders, and from Slurm where there is one."""
 
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.plain import parse_object
+from simfle import told
 from simfle.slurm import queue, record
 from simfle.slurm.ending import CHECKPOINTS, newest_step
 
@@ -49,8 +50,8 @@ def status(run: Path) -> Status:
     jobs = tuple(dict.fromkeys(event["job"] for event in happened if event["event"] == "submitted"))
     markers = list(run.glob(CHECKPOINTS))
     age = time.time() - max(marker.stat().st_mtime for marker in markers) if markers else None
-    steps = int(_read_json(run / "run.json").get("steps", 0))
-    step = max(int(line.get("step", 0)), newest_step(run))
+    steps = _steps(run / "run.json")
+    step = max(line.get("step", 0), newest_step(run))
     state, reason = _state(run, happened, step, steps)
     return Status(
         run,
@@ -81,16 +82,7 @@ def tail(run: Path) -> list[dict[str, Any]]:
         return []
     with file.open("rb") as stream:
         stream.seek(max(0, file.stat().st_size - 65536))
-        lines = stream.read().splitlines()
-    return [found for line in lines if (found := _parsed(line)) is not None]
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(line)
-    except ValueError:  # the first and the last line may be cut
-        return None
-    return found if isinstance(found, dict) else None
+        return told.metrics(stream.read())
 
 
 def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> tuple[str, str]:
@@ -113,10 +105,10 @@ def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> 
     return ("killed" if beats else "stopped" if step else "not started"), reason
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    """Empty where there is no such file, or half of it."""
+def _steps(file: Path) -> int:
+    """What RUN/run.json tells; 0 where there is no such file, or half of it."""
     try:
-        found = json.loads(file.read_text())
+        found = parse_object(file.read_bytes()).get("steps")
     except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return 0
+    return found if isinstance(found, int) and told.is_count(found) else 0

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from shards.plain import build
+
 HUNG = 76  # exit code: EX_PROTOCOL, "remote error in protocol"
 
 
@@ -107,8 +109,8 @@ class Watchdog:
         found = {}
         for rank in range(self.size):
             try:
-                found[rank] = Heartbeat(**json.loads(self._file(rank).read_text()))
-            except (OSError, ValueError, TypeError):
+                found[rank] = build(Heartbeat, self._file(rank).read_bytes())
+            except (OSError, ValueError):
                 continue
         return found
 

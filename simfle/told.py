@@ -1,0 +1,38 @@
+"""What runs tell of themselves, read back: a line that a crash cut short, or that no run wrote, is passed over."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from shards.plain import whole_lines
+
+MOST = 1e100  # beyond it sums and axes overflow
+CHECKPOINT = re.compile(r"step-(\d{1,12})(\.png)?", re.ASCII)
+
+
+def metrics(text: str | bytes) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl: `step` and maybe `samples` (int), `losses` (numbers by name), and numbers."""
+    return [line for line in whole_lines(text) if _is_metrics(line)]
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is an int that can be one of steps or samples."""
+    return type(value) is int and 0 <= value < 1 << 53
+
+
+def step_of(path: Path) -> int | None:
+    """The number in the name of a checkpoint's folder or of a picture, `step-00000010`; None for another name."""
+    match = CHECKPOINT.fullmatch(path.name)
+    return int(match[1]) if match else None
+
+
+def _is_metrics(line: dict[str, Any]) -> bool:
+    losses = line.get("losses")
+    if not is_count(line.get("step")) or not is_count(line.get("samples", 0)) or not isinstance(losses, dict):
+        return False
+    return all(map(_is_number, [*losses.values(), *(value for name, value in line.items() if name != "losses")]))
+
+
+def _is_number(value: Any) -> bool:
+    """Also one that is not finite: a loss may be, and whoever draws must know."""
+    return type(value) in (int, float) and (not abs(value) > MOST or abs(value) == float("inf"))
