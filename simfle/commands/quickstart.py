@@ -109,7 +109,7 @@ def _open(out: Path, data: Path | None) -> Record:
         try:
             found = json.loads(file.read_text())
             record = Record(file, found["data"], found["stages"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"--out: {file} is damaged; remove {out} or name another folder") from None
         if record.data != asked:
             raise UserError(f"--out: {out} holds a quickstart on {record.data}; name another folder for {asked}")

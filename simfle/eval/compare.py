@@ -50,6 +50,8 @@ def compare(first: Sequence[Result], second: Sequence[Result], resamples: int = 
     a, b = first[0], second[0]
     labels, runs_a = _aligned(first, a)
     other, runs_b = _aligned(second, a)
+    if a.kind != b.kind or a.classes != b.classes:
+        raise UserError(f"compare: {a.path} and {b.path} are of other classes")
     if not np.array_equal(labels, other):
         raise UserError(f"compare: {a.path} and {b.path} disagree about the labels of {a.benchmark}")
     metric = metric or a.metric

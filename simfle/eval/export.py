@@ -5,12 +5,13 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from shards.files import write_atomic
+from simfle import told
+from simfle.config import read_plain
 from simfle.errors import UserError
 from simfle.eval.backbones import CARD, WEIGHTS, Card, build_network
 
@@ -27,7 +28,7 @@ def newest_checkpoint(run: Path) -> Path:
     if not run.is_dir():
         raise UserError(f"export: {run} is not a run folder; name one that simfle pretrain wrote")
     found = sorted((run / "checkpoints").glob("step-*"))
-    complete = [folder for folder in found if (folder / COMPLETE).is_file()]
+    complete = [folder for folder in found if told.step_of(folder) is not None and (folder / COMPLETE).is_file()]
     if not complete:
         raise UserError(f"export: {run} has no complete checkpoint yet ({len(found)} incomplete); let the run go on")
     return complete[-1]
@@ -63,7 +64,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
             mean=tuple(model["mean"]),
             std=tuple(model["std"]),
             size=size,
-            run={"folder": run.name, "checkpoint": checkpoint.name, "step": int(checkpoint.name.split("-")[1])},
+            run={"folder": run.name, "checkpoint": checkpoint.name, "step": told.step_of(checkpoint)},
         )
         folder = (out or run / "export") / network
         folder.mkdir(parents=True, exist_ok=True)
@@ -94,10 +95,14 @@ def _read(path: Path, prefix: str) -> dict[str, Tensor]:
 def _config(run: Path) -> tuple[dict, dict]:
     """The model and views parts of the run's resolved configuration."""
     path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"export: {path} does not exist; {run} is not a run folder")
+    content = read_plain(path)
     try:
-        content = yaml.safe_load(path.read_text())
-        return content["model"], content["views"]
-    except FileNotFoundError:
-        raise UserError(f"export: {path} does not exist; {run} is not a run folder") from None
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
+        model, views = content["model"], content["views"]
+        plain = [model["backbone"], int(views["size"]), *map(float, (*model["mean"], *model["std"]))]
+    except (KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(f"export: {path} is damaged ({error!r})") from None
+    if not isinstance(plain[0], str) or len(plain) != 8:
+        raise UserError(f"export: {path} is damaged (model.backbone, or not three of model.mean and model.std)")
+    return model, views

@@ -1,17 +1,17 @@
 """A folder as on the Hugging Face hub, that timm reads: config.json, model.safetensors, README.md (the model card)."""
 
-import json
 import logging
 from pathlib import Path
 from typing import Any
 
 import timm
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shards.files import write_atomic
 from shards.manifest import Manifest, read_manifest
-from simfle.config import flatten
+from shards.plain import parse_object
+from simfle import told
+from simfle.config import flatten, read_plain
 from simfle.errors import UserError
 from simfle.eval.backbones import TRANSFORMERS, Backbone
 from simfle.eval.results import Result, read_results
@@ -68,7 +68,6 @@ def _model_card(run: Path, backbone: Backbone) -> str:
         loader=PackageLoader("simfle.eval", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     shards = [str(folder) for folder in config["data"]["shards"]]
-    versions = run / "versions.json"
     return environment.get_template("card.md").render(
         title=f"{config['model']['method']} {backbone.card.name}, {run.name}",
         card=backbone.card,
@@ -79,7 +78,7 @@ def _model_card(run: Path, backbone: Backbone) -> str:
         splits=config["data"]["splits"],
         recipe=[(name, flatten(config).get(key, "-")) for name, key in RECIPE],
         config_text=text,
-        versions=json.loads(versions.read_text()) if versions.is_file() else {"versions": "unknown"},
+        versions=_versions(run / "versions.json"),
         rows=_rows(read_results([run]), backbone.card.network),
         last=_last(run / "metrics.jsonl"),
     )
@@ -87,13 +86,19 @@ def _model_card(run: Path, backbone: Backbone) -> str:
 
 def _config(run: Path) -> tuple[str, dict[str, Any]]:
     path = run / "config.yaml"
+    config = read_plain(path)
     try:
-        text = path.read_text()
-        config = yaml.safe_load(text)
         config["model"]["method"], config["data"]["shards"], config["data"]["splits"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"export: {path} is missing or damaged ({error!r})") from None
-    return text, config
+    except (KeyError, TypeError) as error:
+        raise UserError(f"export: {path} is damaged ({error!r})") from None
+    return path.read_text(encoding="utf-8"), config
+
+
+def _versions(path: Path) -> dict[str, Any]:
+    try:
+        return parse_object(path.read_bytes())
+    except (OSError, ValueError):
+        return {"versions": "unknown"}
 
 
 def _corpora(shards: list[str]) -> list[Manifest]:
@@ -122,11 +127,5 @@ def _rows(results: list[Result], network: str) -> list[dict[str, Any]]:
 
 def _last(path: Path) -> dict[str, Any] | None:
     """The newest line of metrics that tells the images seen."""
-    for line in reversed(path.read_text().splitlines() if path.is_file() else []):
-        try:
-            found = json.loads(line)
-        except ValueError:  # cut short by a crash
-            continue
-        if "samples" in found:
-            return found
-    return None
+    lines = told.metrics(path.read_bytes()) if path.is_file() else []
+    return next((line for line in reversed(lines) if "samples" in line), None)

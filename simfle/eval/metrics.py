@@ -96,7 +96,7 @@ def _landmarks(labels: Floats, predictions: Floats, w: Floats) -> dict[str, floa
 def _cam(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
     """Of shares [m]: share, of the energy near landmarks; chance, of the area; gain, the first by the second."""
     share, chance = float(np.average(predictions, weights=w)), float(np.average(labels, weights=w))
-    return {"gain": share / chance, "share": share, "chance": chance}
+    return {"gain": share / chance if chance > 0 else 0.0, "share": share, "chance": chance}
 
 
 def draws(groups: Sequence[str], resamples: int, seed: int = 0) -> Iterator[Floats]:

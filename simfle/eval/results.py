@@ -18,11 +18,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.files import write_atomic
-from shards.plain import parse_json
+from shards.plain import parse_object
 from shards.remote import redacted
 from simfle.errors import UserError
 
 FORMAT = 2
+MOST = 1e100  # of any number: squares and sums stay finite
+TYPES = {
+    **dict.fromkeys(("backbone", "metrics", "data", "settings", "config", "versions"), dict),
+    **dict.fromkeys(("benchmark", "protocol", "kind", "metric", "identity"), str),
+    **{"seed": int, "classes": list, "command": list},
+}
 # What a protocol predicts of a sample, see `Samples`.
 CLASSES, VOTES, AFFECT, LANDMARKS, CAM = "classes", "votes", "affect", "landmarks", "cam"
 
@@ -128,7 +134,7 @@ def write_result(out: Path, result: Result) -> Path:
 def read_result(path: Path) -> Result:
     """Read one file. Raises UserError: missing, another format version, damaged."""
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_object(path.read_bytes())
         if content.get("format") != FORMAT:
             raise UserError(
                 f"results: {path} has format {content.get('format')}, this program reads {FORMAT}; remove it and "
@@ -137,11 +143,43 @@ def read_result(path: Path) -> Result:
         samples = Samples(**content.pop("samples"))
         if len({len(values) for values in vars(samples).values()}) != 1:
             raise ValueError("its lists of samples differ in length")  # noqa: TRY301
-        return Result(**content, samples=samples, path=path)
+        result = Result(**content, samples=samples, path=path)
+        check(result)
+        return result  # noqa: TRY300
     except FileNotFoundError:
         raise UserError(f"results: {path} does not exist; make it with simfle evaluate") from None
-    except (ValueError, TypeError, AttributeError, KeyError, OSError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, OSError) as error:
         raise UserError(f"results: {path} is damaged ({error}); remove it and evaluate again") from None
+
+
+def check(result: Result) -> None:
+    """Raise a ValueError that names the first field that is not what `Result` says."""
+    for name, kind in TYPES.items():
+        if type(getattr(result, name)) is not kind:
+            raise ValueError(f"{name} is not of type {kind.__name__}")
+    texts = {
+        "backbone": [result.backbone.get(name) for name in ("id", "kind", "model")],
+        **{name: getattr(result, name) for name in ("classes", "command")},
+        **{name: getattr(result.samples, name) for name in ("keys", "groups")},
+    }
+    wrong = [name for name, values in texts.items() if not all(isinstance(value, str) for value in values)]
+    numbers = {"metrics": result.metrics, "best_on_test": result.best_on_test}
+    wrong += [name for name, values in numbers.items() if values is not None and not _finite(values.get(result.metric))]
+    if wrong:
+        raise ValueError(f"{wrong[0]} does not hold what it should")
+    if not result.samples.keys or not isinstance(result.data.get("test", {}), dict):
+        raise ValueError("it has no samples, or does not tell of them")
+    labels, predictions = result.labels(), result.predictions()
+    columns = {CLASSES: (), VOTES: (len(result.classes),), AFFECT: (2,), LANDMARKS: (), CAM: ()}[result.kind]
+    for name, values in (("labels", labels), ("predictions", predictions)):
+        if values.shape != (len(result.samples.keys), *columns) or not (abs(values) < MOST).all():
+            raise ValueError(f"samples.{name} are not {result.kind}")
+        if result.kind == CLASSES and values.size and not 0 <= values.min() <= values.max() < len(result.classes):
+            raise ValueError(f"samples.{name} are not of {len(result.classes)} classes")
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < MOST
 
 
 def read_results(folders: Iterable[str | Path]) -> list[Result]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from shards.files import write_atomic
+from shards.plain import parse_object
 from simfle.errors import UserError
 from simfle.eval.compare import Comparison, compare
 from simfle.eval.metrics import intervals, mean
@@ -58,10 +59,18 @@ class Summary:
 
 
 def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result]]:
-    """(benchmark, protocol, backbone id) -> its seeds, in the order in which they come."""
+    """(benchmark, protocol, backbone id) -> its seeds, in the order in which they come.
+
+    Raises:
+        UserError: two seeds are of another kind, of other classes or metrics.
+    """
     found: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
-        found.setdefault((result.benchmark, result.protocol, result.backbone["id"]), []).append(result)
+        seeds = found.setdefault((result.benchmark, result.protocol, result.backbone["id"]), [])
+        for name in ("kind", "classes", "metric"):
+            if seeds and getattr(seeds[0], name) != getattr(result, name):
+                raise UserError(f"results: {seeds[0].path} and {result.path} differ in {name}; they do not go together")
+        seeds.append(result)
     return found
 
 
@@ -77,6 +86,8 @@ def _row(seeds: Sequence[Result], resamples: int) -> Row:
     same = [result for result in seeds if result.samples.keys == first.samples.keys]
     runs = [result.predictions() for result in same]
     found = intervals(first.kind, first.labels(), runs, first.samples.groups, len(first.classes), resamples)
+    if first.metric not in found:
+        raise UserError(f"results: {first.path}: {first.metric!r} is no metric of {first.kind}; evaluate again")
     return Row(
         first.backbone["id"],
         first.backbone["kind"],
@@ -88,15 +99,18 @@ def _row(seeds: Sequence[Result], resamples: int) -> Row:
         float(scores.mean()),
         float(scores.std(ddof=1)) if len(scores) > 1 else 0.0,
         found[first.metric],
-        mean([_numbers(result) for result in seeds]),
+        _means(seeds),
         float(np.mean(best)) if best else None,
         len(first.samples.keys),
         first.data.get("test", {}).get("people"),
     )
 
 
-def _numbers(result: Result) -> dict[str, float]:
-    return {name: value for name, value in result.metrics.items() if isinstance(value, float)}
+def _means(seeds: Sequence[Result]) -> dict[str, float]:
+    """Of the metrics that all seeds have."""
+    numbers = [{name: value for name, value in each.metrics.items() if isinstance(value, float)} for each in seeds]
+    names = [name for name in numbers[0] if all(name in each for each in numbers)]
+    return mean([{name: each[name] for name in names} for each in numbers])
 
 
 def comparisons(results: Sequence[Result], resamples: int = 1000) -> list[Comparison]:
@@ -131,12 +145,11 @@ def write_summary(path: Path, summary: Summary) -> None:
 def read_summary(path: Path) -> dict[str, Any]:
     """Read a summary as plain values. Raises UserError: missing, another format version, damaged."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_object(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"results: {path} does not exist; make it with simfle evaluate") from None
     except (ValueError, OSError) as error:
         raise UserError(f"results: {path} is damaged ({error}); evaluate again") from None
-    found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise UserError(f"results: {path} has format {found}, this program reads {FORMAT}")
+    if content.get("format") != FORMAT:
+        raise UserError(f"results: {path} has format {content.get('format')}, this program reads {FORMAT}")
     return content

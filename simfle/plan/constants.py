@@ -97,8 +97,8 @@ def load_constants(files: Sequence[Path]) -> Constants:
     figures = dict(FIGURES)
     for file in files:
         try:
-            found = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
+            found = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"--constants {file}: cannot be read as JSON: {error}") from None
         values = found.get("constants", found) if isinstance(found, dict) else None
         if not isinstance(values, dict):

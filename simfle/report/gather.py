@@ -1,21 +1,23 @@
 """Everything a report shows of runs, read from their folders; what is not there is left out, never guessed."""
 
-import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from simfle.config import flatten
+from shards.plain import parse_object
+from simfle import told
+from simfle.config import flatten, read_plain
 from simfle.errors import UserError
-from simfle.eval.results import Result, read_results
+from simfle.eval.results import CLASSES, Result, read_results
 
 LOSSES = ("total", "similarity", "reconstruction", "distillation", "grouping")
 POINTS = 400  # of a curve, at most
 PICTURES = 3  # first, middle, last
+SHOWN = {"model": ("method", "backbone"), "views": ("size", "face_size"), "train": ("global_batch", "seed")}
+PARTS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -69,20 +71,17 @@ def _read_run(folder: Path) -> Run:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"report: {folder} is not a run folder (no config.yaml); name one that pretraining wrote")
-    text = path.read_text()
-    try:
-        config = yaml.safe_load(text)
-        config["model"]["method"], config["views"]["size"], config["train"]["seed"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
-        raise UserError(f"report: {path} is damaged ({error})") from None
+    config = read_plain(path)
+    for part, names in SHOWN.items():
+        if not isinstance(config.get(part), dict) or not all(name in config[part] for name in names):
+            raise UserError(f"report: {path} is damaged ({part} lacks {' or '.join(names)})")
     lines = _metrics(folder / "metrics.jsonl")
-    versions = folder / "versions.json"
     return Run(
         folder=folder,
         name=folder.resolve().name,
         config=config,
-        config_text=text,
-        versions=json.loads(versions.read_text()) if versions.is_file() else {},
+        config_text=path.read_text(encoding="utf-8"),
+        versions=_versions(folder / "versions.json"),
         curves=_losses(lines),
         speed=[curve for name in ("images_per_second", "data_wait") if (curve := _curve(name, lines)).values],
         last=lines[-1],
@@ -90,11 +89,52 @@ def _read_run(folder: Path) -> Run:
     )
 
 
+def _versions(path: Path) -> dict[str, Any]:
+    try:
+        return parse_object(path.read_bytes()) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"report: {path} is damaged ({error}); remove it") from None
+
+
 def results_of(runs: Sequence[Run], more: Sequence[Path] = ()) -> list[Result]:
-    """Results of evaluations in the runs' folders and in `more`; one that is there twice counts once."""
+    """Results of evaluations in the runs' folders and in `more`; one that is there twice counts once.
+
+    Raises:
+        UserError: see `read_results`; a result lacks what a report tells of it.
+    """
     found = read_results([*(run.folder for run in runs), *more])
+    for result in found:
+        if (lacking := _lacking(result)) is not None:
+            raise UserError(f"report: {result.path} is damaged ({lacking}); remove it and evaluate again")
     places = {(result.backbone["id"], result.identity, result.seed): result for result in reversed(found)}
     return [result for result in found if places[result.backbone["id"], result.identity, result.seed] is result]
+
+
+def _lacking(result: Result) -> str | None:
+    """What is not as the page needs it."""
+    data, chance = result.data, result.data.get("chance")
+    parts: dict[str, dict[str, Any]] = {}
+    for name in PARTS:
+        parts[name] = data[name] if isinstance(data.get(name), dict) else {}
+    there = {
+        **{f"data.{name}.samples": told.is_count(about.get("samples")) for name, about in parts.items()},
+        **{f"data.{name}.people": told.is_count(about.get("people") or 0) for name, about in parts.items()},
+        "data.folds": told.is_count(data.get("folds")),
+        "data.left_out": isinstance(data.get("left_out"), dict),
+        "data.differs": isinstance(data.get("differs"), list),
+        "data.classes": data.get("classes") == result.classes,
+        "data.chance": chance is None or (isinstance(chance, float) and 0 <= chance <= 1),
+        "metrics.confusion": result.kind != CLASSES or _is_table(result.metrics.get("confusion"), len(result.classes)),
+    }
+    return next((name for name, whole in there.items() if not whole), None)
+
+
+def _is_table(table: Any, side: int) -> bool:
+    """Whether a table is [side][side] counts."""
+    rows = [table, *table] if isinstance(table, list) else [None]
+    return all(isinstance(row, list) and len(row) == side for row in rows) and all(
+        told.is_count(count) for row in table for count in row
+    )
 
 
 def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
@@ -107,14 +147,7 @@ def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; one that a crash cut short is passed over."""
-    lines = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and "step" in line and "losses" in line:
-            lines.append(line)
+    lines = told.metrics(path.read_bytes()) if path.is_file() else []
     if not lines:
         raise UserError(f"report: {path} holds no metrics yet; let the run reach train.log_every steps")
     return lines
@@ -128,8 +161,8 @@ def _losses(lines: list[dict[str, Any]]) -> list[Curve]:
 
 
 def _curve(name: str, lines: list[dict[str, Any]]) -> Curve:
-    """Long curves are averaged down to POINTS points."""
-    points = [(line["step"], line[name]) for line in lines if name in line]
+    """Long curves are averaged down to POINTS points; values that are not finite are left out."""
+    points = [(line["step"], line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
     size = -(-len(points) // POINTS)  # rounded up
     groups = [points[start : start + size] for start in range(0, len(points), size or 1)]
     steps = [sum(step for step, _ in group) / len(group) for group in groups]
@@ -138,6 +171,6 @@ def _curve(name: str, lines: list[dict[str, Any]]) -> Curve:
 
 def _pictures(folder: Path) -> list[tuple[int, Path]]:
     """The first, a middle and the last picture of a run."""
-    found = sorted(folder.glob("step-*.png"))
+    found = sorted(path for path in folder.glob("step-*.png") if told.step_of(path) is not None)
     chosen = sorted({round(place * (len(found) - 1) / (PICTURES - 1)) for place in range(PICTURES)}) if found else []
-    return [(int(found[place].stem.split("-")[1]), found[place]) for place in chosen]
+    return [(told.step_of(found[place]) or 0, found[place]) for place in chosen]
