@@ -21,6 +21,7 @@ from typing import Any
 from shards.errors import UserError
 from shards.files import sync_folder, write_atomic
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
+from shards.plain import parse_object
 from shards.rules import keyed_hash
 from shards.samples import locked, read_samples, shard_index, write_shard
 
@@ -82,7 +83,7 @@ def read_list(path: Path) -> list[str]:
     """Keys from a file: one a line, or JSON lines with a `key` (as find_duplicates writes them)."""
     try:
         lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
-        return [json.loads(line)["key"] if line.startswith("{") else line for line in lines]
+        return [str(parse_object(line)["key"]) if line.startswith("{") else line for line in lines]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--list {path}: {error!r}; give one key a line, or JSON lines with a key") from None
 
@@ -143,7 +144,7 @@ def _check(folder: Path, found: _Found, keys: set[str], person: str | None) -> i
     """How much of what is wanted has been taken out before. Raises UserError for what has never been there."""
     before: set[str] = set()
     for item in read_record(folder):
-        before |= {*item["keys"], item.get("person", "")}
+        before |= {*map(str, item["keys"]), str(item.get("person", ""))}
     absent = sorted(key for key in keys - found.keys if _mark(key) not in before)
     if absent:
         named = ", ".join(map(repr, absent[:MOST_NAMED]))
@@ -158,12 +159,26 @@ def _check(folder: Path, found: _Found, keys: set[str], person: str | None) -> i
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
     """What has been taken out of these shards: date, samples, reason, hashes of keys."""
+    return _read_lines(folder / RECORD, {"keys": list})
+
+
+def read_rejects(folder: Path) -> list[dict[str, Any]]:
+    """What the build of these shards rejected: source, reason and detail of each."""
+    return _read_lines(folder / REJECTED, {"reason": str})
+
+
+def _read_lines(path: Path, needed: dict[str, type]) -> list[dict[str, Any]]:
+    """JSON lines that hold what is needed; [] if there is no such file. Raises UserError if one does not."""
     try:
-        return [json.loads(line) for line in (folder / RECORD).read_text().splitlines()]
+        found = [parse_object(line) for line in path.read_text().splitlines()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder / RECORD} cannot be read ({error}); mend it or move it away") from None
+        raise UserError(f"{path} cannot be read ({error}); mend it or move it away") from None
+    for name, kind in needed.items():
+        if not all(isinstance(item.get(name), kind) for item in found):
+            raise UserError(f"{path} cannot be read (a line without {name}); mend it or move it away")
+    return found
 
 
 def _mark(name: str) -> str:
@@ -211,17 +226,16 @@ def _next_name(file: str) -> str:
 
 def _write_rejected(folder: Path, staging: Path, found: _Found, person: str | None) -> None:
     """The rejects again, one anonymous line more for each sample; what names the removed ones is blanked."""
-    lines = (folder / REJECTED).read_text().splitlines() if (folder / REJECTED).exists() else []
-    rejects = [json.loads(line) for line in lines]
+    rejects = read_rejects(folder)
     rejects += [{"reason": "removed"}] * len(found.keys)
     told = "".join(json.dumps(item) + "\n" for item in _anonymous(rejects, found, person))
     write_atomic(staging / REJECTED, told.encode())
 
 
-def _anonymous(rejects: Sequence[dict[str, str]], found: _Found, person: str | None) -> Iterator[dict[str, str]]:
+def _anonymous(rejects: Sequence[dict[str, Any]], found: _Found, person: str | None) -> Iterator[dict[str, str]]:
     name = re.compile(rf"(?<![^\W_]){re.escape(person)}(?![^\W_])") if person else None
     for item in rejects:
-        source, detail = item.get("source", ""), item.get("detail", "")
+        source, detail = str(item.get("source", "")), str(item.get("detail", ""))
         if source in found.sources or (name and (name.search(source) or name.search(detail))):
             source = detail = ""
         yield {"source": source, "reason": item["reason"], "detail": detail}

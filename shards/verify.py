@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import json
 import mmap
 import multiprocessing
 import tempfile
@@ -26,7 +25,7 @@ from shards.entry import REASONS
 from shards.errors import UserError
 from shards.index import Index, index_tar, read_index, same
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest
-from shards.plain import parse_json
+from shards.plain import parse_json, parse_object
 from shards.remote import download, is_url, join, names_in
 from shards.remove import RECORD, STAGING
 from shards.rules import keyed_hash
@@ -253,8 +252,8 @@ def _rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
     counts: Counter[str] = Counter()
     try:
         with (folder / REJECTED).open() as lines:
-            counts.update(json.loads(line)["reason"] for line in lines)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+            counts.update(str(parse_object(line)["reason"]) for line in lines)
+    except (OSError, ValueError, KeyError) as error:
         yield f"{REJECTED}: cannot be read ({error})"
         return
     if dict(counts) != manifest.rejected:

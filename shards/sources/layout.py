@@ -39,7 +39,13 @@ def content(folder: Path) -> str:
 
 
 def names(folder: Path) -> list[str]:
-    """The names in `folder`, sorted, hidden ones left out (.DS_Store, Thumbs.db and the ._ files of archives)."""
+    """The names in `folder`, sorted, hidden ones left out (.DS_Store, Thumbs.db and the ._ files of archives).
+
+    Raises:
+        UserError: it is a file.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, not a folder; unpack the corpus again")
     with os.scandir(folder) as listing:
         return sorted(item.name for item in listing if not item.name.startswith(".") and item.name != "Thumbs.db")
 
