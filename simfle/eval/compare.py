@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from simfle.errors import UserError
-from simfle.eval.metrics import LOWER_IS_BETTER, Values, bounds, draws, mean, measure
+from simfle.eval.metrics import LOWER_IS_BETTER, Values, bounds, classes_of, draws, mean, measure
 from simfle.eval.results import CLASSES, Result
 
 
@@ -59,7 +59,8 @@ def compare(first: Sequence[Result], second: Sequence[Result], resamples: int = 
     def score(runs: Sequence[Values], weights: Values | None = None) -> float:
         return mean([measure(a.kind, labels, run, len(a.classes), weights) for run in runs])[metric]
 
-    seen = [score(runs_a, weights) - score(runs_b, weights) for weights in draws(a.samples.groups, resamples)]
+    resampled = draws(a.samples.groups, resamples, classes_of(a.kind, labels))
+    seen = [score(runs_a, weights) - score(runs_b, weights) for weights in resampled]
     difference = score(runs_a) - score(runs_b)
     return Comparison(
         a.benchmark,

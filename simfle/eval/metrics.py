@@ -18,6 +18,7 @@ Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
 LIMITS = (0.08, 0.10)  # of landmark errors, above which a face counts as failed
+TRIES = 100  # to draw a resample with all classes
 MAIN = {VOTES: "cross_entropy", AFFECT: "ccc", LANDMARKS: "nme", CAM: "gain"}
 """The metric that counts, by kind; of classes it is the benchmark's."""
 LOWER_IS_BETTER = frozenset({"cross_entropy", "kl", "rmse_valence", "rmse_arousal", "nme", "failure_08", "failure_10"})
@@ -99,15 +100,29 @@ def _cam(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
     return {"gain": share / chance if chance > 0 else 0.0, "share": share, "chance": chance}
 
 
-def draws(groups: Sequence[str], resamples: int, seed: int = 0) -> Iterator[Floats]:
+def draws(groups: Sequence[str], resamples: int, labels: Values | None = None, seed: int = 0) -> Iterator[Floats]:
     """How often each of m samples is drawn, for each resample, if whole groups are drawn with replacement.
 
-    The images of one person are not independent: as many people as there are, are drawn.
+    The images of one person are not independent: as many people as there are, are drawn. labels: [m] classes, all of
+    which a resample has to hold, for else a mean over classes would be one over other classes, and higher wherever it is
+    a hard class that few people show.
     """
     names, group = np.unique(np.array(groups), return_inverse=True)
     rng = np.random.default_rng(seed)
     share = np.full(len(names), 1 / len(names))
-    return (rng.multinomial(len(names), share).astype(float)[group] for _ in range(resamples))
+    kinds = labels if labels is not None else np.zeros(len(group), dtype=int)
+    there = np.bincount(kinds) > 0
+    for _ in range(resamples):
+        for _ in range(TRIES):
+            weights = rng.multinomial(len(names), share).astype(float)[group]
+            if (np.bincount(kinds, weights)[there] > 0).all():
+                break
+        yield weights
+
+
+def classes_of(kind: str, labels: Values) -> Values | None:
+    """The labels, where they are classes."""
+    return labels if kind == CLASSES else None
 
 
 def intervals(
@@ -115,7 +130,7 @@ def intervals(
 ) -> dict[str, Interval]:
     """Bootstrap 95 % interval of each metric, averaged over runs (seeds) of predictions [m, ...]."""
     found: dict[str, list[float]] = {}
-    for weights in draws(groups, resamples):
+    for weights in draws(groups, resamples, classes_of(kind, labels)):
         for name, value in mean([measure(kind, labels, run, classes, weights) for run in runs]).items():
             found.setdefault(name, []).append(value)
     return {name: bounds(values) for name, values in found.items()}

@@ -133,6 +133,14 @@ def test_people_are_drawn_whole() -> None:
         assert (weights.reshape(10, 20) == weights.reshape(10, 20)[:, :1]).all()
 
 
+def test_a_class_of_one_image_stays_in_every_resample() -> None:
+    """Left out where it is not drawn, a hard and rare class would lift the interval above the score."""
+    labels = np.array([0] * 50 + [1] * 50 + [2])
+    predicted = np.array([0] * 101)
+    predicted[50:100] = 1
+    assert interval(labels, [predicted], list(map(str, range(101))), 3) == pytest.approx((2 / 3, 2 / 3))
+
+
 def test_runs_are_averaged() -> None:
     wrong = (LABELS + 1) % 3
     assert interval(LABELS, [LABELS, wrong], list("abcdefgh"), 3, 50) == (0.5, 0.5)
