@@ -104,8 +104,7 @@ def draws(groups: Sequence[str], resamples: int, labels: Values | None = None, s
     """How often each of m samples is drawn, for each resample, if whole groups are drawn with replacement.
 
     The images of one person are not independent: as many people as there are, are drawn. labels: [m] classes, all of
-    which a resample has to hold, for else a mean over classes would be one over other classes, and higher wherever it is
-    a hard class that few people show.
+    which a resample has to hold: without a hard class that few people show, a mean over classes would be higher.
     """
     names, group = np.unique(np.array(groups), return_inverse=True)
     rng = np.random.default_rng(seed)
