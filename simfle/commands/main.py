@@ -62,6 +62,7 @@ TABLE: dict[str, Entry | Group] = {
     "export": Entry("export_backbone", "export_backbone", "a run's backbone for timm, ONNX, Hugging Face"),
     "embed": Entry("embed", "embed", "features of images or shards, as .npz or .parquet"),
     "evaluate": Entry("evaluate", "evaluate", "backbones on benchmarks: probes, kNN, fine-tuning"),
+    "compare": Entry("compare", "compare", "methods side by side, with intervals and paired tests"),
     "report": Entry("report", "report", "one HTML page about runs"),
     "plan": Entry("plan_run", "plan_run", "memory, speed and bottleneck of a run before it is started"),
     "slurm": Group("the same on a Slurm cluster", SLURM),

@@ -1,14 +1,16 @@
 """Paired tests: a real difference is found, none is not, people count as one, samples are matched by name."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from test_eval_results import result
 
+from simfle.commands.compare import compare as show
 from simfle.errors import UserError
 from simfle.eval.compare import compare, mcnemar
-from simfle.eval.results import LANDMARKS, Result, Samples
+from simfle.eval.results import LANDMARKS, Result, Samples, write_result
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 400)
@@ -100,3 +102,33 @@ def test_what_cannot_be_compared() -> None:
     flipped = replace(first.samples, labels=[1 - label for label in first.samples.labels])
     with pytest.raises(UserError, match="disagree about the labels"):
         compare([first], [replace(first, samples=flipped)])
+
+
+def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Runs of one method are taken together under its name; the difference is to the method that is named."""
+    shares = {"ours": (0.9, 0.8), "theirs": (0.6, 0.7)}
+    scores = {}
+    for name, runs in shares.items():
+        right = [RNG.random(400) < share for share in runs]
+        scores[name] = np.mean([_balanced(each) for each in right])
+        for seed, each in enumerate(right):
+            one = made(each, f"{name}-{seed}-online-{seed:08x}")
+            one = replace(
+                one,
+                metrics={"balanced_accuracy": _balanced(each)},
+                backbone={**one.backbone, "kind": "online", "model": "resnet10t"},
+            )
+            write_result(tmp_path / f"{name}-{seed}", one)
+    show([f"{name}={tmp_path}/{name}-*" for name in shares], against="theirs", resamples=50)
+    lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    table = {line[3]: dict(zip(lines[0], line, strict=False)) for line in lines[2:]}
+    assert lines[0][-2] == "less theirs"
+    for name, score in scores.items():
+        assert table[name]["runs"] == "2"
+        assert table[name]["score"].split()[0] == f"{score:.3f}"
+    assert table["ours"]["less theirs"].startswith(f"{scores['ours'] - scores['theirs']:+.3f} (")
+    assert float(table["ours"]["p"]) < 0.05
+    with pytest.raises(UserError, match="nothing: no results in"):
+        show([f"nothing={tmp_path}/none"], against="", resamples=50)
+    with pytest.raises(UserError, match="--against byol: no such method; there are ours"):
+        show([f"ours={tmp_path}/ours-0"], against="byol", resamples=50)

@@ -1,0 +1,81 @@
+"""`simfle compare`: methods side by side, the runs of one method (its pretraining seeds) taken together."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from simfle.commands.app import command
+from simfle.errors import UserError
+
+if TYPE_CHECKING:
+    from simfle.eval.results import Result
+
+HEAD = ("benchmark", "protocol", "metric", "method", "runs", "score", "95 % interval", "less {against}", "p")
+
+
+def compare(
+    methods: Annotated[
+        list[str],
+        typer.Argument(metavar="NAME=FOLDER[,FOLDER...]...", help="results of a method; * is any text"),
+    ],
+    against: Annotated[str, typer.Option(help="the method that differences are taken to; empty: the first")] = "",
+    resamples: Annotated[int, typer.Option(help="resamples of intervals and permutation tests", min=1)] = 1000,
+) -> None:
+    """A Markdown table of methods: mean over their runs, interval over people, paired difference to one of them.
+
+    For example: simfle compare "simfle=runs/simfle-*/eval" "byol=runs/byol-*/eval"
+    """
+    from simfle.eval.compare import compare as paired
+    from simfle.eval.summary import grouped, rows
+
+    found = {}
+    for word in methods:
+        name, _, places = word.partition("=")
+        if not places:
+            raise UserError(f"{word}: give NAME=FOLDER, the folder of an evaluation")
+        found[name] = _results(name, places.split(","))
+    against = against or next(iter(found))
+    if against not in found:
+        raise UserError(f"--against {against}: no such method; there are {', '.join(found)}")
+    results = [result for each in found.values() for result in each]
+    groups = grouped(results)
+    typer.echo(_line(tuple(word.format(against=against) for word in HEAD)))
+    typer.echo(_line(["---"] * len(HEAD)))
+    for row in sorted(rows(results, resamples), key=lambda row: (row.benchmark, row.protocol)):
+        own, other = (groups.get((row.benchmark, row.protocol, name)) for name in (row.id, against))
+        difference = chance = ""
+        if own and other and row.id != against:
+            pair = paired(own, other, resamples, row.metric)
+            low, high = pair.interval
+            difference, chance = f"{pair.difference:+.3f} ({low:+.3f} to {high:+.3f})", f"{pair.p:.3f}"
+        low, high = row.interval
+        score = f"{row.score:.3f}" + (f" ± {row.spread:.3f}" if row.seeds > 1 else "")
+        place = row.benchmark, row.protocol, row.metric, row.id, str(row.seeds)
+        typer.echo(_line((*place, score, f"{low:.3f} to {high:.3f}", difference, chance)))
+    typer.echo("\n± is the standard deviation over runs; intervals and p are over the people of the test images.")
+
+
+def _results(name: str, places: list[str]) -> "list[Result]":
+    """All results below some folders, under the method's name."""
+    from simfle.eval.results import read_results
+
+    folders = [found for place in places for found in _folders(place)]
+    results = read_results(folders)
+    if not results:
+        raise UserError(f"{name}: no results in {', '.join(places)}; make them with simfle evaluate")
+    return [replace(result, backbone={**result.backbone, "id": name}) for result in results]
+
+
+def _folders(pattern: str) -> list[Path]:
+    here = Path(pattern)
+    start = Path(here.anchor or ".")
+    return sorted(found for found in start.glob(str(here.relative_to(here.anchor))) if found.is_dir())
+
+
+def _line(cells: "list[str] | tuple[str, ...]") -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+main = command(compare)
