@@ -24,7 +24,7 @@ from simfle.models.methods import build_method
 from simfle.runtime import _joined, plan_batch
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.config import check as check_cluster
-from simfle.train.trainer import check as check_training
+from simfle.train.check import check as check_training
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))

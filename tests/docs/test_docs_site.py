@@ -61,8 +61,10 @@ def test_links_of_the_repository_are_links_of_the_site(site: Path) -> None:
     index = (site / "index.html").read_text()
     assert 'href="shards.html"' in index  # written as docs/shards.md
     assert 'href="slurm.html"' in index  # SLURM.md, beside the README
-    assert 'href="source/simfle/config.py.html"' in index  # a file of the repository, shown on a page
-    assert "class ViewsConfig" in re.sub(r"<[^>]+>", "", (site / "source/simfle/config.py.html").read_text())
+    evaluation = (site / "evaluation.html").read_text()
+    assert 'href="source/simfle/eval/config.py.html"' in evaluation  # a file of the repository, shown on a page
+    shown = (site / "source/simfle/eval/config.py.html").read_text()
+    assert "class FinetuneConfig" in re.sub(r"<[^>]+>", "", shown)
 
 
 def test_links_to_nowhere_are_errors(tmp_path: Path) -> None:
