@@ -32,7 +32,7 @@ def evaluate(
 
     For example: simfle evaluate configs/eval/quick.yaml --run runs/simfle benchmarks=[rafdb=shards/rafdb]
 
-    On several GPUs: torchrun --nproc_per_node 4 -m simfle evaluate ...
+    On several GPUs: torchrun --nproc_per_node 4 -m -- simfle evaluate ...
     """
     words = list(arguments or [])
     file = Path(words.pop(0)) if words and "=" not in words[0] else None
