@@ -21,7 +21,8 @@ from simfle.errors import UserError
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 CONFIGS = (Path(__file__).parent / "configs").resolve()  # of the checkout, by a link; in a wheel, copies of them
-BASE_60 = re.compile(r"[-+]?\d+(:[0-5]?\d)+(\.\d*)?")  # YAML takes 12:00:00 for 43200
+# YAML takes 12:00:00 for 43200, but 0:15:00 for text
+BASE_60 = re.compile(r"[-+]?([1-9]\d*(:[0-5]?\d)+|\d+(:[0-5]?\d)+\.\d*)")
 REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read the environment
 MOST_YAML = 1 << 20  # bytes
 DEEPEST_YAML = 20

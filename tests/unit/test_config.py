@@ -92,6 +92,8 @@ def test_a_time_is_no_number_to_the_base_of_60(tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text('time: "12:00:00"\n')
     assert load(ClusterConfig, file).time == "12:00:00"
+    file.write_text("time: 0:15:00\n")  # which YAML leaves as it is, and writers of YAML write so
+    assert load(ClusterConfig, file).time == "0:15:00"
     file.write_text("time: 12:00:00\n")
     with pytest.raises(UserError, match=r"mine\.yaml: YAML takes 12:00:00 for a number; write '12:00:00'"):
         load(ClusterConfig, file)
