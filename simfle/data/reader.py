@@ -31,6 +31,7 @@ Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 TARS = 256  # tars open at once: each holds one file descriptor, of which a process usually may have 1,024
+HEADER, SIZE_AT = 512, 124  # bytes of a tar member's header, and where the member's size is in it
 TABLES = 1024  # shards whose offsets stay in memory, 16 bytes a sample
 INDEXES = 4  # shards whose keys, labels and metadata can be looked up at once
 REMOTE_TARS = 8  # the same for shards from URLs, unless kept on purpose: an open tar keeps its place in the cache
@@ -203,7 +204,21 @@ class Corpus:
             raise UserError(f"shards: {name} has no image inside the tar; build the shards again")
         if table[:, 1].sum() > self.shards[shard][1].bytes:  # so no batch can take more memory than its shards
             raise UserError(f"shards: the index of {self.tar(shard)} lists more than is in it; build the shards again")
+        for offset, size in table[[0, -1]].tolist():
+            if not self._fits(shard, offset, size):
+                raise UserError(f"shards: the index of {self.tar(shard)} is not that of this tar; build them again")
         return table
+
+    def _fits(self, shard: int, offset: int, size: int) -> bool:
+        """Whether a member's header, 512 bytes before it, says the size that the index says (in octal)."""
+        try:
+            field = os.pread(self._tars(shard).number, 12, offset - HEADER + SIZE_AT).strip(b"\0 ")
+        except OSError:
+            return True  # a disk that fails costs samples, one by one
+        try:
+            return len(field) == 0 or field[0] >= 0x80 or int(field, 8) == size  # above: as a number of 8 GiB and more
+        except ValueError:
+            return False
 
 
 def open_corpus(data: DataConfig) -> Corpus:
