@@ -1,5 +1,11 @@
 """Every reader that is fuzzed."""
 
-from fuzz import list_readers, run_readers, shard_readers
+from fuzz import corpus_readers, list_readers, run_readers, shard_readers, told_readers
 
-READERS = (*shard_readers.READERS, *list_readers.READERS, *run_readers.READERS)
+READERS = (
+    *shard_readers.READERS,
+    *list_readers.READERS,
+    *corpus_readers.READERS,
+    *run_readers.READERS,
+    *told_readers.READERS,
+)

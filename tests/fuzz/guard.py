@@ -30,6 +30,10 @@ class Violation(BaseException):
     """A reader did what none may do."""
 
 
+class Hog(Violation):
+    """It took too much memory, or the kernel gave back pages that it had taken from the process before."""
+
+
 _folder: Path | None = None  # while a case runs, the only folder that may be written to
 _seen: list[str] = []
 
@@ -103,7 +107,7 @@ def case(folder: Path) -> Iterator[None]:
         faulthandler.cancel_dump_traceback_later()
     taken = _status("VmHWM") - before
     if taken > MEMORY:
-        raise Violation(f"{taken >> 20} MiB of memory")
+        raise Hog(f"{taken >> 20} MiB of memory")
     if _seen:
         raise Violation("; ".join(_seen))
 

@@ -122,7 +122,7 @@ def torch_files() -> list[bytes]:
 def results() -> list[bytes]:
     samples = {"keys": ["a", "b"], "groups": ["a", "b"], "labels": [0, 1], "predictions": [0, 0]}
     result = {
-        "backbone": {"id": "b"},
+        "backbone": {"id": "b", "kind": "online", "model": "resnet18"},
         "benchmark": "m",
         "protocol": "linear",
         "seed": 0,
