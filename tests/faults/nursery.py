@@ -166,6 +166,7 @@ def serve(modules: list[str]) -> None:
 def become(order: Order) -> None:
     """Turn a fork into the process that was ordered."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in a shell's background ignores
     with Path(order.log).open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)

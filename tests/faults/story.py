@@ -65,7 +65,7 @@ class Story:
         """The run has ended with one clear line, the last one, and exit code 1."""
         assert child.wait() == 1, child.output
         assert child.last_line.startswith("error: "), child.output
-        assert words in child.last_line
+        assert words in child.last_line, child.output
         assert "Traceback" not in child.output
 
     def finish(self, *settings: str) -> str:

@@ -5,8 +5,10 @@ how it ends. Afterwards the run is started once more, and must end as if nothing
 `python tests/faults/table.py` prints the table of docs/reliability.md.
 """
 
+import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -165,11 +167,13 @@ def no_pen(story: Story) -> None:
         story.stopped(story.start(), f"train.run={story.run} cannot be written")
 
 
-@fault("disk full: an export", f"{SAYS}an earlier export stays whole")
+@fault("disk full, or a read-only folder: an export", f"{SAYS}an earlier export stays whole")
 def no_room_for_an_export(story: Story) -> None:
     words = ["tools/export_backbone.py", str(story.run)]
     first = story.nursery.start(words, story.folder / "first")
     assert first.wait() == 0, first.output
+    with read_only(story.run / "export"):
+        story.stopped(story.nursery.start(words, story.folder / "third"), "Read-only file system")
     before = {path: path.read_bytes() for path in (story.run / "export").rglob("*") if path.is_file()}
     story.stopped(story.nursery.start(words, story.folder / "second", largest=100_000), "File too large")
     after = {path: path.read_bytes() for path in (story.run / "export").rglob("*") if path.is_file()}
@@ -281,6 +285,30 @@ for what, pattern, words in (
 ):
     fault(f"{what}, at the start", f"{SAYS}{RESUMES} with a good one")(unfit(pattern, words))
 
+
+@fault("an index that is not that of its tar", f"{SAYS}{RESUMES} with a good one")
+def other_index(story: Story) -> None:
+    file = sorted(story.faces.glob("train-*.idx"))[0]
+    content = file.read_bytes()
+    # As of a tar with one block more at its start.
+    file.write_bytes(re.sub(rb" (\d+) (\d+) (\S+\.)", lambda m: b" %d %b %b" % (int(m[1]) - 512, m[2], m[3]), content))
+    story.stopped(story.start(), "is not that of this tar")
+    file.write_bytes(content)
+
+
+@fault("a manifest that is not that of its shards", f"{SAYS}{RESUMES} with a good one")
+def other_manifest(story: Story) -> None:
+    file = story.faces / "manifest.json"
+    content = file.read_text()
+    told = json.loads(content)
+    next(shard for shard in told["shards"] if shard["split"] == "train")["samples"] -= 1
+    told["entries"] -= 1
+    file.write_text(json.dumps(told))
+    story.stopped(story.start("train.run=" + str(story.folder / "fresh")), "manifest")
+    story.stopped(story.start(), "shards")  # nor does the run go on with other data
+    file.write_text(content)
+
+
 # Rows that other tests hold: what, promise, file, test.
 ELSEWHERE = (
     ("SIGKILL of launcher and all ranks", RESUMES, "distributed/test_resume.py", "test_killed_and_resumed"),
@@ -324,6 +352,14 @@ ELSEWHERE = (
     ),
     ("SIGKILL of a shard build", "the same bytes", "unit/shards/test_shards_resume.py", "test_a_build_killed_anywhere"),
     (
+        "SIGKILL before any of the file operations of a shard build",
+        "the same bytes",
+        "faults/test_builds.py",
+        "test_killed_before_file_operations",
+    ),
+    ("SIGTERM of a build", "the same bytes", "faults/test_builds.py", "test_terminated"),
+    ("a read-only folder: a build", f"{SAYS}goes on", "faults/test_builds.py", "test_read_only"),
+    (
         "SIGKILL of a worker of a build",
         f"{SAYS}goes on",
         "unit/shards/test_shards_resume.py",
@@ -338,6 +374,18 @@ ELSEWHERE = (
         "test_an_unfini",
     ),
     ("many random faults, a build and a run", "the same bytes and losses", "soak/test_soak.py", "test_soak"),
+    (
+        "any of these ends",
+        "no process, no file in /dev/shm or the temporary folder stays",
+        "faults/test_faults.py",
+        "nursery",
+    ),
+    (
+        "many steps, checkpoints and pictures",
+        "no growth of memory, open files, threads, shared memory",
+        "soak/test_soak.py",
+        "test_growth",
+    ),
 )
 
 

@@ -64,7 +64,7 @@ def watch(folder: Path, steps: int, seconds: float) -> list[Sight]:
     faces, run = folder / "faces", folder / "run"
     make_faces(faces, "--people", "8", "--shard-samples", "32")
     settings = [*telling.SMALL, "train.record_samples=false", f"train.steps={steps}"]
-    settings += ["train.checkpoint_every=100", "train.log_every=10", "train.images_every=500"]
+    settings += ["train.global_batch=4", "train.checkpoint_every=100", "train.log_every=10", "train.images_every=500"]
     nursery = Nursery(folder / "tmp", *telling.MODULES)
     found: list[Sight] = []
     try:

@@ -185,18 +185,19 @@ def soak(folder: Path, run_faults: int, build_faults: int, seed: int) -> dict[st
     found: dict[str, object] = {}
     try:
         for name, count in (("build", build_faults), ("run", run_faults)):
-            began = time.monotonic()
+            began, before = time.monotonic(), len(nursery.children)
             done = (
                 soak_build(nursery, folder, count, seed)
                 if name == "build"
                 else soak_run(nursery, folder, faces, count, seed)
             )
-            found[name] = {"faults": sum(done.values()), "seconds": round(time.monotonic() - began), "kinds": done}
+            seconds, starts = round(time.monotonic() - began), len(nursery.children) - before
+            found[name] = {"faults": sum(done.values()), "starts": starts, "seconds": seconds, "kinds": done}
     finally:
         left = [pid for child in nursery.children for pid in telling.session(child.pid)]
         nursery.close()
     assert not left
-    assert not list((folder / "tmp").iterdir())
+    assert not sorted(path.name for path in (folder / "tmp").iterdir())
     return found
 
 
