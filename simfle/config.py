@@ -171,7 +171,13 @@ class TrainConfig:
     images_every: int = option(500, "steps between pictures of masks and reconstructions; 0: none", free=True)
     checkpoint_every: int = option(500, "steps between checkpoints", free=True)
     keep: int = option(2, "complete checkpoints kept", free=True)
+    checkpoint_bandwidth: float = option(
+        0.0, "most MB/s that are written in the background, beside training; 0: no limit", free=True
+    )
     record_samples: bool = option(False, "write ids and checksums of all samples consumed to RUN/samples", free=True)
+    profile: bool = option(False, "trace some steps into RUN/profile, for https://ui.perfetto.dev", free=True)
+    profile_steps: list[int] = option(lambda: [3, 5], "first and last step traced, counted from this start", free=True)
+    profile_ranks: list[int] = option(lambda: [0], "processes that are traced, by number", free=True)
 
 
 @dataclass(frozen=True)

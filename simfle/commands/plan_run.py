@@ -82,7 +82,7 @@ def _check(config: PretrainConfig) -> None:
     """What the trainer refuses, refused here."""
     from simfle.data.loader import choose_backend
     from simfle.data.views import check as check_views
-    from simfle.train.trainer import check
+    from simfle.train.check import check
 
     shards = config.data.shards or ["planned"]
     check(dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards)))

@@ -11,6 +11,7 @@ from simfle.commands.app import command
 from simfle.config import PretrainConfig, load
 from simfle.errors import RunStopped
 from simfle.process import loading
+from simfle.train.check import check
 
 
 def pretrain(
@@ -31,6 +32,7 @@ def pretrain(
     if config is not None and "=" in config:  # no file, only key=value; as a path, a URL would lose a slash
         arguments, config = [config, *arguments], None
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
+    check(resolved)
     if processes > 1:
         from simfle.api.launch import launch
 

@@ -28,7 +28,7 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig) -> None:
     """
     from simfle.data.loader import open_data
     from simfle.runtime import plan_batch
-    from simfle.train.trainer import check as check_config
+    from simfle.train.check import check as check_config
 
     check(cluster)
     check_config(config)

@@ -13,16 +13,18 @@ import logging
 import os
 import shutil
 import threading
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from shards.plain import parse_json
 from simfle.errors import UserError
 from simfle.train.state import State
+from simfle.train.tensors import Pace, write_tensors
 
 FORMAT = 1
 MARKER = "COMPLETE"
@@ -65,16 +67,17 @@ def complete(run: Path) -> list[Path]:
     return sorted((marker.parent for marker in run.glob(f"checkpoints/step-*/{MARKER}")), reverse=True)
 
 
-def write(run: Path, progress: Progress, model: State, optim: State) -> Path:
+def write(run: Path, progress: Progress, model: State, optim: State, pace: Pace | None = None) -> Path:
     """Write to a temporary folder, fsync, mark, rename, fsync. Interrupted anywhere, older checkpoints still stand."""
     final = folder_of(run, progress.step)
     if (final / MARKER).exists():
         return final
     parts = final.with_name(f".{final.name}.partial")
-    write_files(parts, model, optim)
-    (parts / FILES[2]).write_text(json.dumps(asdict(progress), indent=2))
+    marker = write_files(parts, model, optim, pace)
+    text = json.dumps(asdict(progress), indent=2).encode()
+    (parts / FILES[2]).write_bytes(text)
     _sync(parts / FILES[2])
-    marker = {name: {"bytes": (parts / name).stat().st_size, "sha256": _sha256(parts / name)} for name in FILES}
+    marker[FILES[2]] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
     (parts / MARKER).write_text(json.dumps(marker, indent=2))
     _sync(parts / MARKER)
     _sync(parts)
@@ -84,14 +87,15 @@ def write(run: Path, progress: Progress, model: State, optim: State) -> Path:
     return final
 
 
-def write_files(parts: Path, model: State, optim: State) -> int:
-    """Write the tensors to a new folder and fsync them; the bytes written."""
+def write_files(parts: Path, model: State, optim: State, pace: Pace | None = None) -> dict[str, dict[str, Any]]:
+    """Write the tensors to a new folder and fsync them; bytes and SHA-256 of what was written, by file."""
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
+    written = {}
     for name, tensors in zip(FILES, (model, optim), strict=False):
-        save_file(tensors, parts / name)
+        written[name] = write_tensors(parts / name, tensors, pace)
         _sync(parts / name)
-    return sum((parts / name).stat().st_size for name in FILES[:2])
+    return written
 
 
 def retain(run: Path, keep: int) -> None:
@@ -166,16 +170,22 @@ def read(folder: Path) -> Checkpoint:
 
 
 class Writer:
-    """Writes checkpoints in a background thread, one at a time; an error surfaces at the next call."""
+    """Writes checkpoints in a background thread, one at a time; an error surfaces at the next call.
 
-    def __init__(self, run: Path, keep: int) -> None:
-        self.run, self.keep = run, keep
+    bandwidth: most MB/s, 0: no limit; whoever waits for a checkpoint lifts it. seconds: that the last one took.
+    """
+
+    def __init__(self, run: Path, keep: int, bandwidth: float = 0.0) -> None:
+        self.run, self.keep, self.bandwidth = run, keep, bandwidth
+        self.seconds = 0.0
+        self._hurry = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
     def submit(self, progress: Progress, model: State, optim: State) -> None:
         """Start writing; waits first for the one before."""
         self.wait()
+        self._hurry.clear()
         self._thread = threading.Thread(target=self._work, args=(progress, model, optim), name="checkpoint")
         self._thread.start()
 
@@ -186,6 +196,7 @@ class Writer:
             UserError: it could not be written (disk full, folder gone).
         """
         if self._thread is not None:
+            self._hurry.set()
             self._thread.join()
             self._thread = None
         if self._error is not None:
@@ -195,9 +206,11 @@ class Writer:
             ) from error
 
     def _work(self, progress: Progress, model: State, optim: State) -> None:
+        began = time.perf_counter()
         try:
-            write(self.run, progress, model, optim)
+            write(self.run, progress, model, optim, Pace(self.bandwidth, self._hurry))
             retain(self.run, self.keep)
+            self.seconds = time.perf_counter() - began
         except (OSError, SafetensorError) as error:
             self._error = error
 

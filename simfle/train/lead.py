@@ -45,7 +45,7 @@ def rehearse(run: Path, model: State, optim: State, keep: int) -> float:
     folder = run / "checkpoints" / ".rehearsal.partial"
     began = time.perf_counter()
     try:
-        bytes_written = checkpoint.write_files(folder, model, optim)
+        bytes_written = sum(each["bytes"] for each in checkpoint.write_files(folder, model, optim).values())
         seconds = time.perf_counter() - began
         free = shutil.disk_usage(folder).free
     except OSError as error:

@@ -7,6 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from simfle.data.loader import has_dali, threads_per_process
+from simfle.train.advice import STEPS, Facts, judge
+
 SECONDS_BETWEEN_LINES = 15.0
 
 
@@ -21,6 +24,8 @@ class Announcer:
         self._seen = 0
         self._speed = 0.0
         self._wait = 0.0
+        self._seconds = self._waited = 0.0
+        self._facts: Facts | None = None
         if enabled and self._console.is_terminal:
             columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
@@ -51,22 +56,42 @@ class Announcer:
         )
         if self._bar is not None:
             self._bar.start()
+        self._facts = facts_of(run)
 
-    def advance(self, step: int, loss: float, speed: float, wait: float) -> None:
-        """speed: images/s over all processes; wait: share of the step spent waiting for data, 0 to 1."""
+    def advance(self, step: int, loss: float, speed: float, seconds: float, waited: float) -> None:
+        """speed: images/s over all processes; seconds of the step, and of it those spent waiting for data."""
         if not self.enabled:
             return
         # Smoothed over about ten steps, for a single one is noise; the first, which warms up, does not count.
         self._seen += 1
         keep = 0.9 if self._seen > 2 else 0.0
         self._speed = keep * self._speed + (1 - keep) * speed
-        self._wait = keep * self._wait + (1 - keep) * wait
+        self._wait = keep * self._wait + (1 - keep) * waited / seconds
         text = f"loss {loss:.4f}  {self._speed:.1f} images/s  data wait {self._wait:.0%}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         elif step == self.steps or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self._say(f"step {step}/{self.steps}  {text}")
+        if self._seen > 1:
+            self._seconds += seconds
+            self._waited += waited
+        if self._seen == 1 + STEPS and self._facts is not None:  # once
+            self._say(judge(self._waited / self._seconds, self._facts))
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, soft_wrap=True)
+
+
+def facts_of(run: Any) -> Facts:
+    """What the advice on a run's speed depends on."""
+    data, world = run.config.data, run.world
+    return Facts(
+        device=world.device.type,
+        backend=run.loader.backend_name,
+        threads=threads_per_process(data.threads, world.local_size),
+        cores=threads_per_process(0, world.local_size),
+        precision=run.config.train.precision,
+        remote=run.corpus.remote or data.streaming,
+        dali=has_dali(),
+    )

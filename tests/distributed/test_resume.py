@@ -1,5 +1,7 @@
 """Exact resume: killed anywhere, on the same or another number of processes, a run goes on at the next sample."""
 
+import gzip
+import json
 import signal
 from pathlib import Path
 
@@ -8,6 +10,14 @@ import pytest
 from distributed import runs
 
 SETTINGS = ("train.steps=12", "train.checkpoint_every=4", "train.record_samples=true", "train.images_every=5")
+# What must change nothing.
+BESIDE = (
+    "train.profile=true",
+    "train.profile_steps=[2,3]",
+    "train.profile_ranks=[0,1]",
+    "train.checkpoint_bandwidth=2",
+)
+PHASES = ("data", "forward", "backward", "vote", "optimizer", "ema", "report")
 
 
 @pytest.fixture(scope="module")
@@ -31,10 +41,18 @@ def test_killed_and_resumed_run_has_the_same_losses_bit_for_bit(undisturbed: Pat
     runs.wait_for_step(process, run, 6)
     kill(process)
     assert 6 <= len(runs.metrics(run)) < 12
-    output = runs.finish(2, faces, run, *SETTINGS)
+    output = runs.finish(2, faces, run, *SETTINGS, *BESIDE)
     assert "going on after step" in output
     assert runs.losses(run) == runs.losses(undisturbed)
     assert runs.samples(run) == runs.samples(undisturbed)
+    assert output.count("open it at https://ui.perfetto.dev") == 2
+    for rank in (0, 1):
+        trace = json.loads(gzip.decompress((run / "profile" / f"rank-{rank:05d}.json.gz").read_bytes()))
+        names = [event.get("name") for event in trace["traceEvents"] if event.get("cat") == "user_annotation"]
+        assert [names.count(f"simfle.{phase}") for phase in PHASES] == [2] * len(PHASES)
+        operators = (run / "profile" / f"rank-{rank:05d}.txt").read_text()
+        assert operators.startswith(f"steps 2 to 3 of this start, rank {rank}\n")
+        assert "aten::convolution_backward" in operators
 
 
 def test_resumed_on_other_numbers_of_processes_it_sees_the_same_samples_and_pixels(

@@ -18,7 +18,7 @@ from simfle.data.loader import Loader, Share, open_data
 from simfle.data.streaming import Stream, expand
 from simfle.data.views import draw
 from simfle.errors import UserError
-from simfle.train.trainer import check
+from simfle.train.check import check
 
 webdataset = pytest.importorskip("webdataset")
 ALL = 40

@@ -1,0 +1,46 @@
+"""What holds a run up, data or arithmetic, and what to change: a judgement on its first steps."""
+
+from dataclasses import dataclass
+
+STEPS = 20  # that are judged, after the first, which warms up
+WAITING = 0.1  # share of the time from which on a run is bound by its data
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the advice depends on. cores: that the process may use, divided by the processes that share them."""
+
+    device: str
+    backend: str
+    threads: int
+    cores: int
+    precision: str
+    remote: bool = False
+    dali: bool = False
+
+
+def judge(wait: float, facts: Facts) -> str:
+    """One line: bound by data or by compute, and what to try. wait: share of the time spent waiting for data, 0-1."""
+    if wait < WAITING:
+        steps = []
+        if facts.precision == "fp32":
+            steps.append("train.precision=bf16")
+        if facts.device == "cuda":
+            steps += ["a larger train.global_batch with train.micro_batch=auto", "model.compile=true"]
+        steps.append("more processes")
+        return f"data wait {wait:.0%}: compute-bound; faster with {_listed(steps)}; train.profile=true shows where"
+    steps = []
+    if facts.threads < facts.cores:
+        steps.append(f"more data.threads ({facts.threads} of {facts.cores} cores now)")
+    if facts.device == "cuda" and facts.backend != "dali":
+        steps.append("data.backend=dali" if facts.dali else "DALI (pip install 'simfle[dali]')")
+    if facts.remote:
+        steps.append("shards on a local disk")
+    if not steps and facts.device == "cuda":
+        steps.append("more cores for each GPU" if facts.backend != "dali" else "shards on a faster disk")
+    steps.append("shards of smaller images (build --shorter-side)")
+    return f"data wait {wait:.0%}: data-bound; faster with {_listed(steps)}"
+
+
+def _listed(steps: list[str]) -> str:
+    return ", ".join(steps[:-1]) + (" or " if steps[:-1] else "") + steps[-1]

@@ -1,0 +1,232 @@
+"""The loop over optimizer steps, and its ends."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+
+from simfle.batch import Batch
+from simfle.config import PretrainConfig
+from simfle.data.loader import Loader, Share
+from simfle.data.order import Order
+from simfle.data.reader import Corpus
+from simfle.data.streaming import Stream
+from simfle.errors import AgreedError, RunStopped, UserError
+from simfle.models.statistics import share_statistics
+from simfle.optim import STATES, build_optimizer, learning_rate
+from simfle.runtime import BatchPlan, StopFlag, World, start_engine
+from simfle.train import folder, lead, pictures, profile, saving, state
+from simfle.train.damage import Damage
+from simfle.train.metrics import Metrics, SampleRecord
+from simfle.train.profile import phase
+from simfle.train.progress import Announcer
+from simfle.train.verdict import Ballot, Verdict
+from simfle.train.watchdog import Watchdog
+
+
+class Run:
+    """Everything that one start of a run holds, ready to train."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        world: World,
+        plan: BatchPlan,
+        corpus: Corpus | Stream,
+        order: Order | Stream,
+        model: Any,
+        ends: ExitStack,
+        watchdog: Watchdog,
+    ) -> None:
+        self.watchdog = watchdog
+        self.lead: lead.Lead | None = None
+        self.config, self.world, self.plan, self.corpus, self.order = config, world, plan, corpus, order
+        self.folder = Path(config.train.run)
+        self.steps = config.train.steps or int(config.train.epochs * order.steps_per_epoch)
+        if self.steps < 1:
+            raise UserError(f"train.epochs={config.train.epochs} is less than one step; give more, or train.steps")
+        self.model = model
+        torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
+        resumed = saving.resume(self.folder, model, corpus, world)
+        self.step = resumed.progress.step if resumed else 0
+        self.model.to(world.device).train()
+        if config.train.sync_statistics:
+            share_statistics(self.model, world.device)
+        trained = [parameter for _, parameter in state.trained(self.model)]
+        optimizer = build_optimizer(trained, config.optim)
+        self.engine = start_engine(self.model, optimizer, plan, config.train, config.optim)
+        self.optimizer = optimizer
+        keys = STATES[config.optim.name]
+        state.load_optimizer(self.engine, keys, resumed.optim if resumed else {}, self.step)
+        self.buffers = list(state.saved_buffers(self.model).values())
+        share = Share(world.rank, world.size, world.local_size, plan.accumulation)
+        images = self.model.images
+        self.loader = Loader(corpus, order, config.views, config.data, share, world.device, images)
+        ends.enter_context(closing(self.loader))
+        self.saver = saving.Saver(self.engine, config, corpus, world)
+        self.samples = SampleRecord(self.folder, world.rank) if config.train.record_samples else None
+        self.metrics = Metrics(self.folder, self.step) if world.is_main else None
+        self.profile = profile.opened(self.folder, config.train, world)
+        for each in (self.samples, self.metrics, self.profile):
+            if each is not None:
+                ends.callback(each.close)
+        self.damage = Damage(self.folder, config.data.max_damaged, self.step, world)
+        if reason := self.damage.too_much(self.seen()):
+            raise AgreedError(reason, said_here=world.is_main)
+        self.announcer = ends.enter_context(Announcer(self.steps, self.step, enabled=world.is_main))
+
+    def train(self, stop: StopFlag) -> None:
+        """Step after step to the end; the last state is always saved."""
+        signalled = False
+        limit = min(self.steps, self.config.train.stop_after or self.steps)
+        self.announcer.start(self)
+        if self.world.is_main:
+            plan = {"global_batch": self.plan.global_batch, "steps_per_epoch": self.order.steps_per_epoch}
+            folder.describe(self.folder, {"steps": self.steps, "processes": self.world.size, **plan})
+        with closing(self.loader.batches(self.step)) as batches:
+            while self.step < limit:
+                verdict = self.one_step(batches, stop.signal is not None)
+                if verdict.damaged and (reason := self.damage.too_much(self.seen())):
+                    self.save()
+                    self.end_together(f"stopped after step {self.step}, which is saved: {reason}")
+                if verdict.stop:
+                    signalled = True
+                    break
+                if self.step % self.config.train.checkpoint_every == 0 and self.step < limit:
+                    self.save()
+        self.save()
+        self.saver.wait()
+        self.watchdog.reached(self.step, "end")
+        if self.step < self.steps:
+            other = "a signal to another process" if signalled else "train.stop_after"
+            why = stop.signal.name if stop.signal is not None else other
+            words = f"stopped on {why} after step {self.step} of {self.steps}; saved, start again to go on"
+            raise RunStopped(words, by_signal=signalled)
+
+    def one_step(self, batches: Iterator[Batch], stop: bool) -> Verdict:
+        """One optimizer step: micro-batches forward and backward, the vote, the update, the EMA, the metrics."""
+        began, waited = time.perf_counter(), self.loader.waited
+        number = self.step + 1
+        self.watchdog.reached(number, "step")
+        before = [buffer.clone() for buffer in self.buffers]
+        rate = learning_rate(self.step, self.steps, self.plan.global_batch, self.config.optim)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        pictured = self._is_due(self.config.train.images_every, number)
+        self.model.keep_picture = pictured and self.world.is_main
+        total: dict[str, torch.Tensor] = {}
+        for micro in range(self.plan.accumulation):
+            with phase("data"):
+                batch = next(batches)
+            if self.samples is not None:
+                self.samples.add(number, micro, batch)
+            with phase("forward"):
+                losses = self.engine(batch)
+                total = {name: total.get(name, 0) + value.detach() for name, value in losses.items()}
+            last = micro == self.plan.accumulation - 1
+            if last:
+                damaged = self.loader.damaged(self.step)
+                ballot = Ballot(total, self.plan.accumulation, stop, len(damaged))
+            with phase("backward"):
+                self.engine.backward(losses["total"])
+            if last:
+                with phase("vote"):
+                    verdict = ballot.read()
+                if not verdict.finite:
+                    self.end_on_bad_loss(number, verdict, before)
+            with phase("optimizer"):
+                self.engine.step()
+        with phase("ema"):
+            self.model.after_step(number / self.steps)
+        self.step = number
+        with phase("report"):
+            self.report(verdict, rate, time.perf_counter() - began, self.loader.waited - waited)
+        if pictured:
+            self.save_picture()
+        if verdict.damaged:
+            self.damage.add(damaged)
+        if self.profile is not None:
+            self.profile.step()
+        return verdict
+
+    def seen(self) -> int:
+        """Samples seen at least once so far, at most."""
+        consumed = self.step * self.plan.global_batch
+        return min(consumed, self.order.samples) if self.order.samples else consumed
+
+    def report(self, verdict: Verdict, rate: float, seconds: float, waited: float) -> None:
+        """The progress line of every step, and the metrics of every `log_every`-th."""
+        speed = self.plan.global_batch / seconds
+        if self.lead is not None:
+            self.lead.step(seconds)
+        self.announcer.advance(self.step, verdict.losses["total"], speed, seconds, waited)
+        if self.metrics is None or not self._is_due(self.config.train.log_every, self.step):
+            return
+        values = {
+            "epoch": self.step / self.order.steps_per_epoch,
+            "samples": self.step * self.plan.global_batch,
+            "lr": rate,
+            "losses": verdict.losses,
+            "images_per_second": speed,
+            "data_wait": waited / seconds,
+            "processes": self.world.size,
+        }
+        if self.world.device.type == "cuda":  # the most that tensors took on the main process's GPU, bytes
+            values["gpu_memory"] = torch.cuda.max_memory_allocated(self.world.device)
+        self.metrics.log(self.step, values)
+
+    def save_picture(self) -> None:
+        """What FaceMAE saw and made in this step's own forward pass."""
+        picture = getattr(self.model, "picture", None)
+        self.model.keep_picture = False
+        if self.metrics is None or picture is None:
+            return
+        image = pictures.draw(picture, self.model.mean, self.model.std)
+        pictures.save(self.folder / "images" / f"step-{self.step:08d}.png", image)
+        self.metrics.picture("facemae", image, self.step)
+        self.model.picture = None
+
+    def rehearse_stop(self, limit: float) -> None:
+        """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later.
+
+        Raises:
+            UserError: the main process cannot write a checkpoint, or has no room for it.
+        """
+        self.watchdog.reached(self.step, "rehearsal")
+        self.lead = self.saver.rehearse(limit)
+
+    def save(self) -> None:
+        """Copy the state to the main process's memory and let its thread write it."""
+        self.watchdog.reached(self.step, "checkpoint")
+        self.saver.save(self.step)
+
+    def end_on_bad_loss(self, number: int, verdict: Verdict, before: list[torch.Tensor]) -> NoReturn:
+        """Save the state before this step, name the step, its samples and its losses, and stop."""
+        for buffer, value in zip(self.buffers, before, strict=True):
+            buffer.copy_(value)  # the bad forward has been through BatchNorm's statistics
+        self.save()
+        ids = self.order.batch(self.step)[0]
+        file = self.folder / "nonfinite.json"
+        if self.world.is_main:
+            keys = [self.corpus.key(*place) for place in zip(*self.corpus.locate(ids), strict=True)]
+            facts = {"step": number, "losses": verdict.losses, "ids": ids.tolist(), "keys": keys}
+            file.write_text(json.dumps(facts, indent=1))
+        bad = ", ".join(f"{name}={value}" for name, value in verdict.losses.items())
+        self.end_together(
+            f"step {number}: a loss is not finite ({bad}), samples {ids[:4].tolist()}... of {len(ids)}, all in {file}; "
+            f"the state after step {self.step} is saved. A lower optim.lr, optim.clip or train.precision=fp32 may help"
+        )
+
+    def end_together(self, why: str) -> NoReturn:
+        """Leave once the main process has written all: a launcher ends those that are left when the first leaves."""
+        self.saver.wait()
+        dist.barrier()
+        raise AgreedError(why, said_here=self.world.is_main)
+
+    def _is_due(self, every: int, step: int) -> bool:
+        return every > 0 and (step % every == 0 or step == self.steps)

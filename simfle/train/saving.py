@@ -1,0 +1,104 @@
+"""The state of a run, out of the engine and into its folder, and back."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from simfle import config as configs
+from simfle.config import PretrainConfig
+from simfle.data.reader import Corpus
+from simfle.data.streaming import Stream
+from simfle.errors import AgreedError, UserError
+from simfle.optim import STATES
+from simfle.runtime import World
+from simfle.train import checkpoint, lead, state
+from simfle.train.state import State
+
+log = logging.getLogger(__name__)
+
+
+def resume(run: Path, model: Any, corpus: Corpus | Stream, world: World) -> checkpoint.Checkpoint | None:
+    """Fill the model from the newest checkpoint; all processes read the one that the main process found whole."""
+    found: list[Any] = [None, None]
+    newest = None
+    if world.is_main:
+        try:
+            newest = checkpoint.read_newest(run)
+            if newest is not None:
+                found[0] = newest.folder
+        except UserError as error:
+            found[1] = str(error)
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise AgreedError(found[1], said_here=world.is_main)
+    if found[0] is None:
+        return None
+    newest = newest or checkpoint.read(found[0])
+    state.load_model(model, newest.model, newest.folder.name)
+    if newest.progress.corpus != corpus.digest():
+        raise UserError(
+            f"data.shards: {', '.join(map(str, corpus.folders))} hold other data than {run} has been "
+            "trained on; give the same shards (they may have moved), or another train.run"
+        )
+    if world.is_main:  # only now: a run with other data or another model changes nothing
+        checkpoint.set_aside_after(run, newest.progress.step)
+    log.info("resuming %s after step %d", run, newest.progress.step)
+    return newest
+
+
+class Saver:
+    """Copies the state to the main process's memory, which holds training up, and lets a thread write it.
+
+    held_up: seconds that training has waited for copies, and for a write that was not done when the next one came.
+    """
+
+    def __init__(self, engine: Any, config: PretrainConfig, corpus: Corpus | Stream, world: World) -> None:
+        self.engine, self.config, self.world = engine, config, world
+        self.run = Path(config.train.run)
+        self.digests = configs.digest(config), corpus.digest()
+        self.writer = checkpoint.Writer(self.run, config.train.keep, config.train.checkpoint_bandwidth)
+        self.held_up = 0.0
+
+    def copy(self) -> tuple[State, State]:
+        """Model and optimizer on the main process, nothing on the others. Collective."""
+        model = state.model_state(self.engine, keep=self.world.is_main)
+        optim = state.optimizer_state(self.engine, STATES[self.config.optim.name], keep=self.world.is_main)
+        return model, optim
+
+    def save(self, step: int) -> None:
+        """Have the state after `step` steps written. Collective."""
+        began = time.perf_counter()
+        model, optim = self.copy()
+        if self.world.is_main:
+            samples = step * self.config.train.global_batch
+            self.writer.submit(checkpoint.Progress(step, samples, *self.digests, self.config.optim.name), model, optim)
+        self.held_up += time.perf_counter() - began
+
+    def wait(self) -> None:
+        """Until all that was saved stands, written as fast as the disk can."""
+        self.writer.wait()
+
+    def rehearse(self, limit: float) -> lead.Lead | None:
+        """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later. Collective.
+
+        Raises:
+            UserError: the main process cannot write a checkpoint, or has no room for it.
+        """
+        began = time.perf_counter()
+        model, optim = self.copy()
+        gathering = time.perf_counter() - began
+        reason: list[str | None] = [None]
+        found = None
+        if self.world.is_main:
+            try:
+                writing = lead.rehearse(self.run, model, optim, self.config.train.keep)
+                found = lead.Lead(limit, gathering + writing)
+            except UserError as error:
+                reason = [str(error)]
+        dist.broadcast_object_list(reason, src=0)
+        if reason[0] is not None:
+            raise AgreedError(reason[0], said_here=self.world.is_main)
+        return found

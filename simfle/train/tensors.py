@@ -1,0 +1,82 @@
+"""Tensors to a safetensors file piece by piece: hashed on the way, no second copy in memory, as fast as is allowed.
+
+The library's own writer makes a copy of all tensors first, and writes at full speed. The format is theirs:
+8 bytes length of the header, little-endian; the header, JSON, padded to 8 bytes; the tensors one after another.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from simfle.train.state import State
+
+PIECE = 4 << 20  # bytes
+DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+
+
+class Pace:
+    """Holds a writer to `bandwidth` MB/s, 0: to nothing, until `hurry` is set."""
+
+    def __init__(self, bandwidth: float, hurry: threading.Event) -> None:
+        self._rate, self._hurry = bandwidth * 1e6, hurry
+        self._began, self._bytes = time.monotonic(), 0
+
+    def wrote(self, count: int) -> None:
+        """Wait until `count` more bytes may have been written."""
+        self._bytes += count
+        if self._rate:
+            ahead = self._bytes / self._rate - (time.monotonic() - self._began)
+            if ahead > 0:
+                self._hurry.wait(ahead)
+
+
+def write_tensors(path: Path, tensors: State, pace: Pace | None = None) -> dict[str, Any]:
+    """Write CPU tensors under their names, to be read with the safetensors library; its bytes and SHA-256.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all lie aligned
+    header, place = {}, 0
+    for name in names:
+        end = place + tensors[name].nbytes
+        shape = list(tensors[name].shape)
+        header[name] = {"dtype": DTYPES[tensors[name].dtype], "shape": shape, "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = len(text).to_bytes(8, "little") + text
+    digest = hashlib.sha256(start)
+    with path.open("wb", buffering=0) as file:
+        _write(file, memoryview(start))
+        for name in names:
+            data = tensors[name].contiguous().view(-1).view(torch.uint8).numpy().data
+            for begin in range(0, len(data), PIECE):
+                piece = data[begin : begin + PIECE]
+                _write(file, piece)
+                digest.update(piece)
+                if pace is not None:
+                    pace.wrote(len(piece))
+    return {"bytes": len(start) + place, "sha256": digest.hexdigest()}
+
+
+def _write(file: Any, data: memoryview) -> None:
+    """All of it: an unbuffered write may take only a part."""
+    while data:
+        data = data[file.write(data) :]

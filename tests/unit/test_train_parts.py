@@ -1,0 +1,136 @@
+"""Parts of training that need no run: advice on speed, tensors written at a pace, values refused early."""
+
+import hashlib
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig
+from simfle.errors import UserError
+from simfle.optim import STATES
+from simfle.train.advice import WAITING, Facts, judge
+from simfle.train.check import OPTIMIZERS, check
+from simfle.train.tensors import DTYPES, Pace, write_tensors
+
+CPU = Facts(device="cpu", backend="opencv", threads=2, cores=8, precision="bf16")
+GPU = replace(CPU, device="cuda", backend="dali", threads=8)
+FINE = PretrainConfig(data=DataConfig(shards=["faces"]))
+
+
+@pytest.mark.parametrize(
+    ("wait", "facts", "wanted", "unwanted"),
+    [
+        (0.35, CPU, ["data wait 35%: data-bound", "more data.threads (2 of 8 cores now)", "--shorter-side"], ["dali"]),
+        (0.35, replace(CPU, threads=8), ["--shorter-side"], ["data.threads"]),
+        (0.2, replace(CPU, device="cuda", dali=True), ["data.threads", "data.backend=dali"], ["install"]),
+        (0.2, replace(CPU, device="cuda"), ["pip install 'simfle[dali]'"], ["data.backend=dali"]),
+        (0.2, replace(GPU, remote=True), ["data-bound", "local disk"], ["data.backend", "data.threads"]),
+        (0.01, CPU, ["data wait 1%: compute-bound", "more processes", "train.profile=true"], ["bf16", "auto"]),
+        (0.01, replace(CPU, precision="fp32"), ["train.precision=bf16 or more processes"], ["auto"]),
+        (0.0, GPU, ["compute-bound", "train.micro_batch=auto"], ["data.threads", "dali"]),
+    ],
+)
+def test_advice_names_what_can_be_changed(wait: float, facts: Facts, wanted: list[str], unwanted: list[str]) -> None:
+    line = judge(wait, facts)
+    assert all(each in line for each in wanted), line
+    assert not any(each in line for each in unwanted), line
+
+
+@given(st.floats(0, 1), st.sampled_from([CPU, GPU]), st.booleans(), st.integers(1, 8))
+def test_advice_is_one_line_of_either_kind(wait: float, facts: Facts, remote: bool, threads: int) -> None:
+    line = judge(wait, replace(facts, remote=remote, threads=threads))
+    assert ("data-bound" in line) == (wait >= WAITING)
+    assert ("compute-bound" in line) == (wait < WAITING)
+    assert "\n" not in line
+
+
+SHAPES = st.lists(st.integers(0, 5), max_size=3)
+
+
+@given(st.dictionaries(st.text(max_size=8), st.tuples(st.sampled_from(list(DTYPES)), SHAPES), max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_tensors_come_back_by_the_library(
+    tmp_path_factory: pytest.TempPathFactory, wanted: dict[str, tuple[torch.dtype, list[int]]]
+) -> None:
+    wanted.pop("__metadata__", None)
+    file = tmp_path_factory.getbasetemp() / "written.safetensors"
+    tensors = {name: (torch.randn(shape) * 50).to(kind) for name, (kind, shape) in wanted.items()}
+    written = write_tensors(file, tensors)
+    content = file.read_bytes()
+    assert written == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    found = load_file(file)
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert (found[name].dtype, found[name].shape) == (tensor.dtype, tensor.shape)
+        assert found[name].flatten().view(torch.uint8).tolist() == tensor.flatten().view(torch.uint8).tolist()
+
+
+def test_a_tensor_that_is_no_block_of_memory_is_written_as_it_reads(tmp_path: Path) -> None:
+    whole = torch.arange(24.0).reshape(4, 6)
+    write_tensors(tmp_path / "t", {"turned": whole.T, "part": whole[1:3, ::2]})
+    found = load_file(tmp_path / "t")
+    assert torch.equal(found["turned"], whole.T)
+    assert torch.equal(found["part"], whole[1:3, ::2])
+
+
+def test_a_paced_writer_takes_its_time_until_it_is_told_to_hurry(tmp_path: Path) -> None:
+    tensors = {f"t{number}": torch.ones(25_000) for number in range(10)}  # 1 MB
+    hurry = threading.Event()
+    began = time.monotonic()
+    write_tensors(tmp_path / "slow", tensors, Pace(5.0, hurry))  # MB/s
+    assert time.monotonic() - began >= 0.19
+    writing = threading.Thread(target=write_tensors, args=(tmp_path / "quick", tensors, Pace(1e-6, hurry)))
+    writing.start()
+    writing.join(0.1)
+    assert writing.is_alive()  # it would take eleven days
+    hurry.set()
+    writing.join(60)
+    assert not writing.is_alive()
+    assert (tmp_path / "quick").read_bytes() == (tmp_path / "slow").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        (TrainConfig(profile=True, profile_steps=[3]), "profile_steps"),
+        (TrainConfig(profile=True, profile_steps=[5, 3]), "profile_steps"),
+        (TrainConfig(profile=True, profile_steps=[0, 3]), "profile_steps"),
+        (TrainConfig(profile=True, profile_steps=[1, 21]), "at most 20 steps"),
+        (TrainConfig(profile=True, profile_ranks=[]), "profile_ranks"),
+        (TrainConfig(profile=True, profile_ranks=[-1]), "profile_ranks"),
+        (TrainConfig(checkpoint_bandwidth=-1), "checkpoint_bandwidth=-1"),
+    ],
+)
+def test_values_out_of_range_are_named(train: TrainConfig, said: str) -> None:
+    check(FINE)
+    with pytest.raises(UserError, match=said):
+        check(replace(FINE, train=train))
+
+
+def test_optimizers_are_those_there_are() -> None:
+    assert tuple(STATES) == OPTIMIZERS
+    with pytest.raises(UserError, match="sgd and adamw"):
+        check(replace(FINE, optim=OptimConfig(name="lion")))
+
+
+def test_a_wrong_value_is_refused_before_torch_is_loaded() -> None:
+    program = (
+        "import sys\n"
+        "from simfle.commands.pretrain import main\n"
+        "sys.argv = ['pretrain', 'data.shards=[faces]', 'train.zero_stage=7']\n"
+        "try:\n    main()\nfinally:\n    print(sorted({'torch', 'numpy', 'deepspeed'} & set(sys.modules)))\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "train.zero_stage=7" in done.stderr
+    assert done.stdout.strip() == "[]"
