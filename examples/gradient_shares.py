@@ -1,0 +1,50 @@
+"""Which loss moves the backbone? The norm of each loss's gradient, weighted as in the total, at a run's start and end.
+
+python examples/gradient_shares.py runs/mine ...
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from simfle.batch import Batch
+from simfle.config import PretrainConfig, load
+from simfle.data.loader import Loader, Share, open_data
+from simfle.models.methods import build_method
+
+
+def first_batch(config: PretrainConfig) -> Batch:
+    corpus, order = open_data(config.data, config.train.seed, config.train.global_batch, 0)
+    loader = Loader(corpus, order, config.views, config.data, Share(0, 1, 1, 1), torch.device("cpu"))
+    batches = loader.batches(0)
+    try:
+        return next(batches)
+    finally:
+        batches.close()
+        loader.close()
+
+
+for run in map(Path, sys.argv[1:]):
+    config = load(PretrainConfig, run / "config.yaml")
+    batch = first_batch(config)
+    weights = {
+        "similarity": 1.0,
+        "distillation": config.model.alpha,
+        "reconstruction": 1.0,
+        "grouping": config.model.beta,
+    }
+    newest = sorted(run.glob("checkpoints/step-*"))[-1] / "model.safetensors"
+    for when in ("start", "end"):
+        torch.manual_seed(config.train.seed)
+        model = build_method(config.model, config.views).train()
+        if when == "end":
+            model.load_state_dict(load_file(newest), strict=False)  # constants such as positions are in no checkpoint
+        losses = model(batch)
+        backbone = list(model.online.backbone.parameters())
+        print(run, when)
+        for name in weights.keys() & losses.keys():
+            parts = torch.autograd.grad(weights[name] * losses[name], backbone, retain_graph=True, allow_unused=True)
+            norm = sum(float(part.square().sum()) for part in parts if part is not None) ** 0.5
+            print(f"  {name:15} loss {float(losses[name].detach()):11.4f}   gradient of the backbone {norm:.6f}")
