@@ -1,4 +1,7 @@
-"""The long run: `python -m fuzz.long [--cases N] [--out FILE] [READER ...]`, a process for each reader, and a table."""
+"""The long run: `python -m fuzz.long [--cases N] [--out FILE] [READER ...]`, a process for each reader, and a table.
+
+`--table FILE` prints what is in a FILE of --out, as docs/reliability.md has it.
+"""
 
 import argparse
 import json
@@ -23,6 +26,16 @@ def one(name: str, cases: int, number: int) -> None:
         print(json.dumps({"cases": counts.cases, "read": counts.read, "seconds": time.process_time() - began}))
 
 
+def table(figures: dict[str, dict[str, float]]) -> str:
+    """Markdown, in the order of the readers; those that were not run are named below."""
+    lines = ["| reader | cases | accepted | CPU s | failures |", "|---|---|---|---|---|"]
+    for name in (reader.name for reader in READERS if reader.name in figures):
+        cases, read, seconds = (figures[name].get(key, 0) for key in ("cases", "read", "seconds"))
+        lines.append(f"| {name} | {cases:,.0f} | {read:,.0f} | {seconds:.0f} | {figures[name]['failures']:.0f} |")
+    absent = [reader.name for reader in READERS if reader.name not in figures]
+    return "\n".join([*lines, *([f"\nNot run: {', '.join(absent)}."] if absent else [])])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("readers", nargs="*", help="names; none: all")
@@ -30,7 +43,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="a JSON file that figures are added to")
     parser.add_argument("--one", help="(one reader in this process)")
+    parser.add_argument("--table", type=Path, help="print such a file as Markdown, and run nothing")
     options = parser.parse_args()
+    if options.table:
+        print(table(json.loads(options.table.read_text())))
+        return
     if options.one:
         one(options.one, options.cases, options.seed)
         return
