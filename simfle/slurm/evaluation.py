@@ -51,7 +51,8 @@ def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path
 def script(run: Path, job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:
     """What sbatch is given, in words."""
     executor = slurm_executor(job, of_one_task(cluster), name=f"{run.name}-eval", ends=False)
-    executor.update_parameters(map_count=count, array_parallelism=parallel)
+    executor.update_parameters(array_parallelism=parallel)
+    executor.parameters["map_count"] = count  # as submitit does when it submits an array; update_parameters refuses it
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
 
 
