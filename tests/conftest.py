@@ -1,5 +1,7 @@
 """Fixtures that several rooms share."""
 
+import atexit
+import gc
 import os
 import signal
 from pathlib import Path
@@ -10,6 +12,13 @@ from drawn import make_faces
 # A process that a shell starts in the background ignores SIGINT, and hands that on to those that tests send one to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one order of sums, and two cores for several processes
+gc.disable()  # until all modules are imported: a tenth of the time goes into looking for garbage among them
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    atexit.register(gc.unfreeze)
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -63,4 +63,3 @@ def test_loading_leaves_the_collector_as_it_was() -> None:
         assert gc.get_freeze_count() > before
     finally:
         gc.enable()
-        gc.unfreeze()
