@@ -79,9 +79,12 @@ def measure(ways: Mapping[str, Way], rounds: int, device: torch.device) -> dict[
 
 def report(found: Mapping[str, Figures], device: torch.device, **more: Any) -> dict[str, Any]:
     """Everything as plain JSON: figures, command, machine, versions."""
+    return {"ways": {name: figures.as_dict() for name, figures in found.items()}, **more, **about(device)}
+
+
+def about(device: torch.device) -> dict[str, Any]:
+    """What figures belong to: command, machine, versions."""
     return {
-        "ways": {name: figures.as_dict() for name, figures in found.items()},
-        **more,
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "machine": machine(device),
         "versions": versions() | {"revision": git_revision()},

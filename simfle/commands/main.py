@@ -50,6 +50,9 @@ BENCH: dict[str, Entry | Group] = {
     "build": Entry("bench_build", "bench_build", "how fast shards are built"),
     "loader": Entry("bench_loader", "bench_loader", "how fast views are made"),
     "step": Entry("bench_step", "bench_step", "how fast a training step is"),
+    "train": Entry("bench_train", "bench_train", "training with its data against without"),
+    "checkpoint": Entry("bench_checkpoint", "bench_checkpoint", "how long checkpoints hold training up"),
+    "startup": Entry("bench_startup", "bench_startup", "how long commands take to answer"),
     "scaling": Entry("bench_scaling", "bench_scaling", "what several processes cost each other"),
 }
 TABLE: dict[str, Entry | Group] = {

@@ -12,6 +12,7 @@ from typing import Any
 
 from simfle.config import PretrainConfig
 from simfle.errors import UserError
+from simfle.process import loading
 from simfle.slurm import record
 from simfle.slurm.config import ClusterConfig, check
 from simfle.slurm.freeze import absolute, freeze
@@ -26,8 +27,9 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig) -> None:
     Raises:
         UserError: shards are not named, not there or not readable; the batch cannot be shared; values out of range.
     """
-    from simfle.data.loader import open_data
-    from simfle.runtime import plan_batch
+    with loading():
+        from simfle.data.loader import open_data
+        from simfle.runtime import plan_batch
     from simfle.train.check import check as check_config
 
     check(cluster)

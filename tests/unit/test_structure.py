@@ -34,7 +34,7 @@ ALLOWED = {
     "simfle.data": {"shards"},
     "simfle.train": {"shards", "simfle.data", "simfle.models", "simfle.losses", "simfle.optim", "simfle.runtime"},
     "simfle.eval": {"shards", "simfle.data", "simfle.models", "simfle.losses", "simfle.optim", "simfle.runtime"},
-    "simfle.bench": {"shards", "simfle.data", "simfle.models", "simfle.optim", "simfle.runtime"},
+    "simfle.bench": {"shards", "simfle.data", "simfle.models", "simfle.optim", "simfle.runtime", "simfle.train"},
     "simfle.api": {"shards", "simfle.data", "simfle.train", "simfle.eval", "simfle.runtime"},
     "simfle.doctor": {"shards", "simfle.runtime", "simfle.slurm", "simfle.data"},
     "simfle.plan": {"simfle.models", "simfle.optim", "simfle.runtime"},

@@ -1,0 +1,66 @@
+"""Training end to end, beside the same steps on a batch that is already there; what checkpoints cost it."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import torch
+
+from simfle.batch import Batch
+from simfle.bench.turns import Turns
+from simfle.train.run import Run
+
+DATA, FREE, COPY, WRITE = "with data", "loader-free", "copy", "write"
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of the time of steps with data: spent waiting for data; held up by checkpoints at the configured interval."""
+
+    data: float
+    checkpoints: float
+    bytes: int
+
+
+def measure(run: Run, steps: int, rounds: int) -> tuple[dict[str, Turns], Shares]:
+    """Rounds of `steps` steps with data and as many without, in turn; after each a checkpoint.
+
+    One round before them warms up. Before the clock of a turn with data starts, as many batches are consumed as
+    were made ahead while nobody took them.
+    """
+    found = {
+        DATA: Turns(f"{steps} steps of the trainer with its loader"),
+        FREE: Turns(f"{steps} steps of the trainer on one batch in memory"),
+        COPY: Turns("a checkpoint's state copied out of the engine: what training waits for"),
+        WRITE: Turns("a checkpoint written by its thread, fsync and hash included"),
+    }
+    waited = 0.0
+    written = 0
+    for number in range(rounds + 1):
+        warm = found if number else {name: Turns("") for name in found}
+        with closing(run.loader.batches(run.step)) as batches:
+            first = next(batches)
+            take(run, itertools.chain([first], batches), run.loader.prefetch + 1)
+            before = run.loader.waited
+            warm[DATA].add(lambda batches=batches: take(run, batches, steps))  # type: ignore[misc]
+            waited += (run.loader.waited - before) if number else 0.0
+        # The loader has ended: it would fill its queue while the others run.
+        warm[FREE].add(lambda first=first: take(run, itertools.repeat(first), steps))  # type: ignore[misc]
+        warm[COPY].add(run.saver.copy)
+        run.save()
+        run.saver.wait()
+        warm[WRITE].seconds.append(run.saver.writer.seconds)
+        warm[WRITE].cpu.append(run.saver.writer.cpu)
+        written = run.saver.writer.bytes
+    step = found[DATA].median / steps
+    held = found[COPY].median / (run.config.train.checkpoint_every * step)
+    return found, Shares(waited / sum(found[DATA].seconds), held, written)
+
+
+def take(run: Run, batches: Iterator[Batch], steps: int) -> None:
+    """So many steps; returns when a GPU's work is done."""
+    for _ in range(steps):
+        run.one_step(batches, stop=False)
+    if run.world.device.type == "cuda":
+        torch.cuda.synchronize(run.world.device)

@@ -1,0 +1,110 @@
+"""Seconds of repeated turns, by the clock and of CPU time, as a table; training runs to measure in."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from simfle.config import PretrainConfig
+from simfle.errors import UserError
+
+
+@dataclass
+class Turns:
+    """One piece of work, done several times. aim: seconds by the clock, 0: none."""
+
+    what: str
+    aim: float = 0.0
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+    @property
+    def cpu_median(self) -> float:
+        return statistics.median(self.cpu)
+
+    def add(self, work: Callable[[], object]) -> None:
+        """Do it once more in this process; a GPU's work is waited for by `work` itself."""
+        began, used = time.perf_counter(), time.process_time()
+        work()
+        self.seconds.append(time.perf_counter() - began)
+        self.cpu.append(time.process_time() - used)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "what": self.what,
+            "aim": self.aim,
+            "seconds": self.seconds,
+            "cpu": self.cpu,
+            "median": self.median,
+            "lowest": min(self.seconds),
+            "highest": max(self.seconds),
+            "cpu_median": self.cpu_median,
+        }
+
+
+def show(title: str, found: Mapping[str, Turns]) -> None:
+    """The table: median, fastest and slowest turn in seconds, CPU seconds, the aim."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{title}, seconds", title_justify="left")
+    for column in ("way", "median", "fastest", "slowest", "CPU", "aim"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for name, turns in found.items():
+        cells = [f"{value:.3g}" for value in (turns.median, min(turns.seconds), max(turns.seconds), turns.cpu_median)]
+        table.add_row(name, *cells, f"{turns.aim:g}" if turns.aim else "")
+    Console(highlight=False, soft_wrap=True).print(table)
+
+
+@contextmanager
+def scratch(config: PretrainConfig) -> Iterator[PretrainConfig]:
+    """The configuration with a run folder of its own and, where no shards are named, drawn faces. Deleted at the end.
+
+    Nothing is written beside what the bench asks for: no pictures, no checkpoints of its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="simfle-bench-") as name:
+        folder = Path(name)
+        data = config.data
+        if not data.shards:
+            data = replace(data, shards=[str(drawn(folder / "faces"))])
+        train = replace(config.train, run=str(folder / "run"), steps=10**6, images_every=0, stop_after=0)
+        yield replace(config, data=data, train=train)
+
+
+def drawn(out: Path, people: int = 64) -> Path:
+    """Shards of drawn faces. Raises UserError."""
+    command = [sys.executable, "-m", "simfle", "shards", "build", "procedural", str(out), "--people", str(people)]
+    done = subprocess.run([*command, "--images-per-person", "8"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"faces could not be drawn: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+    return out
+
+
+def run_once(command: Sequence[str], codes: Sequence[int]) -> tuple[float, float]:
+    """Seconds and CPU seconds of a process and its children, from its start to its end.
+
+    Raises:
+        UserError: it ended with a code that is none of `codes`; its last words.
+    """
+    with tempfile.TemporaryFile("w+") as errors:
+        began = time.perf_counter()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors)
+        _, status, used = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode not in codes:
+            errors.seek(0)
+            words = (errors.read().strip().splitlines() or ["no word"])[-1]
+            raise UserError(f"{' '.join(command[1:4])} ended with {process.returncode}: {words}")
+    return seconds, used.ru_utime + used.ru_stime

@@ -1,0 +1,44 @@
+"""tools/bench_checkpoint.py: how long a checkpoint holds training up, and what writing it takes beside."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simfle.commands.app import command
+
+
+def bench_checkpoint(
+    config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value; without data.shards: drawn faces")] = None,
+    steps: Annotated[int, typer.Option(help="Steps in a turn.", min=1)] = 5,
+    rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.", min=1)] = 5,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+) -> None:
+    """Seconds of a checkpoint's copy and of writing it, bytes, MB/s, and the share of a run that they hold up."""
+    from simfle.process import loading
+
+    with loading():
+        from simfle.bench import checkpoint, turns
+        from simfle.bench import rounds as timing
+        from simfle.config import PretrainConfig, load
+        from simfle.train.trainer import opened
+    arguments = list(overrides or [])
+    if config is not None and "=" in config:
+        arguments, config = [config, *arguments], None
+    resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
+    with turns.scratch(resolved) as mine, opened(mine) as run:
+        found, facts = checkpoint.measure(run, steps, rounds)
+        device, batch = run.world.device, run.plan.global_batch
+    result = {"ways": {name: each.as_dict() for name, each in found.items()}, **facts, **timing.about(device)}
+    turns.show(f"a checkpoint of {facts['bytes'] / 1e6:.1f} MB, {device.type}", found)
+    typer.echo(
+        f"written at {facts['MB/s']:.4g} MB/s; training is held up {facts['held_up']:.3%} of the time by the clock, "
+        f"{facts['held_up_cpu']:.3%} of CPU time, at train.checkpoint_every={facts['interval']} and {batch} images a "
+        "step (aim 1%)"
+    )
+    typer.echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    timing.save(result, out)
+
+
+main = command(bench_checkpoint)

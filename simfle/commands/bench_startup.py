@@ -1,0 +1,51 @@
+"""tools/bench_startup.py: how long commands take to answer, and a run to its first step."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simfle.commands.app import command
+
+
+def bench_startup(
+    only: Annotated[list[str] | None, typer.Option(help="--help of these subcommands only, e.g. 'bench step'.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds; in each every command has one turn.", min=1)] = 5,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+) -> None:
+    """Seconds of --help of every subcommand, of checks of a configuration, and of a small run to its first step."""
+    import tempfile
+
+    import torch
+
+    from simfle.bench import rounds as timing
+    from simfle.bench import startup, turns
+
+    names = [name.split() for name in only or []] or list(subcommands())
+    with tempfile.TemporaryDirectory(prefix="simfle-bench-") as folder:
+        faces = turns.drawn(Path(folder) / "faces", people=8)
+        found = startup.measure(names, faces, Path(folder), rounds)
+    result = {"ways": {name: each.as_dict() for name, each in found.items()}, **timing.about(torch.device("cpu"))}
+    turns.show("start-up", found)
+    late = [name for name, each in found.items() if each.median > each.aim]
+    typer.echo(f"later than aimed at: {', '.join(late) or 'none'}")
+    typer.echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    timing.save(result, out)
+
+
+def subcommands() -> Iterator[list[str]]:
+    """All of `simfle`, words each."""
+    from simfle.commands.main import TABLE, Entry, Group
+
+    def walk(table: "dict[str, Entry | Group]", before: list[str]) -> Iterator[list[str]]:
+        for name, entry in table.items():
+            if isinstance(entry, Group):
+                yield from walk(entry.entries, [*before, name])
+            else:
+                yield [*before, name]
+
+    yield from walk(TABLE, [])
+
+
+main = command(bench_startup)

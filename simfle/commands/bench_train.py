@@ -1,0 +1,71 @@
+"""tools/bench_train.py: training with its data, beside the same steps without; what data and checkpoints cost."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simfle.commands.app import command
+from simfle.errors import UserError
+
+
+def bench_train(
+    config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value; without data.shards: drawn faces")] = None,
+    steps: Annotated[int, typer.Option(help="Steps in a turn.", min=1)] = 20,
+    rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.", min=1)] = 5,
+    processes: Annotated[int, typer.Option(help="More than 1: what communication costs so many, too.", min=1)] = 1,
+    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+) -> None:
+    """Images per second end to end against the loader-free step; shares of data, checkpoints and communication."""
+    from simfle.process import loading
+
+    with loading():
+        from simfle.bench import rounds as timing
+        from simfle.bench import scaling, train, turns
+        from simfle.config import PretrainConfig, load
+        from simfle.train.trainer import opened
+    arguments = list(overrides or [])
+    if config is not None and "=" in config:
+        arguments, config = [config, *arguments], None
+    if processes > 1 and not any(word.startswith("data.shards=") for word in arguments):
+        raise UserError("--processes: give data.shards, for each of them reads its own")
+    resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
+    with turns.scratch(resolved) as mine:
+        communication = None
+        if processes > 1:
+            words = [*([config] if config is not None else []), *arguments]
+            share = max(2, mine.train.global_batch // processes)
+            folder = Path(mine.train.run).parent
+            communication = scaling.measure(words, processes, share, steps + scaling.WARM_UP, folder).communication
+        with opened(mine) as run:
+            found, shares = train.measure(run, steps, rounds)
+            device, backend, batch = run.world.device, run.loader.backend_name, run.plan.global_batch
+    images = steps * batch
+    result = {
+        "ways": {name: each.as_dict() for name, each in found.items()},
+        "images_per_second": images / found[train.DATA].median,
+        "images_per_cpu_second": images / found[train.DATA].cpu_median,
+        "against_loader_free": found[train.FREE].median / found[train.DATA].median,
+        "against_loader_free_cpu": found[train.FREE].cpu_median / found[train.DATA].cpu_median,
+        "shares": {"data": shares.data, "checkpoints": shares.checkpoints, "communication": communication},
+        "batch": batch,
+        "backend": backend,
+        **timing.about(device),
+    }
+    turns.show(f"{steps} steps of {batch} images, {backend}, {device.type}", found)
+    clock, cpu = result["against_loader_free"], result["against_loader_free_cpu"]
+    typer.echo(
+        f"{result['images_per_second']:.4g} images/s, {result['images_per_cpu_second']:.4g} per CPU second; against "
+        f"the loader-free step {clock:.3f} by the clock (aim 0.95), {cpu:.3f} of CPU time"
+    )
+    told = "not measured (--processes)" if communication is None else f"{communication:.1%} on {processes} processes"
+    typer.echo(
+        f"waiting for data {shares.data:.2%}; held up by checkpoints {shares.checkpoints:.3%} at "
+        f"train.checkpoint_every={mine.train.checkpoint_every} ({shares.bytes / 1e6:.0f} MB each); communication {told}"
+    )
+    typer.echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    timing.save(result, out)
+
+
+main = command(bench_train)

@@ -1,0 +1,6 @@
+"""How long commands take to answer; see simfle/commands/bench_startup.py."""
+
+from simfle.commands.bench_startup import main
+
+if __name__ == "__main__":
+    main()

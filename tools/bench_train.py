@@ -1,0 +1,6 @@
+"""How fast training is with its data; see simfle/commands/bench_train.py."""
+
+from simfle.commands.bench_train import main
+
+if __name__ == "__main__":
+    main()
