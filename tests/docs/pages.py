@@ -25,9 +25,19 @@ PROGRAMS = ("simfle", "python", "accelerate", "torchrun", "make", "pip", ".venv/
             "apt-get", ".")  # fmt: skip
 TEXT = {"README.md": "faces -> shards", "docs/method.md": "global_branch"}  # indented, but nothing to type
 # Synopses: what stands for something else; None: nothing.
-STANDS_FOR = {"NAME": "folder", "DIR": "shards/mine", "OUT": "shards/mine", "CONFIG": "configs/pretrain/faces_cpu.yaml",
-              "RUN": "runs/mine", "BACKBONE": "random:resnet10t", "[options]": None, "[key=value": None,
-              "...]": None, "...": None}  # fmt: skip
+STANDS_FOR = {
+    "NAME": "folder",
+    "DIR": "path/to/faces",
+    "FACES": "path/to/faces",
+    "OUT": "shards/mine",
+    "CONFIG": "configs/pretrain/faces_cpu.yaml",
+    "RUN": "runs/mine",
+    "BACKBONE": "random:resnet10t",
+    "[options]": None,
+    "[key=value": None,
+    "...]": None,
+    "...": None,
+}
 
 
 @dataclass(frozen=True)

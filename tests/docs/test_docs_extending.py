@@ -1,0 +1,130 @@
+"""docs/extending.md: its corpus, backbone, method and benchmark are added as the page says, and used as it says."""
+
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import typer
+from docs.pages import ALL, is_ours, ours
+from docs.test_docs_executed import NAMES, added, do
+
+import shards
+import simfle
+from shards.sources import known
+from simfle.batch import Batch
+from simfle.commands import build_shards
+from simfle.config import PretrainConfig, load
+from simfle.models import methods
+from simfle.models.methods import build_method
+
+BLOCKS = [block for block in ALL if block.page == "docs/extending.md"]
+FILES = {match[1]: block for block in BLOCKS if (match := re.match(r"# ([\w/]+\.\w+)\n", block.text))}
+LINES = [ours(line.words) for block in BLOCKS for line in block.commands if is_ours(line)]
+
+
+def module(path: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A file of the page as the module that it would be."""
+    name = path.removesuffix(".py").replace("/", ".")
+    made = ModuleType(name)
+    monkeypatch.setitem(sys.modules, name, made)
+    exec(compile(FILES[path].text, path, "exec"), made.__dict__)
+    return made
+
+
+def line(word: str) -> list[str]:
+    (found,) = [words for words in LINES if any(word in each for each in words)]
+    return [*found, *added(found)]
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """shards/mine of drawn faces, and the folder of the corpus."""
+    folder = tmp_path_factory.mktemp("extending")
+    options = ["--people", "8", "--images-per-person", "7", "--size", "64", "--workers", "1"]
+    do(["shards", "build", "procedural", str(folder / "shards/mine"), *options])
+    rows, images = [], folder / "path/to/atelier/images"
+    images.mkdir(parents=True)
+    for number, item in enumerate(shards.open(folder / "shards/mine")[:8]):
+        (images / f"{number}.jpg").write_bytes(item.file)
+        rows.append(f"{number}.jpg,{('neutral', 'joy')[number % 2]},{NAMES[1:5][number // 2]}")
+    (images.parent / "list.csv").write_text("\n".join([*rows, "9.jpg,joy"]) + "\n")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(here)
+
+
+def test_the_page_has_its_files() -> None:
+    assert set(FILES) == {
+        "shards/sources/atelier.py",
+        "simfle/models/pebble.py",
+        "simfle/models/vicreg.py",
+        "clinic.yaml",
+    }
+
+
+def test_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    module("shards/sources/atelier.py", monkeypatch)
+    monkeypatch.setattr(known, "SOURCES", (*known.SOURCES, "atelier"))
+    monkeypatch.setattr(build_shards, "app", typer.Typer(no_args_is_help=True))
+    build_shards.commands.cache_clear()
+    try:
+        do(line("atelier"))
+    finally:
+        build_shards.commands.cache_clear()
+    found = shards.open("shards/atelier")
+    assert len(found) == 8
+    assert found.manifest.rejected == {"bad_row": 1}
+    assert found.manifest.terms.startswith("Atelier: with the actors' written consent")
+    assert found.manifest.build["published"]["differences"] == []
+    groups = {split: {item.known["group"] for item in found if item.split == split} for split in ("train", "test")}
+    assert groups["train"]
+    assert groups["test"]
+    assert not groups["train"] & groups["test"]
+
+
+def test_a_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    module("simfle/models/pebble.py", monkeypatch)
+    do(line("pebble"))
+    do(["export", "runs/pebble"])
+    model = simfle.load_backbone("runs/pebble")
+    assert model.features == 64
+    assert model(shards.open("shards/mine")[0].image).shape == (1, 64)
+
+
+def test_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = module("simfle/models/vicreg.py", monkeypatch)
+    (entry,) = [block.text for block in BLOCKS if block.text.startswith("METHODS[")]
+    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
+    exec(entry, {"METHODS": methods.METHODS, "VICReg": made.VICReg})
+    do(line("vicreg"))
+    do(["export", "runs/vicreg"])
+    assert simfle.load_backbone("runs/vicreg")(shards.open("shards/mine")[0].image).shape[0] == 1
+    # Equations 1, 3 and 4 by loops.
+    z = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    centred = z - z.mean(dim=0)
+    hinge = sum(max(0.0, 1 - (centred[:, d].pow(2).sum() / 5 + 1e-4).sqrt().item()) for d in range(5)) / 5
+    apart = sum(((centred[:, a] * centred[:, b]).sum() / 5) ** 2 for a in range(5) for b in range(5) if a != b) / 5
+    torch.testing.assert_close(made.spread(z).item(), hinge)
+    torch.testing.assert_close(made.off_diagonal(z), apart)
+    # Two equal views: nothing but variance and covariance is left.
+    model = build_method(load(PretrainConfig, None, [*added(["pretrain", ""])[:7], "model.method=vicreg"]).model, None)
+    view = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
+    losses = model(Batch(view, view, view, torch.arange(4), torch.zeros(4)))
+    assert losses["invariance"] == 0
+    torch.testing.assert_close(losses["total"], 25 * losses["variance"] + losses["covariance"])
+
+
+def test_a_benchmark(here: Path) -> None:
+    words = [f"data.shards=[{here / 'shards/mine'}]", "train.run=runs/mine"]
+    do(["pretrain", *words, *added(["pretrain", *words])])
+    text = FILES["clinic.yaml"].text.replace("happy", "happiness")  # as the drawn faces' label is called
+    (here / "clinic.yaml").write_text(text)
+    do(line("clinic.yaml"))
+    results = list(here.glob("runs/mine/eval/*/clinic/knn/seed-*.json"))
+    assert results
