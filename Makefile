@@ -11,7 +11,7 @@ CASES ?= 10000
 FAULTS ?= 100
 STEPS ?= 20000
 
-.PHONY: quickstart test lint docs fuzz soak clean programs
+.PHONY: quickstart test lint docs release-check fuzz soak clean programs
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -44,6 +44,10 @@ $(STAMP): pyproject.toml constraints.txt simfle/version.py
 # The pages of docs/, README.md and SLURM.md as a site in site/; a link to nowhere is an error. To read with search: mkdocs serve
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# Sdist and wheel of HEAD; the wheel installed in an environment of its own and used, outside of the checkout.
+release-check: $(STAMP)
+	$(BIN)/python tests/release/check.py
 
 # Every reader with CASES damaged files each, a process for each reader; READERS="zip image" for some of them.
 fuzz: $(STAMP)
