@@ -143,7 +143,15 @@ def runs(tmp_path: Path) -> Path:
         {"event": "submitted", "job": "4711"},
         {"event": "started", "start": 0, "job": "4711"},
         {"event": "started", "start": 1, "job": "4711"},
-        {"event": "ended", "job": "4711", "failure": True, "requeue": False, "reason": "a loss is not finite"},
+        {
+            "event": "ended",
+            "job": "4711",
+            "start": 1,
+            "step": 40,
+            "failure": True,
+            "requeue": False,
+            "reason": "a loss is not finite",
+        },
     ]
     (tmp_path / "failed/slurm/events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in happened))
     return tmp_path
