@@ -2,6 +2,7 @@
 
 import json
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,13 +61,18 @@ def show(found: "list[Finding]") -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    console = Console(highlight=False, soft_wrap=True)
     width = max(len(each.name) for each in found)
+    room = console.width - width - 9 if console.is_terminal else 1 << 20  # in a pipe a finding stays on its line
+
+    def folded(text: str) -> str:
+        return ("\n" + " " * (width + 9)).join(textwrap.wrap(text, max(room, 20), break_long_words=False))
+
     for each in found:
-        line = Text.assemble((f"{each.state:<7}", STYLES[each.state]), f"{each.name:<{width}}  {each.found}")
-        console.print(line)
+        name = f"{each.name:<{width}}  "
+        console.print(Text.assemble((f"{each.state:<7}", STYLES[each.state]), name, folded(each.found)))
         if each.advice:
-            console.print(Text(f"{'':<{7 + width}}  -> {each.advice}", "bold"))
+            console.print(Text(" " * (width + 9) + folded(f"-> {each.advice}"), "bold"))
     bad, notes = (sum(each.state == state for each in found) for state in ("broken", "note"))
     console.print(f"{len(found)} findings: {bad} broken, {notes} to mind" if bad or notes else "all is well")
 
