@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ class Order:
     """What the parent is asked to start: a script with arguments, its output to the file `log`.
 
     largest: no file can grow beyond so many bytes, as on a full disk; 0: any size. deadly: trying to kills the child in
-    the middle of the write.
+    the middle of the write. environment: beside that of the parent, such as the rank of one of several.
     """
 
     words: list[str]
@@ -52,6 +52,7 @@ class Order:
     at: At | None = None
     largest: int = 0
     deadly: bool = False
+    environment: dict[str, str] = field(default_factory=dict)
 
 
 class Child:
@@ -180,6 +181,7 @@ def become(order: Order) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if order.at:
         watch(order.at)
+    os.environ.update(order.environment)
     sys.argv = order.words
 
 

@@ -312,8 +312,8 @@ def other_manifest(story: Story) -> None:
 # Rows that other tests hold: what, promise, file, test.
 ELSEWHERE = (
     ("SIGKILL of launcher and all ranks", RESUMES, "distributed/test_resume.py", "test_killed_and_resumed"),
-    ("SIGKILL of one of two ranks", f"all end, exit code 1; {RESUMES}", "faults/test_ranks.py", "test_ranks"),
-    ("SIGKILL of the launcher alone", f"its ranks save and end; {RESUMES}", "faults/test_ranks.py", "test_ranks"),
+    ("SIGKILL of one of two ranks", f"all end, exit code 1; {RESUMES}", "faults/test_faults.py", "test_ranks"),
+    ("SIGKILL of the launcher alone", f"its ranks save and end; {RESUMES}", "faults/test_faults.py", "test_ranks"),
     (
         "SIGSTOP of a rank, for longer than train.timeout",
         "all end, and name it; the job comes back by itself",

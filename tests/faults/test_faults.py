@@ -1,11 +1,13 @@
-"""Each fault of the table, done to a real process; then the run goes on and ends as one that nobody disturbed."""
+"""Each fault of the table, done to real processes; then the run goes on and ends as one that nobody disturbed."""
 
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from distributed import runs
+from distributed.launch import free_port
 from faults import story as telling
 from faults.nursery import At, Nursery
 from faults.story import Story
@@ -70,6 +72,57 @@ def test_killed_before_each_file_operation(nursery: Nursery, tmp_path: Path) -> 
     assert newest == sorted(newest)
     assert set(newest) == {0, 6, 8}
     assert len(newest) > 20
+
+
+def ranks(process: "runs.subprocess.Popen[str]") -> list[psutil.Process]:
+    """The workers of a launcher, by rank: those that have been told one."""
+    found = {}
+    for each in psutil.Process(process.pid).children(recursive=True):
+        rank = each.environ().get("RANK")
+        if rank is not None and "launchers/pretrain.py" in each.cmdline():
+            found[int(rank)] = each
+    return [found[rank] for rank in sorted(found)]
+
+
+def finish_both(nursery: Nursery, faces: Path, run: Path, *settings: str) -> None:
+    """Two ranks to their end, as a launcher starts them."""
+    words = runs.command(1, faces, run, *settings)[1:]
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    both = []
+    for rank in ("0", "1"):
+        environment = {"RANK": rank, "LOCAL_RANK": rank, **world}
+        both.append(nursery.start(words, run.with_name(f"{run.name}-{rank}.log"), environment=environment))
+    for child in both:
+        assert child.wait() == 0, child.output
+
+
+def test_ranks(faces: Path, nursery: Nursery, tmp_path: Path) -> None:
+    """Two processes under a launcher: a rank is killed, then the launcher of the same run."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    settings = (*telling.SMALL, "train.steps=16", "train.checkpoint_every=4")
+    finish_both(nursery, faces, whole, *settings)
+
+    process = runs.start(2, faces, run, *settings)
+    runs.wait_for_step(process, run, 5)
+    workers = ranks(process)
+    workers[1].kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1, output
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+
+    process = runs.start(2, faces, run, *settings)
+    runs.wait_for_step(process, run, 8)
+    workers = ranks(process)
+    process.kill()  # the launcher alone
+    output, _ = process.communicate(timeout=120)  # its pipe is the workers' too: until they have ended
+    assert not psutil.wait_procs(workers, timeout=10)[1]
+    done = len(runs.metrics(run))
+    assert f"stopped on SIGTERM after step {done} of 16; saved" in output
+    assert (run / "checkpoints" / f"step-{done:08d}" / "COMPLETE").exists()
+
+    finish_both(nursery, faces, run, *settings)
+    telling.check_same(run, whole)
+    telling.check_tidy(run)
 
 
 def test_the_table_is_that_of_the_docs_and_its_tests_exist() -> None:

@@ -12,7 +12,7 @@ from fuzz.reader import Reader, fuzz
 
 from shards.errors import UserError
 
-CASES = int(os.environ.get("FUZZ_CASES", "40"))
+CASES = int(os.environ.get("FUZZ_CASES", "30"))
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from distributed import runs
 from drawn import make_faces
@@ -177,12 +178,15 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def soak(folder: Path, run_faults: int, build_faults: int, seed: int) -> dict[str, object]:
-    """Both, in `folder`; what was done, and how long it took."""
+def nursery_of(folder: Path) -> Nursery:
+    return Nursery(folder / "tmp", *telling.MODULES, "simfle.commands.build_shards", "shards.sources.known")
+
+
+def soak(folder: Path, nursery: Nursery, run_faults: int, build_faults: int, seed: int) -> dict[str, Any]:
+    """Both, in `folder`, which holds the nursery's; what was done, and how long it took."""
     faces = folder / "faces"
     make_faces(faces, "--people", "8", "--shard-samples", "32")
-    nursery = Nursery(folder / "tmp", *telling.MODULES, "simfle.commands.build_shards", "shards.sources.known")
-    found: dict[str, object] = {}
+    found: dict[str, Any] = {}
     try:
         for name, count in (("build", build_faults), ("run", run_faults)):
             began, before = time.monotonic(), len(nursery.children)
@@ -195,7 +199,8 @@ def soak(folder: Path, run_faults: int, build_faults: int, seed: int) -> dict[st
             found[name] = {"faults": sum(done.values()), "starts": starts, "seconds": seconds, "kinds": done}
     finally:
         left = [pid for child in nursery.children for pid in telling.session(child.pid)]
-        nursery.close()
+        for child in nursery.children:
+            child.send(signal.SIGKILL)
     assert not left
     assert not sorted(path.name for path in (folder / "tmp").iterdir())
     return found
@@ -209,5 +214,9 @@ if __name__ == "__main__":
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         builds = options.faults if options.build_faults is None else options.build_faults
-        result = soak(Path(place), options.faults, builds, options.seed)
+        parent = nursery_of(Path(place))
+        try:
+            result = soak(Path(place), parent, options.faults, builds, options.seed)
+        finally:
+            parent.close()
     sys.stdout.write(json.dumps(result, indent=1) + "\n")
