@@ -94,6 +94,8 @@ def end(job_folder: Path, code: int) -> int:
         requeue, words = False, f"{words}; not requeued: {row} failures in a row without a new checkpoint"
     if requeue and (state := may_not_come_back(queue.show(number))):
         requeue, words = False, f"{words}; not requeued: the job is {state}"
+    if not decision.failure and not decision.requeue:
+        code = 0  # all tasks have said that they are done: whoever killed one that was on its way out changes nothing
     record.tell(run, "ended", **facts, requeue=requeue, reason=words, code=code)
     sys.stderr.write(f"job {number}: {words}{'; requeued' if requeue else ''}\n")
     if requeue:

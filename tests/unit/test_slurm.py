@@ -13,7 +13,7 @@ from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
 from simfle.slurm import record, submit
 from simfle.slurm.config import ClusterConfig, check
-from simfle.slurm.ending import decide, failures_in_a_row, may_not_come_back
+from simfle.slurm.ending import decide, end, failures_in_a_row, may_not_come_back
 from simfle.slurm.job import Place, fit, usable_tasks
 from simfle.slurm.record import End
 from simfle.slurm.runs import status
@@ -71,6 +71,18 @@ def test_failures_count_until_a_new_checkpoint_stands() -> None:
     assert failures_in_a_row([ended(0), ended(0), ended(5)], "17") == 1
     assert failures_in_a_row([ended(5), ended(5, failure=False), ended(5)], "17") == 1
     assert failures_in_a_row([ended(5, job="16"), {"event": "started", "job": "17"}, ended(5)], "17") == 1
+
+
+def test_a_task_killed_on_its_way_out_does_not_fail_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All have said that they are done; srun's code then tells of how they left, no more."""
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    job = tmp_path / "slurm" / "job"
+    job.mkdir(parents=True)
+    (job / "cluster.yaml").write_text("nodes: 2\ngpus_per_node: 0\n")
+    for rank in range(2):
+        record.write_end(job, 0, End(rank, f"n{rank}", record.DONE, ""))
+    assert end(job, 137) == 0
+    assert [(event["reason"], event["requeue"]) for event in record.events(tmp_path)] == [("finished", False)]
 
 
 @given(nodes=st.integers(1, 12), least=st.integers(1, 12), gpus=st.integers(1, 8), batch=st.integers(2, 4096))
