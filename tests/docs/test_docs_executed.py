@@ -54,6 +54,7 @@ ELSEWHERE = {
     "simfle quickstart": "tests/unit/test_quickstart.py",
     "--align": "tests/unit/shards/test_shards_align.py",
     "--nodes 2": "tests/cluster/test_doctor.py",
+    "bench startup": "tests/unit/test_bench_training.py",
     "bench scaling": "tests/cluster/test_slurm_page.py",
     "[options]": "tests/unit/sources",
     "configs/compare/": "tests/docs/test_docs_parsed.py",  # of the corpus that docs/results.md is about
@@ -72,6 +73,8 @@ ADDED = {
     "pretrain": TRAINING,
     "plan": TRAINING,
     "bench step": [*TRAINING, "--rounds=1", "--batch=2"],
+    "bench train": [*TRAINING, "--rounds=1"],
+    "bench checkpoint": [*TRAINING, "--rounds=1"],
     "bench loader": ["--rounds=1", "--images=8"],
     "evaluate": EVALUATION,
     "shards build": ["--workers=1"],
