@@ -19,11 +19,15 @@ from simfle.provenance import git_revision, versions
 
 @dataclass(frozen=True)
 class Way:
-    """One way to do the work. run: one turn of `items` units (images, operations)."""
+    """One way to do the work. run: one turn of `items` units (images, operations).
+
+    apart: other processes do it, so its CPU time is not seen here.
+    """
 
     what: str
     items: float
     run: Callable[[], object]
+    apart: bool = False
 
 
 @dataclass
@@ -41,9 +45,9 @@ class Figures:
         return self.items / statistics.median(self.seconds)
 
     @property
-    def cpu_rate(self) -> float:
-        """Units per second of CPU time: what a core does, also where others keep it busy."""
-        return self.items / statistics.median(self.cpu)
+    def cpu_rate(self) -> float | None:
+        """Units per second of CPU time: what a core does, also where others keep it busy. None: not seen."""
+        return self.items / statistics.median(self.cpu) if self.cpu else None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers: the median rate, the rates of the slowest and fastest turn, and that per CPU second."""
@@ -73,7 +77,8 @@ def measure(ways: Mapping[str, Way], rounds: int, device: torch.device) -> dict[
             _wait(device)
             if number:
                 found[name].seconds.append(time.perf_counter() - began)
-                found[name].cpu.append(time.process_time() - used)
+                if not way.apart:
+                    found[name].cpu.append(time.process_time() - used)
     return found
 
 
@@ -117,8 +122,10 @@ def show(title: str, found: Mapping[str, Figures], unit: str, against: str) -> N
         cells = [f"{numbers[key]:,.4g}" for key in ("median", "lowest", "highest")]
         base = found[against]
         same = figures.items == base.items  # else its units are others
-        cells += [f"{figures.rate / base.rate:.2f}" if same else "-", f"{figures.cpu_rate:,.4g}"]
-        table.add_row(name, *cells, f"{figures.cpu_rate / base.cpu_rate:.2f}" if same else "-")
+        cells += [f"{figures.rate / base.rate:.2f}" if same else "-"]
+        rate, base_rate = figures.cpu_rate, base.cpu_rate
+        cells += [f"{rate:,.4g}" if rate else "-", f"{rate / base_rate:.2f}" if rate and base_rate and same else "-"]
+        table.add_row(name, *cells)
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for name, figures in found.items():

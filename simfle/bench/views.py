@@ -3,7 +3,8 @@
 # n images
 import io
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from simfle.data.rendered import Backend
 from simfle.data.views import View, boxes, draw
 
 Pixels = NDArray[np.uint8]
+_process: dict[str, Way] = {}  # of a process of `_apart`
 TAPS = 23  # of the paper's Gaussian blur
 PLAIN = "plain"
 
@@ -51,6 +53,8 @@ def ways(images: Sequence[Pixels], views: ViewsConfig, threads: Sequence[int], d
     for number in threads:
         text = f"{number} thread{'s' * (number > 1)}"
         found[f"opencv {number}"] = _backend(f"the default without a GPU, {text}", images, views, OpenCV(views, number))
+        if number > 1:
+            found[f"apart {number}"] = _apart(images, views, number)
         if has_dali():
             dali = Dali(views, number, len(images), torch.device("cpu"))
             found[f"dali {number}"] = _backend(f"DALI in CPU mode, {text}", images, views, dali)
@@ -71,6 +75,26 @@ def _backend(what: str, images: Sequence[Pixels], views: ViewsConfig, backend: B
         backend.render(images, draw(0, 0, range(len(images)), views))
 
     return Way(what, len(images), run)
+
+
+def _apart(images: Sequence[Pixels], views: ViewsConfig, number: int) -> Way:
+    """As many processes as threads, which share nothing: the limit of what threads can do on this machine."""
+    pools = [ProcessPoolExecutor(1, get_context("spawn"), _begin, (images[k::number], views)) for k in range(number)]
+
+    def run() -> None:
+        for done in [pool.submit(_turn) for pool in pools]:
+            done.result()
+
+    return Way(f"the default without a GPU, {number} processes of 1 thread", len(images), run, apart=True)
+
+
+def _begin(images: Sequence[Pixels], views: ViewsConfig) -> None:
+    torch.set_num_threads(1)
+    _process["way"] = _backend("", images, views, OpenCV(views, 1))
+
+
+def _turn() -> None:
+    _process["way"].run()
 
 
 def plain_views(images: Sequence[Pixels], views: ViewsConfig) -> list[tuple[torch.Tensor, ...]]:

@@ -36,7 +36,8 @@ class OpenCV:
         self.views, self.pin = views, pin
         sides = zip(IMAGES, (views.size, views.size, views.face_size), strict=True)
         self._sides = [side if name in images else 0 for name, side in sides]
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="opencv") if threads > 1 else None
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="opencv") if threads > 1 else None
 
     def render(self, images: Sequence[Pixels], draws: ViewDraws) -> Rendered:
         """Views and faces of n JPEGs [bytes] uint8 with their parameters."""
@@ -61,7 +62,17 @@ class OpenCV:
                 _resize(image, self.views.face_size, outputs[2][i])
             return True
 
-        done = list(self._pool.map(sample, range(n)) if self._pool else map(sample, range(n)))
+        done = [False] * n
+        order = iter(range(n))  # each thread takes the next; a future for each sample would wake this thread for each
+
+        def work() -> None:
+            for i in order:
+                done[i] = sample(i)
+
+        helpers = [self._pool.submit(work) for _ in range(self._threads - 1)] if self._pool else []
+        work()
+        for helper in helpers:
+            helper.result()
         return Rendered(_nchw(view1), _nchw(view2), _nchw(face), [i for i in range(n) if not done[i]])
 
     def close(self) -> None:

@@ -93,8 +93,9 @@ def test_loader_bench(tmp_path: Path) -> None:
     done = CliRunner().invoke(app, [*words, "--threads", "1", "--threads", "2", "--out", str(out)])
     assert done.exit_code == 0, done.output
     result = json.loads(out.read_text())
-    assert {"plain", "opencv 1", "opencv 2", "dali 1", "dali 2", "decode 1", "copy"} <= set(result["ways"])
+    assert {"plain", "opencv 1", "opencv 2", "dali 1", "dali 2", "apart 2", "decode 1", "copy"} <= set(result["ways"])
     assert all(way["median"] > 0 and len(way["seconds"]) == 1 for way in result["ways"].values())
+    assert result["ways"]["apart 2"]["per_cpu_second"] is None
     assert "opencv 2" in done.output
     assert result["versions"]["torch"]
     assert load_constants([out])["loader.core"] == result["constants"]["loader.core"]
