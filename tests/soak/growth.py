@@ -1,27 +1,31 @@
-"""What a long run takes of the machine, over thousands of small steps with checkpoints: memory, handles, threads, shm.
+"""What long work takes of the machine: thousands of small steps with checkpoints, then hundreds of evaluations.
 
-PYTHONPATH=.:tests python tests/soak/growth.py --steps 20000
+PYTHONPATH=.:tests python tests/soak/growth.py --steps 20000 --seeds 200
 """
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distributed import runs
 from drawn import make_faces
 from faults import story as telling
-from faults.nursery import Nursery
+from faults.nursery import Child, Nursery
 
 
 @dataclass(frozen=True)
 class Sight:
-    """A process after `step` steps. megabytes: resident; files: open ones; shm: files in /dev/shm; run_: its folder."""
+    """A process after `done` steps or evaluations. megabytes: resident; files: open ones; shm: files in /dev/shm;
+    run_megabytes: the run's folder.
+    """
 
-    step: int
+    done: int
     megabytes: float
     files: int
     threads: int
@@ -29,7 +33,7 @@ class Sight:
     run_megabytes: float
 
 
-def look(pid: int, run: Path, step: int) -> Sight:
+def look(pid: int, run: Path, done: int) -> Sight:
     proc = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
     sizes = []
@@ -39,7 +43,7 @@ def look(pid: int, run: Path, step: int) -> Sight:
         except OSError:
             continue  # a checkpoint that is just deleted
     return Sight(
-        step,
+        done,
         round(int(status["VmRSS"].split()[0]) / 1024, 1),
         len(list((proc / "fd").iterdir())),
         int(status["Threads"]),
@@ -59,36 +63,47 @@ def last_step(file: Path) -> int:
     return max(done, default=0)
 
 
-def watch(folder: Path, steps: int, seconds: float) -> list[Sight]:
-    """Train for `steps`, or as many as fit into `seconds`, and look twenty times."""
+def watch(child: Child, run: Path, count: Callable[[], int], total: int, seconds: float) -> list[Sight]:
+    """Look at a process forty times until it has done `total`, or as much as fits into `seconds`; then stop it."""
+    found: list[Sight] = []
+    end = time.monotonic() + seconds
+    while child.poll() is None and time.monotonic() < end:
+        done = count()
+        if done and (not found or done >= found[-1].done + max(1, total // 40)):
+            found.append(look(child.pid, run, done))
+        time.sleep(0.2)
+    child.send(signal.SIGTERM)
+    code = child.wait(120)
+    assert code in (0, -signal.SIGTERM), child.output
+    return found
+
+
+def grow(folder: Path, steps: int, seeds: int, seconds: float) -> dict[str, list[Sight]]:
+    """Train one run of the tests' model in one process, and evaluate its backbone with many seeds in another."""
     faces, run = folder / "faces", folder / "run"
     make_faces(faces, "--people", "8", "--shard-samples", "32")
     settings = [*telling.SMALL, "train.record_samples=false", f"train.steps={steps}"]
     settings += ["train.global_batch=4", "train.checkpoint_every=100", "train.log_every=10", "train.images_every=500"]
+    words = ["evaluate.py", "--run", str(run), f"shards=[{faces}]", "protocols=[linear_fast,knn,linear]"]
+    words += ["val_share=0.3", f"seeds={list(range(seeds))}", "resamples=20", "linear.epochs=2"]
     nursery = Nursery(folder / "tmp", *telling.MODULES)
-    found: list[Sight] = []
     try:
         child = nursery.start(runs.command(1, faces, run, *settings)[1:], folder / "log")
-        end = time.monotonic() + seconds
-        while child.poll() is None and time.monotonic() < end:
-            step = last_step(run / "metrics.jsonl")
-            if step and (not found or step >= found[-1].step + max(1, steps // 40)):
-                found.append(look(child.pid, run, step))
-            time.sleep(0.2)
-        if child.poll() is None:
-            found.append(look(child.pid, run, last_step(run / "metrics.jsonl")))
-        child.send(telling.signal.SIGTERM)
-        assert child.wait(120) == 0, child.output
+        found = {"training": watch(child, run, lambda: last_step(run / "metrics.jsonl"), steps, seconds)}
+        child = nursery.start([f"launchers/{words[0]}", *words[1:]], folder / "log")
+        count = lambda: len(list(run.glob("eval/*/*/*/seed-*.json")))  # noqa: E731
+        return found | {"evaluation": watch(child, run, count, 5 * seeds, seconds)}
     finally:
         nursery.close()
-    return found
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--seconds", type=float, default=7200.0, help="stop after so long, wherever the run is")
+    parser.add_argument("--seeds", type=int, default=200, help="of the evaluations")
+    parser.add_argument("--seconds", type=float, default=7200.0, help="stop each after so long, wherever it is")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        for sight in watch(Path(place), options.steps, options.seconds):
-            sys.stdout.write(json.dumps(asdict(sight)) + "\n")
+        for what, sights in grow(Path(place), options.steps, options.seeds, options.seconds).items():
+            for sight in sights:
+                sys.stdout.write(json.dumps({"of": what} | asdict(sight)) + "\n")
