@@ -1,16 +1,21 @@
-"""What must be known of an image before it is decoded: its size, from its header.
+"""What must be known of an image before it is decoded: its size, from its header. And decoding those that are sound.
 
-JPEG: the frame header (ITU-T T.81, annex B); PNG: IHDR (W3C PNG, 11.2.1); WebP: the first chunk (RFC 9649). Our shards
-hold JPEGs; tars that others wrote hold the others too.
+JPEG: the frame header (ITU-T T.81, annex B); PNG: IHDR and the chunks' lengths (W3C PNG, 11.2.1, 5.3); WebP: the first
+chunk (RFC 9649). Our shards hold JPEGs; tars that others wrote hold the others too.
 """
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 _SOI = 0xD8
+_PNG = b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 1 << 27  # of an image that is decoded in a run: 400 MB; the builder's own limit is lower
+_MOST_PER_BYTE = 512  # pixels: a block of 8 x 8 takes a bit at least where codes are Huffman's (T.81, F.1.2, G.1.2)
+_HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
+_DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # shards hold upright images
 _LONGEST = 30  # bytes that the headers of the other formats take
 # Start-of-frame markers of all coding processes; C4, C8 and CC, which lie among them, are tables.
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
@@ -18,9 +23,15 @@ _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment behin
 
 
 def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """(height, width) in pixels of the image `data` [bytes] uint8; None where it is none or has no whole header."""
+    """(height, width) in pixels of the image `data` [bytes] uint8.
+
+    None where it is none, has no whole header, or promises more than so many bytes can hold: decoders take memory for
+    what is promised.
+    """
     end = len(data)
     if end < 4 or data[0] != 0xFF or data[1] != _SOI:
+        if data[: len(_PNG)].tobytes() == _PNG and not _has_all_chunks(data):
+            return None
         return _size_of_other(data[:_LONGEST].tobytes())
     at = 2
     while at + 9 <= end:
@@ -30,7 +41,8 @@ def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
         if marker in _FRAMES:
             _, h1, h0, w1, w0 = data[at + 4 : at + 9].tolist()
             height, width = h1 << 8 | h0, w1 << 8 | w0
-            return (height, width) if height and width else None
+            held = marker not in _HUFFMAN or height * width <= _MOST_PER_BYTE * end
+            return (height, width) if height and width and held else None
         if marker == 0xFF:  # a fill byte
             at += 1
         elif marker in _BARE:
@@ -40,12 +52,23 @@ def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     return None
 
 
+def _has_all_chunks(png: NDArray[np.uint8]) -> bool:
+    """Whether every chunk of a PNG, to its last one, lies within its bytes."""
+    at = len(_PNG)
+    while at + 12 <= len(png):  # length, name, content, checksum
+        name = png[at + 4 : at + 8].tobytes()
+        at += 12 + int.from_bytes(png[at : at + 4].tobytes(), "big")
+        if name == b"IEND":
+            return at <= len(png)
+    return False
+
+
 def _size_of_other(head: bytes) -> tuple[int, int] | None:
     """(height, width) of a PNG or WebP from its first bytes."""
     width = height = 0
     if len(head) == _LONGEST:
         chunk = head[12:16]
-        if head.startswith(b"\x89PNG\r\n\x1a\n") and chunk == b"IHDR":
+        if head.startswith(_PNG) and chunk == b"IHDR":
             width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
         elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
             if chunk == b"VP8X":
@@ -63,3 +86,17 @@ def sizes(images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.int64], NDArr
     found = [size(image) for image in images]
     found = [pair if pair and pair[0] * pair[1] <= MOST_PIXELS else None for pair in found]
     return np.array([pair or (1, 1) for pair in found], dtype=np.int64), np.array([pair is not None for pair in found])
+
+
+def decode(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """An image of any origin [bytes] -> RGB [H, W, 3]; None where it is damaged or too large."""
+    _, (good,) = sizes([image])
+    return decode_sound(image) if good else None
+
+
+def decode_sound(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """The same of an image whose size `sizes` has found sound; None where OpenCV can make nothing of it."""
+    try:
+        return cv2.imdecode(image, _DECODE)  # type: ignore[return-value]
+    except cv2.error:
+        return None

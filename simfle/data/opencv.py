@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simfle.config import ViewsConfig
-from simfle.data.jpeg import sizes
+from simfle.data.jpeg import decode_sound, sizes
 from simfle.data.rendered import DAMAGED, IMAGES, Rendered
 from simfle.data.views import View, ViewDraws, blur_window, boxes
 
 Pixels = NDArray[np.uint8]
-_DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # shards hold upright images
 
 
 class OpenCV:
@@ -50,7 +49,7 @@ class OpenCV:
         crops = [boxes(view, shape[:, 0], shape[:, 1], self.views.ratio).tolist() for view in draws.views]
 
         def sample(i: int) -> bool:
-            image = _decode(images[i]) if good[i] else None
+            image = decode_sound(images[i]) if good[i] else None
             if image is None:
                 for output in outputs:
                     output[i] = DAMAGED
@@ -84,14 +83,6 @@ class OpenCV:
 def _nchw(images: Tensor) -> Tensor:
     """[n, H, W, 3] -> [n, 3, H, W] in channels_last memory, without a copy."""
     return images.permute(0, 3, 1, 2)
-
-
-def _decode(image: Pixels) -> Pixels | None:
-    """JPEG -> RGB [H, W, 3]; None where OpenCV can make nothing of it."""
-    try:
-        return cv2.imdecode(image, _DECODE)  # type: ignore[return-value]
-    except cv2.error:
-        return None
 
 
 def _view(image: Pixels, box: Sequence[int], view: View, i: int, output: Pixels) -> None:

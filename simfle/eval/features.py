@@ -17,6 +17,7 @@ from torch import Tensor
 from simfle.config import ViewsConfig
 from simfle.data import views
 from simfle.data.dali import Dali
+from simfle.data.jpeg import decode
 from simfle.errors import UserError
 from simfle.eval.backbones import Backbone
 from simfle.eval.loaders import OPENCV, Loaders
@@ -27,7 +28,6 @@ Ints = NDArray[np.int64]
 Image = NDArray[np.uint8]
 DRAWN = 8192  # samples whose crops are drawn at once
 NO_BLUR = 0.01  # sigma in pixels whose Gaussian rounds to the pixel itself
-_DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # shards hold upright images
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _damaged(source: Source, row: int) -> UserError:
 def _image(source: Source, row: int, size: int, augment: Augment | None, draws: views.View | None, place: int) -> Image:
     """One image [S, S, 3] RGB uint8."""
     shard, sample = int(source.shards[row]), int(source.samples[row])
-    image = cv2.imdecode(source.corpus.image(shard, sample), _DECODE)
+    image = decode(source.corpus.image(shard, sample))
     if image is None:
         raise _damaged(source, row)
     flip = False

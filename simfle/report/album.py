@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from shards.manifest import Manifest, read_manifest
+from simfle.data.jpeg import decode
 from simfle.data.reader import Corpus
 from simfle.errors import UserError
 
@@ -101,9 +102,9 @@ def _read(shards: Sequence[str], split: str, most: int) -> Faces:
     for number in np.unique(np.linspace(0, len(corpus) - 1, min(most, len(corpus))).astype(int)):
         shard = int(np.searchsorted(np.cumsum(corpus.counts), number, side="right"))
         sample = int(number - sum(corpus.counts[:shard]))
-        pixels = cv2.imdecode(corpus.image(shard, sample), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+        pixels = decode(corpus.image(shard, sample))
         if pixels is not None:
-            images.append(np.asarray(pixels, np.uint8))
+            images.append(pixels)
             labels.append(corpus.label(shard, sample))
             groups.append(str(corpus.meta(shard, sample).get("group") or ""))
     return Faces(images, labels, groups, corpus.labels)

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 
 from shards.files import write_atomic
+from simfle.data.jpeg import decode
 from simfle.data.reader import Corpus
 
 TILE, ROWS, COLUMNS, SEARCHED = 88, 4, 7, 2000
@@ -25,7 +26,7 @@ def contact_sheet(folder: Path, split: str, path: Path) -> tuple[str, ...]:
             place = label if named else taken % COLUMNS
             if (named and (label is None or label >= len(named))) or len(columns.get(place, ())) >= ROWS:
                 continue
-            image = cv2.imdecode(corpus.image(shard, sample), cv2.IMREAD_COLOR)
+            image = decode(corpus.image(shard, sample))
             if image is not None:
                 columns.setdefault(place, []).append(_tile(image))
                 taken += 1
@@ -36,7 +37,7 @@ def contact_sheet(folder: Path, split: str, path: Path) -> tuple[str, ...]:
     strips = [
         np.concatenate([*columns.get(place, ()), *[blank] * (ROWS - len(columns.get(place, ())))]) for place in places
     ]
-    done, data = cv2.imencode(".png", np.concatenate(strips, axis=1))
+    done, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(strips, axis=1), cv2.COLOR_RGB2BGR))
     if not done:
         raise RuntimeError(f"OpenCV could not encode {path}")
     path.parent.mkdir(parents=True, exist_ok=True)

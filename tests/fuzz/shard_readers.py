@@ -118,13 +118,12 @@ def _image(file: Path) -> None:
 
 def _decoded(file: Path) -> None:
     """As training does: header first, then OpenCV."""
-    from simfle.data.jpeg import size
-    from simfle.data.opencv import _decode
+    from simfle.data.jpeg import decode_sound, size
 
     data = np.frombuffer(file.read_bytes(), np.uint8)
     found = size(data)
     if found and found[0] * found[1] <= OPTIONS.max_pixels:
-        _decode(data)
+        decode_sound(data)
 
 
 def _tar(file: Path) -> None:

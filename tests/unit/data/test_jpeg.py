@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from simfle.data.jpeg import size, sizes
+from simfle.data.jpeg import decode, size, sizes
 
 
 def array(content: bytes) -> np.ndarray:
@@ -74,3 +74,34 @@ def test_sizes_marks_what_has_none() -> None:
     shape, good = sizes([array(jpeg(picture(0, 20, 30))), array(b"GIF89a"), array(b"")])
     assert shape.tolist() == [[20, 30], [1, 1], [1, 1]]
     assert good.tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("length", [0x7F0005BF, 0xFFFFFFFF, 5000])
+def test_a_png_whose_chunk_is_longer_than_the_file_is_not_decoded(length: int) -> None:
+    """OpenCV takes memory for the whole chunk before it reads it: 2 GiB of a file of 1 kB (found by the fuzzing)."""
+    content = bytearray(cv2.imencode(".png", picture(0, 20, 24))[1].tobytes())
+    at = content.index(b"IDAT") - 4
+    assert size(array(bytes(content))) == (20, 24)
+    content[at : at + 4] = length.to_bytes(4, "big")
+    assert size(array(bytes(content))) is None
+    assert decode(array(bytes(content))) is None
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_promises_more_than_its_bytes_can_hold_is_not_decoded(progressive: bool) -> None:
+    stream = io.BytesIO()
+    plain = Image.new("RGB", (4096, 4096))  # the smallest that a real encoder makes of so many pixels
+    plain.save(stream, "jpeg", progressive=progressive, optimize=True, quality=1, subsampling=2)
+    content = bytearray(stream.getvalue())
+    assert size(array(bytes(content))) == (4096, 4096)
+    frame = content.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    content[frame + 5 : frame + 9] = b"\x2c\x00\x2c\x00"  # 11264 x 11264: within the limit of pixels
+    assert decode(array(bytes(content))) is None
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.booleans())
+@settings(deadline=None)
+def test_no_real_image_is_refused(height: int, width: int, optimize: bool) -> None:
+    stream = io.BytesIO()
+    Image.new("L", (8 * width, 8 * height), 128).save(stream, "jpeg", optimize=optimize, progressive=True, quality=1)
+    assert decode(array(stream.getvalue())).shape == (8 * height, 8 * width, 3)
