@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simfle.commands.build_shards import Corpus, source
+from simfle.commands.build_options import Corpus
+from simfle.commands.build_source import source
 
 if TYPE_CHECKING:
     from shards.entry import Entry, Rejected

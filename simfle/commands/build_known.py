@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from shards.sources.known import Known, known
-from simfle.commands.build_shards import Corpus, source, typer_option
+from simfle.commands.build_options import Corpus, typer_option
+from simfle.commands.build_source import source
 
 if TYPE_CHECKING:
     from shards.build import Report

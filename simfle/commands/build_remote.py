@@ -7,14 +7,12 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
+from simfle.commands.build_here import build_here, make_request
+from simfle.commands.build_options import Common, Corpus
 from simfle.errors import UserError
-
-if TYPE_CHECKING:
-    from simfle.commands.build_shards import Common, Corpus
 
 CONTAINERS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".parquet")  # what is fetched of a folder
 
@@ -104,13 +102,12 @@ def check_output(url: str) -> None:
     check_url(url, write=True)
 
 
-def execute_remote(url: str, corpus: "Corpus", common: "Common") -> None:
+def execute_remote(url: str, corpus: Corpus, common: Common) -> None:
     """Build in --work, upload the shards, clean up. Interrupted, it goes on with the shard or upload that it was at."""
     from shards.build import Report, is_same
     from shards.remote import shown
     from shards.upload import Upload, manifest_at
     from simfle.commands.build_report import Meter, show
-    from simfle.commands.build_shards import build_here, make_request
 
     there = manifest_at(url)
     base = work_folder(common.work, url)

@@ -1,0 +1,100 @@
+"""Building shards in a folder of this machine, as the options ask for it."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from simfle.commands.build_options import Common, Corpus
+from simfle.errors import UserError
+
+if TYPE_CHECKING:
+    from shards.build import Report
+    from shards.encode import EncodeOptions
+    from shards.request import Build
+
+
+def execute(out: Path, corpus: Corpus, common: Common) -> None:
+    """Build what was asked for and tell how it went."""
+    from simfle.commands.build_report import show
+
+    request = make_request(out, corpus, common)
+    for root in corpus.roots:
+        if out.resolve().is_relative_to(root.resolve()):
+            raise UserError(f"the output {out} lies inside the source {root}; choose one outside of it")
+    report, rate = build_here(request, corpus)
+    show(out, report, rate)
+
+
+def build_here(request: "Build", corpus: Corpus) -> "tuple[Report, float]":
+    """Build into the local folder of the request; also the images/s of its last stage."""
+    from shards.build import build
+    from simfle.commands.build_report import Meter
+
+    if request.terms:
+        typer.echo(f"terms of use of {request.corpus}: {request.terms}")
+    if corpus.photos and request.encode.crop is None and request.encode.align is None:
+        typer.echo(
+            f"note: images of {corpus.name} are whole photos that may show several people, and their boxes say whose "
+            "face is meant: --crop 0.25 cuts it out with a quarter of its sides around it, --align levels the eyes too"
+        )
+    with Meter() as meter:
+        try:
+            report = build(request, corpus.entries, meter, partial(corpus.about, request))
+        except KeyboardInterrupt:
+            if request.partial.exists():
+                typer.echo(f"what is finished is kept in {request.partial}; the same command goes on there", err=True)
+            raise
+    report.notes += corpus.notes()
+    corpus.finish(request, report)
+    return report, meter.rate
+
+
+def make_request(out: Path, corpus: Corpus, common: Common) -> "Build":
+    """What the command line asks for."""
+    from shards.exclude import Exclude, parse_excluded
+    from shards.request import Build
+    from shards.rules import Rules, normal_label
+
+    if common.group_pattern and corpus.options.get("columns", {}).get("group"):
+        raise UserError("--group-column and --group-pattern both name the person; give one of them")
+    names = tuple(normal_label(name) or "" for name in common.labels.split(",")) if common.labels else corpus.labels
+    if "" in names:
+        raise UserError(f"--labels {common.labels!r} has an empty name; give them as happiness,neutral,anger")
+    return Build(
+        out=out,
+        corpus=common.corpus or corpus.name,
+        source=corpus.options,
+        rules=Rules(
+            labels=names,
+            labelled=corpus.labelled and not common.keep_unlabelled,
+            group_pattern=common.group_pattern,
+            val_fraction=common.val_fraction,
+            test_fraction=common.test_fraction,
+            split_seed=common.split_seed,
+        ),
+        encode=_encode_options(common),
+        face_model=common.face_model,
+        exclude=Exclude(
+            tuple(map(parse_excluded, common.exclude or ())), common.exclude_distance, not common.exclude_images_only
+        ),
+        shard_samples=common.shard_samples,
+        terms=common.terms or corpus.terms,
+        workers=common.workers if common.workers > 0 else len(os.sched_getaffinity(0)),
+    )
+
+
+def _encode_options(common: Common) -> "EncodeOptions":
+    from shards.align import AlignOptions
+    from shards.encode import EncodeOptions
+
+    return EncodeOptions(
+        quality=common.quality,
+        max_pixels=common.max_pixels,
+        strip_metadata=common.strip_metadata,
+        crop=common.crop,
+        shorter_side=common.shorter_side,
+        align=AlignOptions(common.min_face, common.min_score, common.most_faces) if common.align else None,
+    )

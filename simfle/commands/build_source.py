@@ -1,0 +1,65 @@
+"""A subcommand of build_shards from a function that opens a corpus."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+
+from simfle.commands.build_here import execute
+from simfle.commands.build_options import Common, Corpus, typer_option
+from simfle.commands.build_remote import Url, check_output, execute_remote, fetch, place
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    no_args_is_help=True,
+    help="Turn faces into shards: tar + index + manifest, every image decoded once, every rejected one counted and "
+    "listed. The same input gives the same bytes; an interrupted build goes on when the same command is given again.",
+)
+
+
+def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
+    """Make a subcommand of a function: its own arguments, then OUT, then the common options."""
+    own = inspect.signature(function).parameters
+    shared = dataclasses.fields(Common)
+
+    @wraps(function)
+    def command(**values: Any) -> None:
+        common = Common(**{item.name: values[item.name] for item in shared})
+        out = values["out"]
+        if isinstance(out, Url):
+            check_output(out)  # before anything is downloaded
+        given = {name: fetch(item, common.work) if isinstance(item := values[name], Url) else item for name in own}
+        (execute_remote if isinstance(out, Url) else execute)(out, function(**given), common)
+
+    arguments = [_place(item) for item in own.values() if item.default is item.empty]
+    options = [item for item in own.values() if item.default is not item.empty]
+    out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of shards to make, or its URL.", parser=place)]
+    positional = [*arguments, inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, annotation=out)]
+    extra = [_parameter(item) for item in shared]
+    keyword = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*positional, *options, *extra)]
+    command.__signature__ = inspect.Signature(keyword)  # type: ignore[attr-defined]
+    command.__annotations__ = {item.name: item.annotation for item in keyword}
+    app.command(function.__name__)(command)
+    return function
+
+
+def _place(item: inspect.Parameter) -> inspect.Parameter:
+    """An argument that is a path may be a URL."""
+    kind, about = get_args(item.annotation)
+    if kind is Path:
+        about.parser = place
+    return item
+
+
+def _parameter(item: "dataclasses.Field[Any]") -> inspect.Parameter:
+    """A field of Common as a parameter of a subcommand."""
+    kind, about = item.metadata["kind"], typer_option(item.name, item.metadata["help"], item.default)
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=Annotated[kind, about]
+    )
