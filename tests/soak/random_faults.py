@@ -27,10 +27,15 @@ LIVE = ("kill", "kill at a file", "torn write", "term", "int", "usr2", "disk ful
 DAMAGE = ("bit", "empty", "missing", "marker", "metrics", "board", "times", "stray")
 
 
-def soak_run(nursery: Nursery, folder: Path, faces: Path, faults: int, seed: int) -> Counter[str]:
-    """Hurt one run `faults` times; the kinds, with their number. AssertionError where anything differs in the end."""
+def soak_run(nursery: Nursery, folder: Path, faces: Path, faults: int, seed: int) -> tuple[Counter[str], str]:
+    """Hurt one run `faults` times; the kinds, with their number. AssertionError where anything differs in the end.
+
+    Told beside: the steps that were saved when the last fault had been done, of all. Faults before a run's first
+    checkpoint would prove little.
+    """
     draw = random.Random(seed)
-    settings = (*telling.SMALL, f"train.steps={max(12, STEPS_PER_FAULT * faults)}", "train.checkpoint_every=2")
+    steps = max(12, STEPS_PER_FAULT * faults)
+    settings = (*telling.SMALL, f"train.steps={steps}", "train.checkpoint_every=2")
     done: Counter[str] = Counter()
 
     def start(name: str, *more: str, **how: object) -> Child:
@@ -48,11 +53,12 @@ def soak_run(nursery: Nursery, folder: Path, faces: Path, faults: int, seed: int
         kind = draw.choice(LIVE)
         if hurt(run, kind, draw, start):
             done[kind] += 1
+    saved = newest_step(run)
     last = start("run")
     assert last.wait(3600) == 0, last.output
     telling.check_same(run, folder / "whole")
     telling.check_tidy(run)
-    return done
+    return done, f"{saved} of {steps} steps"
 
 
 def hurt(run: Path, kind: str, draw: random.Random, start: object) -> bool:
@@ -64,10 +70,11 @@ def hurt(run: Path, kind: str, draw: random.Random, start: object) -> bool:
     if kind == "torn write":
         child = start("run", largest=draw.randint(20_000, 3_000_000), deadly=True)
         return ended(child, -signal.SIGXFSZ, 0) == -signal.SIGXFSZ
-    before = len(runs.metrics(run))
+    before, wanted = file_number(run), newest_step(run) + draw.randint(0, 5)
     child = start("run")
     deadline = time.monotonic() + 300
-    while child.poll() is None and len(runs.metrics(run)) < before + draw.randint(0, 5):
+    # A start drops the lines of steps that its checkpoint does not know, in a new file.
+    while child.poll() is None and (file_number(run) == before or len(runs.metrics(run)) < wanted):
         assert time.monotonic() < deadline, child.output
         time.sleep(0.01)
     time.sleep(draw.uniform(0, 0.2))
@@ -93,6 +100,17 @@ def hurt(run: Path, kind: str, draw: random.Random, start: object) -> bool:
         child.send(number)
         ended(child, 0, -number, 130)  # before its first step a run has nothing to save, and dies of the signal
     return True
+
+
+def newest_step(run: Path) -> int:
+    """The step of the newest complete checkpoint, from which the next start goes on."""
+    return max((int(marker.parent.name[5:]) for marker in run.glob("checkpoints/step-*/COMPLETE")), default=0)
+
+
+def file_number(run: Path) -> int:
+    """Of metrics.jsonl on its disk; 0: there is none."""
+    file = run / "metrics.jsonl"
+    return file.stat().st_ino if file.exists() else 0
 
 
 def ended(child: Child, *codes: int) -> int:
@@ -128,8 +146,11 @@ def damage(run: Path, kind: str, draw: random.Random) -> None:
         (run / "checkpoints" / f".step-{draw.randrange(10**8):08d}.partial").mkdir()
 
 
-def soak_build(nursery: Nursery, folder: Path, faults: int, seed: int) -> Counter[str]:
-    """Hurt builds of the same shards `faults` times, each build until it stands; all must have the same bytes."""
+def soak_build(nursery: Nursery, folder: Path, faults: int, seed: int) -> tuple[Counter[str], str]:
+    """Hurt builds of the same shards `faults` times, each build until it stands; all must have the same bytes.
+
+    Told beside: how many builds that were hurt came to their end.
+    """
     draw = random.Random(seed)
     out = folder / "shards"
     build = ["tools/build_shards.py", "procedural", str(out), "--people", "6", "--images-per-person", "4"]
@@ -139,6 +160,7 @@ def soak_build(nursery: Nursery, folder: Path, faults: int, seed: int) -> Counte
     expected = digests(out)
     shutil.rmtree(out)
     done: Counter[str] = Counter()
+    built = 0
     while sum(done.values()) < faults:
         kind = draw.choice(("kill at a file", "kill", "torn write", "disk full", "int", "term"))
         if hurt_build(nursery, build, folder, kind, draw):
@@ -150,7 +172,8 @@ def soak_build(nursery: Nursery, folder: Path, faults: int, seed: int) -> Counte
             assert digests(out) == expected
             assert not out.with_name("shards.partial").exists()
             shutil.rmtree(out)
-    return done
+            built += 1
+    return done, f"{built} builds"
 
 
 def hurt_build(nursery: Nursery, build: list[str], folder: Path, kind: str, draw: random.Random) -> bool:
@@ -190,13 +213,13 @@ def soak(folder: Path, nursery: Nursery, run_faults: int, build_faults: int, see
     try:
         for name, count in (("build", build_faults), ("run", run_faults)):
             began, before = time.monotonic(), len(nursery.children)
-            done = (
-                soak_build(nursery, folder, count, seed)
-                if name == "build"
-                else soak_run(nursery, folder, faces, count, seed)
-            )
+            if name == "build":
+                done, reached = soak_build(nursery, folder, count, seed)
+            else:
+                done, reached = soak_run(nursery, folder, faces, count, seed)
             seconds, starts = round(time.monotonic() - began), len(nursery.children) - before
-            found[name] = {"faults": sum(done.values()), "starts": starts, "seconds": seconds, "kinds": done}
+            about = {"faults": sum(done.values()), "starts": starts, "seconds": seconds, "reached": reached}
+            found[name] = about | {"kinds": dict(sorted(done.items()))}
     finally:
         left = [pid for child in nursery.children for pid in telling.session(child.pid)]
         for child in nursery.children:
