@@ -17,9 +17,10 @@ STEPS ?= 20000
 quickstart: $(STAMP)
 	$(BIN)/python tools/quickstart.py --out $(OUT) $(if $(DATA),--data $(DATA),)
 
-# Two workers: most tests are one process on one core. By file, for those of a file share what is made once, as a cluster.
+# Three workers on two cores, for tests of a cluster wait most of the time; in order, so that those come first. By file, for
+# tests of a file share what is made once.
 test: lint programs
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # A real Slurm and a real browser, for the tests that need them; where they cannot be installed, those skip with a word.
 programs:
