@@ -19,7 +19,7 @@ from shards.sources.layout import box, content, find, inside, need
 LIST = "AFLWinfo_release.mat"
 TRAIN = 20_000
 LANDMARKS = 19
-FIELDS = {"nameList": 1, "data": 2 * LANDMARKS, "mask_new": LANDMARKS, "bbox": 4}  # columns
+FIELDS = {"nameList": 0, "data": 2 * LANDMARKS, "mask_new": LANDMARKS, "bbox": 4}  # columns; 0: a list
 IMAGE_FOLDERS = ("data/flickr", "flickr", "aflw/data/flickr", "images", ".")
 
 
@@ -37,7 +37,7 @@ class AFLW19:
         """
         file = need("aflw19", self.root, "list", LIST, f"data/{LIST}", f"aflw/{LIST}")
         table = _read(file)
-        first = str(table["nameList"][0, 0][0]).partition("/")[0]
+        first = str(table["nameList"][0]).partition("/")[0]
         images = find(self.root, *(f"{folder}/{first}" for folder in IMAGE_FOLDERS))
         if images is None:
             places = ", ".join(f"{folder}/{first}" for folder in IMAGE_FOLDERS)
@@ -50,7 +50,7 @@ class AFLW19:
     def _entry(
         self, images: Path, table: dict[str, Any], number: int, split: str, faces: Counter[str]
     ) -> Entry | Rejected:
-        name = str(table["nameList"][number, 0][0]).strip()
+        name = str(table["nameList"][number]).strip()
         path = inside(name)
         if path is None:
             return Rejected(name, "outside")
@@ -72,20 +72,24 @@ class AFLW19:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The fields as arrays of as many rows as there are faces; `ra` counts from 0 on."""
+    """The fields as arrays of as many rows as there are faces, nameList as a list; `ra` counts from 0 on."""
     import numpy as np
-    from scipy.io import loadmat
+
+    from shards.sources.matlab import read_variables
 
     try:
-        table = loadmat(file, variable_names=[*FIELDS, "ra"])
+        table = {name: np.array(values) for name, values in read_variables(file, [*FIELDS, "ra"]).items()}
+        absent = [name for name in (*FIELDS, "ra") if name not in table]
+        if absent:
+            raise ValueError(f"it has no variable {', '.join(absent)}")  # noqa: TRY301
         order = table["ra"].astype(np.int64).ravel() - 1
         count = len(order)
         if count < TRAIN or not np.array_equal(np.sort(order), np.arange(count)):
             raise ValueError(f"ra is no permutation of more than {TRAIN} faces")  # noqa: TRY301
         for field, columns in FIELDS.items():
-            if table[field].shape != (count, columns):
-                raise ValueError(f"{field} is not {count} x {columns}")  # noqa: TRY301
-    except Exception as error:  # noqa: BLE001 - of damaged files scipy raises anything
+            if table[field].shape != ((count, columns) if columns else (count,)):
+                raise ValueError(f"{field} is not {count} x {columns or 1}")  # noqa: TRY301
+    except (ValueError, OSError) as error:
         raise UserError(f"aflw19: {file} cannot be read ({error}); take it as delivered") from None
     return {**table, "ra": order}
 

@@ -121,9 +121,12 @@ class VGGFace2:
         file = find(self.root, *(f"{folder}/identity_meta.csv" for folder in LIST_FOLDERS))
         if file is None:
             return {}
-        with file.open(**TEXT, newline="") as text:  # type: ignore[call-overload]
-            rows = csv.reader(text, skipinitialspace=True)
-            return {row[0]: row[-1].strip() for row in rows if len(row) > 1 and row[-1].strip() in ("f", "m")}
+        try:
+            with file.open(**TEXT, newline="") as text:  # type: ignore[call-overload]
+                rows = csv.reader(text, skipinitialspace=True)
+                return {row[0]: row[-1].strip() for row in rows if len(row) > 1 and row[-1].strip() in ("f", "m")}
+        except csv.Error as error:
+            raise UserError(f"vggface2: {file} cannot be read as CSV: {error}") from None
 
 
 Described = tuple[tuple[float, float, float, float] | None, tuple[tuple[float, float], ...] | None]

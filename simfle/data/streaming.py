@@ -63,6 +63,7 @@ class Stream:
         self._images: dict[int, bytes] = {}  # of the micro-batch taken last
         self._taken: deque[tuple[int, dict[int, str]]] = deque(maxlen=REMEMBERED)
         self._failures, self._error = 0, ""
+        self._heard = 0  # samples and failures so far
         if rank == 0:
             log.warning("%s", PROMISES)
 
@@ -137,8 +138,12 @@ class Stream:
                 if not self._failed(error):
                     return
                 continue
+            before = self._heard
             with file:
                 yield {"url": url, "stream": file}
+            # Shards are drawn without end: of those that hold nothing, no sample would ever come.
+            if self._heard == before and not self._failed(UserError(f"{shown(url)} holds no image")):
+                return
 
     def _usable(self, samples: Iterator[dict[str, Any]]) -> Iterator[tuple[int, str, bytes]]:
         for sample in samples:
@@ -149,6 +154,7 @@ class Stream:
                     log.warning("data.streaming: %d samples so far had no image", self.skipped)
                 continue
             self._failures = 0
+            self._heard += 1
             place = f"{PurePosixPath(shown(sample['__url__'])).name}: {sample['__key__']}"
             number = int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
             yield number, place, sample[name]
@@ -156,6 +162,7 @@ class Stream:
     def _failed(self, error: Exception) -> bool:
         """Whether to go on with another shard."""
         self._failures += 1
+        self._heard += 1
         # webdataset adds objects and the URL to an error's arguments.
         said = ", ".join(shown(part) for part in error.args if isinstance(part, str))
         self._error = f"{type(error).__name__}: {said or error}"

@@ -158,7 +158,7 @@ def read_card(path: Path) -> Card:
     if found != FORMAT:
         raise UserError(f"backbone: {path} has format {found}, this program reads {FORMAT}; export the backbone again")
     try:
-        return Card(
+        card = Card(
             name=str(content["name"]),
             network=str(content["network"]),
             features=int(content["features"]),
@@ -167,7 +167,10 @@ def read_card(path: Path) -> Card:
             size=int(content["size"]),
             run=dict(content["run"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+        if len(card.mean) != 3 or len(card.std) != 3:
+            raise ValueError("mean and std are not of three colours")  # noqa: TRY301
+        return card  # noqa: TRY300
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"backbone: {path} is damaged ({error!r}); export the backbone again") from None
 
 

@@ -178,7 +178,7 @@ def _curves(name: str, found: list[tuple[Run, Any]]) -> tuple[str, str, Markup]:
 def _told(content: Content) -> dict[str, Any]:
     """Facts, settings and what is known of the benchmarks."""
     results = content.tables.results
-    people = {result.data["test"]["people"] is not None for result in results}
+    people = {result.data.get("test", {}).get("people") is not None for result in results}
     settings = {f"{result.benchmark}, {result.protocol}": result.settings for result in results}
     return {
         "facts": _facts(content),

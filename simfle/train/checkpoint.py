@@ -21,7 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from shards.plain import parse_json
+from shards.plain import parse_json, parse_object
 from simfle.errors import UserError
 from simfle.train.state import State
 from simfle.train.tensors import Pace, write_tensors
@@ -159,7 +159,7 @@ def read(folder: Path) -> Checkpoint:
                 "sha256"
             ]:
                 raise UserError(f"checkpoint {folder.name}: {name} is damaged (its hash is not the one written)")
-        progress = parse_json((folder / FILES[2]).read_text())
+        progress = parse_object((folder / FILES[2]).read_bytes())
         if progress.get("format") != FORMAT:
             raise UserError(
                 f"checkpoint {folder.name} has format {progress.get('format')}, this version reads {FORMAT}"

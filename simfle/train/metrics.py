@@ -107,5 +107,5 @@ def _step(line: str) -> int | None:
     """The step of a metrics line; None for a line that a crash cut short."""
     try:
         return int(parse_json(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError):
         return None

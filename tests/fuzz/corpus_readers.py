@@ -55,7 +55,7 @@ def _names(make: Callable[[Path], Any], *also: Callable[[Any], object]) -> Calla
         _clear(root)
         for line in file.read_bytes().split(b"\n")[:MOST_NAMES]:
             path = PurePosixPath(line.decode(errors="surrogateescape"))
-            parts = [part for part in path.parts if part not in ("/", "..")]
+            parts = [part for part in path.parts if part.strip("/") and part != ".."]
             if (
                 not parts
                 or "\0" in str(path)

@@ -38,7 +38,7 @@ def fuzz(reader: Reader, cases: int, folder: Path, number: int, *, shrink: bool 
     """Try so many cases, the same for the same `number`. Raises what a reader should not: the case is in the notes."""
     seeds, counts = reader.seeds(), Counts()
     for content in seeds:  # all that is imported is imported here; and the seeds are valid
-        _read(reader, folder, content)
+        read_it(reader, folder, content)
 
     @seed(number)
     @settings(
@@ -49,33 +49,33 @@ def fuzz(reader: Reader, cases: int, folder: Path, number: int, *, shrink: bool 
         phases=[Phase.generate, Phase.shrink] if shrink else [Phase.generate],
     )
     @given(files(seeds, reader.words))
-    def try_it(content: bytes) -> None:
+    def a_case(content: bytes) -> None:
         counts.cases += 1
         try:
             try:
-                counts.read += _try(reader, folder, content)
+                counts.read += try_it(reader, folder, content)
             except Hog:  # once more: a hog takes it each time
-                _try(reader, folder, content)
+                try_it(reader, folder, content)
         except Violation as violation:  # which hypothesis would raise at once, without the case
             raise AssertionError(str(violation)) from violation
 
     with watched():
-        try_it()
+        a_case()
     return counts
 
 
-def _try(reader: Reader, folder: Path, content: bytes) -> bool:
+def try_it(reader: Reader, folder: Path, content: bytes) -> bool:
     """Whether it was read as if nothing were wrong with it."""
     with case(folder):
         try:
-            _read(reader, folder, content)
+            read_it(reader, folder, content)
         except (UserError, *reader.errors) as error:
             assert str(error) or error.args, "an error without a word"  # noqa: PT017
             return False
         return True
 
 
-def _read(reader: Reader, folder: Path, content: bytes) -> None:
+def read_it(reader: Reader, folder: Path, content: bytes) -> None:
     file = folder / reader.file
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)

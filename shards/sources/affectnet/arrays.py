@@ -75,6 +75,8 @@ def _read(file: Path) -> Any:
         with file.open("rb") as data:
             if os.fstat(data.fileno()).st_size > MOST:
                 return None
-            return np.lib.format.read_array(data, allow_pickle=False)  # numpy.load would take an archive as well
+            array = np.lib.format.read_array(data, allow_pickle=False)  # numpy.load would take an archive as well
+            array.tolist()  # text whose code points are none fails when it is looked at
+            return array
     except Exception:  # noqa: BLE001 - of damaged headers numpy parses Python, and raises anything
         return None
