@@ -4,8 +4,8 @@ from functools import cache
 
 import typer
 
+from simfle.commands import build_source
 from simfle.commands.app import run
-from simfle.commands.build_source import app
 
 
 @cache
@@ -16,7 +16,7 @@ def commands() -> typer.Typer:
 
     add_generic()
     add_known()
-    return app
+    return build_source.app
 
 
 def main() -> None:

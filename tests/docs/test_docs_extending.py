@@ -15,7 +15,7 @@ import shards
 import simfle
 from shards.sources import known
 from simfle.batch import Batch
-from simfle.commands import build_shards
+from simfle.commands import build_shards, build_source
 from simfle.config import PretrainConfig, load
 from simfle.models import methods
 from simfle.models.methods import build_method
@@ -71,7 +71,7 @@ def test_the_page_has_its_files() -> None:
 def test_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     module("shards/sources/atelier.py", monkeypatch)
     monkeypatch.setattr(known, "SOURCES", (*known.SOURCES, "atelier"))
-    monkeypatch.setattr(build_shards, "app", typer.Typer(no_args_is_help=True))
+    monkeypatch.setattr(build_source, "app", typer.Typer(no_args_is_help=True))
     build_shards.commands.cache_clear()
     try:
         do(line("atelier"))
