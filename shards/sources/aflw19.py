@@ -19,7 +19,8 @@ from shards.sources.layout import box, content, find, inside, need
 LIST = "AFLWinfo_release.mat"
 TRAIN = 20_000
 LANDMARKS = 19
-FIELDS = {"nameList": 0, "data": 2 * LANDMARKS, "mask_new": LANDMARKS, "bbox": 4}  # columns; 0: a list
+FIELDS = {"data": 2 * LANDMARKS, "mask_new": LANDMARKS, "bbox": 4}  # columns
+NAMES, ORDER = "nameList", "ra"
 IMAGE_FOLDERS = ("data/flickr", "flickr", "aflw/data/flickr", "images", ".")
 
 
@@ -37,20 +38,20 @@ class AFLW19:
         """
         file = need("aflw19", self.root, "list", LIST, f"data/{LIST}", f"aflw/{LIST}")
         table = _read(file)
-        first = str(table["nameList"][0]).partition("/")[0]
+        first = table[NAMES][0].partition("/")[0]
         images = find(self.root, *(f"{folder}/{first}" for folder in IMAGE_FOLDERS))
         if images is None:
             places = ", ".join(f"{folder}/{first}" for folder in IMAGE_FOLDERS)
             raise UserError(f"aflw19: no photos in {self.root} (looked for {places}; found: {content(self.root)})")
-        train = set(table["ra"][:TRAIN].tolist())
+        train = set(table[ORDER][:TRAIN].tolist())
         faces: Counter[str] = Counter()
-        for number in range(len(table["ra"])):
+        for number in range(len(table[ORDER])):
             yield self._entry(images.parent.absolute(), table, number, "train" if number in train else "test", faces)
 
     def _entry(
         self, images: Path, table: dict[str, Any], number: int, split: str, faces: Counter[str]
     ) -> Entry | Rejected:
-        name = str(table["nameList"][number]).strip()
+        name = table[NAMES][number].strip()
         path = inside(name)
         if path is None:
             return Rejected(name, "outside")
@@ -78,20 +79,22 @@ def _read(file: Path) -> dict[str, Any]:
     from shards.sources.matlab import read_variables
 
     try:
-        table = {name: np.array(values) for name, values in read_variables(file, [*FIELDS, "ra"]).items()}
-        absent = [name for name in (*FIELDS, "ra") if name not in table]
+        arrays, lists = read_variables(file, [*FIELDS, ORDER], [NAMES])
+        absent = [name for name in (NAMES, *FIELDS, ORDER) if name not in {*arrays, *lists}]
         if absent:
             raise ValueError(f"it has no variable {', '.join(absent)}")  # noqa: TRY301
-        order = table["ra"].astype(np.int64).ravel() - 1
+        order = arrays[ORDER].astype(np.int64).ravel() - 1
         count = len(order)
         if count < TRAIN or not np.array_equal(np.sort(order), np.arange(count)):
-            raise ValueError(f"ra is no permutation of more than {TRAIN} faces")  # noqa: TRY301
+            raise ValueError(f"{ORDER} is no permutation of more than {TRAIN} faces")  # noqa: TRY301
         for field, columns in FIELDS.items():
-            if table[field].shape != ((count, columns) if columns else (count,)):
-                raise ValueError(f"{field} is not {count} x {columns or 1}")  # noqa: TRY301
+            if arrays[field].shape != (count, columns):
+                raise ValueError(f"{field} is not {count} x {columns}")  # noqa: TRY301
+        if len(lists[NAMES]) != count:
+            raise ValueError(f"{NAMES} is not {count} x 1")  # noqa: TRY301
     except (ValueError, OSError) as error:
         raise UserError(f"aflw19: {file} cannot be read ({error}); take it as delivered") from None
-    return {**table, "ra": order}
+    return {**arrays, **lists, ORDER: order}
 
 
 CORPUS = Known(

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-MOST = 64 << 20  # bytes of a file, and of a variable once it is unpacked; AFLW-19's list has about 15 MB
+MOST = 32 << 20  # bytes of a file, and of a variable once it is unpacked; AFLW-19's come to 15 MB, by their shapes
+MOST_NUMBERS = 1 << 22  # of a variable: bytes in a file may stand for numbers of eight; AFLW-19 has 0.9 million
 _HEADER = 128
 _MATRIX, _PACKED, _UINT32, _INT32, _INT8 = 14, 15, 6, 5, 1  # types of elements
 _NUMBERS = {1: "i1", 2: "u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8"}
@@ -21,11 +22,11 @@ _CELL, _CHAR = 1, 4  # classes of arrays
 _NUMERIC = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13: "u4", 14: "i8", 15: "u8"}
 _COMPLEX = 0x800
 
-Value = NDArray[np.generic] | list[str]
 
-
-def read_variables(file: Path, names: Collection[str]) -> dict[str, Value]:
-    """Those of the named variables that are there: numbers as arrays of their shape, cells as a list of their texts.
+def read_variables(
+    file: Path, numbers: Collection[str], texts: Collection[str]
+) -> tuple[dict[str, NDArray[np.generic]], dict[str, list[str]]]:
+    """Variables by name, those that are there: `numbers` as arrays of their shape, cells of `texts` as lists.
 
     Raises:
         ValueError: it is no MATLAB 5 file of little-endian machines, is damaged or too large, or one of the variables
@@ -37,15 +38,18 @@ def read_variables(file: Path, names: Collection[str]) -> dict[str, Value]:
     data = file.read_bytes()
     if data[124:_HEADER] != b"\x00\x01IM":
         raise ValueError("it is no file of MATLAB 5 (little-endian)")
-    found: dict[str, Value] = {}
+    arrays: dict[str, NDArray[np.generic]] = {}
+    lists: dict[str, list[str]] = {}
     for kind, content in _elements(memoryview(data)[_HEADER:]):
         matrix = _unpack(content) if kind == _PACKED else content
         if kind not in (_PACKED, _MATRIX):
             raise ValueError(f"an element of type {kind} stands where a variable should")
         flags, shape, name, rest = _head(matrix)
-        if name in names:
-            found[name] = _texts(rest, shape) if flags & 0xFF == _CELL else _numbers(rest, flags, shape)
-    return found
+        if name in numbers:
+            arrays[name] = _numbers(rest, flags, shape)
+        elif name in texts:
+            lists[name] = _texts(rest, flags, shape)
+    return arrays, lists
 
 
 def _elements(data: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -100,19 +104,21 @@ def _numbers(elements: Iterator[tuple[int, memoryview]], flags: int, shape: tupl
     if flags & 0xFF not in _NUMERIC or flags & _COMPLEX or kind not in _NUMBERS:
         raise ValueError("a variable that holds no plain numbers")
     values = np.frombuffer(content, _NUMBERS[kind])  # which may be of a smaller type than the array's
-    if len(values) != prod(shape):
-        raise ValueError(f"a variable has {len(values)} numbers, its shape {shape}")
+    if len(values) != prod(shape) or len(values) > MOST_NUMBERS:
+        raise ValueError(f"a variable has {len(values)} numbers, its shape {shape}; at most {MOST_NUMBERS} are read")
     return values.astype(_NUMERIC[flags & 0xFF]).reshape(shape, order="F")
 
 
-def _texts(elements: Iterator[tuple[int, memoryview]], shape: tuple[int, ...]) -> list[str]:
+def _texts(elements: Iterator[tuple[int, memoryview]], flags: int, shape: tuple[int, ...]) -> list[str]:
+    if flags & 0xFF != _CELL:
+        raise ValueError("a variable that is no cell of texts")
     texts = []
     for kind, cell in elements:
         if kind != _MATRIX:
             raise ValueError("a cell that is no array")
-        flags, _, _, rest = _head(cell)
+        class_, _, _, rest = _head(cell)
         coding, content = next(rest, (0, memoryview(b"")))
-        if flags & 0xFF != _CHAR or coding not in _TEXTS:
+        if class_ & 0xFF != _CHAR or coding not in _TEXTS:
             raise ValueError("a cell that holds no text")
         texts.append(bytes(content).decode(_TEXTS[coding]))
     if len(texts) != prod(shape):

@@ -43,6 +43,9 @@ FOUND: dict[str, bytes | Callable[[Reader], bytes]] = {
     "report: results": replaced(b'"people"', b'"qeople"'),
 }
 
+# Not refused as a whole: the image, value, line or word counts as absent.
+TAKEN = {"image in training", ".npy", ".mat", "metrics", "report: results"}
+
 
 @pytest.mark.parametrize("name", FOUND)
 def test_found_and_mended(name: str, tmp_path: Path) -> None:
@@ -50,4 +53,5 @@ def test_found_and_mended(name: str, tmp_path: Path) -> None:
     for seed in reader.seeds():
         read_it(reader, tmp_path, seed)
     with watched():
-        try_it(reader, tmp_path, content(reader) if callable(content) else content)
+        taken = try_it(reader, tmp_path, content(reader) if callable(content) else content)
+    assert taken is (name in TAKEN)

@@ -63,6 +63,10 @@ def last_step(file: Path) -> int:
     return max(done, default=0)
 
 
+def units_done(run: Path) -> int:
+    return sum(1 for _ in run.glob("eval/*/*/*/seed-*.json"))
+
+
 def watch(child: Child, run: Path, count: Callable[[], int], total: int, seconds: float) -> list[Sight]:
     """Look at a process forty times until it has done `total`, or as much as fits into `seconds`; then stop it."""
     found: list[Sight] = []
@@ -84,15 +88,14 @@ def grow(folder: Path, steps: int, seeds: int, seconds: float) -> dict[str, list
     make_faces(faces, "--people", "8", "--shard-samples", "32")
     settings = [*telling.SMALL, "train.record_samples=false", f"train.steps={steps}"]
     settings += ["train.global_batch=4", "train.checkpoint_every=100", "train.log_every=10", "train.images_every=500"]
-    words = ["evaluate.py", "--run", str(run), f"shards=[{faces}]", "protocols=[linear_fast,knn,linear]"]
+    words = ["launchers/evaluate.py", "--run", str(run), f"shards=[{faces}]", "protocols=[linear_fast,knn,linear]"]
     words += ["val_share=0.3", f"seeds={list(range(seeds))}", "resamples=20", "linear.epochs=2"]
     nursery = Nursery(folder / "tmp", *telling.MODULES)
     try:
         child = nursery.start(runs.command(1, faces, run, *settings)[1:], folder / "log")
         found = {"training": watch(child, run, lambda: last_step(run / "metrics.jsonl"), steps, seconds)}
-        child = nursery.start([f"launchers/{words[0]}", *words[1:]], folder / "log")
-        count = lambda: len(list(run.glob("eval/*/*/*/seed-*.json")))  # noqa: E731
-        return found | {"evaluation": watch(child, run, count, 5 * seeds, seconds)}
+        child = nursery.start(words, folder / "log")
+        return found | {"evaluation": watch(child, run, lambda: units_done(run), 5 * seeds, seconds)}
     finally:
         nursery.close()
 

@@ -37,27 +37,29 @@ def test_numbers_and_texts_are_read_as_they_were_written(
     file = tmp_path_factory.getbasetemp() / "a.mat"
     cells = np.array(texts, dtype=object)[:, None]
     savemat(file, {"other": {"a": 1}, "numbers": values, "names": cells}, do_compression=packed)
-    found = read_variables(file, ["numbers", "names", "absent"])
-    np.testing.assert_array_equal(found["numbers"], values)
-    assert found["numbers"].dtype == values.dtype
-    assert found["names"] == texts
-    assert set(found) == {"numbers", "names"}
+    numbers, lists = read_variables(file, ["numbers", "absent"], ["names"])
+    np.testing.assert_array_equal(numbers.pop("numbers"), values, strict=True)
+    assert lists.pop("names") == texts
+    assert not numbers
+    assert not lists
 
 
 @pytest.mark.parametrize(
-    ("value", "words"),
+    ("value", "wanted", "words"),
     [
-        (np.array([[1 + 2j]]), "plain numbers"),
-        ({"a": 1}, "plain numbers"),
-        (np.array([[np.ones(3)], ["a"]], dtype=object), "no text"),
-        (cell(cell("b")), "no text"),
+        (np.array([[1 + 2j]]), "numbers", "plain numbers"),
+        ({"a": 1}, "numbers", "plain numbers"),
+        (cell("b"), "numbers", "plain numbers"),
+        (np.ones((2, 2)), "texts", "no cell"),
+        (np.array([[np.ones(3)], ["a"]], dtype=object), "texts", "no text"),
+        (cell(cell("b")), "texts", "no text"),
     ],
 )
-def test_other_kinds_are_refused(tmp_path: Path, value: object, words: str) -> None:
+def test_other_kinds_are_refused(tmp_path: Path, value: object, wanted: str, words: str) -> None:
     savemat(tmp_path / "a.mat", {"it": value})
-    assert read_variables(tmp_path / "a.mat", ["another"]) == {}
+    assert read_variables(tmp_path / "a.mat", ["another"], []) == ({}, {})
     with pytest.raises(ValueError, match=words):
-        read_variables(tmp_path / "a.mat", ["it"])
+        read_variables(tmp_path / "a.mat", **{"numbers": [], "texts": [], wanted: ["it"]})
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -68,10 +70,10 @@ def test_a_cut_file_is_refused(tmp_path: Path, packed: bool) -> None:
     for length in range(len(whole)):
         file.write_bytes(whole[:length])
         if length == 128:  # a header and no variables
-            assert read_variables(file, ["it"]) == {}
+            assert read_variables(file, ["it"], []) == ({}, {})
             continue
         with pytest.raises(ValueError, match=r"\w"):
-            read_variables(file, ["it"])
+            read_variables(file, ["it"], [])
 
 
 def test_what_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,4 +81,11 @@ def test_what_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest
     savemat(tmp_path / "a.mat", {"it": np.zeros((100, 1000))}, do_compression=True)
     assert (tmp_path / "a.mat").stat().st_size < 1 << 12
     with pytest.raises(ValueError, match="larger"):
-        read_variables(tmp_path / "a.mat", ["it"])
+        read_variables(tmp_path / "a.mat", ["it"], [])
+
+
+def test_more_numbers_than_any_list_has_are_refused(tmp_path: Path) -> None:
+    """A byte of the file may stand for a number of eight."""
+    savemat(tmp_path / "a.mat", {"it": np.zeros((1, matlab.MOST_NUMBERS + 1), np.uint8)}, do_compression=True)
+    with pytest.raises(ValueError, match="at most"):
+        read_variables(tmp_path / "a.mat", ["it"], [])
