@@ -33,9 +33,12 @@ class Sight:
     run_megabytes: float
 
 
-def look(pid: int, run: Path, done: int) -> Sight:
+def look(pid: int, run: Path, done: int) -> Sight | None:
+    """What a process takes now; None: it has just ended."""
     proc = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+    if "VmRSS" not in status:  # it waits for its parent to take note
+        return None
     sizes = []
     for path in run.rglob("*"):
         try:
@@ -74,7 +77,8 @@ def watch(child: Child, run: Path, count: Callable[[], int], total: int, seconds
     while child.poll() is None and time.monotonic() < end:
         done = count()
         if done and (not found or done >= found[-1].done + max(1, total // 40)):
-            found.append(look(child.pid, run, done))
+            sight = look(child.pid, run, done)
+            found += [sight] if sight else []
         time.sleep(0.2)
     child.send(signal.SIGTERM)
     code = child.wait(120)
