@@ -8,6 +8,7 @@ import atexit
 import gc
 import json
 import os
+import pkgutil  # noqa: F401 - runpy imports it in each child, and imports can swallow a KeyboardInterrupt
 import resource
 import runpy
 import signal
