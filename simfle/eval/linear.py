@@ -5,7 +5,7 @@ the same question with one. The epoch is chosen on validation.
 """
 
 # n training samples, b of a batch, C channels, K classes
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from numpy import int64
@@ -73,14 +73,20 @@ def _crops(job: Job) -> Batches:
         ordered = train.only(epoch_order(len(train), job.seed, epoch))
         crop = Augment(job.seed, epoch, (config.scale[0], config.scale[1]))
         labels = torch.from_numpy(ordered.labels).to(job.extractor.device)
-        found: list[Tensor] = []
-        start = 0
-        for part in job.extractor.features(job.backbone, ordered, crop):
-            found.append(part)
-            if sum(map(len, found)) >= config.batch or start + sum(map(len, found)) == len(ordered):
-                for features in torch.cat(found).split(config.batch):
-                    yield features, labels[start : start + len(features)]
-                    start += len(features)
-                found = []
+        parts = job.extractor.features(job.backbone, ordered, crop)
+        yield from zip(_rebatched(parts, config.batch), labels.split(config.batch), strict=True)
 
     return batches
+
+
+def _rebatched(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The same rows in batches of `size`, the last one of what is left, whatever parts they come in."""
+    waiting: list[Tensor] = []
+    for part in parts:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= size:
+            *whole, rest = torch.cat(waiting).split(size)
+            yield from whole
+            waiting = [rest]
+    if waiting:
+        yield torch.cat(waiting)

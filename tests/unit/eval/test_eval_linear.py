@@ -4,11 +4,13 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from simfle.eval.config import LinearConfig
-from simfle.eval.linear import Batches, epoch_order, linear_probe
+from simfle.eval.linear import Batches, _rebatched, epoch_order, linear_probe
 
 
 def blobs(samples: int = 90, channels: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -81,3 +83,12 @@ def test_the_classifier_is_seen_after_every_epoch() -> None:
         seen.append((len(asked), layer.weight.detach().clone()))
     assert [many for many, _ in seen] == [1, 2, 3, 4]
     assert not torch.equal(seen[0][1], seen[1][1])
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 12))
+def test_steps_do_not_depend_on_what_a_forward_pass_takes(sizes: list[int], batch: int) -> None:
+    """Only the last step of an epoch may be of fewer images."""
+    rows = torch.arange(sum(sizes) * 2).view(-1, 2)
+    found = list(_rebatched(rows.split(sizes), batch))
+    assert [len(each) for each in found] == [len(each) for each in rows.split(batch)]
+    assert torch.equal(torch.cat(found), rows)
