@@ -25,6 +25,8 @@ def compare(
 ) -> None:
     """A Markdown table of methods: mean over their runs, interval over people, paired difference to one of them.
 
+    Each folder stands for one run: random backbones that were evaluated beside its own are left out.
+
     For example: simfle compare "simfle=runs/simfle-*/eval" "byol=runs/byol-*/eval"
     """
     from simfle.eval.compare import compare as paired
@@ -58,14 +60,32 @@ def compare(
 
 
 def _results(name: str, places: list[str]) -> "list[Result]":
-    """All results below some folders, under the method's name."""
+    """The results below some folders, of one backbone in each, under the method's name."""
     from simfle.eval.results import read_results
 
-    folders = [found for place in places for found in _folders(place)]
-    results = read_results(folders)
+    # A folder that another one holds is read once, as the narrower of the two.
+    folders = {found for place in places for found in _folders(place)}
+    results: list[Result] = []
+    seen: set[Path | None] = set()
+    for folder in sorted(folders, key=lambda each: (-len(each.parts), each)):
+        new = [result for result in read_results([folder]) if result.path not in seen]
+        seen.update(result.path for result in new)
+        results += _of_one_backbone(name, folder, new)
     if not results:
         raise UserError(f"{name}: no results in {', '.join(places)}; make them with simfle evaluate")
     return [replace(result, backbone={**result.backbone, "id": name}) for result in results]
+
+
+def _of_one_backbone(name: str, folder: Path, results: "list[Result]") -> "list[Result]":
+    """Without the random ones that an evaluation measures beside its own. Raises UserError: several stay."""
+    own = [result for result in results if result.backbone["kind"] != "random"] or results
+    backbones = sorted({str(result.path.parents[2]) for result in own if result.path})  # OUT/<id>/.../seed-<n>.json
+    if len(backbones) > 1:
+        raise UserError(
+            f"{name}: {folder} holds results of {len(backbones)} backbones, and one folder stands for one run; "
+            f"name those of one each: {', '.join(backbones)}"
+        )
+    return own
 
 
 def _folders(pattern: str) -> list[Path]:
