@@ -46,9 +46,9 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
     work = units(config)
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     bench = Bench(config)
-    for unit in work[rank::size]:
-        bench.run(unit, command)
-    done = [read_result(unit.path(config)) for unit in work if unit.path(config).is_file()]
+    mine = {place: bench.run(work[place], command) for place in range(rank, len(work), size)}
+    found = [mine.get(place) or bench.done(unit) for place, unit in enumerate(work)]
+    done = [result for result in found if result is not None]
     log.info("%d of %d units are done", len(done), len(work))
     summary = summarise(done, command, asdict(config), config.resamples)
     write_summary(Path(config.out) / "summary.json", summary)
@@ -79,14 +79,13 @@ class Bench:
 
     def run(self, unit: Unit, command: list[str]) -> Result:
         """See `run_unit`."""
+        if found := self.done(unit):
+            log.info("%s: done before", unit)
+            return found
         data, known = self._read(unit.benchmark), self._identify(unit.source)
         identity = self._identity(unit, data, known)
         path = unit.path(self.config)
         if path.is_file():
-            found = read_result(path)
-            if found.identity == identity:
-                log.info("%s: done before", unit)
-                return found
             log.warning("%s: %s is of other settings, data or weights; it is computed again", unit, path)
         log.info("%s", unit)
         began = time.monotonic()
@@ -100,6 +99,15 @@ class Bench:
             raise UserError(f"out: {path} cannot be written: {error.strerror}") from None
         log.info("%s: %s %.4f", unit, finished.metric, finished.score)
         return read_result(path)  # what others will see, no more
+
+    def done(self, unit: Unit) -> Result | None:
+        """The result of a unit, if it is there and of these settings, data and weights."""
+        path = unit.path(self.config)
+        if not path.is_file():
+            return None
+        found = read_result(path)
+        identity = self._identity(unit, self._read(unit.benchmark), self._identify(unit.source))
+        return found if found.identity == identity else None
 
     def _read(self, benchmark: Benchmark) -> Data:
         if benchmark.name not in self._data:
@@ -146,6 +154,7 @@ class Bench:
                 weights,
                 each,
                 self.config,
+                PROTOCOLS[name].part,
                 benchmark.metric,
                 unit.seed,
                 extractor,

@@ -30,7 +30,7 @@ BALANCE = 17  # purpose of its random words, see simfle.data.philox
 def run(job: Job) -> Outcome:
     """Train; after every epoch look at whole images."""
     parts = job.parts
-    config = job.config.scratch if job.backbone.card.network == "random" else job.config.finetune
+    config: FinetuneConfig = getattr(job.config, job.part)
     model = Classifier(job.backbone, job.classes, job.seed).to(job.extractor.device)
     optimizer = torch.optim.AdamW(parameter_groups(model, config))
     steps = max(1, len(parts.train) // config.batch)

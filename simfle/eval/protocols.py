@@ -25,13 +25,15 @@ from simfle.eval.splits import Split
 class Job:
     """One classifier (or regressor) to fit and measure: `parts` of one fold, with one seed.
 
-    weights: the digest of the backbone's tensors, by which computed features are found again; metric: of the benchmark.
+    weights: the digest of the backbone's tensors, by which computed features are found again; part: of the
+    configuration, that the protocol reads; metric: of the benchmark.
     """
 
     backbone: Backbone
     weights: str
     parts: Parts
     config: EvalConfig
+    part: str
     metric: str
     seed: int
     extractor: Extractor

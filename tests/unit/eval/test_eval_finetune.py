@@ -90,6 +90,15 @@ def test_it_learns_and_twice_the_same(make_shards: MakeShards, make_backbone: Ma
     again = replace(config, out=str(tmp_path / "again"), protocols=["finetune"])
     evaluate(again, [])
     assert read_results([again.out])[0].samples == tuned.samples
+    # A random backbone that is asked for by name is fine-tuned as others are: scratch's settings are not its own.
+    named = replace(again, backbones=["random:test_resnet+size=32"], finetune=replace(part, epochs=2), resamples=1)
+    found = []
+    for scratch in (part, replace(part, lr=1e-9)):
+        out = tmp_path / f"named-{scratch.lr}"
+        evaluate(replace(named, scratch=scratch, out=str(out)), [])
+        found += read_results([out])
+    assert [each.backbone["source"] for each in found] == ["random:test_resnet+size=32"] * 2
+    assert found[0].samples == found[1].samples
 
 
 def test_the_whole_network_learns(make_backbone: MakeBackbone) -> None:
