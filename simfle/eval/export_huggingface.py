@@ -15,6 +15,7 @@ from simfle.config import flatten, read_plain
 from simfle.errors import UserError
 from simfle.eval.backbones import TRANSFORMERS, Backbone
 from simfle.eval.results import Result, read_results
+from simfle.eval.units import identify, tensors_digest
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ def export_huggingface(run: Path, backbone: Backbone, folder: Path) -> Path:
 
 def _model_card(run: Path, backbone: Backbone) -> str:
     text, config = _config(run)
+    weights = tensors_digest(backbone) if backbone.file is None else identify(str(backbone.file)).sha256
     environment = Environment(
         loader=PackageLoader("simfle.eval", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -79,7 +81,7 @@ def _model_card(run: Path, backbone: Backbone) -> str:
         recipe=[(name, flatten(config).get(key, "-")) for name, key in RECIPE],
         config_text=text,
         versions=_versions(run / "versions.json"),
-        rows=_rows(read_results([run]), backbone.card.network),
+        rows=_rows(read_results([run]), weights),
         last=_last(run / "metrics.jsonl"),
     )
 
@@ -112,11 +114,11 @@ def _corpora(shards: list[str]) -> list[Manifest]:
     return found
 
 
-def _rows(results: list[Result], network: str) -> list[dict[str, Any]]:
-    """One row per benchmark and protocol: the mean over seeds."""
+def _rows(results: list[Result], sha256: str) -> list[dict[str, Any]]:
+    """One row per benchmark and protocol: the mean over seeds; of these weights only, not of the run's earlier ones."""
     scores: dict[tuple[str, str, str], list[float]] = {}
     for result in results:
-        if result.backbone["kind"] == network:
+        if result.backbone.get("sha256") == sha256:
             scores.setdefault((result.benchmark, result.protocol, result.metric), []).append(result.score)
     names = ("benchmark", "protocol", "metric")
     return [
