@@ -5,7 +5,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,7 +95,7 @@ def quickstart(
     _say(f"\n[{len(stages) + 1}/{len(stages) + 1}] report: one page with losses, masks, reconstructions and results")
     page = _report(out, data, layout, stages, record)
     _say(f"      result: {page}\n\nAll done in {time.monotonic() - began:.0f} s. Open {page} in a browser. Then:")
-    for line in _next(out, data):
+    for line in _next(out, data, group_pattern):
         _say(f"  {line}")
 
 
@@ -131,23 +131,28 @@ class Layout:
     splits: bool = False
     flags: tuple[str, ...] = ()
     people: bool = True  # whether people are known, so that none is on both sides
+    test: str = "test"  # the split that the probe is measured on
+    val: str = ""  # the split that its choices are made on; empty: cut from train
 
 
 def _layout(data: Path, group_pattern: str) -> Layout:
     """Class folders, split folders with class folders, or images without labels, as the first folders' names tell."""
-    from shards.rules import TEST, TRAIN, normal_split
+    from shards.rules import TEST, TRAIN, VAL, normal_split
     from shards.sources.folder import EXTENSIONS, walk
 
     paths = [Path(path) for path in walk(data) if Path(path).suffix.lower() in EXTENSIONS]
     if len(paths) < LEAST:
         raise UserError(f"--data: {data} holds {len(paths)} images; at least {LEAST} are needed")
     splits = {normal_split(path.parts[0]) for path in paths if len(path.parts) > 1}
-    has_splits = {TRAIN, TEST} <= splits and all(len(path.parts) > 1 for path in paths)
+    has_splits = ({TRAIN, TEST} <= splits or splits == {TRAIN, VAL}) and all(len(path.parts) > 1 for path in paths)
     inner = [path.parts[1:] if has_splits else path.parts for path in paths]
     classes = {parts[0] for parts in inner if len(parts) > 1}
     labelled = 2 <= len(classes) <= MANY_FOLDERS and all(len(parts) > 1 for parts in inner)
     flags = ["--class-folders"] * labelled + ["--split-folders"] * has_splits
-    return Layout(labelled, has_splits, tuple(flags), people=bool(group_pattern) or has_splits)
+    layout = Layout(labelled, has_splits, tuple(flags), people=bool(group_pattern) or has_splits)
+    if not has_splits or VAL not in splits:
+        return layout
+    return replace(layout, val=VAL) if TEST in splits else replace(layout, test=VAL)
 
 
 def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, overrides: list[str]) -> list[Stage]:
@@ -186,11 +191,13 @@ def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, ov
         backbone = run / "export/online/backbone.safetensors"
         words = [f"shards=[{shards}]", f"out={run / 'eval'}"]
         words += [f"min_class_count={RARE}"] if data else []
+        words += [f"test_split={layout.test}"] if layout.test != Layout.test else []
+        words += [f"val_split={layout.val}"] if layout.val else []
         evaluate = [*_tool("launchers/evaluate.py"), str(_shown(CONFIGS / "eval/quick.yaml"))]
         stages.append(
             Stage(
                 "evaluate",
-                "linear probe and kNN on split test, beside randomly initialised backbones of the same shape",
+                f"linear probe and kNN on split {layout.test}, beside randomly initialised backbones of the same shape",
                 [[*evaluate, "--backbone", str(backbone), *words]],
                 run / "eval/summary.json",
                 f"less {run}/eval/summary.json",
@@ -272,12 +279,14 @@ def _report(out: Path, data: Path | None, layout: Layout, stages: list[Stage], r
     return page
 
 
-def _next(out: Path, data: Path | None) -> list[str]:
+def _next(out: Path, data: Path | None, group_pattern: str) -> list[str]:
     """What one would do after it."""
     lines = [] if data else ["make quickstart DATA=path/to/faces OUT=mine    the same on your own images"]
+    again = ["simfle", "quickstart", "--out", f"{out}2", *(["--data", str(data)] if data else [])]
+    again += ["--group-pattern", group_pattern] if group_pattern else []
     return [
         *lines,
-        f"simfle quickstart --out {out}2 train.steps=2000    longer",
+        f"{shlex.join(again)} train.steps=2000    longer",
         f"simfle embed {out}/shards {out}/run features.npz    features of every image, with keys",
         "simfle shards build --help    shards of a corpus, for pretraining in earnest",
         "simfle pretrain --processes 2 CONFIG data.shards=[SHARDS]    on several GPUs",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from shards.entry import Recipe
 from shards.manifest import read_manifest
 from shards.sources.procedural import procedural
-from simfle.commands.quickstart import LEAST, Layout, _layout, _open
+from simfle.commands.quickstart import LEAST, Layout, _layout, _next, _open, _stages
 from simfle.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -92,6 +93,14 @@ def test_a_failing_stage_ends_it_and_is_not_taken_for_done(faces: Path, tmp_path
             Layout(True, True, ("--class-folders", "--split-folders"), True),
         ),
         (["train/{}.jpg", "test/{}.jpg"], Layout(False, True, ("--split-folders",), True)),
+        (
+            ["train/happy/{}.jpg", "valid/sad/{}.jpg"],
+            Layout(True, True, ("--class-folders", "--split-folders"), True, test="val"),
+        ),
+        (
+            ["train/happy/{}.jpg", "dev/sad/{}.jpg", "test/sad/{}.jpg"],
+            Layout(True, True, ("--class-folders", "--split-folders"), True, val="val"),
+        ),
         (["train/{}.jpg", "happy/{}.jpg"], Layout(True, False, ("--class-folders",), False)),
     ],
 )
@@ -110,6 +119,26 @@ def test_hundreds_of_folders_are_people_not_classes(tmp_path: Path) -> None:
         (tmp_path / f"Name_{number}").mkdir()
         (tmp_path / f"Name_{number}" / "1.jpg").touch()
     assert not _layout(tmp_path, "").labelled
+
+
+def test_the_probe_is_measured_on_the_split_that_is_there(tmp_path: Path) -> None:
+    for layout, words in (
+        (Layout(True, True, test="val"), ["test_split=val"]),
+        (Layout(True, True, val="val"), ["val_split=val"]),
+        (Layout(True), []),
+    ):
+        evaluate = _stages(tmp_path, tmp_path / "faces", layout, "", [])[-1]
+        assert evaluate.name == "evaluate"
+        assert [word for word in evaluate.commands[0] if "_split=" in word] == words
+
+
+def test_longer_is_of_the_same_faces() -> None:
+    line = _next(Path("mine"), Path("my faces"), r"^(.*)_\d+\.jpg$")[0]
+    words = shlex.split(line)
+    assert words[: words.index("train.steps=2000")] == [
+        *("simfle", "quickstart", "--out", "mine2", "--data", "my faces"),
+        *("--group-pattern", r"^(.*)_\d+\.jpg$"),
+    ]
 
 
 def test_refusals(tmp_path: Path) -> None:
