@@ -1,15 +1,35 @@
 """What every command line shares: an app with plain help, and one line instead of a traceback for a user's error."""
 
 import errno
+import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from simfle.errors import AgreedError, UserError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full or read-only: no bug of ours in any command
+# A place that is of another kind than it should be, or of somebody else: no bug either.
+PLACE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+
+
+def writable(out: Path | None) -> Path | None:
+    """Before hours of work: its folder is made. Raises UserError where a file cannot be written to `out`."""
+    if out is not None:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--out: {out} cannot be written: {error.strerror}") from None
+        if out.is_dir() or not os.access(out.parent, os.W_OK):
+            raise UserError(f"--out: {out} cannot be written; name a file in a folder of yours")
+    return out
+
+
+Figures = Annotated[Path | None, typer.Option(help="JSON file for the figures", callback=writable)]
 
 
 def command(function: Callable[..., None]) -> Callable[[], None]:
@@ -30,9 +50,13 @@ def run(app: typer.Typer) -> None:
             typer.echo(f"error: {error}", err=True)
         sys.exit(1)
     except OSError as error:
+        place = error.filename2 or error.filename  # of a rename what was to be
+        if error.errno in PLACE and place:
+            typer.echo(f"error: {place}: {error.strerror}; name another place, or mend this one", err=True)
+            sys.exit(1)
         if error.errno not in DISK:
             raise
-        where = f" ({error.filename})" if error.filename else ""
+        where = f" ({place})" if place else ""
         typer.echo(f"error: {error.strerror}{where}; make room or write elsewhere, and run it again", err=True)
         sys.exit(1)
     except KeyboardInterrupt:

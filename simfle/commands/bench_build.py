@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import Figures, command
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def bench_build(
     scratch: Annotated[
         Path | None, typer.Option(help="Folder to write in; default: the system's temporary one.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    out: Figures = None,
 ) -> None:
     """Images per CPU second and per second, medians of several rounds, every way in turn on the same images."""
     if images < 1 or rounds < 1 or workers < 1:

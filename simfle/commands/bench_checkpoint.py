@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import Figures, command
 
 
 def bench_checkpoint(
@@ -13,7 +13,7 @@ def bench_checkpoint(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value; without data.shards: drawn faces")] = None,
     steps: Annotated[int, typer.Option(help="Steps in a turn.", min=1)] = 5,
     rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.", min=1)] = 5,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    out: Figures = None,
 ) -> None:
     """Seconds of a checkpoint's copy and of writing it, bytes, MB/s, and the share of a run that they hold up."""
     from simfle.process import loading

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import Figures, command
 from simfle.errors import UserError
 
 
@@ -15,7 +15,7 @@ def bench_loader(
     images: Annotated[int, typer.Option(help="Images in a turn.")] = 128,
     rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.")] = 5,
     threads: Annotated[list[int] | None, typer.Option(help="Thread counts to try; default: 1 and 2.")] = None,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures; plan_run --constants reads it.")] = None,
+    out: Figures = None,
 ) -> None:
     """Images per second, three views each, medians of several rounds, every way in turn on the same images."""
     arguments = list(overrides or [])

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import Figures, command
 from simfle.errors import UserError
 
 
@@ -15,7 +15,7 @@ def bench_scaling(
     processes: Annotated[str, typer.Option(help="numbers of processes, with commas between them")] = "1,2,4",
     share: Annotated[int, typer.Option(help="samples of one process in a step", min=2)] = 12,
     steps: Annotated[int, typer.Option(help="steps of each measurement", min=4)] = 15,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures")] = None,
+    out: Figures = None,
 ) -> None:
     """Weak scaling on this machine: images/s of processes in one world, and of the same without communication.
 

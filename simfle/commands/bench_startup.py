@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import Figures, command
 
 
 def bench_startup(
     only: Annotated[list[str] | None, typer.Option(help="--help of these subcommands only, e.g. 'bench step'.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds; in each every command has one turn.", min=1)] = 5,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    out: Figures = None,
 ) -> None:
     """Seconds of --help of every subcommand, of checks of a configuration, and of a small run to its first step."""
     import tempfile

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import Figures, command
 from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
 
@@ -17,7 +17,7 @@ def bench_step(
     batch: Annotated[int, typer.Option(help="Images in a step.")] = 8,
     rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.")] = 5,
     side: Annotated[int, typer.Option(help="Of the matrices whose product is measured; 0: by device.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures; plan_run --constants reads it.")] = None,
+    out: Figures = None,
 ) -> None:
     """Images per second of one step, medians of several rounds, every way in turn on the same images."""
     arguments = list(overrides or [])

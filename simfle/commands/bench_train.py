@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import Figures, command
 from simfle.errors import UserError
 
 
@@ -15,7 +15,7 @@ def bench_train(
     steps: Annotated[int, typer.Option(help="Steps in a turn.", min=1)] = 20,
     rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.", min=1)] = 5,
     processes: Annotated[int, typer.Option(help="More than 1: what communication costs so many, too.", min=1)] = 1,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the figures.")] = None,
+    out: Figures = None,
 ) -> None:
     """Images per second end to end against the loader-free step; shares of data, checkpoints and communication."""
     from simfle.process import loading
