@@ -1,6 +1,7 @@
 """`launchers/evaluate.py`: backbones on benchmarks, by protocols, with seeds."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +26,8 @@ def evaluate(
     ] = None,
     network: Annotated[str, typer.Option(help="of --run: online, target or both")] = "online",
     backbone: Annotated[
-        list[str] | None, typer.Option(help="a backbone.safetensors, or timm:NAME and the like; may be repeated")
+        list[str] | None,
+        typer.Option(help="a backbone.safetensors, or timm:NAME and the like, beside those of CONFIG; repeatable"),
     ] = None,
 ) -> None:
     """Measure backbones, each beside a randomly initialised one of the same shape. What is done is skipped.
@@ -45,9 +47,8 @@ def evaluate(
     if run is not None:
         chosen += _exported(run, network)
         words = [f"out={run / 'eval'}", *words]
-    if chosen:
-        words.append(f"backbones=[{','.join(chosen)}]")
     config = load(EvalConfig, file, words)
+    config = replace(config, backbones=[*chosen, *config.backbones])
 
     from rich.console import Console
 

@@ -1,6 +1,7 @@
 """`launchers/slurm_eval.py`: evaluation as array jobs on a Slurm cluster."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -126,12 +127,10 @@ class Task:
         from simfle.eval.config import EvalConfig
 
         words = list(self.words)
-        chosen = [*self.backbones, *exported]
-        if chosen:
-            words.append(f"backbones=[{','.join(chosen)}]")
         if self.run is not None and not any(word.startswith("out=") for word in words):
             words.append(f"out={self.run / 'eval'}")
-        return load(EvalConfig, self.file, words)
+        config = load(EvalConfig, self.file, words)
+        return replace(config, backbones=[*self.backbones, *exported, *config.backbones])
 
 
 def _cluster(file: Path | None, options: dict[str, str | None]) -> "ClusterConfig":

@@ -5,6 +5,7 @@ is known, each sample is its own group.
 """
 
 # m test samples, S runs (seeds)
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +103,7 @@ def _permutation(
     runs_a: list[Values], runs_b: list[Values], groups: Sequence[str], score: Any, seen: float, resamples: int
 ) -> float:
     """Share of random swaps (the observed one counted) whose difference is at least as large as the observed one."""
-    many = max(len(runs_a), len(runs_b))  # what has fewer seeds, such as kNN, is used again
+    many = math.lcm(len(runs_a), len(runs_b))  # each run equally often, so that the means are those compared
     a, b = (np.stack([runs[seed % len(runs)] for seed in range(many)]) for runs in (runs_a, runs_b))  # [S, m, ...]
     names, group = np.unique(np.array(groups), return_inverse=True)
     rng = np.random.default_rng(0)

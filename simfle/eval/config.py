@@ -158,6 +158,11 @@ def check(config: EvalConfig) -> None:
             need(min(part.lrs, default=0) > 0, f"{name}.lrs", "numbers above 0, at least one")
         else:
             need(part.lr > 0, f"{name}.lr", "more than 0")
+    for name in ("linear", "finetune", "scratch"):
+        scale = getattr(config, name).scale
+        need(len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, f"{name}.scale", "two shares, 0 < low <= high <= 1")
+    for name in ("linear", "fast"):
+        need(0 <= getattr(config, name).momentum < 1, f"{name}.momentum", "at least 0 and below 1")
     for name in ("finetune", "scratch"):
         part = getattr(config, name)
         need(part.balance in ("sampling", "weights", "none"), f"{name}.balance", "sampling, weights or none")

@@ -101,6 +101,7 @@ def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Spli
     corpus = Corpus(folders, [name])
     classes = corpus.labels if labelled else ()
     rows, keys, groups, unlabelled = [], [], [], 0
+    taken: set[str] = set()
     for shard, (count, first) in enumerate(zip(corpus.counts.tolist(), corpus.first_ids.tolist(), strict=True)):
         for sample in range(count):
             label = corpus.label(shard, sample) if labelled else 0
@@ -108,6 +109,9 @@ def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Spli
                 unlabelled += 1
                 continue
             key = corpus.key(shard, sample)
+            while key in taken:  # of another folder: names are unique within one
+                key = f"{corpus.places.index(corpus.shards[shard][0]) + 1}: {key}"
+            taken.add(key)
             if labelled and not 0 <= label < len(classes):
                 raise UserError(
                     f"shards: {corpus.tar(shard)}: {key} has label {label}, the manifest names {len(classes)}"

@@ -139,10 +139,9 @@ def reconstructions(method: Method, album: Album, config: PretrainConfig) -> She
 def activation(backbone: Backbone, album: Album) -> Sheet | None:
     """Class activation maps (Zhou et al. 2016) of a linear classifier fitted on the gallery; None without labels."""
     gallery, queries = album.gallery, album.queries
-    people = set(queries.groups) - {""}
-    known = [
-        place for place, label in enumerate(gallery.labels) if label is not None and gallery.groups[place] not in people
-    ]
+    asked = [_same(queries, place, gallery) for place in range(len(queries.images))]
+    apart = [not any(same) for same in zip(*asked, strict=True)]  # [n]
+    known = [place for place, label in enumerate(gallery.labels) if label is not None and apart[place]]
     labels = np.array([gallery.labels[place] for place in known])
     if len(set(labels.tolist())) < 2:
         return None
@@ -159,7 +158,7 @@ def activation(backbone: Backbone, album: Album) -> Sheet | None:
         tiles.append(Tile(jpeg(grid([face, _heated(face, evidence[place].numpy())])), said))
     about = (
         f"Where the evidence for the class lies that a linear classifier predicts from the frozen features (fitted for "
-        f"these pictures on {len(known)} images of other people): yellow much, blue none. A backbone that sees facial "
+        f"these pictures on {len(known)} {_others(album)}): yellow much, blue none. A backbone that sees facial "
         "landmarks is yellow on mouth, eyes and brows, not on hair or background."
     )
     return Sheet("Class activation maps", about, tiles)
@@ -184,27 +183,36 @@ def _heated(face: Image, evidence: NDArray[np.float32]) -> Image:
 
 @torch.no_grad()
 def neighbours(backbone: Backbone, album: Album) -> Sheet | None:
-    """The most similar faces of other people, by cosine of the features."""
+    """The most similar other faces (of other people, where people are known), by cosine of the features."""
     asked, gallery = album.queries, album.gallery
     similar = _unit(_features(backbone, asked)) @ _unit(_features(backbone, gallery)).T  # [N, n]
     tiles = []
     for place, image in enumerate(asked.images):
-        # Where people are not known, the image itself may be among those searched.
-        same = [
-            np.array_equal(image, other) or (asked.groups[place] != "" and group == asked.groups[place])
-            for other, group in zip(gallery.images, gallery.groups, strict=True)
-        ]
-        scores = similar[place].masked_fill(torch.tensor(same), -2)
+        scores = similar[place].masked_fill(torch.tensor(_same(asked, place, gallery)), -2)
         nearest = scores.topk(min(NEIGHBOURS, len(scores))).indices.tolist()
         shown = [resize(image, TILE), *(resize(gallery.images[other], TILE) for other in nearest)]
         said = ", ".join(gallery.named(other) for other in nearest)
         tiles.append(Tile(jpeg(grid(shown)), f"{asked.named(place)}: {said}"))
     about = (
-        f"Left a face, then the {NEIGHBOURS} faces of other people with the most similar features among "
+        f"Left a face, then the {NEIGHBOURS} {_others(album)} with the most similar features among "
         f"{len(gallery.images)}. Features that see expression bring faces of the same one; features that see light, "
         "pose or hair bring those."
     )
     return Sheet("Nearest neighbours", about, tiles)
+
+
+def _same(asked: Faces, place: int, gallery: Faces) -> list[bool]:
+    """Which of a gallery are the asked image itself, or of the same person as far as people are known."""
+    image, person = asked.images[place], asked.groups[place]
+    return [
+        np.array_equal(image, other) or (person != "" and group == person)
+        for other, group in zip(gallery.images, gallery.groups, strict=True)
+    ]
+
+
+def _others(album: Album) -> str:
+    """What is left without these, in words."""
+    return "images of other people" if all([*album.queries.groups, *album.gallery.groups]) else "other images"
 
 
 def _features(backbone: Backbone, faces: Faces) -> Tensor:

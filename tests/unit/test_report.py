@@ -280,6 +280,9 @@ def test_errors(run: Path, tmp_path: Path) -> None:
         write_report([run], results=[tmp_path / "nowhere"])
     with pytest.raises(UserError, match="is not a folder"):
         write_report([run], shards=[str(tmp_path / "no-shards")])
+    (tmp_path / "page").mkdir()
+    with pytest.raises(OSError, match="page"):  # which every command tells in a line
+        write_report([run], tmp_path / "page")
     damaged = next(run.glob("eval/**/seed-0.json"))
     damaged.write_text("{")
     with pytest.raises(UserError, match=r"seed-0\.json is damaged"):

@@ -108,6 +108,10 @@ def test_neighbours_are_the_nearest_of_other_people(run: Path, album: Album) -> 
     # Number 3 and the twin all but equal it; b is the same person, d the same image.
     assert sorted(found.split(", ")[:2]) == ["a", "c"]
     assert not {"b", "d"} & set(found.split(", "))
+    assert "images of other people" in sheet.about
+    unknown = faces.neighbours(backbone, Album(Faces([asked], [0], [""], classes), gallery, []))
+    assert unknown is not None
+    assert "other images with" in unknown.about
 
 
 @pytest.mark.parametrize("classes", [2, 4])

@@ -72,6 +72,13 @@ def test_seeds_are_averaged_and_a_backbone_with_one_is_used_for_all() -> None:
     assert found.difference == pytest.approx(np.mean([_balanced(right) for right in runs]) - _balanced(other))
 
 
+def test_every_run_counts_equally_in_the_permutation_test() -> None:
+    """Two runs against three are what six against six are, each of them three times or twice."""
+    first = [made(RNG.random(400) < share, seed=seed) for seed, share in enumerate((0.9, 0.6))]
+    second = [made(RNG.random(400) < share, "b", seed=seed) for seed, share in enumerate((0.7, 0.7, 0.76))]
+    assert compare(first, second, 100).p == compare(first * 3, second * 2, 100).p
+
+
 def test_samples_are_matched_by_name_not_by_place() -> None:
     first = made(RNG.random(400) < 0.7)
     turned = {name: values[::-1] for name, values in vars(first.samples).items()}
@@ -119,6 +126,10 @@ def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]
                 backbone={**one.backbone, "kind": "online", "model": "resnet10t"},
             )
             write_result(tmp_path / f"{name}-{seed}", one)
+            # An evaluation measures a random backbone beside its own, into the same folder.
+            beside = replace(made(LABELS < 0, "random"), metrics={"balanced_accuracy": 0.0})
+            beside = replace(beside, backbone={"id": "random", "kind": "random", "model": "resnet10t"})
+            write_result(tmp_path / f"{name}-{seed}", beside)
     show([f"{name}={tmp_path}/{name}-*" for name in shares], against="theirs", resamples=50)
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     table = {line[3]: dict(zip(lines[0], line, strict=False)) for line in lines[2:]}
@@ -128,7 +139,14 @@ def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert table[name]["score"].split()[0] == f"{score:.3f}"
     assert table["ours"]["less theirs"].startswith(f"{scores['ours'] - scores['theirs']:+.3f} (")
     assert float(table["ours"]["p"]) < 0.05
+    show([f"random={tmp_path}/*/random"], against="", resamples=50)
+    assert "| random | 4 | 0.000" in capsys.readouterr().out  # where nothing else is, they are what is meant
+    write_result(tmp_path / "ours-0", replace(one, backbone={**one.backbone, "id": "another-checkpoint"}))
+    with pytest.raises(
+        UserError, match=r"ours-0 holds results of 2 backbones.*ours-0/another-checkpoint, .*ours-0-online"
+    ):
+        show([f"ours={tmp_path}/ours-*"], against="", resamples=50)
     with pytest.raises(UserError, match="nothing: no results in"):
         show([f"nothing={tmp_path}/none"], against="", resamples=50)
     with pytest.raises(UserError, match="--against byol: no such method; there are ours"):
-        show([f"ours={tmp_path}/ours-0"], against="byol", resamples=50)
+        show([f"ours={tmp_path}/ours-1"], against="byol", resamples=50)

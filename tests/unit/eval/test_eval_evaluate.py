@@ -181,6 +181,14 @@ def test_several_processes_share_the_work(config: EvalConfig, monkeypatch: pytes
     assert sum(row.seeds for row in evaluate(config, []).table) == 3
     monkeypatch.setenv("RANK", "0")
     assert sum(row.seeds for row in evaluate(config, []).table) == 7
+    # What the other process has yet to compute anew, after a change, is not taken for done.
+    monkeypatch.setenv("RANK", "1")
+    stale = replace(config, knn=KnnConfig(ks=[3]))
+    mine = [unit for unit in units(stale)[1::2] if unit.protocol == "knn"]
+    found = {row.protocol: 0 for row in evaluate(stale, []).table}
+    for row in evaluate(stale, []).table:
+        found[row.protocol] += row.seeds
+    assert found == {"linear_fast": 4, "knn": len(mine)}
 
 
 def test_one_unit_as_a_job_array_runs_it(config: EvalConfig) -> None:
@@ -245,6 +253,8 @@ def test_left_out_classes_are_listed(
         ({"fast": FastConfig(lrs=[])}, r"fast.lrs: \[\] must be numbers above 0, at least one"),
         ({"backbones": []}, "none given"),
         ({"backbones": ["nowhere"]}, "does not exist"),
+        ({"linear": LinearConfig(scale=[0.5])}, r"linear.scale: \[0.5\] must be two shares, 0 < low <= high <= 1"),
+        ({"linear": LinearConfig(momentum=-1.0)}, "linear.momentum: -1.0 must be at least 0 and below 1"),
         ({"shards": []}, r"benchmarks: none given"),
         ({"shards": ["nowhere"]}, "nowhere is not a folder"),
         ({"device": "tpu"}, "device: 'tpu' must be auto, cpu or cuda"),
@@ -269,13 +279,16 @@ def test_a_backbone_of_another_shape(config: EvalConfig) -> None:
 
 def test_command_line(config: EvalConfig, tmp_path: Path) -> None:
     file = tmp_path / "eval.yaml"
-    file.write_text(f"shards: ['{config.shards[0]}']\nfast: {{epochs: 2}}\nresamples: 20\n")
+    peers = "backbones: ['random:test_resnet+size=32']"
+    file.write_text(f"shards: ['{config.shards[0]}']\nfast: {{epochs: 2}}\nresamples: 20\n{peers}\n")
     launcher = [sys.executable, str(ROOT / "launchers/evaluate.py")]
     words = [*launcher, str(file), "--backbone", config.backbones[0], f"out={config.out}", "protocols=[knn]"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
     assert "random-test_resnet" in done.stdout
     assert config.out in done.stdout
+    sources = {found.backbone["source"] for found in read_results([config.out])}
+    assert sources == {config.backbones[0], "random:test_resnet+size=32", "random, seed 0"}
     found = read_results([config.out])[0]
     assert found.command == ["python", *words[1:]]
     assert found.config["fast"]["epochs"] == 2

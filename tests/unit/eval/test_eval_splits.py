@@ -40,6 +40,13 @@ def test_what_is_read(make_shards: MakeShards) -> None:
     assert train.meta(3)["group"] == train.groups[3]
 
 
+def test_samples_of_two_folders_have_names_of_their_own(make_shards: MakeShards) -> None:
+    """Images of two corpora may be named alike; paired tests match samples by name."""
+    folders = [str(make_shards({"test": [3, 2, 1]}, name)) for name in ("a", "b")]
+    alone, both = read_split(folders[:1], "test"), read_split(folders, "test")
+    assert both.keys == (*alone.keys, *(f"2: {key}" for key in alone.keys))
+
+
 def test_some_samples_keep_what_belongs_to_them(make_shards: MakeShards) -> None:
     whole = read_split([str(make_shards({"train": [6, 6, 6]}))], "train")
     some = whole.only(np.array([7, 2])).only(np.array([True, False]))
