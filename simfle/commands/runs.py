@@ -41,12 +41,13 @@ def runs(
     console.print(table(found))
     for each in found:
         if each.reason:
-            console.print(f"{each.run}: {each.reason}", soft_wrap=True, highlight=False)
+            console.print(f"{each.run}: {each.reason}", soft_wrap=True, highlight=False, markup=False)
 
 
 def table(found: "list[Status]") -> "Table":
     """One line a run."""
     from rich.table import Table
+    from rich.text import Text
 
     made = Table()
     for name in ("run", "jobs", "state"):
@@ -55,7 +56,7 @@ def table(found: "list[Status]") -> "Table":
         made.add_column(name, justify="right")
     for each in found:
         made.add_row(
-            str(each.run),
+            Text(str(each.run)),  # a name may hold [brackets], which rich would read as its own
             " ".join(each.jobs) or "-",
             each.state,
             f"{each.step}/{each.steps}" if each.steps else str(each.step),

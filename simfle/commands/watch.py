@@ -110,7 +110,7 @@ def screen(runs: list[Path], console: "Console") -> "RenderableType":
         if now.steps and console.is_terminal:
             table.add_row("", ProgressBar(now.steps, now.step, width=CURVE))
         for name, text in facts(now):
-            table.add_row(name, text)
+            table.add_row(name, Text(text))  # a reason may hold [brackets], which rich would read as its own
         curve = [line["losses"]["total"] for line in tail(run) if "total" in line.get("losses", {})]
         if len(curve) > 1:
             table.add_row("loss curve", f"{sparkline(curve, CURVE)}  {curve[0]:.4g} to {curve[-1]:.4g}")

@@ -80,7 +80,7 @@ class Announcer:
             self._say(judge(self._waited / self._seconds, self._facts))
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def facts_of(run: Any) -> Facts:

@@ -23,6 +23,7 @@ from simfle.doctor.nodes import differing, judge, summary
 from simfle.errors import UserError
 from simfle.plan.constants import load_constants
 from simfle.train.fitting import largest, trial
+from simfle.train.progress import Announcer
 
 ROOT = Path(__file__).parents[2]
 
@@ -180,6 +181,22 @@ def test_watch_into_a_pipe_is_a_line_for_each_step_until_the_end(runs: Path) -> 
     (line,) = printed.splitlines()
     assert "failed; step 50 of 100 (50%)" in line
     assert "requeues 1; reason a loss is not finite" in line
+
+
+def test_brackets_in_reasons_and_paths_are_printed_as_they_are(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """gloo's own words; rich takes [/...] for the end of a style that was never begun."""
+    reason = "RuntimeError: [/__w/pytorch/third_party/gloo/pair.cc:547] Connection closed by peer"
+    run = runs / "failed[red]"
+    (runs / "failed").rename(run)
+    events = run / "slurm/events.jsonl"
+    events.write_text(events.read_text().replace("a loss is not finite", reason))
+    for words in (["runs"], ["watch", "--once"]):
+        code, printed = simfle(*words, str(run), columns=300)
+        assert code == 0
+        assert reason in printed
+        assert str(run) in printed
+    Announcer(1, 0, enabled=True)._say(f"run folder {run}: {reason}")
+    assert capsys.readouterr().err == f"run folder {run}: {reason}\n"
 
 
 @given(st.lists(st.floats(), max_size=80), st.integers(1, 40))
