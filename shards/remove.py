@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,11 @@ class _Found:
     keys: set[str] = field(default_factory=set)
     sources: set[str] = field(default_factory=set)
 
+    @property
+    def samples(self) -> int:
+        """How many: foreign shards may give a key to several."""
+        return sum(map(len, self.positions.values()))
+
 
 def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = None, reason: str = "") -> Removal:
     """Take out the samples with these keys, or all of a person (the group of that very name).
@@ -68,7 +74,7 @@ def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = 
         wanted = set(keys)
         found = _find(folder, manifest, wanted, person)
         done.already = _check(folder, found, wanted, person)
-        done.samples, done.shards = len(found.keys), len(found.positions)
+        done.samples, done.shards = found.samples, len(found.positions)
         if found.keys:
             try:
                 _stage(folder, manifest, found, person, reason)
@@ -193,6 +199,7 @@ def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, 
     shards: list[ShardInfo] = []
     place: list[str] = []
     drop: list[str] = []
+    taken = {path.name for path in folder.iterdir()} | {info.file for info in manifest.shards}
     for info in manifest.shards:
         gone = set(found.positions.get(info.file, ()))
         if not gone:
@@ -201,16 +208,16 @@ def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, 
         drop += [info.file, index_name(info.file)]
         if len(gone) < info.samples:
             left = [position for position in range(info.samples) if position not in gone]
-            path = staging / _next_name(info.file)
+            path = staging / _next_name(info.file, taken)
+            taken.add(path.name)
             shards.append(write_shard(path, info.split, read_samples(folder, info, left)))
             place += [path.name, index_name(path.name)]
     if not shards:
         raise UserError(f"no sample of {folder} would be left; delete the folder instead")
-    count = len(found.keys)
     _write_rejected(folder, staging, found, person)
     _write_record(folder, staging, found, person, reason)
-    rejected = Counter(manifest.rejected) + Counter(removed=count)
-    build = manifest.build | {"removed": int(manifest.build.get("removed", 0)) + count}
+    rejected = Counter(manifest.rejected) + Counter(removed=found.samples)
+    build = manifest.build | {"removed": int(manifest.build.get("removed", 0)) + found.samples}
     new = replace(manifest, shards=tuple(shards), rejected=dict(sorted(rejected.items())), build=build)
     write_manifest(staging, new)
     plan = {"place": [*place, REJECTED, RECORD, NAME], "drop": drop}
@@ -218,16 +225,18 @@ def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, 
     sync_folder(folder)
 
 
-def _next_name(file: str) -> str:
-    """train-000003.tar -> train-000003-1.tar -> train-000003-2.tar"""
+def _next_name(file: str, taken: set[str]) -> str:
+    """train-000003.tar -> train-000003-1.tar -> train-000003-2.tar; on and on while a tar or an index has the name."""
     match = re.fullmatch(r"(.*-\d{6})-(\d+)\.tar", file)
-    return f"{match[1]}-{int(match[2]) + 1}.tar" if match else f"{file.removesuffix('.tar')}-1.tar"
+    stem, first = (match[1], int(match[2]) + 1) if match else (file.removesuffix(".tar"), 1)
+    names = (f"{stem}-{number}.tar" for number in count(first))
+    return next(name for name in names if taken.isdisjoint((name, index_name(name))))
 
 
 def _write_rejected(folder: Path, staging: Path, found: _Found, person: str | None) -> None:
     """The rejects again, one anonymous line more for each sample; what names the removed ones is blanked."""
     rejects = read_rejects(folder)
-    rejects += [{"reason": "removed"}] * len(found.keys)
+    rejects += [{"reason": "removed"}] * found.samples
     told = "".join(json.dumps(item) + "\n" for item in _anonymous(rejects, found, person))
     write_atomic(staging / REJECTED, told.encode())
 
@@ -244,7 +253,7 @@ def _anonymous(rejects: Sequence[dict[str, Any]], found: _Found, person: str | N
 def _write_record(folder: Path, staging: Path, found: _Found, person: str | None, reason: str) -> None:
     item: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "samples": len(found.keys),
+        "samples": found.samples,
         "reason": reason,
         "keys": sorted(map(_mark, found.keys)),
     }

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,17 @@ def write_faces(folder: Path, count: int, classes: tuple[str, ...] = (), people:
         content = encoded(picture(number, mode="L" if number % 4 == 3 else "RGB"), quality=90)
         (below / f"{person}_{number:04d}.jpg").write_bytes(content)
     return folder
+
+
+def write_tar(path: Path, files: Iterable[tuple[str, bytes]]) -> Path:
+    """A tar of (name, content), as others write them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            item = tarfile.TarInfo(name)
+            item.size = len(content)
+            tar.addfile(item, io.BytesIO(content))
+    return path
 
 
 def contents(folder: Path) -> dict[str, bytes]:
