@@ -38,24 +38,20 @@ def decide(ends: list[End], expected: int, code: int) -> Decision:
     known = {end.rank for end in ends}
     silent = [rank for rank in range(expected) if rank not in known]
     names = ", ".join(map(str, silent[:8])) + (" and others" if len(silent) > 8 else "")
+    left = f"; exit code {code}" if code else ""
     whole = bool(ends) and not silent and set(first) <= {record.DONE, record.SPARE}
     rules = (  # the first that holds
         (whole, False, False, (first[record.DONE].words if record.DONE in first else "") or "finished"),
         (record.REFUSED in first, False, True, _told(first.get(record.REFUSED))),
         (record.BUG in first, False, True, _told(first.get(record.BUG))),
         (record.HUNG in first, True, True, _told(first.get(record.HUNG))),
-        (
-            bool(silent and (code or ends)),
-            *(True, True, f"rank {names} ended without a word (killed, or its node lost); exit code {code}"),
-        ),
+        (bool(silent), True, True, f"rank {names} ended without a word (killed, or its node lost){left}"),
         (record.LOST in first, True, True, _told(first.get(record.LOST))),
-        (record.STOPPED in first, True, False, first[record.STOPPED].words if record.STOPPED in first else ""),
-        (code != 0, True, True, f"exit code {code} without a word of any process"),
     )
     for holds, requeue, failure, words in rules:
         if holds:
             return Decision(requeue, failure, words)
-    return Decision(False, False, "finished")
+    return Decision(True, False, first[record.STOPPED].words)  # the one kind that is left
 
 
 def _told(end: End | None) -> str:

@@ -4,6 +4,7 @@ import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -14,6 +15,7 @@ from simfle.errors import UserError
 from simfle.slurm import record, submit
 from simfle.slurm.config import ClusterConfig, check
 from simfle.slurm.ending import decide, end, failures_in_a_row, may_not_come_back
+from simfle.slurm.follow import follow_local
 from simfle.slurm.job import Place, fit, usable_tasks
 from simfle.slurm.record import End
 from simfle.slurm.runs import status
@@ -38,7 +40,8 @@ def ends(**kinds: str) -> list[End]:
         (ends(r0="lost"), 137, True, True, "rank 1 ended without a word"),
         (ends(r0="stopped"), 137, True, True, "rank 1 ended without a word"),  # killed while it saved
         (ends(r0="lost", r1="lost"), 69, True, True, "lost words"),
-        ([], 1, True, True, "rank 0, 1 ended without a word"),
+        ([], 1, True, True, "rank 0, 1 ended without a word (killed, or its node lost); exit code 1"),
+        ([], 0, True, True, "rank 0, 1 ended without a word (killed, or its node lost)"),  # nobody said finished
     ],
 )
 def test_ends_are_judged(found: list[End], code: int, requeue: bool, failure: bool, words: str) -> None:
@@ -105,6 +108,18 @@ def test_micro_batches_fit_their_share(size: int, per: int, micro: int) -> None:
     config = replace(config, train=replace(config.train, global_batch=size * per, micro_batch=micro))
     fitted = fit(config, replace(PLACE, size=size), ClusterConfig()).train.micro_batch
     assert fitted == 0 if micro == 0 else (per % fitted == 0 and fitted <= micro)
+
+
+def test_a_local_job_whose_processes_were_killed_did_not_finish(tmp_path: Path) -> None:
+    job = tmp_path / "slurm" / "job"
+    job.mkdir(parents=True)
+    killed = subprocess.Popen(["sleep", "1000"])
+    killed.kill()
+    decision = follow_local(job, SimpleNamespace(job_id=str(killed.pid)), 2, lambda text: None)
+    killed.wait()
+    assert decision.failure
+    assert decision.words.startswith("rank 0, 1 ended without a word")
+    assert [event["failure"] for event in record.events(tmp_path)] == [True]
 
 
 def test_requeues_are_limited() -> None:
