@@ -19,6 +19,10 @@ MIN_SIDE = 16  # pixels; nothing to learn from below
 MAX_BYTES = 1 << 30
 JPEG_START = b"\xff\xd8\xff"
 STARTS = (JPEG_START, b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")  # of files that should be images
+# What Pillow may take a file for, whatever its name says: those of the extensions that are listed (MPO opens as JPEG).
+# Of its other formats some start programs (EPS runs gs).
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
+MOST_SIDE = 65_500  # pixels; libjpeg writes no more
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 
 
@@ -128,10 +132,12 @@ def decode(data: bytes, options: EncodeOptions) -> Picture:
 
 
 def write(picture: Picture, options: EncodeOptions) -> Encoded:
-    """The picture as a JPEG: its own where it has one."""
+    """The picture as a JPEG: its own where it has one. Raises Unusable: larger than a JPEG can be."""
     width, height = picture.size
     if picture.jpeg:
         return Encoded(picture.jpeg, width, height, untouched=True)
+    if max(width, height) > MOST_SIDE:
+        raise Unusable("too_large", f"{width} x {height}, and a JPEG has at most {MOST_SIDE} on a side")
     if picture.pixels.ndim == 2:
         return Encoded(_encode_grey(picture.pixels, options.quality), width, height, untouched=False)
     pixels = np.ascontiguousarray(picture.pixels)
@@ -159,7 +165,7 @@ def _orientation(data: bytes) -> int:
     if b"Exif\0\0" not in data:
         return 1
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG", "MPO")) as image:
+        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return _turn(image)
     except Exception:  # noqa: BLE001 - damaged metadata raise anything; the picture itself may be sound
         return 1
@@ -171,9 +177,9 @@ def _turn(image: Image.Image) -> int:
 
 
 def _decode(data: bytes, options: EncodeOptions) -> Picture:
-    """By Pillow, which knows all formats."""
+    """By Pillow, which knows all of FORMATS."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             _check_size(width, height, options)
             orientation = _turn(image)  # before loading: that turns some formats, and forgets

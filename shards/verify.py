@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards import foreign
+from shards.encode import FORMATS
 from shards.entry import REASONS
 from shards.errors import UserError
 from shards.index import Index, index_tar, read_index, same
@@ -208,7 +209,7 @@ def _check_sample(
 def _check_foreign(members: dict[str, bytes]) -> str:
     content = members[foreign.image_of(members) or ""]
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"its image is damaged ({error})"

@@ -102,7 +102,7 @@ def plain_views(images: Sequence[Pixels], views: ViewsConfig) -> list[tuple[torc
     draws = draw(0, 0, range(len(images)), views)
     made = []
     for i, data in enumerate(images):
-        with Image.open(io.BytesIO(data.tobytes())) as file:
+        with Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"]) as file:
             image = file.convert("RGB")
         views_of = [_plain_view(image, view, i, views) for view in draws.views]
         made.append((*views_of, _plain_face(image, views.face_size)))

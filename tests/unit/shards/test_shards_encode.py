@@ -1,6 +1,7 @@
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import simplejpeg
 from corpus_fixtures import encoded, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from shards.encode import EncodeOptions, Unusable, encode
-from shards.entry import REASONS
+from shards.entry import REASONS, Entry
+from shards.faces import make_faces
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 OPTIONS = EncodeOptions()
@@ -198,6 +200,27 @@ def test_a_bomb_is_refused_before_it_goes_off() -> None:
     Image.new("1", (40_000, 40_000)).save(bomb, "PNG")
     assert len(bomb.getvalue()) < 1_000_000
     assert reason(bomb.getvalue()) == "too_large"
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n/a 1 def\nshowpage\n%%EOF\n"
+
+
+def test_no_image_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would give an EPS to gs, whatever its file is called."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\necho run >> {tmp_path}/started\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    assert reason(EPS) == "not_an_image"
+    assert not (tmp_path / "started").exists()
+
+
+def test_a_side_longer_than_a_jpeg_can_have() -> None:
+    for mode in ("RGB", "L"):
+        data = encoded(Image.new(mode, (66_000, 20)), "PNG")
+        assert reason(data) == "too_large"
+        (face,) = make_faces(data, Entry("a", "a", data), EncodeOptions(shorter_side=16))
+        assert (face.image.width, face.image.height) == (52_800, 16)
 
 
 @settings(max_examples=150, deadline=None)
