@@ -7,15 +7,18 @@ Runs after srun on the job's first node. It imports nothing heavy: the lead time
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from simfle import told
 from simfle.config import load
+from simfle.errors import UserError
 from simfle.slurm import queue, record
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.record import End
 
+TRIES, PAUSE = 5, 6.0  # times that Slurm is asked, seconds between: its controller may be busy, or just be restarted
 CHECKPOINTS = "checkpoints/step-*/COMPLETE"
 
 
@@ -88,20 +91,46 @@ def end(job_folder: Path, code: int) -> int:
     row = failures_in_a_row([*record.events(run), {"event": "ended", **facts}], number)
     if requeue and row >= cluster.max_failures:
         requeue, words = False, f"{words}; not requeued: {row} failures in a row without a new checkpoint"
-    if requeue and (state := may_not_come_back(queue.show(number))):
+    if requeue and (state := may_not_come_back(shown(number))):
         requeue, words = False, f"{words}; not requeued: the job is {state}"
     if not decision.failure and not decision.requeue:
         code = 0  # all tasks have said that they are done: whoever killed one that was on its way out changes nothing
+    if requeue and (refusal := put_back(number)):
+        requeue, words, code = False, f"{words}; not requeued: {refusal}", code or 1
+    # Not before Slurm has done it, for the record would promise too much; this shell has KillWait seconds left then.
     record.tell(run, "ended", **facts, requeue=requeue, reason=words, code=code)
     sys.stderr.write(f"job {number}: {words}{'; requeued' if requeue else ''}\n")
-    if requeue:
-        sys.stderr.flush()
-        queue.requeue(number)
     return code
 
 
+def shown(number: str) -> dict[str, str]:
+    """What Slurm says of a job; empty where it has not answered several times."""
+    for tries in range(TRIES):
+        if tries:
+            time.sleep(PAUSE)
+        if found := queue.show(number):
+            return found
+    return {}
+
+
+def put_back(number: str) -> str:
+    """Requeue a job; empty if Slurm has, else why it has not, several times, in its words."""
+    refusal = ""
+    for tries in range(TRIES):
+        if tries:
+            time.sleep(PAUSE)
+        try:
+            queue.requeue(number)
+        except UserError as error:
+            refusal = str(error)
+        else:
+            return ""
+    return refusal
+
+
 def may_not_come_back(shown: dict[str, str]) -> str:
-    """The state of a job that somebody wanted to end, such as cancelled; empty for one that may be requeued.
+    """The state of a job that somebody wanted to end, such as cancelled; empty for one that may be requeued, and
+    where Slurm did not answer.
 
     While its processes end a job is COMPLETING, cancelled or out of time: the clock tells which.
     """
@@ -109,7 +138,7 @@ def may_not_come_back(shown: dict[str, str]) -> str:
     out_of_time = queue.seconds(shown.get("RunTime", "")) >= queue.seconds(shown.get("TimeLimit", ""))
     if state in ("RUNNING", "TIMEOUT", "NODE_FAIL", "PREEMPTED") or (state == "COMPLETING" and out_of_time):
         return ""
-    return "cancelled" if state == "COMPLETING" else state.lower() or "unknown to Slurm"
+    return "cancelled" if state == "COMPLETING" else state.lower()
 
 
 def newest_step(run: Path) -> int:

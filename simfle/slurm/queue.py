@@ -34,9 +34,13 @@ def requeue(job: str) -> None:
     """Put a job back into the queue, under its number.
 
     Raises:
-        UserError: Slurm refuses; its words.
+        UserError: Slurm refuses, its words; or does not answer.
     """
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=SECONDS, check=False)
+    words = ["scontrol", "requeue", job]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UserError(f"job {job} could not be requeued: {error}") from None
     if done.returncode:
         raise UserError(f"job {job} could not be requeued: {done.stderr.strip()}")
 

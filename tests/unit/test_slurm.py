@@ -1,5 +1,6 @@
 """What jobs are asked for and how their ends are judged: pure functions. The cluster itself is in tests/cluster."""
 
+import re
 import shlex
 import subprocess
 from dataclasses import replace
@@ -63,7 +64,7 @@ def test_ends_are_judged(found: list[End], code: int, requeue: bool, failure: bo
 )
 def test_what_somebody_ended_does_not_come_back(state: str, ran: str, limit: str, found: str) -> None:
     assert may_not_come_back({"JobState": state, "RunTime": ran, "TimeLimit": limit}) == found
-    assert may_not_come_back({}) == "unknown to Slurm"
+    assert not may_not_come_back({})  # Slurm has not answered: nobody is known to have ended it
 
 
 def test_failures_count_until_a_new_checkpoint_stands() -> None:
@@ -86,6 +87,51 @@ def test_a_task_killed_on_its_way_out_does_not_fail_the_job(tmp_path: Path, monk
         record.write_end(job, 0, End(rank, f"n{rank}", record.DONE, ""))
     assert end(job, 137) == 0
     assert [(event["reason"], event["requeue"]) for event in record.events(tmp_path)] == [("finished", False)]
+
+
+# Slurm's program, which fails as often as each of its commands is told to.
+SCONTROL = """#!/bin/sh
+echo "$1" >> calls
+if [ "$(grep -c "$1" calls)" -le "$(cat "$1")" ]; then echo "Unable to contact slurm controller" >&2; exit 1; fi
+[ "$1" = show ] && echo "JobId=17 JobState=RUNNING RunTime=00:10:00 TimeLimit=01:00:00" || true
+"""
+
+
+@pytest.mark.parametrize(
+    ("shows", "requeues", "called", "requeued", "words"),
+    [
+        (2, 1, {"show": 3, "requeue": 2}, True, "stopped words"),
+        (99, 0, {"show": 5, "requeue": 1}, True, "stopped words"),
+        (0, 99, {"show": 1, "requeue": 5}, False, "not requeued: job 17.*Unable to contact slurm controller"),
+    ],
+)
+def test_a_controller_that_does_not_answer_at_once_is_asked_again(
+    shows: int,
+    requeues: int,
+    called: dict[str, int],
+    requeued: bool,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("simfle.slurm.ending.PAUSE", 0.0)
+    (tmp_path / "show").write_text(str(shows))
+    (tmp_path / "requeue").write_text(str(requeues))
+    (tmp_path / "scontrol").write_text(SCONTROL)
+    (tmp_path / "scontrol").chmod(0o755)
+    job = tmp_path / "slurm" / "job"
+    job.mkdir(parents=True)
+    (job / "cluster.yaml").write_text("nodes: 1\ngpus_per_node: 0\n")
+    record.write_end(job, 0, End(0, "n0", record.STOPPED, "stopped words"))
+    assert (end(job, 0) == 0) == requeued
+    calls = (tmp_path / "calls").read_text().split()
+    assert {name: calls.count(name) for name in called} == called
+    (ended,) = record.events(tmp_path)
+    assert ended["requeue"] == requeued
+    assert re.search(words, ended["reason"])
 
 
 @given(nodes=st.integers(1, 12), least=st.integers(1, 12), gpus=st.integers(1, 8), batch=st.integers(2, 4096))
