@@ -69,6 +69,8 @@ def settle(entry: Entry, rules: Rules) -> Entry | Rejected:
         match = re.search(rules.group_pattern, entry.source)
         group = (match.group(1) if match else None) or None
     split = normal_split(entry.split)
+    if not split:
+        return Rejected(entry.source, "bad_row", f"split {entry.split!r} has no letter a-z or digit; name it in ASCII")
     if split == TRAIN:
         split = drawn_split(entry.key if group is None else group, rules)
     return replace(entry, label=label, group=group, split=split)
@@ -84,8 +86,13 @@ def normal_label(label: str | None) -> str | None:
 
 @lru_cache(FEW)
 def normal_split(split: str | None) -> str:
-    """A split's name as part of a file name: 'Training' -> 'train', 'PublicTest' -> 'publictest', None -> 'train'."""
-    name = re.sub(r"[^a-z0-9]+", "-", (split or "").strip().lower()).strip("-") or TRAIN
+    """A split's name as part of a file name: 'Training' -> 'train', 'PublicTest' -> 'publictest', None -> 'train'.
+
+    "" where none of a name's letters is left, as of '测试': it may well mean test, and must not become train.
+    """
+    name = re.sub(r"[^a-z0-9]+", "-", (split or "").lower()).strip("-")
+    if not name and not any(letter.isalnum() for letter in split or ""):
+        return TRAIN
     return SPLIT_NAMES.get(name, name)
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.files import write_atomic
 from shards.manifest import FORMAT, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
-from shards.rules import keyed_hash, normal_split
+from shards.rules import VAL, keyed_hash, normal_split
 from shards.samples import Sample, chosen_shards, new_folder, origin, read_samples, write_split
 
 BY = ("label", "sample", "group")
@@ -155,7 +155,7 @@ def _check_shares(shares: dict[str, float], manifest: Manifest, divided: set[str
         raise UserError(f"--into {told!r}: give at least two shares above 0 that sum to 1, as train=0.8,val=0.2")
     for name in shares:
         if name != normal_split(name):
-            raise UserError(f"--into: {name!r} cannot name a split; write {normal_split(name)!r}")
+            raise UserError(f"--into: {name!r} cannot name a split; write {normal_split(name) or VAL!r}")
         if name in manifest.splits and name not in divided:
             raise UserError(
                 f"--into: split {name!r} is there and not among those that are divided; choose another name"
