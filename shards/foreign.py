@@ -23,10 +23,11 @@ from shards.errors import UserError
 from shards.files import write_atomic
 from shards.index import Index, index_tar, make_index, read_index, same, write_index
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
+from shards.rules import SPLIT_NAMES, TEST, TRAIN, VAL
 
 T = TypeVar("T")
 IMAGES = ("jpg", "jpeg", "png", "webp")  # extensions of image members, in lower case; the first one there counts
-SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {name: name for name in (TRAIN, VAL, TEST)} | SPLIT_NAMES
 KIND = "foreign"
 _SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 _LONGEST = 12
@@ -101,8 +102,12 @@ def examine(tar: Path) -> Found:
 
 
 def split_of(file: str) -> str:
-    """val of 'val-000000.tar'; train where the name says nothing."""
-    return SPLITS.get(re.split(r"[-_.0-9]", file.lower(), maxsplit=1)[0], "train")
+    """val of 'val-000000.tar' or 'faces-dev-000000.tar'; train where the name says nothing.
+
+    Of several words that name a split the last one counts: a corpus, whose name comes first, may have one in it.
+    """
+    words = re.split(r"[\W\d_]+", file.removesuffix(".tar").lower())
+    return next((SPLITS[word] for word in reversed(words) if word in SPLITS), TRAIN)
 
 
 def tars_in(folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shards.foreign import image_of, tars_in
+from shards.foreign import image_of, split_of, tars_in
 from shards.manifest import NAME, read_manifest
 from shards.remote import check_url, is_url, join, open_url, retried, shown
 from simfle.config import DataConfig
@@ -175,7 +175,7 @@ def _open_tar(url: str) -> IO[bytes]:
 
 
 def expand(places: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:
-    """The tars that `data.shards` means when it is streamed. Raises UserError."""
+    """The tars that `data.shards` means when it is streamed: of folders only those of `splits`. Raises UserError."""
     import braceexpand
 
     tars: list[str] = []
@@ -191,7 +191,7 @@ def expand(places: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:
             chosen = [shard for shard in read_manifest(place).shards if not splits or shard.split in splits]
             tars += [join(place, shard.file) if is_url(place) else str(Path(place) / shard.file) for shard in chosen]
         else:
-            tars += map(str, tars_in(Path(place)))
+            tars += [str(tar) for tar in tars_in(Path(place)) if not splits or split_of(tar.name) in splits]
     if not tars:
         raise UserError(f"data.shards: no shards to stream in {', '.join(map(shown, places))}, splits {list(splits)}")
     return tuple(tars)

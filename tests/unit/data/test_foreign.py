@@ -153,7 +153,9 @@ def test_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "split"),
     [("00000.tar", "train"), ("val-000000.tar", "val"), ("validation_1.tar", "val"), ("test.tar", "test"),
-     ("testament-1.tar", "train"), ("faces-test-0.tar", "train"), ("TRAIN-0.tar", "train")],
+     ("testament-1.tar", "train"), ("faces-test-0.tar", "test"), ("TRAIN-0.tar", "train"), ("dev-000000.tar", "val"),
+     ("testing-000000.tar", "test"), ("imagenet-val-000000.tar", "val"), ("val2017_00.tar", "val"),
+     ("test-of-time-train-0.tar", "train"), ("contest-0.tar", "train"), ("faces.validation.00.tar", "val")],
 )  # fmt: skip
 def test_splits_from_names(name: str, split: str) -> None:
     assert foreign.split_of(name) == split

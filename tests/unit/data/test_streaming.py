@@ -123,6 +123,16 @@ def test_manifests_name_the_shards_of_the_chosen_splits(tmp_path: Path) -> None:
         assert urls == (f"{state.url}/test-000002.tar",)
 
 
+def test_names_tell_the_splits_where_there_is_no_manifest(tmp_path: Path) -> None:
+    for name in ("rafdb-test-000000", "rafdb-train-000000", "rafdb-000001"):
+        (tmp_path / f"{name}.tar").touch()
+    assert [Path(tar).stem for tar in expand([str(tmp_path)], ["train"])] == ["rafdb-000001", "rafdb-train-000000"]
+    assert [Path(tar).stem for tar in expand([str(tmp_path)], ["test"])] == ["rafdb-test-000000"]
+    assert len(expand([str(tmp_path)], [])) == 3
+    with pytest.raises(UserError, match="no shards to stream"):
+        expand([str(tmp_path)], ["val"])
+
+
 @pytest.mark.parametrize(
     ("place", "words"),
     [
