@@ -1,9 +1,21 @@
 """Refusing values of a configuration that no later code refuses, before anything heavy is imported."""
 
-from simfle.config import PretrainConfig, TrainConfig
+import math
+from dataclasses import asdict
+
+from simfle.config import PretrainConfig, TrainConfig, flatten
 from simfle.errors import UserError
 
 OPTIMIZERS = ("sgd", "adamw")  # of simfle.optim, which imports torch
+DEVICES = ("auto", "cpu", "cuda")
+AT_LEAST = {
+    0: ("train.images_every", "train.stop_after", "train.timeout", "optim.weight_decay"),
+    1: (
+        *("train.log_every", "train.checkpoint_every", "train.keep", "model.facemae.patch"),
+        *("model.hidden", "model.projection", "model.bottleneck"),
+        *(f"model.facemae.{part}{name}" for part in ("", "decoder_") for name in ("width", "depth", "heads")),
+    ),
+}
 MOST_PROFILED = 20  # steps: a trace of ResNet-50 and FaceMAE takes some megabytes each
 
 
@@ -14,9 +26,9 @@ def check(config: PretrainConfig) -> None:
         UserError: field, value found, values possible.
     """
     train = config.train
-    for name, least in (("log_every", 1), ("checkpoint_every", 1), ("keep", 1), ("images_every", 0), ("stop_after", 0)):
-        if getattr(train, name) < least:
-            raise UserError(f"train.{name}={getattr(train, name)}; it must be at least {least}")
+    check_numbers(config)
+    if train.device not in DEVICES:
+        raise UserError(f"train.device is {train.device!r}; known are auto, cpu and cuda")
     if train.checkpoint_bandwidth < 0:
         raise UserError(f"train.checkpoint_bandwidth={train.checkpoint_bandwidth:g}; give MB/s, or 0 for no limit")
     if train.zero_stage not in (0, 1, 2, 3):
@@ -35,6 +47,26 @@ def check(config: PretrainConfig) -> None:
         check_profile(train)
     if config.optim.name not in OPTIMIZERS:
         raise UserError(f"optim.name is {config.optim.name!r}; known are {' and '.join(OPTIMIZERS)}")
+
+
+def check_numbers(config: PretrainConfig) -> None:
+    """Refuse numbers out of their range, NaN among them. Raises UserError."""
+    values = flatten(asdict(config))
+    for least, names in AT_LEAST.items():
+        for name in names:
+            if not values[name] >= least:
+                raise UserError(f"{name}={values[name]}; it must be at least {least}")
+    model, optim = config.model, config.optim
+    if not model.temperature > 0:
+        raise UserError(f"model.temperature={model.temperature}; it must be above 0")
+    if len(model.mean) != 3 or not all(map(math.isfinite, model.mean)):
+        raise UserError(f"model.mean={model.mean}; give three numbers, for red, green and blue")
+    if len(model.std) != 3 or not all(0 < each < math.inf for each in model.std):
+        raise UserError(f"model.std={model.std}; give three numbers above 0, for red, green and blue")
+    if not 0 <= optim.momentum < 1:
+        raise UserError(f"optim.momentum={optim.momentum}; it must be at least 0 and below 1")
+    if len(optim.betas) != 2 or not all(0 <= each < 1 for each in optim.betas):
+        raise UserError(f"optim.betas={optim.betas}; give two numbers, at least 0 and below 1")
 
 
 def check_profile(train: TrainConfig) -> None:

@@ -89,11 +89,15 @@ EDGES: dict[str, tuple[list[str], list[str]]] = {
     "leaves at least one patch visible and one masked": (["0.5"], ["0", "0.999", "1"]),
     "divisible by the processes": (["16"], ["15", "0"]),
     "auto, 0, or at least 2 and a divisor of global batch / processes": (["auto", "0", "4"], ["1", "3", "16"]),
+    "three numbers": (["[0.5,0,-1]"], ["[0.5,0.5]", "[0,0,.nan]"]),
+    "three numbers above 0": (["[0.2,1,0.5]"], ["[0.2]", "[0.2,0,0.2]"]),
+    "two numbers, at least 0, below 1": (["[0,0.99]"], ["[0.9]", "[0.9,1]", "[-0.1,0.9]"]),
     "30, 12:00:00, 2-00:00:00": (["30", "12:00:00", "2-00:00:00"], ["soon", "1h"]),
     "name or name=value, each": (["[exclusive,exclude=n13]"], ["['--exclusive']"]),
     "NAME=VALUE, each": (["[A=1]"], ["[A]"]),
     "train.device": (["auto", "cpu"], ["gpu"]),  # cuda is refused where there is none
     "views.size": (["1"], ["0"]),
+    "model.facemae.patch": (["8", "16"], ["0", "-8"]),  # and a divisor of views.face_size
     "model.method": (["simfle", "byol", "simsiam", "simclr", "moco", "swav"], ["dino"]),  # mae wants a ViT
     # Those of other methods than SimFLE.
     "model.contrast.epsilon": (["0.025"], ["0.0249", "0"]),

@@ -7,18 +7,21 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from torch.autograd import DeviceType
 
-from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig
+from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, load
 from simfle.errors import UserError
 from simfle.optim import STATES
 from simfle.train.advice import WAITING, Facts, judge
 from simfle.train.check import OPTIMIZERS, check
+from simfle.train.profile import tables
 from simfle.train.tensors import DTYPES, Pace, write_tensors
 
 CPU = Facts(device="cpu", backend="opencv", threads=2, cores=8, precision="bf16")
@@ -116,6 +119,20 @@ def test_values_out_of_range_are_named(train: TrainConfig, said: str) -> None:
         check(replace(FINE, train=train))
 
 
+@pytest.mark.parametrize(
+    "word",
+    ["train.device=gpu", "train.timeout=-1", "optim.momentum=1", "optim.momentum=-0.1", "optim.momentum=.nan"]
+    + ["optim.weight_decay=-1", "optim.betas=[0.9]", "optim.betas=[0.9,1]", "optim.betas=[-0.1,0.9]"]
+    + ["model.hidden=0", "model.projection=0", "model.bottleneck=0", "model.temperature=0"]
+    + ["model.mean=[0.5]", "model.std=[0.2,0.2]", "model.std=[0.2,0,0.2]"]
+    + [f"model.facemae.{name}=0" for name in ("patch", "width", "depth", "heads")]
+    + [f"model.facemae.decoder_{name}=0" for name in ("width", "depth", "heads")],
+)
+def test_a_value_that_would_end_in_a_traceback_or_a_broken_run_is_named(word: str) -> None:
+    with pytest.raises(UserError, match=word.partition("=")[0]):
+        check(load(PretrainConfig, None, ["data.shards=[faces]", word]))
+
+
 def test_optimizers_are_those_there_are() -> None:
     assert tuple(STATES) == OPTIMIZERS
     with pytest.raises(UserError, match="sgd and adamw"):
@@ -134,3 +151,20 @@ def test_a_wrong_value_is_refused_before_torch_is_loaded() -> None:
     assert done.returncode == 1
     assert "train.zero_stage=7" in done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_a_profile_counts_a_gpus_work_once() -> None:
+    """Of a GPU, torch gives rows of marks and kernels beside those of the host, which hold their time already."""
+
+    def row(key: str, where: DeviceType, host: float, device: float) -> SimpleNamespace:
+        return SimpleNamespace(key=key, count=2, device_type=where, cpu_time_total=host, self_device_time_total=device)
+
+    events = [
+        row("simfle.forward", DeviceType.CPU, 9000.0, 0.0),
+        row("aten::mm", DeviceType.CPU, 50.0, 4000.0),
+        row("simfle.forward", DeviceType.CUDA, 0.0, 4000.0),
+        row("sm90_gemm", DeviceType.CUDA, 0.0, 4000.0),
+    ]
+    words = [line.split() for line in tables(events, cuda=True).splitlines() if line]
+    assert ["forward", "2", "9.0"] in words
+    assert words[-1] == ["aten::mm", "2", "4.0", "100.0%"]
