@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from shards.errors import UserError
 from shards.files import write_atomic
 from shards.manifest import FORMAT, REJECTED, Manifest, read_manifest, write_manifest
 from shards.rules import keyed_hash, marked_key
-from shards.samples import Sample, new_folder, origin, read_samples, shard_index, write_split
+from shards.samples import Sample, made_from, new_folder, read_samples, shard_index, write_split
 
 REFUSE, SUFFIX = "refuse", "suffix"
 
@@ -46,7 +47,7 @@ def merge(
         raise UserError(f"--collisions is {REFUSE} or {SUFFIX}, --shard-samples at least 1")
     manifests = [read_manifest(folder) for folder in folders]
     labels = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.labels))
-    taken = _collisions(folders, manifests, progress)
+    taken, known = _collisions(folders, manifests, progress)
     if collisions == REFUSE and any(map(len, taken)):
         number = next(number for number, keys in enumerate(taken) if len(keys))
         one = _named(folders[number], manifests[number], taken[number])
@@ -67,15 +68,15 @@ def merge(
                 if info.split == split:
                     for sample in read_samples(folder, info):
                         changed["done"] += 1
-                        renamed = _renamed(sample, number, taken[number], changed)
+                        renamed = _renamed(sample, number, taken[number], known, changed)
                         yield _renumbered(renamed, numbers, manifest.corpus, changed)
                     progress("copying", changed["done"], sum(counts.values()))
 
     with new_folder(out) as partial:
         shards = [
             info
-            for split, count in counts.items()
-            for info in write_split(partial, split, count, copied(split), shard_samples)
+            for split, number in counts.items()
+            for info in write_split(partial, split, number, copied(split), shard_samples)
         ]
         write_atomic(partial / REJECTED, b"".join(map(_rejects, folders)))
         merged = Manifest(
@@ -86,15 +87,17 @@ def merge(
             entries=sum(manifest.entries for manifest in manifests),
             rejected=dict(sum((Counter(manifest.rejected) for manifest in manifests), Counter[str]())),
             shards=tuple(shards),
-            build={"merge": {"collisions": collisions}, "from": [origin(manifest) for manifest in manifests]},
+            build={"merge": {"collisions": collisions}} | made_from(*manifests),
             extra_samples=sum(manifest.extra_samples for manifest in manifests),
         )
         write_manifest(partial, merged)
     return Merged(merged, changed["renamed"], changed["renumbered"])
 
 
-def _collisions(folders: Sequence[Path], manifests: Sequence[Manifest], progress: Progress) -> list[NDArray[np.uint64]]:
-    """For each folder the hashes of its keys that an earlier folder has; 8 bytes a key in memory."""
+def _collisions(
+    folders: Sequence[Path], manifests: Sequence[Manifest], progress: Progress
+) -> tuple[list[NDArray[np.uint64]], NDArray[np.uint64]]:
+    """For each folder the hashes of its keys that an earlier folder has, and those of all; 8 bytes a key in memory."""
     known = np.empty(0, np.uint64)
     taken = []
     for number, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
@@ -103,7 +106,7 @@ def _collisions(folders: Sequence[Path], manifests: Sequence[Manifest], progress
         taken.append(np.intersect1d(keys, known))
         known = np.union1d(known, keys)
         progress("comparing keys", number + 1, len(folders))
-    return taken
+    return taken, known
 
 
 def _hashes(keys: Sequence[str]) -> NDArray[np.uint64]:
@@ -124,14 +127,18 @@ def _named(folder: Path, manifest: Manifest, hashes: NDArray[np.uint64]) -> str:
     return next(key for key in keys if _is_in(key, hashes))
 
 
-def _renamed(sample: Sample, folder: int, taken: NDArray[np.uint64], changed: Counter[str]) -> Sample:
+def _renamed(
+    sample: Sample, folder: int, taken: NDArray[np.uint64], known: NDArray[np.uint64], changed: Counter[str]
+) -> Sample:
     """The sample under a key of its own, also in its json."""
     if not _is_in(sample.key, taken):
         return sample
     changed["renamed"] += 1
-    key = marked_key(sample.key, f"{folder}/{sample.key}")
-    known = {"json": json.dumps(sample.known | {"key": key}).encode()} if "json" in sample.members else {}
-    return Sample(key, sample.members | known)
+    marks = (f"{folder}/{sample.key}" if not turn else f"{folder} {turn}/{sample.key}" for turn in count())
+    # What is merged may come of a merge itself, which gave a key the very mark that it gets from its place here.
+    key = next(key for key in (marked_key(sample.key, mark) for mark in marks) if not _is_in(key, known))
+    said = {"json": json.dumps(sample.known | {"key": key}).encode()} if "json" in sample.members else {}
+    return Sample(key, sample.members | said)
 
 
 def _renumbered(sample: Sample, numbers: dict[int, int], corpus: str, changed: Counter[str]) -> Sample:

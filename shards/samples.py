@@ -15,6 +15,7 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.files import sync_folder
+from shards.foreign import describes
 from shards.index import Index, index_tar, read_index, write_index
 from shards.manifest import Manifest, ShardInfo, index_name
 from shards.plain import parse_json
@@ -101,9 +102,17 @@ def content_digest(shards: Iterable[ShardInfo]) -> str:
     return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
 
-def origin(manifest: Manifest) -> dict[str, Any]:
-    """Where samples came from, for the manifest of shards that are made from others."""
-    return {"corpus": manifest.corpus, "content": content_digest(manifest.shards), "build": manifest.build}
+def made_from(*manifests: Manifest) -> dict[str, Any]:
+    """Where samples came from, for the build record of shards that are made from others.
+
+    Whatever holds foreign samples stays foreign: verify would ask them for what only we write.
+    """
+    source = next((manifest.build["source"] for manifest in manifests if describes(manifest)), None)
+    came = [
+        {"corpus": manifest.corpus, "content": content_digest(manifest.shards), "build": manifest.build}
+        for manifest in manifests
+    ]
+    return {"from": came} | ({"source": source} if source else {})
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from shards.errors import UserError
 from shards.files import write_atomic
 from shards.manifest import FORMAT, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
 from shards.rules import VAL, keyed_hash, normal_split
-from shards.samples import Sample, chosen_shards, new_folder, origin, read_samples, write_split
+from shards.samples import Sample, chosen_shards, made_from, new_folder, read_samples, write_split
 
 BY = ("label", "sample", "group")
 ROUNDING = 9  # decimals that count of a share of samples: 0.1 * 30 is 3, not 3.0000000000000004
@@ -202,7 +202,7 @@ def _write(
             extra_samples=0,
             rejected={},
             shards=tuple(shards),
-            build=how | {"from": [origin(manifest)]},
+            build=how | made_from(manifest),
         )
         write_manifest(partial, made)
     return made

@@ -159,6 +159,16 @@ def test_labels_are_merged_by_name(built: Path, tmp_path: Path) -> None:
     assert [item["corpus"] for item in manifest.build["from"]] == ["one", "two", "three"]
 
 
+def test_merged_shards_can_be_merged_again(built: Path, tmp_path: Path) -> None:
+    """The second time a key would get the mark that it got the first time, for the same place."""
+    one, two = built / "one-shards", built / "two-shards"
+    once = made(MERGE, one, two, tmp_path / "once", "--collisions", "suffix")
+    again = made(MERGE, once, two, tmp_path / "again", "--collisions", "suffix")
+    assert len(samples(again)) == len(samples(one)) + 2 * len(samples(two))
+    turned = made(MERGE, two, one, once, tmp_path / "turned", "--collisions", "suffix")
+    assert len(samples(turned)) == len(samples(again)) + len(samples(one))
+
+
 def test_merging_the_parts_of_a_split_gives_all_again(built: Path, tmp_path: Path) -> None:
     out = made(MERGE, built / "one-shards", built / "three-shards", tmp_path / "out", "--corpus", "both")
     assert read_manifest(out).corpus == "both"
