@@ -29,14 +29,15 @@ class Written:
 
 
 def header(name: str, size: int) -> bytes:
-    """The 512 bytes before a file's content: what tarfile.TarInfo makes, in 1 us instead of 19.
+    """What comes before a file's content: the 512 bytes that tarfile.TarInfo makes, in 1 us instead of 19.
 
     Three in each sample, TarInfo.tobuf took more time than reading the image. All headers are alike but for the name,
     the size in octal digits and the sum of all bytes, which counts its own eight as spaces.
+    What does not fit in there, as foreign names may not, gets tarfile's own longer header.
     """
+    if not name.isascii() or len(name) > tarfile.LENGTH_NAME or size > 0o77777777777:
+        return _item(name, size).tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
     encoded = name.encode("ascii")
-    if len(encoded) > tarfile.LENGTH_NAME or size > 0o77777777777:
-        raise ValueError(f"{name} of {size} bytes does not fit into a ustar header")
     digits = b"%011o" % size
     total = _BLANK_SUM + sum(encoded) + sum(digits) - 11 * ord("0")
     return b"".join(
@@ -44,13 +45,13 @@ def header(name: str, size: int) -> bytes:
     )
 
 
-def _blank() -> bytes:
-    item = tarfile.TarInfo("")
-    item.mode, item.uname, item.gname = MODE, OWNER, OWNER
-    return item.tobuf(tarfile.USTAR_FORMAT)
+def _item(name: str, size: int) -> tarfile.TarInfo:
+    item = tarfile.TarInfo(name)
+    item.size, item.mode, item.uname, item.gname = size, MODE, OWNER, OWNER
+    return item
 
 
-_BLANK = _blank()
+_BLANK = _item("", 0).tobuf(tarfile.USTAR_FORMAT)
 _BLANK_SUM = sum(_BLANK[:148]) + 8 * ord(" ") + sum(_BLANK[156:])
 
 
@@ -69,7 +70,7 @@ class TarShard:
         """Write one sample: extension -> content, in this order."""
         for extension, content in members.items():
             name = f"{key}.{extension}"
-            self._put(header(name, len(content)))
+            self._put(header(name, len(content)))  # the content's offset depends on how long that is
             self._members.append((name, self._offset, len(content)))
             self._put(content)
             self._put(bytes(-len(content) % tarfile.BLOCKSIZE))

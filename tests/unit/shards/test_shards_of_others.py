@@ -1,0 +1,105 @@
+"""What is made of tars that others wrote: their names and keys follow no rule of ours."""
+
+import tarfile
+from pathlib import Path
+
+from corpus_fixtures import BUILD, VERIFY, encoded, picture, run, tool, write_faces, write_tar
+
+from shards.manifest import read_manifest
+from shards.remove import remove_samples
+from shards.samples import read_samples
+
+MERGE, SPLIT, SUBSET = (tool(f"{name}_shards") for name in ("merge", "split", "subset"))
+INDEX = tool("index_shards")
+
+
+def indexed(folder: Path, tars: dict[str, list[str]]) -> Path:
+    """A folder of indexed tars: file -> keys."""
+    for number, (file, keys) in enumerate(tars.items()):
+        write_tar(
+            folder / file,
+            [(f"{key}.jpg", encoded(picture(10 * number + place))) for place, key in enumerate(keys)],
+        )
+    done = run(*INDEX, folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def keys(folder: Path) -> list[str]:
+    return [sample.key for info in read_manifest(folder).shards for sample in read_samples(folder, info)]
+
+
+def check_sound(folder: Path) -> None:
+    verified = run(*VERIFY, folder, "--workers", 1)
+    assert verified.returncode == 0, verified.stdout
+
+
+def test_no_other_shard_is_overwritten(tmp_path: Path) -> None:
+    folder = indexed(
+        tmp_path / "f", {"faces-1.tar": ["b0", "b1"], "faces-2.tar": ["c0", "c1"], "faces.tar": ["a0", "a1"]}
+    )
+    (folder / "faces-3.idx").write_text("somebody else's")
+    remove_samples(folder, ["a0"])
+    assert keys(folder) == ["b0", "b1", "c0", "c1", "a1"]
+    assert [info.file for info in read_manifest(folder).shards] == ["faces-1.tar", "faces-2.tar", "faces-4.tar"]
+    (folder / "faces-3.idx").unlink()
+    check_sound(folder)
+    remove_samples(folder, ["b1", "a1"])
+    assert keys(folder) == ["b0", "c0", "c1"]
+    check_sound(folder)
+
+
+def test_two_shards_never_get_one_name(tmp_path: Path) -> None:
+    folder = indexed(tmp_path / "f", {"x-000000-1.tar": ["a0", "a1"], "x-000000.tar": ["b0", "b1"]})
+    remove_samples(folder, ["a0", "b0"])
+    assert keys(folder) == ["a1", "b1"]
+    check_sound(folder)
+
+
+def test_all_samples_of_a_repeated_key_are_counted(tmp_path: Path) -> None:
+    folder = indexed(tmp_path / "f", {"0.tar": ["001", "002"], "1.tar": ["001", "003"]})
+    done = remove_samples(folder, ["001"])
+    assert (done.samples, done.shards) == (2, 2)
+    assert read_manifest(folder).rejected == {"removed": 2}
+    check_sound(folder)
+
+
+def test_parts_and_merges_of_them_stay_foreign(tmp_path: Path) -> None:
+    """They have no json, which verify would miss in ours."""
+    first = indexed(tmp_path / "first", {"0.tar": ["a", "b", "c", "d"]})
+    second = indexed(tmp_path / "second", {"1.tar": ["e", "f"]})
+    ours = write_faces(tmp_path / "faces", 4)
+    assert run(*BUILD, "folder", ours, tmp_path / "ours").returncode == 0
+    commands: list[list[object]] = [
+        [*SUBSET, first, tmp_path / "subset", "--fraction", "0.5", "--by", "sample"],
+        [*SPLIT, first, tmp_path / "split", "--into", "train=0.5,val=0.5", "--by", "sample"],
+        [*MERGE, first, second, tmp_path / "merge"],
+        [*MERGE, tmp_path / "ours", first, tmp_path / "mixed"],
+        [*SUBSET, tmp_path / "merge", tmp_path / "again", "--fraction", "0.5", "--by", "sample"],
+    ]
+    for command in commands:
+        done = run(*command)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("next: simfle shards verify")
+    for name in ("subset", "split", "merge", "mixed", "again"):
+        check_sound(tmp_path / name)
+
+
+LONG = ["gesicht_grün", "z/" + "very_" * 30, "m\udcfcde", "p", "q"]
+
+
+def test_names_that_no_short_header_holds(tmp_path: Path) -> None:
+    folder = indexed(tmp_path / "f", {"0.tar": LONG})
+    before = {
+        sample.key: sample.members for info in read_manifest(folder).shards for sample in read_samples(folder, info)
+    }
+    done = run(*SUBSET, folder, tmp_path / "subset", "--fraction", "0.75", "--by", "sample")
+    assert done.returncode == 0, done.stderr
+    check_sound(tmp_path / "subset")
+    remove_samples(folder, ["p"])
+    check_sound(folder)
+    (info,) = read_manifest(folder).shards
+    after = {sample.key: sample.members for sample in read_samples(folder, info)}
+    assert after == {key: members for key, members in before.items() if key != "p"}
+    with tarfile.open(folder / info.file) as tar:
+        assert tar.getnames() == [f"{key}.jpg" for key in LONG if key != "p"]
