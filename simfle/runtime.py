@@ -176,8 +176,12 @@ def _start_group(device: torch.device, seconds: float) -> None:
     limit = timedelta(seconds=2 * seconds) if seconds else timedelta(days=1)
     try:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=limit)
-    except dist.DistStoreError as error:
-        raise PeersMissing(f"not all processes of this run started within {limit}: {error}") from None
+    except (dist.DistStoreError, dist.DistNetworkError) as error:  # of the main process, of the others
+        words = str(error).splitlines()[0]
+        raise PeersMissing(
+            f"the processes of this run did not come together within {limit}: {words}; start all of them, "
+            "with the same MASTER_ADDR and MASTER_PORT"
+        ) from None
 
 
 def start_engine(

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.errors import AgreedError, UserError
+from simfle.errors import AgreedError, PeersMissing, UserError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full or read-only: no bug of ours in any command
 # A place that is of another kind than it should be, or of somebody else: no bug either.
@@ -40,10 +40,10 @@ def command(function: Callable[..., None]) -> Callable[[], None]:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a typer app; a UserError or a full disk becomes one line on stderr and exit code 1, Ctrl-C exit code 130."""
+    """Run a typer app; a UserError, a full disk or lost peers become one line on stderr and exit code 1, Ctrl-C 130."""
     try:
         app()
-    except UserError as error:
+    except (UserError, PeersMissing) as error:
         if isinstance(error, AgreedError) and not error.said_here:
             time.sleep(1)  # torchrun ends the others when the first leaves: the main process speaks before that
         else:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import runs
+from distributed.launch import free_port
 from drawn import make_faces
 from safetensors.torch import load_file
 
@@ -39,6 +40,20 @@ def test_accelerate_starting_fewer_processes_than_asked_is_noticed(faces: Path, 
     done = runs.subprocess.run(words, cwd=runs.ROOT, env=own, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert "accelerate was told to start several processes but started this one only" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_whose_others_do_not_come_says_so_in_one_line(rank: int, faces: Path, tmp_path: Path) -> None:
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
+    words = [*runs.command(1, faces, tmp_path / "run"), "train.timeout=1"]
+    done = runs.subprocess.run(
+        words, cwd=runs.ROOT, env=runs.environment(**own), capture_output=True, text=True, timeout=100, check=False
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error: the processes of this run did not come together within 0:00:02" in last_line(done.stderr)
     assert not (tmp_path / "run").exists()
 
 
