@@ -56,6 +56,15 @@ def test_page_is_what_the_command_prints() -> None:
         assert run(*lines[number].split()[2:]).strip() == expected.strip(), f"put into {PAGE.name}: {lines[number]}"
 
 
+def test_rows_are_of_the_gpus_that_they_are_planned_for() -> None:
+    """Nodes of six GPUs: 8 of them are two whole nodes."""
+    words = ["--images", "10000", "--gpus-per-node", "6", "--per-gpu", "4", "--table"]
+    rows = [line.split("|") for line in run(*SETTINGS, *words).splitlines() if line.startswith("| ")]
+    numbers = [(int(row[1]), int(row[2].replace(",", ""))) for row in rows[1:]]
+    assert [gpus for gpus, _ in numbers] == [1, 2, 4, 12, 18, 36, 66, 132, 258, 516]
+    assert all(batch == 4 * gpus for gpus, batch in numbers)
+
+
 def test_counts_the_real_network() -> None:
     work = count(config_of("train.precision=fp32"))
     # Two views forward and backward, two target passes and the face (a quarter of the pixels) forward only.
