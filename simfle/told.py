@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from shards.plain import whole_lines
+from shards.plain import parse_object, whole_lines
 
 MOST = 1e100  # beyond it sums and axes overflow
 CHECKPOINT = re.compile(r"step-(\d{1,12})(\.png)?", re.ASCII)
@@ -24,6 +24,15 @@ def step_of(path: Path) -> int | None:
     """The number in the name of a checkpoint's folder or of a picture, `step-00000010`; None for another name."""
     match = CHECKPOINT.fullmatch(path.name)
     return int(match[1]) if match else None
+
+
+def steps_of(run: Path) -> int:
+    """How many steps a run is to have, as its run.json tells; 0 where there is no such file, or half of it."""
+    try:
+        found = parse_object((run / "run.json").read_bytes()).get("steps")
+    except (OSError, ValueError):
+        return 0
+    return found if isinstance(found, int) and is_count(found) else 0
 
 
 def _is_metrics(line: dict[str, Any]) -> bool:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from simfle.errors import UserError
@@ -106,7 +106,7 @@ def pixels(image: One) -> "NDArray[np.uint8]":
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return np.asarray(image.convert("RGB"))
+        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     if not isinstance(image, Tensor | np.ndarray):
         raise UserError(
             f"backbone: {type(image).__name__} is no image; give PIL images, uint8 arrays, tensors or paths"

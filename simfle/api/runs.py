@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from shards.errors import UserError
 from shards.manifest import NAME
 from shards.remote import is_url
+from simfle import told
 from simfle.config import CONFIGS, PretrainConfig, load
+from simfle.errors import RunStopped
 
 if TYPE_CHECKING:
     from simfle.eval.summary import Summary
@@ -52,8 +54,12 @@ def pretrain(
         train(resolved)
     else:
         _launch(resolved, processes)
-    from simfle.eval.export import export_backbones
+    from simfle.eval.export import export_backbones, newest_checkpoint
 
+    step, steps = told.step_of(newest_checkpoint(run)) or 0, told.steps_of(run)
+    if step < steps:  # several processes end alike when they are done and when they were stopped
+        told_why = f"{run} was stopped after step {step} of {steps}; saved, the same call goes on"
+        raise RunStopped(told_why, by_signal=step != resolved.train.stop_after)
     return export_backbones(run)["online"]
 
 

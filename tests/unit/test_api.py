@@ -71,6 +71,14 @@ def test_pretraining_on_images_makes_shards_and_goes_on(backbone: Path, pictures
         simfle.pretrain(pictures, run, settings=TINY | {"train.steps": 2, "train.seed": 5})
 
 
+def test_a_stopped_run_of_several_processes_is_not_taken_for_a_finished_one(faces: Path, tmp_path: Path) -> None:
+    settings = TINY | {"train.steps": 2, "train.images_every": 0}
+    with pytest.raises(simfle.RunStopped, match="was stopped after step 1 of 2; saved, the same call goes on") as end:
+        simfle.pretrain(faces, tmp_path, processes=2, settings=settings | {"train.stop_after": 1})
+    assert not end.value.by_signal
+    assert simfle.pretrain(faces, tmp_path, processes=2, settings=settings).is_file()
+
+
 def test_a_backbone_takes_any_kind_of_image_and_gives_the_same_features(backbone: Path, pictures: Path) -> None:
     model = simfle.load_backbone(backbone.parents[2])  # the run's folder
     assert model.size == 64
@@ -98,6 +106,15 @@ def test_a_backbone_takes_any_kind_of_image_and_gives_the_same_features(backbone
     ):
         with pytest.raises(simfle.UserError, match=words):
             model(wrong)  # type: ignore[arg-type]
+
+
+def test_a_photo_on_its_side_is_turned_upright(tmp_path: Path) -> None:
+    """However it is given, as its EXIF orientation says: 6 is a quarter turn."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((20, 40, 3), np.uint8)).save(tmp_path / "phone.jpg", exif=exif)
+    for kind in (tmp_path / "phone.jpg", Image.open(tmp_path / "phone.jpg")):
+        assert pixels(kind).shape == (40, 20, 3)
 
 
 def test_pixels_of_grey_images_have_three_channels() -> None:
