@@ -22,6 +22,8 @@ from simfle.data.views import View, ViewDraws, blur_window, boxes
 from simfle.errors import UserError
 
 Pixels = NDArray[np.uint8]
+# What errors say of a GPU or a memory that is at its end, and not of an image.
+OUT_OF_MEMORY = ("out of memory", "allocat", "cudaerror", "cuda runtime", "cuda driver")
 BLANK = 8  # side of the image that stands in for a damaged one, pixels
 
 
@@ -57,12 +59,15 @@ class Dali:
         shape, good = sizes(images)
         try:
             return self._run(images, shape, draws, good)
-        except RuntimeError:
+        except RuntimeError as error:
+            if any(word in str(error).lower() for word in OUT_OF_MEMORY):
+                raise
             # One image that DALI cannot decode fails the batch and leaves its pipeline unusable.
-            self._pipeline = self._build()
-            decodable = np.array([bool(ok) and self._decodable(image) for image, ok in zip(images, good, strict=True)])
+            self.close()
+            decodable = self._decodable(images, good)
             if (decodable == good).all():
                 raise
+            self._pipeline = self._build()
         return self._run(images, shape, draws, decodable)
 
     def close(self) -> None:
@@ -104,25 +109,31 @@ class Dali:
             images[damaged] = DAMAGED
         else:
             # DALI may use its memory again once the host drops it, though the GPU still reads it: copy it, on the GPU.
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.device(self.gpu), torch.cuda.stream(self._stream):
                 images = torch.from_dlpack(output.as_tensor()).clone()
                 images[damaged] = DAMAGED
             self._stream.synchronize()
         return images.permute(0, 3, 1, 2)
 
-    def _decodable(self, image: Pixels) -> bool:
-        """Whether DALI can decode an image: asked one by one, only after a batch has failed."""
-        dali = _import()
-        pipeline = dali.Pipeline(1, 1, self.gpu, prefetch_queue_depth=1)
+    def _decodable(self, images: Sequence[Pixels], good: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which images [n] DALI can decode: asked one by one, only after a batch has failed."""
+        found, pipeline = good.copy(), None
+        for place in np.flatnonzero(good).tolist():
+            try:
+                pipeline = pipeline or self._decoder()
+                pipeline.feed_input("jpegs", [images[place]])
+                pipeline.run()
+            except RuntimeError:
+                found[place], pipeline = False, None  # it cannot be used again
+        return found
+
+    def _decoder(self) -> Any:
+        """A pipeline that decodes one image and does no more."""
+        pipeline = _import().Pipeline(1, 1, self.gpu, prefetch_queue_depth=1)
         with pipeline:
             pipeline.set_outputs(_decoded(on_gpu=self.gpu is not None))
-        try:
-            pipeline.build()
-            pipeline.feed_input("jpegs", [image])
-            pipeline.run()
-        except RuntimeError:
-            return False
-        return True
+        pipeline.build()
+        return pipeline
 
 
 def _import(name: str = "nvidia.dali") -> Any:
@@ -136,13 +147,14 @@ def _import(name: str = "nvidia.dali") -> Any:
 def _decoded(*, on_gpu: bool) -> Any:
     """RGB images [H, W, 3] of the bytes fed as "jpegs"; libjpeg's own upsampling, orientation tags ignored."""
     fn, types = _import("nvidia.dali.fn"), _import("nvidia.dali.types")
-    device = "mixed" if on_gpu else "cpu"
+    # Else so many of each batch would go to the hardware decoder, whose pixels differ: they would depend on the batch.
+    where = {"device": "mixed", "hw_decoder_load": 0.0} if on_gpu else {"device": "cpu"}
     return fn.decoders.image(
         _input("jpegs", 1, types.UINT8),
-        device=device,
         output_type=types.RGB,
         adjust_orientation=False,
         jpeg_fancy_upsampling=True,
+        **where,
     )
 
 

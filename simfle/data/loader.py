@@ -173,6 +173,8 @@ class Loader:
 
     def _produce(self, step: int, ready: "queue.Queue[Batch | BaseException]", stop: threading.Event) -> None:
         try:
+            if self.device.type == "cuda" and self.device.index is not None:
+                torch.cuda.set_device(self.device)  # each thread's own: else this one would hold memory of GPU 0
             while not stop.is_set():
                 if self._ahead is not None:
                     self._ahead.reached(step)

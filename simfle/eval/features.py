@@ -142,7 +142,10 @@ class Extractor:
                 made = dali.render(files, drawn)
                 if made.damaged:
                     raise _damaged(source, int(chosen[made.damaged[0]]))
-                yield (made.view1 if augment else made.face).permute(0, 2, 3, 1)
+                found = made.view1 if augment else made.face
+                if found.is_cuda:  # made on DALI's stream, to whose memory it must not return before it is used
+                    found.record_stream(torch.cuda.current_stream(self.device))
+                yield found.permute(0, 2, 3, 1)
         finally:
             dali.close()
 

@@ -79,6 +79,17 @@ def test_a_batch_outlives_those_after_it() -> None:
     dali.close()
 
 
+def test_pixels_do_not_depend_on_the_batch() -> None:
+    """Alone, and among many: nothing of a batch goes to another decoder because of where it stands."""
+    many = [np.frombuffer(picture(i, 200 + i, 180), dtype=np.uint8) for i in range(64)]
+    whole = Dali(VIEWS, 2, 64, CUDA).render(many, draw(3, 0, range(64), VIEWS))
+    alone = Dali(VIEWS, 2, 1, CUDA)
+    for place in (0, 31, 63):
+        found = alone.render([many[place]], draw(3, 0, [place], VIEWS))
+        for name in ("view1", "view2", "face"):
+            assert torch.equal(getattr(found, name)[0], getattr(whole, name)[place])
+
+
 def test_a_damaged_image_is_survived() -> None:
     some = images()
     some[2] = some[2][:300]

@@ -12,6 +12,7 @@ from data_fixtures import jpeg, picture, write_shards
 from test_loader import CPU, DATA, VIEWS, same, take, tensors
 
 from shards.index import read_index
+from simfle.data.dali import Dali
 from simfle.data.damaged import TRIES
 from simfle.data.jpeg import MOST_PIXELS
 from simfle.data.loader import Loader, Share, make_order
@@ -152,3 +153,19 @@ def test_in_a_stream_the_next_of_the_micro_batch_stands_in(tmp_path: Path) -> No
     assert {each.key.rpartition(" ")[2] for each in told} <= {"s000000", "s000008", "s000016"}
     assert told
     loader.close()
+
+
+def test_memory_that_is_at_its_end_is_no_damaged_image() -> None:
+    """DALI gives every error as a RuntimeError; good samples must not be replaced for want of memory."""
+    dali = Dali(VIEWS, 1, 2, CPU)
+    good = [np.frombuffer(jpeg(picture(i, 40, 44)), np.uint8) for i in range(2)]
+
+    def run() -> None:
+        raise RuntimeError("Critical error in pipeline: CUDA allocation failed")
+
+    dali._pipeline.run = run
+    with pytest.raises(RuntimeError, match="allocation failed"):
+        dali.render(good, draw(3, 0, range(2), VIEWS))
+    dali._pipeline.run = lambda: (_ for _ in ()).throw(RuntimeError("whatever it was"))
+    with pytest.raises(RuntimeError, match="whatever it was"):  # each image alone can be decoded
+        dali.render(good, draw(3, 0, range(2), VIEWS))
