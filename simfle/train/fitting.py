@@ -5,10 +5,12 @@ import logging
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
+from shards.plain import parse_object
 from simfle.batch import Batch
 from simfle.config import PretrainConfig
 from simfle.errors import UserError
@@ -26,7 +28,9 @@ BUCKETS = 8e8  # bytes of DeepSpeed's buckets, two of each of two types, which a
 def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
     """The configuration with a micro-batch for auto; any other as it is. The global batch stays.
 
-    Without a GPU, auto is each process's whole share: main memory is not what holds a CPU up.
+    A run that goes on with as many processes of the same GPUs keeps the micro-batch that it found first: with another
+    one BatchNorm would see other samples together. Without a GPU, auto is each process's whole share: main memory is
+    not what holds a CPU up.
 
     Raises:
         UserError: not even the smallest micro-batch fits.
@@ -36,6 +40,11 @@ def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
     if world.device.type != "cuda":
         return replace(config, train=replace(config.train, micro_batch=0))
     share = plan_batch(config.train, world.size).micro_batch  # that of auto is the whole share
+    before = [kept(Path(config.train.run), world.size, device_name(world.device), share)]
+    dist.broadcast_object_list(before, src=0)
+    if before[0]:
+        log.info("train.micro_batch=auto: %d, as this run found before", before[0])
+        return replace(config, train=replace(config.train, micro_batch=before[0]))
 
     def fits(micro: int) -> bool:
         """On all processes."""
@@ -46,6 +55,25 @@ def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
     micro = largest(share, fits)
     log.info("train.micro_batch=auto: %d of each process's %d samples fit at once", micro, share)
     return replace(config, train=replace(config.train, micro_batch=micro))
+
+
+def kept(run: Path, processes: int, device: str, share: int) -> int:
+    """The micro-batch that RUN/run.json tells of so many processes on this kind of device; 0: of others, or none."""
+    try:
+        facts = parse_object((run / "run.json").read_bytes())
+    except (OSError, ValueError):
+        return 0
+    micro = facts.get("micro_batch")
+    same = (facts.get("processes"), facts.get("device")) == (processes, device)
+    return micro if same and type(micro) is int and micro >= LEAST and share % micro == 0 else 0
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name and memory, or cpu."""
+    if device.type != "cuda":
+        return device.type
+    about = torch.cuda.get_device_properties(device)
+    return f"{about.name}, {about.total_memory >> 20} MiB"
 
 
 def largest(share: int, fits: Callable[[int], bool]) -> int:

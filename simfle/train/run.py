@@ -20,7 +20,7 @@ from simfle.errors import AgreedError, RunStopped, UserError
 from simfle.models.statistics import share_statistics
 from simfle.optim import STATES, build_optimizer, learning_rate
 from simfle.runtime import BatchPlan, StopFlag, World, start_engine
-from simfle.train import folder, lead, pictures, profile, saving, state
+from simfle.train import fitting, folder, lead, pictures, profile, saving, state
 from simfle.train.damage import Damage
 from simfle.train.metrics import Metrics, SampleRecord
 from simfle.train.profile import phase
@@ -87,7 +87,9 @@ class Run:
         self.announcer.start(self)
         if self.world.is_main:
             plan = {"global_batch": self.plan.global_batch, "steps_per_epoch": self.order.steps_per_epoch}
-            folder.describe(self.folder, {"steps": self.steps, "processes": self.world.size, **plan})
+            device = fitting.device_name(self.world.device)
+            place = {"processes": self.world.size, "device": device, "micro_batch": self.plan.micro_batch}
+            folder.describe(self.folder, {"steps": self.steps, **place, **plan})
         with closing(self.loader.batches(self.step)) as batches:
             while self.step < limit:
                 verdict = self.one_step(batches, stop.signal is not None)

@@ -22,7 +22,7 @@ from simfle.doctor import checks
 from simfle.doctor.nodes import differing, judge, summary
 from simfle.errors import UserError
 from simfle.plan.constants import load_constants
-from simfle.train.fitting import largest, trial
+from simfle.train.fitting import kept, largest, trial
 from simfle.train.progress import Announcer
 
 ROOT = Path(__file__).parents[2]
@@ -288,3 +288,21 @@ def test_the_largest_divisor_that_fits_is_found(share: int, room: int) -> None:
 def test_a_trial_is_a_whole_step() -> None:
     config = load(PretrainConfig, None, [*SETTINGS, "train.precision=bf16"])
     assert trial(config, 4, torch.device("cpu")) > 100_000
+
+
+@pytest.mark.parametrize(
+    ("facts", "wanted"),
+    [
+        ('{"processes": 4, "device": "H100", "micro_batch": 32}', 32),
+        ('{"processes": 8, "device": "H100", "micro_batch": 32}', 0),
+        ('{"processes": 4, "device": "A100", "micro_batch": 32}', 0),
+        ('{"processes": 4, "device": "H100", "micro_batch": 48}', 0),  # divides no share of 64
+        ('{"processes": 4, "device": "H100", "micro_batch": 1}', 0),
+        ('{"processes": 4, "device": "H100"}', 0),
+        ("{", 0),
+    ],
+)
+def test_a_micro_batch_that_was_found_is_kept_on_the_same_gpus(facts: str, wanted: int, tmp_path: Path) -> None:
+    assert kept(tmp_path, 4, "H100", 64) == 0
+    (tmp_path / "run.json").write_text(facts)
+    assert kept(tmp_path, 4, "H100", 64) == wanted
