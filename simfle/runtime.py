@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from simfle.config import OptimConfig, TrainConfig
-from simfle.errors import PeersMissing, UserError
+from simfle.errors import AgreedError, PeersMissing, RunStopped, UserError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -103,6 +103,8 @@ def _joined(config: TrainConfig) -> Iterator[World]:
     if cuda and not torch.cuda.is_available():
         raise UserError("train.device=cuda, but torch sees no GPU; take train.device=cpu or mend the driver")
     device = torch.device("cuda", _gpu(environment["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        os.environ["LOCAL_RANK"] = str(device.index)  # by which DeepSpeed picks its GPU, too
     _start_group(device, config.timeout)
     import deepspeed  # whose accelerator is settled now
 
@@ -114,11 +116,19 @@ def _joined(config: TrainConfig) -> Iterator[World]:
     # On a CPU torch's flash attention takes three to four times as long in bf16 as its plain formula.
     flash = torch.backends.cuda.flash_sdp_enabled()
     torch.backends.cuda.enable_flash_sdp(flash and device.type == "cuda")
+    together = True
     try:
         yield world
+    except (AgreedError, RunStopped):
+        raise
+    except BaseException:
+        together = world.size == 1
+        raise
     finally:
         torch.backends.cuda.enable_flash_sdp(flash)
-        deepspeed.comm.destroy_process_group()  # and what DeepSpeed keeps of it, for a notebook may start another run
+        # NCCL's end waits for work under way, for ever where this process fails alone: its error would never be told.
+        if together or device.type == "cpu":
+            deepspeed.comm.destroy_process_group()  # and what DeepSpeed keeps of it: a notebook may start another run
 
 
 def _leave_with_launcher() -> None:

@@ -40,7 +40,8 @@ def measure(words: list[str], processes: int, share: int, steps: int, folder: Pa
                  for port in [_free_port()] for rank in range(processes)]  # fmt: skip
     _wait(one_world)
     alone = [
-        _start(words, folder / f"alone{processes}-{k}", share, steps, 0, 1, _free_port()) for k in range(processes)
+        _start(words, folder / f"alone{processes}-{k}", share, steps, 0, 1, _free_port(), local_rank=k)
+        for k in range(processes)
     ]
     _wait(alone)
     together = _speed(folder / f"together{processes}")
@@ -48,9 +49,10 @@ def measure(words: list[str], processes: int, share: int, steps: int, folder: Pa
 
 
 def _start(
-    words: list[str], run: Path, batch: int, steps: int, rank: int, size: int, port: int
+    words: list[str], run: Path, batch: int, steps: int, rank: int, size: int, port: int, local_rank: int | None = None
 ) -> "subprocess.Popen[str]":
-    own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    local_rank = rank if local_rank is None else local_rank  # the GPU that it takes
+    own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     environment = os.environ | {name: str(value) for name, value in own.items()}
     environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     program = "from simfle.commands.pretrain import main; main()"

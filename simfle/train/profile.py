@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
 from simfle.config import TrainConfig
@@ -83,6 +84,8 @@ def tables(events: Any, *, cuda: bool) -> str:
 
     Phases: time of the host. Operators: own time, of the GPU where there is one.
     """
+    # Of a GPU there are rows of kernels and marks, too, whose time their operators have already.
+    events = [event for event in events if event.device_type == DeviceType.CPU]
     marks = {event.key: event for event in events if event.key.startswith("simfle.")}
     lines = [f"{'phase':<12}{'calls':>8}{'ms of the host':>18}"]
     for name in PHASES:
