@@ -29,6 +29,7 @@ T = TypeVar("T")
 IMAGES = ("jpg", "jpeg", "png", "webp")  # extensions of image members, in lower case; the first one there counts
 SPLITS = {name: name for name in (TRAIN, VAL, TEST)} | SPLIT_NAMES
 KIND = "foreign"
+MOST_LABELS = 100_000  # unless there are more samples: a larger number is some id, and its names would fill the memory
 _SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 _LONGEST = 12
 
@@ -143,7 +144,7 @@ def make_manifest(
         format=FORMAT,
         corpus=folder.resolve().name,
         terms=terms,
-        labels=tuple(str(number) for number in range(top + 1)) if numbered else (),
+        labels=tuple(str(number) for number in range(top + 1)) if numbered and top <= max(samples, MOST_LABELS) else (),
         entries=samples + len(rejected),
         rejected=dict(sorted(counts.items())),
         shards=tuple(infos),
