@@ -34,6 +34,10 @@ class Unusable(Exception):  # noqa: N818 - not an error: an image's fate
         self.reason = reason
         self.detail = detail
 
+    def __str__(self) -> str:
+        """The reason, and what was found."""
+        return f"{self.reason}: {self.detail}" if self.detail else self.reason
+
 
 @dataclass(frozen=True)
 class EncodeOptions:
@@ -129,6 +133,12 @@ def decode(data: bytes, options: EncodeOptions) -> Picture:
     if colours != "CMYK":  # Pillow forgives damage that the strict decoder names
         _strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))
     return _decode(data, options)
+
+
+def decode_rgb(data: bytes) -> NDArray[np.uint8]:
+    """Upright pixels [H, W, 3] of an image file's bytes. Raises Unusable."""
+    pixels = decode(data, EncodeOptions()).pixels
+    return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
 def write(picture: Picture, options: EncodeOptions) -> Encoded:

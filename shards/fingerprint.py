@@ -23,7 +23,9 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
+from shards.encode import JPEG_START, Unusable, decode_rgb
 from shards.errors import UserError
+from shards.foreign import IMAGES, image_of
 from shards.manifest import ShardInfo
 from shards.samples import read_samples
 
@@ -54,10 +56,11 @@ def _lowest() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 _ROWS, _COLUMNS = _lowest()
 
 
-def fingerprint(jpeg: bytes) -> np.void:
-    """The fingerprint of a JPEG. Raises ValueError where it cannot be decoded."""
-    pixels = simplejpeg.decode_jpeg(jpeg, "RGB", strict=False)  # [H, W, 3]
-    return fingerprint_pixels(pixels)
+def fingerprint(data: bytes) -> np.void:
+    """The fingerprint of an image file. Raises ValueError or Unusable where it cannot be decoded."""
+    if data.startswith(JPEG_START):
+        return fingerprint_pixels(simplejpeg.decode_jpeg(data, "RGB", strict=False))
+    return fingerprint_pixels(decode_rgb(data))
 
 
 def fingerprint_pixels(pixels: NDArray[np.uint8]) -> np.void:
@@ -96,10 +99,10 @@ def fingerprint_shard(folder: Path, info: ShardInfo) -> Fingerprints:
 
     cv2.setNumThreads(1)
     found = np.zeros(info.samples, FINGERPRINT)
-    for number, sample in enumerate(read_samples(folder, info, only=("jpg", "jpeg"))):
+    for number, sample in enumerate(read_samples(folder, info, only=IMAGES)):
         try:
-            found[number] = fingerprint(next(iter(sample.members.values())))
-        except (StopIteration, ValueError) as error:
+            found[number] = fingerprint(sample.members.get(image_of(sample.members) or "", b""))
+        except (ValueError, Unusable) as error:
             raise UserError(f"shards: {folder / info.file}: {sample.key} has no readable image ({error})") from None
     return found
 

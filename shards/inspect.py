@@ -1,7 +1,6 @@
 """Look at shards: counts, sizes, people, and a sheet of some of their images."""
 
 import heapq
-import io
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from shards.encode import Unusable, decode_rgb
 from shards.errors import UserError
+from shards.foreign import IMAGES, image_of
 from shards.manifest import Manifest, ShardInfo, read_manifest
 from shards.rules import keyed_hash
 from shards.samples import Sample, chosen_shards, read_samples, shard_index
@@ -77,7 +78,12 @@ def look(
 
 def _image_sizes(folder: Path, info: ShardInfo) -> NDArray[np.int64]:
     index = shard_index(folder, info)
-    return np.maximum(index.column("jpg")[1], 0)
+    sizes = np.zeros(len(index), np.int64)
+    for name in reversed(IMAGES):  # the first one that a sample has counts
+        for extension in (extension for extension in index.extensions if extension.lower() == name):
+            column = index.column(extension)[1]
+            sizes = np.where(column >= 0, column, sizes)
+    return sizes
 
 
 def _number(value: Any) -> int:
@@ -107,11 +113,9 @@ def draw_sheet(folder: Path, looked: Looked, side: int) -> Image.Image:
 
 
 def _open(tar: Path, sample: Sample) -> Image.Image:
-    content = next((sample.members[name] for name in ("jpg", "jpeg") if name in sample.members), b"")
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return image.convert("RGB")
-    except OSError as error:
+        return Image.fromarray(decode_rgb(sample.members.get(image_of(sample.members) or "", b"")))
+    except Unusable as error:
         raise UserError(f"{tar}: {sample.key} cannot be decoded ({error}); see simfle shards verify") from None
 
 

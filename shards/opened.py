@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.encode import EncodeOptions, Unusable, decode
+from shards.encode import Unusable, decode_rgb
 from shards.errors import UserError
-from shards.foreign import IMAGES
+from shards.foreign import image_of
 from shards.index import Index
 from shards.manifest import Manifest, read_manifest
 from shards.remote import is_url, shown
@@ -37,10 +37,9 @@ class Item:
     def image(self) -> NDArray[np.uint8]:
         """Pixels [H, W, 3] uint8 RGB, decoded when first asked for. Raises UserError: damaged."""
         try:
-            pixels = decode(self.file, EncodeOptions()).pixels
+            return decode_rgb(self.file)
         except Unusable as error:
             raise UserError(f"shards: the image of {self.key} is damaged ({error.reason}); verify the shards") from None
-        return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
 class Shards(Sequence[Item]):
@@ -144,13 +143,12 @@ class Shards(Sequence[Item]):
         except OSError as error:
             raise UserError(f"shards: cannot read {tar}: {error.strerror}") from None
         sample = Sample(index.keys[number], members)
-        image = next((name for name in IMAGES for found in members if found.lower() == name), None)
+        image = image_of(members)
         if image is None:
             raise UserError(f"shards: {tar}: {sample.key} has no image; there are: {', '.join(members) or 'none'}")
-        file_bytes = next(content for name, content in members.items() if name.lower() == image)
         label = _number(members.get("cls"), len(self.labels), f"{tar}: {sample.key}")
         name = "" if label is None or not self.labels else self.labels[label]
-        return Item(sample.key, info.split, name, label, sample.known, file_bytes)
+        return Item(sample.key, info.split, name, label, sample.known, members[image])
 
 
 def _number(content: bytes | None, labels: int, where: str) -> int | None:

@@ -61,7 +61,7 @@ def read_samples(
 ) -> Iterator[Sample]:
     """The samples of a shard in the order of the tar.
 
-    chosen: positions in the shard, None for all; only: the extensions that are read, none given for all.
+    chosen: positions in the shard, None for all; only: the extensions that are read, in lower case, none given for all.
 
     Raises:
         UserError: the tar or its index is missing or not as the manifest says.
@@ -83,7 +83,7 @@ def read_samples(
                 {
                     name: content[place.offset : place.offset + place.size]
                     for name, place in places.items()
-                    if not only or name in only
+                    if not only or name.lower() in only
                 },
             )
 

@@ -3,8 +3,15 @@
 import tarfile
 from pathlib import Path
 
+import numpy as np
+import pytest
 from corpus_fixtures import BUILD, VERIFY, encoded, picture, run, tool, write_faces, write_tar
 
+from shards.duplicates import find_duplicates
+from shards.errors import UserError
+from shards.fingerprint import NEAR
+from shards.foreign import synthesise
+from shards.inspect import BACKGROUND, GAP, draw_sheet, look
 from shards.manifest import read_manifest
 from shards.remove import remove_samples
 from shards.samples import read_samples
@@ -103,3 +110,38 @@ def test_names_that_no_short_header_holds(tmp_path: Path) -> None:
     assert after == {key: members for key, members in before.items() if key != "p"}
     with tarfile.open(folder / info.file) as tar:
         assert tar.getnames() == [f"{key}.jpg" for key in LONG if key != "p"]
+
+
+def test_all_formats_are_looked_at(tmp_path: Path) -> None:
+    """Whatever index and verify take: also webp, png, grey, and extensions in capitals."""
+    kinds = {"a.jpg": "JPEG", "b.PNG": "PNG", "c.webp": "WEBP", "d.JPEG": "JPEG", "e.png": "PNG"}
+    same = picture(3).convert("L")
+    files = {name: encoded(same if name[0] in "be" else picture(ord(name[0])), kind) for name, kind in kinds.items()}
+    write_tar(tmp_path / "f" / "0.tar", files.items())
+    assert run(*INDEX, tmp_path / "f").returncode == 0
+    looked = look(tmp_path / "f", (), 5, 0, lambda *_: None)
+    assert looked.bytes.tolist() == [len(content) for content in files.values()]
+    sheet = np.asarray(draw_sheet(tmp_path / "f", looked, 64))
+    (info,) = looked.manifest.shards
+    assert [info for info, _ in looked.sheet] == [info] * 5
+    assert all(sheet[38, GAP + 32 + number * (64 + GAP)].tolist() != list(BACKGROUND) for number in range(5))
+    lines = find_duplicates(tmp_path / "f", None, (), NEAR, 1, lambda *_: None)
+    assert [(line["key"], line["of"], line["kind"]) for line in lines] == [("e", "b", "exact")]
+
+
+def test_no_image_is_told_in_one_line(tmp_path: Path) -> None:
+    png = encoded(picture(1), "PNG")
+    folder = write_tar(tmp_path / "f" / "0.tar", [("a.png", png[: len(png) // 2])]).parent
+    assert run(*INDEX, folder).returncode == 0
+    with pytest.raises(UserError, match=r"a has no readable image \(truncated"):
+        find_duplicates(folder, None, (), NEAR, 1, lambda *_: None)
+    with pytest.raises(UserError, match=r"a cannot be decoded \(truncated"):
+        draw_sheet(folder, look(folder, (), 1, 0, lambda *_: None), 64)
+
+
+def test_large_class_numbers_are_no_labels(tmp_path: Path) -> None:
+    """A thousand million names would fill the memory."""
+    images = [("a.jpg", encoded(picture(1))), ("a.cls", b"99999999999999")]
+    assert synthesise(write_tar(tmp_path / "ids" / "0.tar", images).parent).labels == ()
+    few = [("a.jpg", encoded(picture(1))), ("a.cls", b"8630")]
+    assert len(synthesise(write_tar(tmp_path / "few" / "0.tar", few).parent).labels) == 8631
