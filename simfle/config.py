@@ -166,6 +166,12 @@ class TrainConfig:
         "seconds without progress after which a hanging run ends itself and names whom it waits for; 0: never",
         free=True,
     )
+    deterministic: bool = option(
+        False,
+        "on a GPU, kernels that give the same bits each time, slower: a run that goes on has the losses of one that never "
+        "stopped; on a CPU they do anyway",
+        free=True,
+    )
     stop_after: int = option(0, "save and leave after this step, the schedule unchanged; 0: run to the end", free=True)
     log_every: int = option(10, "steps between lines of metrics", free=True)
     images_every: int = option(500, "steps between pictures of masks and reconstructions; 0: none", free=True)

@@ -84,12 +84,25 @@ def processes(config: TrainConfig) -> Iterator[World]:
     """
     alone = "WORLD_SIZE" not in os.environ
     try:
-        with _joined(config) as world:
+        with _repeatable(config.deterministic), _joined(config) as world:
             yield world
     finally:
         if alone:
             for name in LAUNCHED:
                 os.environ.pop(name, None)
+
+
+@contextmanager
+def _repeatable(wanted: bool) -> Iterator[None]:
+    """Kernels that add in one order, where torch has such; a warning names an operator that has none."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 @contextmanager
@@ -228,6 +241,9 @@ def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) ->
             # such buffers are kept for each type of gradient.
             "overlap_comm": True,
             "reduce_bucket_size": BUCKET,
+            # The norm serves clipping alone: it would make the host wait for the GPU in each step, and skip a step whose
+            # gradients are not finite without a word, which one process does not.
+            **({"compute_grad_norm": False} if zero_stage(train, plan) in (1, 2) and not optim.clip else {}),
             # Every parameter partitioned: the EMA works on partitions, which persistent parameters would not follow.
             "stage3_param_persistence_threshold": 0,
         },

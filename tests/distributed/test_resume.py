@@ -16,6 +16,7 @@ BESIDE = (
     "train.profile_steps=[2,3]",
     "train.profile_ranks=[0,1]",
     "train.checkpoint_bandwidth=2",
+    "train.deterministic=true",
 )
 PHASES = ("data", "forward", "backward", "vote", "optimizer", "ema", "report")
 
