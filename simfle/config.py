@@ -168,7 +168,7 @@ class TrainConfig:
     )
     deterministic: bool = option(
         False,
-        "on a GPU, kernels that give the same bits each time, slower: a run that goes on has the losses of one that never "
+        "kernels that give the same bits each time on a GPU, slower: a run that goes on has the losses of one that never "
         "stopped; on a CPU they do anyway",
         free=True,
     )
