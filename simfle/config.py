@@ -168,8 +168,8 @@ class TrainConfig:
     )
     deterministic: bool = option(
         False,
-        "kernels that give the same bits each time on a GPU, slower: a run that goes on has the losses of one that never "
-        "stopped; on a CPU they do anyway",
+        "kernels that give the same bits each time on a GPU, slower: a run that goes on has the losses of one that "
+        "never stopped; on a CPU they do anyway",
         free=True,
     )
     stop_after: int = option(0, "save and leave after this step, the schedule unchanged; 0: run to the end", free=True)

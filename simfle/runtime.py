@@ -241,8 +241,8 @@ def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) ->
             # such buffers are kept for each type of gradient.
             "overlap_comm": True,
             "reduce_bucket_size": BUCKET,
-            # The norm serves clipping alone: it would make the host wait for the GPU in each step, and skip without a word
-            # a step whose gradients are not finite, which one process does not.
+            # The norm serves clipping alone: it would make the host wait for the GPU in each step, and skip without a
+            # word a step whose gradients are not finite, which one process does not.
             **({"compute_grad_norm": False} if zero_stage(train, plan) in (1, 2) and not optim.clip else {}),
             # Every parameter partitioned: the EMA works on partitions, which persistent parameters would not follow.
             "stage3_param_persistence_threshold": 0,

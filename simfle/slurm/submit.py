@@ -25,15 +25,17 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig) -> None:
     """Refuse now what would fail after hours in the queue.
 
     Raises:
-        UserError: shards are not named, not there or not readable; the batch cannot be shared; values out of range.
+        UserError: shards are not named, not there or not readable; the batch cannot be shared; values out of range;
+            the network cannot be built; the run's folder holds another run.
     """
-    with loading():
-        from simfle.data.loader import open_data
-        from simfle.runtime import plan_batch
     from simfle.train.check import check as check_config
+    from simfle.train.check import check_ahead
 
     check(cluster)
     check_config(config)
+    with loading():
+        from simfle.data.loader import has_dali, open_data
+        from simfle.runtime import plan_batch
     batch = config.train.global_batch
     plan_batch(config.train, cluster.nodes * cluster.tasks)
     if cluster.min_nodes:
@@ -43,6 +45,10 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig) -> None:
         log.warning("train.global_batch=%d: on %s nodes some would stay idle", batch, " or ".join(map(str, idle)))
     if not any("://" in place for place in config.data.shards):
         open_data(config.data, config.train.seed, config.train.global_batch, 0)
+    with loading():
+        check_ahead(config)
+    if config.data.backend == "dali" and not cluster.container and not has_dali():
+        raise UserError("data.backend: dali is not installed here; pip install 'simfle[dali]', or use opencv")
 
 
 def prepare(config: PretrainConfig, cluster: ClusterConfig) -> Path:

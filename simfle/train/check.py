@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict
+from pathlib import Path
 
 from simfle.config import PretrainConfig, TrainConfig, flatten
 from simfle.errors import UserError
@@ -47,6 +48,29 @@ def check(config: PretrainConfig) -> None:
         check_profile(train)
     if config.optim.name not in OPTIMIZERS:
         raise UserError(f"optim.name is {config.optim.name!r}; known are {' and '.join(OPTIMIZERS)}")
+
+
+def check_ahead(config: PretrainConfig) -> None:
+    """Refuse what a start would refuse, from a machine that may lack its GPUs: views, backend, network, run folder.
+
+    Data and batch are the caller's matter. The network is built without memory for it.
+
+    Raises:
+        UserError: see the functions that a start calls.
+    """
+    import torch
+
+    from simfle.data.loader import choose_backend
+    from simfle.data.views import check as check_views
+    from simfle.models.methods import build_method
+    from simfle.train.folder import refuse_other
+
+    check(config)
+    check_views(config.views)
+    choose_backend(config.data.backend, torch.device("cpu"))
+    with torch.device("meta"):
+        build_method(config.model, config.views)
+    refuse_other(Path(config.train.run), config)
 
 
 def check_numbers(config: PretrainConfig) -> None:

@@ -76,6 +76,13 @@ def settle_config(run: Path, config: PretrainConfig) -> None:
     Raises:
         UserError: the folder belongs to a run with another configuration; the differing keys are named.
     """
+    refuse_other(run, config)
+    _replace(run / "config.yaml", yaml.safe_dump(redacted(asdict(config)), sort_keys=False))
+    _replace(run / "versions.json", json.dumps(versions() | {"git": git_revision()}, indent=2))
+
+
+def refuse_other(run: Path, config: PretrainConfig) -> None:
+    """Raise a UserError where the folder belongs to a run with another configuration. Writes nothing."""
     file = run / "config.yaml"
     if file.exists() and complete(run):
         before = load(PretrainConfig, file)
@@ -86,8 +93,6 @@ def settle_config(run: Path, config: PretrainConfig) -> None:
                 f"{run} holds a run with another configuration ({'; '.join(differing)}); "
                 "give the old values, or another train.run"
             )
-    _replace(file, yaml.safe_dump(redacted(asdict(config)), sort_keys=False))
-    _replace(run / "versions.json", json.dumps(versions() | {"git": git_revision()}, indent=2))
 
 
 def describe(run: Path, facts: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from distributed.runs import SETTINGS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from simfle.slurm.follow import follow_local
 from simfle.slurm.job import Place, fit, usable_tasks
 from simfle.slurm.record import End
 from simfle.slurm.runs import status
+from simfle.train.folder import settle_config
 
 PLACE = Place("17", 0, 0, 4, 0, 1, ("n1", "n2", "n3", "n4"))
 
@@ -188,6 +190,35 @@ def test_requeues_are_limited() -> None:
 def test_wrong_cluster_files_are_told(words: list[str], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         check(load(ClusterConfig, None, words))
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("model.method=simfel", "model.method is 'simfel'; known are simfle"),
+        ("model.backbone=resnet5O", "model.backbone: timm has no 'resnet5O'; did you mean resnet50"),
+        ("model.groups=5", "model.groups=5 does not divide"),
+        ("data.backend=dalli", "data.backend: 'dalli' is not one of"),
+        ("views.size=-3", "views.size: -3 must be at least 1"),
+        ("train.device=gpu", "train.device is 'gpu'"),
+        ("train.seed=7", "holds a run with another configuration .train.seed: 0 -> 7"),
+    ],
+)
+def test_what_would_fail_in_the_queue_is_refused_before_it(
+    word: str, expected: str, faces: Path, tmp_path: Path
+) -> None:
+    """train.device=cuda is none of it: machines that jobs are submitted from have no GPU."""
+    words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run={tmp_path}", "train.device=cuda"]
+    cluster = ClusterConfig(nodes=2, gpus_per_node=1)
+    config = load(PretrainConfig, None, words)
+    settle_config(tmp_path, config)
+    (tmp_path / "checkpoints/step-00000002").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000002/COMPLETE").touch()
+    before = (tmp_path / "config.yaml").read_bytes()
+    submit.check_run(config, cluster)
+    with pytest.raises(UserError, match=expected):
+        submit.check_run(load(PretrainConfig, None, [*words, word]), cluster)
+    assert (tmp_path / "config.yaml").read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["plain", "two words", "it's", 'a"quote', "$(touch x)", "`touch x`", "a;b&c"])
