@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from shards.plain import parse_json, parse_object
+from simfle import told
 from simfle.errors import UserError
 from simfle.train.state import State
 from simfle.train.tensors import Pace, write_tensors
@@ -64,7 +65,12 @@ def folder_of(run: Path, step: int) -> Path:
 
 def complete(run: Path) -> list[Path]:
     """Folders of complete checkpoints, newest first. A folder without its marker never took its final name."""
-    return sorted((marker.parent for marker in run.glob(f"checkpoints/step-*/{MARKER}")), reverse=True)
+    return sorted((folder for folder in _folders(run) if (folder / MARKER).exists()), reverse=True)
+
+
+def _folders(run: Path) -> list[Path]:
+    """Checkpoints, complete or not: a user's copy such as step-00000002-backup is none, and is left alone."""
+    return [folder for folder in run.glob("checkpoints/step-*") if told.step_of(folder) is not None]
 
 
 def write(run: Path, progress: Progress, model: State, optim: State, pace: Pace | None = None) -> Path:
@@ -105,7 +111,7 @@ def retain(run: Path, keep: int) -> None:
         shutil.rmtree(old)
     for left in [*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/.step-*.damaged")]:
         shutil.rmtree(left)
-    for left in run.glob("checkpoints/step-*"):
+    for left in _folders(run):
         if not (left / MARKER).exists():
             shutil.rmtree(left)
 
@@ -126,7 +132,7 @@ def read_newest(run: Path) -> Checkpoint | None:
             log.warning("%s; trying the one before", error)
             reasons.append(str(error))
     # Old ones lose their marker only after a newer one stands: alone, a folder without one has been damaged.
-    reasons += [f"{folder.name} lacks {MARKER}" for folder in run.glob("checkpoints/step-*") if not reasons]
+    reasons += [f"{folder.name} lacks {MARKER}" for folder in _folders(run) if not reasons]
     if reasons:
         raise UserError(
             f"{run}: no checkpoint can be used ({'; '.join(reasons)}); restore one, or take another train.run"
@@ -139,7 +145,7 @@ def set_aside_after(run: Path, step: int) -> None:
 
     The run will write those steps again, and must not count the old ones among those that it keeps.
     """
-    for folder in run.glob("checkpoints/step-*"):
+    for folder in _folders(run):
         if folder > folder_of(run, step):
             aside = folder.with_name(f".{folder.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,26 @@ def test_incomplete_folders_do_not_count_and_are_cleaned_up(tmp_path: Path) -> N
     assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["step-00000004"]
     checkpoint.retain(tmp_path, 2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
+
+
+@pytest.mark.parametrize("name", ["step-00000002-backup", "step-00000004.old", "step-best"])
+def test_a_copy_of_the_users_own_is_no_checkpoint_and_stays(name: str, tmp_path: Path) -> None:
+    copy = tmp_path / "checkpoints" / name
+    shutil.copytree(save(tmp_path, 2), copy)
+    (copy / "COMPLETE").unlink()
+    shutil.copytree(save(tmp_path, 2), whole := copy.with_name(f"{name}-whole"))
+    save(tmp_path, 4)
+    assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["step-00000004", "step-00000002"]
+    found = checkpoint.read_newest(tmp_path)
+    assert found is not None
+    assert found.progress.step == 4
+    checkpoint.set_aside_after(tmp_path, 2)
+    checkpoint.retain(tmp_path, 1)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(
+        ["step-00000002", copy.name, whole.name]
+    )
+    shutil.rmtree(tmp_path / "checkpoints" / "step-00000002")
+    assert checkpoint.read_newest(tmp_path) is None  # nothing of the run's own is there
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
