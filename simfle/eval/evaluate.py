@@ -75,7 +75,7 @@ class Bench:
         self._loaders = Loaders(config.loader, tuple(config.betons))
         self._data: dict[str, Data] = {}
         self._known: dict[str, Known] = {}
-        _make_repeatable()
+        _make_repeatable(self.device)
 
     def run(self, unit: Unit, command: list[str]) -> Result:
         """See `run_unit`."""
@@ -258,7 +258,9 @@ def _device(config: EvalConfig) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def _make_repeatable() -> None:
+def _make_repeatable(device: torch.device) -> None:
+    if device.type == "cuda":  # attention's backward, among others, adds in any order else
+        torch.use_deterministic_algorithms(True, warn_only=True)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
