@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -66,7 +67,16 @@ def show(out: Path | str, report: "Report", rate: float) -> None:
     console = Console(highlight=False, soft_wrap=True)
     manifest = report.manifest
     if report.already:
-        console.print(f"{out} is complete already: {manifest.samples} samples of the same images and options.")
+        console.print(
+            f"{out} is complete already: {manifest.samples} samples of the same list and options.", markup=False
+        )
+        # The files themselves are not read again.
+        if rejected := sum(manifest.rejected.values()) - manifest.rejected.get("removed", 0):
+            console.print(
+                f"rejected when it was built: {rejected}, see {out}/rejected.jsonl; if files have been mended "
+                "or replaced since, delete that folder and build again",
+                markup=False,
+            )
         return
     console.print(_table(report))
     counts = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items())
@@ -96,13 +106,13 @@ def _written(report: "Report") -> str:
 
 def _table(report: "Report") -> Table:
     splits, labels = report.manifest.splits, report.manifest.labels
-    table = Table(title=f"{report.manifest.corpus}: samples written", title_justify="left")
+    table = Table(title=f"{escape(report.manifest.corpus)}: samples written", title_justify="left")
     table.add_column("label")
     for split in splits:
         table.add_column(split, justify="right")
     names = [*labels, ""] if any(report.written[split, ""] for split in splits) else list(labels)
     for name in names[:MOST_LABELS]:
-        table.add_row(name or "(unlabelled)", *(str(report.written[split, name]) for split in splits))
+        table.add_row(escape(name) or "(unlabelled)", *(str(report.written[split, name]) for split in splits))
     if len(names) > MOST_LABELS:
         table.add_row(f"({len(names) - MOST_LABELS} more)", *("..." for _ in splits))
     totals = (sum(count for (place, _), count in report.written.items() if place == split) for split in splits)

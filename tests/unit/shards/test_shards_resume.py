@@ -177,6 +177,19 @@ def test_an_unfinished_build_is_refused_to_others(tmp_path: Path, undisturbed: P
     assert contents(tmp_path / "out") == contents(undisturbed / "whole")
 
 
+def test_building_again_says_what_it_did_not_look_at(tmp_path: Path) -> None:
+    """A mended file is not read again: its name is the same."""
+    faces = write_faces(tmp_path / "faces", 4)
+    (faces / "broken.jpg").write_bytes(b"")
+    command = [*BUILD, "folder", faces, tmp_path / "out"]
+    assert run(*command).returncode == 0
+    (faces / "broken.jpg").write_bytes(encoded(picture(5)))
+    again = run(*command)
+    assert (again.returncode, "4 samples of the same list and options" in again.stdout) == (0, True)
+    assert "rejected when it was built: 1, see " in again.stdout
+    assert "delete that folder and build again" in again.stdout
+
+
 def test_building_again_says_that_all_is_there_or_refuses(tmp_path: Path) -> None:
     faces = write_faces(tmp_path / "faces", 10)
     command = [*BUILD, "folder", faces, tmp_path / "out"]
