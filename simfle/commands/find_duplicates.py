@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from simfle.commands.app import command
@@ -61,13 +62,13 @@ def _table(lines: list[dict[str, Any]], title: str) -> Table:
         row[line["kind"]] += 1
         row["label"] += line.get("label") != line.get("of_label")
         row["group"] += line.get("group") != line.get("of_group")
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for name in ("split", "duplicate in split"):
         table.add_column(name)
     for name in ("exact", "near", "of another label", "of another person"):
         table.add_column(name, justify="right")
     for (split, other), row in sorted(counts.items()):
-        table.add_row(split, other, *(str(row[name]) for name in ("exact", "near", "label", "group")))
+        table.add_row(escape(split), escape(other), *(str(row[name]) for name in ("exact", "near", "label", "group")))
     return table
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from simfle.commands.app import command
@@ -90,11 +91,11 @@ def _histogram(looked: "Looked") -> Table:
     table = Table(title="samples", title_justify="left")
     table.add_column("label")
     for split in splits:
-        table.add_column(split, justify="right")
+        table.add_column(escape(split), justify="right")
     table.add_column("")
     for label in names[:MOST_LABELS]:
         bar = "\u2588" * max(1, round(BAR * sums[label] / max(sums.values())))
-        table.add_row(label or "(unlabelled)", *(str(looked.counts[split, label]) for split in splits), bar)
+        table.add_row(escape(label) or "(unlabelled)", *(str(looked.counts[split, label]) for split in splits), bar)
     if len(names) > MOST_LABELS:
         table.add_row(f"({len(names) - MOST_LABELS} more)", *("..." for _ in splits), "")
     return table

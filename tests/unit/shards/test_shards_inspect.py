@@ -92,6 +92,29 @@ def test_duplicates_are_counted(tmp_path: Path) -> None:
     assert (tmp_path / "out.png").is_file()
 
 
+def test_brackets_in_names_are_names(tmp_path: Path) -> None:
+    """To rich they are markup: [/happy] ends what never began, and [sad] vanishes."""
+    faces = write_faces(tmp_path / "faces", 4)
+    (faces / "copy.jpg").write_bytes((faces / "p_0001.jpg").read_bytes())
+    labels = ["[sad]", "[/happy]"]
+    rows = [f"{path.name},{labels[number % 2]}" for number, path in enumerate(sorted(faces.iterdir()))]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    out = tmp_path / "[/out]" / "x"
+    options = ["--images", faces, "--label-column", "label", "--corpus", "[/faces]"]
+    built = run(*BUILD, "csv", tmp_path / "list.csv", out, *options)
+    assert built.returncode == 0, built.stderr
+    again = run(*BUILD, "csv", tmp_path / "list.csv", out, *options)
+    assert again.returncode == 0, again.stderr
+    inspected = run(*INSPECT, out)
+    assert inspected.returncode == 0, inspected.stderr
+    assert all(name in done.stdout for name in ("[/happy]", "[sad]") for done in (built, inspected))
+    assert "[/faces]: samples written" in built.stdout
+    assert "/[/out]/x is complete already" in again.stdout
+    found = run(*tool("find_duplicates"), out)
+    assert found.returncode == 0, found.stderr
+    assert "/[/out]/x with a duplicate" in found.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
