@@ -16,6 +16,7 @@ PACKAGES = (
     "nvidia-dali-cuda130",
     "opencv-python-headless",
 )
+REVISION = "revision.txt"  # beside this file, in a copy of the program that is no checkout
 
 
 def versions() -> dict[str, str]:
@@ -30,8 +31,19 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit of the checkout that this program runs from; None outside of one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    """The commit of the checkout that this program runs from, or that a copy of it was made of; None if neither."""
+    here = Path(__file__)
+    copied = here.with_name(REVISION)
+    if copied.is_file():
+        return copied.read_text().strip() or None
+    if _git("ls-files", "--error-unmatch", here.name) is None:
+        return None  # installed somewhere inside of another repository, whose commits say nothing of us
+    return _git("rev-parse", "HEAD")
+
+
+def _git(*words: str) -> str | None:
+    """What git says of this file's folder; None where it fails, or is not there."""
+    command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -10,6 +10,7 @@ import yaml
 
 from simfle.config import PretrainConfig
 from simfle.errors import UserError
+from simfle.provenance import REVISION, git_revision
 from simfle.slurm.config import ClusterConfig
 
 SCHEMES = "://"
@@ -27,6 +28,7 @@ def freeze(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> Pa
         job = _new_folder(run / "slurm", stamp)
         for package in ("simfle", "shards"):
             _copy_package(package, job / "code")
+        (job / "code" / "simfle" / REVISION).write_text(git_revision() or "")
     except OSError as error:
         raise UserError(f"train.run={run} cannot be written: {error.strerror}") from None
     write(job / "config.yaml", config)
