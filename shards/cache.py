@@ -172,8 +172,12 @@ class Cache:
 
     def _evict(self, most: int, mine: Path) -> bool:
         """Remove what nobody holds, longest unused first, until `most` bytes are left; whether that was enough."""
+        found = {}
         with os.scandir(self.folder) as entries:
-            found = {entry.name: entry.stat() for entry in entries if entry.name not in ("lock", mine.name)}
+            for entry in entries:
+                if entry.name not in ("lock", mine.name):
+                    with contextlib.suppress(FileNotFoundError):  # another process gave up its download just now
+                        found[entry.name] = entry.stat()
         for name in [name for name in found if name.endswith(".part") and _remove(self.folder / name)]:
             del found[name]  # its download was killed
         stems = {name.partition(".")[0] for name in (*found, mine.name) if name.endswith((".tar", ".part"))}

@@ -6,10 +6,11 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command
+from simfle.commands.shards_report import local
 
 
 def shards_statistics(
-    folder: Annotated[Path, typer.Argument(metavar="SHARDS", help="folder of shards")],
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="folder of shards")],
     split: Annotated[list[str] | None, typer.Option(help="may be repeated; default: train, if there is one")] = None,
     images: Annotated[int, typer.Option(help="at most so many, taken evenly", min=1)] = 20_000,
 ) -> None:

@@ -1,14 +1,17 @@
 """The shard cache: real processes, a real server, real kills."""
 
+import contextlib
 import hashlib
 import io
 import mmap
+import os
 import signal
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -194,6 +197,28 @@ def test_a_mapped_shard_stays_and_the_longest_unused_goes_first(tmp_path: Path) 
         cache.open(join(url, info.file), info, wait=1).close()
     assert infos[0].sha256 not in held(cache)
     assert in_it(cache) <= cache.limit
+
+
+def test_a_download_that_is_given_up_meanwhile_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the names of a folder and their sizes another process may take one away."""
+    cache = Cache(tmp_path / "cache", BIG)
+    (cache.folder / "other.tar").touch()
+    for number in range(3):
+        (cache.folder / f".gone{number}.part").touch()
+    listed = os.scandir
+
+    @contextlib.contextmanager
+    def late(folder: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with listed(folder) as entries:
+            names = list(entries)
+        for entry in names:
+            if entry.name.startswith(".gone"):
+                Path(entry.path).unlink()
+        yield names
+
+    monkeypatch.setattr(caching.os, "scandir", late)
+    assert cache._evict(BIG, cache.folder / ".mine.part")
+    assert (cache.folder / "other.tar").exists()
 
 
 def test_waiting_for_space_ends_when_there_is_some(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ COMMANDS: dict[str, list[str]] = {
     "find_duplicates": [URL],
     "inspect_shards": [URL],
     "index_shards": [URL],
+    "shards_statistics": [URL],
     "remove_samples": [URL, "--key", "a"],
     "subset_shards": [URL, "out", "--fraction", "0.1"],
     "split_shards": [URL, "out", "--into", "a=0.5,b=0.5"],
