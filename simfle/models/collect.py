@@ -1,11 +1,15 @@
 """Tensors of all processes, with gradients."""
 
 # n rows of this process, R processes
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_alone = False
 
 
 def collect(rows: Tensor) -> Tensor:
@@ -18,13 +22,24 @@ def collect(rows: Tensor) -> Tensor:
 
 
 def processes() -> int:
-    """How many there are; 1 without a process group."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    """How many there are; 1 without a process group, or while this one is `alone`."""
+    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
-    """Of this process; 0 without a process group."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """Of this process; 0 without a process group, or while this one is `alone`."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What a method computes here waits for nobody: for a trial that may fail on some processes and not on others."""
+    global _alone  # noqa: PLW0603 - as the process group itself is
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 class _Collect(torch.autograd.Function):

@@ -14,6 +14,7 @@ from shards.plain import parse_object
 from simfle.batch import Batch
 from simfle.config import PretrainConfig
 from simfle.errors import UserError
+from simfle.models.collect import alone
 from simfle.models.methods import build_method
 from simfle.optim import build_optimizer
 from simfle.runtime import AUTO, World, plan_batch
@@ -122,7 +123,7 @@ def trial(config: PretrainConfig, micro: int, device: torch.device) -> int:
     parameters = [parameter for _, parameter in trained(model)]
     optimizer = build_optimizer(parameters, config.optim)
     bf16 = config.train.precision == "bf16"
-    with torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+    with alone(), torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
         loss = model(_batch(config, micro, device))["total"]
     loss.backward()
     optimizer.step()

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from tiny_methods import VIEWS, batch, config
 
 from simfle.config import OptimConfig, TrainConfig
+from simfle.models.collect import alone
 from simfle.models.methods import build_method
 from simfle.models.simclr import nt_xent
 from simfle.models.swav import sinkhorn
@@ -34,7 +35,12 @@ def shared_losses(world: World) -> dict:
     dist.all_reduce(mean := loss.detach().clone())
     gradients = [(z.grad / world.size).tolist() for z in (z1, z2)]  # type: ignore[operator]
     codes = sinkhorn(torch.tanh(rows(2)[mine]), 0.1, 3)
-    return {"nt_xent": mean.item() / world.size, "gradients": gradients, "codes": codes.tolist()}
+    facts = {"nt_xent": mean.item() / world.size, "gradients": gradients, "codes": codes.tolist()}
+    if world.is_main:  # the other one does nothing of this kind, and is not waited for
+        with alone():
+            codes = sinkhorn(torch.tanh(rows(2)[mine]), 0.1, 3)
+            facts["alone"] = nt_xent(rows(0)[mine], rows(1)[mine], 0.3).item(), codes.tolist()
+    return facts
 
 
 def steps_of(name: str, train: TrainConfig, world: World) -> dict:

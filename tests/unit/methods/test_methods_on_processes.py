@@ -38,6 +38,14 @@ def test_simclr_and_swav_see_the_global_batch(ranks: list[dict]) -> None:
     assert torch.allclose(codes, sinkhorn(torch.tanh(rows(2)), 0.1, 3), rtol=1e-10)
 
 
+def test_one_process_alone_waits_for_nobody(ranks: list[dict]) -> None:
+    """As in the trial of train.micro_batch=auto, which may run out of memory on some processes only."""
+    half = slice(0, 4)
+    loss, codes = ranks[0]["alone"]
+    assert loss == pytest.approx(nt_xent(rows(0)[half], rows(1)[half], 0.3).item(), rel=1e-12)
+    assert torch.allclose(torch.tensor(codes, dtype=torch.float64), sinkhorn(torch.tanh(rows(2)[half]), 0.1, 3))
+
+
 @pytest.mark.parametrize("case", EACH)
 def test_a_step_moves_what_is_trained_and_the_target_follows(case: str, ranks: list[dict]) -> None:
     for rank in ranks:
