@@ -26,3 +26,8 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def named(folder: Path) -> Path:
+    """A folder under a path that ends in its name, as "." does not: others are made beside it."""
+    return folder if folder.name else folder.absolute()

@@ -8,6 +8,7 @@ from typing import Any
 from shards.align import find_model, model_digest
 from shards.encode import EncodeOptions
 from shards.exclude import Exclude
+from shards.files import named
 from shards.manifest import FORMAT
 from shards.rules import Rules
 
@@ -32,6 +33,9 @@ class Build:
     workers: int = 1
     face_model: Path | None = None
     exclude: Exclude = field(default_factory=Exclude)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", named(self.out))
 
     @property
     def partial(self) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
-from shards.files import sync_folder
+from shards.files import named, sync_folder
 from shards.foreign import describes
 from shards.index import Index, index_tar, read_index, write_index
 from shards.manifest import Manifest, ShardInfo, index_name
@@ -124,6 +124,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         UserError: `out` exists, is being made by another process, or cannot be made.
     """
+    out = named(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists; choose another output or delete it")
     partial = out.with_name(out.name + ".partial")
