@@ -140,7 +140,8 @@ def make_plan(
 
 def _row(base: sqlite3.Connection, item: Entry | Rejected, text: str) -> tuple[Any, ...] | None:
     if isinstance(item, Rejected):
-        base.execute("INSERT INTO refused VALUES (?, ?, ?)", (json.dumps(item.source), item.reason, item.detail))
+        detail = item.detail.encode("utf-8", "backslashreplace").decode()  # names in it may be no text
+        base.execute("INSERT INTO refused VALUES (?, ?, ?)", (json.dumps(item.source), item.reason, detail))
         return None
     ident = item.key.encode("utf-8", "surrogateescape")
     group = None if item.group is None else item.group.encode("utf-8", "surrogateescape")

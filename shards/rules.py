@@ -68,12 +68,24 @@ def settle(entry: Entry, rules: Rules) -> Entry | Rejected:
     if rules.group_pattern:
         match = re.search(rules.group_pattern, entry.source)
         group = (match.group(1) if match else None) or None
+    broken = [text for text in (entry.key, group or "") if not is_text(text)]
+    if broken:
+        return Rejected(entry.source, "bad_row", f"{broken[0]!a} holds half of a letter of UTF-16, and is no text")
     split = normal_split(entry.split)
     if not split:
         return Rejected(entry.source, "bad_row", f"split {entry.split!r} has no letter a-z or digit; name it in ASCII")
     if split == TRAIN:
         split = drawn_split(entry.key if group is None else group, rules)
     return replace(entry, label=label, group=group, split=split)
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written: JSON can spell half of a letter ("\\ud83d"), which is none."""
+    try:
+        text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @lru_cache(FEW)

@@ -1,9 +1,23 @@
 """Builds by the command line: what becomes of a folder or a list."""
 
+import json
 import os
 from pathlib import Path
 
-from corpus_fixtures import BUILD, VERIFY, check_whole, contents, encoded, picture, rejected, run, samples, write_faces
+import pytest
+from corpus_fixtures import (
+    BUILD,
+    VERIFY,
+    check_whole,
+    contents,
+    encoded,
+    picture,
+    rejected,
+    run,
+    samples,
+    tool,
+    write_faces,
+)
 
 from shards.manifest import read_manifest
 
@@ -194,4 +208,43 @@ def test_drawn_faces(tmp_path: Path) -> None:
     assert len(manifest.labels) == 7
     assert set(manifest.splits) == {"train", "test"}
     assert manifest.terms in done.stdout
+    check_whole(tmp_path / "out")
+
+
+def test_the_folder_that_one_is_in_can_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ "." has no name, and what is unfinished lies beside it."""
+    write_faces(tmp_path / "faces", 4)
+    monkeypatch.chdir(write_faces(tmp_path / "full", 1))
+    for command in ([*BUILD, "folder", "../faces", "."], [*tool("merge_shards"), tmp_path / "a", tmp_path / "b", "."]):
+        refused = run(*command)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        monkeypatch.chdir(tmp_path / name)
+        done = run(*BUILD, "folder", "../faces", ".")
+        assert done.returncode == 0, done.stderr
+        check_whole(tmp_path / name)
+    (tmp_path / "both").mkdir()
+    monkeypatch.chdir(tmp_path / "both")
+    merged = run(*tool("merge_shards"), tmp_path / "a", tmp_path / "b", ".", "--collisions", "suffix")
+    assert merged.returncode == 0, merged.stderr
+    check_whole(tmp_path / "both")
+
+
+def test_half_a_letter_is_a_bad_row(tmp_path: Path) -> None:
+    """JSON can spell one half of a pair of UTF-16, which no other text can hold."""
+    faces = write_faces(tmp_path / "faces", 3)
+    first, second, third = (path.name for path in sorted(faces.iterdir()))
+    rows = [{"path": first, "who": "bob\ud83d"}, {"path": second, "who": "bob\U0001f600"}]
+    rows += [{"path": "p\ud83d.jpg"}, {"path": "../\ud83d.jpg"}, {"path": third, "who": None}]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--images", faces, "--group-column", "who"]
+    done = run(*BUILD, "table", tmp_path / "list.jsonl", tmp_path / "out", *options)
+    assert done.returncode == 0, done.stderr
+    fates = rejected(tmp_path / "out")
+    assert fates == {first: "bad_row", "p\ud83d.jpg": "bad_row", "line 4": "outside"}
+    assert {sample["source"]: sample.get("group") for sample in samples(tmp_path / "out")} == {
+        second: "bob\U0001f600",
+        third: None,
+    }
     check_whole(tmp_path / "out")
