@@ -139,14 +139,14 @@ class HuggingFace:
             label = columns.names[label] if label >= 0 else None
         extras = {name: row[name] for name in columns.others if is_said(row[name])}
         image = row[columns.image]
-        if isinstance(image, bytes):
-            image = {"bytes": image}
-        if not image or (image.get("bytes") is None and not image.get("path")):
-            return Rejected(source, "missing", "no image in this row")
-        read, path = image.get("bytes"), image.get("path")
+        if not _is_image(image):
+            return Rejected(source, "bad_row", f"{columns.image} holds {type(image).__name__}, not bytes or a path")
+        read, path = _parts(image)
         if path:
             extras["path"] = PurePosixPath(path).name
         if read is None:
+            if not path:
+                return Rejected(source, "missing", "no image in this row")
             relative = inside(path)
             if relative is None:
                 return Rejected(source, "outside", f"{PurePosixPath(path).name} does not lie in the folder")
@@ -160,6 +160,20 @@ class HuggingFace:
             group=text_of(row.get(self.group_column)) or None,
             extras=extras,
         )
+
+
+def _is_image(image: Any) -> bool:
+    """Whether a value can be an image: {bytes, path} with either of them, its bytes, its path, or nothing."""
+    if not isinstance(image, dict):
+        return image is None or isinstance(image, bytes | str)
+    return isinstance(image.get("bytes"), bytes | None) and isinstance(image.get("path"), str | None)
+
+
+def _parts(image: dict[str, Any] | bytes | str | None) -> tuple[Path | bytes | None, str | None]:
+    """Its bytes and its path."""
+    if isinstance(image, dict):
+        return image.get("bytes"), image.get("path")
+    return (image, None) if isinstance(image, bytes) else (None, image)
 
 
 def split_of(name: str) -> str | None:

@@ -124,6 +124,24 @@ def test_rows_that_hold_no_image(tmp_path: Path) -> None:
     assert (manifest.samples, manifest.rejected["empty"]) == (1, 1)
 
 
+def test_a_column_of_paths(tmp_path: Path) -> None:
+    for number in (1, 2):
+        write(tmp_path / "images" / f"{number}.jpg", photo(number))
+    rows = [{"image": path, "label": 0} for path in ("images/1.jpg", "images/2.jpg", "../3.jpg", "", None)]
+    write_part(tmp_path / "a.parquet", rows, {}, {"image": pa.string()})
+    source = HuggingFace(tmp_path, image_column="image")
+    assert [entry.read for entry in entries(source).values()] == [tmp_path / "images" / f"{n}.jpg" for n in (1, 2)]
+    assert rejects(source) == {"a.parquet/2": "outside", "a.parquet/3": "missing", "a.parquet/4": "missing"}
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"), [(3, pa.int64()), ([1, 2], pa.list_(pa.int64())), ({"path": 3}, pa.struct({"path": pa.int64()}))]
+)
+def test_a_column_of_something_else(tmp_path: Path, image: object, kind: pa.DataType) -> None:
+    write_part(tmp_path / "a.parquet", [{"image": image, "label": 0}], {}, {"image": kind})
+    assert rejects(HuggingFace(tmp_path, image_column="image")) == {"a.parquet/0": "bad_row"}
+
+
 def test_a_damaged_file_of_several(tmp_path: Path) -> None:
     write_set(tmp_path)
     file = tmp_path / "data" / "train-00000-of-00002.parquet"
