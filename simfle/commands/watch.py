@@ -166,12 +166,14 @@ def sparkline(values: list[float], width: int) -> str:
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return ""
+    most = max(map(abs, known)) or 1.0
+    known = [value / most for value in known]  # so that no sum and no difference overflows
     count = min(width, len(known))
     shares = [known[place * len(known) // count : (place + 1) * len(known) // count] for place in range(count)]
     means = [sum(share) / len(share) for share in shares]
     low, high = min(means), max(means)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((mean - low) * scale)] for mean in means)
+    heights = [(mean - low) / (high - low) if high > low else 0.0 for mean in means]
+    return "".join(BARS[round(height * (len(BARS) - 1))] for height in heights)
 
 
 main = command(watch)

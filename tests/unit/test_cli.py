@@ -11,7 +11,7 @@ import pytest
 import torch
 from distributed.launch import environment
 from distributed.runs import SETTINGS, metrics
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
@@ -200,6 +200,8 @@ def test_brackets_in_reasons_and_paths_are_printed_as_they_are(runs: Path, capsy
 
 
 @given(st.lists(st.floats(), max_size=80), st.integers(1, 40))
+@example([1.7976931348623157e308, -9.9792015476736e291], 2)
+@example([5e-324, 0.0], 2)
 def test_a_curve_is_as_high_as_its_values(values: list[float], width: int) -> None:
     curve = sparkline(values, width)
     assert len(curve) <= width
