@@ -120,7 +120,7 @@ def session(pid: int) -> list[int]:
     return found
 
 
-def gone(check: Any, seconds: float = 10) -> bool:
+def gone(check: Any, seconds: float = 120) -> bool:
     """Whether `check` becomes empty in time: the dying of a process takes a moment."""
     end = time.monotonic() + seconds
     while check() and time.monotonic() < end:

@@ -334,7 +334,7 @@ ELSEWHERE = (
     ),
     (
         "a loss that is not finite",
-        f"{SAYS}the step before is saved",
+        f"{SAYS}the last sound state is saved",
         "distributed/test_refusals.py",
         "test_a_loss_that",
     ),

@@ -108,14 +108,14 @@ def test_ranks(faces: Path, nursery: Nursery, tmp_path: Path) -> None:
     workers[1].kill()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1, output
-    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert not psutil.wait_procs(workers, timeout=120)[1]
 
     process = runs.start(2, faces, run, *settings)
     runs.wait_for_step(process, run, 8)
     workers = ranks(process)
     process.kill()  # the launcher alone
     output, _ = process.communicate(timeout=120)  # its pipe is the workers' too: until they have ended
-    assert not psutil.wait_procs(workers, timeout=10)[1]
+    assert not psutil.wait_procs(workers, timeout=120)[1]
     done = len(runs.metrics(run))
     assert f"stopped on SIGTERM after step {done} of 16; saved" in output
     assert (run / "checkpoints" / f"step-{done:08d}" / "COMPLETE").exists()

@@ -21,7 +21,7 @@ def test_a_signal_is_the_childs_from_its_first_moment(number: signal.Signals, co
     for attempt in range(20):
         child = nursery.start([str(script)], tmp_path / f"{attempt}.log")
         child.send(number)
-        assert child.wait(30) == code, child.output
+        assert child.wait() == code, child.output
         assert nursery.process.poll() is None
     nursery.close()
 
@@ -34,5 +34,5 @@ def test_children_end_with_the_nursery(tmp_path: Path) -> None:
     assert [child.poll() for child in children] == [None, None]
     assert nursery.process.stdin is not None
     nursery.process.stdin.close()  # as when the tests are killed
-    assert nursery.process.wait(30) == 0
+    assert nursery.process.wait(120) == 0
     assert telling.gone(lambda: [each for child in children for each in telling.session(child.pid)])

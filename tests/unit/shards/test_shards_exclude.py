@@ -105,7 +105,7 @@ def test_killed_and_resumed_with_other_workers_ends_with_the_same_bytes(bench: P
     words = [str(word) for word in command(bench, tmp_path / "out", *options, "--workers", 1)]
     work = tmp_path / "out.partial" / "work"
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     while not list(work.glob("train-*.json")):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < end

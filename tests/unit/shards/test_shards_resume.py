@@ -23,7 +23,7 @@ def start(*command: object) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def wait_for(done: Callable[[], T], process: "subprocess.Popen[bytes]", seconds: float = 30) -> T:
+def wait_for(done: Callable[[], T], process: "subprocess.Popen[bytes]", seconds: float = 120) -> T:
     """What `done` gives as soon as it is true; asked only once more it might be untrue again."""
     end = time.monotonic() + seconds
     while not (found := done()):
@@ -118,7 +118,7 @@ def test_workers_do_not_outlive_a_killed_build(tmp_path: Path, undisturbed: Path
         workers = children(process)
         process.kill()
         process.wait()
-        end = time.monotonic() + 10
+        end = time.monotonic() + 120
         while any("State:\tZ" not in _status(pid) for pid in workers):
             assert time.monotonic() < end
             time.sleep(0.02)
@@ -136,7 +136,7 @@ def test_a_worker_that_dies_is_told_and_its_build_goes_on(tmp_path: Path, undist
     with held(first_of_shard(undisturbed, 3)):
         process = start(*command)
         os.kill(wait_for(lambda: busy(process), process)[0], signal.SIGKILL)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 1
     assert re.fullmatch(rb"error: a worker process died.*\n", errors)
     assert run(*command).returncode == 0
@@ -150,7 +150,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, undisturbed: Path, worker
         process = start(*command)
         wait_for(lambda: finished(tmp_path / "out.partial"), process)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
     assert re.fullmatch(rb"what is finished is kept in .*; the same command goes on there\n", errors)
     assert not (tmp_path / "out").exists()
