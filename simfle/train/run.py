@@ -20,13 +20,16 @@ from simfle.errors import AgreedError, RunStopped, UserError
 from simfle.models.statistics import share_statistics
 from simfle.optim import STATES, build_optimizer, learning_rate
 from simfle.runtime import BatchPlan, StopFlag, World, start_engine
-from simfle.train import fitting, folder, lead, pictures, profile, saving, state
+from simfle.train import checkpoint, fitting, folder, lead, pictures, profile, saving, state
 from simfle.train.damage import Damage
 from simfle.train.metrics import Metrics, SampleRecord
 from simfle.train.profile import phase
 from simfle.train.progress import Announcer
 from simfle.train.verdict import Ballot, Verdict
 from simfle.train.watchdog import Watchdog
+
+# All of these are part of what makes a run this run.
+ADVICE = "In a new train.run a lower optim.lr, optim.clip=1 or train.precision=fp32 may help"
 
 
 class Run:
@@ -203,15 +206,28 @@ class Run:
         self.lead = self.saver.rehearse(limit)
 
     def save(self) -> None:
-        """Copy the state to the main process's memory and let its thread write it."""
+        """Copy the state to the main process's memory and let its thread write it; end where it is not finite."""
         self.watchdog.reached(self.step, "checkpoint")
+        if not state.is_finite(self.model, self.world.device):
+            self.end_together(f"after step {self.step} a parameter is not finite; {self.poisoned()}. {ADVICE}")
         self.saver.save(self.step)
 
+    def poisoned(self) -> str:
+        """What is left where the gradient of a finite loss has spoiled the state."""
+        self.saver.wait()
+        left = checkpoint.complete(self.folder)
+        newest = f"the newest checkpoint is {left[0].name}" if left else "there is no checkpoint"
+        return f"this state is not saved, {newest}"
+
     def end_on_bad_loss(self, number: int, verdict: Verdict, before: list[torch.Tensor]) -> NoReturn:
-        """Save the state before this step, name the step, its samples and its losses, and stop."""
+        """Save the state before this step if it is sound, name the step, its samples and its losses, and stop."""
         for buffer, value in zip(self.buffers, before, strict=True):
             buffer.copy_(value)  # the bad forward has been through BatchNorm's statistics
-        self.save()
+        kept = f"the state after step {self.step} is saved"
+        if state.is_finite(self.model, self.world.device):
+            self.save()
+        else:
+            kept = f"after step {self.step} a parameter was not finite already; {self.poisoned()}"
         ids = self.order.batch(self.step)[0]
         file = self.folder / "nonfinite.json"
         if self.world.is_main:
@@ -221,7 +237,7 @@ class Run:
         bad = ", ".join(f"{name}={value}" for name, value in verdict.losses.items())
         self.end_together(
             f"step {number}: a loss is not finite ({bad}), samples {ids[:4].tolist()}... of {len(ids)}, all in {file}; "
-            f"the state after step {self.step} is saved. A lower optim.lr, optim.clip or train.precision=fp32 may help"
+            f"{kept}. {ADVICE}"
         )
 
     def end_together(self, why: str) -> NoReturn:

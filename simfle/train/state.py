@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from simfle.errors import UserError
+from simfle.models.method import local
 
 State = dict[str, Tensor]
 
@@ -52,6 +53,16 @@ def optimizer_state(engine: Any, keys: tuple[str, ...], *, keep: bool) -> State:
             if keep:
                 state[f"{name}.{key}"] = value.detach().view(full_shape(parameter)).to("cpu", copy=True)
     return state
+
+
+@torch.no_grad()
+def is_finite(module: nn.Module, device: torch.device) -> bool:
+    """Whether all parameters and saved buffers are, on every process. Collective."""
+    parts = [*map(local, module.parameters()), *saved_buffers(module).values()]
+    highest = torch._foreach_norm([part for part in parts if part.numel() and part.is_floating_point()], torch.inf)
+    bad = (~torch.stack([value.float() for value in highest]).isfinite()).any().float().to(device)
+    dist.all_reduce(bad, dist.ReduceOp.MAX)
+    return not bad
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ from distributed.launch import free_port
 from drawn import make_faces
 from safetensors.torch import load_file
 
+from simfle.train.checkpoint import complete
+
 
 def last_line(output: str) -> str:
     return output.strip().splitlines()[-1]
@@ -104,3 +106,53 @@ def test_a_loss_that_is_not_finite_stops_the_run_after_saving(faces: Path, tmp_p
     statistics = [value for name, value in saved.items() if "running" in name]
     assert statistics
     assert all(torch.isfinite(value).all() for value in statistics)  # not those of the bad forward
+
+
+# The training script, but the gradient of step 5 is not finite, though its loss is: the root of 0 is 0, its slope is not.
+POISONED = """
+from simfle.models.simfle import SimFLE
+
+forward, calls = SimFLE.forward, []
+
+def poisoned(self, batch):
+    losses = forward(self, batch)
+    calls.append(None)
+    if len(calls) == 5:
+        losses["total"] = losses["total"] + (0 * losses["total"]).sqrt()
+    return losses
+
+SimFLE.forward = poisoned
+
+from simfle.commands.pretrain import main
+
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("processes", "every", "wanted"),
+    [
+        (1, 3, "step 6: a loss is not finite"),
+        (2, 3, "step 6: a loss is not finite"),
+        (1, 5, "after step 5 a parameter is not finite"),
+    ],
+)
+def test_a_state_that_is_not_finite_is_never_saved(
+    processes: int, every: int, wanted: str, faces: Path, tmp_path: Path
+) -> None:
+    run, script = tmp_path / "run", tmp_path / "poisoned.py"
+    script.write_text(POISONED)
+    settings = ("train.steps=20", f"train.checkpoint_every={every}", "train.zero_stage=2")
+    words = runs.command(processes, faces, run, *settings)
+    words[words.index("launchers/pretrain.py")] = str(script)
+    own = runs.environment(DS_ACCELERATOR="cpu")
+    done = runs.subprocess.run(words, cwd=runs.ROOT, env=own, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert wanted in line
+    saved = complete(run)
+    newest = "the newest checkpoint is step-00000003" if saved else "there is no checkpoint"
+    assert newest in line
+    assert [folder.name for folder in saved] == (["step-00000003"] if every == 3 else [])
+    for folder in saved:
+        assert all(value.isfinite().all() for value in load_file(folder / "model.safetensors").values())
