@@ -100,22 +100,9 @@ class Shards(Sequence[Item]):
 
         The image is a PIL image, or what `transform` (such as torchvision's) makes of one.
         """
-        from torch.utils.data import Dataset
+        from shards.pairs import Pairs  # not at the top: it imports torch
 
-        shards = self
-
-        class Pairs(Dataset):
-            def __len__(self) -> int:
-                return len(shards)
-
-            def __getitem__(self, position: int) -> tuple[Any, int]:
-                from PIL import Image
-
-                item = shards[position]
-                image = Image.fromarray(item.image)
-                return transform(image) if transform else image, -1 if item.number is None else item.number
-
-        return Pairs()
+        return Pairs(self, transform)
 
     @property
     def _keys(self) -> dict[str, int]:

@@ -1,0 +1,25 @@
+"""Shards as PyTorch's data loaders want them. Apart from `shards.opened`, which does without torch."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+if TYPE_CHECKING:
+    from shards.opened import Shards
+
+
+class Pairs(Dataset):
+    """(image, number of the label, -1 where there is none). It may be handed to other processes if `transform` may."""
+
+    def __init__(self, shards: "Shards", transform: Callable[[Any], Any] | None) -> None:
+        self._shards, self._transform = shards, transform
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def __getitem__(self, position: int) -> tuple[Any, int]:
+        item = self._shards[position]
+        image = Image.fromarray(item.image)
+        return self._transform(image) if self._transform else image, -1 if item.number is None else item.number
