@@ -75,6 +75,16 @@ def plan_batch(config: TrainConfig, processes: int) -> BatchPlan:
     return BatchPlan(total, micro, share // micro)
 
 
+def arithmetic_threads(local_size: int) -> int:
+    """Threads of this process for arithmetic on the CPU: its part of the cores that `local_size` processes share.
+
+    OMP_NUM_THREADS is what one process shall take: whoever set it, the user or a launcher, has divided already.
+    """
+    known = torch.get_num_threads()
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return max(1, min(known, int(asked)) if asked.isdecimal() else known // local_size)
+
+
 @contextmanager
 def processes(config: TrainConfig) -> Iterator[World]:
     """Join the processes that a launcher started (accelerate, torchrun, Slurm), or be the only one.

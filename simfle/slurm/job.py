@@ -171,12 +171,19 @@ def rendezvous_address(place: Place) -> str:
 
 
 def bind_cores(place: Place) -> None:
-    """Give each process of a node its own cores, where Slurm has not (no task/affinity plugin, no cpus-per-task)."""
+    """Give each process of a node its own cores, where Slurm has not (no task/affinity plugin, no cpus-per-task).
+
+    OMP_NUM_THREADS tells of them, if the user has not set it: they must not be divided once more.
+    """
     cores = sorted(os.sched_getaffinity(0))
     unbound = os.environ.get("SLURM_CPU_BIND_TYPE", "none") in ("none", "")
-    if unbound and place.local_size > 1 and len(cores) >= place.local_size:
+    if unbound and place.local_size > 1:
         share = len(cores) // place.local_size
-        os.sched_setaffinity(0, cores[place.local_rank * share : (place.local_rank + 1) * share])
+        if not share:
+            return  # more processes than cores
+        cores = cores[place.local_rank * share : (place.local_rank + 1) * share]
+        os.sched_setaffinity(0, cores)
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(cores)))
 
 
 def announce(job: Path, place: Place, config: PretrainConfig, cluster: ClusterConfig) -> None:

@@ -19,7 +19,7 @@ from simfle.data.streaming import Stream
 from simfle.errors import AgreedError, RunStopped, UserError
 from simfle.models.statistics import share_statistics
 from simfle.optim import STATES, build_optimizer, learning_rate
-from simfle.runtime import BatchPlan, StopFlag, World, start_engine
+from simfle.runtime import BatchPlan, StopFlag, World, arithmetic_threads, start_engine
 from simfle.train import checkpoint, fitting, folder, lead, pictures, profile, saving, state
 from simfle.train.damage import Damage
 from simfle.train.metrics import Metrics, SampleRecord
@@ -54,7 +54,7 @@ class Run:
         if self.steps < 1:
             raise UserError(f"train.epochs={config.train.epochs} is less than one step; give more, or train.steps")
         self.model = model
-        torch.set_num_threads(max(1, torch.get_num_threads() // world.local_size))
+        torch.set_num_threads(arithmetic_threads(world.local_size))
         resumed = saving.resume(self.folder, model, corpus, world)
         self.step = resumed.progress.step if resumed else 0
         self.model.to(world.device).train()

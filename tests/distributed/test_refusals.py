@@ -108,7 +108,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_after_saving(faces: Path, tmp_p
     assert all(torch.isfinite(value).all() for value in statistics)  # not those of the bad forward
 
 
-# The training script, but the gradient of step 5 is not finite, though its loss is: the root of 0 is 0, its slope is not.
+# The training script, but the gradient of step 5 is not finite, though its loss is: of the root of 0.
 POISONED = """
 from simfle.models.simfle import SimFLE
 

@@ -1,5 +1,6 @@
 """What jobs are asked for and how their ends are judged: pure functions. The cluster itself is in tests/cluster."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -18,7 +19,7 @@ from simfle.slurm import record, submit
 from simfle.slurm.config import ClusterConfig, check
 from simfle.slurm.ending import decide, end, failures_in_a_row, may_not_come_back
 from simfle.slurm.follow import follow_local
-from simfle.slurm.job import Place, fit, usable_tasks
+from simfle.slurm.job import Place, bind_cores, fit, usable_tasks
 from simfle.slurm.record import End
 from simfle.slurm.runs import status
 from simfle.train.folder import settle_config
@@ -168,6 +169,28 @@ def test_a_local_job_whose_processes_were_killed_did_not_finish(tmp_path: Path) 
     assert decision.failure
     assert decision.words.startswith("rank 0, 1 ended without a word")
     assert [event["failure"] for event in record.events(tmp_path)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("kind", "cores", "local", "own"),
+    [("none", 8, 4, [2, 3]), ("mask_cpu:", 2, 4, [0, 1]), ("none", 8, 1, list(range(8))), ("none", 2, 4, None)],
+)
+def test_a_process_is_told_of_the_cores_that_are_its_own(
+    kind: str, cores: int, local: int, own: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bound here, bound by Slurm, alone; None: more processes than cores, which share them."""
+    bound = [set(range(cores))]
+    monkeypatch.setenv("SLURM_CPU_BIND_TYPE", kind)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is put back at the end, whatever is set meanwhile
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: bound[-1])
+    monkeypatch.setattr(os, "sched_setaffinity", lambda _, given: bound.append(set(given)))
+    bind_cores(replace(PLACE, local_rank=min(1, local - 1), local_size=local))
+    assert bound[-1] == set(range(cores) if own is None else own)
+    assert os.environ.get("OMP_NUM_THREADS") == (str(len(own)) if own else None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    bind_cores(replace(PLACE, local_size=1))
+    assert os.environ["OMP_NUM_THREADS"] == "1"  # the user's own word holds
 
 
 def test_requeues_are_limited() -> None:

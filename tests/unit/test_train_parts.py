@@ -19,6 +19,7 @@ from torch.autograd import DeviceType
 from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, load
 from simfle.errors import UserError
 from simfle.optim import STATES
+from simfle.runtime import arithmetic_threads
 from simfle.train.advice import WAITING, Facts, judge
 from simfle.train.check import OPTIMIZERS, check
 from simfle.train.profile import tables
@@ -131,6 +132,28 @@ def test_values_out_of_range_are_named(train: TrainConfig, said: str) -> None:
 def test_a_value_that_would_end_in_a_traceback_or_a_broken_run_is_named(word: str) -> None:
     with pytest.raises(UserError, match=word.partition("=")[0]):
         check(load(PretrainConfig, None, ["data.shards=[faces]", word]))
+
+
+@pytest.mark.parametrize(
+    ("asked", "known", "local", "wanted"),
+    [
+        (None, 8, 4, 2),  # four processes that know of nothing would each take all cores
+        (None, 2, 4, 1),
+        ("2", 2, 4, 2),  # a launcher, or the user, has divided them already
+        ("1", 1, 4, 1),
+        ("2", 8, 4, 2),  # told after torch had counted
+        ("4,2", 4, 2, 4),
+        ("many", 8, 4, 2),
+    ],
+)
+def test_cores_are_divided_once(
+    asked: str | None, known: int, local: int, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: known)
+    assert arithmetic_threads(local) == wanted
 
 
 def test_optimizers_are_those_there_are() -> None:
