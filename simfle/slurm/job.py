@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from simfle.config import PretrainConfig, load
+from simfle.config import PretrainConfig, TrainConfig, load
 from simfle.errors import PeersMissing, RunStopped, UserError
 from simfle.process import loading
 from simfle.slurm import record
@@ -114,16 +114,35 @@ def usable_tasks(place: Place, cluster: ClusterConfig, global_batch: int) -> int
 
 
 def fit(config: PretrainConfig, place: Place, cluster: ClusterConfig) -> PretrainConfig:
-    """The config for so many processes: a micro-batch that divides each one's share, caches on the node's own disk."""
-    share = config.train.global_batch // place.size
-    micro = config.train.micro_batch
-    if micro and share % micro:
-        micro = max(size for size in range(1, min(micro, share) + 1) if share % size == 0)
+    """The config for so many processes: a micro-batch that divides each one's share, caches on the node's own disk.
+
+    Raises:
+        UserError: there is no such micro-batch, or no folder for caches.
+    """
     data = config.data
     scratch = scratch_folder(cluster)
     if scratch is not None and not data.cache:
         data = replace(data, cache=str(scratch / "shards"))
+    micro = fit_micro_batch(config.train, place.size)
     return replace(config, train=replace(config.train, micro_batch=micro), data=data)
+
+
+def fit_micro_batch(train: TrainConfig, processes: int) -> int:
+    """The largest micro-batch, at most the configured one, that divides the share of each of so many processes.
+
+    Raises:
+        UserError: there is none of 2 samples or more.
+    """
+    share, most = train.global_batch // processes, train.micro_batch
+    if not most or share % most == 0:
+        return most
+    fitting = [size for size in range(2, min(most, share) + 1) if share % size == 0]
+    if not fitting:
+        raise UserError(
+            f"train.micro_batch={most}: none from 2 to {most} divides the {share} samples that each of {processes} "
+            f"processes takes of train.global_batch={train.global_batch}; give a larger one, or another global batch"
+        )
+    return fitting[-1]
 
 
 def scratch_folder(cluster: ClusterConfig) -> Path | None:

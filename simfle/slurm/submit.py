@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from simfle.config import PretrainConfig
+from simfle.config import PretrainConfig, TrainConfig
 from simfle.errors import UserError
 from simfle.process import loading
 from simfle.slurm import record
@@ -40,6 +40,7 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig) -> None:
     plan_batch(config.train, cluster.nodes * cluster.tasks)
     if cluster.min_nodes:
         plan_batch(replace(config.train, micro_batch=0), cluster.min_nodes * cluster.tasks)
+        _check_fewer_nodes(config.train, cluster)
     idle = [n for n in range(cluster.min_nodes or cluster.nodes, cluster.nodes) if batch % (n * cluster.tasks)]
     if idle:
         log.warning("train.global_batch=%d: on %s nodes some would stay idle", batch, " or ".join(map(str, idle)))
@@ -49,6 +50,18 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig) -> None:
         check_ahead(config)
     if config.data.backend == "dali" and not cluster.container and not has_dali():
         raise UserError("data.backend: dali is not installed here; pip install 'simfle[dali]', or use opencv")
+
+
+def _check_fewer_nodes(train: TrainConfig, cluster: ClusterConfig) -> None:
+    """Refuse what a job would refuse on any of the numbers of nodes that it may start on. Raises UserError."""
+    from simfle.slurm.job import Place, fit_micro_batch, usable_tasks
+
+    for nodes in range(cluster.min_nodes, cluster.nodes + 1):
+        place = Place("", 0, 0, nodes * cluster.tasks, 0, cluster.tasks, ("",) * nodes)
+        try:
+            fit_micro_batch(train, usable_tasks(place, cluster, train.global_batch))
+        except UserError as error:
+            raise UserError(f"on {nodes} nodes, as --min-nodes {cluster.min_nodes} allows: {error}") from None
 
 
 def prepare(config: PretrainConfig, cluster: ClusterConfig) -> Path:

@@ -155,6 +155,10 @@ def test_the_most_whole_nodes_that_share_the_batch(nodes: int, least: int, gpus:
 def test_micro_batches_fit_their_share(size: int, per: int, micro: int) -> None:
     config = PretrainConfig()
     config = replace(config, train=replace(config.train, global_batch=size * per, micro_batch=micro))
+    if micro > 1 and all(per % smaller for smaller in range(2, micro + 1)):
+        with pytest.raises(UserError, match=f"train.micro_batch={micro}: none from 2 to {micro} divides the {per} "):
+            fit(config, replace(PLACE, size=size), ClusterConfig())
+        return
     fitted = fit(config, replace(PLACE, size=size), ClusterConfig()).train.micro_batch
     assert fitted == 0 if micro == 0 else (per % fitted == 0 and fitted <= micro)
 
@@ -242,6 +246,18 @@ def test_what_would_fail_in_the_queue_is_refused_before_it(
     with pytest.raises(UserError, match=expected):
         submit.check_run(load(PretrainConfig, None, [*words, word]), cluster)
     assert (tmp_path / "config.yaml").read_bytes() == before
+
+
+def test_every_number_of_nodes_that_a_job_may_run_on_is_tried_before_it_is_submitted(
+    faces: Path, tmp_path: Path
+) -> None:
+    words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run={tmp_path}", "train.micro_batch=2"]
+    config = load(PretrainConfig, None, [*words, "train.global_batch=30"])
+    submit.check_run(config, ClusterConfig(nodes=3, gpus_per_node=1))
+    cluster = ClusterConfig(nodes=3, min_nodes=2, gpus_per_node=1, scratch="$ONLY_ON_NODES/scratch")
+    with pytest.raises(UserError, match=r"on 2 nodes, as --min-nodes 2 allows: .* divides the 15 samples"):
+        submit.check_run(config, cluster)
+    submit.check_run(load(PretrainConfig, None, [*words, "train.global_batch=36"]), cluster)
 
 
 @pytest.mark.parametrize("name", ["plain", "two words", "it's", 'a"quote', "$(touch x)", "`touch x`", "a;b&c"])
