@@ -47,8 +47,10 @@ def status(run: Path) -> Status:
     """Read where a run stands. Nothing is written; a run that is being written to is read as far as it is whole."""
     line = last_metrics(run)
     happened = record.events(run)
-    jobs = tuple(dict.fromkeys(event["job"] for event in happened if event["event"] == "submitted"))
-    markers = list(run.glob(CHECKPOINTS))
+    here = _on_this_machine(happened)
+    submitted = (event["job"] for event in happened if event["event"] == "submitted")
+    jobs = tuple(dict.fromkeys(job for job in submitted if job not in here))
+    markers = [marker for marker in run.glob(CHECKPOINTS) if told.step_of(marker.parent) is not None]
     age = time.time() - max(marker.stat().st_mtime for marker in markers) if markers else None
     steps = _steps(run / "run.json")
     step = max(line.get("step", 0), newest_step(run))
@@ -91,18 +93,23 @@ def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> 
     reason = str(last.get("reason", ""))
     if steps and newest_step(run) >= steps:
         return "finished", ""
-    if last and not last.get("local"):
-        asked = queue.state(str(last["job"]))
-        if asked in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED"):
-            return asked.lower(), reason
-        if last["event"] == "ended":
-            return ("failed" if last["failure"] else "stopped"), reason
-        if asked:
-            return asked.lower(), reason
+    asked = queue.state(last["job"]) if last and last["job"] not in _on_this_machine(happened) else ""
+    if asked in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED"):
+        return asked.lower(), reason
+    if last and last["event"] == "ended":
+        return ("failed" if last["failure"] else "stopped"), reason
+    if asked:
+        return asked.lower(), reason
     beats = [file.stat().st_mtime for file in run.glob("heartbeats/rank-*.json")]
     if beats and time.time() - max(beats) < QUIET:
         return "running", ""
     return ("killed" if beats else "stopped" if step else "not started"), reason
+
+
+def _on_this_machine(happened: list[dict[str, Any]]) -> set[str]:
+    """Numbers of what ran with --local: of processes, not of Slurm's jobs."""
+    local = {event["job"]: bool(event.get("local")) for event in happened if event["event"] == "submitted"}
+    return {job for job, is_local in local.items() if is_local}
 
 
 def _steps(file: Path) -> int:

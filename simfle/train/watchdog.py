@@ -53,6 +53,9 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self.folder.mkdir(parents=True, exist_ok=True)
+        if self.rank == 0:  # of processes that a former start had, and this one has not
+            for left in set(self.folder.glob("rank-*.json")) - {self._file(rank) for rank in range(self.size)}:
+                left.unlink(missing_ok=True)
         self._beat()
         self._thread.start()
         return self

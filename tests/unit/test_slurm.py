@@ -2,27 +2,25 @@
 
 import os
 import re
-import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from distributed.runs import SETTINGS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simfle.config import PretrainConfig, load
+from simfle.config import PretrainConfig
 from simfle.errors import UserError
-from simfle.slurm import record, submit
-from simfle.slurm.config import ClusterConfig, check
+from simfle.slurm import record
+from simfle.slurm.config import ClusterConfig
 from simfle.slurm.ending import decide, end, failures_in_a_row, may_not_come_back
 from simfle.slurm.follow import follow_local
 from simfle.slurm.job import Place, bind_cores, fit, usable_tasks
 from simfle.slurm.record import End
 from simfle.slurm.runs import status
-from simfle.train.folder import settle_config
+from simfle.train.watchdog import Watchdog
 
 PLACE = Place("17", 0, 0, 4, 0, 1, ("n1", "n2", "n3", "n4"))
 
@@ -202,103 +200,6 @@ def test_requeues_are_limited() -> None:
         usable_tasks(replace(PLACE, start=3), ClusterConfig(max_requeues=2), 64)
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["nodes=0"], "--nodes 0"),
-        (["nodes=2", "min_nodes=3"], "--min-nodes 3 is more than --nodes 2"),
-        (["time='tomorrow'"], "--time 'tomorrow'"),
-        (["partition='gpu; rm -rf /'"], "holds a space, a quote or a shell character"),
-        (["sbatch=['--exclusive']"], "without dashes"),
-        (["environment=['=x']"], "NAME=VALUE"),
-        (["gpu_per_node=8"], "unknown key 'gpu_per_node'.*did you mean gpus_per_node"),
-    ],
-)
-def test_wrong_cluster_files_are_told(words: list[str], expected: str) -> None:
-    with pytest.raises(UserError, match=expected):
-        check(load(ClusterConfig, None, words))
-
-
-@pytest.mark.parametrize(
-    ("word", "expected"),
-    [
-        ("model.method=simfel", "model.method is 'simfel'; known are simfle"),
-        ("model.backbone=resnet5O", "model.backbone: timm has no 'resnet5O'; did you mean resnet50"),
-        ("model.groups=5", "model.groups=5 does not divide"),
-        ("data.backend=dalli", "data.backend: 'dalli' is not one of"),
-        ("views.size=-3", "views.size: -3 must be at least 1"),
-        ("train.device=gpu", "train.device is 'gpu'"),
-        ("train.seed=7", "holds a run with another configuration .train.seed: 0 -> 7"),
-    ],
-)
-def test_what_would_fail_in_the_queue_is_refused_before_it(
-    word: str, expected: str, faces: Path, tmp_path: Path
-) -> None:
-    """train.device=cuda is none of it: machines that jobs are submitted from have no GPU."""
-    words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run={tmp_path}", "train.device=cuda"]
-    cluster = ClusterConfig(nodes=2, gpus_per_node=1)
-    config = load(PretrainConfig, None, words)
-    settle_config(tmp_path, config)
-    (tmp_path / "checkpoints/step-00000002").mkdir(parents=True)
-    (tmp_path / "checkpoints/step-00000002/COMPLETE").touch()
-    before = (tmp_path / "config.yaml").read_bytes()
-    submit.check_run(config, cluster)
-    with pytest.raises(UserError, match=expected):
-        submit.check_run(load(PretrainConfig, None, [*words, word]), cluster)
-    assert (tmp_path / "config.yaml").read_bytes() == before
-
-
-def test_every_number_of_nodes_that_a_job_may_run_on_is_tried_before_it_is_submitted(
-    faces: Path, tmp_path: Path
-) -> None:
-    words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run={tmp_path}", "train.micro_batch=2"]
-    config = load(PretrainConfig, None, [*words, "train.global_batch=30"])
-    submit.check_run(config, ClusterConfig(nodes=3, gpus_per_node=1))
-    cluster = ClusterConfig(nodes=3, min_nodes=2, gpus_per_node=1, scratch="$ONLY_ON_NODES/scratch")
-    with pytest.raises(UserError, match=r"on 2 nodes, as --min-nodes 2 allows: .* divides the 15 samples"):
-        submit.check_run(config, cluster)
-    submit.check_run(load(PretrainConfig, None, [*words, "train.global_batch=36"]), cluster)
-
-
-@pytest.mark.parametrize("name", ["plain", "two words", "it's", 'a"quote', "$(touch x)", "`touch x`", "a;b&c"])
-def test_no_name_of_a_run_becomes_shell_code(tmp_path: Path, name: str) -> None:
-    config = PretrainConfig()
-    config = replace(config, train=replace(config.train, run=str(tmp_path / name)))
-    cluster = ClusterConfig(environment=["GREETING=it's $HOME"], setup=["true"])
-    job = submit.prepare(config, cluster)
-    script = submit.sbatch_script(job, cluster).replace("srun ", "echo ")
-    done = subprocess.run(["bash", "-c", f'{script.split("# teardown")[0]}\necho "$GREETING"'], cwd=tmp_path,
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    assert str(job) in done.stdout
-    assert "it's $HOME" in done.stdout
-    assert not (tmp_path / "x").exists()
-    (job_name,) = [line for line in script.splitlines() if "--job-name" in line]
-    assert shlex.split(job_name)[-1] == f"--job-name={name}"
-
-
-def test_names_that_slurm_would_read_as_its_own_are_refused(tmp_path: Path) -> None:
-    for name in ("100%j", "a\nb"):
-        config = PretrainConfig()
-        config = replace(config, train=replace(config.train, run=str(tmp_path / name)))
-        with pytest.raises(UserError, match="Slurm takes %"):
-            submit.prepare(config, ClusterConfig())
-
-
-def test_a_submission_is_frozen_whole_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = load(PretrainConfig, None, ["train.run=runs/one", "data.shards=[shards/a,'s3://bucket/b']"])
-    job = submit.prepare(config, ClusterConfig())
-    frozen = load(PretrainConfig, job / "config.yaml")
-    assert frozen.data.shards == [str(tmp_path / "shards/a"), "s3://bucket/b"]
-    assert frozen.train.run == str(tmp_path / "runs/one")
-    program = "import sys; sys.path.insert(0, sys.argv[1]); import shards.errors; print(shards.__path__[0])"
-    words = ["python3", "-c", program, str(job / "code")]
-    done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == str(job / "code" / "shards")
-    second = submit.prepare(config, ClusterConfig())
-    assert second != job
-
-
 def test_events_survive_a_line_that_was_cut_short(tmp_path: Path) -> None:
     record.tell(tmp_path, "submitted", job="17")
     with (tmp_path / "slurm" / "events.jsonl").open("a") as file:
@@ -320,14 +221,35 @@ def test_status_of_a_run_without_slurm(tmp_path: Path) -> None:
     assert status(run).state == "finished"
 
 
-def test_paths_of_an_evaluation_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from simfle.eval.config import EvalConfig
-    from simfle.slurm.evaluation import absolute
+def test_a_run_on_this_machine_is_no_job_of_slurms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its number is that of a process; Slurm may know a job of the same number, which is somebody else's."""
+    monkeypatch.setattr("simfle.slurm.runs.queue.state", lambda job: "RUNNING")
+    record.tell(tmp_path, "submitted", job="17", folder="job", nodes=1, local=True)
+    record.tell(tmp_path, "started", job="17", start=0)
+    found = status(tmp_path)
+    assert (found.state, found.jobs) == ("not started", ())
+    facts = {"start": 0, "failure": True, "step": 0, "reason": "killed", "requeue": False}
+    record.tell(tmp_path, "ended", job="17", **facts)
+    assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", "killed")
+    record.tell(tmp_path, "submitted", job="18", folder="job", nodes=1)
+    assert (status(tmp_path).state, status(tmp_path).jobs) == ("running", ("18",))
 
-    monkeypatch.chdir(tmp_path)
-    config = EvalConfig(
-        benchmarks=["rafdb=shards/raf", "mine.yaml=shards/mine", "sfew"], backbones=["b", "timm:resnet18"]
-    )
-    found = absolute(config)
-    assert found.benchmarks == [f"rafdb={tmp_path}/shards/raf", f"{tmp_path}/mine.yaml={tmp_path}/shards/mine", "sfew"]
-    assert found.backbones == [f"{tmp_path}/b", "timm:resnet18"]
+
+def test_heartbeats_of_a_start_with_more_processes_do_not_tell_of_the_next(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "losses": {"total": 1}}\n')
+    (tmp_path / "heartbeats").mkdir()
+    for rank in range(4):  # killed
+        (tmp_path / f"heartbeats/rank-{rank:05d}.json").write_text("{}")
+        os.utime(tmp_path / f"heartbeats/rank-{rank:05d}.json", (0, 0))
+    assert status(tmp_path).state == "killed"
+    with Watchdog(tmp_path, 0, 2, 0.0), Watchdog(tmp_path, 1, 2, 0.0):
+        assert status(tmp_path).state == "running"
+    assert status(tmp_path).state == "stopped"
+
+
+def test_a_copy_of_a_checkpoint_is_not_the_last_one(tmp_path: Path) -> None:
+    for name in ("step-00000004", "step-00000004-backup"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+        (tmp_path / "checkpoints" / name / "COMPLETE").touch()
+    os.utime(tmp_path / "checkpoints/step-00000004/COMPLETE", (0, 0))
+    assert (status(tmp_path).checkpoint_age or 0) > 1e6
