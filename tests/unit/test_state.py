@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from shards.errors import UserError
-from simfle.train.state import load_model, saved_buffers
+from simfle.train.state import is_finite, load_model, saved_buffers
 
 
 def network(width: int = 4, *, deep: bool = False) -> nn.Sequential:
@@ -32,6 +32,19 @@ def test_parameters_and_buffers_are_filled() -> None:
 def test_another_model_is_refused(saved: nn.Module, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_model(network(), dict(saved.state_dict()), "step-1")
+
+
+@pytest.mark.parametrize("name", ["0.weight", "1.bias", "1.running_var"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_is_found(name: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda tensor, operation: None)  # alone
+    model = network(64)
+    model.register_parameter("empty", nn.Parameter(torch.zeros(0)))
+    with torch.no_grad():
+        model[0].weight.fill_(1e30)  # large, but a number
+    assert is_finite(model, torch.device("cpu"))
+    model.state_dict()[name].view(-1)[37] = value
+    assert not is_finite(model, torch.device("cpu"))
 
 
 def test_constants_are_no_state() -> None:
