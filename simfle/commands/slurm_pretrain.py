@@ -36,7 +36,9 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
     setup: Annotated[list[str] | None, typer.Option(help="shell line before the job; may be repeated")] = None,
     container: Annotated[str | None, typer.Option(help="image: FILE.sif (apptainer), or one for pyxis")] = None,
     cluster: Annotated[Path | None, typer.Option(help="YAML such as configs/cluster/default.yaml")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sbatch script, submit nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check all but the network, print the sbatch script, submit nothing")
+    ] = False,
     follow: Annotated[bool, typer.Option("--follow", help="show progress and rank 0's log until the end")] = False,
     local: Annotated[bool, typer.Option("--local", help="run all processes here, through submitit")] = False,
 ) -> None:
@@ -60,7 +62,7 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
     from simfle.slurm import submit
 
     show_logs()
-    submit.check_run(resolved, asked)
+    submit.check_run(resolved, asked, network=not dry_run)
     if dry_run:
         typer.echo(dry(resolved, asked))
         return

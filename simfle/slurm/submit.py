@@ -21,8 +21,8 @@ from simfle.slurm.queue import available
 log = logging.getLogger(__name__)
 
 
-def check_run(config: PretrainConfig, cluster: ClusterConfig) -> None:
-    """Refuse now what would fail after hours in the queue.
+def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool = True) -> None:
+    """Refuse now what would fail after hours in the queue. network: build it, too, which takes a second of imports.
 
     Raises:
         UserError: shards are not named, not there or not readable; the batch cannot be shared; values out of range;
@@ -47,7 +47,7 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig) -> None:
     if not any("://" in place for place in config.data.shards):
         open_data(config.data, config.train.seed, config.train.global_batch, 0)
     with loading():
-        check_ahead(config)
+        check_ahead(config, network=network)
     if config.data.backend == "dali" and not cluster.container and not has_dali():
         raise UserError("data.backend: dali is not installed here; pip install 'simfle[dali]', or use opencv")
 

@@ -50,10 +50,10 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"optim.name is {config.optim.name!r}; known are {' and '.join(OPTIMIZERS)}")
 
 
-def check_ahead(config: PretrainConfig) -> None:
+def check_ahead(config: PretrainConfig, *, network: bool) -> None:
     """Refuse what a start would refuse, from a machine that may lack its GPUs: views, backend, network, run folder.
 
-    Data and batch are the caller's matter. The network is built without memory for it.
+    Data and batch are the caller's matter. network: it is built, without memory for it.
 
     Raises:
         UserError: see the functions that a start calls.
@@ -62,15 +62,17 @@ def check_ahead(config: PretrainConfig) -> None:
 
     from simfle.data.loader import choose_backend
     from simfle.data.views import check as check_views
-    from simfle.models.methods import build_method
     from simfle.train.folder import refuse_other
 
     check(config)
     check_views(config.views)
     choose_backend(config.data.backend, torch.device("cpu"))
-    with torch.device("meta"):
-        build_method(config.model, config.views)
     refuse_other(Path(config.train.run), config)
+    if network:
+        from simfle.models.methods import build_method
+
+        with torch.device("meta"):
+            build_method(config.model, config.views)
 
 
 def check_numbers(config: PretrainConfig) -> None:
