@@ -67,12 +67,12 @@ def check_ahead(config: PretrainConfig, *, network: bool) -> None:
     check(config)
     check_views(config.views)
     choose_backend(config.data.backend, torch.device("cpu"))
-    refuse_other(Path(config.train.run), config)
     if network:
         from simfle.models.methods import build_method
 
         with torch.device("meta"):
             build_method(config.model, config.views)
+    refuse_other(Path(config.train.run), config)
 
 
 def check_numbers(config: PretrainConfig) -> None:
