@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+OWN_CORES = "SIMFLE_OWN_CORES"  # set in the environment: the cores that this process may use are shared with no other
 FLUSH_FAILED = 120  # what Python itself ends with where the last of the output cannot be written
 
 

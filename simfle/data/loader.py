@@ -23,6 +23,7 @@ from simfle.data.rendered import IMAGES, Backend
 from simfle.data.streaming import Stream
 from simfle.data.views import check, draw
 from simfle.errors import UserError
+from simfle.process import OWN_CORES
 
 log = logging.getLogger(__name__)
 BACKENDS = ("auto", "opencv", "dali")
@@ -81,8 +82,9 @@ def has_dali() -> bool:
 
 
 def threads_per_process(threads: int, local_size: int) -> int:
-    """Decoding threads: as configured, or the cores that this process may use divided by the local processes."""
-    return threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // local_size)
+    """Decoding threads: as configured, or the cores that this process may use, divided by those who share them."""
+    sharing = 1 if OWN_CORES in os.environ else local_size
+    return threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // sharing)
 
 
 class Loader:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from simfle.config import PretrainConfig, TrainConfig, load
 from simfle.errors import PeersMissing, RunStopped, UserError
-from simfle.process import loading
+from simfle.process import OWN_CORES, loading
 from simfle.slurm import record
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.record import End
@@ -192,7 +192,7 @@ def rendezvous_address(place: Place) -> str:
 def bind_cores(place: Place) -> None:
     """Give each process of a node its own cores, where Slurm has not (no task/affinity plugin, no cpus-per-task).
 
-    OMP_NUM_THREADS tells of them, if the user has not set it: they must not be divided once more.
+    OWN_CORES and, if the user has not set it, OMP_NUM_THREADS tell of them: they must not be divided once more.
     """
     cores = sorted(os.sched_getaffinity(0))
     unbound = os.environ.get("SLURM_CPU_BIND_TYPE", "none") in ("none", "")
@@ -202,6 +202,7 @@ def bind_cores(place: Place) -> None:
             return  # more processes than cores
         cores = cores[place.local_rank * share : (place.local_rank + 1) * share]
         os.sched_setaffinity(0, cores)
+    os.environ[OWN_CORES] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(len(cores)))
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.plain import parse_object
 from simfle import told
 from simfle.slurm import queue, record
 from simfle.slurm.ending import CHECKPOINTS, newest_step
@@ -52,7 +51,7 @@ def status(run: Path) -> Status:
     jobs = tuple(dict.fromkeys(job for job in submitted if job not in here))
     markers = [marker for marker in run.glob(CHECKPOINTS) if told.step_of(marker.parent) is not None]
     age = time.time() - max(marker.stat().st_mtime for marker in markers) if markers else None
-    steps = _steps(run / "run.json")
+    steps = told.steps_of(run)
     step = max(line.get("step", 0), newest_step(run))
     state, reason = _state(run, happened, step, steps)
     return Status(
@@ -110,12 +109,3 @@ def _on_this_machine(happened: list[dict[str, Any]]) -> set[str]:
     """Numbers of what ran with --local: of processes, not of Slurm's jobs."""
     local = {event["job"]: bool(event.get("local")) for event in happened if event["event"] == "submitted"}
     return {job for job, is_local in local.items() if is_local}
-
-
-def _steps(file: Path) -> int:
-    """What RUN/run.json tells; 0 where there is no such file, or half of it."""
-    try:
-        found = parse_object(file.read_bytes()).get("steps")
-    except (OSError, ValueError):
-        return 0
-    return found if isinstance(found, int) and told.is_count(found) else 0

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from simfle.config import PretrainConfig
+from simfle.data.loader import threads_per_process
 from simfle.errors import UserError
+from simfle.process import OWN_CORES
 from simfle.slurm import record
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.ending import decide, end, failures_in_a_row, may_not_come_back
@@ -185,11 +187,14 @@ def test_a_process_is_told_of_the_cores_that_are_its_own(
     monkeypatch.setenv("SLURM_CPU_BIND_TYPE", kind)
     monkeypatch.setenv("OMP_NUM_THREADS", "")  # so that it is put back at the end, whatever is set meanwhile
     monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setenv(OWN_CORES, "")
+    monkeypatch.delenv(OWN_CORES)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: bound[-1])
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, given: bound.append(set(given)))
     bind_cores(replace(PLACE, local_rank=min(1, local - 1), local_size=local))
     assert bound[-1] == set(range(cores) if own is None else own)
     assert os.environ.get("OMP_NUM_THREADS") == (str(len(own)) if own else None)
+    assert threads_per_process(0, local) == (len(own) if own else 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     bind_cores(replace(PLACE, local_size=1))
     assert os.environ["OMP_NUM_THREADS"] == "1"  # the user's own word holds
