@@ -143,9 +143,11 @@ class Run:
                 with phase("vote"):
                     verdict = ballot.read()
                 if not verdict.finite:
-                    self.end_on_bad_loss(number, verdict, before)
+                    self.end_on_bad_step(number, "loss", verdict, before)
             with phase("optimizer"):
                 self.engine.step()
+        if self.engine.skipped_steps:  # where it knows the gradient's norm, DeepSpeed passes over what is not finite
+            self.end_on_bad_step(number, "gradient", verdict, before)
         with phase("ema"):
             self.model.after_step(number / self.steps)
         self.step = number
@@ -219,7 +221,7 @@ class Run:
         newest = f"the newest checkpoint is {left[0].name}" if left else "there is no checkpoint"
         return f"this state is not saved, {newest}"
 
-    def end_on_bad_loss(self, number: int, verdict: Verdict, before: list[torch.Tensor]) -> NoReturn:
+    def end_on_bad_step(self, number: int, what: str, verdict: Verdict, before: list[torch.Tensor]) -> NoReturn:
         """Save the state before this step if it is sound, name the step, its samples and its losses, and stop."""
         for buffer, value in zip(self.buffers, before, strict=True):
             buffer.copy_(value)  # the bad forward has been through BatchNorm's statistics
@@ -236,8 +238,8 @@ class Run:
             file.write_text(json.dumps(facts, indent=1))
         bad = ", ".join(f"{name}={value}" for name, value in verdict.losses.items())
         self.end_together(
-            f"step {number}: a loss is not finite ({bad}), samples {ids[:4].tolist()}... of {len(ids)}, all in {file}; "
-            f"{kept}. {ADVICE}"
+            f"step {number}: a {what} is not finite ({bad}), samples {ids[:4].tolist()}... of {len(ids)}, all in "
+            f"{file}; {kept}. {ADVICE}"
         )
 
     def end_together(self, why: str) -> NoReturn:

@@ -129,6 +129,19 @@ main()
 """
 
 
+def poisoned(processes: int, faces: Path, folder: Path, *settings: str) -> str:
+    """Run it in `folder`; the one line that it ends with."""
+    script = folder / "poisoned.py"
+    script.write_text(POISONED)
+    words = runs.command(processes, faces, folder / "run", "train.steps=20", *settings)
+    words[words.index("launchers/pretrain.py")] = str(script)
+    own = runs.environment(DS_ACCELERATOR="cpu")
+    done = runs.subprocess.run(words, cwd=runs.ROOT, env=own, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
 @pytest.mark.parametrize(
     ("processes", "every", "wanted"),
     [
@@ -140,19 +153,19 @@ main()
 def test_a_state_that_is_not_finite_is_never_saved(
     processes: int, every: int, wanted: str, faces: Path, tmp_path: Path
 ) -> None:
-    run, script = tmp_path / "run", tmp_path / "poisoned.py"
-    script.write_text(POISONED)
-    settings = ("train.steps=20", f"train.checkpoint_every={every}", "train.zero_stage=2")
-    words = runs.command(processes, faces, run, *settings)
-    words[words.index("launchers/pretrain.py")] = str(script)
-    own = runs.environment(DS_ACCELERATOR="cpu")
-    done = runs.subprocess.run(words, cwd=runs.ROOT, env=own, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    line = poisoned(processes, faces, tmp_path, f"train.checkpoint_every={every}", "train.zero_stage=2")
     assert wanted in line
-    saved = complete(run)
+    saved = complete(tmp_path / "run")
     newest = "the newest checkpoint is step-00000003" if saved else "there is no checkpoint"
     assert newest in line
     assert [folder.name for folder in saved] == (["step-00000003"] if every == 3 else [])
     for folder in saved:
         assert all(value.isfinite().all() for value in load_file(folder / "model.safetensors").values())
+
+
+def test_a_step_that_deepspeed_passes_over_ends_the_run(faces: Path, tmp_path: Path) -> None:
+    """Where gradients are clipped it does so without a word, and their samples would be lost."""
+    line = poisoned(2, faces, tmp_path, "optim.clip=1", "train.zero_stage=2")
+    assert "step 5: a gradient is not finite" in line
+    assert "the state after step 4 is saved" in line
+    assert [folder.name for folder in complete(tmp_path / "run")] == ["step-00000004"]
