@@ -211,8 +211,9 @@ class Corpus:
 
     def _fits(self, shard: int, offset: int, size: int) -> bool:
         """Whether a member's header, 512 bytes before it, says the size that the index says (in octal)."""
+        tar = self._tars(shard)  # as in `_read`: its number alone may be another tar's before it is read from
         try:
-            field = os.pread(self._tars(shard).number, 12, offset - HEADER + SIZE_AT).strip(b"\0 ")
+            field = os.pread(tar.number, 12, offset - HEADER + SIZE_AT).strip(b"\0 ")
         except OSError:
             return True  # a disk that fails costs samples, one by one
         try:

@@ -1,7 +1,9 @@
 import gc
 import json
 import os
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,23 +70,35 @@ def test_an_image_outlives_the_tar_it_is_from(folder: Path, monkeypatch: pytest.
     assert first.tobytes() == kept
 
 
-def test_many_threads_read_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def restless() -> Iterator[None]:
+    """Threads take turns as often as Python can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("restless")
+@pytest.mark.parametrize("turn", range(4))
+def test_many_threads_read_the_same(turn: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "TARS", 2)
     monkeypatch.setattr(reader, "TABLES", 2)
     corpus = Corpus([folder])
     places = [(shard, sample) for shard in range(4) for sample in range(4)] * 20
-    expected = [corpus.image(*place).tobytes() for place in places]
-    got: dict[int, list[bytes]] = {}
+    expected = {place: corpus.image(*place).tobytes() for place in places}
+    got: dict[int, bool] = {}
 
     def read(thread: int) -> None:
-        got[thread] = [corpus.image(*place).tobytes() for place in places]
+        order = np.random.default_rng([turn, thread]).permutation(len(places))
+        got[thread] = all(corpus.image(*places[n]).tobytes() == expected[places[n]] for n in order)
 
     threads = [threading.Thread(target=read, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert [got[i] == expected for i in range(4)] == [True] * 4
+    assert [got[i] for i in range(4)] == [True] * 4
 
 
 def test_a_missing_index_is_made_on_the_spot(folder: Path) -> None:
