@@ -76,7 +76,7 @@ def test_a_stopped_run_of_several_processes_is_not_taken_for_a_finished_one(face
     with pytest.raises(simfle.RunStopped, match="was stopped after step 1 of 2; saved, the same call goes on") as end:
         simfle.pretrain(faces, tmp_path, processes=2, settings=settings | {"train.stop_after": 1})
     assert not end.value.by_signal
-    assert simfle.pretrain(faces, tmp_path, processes=2, settings=settings).is_file()
+    assert simfle.pretrain(faces, tmp_path, settings=settings).is_file()
 
 
 def test_a_backbone_takes_any_kind_of_image_and_gives_the_same_features(backbone: Path, pictures: Path) -> None:
