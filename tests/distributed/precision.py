@@ -43,7 +43,8 @@ def main() -> None:
         seen: list[str] = []
         model.online.backbone.conv1.register_forward_hook(lambda *hook: seen.append(str(hook[2].dtype)))  # type: ignore
         names = [name for name, _ in model.named_parameters() if name.startswith("target.")]
-        target = {name: state.model_state(engine, keep=True)[name].double() for name in names}
+        before = state.model_state(engine, keep=True)
+        target = {name: before[name].double() for name in names}
         for step in range(3):
             losses = engine(batch(step * world.size + world.rank))
             engine.backward(losses["total"])
