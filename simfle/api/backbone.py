@@ -122,15 +122,14 @@ def pixels(image: One) -> "NDArray[np.uint8]":
 
 def read_image(file: Path) -> "NDArray[np.uint8]":
     """A file as [H, W, 3] uint8 RGB, turned upright as its EXIF says. Raises UserError: it is no image, or damaged."""
-    from shards.encode import EncodeOptions, Unusable, decode
+    from shards.encode import Unusable, decode_rgb
 
     try:
-        found = decode(file.read_bytes(), EncodeOptions()).pixels
+        return decode_rgb(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     except Unusable as error:
         raise UserError(f"{file} is no image that can be used: {error.reason}") from None
-    return found if found.ndim == 3 else np.repeat(found[:, :, None], 3, axis=2)
 
 
 def resize(image: "NDArray[np.uint8]", size: int) -> "NDArray[np.uint8]":
