@@ -58,8 +58,8 @@ def pretrain(
 
     step, steps = told.step_of(newest_checkpoint(run)) or 0, told.steps_of(run)
     if step < steps:  # several processes end alike when they are done and when they were stopped
-        told_why = f"{run} was stopped after step {step} of {steps}; saved, the same call goes on"
-        raise RunStopped(told_why, by_signal=step != resolved.train.stop_after)
+        why = f"{run} was stopped after step {step} of {steps}; saved, the same call goes on"
+        raise RunStopped(why, by_signal=step != resolved.train.stop_after)
     return export_backbones(run)["online"]
 
 

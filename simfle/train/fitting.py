@@ -18,6 +18,7 @@ from simfle.models.collect import alone
 from simfle.models.methods import build_method
 from simfle.optim import build_optimizer
 from simfle.runtime import AUTO, World, plan_batch
+from simfle.train.checkpoint import complete
 from simfle.train.state import trained
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,12 @@ def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
 
 
 def kept(run: Path, processes: int, device: str, share: int) -> int:
-    """The micro-batch that RUN/run.json tells of so many processes on this kind of device; 0: of others, or none."""
+    """The micro-batch that RUN/run.json tells of so many processes on this kind of device; 0: of others, or none.
+
+    Before its first checkpoint a folder may still hold another configuration's.
+    """
+    if not complete(run):
+        return 0
     try:
         facts = parse_object((run / "run.json").read_bytes())
     except (OSError, ValueError):

@@ -305,6 +305,8 @@ def test_a_trial_is_a_whole_step() -> None:
     ],
 )
 def test_a_micro_batch_that_was_found_is_kept_on_the_same_gpus(facts: str, wanted: int, tmp_path: Path) -> None:
-    assert kept(tmp_path, 4, "H100", 64) == 0
     (tmp_path / "run.json").write_text(facts)
+    assert kept(tmp_path, 4, "H100", 64) == 0  # nothing to go on from
+    (tmp_path / "checkpoints/step-00000002").mkdir(parents=True)
+    (tmp_path / "checkpoints/step-00000002/COMPLETE").touch()
     assert kept(tmp_path, 4, "H100", 64) == wanted
