@@ -4,6 +4,8 @@ import atexit
 import gc
 import os
 import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,34 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     atexit.register(gc.unfreeze)
     gc.enable()
+
+
+# Set once for a library that reads it when it starts; it stays, as in a notebook that trains.
+STAYS = {"DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "KINETO_LOG_LEVEL", "PYTORCH_NVML_BASED_CUDA_CHECK"}
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+
+
+@pytest.fixture(autouse=True)
+def leaves_the_process_as_it_was() -> Iterator[None]:
+    """Environment, folder, umask, signal handlers: what a test changes and leaves, the next one in its worker fails by.
+
+    Which tests share a worker differs from run to run.
+    """
+    before = _process()
+    yield
+    after = _process()
+    left = {name: after.get(name) for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+    assert not left
+
+
+def _process() -> dict[str, object]:
+    os.umask(umask := os.umask(0))
+    names = os.environ.keys() - STAYS - {"PYTEST_CURRENT_TEST"}
+    found: dict[str, object] = {name: os.environ[name] for name in names}
+    found |= {"folder": Path.cwd(), "umask": umask}
+    if threading.current_thread() is threading.main_thread():
+        found |= {number.name: signal.getsignal(number) for number in SIGNALS}
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from simfle.eval.benchmarks import check as check_benchmark
 from simfle.eval.config import EvalConfig
 from simfle.eval.config import check as check_evaluation
 from simfle.models.methods import build_method
-from simfle.runtime import _joined, plan_batch
+from simfle.runtime import plan_batch, processes
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.config import check as check_cluster
 from simfle.train.check import check as check_training
@@ -42,7 +42,7 @@ def pretraining(config: PretrainConfig, field: str) -> None:
     plan_batch(config.train, 2)
     Order([64], [0], config.train.seed, 4, config.data.window, config.train.global_batch)
     if field == "train.device":
-        with _joined(config.train):
+        with processes(config.train):
             pass
     if field.startswith(("model.", "views.face_size")):
         build_method(config.model, config.views)
