@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from shards.exclude import prepare
 from shards.files import sync_folder, write_atomic
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
 from shards.plan import Plan, Shard, digest_entries, make_plan
-from shards.pool import run_shards
+from shards.processes import on_processes, tell
 from shards.request import Build
-from shards.work import Job, Result, read_result
+from shards.work import Job, Result, read_result, write_shard
 
 MOST_NAMED = 10  # labels in a note
 
@@ -176,7 +177,15 @@ def _write(request: Build, plan: Plan, progress: Progress, about: Callable[[Writ
     before = total - sum(shard.entries for shard in todo)
     if before:
         progress("resuming", before, total)
-    run_shards(job, todo, request.workers, lambda done: progress("writing", before + done, total))
+    done = before
+
+    def told(entries: int) -> None:
+        nonlocal done
+        done += entries
+        progress("writing", done, total)
+
+    for _ in on_processes(partial(write_shard, job, advance=tell), todo, request.workers, told):
+        pass
     report = Report(_manifest(request, plan, shards, labels), resumed=len(shards) - len(todo))
     for result in _results(request.partial, shards):
         report.untouched += result.untouched

@@ -11,10 +11,7 @@ plain: too little contrast for anything but an exact comparison: all blank image
 """
 
 import hashlib
-import multiprocessing
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +24,7 @@ from shards.encode import JPEG_START, Unusable, decode_rgb
 from shards.errors import UserError
 from shards.foreign import IMAGES, image_of
 from shards.manifest import ShardInfo
+from shards.processes import on_processes
 from shards.samples import read_samples
 
 VERSION = 1  # of what a fingerprint is
@@ -119,21 +117,9 @@ def fingerprint_shards(
         return np.zeros(0, FINGERPRINT)
     kept: Any = np.lib.format.open_memmap(path, "w+", FINGERPRINT, (total,))
     done = 0
-    for part in _parts(folder, shards, workers):
+    for part in on_processes(partial(fingerprint_shard, folder), shards, workers):
         kept[done : done + len(part)] = part
         done += len(part)
         progress(done)
     kept.flush()
     return kept
-
-
-def _parts(folder: Path, shards: list[ShardInfo], workers: int) -> Iterator[Fingerprints]:
-    work = partial(fingerprint_shard, folder)
-    if min(workers, len(shards)) <= 1:
-        yield from map(work, shards)
-        return
-    with ProcessPoolExecutor(min(workers, len(shards)), multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield from pool.map(work, shards)
-        except BrokenProcessPool:
-            raise UserError("a worker process died while reading images; run again with fewer --workers") from None

@@ -6,15 +6,12 @@ nothing is turned upright: who wants every image checked builds shards from such
 
 import hashlib
 import json
-import multiprocessing
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -23,9 +20,9 @@ from shards.errors import UserError
 from shards.files import write_atomic
 from shards.index import Index, index_tar, make_index, read_index, same, write_index
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
+from shards.processes import on_processes
 from shards.rules import SPLIT_NAMES, TEST, TRAIN, VAL
 
-T = TypeVar("T")
 IMAGES = ("jpg", "jpeg", "png", "webp")  # extensions of image members, in lower case; the first one there counts
 SPLITS = {name: name for name in (TRAIN, VAL, TEST)} | SPLIT_NAMES
 KIND = "foreign"
@@ -181,7 +178,7 @@ def index_folder(folder: Path, terms: str, workers: int, overwrite: bool, progre
     if (folder / NAME).exists() and not (overwrite and describes(read_manifest(folder))):
         raise UserError(f"shards: {folder} has a {NAME} already; there is nothing to do (or give --overwrite)")
     examined = []
-    for done, item in enumerate(map_tars(partial(_index_tar, overwrite=overwrite), tars, workers), 1):
+    for done, item in enumerate(on_processes(partial(_index_tar, overwrite=overwrite), tars, workers), 1):
         examined.append(item)
         progress(done)
     manifest, rejected = make_manifest(folder, examined, terms)
@@ -209,12 +206,3 @@ def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, Found]:
             digest.update(chunk)
     # The samples are not needed any more, and would have to be sent from a process.
     return shard_info(tar, found, digest.hexdigest()), replace(found, index=make_index(()))
-
-
-def map_tars(function: Callable[[Path], T], tars: Sequence[Path], workers: int) -> Iterator[T]:
-    """`function` of each tar, in order, on several processes."""
-    if min(workers, len(tars)) <= 1:
-        yield from map(function, tars)
-        return
-    with ProcessPoolExecutor(min(workers, len(tars)), multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(function, tars)

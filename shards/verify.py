@@ -3,12 +3,9 @@
 import hashlib
 import io
 import mmap
-import multiprocessing
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +24,7 @@ from shards.errors import UserError
 from shards.index import Index, index_tar, read_index, same
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest
 from shards.plain import parse_json, parse_object
+from shards.processes import on_processes
 from shards.remote import download, is_url, join, names_in
 from shards.remove import RECORD, STAGING
 from shards.rules import keyed_hash
@@ -105,15 +103,7 @@ def _local(folder: str | Path, names: list[str]) -> Iterator[Path]:
 
 def _check_all(folder: str | Path, manifest: Manifest, decode: float, workers: int) -> Iterator[Checked]:
     check = partial(check_shard, folder, labels=manifest.labels, decode=decode, ours=not foreign.describes(manifest))
-    workers = min(workers, len(manifest.shards))
-    if workers <= 1:
-        yield from map(check, manifest.shards)
-        return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-        try:
-            yield from pool.map(check, manifest.shards)
-        except BrokenProcessPool:
-            raise UserError("a worker process died while checking; run again with --workers 1 to see where") from None
+    yield from on_processes(check, manifest.shards, workers)
 
 
 def check_shard(

@@ -30,7 +30,7 @@ def pytest_collection_finish() -> None:
 
 # Set once for a library that reads it when it starts; it stays, as in a notebook that trains.
 STAYS = {"DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "KINETO_LOG_LEVEL", "PYTORCH_NVML_BASED_CUDA_CHECK"}
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @pytest.fixture(autouse=True)

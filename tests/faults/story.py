@@ -129,11 +129,8 @@ def gone(check: Any, seconds: float = 120) -> bool:
 
 
 def shared_memory() -> set[str]:
-    """Files of /dev/shm that no living process uses.
-
-    But semaphores of Python's pools: runs have none, and builds that are killed by other tests meanwhile leave some.
-    """
-    files = {path.name for path in Path("/dev/shm").iterdir() if path.is_file() and not path.name.startswith("sem.mp-")}
+    """Files of /dev/shm that no living process uses."""
+    files = {path.name for path in Path("/dev/shm").iterdir() if path.is_file()}
     if not files:
         return files
     used = []

@@ -131,6 +131,21 @@ def _status(pid: int) -> str:
         return "State:\tZ"
 
 
+def test_a_build_killed_whole_can_leave_nothing_in_shared_memory(tmp_path: Path, undisturbed: Path) -> None:
+    """Its processes have nothing there, Python's resource tracker included: who is killed with them cannot tidy up."""
+    with held(first_of_shard(undisturbed, 0)):
+        process = start(*BUILD, "folder", undisturbed / "faces", tmp_path / "out", *SHARDS, "--workers", 2)
+        wait_for(lambda: busy(process), process)
+        pids = [process.pid, *children(process)]
+        assert len(pids) >= 3
+        used = [
+            line for pid in pids for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "/dev/shm" in line
+        ]
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    assert not used
+
+
 def test_a_worker_that_dies_is_told_and_its_build_goes_on(tmp_path: Path, undisturbed: Path) -> None:
     command = [*BUILD, "folder", undisturbed / "faces", tmp_path / "out", *SHARDS, "--workers", 2]
     with held(first_of_shard(undisturbed, 3)):

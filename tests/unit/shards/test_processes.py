@@ -1,0 +1,81 @@
+"""Work on several processes: order, words on the way, errors, and that nothing stays behind."""
+
+import math
+import multiprocessing
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from shards.errors import UserError
+from shards.processes import on_processes, tell
+
+
+def slow_first(item: int) -> tuple[int, int]:
+    time.sleep(0.5 if item == 0 else 0)
+    tell(item)
+    return item * item, os.getpid()
+
+
+def until_stopped(folder: Path, item: int) -> int:
+    if item == 0:
+        return 0
+    (folder / "at-work").touch()
+    try:
+        while True:
+            time.sleep(0.01)
+            tell(item)
+    finally:
+        (folder / "left").touch()
+
+
+def refuse(item: int) -> int:
+    if item == 3:
+        raise UserError("three is too many")
+    return item
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_answers_are_in_order_and_words_come_on_the_way(processes: int) -> None:
+    told: list[int] = []
+    answers = list(on_processes(slow_first, range(8), processes, told.append))
+    assert [value for value, _ in answers] == [n * n for n in range(8)]
+    pids = {pid for _, pid in answers}
+    assert len(pids) <= processes
+    assert (os.getpid() in pids) == (processes == 1)
+    assert sorted(told) == list(range(8))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_errors_for_users_arrive_as_they_are(processes: int) -> None:
+    with pytest.raises(UserError, match=r"^three is too many$"):
+        list(on_processes(refuse, range(6), processes))
+    assert not multiprocessing.active_children()
+
+
+def test_a_bug_comes_with_its_traceback() -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)Traceback.*ValueError: (expected|math domain)"):
+        list(on_processes(math.sqrt, [4.0, -1.0, 9.0], 2))
+
+
+def test_a_death_is_told() -> None:
+    with pytest.raises(UserError, match="a worker process died"):
+        list(on_processes(os._exit, [3, 3], 2))
+    assert not multiprocessing.active_children()
+
+
+def test_who_is_no_longer_heard_stops_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker has open it closes: the parent goes, and `tell` raises there."""
+    monkeypatch.setattr("shards.processes.PATIENCE", 60.0)
+    answers = on_processes(partial(until_stopped, tmp_path), range(2), 2)
+    assert next(answers) == 0
+    end = time.monotonic() + 120
+    while not (tmp_path / "at-work").exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    answers.close()
+    assert (tmp_path / "left").exists()
+    assert not multiprocessing.active_children()
