@@ -92,14 +92,15 @@ def processes(config: TrainConfig) -> Iterator[World]:
     Raises:
         UserError: a GPU was asked for that is not there, or the launcher started fewer processes than it was told to.
     """
-    alone = "WORLD_SIZE" not in os.environ
+    alone, hook = "WORLD_SIZE" not in os.environ, sys.excepthook
     try:
         with _repeatable(config.deterministic), _joined(config) as world:
             yield world
     finally:
-        if alone:
+        if alone:  # perhaps in a notebook, which goes on
             for name in LAUNCHED:
                 os.environ.pop(name, None)
+            sys.excepthook = hook  # torch's writes the number of the process before each line
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 import atexit
 import gc
+import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,20 +30,21 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-# Set once for a library that reads it when it starts; it stays, as in a notebook that trains.
+# Set once, for a library that reads it when it starts or by one; it stays, as in a notebook that trains.
 STAYS = {"DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "KINETO_LOG_LEVEL", "PYTORCH_NVML_BASED_CUDA_CHECK"}
+STAYS |= {"LD_LIBRARY_PATH"}  # OpenCV's, when it is imported
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @pytest.fixture(autouse=True)
 def leaves_the_process_as_it_was() -> Iterator[None]:
-    """Environment, folder, umask, signal handlers: what a test changes and leaves, the next one in its worker fails by.
+    """Environment, folder, signals, logging, torch's modes: what a test changes and leaves, the next one fails by.
 
     Which tests share a worker differs from run to run.
     """
-    before = _process()
+    before = _process() | _torch()
     yield
-    after = _process()
+    after = _process() | (_torch() if "torch threads" in before else {})
     left = {name: after.get(name) for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert not left
 
@@ -53,7 +56,23 @@ def _process() -> dict[str, object]:
     found |= {"folder": Path.cwd(), "umask": umask}
     if threading.current_thread() is threading.main_thread():
         found |= {number.name: signal.getsignal(number) for number in SIGNALS}
+    for name in ("", "simfle", "shards"):
+        logger = logging.getLogger(name)
+        found[f"logger {name!r}"] = logger.level, logger.propagate, logger.disabled, *logger.handlers
     return found
+
+
+def _torch() -> dict[str, object]:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return {}
+    return {
+        "torch threads": torch.get_num_threads(),
+        "torch type": torch.get_default_dtype(),
+        "torch gradients": torch.is_grad_enabled(),
+        "torch deterministic": torch.are_deterministic_algorithms_enabled(),
+        "torch process group": torch.distributed.is_initialized(),
+    }
 
 
 @pytest.fixture(scope="session")

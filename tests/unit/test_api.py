@@ -63,10 +63,11 @@ def test_pretraining_on_images_makes_shards_and_goes_on(backbone: Path, pictures
     made = shards.open(run / "shards")
     assert len(made) == 40
     assert made.manifest.rejected == {"truncated": 1}
-    before = backbone.read_bytes()
+    before, hook = backbone.read_bytes(), sys.excepthook
     # The same again: nothing to do, the same file.
     assert simfle.pretrain(pictures, run, settings=TINY | {"train.steps": 2}) == backbone
     assert backbone.read_bytes() == before
+    assert sys.excepthook is hook  # torch would write the number of the process before each line of a traceback
     with pytest.raises(simfle.UserError, match=r"another configuration \(train.seed: 0 -> 5\)"):
         simfle.pretrain(pictures, run, settings=TINY | {"train.steps": 2, "train.seed": 5})
 
