@@ -1,6 +1,7 @@
 """Fixtures that several rooms share."""
 
 import atexit
+import csv
 import gc
 import logging
 import os
@@ -53,7 +54,7 @@ def _process() -> dict[str, object]:
     os.umask(umask := os.umask(0))
     names = os.environ.keys() - STAYS - {"PYTEST_CURRENT_TEST"}
     found: dict[str, object] = {name: os.environ[name] for name in names}
-    found |= {"folder": Path.cwd(), "umask": umask}
+    found |= {"folder": Path.cwd(), "umask": umask, "longest field": csv.field_size_limit()}
     if threading.current_thread() is threading.main_thread():
         found |= {number.name: signal.getsignal(number) for number in SIGNALS}
     for name in ("", "simfle", "shards"):

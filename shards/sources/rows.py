@@ -61,14 +61,25 @@ def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[
                     row = None if values is None else tuple(values.get(name) for name in columns)
                     yield f"line {number}", row
             return
-        if images:
-            csv.field_size_limit(MOST_TEXT)
         table = csv.reader(lines, delimiter=_delimiter(kind))
         header = [name.strip() for name in next(table, [])]
         places = [header.index(name) for name in columns]
-        for cells in table:
+        for cells in _long(table) if images else table:
             if cells:
                 yield f"line {table.line_num}", tuple(cells[at] if at < len(cells) else None for at in places)
+
+
+def _long(table: Iterator[list[str]]) -> Iterator[list[str]]:
+    """Lines whose fields may be as long as an image; other tables of this process keep the csv module's limit."""
+    while True:
+        before = csv.field_size_limit(MOST_TEXT)
+        try:
+            cells = next(table, None)
+        finally:
+            csv.field_size_limit(before)
+        if cells is None:
+            return
+        yield cells
 
 
 def text_of(value: Any) -> str:
