@@ -72,6 +72,12 @@ def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
     Raises:
         UserError: the disk is full, a device fails: what is not the fault of an image.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's words on damaged files: their fate is in the result
+        _write_shard(job, shard, advance)
+
+
+def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
     numbers = {label: number for number, label in enumerate(job.labels)}
     path = job.partial / "shards" / f"{shard.name}.tar"
     result = Result(path.name, shard.split)
@@ -80,7 +86,6 @@ def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
     screened = screen(job.excluded) if job.excluded else None
     plan = Plan(job.partial / "work" / "plan.sqlite")
     try:
-        warnings.simplefilter("ignore")  # Pillow's words on damaged files: their fate is in the result
         tar = TarShard(path)
         try:
             for done, planned in enumerate(plan.entries(shard), 1):
