@@ -1,28 +1,38 @@
 """One function over many items on several processes; a death, a full disk or Ctrl-C ends all of them cleanly.
 
-Each process is joined to this one by one pipe and nothing else: Python's own pools share semaphores, which are files in
-/dev/shm and stay there when all processes are killed in one moment (a control group, a container out of memory).
+Each process is joined to this one by pipes and nothing else: Python's own pools share semaphores, which are files in
+/dev/shm and stay there when all processes are killed in one moment (a control group, a container out of memory). And
+they run the user's script once more in each process, so that one without `if __name__ == "__main__"` would fail.
 """
 
 import gc
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
+from multiprocessing.connection import Connection, Pipe, wait
 from typing import Any, Generic, TypeVar
 
 from shards.errors import UserError
 
 PATIENCE = 2.0  # seconds for a process to leave its item
+PROGRAM = """
+import sys
+sys.path[:] = filter(None, sys.path)  # not this folder, whatever lies in it
+from multiprocessing.connection import Connection
+parent = Connection(int(sys.argv[1]))
+sys.path[:] = parent.recv()
+from shards.processes import serve
+serve(parent)
+"""
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -117,18 +127,19 @@ def _died() -> UserError:
 
 @contextmanager
 def _started(function: Callable[[Any], Any], processes: int) -> "Iterator[list[Connection[Any, Any]]]":
-    context = multiprocessing.get_context("spawn")
-    children: list[BaseProcess] = []
+    children: list[subprocess.Popen[bytes]] = []
     pipes: list[Connection[Any, Any]] = []
     try:
         with _interrupts_ignored():  # they keep ignoring Ctrl-C, which is the parent's to handle
             for _ in range(processes):
-                ours, theirs = context.Pipe()
+                ours, theirs = Pipe()
                 pipes.append(ours)
-                child = context.Process(target=_serve, args=(theirs, function), daemon=True)
-                child.start()
-                children.append(child)
-                theirs.close()  # so that its death is an end of the pipe
+                with theirs:  # closed here, so that a death is an end of the pipe
+                    words = [sys.executable, "-c", PROGRAM, str(theirs.fileno())]
+                    children.append(subprocess.Popen(words, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()]))
+        for pipe in pipes:
+            _send(pipe, sys.path)
+            _send(pipe, function)
         yield pipes
     finally:
         for pipe in pipes:
@@ -136,14 +147,18 @@ def _started(function: Callable[[Any], Any], processes: int) -> "Iterator[list[C
         _end(children)
 
 
-def _end(children: Iterable[BaseProcess]) -> None:
+def _end(children: "Iterable[subprocess.Popen[bytes]]") -> None:
     """Let them leave; those that hang, for instance in a network file system, are stopped."""
     last = time.monotonic() + PATIENCE
     for child in children:
-        child.join(max(0.0, last - time.monotonic()))
-        if child.is_alive():
-            child.terminate()
-            child.join(PATIENCE)
+        try:
+            child.wait(max(0.0, last - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            child.kill()
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(PATIENCE)
+        if child.stdin:
+            child.stdin.close()
 
 
 @contextmanager
@@ -158,13 +173,14 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _serve(parent: "Connection[Any, Any]", function: Callable[[Any], Any]) -> None:
+def serve(parent: "Connection[Any, Any]") -> None:
     """A worker, which does not outlive its parent."""
-    _here.tell = partial(_tell, parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    gc.freeze()  # nothing that is loaded by now will ever be garbage: 6 % of the time went into looking
     threading.Thread(target=_follow_parent, daemon=True).start()
+    _here.tell = partial(_tell, parent)
     try:
+        function = parent.recv()
+        gc.freeze()  # nothing that is loaded by now will ever be garbage: 6 % of the time went into looking
         while True:
             parent.send(_answer(function, parent.recv()))
     except (EOFError, OSError):  # nothing more to do
@@ -187,7 +203,5 @@ def _answer(function: Callable[[Any], Any], item: object) -> object:
 
 
 def _follow_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+    os.read(0, 1)  # nothing comes; it ends with the parent
+    os._exit(1)

@@ -1,8 +1,9 @@
 """Work on several processes: order, words on the way, errors, and that nothing stays behind."""
 
 import math
-import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,11 @@ import pytest
 
 from shards.errors import UserError
 from shards.processes import on_processes, tell
+
+
+def children() -> list[int]:
+    own = Path("/proc/self/task").iterdir()
+    return [int(word) for task in own for word in (task / "children").read_text().split()]
 
 
 def slow_first(item: int) -> tuple[int, int]:
@@ -46,14 +52,14 @@ def test_answers_are_in_order_and_words_come_on_the_way(processes: int) -> None:
     assert len(pids) <= processes
     assert (os.getpid() in pids) == (processes == 1)
     assert sorted(told) == list(range(8))
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_errors_for_users_arrive_as_they_are(processes: int) -> None:
     with pytest.raises(UserError, match=r"^three is too many$"):
         list(on_processes(refuse, range(6), processes))
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_a_bug_comes_with_its_traceback() -> None:
@@ -64,7 +70,7 @@ def test_a_bug_comes_with_its_traceback() -> None:
 def test_a_death_is_told() -> None:
     with pytest.raises(UserError, match="a worker process died"):
         list(on_processes(os._exit, [3, 3], 2))
-    assert not multiprocessing.active_children()
+    assert not children()
 
 
 def test_who_is_no_longer_heard_stops_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,4 +84,16 @@ def test_who_is_no_longer_heard_stops_in_order(tmp_path: Path, monkeypatch: pyte
         time.sleep(0.01)
     answers.close()
     assert (tmp_path / "left").exists()
-    assert not multiprocessing.active_children()
+    assert not children()
+
+
+def test_a_plain_script_needs_no_guard(tmp_path: Path) -> None:
+    """Python's own pools run it again in each process, unless all of it stands below `if __name__ == "__main__"`."""
+    script = tmp_path / "mine.py"
+    script.write_text(
+        "import math\nfrom shards.processes import on_processes\nprint(list(on_processes(math.isqrt, [4, 9, 16], 2)))\n"
+    )
+    (tmp_path / "multiprocessing.py").write_text("raise SystemExit('a file of the user, not the module')")
+    words = [sys.executable, "-P", script] if sys.version_info >= (3, 11) else [sys.executable, "-I", script]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[2, 3, 4]\n", "")

@@ -99,7 +99,7 @@ def busy(process: "subprocess.Popen[bytes]") -> list[int]:
     return [
         pid
         for pid in children(process)
-        if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+        if "shards.processes" in Path(f"/proc/{pid}/cmdline").read_text()
         and "plan.sqlite" in " ".join(map(_target, Path(f"/proc/{pid}/fd").iterdir()))
     ]
 
