@@ -39,12 +39,16 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 @pytest.fixture(autouse=True)
 def leaves_the_process_as_it_was() -> Iterator[None]:
-    """Environment, folder, signals, logging, torch's modes: what a test changes and leaves, the next one fails by.
+    """Environment, folder, signals, torch's modes: what a test changes and leaves, the next one in its worker fails by.
 
-    Which tests share a worker differs from run to run.
+    Which tests share a worker differs from run to run. Logging, which commands set up, is put back.
     """
-    before = _process() | _torch()
+    before, loggers = _process() | _torch(), [logging.getLogger(name) for name in ("", "simfle", "shards")]
+    levels, handlers = [logger.level for logger in loggers], [list(logger.handlers) for logger in loggers]
     yield
+    for logger, level, own in zip(loggers, levels, handlers, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = own
     after = _process() | (_torch() if "torch threads" in before else {})
     left = {name: after.get(name) for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
     assert not left
@@ -57,9 +61,6 @@ def _process() -> dict[str, object]:
     found |= {"folder": Path.cwd(), "umask": umask, "longest field": csv.field_size_limit()}
     if threading.current_thread() is threading.main_thread():
         found |= {number.name: signal.getsignal(number) for number in SIGNALS}
-    for name in ("", "simfle", "shards"):
-        logger = logging.getLogger(name)
-        found[f"logger {name!r}"] = logger.level, logger.propagate, logger.disabled, *logger.handlers
     return found
 
 
