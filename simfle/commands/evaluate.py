@@ -3,17 +3,12 @@
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from simfle.commands.app import command
 from simfle.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from simfle.eval.summary import Summary
 
 
 def evaluate(
@@ -59,7 +54,7 @@ def evaluate(
     console = Console() if sys.stdout.isatty() else Console(width=160)
     show_logs()
     summary = run_evaluation(config, ["python", *sys.argv])
-    show(summary, console)
+    console.print(summary)
     console.print(f"results: {config.out}", soft_wrap=True)
 
 
@@ -70,38 +65,6 @@ def _exported(run: Path, network: str) -> list[str]:
 
     written = export_backbones(run)
     return [str(path) for name, path in written.items() if network in (name, "both")]
-
-
-def show(summary: "Summary", console: "Console") -> None:
-    """Print a table of each benchmark, and one of the paired tests."""
-    from rich.table import Table
-
-    for benchmark in dict.fromkeys(row.benchmark for row in summary.table):
-        rows = [row for row in summary.table if row.benchmark == benchmark]
-        table = Table(title=f"{benchmark}: chosen on validation, measured on {rows[0].samples} test images")
-        for name in ("protocol", "metric", "backbone", "seeds"):
-            table.add_column(name)
-        for name in ("score", "95 % interval", "best on test*"):
-            table.add_column(name, justify="right")
-        for row in sorted(rows, key=lambda row: row.protocol):
-            spread = f" ± {row.spread:.3f}" if row.seeds > 1 else ""
-            low, high = row.interval
-            best = "" if row.best_on_test is None else f"{row.best_on_test:.3f}"
-            numbers = f"{row.score:.3f}{spread}", f"{low:.3f} to {high:.3f}", best
-            table.add_row(row.protocol, row.metric, row.id, str(row.seeds), *numbers)
-        console.print(table)
-    console.print("* the papers' habit: the best epoch or candidate on the test images. For comparison only.")
-    if summary.comparisons:
-        pairs = Table(title="differences on the same test images (paired, by person where known)")
-        for name in ("benchmark", "protocol", "first", "less second"):
-            pairs.add_column(name)
-        for name in ("difference", "95 % interval", "p"):
-            pairs.add_column(name, justify="right")
-        for found in summary.comparisons:
-            low, high = found.interval
-            numbers = f"{found.difference:+.3f}", f"{low:+.3f} to {high:+.3f}", f"{found.p:.3f}"
-            pairs.add_row(found.benchmark, found.protocol, found.first, found.second, *numbers)
-        console.print(pairs)
 
 
 main = command(evaluate)

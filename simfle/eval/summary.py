@@ -15,6 +15,7 @@ import numpy as np
 from shards.files import write_atomic
 from shards.plain import parse_object
 from simfle.errors import UserError
+from simfle.eval import shown
 from simfle.eval.compare import Comparison, compare
 from simfle.eval.metrics import intervals, mean
 from simfle.eval.results import Result
@@ -45,9 +46,9 @@ class Row:
     people: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Summary:
-    """What was asked for, with what it was computed, and all results in two tables."""
+    """What was asked for, with what it was computed, and all results in two tables, which `print` shows."""
 
     command: list[str]
     config: dict[str, Any]
@@ -56,6 +57,12 @@ class Summary:
     table: list[Row]
     comparisons: list[Comparison]
     format: int = FORMAT
+
+    def __rich__(self) -> Any:
+        return shown.tables(self)
+
+    def __repr__(self) -> str:
+        return shown.text(self)
 
 
 def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result]]:
