@@ -10,27 +10,27 @@ V = TypeVar("V")
 
 
 class Lru(Generic[K, V]):
-    """`cache(key)` is `make(key)`, remembered for the `capacity` keys used last.
+    """`cache(key, make)` is `make(key)`, remembered for the `capacity` keys used last.
 
+    The maker is not kept: as a method of the cache's owner it would be a cycle, and hold open files long after it.
     What falls out is only forgotten: whoever still holds it (an array over a memory map) keeps it alive. Two threads
     may make the same value at the same time; both get the one that was stored first.
     """
 
-    def __init__(self, capacity: int, make: Callable[[K], V]) -> None:
+    def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.make = make
         self._held: OrderedDict[K, V] = OrderedDict()
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._held)
 
-    def __call__(self, key: K) -> V:
+    def __call__(self, key: K, make: Callable[[K], V]) -> V:
         with self._lock:
             if key in self._held:
                 self._held.move_to_end(key)
                 return self._held[key]
-        value = self.make(key)  # outside the lock: it may read a file
+        value = make(key)  # outside the lock: it may read a file
         with self._lock:
             value = self._held.setdefault(key, value)
             self._held.move_to_end(key)

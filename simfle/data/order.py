@@ -78,8 +78,8 @@ class Order:
                 "shards and splits; take a smaller batch or more samples"
             )
         key(self.seed, SHARDS)  # a seed out of range is said at once
-        object.__setattr__(self, "_rings", Lru(2, self._make_ring))
-        object.__setattr__(self, "_windows", Lru(self.streams + 2, self._make_window))
+        object.__setattr__(self, "_rings", Lru(2))
+        object.__setattr__(self, "_windows", Lru(self.streams + 2))
 
     @cached_property
     def samples(self) -> int:
@@ -122,7 +122,7 @@ class Order:
         length = self.samples // self.streams
         first = stream * length + window * self.window
         last = stream * length + min((window + 1) * self.window, length) - 1
-        ring = self._rings(epoch)
+        ring = self._rings(epoch, self._make_ring)
         turned = (np.array([first, last]) + ring.start) % self.samples
         low, high = np.searchsorted(ring.ends, turned, side="right").tolist()
         if turned[0] <= turned[1]:
@@ -150,14 +150,14 @@ class Order:
         parts = []
         while low < high:
             window, inside = divmod(low, self.window)
-            part = self._windows((epoch, stream, window))[inside : inside + high - low]
+            part = self._windows((epoch, stream, window), self._make_window)[inside : inside + high - low]
             parts.append(part + np.int64(first + window * self.window))
             low += len(part)
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _ids(self, epoch: int, places: Ints) -> Ints:
         """Places of an epoch's ring -> global ids."""
-        ring = self._rings(epoch)
+        ring = self._rings(epoch, self._make_ring)
         turned = (places + ring.start) % self.samples
         position = np.searchsorted(ring.ends, turned, side="right")
         shard = ring.shards[position]

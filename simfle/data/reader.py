@@ -86,9 +86,9 @@ class Corpus:
         if not self.counts.sum():
             raise UserError(f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}")
         self.remote = any(place.remote for place in self.places)
-        self._tars: Lru[int, _Tar] = Lru(REMOTE_TARS if self.remote else TARS, self._open)
-        self._tables: Lru[int, Ints] = Lru(TABLES, self._table)
-        self._indexes: Lru[int, Index] = Lru(INDEXES, self._index)
+        self._tars: Lru[int, _Tar] = Lru(REMOTE_TARS if self.remote else TARS)
+        self._tables: Lru[int, Ints] = Lru(TABLES)
+        self._indexes: Lru[int, Index] = Lru(INDEXES)
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -114,7 +114,7 @@ class Corpus:
 
     def image(self, shard: int, sample: int) -> Bytes:
         """A sample's image file [size] uint8, read-only. Raises SampleError: a read error, or the tar has been cut."""
-        offset, size = self._tables(shard)[sample].tolist()
+        offset, size = self._tables(shard, self._table)[sample].tolist()
         return np.frombuffer(self._read(shard, sample, offset, size), dtype=np.uint8)
 
     def following(self, sample_id: int) -> int:
@@ -124,7 +124,7 @@ class Corpus:
 
     def key(self, shard: int, sample: int) -> str:
         """The key of a sample, its name in the tar without extension."""
-        return self._indexes(shard).keys[sample]
+        return self._indexes(shard, self._index).keys[sample]
 
     def label(self, shard: int, sample: int) -> int | None:
         """The label, a position in `labels`; None where the sample has none."""
@@ -159,12 +159,12 @@ class Corpus:
         return f"{self.tar(shard)}: {self.key(shard, sample)}"
 
     def _member(self, shard: int, sample: int, extension: str) -> bytes | None:
-        offsets, sizes = self._indexes(shard).column(extension)
+        offsets, sizes = self._indexes(shard, self._index).column(extension)
         start = int(offsets[sample])
         return None if start < 0 else self._read(shard, sample, start, int(sizes[sample]))
 
     def _read(self, shard: int, sample: int, offset: int, size: int) -> bytes:
-        tar = self._tars(shard)  # in use, and so open, until the end of this function
+        tar = self._tars(shard, self._open)  # in use, and so open, until the end of this function
         try:
             content = os.pread(tar.number, size, offset)
         except OSError as error:
@@ -211,7 +211,9 @@ class Corpus:
 
     def _fits(self, shard: int, offset: int, size: int) -> bool:
         """Whether a member's header, 512 bytes before it, says the size that the index says (in octal)."""
-        tar = self._tars(shard)  # as in `_read`: its number alone may be another tar's before it is read from
+        tar = self._tars(
+            shard, self._open
+        )  # as in `_read`: its number alone may be another tar's before it is read from
         try:
             field = os.pread(tar.number, 12, offset - HEADER + SIZE_AT).strip(b"\0 ")
         except OSError:

@@ -128,7 +128,7 @@ def test_wide_windows() -> None:
     order = make([70000, 70000], streams=1, window=70000, batch=2)
     used = np.concatenate([order.batch(step)[0] for step in range(500)])
     assert len(set(used.tolist())) == 1000
-    assert order._windows((0, 0, 0)).dtype == np.uint32
+    assert order._windows((0, 0, 0), order._make_window).dtype == np.uint32
 
 
 def test_a_thousand_million_samples_in_little_memory() -> None:
