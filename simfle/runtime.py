@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from simfle.config import OptimConfig, TrainConfig
 from simfle.errors import AgreedError, PeersMissing, RunStopped, UserError
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+FOR_LIBRARIES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG")  # a process started later may use another device
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 AUTO = -1  # train.micro_batch=auto: what fits is found by trying, simfle.train.fitting
 BUCKET = 50_000_000  # gradients that are reduced together
@@ -92,15 +94,30 @@ def processes(config: TrainConfig) -> Iterator[World]:
     Raises:
         UserError: a GPU was asked for that is not there, or the launcher started fewer processes than it was told to.
     """
-    alone, hook = "WORLD_SIZE" not in os.environ, sys.excepthook
-    try:
+    if "WORLD_SIZE" in os.environ:
         with _repeatable(config.deterministic), _joined(config) as world:
             yield world
+    else:
+        with put_back(), _repeatable(config.deterministic), _joined(config) as world:
+            yield world
+
+
+@contextmanager
+def put_back() -> Iterator[None]:
+    """What a run or an evaluation changes in its process, which may be a notebook's and goes on."""
+    set_before = set(os.environ)
+    hook, random = (
+        sys.excepthook,
+        torch.get_rng_state(),
+    )  # torch's hook writes the number of the process before each line
+    try:
+        yield
     finally:
-        if alone:  # perhaps in a notebook, which goes on
-            for name in LAUNCHED:
+        for name in (*LAUNCHED, *FOR_LIBRARIES):
+            if name not in set_before:
                 os.environ.pop(name, None)
-            sys.excepthook = hook  # torch's writes the number of the process before each line
+        sys.excepthook = hook
+        torch.set_rng_state(random)
 
 
 @contextmanager
@@ -197,7 +214,8 @@ def _launched() -> dict[str, int]:
 def _start_group(device: torch.device, seconds: float) -> None:
     # DeepSpeed picks its accelerator from this variable, and would take CUDA from a CUDA build of torch without a GPU.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    import deepspeed
+    with _interrupts_held():  # half of it imported, it could not be imported again
+        import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # warns of every optimizer that is not its own
     # On a CPU it would compile a C++ all-reduce at the first start (25 s, and a compiler needed); gloo does that work.
@@ -264,15 +282,35 @@ def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) ->
     }
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C takes effect at the end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
 class StopFlag:
-    """Raised by SIGTERM, SIGINT or SIGUSR2; the training loop looks at it at step boundaries only."""
+    """Raised by SIGTERM, SIGINT or SIGUSR2; the training loop looks at it at step boundaries only.
+
+    Only a process's main thread may change what signals do: within another one nothing raises it.
+    """
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "StopFlag":
-        for name in STOP_SIGNALS:
+        main = threading.current_thread() is threading.main_thread()
+        for name in STOP_SIGNALS if main else ():
             self._previous[name] = signal.signal(name, self._raise)
         return self
 

@@ -16,6 +16,7 @@ from simfle.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
 GRACE = 30.0  # seconds that the others have to say why they end, after one has failed
+COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # what rich takes for a terminal
 LAST_WORDS = 2000  # characters of a failed process's output that are shown
 
 
@@ -23,11 +24,12 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
     """Run `simfle pretrain WORDS` in so many processes; the exit code of the first that failed, 0 if none did.
 
     The main process writes to this terminal; relay: through sys.stderr, which a notebook shows. Of the others only the
-    last words of one that failed are shown. Stop
-    signals are handed on to all: the run saves and ends, and the same words go on with it.
+    last words of one that failed are shown. Stop signals are handed on to all: the run saves and ends, and the same
+    words go on with it.
 
     Raises:
         UserError: not a number of processes, or this one is itself one of several.
+        KeyboardInterrupt: relay, and Ctrl-C came before there was anything to save.
     """
     if processes < 1:
         raise UserError(f"processes={processes}: it must be at least 1")
@@ -36,20 +38,22 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
     with ExitStack() as ends:
         files = [ends.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes - 1)]
         shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": _free_port()}
-        running = [
-            subprocess.Popen(
-                [sys.executable, "-m", "simfle", "pretrain", *words],
-                env=os.environ | _environment(rank, processes, shared),
-                stdout=None if rank == 0 else files[rank - 1],
-                stderr=files[rank - 1] if rank else subprocess.PIPE if relay else None,
-                start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which hands it on once
-            )
-            for rank in range(processes)
-        ]
-        if relay:
-            threading.Thread(target=_relay, args=(running[0],), daemon=True).start()
-        with _handed_on(running):
+        running: list[subprocess.Popen[bytes]] = []
+        with _handed_on(running) as signals:  # from the first one on: none may be left behind
+            for rank in range(processes):
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "simfle", "pretrain", *words],
+                    env=_environment(rank, processes, shared, plain=relay),
+                    stdout=None if rank == 0 else files[rank - 1],
+                    stderr=files[rank - 1] if rank else subprocess.PIPE if relay else None,
+                    start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which hands it on once
+                )
+                running.append(process)
+            if relay:
+                threading.Thread(target=_relay, args=(running[0],), daemon=True).start()
             first = _wait(running)
+        if relay and first >= 0 and signal.SIGINT in signals:
+            raise KeyboardInterrupt
         if first > 0:
             files[first - 1].seek(0)
             if words := files[first - 1].read()[-LAST_WORDS:].strip():  # silent: the main process says why
@@ -57,11 +61,13 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
         return 0 if first < 0 else running[first].returncode
 
 
-def _environment(rank: int, processes: int, shared: dict[str, int]) -> dict[str, str]:
+def _environment(rank: int, processes: int, shared: dict[str, int], plain: bool) -> dict[str, str]:
+    """plain: a notebook says that its output takes colours, but what is relayed comes line by line."""
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     own: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", **shared}
     own.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", threads))
-    return {name: str(value) for name, value in own.items()}
+    kept = {name: value for name, value in os.environ.items() if not (plain and name in COLOURS)}
+    return kept | {name: str(value) for name, value in own.items()}
 
 
 def _relay(process: "subprocess.Popen[bytes]") -> None:
@@ -84,10 +90,12 @@ def _wait(running: "list[subprocess.Popen[bytes]]") -> int:
 
 
 @contextmanager
-def _handed_on(running: "list[subprocess.Popen[bytes]]") -> Iterator[None]:
-    """Stop signals go to all processes. Outside of the main thread Python allows no handlers, so there are none."""
+def _handed_on(running: "list[subprocess.Popen[bytes]]") -> Iterator[list[int]]:
+    """Stop signals go to all processes; those that came. Outside of the main thread Python allows no handlers: none."""
+    came: list[int] = []
 
     def hand_on(number: int, _: object) -> None:
+        came.append(number)
         for process in running:
             process.send_signal(number)
 
@@ -98,7 +106,7 @@ def _handed_on(running: "list[subprocess.Popen[bytes]]") -> Iterator[None]:
     except ValueError:
         before = {}
     try:
-        yield
+        yield came
     finally:
         for name, handler in before.items():
             signal.signal(name, handler)

@@ -1,14 +1,19 @@
 """Pretraining and evaluation as functions: what the commands do, with the same configurations."""
 
+import gc
 import itertools
+import json
 import logging
+import os
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import UserError
 from shards.manifest import NAME
+from shards.opened import Shards
 from shards.remote import is_url
 from simfle import told
 from simfle.config import CONFIGS, PretrainConfig, load
@@ -38,28 +43,45 @@ def pretrain(
     Called again with the same arguments it goes on where the run stands; a finished one only exports again.
 
     Raises:
-        UserError: what is wrong with a setting, the data or the folder; a process failed.
+        UserError: what is wrong with a setting, the data or the folder; a process failed; this one is one of several.
         RunStopped: a signal or train.stop_after ended it early; all is saved.
+        KeyboardInterrupt: Ctrl-C before there was anything to save, or twice.
     """
-    run = Path(out)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UserError(
+            "simfle.pretrain: a launcher started this script as one of several processes; start it once, with "
+            "processes=N, or give the launcher -m simfle pretrain"
+        )
+    _refuse(settings, {"train.run": "out", "data.shards": "data"})
+    run = Path(out).expanduser()
     names = ("shards" if number == 0 else f"shards{number}" for number in itertools.count())
     shards = [_as_shards(place, run / name) for place, name in zip(_several(data), names, strict=False)]
     words = [f"data.shards={_written(shards)}", f"train.run={_written(str(run))}"]
     words += [f"{name}={_written(value)}" for name, value in (settings or {}).items()]
     file = Path(config) if config is not None else CONFIGS / "pretrain" / "simfle_resnet50.yaml"
     resolved = load(PretrainConfig, file, words)  # refused here rather than by each process
-    if processes == 1:
-        from simfle.train.trainer import pretrain as train
+    from simfle.runtime import put_back
 
-        train(resolved)
-    else:
-        _launch(resolved, processes)
+    with put_back():
+        return _train_and_export(resolved, processes)
+
+
+def _train_and_export(config: PretrainConfig, processes: int) -> Path:
     from simfle.eval.export import export_backbones, newest_checkpoint
+    from simfle.train.trainer import pretrain as train
 
+    if processes == 1:
+        try:
+            train(config)
+        finally:
+            gc.collect()  # DeepSpeed's engine with its memory, and sockets, are cycles
+    else:
+        _launch(config, processes)
+    run = Path(config.train.run)
     step, steps = told.step_of(newest_checkpoint(run)) or 0, told.steps_of(run)
     if step < steps:  # several processes end alike when they are done and when they were stopped
         why = f"{run} was stopped after step {step} of {steps}; saved, the same call goes on"
-        raise RunStopped(why, by_signal=step != resolved.train.stop_after)
+        raise RunStopped(why, by_signal=step != config.train.stop_after)
     return export_backbones(run)["online"]
 
 
@@ -85,15 +107,22 @@ def evaluate(
     """
     from simfle.eval.config import EvalConfig
     from simfle.eval.evaluate import evaluate as run_evaluation
+    from simfle.runtime import put_back
 
-    words = [f"backbones={_written([str(_file(place)) for place in _several(backbones)])}", f"out={_written(str(out))}"]
+    _refuse(settings, {name: name for name in ("backbones", "shards", "benchmarks", "out")})
+    folder = Path(out).expanduser()
+    words = [
+        f"backbones={_written([str(_file(place)) for place in _several(backbones)])}",
+        f"out={_written(str(folder))}",
+    ]
     if shards:
-        words.append(f"shards={_written([str(place) for place in _several(shards)])}")
+        words.append(f"shards={_written([_place(place) for place in _several(shards)])}")
     if benchmarks:
         words.append(f"benchmarks={_written([f'{name}={place}' for name, place in benchmarks.items()])}")
     words += [f"{name}={_written(value)}" for name, value in (settings or {}).items()]
     file = Path(config) if config is not None else CONFIGS / "eval" / "quick.yaml"
-    return run_evaluation(load(EvalConfig, file, words), ["simfle.evaluate", *words])
+    with put_back():
+        return run_evaluation(load(EvalConfig, file, words), ["simfle.evaluate", *words])
 
 
 def build_folder(images: Path, out: Path) -> None:
@@ -102,8 +131,6 @@ def build_folder(images: Path, out: Path) -> None:
     Raises:
         UserError: no such folder, no image in it; the output cannot be written.
     """
-    import os
-
     from shards.build import build
     from shards.request import Build
     from shards.sources.folder import Folder
@@ -111,7 +138,7 @@ def build_folder(images: Path, out: Path) -> None:
     if out.resolve().is_relative_to(images.resolve()):
         raise UserError(f"out: {out.parent} lies inside the images {images}; choose a folder outside of them")
     # Said as the command `simfle shards build folder` says it, so that both make the same bytes.
-    source = {"kind": "folder", "name": images.name, "class_folders": False, "split_folders": False}
+    source = {"kind": "folder", "name": images.resolve().name, "class_folders": False, "split_folders": False}
     workers = len(os.sched_getaffinity(0))
     request = Build(out, images.resolve().name, source, workers=workers)
     report = build(request, Folder(images), lambda *_: None)
@@ -121,8 +148,8 @@ def build_folder(images: Path, out: Path) -> None:
 
 def _as_shards(place: str | Path, out: Path) -> str:
     """A place of shards as it is; of a folder of images, shards made of it."""
-    if is_url(place):
-        return str(place)
+    if is_url(place := _place(place)):
+        return place
     folder = Path(place)
     if not folder.is_dir():
         raise UserError(f"data: {folder} is not a folder; name shards, or a folder of images")
@@ -147,18 +174,50 @@ def _launch(config: PretrainConfig, processes: int) -> None:
             raise UserError(f"pretraining on {processes} processes ended with code {code}; its words are above")
 
 
+def _refuse(settings: Mapping[str, Any] | None, named: Mapping[str, str]) -> None:
+    for name in named.keys() & (settings or {}).keys():
+        raise UserError(f"settings: {name} is what {named[name]}= says; leave it out of the settings")
+
+
 def _several(values: Any) -> list[Any]:
-    return [values] if isinstance(values, str | Path) else list(values)
+    return [values] if isinstance(values, str | Shards) or not isinstance(values, Iterable) else list(values)
+
+
+def _place(place: Any) -> str:
+    """A folder or URL in words; of what `shards.open` gave, where it lies."""
+    if isinstance(place, Shards):
+        place = place.folder
+    return str(place if is_url(place) else Path(place).expanduser())
 
 
 def _file(place: str | Path) -> str | Path:
     """The exported backbone of a run's folder; anything else as it is."""
-    exported = Path(place) / "export" / "online"
+    if not isinstance(place, str | Path):
+        kind = type(place).__name__
+        raise UserError(f"backbones: a {kind} has no name to note in the results; give what it was loaded from")
+    exported = Path(place).expanduser() / "export" / "online"
     return exported if exported.is_dir() else place
 
 
 def _written(value: Any) -> str:
-    """A value as the command line would have it."""
-    import json
+    """A value as the command line would have it.
 
-    return json.dumps(value, default=str)
+    Raises:
+        UserError: bytes of a file's name that are no UTF-8.
+    """
+    text = json.dumps(value, default=_plain, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{value!r}: a name that is not UTF-8 cannot stand in a configuration; rename it") from None
+    # What YAML does not take as it is, or takes for the end of a line.
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON does not know: numbers and arrays of NumPy and torch, ranges, sets; paths and all else as text."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, range | Set):
+        return sorted(value)
+    return str(value)
