@@ -137,7 +137,23 @@ def decode(data: bytes, options: EncodeOptions) -> Picture:
 
 def decode_rgb(data: bytes) -> NDArray[np.uint8]:
     """Upright pixels [H, W, 3] of an image file's bytes. Raises Unusable."""
-    pixels = decode(data, EncodeOptions()).pixels
+    return _rgb(decode(data, EncodeOptions()).pixels)
+
+
+def image_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Upright pixels [H, W, 3] of Pillow's image: those that `decode_rgb` gives of its file. Raises Unusable."""
+    if not all(image.size):
+        raise Unusable("too_small", f"{image.width} x {image.height}")
+    try:
+        return _rgb(_eight_bit(ImageOps.exif_transpose(image)))
+    except Unusable:
+        raise
+    except Exception as error:  # noqa: BLE001 - as below: Pillow may only now read its file
+        raise _damage(error) from None
+
+
+def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[H, W, 3] as it is, or of [H, W]."""
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
@@ -205,9 +221,13 @@ def _decode(data: bytes, options: EncodeOptions) -> Picture:
             raise Unusable("unreadable", "its header is damaged") from None
         raise Unusable("not_an_image") from None
     except Exception as error:  # noqa: BLE001 - decoders of damaged files raise anything; one file must not stop a build
-        # Addresses of objects would make two builds differ.
-        text = re.sub(r"0x[0-9a-f]+", "0x", str(error)) or type(error).__name__
-        raise Unusable("truncated" if "truncated" in text.lower() else "unreadable", text) from None
+        raise _damage(error) from None
+
+
+def _damage(error: Exception) -> Unusable:
+    """What Pillow said. Addresses of objects would make two builds differ."""
+    text = re.sub(r"0x[0-9a-f]+", "0x", str(error)) or type(error).__name__
+    return Unusable("truncated" if "truncated" in text.lower() else "unreadable", text)
 
 
 def _eight_bit(image: Image.Image) -> NDArray[np.uint8]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from simfle.errors import UserError
@@ -57,7 +57,7 @@ class Backbone:
         """Images as [B, 3, S, S] uint8 on the device, resized as an evaluation does; normalising is the module's part.
 
         Raises:
-            UserError: something that is no RGB or grey image of 8 bits.
+            UserError: something that is no image, or damaged; an array or a tensor that is not RGB or grey of 8 bits.
         """
         if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
             several: Sequence[Any] = list(images)
@@ -102,11 +102,11 @@ def pick_device(name: str) -> torch.device:
 
 
 def pixels(image: One) -> "NDArray[np.uint8]":
-    """One image as [H, W, 3] uint8 RGB, upright. Raises UserError: it is no image."""
+    """One image as [H, W, 3] uint8 RGB, upright, on white where it is transparent. Raises UserError: it is no image."""
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, Image.Image):
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        return read_pillow(image)
     if not isinstance(image, Tensor | np.ndarray):
         raise UserError(
             f"backbone: {type(image).__name__} is no image; give PIL images, uint8 arrays, tensors or paths"
@@ -114,7 +114,7 @@ def pixels(image: One) -> "NDArray[np.uint8]":
     array = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
-    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         kind = "tensor [3, H, W]" if isinstance(image, Tensor) else "array [H, W, 3]"
         raise UserError(f"backbone: an image is {kind} of uint8, 0 to 255; found {tuple(image.shape)} of {image.dtype}")
     return array
@@ -130,6 +130,18 @@ def read_image(file: Path) -> "NDArray[np.uint8]":
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     except Unusable as error:
         raise UserError(f"{file} is no image that can be used: {error.reason}") from None
+
+
+def read_pillow(image: Image.Image) -> "NDArray[np.uint8]":
+    """A PIL image as [H, W, 3] uint8 RGB, as its file would be read. Raises UserError: its mode, or it is damaged."""
+    from shards.encode import Unusable, image_rgb
+
+    try:
+        return image_rgb(image)
+    except Unusable as error:
+        raise UserError(
+            f"backbone: a PIL image of mode {image.mode} cannot be used ({error.detail}); give a sound one of 8 bits"
+        ) from None
 
 
 def resize(image: "NDArray[np.uint8]", size: int) -> "NDArray[np.uint8]":

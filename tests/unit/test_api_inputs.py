@@ -1,0 +1,99 @@
+"""What the API takes: images of every kind, one or several, and places of this machine."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+import simfle
+from simfle.api.backbone import Backbone, pixels
+
+
+@pytest.fixture(scope="module")
+def model() -> Backbone:
+    """Of random weights: what it is given counts here, not what it says of it."""
+    return simfle.load_backbone("random:resnet10t+size=32", device="cpu")
+
+
+def cut_out(side: int = 32) -> Image.Image:
+    """A gradient in RGBA, opaque in an ellipse, transparent in the corners, half of each in between."""
+    y, x = np.mgrid[0:side, 0 : side + 8]
+    image = Image.fromarray(np.stack([x * 6, y * 8, (x + y) * 3], -1).astype(np.uint8))
+    alpha = Image.new("L", image.size, 0)
+    ImageDraw.Draw(alpha).ellipse((0, 0, *image.size), fill=128)
+    ImageDraw.Draw(alpha).ellipse((6, 6, image.width - 6, image.height - 6), fill=255)
+    image.putalpha(alpha)
+    return image
+
+
+def deep(mode: str) -> Image.Image:
+    """Grey of 16 bits, in the modes that Pillow has for it."""
+    values = np.linspace(0, 65535, 32 * 40).reshape(32, 40).astype(np.uint16)
+    if mode == "I;16B":
+        return Image.frombytes(mode, (40, 32), values.astype(">u2").tobytes())
+    return Image.fromarray(values if mode == "I;16" else values.astype(np.int32))
+
+
+def in_mode(mode: str) -> Image.Image:
+    if mode in ("I", "I;16", "I;16B"):
+        return deep(mode)
+    if mode == "P, transparent":
+        return cut_out().quantize(64)
+    if mode == "RGB, one colour transparent":
+        image = cut_out().convert("RGB")
+        image.info["transparency"] = image.getpixel((0, 0))
+        return image
+    image = cut_out()
+    return image.convert("RGB").convert(mode) if mode == "P" else image.convert(mode)  # TIFF has no transparent palette
+
+
+@pytest.mark.filterwarnings("ignore:Palette images with Transparency")
+@pytest.mark.parametrize(
+    ("mode", "kind"),
+    [
+        *((mode, "png") for mode in ("1", "L", "LA", "P", "P, transparent", "RGB", "RGBA", "I;16")),
+        *((mode, "tif") for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I", "I;16", "I;16B")),
+        *((mode, "webp") for mode in ("RGBA", "RGBa", "PA")),
+        *((mode, "jpg") for mode in ("L", "RGB", "CMYK")),
+        ("RGB, one colour transparent", "png"),
+    ],
+)
+@pytest.mark.parametrize("turn", [1, 6])
+def test_a_pil_image_is_what_its_file_is(mode: str, kind: str, turn: int, model: Backbone, tmp_path: Path) -> None:
+    image, file = in_mode(mode), tmp_path / f"image.{kind}"
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    # Compressed: turned TIFFs that Pillow maps, as it does those without, come out of it garbled.
+    how = {"webp": {"lossless": True}, "tif": {"compression": "tiff_lzw"}}.get(kind, {})
+    image.save(file, exif=exif, **how)
+    wanted = pixels(file)
+    assert wanted.shape == ((32, 40, 3) if turn == 1 else (40, 32, 3))
+    assert wanted.std() > 10  # not all white
+    assert np.array_equal(pixels(Image.open(file)), wanted)
+    if kind != "jpg" and turn == 1:
+        assert np.array_equal(pixels(image), wanted)
+    features = simfle.embed([file, Image.open(file)], model, batch=1)["features"]
+    assert np.array_equal(features[0], features[1])
+    assert np.array_equal(features[0], model(file)[0].numpy())
+
+
+def test_what_cannot_be_used_of_a_file_cannot_of_a_pil_image(tmp_path: Path) -> None:
+    small = np.zeros((32, 40))
+    for values, words in ((small.astype(np.float32), "floating-point"), (small.astype(np.int32) - 1, "32-bit")):
+        image, file = Image.fromarray(values), tmp_path / "image.tif"
+        image.save(file)
+        with pytest.raises(simfle.UserError, match="is no image that can be used"):
+            pixels(file)
+        for kind in (image, Image.open(file)):
+            with pytest.raises(simfle.UserError, match=rf"mode {image.mode} cannot be used \({words}") as error:
+                pixels(kind)
+            assert "\n" not in str(error.value)
+    cut_out().save(file := tmp_path / "cut.png")
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(simfle.UserError, match="mode RGBA cannot be used"):
+        pixels(Image.open(file))
+    for empty in (Image.new("RGB", (0, 4)), np.zeros((0, 4, 3), np.uint8), torch.zeros(3, 0, 4, dtype=torch.uint8)):
+        with pytest.raises(simfle.UserError, match=r"0 x 4|0, 4"):
+            pixels(empty)
