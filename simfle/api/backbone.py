@@ -1,6 +1,6 @@
 """A backbone with its preprocessing: images in, features out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -59,15 +59,10 @@ class Backbone:
         Raises:
             UserError: something that is no image, or damaged; an array or a tensor that is not RGB or grey of 8 bits.
         """
-        if isinstance(images, Tensor | np.ndarray) and images.ndim == 4:
-            several: Sequence[Any] = list(images)
-        elif isinstance(images, Sequence) and not isinstance(images, str):
-            several = images
-        else:
-            several = [images]
-        if not several:
+        resized = [resize(pixels(image), self.size) for image in each(images)]
+        if not resized:
             raise UserError("backbone: no images were given")
-        batch = np.stack([resize(pixels(image), self.size) for image in several])  # [B, S, S, 3]
+        batch = np.stack(resized)  # [B, S, S, 3]
         return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous().to(self.device)  # [B, 3, S, S]
 
     def __repr__(self) -> str:
@@ -99,6 +94,21 @@ def pick_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("device=cuda, but torch sees no GPU; take device=cpu, or ask `simfle doctor`")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def each(images: Any) -> Iterator[Any]:
+    """The images one by one, of one image that one.
+
+    Of arrays the dimensions tell: [H, W, 3], [3, H, W] and [H, W] are an image, others are several.
+    """
+    if isinstance(images, Tensor | np.ndarray):
+        one = images.ndim in (0, 2, 3)
+    else:
+        one = isinstance(images, str | bytes | Path | Image.Image | Mapping)
+    try:
+        return iter([images] if one else images)
+    except TypeError:  # nothing of several: `pixels` says what it is
+        return iter([images])
 
 
 def pixels(image: One) -> "NDArray[np.uint8]":

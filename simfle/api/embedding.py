@@ -13,7 +13,7 @@ import torch
 from shards.files import write_atomic
 from shards.manifest import NAME
 from shards.opened import Shards
-from simfle.api.backbone import Backbone, load_backbone, read_image, resize
+from simfle.api.backbone import Backbone, each, load_backbone, pixels, read_image, resize
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ def embed(
 ) -> "dict[str, NDArray[Any]]":
     """Features of every image in `data`, in their order.
 
-    data: a folder of shards, any folder of images (flat or nested), or a sequence of PIL images, uint8 arrays, tensors
-    or paths. backbone: what `load_backbone` takes or gives. out: a .npz or .parquet file for the same. splits: of
-    shards. batch: images per forward pass.
+    data: a folder of shards, any folder of images (flat or nested), or what a backbone takes: a PIL image, a uint8
+    array, a tensor, the path of a file, or several of them. backbone: what `load_backbone` takes or gives. out: a .npz
+    or .parquet file for the same. splits: of shards. batch: images per forward pass.
 
     Returns keys [n] (of shards; paths in a folder; else 0, 1, ...) and features [n, C] float32; of shards also splits
     [n] and labels [n] (names, "" without one). An image of a folder that cannot be read is left out with a warning.
@@ -95,12 +95,10 @@ def _samples(data: Any, splits: Sequence[str], size: int) -> Iterator[dict[str, 
         return _parallel(lambda number: _of_shards(shards, number, size), range(len(shards)))
     if splits:
         raise UserError(f"embed: splits={list(splits)}: only shards have splits")
-    if isinstance(data, str | Path):
+    if isinstance(data, str | Path) and not Path(data).is_file():
         folder, names = Path(data), _names(Path(data))
         return _parallel(lambda name: _of_file(folder, name, size), names)
-    from simfle.api.backbone import pixels
-
-    return ({"keys": number, "image": resize(pixels(image), size)} for number, image in enumerate(data))
+    return ({"keys": number, "image": resize(pixels(image), size)} for number, image in enumerate(each(data)))
 
 
 def _names(folder: Path) -> list[str]:

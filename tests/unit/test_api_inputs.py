@@ -97,3 +97,26 @@ def test_what_cannot_be_used_of_a_file_cannot_of_a_pil_image(tmp_path: Path) -> 
     for empty in (Image.new("RGB", (0, 4)), np.zeros((0, 4, 3), np.uint8), torch.zeros(3, 0, 4, dtype=torch.uint8)):
         with pytest.raises(simfle.UserError, match=r"0 x 4|0, 4"):
             pixels(empty)
+
+
+def test_one_image_is_embedded_as_one(model: Backbone, tmp_path: Path) -> None:
+    image = cut_out().convert("RGB")
+    image.save(file := tmp_path / "one.png")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    wanted = model(image).numpy()
+    for one in (image, array, tensor, file, str(file), [image], array[None], tensor[None], np.array([str(file)])):
+        found = simfle.embed(one, model)
+        assert found["keys"].tolist() == [0]
+        assert np.array_equal(found["features"], wanted)
+        assert np.array_equal(model(one), wanted)
+    for grey in (array[:, :, 0], tensor[0]):
+        assert np.array_equal(simfle.embed(grey, model)["features"], model(grey))
+    assert simfle.embed((each for each in [image, array]), model)["keys"].tolist() == [0, 1]
+    (tmp_path / "file.txt").write_text("no picture")
+    with pytest.raises(simfle.UserError, match=r"file\.txt is no image that can be used"):
+        simfle.embed(tmp_path / "file.txt", model)
+    for wrong, kind in ((None, "NoneType"), (7, "int"), ({"a": image}, "dict"), (b"jpeg", "bytes")):
+        for call in (model, lambda data: simfle.embed(data, model)):
+            with pytest.raises(simfle.UserError, match=f"{kind} is no image"):
+                call(wrong)
