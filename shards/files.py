@@ -31,3 +31,11 @@ def sync_folder(folder: Path) -> None:
 def named(folder: Path) -> Path:
     """A folder under a path that ends in its name, as "." does not: others are made beside it."""
     return folder if folder.name else folder.absolute()
+
+
+def at_home(place: str | Path) -> Path:
+    """A path with ~ and ~name as the home folder they stand for, where there is one."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:  # no such person: a name like any other
+        return Path(place)

@@ -3,7 +3,7 @@
 import bisect
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from shards.encode import Unusable, decode_rgb
 from shards.errors import UserError
+from shards.files import at_home
 from shards.foreign import image_of
 from shards.index import Index
 from shards.manifest import Manifest, read_manifest
@@ -30,8 +31,8 @@ class Item:
     split: str
     label: str
     number: int | None
-    known: dict[str, Any]
-    file: bytes
+    known: dict[str, Any] = field(hash=False)  # equal items have equal keys: those do
+    file: bytes = field(repr=False)
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
@@ -49,13 +50,14 @@ class Shards(Sequence[Item]):
     one of (image, label) pairs. It may be handed to other processes.
     """
 
-    def __init__(self, folder: str | Path, splits: Sequence[str] = ()) -> None:
+    def __init__(self, folder: str | Path, splits: str | Sequence[str] | None = None) -> None:
         """See `open`."""
         if is_url(folder):
             raise UserError(f"shards: {shown(str(folder))} is a URL; shards.open reads folders of this machine")
-        self.folder = Path(folder)
-        self.manifest: Manifest = read_manifest(self.folder)
-        self._shards = chosen_shards(self.manifest, splits, "splits")
+        place = at_home(folder)
+        self.manifest: Manifest = read_manifest(place)
+        self.folder = place.absolute()  # tars are opened when they are asked for, wherever the process is then
+        self._shards = chosen_shards(self.manifest, split_names(splits), "splits")
         self._ends = list(accumulate(info.samples for info in self._shards))
         self._indexes: dict[int, Index] = {}
         self._places: dict[str, int] = {}
@@ -85,11 +87,17 @@ class Shards(Sequence[Item]):
         shard = bisect.bisect_right(self._ends, position)
         return self._read(shard, position - (self._ends[shard] - self._shards[shard].samples))
 
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
+    def __contains__(self, what: object) -> bool:
+        """Whether there is a sample of this key, or this item."""
+        if isinstance(what, Item):
+            return what.key in self._keys and self[what.key] == what
+        return isinstance(what, str) and what in self._keys
 
     def __iter__(self) -> Iterator[Item]:
         return (self[position] for position in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"Shards({str(self.folder)!r}, {len(self)} samples)"
 
     def keys(self) -> list[str]:
         """The keys of all samples, in order."""
@@ -150,8 +158,13 @@ def _number(content: bytes | None, labels: int, where: str) -> int | None:
     return number
 
 
-def open(folder: str | Path, splits: Sequence[str] = ()) -> Shards:
-    """Open a folder of shards. splits: names; none given: all of them.
+def split_names(splits: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One name or several, as several; none for all splits."""
+    return (splits,) if isinstance(splits, str) else tuple(splits or ())
+
+
+def open(folder: str | Path, splits: str | Sequence[str] | None = None) -> Shards:
+    """Open a folder of shards. splits: one name or several; none given: all of them.
 
     >>> faces = shards.open("shards/mine")
     >>> len(faces), faces[0].key, faces["some-key"].image.shape

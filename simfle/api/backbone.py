@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from shards.files import at_home
 from simfle.errors import UserError
 from simfle.eval.backbones import Card
 from simfle.eval.foreign import open_backbone
@@ -77,13 +78,13 @@ def load_backbone(path: str | Path, device: str = "auto") -> Backbone:
     Raises:
         UserError: a file missing, damaged or of another model; no such device.
     """
-    place = Path(path)
+    place = at_home(path)
     exported = place / "export" / "online"
     if place.is_dir() and (place / "checkpoints").is_dir():
         if not exported.is_dir():
             raise UserError(f"backbone: {path} is a run without exported backbones; first: simfle export {path}")
-        path = exported
-    found = open_backbone(str(path))
+        place = exported
+    found = open_backbone(str(place))
     return Backbone(found.module, found.card, pick_device(device))
 
 
@@ -114,7 +115,7 @@ def each(images: Any) -> Iterator[Any]:
 def pixels(image: One) -> "NDArray[np.uint8]":
     """One image as [H, W, 3] uint8 RGB, upright, on white where it is transparent. Raises UserError: it is no image."""
     if isinstance(image, str | Path):
-        return read_image(Path(image))
+        return read_image(at_home(image))
     if isinstance(image, Image.Image):
         return read_pillow(image)
     if not isinstance(image, Tensor | np.ndarray):

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from shards.files import write_atomic
+from shards.files import at_home, write_atomic
 from shards.manifest import NAME
-from shards.opened import Shards
+from shards.opened import Shards, split_names
 from simfle.api.backbone import Backbone, each, load_backbone, pixels, read_image, resize
 from simfle.errors import UserError
 
@@ -29,7 +29,7 @@ def embed(
     backbone: "Backbone | str | Path",
     out: str | Path | None = None,
     *,
-    splits: Sequence[str] = (),
+    splits: str | Sequence[str] | None = None,
     batch: int = 64,
     device: str = "auto",
 ) -> "dict[str, NDArray[Any]]":
@@ -37,7 +37,7 @@ def embed(
 
     data: a folder of shards, any folder of images (flat or nested), or what a backbone takes: a PIL image, a uint8
     array, a tensor, the path of a file, or several of them. backbone: what `load_backbone` takes or gives. out: a .npz
-    or .parquet file for the same. splits: of shards. batch: images per forward pass.
+    or .parquet file for the same. splits: of shards, one or several, default: all. batch: images per forward pass.
 
     Returns keys [n] (of shards; paths in a folder; else 0, 1, ...) and features [n, C] float32; of shards also splits
     [n] and labels [n] (names, "" without one). An image of a folder that cannot be read is left out with a warning.
@@ -45,7 +45,7 @@ def embed(
     Raises:
         UserError: no such data or backbone, no image in it, a file name that is neither .npz nor .parquet.
     """
-    target = Path(out) if out is not None else None
+    target = at_home(out) if out is not None else None
     if target is not None and target.suffix not in FORMATS:
         raise UserError(f"embed: {target} must end in {' or '.join(FORMATS)}")
     if batch < 1:
@@ -53,7 +53,7 @@ def embed(
     model = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, device)
     known: dict[str, list[Any]] = {}
     features = []
-    for rows in _batches(_samples(data, splits, model.size), batch):
+    for rows in _batches(_samples(data, split_names(splits), model.size), batch):
         images = torch.from_numpy(np.stack([row.pop("image") for row in rows])).permute(0, 3, 1, 2)  # [b, 3, S, S]
         features.append(model(images).cpu().numpy())
         for row in rows:
@@ -90,13 +90,17 @@ def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
 
 def _samples(data: Any, splits: Sequence[str], size: int) -> Iterator[dict[str, Any]]:
     """One dict a sample: keys and the like, and image [S, S, 3] uint8."""
-    if isinstance(data, Shards) or (isinstance(data, str | Path) and (Path(data) / NAME).is_file()):
+    if isinstance(data, str | Path):
+        data = at_home(data)
+    if isinstance(data, Shards) or (isinstance(data, Path) and (data / NAME).is_file()):
+        if splits and isinstance(data, Shards):
+            raise UserError(f"embed: splits={list(splits)}: the shards are open; give these splits to shards.open")
         shards = data if isinstance(data, Shards) else Shards(data, splits)
         return _parallel(lambda number: _of_shards(shards, number, size), range(len(shards)))
     if splits:
         raise UserError(f"embed: splits={list(splits)}: only shards have splits")
-    if isinstance(data, str | Path) and not Path(data).is_file():
-        folder, names = Path(data), _names(Path(data))
+    if isinstance(data, Path) and not data.is_file():
+        folder, names = data, _names(data)
         return _parallel(lambda name: _of_file(folder, name, size), names)
     return ({"keys": number, "image": resize(pixels(image), size)} for number, image in enumerate(each(data)))
 

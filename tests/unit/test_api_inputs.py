@@ -1,12 +1,17 @@
 """What the API takes: images of every kind, one or several, and places of this machine."""
 
+import json
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from safetensors.torch import save_file
 
+import shards
 import simfle
 from simfle.api.backbone import Backbone, pixels
 
@@ -120,3 +125,60 @@ def test_one_image_is_embedded_as_one(model: Backbone, tmp_path: Path) -> None:
         for call in (model, lambda data: simfle.embed(data, model)):
             with pytest.raises(simfle.UserError, match=f"{kind} is no image"):
                 call(wrong)
+
+
+def test_an_item_is_in_its_shards_and_is_told_in_a_line(faces: Path, tmp_path: Path) -> None:
+    opened = shards.open(faces)
+    item = opened[3]
+    assert item in opened
+    assert item.key in opened
+    assert item not in shards.open(faces, splits=[name for name in opened.manifest.splits if name != item.split])
+    for other in (None, 3, [item.key], {}, replace(item, file=b""), replace(item, key="no such")):
+        assert other not in opened
+    assert {item, opened[3], opened[4]} == {item, opened[4]}
+    assert f"key={item.key!r}" in repr(item)
+    assert "file" not in repr(item)
+    assert repr(opened) == f"Shards({str(faces)!r}, 240 samples)"
+
+
+def test_splits_are_one_name_several_or_all(faces: Path, model: Backbone) -> None:
+    opened = shards.open(faces)
+    assert shards.open(faces, "train").keys() == shards.open(faces, ["train"]).keys()
+    assert shards.open(faces, None).keys() == shards.open(faces, ()).keys() == opened.keys()
+    with pytest.raises(simfle.UserError, match="no split 'tran' in"):
+        shards.open(faces, "tran")
+    test = simfle.embed(faces, model, splits="test")
+    assert test["keys"].tolist() == shards.open(faces, ["test"]).keys()
+    assert simfle.embed(faces, model, splits=None)["keys"].tolist() == opened.keys()
+    with pytest.raises(simfle.UserError, match=r"splits=\['test'\]: only shards have splits"):
+        simfle.embed(opened[0].image, model, splits="test")
+    with pytest.raises(simfle.UserError, match=r"give these splits to shards\.open"):
+        simfle.embed(opened, model, splits="test")
+
+
+def test_shards_are_found_from_elsewhere(faces: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(faces.parent)
+    opened = shards.open(faces.name)
+    monkeypatch.chdir("/")
+    assert opened[3].key in opened
+    with pytest.raises(simfle.UserError, match="shards: nowhere is not a folder"):  # as it was given
+        shards.open("nowhere")
+
+
+def test_home_is_a_place(faces: Path, model: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(faces, tmp_path / "faces")
+    (tmp_path / "pictures").mkdir()
+    cut_out().save(tmp_path / "pictures" / "one.png")
+    assert len(shards.open("~/faces")) == 240
+    assert len(simfle.embed("~/faces", model, splits="test")["keys"]) < 240
+    assert simfle.embed(Path("~/pictures"), model, "~/all.npz")["keys"].tolist() == ["one.png"]
+    assert (tmp_path / "all.npz").is_file()
+    assert simfle.embed("~/pictures/one.png", model)["keys"].tolist() == [0]
+    assert model(["~/pictures/one.png"]).shape == (1, model.features)
+    save_file(model.network.state_dict(), tmp_path / "backbone.safetensors")
+    (tmp_path / "backbone.json").write_text(json.dumps(asdict(model.card)))
+    for place in ("~", "~/backbone.safetensors"):
+        assert simfle.load_backbone(place).card == model.card
+    with pytest.raises(simfle.UserError, match="~nobody-of-this-name/faces is not a folder"):
+        shards.open("~nobody-of-this-name/faces")
