@@ -78,6 +78,8 @@ def load_backbone(path: str | Path, device: str = "auto") -> Backbone:
     Raises:
         UserError: a file missing, damaged or of another model; no such device.
     """
+    if not str(path):
+        raise UserError("backbone: '' names none; name a run, a backbone.safetensors, or timm:NAME and the like")
     place = at_home(path)
     exported = place / "export" / "online"
     if place.is_dir() and (place / "checkpoints").is_dir():

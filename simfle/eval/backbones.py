@@ -85,10 +85,8 @@ def load_backbone(path: Path) -> Backbone:
     Raises:
         UserError: a file missing or damaged, another format version, weights of another model (named).
     """
-    weights = path / WEIGHTS if path.is_dir() else path
+    weights = find_weights(path)
     card = read_card(weights.with_name(CARD))
-    if not weights.is_file():
-        raise UserError(f"backbone: {weights} does not exist; make one with simfle export RUN")
     try:
         tensors = load_file(weights)
     except (SafetensorError, OSError) as error:
@@ -99,6 +97,18 @@ def load_backbone(path: Path) -> Backbone:
         raise UserError(f"backbone: {weights} is not a {card.name}: {difference}; export it again from its run")
     network.load_state_dict(tensors)
     return Backbone(frozen(network, card), card, weights)
+
+
+def find_weights(path: Path) -> Path:
+    """The backbone.safetensors that `path` is, or that lies in it. Raises UserError: it, or its card, is not there."""
+    weights = path / WEIGHTS if path.is_dir() else path
+    if not path.exists():
+        raise UserError(f"backbone: {path} does not exist; make one with simfle export RUN, or name one as timm:NAME")
+    if not weights.is_file():
+        raise UserError(f"backbone: {path} is a folder without a {WEIGHTS}; make one with simfle export RUN")
+    if not weights.with_name(CARD).is_file():
+        raise UserError(f"backbone: {weights} has no {CARD} beside it, as those have that simfle export RUN makes")
+    return weights
 
 
 def build_network(name: str, size: int) -> nn.Module:

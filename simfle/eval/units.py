@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simfle.errors import UserError
-from simfle.eval.backbones import CARD, WEIGHTS, Backbone, Card, read_card
+from simfle.eval.backbones import CARD, Backbone, Card, find_weights, read_card
 from simfle.eval.benchmarks import Benchmark, open_benchmark, own_benchmark
 from simfle.eval.config import EvalConfig, check
 from simfle.eval.foreign import OPTIONS, open_backbone
@@ -108,11 +108,8 @@ def identify(source: str) -> Known:
     if source.split(":", 1)[0] in OPTIONS and ":" in source:
         backbone = open_backbone(source)
         return Known(backbone.card, tensors_digest(backbone), backbone.file)
-    file = Path(source)
-    file = file / WEIGHTS if file.is_dir() else file
+    file = find_weights(Path(source))
     card = read_card(file.with_name(CARD))
-    if not file.is_file():
-        raise UserError(f"backbone: {file} does not exist; make one with simfle export RUN")
     with file.open("rb") as content:
         return Known(card, _sha256(content), file)
 

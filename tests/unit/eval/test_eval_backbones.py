@@ -1,6 +1,7 @@
 """Backbone files: read as they were written, refused when they are of another model, random ones reproducible."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from eval_fixtures import MODEL, MakeBackbone
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+import simfle
 from simfle.errors import UserError
 from simfle.eval.backbones import calibrate, load_backbone, random_backbone, read_card
+from simfle.eval.units import identify
 
 
 def images(count: int = 4, side: int = 32) -> torch.Tensor:
@@ -71,12 +74,24 @@ def test_calibration_sets_the_statistics_of_the_images_and_nothing_else(make_bac
 
 
 def test_missing_files_are_named(tmp_path: Path, make_backbone: MakeBackbone) -> None:
-    with pytest.raises(UserError, match=r"backbone\.json does not exist"):
-        load_backbone(tmp_path / "nowhere" / "backbone.safetensors")
+    """By what was asked for, not by what would lie beside it; of an evaluation, too."""
     path = make_backbone()
     path.unlink()
-    with pytest.raises(UserError, match=r"backbone\.safetensors does not exist"):
-        load_backbone(path)
+    other = tmp_path / "config.yaml"
+    other.write_text("model: {}")
+    for place, words in (
+        (tmp_path / "nowhere" / "backbone.safetensors", "does not exist"),
+        (tmp_path / "nope", "does not exist"),
+        (path, "does not exist"),
+        (path.parent, r"is a folder without a backbone\.safetensors"),
+        (tmp_path, r"is a folder without a backbone\.safetensors"),
+        (other, r"has no backbone\.json beside it"),
+    ):
+        for call in (load_backbone, lambda place: identify(str(place))):
+            with pytest.raises(UserError, match=rf"^backbone: {re.escape(str(place))} {words}"):
+                call(place)
+    with pytest.raises(UserError, match="backbone: '' names none"):
+        simfle.load_backbone("")
 
 
 @pytest.mark.parametrize(
