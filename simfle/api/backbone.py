@@ -86,7 +86,7 @@ def load_backbone(path: str | Path, device: str = "auto") -> Backbone:
         if not exported.is_dir():
             raise UserError(f"backbone: {path} is a run without exported backbones; first: simfle export {path}")
         place = exported
-    found = open_backbone(str(place))
+    found = open_backbone(str(place) if place.exists() else str(path))  # as a path, timm:NAME may lose a slash
     return Backbone(found.module, found.card, pick_device(device))
 
 

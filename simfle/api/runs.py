@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import UserError
+from shards.files import at_home
 from shards.manifest import NAME
 from shards.opened import Shards
 from shards.remote import is_url
@@ -53,7 +54,7 @@ def pretrain(
             "processes=N, or give the launcher -m simfle pretrain"
         )
     _refuse(settings, {"train.run": "out", "data.shards": "data"})
-    run = Path(out).expanduser()
+    run = at_home(out)
     names = ("shards" if number == 0 else f"shards{number}" for number in itertools.count())
     shards = [_as_shards(place, run / name) for place, name in zip(_several(data), names, strict=False)]
     words = [f"data.shards={_written(shards)}", f"train.run={_written(str(run))}"]
@@ -110,7 +111,7 @@ def evaluate(
     from simfle.runtime import put_back
 
     _refuse(settings, {name: name for name in ("backbones", "shards", "benchmarks", "out")})
-    folder = Path(out).expanduser()
+    folder = at_home(out)
     words = [
         f"backbones={_written([str(_file(place)) for place in _several(backbones)])}",
         f"out={_written(str(folder))}",
@@ -187,7 +188,7 @@ def _place(place: Any) -> str:
     """A folder or URL in words; of what `shards.open` gave, where it lies."""
     if isinstance(place, Shards):
         place = place.folder
-    return str(place if is_url(place) else Path(place).expanduser())
+    return str(place if is_url(place) else at_home(place))
 
 
 def _file(place: str | Path) -> str | Path:
@@ -195,8 +196,9 @@ def _file(place: str | Path) -> str | Path:
     if not isinstance(place, str | Path):
         kind = type(place).__name__
         raise UserError(f"backbones: a {kind} has no name to note in the results; give what it was loaded from")
-    exported = Path(place).expanduser() / "export" / "online"
-    return exported if exported.is_dir() else place
+    here = at_home(place)
+    exported = here / "export" / "online"
+    return exported if exported.is_dir() else here if here.exists() else place
 
 
 def _written(value: Any) -> str:
