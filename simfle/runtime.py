@@ -25,7 +25,8 @@ FOR_LIBRARIES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG")  # a process start
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 AUTO = -1  # train.micro_batch=auto: what fits is found by trying, simfle.train.fitting
 BUCKET = 50_000_000  # gradients that are reduced together
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)  # the last: a terminal is closed
+LAUNCHER = "SIMFLE_LAUNCHER"  # set in the environment: the process that started this one and hands signals on to it
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _repeatable(wanted: bool) -> Iterator[None]:
 @contextmanager
 def _joined(config: TrainConfig) -> Iterator[World]:
     environment = _launched()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if "TORCHELASTIC_RUN_ID" in os.environ or LAUNCHER in os.environ:
         _leave_with_launcher()
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     if config.device not in ("auto", "cpu", "cuda"):
@@ -176,6 +177,8 @@ def _leave_with_launcher() -> None:
     """SIGTERM to this process when its launcher dies: it saves and ends, and does not hold the run's folder unseen."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):  # it has died already
+        signal.raise_signal(signal.SIGTERM)
 
 
 def _gpu(local_rank: int) -> int:
@@ -299,7 +302,7 @@ def _interrupts_held() -> Iterator[None]:
 
 
 class StopFlag:
-    """Raised by SIGTERM, SIGINT or SIGUSR2; the training loop looks at it at step boundaries only.
+    """Raised by `STOP_SIGNALS`; the training loop looks at it at step boundaries only. nohup's SIGHUP stays ignored.
 
     Only a process's main thread may change what signals do: within another one nothing raises it.
     """
@@ -311,6 +314,8 @@ class StopFlag:
     def __enter__(self) -> "StopFlag":
         main = threading.current_thread() is threading.main_thread()
         for name in STOP_SIGNALS if main else ():
+            if name == signal.SIGHUP and signal.getsignal(name) == signal.SIG_IGN:
+                continue
             self._previous[name] = signal.signal(name, self._raise)
         return self
 

@@ -17,6 +17,7 @@ from hypothesis import settings
 
 # A process that a shell starts in the background ignores SIGINT, and hands that on to those that tests send one to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, the same
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one order of sums, and two cores for several processes
 # The same cases each time: what a run finds, the next one finds, too. HYPOTHESIS_PROFILE=random looks for others.
 settings.register_profile("same", deadline=None, derandomize=True)

@@ -14,7 +14,8 @@ from typing import Any
 
 from simfle.errors import UserError
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
+LAUNCHER = "SIMFLE_LAUNCHER"  # simfle/runtime.py, which would load torch here
 GRACE = 30.0  # seconds that the others have to say why they end, after one has failed
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # what rich takes for a terminal
 LAST_WORDS = 2000  # characters of a failed process's output that are shown
@@ -65,6 +66,7 @@ def _environment(rank: int, processes: int, shared: dict[str, int], plain: bool)
     """plain: a notebook says that its output takes colours, but what is relayed comes line by line."""
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     own: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", **shared}
+    own[LAUNCHER] = os.getpid()
     own.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", threads))
     kept = {name: value for name, value in os.environ.items() if not (plain and name in COLOURS)}
     return kept | {name: str(value) for name, value in own.items()}
@@ -102,7 +104,8 @@ def _handed_on(running: "list[subprocess.Popen[bytes]]") -> Iterator[list[int]]:
     before = {}
     try:
         for name in SIGNALS:
-            before[name] = signal.signal(name, hand_on)
+            if name != signal.SIGHUP or signal.getsignal(name) != signal.SIG_IGN:  # nohup
+                before[name] = signal.signal(name, hand_on)
     except ValueError:
         before = {}
     try:

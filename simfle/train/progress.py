@@ -1,7 +1,11 @@
 """The progress line: a bar on a terminal, a plain line now and then in a log."""
 
+import os
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from rich.console import Console
@@ -36,7 +40,7 @@ class Announcer:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._heard(self._bar.stop)
 
     def start(self, run: Any) -> None:
         """One paragraph: data, batch, learning rate, processes, where the run lies."""
@@ -55,7 +59,7 @@ class Announcer:
             f"{train.precision}, {world.device.type}, {run.loader.backend_name}; run folder {run.folder}"
         )
         if self._bar is not None:
-            self._bar.start()
+            self._heard(self._bar.start)
         self._facts = facts_of(run)
 
     def advance(self, step: int, loss: float, speed: float, seconds: float, waited: float) -> None:
@@ -69,7 +73,7 @@ class Announcer:
         self._wait = keep * self._wait + (1 - keep) * waited / seconds
         text = f"loss {loss:.4f}  {self._speed:.1f} images/s  data wait {self._wait:.0%}"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=text)
+            self._heard(partial(self._bar.update, self._task, completed=step, description=text))
         elif step == self.steps or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             self._say(f"step {step}/{self.steps}  {text}")
@@ -80,7 +84,18 @@ class Announcer:
             self._say(judge(self._waited / self._seconds, self._facts))
 
     def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+        self._heard(partial(self._console.print, text, highlight=False, markup=False, soft_wrap=True))
+
+    def _heard(self, write: Callable[[], object]) -> None:
+        """Write, or go on in silence: `| head` has read enough, a terminal is closed; the run is worth more."""
+        try:
+            write()
+        except (OSError, SystemExit):  # the latter is rich's answer to a closed pipe
+            self.enabled, self._console.quiet = False, True
+            with suppress(OSError, ValueError):  # the latter: a notebook's stderr has no number
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, sys.stderr.fileno())
+                os.close(null)
 
 
 def facts_of(run: Any) -> Facts:

@@ -64,7 +64,7 @@ def signalled(number: signal.Signals) -> Callable[[Story], None]:
     return hurt
 
 
-for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2):
+for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
     fault(each.name, f"the step is finished and saved, exit code 0; {RESUMES}")(signalled(each))
 
 
@@ -314,6 +314,18 @@ ELSEWHERE = (
     ("SIGKILL of launcher and all ranks", RESUMES, "distributed/test_resume.py", "test_killed_and_resumed"),
     ("SIGKILL of one of two ranks", f"all end, exit code 1; {RESUMES}", "faults/test_faults.py", "test_ranks"),
     ("SIGKILL of the launcher alone", f"its ranks save and end; {RESUMES}", "faults/test_faults.py", "test_ranks"),
+    (
+        "SIGKILL of `simfle pretrain --processes`",
+        f"its processes save and end; {RESUMES}",
+        "faults/test_faults.py",
+        "test_our_own_launcher",
+    ),
+    (
+        "nobody reads its output any more: `| head`, a closed terminal",
+        "goes on in silence",
+        "faults/test_faults.py",
+        "test_nobody_reads_any_more",
+    ),
     (
         "SIGSTOP of a rank, for longer than train.timeout",
         "all end, and name it; the job comes back by itself",

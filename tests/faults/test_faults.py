@@ -1,6 +1,7 @@
 """Each fault of the table, done to real processes; then the run goes on and ends as one that nobody disturbed."""
 
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -123,6 +124,35 @@ def test_ranks(faces: Path, nursery: Nursery, tmp_path: Path) -> None:
     finish_both(nursery, faces, run, *settings)
     telling.check_same(run, whole)
     telling.check_tidy(run)
+
+
+def test_nobody_reads_any_more(faces: Path, tmp_path: Path) -> None:
+    """`| head`, or a terminal that is gone: the run goes on in silence to its end."""
+    process = runs.start(1, faces, tmp_path, *telling.SMALL, "train.steps=8")
+    assert process.stdout
+    assert process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(120) == 0
+    assert len(runs.metrics(tmp_path)) == 8
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP], ids=lambda number: number.name)
+def test_our_own_launcher(number: signal.Signals, faces: Path, tmp_path: Path) -> None:
+    """Killed it leaves nobody behind who trains on unseen; a closed terminal's signal it hands on."""
+    log = tmp_path / "log"
+    settings = (*telling.SMALL, "train.steps=4000", "train.checkpoint_every=4000")
+    words = runs.command(1, faces, tmp_path / "run", *settings)
+    with log.open("w") as file:
+        process = subprocess.Popen([*words, "--processes", "2"], cwd=TESTS.parent, stderr=file, start_new_session=True)
+    runs.wait_for_step(process, tmp_path / "run", 2)  # type: ignore[arg-type]
+    workers = psutil.Process(process.pid).children()
+    assert len(workers) == 2
+    process.send_signal(number)
+    assert process.wait(120) == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+    assert not psutil.wait_procs(workers, timeout=120)[1]
+    done = len(runs.metrics(tmp_path / "run"))
+    assert f"after step {done} of 4000; saved" in log.read_text()
+    assert (tmp_path / "run" / "checkpoints" / f"step-{done:08d}" / "COMPLETE").exists()
 
 
 def test_the_table_is_that_of_the_docs_and_its_tests_exist() -> None:
