@@ -1,5 +1,6 @@
 """A backbone with its preprocessing: images in, features out."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -11,11 +12,14 @@ from torch import Tensor, nn
 
 from shards.files import at_home
 from simfle.errors import UserError
-from simfle.eval.backbones import Card
+from simfle.eval.backbones import CARD, Card, read_card
+from simfle.eval.export import newest_checkpoint
 from simfle.eval.foreign import open_backbone
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 # One image: a PIL image, [H, W, 3] or [H, W] uint8, a uint8 tensor [3, H, W], or the path of a file.
 One: TypeAlias = "Image.Image | NDArray[np.uint8] | Tensor | str | Path"
@@ -85,9 +89,20 @@ def load_backbone(path: str | Path, device: str = "auto") -> Backbone:
     if place.is_dir() and (place / "checkpoints").is_dir():
         if not exported.is_dir():
             raise UserError(f"backbone: {path} is a run without exported backbones; first: simfle export {path}")
+        _mind_newer(place, exported)
         place = exported
     found = open_backbone(str(place) if place.exists() else str(path))  # as a path, timm:NAME may lose a slash
     return Backbone(found.module, found.card, pick_device(device))
+
+
+def _mind_newer(run: Path, exported: Path) -> None:
+    """Say that a run has gone on since its backbone was exported: no error, but its user must know."""
+    try:
+        newest = newest_checkpoint(run).name
+    except UserError:  # only the backbone was kept
+        return
+    if read_card(exported / CARD).run.get("checkpoint") != newest:
+        log.warning("%s has gone on to %s since its backbone was exported; anew: simfle export %s", run, newest, run)
 
 
 def pick_device(name: str) -> torch.device:

@@ -32,12 +32,13 @@ def compare(
     from simfle.eval.compare import compare as paired
     from simfle.eval.summary import grouped, rows
 
-    found = {}
+    named: dict[str, list[str]] = {}
     for word in methods:
         name, _, places = word.partition("=")
-        if not places:
+        if not name or not places:
             raise UserError(f"{word}: give NAME=FOLDER, the folder of an evaluation")
-        found[name] = _results(name, places.split(","))
+        named.setdefault(name, []).extend(places.split(","))
+    found = {name: _results(name, places) for name, places in named.items()}
     against = against or next(iter(found))
     if against not in found:
         raise UserError(f"--against {against}: no such method; there are {', '.join(found)}")

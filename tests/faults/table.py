@@ -321,7 +321,7 @@ ELSEWHERE = (
         "test_our_own_launcher",
     ),
     (
-        "nobody reads its output any more: `| head`, a closed terminal",
+        "nobody reads its output any more (`head`, a closed terminal)",
         "goes on in silence",
         "faults/test_faults.py",
         "test_nobody_reads_any_more",

@@ -139,6 +139,8 @@ def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert table[name]["score"].split()[0] == f"{score:.3f}"
     assert table["ours"]["less theirs"].startswith(f"{scores['ours'] - scores['theirs']:+.3f} (")
     assert float(table["ours"]["p"]) < 0.05
+    show([f"ours={tmp_path}/ours-0", f"ours={tmp_path}/ours-1"], against="", resamples=50)
+    assert f"| ours | 2 | {scores['ours']:.3f}" in capsys.readouterr().out  # a word for each run
     show([f"random={tmp_path}/*/random"], against="", resamples=50)
     assert "| random | 4 | 0.000" in capsys.readouterr().out  # where nothing else is, they are what is meant
     write_result(tmp_path / "ours-0", replace(one, backbone={**one.backbone, "id": "another-checkpoint"}))
