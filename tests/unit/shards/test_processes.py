@@ -14,9 +14,10 @@ from shards.errors import UserError
 from shards.processes import on_processes, tell
 
 
-def children() -> list[int]:
-    own = Path("/proc/self/task").iterdir()
-    return [int(word) for task in own for word in (task / "children").read_text().split()]
+def children() -> list[str]:
+    """Workers that are left; this process may have other children, of tests before."""
+    own = [word for task in Path("/proc/self/task").iterdir() for word in (task / "children").read_text().split()]
+    return [pid for pid in own if "shards.processes" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def slow_first(item: int) -> tuple[int, int]:
