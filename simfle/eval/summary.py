@@ -14,6 +14,7 @@ import numpy as np
 
 from shards.files import write_atomic
 from shards.plain import parse_object
+from simfle.config import flatten
 from simfle.errors import UserError
 from simfle.eval import shown
 from simfle.eval.compare import Comparison, compare
@@ -69,7 +70,7 @@ def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result
     """(benchmark, protocol, backbone id) -> its seeds, in the order in which they come.
 
     Raises:
-        UserError: two seeds are of another kind, of other classes or metrics.
+        UserError: two seeds are of another kind, of other classes, metrics or settings.
     """
     found: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
@@ -77,8 +78,22 @@ def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result
         for name in ("kind", "classes", "metric"):
             if seeds and getattr(seeds[0], name) != getattr(result, name):
                 raise UserError(f"results: {seeds[0].path} and {result.path} differ in {name}; they do not go together")
+        if seeds and (name := _different(seeds[0].settings, result.settings)):
+            raise UserError(
+                f"results: {seeds[0].path} and {result.path} differ in {name}: a mean over them would be of neither; "
+                "evaluate all seeds with the same settings, or move one of the files away"
+            )
         seeds.append(result)
     return found
+
+
+def _different(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """The first setting in which two differ, with its values; "" where they are equal, as they stand in files."""
+    first, second = (flatten(json.loads(json.dumps(each))) for each in (one, other))
+    for name in sorted(first.keys() | second.keys()):
+        if first.get(name) != second.get(name):
+            return f"{name} ({first.get(name)} and {second.get(name)})"
+    return ""
 
 
 def rows(results: Sequence[Result], resamples: int = 1000) -> list[Row]:

@@ -11,6 +11,7 @@ from simfle.commands.compare import compare as show
 from simfle.errors import UserError
 from simfle.eval.compare import compare, mcnemar
 from simfle.eval.results import LANDMARKS, Result, Samples, write_result
+from simfle.eval.summary import grouped
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 400)
@@ -109,6 +110,16 @@ def test_what_cannot_be_compared() -> None:
     flipped = replace(first.samples, labels=[1 - label for label in first.samples.labels])
     with pytest.raises(UserError, match="disagree about the labels"):
         compare([first], [replace(first, samples=flipped)])
+
+
+def test_seeds_of_other_settings_are_not_averaged() -> None:
+    """As they stand in files: a tuple is a list there."""
+    first = replace(made(LABELS > 0), settings={"size": 64, "fast": {"epochs": 40, "lrs": (0.1, 1.0)}})
+    second = replace(first, seed=1, settings={"size": 64, "fast": {"epochs": 40, "lrs": [0.1, 1.0]}})
+    assert [len(seeds) for seeds in grouped([first, second]).values()] == [2]
+    other = replace(first, seed=1, settings={"size": 64, "fast": {"epochs": 2, "lrs": [0.1, 1.0]}})
+    with pytest.raises(UserError, match=r"differ in fast\.epochs \(40 and 2\): a mean over them"):
+        grouped([first, other])
 
 
 def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
