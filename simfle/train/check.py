@@ -10,8 +10,12 @@ from simfle.errors import UserError
 OPTIMIZERS = ("sgd", "adamw")  # of simfle.optim, which imports torch
 DEVICES = ("auto", "cpu", "cuda")
 AT_LEAST = {
-    0: ("train.images_every", "train.stop_after", "train.timeout", "optim.weight_decay"),
+    0: (
+        *("train.images_every", "train.stop_after", "train.timeout", "train.steps", "data.threads"),
+        *("optim.lr", "optim.weight_decay", "optim.warmup_steps", "optim.clip"),
+    ),
     1: (
+        *("data.prefetch", "data.streams"),
         *("train.log_every", "train.checkpoint_every", "train.keep", "model.facemae.patch"),
         *("model.hidden", "model.projection", "model.bottleneck"),
         *(f"model.facemae.{part}{name}" for part in ("", "decoder_") for name in ("width", "depth", "heads")),
@@ -78,6 +82,9 @@ def check_ahead(config: PretrainConfig, *, network: bool) -> None:
 def check_numbers(config: PretrainConfig) -> None:
     """Refuse numbers out of their range, NaN among them. Raises UserError."""
     values = flatten(asdict(config))
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name}={value}; it must be a finite number")
     for least, names in AT_LEAST.items():
         for name in names:
             if not values[name] >= least:
