@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 OWN_CORES = "SIMFLE_OWN_CORES"  # set in the environment: the cores that this process may use are shared with no other
+LAUNCHER = "SIMFLE_LAUNCHER"  # the same: the process that started this one, and hands signals on to it
 FLUSH_FAILED = 120  # what Python itself ends with where the last of the output cannot be written
 
 

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
@@ -19,6 +19,7 @@ from torch import nn
 
 from simfle.config import OptimConfig, TrainConfig
 from simfle.errors import AgreedError, PeersMissing, RunStopped, UserError
+from simfle.process import LAUNCHER
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 FOR_LIBRARIES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG")  # a process started later may use another device
@@ -26,7 +27,6 @@ LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR
 AUTO = -1  # train.micro_batch=auto: what fits is found by trying, simfle.train.fitting
 BUCKET = 50_000_000  # gradients that are reduced together
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)  # the last: a terminal is closed
-LAUNCHER = "SIMFLE_LAUNCHER"  # set in the environment: the process that started this one and hands signals on to it
 
 
 @dataclass(frozen=True)
@@ -95,22 +95,17 @@ def processes(config: TrainConfig) -> Iterator[World]:
     Raises:
         UserError: a GPU was asked for that is not there, or the launcher started fewer processes than it was told to.
     """
-    if "WORLD_SIZE" in os.environ:
-        with _repeatable(config.deterministic), _joined(config) as world:
-            yield world
-    else:
-        with put_back(), _repeatable(config.deterministic), _joined(config) as world:
-            yield world
+    changes = nullcontext() if "WORLD_SIZE" in os.environ else put_back()
+    with changes, _repeatable(config.deterministic), _joined(config) as world:
+        yield world
 
 
 @contextmanager
 def put_back() -> Iterator[None]:
     """What a run or an evaluation changes in its process, which may be a notebook's and goes on."""
     set_before = set(os.environ)
-    hook, random = (
-        sys.excepthook,
-        torch.get_rng_state(),
-    )  # torch's hook writes the number of the process before each line
+    random = torch.get_rng_state()
+    hook = sys.excepthook  # torch's writes the number of the process before each line
     try:
         yield
     finally:

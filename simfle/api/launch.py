@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from simfle.errors import UserError
+from simfle.process import LAUNCHER
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
-LAUNCHER = "SIMFLE_LAUNCHER"  # simfle/runtime.py, which would load torch here
 GRACE = 30.0  # seconds that the others have to say why they end, after one has failed
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # what rich takes for a terminal
 LAST_WORDS = 2000  # characters of a failed process's output that are shown

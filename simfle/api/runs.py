@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(
-    data: str | Path | Sequence[str | Path],
+    data: "str | Path | Shards | Sequence[str | Path | Shards]",
     out: str | Path,
     *,
     config: str | Path | None = None,
@@ -36,7 +36,8 @@ def pretrain(
 ) -> Path:
     """Pretrain on `data` in the run folder `out`; the file of the backbone, which `load_backbone` and `embed` take.
 
-    data: shards (a folder or URL, or several), or a folder of images, of which shards are made in OUT/shards first.
+    data: shards (a folder, a URL or what `shards.open` gave, or several), or a folder of images, of which shards are
+    made in OUT/shards first.
     config: a YAML file; default: configs/pretrain/simfle_resnet50.yaml, the paper's recipe. processes: 1 runs in this
     process, more are started on this machine, one per GPU or sharing its cores. settings: what a configuration may
     say, by dotted name: {"train.steps": 1000, "model.backbone": "resnet18"}.
@@ -89,7 +90,7 @@ def _train_and_export(config: PretrainConfig, processes: int) -> Path:
 def evaluate(
     backbones: Any,
     *,
-    shards: str | Path | Sequence[str | Path] = (),
+    shards: "str | Path | Shards | Sequence[str | Path | Shards]" = (),
     benchmarks: Mapping[str, str | Path] | None = None,
     out: str | Path = "eval",
     config: str | Path | None = None,
@@ -112,10 +113,8 @@ def evaluate(
 
     _refuse(settings, {name: name for name in ("backbones", "shards", "benchmarks", "out")})
     folder = at_home(out)
-    words = [
-        f"backbones={_written([str(_file(place)) for place in _several(backbones)])}",
-        f"out={_written(str(folder))}",
-    ]
+    files = [str(_file(place)) for place in _several(backbones)]
+    words = [f"backbones={_written(files)}", f"out={_written(str(folder))}"]
     if shards:
         words.append(f"shards={_written([_place(place) for place in _several(shards)])}")
     if benchmarks:
@@ -147,7 +146,7 @@ def build_folder(images: Path, out: Path) -> None:
         log.info("%s: %d images as shards in %s", images, report.manifest.samples, out)
 
 
-def _as_shards(place: str | Path, out: Path) -> str:
+def _as_shards(place: str | Path | Shards, out: Path) -> str:
     """A place of shards as it is; of a folder of images, shards made of it."""
     if is_url(place := _place(place)):
         return place
@@ -184,7 +183,7 @@ def _several(values: Any) -> list[Any]:
     return [values] if isinstance(values, str | Shards) or not isinstance(values, Iterable) else list(values)
 
 
-def _place(place: Any) -> str:
+def _place(place: str | Path | Shards) -> str:
     """A folder or URL in words; of what `shards.open` gave, where it lies."""
     if isinstance(place, Shards):
         place = place.folder

@@ -211,9 +211,7 @@ class Corpus:
 
     def _fits(self, shard: int, offset: int, size: int) -> bool:
         """Whether a member's header, 512 bytes before it, says the size that the index says (in octal)."""
-        tar = self._tars(
-            shard, self._open
-        )  # as in `_read`: its number alone may be another tar's before it is read from
+        tar = self._tars(shard, self._open)  # held, as in `_read`: its number alone may soon be another tar's
         try:
             field = os.pread(tar.number, 12, offset - HEADER + SIZE_AT).strip(b"\0 ")
         except OSError:

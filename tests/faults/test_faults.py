@@ -10,9 +10,10 @@ import pytest
 from distributed import runs
 from distributed.launch import free_port
 from faults import story as telling
+from faults.elsewhere import ELSEWHERE
 from faults.nursery import At, Nursery
 from faults.story import Story
-from faults.table import ELSEWHERE, FAULTS, Fault, lines
+from faults.table import FAULTS, Fault, lines
 
 from simfle.train import checkpoint
 
