@@ -12,9 +12,9 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from simfle.errors import UserError
 
@@ -26,6 +26,7 @@ BASE_60 = re.compile(r"[-+]?([1-9]\d*(:[0-5]?\d)+|\d+(:[0-5]?\d)+\.\d*)")
 REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read the environment
 MOST_YAML = 1 << 20  # bytes
 DEEPEST_YAML = 20
+KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def option(default: Any, text: str, *, free: bool = False, words: dict[str, Any] | None = None) -> Any:
@@ -35,8 +36,8 @@ def option(default: Any, text: str, *, free: bool = False, words: dict[str, Any]
     """
     metadata = {"help": text, "free": free, "words": words or {}}
     if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -227,10 +228,11 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
         if not OmegaConf.is_dict(layer):
             raise UserError(f"config: {place} holds a list or a bare value, not keys")
         _check_keys(schema, layer, place)
+        _complete(schema, layer)
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
-            raise UserError(f"config: {place}: {str(error).splitlines()[0]} ({error.full_key})") from None
+            raise UserError(f"config: {place}: {_unfit(schema, layer, error)}") from None
     try:
         return cast(T, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # a reference to nothing, or to itself
@@ -259,22 +261,58 @@ def read_plain(file: Path) -> dict[str, Any]:
 
 
 def _check_keys(schema: Any, layer: Any, place: str) -> None:
-    """Refuse keys that `schema` does not have, and references; words for values become the values. Raises UserError."""
-    from omegaconf import OmegaConf
-
+    """Refuse keys that `schema` does not have, and references to elsewhere. Raises UserError."""
     known = list(keys(schema))
-    words = {name: metadata["words"] for name, metadata in _metadata(schema) if metadata.get("words")}
-    tables = tuple(f"{name}." for name, _ in _metadata(schema, tables=True))  # their keys are the user's own
-    for key, value in flatten(cast(dict, OmegaConf.to_container(layer))).items():
+    for key, value in _leaves(layer):
         _check_references(key, value, place)
-        if key.startswith(tables):
-            continue
-        if key not in known and not any(name.startswith(key + ".") for name in known):
+        inner = [name for name in known if name.startswith(key + ".")]
+        if inner and value is not None:
+            raise UserError(f"config: {key}={value} in {place}: {key} has settings of its own, such as {inner[0]}")
+        if key not in known and not inner and not key.startswith(_tables(schema)):
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"config: unknown key {key!r} in {place}{hint}")
-        if isinstance(value, str) and value in words.get(key, {}):
-            OmegaConf.update(layer, key, words[key][value])
+
+
+def _complete(schema: Any, layer: Any) -> None:
+    """Write out what is meant: a word's value, a list of one for a bare value, no keys for an empty group."""
+    from omegaconf import OmegaConf
+
+    fields = dict(_fields(schema))
+    for key, value in _leaves(layer):
+        field = fields.get(key)
+        if field is None:
+            if value is None:  # a group whose lines are all comments
+                OmegaConf.update(layer, key, {})
+        elif isinstance(value, str) and value in field.metadata.get("words", {}):
+            OmegaConf.update(layer, key, field.metadata["words"][value])
+        elif isinstance(value, str | int | float) and get_origin(field.type) is list and "${" not in str(value):
+            OmegaConf.update(layer, key, [value])
+
+
+def _leaves(layer: Any) -> list[tuple[str, Any]]:
+    """Dotted names and values of a layer, as they are written."""
+    from omegaconf import OmegaConf
+
+    return list(flatten(cast(dict, OmegaConf.to_container(layer))).items())
+
+
+def _tables(schema: Any) -> tuple[str, ...]:
+    """How names begin that are the user's own: the keys of fields that are dictionaries."""
+    return tuple(f"{name}." for name, field in _fields(schema) if get_origin(field.type) is dict)
+
+
+def _unfit(schema: Any, layer: Any, error: Any) -> str:
+    """What to say of a value that its field cannot take."""
+    key = str(error.full_key).partition("[")[0]
+    field, value = dict(_fields(schema)).get(key), dict(_leaves(layer)).get(key)
+    if field is None:
+        return f"{str(error).splitlines()[0]} ({error.full_key})"
+    if get_origin(field.type) is list:
+        must = f"a list, each {KINDS[get_args(field.type)[0]]}" if isinstance(value, list) else "a list, such as [a,b]"
+    else:
+        must = KINDS.get(field.type, "names with values")
+    return f"{key}={'' if value is None else value}; it must be {must}"
 
 
 def packaged(file: Path) -> Path:
@@ -329,7 +367,7 @@ def _quoted(text: str) -> str:
 
 def keys(schema: Any) -> Iterator[str]:
     """Dotted names of all leaf fields of a config dataclass."""
-    return (name for name, _ in _metadata(schema))
+    return (name for name, _ in _fields(schema))
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -345,7 +383,7 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def identity(config: Any) -> dict[str, Any]:
     """The values that make this run this run: every leaf that is not marked free."""
-    free = {name for name, metadata in _metadata(type(config)) if metadata.get("free")}
+    free = {name for name, field in _fields(type(config)) if field.metadata.get("free")}
     return {key: value for key, value in flatten(dataclasses.asdict(config)).items() if key not in free}
 
 
@@ -357,13 +395,13 @@ def digest(config: Any) -> str:
 
 def helps(schema: Any) -> dict[str, str]:
     """Help text of every leaf field, by dotted name."""
-    return {name: str(metadata.get("help", "")) for name, metadata in _metadata(schema)}
+    return {name: str(field.metadata.get("help", "")) for name, field in _fields(schema)}
 
 
-def _metadata(schema: Any, prefix: str = "", *, tables: bool = False) -> Iterator[tuple[str, Any]]:
-    """Dotted names and metadata of all leaf fields, or only of those that are dictionaries."""
-    for item in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(item.type):
-            yield from _metadata(item.type, f"{prefix}{item.name}.", tables=tables)
-        elif not tables or get_origin(item.type) is dict:
-            yield prefix + item.name, item.metadata
+def _fields(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names of all leaf fields, and the fields."""
+    for field in dataclasses.fields(schema):
+        if dataclasses.is_dataclass(field.type):
+            yield from _fields(field.type, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, field

@@ -27,8 +27,13 @@ def test_yaml_then_command_line(tmp_path: Path) -> None:
     [
         ("train: {sed: 3}", [], "unknown key 'train.sed' in .*c.yaml; did you mean train.seed?"),
         ("", ["model.bakcbone=x"], "unknown key 'model.bakcbone' in command line; did you mean model.backbone?"),
-        ("train: {seed: x}", [], "could not be converted to Integer .*train.seed"),
-        ("train: [1, 2]", [], "train"),
+        ("train: {seed: x}", [], r"c.yaml: train.seed=x; it must be a whole number"),
+        ("", ["train.steps=3.0"], r"command line: train.steps=3.0; it must be a whole number"),
+        ("", ["optim.lr=fast"], "optim.lr=fast; it must be a number"),
+        ("", ["train.profile=perhaps"], "train.profile=perhaps; it must be true or false"),
+        ("", ["data.shards="], r"data.shards=; it must be a list, such as \[a,b\]"),
+        ("", ["train.profile_steps=[3,x]"], r"train.profile_steps=\[3, 'x'\]; it must be a list, each a whole number"),
+        ("train: [1, 2]", [], r"train=\[1, 2\] in .*c.yaml: train has settings of its own, such as train.run"),
         ("- 1", [], "holds a list or a bare value"),
         ("a: [", [], "cannot read"),
         ("", ["train.seed"], "is not key=value"),
@@ -39,6 +44,15 @@ def test_mistakes_are_named(text: str, overrides: list[str], message: str, tmp_p
     file.write_text(text)
     with pytest.raises(UserError, match=message):
         load(PretrainConfig, file, overrides)
+
+
+def test_one_value_of_a_list_needs_no_brackets(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {shards: a, splits: '${data.shards}'}\ntrain:\n  # seed: 3\n")
+    made = load(PretrainConfig, file, ["train.profile_ranks=1"])
+    assert (made.data.shards, made.data.splits, made.train.profile_ranks) == (["a"], ["a"], [1])
+    assert made.train == TrainConfig(profile_ranks=[1])
+    assert load(PretrainConfig, file, ["data.shards=b"]).data.shards == ["b"]
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
