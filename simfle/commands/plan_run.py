@@ -65,8 +65,12 @@ def plan_run(  # noqa: PLR0913, PLR0917 - a command line
     machines = Machines(nodes, gpus_per_node, gpu, network_rate(network), cores)
     _check(resolved)
     request = Request(resolved, machines, _corpus(resolved, images, image_bytes), known, per_gpu)
-    if not table:
-        _with_batch(request)  # a batch that cannot be shared is refused before anything is counted
+    if not table:  # a batch that cannot be shared is refused before anything is counted
+        try:
+            _with_batch(request)
+        except UserError as error:
+            hint = f"planned for --nodes {nodes} --gpus-per-node {gpus_per_node}; --per-gpu N gives each N samples"
+            raise UserError(f"{error} ({hint})") from None
     work = count(resolved)
     if table:
         typer.echo(_markdown(request, work))

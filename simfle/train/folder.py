@@ -13,6 +13,7 @@ from typing import IO, Any
 
 import yaml
 
+from shards.manifest import NAME as MANIFEST
 from shards.remote import redacted
 from simfle.config import PretrainConfig, digest, identity, load
 from simfle.errors import UserError
@@ -41,8 +42,9 @@ def claimed(run: Path, patience: float = 0.0) -> Iterator[None]:
     """Hold the folder for this run; wait up to `patience` seconds for one that still holds it.
 
     Raises:
-        UserError: another living run holds it, or it cannot be written.
+        UserError: another living run holds it, it cannot be written, or it is one of shards.
     """
+    _refuse_shards(run)
     try:
         run.mkdir(parents=True, exist_ok=True)
         file = (run / ".lock").open("a+")
@@ -74,7 +76,7 @@ def settle_config(run: Path, config: PretrainConfig) -> None:
     """Write the resolved config, URLs without what is secret in them, and the versions; only to this run's own folder.
 
     Raises:
-        UserError: the folder belongs to a run with another configuration; the differing keys are named.
+        UserError: the folder holds shards, or a run with another configuration; the differing keys are named.
     """
     refuse_other(run, config)
     _replace(run / "config.yaml", yaml.safe_dump(redacted(asdict(config)), sort_keys=False))
@@ -82,7 +84,8 @@ def settle_config(run: Path, config: PretrainConfig) -> None:
 
 
 def refuse_other(run: Path, config: PretrainConfig) -> None:
-    """Raise a UserError where the folder belongs to a run with another configuration. Writes nothing."""
+    """Raise a UserError where the folder holds shards, or a run with another configuration. Writes nothing."""
+    _refuse_shards(run)
     file = run / "config.yaml"
     if file.exists() and complete(run):
         before = load(PretrainConfig, file)
@@ -93,6 +96,11 @@ def refuse_other(run: Path, config: PretrainConfig) -> None:
                 f"{run} holds a run with another configuration ({'; '.join(differing)}); "
                 "give the old values, or another train.run"
             )
+
+
+def _refuse_shards(run: Path) -> None:
+    if (run / MANIFEST).exists():
+        raise UserError(f"train.run={run} holds shards ({MANIFEST}); name a folder for the run, a new one or its own")
 
 
 def describe(run: Path, facts: dict[str, Any]) -> None:

@@ -48,6 +48,8 @@ TABLE = [
     ("no GPU to train on", f"pretrain {CPU} data.shards=[{{faces}}] train.device=cuda", 1, "torch sees no GPU"),
     ("batch not shared", f"pretrain {CPU} data.shards=[{{faces}}] train.global_batch=16 train.micro_batch=5", 1,
      "train.micro_batch=5 does not divide the 16 samples"),
+    ("a run among shards", f"pretrain {CPU} data.shards=[{{faces}}] train.run={{faces}}", 1,
+     "holds shards (manifest.json)"),
     ("no Slurm", "slurm pretrain --gpus-per-node 0 data.shards=[{faces}] train.global_batch=16 train.run=run", 1,
      "sbatch and srun are not on this machine; submit from a login node, or add --dry-run"),
     ("no Slurm for the doctor", "doctor --folder {empty} --nodes 2", 1, "sbatch and srun are not on this machine"),
