@@ -179,7 +179,6 @@ def _told(content: Content) -> dict[str, Any]:
     """Facts, settings and what is known of the benchmarks."""
     results = content.tables.results
     people = {result.data.get("test", {}).get("people") is not None for result in results}
-    settings = {f"{result.benchmark}, {result.protocol}": result.settings for result in results}
     return {
         "facts": _facts(content),
         "differing": differing(content.runs),
@@ -189,8 +188,22 @@ def _told(content: Content) -> dict[str, Any]:
         if people == {False}
         else "people where they are known",
         "data": list({result.benchmark: result.data for result in results}.items()),
-        "settings": [(name, yaml.safe_dump(values, sort_keys=False)) for name, values in settings.items()],
+        "settings": _settings(content.tables),
     }
+
+
+def _settings(tables: Tables) -> list[tuple[str, str]]:
+    """What was evaluated and how; with the backbones' names where not all of them were evaluated alike."""
+    found: dict[str, dict[str, list[str]]] = {}  # benchmark and protocol -> settings -> names of backbones
+    for result in tables.results:
+        text = yaml.safe_dump(result.settings, sort_keys=False)
+        names = found.setdefault(f"{result.benchmark}, {result.protocol}", {}).setdefault(text, [])
+        names.append(tables.names[result.backbone["id"]])
+    return [
+        (what if len(ways) == 1 else f"{what}, {' and '.join(dict.fromkeys(names))}", text)
+        for what, ways in found.items()
+        for text, names in ways.items()
+    ]
 
 
 def _facts(content: Content) -> list[tuple[str, str]]:

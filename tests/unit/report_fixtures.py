@@ -45,6 +45,7 @@ def add_result(  # noqa: PLR0913 - what differs from test to test
     names: tuple[str, ...] = NAMES,
     people: bool = True,
     benchmark: str = "faces",
+    epochs: int = 7,
 ) -> Result:
     """Write what a classifier would give that is right in a share `skill` of the samples (and guesses none)."""
     count = PEOPLE * EACH
@@ -68,7 +69,7 @@ def add_result(  # noqa: PLR0913 - what differs from test to test
     best = {metric: measured[metric] + 0.01} if protocol == "linear" else None
     result = Result(
         about, benchmark, protocol, seed, kind, data["classes"], metric, measured, [{"lr": 1}], best, data, samples,
-        {protocol: {"epochs": 7}}, f"{backbone}{benchmark}{protocol}{seed}", command, {}, {}, None,
+        {protocol: {"epochs": epochs}}, f"{backbone}{benchmark}{protocol}{seed}", command, {}, {}, None,
     )  # fmt: skip
     write_result(out, result)
     return result

@@ -157,6 +157,17 @@ def test_images_are_said_where_people_are_not_known(tmp_path: Path) -> None:
     assert "other people" not in words
 
 
+def test_all_settings_are_told_with_whose_they_are(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    add_result(run / "eval", "online-0123abcd", 0.8)
+    add_result(run / "eval", "random-0123abcd", 0.5, epochs=9)
+    add_result(run / "eval", "online-0123abcd", 0.8, benchmark="others")
+    words = write(run)[1].words()
+    assert "Settings of faces, linear, onlinelinear: epochs: 7" in words
+    assert "Settings of faces, linear, randomlinear: epochs: 9" in words
+    assert "Settings of others, linearlinear: epochs: 7" in words
+
+
 def test_differences_are_tested_in_pairs(run: Path) -> None:
     _, page = write(run)
     header = page.rows.index(["first", "second", "where", "first less second", "95 % interval", "p"])
