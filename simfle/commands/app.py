@@ -1,6 +1,7 @@
 """What every command line shares: an app with plain help, and one line instead of a traceback for a user's error."""
 
 import errno
+import io
 import os
 import sys
 import time
@@ -41,6 +42,8 @@ def command(function: Callable[..., None]) -> Callable[[], None]:
 
 def run(app: typer.Typer) -> None:
     """Run a typer app; a UserError, a full disk or lost peers become one line on stderr and exit code 1, Ctrl-C 130."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without these letters, or a file name that is no text
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except (UserError, PeersMissing) as error:

@@ -1,6 +1,7 @@
 """The command `simfle`: every tool under one name, light help, the screens of watch and doctor, several processes."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -71,6 +72,16 @@ def test_help_is_light_and_lists_every_name() -> None:
     for name, entry in table.TABLE.items():
         assert f"  {name} " in done.stdout
         assert entry.help in done.stdout
+
+
+@pytest.mark.parametrize("letters", ["ascii", "latin-1", "utf-8"])
+def test_names_that_the_terminal_cannot_write_are_written_as_numbers(letters: str, faces: Path, tmp_path: Path) -> None:
+    place = tmp_path / "Gesichter für \N{WINKING FACE}"
+    shutil.copytree(faces, place)
+    command = [sys.executable, "-m", "simfle", "shards", "inspect", str(place)]
+    done = subprocess.run(command, capture_output=True, env=environment() | {"PYTHONIOENCODING": letters}, check=True)
+    said = "Gesichter für \N{WINKING FACE}".encode(letters, "backslashreplace")
+    assert said in done.stdout
 
 
 @pytest.mark.parametrize("columns", [80, 140])
