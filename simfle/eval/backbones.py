@@ -105,7 +105,8 @@ def find_weights(path: Path) -> Path:
     if not path.exists():
         raise UserError(f"backbone: {path} does not exist; make one with simfle export RUN, or name one as timm:NAME")
     if not weights.is_file():
-        raise UserError(f"backbone: {path} is a folder without a {WEIGHTS}; make one with simfle export RUN")
+        run = path if (path / "checkpoints").is_dir() else "RUN"
+        raise UserError(f"backbone: {path} is a folder without a {WEIGHTS}; make one with simfle export {run}")
     if not weights.with_name(CARD).is_file():
         raise UserError(f"backbone: {weights} has no {CARD} beside it, as those have that simfle export RUN makes")
     return weights
