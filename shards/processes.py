@@ -188,9 +188,10 @@ def serve(parent: "Connection[Any, Any]") -> None:
 
 
 def _tell(parent: "Connection[Any, Any]", value: object) -> None:
-    if parent.poll():  # it sends nothing while it waits for an answer: it has closed its end
-        raise UserError("stopped")
-    parent.send(value)
+    try:
+        parent.send(value)
+    except OSError:  # it has closed its end
+        raise UserError("stopped") from None
 
 
 def _answer(function: Callable[[Any], Any], item: object) -> object:

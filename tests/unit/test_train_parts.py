@@ -22,6 +22,7 @@ from simfle.optim import STATES
 from simfle.runtime import arithmetic_threads
 from simfle.train.advice import WAITING, Facts, judge
 from simfle.train.check import OPTIMIZERS, check
+from simfle.train.folder import claimed
 from simfle.train.profile import tables
 from simfle.train.tensors import DTYPES, Pace, write_tensors
 
@@ -191,3 +192,10 @@ def test_a_profile_counts_a_gpus_work_once() -> None:
     words = [line.split() for line in tables(events, cuda=True).splitlines() if line]
     assert ["forward", "2", "9.0"] in words
     assert words[-1] == ["aten::mm", "2", "4.0", "100.0%"]
+
+
+def test_a_folder_of_shards_is_not_claimed_for_a_run(faces: Path) -> None:
+    before = sorted(faces.iterdir())
+    with pytest.raises(UserError, match="holds shards"), claimed(faces):
+        pass
+    assert sorted(faces.iterdir()) == before  # not even a lock

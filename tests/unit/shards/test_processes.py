@@ -34,8 +34,9 @@ def until_stopped(folder: Path, item: int) -> int:
         while True:
             time.sleep(0.01)
             tell(item)
-    finally:
+    except UserError:
         (folder / "left").touch()
+        raise
 
 
 def refuse(item: int) -> int:
