@@ -99,10 +99,11 @@ class RAFDB:
 
 
 def _folders(root: Path, base: Path) -> Iterator[Entry | Rejected]:
-    """DATASET/{train,test}/<1-7>/: the folder is the label, and the list beside it must say the same."""
+    """DATASET/{train,test}/<1-7>/: the folder is the label, and the list in or beside DATASET must say the same."""
     prefix = base.relative_to(root).as_posix()
     for split in COUNTS:
-        listed = _labels(base / f"{split}_labels.csv")
+        name = f"{split}_labels.csv"
+        listed = _labels(find(base, name) or _beside(root, base) / name)
         for number, label in enumerate(LABELS, 1):
             folder = base / split / str(number)
             for name in names(folder) if folder.is_dir() else ():
@@ -114,6 +115,15 @@ def _folders(root: Path, base: Path) -> Iterator[Entry | Rejected]:
                 yield Entry(PurePosixPath(name).stem, source, folder / name, label, split)
         for name, said in listed.items():
             yield Rejected(f"{prefix}/{split}/{said}/{name}".removeprefix("./"), "missing")
+
+
+def _beside(root: Path, base: Path) -> Path:
+    """Where Kaggle puts the lists: the folder that holds DATASET. A folder of another name may have strangers' lists
+    beside it, so there it is the folder itself."""
+    if base != root:
+        return root
+    full = root.resolve()
+    return full.parent if full.name == "DATASET" else root
 
 
 def _labels(file: Path) -> dict[str, str]:

@@ -138,6 +138,24 @@ def test_folders_and_their_lists_must_agree(tmp_path: Path) -> None:
         list(RAFDB(root))
 
 
+def test_the_lists_may_lie_beside_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Kaggle ships it, whether the folder above or DATASET itself is given."""
+    root = write_folders(tmp_path / "raf")
+    for split in ("train", "test"):
+        (root / "DATASET" / f"{split}_labels.csv").rename(root / f"{split}_labels.csv")
+    assert rejects(RAFDB(root)) == {}
+    train, test = root / "train_labels.csv", root / "test_labels.csv"
+    train.write_text(train.read_text().replace("train_00001_aligned.jpg,5", "train_00001_aligned.jpg,4"))
+    test.write_text(test.read_text() + "gone.jpg,2\n")
+    wanted = {"train/5/train_00001_aligned.jpg": "conflicting_label", "test/2/gone.jpg": "missing"}
+    assert rejects(RAFDB(root)) == {f"DATASET/{source}": reason for source, reason in wanted.items()}
+    assert rejects(RAFDB(root / "DATASET")) == wanted
+    monkeypatch.chdir(root / "DATASET")
+    assert rejects(RAFDB(Path())) == wanted
+    (root / "DATASET").rename(root / "mine")  # beside it, the list may be another corpus's
+    assert rejects(RAFDB(root / "mine")) == {}
+
+
 def test_what_is_not_rafdb_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "other" / "faces" / "1.jpg", photo())
     with pytest.raises(UserError, match=r"no list of labels .*list_patition_label.txt.* found: faces"):
