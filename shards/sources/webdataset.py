@@ -13,6 +13,7 @@ from typing import Any
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.foreign import split_of
 from shards.plain import parse_json
 from shards.sources.folder import EXTENSIONS, walk
 from shards.sources.layout import content, inside
@@ -30,6 +31,7 @@ class WebDataset:
 
     image: the extension of the member to take, where a sample has several images ("input.jpg"); label_field and
     group_field: of the .json; split_pattern: a regular expression with one group, searched in the path of the tar.
+    Without one the last word of that path that names a split counts, as where such tars are read without a build.
     """
 
     root: Path
@@ -48,8 +50,10 @@ class WebDataset:
         pattern = self._pattern()
         self.found.clear()
         for name, file in self._tars():
-            match = pattern.search(name) if pattern else None
-            split = match[1] if match else None
+            split: str | None = split_of(name)
+            if pattern:
+                match = pattern.search(name)
+                split = match[1] if match else None
             self.found[name] = 0
             for sample in samples(read_tar(file)):
                 if isinstance(sample, Rejected):

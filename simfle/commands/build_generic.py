@@ -136,7 +136,10 @@ def webdataset(
     group_field: Annotated[str, typer.Option(help="Field of the .json with the person: never divided.")] = "",
     split_pattern: Annotated[
         str,
-        typer.Option(help="Regular expression with one group that finds the split in a tar's path: '^(train|val)-'."),
+        typer.Option(
+            help="Regular expression with one group that finds the split in a tar's path: '^(train|val)-'; default: "
+            "the last word there that names one, as in val-000000.tar."
+        ),
     ] = "",
 ) -> Corpus:
     """An existing WebDataset: tars of samples with .cls, .json or .txt beside the image."""

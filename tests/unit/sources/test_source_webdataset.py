@@ -164,6 +164,24 @@ def test_a_tar_that_the_pattern_does_not_know(tmp_path: Path) -> None:
     assert entries(source)["train-0/0"].split == "train"
 
 
+def test_the_tars_names_tell_the_split_without_a_pattern(tmp_path: Path) -> None:
+    """As they do where the same folder is indexed or evaluated as it is."""
+    names = ("train-000000", "val-000000", "faces-test-0", "dev/00000", "00000")
+    for number, name in enumerate(names):
+        write_tar(tmp_path / "wds" / f"{name}.tar", {"0.jpg": photo(number)})
+    source = WebDataset(tmp_path / "wds")
+    splits = {key: entry.split for key, entry in entries(source).items()}
+    assert splits == {
+        "00000/0": "train",
+        "dev/00000/0": "val",
+        "faces-test-0/0": "test",
+        "train-000000/0": "train",
+        "val-000000/0": "val",
+    }
+    manifest, _ = built(source, tmp_path / "out")
+    assert sorted((info.split, info.samples) for info in manifest.shards) == [("test", 1), ("train", 2), ("val", 2)]
+
+
 def test_what_is_no_webdataset(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         list(WebDataset(tmp_path / "absent"))
