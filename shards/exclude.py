@@ -21,6 +21,7 @@ from shards.files import write_atomic
 from shards.fingerprint import FINGERPRINT, NEAR, VERSION, Fingerprints, fingerprint, fingerprint_shards
 from shards.manifest import NAME, Manifest, ShardInfo, read_manifest
 from shards.remote import is_url, shown
+from shards.rules import composed
 from shards.samples import chosen_shards, content_digest, read_samples
 
 
@@ -116,7 +117,7 @@ def _fingerprints(
 
 def normal_person(name: str) -> str:
     """A person's name as it is compared: 'Aaron Eckhart', 'aaron_eckhart' -> 'aaron_eckhart'."""
-    return re.sub(r"[\W_]+", "_", name.casefold()).strip("_")
+    return re.sub(r"[\W_]+", "_", composed(name).casefold()).strip("_")
 
 
 class Screen:

@@ -11,6 +11,7 @@ refuses to go on with them: what it had seen of them could not be told any more.
 import json
 import re
 import shutil
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from shards.errors import UserError
 from shards.files import sync_folder, write_atomic
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
 from shards.plain import parse_object
-from shards.rules import keyed_hash
+from shards.rules import composed, keyed_hash
 from shards.samples import locked, read_samples, shard_index, write_shard
 
 STAGING = ".removal"
@@ -62,6 +63,8 @@ class _Found:
 
 def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = None, reason: str = "") -> Removal:
     """Take out the samples with these keys, or all of a person (the group of that very name).
+
+    Names are compared in one spelling of their accents: shards of earlier versions may hold two of one name.
 
     Raises:
         UserError: keys or a person that are not there and have not been taken out before (nothing is changed then),
@@ -135,7 +138,9 @@ def _find(folder: Path, manifest: Manifest, keys: set[str], person: str | None) 
         samples = read_samples(folder, info, positions, only=("json",))
         for position, sample in zip(range(info.samples) if positions is None else positions, samples, strict=True):
             known = sample.known
-            if sample.key in keys or (person is not None and known.get("group") == person):
+            group = known.get("group")
+            is_person = person is not None and group is not None and composed(str(group)) == composed(person)
+            if sample.key in keys or is_person:
                 found.positions.setdefault(info.file, []).append(position)
                 found.keys.add(sample.key)
                 found.sources.add(str(known.get("source", "")))
@@ -157,7 +162,7 @@ def _check(folder: Path, found: _Found, keys: set[str], person: str | None) -> i
         raise UserError(f"{folder} has no sample {named}{' ...' if len(absent) > MOST_NAMED else ''}; nothing removed")
     gone = len(keys - found.keys)
     if person is not None and not found.keys:
-        if _mark(person) not in before:
+        if before.isdisjoint(_marks(person)):
             raise UserError(f"{folder} has no sample of a person (group) {person!r}; nothing removed")
         gone += 1
     return gone
@@ -190,6 +195,11 @@ def _read_lines(path: Path, needed: dict[str, type]) -> list[dict[str, Any]]:
 def _mark(name: str) -> str:
     """A key or name as the record keeps it: whoever knows it can look it up, nobody can read it out."""
     return keyed_hash(name, "removed").hex()
+
+
+def _marks(person: str) -> set[str]:
+    """What a record of any version may hold of a person: earlier ones kept the name as it was typed."""
+    return {_mark(name) for name in (person, composed(person), unicodedata.normalize("NFD", person))}
 
 
 def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, reason: str) -> None:
@@ -242,10 +252,10 @@ def _write_rejected(folder: Path, staging: Path, found: _Found, person: str | No
 
 
 def _anonymous(rejects: Sequence[dict[str, Any]], found: _Found, person: str | None) -> Iterator[dict[str, str]]:
-    name = re.compile(rf"(?<![^\W_]){re.escape(person)}(?![^\W_])") if person else None
+    name = re.compile(rf"(?<![^\W_]){re.escape(composed(person))}(?![^\W_])") if person else None
     for item in rejects:
         source, detail = str(item.get("source", "")), str(item.get("detail", ""))
-        if source in found.sources or (name and (name.search(source) or name.search(detail))):
+        if source in found.sources or (name and (name.search(composed(source)) or name.search(composed(detail)))):
             source = detail = ""
         yield {"source": source, "reason": item["reason"], "detail": detail}
 
@@ -258,6 +268,6 @@ def _write_record(folder: Path, staging: Path, found: _Found, person: str | None
         "keys": sorted(map(_mark, found.keys)),
     }
     if person is not None:
-        item["person"] = _mark(person)
+        item["person"] = _mark(composed(person))
     told = "".join(json.dumps(line) + "\n" for line in [*read_record(folder), item])
     write_atomic(staging / RECORD, told.encode())

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -66,8 +67,9 @@ def settle(entry: Entry, rules: Rules) -> Entry | Rejected:
         return Rejected(entry.source, "unknown_label", label)
     group = entry.group
     if rules.group_pattern:
-        match = re.search(rules.group_pattern, entry.source)
+        match = re.search(composed(rules.group_pattern), composed(entry.source))
         group = (match.group(1) if match else None) or None
+    group = composed(group) if group else group
     broken = [text for text in (entry.key, group or "") if not is_text(text)]
     if broken:
         return Rejected(entry.source, "bad_row", f"{broken[0]!a} holds half of a letter of UTF-16, and is no text")
@@ -88,12 +90,17 @@ def is_text(text: str) -> bool:
     return True
 
 
+def composed(name: str) -> str:
+    """A name in one spelling (NFC): a Mac writes an accent as a letter of its own, and `José` would be two people."""
+    return unicodedata.normalize("NFC", name)
+
+
 @lru_cache(FEW)
 def normal_label(label: str | None) -> str | None:
-    """A label without spaces around it and without capitals; None if nothing is left."""
+    """A label in one spelling, without spaces around it and without capitals; None if nothing is left."""
     # A folder's name need not be UTF-8; a label must be text that any program can write.
     text = (label or "").encode("utf-8", "backslashreplace").decode()
-    return text.strip().casefold() or None
+    return composed(text).strip().casefold() or None
 
 
 @lru_cache(FEW)

@@ -7,16 +7,19 @@ import shutil
 import signal
 import sys
 import tarfile
+import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import pytest
 from corpus_fixtures import BUILD, VERIFY, contents, encoded, picture, run, tool
 
 from shards.errors import UserError
-from shards.manifest import index_name, read_manifest
+from shards.manifest import index_name, read_manifest, write_manifest
 from shards.remove import read_record, remove_samples
-from shards.samples import locked, read_samples
+from shards.samples import Sample, locked, read_samples, write_shard
 from simfle.data.reader import Corpus
 
 REMOVE = tool("remove_samples")
@@ -121,6 +124,39 @@ def test_twice_from_the_same_shard_and_all_of_one(shards: Path) -> None:
     assert manifest.rejected["removed"] == manifest.build["removed"] == len(first)
     assert len(read_record(shards)) == len(first)
     check_sound(shards)
+
+
+def spell_by_turns(folder: Path, group: str, spellings: list[str]) -> None:
+    """Write the shards again with these names in turn for the group."""
+    manifest, turns = read_manifest(folder), cycle(spellings)
+
+    def spelt(sample: Sample) -> Sample:
+        if sample.known["group"] != group:
+            return sample
+        return Sample(sample.key, sample.members | {"json": json.dumps(sample.known | {"group": next(turns)}).encode()})
+
+    infos = []
+    for info in manifest.shards:
+        again = list(map(spelt, read_samples(folder, info)))
+        infos.append(write_shard(folder / info.file, info.split, again))
+    write_manifest(folder, replace(manifest, shards=tuple(infos)))
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_name_in_two_spellings_is_one_person(shards: Path, form: str) -> None:
+    """Shards of earlier versions hold a name as the file system gave it, a Mac with accents as letters of their own."""
+    spellings = [unicodedata.normalize(name, "José") for name in ("NFC", "NFD")]
+    spell_by_turns(shards, "Jane_2", spellings)
+    before = samples(shards)
+    people = {sample: json.loads(members["json"])["group"] for sample, (_, members) in before.items()}
+    gone = {key for key, person in people.items() if person in spellings}
+    assert set(people.values()) >= set(spellings)
+    lines = [{"source": f"{name}_9.jpg", "reason": "empty", "detail": ""} for name in spellings]
+    (shards / "rejected.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert remove_samples(shards, person=unicodedata.normalize(form, "José")).samples == len(gone) == 3
+    assert samples(shards) == {key: value for key, value in before.items() if key not in gone}
+    assert "Jos" not in (shards / "rejected.jsonl").read_text()
+    assert [remove_samples(shards, person=name).already for name in spellings] == [1, 1]
 
 
 def test_runs_see_that_the_data_have_changed(shards: Path) -> None:

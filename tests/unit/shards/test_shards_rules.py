@@ -1,5 +1,6 @@
 import itertools
 import random
+import unicodedata
 from contextlib import closing
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.exclude import normal_person
 from shards.plan import Plan, make_plan
 from shards.rules import KEY_LENGTH, Rules, archive_key, drawn_split, label_order, normal_split, settle
 from shards.sources.folder import placed
@@ -86,6 +88,35 @@ def test_labels_are_normalised_and_asked_for() -> None:
     assert settle(entry("a", label="  "), rules) == Rejected("a", "unlabelled")
     assert settle(entry("a", label="fear"), rules) == Rejected("a", "unknown_label", "fear")
     assert settle(entry("a"), Rules()).label is None
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_two_spellings_of_a_name_are_one(form: str) -> None:
+    """A Mac writes the accents of file names as letters of their own."""
+
+    def spelt(text: str) -> str:
+        return unicodedata.normalize(form, text)
+
+    rules = Rules(labels=("überraschung",), val_fraction=0.3, test_fraction=0.3)
+    plain = settle(entry("1.jpg", label="Überraschung", group="José García"), rules)
+    found = settle(entry("1.jpg", label=spelt("ÜBERRASCHUNG"), group=spelt("José García")), rules)
+    assert (found.label, found.group, found.split) == ("überraschung", "José García", plain.split)
+    for pattern in (r"^(\w+)_\d", r"^(José)", spelt(r"^(José)")):
+        assert settle(entry(spelt("José_1.jpg")), Rules(group_pattern=pattern)).group == "José"
+    assert normal_person(spelt("José García")) == "josé_garcía"
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_names_of_one_spelling_stay_as_they_are(name: str) -> None:
+    name = unicodedata.normalize("NFC", name)
+    found = settle(entry("a", label=name, group=name), Rules())
+    assert (found.label, found.group) == (name.strip().casefold() or None, name)
+
+
+def test_names_that_are_no_utf8_have_a_spelling_too() -> None:
+    name = "caf\udce9 e\u0301"
+    found = settle(entry("a", label=name, group=name), Rules())
+    assert (found.label, found.group) == (r"caf\udce9 é", "caf\udce9 é")
 
 
 def test_labels_are_ordered_as_people_count() -> None:
