@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from simfle.commands.app import command
-from simfle.commands.shards_report import local
+from simfle.commands.shards_report import DUPLICATES, beside, local
 
 
 def find_duplicates(
@@ -40,7 +40,7 @@ def find_duplicates(
 
     with Meter() as meter:
         lines = find(folder, against, tuple(split or ()), distance, workers or len(os.sched_getaffinity(0)), meter)
-    path = list_file or folder.resolve().with_name(folder.resolve().name + ".duplicates.jsonl")
+    path = list_file or beside(folder, DUPLICATES)
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     where = f"in {against}" if against else "before it"
     if not lines:

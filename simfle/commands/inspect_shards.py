@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from simfle.commands.app import command
-from simfle.commands.shards_report import local
+from simfle.commands.shards_report import SHEET, beside, local
 
 if TYPE_CHECKING:
     from shards.inspect import Looked
@@ -53,7 +53,7 @@ def inspect_shards(
         exact = sum(line["kind"] == "exact" for line in lines)
         console.print(f"duplicates: {exact} exact, {len(lines) - exact} near; list them with simfle shards duplicates")
     if faces:
-        path = sheet or folder.resolve().with_name(folder.resolve().name + ".png")
+        path = sheet or beside(folder, SHEET)
         try:
             draw_sheet(folder, looked, side).save(path, "PNG")
         except OSError as error:

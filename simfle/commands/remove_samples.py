@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command
-from simfle.commands.shards_report import local
+from simfle.commands.shards_report import DUPLICATES, SHEET, beside, local
 
 
 def remove_samples(
@@ -40,12 +40,21 @@ def remove_samples(
         typer.echo(f"a removal that had been interrupted was {done.resumed} first")
     if done.already:
         typer.echo(f"{done.already} of what is asked for had been taken out before")
+    if done.samples or done.resumed:
+        for path in _others(folder):
+            typer.echo(f"delete: {path}, made before, may hold what was removed")
     if not done.samples:
         return
     typer.echo(f"{done.samples} samples removed, {done.shards} shards written anew; see {folder / RECORD}")
     typer.echo("sample ids have shifted: a run trained on these shards refuses to go on; export it, or start a new one")
-    typer.echo("not touched: copies by subset, split or merge, remote copies, caches, pictures and weights of runs")
+    typer.echo("not touched: copies (by subset, split or merge, elsewhere), caches, betons, pictures, weights of runs")
     typer.echo(f"next: simfle shards verify {folder}")
+
+
+def _others(folder: Path) -> list[Path]:
+    """What other tools made of these shards, by default in the folder or beside it, and removal does not rewrite."""
+    made = [*sorted(folder.glob("*.beton")), beside(folder, SHEET), beside(folder, DUPLICATES)]
+    return [path for path in made if path.is_file()]
 
 
 main = command(remove_samples)

@@ -23,6 +23,15 @@ def show_made(out: Path, manifest: "Manifest") -> None:
     typer.echo(f"next: simfle shards verify {out}")
 
 
+SHEET, DUPLICATES = ".png", ".duplicates.jsonl"
+
+
+def beside(folder: Path, ending: str) -> Path:
+    """The file beside a folder of shards that a tool writes by default: SHARDS.png for shards in SHARDS."""
+    full = folder.resolve()
+    return full.with_name(full.name + ending)
+
+
 def local(text: str) -> Path:
     """A folder of this machine. Raises UserError for a URL: these tools read shards in any order and more than once."""
     from shards.remote import is_url, shown

@@ -126,6 +126,22 @@ def test_twice_from_the_same_shard_and_all_of_one(shards: Path) -> None:
     check_sound(shards)
 
 
+def test_what_other_tools_made_of_the_shards_is_named(shards: Path) -> None:
+    made = [shards / "train.beton", shards.with_name("shards.png"), shards.with_name("shards.duplicates.jsonl")]
+    done = run(*REMOVE, shards, "--person", "Jane_1")
+    assert "delete:" not in done.stdout
+    for path in made:
+        path.write_bytes(b"")
+    shards.with_name("others.png").write_bytes(b"")
+    done = run(*REMOVE, shards, "--person", "Jane_2")
+    told = [line.partition(",")[0] for line in done.stdout.splitlines() if line.startswith("delete:")]
+    assert told == [f"delete: {path}" for path in made]
+    (shards / ".removal").mkdir()
+    (shards / ".removal" / "half").write_bytes(b"")
+    again = run(*REMOVE, shards, "--person", "Jane_2")
+    assert (again.returncode, again.stdout.count("delete: ")) == (0, 3), "the interrupted one may not have said it"
+
+
 def spell_by_turns(folder: Path, group: str, spellings: list[str]) -> None:
     """Write the shards again with these names in turn for the group."""
     manifest, turns = read_manifest(folder), cycle(spellings)
