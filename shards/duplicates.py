@@ -134,9 +134,11 @@ class Side:
         for info in self.shards:
             here = wanted[(wanted >= first) & (wanted < first + info.samples)]
             if len(here):
-                samples = read_samples(self.folder, info, (here - first).tolist(), only=("json",))
+                samples = read_samples(self.folder, info, (here - first).tolist(), only=("cls", "json"))
                 for image, sample in zip(here.tolist(), samples, strict=True):
+                    label = sample.label(self.manifest.labels)
                     found[image] = sample.known | {"key": sample.key, "split": info.split}
+                    found[image] |= {"label": label} if label else {}
             first += info.samples
         return found
 

@@ -45,7 +45,7 @@ class Looked:
 def look(
     folder: Path, splits: Sequence[str], faces: int, seed: int, progress: Callable[[str, int, int], None]
 ) -> Looked:
-    """Go through the json and sizes of all samples; choose `faces` of them for a sheet.
+    """Go through the labels, json and sizes of all samples; choose `faces` of them for a sheet.
 
     Raises:
         UserError: no such shards or split, shards not as the manifest says.
@@ -61,9 +61,9 @@ def look(
     number = 0
     for place, info in enumerate(shards):
         found.bytes[number : number + info.samples] = _image_sizes(folder, info)
-        for position, sample in enumerate(read_samples(folder, info, only=("json",))):
+        for position, sample in enumerate(read_samples(folder, info, only=("cls", "json"))):
             known = sample.known
-            found.counts[info.split, str(known.get("label") or "")] += 1
+            found.counts[info.split, sample.label(manifest.labels)] += 1
             found.sides[number] = [_number(known.get(name)) for name in ("width", "height")]
             if known.get("group") is not None:
                 people.setdefault(info.split, set()).add(keyed_hash(str(known["group"]), "look")[:8])
@@ -106,8 +106,8 @@ def draw_sheet(folder: Path, looked: Looked, side: int) -> Image.Image:
         image = _open(folder / info.file, sample)
         image.thumbnail((side, side))
         sheet.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
-        label = sample.known.get("label") or "-"
-        pen.text((left, top + side), _fit(pen, font, str(label), side), INK, font)
+        label = sample.label(looked.manifest.labels) or "-"
+        pen.text((left, top + side), _fit(pen, font, label, side), INK, font)
         pen.text((left, top + side + LINE), _fit(pen, font, f"{info.split} {sample.key}", side), PALE, font)
     return sheet
 

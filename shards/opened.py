@@ -19,7 +19,7 @@ from shards.foreign import image_of
 from shards.index import Index
 from shards.manifest import Manifest, read_manifest
 from shards.remote import is_url, shown
-from shards.samples import Sample, chosen_shards, shard_index
+from shards.samples import Sample, chosen_shards, label_number, shard_index
 
 
 @dataclass(frozen=True)
@@ -141,21 +141,10 @@ class Shards(Sequence[Item]):
         image = image_of(members)
         if image is None:
             raise UserError(f"shards: {tar}: {sample.key} has no image; there are: {', '.join(members) or 'none'}")
-        label = _number(members.get("cls"), len(self.labels), f"{tar}: {sample.key}")
+        content = members.get("cls")
+        label = None if content is None else label_number(content, len(self.labels), f"{tar}: {sample.key}")
         name = "" if label is None or not self.labels else self.labels[label]
         return Item(sample.key, info.split, name, label, sample.known, members[image])
-
-
-def _number(content: bytes | None, labels: int, where: str) -> int | None:
-    if content is None:
-        return None
-    try:
-        number = int(content)
-    except ValueError:
-        raise UserError(f"shards: {where}.cls holds {content[:20]!r}, not a number") from None
-    if number < 0 or (labels and number >= labels):
-        raise UserError(f"shards: {where}.cls is {number}, but there are {labels} labels; build the shards again")
-    return number
 
 
 def split_names(splits: str | Sequence[str] | None) -> tuple[str, ...]:

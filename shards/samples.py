@@ -40,6 +40,35 @@ class Sample:
             raise UserError(f"shards: {self.key}.json is not an object; build the shards again")
         return known
 
+    def label(self, names: Sequence[str]) -> str:
+        """The name of its label: what its `.cls` counts among `names`, the manifest's; else what its json says, or "".
+
+        Others also write words into a `.cls`. Where there are no names, these count, and a number is some id.
+        """
+        content = self.members.get("cls")
+        if content is not None and names:
+            return names[label_number(content, len(names), self.key)]
+        word = (content or b"").decode("utf-8", "replace").strip()
+        if word and not word.removeprefix("-").isdigit():
+            return word
+        label = self.known.get("label")
+        return "" if label is None else str(label)
+
+
+def label_number(content: bytes, labels: int, where: str) -> int:
+    """The number in a `.cls`; labels: how many the manifest names, 0 for any; where: for messages.
+
+    Raises:
+        UserError: not a number, or none of a label.
+    """
+    try:
+        number = int(content)
+    except ValueError:
+        raise UserError(f"shards: {where}.cls holds {content[:20]!r}, not a number") from None
+    if number < 0 or (labels and number >= labels):
+        raise UserError(f"shards: {where}.cls is {number}, but there are {labels} labels; build the shards again")
+    return number
+
 
 def shard_index(folder: Path, info: ShardInfo) -> Index:
     """The index of a shard, made on the spot where there is no file of it.

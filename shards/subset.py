@@ -37,8 +37,10 @@ class Ranks:
     size: Ints
 
 
-def rank_samples(folder: Path, shards: Sequence[ShardInfo], by: str, seed: int, progress: Progress) -> Ranks:
-    """The order that shares are taken in.
+def rank_samples(
+    folder: Path, shards: Sequence[ShardInfo], labels: Sequence[str], by: str, seed: int, progress: Progress
+) -> Ranks:
+    """The order that shares are taken in; labels: the manifest's.
 
     by: "sample": all samples of a split; "label": those of a split with one label, so that every part has the shares
     of the whole; "group": the groups of all splits together, whose samples share one place (without a group: alone).
@@ -52,13 +54,13 @@ def rank_samples(folder: Path, shards: Sequence[ShardInfo], by: str, seed: int, 
     names: dict[tuple[str, str], int] = {}
     number = 0
     for info in shards:
-        for sample in read_samples(folder, info, only=("json",)):
-            known = sample.known if by != "sample" else {}
-            group = known.get("group") if by == "group" else None
+        for sample in read_samples(folder, info, only=("cls", "json")):
+            group = sample.known.get("group") if by == "group" else None
             # A key must not meet a group of the same name.
             unit = f"key {sample.key}" if group is None else f"group {group}"
             units[number] = int.from_bytes(keyed_hash(unit, purpose)[:8], "big")
-            stratum = ("", "") if by == "group" else (info.split, str(known.get("label") or ""))
+            label = sample.label(labels) if by == "label" else ""
+            stratum = ("", "") if by == "group" else (info.split, label)
             strata[number] = names.setdefault(stratum, len(names))
             number += 1
         progress("choosing", number, total)
@@ -102,7 +104,7 @@ def subset(
         raise UserError(f"--fraction {fraction:g} is not in (0, 1]; 0.01 takes one percent")
     manifest = read_manifest(folder)
     reduced = chosen_shards(manifest, splits, "--split")
-    taken = take_share(rank_samples(folder, reduced, by, seed, progress), fraction)
+    taken = take_share(rank_samples(folder, reduced, manifest.labels, by, seed, progress), fraction)
     chosen: dict[str, Sequence[int]] = {info.file: range(info.samples) for info in manifest.shards}
     first = 0
     for info in reduced:
@@ -132,7 +134,7 @@ def split(
     manifest = read_manifest(folder)
     divided = chosen_shards(manifest, splits, "--split")
     _check_shares(shares, manifest, {info.split for info in divided})
-    part = divide(rank_samples(folder, divided, by, seed, progress), list(shares.values()))
+    part = divide(rank_samples(folder, divided, manifest.labels, by, seed, progress), list(shares.values()))
     empty = [name for number, name in enumerate(shares) if not (part == number).any()]
     if empty:
         raise UserError(f"--into: no sample falls into {', '.join(empty)}; take larger shares or --by sample")

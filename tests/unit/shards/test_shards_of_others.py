@@ -129,6 +129,59 @@ def test_all_formats_are_looked_at(tmp_path: Path) -> None:
     assert [(line["key"], line["of"], line["kind"]) for line in lines] == [("e", "b", "exact")]
 
 
+def labelled(folder: Path, labels: list[str], member: str) -> Path:
+    """An indexed tar of samples 000, 001, ... with these labels in their members of one kind."""
+    files = []
+    for number, label in enumerate(labels):
+        files += [(f"{number:03d}.jpg", encoded(picture(number))), (f"{number:03d}.{member}", label.encode())]
+    write_tar(folder / "0.tar", files)
+    assert run(*INDEX, folder).returncode == 0
+    return folder
+
+
+KINDS = {
+    "numbers": ("cls", ["0", "2 "]),
+    "words": ("cls", ["calm", "glad\n"]),
+    "json": ("json", ['{"label": 0}', '{"label": "glad"}']),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_their_labels_count_wherever_they_are(tmp_path: Path, kind: str) -> None:
+    """One of 40 is of another class; no part may lose it, and none may hold it twice."""
+    member, (rare, usual) = KINDS[kind]
+    names = {"numbers": ("0", "2"), "words": ("calm", "glad"), "json": ("0", "glad")}[kind]
+    folder = labelled(tmp_path / "f", [usual] * 17 + [rare] + [usual] * 22, member)
+    looked = look(folder, (), 4, 0, lambda *_: None)
+    assert looked.counts == {("train", names[0]): 1, ("train", names[1]): 39}
+    assert run(*SUBSET, folder, tmp_path / "part", "--fraction", "0.1").returncode == 0
+    assert look(tmp_path / "part", (), 0, 0, lambda *_: None).counts == {("train", names[0]): 1, ("train", names[1]): 4}
+    into = [tmp_path / "halves", "--into", "train=0.5,val=0.5", "--by", "label"]
+    assert run(*SPLIT, folder, *into).returncode == 0
+    halves = look(tmp_path / "halves", (), 0, 0, lambda *_: None).counts
+    assert sum(halves[split, names[1]] for split in ("train", "val")) == 39
+    assert abs(halves["train", names[1]] - halves["val", names[1]]) == 1
+
+
+def test_duplicates_of_another_label_are_told(tmp_path: Path) -> None:
+    files = [(f"{key}.jpg", encoded(picture(7))) for key in "ab"]
+    write_tar(tmp_path / "f" / "0.tar", [files[0], ("a.cls", b"0"), files[1], ("b.cls", b"1")])
+    assert run(*INDEX, tmp_path / "f").returncode == 0
+    (line,) = find_duplicates(tmp_path / "f", None, (), NEAR, 1, lambda *_: None)
+    assert (line["label"], line["of_label"]) == ("1", "0")
+
+
+def test_a_sheet_shows_their_labels(tmp_path: Path) -> None:
+    """The same image, once labelled and once not: only what is written under it differs."""
+    sheets = []
+    for place, label in (("a", "0"), ("b", "")):
+        folder = labelled(tmp_path / place, [label], "cls")
+        sheets.append(np.asarray(draw_sheet(folder, look(folder, (), 1, 0, lambda *_: None), 64)))
+    different = np.argwhere((sheets[0] != sheets[1]).any(-1))
+    assert len(different)
+    assert (different[:, 0] >= GAP + 64).all()
+
+
 def test_no_image_is_told_in_one_line(tmp_path: Path) -> None:
     png = encoded(picture(1), "PNG")
     folder = write_tar(tmp_path / "f" / "0.tar", [("a.png", png[: len(png) // 2])]).parent
