@@ -33,15 +33,17 @@ _LONGEST = 12
 
 @dataclass(frozen=True)
 class Found:
-    """One tar: the index of what can be used, what cannot, and the largest number in its .cls members.
+    """One tar: the index of what can be used, what cannot, and what its .cls members say.
 
-    numbered: whether all of these are numbers; top: -1 where there are none.
+    numbered: whether all of these are numbers; top: the largest one, -1 where there are none; labels: all of them, in
+    order, a line each.
     """
 
     index: Index
     rejected: tuple[Rejected, ...]
     numbered: bool
     top: int
+    labels: bytes
 
 
 def image_of(extensions: Iterable[str]) -> str | None:
@@ -69,7 +71,7 @@ def examine(tar: Path) -> Found:
     """
     index = index_tar(tar)
     keep = np.zeros(len(index), bool)
-    rejected, top, numbered = [], -1, True
+    rejected, top, numbered, labels = [], -1, True, bytearray()
     with tar.open("rb") as file:
 
         def read(offset: int, size: int) -> bytes:
@@ -89,6 +91,7 @@ def examine(tar: Path) -> Found:
                 keep[sample] = True
                 if "cls" in members:
                     number = read(members["cls"].offset, min(members["cls"].size, 20)).strip()
+                    labels += number + b"\n"
                     numbered &= number.isdigit()
                     top = max(top, int(number)) if numbered else top
     usable = make_index(
@@ -96,7 +99,7 @@ def examine(tar: Path) -> Found:
         for sample in np.flatnonzero(keep).tolist()
         for item in index.members(sample).values()
     )
-    return Found(usable, tuple(rejected), numbered, top)
+    return Found(usable, tuple(rejected), numbered, top, bytes(labels))
 
 
 def split_of(file: str) -> str:
@@ -153,14 +156,15 @@ def make_manifest(
 def synthesise(folder: Path) -> Manifest:
     """The manifest of a folder of foreign tars, made on the spot.
 
-    Reading every byte would take too long here: a tar's "sha256" is that of its size and of where its samples lie.
+    Reading every byte would take too long here: a tar's "sha256" is that of its size, of where its samples lie, and of
+    their labels, which may be mended without any change of these.
     """
 
     def examined() -> Iterator[tuple[ShardInfo, Found]]:
         for tar in tars_in(folder):
             found = examine(tar)
             digest = hashlib.sha256(f"{tar.stat().st_size} {found.index.keys}".encode("utf-8", "surrogateescape"))
-            digest.update(found.index.offsets.tobytes() + found.index.sizes.tobytes())
+            digest.update(found.index.offsets.tobytes() + found.index.sizes.tobytes() + found.labels)
             yield shard_info(tar, found, digest.hexdigest()), found
 
     return make_manifest(folder, examined())[0]
@@ -205,4 +209,4 @@ def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, Found]:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     # The samples are not needed any more, and would have to be sent from a process.
-    return shard_info(tar, found, digest.hexdigest()), replace(found, index=make_index(()))
+    return shard_info(tar, found, digest.hexdigest()), replace(found, index=make_index(()), labels=b"")

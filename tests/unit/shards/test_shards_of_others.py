@@ -15,6 +15,7 @@ from shards.inspect import BACKGROUND, GAP, draw_sheet, look
 from shards.manifest import read_manifest
 from shards.remove import remove_samples
 from shards.samples import read_samples
+from simfle.data.reader import Corpus
 
 MERGE, SPLIT, SUBSET = (tool(f"{name}_shards") for name in ("merge", "split", "subset"))
 INDEX = tool("index_shards")
@@ -190,6 +191,16 @@ def test_no_image_is_told_in_one_line(tmp_path: Path) -> None:
         find_duplicates(folder, None, (), NEAR, 1, lambda *_: None)
     with pytest.raises(UserError, match=r"a cannot be decoded \(truncated"):
         draw_sheet(folder, look(folder, (), 1, 0, lambda *_: None), 64)
+
+
+def test_other_labels_are_other_data(tmp_path: Path) -> None:
+    """Of the same length, at the same place: what was evaluated with the old ones is not done with the new ones."""
+
+    def digest(label: bytes) -> str:
+        files = [("a.jpg", encoded(picture(1))), ("a.cls", label), ("a.txt", b"calm")]
+        return Corpus([write_tar(tmp_path / "f" / "0.tar", files).parent]).digest()
+
+    assert digest(b"1") == digest(b"1") != digest(b"2")
 
 
 def test_large_class_numbers_are_no_labels(tmp_path: Path) -> None:
