@@ -281,9 +281,10 @@ def _complete(schema: Any, layer: Any) -> None:
     fields = dict(_fields(schema))
     for key, value in _leaves(layer):
         field = fields.get(key)
-        if field is None:
-            if value is None:  # a group whose lines are all comments
-                OmegaConf.update(layer, key, {})
+        if value is None and (field is None or field.type is str):  # a group whose lines are all comments, or val=
+            OmegaConf.update(layer, key, {} if field is None else "")
+        elif field is None:
+            continue
         elif isinstance(value, str) and value in field.metadata.get("words", {}):
             OmegaConf.update(layer, key, field.metadata["words"][value])
         elif isinstance(value, str | int | float) and get_origin(field.type) is list and "${" not in str(value):

@@ -7,6 +7,7 @@ import pytest
 from shards.errors import UserError
 from simfle import config
 from simfle.config import OptimConfig, PretrainConfig, TrainConfig, load
+from simfle.eval.config import EvalConfig
 from simfle.optim import learning_rate
 from simfle.runtime import plan_batch
 from simfle.slurm.config import ClusterConfig
@@ -53,6 +54,11 @@ def test_one_value_of_a_list_needs_no_brackets(tmp_path: Path) -> None:
     assert (made.data.shards, made.data.splits, made.train.profile_ranks) == (["a"], ["a"], [1])
     assert made.train == TrainConfig(profile_ranks=[1])
     assert load(PretrainConfig, file, ["data.shards=b"]).data.shards == ["b"]
+
+
+def test_no_text_is_empty_text() -> None:
+    assert load(PretrainConfig, None, ["data.cache="]).data.cache == ""
+    assert load(EvalConfig, None, ["val_split=", "cache=here"]).val_split == ""
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
