@@ -14,18 +14,19 @@ import torch
 
 from simfle.errors import UserError
 from simfle.eval import metrics
-from simfle.eval.backbones import Backbone, calibrate, random_backbone
+from simfle.eval.backbones import Backbone, Card, calibrate, random_backbone
 from simfle.eval.benchmarks import Benchmark, settings
 from simfle.eval.config import EvalConfig
 from simfle.eval.features import Extractor
 from simfle.eval.foreign import open_backbone
 from simfle.eval.linear import epoch_order
-from simfle.eval.loaders import OPENCV, Loaders
+from simfle.eval.loaders import Loaders
 from simfle.eval.metrics import MAIN
 from simfle.eval.parts import Data, Parts, describe, parts, read_data
 from simfle.eval.protocols import PROTOCOLS, Job, Outcome, parse
 from simfle.eval.results import CLASSES, FORMAT, Result, Samples, digest, read_result, write_result
 from simfle.eval.summary import Summary, summarise, write_summary
+from simfle.eval.targets import NoTargetsError
 from simfle.eval.units import Known, Unit, identify, tensors_digest, units
 from simfle.provenance import git_revision, versions
 
@@ -40,15 +41,29 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
     Processes (torchrun, accelerate: RANK and WORLD_SIZE) take every n-th unit and need not know of each other; each
     writes the summary when it is done, so the last one writes the whole.
 
+    A protocol that needs what a benchmark lacks (votes, landmarks) is left out there with a warning.
+
     Raises:
-        UserError: see `units`, `run_unit`.
+        UserError: see `units`, `run_unit`; all was left out.
     """
     work = units(config)
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
     bench = Bench(config)
-    mine = {place: bench.run(work[place], command) for place in range(rank, len(work), size)}
+    mine: dict[int, Result] = {}
+    lacking: dict[tuple[str, str], NoTargetsError] = {}
+    for place in range(rank, len(work), size):
+        what = work[place].benchmark.name, work[place].protocol
+        if what in lacking:
+            continue
+        try:
+            mine[place] = bench.run(work[place], command)
+        except NoTargetsError as error:  # the other benchmarks may well have them
+            lacking[what] = error
+            log.warning("%s / %s is left out: %s", *what, error)
     found = [mine.get(place) or bench.done(unit) for place, unit in enumerate(work)]
     done = [result for result in found if result is not None]
+    if lacking and not done:
+        raise next(iter(lacking.values()))
     log.info("%d of %d units are done", len(done), len(work))
     summary = summarise(done, command, asdict(config), config.resamples)
     write_summary(Path(config.out) / "summary.json", summary)
@@ -121,17 +136,23 @@ class Bench:
 
     def _identity(self, unit: Unit, data: Data, known: Known) -> str:
         """A digest of all that decides the numbers."""
-        protocol = PROTOCOLS[parse(unit.protocol)[0]]
         card = known.card
         shape = [card.name, card.size, card.mean, card.std]
         weights = [*(shape if unit.random else [known.sha256]), self._calibrates(unit)]
-        read = {protocol.part} | ({"fast"} if protocol.module == "cam" else set())
-        part = [asdict(getattr(self.config, name)) for name in sorted(read)]
-        about = [unit.protocol, unit.seed, self.config.size or card.size, part, settings(unit.benchmark), data.digest()]
-        decoded = [self._loaders.name(split.source) for split in (data.train, data.val, data.test) if split]
-        if set(decoded) != {OPENCV}:  # whose pixels differ a little
-            about.append(decoded)
-        return digest([FORMAT, weights, *about])
+        return digest([FORMAT, weights, unit.protocol, unit.seed, self._settings(unit, data, card)])
+
+    def _settings(self, unit: Unit, data: Data, card: Card) -> dict[str, Any]:
+        """What decides the numbers beside backbone, protocol and seed: a mean is over seeds in which it is equal."""
+        protocol = PROTOCOLS[parse(unit.protocol)[0]]
+        read = {unit.protocol: protocol.part} | ({"fast": "fast"} if protocol.module == "cam" else {})
+        splits = [split for split in (data.train, data.val, data.test) if split]
+        return {
+            "benchmark": settings(unit.benchmark),
+            "size": self.config.size or card.size,
+            **{name: asdict(getattr(self.config, part)) for name, part in read.items()},
+            "data": data.digest(),
+            "decoded": [self._loaders.name(split.source) for split in splits],  # each way's pixels differ a little
+        }
 
     def _outcomes(self, unit: Unit, data: Data) -> tuple[Backbone, list[Parts], list[Outcome]]:
         name, share = parse(unit.protocol)
@@ -199,6 +220,7 @@ class Bench:
                 "sha256": tensors_digest(backbone) if unit.random else known.sha256,
                 "file": None if unit.random or known.file is None else str(known.file),
                 "source": f"random, seed {unit.seed}" if unit.random else unit.source,
+                "calibrated": self._calibrates(unit),
                 "card": asdict(backbone.card),
             },
             "benchmark": unit.benchmark.name,
@@ -212,11 +234,7 @@ class Bench:
             "best_on_test": _best_on_test(outcomes, metric),
             "data": describe(data, found),
             "samples": samples,
-            "settings": {
-                "benchmark": settings(unit.benchmark),
-                "size": self.config.size or known.card.size,
-                unit.protocol: asdict(getattr(self.config, PROTOCOLS[parse(unit.protocol)[0]].part)),
-            },
+            "settings": self._settings(unit, data, known.card),
         }
 
 

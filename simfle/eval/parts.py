@@ -1,5 +1,6 @@
 """From a benchmark to the samples that are trained on, chosen on and tested on: once, or once for each fold."""
 
+import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """What one classifier is fitted on (train), chosen on (val) and measured on (test); no group is in two of them."""
+    """What one classifier is fitted on (train), chosen on (val) and measured on (test); no group is in two of them,
+    unless the shards' own splits share some, which is told."""
 
     train: Split
     val: Split
@@ -67,11 +69,24 @@ def read_data(benchmark: Benchmark) -> Data:
     differ = differences(benchmark, counts)
     for line in differ:
         log.warning("%s", line)
+    for line in (known := _known(benchmark.name, list(read.values()))):
+        log.warning("%s", line)
     train, val, test = (read.get(name) for name in names)
     if train is None:
         raise UserError(f"{benchmark.name}: train names no split")
-    about = {"left_out": left_out, "differs": differ, "shards": benchmark.shards, "title": benchmark.title}
+    about = {"left_out": left_out, "differs": [*differ, *known], "shards": benchmark.shards, "title": benchmark.title}
     return Data(benchmark, train, val, test, about)
+
+
+def _known(name: str, splits: list[Split]) -> list[str]:
+    """A line for each two splits that share people: numbers are then of people that were seen before."""
+    people = [set(split.groups) - set(split.keys) for split in splits]  # who is not known stands under the key
+    return [
+        f"{name}: {count} people of split {splits[b].name} are in split {splits[a].name}, too; "
+        "simfle shards split divides by person"
+        for a, b in itertools.combinations(range(len(splits)), 2)
+        if (count := len(people[a] & people[b]))
+    ]
 
 
 def parts(data: Data, share: float, seed: int) -> Iterator[Parts]:

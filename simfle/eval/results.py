@@ -58,13 +58,15 @@ class Result:
     """One evaluated unit.
 
     backbone: id (its folder below OUT), kind (online, target, random, or what its card says), model (timm's name),
-    sha256 (of the file of weights, or of the tensors), file, card. benchmark: its name; protocol: with the share of the
-    labels if not all are used (finetune@0.01). kind: what is predicted; classes: names, () where there are none.
+    sha256 (of the file of weights, or of the tensors), file, card, calibrated (see `backbones.calibrate`).
+    benchmark: its name; protocol: with the share of the labels if not all are used (finetune@0.01).
+    kind: what is predicted; classes: names, () where there are none.
     metric: the one that counts; metrics: of the test samples, for what was chosen on validation, by name.
     chosen: what was chosen on validation (one entry a fold) and the metric there. best_on_test: the papers' habit, the
     best epoch or candidate *on the test samples*: for comparison with published tables only, no measure of anything.
-    data: counts of the splits, chance, classes left out, differences to the published counts. settings: of the
-    protocol and benchmark; identity: a digest of all that decides the numbers. seconds: of computing.
+    data: counts of the splits, chance, classes left out, differences to the published counts and people shared by
+    splits. settings: of protocol and benchmark, size, data, decoders; identity: a digest of all that decides the
+    numbers. seconds: of computing.
     """
 
     backbone: dict[str, Any]

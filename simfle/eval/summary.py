@@ -6,7 +6,7 @@ Everything in it is computed from the files of the store, none of which it chang
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from simfle.errors import UserError
 from simfle.eval import shown
 from simfle.eval.compare import Comparison, compare
 from simfle.eval.metrics import intervals, mean
-from simfle.eval.results import Result
+from simfle.eval.results import Result, digest
 from simfle.provenance import git_revision, versions
 
 FORMAT = 1
@@ -66,25 +66,54 @@ class Summary:
         return shown.text(self)
 
 
+def apart(results: Sequence[Result]) -> list[Result]:
+    """The same; where one benchmark's name stands for several sets of data, each has a name of its own.
+
+    That is the name of their shards' folder, or where two share it, four digits of the data's hash.
+    """
+    sets: dict[str, dict[str, str]] = {}  # benchmark -> digest of its data -> folder
+    for result in results:
+        folders = result.data.get("shards") or [""]
+        sets.setdefault(result.benchmark, {}).setdefault(_data(result), Path(str(folders[0])).name)
+    named = []
+    for result in results:
+        known, mine = sets[result.benchmark], _data(result)
+        if len(known) > 1:
+            word = known[mine] if list(known.values()).count(known[mine]) == 1 else mine[:4]
+            result = replace(result, benchmark=f"{result.benchmark} ({word})")  # noqa: PLW2901
+        named.append(result)
+    return named
+
+
+def _data(result: Result) -> str:
+    """A digest of the samples that it was fitted and measured on."""
+    return digest(result.settings.get("data"))
+
+
 def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result]]:
-    """(benchmark, protocol, backbone id) -> its seeds, in the order in which they come.
+    """(benchmark, protocol, backbone id) -> its seeds, in the order in which they come; see `apart`.
 
     Raises:
         UserError: two seeds are of another kind, of other classes, metrics or settings.
     """
     found: dict[tuple[str, str, str], list[Result]] = {}
-    for result in results:
+    for result in apart(results):
         seeds = found.setdefault((result.benchmark, result.protocol, result.backbone["id"]), [])
         for name in ("kind", "classes", "metric"):
             if seeds and getattr(seeds[0], name) != getattr(result, name):
                 raise UserError(f"results: {seeds[0].path} and {result.path} differ in {name}; they do not go together")
-        if seeds and (name := _different(seeds[0].settings, result.settings)):
+        if seeds and (name := _different(_how(seeds[0]), _how(result))):
             raise UserError(
                 f"results: {seeds[0].path} and {result.path} differ in {name}: a mean over them would be of neither; "
                 "evaluate all seeds with the same settings, or move one of the files away"
             )
         seeds.append(result)
     return found
+
+
+def _how(result: Result) -> dict[str, Any]:
+    """How it was measured, whatever its seed."""
+    return {**result.settings, "calibrated": result.backbone.get("calibrated")}
 
 
 def _different(one: dict[str, Any], other: dict[str, Any]) -> str:

@@ -14,6 +14,10 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 
+class NoTargetsError(UserError):
+    """Not one sample of a split has what a protocol is about."""
+
+
 def votes(split: Split) -> tuple[Ints, Floats]:
     """Positions [n] of the samples with votes, and their distributions over the split's classes [n, K].
 
@@ -73,7 +77,7 @@ def _gather(split: Split, read: Callable[[dict[str, Any]], Any], what: str, advi
             rows.append(place)
             values.append(value)
     if not rows:
-        raise UserError(f"shards: split {split.name!r} has no {what}; {advice}")
+        raise NoTargetsError(f"shards: split {split.name!r} has no {what}; {advice}")
     try:
         found = np.array(values, dtype=np.float64)
     except (ValueError, TypeError):

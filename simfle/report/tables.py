@@ -13,7 +13,7 @@ import numpy as np
 from simfle.eval.compare import Comparison
 from simfle.eval.metrics import LOWER_IS_BETTER
 from simfle.eval.results import CLASSES, Result
-from simfle.eval.summary import Row, comparisons, grouped, rows
+from simfle.eval.summary import Row, apart, comparisons, grouped, rows
 from simfle.report.charts import SHARES, readable
 from simfle.report.gather import Run
 
@@ -61,7 +61,7 @@ class Confusion:
 
 def tables(results: Sequence[Result], resamples: int = 1000) -> Tables:
     """Everything about results that a report tells."""
-    ordered = sorted(results, key=_rank)
+    ordered = sorted(apart(results), key=_rank)
     found = rows(ordered, resamples)
     return Tables(ordered, found, _names(found), comparisons(ordered, resamples))
 

@@ -1,5 +1,6 @@
 """Paired tests: a real difference is found, none is not, people count as one, samples are matched by name."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from simfle.commands.compare import compare as show
 from simfle.errors import UserError
 from simfle.eval.compare import compare, mcnemar
 from simfle.eval.results import LANDMARKS, Result, Samples, write_result
-from simfle.eval.summary import grouped
+from simfle.eval.summary import comparisons, grouped, rows
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 400)
@@ -120,6 +121,28 @@ def test_seeds_of_other_settings_are_not_averaged() -> None:
     other = replace(first, seed=1, settings={"size": 64, "fast": {"epochs": 2, "lrs": [0.1, 1.0]}})
     with pytest.raises(UserError, match=r"differ in fast\.epochs \(40 and 2\): a mean over them"):
         grouped([first, other])
+    scaled = replace(first, seed=1, backbone={**first.backbone, "calibrated": True})
+    with pytest.raises(UserError, match=r"differ in calibrated \(None and True\)"):
+        grouped([first, scaled])
+
+
+def test_one_name_for_several_sets_of_data_is_told_apart() -> None:
+    """Shards of one's own are all called own, and a set from which somebody was removed is another one."""
+
+    def of(shards: str, samples: str, seed: int = 0) -> Result:
+        some = made(LABELS > 0, seed=seed)
+        about = {"id": "a", "kind": "online", "model": "resnet18"}
+        return replace(some, backbone=about, data={**some.data, "shards": [shards]}, settings={"data": [samples]})
+
+    one, moved, other, less = of("a/faces", "1"), of("b/faces", "1", 1), of("photos", "2"), of("photos", "3")
+    assert set(grouped([one, moved])) == {("rafdb", "linear", "a")}
+    assert set(grouped([one, moved, other])) == {("rafdb (faces)", "linear", "a"), ("rafdb (photos)", "linear", "a")}
+    names = [benchmark for benchmark, _, _ in grouped([one, other, less])]
+    assert len(set(names)) == 3
+    assert names[0] == "rafdb (faces)"
+    assert all(re.fullmatch(r"rafdb \([0-9a-f]{4}\)", name) for name in names[1:])
+    assert [row.benchmark for row in rows([one, other, less], 20)] == names
+    assert comparisons([replace(one, backbone={**one.backbone, "id": "z"}), other], 20) == []
 
 
 def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

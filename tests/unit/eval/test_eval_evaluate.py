@@ -9,6 +9,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+import eval_fixtures
 import pytest
 from eval_fixtures import MakeBackbone, MakeShards
 from safetensors.torch import load_file, save_file
@@ -239,6 +240,48 @@ def test_left_out_classes_are_listed(
     assert found.data["left_out"] == {"stripes": 4}
     assert found.classes == found.data["classes"] == ["circle", "cross"]
     assert "class stripes is left out: 4 images" in caplog.text
+
+
+def test_people_of_the_test_in_training_are_told(
+    config: EvalConfig, make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def about(split: str, label: int, number: int, size: int) -> dict[str, object]:
+        return {**alone(split, label, number, size), "group": f"person {number % 100 // 2}"}  # in both splits
+
+    alone = eval_fixtures.about
+    monkeypatch.setattr(eval_fixtures, "about", about)
+    folder = make_shards({"train": [10, 10, 10], "test": [4, 4, 4]}, name="shared")
+    evaluate(replace(config, shards=[str(folder)], protocols=["knn"], random=False), [])
+    line = "own: 2 people of split test are in split train, too; simfle shards split divides by person"
+    assert line in caplog.text
+    assert read_results([config.out])[0].data["differs"] == [line]
+
+
+def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
+    config: EvalConfig,
+    make_shards: MakeShards,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As valence and arousal of AffectNet beside a set of expressions alone: what can be measured is."""
+    whole = eval_fixtures.about
+    monkeypatch.setattr(eval_fixtures, "about", lambda *words: {**whole(*words), "extras": {}})
+    words = []
+    for name, folder in (("bare", make_shards(COUNTS, name="without")), ("whole", config.shards[0])):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text("val_share: 0.2\n")
+        words.append(f"{file}={folder}")
+    own = replace(config, benchmarks=words, protocols=["affect", "knn"], random=False, shards=[])
+    summary = evaluate(own, [])
+    assert [(row.benchmark, row.protocol) for row in summary.table] == [
+        ("bare", "knn"),
+        ("whole", "affect"),
+        ("whole", "knn"),
+    ]
+    assert caplog.text.count("bare / affect is left out: shards: split 'train' has no valence and arousal") == 1
+    with pytest.raises(UserError, match="has no valence and arousal"):
+        evaluate(replace(own, benchmarks=words[:1], protocols=["affect"], out=str(tmp_path / "nothing")), [])
 
 
 @pytest.mark.parametrize(
