@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from shards.entry import Entry, Rejected
+from shards.entry import REASONS, Entry, Rejected
 from shards.errors import UserError
 from shards.exclude import prepare
 from shards.files import sync_folder, write_atomic
@@ -155,7 +155,7 @@ def _counted(entries: Iterable[Entry | Rejected], progress: Progress) -> Iterato
 
 def _check_plan(request: Build, plan: Plan) -> None:
     if not plan.planned():
-        raise UserError(f"nothing to write: every entry was rejected ({_counts(plan.reasons())})")
+        raise UserError(_nothing(plan.reasons(), next(plan.rejected(), None)))
     splits = {shard.split for shard in plan.shards()}
     for split, fraction in (("val", request.rules.val_fraction), ("test", request.rules.test_fraction)):
         if fraction and split not in splits:
@@ -207,11 +207,13 @@ def _manifest(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str
     """What was made of the plan; rejected.jsonl is written on the way."""
     folder = request.partial / "shards"
     counts: Counter[str] = Counter()
+    one: Rejected | None = None  # to tell, where there is nothing else
     infos = []
     extra = 0
     temporary = folder / f".{REJECTED}.tmp"
     with temporary.open("w") as lines:
         for item in plan.rejected():
+            one = one or item
             counts[item.reason] += 1
             lines.write(json.dumps(asdict(item)) + "\n")
         for result in _results(request.partial, shards):
@@ -219,13 +221,14 @@ def _manifest(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str
                 infos.append(ShardInfo(result.file, result.split, result.samples, result.bytes, result.sha256))
             extra += result.extra
             for item in result.rejected:
+                one = one or item
                 counts[item.reason] += 1
                 lines.write(json.dumps(asdict(item)) + "\n")
         lines.flush()
         os.fsync(lines.fileno())
     if not infos:
         request.mark.unlink()
-        raise UserError(f"nothing to write: every entry was rejected ({_counts(counts)})")
+        raise UserError(_nothing(counts, one))
     temporary.replace(folder / REJECTED)
     digest = json.loads(request.mark.read_bytes())["digest"]
     return Manifest(
@@ -267,6 +270,12 @@ def _notes(request: Build, plan: Plan, report: Report) -> Iterator[str]:
         if absent:
             more = f" and {len(absent) - MOST_NAMED} more" if len(absent) > MOST_NAMED else ""
             yield f"no sample in split {split} has the label {', '.join(absent[:MOST_NAMED])}{more}"
+
+
+def _nothing(reasons: dict[str, int], one: Rejected | None) -> str:
+    """That all was rejected, and why one of it was: no rejected.jsonl is left to look into."""
+    example = f"; one of them: {one.source}: {one.reason}, {one.detail or REASONS[one.reason]}" if one else ""
+    return f"nothing to write: every entry was rejected ({_counts(reasons)}){example}"
 
 
 def _counts(reasons: dict[str, int]) -> str:

@@ -13,8 +13,14 @@ BAD = {
     "no such folder": (["folder", "absent", "out"], "absent is not a folder"),
     "an empty folder": (["folder", "empty", "out"], "no images in empty"),
     "no images in it": (["folder", "texts", "out"], "no images in texts .*1 .txt"),
-    "all rejected": (["folder", "broken", "out"], "every entry was rejected .*1 empty, 1 not_an_image"),
-    "class folders, but flat": (["folder", "faces", "out", "--class-folders"], "every entry was rejected .*unlabelled"),
+    "all rejected": (
+        ["folder", "broken", "out"],
+        r"rejected \(1 empty, 1 not_an_image\); one of them: (a.jpg: empty, a file of zero bytes|b.png: not_an)",
+    ),
+    "class folders, but flat": (
+        ["folder", "faces", "out", "--class-folders"],
+        r"rejected \(4 unlabelled\); one of them: p_0000.jpg: unlabelled, no label where",
+    ),
     "split folders, but none": (["folder", "classes", "out", "--split-folders"], "rejected .*4 no_split"),
     "two groups": (
         ["csv", "list.csv", "out", "--group-column", "none", "--group-pattern", "(.)"],
@@ -50,7 +56,10 @@ BAD = {
     "an empty list": (["csv", "empty.csv", "out"], "empty.csv is empty"),
     "a list of no rows": (["csv", "header.csv", "out"], "a header and no rows"),
     "not text": (["csv", "image.csv", "out"], "not UTF-8"),
-    "all missing": (["csv", "list.csv", "out", "--images", "empty"], "every entry was rejected .*missing"),
+    "all missing": (
+        ["csv", "list.csv", "out", "--images", "empty"],
+        r"rejected \(2 missing\); one of them: p_000.\.jpg: missing, No such file",
+    ),
 }
 
 
