@@ -13,21 +13,28 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.files import write_atomic
 from shards.manifest import FORMAT, REJECTED, Manifest, read_manifest, write_manifest
-from shards.rules import keyed_hash, marked_key
+from shards.rules import composed, is_text, keyed_hash, marked_key
 from shards.samples import Sample, made_from, new_folder, read_samples, shard_index, write_split
 
 REFUSE, SUFFIX = "refuse", "suffix"
+MANY = 65536  # names of people that are in the memory as text
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What came of a merge. renamed: samples whose key was taken and got a suffix; renumbered: with a new `.cls`."""
+    """What came of a merge. renamed: samples whose key was taken and got a suffix; renumbered: with a new `.cls`.
+
+    shared: names of groups (people) that several folders have, and which are one person now; divided: groups with
+    samples in more than one split.
+    """
 
     manifest: Manifest
     renamed: int
     renumbered: int
+    shared: int
+    divided: int
 
 
 def merge(
@@ -60,6 +67,7 @@ def merge(
         for info in manifest.shards:
             counts[info.split] += info.samples
     changed = Counter[str]()
+    people = _People()
 
     def copied(split: str) -> Iterator[Sample]:
         for number, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
@@ -68,6 +76,7 @@ def merge(
                 if info.split == split:
                     for sample in read_samples(folder, info):
                         changed["done"] += 1
+                        people.add(number, split, sample)
                         renamed = _renamed(sample, number, taken[number], known, changed)
                         yield _renumbered(renamed, numbers, manifest.corpus, changed)
                     progress("copying", changed["done"], sum(counts.values()))
@@ -91,7 +100,43 @@ def merge(
             extra_samples=sum(manifest.extra_samples for manifest in manifests),
         )
         write_manifest(partial, merged)
-    return Merged(merged, changed["renamed"], changed["renumbered"])
+    return Merged(merged, changed["renamed"], changed["renumbered"], people.in_several(0), people.in_several(1))
+
+
+class _People:
+    """Names of groups by folder and split; hashed, 8 bytes a name, for a group may be no more than a photo."""
+
+    def __init__(self) -> None:
+        self._hashed: dict[tuple[int, str], NDArray[np.uint64]] = {}
+        self._new: dict[tuple[int, str], set[str]] = {}
+
+    def add(self, folder: int, split: str, sample: Sample) -> None:
+        """Take in the group of a sample, if its json tells one; a json that cannot be read is copied as it is."""
+        try:
+            group = sample.known.get("group")
+        except UserError:
+            return
+        if group is None or not is_text(str(group)):
+            return
+        new = self._new.setdefault((folder, split), set())
+        new.add(composed(str(group)))
+        if len(new) >= MANY:
+            self._pack()
+
+    def in_several(self, part: int) -> int:
+        """How many names are in more than one folder (part 0), or in more than one split (part 1)."""
+        self._pack()
+        found: dict[int | str, NDArray[np.uint64]] = {}
+        for place, hashes in self._hashed.items():
+            found[place[part]] = np.union1d(found.get(place[part], np.empty(0, np.uint64)), hashes)
+        every = np.concatenate([np.empty(0, np.uint64), *found.values()])
+        return int((np.unique(every, return_counts=True)[1] > 1).sum())
+
+    def _pack(self) -> None:
+        for place, names in self._new.items():
+            before = self._hashed.get(place, np.empty(0, np.uint64))
+            self._hashed[place] = np.union1d(before, _hashes(sorted(names)))
+        self._new.clear()
 
 
 def _collisions(

@@ -34,6 +34,17 @@ def merge_shards(
         typer.echo(f"{merged.renamed} samples got another key, since an earlier folder has theirs")
     if merged.renumbered:
         typer.echo(f"{merged.renumbered} samples got another number for the same label")
+    if merged.shared:
+        typer.echo(
+            f"note: {merged.shared} names of people (groups) are in several folders and count as one person now, "
+            "to remove, split and every test; if the same names mean other people, as numbers of two corpora do, "
+            f"delete {out} and train on the folders as they are: data.shards=[{','.join(map(str, folders[:-1]))}]"
+        )
+    if merged.divided:
+        typer.echo(
+            f"note: {merged.divided} people (groups) are in more than one split, so a test may meet whom training has "
+            f"seen; to divide anew by person: simfle shards split {out} {out}-split --into train=0.8,test=0.2"
+        )
 
 
 main = command(merge_shards)

@@ -159,6 +159,36 @@ def test_labels_are_merged_by_name(built: Path, tmp_path: Path) -> None:
     assert [item["corpus"] for item in manifest.build["from"]] == ["one", "two", "three"]
 
 
+def test_people_of_one_name_are_told(built: Path, tmp_path: Path) -> None:
+    """Numbers of two corpora mean other people; copied as they are, they are one person to remove and to splits."""
+    apart = made(SPLIT, built / "two-shards", tmp_path / "apart", "--into", "train=0.5,test=0.5")
+    parts = [built / "one-shards", apart, built / "three-shards"]
+
+    def people(folder: Path) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for split, sample in samples(folder).values():
+            found.setdefault(sample.known["group"], set()).add(split)
+        return found
+
+    done = run(*MERGE, *parts, tmp_path / "out", "--collisions", "suffix")
+    shared, divided = (line for line in done.stdout.splitlines() if line.startswith("note: "))
+    folders = Counter(name for part in parts for name in people(part))
+    assert f"note: {sum(count > 1 for count in folders.values())} names of people" in shared
+    assert f"data.shards=[{','.join(map(str, parts))}]" in shared
+    count = sum(len(splits) > 1 for splits in people(tmp_path / "out").values())
+    assert count
+    assert f"note: {count} people (groups) are in more than one split" in divided
+    again = made(SPLIT, *divided.partition("simfle shards split ")[2].split())
+    assert all(len(splits) == 1 for splits in people(again).values())
+
+
+def test_people_of_different_names_need_no_word(built: Path, tmp_path: Path) -> None:
+    write_faces(tmp_path / "faces", 4)
+    assert run(*BUILD, "folder", tmp_path / "faces", tmp_path / "nobody").returncode == 0
+    done = run(*MERGE, built / "one-shards", tmp_path / "nobody", tmp_path / "out")
+    assert (done.returncode, "note:" in done.stdout) == (0, False)
+
+
 def test_merged_shards_can_be_merged_again(built: Path, tmp_path: Path) -> None:
     """The second time a key would get the mark that it got the first time, for the same place."""
     one, two = built / "one-shards", built / "two-shards"
