@@ -8,7 +8,7 @@ from posixpath import splitext
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.sources.folder import EXTENSIONS, placed, walk
+from shards.sources.folder import EXTENSIONS, overlooked, placed, see_folder, walk
 from shards.sources.layout import content, inside
 from shards.sources.tars import ENDINGS, Member, read_tar, stem
 from shards.sources.zips import read_zip
@@ -28,6 +28,7 @@ class Archive:
     below: str = ""
     others: Counter[str] = field(default_factory=Counter)  # extension -> members that are no images, after iterating
     packed: Counter[str] = field(default_factory=Counter)  # compressed tars, whose images go through the plan
+    folders: set[str] = field(default_factory=set)  # some of the first folders seen
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Entries in the order of the archives' names and of their members.
@@ -37,6 +38,7 @@ class Archive:
         """
         self.others.clear()
         self.packed.clear()
+        self.folders.clear()
         found, damage = False, ""
         for name, file in self._archives():
             prefix = "" if file == self.root.absolute() else f"{stem(name)}/"
@@ -64,7 +66,7 @@ class Archive:
         for name, count in self.packed.items():
             if count:
                 found.append(f"{name} is compressed as a whole: its {count} images were unpacked into the plan first")
-        return found
+        return found + overlooked(self.root, self.folders, self.class_folders, self.split_folders)
 
     def _archives(self) -> list[tuple[str, Path]]:
         if self.root.is_file():
@@ -92,6 +94,7 @@ class Archive:
         if member.fate:
             return Rejected(f"{archive}/{relative}", *member.fate)
         key = f"{prefix}{'/'.join(parts[len(below) :])}"
+        see_folder(key, self.folders)
         return placed(key, f"{archive}/{relative}", member.read, self.class_folders, self.split_folders)
 
 

@@ -13,6 +13,8 @@ from shards.rules import TEST, TRAIN, VAL, normal_split
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 )
+SPLITS = (TRAIN, VAL, TEST)
+MOST_SEEN = 5  # first folders that are remembered
 
 
 @dataclass
@@ -57,15 +59,10 @@ class Folder:
         if self.others:
             kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(self.others.items()))
             found.append(f"files in {self.root} that are no images: {kinds}")
-        if len(self.folders) > 1 and not self.class_folders and not self.split_folders:
-            names = ", ".join(sorted(self.folders)[:4])
-            found.append(f"unlabelled; {self.root} has folders ({names} ...): --class-folders makes them labels")
-        return found
+        return found + overlooked(self.root, self.folders, self.class_folders, self.split_folders)
 
     def _entry(self, relative: str) -> Entry | Rejected:
-        folders = relative.split("/")[:-1]
-        if folders and len(self.folders) < 5:
-            self.folders.add(folders[0])
+        see_folder(relative, self.folders)
         return placed(relative, relative, self.root / relative, self.class_folders, self.split_folders)
 
 
@@ -77,9 +74,36 @@ def placed(
     split = None
     if split_folders:
         split = normal_split(folders.pop(0)) if folders else ""
-        if split not in (TRAIN, VAL, TEST):
+        if split not in SPLITS:
             return Rejected(source, "no_split")
     return Entry(key, source, read, folders[0] if class_folders and folders else None, split)
+
+
+def see_folder(key: str, folders: set[str]) -> None:
+    """Add the first folder of a key to `folders`, as far as `overlooked` wants to know them."""
+    first, slash, _ = key.partition("/")
+    if slash and len(folders) < MOST_SEEN:
+        folders.add(first)
+
+
+def overlooked(root: Path, folders: set[str], class_folders: bool, split_folders: bool) -> list[str]:
+    """What the first folders of `root` may mean that was not asked for; folders: some of them."""
+    if split_folders or not folders:
+        return []
+    names = ", ".join(sorted(folders)[: MOST_SEEN - 1])
+    if all(normal_split(name) in SPLITS for name in folders):
+        if class_folders:
+            return [
+                f"the labels of {root} are names of splits ({names}): --split-folders makes them splits, and the "
+                "folders below them labels"
+            ]
+        return [
+            f"unlabelled; {root} has folders of splits ({names}): --split-folders makes them splits, --class-folders "
+            "the folders below them labels"
+        ]
+    if len(folders) > 1 and not class_folders:
+        return [f"unlabelled; {root} has folders ({names} ...): --class-folders makes them labels"]
+    return []
 
 
 def walk(root: Path) -> Iterator[str]:

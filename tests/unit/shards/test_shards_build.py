@@ -90,6 +90,23 @@ def test_a_folder_of_folders_is_unlabelled_unless_asked(tmp_path: Path) -> None:
     assert {sample["cls"] for sample in samples(tmp_path / "out")} == {None}
 
 
+def test_folders_of_splits_are_told_from_those_of_classes(tmp_path: Path) -> None:
+    """Kaggle's FER2013: whoever is told to make train and test labels gets two classes and no test split."""
+    for name in ("train", "Testing"):
+        write_faces(tmp_path / "faces" / name, 4, ("a", "b"))
+    command = [*BUILD, "folder", tmp_path / "faces"]
+    bare = run(*command, tmp_path / "bare").stdout
+    assert "unlabelled; " in bare
+    assert "has folders of splits (Testing, train): --split-folders makes them splits, --class-folders the" in bare
+    assert "makes them labels" not in bare
+    classes = run(*command, tmp_path / "classes", "--class-folders").stdout
+    assert "faces are names of splits (Testing, train): --split-folders makes them splits" in classes
+    both = run(*command, tmp_path / "both", "--class-folders", "--split-folders").stdout
+    assert "--split-folders" not in both
+    assert read_manifest(tmp_path / "both").splits == ("train", "test")
+    assert read_manifest(tmp_path / "both").labels == ("a", "b")
+
+
 def test_names_that_no_program_expects(tmp_path: Path) -> None:
     """Bytes that are not UTF-8, dots, spaces, a new line, other alphabets, very long; and the same content of each."""
     faces = tmp_path / "faces"

@@ -105,6 +105,23 @@ def test_a_folder_of_archives_counts_their_names_as_folders(tmp_path: Path) -> N
     assert found[0].reason == "no_split"
 
 
+def test_archives_of_splits_are_told_from_those_of_classes(tmp_path: Path) -> None:
+    write_zip(tmp_path / "faces" / "train.zip", ("happy/1.jpg",))
+    write_zip(tmp_path / "faces" / "test.zip", ("happy/1.jpg", "sad/2.jpg"))
+    told = {}
+    for options in ((), ("class_folders",), ("split_folders",)):
+        source = Archive(tmp_path / "faces", **dict.fromkeys(options, True))
+        list(source)
+        told[options] = " ".join(source.notes())
+    assert "has folders of splits (test, train): --split-folders" in told[()]
+    assert "the labels of" in told["class_folders",]
+    assert told["split_folders",] == ""
+    write_zip(tmp_path / "faces" / "more.zip", ("happy/1.jpg",))
+    source = Archive(tmp_path / "faces")
+    list(source)
+    assert "has folders (more, test, train ...): --class-folders makes them labels" in " ".join(source.notes())
+
+
 def test_below_a_folder_of_the_archive(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", ("faces/images/train/happy/1.jpg", "faces/docs/2.jpg"))
     source = Archive(tmp_path / "a.tar", class_folders=True, split_folders=True, below="faces/images/")
