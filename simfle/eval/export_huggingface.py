@@ -20,6 +20,9 @@ from simfle.eval.units import identify, tensors_digest
 log = logging.getLogger(__name__)
 
 NAME = "huggingface"
+# What timm tells of its own weights of the same architecture: not of these. The licence is as on the model card.
+SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "tag", "origin_url", "paper_name", "paper_ids")
+ABOUT: dict[str, Any] = dict.fromkeys((*SOURCES, "description", "notes")) | {"license": "other"}
 RECIPE = (
     ("method", "model.method"),
     ("backbone", "model.backbone"),
@@ -53,7 +56,7 @@ def export_huggingface(run: Path, backbone: Backbone, folder: Path) -> Path:
     options: dict[str, Any] = {}
     if timm.models.is_model_in_modules(card.name, TRANSFORMERS):  # pooled as we do it: the mean of the patch tokens
         options = {"img_size": card.size, "dynamic_img_size": True, "global_pool": "avg", "fc_norm": False}
-    network = timm.create_model(card.name, num_classes=0, **options)
+    network = timm.create_model(card.name, num_classes=0, pretrained_cfg_overlay=ABOUT, **options)
     network.load_state_dict(backbone.module.network.state_dict())
     data: dict[str, Any] = {"input_size": (3, card.size, card.size), "mean": card.mean, "std": card.std}
     data |= {"crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}  # the whole image, as in evaluations

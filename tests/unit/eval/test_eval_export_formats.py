@@ -93,6 +93,21 @@ def test_timm_reads_the_folder(source: str, run: Path, tmp_path: Path) -> None:
     torch.testing.assert_close(model(pixels[None]), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "test_vit"])
+def test_the_weights_are_not_told_to_be_timms(name: str, run: Path, tmp_path: Path) -> None:
+    """timm's own of this architecture have a licence, a paper and a place of their own."""
+    timms = timm.create_model(name).pretrained_cfg
+    assert (timms["license"], bool(timms["tag"])) == ("apache-2.0", True)
+    backbone = _as_exported(open_backbone(f"random:{name}+size=64"))
+    folder = export_huggingface(run, backbone, tmp_path / "hub")
+    config = json.loads((folder / "config.json").read_text())["pretrained_cfg"]
+    card = yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+    assert config["license"] == card["license"] == "other"
+    told = {key for key in config if key.startswith("paper") or key.endswith(("url", "id", "tag", "file"))}
+    assert not told
+    assert not {str(timms[key]) for key in ("tag", "hf_hub_id")} & set(map(str, config.values()))
+
+
 def _pil(image: np.ndarray) -> object:
     from PIL import Image
 
