@@ -69,9 +69,10 @@ class Table:
                 yield Rejected(place, "bad_row", f"{self.file.name}: not a JSON object")
                 continue
             given = iter(values)
-            path, label, split, group, data, *edges = (next(given) if name else None for name in columns)
-            labelled += bool(text_of(label))
-            about = {"label": text_of(label) or None, "split": text_of(split) or None, "group": text_of(group) or None}
+            path, label, split, group, data, *edges = (next(given) if column else None for column in columns)
+            name = _label(label, kind)
+            labelled += bool(name)
+            about = {"label": name or None, "split": text_of(split) or None, "group": text_of(group) or None}
             try:
                 about["box"] = _box(edges, self.box_order)  # type: ignore[assignment]
                 if self.bytes_column:
@@ -113,6 +114,13 @@ class Table:
                     f"{kind_of(self.file)}: {self.file} has no column {name!r}{hint} (columns: {', '.join(header)})"
                 )
         return [path, *asked, *self._box_columns()]
+
+
+def _label(value: Any, kind: str) -> str:
+    """A label as text. CSV does not tell numbers from text: pandas writes a column of 3 with gaps in it as 3.0."""
+    text = text_of(value)
+    whole = re.fullmatch(r"([+-]?[0-9]+)\.0+", text) if kind in ("csv", "tsv") else None
+    return str(int(whole[1])) if whole else text
 
 
 def _box(edges: list[Any], order: str) -> Box | None:

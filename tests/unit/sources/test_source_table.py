@@ -95,6 +95,32 @@ def test_labels_that_are_numbers(tmp_path: Path) -> None:
     assert [entry.label for entry in found.values()] == ["3", None, "0", None, "1.5"]
 
 
+@pytest.mark.parametrize("kind", WRITERS)
+def test_numbers_with_gaps_are_the_same_labels_in_all_kinds(tmp_path: Path, kind: str) -> None:
+    """As text they would be in the order 0.0, 1.0, 10.0, 11.0, 2.0."""
+    numbers = [float(number) for number in range(12)]
+    rows = tuple(
+        {"path": write(tmp_path / f"{number:g}.jpg", photo(int(number))).name, "label": number} for number in numbers
+    )
+    write(tmp_path / "gap.jpg", photo(12))
+    WRITERS[kind](
+        tmp_path / f"list.{kind}", (*rows, {"path": "gap.jpg", "label": "" if kind in ("csv", "tsv") else None})
+    )
+    manifest, _ = built(Table(tmp_path / f"list.{kind}", tmp_path, label_column="label"), tmp_path / "out")
+    assert manifest.labels == tuple(map(str, range(12)))
+
+
+def test_only_whole_numbers_lose_their_fraction(tmp_path: Path) -> None:
+    labels = ("-0.0", "-3.00", "1.5", "v1.0", "1.0.0", ".0", "12345678901234567890.0")
+    write(tmp_path / "list.csv", "path,label\n" + "".join(f"{n}.jpg,{label}\n" for n, label in enumerate(labels)))
+    found = entries(Table(tmp_path / "list.csv", tmp_path, label_column="label"))
+    wanted = ["0", "-3", "1.5", "v1.0", "1.0.0", ".0", "12345678901234567890"]
+    assert [entry.label for entry in found.values()] == wanted
+    write(tmp_path / "list.jsonl", '{"path": "a.jpg", "label": "1.0"}')  # said to be text
+    (found,) = entries(Table(tmp_path / "list.jsonl", tmp_path, label_column="label")).values()
+    assert found.label == "1.0"
+
+
 def test_boxes(tmp_path: Path) -> None:
     """Several faces of one photo; four columns, one with a list, one with text; both orders."""
     write(tmp_path / "four.csv", "path,x,y,w,h\na.jpg,1,2,30,40\na.jpg,50,2,30,40\na.jpg,1,2,30,40\nb.jpg,,,,\n")
