@@ -29,7 +29,8 @@ from simfle.train.tensors import Pace, write_tensors
 
 FORMAT = 1
 MARKER = "COMPLETE"
-FILES = ("model.safetensors", "optim.safetensors", "state.json")
+STATE = "state.json"
+FILES = ("model.safetensors", "optim.safetensors", STATE)
 log = logging.getLogger(__name__)
 
 

@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.autograd import DeviceType
 
-from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, load
+from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, digest, load
 from simfle.errors import UserError
 from simfle.optim import STATES
 from simfle.runtime import arithmetic_threads
 from simfle.train.advice import WAITING, Facts, judge
 from simfle.train.check import OPTIMIZERS, check
-from simfle.train.folder import claimed
+from simfle.train.checkpoint import Progress, write
+from simfle.train.folder import claimed, refuse_other
 from simfle.train.profile import tables
 from simfle.train.tensors import DTYPES, Pace, write_tensors
 
@@ -199,3 +200,19 @@ def test_a_folder_of_shards_is_not_claimed_for_a_run(faces: Path) -> None:
     with pytest.raises(UserError, match="holds shards"), claimed(faces):
         pass
     assert sorted(faces.iterdir()) == before  # not even a lock
+
+
+@pytest.mark.parametrize("word", ["train.seed=5", "optim.lr=0.9", "optim.name=adamw", "train.global_batch=24"])
+def test_checkpoints_without_their_configuration_go_on_only_as_the_same_run(word: str, tmp_path: Path) -> None:
+    """As a restored backup, or a branch: their folder was copied, config.yaml was not."""
+    write(tmp_path, Progress(4, 32, digest(FINE), "corpus", "sgd"), {}, {})
+    newest = write(tmp_path, Progress(6, 48, digest(FINE), "corpus", "sgd"), {}, {})
+    other = load(PretrainConfig, None, ["data.shards=[faces]", word])
+    refuse_other(tmp_path, replace(FINE, train=TrainConfig(run="elsewhere", micro_batch=2)))
+    with pytest.raises(
+        UserError, match=r"another configuration.*copy that run's config\.yaml into .*, or take another"
+    ):
+        refuse_other(tmp_path, other)
+    (newest / "state.json").write_text("{")  # then the one before is what it would go on from
+    with pytest.raises(UserError, match="another configuration"):
+        refuse_other(tmp_path, other)
