@@ -1,4 +1,4 @@
-"""Processes, devices, the DeepSpeed engine and the stop signal: everything a run takes from its surroundings."""
+"""Processes, devices and the DeepSpeed engine: everything a run takes from its surroundings."""
 
 import ctypes
 import logging
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
-from types import FrameType
 from typing import Any
 
 import torch
@@ -26,7 +25,6 @@ FOR_LIBRARIES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG")  # a process start
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 AUTO = -1  # train.micro_batch=auto: what fits is found by trying, simfle.train.fitting
 BUCKET = 50_000_000  # gradients that are reduced together
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)  # the last: a terminal is closed
 
 
 @dataclass(frozen=True)
@@ -294,31 +292,3 @@ def _interrupts_held() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came:
             signal.raise_signal(signal.SIGINT)
-
-
-class StopFlag:
-    """Raised by `STOP_SIGNALS`; the training loop looks at it at step boundaries only. nohup's SIGHUP stays ignored.
-
-    Only a process's main thread may change what signals do: within another one nothing raises it.
-    """
-
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self._previous: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> "StopFlag":
-        main = threading.current_thread() is threading.main_thread()
-        for name in STOP_SIGNALS if main else ():
-            if name == signal.SIGHUP and signal.getsignal(name) == signal.SIG_IGN:
-                continue
-            self._previous[name] = signal.signal(name, self._raise)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for name, handler in self._previous.items():
-            signal.signal(name, handler)
-
-    def _raise(self, number: int, _: FrameType | None) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C does not wait
-        self.signal = signal.Signals(number)

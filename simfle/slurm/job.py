@@ -18,6 +18,7 @@ from simfle.process import OWN_CORES, loading
 from simfle.slurm import record
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.record import End
+from simfle.stopping import StopFlag
 
 # Exit codes, after sysexits.h, for people and logs: the end of the job reads the words that tasks leave. A stopped task
 # leaves with 0, for srun kills all others at the first one that does not, and rank 0 may still be saving.
@@ -63,11 +64,9 @@ def find_place() -> Place:
 def pretrain_task(folder: str) -> None:
     """Pretrain as one process of the job in `folder`; ends the process with a code of CODES."""
     job = Path(folder)
-    from simfle.runtime import StopFlag
-
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     faulthandler.register(signal.SIGQUIT)  # where every thread is, into the log: scancel --signal=QUIT
-    with StopFlag() as stop:  # before all else: submitit's handlers would requeue without saving
+    with StopFlag() as stop:  # before torch is loaded: submitit's handlers would requeue without saving, as a failure
         place = find_place()
         cluster = load(ClusterConfig, job / "cluster.yaml")
         config = load(PretrainConfig, job / "config.yaml")

@@ -19,7 +19,8 @@ from simfle.data.streaming import Stream
 from simfle.errors import AgreedError, RunStopped, UserError
 from simfle.models.statistics import share_statistics
 from simfle.optim import STATES, build_optimizer, learning_rate
-from simfle.runtime import BatchPlan, StopFlag, World, arithmetic_threads, start_engine
+from simfle.runtime import BatchPlan, World, arithmetic_threads, start_engine
+from simfle.stopping import StopFlag
 from simfle.train import checkpoint, fitting, folder, lead, pictures, profile, saving, state
 from simfle.train.damage import Damage
 from simfle.train.metrics import Metrics, SampleRecord

@@ -12,7 +12,8 @@ from simfle.config import PretrainConfig
 from simfle.data.loader import open_data
 from simfle.errors import AgreedError, UserError
 from simfle.models.methods import build_method
-from simfle.runtime import StopFlag, World, plan_batch, processes
+from simfle.runtime import World, plan_batch, processes
+from simfle.stopping import StopFlag
 from simfle.train import fitting, folder
 from simfle.train.check import check
 from simfle.train.run import Run

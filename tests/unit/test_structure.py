@@ -15,6 +15,7 @@ LIGHT = {
     "simfle.batch",
     "simfle.provenance",
     "simfle.process",
+    "simfle.stopping",
     "simfle.told",
 }
 # What each room may import beside itself and LIGHT. Commands may import all rooms; nobody imports commands.
@@ -26,6 +27,7 @@ ALLOWED = {
     "simfle.version": set(),
     "simfle.provenance": set(),
     "simfle.process": set(),
+    "simfle.stopping": set(),
     "simfle.told": {"shards.plain"},
     "simfle.losses": set(),
     "simfle.optim": set(),
