@@ -31,8 +31,8 @@ class Decision:
     words: str
 
 
-def decide(ends: list[End], expected: int, code: int) -> Decision:
-    """From how each of `expected` tasks ended and srun's exit code.
+def decide(ends: list[End], expected: int, code: int, *, began: bool = True) -> Decision:
+    """From how each of `expected` tasks ended and srun's exit code. began: at least one of them said that it starts.
 
     A stop asked for is requeued; a refusal or a bug is not, for it would come again; what befell the job from outside
     (a killed process, a lost node, a hang) is.
@@ -48,6 +48,7 @@ def decide(ends: list[End], expected: int, code: int) -> Decision:
         (record.REFUSED in first, False, True, _told(first.get(record.REFUSED))),
         (record.BUG in first, False, True, _told(first.get(record.BUG))),
         (record.HUNG in first, True, True, _told(first.get(record.HUNG))),
+        (not ends and not began, True, True, f"no process began{left}; why not stands in the job's log"),
         (bool(silent), True, True, f"rank {names} ended without a word (killed, or its node lost){left}"),
         (record.LOST in first, True, True, _told(first.get(record.LOST))),
     )
@@ -83,12 +84,14 @@ def end(job_folder: Path, code: int) -> int:
     run = job_folder.parents[1]
     cluster = load(ClusterConfig, job_folder / "cluster.yaml")
     expected = int(os.environ.get("SLURM_NNODES", cluster.nodes)) * cluster.tasks
-    decision = decide(record.ends(job_folder, start), expected, code)
+    events = record.events(run)
+    began = any((each["event"], each["job"], each.get("start")) == ("started", number, start) for each in events)
+    decision = decide(record.ends(job_folder, start), expected, code, began=began)
     facts = {"job": number, "start": start, "failure": decision.failure, "step": newest_step(run)}
     words, requeue = decision.words, decision.requeue
     if requeue and start >= cluster.max_requeues:
         requeue, words = False, f"{words}; not requeued: max_requeues={cluster.max_requeues} is reached"
-    row = failures_in_a_row([*record.events(run), {"event": "ended", **facts}], number)
+    row = failures_in_a_row([*events, {"event": "ended", **facts}], number)
     if requeue and row >= cluster.max_failures:
         requeue, words = False, f"{words}; not requeued: {row} failures in a row without a new checkpoint"
     if requeue and (state := may_not_come_back(shown(number))):

@@ -2,9 +2,11 @@
 
 import faulthandler
 import logging
+import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +84,8 @@ def evaluate_task(folder: str, index: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.register(signal.SIGQUIT)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with suppress(KeyError, OSError):  # a benchmark's file may name shards by where it was submitted
+        os.chdir(os.environ["SLURM_SUBMIT_DIR"])
     try:
         config = load(EvalConfig, Path(folder) / "config.yaml")
         from simfle.eval.evaluate import run_unit

@@ -6,6 +6,8 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,8 @@ from simfle.slurm.freeze import absolute, freeze
 from simfle.slurm.queue import available
 
 log = logging.getLogger(__name__)
+OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_")
+OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # where Slurm is, and who asks
 
 
 def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool = True) -> None:
@@ -117,7 +121,7 @@ def run_here(job: Path, cluster: ClusterConfig) -> Any:
 
     from simfle.slurm.job import pretrain_task
 
-    os.environ["PYTHONPATH"] = str(job / "code")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(job / "code"), os.environ.get("PYTHONPATH")]))
     executor = submitit.LocalExecutor(folder=job)
     executor.update_parameters(
         tasks_per_node=cluster.nodes * cluster.tasks,
@@ -127,12 +131,29 @@ def run_here(job: Path, cluster: ClusterConfig) -> Any:
     )
     # A terminal's Ctrl-C reaches the tasks, which save; submitit's controller would kill them within a second.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    here = Path.cwd()
+    os.chdir(job / "code")  # python -m looks into the current folder first, which may be a checkout
     try:
-        submitted = executor.submit(pretrain_task, str(job))
+        with outside_of_jobs():
+            submitted = executor.submit(pretrain_task, str(job))
     finally:
+        os.chdir(here)
         signal.signal(signal.SIGINT, before)
     record.tell(job.parents[1], "submitted", job=submitted.job_id, folder=job.name, nodes=1, local=True)
     return submitted
+
+
+@contextmanager
+def outside_of_jobs() -> Iterator[None]:
+    """Without what Slurm told a job or session that this process runs in: its numbers of tasks and of restarts, and its
+    limits of memory would hold for the new job."""
+    own = {name: value for name, value in os.environ.items() if name.startswith(OF_A_JOB) and name not in OF_THE_USER}
+    for name in own:
+        del os.environ[name]
+    try:
+        yield
+    finally:
+        os.environ.update(own)
 
 
 def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool = True) -> Any:
@@ -140,7 +161,11 @@ def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool =
     import submitit
 
     class Executor(submitit.SlurmExecutor):
-        """Makes scripts on machines without Slurm too, for --dry-run."""
+        """Makes scripts without Slurm too, for --dry-run; jobs learn nothing of one that they are submitted from."""
+
+        def _internal_process_submissions(self, delayed_submissions: Any) -> Any:
+            with outside_of_jobs():
+                return super()._internal_process_submissions(delayed_submissions)
 
         @classmethod
         def affinity(cls) -> int:
@@ -186,14 +211,17 @@ def _is_elastic(cluster: ClusterConfig) -> bool:
 
 
 def _setup(job: Path, cluster: ClusterConfig) -> list[str]:
+    code = shlex.quote(str(job / "code"))
     lines = [
-        f"export PYTHONPATH={shlex.quote(str(job / 'code'))}",
+        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",  # a module may have put torch there
         # Slurm 22.05 and later: srun does not inherit it from sbatch.
         *([f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"] if cluster.cpus_per_task else []),
         *(f"export {name}={shlex.quote(value)}" for name, _, value in (w.partition("=") for w in cluster.environment)),
         "trap : TERM USR2  # outlive the tasks, to say how they ended and requeue",
     ]
-    return lines + list(cluster.setup)
+    # Last, for what comes before may use relative paths. python -m looks into the current folder first, before
+    # PYTHONPATH: submitted from a checkout, a job would run what is there by then.
+    return [*lines, *cluster.setup, f"cd {code}"]
 
 
 def _teardown(job: Path) -> list[str]:
@@ -202,8 +230,11 @@ def _teardown(job: Path) -> list[str]:
 
 
 def _srun_arguments(job: Path, cluster: ClusterConfig) -> list[str]:
-    """One killed task ends all of them at once; tasks that are not needed may end early."""
-    arguments = ["--kill-on-bad-exit=1", "--wait=0"]
+    """One killed task ends all of them at once; tasks that are not needed may end early.
+
+    They get what the script exports even where jobs are submitted without an environment (SBATCH_EXPORT=NONE).
+    """
+    arguments = ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL"]
     if _is_elastic(cluster):
         arguments.append(f"--ntasks-per-node={cluster.tasks}")
     if cluster.container and not cluster.container.endswith(".sif"):

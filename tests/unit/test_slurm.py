@@ -21,7 +21,7 @@ from simfle.slurm.ending import decide, end, failures_in_a_row, may_not_come_bac
 from simfle.slurm.follow import follow_local
 from simfle.slurm.job import Place, bind_cores, fit, usable_tasks
 from simfle.slurm.record import End
-from simfle.slurm.runs import status
+from simfle.slurm.runs import find_runs, status
 from simfle.train.watchdog import Watchdog
 
 PLACE = Place("17", 0, 0, 4, 0, 1, ("n1", "n2", "n3", "n4"))
@@ -52,6 +52,13 @@ def test_ends_are_judged(found: list[End], code: int, requeue: bool, failure: bo
     decision = decide(found, 2, code)
     assert (decision.requeue, decision.failure) == (requeue, failure)
     assert words in decision.words
+
+
+def test_a_job_whose_processes_never_began_is_told_from_one_that_was_killed() -> None:
+    decision = decide([], 2, 1, began=False)
+    assert (decision.requeue, decision.failure) == (True, True)
+    assert decision.words == "no process began; exit code 1; why not stands in the job's log"
+    assert "rank 1 ended without a word" in decide(ends(r0="lost"), 2, 137, began=False).words
 
 
 @pytest.mark.parametrize(
@@ -210,6 +217,18 @@ def test_events_survive_a_line_that_was_cut_short(tmp_path: Path) -> None:
     with (tmp_path / "slurm" / "events.jsonl").open("a") as file:
         file.write('{"time": 1, "eve')
     assert [event["event"] for event in record.events(tmp_path)] == ["submitted"]
+
+
+def test_jobs_of_doctor_and_eval_are_no_runs(tmp_path: Path) -> None:
+    """They make FOLDER/slurm/JOB beside the runs; a run that waits in the queue has its events, and no more."""
+    for job in ("slurm/1-doctor", "results/slurm/2-eval", "group/waits/slurm/3", "group/deep/er/slurm/4", "begun"):
+        (tmp_path / job).mkdir(parents=True)
+        (tmp_path / job / "config.yaml").write_text("")
+    for run in ("group/waits", "group/deep/er"):
+        record.tell(tmp_path / run, "submitted", job="17")
+    assert find_runs(tmp_path) == [tmp_path / run for run in ("begun", "group/deep/er", "group/waits")]
+    assert find_runs(tmp_path / "group/waits") == [tmp_path / "group/waits"]
+    assert find_runs(tmp_path / "results") == []
 
 
 def test_status_of_a_run_without_slurm(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is submitted, and what is refused before it is: scripts, frozen code, checks. Nothing here needs Slurm."""
 
+import os
 import shlex
 import subprocess
 from dataclasses import replace
@@ -87,6 +88,30 @@ def test_no_name_of_a_run_becomes_shell_code(tmp_path: Path, name: str) -> None:
     assert not (tmp_path / "x").exists()
     (job_name,) = [line for line in script.splitlines() if "--job-name" in line]
     assert shlex.split(job_name)[-1] == f"--job-name={name}"
+
+
+@pytest.mark.parametrize("before", ["", "/modules/torch"])
+def test_a_job_looks_for_its_own_code_first(tmp_path: Path, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Python does with -m: in the current folder, which is that of the submission, then on PYTHONPATH."""
+    monkeypatch.setenv("PYTHONPATH", before)
+    config = replace(PretrainConfig(), train=replace(PretrainConfig().train, run=str(tmp_path / "a run")))
+    job = submit.prepare(config, ClusterConfig(setup=["cd /"]))
+    setup = submit.sbatch_script(job, ClusterConfig(setup=["cd /"])).split("# command")[0]
+    words = ["bash", "-c", f"{setup}\npwd; echo $PYTHONPATH"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+    code = str(job / "code")
+    assert done.stdout.splitlines() == [code, f"{code}:{before}" if before else code]
+
+
+def test_a_job_learns_nothing_of_the_one_it_is_submitted_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_NTASKS", "SLURM_RESTART_COUNT", "SLURM_MEM_PER_CPU", "SLURMD_NODENAME", "SLURM_CONF"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SBATCH_ACCOUNT", "ours")
+    before = dict(os.environ)
+    with submit.outside_of_jobs():
+        left = {name for name in os.environ if name.startswith(("SLURM", "SBATCH"))}
+        assert left == {"SLURM_CONF", "SBATCH_ACCOUNT"}
+    assert dict(os.environ) == before
 
 
 def test_names_that_slurm_would_read_as_its_own_are_refused(tmp_path: Path) -> None:
