@@ -119,7 +119,7 @@ class Table:
 def _label(value: Any, kind: str) -> str:
     """A label as text. CSV does not tell numbers from text: pandas writes a column of 3 with gaps in it as 3.0."""
     text = text_of(value)
-    whole = re.fullmatch(r"([+-]?[0-9]+)\.0+", text) if kind in ("csv", "tsv") else None
+    whole = re.fullmatch(r"([+-]?[0-9]{1,40})\.0+", text) if kind in ("csv", "tsv") else None
     return str(int(whole[1])) if whole else text
 
 

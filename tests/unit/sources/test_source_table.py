@@ -111,10 +111,10 @@ def test_numbers_with_gaps_are_the_same_labels_in_all_kinds(tmp_path: Path, kind
 
 
 def test_only_whole_numbers_lose_their_fraction(tmp_path: Path) -> None:
-    labels = ("-0.0", "-3.00", "1.5", "v1.0", "1.0.0", ".0", "12345678901234567890.0")
+    labels = ("-0.0", "-3.00", "1.5", "v1.0", "1.0.0", ".0", "12345678901234567890.0", f"{'9' * 5000}.0")
     write(tmp_path / "list.csv", "path,label\n" + "".join(f"{n}.jpg,{label}\n" for n, label in enumerate(labels)))
     found = entries(Table(tmp_path / "list.csv", tmp_path, label_column="label"))
-    wanted = ["0", "-3", "1.5", "v1.0", "1.0.0", ".0", "12345678901234567890"]
+    wanted = ["0", "-3", "1.5", "v1.0", "1.0.0", ".0", "12345678901234567890", labels[-1]]
     assert [entry.label for entry in found.values()] == wanted
     write(tmp_path / "list.jsonl", '{"path": "a.jpg", "label": "1.0"}')  # said to be text
     (found,) = entries(Table(tmp_path / "list.jsonl", tmp_path, label_column="label")).values()
