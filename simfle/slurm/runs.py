@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,16 @@ class Status:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Run folders at `folder` or up to three levels below it, by name."""
-    if (folder / "config.yaml").exists() or (folder / "slurm").is_dir():
+    """Run folders at `folder` or up to three levels below it, by name.
+
+    A folder slurm/ alone tells of no run: the jobs of simfle doctor and simfle slurm eval make one, too.
+    """
+    marks = ("config.yaml", f"slurm/{record.EVENTS}")
+    if any((folder / mark).exists() for mark in marks):
         return [folder]
-    patterns = ("*/config.yaml", "*/*/config.yaml", "*/*/*/config.yaml", "*/slurm", "*/*/slurm", "*/*/*/slurm")
-    found = {path.parent for pattern in patterns for path in folder.glob(pattern)}
+    found = set()
+    for mark, level in product(marks, ("*", "*/*", "*/*/*")):
+        found |= {path.parents[mark.count("/")] for path in folder.glob(f"{level}/{mark}")}
     return sorted(path for path in found if "slurm" not in path.relative_to(folder).parts)
 
 
