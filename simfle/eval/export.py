@@ -2,8 +2,10 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -15,8 +17,10 @@ from simfle.config import read_plain
 from simfle.errors import UserError
 from simfle.eval.backbones import CARD, WEIGHTS, Card, build_network
 
+T = TypeVar("T")
 NETWORKS = ("online", "target")  # a method without a target network exports the online one alone
 COMPLETE = "COMPLETE"
+TRIES = 5  # checkpoints that a run may delete while one of them is read
 
 
 def newest_checkpoint(run: Path) -> Path:
@@ -34,6 +38,25 @@ def newest_checkpoint(run: Path) -> Path:
     return complete[-1]
 
 
+def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
+    """The newest complete checkpoint folder of a run, and what `read` makes of it.
+
+    A run that trains deletes old checkpoints once a new one stands: where the one chosen is gone meanwhile, it is the
+    new one's turn.
+
+    Raises:
+        UserError: see `newest_checkpoint`; `read` cannot read one that is still there, or they go too fast.
+    """
+    for _ in range(TRIES):
+        checkpoint = newest_checkpoint(run)
+        try:
+            return checkpoint, read(checkpoint)
+        except UserError:
+            if (checkpoint / COMPLETE).exists():  # of one that is deleted the marker goes first
+                raise
+    raise UserError(f"export: {run} deletes its checkpoints before they are read; wait for its end, and try again")
+
+
 def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     """Write online and target backbone of a run's newest checkpoint to `out`/{online,target} (default RUN/export).
 
@@ -42,12 +65,11 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     Raises:
         UserError: no run, no complete checkpoint, a checkpoint of something else.
     """
-    checkpoint = newest_checkpoint(run)
+    checkpoint, found = read_newest(run, _backbones)
     model, views = _config(run)
     name = model["backbone"]
     written = {}
-    for network in NETWORKS:
-        tensors = _read(checkpoint / "model.safetensors", f"{network}.backbone.")
+    for network, tensors in found.items():
         if not tensors and network != NETWORKS[0]:
             continue
         size = _side(tensors) or int(views["size"])
@@ -82,14 +104,20 @@ def _side(tensors: dict[str, Tensor]) -> int | None:
     return math.isqrt(places) * tensors["patch_embed.proj.weight"].shape[-1]
 
 
-def _read(path: Path, prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+def _backbones(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
+    """Of each network its backbone's tensors, under timm's names; none of a network that the method does not have."""
+    path = checkpoint / "model.safetensors"
     try:
         with safe_open(path, "pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - it is no mapping
-            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+            return {network: _below(f"{network}.backbone.", file) for network in NETWORKS}
     except (SafetensorError, OSError) as error:
         raise UserError(f"export: cannot read {path}: {error}") from None
+
+
+def _below(prefix: str, file: Any) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - it is no mapping
+    return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
 def _config(run: Path) -> tuple[dict, dict]:

@@ -22,7 +22,7 @@ from simfle.batch import Batch
 from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
 from simfle.eval.backbones import Backbone, Card, frozen
-from simfle.eval.export import newest_checkpoint
+from simfle.eval.export import read_newest
 from simfle.models.mae import MAE
 from simfle.models.method import Method
 from simfle.models.methods import build_method
@@ -49,8 +49,13 @@ def sheets(run: Path, album: Album) -> list[Sheet]:
 
 def _load(run: Path) -> tuple[Method, PretrainConfig]:
     config = load(PretrainConfig, run / "config.yaml")
-    path = newest_checkpoint(run) / "model.safetensors"
     method = build_method(config.model, config.views).eval()
+    read_newest(run, lambda checkpoint: _fill(method, checkpoint / "model.safetensors"))
+    return method, config
+
+
+def _fill(method: Method, path: Path) -> None:
+    """Give the method the weights of a checkpoint. Raises UserError: damaged, or of another method."""
     try:
         unknown = method.load_state_dict(load_file(path), strict=False)
     except (SafetensorError, OSError, RuntimeError) as error:
@@ -58,7 +63,6 @@ def _load(run: Path) -> tuple[Method, PretrainConfig]:
     lacking = set(unknown.missing_keys) & {name for name, _ in method.named_parameters()}
     if lacking:
         raise UserError(f"report: {path} lacks {min(lacking)}; the run's config.yaml is another run's")
-    return method, config
 
 
 def _backbone(method: Method, config: PretrainConfig) -> Backbone:

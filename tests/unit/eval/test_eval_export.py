@@ -1,6 +1,7 @@
 """Export: the newest complete checkpoint of a run becomes files that timm loads."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,22 @@ def test_exporting_again_replaces_it(run: Path) -> None:
     path = export_backbones(run)["online"]
     assert torch.equal(load_file(path)["conv1.0.weight"], wanted["online"]["conv1.0.weight"])
     assert json.loads(path.with_name("backbone.json").read_text())["run"]["step"] == 2
+
+
+def test_a_checkpoint_that_training_deletes_meanwhile(run: Path) -> None:
+    """A pipe in place of its file holds up who opens it, until another process has done what training does."""
+    make_checkpoint(run, 1)
+    wanted = make_checkpoint(run, 2)
+    old, new, aside = (run / "checkpoints" / name for name in ("step-00000001", "step-00000002", ".new"))
+    new.rename(aside)
+    (old / "model.safetensors").unlink()
+    os.mkfifo(old / "model.safetensors")
+    (run / "pipe").hardlink_to(old / "model.safetensors")
+    deletes = f"sleep 1; rm -r {old}; mv {aside} {new}; exec 3<>{run}/pipe"  # the last one lets it go on
+    with subprocess.Popen(["sh", "-c", deletes]):
+        path = export_backbones(run)["online"]
+    assert torch.equal(load_file(path)["conv1.0.weight"], wanted["online"]["conv1.0.weight"])
+    assert load_backbone(path).card.run["step"] == 2
 
 
 def test_errors(run: Path, tmp_path: Path) -> None:
