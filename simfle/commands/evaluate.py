@@ -55,7 +55,7 @@ def evaluate(
     show_logs()
     summary = run_evaluation(config, ["python", *sys.argv])
     console.print(summary)
-    console.print(f"results: {config.out}", soft_wrap=True)
+    console.print(f"results: {config.out}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _exported(run: Path, network: str) -> list[str]:
