@@ -11,6 +11,8 @@ from simfle.slurm import queue, record
 from simfle.slurm.ending import CHECKPOINTS, newest_step
 
 QUIET = 120.0  # seconds without a heartbeat after which a run without a job is taken for stopped
+HEARTBEATS = "heartbeats/rank-*.json"
+ALIVE = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "PENDING")  # of several jobs the first of these counts
 
 
 @dataclass(frozen=True)
@@ -93,22 +95,49 @@ def tail(run: Path) -> list[dict[str, Any]]:
 
 
 def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> tuple[str, str]:
-    """running, pending, finished, stopped, failed ..., and the reason of the last end."""
-    last = happened[-1] if happened else {}
-    reason = str(last.get("reason", ""))
+    """running, pending, finished, stopped, failed ..., and the reason of the last end.
+
+    The last event alone does not tell: it may be of a job that was refused because another one has the run.
+    """
     if steps and newest_step(run) >= steps:
         return "finished", ""
-    asked = queue.state(last["job"]) if last and last["job"] not in _on_this_machine(happened) else ""
-    if asked in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED"):
-        return asked.lower(), reason
+    last = happened[-1] if happened else {}
+    reason = str(last.get("reason", ""))
+    asked = _asked(happened)
+    alive = [job for state in ALIVE for job, words in asked.items() if words == state]
+    if (not alive or asked[alive[0]] == "PENDING") and _beats(run, happened):
+        return "running", ""  # outside of Slurm, or where Slurm cannot be asked
+    if alive:
+        return asked[alive[0]].lower(), reason if alive[0] == last["job"] else ""
     if last and last["event"] == "ended":
         return ("failed" if last["failure"] else "stopped"), reason
-    if asked:
-        return asked.lower(), reason
-    beats = [file.stat().st_mtime for file in run.glob("heartbeats/rank-*.json")]
-    if beats and time.time() - max(beats) < QUIET:
-        return "running", ""
-    return ("killed" if beats else "stopped" if step else "not started"), reason
+    if last and asked.get(last["job"]):
+        return asked[last["job"]].lower(), reason
+    left = any(run.glob(HEARTBEATS))
+    return ("killed" if left else "stopped" if step else "not started"), reason
+
+
+def _asked(happened: list[dict[str, Any]]) -> dict[str, str]:
+    """What Slurm says of its jobs: of the last one, and of those before it that have not ended for good."""
+    latest = {event["job"]: event for event in happened}
+    here = _on_this_machine(happened)
+    over = {job for job, event in latest.items() if event["event"] == "ended" and not event["requeue"]}
+    over -= {event["job"] for event in happened[-1:]}
+    return {job: queue.state(job) for job in latest if job not in here | over}
+
+
+def _beats(run: Path, happened: list[dict[str, Any]]) -> bool:
+    """Whether a process of the run lives: it has beaten lately, and since the last end that is known of."""
+    last = max(map(_changed, run.glob(HEARTBEATS)), default=0.0)
+    ends = [event.get("time") for event in happened if event["event"] == "ended"]
+    return last > max([time.time() - QUIET, *(when for when in ends if isinstance(when, int | float))])
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # a process takes its own away when it ends
+        return 0.0
 
 
 def _on_this_machine(happened: list[dict[str, Any]]) -> set[str]:

@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,6 +258,47 @@ def test_a_run_on_this_machine_is_no_job_of_slurms(tmp_path: Path, monkeypatch: 
     assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", "killed")
     record.tell(tmp_path, "submitted", job="18", folder="job", nodes=1)
     assert (status(tmp_path).state, status(tmp_path).jobs) == ("running", ("18",))
+
+
+def tell_ended(run: Path, job: str, failure: bool, reason: str, ago: float) -> None:
+    facts = {"start": 0, "failure": failure, "step": 0, "reason": reason, "requeue": False}
+    record.tell(run, "ended", job=job, time=time.time() - ago, **facts)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "ended", "found"),
+    [
+        ("RUNNING", "FAILED", True, ("running", "")),
+        ("COMPLETING", "PENDING", False, ("completing", "")),
+        ("PENDING", "FAILED", True, ("pending", "")),
+        ("CANCELLED", "FAILED", True, ("failed", "in use by process 5")),
+        ("COMPLETED", "PENDING", False, ("pending", "")),
+    ],
+)
+def test_a_job_that_was_refused_does_not_tell_of_the_one_that_has_the_run(
+    first: str, second: str, ended: bool, found: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\n[ "$4" = 17 ] && echo JobState={first} || echo JobState={second}\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    for job in ("17", "18"):
+        record.tell(tmp_path / "run", "submitted", job=job)
+    if ended:
+        tell_ended(tmp_path / "run", "18", True, "in use by process 5", 0)
+    now = status(tmp_path / "run")
+    assert (now.state, now.reason) == found
+
+
+def test_a_run_that_goes_on_elsewhere_after_its_job_ended_is_running(tmp_path: Path) -> None:
+    """On a workstation, which leaves no events but heartbeats. Those that a killed process left are no sign of life."""
+    tell_ended(tmp_path, "17", False, "stopped on SIGTERM", 60)
+    assert (status(tmp_path).state, status(tmp_path).reason) == ("stopped", "stopped on SIGTERM")
+    with Watchdog(tmp_path, 0, 1, 0.0):
+        assert (status(tmp_path).state, status(tmp_path).reason) == ("running", "")
+        tell_ended(tmp_path, "17", True, "killed", -1)
+        assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", "killed")
+    record.tell(tmp_path, "ended", job="17", time="?", start=0, failure=True, step=0, reason="", requeue=False)
+    assert status(tmp_path).state == "failed"
 
 
 def test_heartbeats_of_a_start_with_more_processes_do_not_tell_of_the_next(tmp_path: Path) -> None:
