@@ -26,6 +26,7 @@ BASE_60 = re.compile(r"[-+]?([1-9]\d*(:[0-5]?\d)+|\d+(:[0-5]?\d)+\.\d*)")
 REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read the environment
 MOST_YAML = 1 << 20  # bytes
 DEEPEST_YAML = 20
+QUOTES = "cluster.sbatch=['exclude=n[1-2]']"
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -218,11 +219,11 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
             file = packaged(file)
             _check_yaml(file)
             layers.append((str(file), OmegaConf.load(file)))
-        layers.append(("command line", OmegaConf.from_dotlist([_quoted(text) for text in overrides])))
     except FileNotFoundError:
         raise UserError(_missing(file)) from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
-        raise UserError(f"config: cannot read {file or 'the command line'}: {error}") from None
+        raise UserError(f"config: cannot read {file}: {error}") from None
+    layers.append(("command line", _typed(overrides)))
     merged = OmegaConf.structured(schema)
     for place, layer in layers:
         if not OmegaConf.is_dict(layer):
@@ -358,6 +359,25 @@ def _check_yaml(file: Path) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST_YAML:
             raise UserError(f"config: {file} is nested more than {DEEPEST_YAML} deep; that is no configuration")
+
+
+def _typed(overrides: Sequence[str]) -> Any:
+    """The layer of the command line. Raises UserError: a word of it cannot be read."""
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    layer = OmegaConf.create()
+    for text in overrides:
+        try:
+            layer.merge_with_dotlist([_quoted(text)])
+        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, RecursionError) as error:
+            why = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"config: cannot read {text!r} on the command line ({why}); a text with brackets, braces, colons or "
+                f'quotes in it wants quotes of its own, such as "{QUOTES}"'
+            ) from None
+    return layer
 
 
 def _quoted(text: str) -> str:

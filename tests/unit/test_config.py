@@ -47,6 +47,18 @@ def test_mistakes_are_named(text: str, overrides: list[str], message: str, tmp_p
         load(PretrainConfig, file, overrides)
 
 
+@pytest.mark.parametrize("word", ["sbatch=[exclude=n[1-2]]", "setup=['a: b]", "time=${nodes", "[=1", "time=\0"])
+def test_a_word_that_cannot_be_read_is_named_in_one_line(word: str) -> None:
+    file = ROOT / "configs/cluster/cpu.yaml"
+    with pytest.raises(UserError) as found:
+        load(ClusterConfig, file, ["nodes=2", word])
+    assert f"config: cannot read {word!r} on the command line" in str(found.value)
+    assert "cpu.yaml" not in str(found.value)
+    assert "\n" not in str(found.value)
+    advised = str(found.value).split('"')[-2].removeprefix("cluster.")
+    assert load(ClusterConfig, file, [advised]).sbatch == ["exclude=n[1-2]"]
+
+
 def test_one_value_of_a_list_needs_no_brackets(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("data: {shards: a, splits: '${data.shards}'}\ntrain:\n  # seed: 3\n")
