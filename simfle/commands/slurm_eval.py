@@ -90,13 +90,12 @@ class Task:
 
     def submit(self, exported: list[str]) -> None:
         """One array job of all units."""
-        from simfle.eval.units import units
         from simfle.slurm import evaluation
 
         config = self._config(exported)
         place = self.run or Path(config.out)
         if self.dry_run:
-            count = len(units(config))
+            count = len(evaluation.planned(config))
             typer.echo(
                 evaluation.script(place.absolute(), place.absolute() / "slurm/JOB", self.cluster, count, self.parallel)
             )

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from simfle.config import load
+from simfle.data.reader import Corpus
 from simfle.errors import UserError
 from simfle.eval.config import EvalConfig
 from simfle.eval.units import Unit, units
@@ -43,11 +44,25 @@ def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path
     """Freeze code and configuration into RUN/slurm; the job's folder and its units.
 
     Raises:
-        UserError: see `units`; a folder cannot be written.
+        UserError: see `planned`; a folder cannot be written.
     """
     config = absolute(config)
-    found = units(config)
+    found = planned(config)
     return freeze(run, config, of_one_task(cluster), name="eval"), found
+
+
+def planned(config: EvalConfig) -> list[Unit]:
+    """The units, refused now where every task would refuse them: one look at the shards before many wait in the queue.
+
+    Raises:
+        UserError: see `units`; shards are missing or damaged, a split is not in them.
+    """
+    found = units(config)
+    for benchmark in {unit.benchmark.name: unit.benchmark for unit in found}.values():
+        if not any("://" in place for place in benchmark.shards):
+            for split in filter(None, (benchmark.train, benchmark.val, benchmark.test)):
+                Corpus(benchmark.shards, [split])
+    return found
 
 
 def script(run: Path, job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:

@@ -1,16 +1,20 @@
 """What is submitted, and what is refused before it is: scripts, frozen code, checks. Nothing here needs Slurm."""
 
+import json
 import os
 import shlex
 import subprocess
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from distributed.runs import SETTINGS
+from typer.testing import CliRunner
 
-from simfle.config import PretrainConfig, load
+from simfle.commands.main import app
+from simfle.config import CONFIGS, PretrainConfig, load
 from simfle.errors import UserError
+from simfle.eval.backbones import Card
 from simfle.slurm import submit
 from simfle.slurm.config import ClusterConfig, check
 from simfle.train.folder import settle_config
@@ -148,3 +152,39 @@ def test_paths_of_an_evaluation_are_absolute(tmp_path: Path, monkeypatch: pytest
     found = absolute(config)
     assert found.benchmarks == [f"rafdb={tmp_path}/shards/raf", f"{tmp_path}/mine.yaml={tmp_path}/shards/mine", "sfew"]
     assert found.backbones == [f"{tmp_path}/b", "timm:resnet18"]
+
+
+def slurm_eval(*words: str) -> str:
+    """What `simfle slurm eval` prints, with the cluster of nodes without GPUs."""
+    words = ("slurm", "eval", "--cluster", str(CONFIGS / "cluster/cpu.yaml"), "device=cpu", *words)
+    return CliRunner().invoke(app(), list(words), catch_exceptions=False).output
+
+
+@pytest.fixture
+def backbone(tmp_path: Path) -> Path:
+    """The file of an exported backbone that fits its card; nobody reads its weights before the tasks do."""
+    card = Card("resnet18", "online", 512, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 32, {"step": 1})
+    file = tmp_path / "backbone" / "backbone.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    file.with_name("backbone.json").write_text(json.dumps(asdict(card)))
+    return file
+
+
+@pytest.mark.parametrize("options", [["--dry-run"], []])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["shards=[nope]"], "nope is not a folder"),
+        (["shards=[{faces}]", "test_split=exam"], "no split 'exam' in these shards; there are: test, train"),
+        (["--benchmarks", "rafdb=nope"], "nope is not a folder"),
+    ],
+)
+def test_an_evaluation_of_which_every_task_would_fail_is_not_submitted(
+    words: list[str], expected: str, options: list[str], faces: Path, backbone: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    words = [word.format(faces=faces) for word in words]
+    with pytest.raises(UserError, match=expected):
+        slurm_eval("--backbone", str(backbone), f"out={out}", *words, *options)
+    assert not out.exists()
