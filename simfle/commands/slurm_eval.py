@@ -1,5 +1,6 @@
 """`launchers/slurm_eval.py`: evaluation as array jobs on a Slurm cluster."""
 
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -103,7 +104,8 @@ class Task:
         job, found = evaluation.prepare(place.absolute(), config, self.cluster)
         number = evaluation.submit(job, self.cluster, len(found), self.parallel)
         _tell(f"job {number}: {len(found)} tasks, results in {config.out}; frozen in {job}")
-        _tell("when they are done, the table: the same words with simfle evaluate")
+        # By the tasks' own configuration, for simfle evaluate has not all options of this command.
+        _tell(f"when they are done, the table: {shlex.join(['simfle', 'evaluate', str(job / 'config.yaml')])}")
 
     def watch(self, run: Path) -> None:
         """Submit each new checkpoint once, until the run has saved its last step."""

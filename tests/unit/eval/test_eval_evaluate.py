@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -341,6 +342,29 @@ def test_command_line(config: EvalConfig, tmp_path: Path) -> None:
     assert failed.stderr.startswith("error: config: unknown key 'fast.epoch'")
     assert failed.stderr.endswith("did you mean fast.epochs?\n")
     assert failed.stderr.count("\n") == 1
+
+
+def test_the_command_that_slurm_eval_prints_makes_the_table_of_its_tasks(config: EvalConfig, tmp_path: Path) -> None:
+    """Typed as it stands, in another folder. Slurm's programs are scripts here; nothing runs before the table."""
+    for name, line in (("sbatch", "echo Submitted batch job 17"), ("srun", "exit 1")):
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    program = [sys.executable, "-m", "simfle"]
+    words = ["slurm", "eval", "--cluster", str(ROOT / "simfle/configs/cluster/cpu.yaml"), "--protocols", "knn"]
+    words += ["--seeds", "2", "--backbone", config.backbones[0], "shards=[shards]", "out=my results", "device=cpu"]
+    own = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    own |= {"PYTHONPATH": str(ROOT), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    done = subprocess.run([*program, *words], capture_output=True, text=True, check=True, cwd=tmp_path, env=own)
+    assert "job 17: 3 tasks" in done.stderr
+    printed = shlex.split(done.stderr.splitlines()[-1].partition("the table: ")[2])
+    assert printed[0] == "simfle"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = subprocess.run([*program, *printed[1:]], capture_output=True, text=True, check=True, cwd=elsewhere, env=own)
+    assert "3 of 3 units are done" in done.stderr
+    assert len(read_results([str(tmp_path / "my results")])) == 3
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_summaries_of_another_format_are_refused(tmp_path: Path) -> None:
