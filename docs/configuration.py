@@ -22,7 +22,7 @@ HEAD = """# Configuration
 A configuration is the defaults below, then a YAML file, then `key=value` on the command line, in this order. An unknown
 key is refused with the nearest name, a value of another type or outside of its range with what is possible. Lists are
 written `[a,b]`, one of a single value also as the value alone; a value may refer to another key, as in
-`train.run=runs/${model.method}`.
+`train.run=runs/${model.method}`; a path may begin with `~`.
 
     simfle pretrain configs/pretrain/faces_cpu.yaml data.shards=[shards/mine] train.steps=200
 

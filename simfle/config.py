@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args, get_origin
 
+from shards.files import at_home
 from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -24,18 +25,21 @@ CONFIGS = (Path(__file__).parent / "configs").resolve()  # of the checkout, by a
 # YAML takes 12:00:00 for 43200, but 0:15:00 for text
 BASE_60 = re.compile(r"[-+]?([1-9]\d*(:[0-5]?\d)+|\d+(:[0-5]?\d)+\.\d*)")
 REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read the environment
+TILDE = re.compile(r"(?<![^=:@])~[^/=:@]*")  # ~ and ~name; in NAME=~/faces and KIND:NAME@~/weights.pth, too
 MOST_YAML = 1 << 20  # bytes
 DEEPEST_YAML = 20
 QUOTES = "cluster.sbatch=['exclude=n[1-2]']"
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
-def option(default: Any, text: str, *, free: bool = False, words: dict[str, Any] | None = None) -> Any:
+def option(
+    default: Any, text: str, *, free: bool = False, words: dict[str, Any] | None = None, path: bool = False
+) -> Any:
     """A dataclass field with its help text; `free` fields may change between two starts of the same run.
 
-    words: names that may be written for some of its values, such as auto for -1.
+    words: names that may be written for some of its values, such as auto for -1. path: it holds paths, where ~ is home.
     """
-    metadata = {"help": text, "free": free, "words": words or {}}
+    metadata = {"help": text, "free": free, "words": words or {}, "path": path}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -43,7 +47,7 @@ def option(default: Any, text: str, *, free: bool = False, words: dict[str, Any]
 
 @dataclass(frozen=True)
 class DataConfig:
-    shards: list[str] = option(list, "folders of shards, or their URLs", free=True)
+    shards: list[str] = option(list, "folders of shards, or their URLs", free=True, path=True)
     splits: list[str] = option(lambda: ["train"], "splits to train on; empty: all of them")
     backend: str = option("auto", "auto (dali with a GPU, else opencv), opencv or dali", free=True)
     threads: int = option(0, "decoding threads per process; 0: the cores divided by the local processes", free=True)
@@ -55,7 +59,9 @@ class DataConfig:
         "share of the samples seen that may be damaged before the run stops; 0: none, else at least 10",
         free=True,
     )
-    cache: str = option("", "folder for shards from URLs, on a local disk; empty: ~/.cache/simfle/shards", free=True)
+    cache: str = option(
+        "", "folder for shards from URLs, on a local disk; empty: ~/.cache/simfle/shards", free=True, path=True
+    )
     cache_gb: float = option(50.0, "most gigabytes in that folder, for all processes of a machine", free=True)
     streaming: bool = option(
         False, "stream tars that can be neither indexed nor cached: data.shards=['https://host/{000..099}.tar']"
@@ -147,7 +153,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    run: str = option("runs/simfle", "the run's folder", free=True)
+    run: str = option("runs/simfle", "the run's folder", free=True, path=True)
     seed: int = option(0, "seed of initialisation, order, views and groups")
     epochs: float = option(100.0, "length of the run in epochs; used when steps is 0")
     steps: int = option(0, "length of the run in optimizer steps; 0: from epochs")
@@ -276,12 +282,15 @@ def _check_keys(schema: Any, layer: Any, place: str) -> None:
 
 
 def _complete(schema: Any, layer: Any) -> None:
-    """Write out what is meant: a word's value, a list of one for a bare value, no keys for an empty group."""
+    """Write out what is meant: a word's value, a list of one for a bare value, no keys for an empty group, ~."""
     from omegaconf import OmegaConf
 
     fields = dict(_fields(schema))
     for key, value in _leaves(layer):
         field = fields.get(key)
+        if field is not None and field.metadata.get("path"):
+            value = _at_home(value)  # noqa: PLW2901
+            OmegaConf.update(layer, key, value)
         if value is None and (field is None or field.type is str):  # a group whose lines are all comments, or val=
             OmegaConf.update(layer, key, {} if field is None else "")
         elif field is None:
@@ -290,6 +299,15 @@ def _complete(schema: Any, layer: Any) -> None:
             OmegaConf.update(layer, key, field.metadata["words"][value])
         elif isinstance(value, str | int | float) and get_origin(field.type) is list and "${" not in str(value):
             OmegaConf.update(layer, key, [value])
+
+
+def _at_home(value: Any) -> Any:
+    """A path, or each of a list, with ~ as the home folder: a shell leaves it as it is after train.run=."""
+    if isinstance(value, list):
+        return [_at_home(each) for each in value]
+    if not isinstance(value, str) or "://" in value:
+        return value
+    return TILDE.sub(lambda found: str(at_home(found[0])), value)
 
 
 def _leaves(layer: Any) -> list[tuple[str, Any]]:

@@ -29,7 +29,7 @@ class Benchmark:
 
     name: str = option("", "its name, in folders and tables")
     title: str = option("", "one line for people")
-    shards: list[str] = option(list, "folders of its shards; usually given on the command line: NAME=FOLDER")
+    shards: list[str] = option(list, "folders of its shards; usually given on the command line: NAME=FOLDER", path=True)
     classes: list[str] = option(list, "names of the labels that count; empty: all in the shards")
     labelled: bool = option(True, "false: a set without expressions, for landmarks")
     train: str = option("train", "split that classifiers are fitted on")

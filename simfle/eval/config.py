@@ -92,16 +92,20 @@ class EvalConfig:
     """Which backbones, on which benchmarks, by which protocols, with which seeds."""
 
     benchmarks: list[str] = option(
-        list, "names in configs/benchmarks or YAML files of one's own; NAME=FOLDER says where its shards are"
+        list,
+        "names in configs/benchmarks or YAML files of one's own; NAME=FOLDER says where its shards are",
+        path=True,
     )
-    shards: list[str] = option(list, "shards of benchmarks that do not name theirs; without benchmarks: one's own")
+    shards: list[str] = option(
+        list, "shards of benchmarks that do not name theirs; without benchmarks: one's own", path=True
+    )
     train_split: str = option("train", "without benchmarks: split that classifiers are fitted on")
     val_split: str = option("", "without benchmarks: split that choices are made on; empty: cut from train_split")
     test_split: str = option("test", "without benchmarks: split that they are measured on")
     val_share: float = option(0.1, "without benchmarks: share of train_split that is cut off for choices, by person")
     min_class_count: int = option(1, "without benchmarks: classes with fewer images in all splits are left out")
     backbones: list[str] = option(
-        list, "backbone.safetensors files, or sources of other people's weights (simfle/eval/foreign.py)"
+        list, "backbone.safetensors files, or sources of other people's weights (simfle/eval/foreign.py)", path=True
     )
     random: bool = option(True, "also evaluate a randomly initialised backbone of each shape, one per seed")
     calibrate: str = option(
@@ -130,10 +134,16 @@ class EvalConfig:
         "auto", "what decodes images: opencv, dali or ffcv; auto: ffcv where there is a beton and ffcv, else opencv"
     )
     betons: list[str] = option(
-        list, "betons of the splits (simfle shards beton) or folders of them; those beside the shards are found anyway"
+        list,
+        "betons of the splits (simfle shards beton) or folders of them; those beside the shards are found anyway",
+        path=True,
     )
-    out: str = option("eval", "folder of the results; summary.json in it is the table of all that were asked for")
-    cache: str = option("", "folder of computed features, which may be removed at any time; empty: OUT/features")
+    out: str = option(
+        "eval", "folder of the results; summary.json in it is the table of all that were asked for", path=True
+    )
+    cache: str = option(
+        "", "folder of computed features, which may be removed at any time; empty: OUT/features", path=True
+    )
 
 
 def check(config: EvalConfig) -> None:

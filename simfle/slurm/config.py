@@ -30,10 +30,12 @@ class ClusterConfig:
     max_failures: int = option(3, "most failures in a row without a new checkpoint before a job ends for good")
     setup: list[str] = option(list, "shell lines before the job, e.g. 'module load cuda/13.0'")
     environment: list[str] = option(list, "NAME=VALUE for every process, e.g. NCCL_SOCKET_IFNAME=ib0")
-    scratch: str = option("", "folder on every node's own disk, for caches; may hold $VARIABLES of the job")
-    container: str = option("", "image: FILE.sif runs by apptainer, anything else by srun --container-image (pyxis)")
+    scratch: str = option("", "folder on every node's own disk, for caches; may hold $VARIABLES of the job", path=True)
+    container: str = option(
+        "", "image: FILE.sif runs by apptainer, anything else by srun --container-image (pyxis)", path=True
+    )
     container_python: str = option("python3", "the python in the image, which has this project's requirements")
-    mounts: list[str] = option(list, "folders that the container sees beside the run's and the shards'")
+    mounts: list[str] = option(list, "folders that the container sees beside the run's and the shards'", path=True)
     sbatch: list[str] = option(list, "more options of sbatch: exclusive, exclude=n13, reservation=mine, ...")
 
     @property

@@ -6,11 +6,12 @@ import pytest
 
 from shards.errors import UserError
 from simfle import config
-from simfle.config import OptimConfig, PretrainConfig, TrainConfig, load
+from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, load
 from simfle.eval.config import EvalConfig
 from simfle.optim import learning_rate
 from simfle.runtime import plan_batch
 from simfle.slurm.config import ClusterConfig
+from simfle.slurm.freeze import absolute
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,6 +72,37 @@ def test_one_value_of_a_list_needs_no_brackets(tmp_path: Path) -> None:
 def test_no_text_is_empty_text() -> None:
     assert load(PretrainConfig, None, ["data.cache="]).data.cache == ""
     assert load(EvalConfig, None, ["val_split=", "cache=here"]).val_split == ""
+
+
+def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which a shell leaves as it is after train.run=, and nobody expands in a file."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "c.yaml"
+    file.write_text("data: {shards: '~/faces'}\ntrain: {run: '~/runs/${train.seed}'}\n")
+    made = load(PretrainConfig, file, ["data.cache=~/cache"])
+    assert made.data == DataConfig(shards=[f"{tmp_path}/faces"], cache=f"{tmp_path}/cache")
+    assert made.train.run == f"{tmp_path}/runs/0"
+    assert absolute(made) == made
+    words = ["https://host/~me/faces?sign=~/a", "here/~/b", "~nobody-of-this-name/c", "~/d"]
+    assert load(PretrainConfig, None, [f"data.shards={words}"]).data.shards == [*words[:3], f"{tmp_path}/d"]
+    assert config.digest(made) == config.digest(PretrainConfig())
+
+
+def test_paths_of_evaluations_and_clusters_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = [
+        "out=~/eval",
+        "benchmarks=[rafdb=~/rafdb,~/mine.yaml=mine]",
+        "backbones=[~/b,'reference:resnet50@~/r.pth']",
+    ]
+    made = load(EvalConfig, None, [*words, "shards=~/faces", "betons=[~/betons]", "cache=~/features"])
+    assert made.benchmarks == [f"rafdb={tmp_path}/rafdb", f"{tmp_path}/mine.yaml=mine"]
+    assert made.backbones == [f"{tmp_path}/b", f"reference:resnet50@{tmp_path}/r.pth"]
+    assert [made.out, *made.shards, *made.betons] == [f"{tmp_path}/{name}" for name in ("eval", "faces", "betons")]
+    assert made.cache == f"{tmp_path}/features"
+    cluster = load(ClusterConfig, None, ["scratch=~/$USER", "container=~/image.sif", "mounts=[~/a]", "setup=[. ~/env]"])
+    assert (cluster.scratch, cluster.container) == (f"{tmp_path}/$USER", f"{tmp_path}/image.sif")
+    assert (cluster.mounts, cluster.setup) == ([f"{tmp_path}/a"], [". ~/env"])
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:

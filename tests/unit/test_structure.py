@@ -21,7 +21,7 @@ LIGHT = {
 # What each room may import beside itself and LIGHT. Commands may import all rooms; nobody imports commands.
 ALLOWED = {
     "shards": {"shards"},
-    "simfle.config": {"shards.errors"},
+    "simfle.config": {"shards.errors", "shards.files"},
     "simfle.batch": set(),
     "simfle.errors": {"shards.errors"},
     "simfle.version": set(),
