@@ -1,6 +1,7 @@
 """`simfle doctor`: what this machine, or a cluster, has and lacks, and what to do about it."""
 
 import json
+import shlex
 import sys
 import textwrap
 from pathlib import Path
@@ -47,7 +48,7 @@ def doctor(  # noqa: PLR0913, PLR0917 - each one is an option
         measured = together.wait(job, number, wait)
         found += together.judge(measured, nodes)
         file = job / together.RESULT
-        typer.echo(f"figures: {file}; simfle plan --constants {file} reads them", err=True)
+        typer.echo(f"figures: {file}; simfle plan --constants {shlex.quote(str(file))} reads them", err=True)
     if as_json:
         typer.echo(json.dumps({"findings": [vars(each) for each in found], "nodes": measured}, indent=1))
     else:

@@ -1,5 +1,6 @@
 """`launchers/slurm_pretrain.py`: pretraining on a Slurm cluster."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,7 +76,7 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
         from simfle.slurm.follow import follow as follow_job
 
         sys.exit(0 if follow_job(job, number, typer.echo) else 1)
-    _tell(f"follow it with: simfle runs {job.parents[1]}; log of rank 0: {job}/{number}_0_log.out")
+    _tell(f"follow it with: simfle runs {shlex.quote(str(job.parents[1]))}; log of rank 0: {job}/{number}_0_log.out")
 
 
 def read_configs(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import subprocess
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 from simfle.commands.main import app
 from simfle.config import CONFIGS, PretrainConfig, load
+from simfle.doctor.nodes import RESULT, summary
 from simfle.errors import UserError
 from simfle.eval.backbones import Card
 from simfle.slurm import submit
@@ -158,6 +160,35 @@ def slurm_eval(*words: str) -> str:
     """What `simfle slurm eval` prints, with the cluster of nodes without GPUs."""
     words = ("slurm", "eval", "--cluster", str(CONFIGS / "cluster/cpu.yaml"), "device=cpu", *words)
     return CliRunner().invoke(app(), list(words), catch_exceptions=False).output
+
+
+def test_printed_commands_can_be_typed_whatever_the_folders_are_called(
+    faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm's programs are scripts here; that of submission puts beside the job what its nodes would have measured."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    node = {"rank": 0, "node": "n0", "versions": {}, "gpu": "", "write": 4e8, "read": 1e9, "skew": 0.1}
+    node |= {"all_reduce": 0.02, "latency": 1e-4}
+    (tmp_path / "figures").write_text(json.dumps(summary([node], 16 << 20, 0.0)))
+    for name in ("sbatch", "srun"):
+        copied = f'cp {tmp_path}/figures "$(dirname "$1")/{RESULT}"'
+        (tmp_path / name).write_text(f"#!/bin/sh\n{copied} && echo Submitted batch job 17\n")
+        (tmp_path / name).chmod(0o755)
+    cluster = ["--cluster", str(CONFIGS / "cluster/cpu.yaml"), "--nodes", "1"]
+    runs = tmp_path / "it's mine"
+
+    def printed(*words: str) -> str:
+        return CliRunner().invoke(app(), [*words, *cluster]).output
+
+    told = printed("slurm", "pretrain", *SETTINGS, f"data.shards=[{faces}]", f"train.run={runs}/one")
+    (command,) = re.findall("follow it with: (.*); log", told)
+    assert shlex.split(command) == ["simfle", "runs", f"{runs}/one"]
+    (command,) = re.findall("(simfle plan .*) reads them", printed("doctor", "--folder", str(runs)))
+    *words, file = shlex.split(command)
+    assert words == ["simfle", "plan", "--constants"]
+    assert Path(file).name == RESULT
+    assert Path(file).is_relative_to(runs)
+    assert Path(file).is_file()
 
 
 @pytest.fixture
