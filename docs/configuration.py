@@ -160,7 +160,7 @@ RANGES: dict[type, dict[str, str]] = {
         "gpus_per_node": AT_LEAST_0,
         "tasks_per_node": AT_LEAST_1,
         "cpus_per_task": AT_LEAST_0,
-        "signal_seconds": "at least 10",
+        "signal_seconds": "at least 10, less than `time`",
         "max_requeues": AT_LEAST_0,
         "max_failures": AT_LEAST_1,
         "time": "30, 12:00:00, 2-00:00:00",

@@ -83,7 +83,8 @@ def _cluster(file: Path | None, options: "dict[str, int | str]") -> "ClusterConf
     from simfle.slurm.config import ClusterConfig
 
     words = [f"{name}={json.dumps(value)}" for name, value in options.items()]
-    return load(ClusterConfig, file or CONFIGS / "cluster" / "default.yaml", [*words, 'time="0:15:00"'])
+    words += ['time="0:15:00"', "signal_seconds=60"]  # a short job, which has nothing to save
+    return load(ClusterConfig, file or CONFIGS / "cluster" / "default.yaml", words)
 
 
 def _rate(network: str) -> float:

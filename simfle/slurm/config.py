@@ -54,6 +54,11 @@ def check(config: ClusterConfig) -> None:
         raise UserError(f"--min-nodes {config.min_nodes} is more than --nodes {config.nodes}")
     if not re.fullmatch(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}", config.time):
         raise UserError(f"--time {config.time!r} is no time limit; write 30, 12:00:00 or 2-00:00:00")
+    if 0 < seconds(config.time) <= config.signal_seconds:  # Slurm takes 0 for no limit
+        raise UserError(
+            f"--time {config.time} is not longer than signal_seconds={config.signal_seconds}: each start of the job "
+            "would be told to stop at once; give it more time, or a smaller signal_seconds"
+        )
     for name in ("partition", "account", "qos", "constraint", "mem", "container"):
         if re.search(r"[\s\"'`$;\\]", getattr(config, name)):
             raise UserError(f"{name} {getattr(config, name)!r} holds a space, a quote or a shell character")
@@ -65,6 +70,14 @@ def check(config: ClusterConfig) -> None:
             raise UserError(f"cluster.environment: {word!r} is not NAME=VALUE")
     if any("\n" in line for line in config.setup):
         raise UserError("cluster.setup: a line holds a line break; give one line each")
+
+
+def seconds(time: str) -> int:
+    """A time limit as sbatch reads it: '30' and '30:00' -> 1800, '2:00:00' -> 7200, '1-12' -> 129600."""
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
+    return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
 
 
 def _at_least(config: ClusterConfig, name: str, least: int) -> None:

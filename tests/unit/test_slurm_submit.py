@@ -40,6 +40,18 @@ def test_wrong_cluster_files_are_told(words: list[str], expected: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("time", "seconds"),
+    [("1", 60), ("10:30", 630), ("2:00:30", 7230), ("1-12", 129600), ("1-12:30", 131400), ("0-00:01:01", 61)],
+)
+def test_a_job_that_would_be_told_to_stop_at_its_start_is_refused(time: str, seconds: int) -> None:
+    """It would come back without end, and do nothing."""
+    check(ClusterConfig(time=time, signal_seconds=seconds - 1))
+    with pytest.raises(UserError, match=f"--time {time} is not longer than signal_seconds={seconds}: "):
+        check(ClusterConfig(time=time, signal_seconds=seconds))
+    check(ClusterConfig(time="0", signal_seconds=seconds))  # no limit
+
+
+@pytest.mark.parametrize(
     ("word", "expected"),
     [
         ("model.method=simfel", "model.method is 'simfel'; known are simfle"),
@@ -174,7 +186,8 @@ def test_printed_commands_can_be_typed_whatever_the_folders_are_called(
         copied = f'cp {tmp_path}/figures "$(dirname "$1")/{RESULT}"'
         (tmp_path / name).write_text(f"#!/bin/sh\n{copied} && echo Submitted batch job 17\n")
         (tmp_path / name).chmod(0o755)
-    cluster = ["--cluster", str(CONFIGS / "cluster/cpu.yaml"), "--nodes", "1"]
+    (tmp_path / "cluster.yaml").write_text("gpus_per_node: 0\nsignal_seconds: 1200\n")
+    cluster = ["--cluster", str(tmp_path / "cluster.yaml"), "--nodes", "1"]
     runs = tmp_path / "it's mine"
 
     def printed(*words: str) -> str:
