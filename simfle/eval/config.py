@@ -156,6 +156,7 @@ def check(config: EvalConfig) -> None:
                 value = getattr(value, name)
             raise UserError(f"{field}: {value!r} must be {what}")
 
+    need(bool(config.out), "out", "a folder for the results")
     for field in ("min_class_count", "resamples", "forward_batch"):
         need(getattr(config, field) >= 1, field, "at least 1")
     for field in ("size", "threads"):

@@ -32,6 +32,8 @@ def check(config: PretrainConfig) -> None:
     """
     train = config.train
     check_numbers(config)
+    if not train.run:
+        raise UserError("train.run is empty; name a folder for the run, e.g. train.run=runs/mine")
     if train.device not in DEVICES:
         raise UserError(f"train.device is {train.device!r}; known are auto, cpu and cuda")
     if train.checkpoint_bandwidth < 0:
