@@ -27,6 +27,7 @@ def absolute(config: EvalConfig) -> EvalConfig:
         config,
         benchmarks=[f"{_yaml(name)}{sign}{_absolute(place) if sign else ''}" for name, sign, place in named],
         shards=[_absolute(place) for place in config.shards],
+        betons=[_absolute(place) for place in config.betons],
         backbones=[word if ":" in word else _absolute(word) for word in config.backbones],
         out=_absolute(config.out),
         cache=_absolute(config.cache) if config.cache else "",

@@ -161,11 +161,12 @@ def test_paths_of_an_evaluation_are_absolute(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.chdir(tmp_path)
     config = EvalConfig(
-        benchmarks=["rafdb=shards/raf", "mine.yaml=shards/mine", "sfew"], backbones=["b", "timm:resnet18"]
+        benchmarks=["rafdb=shards/raf", "mine.yaml=shards/mine", "sfew"], backbones=["b", "timm:resnet18"], betons=["b"]
     )
     found = absolute(config)
     assert found.benchmarks == [f"rafdb={tmp_path}/shards/raf", f"{tmp_path}/mine.yaml={tmp_path}/shards/mine", "sfew"]
     assert found.backbones == [f"{tmp_path}/b", "timm:resnet18"]
+    assert found.betons == [f"{tmp_path}/b"]
 
 
 def slurm_eval(*words: str) -> str:
