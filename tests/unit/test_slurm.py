@@ -3,6 +3,7 @@
 import os
 import re
 import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -319,3 +320,10 @@ def test_a_copy_of_a_checkpoint_is_not_the_last_one(tmp_path: Path) -> None:
         (tmp_path / "checkpoints" / name / "COMPLETE").touch()
     os.utime(tmp_path / "checkpoints/step-00000004/COMPLETE", (0, 0))
     assert (status(tmp_path).checkpoint_age or 0) > 1e6
+
+
+def test_a_task_hears_a_stop_before_torch_is_loaded() -> None:
+    """Until then submitit's own handler answers, which saves nothing and counts a failure."""
+    program = "import sys, simfle.slurm.job as job; job.StopFlag; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
