@@ -10,26 +10,17 @@ import difflib
 import hashlib
 import json
 import logging
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast, get_args, get_origin
+from typing import Any, TypeVar, cast
 
-from shards.files import at_home
 from simfle.errors import UserError
+from simfle.layers import check_keys, check_yaml, complete, fields, flatten, typed, unfit
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 CONFIGS = (Path(__file__).parent / "configs").resolve()  # of the checkout, by a link; in a wheel, copies of them
-# YAML takes 12:00:00 for 43200, but 0:15:00 for text
-BASE_60 = re.compile(r"[-+]?([1-9]\d*(:[0-5]?\d)+|\d+(:[0-5]?\d)+\.\d*)")
-REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read the environment
-TILDE = re.compile(r"(?<![^=:@])~[^/=:@]*")  # ~ and ~name; in NAME=~/faces and KIND:NAME@~/weights.pth, too
-MOST_YAML = 1 << 20  # bytes
-DEEPEST_YAML = 20
-QUOTES = "cluster.sbatch=['exclude=n[1-2]']"
-KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 def option(
@@ -223,23 +214,23 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
     try:
         if file is not None:
             file = packaged(file)
-            _check_yaml(file)
+            check_yaml(file)
             layers.append((str(file), OmegaConf.load(file)))
     except FileNotFoundError:
         raise UserError(_missing(file)) from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
         raise UserError(f"config: cannot read {file}: {error}") from None
-    layers.append(("command line", _typed(overrides)))
+    layers.append(("command line", typed(overrides)))
     merged = OmegaConf.structured(schema)
     for place, layer in layers:
         if not OmegaConf.is_dict(layer):
             raise UserError(f"config: {place} holds a list or a bare value, not keys")
-        _check_keys(schema, layer, place)
-        _complete(schema, layer)
+        check_keys(schema, layer, place)
+        complete(schema, layer)
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
-            raise UserError(f"config: {place}: {_unfit(schema, layer, error)}") from None
+            raise UserError(f"config: {place}: {unfit(schema, layer, error)}") from None
     try:
         return cast(T, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:  # a reference to nothing, or to itself
@@ -255,7 +246,7 @@ def read_plain(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        _check_yaml(file)
+        check_yaml(file)
         found = yaml.safe_load(file.read_text(encoding="utf-8"))
         json.dumps(found)  # no dates, no sets, nothing that holds itself
     except FileNotFoundError:
@@ -265,74 +256,6 @@ def read_plain(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise UserError(f"config: {file} is damaged: it holds no keys")
     return found
-
-
-def _check_keys(schema: Any, layer: Any, place: str) -> None:
-    """Refuse keys that `schema` does not have, and references to elsewhere. Raises UserError."""
-    known = list(keys(schema))
-    for key, value in _leaves(layer):
-        _check_references(key, value, place)
-        inner = [name for name in known if name.startswith(key + ".")]
-        if inner and value is not None:
-            raise UserError(f"config: {key}={value} in {place}: {key} has settings of its own, such as {inner[0]}")
-        if key not in known and not inner and not key.startswith(_tables(schema)):
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise UserError(f"config: unknown key {key!r} in {place}{hint}")
-
-
-def _complete(schema: Any, layer: Any) -> None:
-    """Write out what is meant: a word's value, a list of one for a bare value, no keys for an empty group, ~."""
-    from omegaconf import OmegaConf
-
-    fields = dict(_fields(schema))
-    for key, value in _leaves(layer):
-        field = fields.get(key)
-        if field is not None and field.metadata.get("path"):
-            value = _at_home(value)  # noqa: PLW2901
-            OmegaConf.update(layer, key, value)
-        if value is None and (field is None or field.type is str):  # a group whose lines are all comments, or val=
-            OmegaConf.update(layer, key, {} if field is None else "")
-        elif field is None:
-            continue
-        elif isinstance(value, str) and value in field.metadata.get("words", {}):
-            OmegaConf.update(layer, key, field.metadata["words"][value])
-        elif isinstance(value, str | int | float) and get_origin(field.type) is list and "${" not in str(value):
-            OmegaConf.update(layer, key, [value])
-
-
-def _at_home(value: Any) -> Any:
-    """A path, or each of a list, with ~ as the home folder: a shell leaves it as it is after train.run=."""
-    if isinstance(value, list):
-        return [_at_home(each) for each in value]
-    if not isinstance(value, str) or "://" in value:
-        return value
-    return TILDE.sub(lambda found: str(at_home(found[0])), value)
-
-
-def _leaves(layer: Any) -> list[tuple[str, Any]]:
-    """Dotted names and values of a layer, as they are written."""
-    from omegaconf import OmegaConf
-
-    return list(flatten(cast(dict, OmegaConf.to_container(layer))).items())
-
-
-def _tables(schema: Any) -> tuple[str, ...]:
-    """How names begin that are the user's own: the keys of fields that are dictionaries."""
-    return tuple(f"{name}." for name, field in _fields(schema) if get_origin(field.type) is dict)
-
-
-def _unfit(schema: Any, layer: Any, error: Any) -> str:
-    """What to say of a value that its field cannot take."""
-    key = str(error.full_key).partition("[")[0]
-    field, value = dict(_fields(schema)).get(key), dict(_leaves(layer)).get(key)
-    if field is None:
-        return f"{str(error).splitlines()[0]} ({error.full_key})"
-    if get_origin(field.type) is list:
-        must = f"a list, each {KINDS[get_args(field.type)[0]]}" if isinstance(value, list) else "a list, such as [a,b]"
-    else:
-        must = KINDS.get(field.type, "names with values")
-    return f"{key}={'' if value is None else value}; it must be {must}"
 
 
 def packaged(file: Path) -> Path:
@@ -353,76 +276,9 @@ def _missing(file: Path | None) -> str:
     return f"config: {file} does not exist; " + (f"did you mean {near[0]}?" if near else f"ours are in {CONFIGS}")
 
 
-def _check_references(key: str, value: Any, place: str) -> None:
-    """A value may refer to another key, but run nothing and read nothing from elsewhere. Raises UserError."""
-    if "${" in REFERENCE.sub("", str(value)):
-        raise UserError(
-            f"config: {key}={value!r} in {place}: a value may refer to another key, as ${{train.seed}}, not to the "
-            "environment or a function; write the value itself"
-        )
-
-
-def _check_yaml(file: Path) -> None:
-    """Refuse what expands or nests without end: a configuration needs neither. Raises UserError, YAMLError, OSError."""
-    import yaml
-
-    if file.stat().st_size > MOST_YAML:
-        raise UserError(f"config: {file} has more than {MOST_YAML} bytes; that is no configuration")
-    depth = 0
-    for event in yaml.parse(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            raise UserError(f"config: {file} uses the YAML alias *{event.anchor}; refer to a key, as ${{train.seed}}")
-        if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and BASE_60.fullmatch(event.value):
-            raise UserError(f"config: {file}: YAML takes {event.value} for a number; write '{event.value}'")
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST_YAML:
-            raise UserError(f"config: {file} is nested more than {DEEPEST_YAML} deep; that is no configuration")
-
-
-def _typed(overrides: Sequence[str]) -> Any:
-    """The layer of the command line. Raises UserError: a word of it cannot be read."""
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    layer = OmegaConf.create()
-    for text in overrides:
-        try:
-            layer.merge_with_dotlist([_quoted(text)])
-        except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, RecursionError) as error:
-            why = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(
-                f"config: cannot read {text!r} on the command line ({why}); a text with brackets, braces, colons or "
-                f'quotes in it wants quotes of its own, such as "{QUOTES}"'
-            ) from None
-    return layer
-
-
-def _quoted(text: str) -> str:
-    """key=12:00:00 as the text that is meant."""
-    key, _, value = text.partition("=")
-    return f"{key}='{value}'" if BASE_60.fullmatch(value) else text
-
-
-def keys(schema: Any) -> Iterator[str]:
-    """Dotted names of all leaf fields of a config dataclass."""
-    return (name for name, _ in _fields(schema))
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{'a': {'b': 1}} -> {'a.b': 1}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[f"{prefix}{name}"] = value
-    return flat
-
-
 def identity(config: Any) -> dict[str, Any]:
     """The values that make this run this run: every leaf that is not marked free."""
-    free = {name for name, field in _fields(type(config)) if field.metadata.get("free")}
+    free = {name for name, field in fields(type(config)) if field.metadata.get("free")}
     return {key: value for key, value in flatten(dataclasses.asdict(config)).items() if key not in free}
 
 
@@ -434,13 +290,4 @@ def digest(config: Any) -> str:
 
 def helps(schema: Any) -> dict[str, str]:
     """Help text of every leaf field, by dotted name."""
-    return {name: str(field.metadata.get("help", "")) for name, field in _fields(schema)}
-
-
-def _fields(schema: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names of all leaf fields, and the fields."""
-    for field in dataclasses.fields(schema):
-        if dataclasses.is_dataclass(field.type):
-            yield from _fields(field.type, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, field
+    return {name: str(field.metadata.get("help", "")) for name, field in fields(schema)}

@@ -14,8 +14,8 @@ from typing import Any
 
 from simfle.errors import UserError
 from simfle.process import LAUNCHER
+from simfle.stopping import STOP_SIGNALS
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)
 GRACE = 30.0  # seconds that the others have to say why they end, after one has failed
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # what rich takes for a terminal
 LAST_WORDS = 2000  # characters of a failed process's output that are shown
@@ -103,7 +103,7 @@ def _handed_on(running: "list[subprocess.Popen[bytes]]") -> Iterator[list[int]]:
 
     before = {}
     try:
-        for name in SIGNALS:
+        for name in STOP_SIGNALS:
             if name != signal.SIGHUP or signal.getsignal(name) != signal.SIG_IGN:  # nohup
                 before[name] = signal.signal(name, hand_on)
     except ValueError:

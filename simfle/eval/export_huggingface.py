@@ -11,11 +11,12 @@ from shards.files import write_atomic
 from shards.manifest import Manifest, read_manifest
 from shards.plain import parse_object
 from simfle import told
-from simfle.config import flatten, read_plain
+from simfle.config import read_plain
 from simfle.errors import UserError
 from simfle.eval.backbones import TRANSFORMERS, Backbone
 from simfle.eval.results import Result, read_results
 from simfle.eval.units import identify, tensors_digest
+from simfle.layers import flatten
 
 log = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ import numpy as np
 
 from shards.files import write_atomic
 from shards.plain import parse_object
-from simfle.config import flatten
 from simfle.errors import UserError
 from simfle.eval import shown
 from simfle.eval.compare import Comparison, compare
 from simfle.eval.metrics import intervals, mean
 from simfle.eval.results import Result, digest
+from simfle.layers import flatten
 from simfle.provenance import git_revision, versions
 
 FORMAT = 1

@@ -9,9 +9,10 @@ from typing import Any
 
 from shards.plain import parse_object
 from simfle import told
-from simfle.config import flatten, read_plain
+from simfle.config import read_plain
 from simfle.errors import UserError
 from simfle.eval.results import CLASSES, Result, read_results
+from simfle.layers import flatten
 
 LOSSES = ("total", "similarity", "reconstruction", "distillation", "grouping")
 POINTS = 400  # of a curve, at most

@@ -4,8 +4,9 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
-from simfle.config import PretrainConfig, TrainConfig, flatten
+from simfle.config import PretrainConfig, TrainConfig
 from simfle.errors import UserError
+from simfle.layers import flatten
 
 OPTIMIZERS = ("sgd", "adamw")  # of simfle.optim, which imports torch
 DEVICES = ("auto", "cpu", "cuda")

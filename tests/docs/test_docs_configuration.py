@@ -10,7 +10,7 @@ import pytest
 import torch
 from distributed.runs import SETTINGS
 
-from simfle.config import PretrainConfig, keys, load
+from simfle.config import PretrainConfig, load
 from simfle.data.loader import choose_backend
 from simfle.data.order import Order
 from simfle.data.places import make_cache
@@ -20,6 +20,7 @@ from simfle.eval.benchmarks import Benchmark, own_benchmark
 from simfle.eval.benchmarks import check as check_benchmark
 from simfle.eval.config import EvalConfig
 from simfle.eval.config import check as check_evaluation
+from simfle.layers import keys
 from simfle.models.methods import build_method
 from simfle.runtime import plan_batch, processes
 from simfle.slurm.config import ClusterConfig

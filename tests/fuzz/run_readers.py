@@ -12,12 +12,13 @@ from fuzz.reader import Reader
 from fuzz.shard_readers import tars
 from safetensors.torch import save
 
-from simfle.config import DataConfig, PretrainConfig, flatten, load
+from simfle.config import DataConfig, PretrainConfig, load
 from simfle.data.streaming import Stream
 from simfle.eval.backbones import load_backbone
 from simfle.eval.config import EvalConfig
 from simfle.eval.foreign import read_tensors
 from simfle.eval.results import read_result
+from simfle.layers import flatten
 from simfle.train import checkpoint
 from simfle.train.damage import _read
 from simfle.train.metrics import Metrics

@@ -8,6 +8,7 @@ from shards.errors import UserError
 from simfle import config
 from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, load
 from simfle.eval.config import EvalConfig
+from simfle.layers import keys
 from simfle.optim import learning_rate
 from simfle.runtime import plan_batch
 from simfle.slurm.config import ClusterConfig
@@ -119,7 +120,7 @@ def test_identity_knows_what_may_change() -> None:
 
 
 def test_every_field_says_what_it_is() -> None:
-    names = list(config.keys(PretrainConfig))
+    names = list(keys(PretrainConfig))
     assert len(names) > 50
     assert all(text for text in config.helps(PretrainConfig).values())
     assert set(config.helps(PretrainConfig)) == set(names)
