@@ -19,7 +19,7 @@ from simfle.errors import UserError
 from simfle.eval.config import EvalConfig, FastConfig, KnnConfig, LinearConfig
 from simfle.eval.evaluate import evaluate, run_unit
 from simfle.eval.results import read_result, read_results
-from simfle.eval.summary import read_summary
+from simfle.eval.summary import grouped, read_summary
 from simfle.eval.units import units
 
 ROOT = Path(__file__).parents[3]
@@ -152,6 +152,28 @@ def test_another_setting_is_computed_again_only_where_it_counts(config: EvalConf
     assert after["linear_fast"].identity == before["linear_fast"].identity
     assert after["knn"].identity != before["knn"].identity
     assert after["knn"].chosen[0]["k"] == 3
+
+
+@pytest.mark.parametrize("change", ["data", "decoded"])
+def test_other_data_and_other_decoders_are_computed_again_and_kept_apart(
+    config: EvalConfig, make_shards: MakeShards, change: str
+) -> None:
+    if change == "decoded":
+        pytest.importorskip("nvidia.dali")
+    config = replace(config, protocols=["linear_fast"], random=False, seeds=[0])
+    evaluate(config, [])
+    (first,) = read_results([config.out])
+    fewer = [str(make_shards({"train": [40, 40, 36], "test": [16, 16, 16]}, name="fewer"))]
+    other = replace(config, shards=fewer) if change == "data" else replace(config, loader="dali")
+    evaluate(other, [])
+    (second,) = read_results([config.out])
+    assert second.identity != first.identity
+    together = [first, replace(second, seed=1)]
+    if change == "data":
+        assert [key[0] for key in grouped(together)] == ["own (shards)", "own (fewer)"]
+    else:
+        with pytest.raises(UserError, match=r"differ in decoded \(\['opencv', 'opencv'\] and \['dali', 'dali'\]\)"):
+            grouped(together)
 
 
 def test_killed_and_started_again_gives_the_same(config: EvalConfig, tmp_path: Path) -> None:
