@@ -12,9 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards.align import AlignOptions
+from shards.cost import fate
 from shards.errors import UserError
 from shards.metadata import strip
 
+ROWS = 256  # of an image that are put over white at a time
 MIN_SIDE = 16  # pixels; nothing to learn from below
 MAX_BYTES = 1 << 30
 JPEG_START = b"\xff\xd8\xff"
@@ -118,6 +120,7 @@ def decode(data: bytes, options: EncodeOptions) -> Picture:
         raise Unusable("empty")
     if not data.startswith(JPEG_START):
         return _decode(data, options)
+    check_cost(data)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
     except ValueError:  # a subsampling that libjpeg-turbo's simple interface does not name, or damage
@@ -133,6 +136,13 @@ def decode(data: bytes, options: EncodeOptions) -> Picture:
     if colours != "CMYK":  # Pillow forgives damage that the strict decoder names
         _strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))
     return _decode(data, options)
+
+
+def check_cost(data: bytes) -> None:
+    """Raise Unusable for a JPEG whose decoding would take minutes; other formats have no such files."""
+    reason = fate(data) if data.startswith(JPEG_START) else None
+    if reason:
+        raise Unusable(*reason)
 
 
 def decode_rgb(data: bytes) -> NDArray[np.uint8]:
@@ -210,8 +220,8 @@ def _decode(data: bytes, options: EncodeOptions) -> Picture:
             _check_size(width, height, options)
             orientation = _turn(image)  # before loading: that turns some formats, and forgets
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return Picture(np.ascontiguousarray(_eight_bit(upright)), b"", orientation)
+            ImageOps.exif_transpose(image, in_place=True)  # else it would be a copy, turned or not
+            return Picture(np.ascontiguousarray(_eight_bit(image)), b"", orientation)
     except Unusable:
         raise
     except Image.DecompressionBombError as error:
@@ -239,12 +249,21 @@ def _eight_bit(image: Image.Image) -> NDArray[np.uint8]:
     if image.mode == "F":
         raise Unusable("unreadable", "floating-point pixels without a known range")
     if image.has_transparency_data:
-        solid = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return np.asarray(Image.alpha_composite(white, solid).convert("RGB"))
+        return _over_white(image)
     if image.mode in ("1", "L"):
         return np.asarray(image.convert("L"))
     return np.asarray(image.convert("RGB"))
+
+
+def _over_white(image: Image.Image) -> NDArray[np.uint8]:
+    """[H, W, 3], some rows at a time: Pillow makes four copies of what it is given."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, ROWS):
+        rows = image.crop((0, top, width, min(top + ROWS, height))).convert("RGBA")
+        white = Image.new("RGBA", rows.size, "white")
+        pixels[top : top + ROWS] = np.asarray(Image.alpha_composite(white, rows).convert("RGB"))
+    return pixels
 
 
 def _encode_grey(pixels: NDArray[np.uint8], quality: int) -> bytes:

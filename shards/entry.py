@@ -15,6 +15,7 @@ REASONS = {
     "unreadable": "an image, but damaged or of a kind that cannot be decoded",
     "too_small": "a side of less than 16 pixels",
     "too_large": "more pixels than --max-pixels, a side of more than 65,500, or a file of more than 1 GiB",
+    "too_many_scans": "a progressive JPEG of more than 100 scans, which would take minutes to decode",
     "no_box": "cropping is asked for, and its corpus gives no box",
     "bad_box": "a box without area, or with none of it inside the image",
     "no_face": "no face was found, or none where its corpus says that there is one",

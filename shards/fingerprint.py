@@ -20,7 +20,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from shards.encode import JPEG_START, Unusable, decode_rgb
+from shards.encode import JPEG_START, Unusable, check_cost, decode_rgb
 from shards.errors import UserError
 from shards.foreign import IMAGES, image_of
 from shards.manifest import ShardInfo
@@ -57,6 +57,7 @@ _ROWS, _COLUMNS = _lowest()
 def fingerprint(data: bytes) -> np.void:
     """The fingerprint of an image file. Raises ValueError or Unusable where it cannot be decoded."""
     if data.startswith(JPEG_START):
+        check_cost(data)
         return fingerprint_pixels(simplejpeg.decode_jpeg(data, "RGB", strict=False))
     return fingerprint_pixels(decode_rgb(data))
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards import foreign
-from shards.encode import FORMATS
+from shards.encode import FORMATS, Unusable, check_cost
 from shards.entry import REASONS
 from shards.errors import UserError
 from shards.index import Index, index_tar, read_index, same
@@ -199,18 +199,20 @@ def _check_sample(
 def _check_foreign(members: dict[str, bytes]) -> str:
     content = members[foreign.image_of(members) or ""]
     try:
+        check_cost(content)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (Unusable, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"its image is damaged ({error})"
     return ""
 
 
 def _check_image(jpeg: bytes, known: dict[str, Any]) -> str:
     try:
+        check_cost(jpeg)
         colours = simplejpeg.decode_jpeg_header(jpeg, strict=True)[2]
         height, width = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True).shape[:2]
-    except ValueError as error:
+    except (Unusable, ValueError) as error:
         return f"its image is damaged ({error})"
     if colours not in ("YCbCr", "RGB"):
         return f"its image is {colours}, not RGB"

@@ -4,13 +4,18 @@ JPEG: the frame header (ITU-T T.81, annex B); PNG: IHDR and the chunks' lengths 
 chunk (RFC 9649). Our shards hold JPEGs; tars that others wrote hold the others too.
 """
 
+import re
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-_SOI = 0xD8
+from shards.cost import MOST_SCANS, MOST_SEGMENTS, fate
+
+_SOI, _SOS = 0xD8, 0xDA
+_FILL = re.compile(rb"\xff+")
+_MOST_CHUNKS = 1 << 16  # of a PNG: encoders write some thousand at most
 _PNG = b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 1 << 27  # of an image that is decoded in a run: 400 MB; the builder's own limit is lower
 _MOST_PER_BYTE = 512  # pixels: a block of 8 x 8 takes a bit at least where codes are Huffman's (T.81, F.1.2, G.1.2)
@@ -25,17 +30,26 @@ _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment behin
 def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     """(height, width) in pixels of the image `data` [bytes] uint8.
 
-    None where it is none, has no whole header, or promises more than so many bytes can hold: decoders take memory for
-    what is promised.
+    None where it is none, has no whole header, promises more than so many bytes can hold (decoders take memory for what
+    is promised), or is a JPEG of more scans than `shards.cost` allows.
     """
     end = len(data)
     if end < 4 or data[0] != 0xFF or data[1] != _SOI:
         if data[: len(_PNG)].tobytes() == _PNG and not _has_all_chunks(data):
             return None
         return _size_of_other(data[:_LONGEST].tobytes())
-    at = 2
-    while at + 9 <= end:
-        if data[at] != 0xFF:
+    # Scans are only looked for where there can be too many: each begins with these two bytes.
+    marks = np.count_nonzero((data[:-1] == 0xFF) & (data[1:] == _SOS))
+    return _size_of_jpeg(data) if marks <= MOST_SCANS or fate(data.tobytes()) is None else None
+
+
+def _size_of_jpeg(data: NDArray[np.uint8]) -> tuple[int, int] | None:
+    """(height, width) from the frame header."""
+    at, end = 2, len(data)
+    for _ in range(MOST_SEGMENTS):
+        fill = _FILL.match(data, at)  # type: ignore[call-overload] # any bytes-like object is searched
+        at = fill.end() - 1 if fill else end  # any number of fill bytes may come before a marker
+        if at + 9 > end:
             return None
         marker = int(data[at + 1])
         if marker in _FRAMES:
@@ -43,9 +57,7 @@ def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
             height, width = h1 << 8 | h0, w1 << 8 | w0
             held = marker not in _HUFFMAN or height * width <= _MOST_PER_BYTE * end
             return (height, width) if height and width and held else None
-        if marker == 0xFF:  # a fill byte
-            at += 1
-        elif marker in _BARE:
+        if marker in _BARE:
             at += 2
         else:
             at += 2 + (int(data[at + 2]) << 8 | int(data[at + 3]))
@@ -55,7 +67,9 @@ def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
 def _has_all_chunks(png: NDArray[np.uint8]) -> bool:
     """Whether every chunk of a PNG, to its last one, lies within its bytes."""
     at = len(_PNG)
-    while at + 12 <= len(png):  # length, name, content, checksum
+    for _ in range(_MOST_CHUNKS):
+        if at + 12 > len(png):  # length, name, content, checksum
+            return False
         name = png[at + 4 : at + 8].tobytes()
         at += 12 + int.from_bytes(png[at : at + 4].tobytes(), "big")
         if name == b"IEND":

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from bombs import jpeg_of_scans
 from data_fixtures import jpeg, picture, write_shards
 from test_loader import CPU, DATA, VIEWS, same, take, tensors
 
@@ -125,6 +126,16 @@ def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     for step in range(3):
         loader.batch(step, 0)
     assert [(each.id, each.by) for each in loader.damaged(2)] == [(5, 6)]
+    loader.close()
+
+
+@BOTH
+def test_a_jpeg_of_4000_scans_is_not_decoded(tmp_path: Path, backend: str) -> None:
+    images = [jpeg(picture(i, 40, 44)) for i in range(8)]
+    images[5] = jpeg_of_scans(4000)
+    loader = make(write_shards(tmp_path / "shards", [("train", images)]), backend)
+    loader.batch(0, 0)
+    assert [(each.id, each.by) for each in loader.damaged(0)] == [(5, 6)]
     loader.close()
 
 
