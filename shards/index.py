@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.files import write_atomic
+from shards.tarred import BoundedTar
 
 VERSION = "v1.2"
 
@@ -105,10 +106,18 @@ def index_tar(tar: Path) -> Index:
         UserError: missing, or not a tar.
     """
     try:
-        with tarfile.open(tar, "r:") as archive:
-            return make_index((item.name, item.offset_data, item.size) for item in archive if item.isreg())
+        with BoundedTar.open(tar, "r:") as archive:
+            return make_index(_files(archive))
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"shards: cannot index {tar}: {error}") from None
+
+
+def _files(archive: tarfile.TarFile) -> Iterable[tuple[str, int, int]]:
+    """Name, offset and size of each regular file."""
+    while (item := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined] # tarfile keeps every header otherwise
+        if item.isreg():
+            yield item.name, item.offset_data, item.size
 
 
 def write_index(path: Path, index: Index) -> None:

@@ -3,7 +3,11 @@
 import io
 import itertools
 import re
+import resource
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
@@ -56,3 +60,25 @@ def _end_of_band(blocks: int) -> bytes:
         blocks -= taken
     bits += "1" * (-len(bits) % 8)
     return int(bits, 2).to_bytes(len(bits) // 8, "big").replace(b"\xff", b"\xff\0")
+
+
+@dataclass(frozen=True)
+class Hole:
+    """So many zeros."""
+
+    size: int
+
+
+@contextmanager
+def limited(memory: int) -> Iterator[None]:
+    """Let this process have no more than `memory` bytes beyond what it has: allocations fail above that.
+
+    The limit is that of the address space, so that a page that was only asked for counts, too.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + memory, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

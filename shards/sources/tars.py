@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Literal
 
 from shards.entry import Recipe, Rejected
+from shards.tarred import BoundedTar, TooLargeHeader
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ENDINGS = (*TAR_ENDINGS, ".zip")
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-MOST = 1 << 30  # bytes of a member of a compressed tar
+MOST_PACKED = 256 << 20  # bytes of a member that is compressed: a thousandth of that may be enough to hold it
+TOO_LARGE = f"more than {MOST_PACKED >> 20} MiB in a compressed archive; unpack the archive first"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,17 @@ def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[Membe
     Raises:
         OSError: it cannot be read at all.
     """
-    plain = _opens(file, "r:")
-    if not plain and not _opens(file, "r:*"):
+    try:
+        plain = _opens(file, "r:")
+        readable = plain or _opens(file, "r:*")
+    except TooLargeHeader as error:
+        yield Rejected("", "unreadable", str(error))
+        return
+    if not readable:
         empty = file.stat().st_size == 0
         yield Rejected("", "empty" if empty else "unreadable", "" if empty else "not a tar, compressed or not")
         return
-    with tarfile.open(file, "r:" if plain else "r:*") as archive:
+    with BoundedTar.open(file, "r:" if plain else "r:*") as archive:
         yield from _members(archive, file, None if plain else wanted)
 
 
@@ -67,7 +74,9 @@ def stem(name: str) -> str:
 def _opens(file: Path, mode: Literal["r:", "r:*"]) -> bool:
     """Whether its first header can be read."""
     try:
-        tarfile.open(file, mode).close()
+        BoundedTar.open(file, mode).close()
+    except TooLargeHeader:
+        raise
     except DAMAGE:
         return False
     return True
@@ -85,7 +94,8 @@ def _members(archive: tarfile.TarFile, file: Path, wanted: Callable[[str], bool]
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the archive's
             raise
-        yield Rejected("", "truncated", f"{error}; what follows is lost")
+        reason = "unreadable" if isinstance(error, TooLargeHeader) else "truncated"
+        yield Rejected("", reason, f"{error}; what follows is lost")
         return
     if wanted is None:
         with file.open("rb", buffering=0) as data:
@@ -103,7 +113,7 @@ def _placed(item: tarfile.TarInfo, file: Path) -> Member:
 
 
 def _packed(archive: tarfile.TarFile, item: tarfile.TarInfo, wanted: bool) -> Member:
-    if item.size > MOST:
-        return Member(item.name, item.size, b"", ("too_large", "more than 1 GiB"))
+    if item.size > MOST_PACKED:
+        return Member(item.name, item.size, b"", ("too_large", TOO_LARGE))
     opened = archive.extractfile(item) if wanted else None
     return Member(item.name, item.size, opened.read() if opened else b"")

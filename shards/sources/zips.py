@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from shards.entry import Recipe, Rejected
-from shards.sources.tars import Member
+from shards.sources.tars import MOST_PACKED, TOO_LARGE, Member
 
 END = struct.Struct("<4s4H2LH")
 LOCATOR = struct.Struct("<4sLQL")
@@ -157,8 +157,8 @@ def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, pac
     from shards.encode import MAX_BYTES, Unusable
     from shards.sources.pieces import read
 
-    if unpacked > MAX_BYTES:
-        raise Unusable("too_large", "more than 1 GiB")
+    if unpacked > (MOST_PACKED if packed else MAX_BYTES):
+        raise Unusable("too_large", TOO_LARGE if packed else "more than 1 GiB")
     start = read(file, header, LOCAL_HEADER)
     if not start.startswith(b"PK\3\4"):
         raise Unusable("unreadable", f"no member of a zip at byte {header}")

@@ -8,6 +8,8 @@ import hashlib
 import logging
 import math
 import random
+import re
+import tarfile
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,8 +20,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shards.foreign import image_of, split_of, tars_in
+from shards.index import split_name
 from shards.manifest import NAME, read_manifest
 from shards.remote import check_url, is_url, join, open_url, retried, shown
+from shards.tarred import BoundedTar
 from simfle.config import DataConfig
 from simfle.errors import UserError
 
@@ -37,6 +41,8 @@ SHUFFLED = 2048  # most samples in memory that are shuffled among each other, pe
 FAILURES = 10  # shards in a row that cannot be read before the run ends
 REMEMBERED = 256  # micro-batches whose ids and names can be asked for
 TARS = (".tar", ".tar.gz", ".tgz")
+MOST_IMAGE = 64 << 20  # bytes of an image file: a compressed tar of 64 kB may hold one of 64 MiB
+_NO_SAMPLE = re.compile(r"__[^/]*__($|/)")  # members that webdataset keeps for words about the tar
 
 
 class Stream:
@@ -123,8 +129,7 @@ class Stream:
         from webdataset import ResampledShards, filters, tariterators  # it imports torch's data loaders, and is slow
 
         shards = ResampledShards(list(self.urls), worker_seed=lambda: seed, deterministic=True)
-        files = tariterators.tar_file_expander(self._open(shards), handler=self._failed)
-        samples = tariterators.group_by_keys(files, handler=self._failed)
+        samples = tariterators.group_by_keys(self._files(self._open(shards)), handler=self._failed)
         shuffled = filters.shuffle(self.window, self.window // 2, rng=random.Random(seed))
         yield from shuffled(self._usable(samples))
 
@@ -144,6 +149,21 @@ class Stream:
             # Shards are drawn without end: of those that hold nothing, no sample would ever come.
             if self._heard == before and not self._failed(UserError(f"{shown(url)} holds no image")):
                 return
+
+    def _files(self, tars: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Name and content of each member, {} behind the last one of a tar; webdataset's own reader has no bounds.
+
+        Members that are no images, or too large for one, come without content.
+        """
+        for tar in tars:
+            try:
+                with BoundedTar.open(fileobj=tar["stream"], mode="r|*") as archive:
+                    for name, content in _members(archive):
+                        yield {"fname": name, "data": content, "__url__": tar["url"]}
+                yield {}
+            except Exception as error:  # noqa: BLE001 - of damaged tars, and networks that fail, anything is raised
+                if not self._failed(error):
+                    return
 
     def _usable(self, samples: Iterator[dict[str, Any]]) -> Iterator[tuple[int, str, bytes]]:
         for sample in samples:
@@ -168,6 +188,15 @@ class Stream:
         self._error = f"{type(error).__name__}: {said or error}"
         log.warning("data.streaming: a shard is passed over: %s", self._error)
         return self._failures < FAILURES
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    while (item := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined] # tarfile keeps every header otherwise
+        if item.isreg() and not _NO_SAMPLE.match(item.name):
+            wanted = image_of([split_name(item.name)[1]]) is not None and item.size <= MOST_IMAGE
+            file = archive.extractfile(item) if wanted else None
+            yield item.name, file.read() if file else b""
 
 
 def _open_tar(url: str) -> IO[bytes]:
