@@ -69,16 +69,25 @@ class Hole:
     size: int
 
 
+SPARE = 640 << 20  # of address space beyond: each thread's first allocation reserves 64 MiB that it may never touch
+
+
 @contextmanager
 def limited(memory: int) -> Iterator[None]:
-    """Let this process have no more than `memory` bytes beyond what it has: allocations fail above that.
-
-    The limit is that of the address space, so that a page that was only asked for counts, too.
-    """
+    """Let what is done in here take `memory` bytes at most: the peak is measured, and soon above allocations fail."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (held + memory, hard))
+    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + memory + SPARE, hard))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _status("VmRSS")
     try:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    taken = _status("VmHWM") - before
+    assert taken <= memory, f"{taken >> 20} MiB were taken, {memory >> 20} are allowed"
+
+
+def _status(field: str) -> int:
+    """Bytes, from /proc/self/status."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition(f"{field}:")[2].split()[0]) << 10
