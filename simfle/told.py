@@ -7,7 +7,8 @@ from typing import Any
 from shards.plain import parse_object, whole_lines
 
 MOST = 1e100  # beyond it sums and axes overflow
-CHECKPOINT = re.compile(r"step-(\d{1,12})(\.png)?", re.ASCII)
+# Eight digits, more only where eight are too few: a user's copy `step-10` is no checkpoint.
+CHECKPOINT = re.compile(r"step-(\d{8}|[1-9]\d{8,11})(\.png)?", re.ASCII)
 
 
 def metrics(text: str | bytes) -> list[dict[str, Any]]:

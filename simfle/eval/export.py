@@ -16,10 +16,10 @@ from simfle import told
 from simfle.config import read_plain
 from simfle.errors import UserError
 from simfle.eval.backbones import CARD, WEIGHTS, Card, build_network
+from simfle.train import checkpoint
 
 T = TypeVar("T")
 NETWORKS = ("online", "target")  # a method without a target network exports the online one alone
-COMPLETE = "COMPLETE"
 TRIES = 5  # checkpoints that a run may delete while one of them is read
 
 
@@ -31,11 +31,10 @@ def newest_checkpoint(run: Path) -> Path:
     """
     if not run.is_dir():
         raise UserError(f"export: {run} is not a run folder; name one that simfle pretrain wrote")
-    found = sorted((run / "checkpoints").glob("step-*"))
-    complete = [folder for folder in found if told.step_of(folder) is not None and (folder / COMPLETE).is_file()]
-    if not complete:
-        raise UserError(f"export: {run} has no complete checkpoint yet ({len(found)} incomplete); let the run go on")
-    return complete[-1]
+    if found := checkpoint.complete(run):
+        return found[0]
+    incomplete = len(list((run / "checkpoints").glob("step-*")))
+    raise UserError(f"export: {run} has no complete checkpoint yet ({incomplete} incomplete); let the run go on")
 
 
 def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
@@ -48,11 +47,11 @@ def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
         UserError: see `newest_checkpoint`; `read` cannot read one that is still there, or they go too fast.
     """
     for _ in range(TRIES):
-        checkpoint = newest_checkpoint(run)
+        newest = newest_checkpoint(run)
         try:
-            return checkpoint, read(checkpoint)
+            return newest, read(newest)
         except UserError:
-            if (checkpoint / COMPLETE).exists():  # of one that is deleted the marker goes first
+            if (newest / checkpoint.MARKER).exists():  # of one that is deleted the marker goes first
                 raise
     raise UserError(f"export: {run} deletes its checkpoints before they are read; wait for its end, and try again")
 
@@ -65,8 +64,9 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     Raises:
         UserError: no run, no complete checkpoint, a checkpoint of something else.
     """
-    checkpoint, found = read_newest(run, _backbones)
+    newest, found = read_newest(run, _backbones)
     model, views = _config(run)
+    _refuse_edited(run, newest, model, views)
     name = model["backbone"]
     written = {}
     for network, tensors in found.items():
@@ -76,7 +76,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
         wanted = build_network(name, size)
         if tensors.keys() != wanted.state_dict().keys():
             raise UserError(
-                f"export: {checkpoint} holds no {network} {name} ({len(tensors)} tensors under {network}.backbone., "
+                f"export: {newest} holds no {network} {name} ({len(tensors)} tensors under {network}.backbone., "
                 f"{len(wanted.state_dict())} expected); the run's config.yaml is another run's"
             )
         card = Card(
@@ -86,7 +86,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
             mean=tuple(model["mean"]),
             std=tuple(model["std"]),
             size=size,
-            run={"folder": run.name, "checkpoint": checkpoint.name, "step": told.step_of(checkpoint)},
+            run={"folder": run.name, "checkpoint": newest.name, "step": told.step_of(newest)},
         )
         folder = (out or run / "export") / network
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,9 +104,22 @@ def _side(tensors: dict[str, Tensor]) -> int | None:
     return math.isqrt(places) * tensors["patch_embed.proj.weight"].shape[-1]
 
 
-def _backbones(checkpoint: Path) -> dict[str, dict[str, Tensor]]:
+def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:
+    """Raise a UserError where config.yaml says otherwise of the backbone than the checkpoint, which a card must not."""
+    state = checkpoint.state_of(newest)
+    trained = state.identity if state else {}
+    told_now = {f"model.{name}": model[name] for name in ("backbone", "mean", "std")} | {"views.size": views["size"]}
+    for key, value in told_now.items():
+        if trained.get(key, value) != value:
+            raise UserError(
+                f"export: {run}/config.yaml: {key} is {value}, but {newest.name} was trained with {trained[key]}. "
+                f"Fix: write {trained[key]} back, or start the run's own command again, which does"
+            )
+
+
+def _backbones(folder: Path) -> dict[str, dict[str, Tensor]]:
     """Of each network its backbone's tensors, under timm's names; none of a network that the method does not have."""
-    path = checkpoint / "model.safetensors"
+    path = folder / "model.safetensors"
     try:
         with safe_open(path, "pt") as file:
             return {network: _below(f"{network}.backbone.", file) for network in NETWORKS}

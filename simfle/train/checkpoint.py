@@ -3,7 +3,7 @@
 RUN/checkpoints/step-00000500/
     model.safetensors   parameters and buffers
     optim.safetensors   optimizer tensors
-    state.json          step, samples consumed, config digest
+    state.json          step, samples consumed, identity of the configuration, digests of configuration and data
     COMPLETE            size and SHA-256 of the three, written last
 """
 
@@ -14,7 +14,7 @@ import os
 import shutil
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ class Progress:
     """Where a run stands: optimizer steps done and samples consumed. This one number is the data side's whole state.
 
     config, corpus: digests of the configuration and of the data, without which the number would mean other samples.
+    identity: the values behind `config`, by key, so that what differs can be named; empty in older checkpoints.
     """
 
     step: int
@@ -47,6 +48,7 @@ class Progress:
     corpus: str
     optimizer: str
     format: int = FORMAT
+    identity: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,17 +68,64 @@ def folder_of(run: Path, step: int) -> Path:
 
 def complete(run: Path) -> list[Path]:
     """Folders of complete checkpoints, newest first. A folder without its marker never took its final name."""
-    return sorted((folder for folder in _folders(run) if (folder / MARKER).exists()), reverse=True)
+    return sorted((folder for folder in _folders(run) if (folder / MARKER).exists()), key=_step, reverse=True)
+
+
+def copies(run: Path) -> list[Path]:
+    """Folders named like checkpoints that hold the state of another step: copies of a user, never ours to delete."""
+    return sorted(folder for folder in _named(run) if _is_copy(folder))
 
 
 def _folders(run: Path) -> list[Path]:
     """Checkpoints, complete or not: a user's copy such as step-00000002-backup is none, and is left alone."""
-    return [folder for folder in run.glob("checkpoints/step-*") if told.step_of(folder) is not None]
+    return [folder for folder in _named(run) if not _is_copy(folder)]
+
+
+def _named(run: Path) -> list[Path]:
+    return [path for path in run.glob("checkpoints/step-*") if told.step_of(path) is not None and path.is_dir()]
+
+
+def _step(folder: Path) -> int:
+    return told.step_of(folder) or 0
+
+
+def _is_copy(folder: Path) -> bool:
+    """Whether a whole state.json names another step than the folder; a damaged one may name any."""
+    try:
+        step = parse_object((folder / STATE).read_bytes()).get("step")
+    except (OSError, ValueError):
+        return False
+    if type(step) is not int or step == _step(folder):
+        return False
+    return not (folder / MARKER).exists() or state_of(folder) is not None
+
+
+def state_of(folder: Path) -> Progress | None:
+    """The state of a complete checkpoint, without its tensors; None where it is damaged or of another format."""
+    try:
+        marker = parse_object((folder / MARKER).read_bytes())
+        content = (folder / STATE).read_bytes()
+        if hashlib.sha256(content).hexdigest() != marker[STATE]["sha256"]:
+            return None
+        found = parse_object(content)
+        return _progress(found) if found.get("format") == FORMAT else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _progress(found: dict[str, Any]) -> Progress:
+    """Raises TypeError: other fields, or values of another type."""
+    made = Progress(**found)
+    if type(made.step) is not int or not isinstance(made.identity, dict):
+        raise TypeError("step or identity is of another type")
+    return made
 
 
 def write(run: Path, progress: Progress, model: State, optim: State, pace: Pace | None = None) -> Path:
     """Write to a temporary folder, fsync, mark, rename, fsync. Interrupted anywhere, older checkpoints still stand."""
     final = folder_of(run, progress.step)
+    if final in copies(run):
+        raise FileExistsError(f"{final} holds the state of another step. Fix: move this copy out of checkpoints/")
     if (final / MARKER).exists():
         return final
     parts = final.with_name(f".{final.name}.partial")
@@ -106,14 +155,16 @@ def write_files(parts: Path, model: State, optim: State, pace: Pace | None = Non
 
 
 def retain(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` complete checkpoints, and what interrupted writes left."""
+    """Delete all but the newest `keep` complete checkpoints, and what interrupted writes left. A user's links stay."""
     for old in complete(run)[max(1, keep) :]:
-        (old / MARKER).unlink()  # from here on it is no checkpoint, even if the rest of it survives a crash
-        shutil.rmtree(old)
+        if not old.is_symlink():
+            (old / MARKER).unlink()  # from here on it is no checkpoint, even if the rest of it survives a crash
+            shutil.rmtree(old)
     for left in [*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/.step-*.damaged")]:
-        shutil.rmtree(left)
+        if told.step_of(Path(left.stem[1:])) is not None:
+            shutil.rmtree(left)
     for left in _folders(run):
-        if not (left / MARKER).exists():
+        if not (left / MARKER).exists() and not left.is_symlink():
             shutil.rmtree(left)
 
 
@@ -147,7 +198,7 @@ def set_aside_after(run: Path, step: int) -> None:
     The run will write those steps again, and must not count the old ones among those that it keeps.
     """
     for folder in _folders(run):
-        if folder > folder_of(run, step):
+        if _step(folder) > step:
             aside = folder.with_name(f".{folder.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
@@ -171,7 +222,10 @@ def read(folder: Path) -> Checkpoint:
             raise UserError(
                 f"checkpoint {folder.name} has format {progress.get('format')}, this version reads {FORMAT}"
             )
-        return Checkpoint(folder, Progress(**progress), load_file(folder / FILES[0]), load_file(folder / FILES[1]))
+        state = _progress(progress)
+        if told.step_of(folder) not in (None, state.step):
+            raise UserError(f"checkpoint {folder.name} holds the state after step {state.step}")
+        return Checkpoint(folder, state, load_file(folder / FILES[0]), load_file(folder / FILES[1]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder.name} cannot be read: {error}") from None
 

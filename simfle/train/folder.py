@@ -14,12 +14,12 @@ from typing import IO, Any
 import yaml
 
 from shards.manifest import NAME as MANIFEST
-from shards.plain import parse_object
 from shards.remote import redacted
-from simfle.config import PretrainConfig, digest, identity, load
+from simfle.config import PretrainConfig, identity, load
 from simfle.errors import UserError
 from simfle.provenance import git_revision, versions
-from simfle.train.checkpoint import STATE, complete
+from simfle.train import origin
+from simfle.train.checkpoint import complete
 
 
 @contextmanager
@@ -87,33 +87,10 @@ def settle_config(run: Path, config: PretrainConfig) -> None:
 def refuse_other(run: Path, config: PretrainConfig) -> None:
     """Raise a UserError where the folder holds shards, or a run with another configuration. Writes nothing."""
     _refuse_shards(run)
+    origin.refuse_copies(run)
     file = run / "config.yaml"
-    if not file.exists():
-        _refuse_others_checkpoints(run, config)
-    elif complete(run):
-        before = load(PretrainConfig, file)
-        if digest(before) != digest(config):
-            old, new = identity(before), identity(config)
-            differing = [f"{key}: {old[key]} -> {new[key]}" for key in new if old[key] != new[key]]
-            raise UserError(
-                f"{run} holds a run with another configuration ({'; '.join(differing)}); "
-                "give the old values, or another train.run"
-            )
-
-
-def _refuse_others_checkpoints(run: Path, config: PretrainConfig) -> None:
-    """Checkpoints without a config.yaml, as of a backup or a copy: each still has the digest of its configuration."""
-    for folder in complete(run):
-        try:
-            found = parse_object((folder / STATE).read_bytes()).get("config")
-        except (OSError, ValueError):
-            continue  # a damaged one: resuming passes it over too
-        if found != digest(config):
-            raise UserError(
-                f"{run} holds checkpoints of a run with another configuration, or of another version of simfle, and no "
-                f"config.yaml that tells which; copy that run's config.yaml into {run}, or take another train.run"
-            )
-        return
+    if not origin.refuse_other_checkpoints(run, config, file) and file.exists() and complete(run):
+        origin.refuse_difference(run, identity(load(PretrainConfig, file)), config)  # no checkpoint can tell
 
 
 def _refuse_shards(run: Path) -> None:

@@ -59,6 +59,7 @@ class Saver:
         self.engine, self.config, self.world = engine, config, world
         self.run = Path(config.train.run)
         self.digests = configs.digest(config), corpus.digest()
+        self.identity = configs.identity(config)
         self.writer = checkpoint.Writer(self.run, config.train.keep, config.train.checkpoint_bandwidth)
         self.held_up = 0.0
 
@@ -74,7 +75,8 @@ class Saver:
         model, optim = self.copy()
         if self.world.is_main:
             samples = step * self.config.train.global_batch
-            self.writer.submit(checkpoint.Progress(step, samples, *self.digests, self.config.optim.name), model, optim)
+            progress = checkpoint.Progress(step, samples, *self.digests, self.config.optim.name, identity=self.identity)
+            self.writer.submit(progress, model, optim)
         self.held_up += time.perf_counter() - began
 
     def wait(self) -> None:

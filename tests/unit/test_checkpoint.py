@@ -66,6 +66,28 @@ def test_a_copy_of_the_users_own_is_no_checkpoint_and_stays(name: str, tmp_path:
     assert checkpoint.read_newest(tmp_path) is None  # nothing of the run's own is there
 
 
+def test_a_copy_under_the_name_of_another_step_is_never_read_or_touched(tmp_path: Path) -> None:
+    copy = shutil.copytree(save(tmp_path, 4), tmp_path / "checkpoints" / "step-00000008")
+    link = tmp_path / "checkpoints" / "step-00000002"
+    link.symlink_to(save(tmp_path / "elsewhere", 2))
+    hidden = tmp_path / "checkpoints" / ".step-mine.partial"
+    hidden.mkdir()
+    assert checkpoint.copies(tmp_path) == [copy]
+    found = checkpoint.read_newest(tmp_path)
+    assert found is not None
+    assert found.folder.name == "step-00000004"
+    checkpoint.set_aside_after(tmp_path, 4)
+    with pytest.raises(FileExistsError, match="holds the state of another step"):
+        save(tmp_path, 8)  # the run arrives there
+    save(tmp_path, 12)
+    checkpoint.retain(tmp_path, 1)
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == [hidden.name, link.name, copy.name, "step-00000012"]
+    assert (link / "COMPLETE").exists()
+    (copy / "state.json").write_text((copy / "state.json").read_text().replace("4", "6"))
+    assert not checkpoint.copies(tmp_path)  # damaged: the run's own
+
+
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (2, 4, 10, 6):
         save(tmp_path, step)

@@ -39,6 +39,9 @@ def test_a_loss_that_is_not_finite_is_a_line_like_others() -> None:
 def test_steps_are_read_from_names() -> None:
     names = ("step-00000010", "step-00000010.png", "step-", "step-x", "step-1e3", "step-²", "step-10.partial")
     assert [told.step_of(Path(name)) for name in names] == [10, 10, None, None, None, None, None]
+    copies = ("step-10", "step-000000010", "step-0000010.png")
+    assert [told.step_of(Path(name)) for name in copies] == [None] * 3
+    assert told.step_of(Path("step-100000000")) == 10**8
 
 
 def test_an_event_without_its_facts_is_passed_over_and_a_job_is_no_option(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.autograd import DeviceType
 
-from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, digest, load
+from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, digest, identity, load
 from simfle.errors import UserError
 from simfle.optim import STATES
 from simfle.runtime import arithmetic_threads
@@ -216,3 +216,27 @@ def test_checkpoints_without_their_configuration_go_on_only_as_the_same_run(word
     (newest / "state.json").write_text("{")  # then the one before is what it would go on from
     with pytest.raises(UserError, match="another configuration"):
         refuse_other(tmp_path, other)
+
+
+def test_a_checkpoint_tells_which_keys_differ_and_what_came_later_had_its_default(tmp_path: Path) -> None:
+    values = identity(replace(FINE, train=TrainConfig(seed=3)))
+    del values["optim.clip"]  # as of a version that did not have it
+    write(tmp_path, Progress(4, 32, "digest of that version", "corpus", "sgd", identity=values), {}, {})
+    with pytest.raises(UserError, match=r"another configuration \(train\.seed: 3 -> 0\); give the old values"):
+        refuse_other(tmp_path, FINE)
+    refuse_other(tmp_path, replace(FINE, train=TrainConfig(seed=3)))
+    with pytest.raises(UserError, match=r"optim\.clip: 0\.0 -> 1\.0"):
+        refuse_other(tmp_path, load(PretrainConfig, None, ["train.seed=3", "optim.clip=1"]))
+
+
+def test_a_config_that_is_not_that_of_an_older_checkpoint_is_told(tmp_path: Path) -> None:
+    """Those of earlier versions hold a digest only."""
+    write(tmp_path, Progress(4, 32, digest(FINE), "corpus", "sgd"), {}, {})
+    edited = load(PretrainConfig, None, ["optim.lr=0.9"])
+    (tmp_path / "config.yaml").write_text("optim: {lr: 0.9}\n")
+    with pytest.raises(UserError, match=r"config\.yaml is not the configuration of the checkpoints beside it"):
+        refuse_other(tmp_path, edited)
+    refuse_other(tmp_path, FINE)
+    (tmp_path / "config.yaml").write_text("optim: {lr: 0.05}\n")
+    with pytest.raises(UserError, match=r"another configuration \(optim\.lr: 0\.05 -> 0\.9\)"):
+        refuse_other(tmp_path, edited)

@@ -18,6 +18,7 @@ from simfle.errors import UserError
 from simfle.eval.backbones import load_backbone
 from simfle.eval.export import export_backbones, newest_checkpoint
 from simfle.models.backbone import build_backbone
+from simfle.train import checkpoint
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,6 +61,22 @@ def test_both_networks_of_the_newest_complete_checkpoint(run: Path) -> None:
         card = load_backbone(path).card
         assert (card.name, card.network, card.size, card.mean) == (MODEL, name, 64, (0.5, 0.4, 0.3))
         assert card.run == {"folder": "run", "checkpoint": "step-00000120", "step": 120}
+
+
+def test_a_config_that_says_otherwise_than_the_checkpoint_is_not_put_on_a_card(run: Path) -> None:
+    tensors = make_checkpoint(run / "other", 2)["online"]
+    named = {f"online.backbone.{key}": value.contiguous() for key, value in tensors.items()}
+    trained = {"model.backbone": MODEL, "model.mean": [0.5, 0.5, 0.5], "optim.lr": 0.1}
+    checkpoint.write(run, checkpoint.Progress(2, 16, "config", "corpus", "sgd", identity=trained), named, {})
+    with pytest.raises(UserError, match=r"model\.mean is \[0\.5, 0\.4, 0\.3\], but step-00000002 was trained with"):
+        export_backbones(run)
+    assert not (run / "export").exists()
+    file = run / "config.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"model": {"backbone": MODEL,
+        "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}}))  # fmt: skip
+    assert export_backbones(run)
+    shutil.copytree(run / "checkpoints/step-00000002", run / "checkpoints/step-00000009")
+    assert newest_checkpoint(run).name == "step-00000002"  # the copy is no checkpoint of step 9
 
 
 def test_torchvision_reads_a_resnet(run: Path, tmp_path: Path) -> None:
