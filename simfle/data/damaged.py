@@ -64,6 +64,15 @@ class Mender:
                 self._note(step, int(ids[i]), int(fed[i]))
         return fed, rendered
 
+    def sound(self, number: int, draws: ViewDraws) -> bool:
+        """Whether a sample can be decoded now. draws: any of one sample. Of a stream nothing can be tried again."""
+        if not isinstance(self.corpus, Corpus):
+            return False
+        try:
+            return not self.backend.render(self._images(np.array([number])), draws).damaged
+        except (UserError, ValueError):  # its shard cannot be opened; it is of no chosen shard
+            return False
+
     def take(self, step: int) -> list[Replacement]:
         """Those found in steps up to `step` and not taken yet, each sample once."""
         with self._lock:

@@ -167,6 +167,10 @@ class Loader:
         """The samples that were found damaged in the batches up to `step`, those told before left out."""
         return self._mender.take(step)
 
+    def is_sound(self, number: int) -> bool:
+        """Whether the sample with this id, found damaged before, can be decoded now. Not while batches are made."""
+        return self._mender.sound(number, draw(self.order.seed, 0, [number], self.views))
+
     def close(self) -> None:
         """End the backend's threads, and downloads. Close iterators first."""
         if self._ahead is not None:

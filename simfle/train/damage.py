@@ -1,7 +1,12 @@
-"""The samples of a run that turned out damaged: RUN/damaged.jsonl, and an end to it where they are many."""
+"""The samples of a run that turned out damaged: RUN/damaged.jsonl, and an end to it where they are many.
+
+At each start those listed are tried again: shards may have been restored. One that can be decoded stays listed, marked
+as restored, and no longer counts.
+"""
 
 import json
 import logging
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ from simfle.data.damaged import Replacement
 from simfle.runtime import World
 
 FILE = "damaged.jsonl"
+RESTORED = "restored"
 FREE = 10  # damaged samples that never stop a run, unless none at all is allowed
 log = logging.getLogger(__name__)
 
@@ -21,19 +27,40 @@ class Damage:
     """Known alike to all processes; the main one logs and writes.
 
     run: its folder; limit: `data.max_damaged`; resumed_step: lines of later steps are dropped, they will come again.
+    is_sound: whether a listed sample can be decoded now; None: no sample can be tried again, as of a stream, and each
+    start counts anew.
     """
 
-    def __init__(self, run: Path, limit: float, resumed_step: int, world: World) -> None:
+    def __init__(
+        self, run: Path, limit: float, resumed_step: int, world: World, is_sound: Callable[[int], bool] | None
+    ) -> None:
         self._file, self._limit, self._world = run / FILE, limit, world
         kept: list[Any] = [None]
         if world.is_main:
             kept = [_read(self._file, resumed_step)]
-            if self._file.exists():
-                partial = self._file.with_suffix(".partial")
-                partial.write_text("".join(json.dumps(line) + "\n" for line in kept[0]))
-                partial.replace(self._file)
         dist.broadcast_object_list(kept, src=0)
-        self.ids = {int(line["id"]) for line in kept[0]}
+        lines: list[dict[str, Any]] = kept[0]
+        self.ids = {line["id"] for line in lines if not line.get(RESTORED)} if is_sound else set()
+        restored = self._restored(is_sound) if is_sound else set()
+        self.ids -= restored
+        if world.is_main and self._file.exists():
+            for line in lines:
+                if line["id"] in restored:
+                    line[RESTORED] = True
+            partial = self._file.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            partial.replace(self._file)
+        if world.is_main and restored:
+            log.info("%d samples that were damaged can be decoded again; %s marks them", len(restored), self._file)
+
+    def _restored(self, is_sound: Callable[[int], bool]) -> set[int]:
+        """Those that can be decoded now. Each process tries its part: neighbors, which share their shards."""
+        listed = sorted(self.ids)
+        share = -(-len(listed) // self._world.size)
+        mine = listed[self._world.rank * share : (self._world.rank + 1) * share]
+        parts: list[Any] = [None] * self._world.size
+        dist.all_gather_object(parts, [number for number in mine if is_sound(number)])
+        return {number for part in parts for number in part}
 
     def add(self, found: list[Replacement]) -> None:
         """What this process has found in this step. Collective, so only in steps in which any process has."""
@@ -55,7 +82,7 @@ class Damage:
             return ""
         return (
             f"{len(self.ids)} of {seen} samples are damaged, data.max_damaged={self._limit:g} allows {int(allowed)}; "
-            f"{self._file} lists them. Copy or build the shards again, or allow more"
+            f"{self._file} lists them. Fix: restore the shards and start again, which tries them again; or allow more"
         )
 
 
@@ -65,7 +92,7 @@ def _read(file: Path, resumed_step: int) -> list[dict[str, Any]]:
     for text in file.read_text(errors="replace").splitlines() if file.exists() else []:
         try:
             line = parse_json(text)
-            if int(line["step"]) <= resumed_step:
+            if int(line["step"]) <= resumed_step and 0 <= int(line["id"]) < 1 << 63:
                 lines.append(line | {"id": int(line["id"])})
         except (ValueError, KeyError, TypeError):
             continue

@@ -35,7 +35,8 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
         if any(ours.values()):
             raise UserError(
                 f"train.run={run}: checkpoints/{folder.name} is of a run with another configuration "
-                f"({_named(state.identity, config) or 'an earlier version did not keep it'}). Fix: move it out of checkpoints/"
+                f"({_named(state.identity, config) or 'an earlier version did not keep it'}). "
+                "Fix: move it out of checkpoints/"
             )
         if state.identity:
             refuse_difference(run, state.identity, config)

@@ -79,7 +79,8 @@ class Run:
         for each in (self.samples, self.metrics, self.profile):
             if each is not None:
                 ends.callback(each.close)
-        self.damage = Damage(self.folder, config.data.max_damaged, self.step, world)
+        tried = None if config.data.streaming else self.is_sound
+        self.damage = Damage(self.folder, config.data.max_damaged, self.step, world, tried)
         if reason := self.damage.too_much(self.seen()):
             raise AgreedError(reason, said_here=world.is_main)
         self.announcer = ends.enter_context(Announcer(self.steps, self.step, enabled=world.is_main))
@@ -161,6 +162,11 @@ class Run:
         if self.profile is not None:
             self.profile.step()
         return verdict
+
+    def is_sound(self, number: int) -> bool:
+        """Whether a sample that was found damaged before can be decoded now."""
+        self.watchdog.reached(self.step, "trying damaged samples again")
+        return self.loader.is_sound(number)
 
     def seen(self) -> int:
         """Samples seen at least once so far, at most."""

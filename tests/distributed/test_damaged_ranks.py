@@ -28,6 +28,16 @@ def hurt(faces: Path, tmp_path: Path) -> tuple[Path, list[str]]:
     return folder, keys
 
 
+def hurt_every(folder: Path, sample: int) -> None:
+    """Damage the image of this position in each shard."""
+    for tar in sorted(folder.glob("*.tar")):
+        place = read_index(tar.with_suffix(".idx")).members(sample)["jpg"]
+        with tar.open("r+b") as file:
+            file.seek(place.offset)
+            file.seek(place.offset + file.read(place.size).index(b"\xff\xda"))
+            file.write(bytes(2))
+
+
 def told(run: Path) -> list[dict]:
     return [json.loads(line) for line in (run / "damaged.jsonl").read_text().splitlines()]
 
@@ -52,3 +62,24 @@ def test_damage_changes_nothing_but_the_damaged_samples(hurt: tuple[Path, list[s
     fed = {number for pairs in runs.samples(alone).values() for number, _ in pairs}
     assert not fed & by_id.keys()
     assert fed >= {line["by"] for line in by_id.values()}
+
+
+def test_restored_samples_no_longer_count_and_the_run_goes_on(faces: Path, tmp_path: Path) -> None:
+    """What a run is told to do when it stops for its shards, done: the same command then goes on."""
+    folder, run = shutil.copytree(faces, tmp_path / "hurt"), tmp_path / "run"
+    for sample in range(3):  # of each of eight shards: more than the ten that are always allowed
+        hurt_every(folder, sample)
+    assert "Fix: restore the shards and start again" in runs.finish(1, folder, run, *SETTINGS, code=1)
+    first = told(run)
+    assert len(first) > 10
+    assert f"{len(first)} of " in runs.finish(2, folder, run, *SETTINGS, code=1)  # nothing was restored
+    assert told(run) == first
+    left = first[0]  # all shards are restored but this one's
+    for tar in faces.glob("*.tar"):
+        if tar.name != Path(left["shard"]).name:
+            shutil.copy(tar, folder / tar.name)
+    output = runs.finish(2, folder, run, *SETTINGS)
+    still = [line for line in first if line["shard"] == left["shard"]]
+    assert f"{len(first) - len(still)} samples that were damaged can be decoded again" in output
+    assert [line for line in told(run)[: len(first)] if "restored" not in line] == still
+    assert all(line["shard"] == left["shard"] for line in told(run)[len(first) :])

@@ -51,6 +51,12 @@ ELSEWHERE = (
         "test_damage_changes",
     ),
     (
+        "damaged shards that stopped a run, restored",
+        f"{RESUMES}: samples that can be decoded again no longer count",
+        "distributed/test_damaged_ranks.py",
+        "test_restored_samples",
+    ),
+    (
         "read errors, a tar cut while training",
         "as damaged JPEGs",
         "unit/data/test_damaged.py",

@@ -106,6 +106,13 @@ def test_each_is_told_once_with_its_step(folder: Path, backend: str) -> None:
     loader.close()
 
 
+@BOTH
+def test_a_damaged_sample_is_tried_again_by_the_decoder_that_found_it(folder: Path, backend: str) -> None:
+    loader = make(folder, backend)
+    assert [loader.is_sound(number) for number in (3, 4, 7, 99)] == [False, True, False, False]
+    loader.close()
+
+
 def test_bytes_that_cannot_be_read_count_as_damage(tmp_path: Path) -> None:
     folder = shards(tmp_path / "shards")
     loader = make(folder)
