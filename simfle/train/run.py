@@ -1,6 +1,7 @@
 """The loop over optimizer steps, and its ends."""
 
 import json
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -23,12 +24,14 @@ from simfle.runtime import BatchPlan, World, arithmetic_threads, start_engine
 from simfle.stopping import StopFlag
 from simfle.train import checkpoint, fitting, folder, lead, pictures, profile, saving, state
 from simfle.train.damage import Damage
+from simfle.train.lookout import Lookout
 from simfle.train.metrics import Metrics, SampleRecord
 from simfle.train.profile import phase
 from simfle.train.progress import Announcer
 from simfle.train.verdict import Ballot, Verdict
 from simfle.train.watchdog import Watchdog
 
+log = logging.getLogger(__name__)
 # All of these are part of what makes a run this run.
 ADVICE = "In a new train.run a lower optim.lr, optim.clip=1 or train.precision=fp32 may help"
 
@@ -83,6 +86,7 @@ class Run:
         self.damage = Damage(self.folder, config.data.max_damaged, self.step, world, tried)
         if reason := self.damage.too_much(self.seen()):
             raise AgreedError(reason, said_here=world.is_main)
+        self.lookout = Lookout(corpus) if world.is_main else None
         self.announcer = ends.enter_context(Announcer(self.steps, self.step, enabled=world.is_main))
 
     def train(self, stop: StopFlag) -> None:
@@ -97,17 +101,23 @@ class Run:
             folder.describe(self.folder, {"steps": self.steps, **place, **plan})
         with closing(self.loader.batches(self.step)) as batches:
             while self.step < limit:
-                verdict = self.one_step(batches, stop.signal is not None)
+                changed = self.lookout is not None and bool(self.lookout.reason)
+                verdict = self.one_step(batches, changed or stop.signal is not None)
                 if verdict.damaged and (reason := self.damage.too_much(self.seen())):
                     self.save()
                     self.end_together(f"stopped after step {self.step}, which is saved: {reason}")
                 if verdict.stop:
+                    self.end_if_shards_changed()
                     signalled = True
                     break
                 if self.step % self.config.train.checkpoint_every == 0 and self.step < limit:
                     self.save()
+                    if self.lookout is not None:
+                        self.lookout.look()
         self.save()
         self.saver.wait()
+        if self.lookout is not None and (reason := self.lookout.last()):
+            log.warning("%s", reason)
         self.watchdog.reached(self.step, "end")
         if self.step < self.steps:
             other = "a signal to another process" if signalled else "train.stop_after"
@@ -204,6 +214,14 @@ class Run:
         pictures.save(self.folder / "images" / f"step-{self.step:08d}.png", image)
         self.metrics.picture("facemae", image, self.step)
         self.model.picture = None
+
+    def end_if_shards_changed(self) -> None:
+        """Save and end where the main process has found that the shards are others now. Collective."""
+        reason = [self.lookout.reason if self.lookout is not None else ""]
+        dist.broadcast_object_list(reason, src=0)
+        if reason[0]:
+            self.save()
+            self.end_together(f"stopped after step {self.step}, which is saved: {reason[0]}")
 
     def rehearse_stop(self, limit: float) -> None:
         """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later.

@@ -14,32 +14,13 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from distributed import runs
+from faults import hands  # noqa: F401 - the rows of what users do
 from faults.elsewhere import ELSEWHERE, RESUMES, SAYS
+from faults.kinds import FAULTS, fault
 from faults.nursery import At
 from faults.story import Story, kill, mounted, read_only
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A row: what is done, what is promised, and the function that does it and looks."""
-
-    what: str
-    promise: str
-    hurt: Callable[[Story], None]
-
-
-FAULTS: list[Fault] = []
-
-
-def fault(what: str, promise: str) -> Callable[[Callable[[Story], None]], Callable[[Story], None]]:
-    def add(hurt: Callable[[Story], None]) -> Callable[[Story], None]:
-        FAULTS.append(Fault(what, promise, hurt))
-        return hurt
-
-    return add
 
 
 @fault("SIGKILL in a step", RESUMES)
@@ -220,45 +201,6 @@ def none_whole(story: Story) -> None:
     story.stopped(story.start(), "lacks COMPLETE")
     shutil.rmtree(story.run / "checkpoints")
     aside.rename(story.run / "checkpoints")
-
-
-@fault(
-    "config.yaml edited by hand, and the same values given", f"{SAYS}the keys are named; {RESUMES} with its own values"
-)
-def edited(story: Story) -> None:
-    file = story.run / "config.yaml"
-    text = file.read_text()
-    file.write_text(text.replace("lr: 0.05", "lr: 0.07").replace("seed: 0", "seed: 5"))
-    assert file.read_text() != text
-    before = {path: path.read_bytes() for path in story.run.rglob("*") if path.is_file() and path.name != ".lock"}
-    story.stopped(story.start("optim.lr=0.07", "train.seed=5"), "optim.lr: 0.05 -> 0.07; train.seed: 0 -> 5")
-    assert before == {path: path.read_bytes() for path in before}  # and nothing was written
-
-
-@fault("a checkpoint of another seed copied in", f"{SAYS}the key is named; {RESUMES} without it")
-def another_seed(story: Story) -> None:
-    other = story.folder / "other"
-    child = story.start(f"train.run={other}", "train.seed=3", "train.stop_after=6")
-    assert child.wait() == 0, child.output
-    copied = shutil.copytree(other / "checkpoints/step-00000006", story.run / "checkpoints/step-00000006")
-    story.stopped(story.start(), "step-00000006 is of a run with another configuration (train.seed: 3 -> 0)")
-    assert (copied / "COMPLETE").exists()
-    shutil.rmtree(copied)
-
-
-@fault(
-    "copies of a checkpoint: `step-10`, and under another step's name", "the first is left alone; the other: one line"
-)
-def copied(story: Story) -> None:
-    mine = shutil.copytree(story.newest, story.run / "checkpoints/step-10")
-    child = story.start("train.stop_after=8")
-    assert child.wait() == 0, child.output
-    assert "going on after step 4" in child.output
-    assert {path.name for path in mine.parent.iterdir()} == {"step-10", "step-00000006", "step-00000008"}
-    wrong = mine.rename(mine.with_name("step-00000099"))
-    story.stopped(story.start(), "checkpoints/step-00000099 holds the state of another step than its name says")
-    assert len(list(wrong.iterdir())) == 4
-    shutil.rmtree(wrong)
 
 
 @fault("metrics and sample records cut in a line, TensorBoard's files damaged", RESUMES)

@@ -11,9 +11,10 @@ from distributed import runs
 from distributed.launch import free_port
 from faults import story as telling
 from faults.elsewhere import ELSEWHERE
+from faults.kinds import Fault
 from faults.nursery import At, Nursery
 from faults.story import Story
-from faults.table import FAULTS, Fault, lines
+from faults.table import FAULTS, lines
 
 from simfle.train import checkpoint
 

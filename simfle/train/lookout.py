@@ -1,0 +1,64 @@
+"""Whether the shards are still those that a run started with: their manifests are read again at each checkpoint.
+
+A thread reads them, for a server may be slow to answer. A person may have been removed: a run must not feed the rest of
+its epochs from files that are open still, or from a cache.
+"""
+
+import threading
+from pathlib import Path
+
+from shards.manifest import NAME, Manifest, read_manifest
+from simfle.data.places import Folder, Place, Remote
+from simfle.data.reader import Corpus
+from simfle.data.streaming import Stream
+from simfle.errors import UserError
+
+PATIENCE = 10.0  # seconds that the end of a run waits for the last look
+
+
+class Lookout:
+    """`look` begins a look, unless one is under way; `reason` is empty until one has found other shards.
+
+    A manifest that cannot be read changes nothing: the run goes on with the shards that it has. A stream has none.
+    """
+
+    def __init__(self, corpus: Corpus | Stream) -> None:
+        self.reason = ""
+        self._places = corpus.places if isinstance(corpus, Corpus) else ()
+        self._thread: threading.Thread | None = None
+
+    def look(self) -> None:
+        """Read the manifests in the background."""
+        if self._places and (self._thread is None or not self._thread.is_alive()):
+            self._thread = threading.Thread(target=self._work, name="lookout", daemon=True)
+            self._thread.start()
+
+    def last(self) -> str:
+        """Look once more, and wait a little for the answer; the reason."""
+        self.look()
+        if self._thread is not None:
+            self._thread.join(PATIENCE)
+        return self.reason
+
+    def _work(self) -> None:
+        for place in self._places:
+            now = _manifest(place)
+            if now is not None and now.shards != place.manifest.shards:
+                self.reason = (
+                    f"data.shards={place.name}: its {NAME} lists other shards than when this run started, as after "
+                    "simfle shards remove. Fix: start a new run, with another train.run; this one goes on only with "
+                    "the shards as they were"
+                )
+
+
+def _manifest(place: Place) -> Manifest | None:
+    """As it is now; None where there is none, or it cannot be read."""
+    where: str | Path | None = None
+    if isinstance(place, Remote):
+        where = place.url
+    elif isinstance(place, Folder) and place.indexed:
+        where = place.path
+    try:
+        return read_manifest(where) if where is not None else None
+    except (UserError, OSError):
+        return None

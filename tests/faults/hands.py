@@ -1,0 +1,74 @@
+"""What users do to the files of a run, knowing or not. Rows of the table as those of `table.py`."""
+
+import re
+import shutil
+import time
+
+from distributed import runs
+from faults.elsewhere import RESUMES, SAYS
+from faults.kinds import fault
+from faults.story import Story
+
+from shards.remove import remove_samples
+
+
+@fault(
+    "config.yaml edited by hand, and the same values given", f"{SAYS}the keys are named; {RESUMES} with its own values"
+)
+def edited(story: Story) -> None:
+    file = story.run / "config.yaml"
+    text = file.read_text()
+    file.write_text(text.replace("lr: 0.05", "lr: 0.07").replace("seed: 0", "seed: 5"))
+    assert file.read_text() != text
+    before = {path: path.read_bytes() for path in story.run.rglob("*") if path.is_file() and path.name != ".lock"}
+    story.stopped(story.start("optim.lr=0.07", "train.seed=5"), "optim.lr: 0.05 -> 0.07; train.seed: 0 -> 5")
+    assert before == {path: path.read_bytes() for path in before}  # and nothing was written
+
+
+@fault("a checkpoint of another seed copied in", f"{SAYS}the key is named; {RESUMES} without it")
+def another_seed(story: Story) -> None:
+    other = story.folder / "other"
+    child = story.start(f"train.run={other}", "train.seed=3", "train.stop_after=6")
+    assert child.wait() == 0, child.output
+    copied = shutil.copytree(other / "checkpoints/step-00000006", story.run / "checkpoints/step-00000006")
+    story.stopped(story.start(), "step-00000006 is of a run with another configuration (train.seed: 3 -> 0)")
+    assert (copied / "COMPLETE").exists()
+    shutil.rmtree(copied)
+
+
+@fault(
+    "copies of a checkpoint: `step-10`, and under another step's name", "the first is left alone; the other: one line"
+)
+def copied(story: Story) -> None:
+    mine = shutil.copytree(story.newest, story.run / "checkpoints/step-10")
+    child = story.start("train.stop_after=8")
+    assert child.wait() == 0, child.output
+    assert "going on after step 4" in child.output
+    assert {path.name for path in mine.parent.iterdir()} == {"step-10", "step-00000006", "step-00000008"}
+    wrong = mine.rename(mine.with_name("step-00000099"))
+    story.stopped(story.start(), "checkpoints/step-00000099 holds the state of another step than its name says")
+    assert len(list(wrong.iterdir())) == 4
+    shutil.rmtree(wrong)
+
+
+@fault(
+    "a person is removed from the shards while training",
+    f"{SAYS}the state is saved; refused with the changed shards; {RESUMES} with the same",
+)
+def withdrawn(story: Story) -> None:
+    aside = shutil.copytree(story.faces, story.folder / "aside")
+    child = story.start("train.steps=4000", f"train.run={story.folder / 'long'}")
+    end = time.monotonic() + 120
+    while not runs.metrics(story.folder / "long"):
+        assert child.poll() is None, child.output
+        assert time.monotonic() < end, child.output
+        time.sleep(0.01)
+    remove_samples(story.faces, person="p00000", reason="test")
+    story.stopped(child, f"data.shards={story.faces}: its manifest.json lists other shards than when this run started")
+    saved = int(re.search(r"stopped after step (\d+), which is saved", child.last_line)[1])
+    assert (story.folder / "long" / "checkpoints" / f"step-{saved:08d}" / "COMPLETE").exists()
+    story.stopped(story.start(), "hold other data than")
+    shutil.rmtree(story.faces)
+    aside.rename(story.faces)
+    child = story.start("train.steps=4000", f"train.run={story.folder / 'long'}", f"train.stop_after={saved + 1}")
+    assert child.wait() == 0, child.output
