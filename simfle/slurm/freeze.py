@@ -17,7 +17,9 @@ SCHEMES = "://"
 
 
 def freeze(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> Path:
-    """Make RUN/slurm/TIME with code/, config.yaml and cluster.yaml; the folder.
+    """Make RUN/slurm/TIME with code/, config.yaml and cluster.yaml; the folder, which is its owner's alone.
+
+    It will hold the submission script and what processes print, too: either may show values of cluster.environment.
 
     Raises:
         UserError: the run's folder cannot be written.
@@ -65,7 +67,7 @@ def _new_folder(parent: Path, stamp: str) -> Path:
     for number in range(1000):
         folder = parent / (stamp if number == 0 else f"{stamp}-{number}")
         try:
-            folder.mkdir()
+            folder.mkdir(mode=0o700)
         except FileExistsError:
             continue
         return folder

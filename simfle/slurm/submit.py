@@ -164,8 +164,12 @@ def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool =
         """Makes scripts without Slurm too, for --dry-run; jobs learn nothing of one that they are submitted from."""
 
         def _internal_process_submissions(self, delayed_submissions: Any) -> Any:
-            with outside_of_jobs():
-                return super()._internal_process_submissions(delayed_submissions)
+            try:
+                with outside_of_jobs():
+                    return super()._internal_process_submissions(delayed_submissions)
+            finally:  # the script holds cluster.environment; not by a umask, which sbatch would hand on to the job
+                for script in job.glob("*.sh"):
+                    script.chmod(0o600)
 
         @classmethod
         def affinity(cls) -> int:

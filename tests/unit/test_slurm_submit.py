@@ -205,6 +205,47 @@ def test_printed_commands_can_be_typed_whatever_the_folders_are_called(
     assert Path(file).is_file()
 
 
+def test_no_one_else_can_read_what_may_hold_a_secret(
+    faces: Path, backbone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the umask is: the script, what is frozen, and logs that are written later, whose folder is closed."""
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text("#!/bin/sh\numask > umask\necho Submitted batch job 17\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("gpus_per_node: 0\nenvironment: [AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI]\n")
+    before = os.umask(0o022)
+    try:
+        words = ["--cluster", str(mine), f"shards=[{faces}]", "device=cpu", "--backbone", str(backbone)]
+        commands = (
+            ["pretrain", "--cluster", str(mine), *SETTINGS, f"data.shards=[{faces}]", "train.run=run"],
+            ["eval", *words, "out=run"],
+        )
+        told = [CliRunner().invoke(app(), ["slurm", *command]) for command in commands]
+        assert [done.exit_code for done in told] == [0, 0], [done.output for done in told]
+    finally:
+        os.umask(before)
+    holding = [
+        file
+        for file in tmp_path.rglob("*")
+        if file.is_file() and file != mine and b"wJalrXUtnFEMI" in file.read_bytes()
+    ]
+    assert {file.name for file in holding} >= {"cluster.yaml", "17_submission.sh"}
+    assert len({file.parent for file in holding}) == 2
+    assert {file.stat().st_mode & 0o777 for file in holding} == {0o600}
+    assert {file.parent.stat().st_mode & 0o777 for file in holding} == {0o700}
+    assert not any("wJalrXUtnFEMI" in done.output for done in told)
+    assert (tmp_path / "umask").read_text().strip().endswith("22")  # which Slurm hands on to the job
+
+
+def test_a_wrong_word_of_the_environment_is_not_printed() -> None:
+    with pytest.raises(UserError) as caught:
+        check(ClusterConfig(environment=["AWS SECRET=wJalrXUtnFEMI"]))
+    assert "wJalr" not in str(caught.value)
+
+
 @pytest.fixture
 def backbone(tmp_path: Path) -> Path:
     """The file of an exported backbone that fits its card; nobody reads its weights before the tasks do."""
