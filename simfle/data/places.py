@@ -12,6 +12,7 @@ from shards.cache import GB, PATIENCE, Cache, cost, default_folder
 from shards.index import Index, index_tar, read_index
 from shards.manifest import Manifest, ShardInfo, index_name, read_manifest
 from shards.remote import is_url, join, shown
+from shards.spots import Spots, index_spots, tar_spots
 from simfle.config import DataConfig
 from simfle.errors import UserError
 
@@ -52,6 +53,10 @@ class Place(Protocol):
         """Where its samples lie."""
         ...
 
+    def spots(self, shard: ShardInfo) -> Spots | None:
+        """Return the spot check of its files; None where the place compares its files with the manifest itself."""
+        ...
+
 
 @dataclass(frozen=True)
 class Folder:
@@ -90,6 +95,14 @@ class Folder:
             return foreign.examine(self.where(shard)).index
         return index_tar(self.where(shard))
 
+    def spots(self, shard: ShardInfo) -> Spots:
+        try:
+            with self.open(shard) as file:
+                tar = tar_spots(file.fileno(), shard.bytes)
+            return Spots(tar, index_spots(self.path / index_name(shard.file)) if self.indexed else "")
+        except OSError as error:
+            raise UserError(f"shards: cannot read {self.where(shard)}: {error.strerror}") from None
+
 
 @dataclass(frozen=True)
 class Remote:
@@ -123,6 +136,9 @@ class Remote:
 
     def index(self, shard: ShardInfo) -> Index:
         return self.cache.index(join(self.url, shard.file), shard)
+
+    def spots(self, shard: ShardInfo) -> None:
+        """Return None: the cache compares what it holds."""
 
 
 def open_place(place: str | Path, cache: Cache | None) -> Place:

@@ -22,7 +22,7 @@ from simfle.models.statistics import share_statistics
 from simfle.optim import STATES, build_optimizer, learning_rate
 from simfle.runtime import BatchPlan, World, arithmetic_threads, start_engine
 from simfle.stopping import StopFlag
-from simfle.train import checkpoint, fitting, folder, lead, pictures, profile, saving, state
+from simfle.train import checkpoint, fitting, folder, lead, pictures, profile, saving, state, unchanged
 from simfle.train.damage import Damage
 from simfle.train.lookout import Lookout
 from simfle.train.metrics import Metrics, SampleRecord
@@ -60,6 +60,8 @@ class Run:
         self.model = model
         torch.set_num_threads(arithmetic_threads(world.local_size))
         resumed = saving.resume(self.folder, model, corpus, world)
+        if isinstance(corpus, Corpus):
+            unchanged.check(self.folder, corpus, world, resumed=resumed is not None)
         self.step = resumed.progress.step if resumed else 0
         self.model.to(world.device).train()
         if config.train.sync_statistics:

@@ -1,11 +1,13 @@
 """A run that is hurt, told in a few lines: start it, wait for a step, hurt it, and see that nothing was lost."""
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
+import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from typing import Any
 import pytest
 from distributed import runs
 from faults.nursery import Child, Nursery
+
+from shards.index import index_tar, write_index
 
 MODULES = (
     *("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),  # the latter imports torch's compiler, for seconds
@@ -100,7 +104,7 @@ def check_tidy(run: Path) -> None:
     """A run that has ended leaves what users know, and nothing beside it."""
     left = {path.name for path in run.iterdir()} - {
         *("config.yaml", "versions.json", "run.json", "metrics.jsonl", "damaged.jsonl", "samples", "tensorboard"),
-        *("checkpoints", "heartbeats", ".lock", "images"),
+        *("checkpoints", "heartbeats", ".lock", "images", "shards.json"),
     }
     assert not left
     assert not list((run / "heartbeats").iterdir())
@@ -177,3 +181,18 @@ def read_only(folder: Path) -> Iterator[None]:
 def kill(child: Child) -> None:
     child.send(signal.SIGKILL)
     assert child.wait() == -signal.SIGKILL
+
+
+def exchange_images(tar: Path) -> None:
+    """Give each sample the image of another one: a tar of the same size and count, and an index that fits it."""
+    with tarfile.open(tar) as archive:
+        members = [(item, archive.extractfile(item).read()) for item in archive]  # type: ignore[union-attr]
+    images = [content for item, content in members if item.name.endswith(".jpg")]
+    size = tar.stat().st_size
+    with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for item, content in members:
+            told = images.pop() if item.name.endswith(".jpg") else content
+            item.size = len(told)
+            archive.addfile(item, io.BytesIO(told))
+    assert tar.stat().st_size == size
+    write_index(tar.with_suffix(".idx"), index_tar(tar))

@@ -20,7 +20,7 @@ from faults import hands  # noqa: F401 - the rows of what users do
 from faults.elsewhere import ELSEWHERE, RESUMES, SAYS
 from faults.kinds import FAULTS, fault
 from faults.nursery import At
-from faults.story import Story, kill, mounted, read_only
+from faults.story import Story, exchange_images, kill, mounted, read_only
 
 
 @fault("SIGKILL in a step", RESUMES)
@@ -273,6 +273,20 @@ def other_index(story: Story) -> None:
     file.write_bytes(re.sub(rb" (\d+) (\d+) (\S+\.)", lambda m: b" %d %b %b" % (int(m[1]) - 512, m[2], m[3]), content))
     story.stopped(story.start(), "is not that of this tar")
     file.write_bytes(content)
+
+
+@fault(
+    "a tar and its index replaced by others of the same size and count, under the same manifest",
+    f"{SAYS}{RESUMES} with those that it started with",
+)
+def other_files(story: Story) -> None:
+    tar = sorted(story.faces.glob("train-*.tar"))[0]
+    before = {file: file.read_bytes() for file in (tar, tar.with_suffix(".idx"))}
+    exchange_images(tar)
+    assert tar.read_bytes() != before[tar]
+    story.stopped(story.start(), f"{tar} or its index is not the files that {story.run} has been trained on")
+    for file, content in before.items():
+        file.write_bytes(content)
 
 
 @fault("a manifest that is not that of its shards", f"{SAYS}{RESUMES} with a good one")

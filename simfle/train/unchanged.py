@@ -1,0 +1,149 @@
+"""Whether the shards of a run are still the files that it started with, though their manifest says the same.
+
+A run's data is named by the hashes in the manifests. Whether the files agree with them only `simfle shards verify`
+can say, which reads every byte. A run therefore records spot checks of its files in RUN/shards.json when it starts, and
+compares them each time it resumes. The processes of a machine share the work, and machines are compared, too.
+"""
+
+# S shards
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shards.files import write_atomic
+from shards.plain import build
+from simfle.data.reader import Corpus
+from simfle.errors import AgreedError, UserError
+from simfle.runtime import World
+
+NAME = "shards.json"
+THREADS = 16  # file systems over a network answer many questions at a time
+UNKNOWN = torch.iinfo(torch.int64).min  # no file here, or another process looks at it
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """Content of RUN/shards.json: spot checks of all tars and indexes in order, "" where there is no local file."""
+
+    corpus: str
+    tars: list[str]
+    indexes: list[str]
+
+
+def check(run: Path, corpus: Corpus, world: World, *, resumed: bool) -> None:
+    """Compare the files of `corpus` with those that the run started with; record them where it starts. Collective.
+
+    Raises:
+        UserError: files have changed, or differ between machines, or cannot be read; the record is damaged.
+    """
+    table = _agreed(corpus, world)
+    reason: list[str | None] = [None]
+    if world.is_main:
+        try:
+            _compare(run, corpus, table, resumed)
+        except UserError as error:
+            reason = [str(error)]
+    dist.broadcast_object_list(reason, src=0)
+    if reason[0] is not None:
+        raise AgreedError(reason[0], said_here=world.is_main)
+
+
+def _agreed(corpus: Corpus, world: World) -> Tensor:
+    """Spot checks [S, 2] int64 of tars and indexes, each looked at once on every machine. Raises UserError."""
+    shards = len(corpus.shards)
+    highest = torch.full((shards + 1, 2), UNKNOWN)
+    failed: UserError | None = None
+    try:
+        mine = range(world.local_rank, shards, world.local_size)
+        with ThreadPoolExecutor(THREADS) as pool:
+            for shard, numbers in zip(mine, pool.map(lambda each: _numbers(corpus, each), mine), strict=True):
+                highest[shard] = torch.tensor(numbers)
+    except UserError as error:
+        failed = error
+        highest[shards] = 1
+    # Unknown is the least of all numbers, and inverting the bits of a number turns their order around.
+    lowest = torch.where(highest == UNKNOWN, UNKNOWN, ~highest)
+    both = torch.stack([highest, lowest]).to(world.device)
+    dist.all_reduce(both, dist.ReduceOp.MAX)
+    highest, lowest = both.cpu()
+    if failed is not None:
+        raise failed
+    if highest[shards, 0] != UNKNOWN:
+        raise AgreedError("another process cannot read the shards", said_here=False)
+    other = ((highest != UNKNOWN) & (highest != ~lowest)).any(dim=1).nonzero().flatten().tolist()
+    if other:
+        raise AgreedError(
+            f"data.shards: {_named(corpus, other)} not the same on all machines. Fix: copy the shards again to each "
+            "machine, and run simfle shards verify on each",
+            said_here=world.is_main,
+        )
+    return highest[:shards]
+
+
+def _numbers(corpus: Corpus, shard: int) -> tuple[int, int]:
+    place, info = corpus.shards[shard]
+    tar, index = place.spots(info) or ("", "")
+    return _number(tar), _number(index)
+
+
+def _number(digits: str) -> int:
+    """63 bits of 16 hexadecimal digits."""
+    return int(digits, 16) >> 1 if digits else UNKNOWN
+
+
+def _digits(numbers: Tensor) -> list[str]:
+    return ["" if number == UNKNOWN else f"{number:016x}" for number in numbers.tolist()]
+
+
+def _compare(run: Path, corpus: Corpus, table: Tensor, resumed: bool) -> None:
+    """Raise a UserError where files have changed; else write the record if it says less than it could."""
+    now = Recorded(corpus.digest(), *map(_digits, table.T))
+    file = run / NAME
+    # A run that has not saved anything yet starts afresh, and so does its record; so does one of an earlier version.
+    before = _read(file, len(table)) if resumed and file.exists() else None
+    if before is not None and before.corpus == now.corpus:
+        pairs = (zip(before.tars, now.tars, strict=True), zip(before.indexes, now.indexes, strict=True))
+        changed = {shard for kind in pairs for shard, (old, new) in enumerate(kind) if old and new and old != new}
+        if changed:
+            raise UserError(
+                f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} has been trained on, though "
+                "the manifest is the same. Fix: restore these files, or build the shards again and take another "
+                "train.run; simfle shards verify FOLDER checks every byte"
+            )
+        known = Recorded(
+            now.corpus,
+            [old or new for old, new in zip(before.tars, now.tars, strict=True)],
+            [old or new for old, new in zip(before.indexes, now.indexes, strict=True)],
+        )
+    else:
+        known = now
+    if known != before:
+        write_atomic(file, (json.dumps(vars(known), separators=(",", ":")) + "\n").encode())
+
+
+def _read(file: Path, shards: int) -> Recorded:
+    try:
+        found = build(Recorded, file.read_bytes())
+    except ValueError as error:
+        raise _damaged(file, str(error)) from None
+    if not len(found.tars) == len(found.indexes) == shards:
+        raise _damaged(file, f"it does not list {shards} shards")
+    return found
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(
+        f"train.run: {file} is damaged ({why}). Fix: restore it, or run simfle shards verify on the shards and delete "
+        "it: the files are then recorded as they are"
+    )
+
+
+def _named(corpus: Corpus, shards: list[int]) -> str:
+    """The first of some shards, and how many more, as the subject of a sentence."""
+    more = f" and {len(shards) - 1} more" if len(shards) > 1 else " or its index"
+    return f"{corpus.tar(shards[0])}{more} {'are' if len(shards) > 1 else 'is'}"
