@@ -1,6 +1,7 @@
 """A folder of downloaded shards, bounded in size and shared by all processes of a machine.
 
-A shard lies there as <sha256>.tar, beside its index <sha256>.idx: the same shard under two URLs is one file. Only
+A shard lies there as <sha256>.tar, beside its index <sha256>.idx: the same shard under two URLs is one file. <sha256>.sum
+holds spot checks of both, made when the hash had been compared: what was cut or replaced since is fetched again. Only
 advisory locks (flock) on open files keep order, so nothing is left to clean after a kill:
 - whoever downloads a shard holds the exclusive lock of <sha256>.part; others wait for it and then find the tar. It
   becomes the tar by a rename, once its sha256 is the manifest's;
@@ -14,6 +15,7 @@ The folder must be on a local disk: locks over the network are not to be trusted
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,14 +24,19 @@ from pathlib import Path
 from typing import IO
 
 from shards.errors import UserError
+from shards.files import write_atomic
 from shards.index import Index, index_tar, read_index, write_index
 from shards.manifest import ShardInfo
 from shards.remote import CHUNK, open_url, retried, shown
+from shards.spots import index_spots, tar_spots
+
+log = logging.getLogger(__name__)
 
 GB = 10**9
 POLL = 0.2  # seconds between looks whether others have let go of something
 PATIENCE = 300.0  # seconds that a reader waits for space
 INDEX = 512  # most bytes of a sample in its index: three members, whose names have less than 128 characters
+PARTS = (".idx", ".sum")  # what belongs to a tar
 
 
 class CacheFullError(UserError):
@@ -82,7 +89,12 @@ class Cache:
         if cost(info) > self.limit:
             raise self._full(info)
         while True:
-            file = _hold(path) or self._fetch(url, info, path, wait, stop)
+            file = _hold(path)
+            if file is not None and not _is_sound(file, path, info):
+                log.warning("%s: its copy %s is damaged and is fetched again", shown(url), path)
+                self._discard(file, path)
+                continue
+            file = file or self._fetch(url, info, path, wait, stop)
             if file is not None:
                 with contextlib.suppress(OSError):  # another user's file
                     os.utime(path, ns=(time.time_ns(),) * 2)  # the kernel's own clock is coarser
@@ -123,6 +135,7 @@ class Cache:
                 os.ftruncate(file.fileno(), info.bytes)
                 os.fsync(file.fileno())
                 write_index(path.with_suffix(".idx"), index)
+                _write_sum(file, path)
                 part.rename(path)
         except FileNotFoundError:
             _drop(file, part)
@@ -164,6 +177,19 @@ class Cache:
             f"{info.file} needs {cost(info) / GB:g}; give data.cache_gb more"
         )
 
+    def _discard(self, file: IO[bytes], path: Path) -> None:
+        """Remove a damaged tar, which others may still have open, unless another process has replaced it already."""
+        with file, self._alone():
+            if _is(file, path):
+                try:
+                    for name in (path, *map(path.with_suffix, PARTS)):
+                        name.unlink(missing_ok=True)
+                except OSError as error:
+                    raise UserError(
+                        f"data.cache: {path} is damaged and cannot be removed ({error.strerror}). Fix: delete it, or "
+                        "choose another data.cache"
+                    ) from None
+
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         with (self.folder / "lock").open("w") as file:
@@ -189,9 +215,10 @@ class Cache:
             if total <= most:
                 break
             if _remove(self.folder / name):
-                index = name.removesuffix(".tar") + ".idx"
-                (self.folder / index).unlink(missing_ok=True)
-                total -= found[name].st_size + (found[index].st_size if index in found else 0)
+                total -= found[name].st_size
+                for part in (name.removesuffix(".tar") + suffix for suffix in PARTS):
+                    (self.folder / part).unlink(missing_ok=True)
+                    total -= found[part].st_size if part in found else 0
         return total <= most
 
 
@@ -211,6 +238,35 @@ def _download(url: str, info: ShardInfo, file: IO[bytes], stop: Callable[[], boo
     if digest.hexdigest() != info.sha256:
         raise ValueError("its sha256 is not the manifest's")
     file.flush()
+
+
+def _is_sound(file: IO[bytes], path: Path, info: ShardInfo) -> bool:
+    """Whether a tar that is held is the one that was downloaded. An index that is not is removed, to be made again."""
+    if os.fstat(file.fileno()).st_size != info.bytes:
+        return False
+    index = path.with_suffix(".idx")
+    try:
+        tar_sum, index_sum = path.with_suffix(".sum").read_text().split()
+    except (OSError, ValueError):  # none, of an earlier version, or damaged: only the whole tar can tell
+        digest = hashlib.sha256()
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+        file.seek(0)
+        if digest.hexdigest() != info.sha256:
+            return False
+        write_index(index, index_tar(path))
+        _write_sum(file, path)
+        return True
+    if index_spots(index) not in ("", index_sum):
+        index.unlink(missing_ok=True)
+    return tar_spots(file.fileno(), info.bytes) == tar_sum
+
+
+def _write_sum(file: IO[bytes], path: Path) -> None:
+    """Write the spot checks of the tar `file`, which is or becomes `path`, and of its index."""
+    size = os.fstat(file.fileno()).st_size
+    known = f"{tar_spots(file.fileno(), size)} {index_spots(path.with_suffix('.idx'))}\n"
+    write_atomic(path.with_suffix(".sum"), known.encode())
 
 
 def _hold(path: Path) -> IO[bytes] | None:

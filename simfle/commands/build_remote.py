@@ -75,10 +75,11 @@ def fetch(url: str, work: Path | None) -> Path:
 
 
 def _fetch_file(url: str, path: Path, size: int | None) -> None:
-    """size: bytes as they are there, None where they cannot be asked for."""
+    """size: bytes as they are there, None where they cannot be asked for: then those that came are remembered."""
     from shards.remote import download, shown
 
-    if path.exists() and size in (None, path.stat().st_size):
+    told = path.with_name(path.name + ".size")
+    if path.exists() and path.stat().st_size == (size or _number(told) or path.stat().st_size):
         typer.echo(f"{shown(url)}: {path} was downloaded before; delete it to have it fetched again")
         return
     part = path.with_name(path.name + ".part")
@@ -88,11 +89,20 @@ def _fetch_file(url: str, path: Path, size: int | None) -> None:
         found = part.stat().st_size
         if size not in (None, found):
             raise UserError(f"{shown(url)}: {found} bytes came instead of {size}; run the same command again")
+        told.write_text(f"{found}\n")
         part.rename(path)
     except FileNotFoundError:
         raise UserError(f"there is no {shown(url)}") from None
     finally:
         part.unlink(missing_ok=True)
+
+
+def _number(file: Path) -> int | None:
+    """The number that a file holds; None where there is none."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def check_output(url: str) -> None:

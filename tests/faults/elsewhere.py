@@ -62,6 +62,12 @@ ELSEWHERE = (
         "unit/data/test_damaged.py",
         "test_bytes_that_cannot",
     ),
+    (
+        "a tar in the cache of a URL cut or replaced, its index replaced",
+        "fetched again, with a warning",
+        "unit/shards/test_shards_cache.py",
+        "test_a_damaged_copy",
+    ),
     ("SIGKILL of a shard build", "the same bytes", "unit/shards/test_shards_resume.py", "test_a_build_killed_anywhere"),
     (
         "SIGKILL before any of the file operations of a shard build",

@@ -151,7 +151,7 @@ def test_a_killed_download_leaves_nothing_that_hurts(tmp_path: Path) -> None:
         with cache.open(join(server.url, info.file), info, wait=5) as file:
             assert hashlib.sha256(file.read()).hexdigest() == info.sha256
     assert held(cache) == {info.sha256}
-    assert sorted(path.suffix for path in cache.folder.iterdir()) == ["", ".idx", ".tar"]
+    assert sorted(path.suffix for path in cache.folder.iterdir()) == ["", ".idx", ".sum", ".tar"]
 
 
 def test_a_killed_reader_holds_nothing(tmp_path: Path) -> None:
@@ -265,6 +265,67 @@ def test_the_index_comes_from_the_checked_tar(tmp_path: Path) -> None:
     assert cache.index(url, info).members(0) == expected.members(0)
     (cache.folder / f"{info.sha256}.idx").unlink()
     assert cache.index(url, info).members(0) == expected.members(0)
+
+
+def other(tar: Path) -> bytes:
+    """A tar of the same size, names and members, whose images are others."""
+    content = bytearray(tar.read_bytes())
+    offset, size = (column[0] for column in index_tar(tar).column("jpg"))
+    content[offset : offset + size] = bytes(reversed(content[offset : offset + size]))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("fault", ["cut", "empty", "other", "other, and its index", "other, no sums", "sums damaged"])
+def test_a_damaged_copy_is_fetched_again(fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (info,) = make_tars(tmp_path / "far", 1)
+    good = (tmp_path / "far" / info.file).read_bytes()
+    expected = index_tar(tmp_path / "far" / info.file)
+    cache = Cache(tmp_path / "near", cost(info))
+    with served(tmp_path / "far") as server:
+        url = join(server.url, info.file)
+        cache.open(url, info).close()
+        tar = cache.folder / f"{info.sha256}.tar"
+        tar.write_bytes({"cut": good[:-1000], "empty": b"", "sums damaged": good}.get(fault, other(tar)))
+        if "index" in fault:
+            tar.with_suffix(".idx").write_bytes(b"v1.2 1\njpg 0 10 wrong.jpg\n")
+        if "sums" in fault:
+            tar.with_suffix(".sum").write_bytes(b"" if "damaged" in fault else b"\0")
+        if "no sums" in fault:
+            tar.with_suffix(".sum").unlink()
+        with cache.open(url, info) as file:
+            assert file.read() == good
+        assert cache.index(url, info).members(0) == expected.members(0)
+        assert server.asked[info.file] == (1 if fault == "sums damaged" else 2)  # of a sound one only its sums are made
+    assert caplog.text.count("is damaged and is fetched again") == (fault != "sums damaged")
+    assert in_it(cache) <= cache.limit
+    assert sorted(path.suffix for path in cache.folder.iterdir()) == ["", ".idx", ".sum", ".tar"]
+
+
+@pytest.mark.parametrize("content", [b"", b"v1.2 1\njpg 0 10 wrong.jpg\n", b"v1.2 9\n"])
+def test_a_damaged_index_is_made_again(content: bytes, tmp_path: Path) -> None:
+    (info,) = make_tars(tmp_path / "far", 1)
+    cache = Cache(tmp_path / "near", BIG)
+    with served(tmp_path / "far") as server:
+        good = cache.index(join(server.url, info.file), info).members(0)
+        (cache.folder / f"{info.sha256}.idx").write_bytes(content)
+        assert cache.index(join(server.url, info.file), info).members(0) == good
+        assert server.asked[info.file] == 1
+
+
+def test_several_processes_find_the_same_damage(tmp_path: Path) -> None:
+    infos = make_tars(tmp_path / "far", 3)
+    cache = Cache(tmp_path / "near", BIG)
+    with served(tmp_path / "far") as server:
+        processes = [start(cache, server.url, infos) for _ in range(3)]
+        for info in infos:
+            (cache.folder / f"{info.sha256}.tar").write_bytes(b"no tar")
+        for process in processes:
+            assert process.stdout
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            go(process, 3)
+        assert [process.wait(60) for process in processes] == [0] * 3
+        assert server.asked == {info.file: 1 for info in infos}
 
 
 def test_a_download_can_be_stopped(tmp_path: Path) -> None:

@@ -136,6 +136,11 @@ def test_archives_and_tars_from_urls(local: Path, tmp_path: Path) -> None:
         assert contents(tmp_path / "there") == contents(tmp_path / "here")
         assert run(*command).returncode == 0
         assert server.asked == {"faces.zip": 1}
+        (archive,) = work.rglob("faces.zip")
+        os.truncate(archive, archive.stat().st_size // 2)
+        assert run(*command).returncode == 0
+        assert server.asked == {"faces.zip": 2}
+        assert archive.read_bytes() == (far / "faces.zip").read_bytes()
         missing = run(*BUILD, "archive", f"{server.url}/none.zip", tmp_path / "none", "--work", work)
     assert missing.returncode == 1
     assert "there is no http://127.0.0.1" in missing.stderr
