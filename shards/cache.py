@@ -1,8 +1,8 @@
 """A folder of downloaded shards, bounded in size and shared by all processes of a machine.
 
-A shard lies there as <sha256>.tar, beside its index <sha256>.idx: the same shard under two URLs is one file. <sha256>.sum
-holds spot checks of both, made when the hash had been compared: what was cut or replaced since is fetched again. Only
-advisory locks (flock) on open files keep order, so nothing is left to clean after a kill:
+A shard lies there as <sha256>.tar, beside its index <sha256>.idx: the same shard under two URLs is one file. Spot
+checks of both, made when the hash had been compared, are in <sha256>.sum: what was cut or replaced since is fetched
+again. Only advisory locks (flock) on open files keep order, so nothing is left to clean after a kill:
 - whoever downloads a shard holds the exclusive lock of <sha256>.part; others wait for it and then find the tar. It
   becomes the tar by a rename, once its sha256 is the manifest's;
 - whoever uses a shard, or will soon, holds it open with a shared lock. A memory map keeps that lock: it duplicates the
@@ -27,8 +27,10 @@ from shards.errors import UserError
 from shards.files import write_atomic
 from shards.index import Index, index_tar, read_index, write_index
 from shards.manifest import ShardInfo
-from shards.remote import CHUNK, open_url, retried, shown
+from shards.redact import shown
+from shards.remote import CHUNK, open_url, retried
 from shards.spots import index_spots, tar_spots
+from shards.waits import waiting
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,10 @@ class Cache:
         path = self._tar(info)
         if cost(info) > self.limit:
             raise self._full(info)
+        with waiting(f"{shown(url)} in the cache {self.folder}"):
+            return self._opened(url, info, path, wait, stop)
+
+    def _opened(self, url: str, info: ShardInfo, path: Path, wait: float, stop: Callable[[], bool]) -> IO[bytes]:
         while True:
             file = _hold(path)
             if file is not None and not _is_sound(file, path, info):

@@ -20,7 +20,8 @@ from shards.errors import UserError
 from shards.files import write_atomic
 from shards.fingerprint import FINGERPRINT, NEAR, VERSION, Fingerprints, fingerprint, fingerprint_shards
 from shards.manifest import NAME, Manifest, ShardInfo, read_manifest
-from shards.remote import is_url, shown
+from shards.redact import shown
+from shards.remote import is_url
 from shards.rules import composed
 from shards.samples import chosen_shards, content_digest, read_samples
 

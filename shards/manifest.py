@@ -9,7 +9,8 @@ from typing import Any
 from shards.errors import UserError
 from shards.files import write_atomic
 from shards.plain import parse_json
-from shards.remote import check_url, is_url, join, read_url, shown
+from shards.redact import shown
+from shards.remote import check_url, is_url, join, read_url
 
 FORMAT = 1
 NAME = "manifest.json"

@@ -18,7 +18,8 @@ from shards.files import at_home
 from shards.foreign import image_of
 from shards.index import Index
 from shards.manifest import Manifest, read_manifest
-from shards.remote import is_url, shown
+from shards.redact import shown
+from shards.remote import is_url
 from shards.samples import Sample, chosen_shards, label_number, shard_index
 
 

@@ -1,21 +1,17 @@
 """Files that lie elsewhere, by URL: which schemes are allowed, how they are read, listed and written.
 
-All schemes but http(s) go through fsspec. http(s) is read with the standard library: fsspec's own needs aiohttp and
-ends every download after five minutes.
+All schemes but http(s) go through fsspec; these are in `shards.web`.
 """
 
-import re
-import shutil
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
-from http import HTTPStatus
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from shards.errors import UserError
+from shards.redact import HTTP, shown, without_secrets
+from shards.web import chunks, open_web
 
 T = TypeVar("T")
 
@@ -32,13 +28,10 @@ DRIVERS = {
     "hf": "huggingface_hub",
 }
 EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}  # our extra that brings a driver
-HTTP = ("http", "https")
-PUBLIC = ("file", "memory")  # they hold no secrets, and file names may have any character
-URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s'\"\],]+")
-TIMEOUT = 60.0  # seconds without a byte before a connection is given up
 TRIES = 4
 PAUSE = 1.0  # seconds before the second try; doubled before each further one
 CHUNK = 1 << 20
+LARGEST = 1 << 27  # bytes of a file that is read into memory: the manifest of 100,000 shards has 20 MB
 
 
 def is_url(place: str | Path) -> bool:
@@ -69,36 +62,6 @@ def join(url: str, name: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
-def shown(url: str) -> str:
-    """A URL for people, logs and files: without user, password and signature."""
-    scheme, sign, rest = url.partition("://")
-    if not sign or scheme.lower() in PUBLIC:
-        return url
-    place = rest.partition("?")[0]
-    user, _, behind = place.partition("/")[0].rpartition("@")
-    if user and (scheme.lower() in HTTP or ":" in user):  # in abfs://container@account nothing is secret
-        place = behind + place[len(user) + 1 + len(behind) :]
-    return f"{scheme}://{place}"
-
-
-def redacted(value: Any) -> Any:
-    """Plain values as they may be written down: every URL in every text as `shown` shows it."""
-    if isinstance(value, dict):
-        return {name: redacted(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(redacted, value))
-    return URL.sub(lambda found: shown(found[0]), value) if isinstance(value, str) else value
-
-
-def _without_secrets(text: str, url: str) -> str:
-    """What a driver said of a URL, which may repeat parts of it."""
-    place, _, query = url.partition("://")[2].partition("?")
-    user = place.partition("/")[0].rpartition("@")[0] if shown(url) != url else ""
-    for secret in filter(None, (query, user, user.partition(":")[2])):
-        text = text.replace(secret, "...")
-    return text
-
-
 def open_url(url: str) -> IO[bytes]:
     """A stream of the file's bytes, to be closed by the caller.
 
@@ -107,7 +70,7 @@ def open_url(url: str) -> IO[bytes]:
     """
     check_url(url)
     if _scheme(url) in HTTP:
-        return _open_http(url)
+        return open_web(url)
     system, path = _file_system(url)
     return cast(IO[bytes], system.open(path, "rb"))
 
@@ -116,8 +79,16 @@ def read_url(url: str) -> bytes:
     """The whole of a small file. Raises FileNotFoundError; UserError for all else, after some tries."""
 
     def read() -> bytes:
+        content = bytearray()
         with open_url(url) as file:
-            return file.read()
+            for chunk in chunks(file, CHUNK):
+                content += chunk
+                if len(content) > LARGEST:
+                    raise UserError(
+                        f"{shown(url)}: it has more than {LARGEST >> 20} MiB, which no file of this kind has. "
+                        "Fix: check the URL"
+                    )
+        return bytes(content)
 
     return retried(url, read)
 
@@ -126,8 +97,14 @@ def download(url: str, path: Path) -> None:
     """Copy a file to `path`. Raises like `read_url`."""
 
     def copy() -> None:
-        with open_url(url) as source, path.open("wb") as target:
-            shutil.copyfileobj(source, target, CHUNK)
+        with open_url(url) as source, path.open("wb", buffering=0) as target:
+            for chunk in chunks(source, CHUNK):
+                left = memoryview(chunk)
+                try:
+                    while left:
+                        left = left[target.write(left) :]
+                except OSError as error:  # no matter of the network
+                    raise UserError(f"{path} cannot be written: {error.strerror}. Fix: make room there") from None
 
     retried(url, copy)
 
@@ -190,11 +167,11 @@ def retried(url: str, action: Callable[[], T]) -> T:
             raise
         except PermissionError as error:
             raise UserError(
-                f"{shown(url)}: access is refused ({_without_secrets(str(error), url)}); check your credentials"
+                f"{shown(url)}: access is refused ({without_secrets(str(error), url)}); check your credentials"
             ) from None
         except Exception as error:  # noqa: BLE001 - each driver has errors of its own
             if not left:
-                said = _without_secrets(f"{type(error).__name__}: {error}", url)
+                said = without_secrets(f"{type(error).__name__}: {error}", url)
                 raise UserError(f"{shown(url)}: failed {TRIES} times, at last with {said}; check the network") from None
         time.sleep(PAUSE * 2 ** (TRIES - 1 - left))
     raise AssertionError("the last try has returned or raised")
@@ -217,15 +194,3 @@ def _file_system(url: str) -> tuple[Any, str]:
         wish = f"pip install {package}{extra}" if package else "check the URL"
         raise UserError(f"{shown(url)}: {scheme} cannot be read here ({error}); {wish}") from None
     return system, path
-
-
-def _open_http(url: str) -> IO[bytes]:
-    try:
-        return cast(IO[bytes], urllib.request.urlopen(url, timeout=TIMEOUT))  # the scheme has been checked
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-            raise FileNotFoundError(f"{shown(url)}: {error}") from None
-        if error.code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
-            raise PermissionError(str(error)) from None
-        raise

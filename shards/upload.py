@@ -11,7 +11,8 @@ from pathlib import Path
 from shards.errors import UserError
 from shards.files import write_atomic
 from shards.manifest import NAME, REJECTED, Manifest, index_name, parse_manifest, read_manifest
-from shards.remote import check_url, join, names_in, read_url, shown, size_of, upload
+from shards.redact import shown
+from shards.remote import check_url, join, names_in, read_url, size_of, upload
 
 AT_ONCE = 4
 

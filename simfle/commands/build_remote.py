@@ -56,7 +56,8 @@ def fetch(url: str, work: Path | None) -> Path:
     Raises:
         UserError: not readable, nothing there.
     """
-    from shards.remote import check_url, is_folder, join, names_in, shown, size_of
+    from shards.redact import shown
+    from shards.remote import check_url, is_folder, join, names_in, size_of
 
     check_url(url)
     base = work_folder(work, url)
@@ -76,7 +77,8 @@ def fetch(url: str, work: Path | None) -> Path:
 
 def _fetch_file(url: str, path: Path, size: int | None) -> None:
     """size: bytes as they are there, None where they cannot be asked for: then those that came are remembered."""
-    from shards.remote import download, shown
+    from shards.redact import shown
+    from shards.remote import download
 
     told = path.with_name(path.name + ".size")
     if path.exists() and path.stat().st_size == (size or _number(told) or path.stat().st_size):
@@ -115,7 +117,7 @@ def check_output(url: str) -> None:
 def execute_remote(url: str, corpus: Corpus, common: Common) -> None:
     """Build in --work, upload the shards, clean up. Interrupted, it goes on with the shard or upload that it was at."""
     from shards.build import Report, is_same
-    from shards.remote import shown
+    from shards.redact import shown
     from shards.upload import Upload, manifest_at
     from simfle.commands.build_report import Meter, show
 

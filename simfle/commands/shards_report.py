@@ -34,7 +34,8 @@ def beside(folder: Path, ending: str) -> Path:
 
 def local(text: str) -> Path:
     """A folder of this machine. Raises UserError for a URL: these tools read shards in any order and more than once."""
-    from shards.remote import is_url, shown
+    from shards.redact import shown
+    from shards.remote import is_url
 
     if is_url(text):
         raise UserError(

@@ -11,7 +11,8 @@ from shards import foreign
 from shards.cache import GB, PATIENCE, Cache, cost, default_folder
 from shards.index import Index, index_tar, read_index
 from shards.manifest import Manifest, ShardInfo, index_name, read_manifest
-from shards.remote import is_url, join, shown
+from shards.redact import shown
+from shards.remote import is_url, join
 from shards.spots import Spots, index_spots, tar_spots
 from simfle.config import DataConfig
 from simfle.errors import UserError

@@ -22,7 +22,8 @@ from numpy.typing import ArrayLike, NDArray
 from shards.foreign import image_of, split_of, tars_in
 from shards.index import split_name
 from shards.manifest import NAME, read_manifest
-from shards.remote import check_url, is_url, join, open_url, retried, shown
+from shards.redact import shown
+from shards.remote import check_url, is_url, join, open_url, retried
 from shards.tarred import BoundedTar
 from simfle.config import DataConfig
 from simfle.errors import UserError

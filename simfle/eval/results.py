@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shards.files import write_atomic
 from shards.plain import parse_object
-from shards.remote import redacted
+from shards.redact import redacted
 from simfle.errors import UserError
 
 FORMAT = 2

@@ -14,7 +14,7 @@ from typing import IO, Any
 import yaml
 
 from shards.manifest import NAME as MANIFEST
-from shards.remote import redacted
+from shards.redact import redacted
 from simfle.config import PretrainConfig, identity, load
 from simfle.errors import UserError
 from simfle.provenance import git_revision, versions

@@ -68,6 +68,18 @@ ELSEWHERE = (
         "unit/shards/test_shards_cache.py",
         "test_a_damaged_copy",
     ),
+    (
+        "an HTTP server that sends a manifest without end, or a byte now and then",
+        "one line that names the URL, exit code 1",
+        "unit/shards/test_shards_web.py",
+        "test_a_manifest_without_end",
+    ),
+    (
+        "an HTTP server that redirects in a loop, or to another scheme",
+        "one line that names the URL, exit code 1",
+        "unit/shards/test_shards_web.py",
+        "test_redirects_that_end",
+    ),
     ("SIGKILL of a shard build", "the same bytes", "unit/shards/test_shards_resume.py", "test_a_build_killed_anywhere"),
     (
         "SIGKILL before any of the file operations of a shard build",

@@ -17,7 +17,7 @@ from served import served
 
 from shards import remote
 from shards.errors import UserError
-from shards.remote import redacted, shown
+from shards.redact import redacted, shown
 from simfle.config import DataConfig, PretrainConfig, TrainConfig
 from simfle.train.folder import settle_config
 

@@ -1,0 +1,52 @@
+"""URLs as they may be shown and written: without user, password, signature and other parameters.
+
+Whatever writes a file for others, prints or logs passes its values through `redacted`: one rule for all writers.
+"""
+
+import re
+from typing import Any
+
+HTTP = ("http", "https")
+PUBLIC = ("file", "memory")  # they hold no secrets, and file names may have any character
+SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
+# In a text: a user and password, an IPv6 address in brackets, and whatever does not end a word or an item of a list.
+URL = re.compile(SCHEME + r"(?:[^\s'\"\],/@]*@)?(?:\[[0-9A-Fa-f:.%]*\])?[^\s'\"\],]*")
+ALONE = re.compile(SCHEME + r"\S+")
+
+
+def shown(url: str) -> str:
+    """A URL for people, logs and files: without user, password and signature."""
+    scheme, sign, rest = url.partition("://")
+    if not sign or scheme.lower() in PUBLIC:
+        return url
+    web = scheme.lower() in HTTP
+    place = rest.partition("?")[0]
+    if web:
+        place = place.partition("#")[0]
+    user, _, behind = place.partition("/")[0].rpartition("@")
+    if user and (web or ":" in user):  # in abfs://container@account nothing is secret
+        place = behind + place[len(user) + 1 + len(behind) :]
+    return f"{scheme}://{place}"
+
+
+def redacted(value: Any) -> Any:
+    """Plain values as they may be written down: every URL in every text as `shown` shows it."""
+    if isinstance(value, dict):
+        return {redacted(name): redacted(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        items = map(redacted, value)
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if not isinstance(value, str) or "://" not in value:
+        return value
+    if ALONE.fullmatch(value):  # a URL and nothing else: a comma in it is one of its own
+        return shown(value)
+    return URL.sub(lambda found: shown(found[0]), value)
+
+
+def without_secrets(text: str, url: str) -> str:
+    """What a driver said of a URL, which may repeat parts of it."""
+    place, _, query = url.partition("://")[2].partition("?")
+    user = place.partition("/")[0].rpartition("@")[0] if shown(url) != url else ""
+    for secret in filter(None, (query, user, user.partition(":")[2])):
+        text = text.replace(secret, "...")
+    return redacted(text)

@@ -1,0 +1,211 @@
+"""http and https, read with the standard library: slow, endless and redirecting servers end in an error that says so.
+
+fsspec's own HTTP needs aiohttp, and ends every download after five minutes.
+"""
+
+import base64
+import http.client
+import io
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from functools import partial
+from http import HTTPStatus
+from typing import IO, Any, cast
+from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
+
+from shards.errors import UserError
+from shards.redact import HTTP, shown
+from shards.waits import waiting
+
+TIMEOUT = 60.0  # seconds without a byte before a connection is given up
+# A file of n bytes takes at most GRACE + n / SLOWEST seconds, and one more TIMEOUT.
+GRACE = 60.0  # seconds
+SLOWEST = 10_000  # bytes a second
+REDIRECTS = 10
+TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
+
+
+class Pace:
+    """Bytes and seconds of one file: only the time in which the reader waits for the server counts."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.got, self.seconds = url, 0, 0.0
+
+    def __str__(self) -> str:
+        return f"{shown(self.url)}, of which {self.got:,} bytes have come"
+
+    def took(self, seconds: float, got: int) -> None:
+        """Count what one read brought. Raises UserError: too slow."""
+        self.seconds += seconds
+        self.got += got
+        if self.seconds > GRACE and self.got < (self.seconds - GRACE) * SLOWEST:
+            raise UserError(
+                f"{shown(self.url)}: the server is too slow: {self.got:,} bytes in {self.seconds:.0f} s. Fix: try "
+                "again later, or copy the files to this machine by other means"
+            )
+
+
+class _Paced(io.RawIOBase):
+    """The bytes of a connection, headers among them."""
+
+    def __init__(self, raw: Any, pace: Pace) -> None:
+        self._raw, self._pace = raw, pace
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        began = time.monotonic()
+        with waiting(self._pace):
+            got = self._raw.readinto(buffer) or 0
+        if got:
+            self._pace.took(time.monotonic() - began, got)
+        return int(got)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Socket:
+    """A socket whose files are paced."""
+
+    def __init__(self, socket: Any, pace: Pace) -> None:
+        self._socket, self._pace = socket, pace
+
+    def makefile(self, *_: Any, **__: Any) -> IO[bytes]:
+        return io.BufferedReader(_Paced(self._socket.makefile("rb", buffering=0), self._pace), 1 << 16)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, *words: Any, pace: Pace, **options: Any) -> None:
+        super().__init__(*words, **options)
+        self._pace = pace
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock: Any = _Socket(self.sock, self._pace)
+
+
+class _SecureConnection(http.client.HTTPSConnection):
+    def __init__(self, *words: Any, pace: Pace, **options: Any) -> None:
+        super().__init__(*words, **options)
+        self._pace = pace
+
+    def connect(self) -> None:
+        super().connect()
+        self.sock: Any = _Socket(self.sock, self._pace)
+
+
+class _Handler(urllib.request.AbstractHTTPHandler):
+    """Both schemes, each over its connection."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def http_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(cast(Any, partial(_Connection, pace=self._pace)), request)
+
+    def https_open(self, request: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(cast(Any, partial(_SecureConnection, pace=self._pace)), request)
+
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+
+def open_web(url: str) -> IO[bytes]:
+    """A stream of the file's bytes, to be closed by the caller; read(n) gives n bytes unless the file ends.
+
+    Raises:
+        FileNotFoundError: it is not there. PermissionError: access is refused.
+        UserError: no such URL, too slow, a redirect that is not followed; whatever else would be the same next time.
+        OSError, HTTPException: what may be better next time.
+    """
+    pace = Pace(url)
+    opener = urllib.request.OpenerDirector()  # none of the usual handlers of ftp, file and data
+    for handler in (urllib.request.ProxyHandler(), _Handler(pace), urllib.request.HTTPErrorProcessor(), _Raises()):
+        opener.add_handler(handler)
+    at, seen = url, {url}
+    while True:
+        try:
+            return cast(IO[bytes], opener.open(_request(at, url), timeout=TIMEOUT))
+        except urllib.error.HTTPError as error:
+            error.close()  # unread: it may have no end
+            if not 300 <= error.code < 400 or not error.headers.get("Location"):
+                raise _reason(url, error.code) from None
+            at = _redirected(url, at, error.headers["Location"])
+        except (http.client.InvalidURL, UnicodeError):
+            raise UserError(f"{shown(url)}: this is not a valid URL. Fix: check its host and its characters") from None
+        if at in seen or len(seen) > REDIRECTS:
+            raise UserError(
+                f"{shown(url)}: the server redirects without end, at last to {shown(at)}. Fix: check the URL, or give "
+                "the one that it stands for"
+            )
+        seen.add(at)
+
+
+class _Raises(urllib.request.BaseHandler):
+    """Answers that are no success are errors, redirects among them."""
+
+    def http_error_default(self, request: Any, answer: Any, code: int, reason: str, headers: Any) -> None:
+        raise urllib.error.HTTPError(request.full_url, code, reason, headers, answer)
+
+
+def _request(url: str, first: str) -> urllib.request.Request:
+    """A GET; user and password of a URL become a header, which only their own server gets."""
+    try:
+        parts, origin = urlsplit(url), urlsplit(first)
+        owner = parts if parts.username is not None else origin
+        place = parts.netloc.rpartition("@")[2]
+        same = (parts.scheme, place) == (origin.scheme, origin.netloc.rpartition("@")[2])
+        request = urllib.request.Request(urlunsplit(parts._replace(netloc=place, fragment="")))
+    except ValueError:
+        raise UserError(f"{shown(first)}: this is not a valid URL. Fix: check its host and its characters") from None
+    if owner.username is not None and (same or owner is parts):
+        words = f"{unquote(owner.username)}:{unquote(owner.password or '')}"
+        request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(words.encode()).decode()}")
+    return request
+
+
+def _redirected(url: str, at: str, location: str) -> str:
+    """Where a redirect leads. Raises UserError: to another scheme."""
+    # Headers are decoded as Latin-1; what is not ASCII is encoded as it came.
+    location = quote(location, encoding="iso-8859-1", safe="".join(map(chr, range(33, 127))))
+    try:
+        target = urljoin(at, location)
+        scheme = urlsplit(target).scheme
+    except ValueError:
+        raise UserError(f"{shown(url)}: the server redirects to what is not a valid URL") from None
+    if scheme not in HTTP:
+        raise UserError(
+            f"{shown(url)}: the server redirects to {scheme or 'no'}:, only http and https are followed. Fix: check "
+            "the URL, or give the one that it stands for"
+        )
+    return target
+
+
+def _reason(url: str, code: int) -> Exception:
+    """The error of an answer, without the words of the server."""
+    known = {each.value: each.phrase for each in HTTPStatus}
+    words = f"HTTP {code} {known.get(code, '')}".rstrip()
+    if code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
+        return FileNotFoundError(f"{shown(url)}: {words}")
+    if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return PermissionError(words)
+    if code in TRY_AGAIN:
+        return ConnectionError(words)
+    return UserError(f"{shown(url)}: the server answers {words}. Fix: check the URL")
+
+
+def chunks(file: IO[bytes], size: int) -> Iterator[bytes]:
+    """The bytes of a stream, `size` at a time. Raises HTTPException: it ended before its announced length."""
+    read: Callable[[int], bytes] = file.read
+    while chunk := read(size):
+        yield chunk
+    if missing := getattr(file, "length", None):  # of an HTTPResponse: what it has not read
+        raise http.client.IncompleteRead(b"", int(missing))
