@@ -25,7 +25,7 @@ from shards.errors import UserError
 from shards.foreign import IMAGES, image_of
 from shards.manifest import ShardInfo
 from shards.processes import on_processes
-from shards.samples import read_samples
+from shards.samples import check_sizes, read_samples
 
 VERSION = 1  # of what a fingerprint is
 BITS = 64
@@ -113,6 +113,7 @@ def fingerprint_shards(
 
     `progress` gets the images done.
     """
+    check_sizes(folder, shards)
     total = sum(info.samples for info in shards)
     if not total:
         return np.zeros(0, FINGERPRINT)

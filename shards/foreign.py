@@ -18,8 +18,9 @@ import numpy as np
 from shards.entry import Rejected
 from shards.errors import UserError
 from shards.files import write_atomic
-from shards.index import Index, index_tar, make_index, read_index, same, write_index
+from shards.index import Index, index_tar, make_index, read_index, same, split_name, write_index
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
+from shards.names import is_plain
 from shards.processes import on_processes
 from shards.rules import SPLIT_NAMES, TEST, TRAIN, VAL
 
@@ -69,9 +70,11 @@ def examine(tar: Path) -> Found:
     Raises:
         UserError: not a tar, or not readable.
     """
-    index = index_tar(tar)
+    outside: dict[str, None] = {}  # keys, in their order
+    index = index_tar(tar, lambda name: outside.setdefault(split_name(name)[0]))
     keep = np.zeros(len(index), bool)
-    rejected, top, numbered, labels = [], -1, True, bytearray()
+    rejected = [Rejected(f"{tar.name}: {key}", "outside", "a path that leaves the archive") for key in outside]
+    top, numbered, labels = -1, True, bytearray()
     with tar.open("rb") as file:
 
         def read(offset: int, size: int) -> bytes:
@@ -116,6 +119,9 @@ def tars_in(folder: Path) -> list[Path]:
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise UserError(f"shards: {folder} has no .tar in it")
+    for tar in tars:
+        if not is_plain(tar.name):
+            raise UserError(f"shards={folder}: {tar.name!r} cannot name a shard. Fix: rename this tar")
     return tars
 
 

@@ -5,7 +5,7 @@ ends at the first dot of its base name; the rest is the extension. Offsets are o
 """
 
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.files import write_atomic
+from shards.names import leads_outside
 from shards.tarred import BoundedTar
 
 VERSION = "v1.2"
@@ -99,15 +100,17 @@ def same(first: Index, second: Index) -> bool:
     )
 
 
-def index_tar(tar: Path) -> Index:
-    """The index of any tar, read from its headers.
+def index_tar(tar: Path, left_out: Callable[[str], object] | None = None) -> Index:
+    """Read the index of any tar from its headers.
+
+    left_out: is told the names of members that lead out of the folder, which are not taken then; None: they are errors.
 
     Raises:
-        UserError: missing, or not a tar.
+        UserError: missing, or not a tar; a member whose name leads out of the folder.
     """
     try:
         with BoundedTar.open(tar, "r:") as archive:
-            return make_index(_files(archive))
+            return make_index(_inside(_files(archive), tar, left_out))
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"shards: cannot index {tar}: {error}") from None
 
@@ -143,7 +146,7 @@ def read_index(path: Path) -> Index:
     if version != VERSION:
         raise UserError(f"shards: {path} has index version {version!r}, this program reads {VERSION}")
     try:
-        index = make_index(_members(lines[1 : int(count) + 1]))
+        index = make_index(_inside(_members(lines[1 : int(count) + 1]), path))
     except (ValueError, OverflowError) as error:
         raise UserError(f"shards: index {path} is damaged ({error}); build the shards again") from None
     if len(index) != int(count):
@@ -151,10 +154,29 @@ def read_index(path: Path) -> Index:
     return index
 
 
-def _members(lines: Iterable[str]) -> Iterable[tuple[str, int, int]]:
+def _inside(
+    members: Iterable[tuple[str, int, int]], path: Path, left_out: Callable[[str], object] | None = None
+) -> Iterator[tuple[str, int, int]]:
+    """Yield the members whose names stay inside of the folder that a tar is unpacked to."""
+    for member in members:
+        if not leads_outside(member[0]):
+            yield member
+        elif left_out is None:
+            raise UserError(
+                f"shards: {path}: the member {member[0]!r} leads out of its folder. "
+                "Fix: use shards from a source that you trust"
+            )
+        else:
+            left_out(member[0])
+
+
+def _members(lines: Iterable[str]) -> Iterator[tuple[str, int, int]]:
     for line in lines:
         words = line.split(" ")
         if len(words) % 4:
             raise ValueError(f"{line[:60]!r} is not made of extension, offset, size, name")
         for start in range(0, len(words), 4):
-            yield words[start + 3], int(words[start + 1]), int(words[start + 2])
+            offset, size = int(words[start + 1]), int(words[start + 2])
+            if offset < 0 or size < 0:
+                raise ValueError(f"{line[:60]!r} has a negative number")
+            yield words[start + 3], offset, size

@@ -16,7 +16,7 @@ from shards.errors import UserError
 from shards.foreign import IMAGES, image_of
 from shards.manifest import Manifest, ShardInfo, read_manifest
 from shards.rules import keyed_hash
-from shards.samples import Sample, chosen_shards, read_samples, shard_index
+from shards.samples import Sample, check_sizes, chosen_shards, read_samples, shard_index
 
 GAP, LINE = 6, 13  # pixels between images, and of one line of text
 COLUMNS = 8
@@ -54,6 +54,7 @@ def look(
         raise UserError(f"--faces {faces} is not from 0 to {MOST_CELLS}")
     manifest = read_manifest(folder)
     shards = chosen_shards(manifest, splits, "--split")
+    check_sizes(folder, shards)
     total = sum(info.samples for info in shards)
     found = Looked(manifest, sides=np.zeros((total, 2), np.int64), bytes=np.zeros(total, np.int64))
     people: dict[str, set[bytes]] = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.files import write_atomic
+from shards.names import is_plain, is_split
 from shards.plain import parse_json
 from shards.redact import shown
 from shards.remote import check_url, is_url, join, read_url
@@ -15,6 +16,7 @@ from shards.remote import check_url, is_url, join, read_url
 FORMAT = 1
 NAME = "manifest.json"
 REJECTED = "rejected.jsonl"
+MOST_BYTES = 1 << 50  # of one tar: sums of many stay far below 2**63
 
 
 @dataclass(frozen=True)
@@ -134,13 +136,18 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
 
 def _shard(item: Mapping[str, Any]) -> ShardInfo:
     file = _typed(item["file"], str)
-    # A manifest may come from elsewhere: its names must not lead out of its folder.
-    if Path(file).name != file or not file.endswith(".tar"):
+    # A manifest may come from elsewhere: its names must not lead out of its folder, nor out of one made from it.
+    if not is_plain(file) or not file.endswith(".tar"):
         raise ValueError(f"{file!r} is not the name of a tar in this folder")
+    split = _typed(item["split"], str)
+    if not is_split(split):
+        raise ValueError(f"{file}: {split!r} is not the name of a split")
     samples, size = _typed(item["samples"], int), _typed(item["bytes"], int)
-    if samples < 0 or size < 0:
-        raise ValueError(f"{file}: negative samples or bytes")
-    return ShardInfo(file, _typed(item["split"], str), samples, size, _typed(item["sha256"], str))
+    if samples < 0 or not 0 <= size <= MOST_BYTES:
+        raise ValueError(f"{file}: negative samples or bytes, or more bytes than a file can have")
+    if samples > size:
+        raise ValueError(f"{file}: {samples} samples are not in {size} bytes")
+    return ShardInfo(file, split, samples, size, _typed(item["sha256"], str))
 
 
 def _typed(value: Any, kind: type) -> Any:

@@ -132,7 +132,10 @@ class Shards(Sequence[Item]):
         members = {}
         try:
             with tar.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
                 for name, place in index.members(number).items():
+                    if place.offset + place.size > size:  # before memory for so many bytes is reserved
+                        raise UserError(f"shards: {tar} is shorter than its index says; copy it again")
                     members[name] = os.pread(file.fileno(), place.size, place.offset)
                     if len(members[name]) < place.size:
                         raise UserError(f"shards: {tar} is shorter than its index says; copy it again")

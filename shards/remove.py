@@ -23,6 +23,7 @@ from typing import Any
 from shards.errors import UserError
 from shards.files import sync_folder, write_atomic
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
+from shards.names import is_plain
 from shards.plain import parse_object
 from shards.rules import composed, keyed_hash
 from shards.samples import locked, read_samples, shard_index, write_shard
@@ -108,10 +109,25 @@ def recover(folder: Path) -> str:
             shutil.rmtree(staging)
             sync_folder(folder)
             return "undone" if begun else ""
-        _move(folder, staging, json.loads((staging / READY).read_bytes()))
+        _move(folder, staging, _read_plan(staging / READY))
     except OSError as error:
         raise UserError(f"cannot finish the removal in {staging}: {error}; mend it and run the same again") from None
     return "finished"
+
+
+def _read_plan(path: Path) -> dict[str, list[str]]:
+    """Read which files come and which go. Raises UserError where it names any that are not in the folder."""
+    try:
+        plan = parse_object(path.read_bytes())
+        names = [plan["place"], plan["drop"]]
+        if not all(isinstance(name, str) and is_plain(name) for each in names for name in each):
+            raise ValueError("it names files of other folders")  # noqa: TRY301
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"shards: {path} is damaged ({error}). "
+            f"Fix: delete {path.parent}, run simfle shards verify {path.parents[1]}"
+        ) from None
+    return plan
 
 
 def _move(folder: Path, staging: Path, plan: dict[str, list[str]]) -> None:

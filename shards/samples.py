@@ -103,8 +103,7 @@ def read_samples(
             content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
         except (OSError, ValueError) as error:
             raise UserError(f"shards: cannot read {path}: {error}") from None
-        if len(content) != info.bytes:
-            raise UserError(f"shards: {path} has {len(content)} bytes, the manifest says {info.bytes}; copy it again")
+        _check_size(path, len(content), info)
         for number in range(len(index)) if chosen is None else chosen:
             places = index.members(number)
             yield Sample(
@@ -123,6 +122,22 @@ def chosen_shards(manifest: Manifest, splits: Sequence[str], option: str) -> lis
         if split not in manifest.splits:
             raise UserError(f"{option}: no split {split!r} in these shards; there are: {', '.join(manifest.splits)}")
     return [info for info in manifest.shards if not splits or info.split in splits]
+
+
+def check_sizes(folder: Path, shards: Iterable[ShardInfo]) -> None:
+    """Raise UserError for a tar that has not the size of its manifest, before memory is reserved for its samples."""
+    for info in shards:
+        path = folder / info.file
+        try:
+            size = path.stat().st_size
+        except OSError as error:
+            raise UserError(f"shards: cannot read {path}: {error}") from None
+        _check_size(path, size, info)
+
+
+def _check_size(path: Path, size: int, info: ShardInfo) -> None:
+    if size != info.bytes:
+        raise UserError(f"shards: {path} has {size} bytes, the manifest says {info.bytes}; copy it again")
 
 
 def content_digest(shards: Iterable[ShardInfo]) -> str:

@@ -20,7 +20,7 @@ from shards.errors import UserError
 from shards.files import write_atomic
 from shards.manifest import FORMAT, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
 from shards.rules import VAL, keyed_hash, normal_split
-from shards.samples import Sample, chosen_shards, made_from, new_folder, read_samples, write_split
+from shards.samples import Sample, check_sizes, chosen_shards, made_from, new_folder, read_samples, write_split
 
 BY = ("label", "sample", "group")
 ROUNDING = 9  # decimals that count of a share of samples: 0.1 * 30 is 3, not 3.0000000000000004
@@ -47,6 +47,7 @@ def rank_samples(
     """
     if by not in BY:
         raise UserError(f"--by {by} is not known; give one of {', '.join(BY)}")
+    check_sizes(folder, shards)
     purpose = f"subset {seed}"
     total = sum(info.samples for info in shards)
     units = np.zeros(total, np.uint64)

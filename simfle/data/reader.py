@@ -165,6 +165,8 @@ class Corpus:
 
     def _read(self, shard: int, sample: int, offset: int, size: int) -> bytes:
         tar = self._tars(shard, self._open)  # in use, and so open, until the end of this function
+        if offset + size > self.shards[shard][1].bytes:  # before memory for so many bytes is reserved
+            raise SampleError(f"shards: {self._name(shard, sample)} lies behind the end of {self.tar(shard)}")
         try:
             content = os.pread(tar.number, size, offset)
         except OSError as error:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.names import is_plain
 from simfle.config import CONFIGS, load, option
 from simfle.errors import UserError
 from simfle.eval.config import EvalConfig
@@ -90,6 +91,8 @@ def own_benchmark(config: EvalConfig) -> Benchmark:
 
 def check(benchmark: Benchmark, place: str) -> None:
     """Raise a UserError that names the first field out of its range."""
+    if not is_plain(benchmark.name):
+        raise UserError(f"{place}: name={benchmark.name!r}: it cannot name a folder of results. Fix: a name without /")
     if benchmark.metric not in METRICS:
         raise UserError(f"{place}: metric {benchmark.metric!r} is unknown; there are: {', '.join(METRICS)}")
     for field in ("val_share", "test_share"):

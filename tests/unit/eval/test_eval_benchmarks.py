@@ -73,6 +73,8 @@ def test_unknown_names_and_shards() -> None:
     ("change", "message"),
     [
         ({"metric": "f1"}, "metric 'f1' is unknown"),
+        ({"name": "../mine"}, "name='../mine': it cannot name a folder of results"),
+        ({"name": "/elsewhere/mine"}, "it cannot name a folder of results"),
         ({"val_share": 0.0}, "val_share 0.0 must be above 0"),
         ({"folds": 1}, "folds must be 0 or at least 2"),
         ({"folds": 5}, "folds are cut from train, so test must be empty"),
