@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from shards.encode import JPEG_START, Unusable, check_cost, decode_rgb
 from shards.errors import UserError
+from shards.files import allocate
 from shards.foreign import IMAGES, image_of
 from shards.manifest import ShardInfo
 from shards.processes import on_processes
@@ -112,12 +113,24 @@ def fingerprint_shards(
     """The fingerprints of shards, one after another, in the file `path`, which stays mapped: 273 bytes an image.
 
     `progress` gets the images done.
+
+    Raises:
+        UserError: there is no room for the file; a shard is missing or damaged.
     """
     check_sizes(folder, shards)
     total = sum(info.samples for info in shards)
     if not total:
         return np.zeros(0, FINGERPRINT)
-    kept: Any = np.lib.format.open_memmap(path, "w+", FINGERPRINT, (total,))
+    size = total * FINGERPRINT.itemsize
+    try:
+        with path.open("wb") as file:
+            allocate(file, size)
+        kept: Any = np.memmap(path, FINGERPRINT, "r+", shape=(total,))
+    except OSError as error:
+        raise UserError(
+            f"TMPDIR={path.parent}: {size} bytes for fingerprints cannot be written: {error.strerror}. "
+            "Fix: free that much there, or set TMPDIR to a folder with more room"
+        ) from None
     done = 0
     for part in on_processes(partial(fingerprint_shard, folder), shards, workers):
         kept[done : done + len(part)] = part

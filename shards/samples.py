@@ -3,7 +3,6 @@
 import fcntl
 import hashlib
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from shards.errors import UserError
 from shards.files import named, sync_folder
@@ -100,20 +99,39 @@ def read_samples(
     with ExitStack() as stack:
         try:
             file = stack.enter_context(path.open("rb"))
-            content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except (OSError, ValueError) as error:
+            size = os.fstat(file.fileno()).st_size
+        except OSError as error:
             raise UserError(f"shards: cannot read {path}: {error}") from None
-        _check_size(path, len(content), info)
+        _check_size(path, size, info)
         for number in range(len(index)) if chosen is None else chosen:
             places = index.members(number)
             yield Sample(
                 index.keys[number],
                 {
-                    name: content[place.offset : place.offset + place.size]
+                    name: read_at(file, path, place.offset, place.size)
                     for name, place in places.items()
                     if not only or name.lower() in only
                 },
             )
+
+
+def read_at(file: IO[bytes], path: Path, offset: int, size: int) -> bytes:
+    """Read a part of an open file; `path` is for messages.
+
+    Not through a memory map: where a disk fails, or the file is cut meanwhile, a map ends the process (SIGBUS).
+
+    Raises:
+        UserError: it cannot be read, or ends before.
+    """
+    try:
+        content = os.pread(file.fileno(), size, offset)
+        while len(content) < size and (more := os.pread(file.fileno(), size - len(content), offset + len(content))):
+            content += more
+    except OSError as error:
+        raise UserError(f"shards: cannot read {path}: {error.strerror}. Fix: copy it again") from None
+    if len(content) < size:
+        raise UserError(f"shards: {path} was cut while it was read. Fix: copy it again")
+    return content
 
 
 def chosen_shards(manifest: Manifest, splits: Sequence[str], option: str) -> list[ShardInfo]:

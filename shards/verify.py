@@ -2,11 +2,10 @@
 
 import hashlib
 import io
-import mmap
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from shards.processes import on_processes
 from shards.remote import download, is_url, join, names_in
 from shards.remove import RECORD, STAGING
 from shards.rules import keyed_hash
+from shards.samples import read_at
 
 MOST = 20  # problems told of one shard
 CHUNK = 1 << 20
@@ -136,8 +136,10 @@ def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode:
         checked.problems.append(f"{index_name(info.file)}: does not say where the samples in {info.file} lie")
     if len(index) != info.samples:
         checked.problems.append(f"{info.file}: {len(index)} samples, the manifest says {info.samples}")
-    if len(index):
+    try:
         _check_samples(path, index, labels, decode, ours, checked)
+    except UserError as error:
+        checked.problems.append(f"{info.file}: {error}")
     if len(checked.problems) > MOST:
         more = len(checked.problems) - MOST
         checked.problems[MOST:] = [f"{info.file}: and {more} more problems"]
@@ -157,12 +159,10 @@ def _check_samples(
     path: Path, index: Index, labels: tuple[str, ...], decode: float, ours: bool, checked: Checked
 ) -> None:
     groups = []
-    with ExitStack() as stack:
-        file = stack.enter_context(path.open("rb"))
-        content = stack.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    with path.open("rb") as file:
         for sample, key in enumerate(index.keys):
             places = index.members(sample)
-            members = {name: content[item.offset : item.offset + item.size] for name, item in places.items()}
+            members = {name: read_at(file, path, item.offset, item.size) for name, item in places.items()}
             wanted = _share(key) < decode
             checked.decoded += wanted
             if ours:
