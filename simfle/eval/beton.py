@@ -8,7 +8,6 @@ NAME.beton.json, written last, which says of which samples it is. FFCV is option
 import importlib
 import json
 import logging
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards.files import write_atomic
+from shards.files import replacing, write_atomic
 from shards.plain import build
 from simfle.data.jpeg import size
 from simfle.errors import UserError
@@ -81,13 +80,10 @@ def build_beton(shards: Path, out: Path, name: str, progress: Progress = lambda 
     """
     load_ffcv("ffcv")
     split = read_split([str(shards)], name)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         about_file(out).unlink(missing_ok=True)
-        _write(temporary, split, progress)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(out)
+        with replacing(out) as file:
+            _write(Path(file.name), split, progress)
         manifest = split.source.corpus.manifests[0]
         about = About(
             FORMAT,
@@ -102,8 +98,6 @@ def build_beton(shards: Path, out: Path, name: str, progress: Progress = lambda 
         write_atomic(about_file(out), json.dumps(asdict(about), indent=1).encode())
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return about
 
 

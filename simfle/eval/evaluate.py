@@ -1,6 +1,7 @@
 """Evaluate backbones: each unit of work on its own, skipped where it is done, dealt out over processes."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from simfle.errors import UserError
-from simfle.eval import metrics
+from simfle.eval import kept, metrics
 from simfle.eval.backbones import Backbone, Card, calibrate, random_backbone
 from simfle.eval.benchmarks import Benchmark, settings
 from simfle.eval.config import EvalConfig
@@ -90,6 +91,7 @@ class Bench:
         self._loaders = Loaders(config.loader, tuple(config.betons))
         self._data: dict[str, Data] = {}
         self._known: dict[str, Known] = {}
+        kept.clear(self._cache)
         _make_repeatable(self.device)
 
     def run(self, unit: Unit, command: list[str]) -> Result:
@@ -108,6 +110,11 @@ class Bench:
         result = self._result(unit, known, backbone, data, jobs, outcomes)
         made = {**result, "identity": identity, "command": command, "seconds": round(time.monotonic() - began, 3)}
         finished = Result(**made, config=asdict(self.config), versions=versions(), git=git_revision())
+        if not math.isfinite(finished.score):
+            raise UserError(
+                f"protocols: {unit}: {finished.metric} is {finished.score}. "
+                "Fix: choose smaller learning rates for this protocol, or export the backbone again"
+            )
         try:
             write_result(Path(self.config.out), finished)
         except OSError as error:
@@ -191,8 +198,11 @@ class Bench:
     def _extractor(self, size: int) -> Extractor:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         threads = self.config.threads or max(1, len(os.sched_getaffinity(0)) // local)
-        cache = Path(self.config.cache or Path(self.config.out) / "features")
-        return Extractor(size, self.config.forward_batch, self.device, threads, cache, self._loaders)
+        return Extractor(size, self.config.forward_batch, self.device, threads, self._cache, self._loaders)
+
+    @property
+    def _cache(self) -> Path:
+        return Path(self.config.cache or Path(self.config.out) / "features")
 
     def _result(
         self, unit: Unit, known: Known, backbone: Backbone, data: Data, found: list[Parts], outcomes: list[Outcome]

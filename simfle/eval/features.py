@@ -1,8 +1,6 @@
 """Images and features: decoded on threads, resized or augmented, through a frozen backbone; kept on disk."""
 
 # n samples, b of a batch, S side, C channels, h x w feature map
-import fcntl
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -19,6 +17,7 @@ from simfle.data import views
 from simfle.data.dali import Dali
 from simfle.data.jpeg import decode
 from simfle.errors import UserError
+from simfle.eval import kept
 from simfle.eval.backbones import Backbone
 from simfle.eval.loaders import OPENCV, Loaders
 from simfle.eval.results import digest
@@ -154,6 +153,7 @@ class Extractor:
         for images in self.images(split.source, split.rows, augment):
             with torch.no_grad():  # not around the yield: it would hold for whoever takes the features
                 found = backbone.module(images).float()
+            check_finite(found, backbone, split.source)
             yield found
 
     def pooled(self, backbone: Backbone, split: Split, name: str) -> Tensor:
@@ -164,7 +164,7 @@ class Extractor:
         """Feature maps of a split."""
         return Maps(self._whole(backbone, split, name, maps=True), split.rows, self.device)
 
-    def _whole(self, backbone: Backbone, split: Split, name: str, maps: bool) -> NDArray:
+    def _whole(self, backbone: Backbone, split: Split, name: str, maps: bool) -> "NDArray | kept.Rows":
         """Of the whole source, so that every cut of it is served by one file."""
         if self.cache is None:
             return np.concatenate(list(self._compute(backbone, split.source, maps)))
@@ -172,43 +172,25 @@ class Extractor:
         about = [name, split.source.digest, self.size, kind]
         if (loader := self.loaders.name(split.source)) != OPENCV:  # whose pixels differ a little
             about.append(loader)
+        channels = backbone.card.features
+        shape = (len(split.source), channels, None, None) if maps else (len(split.source), channels)
         file = self.cache / f"{digest(about)}.{kind}.npy"
-        self.cache.mkdir(parents=True, exist_ok=True)
-        with file.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the same features are wanted by several processes at once
-            if not file.is_file():
-                self._write(file, backbone, split.source, maps)
-        return np.load(file, mmap_mode="r")
-
-    def _write(self, file: Path, backbone: Backbone, source: Source, maps: bool) -> None:
-        temporary = file.with_suffix(f".{os.getpid()}.tmp")
-        array, start = None, 0
-        for part in self._compute(backbone, source, maps):
-            if array is None:
-                shape = (len(source), *part.shape[1:])
-                array = np.lib.format.open_memmap(temporary, "w+", dtype=part.dtype, shape=shape)
-            array[start : start + len(part)] = part
-            start += len(part)
-        if array is not None:
-            array.flush()
-        temporary.replace(file)
+        return kept.get(file, shape, np.float16 if maps else np.float32, self._compute(backbone, split.source, maps))
 
     def _compute(self, backbone: Backbone, source: Source, maps: bool) -> Iterator[NDArray]:
         for images in self.images(source, np.arange(len(source))):
             with torch.no_grad():
                 found = backbone.module.maps(images) if maps else backbone.module(images)
-            if not torch.isfinite(found).all():
-                raise UserError(
-                    f"backbone: {backbone.card.name} gives features that are not finite on split {source.name!r}"
-                )
-            yield (found.half() if maps else found.float()).cpu().numpy()
+            features = found.half() if maps else found.float()
+            check_finite(features, backbone, source)  # half precision, too, ends at 65,504
+            yield features.cpu().numpy()
 
 
 @dataclass(frozen=True)
 class Maps:
     """Feature maps of n samples, kept in half precision and, where there is a cache, on disk."""
 
-    array: NDArray[np.float16]
+    array: "NDArray[np.float16] | kept.Rows"
     rows: Ints
     device: torch.device
 
@@ -218,6 +200,15 @@ class Maps:
     def __getitem__(self, chosen: Ints) -> Tensor:
         """[b, C, h, w] float32 of the samples at the positions `chosen` [b], on the device."""
         return torch.from_numpy(self.array[self.rows[chosen]]).to(self.device).float()
+
+
+def check_finite(features: Tensor, backbone: Backbone, source: Source) -> None:
+    """Raise a UserError where a backbone gives features [b, ...] that are not finite: no score of them is one."""
+    if not torch.isfinite(features).all():
+        raise UserError(
+            f"backbone: {backbone.card.name} gives features that are not finite on split {source.name!r}. "
+            "Fix: export the backbone again from a checkpoint whose losses are finite"
+        )
 
 
 def jitter(images: Tensor, draws: views.View) -> Tensor:

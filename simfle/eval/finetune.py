@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from simfle.data.philox import key, philox, uniform
+from simfle.errors import UserError
 from simfle.eval.backbones import Backbone
 from simfle.eval.config import FinetuneConfig
 from simfle.eval.features import Augment
@@ -38,6 +39,11 @@ def run(job: Job) -> Outcome:
     choice = Choice(job.metric)
     for epoch in range(config.epochs):
         _train(model, optimizer, job, config, epoch, steps, balance)
+        if not all(torch.isfinite(each).all() for each in model.state_dict().values()):
+            raise UserError(
+                f"{job.part}.lr={config.lr}: the weights are not finite after epoch {epoch + 1}. "
+                f"Fix: lower {job.part}.lr, or export the backbone again if its own weights are not finite"
+            )
         on_val, on_test = (_predict(model, job, split) for split in (parts.val, parts.test))
         scores = job.score(parts.val, on_val), job.score(parts.test, on_test)
         choice.look({"epoch": epoch + 1}, *scores, on_test)

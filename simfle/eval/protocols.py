@@ -1,6 +1,7 @@
 """What every protocol is given and gives back, and the protocols by name."""
 
 # m test samples, K classes
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -87,7 +88,7 @@ class Choice:
             self.on_test = {**what, self.metric: on_test}
 
     def _beats(self, score: float, best: dict[str, Any]) -> bool:
-        if not best:
+        if not best or math.isnan(best[self.metric]):  # nothing is worse than a candidate that diverged
             return True
         return score < best[self.metric] if self.lower else score > best[self.metric]
 

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -89,3 +90,11 @@ def test_the_choice_is_made_on_validation_and_the_best_on_test_is_only_told() ->
         errors.look({"name": name}, on_val, on_test, torch.zeros(1).numpy())
     assert errors.chosen["name"] == "b"
     assert errors.on_test["name"] == "a"
+
+
+def test_a_candidate_that_diverged_is_never_chosen() -> None:
+    choice = Choice("nme", lower=True)
+    for lr, error in ((10.0, math.nan), (1.0, 0.3), (0.1, 0.2), (100.0, math.nan)):
+        choice.look({"lr": lr}, error, error, np.full(2, error))
+    found = choice.outcome(np.zeros(2))
+    assert (found.chosen["lr"], found.best_on_test) == (0.1, {"lr": 0.1, "nme": 0.2})

@@ -11,6 +11,7 @@ from eval_fixtures import MakeBackbone, MakeShards
 from safetensors.torch import load_file
 from torch import nn
 
+from simfle.errors import UserError
 from simfle.eval.backbones import load_backbone
 from simfle.eval.config import EvalConfig, FinetuneConfig
 from simfle.eval.evaluate import evaluate
@@ -113,3 +114,21 @@ def test_the_whole_network_learns(make_backbone: MakeBackbone) -> None:
     after = dict(model.backbone.named_parameters())
     for name, parameter in backbone.module.named_parameters():
         assert not torch.equal(parameter, after[name]), name
+
+
+def test_weights_that_are_not_finite_end_it(
+    make_shards: MakeShards, make_backbone: MakeBackbone, tmp_path: Path
+) -> None:
+    config = EvalConfig(
+        shards=[str(make_shards({"train": [8, 8, 8], "test": [4, 4, 4]}))],
+        backbones=[str(make_backbone())],
+        protocols=["finetune"],
+        seeds=[0],
+        random=False,
+        val_share=0.25,
+        finetune=FinetuneConfig(epochs=1, batch=8, lr=1e30),
+        out=str(tmp_path / "eval"),
+    )
+    with pytest.raises(UserError, match=r"finetune.lr=1e\+30: the weights are not finite after epoch 1. Fix: lower"):
+        evaluate(config, [])
+    assert not list(Path(config.out).rglob("*.json"))
