@@ -4,6 +4,7 @@ Those of other people (timm's, torchvision's, the reference's checkpoints) come 
 """
 
 # B batch, H x W image, C channels, h x w feature map, T tokens
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from shards.plain import parse_json
@@ -29,7 +30,7 @@ class Card:
 
     name: timm's; network: online, target, random, or the kind of a foreign one (timm, torchvision, ...); features: C;
     mean, std: of the normalisation, of 1.0; size: side of the views it was trained on, pixels; run: where it comes from
-    (run folder, step, ...).
+    (run folder, step, ...); sha256: of the file of weights, "" where nobody noted it (earlier exports).
     """
 
     name: str
@@ -40,6 +41,7 @@ class Card:
     size: int
     run: dict[str, Any]
     format: int = FORMAT
+    sha256: str = ""
 
 
 class Pooled(nn.Module):
@@ -88,9 +90,15 @@ def load_backbone(path: Path) -> Backbone:
     weights = find_weights(path)
     card = read_card(weights.with_name(CARD))
     try:
-        tensors = load_file(weights)
+        content = weights.read_bytes()
+        tensors = load(content)
     except (SafetensorError, OSError) as error:
         raise UserError(f"backbone: {weights} is not a readable safetensors file ({error}); export it again") from None
+    if card.sha256 and hashlib.sha256(content).hexdigest() != card.sha256:
+        raise UserError(
+            f"backbone: {weights} is damaged, or not the one that its {CARD} was written for (sha256). "
+            "Fix: export it again from its run"
+        )
     network = build_network(card.name, card.size)
     difference = describe_difference(network.state_dict(), tensors)
     if difference:
@@ -137,7 +145,7 @@ def random_backbone(card: Card, seed: int) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(card.name, card.size)
-    return Backbone(frozen(network, card), replace(card, network="random", run={"seed": seed}))
+    return Backbone(frozen(network, card), replace(card, network="random", run={"seed": seed}, sha256=""))
 
 
 def calibrate(backbone: Backbone, batches: Any) -> None:
@@ -177,6 +185,7 @@ def read_card(path: Path) -> Card:
             std=tuple(float(value) for value in content["std"]),
             size=int(content["size"]),
             run=dict(content["run"]),
+            sha256=str(content.get("sha256", "")),
         )
         if len(card.mean) != 3 or len(card.std) != 3:
             raise ValueError("mean and std are not of three colours")  # noqa: TRY301

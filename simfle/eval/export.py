@@ -1,5 +1,6 @@
 """From a run's newest complete checkpoint to backbone files: timm's key names, safetensors and a small JSON."""
 
+import hashlib
 import json
 import math
 from collections.abc import Callable
@@ -79,6 +80,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
                 f"export: {newest} holds no {network} {name} ({len(tensors)} tensors under {network}.backbone., "
                 f"{len(wanted.state_dict())} expected); the run's config.yaml is another run's"
             )
+        weights = save(tensors)
         card = Card(
             name=name,
             network=network,
@@ -87,10 +89,11 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
             std=tuple(model["std"]),
             size=size,
             run={"folder": run.name, "checkpoint": newest.name, "step": told.step_of(newest)},
+            sha256=hashlib.sha256(weights).hexdigest(),
         )
         folder = (out or run / "export") / network
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / WEIGHTS, save(tensors))
+        write_atomic(folder / WEIGHTS, weights)
         write_atomic(folder / CARD, (json.dumps(asdict(card), indent=1) + "\n").encode())
         written[network] = folder / WEIGHTS
     return written

@@ -23,6 +23,7 @@ from shards.redact import redacted
 from simfle.errors import UserError
 
 FORMAT = 2
+NOT_MEASURED = ("checksum", "command", "config", "seconds")
 MOST = 1e100  # of any number: squares and sums stay finite
 TYPES = {
     **dict.fromkeys(("backbone", "metrics", "data", "settings", "config", "versions"), dict),
@@ -125,12 +126,18 @@ def write_result(out: Path, result: Result) -> Path:
     content = {name: value for name, value in asdict(result).items() if name != "path"}
     samples = content.pop("samples")
     content = redacted(content)
+    content["checksum"] = _checksum({**content, "samples": samples})
     # One line for each of the long lists: the rest stays readable.
     text = json.dumps(content, indent=1)[:-2] + ',\n "samples": {\n'
     text += ",\n".join(f'  "{name}": {json.dumps(values, separators=(",", ":"))}' for name, values in samples.items())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (text + "\n }\n}\n").encode())
     return path
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    """A digest of what was measured; how it was asked for and how long it took do not count."""
+    return digest(json.loads(json.dumps({name: content[name] for name in content if name not in NOT_MEASURED})))
 
 
 def read_result(path: Path) -> Result:
@@ -142,11 +149,15 @@ def read_result(path: Path) -> Result:
                 f"results: {path} has format {content.get('format')}, this program reads {FORMAT}; remove it and "
                 "evaluate again"
             )
+        told = content.pop("checksum", None)
+        checksum = _checksum(content)
         samples = Samples(**content.pop("samples"))
         if len({len(values) for values in vars(samples).values()}) != 1:
             raise ValueError("its lists of samples differ in length")  # noqa: TRY301
         result = Result(**content, samples=samples, path=path)
         check(result)
+        if told not in (None, checksum):  # files of earlier versions have none
+            raise ValueError("a value in it was changed after it was written")  # noqa: TRY301
         return result  # noqa: TRY300
     except FileNotFoundError:
         raise UserError(f"results: {path} does not exist; make it with simfle evaluate") from None

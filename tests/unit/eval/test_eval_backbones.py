@@ -1,5 +1,6 @@
 """Backbone files: read as they were written, refused when they are of another model, random ones reproducible."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -135,3 +136,20 @@ def test_another_model_is_named_by_key_and_shape(make_backbone: MakeBackbone) ->
     save_file(tensors, path)
     with pytest.raises(UserError, match=r"lacks conv1\.0\.weight, has unknown head\.weight"):
         load_backbone(path)
+
+
+def test_weights_that_are_not_those_of_the_card_are_refused(make_backbone: MakeBackbone) -> None:
+    """One bit of one weight is turned: the file is whole for safetensors. Cards of earlier exports note no hash."""
+    path = make_backbone()
+    content = bytearray(path.read_bytes())
+    card = path.with_name("backbone.json")
+    card.write_text(json.dumps({**json.loads(card.read_text()), "sha256": hashlib.sha256(content).hexdigest()}))
+    assert load_backbone(path).card.sha256
+    content[-100] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"backbone.safetensors is damaged, .* Fix: export it again from its run"):
+        load_backbone(path)
+    known = json.loads(card.read_text())
+    del known["sha256"]
+    card.write_text(json.dumps(known))
+    assert load_backbone(path).card.sha256 == ""

@@ -1,5 +1,6 @@
 """Export: the newest complete checkpoint of a run becomes files that timm loads."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -59,6 +60,7 @@ def test_both_networks_of_the_newest_complete_checkpoint(run: Path) -> None:
         assert all(torch.equal(value, wanted[name][key]) for key, value in tensors.items())
         timm.create_model(MODEL, num_classes=0).load_state_dict(tensors)  # strict
         card = load_backbone(path).card
+        assert card.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
         assert (card.name, card.network, card.size, card.mean) == (MODEL, name, 64, (0.5, 0.4, 0.3))
         assert card.run == {"folder": "run", "checkpoint": "step-00000120", "step": 120}
 

@@ -89,3 +89,33 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_digests_name_values_not_their_order() -> None:
     assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"balanced_accuracy": 0.75', '"balanced_accuracy": 0.95'),
+        ('"predictions": [0,1,1]', '"predictions": [0,1,0]'),
+        ('"groups": ["p","p","q"]', '"groups": ["p","r","q"]'),
+        ('"samples": 3', '"samples": 4'),
+        ('"seed": 0', '"seed": 1'),
+    ],
+)
+def test_a_value_changed_by_hand_is_told(tmp_path: Path, old: str, new: str) -> None:
+    path = write_result(tmp_path, result())
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+    with pytest.raises(UserError, match=r"a value in it was changed after it was written\); remove it"):
+        read_result(path)
+
+
+def test_files_without_a_checksum_and_with_another_command_are_read(tmp_path: Path) -> None:
+    """Of earlier versions; and a path in the command that is nobody's business is taken out by hand."""
+    path = write_result(tmp_path, result())
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "command": ["simfle"]}))
+    assert read_result(path).command == ["simfle"]
+    del content["checksum"]
+    path.write_text(json.dumps({**content, "seed": 1}))
+    assert read_result(path).seed == 1
