@@ -81,7 +81,10 @@ def _results() -> list[bytes]:
     with TemporaryDirectory() as folder:
         add_result(Path(folder), "online-a", 0.5, names=("a", "b"))
         add_result(Path(folder), "online-a", 0.5, kind="landmarks", protocol="landmarks")
-        return [file.read_bytes() for file in sorted(Path(folder).rglob("seed-0.json"))]
+        found = [json.loads(file.read_bytes()) for file in sorted(Path(folder).rglob("seed-0.json"))]
+    for result in found:
+        del result["checksum"]  # else no damage would get beyond it
+    return [json.dumps(result).encode() for result in found]
 
 
 def _compared(file: Path) -> None:
