@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shards.crop import Affine, Box, Points
 from shards.errors import UserError
+from shards.files import read_bytes
 
 MARGIN = 0.25  # of the detection's longer side, where --crop does not say
 MODEL = "face_detection_yunet_*.onnx"
@@ -93,7 +94,7 @@ def find_model(given: Path | None) -> Path:
 
 def model_digest(model: Path) -> str:
     """What tells one model from another."""
-    return hashlib.sha256(model.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(model)).hexdigest()
 
 
 def detector(model: Path) -> Detect:

@@ -21,7 +21,7 @@ from typing import Any
 from shards.entry import REASONS, Entry, Rejected
 from shards.errors import UserError
 from shards.exclude import prepare
-from shards.files import sync_folder, write_atomic
+from shards.files import read_bytes, sync_folder, write_atomic
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
 from shards.plan import Plan, Shard, digest_entries, make_plan
 from shards.processes import on_processes, tell
@@ -130,7 +130,7 @@ def _plan(request: Build, entries: Iterable[Entry | Rejected], progress: Progres
     counted = _counted(entries, progress)
     if request.mark.is_file():
         digest = digest_entries(counted, request.rules, request.decides())
-        if json.loads(request.mark.read_bytes())["digest"] != digest:
+        if json.loads(read_bytes(request.mark))["digest"] != digest:
             raise UserError(
                 f"{request.partial} holds an unfinished build of other images or options; "
                 "go on with the same ones, or delete that folder"
@@ -230,7 +230,7 @@ def _manifest(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str
         request.mark.unlink()
         raise UserError(_nothing(counts, one))
     temporary.replace(folder / REJECTED)
-    digest = json.loads(request.mark.read_bytes())["digest"]
+    digest = json.loads(read_bytes(request.mark))["digest"]
     return Manifest(
         format=FORMAT,
         corpus=request.corpus,

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import IO
 
 from shards.errors import UserError
-from shards.files import write_atomic
+from shards.files import open_regular, read_text, write_atomic
 from shards.index import Index, index_tar, read_index, write_index
 from shards.manifest import ShardInfo
 from shards.redact import shown
@@ -252,7 +252,7 @@ def _is_sound(file: IO[bytes], path: Path, info: ShardInfo) -> bool:
         return False
     index = path.with_suffix(".idx")
     try:
-        tar_sum, index_sum = path.with_suffix(".sum").read_text().split()
+        tar_sum, index_sum = read_text(path.with_suffix(".sum")).split()
     except (OSError, ValueError):  # none, of an earlier version, or damaged: only the whole tar can tell
         digest = hashlib.sha256()
         while chunk := file.read(CHUNK):
@@ -278,7 +278,7 @@ def _write_sum(file: IO[bytes], path: Path) -> None:
 def _hold(path: Path) -> IO[bytes] | None:
     """A file, open with the shared lock; None where there is none."""
     try:
-        file = path.open("rb")
+        file = open_regular(path, "rb")
     except FileNotFoundError:
         return None
     fcntl.flock(file, fcntl.LOCK_SH)
@@ -326,7 +326,7 @@ def _lock(file: IO[bytes]) -> bool:
 def _remove(path: Path) -> bool:
     """Remove a file that nobody holds; whether it has gone."""
     try:
-        file = path.open("rb")
+        file = open_regular(path, "rb")
     except FileNotFoundError:
         return True
     with file:

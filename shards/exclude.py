@@ -17,7 +17,7 @@ import numpy as np
 from shards.duplicates import Gallery, check_distance
 from shards.encode import Unusable
 from shards.errors import UserError
-from shards.files import write_atomic
+from shards.files import read_bytes, regular_path, write_atomic
 from shards.fingerprint import FINGERPRINT, NEAR, VERSION, Fingerprints, fingerprint, fingerprint_shards
 from shards.manifest import NAME, Manifest, ShardInfo, read_manifest
 from shards.redact import shown
@@ -82,7 +82,7 @@ def prepare(exclude: Exclude, folder: Path, workers: int, progress: Callable[[st
         return None
     path = folder / "exclude.json"
     decides = exclude.decides()
-    if path.is_file() and json.loads(path.read_bytes())["decides"] == decides:  # written last
+    if path.is_file() and json.loads(read_bytes(path))["decides"] == decides:  # written last
         return path
     parts: list[Fingerprints] = []
     keys: list[str] = []
@@ -126,10 +126,9 @@ class Screen:
 
     def __init__(self, path: Path) -> None:
         try:
-            content = json.loads(path.read_bytes())
-            self._gallery = Gallery(
-                np.load(path.with_suffix(".npy"), allow_pickle=False), content["distance"], at_once=1
-            )
+            content = json.loads(read_bytes(path))
+            with regular_path(path.with_suffix(".npy")) as prints:
+                self._gallery = Gallery(np.load(prints, allow_pickle=False), content["distance"], at_once=1)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"cannot read {path}: {error}; delete it and run the same command again") from None
         self._keys: list[str] = content["keys"]

@@ -1,18 +1,77 @@
-"""Files that are there whole or not at all, and stay there when the power goes."""
+"""Files that are there whole or not at all, and stay there when the power goes; and which files are read at all."""
 
 import errno
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 CHUNK = 1 << 20
 NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # what file systems answer that cannot reserve space
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
+MOST = 1 << 32  # bytes of a file that is read as a whole
+KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+
+
+class RefusedFileError(OSError):
+    """A file that is not read: it is no regular file, or too large."""
+
+
+def open_regular(path: str | Path, mode: str = "r", **how: Any) -> IO[Any]:
+    """Open a regular file, or a link to one, for reading; `how` as for the built-in open.
+
+    A FIFO would make the reader wait for ever, a device may never end. The open file itself is asked what it is: a name
+    may mean another file a moment later.
+
+    Raises:
+        RefusedFileError: it is something else. OSError: as the built-in open.
+    """
+    return open(path, mode, opener=_open_regular, **how)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    try:
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        raise RefusedFileError(errno.EINVAL, "not a regular file but a socket or a device", path) from None
+    kind = stat.S_IFMT(os.fstat(handle).st_mode)
+    if kind in KINDS:  # of a folder Python itself tells
+        os.close(handle)
+        raise RefusedFileError(errno.EINVAL, f"not a regular file but {KINDS[kind]}", path)
+    return handle
+
+
+def read_bytes(path: Path, most: int = MOST) -> bytes:
+    """Read the whole of a regular file of at most `most` bytes. Raises like `open_regular`."""
+    with open_regular(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise RefusedFileError(errno.EINVAL, f"larger than {most} bytes", str(path))
+        return file.read() or b""  # None: a file of the kernel that has nothing yet
+
+
+def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """Read the whole of a regular file as text, with \\n for the ends of all lines. Raises like `open_regular`."""
+    text = read_bytes(path).decode(encoding, errors)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+@contextmanager
+def regular_path(path: Path) -> Iterator[Path]:
+    """A path to a regular file for libraries that open paths themselves: it leads to that very file, where it can.
+
+    Raises:
+        RefusedFileError, OSError: see `open_regular`.
+    """
+    with open_regular(path, "rb", buffering=0) as file:
+        same = Path(f"/proc/self/fd/{file.fileno()}")
+        yield same if same.exists() else path
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from shards.entry import Rejected
 from shards.errors import UserError
-from shards.files import write_atomic
+from shards.files import open_regular, write_atomic
 from shards.index import Index, index_tar, make_index, read_index, same, split_name, write_index
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
 from shards.names import is_plain
@@ -75,7 +75,7 @@ def examine(tar: Path) -> Found:
     keep = np.zeros(len(index), bool)
     rejected = [Rejected(f"{tar.name}: {key}", "outside", "a path that leaves the archive") for key in outside]
     top, numbered, labels = -1, True, bytearray()
-    with tar.open("rb") as file:
+    with open_regular(tar, "rb") as file:
 
         def read(offset: int, size: int) -> bytes:
             file.seek(offset)
@@ -211,7 +211,7 @@ def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, Found]:
         raise UserError(f"shards: {path} is there and says something else; give --overwrite to replace it")
     write_index(path, found.index)
     digest = hashlib.sha256()
-    with tar.open("rb") as file:
+    with open_regular(tar, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     # The samples are not needed any more, and would have to be sent from a process.

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
-from shards.files import write_atomic
+from shards.files import open_regular, read_bytes, write_atomic
 from shards.names import leads_outside
 from shards.tarred import BoundedTar
 
@@ -109,7 +109,7 @@ def index_tar(tar: Path, left_out: Callable[[str], object] | None = None) -> Ind
         UserError: missing, or not a tar; a member whose name leads out of the folder.
     """
     try:
-        with BoundedTar.open(tar, "r:") as archive:
+        with open_regular(tar, "rb") as file, BoundedTar.open(fileobj=file, mode="r:") as archive:
             return make_index(_inside(_files(archive), tar, left_out))
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"shards: cannot index {tar}: {error}") from None
@@ -139,7 +139,7 @@ def read_index(path: Path) -> Index:
         UserError: missing, another version, damaged.
     """
     try:
-        lines = path.read_bytes().decode("utf-8", "surrogateescape").split("\n")
+        lines = read_bytes(path).decode("utf-8", "surrogateescape").split("\n")
     except OSError as error:
         raise UserError(f"shards: cannot read index {path}: {error}") from None
     version, _, count = lines[0].partition(" ")

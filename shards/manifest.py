@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
-from shards.files import write_atomic
+from shards.files import read_bytes, write_atomic
 from shards.names import is_plain, is_split
 from shards.plain import parse_json
 from shards.redact import shown
@@ -103,7 +103,7 @@ def _read(folder: str | Path) -> tuple[str, bytes]:
     if not path.parent.is_dir():
         raise UserError(f"shards: {folder} is not a folder; make one with simfle shards build")
     try:
-        return str(path), path.read_bytes()
+        return str(path), read_bytes(path)
     except FileNotFoundError:
         raise UserError(f"shards: {folder} has no {NAME}; make shards with simfle shards build") from None
     except OSError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
-from shards.files import write_atomic
+from shards.files import read_bytes, write_atomic
 from shards.manifest import FORMAT, REJECTED, Manifest, read_manifest, write_manifest
 from shards.rules import composed, is_text, keyed_hash, marked_key
 from shards.samples import Sample, made_from, new_folder, read_samples, shard_index, write_split
@@ -201,7 +201,7 @@ def _renumbered(sample: Sample, numbers: dict[int, int], corpus: str, changed: C
 
 def _rejects(folder: Path) -> bytes:
     path = folder / REJECTED
-    return path.read_bytes() if path.exists() else b""
+    return read_bytes(path) if path.exists() else b""
 
 
 def _terms(manifests: Sequence[Manifest]) -> str:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shards.encode import Unusable, decode_rgb
 from shards.errors import UserError
-from shards.files import at_home
+from shards.files import at_home, open_regular
 from shards.foreign import image_of
 from shards.index import Index
 from shards.manifest import Manifest, read_manifest
@@ -131,7 +131,7 @@ class Shards(Sequence[Item]):
         tar = self.folder / info.file
         members = {}
         try:
-            with tar.open("rb") as file:
+            with open_regular(tar, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 for name, place in index.members(number).items():
                     if place.offset + place.size > size:  # before memory for so many bytes is reserved

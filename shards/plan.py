@@ -17,6 +17,7 @@ from typing import Any
 
 from shards.entry import Entry, Recipe, Rejected
 from shards.errors import UserError
+from shards.files import open_regular
 from shards.rules import Rules, archive_key, keyed_hash, label_order, marked_key, settle
 
 SCHEMA = """
@@ -133,7 +134,7 @@ def make_plan(
         base.executescript(REPEATS)
         _tell_apart(base)
         _cut(base, shard_samples)
-    with path.open("rb") as file:
+    with open_regular(path, "rb") as file:
         os.fsync(file.fileno())
     return digest.value()
 

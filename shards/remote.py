@@ -10,6 +10,7 @@ from typing import IO, Any, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from shards.errors import UserError
+from shards.files import RefusedFileError, open_regular
 from shards.redact import HTTP, shown, without_secrets
 from shards.web import chunks, open_web
 
@@ -72,6 +73,11 @@ def open_url(url: str) -> IO[bytes]:
     if _scheme(url) in HTTP:
         return open_web(url)
     system, path = _file_system(url)
+    if _scheme(url) == "file":
+        try:
+            return open_regular(path, "rb")
+        except RefusedFileError as error:  # not the network's fault: no use in further tries
+            raise UserError(f"{shown(url)}: {error.strerror}. Fix: name a regular file") from None
     return cast(IO[bytes], system.open(path, "rb"))
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
-from shards.files import sync_folder, write_atomic
+from shards.files import read_bytes, read_text, sync_folder, write_atomic
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
 from shards.names import is_plain
 from shards.plain import parse_object
@@ -92,7 +92,7 @@ def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = 
 def read_list(path: Path) -> list[str]:
     """Keys from a file: one a line, or JSON lines with a `key` (as find_duplicates writes them)."""
     try:
-        lines = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         return [str(parse_object(line)["key"]) if line.startswith("{") else line for line in lines]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--list {path}: {error!r}; give one key a line, or JSON lines with a key") from None
@@ -118,7 +118,7 @@ def recover(folder: Path) -> str:
 def _read_plan(path: Path) -> dict[str, list[str]]:
     """Read which files come and which go. Raises UserError where it names any that are not in the folder."""
     try:
-        plan = parse_object(path.read_bytes())
+        plan = parse_object(read_bytes(path))
         names = [plan["place"], plan["drop"]]
         if not all(isinstance(name, str) and is_plain(name) for each in names for name in each):
             raise ValueError("it names files of other folders")  # noqa: TRY301
@@ -197,7 +197,7 @@ def read_rejects(folder: Path) -> list[dict[str, Any]]:
 def _read_lines(path: Path, needed: dict[str, type]) -> list[dict[str, Any]]:
     """JSON lines that hold what is needed; [] if there is no such file. Raises UserError if one does not."""
     try:
-        found = [parse_object(line) for line in path.read_text().splitlines()]
+        found = [parse_object(line) for line in read_text(path).splitlines()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from shards.errors import UserError
-from shards.files import named, sync_folder
+from shards.files import named, open_regular, sync_folder
 from shards.foreign import describes
 from shards.index import Index, index_tar, read_index, write_index
 from shards.manifest import Manifest, ShardInfo, index_name
@@ -98,7 +98,7 @@ def read_samples(
     path = folder / info.file
     with ExitStack() as stack:
         try:
-            file = stack.enter_context(path.open("rb"))
+            file = stack.enter_context(open_regular(path, "rb"))
             size = os.fstat(file.fileno()).st_size
         except OSError as error:
             raise UserError(f"shards: cannot read {path}: {error}") from None

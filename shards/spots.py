@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from shards.files import read_bytes
+
 BLOCKS, BLOCK = 4, 4096  # blocks of a tar that are read, and their bytes
 
 
@@ -30,7 +32,7 @@ def tar_spots(descriptor: int, size: int) -> str:
 def index_spots(path: Path) -> str:
     """The digits of an index file, with or without a last line break; "" where there is none. Raises OSError."""
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
     except FileNotFoundError:
         return ""
     return hashlib.blake2b(content.rstrip(), digest_size=8).hexdigest()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.errors import UserError
-from shards.files import write_atomic
+from shards.files import open_regular, read_bytes, write_atomic
 from shards.manifest import NAME, REJECTED, Manifest, index_name, parse_manifest, read_manifest
 from shards.redact import shown
 from shards.remote import check_url, join, names_in, read_url, size_of, upload
@@ -54,7 +55,7 @@ class Upload:
         names = [name for file in hashes for name in (file, index_name(file))] + [REJECTED]
         self._refuse_others({*names, NAME})
         if self.record.exists():
-            self._done = json.loads(self.record.read_bytes())
+            self._done = json.loads(read_bytes(self.record))
 
         def one(name: str) -> None:
             self._put(name, hashes.get(name))
@@ -84,14 +85,16 @@ class Upload:
 
     def _put(self, name: str, sha256: str | None) -> None:
         path, url = self.folder / name, join(self.url, name)
-        known: list[int | str] = [path.stat().st_size, sha256 or hashlib.sha256(path.read_bytes()).hexdigest()]
+        with open_regular(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+        known: list[int | str] = [size, sha256 or hashlib.sha256(read_bytes(path)).hexdigest()]
         if self._done.get(name) == known and size_of(url) == known[0]:
             self.skipped += 1
             return
         upload(path, url)
-        size = size_of(url)
-        if size != known[0]:
-            raise UserError(f"{shown(url)} has {size} bytes after its upload instead of {known[0]}; upload it again")
+        there = size_of(url)
+        if there != known[0]:
+            raise UserError(f"{shown(url)} has {there} bytes after its upload instead of {known[0]}; upload it again")
         with self._lock:
             self._done[name] = known
             write_atomic(self.record, json.dumps(self._done).encode())

@@ -20,6 +20,7 @@ from shards import foreign
 from shards.encode import FORMATS, Unusable, check_cost
 from shards.entry import REASONS
 from shards.errors import UserError
+from shards.files import open_regular
 from shards.index import Index, index_tar, read_index, same
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest
 from shards.plain import parse_json, parse_object
@@ -148,7 +149,7 @@ def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode:
 
 def _hash(path: Path) -> tuple[int, str]:
     digest, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
+    with open_regular(path, "rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             size += len(chunk)
@@ -159,7 +160,7 @@ def _check_samples(
     path: Path, index: Index, labels: tuple[str, ...], decode: float, ours: bool, checked: Checked
 ) -> None:
     groups = []
-    with path.open("rb") as file:
+    with open_regular(path, "rb") as file:
         for sample, key in enumerate(index.keys):
             places = index.members(sample)
             members = {name: read_at(file, path, item.offset, item.size) for name, item in places.items()}
@@ -244,7 +245,7 @@ def _divided(groups: dict[str, NDArray[np.uint64]]) -> list[str]:
 def _rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
     counts: Counter[str] = Counter()
     try:
-        with (folder / REJECTED).open() as lines:
+        with open_regular(folder / REJECTED) as lines:
             counts.update(str(parse_object(line)["reason"]) for line in lines)
     except (OSError, ValueError, KeyError) as error:
         yield f"{REJECTED}: cannot be read ({error})"

@@ -8,6 +8,7 @@ go on with another one.
 import dataclasses
 import difflib
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from simfle.errors import UserError
-from simfle.layers import check_keys, check_yaml, complete, fields, flatten, typed, unfit
+from simfle.layers import check_keys, complete, fields, flatten, read_yaml, typed, unfit
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -214,8 +215,7 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
     try:
         if file is not None:
             file = packaged(file)
-            check_yaml(file)
-            layers.append((str(file), OmegaConf.load(file)))
+            layers.append((str(file), OmegaConf.load(io.StringIO(read_yaml(file)))))
     except FileNotFoundError:
         raise UserError(_missing(file)) from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
@@ -246,8 +246,7 @@ def read_plain(file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        check_yaml(file)
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+        found = yaml.safe_load(read_yaml(file))
         json.dumps(found)  # no dates, no sets, nothing that holds itself
     except FileNotFoundError:
         raise UserError(f"config: {file} does not exist") from None

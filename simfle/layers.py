@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
-from shards.files import at_home
+from shards.files import at_home, read_text
 from simfle.errors import UserError
 
 # YAML takes 12:00:00 for 43200, but 0:15:00 for text
@@ -100,14 +100,19 @@ def _check_references(key: str, value: Any, place: str) -> None:
         )
 
 
-def check_yaml(file: Path) -> None:
-    """Refuse what expands or nests without end: a configuration needs neither. Raises UserError, YAMLError, OSError."""
+def read_yaml(file: Path) -> str:
+    """Read the text of a YAML file; refuse what expands or nests without end: a configuration needs neither.
+
+    Raises:
+        UserError, YAMLError, OSError.
+    """
     import yaml
 
     if file.stat().st_size > MOST_YAML:
         raise UserError(f"config: {file} has more than {MOST_YAML} bytes; that is no configuration")
+    text = read_text(file)
     depth = 0
-    for event in yaml.parse(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
             raise UserError(f"config: {file} uses the YAML alias *{event.anchor}; refer to a key, as ${{train.seed}}")
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and BASE_60.fullmatch(event.value):
@@ -115,6 +120,7 @@ def check_yaml(file: Path) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST_YAML:
             raise UserError(f"config: {file} is nested more than {DEEPEST_YAML} deep; that is no configuration")
+    return text
 
 
 def typed(overrides: Sequence[str]) -> Any:

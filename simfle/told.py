@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from shards.files import read_bytes
 from shards.plain import parse_object, whole_lines
 
 MOST = 1e100  # beyond it sums and axes overflow
@@ -30,7 +31,7 @@ def step_of(path: Path) -> int | None:
 def steps_of(run: Path) -> int:
     """How many steps a run is to have, as its run.json tells; 0 where there is no such file, or half of it."""
     try:
-        found = parse_object((run / "run.json").read_bytes()).get("steps")
+        found = parse_object(read_bytes(run / "run.json")).get("steps")
     except (OSError, ValueError):
         return 0
     return found if isinstance(found, int) and is_count(found) else 0

@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.files import read_text
 from shards.sources.folder import EXTENSIONS
 from shards.sources.known import Known, option
 from shards.sources.layout import find, names, need, numbers, points
@@ -85,14 +86,14 @@ def _emotion(folder: Path) -> str | None:
     found = [name for name in names(folder) if name.endswith("_emotion.txt")] if folder.is_dir() else []
     if not found:
         return None
-    text = (folder / found[-1]).read_text("utf-8", "replace").strip()
+    text = read_text(folder / found[-1], "utf-8", "replace").strip()
     value = numbers(text, 1)
     return str(int(value[0])) if value and value[0].is_integer() else text
 
 
 def _landmarks(file: Path) -> tuple[tuple[float, float], ...] | None:
     try:
-        values = numbers(file.read_text("utf-8", "replace"), 2 * 68)
+        values = numbers(read_text(file, "utf-8", "replace"), 2 * 68)
     except OSError:
         return None
     return points(values) if values else None

@@ -12,6 +12,7 @@ from typing import Any
 
 from shards.entry import Entry, Recipe, Rejected
 from shards.errors import UserError
+from shards.files import regular_path
 from shards.sources.known import Known
 from shards.sources.layout import box, find, need
 
@@ -45,7 +46,7 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
 
     mark = SPLITS[split][1]
     try:
-        with h5py.File(file, "r") as data:
+        with regular_path(file) as path, h5py.File(path, "r") as data:
             cells, marks, boxes = (_own(data, f"{field}{mark}") for field in ("Is", "phis", "bboxes"))
             count = cells.size
             marks = _table(np.asarray(marks), 3 * LANDMARKS, count)
@@ -109,7 +110,7 @@ def read_image(file: Path, field: str, number: int) -> bytes:
 
     from shards.encode import Unusable
 
-    with h5py.File(file, "r") as data:
+    with regular_path(file) as path, h5py.File(path, "r") as data:
         try:
             pixels = np.asarray(_own(data, _own(data, field)[()].ravel()[number])).T  # [H, W] or [H, W, 3]
         except Exception as error:  # as above

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.files import open_regular
 from shards.sources.known import Known
 from shards.sources.layout import TEXT, find, need
 
@@ -80,7 +81,7 @@ def find_list(root: Path) -> Path:
 def read_rows(file: Path) -> Iterator[Row]:
     """The rows of a list; icml_face_data.csv has spaces in its column names."""
     try:
-        with file.open(newline="", **TEXT) as text:  # type: ignore[call-overload]
+        with open_regular(file, newline="", **TEXT) as text:
             rows = csv.reader(text)
             titles = [name.strip().lower() for name in next(rows, [])]
             if "pixels" not in titles:

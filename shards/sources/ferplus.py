@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.files import open_regular
 from shards.sources.fer2013 import FULL, SPLITS, entry, read_rows
 from shards.sources.known import Known, check_options, option
 from shards.sources.layout import TEXT, need
@@ -91,7 +92,7 @@ def majority(counts: tuple[int, ...]) -> str:
 def read_votes(file: Path) -> Iterator[tuple[str, tuple[int, ...] | None]]:
     """Usage and votes in the order of VOTES, None where they are damaged, row by row."""
     try:
-        with file.open(newline="", **TEXT) as text:  # type: ignore[call-overload]
+        with open_regular(file, newline="", **TEXT) as text:
             rows = csv.reader(text)
             titles = [name.strip().lower() for name in next(rows, [])]
             absent = [name for name in ("usage", *VOTES) if name not in titles]

@@ -13,6 +13,7 @@ from typing import Any
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.files import open_regular
 from shards.sources.folder import EXTENSIONS, walk
 from shards.sources.known import Known, option
 from shards.sources.layout import TEXT, content, find, inside, need
@@ -92,7 +93,7 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
     Raises:
         UserError: it is damaged or ends early.
     """
-    with file.open(**TEXT) as text:  # type: ignore[call-overload]
+    with open_regular(file, **TEXT) as text:
         buffer, place = text.read(CHUNK), 0
         if not buffer.lstrip().startswith("{"):
             raise UserError(f"ffhq: {file} does not begin with an object; take it as delivered")

@@ -12,6 +12,7 @@ from typing import Any
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.files import regular_path
 from shards.plain import parse_json
 from shards.rules import TEST, TRAIN, VAL, normal_label, normal_split
 from shards.sources.folder import walk
@@ -116,7 +117,7 @@ class HuggingFace:
         try:
             columns = self._columns(file)
             wanted = {columns.image, columns.label, self.group_column, *columns.others} - {""}
-            with ParquetFile(file, buffer_size=1 << 20) as table:
+            with regular_path(file) as path, ParquetFile(path, buffer_size=1 << 20) as table:
                 for batch in table.iter_batches(ROWS, columns=sorted(wanted), use_threads=False):
                     for row in batch.to_pylist():
                         yield self._entry(name, number, split, columns, row)

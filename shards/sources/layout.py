@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from shards.errors import UserError
+from shards.files import open_regular
 
 # Lists of file names are bytes to us: what is no UTF-8 comes back out as it went in.
 TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
@@ -60,7 +61,7 @@ def inside(name: str) -> str | None:
 
 def lines(file: Path) -> Iterator[tuple[int, str]]:
     """Line number (from 1) and text of the lines that are not blank."""
-    with file.open(**TEXT) as text:  # type: ignore[call-overload]
+    with open_regular(file, **TEXT) as text:
         for number, line in enumerate(text, 1):
             if line.strip():
                 yield number, line.strip()

@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.files import read_bytes
+
 MOST = 32 << 20  # bytes of a file, and of a variable once it is unpacked; AFLW-19's come to 15 MB, by their shapes
 MOST_NUMBERS = 1 << 22  # of a variable: bytes in a file may stand for numbers of eight; AFLW-19 has 0.9 million
 _HEADER = 128
@@ -35,7 +37,7 @@ def read_variables(
     """
     if file.stat().st_size > MOST:
         raise ValueError(f"it is larger than {MOST >> 20} MiB")
-    data = file.read_bytes()
+    data = read_bytes(file)
     if data[124:_HEADER] != b"\x00\x01IM":
         raise ValueError("it is no file of MATLAB 5 (little-endian)")
     arrays: dict[str, NDArray[np.generic]] = {}

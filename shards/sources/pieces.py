@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from shards.files import open_regular
+
 
 def read(file: Path, offset: int, size: int) -> bytes:
     """`size` bytes from `offset` on.
@@ -15,7 +17,7 @@ def read(file: Path, offset: int, size: int) -> bytes:
         raise Unusable("too_large", "more than 1 GiB")
     if not 0 <= offset < 1 << 63:  # of a damaged directory
         raise Unusable("truncated", f"{file.name} has no byte {offset}")
-    with file.open("rb", buffering=0) as data:
+    with open_regular(file, "rb", buffering=0) as data:
         data.seek(offset)
         found = data.read(size)
     if len(found) < size:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.files import open_regular, read_text
 from shards.sources.known import Known, check_options, option
 from shards.sources.layout import TEXT, box, find, inside, lines, names, need, numbers, points
 
@@ -131,7 +132,7 @@ def _labels(file: Path) -> dict[str, str]:
     if not file.is_file():
         return {}
     try:
-        with file.open(newline="", **TEXT) as text:  # type: ignore[call-overload]
+        with open_regular(file, newline="", **TEXT) as text:
             rows = csv.DictReader(text)
             if not {"image", "label"} <= set(rows.fieldnames or ()):
                 raise UserError(f"rafdb: {file} lacks the columns image, label (columns: {rows.fieldnames})")
@@ -143,7 +144,7 @@ def _labels(file: Path) -> dict[str, str]:
 def _attributes(file: Path) -> tuple[tuple[tuple[float, float], ...] | None, dict[str, str]]:
     """Five landmarks and, by name, gender, race and age group: five lines x y, then a number each."""
     try:
-        text = file.read_text("utf-8", "replace")
+        text = read_text(file, "utf-8", "replace")
     except OSError:
         return None, {}
     values = numbers(text, 13)
@@ -156,7 +157,7 @@ def _attributes(file: Path) -> tuple[tuple[tuple[float, float], ...] | None, dic
 
 def _box(file: Path) -> tuple[float, float, float, float] | None:
     try:
-        values = numbers(file.read_text("utf-8", "replace"), 4)
+        values = numbers(read_text(file, "utf-8", "replace"), 4)
     except OSError:
         return None
     return box(values[0], values[1], values[2] - values[0], values[3] - values[1]) if values else None

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from shards.entry import Entry, Recipe, Rejected
 from shards.errors import UserError
+from shards.files import open_regular, read_text
 from shards.rules import TEST, TRAIN, VAL, normal_split
 from shards.sources.known import Known, option
 from shards.sources.layout import content, lines, names
@@ -58,7 +59,7 @@ class RecordIO:
             UserError: no .rec file, or one that is none.
         """
         for pack in self._packs():
-            with pack.open("rb", buffering=0) as data:
+            with open_regular(pack, "rb", buffering=0) as data:
                 yield from self._pack(pack.absolute(), data.fileno())
 
     def _packs(self) -> list[Path]:
@@ -196,7 +197,7 @@ def read_image(file: Path, offset: int) -> bytes:
     """
     from shards.encode import Unusable
 
-    with file.open("rb", buffering=0) as data:
+    with open_regular(file, "rb", buffering=0) as data:
         try:
             image = read_record(data.fileno(), offset).image
             *parts, _ = _parts(data.fileno(), offset)
@@ -209,7 +210,7 @@ def read_image(file: Path, offset: int) -> bytes:
 def expected(source: RecordIO) -> dict[str, dict[str, int]]:
     """By the number of people in `property`, for the packs whose count is published."""
     file = (source.root if source.root.is_dir() else source.root.parent) / "property"
-    people = file.read_text(errors="replace").partition(",")[0].strip() if file.is_file() else ""
+    people = read_text(file, errors="replace").partition(",")[0].strip() if file.is_file() else ""
     count = IMAGES.get(int(people)) if people.isdecimal() else None
     return {"train": {"": count}} if count else {}
 

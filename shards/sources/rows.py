@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
+from shards.files import open_regular, regular_path
 from shards.plain import parse_json
 
 KINDS = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
@@ -33,7 +34,7 @@ def columns_of(file: Path) -> list[str]:
     kind = kind_of(file)
     if kind == "parquet":
         return list(_parquet(file).schema_arrow.names)
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    with open_regular(file, encoding="utf-8-sig", newline="") as lines:
         if kind == "jsonl":
             if lines.read(4096).lstrip().startswith("["):
                 raise UserError(f"jsonl: {file} is one array; write one object a line, for example with jq -c '.[]'")
@@ -53,7 +54,7 @@ def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[
     if kind == "parquet":
         yield from _parquet_rows(file, columns, FEW if images else MANY)
         return
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    with open_regular(file, encoding="utf-8-sig", newline="") as lines:
         if kind == "jsonl":
             for number, line in enumerate(lines, 1):
                 if line.strip():
@@ -113,7 +114,8 @@ def _parquet(file: Path) -> Any:
     from pyarrow.parquet import ParquetFile
 
     try:
-        return ParquetFile(file, buffer_size=1 << 20)
+        with regular_path(file) as path:
+            return ParquetFile(path, buffer_size=1 << 20)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"parquet: {file} cannot be read as Parquet: {error}") from None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from shards.entry import Recipe, Rejected
+from shards.files import open_regular
 from shards.tarred import BoundedTar, TooLargeHeader
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -61,7 +62,7 @@ def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[Membe
         empty = file.stat().st_size == 0
         yield Rejected("", "empty" if empty else "unreadable", "" if empty else "not a tar, compressed or not")
         return
-    with BoundedTar.open(file, "r:" if plain else "r:*") as archive:
+    with open_regular(file, "rb") as data, BoundedTar.open(fileobj=data, mode="r:" if plain else "r:*") as archive:
         yield from _members(archive, file, None if plain else wanted)
 
 
@@ -74,7 +75,8 @@ def stem(name: str) -> str:
 def _opens(file: Path, mode: Literal["r:", "r:*"]) -> bool:
     """Whether its first header can be read."""
     try:
-        BoundedTar.open(file, mode).close()
+        with open_regular(file, "rb") as data:
+            BoundedTar.open(fileobj=data, mode=mode).close()
     except TooLargeHeader:
         raise
     except DAMAGE:
@@ -98,7 +100,7 @@ def _members(archive: tarfile.TarFile, file: Path, wanted: Callable[[str], bool]
         yield Rejected("", reason, f"{error}; what follows is lost")
         return
     if wanted is None:
-        with file.open("rb", buffering=0) as data:
+        with open_regular(file, "rb", buffering=0) as data:
             data.seek(archive.offset)
             block = data.read(tarfile.BLOCKSIZE)
             if block.strip(b"\0"):  # no header, and not the zeros of the end either

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.files import open_regular
 from shards.sources.folder import EXTENSIONS
 from shards.sources.known import Known
 from shards.sources.layout import TEXT, box, content, find, inside, names, need, numbers, points
@@ -34,7 +35,7 @@ class Blocks:
         """The lines about a person, by the name of the image."""
         found = {}
         if self.file is not None and person in self.runs:
-            with self.file.open("rb") as data:
+            with open_regular(self.file, "rb") as data:
                 for offset, first, count in self.runs[person]:
                     data.seek(offset)
                     for number in range(first, first + count):
@@ -97,7 +98,7 @@ class VGGFace2:
         runs: dict[str, list[tuple[int, int, int]]] = {}
         if file is None:
             return Blocks(None, runs)
-        with file.open("rb") as data:
+        with open_regular(file, "rb") as data:
             first = data.readline()
             if first.decode(errors="replace").replace('"', "").replace(" ", "").strip("\ufeff\r\n") != header:
                 raise UserError(f"vggface2: the first line of {file} is not {header}; take it as delivered")
@@ -122,7 +123,7 @@ class VGGFace2:
         if file is None:
             return {}
         try:
-            with file.open(**TEXT, newline="") as text:  # type: ignore[call-overload]
+            with open_regular(file, **TEXT, newline="") as text:
                 rows = csv.reader(text, skipinitialspace=True)
                 return {row[0]: row[-1].strip() for row in rows if len(row) > 1 and row[-1].strip() in ("f", "m")}
         except csv.Error as error:

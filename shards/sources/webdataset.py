@@ -13,6 +13,7 @@ from typing import Any
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.files import read_bytes
 from shards.foreign import split_of
 from shards.plain import parse_json
 from shards.sources.folder import EXTENSIONS, walk
@@ -187,7 +188,7 @@ def _text(members: dict[str, Member], extension: str) -> str | None:
 def _stats(file: Path) -> dict[str, int] | None:
     """How many downloads were tried and came; None if there is no such file, or another one."""
     try:
-        found = parse_json(file.read_bytes())
+        found = parse_json(read_bytes(file))
         return {name: int(found[name]) for name in ("count", "successes")}
     except (OSError, ValueError, KeyError, TypeError):
         return None

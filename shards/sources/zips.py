@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from shards.entry import Recipe, Rejected
+from shards.files import open_regular
 from shards.sources.tars import MOST_PACKED, TOO_LARGE, Member
 
 END = struct.Struct("<4s4H2LH")
@@ -57,7 +58,7 @@ def read_zip(file: Path) -> Iterator[Member | Rejected]:
     Raises:
         OSError: it cannot be read at all.
     """
-    with file.open("rb") as data:
+    with open_regular(file, "rb") as data:
         try:
             for item in _listed(data, _directory(data)):
                 if not item.name.endswith("/"):

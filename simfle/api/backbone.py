@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from shards.files import at_home
+from shards.files import at_home, read_bytes
 from simfle.errors import UserError
 from simfle.eval.backbones import CARD, Card, read_card
 from simfle.eval.export import newest_checkpoint
@@ -153,7 +153,7 @@ def read_image(file: Path) -> "NDArray[np.uint8]":
     from shards.encode import Unusable, decode_rgb
 
     try:
-        return decode_rgb(file.read_bytes())
+        return decode_rgb(read_bytes(file))
     except OSError as error:
         raise UserError(f"{file} cannot be read: {error.strerror}") from None
     except Unusable as error:

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from shards.files import RefusedFileError
 from simfle.errors import AgreedError, PeersMissing, UserError
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full or read-only: no bug of ours in any command
@@ -54,7 +55,7 @@ def run(app: typer.Typer) -> None:
         sys.exit(1)
     except OSError as error:
         place = error.filename2 or error.filename  # of a rename what was to be
-        if error.errno in PLACE and place:
+        if (error.errno in PLACE or isinstance(error, RefusedFileError)) and place:
             typer.echo(f"error: {place}: {error.strerror}; name another place, or mend this one", err=True)
             sys.exit(1)
         if error.errno not in DISK:

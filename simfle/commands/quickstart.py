@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from shards.files import read_text
 from simfle.commands.app import command
 from simfle.config import CONFIGS
 from simfle.errors import UserError
@@ -107,7 +108,7 @@ def _open(out: Path, data: Path | None) -> Record:
         raise UserError(f"--data: {data} is not a folder; name a folder of face images")
     if file.is_file():
         try:
-            found = json.loads(file.read_text())
+            found = json.loads(read_text(file))
             record = Record(file, found["data"], found["stages"])
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"--out: {file} is damaged; remove {out} or name another folder") from None

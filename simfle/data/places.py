@@ -9,6 +9,7 @@ from typing import IO, Protocol
 
 from shards import foreign
 from shards.cache import GB, PATIENCE, Cache, cost, default_folder
+from shards.files import open_regular
 from shards.index import Index, index_tar, read_index
 from shards.manifest import Manifest, ShardInfo, index_name, read_manifest
 from shards.redact import shown
@@ -84,7 +85,7 @@ class Folder:
             _check_size(self.where(shard), sizes[shard.file], shard)
 
     def open(self, shard: ShardInfo) -> IO[bytes]:
-        file = self.where(shard).open("rb")
+        file = open_regular(self.where(shard), "rb")
         _check_size(self.where(shard), os.fstat(file.fileno()).st_size, shard)
         return file
 

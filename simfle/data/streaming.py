@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from shards.files import open_regular
 from shards.foreign import image_of, split_of, tars_in
 from shards.index import split_name
 from shards.manifest import NAME, read_manifest
@@ -201,7 +202,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
 
 
 def _open_tar(url: str) -> IO[bytes]:
-    return open_url(url) if is_url(url) else Path(url).open("rb")
+    return open_url(url) if is_url(url) else open_regular(Path(url), "rb")
 
 
 def expand(places: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+from shards.files import open_regular
 from simfle.doctor.findings import Finding, broken, note, ok
 
 NEEDED = ("torchvision", "timm", "deepspeed", "accelerate", "omegaconf", "safetensors", "submitit", "webdataset")
@@ -190,7 +191,7 @@ def measure_disk(folder: Path) -> tuple[float, float, float]:
 
 def read_rate(file: Path) -> float:
     """Bytes/s, after asking the system to forget the file. Raises OSError."""
-    with file.open("rb", buffering=0) as stream:
+    with open_regular(file, "rb", buffering=0) as stream:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         began = time.perf_counter()
         size = sum(iter(lambda: len(stream.read(1 << 20)), 0))

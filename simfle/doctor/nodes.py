@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.files import read_text
 from simfle.doctor.checks import MOST_SKEW, measure_disk, read_rate
 from simfle.doctor.findings import Finding, broken, note, ok
 from simfle.errors import UserError
@@ -74,7 +75,7 @@ def wait(job: Path, number: str, seconds: float) -> dict[str, Any]:
                 f"scancel {number} ends it; the result will be {job / RESULT}"
             )
         time.sleep(0.5)
-    found = json.loads((job / RESULT).read_text())
+    found = json.loads(read_text(job / RESULT))
     return dict(found)
 
 
@@ -90,7 +91,7 @@ def node_task(folder: str) -> None:
 
     job, place = Path(folder), find_place()
     cluster = load(ClusterConfig, job / "cluster.yaml")
-    network = float(yaml.safe_load((job / "config.yaml").read_text())["network"])
+    network = float(yaml.safe_load(read_text(job / "config.yaml"))["network"])
     join(place, cluster)
     cuda = cluster.gpus_per_node > 0
     if cuda and not torch.cuda.is_available():
@@ -232,7 +233,7 @@ def _shared_disk(job: Path, rank: int, size: int) -> tuple[float, float, float]:
 
 
 def _last_line(job: Path) -> str:
-    texts = [file.read_text(errors="replace") for file in sorted(job.glob("*_log.out"))]
+    texts = [read_text(file, errors="replace") for file in sorted(job.glob("*_log.out"))]
     lines = [line for text in texts for line in text.splitlines() if line.strip()]
     wrong = [line for line in lines if "rror" in line]
     return (wrong or lines or ["no word in its logs"])[-1]

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from shards.files import read_bytes
 from shards.plain import parse_json
 from simfle.errors import UserError
 from simfle.models.backbone import build_backbone
@@ -90,7 +91,7 @@ def load_backbone(path: Path) -> Backbone:
     weights = find_weights(path)
     card = read_card(weights.with_name(CARD))
     try:
-        content = weights.read_bytes()
+        content = read_bytes(weights)
         tensors = load(content)
     except (SafetensorError, OSError) as error:
         raise UserError(f"backbone: {weights} is not a readable safetensors file ({error}); export it again") from None
@@ -168,7 +169,7 @@ def calibrate(backbone: Backbone, batches: Any) -> None:
 def read_card(path: Path) -> Card:
     """Read backbone.json. Raises UserError: missing, another format version, damaged."""
     try:
-        content = parse_json(path.read_bytes())
+        content = parse_json(read_bytes(path))
     except FileNotFoundError:
         raise UserError(f"backbone: {path} does not exist; make it with simfle export RUN") from None
     except (ValueError, OSError) as error:

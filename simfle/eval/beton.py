@@ -8,6 +8,7 @@ NAME.beton.json, written last, which says of which samples it is. FFCV is option
 import importlib
 import json
 import logging
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from shards.files import replacing, write_atomic
+from shards.files import open_regular, read_bytes, replacing, write_atomic
 from shards.plain import build
 from simfle.data.jpeg import size
 from simfle.errors import UserError
@@ -163,8 +164,9 @@ def find_betons(places: Sequence[str | Path]) -> dict[str, Path]:
 
 def _read_about(beton: Path) -> About:
     try:
-        about = build(About, about_file(beton).read_bytes())
-        actual = beton.stat().st_size
+        about = build(About, read_bytes(about_file(beton)))
+        with open_regular(beton, "rb") as file:
+            actual = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise UserError(f"betons: {error.filename}: {error.strerror}; make it with simfle shards beton") from None
     except ValueError as error:

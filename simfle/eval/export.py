@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from shards.files import write_atomic
+from shards.files import regular_path, write_atomic
 from simfle import told
 from simfle.config import read_plain
 from simfle.errors import UserError
@@ -124,7 +124,7 @@ def _backbones(folder: Path) -> dict[str, dict[str, Tensor]]:
     """Of each network its backbone's tensors, under timm's names; none of a network that the method does not have."""
     path = folder / "model.safetensors"
     try:
-        with safe_open(path, "pt") as file:
+        with regular_path(path) as same, safe_open(same, "pt") as file:
             return {network: _below(f"{network}.backbone.", file) for network in NETWORKS}
     except (SafetensorError, OSError) as error:
         raise UserError(f"export: cannot read {path}: {error}") from None

@@ -7,7 +7,7 @@ from typing import Any
 import timm
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from shards.files import write_atomic
+from shards.files import read_bytes, read_text, write_atomic
 from shards.manifest import Manifest, read_manifest
 from shards.plain import parse_object
 from simfle import told
@@ -97,12 +97,12 @@ def _config(run: Path) -> tuple[str, dict[str, Any]]:
         config["model"]["method"], config["data"]["shards"], config["data"]["splits"]
     except (KeyError, TypeError) as error:
         raise UserError(f"export: {path} is damaged ({error!r})") from None
-    return path.read_text(encoding="utf-8"), config
+    return read_text(path, encoding="utf-8"), config
 
 
 def _versions(path: Path) -> dict[str, Any]:
     try:
-        return parse_object(path.read_bytes())
+        return parse_object(read_bytes(path))
     except (OSError, ValueError):
         return {"versions": "unknown"}
 
@@ -133,5 +133,5 @@ def _rows(results: list[Result], sha256: str) -> list[dict[str, Any]]:
 
 def _last(path: Path) -> dict[str, Any] | None:
     """The newest line of metrics that tells the images seen."""
-    lines = told.metrics(path.read_bytes()) if path.is_file() else []
+    lines = told.metrics(read_bytes(path)) if path.is_file() else []
     return next((line for line in reversed(lines) if "samples" in line), None)

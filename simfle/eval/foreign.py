@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from shards.files import regular_path
 from simfle.errors import UserError
 from simfle.eval.backbones import Backbone, Card, build_network, describe_difference, frozen, load_backbone
 
@@ -156,12 +157,13 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(f"backbone: {path} does not exist")
     if path.suffix == ".safetensors":
         try:
-            return load_file(path)
+            with regular_path(path) as same:
+                return load_file(same)
         except (SafetensorError, OSError) as error:
             raise UserError(f"backbone: {path} is not a readable safetensors file ({error})") from None
     try:
-        with torch.serialization.safe_globals(HARMLESS):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(HARMLESS), regular_path(path) as same:
+            content = torch.load(same, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"it asks for {found.group(1)}" if found else "it is damaged"

@@ -23,7 +23,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from shards.files import CHUNK, allocate, replacing, write_atomic
+from shards.files import CHUNK, allocate, open_regular, read_bytes, replacing, write_atomic
 from shards.plain import build
 from simfle.errors import UserError
 
@@ -123,7 +123,7 @@ def _writing(path: Path) -> Iterator[None]:
 def _open(path: Path, shape: tuple[int | None, ...], dtype: np.dtype) -> Rows | None:
     """The array, None where it is not there or damaged, which is said."""
     try:
-        file = path.open("rb")
+        file = open_regular(path, "rb")
     except FileNotFoundError:
         return None
     try:
@@ -137,7 +137,7 @@ def _open(path: Path, shape: tuple[int | None, ...], dtype: np.dtype) -> Rows | 
 
 def _verify(path: Path, file: IO[bytes], shape: tuple[int | None, ...], dtype: np.dtype) -> Rows:
     try:
-        about = build(About, path.with_suffix(".json").read_bytes())
+        about = build(About, read_bytes(path.with_suffix(".json")))
     except FileNotFoundError:
         raise ValueError("it has no .json beside it that says what it holds") from None
     facts = os.fstat(file.fileno())

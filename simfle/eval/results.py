@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.files import write_atomic
+from shards.files import read_bytes, write_atomic
 from shards.plain import parse_object
 from shards.redact import redacted
 from simfle.errors import UserError
@@ -143,7 +143,7 @@ def _checksum(content: dict[str, Any]) -> str:
 def read_result(path: Path) -> Result:
     """Read one file. Raises UserError: missing, another format version, damaged."""
     try:
-        content = parse_object(path.read_bytes())
+        content = parse_object(read_bytes(path))
         if content.get("format") != FORMAT:
             raise UserError(
                 f"results: {path} has format {content.get('format')}, this program reads {FORMAT}; remove it and "

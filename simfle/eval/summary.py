@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from shards.files import write_atomic
+from shards.files import read_bytes, write_atomic
 from shards.plain import parse_object
 from simfle.errors import UserError
 from simfle.eval import shown
@@ -196,7 +196,7 @@ def write_summary(path: Path, summary: Summary) -> None:
 def read_summary(path: Path) -> dict[str, Any]:
     """Read a summary as plain values. Raises UserError: missing, another format version, damaged."""
     try:
-        content = parse_object(path.read_bytes())
+        content = parse_object(read_bytes(path))
     except FileNotFoundError:
         raise UserError(f"results: {path} does not exist; make it with simfle evaluate") from None
     except (ValueError, OSError) as error:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.files import open_regular
 from simfle.errors import UserError
 from simfle.eval.backbones import CARD, Backbone, Card, find_weights, read_card
 from simfle.eval.benchmarks import Benchmark, open_benchmark, own_benchmark
@@ -110,7 +111,7 @@ def identify(source: str) -> Known:
         return Known(backbone.card, tensors_digest(backbone), backbone.file)
     file = find_weights(Path(source))
     card = read_card(file.with_name(CARD))
-    with file.open("rb") as content:
+    with open_regular(file, "rb") as content:
         return Known(card, _sha256(content), file)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.files import read_bytes
 from simfle.errors import UserError
 
 MEASURED, PUBLISHED, ASSUMED = "measured here", "published", "assumed"
@@ -97,7 +98,7 @@ def load_constants(files: Sequence[Path]) -> Constants:
     figures = dict(FIGURES)
     for file in files:
         try:
-            found = json.loads(file.read_bytes())
+            found = json.loads(read_bytes(file))
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"--constants {file}: cannot be read as JSON: {error}") from None
         values = found.get("constants", found) if isinstance(found, dict) else None

@@ -18,6 +18,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from shards.files import regular_path
 from simfle.batch import Batch
 from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
@@ -57,7 +58,8 @@ def _load(run: Path) -> tuple[Method, PretrainConfig]:
 def _fill(method: Method, path: Path) -> None:
     """Give the method the weights of a checkpoint. Raises UserError: damaged, or of another method."""
     try:
-        unknown = method.load_state_dict(load_file(path), strict=False)
+        with regular_path(path) as same:
+            unknown = method.load_state_dict(load_file(same), strict=False)
     except (SafetensorError, OSError, RuntimeError) as error:
         raise UserError(f"report: {path} cannot be loaded ({str(error).splitlines()[0]})") from None
     lacking = set(unknown.missing_keys) & {name for name, _ in method.named_parameters()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.files import read_bytes, read_text
 from shards.plain import parse_object
 from simfle import told
 from simfle.config import read_plain
@@ -81,7 +82,7 @@ def _read_run(folder: Path) -> Run:
         folder=folder,
         name=folder.resolve().name,
         config=config,
-        config_text=path.read_text(encoding="utf-8"),
+        config_text=read_text(path, encoding="utf-8"),
         versions=_versions(folder / "versions.json"),
         curves=_losses(lines),
         speed=[curve for name in ("images_per_second", "data_wait") if (curve := _curve(name, lines)).values],
@@ -92,7 +93,7 @@ def _read_run(folder: Path) -> Run:
 
 def _versions(path: Path) -> dict[str, Any]:
     try:
-        return parse_object(path.read_bytes()) if path.is_file() else {}
+        return parse_object(read_bytes(path)) if path.is_file() else {}
     except ValueError as error:
         raise UserError(f"report: {path} is damaged ({error}); remove it") from None
 
@@ -148,7 +149,7 @@ def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl; one that a crash cut short is passed over."""
-    lines = told.metrics(path.read_bytes()) if path.is_file() else []
+    lines = told.metrics(read_bytes(path)) if path.is_file() else []
     if not lines:
         raise UserError(f"report: {path} holds no metrics yet; let the run reach train.log_every steps")
     return lines

@@ -11,7 +11,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from shards.files import write_atomic
+from shards.files import read_bytes, write_atomic
 from simfle.errors import UserError
 from simfle.report import charts
 from simfle.report.gather import Run, differing, read_runs, results_of
@@ -137,7 +137,7 @@ def render(content: Content) -> str:
         "score": lambda value, metric: "-" if value is None else show(value, metric),
         "interval": show_interval,
         "readable": charts.readable,
-        "png": lambda path: _uri("png", path.read_bytes()),
+        "png": lambda path: _uri("png", read_bytes(path)),
         "tile": lambda tile: _uri(tile.kind, tile.data),
     }
     values = {**vars(content), "title": content.title, **_drawn(content), **_told(content)}

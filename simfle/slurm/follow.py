@@ -7,6 +7,7 @@ from typing import IO, Any
 
 import psutil
 
+from shards.files import open_regular
 from simfle.slurm import queue, record
 from simfle.slurm.ending import Decision, decide, newest_step
 
@@ -68,7 +69,7 @@ def follow_local(job: Path, submitted: Any, processes: int, say: Callable[[str],
 def _print_log(file: Path, log: IO[str] | None, say: Callable[[str], None]) -> IO[str] | None:
     """Say the lines that are new; the log stays open between looks, and is appended to by each start of the job."""
     if log is None and file.exists():
-        log = file.open(errors="replace")
+        log = open_regular(file, errors="replace")
     while log is not None:
         position = log.tell()
         line = log.readline()

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from shards.files import read_bytes
 from shards.plain import build, whole_lines
 
 EVENTS = "events.jsonl"
@@ -55,7 +56,7 @@ def tell(run: Path, event: str, **facts: Any) -> None:
 def events(run: Path) -> list[dict[str, Any]]:
     """The run's record so far; a line that a crash cut short, or that tells of no event, is left out."""
     file = run / "slurm" / EVENTS
-    return [line for line in whole_lines(file.read_bytes()) if _is_event(line)] if file.exists() else []
+    return [line for line in whole_lines(read_bytes(file)) if _is_event(line)] if file.exists() else []
 
 
 def _is_event(line: dict[str, Any]) -> bool:
@@ -81,7 +82,7 @@ def ends(job: Path, start: int) -> list[End]:
     found = []
     for file in sorted((job / "ends").glob(f"{start}-*.json")):
         try:
-            end = build(End, file.read_bytes())
+            end = build(End, read_bytes(file))
         except (OSError, ValueError):
             continue
         if end.kind in KINDS:

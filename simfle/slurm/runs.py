@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from shards.files import open_regular
 from simfle import told
 from simfle.slurm import queue, record
 from simfle.slurm.ending import CHECKPOINTS, newest_step
@@ -89,7 +90,7 @@ def tail(run: Path) -> list[dict[str, Any]]:
     file = run / "metrics.jsonl"
     if not file.exists():
         return []
-    with file.open("rb") as stream:
+    with open_regular(file, "rb") as stream:
         stream.seek(max(0, file.stat().st_size - 65536))
         return told.metrics(stream.read())
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from shards.files import read_text
 from simfle.config import PretrainConfig, TrainConfig
 from simfle.errors import UserError
 from simfle.process import loading
@@ -261,7 +262,7 @@ def _mounts(job: Path, cluster: ClusterConfig) -> list[str]:
     """Folders that must be the same inside: the run's, the shards', the configured ones."""
     import yaml
 
-    config = yaml.safe_load((job / "config.yaml").read_text())
+    config = yaml.safe_load(read_text(job / "config.yaml"))
     shards = [place for place in config.get("data", {}).get("shards", []) if "://" not in place]
     return list(dict.fromkeys(f"{place}:{place}" for place in [str(job.parents[1]), *shards, *cluster.mounts]))
 

@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from shards.files import open_regular, read_bytes, read_text
 from shards.plain import parse_json, parse_object
 from simfle import told
 from simfle.errors import UserError
 from simfle.train.state import State
-from simfle.train.tensors import Pace, write_tensors
+from simfle.train.tensors import Pace, read_tensors, write_tensors
 
 FORMAT = 1
 MARKER = "COMPLETE"
@@ -92,7 +92,7 @@ def _step(folder: Path) -> int:
 def _is_copy(folder: Path) -> bool:
     """Whether a whole state.json names another step than the folder; a damaged one may name any."""
     try:
-        step = parse_object((folder / STATE).read_bytes()).get("step")
+        step = parse_object(read_bytes(folder / STATE)).get("step")
     except (OSError, ValueError):
         return False
     if type(step) is not int or step == _step(folder):
@@ -103,8 +103,8 @@ def _is_copy(folder: Path) -> bool:
 def state_of(folder: Path) -> Progress | None:
     """The state of a complete checkpoint, without its tensors; None where it is damaged or of another format."""
     try:
-        marker = parse_object((folder / MARKER).read_bytes())
-        content = (folder / STATE).read_bytes()
+        marker = parse_object(read_bytes(folder / MARKER))
+        content = read_bytes(folder / STATE)
         if hashlib.sha256(content).hexdigest() != marker[STATE]["sha256"]:
             return None
         found = parse_object(content)
@@ -211,13 +211,13 @@ def read(folder: Path) -> Checkpoint:
         UserError: a file is missing, has another size or hash, or another format version.
     """
     try:
-        marker = parse_json((folder / MARKER).read_text())
+        marker = parse_json(read_text(folder / MARKER))
         for name in FILES:
             if (folder / name).stat().st_size != marker[name]["bytes"] or _sha256(folder / name) != marker[name][
                 "sha256"
             ]:
                 raise UserError(f"checkpoint {folder.name}: {name} is damaged (its hash is not the one written)")
-        progress = parse_object((folder / FILES[2]).read_bytes())
+        progress = parse_object(read_bytes(folder / FILES[2]))
         if progress.get("format") != FORMAT:
             raise UserError(
                 f"checkpoint {folder.name} has format {progress.get('format')}, this version reads {FORMAT}"
@@ -225,7 +225,7 @@ def read(folder: Path) -> Checkpoint:
         state = _progress(progress)
         if told.step_of(folder) not in (None, state.step):
             raise UserError(f"checkpoint {folder.name} holds the state after step {state.step}")
-        return Checkpoint(folder, state, load_file(folder / FILES[0]), load_file(folder / FILES[1]))
+        return Checkpoint(folder, state, *(read_tensors(folder / name) for name in FILES[:2]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder.name} cannot be read: {error}") from None
 
@@ -279,7 +279,7 @@ class Writer:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path, "rb") as file:
         digest: Any = hashlib.sha256()
         while block := file.read(1 << 22):
             digest.update(block)

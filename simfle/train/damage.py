@@ -13,6 +13,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from shards.files import read_text
 from shards.plain import parse_json
 from simfle.data.damaged import Replacement
 from simfle.runtime import World
@@ -89,7 +90,7 @@ class Damage:
 def _read(file: Path, resumed_step: int) -> list[dict[str, Any]]:
     """The lines up to a step; one that a crash cut short is passed over."""
     lines = []
-    for text in file.read_text(errors="replace").splitlines() if file.exists() else []:
+    for text in read_text(file, errors="replace").splitlines() if file.exists() else []:
         try:
             line = parse_json(text)
             if int(line["step"]) <= resumed_step and 0 <= int(line["id"]) < 1 << 63:

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from shards.files import read_bytes
 from shards.plain import parse_object
 from simfle.batch import Batch
 from simfle.config import PretrainConfig
@@ -67,7 +68,7 @@ def kept(run: Path, processes: int, device: str, share: int) -> int:
     if not complete(run):
         return 0
     try:
-        facts = parse_object((run / "run.json").read_bytes())
+        facts = parse_object(read_bytes(run / "run.json"))
     except (OSError, ValueError):
         return 0
     micro = facts.get("micro_batch")

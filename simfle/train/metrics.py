@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from shards.files import open_regular, read_text
 from shards.plain import parse_json
 from simfle.batch import Batch
 
@@ -31,7 +32,7 @@ class Metrics:
 
         file = run / FILE
         if file.exists():
-            lines = [line for line in file.read_text(errors="replace").splitlines() if _step(line) is not None]
+            lines = [line for line in read_text(file, errors="replace").splitlines() if _step(line) is not None]
             kept = [line for line in lines if (_step(line) or 0) <= resumed_step]
             partial = file.with_suffix(".partial")
             partial.write_text("".join(f"{line}\n" for line in kept))
@@ -98,7 +99,7 @@ class SampleRecord:
 
 def _torn(file: Path) -> bool:
     """Whether the last line of a file has no end."""
-    with file.open("rb") as content:
+    with open_regular(file, "rb") as content:
         content.seek(max(0, file.stat().st_size - 1))
         return content.read() not in (b"", b"\n")
 

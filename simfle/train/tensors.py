@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 
+from shards.files import regular_path
 from simfle.train.state import State
 
 PIECE = 4 << 20  # bytes
@@ -44,6 +46,12 @@ class Pace:
             ahead = self._bytes / self._rate - (time.monotonic() - self._began)
             if ahead > 0:
                 self._hurry.wait(ahead)
+
+
+def read_tensors(path: Path) -> State:
+    """Read what `write_tensors` wrote. Raises OSError, SafetensorError."""
+    with regular_path(path) as same:
+        return load_file(same)
 
 
 def write_tensors(path: Path, tensors: State, pace: Pace | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shards.files import write_atomic
+from shards.files import read_bytes, write_atomic
 from shards.plain import build
 from simfle.data.reader import Corpus
 from simfle.errors import AgreedError, UserError
@@ -128,7 +128,7 @@ def _compare(run: Path, corpus: Corpus, table: Tensor, resumed: bool) -> None:
 
 def _read(file: Path, shards: int) -> Recorded:
     try:
-        found = build(Recorded, file.read_bytes())
+        found = build(Recorded, read_bytes(file))
     except ValueError as error:
         raise _damaged(file, str(error)) from None
     if not len(found.tars) == len(found.indexes) == shards:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from shards.files import read_bytes
 from shards.plain import build
 
 HUNG = 76  # exit code: EX_PROTOCOL, "remote error in protocol"
@@ -112,7 +113,7 @@ class Watchdog:
         found = {}
         for rank in range(self.size):
             try:
-                found[rank] = build(Heartbeat, self._file(rank).read_bytes())
+                found[rank] = build(Heartbeat, read_bytes(self._file(rank)))
             except (OSError, ValueError):
                 continue
         return found

@@ -30,7 +30,7 @@ ALLOWED = {
     "simfle.provenance": set(),
     "simfle.process": set(),
     "simfle.stopping": set(),
-    "simfle.told": {"shards.plain"},
+    "simfle.told": {"shards.files", "shards.plain"},
     "simfle.losses": set(),
     "simfle.optim": set(),
     "simfle.runtime": set(),
@@ -41,7 +41,7 @@ ALLOWED = {
     "simfle.bench": {"shards", "simfle.data", "simfle.models", "simfle.optim", "simfle.runtime", "simfle.train"},
     "simfle.api": {"shards", "simfle.data", "simfle.train", "simfle.eval", "simfle.runtime"},
     "simfle.doctor": {"shards", "simfle.runtime", "simfle.slurm", "simfle.data"},
-    "simfle.plan": {"simfle.models", "simfle.optim", "simfle.runtime"},
+    "simfle.plan": {"shards.files", "simfle.models", "simfle.optim", "simfle.runtime"},
     # What a page shows is computed by the rooms below it.
     "simfle.report": {"shards", "simfle.data", "simfle.models", "simfle.eval", "simfle.train.pictures"},
     "simfle.slurm": {"shards", "simfle.data", "simfle.runtime", "simfle.train", "simfle.eval"},

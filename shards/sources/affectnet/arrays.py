@@ -7,6 +7,7 @@ from typing import Any
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.files import open_regular
 from shards.sources.affectnet.common import affect, named, pair
 from shards.sources.layout import points
 
@@ -72,7 +73,7 @@ def _read(file: Path) -> Any:
     import numpy as np
 
     try:
-        with file.open("rb") as data:
+        with open_regular(file, "rb") as data:
             if os.fstat(data.fileno()).st_size > MOST:
                 return None
             array = np.lib.format.read_array(data, allow_pickle=False)  # numpy.load would take an archive as well

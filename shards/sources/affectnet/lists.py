@@ -6,6 +6,7 @@ from pathlib import Path
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.files import open_regular
 from shards.sources.affectnet.common import affect, named
 from shards.sources.layout import TEXT, box, find, inside, need, numbers, points
 
@@ -47,7 +48,7 @@ def read_lists(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
 def read_list(root: Path, images: Path, file: Path, split: str) -> Iterator[Entry | Rejected]:
     """The rows of one list, in their order."""
     try:
-        with file.open(newline="", **TEXT) as text:  # type: ignore[call-overload]
+        with open_regular(file, newline="", **TEXT) as text:
             rows = csv.reader(text)
             order = None
             for cells in rows:
