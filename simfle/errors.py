@@ -26,3 +26,7 @@ class RunStopped(Exception):  # noqa: N818 - not an error: the run was asked to 
 
 class PeersMissing(Exception):  # noqa: N818 - like RunStopped an end, and not one of our making
     """Other processes of the run did not come, or went away: started again, the run may succeed."""
+
+
+class FolderHeld(PeersMissing):
+    """A former start of this job holds the run's folder: once that has ended, a later start succeeds."""

@@ -68,9 +68,7 @@ def check(config: ClusterConfig) -> None:
     for word in config.environment:
         if not re.fullmatch(r"[A-Za-z_]\w*=[^\n]*", word):
             shown = word.partition("=")[0]  # what follows may be a secret
-            raise UserError(
-                f"cluster.environment: {shown!r} is not a name of NAME=VALUE, or its value has a line break"
-            )
+            raise UserError(f"cluster.environment: {shown!r} is no NAME=VALUE, or VALUE has a line break")
     if any("\n" in line for line in config.setup):
         raise UserError("cluster.setup: a line holds a line break; give one line each")
 

@@ -85,6 +85,8 @@ def end(job_folder: Path, code: int) -> int:
     cluster = load(ClusterConfig, job_folder / "cluster.yaml")
     expected = int(os.environ.get("SLURM_NNODES", cluster.nodes)) * cluster.tasks
     events = record.events(run)
+    if superseded(events, number, start):
+        return _give_way(number, start)
     began = any((each["event"], each["job"], each.get("start")) == ("started", number, start) for each in events)
     decision = decide(record.ends(job_folder, start), expected, code, began=began)
     facts = {"job": number, "start": start, "failure": decision.failure, "step": newest_step(run)}
@@ -94,7 +96,10 @@ def end(job_folder: Path, code: int) -> int:
     row = failures_in_a_row([*events, {"event": "ended", **facts}], number)
     if requeue and row >= cluster.max_failures:
         requeue, words = False, f"{words}; not requeued: {row} failures in a row without a new checkpoint"
-    if requeue and (state := may_not_come_back(shown(number))):
+    known = shown(number) if requeue else {}
+    if _restarts(known) > start:
+        return _give_way(number, start)
+    if requeue and (state := may_not_come_back(known)):
         requeue, words = False, f"{words}; not requeued: the job is {state}"
     if not decision.failure and not decision.requeue:
         code = 0  # all tasks have said that they are done: whoever killed one that was on its way out changes nothing
@@ -104,6 +109,22 @@ def end(job_folder: Path, code: int) -> int:
     record.tell(run, "ended", **facts, requeue=requeue, reason=words, code=code)
     sys.stderr.write(f"job {number}: {words}{'; requeued' if requeue else ''}\n")
     return code
+
+
+def superseded(events: list[dict], number: str, start: int) -> bool:
+    """Whether a later start of the job has begun: this one's node was cut off, and Slurm has requeued it."""
+    return any((each["event"], each["job"]) == ("started", number) and each["start"] > start for each in events)
+
+
+def _restarts(known: dict[str, str]) -> int:
+    text = known.get("Restarts", "")
+    return int(text) if text.isdecimal() else 0
+
+
+def _give_way(number: str, start: int) -> int:
+    """Nothing is recorded or requeued: it would end the later start."""
+    sys.stderr.write(f"job {number}: start {start} has ended; Slurm has put the job back into the queue before\n")
+    return 0
 
 
 def shown(number: str) -> dict[str, str]:

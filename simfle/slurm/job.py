@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from simfle.config import PretrainConfig, TrainConfig, load
-from simfle.errors import PeersMissing, RunStopped, UserError
+from simfle.errors import FolderHeld, PeersMissing, RunStopped, UserError
 from simfle.process import OWN_CORES, loading
 from simfle.slurm import record
 from simfle.slurm.config import ClusterConfig
@@ -79,13 +79,15 @@ def pretrain_task(folder: str) -> None:
             join(place, cluster)
             announce(job, place, config, cluster)
             with loading():
+                from simfle.train.claim import JobStart
                 from simfle.train.trainer import Surroundings, pretrain
 
             def hung(words: str) -> None:
                 record.write_end(job, place.start, End(place.rank, place.host, record.HUNG, words))
 
             lead = float(cluster.signal_seconds)
-            pretrain(config, Surroundings(stop, PATIENCE if place.start else 0.0, lead, hung))
+            start = JobStart(place.job, place.start)
+            pretrain(config, Surroundings(stop, PATIENCE if place.start else 0.0, lead, hung, start))
 
 
 class Spare(Exception):  # noqa: N818 - an end, no error
@@ -231,7 +233,8 @@ def ending(job: Path, place: Place) -> Iterator[None]:
         kind, words = record.REFUSED, str(error)
     except Exception as error:  # noqa: BLE001 - the last one to see it: recorded, and the process ends
         kind = record.LOST if is_loss_of_peers(error) else record.BUG
-        words = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        words = str(error).splitlines()[0] if str(error) else ""
+        words = words if isinstance(error, FolderHeld) else f"{type(error).__name__}: {words}"
         if kind == record.BUG:
             traceback.print_exc()
     record.write_end(job, place.start, End(place.rank, place.host, kind, words))

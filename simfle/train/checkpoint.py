@@ -14,6 +14,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,19 @@ def _progress(found: dict[str, Any]) -> Progress:
     return made
 
 
-def write(run: Path, progress: Progress, model: State, optim: State, pace: Pace | None = None) -> Path:
-    """Write to a temporary folder, fsync, mark, rename, fsync. Interrupted anywhere, older checkpoints still stand."""
+def write(
+    run: Path,
+    progress: Progress,
+    model: State,
+    optim: State,
+    pace: Pace | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Path:
+    """Write to a temporary folder, fsync, mark, rename, fsync. Interrupted anywhere, older checkpoints still stand.
+
+    check: raises a UserError where the folder is no longer this run's; asked before anything is written or renamed.
+    """
+    check()
     final = folder_of(run, progress.step)
     if final in copies(run):
         raise FileExistsError(f"{final} holds the state of another step. Fix: move this copy out of checkpoints/")
@@ -137,6 +149,7 @@ def write(run: Path, progress: Progress, model: State, optim: State, pace: Pace 
     (parts / MARKER).write_text(json.dumps(marker, indent=2))
     _sync(parts / MARKER)
     _sync(parts)
+    check()
     shutil.rmtree(final, ignore_errors=True)  # one without a marker, half deleted
     parts.rename(final)
     _sync(final.parent)
@@ -234,10 +247,11 @@ class Writer:
     """Writes checkpoints in a background thread, one at a time; an error surfaces at the next call.
 
     bandwidth: most MB/s, 0: no limit; whoever waits for a checkpoint lifts it. seconds, cpu, bytes: of the last one.
+    check: see `write`.
     """
 
-    def __init__(self, run: Path, keep: int, bandwidth: float = 0.0) -> None:
-        self.run, self.keep, self.bandwidth = run, keep, bandwidth
+    def __init__(self, run: Path, keep: int, bandwidth: float = 0.0, check: Callable[[], None] = lambda: None) -> None:
+        self.run, self.keep, self.bandwidth, self._check = run, keep, bandwidth, check
         self.seconds = self.cpu = 0.0
         self.bytes = 0
         self._hurry = threading.Event()
@@ -255,7 +269,7 @@ class Writer:
         """Until the last submitted checkpoint stands.
 
         Raises:
-            UserError: it could not be written (disk full, folder gone).
+            UserError: it could not be written (disk full), or the folder is no longer this run's.
         """
         if self._thread is not None:
             self._hurry.set()
@@ -263,6 +277,8 @@ class Writer:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
+            if isinstance(error, UserError):
+                raise error
             raise UserError(
                 f"checkpoint could not be written to {self.run}: {error}; older ones still stand"
             ) from error
@@ -270,11 +286,11 @@ class Writer:
     def _work(self, progress: Progress, model: State, optim: State) -> None:
         began, used = time.perf_counter(), time.thread_time()
         try:
-            folder = write(self.run, progress, model, optim, Pace(self.bandwidth, self._hurry))
+            folder = write(self.run, progress, model, optim, Pace(self.bandwidth, self._hurry), self._check)
             self.bytes = sum((folder / name).stat().st_size for name in FILES)
             retain(self.run, self.keep)
             self.seconds, self.cpu = time.perf_counter() - began, time.thread_time() - used
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, UserError) as error:
             self._error = error
 
 

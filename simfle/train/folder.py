@@ -1,15 +1,11 @@
 """The run's folder: one run at a time, one configuration for ever, versions on record."""
 
-import fcntl
 import json
-import os
-import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
@@ -18,7 +14,7 @@ from shards.redact import redacted
 from simfle.config import PretrainConfig, identity, load
 from simfle.errors import UserError
 from simfle.provenance import git_revision, versions
-from simfle.train import origin
+from simfle.train import claim, origin
 from simfle.train.checkpoint import complete
 
 
@@ -39,38 +35,11 @@ def writing(run: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(run: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold the folder for this run; wait up to `patience` seconds for one that still holds it.
-
-    Raises:
-        UserError: another living run holds it, it cannot be written, or it is one of shards.
-    """
+def claimed(run: Path, patience: float = 0.0, mine: claim.JobStart | None = None) -> Iterator[claim.Claim]:
+    """Hold the folder for this run, see `claim.claimed`; a folder of shards is refused before anything is written."""
     _refuse_shards(run)
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        file = (run / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(f"train.run={run} cannot be written: {error.strerror}") from None
-    with file:
-        end = time.monotonic() + patience
-        while not _locked(file):
-            if time.monotonic() >= end:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise UserError(f"{run} is in use by {holder}; wait for it, or take another train.run")
-            time.sleep(0.5)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield  # the kernel drops the lock with the process, however it ends
-
-
-def _locked(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    with claim.claimed(run, patience, mine) as held:
+        yield held
 
 
 def settle_config(run: Path, config: PretrainConfig) -> None:

@@ -15,6 +15,7 @@ from simfle.errors import AgreedError, UserError
 from simfle.optim import STATES
 from simfle.runtime import World
 from simfle.train import checkpoint, lead, state
+from simfle.train.claim import Claim
 from simfle.train.state import State
 
 log = logging.getLogger(__name__)
@@ -55,12 +56,16 @@ class Saver:
     held_up: seconds that training has waited for copies, and for a write that was not done when the next one came.
     """
 
-    def __init__(self, engine: Any, config: PretrainConfig, corpus: Corpus | Stream, world: World) -> None:
+    def __init__(
+        self, engine: Any, config: PretrainConfig, corpus: Corpus | Stream, world: World, claim: Claim | None = None
+    ) -> None:
         self.engine, self.config, self.world = engine, config, world
         self.run = Path(config.train.run)
         self.digests = configs.digest(config), corpus.digest()
         self.identity = configs.identity(config)
-        self.writer = checkpoint.Writer(self.run, config.train.keep, config.train.checkpoint_bandwidth)
+        self.claim = claim
+        guard = [claim.check] if claim else []
+        self.writer = checkpoint.Writer(self.run, config.train.keep, config.train.checkpoint_bandwidth, *guard)
         self.held_up = 0.0
 
     def copy(self) -> tuple[State, State]:
@@ -70,8 +75,16 @@ class Saver:
         return model, optim
 
     def save(self, step: int) -> None:
-        """Have the state after `step` steps written. Collective."""
+        """Have the state after `step` steps written. Collective.
+
+        Raises:
+            AgreedError: the folder is no longer this run's.
+        """
         began = time.perf_counter()
+        lost = [self.claim.lost() if self.claim else ""]
+        dist.broadcast_object_list(lost, src=0)
+        if lost[0]:
+            raise AgreedError(lost[0], said_here=self.world.is_main)
         model, optim = self.copy()
         if self.world.is_main:
             samples = step * self.config.train.global_batch

@@ -10,12 +10,13 @@ import torch.distributed as dist
 
 from simfle.config import PretrainConfig
 from simfle.data.loader import open_data
-from simfle.errors import AgreedError, UserError
+from simfle.errors import AgreedError, FolderHeld, UserError
 from simfle.models.methods import build_method
 from simfle.runtime import World, plan_batch, processes
 from simfle.stopping import StopFlag
 from simfle.train import fitting, folder
 from simfle.train.check import check
+from simfle.train.claim import Claim, JobStart
 from simfle.train.run import Run
 from simfle.train.watchdog import Watchdog
 
@@ -28,12 +29,14 @@ class Surroundings:
     patience: seconds to wait for a run folder that its former, dying processes still hold.
     lead: seconds between the stop signal and the end of the job; 0: unknown.
     before_hang: told the reason just before a hanging process ends itself.
+    start: which start of which job this is; a later one of the same job may take the folder over.
     """
 
     stop: StopFlag | None = None
     patience: float = 0.0
     lead: float = 0.0
     before_hang: Callable[[str], None] | None = None
+    start: JobStart | None = None
 
 
 def pretrain(config: PretrainConfig, around: Surroundings = Surroundings()) -> None:
@@ -61,22 +64,32 @@ def opened(config: PretrainConfig, around: Surroundings = Surroundings()) -> Ite
         torch.manual_seed(config.train.seed)
         model = build_method(config.model, config.views)
         # The first thing that is written: all of the above may have been refused.
-        claim_folder(config, world, ends, around.patience)
+        claim = claim_folder(config, world, ends, around)
         place = Path(config.train.run), world.rank, world.size, config.train.timeout
-        watchdog = ends.enter_context(Watchdog(*place, around.before_hang))
+        watchdog = ends.enter_context(Watchdog(*place, around.before_hang, claim))
         yield Run(config, world, plan, corpus, order, model, ends, watchdog)
 
 
-def claim_folder(config: PretrainConfig, world: World, ends: ExitStack, patience: float) -> None:
-    """The main process holds the folder for all; if it cannot, all processes end with its reason."""
-    reason: list[str | None] = [None]
+def claim_folder(config: PretrainConfig, world: World, ends: ExitStack, around: Surroundings) -> Claim | None:
+    """The main process holds the folder for all, and gets the claim; if it cannot, all end with its reason.
+
+    Raises:
+        UserError: the folder is another run's, in use, or cannot be written.
+        FolderHeld: a former start of this job holds it.
+    """
+    found: list[Exception | None] = [None]
+    claim = None
     if world.is_main:
+        run = Path(config.train.run)
         try:
-            with folder.writing(Path(config.train.run)):
-                ends.enter_context(folder.claimed(Path(config.train.run), patience))
-                folder.settle_config(Path(config.train.run), config)
-        except UserError as error:
-            reason = [str(error)]
-    dist.broadcast_object_list(reason, src=0)
-    if reason[0] is not None:
-        raise AgreedError(reason[0], said_here=world.is_main)
+            with folder.writing(run):
+                claim = ends.enter_context(folder.claimed(run, around.patience, around.start))
+                folder.settle_config(run, config)
+        except (UserError, FolderHeld) as error:
+            found = [error]
+    dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], FolderHeld):
+        raise found[0]
+    if found[0] is not None:
+        raise AgreedError(str(found[0]), said_here=world.is_main)
+    return claim

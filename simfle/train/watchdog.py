@@ -18,7 +18,9 @@ from pathlib import Path
 
 from shards.files import read_bytes
 from shards.plain import build
+from simfle.train.claim import Claim
 
+LOST = 69  # exit code: EX_UNAVAILABLE
 HUNG = 76  # exit code: EX_PROTOCOL, "remote error in protocol"
 
 
@@ -38,13 +40,20 @@ class Watchdog:
     """Beats while the process lives; ends it, with exit code 76, if `reached` is not called for `limit` seconds.
 
     before_end: called with the message just before, for whoever keeps a record of ends. limit 0: never ends.
+    claim: of the main process; where it is lost the process ends, which may be waiting for one that no longer answers.
     """
 
     def __init__(
-        self, run: Path, rank: int, size: int, limit: float, before_end: Callable[[str], None] | None = None
+        self,
+        run: Path,
+        rank: int,
+        size: int,
+        limit: float,
+        before_end: Callable[[str], None] | None = None,
+        claim: Claim | None = None,
     ) -> None:
         self.folder, self.rank, self.size, self.limit = run / "heartbeats", rank, size, limit
-        self._before_end = before_end
+        self._before_end, self.claim = before_end, claim
         self._period = min(max(limit / 10, 0.2), 30.0) if limit else 30.0
         self._place = 0, "start"
         self._since = time.monotonic()
@@ -73,6 +82,10 @@ class Watchdog:
 
     def _work(self) -> None:
         while not self._stop.wait(self._period):
+            if self.claim is not None and (words := self.claim.lost()):
+                sys.stderr.write(f"error: {words}\n")
+                sys.stderr.flush()
+                os._exit(LOST)
             self._beat()
             if self.limit and time.monotonic() - self._since > self.limit:
                 message = self._diagnose()

@@ -27,6 +27,12 @@ class Job:
         return self.slurm.job(self.number)["JobState"]
 
     @property
+    def nodes(self) -> list[str]:
+        """On which it runs; none while it waits."""
+        listed = self.slurm.job(self.number)["NodeList"]
+        return self.slurm.call("scontrol", "show", "hostnames", listed).split()
+
+    @property
     def starts(self) -> int:
         return sum(event["event"] == "started" for event in record.events(self.run))
 

@@ -105,6 +105,12 @@ class Cluster:
                 process.kill()
         daemon.wait()
 
+    def cut_off(self, name: str) -> None:
+        """As if its network had gone: Slurm hears no more of it, what it started lives on."""
+        daemon = self.daemons.pop(name)
+        daemon.kill()
+        daemon.wait()
+
     def stop(self) -> None:
         self._stopping.set()
         self._hurrying.join()

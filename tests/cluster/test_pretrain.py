@@ -83,6 +83,28 @@ def test_comes_back_by_itself_with_the_same_samples_and_losses(
     assert job.ends[-1]["reason"] == "finished"
 
 
+def test_a_start_whose_node_was_cut_off_ends_when_the_next_one_asks_for_the_run(
+    slurm: Cluster, faces: Path, tmp_path: Path
+) -> None:
+    """Slurm takes the node for lost and starts the job elsewhere, while the old processes train on."""
+    job = submit(slurm, faces, tmp_path / "run", "train.steps=100000", "train.checkpoint_every=20", nodes=1)
+    job.wait_step(5)
+    old, (node,) = job.rank(0), job.nodes
+    slurm.cut_off(node)
+    try:
+        until(lambda: job.starts > 1, 120, job.tell)
+        until(lambda: not old.is_running(), 120, job.tell)
+        seen = job.step()
+        job.wait_step(seen + 20, starts=2)
+        assert f"job {job.number} start 1 has taken the run over from process {old.pid} on" in job.log()
+        assert not job.ends  # the batch shell of the old start has not requeued the new one
+        slurm.call("scancel", job.number)
+        job.wait_end("CANCELLED")
+    finally:
+        slurm.start_node(node)
+    assert samples(job.run)  # steps that both have done are the same
+
+
 def test_time_limit(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path) -> None:
     """Slurm's own signal, some time before the end: the job leaves, and its next start goes on at the next sample."""
     job = submit(slurm, faces, tmp_path / "run", "train.steps=16", "--signal-seconds", "170")

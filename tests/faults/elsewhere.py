@@ -39,6 +39,18 @@ ELSEWHERE = (
         "test_comes_back_by_itself",
     ),
     (
+        "Slurm: a node cut off whose processes live",
+        "the old start ends when the new one asks for the run, which comes back by itself",
+        "cluster/test_pretrain.py",
+        "test_a_start_whose_node_was_cut_off",
+    ),
+    (
+        "the lock of a run is lost to a later start, as on a file server that forgets it",
+        "the old one writes nothing more, and ends with one line",
+        "unit/test_claim.py",
+        "test_one_that_has_lost_its_lock",
+    ),
+    (
         "a loss that is not finite",
         f"{SAYS}the last sound state is saved",
         "distributed/test_refusals.py",

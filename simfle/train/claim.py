@@ -1,0 +1,127 @@
+"""One run at a time in a folder: its main process holds a lock, and learns when the folder is no longer its own.
+
+RUN/.lock is locked by the process that its first line names. A later start of the same Slurm job, which waits for it,
+adds a line: the node of the former start was cut off, but its processes live. They end when they read that line.
+"""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from simfle.errors import FolderHeld, UserError
+
+LOCK = ".lock"
+WANTED = "wanted by "
+
+
+@dataclass(frozen=True)
+class JobStart:
+    """A start of a Slurm job. start: 0, then one more with each requeue."""
+
+    job: str
+    start: int
+
+    def __str__(self) -> str:
+        return f"job {self.job} start {self.start}"
+
+
+class Claim:
+    """A folder that this process holds. `lost` says why it no longer does."""
+
+    def __init__(self, run: Path, file: IO[str], mine: JobStart | None) -> None:
+        self.run, self.mine = run, mine
+        self.holder = f"process {os.getpid()} on {socket.gethostname()}" + (f", {mine}" if mine else "")
+        file.truncate(0)
+        file.write(f"{self.holder}\n")
+        file.flush()
+        self._number = os.fstat(file.fileno()).st_ino
+
+    def lost(self) -> str:
+        """Why nothing may be written to the folder any more; empty while it is ours, and where the disk fails."""
+        path = self.run / LOCK
+        try:
+            lines = path.read_text(errors="replace").splitlines()
+            same = path.stat().st_ino == self._number
+        except FileNotFoundError:
+            lines, same = [], False
+        except OSError:
+            return ""
+        if not lines and not same:
+            return (
+                f"train.run={self.run}: the folder was deleted or moved away while the run was training; nothing is "
+                "written there any more. Fix: put it back and start again, or start a new run"
+            )
+        if not same or (lines and lines[0] != self.holder):
+            return self._superseded(lines[0] if lines else "another process")
+        if later := [line for line in lines[1:] if self._is_later(line)]:
+            return self._superseded(later[-1].removeprefix(WANTED))
+        return ""
+
+    def check(self) -> None:
+        """Raise a UserError where the folder is lost."""
+        if words := self.lost():
+            raise UserError(words)
+
+    def _superseded(self, by: str) -> str:
+        return (
+            f"train.run={self.run}: {by} has taken the run over from {self.holder}, which ends and writes nothing more"
+        )
+
+    def _is_later(self, line: str) -> bool:
+        """Whether a line is of a later start of our own job; no other process can ask for the folder."""
+        if self.mine is None or not line.startswith(f"{WANTED}job {self.mine.job} start "):
+            return False
+        number = line.rpartition(" ")[2]
+        return number.isdecimal() and int(number) > self.mine.start
+
+
+@contextmanager
+def claimed(run: Path, patience: float = 0.0, mine: JobStart | None = None) -> Iterator[Claim]:
+    """Hold the folder for this run; wait up to `patience` seconds for one that still holds it.
+
+    Raises:
+        UserError: another living run holds it, or it cannot be written.
+        FolderHeld: a former start of this job holds it still.
+    """
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / LOCK).open("a+")
+    except OSError as error:
+        raise UserError(f"train.run={run} cannot be written: {error.strerror}") from None
+    with file:
+        end = time.monotonic() + patience
+        asked = mine is None or not mine.start
+        while not _locked(file):
+            if not asked:
+                file.write(f"{WANTED}{mine}\n")
+                file.flush()
+                asked = True
+            if time.monotonic() >= end:
+                _refuse(run, file, patience, mine)
+            time.sleep(0.5)
+        yield Claim(run, file, mine)  # the kernel drops the lock with the process, however it ends
+
+
+def _refuse(run: Path, file: IO[str], patience: float, mine: JobStart | None) -> None:
+    file.seek(0)
+    holder = file.readline().strip() or "another process"
+    if mine is not None and mine.start and f", job {mine.job} start " in holder:
+        raise FolderHeld(
+            f"train.run={run} is held by {holder} still, {patience:.0f} s after this start has asked for it. "
+            "Fix: end that process, on a node that was cut off"
+        )
+    raise UserError(f"{run} is in use by {holder}; wait for it, or take another train.run")
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
