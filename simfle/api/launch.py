@@ -15,6 +15,7 @@ from typing import Any
 from simfle.errors import UserError
 from simfle.process import LAUNCHER
 from simfle.stopping import STOP_SIGNALS
+from simfle.terminal import say
 
 GRACE = 30.0  # seconds that the others have to say why they end, after one has failed
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # what rich takes for a terminal
@@ -58,7 +59,7 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
         if first > 0:
             files[first - 1].seek(0)
             if words := files[first - 1].read()[-LAST_WORDS:].strip():  # silent: the main process says why
-                sys.stderr.write(f"process {first}:\n{words}\n")
+                say(f"process {first}:\n{words}")
         return 0 if first < 0 else running[first].returncode
 
 

@@ -111,8 +111,9 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 def show(title: str, found: Mapping[str, Figures], unit: str, against: str) -> None:
     """The table: median, slowest and fastest turn, the same per CPU second, and ratios to the way named `against`."""
-    from rich.console import Console
     from rich.table import Table
+
+    from simfle.console import Console
 
     table = Table(title=f"{title}, {unit}", title_justify="left")
     for column in ("way", "median", "slowest", "fastest", f"x {against}", "per CPU second", f"x {against}"):

@@ -55,8 +55,9 @@ class Turns:
 
 def show(title: str, found: Mapping[str, Turns]) -> None:
     """The table: median, fastest and slowest turn in seconds, CPU seconds, the aim."""
-    from rich.console import Console
     from rich.table import Table
+
+    from simfle.console import Console
 
     table = Table(title=f"{title}, seconds", title_justify="left")
     for column in ("way", "median", "fastest", "slowest", "CPU", "aim"):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simfle.commands.app import Figures, command
+from simfle.commands.app import Figures, command, echo
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def bench_build(
     _show(figures)
     if out is not None:
         out.write_text(json.dumps(figures, indent=1) + "\n")
-        typer.echo(f"figures: {out}")
+        echo(f"figures: {out}")
 
 
 def _pick(directory: Path, images: int) -> list[Path]:
@@ -255,8 +255,9 @@ def _cpu_names() -> Iterator[str]:
 
 
 def _show(figures: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from simfle.console import Console
 
     table = Table(title="images per second of CPU and of the clock: median (lowest to highest)", title_justify="left")
     table.add_column("way")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import Figures, command
+from simfle.commands.app import Figures, command, echo
 
 
 def bench_checkpoint(
@@ -32,12 +32,12 @@ def bench_checkpoint(
         device, batch = run.world.device, run.plan.global_batch
     result = {"ways": {name: each.as_dict() for name, each in found.items()}, **facts, **timing.about(device)}
     turns.show(f"a checkpoint of {facts['bytes'] / 1e6:.1f} MB, {device.type}", found)
-    typer.echo(
+    echo(
         f"written at {facts['MB/s']:.4g} MB/s; training is held up {facts['held_up']:.3%} of the time by the clock, "
         f"{facts['held_up_cpu']:.3%} of CPU time, at train.checkpoint_every={facts['interval']} and {batch} images a "
         "step (aim 1%)"
     )
-    typer.echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import Figures, command
+from simfle.commands.app import Figures, command, echo
 from simfle.errors import UserError
 
 
@@ -49,7 +49,7 @@ def bench_loader(
     size = sum(image.size for image in data) / len(data)
     result = timing.report(found, device, constants=known, image_bytes=size, images=len(data))
     timing.show(f"three views of {len(data)} images of {size / 1000:.1f} kB", found, "images per second", views.PLAIN)
-    typer.echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
 
 

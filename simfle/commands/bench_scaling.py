@@ -28,10 +28,10 @@ def bench_scaling(
     from dataclasses import asdict
 
     import torch
-    from rich.console import Console
     from rich.table import Table
 
     from simfle.bench import rounds, scaling
+    from simfle.console import Console
 
     with tempfile.TemporaryDirectory() as folder:
         found = [scaling.measure(words, number, share, steps, Path(folder)) for number in numbers]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import Figures, command
+from simfle.commands.app import Figures, command, echo
 
 
 def bench_startup(
@@ -29,8 +29,8 @@ def bench_startup(
     result = {"ways": {name: each.as_dict() for name, each in found.items()}, **timing.about(torch.device("cpu"))}
     turns.show("start-up", found)
     late = [name for name, each in found.items() if each.median > each.aim]
-    typer.echo(f"later than aimed at: {', '.join(late) or 'none'}")
-    typer.echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    echo(f"later than aimed at: {', '.join(late) or 'none'}")
+    echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import Figures, command
+from simfle.commands.app import Figures, command, echo
 from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
 
@@ -55,11 +55,11 @@ def bench_step(
         "model_images_per_second": 1 / (counted.conv.each / conv + counted.matmul.each / matmul),
     }
     timing.show(f"a step of {batch} images", found, "images (operations) per second", step.PLAIN)
-    typer.echo(
+    echo(
         f"{each / 1e9:.1f} GFLOP an image: ours uses {result['utilisation']:.1%} of the matrix product's rate; at the "
         f"rates of backbone and masked autoencoder alone it would do {result['model_images_per_second']:.3g} images/s"
     )
-    typer.echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
 
 

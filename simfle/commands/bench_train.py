@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import Figures, command
+from simfle.commands.app import Figures, command, echo
 from simfle.errors import UserError
 
 
@@ -55,16 +55,16 @@ def bench_train(
     }
     turns.show(f"{steps} steps of {batch} images, {backend}, {device.type}", found)
     clock, cpu = result["against_loader_free"], result["against_loader_free_cpu"]
-    typer.echo(
+    echo(
         f"{result['images_per_second']:.4g} images/s, {result['images_per_cpu_second']:.4g} per CPU second; against "
         f"the loader-free step {clock:.3f} by the clock (aim 0.95), {cpu:.3f} of CPU time"
     )
     told = "not measured (--processes)" if communication is None else f"{communication:.1%} on {processes} processes"
-    typer.echo(
+    echo(
         f"waiting for data {shares.data:.2%}; held up by checkpoints {shares.checkpoints:.3%} at "
         f"train.checkpoint_every={mine.train.checkpoint_every} ({shares.bytes / 1e6:.0f} MB each); communication {told}"
     )
-    typer.echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
 
 

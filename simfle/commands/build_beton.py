@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.commands.shards_report import local
 
 
@@ -31,9 +31,7 @@ def build_beton(
         raise UserError(f"OUT: there is no folder {path.parent}")
     with Meter() as meter:
         about = beton.build_beton(shards, path, split, lambda done, total: meter("beton", done, total))
-    typer.echo(
-        f"{path}: {about.samples} samples of {split!r}, {len(about.classes)} classes, {about.bytes / 1e6:.1f} MB"
-    )
+    echo(f"{path}: {about.samples} samples of {split!r}, {len(about.classes)} classes, {about.bytes / 1e6:.1f} MB")
 
 
 main = command(build_beton)

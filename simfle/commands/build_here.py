@@ -5,8 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
+from simfle.commands.app import echo
 from simfle.commands.build_options import Common, Corpus
 from simfle.errors import UserError
 
@@ -34,9 +33,9 @@ def build_here(request: "Build", corpus: Corpus) -> "tuple[Report, float]":
     from simfle.commands.build_report import Meter
 
     if request.terms:
-        typer.echo(f"terms of use of {request.corpus}: {request.terms}")
+        echo(f"terms of use of {request.corpus}: {request.terms}")
     if corpus.photos and request.encode.crop is None and request.encode.align is None:
-        typer.echo(
+        echo(
             f"note: images of {corpus.name} are whole photos that may show several people, and their boxes say whose "
             "face is meant: --crop 0.25 cuts it out with a quarter of its sides around it, --align levels the eyes too"
         )
@@ -45,7 +44,7 @@ def build_here(request: "Build", corpus: Corpus) -> "tuple[Report, float]":
             report = build(request, corpus.entries, meter, partial(corpus.about, request))
         except KeyboardInterrupt:
             if request.partial.exists():
-                typer.echo(f"what is finished is kept in {request.partial}; the same command goes on there", err=True)
+                echo(f"what is finished is kept in {request.partial}; the same command goes on there", err=True)
             raise
     report.notes += corpus.notes()
     corpus.finish(request, report)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from shards.sources.known import Known, known
 from simfle.commands.build_options import Corpus, typer_option
 from simfle.commands.build_source import source
+from simfle.console import Console
 
 if TYPE_CHECKING:
     from shards.build import Report

@@ -8,8 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import typer
-
+from simfle.commands.app import echo
 from simfle.commands.build_here import build_here, make_request
 from simfle.commands.build_options import Common, Corpus
 from simfle.errors import UserError
@@ -82,10 +81,10 @@ def _fetch_file(url: str, path: Path, size: int | None) -> None:
 
     told = path.with_name(path.name + ".size")
     if path.exists() and path.stat().st_size == (size or _number(told) or path.stat().st_size):
-        typer.echo(f"{shown(url)}: {path} was downloaded before; delete it to have it fetched again")
+        echo(f"{shown(url)}: {path} was downloaded before; delete it to have it fetched again")
         return
     part = path.with_name(path.name + ".part")
-    typer.echo(f"downloading {shown(url)} to {path}")
+    echo(f"downloading {shown(url)} to {path}")
     try:
         download(url, part)
         found = part.stat().st_size
@@ -131,7 +130,7 @@ def execute_remote(url: str, corpus: Corpus, common: Common) -> None:
         show(shown(url), Report(there, already=True), 0.0)
         return
     with claimed(base):
-        typer.echo(f"building in {base}; the upload to {shown(url)} follows")
+        echo(f"building in {base}; the upload to {shown(url)} follows")
         report, rate = build_here(request, corpus)
         upload = Upload(base / "shards", url, base / "uploaded.json")
         with Meter() as meter:

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from shards.printable import one_line
+from simfle.console import Console
 
 if TYPE_CHECKING:
     from shards.build import Report
@@ -88,7 +90,7 @@ def show(out: Path | str, report: "Report", rate: float) -> None:
     if report.resumed:
         console.print(f"{report.resumed} shards were there from an earlier start.")
     for note in report.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(one_line(f"note: {note}"), markup=False)
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     console.print(f"{out}: {len(manifest.shards)} shards, {size:.1f} MB, {rate:.0f} images/s", markup=False)
     console.print(f"next: simfle shards verify {out}", markup=False)

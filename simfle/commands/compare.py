@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ def compare(
         raise UserError(f"--against {against}: no such method; there are {', '.join(found)}")
     results = [result for each in found.values() for result in each]
     groups = grouped(results)
-    typer.echo(_line(tuple(word.format(against=against) for word in HEAD)))
-    typer.echo(_line(["---"] * len(HEAD)))
+    echo(_line(tuple(word.format(against=against) for word in HEAD)))
+    echo(_line(["---"] * len(HEAD)))
     for row in sorted(rows(results, resamples), key=lambda row: (row.benchmark, row.protocol)):
         own, other = (groups.get((row.benchmark, row.protocol, name)) for name in (row.id, against))
         difference = chance = ""
@@ -56,8 +56,8 @@ def compare(
         low, high = row.interval
         score = f"{row.score:.3f}" + (f" ± {row.spread:.3f}" if row.seeds > 1 else "")
         place = row.benchmark, row.protocol, row.metric, row.id, str(row.seeds)
-        typer.echo(_line((*place, score, f"{low:.3f} to {high:.3f}", difference, chance)))
-    typer.echo("\n± is the standard deviation over runs; intervals and p are over the people of the test images.")
+        echo(_line((*place, score, f"{low:.3f} to {high:.3f}", difference, chance)))
+    echo("\n± is the standard deviation over runs; intervals and p are over the people of the test images.")
 
 
 def _results(name: str, places: list[str]) -> "list[Result]":

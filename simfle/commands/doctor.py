@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 
 if TYPE_CHECKING:
     from simfle.doctor.findings import Finding
@@ -42,15 +42,15 @@ def doctor(  # noqa: PLR0913, PLR0917 - each one is an option
         options = {"nodes": nodes, "gpus_per_node": gpus_per_node, "partition": partition, "account": account}
         asked = _cluster(cluster, {name: value for name, value in options.items() if value is not None})
         job, number = together.submit(folder, asked, _rate(network))
-        typer.echo(f"job {number} on {nodes} nodes, in {job}", err=True)
+        echo(f"job {number} on {nodes} nodes, in {job}", err=True)
     found = examine(folder)
     if nodes:
         measured = together.wait(job, number, wait)
         found += together.judge(measured, nodes)
         file = job / together.RESULT
-        typer.echo(f"figures: {file}; simfle plan --constants {shlex.quote(str(file))} reads them", err=True)
+        echo(f"figures: {file}; simfle plan --constants {shlex.quote(str(file))} reads them", err=True)
     if as_json:
-        typer.echo(json.dumps({"findings": [vars(each) for each in found], "nodes": measured}, indent=1))
+        echo(json.dumps({"findings": [vars(each) for each in found], "nodes": measured}, indent=1))
     else:
         show(found)
     if any(each.state == "broken" for each in found):
@@ -59,8 +59,9 @@ def doctor(  # noqa: PLR0913, PLR0917 - each one is an option
 
 def show(found: "list[Finding]") -> None:
     """One line each, and one more for what to do."""
-    from rich.console import Console
     from rich.text import Text
+
+    from simfle.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     width = max(len(each.name) for each in found)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 
 
 def embed(
@@ -28,7 +28,7 @@ def embed(
     show_logs()
     found = run(data, backbone, out, splits=split or (), batch=batch, device=device)
     count, features = found["features"].shape
-    typer.echo(f"{out}: {count} images, {features} features each; {', '.join(found)}")
+    echo(f"{out}: {count} images, {features} features each; {', '.join(found)}")
 
 
 main = command(embed)

@@ -45,9 +45,8 @@ def evaluate(
     config = load(EvalConfig, file, words)
     config = replace(config, backbones=[*chosen, *config.backbones])
 
-    from rich.console import Console
-
     from simfle.commands.logs import show_logs
+    from simfle.console import Console
     from simfle.eval.evaluate import evaluate as run_evaluation
 
     # Into a file or a pipe a table is written as wide as it is.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.errors import UserError
 
 FORMATS = ("timm", "onnx", "huggingface")
@@ -35,7 +35,7 @@ def export_backbone(
     from simfle.eval.export import export_backbones
 
     for name, path in export_backbones(run, out).items():
-        typer.echo(f"{name}: {path}")
+        echo(f"{name}: {path}")
         if network in (name, "both"):
             _more(run, path, wanted)
 
@@ -48,14 +48,12 @@ def _more(run: Path, path: Path, wanted: list[str]) -> None:
         from simfle.eval.export_onnx import NAME, export_onnx
 
         difference = export_onnx(load_backbone(path), path.with_name(NAME))
-        typer.echo(
-            f"onnx: {path.with_name(NAME)} (differs from torch by at most {difference:.1e} of the largest feature)"
-        )
+        echo(f"onnx: {path.with_name(NAME)} (differs from torch by at most {difference:.1e} of the largest feature)")
     if "huggingface" in wanted:
         from simfle.eval import export_huggingface
 
         folder = path.with_name(export_huggingface.NAME)
-        typer.echo(f"huggingface: {export_huggingface.export_huggingface(run, load_backbone(path), folder)}")
+        echo(f"huggingface: {export_huggingface.export_huggingface(run, load_backbone(path), folder)}")
 
 
 main = command(export_backbone)

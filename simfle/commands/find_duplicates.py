@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.commands.shards_report import DUPLICATES, beside, local
+from simfle.console import Console
 
 
 def find_duplicates(
@@ -44,15 +44,15 @@ def find_duplicates(
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     where = f"in {against}" if against else "before it"
     if not lines:
-        typer.echo(f"no image of {folder} has a duplicate {where}")
+        echo(f"no image of {folder} has a duplicate {where}")
         return
     console = Console(highlight=False, soft_wrap=True)
     console.print(_table(lines, f"images of {folder} with a duplicate {where}"))
-    typer.echo(f"{len(lines)} images, listed in {path}")
+    echo(f"{len(lines)} images, listed in {path}")
     if against is None or against.resolve() == folder.resolve():
-        typer.echo(f"next: simfle shards remove {folder} --list {path} --reason duplicates")
+        echo(f"next: simfle shards remove {folder} --list {path} --reason duplicates")
     else:
-        typer.echo(f"next: look at them, then simfle shards remove {folder} --list {path}, or build with --exclude")
+        echo(f"next: look at them, then simfle shards remove {folder} --list {path}, or build with --exclude")
 
 
 def _table(lines: list[dict[str, Any]], title: str) -> Table:

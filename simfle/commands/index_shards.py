@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.commands.shards_report import local
 
 
@@ -32,11 +32,11 @@ def index_shards(
             folder, terms, workers if workers > 0 else cores, overwrite, lambda done: meter("indexing", done, total)
         )
     counts = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items())
-    typer.echo(
+    echo(
         f"{folder}: {len(manifest.shards)} tars, {manifest.entries} samples = {manifest.samples} usable + "
         f"{sum(manifest.rejected.values())} left out{f' ({counts}): see {folder}/rejected.jsonl' if counts else ''}"
     )
-    typer.echo(f"next: simfle shards verify {folder}")
+    echo(f"next: simfle shards verify {folder}")
 
 
 main = command(index_shards)

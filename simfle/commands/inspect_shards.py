@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from simfle.commands.app import command
 from simfle.commands.shards_report import SHEET, beside, local
+from simfle.console import Console
 
 if TYPE_CHECKING:
     from shards.inspect import Looked

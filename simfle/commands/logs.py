@@ -2,11 +2,12 @@
 
 import logging
 
+from simfle.terminal import plain_handler
+
 
 def show_logs(level: int = logging.INFO) -> None:
     """Print what `simfle` and `shards` log, one plain line each, to stderr."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler = plain_handler()
     for name in ("simfle", "shards"):
         logger = logging.getLogger(name)
         logger.setLevel(level)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.commands.shards_report import local
 
 
@@ -28,20 +28,20 @@ def merge_shards(
     with Meter() as meter:
         merged = merge(folders[:-1], out, collisions, corpus, shard_samples, meter)
     if merged.manifest.terms:
-        typer.echo(f"terms of use: {merged.manifest.terms}")
+        echo(f"terms of use: {merged.manifest.terms}")
     show_made(out, merged.manifest)
     if merged.renamed:
-        typer.echo(f"{merged.renamed} samples got another key, since an earlier folder has theirs")
+        echo(f"{merged.renamed} samples got another key, since an earlier folder has theirs")
     if merged.renumbered:
-        typer.echo(f"{merged.renumbered} samples got another number for the same label")
+        echo(f"{merged.renumbered} samples got another number for the same label")
     if merged.shared:
-        typer.echo(
+        echo(
             f"note: {merged.shared} names of people (groups) are in several folders and count as one person now, "
             "to remove, split and every test; if the same names mean other people, as numbers of two corpora do, "
             f"delete {out} and train on the folders as they are: data.shards=[{','.join(map(str, folders[:-1]))}]"
         )
     if merged.divided:
-        typer.echo(
+        echo(
             f"note: {merged.divided} people (groups) are in more than one split, so a test may meet whom training has "
             f"seen; to divide anew by person: simfle shards split {out} {out}-split --into train=0.8,test=0.2"
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
 
@@ -73,11 +73,11 @@ def plan_run(  # noqa: PLR0913, PLR0917 - a command line
             raise UserError(f"{error} ({hint})") from None
     work = count(resolved)
     if table:
-        typer.echo(_markdown(request, work))
+        echo(_markdown(request, work))
         return
     found = _estimate(request, work)
     if as_json:
-        typer.echo(json.dumps(_plain(request, work, found), indent=1))
+        echo(json.dumps(_plain(request, work, found), indent=1))
     else:
         _show(request, work, found)
 
@@ -179,8 +179,9 @@ def _markdown(request: Request, work: "Work") -> str:
 
 
 def _show(request: Request, work: "Work", found: "Estimate") -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from simfle.console import Console
 
     table = Table(title=_title(request), title_justify="left", show_header=False)
     table.add_column()

@@ -1,16 +1,16 @@
 """Pretrain a backbone: one process, or as many as the launcher starts."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.config import PretrainConfig, load
 from simfle.errors import RunStopped
 from simfle.process import loading
+from simfle.terminal import log_to_stderr
 from simfle.train.check import check
 
 
@@ -38,14 +38,14 @@ def pretrain(
 
         # The main process says which file was taken, and everything else.
         sys.exit(launch([*([config] if config is not None else []), *arguments], processes))
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     with loading():
         from simfle.train.trainer import pretrain as run
 
     try:
         run(resolved)
     except RunStopped as stopped:
-        typer.echo(str(stopped), err=True)
+        echo(str(stopped), err=True)
 
 
 main = command(pretrain)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from shards.files import read_text
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.config import CONFIGS
 from simfle.errors import UserError
 
@@ -295,7 +295,7 @@ def _next(out: Path, data: Path | None, group_pattern: str) -> list[str]:
 
 
 def _say(text: str) -> None:
-    typer.echo(text)
+    echo(text)
     sys.stdout.flush()
 
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.commands.shards_report import DUPLICATES, SHEET, beside, local
 
 
@@ -33,22 +33,22 @@ def remove_samples(
     if not keys and person is None:
         if list_file is None:
             raise UserError("nothing to remove: give --key, --person or --list")
-        typer.echo(f"{list_file} lists nothing")
+        echo(f"{list_file} lists nothing")
         return
     done = remove(folder, keys, person, reason)
     if done.resumed:
-        typer.echo(f"a removal that had been interrupted was {done.resumed} first")
+        echo(f"a removal that had been interrupted was {done.resumed} first")
     if done.already:
-        typer.echo(f"{done.already} of what is asked for had been taken out before")
+        echo(f"{done.already} of what is asked for had been taken out before")
     if done.samples or done.resumed:
         for path in _others(folder):
-            typer.echo(f"delete: {path}, made before, may hold what was removed")
+            echo(f"delete: {path}, made before, may hold what was removed")
     if not done.samples:
         return
-    typer.echo(f"{done.samples} samples removed, {done.shards} shards written anew; see {folder / RECORD}")
-    typer.echo("sample ids have shifted: a run trained on these shards refuses to go on; export it, or start a new one")
-    typer.echo("not touched: copies (by subset, split or merge, elsewhere), caches, betons, pictures, weights of runs")
-    typer.echo(f"next: simfle shards verify {folder}")
+    echo(f"{done.samples} samples removed, {done.shards} shards written anew; see {folder / RECORD}")
+    echo("sample ids have shifted: a run trained on these shards refuses to go on; export it, or start a new one")
+    echo("not touched: copies (by subset, split or merge, elsewhere), caches, betons, pictures, weights of runs")
+    echo(f"next: simfle shards verify {folder}")
 
 
 def _others(folder: Path) -> list[Path]:

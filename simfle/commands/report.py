@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 
 
 def report(
@@ -35,7 +35,7 @@ def report(
 
     written = write_report(runs, out, results or (), shards=shards or (), formats=format or ("html",))
     for path in written:
-        typer.echo(f"report: {path}")
+        echo(f"report: {path}")
 
 
 main = command(report)

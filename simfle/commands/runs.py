@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ def runs(
     import dataclasses
     import json
 
-    from rich.console import Console
-
+    from simfle.console import Console
     from simfle.slurm.runs import find_runs, status
 
     places = folders or [Path("runs")]
@@ -35,7 +34,7 @@ def runs(
         raise UserError(f"no runs in {', '.join(map(str, places))}: no folder there has a config.yaml")
     if json_lines:
         for each in found:
-            typer.echo(json.dumps(dataclasses.asdict(each) | {"run": str(each.run)}))
+            echo(json.dumps(dataclasses.asdict(each) | {"run": str(each.run)}))
         return
     console = Console()
     console.print(table(found))
@@ -49,6 +48,8 @@ def table(found: "list[Status]") -> "Table":
     from rich.table import Table
     from rich.text import Text
 
+    from shards.printable import printable
+
     made = Table()
     for name in ("run", "jobs", "state"):
         made.add_column(name, overflow="fold")
@@ -56,7 +57,7 @@ def table(found: "list[Status]") -> "Table":
         made.add_column(name, justify="right")
     for each in found:
         made.add_row(
-            Text(str(each.run)),  # a name may hold [brackets], which rich would read as its own
+            Text(printable(str(each.run))),  # a name may hold [brackets], which rich would read as its own
             " ".join(each.jobs) or "-",
             each.state,
             f"{each.step}/{each.steps}" if each.steps else str(each.step),

@@ -4,8 +4,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
+from simfle.commands.app import echo
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,8 +18,8 @@ def show_made(out: Path, manifest: "Manifest") -> None:
         counts[shard.split] += shard.samples
     told = ", ".join(f"{split} {count}" for split, count in counts.items())
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
-    typer.echo(f"{out}: {manifest.samples} samples ({told}) in {len(manifest.shards)} shards, {size:.1f} MB")
-    typer.echo(f"next: simfle shards verify {out}")
+    echo(f"{out}: {manifest.samples} samples ({told}) in {len(manifest.shards)} shards, {size:.1f} MB")
+    echo(f"next: simfle shards verify {out}")
 
 
 SHEET, DUPLICATES = ".png", ".duplicates.jsonl"

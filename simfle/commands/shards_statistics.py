@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.commands.shards_report import local
 
 
@@ -21,9 +21,9 @@ def shards_statistics(
     every = Shards(folder)
     chosen = split or (["train"] if "train" in every.manifest.splits else [])
     found = statistics(Shards(folder, chosen), images)
-    typer.echo(f"# {found.images} images of {folder}, splits: {', '.join(chosen) or 'all'}", err=True)
+    echo(f"# {found.images} images of {folder}, splits: {', '.join(chosen) or 'all'}", err=True)
     for name in ("mean", "std"):
-        typer.echo(f"model.{name}=[{','.join(f'{value:.4f}' for value in getattr(found, name))}]")
+        echo(f"model.{name}=[{','.join(f'{value:.4f}' for value in getattr(found, name))}]")
 
 
 main = command(shards_statistics)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.config import CONFIGS, load
 from simfle.errors import UserError
 
@@ -97,7 +97,7 @@ class Task:
         place = self.run or Path(config.out)
         if self.dry_run:
             count = len(evaluation.planned(config))
-            typer.echo(
+            echo(
                 evaluation.script(place.absolute(), place.absolute() / "slurm/JOB", self.cluster, count, self.parallel)
             )
             return
@@ -149,7 +149,7 @@ def _cluster(file: Path | None, options: dict[str, str | None]) -> "ClusterConfi
 
 
 def _tell(text: str) -> None:
-    typer.echo(text, err=True)
+    echo(text, err=True)
 
 
 main = command(slurm_eval)

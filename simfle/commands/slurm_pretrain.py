@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.config import CONFIGS, PretrainConfig, load
 from simfle.errors import UserError
 
@@ -65,7 +65,7 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
     show_logs()
     submit.check_run(resolved, asked, network=not dry_run)
     if dry_run:
-        typer.echo(dry(resolved, asked))
+        echo(dry(resolved, asked))
         return
     job = submit.prepare(resolved, asked)
     if local:
@@ -75,7 +75,7 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
     if follow:
         from simfle.slurm.follow import follow as follow_job
 
-        sys.exit(0 if follow_job(job, number, typer.echo) else 1)
+        sys.exit(0 if follow_job(job, number, echo) else 1)
     _tell(f"follow it with: simfle runs {shlex.quote(str(job.parents[1]))}; log of rank 0: {job}/{number}_0_log.out")
 
 
@@ -117,7 +117,7 @@ def _follow_here(job: Path, submitted: Any, processes: int) -> int:
     """Until all processes have ended; 0 if the run finished or was stopped and saved."""
     from simfle.slurm.follow import follow_local
 
-    decision = follow_local(job, submitted, processes, typer.echo)
+    decision = follow_local(job, submitted, processes, echo)
     _tell(decision.words)
     return int(decision.failure)
 
@@ -137,7 +137,7 @@ def _shown(file: Path) -> str:
 
 
 def _tell(text: str) -> None:
-    typer.echo(text, err=True)
+    echo(text, err=True)
 
 
 main = command(slurm_pretrain)

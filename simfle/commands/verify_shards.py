@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 
 
 def verify_shards(
@@ -14,6 +14,7 @@ def verify_shards(
     workers: Annotated[int, typer.Option(help="Processes; 0: as many as there are cores.")] = 0,
 ) -> None:
     """Check sizes, hashes, indexes, labels and images of a folder of shards. Exit code 1 if anything is wrong."""
+    from shards.printable import one_line
     from shards.verify import verify
     from simfle.commands.build_report import Meter
     from simfle.errors import UserError
@@ -22,15 +23,13 @@ def verify_shards(
     with Meter() as meter:
         verdict = verify(folder, decode, workers if workers > 0 else cores, lambda done: meter("checking", done, 0))
     for note in verdict.notes:
-        typer.echo(f"note: {note}")
+        echo(one_line(f"note: {note}"))
     for problem in verdict.problems:
-        typer.echo(problem)
+        echo(one_line(problem))
     if verdict.problems:
         raise UserError(f"{folder}: {len(verdict.problems)} problems; build these shards again, or copy them again")
     manifest = verdict.manifest
-    typer.echo(
-        f"{folder}: all is well: {len(manifest.shards)} shards, {manifest.samples} samples, {verdict.decoded} decoded"
-    )
+    echo(f"{folder}: all is well: {len(manifest.shards)} shards, {manifest.samples} samples, {verdict.decoded} decoded")
 
 
 main = command(verify_shards)

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from simfle.commands.app import command
+from simfle.commands.app import command, echo
 from simfle.commands.runs import age
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
 
+    from simfle.console import Console
     from simfle.slurm.runs import Status
 
 BARS = "▁▂▃▄▅▆▇█"
@@ -33,7 +34,7 @@ def watch(
 
     Reads files only, so it works from a login node over a shared file system. Into a pipe: a line for each new step.
     """
-    from rich.console import Console
+    from simfle.console import Console
 
     console = Console(highlight=False)
     runs = _find(folders or [Path("runs")])
@@ -76,7 +77,7 @@ def _lines(runs: list[Path], every: float) -> None:
             now = status(run)
             if before.get(run) != (now.state, now.step):
                 before[run] = now.state, now.step
-                typer.echo(f"{run}: {now.state}; {'; '.join(f'{name} {text}' for name, text in facts(now))}")
+                echo(f"{run}: {now.state}; {'; '.join(f'{name} {text}' for name, text in facts(now))}")
                 sys.stdout.flush()
         if _ended(runs):
             return

@@ -17,6 +17,7 @@ from simfle.slurm import queue
 from simfle.slurm.config import ClusterConfig, check
 from simfle.slurm.freeze import freeze
 from simfle.slurm.submit import require_slurm, slurm_executor
+from simfle.terminal import say
 
 RESULT = "doctor.json"
 LARGE = {"cuda": 256 << 20, "cpu": 16 << 20}  # bytes of the all-reduce whose bandwidth counts
@@ -95,7 +96,7 @@ def node_task(folder: str) -> None:
     join(place, cluster)
     cuda = cluster.gpus_per_node > 0
     if cuda and not torch.cuda.is_available():
-        sys.stderr.write(f"error: {place.host} was asked for GPUs, but torch sees none there\n")
+        say(f"error: {place.host} was asked for GPUs, but torch sees none there")
         sys.exit(65)
     device = torch.device("cuda", place.local_rank % max(1, torch.cuda.device_count())) if cuda else torch.device("cpu")
     if cuda:

@@ -2,9 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.markup import escape
 from rich.table import Table
+
+from simfle.console import Console
 
 if TYPE_CHECKING:
     from simfle.eval.summary import Summary
@@ -36,7 +38,7 @@ def tables(summary: "Summary") -> Group:
             low, high = row.interval
             best = "" if row.best_on_test is None else f"{row.best_on_test:.3f}"
             numbers = f"{row.score:.3f}{spread}", f"{low:.3f} to {high:.3f}", best
-            table.add_row(row.protocol, row.metric, escape(row.id), str(row.seeds), *numbers)
+            table.add_row(escape(row.protocol), escape(row.metric), escape(row.id), str(row.seeds), *numbers)
         made.append(table)
         people = rows[0].people
         if people is not None and people < FEW:

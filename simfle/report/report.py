@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from shards.files import read_bytes, write_atomic
+from shards.printable import printable
 from simfle.errors import UserError
 from simfle.report import charts
 from simfle.report.gather import Run, differing, read_runs, results_of
@@ -128,6 +129,8 @@ def render(content: Content) -> str:
         loader=PackageLoader("simfle.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        # Keeps Markup what it is. A page, too, shows names of others: no control or bidi characters.
+        finalize=lambda value: type(value)(printable(value)) if isinstance(value, str) else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

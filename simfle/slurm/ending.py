@@ -17,6 +17,7 @@ from simfle.errors import UserError
 from simfle.slurm import queue, record
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.record import End
+from simfle.terminal import say
 
 TRIES, PAUSE = 5, 6.0  # times that Slurm is asked, seconds between: its controller may be busy, or just be restarted
 CHECKPOINTS = "checkpoints/step-*/COMPLETE"
@@ -107,7 +108,7 @@ def end(job_folder: Path, code: int) -> int:
         requeue, words, code = False, f"{words}; not requeued: {refusal}", code or 1
     # Not before Slurm has done it, for the record would promise too much; this shell has KillWait seconds left then.
     record.tell(run, "ended", **facts, requeue=requeue, reason=words, code=code)
-    sys.stderr.write(f"job {number}: {words}{'; requeued' if requeue else ''}\n")
+    say(f"job {number}: {words}{'; requeued' if requeue else ''}")
     return code
 
 

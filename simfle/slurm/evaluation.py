@@ -1,7 +1,6 @@
 """Evaluation as an array job: one task for each backbone, benchmark, protocol and seed, on its own, skipped if done."""
 
 import faulthandler
-import logging
 import os
 import signal
 import subprocess
@@ -18,6 +17,7 @@ from simfle.eval.units import Unit, units
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.freeze import freeze
 from simfle.slurm.submit import reason, require_slurm, slurm_executor
+from simfle.terminal import log_to_stderr, say
 
 
 def absolute(config: EvalConfig) -> EvalConfig:
@@ -99,7 +99,7 @@ def evaluate_task(folder: str, index: int) -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # submitit would requeue without having saved anything
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.register(signal.SIGQUIT)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    log_to_stderr()
     with suppress(KeyError, OSError):  # a benchmark's file may name shards by where it was submitted
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])
     try:
@@ -108,7 +108,7 @@ def evaluate_task(folder: str, index: int) -> None:
 
         run_unit(config, units(config)[index], ["slurm_eval", folder, str(index)])
     except UserError as error:
-        sys.stderr.write(f"error: {error}\n")
+        say(f"error: {error}")
         sys.exit(65)
 
 

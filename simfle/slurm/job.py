@@ -1,7 +1,6 @@
 """What every task of a job runs: from the allocation to a process of the run, and how it ended."""
 
 import faulthandler
-import logging
 import os
 import signal
 import socket
@@ -19,6 +18,7 @@ from simfle.slurm import record
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.record import End
 from simfle.stopping import StopFlag
+from simfle.terminal import log_to_stderr, say
 
 # Exit codes, after sysexits.h, for people and logs: the end of the job reads the words that tasks leave. A stopped task
 # leaves with 0, for srun kills all others at the first one that does not, and rank 0 may still be saving.
@@ -64,7 +64,7 @@ def find_place() -> Place:
 def pretrain_task(folder: str) -> None:
     """Pretrain as one process of the job in `folder`; ends the process with a code of CODES."""
     job = Path(folder)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    log_to_stderr()
     faulthandler.register(signal.SIGQUIT)  # where every thread is, into the log: scancel --signal=QUIT
     with StopFlag() as stop:  # before torch is loaded: submitit's handlers would requeue without saving, as a failure
         place = find_place()
@@ -216,7 +216,7 @@ def announce(job: Path, place: Place, config: PretrainConfig, cluster: ClusterCo
     words = f"job {place.job}, start {place.start}: {place.size} processes on {', '.join(place.nodes)}"
     if len(place.nodes) < cluster.nodes:
         words += f"; {cluster.nodes} nodes were asked for, at least {cluster.min_nodes}"
-    sys.stderr.write(f"{words}\n")
+    say(words)
 
 
 @contextmanager
@@ -239,7 +239,7 @@ def ending(job: Path, place: Place) -> Iterator[None]:
             traceback.print_exc()
     record.write_end(job, place.start, End(place.rank, place.host, kind, words))
     if words:
-        sys.stderr.write(f"{'' if kind in (record.STOPPED, record.SPARE) else 'error: '}{words}\n")
+        say(f"{'' if kind in (record.STOPPED, record.SPARE) else 'error: '}{words}")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     if kind != record.DONE:

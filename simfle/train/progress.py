@@ -8,9 +8,9 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from simfle.console import Console
 from simfle.data.loader import has_dali, threads_per_process
 from simfle.train.advice import STEPS, Facts, judge
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from shards.files import read_bytes
 from shards.plain import build
+from simfle.terminal import say
 from simfle.train.claim import Claim
 
 LOST = 69  # exit code: EX_UNAVAILABLE
@@ -134,7 +135,7 @@ class Watchdog:
     def _end(self, message: str) -> None:
         if self._before_end is not None:
             self._before_end(message)
-        sys.stderr.write(f"error: {message}; ending, so that the run can be started again\n")
+        say(f"error: {message}; ending, so that the run can be started again")
         sys.stderr.flush()
         faulthandler.dump_traceback(all_threads=True)
         os._exit(HUNG)  # the main thread sits in a collective and will not come back

@@ -18,6 +18,8 @@ LIGHT = {
     "simfle.process",
     "simfle.stopping",
     "simfle.told",
+    "simfle.terminal",
+    "simfle.console",
 }
 # What each room may import beside itself and LIGHT. Commands may import all rooms; nobody imports commands.
 ALLOWED = {
@@ -31,6 +33,8 @@ ALLOWED = {
     "simfle.process": set(),
     "simfle.stopping": set(),
     "simfle.told": {"shards.files", "shards.plain"},
+    "simfle.terminal": {"shards.printable"},
+    "simfle.console": {"shards.printable"},
     "simfle.losses": set(),
     "simfle.optim": set(),
     "simfle.runtime": set(),
