@@ -19,6 +19,7 @@ from shards.names import leads_outside
 from shards.tarred import BoundedTar
 
 VERSION = "v1.2"
+MOST_CELLS = 1 << 24  # samples times kinds of members, 16 bytes each
 
 
 class Member(NamedTuple):
@@ -76,6 +77,9 @@ def make_index(members: Iterable[tuple[str, int, int]]) -> Index:
             keys.append(key)
             rows.append({})
         rows[-1][places.setdefault(extension, len(places))] = (offset, size)
+    # Each other ending is a column of all samples: of as many endings as samples there would be a square of numbers.
+    if len(keys) * len(places) > max(MOST_CELLS, 64 * sum(map(len, rows))):
+        raise ValueError(f"{len(keys)} samples with {len(places)} different endings")
     table = np.full((2, len(keys), len(places)), -1, np.int64)
     for number, row in enumerate(rows):
         for place, pair in row.items():
@@ -111,7 +115,7 @@ def index_tar(tar: Path, left_out: Callable[[str], object] | None = None) -> Ind
     try:
         with open_regular(tar, "rb") as file, BoundedTar.open(fileobj=file, mode="r:") as archive:
             return make_index(_inside(_files(archive), tar, left_out))
-    except (tarfile.TarError, OSError) as error:
+    except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"shards: cannot index {tar}: {error}") from None
 
 

@@ -3,9 +3,13 @@
 import json
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
+
+from shards.errors import UserError
 
 T = TypeVar("T")
+MOST_TOLD = 4 << 20  # bytes of what is told of one sample: parsed, a text takes up to thirty times its size
+MOST_LINE = 1 << 20  # characters of a line of a list
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -22,6 +26,15 @@ def parse_object(text: str | bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - of the text, not of a program
     return found
+
+
+def lines_of(text: IO[str], most: int) -> Iterator[str]:
+    """The lines of a text file. Raises UserError for one of more than `most` characters: it may have no end."""
+    while line := text.readline(most + 1):
+        if len(line) > most:
+            name = getattr(text, "name", "a file")
+            raise UserError(f"{name}: a line has more than {most} characters. Fix: give a file with a line a row")
+        yield line
 
 
 def whole_lines(text: str | bytes) -> Iterator[dict[str, Any]]:

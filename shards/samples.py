@@ -17,7 +17,7 @@ from shards.files import named, open_regular, sync_folder
 from shards.foreign import describes
 from shards.index import Index, index_tar, read_index, write_index
 from shards.manifest import Manifest, ShardInfo, index_name
-from shards.plain import parse_json
+from shards.plain import MOST_TOLD, parse_json
 from shards.writer import TarShard
 
 
@@ -32,7 +32,10 @@ class Sample:
     def known(self) -> dict[str, Any]:
         """What its json says; empty without one. Raises UserError where it is damaged."""
         try:
-            known = parse_json(self.members.get("json", b"{}"))
+            told = self.members.get("json", b"{}")
+            if len(told) > MOST_TOLD:
+                raise ValueError(f"it has more than {MOST_TOLD >> 20} MiB")  # noqa: TRY301 - damaged, as any other
+            known = parse_json(told)
         except ValueError as error:
             raise UserError(f"shards: {self.key}.json is damaged ({error}); build the shards again") from None
         if not isinstance(known, dict):

@@ -7,6 +7,7 @@ order; some images are grey, with two axes. Coordinates are kept as delivered.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,11 @@ def _own(data: Any, name: Any) -> Any:
     found = data[name]
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
         raise ValueError(f"{name} does not lie in this file")
-    if found.nbytes > MOST:
-        raise ValueError(f"{name} has {found.nbytes} bytes")
+    whole = max(found.nbytes, prod(found.chunks or ()) * found.dtype.itemsize)  # a chunk is unpacked as a whole
+    if whole > MOST:
+        raise ValueError(f"{name} has {whole} bytes")
+    if found.dtype.kind not in "fiu" and not h5py.check_ref_dtype(found.dtype):  # of any size, elsewhere in the file
+        raise ValueError(f"{name} holds neither numbers nor references")
     return found
 
 

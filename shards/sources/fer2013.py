@@ -13,6 +13,7 @@ from typing import NamedTuple
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular
+from shards.plain import MOST_LINE, lines_of
 from shards.sources.known import Known
 from shards.sources.layout import TEXT, find, need
 
@@ -82,7 +83,7 @@ def read_rows(file: Path) -> Iterator[Row]:
     """The rows of a list; icml_face_data.csv has spaces in its column names."""
     try:
         with open_regular(file, newline="", **TEXT) as text:
-            rows = csv.reader(text)
+            rows = csv.reader(lines_of(text, MOST_LINE))
             titles = [name.strip().lower() for name in next(rows, [])]
             if "pixels" not in titles:
                 raise UserError(f"fer2013: {file} has no column pixels (columns: {', '.join(titles) or 'none'})")

@@ -13,6 +13,7 @@ from pathlib import Path
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular
+from shards.plain import MOST_LINE, lines_of
 from shards.sources.fer2013 import FULL, SPLITS, entry, read_rows
 from shards.sources.known import Known, check_options, option
 from shards.sources.layout import TEXT, need
@@ -93,7 +94,7 @@ def read_votes(file: Path) -> Iterator[tuple[str, tuple[int, ...] | None]]:
     """Usage and votes in the order of VOTES, None where they are damaged, row by row."""
     try:
         with open_regular(file, newline="", **TEXT) as text:
-            rows = csv.reader(text)
+            rows = csv.reader(lines_of(text, MOST_LINE))
             titles = [name.strip().lower() for name in next(rows, [])]
             absent = [name for name in ("usage", *VOTES) if name not in titles]
             if absent:

@@ -17,10 +17,11 @@ from shards.plain import parse_json
 from shards.rules import TEST, TRAIN, VAL, normal_label, normal_split
 from shards.sources.folder import walk
 from shards.sources.layout import content, inside
+from shards.sources.pages import DamagedPages, batches, check_footer
 from shards.sources.rows import is_said, text_of
 
 PART = re.compile(r"(.+?)(-\d{5}-of-\d{5})?(-[0-9a-f]{16})?")
-ROWS = 64  # in the memory at a time
+ROWS = 64  # in the memory at a time, at most
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ class HuggingFace:
         from pyarrow.parquet import read_schema
 
         try:
+            check_footer(file)
             schema = read_schema(file)
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, DamagedPages) as error:
             raise UserError(f"huggingface: {file} cannot be read as Parquet: {error}") from None
         features = _features(schema.metadata or {})
         image = self.image_column or _first_image(schema, features)
@@ -118,13 +120,13 @@ class HuggingFace:
             columns = self._columns(file)
             wanted = {columns.image, columns.label, self.group_column, *columns.others} - {""}
             with regular_path(file) as path, ParquetFile(path, buffer_size=1 << 20) as table:
-                for batch in table.iter_batches(ROWS, columns=sorted(wanted), use_threads=False):
+                for batch in batches(path, table, wanted, ROWS):
                     for row in batch.to_pylist():
                         yield self._entry(name, number, split, columns, row)
                         number += 1
         except UserError as error:
             yield Rejected(name, "bad_row", str(error))
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, DamagedPages) as error:
             if getattr(error, "errno", None) is not None:  # the disk's fault, not the file's
                 raise
             yield Rejected(name, "unreadable", f"damaged behind row {number}: {error}; what follows is lost")

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.errors import UserError
 from shards.files import open_regular
+from shards.plain import MOST_LINE, lines_of
 
 # Lists of file names are bytes to us: what is no UTF-8 comes back out as it went in.
 TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
@@ -62,7 +63,7 @@ def inside(name: str) -> str | None:
 def lines(file: Path) -> Iterator[tuple[int, str]]:
     """Line number (from 1) and text of the lines that are not blank."""
     with open_regular(file, **TEXT) as text:
-        for number, line in enumerate(text, 1):
+        for number, line in enumerate(lines_of(text, MOST_LINE), 1):
             if line.strip():
                 yield number, line.strip()
 

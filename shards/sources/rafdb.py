@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular, read_text
+from shards.plain import MOST_LINE, lines_of
 from shards.sources.known import Known, check_options, option
 from shards.sources.layout import TEXT, box, find, inside, lines, names, need, numbers, points
 
@@ -133,7 +134,7 @@ def _labels(file: Path) -> dict[str, str]:
         return {}
     try:
         with open_regular(file, newline="", **TEXT) as text:
-            rows = csv.DictReader(text)
+            rows = csv.DictReader(lines_of(text, MOST_LINE))
             if not {"image", "label"} <= set(rows.fieldnames or ()):
                 raise UserError(f"rafdb: {file} lacks the columns image, label (columns: {rows.fieldnames})")
             return {(row["image"] or "").strip(): (row["label"] or "").strip() for row in rows}

@@ -25,6 +25,9 @@ MAGIC = 0xCED7230A
 FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
 WHOLE, BEGIN, END = 0, 1, 3  # cflag
+MOST_PARTS = 1000  # of a record: there is one more for each magic in its data, which chance does not bring about
+MOST_LABELS = 1000  # of a record
+MOST_BYTES = 1 << 30  # of a record; as of any image file
 DIGITS = 18  # of a key or an offset, at most
 IMAGES = {85_742: 5_822_653, 93_431: 5_179_510, 360_232: 17_091_657}  # by people: MS1MV2, MS1MV3, Glint360K
 
@@ -154,6 +157,8 @@ def _parts(data: int, offset: int) -> list[tuple[int, int]]:
         if magic != MAGIC or (flag in (WHOLE, BEGIN)) == bool(found):
             raise Damaged("unreadable", f"no record at byte {offset}")
         found.append((offset + FRAME.size, length))
+        if len(found) > MOST_PARTS:
+            raise Damaged("unreadable", f"a record of more than {MOST_PARTS} parts ends at byte {offset}")
         offset += FRAME.size + (length + 3) // 4 * 4
         if found[-1][0] + length > size:
             raise Damaged("truncated", f"the file ends at byte {size}")
@@ -179,7 +184,11 @@ def read_record(data: int, offset: int) -> Record:
     size = sum(length for _, length in parts) + 4 * (len(parts) - 1)
     if size < HEADER.size:
         raise Damaged("unreadable", f"the record at byte {offset} has no header")
+    if size > MOST_BYTES:
+        raise Damaged("too_large", "more than 1 GiB")
     flag, label, _, _ = HEADER.unpack(_join(data, parts, HEADER.size))
+    if flag > MOST_LABELS:
+        raise Damaged("unreadable", f"the record at byte {offset} has {flag} labels, and may have {MOST_LABELS}")
     behind = HEADER.size + 4 * flag
     if size < behind:
         raise Damaged("unreadable", f"the record at byte {offset} is shorter than its {flag} labels")

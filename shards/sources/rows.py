@@ -9,11 +9,12 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.files import open_regular, regular_path
-from shards.plain import parse_json
+from shards.plain import MOST_LINE, lines_of, parse_json
+from shards.sources.pages import DamagedPages, batches, check_footer
 
 KINDS = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 HEAD = 1000  # lines of JSON in which every column has to occur once
-MOST_TEXT = 1 << 30  # characters of one image in base64
+MOST_TEXT = 128 << 20  # characters of a row, of which an image in base64 may be one
 FEW, MANY = 64, 4096  # rows of Parquet in the memory: with images in them, without
 
 Row = tuple[str, tuple[Any, ...] | None]
@@ -39,10 +40,12 @@ def columns_of(file: Path) -> list[str]:
             if lines.read(4096).lstrip().startswith("["):
                 raise UserError(f"jsonl: {file} is one array; write one object a line, for example with jq -c '.[]'")
             lines.seek(0)
-            head = (_object(line) or {} for _, line in zip(range(HEAD), lines, strict=False))
+            head = (_object(line) or {} for _, line in zip(range(HEAD), lines_of(lines, MOST_TEXT), strict=False))
             names = list(dict.fromkeys(chain.from_iterable(head)))
         else:
-            names = [name.strip() for name in next(csv.reader(lines, delimiter=_delimiter(kind)), [])]
+            names = [
+                name.strip() for name in next(csv.reader(lines_of(lines, MOST_LINE), delimiter=_delimiter(kind)), [])
+            ]
     if not names:
         raise UserError(f"{kind}: {file} is empty")
     return names
@@ -56,13 +59,13 @@ def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[
         return
     with open_regular(file, encoding="utf-8-sig", newline="") as lines:
         if kind == "jsonl":
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(lines_of(lines, MOST_TEXT), 1):
                 if line.strip():
                     values = _object(line)
                     row = None if values is None else tuple(values.get(name) for name in columns)
                     yield f"line {number}", row
             return
-        table = csv.reader(lines, delimiter=_delimiter(kind))
+        table = csv.reader(lines_of(lines, MOST_TEXT if images else MOST_LINE), delimiter=_delimiter(kind))
         header = [name.strip() for name in next(table, [])]
         places = [header.index(name) for name in columns]
         for cells in _long(table) if images else table:
@@ -115,8 +118,9 @@ def _parquet(file: Path) -> Any:
 
     try:
         with regular_path(file) as path:
+            check_footer(path)
             return ParquetFile(path, buffer_size=1 << 20)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, DamagedPages) as error:
         raise UserError(f"parquet: {file} cannot be read as Parquet: {error}") from None
 
 
@@ -126,10 +130,10 @@ def _parquet_rows(file: Path, columns: list[str], batch_rows: int) -> Iterator[R
     number = 0
     try:
         with _parquet(file) as table:
-            for batch in table.iter_batches(batch_rows, columns=sorted(set(columns)), use_threads=False):
+            for batch in batches(file, table, columns, batch_rows):
                 values = [batch.column(name).to_pylist() for name in columns]
                 for row in zip(*values, strict=True):
                     number += 1
                     yield f"row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, DamagedPages) as error:
         raise UserError(f"parquet: {file} is damaged behind row {number}: {error}") from None

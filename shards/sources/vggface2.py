@@ -13,6 +13,7 @@ from pathlib import Path
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular
+from shards.plain import MOST_LINE, lines_of
 from shards.sources.folder import EXTENSIONS
 from shards.sources.known import Known
 from shards.sources.layout import TEXT, box, content, find, inside, names, need, numbers, points
@@ -124,7 +125,7 @@ class VGGFace2:
             return {}
         try:
             with open_regular(file, **TEXT, newline="") as text:
-                rows = csv.reader(text, skipinitialspace=True)
+                rows = csv.reader(lines_of(text, MOST_LINE), skipinitialspace=True)
                 return {row[0]: row[-1].strip() for row in rows if len(row) > 1 and row[-1].strip() in ("f", "m")}
         except csv.Error as error:
             raise UserError(f"vggface2: {file} cannot be read as CSV: {error}") from None

@@ -15,11 +15,11 @@ from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import read_bytes
 from shards.foreign import split_of
-from shards.plain import parse_json
+from shards.plain import MOST_TOLD, parse_json
 from shards.sources.folder import EXTENSIONS, walk
 from shards.sources.layout import content, inside
 from shards.sources.rows import is_said
-from shards.sources.tars import TAR_ENDINGS, Member, read_tar, stem
+from shards.sources.tars import MOST_PACKED, TAR_ENDINGS, TOO_LARGE, Member, read_tar, stem
 
 # Fields of img2dataset's .json that say nothing about the face, or too much about who took the photo and where.
 LEFT_OUT = ("key", "status", "error_message", "width", "height", "exif")
@@ -165,6 +165,9 @@ def samples(members: Iterable[Member | Rejected]) -> Iterator[tuple[str, dict[st
             yield before, run
             run = {}
         before = key
+        held = sum(len(other.read) for other in run.values() if isinstance(other.read, bytes))
+        if isinstance(member.read, bytes) and held + len(member.read) > MOST_PACKED:
+            member = replace(member, read=b"", fate=("too_large", TOO_LARGE))  # noqa: PLW2901 - the rest is dropped
         run[extension] = member
     if run:
         yield before, run
@@ -173,7 +176,7 @@ def samples(members: Iterable[Member | Rejected]) -> Iterator[tuple[str, dict[st
 def _json(members: dict[str, Member]) -> dict[str, Any]:
     if "json" not in members:
         return {}
-    known = parse_json(members["json"].content())
+    known = parse_json(_told(members["json"]))
     if not isinstance(known, dict):
         raise ValueError("its .json is not an object")  # noqa: TRY004 - a damaged member
     return known
@@ -182,7 +185,13 @@ def _json(members: dict[str, Member]) -> dict[str, Any]:
 def _text(members: dict[str, Member], extension: str) -> str | None:
     if extension not in members:
         return None
-    return members[extension].content().decode().strip() or None
+    return _told(members[extension]).decode().strip() or None
+
+
+def _told(member: Member) -> bytes:
+    if member.size > MOST_TOLD:
+        raise ValueError(f"{member.name} has more than {MOST_TOLD >> 20} MiB")
+    return member.content()
 
 
 def _stats(file: Path) -> dict[str, int] | None:

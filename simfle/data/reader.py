@@ -19,7 +19,7 @@ from shards.cache import Cache
 from shards.foreign import IMAGES
 from shards.index import Index
 from shards.manifest import Manifest, ShardInfo
-from shards.plain import parse_json
+from shards.plain import MOST_TOLD, parse_json
 from shards.remote import is_url
 from simfle.config import DataConfig
 from simfle.data.lru import Lru
@@ -139,6 +139,8 @@ class Corpus:
     def meta(self, shard: int, sample: int) -> dict[str, Any]:
         """What is known of a sample (source, label name, group, box ...), from its `.json`; empty without one."""
         content, text = (self._member(shard, sample, name) for name in ("json", "txt"))
+        if content is not None and len(content) > MOST_TOLD:
+            raise UserError(f"shards: {self._name(shard, sample)}.json has more than {MOST_TOLD >> 20} MiB")
         try:
             known = parse_json(content) if content is not None else {}
         except ValueError as error:

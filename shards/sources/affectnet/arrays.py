@@ -1,5 +1,6 @@
 """AffectNet's release of 2021 and later: faces of 224 px, and for each one .npy file a value."""
 
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,8 @@ def _read(file: Path) -> Any:
             if os.fstat(data.fileno()).st_size > MOST:
                 return None
             array = np.lib.format.read_array(data, allow_pickle=False)  # numpy.load would take an archive as well
+            if math.prod(max(side, 1) for side in array.shape) > MOST:  # items, or empty rows, of no bytes
+                return None
             array.tolist()  # text whose code points are none fails when it is looked at
             return array
     except Exception:  # noqa: BLE001 - of damaged headers numpy parses Python, and raises anything

@@ -7,6 +7,7 @@ from pathlib import Path
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular
+from shards.plain import MOST_LINE, lines_of
 from shards.sources.affectnet.common import affect, named
 from shards.sources.layout import TEXT, box, find, inside, need, numbers, points
 
@@ -49,7 +50,7 @@ def read_list(root: Path, images: Path, file: Path, split: str) -> Iterator[Entr
     """The rows of one list, in their order."""
     try:
         with open_regular(file, newline="", **TEXT) as text:
-            rows = csv.reader(text)
+            rows = csv.reader(lines_of(text, MOST_LINE))
             order = None
             for cells in rows:
                 if order is None:
