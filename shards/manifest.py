@@ -10,7 +10,7 @@ from shards.errors import UserError
 from shards.files import read_bytes, write_atomic
 from shards.names import is_plain, is_split
 from shards.plain import parse_json
-from shards.redact import shown
+from shards.redact import redacted, shown
 from shards.remote import check_url, is_url, join, read_url
 
 FORMAT = 1
@@ -112,7 +112,8 @@ def _read(folder: str | Path) -> tuple[str, bytes]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder`/manifest.json atomically."""
-    write_atomic(folder / NAME, (json.dumps(asdict(manifest), indent=1) + "\n").encode())
+    told = asdict(manifest) | {"build": redacted(manifest.build)}  # names and terms are the corpus's own words
+    write_atomic(folder / NAME, (json.dumps(told, indent=1) + "\n").encode())
 
 
 def _manifest(content: Mapping[str, Any]) -> Manifest:

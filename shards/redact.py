@@ -1,16 +1,21 @@
 """URLs as they may be shown and written: without user, password, signature and other parameters.
 
-Whatever writes a file for others, prints or logs passes its values through `redacted`: one rule for all writers.
+Whatever writes a file for others, prints or logs passes its values through `redacted`: one rule for all writers. Files
+of JSON and YAML are made by `to_json` and `to_yaml`; tests/unit/test_redact.py lists the few that are not, and why.
 """
 
+import json
 import re
 from typing import Any
 
 HTTP = ("http", "https")
 PUBLIC = ("file", "memory")  # they hold no secrets, and file names may have any character
 SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
-# In a text: a user and password, an IPv6 address in brackets, and whatever does not end a word or an item of a list.
-URL = re.compile(SCHEME + r"(?:[^\s'\"\],/@]*@)?(?:\[[0-9A-Fa-f:.%]*\])?[^\s'\"\],]*")
+# In a text: all between quotes; else a user and password, an IPv6 address in brackets, and whatever does not end a word
+# or an item of a list.
+QUOTED = rf"(?<='){SCHEME}[^'\s]*(?=')|(?<=\"){SCHEME}[^\"\s]*(?=\")"
+BARE = SCHEME + r"(?:[^\s'\"\],/@]*@)?(?:\[[0-9A-Fa-f:.%]*\])?[^\s'\"\],]*"
+URL = re.compile(f"{QUOTED}|{BARE}")
 ALONE = re.compile(SCHEME + r"\S+")
 
 
@@ -40,7 +45,12 @@ def redacted(value: Any) -> Any:
         return value
     if ALONE.fullmatch(value):  # a URL and nothing else: a comma in it is one of its own
         return shown(value)
-    return URL.sub(lambda found: shown(found[0]), value)
+    return URL.sub(_in_text, value)
+
+
+def _in_text(found: re.Match[str]) -> str:
+    url = found[0].rstrip(":;.)")  # signs of the text around it
+    return shown(url) + found[0][len(url) :]
 
 
 def without_secrets(text: str, url: str) -> str:
@@ -50,3 +60,15 @@ def without_secrets(text: str, url: str) -> str:
     for secret in filter(None, (query, user, user.partition(":")[2])):
         text = text.replace(secret, "...")
     return redacted(text)
+
+
+def to_json(value: Any, **options: Any) -> str:
+    """Return `value`, redacted, as JSON; options: of json.dumps."""
+    return json.dumps(redacted(value), **options)
+
+
+def to_yaml(value: Any) -> str:
+    """Return `value`, redacted, as YAML, its keys in their order."""
+    import yaml  # imported here: most of shards does not need it
+
+    return yaml.safe_dump(redacted(value), sort_keys=False)

@@ -6,13 +6,14 @@ import warnings
 from typing import Any
 
 from shards.printable import printable
+from shards.redact import redacted
 
 
 class Plain(logging.Formatter):
     """Format a message without anything that a terminal would obey."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(super().format(record))
+        return printable(str(redacted(super().format(record))))
 
 
 def plain_handler() -> logging.Handler:
@@ -29,7 +30,7 @@ def log_to_stderr() -> None:
 
 def say(text: str) -> None:
     """Write a line to stderr."""
-    sys.stderr.write(f"{printable(text)}\n")
+    sys.stderr.write(f"{printable(str(redacted(text)))}\n")
 
 
 def plain_warnings() -> None:

@@ -1,6 +1,5 @@
 """Timing rounds, tables and JSON that the benches share."""
 
-import json
 import os
 import platform
 import statistics
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from shards.redact import to_json
 from simfle.errors import UserError
 from simfle.provenance import git_revision, versions
 
@@ -136,7 +136,7 @@ def show(title: str, found: Mapping[str, Figures], unit: str, against: str) -> N
 def save(result: Mapping[str, Any], out: Path | None) -> None:
     """Write the JSON, if it was asked for."""
     if out is not None:
-        out.write_text(json.dumps(result, indent=1) + "\n")
+        out.write_text(to_json(result, indent=1) + "\n")
 
 
 def _wait(device: torch.device) -> None:

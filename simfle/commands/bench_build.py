@@ -1,6 +1,5 @@
 """tools/bench_build.py: how fast shards are built, beside webdataset's ShardWriter on the same images."""
 
-import json
 import os
 import platform
 import resource
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shards.redact import to_json
 from simfle.commands.app import Figures, command, echo
 from simfle.errors import UserError
 
@@ -82,7 +82,7 @@ def bench_build(
         figures = measure(task, rounds)
     _show(figures)
     if out is not None:
-        out.write_text(json.dumps(figures, indent=1) + "\n")
+        out.write_text(to_json(figures, indent=1) + "\n")
         echo(f"figures: {out}")
 
 

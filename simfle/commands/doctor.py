@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.redact import to_json
 from simfle.commands.app import command, echo
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def doctor(  # noqa: PLR0913, PLR0917 - each one is an option
         file = job / together.RESULT
         echo(f"figures: {file}; simfle plan --constants {shlex.quote(str(file))} reads them", err=True)
     if as_json:
-        echo(json.dumps({"findings": [vars(each) for each in found], "nodes": measured}, indent=1))
+        echo(to_json({"findings": [vars(each) for each in found], "nodes": measured}, indent=1))
     else:
         show(found)
     if any(each.state == "broken" for each in found):

@@ -1,12 +1,12 @@
 """tools/plan_run.py: memory, network, speed and bottleneck of a run before it is started."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shards.redact import to_json
 from simfle.commands.app import command, echo
 from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
@@ -77,7 +77,7 @@ def plan_run(  # noqa: PLR0913, PLR0917 - a command line
         return
     found = _estimate(request, work)
     if as_json:
-        echo(json.dumps(_plain(request, work, found), indent=1))
+        echo(to_json(_plain(request, work, found), indent=1))
     else:
         _show(request, work, found)
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from shards.files import read_text
+from shards.redact import to_json
 from simfle.commands.app import command, echo
 from simfle.config import CONFIGS
 from simfle.errors import UserError
@@ -62,7 +63,7 @@ class Record:
         self.stages = {name: value for name, value in self.stages.items() if name not in later}
         self.stages[stage.name] = {"commands": stage.commands, "seconds": seconds}
         content = {"data": self.data, "stages": self.stages}
-        write_atomic(self.file, (json.dumps(content, indent=1) + "\n").encode())
+        write_atomic(self.file, (to_json(content, indent=1) + "\n").encode())
 
 
 STAGES = ("shards", "pretrain", "export", "evaluate", "report")

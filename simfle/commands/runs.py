@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shards.redact import to_json
 from simfle.commands.app import command, echo
 from simfle.errors import UserError
 
@@ -20,7 +21,6 @@ def runs(
 ) -> None:
     """List runs: jobs, state, step, images/s, last checkpoint, requeues. With and without Slurm's accounting."""
     import dataclasses
-    import json
 
     from simfle.console import Console
     from simfle.slurm.runs import find_runs, status
@@ -34,7 +34,7 @@ def runs(
         raise UserError(f"no runs in {', '.join(map(str, places))}: no folder there has a config.yaml")
     if json_lines:
         for each in found:
-            echo(json.dumps(dataclasses.asdict(each) | {"run": str(each.run)}))
+            echo(to_json(dataclasses.asdict(each) | {"run": str(each.run)}))
         return
     console = Console()
     console.print(table(found))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import read_text
+from shards.redact import to_json
 from simfle.doctor.checks import MOST_SKEW, measure_disk, read_rate
 from simfle.doctor.findings import Finding, broken, note, ok
 from simfle.errors import UserError
@@ -121,7 +122,7 @@ def node_task(folder: str) -> None:
     if place.rank == 0:
         found = summary(every, LARGE[device.type], network)
         partial = job / f"{RESULT}.partial"
-        partial.write_text(json.dumps(found, indent=1) + "\n")
+        partial.write_text(to_json(found, indent=1) + "\n")
         partial.replace(job / RESULT)
     dist.destroy_process_group()
 

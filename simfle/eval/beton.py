@@ -6,7 +6,6 @@ NAME.beton.json, written last, which says of which samples it is. FFCV is option
 
 # n samples
 import importlib
-import json
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from shards.files import open_regular, read_bytes, replacing, write_atomic
 from shards.plain import build
+from shards.redact import to_json
 from simfle.data.jpeg import size
 from simfle.errors import UserError
 from simfle.eval.splits import Source, Split, read_split
@@ -96,7 +96,7 @@ def build_beton(shards: Path, out: Path, name: str, progress: Progress = lambda 
             len(split),
             out.stat().st_size,
         )
-        write_atomic(about_file(out), json.dumps(asdict(about), indent=1).encode())
+        write_atomic(about_file(out), to_json(asdict(about), indent=1).encode())
     except OSError as error:
         raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
     return about

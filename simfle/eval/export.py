@@ -1,7 +1,6 @@
 """From a run's newest complete checkpoint to backbone files: timm's key names, safetensors and a small JSON."""
 
 import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from shards.files import regular_path, write_atomic
+from shards.redact import to_json
 from simfle import told
 from simfle.config import read_plain
 from simfle.errors import UserError
@@ -94,7 +94,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
         folder = (out or run / "export") / network
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / WEIGHTS, weights)
-        write_atomic(folder / CARD, (json.dumps(asdict(card), indent=1) + "\n").encode())
+        write_atomic(folder / CARD, (to_json(asdict(card), indent=1) + "\n").encode())
         written[network] = folder / WEIGHTS
     return written
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from shards.files import read_bytes, write_atomic
 from shards.plain import parse_object
-from shards.redact import redacted
+from shards.redact import redacted, to_json
 from simfle.errors import UserError
 
 FORMAT = 2
@@ -128,7 +128,7 @@ def write_result(out: Path, result: Result) -> Path:
     content = redacted(content)
     content["checksum"] = _checksum({**content, "samples": samples})
     # One line for each of the long lists: the rest stays readable.
-    text = json.dumps(content, indent=1)[:-2] + ',\n "samples": {\n'
+    text = to_json(content, indent=1)[:-2] + ',\n "samples": {\n'
     text += ",\n".join(f'  "{name}": {json.dumps(values, separators=(",", ":"))}' for name, values in samples.items())
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, (text + "\n }\n}\n").encode())

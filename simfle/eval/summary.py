@@ -14,6 +14,7 @@ import numpy as np
 
 from shards.files import read_bytes, write_atomic
 from shards.plain import parse_object
+from shards.redact import to_json
 from simfle.errors import UserError
 from simfle.eval import shown
 from simfle.eval.compare import Comparison, compare
@@ -188,7 +189,7 @@ def write_summary(path: Path, summary: Summary) -> None:
     """Write a summary atomically, making the folder if need be. Raises UserError where that cannot be done."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, (json.dumps(asdict(summary), indent=1) + "\n").encode())
+        write_atomic(path, (to_json(asdict(summary), indent=1) + "\n").encode())
     except OSError as error:
         raise UserError(f"summary: {path} cannot be written: {error.strerror}") from None
 

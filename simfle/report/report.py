@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from shards.files import read_bytes, write_atomic
 from shards.printable import printable
+from shards.redact import to_yaml
 from simfle.errors import UserError
 from simfle.report import charts
 from simfle.report.gather import Run, differing, read_runs, results_of
@@ -199,7 +199,7 @@ def _settings(tables: Tables) -> list[tuple[str, str]]:
     """What was evaluated and how; with the backbones' names where not all of them were evaluated alike."""
     found: dict[str, dict[str, list[str]]] = {}  # benchmark and protocol -> settings -> names of backbones
     for result in tables.results:
-        text = yaml.safe_dump(result.settings, sort_keys=False)
+        text = to_yaml(result.settings)
         names = found.setdefault(f"{result.benchmark}, {result.protocol}", {}).setdefault(text, [])
         names.append(tables.names[result.backbone["id"]])
     return [

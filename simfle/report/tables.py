@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from shards.redact import to_json
 from simfle.eval.compare import Comparison
 from simfle.eval.metrics import LOWER_IS_BETTER
 from simfle.eval.results import CLASSES, Result
@@ -184,4 +184,4 @@ def json_text(runs: Sequence[Run], shown: Tables, commands: Sequence[str]) -> st
         "comparisons": [asdict(pair) for pair in shown.pairs],
         "commands": list(commands),
     }
-    return json.dumps(content, indent=1) + "\n"
+    return to_json(content, indent=1) + "\n"

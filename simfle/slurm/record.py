@@ -5,7 +5,6 @@ RUN/slurm/JOB/                      a submission: code/, config.yaml, cluster.ya
 RUN/slurm/JOB/ends/START-RANK.json  how each process of each start ended
 """
 
-import json
 import os
 import re
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from shards.files import read_bytes
 from shards.plain import build, whole_lines
+from shards.redact import to_json
 
 EVENTS = "events.jsonl"
 
@@ -45,7 +45,7 @@ def tell(run: Path, event: str, **facts: Any) -> None:
     """Append an event to the run's record."""
     folder = run / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
-    line = json.dumps({"time": round(time.time(), 3), "event": event, **facts}) + "\n"
+    line = to_json({"time": round(time.time(), 3), "event": event, **facts}) + "\n"
     handle = os.open(folder / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         os.write(handle, line.encode())  # one write: lines of several writers do not mix
@@ -73,7 +73,7 @@ def write_end(job: Path, start: int, end: End) -> None:
     file = folder / f"{start}-{end.rank:05d}.json"
     if not file.exists():
         partial = file.with_suffix(".partial")
-        partial.write_text(json.dumps(asdict(end)))
+        partial.write_text(to_json(asdict(end)))
         partial.replace(file)
 
 

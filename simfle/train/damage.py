@@ -4,7 +4,6 @@ At each start those listed are tried again: shards may have been restored. One t
 as restored, and no longer counts.
 """
 
-import json
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,6 +14,7 @@ import torch.distributed as dist
 
 from shards.files import read_text
 from shards.plain import parse_json
+from shards.redact import to_json
 from simfle.data.damaged import Replacement
 from simfle.runtime import World
 
@@ -49,7 +49,7 @@ class Damage:
                 if line["id"] in restored:
                     line[RESTORED] = True
             partial = self._file.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            partial.write_text("".join(to_json(line) + "\n" for line in lines))
             partial.replace(self._file)
         if world.is_main and restored:
             log.info("%d samples that were damaged can be decoded again; %s marks them", len(restored), self._file)
@@ -73,7 +73,7 @@ class Damage:
             return
         with self._file.open("a") as file:
             for each in new.values():
-                file.write(json.dumps(asdict(each) | {"step": each.step + 1}) + "\n")
+                file.write(to_json(asdict(each) | {"step": each.step + 1}) + "\n")
                 log.warning("%s: %s cannot be decoded; sample %d is fed in its place", each.shard, each.key, each.by)
 
     def too_much(self, seen: int) -> str:

@@ -1,16 +1,13 @@
 """The run's folder: one run at a time, one configuration for ever, versions on record."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from shards.manifest import NAME as MANIFEST
-from shards.redact import redacted
+from shards.redact import to_json, to_yaml
 from simfle.config import PretrainConfig, identity, load
 from simfle.errors import UserError
 from simfle.provenance import git_revision, versions
@@ -49,8 +46,8 @@ def settle_config(run: Path, config: PretrainConfig) -> None:
         UserError: the folder holds shards, or a run with another configuration; the differing keys are named.
     """
     refuse_other(run, config)
-    _replace(run / "config.yaml", yaml.safe_dump(redacted(asdict(config)), sort_keys=False))
-    _replace(run / "versions.json", json.dumps(versions() | {"git": git_revision()}, indent=2))
+    _replace(run / "config.yaml", to_yaml(asdict(config)))
+    _replace(run / "versions.json", to_json(versions() | {"git": git_revision()}, indent=2))
 
 
 def refuse_other(run: Path, config: PretrainConfig) -> None:
@@ -69,7 +66,7 @@ def _refuse_shards(run: Path) -> None:
 
 def describe(run: Path, facts: dict[str, Any]) -> None:
     """Write RUN/run.json: what one wants to know of a run from outside, such as its number of steps."""
-    _replace(run / "run.json", json.dumps(facts, indent=2))
+    _replace(run / "run.json", to_json(facts, indent=2))
 
 
 def _replace(path: Path, text: str) -> None:

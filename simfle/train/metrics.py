@@ -12,6 +12,7 @@ import numpy as np
 
 from shards.files import open_regular, read_text
 from shards.plain import parse_json
+from shards.redact import to_json
 from simfle.batch import Batch
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Metrics:
 
     def log(self, step: int, values: dict[str, Any]) -> None:
         """`values`: numbers, or dicts of numbers such as losses. A line also has the time, in seconds since 1970."""
-        self._file.write(json.dumps({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        self._file.write(to_json({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         numbers = {
             f"{name}/{part}" if part else name: number
             for name, value in values.items()

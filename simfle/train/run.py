@@ -1,6 +1,5 @@
 """The loop over optimizer steps, and its ends."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from shards.redact import to_json
 from simfle.batch import Batch
 from simfle.config import PretrainConfig
 from simfle.data.loader import Loader, Share
@@ -262,7 +262,7 @@ class Run:
         if self.world.is_main:
             keys = [self.corpus.key(*place) for place in zip(*self.corpus.locate(ids), strict=True)]
             facts = {"step": number, "losses": verdict.losses, "ids": ids.tolist(), "keys": keys}
-            file.write_text(json.dumps(facts, indent=1))
+            file.write_text(to_json(facts, indent=1))
         bad = ", ".join(f"{name}={value}" for name, value in verdict.losses.items())
         self.end_together(
             f"step {number}: a {what} is not finite ({bad}), samples {ids[:4].tolist()}... of {len(ids)}, all in "

@@ -6,7 +6,6 @@ compares them each time it resumes. The processes of a machine share the work, a
 """
 
 # S shards
-import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from shards.files import read_bytes, write_atomic
 from shards.plain import build
+from shards.redact import to_json
 from simfle.data.reader import Corpus
 from simfle.errors import AgreedError, UserError
 from simfle.runtime import World
@@ -123,7 +123,7 @@ def _compare(run: Path, corpus: Corpus, table: Tensor, resumed: bool) -> None:
     else:
         known = now
     if known != before:
-        write_atomic(file, (json.dumps(vars(known), separators=(",", ":")) + "\n").encode())
+        write_atomic(file, (to_json(vars(known), separators=(",", ":")) + "\n").encode())
 
 
 def _read(file: Path, shards: int) -> Recorded:

@@ -6,7 +6,6 @@ itself when it has got no further for `limit` seconds.
 """
 
 import faulthandler
-import json
 import os
 import socket
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from shards.files import read_bytes
 from shards.plain import build
+from shards.redact import to_json
 from simfle.terminal import say
 from simfle.train.claim import Claim
 
@@ -100,7 +100,7 @@ class Watchdog:
         file = self._file(self.rank)
         partial = file.with_suffix(".partial")
         try:
-            partial.write_text(json.dumps(asdict(beat)))
+            partial.write_text(to_json(asdict(beat)))
             partial.replace(file)
         except OSError:
             pass  # a full disk or a lost file system must not end a run that gets on without heartbeats

@@ -13,14 +13,20 @@ from pathlib import Path
 import eval_fixtures
 import pytest
 from eval_fixtures import MakeBackbone, MakeShards
+from inprocess import run
 from safetensors.torch import load_file, save_file
+from served import served
 
+from shards import remote
+from simfle.config import DataConfig, PretrainConfig, TrainConfig
 from simfle.errors import UserError
 from simfle.eval.config import EvalConfig, FastConfig, KnnConfig, LinearConfig
 from simfle.eval.evaluate import evaluate, run_unit
 from simfle.eval.results import read_result, read_results
 from simfle.eval.summary import grouped, read_summary
 from simfle.eval.units import units
+from simfle.report.report import write_report
+from simfle.train.folder import settle_config
 
 ROOT = Path(__file__).parents[3]
 COUNTS = {"train": [40, 40, 40], "test": [16, 16, 16]}
@@ -418,3 +424,30 @@ def test_calibrated_backbones_are_compared_by_their_weights_alone(config: EvalCo
 
     assert votes(given, "random") != votes(other, "random")
     assert votes(given, "all") == votes(other, "all")
+
+
+def test_a_signed_url_leaves_no_signature(config: EvalConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In no file of the output or the report, and nowhere on the terminal: as command, as configuration, in errors."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with served(Path(config.shards[0])) as server:
+        url = f"{server.url.replace('//', '//al:hunter2@')}?X-Sig=dead,beef"
+        words = [f"shards=['{url}']", f"backbones=[{config.backbones[0]}]", "protocols=[knn]", "random=false"]
+        command = [sys.executable, str(ROOT / "launchers" / "evaluate.py"), *words, f"out={tmp_path / 'eval'}"]
+        done = run(*command)
+        assert done.returncode == 0, done.stderr
+        monkeypatch.setattr(remote, "PAUSE", 0.0)
+        server.fails["manifest.json"] = 1000
+        failed = run(*command)
+    assert failed.returncode == 1
+    trained = tmp_path / "run"
+    trained.mkdir()
+    settle_config(trained, PretrainConfig(data=DataConfig(shards=[url]), train=TrainConfig(run=str(trained))))
+    line = {"step": 10, "samples": 80, "epoch": 0.1, "lr": 0.1, "losses": {"total": 1.0}, "images_per_second": 1.0}
+    (trained / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    write_report([trained], results=[tmp_path / "eval"], formats=["html", "json", "csv", "markdown"])
+    kinds = (".json", ".html", ".csv", ".yaml", ".md")
+    texts = [file.read_text() for file in tmp_path.rglob("*") if file.suffix in kinds]
+    assert sum(server.url in text for text in texts) >= 3  # told where they lie
+    for text in (done.stdout, done.stderr, failed.stdout, failed.stderr, *texts):
+        for secret in ("dead", "beef", "hunter2", "X-Sig"):
+            assert secret not in text
