@@ -177,7 +177,11 @@ def main() -> None:
 
     for name in (signal.SIGTERM, signal.SIGUSR2):  # Slurm ends all processes of a job at once; this one is needed
         signal.signal(name, signal.SIG_IGN)
-    sys.exit(end(Path(sys.argv[1]), int(sys.argv[2])))
+    try:
+        sys.exit(end(Path(sys.argv[1]), int(sys.argv[2])))
+    except UserError as error:  # the job's folder was deleted
+        sys.stderr.write(f"error: {error}; the job's end cannot be recorded, and it is not requeued\n")
+        sys.exit(int(sys.argv[2]) or 1)
 
 
 if __name__ == "__main__":

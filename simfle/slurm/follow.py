@@ -10,6 +10,7 @@ import psutil
 from shards.files import open_regular
 from simfle.slurm import queue, record
 from simfle.slurm.ending import Decision, decide, newest_step
+from simfle.slurm.runs import unrecorded
 
 SECONDS = 2.0
 FORGOTTEN = 15  # looks at a job that Slurm does not know, before it is taken for gone
@@ -41,6 +42,8 @@ def follow(job: Path, number: str, say: Callable[[str], None], state: Callable[[
             return bool(final["reason"] == "finished")
         unknown = 0 if now else unknown + 1
         if now in ENDED or unknown > FORGOTTEN:
+            if final.get("event") == "started":
+                say(f"[{number}] {unrecorded(job.parents[1], number, final['start'])}")
             return False
         time.sleep(SECONDS)
 

@@ -237,7 +237,10 @@ def ending(job: Path, place: Place) -> Iterator[None]:
         words = words if isinstance(error, FolderHeld) else f"{type(error).__name__}: {words}"
         if kind == record.BUG:
             traceback.print_exc()
-    record.write_end(job, place.start, End(place.rank, place.host, kind, words))
+    try:
+        record.write_end(job, place.start, End(place.rank, place.host, kind, words))
+    except OSError as error:  # the folder was deleted, the disk is full: the reason is more worth than its record
+        sys.stderr.write(f"{job}: how this process ended cannot be recorded: {error.strerror}\n")
     if words:
         say(f"{'' if kind in (record.STOPPED, record.SPARE) else 'error: '}{words}")
     for stream in (sys.stdout, sys.stderr):

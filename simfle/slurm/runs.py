@@ -1,16 +1,21 @@
 """Where runs stand: read from their folders, and from Slurm where there is one."""
 
 import time
+from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from shards.files import open_regular
+from shards.plain import build
 from simfle import told
+from simfle.heartbeat import Heartbeat
 from simfle.slurm import queue, record
 from simfle.slurm.ending import CHECKPOINTS, newest_step
 
+DYING = 60.0  # seconds that processes may live after the end of their job: Slurm's KillWait, and a beat
 QUIET = 120.0  # seconds without a heartbeat after which a run without a job is taken for stopped
 HEARTBEATS = "heartbeats/rank-*.json"
 ALIVE = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "PENDING")  # of several jobs the first of these counts
@@ -106,16 +111,55 @@ def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> 
     reason = str(last.get("reason", ""))
     asked = _asked(happened)
     alive = [job for state in ALIVE for job, words in asked.items() if words == state]
-    if (not alive or asked[alive[0]] == "PENDING") and _beats(run, happened):
+    over = "" if alive or last.get("event") != "started" else last["job"]
+    if (not alive or asked[alive[0]] == "PENDING") and _beats(run, happened, over if asked.get(over) else ""):
         return "running", ""  # outside of Slurm, or where Slurm cannot be asked
     if alive:
         return asked[alive[0]].lower(), reason if alive[0] == last["job"] else ""
     if last and last["event"] == "ended":
         return ("failed" if last["failure"] else "stopped"), reason
-    if last and asked.get(last["job"]):
-        return asked[last["job"]].lower(), reason
+    return _without_an_end(run, last, asked, step)
+
+
+def _without_an_end(run: Path, last: dict[str, Any], asked: dict[str, str], step: int) -> tuple[str, str]:
+    """State and reason where the last event is no end. asked: what Slurm says of its jobs; empty: forgotten."""
     left = any(run.glob(HEARTBEATS))
-    return ("killed" if left else "stopped" if step else "not started"), reason
+    state = asked.get(last.get("job", ""), "").lower() or ("killed" if left else "stopped" if step else "not started")
+    if last.get("event") == "started" and last["job"] in asked:
+        return state, unrecorded(run, last["job"], last["start"])
+    return state, f"no end is on record: {_silent(run)}; start the same command again to go on" if left else ""
+
+
+def unrecorded(run: Path, job: str, start: int) -> str:
+    """Why a start of a job has ended, where its batch shell has not said so: in Slurm's words, and by who was left."""
+    known = queue.show(job)
+    words = f", {known['JobState'].lower()}" if known.get("JobState") else ""
+    left = f"; {_silent(run)}" if any(run.glob(HEARTBEATS)) else ""
+    return f"job {job} start {start}{words}: no end is on record: {_shell(known)}{left}; submit it again to go on"
+
+
+def _shell(known: dict[str, str]) -> str:
+    """What became of a job's batch shell, by its exit code and signal."""
+    code, _, killer = known.get("ExitCode", "").partition(":")
+    if killer not in ("", "0"):
+        return f"its batch shell was killed by signal {killer}"
+    if code not in ("", "0"):
+        return f"its batch shell ended with exit code {code} before it could say why"
+    return "its batch shell was killed, or its node was lost"
+
+
+def _silent(run: Path) -> str:
+    """The first process that has ended without taking its heartbeat away: it was killed, or its machine was lost."""
+    for file in sorted(run.glob(HEARTBEATS)):
+        try:
+            beat = build(Heartbeat, file.read_bytes())
+        except (OSError, ValueError):
+            continue
+        return (
+            f"rank {beat.rank}, process {beat.pid} on {beat.host}, was killed (SIGKILL, out of memory) or its machine "
+            f"was lost, in step {beat.step}"
+        )
+    return "a process was killed, or its machine was lost"
 
 
 def _asked(happened: list[dict[str, Any]]) -> dict[str, str]:
@@ -127,10 +171,15 @@ def _asked(happened: list[dict[str, Any]]) -> dict[str, str]:
     return {job: queue.state(job) for job in latest if job not in here | over}
 
 
-def _beats(run: Path, happened: list[dict[str, Any]]) -> bool:
-    """Whether a process of the run lives: it has beaten lately, and since the last end that is known of."""
+def _beats(run: Path, happened: list[dict[str, Any]], over: str) -> bool:
+    """Whether a process of the run lives: it has beaten lately, and since the last end that is known of.
+
+    over: a job that Slurm says has ended, though nobody recorded it; its processes may beat a little longer.
+    """
     last = max(map(_changed, run.glob(HEARTBEATS)), default=0.0)
     ends = [event.get("time") for event in happened if event["event"] == "ended"]
+    with suppress(ValueError):
+        ends += [datetime.fromisoformat(queue.show(over).get("EndTime", "")).timestamp() + DYING] if over else []
     return last > max([time.time() - QUIET, *(when for when in ends if isinstance(when, int | float))])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import threading
 import time
 import zlib
 from collections.abc import Callable
@@ -40,6 +41,8 @@ class Metrics:
             partial.replace(file)
         self._file = file.open("a", buffering=1)
         self._run = run
+        self._hook = threading.excepthook
+        threading.excepthook = self._thread_failed
         self._board: SummaryWriter | None = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
@@ -63,7 +66,14 @@ class Metrics:
 
     def close(self) -> None:
         self._show(lambda board: board.close())
+        threading.excepthook = self._hook
         self._file.close()
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread cannot write: its next call raises the same error, of which `_show` makes one line."""
+        ours = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (ours and isinstance(failure.exc_value, OSError)):
+            self._hook(failure)
 
     def _show(self, write: Callable[["SummaryWriter"], object]) -> None:
         """To TensorBoard, as long as that works: the same numbers are in metrics.jsonl, so a run goes on without."""

@@ -140,8 +140,10 @@ class Run:
         self.model.keep_picture = pictured and self.world.is_main
         total: dict[str, torch.Tensor] = {}
         for micro in range(self.plan.accumulation):
+            self.watchdog.reached(number, "waiting for data")
             with phase("data"):
                 batch = next(batches)
+            self.watchdog.reached(number, "step")
             if self.samples is not None:
                 self.samples.add(number, micro, batch)
             with phase("forward"):

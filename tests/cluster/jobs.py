@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ class Job:
             return None
 
         return until(found, 60, self.tell)
+
+    def batch_shell(self) -> psutil.Process:
+        """The process that runs the submission script."""
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                own = process.environ() if "slurm_script" in " ".join(process.cmdline()) else {}
+                if own.get("SLURM_JOB_ID") == self.number:
+                    return process
+        raise AssertionError(self.tell())
 
     def log(self) -> str:
         (file,) = self.run.glob(f"slurm/*/{self.number}_0_log.out")

@@ -13,6 +13,7 @@ from distributed.runs import losses, metrics, samples
 from simfle.config import PretrainConfig, load
 from simfle.data.loader import open_data
 from simfle.slurm import record
+from simfle.slurm.runs import status
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -103,6 +104,28 @@ def test_a_start_whose_node_was_cut_off_ends_when_the_next_one_asks_for_the_run(
     finally:
         slurm.start_node(node)
     assert samples(job.run)  # steps that both have done are the same
+
+
+def test_a_killed_batch_shell_is_named_and_the_run_goes_on_when_submitted_again(
+    slurm: Cluster, faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody is left who would requeue the job or record its end."""
+    for name, value in slurm.environment.items():
+        monkeypatch.setenv(name, value)
+    words = ("train.steps=100000", "train.checkpoint_every=4")
+    job = submit(slurm, faces, tmp_path / "run", *words, nodes=1)
+    job.wait_step(5)
+    job.batch_shell().kill()
+    job.wait_end("FAILED")
+    slurm.wait_idle()
+    found = status(job.run)
+    assert found.state == "failed"
+    assert (
+        f"job {job.number} start 0, failed: no end is on record: its batch shell was killed by signal 9" in found.reason
+    )
+    again = submit(slurm, faces, job.run, *words, nodes=1)
+    again.wait_step(job.step() + 4, starts=2)
+    assert "going on after step" in again.log()
 
 
 def test_time_limit(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path) -> None:

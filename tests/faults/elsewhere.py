@@ -45,6 +45,18 @@ ELSEWHERE = (
         "test_a_start_whose_node_was_cut_off",
     ),
     (
+        "Slurm: SIGKILL of the batch shell",
+        f"`simfle runs` names it; {RESUMES}",
+        "cluster/test_pretrain.py",
+        "test_a_killed_batch_shell",
+    ),
+    (
+        "a process or job that ended without a word",
+        "`simfle runs` and `--follow` name the cause in one line",
+        "unit/test_slurm.py",
+        "test_an_end_that_nobody_recorded",
+    ),
+    (
         "the lock of a run is lost to a later start, as on a file server that forgets it",
         "the old one writes nothing more, and ends with one line",
         "unit/test_claim.py",

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import signal
 import time
 
 from distributed import runs
@@ -72,3 +73,19 @@ def withdrawn(story: Story) -> None:
     aside.rename(story.faces)
     child = story.start("train.steps=4000", f"train.run={story.folder / 'long'}", f"train.stop_after={saved + 1}")
     assert child.wait() == 0, child.output
+
+
+@fault(
+    "the run's folder is deleted while training",
+    f"{SAYS}nothing is written there any more; {RESUMES} with it put back",
+)
+def deleted(story: Story) -> None:
+    aside = shutil.copytree(story.run, story.folder / "aside")
+    child = story.start("train.checkpoint_every=1")
+    story.reach(child, 5)
+    child.send(signal.SIGSTOP)
+    shutil.rmtree(story.run)
+    child.send(signal.SIGCONT)
+    story.stopped(child, f"train.run={story.run}: the folder was deleted or moved away while the run was training")
+    assert not story.run.exists()
+    aside.rename(story.run)

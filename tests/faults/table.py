@@ -133,6 +133,7 @@ def no_board(story: Story) -> None:
     board.write_text("a file in the folder's place")
     assert child.wait() == 0, child.output
     assert "tensorboard cannot be written" in child.output
+    assert "Traceback" not in child.output
     board.unlink()
     child = story.start("train.stop_after=8")
     story.reach(child, 7)

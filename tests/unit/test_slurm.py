@@ -20,7 +20,7 @@ from simfle.process import OWN_CORES
 from simfle.slurm import record
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.ending import decide, end, failures_in_a_row, may_not_come_back
-from simfle.slurm.follow import follow_local
+from simfle.slurm.follow import follow, follow_local
 from simfle.slurm.job import Place, bind_cores, fit, usable_tasks
 from simfle.slurm.record import End
 from simfle.slurm.runs import find_runs, status
@@ -312,6 +312,66 @@ def test_heartbeats_of_a_start_with_more_processes_do_not_tell_of_the_next(tmp_p
     with Watchdog(tmp_path, 0, 2, 0.0), Watchdog(tmp_path, 1, 2, 0.0):
         assert status(tmp_path).state == "running"
     assert status(tmp_path).state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("shown", "state", "words"),
+    [
+        (
+            "JobState=FAILED ExitCode=0:9",
+            "failed",
+            ", failed: no end is on record: its batch shell was killed by signal 9",
+        ),
+        ("JobState=FAILED ExitCode=1:0", "failed", "its batch shell ended with exit code 1 before it could say why"),
+        ("", "killed", "job 17 start 0: no end is on record: its batch shell was killed, or its node was lost"),
+    ],
+)
+def test_an_end_that_nobody_recorded_is_told_with_its_cause(
+    shown: str, state: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was killed, and left its heartbeat; a job whose batch shell said nothing, whatever Slurm knows."""
+    program = (
+        "import sys, pathlib\n"
+        "from simfle.train.watchdog import Watchdog\n"
+        "with Watchdog(pathlib.Path(sys.argv[1]), 0, 1, 0.0) as watchdog:\n"
+        "    watchdog.reached(7, 'step')\n"
+        "    watchdog._beat()\n"
+        "    print('beating', flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    run, pipe = tmp_path / "run", subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program, str(run)], stdin=pipe, stdout=pipe) as process:
+        assert process.stdout
+        assert process.stdout.readline()
+        process.kill()
+    beat = run / "heartbeats/rank-00000.json"
+    os.utime(beat, (0, 0))
+    found = status(run)
+    killed = f"rank 0, process {process.pid} on "
+    assert found.state == "killed"
+    assert found.reason.startswith(f"no end is on record: {killed}")
+    assert "was killed (SIGKILL, out of memory) or its machine was lost, in step 7" in found.reason
+    assert found.reason.endswith("; start the same command again to go on")
+
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    for name in ("scontrol", "sacct"):
+        (tmp_path / name).write_text(f"#!/bin/sh\n[ {name} = scontrol ] && echo '{shown}' || exit 1\n")
+        (tmp_path / name).chmod(0o755)
+    record.tell(run, "submitted", job="17")
+    record.tell(run, "started", job="17", start=0)
+    found = status(run)
+    assert found.state == state
+    assert words in found.reason
+    assert killed in found.reason
+    told: list[str] = []
+    assert not follow(run / "slurm" / "job", "17", told.append, lambda: "FAILED")
+    assert found.reason in told[-1]
+    if shown:  # its last beat was just before Slurm noticed
+        os.utime(beat)
+        assert status(run).state == "running"
+        ended = time.strftime("%Y-%m-%dT%H:%M:%S")
+        (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho '{shown} EndTime={ended}'\n")
+        assert status(run).state == state
 
 
 def test_a_copy_of_a_checkpoint_is_not_the_last_one(tmp_path: Path) -> None:
