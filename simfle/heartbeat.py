@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """beats grows by one each time; step and phase are what the process was at last."""
+    """beats grows by one each time; step and phase are what the process was at last.
+
+    phase also names the data that the process waits for.
+    """
 
     rank: int
     host: str

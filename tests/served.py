@@ -16,14 +16,17 @@ from pathlib import Path
 class Served:
     """url: of the folder; asked: requests by name. fails: name -> how many of its first requests get a 503.
 
-    cut: names that are sent only in half; slow: seconds before each 64 KiB of a tar.
+    cut: names that are sent only in half; stalled: the same, but the connection stays open until `over` is set.
+    slow: seconds before each 64 KiB of a tar.
     """
 
     url: str = ""
     asked: Counter[str] = field(default_factory=Counter)
     fails: Counter[str] = field(default_factory=Counter)
     cut: set[str] = field(default_factory=set)
+    stalled: set[str] = field(default_factory=set)
     slow: float = 0.0
+    over: threading.Event = field(default_factory=threading.Event)
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -47,12 +50,14 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         self.send_response(HTTPStatus.OK)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
-        end = len(content) // 2 if name in self.state.cut else len(content)
+        end = len(content) // 2 if name in self.state.cut | self.state.stalled else len(content)
         with contextlib.suppress(OSError):  # the client was killed
             for start in range(0, end, 65536):
                 if name.endswith(".tar"):
                     time.sleep(self.state.slow)
                 self.wfile.write(content[start : min(end, start + 65536)])
+            if name in self.state.stalled:
+                self.state.over.wait()
 
     def log_message(self, *_: object) -> None:
         """Tests have nothing to log."""
@@ -69,6 +74,7 @@ def served(folder: Path) -> Iterator[Served]:
     try:
         yield state
     finally:
+        state.over.set()
         server.shutdown()
         server.server_close()
         thread.join()

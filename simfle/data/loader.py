@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from shards.waits import awaited
 from simfle.batch import Batch
 from simfle.config import DataConfig, ViewsConfig
 from simfle.data.ahead import Ahead
@@ -120,6 +121,8 @@ class Loader:
         self.micro_batch = order.global_batch // parts
         self.prefetch = max(1, data.prefetch)
         self.waited = 0.0
+        self._since: float | None = None  # when the consumer began to wait for the batch that it waits for now
+        self._thread: int | None = None
         self.backend_name = choose_backend(data.backend, device)
         threads = threads_per_process(data.threads, share.local_size)
         self._ahead: Ahead | None = None
@@ -141,17 +144,27 @@ class Loader:
         stop = threading.Event()
         thread = threading.Thread(target=self._produce, args=(start_step, ready, stop), name="loader", daemon=True)
         thread.start()
+        self._thread = thread.ident
         try:
             while True:
-                begin = time.perf_counter()
+                self._since = begin = time.perf_counter()
                 batch = ready.get()
+                self._since = None
                 self.waited += time.perf_counter() - begin
                 if isinstance(batch, BaseException):
                     raise batch
                 yield _hand_over(batch, self.device)
         finally:
+            self._since = None
             stop.set()
             thread.join()
+
+    def awaited(self) -> str:
+        """Return what holds up the batch that the consumer has waited for; "" where it has not waited for a second."""
+        since = self._since
+        if since is None or time.perf_counter() - since < 1:
+            return ""
+        return awaited(self._thread) or f"a batch (for {time.perf_counter() - since:.0f} s)"
 
     def batch(self, step: int, micro: int) -> Batch:
         """Micro-batch `micro` of a step, made on the spot."""

@@ -77,6 +77,7 @@ class Run:
         images = self.model.images
         self.loader = Loader(corpus, order, config.views, config.data, share, world.device, images)
         ends.enter_context(closing(self.loader))
+        watchdog.awaited = self.loader.awaited
         self.saver = saving.Saver(self.engine, config, corpus, world, watchdog.claim)
         self.samples = SampleRecord(self.folder, world.rank) if config.train.record_samples else None
         self.metrics = Metrics(self.folder, self.step) if world.is_main else None

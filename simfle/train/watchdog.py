@@ -22,6 +22,7 @@ from simfle.heartbeat import Heartbeat
 from simfle.terminal import say
 from simfle.train.claim import Claim
 
+WAITS = " waits for "
 LOST = 69  # exit code: EX_UNAVAILABLE
 HUNG = 76  # exit code: EX_PROTOCOL, "remote error in protocol"
 
@@ -43,6 +44,7 @@ class Watchdog:
         claim: Claim | None = None,
     ) -> None:
         self.folder, self.rank, self.size, self.limit = run / "heartbeats", rank, size, limit
+        self.awaited: Callable[[], str] = str  # what data this process waits for, "" if none
         self._before_end, self.claim = before_end, claim
         self._period = min(max(limit / 10, 0.2), 30.0) if limit else 30.0
         self._place = 0, "start"
@@ -85,6 +87,8 @@ class Watchdog:
     def _beat(self) -> None:
         self._beats += 1
         step, phase = self._place
+        if data := self.awaited():
+            phase += f"{WAITS}{data}"
         beat = Heartbeat(self.rank, socket.gethostname(), os.getpid(), self._beats, step, phase)
         file = self._file(self.rank)
         partial = file.with_suffix(".partial")
@@ -109,6 +113,12 @@ class Watchdog:
         if silent:
             names = ", ".join(_name(rank, after.get(rank)) for rank in silent[:8])
             return f"{head}: not heard of: {names}{' and others' if len(silent) > 8 else ''}"
+        hungry = [beat for beat in after.values() if WAITS in beat.phase]
+        if hungry:
+            data = hungry[0].phase.partition(WAITS)[2]
+            more = f", {len(hungry) - 1} more wait for data" if hungry[1:] else ""
+            who = _name(hungry[0].rank, hungry[0])
+            return f"{head}: {who} waits for data: {data}{more}. Fix: check the server, network or disk that it lies on"
         last = min(after.values(), key=lambda beat: beat.step)
         return f"{head}: all processes live, the last is {_name(last.rank, last)}, in {last.phase}"
 

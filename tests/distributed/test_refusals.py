@@ -8,8 +8,10 @@ from distributed import runs
 from distributed.launch import free_port
 from drawn import make_faces
 from safetensors.torch import load_file
+from served import served
 
 from simfle.train.checkpoint import complete
+from simfle.train.watchdog import HUNG
 
 
 def last_line(output: str) -> str:
@@ -169,3 +171,22 @@ def test_a_step_that_deepspeed_passes_over_ends_the_run(faces: Path, tmp_path: P
     assert "step 5: a gradient is not finite" in line
     assert "the state after step 4 is saved" in line
     assert [folder.name for folder in complete(tmp_path / "run")] == ["step-00000004"]
+
+
+def test_a_server_that_stalls_while_training_is_named(faces: Path, tmp_path: Path) -> None:
+    """All processes live, and one of them waits for a tar: the last line says for which, without its signature."""
+    cached = f"data.cache={tmp_path / 'cache'}"
+    with served(faces) as server:
+        server.stalled = {file.name for file in faces.glob("train-*.tar")}
+        settings = (f"data.shards=[{server.url}?sig=deadbeef]", cached, "train.steps=4", "train.timeout=4")
+        output = runs.finish(1, faces, tmp_path / "run", *settings, code=HUNG)
+        (line,) = (each for each in output.splitlines() if each.startswith("error: "))
+        assert line.startswith("error: no progress for ")
+        assert f" waits for data: {server.url}/train-" in line
+        assert "Fix: check the server" in line
+        assert "all processes live" not in line
+        assert "deadbeef" not in output
+        server.stalled.clear()
+        server.over.set()
+        runs.finish(1, faces, tmp_path / "run", *settings)
+    assert len(runs.metrics(tmp_path / "run")) == 4

@@ -104,6 +104,12 @@ ELSEWHERE = (
         "unit/shards/test_shards_web.py",
         "test_redirects_that_end",
     ),
+    (
+        "an HTTP server that stalls in a tar while training",
+        f"tried again; after train.timeout all end and name the tar; {RESUMES}",
+        "distributed/test_refusals.py",
+        "test_a_server_that_stalls",
+    ),
     ("SIGKILL of a shard build", "the same bytes", "unit/shards/test_shards_resume.py", "test_a_build_killed_anywhere"),
     (
         "SIGKILL before any of the file operations of a shard build",
