@@ -13,7 +13,7 @@ import re
 import shutil
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import count
@@ -24,6 +24,7 @@ from shards.errors import UserError
 from shards.files import read_bytes, read_text, sync_folder, write_atomic
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
 from shards.names import is_plain
+from shards.naming import naming
 from shards.plain import parse_object
 from shards.rules import composed, keyed_hash
 from shards.samples import locked, read_samples, shard_index, write_shard
@@ -36,7 +37,7 @@ MOST_NAMED = 5
 
 @dataclass
 class Removal:
-    """What a removal did. samples: taken out; shards: written anew or dropped.
+    """What a removal did. samples: taken out; shards: written anew or dropped; blanked: rejects that named them.
 
     already: how many of the wanted keys, or whether the person, had been taken out before; resumed: "finished" or
     "undone" is what happened to an interrupted removal.
@@ -44,6 +45,7 @@ class Removal:
 
     samples: int = 0
     shards: int = 0
+    blanked: int = 0
     already: int = 0
     resumed: str = ""
 
@@ -77,9 +79,12 @@ def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = 
         manifest = read_manifest(folder)
         wanted = set(keys)
         found = _find(folder, manifest, wanted, person)
-        done.already = _check(folder, found, wanted, person)
+        # Who is among the rejects alone is known by the pattern: a word of a file's name may be of anybody.
+        rejected = _count_named(folder, naming(manifest, (), person, words=False))
+        done.already = _check(folder, found, wanted, person, rejected)
+        done.blanked = _count_named(folder, naming(manifest, found.sources, person))
         done.samples, done.shards = found.samples, len(found.positions)
-        if found.keys:
+        if found.keys or done.blanked:
             try:
                 _stage(folder, manifest, found, person, reason)
             except (OSError, UserError) as error:
@@ -167,7 +172,7 @@ def _positions(folder: Path, info: ShardInfo, keys: set[str]) -> list[int]:
     return [position for position, key in enumerate(shard_index(folder, info).keys) if key in keys]
 
 
-def _check(folder: Path, found: _Found, keys: set[str], person: str | None) -> int:
+def _check(folder: Path, found: _Found, keys: set[str], person: str | None, rejected: int) -> int:
     """How much of what is wanted has been taken out before. Raises UserError for what has never been there."""
     before: set[str] = set()
     for item in read_record(folder):
@@ -178,9 +183,9 @@ def _check(folder: Path, found: _Found, keys: set[str], person: str | None) -> i
         raise UserError(f"{folder} has no sample {named}{' ...' if len(absent) > MOST_NAMED else ''}; nothing removed")
     gone = len(keys - found.keys)
     if person is not None and not found.keys:
-        if before.isdisjoint(_marks(person)):
+        if before.isdisjoint(_marks(person)) and not rejected:
             raise UserError(f"{folder} has no sample of a person (group) {person!r}; nothing removed")
-        gone += 1
+        gone += not rejected
     return gone
 
 
@@ -240,7 +245,7 @@ def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, 
             place += [path.name, index_name(path.name)]
     if not shards:
         raise UserError(f"no sample of {folder} would be left; delete the folder instead")
-    _write_rejected(folder, staging, found, person)
+    _write_rejected(folder, staging, manifest, found, person)
     _write_record(folder, staging, found, person, reason)
     rejected = Counter(manifest.rejected) + Counter(removed=found.samples)
     build = manifest.build | {"removed": int(manifest.build.get("removed", 0)) + found.samples}
@@ -259,21 +264,30 @@ def _next_name(file: str, taken: set[str]) -> str:
     return next(name for name in names if taken.isdisjoint((name, index_name(name))))
 
 
-def _write_rejected(folder: Path, staging: Path, found: _Found, person: str | None) -> None:
+def _write_rejected(folder: Path, staging: Path, manifest: Manifest, found: _Found, person: str | None) -> None:
     """The rejects again, one anonymous line more for each sample; what names the removed ones is blanked."""
     rejects = read_rejects(folder)
     rejects += [{"reason": "removed"}] * found.samples
-    told = "".join(json.dumps(item) + "\n" for item in _anonymous(rejects, found, person))
+    names = naming(manifest, found.sources, person)
+    told = "".join(json.dumps(item) + "\n" for item in _anonymous(rejects, names))
     write_atomic(staging / REJECTED, told.encode())
 
 
-def _anonymous(rejects: Sequence[dict[str, Any]], found: _Found, person: str | None) -> Iterator[dict[str, str]]:
-    name = re.compile(rf"(?<![^\W_]){re.escape(composed(person))}(?![^\W_])") if person else None
+def _anonymous(rejects: Sequence[dict[str, Any]], names: Callable[[str, str], bool]) -> Iterator[dict[str, str]]:
     for item in rejects:
-        source, detail = str(item.get("source", "")), str(item.get("detail", ""))
-        if source in found.sources or (name and (name.search(composed(source)) or name.search(composed(detail)))):
+        source, detail = _told(item)
+        if names(source, detail):
             source = detail = ""
         yield {"source": source, "reason": item["reason"], "detail": detail}
+
+
+def _told(item: dict[str, Any]) -> tuple[str, str]:
+    return str(item.get("source", "")), str(item.get("detail", ""))
+
+
+def _count_named(folder: Path, names: Callable[[str, str], bool]) -> int:
+    """How many rejects will be blanked."""
+    return sum(names(*_told(item)) for item in read_rejects(folder))
 
 
 def _write_record(folder: Path, staging: Path, found: _Found, person: str | None, reason: str) -> None:

@@ -8,6 +8,10 @@ import typer
 from simfle.commands.app import command, echo
 from simfle.commands.shards_report import DUPLICATES, SHEET, beside, local
 
+# Of files that may hold samples: betons, tars that are not in the manifest, what a killed process left, lists of
+# img2dataset.
+HOLDING = (".beton", ".tar", ".idx", ".tmp", ".parquet")
+
 
 def remove_samples(
     folder: Annotated[
@@ -25,6 +29,7 @@ def remove_samples(
     removed.jsonl keeps date, number, reason and hashes of the keys, nothing of the images. Sample ids shift: runs that
     were trained on these shards refuse to go on with them.
     """
+    from shards.manifest import REJECTED
     from shards.remove import RECORD, read_list
     from shards.remove import remove_samples as remove
     from simfle.errors import UserError
@@ -40,7 +45,9 @@ def remove_samples(
         echo(f"a removal that had been interrupted was {done.resumed} first")
     if done.already:
         echo(f"{done.already} of what is asked for had been taken out before")
-    if done.samples or done.resumed:
+    if done.blanked:
+        echo(f"{done.blanked} lines of {folder / REJECTED} named them, and no longer do")
+    if done.samples or done.resumed or done.blanked:
         for path in _others(folder):
             echo(f"delete: {path}, made before, may hold what was removed")
     if not done.samples:
@@ -53,8 +60,12 @@ def remove_samples(
 
 def _others(folder: Path) -> list[Path]:
     """What other tools made of these shards, by default in the folder or beside it, and removal does not rewrite."""
-    made = [*sorted(folder.glob("*.beton")), beside(folder, SHEET), beside(folder, DUPLICATES)]
-    return [path for path in made if path.is_file()]
+    from shards.manifest import index_name, read_manifest
+
+    known = {name for info in read_manifest(folder).shards for name in (info.file, index_name(info.file))}
+    inside = [path for path in sorted(folder.iterdir()) if path.name not in known and path.name.endswith(HOLDING)]
+    unfinished = folder.with_name(f"{folder.name}.partial")
+    return [path for path in (*inside, beside(folder, SHEET), beside(folder, DUPLICATES), unfinished) if path.exists()]
 
 
 main = command(remove_samples)

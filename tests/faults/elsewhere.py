@@ -110,6 +110,24 @@ ELSEWHERE = (
         "distributed/test_refusals.py",
         "test_a_server_that_stalls",
     ),
+    (
+        "a JPEG of 4,000 scans inside good shards",
+        "as damaged JPEGs; a build rejects it",
+        "unit/data/test_damaged.py",
+        "test_a_jpeg_of_4000_scans",
+    ),
+    (
+        "bombs in archives: headers, members, dictionaries",
+        "rejected, within the memory below",
+        "unit/shards/test_shards_bombs.py",
+        "test_a_header_of_128",
+    ),
+    (
+        "bombs in lists, tables and packs",
+        "rejected or one line, within the memory below",
+        "unit/shards/test_shards_bombs_lists.py",
+        "test_one_large_value",
+    ),
     ("SIGKILL of a shard build", "the same bytes", "unit/shards/test_shards_resume.py", "test_a_build_killed_anywhere"),
     (
         "SIGKILL before any of the file operations of a shard build",

@@ -142,6 +142,75 @@ def test_what_other_tools_made_of_the_shards_is_named(shards: Path) -> None:
     assert (again.returncode, again.stdout.count("delete: ")) == (0, 3), "the interrupted one may not have said it"
 
 
+def test_leftovers_that_may_hold_the_person_are_named(shards: Path) -> None:
+    names = ["stray.tar", "stray.idx", ".train-000009.tar.123.tmp", "00000.parquet"]
+    left = sorted(shards / name for name in names)
+    for path in left:
+        path.write_bytes(b"")
+    unfinished = shards.with_name("shards.partial")
+    unfinished.mkdir()
+    done = run(*REMOVE, shards, "--person", "Jane_2")
+    told = [line.partition(",")[0] for line in done.stdout.splitlines() if line.startswith("delete:")]
+    assert told == [f"delete: {path}" for path in (*left, unfinished)]
+
+
+PATTERN = r"photos/p(\d+)[a-z]"  # the person stands between letters, as no word of its own
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Path:
+    """Shards of people who are numbers inside of names, with rejects of two of them and one only rejected."""
+    photos = tmp_path / "faces" / "photos"
+    photos.mkdir(parents=True)
+    for number in range(8):
+        (photos / f"p{number % 4}x{number}.jpg").write_bytes(encoded(picture(number), quality=90))
+    for name in ("p1y.jpg", "p2y.jpg", "p9z.jpg"):
+        (photos / name).write_bytes(b"")
+    command = [*BUILD, "folder", tmp_path / "faces", tmp_path / "shards", "--group-pattern", PATTERN]
+    assert run(*command).returncode == 0
+    return tmp_path / "shards"
+
+
+def rejects(folder: Path) -> list[str]:
+    return sorted(json.loads(line)["source"] for line in (folder / "rejected.jsonl").read_text().splitlines())
+
+
+def test_rejects_that_the_pattern_of_the_build_gives_to_a_person_are_blanked(numbered: Path) -> None:
+    assert rejects(numbered) == ["photos/p1y.jpg", "photos/p2y.jpg", "photos/p9z.jpg"]
+    done = run(*REMOVE, numbered, "--person", "1")
+    assert done.returncode == 0, done.stderr
+    assert "1 lines of" in done.stdout
+    assert rejects(numbered) == ["", "", "", "photos/p2y.jpg", "photos/p9z.jpg"]
+    assert "p1" not in (numbered / "rejected.jsonl").read_text()
+    check_sound(numbered)
+
+
+def test_a_person_who_is_among_the_rejects_alone_is_blanked(numbered: Path) -> None:
+    removal = remove_samples(numbered, person="9")
+    assert (removal.samples, removal.blanked) == (0, 1)
+    assert rejects(numbered) == ["", "photos/p1y.jpg", "photos/p2y.jpg"]
+    assert remove_samples(numbered, person="9").already == 1
+    check_sound(numbered)
+
+
+def test_a_removal_by_an_earlier_version_is_finished_by_the_same_command(numbered: Path) -> None:
+    told = (numbered / "rejected.jsonl").read_text().splitlines()
+    remove_samples(numbered, person="1")
+    rest = [line for line in (numbered / "rejected.jsonl").read_text().splitlines() if '"removed"' in line]
+    (numbered / "rejected.jsonl").write_text("".join(line + "\n" for line in [*told, *rest]))  # as it left them
+    assert remove_samples(numbered, person="1").blanked == 1
+    assert "p1" not in (numbered / "rejected.jsonl").read_text()
+    check_sound(numbered)
+
+
+def test_patterns_of_the_shards_that_others_were_made_from_count(numbered: Path) -> None:
+    manifest = read_manifest(numbered)
+    builds = {"from": [{"build": manifest.build}, {"build": {"rules": {"group_pattern": "("}}}, 7, {"build": 7}]}
+    write_manifest(numbered, replace(manifest, build={"merge": {}} | builds))
+    assert remove_samples(numbered, person="2").blanked == 1
+    assert "p2" not in (numbered / "rejected.jsonl").read_text()
+
+
 def spell_by_turns(folder: Path, group: str, spellings: list[str]) -> None:
     """Write the shards again with these names in turn for the group."""
     manifest, turns = read_manifest(folder), cycle(spellings)
