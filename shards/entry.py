@@ -22,6 +22,7 @@ REASONS = {
     "no_image": "a sample in a tar without an image member",
     "repeated": "listed again with the same label; the first one counts",
     "conflicting_label": "listed again with another label; none of them counts",
+    "leaked": "another split of the corpus has the same image, and --leaks drop is given",
     "bad_row": "the line or file that describes it is damaged, or says what its corpus cannot say",
     "no_split": "in no folder of a split, where split folders are asked for",
     "excluded_image": "an exact or near duplicate of an image in the shards of --exclude",

@@ -6,7 +6,7 @@ contest's, the second without labels. The version in folders has lost that order
 
 import csv
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +14,9 @@ from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular
 from shards.plain import MOST_LINE, lines_of
-from shards.sources.known import Known
+from shards.sources.known import Known, check_options, option
 from shards.sources.layout import TEXT, find, need
+from shards.sources.leaks import CHOICES, HELP, KEEP, Leaks, published
 
 LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 COUNTS = {
@@ -43,6 +44,12 @@ class FER2013:
     """Splits train, val (the public test) and test (the private one)."""
 
     root: Path
+    leaks: str = option(KEEP, HELP, CHOICES)
+    _found: Leaks = field(default_factory=Leaks, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Raises UserError for a value that an option cannot have."""
+        check_options(self)
 
     @property
     def release(self) -> str:
@@ -55,6 +62,13 @@ class FER2013:
         Raises:
             UserError: none of the lists, or one without the column pixels.
         """
+        yield from self._found.told(self._rows, self.leaks)
+
+    def notes(self) -> list[str]:
+        """Images in two splits."""
+        return self._found.notes(self.leaks)
+
+    def _rows(self) -> Iterator[Entry | Rejected]:
         file = find_list(self.root)
         if file.name != TRAIN:
             yield from (entry(file.name, "fer2013", row) for row in read_rows(file))
@@ -124,7 +138,8 @@ def picture(pixels: str) -> bytes | None:
 def expected(source: FER2013) -> dict[str, dict[str, int]]:
     """The published counts; the contest's test.csv is both tests in one, unlabelled."""
     counts = {split: dict(zip(LABELS, found, strict=True)) for split, found in COUNTS.items()}
-    return counts if source.release != TRAIN else {"train": counts["train"], "test": {"": 7178}}
+    counts = counts if source.release != TRAIN else {"train": counts["train"], "test": {"": 7178}}
+    return published(counts, source.leaks)
 
 
 CORPUS = Known(

@@ -1,14 +1,21 @@
-"""FERPlus: ten votes for each face of FER2013, joined to it by the position of the row.
+"""FERPlus: ten votes for each face of FER2013, from FER2013's own list or from the images of Microsoft's script.
 
-The names in fer2013new.csv drift (rows without a face have none), so only the position tells which face is meant. That
-both lists have the same order is checked row by row by what they say of the split.
+With the list, faces are joined to votes by the position of the row: the names in fer2013new.csv drift (rows without a
+face have none). That both lists have the same order is checked row by row by what they say of the split.
+
+As images (`FER2013Train/fer0000000.png`, `FER2013Valid/`, `FER2013Test/`, with fer2013new.csv beside them; in a folder
+or a zip) a name tells the face. Four names stand twice: one file then serves two rows, each with its own votes, as the
+published counts have it; where the votes differ, that is said.
 """
 
 import csv
+import io
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
+from typing import IO, NamedTuple
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
@@ -16,10 +23,14 @@ from shards.files import open_regular
 from shards.plain import MOST_LINE, lines_of
 from shards.sources.fer2013 import FULL, SPLITS, entry, read_rows
 from shards.sources.known import Known, check_options, option
-from shards.sources.layout import TEXT, need
+from shards.sources.layout import TEXT, find, need
+from shards.sources.leaks import CHOICES, HELP, KEEP, Leaks, published
+from shards.sources.packed import Files, find_files
 
 LABELS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 VOTES = (*LABELS, "unknown", "nf")  # nf: no face
+LIST = "fer2013new.csv"
+FOLDERS = {"train": "FER2013Train", "val": "FER2013Valid", "test": "FER2013Test"}
 # Counted in fer2013new.csv itself.
 COUNTS = {
     "majority": {
@@ -47,6 +58,9 @@ class FERPlus:
     root: Path
     fer2013: Path | None = option(None, "Folder with fer2013.csv or icml_face_data.csv; default: DIR.")  # noqa: RUF009
     rule: str = option("majority", "How votes become a label: majority or argmax.", ("majority", "argmax"))
+    leaks: str = option(KEEP, HELP, CHOICES)
+    _found: Leaks = field(default_factory=Leaks, init=False, repr=False, compare=False)
+    _doubled: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises UserError for an unknown rule."""
@@ -58,12 +72,46 @@ class FERPlus:
         Raises:
             UserError: one of the lists is not there, lacks columns, or has other rows than the other one.
         """
+        self._doubled.clear()
+        files = None if self.fer2013 or find(self.root, *FULL) else _find_images(self.root)
+        yield from self._found.told(self._listed if files is None else lambda: self._images(files), self.leaks)
+
+    def notes(self) -> list[str]:
+        """Images in two splits, and names that stand twice."""
+        found = self._found.notes(self.leaks)
+        if self._doubled:
+            names = ", ".join(f"{name} (with other votes)" if other else name for name, other in self._doubled.items())
+            found.append(f"names that stand twice in {LIST}, whose one image has the votes of each row: {names}")
+        return found
+
+    def _images(self, files: Files) -> Iterator[Entry | Rejected]:
+        votes = list(read_votes(io.StringIO(files.text("ferplus", LIST), newline=""), f"{LIST} in {files.where}"))
+        for (usage, name), count in Counter((vote.usage, vote.name) for vote in votes).items():
+            if name and count > 1:
+                told = {vote.counts for vote in votes if (vote.usage, vote.name) == (usage, name)}
+                self._doubled[name] = len(told) > 1
+        for number, vote in enumerate(votes):
+            yield self._image(files, number, vote)
+
+    def _image(self, files: Files, number: int, vote: "Vote") -> Entry | Rejected:
+        split = SPLITS.get(vote.usage.lower())
+        if split is None:
+            return Rejected(f"{LIST} row {number}", "bad_row", f"Usage {vote.usage!r}")
+        if not vote.name:
+            return Rejected(f"{LIST} row {number}", "unknown_label", "no name: not a face")
+        source = f"{FOLDERS[split]}/{vote.name}"
+        read = files.read(source)
+        if isinstance(read, Rejected):
+            return read
+        return self._voted(Entry(f"fer2013-{number:05d}", source, read, split=split), vote.counts)
+
+    def _listed(self) -> Iterator[Entry | Rejected]:
         faces = need("ferplus", self.fer2013 or self.root, "list of FER2013's faces (see --fer2013)", *FULL)
-        votes = need("ferplus", self.root, "list of votes", "fer2013new.csv")
-        for row, vote in zip_longest(read_rows(faces), read_votes(votes)):
+        votes = need("ferplus", self.root, "list of votes", LIST)
+        for row, vote in zip_longest(read_rows(faces), _votes_of(votes)):
             if row is None or vote is None:
                 raise UserError(f"ferplus: {faces} and {votes} differ in their number of rows; get both lists whole")
-            usage, counts = vote
+            usage, _, counts = vote
             parts = [SPLITS.get((name or "").lower()) for name in (row.usage, usage)]
             if None not in parts and parts[0] != parts[1]:
                 raise UserError(
@@ -78,8 +126,10 @@ class FERPlus:
 
     def _voted(self, face: Entry, counts: tuple[int, ...] | None) -> Entry | Rejected:
         if counts is None:
-            return Rejected(face.source, "bad_row", "no ten votes in fer2013new.csv")
-        extras = {"votes": dict(zip(VOTES, counts, strict=True)), "fer2013": face.label}
+            return Rejected(face.source, "bad_row", f"no ten votes in {LIST}")
+        extras: dict[str, object] = {"votes": dict(zip(VOTES, counts, strict=True))}
+        if face.label is not None:
+            extras["fer2013"] = face.label
         label = majority(counts) if self.rule == "majority" else VOTES[counts.index(max(counts))]
         return replace(face, label=label, extras=extras)
 
@@ -90,20 +140,38 @@ def majority(counts: tuple[int, ...]) -> str:
     return VOTES[kept.index(max(kept))] if 2 * max(kept) > sum(kept) else "unknown"
 
 
-def read_votes(file: Path) -> Iterator[tuple[str, tuple[int, ...] | None]]:
-    """Usage and votes in the order of VOTES, None where they are damaged, row by row."""
+class Vote(NamedTuple):
+    """One row of fer2013new.csv. counts: in the order of VOTES, None where they are damaged."""
+
+    usage: str
+    name: str
+    counts: tuple[int, ...] | None
+
+
+def _votes_of(file: Path) -> Iterator[Vote]:
+    with open_regular(file, newline="", **TEXT) as text:
+        yield from read_votes(text, file)
+
+
+def read_votes(text: IO[str], where: object) -> Iterator[Vote]:
+    """The rows of fer2013new.csv. Raises UserError: it lacks a column, or is no CSV; `where` is for messages."""
     try:
-        with open_regular(file, newline="", **TEXT) as text:
-            rows = csv.reader(lines_of(text, MOST_LINE))
-            titles = [name.strip().lower() for name in next(rows, [])]
-            absent = [name for name in ("usage", *VOTES) if name not in titles]
-            if absent:
-                raise UserError(f"ferplus: {file} has no column {', '.join(absent)} (columns: {', '.join(titles)})")
-            usage, *places = [titles.index(name) for name in ("usage", *VOTES)]
-            for cells in filter(None, rows):
-                yield cells[usage].strip() if usage < len(cells) else "", _counts(cells, places)
+        rows = csv.reader(lines_of(text, MOST_LINE))
+        titles = [name.strip().lower() for name in next(rows, [])]
+        absent = [name for name in ("usage", *VOTES) if name not in titles]
+        if absent:
+            raise UserError(f"ferplus: {where} has no column {', '.join(absent)} (columns: {', '.join(titles)})")
+        usage, *places = [titles.index(name) for name in ("usage", *VOTES)]
+        named = titles.index("image name") if "image name" in titles else len(titles)
+        for cells in filter(None, rows):
+            said, name = (cells[at].strip() if at < len(cells) else "" for at in (usage, named))
+            yield Vote(said, name, _counts(cells, places))
     except csv.Error as error:
-        raise UserError(f"ferplus: {file} cannot be read as CSV: {error}") from None
+        raise UserError(f"ferplus: {where} cannot be read as CSV: {error}") from None
+
+
+def _find_images(root: Path) -> Files | None:
+    return next((files for folder in FOLDERS.values() if (files := find_files(root, LIST, folder))), None)
 
 
 def _counts(cells: list[str], places: list[int]) -> tuple[int, ...] | None:
@@ -120,7 +188,7 @@ CORPUS = Known(
     source=FERPlus,
     labels=LABELS,
     terms="labels: MIT licence; FER2013's photos: found by a search engine, without a licence, for research",
-    expected=lambda source: {
-        split: dict(zip(LABELS, counts, strict=True)) for split, counts in COUNTS[source.rule].items()
-    },
+    expected=lambda source: published(
+        {split: dict(zip(LABELS, counts, strict=True)) for split, counts in COUNTS[source.rule].items()}, source.leaks
+    ),
 )

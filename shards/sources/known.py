@@ -40,6 +40,7 @@ SOURCES: tuple[str, ...] = (
     "wflw",
     "cofw",
     "aflw19",
+    "mtfl",
 )
 """Modules below shards.sources that hold a CORPUS, in the order in which the command lists them."""
 

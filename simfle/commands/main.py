@@ -30,7 +30,7 @@ class Group:
 
 
 SHARDS: dict[str, Entry | Group] = {
-    "build": Entry("build_shards", "commands", "faces as you have them -> shards; eighteen corpora by name"),
+    "build": Entry("build_shards", "commands", "faces as you have them -> shards; nineteen corpora by name"),
     "verify": Entry("verify_shards", "verify_shards", "check every byte and every image"),
     "inspect": Entry("inspect_shards", "inspect_shards", "what is in them, in numbers and as a picture"),
     "statistics": Entry("shards_statistics", "shards_statistics", "mean and deviation of the pixels, for model.mean"),

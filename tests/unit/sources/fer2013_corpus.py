@@ -1,8 +1,10 @@
 """Tiny FER2013 and FERPlus of drawn faces, in all forms of their lists."""
 
+import io
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from source_kit import write
 
 USAGES = ("Training",) * 6 + ("PublicTest",) * 3 + ("PrivateTest",) * 3
@@ -62,4 +64,26 @@ def write_ferplus(root: Path) -> Path:
         lines.append(",".join([usage, f"fer{number:07d}.png" if named else "", *map(str, votes)]))
         number += named
     write(root / "fer2013new.csv", "\n".join(lines) + "\n")
+    return root
+
+
+def write_images(root: Path) -> Path:
+    """As Microsoft's script writes them: fer2013new.csv and the faces as PNGs in a folder for each split.
+
+    Row 3 has the name of row 1 with the same votes; row 11 that of row 10 with others. The images of rows 6 (val) and
+    9 (test) are that of row 0 (train), that of row 7 (val) is that of row 10 (test).
+    """
+    write_ferplus(root)
+    header, *lines = (root / "fer2013new.csv").read_text().splitlines()
+    cells = [line.split(",") for line in lines]
+    cells[3] = cells[1]
+    cells[11][1] = cells[10][1]
+    write(root / "fer2013new.csv", "\n".join([header, *(",".join(row) for row in cells)]) + "\n")
+    folders = {"Training": "FER2013Train", "PublicTest": "FER2013Valid", "PrivateTest": "FER2013Test"}
+    same = {3: 1, 6: 0, 9: 0, 7: 10, 11: 10}
+    for row, (usage, name, *_) in enumerate(cells):
+        if name:
+            file = io.BytesIO()
+            Image.fromarray(grey(same.get(row, row))).save(file, "PNG")
+            write(root / folders[usage] / name, file.getvalue())
     return root

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fer2013_corpus import EMOTIONS, VOTES, grey, text, write_contest, write_fer2013, write_ferplus
+from fer2013_corpus import EMOTIONS, VOTES, grey, text, write_contest, write_fer2013, write_ferplus, write_images
+from mtfl_corpus import packed
 from PIL import Image
 from source_kit import built, entries, photo, pixels, rejects, write
 
@@ -145,3 +146,68 @@ def test_published_counts(tmp_path: Path) -> None:
     counts = fer2013.CORPUS.expected(FER2013(write_fer2013(tmp_path / "fer")))
     assert [sum(split.values()) for split in counts.values()] == [28_709, 3_589, 3_589]
     assert LABELS[0] == "neutral"
+
+
+@pytest.mark.parametrize("how", ["folder", "around", "zip", "folder of a zip"])
+def test_the_images_of_microsofts_script(tmp_path: Path, how: str) -> None:
+    root = write_images(tmp_path / "data" / "ferplus")
+    (tmp_path / "zip").mkdir()
+    archive = packed(root, tmp_path / "zip" / "ferplus48.zip")
+    source = FERPlus({"folder": root, "around": root.parent, "zip": archive, "folder of a zip": archive.parent}[how])
+    assert rejects(source) == {"fer2013new.csv row 2": "unknown_label"}
+    found = entries(source)
+    assert list(found) == [f"fer2013-{row:05d}" for row in range(12) if row != 2]
+    assert found["fer2013-00000"].source == "FER2013Train/fer0000000.png"
+    assert [face.split for face in found.values()] == SPLITS[:2] + SPLITS[3:]
+    assert tuple(found["fer2013-00004"].extras["votes"].values()) == VOTES[4]
+    assert "fer2013" not in found["fer2013-00004"].extras
+    # Each row of a name that stands twice is a sample with its own votes, as the published counts have it.
+    assert [found[f"fer2013-{row:05d}"].label for row in (10, 11)] == ["anger", "nf"]
+    leaks, doubled = source.notes()
+    assert leaks.startswith("identical images in two splits: 1 of val are in train, 2 of val are in test, 1 of test")
+    assert doubled.endswith("the votes of each row: fer0000001.png, fer0000009.png (with other votes)")
+    manifest, samples = built(source, tmp_path / "out")
+    assert (manifest.samples, manifest.rejected) == (11, {"unknown_label": 1})
+    image = pixels(samples["FER2013Train/fer0000003.png"]["jpeg"])
+    assert np.abs(image - grey(4)[:, :, None].astype(int)).mean() < 6
+
+
+def test_images_that_are_not_there(tmp_path: Path) -> None:
+    root = write_images(tmp_path / "ferplus")
+    (root / "FER2013Train" / "fer0000000.png").unlink()
+    lines = (root / "fer2013new.csv").read_text().splitlines()
+    lines[6] = lines[6].replace("fer0000004.png", "../../fer0000004.png")
+    lines[7] = lines[7].replace("PublicTest", "Other")
+    lines[8] = lines[8].rpartition(",")[0]
+    write(root / "fer2013new.csv", "\n".join(lines) + "\n")
+    wanted = {
+        "fer2013new.csv row 2": "unknown_label",
+        "FER2013Train/../../fer0000004.png": "outside",
+        "fer2013new.csv row 6": "bad_row",
+        "FER2013Valid/fer0000006.png": "bad_row",
+    }
+    assert rejects(FERPlus(root)) == wanted
+    assert built(FERPlus(root), tmp_path / "out")[0].rejected["missing"] == 1
+    assert rejects(FERPlus(packed(root, tmp_path / "a.zip"))) == {**wanted, "FER2013Train/fer0000000.png": "missing"}
+
+
+def test_images_of_two_splits_are_kept_out_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Test stays clean of train, val of both: as many test faces as the clean part of the corpus has."""
+    images = FERPlus(write_images(tmp_path / "ferplus"), leaks="drop")
+    leaked = {"FER2013Valid/fer0000005.png", "FER2013Valid/fer0000006.png", "FER2013Test/fer0000008.png"}
+    assert {source for source, reason in rejects(images).items() if reason == "leaked"} == leaked
+    assert [row for row in range(12) if f"fer2013-{row:05d}" not in entries(images)] == [2, 6, 7, 9]
+    assert "they were left out of the first" in images.notes()[0]
+    assert set(CORPUS.expected(images)) == {"train"}
+
+    root = write_fer2013(tmp_path / "fer")
+    text_of = (root / "fer2013.csv").read_text().replace(text(7), text(0)).replace(text(10), text(7))
+    write(root / "fer2013.csv", text_of.replace(text(11), text(0)))
+    kept, dropped = FER2013(root), FER2013(root, leaks="drop")
+    assert len(entries(kept)) == 12
+    assert kept.notes()[0].endswith("1 of test are in train; --leaks drop leaves them out of the first")
+    assert rejects(dropped) == {f"fer2013.csv row {row}": "leaked" for row in (7, 11)}
+    assert len(entries(FERPlus(write_ferplus(root), leaks="drop"))) == 10
+    assert set(fer2013.CORPUS.expected(dropped)) == {"train"}
+    with pytest.raises(UserError, match="--leaks all is not known; give one of keep, drop"):
+        FER2013(root, leaks="all")

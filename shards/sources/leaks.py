@@ -1,0 +1,70 @@
+"""Images that a corpus has in more than one of its splits, byte by byte: told, and kept out where that is asked for."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from shards.entry import Entry, Rejected
+from shards.sources.packed import content_of
+
+KEEP, DROP = "keep", "drop"
+CHOICES = (KEEP, DROP)
+HELP = "Images of val or test that train has as well (of val, also those of test): keep or drop them."
+# split -> the splits in whose favor it gives up an image
+YIELDS = {"val": ("train", "test"), "test": ("train",)}
+
+Items = Callable[[], Iterable[Entry | Rejected]]
+
+
+@dataclass
+class Leaks:
+    """Splits of each image that has been seen. counts: of images of a split that are in another one, after a pass."""
+
+    seen: dict[bytes, set[str]] = field(default_factory=dict)
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def told(self, items: Items, leaks: str) -> Iterator[Entry | Rejected]:
+        """The same items, in their order; with "drop", leaked ones as Rejected. `items` is called once or twice."""
+        self.seen.clear()
+        self.counts.clear()
+        if leaks == DROP:
+            for item in items():
+                self._see(item)
+        kept: Counter[tuple[bytes, str]] = Counter()
+        for item in items():
+            digest = self._see(item)
+            if digest is not None and isinstance(item, Entry):
+                kept[digest, str(item.split)] += 1
+                other = self._elsewhere(digest, str(item.split))
+                if leaks == DROP and other:
+                    yield Rejected(item.source, "leaked", f"{other} has the same image")
+                    continue
+            yield item
+        for (digest, split), count in kept.items():
+            for other in self.seen[digest] - {split}:
+                self.counts[split, other] += count
+
+    def _see(self, item: Entry | Rejected) -> bytes | None:
+        if not isinstance(item, Entry) or item.split is None or not (data := content_of(item.read)):
+            return None
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        self.seen.setdefault(digest, set()).add(item.split)
+        return digest
+
+    def _elsewhere(self, digest: bytes, split: str) -> str:
+        return next((other for other in YIELDS.get(split, ()) if other in self.seen[digest]), "")
+
+    def notes(self, leaks: str) -> list[str]:
+        """What was found, after a pass."""
+        pairs = [(split, other) for split, others in YIELDS.items() for other in others if self.counts[split, other]]
+        if not pairs:
+            return []
+        told = ", ".join(f"{self.counts[pair]} of {pair[0]} are in {pair[1]}" for pair in pairs)
+        done = "they were left out of the first" if leaks == DROP else "--leaks drop leaves them out of the first"
+        return [f"identical images in two splits: {told}; {done}"]
+
+
+def published(counts: dict[str, dict[str, int]], leaks: str) -> dict[str, dict[str, int]]:
+    """The published counts of the splits that lose nothing."""
+    return {split: found for split, found in counts.items() if leaks == KEEP or split not in YIELDS}

@@ -1,0 +1,120 @@
+"""The files of a corpus, in its folder or in the zip that it came as, which stays packed."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from shards.entry import Recipe, Rejected
+from shards.errors import UserError
+from shards.files import read_bytes
+from shards.sources.layout import content, inside
+from shards.sources.zips import read_zip
+
+LIST_BYTES = 1 << 28  # of a list of a corpus; it is read whole
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files by their paths below `base`, a folder or a path inside `archive`; `archive` None: `base` is on the disk."""
+
+    base: Path
+    archive: Path | None = None
+    members: dict[str, tuple[Recipe | bytes, tuple[str, ...]]] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def where(self) -> str:
+        """For messages."""
+        return str(self.archive or self.base)
+
+    def read(self, name: str) -> Path | bytes | Recipe | Rejected:
+        """Where the bytes of a file are; a Rejected if its path leads out, it is not in the archive, or unreadable."""
+        path = inside(name)
+        if path is None:
+            return Rejected(name, "outside", "a path that leaves the folder")
+        if self.archive is None:
+            return (self.base / path).absolute()
+        read, fate = self.members.get((self.base / path).as_posix(), (b"", ("missing",)))
+        return Rejected(path, *fate) if fate else read
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a file."""
+        found = self.read(name)
+        return found.is_file() if isinstance(found, Path) else not isinstance(found, Rejected)
+
+    def bytes(self, name: str) -> bytes:
+        """The bytes of a file, read now; b"" if it cannot be read: whoever decodes it will say why."""
+        found = self.read(name)
+        return b"" if isinstance(found, Rejected) else content_of(found)
+
+    def text(self, corpus: str, name: str) -> str:
+        """A list as text; what is no UTF-8 comes back out as it went in.
+
+        Raises:
+            UserError: it is not there, damaged or too large.
+        """
+        found = self.read(name)
+        recipe = found.arguments if isinstance(found, Recipe) else ()
+        if isinstance(found, Path) and found.is_file() and found.stat().st_size > LIST_BYTES:
+            raise UserError(f"{corpus}: {found} has more than {LIST_BYTES} bytes. Fix: get the list as delivered")
+        if recipe and int(recipe[2]) > LIST_BYTES:
+            raise UserError(f"{corpus}: {name} in {self.where} is too large. Fix: get the list as delivered")
+        data = self.bytes(name)
+        if not data:
+            raise UserError(f"{corpus}: {name} in {self.where} is missing, empty or damaged. Fix: get it again")
+        return data.decode("utf-8-sig", "surrogateescape")
+
+
+def content_of(read: Path | bytes | Recipe) -> bytes:
+    """The bytes of an entry's image; b"" if they cannot be read."""
+    from shards.encode import Unusable
+
+    if isinstance(read, bytes):
+        return read
+    try:
+        return read() if isinstance(read, Recipe) else read_bytes(read)
+    except (OSError, Unusable):
+        return b""
+
+
+def find_files(root: Path, anchor: str, folder: str) -> Files | None:
+    """The place, in the folder or zip `root`, where the file `anchor` lies with the folder `folder` beside it.
+
+    It may be one folder deeper, and a folder may hold the corpus as its only zip.
+
+    Raises:
+        UserError: a damaged zip.
+    """
+    if root.is_file() and root.suffix.lower() == ".zip":
+        return _in_zip(root, anchor, folder)
+    if not root.is_dir():
+        return None
+    inner = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    for base in (root, *inner):
+        if (base / anchor).is_file() and (base / folder).is_dir():
+            return Files(base)
+    zips = sorted(path for path in root.iterdir() if path.suffix.lower() == ".zip" and path.is_file())
+    return _in_zip(zips[0], anchor, folder) if len(zips) == 1 else None
+
+
+def _in_zip(archive: Path, anchor: str, folder: str) -> Files | None:
+    members: dict[str, tuple[Recipe | bytes, tuple[str, ...]]] = {}
+    for member in read_zip(archive.absolute()):
+        if isinstance(member, Rejected):
+            raise UserError(f"{archive}: {member.detail}. Fix: download it again")
+        if (name := inside(member.name)) is not None:
+            members[name] = member.read, member.fate
+    places = {name.removesuffix(anchor).rstrip("/") for name in members if f"/{name}".endswith(f"/{anchor}")}
+    for base in sorted(places, key=lambda place: (place.count("/"), place)):
+        start = f"{base}/{folder}/" if base else f"{folder}/"
+        if not base.startswith("__MACOSX") and any(name.startswith(start) for name in members):
+            return Files(Path(base), archive.absolute(), members)
+    return None
+
+
+def need_files(corpus: str, root: Path, anchor: str, folder: str) -> Files:
+    """As `find_files`. Raises UserError: there is no such place."""
+    found = find_files(root, anchor, folder)
+    if found is None:
+        there = f" (found: {content(root)})" if root.is_dir() else ""
+        raise UserError(f"{corpus}: no {anchor} with {folder}/ beside it in {root}{there}. Fix: name the zip or folder")
+    return found
