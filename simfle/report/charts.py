@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from shards.printable import printable
 from simfle.eval.metrics import LOWER_IS_BETTER
 from simfle.eval.summary import Row
 from simfle.report.gather import Curve
@@ -69,7 +70,7 @@ def comparison(rows: Sequence[Row], names: dict[str, str], chance: float | None)
             colour, mark = (GREY, "s") if row.kind == "random" else (BLUE, "o")
             axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="round", alpha=0.45)
             axes.plot([scale * row.score], [place], mark, color=colour, markersize=7)
-        labels = [f"{names[row.id]}, {row.protocol}" for row in shown]
+        labels = [printable(f"{names[row.id]}, {row.protocol}") for row in shown]
         axes.set_yticks(range(len(shown)), labels, parse_math=False)
         axes.set_ylim(-0.6, len(shown) - 0.4)
         if chance is not None and metric in SHARES:
@@ -100,7 +101,7 @@ def confusion(table: Sequence[Sequence[float]], classes: Sequence[str], salt: st
             for column, value in enumerate(values):
                 colour = "white" if value > 55 else "#222222"
                 axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=9)
-        labels = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in classes]
+        labels = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in map(printable, classes)]
         axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", parse_math=False)
         axes.set_yticks(range(len(labels)), labels, parse_math=False)
         axes.set_xlabel("predicted")
@@ -117,7 +118,7 @@ def readable(metric: str) -> str:
 
 def _plain(text: str) -> str:
     """matplotlib hides labels that begin with an underscore, and reads $ as mathematics."""
-    return text.lstrip("_").replace("$", r"\$")
+    return printable(text).lstrip("_").replace("$", r"\$")
 
 
 def _svg(figure: Figure, description: str) -> str:

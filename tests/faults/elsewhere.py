@@ -211,6 +211,30 @@ ELSEWHERE = (
         "unit/test_files.py",
         "test_a_killed_writer",
     ),
+    (
+        "a name in a manifest, an index or a tar that leads out of its folder",
+        f"{SAYS}nothing is written but below the output; of foreign tars those samples are left out and counted",
+        "unit/shards/test_shards_hostile.py",
+        "test_a_split_writes_nowhere",
+    ),
+    (
+        "counts or sizes in a manifest or an index that cannot be",
+        f"{SAYS}no memory is taken for them",
+        "unit/shards/test_shards_hostile.py",
+        "test_counts_that_cannot_be",
+    ),
+    (
+        "a FIFO, a socket or a device under the name of a file",
+        "one line, exit code 1; an image of a build counts as unreadable; nothing waits",
+        "unit/test_regular_files.py",
+        "test_only_regular_files",
+    ),
+    (
+        "control and bidi characters in names, labels, words of servers",
+        "escaped wherever text is printed or logged, and on the report's page",
+        "unit/test_printable.py",
+        "test_commands_on_shards",
+    ),
     ("many random faults, a build and a run", "the same bytes and losses", "soak/test_soak.py", "test_soak"),
     (
         "any of these ends",
