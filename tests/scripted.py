@@ -2,11 +2,10 @@
 
 import contextlib
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-
-Answer = Callable[["Asked"], Iterator[bytes]]
 
 
 @dataclass
@@ -31,14 +30,18 @@ class Scripted:
 
 
 @contextlib.contextmanager
-def scripted(answer: Callable[[Scripted, Asked], Iterator[bytes]]) -> Iterator[Scripted]:
-    """Serve on 127.0.0.1: each connection gets the bytes of one answer, and is closed."""
+def scripted(
+    answer: Callable[[Scripted, Asked], Iterator[bytes]], tls: ssl.SSLContext | None = None
+) -> Iterator[Scripted]:
+    """Serve on 127.0.0.1, under TLS where asked: each connection gets the bytes of one answer, and is closed."""
     listener = socket.create_server(("127.0.0.1", 0))
     state = Scripted(f"http://127.0.0.1:{listener.getsockname()[1]}")
     threads: list[threading.Thread] = []
 
     def serve(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
+            if tls is not None:
+                connection = tls.wrap_socket(connection, server_side=True)
             first, *lines = connection.makefile("rb").peek(1).decode().split("\r\n")
             headers = dict(line.split(": ", 1) for line in lines if ": " in line)
             state.asked.append(Asked(first, headers))

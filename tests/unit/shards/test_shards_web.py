@@ -4,6 +4,9 @@ import base64
 import itertools
 import os
 import resource
+import shutil
+import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -209,3 +212,26 @@ def test_what_a_reader_waits_for_can_be_asked(tmp_path: Path) -> None:
     assert told.startswith(f"{server.url}/x, of which ")
     assert awaited(thread.ident) == ""
     assert (tmp_path / "x").read_bytes() == bytes(100)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_https_is_read_under_the_same_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    words += ["-keyout", "key", "-out", "cert"]
+    subprocess.run([*words, "-addext", "subjectAltName=DNS:localhost"], cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    content = bytes(range(256)) * 2000
+
+    def answer(server: Scripted, asked: Asked) -> Iterator[bytes]:
+        yield whole(content)[: -1 if asked.path == "/slow" else None]
+        while asked.path == "/slow" and not server.over.wait(0.05):
+            yield b""
+
+    with scripted(answer, context) as server:
+        url = server.url.replace("http://127.0.0.1", "https://localhost")
+        assert "certificate" in refused(f"{url}/x")  # nobody vouches for it
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
+        assert read_url(f"{url}/x") == content
+        monkeypatch.setattr(web, "TIMEOUT", 0.2)
+        assert "timed out" in refused(f"{url}/slow")
