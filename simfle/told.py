@@ -1,5 +1,6 @@
 """What runs tell of themselves, read back: a line that a crash cut short, or that no run wrote, is passed over."""
 
+import hashlib
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from shards.files import read_bytes
 from shards.plain import parse_object, whole_lines
 
 MOST = 1e100  # beyond it sums and axes overflow
+MARKER = "COMPLETE"  # of a checkpoint: written last
+STATE = "state.json"
 # Eight digits, more only where eight are too few: a user's copy `step-10` is no checkpoint.
 CHECKPOINT = re.compile(r"step-(\d{8}|[1-9]\d{8,11})(\.png)?", re.ASCII)
 
@@ -26,6 +29,47 @@ def step_of(path: Path) -> int | None:
     """The number in the name of a checkpoint's folder or of a picture, `step-00000010`; None for another name."""
     match = CHECKPOINT.fullmatch(path.name)
     return int(match[1]) if match else None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Folders of complete checkpoints, newest first."""
+    found = [folder for folder in folders(run) if (folder / MARKER).exists()]
+    return sorted(found, key=lambda folder: step_of(folder) or 0, reverse=True)
+
+
+def folders(run: Path) -> list[Path]:
+    """Checkpoints, complete or not: a user's copy such as step-00000002-backup is none, and is left alone."""
+    return [folder for folder in _named(run) if not _is_copy(folder)]
+
+
+def copies(run: Path) -> list[Path]:
+    """Folders named like checkpoints that hold the state of another step: copies of a user, never ours to delete."""
+    return sorted(folder for folder in _named(run) if _is_copy(folder))
+
+
+def state(folder: Path) -> dict[str, Any]:
+    """The state.json of a complete checkpoint as its marker has its hash; empty where one of both is damaged."""
+    try:
+        marker = parse_object(read_bytes(folder / MARKER))
+        content = read_bytes(folder / STATE)
+        return parse_object(content) if hashlib.sha256(content).hexdigest() == marker[STATE]["sha256"] else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _named(run: Path) -> list[Path]:
+    return [path for path in run.glob("checkpoints/step-*") if step_of(path) is not None and path.is_dir()]
+
+
+def _is_copy(folder: Path) -> bool:
+    """Whether a whole state.json names another step than the folder; a damaged one may name any."""
+    try:
+        step = parse_object(read_bytes(folder / STATE)).get("step")
+    except (OSError, ValueError):
+        return False
+    if type(step) is not int or step == step_of(folder):
+        return False
+    return not (folder / MARKER).exists() or bool(state(folder))
 
 
 def steps_of(run: Path) -> int:

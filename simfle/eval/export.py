@@ -17,7 +17,6 @@ from simfle import told
 from simfle.config import read_plain
 from simfle.errors import UserError
 from simfle.eval.backbones import CARD, WEIGHTS, Card, build_network
-from simfle.train import checkpoint
 
 T = TypeVar("T")
 NETWORKS = ("online", "target")  # a method without a target network exports the online one alone
@@ -32,7 +31,7 @@ def newest_checkpoint(run: Path) -> Path:
     """
     if not run.is_dir():
         raise UserError(f"export: {run} is not a run folder; name one that simfle pretrain wrote")
-    if found := checkpoint.complete(run):
+    if found := told.checkpoints(run):
         return found[0]
     incomplete = len(list((run / "checkpoints").glob("step-*")))
     raise UserError(f"export: {run} has no complete checkpoint yet ({incomplete} incomplete); let the run go on")
@@ -52,7 +51,7 @@ def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
         try:
             return newest, read(newest)
         except UserError:
-            if (newest / checkpoint.MARKER).exists():  # of one that is deleted the marker goes first
+            if (newest / told.MARKER).exists():  # of one that is deleted the marker goes first
                 raise
     raise UserError(f"export: {run} deletes its checkpoints before they are read; wait for its end, and try again")
 
@@ -109,10 +108,10 @@ def _side(tensors: dict[str, Tensor]) -> int | None:
 
 def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:
     """Raise a UserError where config.yaml says otherwise of the backbone than the checkpoint, which a card must not."""
-    state = checkpoint.state_of(newest)
-    trained = state.identity if state else {}
-    told_now = {f"model.{name}": model[name] for name in ("backbone", "mean", "std")} | {"views.size": views["size"]}
-    for key, value in told_now.items():
+    trained = told.state(newest).get("identity")
+    trained = trained if isinstance(trained, dict) else {}
+    now = {f"model.{name}": model[name] for name in ("backbone", "mean", "std")} | {"views.size": views["size"]}
+    for key, value in now.items():
         if trained.get(key, value) != value:
             raise UserError(
                 f"export: {run}/config.yaml: {key} is {value}, but {newest.name} was trained with {trained[key]}. "

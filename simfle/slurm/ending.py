@@ -20,7 +20,6 @@ from simfle.slurm.record import End
 from simfle.terminal import say
 
 TRIES, PAUSE = 5, 6.0  # times that Slurm is asked, seconds between: its controller may be busy, or just be restarted
-CHECKPOINTS = "checkpoints/step-*/COMPLETE"
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,7 @@ def may_not_come_back(shown: dict[str, str]) -> str:
 
 def newest_step(run: Path) -> int:
     """Step of the newest complete checkpoint; 0 without one."""
-    return max((told.step_of(marker.parent) or 0 for marker in run.glob(CHECKPOINTS)), default=0)
+    return max((told.step_of(folder) or 0 for folder in told.checkpoints(run)), default=0)
 
 
 def main() -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from shards.files import open_regular
 from shards.plain import build
 from simfle import told
-from simfle.heartbeat import Heartbeat
 from simfle.slurm import queue, record
-from simfle.slurm.ending import CHECKPOINTS, newest_step
+from simfle.slurm.ending import newest_step
+from simfle.train.watchdog import Heartbeat
 
 DYING = 60.0  # seconds that processes may live after the end of their job: Slurm's KillWait, and a beat
 QUIET = 120.0  # seconds without a heartbeat after which a run without a job is taken for stopped
@@ -63,7 +63,7 @@ def status(run: Path) -> Status:
     here = _on_this_machine(happened)
     submitted = (event["job"] for event in happened if event["event"] == "submitted")
     jobs = tuple(dict.fromkeys(job for job in submitted if job not in here))
-    markers = [marker for marker in run.glob(CHECKPOINTS) if told.step_of(marker.parent) is not None]
+    markers = [folder / told.MARKER for folder in told.checkpoints(run)]
     age = time.time() - max(marker.stat().st_mtime for marker in markers) if markers else None
     steps = told.steps_of(run)
     step = max(line.get("step", 0), newest_step(run))

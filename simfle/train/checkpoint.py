@@ -29,8 +29,7 @@ from simfle.train.state import State
 from simfle.train.tensors import Pace, read_tensors, write_tensors
 
 FORMAT = 1
-MARKER = "COMPLETE"
-STATE = "state.json"
+MARKER, STATE = told.MARKER, told.STATE
 FILES = ("model.safetensors", "optim.safetensors", STATE)
 log = logging.getLogger(__name__)
 
@@ -69,49 +68,20 @@ def folder_of(run: Path, step: int) -> Path:
 
 def complete(run: Path) -> list[Path]:
     """Folders of complete checkpoints, newest first. A folder without its marker never took its final name."""
-    return sorted((folder for folder in _folders(run) if (folder / MARKER).exists()), key=_step, reverse=True)
-
-
-def copies(run: Path) -> list[Path]:
-    """Folders named like checkpoints that hold the state of another step: copies of a user, never ours to delete."""
-    return sorted(folder for folder in _named(run) if _is_copy(folder))
-
-
-def _folders(run: Path) -> list[Path]:
-    """Checkpoints, complete or not: a user's copy such as step-00000002-backup is none, and is left alone."""
-    return [folder for folder in _named(run) if not _is_copy(folder)]
-
-
-def _named(run: Path) -> list[Path]:
-    return [path for path in run.glob("checkpoints/step-*") if told.step_of(path) is not None and path.is_dir()]
-
-
-def _step(folder: Path) -> int:
-    return told.step_of(folder) or 0
-
-
-def _is_copy(folder: Path) -> bool:
-    """Whether a whole state.json names another step than the folder; a damaged one may name any."""
-    try:
-        step = parse_object(read_bytes(folder / STATE)).get("step")
-    except (OSError, ValueError):
-        return False
-    if type(step) is not int or step == _step(folder):
-        return False
-    return not (folder / MARKER).exists() or state_of(folder) is not None
+    return told.checkpoints(run)
 
 
 def state_of(folder: Path) -> Progress | None:
     """The state of a complete checkpoint, without its tensors; None where it is damaged or of another format."""
+    found = told.state(folder)
     try:
-        marker = parse_object(read_bytes(folder / MARKER))
-        content = read_bytes(folder / STATE)
-        if hashlib.sha256(content).hexdigest() != marker[STATE]["sha256"]:
-            return None
-        found = parse_object(content)
         return _progress(found) if found.get("format") == FORMAT else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except TypeError:
         return None
+
+
+def _step(folder: Path) -> int:
+    return told.step_of(folder) or 0
 
 
 def _progress(found: dict[str, Any]) -> Progress:
@@ -136,7 +106,7 @@ def write(
     """
     check()
     final = folder_of(run, progress.step)
-    if final in copies(run):
+    if final in told.copies(run):
         raise FileExistsError(f"{final} holds the state of another step. Fix: move this copy out of checkpoints/")
     if (final / MARKER).exists():
         return final
@@ -176,7 +146,7 @@ def retain(run: Path, keep: int) -> None:
     for left in [*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/.step-*.damaged")]:
         if told.step_of(Path(left.stem[1:])) is not None:
             shutil.rmtree(left)
-    for left in _folders(run):
+    for left in told.folders(run):
         if not (left / MARKER).exists() and not left.is_symlink():
             shutil.rmtree(left)
 
@@ -197,7 +167,7 @@ def read_newest(run: Path) -> Checkpoint | None:
             log.warning("%s; trying the one before", error)
             reasons.append(str(error))
     # Old ones lose their marker only after a newer one stands: alone, a folder without one has been damaged.
-    reasons += [f"{folder.name} lacks {MARKER}" for folder in _folders(run) if not reasons]
+    reasons += [f"{folder.name} lacks {MARKER}" for folder in told.folders(run) if not reasons]
     if reasons:
         raise UserError(
             f"{run}: no checkpoint can be used ({'; '.join(reasons)}); restore one, or take another train.run"
@@ -210,7 +180,7 @@ def set_aside_after(run: Path, step: int) -> None:
 
     The run will write those steps again, and must not count the old ones among those that it keeps.
     """
-    for folder in _folders(run):
+    for folder in told.folders(run):
         if _step(folder) > step:
             aside = folder.with_name(f".{folder.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)

@@ -3,16 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+from simfle import told
 from simfle.config import PretrainConfig, digest, identity, load
 from simfle.errors import UserError
-from simfle.train.checkpoint import Progress, complete, copies, state_of
+from simfle.train.checkpoint import Progress, complete, state_of
 
 MOST = 8  # differing keys that are named
 
 
 def refuse_copies(run: Path) -> None:
     """Raise a UserError where a folder named like a checkpoint holds the state of another step."""
-    for folder in copies(run):
+    for folder in told.copies(run):
         raise UserError(
             f"train.run={run}: checkpoints/{folder.name} holds the state of another step than its name says. "
             "Fix: move this copy out of checkpoints/, or give it another name, such as backup"
@@ -27,9 +28,9 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
     Raises:
         UserError: one is of a run with another configuration; the differing keys are named.
     """
-    told = {folder: state for folder in complete(run) if (state := state_of(folder))}
-    ours = {folder: _is_ours(state, config) for folder, state in told.items()}
-    for folder, state in told.items():
+    states = {folder: state for folder in complete(run) if (state := state_of(folder))}
+    ours = {folder: _is_ours(state, config) for folder, state in states.items()}
+    for folder, state in states.items():
         if ours[folder]:
             continue
         if any(ours.values()):
@@ -41,7 +42,7 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
         if state.identity:
             refuse_difference(run, state.identity, config)
         _refuse_by_file(run, state, config, file)
-    return len(told)
+    return len(states)
 
 
 def refuse_difference(run: Path, before: dict[str, Any], config: PretrainConfig) -> None:

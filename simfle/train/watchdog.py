@@ -12,19 +12,33 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from shards.files import read_bytes
 from shards.plain import build
 from shards.redact import to_json
-from simfle.heartbeat import Heartbeat
 from simfle.terminal import say
 from simfle.train.claim import Claim
 
 WAITS = " waits for "
 LOST = 69  # exit code: EX_UNAVAILABLE
 HUNG = 76  # exit code: EX_PROTOCOL, "remote error in protocol"
+
+
+@dataclass(frozen=True)
+class Heartbeat:
+    """beats grows by one each time; step and phase are what the process was at last.
+
+    phase also names the data that the process waits for, behind WAITS.
+    """
+
+    rank: int
+    host: str
+    pid: int
+    beats: int
+    step: int
+    phase: str
 
 
 class Watchdog:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from shards.errors import UserError
+from simfle import told
 from simfle.train import checkpoint
 from simfle.train.checkpoint import Progress
 
@@ -72,7 +73,7 @@ def test_a_copy_under_the_name_of_another_step_is_never_read_or_touched(tmp_path
     link.symlink_to(save(tmp_path / "elsewhere", 2))
     hidden = tmp_path / "checkpoints" / ".step-mine.partial"
     hidden.mkdir()
-    assert checkpoint.copies(tmp_path) == [copy]
+    assert told.copies(tmp_path) == [copy]
     found = checkpoint.read_newest(tmp_path)
     assert found is not None
     assert found.folder.name == "step-00000004"
@@ -85,7 +86,7 @@ def test_a_copy_under_the_name_of_another_step_is_never_read_or_touched(tmp_path
     assert left == [hidden.name, link.name, copy.name, "step-00000012"]
     assert (link / "COMPLETE").exists()
     (copy / "state.json").write_text((copy / "state.json").read_text().replace("4", "6"))
-    assert not checkpoint.copies(tmp_path)  # damaged: the run's own
+    assert not told.copies(tmp_path)  # damaged: the run's own
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
