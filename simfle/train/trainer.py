@@ -14,7 +14,7 @@ from simfle.errors import AgreedError, FolderHeld, UserError
 from simfle.models.methods import build_method
 from simfle.runtime import World, plan_batch, processes
 from simfle.stopping import StopFlag
-from simfle.train import fitting, folder
+from simfle.train import alike, fitting, folder
 from simfle.train.check import check
 from simfle.train.claim import Claim, JobStart
 from simfle.train.run import Run
@@ -61,6 +61,7 @@ def opened(config: PretrainConfig, around: Surroundings = Surroundings()) -> Ite
         config = fitting.fitted(config, world)
         plan = plan_batch(config.train, world.size)
         corpus, order = open_data(config.data, config.train.seed, plan.global_batch, world.rank)
+        alike.check(config, corpus, world)
         torch.manual_seed(config.train.seed)
         model = build_method(config.model, config.views)
         # The first thing that is written: all of the above may have been refused.

@@ -7,6 +7,12 @@ SAYS = "one line, exit code 1; "
 ELSEWHERE = (
     ("SIGKILL of launcher and all ranks", RESUMES, "distributed/test_resume.py", "test_killed_and_resumed"),
     ("SIGKILL of one of two ranks", f"all end, exit code 1; {RESUMES}", "faults/test_faults.py", "test_ranks"),
+    (
+        "a process of a run started with another seed, another setting, other shards or another program",
+        f"{SAYS}the process and the values are named; nothing is written",
+        "faults/test_unlike.py",
+        "test_a_process_with_other_settings",
+    ),
     ("SIGKILL of the launcher alone", f"its ranks save and end; {RESUMES}", "faults/test_faults.py", "test_ranks"),
     (
         "SIGKILL of `simfle pretrain --processes`",

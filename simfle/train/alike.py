@@ -1,0 +1,77 @@
+"""Whether all processes of a run were started alike: the same program, configuration and data.
+
+Each process works out by itself which samples it takes and which numbers it computes with. One that was started with
+another seed or from another checkout would train on in silence, and the run would be no run that can be repeated.
+"""
+
+import hashlib
+import socket
+from dataclasses import asdict
+from pathlib import Path
+
+import torch.distributed as dist
+
+from simfle.config import PretrainConfig
+from simfle.data.reader import Corpus
+from simfle.data.streaming import Stream
+from simfle.errors import AgreedError
+from simfle.layers import flatten
+from simfle.provenance import versions
+from simfle.runtime import World
+
+# What may differ between machines: where things lie, and how many threads there are. Data is compared by its content.
+OF_A_MACHINE = ("train.run", "data.shards", "data.cache", "data.cache_gb", "data.threads", "data.prefetch")
+INTERPRETER = ("python", "machine")  # these may differ, too: libraries compute, not the interpreter
+MOST = 8  # differences that are named
+
+
+def check(config: PretrainConfig, corpus: Corpus | Stream, world: World) -> None:
+    """Compare what this process was started with to what the main process was started with. Collective.
+
+    Raises:
+        AgreedError: they differ; the process and the values are named.
+    """
+    if world.size == 1:
+        return
+    mine = facts(config, corpus)
+    theirs = [mine]
+    dist.broadcast_object_list(theirs, src=0)
+    told: list[str] = [""] * world.size
+    dist.all_gather_object(told, differences(theirs[0], mine))
+    if other := [rank for rank, words in enumerate(told) if words]:
+        more = f" (and {len(other) - 1} more processes)" if len(other) > 1 else ""
+        raise AgreedError(
+            f"process {other[0]} {told[other[0]]}{more}. Fix: start all processes of a run with the same program, "
+            "configuration and shards",
+            said_here=world.is_main,
+        )
+
+
+def facts(config: PretrainConfig, corpus: Corpus | Stream) -> dict[str, str]:
+    """Text by name: each value of the configuration that all processes must share, data, program, libraries."""
+    values = {key: str(value) for key, value in flatten(asdict(config)).items() if key not in OF_A_MACHINE}
+    libraries = {name: version for name, version in versions().items() if name not in INTERPRETER}
+    return values | libraries | {"data": corpus.digest(), "program": program()}
+
+
+def differences(main: dict[str, str], mine: dict[str, str]) -> str:
+    """`on HOST differs from the main process: NAME VALUE instead of VALUE; ...`; empty where nothing differs."""
+    names = sorted(name for name in main.keys() | mine.keys() if main.get(name) != mine.get(name))
+    if not names:
+        return ""
+    shown = [f"{name} {mine.get(name, 'missing')} instead of {main.get(name, 'missing')}" for name in names[:MOST]]
+    more = [f"and {len(names) - MOST} more"] if len(names) > MOST else []
+    return f"on {socket.gethostname()} differs from the main process: {'; '.join([*shown, *more])}"
+
+
+def program() -> str:
+    """16 hexadecimal digits that name the sources of this program, wherever they lie."""
+    import shards
+    import simfle
+
+    digest = hashlib.blake2b(digest_size=8)
+    for package in (simfle, shards):
+        (folder,) = package.__path__
+        for file in sorted(Path(folder).rglob("*.py")):
+            digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,68 @@
+"""Processes of one run that were not started alike: a run of two seeds, or of two programs, is none."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from distributed import runs
+from distributed.launch import ROOT, free_port
+from faults import story as telling
+from faults.nursery import Child, Nursery
+
+from shards.remove import remove_samples
+from simfle.train.alike import differences, program
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    parent = Nursery(tmp_path_factory.mktemp("nursery") / "tmp", *telling.MODULES)
+    yield parent
+    parent.close()
+
+
+def start(nursery: Nursery, faces: Path, run: Path, *second: str) -> list[Child]:
+    """Two ranks, the second with settings of its own."""
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    started = []
+    for rank, own in (("0", ()), ("1", second)):
+        words = runs.command(1, faces, run, *telling.SMALL, "train.steps=2", *own)[1:]
+        environment = {"RANK": rank, "LOCAL_RANK": rank, **world}
+        started.append(nursery.start(words, run.with_name(f"{run.name}-{rank}"), environment=environment))
+    return started
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (["train.seed=9"], "train.seed 9 instead of 0"),
+        (["optim.lr=0.9", "train.zero_stage=1"], "optim.lr 0.9 instead of 0.05; train.zero_stage 1 instead of 2"),
+        (["data.shards=[{other}]"], "data "),
+    ],
+)
+def test_a_process_with_other_settings_or_data_ends_the_run_before_it_begins(
+    settings: list[str], words: str, nursery: Nursery, faces: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(faces, other)
+    remove_samples(other, person="p00000", reason="test")
+    main, second = start(nursery, faces, tmp_path / "run", *(word.format(other=other) for word in settings))
+    assert (main.wait(), second.wait()) == (1, 1), main.output + second.output
+    assert main.last_line.startswith("error: process 1 on "), main.output
+    assert words in main.last_line
+    assert "Fix: start all processes of a run with the same program" in main.last_line
+    assert "Traceback" not in main.output + second.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_program_is_told_wherever_the_same_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import simfle
+
+    here = program()
+    copied = shutil.copytree(ROOT / "simfle", tmp_path / "simfle", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(simfle, "__path__", [str(copied)])
+    assert program() == here
+    (copied / "optim.py").write_text((copied / "optim.py").read_text().replace("0", "1", 1))
+    assert program() != here
+    assert "program b instead of a" in differences({"program": "a"}, {"program": "b"})
+    assert differences({"program": "a"}, {"program": "a"}) == ""
