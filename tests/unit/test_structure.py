@@ -36,6 +36,7 @@ ALLOWED = {
     "simfle.terminal": {"shards.printable"},
     "simfle.console": {"shards.printable"},
     "simfle.losses": set(),
+    "simfle.collapse": set(),
     "simfle.optim": set(),
     "simfle.runtime": set(),
     "simfle.models": {"shards.errors", "simfle.losses"},

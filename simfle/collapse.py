@@ -1,0 +1,64 @@
+"""Measures of collapse: how many dimensions features use, how far they spread, how close two views of an image lie.
+
+None of them needs labels. All are pure functions of features; small batches bias the ranks downwards (a batch of n
+features has at most n - 1 dimensions), so a value says something only beside that of a random network on as many
+features.
+"""
+
+# n samples, C dimensions
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TINY = 1e-7
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """exp of the entropy of the covariance's eigenvalues (Roy and Vetterli 2007): [n, C] -> scalar, 1 to min(n - 1, C).
+
+    It is computed from the smaller of both Gram matrices, in float32.
+    """
+    return _exp_entropy(_eigenvalues(features - features.mean(dim=0)))
+
+
+def rankme(features: Tensor) -> Tensor:
+    """exp of the entropy of the singular values, not centered (Garrido et al. 2023, arXiv 2210.02885, equation 1)."""
+    return _exp_entropy(_eigenvalues(features).sqrt())
+
+
+def spread(features: Tensor) -> Tensor:
+    """Mean over dimensions of the deviation of unit vectors, times sqrt(C): 0 where all are equal, near 1 where even.
+
+    Source: Chen and He 2021, SimSiam (arXiv 2011.10566), section 4.1.
+    """
+    return F.normalize(features, dim=1).std(dim=0, correction=0).mean() * features.shape[1] ** 0.5
+
+
+def alignment(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared distance of the unit vectors of two views of an image, both [n, C]: 0 to 4 (equation 1, alpha 2).
+
+    Source: Wang and Isola 2020, arXiv 2005.10242.
+    """
+    return (F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(dim=1).mean()
+
+
+def uniformity(features: Tensor) -> Tensor:
+    """log of the mean of exp(-2 |x - y|^2) over pairs of unit vectors (equation 2, t 2): 0 where all are equal."""
+    unit = F.normalize(features, dim=1)
+    squared = (2 - 2 * unit @ unit.T).clamp(min=0)  # [n, n]
+    pairs = len(unit) * (len(unit) - 1)
+    total = (-2 * squared).exp().sum() - len(unit)  # less each with itself
+    return (total / pairs).clamp(min=TINY).log()
+
+
+def _eigenvalues(features: Tensor) -> Tensor:
+    """Squared singular values [min(n, C)], not negative."""
+    features = features.float()
+    tall = features.shape[0] >= features.shape[1]
+    gram = features.T @ features if tall else features @ features.T
+    return torch.linalg.eigvalsh(gram).clamp(min=0)
+
+
+def _exp_entropy(values: Tensor) -> Tensor:
+    share = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    return torch.special.entr(share).sum().exp()
