@@ -87,6 +87,9 @@ class FaceMAEConfig:
     decoder_depth: int = option(8, "decoder blocks")
     decoder_heads: int = option(16, "decoder attention heads")
     mask_ratio: float = option(0.75, "share of the patches that is masked")
+    attend: bool = option(
+        False, "the decoder attends to the feature maps of both views, so that the reconstruction moves the backbone"
+    )
     masking: str = option("semantic", "semantic (by the backbone's channels) or random, at the same cost; MAE: random")
 
 
@@ -103,9 +106,19 @@ class ContrastConfig:
 
 
 @dataclass(frozen=True)
+class VICRegConfig:
+    invariance: float = option(25.0, "weight of the distance of both views' projections (VICReg)")
+    variance: float = option(25.0, "weight of the deviation that each dimension lacks to 1 (VICReg)")
+    covariance: float = option(1.0, "weight of the covariance of different dimensions (VICReg)")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    method: str = option("simfle", "simfle, byol, simsiam, simclr, moco, swav or mae")
+    method: str = option("simfle", "simfle, byol, simsiam, simclr, moco, swav, vicreg or mae")
     backbone: str = option("resnet50", "a timm model with a feature map; for mae a timm ViT")
+    output_stride: int = option(
+        0, "stride of the feature map: 8, 16, or 0 for the network's own (32); less keeps more places of a small face"
+    )
     hidden: int = option(4096, "hidden width of the MLP heads")
     projection: int = option(256, "output width of the MLP heads")
     bottleneck: int = option(512, "hidden width of SimSiam's predictor")
@@ -115,11 +128,17 @@ class ModelConfig:
     grouping: str = option(
         "repaired", "repaired (groups part) or reference (the paper's initialisation, which does not)"
     )
+    distillation: str = option(
+        "reference",
+        "reference (the paper's, which constant heads minimise) or predict (each view predicts FaceMAE's mean token, "
+        "standardized; no gradient to FaceMAE)",
+    )
     alpha: float = option(0.3, "weight of the distillation loss")
     beta: float = option(0.03, "weight of the grouping loss")
     temperature: float = option(4.0, "temperature of the distillation loss")
     facemae: FaceMAEConfig = option(FaceMAEConfig, "the masked autoencoder")
     contrast: ContrastConfig = option(ContrastConfig, "what the methods with negatives or prototypes add")
+    vicreg: VICRegConfig = option(VICRegConfig, "weights of VICReg's losses")
     recompute: bool = option(
         False, "activation checkpointing: less memory for the time of one forward more, the same results", free=True
     )
@@ -134,11 +153,14 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: str = option("sgd", "sgd or adamw")
+    name: str = option("sgd", "sgd, adamw or lars (which needs train.zero_stage=0)")
     lr: float = option(0.05, "learning rate for a global batch of 256; scaled linearly with the global batch")
-    momentum: float = option(0.9, "momentum of sgd")
+    momentum: float = option(0.9, "momentum of sgd and lars")
     betas: list[float] = option(lambda: [0.9, 0.95], "betas of adamw")
-    weight_decay: float = option(1e-4, "weight decay, on every parameter")
+    weight_decay: float = option(1e-4, "weight decay, on every parameter unless decay_norms is false")
+    decay_norms: bool = option(True, "weight decay on norms, biases and tokens, too")
+    predictor_rate: float = option(1.0, "factor of the learning rate of the predictor (BYOL, SimFLE, SimSiam)")
+    trust: float = option(0.001, "trust coefficient of lars")
     warmup_steps: int = option(0, "steps of linear warm-up before the cosine")
     clip: float = option(0.0, "largest gradient norm; 0: no clipping")
 
@@ -187,6 +209,18 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class MonitorConfig:
+    shards: list[str] = option(
+        list, "folders of labelled shards on which a run is probed as it trains", free=True, path=True
+    )
+    every: int = option(0, "steps between probes (kNN and linear); 0: none", free=True)
+    fit_split: str = option("train", "split that the probes are fitted on", free=True)
+    val_split: str = option("val", "split that they are measured on", free=True)
+    samples: int = option(5000, "images that the probes are fitted on, drawn once", free=True)
+    seconds: float = option(120.0, "most seconds that training waits for a probe; it is given up then", free=True)
+
+
+@dataclass(frozen=True)
 class PretrainConfig:
     """Everything that a pretraining run is told. `configs/pretrain/*.yaml` and key=value arguments fill it."""
 
@@ -195,6 +229,7 @@ class PretrainConfig:
     model: ModelConfig = option(ModelConfig, "the method and its networks")
     optim: OptimConfig = option(OptimConfig, "the optimizer and its schedule")
     train: TrainConfig = option(TrainConfig, "the run")
+    monitor: MonitorConfig = option(MonitorConfig, "probes of the features while it trains")
 
 
 def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T:

@@ -1,19 +1,44 @@
-"""Optimizers and the learning-rate schedule."""
+"""Optimizers, their groups of parameters and the learning-rate schedule."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from simfle.config import OptimConfig
 
-STATES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
+STATES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq"), "lars": ("momentum_buffer",)}
 """Tensors that each optimizer keeps per parameter, shaped like it: what a checkpoint holds beside the weights."""
+TOKENS = ("cls_token", "mask_token", "pos_embed")
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over `parameters`; `learning_rate` gives the rate, set before each step.
+def parameter_groups(
+    named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig
+) -> list[nn.Parameter] | list[dict[str, Any]]:
+    """Parameters with a weight decay and a factor `rate` of the learning rate for each group.
+
+    Where all are treated alike, as by default, the bare parameters: one group, as without this function.
+    """
+    named = list(named)
+    if config.decay_norms and config.predictor_rate == 1:
+        return [parameter for _, parameter in named]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in named:
+        decay = config.weight_decay if config.decay_norms or is_weight(name, parameter) else 0.0
+        rate = config.predictor_rate if name.startswith("predictor.") else 1.0
+        groups.setdefault((decay, rate), []).append(parameter)
+    return [{"params": members, "weight_decay": decay, "rate": rate} for (decay, rate), members in groups.items()]
+
+
+def is_weight(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a weight of a layer: no bias, no scale of a norm, no token."""
+    return parameter.ndim > 1 and name.rpartition(".")[2] not in TOKENS
+
+
+def build_optimizer(parameters: Iterable[Any], config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD with momentum, AdamW or LARS over parameters or groups of them; `set_rate` gives the rate before each step.
 
     Fused: one pass over parameter, gradient and state instead of one for each operation.
     """
@@ -26,7 +51,46 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
         return torch.optim.AdamW(
             parameters, lr=0.0, betas=(first, second), weight_decay=config.weight_decay, fused=True
         )
+    if config.name == "lars":
+        return LARS(parameters, config.momentum, config.weight_decay, config.trust)
     raise ValueError(f"no optimizer {config.name!r}")
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give each group the learning rate of this step."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group.get("rate", 1.0)
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rates (You, Gitman, Ginsburg 2017, arXiv 1708.03888, algorithm 1).
+
+    Vectors (biases, norms) take the plain rate, as in BYOL and SimCLR. It needs whole layers: no ZeRO stage above 0.
+    """
+
+    def __init__(self, parameters: Iterable[Any], momentum: float, weight_decay: float, trust: float) -> None:
+        super().__init__(parameters, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, group)
+
+    def _move(self, parameter: torch.Tensor, group: dict[str, Any]) -> None:
+        decay, rate = group["weight_decay"], group["lr"]
+        gradient = parameter.grad
+        if parameter.ndim > 1:
+            size, slope = parameter.norm(), gradient.norm()  # type: ignore[union-attr]
+            local = group["trust"] * size / (slope + decay * size)
+            rate = rate * torch.where((size > 0) & (slope > 0), local, 1.0)
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        moved = state["momentum_buffer"]
+        moved.mul_(group["momentum"]).add_(rate * (gradient + decay * parameter))
+        parameter.sub_(moved)
 
 
 def learning_rate(step: int, total_steps: int, global_batch: int, config: OptimConfig) -> float:

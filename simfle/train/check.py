@@ -8,19 +8,21 @@ from simfle.config import PretrainConfig, TrainConfig
 from simfle.errors import UserError
 from simfle.layers import flatten
 
-OPTIMIZERS = ("sgd", "adamw")  # of simfle.optim, which imports torch
+OPTIMIZERS = ("sgd", "adamw", "lars")  # of simfle.optim, which imports torch
 DEVICES = ("auto", "cpu", "cuda")
 AT_LEAST = {
     0: (
         *("train.images_every", "train.stop_after", "train.timeout", "train.steps", "data.threads"),
         *("optim.lr", "optim.weight_decay", "optim.warmup_steps", "optim.clip"),
+        *("optim.predictor_rate", "optim.trust", "monitor.every"),
     ),
     1: (
         *("data.prefetch", "data.streams"),
         *("train.log_every", "train.checkpoint_every", "train.keep", "model.facemae.patch"),
-        *("model.hidden", "model.projection", "model.bottleneck"),
+        *("model.hidden", "model.projection", "model.bottleneck", "monitor.seconds"),
         *(f"model.facemae.{part}{name}" for part in ("", "decoder_") for name in ("width", "depth", "heads")),
     ),
+    100: ("monitor.samples",),
 }
 MOST_PROFILED = 20  # steps: a trace of ResNet-50 and FaceMAE takes some megabytes each
 
@@ -51,10 +53,36 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"data.max_damaged={config.data.max_damaged}; it is a share, 0 to 1")
     if not config.data.shards:
         raise UserError("data.shards is empty; name at least one folder of shards, e.g. data.shards=[shards/faces]")
+    check_monitor(config)
     if train.profile:
         check_profile(train)
+    check_optimizer(config)
+
+
+def check_optimizer(config: PretrainConfig) -> None:
+    """Refuse an optimizer that is none, or cannot work on what ZeRO makes of parameters. Raises UserError."""
+    stage = config.train.zero_stage
     if config.optim.name not in OPTIMIZERS:
-        raise UserError(f"optim.name is {config.optim.name!r}; known are {' and '.join(OPTIMIZERS)}")
+        raise UserError(f"optim.name is {config.optim.name!r}; known are {', '.join(OPTIMIZERS)}")
+    if config.optim.name == "lars" and stage:
+        raise UserError(
+            f"train.zero_stage={stage}: ZeRO flattens parameters, and lars needs the norm of each layer. "
+            "Fix: train.zero_stage=0"
+        )
+
+
+def check_monitor(config: PretrainConfig) -> None:
+    """Refuse probes without shards, and such as the other processes cannot wait for. Raises UserError."""
+    monitor, train = config.monitor, config.train
+    if not monitor.every:
+        return
+    if not monitor.shards:
+        raise UserError("monitor.shards is empty. Fix: monitor.shards=[FOLDER], labelled ones, or monitor.every=0")
+    if train.timeout and 2 * monitor.seconds > train.timeout:
+        raise UserError(
+            f"monitor.seconds={monitor.seconds:g}: other processes wait for a probe, and end after "
+            f"train.timeout={train.timeout:g}. Fix: monitor.seconds={train.timeout / 2:g} at most"
+        )
 
 
 def check_ahead(config: PretrainConfig, *, network: bool) -> None:

@@ -66,6 +66,9 @@ EDGES: dict[str, tuple[list[str], list[str]]] = {
     "at least 1": (["1"], ["0"]),
     "at least 2": (["2"], ["1"]),
     "at least 10, less than `time`": (["10", "86399"], ["9", "86400"]),
+    "at least 100": (["100"], ["99"]),
+    "at least 1, at most half of `train.timeout`": (["1", "300"], ["0", "301"]),
+    "0, 8, 16, 32, as the network can": (["0", "8", "16", "32"], ["5", "-8"]),
     "at least 0.025": (["0.025"], ["0.0249"]),
     "above 0": (["0.001"], ["0", "-1"]),
     "0 to 1": (["0", "1"], ["-0.01", "1.01"]),
@@ -99,7 +102,7 @@ EDGES: dict[str, tuple[list[str], list[str]]] = {
     "train.device": (["auto", "cpu"], ["gpu"]),  # cuda is refused where there is none
     "views.size": (["1"], ["0"]),
     "model.facemae.patch": (["8", "16"], ["0", "-8"]),  # and a divisor of views.face_size
-    "model.method": (["simfle", "byol", "simsiam", "simclr", "moco", "swav"], ["dino"]),  # mae wants a ViT
+    "model.method": (["simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg"], ["dino"]),  # mae wants a ViT
     # Those of other methods than SimFLE.
     "model.contrast.epsilon": (["0.025"], ["0.0249", "0"]),
 }
@@ -107,6 +110,8 @@ WITH = {
     "model.contrast.epsilon": ["model.method=swav", "model.contrast.prototypes=8"],
     "model.contrast.": ["model.method=swav", "model.contrast.queue=16", "model.contrast.prototypes=8"],
     "folds": ["test=''"],
+    "optim.name": ["train.zero_stage=0"],
+    "monitor.": ["monitor.shards=[x]", "monitor.every=1"],
 }
 
 
