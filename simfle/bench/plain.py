@@ -25,7 +25,7 @@ class PlainEncoder(nn.Module):
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
-        self.backbone = build_backbone(model.backbone)
+        self.backbone = build_backbone(model.backbone, model.output_stride)
         self.projector = _head(int(self.backbone.num_features), model)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

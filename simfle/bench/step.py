@@ -84,7 +84,12 @@ def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], Non
 
 def backbone(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
     """Forward and backward in the memory format and precision of ours."""
-    model = build_backbone(config.model.backbone).to(batch.view1.device).to(memory_format=torch.channels_last).train()
+    model = (
+        build_backbone(config.model.backbone, config.model.output_stride)
+        .to(batch.view1.device)
+        .to(memory_format=torch.channels_last)
+        .train()
+    )
     pixels = batch.view1.float() / 255
     return _both(model, lambda: model(pixels).mean(), config, pixels.device)
 

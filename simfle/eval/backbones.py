@@ -32,6 +32,7 @@ class Card:
     name: timm's; network: online, target, random, or the kind of a foreign one (timm, torchvision, ...); features: C;
     mean, std: of the normalisation, of 1.0; size: side of the views it was trained on, pixels; run: where it comes from
     (run folder, step, ...); sha256: of the file of weights, "" where nobody noted it (earlier exports).
+    output_stride: of the feature map; 0: the network's own.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Card:
     run: dict[str, Any]
     format: int = FORMAT
     sha256: str = ""
+    output_stride: int = 0
 
 
 class Pooled(nn.Module):
@@ -100,7 +102,7 @@ def load_backbone(path: Path) -> Backbone:
             f"backbone: {weights} is damaged, or not the one that its {CARD} was written for (sha256). "
             "Fix: export it again from its run"
         )
-    network = build_network(card.name, card.size)
+    network = build_network(card.name, card.size, card.output_stride)
     difference = describe_difference(network.state_dict(), tensors)
     if difference:
         raise UserError(f"backbone: {weights} is not a {card.name}: {difference}; export it again from its run")
@@ -121,7 +123,7 @@ def find_weights(path: Path) -> Path:
     return weights
 
 
-def build_network(name: str, size: int) -> nn.Module:
+def build_network(name: str, size: int, output_stride: int = 0) -> nn.Module:
     """A randomly initialised timm network without its head, that makes a feature map, or patch tokens of `size` px.
 
     A vision transformer's position embeddings are those of `size`, and interpolated for images of another side.
@@ -130,7 +132,7 @@ def build_network(name: str, size: int) -> nn.Module:
         UserError: timm does not know the name, or the network gives neither.
     """
     if not (timm.is_model(name) and timm.models.is_model_in_modules(name, TRANSFORMERS)):
-        return build_backbone(name)
+        return build_backbone(name, output_stride)
     try:
         network = timm.create_model(name, num_classes=0, global_pool="", img_size=size, dynamic_img_size=True)
     except (TypeError, AssertionError, ValueError) as error:
@@ -145,7 +147,7 @@ def random_backbone(card: Card, seed: int) -> Backbone:
     """The same network as `card` describes, freshly initialised from `seed` (the caller's random state is kept)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = build_network(card.name, card.size)
+        network = build_network(card.name, card.size, card.output_stride)
     return Backbone(frozen(network, card), replace(card, network="random", run={"seed": seed}, sha256=""))
 
 
@@ -187,6 +189,7 @@ def read_card(path: Path) -> Card:
             size=int(content["size"]),
             run=dict(content["run"]),
             sha256=str(content.get("sha256", "")),
+            output_stride=int(content.get("output_stride", 0)),
         )
         if len(card.mean) != 3 or len(card.std) != 3:
             raise ValueError("mean and std are not of three colours")  # noqa: TRY301

@@ -73,7 +73,8 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
         if not tensors and network != NETWORKS[0]:
             continue
         size = _side(tensors) or int(views["size"])
-        wanted = build_network(name, size)
+        stride = int(model.get("output_stride", 0))  # a run of an older version has none
+        wanted = build_network(name, size, stride)
         if tensors.keys() != wanted.state_dict().keys():
             raise UserError(
                 f"export: {newest} holds no {network} {name} ({len(tensors)} tensors under {network}.backbone., "
@@ -89,6 +90,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
             size=size,
             run={"folder": run.name, "checkpoint": newest.name, "step": told.step_of(newest)},
             sha256=hashlib.sha256(weights).hexdigest(),
+            output_stride=stride,
         )
         folder = (out or run / "export") / network
         folder.mkdir(parents=True, exist_ok=True)
@@ -143,9 +145,10 @@ def _config(run: Path) -> tuple[dict, dict]:
     content = read_plain(path)
     try:
         model, views = content["model"], content["views"]
-        plain = [model["backbone"], int(views["size"]), *map(float, (*model["mean"], *model["std"]))]
-    except (KeyError, ValueError, TypeError, OverflowError) as error:
+        sizes = int(views["size"]), int(model.get("output_stride", 0))
+        plain = [model["backbone"], *sizes, *map(float, (*model["mean"], *model["std"]))]
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"export: {path} is damaged ({error!r})") from None
-    if not isinstance(plain[0], str) or len(plain) != 8:
+    if not isinstance(plain[0], str) or len(plain) != 9:
         raise UserError(f"export: {path} is damaged (model.backbone, or not three of model.mean and model.std)")
     return model, views

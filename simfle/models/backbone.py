@@ -11,8 +11,11 @@ from torch import nn
 from shards.errors import UserError
 
 
-def build_backbone(name: str) -> nn.Module:
+def build_backbone(name: str, output_stride: int = 0) -> nn.Module:
     """A randomly initialised timm network: images [B, 3, H, W] -> feature map [B, C, H/stride, W/stride].
+
+    output_stride: a smaller stride than its own (0), made by dilation: a 48 px face keeps 6 x 6 places at 8. Its keys
+    and shapes of parameters stay.
 
     Its keys are timm's (and, for ResNets, torchvision's); `num_features` is C.
 
@@ -22,10 +25,13 @@ def build_backbone(name: str) -> nn.Module:
     _check_name(name, "resnet50")
     # The reference starts from torchvision's initialisation; timm would zero the last BatchNorm of each block.
     options: dict[str, Any] = {"zero_init_last": False} if name.startswith(("resnet", "wide_resnet", "resnext")) else {}
+    if output_stride:
+        options["output_stride"] = output_stride
     try:
         network = timm.create_model(name, pretrained=False, num_classes=0, global_pool="", **options)
-    except (TypeError, AssertionError) as error:
-        raise UserError(f"model.backbone: {name} cannot be built without its head: {error}") from None
+    except (TypeError, AssertionError, NotImplementedError) as error:
+        what = f"with model.output_stride={output_stride}" if output_stride else "without its head"
+        raise UserError(f"model.backbone: {name} cannot be built {what}: {error}") from None
     if feature_map_size(network, 64) is None:
         raise UserError(f"model.backbone: {name} gives no feature map [B, C, h, w]; take a CNN such as resnet50")
     return network

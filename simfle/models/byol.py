@@ -1,7 +1,8 @@
 """BYOL (Grill et al. 2020, arXiv 2006.07733): predict the target network's projection of the other view."""
 
-# B batch, C channels, H x H image, D projection
+# B batch, C channels, H x H image, h x h feature map, D projection
 import copy
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,35 +15,48 @@ from simfle.models.heads import Encoder, MLPHead
 from simfle.models.method import Losses, Method, check_momentum, follow, full, momentum_at
 
 
+class Views(NamedTuple):
+    """What the online network makes of both views: maps [B, C, h, h], y [B, C]; and the similarity loss."""
+
+    maps: tuple[Tensor, Tensor]
+    pooled: tuple[Tensor, Tensor]
+    similarity: Tensor
+
+
 class BYOL(Method):
     """Online backbone, projector and predictor; the target network is a moving average of the first two."""
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
         check_momentum(model)
-        backbone = build_backbone(model.backbone)
+        backbone = build_backbone(model.backbone, model.output_stride)
         self.channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = Encoder(backbone, MLPHead(self.channels, model.hidden, model.projection))
         self.predictor = MLPHead(model.projection, model.hidden, model.projection)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
     def forward(self, batch: Batch) -> Losses:
-        _, _, similarity = self.global_branch(self.normalise(batch.view1), self.normalise(batch.view2))
-        return {"similarity": similarity, "total": similarity}
+        views = self.global_branch(self.normalise(batch.view1), self.normalise(batch.view2))
+        return {"similarity": views.similarity, "total": views.similarity}
 
-    def global_branch(self, view1: Tensor, view2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Normalised views [B, 3, H, H] -> y of both [B, C] and the similarity loss (equations 2 and 3, symmetrised).
+    def global_branch(self, view1: Tensor, view2: Tensor) -> "Views":
+        """Normalised views [B, 3, H, H] -> features and the similarity loss (equations 2 and 3, symmetrised).
 
         BatchNorm sees one view at a time.
         """
-        pooled1, projected1 = self.online(view1)
-        pooled2, projected2 = self.online(view2)
+        maps1 = self.online.backbone(view1)
+        pooled1 = maps1.mean(dim=(2, 3))
+        projected1 = self.online.projector(pooled1)
+        maps2 = self.online.backbone(view2)
+        pooled2 = maps2.mean(dim=(2, 3))
+        projected2 = self.online.projector(pooled2)
+        self.note(features=(pooled1, pooled2), projection=(projected1, projected2))
         prediction1, prediction2 = self.predictor(projected1), self.predictor(projected2)
         with torch.no_grad():
             target1, target2 = self.target(view1)[1], self.target(view2)[1]
         forth = losses.similarity(full(prediction1), full(target2))
         back = losses.similarity(full(prediction2), full(target1))
-        return pooled1, pooled2, forth + back
+        return Views((maps1, maps2), (pooled1, pooled2), forth + back)
 
     def after_step(self, progress: float = 0.0) -> None:
         follow(self.target, self.online, momentum_at(progress, self.config))

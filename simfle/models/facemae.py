@@ -1,6 +1,7 @@
 """FaceMAE: a masked autoencoder (He et al. 2022) that is told which patches are visible."""
 
-# B batch, L patches, V visible patches, D encoder width, d decoder width, P = patch patch 3 numbers of a patch
+# B batch, L patches, V visible patches, D encoder width, d decoder width, P = patch patch 3 numbers of a patch,
+# C channels and h x h places of a feature map, S = h h
 from functools import partial
 
 import torch
@@ -16,6 +17,7 @@ class MaskedDecoder(nn.Module):
     """The second half of a masked autoencoder; FaceMAE and MAE put their encoders before it."""
 
     decoder_positions: Tensor
+    attention: nn.Module
 
     def build_decoder(self, side: int, patch: int, width: int, config: FaceMAEConfig) -> None:
         """For an encoder of `width` on side x side patches. Raises UserError: widths and heads that do not fit."""
@@ -29,13 +31,18 @@ class MaskedDecoder(nn.Module):
         self.decoder_pred = nn.Linear(config.decoder_width, patch**2 * 3)
         self.register_buffer("decoder_positions", sincos_positions(side, config.decoder_width), persistent=False)
 
-    def decode(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Mask tokens stand in for what was not seen: [B, 1 + V, D] -> [B, L, P]."""
+    def decode(self, tokens: Tensor, visible: Tensor, context: Tensor | None = None) -> Tensor:
+        """Mask tokens stand in for what was not seen: [B, 1 + V, D] -> [B, L, P].
+
+        context: feature maps of the face's views [B, views, C, h, h], which the patches may attend to.
+        """
         small = self.decoder_embed(tokens)  # [B, 1 + V, d]
         length = len(self.decoder_positions) - 1
         full = self.mask_token.to(small.dtype).expand(len(small), length, -1)  # [B, L, d]
         full = full.scatter(1, visible[:, :, None].expand(-1, -1, small.shape[2]), small[:, 1:])
         full = torch.cat([small[:, :1], full], dim=1) + self.decoder_positions
+        if context is not None:
+            full = full + self.attention(full, context)
         return self.decoder_pred(self.decoder_norm(self.decoder_blocks(full)))[:, 1:]
 
 
@@ -44,7 +51,8 @@ class FaceMAE(MaskedDecoder):
 
     positions: Tensor
 
-    def __init__(self, face_size: int, config: FaceMAEConfig) -> None:
+    def __init__(self, face_size: int, config: FaceMAEConfig, context: tuple[int, int] | None = None) -> None:
+        """context: channels C and side h of the backbone's feature maps, where the decoder attends to them."""
         super().__init__()
         self.patch = config.patch
         if face_size % config.patch:
@@ -57,14 +65,16 @@ class FaceMAE(MaskedDecoder):
         self.norm = nn.LayerNorm(config.width, eps=1e-6)
         self.build_decoder(side, config.patch, config.width, config)
         self.register_buffer("positions", sincos_positions(side, config.width), persistent=False)
+        if context is not None:
+            self.attention = CrossAttention(config.decoder_width, config.decoder_heads, *context)
         self.apply(xavier)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, patches: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, patches: Tensor, visible: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """patches [B, L, P] of the normalised face, visible [B, V] -> tokens [B, 1 + V, D], prediction [B, L, P]."""
         tokens = self.encode(patches, visible)
-        return tokens, self.decode(tokens, visible)
+        return tokens, self.decode(tokens, visible, context)
 
     def encode(self, patches: Tensor, visible: Tensor) -> Tensor:
         """Only visible patches and the class token enter: -> [B, 1 + V, D]."""
@@ -72,6 +82,38 @@ class FaceMAE(MaskedDecoder):
         tokens = self.patch_embed(seen) + self.positions[1:][visible]  # [B, V, D]
         first = (self.cls_token + self.positions[:1]).expand(len(tokens), -1, -1)  # [B, 1, D]
         return self.norm(self.blocks(torch.cat([first, tokens], dim=1)))
+
+
+class CrossAttention(nn.Module):
+    """Queries [B, N, d] attend to the places of feature maps [B, views, C, h, h]: -> [B, N, d].
+
+    So patches are completed from other views of the same image (cross-view completion: Weinzaepfel et al. 2022, CroCo,
+    arXiv 2210.10716), and what the reconstruction lacks moves the network that made the maps.
+    """
+
+    places: Tensor
+
+    def __init__(self, width: int, heads: int, channels: int, side: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_norm = nn.LayerNorm(width, eps=1e-6)
+        self.map_norm = nn.LayerNorm(channels, eps=1e-6)
+        self.embed = nn.Linear(channels, width)
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.register_buffer("places", sincos_positions(side, width)[1:], persistent=False)
+
+    def forward(self, queries: Tensor, maps: Tensor) -> Tensor:
+        tokens = self.embed(self.map_norm(maps.flatten(3).transpose(2, 3)))  # [B, views, S, d]
+        tokens = (tokens + self.places).flatten(1, 2)  # [B, views S, d]
+        query = self._split(self.query(self.query_norm(queries)))
+        key, value = (self._split(part) for part in self.key_value(tokens).chunk(2, dim=2))
+        found = F.scaled_dot_product_attention(query, key, value)  # [B, heads, N, d / heads]
+        return self.out(found.transpose(1, 2).flatten(2))
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
 
 class PatchEmbed(nn.Module):

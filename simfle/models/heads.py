@@ -33,6 +33,14 @@ def deep_head(width: int, hidden: int, out: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(hidden, out), nn.BatchNorm1d(out))
 
 
+def expander(width: int, hidden: int, out: int) -> nn.Module:
+    """Three linear layers, BatchNorm and ReLU on the first two (VICReg, section 4.2)."""
+    layers: list[nn.Module] = []
+    for wide, narrow in ((width, hidden), (hidden, hidden)):
+        layers += [nn.Linear(wide, narrow), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Linear(hidden, out))
+
+
 class Encoder(nn.Module):
     """Backbone, global average pool, projector: images [B, 3, H, H] -> y [B, C] and projection [B, out]."""
 

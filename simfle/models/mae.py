@@ -29,7 +29,9 @@ class MAE(Method):
         view = self.normalise(batch.view1)
         patches = patchify(view, self.patch)  # [B, L, P]
         visible = random_patches(batch.draw, patches.shape[1], self.visible)  # [B, V]
-        prediction = full(self.decoder(self.online(view, visible), visible))  # [B, L, P]
+        tokens = self.online(view, visible)  # [B, 1 + V, D]
+        self.note(features=(tokens[:, 1:].mean(dim=1),))
+        prediction = full(self.decoder(tokens, visible))  # [B, L, P]
         mask = torch.ones_like(patches[:, :, 0]).scatter(1, visible, 0.0)  # [B, L], 1 where masked
         reconstruction = losses.reconstruction(prediction, patches, mask)
         if self.keep_picture:

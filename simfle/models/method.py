@@ -52,10 +52,18 @@ class Method(nn.Module):
         self.register_buffer("std", torch.tensor(model.std).view(1, 3, 1, 1), persistent=False)
         self.keep_picture = False
         self.picture: Picture | None = None
+        self.keep_features = False
+        self.kept: dict[str, list[tuple[Tensor, ...]]] = {}
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [B, 3, H, H] -> zero mean, unit variance; the memory format stays."""
         return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def note(self, **branches: tuple[Tensor, ...]) -> None:
+        """Keep features [B, C] of each branch, one tensor for each view, where they are asked for. No loss changes."""
+        if self.keep_features:
+            for name, views in branches.items():
+                self.kept.setdefault(name, []).append(tuple(view.detach() for view in views))
 
     def networks(self) -> list[nn.Module]:
         """The parts that nearly all of the work is done in: backbones, masked autoencoders."""

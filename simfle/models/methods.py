@@ -14,6 +14,7 @@ from simfle.models.simclr import SimCLR
 from simfle.models.simfle import SimFLE
 from simfle.models.simsiam import SimSiam
 from simfle.models.swav import SwAV
+from simfle.models.vicreg import VICReg
 
 METHODS: dict[str, type[Method]] = {
     "simfle": SimFLE,
@@ -22,6 +23,7 @@ METHODS: dict[str, type[Method]] = {
     "simclr": SimCLR,
     "moco": MoCo,
     "swav": SwAV,
+    "vicreg": VICReg,
     "mae": MAE,
 }
 

@@ -41,7 +41,7 @@ class MoCo(Method):
         super().__init__(model)
         check_contrast(model.contrast)
         check_momentum(model)
-        backbone = build_backbone(model.backbone)
+        backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = Encoder(backbone, plain_head(channels, model.hidden, model.projection))
         self.target = copy.deepcopy(self.online).requires_grad_(False)
@@ -49,9 +49,11 @@ class MoCo(Method):
         self._fresh: list[Tensor] = []
 
     def forward(self, batch: Batch) -> Losses:
-        query = F.normalize(full(self.online(self.normalise(batch.view1))[1]), dim=1)  # [n, D]
+        pooled, projected = self.online(self.normalise(batch.view1))
+        query = F.normalize(full(projected), dim=1)  # [n, D]
         with torch.no_grad():
             key = F.normalize(self.keys(self.normalise(batch.view2), batch.draw), dim=1)  # [n, D]
+        self.note(features=(pooled,), projection=(query, key))
         if self.training:
             self._fresh.append(key)
         with torch.autocast(query.device.type, enabled=False):

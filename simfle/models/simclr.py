@@ -19,12 +19,14 @@ class SimCLR(Method):
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
         check_contrast(model.contrast)
-        backbone = build_backbone(model.backbone)
+        backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = Encoder(backbone, plain_head(channels, model.hidden, model.projection))
 
     def forward(self, batch: Batch) -> Losses:
-        z1, z2 = (full(self.online(self.normalise(view))[1]) for view in (batch.view1, batch.view2))  # [n, D]
+        (y1, z1), (y2, z2) = (self.online(self.normalise(view)) for view in (batch.view1, batch.view2))
+        z1, z2 = full(z1), full(z2)  # [n, D]
+        self.note(features=(y1, y2), projection=(z1, z2))
         with torch.autocast(z1.device.type, enabled=False):
             contrast = nt_xent(z1, z2, self.config.contrast.temperature)
         return {"contrast": contrast, "total": contrast}

@@ -2,7 +2,7 @@
 
 # B batch, C channels, H x H image, F x F face, h x h feature map, L patches, V visible patches, D FaceMAE's width
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from shards.errors import UserError
 from simfle import losses
@@ -14,6 +14,8 @@ from simfle.models.facemae import FaceMAE, patchify
 from simfle.models.heads import MLPHead
 from simfle.models.masking import MASKINGS, SemanticMasking
 from simfle.models.method import Losses, Picture, full
+
+DISTILLATIONS = ("reference", "predict")
 
 
 class SimFLE(BYOL):
@@ -28,7 +30,10 @@ class SimFLE(BYOL):
             raise UserError(
                 f"model.backbone: {model.backbone} makes no feature map of views.face_size={views.face_size}"
             )
-        self.facemae = FaceMAE(views.face_size, model.facemae)
+        if model.distillation not in DISTILLATIONS:
+            raise UserError(f"model.distillation is {model.distillation!r}; known are {' and '.join(DISTILLATIONS)}")
+        context = feature_map_size(self.online.backbone, views.size) if model.facemae.attend else None
+        self.facemae = FaceMAE(views.face_size, model.facemae, (self.channels, context) if context else None)
         self.masking = SemanticMasking(
             self.channels,
             model.groups,
@@ -41,8 +46,12 @@ class SimFLE(BYOL):
         if model.facemae.masking not in MASKINGS:
             raise UserError(f"model.facemae.masking is {model.facemae.masking!r}; known are {' and '.join(MASKINGS)}")
         self.masking.choice = model.facemae.masking
-        self.distil_global = MLPHead(self.channels, model.hidden, model.projection)
-        self.distil_face = MLPHead(model.facemae.width, model.hidden, model.projection)
+        if model.distillation == "reference":
+            self.distil_global = MLPHead(self.channels, model.hidden, model.projection)
+            self.distil_face = MLPHead(model.facemae.width, model.hidden, model.projection)
+        else:
+            self.distil_global = MLPHead(self.channels, model.hidden, model.facemae.width)
+            self.standardise = nn.BatchNorm1d(model.facemae.width, affine=False)
 
     def forward(self, batch: Batch) -> Losses:
         view1, view2, face = (self.normalise(images) for images in (batch.view1, batch.view2, batch.face))
@@ -51,10 +60,12 @@ class SimFLE(BYOL):
     def compute(self, view1: Tensor, view2: Tensor, face: Tensor, draw: Tensor) -> Losses:
         """Losses of normalised images: views [B, 3, H, H], face [B, 3, F, F], draw [B] in [0, 1)."""
         loss: Losses = {}
-        pooled1, pooled2, loss["similarity"] = self.global_branch(view1, view2)
-        summary, loss["reconstruction"], loss["grouping"], overlap = self.face_branch(face, draw)
-        branches = (self.distil_global(pooled1), self.distil_global(pooled2), self.distil_face(summary))
-        loss["distillation"] = losses.distillation([full(branch) for branch in branches], self.config.temperature)
+        views = self.global_branch(view1, view2)
+        loss["similarity"] = views.similarity
+        context = torch.stack(views.maps, dim=1) if self.config.facemae.attend else None  # [B, 2, C, h, h]
+        summary, loss["reconstruction"], loss["grouping"], overlap = self.face_branch(face, draw, context)
+        self.note(face=(summary,))
+        loss["distillation"] = self.distillation(views.pooled, summary)
         loss["total"] = (
             loss["similarity"]
             + loss["reconstruction"]
@@ -64,13 +75,30 @@ class SimFLE(BYOL):
         loss["overlap"] = overlap  # no loss, but what the grouping loss is there for
         return loss
 
-    def face_branch(self, face: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def distillation(self, pooled: tuple[Tensor, Tensor], summary: Tensor) -> Tensor:
+        """What ties both branches: y of both views [B, C] and FaceMAE's mean token [B, D].
+
+        reference: the paper's divergence of three heads from their mean, which heads of a constant answer minimise.
+        predict: a head on each view predicts the token, which gets no gradient and is standardized per dimension, so
+        that a constant answer is no minimum; 2 - 2 cos, mean over both views.
+        """
+        if self.config.distillation == "reference":
+            branches = (*map(self.distil_global, pooled), self.distil_face(summary))
+            return losses.distillation([full(branch) for branch in branches], self.config.temperature)
+        with torch.autocast(summary.device.type, enabled=False):
+            target = self.standardise(full(summary.detach()))
+        first, second = (losses.similarity(full(self.distil_global(each)), target) for each in pooled)
+        return (first + second) / 2
+
+    def face_branch(
+        self, face: Tensor, draw: Tensor, context: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """FFL: -> mean of the encoder's patch tokens [B, D], reconstruction loss, grouping loss, groups' overlap."""
         with torch.no_grad():
             features = self.online.backbone(face)  # [B, C, h, h]
         visible, grouping, overlap = self.masking(features, draw)
         patches = patchify(face, self.facemae.patch)  # [B, L, P]
-        tokens, prediction = self.facemae(patches, visible)
+        tokens, prediction = self.facemae(patches, visible, context)
         mask = torch.ones_like(patches[:, :, 0]).scatter(1, visible, 0.0)  # [B, L], 1 where masked
         reconstruction = losses.reconstruction(full(prediction), patches, mask)
         if self.keep_picture:

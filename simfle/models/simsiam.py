@@ -16,13 +16,14 @@ class SimSiam(Method):
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
-        backbone = build_backbone(model.backbone)
+        backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = Encoder(backbone, deep_head(channels, model.hidden, model.projection))
         self.predictor = MLPHead(model.projection, model.bottleneck, model.projection)
 
     def forward(self, batch: Batch) -> Losses:
-        z1, z2 = (self.online(self.normalise(view))[1] for view in (batch.view1, batch.view2))  # [B, D]
+        (y1, z1), (y2, z2) = (self.online(self.normalise(view)) for view in (batch.view1, batch.view2))  # z [B, D]
+        self.note(features=(y1, y2), projection=(z1, z2))
         p1, p2 = self.predictor(z1), self.predictor(z2)
         similarity = (distance(full(p1), full(z2)) + distance(full(p2), full(z1))) / 2
         return {"similarity": similarity, "total": similarity, "spread": spread(full(z1.detach()))}

@@ -47,8 +47,10 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         centred = images - mean.view(shape)
         variance = all_reduce(centred.square().mean(over)) / world  # [C]
         self._track(mean.detach(), variance.detach(), world * images.numel() // images.shape[1])
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return centred * scale.view(shape) + self.bias.view(shape)
+        scale = (variance + self.eps).rsqrt()
+        if self.weight is None:  # affine=False
+            return centred * scale.view(shape)
+        return centred * (self.weight * scale).view(shape) + self.bias.view(shape)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:

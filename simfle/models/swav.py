@@ -24,15 +24,15 @@ class SwAV(Method):
         check_contrast(contrast)
         if contrast.epsilon < 0.025:
             raise UserError(f"model.contrast.epsilon={contrast.epsilon}; below 0.025 exp(score / epsilon) leaves fp32")
-        backbone = build_backbone(model.backbone)
+        backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = Encoder(backbone, MLPHead(channels, model.hidden, model.projection))
         self.prototypes = Prototypes(contrast.prototypes, model.projection)
 
     def forward(self, batch: Batch) -> Losses:
-        scores1, scores2 = (
-            self.prototypes(full(self.online(self.normalise(view))[1])) for view in (batch.view1, batch.view2)
-        )  # [n, K]
+        (y1, z1), (y2, z2) = (self.online(self.normalise(view)) for view in (batch.view1, batch.view2))
+        self.note(features=(y1, y2), projection=(z1, z2))
+        scores1, scores2 = self.prototypes(full(z1)), self.prototypes(full(z2))  # [n, K]
         contrast = self.config.contrast
         with torch.no_grad():
             codes1, codes2 = (sinkhorn(s.detach(), contrast.epsilon, contrast.sinkhorn) for s in (scores1, scores2))

@@ -74,7 +74,16 @@ def _backbone(method: Method, config: PretrainConfig) -> Backbone:
     if isinstance(method, MAE):
         side = int(network.patch_embed.img_size[0])  # type: ignore[union-attr, index]
     channels = int(network.num_features)  # type: ignore[arg-type, union-attr]
-    card = Card(model.backbone, "online", channels, tuple(model.mean), tuple(model.std), side, {})
+    card = Card(
+        model.backbone,
+        "online",
+        channels,
+        tuple(model.mean),
+        tuple(model.std),
+        side,
+        {},
+        output_stride=model.output_stride,
+    )
     return Backbone(frozen(network, card), card)  # type: ignore[arg-type]
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from shards.errors import UserError
 from simfle.batch import Batch
 from simfle.config import FaceMAEConfig, ModelConfig, ViewsConfig
-from simfle.models.backbone import build_backbone
+from simfle.models.backbone import build_backbone, feature_map_size
 from simfle.models.facemae import FaceMAE, patchify, sincos_positions, unpatchify
 from simfle.models.masking import ChannelGrouping, SemanticMasking, patch_score_matrix
 from simfle.models.methods import build_method
@@ -146,6 +146,21 @@ def test_grouping_and_reconstruction_do_not_reach_the_backbone() -> None:
 def test_impossible_models_are_refused_by_name(model: ModelConfig, views: ViewsConfig, message: str) -> None:
     with pytest.raises(UserError, match=message.replace("[", r"\[")):
         build_method(model, views)
+
+
+@pytest.mark.parametrize(("name", "side"), [("resnet10t", 2), ("resnet18", 2), ("test_resnet", 2)])
+def test_a_smaller_stride_keeps_more_places_of_a_small_face(name: str, side: int) -> None:
+    own, finer = build_backbone(name), build_backbone(name, 8)
+    assert feature_map_size(own, 48) == side
+    assert feature_map_size(finer, 48) == 6
+    shapes = {key: value.shape for key, value in own.state_dict().items()}
+    assert {key: value.shape for key, value in finer.state_dict().items()} == shapes
+
+
+@pytest.mark.parametrize(("name", "stride"), [("resnet18", 5), ("convnext_atto", 3)])
+def test_a_stride_that_cannot_be_is_refused(name: str, stride: int) -> None:
+    with pytest.raises(UserError, match=f"model.output_stride={stride}"):
+        build_backbone(name, stride)
 
 
 def test_backbone_starts_as_the_reference_does() -> None:

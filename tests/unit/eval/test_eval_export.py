@@ -16,7 +16,7 @@ from eval_fixtures import MODEL
 from safetensors.torch import load_file, save_file
 
 from simfle.errors import UserError
-from simfle.eval.backbones import load_backbone
+from simfle.eval.backbones import load_backbone, random_backbone
 from simfle.eval.export import export_backbones, newest_checkpoint
 from simfle.models.backbone import build_backbone
 from simfle.train import checkpoint
@@ -79,6 +79,22 @@ def test_a_config_that_says_otherwise_than_the_checkpoint_is_not_put_on_a_card(r
     assert export_backbones(run)
     shutil.copytree(run / "checkpoints/step-00000002", run / "checkpoints/step-00000009")
     assert newest_checkpoint(run).name == "step-00000002"  # the copy is no checkpoint of step 9
+
+
+def test_a_smaller_stride_is_kept(run: Path) -> None:
+    """timm's key names and shapes stay, so only the card can tell which network the weights are of."""
+    wanted = make_checkpoint(run, 9)["online"]
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["model"]["output_stride"] = 8
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    backbone = load_backbone(export_backbones(run)["online"])
+    images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
+    maps = backbone.module.maps(images)
+    assert maps.shape[2:] == (6, 6)
+    network = build_backbone(MODEL, 8).eval()
+    network.load_state_dict(wanted)
+    assert torch.equal(maps, network((images / 255 - backbone.module.mean) / backbone.module.std))
+    assert random_backbone(backbone.card, 0).module.maps(images).shape[2:] == (6, 6)
 
 
 def test_torchvision_reads_a_resnet(run: Path, tmp_path: Path) -> None:

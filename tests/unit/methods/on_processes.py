@@ -10,11 +10,12 @@ import torch
 import torch.distributed as dist
 from tiny_methods import VIEWS, batch, config
 
-from simfle.config import OptimConfig, TrainConfig
-from simfle.models.collect import alone
+from simfle.config import OptimConfig, TrainConfig, VICRegConfig
+from simfle.models.collect import alone, collect
 from simfle.models.methods import build_method
 from simfle.models.simclr import nt_xent
 from simfle.models.swav import sinkhorn
+from simfle.models.vicreg import vicreg
 from simfle.optim import STATES, build_optimizer
 from simfle.runtime import World, plan_batch, processes, start_engine
 from simfle.train import state
@@ -35,7 +36,12 @@ def shared_losses(world: World) -> dict:
     dist.all_reduce(mean := loss.detach().clone())
     gradients = [(z.grad / world.size).tolist() for z in (z1, z2)]  # type: ignore[operator]
     codes = sinkhorn(torch.tanh(rows(2)[mine]), 0.1, 3)
-    facts = {"nt_xent": mean.item() / world.size, "gradients": gradients, "codes": codes.tolist()}
+    y1, y2 = (rows(seed)[mine].requires_grad_() for seed in (0, 1))
+    whole = vicreg(collect(y1), collect(y2), VICRegConfig())["total"]
+    whole.backward()
+    of_vicreg = [(y.grad / world.size).tolist() for y in (y1, y2)]  # type: ignore[operator]
+    facts = {"vicreg": whole.item(), "of_vicreg": of_vicreg}
+    facts |= {"nt_xent": mean.item() / world.size, "gradients": gradients, "codes": codes.tolist()}
     if world.is_main:  # the other one does nothing of this kind, and is not waited for
         with alone():
             codes = sinkhorn(torch.tanh(rows(2)[mine]), 0.1, 3)

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from simfle import losses
+from simfle.config import VICRegConfig
 from simfle.models.facemae import patchify
 from simfle.models.moco import info_nce
 from simfle.models.simclr import nt_xent
 from simfle.models.simsiam import distance, spread
 from simfle.models.swav import Prototypes, sinkhorn, swapped_prediction
+from simfle.models.vicreg import covariance, variance, vicreg
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -167,3 +169,34 @@ def test_mae_counts_masked_patches_normalised_each_by_itself() -> None:
     agree(ours, theirs / count, prediction)
     (gradient,) = torch.autograd.grad(losses.reconstruction(prediction, patchify(image, 8), mask), prediction)
     assert gradient[0, 1].abs().max() == 0
+
+
+def test_vicreg_is_invariance_variance_and_covariance() -> None:
+    """Bardes et al. 2022, equations 1 to 6; the invariance over D, as in algorithm 1."""
+    z1, z2 = (0.7 * random(6, 4)).requires_grad_(), (1.3 * random(6, 4, seed=1)).requires_grad_()
+    n, d = 6, 4
+
+    def spread(z: Tensor) -> Tensor:
+        found = torch.zeros((), dtype=torch.float64)
+        for j in range(d):
+            mean = sum(z[i, j] for i in range(n)) / n
+            var = sum((z[i, j] - mean) ** 2 for i in range(n)) / (n - 1)
+            found = found + torch.relu(1 - torch.sqrt(var + 1e-4)) / d
+        return found
+
+    def decorrelation(z: Tensor) -> Tensor:
+        mean = sum(z[i] for i in range(n)) / n
+        matrix = sum(torch.outer(z[i] - mean, z[i] - mean) for i in range(n)) / (n - 1)
+        return sum(matrix[i, j] ** 2 for i in range(d) for j in range(d) if i != j) / d  # type: ignore[index, return-value]
+
+    invariance = sum((z1[i] - z2[i]).square().sum() for i in range(n)) / n / d
+    agree(variance(z1), spread(z1), z1)
+    agree(covariance(z1), decorrelation(z1), z1)
+    theirs = 25 * invariance + 3 * (spread(z1) + spread(z2)) + 2 * (decorrelation(z1) + decorrelation(z2))
+    agree(vicreg(z1, z2, VICRegConfig(25, 3, 2))["total"], torch.as_tensor(theirs), z1, z2)
+
+
+def test_vicreg_wants_no_more_than_a_deviation_of_one() -> None:
+    assert variance(3 * random(50, 4)).item() == 0
+    assert variance(torch.ones(8, 4)).item() == pytest.approx(0.99)
+    assert covariance(torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])).item() == 0

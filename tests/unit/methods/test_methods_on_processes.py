@@ -8,14 +8,16 @@ import torch
 from distributed.launch import processes
 from on_processes import rows
 
+from simfle.config import VICRegConfig
 from simfle.models.simclr import nt_xent
 from simfle.models.swav import sinkhorn
+from simfle.models.vicreg import vicreg
 
 SCRIPT = Path(__file__).with_name("on_processes.py")
 
 
 # Stage 3 partitions parameters; 1 and 2 keep flat copies of what is trained.
-CASES = {"1": ["moco"], "3": ["simclr", "moco", "swav", "mae"]}
+CASES = {"1": ["moco"], "3": ["simclr", "moco", "swav", "vicreg", "mae"]}
 EACH = [f"{stage}:{name}" for stage, names in CASES.items() for name in names]
 
 
@@ -36,6 +38,16 @@ def test_simclr_and_swav_see_the_global_batch(ranks: list[dict]) -> None:
         assert torch.allclose(gradient, z.grad, rtol=1e-10, atol=1e-14)
     codes = torch.tensor([row for rank in ranks for row in rank["codes"]], dtype=torch.float64)
     assert torch.allclose(codes, sinkhorn(torch.tanh(rows(2)), 0.1, 3), rtol=1e-10)
+
+
+def test_vicreg_sees_the_global_batch(ranks: list[dict]) -> None:
+    z1, z2 = rows(0).requires_grad_(), rows(1).requires_grad_()
+    loss = vicreg(z1, z2, VICRegConfig())["total"]
+    loss.backward()
+    assert [rank["vicreg"] for rank in ranks] == pytest.approx([loss.item()] * 2, rel=1e-12)
+    for view, z in enumerate((z1, z2)):
+        gradient = torch.tensor([row for rank in ranks for row in rank["of_vicreg"][view]], dtype=torch.float64)
+        assert torch.allclose(gradient, z.grad, rtol=1e-10, atol=1e-14)
 
 
 def test_one_process_alone_waits_for_nobody(ranks: list[dict]) -> None:

@@ -13,7 +13,7 @@ TINY = ModelConfig(
     backbone="test_resnet", hidden=32, projection=16, bottleneck=8, groups=8, facemae=FACEMAE, contrast=CONTRAST
 )
 VIEWS = ViewsConfig(size=32, face_size=32)
-NAMES = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "mae")
+NAMES = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae")
 EMA = ("simfle", "byol", "moco")
 
 

@@ -24,7 +24,7 @@ SETTINGS = """
     train.images_every=30 train.checkpoint_every=100 train.steps=30
     data.streams=8 data.threads=1 data.backend=opencv
 """.split()  # noqa: SIM905
-METHODS = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "mae")
+METHODS = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae")
 # MAE learns first what all faces have in common: strong colours help.
 OTHERS = {
     "mae": [
