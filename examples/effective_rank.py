@@ -1,6 +1,6 @@
 """Has a run collapsed, and what do its features know? On a validation split: ranks, spread, kNN and a linear probe.
 
-python examples/effective_rank.py SHARDS runs/mine ... [random:runs/mine] [step:120=runs/mine]
+python examples/effective_rank.py SHARDS runs/mine ... [random:runs/mine]
 
 The probes are fitted on training images, with their settings chosen on a tenth of those; the validation split is
 measured once. The test split is not read. random:RUN is a network of RUN's shape with its initial weights.
@@ -16,15 +16,13 @@ from torch import Tensor, nn
 
 from simfle import collapse
 from simfle.config import PretrainConfig, load
-from simfle.eval import fast, knn
 from simfle.eval.backbones import Backbone, Card, calibrate, frozen
-from simfle.eval.config import FastConfig
 from simfle.eval.features import Extractor
 from simfle.eval.splits import Split, read_split
 from simfle.models.methods import build_method
+from simfle.train.monitor import accuracies
 
 FIT = 8000  # training images that the probes are fitted on
-FAST = FastConfig(epochs=40, lrs=[0.003, 0.01, 0.03, 0.1, 0.3], decays=[0.0, 1e-3, 1e-2])
 
 
 def network_of(run: Path, random: bool) -> tuple[nn.Module, PretrainConfig]:
@@ -38,23 +36,6 @@ def network_of(run: Path, random: bool) -> tuple[nn.Module, PretrainConfig]:
     return model.online.backbone, config  # type: ignore[union-attr, return-value]
 
 
-def accuracies(fit: Tensor, labels: Tensor, val: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """Of the linear probe and of kNN on validation features; their settings are chosen on a tenth of `fit`."""
-    held = torch.arange(len(fit)) % 10 == 0
-    scale = fast.Scaling.of(fit[~held])
-    classes = int(labels.max()) + 1
-    weight, bias = fast.fit(scale(fit[~held]), torch.eye(classes)[labels[~held]], FAST, 0)
-    best = (fast.predict(scale(fit[held]), weight, bias).argmax(2) == labels[held]).float().mean(1).argmax()
-    linear = (fast.predict(scale(val), weight, bias)[best].argmax(1) == wanted).float().mean()
-    found = {}
-    for k in (5, 10, 20, 50, 100, 200):
-        chosen = knn.vote(*knn.neighbours(fit[~held], fit[held], k), labels[~held], classes, k, 0.07)
-        found[k] = float((chosen == labels[held]).float().mean())
-    k = max(found, key=lambda each: found[each])
-    near = knn.vote(*knn.neighbours(fit, val, k), labels, classes, k, 0.07)
-    return float(linear), float((near == wanted).float().mean())
-
-
 def main(shards: str, names: list[str]) -> None:
     train, val = read_split([shards], "train"), read_split([shards], "val")
     fit = train.only(np.sort(np.random.default_rng(0).permutation(len(train))[:FIT]))
@@ -64,7 +45,8 @@ def main(shards: str, names: list[str]) -> None:
         network, config = network_of(Path(name.removeprefix("random:")), random)
         model, size = config.model, config.views.size
         channels = int(network.num_features)  # type: ignore[arg-type]
-        card = Card(model.backbone, "online", channels, tuple(model.mean), tuple(model.std), size, {})
+        colours = tuple(model.mean), tuple(model.std)
+        card = Card(model.backbone, "online", channels, *colours, size, {}, output_stride=model.output_stride)
         backbone = Backbone(frozen(network, card), card)
         extractor = Extractor(size, 256, torch.device("cpu"), 1)
         if random:

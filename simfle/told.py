@@ -1,6 +1,7 @@
 """What runs tell of themselves, read back: a line that a crash cut short, or that no run wrote, is passed over."""
 
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,19 @@ MARKER = "COMPLETE"  # of a checkpoint: written last
 STATE = "state.json"
 # Eight digits, more only where eight are too few: a user's copy `step-10` is no checkpoint.
 CHECKPOINT = re.compile(r"step-(\d{8}|[1-9]\d{8,11})(\.png)?", re.ASCII)
+TABLES = ("features", "projection", "face", "monitor")  # of numbers by name, in a line that has them
+COLLAPSED = 0.6  # of the random network's rank: features of a lower rank have collapsed
+COLLAPSE_PAGE = "docs/collapse.md"
 
 
 def metrics(text: str | bytes) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl: `step` and maybe `samples` (int), `losses` (numbers by name), and numbers."""
+    """The lines of a metrics.jsonl: `step`, maybe `samples` (int), `losses` and TABLES (tables of numbers), numbers."""
     return [line for line in whole_lines(text) if _is_metrics(line)]
+
+
+def is_collapsed(features: dict[str, float]) -> bool:
+    """Whether features use far fewer dimensions than those of a random network of the same shape."""
+    return features.get("rank", math.inf) < COLLAPSED * features.get("random_rank", 0.0)
 
 
 def is_count(value: Any) -> bool:
@@ -85,7 +94,11 @@ def _is_metrics(line: dict[str, Any]) -> bool:
     losses = line.get("losses")
     if not is_count(line.get("step")) or not is_count(line.get("samples", 0)) or not isinstance(losses, dict):
         return False
-    return all(map(_is_number, [*losses.values(), *(value for name, value in line.items() if name != "losses")]))
+    tables = [line[name] for name in TABLES if name in line]
+    if not all(isinstance(table, dict) for table in tables):
+        return False
+    rest = [value for name, value in line.items() if name not in ("losses", *TABLES)]
+    return all(map(_is_number, [*losses.values(), *rest, *(value for table in tables for value in table.values())]))
 
 
 def _is_number(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from simfle import told
 from simfle.commands.app import command, echo
 from simfle.commands.runs import age
 from simfle.errors import UserError
@@ -131,7 +132,12 @@ def facts(now: "Status") -> list[tuple[str, str]]:
     if now.images_per_second is not None:
         wait = f", data wait {now.data_wait:.0%}" if now.data_wait is not None else ""
         found.append(("speed", f"{now.images_per_second:.1f} images/s{wait}"))
-    memory = last_metrics(now.run).get("gpu_memory")
+    line = last_metrics(now.run)
+    if features := line.get("features"):
+        found.append(("features", ranks(features)))
+    if monitor := line.get("monitor"):
+        found.append(("monitor", ", ".join(f"{name} {value:.4g}" for name, value in monitor.items())))
+    memory = line.get("gpu_memory")
     if memory:
         found.append(("GPU memory", f"{memory / 1e9:.1f} GB at most"))
     saved = f"step {now.checkpoint}, {age(now.checkpoint_age)} ago" if now.checkpoint_age is not None else "none yet"
@@ -141,6 +147,13 @@ def facts(now: "Status") -> list[tuple[str, str]]:
     if now.reason:
         found.append(("reason", now.reason))
     return found
+
+
+def ranks(features: dict[str, float]) -> str:
+    """How many dimensions the backbone's features use, beside those of a random network; a warning if too few."""
+    found = {name: f"{value:.1f}" for name, value in features.items()}
+    text = f"rank {found.get('rank', '?')}, random network {found.get('random_rank', '?')}"
+    return text + (f"; they collapse, see {told.COLLAPSE_PAGE}" if told.is_collapsed(features) else "")
 
 
 def time_left(now: "Status") -> float | None:

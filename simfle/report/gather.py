@@ -16,6 +16,17 @@ from simfle.eval.results import CLASSES, Result, read_results
 from simfle.layers import flatten
 
 LOSSES = ("total", "similarity", "reconstruction", "distillation", "grouping")
+MEASURES = {
+    "rank": ("features", "rank"),
+    "random_rank": ("features", "random_rank"),
+    "projection_rank": ("projection", "rank"),
+    "spread": ("features", "spread"),
+    "uniformity": ("features", "uniformity"),
+    "alignment": ("features", "alignment"),
+    "linear_probe": ("monitor", "linear"),
+    "knn": ("monitor", "knn"),
+}
+"""Name of a curve -> table and name in a line of metrics."""
 POINTS = 400  # of a curve, at most
 PICTURES = 3  # first, middle, last
 SHOWN = {"model": ("method", "backbone"), "views": ("size", "face_size"), "train": ("global_batch", "seed")}
@@ -42,6 +53,7 @@ class Run:
     versions: dict[str, Any]
     curves: list[Curve]
     speed: list[Curve]  # images per second, share of the time spent waiting for data
+    features: list[Curve]  # of telemetry and the monitor, see MEASURES
     last: dict[str, Any]
     pictures: list[tuple[int, Path]]
 
@@ -86,6 +98,7 @@ def _read_run(folder: Path) -> Run:
         versions=_versions(folder / "versions.json"),
         curves=_losses(lines),
         speed=[curve for name in ("images_per_second", "data_wait") if (curve := _curve(name, lines)).values],
+        features=[curve for name in MEASURES if (curve := _measure(name, lines)).values],
         last=lines[-1],
         pictures=_pictures(folder / "images"),
     )
@@ -160,6 +173,12 @@ def _losses(lines: list[dict[str, Any]]) -> list[Curve]:
     names = dict.fromkeys([*LOSSES, *(name for line in lines for name in line["losses"])])
     flat = [{"step": line["step"], **line["losses"]} for line in lines]
     return [curve for name in names if (curve := _curve(name, flat)).values]
+
+
+def _measure(name: str, lines: list[dict[str, Any]]) -> Curve:
+    """One of MEASURES."""
+    table, key = MEASURES[name]
+    return _curve(name, [{"step": line["step"], name: line.get(table, {}).get(key, math.nan)} for line in lines])
 
 
 def _curve(name: str, lines: list[dict[str, Any]]) -> Curve:

@@ -3,7 +3,7 @@
 import base64
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,14 @@ from shards.printable import printable
 from shards.redact import to_yaml
 from simfle.errors import UserError
 from simfle.report import charts
-from simfle.report.gather import Run, differing, read_runs, results_of
+from simfle.report.gather import Curve, Run, differing, read_runs, results_of
 from simfle.report.tables import Tables, confusions, csv_text, json_text, markdown, show, show_interval, tables
 
 if TYPE_CHECKING:
     from simfle.report.album import Sheet
 
 ENDINGS = {"html": ".html", "markdown": ".md", "csv": ".csv", "json": ".json"}
+RANDOM = "random_rank"  # a curve that is drawn beside the rank
 ABOUT = {
     "total": "The sum that is minimised.",
     "similarity": "Two views of a face should give the same projection; 0 is equal, 4 is orthogonal for both.",
@@ -29,6 +30,13 @@ ABOUT = {
     "distillation": "Backbone and FaceMAE should agree on what they see.",
     "grouping": "Channels of a group should light up together and groups apart. Enters the sum with a small weight.",
     "overlap": "Not part of the sum: mean correlation between maps of different groups. Falling means that they part.",
+    "rank": "Dimensions that the backbone's features use (effective rank). Far below a random network's: collapse.",
+    "projection_rank": "The same of the projections, which the loss compares.",
+    "spread": "Mean deviation of unit features times the root of their width: 0 where all are equal, near 1 if even.",
+    "uniformity": "log of the mean Gaussian potential of pairs of faces: 0 where all are equal, lower is more even.",
+    "alignment": "Mean squared distance of the two views of a face, as unit vectors: 0 where they are equal.",
+    "linear_probe": "Accuracy of a linear probe on labelled shards (monitor.shards), as training went on.",
+    "knn": "Accuracy of nearest neighbours on labelled shards (monitor.shards), as training went on.",
     "images_per_second": "Images that all processes together trained on in a second. Dips are checkpoints or waits.",
     "data_wait": "Share of the time that training stood still for data, 0 to 1. Near 0 the loader keeps up.",
 }
@@ -152,6 +160,7 @@ def _drawn(content: Content) -> dict[str, Any]:
     runs, shown = content.runs, content.tables
     names = dict.fromkeys(curve.name for run in runs for curve in run.curves)
     speeds = dict.fromkeys(curve.name for run in runs for curve in run.speed)
+    measured = dict.fromkeys(curve.name for run in runs for curve in run.features if curve.name != RANDOM)
     kinds = dict.fromkeys((row.benchmark, row.metric) for row in shown.rows)
     compared = []
     for benchmark, metric in kinds:
@@ -165,11 +174,23 @@ def _drawn(content: Content) -> dict[str, Any]:
     return {
         "losses": [_curves(name, [(run, run.curves) for run in runs]) for name in names],
         "speeds": [_curves(name, [(run, run.speed) for run in runs]) for name in speeds],
+        "measures": [_curves(name, _beside_random(runs, name)) for name in measured],
         "charts": compared,
         "matrices": [
             (found, Markup(charts.confusion(found.table, found.classes, found.title))) for found in confusions(shown)
         ],
     }
+
+
+def _beside_random(runs: Sequence[Run], name: str) -> list[tuple[Run, list[Curve]]]:
+    """Each run with its curves of features; beside the rank that of a random network, as a run of its own."""
+    found = [(run, run.features) for run in runs]
+    if name != "rank":
+        return found
+    for run in runs:
+        curves = [Curve("rank", curve.steps, curve.values) for curve in run.features if curve.name == RANDOM]
+        found.append((replace(run, name=f"{run.name}, random network"), curves))
+    return found
 
 
 def _curves(name: str, found: list[tuple[Run, Any]]) -> tuple[str, str, Markup]:
@@ -236,6 +257,7 @@ def _sections(content: Content, values: dict[str, Any]) -> list[tuple[str, str]]
         ("results", "Results", content.tables.rows or content.extras.note),
         ("pictures", "Pictures", content.pictured),
         ("losses", "Losses", True),
+        ("features", "Features", values["measures"]),
         ("throughput", "Throughput", values["speeds"]),
         ("stages", "Stages", content.extras.stages),
         ("again", "Commands and configurations", True),

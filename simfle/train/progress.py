@@ -1,5 +1,6 @@
 """The progress line: a bar on a terminal, a plain line now and then in a log."""
 
+import math
 import os
 import sys
 import time
@@ -28,6 +29,7 @@ class Announcer:
         self._seen = 0
         self._speed = 0.0
         self._wait = 0.0
+        self._rank = self._probe = ""
         self._seconds = self._waited = 0.0
         self._facts: Facts | None = None
         if enabled and self._console.is_terminal:
@@ -62,8 +64,13 @@ class Announcer:
             self._heard(self._bar.start)
         self._facts = facts_of(run)
 
-    def advance(self, step: int, loss: float, speed: float, seconds: float, waited: float) -> None:
-        """speed: images/s over all processes; seconds of the step, and of it those spent waiting for data."""
+    def advance(
+        self, step: int, loss: float, speed: float, seconds: float, waited: float, measures: dict[str, dict[str, float]]
+    ) -> None:
+        """speed: images/s over all processes; seconds of the step, and of it those spent waiting for data.
+
+        measures: what telemetry and the monitor have measured in this step, if they have.
+        """
         if not self.enabled:
             return
         # Smoothed over about ten steps, for a single one is noise; the first, which warms up, does not count.
@@ -71,7 +78,11 @@ class Announcer:
         keep = 0.9 if self._seen > 2 else 0.0
         self._speed = keep * self._speed + (1 - keep) * speed
         self._wait = keep * self._wait + (1 - keep) * waited / seconds
-        text = f"loss {loss:.4f}  {self._speed:.1f} images/s  data wait {self._wait:.0%}"
+        if features := measures.get("features"):
+            self._rank = f"  rank {features['rank']:.1f} (random {features.get('random_rank', math.nan):.1f})"
+        if probe := measures.get("monitor"):
+            self._probe = f"  linear {probe['linear']:.3f}  kNN {probe['knn']:.3f}"
+        text = f"loss {loss:.4f}  {self._speed:.1f} images/s  data wait {self._wait:.0%}{self._rank}{self._probe}"
         if self._bar is not None:
             self._heard(partial(self._bar.update, self._task, completed=step, description=text))
         elif step == self.steps or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:

@@ -19,15 +19,17 @@ from simfle.data.reader import Corpus
 from simfle.data.streaming import Stream
 from simfle.errors import AgreedError, RunStopped, UserError
 from simfle.models.statistics import share_statistics
-from simfle.optim import STATES, build_optimizer, learning_rate
+from simfle.optim import STATES, build_optimizer, learning_rate, parameter_groups, set_rate
 from simfle.runtime import BatchPlan, World, arithmetic_threads, start_engine
 from simfle.stopping import StopFlag
 from simfle.train import checkpoint, fitting, folder, lead, pictures, profile, saving, state, unchanged
 from simfle.train.damage import Damage
 from simfle.train.lookout import Lookout
 from simfle.train.metrics import Metrics, SampleRecord
+from simfle.train.monitor import Monitor
 from simfle.train.profile import phase
 from simfle.train.progress import Announcer
+from simfle.train.telemetry import Measures, Telemetry
 from simfle.train.verdict import Ballot, Verdict
 from simfle.train.watchdog import Watchdog
 
@@ -66,8 +68,7 @@ class Run:
         self.model.to(world.device).train()
         if config.train.sync_statistics:
             share_statistics(self.model, world.device)
-        trained = [parameter for _, parameter in state.trained(self.model)]
-        optimizer = build_optimizer(trained, config.optim)
+        optimizer = build_optimizer(parameter_groups(state.trained(self.model), config.optim), config.optim)
         self.engine = start_engine(self.model, optimizer, plan, config.train, config.optim)
         self.optimizer = optimizer
         keys = STATES[config.optim.name]
@@ -79,6 +80,8 @@ class Run:
         ends.enter_context(closing(self.loader))
         watchdog.awaited = self.loader.awaited
         self.saver = saving.Saver(self.engine, config, corpus, world, watchdog.claim)
+        self.monitor = Monitor(config, world, self.steps, self.probing)
+        self.telemetry = Telemetry(self.folder, self.model, world, self.step)
         self.samples = SampleRecord(self.folder, world.rank) if config.train.record_samples else None
         self.metrics = Metrics(self.folder, self.step) if world.is_main else None
         self.profile = profile.opened(self.folder, config.train, world)
@@ -97,6 +100,7 @@ class Run:
         signalled = False
         limit = min(self.steps, self.config.train.stop_after or self.steps)
         self.announcer.start(self)
+        self.monitor.begin(self.step, self.engine)
         if self.world.is_main:
             plan = {"global_batch": self.plan.global_batch, "steps_per_epoch": self.order.steps_per_epoch}
             device = fitting.device_name(self.world.device)
@@ -135,10 +139,11 @@ class Run:
         self.watchdog.reached(number, "step")
         before = [buffer.clone() for buffer in self.buffers]
         rate = learning_rate(self.step, self.steps, self.plan.global_batch, self.config.optim)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         pictured = self._is_due(self.config.train.images_every, number)
         self.model.keep_picture = pictured and self.world.is_main
+        measured = number == 1 or self._is_due(self.config.train.log_every, number)
+        self.telemetry.begin(measured)
         total: dict[str, torch.Tensor] = {}
         for micro in range(self.plan.accumulation):
             self.watchdog.reached(number, "waiting for data")
@@ -169,7 +174,11 @@ class Run:
             self.model.after_step(number / self.steps)
         self.step = number
         with phase("report"):
-            self.report(verdict, rate, time.perf_counter() - began, self.loader.waited - waited)
+            measures = self.telemetry.measure(number) if measured else {}
+            seconds = time.perf_counter() - began
+            if self.monitor.due(number) and not verdict.stop and (found := self.monitor.measure(self.engine)):
+                measures["monitor"] = found
+            self.report(verdict, rate, seconds, self.loader.waited - waited, measures)
         if pictured:
             self.save_picture()
         if verdict.damaged:
@@ -183,18 +192,23 @@ class Run:
         self.watchdog.reached(self.step, "trying damaged samples again")
         return self.loader.is_sound(number)
 
+    def probing(self) -> None:
+        """The monitor gets on."""
+        self.watchdog.reached(self.step, "probe")
+
     def seen(self) -> int:
         """Samples seen at least once so far, at most."""
         consumed = self.step * self.plan.global_batch
         return min(consumed, self.order.samples) if self.order.samples else consumed
 
-    def report(self, verdict: Verdict, rate: float, seconds: float, waited: float) -> None:
-        """The progress line of every step, and the metrics of every `log_every`-th."""
+    def report(self, verdict: Verdict, rate: float, seconds: float, waited: float, measures: Measures) -> None:
+        """The progress line of every step, and the metrics of every `log_every`-th and of each probe."""
         speed = self.plan.global_batch / seconds
         if self.lead is not None:
             self.lead.step(seconds)
-        self.announcer.advance(self.step, verdict.losses["total"], speed, seconds, waited)
-        if self.metrics is None or not self._is_due(self.config.train.log_every, self.step):
+        self.announcer.advance(self.step, verdict.losses["total"], speed, seconds, waited, measures)
+        due = self._is_due(self.config.train.log_every, self.step) or "monitor" in measures
+        if self.metrics is None or not due:
             return
         values = {
             "epoch": self.step / self.order.steps_per_epoch,
@@ -204,6 +218,7 @@ class Run:
             "images_per_second": speed,
             "data_wait": waited / seconds,
             "processes": self.world.size,
+            **measures,
         }
         if self.world.device.type == "cuda":  # the most that tensors took on the main process's GPU, bytes
             values["gpu_memory"] = torch.cuda.max_memory_allocated(self.world.device)

@@ -15,8 +15,10 @@ State = dict[str, Tensor]
 
 
 @torch.no_grad()
-def model_state(engine: Any, *, keep: bool) -> State:
+def model_state(engine: Any, *, keep: bool, below: str = "") -> State:
     """Parameters and buffers, fp32 on the CPU. Collective: every process calls it, those without `keep` get {}.
+
+    below: how the names begin of those that are wanted; empty: all.
 
     Buffers are BatchNorm statistics, which each process keeps of its own share: their mean is saved. (It follows the
     same recursion as each of them, so a run that was interrupted arrives at the same mean.) Those that a method names
@@ -25,10 +27,14 @@ def model_state(engine: Any, *, keep: bool) -> State:
     alike = getattr(engine.module, "alike", ())
     state: State = {}
     for name, parameter in engine.module.named_parameters():
+        if not name.startswith(below):
+            continue
         with _gathered(parameter):
             if keep:
                 state[name] = parameter.detach().to("cpu", copy=True)
     for name, buffer in saved_buffers(engine.module).items():
+        if not name.startswith(below):
+            continue
         shared = buffer.clone()
         if shared.is_floating_point() and name not in alike:
             dist.all_reduce(shared)

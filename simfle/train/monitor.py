@@ -1,0 +1,172 @@
+"""Probes on labelled shards while a run trains: nearest neighbours and a linear probe, beside a random network's.
+
+At every `monitor.every`-th step the main process copies the backbone and measures the copy in eval mode; nothing of
+the run is touched, and nothing is drawn from its random state. The other processes meanwhile wait in the next
+collective, which is why a measurement that takes longer than `monitor.seconds` is given up.
+"""
+
+# n fitting samples, m validation samples, C channels
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shards.files import write_atomic
+from shards.plain import parse_object
+from simfle import collapse
+from simfle.config import MonitorConfig, PretrainConfig
+from simfle.data.loader import threads_per_process
+from simfle.errors import AgreedError, UserError
+from simfle.eval import fast, knn
+from simfle.eval.backbones import Backbone, Card, build_network, calibrate, frozen
+from simfle.eval.config import FastConfig
+from simfle.eval.features import Extractor
+from simfle.eval.splits import Split, name_classes, read_split
+from simfle.runtime import World
+from simfle.train.state import State, model_state
+
+FILE = "monitor.json"
+FAST = FastConfig(epochs=40, lrs=[0.003, 0.01, 0.03, 0.1, 0.3], decays=[0.0, 1e-3, 1e-2])
+NEIGHBOURS = (5, 10, 20, 50, 100, 200)
+HEAT = 0.07
+HELD = 10  # of the fitting images every so many are held out, to choose the probes' settings
+CALIBRATION = 2000  # images whose statistics a random network's BatchNorm gets
+BELOW = "online.backbone."
+log = logging.getLogger(__name__)
+
+
+class TooSlowError(Exception):
+    """A measurement is not done within monitor.seconds."""
+
+
+class Monitor:
+    """`due(step)`, then `measure(step, ...)` on all processes: knn, linear, rank, and the random network's of them."""
+
+    def __init__(self, config: PretrainConfig, world: World, steps: int, alive: Callable[[], None]) -> None:
+        """alive: called while it measures, so that no watchdog takes it for hanging. Raises UserError: shards."""
+        self.config, self.settings, self.world, self.steps = config, config.monitor, world, steps
+        self.file, self.alive = Path(config.train.run) / FILE, alive
+        self.random: dict[str, float] = {}
+        self.splits: tuple[Split, Split] | None = None
+        if self.settings.every and self.settings.shards:
+            self._open()
+
+    def due(self, step: int) -> bool:
+        """Whether this step is followed by a measurement; alike on every process."""
+        every = self.settings.every if self.settings.shards else 0
+        return every > 0 and (step % every == 0 or step == self.steps)
+
+    def begin(self, step: int, engine: Any) -> None:
+        """Before the first step: measure the random network; in a run that goes on, read what was measured then."""
+        if not self.due(self.steps):
+            return
+        if step:
+            self.random = _read(self.file) if self.world.is_main else {}
+            return
+        found = self._measured(engine, random=True)
+        self.random = {f"random_{name}": value for name, value in found.items()}
+        if self.world.is_main:
+            with suppress(OSError):
+                write_atomic(self.file, json.dumps(self.random, indent=1).encode())
+
+    def measure(self, engine: Any) -> dict[str, float]:
+        """Collective; the measures on the main process, nothing on the others or where it took too long."""
+        found = self._measured(engine, random=False)
+        return found | self.random if found else {}
+
+    def _measured(self, engine: Any, *, random: bool) -> dict[str, float]:
+        weights = model_state(engine, keep=self.world.is_main, below=BELOW)
+        if self.splits is None:
+            return {}
+        try:
+            return self._probe(weights, *self.splits, random=random)
+        except TooSlowError:
+            log.warning(
+                "monitor.seconds=%g: the probes are not done within it and are left out. Fix: monitor.samples=%d, or "
+                "more monitor.seconds",
+                *(self.settings.seconds, self.settings.samples // 2),
+            )
+            return {}
+
+    def _probe(self, weights: State, fit: Split, val: Split, *, random: bool) -> dict[str, float]:
+        end = time.monotonic() + self.settings.seconds
+        extractor = Extractor(self.config.views.size, 256, self.world.device, threads_per_process(0, 1))
+        backbone = self._copy(weights)
+        if random:
+            calibrate(backbone, extractor.images(fit.source, fit.rows[:CALIBRATION]))
+        features = []
+        for split in (fit, val):
+            parts = []
+            for part in extractor.features(backbone, split):
+                parts.append(part)
+                self.alive()
+                if time.monotonic() > end:
+                    raise TooSlowError
+            features.append(torch.cat(parts).cpu())
+        labels, wanted = (torch.from_numpy(split.labels) for split in (fit, val))
+        linear, near = accuracies(features[0], labels, features[1], wanted)
+        self.alive()
+        return {"linear": linear, "knn": near, "rank": float(collapse.effective_rank(features[1]))}
+
+    def _copy(self, weights: State) -> Backbone:
+        model, size = self.config.model, self.config.views.size
+        with torch.random.fork_rng():
+            network = build_network(model.backbone, size, model.output_stride)
+        network.load_state_dict({name.removeprefix(BELOW): value for name, value in weights.items()}, strict=False)
+        channels = int(network.num_features)  # type: ignore[arg-type]
+        colours = tuple(model.mean), tuple(model.std)
+        card = Card(model.backbone, "online", channels, *colours, size, {}, output_stride=model.output_stride)
+        return Backbone(frozen(network.to(self.world.device), card).to(self.world.device), card)
+
+    def _open(self) -> None:
+        """The main process reads the splits; if it cannot, all processes end with its reason."""
+        reason: list[str | None] = [None]
+        if self.world.is_main:
+            try:
+                self.splits = read_splits(self.settings)
+            except UserError as error:
+                reason = [f"monitor.{error}"]
+        dist.broadcast_object_list(reason, src=0)
+        if reason[0] is not None:
+            raise AgreedError(reason[0], said_here=self.world.is_main)
+
+
+def read_splits(settings: MonitorConfig) -> tuple[Split, Split]:
+    """Images to fit on, `monitor.samples` of them drawn once and for all, and to measure. Raises UserError."""
+    fit, val = (read_split(settings.shards, name) for name in (settings.fit_split, settings.val_split))
+    rows = np.random.Generator(np.random.Philox(key=0)).permutation(len(fit))[: settings.samples]
+    return fit.only(np.sort(rows)), name_classes(val, fit.classes)
+
+
+def accuracies(fit: Tensor, labels: Tensor, val: Tensor, wanted: Tensor) -> tuple[float, float]:
+    """Of a linear probe and of kNN on validation features [m, C], fitted on `fit` [n, C].
+
+    Their settings are chosen on a tenth of `fit`; validation is looked at once.
+    """
+    held = torch.arange(len(fit)) % HELD == 0
+    classes = int(labels.max()) + 1
+    scale = fast.Scaling.of(fit[~held])
+    weight, bias = fast.fit(scale(fit[~held]), torch.eye(classes)[labels[~held]], FAST, 0)
+    best = (fast.predict(scale(fit[held]), weight, bias).argmax(2) == labels[held]).float().mean(1).argmax()
+    linear = (fast.predict(scale(val), weight, bias)[best].argmax(1) == wanted).float().mean()
+    cosines, places = knn.neighbours(fit[~held], fit[held], max(NEIGHBOURS))
+    votes = {k: knn.vote(cosines, places, labels[~held], classes, k, HEAT) for k in NEIGHBOURS}
+    k = max(NEIGHBOURS, key=lambda each: int((votes[each] == labels[held]).sum()))
+    near = knn.vote(*knn.neighbours(fit, val, k), labels, classes, k, HEAT)
+    return float(linear), float((near == wanted).float().mean())
+
+
+def _read(file: Path) -> dict[str, float]:
+    try:
+        found = parse_object(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {name: float(value) for name, value in found.items() if type(value) in (int, float)}

@@ -1,0 +1,128 @@
+"""Whether features collapse, seen while a run trains: measures of what each method's forward computes anyway.
+
+On every `train.log_every`-th step the methods keep their features of that step (`Method.note`). One all-gather brings
+at most SAMPLES of them to the main process, which computes the measures; the other steps do nothing. The first step's
+features are those of the initial weights: a random network of the same shape, against which all others are read.
+"""
+
+# n samples, C dimensions
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from shards.files import write_atomic
+from shards.plain import parse_object
+from simfle import collapse, told
+from simfle.models.method import Method, full
+from simfle.runtime import World
+
+FILE = "initial.json"
+SAMPLES = 256  # over all processes: the eigenvalues of their Gram matrix take 5 ms of a core
+LASTING = 3  # measures in a row that are low: then a warning is due
+log = logging.getLogger(__name__)
+Measures = dict[str, dict[str, float]]
+
+
+class Telemetry:
+    """Measures by branch: features (the backbone's), projection, face (FaceMAE's mean token).
+
+    Rank is the effective rank of the first view; dimensions, samples: what it could be at most; random: the same of
+    the initial weights; alignment where a branch has two views. They need no random number and change no loss.
+    """
+
+    def __init__(self, run: Path, model: Method, world: World, first: int) -> None:
+        self.file, self.model, self.world = run / FILE, model, world
+        self.random = _read(self.file) if world.is_main and first else {}
+        self._low = 0
+        self._warned = False
+
+    def begin(self, due: bool) -> None:
+        """Before the forwards of a step: have features kept, or not."""
+        self.model.keep_features = due
+        self.model.kept.clear()
+
+    @torch.no_grad()
+    def measure(self, step: int) -> Measures:
+        """After the forwards of a step whose features were kept. Collective; nothing on other processes."""
+        kept, self.model.keep_features = dict(self.model.kept), False
+        self.model.kept.clear()
+        branches = _gathered(kept, self.world)
+        if not self.world.is_main or not all(
+            bool(view.isfinite().all()) for each in branches.values() for view in each
+        ):
+            return {}
+        found = {name: _measures(views) for name, views in branches.items()}
+        if step == 1:
+            self.random = {name: {"rank": each["rank"], "spread": each["spread"]} for name, each in found.items()}
+            with suppress(OSError):  # a full disk must not end a run for it
+                write_atomic(self.file, json.dumps(self.random, indent=1).encode())
+        for name, each in found.items():
+            each.update({f"random_{what}": value for what, value in self.random.get(name, {}).items()})
+        self._warn(found.get("features", {}))
+        return found
+
+    def _warn(self, features: dict[str, float]) -> None:
+        """Once in a start, when the rank has stayed low."""
+        self._low = self._low + 1 if told.is_collapsed(features) else 0
+        if self._low == LASTING and not self._warned:
+            self._warned = True
+            log.warning("%s", warning(features))
+
+
+def warning(features: dict[str, float]) -> str:
+    """One line: what is wrong and what to change."""
+    return (
+        f"features use {features['rank']:.1f} of {features['dimensions']:.0f} dimensions, a random network of this "
+        f"shape {features['random_rank']:.1f}: they collapse. Fix: in a new train.run lower optim.lr, or take a recipe "
+        f"of {told.COLLAPSE_PAGE}"
+    )
+
+
+def _measures(views: tuple[Tensor, ...]) -> dict[str, float]:
+    first = views[0]
+    found = {
+        "rank": float(collapse.effective_rank(first)),
+        "dimensions": float(first.shape[1]),
+        "samples": float(first.shape[0]),
+        "spread": float(collapse.spread(first)),
+        "uniformity": float(collapse.uniformity(first)),
+    }
+    if len(views) > 1:
+        found["alignment"] = float(collapse.alignment(*views))
+    return found
+
+
+def _gathered(kept: dict[str, list[tuple[Tensor, ...]]], world: World) -> dict[str, tuple[Tensor, ...]]:
+    """Features of all micro-batches and processes, at most SAMPLES rows: one all-gather of one matrix."""
+    if not kept:
+        return {}
+    views = [(name, full(torch.cat(parts))) for name, micros in kept.items() for parts in zip(*micros, strict=True)]
+    columns = [view for _, view in views]
+    widths = [column.shape[1] for column in columns]
+    rows = torch.cat(columns, dim=1)[: max(1, SAMPLES // world.size)].contiguous()
+    if world.size > 1:
+        parts = [torch.empty_like(rows) for _ in range(world.size)]
+        dist.all_gather(parts, rows)
+        rows = torch.cat(parts)
+    found: dict[str, tuple[Tensor, ...]] = {}
+    for (name, _), part in zip(views, rows.split(widths, dim=1), strict=True):
+        found[name] = (*found.get(name, ()), part)
+    return found
+
+
+def _read(file: Path) -> Measures:
+    """What the first step left; nothing where it is not there, or no table of numbers: the run goes on without."""
+    try:
+        content = parse_object(file.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    tables = {name: each for name, each in content.items() if isinstance(each, dict)}
+    return {
+        name: {what: float(value) for what, value in each.items() if type(value) in (int, float)}
+        for name, each in tables.items()
+    }

@@ -1,0 +1,29 @@
+"""Groups of parameters under ZeRO: stage 2 on two processes, resumed at stage 3, equals one process without ZeRO."""
+
+from pathlib import Path
+
+import torch
+from distributed.runs import finish, losses
+from safetensors.torch import load_file
+
+# Large factors, so that a parameter in the wrong group would show.
+SETTINGS = (
+    *("train.steps=4", "train.sync_statistics=true", "optim.lr=1e-4", "model.beta=1e-4", "train.checkpoint_every=100"),
+    *("optim.weight_decay=1000", "optim.decay_norms=false", "optim.predictor_rate=20"),
+)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "checkpoints" / "step-00000004" / "model.safetensors")
+
+
+def test_groups_stay_with_their_parameters_at_every_stage(faces: Path, tmp_path: Path) -> None:
+    alone, many = tmp_path / "alone", tmp_path / "many"
+    finish(1, faces, alone, *SETTINGS, "train.zero_stage=0")
+    finish(2, faces, many, *SETTINGS, "train.zero_stage=2", "train.stop_after=2")
+    finish(2, faces, many, *SETTINGS, "train.zero_stage=3")
+    assert len(losses(many)) == 4
+    found, wanted = weights(many), weights(alone)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        assert torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-5), name
