@@ -1,5 +1,7 @@
 """Which loss moves the backbone? The norm of each loss's gradient, weighted as in the total, at a run's start and end.
 
+FaceMAE's share is that of distillation and reconstruction in the sum of the norms.
+
 python examples/gradient_shares.py runs/mine ...
 """
 
@@ -43,8 +45,19 @@ for run in map(Path, sys.argv[1:]):
             model.load_state_dict(load_file(newest), strict=False)  # constants such as positions are in no checkpoint
         losses = model(batch)
         backbone = list(model.online.backbone.parameters())
-        print(run, when)
+        norms = {}
         for name in weights.keys() & losses.keys():
-            parts = torch.autograd.grad(weights[name] * losses[name], backbone, retain_graph=True, allow_unused=True)
-            norm = sum(float(part.square().sum()) for part in parts if part is not None) ** 0.5
-            print(f"  {name:15} loss {float(losses[name].detach()):11.4f}   gradient of the backbone {norm:.6f}")
+            term = weights[name] * losses[name]
+            if not term.requires_grad:
+                continue
+            parts = torch.autograd.grad(term, backbone, retain_graph=True, allow_unused=True)
+            norms[name] = sum(float(part.square().sum()) for part in parts if part is not None) ** 0.5
+        print(run, when)
+        for name, norm in norms.items():
+            share = norm / max(sum(norms.values()), 1e-30)
+            print(
+                f"  {name:15} loss {float(losses[name].detach()):11.4f}   gradient of the backbone {norm:.6f}   "
+                f"{share:6.1%}"
+            )
+        of_face = norms.get("distillation", 0.0) + norms.get("reconstruction", 0.0)
+        print(f"  FaceMAE's share of the sum of norms: {of_face / max(sum(norms.values()), 1e-30):.1%}")

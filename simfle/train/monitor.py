@@ -94,11 +94,14 @@ class Monitor:
                 "more monitor.seconds",
                 *(self.settings.seconds, self.settings.samples // 2),
             )
-            return {}
+        except (UserError, OSError) as error:  # of labelled shards: no reason to end a run, here or elsewhere
+            log.warning("monitor.shards: %s; this probe is left out, the run goes on", error)
+        return {}
 
     def _probe(self, weights: State, fit: Split, val: Split, *, random: bool) -> dict[str, float]:
         end = time.monotonic() + self.settings.seconds
-        extractor = Extractor(self.config.views.size, 256, self.world.device, threads_per_process(0, 1))
+        threads = threads_per_process(self.config.data.threads, self.world.local_size)
+        extractor = Extractor(self.config.views.size, 256, self.world.device, threads)
         backbone = self._copy(weights)
         if random:
             calibrate(backbone, extractor.images(fit.source, fit.rows[:CALIBRATION]))
@@ -120,7 +123,7 @@ class Monitor:
         model, size = self.config.model, self.config.views.size
         with torch.random.fork_rng():
             network = build_network(model.backbone, size, model.output_stride)
-        network.load_state_dict({name.removeprefix(BELOW): value for name, value in weights.items()}, strict=False)
+        network.load_state_dict({name.removeprefix(BELOW): value for name, value in weights.items()})
         channels = int(network.num_features)  # type: ignore[arg-type]
         colours = tuple(model.mean), tuple(model.std)
         card = Card(model.backbone, "online", channels, *colours, size, {}, output_stride=model.output_stride)
@@ -133,7 +136,8 @@ class Monitor:
             try:
                 self.splits = read_splits(self.settings)
             except UserError as error:
-                reason = [f"monitor.{error}"]
+                advice = "Fix: name two splits with labels, monitor.fit_split and monitor.val_split"
+                reason = [f"monitor.shards: {error}. {advice}"]
         dist.broadcast_object_list(reason, src=0)
         if reason[0] is not None:
             raise AgreedError(reason[0], said_here=self.world.is_main)

@@ -27,3 +27,13 @@ def test_groups_stay_with_their_parameters_at_every_stage(faces: Path, tmp_path:
     assert found.keys() == wanted.keys()
     for name in wanted:
         assert torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-5), name
+
+
+def test_lars_goes_on_bit_for_bit(faces: Path, tmp_path: Path) -> None:
+    """Two processes at stage 0, the only one where layers are whole."""
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    words = ("train.steps=4", "train.zero_stage=0", "optim.name=lars", "optim.lr=3", "model.beta=1e-4")
+    finish(2, faces, whole, *words)
+    finish(2, faces, halves, *words, "train.stop_after=2")
+    finish(2, faces, halves, *words)
+    assert losses(halves) == losses(whole)

@@ -160,7 +160,7 @@ def test_cores_are_divided_once(
 
 def test_optimizers_are_those_there_are() -> None:
     assert tuple(STATES) == OPTIMIZERS
-    with pytest.raises(UserError, match="sgd and adamw"):
+    with pytest.raises(UserError, match="sgd, adamw, lars"):
         check(replace(FINE, optim=OptimConfig(name="lion")))
 
 
