@@ -23,9 +23,9 @@ class RefusedFileError(OSError):
 
 
 def open_regular(path: str | Path, mode: str = "r", **how: Any) -> IO[Any]:
-    """Open a regular file, or a link to one, for reading; `how` as for the built-in open.
+    """Open a regular file, or a link to one, to read or append to it; `how` as for the built-in open.
 
-    A FIFO would make the reader wait for ever, a device may never end. The open file itself is asked what it is: a name
+    """Open a regular file, or a link to one, to read or append; `how` as for the built-in open.
     may mean another file a moment later.
 
     Raises:
@@ -36,7 +36,7 @@ def open_regular(path: str | Path, mode: str = "r", **how: Any) -> IO[Any]:
 
 def _open_regular(path: str, flags: int) -> int:
     try:
-        handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
@@ -74,6 +74,16 @@ def regular_path(path: Path) -> Iterator[Path]:
         yield same if same.exists() else path
 
 
+def replace_text(path: Path, partial: Path, text: str) -> None:
+    """Write `text` to `partial`, which takes the place of `path`. Not durable; no link at either name is followed:
+    in a folder that others can write to, one would lead to a file of the user's."""
+    partial.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(partial, flags, 0o666), "w", encoding="utf-8") as file:
+        file.write(text)
+    partial.replace(path)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write `data` to a temporary name, fsync it, rename it to `path`, fsync the folder."""
     with replacing(path) as file:
@@ -104,7 +114,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 def _open_locked(path: Path) -> IO[bytes]:
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "w+b")
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w+b")
         try:
             with suppress(OSError):  # file systems without locks
                 fcntl.flock(file, fcntl.LOCK_EX)

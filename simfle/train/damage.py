@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from shards.files import read_text
+from shards.files import read_text, replace_text
 from shards.plain import parse_json
 from shards.redact import to_json
 from simfle.data.damaged import Replacement
@@ -48,9 +48,8 @@ class Damage:
             for line in lines:
                 if line["id"] in restored:
                     line[RESTORED] = True
-            partial = self._file.with_suffix(".partial")
-            partial.write_text("".join(to_json(line) + "\n" for line in lines))
-            partial.replace(self._file)
+            text = "".join(to_json(line) + "\n" for line in lines)
+            replace_text(self._file, self._file.with_suffix(".partial"), text)
         if world.is_main and restored:
             log.info("%d samples that were damaged can be decoded again; %s marks them", len(restored), self._file)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from shards.files import replace_text
 from shards.manifest import NAME as MANIFEST
 from shards.redact import to_json, to_yaml
 from simfle.config import PretrainConfig, identity, load
@@ -57,6 +58,7 @@ def refuse_other(run: Path, config: PretrainConfig) -> None:
     file = run / "config.yaml"
     if not origin.refuse_other_checkpoints(run, config, file) and file.exists() and complete(run):
         origin.refuse_difference(run, identity(load(PretrainConfig, file)), config)  # no checkpoint can tell
+    origin.refuse_lost_checkpoints(run, file)
 
 
 def _refuse_shards(run: Path) -> None:
@@ -70,6 +72,4 @@ def describe(run: Path, facts: dict[str, Any]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    replace_text(path, path.with_name(f".{path.name}.partial"), text)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from shards.files import open_regular, read_text
+from shards.files import open_regular, read_text, replace_text
 from shards.plain import parse_json
 from shards.redact import to_json
 from simfle.batch import Batch
@@ -36,10 +36,8 @@ class Metrics:
         if file.exists():
             lines = [line for line in read_text(file, errors="replace").splitlines() if _step(line) is not None]
             kept = [line for line in lines if (_step(line) or 0) <= resumed_step]
-            partial = file.with_suffix(".partial")
-            partial.write_text("".join(f"{line}\n" for line in kept))
-            partial.replace(file)
-        self._file = file.open("a", buffering=1)
+            replace_text(file, file.with_suffix(".partial"), "".join(f"{line}\n" for line in kept))
+        self._file = open_regular(file, "a", buffering=1)
         self._run = run
         self._hook = threading.excepthook
         threading.excepthook = self._thread_failed
@@ -93,7 +91,7 @@ class SampleRecord:
         folder = run / "samples"
         folder.mkdir(exist_ok=True)
         file = folder / f"rank-{rank:05d}.jsonl"
-        self._file = file.open("a", buffering=1)
+        self._file = open_regular(file, "a", buffering=1)
         if _torn(file):  # by a kill or a full disk: the next line must not be glued to it
             self._file.write("\n")
 

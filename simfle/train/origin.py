@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import Any
 
+from shards.files import read_bytes
 from simfle import told
 from simfle.config import PretrainConfig, digest, identity, load
 from simfle.errors import UserError
 from simfle.train.checkpoint import Progress, complete, state_of
 
+METRICS = "metrics.jsonl"
 MOST = 8  # differing keys that are named
 
 
@@ -43,6 +45,32 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
             refuse_difference(run, state.identity, config)
         _refuse_by_file(run, state, config, file)
     return len(states)
+
+
+def refuse_lost_checkpoints(run: Path, file: Path) -> None:
+    """Refuse to start afresh over a run whose checkpoints are not there: a disk may not be mounted.
+
+    file: the run's config.yaml. A run that was killed before its first checkpoint stood does start afresh: it had not
+    got beyond twice train.checkpoint_every, for a second checkpoint waits for the first.
+
+    Raises:
+        UserError: checkpoints/ is a link that leads nowhere, or the metrics tell of more steps than that.
+    """
+    folder = run / "checkpoints"
+    if folder.is_symlink() and not folder.is_dir():
+        raise UserError(
+            f"train.run={run}: checkpoints is a link to {folder.readlink()}, which is not a folder that is there. "
+            f"Fix: mount that disk, or delete {folder} for a run that is to start afresh"
+        )
+    if not file.exists() or not (run / METRICS).exists() or any(map(told.step_of, folder.glob("step-*"))):
+        return
+    step = max((line["step"] for line in told.metrics(read_bytes(run / METRICS))), default=0)
+    if step > 2 * load(PretrainConfig, file).train.checkpoint_every:
+        raise UserError(
+            f"train.run={run}: {METRICS} tells of step {step}, but there is no checkpoint: a disk is not mounted, or "
+            f"they were deleted. Fix: put them back, or take another train.run; to start afresh here delete "
+            f"{run / METRICS}"
+        )
 
 
 def refuse_difference(run: Path, before: dict[str, Any], config: PretrainConfig) -> None:

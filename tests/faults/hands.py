@@ -89,3 +89,29 @@ def deleted(story: Story) -> None:
     story.stopped(child, f"train.run={story.run}: the folder was deleted or moved away while the run was training")
     assert not story.run.exists()
     aside.rename(story.run)
+
+
+@fault(
+    "the checkpoints of a run are gone: a link that leads nowhere, an empty folder (a disk that is not mounted)",
+    f"{SAYS}never a fresh start over an old run; {RESUMES} once they are back",
+)
+def unmounted(story: Story) -> None:
+    child = story.start("train.stop_after=6")
+    assert child.wait() == 0, child.output
+    before = (story.run / "metrics.jsonl").read_bytes()
+    disk, folder = story.folder / "disk", story.run / "checkpoints"
+    folder.rename(disk)
+    folder.symlink_to(story.folder / "elsewhere")
+    story.stopped(story.start(), "checkpoints is a link to")
+    folder.unlink()
+    for _ in range(2):  # no folder, an empty one
+        story.stopped(story.start(), "metrics.jsonl tells of step 6, but there is no checkpoint")
+        folder.mkdir(exist_ok=True)
+    folder.rmdir()
+    assert (story.run / "metrics.jsonl").read_bytes() == before
+    folder.symlink_to(disk)
+    child = story.start("train.stop_after=8")
+    assert child.wait() == 0, child.output
+    assert "going on after step 6" in child.output
+    folder.unlink()
+    disk.rename(folder)
