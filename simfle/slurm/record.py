@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.files import read_bytes
+from shards.files import read_bytes, replace_text
 from shards.plain import build, whole_lines
 from shards.redact import to_json
 
@@ -55,8 +55,11 @@ def tell(run: Path, event: str, **facts: Any) -> None:
 
 def events(run: Path) -> list[dict[str, Any]]:
     """The run's record so far; a line that a crash cut short, or that tells of no event, is left out."""
-    file = run / "slurm" / EVENTS
-    return [line for line in whole_lines(read_bytes(file)) if _is_event(line)] if file.exists() else []
+    try:
+        content = read_bytes(run / "slurm" / EVENTS)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [line for line in whole_lines(content) if _is_event(line)]
 
 
 def _is_event(line: dict[str, Any]) -> bool:
@@ -72,9 +75,7 @@ def write_end(job: Path, start: int, end: End) -> None:
     folder.mkdir(exist_ok=True)
     file = folder / f"{start}-{end.rank:05d}.json"
     if not file.exists():
-        partial = file.with_suffix(".partial")
-        partial.write_text(to_json(asdict(end)))
-        partial.replace(file)
+        replace_text(file, file.with_suffix(".partial"), to_json(asdict(end)))
 
 
 def ends(job: Path, start: int) -> list[End]:

@@ -4,9 +4,11 @@ RUN/.lock is locked by the process that its first line names. A later start of t
 adds a line: the node of the former start was cut off, but its processes live. They end when they read that line.
 """
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from shards.files import RefusedFileError
 from simfle.errors import FolderHeld, UserError
 
 LOCK = ".lock"
@@ -91,13 +94,15 @@ def claimed(run: Path, patience: float = 0.0, mine: JobStart | None = None) -> I
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = (run / LOCK).open("a+")
+        file = _opened(run / LOCK)
+    except RefusedFileError as error:
+        raise UserError(f"train.run={run}: {LOCK} is {error.strerror}. Fix: delete {run / LOCK}") from None
     except OSError as error:
         raise UserError(f"train.run={run} cannot be written: {error.strerror}") from None
     with file:
         end = time.monotonic() + patience
         asked = mine is None or not mine.start
-        while not _locked(file):
+        while not _locked(run, file):
             if not asked:
                 file.write(f"{WANTED}{mine}\n")
                 file.flush()
@@ -119,9 +124,33 @@ def _refuse(run: Path, file: IO[str], patience: float, mine: JobStart | None) ->
     raise UserError(f"{run} is in use by {holder}; wait for it, or take another train.run")
 
 
-def _locked(file: IO[str]) -> bool:
+def _opened(path: Path) -> IO[str]:
+    """Open the lock file, which is written to: not through a link, which may lead to any file of the user's.
+
+    Raises:
+        RefusedFileError: it is a link or no regular file. OSError: it cannot be opened.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags, 0o666)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise RefusedFileError(errno.EINVAL, "a link, which is not followed", str(path)) from None
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise RefusedFileError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "a+")
+
+
+def _locked(run: Path, file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except (BlockingIOError, PermissionError):
         return False
+    except OSError as error:  # Lustre and some servers of NFS, as they are mounted by default
+        raise UserError(
+            f"train.run={run}: files there cannot be locked ({error.strerror}), and two runs could write to one "
+            "folder. Fix: mount that file system with locks (Lustre: -o flock), or take a train.run on another one"
+        ) from None
     return True

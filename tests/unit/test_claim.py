@@ -1,5 +1,7 @@
 """Who holds a run's folder, and how it learns that it no longer does. Holders are processes of their own."""
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -9,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from shards.files import RefusedFileError, replacing
 from simfle.errors import FolderHeld, UserError
 from simfle.slurm import record
 from simfle.slurm.ending import decide, end
-from simfle.train import checkpoint
+from simfle.train import checkpoint, folder
 from simfle.train.claim import Claim, JobStart, claimed
+from simfle.train.metrics import Metrics, SampleRecord
+from simfle.train.watchdog import Watchdog
 
 HOLD = """
 import sys, pathlib
@@ -100,3 +105,76 @@ def test_a_held_folder_is_requeued_and_an_old_start_ends_nothing(
     assert end(job, 137) == 0  # of start 0, on the node that was cut off
     assert [event["event"] for event in record.events(tmp_path)] == ["started"]
     assert "start 0 has ended" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo", "folder"])
+def test_a_lock_that_is_something_else_is_not_written_to(kind: str, tmp_path: Path) -> None:
+    """A link in a folder that others can write to may lead to any file of the user's: the lock is emptied."""
+    precious = tmp_path / "precious"
+    precious.write_text("mine\n")
+    run = tmp_path / "run"
+    run.mkdir()
+    if kind == "link":
+        (run / ".lock").symlink_to(precious)
+    elif kind == "fifo":
+        os.mkfifo(run / ".lock")
+    else:
+        (run / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"^train\.run=.*(Fix: delete .*/\.lock|Is a directory)$"):
+        claimed(run).__enter__()
+    assert precious.read_text() == "mine\n"
+
+
+NO_LOCKS = """
+import errno, sys
+
+def refuse(event, arguments):
+    if event == "fcntl.flock":
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+sys.addaudithook(refuse)
+"""
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_run(tmp_path: Path) -> None:
+    """As Lustre answers where it is mounted without -o flock."""
+    words = [sys.executable, "-c", f"{NO_LOCKS}{HOLD}", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert "in use by" not in done.stderr
+    assert "files there cannot be locked (Function not implemented)" in done.stderr.splitlines()[-1]
+    assert "Fix: mount that file system with locks" in done.stderr.splitlines()[-1]
+
+
+def test_what_a_run_writes_follows_no_link_at_a_temporary_name(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("mine\n")
+    config, job = tmp_path / "run", tmp_path / "job"
+    (config / "heartbeats").mkdir(parents=True)
+    (job / "ends").mkdir(parents=True)
+    (config / "metrics.jsonl").write_text('{"step": 1, "losses": {}}\n')
+    for place in (".run.json.partial", "metrics.partial", "heartbeats/rank-00000.partial"):
+        (config / place).symlink_to(precious)
+    (job / "ends/0-00000.partial").symlink_to(precious)
+    (tmp_path / f".whole.{os.getpid()}.tmp").symlink_to(precious)
+    folder.describe(config, {"steps": 1})
+    Metrics(config, 1).close()
+    record.write_end(job, 0, record.End(0, "n1", record.DONE, ""))
+    with Watchdog(config, 0, 1, 0.0), replacing(tmp_path / "whole") as file:
+        file.write(b"{}")
+    assert precious.read_text() == "mine\n"
+    assert json.loads((config / "run.json").read_text()) == {"steps": 1}
+    assert not (config / "run.json").is_symlink()
+
+
+def test_records_that_are_fifos_are_refused(tmp_path: Path) -> None:
+    """Whoever opens one to write waits for a reader, without end."""
+    (tmp_path / "samples").mkdir()
+    os.mkfifo(tmp_path / "samples/rank-00000.jsonl")
+    with pytest.raises(RefusedFileError, match="not a regular file"):
+        SampleRecord(tmp_path, 0)
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(RefusedFileError, match="not a regular file but a FIFO"):
+        Metrics(tmp_path, 0)
+    (tmp_path / "metrics.jsonl").unlink()
+    Metrics(tmp_path, 0).close()
+    assert (tmp_path / "metrics.jsonl").stat().st_mode & 0o111 == 0
