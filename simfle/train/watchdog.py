@@ -9,21 +9,25 @@ import faulthandler
 import os
 import socket
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from shards.files import read_bytes
+from shards.files import read_bytes, replace_text
 from shards.plain import build
+from shards.printable import printable
 from shards.redact import to_json
-from simfle.terminal import say
 from simfle.train.claim import Claim
 
 WAITS = " waits for "
 LOST = 69  # exit code: EX_UNAVAILABLE
 HUNG = 76  # exit code: EX_PROTOCOL, "remote error in protocol"
+LAST_WORDS = 5.0  # seconds that writing them may take
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,7 @@ class Watchdog:
     def _work(self) -> None:
         while not self._stop.wait(self._period):
             if self.claim is not None and (words := self.claim.lost()):
-                sys.stderr.write(f"error: {words}\n")
-                sys.stderr.flush()
-                os._exit(LOST)
+                leave(f"error: {words}", LOST)
             self._beat()
             if self.limit and time.monotonic() - self._since > self.limit:
                 message = self._diagnose()
@@ -105,12 +107,8 @@ class Watchdog:
             phase += f"{WAITS}{data}"
         beat = Heartbeat(self.rank, socket.gethostname(), os.getpid(), self._beats, step, phase)
         file = self._file(self.rank)
-        partial = file.with_suffix(".partial")
-        try:
-            partial.write_text(to_json(asdict(beat)))
-            partial.replace(file)
-        except OSError:
-            pass  # a full disk or a lost file system must not end a run that gets on without heartbeats
+        with suppress(OSError):  # a full disk or a lost file system must not end a run that gets on without heartbeats
+            replace_text(file, file.with_suffix(".partial"), to_json(asdict(beat)))
 
     def _diagnose(self) -> str:
         """Who is missing: heartbeats that do not change while we look, by counting, for clocks differ."""
@@ -148,13 +146,39 @@ class Watchdog:
     def _end(self, message: str) -> None:
         if self._before_end is not None:
             self._before_end(message)
-        say(f"error: {message}; ending, so that the run can be started again")
-        sys.stderr.flush()
-        faulthandler.dump_traceback(all_threads=True)
-        os._exit(HUNG)  # the main thread sits in a collective and will not come back
+        # The main thread sits in a collective and will not come back.
+        leave(f"error: {message}; ending, so that the run can be started again", HUNG, threads=True)
 
     def _file(self, rank: int) -> Path:
         return self.folder / f"rank-{rank:05d}.json"
+
+
+def leave(words: str, code: int, *, threads: bool = False) -> NoReturn:
+    """End the process with some last words, and where its threads are; without them if nobody takes them.
+
+    A pipe that nobody reads any more, but holds open, blocks whoever writes to it: maybe that is why the run hangs.
+    """
+    text = printable(words) + "\n" + (_threads() if threads else "")
+
+    def write() -> None:
+        sys.stderr.write(text)
+        sys.stderr.flush()
+
+    writer = threading.Thread(target=write, name="last words", daemon=True)
+    writer.start()
+    writer.join(LAST_WORDS)
+    os._exit(code)
+
+
+def _threads() -> str:
+    """Where all threads are. faulthandler holds all of them up while it writes, so it does not write to stderr."""
+    try:
+        with tempfile.TemporaryFile("w+", errors="replace") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+            file.seek(0)
+            return file.read()
+    except OSError:
+        return ""
 
 
 def _name(rank: int, beat: Heartbeat | None) -> str:
