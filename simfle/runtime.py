@@ -3,6 +3,7 @@
 import ctypes
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -83,7 +84,7 @@ def arithmetic_threads(local_size: int) -> int:
     """
     known = torch.get_num_threads()
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return max(1, min(known, int(asked)) if asked.isdecimal() else known // local_size)
+    return max(1, min(known, int(asked[:9])) if asked.isdecimal() else known // local_size)
 
 
 @contextmanager
@@ -200,11 +201,34 @@ def _launched() -> dict[str, int]:
     os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
     os.environ.setdefault("LOCAL_RANK", "0")
     try:
-        return {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+        found = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
     except (KeyError, ValueError) as error:
         raise UserError(
             f"the launcher's environment is incomplete: {error}; set RANK and WORLD_SIZE, or none"
         ) from None
+    _check_launched(found)
+    return found
+
+
+def _check_launched(found: dict[str, int]) -> None:
+    """Refuse what torch would wait for without end, or answer with a traceback: maybe a shell kept it from another job.
+
+    Raises:
+        UserError: the variable, its value, and what it can be.
+    """
+    sound = 0 <= found["RANK"] < found["WORLD_SIZE"] and found["LOCAL_RANK"] >= 0 and found["LOCAL_WORLD_SIZE"] >= 1
+    if not sound:
+        told = " ".join(f"{name}={value}" for name, value in found.items())
+        raise UserError(
+            f"{told}: processes are numbered from 0 to WORLD_SIZE - 1. Fix: start all of them with one launcher, or "
+            "unset RANK and WORLD_SIZE to start a single process"
+        )
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not address or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) >= 1 << 16:
+        raise UserError(
+            f"MASTER_ADDR={address} MASTER_PORT={port}: no address with a port from 0 to 65535. Fix: set both to "
+            "those of the main process, or unset RANK and WORLD_SIZE to start a single process"
+        )
 
 
 def _start_group(device: torch.device, seconds: float) -> None:

@@ -1,5 +1,6 @@
 """Several processes of one run on this machine, one per GPU or sharing its cores."""
 
+import json
 import os
 import signal
 import socket
@@ -19,6 +20,17 @@ from simfle.terminal import say
 
 GRACE = 30.0  # seconds that the others have to say why they end, after one has failed
 COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # what rich takes for a terminal
+# With this process's folders of modules: `python -m simfle` would look into the current folder first, where a user may
+# have a random.py or another simfle.
+PROGRAM = """
+import sys
+sys.path[:] = filter(None, sys.path)
+import json
+sys.path[:] = json.loads(sys.argv.pop(1))
+sys.argv[0] = "simfle"
+from simfle.commands.main import script
+script()
+"""
 LAST_WORDS = 2000  # characters of a failed process's output that are shown
 
 
@@ -44,7 +56,7 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
         with _handed_on(running) as signals:  # from the first one on: none may be left behind
             for rank in range(processes):
                 process = subprocess.Popen(
-                    [sys.executable, "-m", "simfle", "pretrain", *words],
+                    [sys.executable, "-c", PROGRAM, json.dumps(sys.path), "pretrain", *words],
                     env=_environment(rank, processes, shared, plain=relay),
                     stdout=None if rank == 0 else files[rank - 1],
                     stderr=files[rank - 1] if rank else subprocess.PIPE if relay else None,
