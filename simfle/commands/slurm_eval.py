@@ -114,7 +114,7 @@ class Task:
 
         done = 0
         while True:
-            finished = status(run).state in ("finished", "failed")
+            finished = status(run).state in ("finished", "failed", "gone")
             step = newest_step(run)
             if step > done:
                 _tell(f"{run}: checkpoint of step {step}")

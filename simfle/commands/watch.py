@@ -3,9 +3,10 @@
 import math
 import sys
 import time
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 32  # characters of the loss curve
-ENDED = ("finished", "failed", "stopped", "killed", "cancelled", "timeout")
+ENDED = (
+    *("finished", "failed", "stopped", "killed", "gone"),
+    *("cancelled", "timeout", "node_fail", "out_of_memory", "deadline", "boot_fail"),  # Slurm's
+)
 COLOURS = {"running": "green", "finished": "cyan", "pending": "yellow", "failed": "red", "killed": "red"}
 
 
@@ -98,7 +102,7 @@ def screen(runs: list[Path], console: "Console") -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    from simfle.slurm.runs import status, tail
+    from simfle.slurm.runs import status
 
     blocks: list[RenderableType] = []
     for run in runs:
@@ -113,7 +117,7 @@ def screen(runs: list[Path], console: "Console") -> "RenderableType":
             table.add_row("", ProgressBar(now.steps, now.step, width=CURVE))
         for name, text in facts(now):
             table.add_row(name, Text(text))  # a reason may hold [brackets], which rich would read as its own
-        curve = [line["losses"]["total"] for line in tail(run) if "total" in line.get("losses", {})]
+        curve = [line["losses"]["total"] for line in _tail(run) if "total" in line.get("losses", {})]
         if len(curve) > 1:
             table.add_row("loss curve", f"{sparkline(curve, CURVE)}  {curve[0]:.4g} to {curve[-1]:.4g}")
         blocks += [table, Text("")]
@@ -122,8 +126,6 @@ def screen(runs: list[Path], console: "Console") -> "RenderableType":
 
 def facts(now: "Status") -> list[tuple[str, str]]:
     """Names and texts of what is known of a run."""
-    from simfle.slurm.runs import last_metrics
-
     found = [("step", str(now.step) + (f" of {now.steps} ({now.step / now.steps:.0%})" if now.steps else ""))]
     if now.state not in ENDED and (seconds := time_left(now)) is not None:
         found.append(("time left", age(seconds)))
@@ -132,7 +134,7 @@ def facts(now: "Status") -> list[tuple[str, str]]:
     if now.images_per_second is not None:
         wait = f", data wait {now.data_wait:.0%}" if now.data_wait is not None else ""
         found.append(("speed", f"{now.images_per_second:.1f} images/s{wait}"))
-    line = last_metrics(now.run)
+    line = (_tail(now.run) or [{}])[-1]
     if features := line.get("features"):
         found.append(("features", ranks(features)))
     if monitor := line.get("monitor"):
@@ -158,9 +160,7 @@ def ranks(features: dict[str, float]) -> str:
 
 def time_left(now: "Status") -> float | None:
     """Seconds, from the steps of this start that are still in the metrics; None where nothing is known."""
-    from simfle.slurm.runs import tail
-
-    lines = [line for line in tail(now.run) if "time" in line and "step" in line]
+    lines = [line for line in _tail(now.run) if "time" in line and "step" in line]
     if len(lines) < 2 or not now.steps:
         return None
     gaps = [
@@ -172,6 +172,15 @@ def time_left(now: "Status") -> float | None:
         return None
     # The median: a stop, a requeue or a checkpoint between two lines does not count.
     return sorted(gaps)[len(gaps) // 2] * (now.steps - now.step)
+
+
+def _tail(run: Path) -> "list[dict[str, Any]]":
+    """The last lines of a run's metrics; none where they cannot be read, which its state tells."""
+    from simfle.slurm.runs import tail
+
+    with suppress(OSError):
+        return tail(run)
+    return []
 
 
 def sparkline(values: list[float], width: int) -> str:

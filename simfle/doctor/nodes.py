@@ -39,18 +39,14 @@ def submit(folder: Path, cluster: ClusterConfig, network: float) -> tuple[Path, 
     Raises:
         UserError: no Slurm here, it refuses, values out of range, the folder cannot be written.
     """
-    import subprocess
-
-    from submitit.core.utils import FailedJobError
-
-    from simfle.slurm.submit import reason
+    from simfle.slurm.submit import reason, refusals
 
     check(cluster)
     require_slurm()
     job = freeze(folder.absolute(), Asked(network), cluster, name="doctor")
     try:
         submitted = slurm_executor(job, cluster, name="simfle-doctor", ends=False).submit(node_task, str(job))
-    except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
+    except refusals() as error:
         raise UserError(f"sbatch: {reason(error)}") from None
     return job, str(submitted.job_id)
 

@@ -84,12 +84,18 @@ def end(job_folder: Path, code: int) -> int:
     run = job_folder.parents[1]
     cluster = load(ClusterConfig, job_folder / "cluster.yaml")
     expected = int(os.environ.get("SLURM_NNODES", cluster.nodes)) * cluster.tasks
-    events = record.events(run)
+    events = of_submission(record.events(run), number, job_folder.name)
     if superseded(events, number, start):
         return _give_way(number, start)
     began = any((each["event"], each["job"], each.get("start")) == ("started", number, start) for each in events)
     decision = decide(record.ends(job_folder, start), expected, code, began=began)
-    facts = {"job": number, "start": start, "failure": decision.failure, "step": newest_step(run)}
+    facts = {
+        "job": number,
+        "folder": job_folder.name,
+        "start": start,
+        "failure": decision.failure,
+        "step": newest_step(run),
+    }
     words, requeue = decision.words, decision.requeue
     if requeue and start >= cluster.max_requeues:
         requeue, words = False, f"{words}; not requeued: max_requeues={cluster.max_requeues} is reached"
@@ -109,6 +115,12 @@ def end(job_folder: Path, code: int) -> int:
     record.tell(run, "ended", **facts, requeue=requeue, reason=words, code=code)
     say(f"job {number}: {words}{'; requeued' if requeue else ''}")
     return code
+
+
+def of_submission(events: list[dict], number: str, folder: str) -> list[dict]:
+    """The events of one submission. Its number alone does not tell them: a controller that has lost its records, or
+    another cluster, gives the same numbers once more. Versions before this one kept no folder of starts and ends."""
+    return [each for each in events if each["job"] == number and each.get("folder", folder) == folder]
 
 
 def superseded(events: list[dict], number: str, start: int) -> bool:
@@ -176,11 +188,12 @@ def main() -> None:
 
     for name in (signal.SIGTERM, signal.SIGUSR2):  # Slurm ends all processes of a job at once; this one is needed
         signal.signal(name, signal.SIG_IGN)
+    job, code = Path(sys.argv[1]), int(sys.argv[2])
     try:
-        sys.exit(end(Path(sys.argv[1]), int(sys.argv[2])))
-    except UserError as error:  # the job's folder was deleted
-        sys.stderr.write(f"error: {error}; the job's end cannot be recorded, and it is not requeued\n")
-        sys.exit(int(sys.argv[2]) or 1)
+        sys.exit(end(job, code))
+    except (UserError, OSError) as error:  # the job's folder was deleted, or its disk is full
+        say(f"error: {job}: {error}; not requeued. Fix: submit the run again to go on after its last checkpoint")
+        sys.exit(code or 1)
 
 
 if __name__ == "__main__":

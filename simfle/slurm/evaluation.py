@@ -3,7 +3,6 @@
 import faulthandler
 import os
 import signal
-import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import replace
@@ -16,7 +15,7 @@ from simfle.eval.config import EvalConfig
 from simfle.eval.units import Unit, units
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.freeze import freeze
-from simfle.slurm.submit import reason, require_slurm, slurm_executor
+from simfle.slurm.submit import reason, refusals, require_slurm, slurm_executor
 from simfle.terminal import log_to_stderr, say
 
 
@@ -80,8 +79,6 @@ def submit(job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:
     Raises:
         UserError: there is no Slurm here, or it refuses.
     """
-    from submitit.core.utils import FailedJobError
-
     require_slurm()
     executor = slurm_executor(job, of_one_task(cluster), name=f"{job.parents[1].name}-eval", ends=False)
     executor.update_parameters(array_parallelism=parallel)
@@ -89,7 +86,7 @@ def submit(job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:
         if count == 1:
             return str(executor.submit(evaluate_task, str(job), 0).job_id)
         jobs = executor.map_array(evaluate_task, [str(job)] * count, range(count))
-    except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
+    except refusals() as error:
         raise UserError(f"sbatch: {reason(error)}") from None
     return str(jobs[0].job_id).split("_")[0]
 

@@ -211,7 +211,13 @@ def announce(job: Path, place: Place, config: PretrainConfig, cluster: ClusterCo
     """Once for all tasks: on what the job runs now."""
     if place.rank:
         return
-    facts = {"job": place.job, "start": place.start, "nodes": list(place.nodes), "processes": place.size}
+    facts = {
+        "job": place.job,
+        "folder": job.name,
+        "start": place.start,
+        "nodes": list(place.nodes),
+        "processes": place.size,
+    }
     record.tell(Path(config.train.run), "started", **facts)
     words = f"job {place.job}, start {place.start}: {place.size} processes on {', '.join(place.nodes)}"
     if len(place.nodes) < cluster.nodes:
@@ -239,8 +245,8 @@ def ending(job: Path, place: Place) -> Iterator[None]:
             traceback.print_exc()
     try:
         record.write_end(job, place.start, End(place.rank, place.host, kind, words))
-    except OSError as error:  # the folder was deleted, the disk is full: the reason is more worth than its record
-        sys.stderr.write(f"{job}: how this process ended cannot be recorded: {error.strerror}\n")
+    except OSError as error:  # the job's folder was deleted, or its disk is full: what is said below is all there is
+        say(f"error: {job}: how this process ended cannot be kept: {error.strerror}")
     if words:
         say(f"{'' if kind in (record.STOPPED, record.SPARE) else 'error: '}{words}")
     for stream in (sys.stdout, sys.stderr):

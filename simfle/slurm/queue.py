@@ -1,22 +1,45 @@
 """Slurm's own words about jobs, through its programs; with and without accounting (slurmdbd)."""
 
 import math
+import os
 import shutil
+import signal
 import subprocess
+import time
+from contextlib import suppress
 
 from simfle.errors import UserError
 
 SECONDS = 60
+SILENCE = 300.0  # seconds in which a list of jobs asks no more, once there was no answer
+SHOW = ("scontrol", "show", "job", "--oneliner")
+_silences: list[float] = []  # when Slurm did not answer
 
 
-def state(job: str) -> str:
-    """State of a job, e.g. RUNNING, PENDING, COMPLETED; empty where Slurm does not know it (any more)."""
-    return show(job).get("JobState", "") or _accounted(job)
+def state(job: str, folder: str = "") -> str:
+    """State of a job, e.g. RUNNING, PENDING, COMPLETED; empty where Slurm does not know it (any more).
+
+    folder: the name of its folder in RUN/slurm. A controller that has lost its records gives numbers a second time, and
+    the job of this number may be another one, that writes its log elsewhere.
+    """
+    text = _output(*SHOW, job)
+    if folder and "StdOut=" in text and f"/slurm/{folder}/" not in text:
+        return ""
+    return _words(text).get("JobState", "") or _accounted(job)
+
+
+def state_of_many(job: str, folder: str = "") -> str:
+    """`state`, for lists of jobs: once Slurm has not answered in time, it is not asked again for a while."""
+    waited = time.monotonic() - _silences[-1] if _silences else math.inf
+    return state(job, folder) if waited > SILENCE else ""
 
 
 def show(job: str) -> dict[str, str]:
     """`scontrol show job` as names and values; empty where the controller has forgotten the job."""
-    text = _output("scontrol", "show", "job", "--oneliner", job)
+    return _words(_output(*SHOW, job))
+
+
+def _words(text: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
 
@@ -36,9 +59,8 @@ def requeue(job: str) -> None:
     Raises:
         UserError: Slurm refuses, its words; or does not answer.
     """
-    words = ["scontrol", "requeue", job]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = _run("scontrol", "requeue", job)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UserError(f"job {job} could not be requeued: {error}") from None
     if done.returncode:
@@ -58,7 +80,30 @@ def _accounted(job: str) -> str:
 
 def _output(*words: str) -> str:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
+        done = _run(*words)
+    except subprocess.TimeoutExpired:
+        _silences.append(time.monotonic())
+        return ""
+    except OSError:
         return ""
     return done.stdout if done.returncode == 0 else ""
+
+
+def _run(*words: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program for at most SECONDS, and end it with all that it has started: Slurm's programs are often wrapped in
+    scripts, and what these have started would hold the output open.
+
+    Raises:
+        OSError: it cannot be started. subprocess.TimeoutExpired: it did not end.
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen(
+        words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
+    ) as process:
+        try:
+            out, err = process.communicate(timeout=SECONDS)
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return subprocess.CompletedProcess(words, process.returncode, out, err)

@@ -1,10 +1,11 @@
 """Where runs stand: read from their folders, and from Slurm where there is one."""
 
+import os
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from simfle.train.watchdog import Heartbeat
 DYING = 60.0  # seconds that processes may live after the end of their job: Slurm's KillWait, and a beat
 QUIET = 120.0  # seconds without a heartbeat after which a run without a job is taken for stopped
 HEARTBEATS = "heartbeats/rank-*.json"
+LEVELS = 3  # of folders in which runs are looked for
+GONE, UNREADABLE = "gone", "unreadable"  # states beside those of Slurm and of a run's own record
 ALIVE = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "PENDING")  # of several jobs the first of these counts
 
 
@@ -43,28 +46,56 @@ class Status:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Run folders at `folder` or up to three levels below it, by name.
+    """Run folders at `folder` or up to LEVELS below it, by name.
 
     A folder slurm/ alone tells of no run: the jobs of simfle doctor and simfle slurm eval make one, too.
     """
-    marks = ("config.yaml", f"slurm/{record.EVENTS}")
-    if any((folder / mark).exists() for mark in marks):
+    if _is_run(folder):
         return [folder]
-    found = set()
-    for mark, level in product(marks, ("*", "*/*", "*/*/*")):
-        found |= {path.parents[mark.count("/")] for path in folder.glob(f"{level}/{mark}")}
-    return sorted(path for path in found if "slurm" not in path.relative_to(folder).parts)
+    return sorted(path for path in _folders(folder, LEVELS) if _is_run(path))
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / mark).exists() for mark in ("config.yaml", f"slurm/{record.EVENTS}"))
+
+
+def _folders(folder: Path, levels: int) -> Iterator[Path]:
+    """Folders below one, but for slurm/. One that vanishes meanwhile, or that may not be read, has none."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry.name for entry in entries if entry.name != "slurm" and entry.is_dir()]
+    except OSError:
+        return
+    for name in found:
+        yield folder / name
+        if levels > 1:
+            yield from _folders(folder / name, levels - 1)
 
 
 def status(run: Path) -> Status:
-    """Read where a run stands. Nothing is written; a run that is being written to is read as far as it is whole."""
+    """Read where a run stands. Nothing is written; a run that is being written to is read as far as it is whole.
+
+    A run whose files cannot be read says so, and does not keep others from being shown.
+    """
+    try:
+        return _status(run) if run.is_dir() else _unknown(run, GONE, "the folder was deleted or moved away")
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        return _unknown(run, UNREADABLE, f"{place}{error.strerror or error}")
+
+
+def _unknown(run: Path, state: str, reason: str) -> Status:
+    return Status(run, (), state, 0, 0, None, None, {}, 0, None, 0, reason)
+
+
+def _status(run: Path) -> Status:
     line = last_metrics(run)
     happened = record.events(run)
     here = _on_this_machine(happened)
     submitted = (event["job"] for event in happened if event["event"] == "submitted")
     jobs = tuple(dict.fromkeys(job for job in submitted if job not in here))
-    markers = [folder / told.MARKER for folder in told.checkpoints(run)]
-    age = time.time() - max(marker.stat().st_mtime for marker in markers) if markers else None
+    saved = max((_changed(folder / told.MARKER) for folder in told.checkpoints(run)), default=0.0)
+    age = time.time() - saved if saved else None
     steps = told.steps_of(run)
     step = max(line.get("step", 0), newest_step(run))
     state, reason = _state(run, happened, step, steps)
@@ -92,12 +123,12 @@ def last_metrics(run: Path) -> dict[str, Any]:
 
 def tail(run: Path) -> list[dict[str, Any]]:
     """The last whole lines of RUN/metrics.jsonl, some hundred of them. Reads the file's end only."""
-    file = run / "metrics.jsonl"
-    if not file.exists():
+    try:
+        with open_regular(run / "metrics.jsonl", "rb") as stream:
+            stream.seek(max(0, os.fstat(stream.fileno()).st_size - 65536))
+            return told.metrics(stream.read())
+    except FileNotFoundError:
         return []
-    with open_regular(file, "rb") as stream:
-        stream.seek(max(0, file.stat().st_size - 65536))
-        return told.metrics(stream.read())
 
 
 def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> tuple[str, str]:
@@ -168,7 +199,8 @@ def _asked(happened: list[dict[str, Any]]) -> dict[str, str]:
     here = _on_this_machine(happened)
     over = {job for job, event in latest.items() if event["event"] == "ended" and not event["requeue"]}
     over -= {event["job"] for event in happened[-1:]}
-    return {job: queue.state(job) for job in latest if job not in here | over}
+    folders = {event["job"]: str(event.get("folder", "")) for event in happened if event["event"] == "submitted"}
+    return {job: queue.state_of_many(job, folders.get(job, "")) for job in latest if job not in here | over}
 
 
 def _beats(run: Path, happened: list[dict[str, Any]], over: str) -> bool:
@@ -186,7 +218,7 @@ def _beats(run: Path, happened: list[dict[str, Any]], over: str) -> bool:
 def _changed(file: Path) -> float:
     try:
         return file.stat().st_mtime
-    except FileNotFoundError:  # a process takes its own away when it ends
+    except FileNotFoundError:  # a process takes its own away when it ends, a run its old checkpoints
         return 0.0
 
 

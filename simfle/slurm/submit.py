@@ -93,8 +93,6 @@ def submit(job: Path, cluster: ClusterConfig) -> str:
     Raises:
         UserError: there is no Slurm here, or it refuses; its words.
     """
-    from submitit.core.utils import FailedJobError
-
     from simfle.slurm.job import pretrain_task
 
     require_slurm()
@@ -102,7 +100,7 @@ def submit(job: Path, cluster: ClusterConfig) -> str:
     executor = slurm_executor(job, cluster, name=run.name)
     try:
         submitted = executor.submit(pretrain_task, str(job))
-    except (FailedJobError, subprocess.CalledProcessError, OSError) as error:
+    except refusals() as error:
         raise UserError(f"sbatch: {reason(error)}") from None
     record.tell(run, "submitted", job=submitted.job_id, folder=job.name, nodes=cluster.nodes)
     return submitted.job_id
@@ -267,8 +265,20 @@ def _mounts(job: Path, cluster: ClusterConfig) -> list[str]:
     return list(dict.fromkeys(f"{place}:{place}" for place in [str(job.parents[1]), *shards, *cluster.mounts]))
 
 
+def refusals() -> tuple[type[Exception], ...]:
+    """What submitit raises where sbatch refuses a job, is killed, or says nothing that names one."""
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+
+    return FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, OSError
+
+
 def reason(error: Exception) -> str:
     """sbatch's own words out of what submitit wraps around them."""
+    if "sbatch output" in str(error):
+        return (
+            f"it named no job but said {str(error).partition('sbatch output')[2].splitlines()[0].strip()}. "
+            "Fix: see whether the job is in the queue (squeue --me) before you submit it again"
+        )
     cause = error if isinstance(error, subprocess.CalledProcessError) else error.__cause__ or error
     output = getattr(cause, "stderr", None) or getattr(cause, "output", None) or str(error)
     text = output.decode(errors="replace") if isinstance(output, bytes) else str(output)
