@@ -176,8 +176,7 @@ class Run:
         with phase("report"):
             measures = self.telemetry.measure(number) if measured else {}
             seconds = time.perf_counter() - began
-            if self.monitor.due(number) and not verdict.stop and (found := self.monitor.measure(self.engine)):
-                measures["monitor"] = found
+            measures |= self.probe(number, verdict)
             self.report(verdict, rate, seconds, self.loader.waited - waited, measures)
         if pictured:
             self.save_picture()
@@ -186,6 +185,13 @@ class Run:
         if self.profile is not None:
             self.profile.step()
         return verdict
+
+    def probe(self, number: int, verdict: Verdict) -> Measures:
+        """Measure the backbone on labelled shards where that is due and no stop waits."""
+        if verdict.stop or not self.monitor.due(number):
+            return {}
+        found = self.monitor.measure(self.engine)
+        return {"monitor": found} if found else {}
 
     def is_sound(self, number: int) -> bool:
         """Whether a sample that was found damaged before can be decoded now."""
