@@ -25,7 +25,7 @@ class RefusedFileError(OSError):
 def open_regular(path: str | Path, mode: str = "r", **how: Any) -> IO[Any]:
     """Open a regular file, or a link to one, to read or append; `how` as for the built-in open.
 
-    A FIFO would make the reader wait for ever, a device may never end. The open file itself is asked what it is: a name
+    A FIFO would make the process wait for ever, a device may never end. The open file is asked what it is: its name
     may mean another file a moment later.
 
     Raises:

@@ -19,6 +19,7 @@ from simfle.train.watchdog import Heartbeat
 DYING = 60.0  # seconds that processes may live after the end of their job: Slurm's KillWait, and a beat
 QUIET = 120.0  # seconds without a heartbeat after which a run without a job is taken for stopped
 HEARTBEATS = "heartbeats/rank-*.json"
+NEVER = -1.0  # as a time of change, of a file that is not there
 LEVELS = 3  # of folders in which runs are looked for
 GONE, UNREADABLE = "gone", "unreadable"  # states beside those of Slurm and of a run's own record
 ALIVE = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "PENDING")  # of several jobs the first of these counts
@@ -94,8 +95,8 @@ def _status(run: Path) -> Status:
     here = _on_this_machine(happened)
     submitted = (event["job"] for event in happened if event["event"] == "submitted")
     jobs = tuple(dict.fromkeys(job for job in submitted if job not in here))
-    saved = max((_changed(folder / told.MARKER) for folder in told.checkpoints(run)), default=0.0)
-    age = time.time() - saved if saved else None
+    saved = max((_changed(folder / told.MARKER) for folder in told.checkpoints(run)), default=NEVER)
+    age = time.time() - saved if saved > NEVER else None
     steps = told.steps_of(run)
     step = max(line.get("step", 0), newest_step(run))
     state, reason = _state(run, happened, step, steps)
@@ -208,7 +209,7 @@ def _beats(run: Path, happened: list[dict[str, Any]], over: str) -> bool:
 
     over: a job that Slurm says has ended, though nobody recorded it; its processes may beat a little longer.
     """
-    last = max(map(_changed, run.glob(HEARTBEATS)), default=0.0)
+    last = max(map(_changed, run.glob(HEARTBEATS)), default=NEVER)
     ends = [event.get("time") for event in happened if event["event"] == "ended"]
     with suppress(ValueError):
         ends += [datetime.fromisoformat(queue.show(over).get("EndTime", "")).timestamp() + DYING] if over else []
@@ -219,7 +220,7 @@ def _changed(file: Path) -> float:
     try:
         return file.stat().st_mtime
     except FileNotFoundError:  # a process takes its own away when it ends, a run its old checkpoints
-        return 0.0
+        return NEVER
 
 
 def _on_this_machine(happened: list[dict[str, Any]]) -> set[str]:

@@ -249,7 +249,7 @@ def test_status_of_a_run_without_slurm(tmp_path: Path) -> None:
 
 def test_a_run_on_this_machine_is_no_job_of_slurms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its number is that of a process; Slurm may know a job of the same number, which is somebody else's."""
-    monkeypatch.setattr("simfle.slurm.runs.queue.state", lambda job: "RUNNING")
+    monkeypatch.setattr("simfle.slurm.runs.queue.state", lambda job, _: "RUNNING")
     record.tell(tmp_path, "submitted", job="17", folder="job", nodes=1, local=True)
     record.tell(tmp_path, "started", job="17", start=0)
     found = status(tmp_path)
