@@ -27,6 +27,7 @@ from shards.plan import Plan, Shard, digest_entries, make_plan
 from shards.processes import on_processes, tell
 from shards.request import Build
 from shards.work import Job, Result, read_result, write_shard
+from shards.workshop import LOCK, is_of_build, refuse_others
 
 MOST_NAMED = 10  # labels in a note
 
@@ -93,7 +94,8 @@ def _compare(request: Build, entries: Iterable[Entry | Rejected]) -> Report:
             f"{request.out} holds shards of other images or options; choose another output or delete that folder"
         )
     # A build that was stopped between its last rename and its clean-up leaves its workshop.
-    shutil.rmtree(request.partial, ignore_errors=True)
+    if is_of_build(request.partial):
+        shutil.rmtree(request.partial, ignore_errors=True)
     return Report(manifest, already=True)
 
 
@@ -112,11 +114,12 @@ def _discard(partial: Path, made: list[Path]) -> None:
 @contextmanager
 def _lock(partial: Path) -> Iterator[None]:
     """One build at a time; the lock goes with the process, however it ends."""
+    refuse_others(partial, build=True)
     try:
         (partial / "work").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {partial}: {error.strerror}; choose another output") from None
-    with (partial / "work" / "lock").open("w") as file:
+    with (partial / "work" / LOCK).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

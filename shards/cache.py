@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ POLL = 0.2  # seconds between looks whether others have let go of something
 PATIENCE = 300.0  # seconds that a reader waits for space
 INDEX = 512  # most bytes of a sample in its index: three members, whose names have less than 128 characters
 PARTS = (".idx", ".sum")  # what belongs to a tar
+# What the cache writes. All else in its folder belongs to others, and is neither counted nor deleted.
+OURS = re.compile(r"[0-9a-f]{64}\.(?:tar|idx|sum|part)|\.[0-9a-f]{64}\.(?:idx|sum)\.\d+\.tmp")
 
 
 class CacheFullError(UserError):
@@ -198,7 +201,7 @@ class Cache:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        with (self.folder / "lock").open("w") as file:
+        with _create(self.folder / "lock") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -207,7 +210,7 @@ class Cache:
         found = {}
         with os.scandir(self.folder) as entries:
             for entry in entries:
-                if entry.name not in ("lock", mine.name):
+                if OURS.fullmatch(entry.name) and entry.name != mine.name:
                     with contextlib.suppress(FileNotFoundError):  # another process gave up its download just now
                         found[entry.name] = entry.stat()
         for name in [name for name in found if name.endswith(".part") and _remove(self.folder / name)]:
@@ -291,7 +294,10 @@ def _hold(path: Path) -> IO[bytes] | None:
 def _claim(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes] | None:
     """The right to download, as the open file `part`, once nobody else has it; None when the tar is there."""
     while not tar.exists():
-        file = os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT, 0o644), "r+b")
+        try:
+            file = _create(part)
+        except OSError as error:
+            raise UserError(f"data.cache: cannot use {part}: {error.strerror}. Fix: delete it") from None
         if _lock(file) and _is(file, part):
             return file
         file.close()
@@ -299,6 +305,14 @@ def _claim(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes] | None:
             raise StoppedError(f"{part.name}: stopped while another process downloads it")
         time.sleep(POLL / 4)
     return None
+
+
+def _create(path: Path) -> IO[bytes]:
+    """Open a file for writing, and make it where there is none; its content stays. Raises OSError: it is a link.
+
+    A folder that several users can write to may hold a link with this name, to a file of the one who follows it.
+    """
+    return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644), "r+b")
 
 
 def _is(file: IO[bytes], path: Path) -> bool:

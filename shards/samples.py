@@ -18,6 +18,7 @@ from shards.foreign import describes
 from shards.index import Index, index_tar, read_index, write_index
 from shards.manifest import Manifest, ShardInfo, index_name
 from shards.plain import MOST_TOLD, parse_json
+from shards.workshop import refuse_others
 from shards.writer import TarShard
 
 
@@ -195,6 +196,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     partial = out.with_name(out.name + ".partial")
     if (partial / "work").exists():
         raise UserError(f"{partial} holds an unfinished build; go on with it, or choose another output")
+    refuse_others(partial, build=False)
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -301,6 +301,12 @@ ELSEWHERE = (
         "unit/test_printable.py",
         "test_commands_on_shards",
     ),
+    (
+        "OUT.partial or the folder of the cache holds files of the user, or is a link",
+        f"{SAYS}what is not ours stays; a cache is used beside it",
+        "unit/shards/test_shards_folders.py",
+        "test_a_cache_deletes_only_what_it_wrote",
+    ),
     ("many random faults, a build and a run", "the same bytes and losses", "soak/test_soak.py", "test_soak"),
     (
         "any of these ends",

@@ -1,0 +1,53 @@
+"""Folders that commands make, empty and delete themselves: what in them is ours, so that nothing else is deleted."""
+
+import re
+from pathlib import Path
+
+from shards.errors import UserError
+
+_FILE = r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*-\d{6}\.(?:tar|idx)|rejected\.jsonl|manifest\.json)"
+_COPIED = re.compile(rf"{_FILE}|\.{_FILE}\.\d+\.tmp")
+LOCK = "lock"  # the first file in the work folder of a build
+
+
+def refuse_others(folder: Path, *, build: bool) -> None:
+    """Raise UserError where `folder` is a link, or holds what none of our commands has written.
+
+    build: it is the OUT.partial of a build; else of a command that makes shards of shards.
+    """
+    if folder.is_symlink():
+        raise UserError(f"{folder}: it is a link, but this folder is made and deleted here. Fix: choose another output")
+    try:
+        found = sorted(folder.iterdir())
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"cannot read {folder}: {error.strerror}. Fix: choose another output") from None
+    is_ours = _is_built if build else _is_copied
+    other = next((path.name for path in found if not is_ours(path)), None)
+    if other is not None:
+        raise UserError(
+            f"{folder}: this folder is made and deleted here, but {other!r} in it is of no unfinished build. "
+            "Fix: move the folder away, or choose another output"
+        )
+
+
+def is_of_build(folder: Path) -> bool:
+    """Tell whether `folder` is there and is the OUT.partial of a build, which may be deleted."""
+    try:
+        refuse_others(folder, build=True)
+    except UserError:
+        return False
+    return folder.is_dir()
+
+
+def _is_copied(path: Path) -> bool:
+    return _COPIED.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
+
+
+def _is_built(path: Path) -> bool:
+    if path.is_symlink() or not path.is_dir():
+        return False
+    if path.name == "work":
+        return (path / LOCK).exists() or not any(path.iterdir())
+    return path.name == "shards"
