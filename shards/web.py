@@ -24,6 +24,7 @@ TIMEOUT = 60.0  # seconds without a byte before a connection is given up
 GRACE = 60.0  # seconds
 SLOWEST = 10_000  # bytes a second
 REDIRECTS = 10
+MOST_LINES, MOST_LINE = 100, 1 << 16  # of what comes before and behind an answer, and bytes of each
 TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
@@ -82,7 +83,30 @@ class _Socket:
         return getattr(self._socket, name)
 
 
+class _Answer(http.client.HTTPResponse):
+    """An answer with bounds where the standard library has none."""
+
+    def begin(self) -> None:
+        """Read the first lines and the headers. Raises HTTPException: too many that say "100 Continue"."""
+        self._begun = 0
+        super().begin()
+
+    def _read_status(self) -> tuple[str, int, str]:
+        self._begun += 1
+        if self._begun > MOST_LINES:
+            raise http.client.HTTPException(f"more than {MOST_LINES} answers before the answer")
+        return super()._read_status()  # type: ignore[misc]
+
+    def _read_and_discard_trailer(self) -> None:
+        """Pass over the lines behind the last chunk; what came before is whole, so too many of them do no harm."""
+        for _ in range(MOST_LINES):
+            if self.fp.readline(MOST_LINE + 1) in (b"\r\n", b"\n", b""):
+                break
+
+
 class _Connection(http.client.HTTPConnection):
+    response_class = _Answer
+
     def __init__(self, *words: Any, pace: Pace, **options: Any) -> None:
         super().__init__(*words, **options)
         self._pace = pace
@@ -93,6 +117,8 @@ class _Connection(http.client.HTTPConnection):
 
 
 class _SecureConnection(http.client.HTTPSConnection):
+    response_class = _Answer
+
     def __init__(self, *words: Any, pace: Pace, **options: Any) -> None:
         super().__init__(*words, **options)
         self._pace = pace
@@ -133,7 +159,7 @@ def open_web(url: str) -> IO[bytes]:
     at, seen = url, {url}
     while True:
         try:
-            return cast(IO[bytes], opener.open(_request(at, url), timeout=TIMEOUT))
+            return _whole_file(url, opener.open(_request(at, url), timeout=TIMEOUT))
         except urllib.error.HTTPError as error:
             error.close()  # unread: it may have no end
             if not 300 <= error.code < 400 or not error.headers.get("Location"):
@@ -147,6 +173,20 @@ def open_web(url: str) -> IO[bytes]:
                 "the one that it stands for"
             )
         seen.add(at)
+
+
+def _whole_file(url: str, answer: Any) -> IO[bytes]:
+    """The answer as a stream of the file's own bytes. Raises UserError: it is a part of them, or packed."""
+    packed = answer.headers.get("Content-Encoding", "identity").strip().lower()
+    if answer.status == HTTPStatus.OK and packed == "identity":
+        return cast(IO[bytes], answer)
+    answer.close()
+    if answer.status != HTTPStatus.OK:
+        raise _reason(url, answer.status)
+    raise UserError(
+        f"{shown(url)}: the server sends it compressed, though nobody asked for that. Fix: turn off Content-Encoding "
+        "for these files on the server"
+    )
 
 
 class _Raises(urllib.request.BaseHandler):
