@@ -123,7 +123,7 @@ def _files(archive: tarfile.TarFile) -> Iterable[tuple[str, int, int]]:
     """Name, offset and size of each regular file."""
     while (item := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined] # tarfile keeps every header otherwise
-        if item.isreg():
+        if item.isreg() and not item.issparse():  # of a sparse file only parts are there
             yield item.name, item.offset_data, item.size
 
 

@@ -12,6 +12,8 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from shards.errors import UserError
 from shards.files import named, open_regular, sync_folder
 from shards.foreign import describes
@@ -20,6 +22,8 @@ from shards.manifest import Manifest, ShardInfo, index_name
 from shards.plain import MOST_TOLD, parse_json
 from shards.workshop import refuse_others
 from shards.writer import TarShard
+
+MOST_MEMBER = 2 << 30  # bytes of a member, which is read as a whole; of an image a build takes 1 GiB
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,13 @@ def shard_index(folder: Path, info: ShardInfo) -> Index:
     if len(index) != info.samples:
         raise UserError(
             f"shards: {path} lists {len(index)} samples, the manifest {info.samples}; build the shards again"
+        )
+    largest = int(index.sizes.max(initial=0))
+    # Each size is checked first: of sizes near 2**63 the sum would not be.
+    if largest > min(info.bytes, MOST_MEMBER) or int(np.maximum(index.sizes, 0).sum()) > info.bytes:
+        raise UserError(
+            f"shards: {folder / info.file} is shorter than its index says, or a member has more than "
+            f"{MOST_MEMBER >> 30} GiB. Fix: copy the shards again, from a source that you trust"
         )
     return index
 

@@ -15,7 +15,7 @@ MOST_XZ = 128 << 20  # bytes that decompressing xz may take
 
 
 class TooLargeHeader(tarfile.TarError):
-    """A member whose headers take more memory than any name needs. What follows cannot be found."""
+    """A member whose headers take more memory than any name needs, or tell no size. What follows cannot be found."""
 
 
 class BoundedTar(tarfile.TarFile):
@@ -45,6 +45,9 @@ class BoundedTar(tarfile.TarFile):
             raise TooLargeHeader("a member has too many headers") from None
         finally:
             self._meter.left = None
+        # A pax record may give a member a negative size: what follows it would lie before it, without end.
+        if item is not None and (item.size < 0 or self.offset < item.offset_data):
+            raise TooLargeHeader("a member has a negative size")
         if len(self.pax_headers) > MOST_SHARED:
             raise TooLargeHeader(f"more than {MOST_SHARED} pax records for all members")
         return item
