@@ -11,9 +11,11 @@ refuses to go on with them: what it had seen of them could not be told any more.
 import json
 import re
 import shutil
+import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import count
@@ -77,6 +79,7 @@ def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = 
     with locked(folder):
         done = Removal(resumed=recover(folder))
         manifest = read_manifest(folder)
+        _refuse_links(folder, manifest)
         wanted = set(keys)
         found = _find(folder, manifest, wanted, person)
         # Who is among the rejects alone is known by the pattern: a word of a file's name may be of anybody.
@@ -242,18 +245,41 @@ def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, 
             path = staging / _next_name(info.file, taken)
             taken.add(path.name)
             shards.append(write_shard(path, info.split, read_samples(folder, info, left)))
+            _as_private(folder / info.file, path, path.with_name(index_name(path.name)))
             place += [path.name, index_name(path.name)]
     if not shards:
         raise UserError(f"no sample of {folder} would be left; delete the folder instead")
     _write_rejected(folder, staging, manifest, found, person)
     _write_record(folder, staging, found, person, reason)
+    _as_private(folder / REJECTED, staging / REJECTED)
+    _as_private(folder / NAME, staging / RECORD)
     rejected = Counter(manifest.rejected) + Counter(removed=found.samples)
     build = manifest.build | {"removed": int(manifest.build.get("removed", 0)) + found.samples}
     new = replace(manifest, shards=tuple(shards), rejected=dict(sorted(rejected.items())), build=build)
     write_manifest(staging, new)
+    _as_private(folder / NAME, staging / NAME)
     plan = {"place": [*place, REJECTED, RECORD, NAME], "drop": drop}
     write_atomic(staging / READY, json.dumps(plan).encode())
     sync_folder(folder)
+
+
+def _refuse_links(folder: Path, manifest: Manifest) -> None:
+    """Raise UserError where a shard is a link: what it leads to would keep the samples."""
+    for info in manifest.shards:
+        path = folder / info.file
+        if path.is_symlink():
+            raise UserError(
+                f"{path}: it is a link, and {path.resolve()} would keep the samples; nothing removed. "
+                "Fix: remove them from the shards that it leads to"
+            )
+
+
+def _as_private(before: Path, *paths: Path) -> None:
+    """Let nobody read what is written anew who could not read what was there."""
+    with suppress(FileNotFoundError):
+        mode = stat.S_IMODE(before.stat().st_mode)
+        for path in paths:
+            path.chmod(stat.S_IMODE(path.stat().st_mode) & mode)
 
 
 def _next_name(file: str, taken: set[str]) -> str:

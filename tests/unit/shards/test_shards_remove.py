@@ -364,3 +364,21 @@ def test_removed_samples_are_gone_from_what_a_tar_reader_sees(shards: Path) -> N
             names += tar.getnames()
     assert len(names) == 2 * 25
     assert not [name for name in names if name.startswith("Jane_1_009.")]
+
+
+def test_what_is_written_anew_stays_private(shards: Path) -> None:
+    for path in shards.iterdir():
+        path.chmod(0o600)
+    remove_samples(shards, person="Jane_1")
+    assert {path.stat().st_mode & 0o777 for path in shards.iterdir()} == {0o600}
+
+
+def test_shards_that_are_links_keep_their_samples(shards: Path, tmp_path: Path) -> None:
+    """What a link leads to is not rewritten: a removal must not say that the person is gone."""
+    tar = next(shards.glob("train-*.tar"))
+    tar.rename(tmp_path / "elsewhere.tar")
+    tar.symlink_to(tmp_path / "elsewhere.tar")
+    before = contents(shards)
+    with pytest.raises(UserError, match=r"it is a link, and .*elsewhere\.tar would keep"):
+        remove_samples(shards, person="Jane_1")
+    assert contents(shards) == before
