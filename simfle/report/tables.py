@@ -159,8 +159,14 @@ def csv_text(shown: Tables) -> str:
     writer.writeheader()
     for row in shown.rows:
         low, high = row.interval
-        writer.writerow({**asdict(row), "backbone": shown.names[row.id], "low": low, "high": high})
+        cells = {**asdict(row), "backbone": shown.names[row.id], "low": low, "high": high}
+        writer.writerow({name: _no_formula(cell) for name, cell in cells.items()})
     return buffer.getvalue()
+
+
+def _no_formula(cell: Any) -> Any:
+    """The cell; a text that a spreadsheet would carry out as a formula gets an apostrophe before it."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def json_text(runs: Sequence[Run], shown: Tables, commands: Sequence[str]) -> str:

@@ -256,6 +256,18 @@ def test_other_formats_hold_the_same_numbers(run: Path) -> None:
     assert "    python launchers/evaluate.py" in text
 
 
+def test_no_name_is_a_formula_of_a_spreadsheet(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    for name in ('=HYPERLINK("http://x")', "+1", "-1", "@x"):
+        add_result(run / "eval", name, 0.5, benchmark="=1+1")
+    (written,) = write_report([run], formats=["csv"])
+    lines = list(csv.DictReader(io.StringIO(written.read_text())))
+    assert len(lines) == 4
+    texts = [line[name] for line in lines for name in ("backbone", "id", "kind", "benchmark")]
+    assert [text for text in texts if text.startswith(("=", "+", "-", "@"))] == []
+    assert float(lines[0]["score"]) == pytest.approx(0.5)
+
+
 def test_a_run_without_results_and_pictures(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "versions.json").unlink()
