@@ -9,12 +9,13 @@ from safetensors.torch import load_file
 # Large factors, so that a parameter in the wrong group would show.
 SETTINGS = (
     *("train.steps=4", "train.sync_statistics=true", "optim.lr=1e-4", "model.beta=1e-4", "train.checkpoint_every=100"),
-    *("optim.weight_decay=1000", "optim.decay_norms=false", "optim.predictor_rate=20"),
+    *("optim.weight_decay=1000", "optim.decay_norms=false", "optim.predictor_rate=5"),
 )
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return load_file(run / "checkpoints" / "step-00000004" / "model.safetensors")
+    found = load_file(run / "checkpoints" / "step-00000004" / "model.safetensors")
+    return {name: value for name, value in found.items() if value.is_floating_point()}  # not BatchNorm's counts
 
 
 def test_groups_stay_with_their_parameters_at_every_stage(faces: Path, tmp_path: Path) -> None:
@@ -25,8 +26,8 @@ def test_groups_stay_with_their_parameters_at_every_stage(faces: Path, tmp_path:
     assert len(losses(many)) == 4
     found, wanted = weights(many), weights(alone)
     assert found.keys() == wanted.keys()
-    for name in wanted:
-        assert torch.allclose(found[name], wanted[name], rtol=1e-3, atol=1e-5), name
+    far = {name: float((found[name] - value).norm() / value.norm().clamp(min=1e-3)) for name, value in wanted.items()}
+    assert max(far.values()) < 2e-3, far
 
 
 def test_lars_goes_on_bit_for_bit(faces: Path, tmp_path: Path) -> None:
