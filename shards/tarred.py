@@ -9,6 +9,8 @@ import lzma
 import tarfile
 from typing import IO, Any, Literal
 
+from shards.files import open_regular
+
 MOST_HEADERS = 1 << 20  # bytes of the headers of one member; names of files have at most 4 kB
 MOST_SHARED = 1000  # pax records for all members that follow; tarfile copies them for each
 MOST_XZ = 128 << 20  # bytes that decompressing xz may take
@@ -27,7 +29,7 @@ class BoundedTar(tarfile.TarFile):
 
     def __init__(self, name: Any = None, mode: Any = "r", fileobj: Any = None, **options: Any) -> None:
         """See `tarfile.TarFile`."""
-        self._opened = open(name, "rb") if fileobj is None else None  # noqa: PTH123, SIM115 - `close` closes it
+        self._opened = open_regular(name, "rb") if fileobj is None else None  # `close` closes it
         self._meter = _Meter(fileobj or self._opened)
         try:
             super().__init__(name, mode, self._meter, **options)
@@ -61,7 +63,7 @@ class BoundedTar(tarfile.TarFile):
     @classmethod
     def xzopen(cls, name: Any, mode: Any = "r", fileobj: Any = None, *_: Any, **options: Any) -> "BoundedTar":
         """Open a tar that xz has compressed; `open` calls this."""
-        packed = fileobj or open(name, "rb")  # noqa: PTH123, SIM115 - belongs to the tar from here on
+        packed = fileobj or open_regular(name, "rb")  # belongs to the tar from here on
         try:
             tar = cls.taropen(name, mode, io.BufferedReader(_Xz(packed), 1 << 16), **options)
         except (lzma.LZMAError, EOFError) as error:

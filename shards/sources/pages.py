@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from shards.files import open_regular
+
 AT_ONCE = 64 << 20  # bytes that the rows of one batch may have
 FREE = 64 << 20  # bytes that pages may unpack to from however few
 RATIO = 32  # by which larger ones may grow; images do not shrink, and texts by less
@@ -44,7 +46,7 @@ class Chunk:
 
 def check_footer(file: Path) -> None:
     """Raise DamagedPages where the footer is too large: in memory it takes a hundred times its size."""
-    with file.open("rb") as data:
+    with open_regular(file, "rb") as data:
         size = data.seek(0, 2)
         data.seek(max(0, size - 8))
         footer = int.from_bytes(data.read(4), "little")
@@ -59,7 +61,7 @@ def batches(file: Path, table: Any, columns: Collection[str], rows: int) -> Iter
         DamagedPages: see there; whatever pyarrow raises.
     """
     wanted = sorted(set(columns))
-    with file.open("rb") as data:
+    with open_regular(file, "rb") as data:
         for group in range(table.metadata.num_row_groups):
             few = _rows(data, table, group, wanted, rows)
             yield from table.iter_batches(few, row_groups=[group], columns=wanted, use_threads=False)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from shards.files import read_text
 from simfle.commands.app import echo
 from simfle.commands.build_here import build_here, make_request
 from simfle.commands.build_options import Common, Corpus
@@ -101,7 +102,7 @@ def _fetch_file(url: str, path: Path, size: int | None) -> None:
 def _number(file: Path) -> int | None:
     """The number that a file holds; None where there is none."""
     try:
-        return int(file.read_text())
+        return int(read_text(file))
     except (OSError, ValueError):
         return None
 

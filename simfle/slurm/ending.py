@@ -135,7 +135,7 @@ def _restarts(known: dict[str, str]) -> int:
 
 def _give_way(number: str, start: int) -> int:
     """Nothing is recorded or requeued: it would end the later start."""
-    sys.stderr.write(f"job {number}: start {start} has ended; Slurm has put the job back into the queue before\n")
+    say(f"job {number}: start {start} has ended; Slurm has put the job back into the queue before")
     return 0
 
 

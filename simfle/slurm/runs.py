@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from shards.files import open_regular
+from shards.files import open_regular, read_bytes
 from shards.plain import build
 from simfle import told
 from simfle.slurm import queue, record
@@ -184,7 +184,7 @@ def _silent(run: Path) -> str:
     """The first process that has ended without taking its heartbeat away: it was killed, or its machine was lost."""
     for file in sorted(run.glob(HEARTBEATS)):
         try:
-            beat = build(Heartbeat, file.read_bytes())
+            beat = build(Heartbeat, read_bytes(file))
         except (OSError, ValueError):
             continue
         return (

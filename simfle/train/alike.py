@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from shards.files import read_bytes
 from simfle.config import PretrainConfig
 from simfle.data.reader import Corpus
 from simfle.data.streaming import Stream
@@ -73,5 +74,5 @@ def program() -> str:
     for package in (simfle, shards):
         (folder,) = package.__path__
         for file in sorted(Path(folder).rglob("*.py")):
-            digest.update(str(file.relative_to(folder)).encode() + b"\0" + file.read_bytes() + b"\0")
+            digest.update(str(file.relative_to(folder)).encode() + b"\0" + read_bytes(file) + b"\0")
     return digest.hexdigest()

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shards.files import write_atomic
+from shards.files import read_bytes, write_atomic
 from shards.plain import parse_object
 from simfle import collapse
 from simfle.config import MonitorConfig, PretrainConfig
@@ -170,7 +170,7 @@ def accuracies(fit: Tensor, labels: Tensor, val: Tensor, wanted: Tensor) -> tupl
 
 def _read(file: Path) -> dict[str, float]:
     try:
-        found = parse_object(file.read_bytes())
+        found = parse_object(read_bytes(file))
     except (OSError, ValueError):
         return {}
     return {name: float(value) for name, value in found.items() if type(value) in (int, float)}

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shards.files import write_atomic
+from shards.files import read_bytes, write_atomic
 from shards.plain import parse_object
 from simfle import collapse, told
 from simfle.models.method import Method, full
@@ -118,7 +118,7 @@ def _gathered(kept: dict[str, list[tuple[Tensor, ...]]], world: World) -> dict[s
 def _read(file: Path) -> Measures:
     """What the first step left; nothing where it is not there, or no table of numbers: the run goes on without."""
     try:
-        content = parse_object(file.read_bytes())
+        content = parse_object(read_bytes(file))
     except (OSError, ValueError):
         return {}
     tables = {name: each for name, each in content.items() if isinstance(each, dict)}

@@ -57,7 +57,7 @@ def evaluation(config: EvalConfig, field: str) -> None:
 CHECKS: dict[type, tuple[list[str], Callable[[Any, str], None]]] = {
     PretrainConfig: ([*SETTINGS, "data.shards=[x]", "data.cache=CACHE"], pretraining),
     EvalConfig: (["backbones=[x]", "shards=[x]"], evaluation),
-    Benchmark: (["test=''", "shards=[x]"], lambda config, field: check_benchmark(config, "mine.yaml")),
+    Benchmark: (["name=mine", "test=''", "shards=[x]"], lambda config, field: check_benchmark(config, "mine.yaml")),
     ClusterConfig: ([], lambda config, field: check_cluster(config)),
 }
 # What is said of a range: values that are in it, values that are not. By the words on the page, or by field.

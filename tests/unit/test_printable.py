@@ -205,7 +205,8 @@ def test_status_lines_of_servers(monkeypatch: pytest.MonkeyPatch) -> None:
         for place in ("403", "500"):
             done = run(*tool("verify_shards"), f"http://127.0.0.1:{server.server_port}/{place}")
             assert done.returncode == 1
-            assert safe(done.stderr)
+            assert not UNSAFE & set(done.stderr)  # the words of a server are not shown at all
+            assert place in done.stderr
     finally:
         server.shutdown()
         server.server_close()
@@ -227,7 +228,11 @@ def test_summaries_and_pages(tmp_path: Path) -> None:
 
 ALLOWED = {"simfle/terminal.py", "simfle/console.py", "simfle/commands/app.py"}
 # Its version; lines of a process that has escaped them.
-SAID = {"simfle/commands/main.py": "typer.echo", "simfle/api/launch.py": "sys.stderr.write"}
+SAID = {
+    "simfle/commands/main.py": "typer.echo",
+    "simfle/api/launch.py": "sys.stderr.write",
+    "simfle/train/watchdog.py": "sys.stderr.write",  # escaped before, and written by a thread that may be left behind
+}
 
 
 def bare(file: Path) -> Iterator[str]:

@@ -10,11 +10,12 @@ import pytest
 
 from shards.errors import UserError
 from shards.manifest import Manifest, read_manifest, write_manifest
-from shards.redact import Formatter, redacted, to_json, to_yaml
+from shards.redact import redacted, to_json, to_yaml
 from simfle.config import DataConfig, PretrainConfig, TrainConfig
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.record import End, ends, events, tell, write_end
 from simfle.slurm.submit import prepare, sbatch_script
+from simfle.terminal import Plain
 from simfle.train.watchdog import Watchdog
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +46,11 @@ REASONS = {
     "for its owner alone, mode 0600: the program that it is for needs all of it": """
         simfle.slurm.freeze.write simfle.api.runs._launch
     """,
-    "numbers and hashes": "simfle.train.checkpoint.write simfle.train.tensors.write_tensors",
+    "numbers and hashes": """
+        simfle.train.checkpoint.write simfle.train.tensors.write_tensors simfle.train.monitor.Monitor.begin
+        simfle.train.telemetry.Telemetry.measure simfle.eval.kept._write simfle.eval.results._checksum
+    """,
+    "arguments of a process, not written": "simfle.api.launch.launch",
     "they are the rule": "shards.redact.to_json shards.redact.to_yaml",
 }
 
@@ -99,7 +104,7 @@ def test_urls_in_texts(text: str, expected: str) -> None:
 
 def test_logs_are_redacted() -> None:
     record = logging.LogRecord("simfle", logging.INFO, "", 0, "cannot read %s: %d", (URL, 3), None)
-    assert Formatter("%(message)s").format(record) == "cannot read https://h/faces: 3"
+    assert Plain("%(message)s").format(record) == "cannot read https://h/faces: 3"
 
 
 def test_records_of_a_job_and_of_a_build_are_redacted(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "JSON lines": ("a.jsonl", lambda f: walked(rows.read_rows(f / "a.jsonl", ["a"]))),
     "Parquet": ("a.parquet", lambda f: rows.columns_of(f / "a.parquet")),
     "a list of a corpus": ("a.txt", lambda f: walked(layout.lines(f / "a.txt"))),
-    "FERPlus": ("a.csv", lambda f: walked(ferplus.read_votes(f / "a.csv"))),
+    "FERPlus": ("a.csv", lambda f: walked(ferplus._votes_of(f / "a.csv"))),
     "FFHQ": ("a.json", lambda f: walked(ffhq.members(f / "a.json"))),
     "MATLAB 5": ("a.mat", lambda f: matlab.read_variables(f / "a.mat", ["a"], [])),
     "MATLAB 7.3": ("COFW_train_color.mat", lambda f: walked(cofw.COFW(f))),
@@ -285,7 +285,7 @@ def bare_reads(file: Path) -> Iterator[str]:
         name = ast.unparse(call.func)
         last = name.rpartition(".")[2]
         owner = name.rpartition(".")[0]
-        writes = any(f"'{mode}'" in words for mode in ("w", "wb", "a", "a+", "r+b", "x"))
+        writes = any(f"'{mode}'" in words for mode in ("w", "wb", "a", "a+", "r+", "r+b", "x"))
         ours = name in ("read_bytes", "read_text") or owner in (
             "os",
             "place",
@@ -293,6 +293,7 @@ def bare_reads(file: Path) -> Iterator[str]:
             "self.cache",
             "self._cache",
             "Image",
+            "opener",  # of URLs
         )
         loads = name in ("np.load", "torch.load", "h5py.File", "OmegaConf.load", "yaml.load")
         of_held = bool(call.args) and ast.unparse(call.args[0]) in held

@@ -33,7 +33,7 @@ ALLOWED = {
     "simfle.process": set(),
     "simfle.stopping": set(),
     "simfle.told": {"shards.files", "shards.plain"},
-    "simfle.terminal": {"shards.printable"},
+    "simfle.terminal": {"shards.printable", "shards.redact"},
     "simfle.console": {"shards.printable"},
     "simfle.losses": set(),
     "simfle.collapse": set(),
