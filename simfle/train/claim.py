@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from shards.files import RefusedFileError
+from shards.files import RefusedFileError, read_text
 from simfle.errors import FolderHeld, UserError
 
 LOCK = ".lock"
@@ -49,7 +49,7 @@ class Claim:
         """Why nothing may be written to the folder any more; empty while it is ours, and where the disk fails."""
         path = self.run / LOCK
         try:
-            lines = path.read_text(errors="replace").splitlines()
+            lines = read_text(path, errors="replace").splitlines()
             same = path.stat().st_ino == self._number
         except FileNotFoundError:
             lines, same = [], False
