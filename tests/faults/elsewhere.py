@@ -307,6 +307,24 @@ ELSEWHERE = (
         "unit/shards/test_shards_folders.py",
         "test_a_cache_deletes_only_what_it_wrote",
     ),
+    (
+        "a tar with a negative size or a sparse member, an index that lists more than its tar has",
+        f"{SAYS}or the member is left out; no memory, no loop",
+        "unit/shards/test_shards_tricks.py",
+        "test_a_negative_size_does_not_lead_back",
+    ),
+    (
+        "an HTTP server that repeats 100 Continue or trailers, sends a part, or packs",
+        f"{SAYS}behind a whole file trailers are cut off",
+        "unit/shards/test_shards_tricks.py",
+        "test_continue_without_end",
+    ),
+    (
+        "a removal from shards that are links",
+        f"{SAYS}nothing removed",
+        "unit/shards/test_shards_remove.py",
+        "test_shards_that_are_links",
+    ),
     ("many random faults, a build and a run", "the same bytes and losses", "soak/test_soak.py", "test_soak"),
     (
         "any of these ends",
