@@ -67,10 +67,12 @@ class BoundedTar(tarfile.TarFile):
         try:
             tar = cls.taropen(name, mode, io.BufferedReader(_Xz(packed), 1 << 16), **options)
         except (lzma.LZMAError, EOFError) as error:
-            packed.close()
+            if fileobj is None:
+                packed.close()
             raise tarfile.ReadError(f"not an lzma file: {error}") from None
         except BaseException:
-            packed.close()
+            if fileobj is None:
+                packed.close()
             raise
         tar._extfileobj = False  # type: ignore[attr-defined] # as tarfile does: closing it closes what it reads
         return tar

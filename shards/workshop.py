@@ -22,7 +22,7 @@ def refuse_others(folder: Path, *, build: bool) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"cannot read {folder}: {error.strerror}. Fix: choose another output") from None
+        raise UserError(f"cannot make {folder}: {error.strerror}. Fix: choose another output") from None
     is_ours = _is_built if build else _is_copied
     other = next((path.name for path in found if not is_ours(path)), None)
     if other is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from shards.entry import Recipe, Rejected
-from shards.files import open_regular
+from shards.files import open_regular, regular_path
 from shards.tarred import BoundedTar, TooLargeHeader
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -62,7 +62,7 @@ def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[Membe
         empty = file.stat().st_size == 0
         yield Rejected("", "empty" if empty else "unreadable", "" if empty else "not a tar, compressed or not")
         return
-    with open_regular(file, "rb") as data, BoundedTar.open(fileobj=data, mode="r:" if plain else "r:*") as archive:
+    with regular_path(file) as path, BoundedTar.open(path, "r:" if plain else "r:*") as archive:
         yield from _members(archive, file, None if plain else wanted)
 
 
@@ -75,8 +75,8 @@ def stem(name: str) -> str:
 def _opens(file: Path, mode: Literal["r:", "r:*"]) -> bool:
     """Whether its first header can be read."""
     try:
-        with open_regular(file, "rb") as data:
-            BoundedTar.open(fileobj=data, mode=mode).close()
+        with regular_path(file) as path:
+            BoundedTar.open(path, mode).close()
     except TooLargeHeader:
         raise
     except DAMAGE:
