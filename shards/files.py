@@ -37,6 +37,8 @@ def open_regular(path: str | Path, mode: str = "r", **how: Any) -> IO[Any]:
 def _open_regular(path: str, flags: int) -> int:
     try:
         handle = os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC, 0o666)
+    except BlockingIOError:
+        handle = _open_leased(path, flags)
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
@@ -46,6 +48,20 @@ def _open_regular(path: str, flags: int) -> int:
         os.close(handle)
         raise RefusedFileError(errno.EINVAL, f"not a regular file but {KINDS[kind]}", path)
     return handle
+
+
+def _open_leased(path: str, flags: int) -> int:
+    """Open a file on which a file server (Samba, NFS) holds a lease: the kernel asks for it back, which takes a moment.
+
+    Only a regular file can be leased. The name is resolved once: another file under it cannot make this wait.
+    """
+    place = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(place).st_mode):
+            raise RefusedFileError(errno.EINVAL, "not a regular file", path)
+        return os.open(f"/proc/self/fd/{place}", flags | os.O_NOCTTY | os.O_CLOEXEC)
+    finally:
+        os.close(place)
 
 
 def read_bytes(path: Path, most: int = MOST) -> bytes:

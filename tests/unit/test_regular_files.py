@@ -1,6 +1,7 @@
 """FIFOs, sockets and devices under the names of files: no reader waits for them, or takes all memory."""
 
 import ast
+import fcntl
 import json
 import os
 import signal
@@ -324,3 +325,22 @@ def test_the_search_for_bare_reads_finds_them(tmp_path: Path) -> None:
     ]
     file.write_text("\n".join([*bad, "read_bytes(p)", "p.open('wb')", "Image.open(io.BytesIO(d))"]))
     assert len(list(bare_reads(file))) == len(bad)
+
+
+def test_a_file_that_a_server_leases_is_waited_for(tmp_path: Path) -> None:
+    """As Samba and NFS servers do: opening without waiting is refused until they give the lease back."""
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"face")
+    before = signal.signal(signal.SIGIO, signal.SIG_IGN)
+    lease = os.open(path, os.O_RDWR)
+    fcntl.fcntl(lease, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+    given_back = threading.Timer(0.5, os.close, (lease,))
+    try:
+        with pytest.raises(BlockingIOError):
+            os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        given_back.start()
+        with no_waiting():
+            assert read_bytes(path) == b"face"
+    finally:
+        given_back.join()
+        signal.signal(signal.SIGIO, before)
