@@ -41,7 +41,7 @@ def finished(partial: Path) -> int:
 
 @contextmanager
 def held(image: Path) -> Iterator[None]:
-    """Inside, a lease on `image` makes whoever opens it wait (45 s at most): the build stands still where it reads it."""
+    """Inside, a lease on `image` makes a reader wait, 45 s at most: the build stands still there."""
     before = signal.signal(signal.SIGIO, signal.SIG_IGN)  # by which the kernel asks for the lease
     handle = os.open(image, os.O_RDWR)
     fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
