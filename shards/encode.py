@@ -118,9 +118,9 @@ def decode(data: bytes, options: EncodeOptions) -> Picture:
     """
     if not data:
         raise Unusable("empty")
+    check_cost(data)
     if not data.startswith(JPEG_START):
         return _decode(data, options)
-    check_cost(data)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
     except ValueError:  # a subsampling that libjpeg-turbo's simple interface does not name, or damage
@@ -139,8 +139,8 @@ def decode(data: bytes, options: EncodeOptions) -> Picture:
 
 
 def check_cost(data: bytes) -> None:
-    """Raise Unusable for a JPEG whose decoding would take minutes; other formats have no such files."""
-    reason = fate(data) if data.startswith(JPEG_START) else None
+    """Raise Unusable for a JPEG or PNG whose decoding would take minutes."""
+    reason = fate(data)
     if reason:
         raise Unusable(*reason)
 

@@ -107,8 +107,12 @@ def overlooked(root: Path, folders: set[str], class_folders: bool, split_folders
 
 
 def walk(root: Path) -> Iterator[str]:
-    """Relative paths of all files below `root`, sorted, hidden ones left out; links are followed, loops are not."""
-    yield from _walk(str(root), "", frozenset())
+    """Relative paths of all files below `root`, sorted, hidden ones left out; links are followed, loops are not.
+
+    A link to a folder that holds `root` is a loop, too: one to / would name every file of the machine.
+    """
+    above = (folder.stat() for folder in root.resolve().parents)
+    yield from _walk(str(root), "", frozenset((status.st_dev, status.st_ino) for status in above))
 
 
 def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:

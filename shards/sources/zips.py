@@ -108,7 +108,7 @@ def _end_64(data: IO[bytes], end: int) -> tuple[int, int, int, int, int] | None:
 
 
 def _listed(data: IO[bytes], directory: Directory) -> Iterator[Listed]:
-    place = data.seek(directory.start)
+    place, members = data.seek(directory.start), 0
     while place < directory.end:
         fixed = data.read(ENTRY.size)
         if len(fixed) < ENTRY.size or not fixed.startswith(b"PK\1\2"):
@@ -117,6 +117,9 @@ def _listed(data: IO[bytes], directory: Directory) -> Iterator[Listed]:
         rest = data.read(sum(lengths))  # name, extra field, comment
         name, extra = rest[: lengths[0]], rest[lengths[0] : lengths[0] + lengths[1]]
         size, packed, header = _wide(extra, size, packed, header)
+        members += LOCAL_HEADER + lengths[0] + packed
+        if members > directory.start:  # one range, named thousands of times, is read and unpacked as often
+            raise DamagedZip("its members lie over each other; unpack it and build from the folder")
         text = name.partition(b"\0")[0].decode("utf-8" if flags & UTF_8 else "cp437", "surrogateescape")
         yield Listed(text.replace("\\", "/"), flags, method, crc, packed, size, header + directory.shift)
         place += ENTRY.size + sum(lengths)

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.cost import MOST_SCANS, MOST_SEGMENTS, fate
+from shards.cost import MOST_FILL, MOST_SCANS, MOST_SEGMENTS, fate
 
 _SOI, _SOS = 0xD8, 0xDA
 _FILL = re.compile(rb"\xff+")
@@ -40,7 +40,8 @@ def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
         return _size_of_other(data[:_LONGEST].tobytes())
     # Scans are only looked for where there can be too many: each begins with these two bytes.
     marks = np.count_nonzero((data[:-1] == 0xFF) & (data[1:] == _SOS))
-    return _size_of_jpeg(data) if marks <= MOST_SCANS or fate(data.tobytes()) is None else None
+    cheap = marks <= MOST_SCANS and end <= MOST_FILL
+    return _size_of_jpeg(data) if cheap or fate(data.tobytes()) is None else None
 
 
 def _size_of_jpeg(data: NDArray[np.uint8]) -> tuple[int, int] | None:

@@ -5,6 +5,7 @@ Those of other people (timm's, torchvision's, the reference's checkpoints) come 
 
 # B batch, H x W image, C channels, h x w feature map, T tokens
 import hashlib
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -191,11 +192,20 @@ def read_card(path: Path) -> Card:
             sha256=str(content.get("sha256", "")),
             output_stride=int(content.get("output_stride", 0)),
         )
-        if len(card.mean) != 3 or len(card.std) != 3:
-            raise ValueError("mean and std are not of three colours")  # noqa: TRY301
+        _check_card(card)
         return card  # noqa: TRY300
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"backbone: {path} is damaged ({error!r}); export the backbone again") from None
+
+
+def _check_card(card: Card) -> None:
+    """Raise ValueError: a number that no backbone can have."""
+    if len(card.mean) != 3 or len(card.std) != 3:
+        raise ValueError("mean and std are not of three colours")
+    if not all(math.isfinite(value) for value in card.mean) or not all(0 < value < math.inf for value in card.std):
+        raise ValueError("mean is not finite, or std not above 0")
+    if not 8 <= card.size <= 4096 or card.features < 1:
+        raise ValueError(f"size {card.size} is not 8 to 4096, or features {card.features} below 1")
 
 
 def frozen(network: nn.Module, card: Card) -> Pooled:

@@ -5,6 +5,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def show_interval(row: Row) -> str:
 def markdown(runs: Sequence[Run], shown: Tables, title: str, commands: Sequence[str]) -> str:
     """The page without its pictures."""
     lines = [
-        f"# {title}",
+        f"# {_text(title)}",
         "",
         "| run | method | backbone | steps | batch | seed | images/s |",
         "|---|---|---|---|---|---|---|",
@@ -134,7 +135,12 @@ def markdown(runs: Sequence[Run], shown: Tables, title: str, commands: Sequence[
 
 
 def _line(cells: Sequence[Any]) -> str:
-    return "| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+    return "| " + " | ".join(_text(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _text(cell: Any) -> str:
+    """On one line, and no HTML: Markdown takes it as it is."""
+    return escape(" ".join(str(cell).split("\n")), quote=False)
 
 
 def csv_text(shown: Tables) -> str:

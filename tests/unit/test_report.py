@@ -222,6 +222,8 @@ def test_text_from_files_is_escaped(tmp_path: Path) -> None:
     assert len(page.all("script")) == 1
     assert not page.all("b")
     assert page.text.count(evil) >= 3
+    (text,) = write_report([run], formats=["markdown"])
+    assert "<" not in text.read_text()
 
 
 def test_extras_are_told(run: Path) -> None:

@@ -124,6 +124,7 @@ def test_names_that_no_program_expects(tmp_path: Path) -> None:
     (faces / "link.jpg").symlink_to("a.b.c.jpg")
     (faces / "dangling.jpg").symlink_to("nowhere.jpg")
     (faces / "loop").symlink_to(".")
+    (faces / "all").symlink_to("/")
     (faces / ".hidden.jpg").write_bytes(b"")
     done = run(*BUILD, "folder", faces, tmp_path / "out")
     assert done.returncode == 0, done.stderr

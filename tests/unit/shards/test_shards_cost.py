@@ -2,6 +2,7 @@
 
 import io
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -91,9 +92,31 @@ def test_metadata_in_many_pieces_are_refused() -> None:
 
 
 def test_fill_bytes_are_passed_in_one_step() -> None:
-    data = JPEG[:2] + b"\xff" * 20_000_000 + JPEG[2:]
+    data = JPEG[:2] + b"\xff" * 1_000_000 + JPEG[2:]
     assert fate(data) is None
     assert size(array(data)) == (48, 56)
+
+
+@pytest.mark.parametrize("place", [2, len(JPEG) - 2])
+def test_more_than_a_megabyte_of_fill_bytes_is_refused(place: int) -> None:
+    """Before the first segment, and in the coded picture: libjpeg passes them one by one, 25 s for 200 MB."""
+    data = JPEG[:place] + b"\xff" * 50_000_000 + JPEG[place:]
+    assert reason(data) == "too_large"
+    assert size(array(data)) is None
+
+
+def test_fill_bytes_in_many_rows_are_counted_together() -> None:
+    restart = b"\xff" * 1000 + b"\xff\xd0"
+    assert fate(JPEG[:2] + restart * 1000 + JPEG[2:]) is None
+    assert fate(JPEG[:2] + restart * 1100 + JPEG[2:]) is not None
+
+
+def test_a_png_of_millions_of_empty_chunks_is_refused() -> None:
+    png = encoded(picture(1), "PNG")
+    place = png.index(b"IDAT") - 4
+    empty = b"\0\0\0\0IDAT" + zlib.crc32(b"IDAT").to_bytes(4, "big")
+    assert encode(png[:place] + empty * 1000 + png[place:], EncodeOptions()).width == 56
+    assert reason(png[:place] + empty * 3_000_000 + png[place:]) == "too_large"
 
 
 @settings(max_examples=300, deadline=None)

@@ -110,3 +110,20 @@ def test_memory_does_not_grow_with_the_members(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert most < 1_000_000  # bytes; the standard library's own directory takes over 3,000,000
+
+
+def test_members_that_lie_over_each_other_are_refused(tmp_path: Path) -> None:
+    """One range named by every entry of the directory: a small file that is unpacked 60,000 times."""
+    single = zipped(("a.jpg",))
+    end = single.rindex(b"PK\5\6")
+    entry = single[single.index(b"PK\1\2") : end]
+    tail = bytearray(single[end:])
+    tail[8:10] = tail[10:12] = (60_000).to_bytes(2, "little")
+    tail[12:16] = (60_000 * len(entry)).to_bytes(4, "little")
+    file = write(tmp_path / "a.zip", single[: single.index(entry)] + entry * 60_000 + tail)
+    with zipfile.ZipFile(file) as archive:
+        assert len(archive.infolist()) == 60_000
+    *members, last = read_zip(file)
+    assert len(members) < 5
+    assert isinstance(last, Rejected)
+    assert "lie over each other" in last.detail
