@@ -104,28 +104,28 @@ class _Answer(http.client.HTTPResponse):
                 break
 
 
-class _Connection(http.client.HTTPConnection):
-    response_class = _Answer
+class _PacedConnection:
+    """A connection whose socket has the deadlines of `pace`; mixed into both of the standard library's."""
 
     def __init__(self, *words: Any, pace: Pace, **options: Any) -> None:
         super().__init__(*words, **options)
         self._pace = pace
 
     def connect(self) -> None:
-        super().connect()
+        super().connect()  # type: ignore[misc]
         self.sock: Any = _Socket(self.sock, self._pace)
 
 
-class _SecureConnection(http.client.HTTPSConnection):
+class _Connection(_PacedConnection, http.client.HTTPConnection):
+    """For http."""
+
     response_class = _Answer
 
-    def __init__(self, *words: Any, pace: Pace, **options: Any) -> None:
-        super().__init__(*words, **options)
-        self._pace = pace
 
-    def connect(self) -> None:
-        super().connect()
-        self.sock: Any = _Socket(self.sock, self._pace)
+class _SecureConnection(_PacedConnection, http.client.HTTPSConnection):
+    """For https."""
+
+    response_class = _Answer
 
 
 class _Handler(urllib.request.AbstractHTTPHandler):
