@@ -38,7 +38,7 @@ class Damage:
         self._file, self._limit, self._world = run / FILE, limit, world
         kept: list[Any] = [None]
         if world.is_main:
-            kept = [_read(self._file, resumed_step)]
+            kept = [read_lines(self._file, resumed_step)]
         dist.broadcast_object_list(kept, src=0)
         lines: list[dict[str, Any]] = kept[0]
         self.ids = {line["id"] for line in lines if not line.get(RESTORED)} if is_sound else set()
@@ -86,13 +86,13 @@ class Damage:
         )
 
 
-def _read(file: Path, resumed_step: int) -> list[dict[str, Any]]:
+def read_lines(file: Path, last_step: int = 1 << 62) -> list[dict[str, Any]]:
     """The lines up to a step; one that a crash cut short is passed over."""
     lines = []
     for text in read_text(file, errors="replace").splitlines() if file.exists() else []:
         try:
             line = parse_json(text)
-            if int(line["step"]) <= resumed_step and 0 <= int(line["id"]) < 1 << 63:
+            if int(line["step"]) <= last_step and 0 <= int(line["id"]) < 1 << 63:
                 lines.append(line | {"id": int(line["id"])})
         except (ValueError, KeyError, TypeError):
             continue

@@ -2,7 +2,8 @@
 
 A run's data is named by the hashes in the manifests. Whether the files agree with them only `simfle shards verify`
 can say, which reads every byte. A run therefore records spot checks of its files in RUN/shards.json when it starts, and
-compares them each time it resumes. The processes of a machine share the work, and machines are compared, too.
+compares them each time it resumes. The processes of a machine share the work, and machines are compared, too. Tars with
+samples that the run found damaged may change: they are to be restored.
 """
 
 # S shards
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -20,6 +22,7 @@ from shards.redact import to_json
 from simfle.data.reader import Corpus
 from simfle.errors import AgreedError, UserError
 from simfle.runtime import World
+from simfle.train import damage
 
 NAME = "shards.json"
 THREADS = 16  # file systems over a network answer many questions at a time
@@ -108,8 +111,11 @@ def _compare(run: Path, corpus: Corpus, table: Tensor, resumed: bool) -> None:
     before = _read(file, len(table)) if resumed and file.exists() else None
     if before is not None and before.corpus == now.corpus:
         pairs = (zip(before.tars, now.tars, strict=True), zip(before.indexes, now.indexes, strict=True))
-        changed = {shard for kind in pairs for shard, (old, new) in enumerate(kind) if old and new and old != new}
-        if changed:
+        tars, indexes = (
+            {shard for shard, (old, new) in enumerate(kind) if old and new and old != new} for kind in pairs
+        )
+        restored = tars & _damaged_shards(run, corpus) if tars else set()
+        if changed := tars - restored | indexes:
             raise UserError(
                 f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} has been trained on, though "
                 "the manifest is the same. Fix: restore these files, or build the shards again and take another "
@@ -117,13 +123,24 @@ def _compare(run: Path, corpus: Corpus, table: Tensor, resumed: bool) -> None:
             )
         known = Recorded(
             now.corpus,
-            [old or new for old, new in zip(before.tars, now.tars, strict=True)],
+            [
+                new if shard in restored else old or new
+                for shard, (old, new) in enumerate(zip(before.tars, now.tars, strict=True))
+            ],
             [old or new for old, new in zip(before.indexes, now.indexes, strict=True)],
         )
     else:
         known = now
     if known != before:
         write_atomic(file, (to_json(vars(known), separators=(",", ":")) + "\n").encode())
+
+
+def _damaged_shards(run: Path, corpus: Corpus) -> set[int]:
+    """Shards with a sample that the run has listed as damaged."""
+    ids = np.array([line["id"] for line in damage.read_lines(run / damage.FILE)], dtype=np.int64)
+    shards = np.maximum(np.searchsorted(corpus.first_ids, ids, side="right") - 1, 0)
+    known = (ids >= corpus.first_ids[shards]) & (ids - corpus.first_ids[shards] < corpus.counts[shards])
+    return set(shards[known].tolist())
 
 
 def _read(file: Path, shards: int) -> Recorded:
