@@ -11,12 +11,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.cost import MOST_FILL, MOST_SCANS, MOST_SEGMENTS, fate
+from shards.cost import MOST_CHUNKS, MOST_FILL, MOST_SCANS, MOST_SEGMENTS, PNG_START, fate
 
 _SOI, _SOS = 0xD8, 0xDA
 _FILL = re.compile(rb"\xff+")
-_MOST_CHUNKS = 1 << 16  # of a PNG: encoders write some thousand at most
-_PNG = b"\x89PNG\r\n\x1a\n"
 MOST_PIXELS = 1 << 27  # of an image that is decoded in a run: 400 MB; the builder's own limit is lower
 _MOST_PER_BYTE = 512  # pixels: a block of 8 x 8 takes a bit at least where codes are Huffman's (T.81, F.1.2, G.1.2)
 _HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
@@ -35,7 +33,7 @@ def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     """
     end = len(data)
     if end < 4 or data[0] != 0xFF or data[1] != _SOI:
-        if data[: len(_PNG)].tobytes() == _PNG and not _has_all_chunks(data):
+        if data[: len(PNG_START)].tobytes() == PNG_START and not _has_all_chunks(data):
             return None
         return _size_of_other(data[:_LONGEST].tobytes())
     # Scans are only looked for where there can be too many: each begins with these two bytes.
@@ -67,8 +65,8 @@ def _size_of_jpeg(data: NDArray[np.uint8]) -> tuple[int, int] | None:
 
 def _has_all_chunks(png: NDArray[np.uint8]) -> bool:
     """Whether every chunk of a PNG, to its last one, lies within its bytes."""
-    at = len(_PNG)
-    for _ in range(_MOST_CHUNKS):
+    at = len(PNG_START)
+    for _ in range(MOST_CHUNKS):
         if at + 12 > len(png):  # length, name, content, checksum
             return False
         name = png[at + 4 : at + 8].tobytes()
@@ -83,7 +81,7 @@ def _size_of_other(head: bytes) -> tuple[int, int] | None:
     width = height = 0
     if len(head) == _LONGEST:
         chunk = head[12:16]
-        if head.startswith(_PNG) and chunk == b"IHDR":
+        if head.startswith(PNG_START) and chunk == b"IHDR":
             width, height = int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
         elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
             if chunk == b"VP8X":

@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from shards.encode import MOST_SIDE
 from shards.files import read_bytes
 from shards.plain import parse_json
 from simfle.errors import UserError
@@ -204,8 +205,8 @@ def _check_card(card: Card) -> None:
         raise ValueError("mean and std are not of three colours")
     if not all(math.isfinite(value) for value in card.mean) or not all(0 < value < math.inf for value in card.std):
         raise ValueError("mean is not finite, or std not above 0")
-    if not 8 <= card.size <= 4096 or card.features < 1:
-        raise ValueError(f"size {card.size} is not 8 to 4096, or features {card.features} below 1")
+    if not 1 <= card.size <= MOST_SIDE or card.features < 1:
+        raise ValueError(f"size {card.size} is not 1 to {MOST_SIDE}, or features {card.features} below 1")
 
 
 def frozen(network: nn.Module, card: Card) -> Pooled:

@@ -296,6 +296,12 @@ ELSEWHERE = (
         "test_only_regular_files",
     ),
     (
+        "a file that a Samba or NFS server has leased",
+        "waited for, and read",
+        "unit/test_regular_files.py",
+        "test_a_file_that_a_server_leases",
+    ),
+    (
         "control and bidi characters in names, labels, words of servers",
         "escaped wherever text is printed or logged, and on the report's page",
         "unit/test_printable.py",

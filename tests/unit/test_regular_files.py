@@ -338,7 +338,9 @@ def test_a_file_that_a_server_leases_is_waited_for(tmp_path: Path) -> None:
     try:
         with pytest.raises(BlockingIOError):
             os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    finally:
         given_back.start()
+    try:
         with no_waiting():
             assert read_bytes(path) == b"face"
     finally:
