@@ -179,7 +179,7 @@ class TrainConfig:
     global_batch: int = option(256, "samples per optimizer step, over all processes")
     micro_batch: int = option(
         0,
-       "samples per forward pass of one process (0 = global batch / processes; auto = the most that fit into GPU "
+        "samples per forward pass of one process (0 = global batch / processes; auto = the most that fit into GPU "
         "memory, found by trial; the global batch is unchanged)",
         free=True,
         words={"auto": -1},
@@ -195,7 +195,7 @@ class TrainConfig:
     )
     deterministic: bool = option(
         False,
-       "use deterministic GPU kernels, slower: a resumed run has the losses of an uninterrupted run (always the case "
+        "use deterministic GPU kernels, slower: a resumed run has the losses of an uninterrupted run (always the case "
         "on a CPU)",
         free=True,
     )
@@ -215,9 +215,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    shards: list[str] = option(
-        list, "folders of labeled shards for probes during training", free=True, path=True
-    )
+    shards: list[str] = option(list, "folders of labeled shards for probes during training", free=True, path=True)
     every: int = option(0, "steps between probes, kNN and linear (0 = none)", free=True)
     fit_split: str = option("train", "split for fitting the probes", free=True)
     val_split: str = option("val", "split for measuring the probes", free=True)

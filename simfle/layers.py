@@ -30,7 +30,7 @@ def check_keys(schema: Any, layer: Any, place: str) -> None:
         _check_references(key, value, place)
         inner = [name for name in known if name.startswith(key + ".")]
         if inner and value is not None:
-           raise UserError(
+            raise UserError(
                 f"config: {key}={value} in {place}: {key} is a group. Fix: set one of its keys, such as {inner[0]}."
             )
         if key not in known and not inner and not key.startswith(_tables(schema)):
@@ -97,7 +97,7 @@ def _check_references(key: str, value: Any, place: str) -> None:
     """Refuse references to anything but keys, such as the environment or a function. Raises UserError."""
     if "${" in REFERENCE.sub("", str(value)):
         raise UserError(
-           f"config: {key}={value!r} in {place}: only references to keys are allowed, such as ${{train.seed}}. Fix: "
+            f"config: {key}={value!r} in {place}: only references to keys are allowed, such as ${{train.seed}}. Fix: "
             "write the value instead of a reference to the environment or a function."
         )
 
@@ -138,7 +138,7 @@ def typed(overrides: Sequence[str]) -> Any:
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, RecursionError) as error:
             why = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-               f"config: cannot read {text!r} on the command line ({why}). Fix: quote a text that has brackets, "
+                f"config: cannot read {text!r} on the command line ({why}). Fix: quote a text that has brackets, "
                 f'braces, colons or quotes in it, such as "{QUOTES}".'
             ) from None
     return layer

@@ -69,7 +69,7 @@ def plan_batch(config: TrainConfig, processes: int) -> BatchPlan:
     micro = share if micro in (0, AUTO) else micro
     if micro < 1 or share % micro:
         raise UserError(
-           f"train.micro_batch={micro}: does not divide the {share} samples per process of "
+            f"train.micro_batch={micro}: does not divide the {share} samples per process of "
             f"train.global_batch={total} and {processes} processes"
         )
     if micro < 2:
@@ -182,9 +182,7 @@ def _gpu(local_rank: int) -> int:
         return local_rank
     if seen == 1 and "SLURM_PROCID" in os.environ:  # --gpus-per-task: each task sees its GPU as number 0
         return 0
-    raise UserError(
-        f"process {local_rank} of this machine: torch sees {seen} GPUs. Fix: start one process per GPU."
-    )
+    raise UserError(f"process {local_rank} of this machine: torch sees {seen} GPUs. Fix: start one process per GPU.")
 
 
 def _launched() -> dict[str, int]:
@@ -192,7 +190,7 @@ def _launched() -> dict[str, int]:
     under_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
     if "WORLD_SIZE" not in os.environ and under_accelerate and "MASTER_PORT" in os.environ:
         raise UserError(
-           "accelerate was configured for several processes but started only this one, as it does without a GPU. "
+            "accelerate was configured for several processes but started only this one, as it does without a GPU. "
             "Fix: add --use_deepspeed: accelerate launch --use_deepspeed --num_processes 2 -m simfle pretrain ..."
         )
     if "WORLD_SIZE" not in os.environ:
@@ -220,13 +218,13 @@ def _check_launched(found: dict[str, int]) -> None:
     if not sound:
         told = " ".join(f"{name}={value}" for name, value in found.items())
         raise UserError(
-           f"{told}: ranks range from 0 to WORLD_SIZE - 1. Fix: start all processes with one launcher, or "
+            f"{told}: ranks range from 0 to WORLD_SIZE - 1. Fix: start all processes with one launcher, or "
             "unset RANK and WORLD_SIZE to start a single process"
         )
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if not address or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) >= 1 << 16:
         raise UserError(
-           f"MASTER_ADDR={address} MASTER_PORT={port}: not an address and a port from 0 to 65535. Fix: set both to "
+            f"MASTER_ADDR={address} MASTER_PORT={port}: not an address and a port from 0 to 65535. Fix: set both to "
             "those of the main process, or unset RANK and WORLD_SIZE to start a single process"
         )
 
@@ -252,7 +250,7 @@ def _start_group(device: torch.device, seconds: float) -> None:
     except (dist.DistStoreError, dist.DistNetworkError) as error:  # of the main process, of the other processes
         words = str(error).splitlines()[0]
         raise PeersMissing(
-           f"the processes of this run did not connect within {limit}: {words}. Fix: start all of them "
+            f"the processes of this run did not connect within {limit}: {words}. Fix: start all of them "
             "with the same MASTER_ADDR and MASTER_PORT."
         ) from None
 

@@ -80,7 +80,7 @@ class Ahead:
         needed, used = len(sizes), sum(sizes.values())
         if used > self._budget:
             raise UserError(
-               f"data.cache_gb: this process uses shards of {used / GB:.3g} GB at one time, its part of the cache is "
+                f"data.cache_gb: this process uses shards of {used / GB:.3g} GB at one time, its part of the cache is "
                 f"{self._budget / GB:.3g} GB. Fix: set data.cache_gb to at least {used / self._share / GB:.3g}, or "
                 "reduce data.streams or data.window"
             )

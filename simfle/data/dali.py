@@ -141,7 +141,7 @@ def _import(name: str = "nvidia.dali") -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-       raise UserError(
+        raise UserError(
             "data.backend=dali: not installed. Fix: pip install 'simfle[dali]', or set data.backend=opencv."
         ) from None
 

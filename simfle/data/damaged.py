@@ -94,7 +94,7 @@ class Mender:
                 return fed
         shard = self.corpus.locate(fed[bad[:1]])[0][0]
         raise UserError(
-           f"shards: {self.corpus.tar(int(shard))}: {TRIES} consecutive samples cannot be decoded. Fix: find the "
+            f"shards: {self.corpus.tar(int(shard))}: {TRIES} consecutive samples cannot be decoded. Fix: find the "
             "corrupt ones with simfle shards verify; copy or build the shards again."
         )
 

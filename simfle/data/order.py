@@ -74,7 +74,7 @@ class Order:
             raise UserError(f"streams={self.streams}: does not divide the global batch of {self.global_batch}")
         if self.samples < self.global_batch:
             raise UserError(
-               f"train.global_batch={self.global_batch}: more than the {self.samples} samples of the chosen "
+                f"train.global_batch={self.global_batch}: more than the {self.samples} samples of the chosen "
                 "shards and splits. Fix: use a smaller batch or more samples."
             )
         key(self.seed, SHARDS)  # refuses a seed out of range early

@@ -160,7 +160,7 @@ def open_place(place: str | Path, cache: Cache | None) -> Place:
     manifest = foreign.synthesise(folder)
     left_out = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items()) or "nothing"
     log.warning(
-       "%s has no manifest: %d tars indexed temporarily, %d samples, skipped: %s; simfle shards index writes a "
+        "%s has no manifest: %d tars indexed temporarily, %d samples, skipped: %s; simfle shards index writes a "
         "manifest, simfle shards build webdataset checks every image and rotates it upright",
         folder,
         len(manifest.shards),

@@ -101,8 +101,7 @@ class Corpus:
         return self.manifests[0].labels
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that identify the data in any folder: hashes and sizes of all shards, in order.
-        """
+        """Return 16 hexadecimal digits that identify the data: hashes and sizes of all shards, in order."""
         shards = [
             (shard.split, shard.samples, shard.sha256) for manifest in self.manifests for shard in manifest.shards
         ]
@@ -114,8 +113,7 @@ class Corpus:
         return locate(self.counts, self.first_ids, ids)
 
     def image(self, shard: int, sample: int) -> Bytes:
-        """Return a sample's image file [size] uint8, read-only. Raises SampleError: a read error, or a truncated tar.
-        """
+        """Return a sample's image file [size] uint8, read-only. Raises SampleError: read error, truncated tar."""
         offset, size = self._tables(shard, self._table)[sample].tolist()
         return np.frombuffer(self._read(shard, sample, offset, size), dtype=np.uint8)
 
@@ -191,7 +189,7 @@ class Corpus:
         index = place.index(info)
         if len(index) != info.samples:
             raise UserError(
-               f"shards: the index of {self.tar(shard)} lists {len(index)} samples, the manifest {info.samples}. "
+                f"shards: the index of {self.tar(shard)} lists {len(index)} samples, the manifest {info.samples}. "
                 "Fix: build the shards again."
             )
         return index
@@ -209,10 +207,10 @@ class Corpus:
             name = f"{self.tar(shard)}: {index.keys[int(outside.argmax())]}"
             raise UserError(f"shards: {name} has no image inside the tar. Fix: build the shards again.")
         if table[:, 1].sum() > self.shards[shard][1].bytes:  # a batch never takes more memory than its shards
-            raise UserError(f"shards: the index of {self.tar(shard)} lists more than it holds. Fix: build the shards again.")
+            raise UserError(f"shards: the index of {self.tar(shard)} lists more than its bytes. Fix: rebuild it.")
         for offset, size in table[[0, -1]].tolist():
             if not self._fits(shard, offset, size):
-                raise UserError(f"shards: the index of {self.tar(shard)} belongs to another tar. Fix: build the shards again.")
+                raise UserError(f"shards: the index of {self.tar(shard)} is of another tar. Fix: rebuild the shards.")
         return table
 
     def _fits(self, shard: int, offset: int, size: int) -> bool:

@@ -34,7 +34,7 @@ Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 PROMISES = (
-   "data.streaming=true: each process draws shards at random with replacement. There are no epochs: some samples "
+    "data.streaming=true: each process draws shards at random with replacement. There are no epochs: some samples "
     "come more often than others. A resumed run, or one on another number of processes, gets other samples. "
     "Nothing is compared with a manifest. Views still depend on (seed, step, sample) only. For exact order and resume "
     "use shards with a manifest"
@@ -93,7 +93,7 @@ class Stream:
         for _ in range(start, stop):
             sample = next(self._iterator, None)
             if sample is None:
-                raise UserError(f"data.shards: {FAILURES} consecutive shards could not be read; last error: {self._error}")
+                raise UserError(f"data.shards: {FAILURES} consecutive shards cannot be read; last error: {self._error}")
             taken.append(sample)
         self._images = {number: image for number, _, image in taken}
         self._taken.append((step, {number: name for number, name, _ in taken}))

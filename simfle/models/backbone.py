@@ -48,7 +48,7 @@ def build_vit(name: str, side: int) -> Any:
     """
     _check_name(name, "vit_base_patch16_224")
     refusal = UserError(
-       f"model.backbone: {name} is not a plain ViT with a class token and position embeddings. "
+        f"model.backbone: {name} is not a plain ViT with a class token and position embeddings. "
         "Fix: use one such as vit_base_patch16_224."
     )
     if not timm.models.is_model_in_modules(name, ["vision_transformer", "deit"]):

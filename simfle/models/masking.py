@@ -67,7 +67,7 @@ class SemanticMasking(nn.Module):
         an ablation of the selection alone, at the same cost and with the same BatchNorm.
         """
         maps = self.grouping(features.detach()).flatten(2)  # [B, K, S]
-        with torch.autocast(features.device.type, enabled=False):  # normalized, squared and ranked: too precise for bf16
+        with torch.autocast(features.device.type, enabled=False):  # normalized, squared, ranked: not for bf16
             maps = maps.to(self.scores_of_map.dtype)
             correlations = losses.correlation(maps, shared=self.sync)
             loss = losses.grouping(correlations, self.groups, self.channels)

@@ -96,7 +96,7 @@ def momentum_at(progress: float, model: ModelConfig) -> float:
 def check_momentum(model: ModelConfig) -> None:
     """Raise a UserError for an invalid momentum or schedule."""
     if model.momentum_schedule not in SCHEDULES:
-       raise UserError(
+        raise UserError(
             f"model.momentum_schedule={model.momentum_schedule!r}: unknown. Fix: use {' or '.join(SCHEDULES)}."
         )
     if not 0 <= model.momentum <= 1:

@@ -27,11 +27,11 @@ class SimFLE(BYOL):
         super().__init__(model, views)
         map_side = feature_map_size(self.online.backbone, views.face_size)
         if map_side is None:
-            raise UserError(
-                f"model.backbone={model.backbone}: no feature map for views.face_size={views.face_size}"
-            )
+            raise UserError(f"model.backbone={model.backbone}: no feature map for views.face_size={views.face_size}")
         if model.distillation not in DISTILLATIONS:
-            raise UserError(f"model.distillation={model.distillation!r}: unknown. Fix: use {' or '.join(DISTILLATIONS)}.")
+            raise UserError(
+                f"model.distillation={model.distillation!r}: unknown. Fix: use {' or '.join(DISTILLATIONS)}"
+            )
         context = feature_map_size(self.online.backbone, views.size) if model.facemae.attend else None
         self.facemae = FaceMAE(views.face_size, model.facemae, (self.channels, context) if context else None)
         self.masking = SemanticMasking(
@@ -44,7 +44,9 @@ class SimFLE(BYOL):
             ratio=model.facemae.mask_ratio,
         )
         if model.facemae.masking not in MASKINGS:
-            raise UserError(f"model.facemae.masking={model.facemae.masking!r}: unknown. Fix: use {' or '.join(MASKINGS)}.")
+            raise UserError(
+                f"model.facemae.masking={model.facemae.masking!r}: unknown. Fix: use {' or '.join(MASKINGS)}"
+            )
         self.masking.choice = model.facemae.masking
         if model.distillation == "reference":
             self.distil_global = MLPHead(self.channels, model.hidden, model.projection)

@@ -23,7 +23,7 @@ class SwAV(Method):
         contrast = model.contrast
         check_contrast(contrast)
         if contrast.epsilon < 0.025:
-            raise UserError(f"model.contrast.epsilon={contrast.epsilon}: below 0.025 exp(score / epsilon) overflows fp32")
+            raise UserError(f"model.contrast.epsilon={contrast.epsilon}: exp(score / epsilon) overflows below 0.025")
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = Encoder(backbone, MLPHead(channels, model.hidden, model.projection))

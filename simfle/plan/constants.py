@@ -122,5 +122,5 @@ def network_rate(name: str) -> float:
     """
     match = re.fullmatch(r"(?:(\d+)x)?(?:ethernet|ib)?(\d+)(?:gb)?", name.lower())
     if match is None or not int(match[2]) or match[1] == "0":
-        raise UserError(f"--network {name!r}: unknown. Fix: write 100gb, 400gb, ethernet25 or, with eight adapters, 8x400gb.")
+        raise UserError(f"--network {name!r}: unknown. Fix: write 100gb, 400gb, ethernet25 or 8x400gb (adapters).")
     return int(match[1] or 1) * int(match[2]) * 1e9 / 8

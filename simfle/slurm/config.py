@@ -56,7 +56,7 @@ def check(config: ClusterConfig) -> None:
         raise UserError(f"--time {config.time!r}: not a time limit. Fix: write it like 30, 12:00:00 or 2-00:00:00.")
     if 0 < seconds(config.time) <= config.signal_seconds:  # Slurm reads 0 as no limit
         raise UserError(
-           f"--time {config.time}: not longer than signal_seconds={config.signal_seconds}, so each start of the job "
+            f"--time {config.time}: not longer than signal_seconds={config.signal_seconds}, so each start of the job "
             "would stop at once. Fix: raise --time, or lower signal_seconds."
         )
     for name in ("partition", "account", "qos", "constraint", "mem", "container"):

@@ -103,7 +103,9 @@ def usable_tasks(place: Place, cluster: ClusterConfig, global_batch: int) -> int
         UserError: none of the allowed numbers of nodes can, or requeues are used up.
     """
     if place.start > cluster.max_requeues:
-        raise UserError(f"requeued {place.start} times, max_requeues={cluster.max_requeues}. Fix: submit it again to resume.")
+        raise UserError(
+            f"requeued {place.start} times, max_requeues={cluster.max_requeues}. Fix: submit the run again."
+        )
     here = len(place.nodes)
     least = cluster.min_nodes or here
     for nodes in range(here, least - 1, -1):
@@ -111,7 +113,7 @@ def usable_tasks(place: Place, cluster: ClusterConfig, global_batch: int) -> int
         if global_batch % tasks == 0 and global_batch // tasks >= 2:
             return tasks
     raise UserError(
-       f"train.global_batch={global_batch}: cannot be shared by {place.local_size} processes on each of {least} to "
+        f"train.global_batch={global_batch}: cannot be shared by {place.local_size} processes on each of {least} to "
         f"{here} nodes. Fix: use a batch that these numbers divide, or other numbers of nodes."
     )
 
@@ -142,8 +144,8 @@ def fit_micro_batch(train: TrainConfig, processes: int) -> int:
     fitting = [size for size in range(2, min(most, share) + 1) if share % size == 0]
     if not fitting:
         raise UserError(
-           f"train.micro_batch={most}: none from 2 to {most} divides the {share} samples per process of "
-            f"train.global_batch={train.global_batch} on {processes} processes. Fix: raise it, or change the global batch."
+            f"train.micro_batch={most}: none from 2 to {most} divides the {share} samples per process of "
+            f"train.global_batch={train.global_batch} on {processes} processes. Fix: raise it, or change the batch."
         )
     return fitting[-1]
 

@@ -22,7 +22,13 @@ HEARTBEATS = "heartbeats/rank-*.json"
 NEVER = -1.0  # modification time of a missing file
 LEVELS = 3  # depth of the search for runs
 GONE, UNREADABLE = "gone", "unreadable"  # states beside those of Slurm and of a run's own record
-ALIVE = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "PENDING")  # of several jobs the first of these states wins
+ALIVE = (
+    "RUNNING",
+    "COMPLETING",
+    "CONFIGURING",
+    "SUSPENDED",
+    "PENDING",
+)  # the first of these states wins
 
 
 @dataclass(frozen=True)
@@ -163,8 +169,7 @@ def _without_an_end(run: Path, last: dict[str, Any], asked: dict[str, str], step
 
 
 def unrecorded(run: Path, job: str, start: int) -> str:
-    """Return why a start of a job has ended if its batch shell has not recorded it: Slurm's state, remaining processes.
-    """
+    """Return why a start of a job has ended without a record of its batch shell."""
     known = queue.show(job)
     words = f", {known['JobState'].lower()}" if known.get("JobState") else ""
     left = f"; {_silent(run)}" if any(run.glob(HEARTBEATS)) else ""

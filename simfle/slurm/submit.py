@@ -48,13 +48,13 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool =
         _check_fewer_nodes(config.train, cluster)
     idle = [n for n in range(cluster.min_nodes or cluster.nodes, cluster.nodes) if batch % (n * cluster.tasks)]
     if idle:
-        log.warning("train.global_batch=%d: on %s nodes some processes would stay idle", batch, " or ".join(map(str, idle)))
+        log.warning("train.global_batch=%d: on %s nodes some would be idle", batch, " or ".join(map(str, idle)))
     if not any("://" in place for place in config.data.shards):
         open_data(config.data, config.train.seed, config.train.global_batch, 0)
     with loading():
         check_ahead(config, network=network)
     if config.data.backend == "dali" and not cluster.container and not has_dali():
-       raise UserError(
+        raise UserError(
             "data.backend=dali: not installed here. Fix: pip install 'simfle[dali]', or set data.backend=opencv."
         )
 
@@ -112,7 +112,7 @@ def require_slurm() -> None:
     """Raise a UserError if this machine cannot submit jobs."""
     if not available():
         raise UserError(
-            "sbatch and srun are not installed here. Fix: submit from a login node, or add --dry-run (or --local) to try."
+            "sbatch and srun are not installed here. Fix: submit from a login node, or add --dry-run or --local."
         )
 
 
@@ -280,7 +280,7 @@ def reason(error: Exception) -> str:
     """Return sbatch's own message from submitit's error."""
     if "sbatch output" in str(error):
         return (
-           f"it reported no job number but {str(error).partition('sbatch output')[2].splitlines()[0].strip()}. "
+            f"it reported no job number but {str(error).partition('sbatch output')[2].splitlines()[0].strip()}. "
             "Fix: check whether the job is in the queue (squeue --me) before you submit it again"
         )
     cause = error if isinstance(error, subprocess.CalledProcessError) else error.__cause__ or error

@@ -42,7 +42,7 @@ def check(config: PretrainConfig, corpus: Corpus | Stream, world: World) -> None
     if other := [rank for rank, words in enumerate(told) if words]:
         more = f" (and {len(other) - 1} more processes)" if len(other) > 1 else ""
         raise AgreedError(
-           f"process {other[0]} {told[other[0]]}{more}. Fix: start all processes of a run with the same program, "
+            f"process {other[0]} {told[other[0]]}{more}. Fix: start all processes of a run with the same program, "
             "configuration and shards",
             said_here=world.is_main,
         )

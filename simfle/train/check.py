@@ -40,13 +40,11 @@ def check(config: PretrainConfig) -> None:
     if train.device not in DEVICES:
         raise UserError(f"train.device={train.device!r}: unknown. Fix: use auto, cpu or cuda.")
     if train.checkpoint_bandwidth < 0:
-       raise UserError(
-            f"train.checkpoint_bandwidth={train.checkpoint_bandwidth:g}: must be MB/s, or 0 for no limit"
-        )
+        raise UserError(f"train.checkpoint_bandwidth={train.checkpoint_bandwidth:g}: must be MB/s, or 0 for no limit")
     if train.zero_stage not in (0, 1, 2, 3):
         raise UserError(f"train.zero_stage={train.zero_stage}: must be 0, 1, 2 or 3")
     if config.model.compile and train.zero_stage == 3:
-       raise UserError(
+        raise UserError(
             "model.compile=true with train.zero_stage=3: ZeRO replaces parameters at runtime. Fix: train.zero_stage=2."
         )
     if train.precision not in ("bf16", "fp32"):
@@ -56,7 +54,7 @@ def check(config: PretrainConfig) -> None:
     if not 0 <= config.data.max_damaged <= 1:
         raise UserError(f"data.max_damaged={config.data.max_damaged}: must be a fraction from 0 to 1")
     if not config.data.shards:
-       raise UserError("data.shards=[]: empty. Fix: name a shard folder, such as data.shards=[shards/faces].")
+        raise UserError("data.shards=[]: empty. Fix: name a shard folder, such as data.shards=[shards/faces].")
     check_monitor(config)
     if train.profile:
         check_profile(train)
@@ -70,7 +68,7 @@ def check_optimizer(config: PretrainConfig) -> None:
         raise UserError(f"optim.name={config.optim.name!r}: unknown. Fix: use one of {', '.join(OPTIMIZERS)}.")
     if config.optim.name == "lars" and stage:
         raise UserError(
-           f"train.zero_stage={stage}: ZeRO flattens parameters, and optim.name=lars needs the norm of each layer. "
+            f"train.zero_stage={stage}: ZeRO flattens parameters, and optim.name=lars needs the norm of each layer. "
             "Fix: set train.zero_stage=0."
         )
 
@@ -84,7 +82,7 @@ def check_monitor(config: PretrainConfig) -> None:
         raise UserError("monitor.shards=[]: empty. Fix: name labeled shards, or set monitor.every=0.")
     if train.timeout and 2 * monitor.seconds > train.timeout:
         raise UserError(
-           f"monitor.seconds={monitor.seconds:g}: other processes wait for a probe, and exit after "
+            f"monitor.seconds={monitor.seconds:g}: other processes wait for a probe, and exit after "
             f"train.timeout={train.timeout:g}. Fix: set monitor.seconds={train.timeout / 2:g} or less."
         )
 
@@ -142,7 +140,7 @@ def check_profile(train: TrainConfig) -> None:
     steps = train.profile_steps
     if len(steps) != 2 or not 1 <= steps[0] <= steps[1] < steps[0] + MOST_PROFILED:
         raise UserError(
-           f"train.profile_steps={steps}: must be the first and the last step to trace, counted from this start, at "
+            f"train.profile_steps={steps}: must be the first and the last step to trace, counted from this start, at "
             f"most {MOST_PROFILED} steps, such as [3,5]"
         )
     if not train.profile_ranks or min(train.profile_ranks) < 0:

@@ -58,7 +58,7 @@ class Claim:
             return ""
         if not lines and not same:
             return (
-               f"train.run={self.run}: the folder was deleted or moved while the run was training; nothing is "
+                f"train.run={self.run}: the folder was deleted or moved while the run was training; nothing is "
                 "written to it any more. Fix: restore it and rerun, or start a new run"
             )
         if not same or (lines and lines[0] != self.holder):
@@ -73,7 +73,7 @@ class Claim:
             raise UserError(words)
 
     def _superseded(self, by: str) -> str:
-       return f"train.run={self.run}: {by} has taken over the run from {self.holder}, which exits without writing"
+        return f"train.run={self.run}: {by} has taken over the run from {self.holder}, which exits without writing"
 
     def _is_later(self, line: str) -> bool:
         """Whether a line is of a later start of this job; no other process can request the folder."""
@@ -122,7 +122,7 @@ def _refuse(run: Path, file: IO[str], patience: float, mine: JobStart | None) ->
     holder = file.readline().strip() or "another process"
     if mine is not None and mine.start and f", job {mine.job} start " in holder:
         raise FolderHeld(
-           f"train.run={run}: still held by {holder}, {patience:.0f} s after this start requested it. "
+            f"train.run={run}: still held by {holder}, {patience:.0f} s after this start requested it. "
             "Fix: end that process, on a node that lost its network"
         )
     raise UserError(f"train.run={run}: in use by {holder}. Fix: wait for it, or use another train.run.")
@@ -155,7 +155,7 @@ def _locked(run: Path, file: IO[str]) -> bool:
         return False
     except OSError as error:  # Lustre and some NFS servers with default mount options
         raise UserError(
-           f"train.run={run}: files there cannot be locked ({error.strerror}), and two runs could write to one "
+            f"train.run={run}: files there cannot be locked ({error.strerror}), and two runs could write to one "
             "folder. Fix: mount that file system with locks (Lustre: -o flock), or use a train.run on another one"
         ) from None
     return True

@@ -64,8 +64,7 @@ class Damage:
         return {number for part in parts for number in part}
 
     def add(self, found: list[Replacement]) -> None:
-        """Record the samples that this process found corrupt in this step. Collective, in steps in which any has some.
-        """
+        """Record the samples that this process found corrupt in this step. Collective; only in steps with any."""
         parts: list[Any] = [None] * self._world.size
         dist.all_gather_object(parts, found)
         new = {each.id: each for part in parts for each in part if each.id not in self.ids}
@@ -83,7 +82,7 @@ class Damage:
         if len(self.ids) <= allowed:
             return ""
         return (
-           f"{len(self.ids)} of {seen} samples are corrupt, data.max_damaged={self._limit:g} allows {int(allowed)}; "
+            f"{len(self.ids)} of {seen} samples are corrupt, data.max_damaged={self._limit:g} allows {int(allowed)}; "
             f"listed in {self._file}. Fix: restore the shards and rerun, which tries them again; or allow more"
         )
 

@@ -100,7 +100,7 @@ def largest(share: int, fits: Callable[[int], bool]) -> int:
             high = middle
     if not low:
         raise UserError(
-           f"train.micro_batch=auto: not even {LEAST} samples fit into this GPU. Fix: use smaller views, a smaller "
+            f"train.micro_batch=auto: not even {LEAST} samples fit into this GPU. Fix: use smaller views, a smaller "
             "model.backbone or model.facemae, or another GPU."
         )
     return divisors[low - 1]

@@ -28,7 +28,7 @@ class Lead:
         text = f"stopping takes about {needed:.1f} s (a step {seconds:.1f} s, saving {self.saving:.1f} s)"
         if needed > self.limit / 2:
             log.warning(
-               "%s, but the stop signal comes only %g s before the end of the job. Fix: set --signal-seconds %d or "
+                "%s, but the stop signal comes only %g s before the end of the job. Fix: set --signal-seconds %d or "
                 "more; otherwise the steps since the last checkpoint may be repeated",
                 *(text, self.limit, round(3 * needed)),
             )
@@ -55,7 +55,7 @@ def rehearse(run: Path, model: State, optim: State, keep: int) -> float:
     missing = keep + 1 - len(checkpoint.complete(run))
     if free < missing * bytes_written:
         raise UserError(
-           f"train.run={run}: {free / 1e9:.1f} GB free, but {missing} more checkpoints of "
+            f"train.run={run}: {free / 1e9:.1f} GB free, but {missing} more checkpoints of "
             f"{bytes_written / 1e9:.2f} GB are needed (train.keep={keep}). Fix: free disk space, or lower train.keep"
         )
     return seconds

@@ -45,7 +45,7 @@ class Lookout:
             now = _manifest(place)
             if now is not None and now.shards != place.manifest.shards:
                 self.reason = (
-                   f"data.shards={place.name}: its {NAME} lists other shards than when this run started, as after "
+                    f"data.shards={place.name}: its {NAME} lists other shards than when this run started, as after "
                     "simfle shards remove. Fix: start a new run with another train.run; this run can resume only with "
                     "the original shards"
                 )

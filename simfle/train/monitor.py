@@ -90,7 +90,7 @@ class Monitor:
             return self._probe(weights, *self.splits, random=random)
         except TooSlowError:
             log.warning(
-               "monitor.seconds=%g: the probes take longer and are skipped. Fix: set monitor.samples=%d, or "
+                "monitor.seconds=%g: the probes take longer and are skipped. Fix: set monitor.samples=%d, or "
                 "raise monitor.seconds",
                 *(self.settings.seconds, self.settings.samples // 2),
             )
@@ -144,8 +144,7 @@ class Monitor:
 
 
 def read_splits(settings: MonitorConfig) -> tuple[Split, Split]:
-    """Return the fitting split, with `monitor.samples` fixed random images, and the validation split. Raises UserError.
-    """
+    """Return the fitting split, `monitor.samples` fixed random images, and the validation split. Raises UserError."""
     fit, val = (read_split(settings.shards, name) for name in (settings.fit_split, settings.val_split))
     rows = np.random.Generator(np.random.Philox(key=0)).permutation(len(fit))[: settings.samples]
     return fit.only(np.sort(rows)), name_classes(val, fit.classes)

@@ -17,7 +17,7 @@ def refuse_copies(run: Path) -> None:
     """Raise a UserError if a folder named like a checkpoint has the state of another step."""
     for folder in told.copies(run):
         raise UserError(
-           f"train.run={run}: checkpoints/{folder.name} has the state of another step than its name says. "
+            f"train.run={run}: checkpoints/{folder.name} has the state of another step than its name says. "
             "Fix: move this copy out of checkpoints/, or give it another name, such as backup"
         )
 
@@ -63,7 +63,7 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
     folder = run / "checkpoints"
     if folder.is_symlink() and not folder.is_dir():
         raise UserError(
-           f"train.run={run}: checkpoints is a link to {folder.readlink()}, which is not an existing folder. "
+            f"train.run={run}: checkpoints is a link to {folder.readlink()}, which is not an existing folder. "
             f"Fix: mount that disk, or delete {folder} to start from step 0"
         )
     if not file.exists() or not (run / METRICS).exists() or any(map(told.step_of, folder.glob("step-*"))):
@@ -71,7 +71,7 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
     step = max((line["step"] for line in told.metrics(read_bytes(run / METRICS))), default=0)
     if step > 2 * load(PretrainConfig, file).train.checkpoint_every:
         raise UserError(
-           f"train.run={run}: {METRICS} reaches step {step}, but there is no checkpoint: a disk is not mounted, or "
+            f"train.run={run}: {METRICS} reaches step {step}, but there is no checkpoint: a disk is not mounted, or "
             f"they were deleted. Fix: restore them, or use another train.run; to start from step 0 here delete "
             f"{run / METRICS}"
         )
@@ -93,14 +93,14 @@ def _refuse_by_file(run: Path, state: Progress, config: PretrainConfig, file: Pa
     """Compare by the run's config.yaml, for a checkpoint that has only a digest, which differs from this run's."""
     if not file.exists():
         raise UserError(
-           f"train.run={run}: checkpoints of a run with another configuration or another version of simfle, without "
+            f"train.run={run}: checkpoints of a run with another configuration or another version of simfle, without "
             f"its config.yaml. Fix: copy the config.yaml of that run to {run}, or use another train.run."
         )
     before = load(PretrainConfig, file)
     if state.config == digest(before):
         refuse_difference(run, identity(before), config)
     raise UserError(
-       f"{file} is not the configuration of the checkpoints beside it: it was changed, or they are of another run or "
+        f"{file} is not the configuration of the checkpoints beside it: it was changed, or they are of another run or "
         "another version of simfle. Fix: restore config.yaml and checkpoints of the run, or use another train.run"
     )
 

@@ -58,7 +58,7 @@ class Run:
         self.folder = Path(config.train.run)
         self.steps = config.train.steps or int(config.train.epochs * order.steps_per_epoch)
         if self.steps < 1:
-           raise UserError(
+            raise UserError(
                 f"train.epochs={config.train.epochs}: less than one step. Fix: raise train.epochs, or set train.steps."
             )
         self.model = model

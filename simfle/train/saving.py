@@ -41,7 +41,7 @@ def resume(run: Path, model: Any, corpus: Corpus | Stream, world: World) -> chec
     state.load_model(model, newest.model, newest.folder.name)
     if newest.progress.corpus != corpus.digest():
         raise UserError(
-           f"data.shards: {', '.join(map(str, corpus.folders))} have other data than {run} was "
+            f"data.shards: {', '.join(map(str, corpus.folders))} have other data than {run} was "
             "trained on. Fix: use the original shards (they may have moved), or another train.run"
         )
     if world.is_main:  # only now: a run with other data or another model changes nothing

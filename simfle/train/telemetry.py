@@ -77,7 +77,7 @@ class Telemetry:
 def warning(features: dict[str, float]) -> str:
     """Return one line: the problem and how to fix it."""
     return (
-       f"features use {features['rank']:.1f} of {features['dimensions']:.0f} dimensions, a random network of this "
+        f"features use {features['rank']:.1f} of {features['dimensions']:.0f} dimensions, a random network of this "
         f"shape {features['random_rank']:.1f}: they collapse. Fix: start a new train.run with a lower optim.lr, or use "
         f"a recipe of {told.COLLAPSE_PAGE}"
     )

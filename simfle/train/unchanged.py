@@ -84,7 +84,7 @@ def _agreed(corpus: Corpus, world: World) -> Tensor:
     other = ((highest != UNKNOWN) & (highest != ~lowest)).any(dim=1).nonzero().flatten().tolist()
     if other:
         raise AgreedError(
-           f"data.shards: {_named(corpus, other)} not the same on all machines. Fix: copy the shards to each "
+            f"data.shards: {_named(corpus, other)} not the same on all machines. Fix: copy the shards to each "
             "machine again, and run simfle shards verify on each",
             said_here=world.is_main,
         )
@@ -117,7 +117,7 @@ def _compare(run: Path, corpus: Corpus, table: Tensor, resumed: bool) -> None:
         changed = {shard for kind in pairs for shard, (old, new) in enumerate(kind) if old and new and old != new}
         if changed:
             raise UserError(
-               f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} was trained on, though "
+                f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} was trained on, though "
                 "the manifest is the same. Fix: restore these files, or build the shards again and use another "
                 "train.run; simfle shards verify FOLDER checks every byte"
             )
@@ -144,7 +144,7 @@ def _read(file: Path, shards: int) -> Recorded:
 
 def _damaged(file: Path, why: str) -> UserError:
     return UserError(
-       f"train.run: {file} is corrupt ({why}). Fix: restore it, or run simfle shards verify on the shards and delete "
+        f"train.run: {file} is corrupt ({why}). Fix: restore it, or run simfle shards verify on the shards and delete "
         "it: the files are then recorded in their current state"
     )
 

@@ -97,7 +97,7 @@ def test_a_start_whose_node_was_cut_off_ends_when_the_next_one_asks_for_the_run(
         until(lambda: not old.is_running(), 120, job.tell)
         seen = job.step()
         job.wait_step(seen + 20, starts=2)
-        assert f"job {job.number} start 1 has taken the run over from process {old.pid} on" in job.log()
+        assert f"job {job.number} start 1 has taken over the run from process {old.pid} on" in job.log()
         assert not job.ends  # the batch shell of the old start has not requeued the new one
         slurm.call("scancel", job.number)
         job.wait_end("CANCELLED")
@@ -125,7 +125,7 @@ def test_a_killed_batch_shell_is_named_and_the_run_goes_on_when_submitted_again(
     )
     again = submit(slurm, faces, job.run, *words, nodes=1)
     again.wait_step(job.step() + 4, starts=2)
-    assert "going on after step" in again.log()
+    assert "resuming after step" in again.log()
 
 
 def test_time_limit(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path) -> None:

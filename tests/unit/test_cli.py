@@ -99,7 +99,7 @@ def test_a_missing_configuration_comes_from_the_package(
     monkeypatch.chdir(tmp_path)
     found = load(PretrainConfig, Path("configs/pretrain/faces_cpu.yaml"))
     assert found == load(PretrainConfig, CONFIGS / "pretrain/faces_cpu.yaml")
-    assert "taking the one that came with simfle" in caplog.text
+    assert "using the bundled config" in caplog.text
     own = tmp_path / "configs/pretrain/faces_cpu.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("train: {seed: 77}\n")

@@ -351,7 +351,7 @@ def test_an_end_that_nobody_recorded_is_told_with_its_cause(
     assert found.state == "killed"
     assert found.reason.startswith(f"no end is on record: {killed}")
     assert "was killed (SIGKILL, out of memory) or its machine was lost, in step 7" in found.reason
-    assert found.reason.endswith("; start the same command again to go on")
+    assert found.reason.endswith("; rerun to resume")
 
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     for name in ("scontrol", "sacct"):
