@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Measured in a fresh environment: torch, CUDA libraries and DALI unpacked take 7.9 GB, with pip's temporary copies up to
-# 10.9 GB. The copies may be on another disk (TMPDIR), so only the first value is required.
+# Measured in a fresh environment: torch, CUDA libraries and DALI take 7.9 GB unpacked, with pip's temporary copies
+# up to 10.9 GB. The copies may be on another disk (TMPDIR), so only the first value is required.
 KEPT_GB = 8
 HEIGHT_GB = 11
 

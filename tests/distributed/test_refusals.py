@@ -21,7 +21,7 @@ def last_line(output: str) -> str:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.global_batch=17", "train.global_batch=17 is not divisible by 2 processes"),
+        ("train.global_batch=17", "train.global_batch=17: not divisible by 2 processes"),
         ("model.groups=5", "model.groups=5 does not divide the backbone's 512 channels"),
         ("optim.nmae=sgd", "config: unknown key 'optim.nmae' in command line; did you mean optim.name?"),
     ],
@@ -43,7 +43,7 @@ def test_accelerate_starting_fewer_processes_than_asked_is_noticed(faces: Path, 
     own = runs.environment(DS_ACCELERATOR="cpu")
     done = runs.subprocess.run(words, cwd=runs.ROOT, env=own, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "accelerate was told to start several processes but started this one only" in done.stderr
+    assert "accelerate was configured for several processes but started only this one" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -57,7 +57,7 @@ def test_a_process_whose_others_do_not_come_says_so_in_one_line(rank: int, faces
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "error: the processes of this run did not come together within 0:00:02" in last_line(done.stderr)
+    assert "error: the processes of this run did not connect within 0:00:02" in last_line(done.stderr)
     assert not (tmp_path / "run").exists()
 
 

@@ -105,7 +105,7 @@ def unmounted(story: Story) -> None:
     story.stopped(story.start(), "checkpoints is a link to")
     folder.unlink()
     for _ in range(2):  # no folder, an empty one
-        story.stopped(story.start(), "metrics.jsonl tells of step 6, but there is no checkpoint")
+        story.stopped(story.start(), "metrics.jsonl reaches step 6, but there is no checkpoint")
         folder.mkdir(exist_ok=True)
     folder.rmdir()
     assert (story.run / "metrics.jsonl").read_bytes() == before
