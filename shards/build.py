@@ -26,10 +26,12 @@ from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, read_ma
 from shards.plan import Plan, Shard, digest_entries, make_plan
 from shards.processes import on_processes, tell
 from shards.request import Build
+from shards.spelling import exists
 from shards.work import Job, Result, read_result, write_shard
 from shards.workshop import LOCK, is_of_build, refuse_others
 
 MOST_NAMED = 10  # labels in a note
+FEWEST_MISSING = 3  # files of a list without which it may still be meant
 
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -142,6 +144,7 @@ def _plan(request: Build, entries: Iterable[Entry | Rejected], progress: Progres
     digest = make_plan(base, counted, request.rules, request.decides(), request.shard_samples)
     plan = Plan(base)
     _check_plan(request, plan)
+    _check_files(request, plan)
     (request.partial / "shards").mkdir(exist_ok=True)
     write_atomic(request.mark, json.dumps({"digest": digest}).encode())
     return plan
@@ -167,6 +170,22 @@ def _check_plan(request: Build, plan: Plan) -> None:
             )
     if "train" not in splits and (request.rules.val_fraction or request.rules.test_fraction):
         raise UserError("no group fell into split train; take smaller fractions or another --split-seed")
+
+
+def _check_files(request: Build, plan: Plan) -> None:
+    """Raise UserError where too many files of a list are missing: its paths mean something else, or a disk is away."""
+    if request.max_missing >= 1:
+        return
+    total, missing = 0, []
+    for path, source in plan.paths():
+        total += 1
+        if not exists(path):
+            missing.append(source)
+    if len(missing) >= FEWEST_MISSING and len(missing) > request.max_missing * total:
+        raise UserError(
+            f"{len(missing)} of {total} listed images are missing, such as {', '.join(map(repr, missing[:3]))}. "
+            "Fix: name the folder that the paths are relative to with --images; --max-missing 1 builds without them"
+        )
 
 
 def _write(request: Build, plan: Plan, progress: Progress, about: Callable[[Written], dict[str, Any]]) -> Report:

@@ -19,10 +19,11 @@ from shards.faces import Face, make_faces
 from shards.files import open_regular, read_bytes, write_atomic
 from shards.index import write_index
 from shards.plan import Plan, Shard, describe
+from shards.spelling import spelled
 from shards.writer import TarShard
 
 # What an open() says about the file asked for; anything else is the machine's fault and must not cost an image.
-MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+MISSING = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 UNREADABLE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL)
 REPORT_EVERY = 32  # entries between two words to the progress bar
 
@@ -150,12 +151,24 @@ def load(entry: Entry) -> bytes:
     if isinstance(entry.read, Recipe):
         return entry.read()
     try:
-        with open_regular(entry.read, "rb", buffering=0) as file:
+        return _read(entry.read)
+    except FileNotFoundError as error:
+        other = spelled(entry.read)
+        if other is None:
+            raise Unusable("missing", error.strerror or "") from None
+        return _read(other)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_regular(path, "rb", buffering=0) as file:
             # The size first: read(MAX_BYTES) would get memory for so many bytes each time.
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 raise Unusable("too_large", "more than 1 GiB")
             return file.read() or b""
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         if error.errno in MISSING:
             raise Unusable("missing", error.strerror or "") from None
         if error.errno in UNREADABLE:

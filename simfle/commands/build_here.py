@@ -76,6 +76,7 @@ def make_request(out: Path, corpus: Corpus, common: Common) -> "Build":
         ),
         encode=_encode_options(common),
         face_model=common.face_model,
+        max_missing=corpus.max_missing,
         exclude=Exclude(
             tuple(map(parse_excluded, common.exclude or ())), common.exclude_distance, not common.exclude_images_only
         ),
