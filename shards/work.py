@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.align import Detect, detector
+from shards.copies import image_hash, write_hashes
 from shards.encode import MAX_BYTES, EncodeOptions, Unusable
 from shards.entry import Entry, Recipe, Rejected
 from shards.errors import UserError
@@ -83,6 +84,7 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
     path = job.partial / "shards" / f"{shard.name}.tar"
     result = Result(path.name, shard.split)
     counts: Counter[str] = Counter()
+    hashes = bytearray()
     detect = job.detect()
     screened = screen(job.excluded) if job.excluded else None
     plan = Plan(job.partial / "work" / "plan.sqlite")
@@ -103,6 +105,7 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
                     for face in faces:
                         key = planned.key + face.suffix
                         tar.add(key, sample(key, face, numbers))
+                        hashes += image_hash(face.image.jpeg)
                         result.untouched += face.image.untouched
                     result.samples += len(faces)
                     counts[planned.entry.label or ""] += len(faces)
@@ -116,6 +119,7 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
         finally:
             tar.drop()
         result.labels = dict(sorted(counts.items()))
+        write_hashes(job.partial / "work", shard.name, bytes(hashes))
         write_atomic(job.partial / "work" / f"{shard.name}.json", json.dumps(asdict(result)).encode())
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""

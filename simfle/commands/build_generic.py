@@ -30,7 +30,9 @@ def folder(
 
     options = {"kind": "folder", "name": directory.name, "class_folders": class_folders, "split_folders": split_folders}
     entries = Folder(directory, class_folders, split_folders)
-    return Corpus(entries, directory.resolve().name, options, class_folders, (directory,), entries.notes)
+    return Corpus(
+        entries, directory.resolve().name, options, class_folders, (directory,), entries.notes, before=entries.before
+    )
 
 
 def csv(  # noqa: PLR0913, PLR0917 - each one is an option
