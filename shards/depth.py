@@ -57,7 +57,7 @@ def is_dark_colour(image: Image.Image, data: bytes) -> bool:
     deep = png.is_deep(data) or (isinstance(bits, tuple) and 16 in bits)
     if not deep or image.mode not in ("RGB", "RGBA"):
         return False
-    return max(high for _, high in image.getextrema()[:3]) <= DARK >> 8  # type: ignore[misc,index]
+    return max(high for _, high in image.getextrema()[:3]) <= DARK >> 8  # type: ignore[misc]
 
 
 def deep_colours(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
@@ -68,4 +68,4 @@ def deep_colours(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
     found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if png.is_deep(data) else None
     if white is None or found is None or found.ndim != 3 or found.shape[2] != 3 or found.dtype != np.uint16:
         raise UnknownRangeError("16-bit colours that are nearly black: their range is unknown; convert them to 8 bits")
-    return eight_bit(found[:, :, ::-1], white)
+    return eight_bit(found[:, :, ::-1].astype(np.uint16), white)
