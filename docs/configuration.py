@@ -22,7 +22,8 @@ HEAD = """# Configuration
 A configuration is the defaults below, then a YAML file, then `key=value` on the command line, in this order. An unknown
 key is refused with the nearest name, a value of another type or outside of its range with what is possible. Lists are
 written `[a,b]`, one of a single value also as the value alone; a value may refer to another key, as in
-`train.run=runs/${model.method}`; a path may begin with `~`.
+`train.run=runs/${model.method}`; a path may begin with `~`. Texts are taken as
+typed: `train.run="runs/exp #1"`, `007` and `yes` are names; quote a text of a list that holds a comma or a bracket.
 
     simfle pretrain configs/pretrain/faces_cpu.yaml data.shards=[shards/mine] train.steps=200
 

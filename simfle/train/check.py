@@ -1,6 +1,7 @@
 """Refusing values of a configuration that no later code refuses, before anything heavy is imported."""
 
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -53,10 +54,22 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"data.max_damaged={config.data.max_damaged}; it is a share, 0 to 1")
     if not config.data.shards:
         raise UserError("data.shards is empty; name at least one folder of shards, e.g. data.shards=[shards/faces]")
+    check_places("data.shards", config.data.shards)
     check_monitor(config)
     if train.profile:
         check_profile(train)
     check_optimizer(config)
+
+
+def check_places(field: str, places: list[str]) -> None:
+    """Refuse shards that are named twice, whose samples would count twice. Raises UserError."""
+    seen: dict[str, str] = {}
+    for place in places:
+        real = place.rstrip("/") if "://" in place else os.path.realpath(place)
+        if real in seen:
+            both = place if place == seen[real] else f"{seen[real]} and {place} are the same folder, which"
+            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: name it once")
+        seen[real] = place
 
 
 def check_optimizer(config: PretrainConfig) -> None:
@@ -78,6 +91,7 @@ def check_monitor(config: PretrainConfig) -> None:
         return
     if not monitor.shards:
         raise UserError("monitor.shards is empty. Fix: monitor.shards=[FOLDER], labelled ones, or monitor.every=0")
+    check_places("monitor.shards", monitor.shards)
     if train.timeout and 2 * monitor.seconds > train.timeout:
         raise UserError(
             f"monitor.seconds={monitor.seconds:g}: other processes wait for a probe, and end after "

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 LIGHT = {
     "simfle.errors",
     "simfle.layers",
+    "simfle.words",
     "simfle.version",
     "simfle.config",
     "simfle.batch",
@@ -26,6 +27,7 @@ ALLOWED = {
     "shards": {"shards"},
     "simfle.config": set(),
     "simfle.layers": {"shards.files"},
+    "simfle.words": set(),
     "simfle.batch": set(),
     "simfle.errors": {"shards.errors"},
     "simfle.version": set(),
