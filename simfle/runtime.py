@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 
 from simfle.config import OptimConfig, TrainConfig
+from simfle.device import kernels, settle_accelerator
 from simfle.errors import AgreedError, PeersMissing, RunStopped, UserError
 from simfle.process import LAUNCHER
 
@@ -149,19 +150,16 @@ def _joined(config: TrainConfig) -> Iterator[World]:
     )
     if world.size != environment["WORLD_SIZE"]:
         raise RuntimeError(f"launched as one of {environment['WORLD_SIZE']}, but the process group has {world.size}")
-    # On a CPU torch's flash attention takes three to four times as long in bf16 as its plain formula.
-    flash = torch.backends.cuda.flash_sdp_enabled()
-    torch.backends.cuda.enable_flash_sdp(flash and device.type == "cuda")
     together = True
     try:
-        yield world
+        with kernels(device, deterministic=config.deterministic):
+            yield world
     except (AgreedError, RunStopped):
         raise
     except BaseException:
         together = world.size == 1
         raise
     finally:
-        torch.backends.cuda.enable_flash_sdp(flash)
         # NCCL's end waits for work under way, for ever where this process fails alone: its error would never be told.
         if together or device.type == "cpu":
             deepspeed.comm.destroy_process_group()  # and what DeepSpeed keeps of it: a notebook may start another run
@@ -237,6 +235,7 @@ def _start_group(device: torch.device, seconds: float) -> None:
     with _interrupts_held():  # half of it imported, it could not be imported again
         import deepspeed
 
+    settle_accelerator(device.type)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # warns of every optimizer that is not its own
     # On a CPU it would compile a C++ all-reduce at the first start (25 s, and a compiler needed); gloo does that work.
     # Set without reading what is there: that would try out all of its extensions, with a compiler and files in /tmp.
@@ -272,6 +271,15 @@ def start_engine(
     return engine
 
 
+def wait_for_partitions(engine: Any) -> None:
+    """At ZeRO stage 3, wait until optimizer and EMA have written the partitions.
+
+    DeepSpeed gathers them on a stream of its own that waits for no other: the next forward could read old numbers.
+    """
+    if engine.zero_optimization_stage() == 3 and engine.device.type == "cuda":
+        torch.cuda.current_stream(engine.device).synchronize()
+
+
 def zero_stage(train: TrainConfig, plan: BatchPlan) -> int:
     """ZeRO's stage as it runs: one process has nobody to divide tensors with, and would pay for the copies."""
     return train.zero_stage if plan.processes > 1 else 0
@@ -299,6 +307,8 @@ def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) ->
         "zero_allow_untested_optimizer": True,  # SGD and AdamW are elementwise, as flattened parameters require
         "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 10**9,
+        # Its throughput timer, on by default, makes the host wait for the GPU at each forward and each step.
+        "timers": {"throughput": {"enabled": False}},
     }
 
 

@@ -20,7 +20,7 @@ from simfle.data.streaming import Stream
 from simfle.errors import AgreedError, RunStopped, UserError
 from simfle.models.statistics import share_statistics
 from simfle.optim import STATES, build_optimizer, learning_rate, parameter_groups, set_rate
-from simfle.runtime import BatchPlan, World, arithmetic_threads, start_engine
+from simfle.runtime import BatchPlan, World, arithmetic_threads, start_engine, wait_for_partitions
 from simfle.stopping import StopFlag
 from simfle.train import checkpoint, fitting, folder, lead, pictures, profile, saving, state, unchanged
 from simfle.train.damage import Damage
@@ -170,8 +170,7 @@ class Run:
                 self.engine.step()
         if self.engine.skipped_steps:  # where it knows the gradient's norm, DeepSpeed passes over what is not finite
             self.end_on_bad_step(number, "gradient", verdict, before)
-        with phase("ema"):
-            self.model.after_step(number / self.steps)
+        self.move_target(number)
         self.step = number
         with phase("report"):
             measures = self.telemetry.measure(number) if measured else {}
@@ -185,6 +184,12 @@ class Run:
         if self.profile is not None:
             self.profile.step()
         return verdict
+
+    def move_target(self, number: int) -> None:
+        """The EMA, and what else of the method follows the optimizer's step."""
+        with phase("ema"):
+            self.model.after_step(number / self.steps)
+            wait_for_partitions(self.engine)
 
     def probe(self, number: int, verdict: Verdict) -> Measures:
         """Measure the backbone on labelled shards where that is due and no stop waits."""

@@ -38,7 +38,8 @@ ALLOWED = {
     "simfle.losses": set(),
     "simfle.collapse": set(),
     "simfle.optim": set(),
-    "simfle.runtime": set(),
+    "simfle.device": set(),
+    "simfle.runtime": {"simfle.device", "simfle.optim"},
     "simfle.models": {"shards.errors", "simfle.losses"},
     "simfle.data": {"shards"},
     "simfle.train": {
@@ -49,16 +50,33 @@ ALLOWED = {
         "simfle.models",
         "simfle.losses",
         "simfle.optim",
+        "simfle.device",
         "simfle.runtime",
     },
-    "simfle.eval": {"shards", "simfle.data", "simfle.models", "simfle.losses", "simfle.optim", "simfle.runtime"},
-    "simfle.bench": {"shards", "simfle.data", "simfle.models", "simfle.optim", "simfle.runtime", "simfle.train"},
-    "simfle.api": {"shards", "simfle.data", "simfle.train", "simfle.eval", "simfle.runtime"},
-    "simfle.doctor": {"shards", "simfle.runtime", "simfle.slurm", "simfle.data"},
+    "simfle.eval": {
+        "shards",
+        "simfle.data",
+        "simfle.models",
+        "simfle.losses",
+        "simfle.optim",
+        "simfle.device",
+        "simfle.runtime",
+    },
+    "simfle.bench": {
+        "shards",
+        "simfle.data",
+        "simfle.models",
+        "simfle.optim",
+        "simfle.device",
+        "simfle.runtime",
+        "simfle.train",
+    },
+    "simfle.api": {"shards", "simfle.data", "simfle.train", "simfle.eval", "simfle.device", "simfle.runtime"},
+    "simfle.doctor": {"shards", "simfle.device", "simfle.runtime", "simfle.slurm", "simfle.data"},
     "simfle.plan": {"shards.files", "simfle.models", "simfle.optim", "simfle.runtime"},
     # What a page shows is computed by the rooms below it.
     "simfle.report": {"shards", "simfle.data", "simfle.models", "simfle.eval", "simfle.train.pictures"},
-    "simfle.slurm": {"shards", "simfle.data", "simfle.runtime", "simfle.train", "simfle.eval"},
+    "simfle.slurm": {"shards", "simfle.data", "simfle.device", "simfle.runtime", "simfle.train", "simfle.eval"},
 }
 FILES = sorted([*ROOT.glob("shards/**/*.py"), *ROOT.glob("simfle/**/*.py")])
 COMMANDS = sorted([*ROOT.glob("tools/*.py"), *ROOT.glob("launchers/*.py")])
