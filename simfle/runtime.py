@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,10 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from simfle import zero
 from simfle.config import OptimConfig, TrainConfig
-from simfle.device import kernels, settle_accelerator
+from simfle.device import kernels, memory_bytes, settle_accelerator
 from simfle.errors import AgreedError, PeersMissing, RunStopped, UserError
+from simfle.optim import STATES
 from simfle.process import LAUNCHER
+
+log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 FOR_LIBRARIES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG")  # a process started later may use another device
@@ -261,6 +265,7 @@ def start_engine(
     """Hand the model to DeepSpeed: ZeRO, autocast, accumulation and clipping from our configuration alone."""
     import deepspeed
 
+    train = settled(train, optim, plan, model)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(plan, train, optim), dist_init_required=False
     )
@@ -271,36 +276,39 @@ def start_engine(
     return engine
 
 
-def wait_for_partitions(engine: Any) -> None:
-    """At ZeRO stage 3, wait until optimizer and EMA have written the partitions.
-
-    DeepSpeed gathers them on a stream of its own that waits for no other: the next forward could read old numbers.
-    """
-    if engine.zero_optimization_stage() == 3 and engine.device.type == "cuda":
-        torch.cuda.current_stream(engine.device).synchronize()
-
-
-def zero_stage(train: TrainConfig, plan: BatchPlan) -> int:
-    """ZeRO's stage as it runs: one process has nobody to divide tensors with, and would pay for the copies."""
-    return train.zero_stage if plan.processes > 1 else 0
+def settled(train: TrainConfig, optim: OptimConfig, plan: BatchPlan, model: nn.Module) -> TrainConfig:
+    """The configuration with the ZeRO stage that runs, the same on all processes."""
+    if plan.processes > 1 and train.zero_stage == zero.AUTO:
+        parameters = list(model.parameters())
+        trained, frozen = (
+            sum(each.nbytes for each in parameters if each.requires_grad == moved) for moved in (True, False)
+        )
+        memory = torch.tensor(memory_bytes(parameters[0].device), device=parameters[0].device)
+        dist.all_reduce(memory, dist.ReduceOp.MIN)
+        held = zero.held_bytes(trained, frozen, len(STATES[optim.name]))
+        stage = zero.choose(train, optim, plan.processes, held, memory.item())
+        log.info("train.zero_stage=auto: %d; %s", stage.number, stage.reason)
+    else:
+        stage = zero.choose(train, optim, plan.processes, 0, 0)
+    return replace(train, zero_stage=stage.number)
 
 
 def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
-    """Our settings in DeepSpeed's words. Never `bf16.enabled`: it casts parameters but not BatchNorm's buffers."""
+    """Our settings in DeepSpeed's words, the stage settled. Never `bf16.enabled`: it leaves out BatchNorm's buffers."""
     return {
         "train_batch_size": plan.global_batch,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": optim.clip,
         "zero_optimization": {
-            "stage": zero_stage(train, plan),
+            "stage": train.zero_stage,
             # Sent while backward goes on, in parts of 200 MB: the default is 2 GB, and two
             # such buffers are kept for each type of gradient.
             "overlap_comm": True,
             "reduce_bucket_size": BUCKET,
             # The norm serves clipping alone: it would make the host wait for the GPU in each step, and skip without a
             # word a step whose gradients are not finite, which one process does not.
-            **({"compute_grad_norm": False} if zero_stage(train, plan) in (1, 2) and not optim.clip else {}),
+            **({"compute_grad_norm": False} if train.zero_stage in (1, 2) and not optim.clip else {}),
             # Every parameter partitioned: the EMA works on partitions, which persistent parameters would not follow.
             "stage3_param_persistence_threshold": 0,
         },

@@ -221,6 +221,7 @@ def _rows(request: Request, work: "Work", found: "Estimate") -> list[list[tuple[
     return [
         [
             ("batch", f"{batch.global_batch:,} = {processes} x {batch.micro_batch} x {batch.accumulation}"),
+            ("ZeRO stage", f"{found.stage.number}: {found.stage.reason}"),
             ("parameters", f"{work.parameters / 1e6:.1f} M, {work.trained / 1e6:.1f} M of them trained"),
             ("arithmetic per image", f"{found.flops_per_image / 1e9:.1f} GFLOP"),
         ],

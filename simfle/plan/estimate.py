@@ -19,7 +19,8 @@ from typing import Any
 from simfle.config import PretrainConfig
 from simfle.plan.constants import Constants
 from simfle.plan.count import Work
-from simfle.runtime import BUCKET, BatchPlan, deepspeed_config, plan_batch, zero_stage
+from simfle.runtime import BUCKET, BatchPlan, deepspeed_config, plan_batch
+from simfle.zero import Stage, choose, held_bytes
 
 FP32, BF16 = 4, 2
 SPARE = 0.92  # share of a GPU's memory that can be used: CUDA's context and fragmentation take the rest
@@ -104,6 +105,7 @@ class Estimate:
     """
 
     batch: BatchPlan
+    stage: Stage
     memory: Memory
     traffic: Traffic
     times: Times
@@ -222,7 +224,8 @@ def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Cor
         UserError: the batch cannot be shared by so many processes, or there is no such device.
     """
     batch = plan_batch(config.train, machines.processes)
-    config = replace(config, train=replace(config.train, zero_stage=zero_stage(config.train, batch)))
+    stage = _stage(config, work, machines, c)
+    config = replace(config, train=replace(config.train, zero_stage=stage.number))
     held, spent = memory(work, config, batch, machines.processes), times(config, work, machines, c)
     storage, decode = _storage(corpus, c), _decode(config, machines, c)
     loading = batch.global_batch / machines.processes / decode["possible_per_process"]
@@ -236,6 +239,7 @@ def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Cor
     flops = work.conv.each + work.matmul.each
     return Estimate(
         batch=batch,
+        stage=stage,
         memory=held,
         traffic=traffic(work, config, batch, machines.processes),
         times=spent,
@@ -253,6 +257,13 @@ def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Cor
         storage=storage | {"node_bytes_per_second": rate * corpus.image_bytes / machines.nodes},
         decode=decode | {"needed_per_process": rate / machines.processes},
     )
+
+
+def _stage(config: PretrainConfig, work: Work, machines: Machines, c: Constants) -> Stage:
+    """The ZeRO stage that such a run takes."""
+    trained, frozen = FP32 * work.trained, FP32 * (work.parameters - work.trained)
+    held = held_bytes(trained, frozen, work.optimizer_tensors)
+    return choose(config.train, config.optim, machines.processes, held, c.of(machines.device, "memory"))
 
 
 def _bottleneck(spent: Times, loading: float, reading: float) -> str:

@@ -256,7 +256,7 @@ def ending(job: Path, place: Place) -> Iterator[None]:
 
 
 def is_loss_of_peers(error: Exception) -> bool:
-    """Whether torch says that other processes or the GPU are gone; with gloo it raises a plain RuntimeError for that."""
+    """Whether other processes or the GPU are gone; for which torch raises, with gloo, a plain RuntimeError."""
     import torch.distributed as dist
 
     from simfle.device import device_failed

@@ -20,7 +20,7 @@ from simfle.data.streaming import Stream
 from simfle.errors import AgreedError, RunStopped, UserError
 from simfle.models.statistics import share_statistics
 from simfle.optim import STATES, build_optimizer, learning_rate, parameter_groups, set_rate
-from simfle.runtime import BatchPlan, World, arithmetic_threads, start_engine, wait_for_partitions
+from simfle.runtime import BatchPlan, World, arithmetic_threads, start_engine
 from simfle.stopping import StopFlag
 from simfle.train import checkpoint, fitting, folder, lead, pictures, profile, saving, state, unchanged
 from simfle.train.damage import Damage
@@ -32,6 +32,7 @@ from simfle.train.progress import Announcer
 from simfle.train.telemetry import Measures, Telemetry
 from simfle.train.verdict import Ballot, Verdict
 from simfle.train.watchdog import Watchdog
+from simfle.zero import wait_for_partitions
 
 log = logging.getLogger(__name__)
 # All of these are part of what makes a run this run.

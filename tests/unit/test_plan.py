@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from simfle import zero
 from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
 from simfle.models.methods import build_method
@@ -20,6 +21,7 @@ from simfle.plan.count import Line, Work, count
 from simfle.plan.estimate import Corpus, Machines, estimate, memory, traffic
 from simfle.runtime import plan_batch
 from simfle.train import state
+from simfle.zero import choose
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "scale.md"
@@ -196,3 +198,17 @@ def test_constants_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "rate"), [("100gb", 12.5e9), ("ethernet25", 3.125e9), ("8x400gb", 400e9)])
 def test_networks(name: str, rate: float) -> None:
     assert network_rate(name) == rate
+
+
+def test_the_stage_is_zero_where_memory_is_no_matter_and_the_plan_says_why() -> None:
+    held = zero.held_bytes(4 * WORK.trained, 4 * (WORK.parameters - WORK.trained), WORK.optimizer_tensors)
+    auto, lars = config_of(), config_of("optim.name=lars")
+    assert choose(auto.train, auto.optim, 8, held, 80e9).number == 0
+    tight = choose(auto.train, auto.optim, 8, held, 8 * held - 1)
+    assert tight.number == 2
+    assert "2.0 GB, fit 8.0 times" in tight.reason
+    assert choose(lars.train, lars.optim, 8, held, held).number == 0
+    assert choose(config_of("train.zero_stage=3").train, auto.optim, 8, held, 80e9).number == 3
+    assert choose(config_of("train.zero_stage=3").train, auto.optim, 1, held, 80e9).number == 0
+    found = estimate(auto, WORK, Machines(1, 8, "h100", 50e9, 12), Corpus(100_000, 2e4), CONSTANTS)
+    assert (found.stage.number, found.as_dict()["stage"]["number"]) == (0, 0)

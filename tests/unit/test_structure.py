@@ -39,7 +39,8 @@ ALLOWED = {
     "simfle.collapse": set(),
     "simfle.optim": set(),
     "simfle.device": set(),
-    "simfle.runtime": {"simfle.device", "simfle.optim"},
+    "simfle.zero": set(),
+    "simfle.runtime": {"simfle.device", "simfle.optim", "simfle.zero"},
     "simfle.models": {"shards.errors", "simfle.losses"},
     "simfle.data": {"shards"},
     "simfle.train": {
@@ -52,6 +53,7 @@ ALLOWED = {
         "simfle.optim",
         "simfle.device",
         "simfle.runtime",
+        "simfle.zero",
     },
     "simfle.eval": {
         "shards",
@@ -73,7 +75,7 @@ ALLOWED = {
     },
     "simfle.api": {"shards", "simfle.data", "simfle.train", "simfle.eval", "simfle.device", "simfle.runtime"},
     "simfle.doctor": {"shards", "simfle.device", "simfle.runtime", "simfle.slurm", "simfle.data"},
-    "simfle.plan": {"shards.files", "simfle.models", "simfle.optim", "simfle.runtime"},
+    "simfle.plan": {"shards.files", "simfle.models", "simfle.optim", "simfle.runtime", "simfle.zero"},
     # What a page shows is computed by the rooms below it.
     "simfle.report": {"shards", "simfle.data", "simfle.models", "simfle.eval", "simfle.train.pictures"},
     "simfle.slurm": {"shards", "simfle.data", "simfle.device", "simfle.runtime", "simfle.train", "simfle.eval"},
