@@ -265,6 +265,8 @@ def start_engine(
     """Hand the model to DeepSpeed: ZeRO, autocast, accumulation and clipping from our configuration alone."""
     import deepspeed
 
+    for parameter in model.parameters():  # of a model in channels_last they are not, and ZeRO flattens them as views
+        parameter.data = parameter.data.contiguous()
     train = settled(train, optim, plan, model)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(plan, train, optim), dist_init_required=False

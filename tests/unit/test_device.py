@@ -94,11 +94,12 @@ def test_a_run_on_the_cpu_fixes_no_device_for_the_next(tmp_path: Path) -> None:
     with processes(train) as world:
         from deepspeed.accelerator import get_accelerator
 
-        model = build_method(config("simsiam"), VIEWS)
+        model = build_method(config("simsiam"), VIEWS).to(memory_format=torch.channels_last)
         optimizer = build_optimizer(list(model.parameters()), OptimConfig())
         engine = start_engine(model, optimizer, plan_batch(train, world.size), train, OptimConfig())
         assert not engine.tput_timer.config.enabled
         assert not engine.wall_clock_breakdown()
+        assert all(parameter.is_contiguous() for parameter in model.parameters())
         assert engine.device.type == "cpu"
     settle_accelerator("cuda")
     assert get_accelerator().device_name() == "cuda"
