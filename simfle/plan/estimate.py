@@ -19,6 +19,7 @@ from typing import Any
 from simfle.config import PretrainConfig
 from simfle.plan.constants import Constants
 from simfle.plan.count import Work
+from simfle.plan.roofline import Part, roofline, update_bytes
 from simfle.runtime import BUCKET, BatchPlan, deepspeed_config, plan_batch
 from simfle.zero import Stage, choose, held_bytes
 
@@ -102,6 +103,7 @@ class Estimate:
     """A whole plan, in seconds and bytes.
 
     times, step, loading: of one step. efficiency: the arithmetic's share of a step. utilisation: of the device's peak.
+    roofline: the least time of each part of a step; of_roofline: the sum of them as a share of the step.
     """
 
     batch: BatchPlan
@@ -119,6 +121,8 @@ class Estimate:
     hours: float
     flops_per_image: float
     utilisation: float
+    roofline: list[Part]
+    of_roofline: float
     checkpoint: dict[str, float]
     storage: dict[str, float]
     decode: dict[str, float]
@@ -194,9 +198,7 @@ def compute_seconds(work: Work, config: PretrainConfig, batch: BatchPlan, machin
     arithmetic = work.conv(batch.micro_batch) / c.of(device, "conv") + work.matmul(batch.micro_batch) / c.of(
         device, "matmul"
     )
-    share = 1 if config.train.zero_stage == 0 else 1 / machines.processes
-    passes = FP32 * work.trained * share * (3 + 2 * work.optimizer_tensors)  # read p, g, states; write p, states
-    passes += 3 * FP32 * (work.parameters - work.trained) * (share if config.train.zero_stage == 3 else 1)
+    passes = update_bytes(config, work, machines.processes)
     return batch.accumulation * arithmetic / speed + passes / c.of(device, "bandwidth")
 
 
@@ -237,6 +239,7 @@ def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Cor
         bottleneck = "memory"
     steps = config.train.steps or int(config.train.epochs * (corpus.images // batch.global_batch))
     flops = work.conv.each + work.matmul.each
+    parts = roofline(config, work, batch, machines.device, c)
     return Estimate(
         batch=batch,
         stage=stage,
@@ -253,6 +256,8 @@ def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Cor
         hours=steps * step / 3600,
         flops_per_image=flops,
         utilisation=flops * rate / machines.processes / c.of(machines.device, "peak"),
+        roofline=parts,
+        of_roofline=sum(part.seconds for part in parts) / step,
         checkpoint=_checkpoint(config, work, machines, step, c),
         storage=storage | {"node_bytes_per_second": rate * corpus.image_bytes / machines.nodes},
         decode=decode | {"needed_per_process": rate / machines.processes},
