@@ -20,7 +20,7 @@ from simfle.train.state import copy_tensors
 
 CUDA = torch.device("cuda:0")
 # Launches of forward, backward and EMA, measured at 2026's versions, and a tenth more. A view is none.
-BUDGET = {name: 0 for name in NAMES}
+BUDGET = dict.fromkeys(NAMES, 0)
 
 
 @contextmanager
@@ -44,7 +44,7 @@ class Launches(TorchDispatchMode):
         super().__init__()
         self.count, self.devices = 0, set()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ANN001, ANN204
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         self.count += not func.is_view
         result = func(*args, **(kwargs or {}))
         for each in result if isinstance(result, tuple | list) else (result,):
