@@ -55,7 +55,7 @@ def parts(faces: Path, *, rehearsal: bool) -> list[Part]:
     pytest = (sys.executable, "-m", "pytest", "-n", "0", "-q")
     traced = (f"train.run={faces.parent / 'profile'}", "train.steps=6", "train.profile=true")
     machine = ("--gpus-per-node", "1", "--gpu", "cpu" if rehearsal else "h100", "--images", "4096")
-    drawn = ("shards", "build", "procedural", "--people", people, "--images-per-person", "8", "--out", str(faces))
+    drawn = ("shards", "build", "procedural", str(faces), "--people", people, "--images-per-person", "8")
     found = [
         Part("doctor", (*SIMFLE, "doctor"), figures=False),
         Part("shards", (*SIMFLE, *drawn), figures=False),
