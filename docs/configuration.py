@@ -109,7 +109,7 @@ RANGES: dict[type, dict[str, str]] = {
         "train.seed": "0 to 4294967295",
         "train.global_batch": "divisible by the processes",
         "train.micro_batch": "auto, 0, or at least 2 and a divisor of global batch / processes",
-        "train.zero_stage": "0, 1, 2, 3",
+        "train.zero_stage": "auto, 0, 1, 2, 3",
         "train.precision": "bf16, fp32",
         "train.device": "auto, cpu, cuda",
         "train.steps": AT_LEAST_0,

@@ -179,7 +179,13 @@ class TrainConfig:
         free=True,
         words={"auto": -1},
     )
-    zero_stage: int = option(2, "DeepSpeed ZeRO stage, 0 to 3", free=True)
+    zero_stage: int = option(
+        -1,
+        "DeepSpeed ZeRO stage, 0 to 3; auto: 0 where parameters, gradients and optimizer fit eight times into the "
+        "memory of a process, else 2",
+        free=True,
+        words={"auto": -1},
+    )
     precision: str = option("bf16", "bf16 (autocast; parameters, BatchNorm, EMA and optimizer stay fp32) or fp32")
     sync_statistics: bool = option(False, "share BatchNorm and grouping statistics among the processes")
     device: str = option("auto", "auto, cpu or cuda", free=True)

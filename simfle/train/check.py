@@ -42,8 +42,8 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"train.device is {train.device!r}; known are auto, cpu and cuda")
     if train.checkpoint_bandwidth < 0:
         raise UserError(f"train.checkpoint_bandwidth={train.checkpoint_bandwidth:g}; give MB/s, or 0 for no limit")
-    if train.zero_stage not in (0, 1, 2, 3):
-        raise UserError(f"train.zero_stage={train.zero_stage}; ZeRO has stages 0, 1, 2 and 3")
+    if train.zero_stage not in (-1, 0, 1, 2, 3):
+        raise UserError(f"train.zero_stage={train.zero_stage}; ZeRO has stages 0, 1, 2 and 3, and auto chooses")
     if config.model.compile and train.zero_stage == 3:
         raise UserError("model.compile with train.zero_stage=3: ZeRO swaps parameters under it; take stage 2")
     if train.precision not in ("bf16", "fp32"):
@@ -77,7 +77,7 @@ def check_optimizer(config: PretrainConfig) -> None:
     stage = config.train.zero_stage
     if config.optim.name not in OPTIMIZERS:
         raise UserError(f"optim.name is {config.optim.name!r}; known are {', '.join(OPTIMIZERS)}")
-    if config.optim.name == "lars" and stage:
+    if config.optim.name == "lars" and stage > 0:
         raise UserError(
             f"train.zero_stage={stage}: ZeRO flattens parameters, and lars needs the norm of each layer. "
             "Fix: train.zero_stage=0"
