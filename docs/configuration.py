@@ -22,7 +22,8 @@ HEAD = """# Configuration
 A configuration combines the defaults below, a YAML file and `key=value` on the command line; later values take
 precedence. An error for an unknown key names the nearest key; one for a wrong type or range lists valid values.
 Write lists as `[a,b]`, or a single value without brackets. A value may refer to another key, as in
-`train.run=runs/${model.method}`. A path may begin with `~`.
+`train.run=runs/${model.method}`. A path may begin with `~`. Text is taken as typed: `train.run="runs/exp #1"`, `007` and
+`yes` are names. In a list, quote text that contains a comma or a bracket.
 
     simfle pretrain configs/pretrain/faces_cpu.yaml data.shards=[shards/mine] train.steps=200
 
@@ -108,7 +109,7 @@ RANGES: dict[type, dict[str, str]] = {
         "train.seed": "0 to 4294967295",
         "train.global_batch": "divisible by the processes",
         "train.micro_batch": "auto, 0, or at least 2 and a divisor of global batch / processes",
-        "train.zero_stage": "0, 1, 2, 3",
+        "train.zero_stage": "auto, 0, 1, 2, 3",
         "train.precision": "bf16, fp32",
         "train.device": "auto, cpu, cuda",
         "train.steps": AT_LEAST_0,

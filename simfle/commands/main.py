@@ -54,6 +54,7 @@ BENCH: dict[str, Entry | Group] = {
     "checkpoint": Entry("bench_checkpoint", "bench_checkpoint", "how long checkpoints hold training up"),
     "startup": Entry("bench_startup", "bench_startup", "how long commands take to answer"),
     "scaling": Entry("bench_scaling", "bench_scaling", "what several processes cost each other"),
+    "gpu": Entry("bench_gpu", "bench_gpu", "all of it on a new GPU, in twenty minutes"),
 }
 TABLE: dict[str, Entry | Group] = {
     "quickstart": Entry("quickstart", "quickstart", "the whole line in minutes: drawn faces, or your own"),
