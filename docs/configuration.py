@@ -22,8 +22,8 @@ HEAD = """# Configuration
 A configuration combines the defaults below, a YAML file and `key=value` on the command line; later values take
 precedence. An error for an unknown key names the nearest key; one for a wrong type or range lists valid values.
 Write lists as `[a,b]`, or a single value without brackets. A value may refer to another key, as in
-`train.run=runs/${model.method}`. A path may begin with `~`. Text is taken as typed: `train.run="runs/exp #1"`, `007` and
-`yes` are names. In a list, quote text that contains a comma or a bracket.
+`train.run=runs/${model.method}`. A path may begin with `~`. Text is taken as typed: `train.run="runs/exp #1"`, `007`
+and `yes` are names. In a list, quote text that contains a comma or a bracket.
 
     simfle pretrain configs/pretrain/faces_cpu.yaml data.shards=[shards/mine] train.steps=200
 
