@@ -2,8 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from simfle.doctor.findings import Finding, broken, note, ok
+
+if TYPE_CHECKING:
+    import torch
 
 GREY = 90  # of the picture that is decoded
 SIDE = 256  # of the matrices that are multiplied
@@ -47,7 +51,7 @@ def has_kernels(capability: tuple[int, int], built: Sequence[str]) -> bool:
     return False
 
 
-def arithmetic(device: "torch.device") -> list[Finding]:  # noqa: F821 - torch is imported when it is needed
+def arithmetic(device: "torch.device") -> list[Finding]:
     """A product, a convolution and an attention in bf16, whose results are known."""
     import torch
     import torch.nn.functional as F
@@ -65,7 +69,7 @@ def arithmetic(device: "torch.device") -> list[Finding]:  # noqa: F821 - torch i
     return [ok(name, "a product, a convolution and an attention in bf16 are right")]
 
 
-def decoding(device: "torch.device") -> list[Finding]:  # noqa: F821
+def decoding(device: "torch.device") -> list[Finding]:
     """A JPEG through DALI's graph: on a GPU nvJPEG decodes it. Nothing is said where DALI is not installed."""
     import cv2
     import numpy as np
