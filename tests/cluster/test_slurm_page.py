@@ -46,7 +46,7 @@ def run(folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(folder)
     program, script, *words = shlex.split(command)
     if program == "simfle":
-        done = inprocess.run(sys.executable, "-m", "simfle", script, *words)
+        done = inprocess.run(sys.executable, "-m", "simfle", script, *words, timeout=280)
     else:
         done = inprocess.run(sys.executable, ROOT / script, *words)
     assert done.returncode == 0, done.stderr
