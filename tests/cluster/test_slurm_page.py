@@ -42,7 +42,7 @@ def here(tmp_path: Path, enough: Path) -> Path:
 
 
 def run(folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """In this process: each would import torch anew."""
+    """Run a launcher in this process, to import torch once; `simfle` in its own process. Return its output."""
     monkeypatch.chdir(folder)
     program, script, *words = shlex.split(command)
     if program == "simfle":
