@@ -216,7 +216,7 @@ def test_the_stage_is_zero_where_memory_is_no_matter_and_the_plan_says_why() -> 
 
 
 def test_the_roofline_takes_the_longer_of_arithmetic_and_bytes() -> None:
-    moved = {CONVOLUTIONS: Line(0, 1e9), PRODUCTS: Line(0, 1e8), REST: Line(0, 2e9)}
+    moved = {CONVOLUTIONS: Line(0, 1e9), PRODUCTS: Line(0, 1e7), REST: Line(0, 2e9)}
     work, config = dataclasses.replace(WORK, moved=moved), config_of("train.global_batch=64")
     parts = roofline(config, work, plan_batch(config.train, 1), "h100", CONSTANTS)
     conv, product, rest, update = parts
