@@ -153,7 +153,8 @@ def find_duplicates(
 
     Args:
         folder: folder of shards to search.
-        against: folder to compare with; None compares `folder` with itself. If both are the same folder, the splits that
+        against: folder to compare with; None compares `folder` with itself. If both are the same folder, the splits
+        that
             `splits` does not name are compared with those that it names.
         splits: splits of `against` (or of `folder`) to use; empty = all.
         distance: maximum distance of near duplicates in bits.

@@ -54,8 +54,8 @@ class EncodeOptions:
     """Options of the conversion to JPEG.
 
     quality: of re-encoded JPEGs, 1 to 100; max_pixels: larger images are rejected before they fill the memory;
-    strip_metadata: remove metadata from JPEGs that are kept; crop: margin around the box as a fraction of its sides, None
-    for the whole image; shorter_side: maximum in pixels (0 = keep); align: detect faces.
+    strip_metadata: remove metadata from JPEGs that are kept; crop: margin around the box as a fraction of its sides,
+    None for the whole image; shorter_side: maximum in pixels (0 = keep); align: detect faces.
     """
 
     quality: int = 95
@@ -110,9 +110,9 @@ class Encoded:
 def encode(data: bytes, options: EncodeOptions) -> Encoded:
     """Convert an image file to an upright RGB JPEG, without cropping or resizing.
 
-    A JPEG in YCbCr or RGB without EXIF rotation is decoded strictly and kept byte for byte except for its metadata. Other
-    images are re-encoded: grayscale (exact, because its chroma is constant), CMYK, rotated, 16-bit, palette, the first
-    frame of several; transparent areas become white.
+    A JPEG in YCbCr or RGB without EXIF rotation is decoded strictly and kept byte for byte except for its metadata.
+    Other images are re-encoded: grayscale (exact, because its chroma is constant), CMYK, rotated, 16-bit, palette, the
+    first frame of several; transparent areas become white.
 
     Raises:
         Unusable: with the reason.

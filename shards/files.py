@@ -25,8 +25,8 @@ class RefusedFileError(OSError):
 def open_regular(path: str | Path, mode: str = "r", **how: Any) -> IO[Any]:
     """Open a regular file, or a link to one, to read or append; `how` is passed to the built-in open.
 
-    A FIFO would block forever and a device may never end. The check is made on the open file, because the name may refer
-    to another file a moment later.
+    A FIFO would block forever and a device may never end. The check is made on the open file, because the name may
+    refer to another file a moment later.
 
     Raises:
         RefusedFileError: it is not a regular file. OSError: like the built-in open.

@@ -104,7 +104,8 @@ def fingerprint_shard(folder: Path, info: ShardInfo) -> Fingerprints:
             found[number] = fingerprint(sample.members.get(image_of(sample.members) or "", b""))
         except (ValueError, Unusable) as error:
             raise UserError(
-                f"shards: {folder / info.file}: {sample.key} has no readable image ({error}). Fix: run simfle shards verify"
+                f"shards: {folder / info.file}: {sample.key} has no readable image ({error}). "
+                "Fix: run simfle shards verify"
             ) from None
     return found
 

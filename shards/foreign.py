@@ -164,8 +164,8 @@ def make_manifest(
 def synthesise(folder: Path) -> Manifest:
     """Infer the manifest of a folder of external tars from headers and labels.
 
-    Reading every byte would take too long, so a tar's "sha256" covers its size, its sample offsets and its labels, which
-    can be corrected without changing the others.
+    Reading every byte would take too long, so a tar's "sha256" covers its size, its sample offsets and its labels,
+    which can be corrected without changing the others.
     """
 
     def examined() -> Iterator[tuple[ShardInfo, Found]]:

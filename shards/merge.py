@@ -43,8 +43,9 @@ def merge(
 ) -> Merged:
     """Copy all samples of `folders`, split by split, in the order of the folders.
 
-    Label numbers follow the first folder that has the label; new names are appended. Keys that exist in an earlier folder
-    are refused, or get a suffix that depends on the key and the folder's position. Rejects and terms are concatenated.
+    Label numbers follow the first folder that has the label; new names are appended. Keys that exist in an earlier
+    folder are refused, or get a suffix that depends on the key and the folder's position. Rejects and terms are
+    concatenated.
 
     Raises:
         UserError: fewer than two folders, common keys, the output exists, a disk error.

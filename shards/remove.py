@@ -42,8 +42,8 @@ MOST_NAMED = 5
 class Removal:
     """Result of a removal. samples: removed; shards: rewritten or deleted; blanked: rejects that named removed samples.
 
-    already: number of requested keys (1 for the person) that had been removed before; resumed: "finished" or "undone" if
-    an interrupted removal was found.
+    already: number of requested keys (1 for the person) that had been removed before; resumed: "finished" or "undone"
+    if an interrupted removal was found.
     """
 
     samples: int = 0
@@ -99,9 +99,7 @@ def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = 
                 _stage(folder, manifest, found, person, reason)
             except (OSError, UserError) as error:
                 shutil.rmtree(folder / STAGING, ignore_errors=True)
-                raise UserError(
-                    f"{getattr(error, 'strerror', None) or error}. Nothing was removed. Fix: fix this and rerun the command"
-                ) from None
+                raise UserError(f"{getattr(error, 'strerror', None) or error}. Nothing was removed") from None
             recover(folder)
     return done
 
@@ -195,7 +193,8 @@ def _check(folder: Path, found: _Found, keys: set[str], person: str | None, reje
     if absent:
         named = ", ".join(map(repr, absent[:MOST_NAMED]))
         raise UserError(
-            f"{folder} has no sample {named}{' ...' if len(absent) > MOST_NAMED else ''}. Nothing was removed. Fix: check the keys"
+            f"{folder} has no sample {named}{' ...' if len(absent) > MOST_NAMED else ''}. Nothing was removed. "
+            "Fix: check the keys"
         )
     gone = len(keys - found.keys)
     if person is not None and not found.keys:

@@ -46,7 +46,8 @@ def rank_samples(
         folder: folder of the shards.
         shards: shards to rank.
         labels: label names of the manifest.
-        by: "sample" ranks all samples of a split; "label" ranks each label of a split, so that every part keeps the label
+        by: "sample" ranks all samples of a split; "label" ranks each label of a split, so that every part keeps the
+        label
             proportions; "group" ranks the groups of all splits together (samples without group: each one alone).
         seed: seed of the keyed hash.
         progress: called with stage, done, total.

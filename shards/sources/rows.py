@@ -1,4 +1,4 @@
-"""Rows of a table in CSV, TSV, JSON Lines or Parquet, read as a stream. The kind is told by the file's extension."""
+"""Stream the rows of a table in CSV, TSV, JSON Lines or Parquet; the file extension determines the format."""
 
 import csv
 import math
@@ -13,24 +13,24 @@ from shards.plain import MOST_LINE, lines_of, parse_json
 from shards.sources.pages import DamagedPages, batches, check_footer
 
 KINDS = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
-HEAD = 1000  # lines of JSON in which every column has to occur once
-MOST_TEXT = 128 << 20  # characters of a row, of which an image in base64 may be one
-FEW, MANY = 64, 4096  # rows of Parquet in the memory: with images in them, without
+HEAD = 1000  # lines of JSON in which every column must occur
+MOST_TEXT = 128 << 20  # maximum characters of a row, which may contain a base64 image
+FEW, MANY = 64, 4096  # rows of Parquet in memory: with images, without
 
 Row = tuple[str, tuple[Any, ...] | None]
-"""Where it is ("line 3"), and its values in the order of the columns asked for; None if the row is damaged."""
+"""Location ("line 3") and values in the order of the requested columns; None if the row is corrupt."""
 
 
 def kind_of(file: Path) -> str:
-    """csv (for every unknown extension too), tsv, jsonl or parquet."""
+    """Return csv (also for an unknown extension), tsv, jsonl or parquet."""
     return KINDS.get(file.suffix.lower(), "csv")
 
 
 def columns_of(file: Path) -> list[str]:
-    """The names of the columns.
+    """Return the column names.
 
     Raises:
-        UserError: the file is empty, or not of its kind.
+        UserError: the file is empty, or not of its format.
     """
     kind = kind_of(file)
     if kind == "parquet":
@@ -38,7 +38,9 @@ def columns_of(file: Path) -> list[str]:
     with open_regular(file, encoding="utf-8-sig", newline="") as lines:
         if kind == "jsonl":
             if lines.read(4096).lstrip().startswith("["):
-                raise UserError(f"jsonl: {file} is one array; write one object a line, for example with jq -c '.[]'")
+                raise UserError(
+                    f"jsonl: {file} is a JSON array. Fix: write one object per line, for example with jq -c '.[]'"
+                )
             lines.seek(0)
             head = (_object(line) or {} for _, line in zip(range(HEAD), lines_of(lines, MOST_TEXT), strict=False))
             names = list(dict.fromkeys(chain.from_iterable(head)))
@@ -47,12 +49,12 @@ def columns_of(file: Path) -> list[str]:
                 name.strip() for name in next(csv.reader(lines_of(lines, MOST_LINE), delimiter=_delimiter(kind)), [])
             ]
     if not names:
-        raise UserError(f"{kind}: {file} is empty")
+        raise UserError(f"{kind}: {file} is empty. Fix: check the path")
     return names
 
 
 def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[Row]:
-    """Every row's values in `columns`, None where one has no such value; images: one of the columns holds files."""
+    """Yield the values of each row in `columns`, None if missing; images: a column contains files."""
     kind = kind_of(file)
     if kind == "parquet":
         yield from _parquet_rows(file, columns, FEW if images else MANY)
@@ -74,7 +76,7 @@ def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[
 
 
 def _long(table: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Lines whose fields may be as long as an image; other tables of this process keep the csv module's limit."""
+    """Yield lines whose fields may contain images; other tables keep the csv module's limit."""
     while True:
         before = csv.field_size_limit(MOST_TEXT)
         try:
@@ -87,7 +89,7 @@ def _long(table: Iterator[list[str]]) -> Iterator[list[str]]:
 
 
 def text_of(value: Any) -> str:
-    """A value as text: '' for None and NaN, which stands for it in tables of numbers; '3' for 3.0."""
+    """Convert a value to text: '' for None and NaN (missing numbers), '3' for 3.0."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -96,7 +98,7 @@ def text_of(value: Any) -> str:
 
 
 def is_said(value: Any) -> bool:
-    """Whether a value says anything: None and NaN do not, and infinity is no JSON."""
+    """Return whether a value is present and valid in JSON: not None, NaN or infinite."""
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
@@ -121,7 +123,7 @@ def _parquet(file: Path) -> Any:
             check_footer(path)
             return ParquetFile(path, buffer_size=1 << 20)
     except (pyarrow.ArrowException, OSError, DamagedPages) as error:
-        raise UserError(f"parquet: {file} cannot be read as Parquet: {error}") from None
+        raise UserError(f"parquet: {file} cannot be read as Parquet ({error}). Fix: download it again") from None
 
 
 def _parquet_rows(file: Path, columns: list[str], batch_rows: int) -> Iterator[Row]:
@@ -136,4 +138,4 @@ def _parquet_rows(file: Path, columns: list[str], batch_rows: int) -> Iterator[R
                     number += 1
                     yield f"row {number}", row
     except (pyarrow.ArrowException, OSError, DamagedPages) as error:
-        raise UserError(f"parquet: {file} is damaged behind row {number}: {error}") from None
+        raise UserError(f"parquet: {file} is corrupt after row {number} ({error}). Fix: download it again") from None
