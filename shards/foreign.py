@@ -73,7 +73,7 @@ def examine(tar: Path) -> Found:
     outside: dict[str, None] = {}  # keys, in their order
     index = index_tar(tar, lambda name: outside.setdefault(split_name(name)[0]))
     keep = np.zeros(len(index), bool)
-    rejected = [Rejected(f"{tar.name}: {key}", "outside", "a path that leaves the archive") for key in outside]
+    rejected = [Rejected(f"{tar.name}: {key}", "outside", "a path outside the archive") for key in outside]
     top, numbered, labels = -1, True, bytearray()
     with open_regular(tar, "rb") as file:
 
@@ -89,7 +89,9 @@ def examine(tar: Path) -> Found:
             elif not members[name].size:
                 rejected.append(Rejected(f"{tar.name}: {key}", "empty"))
             elif not _SIGNATURES.match(read(members[name].offset, _LONGEST)):
-                rejected.append(Rejected(f"{tar.name}: {key}", "not_an_image", f"its {name} is no JPEG, PNG or WebP"))
+                rejected.append(
+                    Rejected(f"{tar.name}: {key}", "not_an_image", f"its {name} is not a JPEG, PNG or WebP")
+                )
             else:
                 keep[sample] = True
                 if "cls" in members:

@@ -13,7 +13,7 @@ MOST = 20_000  # image means have a standard deviation of about 0.15, so the err
 
 @dataclass(frozen=True)
 class Statistics:
-    """Mean and standard deviation of red, green and blue in [0, 1], each image with equal weight; images: their number."""
+    """Mean and standard deviation of red, green and blue in [0, 1], equal weight per image; images: their number."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

@@ -75,10 +75,10 @@ def settle(entry: Entry, rules: Rules) -> Entry | Rejected:
     group = composed(group) if group else group
     broken = [text for text in (entry.key, group or "") if not is_text(text)]
     if broken:
-        return Rejected(entry.source, "bad_row", f"{broken[0]!a} holds half of a letter of UTF-16, and is no text")
+        return Rejected(entry.source, "bad_row", f"{broken[0]!a} contains a lone UTF-16 surrogate")
     split = normal_split(entry.split)
     if not split:
-        return Rejected(entry.source, "bad_row", f"split {entry.split!r} has no letter a-z or digit; name it in ASCII")
+        return Rejected(entry.source, "bad_row", f"split {entry.split!r} has no ASCII letter or digit; rename it")
     if split == TRAIN:
         split = drawn_split(entry.key if group is None else group, rules)
     return replace(entry, label=label, group=group, split=split)

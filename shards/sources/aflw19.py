@@ -61,7 +61,7 @@ class AFLW19:
         values = tuple(map(float, table["data"][number]))
         left, right, top, bottom = map(float, table["bbox"][number])
         if not all(abs(value) < float("inf") for value in (*values, left, right, top, bottom)):
-            return Rejected(path, "bad_row", f"row {number + 1}: a coordinate is no number")
+            return Rejected(path, "bad_row", f"row {number + 1}: a coordinate is not a number")
         faces[path] += 1
         return Entry(
             key=f"{PurePosixPath(path).with_suffix('')}/{faces[path]}",

@@ -87,7 +87,7 @@ class Archive:
         """Return the entry of a member; None if it is not an image, hidden, or not requested."""
         relative = inside(member.name)
         if relative is None:
-            return Rejected(f"{archive}/{member.name}", "outside", "a path that leaves the archive")
+            return Rejected(f"{archive}/{member.name}", "outside", "a path outside the archive")
         parts = relative.split("/")
         hidden = "__MACOSX" in parts or any(part.startswith(".") for part in parts)
         below = PurePosixPath(self.below).parts

@@ -74,7 +74,7 @@ class CelebA:
 
     def _row(self, folder: Path, lists: Lists, name: str, split: str, place: str) -> Entry | Rejected:
         if split not in SPLITS:
-            return Rejected(place, "bad_row", f"split {split!r} is none of 0, 1, 2")
+            return Rejected(place, "bad_row", f"split {split!r} is not 0, 1 or 2")
         return self._entry(folder, lists, name, SPLITS[split])
 
     def _entry(self, folder: Path, lists: Lists, name: str, split: str | None) -> Entry | Rejected:

@@ -61,7 +61,7 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
         source = f"{file.name}/{number}"
         values = tuple(map(float, marks[number]))
         if not np.isfinite(marks[number]).all() or not np.isfinite(boxes[number]).all():
-            yield Rejected(source, "bad_row", "a coordinate is no number")
+            yield Rejected(source, "bad_row", "a coordinate is not a number")
             continue
         yield Entry(
             key=f"{split}/{number:04d}",

@@ -73,7 +73,7 @@ CORPUS = Known(
     title="ExpW: 91,793 faces in photos from the web, with boxes.",
     source=ExpW,
     labels=LABELS,
-    terms="non-commercial research only; the photos belong to whoever put them on the web",
+    terms="non-commercial research only; rights of the photos with their owners",
     expected=lambda source: {"train": dict(zip(LABELS, COUNTS, strict=True))},
     photos=lambda source: True,
 )

@@ -65,7 +65,7 @@ class FaceSynthetics:
             rows = [numbers(line, 2) for _, line in lines(folder / f"{number}_ldmks.txt")]
             landmarks = tuple((row[0], row[1]) for row in rows if row is not None)
             if len(rows) != LANDMARKS or len(landmarks) != LANDMARKS:
-                return Rejected(source, "bad_row", f"{number}_ldmks.txt does not hold {LANDMARKS} points")
+                return Rejected(source, "bad_row", f"{number}_ldmks.txt does not contain {LANDMARKS} points")
         return Entry(number, source, folder / source, landmarks=landmarks)
 
 

@@ -130,7 +130,7 @@ class FERPlus:
 
     def _voted(self, face: Entry, counts: tuple[int, ...] | None) -> Entry | Rejected:
         if counts is None:
-            return Rejected(face.source, "bad_row", f"no ten votes in {LIST}")
+            return Rejected(face.source, "bad_row", f"not ten votes in {LIST}")
         extras: dict[str, object] = {"votes": dict(zip(VOTES, counts, strict=True))}
         if face.label is not None:
             extras["fer2013"] = face.label

@@ -137,7 +137,7 @@ class HuggingFace:
         except (pyarrow.ArrowException, OSError, DamagedPages) as error:
             if getattr(error, "errno", None) is not None:  # a disk error, not a corrupt file
                 raise
-            yield Rejected(name, "unreadable", f"damaged behind row {number}: {error}; what follows is lost")
+            yield Rejected(name, "unreadable", f"corrupt after row {number}: {error}; the rest is lost")
 
     def _entry(
         self, file: str, number: int, split: str | None, columns: Columns, row: dict[str, Any]
@@ -151,7 +151,7 @@ class HuggingFace:
         extras = {name: row[name] for name in columns.others if is_said(row[name])}
         image = row[columns.image]
         if not _is_image(image):
-            return Rejected(source, "bad_row", f"{columns.image} holds {type(image).__name__}, not bytes or a path")
+            return Rejected(source, "bad_row", f"{columns.image} contains {type(image).__name__}, not bytes or a path")
         read, path = _parts(image)
         if path:
             extras["path"] = PurePosixPath(path).name
@@ -160,7 +160,7 @@ class HuggingFace:
                 return Rejected(source, "missing", "no image in this row")
             relative = inside(path)
             if relative is None:
-                return Rejected(source, "outside", f"{PurePosixPath(path).name} does not lie in the folder")
+                return Rejected(source, "outside", f"{PurePosixPath(path).name} is outside the folder")
             read = (self.root if self.root.is_dir() else self.root.parent).absolute() / relative
         return Entry(
             key=f"{file.removesuffix('.parquet')}/{number:07d}",

@@ -71,7 +71,7 @@ class IBug300W:
             return Rejected(source, "bad_row", f"no {stem}.pts beside it")
         landmarks = read_pts(file)
         if landmarks is None:
-            return Rejected(source, "bad_row", f"{stem}.pts does not hold {LANDMARKS} points")
+            return Rejected(source, "bad_row", f"{stem}.pts does not contain {LANDMARKS} points")
         left, top = (min(axis) for axis in zip(*landmarks, strict=True))
         right, bottom = (max(axis) for axis in zip(*landmarks, strict=True))
         return Entry(

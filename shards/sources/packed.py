@@ -30,7 +30,7 @@ class Files:
         """Return a file's path or lazy bytes; a Rejected if its path is invalid, or it is missing or unreadable."""
         path = inside(name)
         if path is None:
-            return Rejected(name, "outside", "a path that leaves the folder")
+            return Rejected(name, "outside", "a path outside the folder")
         if self.archive is None:
             return (self.base / path).absolute()
         read, fate = self.members.get((self.base / path).as_posix(), (b"", ("missing",)))

@@ -21,5 +21,5 @@ def read(file: Path, offset: int, size: int) -> bytes:
         data.seek(offset)
         found = data.read(size)
     if len(found) < size:
-        raise Unusable("truncated", f"{file.name} ends {size - len(found)} bytes too early")
+        raise Unusable("truncated", f"{file.name} is {size - len(found)} bytes too short")
     return found

@@ -194,13 +194,13 @@ def read_record(data: int, offset: int) -> Record:
         raise Damaged("too_large", "more than 1 GiB")
     flag, label, _, _ = HEADER.unpack(_join(data, parts, HEADER.size))
     if flag > MOST_LABELS:
-        raise Damaged("unreadable", f"the record at byte {offset} has {flag} labels, and may have {MOST_LABELS}")
+        raise Damaged("unreadable", f"the record at byte {offset} has {flag} labels; the maximum is {MOST_LABELS}")
     behind = HEADER.size + 4 * flag
     if size < behind:
         raise Damaged("unreadable", f"the record at byte {offset} is shorter than its {flag} labels")
     labels = struct.unpack(f"<{flag}f", _join(data, parts, behind)[HEADER.size :]) if flag else (label,)
     if not all(abs(value) < float("inf") for value in labels):
-        raise Damaged("bad_row", f"the labels of the record at byte {offset} are no numbers")
+        raise Damaged("bad_row", f"the labels of the record at byte {offset} are not numbers")
     return Record(labels, size - behind)
 
 

@@ -99,7 +99,7 @@ class Table:
         if isinstance(data, str):
             data = base64.b64decode(re.sub(r"^data:[^,]*,|\s", "", data), validate=True)
         if not isinstance(data, bytes):
-            raise ValueError(f"the column {self.bytes_column!r} holds no files")  # noqa: TRY004 - a corrupt row
+            raise ValueError(f"the column {self.bytes_column!r} contains no files")  # noqa: TRY004 - a corrupt row
         number = int(place.split()[1])
         source = PurePosixPath(path).name if PurePosixPath(path).is_absolute() else path
         return Entry(f"{self.file.stem}/{number:08d}", source or f"{self.file.name} {place}", data, **about)
@@ -141,7 +141,7 @@ def _box(edges: list[Any], order: str) -> Box | None:
         left, top, third, fourth = values
         found = box(left, top, third, fourth) if order == "xywh" else box(left, top, third - left, fourth - top)
     if found is None:
-        raise ValueError(f"{text.strip()[:60]!r} is no box ({order})")
+        raise ValueError(f"{text.strip()[:60]!r} is not a box ({order})")
     return found
 
 
@@ -152,7 +152,7 @@ def _entry(root: Path, path: str, place: str, about: dict[str, Any]) -> Entry | 
     if relative.is_absolute() and relative.is_relative_to(root):
         relative = relative.relative_to(root)
     if relative.is_absolute() or ".." in relative.parts:
-        return Rejected(place, "outside", f"{relative.name} does not lie below the folder of images")
+        return Rejected(place, "outside", f"{relative.name} is outside the image folder")
     source = str(relative)
     face = "" if about["box"] is None else "/" + "_".join(f"{value:g}" for value in about["box"])
     return Entry(source + face, source, root / source, **about)

@@ -96,7 +96,7 @@ def _members(archive: tarfile.TarFile, file: Path, wanted: Callable[[str], bool]
         if isinstance(error, OSError) and error.errno is not None:  # a disk error, not a corrupt archive
             raise
         reason = "unreadable" if isinstance(error, TooLargeHeader) else "truncated"
-        yield Rejected("", reason, f"{error}; what follows is lost")
+        yield Rejected("", reason, f"{error}; the rest is lost")
         return
     if wanted is None:
         with open_regular(file, "rb", buffering=0) as data:
@@ -104,7 +104,7 @@ def _members(archive: tarfile.TarFile, file: Path, wanted: Callable[[str], bool]
             block = data.read(tarfile.BLOCKSIZE)
             if block.strip(b"\0"):  # neither a header nor the zeros at the end
                 reason = "truncated" if len(block) < tarfile.BLOCKSIZE else "unreadable"
-                yield Rejected("", reason, f"no member at byte {archive.offset}; what follows is lost")
+                yield Rejected("", reason, f"no member at byte {archive.offset}; the rest is lost")
 
 
 def _placed(item: tarfile.TarInfo, file: Path) -> Member:

@@ -117,7 +117,7 @@ class WebDataset:
     def _entry(self, tar: str, split: str | None, key: str, members: dict[str, Member]) -> Entry | Rejected:
         source = f"{tar}/{key}"
         if inside(key) is None:
-            return Rejected(source, "outside", "a path that leaves the archive")
+            return Rejected(source, "outside", "a path outside the archive")
         extension = self._image(members)
         if extension is None:
             return Rejected(source, "missing", f"no image among {', '.join(members)}")

@@ -64,7 +64,7 @@ def read_zip(file: Path) -> Iterator[Member | Rejected]:
                 if not item.name.endswith("/"):
                     yield _member(file, item)
         except DamagedZip as damage:
-            yield Rejected("", "unreadable", f"not a whole zip: {damage}")
+            yield Rejected("", "unreadable", f"not a complete zip: {damage}")
 
 
 def _directory(data: IO[bytes]) -> Directory:
@@ -112,7 +112,7 @@ def _listed(data: IO[bytes], directory: Directory) -> Iterator[Listed]:
     while place < directory.end:
         fixed = data.read(ENTRY.size)
         if len(fixed) < ENTRY.size or not fixed.startswith(b"PK\1\2"):
-            raise DamagedZip(f"no member in its directory at byte {place}; what follows is lost")
+            raise DamagedZip(f"no member in its directory at byte {place}; the rest is lost")
         _, _, _, flags, method, _, _, crc, packed, size, *lengths, _, _, _, header = ENTRY.unpack(fixed)
         rest = data.read(sum(lengths))  # name, extra field, comment
         name, extra = rest[: lengths[0]], rest[lengths[0] : lengths[0] + lengths[1]]

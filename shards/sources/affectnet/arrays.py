@@ -31,7 +31,7 @@ def read_arrays(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
             if annotated:
                 label = named(str(_value(annotations / f"{ident}_exp.npy")))
                 if label is None:
-                    yield Rejected(source, "bad_row", f"{folder}/annotations/{ident}_exp.npy holds no expression")
+                    yield Rejected(source, "bad_row", f"{folder}/annotations/{ident}_exp.npy contains no expression")
                     continue
             marks = _array(annotations / f"{ident}_lnd.npy")
             yield Entry(

@@ -30,7 +30,7 @@ def read_plus(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
                 continue
             known = _known(annotations / f"{ident}.json") if annotated else {}
             if known is None:
-                yield Rejected(source, "bad_row", f"{folder}/annotations/{ident}.json is damaged")
+                yield Rejected(source, "bad_row", f"{folder}/annotations/{ident}.json is corrupt")
                 continue
             yield _entry(root, folder, split, source, known)
 
