@@ -32,13 +32,13 @@ BAD = {
     "fraction": (["folder", "faces", "out", "--val-fraction", "1.5"], r"--val-fraction 1.5 is not in \[0, 1\)"),
     "fractions": (
         ["folder", "faces", "out", "--val-fraction", ".5", "--test-fraction", ".5"],
-        "leave nothing to train on",
+        "no group is left to train on",
     ),
     "pattern": (["folder", "faces", "out", "--group-pattern", "("], "not a regular expression"),
     "pattern without a group": (["folder", "faces", "out", "--group-pattern", "a"], "has 0 groups"),
     "one group": (
         ["folder", "faces", "out", "--group-pattern", "^(p)_", "--val-fraction", ".5"],
-        "no group fell into split",
+        "no group is in split",
     ),
     "quality": (["folder", "faces", "out", "--quality", "0"], "--quality"),
     "labels": (["folder", "classes", "out", "--class-folders", "--labels", "a,,b"], "empty name"),
@@ -51,10 +51,10 @@ BAD = {
     "unknown path column": (["csv", "list.csv", "out", "--path-column", ""], "no column ''"),
     "no label anywhere": (
         ["csv", "list.csv", "out", "--images", "faces", "--label-column", "none"],
-        "no row of list.csv has anything in the label column 'none'",
+        "--label-column=none: no row of list.csv has a label",
     ),
     "an empty list": (["csv", "empty.csv", "out"], "empty.csv is empty"),
-    "a list of no rows": (["csv", "header.csv", "out"], "a header and no rows"),
+    "a list of no rows": (["csv", "header.csv", "out"], "a header but no rows"),
     "not text": (["csv", "image.csv", "out"], "not UTF-8"),
     "all missing": (
         ["csv", "list.csv", "out", "--images", "empty"],

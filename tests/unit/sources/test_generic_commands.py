@@ -106,7 +106,7 @@ def test_the_same_images_elsewhere_make_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("table", "absent.jsonl", "out"), "absent.jsonl is not a file"),
+        (("table", "absent.jsonl", "out"), "absent.jsonl: not a file"),
         (("archive", "absent.zip", "out"), "absent.zip does not exist"),
         (("webdataset", "absent", "out"), "absent does not exist"),
         (("huggingface", "absent", "out"), "absent does not exist"),
