@@ -64,8 +64,11 @@ class Index:
         return dict(sorted(row, key=lambda item: item[1].offset))
 
 
-def make_index(members: Iterable[tuple[str, int, int]]) -> Index:
-    """Build an index from (name, offset, size) of a tar's files, in order; skip hidden files, like DALI."""
+def make_index(members: Iterable[tuple[str, int, int]], repeated: Callable[[str], object] | None = None) -> Index:
+    """Build an index from (name, offset, size) of a tar's files, in order; skip hidden files, like DALI.
+
+    Of consecutive members with the same name, the first is kept. repeated: called with the names of the others.
+    """
     keys: list[str] = []
     places: dict[str, int] = {}
     rows: list[dict[int, tuple[int, int]]] = []
@@ -76,7 +79,11 @@ def make_index(members: Iterable[tuple[str, int, int]]) -> Index:
         if not keys or keys[-1] != key:
             keys.append(key)
             rows.append({})
-        rows[-1][places.setdefault(extension, len(places))] = (offset, size)
+        place = places.setdefault(extension, len(places))
+        if place not in rows[-1]:
+            rows[-1][place] = (offset, size)
+        elif repeated is not None:
+            repeated(name)
     # Each extension is a column over all samples: as many extensions as samples would make a quadratic table.
     if len(keys) * len(places) > max(MOST_CELLS, 64 * sum(map(len, rows))):
         raise ValueError(f"{len(keys)} samples with {len(places)} different extensions")
@@ -104,8 +111,10 @@ def same(first: Index, second: Index) -> bool:
     )
 
 
-def index_tar(tar: Path, left_out: Callable[[str], object] | None = None) -> Index:
-    """Read the index of any tar from its headers.
+def index_tar(
+    tar: Path, left_out: Callable[[str], object] | None = None, repeated: Callable[[str], object] | None = None
+) -> Index:
+    """Read the index of any tar from its headers. repeated: see `make_index`.
 
     left_out: called with the name of each member that leads outside the folder; the member is skipped. None: such a
     member is an error.
@@ -115,7 +124,7 @@ def index_tar(tar: Path, left_out: Callable[[str], object] | None = None) -> Ind
     """
     try:
         with open_regular(tar, "rb") as file, BoundedTar.open(fileobj=file, mode="r:") as archive:
-            return make_index(_inside(_files(archive), tar, left_out))
+            return make_index(_inside(_files(archive), tar, left_out), repeated)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"shards: {tar} cannot be indexed ({error}). Fix: copy it again") from None
 

@@ -11,6 +11,7 @@ new run.
 
 import json
 import re
+import shlex
 import shutil
 import stat
 import unicodedata
@@ -142,7 +143,7 @@ def _read_plan(path: Path) -> dict[str, list[str]]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"shards: {path} is corrupt ({error}). "
-            f"Fix: delete {path.parent} and run simfle shards verify {path.parents[1]}"
+            f"Fix: delete {path.parent} and run simfle shards verify {shlex.quote(str(path.parents[1]))}"
         ) from None
     return plan
 

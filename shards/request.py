@@ -20,8 +20,9 @@ RESIZING = "opencv-python-headless"  # the same, for builds that resize or align
 class Build:
     """Specification of a build.
 
-        source: kind of source and its options as plain JSON, without absolute paths.
-    face_model: the detector's file for encode.align (None = the installed one).
+    source: kind of source and its options as plain JSON, without absolute paths.
+    face_model: the detector's file for encode.align (None = the installed one); max_missing: fraction of listed files
+    that may be missing.
     """
 
     out: Path
@@ -33,6 +34,7 @@ class Build:
     terms: str = ""
     workers: int = 1
     face_model: Path | None = None
+    max_missing: float = 1.0
     exclude: Exclude = field(default_factory=Exclude)
 
     def __post_init__(self) -> None:

@@ -1,6 +1,5 @@
 """Read samples of existing shards one by one, and write chosen samples to a new folder of shards."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from shards.errors import UserError
 from shards.files import named, open_regular, sync_folder
 from shards.foreign import describes
 from shards.index import Index, index_tar, read_index, write_index
+from shards.locks import try_lock
 from shards.manifest import Manifest, ShardInfo, index_name
 from shards.plain import MOST_TOLD, parse_json
 from shards.workshop import refuse_others
@@ -238,10 +238,8 @@ def locked(folder: Path) -> Iterator[None]:
     """Allow one writer at a time; the lock is released with the process and leaves no file."""
     with ExitStack() as stack:
         descriptor = _open_folder(folder, stack)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder} is being written by another process. Fix: wait for it, or stop it") from None
+        if not try_lock(descriptor, folder):
+            raise UserError(f"{folder} is being written by another process. Fix: wait for it, or stop it")
         yield
 
 
