@@ -95,15 +95,15 @@ def build(
 
 
 def _cause(error: OSError | sqlite3.Error, partial: Path) -> str:
-    """What failed, and what to do."""
+    """Return what failed and how to fix it."""
     if isinstance(error, sqlite3.OperationalError) and "lock" in str(error):
         return (
-            f"{error}: the file system of {partial} does not lock files as SQLite needs it (NFS, Lustre, FUSE). "
+            f"{error}: the file system of {partial} lacks the file locks that SQLite needs (NFS, Lustre, FUSE). "
             "Fix: build on a local disk, then copy the shards"
         )
     if (isinstance(error, OSError) and error.errno == errno.EMFILE) or "unable to open database" in str(error):
-        return f"{error}: too few files may be open. Fix: ulimit -n 4096, or fewer --workers, then rerun the command"
-    return f"{error}; mend it and run the same command again"
+        return f"{error}: too many open files. Fix: run ulimit -n 4096 or lower --workers, then rerun the command"
+    return f"{error}. Fix: fix this and rerun the command"
 
 
 def _compare(request: Build, entries: Iterable[Entry | Rejected]) -> Report:
@@ -192,7 +192,7 @@ def _check_plan(request: Build, plan: Plan) -> None:
 
 
 def _check_files(request: Build, plan: Plan) -> None:
-    """Raise UserError where too many files of a list are missing: its paths mean something else, or a disk is away."""
+    """Raise UserError if too many listed files are missing: wrong base folder, or an unmounted disk."""
     if request.max_missing >= 1:
         return
     total, missing = 0, []
@@ -202,8 +202,8 @@ def _check_files(request: Build, plan: Plan) -> None:
             missing.append(source)
     if len(missing) >= FEWEST_MISSING and len(missing) > request.max_missing * total:
         raise UserError(
-            f"{len(missing)} of {total} listed images are missing, such as {', '.join(map(repr, missing[:3]))}. "
-            "Fix: name the folder that the paths are relative to with --images; --max-missing 1 builds without them"
+            f"{len(missing)} of {total} listed images are missing, for example {', '.join(map(repr, missing[:3]))}. "
+            "Fix: give the base folder of the paths with --images, or add --max-missing 1 to build without them"
         )
 
 

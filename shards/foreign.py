@@ -71,7 +71,7 @@ def examine(tar: Path) -> Found:
         UserError: the tar is invalid or cannot be read.
     """
     outside: dict[str, None] = {}  # keys, in their order
-    again: list[str] = []  # members whose name was there before
+    again: list[str] = []  # members with a repeated name
     index = index_tar(tar, lambda name: outside.setdefault(split_name(name)[0]), again.append)
     keep = np.zeros(len(index), bool)
     seen: dict[str, frozenset[str]] = {}  # key -> extensions
@@ -116,11 +116,11 @@ def examine(tar: Path) -> Found:
 
 
 def check_sorted(tar: Path, key: str, before: Collection[str], members: Iterable[str]) -> None:
-    """Raise UserError where a key comes again with other extensions: its sample lies in several parts of the tar."""
+    """Raise UserError if a key recurs with other extensions: the members of its sample are not adjacent."""
     if not set(before) & set(members):
         raise UserError(
-            f"shards: {tar} is not sorted: the members of {key!r} ({', '.join([*before, *members])}) are not side by "
-            "side. Fix: pack it again with tar --sort=name"
+            f"shards: {tar} is not sorted: the members of {key!r} ({', '.join([*before, *members])}) are not adjacent. "
+            "Fix: repack it with tar --sort=name"
         )
 
 

@@ -35,7 +35,7 @@ TABLE = [
      "out: '' must be a folder for the results"),
     ("no shards named", f"pretrain {CPU}", 1, "data.shards is empty; name at least one folder of shards"),
     ("images for shards", f"pretrain {CPU} data.shards=[{{pictures}}]", 1, "has no manifest.json. Fix: run simfle"),
-    ("swapped shards and output", "shards build folder {empty}/new {faces}", 1, "is not a folder"),
+    ("swapped shards and output", "shards build folder {empty}/new {faces}", 1, "not a folder"),
     ("output inside the images", "shards build folder {pictures} {pictures}/out", 1, "lies inside the source"),
     ("a folder without images", "shards build folder {empty} {empty}-out", 1, "no images in"),
     ("a file for a folder", "shards verify {file}", 1, "is not a folder"),

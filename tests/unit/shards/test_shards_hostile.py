@@ -163,7 +163,7 @@ def test_a_removal_that_came_with_the_shards_touches_no_other_folder(
     plan = {"place": [], "drop": []} | {part: [named]}
     (bad / STAGING / READY).write_text(json.dumps(plan))
     before = contents(tmp_path)
-    with pytest.raises(UserError, match=rf"{READY} is damaged .*Fix: delete"):
+    with pytest.raises(UserError, match=rf"{READY} is corrupt .*Fix: delete"):
         remove_samples(bad, ["bad-0"])
     assert contents(tmp_path) == before
 

@@ -227,8 +227,8 @@ def test_parts_have_their_shares(count: int, weights: list[int]) -> None:
 
 
 BAD = {
-    "a fraction": ([*SUBSET, "{one}", "out", "--fraction", "2"], "--fraction 2"),
-    "a way": ([*SUBSET, "{one}", "out", "--fraction", "0.1", "--by", "age"], "--by age"),
+    "a fraction": ([*SUBSET, "{one}", "out", "--fraction", "2"], "--fraction=2"),
+    "a way": ([*SUBSET, "{one}", "out", "--fraction", "0.1", "--by", "age"], "--by=age"),
     "a split": ([*SUBSET, "{one}", "out", "--fraction", "0.1", "--split", "no"], "no split 'no'"),
     "an output": ([*SUBSET, "{one}", "{two}", "--fraction", "0.1"], "exists"),
     "no shares": ([*SPLIT, "{one}", "out", "--into", "train"], "NAME=SHARE"),

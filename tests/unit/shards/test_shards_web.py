@@ -57,7 +57,7 @@ def test_a_manifest_without_end(how: str, monkeypatch: pytest.MonkeyPatch) -> No
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with scripted(answer) as server:
-        with pytest.raises(UserError, match=r"/x/manifest\.json: it has more than 4 MiB.* Fix: check the URL") as told:
+        with pytest.raises(UserError, match=r"/x/manifest\.json: has more than 4 MiB.* Fix: check the URL") as told:
             read_manifest(f"{server.url}/x?{SECRET}")
         assert len(server.asked) == 1  # not tried again
     assert "deadbeef" not in str(told.value)

@@ -70,7 +70,7 @@ def test_what_is_not_fer2013_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "other" / "fer2013.csv", "label,image\n")
     with pytest.raises(UserError, match=r"no column pixels \(columns: label, image\)"):
         list(FER2013(tmp_path / "other"))
-    with pytest.raises(UserError, match=r"looked for fer2013\.csv or icml_face_data.csv"):
+    with pytest.raises(UserError, match=r"searched: fer2013\.csv, icml_face_data.csv"):
         list(FER2013(tmp_path))
 
 
