@@ -1,4 +1,4 @@
-"""Exact copies of an image in several splits: a test that holds them measures what was trained on."""
+"""Count exact copies of an image across splits: a test split with training images overestimates performance."""
 
 import hashlib
 from collections.abc import Iterable
@@ -14,17 +14,17 @@ ENDING = ".images"
 
 
 def image_hash(image: bytes) -> bytes:
-    """8 bytes of an image file."""
+    """Return an 8-byte hash of an image file."""
     return hashlib.blake2b(image, digest_size=8).digest()
 
 
 def write_hashes(work: Path, shard: str, hashes: bytes) -> None:
-    """Keep the hashes of a shard's images while its build lasts."""
+    """Save the hashes of a shard's images for the duration of a build."""
     write_atomic(work / f"{shard}{ENDING}", hashes)
 
 
 def copies_across_splits(work: Path, shards: Iterable[tuple[str, str]]) -> int:
-    """Images of a split that are in another one before it, too. shards: split and name of each."""
+    """Count images of a split that also occur in an earlier one. shards: split and name of each."""
     by_split: dict[str, list[NDArray[np.uint64]]] = {}
     for split, name in shards:
         file = work / f"{name}{ENDING}"

@@ -1,4 +1,4 @@
-"""File locks of the kernel (flock), and what to say where a file system has none."""
+"""Kernel file locks (flock), with an error message for file systems without them."""
 
 import fcntl
 from pathlib import Path
@@ -8,16 +8,16 @@ from shards.errors import UserError
 
 
 def try_lock(file: Any, path: Path) -> bool:
-    """Take the exclusive lock of an open file or folder; False where another process holds it.
+    """Take the exclusive lock of an open file or folder; return False if another process holds it.
 
     Raises:
-        UserError: the file system has no locks, as some of NFS, Lustre and FUSE.
+        UserError: the file system has no locks (some NFS, Lustre and FUSE mounts).
     """
     return _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
 
 
 def lock(file: Any, path: Path, *, shared: bool = False) -> None:
-    """Wait for the lock of an open file. Raises UserError as `try_lock`."""
+    """Wait for the lock of an open file. Raises UserError like `try_lock`."""
     _flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, path)
 
 
@@ -28,7 +28,7 @@ def _flock(file: Any, how: int, path: Path) -> bool:
         return False
     except OSError as error:
         raise UserError(
-            f"{path}: files there cannot be locked ({error.strerror}), and two processes could write to it. Fix: use a "
-            "folder on a local disk, or mount that file system with locks (Lustre: -o flock; NFS: without nolock)"
+            f"{path}: files there cannot be locked ({error.strerror}), so two processes could write to it. Fix: use a "
+            "local disk, or mount the file system with locks (Lustre: -o flock; NFS: without nolock)"
         ) from None
     return True

@@ -1,4 +1,4 @@
-"""Labels that are numbers where names are asked for: the number n means the n-th name, counted from 0 or from 1."""
+"""Map numeric labels to label names: number n is the n-th name, counted from 0 or 1."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ NUMBER = re.compile(r"[0-9]{1,9}")
 
 @dataclass(frozen=True)
 class NamedLabels:
-    """Entries with names in place of the numbers of their labels; they can be gone through again. first: 0 or 1."""
+    """Re-iterable entries whose numeric labels are replaced by names. first: 0 or 1."""
 
     entries: Iterable[Entry | Rejected]
     names: tuple[str, ...]
@@ -30,10 +30,10 @@ class NamedLabels:
 
 
 def name_numbers(entries: Iterable[Entry | Rejected], names: tuple[str, ...]) -> Iterable[Entry | Rejected]:
-    """The entries as they are, or, where `names` are words and all labels numbers, with the names in their place.
+    """Replace numeric labels by `names` if the names are words and all labels are numbers; else keep the entries.
 
     Raises:
-        UserError: the numbers may begin at 0 or at 1.
+        UserError: it is ambiguous whether the numbers start at 0 or 1.
     """
     if not names or any(NUMBER.fullmatch(name) for name in names):
         return entries
@@ -44,9 +44,9 @@ def name_numbers(entries: Iterable[Entry | Rejected], names: tuple[str, ...]) ->
     fitting = [first for first in (0, 1) if min(numbers) >= first and max(numbers) < len(names) + first]
     if len(fitting) != 1:
         told = ", ".join(map(str, sorted(numbers)[:10]))
-        why = "may begin at 0 or at 1" if fitting else f"do not fit to {len(names)} names"
+        why = "may start at 0 or 1" if fitting else f"do not match {len(names)} names"
         raise UserError(
-            f"--labels {','.join(names)}: the labels are the numbers {told}, which {why}. "
-            "Fix: leave --labels out, or write names into the list"
+            f"--labels={','.join(names)}: the labels are the numbers {told}, which {why}. "
+            "Fix: remove --labels, or write names to the list"
         )
     return NamedLabels(entries, names, fitting[0])

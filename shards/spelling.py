@@ -1,15 +1,15 @@
-"""Names with accents: lists say `José` in one spelling of Unicode (NFC), a Mac's disk has it in another (NFD)."""
+"""Match accented file names: lists use Unicode NFC (`José`), macOS disks NFD."""
 
 import unicodedata
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-MOST_FOLDERS = 64  # whose names are remembered
+MOST_FOLDERS = 64  # number of cached folder listings
 
 
 def spelled(path: Path) -> Path | None:
-    """The file that `path` means in another spelling of its accents; None where there is none, or more than one."""
+    """Return the file that `path` means in another Unicode form; None if there is none or more than one."""
     if str(path).isascii():
         return None
     found = Path(path.anchor)
@@ -24,13 +24,13 @@ def spelled(path: Path) -> Path | None:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file, in whatever spelling."""
+    """Return whether the file exists in any Unicode form."""
     return path.exists() or spelled(path) is not None
 
 
 @lru_cache(MOST_FOLDERS)
 def _spellings(folder: Path) -> dict[str, tuple[str, ...]]:
-    """NFC -> names in a folder, those with accents."""
+    """Map NFC -> names of a folder's files with accents."""
     found: dict[str, tuple[str, ...]] = {}
     with suppress(OSError):
         for item in folder.iterdir():

@@ -1,4 +1,4 @@
-"""Rows of a table in CSV, TSV, JSON Lines or Parquet, read as a stream. The kind is told by the file's extension."""
+"""Stream the rows of a table in CSV, TSV, JSON Lines or Parquet; the file extension determines the format."""
 
 import csv
 import gzip
@@ -19,28 +19,28 @@ from shards.sources.pages import DamagedPages, batches, check_footer
 KINDS = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers")
 PACKED = (".zip", ".bz2", ".xz", ".zst", ".7z")
-DELIMITERS = (",", ";", "\t", "|")  # of a .csv; Excel writes the list separator of its country
+DELIMITERS = (",", ";", "\t", "|")  # of a .csv; Excel writes the list separator of its locale
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
-HEAD = 1000  # lines of JSON in which every column has to occur once
-MOST_TEXT = 128 << 20  # characters of a row, of which an image in base64 may be one
-FEW, MANY = 64, 4096  # rows of Parquet in the memory: with images in them, without
+HEAD = 1000  # lines of JSON in which every column must occur
+MOST_TEXT = 128 << 20  # maximum characters of a row, which may contain a base64 image
+FEW, MANY = 64, 4096  # rows of Parquet in memory: with images, without
 
 Row = tuple[str, tuple[Any, ...] | None]
-"""Where it is ("line 3"), and its values in the order of the columns asked for; None if the row is damaged."""
+"""Location ("line 3") and values in the order of the requested columns; None if the row is corrupt."""
 
 
 def kind_of(file: Path) -> str:
-    """csv (for every unknown extension too), tsv, jsonl or parquet; a .gz is what it holds."""
+    """Return csv (also for an unknown extension), tsv, jsonl or parquet; a .gz has the format of its content."""
     return KINDS.get(_plain_suffix(file), "csv")
 
 
 def check_kind(file: Path) -> None:
-    """Raise UserError for a workbook, or a list in an archive."""
+    """Raise UserError for a workbook or a list in an archive."""
     suffix = file.suffix.lower()
     if suffix in WORKBOOKS:
         raise UserError(f"table: {file} is a workbook. Fix: save its sheet as 'CSV UTF-8' and give that file")
     if suffix in PACKED or (suffix == ".gz" and _plain_suffix(file) == ".parquet"):
-        raise UserError(f"table: {file} is compressed; only .gz of text is read. Fix: unpack it")
+        raise UserError(f"table: {file} is compressed, but only .gz of text is supported. Fix: unpack it")
 
 
 def _plain_suffix(file: Path) -> str:
@@ -49,7 +49,7 @@ def _plain_suffix(file: Path) -> str:
 
 @contextmanager
 def _open_text(file: Path) -> Iterator[IO[str]]:
-    """The text of a list, unpacked: UTF-8 with or without a mark at its start, or UTF-16 with one."""
+    """Open a list as decompressed text: UTF-8 with or without BOM, or UTF-16 with BOM."""
     with open_regular(file, "rb") as data:
         try:
             plain = gzip.GzipFile(fileobj=data) if file.suffix.lower() == ".gz" else data
@@ -59,11 +59,11 @@ def _open_text(file: Path) -> Iterator[IO[str]]:
             with io.TextIOWrapper(plain, encoding=encoding, newline="") as lines:
                 yield lines
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{kind_of(file)}: {file} is damaged: {error}. Fix: copy it again") from None
+            raise UserError(f"{kind_of(file)}: {file} is corrupt ({error}). Fix: copy it again") from None
 
 
 def _csv_lines(lines: IO[str], kind: str, most: int) -> tuple[Iterator[str], str]:
-    """The lines of a CSV from its header on; the delimiter that Excel's first line `sep=;` names, or ""."""
+    """Return the lines of a CSV from its header on, and the delimiter of Excel's first line `sep=;`, or ""."""
     rest = lines_of(lines, most)
     first = next(rest, "")
     if kind == "csv" and first.lower().startswith("sep=") and len(first.strip()) == 5:
@@ -72,10 +72,10 @@ def _csv_lines(lines: IO[str], kind: str, most: int) -> tuple[Iterator[str], str
 
 
 def columns_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
-    """The names of the columns. wanted: those that tell the delimiter of a .csv.
+    """Return the column names. wanted: columns that determine the delimiter of a .csv.
 
     Raises:
-        UserError: the file is empty, or not of its kind.
+        UserError: the file is empty, or not of its format.
     """
     kind = kind_of(file)
     if kind == "parquet":
@@ -83,19 +83,21 @@ def columns_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
     with _open_text(file) as lines:
         if kind == "jsonl":
             if lines.read(4096).lstrip().startswith("["):
-                raise UserError(f"jsonl: {file} is one array; write one object a line, for example with jq -c '.[]'")
+                raise UserError(
+                    f"jsonl: {file} is a JSON array. Fix: write one object per line, for example with jq -c '.[]'"
+                )
             lines.seek(0)
             head = (_object(line) or {} for _, line in zip(range(HEAD), lines_of(lines, MOST_TEXT), strict=False))
             names = list(dict.fromkeys(chain.from_iterable(head)))
         else:
             names = _header(lines, kind, MOST_LINE, wanted)[0]
     if not names:
-        raise UserError(f"{kind}: {file} is empty")
+        raise UserError(f"{kind}: {file} is empty. Fix: check the path")
     return names
 
 
 def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[Row]:
-    """Every row's values in `columns`, None where one has no such value; images: one of the columns holds files."""
+    """Yield the values of each row in `columns`, None if missing; images: a column contains files."""
     kind = kind_of(file)
     if kind == "parquet":
         yield from _parquet_rows(file, columns, FEW if images else MANY)
@@ -119,7 +121,7 @@ def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[
 def _header(lines: IO[str], kind: str, most: int, wanted: Sequence[str]) -> tuple[list[str], int, Any]:
     """The names of the columns, the number of lines that they take, and a reader of the rows below.
 
-    The delimiter is the first one with which the header has all of `wanted`, else that which makes most columns of it.
+    The delimiter is the first with which the header has all of `wanted`, else the one that gives most columns.
     """
     rest, named = _csv_lines(lines, kind, most)
     head, before = next(rest, ""), 1 + bool(named)
@@ -133,7 +135,7 @@ def _header(lines: IO[str], kind: str, most: int, wanted: Sequence[str]) -> tupl
 
 
 def _long(table: Any, most: int) -> Iterator[list[str]]:
-    """Lines with long fields, as of an image; other tables of this process keep the csv module's limit."""
+    """Yield lines whose fields may contain images; other tables keep the csv module's limit."""
     while True:
         before = csv.field_size_limit(most)
         try:
@@ -146,7 +148,7 @@ def _long(table: Any, most: int) -> Iterator[list[str]]:
 
 
 def text_of(value: Any) -> str:
-    """A value as text: '' for None and NaN, which stands for it in tables of numbers; '3' for 3.0."""
+    """Convert a value to text: '' for None and NaN (missing numbers), '3' for 3.0."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():
@@ -155,7 +157,7 @@ def text_of(value: Any) -> str:
 
 
 def is_said(value: Any) -> bool:
-    """Whether a value says anything: None and NaN do not, and infinity is no JSON."""
+    """Return whether a value is present and valid in JSON: not None, NaN or infinite."""
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
@@ -176,7 +178,7 @@ def _parquet(file: Path) -> Any:
             check_footer(path)
             return ParquetFile(path, buffer_size=1 << 20)
     except (pyarrow.ArrowException, OSError, DamagedPages) as error:
-        raise UserError(f"parquet: {file} cannot be read as Parquet: {error}") from None
+        raise UserError(f"parquet: {file} cannot be read as Parquet ({error}). Fix: download it again") from None
 
 
 def _parquet_rows(file: Path, columns: list[str], batch_rows: int) -> Iterator[Row]:
@@ -191,4 +193,4 @@ def _parquet_rows(file: Path, columns: list[str], batch_rows: int) -> Iterator[R
                     number += 1
                     yield f"row {number}", row
     except (pyarrow.ArrowException, OSError, DamagedPages) as error:
-        raise UserError(f"parquet: {file} is damaged behind row {number}: {error}") from None
+        raise UserError(f"parquet: {file} is corrupt after row {number} ({error}). Fix: download it again") from None

@@ -60,7 +60,7 @@ def test_numbers_mean_the_names_that_are_given(tmp_path: Path, numbers: list[int
     assert build(request, source, quiet).already
 
 
-@pytest.mark.parametrize(("numbers", "words"), [([1, 2], "may begin at 0 or at 1"), ([0, 4], "do not fit to 4 names")])
+@pytest.mark.parametrize(("numbers", "words"), [([1, 2], "may start at 0 or 1"), ([0, 4], "do not match 4 names")])
 def test_numbers_that_could_be_other_names_are_refused(tmp_path: Path, numbers: list[int], words: str) -> None:
     request = Build(tmp_path / "out", "test", {}, Rules(labels=("a", "b", "c", "d"), labelled=True))
     with pytest.raises(UserError, match=words):
@@ -100,7 +100,7 @@ def test_copies_in_two_splits_and_unknown_people_are_said(tmp_path: Path) -> Non
     both = sum(len(each) == 2 for each in splits.values())
     assert both > 0
     assert any(note.startswith(f"{both} images are exact copies of images in another split") for note in report.notes)
-    assert sum(note.startswith("people are not known here") for note in report.notes) == 1
+    assert sum(note.startswith("people are unknown") for note in report.notes) == 1
 
 
 def test_class_folders_are_said_before_building(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_a_key_with_two_labels_is_not_guessed(tmp_path: Path) -> None:
 def test_a_tar_that_is_not_sorted_is_refused(tmp_path: Path) -> None:
     members = [*PAIR, *OTHER]
     folder = write_tar(tmp_path / "in/a.tar", [*members[::2], *members[1::2]]).parent
-    told = r"a\.tar is not sorted: the members of '0001' \(jpg, cls\) are not side by side\. Fix: .*tar --sort=name"
+    told = r"a\.tar is not sorted: the members of '0001' \(jpg, cls\) are not adjacent\. Fix: .*tar --sort=name"
     with pytest.raises(UserError, match=told):
         build(Build(tmp_path / "out", "test", {}), WebDataset(folder), quiet)
     for use in (lambda: index_folder(folder, "", 1, False, quiet), lambda: Corpus([folder])):

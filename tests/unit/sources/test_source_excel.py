@@ -64,7 +64,7 @@ def test_a_compressed_list(tmp_path: Path, name: str) -> None:
     write(tmp_path / name, gzip.compress(text.encode()))
     assert list(entries(Table(tmp_path / name, tmp_path))) == ["1.jpg"]
     write(tmp_path / name, gzip.compress(text.encode())[:-9])
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="is corrupt"):
         list(Table(tmp_path / name, tmp_path))
 
 
@@ -85,7 +85,7 @@ def test_many_missing_files_are_an_error_that_names_three(tmp_path: Path) -> Non
     write(tmp_path / "list.csv", "path\n" + "".join(f"{n}.jpg\n" for n in range(20)) + "x/a.jpg\nx/b.jpg\nx/c.jpg\n")
     request = Build(tmp_path / "out", "test", {}, max_missing=0.1)
     source = Table(tmp_path / "list.csv", tmp_path / "faces")
-    with pytest.raises(UserError, match=r"3 of 23 listed images are missing, such as ('x/[abc]\.jpg'(, )?){3}"):
+    with pytest.raises(UserError, match=r"3 of 23 listed images are missing, for example ('x/[abc]\.jpg'(, )?){3}"):
         build(request, source, lambda stage, done, total: None)
     assert not request.partial.exists()
     manifest, _ = built(source, tmp_path / "out")
