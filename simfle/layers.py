@@ -12,14 +12,15 @@ from typing import Any, cast, get_args, get_origin
 
 from shards.files import at_home, read_text
 from simfle.errors import UserError
+from simfle.words import QUOTES, parse_list, parse_text
 
 # YAML reads 12:00:00 as 43200, but 0:15:00 as text
 BASE_60 = re.compile(r"[-+]?([1-9]\d*(:[0-5]?\d)+|\d+(:[0-5]?\d)+\.\d*)")
 REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read environment variables
 TILDE = re.compile(r"(?<![^=:@])~[^/=:@]*")  # ~ and ~name, also in NAME=~/faces and KIND:NAME@~/weights.pth
+TEXT = "tag:yaml.org,2002:str"
 MOST_YAML = 1 << 20  # bytes
 DEEPEST_YAML = 20
-QUOTES = "cluster.sbatch=['exclude=n[1-2]']"
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -125,29 +126,59 @@ def read_yaml(file: Path) -> str:
     return text
 
 
-def typed(overrides: Sequence[str]) -> Any:
-    """Parse the layer of the command line. Raises UserError for an invalid override."""
+def texts_as_written(schema: Any, text: str) -> str:
+    """Mark each scalar of a text field as text in YAML: run: 007 means "007", not 7. Raises YAMLError."""
+    import yaml
+
+    types = {name: field.type for name, field in fields(schema)}
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        return text
+    todo: list[tuple[str, Any]] = [("", root)]
+    while todo:
+        prefix, mapping = todo.pop()
+        for name, node in mapping.value:
+            key = f"{prefix}{name.value}"
+            if isinstance(node, yaml.MappingNode):
+                todo.append((f"{key}.", node))
+            elif types.get(key) is str:
+                _mark(node)
+            elif types.get(key) == list[str]:
+                for item in node.value if isinstance(node, yaml.SequenceNode) else (node,):
+                    _mark(item)
+    return str(yaml.serialize(root, allow_unicode=True))
+
+
+def _mark(node: Any) -> None:
+    """Mark a scalar with a value as text."""
+    if hasattr(node, "style") and node.tag not in ("tag:yaml.org,2002:null", TEXT) and isinstance(node.value, str):
+        node.tag, node.style = TEXT, '"'
+
+
+def typed(schema: Any, overrides: Sequence[str]) -> Any:
+    """Parse the layer of the command line; texts are taken as typed. Raises UserError for an invalid override."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    types = {name: field.type for name, field in fields(schema)}
     layer = OmegaConf.create()
     for text in overrides:
+        key, _, value = text.partition("=")
         try:
-            layer.merge_with_dotlist([_quoted(text)])
+            if types.get(key) is str:
+                OmegaConf.update(layer, key, parse_text(value))
+            elif types.get(key) == list[str] and value:
+                OmegaConf.update(layer, key, parse_list(value))
+            else:
+                layer.merge_with_dotlist([text])
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, RecursionError) as error:
             why = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"config: cannot read {text!r} on the command line ({why}). Fix: quote a text that has brackets, "
-                f'braces, colons or quotes in it, such as "{QUOTES}".'
+                f"config: cannot read {text!r} on the command line ({why}). Fix: in a list, quote a text that has "
+                f'brackets, commas or quotes in it, such as "{QUOTES}".'
             ) from None
     return layer
-
-
-def _quoted(text: str) -> str:
-    """Quote the value of key=12:00:00, which YAML reads as a number."""
-    key, _, value = text.partition("=")
-    return f"{key}='{value}'" if BASE_60.fullmatch(value) else text
 
 
 def keys(schema: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,9 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from simfle import zero
 from simfle.config import OptimConfig, TrainConfig
+from simfle.device import kernels, memory_bytes, settle_accelerator
 from simfle.errors import AgreedError, PeersMissing, RunStopped, UserError
+from simfle.optim import STATES
 from simfle.process import LAUNCHER
+
+log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 FOR_LIBRARIES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG")  # removed at exit: a later process may use another device
@@ -149,19 +154,16 @@ def _joined(config: TrainConfig) -> Iterator[World]:
     )
     if world.size != environment["WORLD_SIZE"]:
         raise RuntimeError(f"launched as one of {environment['WORLD_SIZE']}, but the process group has {world.size}")
-    # torch's flash attention for bf16 on a CPU takes three to four times as long as its plain formula.
-    flash = torch.backends.cuda.flash_sdp_enabled()
-    torch.backends.cuda.enable_flash_sdp(flash and device.type == "cuda")
     together = True
     try:
-        yield world
+        with kernels(device, deterministic=config.deterministic):
+            yield world
     except (AgreedError, RunStopped):
         raise
     except BaseException:
         together = world.size == 1
         raise
     finally:
-        torch.backends.cuda.enable_flash_sdp(flash)
         # Destroying NCCL waits for pending work: if only this process fails, forever, and its error is never reported.
         if together or device.type == "cpu":
             deepspeed.comm.destroy_process_group()  # also clears DeepSpeed's state: a notebook may start another run
@@ -235,6 +237,7 @@ def _start_group(device: torch.device, seconds: float) -> None:
     with _interrupts_held():  # after an interrupted import it could not be imported again
         import deepspeed
 
+    settle_accelerator(device.type)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns about every optimizer that is not DeepSpeed's
     # On a CPU DeepSpeed would compile a C++ all-reduce at the first start (25 s, needs a compiler); gloo does the same.
     # Set without reading first: a read would try all extensions, with a compiler and files in /tmp.
@@ -261,6 +264,9 @@ def start_engine(
     """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from our configuration alone."""
     import deepspeed
 
+    for parameter in model.parameters():  # in channels_last they are not contiguous, and ZeRO flattens them as views
+        parameter.data = parameter.data.contiguous()
+    train = settled(train, optim, plan, model)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(plan, train, optim), dist_init_required=False
     )
@@ -271,33 +277,47 @@ def start_engine(
     return engine
 
 
-def zero_stage(train: TrainConfig, plan: BatchPlan) -> int:
-    """Return the effective ZeRO stage: 0 for a single process, which would only pay for the copies."""
-    return train.zero_stage if plan.processes > 1 else 0
+def settled(train: TrainConfig, optim: OptimConfig, plan: BatchPlan, model: nn.Module) -> TrainConfig:
+    """Return the configuration with the effective ZeRO stage, the same on all processes."""
+    if plan.processes > 1 and train.zero_stage == zero.AUTO:
+        parameters = list(model.parameters())
+        trained, frozen = (
+            sum(each.nbytes for each in parameters if each.requires_grad == moved) for moved in (True, False)
+        )
+        memory = torch.tensor(memory_bytes(parameters[0].device), device=parameters[0].device)
+        dist.all_reduce(memory, dist.ReduceOp.MIN)
+        held = zero.held_bytes(trained, frozen, len(STATES[optim.name]))
+        stage = zero.choose(train, optim, plan.processes, held, memory.item())
+        log.info("train.zero_stage=auto: %d; %s", stage.number, stage.reason)
+    else:
+        stage = zero.choose(train, optim, plan.processes, 0, 0)
+    return replace(train, zero_stage=stage.number)
 
 
 def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
-    """Translate the configuration to DeepSpeed's. Never set `bf16.enabled`: it does not cast BatchNorm buffers."""
+    """Translate the configuration, with its stage settled. Never set `bf16.enabled`: it skips BatchNorm buffers."""
     return {
         "train_batch_size": plan.global_batch,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": optim.clip,
         "zero_optimization": {
-            "stage": zero_stage(train, plan),
+            "stage": train.zero_stage,
             # Reduced during the backward pass, in buckets of 200 MB: the default is 2 GB, and two such buffers are kept
             # for each type of gradient.
             "overlap_comm": True,
             "reduce_bucket_size": BUCKET,
             # The norm is only needed for clipping. Computing it makes the host wait for the GPU in each step, and skips
             # a step with non-finite gradients silently, which a single process does not.
-            **({"compute_grad_norm": False} if zero_stage(train, plan) in (1, 2) and not optim.clip else {}),
+            **({"compute_grad_norm": False} if train.zero_stage in (1, 2) and not optim.clip else {}),
             # Partition every parameter: the EMA works on partitions, and persistent parameters are not partitioned.
             "stage3_param_persistence_threshold": 0,
         },
         "zero_allow_untested_optimizer": True,  # SGD and AdamW are elementwise, as flattened parameters require
         "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 10**9,
+        # Its throughput timer, on by default, makes the host wait for the GPU at each forward and each step.
+        "timers": {"throughput": {"enabled": False}},
     }
 
 

@@ -206,6 +206,8 @@ def _written(value: Any) -> str:
     Raises:
         UserError: bytes of a file's name that are no UTF-8.
     """
+    if value is None:
+        return ""
     text = json.dumps(value, default=_plain, ensure_ascii=False)
     try:
         text.encode()

@@ -88,7 +88,8 @@ class Corpus:
     notes: what the source has to say once it has been gone through; labels: their order where --labels is not given;
     about: called with the samples written by (split, label) before the shards appear; what it gives goes into the
     manifest; finish: called with the shards that stand, before the report is shown; photos: images are whole photos, of
-    which an entry means one face, by its box.
+    which an entry means one face, by its box; max_missing: the share of listed files that may be missing;
+    before: what to know before it is gone through.
     """
 
     entries: "Iterable[Entry | Rejected]"
@@ -102,6 +103,8 @@ class Corpus:
     about: "Callable[[Build, Counter[tuple[str, str]]], dict[str, Any]]" = lambda request, written: {}
     finish: "Callable[[Build, Report], None]" = lambda request, report: None
     photos: bool = False
+    max_missing: float = 1.0
+    before: Callable[[], list[str]] = list
 
 
 def typer_option(name: str, text: str, default: Any) -> Any:

@@ -54,6 +54,8 @@ BENCH: dict[str, Entry | Group] = {
     "checkpoint": Entry("bench_checkpoint", "bench_checkpoint", "how long checkpoints hold training up"),
     "startup": Entry("bench_startup", "bench_startup", "how long commands take to answer"),
     "scaling": Entry("bench_scaling", "bench_scaling", "what several processes cost each other"),
+    "gpu": Entry("gpu_day", "bench_gpu", "all of it on a new GPU, in twenty minutes"),
+    "wheels": Entry("collect_wheels", "collect_wheels", "packages for a GPU machine that has no network"),
 }
 TABLE: dict[str, Entry | Group] = {
     "quickstart": Entry("quickstart", "quickstart", "the whole line in minutes: drawn faces, or your own"),

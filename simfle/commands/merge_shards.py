@@ -7,6 +7,7 @@ import typer
 
 from simfle.commands.app import command, echo
 from simfle.commands.shards_report import local
+from simfle.words import shell_line, word
 
 
 def merge_shards(
@@ -38,12 +39,13 @@ def merge_shards(
         echo(
             f"note: {merged.shared} names of people (groups) are in several folders and count as one person now, "
             "to remove, split and every test; if the same names mean other people, as numbers of two corpora do, "
-            f"delete {out} and train on the folders as they are: data.shards=[{','.join(map(str, folders[:-1]))}]"
+            f"delete {out} and train on the folders as they are: {shell_line(word('data.shards', folders[:-1]))}"
         )
     if merged.divided:
+        split = shell_line("simfle", "shards", "split", out, f"{out}-split", "--into", "train=0.8,test=0.2")
         echo(
             f"note: {merged.divided} people (groups) are in more than one split, so a test may meet whom training has "
-            f"seen; to divide anew by person: simfle shards split {out} {out}-split --into train=0.8,test=0.2"
+            f"seen; to divide anew by person: {split}"
         )
 
 

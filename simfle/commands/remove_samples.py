@@ -7,6 +7,7 @@ import typer
 
 from simfle.commands.app import command, echo
 from simfle.commands.shards_report import DUPLICATES, SHEET, beside, local
+from simfle.words import shell_line
 
 # Of files that may hold samples: betons, tars that are not in the manifest, what a killed process left, lists of
 # img2dataset.
@@ -55,7 +56,7 @@ def remove_samples(
     echo(f"{done.samples} samples removed, {done.shards} shards written anew; see {folder / RECORD}")
     echo("sample ids have shifted: a run trained on these shards refuses to go on; export it, or start a new one")
     echo("not touched: copies (by subset, split or merge, elsewhere), caches, betons, pictures, weights of runs")
-    echo(f"next: simfle shards verify {folder}")
+    echo(f"next: {shell_line('simfle', 'shards', 'verify', folder)}")
 
 
 def _others(folder: Path) -> list[Path]:

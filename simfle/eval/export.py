@@ -64,7 +64,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     Raises:
         UserError: no run, no complete checkpoint, a checkpoint of something else.
     """
-    newest, found = read_newest(run, _backbones)
+    newest, found = read_newest(run, read_backbones)
     model, views = _config(run)
     _refuse_edited(run, newest, model, views)
     name = model["backbone"]
@@ -121,7 +121,7 @@ def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:
             )
 
 
-def _backbones(folder: Path) -> dict[str, dict[str, Tensor]]:
+def read_backbones(folder: Path) -> dict[str, dict[str, Tensor]]:
     """Of each network its backbone's tensors, under timm's names; none of a network that the method does not have."""
     path = folder / "model.safetensors"
     try:

@@ -45,20 +45,30 @@ class Method(nn.Module):
     alike: ClassVar[tuple[str, ...]] = ()
     mean: Tensor
     std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.config = model
         self.register_buffer("mean", torch.tensor(model.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(model.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", 1 / (255 * self.std), persistent=False)
+        self.register_buffer("shift", -self.mean / self.std, persistent=False)
         self.keep_picture = False
         self.picture: Picture | None = None
         self.keep_features = False
         self.kept: dict[str, list[tuple[Tensor, ...]]] = {}
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """Normalize uint8 [B, 3, H, H] to zero mean and unit variance; the memory format does not change."""
-        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+    def normalise(self, images: Tensor, *, network_only: bool = False) -> Tensor:
+        """Normalize uint8 [B, 3, H, H] to zero mean and unit variance; the memory format does not change.
+
+        network_only: only a network under autocast reads the result; on a GPU it has autocast's type.
+        """
+        if not images.is_cuda:  # keeps the bits of CPU runs
+            return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        narrow = network_only and torch.is_autocast_enabled("cuda")
+        return scaled(images, self.scale, self.shift, torch.get_autocast_dtype("cuda") if narrow else self.scale.dtype)
 
     def note(self, **branches: tuple[Tensor, ...]) -> None:
         """Keep features [B, C] of each branch, one tensor per view, if requested. Changes no loss."""
@@ -73,6 +83,11 @@ class Method(nn.Module):
 
     def after_step(self, progress: float = 0.0) -> None:
         """Run after an optimizer step; progress: completed fraction of the run, 0 to 1."""
+
+
+def scaled(images: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    """Compute uint8 [B, 3, H, H] x scale + shift [1, 3, 1, 1] in fp32, rounded to `dtype`, in one pass over memory."""
+    return torch.addcmul(shift, images, scale, out=torch.empty_like(images, dtype=dtype))
 
 
 @torch.no_grad()

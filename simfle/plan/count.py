@@ -1,19 +1,23 @@
 """Count parameters and operations of the configured network, on the real module without memory or computation."""
 
 # B micro-batch
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from simfle.batch import Batch
 from simfle.config import PretrainConfig
 from simfle.models.methods import build_method
 from simfle.optim import STATES
+
+CONVOLUTIONS, PRODUCTS, REST = "convolutions", "matrix products", "norms and elementwise"
+MATRICES = ("mm", "linear", "attention", "einsum", "matmul")  # in an operation's name
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,10 @@ class Line:
 class Work:
     """Cost of one process's network. Parameters are counted in numbers, buffers in bytes.
 
-    trained: updated by the optimizer; narrow, narrow_trained: those, of all and of the trained, that DeepSpeed sends in
-    bf16 under autocast; norms: BatchNorm passes of a forward pass; operations: launches per micro-batch.
-    conv, matmul: floating-point operations, forward and backward; activations: bytes kept for backward. All of B
-    images.
+    trained: updated by the optimizer; narrow, narrow_trained: those, of all and of the trained, that DeepSpeed
+    sends in bf16 under autocast; norms: BatchNorm passes of a forward pass; operations: launches per micro-batch.
+    conv, matmul: floating-point operations, forward and backward; activations: bytes kept for backward; moved: bytes
+    read and written by each kind of operation. All of B images.
     """
 
     parameters: int
@@ -48,6 +52,7 @@ class Work:
     conv: Line
     matmul: Line
     activations: Line
+    moved: dict[str, Line] = field(default_factory=dict)
 
 
 def count(config: PretrainConfig) -> Work:
@@ -78,6 +83,7 @@ def count(config: PretrainConfig) -> Work:
         norms=low["norms"],
         operations=low["operations"],
         **lines,
+        moved={kind: _line(low[kind], high[kind]) for kind in (CONVOLUTIONS, PRODUCTS, REST)},
     )
 
 
@@ -86,17 +92,27 @@ def _line(at2: float, at3: float) -> Line:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts launched operations, without views, and BatchNorms."""
+    """Counts launched operations, without views, BatchNorms, and the bytes read and written."""
 
     def __init__(self) -> None:
         super().__init__()
         self.launched = self.norms = 0
+        self.moved = dict.fromkeys((CONVOLUTIONS, PRODUCTS, REST), 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
         self.launched += name.startswith("aten::") and not func.is_view
         self.norms += "batch_norm" in name and "backward" not in name
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            matrices = any(word in name for word in MATRICES)
+            kind = CONVOLUTIONS if "convolution" in name else PRODUCTS if matrices else REST
+            self.moved[kind] += sum(each.nbytes for each in tree_leaves((args, kwargs, result)) if _is_tensor(each))
+        return result
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int]:
@@ -128,6 +144,7 @@ def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int
         "activations": activations,
         "norms": operations.norms,
         "operations": operations.launched,
+        **operations.moved,
     }
 
 

@@ -260,10 +260,12 @@ def ending(job: Path, place: Place) -> Iterator[None]:
 
 
 def is_loss_of_peers(error: Exception) -> bool:
-    """Whether a torch error means that other processes are gone; gloo raises a plain RuntimeError for it."""
+    """Whether a torch error means that other processes or the GPU are gone; gloo raises a plain RuntimeError."""
     import torch.distributed as dist
 
-    if isinstance(error, PeersMissing | dist.DistError | ConnectionError):
+    from simfle.device import device_failed
+
+    if isinstance(error, PeersMissing | dist.DistError | ConnectionError) or device_failed(error):
         return True
     text = str(error).lower()
     signs = ("connection closed by peer", "connection reset", "gloo", "nccl", "broken pipe", "store", "timed out")

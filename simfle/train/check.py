@@ -1,6 +1,7 @@
 """Refuse invalid configuration values that no later code refuses, before anything heavy is imported."""
 
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"train.device={train.device!r}: unknown. Fix: use auto, cpu or cuda.")
     if train.checkpoint_bandwidth < 0:
         raise UserError(f"train.checkpoint_bandwidth={train.checkpoint_bandwidth:g}: must be MB/s, or 0 for no limit")
-    if train.zero_stage not in (0, 1, 2, 3):
-        raise UserError(f"train.zero_stage={train.zero_stage}: must be 0, 1, 2 or 3")
+    if train.zero_stage not in (-1, 0, 1, 2, 3):
+        raise UserError(f"train.zero_stage={train.zero_stage}: must be auto, 0, 1, 2 or 3")
     if config.model.compile and train.zero_stage == 3:
         raise UserError(
             "model.compile=true with train.zero_stage=3: ZeRO replaces parameters at runtime. Fix: train.zero_stage=2."
@@ -55,10 +56,22 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"data.max_damaged={config.data.max_damaged}: must be a fraction from 0 to 1")
     if not config.data.shards:
         raise UserError("data.shards=[]: empty. Fix: name a shard folder, such as data.shards=[shards/faces].")
+    check_places("data.shards", config.data.shards)
     check_monitor(config)
     if train.profile:
         check_profile(train)
     check_optimizer(config)
+
+
+def check_places(field: str, places: list[str]) -> None:
+    """Refuse shards that are named twice, whose samples would count twice. Raises UserError."""
+    seen: dict[str, str] = {}
+    for place in places:
+        real = place.rstrip("/") if "://" in place else os.path.realpath(place)
+        if real in seen:
+            both = place if place == seen[real] else f"{seen[real]} and {place} are the same folder, which"
+            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: name it once")
+        seen[real] = place
 
 
 def check_optimizer(config: PretrainConfig) -> None:
@@ -66,7 +79,7 @@ def check_optimizer(config: PretrainConfig) -> None:
     stage = config.train.zero_stage
     if config.optim.name not in OPTIMIZERS:
         raise UserError(f"optim.name={config.optim.name!r}: unknown. Fix: use one of {', '.join(OPTIMIZERS)}.")
-    if config.optim.name == "lars" and stage:
+    if config.optim.name == "lars" and stage > 0:
         raise UserError(
             f"train.zero_stage={stage}: ZeRO flattens parameters, and optim.name=lars needs the norm of each layer. "
             "Fix: set train.zero_stage=0."
@@ -80,6 +93,7 @@ def check_monitor(config: PretrainConfig) -> None:
         return
     if not monitor.shards:
         raise UserError("monitor.shards=[]: empty. Fix: name labeled shards, or set monitor.every=0.")
+    check_places("monitor.shards", monitor.shards)
     if train.timeout and 2 * monitor.seconds > train.timeout:
         raise UserError(
             f"monitor.seconds={monitor.seconds:g}: other processes wait for a probe, and exit after "

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from simfle.config import PretrainConfig
 from simfle.data.loader import open_data
+from simfle.device import failures_told
 from simfle.errors import AgreedError, FolderHeld, UserError
 from simfle.models.methods import build_method
 from simfle.runtime import World, plan_batch, processes
@@ -19,6 +20,8 @@ from simfle.train.check import check
 from simfle.train.claim import Claim, JobStart
 from simfle.train.run import Run
 from simfle.train.watchdog import Watchdog
+
+LESS_MEMORY = "train.micro_batch=auto finds the most samples that fit; model.recompute=true keeps less of each"
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,13 @@ def pretrain(config: PretrainConfig, around: Surroundings = Surroundings()) -> N
     """Start or resume the run in `train.run`, until its last step or a stop signal.
 
     Raises:
-        UserError: invalid configuration, data, checkpoint or folder; a non-finite loss; a full or failing disk.
+        UserError: invalid configuration, data, checkpoint or folder; a non-finite loss; a full or failing disk; full
+            memory.
+        DeviceFailed: the GPU failed.
         RunStopped: a signal or train.stop_after stopped it early; the state is saved.
     """
-    with opened(config, around) as run, nullcontext(around.stop) if around.stop is not None else StopFlag() as stop:
+    flag = nullcontext(around.stop) if around.stop is not None else StopFlag()
+    with failures_told(LESS_MEMORY), opened(config, around) as run, flag as stop:
         if around.lead:
             run.rehearse_stop(around.lead)
         run.train(stop)

@@ -12,7 +12,7 @@ from drawn import make_faces
 
 PAGE = (ROOT / "SLURM.md").read_text()
 LINES = re.sub(r" *\\\n +", " ", PAGE).splitlines()  # a backslash at its end joins a line to the next
-COMMANDS = [line.strip() for line in LINES if line.startswith("    python ")]
+COMMANDS = [line.strip() for line in LINES if line.startswith(("    python ", "    simfle "))]
 # What the page tells to type inside of a sentence, and the test that does it.
 ELSEWHERE = {
     "scancel --signal=QUIT N": "test_pretrain.py",
@@ -42,10 +42,13 @@ def here(tmp_path: Path, enough: Path) -> Path:
 
 
 def run(folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """In this process: each would import torch anew."""
+    """Run a launcher in this process, to import torch once; `simfle` in its own process. Return its output."""
     monkeypatch.chdir(folder)
-    script, *words = shlex.split(command)[1:]
-    done = inprocess.run(sys.executable, ROOT / script, *words)
+    program, script, *words = shlex.split(command)
+    if program == "simfle":
+        done = inprocess.run(sys.executable, "-m", "simfle", script, *words, timeout=280)
+    else:
+        done = inprocess.run(sys.executable, ROOT / script, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -61,7 +64,7 @@ def test_the_script_on_the_page_is_what_dry_run_prints(here: Path, monkeypatch: 
 def test_what_the_page_tells_to_type_is_accepted(here: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "slurm_" in command:  # submitting is the matter of other tests
         command = command.replace(" --follow", "").replace(" --local", "") + " --dry-run"
-    if "bench_" in command:  # the figures are the matter of the page
+    if "bench " in command:  # the figures are the matter of the page
         command += " --processes 1 --steps 4"
     assert run(here, command, monkeypatch)
 

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*(ROOT / name for name in ("README.md", "SLURM.md", "CONTRIBUTING.md")), *ROOT.glob("docs/*.md")])
 PROGRAMS = ("simfle", "python", "accelerate", "torchrun", "make", "pip", ".venv/bin/pip", "pytest", "pre-commit",
             "apt-get", ".")  # fmt: skip
-TEXT = {"README.md": "faces -> shards", "docs/method.md": "global_branch"}  # indented, but nothing to type
+TEXT = {"docs/method.md": "global_branch"}  # indented, but nothing to type
 # Synopses: what stands for something else; None: nothing.
 STANDS_FOR = {
     "NAME": "folder",

@@ -56,6 +56,7 @@ ELSEWHERE = {
     "--nodes 2": "tests/cluster/test_doctor.py",
     "bench startup": "tests/unit/test_bench_training.py",
     "bench scaling": "tests/cluster/test_slurm_page.py",
+    "bench gpu": "tests/unit/test_gpu_day.py",
     "[options]": "tests/unit/sources",
     "configs/compare/": "tests/docs/test_docs_parsed.py",  # of the corpus that docs/results.md is about
     "simfle compare": "tests/unit/eval/test_eval_compare.py",

@@ -14,7 +14,7 @@ from shards.remove import remove_samples
 
 
 @fault(
-    "config.yaml edited by hand, and the same values given", f"{SAYS}the keys are named; {RESUMES} with its own values"
+    "config.yaml edited manually, and the same values given", f"{SAYS}the keys are named; {RESUMES} with its own values"
 )
 def edited(story: Story) -> None:
     file = story.run / "config.yaml"
@@ -37,9 +37,7 @@ def another_seed(story: Story) -> None:
     shutil.rmtree(copied)
 
 
-@fault(
-    "copies of a checkpoint: `step-10`, and under another step's name", "the first is left alone; the other: one line"
-)
+@fault("copies of a checkpoint: `step-10`, and under another step's name", "the first is ignored; the other: one line")
 def copied(story: Story) -> None:
     mine = shutil.copytree(story.newest, story.run / "checkpoints/step-10")
     child = story.start("train.stop_after=8")
@@ -77,7 +75,7 @@ def withdrawn(story: Story) -> None:
 
 @fault(
     "the run's folder is deleted while training",
-    f"{SAYS}nothing is written there any more; {RESUMES} with it put back",
+    f"{SAYS}no further writes; {RESUMES} once it is restored",
 )
 def deleted(story: Story) -> None:
     aside = shutil.copytree(story.run, story.folder / "aside")
@@ -93,7 +91,7 @@ def deleted(story: Story) -> None:
 
 @fault(
     "the checkpoints of a run are gone: a link that leads nowhere, an empty folder (a disk that is not mounted)",
-    f"{SAYS}never a fresh start over an old run; {RESUMES} once they are back",
+    f"{SAYS}no start from scratch over an old run; {RESUMES} once they are back",
 )
 def unmounted(story: Story) -> None:
     child = story.start("train.stop_after=6")

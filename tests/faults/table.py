@@ -47,7 +47,7 @@ for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
     fault(each.name, f"the step is finished and saved, exit code 0; {RESUMES}")(signalled(each))
 
 
-@fault("SIGSTOP, a second later SIGCONT", "goes on by itself")
+@fault("SIGSTOP, a second later SIGCONT", "continues")
 def suspended(story: Story) -> None:
     child = story.start()
     story.reach(child, 5)
@@ -91,7 +91,7 @@ def torn(story: Story) -> None:
     assert (story.run / "checkpoints" / PARTIAL).is_dir()
 
 
-@fault("disk full: a checkpoint", f"{SAYS}older checkpoints stand; {RESUMES} with room")
+@fault("disk full: a checkpoint", f"{SAYS}older checkpoints remain; {RESUMES} with room")
 def no_room_for_a_checkpoint(story: Story) -> None:
     story.stopped(story.start(largest=1_000_000), "checkpoint could not be written")
     assert story.checkpoints == [2, 4]
@@ -124,7 +124,7 @@ def no_room(story: Story) -> None:
     aside.rename(story.run)
 
 
-@fault("TensorBoard's files cannot be written, or its folder is deleted", "goes on by itself, and says so")
+@fault("TensorBoard's files cannot be written, or its folder is deleted", "the run continues and prints a warning")
 def no_board(story: Story) -> None:
     board = story.run / "tensorboard"
     child = story.start("train.stop_after=6")
@@ -147,7 +147,7 @@ def no_pen(story: Story) -> None:
         story.stopped(story.start(), f"train.run={story.run} cannot be written")
 
 
-@fault("disk full, or a read-only folder: an export", f"{SAYS}an earlier export stays whole")
+@fault("disk full, or a read-only folder: an export", f"{SAYS}an earlier export stays complete")
 def no_room_for_an_export(story: Story) -> None:
     words = ["tools/export_backbone.py", str(story.run)]
     first = story.nursery.start(words, story.folder / "first")
@@ -182,16 +182,16 @@ def damaged(name: str, how: str) -> Callable[[Story], None]:
 
 
 for how, name in (
-    ("one bit of the newest checkpoint's model is turned", "model.safetensors"),
+    ("one bit of the newest checkpoint's model is flipped", "model.safetensors"),
     ("the newest checkpoint's optimizer state is empty", "optim.safetensors"),
     ("the newest checkpoint's state is missing", "state.json"),
     ("the newest checkpoint's marker is missing", "COMPLETE"),
 ):
     kind = how.split()[-1]
-    fault(how, "the one before is taken, and the damaged one written anew")(damaged(name, kind))
+    fault(how, "the previous one is used, and the corrupt one written again")(damaged(name, kind))
 
 
-@fault("all checkpoints are damaged", f"{SAYS}never a fresh start over an old run")
+@fault("all checkpoints are corrupt", f"{SAYS}no start from scratch over an old run")
 def none_whole(story: Story) -> None:
     aside = shutil.copytree(story.run / "checkpoints", story.folder / "aside")
     for file in story.run.glob("checkpoints/step-*/model.safetensors"):
@@ -204,14 +204,14 @@ def none_whole(story: Story) -> None:
     aside.rename(story.run / "checkpoints")
 
 
-@fault("metrics and sample records cut in a line, TensorBoard's files damaged", RESUMES)
+@fault("metrics and sample records truncated inside a line, TensorBoard's files corrupt", RESUMES)
 def cut(story: Story) -> None:
     for file in (*story.run.glob("samples/*"), story.run / "metrics.jsonl", *story.run.glob("tensorboard/*")):
         with file.open("ab") as end:
             end.write(b'{"step": 5, "ids": [1, 2')
 
 
-@fault("two runs in one folder", f"the second: {SAYS}the first goes on")
+@fault("two runs in one folder", f"the second: {SAYS}the first continues")
 def twice(story: Story) -> None:
     first = story.start()
     story.reach(first, 5)
@@ -221,7 +221,7 @@ def twice(story: Story) -> None:
     assert first.wait() == 0, first.output
 
 
-@fault("the clock jumps back three years while training, files bear any time", "goes on by itself")
+@fault("the clock jumps back three years while training, files have arbitrary times", "continues")
 def clock(story: Story) -> None:
     draw = random.Random(0)
     for path in story.run.rglob("*"):
@@ -232,7 +232,9 @@ def clock(story: Story) -> None:
     assert min(times) < times[0] - 9e7  # it has jumped
 
 
-@fault("all shards deleted while training", f"goes on with those it has open; else {SAYS}{RESUMES} once they are back")
+@fault(
+    "all shards deleted while training", f"continues with the open ones; otherwise {SAYS}{RESUMES} once they are back"
+)
 def no_shards(story: Story) -> None:
     aside = story.folder / "aside"
     aside.mkdir()
@@ -259,26 +261,26 @@ def unfit(pattern: str, words: str) -> Callable[[Story], None]:
 
 
 for what, pattern, words in (
-    ("a tar that was cut", "train-*.tar", "bytes"),
-    ("an index that was cut", "train-*.idx", "index"),
-    ("a manifest that was cut", "manifest.json", "manifest.json"),
+    ("a truncated tar", "train-*.tar", "bytes"),
+    ("a truncated index", "train-*.idx", "index"),
+    ("a truncated manifest", "manifest.json", "manifest.json"),
 ):
     fault(f"{what}, at the start", f"{SAYS}{RESUMES} with a good one")(unfit(pattern, words))
 
 
-@fault("an index that is not that of its tar", f"{SAYS}{RESUMES} with a good one")
+@fault("an index that does not match its tar", f"{SAYS}{RESUMES} with a good one")
 def other_index(story: Story) -> None:
     file = sorted(story.faces.glob("train-*.idx"))[0]
     content = file.read_bytes()
     # As of a tar with one block more at its start.
     file.write_bytes(re.sub(rb" (\d+) (\d+) (\S+\.)", lambda m: b" %d %b %b" % (int(m[1]) - 512, m[2], m[3]), content))
-    story.stopped(story.start(), "is not that of this tar")
+    story.stopped(story.start(), "or its index is not the files that")
     file.write_bytes(content)
 
 
 @fault(
     "a tar and its index replaced by others of the same size and count, under the same manifest",
-    f"{SAYS}{RESUMES} with those that it started with",
+    f"{SAYS}{RESUMES} with the original files",
 )
 def other_files(story: Story) -> None:
     tar = sorted(story.faces.glob("train-*.tar"))[0]
@@ -290,7 +292,7 @@ def other_files(story: Story) -> None:
         file.write_bytes(content)
 
 
-@fault("a manifest that is not that of its shards", f"{SAYS}{RESUMES} with a good one")
+@fault("a manifest that does not match its shards", f"{SAYS}{RESUMES} with a good one")
 def other_manifest(story: Story) -> None:
     file = story.faces / "manifest.json"
     content = file.read_text()

@@ -102,5 +102,5 @@ def test_a_tar_cut_while_it_is_read_ends_with_one_line(faces: Path, tmp_path: Pa
     samples = read_samples(tmp_path, info)
     next(samples)
     os.truncate(tmp_path / info.file, 100)
-    with pytest.raises(UserError, match=rf"{info.file} was cut while it was read. Fix: copy it again"):
+    with pytest.raises(UserError, match=rf"{info.file} was truncated while it was read. Fix: copy it again"):
         list(samples)

@@ -143,7 +143,7 @@ def test_errors(tmp_path: Path) -> None:
         Corpus([tmp_path / "empty"])
     with webdataset.TarWriter(str(tmp_path / "empty" / "0.tar")) as writer:
         writer.write({"__key__": "a", "txt": "no image"})
-    with pytest.raises(UserError, match="no sample with an image"):
+    with pytest.raises(UserError, match="no sample in its tars has an image"):
         Corpus([tmp_path / "empty"])
     (tmp_path / "empty" / "1.tar").write_bytes(b"no tar" * 500)
     with pytest.raises(UserError, match=r"cannot index .*1\.tar"):

@@ -176,9 +176,9 @@ def test_a_cache_that_is_too_small_is_said_before_the_first_batch(server: Served
 
 def test_errors_of_urls(folder: Path, server: Served, tmp_path: Path) -> None:
     cache = Cache(tmp_path, BIG)
-    with pytest.raises(UserError, match=r"there is no .*/nowhere/manifest\.json"):
+    with pytest.raises(UserError, match=r"/nowhere/manifest\.json does not exist"):
         Corpus([server.url + "/nowhere"], cache=cache)
-    with pytest.raises(UserError, match="not an allowed scheme"):
+    with pytest.raises(UserError, match="is not allowed"):
         Corpus(["pipe:curl http://x"], cache=cache)
     with pytest.raises(UserError, match=r"data\.cache_gb=0"):
         open_corpus(DataConfig(shards=[server.url], cache=str(tmp_path), cache_gb=0))

@@ -320,7 +320,7 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
         ({"protocols": ["knn@2"]}, "'knn@2' asks for a share of the labels that is not above 0 and at most 1"),
         ({"protocols": ["knn@few"]}, "'knn@few' asks for a share"),
         ({"test_split": "train"}, "must be different splits, not train, train"),
-        ({"test_split": "val"}, "no split 'val' in these shards; there are: test, train"),
+        ({"test_split": "val"}, "no split 'val' in these shards. Fix: give one of test, train"),
         ({"knn": KnnConfig(ks=[0])}, r"knn.ks: \[0\] must be numbers from 1 on"),
         ({"fast": FastConfig(lrs=[])}, r"fast.lrs: \[\] must be numbers above 0, at least one"),
         ({"backbones": []}, "none given"),

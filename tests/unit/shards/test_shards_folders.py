@@ -46,7 +46,7 @@ def test_a_link_with_the_name_of_a_partial_folder_is_not_followed(command: str, 
         words = [*BUILD, "folder", write_faces(tmp_path / "faces", 4, ("a",)), tmp_path / "out", "--workers", 1]
     done = run(*words)
     assert done.returncode == 1
-    assert "out.partial: it is a link" in done.stderr
+    assert "out.partial: is a link" in done.stderr
     assert contents(mine) == before
     assert not (tmp_path / "out").exists()
 

@@ -105,7 +105,7 @@ def test_trailers_without_end() -> None:
     [
         (whole(b"he", "Content-Range: bytes 0-1/5", status="206 Partial Content"), "answers HTTP 206 Partial Content"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", "answers HTTP 204 No Content"),
-        (whole(gzip.compress(b"hello", mtime=0), "Content-Encoding: gzip"), "compressed, though nobody asked"),
+        (whole(gzip.compress(b"hello", mtime=0), "Content-Encoding: gzip"), "sends unrequested compression"),
     ],
 )
 def test_an_answer_that_is_not_the_file(answer: bytes, words: str) -> None:
