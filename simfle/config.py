@@ -186,8 +186,8 @@ class TrainConfig:
     )
     zero_stage: int = option(
         -1,
-        "DeepSpeed ZeRO stage, 0 to 3; auto: 0 where parameters, gradients and optimizer fit eight times into the "
-        "memory of a process, else 2",
+        "DeepSpeed ZeRO stage, 0 to 3 (auto = 0 if parameters, gradients and optimizer fit eight times into the "
+        "memory of a process, otherwise 2)",
         free=True,
         words={"auto": -1},
     )

@@ -29,7 +29,7 @@ class PeersMissing(Exception):  # noqa: N818 - like RunStopped, not an error of 
 
 
 class DeviceFailed(PeersMissing):
-    """This process's GPU failed, by an ECC error for example: a node lost. On another one the run goes on."""
+    """This process's GPU failed, such as by an ECC error. The run can resume on another node."""
 
 
 class FolderHeld(PeersMissing):
