@@ -66,7 +66,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def device_failed(error: BaseException) -> bool:
-    """Whether the GPU failed (an ECC error, a launch failure), so that the run may go on elsewhere."""
+    """Whether the GPU failed (an ECC error, a launch failure): the run may resume on another one."""
     if not isinstance(error, RuntimeError) or out_of_memory(error):
         return False
     text = str(error).lower()
@@ -81,7 +81,7 @@ def failures_told(fix: str) -> Iterator[None]:
 
     Raises:
         UserError: the memory is full; the same run would fill it again.
-        DeviceFailed: the GPU failed; the run may go on on another node.
+        DeviceFailed: the GPU failed; the run may resume on another node.
     """
     try:
         yield

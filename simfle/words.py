@@ -17,7 +17,7 @@ ITEM_SYNTAX = re.compile(r"[\[\]{},]|^$")
 
 
 def parse_text(value: str) -> str:
-    """The text that a value stands for: itself, without quotes around all of it. Raises ValueError."""
+    """Return the text of a value, without quotes around all of it. Raises ValueError."""
     if "\0" in value:
         raise ValueError("a zero byte")
     return _unquoted(value) if QUOTED.fullmatch(value) else value

@@ -22,7 +22,7 @@ class Stage:
 def choose(train: TrainConfig, optim: OptimConfig, processes: int, held: float, memory: float) -> Stage:
     """The stage as it runs.
 
-    One process has nobody to divide tensors with, and would pay for the copies. Stages 1 and 2 call a hook for each
+    A single process cannot split tensors, and would only pay for the copies. Stages 1 and 2 call a hook for each
     parameter, at 12 to 19 times stage 0's cost for the host, and wait for the GPU after each backward: auto takes
     stage 0 where memory is no matter.
 

@@ -1,4 +1,4 @@
-"""The first day of a GPU: commands one after another, each within a limit, kept as they end, so that it can go on."""
+"""Run the GPU benchmarks one after another, each within a time limit; results are saved to allow a resume."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a backend makes of a micro-batch."""
+"""Output of a view backend for a micro-batch."""
 
 # n samples, S side of a view, F side of the face
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from simfle.data.views import ViewDraws
 
-IMAGES = ("view1", "view2", "face")  # all that can be asked of a backend
-DAMAGED = 128  # the grey level that fills the views of a sample whose image cannot be decoded
+IMAGES = ("view1", "view2", "face")  # possible outputs of a backend
+DAMAGED = 128  # gray level that fills the views of an undecodable sample
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last. damaged: samples that are all DAMAGED.
+    """view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last. damaged: samples filled with DAMAGED.
 
-    Images that were not asked for have side 0.
+    Images that were not requested have side 0.
     """
 
     view1: Tensor
@@ -40,10 +40,10 @@ def used_here(*images: Tensor) -> None:
 
 
 class Backend(Protocol):
-    """Decodes images and applies view parameters; draws nothing."""
+    """Decodes images and applies view parameters; uses no random numbers."""
 
     def render(self, images: Sequence[NDArray[np.uint8]], draws: ViewDraws) -> Rendered:
-        """The views of n JPEGs [bytes] uint8. A sample's pixels depend on that sample alone."""
+        """Render the views of n JPEGs [bytes] uint8. A sample's pixels depend on that sample alone."""
         ...
 
     def close(self) -> None:

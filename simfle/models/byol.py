@@ -16,7 +16,7 @@ from simfle.models.method import Losses, Method, check_momentum, follow, full, m
 
 
 class Views(NamedTuple):
-    """What the online network makes of both views: maps [B, C, h, h], y [B, C]; and the similarity loss."""
+    """Outputs of the online network for both views: maps [B, C, h, h], y [B, C]; and the similarity loss."""
 
     maps: tuple[Tensor, Tensor]
     pooled: tuple[Tensor, Tensor]
@@ -42,7 +42,7 @@ class BYOL(Method):
         return {"similarity": views.similarity, "total": views.similarity}
 
     def global_branch(self, view1: Tensor, view2: Tensor) -> "Views":
-        """Normalised views [B, 3, H, H] -> features and the similarity loss (equations 2 and 3, symmetrised).
+        """Compute features of normalized views [B, 3, H, H] and the similarity loss (equations 2 and 3, symmetrized).
 
         BatchNorm sees one view at a time.
         """

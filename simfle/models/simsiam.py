@@ -37,9 +37,9 @@ def distance(prediction: Tensor, projection: Tensor) -> Tensor:
 
 
 def spread(projection: Tensor) -> Tensor:
-    """No loss, but whether it has collapsed: std over the batch of unit vectors [B, D], times sqrt(D).
+    """Collapse measure, not a loss: std over the batch of unit vectors [B, D], times sqrt(D).
 
-    0 where all outputs are the same, near 1 where they are spread evenly (section 4.1).
+    0 if all outputs are equal, near 1 if they are spread evenly (section 4.1).
     """
     unit = F.normalize(projection, dim=1)
     return unit.std(dim=0, correction=0).mean() * projection.shape[1] ** 0.5

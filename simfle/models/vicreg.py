@@ -36,8 +36,9 @@ class VICReg(Method):
 def vicreg(z1: Tensor, z2: Tensor, weights: VICRegConfig) -> Losses:
     """Equation 6 for two batches of projections [N, D], and its parts.
 
-    The invariance is averaged over dimensions, too, as in the paper's algorithm 1 with these weights; equation 5 sums
-    over them.
+    The invariance is also averaged over dimensions, as in the paper's algorithm 1 with these weights; equation 5 sums
+    over
+    them.
     """
     invariance = (z1 - z2).square().mean()
     spread = variance(z1) + variance(z2)
@@ -47,7 +48,7 @@ def vicreg(z1: Tensor, z2: Tensor, weights: VICRegConfig) -> Losses:
 
 
 def variance(projections: Tensor) -> Tensor:
-    """Mean over dimensions of how far the deviation lies below GAMMA: [N, D] -> scalar (equations 1 and 2)."""
+    """Mean over dimensions of the deviation's deficit to GAMMA: [N, D] -> scalar (equations 1 and 2)."""
     deviation = (projections.var(dim=0) + EPSILON).sqrt()  # [D], unbiased
     return (GAMMA - deviation).clamp(min=0).mean()
 

@@ -1,4 +1,4 @@
-"""What the configured network is and does, counted on the real one without memory for it or a single product."""
+"""Count parameters and operations of the configured network, on the real module without memory or computation."""
 
 # B micro-batch
 from dataclasses import dataclass, field
@@ -22,7 +22,7 @@ MATRICES = ("mm", "linear", "attention", "einsum", "matmul")  # in an operation'
 
 @dataclass(frozen=True)
 class Line:
-    """A quantity that grows linearly with the micro-batch."""
+    """A quantity that is linear in the micro-batch."""
 
     fixed: float
     each: float
@@ -33,12 +33,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Work:
-    """One process's network. Parameters are counted in numbers, buffers in bytes.
+    """Cost of one process's network. Parameters are counted in numbers, buffers in bytes.
 
-    trained: those that the optimizer moves; narrow, narrow_trained: those, of all and of the trained, that DeepSpeed
-    sends in bf16 under autocast; norms: BatchNorm passes of a forward; operations: launched for one micro-batch.
+    trained: updated by the optimizer; narrow, narrow_trained: those, of all and of the trained, that DeepSpeed
+    sends in bf16 under autocast; norms: BatchNorm passes of a forward pass; operations: launches per micro-batch.
     conv, matmul: floating-point operations, forward and backward; activations: bytes kept for backward; moved: bytes
-    that each kind of operation reads and writes. Of B images.
+    read and written by each kind of operation. All of B images.
     """
 
     parameters: int
@@ -56,7 +56,7 @@ class Work:
 
 
 def count(config: PretrainConfig) -> Work:
-    """Build the method of `config` without memory, run one forward and backward of 2 and of 3 images, and count.
+    """Build the method of `config` without memory, run one forward and backward pass of 2 and of 3 images, and count.
 
     Raises:
         UserError: the model cannot be built.
@@ -92,7 +92,7 @@ def _line(at2: float, at3: float) -> Line:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts what reaches a device, views and such aside, BatchNorms among it, and the bytes read and written."""
+    """Counts launched operations, without views, BatchNorms, and the bytes read and written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,14 +116,14 @@ def _is_tensor(value: Any) -> bool:
 
 
 def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int]:
-    """One forward and backward of `count` images on tensors that have shapes and types, but no memory."""
+    """Run one forward and backward pass of `count` images on tensors with shapes and types, but without memory."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that its address is not given to another
+            kept[storage._cdata] = storage  # referenced, so its address is not reused
         return tensor
 
     operations, flops = _Operations(), FlopCounterMode(display=False)

@@ -1,4 +1,4 @@
-"""train.micro_batch=auto: the most samples per forward that fit into the GPU's memory, found by trying."""
+"""train.micro_batch=auto: find by trial the largest micro-batch that fits into GPU memory."""
 
 import gc
 import logging
@@ -24,18 +24,18 @@ from simfle.train.checkpoint import complete
 from simfle.train.state import trained
 
 log = logging.getLogger(__name__)
-FAILED = -1.0  # the answer of a process whose trial failed for another reason than memory
-LEAST = 2  # samples that BatchNorm needs
-SPARE = 0.92  # share of the free memory that a trial may take: NCCL, cuDNN's workspaces and fragments need the rest
-BUCKETS = 8e8  # bytes of DeepSpeed's buckets, two of each of two types, which a trial does not have
+FAILED = -1.0  # answer of a process whose trial failed for another reason than memory
+LEAST = 2  # minimum samples for BatchNorm
+SPARE = 0.92  # fraction of the free memory for a trial: the rest is for NCCL, cuDNN's workspaces and fragmentation
+BUCKETS = 8e8  # bytes of DeepSpeed's buckets, two of each of two types, which a trial does not allocate
 
 
 def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
-    """The configuration with a micro-batch for auto; any other as it is. The global batch stays.
+    """Resolve micro-batch auto in the configuration, without changing the global batch.
 
-    A run that goes on with as many processes of the same GPUs keeps the micro-batch that it found first: with another
-    one BatchNorm would see other samples together. Without a GPU, auto is each process's whole share: main memory is
-    not what holds a CPU up.
+    A resumed run with the same number of processes and the same GPUs keeps its first micro-batch: with another one
+    BatchNorm would see other samples together. Without a GPU, auto is the whole share of each process: main memory does
+    not limit training on a CPU.
 
     Raises:
         UserError: not even the smallest micro-batch fits.
@@ -44,19 +44,19 @@ def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
         return config
     if world.device.type != "cuda":
         return replace(config, train=replace(config.train, micro_batch=0))
-    share = plan_batch(config.train, world.size).micro_batch  # that of auto is the whole share
+    share = plan_batch(config.train, world.size).micro_batch  # auto plans with the whole share
     before = [kept(Path(config.train.run), world.size, device_name(world.device), share)]
     dist.broadcast_object_list(before, src=0)
     if before[0]:
-        log.info("train.micro_batch=auto: %d, as this run found before", before[0])
+        log.info("train.micro_batch=auto: %d, as in the previous start of this run", before[0])
         return replace(config, train=replace(config.train, micro_batch=before[0]))
 
     def fits(micro: int) -> bool:
-        """On all processes. One that fails otherwise tells the others, which would wait for its answer."""
+        """Whether it fits on all processes. Another failure is shared, because the others wait for an answer."""
         failure: Exception | None = None
         try:
             here = float(_fits_here(config, micro, world.device))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised below
+        except Exception as error:  # noqa: BLE001 - raised again below
             failure, here = error, FAILED
         answer = torch.tensor([here], device=world.device)
         dist.all_reduce(answer, dist.ReduceOp.MIN)
@@ -67,12 +67,12 @@ def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
         return bool(answer.item())
 
     micro = largest(share, fits)
-    log.info("train.micro_batch=auto: %d of each process's %d samples fit at once", micro, share)
+    log.info("train.micro_batch=auto: %d of %d samples per process fit into memory", micro, share)
     return replace(config, train=replace(config.train, micro_batch=micro))
 
 
 def kept(run: Path, processes: int, device: str, share: int) -> int:
-    """The micro-batch that RUN/run.json tells of so many processes on this kind of device; 0: of others, or none.
+    """Return the micro-batch in RUN/run.json for the same number of processes and device; 0 if there is none.
 
     Before its first checkpoint a folder may still hold another configuration's.
     """
@@ -88,7 +88,7 @@ def kept(run: Path, processes: int, device: str, share: int) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name and memory, or cpu."""
+    """Return the GPU's name and memory, or cpu."""
     if device.type != "cuda":
         return device.type
     about = torch.cuda.get_device_properties(device)
@@ -96,7 +96,7 @@ def device_name(device: torch.device) -> str:
 
 
 def largest(share: int, fits: Callable[[int], bool]) -> int:
-    """The largest divisor of `share`, at least 2, that fits. If one fits, smaller ones do: it is found by halving.
+    """Find the largest divisor of `share`, at least 2, that fits, by bisection: if one fits, smaller ones do.
 
     Raises:
         UserError: none fits, or `share` has no such divisor.
@@ -111,8 +111,8 @@ def largest(share: int, fits: Callable[[int], bool]) -> int:
             high = middle
     if not low:
         raise UserError(
-            f"train.micro_batch=auto: not even {LEAST} samples fit into this GPU; take smaller views, a smaller "
-            "model.backbone or model.facemae, or another GPU"
+            f"train.micro_batch=auto: not even {LEAST} samples fit into this GPU. Fix: use smaller views, a smaller "
+            "model.backbone or model.facemae, or another GPU."
         )
     return divisors[low - 1]
 
@@ -133,9 +133,10 @@ def _fits_here(config: PretrainConfig, micro: int, device: torch.device) -> bool
 
 
 def trial(config: PretrainConfig, micro: int, device: torch.device) -> int:
-    """One step of `micro` samples without DeepSpeed; bytes of the copies that DeepSpeed would keep beside it.
+    """Run one step of `micro` samples without DeepSpeed; return the bytes of DeepSpeed's additional copies.
 
-    These are one of the parameters and one of the gradients, flattened; sharing them among processes (ZeRO) only
+    These are a flattened copy of the parameters and one of the gradients; partitioning them across processes (ZeRO)
+    only
     makes them smaller.
     """
     # Compiled it needs rather less, and each trial would take the compiler's minutes.
@@ -153,7 +154,7 @@ def trial(config: PretrainConfig, micro: int, device: torch.device) -> int:
 
 
 def _batch(config: PretrainConfig, micro: int, device: torch.device) -> Batch:
-    """Images of noise, laid out as the loader's."""
+    """Make a batch of noise with the layout of the loader's."""
 
     def images(side: int) -> torch.Tensor:
         made = torch.randint(0, 256, (micro, 3, side, side), dtype=torch.uint8, device=device)

@@ -59,8 +59,8 @@ def lose_node(job: Job) -> None:
 FAULTS = {  # what is done -> what the record says of it; None: Slurm requeues by itself, at once
     "USR2": (usr2, "stopped on SIGUSR2 after step"),
     "scontrol requeue": (requeue, None),
-    "SIGKILL of a rank": (kill_rank, r"rank 2 ended without a word"),
-    "SIGSTOP of a rank": (stop_rank, "not heard of: rank 3 "),
+    "SIGKILL of a rank": (kill_rank, r"rank 2 exited without reporting"),
+    "SIGSTOP of a rank": (stop_rank, "no heartbeat from rank 3 "),
     "a node lost": (lose_node, None),
 }
 
@@ -97,7 +97,7 @@ def test_a_start_whose_node_was_cut_off_ends_when_the_next_one_asks_for_the_run(
         until(lambda: not old.is_running(), 120, job.tell)
         seen = job.step()
         job.wait_step(seen + 20, starts=2)
-        assert f"job {job.number} start 1 has taken the run over from process {old.pid} on" in job.log()
+        assert f"job {job.number} start 1 has taken over the run from process {old.pid} on" in job.log()
         assert not job.ends  # the batch shell of the old start has not requeued the new one
         slurm.call("scancel", job.number)
         job.wait_end("CANCELLED")
@@ -121,11 +121,11 @@ def test_a_killed_batch_shell_is_named_and_the_run_goes_on_when_submitted_again(
     found = status(job.run)
     assert found.state == "failed"
     assert (
-        f"job {job.number} start 0, failed: no end is on record: its batch shell was killed by signal 9" in found.reason
+        f"job {job.number} start 0, failed: no end is recorded: its batch shell was killed by signal 9" in found.reason
     )
     again = submit(slurm, faces, job.run, *words, nodes=1)
     again.wait_step(job.step() + 4, starts=2)
-    assert "going on after step" in again.log()
+    assert "resuming after step" in again.log()
 
 
 def test_time_limit(slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_fewer_and_more_nodes_the_same_samples(slurm: Cluster, faces: Path, undi
     started = [event for event in record.events(job.run) if event["event"] == "started"]
     assert [event["processes"] for event in started] == [4, 2, 3]
     assert samples(job.run) == samples(undisturbed)
-    assert "global batch 24 = 3 processes x 2 accumulated x 4 samples" in job.log()
+    assert "global batch 24 = 3 processes x 2 accumulation steps x 4 samples" in job.log()
 
 
 def test_zero_stages_across_nodes_and_over_checkpoints(
@@ -241,13 +241,13 @@ def test_failures_without_progress_end_the_job(slurm: Cluster, faces: Path, tmp_
 
 def test_follow_shows_the_log_of_rank_0_until_the_end(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
     output = launch(slurm, faces, tmp_path / "run", "--follow", "train.steps=3", nodes=2)
-    assert "global batch 24 = 2 processes x 1 accumulated x 12 samples" in output
+    assert "global batch 24 = 2 processes x 1 accumulation steps x 12 samples" in output
     assert "step 3/3" in output
     assert "] finished" in output
 
 
 def test_the_same_job_on_this_machine(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
     output = launch(slurm, faces, tmp_path / "run", "--local", "train.steps=3", nodes=2)
-    assert "global batch 24 = 2 processes x 1 accumulated x 12 samples" in output
+    assert "global batch 24 = 2 processes x 1 accumulation steps x 12 samples" in output
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]
     assert output.splitlines()[-1] == "finished"

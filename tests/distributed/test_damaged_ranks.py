@@ -69,7 +69,7 @@ def test_restored_samples_no_longer_count_and_the_run_goes_on(faces: Path, tmp_p
     folder, run = shutil.copytree(faces, tmp_path / "hurt"), tmp_path / "run"
     for sample in range(3):  # of each of eight shards: more than the ten that are always allowed
         hurt_every(folder, sample)
-    assert "Fix: restore the shards and start again" in runs.finish(1, folder, run, *SETTINGS, code=1)
+    assert "Fix: restore the shards and rerun" in runs.finish(1, folder, run, *SETTINGS, code=1)
     first = told(run)
     assert len(first) > 10
     assert f"{len(first)} of " in runs.finish(2, folder, run, *SETTINGS, code=1)  # nothing was restored
@@ -80,6 +80,6 @@ def test_restored_samples_no_longer_count_and_the_run_goes_on(faces: Path, tmp_p
             shutil.copy(tar, folder / tar.name)
     output = runs.finish(2, folder, run, *SETTINGS)
     still = [line for line in first if line["shard"] == left["shard"]]
-    assert f"{len(first) - len(still)} samples that were damaged can be decoded again" in output
+    assert f"{len(first) - len(still)} corrupt samples can be decoded again" in output
     assert [line for line in told(run)[: len(first)] if "restored" not in line] == still
     assert all(line["shard"] == left["shard"] for line in told(run)[len(first) :])

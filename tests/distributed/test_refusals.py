@@ -21,7 +21,7 @@ def last_line(output: str) -> str:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("train.global_batch=17", "train.global_batch=17 is not divisible by 2 processes"),
+        ("train.global_batch=17", "train.global_batch=17: not divisible by 2 processes"),
         ("model.groups=5", "model.groups=5 does not divide the backbone's 512 channels"),
         ("optim.nmae=sgd", "config: unknown key 'optim.nmae' in command line; did you mean optim.name?"),
     ],
@@ -43,7 +43,7 @@ def test_accelerate_starting_fewer_processes_than_asked_is_noticed(faces: Path, 
     own = runs.environment(DS_ACCELERATOR="cpu")
     done = runs.subprocess.run(words, cwd=runs.ROOT, env=own, capture_output=True, text=True, check=False)
     assert done.returncode != 0
-    assert "accelerate was told to start several processes but started this one only" in done.stderr
+    assert "accelerate was configured for several processes but started only this one" in done.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -57,7 +57,7 @@ def test_a_process_whose_others_do_not_come_says_so_in_one_line(rank: int, faces
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert "error: the processes of this run did not come together within 0:00:02" in last_line(done.stderr)
+    assert "error: the processes of this run did not connect within 0:00:02" in last_line(done.stderr)
     assert not (tmp_path / "run").exists()
 
 
@@ -67,13 +67,13 @@ def test_a_run_is_only_ever_one_run(faces: Path, tmp_path: Path) -> None:
     settings = ("train.steps=400", "train.checkpoint_every=2", "train.keep=2")
     first = runs.start(1, faces, run, *settings)
     runs.wait_for_step(first, run, 5)
-    assert f"{run} is in use by process {first.pid}" in last_line(runs.finish(1, faces, run, *settings, code=1))
+    assert f"{run}: in use by process {first.pid}" in last_line(runs.finish(1, faces, run, *settings, code=1))
     first.terminate()
     first.wait(timeout=60)
     done = len(runs.metrics(run))
 
     output = last_line(runs.finish(1, faces, run, *settings, "optim.lr=0.1", "train.seed=3", code=1))
-    assert "holds a run with another configuration" in output
+    assert "a run with another configuration" in output
     assert "optim.lr: 0.05 -> 0.1" in output
     assert "train.seed: 0 -> 3" in output
 
@@ -81,7 +81,7 @@ def test_a_run_is_only_ever_one_run(faces: Path, tmp_path: Path) -> None:
     shorter.parent.mkdir()
     make_faces(shorter, "--people", "8", "--shard-samples", "32")
     output = last_line(runs.finish(1, shorter, run, *settings, code=1))
-    assert "hold other data than" in output
+    assert "have other data than" in output
     moved = tmp_path / "moved"
     moved.symlink_to(faces)  # the same data under another name is no reason to refuse
 
@@ -92,7 +92,7 @@ def test_a_run_is_only_ever_one_run(faces: Path, tmp_path: Path) -> None:
     (newest / "model.safetensors").write_bytes(damaged)
     output = runs.finish(1, moved, run, *settings, f"train.stop_after={done + 1}")
     assert "model.safetensors is damaged" in output
-    assert f"going on after step {int(older.name[5:])}" in output
+    assert f"resuming after step {int(older.name[5:])}" in output
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_after_saving(faces: Path, tmp_path: Path) -> None:
@@ -183,8 +183,8 @@ def test_a_server_that_stalls_while_training_is_named(faces: Path, tmp_path: Pat
         (line,) = (each for each in output.splitlines() if each.startswith("error: "))
         assert line.startswith("error: no progress for ")
         assert f" waits for data: {server.url}/train-" in line
-        assert "Fix: check the server" in line
-        assert "all processes live" not in line
+        assert "Fix: check its server" in line
+        assert "all processes are alive" not in line
         assert "deadbeef" not in output
         server.stalled.clear()
         server.over.set()

@@ -43,7 +43,7 @@ def test_killed_and_resumed_run_has_the_same_losses_bit_for_bit(undisturbed: Pat
     kill(process)
     assert 6 <= len(runs.metrics(run)) < 12
     output = runs.finish(2, faces, run, *SETTINGS, *BESIDE)
-    assert "going on after step" in output
+    assert "resuming after step" in output
     assert runs.losses(run) == runs.losses(undisturbed)
     assert runs.samples(run) == runs.samples(undisturbed)
     assert output.count("open it at https://ui.perfetto.dev") == 2

@@ -42,10 +42,10 @@ def copied(story: Story) -> None:
     mine = shutil.copytree(story.newest, story.run / "checkpoints/step-10")
     child = story.start("train.stop_after=8")
     assert child.wait() == 0, child.output
-    assert "going on after step 4" in child.output
+    assert "resuming after step 4" in child.output
     assert {path.name for path in mine.parent.iterdir()} == {"step-10", "step-00000006", "step-00000008"}
     wrong = mine.rename(mine.with_name("step-00000099"))
-    story.stopped(story.start(), "checkpoints/step-00000099 holds the state of another step than its name says")
+    story.stopped(story.start(), "checkpoints/step-00000099 has the state of another step than its name says")
     assert len(list(wrong.iterdir())) == 4
     shutil.rmtree(wrong)
 
@@ -66,7 +66,7 @@ def withdrawn(story: Story) -> None:
     story.stopped(child, f"data.shards={story.faces}: its manifest.json lists other shards than when this run started")
     saved = int(re.search(r"stopped after step (\d+), which is saved", child.last_line)[1])
     assert (story.folder / "long" / "checkpoints" / f"step-{saved:08d}" / "COMPLETE").exists()
-    story.stopped(story.start(), "hold other data than")
+    story.stopped(story.start(), "have other data than")
     shutil.rmtree(story.faces)
     aside.rename(story.faces)
     child = story.start("train.steps=4000", f"train.run={story.folder / 'long'}", f"train.stop_after={saved + 1}")
@@ -84,7 +84,7 @@ def deleted(story: Story) -> None:
     child.send(signal.SIGSTOP)
     shutil.rmtree(story.run)
     child.send(signal.SIGCONT)
-    story.stopped(child, f"train.run={story.run}: the folder was deleted or moved away while the run was training")
+    story.stopped(child, f"train.run={story.run}: the folder was deleted or moved while the run was training")
     assert not story.run.exists()
     aside.rename(story.run)
 
@@ -103,13 +103,13 @@ def unmounted(story: Story) -> None:
     story.stopped(story.start(), "checkpoints is a link to")
     folder.unlink()
     for _ in range(2):  # no folder, an empty one
-        story.stopped(story.start(), "metrics.jsonl tells of step 6, but there is no checkpoint")
+        story.stopped(story.start(), "metrics.jsonl reaches step 6, but there is no checkpoint")
         folder.mkdir(exist_ok=True)
     folder.rmdir()
     assert (story.run / "metrics.jsonl").read_bytes() == before
     folder.symlink_to(disk)
     child = story.start("train.stop_after=8")
     assert child.wait() == 0, child.output
-    assert "going on after step 6" in child.output
+    assert "resuming after step 6" in child.output
     folder.unlink()
     disk.rename(folder)

@@ -175,7 +175,7 @@ def damaged(name: str, how: str) -> Callable[[Story], None]:
             file.write_bytes(content)
         child = story.start("train.stop_after=4")  # where the damaged one stands: it is written anew
         assert child.wait() == 0, child.output
-        assert "going on after step 2" in child.output
+        assert "resuming after step 2" in child.output
         assert story.checkpoints == [2, 4]
 
     return hurt
@@ -196,7 +196,7 @@ def none_whole(story: Story) -> None:
     aside = shutil.copytree(story.run / "checkpoints", story.folder / "aside")
     for file in story.run.glob("checkpoints/step-*/model.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
-    story.stopped(story.start(), "no checkpoint can be used")
+    story.stopped(story.start(), "no valid checkpoint")
     for file in story.run.glob("checkpoints/step-*/COMPLETE"):
         file.unlink()
     story.stopped(story.start(), "lacks COMPLETE")
@@ -216,7 +216,7 @@ def twice(story: Story) -> None:
     first = story.start()
     story.reach(first, 5)
     first.send(signal.SIGSTOP)
-    story.stopped(story.start(), f"is in use by process {first.pid}")
+    story.stopped(story.start(), f": in use by process {first.pid}")
     first.send(signal.SIGCONT)
     assert first.wait() == 0, first.output
 
@@ -287,7 +287,7 @@ def other_files(story: Story) -> None:
     before = {file: file.read_bytes() for file in (tar, tar.with_suffix(".idx"))}
     exchange_images(tar)
     assert tar.read_bytes() != before[tar]
-    story.stopped(story.start(), f"{tar} or its index is not the files that {story.run} has been trained on")
+    story.stopped(story.start(), f"{tar} or its index is not the files that {story.run} was trained on")
     for file, content in before.items():
         file.write_bytes(content)
 

@@ -50,7 +50,7 @@ def test_a_killed_run_goes_on_with_the_same_samples_and_pixels(undisturbed: Path
     runs.wait_for_step(process, run, 5)
     process.kill()
     process.wait()
-    assert "going on after step" in finish(1, faces, run)
+    assert "resuming after step" in finish(1, faces, run)
     assert runs.samples(run) == runs.samples(undisturbed)
     assert runs.losses(run) == runs.losses(undisturbed)
 

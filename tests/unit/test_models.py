@@ -140,7 +140,7 @@ def test_grouping_and_reconstruction_do_not_reach_the_backbone() -> None:
             ViewsConfig(face_size=60),
             "no multiple of model.facemae.patch",
         ),
-        (ModelConfig(method="simsiam2"), VIEWS, "model.method is 'simsiam2'; known are"),
+        (ModelConfig(method="simsiam2"), VIEWS, "model.method='simsiam2': unknown. Fix: use one of"),
     ],
 )
 def test_impossible_models_are_refused_by_name(model: ModelConfig, views: ViewsConfig, message: str) -> None:

@@ -88,7 +88,7 @@ def test_what_takes_too_long_or_cannot_be_read_is_left_out(
                 file.write(bytes(tar.stat().st_size))
         assert monitor.measure(engine) == {}
     assert "cannot be decoded" in caplog.text
-    assert "the run goes on" in caplog.text
+    assert "the run continues" in caplog.text
 
 
 def test_shards_without_the_split_are_refused_in_a_line(faces: Path, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_better_stage_is_offered_only_where_it_is_better() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--nodes", "3"], "train.global_batch=256 is not divisible by 24 processes (planned for --nodes 3 --gpus-per"),
+        (["--nodes", "3"], "train.global_batch=256: not divisible by 24 processes (planned for --nodes 3 --gpus-per"),
         (["--nodes", "32"], "BatchNorm needs at least 2 samples"),
         (["train.zero_stage=5"], "train.zero_stage=5"),
         (["views.scale=[0.5,0.1]"], "views.scale"),

@@ -46,7 +46,7 @@ def test_wrong_cluster_files_are_told(words: list[str], expected: str) -> None:
 def test_a_job_that_would_be_told_to_stop_at_its_start_is_refused(time: str, seconds: int) -> None:
     """It would come back without end, and do nothing."""
     check(ClusterConfig(time=time, signal_seconds=seconds - 1))
-    with pytest.raises(UserError, match=f"--time {time} is not longer than signal_seconds={seconds}: "):
+    with pytest.raises(UserError, match=f"--time {time}: not longer than signal_seconds={seconds}: "):
         check(ClusterConfig(time=time, signal_seconds=seconds))
     check(ClusterConfig(time="0", signal_seconds=seconds))  # no limit
 
@@ -54,13 +54,13 @@ def test_a_job_that_would_be_told_to_stop_at_its_start_is_refused(time: str, sec
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("model.method=simfel", "model.method is 'simfel'; known are simfle"),
+        ("model.method=simfel", "model.method='simfel': unknown. Fix: use one of simfle"),
         ("model.backbone=resnet5O", "model.backbone: timm has no 'resnet5O'; did you mean resnet50"),
         ("model.groups=5", "model.groups=5 does not divide"),
         ("data.backend=dalli", "data.backend: 'dalli' is not one of"),
         ("views.size=-3", "views.size: -3 must be at least 1"),
         ("train.device=gpu", "train.device is 'gpu'"),
-        ("train.seed=7", "holds a run with another configuration .train.seed: 0 -> 7"),
+        ("train.seed=7", "a run with another configuration .train.seed: 0 -> 7"),
     ],
 )
 def test_what_would_fail_in_the_queue_is_refused_before_it(

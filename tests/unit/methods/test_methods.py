@@ -248,14 +248,17 @@ def test_random_masking_changes_the_masks_and_nothing_else() -> None:
             config("mae", facemae=replace(FACEMAE, decoder_heads=5)),
             "decoder_width=32 must be a multiple of its heads=5",
         ),
-        (config("byol", momentum=1.5), "model.momentum=1.5; it must be between 0 and 1"),
-        (config("moco", momentum_schedule="linear"), "momentum_schedule is 'linear'; known are constant and cosine"),
-        (config("moco", contrast=replace(CONTRAST, queue=0)), "model.contrast.queue=0; it must be at least 1"),
-        (config("simclr", contrast=replace(CONTRAST, temperature=0.0)), "temperature=0.0; it must be above 0"),
+        (config("byol", momentum=1.5), "model.momentum=1.5: must be between 0 and 1"),
+        (
+            config("moco", momentum_schedule="linear"),
+            "momentum_schedule='linear': unknown. Fix: use constant or cos",
+        ),
+        (config("moco", contrast=replace(CONTRAST, queue=0)), "model.contrast.queue=0: must be at least 1"),
+        (config("simclr", contrast=replace(CONTRAST, temperature=0.0)), "temperature=0.0: must be above 0"),
         (config("swav", contrast=replace(CONTRAST, epsilon=0.001)), "epsilon=0.001; below 0.025"),
         (
             config("simfle", facemae=replace(FACEMAE, masking="rand")),
-            "masking is 'rand'; known are semantic and random",
+            "masking='rand': unknown. Fix: use semantic or random",
         ),
     ],
 )
