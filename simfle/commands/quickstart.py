@@ -142,7 +142,7 @@ class Layout:
 
 
 def _layout(data: Path, group_pattern: str) -> Layout:
-    """Infer class folders, split folders with class folders, or unlabeled images from the names of the first folders."""
+    """Infer class folders, split folders with class folders, or no labels from the names of the first folders."""
     from shards.rules import TEST, TRAIN, VAL, normal_split
     from shards.sources.folder import EXTENSIONS, walk
 
@@ -268,8 +268,8 @@ def _report(out: Path, data: Path | None, layout: Layout, stages: list[Stage], r
         caption += " People are not known, so one person may be in both training and test; set --group-pattern."
     extras = Extras(
         title="SimFLE quickstart",
-        opening="From faces to a pretrained and evaluated backbone on one machine, in minutes. The small network was trained "
-        "for a few steps: this shows that the pipeline works and is not a result to quote.",
+        opening="From faces to a pretrained and evaluated backbone on one machine, in minutes. The small network was "
+        "trained for a few steps: this shows that the pipeline works and is not a result to quote.",
         stages=[
             Told(stage.name, stage.does, str(stage.result), record.stages.get(stage.name, {}).get("seconds"))
             for stage in stages
