@@ -76,8 +76,8 @@ def build_beton(shards: Path, out: Path, name: str, progress: Progress = lambda 
     numbers of written and of all samples.
 
     Raises:
-        UserError: FFCV is not installed; shards are missing or corrupt; unknown split; no labels; an image that is not a
-            |    JPEG or is larger than a page; a file that cannot be written.
+        UserError: FFCV is not installed; shards are missing or corrupt; unknown split; no labels; an image that is
+            not a JPEG or is larger than a page; a file that cannot be written.
     """
     load_ffcv("ffcv")
     split = read_split([str(shards)], name)
