@@ -130,7 +130,7 @@ def _of_timm(source: Source) -> Backbone:
         pretrained = timm.create_model(source.name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"backbone: the weights of timm:{source.name} are not in the cache and the download failed ({_line(error)}). "
+            f"backbone: the weights of timm:{source.name} are not cached and the download failed ({_line(error)}). "
             f"Fix: download them on a machine with network access, or give weights:{base}@FILE."
         ) from None
     network.load_state_dict(pretrained.state_dict())

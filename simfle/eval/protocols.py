@@ -57,8 +57,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Outputs of one job. labels, predictions: [m, ...], see `results.Samples`; kept: which test samples [m] have a label
-    of this kind (None: all); chosen: the selection on validation; best_on_test: the best epoch or candidate on test."""
+    """Outputs of one job. labels, predictions: [m, ...], see `results.Samples`; kept: which test samples [m] have a
+    label of this kind (None: all); chosen: the selection on validation; best_on_test: the best epoch or candidate on test."""
 
     labels: Values
     predictions: Values
@@ -99,7 +99,8 @@ class Choice:
 
 @dataclass(frozen=True)
 class Protocol:
-    """kind: type of prediction; module: a file with `run(job) -> Outcome`; part: section of the configuration; seeded:
+    """kind: type of prediction; module: a file with `run(job) -> Outcome`; part: section of the configuration;
+    seeded:
     whether a seed has an effect when all labels are used."""
 
     kind: str
@@ -128,7 +129,7 @@ PROTOCOLS = {
 
 
 def parse(word: str) -> tuple[str, float]:
-    """Parse finetune@0.01 to ("finetune", 0.01). Raises UserError if it is unknown, or the fraction is outside (0, 1]."""
+    """Parse finetune@0.01 to ("finetune", 0.01). Raises UserError if it is unknown or not in (0, 1]."""
     name, _, text = word.partition("@")
     if name not in PROTOCOLS:
         raise UserError(f"protocols={name}: unknown. Fix: choose from {', '.join(PROTOCOLS)}.")

@@ -44,8 +44,8 @@ class Samples:
     - classes: positions in `classes` | the same;
     - votes: distributions over the classes [m, K] | the same;
     - affect: valence and arousal [m, 2] | the same;
-    - landmarks: the normaliser in pixels [m] | the normalised mean error [m];
-    - cam: the share of the image near landmarks [m] | the share of the activation's energy there [m].
+    - landmarks: the normalizer in pixels [m] | the normalized mean error [m];
+    - cam: the fraction of the image near landmarks [m] | the fraction of the activation's energy there [m].
     """
 
     keys: list[str]

@@ -159,7 +159,7 @@ def frequent_classes(splits: Sequence[Split], least: int) -> tuple[list[str], di
     if len(kept) < 2:
         words = ", ".join(kept) or "none"
         raise UserError(
-            f"min_class_count={least}: at least two classes are needed, but there is {words}. Fix: lower it or add images."
+            f"min_class_count={least}: at least two classes are needed, found {words}. Fix: lower it or add images."
         )
     return kept, {name: count for name, count in total.items() if name not in kept}
 
@@ -177,7 +177,7 @@ def check_classes(split: Split, use: str) -> None:
 def cut(split: Split, share: float, word: str, *, leave: bool = True) -> Flags:
     """Select the samples [n] of a subset with a fraction of each class, by complete groups.
 
-    Classes are filled from the rarest on, each from groups in the order of a hash of `word` and their names, until it has
+    Classes are filled from the rarest on, each from groups in the order of a hash of `word` and their names, up to
     its fraction (rounded, at least one sample). leave: never take the last group of a class.
     """
     names, group = np.unique(np.array(split.groups), return_inverse=True)

@@ -28,9 +28,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One backbone, protocol and benchmark: metrics averaged over seeds; spread: standard deviation of the primary metric
-    over seeds; interval: 95 %, over groups of test samples; best_on_test: see `Result`; samples, people: of the test set,
-    people None if unknown."""
+    """One backbone, protocol and benchmark. metrics: averaged over seeds; spread: standard deviation of the primary
+    metric over seeds; interval: 95 %, over groups of test samples; best_on_test: see `Result`; samples, people: of the
+    test set, people None if unknown."""
 
     id: str
     kind: str
@@ -103,7 +103,8 @@ def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result
         for name in ("kind", "classes", "metric"):
             if seeds and getattr(seeds[0], name) != getattr(result, name):
                 raise UserError(
-                    f"results: {seeds[0].path} and {result.path} differ in {name}. Fix: evaluate both again or move one away."
+                    f"results: {seeds[0].path} and {result.path} differ in {name}. "
+                    "Fix: evaluate both again or move one away."
                 )
         if seeds and (name := _different(_how(seeds[0]), _how(result))):
             raise UserError(

@@ -53,7 +53,8 @@ def landmarks(split: Split, points: Sequence[int]) -> tuple[Ints, Floats]:
             return None
         if points and max(points) >= len(found):
             raise UserError(
-                f"points: {max(points)} is out of range, split {split.name!r} has {len(found)} points. Fix: choose lower numbers."
+                f"points: {max(points)} is out of range, split {split.name!r} has {len(found)} points. "
+                "Fix: choose lower numbers."
             )
         return [found[place] for place in points] if points else found
 
@@ -86,6 +87,7 @@ def _gather(split: Split, read: Callable[[dict[str, Any]], Any], what: str, advi
         found = np.full(1, np.nan)
     if len(found) != len(rows) or not np.isfinite(found).all():
         raise UserError(
-            f"shards: split {split.name!r} has invalid {what}: their number differs, or not all are numbers. Fix: rebuild the shards."
+            f"shards: split {split.name!r} has invalid {what}: their number differs, or not all are numbers. "
+            "Fix: rebuild the shards."
         )
     return np.array(rows, dtype=np.int64), found

@@ -22,7 +22,7 @@ from simfle.eval.results import digest, result_path
 
 @dataclass(frozen=True)
 class Unit:
-    """source: as in config.backbones; for a random one, the backbone that defines its shape; id: its folder below OUT."""
+    """source: as in config.backbones; for a random one, the backbone with its shape; id: its folder below OUT."""
 
     source: str
     random: bool
