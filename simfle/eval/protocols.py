@@ -58,7 +58,7 @@ class Job:
 @dataclass(frozen=True)
 class Outcome:
     """Outputs of one job. labels, predictions: [m, ...], see `results.Samples`; kept: which test samples [m] have a
-    label of this kind (None: all); chosen: the selection on validation; best_on_test: the best epoch or candidate on test."""
+    label of this kind (None: all); chosen: the selection on validation; best_on_test: the best on test."""
 
     labels: Values
     predictions: Values

@@ -74,7 +74,9 @@ def test_pretraining_on_images_makes_shards_and_goes_on(backbone: Path, pictures
 
 def test_a_stopped_run_of_several_processes_is_not_taken_for_a_finished_one(faces: Path, tmp_path: Path) -> None:
     settings = TINY | {"train.steps": 2, "train.images_every": 0}
-    with pytest.raises(simfle.RunStopped, match="was stopped after step 1 of 2; saved, the same call goes on") as end:
+    with pytest.raises(
+        simfle.RunStopped, match="was stopped after step 1 of 2 with a checkpoint; call again to resume"
+    ) as end:
         simfle.pretrain(faces, tmp_path, processes=2, settings=settings | {"train.stop_after": 1})
     assert not end.value.by_signal
     assert simfle.pretrain(faces, tmp_path, settings=settings).is_file()

@@ -132,7 +132,7 @@ def test_a_beton_serves_the_samples_that_it_was_made_of(make_shards: MakeShards,
     assert Loaders("auto").name(val.source) == "opencv"
     assert Loaders("auto", (str(shards),)).name(other.source) == "opencv"
     assert Loaders("opencv", (str(shards),)).name(train.source) == "opencv"
-    with pytest.raises(UserError, match=r"no beton holds split 'val' .* simfle shards beton"):
+    with pytest.raises(UserError, match=r"no beton of split 'val' .* simfle shards beton"):
         Loaders("ffcv").name(val.source)
     with pytest.raises(UserError, match="no split 'test'"):
         build_beton(shards, tmp_path / "a.beton", "test")
@@ -153,7 +153,7 @@ def test_betons_that_are_missing_or_damaged_are_told_in_one_line(tmp_path: Path)
     assert find_betons([tmp_path]) == {}  # not finished
     for text in ("{", '{"format": 1}', "[]"):
         about_file(file).write_text(text)
-        with pytest.raises(UserError, match=r"a.beton.json is damaged .* build the beton again"):
+        with pytest.raises(UserError, match=r"a.beton.json is corrupt .* Fix: build the beton again"):
             find_betons([tmp_path])
 
 
@@ -162,7 +162,7 @@ def test_without_ffcv_it_is_said_how_to_get_it(
 ) -> None:
     shards = make_shards({"train": [2, 2, 2]})
     monkeypatch.setitem(sys.modules, "ffcv", None)  # what Python takes for not installed
-    with pytest.raises(UserError, match=r"ffcv is not installed .* docs/evaluation.md, or use loader=opencv"):
+    with pytest.raises(UserError, match=r"ffcv is not installed .* docs/evaluation.md, or set loader=opencv"):
         build_beton(shards, tmp_path / "a.beton", "train")
     with pytest.raises(UserError, match="ffcv is not installed"):
         load_ffcv("ffcv")

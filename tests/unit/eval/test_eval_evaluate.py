@@ -268,7 +268,7 @@ def test_left_out_classes_are_listed(
     found = read_results([config.out])[0]
     assert found.data["left_out"] == {"stripes": 4}
     assert found.classes == found.data["classes"] == ["circle", "cross"]
-    assert "class stripes is left out: 4 images" in caplog.text
+    assert "class stripes is excluded: 4 images" in caplog.text
 
 
 def test_people_of_the_test_in_training_are_told(
@@ -308,7 +308,7 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
         ("whole", "affect"),
         ("whole", "knn"),
     ]
-    assert caplog.text.count("bare / affect is left out: shards: split 'train' has no valence and arousal") == 1
+    assert caplog.text.count("bare / affect is skipped: shards: split 'train' has no valence and arousal") == 1
     with pytest.raises(UserError, match="has no valence and arousal"):
         evaluate(replace(own, benchmarks=words[:1], protocols=["affect"], out=str(tmp_path / "nothing")), [])
 
@@ -316,23 +316,32 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"protocols": ["svm"]}, "protocols: 'svm' is unknown; there are: linear, linear_fast, knn"),
-        ({"protocols": ["knn@2"]}, "'knn@2' asks for a share of the labels that is not above 0 and at most 1"),
-        ({"protocols": ["knn@few"]}, "'knn@few' asks for a share"),
-        ({"test_split": "train"}, "must be different splits, not train, train"),
+        ({"protocols": ["svm"]}, "protocols=svm: unknown. Fix: choose from linear, linear_fast, knn"),
+        (
+            {"protocols": ["knn@2"]},
+            "knn@2: the fraction of labels is out of range. Fix: choose more than 0 and at most 1",
+        ),
+        ({"protocols": ["knn@few"]}, "knn@few: the fraction of labels"),
+        ({"test_split": "train"}, "not different splits: train, train"),
         ({"test_split": "val"}, "no split 'val' in these shards; there are: test, train"),
-        ({"knn": KnnConfig(ks=[0])}, r"knn.ks: \[0\] must be numbers from 1 on"),
-        ({"fast": FastConfig(lrs=[])}, r"fast.lrs: \[\] must be numbers above 0, at least one"),
-        ({"backbones": []}, "none given"),
+        ({"knn": KnnConfig(ks=[0])}, r"knn.ks=\[0\]: out of range. Fix: set it to one or more numbers of at least 1"),
+        ({"fast": FastConfig(lrs=[])}, r"fast.lrs=\[\]: out of range. Fix: set it to one or more numbers above 0"),
+        ({"backbones": []}, r"backbones=\[\]: empty"),
         ({"backbones": ["nowhere"]}, "does not exist"),
-        ({"linear": LinearConfig(scale=[0.5])}, r"linear.scale: \[0.5\] must be two shares, 0 < low <= high <= 1"),
-        ({"linear": LinearConfig(momentum=-1.0)}, "linear.momentum: -1.0 must be at least 0 and below 1"),
-        ({"shards": []}, r"benchmarks: none given"),
+        (
+            {"linear": LinearConfig(scale=[0.5])},
+            r"linear.scale=\[0.5\]: out of range. Fix: set it to two fractions, 0 < low <= high <= 1",
+        ),
+        (
+            {"linear": LinearConfig(momentum=-1.0)},
+            "linear.momentum=-1.0: out of range. Fix: set it to at least 0 and below 1",
+        ),
+        ({"shards": []}, r"benchmarks=\[\]: empty"),
         ({"shards": ["nowhere"]}, "nowhere is not a folder"),
-        ({"device": "tpu"}, "device: 'tpu' must be auto, cpu or cuda"),
+        ({"device": "tpu"}, "device='tpu': out of range. Fix: set it to auto, cpu or cuda"),
         ({"min_class_count": 1000}, "at least two classes"),
-        ({"seeds": [-1]}, r"seeds: \[-1\] must be 0 or more"),
-        ({"seeds": [1, 1]}, r"seeds: \[1, 1\] must be at least one, each once"),
+        ({"seeds": [-1]}, r"seeds=\[-1\]: out of range. Fix: set it to seeds of at least 0"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: out of range. Fix: set it to one or more distinct seeds"),
     ],
 )
 def test_errors_leave_nothing_behind(config: EvalConfig, change: dict, message: str) -> None:
@@ -403,7 +412,7 @@ def test_summaries_of_another_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="format 9"):
         read_summary(path)
     path.write_text("[")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         read_summary(path)
 
 

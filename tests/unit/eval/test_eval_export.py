@@ -146,7 +146,7 @@ def test_errors(run: Path, tmp_path: Path) -> None:
         export_backbones(run)
     assert not (run / "export").exists()
     (run / "config.yaml").write_text("model: 3")
-    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+    with pytest.raises(UserError, match=r"config\.yaml is corrupt"):
         export_backbones(run)
     shutil.copy(tmp_path / "kept", run / "config.yaml")
     (run / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"12345678nonsense")

@@ -93,7 +93,7 @@ def test_damaged_features_are_computed_again(
     assert torch.equal(known.read(), known.pooled)
     assert torch.equal(known.read_maps(), known.maps)
     assert file.read_bytes() == before
-    assert len([line for line in caplog.messages if f"{file} is damaged" in line and "computed again" in line]) == 1
+    assert len([line for line in caplog.messages if f"{file} is corrupt" in line and "recomputing" in line]) == 1
 
 
 @pytest.mark.parametrize(

@@ -66,11 +66,11 @@ def test_all_below_a_folder_each_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text[:-20], "is damaged"),
+        (lambda text: text[:-20], "is corrupt"),
         (lambda text: text.replace('"format": 2', '"format": 1'), "has format 1, this program reads 2"),
         (lambda text: text.replace('["p","p","q"]', '["p","p"]'), "differ in length"),
-        (lambda text: "[]", "is damaged"),
-        (lambda text: json.dumps({"format": 2}), "is damaged"),
+        (lambda text: "[]", "is corrupt"),
+        (lambda text: json.dumps({"format": 2}), "is corrupt"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, change: object, message: str) -> None:

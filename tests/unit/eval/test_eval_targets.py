@@ -48,7 +48,7 @@ def test_normalisers(shards: str) -> None:
     points = np.array([[[0, 0], [0, 2], [3, 1], [6, 9.0]], [[0, 0], [0, 2], [6, 1], [6, 9]]])
     assert normaliser(points, [0, 1], [2], split).tolist() == [3, 6]
     assert normaliser(points, [], [], split) == pytest.approx([np.sqrt(54)] * 2)  # no boxes here: around the points
-    with pytest.raises(UserError, match="point 4 is named, there are 4 from 0 on"):
+    with pytest.raises(UserError, match=r"point 4 does not exist\. Fix: choose from 0 to 3"):
         normaliser(points, [0], [4], split)
     with pytest.raises(UserError, match="has no extent"):
         normaliser(points, [0], [0], split)

@@ -24,10 +24,10 @@ BAD = {
     "split folders, but none": (["folder", "classes", "out", "--split-folders"], "rejected .*4 no_split"),
     "two groups": (
         ["csv", "list.csv", "out", "--group-column", "none", "--group-pattern", "(.)"],
-        "give one of them",
+        "give only one",
     ),
     "output below a file": (["folder", "faces", "list.csv/out"], "cannot make list.csv/out.partial"),
-    "output in the source": (["folder", "faces", "faces/out"], "lies inside the source"),
+    "output in the source": (["folder", "faces", "faces/out"], "inside the source"),
     "output exists": (["folder", "faces", "texts"], "texts exists and is no folder of shards"),
     "fraction": (["folder", "faces", "out", "--val-fraction", "1.5"], r"--val-fraction 1.5 is not in \[0, 1\)"),
     "fractions": (
