@@ -1,4 +1,4 @@
-"""tools/bench_step.py as a user starts it: its own process group, DeepSpeed, every way once."""
+"""tools/bench_step.py as a user starts it: its own process group, DeepSpeed, every variant once."""
 
 import json
 import subprocess
