@@ -16,7 +16,7 @@ _SCAN = 0xDA
 
 
 def jpeg_of_scans(scans: int, side: int = 64) -> bytes:
-    """Return a valid grayscale progressive JPEG [side, side] with several scans (ITU-T T.81, annex G), empty after the first.
+    """Make a grayscale progressive JPEG [side, side] of several scans (ITU-T T.81, annex G), empty after the first.
 
     A decoder visits all blocks of the image once per scan.
     """

@@ -1,4 +1,4 @@
-"""Backbone files: read as they were written, refused when they are of another model, random ones reproducible."""
+"""Backbone files are read as written and refused for another model; random backbones are reproducible."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def test_random_is_a_function_of_the_seed_and_leaves_torch_alone(make_backbone: 
 
 
 def test_resnets_start_as_the_reference_does(make_backbone: MakeBackbone) -> None:
-    """timm would set the last BatchNorm of each block to zero."""
+    """Only timm would set the last BatchNorm of each block to zero."""
     card = load_backbone(make_backbone(model="resnet10t", folder="ten")).card
     network = random_backbone(card, 0).module.network
     assert all(module.weight.detach().eq(1).all() for module in network.modules() if isinstance(module, nn.BatchNorm2d))
@@ -75,7 +75,7 @@ def test_calibration_sets_the_statistics_of_the_images_and_nothing_else(make_bac
 
 
 def test_missing_files_are_named(tmp_path: Path, make_backbone: MakeBackbone) -> None:
-    """By what was asked for, not by what would lie beside it; of an evaluation, too."""
+    """Errors name the requested path, not a file beside it; also in an evaluation."""
     path = make_backbone()
     path.unlink()
     other = tmp_path / "config.yaml"
@@ -143,7 +143,7 @@ def test_another_model_is_named_by_key_and_shape(make_backbone: MakeBackbone) ->
 
 
 def test_weights_that_are_not_those_of_the_card_are_refused(make_backbone: MakeBackbone) -> None:
-    """One bit of one weight is turned: the file is whole for safetensors. Cards of earlier exports note no hash."""
+    """Flip one bit of one weight: the file stays valid for safetensors. Cards of earlier exports have no hash."""
     path = make_backbone()
     content = bytearray(path.read_bytes())
     card = path.with_name("backbone.json")

@@ -1,4 +1,4 @@
-"""Benchmarks: the shipped ones say what the sources of shards say, one's own are checked, parts share no people."""
+"""Shipped benchmarks match the sources of shards, user benchmarks are checked, parts share no people."""
 
 import logging
 from dataclasses import replace
@@ -125,12 +125,12 @@ def test_parts_share_no_person(make_shards: MakeShards, change: dict) -> None:
 def test_few_labels_are_another_subset_for_each_seed_of_the_same_rest(make_shards: MakeShards) -> None:
     data = read_data(replace(MINE, shards=[str(make_shards({"train": [60, 60, 60], "test": [4, 4, 4]}))]))
     whole, few, again, other = (next(parts(data, *how)) for how in ((1, 0), (0.1, 0), (0.1, 0), (0.1, 1)))
-    assert few.train.counts() == dict.fromkeys(MINE.classes, 4)  # a tenth of 45, in people of two
+    assert few.train.counts() == dict.fromkeys(MINE.classes, 4)  # a tenth of 45, in people with two images
     assert few.train.keys == again.train.keys != other.train.keys
     assert set(few.train.keys) < set(whole.train.keys)
     assert few.val.keys == whole.val.keys == other.val.keys
     one = next(parts(data, 0.001, 0))
-    assert one.train.counts() == dict.fromkeys(MINE.classes, 2)  # one person of each class at least
+    assert one.train.counts() == dict.fromkeys(MINE.classes, 2)  # at least one person of each class
 
 
 def test_what_is_missing(make_shards: MakeShards) -> None:

@@ -1,4 +1,4 @@
-"""Export: the newest complete checkpoint of a run becomes files that timm loads."""
+"""Export: timm loads the files made from a run's newest complete checkpoint."""
 
 import hashlib
 import json
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def make_checkpoint(run: Path, step: int, complete: bool = True) -> dict[str, dict[str, torch.Tensor]]:
-    """A checkpoint as training writes it; returns what is under online and target."""
+    """Write a checkpoint as training does; return the tensors of online and target."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     torch.manual_seed(step)
@@ -78,11 +78,11 @@ def test_a_config_that_says_otherwise_than_the_checkpoint_is_not_put_on_a_card(r
         "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}}))  # fmt: skip
     assert export_backbones(run)
     shutil.copytree(run / "checkpoints/step-00000002", run / "checkpoints/step-00000009")
-    assert newest_checkpoint(run).name == "step-00000002"  # the copy is no checkpoint of step 9
+    assert newest_checkpoint(run).name == "step-00000002"  # the copy is not a checkpoint of step 9
 
 
 def test_a_smaller_stride_is_kept(run: Path) -> None:
-    """timm's key names and shapes stay, so only the card can tell which network the weights are of."""
+    """timm's names and shapes are unchanged, so only the card can identify the network."""
     wanted = make_checkpoint(run, 9)["online"]
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["model"]["output_stride"] = 8
@@ -116,7 +116,7 @@ def test_exporting_again_replaces_it(run: Path) -> None:
 
 
 def test_a_checkpoint_that_training_deletes_meanwhile(run: Path) -> None:
-    """A pipe in place of its file holds up who opens it, until another process has done what training does."""
+    """A pipe in place of its file blocks the reader until another process has replaced the checkpoint."""
     make_checkpoint(run, 1)
     wanted = make_checkpoint(run, 2)
     old, new, aside = (run / "checkpoints" / name for name in ("step-00000001", "step-00000002", ".new"))
@@ -124,7 +124,7 @@ def test_a_checkpoint_that_training_deletes_meanwhile(run: Path) -> None:
     (old / "model.safetensors").unlink()
     os.mkfifo(old / "model.safetensors")
     (run / "pipe").hardlink_to(old / "model.safetensors")
-    deletes = f"sleep 1; rm -r {old}; mv {aside} {new}; exec 3<>{run}/pipe"  # the last one lets it go on
+    deletes = f"sleep 1; rm -r {old}; mv {aside} {new}; exec 3<>{run}/pipe"  # the last command unblocks the reader
     with subprocess.Popen(["sh", "-c", deletes]):
         path = export_backbones(run)["online"]
     assert torch.equal(load_file(path)["conv1.0.weight"], wanted["online"]["conv1.0.weight"])

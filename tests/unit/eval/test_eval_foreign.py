@@ -1,4 +1,4 @@
-"""Backbones of other people: found under any prefix, never by running code, and refused in one line."""
+"""Third-party backbones: found under any prefix, loaded without running code, and refused in one line."""
 
 import argparse
 import os
@@ -31,7 +31,7 @@ def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) 
 
 @pytest.fixture
 def resnet() -> nn.Module:
-    """torchvision's ResNet-18, its statistics not those of a fresh one."""
+    """Return torchvision's ResNet-18 with non-initial statistics."""
     from torchvision.models import resnet18
 
     torch.manual_seed(5)
@@ -42,7 +42,7 @@ def resnet() -> nn.Module:
 
 
 def judge(network: Any, pixels: Tensor) -> Tensor:
-    """torchvision's own features: everything but its classifier."""
+    """Return torchvision's own features: everything except its classifier."""
     network.fc = nn.Identity()
     with torch.no_grad():
         return network(pixels)
@@ -61,7 +61,7 @@ def test_torchvision_state_dict(tmp_path: Path, resnet: nn.Module) -> None:
 
 
 def test_reference_checkpoint(tmp_path: Path, resnet: nn.Module) -> None:
-    """The reference keeps its backbone as numbered children; online and target lie side by side, with an optimizer."""
+    """The reference stores its backbone as numbered children, with online, target and an optimizer in one file."""
     children = nn.Sequential(*list(resnet.children())[:-1])
     state = {f"module.online_network.encoder.{key}": value for key, value in children.state_dict().items()}
     target = {key.replace("online", "target"): value * 2 for key, value in state.items()}
