@@ -32,7 +32,7 @@ def writable(out: Path | None) -> Path | None:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--out={out}: {error.strerror}. Fix: choose a writable folder.") from None
+            raise UserError(f"--out={out}: cannot be written ({error.strerror}). Fix: choose another.") from None
         if out.is_dir() or not os.access(out.parent, os.W_OK):
             raise UserError(f"--out={out}: cannot be written. Fix: name a file in a writable folder.")
     return out

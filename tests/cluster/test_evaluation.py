@@ -54,4 +54,4 @@ def test_every_unit_is_a_task_and_what_is_done_is_skipped(slurm: Cluster, faces:
     wait(slurm, number, finished)
     assert results(finished) == first
     logs = [file.read_text() for file in finished.glob(f"slurm/*-eval*/{number}_*_log.out")]
-    assert sum("done before" in log for log in logs) == UNITS
+    assert sum("already complete" in log for log in logs) == UNITS

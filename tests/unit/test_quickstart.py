@@ -58,7 +58,7 @@ def test_from_a_folder_to_a_page_and_again(faces: Path, tmp_path: Path) -> None:
 
     again = quickstart(*words)
     assert again.returncode == 0
-    assert again.stdout.count("done before") == 4
+    assert again.stdout.count("already complete") == 4
     assert "$ python" not in again.stdout
 
     shutil.rmtree(out / "run" / "export")
@@ -142,7 +142,7 @@ def test_longer_is_of_the_same_faces() -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="not a folder"):
         _open(tmp_path / "out", tmp_path / "nowhere")
     with pytest.raises(UserError, match=f"holds 0 images; at least {LEAST}"):
         _layout(tmp_path, "")
@@ -155,5 +155,5 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="corrupt"):
         _open(full, None)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         _open(tmp_path / "file" / "out", None)

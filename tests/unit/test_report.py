@@ -234,7 +234,7 @@ def test_extras_are_told(run: Path) -> None:
     for result in run.glob("eval/**/*.json"):
         result.unlink()
     _, page = write(run, out=run / "deep" / "page.html", extras=extras)
-    told = ("A title", "An opening.", "draw faces", "12", "done before", "python a b", "All drawn.", "No labels.")
+    told = ("A title", "An opening.", "draw faces", "12", "already complete", "python a b", "All drawn.", "No labels.")
     for expected in (*told, "This page contains images of faces"):
         assert expected in page.words(), expected
     (image,) = page.all("img")
