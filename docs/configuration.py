@@ -22,7 +22,8 @@ HEAD = """# Configuration
 A configuration is the defaults below, then a YAML file, then `key=value` on the command line, in this order. An unknown
 key is refused with the nearest name, a value of another type or outside of its range with what is possible. Lists are
 written `[a,b]`, one of a single value also as the value alone; a value may refer to another key, as in
-`train.run=runs/${model.method}`; a path may begin with `~`.
+`train.run=runs/${model.method}`; a path may begin with `~`. Texts are taken as
+typed: `train.run="runs/exp #1"`, `007` and `yes` are names; quote a text of a list that holds a comma or a bracket.
 
     simfle pretrain configs/pretrain/faces_cpu.yaml data.shards=[shards/mine] train.steps=200
 
@@ -108,7 +109,7 @@ RANGES: dict[type, dict[str, str]] = {
         "train.seed": "0 to 4294967295",
         "train.global_batch": "divisible by the processes",
         "train.micro_batch": "auto, 0, or at least 2 and a divisor of global batch / processes",
-        "train.zero_stage": "0, 1, 2, 3",
+        "train.zero_stage": "auto, 0, 1, 2, 3",
         "train.precision": "bf16, fp32",
         "train.device": "auto, cpu, cuda",
         "train.steps": AT_LEAST_0,

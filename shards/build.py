@@ -5,7 +5,7 @@ tars and indexes. OUT appears by one rename when all is there. Each shard is a f
 the number of workers nor an interruption can change a byte.
 """
 
-import fcntl
+import errno
 import json
 import os
 import shutil
@@ -18,18 +18,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shards.copies import copies_across_splits
 from shards.entry import REASONS, Entry, Rejected
 from shards.errors import UserError
 from shards.exclude import prepare
 from shards.files import read_bytes, sync_folder, write_atomic
+from shards.locks import try_lock
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
+from shards.numbered import name_numbers
 from shards.plan import Plan, Shard, digest_entries, make_plan
 from shards.processes import on_processes, tell
 from shards.request import Build
+from shards.spelling import exists
 from shards.work import Job, Result, read_result, write_shard
 from shards.workshop import LOCK, is_of_build, refuse_others
 
 MOST_NAMED = 10  # labels in a note
+FEWEST_MISSING = 3  # files of a list without which it may still be meant
 
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -64,6 +69,7 @@ def build(
     """
     out = request.out
     request.encode.check()
+    entries = name_numbers(entries, request.rules.labels)
     if request.shard_samples < 1:
         raise UserError("--shard-samples must be at least 1")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
@@ -78,10 +84,22 @@ def build(
             if not request.mark.exists():  # nothing is finished that a second start could use
                 _discard(request.partial, made)
             if isinstance(end, OSError | sqlite3.Error):
-                raise UserError(f"cannot build {out}: {end}; mend it and run the same command again") from None
+                raise UserError(f"cannot build {out}: {_cause(end, request.partial)}") from None
             raise
         shutil.rmtree(request.partial, ignore_errors=True)  # who starts the same build now may be doing it too
     return report
+
+
+def _cause(error: OSError | sqlite3.Error, partial: Path) -> str:
+    """What failed, and what to do."""
+    if isinstance(error, sqlite3.OperationalError) and "lock" in str(error):
+        return (
+            f"{error}: the file system of {partial} does not lock files as SQLite needs it (NFS, Lustre, FUSE). "
+            "Fix: build on a local disk, then copy the shards"
+        )
+    if (isinstance(error, OSError) and error.errno == errno.EMFILE) or "unable to open database" in str(error):
+        return f"{error}: too few files may be open. Fix: ulimit -n 4096, or fewer --workers, then rerun the command"
+    return f"{error}; mend it and run the same command again"
 
 
 def _compare(request: Build, entries: Iterable[Entry | Rejected]) -> Report:
@@ -101,6 +119,7 @@ def _compare(request: Build, entries: Iterable[Entry | Rejected]) -> Report:
 
 def is_same(request: Build, manifest: Manifest, entries: Iterable[Entry | Rejected]) -> bool:
     """Whether shards with this manifest are what the request would build."""
+    entries = name_numbers(entries, request.rules.labels)
     return manifest.build.get("digest") == digest_entries(entries, request.rules, request.decides())
 
 
@@ -120,10 +139,8 @@ def _lock(partial: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot make {partial}: {error.strerror}; choose another output") from None
     with (partial / "work" / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{partial} is being built by another process; wait for it or stop it") from None
+        if not try_lock(file, partial):
+            raise UserError(f"{partial} is being built by another process; wait for it or stop it")
         yield
 
 
@@ -142,6 +159,7 @@ def _plan(request: Build, entries: Iterable[Entry | Rejected], progress: Progres
     digest = make_plan(base, counted, request.rules, request.decides(), request.shard_samples)
     plan = Plan(base)
     _check_plan(request, plan)
+    _check_files(request, plan)
     (request.partial / "shards").mkdir(exist_ok=True)
     write_atomic(request.mark, json.dumps({"digest": digest}).encode())
     return plan
@@ -167,6 +185,22 @@ def _check_plan(request: Build, plan: Plan) -> None:
             )
     if "train" not in splits and (request.rules.val_fraction or request.rules.test_fraction):
         raise UserError("no group fell into split train; take smaller fractions or another --split-seed")
+
+
+def _check_files(request: Build, plan: Plan) -> None:
+    """Raise UserError where too many files of a list are missing: its paths mean something else, or a disk is away."""
+    if request.max_missing >= 1:
+        return
+    total, missing = 0, []
+    for path, source in plan.paths():
+        total += 1
+        if not exists(path):
+            missing.append(source)
+    if len(missing) >= FEWEST_MISSING and len(missing) > request.max_missing * total:
+        raise UserError(
+            f"{len(missing)} of {total} listed images are missing, such as {', '.join(map(repr, missing[:3]))}. "
+            "Fix: name the folder that the paths are relative to with --images; --max-missing 1 builds without them"
+        )
 
 
 def _write(request: Build, plan: Plan, progress: Progress, about: Callable[[Written], dict[str, Any]]) -> Report:
@@ -261,6 +295,15 @@ def _notes(request: Build, plan: Plan, report: Report) -> Iterator[str]:
     divided = plan.divided_groups()
     if divided:
         yield f"{divided} groups are in more than one split: the source's own splits divide them"
+    copies = copies_across_splits(request.partial / "work", ((shard.split, shard.name) for shard in plan.shards()))
+    if copies:
+        yield (
+            f"{copies} images are exact copies of images in another split, so a test may hold what was trained on; "
+            "simfle shards duplicates lists them, --exclude builds without them"
+        )
+    drawn = request.rules.val_fraction or request.rules.test_fraction
+    if drawn and plan.groupless() == plan.planned():
+        yield "people are not known here, so the splits may share them; --group-pattern finds the person in a path"
     if request.rules.group_pattern and plan.groupless():
         yield f"{plan.groupless()} entries do not match --group-pattern; each is a group of its own"
     if people := manifest.rejected.get("excluded_person"):

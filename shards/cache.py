@@ -13,7 +13,6 @@ The folder must be on a local disk: locks over the network are not to be trusted
 """
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -27,6 +26,7 @@ from typing import IO
 from shards.errors import UserError
 from shards.files import open_regular, read_text, write_atomic
 from shards.index import Index, index_tar, read_index, write_index
+from shards.locks import lock, try_lock
 from shards.manifest import ShardInfo
 from shards.redact import shown
 from shards.remote import CHUNK, open_url, retried
@@ -154,7 +154,7 @@ class Cache:
         except BaseException:
             _drop(file, part)
             raise
-        fcntl.flock(file, fcntl.LOCK_SH)  # the lock may be lost for a moment on the way
+        lock(file, part, shared=True)  # the lock may be lost for a moment on the way
         if os.fstat(file.fileno()).st_nlink:
             file.seek(0)
             return file
@@ -202,7 +202,7 @@ class Cache:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         with _create(self.folder / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file, self.folder)
             yield
 
     def _evict(self, most: int, mine: Path) -> bool:
@@ -284,7 +284,7 @@ def _hold(path: Path) -> IO[bytes] | None:
         file = open_regular(path, "rb")
     except FileNotFoundError:
         return None
-    fcntl.flock(file, fcntl.LOCK_SH)
+    lock(file, path, shared=True)
     if os.fstat(file.fileno()).st_nlink:
         return file
     file.close()  # it was removed between the two
@@ -298,7 +298,7 @@ def _claim(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes] | None:
             file = _create(part)
         except OSError as error:
             raise UserError(f"data.cache: cannot use {part}: {error.strerror}. Fix: delete it") from None
-        if _lock(file) and _is(file, part):
+        if try_lock(file, part) and _is(file, part):
             return file
         file.close()
         if stop():
@@ -329,14 +329,6 @@ def _drop(file: IO[bytes], part: Path) -> None:
     file.close()
 
 
-def _lock(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 def _remove(path: Path) -> bool:
     """Remove a file that nobody holds; whether it has gone."""
     try:
@@ -344,7 +336,7 @@ def _remove(path: Path) -> bool:
     except FileNotFoundError:
         return True
     with file:
-        if not _lock(file) or not _is(file, path):
+        if not try_lock(file, path) or not _is(file, path):
             return False
         path.unlink()
         return True

@@ -11,6 +11,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from shards import depth, png
 from shards.align import AlignOptions
 from shards.cost import fate
 from shards.errors import UserError
@@ -26,6 +27,7 @@ STARTS = (JPEG_START, b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")  
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
 MOST_SIDE = 65_500  # pixels; libjpeg writes no more
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 class Unusable(Exception):  # noqa: N818 - not an error: an image's fate
@@ -155,9 +157,12 @@ def image_rgb(image: Image.Image) -> NDArray[np.uint8]:
     if not all(image.size):
         raise Unusable("too_small", f"{image.width} x {image.height}")
     try:
-        return _rgb(_eight_bit(ImageOps.exif_transpose(image)))
+        white = depth.declared_white(image, b"")
+        return _rgb(_eight_bit(ImageOps.exif_transpose(image), white))
     except Unusable:
         raise
+    except depth.UnknownRangeError as error:
+        raise Unusable("unreadable", str(error)) from None
     except Exception as error:  # noqa: BLE001 - as below: Pillow may only now read its file
         raise _damage(error) from None
 
@@ -197,8 +202,8 @@ def _check_size(width: int, height: int, options: EncodeOptions) -> None:
 
 
 def _orientation(data: bytes) -> int:
-    """The EXIF orientation of a JPEG, 2 to 8 where it has to be turned; else 1."""
-    if b"Exif\0\0" not in data:
+    """The orientation of a JPEG by its EXIF, else by its XMP: 2 to 8 where it has to be turned; else 1."""
+    if b"Exif\0\0" not in data and XMP not in data:
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
@@ -220,10 +225,17 @@ def _decode(data: bytes, options: EncodeOptions) -> Picture:
             _check_size(width, height, options)
             orientation = _turn(image)  # before loading: that turns some formats, and forgets
             image.load()
+            white = depth.declared_white(image, data)
+            if depth.is_dark_colour(image, data):
+                pixels = depth.deep_colours(image, data)
+                image = Image.fromarray(pixels)  # noqa: PLW2901 - as it should have been opened
+                image.getexif()[ORIENTATION] = orientation
             ImageOps.exif_transpose(image, in_place=True)  # else it would be a copy, turned or not
-            return Picture(np.ascontiguousarray(_eight_bit(image)), b"", orientation)
+            return Picture(np.ascontiguousarray(_eight_bit(image, white)), b"", orientation)
     except Unusable:
         raise
+    except depth.UnknownRangeError as error:
+        raise Unusable("unreadable", str(error)) from None
     except Image.DecompressionBombError as error:
         raise Unusable("too_large", str(error)) from None
     except UnidentifiedImageError:
@@ -231,6 +243,9 @@ def _decode(data: bytes, options: EncodeOptions) -> Picture:
             raise Unusable("unreadable", "its header is damaged") from None
         raise Unusable("not_an_image") from None
     except Exception as error:  # noqa: BLE001 - decoders of damaged files raise anything; one file must not stop a build
+        lighter = png.without_words(data) if isinstance(error, ValueError) and data.startswith(png.START) else data
+        if len(lighter) < len(data):
+            return _decode(lighter, options)
         raise _damage(error) from None
 
 
@@ -240,12 +255,9 @@ def _damage(error: Exception) -> Unusable:
     return Unusable("truncated" if "truncated" in text.lower() else "unreadable", text)
 
 
-def _eight_bit(image: Image.Image) -> NDArray[np.uint8]:
+def _eight_bit(image: Image.Image, white: int | None = None) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16 bits, which Pillow also opens as 32
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise Unusable("unreadable", "32-bit pixels without a known range")
-        return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+        return depth.eight_bit(np.asarray(image), white)
     if image.mode == "F":
         raise Unusable("unreadable", "floating-point pixels without a known range")
     if image.has_transparency_data:

@@ -185,6 +185,9 @@ def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:  # CIFS and some FUSE file systems cannot, and keep names themselves
+            raise
     finally:
         os.close(descriptor)
 

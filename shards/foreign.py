@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,9 +71,12 @@ def examine(tar: Path) -> Found:
         UserError: not a tar, or not readable.
     """
     outside: dict[str, None] = {}  # keys, in their order
-    index = index_tar(tar, lambda name: outside.setdefault(split_name(name)[0]))
+    again: list[str] = []  # members whose name was there before
+    index = index_tar(tar, lambda name: outside.setdefault(split_name(name)[0]), again.append)
     keep = np.zeros(len(index), bool)
+    seen: dict[str, frozenset[str]] = {}  # key -> extensions
     rejected = [Rejected(f"{tar.name}: {key}", "outside", "a path that leaves the archive") for key in outside]
+    rejected += [Rejected(f"{tar.name}: {name}", "repeated") for name in again]
     top, numbered, labels = -1, True, bytearray()
     with open_regular(tar, "rb") as file:
 
@@ -84,6 +87,11 @@ def examine(tar: Path) -> Found:
         for sample, key in enumerate(index.keys):
             members = index.members(sample)
             name = image_of(members)
+            if key in seen:
+                check_sorted(tar, key, seen[key], members)
+                rejected += [Rejected(f"{tar.name}: {key}.{extension}", "repeated") for extension in members]
+                continue
+            seen[key] = frozenset(members)
             if name is None:
                 rejected.append(Rejected(f"{tar.name}: {key}", "no_image", f"only {', '.join(members)}"))
             elif not members[name].size:
@@ -103,6 +111,15 @@ def examine(tar: Path) -> Found:
         for item in index.members(sample).values()
     )
     return Found(usable, tuple(rejected), numbered, top, bytes(labels))
+
+
+def check_sorted(tar: Path, key: str, before: Collection[str], members: Iterable[str]) -> None:
+    """Raise UserError where a key comes again with other extensions: its sample lies in several parts of the tar."""
+    if not set(before) & set(members):
+        raise UserError(
+            f"shards: {tar} is not sorted: the members of {key!r} ({', '.join([*before, *members])}) are not side by "
+            "side. Fix: pack it again with tar --sort=name"
+        )
 
 
 def split_of(file: str) -> str:

@@ -64,8 +64,11 @@ class Index:
         return dict(sorted(row, key=lambda item: item[1].offset))
 
 
-def make_index(members: Iterable[tuple[str, int, int]]) -> Index:
-    """An index from (name, offset, size) of a tar's files, in their order; hidden files are left out, as DALI does."""
+def make_index(members: Iterable[tuple[str, int, int]], repeated: Callable[[str], object] | None = None) -> Index:
+    """An index from (name, offset, size) of a tar's files, in their order; hidden files are left out, as DALI does.
+
+    Of several members of one name in a row the first one counts. repeated: is told the names of the others.
+    """
     keys: list[str] = []
     places: dict[str, int] = {}
     rows: list[dict[int, tuple[int, int]]] = []
@@ -76,7 +79,11 @@ def make_index(members: Iterable[tuple[str, int, int]]) -> Index:
         if not keys or keys[-1] != key:
             keys.append(key)
             rows.append({})
-        rows[-1][places.setdefault(extension, len(places))] = (offset, size)
+        place = places.setdefault(extension, len(places))
+        if place not in rows[-1]:
+            rows[-1][place] = (offset, size)
+        elif repeated is not None:
+            repeated(name)
     # Each other ending is a column of all samples: of as many endings as samples there would be a square of numbers.
     if len(keys) * len(places) > max(MOST_CELLS, 64 * sum(map(len, rows))):
         raise ValueError(f"{len(keys)} samples with {len(places)} different endings")
@@ -104,8 +111,10 @@ def same(first: Index, second: Index) -> bool:
     )
 
 
-def index_tar(tar: Path, left_out: Callable[[str], object] | None = None) -> Index:
-    """Read the index of any tar from its headers.
+def index_tar(
+    tar: Path, left_out: Callable[[str], object] | None = None, repeated: Callable[[str], object] | None = None
+) -> Index:
+    """Read the index of any tar from its headers. repeated: see `make_index`.
 
     left_out: is told the names of members that lead out of the folder, which are not taken then; None: they are errors.
 
@@ -114,7 +123,7 @@ def index_tar(tar: Path, left_out: Callable[[str], object] | None = None) -> Ind
     """
     try:
         with open_regular(tar, "rb") as file, BoundedTar.open(fileobj=file, mode="r:") as archive:
-            return make_index(_inside(_files(archive), tar, left_out))
+            return make_index(_inside(_files(archive), tar, left_out), repeated)
     except (tarfile.TarError, OSError, ValueError) as error:
         raise UserError(f"shards: cannot index {tar}: {error}") from None
 

@@ -9,6 +9,38 @@ SEPARATOR = re.compile(r"[/\\\x00-\x1f\x7f]")
 OUTSIDE = re.compile(r"^[/\\]|^[A-Za-z]:[/\\]|(?:^|[/\\])\.\.(?:[/\\]|$)|\x00")
 
 
+# Folders and files of systems and network disks (Synology, QNAP, Windows, Mac, ext4), none of them a corpus's.
+SYSTEM = frozenset(
+    (
+        "@eadir",
+        "@recycle",
+        "#recycle",
+        "@recently-snapshot",
+        "#snapshot",
+        "~snapshot",
+        "@sharebin",
+        "@tmp",
+        "$recycle.bin",
+        "recycler",
+        "system volume information",
+        "found.000",
+        "__macosx",
+        "network trash folder",
+        "temporary items",
+        "lost+found",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "icon\r",
+    )
+)
+
+
+def is_system(name: str) -> bool:
+    """Tell whether a file or folder of this name belongs to a system and not to its user."""
+    return name.casefold() in SYSTEM
+
+
 def is_plain(name: str) -> bool:
     """Tell whether a name is that of a file in a folder, and nothing else."""
     return (

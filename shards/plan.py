@@ -213,6 +213,11 @@ class Plan:
                     known[name] = _tuples(known[name])
             yield Planned(key, Entry(key=ident.decode("utf-8", "surrogateescape"), read=read, **known))
 
+    def paths(self) -> Iterator[tuple[Path, str]]:
+        """The files that are read, each with the source of its entry."""
+        rows = self._base.execute("SELECT path, meta FROM found WHERE reason IS NULL AND path IS NOT NULL")
+        return ((Path(json.loads(path)), json.loads(meta)["source"]) for path, meta in rows)
+
     def rejected(self) -> Iterator[Rejected]:
         """What will not be written, in a fixed order, told apart by no more than the listing."""
         rows = self._base.execute("SELECT source, reason, detail FROM refused ORDER BY source, reason, detail, rowid")

@@ -10,6 +10,7 @@ refuses to go on with them: what it had seen of them could not be told any more.
 
 import json
 import re
+import shlex
 import shutil
 import stat
 import unicodedata
@@ -133,7 +134,7 @@ def _read_plan(path: Path) -> dict[str, list[str]]:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"shards: {path} is damaged ({error}). "
-            f"Fix: delete {path.parent}, run simfle shards verify {path.parents[1]}"
+            f"Fix: delete {path.parent}, run simfle shards verify {shlex.quote(str(path.parents[1]))}"
         ) from None
     return plan
 

@@ -20,7 +20,8 @@ RESIZING = "opencv-python-headless"  # likewise, where pixels move
 class Build:
     """What is asked for. source: the kind of source and its options as plain JSON, without absolute paths.
 
-    face_model: the detector's file for encode.align; None: the one that is installed.
+    face_model: the detector's file for encode.align; None: the one that is installed. max_missing: the share of listed
+    files that may be missing.
     """
 
     out: Path
@@ -32,6 +33,7 @@ class Build:
     terms: str = ""
     workers: int = 1
     face_model: Path | None = None
+    max_missing: float = 1.0
     exclude: Exclude = field(default_factory=Exclude)
 
     def __post_init__(self) -> None:

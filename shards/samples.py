@@ -1,6 +1,5 @@
 """Samples of shards that stand: read them one by one, and write chosen ones into a new folder of shards."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from shards.errors import UserError
 from shards.files import named, open_regular, sync_folder
 from shards.foreign import describes
 from shards.index import Index, index_tar, read_index, write_index
+from shards.locks import try_lock
 from shards.manifest import Manifest, ShardInfo, index_name
 from shards.plain import MOST_TOLD, parse_json
 from shards.workshop import refuse_others
@@ -230,10 +230,8 @@ def locked(folder: Path) -> Iterator[None]:
     """One writer at a time; the lock goes with the process, however it ends, and leaves no file."""
     with ExitStack() as stack:
         descriptor = _open_folder(folder, stack)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder} is being written by another process; wait for it or stop it") from None
+        if not try_lock(descriptor, folder):
+            raise UserError(f"{folder} is being written by another process; wait for it or stop it")
         yield
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.align import Detect, detector
+from shards.copies import image_hash, write_hashes
 from shards.encode import MAX_BYTES, EncodeOptions, Unusable
 from shards.entry import Entry, Recipe, Rejected
 from shards.errors import UserError
@@ -19,10 +20,11 @@ from shards.faces import Face, make_faces
 from shards.files import open_regular, read_bytes, write_atomic
 from shards.index import write_index
 from shards.plan import Plan, Shard, describe
+from shards.spelling import spelled
 from shards.writer import TarShard
 
 # What an open() says about the file asked for; anything else is the machine's fault and must not cost an image.
-MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+MISSING = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 UNREADABLE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL)
 REPORT_EVERY = 32  # entries between two words to the progress bar
 
@@ -82,6 +84,7 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
     path = job.partial / "shards" / f"{shard.name}.tar"
     result = Result(path.name, shard.split)
     counts: Counter[str] = Counter()
+    hashes = bytearray()
     detect = job.detect()
     screened = screen(job.excluded) if job.excluded else None
     plan = Plan(job.partial / "work" / "plan.sqlite")
@@ -102,6 +105,7 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
                     for face in faces:
                         key = planned.key + face.suffix
                         tar.add(key, sample(key, face, numbers))
+                        hashes += image_hash(face.image.jpeg)
                         result.untouched += face.image.untouched
                     result.samples += len(faces)
                     counts[planned.entry.label or ""] += len(faces)
@@ -115,6 +119,7 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
         finally:
             tar.drop()
         result.labels = dict(sorted(counts.items()))
+        write_hashes(job.partial / "work", shard.name, bytes(hashes))
         write_atomic(job.partial / "work" / f"{shard.name}.json", json.dumps(asdict(result)).encode())
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
@@ -150,12 +155,24 @@ def load(entry: Entry) -> bytes:
     if isinstance(entry.read, Recipe):
         return entry.read()
     try:
-        with open_regular(entry.read, "rb", buffering=0) as file:
+        return _read(entry.read)
+    except FileNotFoundError as error:
+        other = spelled(entry.read)
+        if other is None:
+            raise Unusable("missing", error.strerror or "") from None
+        return _read(other)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_regular(path, "rb", buffering=0) as file:
             # The size first: read(MAX_BYTES) would get memory for so many bytes each time.
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 raise Unusable("too_large", "more than 1 GiB")
             return file.read() or b""
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         if error.errno in MISSING:
             raise Unusable("missing", error.strerror or "") from None
         if error.errno in UNREADABLE:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from simfle.errors import UserError
-from simfle.layers import check_keys, complete, fields, flatten, read_yaml, typed, unfit
+from simfle.layers import check_keys, complete, fields, flatten, read_yaml, texts_as_written, typed, unfit
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -179,7 +179,13 @@ class TrainConfig:
         free=True,
         words={"auto": -1},
     )
-    zero_stage: int = option(2, "DeepSpeed ZeRO stage, 0 to 3", free=True)
+    zero_stage: int = option(
+        -1,
+        "DeepSpeed ZeRO stage, 0 to 3; auto: 0 where parameters, gradients and optimizer fit eight times into the "
+        "memory of a process, else 2",
+        free=True,
+        words={"auto": -1},
+    )
     precision: str = option("bf16", "bf16 (autocast; parameters, BatchNorm, EMA and optimizer stay fp32) or fp32")
     sync_statistics: bool = option(False, "share BatchNorm and grouping statistics among the processes")
     device: str = option("auto", "auto, cpu or cuda", free=True)
@@ -250,12 +256,12 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
     try:
         if file is not None:
             file = packaged(file)
-            layers.append((str(file), OmegaConf.load(io.StringIO(read_yaml(file)))))
+            layers.append((str(file), OmegaConf.load(io.StringIO(texts_as_written(schema, read_yaml(file))))))
     except FileNotFoundError:
         raise UserError(_missing(file)) from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
         raise UserError(f"config: cannot read {file}: {error}") from None
-    layers.append(("command line", typed(overrides)))
+    layers.append(("command line", typed(schema, overrides)))
     merged = OmegaConf.structured(schema)
     for place, layer in layers:
         if not OmegaConf.is_dict(layer):

@@ -2,7 +2,7 @@
 
 from shards.errors import UserError
 
-__all__ = ["AgreedError", "PeersMissing", "RunStopped", "UserError"]
+__all__ = ["AgreedError", "DeviceFailed", "PeersMissing", "RunStopped", "UserError"]
 
 
 class AgreedError(UserError):
@@ -26,6 +26,10 @@ class RunStopped(Exception):  # noqa: N818 - not an error: the run was asked to 
 
 class PeersMissing(Exception):  # noqa: N818 - like RunStopped an end, and not one of our making
     """Other processes of the run did not come, or went away: started again, the run may succeed."""
+
+
+class DeviceFailed(PeersMissing):
+    """This process's GPU failed, by an ECC error for example: a node lost. On another one the run goes on."""
 
 
 class FolderHeld(PeersMissing):

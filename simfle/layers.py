@@ -12,14 +12,15 @@ from typing import Any, cast, get_args, get_origin
 
 from shards.files import at_home, read_text
 from simfle.errors import UserError
+from simfle.words import QUOTES, parse_list, parse_text
 
 # YAML takes 12:00:00 for 43200, but 0:15:00 for text
 BASE_60 = re.compile(r"[-+]?([1-9]\d*(:[0-5]?\d)+|\d+(:[0-5]?\d)+\.\d*)")
 REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read the environment
 TILDE = re.compile(r"(?<![^=:@])~[^/=:@]*")  # ~ and ~name; in NAME=~/faces and KIND:NAME@~/weights.pth, too
+TEXT = "tag:yaml.org,2002:str"
 MOST_YAML = 1 << 20  # bytes
 DEEPEST_YAML = 20
-QUOTES = "cluster.sbatch=['exclude=n[1-2]']"
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -123,29 +124,59 @@ def read_yaml(file: Path) -> str:
     return text
 
 
-def typed(overrides: Sequence[str]) -> Any:
-    """The layer of the command line. Raises UserError: a word of it cannot be read."""
+def texts_as_written(schema: Any, text: str) -> str:
+    """YAML in which each scalar of a text field is marked as a text: run: 007 means "007", not 7. Raises YAMLError."""
+    import yaml
+
+    types = {name: field.type for name, field in fields(schema)}
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if not isinstance(root, yaml.MappingNode):
+        return text
+    todo: list[tuple[str, Any]] = [("", root)]
+    while todo:
+        prefix, mapping = todo.pop()
+        for name, node in mapping.value:
+            key = f"{prefix}{name.value}"
+            if isinstance(node, yaml.MappingNode):
+                todo.append((f"{key}.", node))
+            elif types.get(key) is str:
+                _mark(node)
+            elif types.get(key) == list[str]:
+                for item in node.value if isinstance(node, yaml.SequenceNode) else (node,):
+                    _mark(item)
+    return str(yaml.serialize(root, allow_unicode=True))
+
+
+def _mark(node: Any) -> None:
+    """Make a scalar a text, but for one without a value."""
+    if hasattr(node, "style") and node.tag not in ("tag:yaml.org,2002:null", TEXT) and isinstance(node.value, str):
+        node.tag, node.style = TEXT, '"'
+
+
+def typed(schema: Any, overrides: Sequence[str]) -> Any:
+    """The layer of the command line; texts are taken as typed. Raises UserError: a word of it cannot be read."""
     import yaml
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    types = {name: field.type for name, field in fields(schema)}
     layer = OmegaConf.create()
     for text in overrides:
+        key, _, value = text.partition("=")
         try:
-            layer.merge_with_dotlist([_quoted(text)])
+            if types.get(key) is str:
+                OmegaConf.update(layer, key, parse_text(value))
+            elif types.get(key) == list[str] and value:
+                OmegaConf.update(layer, key, parse_list(value))
+            else:
+                layer.merge_with_dotlist([text])
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, RecursionError) as error:
             why = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"config: cannot read {text!r} on the command line ({why}); a text with brackets, braces, colons or "
-                f'quotes in it wants quotes of its own, such as "{QUOTES}"'
+                f"config: cannot read {text!r} on the command line ({why}); in a list, a text with brackets, commas "
+                f'or quotes in it needs quotes of its own, such as "{QUOTES}"'
             ) from None
     return layer
-
-
-def _quoted(text: str) -> str:
-    """key=12:00:00 as the text that is meant."""
-    key, _, value = text.partition("=")
-    return f"{key}='{value}'" if BASE_60.fullmatch(value) else text
 
 
 def keys(schema: Any) -> Iterator[str]:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -17,9 +17,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from simfle import zero
 from simfle.config import OptimConfig, TrainConfig
+from simfle.device import kernels, memory_bytes, settle_accelerator
 from simfle.errors import AgreedError, PeersMissing, RunStopped, UserError
+from simfle.optim import STATES
 from simfle.process import LAUNCHER
+
+log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 FOR_LIBRARIES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG")  # a process started later may use another device
@@ -149,19 +154,16 @@ def _joined(config: TrainConfig) -> Iterator[World]:
     )
     if world.size != environment["WORLD_SIZE"]:
         raise RuntimeError(f"launched as one of {environment['WORLD_SIZE']}, but the process group has {world.size}")
-    # On a CPU torch's flash attention takes three to four times as long in bf16 as its plain formula.
-    flash = torch.backends.cuda.flash_sdp_enabled()
-    torch.backends.cuda.enable_flash_sdp(flash and device.type == "cuda")
     together = True
     try:
-        yield world
+        with kernels(device, deterministic=config.deterministic):
+            yield world
     except (AgreedError, RunStopped):
         raise
     except BaseException:
         together = world.size == 1
         raise
     finally:
-        torch.backends.cuda.enable_flash_sdp(flash)
         # NCCL's end waits for work under way, for ever where this process fails alone: its error would never be told.
         if together or device.type == "cpu":
             deepspeed.comm.destroy_process_group()  # and what DeepSpeed keeps of it: a notebook may start another run
@@ -237,6 +239,7 @@ def _start_group(device: torch.device, seconds: float) -> None:
     with _interrupts_held():  # half of it imported, it could not be imported again
         import deepspeed
 
+    settle_accelerator(device.type)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # warns of every optimizer that is not its own
     # On a CPU it would compile a C++ all-reduce at the first start (25 s, and a compiler needed); gloo does that work.
     # Set without reading what is there: that would try out all of its extensions, with a compiler and files in /tmp.
@@ -262,6 +265,9 @@ def start_engine(
     """Hand the model to DeepSpeed: ZeRO, autocast, accumulation and clipping from our configuration alone."""
     import deepspeed
 
+    for parameter in model.parameters():  # of a model in channels_last they are not, and ZeRO flattens them as views
+        parameter.data = parameter.data.contiguous()
+    train = settled(train, optim, plan, model)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(plan, train, optim), dist_init_required=False
     )
@@ -272,33 +278,47 @@ def start_engine(
     return engine
 
 
-def zero_stage(train: TrainConfig, plan: BatchPlan) -> int:
-    """ZeRO's stage as it runs: one process has nobody to divide tensors with, and would pay for the copies."""
-    return train.zero_stage if plan.processes > 1 else 0
+def settled(train: TrainConfig, optim: OptimConfig, plan: BatchPlan, model: nn.Module) -> TrainConfig:
+    """The configuration with the ZeRO stage that runs, the same on all processes."""
+    if plan.processes > 1 and train.zero_stage == zero.AUTO:
+        parameters = list(model.parameters())
+        trained, frozen = (
+            sum(each.nbytes for each in parameters if each.requires_grad == moved) for moved in (True, False)
+        )
+        memory = torch.tensor(memory_bytes(parameters[0].device), device=parameters[0].device)
+        dist.all_reduce(memory, dist.ReduceOp.MIN)
+        held = zero.held_bytes(trained, frozen, len(STATES[optim.name]))
+        stage = zero.choose(train, optim, plan.processes, held, memory.item())
+        log.info("train.zero_stage=auto: %d; %s", stage.number, stage.reason)
+    else:
+        stage = zero.choose(train, optim, plan.processes, 0, 0)
+    return replace(train, zero_stage=stage.number)
 
 
 def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
-    """Our settings in DeepSpeed's words. Never `bf16.enabled`: it casts parameters but not BatchNorm's buffers."""
+    """Our settings in DeepSpeed's words, the stage settled. Never `bf16.enabled`: it leaves out BatchNorm's buffers."""
     return {
         "train_batch_size": plan.global_batch,
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation,
         "gradient_clipping": optim.clip,
         "zero_optimization": {
-            "stage": zero_stage(train, plan),
+            "stage": train.zero_stage,
             # Sent while backward goes on, in parts of 200 MB: the default is 2 GB, and two
             # such buffers are kept for each type of gradient.
             "overlap_comm": True,
             "reduce_bucket_size": BUCKET,
             # The norm serves clipping alone: it would make the host wait for the GPU in each step, and skip without a
             # word a step whose gradients are not finite, which one process does not.
-            **({"compute_grad_norm": False} if zero_stage(train, plan) in (1, 2) and not optim.clip else {}),
+            **({"compute_grad_norm": False} if train.zero_stage in (1, 2) and not optim.clip else {}),
             # Every parameter partitioned: the EMA works on partitions, which persistent parameters would not follow.
             "stage3_param_persistence_threshold": 0,
         },
         "zero_allow_untested_optimizer": True,  # SGD and AdamW are elementwise, as flattened parameters require
         "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 10**9,
+        # Its throughput timer, on by default, makes the host wait for the GPU at each forward and each step.
+        "timers": {"throughput": {"enabled": False}},
     }
 
 

@@ -8,6 +8,7 @@ from posixpath import splitext
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.names import is_system
 from shards.sources.folder import EXTENSIONS, overlooked, placed, see_folder, walk
 from shards.sources.layout import content, inside
 from shards.sources.tars import ENDINGS, Member, read_tar, stem
@@ -84,7 +85,7 @@ class Archive:
         if relative is None:
             return Rejected(f"{archive}/{member.name}", "outside", "a path that leaves the archive")
         parts = relative.split("/")
-        hidden = "__MACOSX" in parts or any(part.startswith(".") for part in parts)
+        hidden = any(part.startswith(".") or is_system(part) for part in parts)
         below = PurePosixPath(self.below).parts
         if hidden or tuple(parts[: len(below)]) != below:
             return None

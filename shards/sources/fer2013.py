@@ -5,6 +5,7 @@ contest's, the second without labels. The version in folders has lost that order
 """
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,15 +116,24 @@ def entry(name: str, prefix: str, row: Row, split: str | None = None) -> Entry |
     split = SPLITS.get(row.usage.lower()) if row.usage is not None else split
     label = None
     if row.emotion is not None:
-        if row.emotion not in map(str, range(len(LABELS))):
+        label = label_of(row.emotion)
+        if label is None:
             return Rejected(source, "bad_row", f"emotion {row.emotion!r}")
-        label = LABELS[int(row.emotion)]
     image = picture(row.pixels)
     if image is None:
         return Rejected(source, "bad_row", f"not {SIDE * SIDE} pixels from 0 to 255")
     if split is None:
         return Rejected(source, "bad_row", f"Usage {row.usage!r}")
     return Entry(f"{prefix}-{row.number:05d}", source, image, label, split)
+
+
+def label_of(emotion: str) -> str | None:
+    """The label of a number from 0 to 6, also as 3.0 (pandas), or of a name; None of anything else."""
+    name = emotion.strip().casefold()
+    if name in LABELS:
+        return name
+    number = re.fullmatch(r"([0-9])(?:\.0+)?", name)
+    return LABELS[int(number[1])] if number and int(number[1]) < len(LABELS) else None
 
 
 def picture(pixels: str) -> bytes | None:

@@ -1,6 +1,7 @@
 """A folder of images, flat or nested; its folders may name the classes and the splits."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,12 +9,15 @@ from pathlib import Path, PurePosixPath
 
 from shards.entry import Entry, Recipe, Rejected
 from shards.errors import UserError
+from shards.names import is_system
 from shards.rules import TEST, TRAIN, VAL, normal_split
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 )
 SPLITS = (TRAIN, VAL, TEST)
+MOST_CLASSES = 10  # named before a build
+DATE = re.compile(r"^\d+$|\b(19|20)\d\d\b|\d{1,4}[-.]\d{1,2}[-.]\d{1,4}")
 MOST_SEEN = 5  # first folders that are remembered
 
 
@@ -30,6 +34,7 @@ class Folder:
     split_folders: bool = False
     others: Counter[str] = field(default_factory=Counter)  # extension -> files that are no images, after iterating
     folders: set[str] = field(default_factory=set)  # some of the first folders seen
+    skipped: Counter[str] = field(default_factory=Counter)  # names of system folders and files
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Entries in the order of their paths, whatever the file system's.
@@ -41,8 +46,9 @@ class Folder:
             raise UserError(f"folder: {self.root} is not a folder")
         self.others.clear()
         self.folders.clear()
+        self.skipped.clear()
         found = 0
-        for relative in walk(self.root):
+        for relative in walk(self.root, self.skipped):
             extension = PurePosixPath(relative).suffix.lower()
             if extension in EXTENSIONS:
                 found += 1
@@ -59,7 +65,32 @@ class Folder:
         if self.others:
             kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(self.others.items()))
             found.append(f"files in {self.root} that are no images: {kinds}")
+        if self.skipped:
+            names = ", ".join(f"{count} {name}" for name, count in sorted(self.skipped.items()))
+            found.append(f"system folders and files that were skipped: {names}")
         return found + overlooked(self.root, self.folders, self.class_folders, self.split_folders)
+
+    def before(self) -> list[str]:
+        """What --class-folders makes of the folders, by their names alone."""
+        if not self.class_folders or not self.root.is_dir():
+            return []
+        classes: Counter[str] = Counter()
+        for relative in walk(self.root):
+            if PurePosixPath(relative).suffix.lower() in EXTENSIONS:
+                folders = relative.split("/")[int(self.split_folders) : -1]
+                classes[folders[0] if folders else ""] += 1
+        loose = classes.pop("", 0)
+        named = ", ".join(f"{name} ({count})" for name, count in sorted(classes.items())[:MOST_CLASSES])
+        more = f" and {len(classes) - MOST_CLASSES} more" if len(classes) > MOST_CLASSES else ""
+        said = [f"classes from folders: {len(classes)} with {classes.total()} images: {named or 'none'}{more}"]
+        dated = [name for name in classes if DATE.search(name)]
+        if dated and len(dated) < len(classes):
+            said.append(f"note: {', '.join(sorted(dated)[:MOST_SEEN])}: a number, year or date; a class, or an album?")
+        if loose:
+            said.append(
+                f"note: {loose} images are in no class folder, so they are unlabelled: --keep-unlabelled keeps them"
+            )
+        return said
 
     def _entry(self, relative: str) -> Entry | Rejected:
         see_folder(relative, self.folders)
@@ -106,16 +137,18 @@ def overlooked(root: Path, folders: set[str], class_folders: bool, split_folders
     return []
 
 
-def walk(root: Path) -> Iterator[str]:
+def walk(root: Path, skipped: Counter[str] | None = None) -> Iterator[str]:
     """Relative paths of all files below `root`, sorted, hidden ones left out; links are followed, loops are not.
 
     A link to a folder that holds `root` is a loop, too: one to / would name every file of the machine.
+    skipped: counts the names of system folders and files, which are left out, too.
     """
-    above = (folder.stat() for folder in root.resolve().parents)
-    yield from _walk(str(root), "", frozenset((status.st_dev, status.st_ino) for status in above))
+    holding = (folder.stat() for folder in root.resolve().parents)
+    above = frozenset((status.st_dev, status.st_ino) for status in holding)
+    yield from _walk(str(root), "", above, Counter() if skipped is None else skipped)
 
 
-def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], skipped: Counter[str]) -> Iterator[str]:
     status = Path(folder).stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
@@ -123,13 +156,15 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterat
     names, folders = [], set()  # of the names of one folder at a time: 80 bytes a file
     with os.scandir(folder) as listing:
         for item in listing:
-            if not item.name.startswith("."):
+            if is_system(item.name):
+                skipped[item.name] += 1
+            elif not item.name.startswith("."):
                 names.append(item.name)
                 if item.is_dir():
                     folders.add(item.name)
     names.sort()
     for name in names:
         if name in folders:
-            yield from _walk(f"{folder}/{name}", f"{prefix}{name}/", above | {here})
+            yield from _walk(f"{folder}/{name}", f"{prefix}{name}/", above | {here}, skipped)
         else:
             yield prefix + name

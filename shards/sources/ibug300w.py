@@ -25,6 +25,7 @@ PARTS = {  # folder: split, faces
 }
 NESTED = ("", "300W/", "300w/", "ibug_300W_large_face_landmark_dataset/")
 MIRRORED = "_mirror"
+HEADER = ("version", "n_points")
 LANDMARKS = 68
 
 
@@ -84,11 +85,13 @@ class IBug300W:
 
 
 def read_pts(file: Path) -> tuple[tuple[float, float], ...] | None:
-    """The points of a .pts file, from 0 on; None if there are not 68 of them."""
+    """The points of a .pts file, from 0 on; None if there are not 68 of them. Some files have no header, no braces."""
     rows = [line for _, line in lines(file)]
-    if "{" not in rows or "}" not in rows:
+    if "{" in rows and "}" in rows:
+        rows = rows[rows.index("{") + 1 : rows.index("}")]
+    elif "{" in rows or "}" in rows:
         return None
-    points = [numbers(row, 2) for row in rows[rows.index("{") + 1 : rows.index("}")]]
+    points = [numbers(row, 2) for row in rows if not row.lower().startswith(HEADER)]
     if len(points) != LANDMARKS:
         return None
     return tuple((point[0] - 1, point[1] - 1) for point in points if point) if all(points) else None

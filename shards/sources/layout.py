@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from shards.errors import UserError
 from shards.files import open_regular
+from shards.names import is_system
 from shards.plain import MOST_LINE, lines_of
 
 # Lists of file names are bytes to us: what is no UTF-8 comes back out as it went in.
@@ -49,7 +50,7 @@ def names(folder: Path) -> list[str]:
     if folder.is_file():
         raise UserError(f"{folder} is a file, not a folder; unpack the corpus again")
     with os.scandir(folder) as listing:
-        return sorted(item.name for item in listing if not item.name.startswith(".") and item.name != "Thumbs.db")
+        return sorted(item.name for item in listing if not item.name.startswith(".") and not is_system(item.name))
 
 
 def inside(name: str) -> str | None:

@@ -1,11 +1,15 @@
 """Rows of a table in CSV, TSV, JSON Lines or Parquet, read as a stream. The kind is told by the file's extension."""
 
 import csv
+import gzip
+import io
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from shards.errors import UserError
 from shards.files import open_regular, regular_path
@@ -13,6 +17,10 @@ from shards.plain import MOST_LINE, lines_of, parse_json
 from shards.sources.pages import DamagedPages, batches, check_footer
 
 KINDS = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers")
+PACKED = (".zip", ".bz2", ".xz", ".zst", ".7z")
+DELIMITERS = (",", ";", "\t", "|")  # of a .csv; Excel writes the list separator of its country
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
 HEAD = 1000  # lines of JSON in which every column has to occur once
 MOST_TEXT = 128 << 20  # characters of a row, of which an image in base64 may be one
 FEW, MANY = 64, 4096  # rows of Parquet in the memory: with images in them, without
@@ -22,12 +30,49 @@ Row = tuple[str, tuple[Any, ...] | None]
 
 
 def kind_of(file: Path) -> str:
-    """csv (for every unknown extension too), tsv, jsonl or parquet."""
-    return KINDS.get(file.suffix.lower(), "csv")
+    """csv (for every unknown extension too), tsv, jsonl or parquet; a .gz is what it holds."""
+    return KINDS.get(_plain_suffix(file), "csv")
 
 
-def columns_of(file: Path) -> list[str]:
-    """The names of the columns.
+def check_kind(file: Path) -> None:
+    """Raise UserError for a workbook, or a list in an archive."""
+    suffix = file.suffix.lower()
+    if suffix in WORKBOOKS:
+        raise UserError(f"table: {file} is a workbook. Fix: save its sheet as 'CSV UTF-8' and give that file")
+    if suffix in PACKED or (suffix == ".gz" and _plain_suffix(file) == ".parquet"):
+        raise UserError(f"table: {file} is compressed; only .gz of text is read. Fix: unpack it")
+
+
+def _plain_suffix(file: Path) -> str:
+    return (Path(file.stem) if file.suffix.lower() == ".gz" else file).suffix.lower()
+
+
+@contextmanager
+def _open_text(file: Path) -> Iterator[IO[str]]:
+    """The text of a list, unpacked: UTF-8 with or without a mark at its start, or UTF-16 with one."""
+    with open_regular(file, "rb") as data:
+        try:
+            plain = gzip.GzipFile(fileobj=data) if file.suffix.lower() == ".gz" else data
+            start = plain.read(2)
+            plain.seek(0)
+            encoding = "utf-16" if start in UTF_16 else "utf-8-sig"
+            with io.TextIOWrapper(plain, encoding=encoding, newline="") as lines:
+                yield lines
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise UserError(f"{kind_of(file)}: {file} is damaged: {error}. Fix: copy it again") from None
+
+
+def _csv_lines(lines: IO[str], kind: str, most: int) -> tuple[Iterator[str], str]:
+    """The lines of a CSV from its header on; the delimiter that Excel's first line `sep=;` names, or ""."""
+    rest = lines_of(lines, most)
+    first = next(rest, "")
+    if kind == "csv" and first.lower().startswith("sep=") and len(first.strip()) == 5:
+        return rest, first.strip()[4]
+    return chain([first] if first else [], rest), ""
+
+
+def columns_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
+    """The names of the columns. wanted: those that tell the delimiter of a .csv.
 
     Raises:
         UserError: the file is empty, or not of its kind.
@@ -35,7 +80,7 @@ def columns_of(file: Path) -> list[str]:
     kind = kind_of(file)
     if kind == "parquet":
         return list(_parquet(file).schema_arrow.names)
-    with open_regular(file, encoding="utf-8-sig", newline="") as lines:
+    with _open_text(file) as lines:
         if kind == "jsonl":
             if lines.read(4096).lstrip().startswith("["):
                 raise UserError(f"jsonl: {file} is one array; write one object a line, for example with jq -c '.[]'")
@@ -43,9 +88,7 @@ def columns_of(file: Path) -> list[str]:
             head = (_object(line) or {} for _, line in zip(range(HEAD), lines_of(lines, MOST_TEXT), strict=False))
             names = list(dict.fromkeys(chain.from_iterable(head)))
         else:
-            names = [
-                name.strip() for name in next(csv.reader(lines_of(lines, MOST_LINE), delimiter=_delimiter(kind)), [])
-            ]
+            names = _header(lines, kind, MOST_LINE, wanted)[0]
     if not names:
         raise UserError(f"{kind}: {file} is empty")
     return names
@@ -57,7 +100,7 @@ def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[
     if kind == "parquet":
         yield from _parquet_rows(file, columns, FEW if images else MANY)
         return
-    with open_regular(file, encoding="utf-8-sig", newline="") as lines:
+    with _open_text(file) as lines:
         if kind == "jsonl":
             for number, line in enumerate(lines_of(lines, MOST_TEXT), 1):
                 if line.strip():
@@ -65,18 +108,34 @@ def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[
                     row = None if values is None else tuple(values.get(name) for name in columns)
                     yield f"line {number}", row
             return
-        table = csv.reader(lines_of(lines, MOST_TEXT if images else MOST_LINE), delimiter=_delimiter(kind))
-        header = [name.strip() for name in next(table, [])]
+        most = MOST_TEXT if images else MOST_LINE
+        header, before, table = _header(lines, kind, most, columns)
         places = [header.index(name) for name in columns]
-        for cells in _long(table) if images else table:
+        for cells in _long(table, most):
             if cells:
-                yield f"line {table.line_num}", tuple(cells[at] if at < len(cells) else None for at in places)
+                yield f"line {before + table.line_num}", tuple(cells[at] if at < len(cells) else None for at in places)
 
 
-def _long(table: Iterator[list[str]]) -> Iterator[list[str]]:
-    """Lines whose fields may be as long as an image; other tables of this process keep the csv module's limit."""
+def _header(lines: IO[str], kind: str, most: int, wanted: Sequence[str]) -> tuple[list[str], int, Any]:
+    """The names of the columns, the number of lines that they take, and a reader of the rows below.
+
+    The delimiter is the first one with which the header has all of `wanted`, else that which makes most columns of it.
+    """
+    rest, named = _csv_lines(lines, kind, most)
+    head, before = next(rest, ""), 1 + bool(named)
+    while head.count('"') % 2 and (more := next(rest, "")):  # a name with a line break in it
+        head, before = head + more, before + 1
+    choices = (named,) if named else DELIMITERS if kind == "csv" else ("\t",)
+    headers = {mark: [name.strip() for name in next(csv.reader([head], delimiter=mark), [])] for mark in choices}
+    fitting = [mark for mark in choices if set(filter(None, wanted)) <= set(headers[mark])]
+    chosen = (fitting or sorted(choices, key=lambda mark: -len(headers[mark])))[0]
+    return headers[chosen], before, csv.reader(rest, delimiter=chosen)
+
+
+def _long(table: Any, most: int) -> Iterator[list[str]]:
+    """Lines with long fields, as of an image; other tables of this process keep the csv module's limit."""
     while True:
-        before = csv.field_size_limit(MOST_TEXT)
+        before = csv.field_size_limit(most)
         try:
             cells = next(table, None)
         finally:
@@ -98,10 +157,6 @@ def text_of(value: Any) -> str:
 def is_said(value: Any) -> bool:
     """Whether a value says anything: None and NaN do not, and infinity is no JSON."""
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))
-
-
-def _delimiter(kind: str) -> str:
-    return "\t" if kind == "tsv" else ","
 
 
 def _object(line: str) -> dict[str, Any] | None:

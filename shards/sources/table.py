@@ -12,7 +12,7 @@ from typing import Any
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.sources.layout import box, numbers
-from shards.sources.rows import columns_of, kind_of, read_rows, text_of
+from shards.sources.rows import check_kind, columns_of, kind_of, read_rows, text_of
 
 BOX_ORDERS = ("xywh", "xyxy")
 Box = tuple[float, float, float, float]
@@ -24,7 +24,8 @@ class Table:
 
     images: the folder that paths are relative to. bytes_column: image files, as they are in Parquet, in base64 in text;
     a path is then only a name. box_columns: one column, or four joined by commas; box_order: left, top and width,
-    height (xywh) or right, bottom (xyxy), in pixels. The same path with another box is another face.
+    height (xywh) or right, bottom (xyxy), in pixels. The same path with another box is another face. valence_column,
+    arousal_column: numbers in [-1, 1]. A path with backslashes counts with slashes where that file exists.
     """
 
     file: Path
@@ -36,6 +37,8 @@ class Table:
     bytes_column: str = ""
     box_columns: str = ""
     box_order: str = "xywh"
+    valence_column: str = ""
+    arousal_column: str = ""
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Entries in the order of the rows.
@@ -44,6 +47,7 @@ class Table:
             UserError: no such file or folder, not UTF-8, no rows, unknown column, no row with a label.
         """
         kind = kind_of(self.file)
+        check_kind(self.file)
         if not self.file.is_file():
             raise UserError(f"{kind}: {self.file} is not a file")
         if not self.images.is_dir():
@@ -69,12 +73,14 @@ class Table:
                 yield Rejected(place, "bad_row", f"{self.file.name}: not a JSON object")
                 continue
             given = iter(values)
-            path, label, split, group, data, *edges = (next(given) if column else None for column in columns)
+            found = [next(given) if column else None for column in columns]
+            path, label, split, group, data, valence, arousal, *edges = found
             name = _label(label, kind)
             labelled += bool(name)
             about = {"label": name or None, "split": text_of(split) or None, "group": text_of(group) or None}
             try:
                 about["box"] = _box(edges, self.box_order)  # type: ignore[assignment]
+                about["extras"] = _affect(valence, arousal)  # type: ignore[assignment]
                 if self.bytes_column:
                     yield self._held(place, text_of(path), data, about)
                 else:
@@ -103,10 +109,12 @@ class Table:
 
     def _columns(self) -> list[str]:
         """Names of the columns of path, label, split, group, bytes and box; "" where there is none."""
-        header = columns_of(self.file)
+        affect = (self.valence_column, self.arousal_column)
+        asked = (self.label_column, self.split_column, self.group_column, self.bytes_column, *affect)
+        wanted = [*([] if self.bytes_column else [self.path_column]), *filter(None, asked), *self._box_columns()]
+        header = columns_of(self.file, wanted)
         path = self.path_column if not self.bytes_column or self.path_column in header else ""
-        asked = (self.label_column, self.split_column, self.group_column, self.bytes_column)
-        for name in (*([] if self.bytes_column else [path]), *filter(None, asked), *self._box_columns()):
+        for name in wanted:
             if name not in header:
                 near = difflib.get_close_matches(name, header, n=1, cutoff=0.5)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -119,13 +127,15 @@ class Table:
 def _label(value: Any, kind: str) -> str:
     """A label as text. CSV does not tell numbers from text: pandas writes a column of 3 with gaps in it as 3.0."""
     text = text_of(value)
-    whole = re.fullmatch(r"([+-]?[0-9]{1,40})\.0+", text) if kind in ("csv", "tsv") else None
+    whole = re.fullmatch(r"([+-]?[0-9]{1,40})(?:\.0+|,0)", text) if kind in ("csv", "tsv") else None
     return str(int(whole[1])) if whole else text
 
 
 def _box(edges: list[Any], order: str) -> Box | None:
     """A box from four values, or from one that holds four; None without any; ValueError if it cannot be one."""
     words = edges[0] if len(edges) == 1 and isinstance(edges[0], list | tuple) else edges
+    if len(edges) == 4:
+        words = [_point(text_of(edge)) for edge in edges]
     text = re.sub(r"[\[\](),;]", " ", " ".join(map(text_of, words)))
     if not text.strip():
         return None
@@ -139,10 +149,30 @@ def _box(edges: list[Any], order: str) -> Box | None:
     return found
 
 
+def _point(text: str) -> str:
+    """A number that may have a decimal comma, as in most of Europe's tables."""
+    return text.replace(",", ".") if re.fullmatch(r"[+-]?\d*,\d+", text) else text
+
+
+def _affect(valence: Any, arousal: Any) -> dict[str, float]:
+    """Valence and arousal, as far as they are given. Raises ValueError: not a number from -1 to 1."""
+    found = {}
+    for name, value in (("valence", valence), ("arousal", arousal)):
+        if text := text_of(value):
+            number = numbers(_point(text), 1)
+            if number is None or not -1 <= number[0] <= 1:
+                raise ValueError(f"{name} {text[:60]!r} is no number from -1 to 1")
+            found[name] = number[0]
+    return found
+
+
 def _entry(root: Path, path: str, place: str, about: dict[str, Any]) -> Entry | Rejected:
     if not path:
         return Rejected(place, "missing", "no path in this row")
     relative = PurePosixPath(path)
+    if "\\" in path:
+        slashed = PurePosixPath(path.replace("\\", "/"))
+        relative = slashed if (root / slashed).exists() and not (root / path).exists() else relative
     if relative.is_absolute() and relative.is_relative_to(root):
         relative = relative.relative_to(root)
     if relative.is_absolute() or ".." in relative.parts:

@@ -14,7 +14,7 @@ from typing import Any
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import read_bytes
-from shards.foreign import split_of
+from shards.foreign import check_sorted, split_of
 from shards.plain import MOST_TOLD, parse_json
 from shards.sources.folder import EXTENSIONS, walk
 from shards.sources.layout import content, inside
@@ -56,7 +56,7 @@ class WebDataset:
                 match = pattern.search(name)
                 split = match[1] if match else None
             self.found[name] = 0
-            for sample in samples(read_tar(file)):
+            for sample in samples(read_tar(file), file):
                 if isinstance(sample, Rejected):
                     yield replace(sample, source=name)
                     continue
@@ -148,20 +148,37 @@ class WebDataset:
         return next((extension for extension in members if f".{extension.lower()}" in EXTENSIONS), None)
 
 
-def samples(members: Iterable[Member | Rejected]) -> Iterator[tuple[str, dict[str, Member]] | Rejected]:
-    """Runs of members of one key, by extension; hidden ones left out."""
+def samples(members: Iterable[Member | Rejected], tar: Path) -> Iterator[tuple[str, dict[str, Member]] | Rejected]:
+    """Runs of members of one key, by extension; hidden ones left out. An extension that comes again begins a new run.
+
+    Raises:
+        UserError: the members of a key are apart, as in a tar that is not sorted.
+    """
+    seen: dict[str, str] = {}  # key -> extensions
+    for key, run in _runs(members):
+        if isinstance(run, Rejected):
+            yield run
+            continue
+        if key in seen:
+            check_sorted(tar, key, seen[key].split(), run)
+        else:
+            seen[key] = " ".join(run)
+        yield key, run
+
+
+def _runs(members: Iterable[Member | Rejected]) -> Iterator[tuple[str, dict[str, Member] | Rejected]]:
     before = ""
     run: dict[str, Member] = {}
     for member in members:
         if isinstance(member, Rejected):
-            yield member
+            yield "", member
             continue
         folder, slash, base = member.name.removeprefix("./").rpartition("/")
         name, _, extension = base.partition(".")
         if not name or "__MACOSX" in folder:
             continue
         key = folder + slash + name
-        if key != before and run:
+        if run and (key != before or extension in run):
             yield before, run
             run = {}
         before = key

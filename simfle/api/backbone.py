@@ -15,6 +15,7 @@ from simfle.errors import UserError
 from simfle.eval.backbones import CARD, Card, read_card
 from simfle.eval.export import newest_checkpoint
 from simfle.eval.foreign import open_backbone
+from simfle.words import shell_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -88,7 +89,10 @@ def load_backbone(path: str | Path, device: str = "auto") -> Backbone:
     exported = place / "export" / "online"
     if place.is_dir() and (place / "checkpoints").is_dir():
         if not exported.is_dir():
-            raise UserError(f"backbone: {path} is a run without exported backbones. Fix: run simfle export {path}.")
+            raise UserError(
+                f"backbone: {path} is a run without exported backbones. "
+                f"Fix: run {shell_line('simfle', 'export', path)}."
+            )
         _mind_newer(place, exported)
         place = exported
     found = open_backbone(str(place) if place.exists() else str(path))  # Path may drop a slash of timm:NAME

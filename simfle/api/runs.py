@@ -217,6 +217,8 @@ def _written(value: Any) -> str:
     Raises:
         UserError: a file name that is not UTF-8.
     """
+    if value is None:
+        return ""
     text = json.dumps(value, default=_plain, ensure_ascii=False)
     try:
         text.encode()

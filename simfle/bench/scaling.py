@@ -9,7 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from simfle.errors import UserError
+from simfle.words import word
 
 WARM_UP = 3  # steps that do not count
 
@@ -56,8 +59,10 @@ def _start(
     environment = os.environ | {name: str(value) for name, value in own.items()}
     environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     program = "from simfle.commands.pretrain import main; main()"
-    settings = [f"train.run={run}", f"train.global_batch={batch}", f"train.steps={steps}", "train.log_every=1"]
-    settings += ["train.images_every=0", f"train.checkpoint_every={steps}", "train.micro_batch=0", "data.threads=1"]
+    settings = [word("train.run", run), f"train.global_batch={batch}", f"train.steps={steps}", "train.log_every=1"]
+    settings += ["train.images_every=0", f"train.checkpoint_every={steps}", "train.micro_batch=0"]
+    if not torch.cuda.is_available():  # else decoding would take the cores of the processes' arithmetic
+        settings.append("data.threads=1")
     command = [sys.executable, "-c", program, *words, *settings]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=pipe, text=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simfle.bench.turns import Turns, run_once
+from simfle.words import word
 
 # A small model that has all parts.
 SMALL = """
@@ -24,11 +25,11 @@ def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: i
     names: of subcommands, words each; faces: shards; folder: for runs, which must be empty.
     """
     ours = [sys.executable, "-m", "simfle"]
-    data = f"data.shards=[{faces}]"
+    data = word("data.shards", [faces])
     commands = {f"{' '.join(name)} --help": ([*name, "--help"], HELP, 0) for name in names}
     commands["a wrong value refused"] = (["pretrain", data, "train.zero_stage=7"], CHECK, 1)
     commands["checked, script of a job printed"] = (
-        ["slurm", "pretrain", "--dry-run", data, f"train.run={folder}/dry", "train.global_batch=16"],
+        ["slurm", "pretrain", "--dry-run", data, word("train.run", f"{folder}/dry"), "train.global_batch=16"],
         DRY,
         0,
     )
@@ -42,7 +43,7 @@ def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: i
                 found[name].cpu.append(cpu)
         run = folder / f"run{number}"
         began = time.time()
-        _, cpu = run_once([*ours, "pretrain", *SMALL, data, f"train.run={run}", "train.device=cpu"], [0])
+        _, cpu = run_once([*ours, "pretrain", *SMALL, data, word("train.run", run), "train.device=cpu"], [0])
         if number:
             line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
             found["first step"].seconds.append(line["time"] - began)

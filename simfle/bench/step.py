@@ -17,6 +17,8 @@ from simfle.models.facemae import FaceMAE
 from simfle.models.methods import build_method
 from simfle.optim import build_optimizer
 from simfle.runtime import BatchPlan, World, start_engine
+from simfle.train import state
+from simfle.train.verdict import Ballot
 
 PLAIN, OURS, BACKBONE, MASKED, PRODUCT = "plain", "ours", "backbone", "masked autoencoder", "matrix product"
 
@@ -63,19 +65,24 @@ def plain(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
 
 
 def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], None]:
-    """A step of the configured method through DeepSpeed, as in simfle/train/trainer.py."""
+    """A step of the configured method through DeepSpeed, as in simfle/train/run.py."""
     model: Any = build_method(config.model, config.views).to(world.device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(trained, config.optim)
     count = len(batch.ids)
     train = replace(config.train, global_batch=count, micro_batch=count)
     engine = start_engine(model, optimizer, BatchPlan(count, count, 1), train, config.optim)
+    buffers = list(state.saved_buffers(model).values())
+    before = [buffer.clone() for buffer in buffers]
 
     def step() -> None:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3
+        state.copy_tensors(before, buffers)
         losses = engine(batch)
+        ballot = Ballot(losses, 1, stop=False, damaged=0)
         engine.backward(losses["total"])
+        ballot.read()
         engine.step()
         model.after_step()
 

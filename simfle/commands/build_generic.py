@@ -13,6 +13,8 @@ from simfle.commands.build_source import source
 if TYPE_CHECKING:
     from shards.entry import Entry, Rejected
 
+MISSING = "maximum fraction of listed files that may be missing; above it, nothing is built"
+
 
 def folder(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="folder of images, flat or nested")],
@@ -28,10 +30,12 @@ def folder(
 
     options = {"kind": "folder", "name": directory.name, "class_folders": class_folders, "split_folders": split_folders}
     entries = Folder(directory, class_folders, split_folders)
-    return Corpus(entries, directory.resolve().name, options, class_folders, (directory,), entries.notes)
+    return Corpus(
+        entries, directory.resolve().name, options, class_folders, (directory,), entries.notes, before=entries.before
+    )
 
 
-def csv(
+def csv(  # noqa: PLR0913, PLR0917 - one argument per option
     file: Annotated[Path, typer.Argument(metavar="CSV", help="list of images with a header")],
     images: Annotated[
         Path | None, typer.Option(help="folder that the paths are relative to (default: the list's folder)")
@@ -40,15 +44,28 @@ def csv(
     label_column: Annotated[str, typer.Option(help="column of the labels (default: unlabeled)")] = "",
     split_column: Annotated[str, typer.Option(help="column of the splits (default: all in train)")] = "",
     group_column: Annotated[str, typer.Option(help="column of the person (or film), who is kept in one split")] = "",
+    valence_column: Annotated[str, typer.Option(help="column of the valence, -1 to 1")] = "",
+    arousal_column: Annotated[str, typer.Option(help="column of the arousal, -1 to 1")] = "",
+    max_missing: Annotated[float, typer.Option(help=MISSING)] = 0.1,
 ) -> Corpus:
     """Read a CSV list of images with named columns of paths, labels, splits and groups."""
     from shards.sources.table import Table
 
     columns = {"path": path_column, "label": label_column, "split": split_column, "group": group_column}
     root = file.parent if images is None else images
-    entries = Table(file, root, path_column, label_column, split_column, group_column)
+    entries = Table(
+        file,
+        root,
+        path_column,
+        label_column,
+        split_column,
+        group_column,
+        valence_column=valence_column,
+        arousal_column=arousal_column,
+    )
+    columns |= _affect(valence_column, arousal_column)
     options = {"kind": "csv", "name": file.name, "columns": columns}
-    return Corpus(entries, file.stem, options, bool(label_column))
+    return Corpus(entries, file.stem, options, bool(label_column), max_missing=max_missing)
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,8 @@ def procedural(
 
 def table(  # noqa: PLR0913, PLR0917 - one argument per option
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="list with named columns: .csv, .tsv, .jsonl or .parquet")
+        Path,
+        typer.Argument(metavar="FILE", help="list with named columns: .csv, .tsv, .jsonl (or .gz) or .parquet"),
     ],
     images: Annotated[
         Path | None, typer.Option(help="folder that the paths are relative to (default: the list's folder)")
@@ -98,6 +116,9 @@ def table(  # noqa: PLR0913, PLR0917 - one argument per option
     box_order: Annotated[
         str, typer.Option(help="xywh: left, top, width, height; xyxy: left, top, right, bottom; in pixels")
     ] = "xywh",
+    valence_column: Annotated[str, typer.Option(help="column of the valence, -1 to 1")] = "",
+    arousal_column: Annotated[str, typer.Option(help="column of the arousal, -1 to 1")] = "",
+    max_missing: Annotated[float, typer.Option(help=MISSING)] = 0.1,
 ) -> Corpus:
     """Read a list of images (CSV, TSV, JSON Lines or Parquet) that holds their paths or their content."""
     from shards.sources.rows import kind_of
@@ -107,10 +128,21 @@ def table(  # noqa: PLR0913, PLR0917 - one argument per option
     columns |= {"bytes": bytes_column, "box": box_columns, "box_order": box_order}
     root = file.parent if images is None else images
     entries = Table(
-        file, root, path_column, label_column, split_column, group_column, bytes_column, box_columns, box_order
+        file,
+        root,
+        path_column,
+        label_column,
+        split_column,
+        group_column,
+        bytes_column,
+        box_columns,
+        box_order,
+        valence_column,
+        arousal_column,
     )
+    columns |= _affect(valence_column, arousal_column)
     options = {"kind": kind_of(file), "name": file.name, "columns": columns}
-    return Corpus(entries, file.stem, options, bool(label_column))
+    return Corpus(entries, file.stem, options, bool(label_column), max_missing=max_missing)
 
 
 def archive(
@@ -177,6 +209,11 @@ def add_generic() -> None:
     """Add the generic subcommands."""
     for command in (folder, csv, procedural, table, archive, webdataset, huggingface):
         source(command)
+
+
+def _affect(valence: str, arousal: str) -> dict[str, str]:
+    """Return the requested columns of valence and arousal."""
+    return {name: column for name, column in (("valence", valence), ("arousal", arousal)) if column}
 
 
 def _roots(path: Path) -> tuple[Path, ...]:

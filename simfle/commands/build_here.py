@@ -30,6 +30,7 @@ def execute(out: Path, corpus: Corpus, common: Common) -> None:
 def build_here(request: "Build", corpus: Corpus) -> "tuple[Report, float]":
     """Build into the request's local folder; return the report and the images/s of the last stage."""
     from shards.build import build
+    from shards.printable import one_line
     from simfle.commands.build_report import Meter
 
     if request.terms:
@@ -39,6 +40,8 @@ def build_here(request: "Build", corpus: Corpus) -> "tuple[Report, float]":
             f"note: images of {corpus.name} are whole photos that may show several people, and a box marks the "
             "labeled face: --crop 0.25 cuts it out with a margin of 0.25 of its sides, --align also levels the eyes"
         )
+    for line in corpus.before():
+        echo(one_line(line))
     with Meter() as meter:
         try:
             report = build(request, corpus.entries, meter, partial(corpus.about, request))
@@ -76,6 +79,7 @@ def make_request(out: Path, corpus: Corpus, common: Common) -> "Build":
         ),
         encode=_encode_options(common),
         face_model=common.face_model,
+        max_missing=corpus.max_missing,
         exclude=Exclude(
             tuple(map(parse_excluded, common.exclude or ())), common.exclude_distance, not common.exclude_images_only
         ),

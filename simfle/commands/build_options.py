@@ -89,7 +89,8 @@ class Corpus:
     notes: the source's notes, called after all entries were read; labels: their order if --labels is not given;
     about: called with the samples written by (split, label) before the shards are published; its result goes into the
     manifest; finish: called with the published shards, before the report is printed; photos: images are whole photos,
-    and an entry is one face in one of them, given by its box.
+    and an entry is one face in one of them, given by its box; max_missing: maximum fraction of listed
+    files that may be missing; before: notes to print before the entries are read.
     """
 
     entries: "Iterable[Entry | Rejected]"
@@ -103,6 +104,8 @@ class Corpus:
     about: "Callable[[Build, Counter[tuple[str, str]]], dict[str, Any]]" = lambda request, written: {}
     finish: "Callable[[Build, Report], None]" = lambda request, report: None
     photos: bool = False
+    max_missing: float = 1.0
+    before: Callable[[], list[str]] = list
 
 
 def typer_option(name: str, text: str, default: Any) -> Any:

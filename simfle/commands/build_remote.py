@@ -1,6 +1,5 @@
 """build_shards with URLs: sources are downloaded to --work; shards are built there and uploaded."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -9,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.files import read_text
+from shards.locks import try_lock
 from simfle.commands.app import echo
 from simfle.commands.build_here import build_here, make_request
 from simfle.commands.build_options import Common, Corpus
@@ -43,10 +43,8 @@ def claimed(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"--work={folder}: cannot be used: {error.strerror}. Fix: choose another folder.") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder}: in use by another process. Fix: wait for it or stop it.") from None
+        if not try_lock(file, folder):
+            raise UserError(f"{folder}: in use by another process. Fix: wait for it or stop it.")
         yield
 
 

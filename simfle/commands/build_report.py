@@ -11,6 +11,7 @@ from rich.table import Table
 
 from shards.printable import one_line
 from simfle.console import Console
+from simfle.words import shell_line, word
 
 if TYPE_CHECKING:
     from shards.build import Report
@@ -93,8 +94,9 @@ def show(out: Path | str, report: "Report", rate: float) -> None:
         console.print(one_line(f"note: {note}"), markup=False)
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     console.print(f"{out}: {len(manifest.shards)} shards, {size:.1f} MB, {rate:.0f} images/s", markup=False)
-    console.print(f"next: simfle shards verify {out}", markup=False)
-    console.print(f"      simfle pretrain configs/pretrain/simfle_resnet50.yaml data.shards=[{out}]", markup=False)
+    console.print(f"next: {shell_line('simfle', 'shards', 'verify', out)}", markup=False)
+    pretrain = shell_line("simfle", "pretrain", "configs/pretrain/simfle_resnet50.yaml", word("data.shards", [out]))
+    console.print(f"      {pretrain}", markup=False)
 
 
 def _written(report: "Report") -> str:

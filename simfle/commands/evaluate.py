@@ -9,6 +9,7 @@ import typer
 
 from simfle.commands.app import command
 from simfle.errors import UserError
+from simfle.words import word
 
 
 def evaluate(
@@ -43,7 +44,7 @@ def evaluate(
     chosen = list(backbone or [])
     if run is not None:
         chosen += _exported(run, network)
-        words = [f"out={run / 'eval'}", *words]
+        words = [word("out", run / "eval"), *words]
     config = load(EvalConfig, file, words)
     config = replace(config, backbones=[*chosen, *config.backbones])
 

@@ -13,6 +13,7 @@ from rich.table import Table
 from simfle.commands.app import command, echo
 from simfle.commands.shards_report import DUPLICATES, beside, local
 from simfle.console import Console
+from simfle.words import shell_line
 
 
 def find_duplicates(
@@ -50,10 +51,11 @@ def find_duplicates(
     console = Console(highlight=False, soft_wrap=True)
     console.print(_table(lines, f"images of {folder} with a duplicate {where}"))
     echo(f"{len(lines)} images, listed in {path}")
+    remove = shell_line("simfle", "shards", "remove", folder, "--list", path)
     if against is None or against.resolve() == folder.resolve():
-        echo(f"next: simfle shards remove {folder} --list {path} --reason duplicates")
+        echo(f"next: {remove} --reason duplicates")
     else:
-        echo(f"next: review them, then simfle shards remove {folder} --list {path}, or build with --exclude")
+        echo(f"next: review them, then run {remove}, or build with --exclude")
 
 
 def _table(lines: list[dict[str, Any]], title: str) -> Table:

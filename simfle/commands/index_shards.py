@@ -8,6 +8,7 @@ import typer
 
 from simfle.commands.app import command, echo
 from simfle.commands.shards_report import local
+from simfle.words import shell_line
 
 
 def index_shards(
@@ -36,7 +37,7 @@ def index_shards(
         f"{folder}: {len(manifest.shards)} tars, {manifest.entries} samples = {manifest.samples} usable + "
         f"{sum(manifest.rejected.values())} skipped{f' ({counts}): see {folder}/rejected.jsonl' if counts else ''}"
     )
-    echo(f"next: simfle shards verify {folder}")
+    echo(f"next: {shell_line('simfle', 'shards', 'verify', folder)}")
 
 
 main = command(index_shards)

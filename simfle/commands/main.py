@@ -56,6 +56,8 @@ BENCH: dict[str, Entry | Group] = {
     "checkpoint": Entry("bench_checkpoint", "bench_checkpoint", "time for which checkpoints block training"),
     "startup": Entry("bench_startup", "bench_startup", "response time of commands"),
     "scaling": Entry("bench_scaling", "bench_scaling", "cost of communication between processes"),
+    "gpu": Entry("gpu_day", "bench_gpu", "all benchmarks on a new GPU, in twenty minutes"),
+    "wheels": Entry("collect_wheels", "collect_wheels", "collect packages for a GPU machine without network access"),
 }
 TABLE: dict[str, Entry | Group] = {
     "quickstart": Entry("quickstart", "quickstart", "run the full pipeline on synthetic or your own faces"),

@@ -7,6 +7,7 @@ import typer
 
 from simfle.commands.app import command, echo
 from simfle.commands.shards_report import local
+from simfle.words import shell_line, word
 
 
 def merge_shards(
@@ -39,12 +40,13 @@ def merge_shards(
         echo(
             f"note: {merged.shared} person names (groups) occur in several folders and now count as one person "
             "for remove, split and tests. If equal names mean different people, such as numbers in two corpora, "
-            f"delete {out} and train on the separate folders: data.shards=[{','.join(map(str, folders[:-1]))}]"
+            f"delete {out} and train on the separate folders: {shell_line(word('data.shards', folders[:-1]))}"
         )
     if merged.divided:
+        split = shell_line("simfle", "shards", "split", out, f"{out}-split", "--into", "train=0.8,test=0.2")
         echo(
             f"note: {merged.divided} people (groups) are in more than one split, so test people may have been "
-            f"seen in training. To split by person: simfle shards split {out} {out}-split --into train=0.8,test=0.2"
+            f"seen in training. To split by person: {split}"
         )
 
 

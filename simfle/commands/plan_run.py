@@ -226,6 +226,7 @@ def _rows(request: Request, work: "Work", found: "Estimate") -> list[list[tuple[
     return [
         [
             ("batch", f"{batch.global_batch:,} = {processes} x {batch.micro_batch} x {batch.accumulation}"),
+            ("ZeRO stage", f"{found.stage.number}: {found.stage.reason}"),
             ("parameters", f"{work.parameters / 1e6:.1f} M, {work.trained / 1e6:.1f} M of them trainable"),
             ("arithmetic per image", f"{found.flops_per_image / 1e9:.1f} GFLOP"),
         ],
@@ -238,6 +239,15 @@ def _rows(request: Request, work: "Work", found: "Estimate") -> list[list[tuple[
         ]
         + [("sent per process and step", f"{sent.total / 1e6:,.1f} MB in {sent.collectives} collectives")],
         seconds,
+        [
+            (
+                f"roofline: {part.name}",
+                f"{part.flops / 1e12:,.2f} TFLOP, {part.bytes / 1e9:,.1f} GB; "
+                f"{part.seconds * 1e3:,.1f} ms, by {part.bound}",
+            )
+            for part in found.roofline
+        ]
+        + [("share of the roofline", f"{found.of_roofline:.0%}, of an eager step; compile moves fewer bytes")],
         [
             ("speed", f"{found.images_per_second:,.0f} images/s"),
             ("efficiency", f"{found.efficiency:.0%} of arithmetic alone; {found.utilisation:.1%} of peak"),

@@ -16,6 +16,7 @@ from shards.redact import to_json
 from simfle.commands.app import command, echo
 from simfle.config import CONFIGS
 from simfle.errors import UserError
+from simfle.words import shell_line, word
 
 ROOT = Path(__file__).parents[2]
 # Subcommands of `python -m simfle ...`, used without a checkout (after pip install).
@@ -163,6 +164,7 @@ def _layout(data: Path, group_pattern: str) -> Layout:
 
 def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, overrides: list[str]) -> list[Stage]:
     shards, run = out / "shards", out / "run"
+    backbone = run / "export/online/backbone.safetensors"
     if data is None:
         source = ["procedural", str(shards), "--people", str(PEOPLE), "--images-per-person", str(IMAGES)]
         does = f"generate {PEOPLE * IMAGES} faces of {PEOPLE} people with seven expressions; no photos, no download"
@@ -172,28 +174,33 @@ def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, ov
         source += ["--group-pattern", group_pattern] if group_pattern else []
         does = f"check the images of {data} and write them to shards"
     build = [*_tool("tools/build_shards.py"), *source]
-    words = [f"data.shards=[{shards}]", f"train.run={run}", *overrides]
+    words = [word("data.shards", [shards]), word("train.run", run), *overrides]
     train = [*_tool("launchers/pretrain.py"), str(_shown(CONFIGS / "pretrain/quickstart.yaml")), *words]
     stages = [
-        Stage("shards", does, [build], shards / "manifest.json", f"tar tf {shards}/train-000000.tar | head"),
+        Stage(
+            "shards",
+            does,
+            [build],
+            shards / "manifest.json",
+            f"{shell_line('tar', 'tf', shards / 'train-000000.tar')} | head",
+        ),
         Stage(
             "pretrain",
             "train SimFLE on split train, without labels; small network, few steps",
             [train],
             run / "checkpoints",
-            f"tensorboard --logdir {run}/tensorboard",
+            shell_line("tensorboard", "--logdir", run / "tensorboard"),
         ),
         Stage(
             "export",
             "write the backbones as files that timm and torchvision load",
             [[*_tool("tools/export_backbone.py"), str(run)]],
-            run / "export/online/backbone.safetensors",
-            f"timm.create_model(...).load_state_dict(safetensors.torch.load_file('{run}/export/online/backbone.safetensors'))",
+            backbone,
+            f"timm.create_model(...).load_state_dict(safetensors.torch.load_file({str(backbone)!r}))",
         ),
     ]
     if layout.labelled:
-        backbone = run / "export/online/backbone.safetensors"
-        words = [f"shards=[{shards}]", f"out={run / 'eval'}"]
+        words = [word("shards", [shards]), word("out", run / "eval")]
         words += [f"min_class_count={RARE}"] if data else []
         words += [f"test_split={layout.test}"] if layout.test != Layout.test else []
         words += [f"val_split={layout.val}"] if layout.val else []
@@ -204,7 +211,7 @@ def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, ov
                 f"linear probe and kNN on split {layout.test}, with randomly initialized backbones as baselines",
                 [[*evaluate, "--backbone", str(backbone), *words]],
                 run / "eval/summary.json",
-                f"less {run}/eval/summary.json",
+                shell_line("less", run / "eval/summary.json"),
             )
         )
     return stages
@@ -288,10 +295,11 @@ def _next(out: Path, data: Path | None, group_pattern: str) -> list[str]:
     lines = [] if data else ["make quickstart DATA=path/to/faces OUT=mine    on your own images"]
     again = ["simfle", "quickstart", "--out", f"{out}2", *(["--data", str(data)] if data else [])]
     again += ["--group-pattern", group_pattern] if group_pattern else []
+    embed = shell_line("simfle", "embed", out / "shards", out / "run", "features.npz")
     return [
         *lines,
         f"{shlex.join(again)} train.steps=2000    train longer",
-        f"simfle embed {out}/shards {out}/run features.npz    write features and keys of every image",
+        f"{embed}    write features and keys of every image",
         "simfle shards build --help    build shards of a corpus for full pretraining",
         "simfle pretrain --processes 2 CONFIG data.shards=[SHARDS]    train on several GPUs",
     ]

@@ -7,6 +7,7 @@ import typer
 
 from simfle.commands.app import command, echo
 from simfle.commands.shards_report import DUPLICATES, SHEET, beside, local
+from simfle.words import shell_line
 
 # Of files that may hold samples: betons, tars that are not in the manifest, what a killed process left, lists of
 # img2dataset.
@@ -57,7 +58,7 @@ def remove_samples(
     echo(f"{done.samples} samples removed, {done.shards} shards rewritten; see {folder / RECORD}")
     echo("sample ids have shifted: runs trained on these shards cannot be resumed; export them, or start new ones")
     echo("not changed: copies (from subset, split or merge), caches, betons, images in reports, weights of runs")
-    echo(f"next: simfle shards verify {folder}")
+    echo(f"next: {shell_line('simfle', 'shards', 'verify', folder)}")
 
 
 def _others(folder: Path) -> list[Path]:

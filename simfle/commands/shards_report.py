@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from simfle.commands.app import echo
 from simfle.errors import UserError
+from simfle.words import shell_line
 
 if TYPE_CHECKING:
     from shards.manifest import Manifest
@@ -19,7 +20,7 @@ def show_made(out: Path, manifest: "Manifest") -> None:
     told = ", ".join(f"{split} {count}" for split, count in counts.items())
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     echo(f"{out}: {manifest.samples} samples ({told}) in {len(manifest.shards)} shards, {size:.1f} MB")
-    echo(f"next: simfle shards verify {out}")
+    echo(f"next: {shell_line('simfle', 'shards', 'verify', out)}")
 
 
 SHEET, DUPLICATES = ".png", ".duplicates.jsonl"

@@ -7,6 +7,7 @@ simfle/data/opencv.py does.
 # n samples, S side of a view, F side of the face
 import importlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import cv2
@@ -52,6 +53,7 @@ class Dali:
         if device.type == "cuda":
             self.gpu = torch.cuda.current_device() if device.index is None else device.index
             self._stream = torch.cuda.Stream(self.gpu)
+            self._done = torch.cuda.Event(blocking=True)  # else a core would spin for it
         self._pipeline = self._build()
 
     def render(self, images: Sequence[Pixels], draws: ViewDraws) -> Rendered:
@@ -95,25 +97,28 @@ class Dali:
             for name, value in _parameters(view, box).items():
                 self._pipeline.feed_input(f"{name}{number}", value)
         damaged = np.flatnonzero(~good).tolist()
-        made = {
-            name: self._take(output, damaged) for name, output in zip(self.images, self._pipeline.run(), strict=True)
-        }
+        made = self._take(damaged)
         none = torch.empty((len(images), 3, 0, 0), dtype=torch.uint8, device=next(iter(made.values())).device)
         view1, view2, face = (made.get(name, none) for name in IMAGES)
         return Rendered(view1, view2, face, damaged)
 
-    def _take(self, output: Any, damaged: list[int]) -> Tensor:
-        """A DALI output as a tensor [n, 3, H, W] that outlives the pipeline's next run."""
-        if self.gpu is None:
-            images = torch.from_dlpack(output.as_tensor())  # no copy: DALI keeps the memory until the tensor goes
-            images[damaged] = DAMAGED
+    def _take(self, damaged: list[int]) -> dict[str, Tensor]:
+        """Run the pipeline: its images [n, 3, H, W] by name, as tensors that outlive its next run."""
+        if self.gpu is None:  # no copy: DALI keeps the memory until the tensor goes
+            made = [torch.from_dlpack(output.as_tensor()) for output in self._pipeline.run()]
         else:
-            # DALI may use its memory again once the host drops it, though the GPU still reads it: copy it, on the GPU.
+            # DALI may use its memory again once the host drops it, though the GPU still reads it: all is copied, on the
+            # stream that the outputs come on, and the host waits once, asleep, before it drops them.
             with torch.cuda.device(self.gpu), torch.cuda.stream(self._stream):
-                images = torch.from_dlpack(output.as_tensor()).clone()
+                outputs = self._pipeline.run(self._stream)
+                made = [torch.from_dlpack(output.as_tensor()).clone() for output in outputs]
+        for images in made if damaged else []:
+            with torch.cuda.stream(self._stream) if self.gpu is not None else nullcontext():
                 images[damaged] = DAMAGED
-            self._stream.synchronize()
-        return images.permute(0, 3, 1, 2)
+        if self.gpu is not None:
+            self._done.record(self._stream)
+            self._done.synchronize()
+        return {name: images.permute(0, 3, 1, 2) for name, images in zip(self.images, made, strict=True)}
 
     def _decodable(self, images: Sequence[Pixels], good: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """Which images [n] DALI can decode: asked one by one, only after a batch has failed."""

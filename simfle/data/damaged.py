@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simfle.data.reader import Corpus, SampleError
-from simfle.data.rendered import Backend, Rendered
+from simfle.data.rendered import Backend, Rendered, used_here
 from simfle.data.streaming import Stream
 from simfle.data.views import View, ViewDraws
 from simfle.errors import UserError
@@ -85,6 +85,7 @@ class Mender:
             for i in bad:
                 fed[i] = self.corpus.following(int(fed[i]))
             again = self.backend.render(self._images(fed[bad]), rows(draws, bad))
+            used_here(again.view1, again.view2, again.face)
             good = [j for j in range(len(bad)) if j not in again.damaged]
             places = [bad[j] for j in good]
             for name in ("view1", "view2", "face"):

@@ -20,7 +20,7 @@ from simfle.data.ahead import Ahead
 from simfle.data.damaged import Mender, Replacement
 from simfle.data.order import Order
 from simfle.data.reader import Corpus, open_corpus
-from simfle.data.rendered import IMAGES, Backend
+from simfle.data.rendered import IMAGES, Backend, used_here
 from simfle.data.streaming import Stream
 from simfle.data.views import check, draw
 from simfle.errors import UserError
@@ -28,6 +28,9 @@ from simfle.process import OWN_CORES
 
 log = logging.getLogger(__name__)
 BACKENDS = ("auto", "opencv", "dali")
+LAUNCHING = (
+    2  # cores left by DALI's threads, which are busy all the time: forward's thread and backward's launch on them
+)
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,13 @@ def has_dali() -> bool:
     return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 
-def threads_per_process(threads: int, local_size: int) -> int:
-    """Decoding threads: as configured, or the cores that this process may use, divided by those who share them."""
+def threads_per_process(threads: int, local_size: int, spare: int = 0) -> int:
+    """Decoding threads: as configured, or the cores that this process may use, divided by those who share them.
+
+    spare: cores of the process that are left to others.
+    """
     sharing = 1 if OWN_CORES in os.environ else local_size
-    return threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // sharing)
+    return threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // sharing - spare)
 
 
 class Loader:
@@ -124,7 +130,8 @@ class Loader:
         self._since: float | None = None  # when the consumer began to wait for the batch that it waits for now
         self._thread: int | None = None
         self.backend_name = choose_backend(data.backend, device)
-        threads = threads_per_process(data.threads, share.local_size)
+        on_gpu = self.backend_name == "dali" and device.type == "cuda"
+        threads = threads_per_process(data.threads, share.local_size, LAUNCHING if on_gpu else 0)
         self._ahead: Ahead | None = None
         if isinstance(corpus, Corpus) and isinstance(order, Order) and corpus.remote:
             slots = order.global_batch // share.size
@@ -207,9 +214,7 @@ class Loader:
 
 def _hand_over(batch: Batch, device: torch.device) -> Batch:
     """A batch for work on the current stream of `device`."""
-    for images in (batch.view1, batch.view2, batch.face):
-        if images.is_cuda:  # made on a backend's stream, to whose memory it must not return before this one is done
-            images.record_stream(torch.cuda.current_stream(device))
+    used_here(batch.view1, batch.view2, batch.face)
     return batch.to(device)
 
 

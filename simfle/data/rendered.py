@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +27,16 @@ class Rendered:
     view2: Tensor
     face: Tensor
     damaged: list[int]
+
+
+def used_here(*images: Tensor) -> None:
+    """Say that images made on a backend's stream are read on the current one.
+
+    Else their memory could go back to the backend's stream, and be written there, before this one is done.
+    """
+    for image in images:
+        if image.is_cuda:
+            image.record_stream(torch.cuda.current_stream(image.device))
 
 
 class Backend(Protocol):

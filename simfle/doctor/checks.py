@@ -15,6 +15,7 @@ from pathlib import Path
 
 from shards.files import open_regular
 from simfle.doctor.findings import Finding, broken, note, ok
+from simfle.doctor.gpu import examine_gpu
 
 NEEDED = ("torchvision", "timm", "deepspeed", "accelerate", "omegaconf", "safetensors", "submitit", "webdataset")
 LEAST_PYTHON = (3, 10)
@@ -70,11 +71,7 @@ def torch_and_gpu() -> list[Finding]:
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         for number in range(count):
-            known = torch.cuda.get_device_properties(number)
-            text = f"{known.name}, {known.total_memory / 1e9:.0f} GB"
-            slow = "train.precision=fp32: this GPU has no bf16 arithmetic"
-            has_bf16 = known.major >= 8
-            found.append(ok(f"GPU {number}", text) if has_bf16 else note(f"GPU {number}", text, slow))
+            found += _gpu(number)
         found.append(ok("CUDA", str(torch.version.cuda)))
         if not torch.distributed.is_nccl_available():
             found.append(broken("NCCL", "not in this build of torch", "install PyTorch's CUDA build for Linux"))
@@ -92,6 +89,16 @@ def torch_and_gpu() -> list[Finding]:
             return [*found, broken("GPU", f"{words.splitlines()[0]}, but torch cannot use it", advice)]
     advice = "runs use the CPU: small ones only, such as configs/pretrain/faces_cpu.yaml"
     return [*found, note("GPU", "none", advice)]
+
+
+def _gpu(number: int) -> list[Finding]:
+    """See `examine_gpu`; a GPU that fails in its trial is a finding, and the others are still looked at."""
+    try:
+        return examine_gpu(number)
+    except Exception as error:  # noqa: BLE001 - CUDA, cuDNN and DALI raise what they like
+        words = (str(error).splitlines() or [""])[0]
+        advice = "update the driver (nvidia-smi tells its CUDA), look at nvidia-smi -q -d ECC, or take another GPU"
+        return [broken(f"GPU {number}", f"{type(error).__name__}: {words}", advice)]
 
 
 def dali() -> list[Finding]:

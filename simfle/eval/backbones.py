@@ -20,6 +20,7 @@ from shards.files import read_bytes
 from shards.plain import parse_json
 from simfle.errors import UserError
 from simfle.models.backbone import build_backbone
+from simfle.words import shell_line
 
 FORMAT = 1
 WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
@@ -119,7 +120,9 @@ def find_weights(path: Path) -> Path:
         raise UserError(f"backbone: {path} does not exist. Fix: run simfle export RUN, or name timm:NAME.")
     if not weights.is_file():
         run = path if (path / "checkpoints").is_dir() else "RUN"
-        raise UserError(f"backbone: {path} is a folder without a {WEIGHTS}. Fix: run simfle export {run}.")
+        raise UserError(
+            f"backbone: {path} is a folder without a {WEIGHTS}. Fix: run {shell_line('simfle', 'export', run)}."
+        )
     if not weights.with_name(CARD).is_file():
         raise UserError(f"backbone: {weights} has no {CARD} beside it. Fix: run simfle export RUN.")
     return weights

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 
+from simfle.device import failures_told
 from simfle.errors import UserError
 from simfle.eval import kept, metrics
 from simfle.eval.backbones import Backbone, Card, calibrate, random_backbone
@@ -57,7 +58,8 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
         if what in lacking:
             continue
         try:
-            mine[place] = bench.run(work[place], command)
+            with failures_told("a smaller forward_batch, or a smaller batch of the protocol"):
+                mine[place] = bench.run(work[place], command)
         except NoTargetsError as error:  # other benchmarks may have the data
             lacking[what] = error
             log.warning("%s / %s is skipped: %s", *what, error)
@@ -292,8 +294,12 @@ def _device(config: EvalConfig) -> torch.device:
 
 
 def _make_repeatable(device: torch.device) -> None:
-    if device.type == "cuda":  # otherwise attention's backward and others sum in any order
+    if device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Their backward passes add in any order, and a warning is all that the line above does about it.
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

@@ -64,7 +64,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     Raises:
         UserError: no run, no complete checkpoint, or a checkpoint of another model.
     """
-    newest, found = read_newest(run, _backbones)
+    newest, found = read_newest(run, read_backbones)
     model, views = _config(run)
     _refuse_edited(run, newest, model, views)
     name = model["backbone"]
@@ -121,7 +121,7 @@ def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:
             )
 
 
-def _backbones(folder: Path) -> dict[str, dict[str, Tensor]]:
+def read_backbones(folder: Path) -> dict[str, dict[str, Tensor]]:
     """Return the backbone's tensors of each network, with timm's names; empty for a network that the method lacks."""
     path = folder / "model.safetensors"
     try:

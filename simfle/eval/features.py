@@ -2,7 +2,7 @@
 
 # n samples, b of a batch, S side, C channels, h x w feature map
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from simfle.config import ViewsConfig
 from simfle.data import views
-from simfle.data.dali import Dali
 from simfle.data.jpeg import decode
+from simfle.data.rendered import used_here
 from simfle.errors import UserError
 from simfle.eval import kept
 from simfle.eval.backbones import Backbone
@@ -85,7 +85,9 @@ class Extractor:
         decode = {"opencv": self._opencv, "ffcv": self._ffcv, "dali": self._dali}[self.loaders.name(source)]
         starts = range(0, len(rows), batch)
         for start, images in zip(starts, decode(source, rows, augment, batch), strict=True):
-            there = images.permute(0, 3, 1, 2).to(self.device)  # [b, 3, S, S], channels_last
+            if self.device.type == "cuda" and not images.is_cuda:
+                images = images.pin_memory()  # noqa: PLW2901 - from pageable memory the copy would hold the host up
+            there = images.permute(0, 3, 1, 2).to(self.device, non_blocking=True)  # [b, 3, S, S], channels_last
             if augment and augment.jitter:
                 there = jitter(there, augment.draw(source.ids[rows[start : start + batch]]))
             yield there
@@ -127,26 +129,29 @@ class Extractor:
 
     def _dali(self, source: Source, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
         """Make the same batches with DALI's view graph without colors and blur; complete images as for faces."""
-        ratio = list(augment.ratio if augment else (1.0, 1.0))
-        config = ViewsConfig(size=self.size, face_size=self.size, ratio=ratio)
-        dali = Dali(config, self.threads, batch, self.device, images=["view1"] if augment else ["face"])
-        try:
-            for start in range(0, len(rows), batch):
-                chosen = rows[start : start + batch]
-                files = [source.corpus.image(int(source.shards[row]), int(source.samples[row])) for row in chosen]
-                drawn = views.draw(0, 0, source.ids[chosen], config)
-                if augment:
-                    crop = _plain(augment.draw(source.ids[chosen]))
-                    drawn = replace(drawn, views=(crop, crop))
-                made = dali.render(files, drawn)
-                if made.damaged:
-                    raise _damaged(source, int(chosen[made.damaged[0]]))
-                found = made.view1 if augment else made.face
-                if found.is_cuda:  # made on DALI's stream: keep the memory until it was used there
-                    found.record_stream(torch.cuda.current_stream(self.device))
-                yield found.permute(0, 2, 3, 1)
-        finally:
-            dali.close()
+        ratio = augment.ratio if augment else (1.0, 1.0)
+        name = "view1" if augment else "face"
+        dali, thread = self.loaders.dali(self.size, ratio, self.threads, batch, self.device, name)
+
+        def made(chosen: Ints) -> Tensor:
+            files = [source.corpus.image(int(source.shards[row]), int(source.samples[row])) for row in chosen]
+            drawn = views.draw(0, 0, source.ids[chosen], dali.views)
+            if augment:
+                crop = _plain(augment.draw(source.ids[chosen]))
+                drawn = replace(drawn, views=(crop, crop))
+            rendered = dali.render(files, drawn)
+            if rendered.damaged:
+                raise _damaged(source, int(chosen[rendered.damaged[0]]))
+            return rendered.view1 if augment else rendered.face
+
+        waiting = None
+        for start in range(0, len(rows), batch):
+            job = thread.submit(made, rows[start : start + batch])
+            if waiting is not None:  # DALI makes the next batch while the backbone processes this one
+                yield _taken(waiting)
+            waiting = job
+        if waiting is not None:
+            yield _taken(waiting)
 
     def features(self, backbone: Backbone, split: Split, augment: Augment | None = None) -> Iterator[Tensor]:
         """Yield features of a split in batches [b, C] float32, without caching."""
@@ -220,6 +225,13 @@ def jitter(images: Tensor, draws: views.View) -> Tensor:
     shift = torch.einsum("bij,bj->bi", mean_matrix, pixels.mean((2, 3)))  # [b, 3]
     coloured = torch.einsum("bij,bjhw->bihw", matrix, pixels) + shift[:, :, None, None]
     return coloured.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _taken(job: "Future[Tensor]") -> Tensor:
+    """[b, S, S, 3] for work on the current stream."""
+    found = job.result()
+    used_here(found)
+    return found.permute(0, 2, 3, 1)
 
 
 def _plain(crop: views.View) -> views.View:

@@ -2,15 +2,20 @@
 
 import importlib.util
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
+from simfle.config import ViewsConfig
 from simfle.errors import UserError
 from simfle.eval.beton import find_betons, load_ffcv
 from simfle.eval.splits import Source
 
 if TYPE_CHECKING:
+    from simfle.data.dali import Dali
     from simfle.eval.beton_loader import BetonLoader
 
 log = logging.getLogger(__name__)
@@ -30,6 +35,7 @@ class Loaders:
     betons: tuple[str, ...] = ()
     _known: dict[str, Path | None] = field(default_factory=dict)  # betons by the digest of the source
     _ready: "dict[tuple[Path, int, int, int], BetonLoader]" = field(default_factory=dict)
+    _pipelines: "dict[tuple, tuple[Dali, ThreadPoolExecutor]]" = field(default_factory=dict)
 
     def name(self, source: Source) -> str:
         """Return opencv, dali or ffcv.
@@ -59,6 +65,25 @@ class Loaders:
             self._ready[asked] = load_ffcv("simfle.eval.beton_loader").BetonLoader(*asked)
         return self._ready[asked]
 
+    def dali(
+        self, size: int, ratio: tuple[float, float], threads: int, batch: int, device: torch.device, image: str
+    ) -> "tuple[Dali, ThreadPoolExecutor]":
+        """A pipeline that makes `image` of `size`, and the one thread to run it on: built once for all passes."""
+        from simfle.data.dali import Dali
+
+        asked = size, ratio, threads, batch, device, image
+        if asked not in self._pipelines:
+            while len(self._pipelines) >= _OPEN:
+                old, thread = self._pipelines.pop(next(iter(self._pipelines)))
+                thread.shutdown()
+                old.close()
+            config = ViewsConfig(size=size, face_size=size, ratio=list(ratio))
+            self._pipelines[asked] = (
+                Dali(config, threads, batch, device, images=[image]),
+                ThreadPoolExecutor(1, "dali", _set_device, (device,)),
+            )
+        return self._pipelines[asked]
+
     def _find(self, source: Source) -> Path | None:
         if source.digest not in self._known:
             folders = [folder for folder in source.corpus.folders if Path(folder).is_dir()]
@@ -68,3 +93,9 @@ class Loaders:
                 found = None
             self._known[source.digest] = found
         return self._known[source.digest]
+
+
+def _set_device(device: torch.device) -> None:
+    """Each thread has a GPU of its own: without this one, GPU 0."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)

@@ -36,7 +36,9 @@ class BYOL(Method):
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
     def forward(self, batch: Batch) -> Losses:
-        views = self.global_branch(self.normalise(batch.view1), self.normalise(batch.view2))
+        views = self.global_branch(
+            self.normalise(batch.view1, network_only=True), self.normalise(batch.view2, network_only=True)
+        )
         return {"similarity": views.similarity, "total": views.similarity}
 
     def global_branch(self, view1: Tensor, view2: Tensor) -> "Views":

@@ -44,20 +44,30 @@ class Method(nn.Module):
     alike: ClassVar[tuple[str, ...]] = ()
     mean: Tensor
     std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
         self.config = model
         self.register_buffer("mean", torch.tensor(model.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(model.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", 1 / (255 * self.std), persistent=False)
+        self.register_buffer("shift", -self.mean / self.std, persistent=False)
         self.keep_picture = False
         self.picture: Picture | None = None
         self.keep_features = False
         self.kept: dict[str, list[tuple[Tensor, ...]]] = {}
 
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, 3, H, H] -> zero mean, unit variance; the memory format stays."""
-        return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+    def normalise(self, images: Tensor, *, network_only: bool = False) -> Tensor:
+        """uint8 [B, 3, H, H] -> zero mean, unit variance; the memory format stays.
+
+        network_only: nothing but a network under autocast reads them, which on a GPU gets them in its own type.
+        """
+        if not images.is_cuda:  # as each step of a CPU run has been: the same bits
+            return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        narrow = network_only and torch.is_autocast_enabled("cuda")
+        return scaled(images, self.scale, self.shift, torch.get_autocast_dtype("cuda") if narrow else self.scale.dtype)
 
     def note(self, **branches: tuple[Tensor, ...]) -> None:
         """Keep features [B, C] of each branch, one tensor for each view, where they are asked for. No loss changes."""
@@ -72,6 +82,11 @@ class Method(nn.Module):
 
     def after_step(self, progress: float = 0.0) -> None:
         """What follows an optimizer step; progress: share of the run that is done, 0 to 1."""
+
+
+def scaled(images: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
+    """uint8 [B, 3, H, H] x scale + shift [1, 3, 1, 1] in fp32, rounded to `dtype`: one pass over memory on a GPU."""
+    return torch.addcmul(shift, images, scale, out=torch.empty_like(images, dtype=dtype))
 
 
 @torch.no_grad()

@@ -49,10 +49,10 @@ class MoCo(Method):
         self._fresh: list[Tensor] = []
 
     def forward(self, batch: Batch) -> Losses:
-        pooled, projected = self.online(self.normalise(batch.view1))
+        pooled, projected = self.online(self.normalise(batch.view1, network_only=True))
         query = F.normalize(full(projected), dim=1)  # [n, D]
         with torch.no_grad():
-            key = F.normalize(self.keys(self.normalise(batch.view2), batch.draw), dim=1)  # [n, D]
+            key = F.normalize(self.keys(self.normalise(batch.view2, network_only=True), batch.draw), dim=1)  # [n, D]
         self.note(features=(pooled,), projection=(query, key))
         if self.training:
             self._fresh.append(key)

@@ -24,7 +24,9 @@ class SimCLR(Method):
         self.online = Encoder(backbone, plain_head(channels, model.hidden, model.projection))
 
     def forward(self, batch: Batch) -> Losses:
-        (y1, z1), (y2, z2) = (self.online(self.normalise(view)) for view in (batch.view1, batch.view2))
+        (y1, z1), (y2, z2) = (
+            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+        )
         z1, z2 = full(z1), full(z2)  # [n, D]
         self.note(features=(y1, y2), projection=(z1, z2))
         with torch.autocast(z1.device.type, enabled=False):

@@ -54,8 +54,8 @@ class SimFLE(BYOL):
             self.standardise = nn.BatchNorm1d(model.facemae.width, affine=False)
 
     def forward(self, batch: Batch) -> Losses:
-        view1, view2, face = (self.normalise(images) for images in (batch.view1, batch.view2, batch.face))
-        return self.compute(view1, view2, face, batch.draw)
+        view1, view2 = (self.normalise(images, network_only=True) for images in (batch.view1, batch.view2))
+        return self.compute(view1, view2, self.normalise(batch.face), batch.draw)
 
     def compute(self, view1: Tensor, view2: Tensor, face: Tensor, draw: Tensor) -> Losses:
         """Losses of normalised images: views [B, 3, H, H], face [B, 3, F, F], draw [B] in [0, 1)."""

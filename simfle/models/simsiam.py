@@ -22,7 +22,9 @@ class SimSiam(Method):
         self.predictor = MLPHead(model.projection, model.bottleneck, model.projection)
 
     def forward(self, batch: Batch) -> Losses:
-        (y1, z1), (y2, z2) = (self.online(self.normalise(view)) for view in (batch.view1, batch.view2))  # z [B, D]
+        (y1, z1), (y2, z2) = (
+            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+        )  # z [B, D]
         self.note(features=(y1, y2), projection=(z1, z2))
         p1, p2 = self.predictor(z1), self.predictor(z2)
         similarity = (distance(full(p1), full(z2)) + distance(full(p2), full(z1))) / 2

@@ -30,7 +30,9 @@ class SwAV(Method):
         self.prototypes = Prototypes(contrast.prototypes, model.projection)
 
     def forward(self, batch: Batch) -> Losses:
-        (y1, z1), (y2, z2) = (self.online(self.normalise(view)) for view in (batch.view1, batch.view2))
+        (y1, z1), (y2, z2) = (
+            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+        )
         self.note(features=(y1, y2), projection=(z1, z2))
         scores1, scores2 = self.prototypes(full(z1)), self.prototypes(full(z2))  # [n, K]
         contrast = self.config.contrast

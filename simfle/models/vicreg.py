@@ -25,7 +25,9 @@ class VICReg(Method):
         self.online = Encoder(backbone, expander(channels, model.hidden, model.projection))
 
     def forward(self, batch: Batch) -> Losses:
-        (y1, z1), (y2, z2) = (self.online(self.normalise(view)) for view in (batch.view1, batch.view2))
+        (y1, z1), (y2, z2) = (
+            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+        )
         self.note(features=(y1, y2), projection=(z1, z2))
         with torch.autocast(z1.device.type, enabled=False):
             return vicreg(collect(full(z1)), collect(full(z2)), self.config.vicreg)

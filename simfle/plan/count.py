@@ -1,19 +1,23 @@
 """What the configured network is and does, counted on the real one without memory for it or a single product."""
 
 # B micro-batch
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from simfle.batch import Batch
 from simfle.config import PretrainConfig
 from simfle.models.methods import build_method
 from simfle.optim import STATES
+
+CONVOLUTIONS, PRODUCTS, REST = "convolutions", "matrix products", "norms and elementwise"
+MATRICES = ("mm", "linear", "attention", "einsum", "matmul")  # in an operation's name
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class Work:
 
     trained: those that the optimizer moves; narrow, narrow_trained: those, of all and of the trained, that DeepSpeed
     sends in bf16 under autocast; norms: BatchNorm passes of a forward; operations: launched for one micro-batch.
-    conv, matmul: floating-point operations, forward and backward; activations: bytes kept for backward. Of B images.
+    conv, matmul: floating-point operations, forward and backward; activations: bytes kept for backward; moved: bytes
+    that each kind of operation reads and writes. Of B images.
     """
 
     parameters: int
@@ -47,6 +52,7 @@ class Work:
     conv: Line
     matmul: Line
     activations: Line
+    moved: dict[str, Line] = field(default_factory=dict)
 
 
 def count(config: PretrainConfig) -> Work:
@@ -77,6 +83,7 @@ def count(config: PretrainConfig) -> Work:
         norms=low["norms"],
         operations=low["operations"],
         **lines,
+        moved={kind: _line(low[kind], high[kind]) for kind in (CONVOLUTIONS, PRODUCTS, REST)},
     )
 
 
@@ -85,17 +92,27 @@ def _line(at2: float, at3: float) -> Line:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts what reaches a device, views and such aside, and BatchNorms among it."""
+    """Counts what reaches a device, views and such aside, BatchNorms among it, and the bytes read and written."""
 
     def __init__(self) -> None:
         super().__init__()
         self.launched = self.norms = 0
+        self.moved = dict.fromkeys((CONVOLUTIONS, PRODUCTS, REST), 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
         self.launched += name.startswith("aten::") and not func.is_view
         self.norms += "batch_norm" in name and "backward" not in name
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            matrices = any(word in name for word in MATRICES)
+            kind = CONVOLUTIONS if "convolution" in name else PRODUCTS if matrices else REST
+            self.moved[kind] += sum(each.nbytes for each in tree_leaves((args, kwargs, result)) if _is_tensor(each))
+        return result
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int]:
@@ -127,6 +144,7 @@ def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int
         "activations": activations,
         "norms": operations.norms,
         "operations": operations.launched,
+        **operations.moved,
     }
 
 

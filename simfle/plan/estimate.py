@@ -19,7 +19,9 @@ from typing import Any
 from simfle.config import PretrainConfig
 from simfle.plan.constants import Constants
 from simfle.plan.count import Work
-from simfle.runtime import BUCKET, BatchPlan, deepspeed_config, plan_batch, zero_stage
+from simfle.plan.roofline import Part, roofline, update_bytes
+from simfle.runtime import BUCKET, BatchPlan, deepspeed_config, plan_batch
+from simfle.zero import Stage, choose, held_bytes
 
 FP32, BF16 = 4, 2
 SPARE = 0.92  # share of a GPU's memory that can be used: CUDA's context and fragmentation take the rest
@@ -101,9 +103,11 @@ class Estimate:
     """A whole plan, in seconds and bytes.
 
     times, step, loading: of one step. efficiency: the arithmetic's share of a step. utilisation: of the device's peak.
+    roofline: the least time of each part of a step; of_roofline: the sum of them as a share of the step.
     """
 
     batch: BatchPlan
+    stage: Stage
     memory: Memory
     traffic: Traffic
     times: Times
@@ -117,6 +121,8 @@ class Estimate:
     hours: float
     flops_per_image: float
     utilisation: float
+    roofline: list[Part]
+    of_roofline: float
     checkpoint: dict[str, float]
     storage: dict[str, float]
     decode: dict[str, float]
@@ -192,9 +198,7 @@ def compute_seconds(work: Work, config: PretrainConfig, batch: BatchPlan, machin
     arithmetic = work.conv(batch.micro_batch) / c.of(device, "conv") + work.matmul(batch.micro_batch) / c.of(
         device, "matmul"
     )
-    share = 1 if config.train.zero_stage == 0 else 1 / machines.processes
-    passes = FP32 * work.trained * share * (3 + 2 * work.optimizer_tensors)  # read p, g, states; write p, states
-    passes += 3 * FP32 * (work.parameters - work.trained) * (share if config.train.zero_stage == 3 else 1)
+    passes = update_bytes(config, work, machines.processes)
     return batch.accumulation * arithmetic / speed + passes / c.of(device, "bandwidth")
 
 
@@ -222,7 +226,8 @@ def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Cor
         UserError: the batch cannot be shared by so many processes, or there is no such device.
     """
     batch = plan_batch(config.train, machines.processes)
-    config = replace(config, train=replace(config.train, zero_stage=zero_stage(config.train, batch)))
+    stage = _stage(config, work, machines, c)
+    config = replace(config, train=replace(config.train, zero_stage=stage.number))
     held, spent = memory(work, config, batch, machines.processes), times(config, work, machines, c)
     storage, decode = _storage(corpus, c), _decode(config, machines, c)
     loading = batch.global_batch / machines.processes / decode["possible_per_process"]
@@ -234,8 +239,10 @@ def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Cor
         bottleneck = "memory"
     steps = config.train.steps or int(config.train.epochs * (corpus.images // batch.global_batch))
     flops = work.conv.each + work.matmul.each
+    parts = roofline(config, work, batch, machines.device, c)
     return Estimate(
         batch=batch,
+        stage=stage,
         memory=held,
         traffic=traffic(work, config, batch, machines.processes),
         times=spent,
@@ -249,10 +256,19 @@ def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Cor
         hours=steps * step / 3600,
         flops_per_image=flops,
         utilisation=flops * rate / machines.processes / c.of(machines.device, "peak"),
+        roofline=parts,
+        of_roofline=sum(part.seconds for part in parts) / step,
         checkpoint=_checkpoint(config, work, machines, step, c),
         storage=storage | {"node_bytes_per_second": rate * corpus.image_bytes / machines.nodes},
         decode=decode | {"needed_per_process": rate / machines.processes},
     )
+
+
+def _stage(config: PretrainConfig, work: Work, machines: Machines, c: Constants) -> Stage:
+    """The ZeRO stage that such a run takes."""
+    trained, frozen = FP32 * work.trained, FP32 * (work.parameters - work.trained)
+    held = held_bytes(trained, frozen, work.optimizer_tensors)
+    return choose(config.train, config.optim, machines.processes, held, c.of(machines.device, "memory"))
 
 
 def _bottleneck(spent: Times, loading: float, reading: float) -> str:

@@ -256,10 +256,12 @@ def ending(job: Path, place: Place) -> Iterator[None]:
 
 
 def is_loss_of_peers(error: Exception) -> bool:
-    """Whether torch says that other processes are gone; what it raises for that is a plain RuntimeError with gloo."""
+    """Whether other processes or the GPU are gone; for which torch raises, with gloo, a plain RuntimeError."""
     import torch.distributed as dist
 
-    if isinstance(error, PeersMissing | dist.DistError | ConnectionError):
+    from simfle.device import device_failed
+
+    if isinstance(error, PeersMissing | dist.DistError | ConnectionError) or device_failed(error):
         return True
     text = str(error).lower()
     signs = ("connection closed by peer", "connection reset", "gloo", "nccl", "broken pipe", "store", "timed out")

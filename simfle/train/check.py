@@ -1,6 +1,7 @@
 """Refusing values of a configuration that no later code refuses, before anything heavy is imported."""
 
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,8 +42,8 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"train.device is {train.device!r}; known are auto, cpu and cuda")
     if train.checkpoint_bandwidth < 0:
         raise UserError(f"train.checkpoint_bandwidth={train.checkpoint_bandwidth:g}; give MB/s, or 0 for no limit")
-    if train.zero_stage not in (0, 1, 2, 3):
-        raise UserError(f"train.zero_stage={train.zero_stage}; ZeRO has stages 0, 1, 2 and 3")
+    if train.zero_stage not in (-1, 0, 1, 2, 3):
+        raise UserError(f"train.zero_stage={train.zero_stage}; ZeRO has stages 0, 1, 2 and 3, and auto chooses")
     if config.model.compile and train.zero_stage == 3:
         raise UserError("model.compile with train.zero_stage=3: ZeRO swaps parameters under it; take stage 2")
     if train.precision not in ("bf16", "fp32"):
@@ -53,10 +54,22 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"data.max_damaged={config.data.max_damaged}; it is a share, 0 to 1")
     if not config.data.shards:
         raise UserError("data.shards is empty; name at least one folder of shards, e.g. data.shards=[shards/faces]")
+    check_places("data.shards", config.data.shards)
     check_monitor(config)
     if train.profile:
         check_profile(train)
     check_optimizer(config)
+
+
+def check_places(field: str, places: list[str]) -> None:
+    """Refuse shards that are named twice, whose samples would count twice. Raises UserError."""
+    seen: dict[str, str] = {}
+    for place in places:
+        real = place.rstrip("/") if "://" in place else os.path.realpath(place)
+        if real in seen:
+            both = place if place == seen[real] else f"{seen[real]} and {place} are the same folder, which"
+            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: name it once")
+        seen[real] = place
 
 
 def check_optimizer(config: PretrainConfig) -> None:
@@ -64,7 +77,7 @@ def check_optimizer(config: PretrainConfig) -> None:
     stage = config.train.zero_stage
     if config.optim.name not in OPTIMIZERS:
         raise UserError(f"optim.name is {config.optim.name!r}; known are {', '.join(OPTIMIZERS)}")
-    if config.optim.name == "lars" and stage:
+    if config.optim.name == "lars" and stage > 0:
         raise UserError(
             f"train.zero_stage={stage}: ZeRO flattens parameters, and lars needs the norm of each layer. "
             "Fix: train.zero_stage=0"
@@ -78,6 +91,7 @@ def check_monitor(config: PretrainConfig) -> None:
         return
     if not monitor.shards:
         raise UserError("monitor.shards is empty. Fix: monitor.shards=[FOLDER], labelled ones, or monitor.every=0")
+    check_places("monitor.shards", monitor.shards)
     if train.timeout and 2 * monitor.seconds > train.timeout:
         raise UserError(
             f"monitor.seconds={monitor.seconds:g}: other processes wait for a probe, and end after "

@@ -14,7 +14,8 @@ from shards.files import read_bytes
 from shards.plain import parse_object
 from simfle.batch import Batch
 from simfle.config import PretrainConfig
-from simfle.errors import UserError
+from simfle.device import out_of_memory
+from simfle.errors import PeersMissing, UserError
 from simfle.models.collect import alone
 from simfle.models.methods import build_method
 from simfle.optim import build_optimizer
@@ -23,6 +24,7 @@ from simfle.train.checkpoint import complete
 from simfle.train.state import trained
 
 log = logging.getLogger(__name__)
+FAILED = -1.0  # the answer of a process whose trial failed for another reason than memory
 LEAST = 2  # samples that BatchNorm needs
 SPARE = 0.92  # share of the free memory that a trial may take: NCCL, cuDNN's workspaces and fragments need the rest
 BUCKETS = 8e8  # bytes of DeepSpeed's buckets, two of each of two types, which a trial does not have
@@ -50,9 +52,18 @@ def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
         return replace(config, train=replace(config.train, micro_batch=before[0]))
 
     def fits(micro: int) -> bool:
-        """On all processes."""
-        answer = torch.tensor([float(_fits_here(config, micro, world.device))], device=world.device)
+        """On all processes. One that fails otherwise tells the others, which would wait for its answer."""
+        failure: Exception | None = None
+        try:
+            here = float(_fits_here(config, micro, world.device))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is raised below
+            failure, here = error, FAILED
+        answer = torch.tensor([here], device=world.device)
         dist.all_reduce(answer, dist.ReduceOp.MIN)
+        if failure is not None:
+            raise failure
+        if answer.item() == FAILED:
+            raise PeersMissing(f"train.micro_batch=auto: another process failed as it tried {micro} samples")
         return bool(answer.item())
 
     micro = largest(share, fits)
@@ -112,7 +123,9 @@ def _fits_here(config: PretrainConfig, micro: int, device: torch.device) -> bool
     try:
         extra = trial(config, micro, device)
         return torch.cuda.max_memory_allocated(device) + extra + BUCKETS < SPARE * free
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # cuBLAS, cuDNN and DALI have words of their own for it
+        if not out_of_memory(error):
+            raise
         return False
     finally:
         gc.collect()
@@ -125,8 +138,10 @@ def trial(config: PretrainConfig, micro: int, device: torch.device) -> int:
     These are one of the parameters and one of the gradients, flattened; sharing them among processes (ZeRO) only
     makes them smaller.
     """
-    with torch.random.fork_rng():
-        model = build_method(config.model, config.views).to(device).train()
+    # Compiled it needs rather less, and each trial would take the compiler's minutes.
+    plain = replace(config.model, compile=False)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model = build_method(plain, config.views).to(device).train()
     parameters = [parameter for _, parameter in trained(model)]
     optimizer = build_optimizer(parameters, config.optim)
     bf16 = config.train.precision == "bf16"

@@ -32,6 +32,7 @@ from simfle.train.progress import Announcer
 from simfle.train.telemetry import Measures, Telemetry
 from simfle.train.verdict import Ballot, Verdict
 from simfle.train.watchdog import Watchdog
+from simfle.zero import wait_for_partitions
 
 log = logging.getLogger(__name__)
 # All of these are part of what makes a run this run.
@@ -74,6 +75,7 @@ class Run:
         keys = STATES[config.optim.name]
         state.load_optimizer(self.engine, keys, resumed.optim if resumed else {}, self.step)
         self.buffers = list(state.saved_buffers(self.model).values())
+        self.before = [buffer.clone() for buffer in self.buffers]  # as they were before the step under way
         share = Share(world.rank, world.size, world.local_size, plan.accumulation)
         images = self.model.images
         self.loader = Loader(corpus, order, config.views, config.data, share, world.device, images)
@@ -137,7 +139,7 @@ class Run:
         began, waited = time.perf_counter(), self.loader.waited
         number = self.step + 1
         self.watchdog.reached(number, "step")
-        before = [buffer.clone() for buffer in self.buffers]
+        state.copy_tensors(self.before, self.buffers)
         rate = learning_rate(self.step, self.steps, self.plan.global_batch, self.config.optim)
         set_rate(self.optimizer, rate)
         pictured = self._is_due(self.config.train.images_every, number)
@@ -165,13 +167,12 @@ class Run:
                 with phase("vote"):
                     verdict = ballot.read()
                 if not verdict.finite:
-                    self.end_on_bad_step(number, "loss", verdict, before)
+                    self.end_on_bad_step(number, "loss", verdict)
             with phase("optimizer"):
                 self.engine.step()
         if self.engine.skipped_steps:  # where it knows the gradient's norm, DeepSpeed passes over what is not finite
-            self.end_on_bad_step(number, "gradient", verdict, before)
-        with phase("ema"):
-            self.model.after_step(number / self.steps)
+            self.end_on_bad_step(number, "gradient", verdict)
+        self.move_target(number)
         self.step = number
         with phase("report"):
             measures = self.telemetry.measure(number) if measured else {}
@@ -185,6 +186,12 @@ class Run:
         if self.profile is not None:
             self.profile.step()
         return verdict
+
+    def move_target(self, number: int) -> None:
+        """The EMA, and what else of the method follows the optimizer's step."""
+        with phase("ema"):
+            self.model.after_step(number / self.steps)
+            wait_for_partitions(self.engine)
 
     def probe(self, number: int, verdict: Verdict) -> Measures:
         """Measure the backbone on labelled shards where that is due and no stop waits."""
@@ -272,10 +279,9 @@ class Run:
         newest = f"the newest checkpoint is {left[0].name}" if left else "there is no checkpoint"
         return f"this state is not saved, {newest}"
 
-    def end_on_bad_step(self, number: int, what: str, verdict: Verdict, before: list[torch.Tensor]) -> NoReturn:
+    def end_on_bad_step(self, number: int, what: str, verdict: Verdict) -> NoReturn:
         """Save the state before this step if it is sound, name the step, its samples and its losses, and stop."""
-        for buffer, value in zip(self.buffers, before, strict=True):
-            buffer.copy_(value)  # the bad forward has been through BatchNorm's statistics
+        state.copy_tensors(self.buffers, self.before)  # the bad forward has been through BatchNorm's statistics
         kept = f"the state after step {self.step} is saved"
         if state.is_finite(self.model, self.world.device):
             self.save()

@@ -62,6 +62,13 @@ def optimizer_state(engine: Any, keys: tuple[str, ...], *, keep: bool) -> State:
 
 
 @torch.no_grad()
+def copy_tensors(into: list[torch.Tensor], tensors: list[torch.Tensor]) -> None:
+    """Copy tensors in as few launches as there are types, instead of one for each tensor."""
+    for kind in dict.fromkeys(each.dtype for each in tensors):
+        pairs = [pair for pair in zip(into, tensors, strict=True) if pair[1].dtype == kind]
+        torch._foreach_copy_([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
 def is_finite(module: nn.Module, device: torch.device) -> bool:
     """Whether all parameters and saved buffers are, on every process. Collective."""
     parts = [*map(local, module.parameters()), *saved_buffers(module).values()]

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from simfle.config import PretrainConfig
 from simfle.data.loader import open_data
+from simfle.device import failures_told
 from simfle.errors import AgreedError, FolderHeld, UserError
 from simfle.models.methods import build_method
 from simfle.runtime import World, plan_batch, processes
@@ -19,6 +20,8 @@ from simfle.train.check import check
 from simfle.train.claim import Claim, JobStart
 from simfle.train.run import Run
 from simfle.train.watchdog import Watchdog
+
+LESS_MEMORY = "train.micro_batch=auto finds the most samples that fit; model.recompute=true keeps less of each"
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,12 @@ def pretrain(config: PretrainConfig, around: Surroundings = Surroundings()) -> N
 
     Raises:
         UserError: configuration, data, checkpoint or folder are not as they must be; a loss is not finite; a disk is
-            full or fails.
+            full or fails; the memory is full.
+        DeviceFailed: the GPU failed.
         RunStopped: a signal or train.stop_after ended it early; all is saved.
     """
-    with opened(config, around) as run, nullcontext(around.stop) if around.stop is not None else StopFlag() as stop:
+    flag = nullcontext(around.stop) if around.stop is not None else StopFlag()
+    with failures_told(LESS_MEMORY), opened(config, around) as run, flag as stop:
         if around.lead:
             run.rehearse_stop(around.lead)
         run.train(stop)

@@ -104,7 +104,7 @@ def check_tidy(run: Path) -> None:
     """Check that a finished run leaves only documented files."""
     left = {path.name for path in run.iterdir()} - {
         *("config.yaml", "versions.json", "run.json", "metrics.jsonl", "damaged.jsonl", "samples", "tensorboard"),
-        *("checkpoints", "heartbeats", ".lock", "images", "shards.json"),
+        *("checkpoints", "heartbeats", ".lock", "images", "shards.json", "initial.json"),
     }
     assert not left
     assert not list((run / "heartbeats").iterdir())

@@ -272,7 +272,7 @@ def other_index(story: Story) -> None:
     content = file.read_bytes()
     # As for a tar with one more block at its start.
     file.write_bytes(re.sub(rb" (\d+) (\d+) (\S+\.)", lambda m: b" %d %b %b" % (int(m[1]) - 512, m[2], m[3]), content))
-    story.stopped(story.start(), "is not that of this tar")
+    story.stopped(story.start(), "or its index is not the files that")
     file.write_bytes(content)
 
 

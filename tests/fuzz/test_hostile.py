@@ -128,9 +128,11 @@ def test_configurations_run_nothing_and_stay_small(
 
 
 def test_the_command_line_runs_nothing_either() -> None:
-    for word in ("train.run=${oc.env:HOME}", "train.seed=" + "[" * 5000, "train.run=!!python/name:os.system"):
+    for word in ("train.run=${oc.env:HOME}", "train.seed=" + "[" * 5000, "train.seed=!!python/name:os.system"):
         with pytest.raises(UserError, match="config: "):
             load(PretrainConfig, None, [word])
+    text = "!!python/name:os.system"  # of a field of text it is a name like any other
+    assert load(PretrainConfig, None, [f"train.run={text}"]).train.run == text
 
 
 def test_a_configuration_may_refer_to_itself(tmp_path: Path) -> None:

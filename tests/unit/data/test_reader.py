@@ -1,6 +1,7 @@
 import gc
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -157,6 +158,15 @@ def test_an_index_that_does_not_fit_is_refused(folder: Path) -> None:
     words[1] = "99999999"
     index.write_text("\n".join([*lines[:3], " ".join(words), *lines[4:]]) + "\n")
     with pytest.raises(UserError, match="s000002 has no image inside the tar"):
+        Corpus([folder]).image(0, 0)
+
+
+def test_the_index_of_another_tar_is_refused(folder: Path) -> None:
+    """All its images lie inside the tar, but no header stands before them: one block was put before its start."""
+    index = folder / "train-000000.idx"
+    moved = re.sub(r"jpg (\d+)", lambda match: f"jpg {int(match[1]) + 512}", index.read_text())
+    index.write_text(moved)
+    with pytest.raises(UserError, match="is not that of this tar"):
         Corpus([folder]).image(0, 0)
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from simfle.errors import UserError
 from simfle.eval.backbones import load_backbone, random_backbone
-from simfle.eval.export import export_backbones, newest_checkpoint
+from simfle.eval.export import export_backbones, newest_checkpoint, read_backbones, read_newest
 from simfle.models.backbone import build_backbone
 from simfle.train import checkpoint
 
@@ -116,19 +115,23 @@ def test_exporting_again_replaces_it(run: Path) -> None:
 
 
 def test_a_checkpoint_that_training_deletes_meanwhile(run: Path) -> None:
-    """A pipe in place of its file blocks the reader until another process has replaced the checkpoint."""
+    """A checkpoint that disappears between selection and reading is replaced by a newer complete one."""
     make_checkpoint(run, 1)
     wanted = make_checkpoint(run, 2)
-    old, new, aside = (run / "checkpoints" / name for name in ("step-00000001", "step-00000002", ".new"))
+    new, aside = run / "checkpoints" / "step-00000002", run / "checkpoints" / ".new"
     new.rename(aside)
-    (old / "model.safetensors").unlink()
-    os.mkfifo(old / "model.safetensors")
-    (run / "pipe").hardlink_to(old / "model.safetensors")
-    deletes = f"sleep 1; rm -r {old}; mv {aside} {new}; exec 3<>{run}/pipe"  # the last command unblocks the reader
-    with subprocess.Popen(["sh", "-c", deletes]):
-        path = export_backbones(run)["online"]
-    assert torch.equal(load_file(path)["conv1.0.weight"], wanted["online"]["conv1.0.weight"])
-    assert load_backbone(path).card.run["step"] == 2
+    chosen = []
+
+    def read(newest: Path) -> dict[str, torch.Tensor]:
+        chosen.append(newest.name)
+        if aside.exists():
+            shutil.rmtree(newest)
+            aside.rename(new)
+        return read_backbones(newest)["online"]
+
+    newest, found = read_newest(run, read)
+    assert (newest, chosen) == (new, ["step-00000001", "step-00000002"])
+    assert torch.equal(found["conv1.0.weight"], wanted["online"]["conv1.0.weight"])
 
 
 def test_errors(run: Path, tmp_path: Path) -> None:
