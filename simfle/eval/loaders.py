@@ -1,4 +1,4 @@
-"""What decodes the images of an evaluation: OpenCV, DALI or, where a beton of the split lies ready, FFCV."""
+"""Image decoders of an evaluation: OpenCV, DALI, or FFCV if a beton of the split exists."""
 
 import importlib.util
 import logging
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OPENCV, FFCV, AUTO = "opencv", "ffcv", "auto"
-_OPEN = 4  # betons that are ready to be read at once, each with its buffers
+_OPEN = 4  # betons open for reading at once, each with its buffers
 
 
 @dataclass
 class Loaders:
-    """Chooses for each source. kind: opencv, dali, ffcv or auto; betons: files, or folders that they lie in.
+    """Select a decoder for each source. kind: opencv, dali, ffcv or auto; betons: files or folders with betons.
 
-    A beton serves a source only if it was made of exactly its samples: others are not looked at.
+    A beton is used only for a source with exactly the same samples.
     """
 
     kind: str = OPENCV
@@ -38,26 +38,26 @@ class Loaders:
     _pipelines: "dict[tuple, tuple[Dali, ThreadPoolExecutor]]" = field(default_factory=dict)
 
     def name(self, source: Source) -> str:
-        """opencv, dali or ffcv.
+        """Return opencv, dali or ffcv.
 
         Raises:
-            UserError: ffcv is asked for and there is no beton; one that is named is missing or damaged.
+            UserError: ffcv is requested without a beton, or a given beton is missing or corrupt.
         """
         if self.kind not in (FFCV, AUTO):
             return self.kind
         beton = self._find(source)
         if self.kind == FFCV and beton is None:
             raise UserError(
-                f"loader: no beton holds split {source.name!r} of {', '.join(source.corpus.folders)}; make it with "
-                "simfle shards beton, or use loader=auto"
+                f"loader=ffcv: no beton of split {source.name!r} of {', '.join(source.corpus.folders)}. Fix: run "
+                "simfle shards beton, or set loader=auto."
             )
         return FFCV if beton else OPENCV
 
     def beton(self, source: Source, side: int, batch: int, threads: int) -> "BetonLoader":
-        """The beton of a source, compiled once for each side and batch. Raises UserError: FFCV is not installed."""
+        """Open the beton of a source, compiled once per side and batch. Raises UserError if FFCV is not installed."""
         file = self._find(source)
         if file is None:
-            raise ValueError(f"no beton of split {source.name!r}; ask name() first")
+            raise ValueError(f"no beton of split {source.name!r}; call name() first")
         asked = file, side, batch, threads
         if asked not in self._ready:
             while len(self._ready) >= _OPEN:
@@ -89,7 +89,7 @@ class Loaders:
             folders = [folder for folder in source.corpus.folders if Path(folder).is_dir()]
             found = find_betons([*self.betons, *folders]).get(source.digest)
             if found and self.kind == AUTO and importlib.util.find_spec("ffcv") is None:
-                log.warning("%s is there, but ffcv is not installed (docs/evaluation.md): OpenCV loads", found)
+                log.warning("%s exists, but ffcv is not installed (see docs/evaluation.md): using OpenCV", found)
                 found = None
             self._known[source.digest] = found
         return self._known[source.digest]

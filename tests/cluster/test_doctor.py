@@ -1,4 +1,4 @@
-"""`simfle doctor --nodes` on a real cluster: two nodes measured together, figures that the planner reads."""
+"""`simfle doctor --nodes` on a real cluster: two nodes measured together, results that the planner reads."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ def test_two_nodes_are_measured_together(slurm: Cluster, tmp_path: Path) -> None
     found = json.loads(done.stdout)
     by_name = {each["name"]: each for each in found["findings"]}
     assert by_name["Slurm"]["state"] == "ok"
-    assert by_name["accounting"]["state"] == "note"  # this cluster has none
+    assert by_name["accounting"]["state"] == "note"  # this cluster has no accounting
     assert by_name["nodes"]["found"].startswith("2 (n")
     assert by_name["versions"]["found"] == "equal on all"
     measured = found["nodes"]

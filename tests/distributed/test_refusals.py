@@ -1,4 +1,4 @@
-"""What a run refuses: one clear line, a non-zero exit, and nothing half-written."""
+"""Refusals of a run: one clear line, a non-zero exit code, and no partial files."""
 
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def test_a_process_whose_others_do_not_come_says_so_in_one_line(rank: int, faces
 
 
 def test_a_run_is_only_ever_one_run(faces: Path, tmp_path: Path) -> None:
-    """In use by another process; another configuration; a checkpoint of another model; a damaged checkpoint."""
+    """In use by another process; another configuration; a checkpoint of another model; a corrupt checkpoint."""
     run = tmp_path / "run"
     settings = ("train.steps=400", "train.checkpoint_every=2", "train.keep=2")
     first = runs.start(1, faces, run, *settings)
@@ -83,7 +83,7 @@ def test_a_run_is_only_ever_one_run(faces: Path, tmp_path: Path) -> None:
     output = last_line(runs.finish(1, shorter, run, *settings, code=1))
     assert "have other data than" in output
     moved = tmp_path / "moved"
-    moved.symlink_to(faces)  # the same data under another name is no reason to refuse
+    moved.symlink_to(faces)  # the same data under another path is not a reason to refuse
 
     newest, older = sorted(run.glob("checkpoints/step-*"), reverse=True)
     assert newest.name == f"step-{done:08d}"
@@ -107,10 +107,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_after_saving(faces: Path, tmp_p
     saved = load_file(run / "checkpoints" / f"step-{done:08d}" / "model.safetensors")
     statistics = [value for name, value in saved.items() if "running" in name]
     assert statistics
-    assert all(torch.isfinite(value).all() for value in statistics)  # not those of the bad forward
+    assert all(torch.isfinite(value).all() for value in statistics)  # not those of the non-finite forward pass
 
 
-# The training script, but the gradient of step 5 is not finite, though its loss is: of the root of 0.
+# The training script with a non-finite gradient in step 5 and a finite loss: the derivative of the square root at 0.
 POISONED = """
 from simfle.models.simfle import SimFLE
 
@@ -132,7 +132,7 @@ main()
 
 
 def poisoned(processes: int, faces: Path, folder: Path, *settings: str) -> str:
-    """Run it in `folder`; the one line that it ends with."""
+    """Run it in `folder` and return the last line of its output."""
     script = folder / "poisoned.py"
     script.write_text(POISONED)
     words = runs.command(processes, faces, folder / "run", "train.steps=20", *settings)
@@ -166,7 +166,7 @@ def test_a_state_that_is_not_finite_is_never_saved(
 
 
 def test_a_step_that_deepspeed_passes_over_ends_the_run(faces: Path, tmp_path: Path) -> None:
-    """Where gradients are clipped it does so without a word, and their samples would be lost."""
+    """With gradient clipping, DeepSpeed skips such steps silently and their samples would be lost."""
     line = poisoned(2, faces, tmp_path, "optim.clip=1", "train.zero_stage=2")
     assert "step 5: a gradient is not finite" in line
     assert "the state after step 4 is saved" in line
@@ -174,7 +174,7 @@ def test_a_step_that_deepspeed_passes_over_ends_the_run(faces: Path, tmp_path: P
 
 
 def test_a_server_that_stalls_while_training_is_named(faces: Path, tmp_path: Path) -> None:
-    """All processes live, and one of them waits for a tar: the last line says for which, without its signature."""
+    """All processes live and one waits for a tar: the last line names the tar, without its URL signature."""
     cached = f"data.cache={tmp_path / 'cache'}"
     with served(faces) as server:
         server.stalled = {file.name for file in faces.glob("train-*.tar")}

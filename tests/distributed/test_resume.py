@@ -1,4 +1,4 @@
-"""Exact resume: killed anywhere, on the same or another number of processes, a run goes on at the next sample."""
+"""Exact resume: killed anywhere, on the same or another number of processes, a run resumes at the next sample."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ import pytest
 from distributed import runs
 
 SETTINGS = ("train.steps=12", "train.checkpoint_every=4", "train.record_samples=true", "train.images_every=5")
-# What must change nothing.
+# Changes that must have no effect.
 BESIDE = (
     "train.profile=true",
     "train.profile_steps=[2,3]",
@@ -30,7 +30,7 @@ def undisturbed(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill(process: "runs.subprocess.Popen[str]") -> None:
-    """The launcher and its workers, which are in sessions of their own."""
+    """Return the launcher and its workers, which run in separate sessions."""
     for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
         each.kill()
     process.wait()

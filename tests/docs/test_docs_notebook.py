@@ -1,4 +1,4 @@
-"""The notebook runs from its first cell to its last, in a folder of its own, and holds no outputs."""
+"""The notebook runs from its first cell to its last in an empty folder, and contains no outputs."""
 
 import os
 import sys
@@ -18,7 +18,7 @@ def test_there_is_one() -> None:
 
 @pytest.mark.parametrize("book", BOOKS, ids=lambda book: book.stem)
 def test_no_outputs_are_kept(book: Path) -> None:
-    """Pictures of faces, paths of a machine: a notebook is committed as it is before its first run."""
+    """The committed notebook has no outputs, which could contain faces or local paths."""
     assert book.stat().st_size < 10_000
     for cell in nbformat.read(book, as_version=4).cells:
         assert not cell.get("outputs")

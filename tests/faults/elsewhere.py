@@ -1,9 +1,9 @@
-"""Faults whose promises other tests keep; with those of `table.py` they are the table of docs/reliability.md."""
+"""Faults covered by other tests; with those of `table.py` they form the table of docs/reliability.md."""
 
 RESUMES = "resumes when rerun"
 SAYS = "one line, exit code 1; "
 
-# What, promise, file, test.
+# Fault, promise, file, test.
 ELSEWHERE = (
     ("SIGKILL of launcher and all ranks", RESUMES, "distributed/test_resume.py", "test_killed_and_resumed"),
     ("SIGKILL of one of two ranks", f"all end, exit code 1; {RESUMES}", "faults/test_faults.py", "test_ranks"),

@@ -1,4 +1,4 @@
-"""What users do to the files of a run, knowing or not. Rows of the table as those of `table.py`."""
+"""Changes that users make to the files of a run, intended or not. Rows of the table like those of `table.py`."""
 
 import re
 import shutil

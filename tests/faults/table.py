@@ -1,7 +1,7 @@
-"""The faults of a run on one process: what is done, and what is promised. `test_faults.py` keeps the promises.
+"""Faults of a run on one process and their promises. `test_faults.py` checks the promises.
 
-Each function gets a run that stands at step 4 (checkpoints of steps 2 and 4, the next one at 6), hurts it, and asserts
-how it ends. Afterwards the run is started once more, and must end as if nothing had been.
+Each function gets a run at step 4 (checkpoints of steps 2 and 4, the next one at 6), injects a fault, and asserts how
+the run ends. Afterwards the run is started once more, and must end as if there had been no fault.
 `python tests/faults/table.py` prints the table of docs/reliability.md.
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from distributed import runs
-from faults import hands  # noqa: F401 - the rows of what users do
+from faults import hands  # noqa: F401 - rows of users' changes
 from faults.elsewhere import ELSEWHERE, RESUMES, SAYS
 from faults.kinds import FAULTS, fault
 from faults.nursery import At
@@ -173,7 +173,7 @@ def damaged(name: str, how: str) -> Callable[[Story], None]:
             content = bytearray(file.read_bytes())
             content[len(content) // 2] ^= 1
             file.write_bytes(content)
-        child = story.start("train.stop_after=4")  # where the damaged one stands: it is written anew
+        child = story.start("train.stop_after=4")  # until the step of the corrupt one, which is written again
         assert child.wait() == 0, child.output
         assert "resuming after step 2" in child.output
         assert story.checkpoints == [2, 4]
@@ -229,7 +229,7 @@ def clock(story: Story) -> None:
     child = story.start(at=At(PARTIAL, "os.mkdir", back=1e8))
     assert child.wait() == 0, child.output
     times = [line["time"] for line in runs.metrics(story.run)]
-    assert min(times) < times[0] - 9e7  # it has jumped
+    assert min(times) < times[0] - 9e7  # the clock has jumped
 
 
 @fault(
@@ -272,7 +272,7 @@ for what, pattern, words in (
 def other_index(story: Story) -> None:
     file = sorted(story.faces.glob("train-*.idx"))[0]
     content = file.read_bytes()
-    # As of a tar with one block more at its start.
+    # As for a tar with one more block at its start.
     file.write_bytes(re.sub(rb" (\d+) (\d+) (\S+\.)", lambda m: b" %d %b %b" % (int(m[1]) - 512, m[2], m[3]), content))
     story.stopped(story.start(), "or its index is not the files that")
     file.write_bytes(content)
@@ -301,12 +301,12 @@ def other_manifest(story: Story) -> None:
     told["entries"] -= 1
     file.write_text(json.dumps(told))
     story.stopped(story.start("train.run=" + str(story.folder / "fresh")), "manifest")
-    story.stopped(story.start(), "shards")  # nor does the run go on with other data
+    story.stopped(story.start(), "shards")  # the run does not resume with other data either
     file.write_text(content)
 
 
 def lines() -> list[str]:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     here = "`tests/faults/test_faults.py`"
     rows = [(each.what, each.promise, here) for each in FAULTS]
     rows += [(what, promise, f"`tests/{file}`") for what, promise, file, _ in ELSEWHERE]

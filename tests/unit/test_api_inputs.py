@@ -152,7 +152,7 @@ def test_splits_are_one_name_several_or_all(faces: Path, model: Backbone) -> Non
     assert simfle.embed(faces, model, splits=None)["keys"].tolist() == opened.keys()
     with pytest.raises(simfle.UserError, match=r"splits=\['test'\]: only shards have splits"):
         simfle.embed(opened[0].image, model, splits="test")
-    with pytest.raises(simfle.UserError, match=r"give these splits to shards\.open"):
+    with pytest.raises(simfle.UserError, match=r"pass splits to shards\.open"):
         simfle.embed(opened, model, splits="test")
 
 

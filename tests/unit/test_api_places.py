@@ -61,7 +61,7 @@ def test_what_another_argument_says_is_refused(faces: Path, tmp_path: Path, monk
     with pytest.raises(simfle.UserError, match="not UTF-8"):
         simfle.pretrain(faces, os.fsdecode(b"\xff"))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(simfle.UserError, match="start it once, with processes=N"):
+    with pytest.raises(simfle.UserError, match="start it once with processes=N"):
         simfle.pretrain(faces, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
@@ -69,11 +69,11 @@ def test_what_another_argument_says_is_refused(faces: Path, tmp_path: Path, monk
 def test_a_backbone_older_than_its_run_is_told(faces: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     simfle.pretrain(faces, tmp_path, settings=TINY)
     simfle.load_backbone(tmp_path)
-    assert "has gone on" not in caplog.text
+    assert "since its backbone was exported" not in caplog.text
     card = tmp_path / "export" / "online" / "backbone.json"
     card.write_text(card.read_text().replace("step-00000001", "step-00000000"))
     simfle.load_backbone(tmp_path)
-    assert "has gone on to step-00000001 since its backbone was exported" in caplog.text
+    assert "has reached step-00000001 since its backbone was exported" in caplog.text
 
 
 def test_home_is_known(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

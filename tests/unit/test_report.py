@@ -170,7 +170,7 @@ def test_all_settings_are_told_with_whose_they_are(tmp_path: Path) -> None:
 
 def test_differences_are_tested_in_pairs(run: Path) -> None:
     _, page = write(run)
-    header = page.rows.index(["first", "second", "where", "first less second", "95 % interval", "p"])
+    header = page.rows.index(["first", "second", "where", "first - second", "95 % interval", "p"])
     first, second, where, difference, interval, p = page.rows[header + 1]
     assert (first, second, where, difference) == ("online", "random-resnet18", "faces, linear", "45.0 %")
     low, high = (float(value.removesuffix(" %")) for value in interval.split(" to "))
@@ -234,8 +234,8 @@ def test_extras_are_told(run: Path) -> None:
     for result in run.glob("eval/**/*.json"):
         result.unlink()
     _, page = write(run, out=run / "deep" / "page.html", extras=extras)
-    told = ("A title", "An opening.", "draw faces", "12", "done before", "python a b", "All drawn.", "No labels.")
-    for expected in (*told, "This page holds images of faces"):
+    told = ("A title", "An opening.", "draw faces", "12", "already complete", "python a b", "All drawn.", "No labels.")
+    for expected in (*told, "This page contains images of faces"):
         assert expected in page.words(), expected
     (image,) = page.all("img")
     assert base64.b64decode((image["src"] or "").removeprefix("data:image/png;base64,")) == sheet.read_bytes()
@@ -299,7 +299,7 @@ def test_errors(run: Path, tmp_path: Path) -> None:
         write_report([])
     with pytest.raises(UserError, match="is not a run folder"):
         write_report([tmp_path])
-    with pytest.raises(UserError, match="format 'pdf' is unknown"):
+    with pytest.raises(UserError, match="format=pdf: unknown"):
         write_report([run], formats=["pdf"])
     with pytest.raises(UserError, match="is not a folder"):
         write_report([run], results=[tmp_path / "nowhere"])
@@ -310,7 +310,7 @@ def test_errors(run: Path, tmp_path: Path) -> None:
         write_report([run], tmp_path / "page")
     damaged = next(run.glob("eval/**/seed-0.json"))
     damaged.write_text("{")
-    with pytest.raises(UserError, match=r"seed-0\.json is damaged"):
+    with pytest.raises(UserError, match=r"seed-0\.json is corrupt"):
         write_report([run])
     damaged.unlink()
     (run / "metrics.jsonl").write_text("")
@@ -318,7 +318,7 @@ def test_errors(run: Path, tmp_path: Path) -> None:
         write_report([run])
     for text in ("a: [", "a: 1", yaml.safe_dump({"model": {"method": "x"}})):
         (run / "config.yaml").write_text(text)
-        with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+        with pytest.raises(UserError, match=r"config\.yaml is corrupt"):
             write_report([run])
     assert not (run / "report.html").exists()
 

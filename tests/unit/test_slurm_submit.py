@@ -195,7 +195,7 @@ def test_printed_commands_can_be_typed_whatever_the_folders_are_called(
         return CliRunner().invoke(app(), [*words, *cluster]).output
 
     told = printed("slurm", "pretrain", *SETTINGS, f"data.shards=[{faces}]", f"train.run={runs}/one")
-    (command,) = re.findall("follow it with: (.*); log", told)
+    (command,) = re.findall("progress: (.*); log", told)
     assert shlex.split(command) == ["simfle", "runs", f"{runs}/one"]
     (command,) = re.findall("(simfle plan .*) reads them", printed("doctor", "--folder", str(runs)))
     *words, file = shlex.split(command)

@@ -41,7 +41,7 @@ def test_a_manifest_is_written_that_reads_like_none(folder: Path) -> None:
     images = [before.image(*divmod(number, 4)).tobytes() for number in range(10)]
     done = run(*INDEX, folder, "--workers", "2", "--terms", "free")
     assert done.returncode == 0, done.stderr
-    assert "3 tars, 11 samples = 10 usable + 1 left out (1 no_image)" in done.stdout
+    assert "3 tars, 11 samples = 10 usable + 1 skipped (1 no_image)" in done.stdout
     manifest = read_manifest(folder)
     assert describes(manifest)
     assert manifest.terms == "free"
@@ -127,7 +127,7 @@ def test_shards_behind_a_url_are_verified(ours: Path, tmp_path: Path) -> None:
     with served(broken) as server:
         good = run(*VERIFY, server.url)
         assert good.returncode == 0, good.stdout + good.stderr
-        assert f"{server.url}: all is well: 3 shards, 20 samples, 20 decoded" in good.stdout
+        assert f"{server.url}: no problems: 3 shards, 20 samples, 20 decoded" in good.stdout
         tar = broken / "train-000001.tar"
         content = bytearray(tar.read_bytes())
         content[3000] ^= 255

@@ -24,7 +24,7 @@ BAD = {
     "split folders, but none": (["folder", "classes", "out", "--split-folders"], "rejected .*4 no_split"),
     "two groups": (
         ["csv", "list.csv", "out", "--group-column", "none", "--group-pattern", "(.)"],
-        "give one of them",
+        "give only one",
     ),
     "output below a file": (["folder", "faces", "list.csv/out"], "list.csv/out.partial: cannot be created"),
     "output in the source": (["folder", "faces", "faces/out"], "lies inside the source"),

@@ -86,7 +86,7 @@ def test_a_build_killed_anywhere_ends_with_the_same_bytes(
     again = run(*command, "--workers", 3 - workers)
     assert again.returncode == 0, again.stderr
     if done:
-        assert "shards were there from an earlier start" in again.stdout
+        assert "shards were kept from an earlier run" in again.stdout
     assert contents(tmp_path / "out") == contents(undisturbed / "whole")
     assert not (tmp_path / "out.partial").exists()
 
@@ -171,7 +171,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, undisturbed: Path, worker
     assert re.fullmatch(rb"what is finished is kept in .*; the same command goes on there\n", errors)
     assert not (tmp_path / "out").exists()
     again = run(*command)
-    assert "shards were there from an earlier start" in again.stdout
+    assert "shards were kept from an earlier run" in again.stdout
     assert contents(tmp_path / "out") == contents(undisturbed / "whole")
 
 
@@ -203,7 +203,7 @@ def test_building_again_says_what_it_did_not_look_at(tmp_path: Path) -> None:
     again = run(*command)
     assert (again.returncode, "4 samples of the same list and options" in again.stdout) == (0, True)
     assert "rejected when it was built: 1, see " in again.stdout
-    assert "delete that folder and build again" in again.stdout
+    assert "delete that folder and rerun the command" in again.stdout
 
 
 def test_building_again_says_that_all_is_there_or_refuses(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_building_again_says_that_all_is_there_or_refuses(tmp_path: Path) -> Non
     assert run(*command).returncode == 0
     before = contents(tmp_path / "out")
     again = run(*command)
-    assert (again.returncode, "complete already" in again.stdout) == (0, True)
+    assert (again.returncode, "already complete" in again.stdout) == (0, True)
     other = run(*command, "--quality", 80)
     assert other.returncode == 1
     assert "holds shards of other images or options" in other.stderr

@@ -42,7 +42,7 @@ def test_a_build_to_a_url_is_the_local_build(local: Path, tmp_path: Path) -> Non
     assert not contents(work)
     again = run(*command)
     assert again.returncode == 0, again.stderr
-    assert f"{url} is complete already" in again.stdout
+    assert f"{url} is already complete" in again.stdout
     other = run(*command, "--quality", "50")
     assert other.returncode == 1
     assert "other images or options" in other.stderr
@@ -147,7 +147,7 @@ def test_archives_and_tars_from_urls(local: Path, tmp_path: Path) -> None:
     folder = run(*BUILD, "archive", far.as_uri(), tmp_path / "both", "--class-folders", "--work", work)
     assert folder.returncode == 0, folder.stderr  # both archives: each name is the first folder, the label
     empty = run(*BUILD, "folder", (local / "faces").as_uri(), tmp_path / "raw", "--work", work)
-    assert "without archives or Parquet files" in empty.stderr
+    assert "no archives or Parquet files" in empty.stderr
     assert not list(work.rglob("*.part"))
 
 

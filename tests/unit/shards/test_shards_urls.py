@@ -22,7 +22,7 @@ COMMANDS: dict[str, list[str]] = {
 def test_shards_behind_a_url(name: str) -> None:
     done = run(*tool(name), *COMMANDS[name])
     assert done.returncode == 1
-    assert done.stderr.startswith("error: https://host/shards: this works on folders of this machine")
+    assert done.stderr.startswith("error: https://host/shards: not a local folder")
     assert len(done.stderr.splitlines()) == 1
 
 

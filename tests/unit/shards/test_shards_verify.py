@@ -163,7 +163,7 @@ def test_the_command_lists_what_is_wrong_and_fails(built: Path, tmp_path: Path) 
     shutil.copytree(built, shards)
     fine = run(*VERIFY, shards, "--workers", 2)
     assert (fine.returncode, fine.stderr) == (0, "")
-    assert "all is well: 4 shards, 24 samples, 24 decoded" in fine.stdout
+    assert "no problems: 4 shards, 24 samples, 24 decoded" in fine.stdout
     flip_a_byte(shards)
     lose_a_tar(shards)
     wrong = run(*VERIFY, shards, "--workers", 2)

@@ -84,7 +84,7 @@ def test_the_comparison_is_in_the_manifest_from_the_first_moment(
     done = run(*command)
     assert done.returncode == 0, done.stderr
     assert (out / "manifest.json").read_bytes() == content
-    assert "complete already" in done.stdout
+    assert "already complete" in done.stdout
     assert "counts that differ from the published ones" in done.stdout
     assert not (tmp_path / "out.partial").exists()
 
