@@ -114,7 +114,7 @@ def test_objects_in_arrays_and_weights_are_not_made(tmp_path: Path) -> None:
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "alias"),
         ("a: &a [*a]", "alias"),
         ("a: " + "[" * 100, "nested more than"),
-        ("a: '" + "x" * (1 << 20) + "'", "no configuration"),
+        ("a: '" + "x" * (1 << 20) + "'", "not a configuration"),
     ],
 )
 def test_configurations_run_nothing_and_stay_small(

@@ -89,7 +89,7 @@ def test_what_cannot_be_used_of_a_file_cannot_of_a_pil_image(tmp_path: Path) -> 
     for values, words in ((small.astype(np.float32), "floating-point"), (small.astype(np.int32) - 1, "32-bit")):
         image, file = Image.fromarray(values), tmp_path / "image.tif"
         image.save(file)
-        with pytest.raises(simfle.UserError, match="is no image that can be used"):
+        with pytest.raises(simfle.UserError, match="not a usable image"):
             pixels(file)
         for kind in (image, Image.open(file)):
             with pytest.raises(simfle.UserError, match=rf"mode {image.mode} cannot be used \({words}") as error:

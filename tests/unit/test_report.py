@@ -102,7 +102,7 @@ def test_nothing_is_fetched_from_anywhere_and_no_face_is_shown(run: Path) -> Non
             assert value.startswith(("data:", "#")) or not value, value
     assert not page.all("iframe")
     assert not page.all("img")  # what training drew shows faces
-    assert "No image of a face is on this page" in page.words()
+    assert "This page contains no image of a face" in page.words()
     assert "@import" not in text
     assert "fetch(" not in text
     assert not re.search(r"url\((?!#)", text)
@@ -295,7 +295,7 @@ def test_long_curves_are_averaged_down(run: Path) -> None:
 
 
 def test_errors(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run is named"):
+    with pytest.raises(UserError, match="no run is given"):
         write_report([])
     with pytest.raises(UserError, match="is not a run folder"):
         write_report([tmp_path])
@@ -314,7 +314,7 @@ def test_errors(run: Path, tmp_path: Path) -> None:
         write_report([run])
     damaged.unlink()
     (run / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="holds no metrics yet"):
+    with pytest.raises(UserError, match="has no metrics yet"):
         write_report([run])
     for text in ("a: [", "a: 1", yaml.safe_dump({"model": {"method": "x"}})):
         (run / "config.yaml").write_text(text)

@@ -28,7 +28,7 @@ from simfle.train.folder import settle_config
         (["nodes=0"], "--nodes 0"),
         (["nodes=2", "min_nodes=3"], "--min-nodes 3 is more than --nodes 2"),
         (["time='tomorrow'"], "--time 'tomorrow'"),
-        (["partition='gpu; rm -rf /'"], "holds a space, a quote or a shell character"),
+        (["partition='gpu; rm -rf /'"], "must not contain spaces, quotes or shell characters"),
         (["sbatch=['--exclusive']"], "without dashes"),
         (["environment=['=x']"], "NAME=VALUE"),
         (["gpu_per_node=8"], "unknown key 'gpu_per_node'.*did you mean gpus_per_node"),
@@ -136,7 +136,7 @@ def test_names_that_slurm_would_read_as_its_own_are_refused(tmp_path: Path) -> N
     for name in ("100%j", "a\nb"):
         config = PretrainConfig()
         config = replace(config, train=replace(config.train, run=str(tmp_path / name)))
-        with pytest.raises(UserError, match="Slurm takes %"):
+        with pytest.raises(UserError, match="are special to Slurm"):
             submit.prepare(config, ClusterConfig())
 
 
@@ -262,7 +262,7 @@ def backbone(tmp_path: Path) -> Path:
     ("words", "expected"),
     [
         (["shards=[nope]"], "nope is not a folder"),
-        (["shards=[{faces}]", "test_split=exam"], "no split 'exam' in these shards; there are: test, train"),
+        (["shards=[{faces}]", "test_split=exam"], "no split 'exam' in these shards. Fix: give one of test, train"),
         (["--benchmarks", "rafdb=nope"], "nope is not a folder"),
     ],
 )

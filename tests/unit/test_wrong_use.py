@@ -137,7 +137,7 @@ def test_a_missing_extra_names_the_command_that_installs_it(
         (lambda p: simfle.pretrain(p["faces"], "out", settings={"train.sedd": 1}), "did you mean train.seed"),
         (lambda p: simfle.pretrain(p["faces"], "out", processes=0), "processes=0: it must be at least 1"),
         (lambda p: simfle.load_backbone("nowhere"), "does not exist"),
-        (lambda p: simfle.load_backbone("random:resnet18", device="gpu"), "known are auto, cpu and cuda"),
+        (lambda p: simfle.load_backbone("random:resnet18", device="gpu"), "choose auto, cpu or cuda"),
         (lambda p: simfle.embed(p["empty"], "random:resnet18"), "no images in"),
         (lambda p: simfle.embed(p["pictures"], "random:resnet18", splits=["train"]), "only shards have splits"),
         (lambda p: simfle.embed("https://host/faces", "random:resnet18"), "not a folder|is a URL"),

@@ -146,7 +146,7 @@ def test_a_beton_serves_the_samples_that_it_was_made_of(make_shards: MakeShards,
 
 
 def test_betons_that_are_missing_or_damaged_are_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"make it with simfle shards beton"):
+    with pytest.raises(UserError, match=r"Fix: run simfle shards beton"):
         find_betons([tmp_path / "none.beton"])
     file = tmp_path / "a.beton"
     file.write_bytes(b"something")

@@ -104,12 +104,12 @@ def test_less_is_better_of_errors() -> None:
 def test_what_cannot_be_compared() -> None:
     first = made(LABELS == 0)
     fewer = Samples(*(values[:5] for values in vars(first.samples).values()))
-    with pytest.raises(UserError, match="not measured on the same samples"):
+    with pytest.raises(UserError, match="different test samples"):
         compare([first], [replace(first, samples=fewer)])
     with pytest.raises(UserError, match="different benchmarks or protocols"):
         compare([first], [replace(first, protocol="knn")])
     flipped = replace(first.samples, labels=[1 - label for label in first.samples.labels])
-    with pytest.raises(UserError, match="disagree about the labels"):
+    with pytest.raises(UserError, match="different labels for"):
         compare([first], [replace(first, samples=flipped)])
 
 

@@ -148,7 +148,7 @@ def test_the_model_card_tells_the_run(run: Path, make_backbone: MakeBackbone, tm
     shutil.rmtree(read_shards(run))
     text = written()
     assert "State the corpus and its terms here" in text
-    assert "nothing is known of these weights" in text
+    assert "the quality of these weights is unknown" in text
 
 
 def read_shards(run: Path) -> Path:

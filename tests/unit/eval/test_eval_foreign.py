@@ -175,7 +175,7 @@ def test_files_that_hold_something_else(tmp_path: Path, resnet: nn.Module) -> No
     with pytest.raises(UserError, match="cannot be read as weights"):
         open_backbone(source)
     torch.save({"epoch": 3}, path)
-    with pytest.raises(UserError, match="holds no tensors"):
+    with pytest.raises(UserError, match="contains no named tensors"):
         open_backbone(source)
     state = resnet.state_dict()
     del state["layer4.1.conv2.weight"]

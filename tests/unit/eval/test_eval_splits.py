@@ -121,7 +121,7 @@ def test_unknown_split_names_those_there_are(make_shards: MakeShards) -> None:
 
 def test_unlabelled_shards(make_shards: MakeShards) -> None:
     folder = str(make_shards({"train": [2, 2, 2]}, labelled=False))
-    with pytest.raises(UserError, match=r"split 'train' of .* has no labels; build the shards"):
+    with pytest.raises(UserError, match=r"split 'train' of .* has no labels. Fix: build the shards"):
         read_split([folder], "train")
     assert len(read_split([folder], "train", labelled=False)) == 6
 

@@ -241,7 +241,7 @@ def test_random_masking_changes_the_masks_and_nothing_else() -> None:
     ("model", "message"),
     [
         (config("mae", backbone="resnet18"), "resnet18 is no plain ViT"),
-        (config("mae", backbone="vit_base_patch16_siglip_224"), "is no plain ViT"),
+        (config("mae", backbone="vit_base_patch16_siglip_224"), "is not a plain ViT"),
         (config("mae", backbone="vit_tiny_patch16_225"), "timm has no 'vit_tiny_patch16_225'; did you mean"),
         (config("mae", facemae=replace(FACEMAE, mask_ratio=0.99)), "mask_ratio=0.99 leaves 0 of 4 patches visible"),
         (

@@ -165,10 +165,10 @@ def test_an_index_and_a_tar_in_which_every_sample_has_an_ending_of_its_own(tmp_p
     count = 5_000  # 25 million places of 16 bytes
     lines = [f"e{number} 512 1 k{number}.e{number}" for number in range(count)]
     (tmp_path / "a.idx").write_text("\n".join([f"v1.2 {count}", *lines]) + "\n")
-    with limited(64 * MIB), pytest.raises(UserError, match="different endings"):
+    with limited(64 * MIB), pytest.raises(UserError, match="different extensions"):
         read_index(tmp_path / "a.idx")
     write_tar(tmp_path / "a.tar", [(f"k{number}.e{number}", b"") for number in range(count)])
-    with limited(64 * MIB), pytest.raises(UserError, match="different endings"):
+    with limited(64 * MIB), pytest.raises(UserError, match="different extensions"):
         index_tar(tmp_path / "a.tar")
 
 

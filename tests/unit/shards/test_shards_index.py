@@ -101,7 +101,7 @@ def test_a_damaged_index_is_refused(tmp_path: Path, text: str, words: str) -> No
 def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.tar").write_bytes(b"no tar" * 1000)
     for path in (tmp_path / "t.tar", tmp_path / "absent.tar"):
-        with pytest.raises(UserError, match="cannot index"):
+        with pytest.raises(UserError, match="cannot be indexed"):
             index_tar(path)
 
 

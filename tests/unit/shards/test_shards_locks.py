@@ -30,10 +30,10 @@ def test_a_build_where_files_cannot_be_locked_says_so(tmp_path: Path) -> None:
     words = [sys.executable, "-c", NO_LOCKS + BUILD, str(tmp_path / "out")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "another process;" not in done.stderr
+    assert "another process" not in done.stderr
     (line,) = done.stderr.splitlines()
     assert "files there cannot be locked (No locks available)" in line
-    assert "Fix: use a folder on a local disk, or mount that file system with locks" in line
+    assert "Fix: use a local disk, or mount the file system with locks" in line
 
 
 def test_a_lock_that_is_held_is_no_error(tmp_path: Path) -> None:

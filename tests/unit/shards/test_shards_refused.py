@@ -27,7 +27,7 @@ BAD = {
         "give only one",
     ),
     "output below a file": (["folder", "faces", "list.csv/out"], "list.csv/out.partial: cannot be created"),
-    "output in the source": (["folder", "faces", "faces/out"], "lies inside the source"),
+    "output in the source": (["folder", "faces", "faces/out"], "inside the source"),
     "output exists": (["folder", "faces", "texts"], "texts exists and is no folder of shards"),
     "fraction": (["folder", "faces", "out", "--val-fraction", "1.5"], r"--val-fraction=1.5: must be in \[0, 1\)"),
     "fractions": (
@@ -41,7 +41,7 @@ BAD = {
         "no group is in split",
     ),
     "quality": (["folder", "faces", "out", "--quality", "0"], "--quality"),
-    "labels": (["folder", "classes", "out", "--class-folders", "--labels", "a,,b"], "empty name"),
+    "labels": (["folder", "classes", "out", "--class-folders", "--labels", "a,,b"], "a name is empty"),
     "no such list": (["csv", "absent.csv", "out"], "csv=absent.csv: not a file"),
     "no such images": (["csv", "list.csv", "out", "--images", "absent"], "--images=absent: folder does not exist"),
     "unknown column": (

@@ -168,7 +168,7 @@ def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, undisturbed: Path, worker
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert re.fullmatch(rb"what is finished is kept in .*; the same command goes on there\n", errors)
+    assert re.fullmatch(rb"finished shards are kept in .*; rerun the command to resume\n", errors)
     assert not (tmp_path / "out").exists()
     again = run(*command)
     assert "shards were kept from an earlier run" in again.stdout

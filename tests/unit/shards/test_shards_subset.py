@@ -173,7 +173,7 @@ def test_people_of_one_name_are_told(built: Path, tmp_path: Path) -> None:
     done = run(*MERGE, *parts, tmp_path / "out", "--collisions", "suffix")
     shared, divided = (line for line in done.stdout.splitlines() if line.startswith("note: "))
     folders = Counter(name for part in parts for name in people(part))
-    assert f"note: {sum(count > 1 for count in folders.values())} names of people" in shared
+    assert f"note: {sum(count > 1 for count in folders.values())} person names" in shared
     assert f"data.shards=[{','.join(map(str, parts))}]" in shared
     count = sum(len(splits) > 1 for splits in people(tmp_path / "out").values())
     assert count

@@ -27,7 +27,7 @@ def test_shards_behind_a_url(name: str) -> None:
 
 
 def test_against_shards_behind_a_url(tmp_path: Path) -> None:
-    assert "folders of this machine" in run(*tool("find_duplicates"), tmp_path, "--against", URL).stderr
+    assert "not a local folder" in run(*tool("find_duplicates"), tmp_path, "--against", URL).stderr
 
 
 def test_excluding_shards_behind_a_url(tmp_path: Path) -> None:

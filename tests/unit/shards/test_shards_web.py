@@ -107,7 +107,7 @@ def test_a_reader_that_takes_its_time_is_not_a_slow_server(monkeypatch: pytest.M
 def test_the_list_of_schemes_holds_for_redirects(code: int, target: str) -> None:
     with scripted(lambda *_: iter([whole(b"", f"Location: {target}", status=f"{code} Moved")])) as server:
         line = refused(f"{server.url}/x?{SECRET}")
-        assert f"redirects to {target.partition(':')[0].lower()}:, only http and https are followed" in line
+        assert f"redirects to {target.partition(':')[0].lower()}:, but only http and https are followed" in line
         assert len(server.asked) == 1
 
 

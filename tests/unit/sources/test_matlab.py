@@ -50,9 +50,9 @@ def test_numbers_and_texts_are_read_as_they_were_written(
         (np.array([[1 + 2j]]), "numbers", "plain numbers"),
         ({"a": 1}, "numbers", "plain numbers"),
         (cell("b"), "numbers", "plain numbers"),
-        (np.ones((2, 2)), "texts", "no cell"),
-        (np.array([[np.ones(3)], ["a"]], dtype=object), "texts", "no text"),
-        (cell(cell("b")), "texts", "no text"),
+        (np.ones((2, 2)), "texts", "not a cell"),
+        (np.array([[np.ones(3)], ["a"]], dtype=object), "texts", "not a text"),
+        (cell(cell("b")), "texts", "not a text"),
     ],
 )
 def test_other_kinds_are_refused(tmp_path: Path, value: object, wanted: str, words: str) -> None:

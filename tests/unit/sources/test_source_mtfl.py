@@ -94,5 +94,5 @@ def test_what_is_not_mtfl_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cut.zip: not a complete zip: .* Fix: download it again"):
         list(MTFL(archive))
     (root / "training.txt").unlink()
-    with pytest.raises(UserError, match=r"mtfl: training.txt in .* is missing, empty or damaged"):
+    with pytest.raises(UserError, match=r"mtfl: training.txt in .* is missing, empty or corrupt"):
         list(MTFL(root))

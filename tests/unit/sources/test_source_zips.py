@@ -78,7 +78,7 @@ def test_an_empty_zip(tmp_path: Path) -> None:
     [
         (lambda made: b"", 0, "directory at the end is missing"),
         (lambda made: made[:-1], 0, "directory at the end is missing"),
-        (lambda made: made[len(made) // 2 :], 0, "cut off"),
+        (lambda made: made[len(made) // 2 :], 0, "truncated"),
         (lambda made: made[:-18] + b"\1" + made[-17:], 0, "several parts"),
         (lambda made: made.replace(b"PK\1\2", b"PK\1\0"), 0, "no member in its directory"),
         (lambda made: b"PK\1\0".join(made.rsplit(b"PK\1\2", 2)), 2, "the rest is lost"),
