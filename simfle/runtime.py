@@ -264,8 +264,8 @@ def start_engine(
     """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from our configuration alone."""
     import deepspeed
 
-    for parameter in model.parameters():  # in channels_last they are not contiguous, and ZeRO flattens them as views
-        parameter.data = parameter.data.contiguous()
+    for parameter in model.parameters():  # in channels_last; ZeRO flattens views, and a broadcast needs plain strides
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     train = settled(train, optim, plan, model)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=deepspeed_config(plan, train, optim), dist_init_required=False
