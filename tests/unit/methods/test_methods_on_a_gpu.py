@@ -27,8 +27,8 @@ BUDGET = {
     "simclr": 635,
     "moco": 800,
     "swav": 740,
-    "vicreg": 635,
-    "mae": 635,
+    "vicreg": 750,
+    "mae": 1710,
 }
 
 
