@@ -119,11 +119,11 @@ def test_one_image_is_embedded_as_one(model: Backbone, tmp_path: Path) -> None:
         assert np.array_equal(simfle.embed(grey, model)["features"], model(grey))
     assert simfle.embed((each for each in [image, array]), model)["keys"].tolist() == [0, 1]
     (tmp_path / "file.txt").write_text("no picture")
-    with pytest.raises(simfle.UserError, match=r"file\.txt is no image that can be used"):
+    with pytest.raises(simfle.UserError, match=r"file\.txt: not a usable image"):
         simfle.embed(tmp_path / "file.txt", model)
     for wrong, kind in ((None, "NoneType"), (7, "int"), ({"a": image}, "dict"), (b"jpeg", "bytes")):
         for call in (model, lambda data: simfle.embed(data, model)):
-            with pytest.raises(simfle.UserError, match=f"{kind} is no image"):
+            with pytest.raises(simfle.UserError, match=f"{kind} is not an image"):
                 call(wrong)
 
 

@@ -149,7 +149,7 @@ def test_batch_is_shared_equally_or_refused() -> None:
     assert plan_batch(TrainConfig(global_batch=96), 3).micro_batch == 32
     for settings, processes, message in (
         ({"global_batch": 10}, 4, "global_batch=10: not divisible by 4 processes"),
-        ({"global_batch": 32, "micro_batch": 5}, 2, "micro_batch=5 does not divide the 16 samples"),
+        ({"global_batch": 32, "micro_batch": 5}, 2, "micro_batch=5: does not divide the 16 samples"),
         ({"global_batch": 4}, 4, "at least 2 samples"),
     ):
         with pytest.raises(UserError, match=message):

@@ -133,7 +133,7 @@ def test_grouping_and_reconstruction_do_not_reach_the_backbone() -> None:
     [
         (ModelConfig(backbone="resnet51"), VIEWS, "timm has no 'resnet51'; did you mean resnet51q or resnet50"),
         (ModelConfig(backbone="vit_tiny_patch16_224"), VIEWS, "has no feature map"),
-        (ModelConfig(backbone="resnet10t", groups=7, facemae=TINY), VIEWS, "model.groups=7 does not divide"),
+        (ModelConfig(backbone="resnet10t", groups=7, facemae=TINY), VIEWS, "model.groups=7: does not divide"),
         (ModelConfig(backbone="resnet10t", grouping="mended", facemae=TINY), VIEWS, "model.grouping='mended': unknown"),
         (
             ModelConfig(backbone="resnet10t", facemae=TINY),

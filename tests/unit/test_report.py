@@ -141,7 +141,7 @@ def test_the_table_holds_the_results(run: Path) -> None:
     values = [cell.get("data-value") for cell in page.all("td")]
     assert "0.85" in {value[:6] for value in values if value}
     words = page.words()
-    for expected in ("± 7.1 % (2)", "contempt (8)", "chance is 33.3 %", "drawn over people", "of 12 other people"):
+    for expected in ("± 7.1 % (2)", "contempt (8)", "chance is 33.3 %", "intervals over people", "of 12 other people"):
         assert expected in words, expected
     assert "python launchers/evaluate.py 'shards=[my faces]'" in words
     assert words.count("launchers/evaluate.py 'shards") == 1
@@ -153,7 +153,7 @@ def test_images_are_said_where_people_are_not_known(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     add_result(run / "eval", "online-0123abcd", 0.8, people=False)
     words = write(run)[1].words()
-    assert "drawn over images" in words
+    assert "intervals over images" in words
     assert "other people" not in words
 
 

@@ -59,7 +59,7 @@ def test_ends_are_judged(found: list[End], code: int, requeue: bool, failure: bo
 def test_a_job_whose_processes_never_began_is_told_from_one_that_was_killed() -> None:
     decision = decide([], 2, 1, began=False)
     assert (decision.requeue, decision.failure) == (True, True)
-    assert decision.words == "no process began; exit code 1; why not stands in the job's log"
+    assert decision.words == "no process started; exit code 1; see the job's log"
     assert "rank 1 exited without reporting" in decide(ends(r0="lost"), 2, 137, began=False).words
 
 
@@ -322,7 +322,7 @@ def test_heartbeats_of_a_start_with_more_processes_do_not_tell_of_the_next(tmp_p
             "failed",
             ", failed: no end is recorded: its batch shell was killed by signal 9",
         ),
-        ("JobState=FAILED ExitCode=1:0", "failed", "its batch shell exited with code 1 before it could say why"),
+        ("JobState=FAILED ExitCode=1:0", "failed", "its batch shell exited with code 1 without reporting why"),
         ("", "killed", "job 17 start 0: no end is recorded: its batch shell was killed, or its node was lost"),
     ],
 )

@@ -64,7 +64,7 @@ def downloaded(tmp_path: Path) -> Path:
 def test_what_shard_writer_writes_is_read_as_it_is(written: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         corpus = Corpus([written], ["train"])
-    assert "no manifest: 3 tars indexed on the spot, 12 samples, left out: nothing" in caplog.text
+    assert "no manifest: 3 tars indexed temporarily, 12 samples, skipped: nothing" in caplog.text
     assert corpus.counts.tolist() == [4, 4, 4]
     assert corpus.labels == ("0", "1", "2")
     for number in range(12):

@@ -177,7 +177,7 @@ def test_an_index_whose_images_overlap_is_refused(folder: Path) -> None:
     first, *lines = index.read_text().splitlines()
     rest = [line.split(" ", 3)[3] for line in lines]
     index.write_text("\n".join([first, *(f"jpg 512 {size - 512} {words}" for words in rest)]) + "\n")
-    with pytest.raises(UserError, match=r"index of .*train-000000\.tar lists more than is in it"):
+    with pytest.raises(UserError, match=r"index of .*train-000000\.tar lists more than its bytes"):
         Corpus([folder]).image(0, 0)
 
 
@@ -186,7 +186,7 @@ def test_a_tar_that_is_cut_while_it_is_open_costs_only_what_was_cut(folder: Path
     first = corpus.image(0, 0).tobytes()
     os.truncate(folder / "train-000000.tar", 4096)
     assert corpus.image(0, 0).tobytes() == first
-    with pytest.raises(SampleError, match=r"train-000000\.tar: s000012 is cut"):
+    with pytest.raises(SampleError, match=r"train-000000\.tar: s000012 is truncated"):
         corpus.image(0, 12)
 
 

@@ -281,7 +281,7 @@ def test_people_of_the_test_in_training_are_told(
     monkeypatch.setattr(eval_fixtures, "about", about)
     folder = make_shards({"train": [10, 10, 10], "test": [4, 4, 4]}, name="shared")
     evaluate(replace(config, shards=[str(folder)], protocols=["knn"], random=False), [])
-    line = "own: 2 people of split test are in split train, too; simfle shards split divides by person"
+    line = "own: 2 people of split test are also in split train; simfle shards split divides by person"
     assert line in caplog.text
     assert read_results([config.out])[0].data["differs"] == [line]
 
@@ -323,7 +323,7 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
         ),
         ({"protocols": ["knn@few"]}, "knn@few: the fraction of labels"),
         ({"test_split": "train"}, "not different splits: train, train"),
-        ({"test_split": "val"}, "no split 'val' in these shards. Fix: give one of test, train"),
+        ({"test_split": "val"}, "no split 'val' in these shards. Available: test, train"),
         ({"knn": KnnConfig(ks=[0])}, r"knn.ks=\[0\]: out of range. Fix: set it to one or more numbers of at least 1"),
         ({"fast": FastConfig(lrs=[])}, r"fast.lrs=\[\]: out of range. Fix: set it to one or more numbers above 0"),
         ({"backbones": []}, r"backbones=\[\]: empty"),

@@ -114,7 +114,7 @@ def test_features_cut_while_they_are_read_end_in_one_line(known: Kept) -> None:
     """Truncated as by another process: a memory map would end this one."""
     maps = known.extractor.maps(known.backbone, known.split, "weights")
     os.truncate(known.file("maps"), 200)
-    with pytest.raises(UserError, match=r"maps.npy was cut while it was read. Fix:"):
+    with pytest.raises(UserError, match=r"maps.npy was truncated while it was read. Fix:"):
         maps[np.arange(15)]
 
 
@@ -124,7 +124,7 @@ def test_features_beyond_half_precision_are_refused(known: Kept) -> None:
         if name.endswith(("bn1", "bn2")):
             module.weight.fill_(1e4)  # type: ignore[union-attr,operator]
     known.extractor.pooled(known.backbone, known.split, "large")
-    with pytest.raises(UserError, match="not finite on split 'train'"):
+    with pytest.raises(UserError, match="non-finite features on split 'train'"):
         known.extractor.maps(known.backbone, known.split, "large")
     assert len(list(known.folder.glob("*.npy"))) == 3
     assert not list(known.folder.glob("*.tmp"))
@@ -132,7 +132,7 @@ def test_features_beyond_half_precision_are_refused(known: Kept) -> None:
 
 def test_features_of_crops_that_are_not_finite_are_refused(known: Kept) -> None:
     known.backbone.module.network.conv1[0].weight.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"not finite on split 'train'. Fix: export"):
+    with pytest.raises(UserError, match=r"non-finite features on split 'train'. Fix: export"):
         next(known.extractor.features(known.backbone, known.split))
 
 

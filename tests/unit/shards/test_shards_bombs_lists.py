@@ -77,7 +77,7 @@ def test_what_the_footer_says_is_not_believed(tmp_path: Path) -> None:
     with limited(64 * MIB):
         (rejected,) = HuggingFace(file)
     assert isinstance(rejected, Rejected)
-    assert "unpack to 25" in rejected.detail
+    assert "expand to 25" in rejected.detail
 
 
 @pytest.mark.parametrize("codec", ["none", "snappy", "zstd", "gzip", "brotli"])

@@ -244,7 +244,7 @@ def test_what_is_not_as_the_manifest_says_never_becomes_visible(tmp_path: Path) 
                 cache.open(join(server.url, info.file), info)
             assert [path.name for path in cache.folder.iterdir()] == ["lock"]
         tar.unlink()
-        with pytest.raises(UserError, match="there is no"):
+        with pytest.raises(UserError, match="does not exist, but its manifest lists it"):
             cache.open(join(server.url, info.file), info)
         tar.write_bytes(good)
         server.fails[info.file] = server.asked[info.file] + 2  # two more times

@@ -15,11 +15,11 @@ BAD = {
     "no images in it": (["folder", "texts", "out"], "no images in texts .*1 .txt"),
     "all rejected": (
         ["folder", "broken", "out"],
-        r"rejected \(1 empty, 1 not_an_image\); one of them: (a.jpg: empty, a file of zero bytes|b.png: not_an)",
+        r"rejected \(1 empty, 1 not_an_image\); for example (a.jpg: empty, a file of zero bytes|b.png: not_an)",
     ),
     "class folders, but flat": (
         ["folder", "faces", "out", "--class-folders"],
-        r"rejected \(4 unlabelled\); one of them: p_0000.jpg: unlabelled, no label where",
+        r"rejected \(4 unlabelled\); for example p_0000.jpg: unlabelled, no label, but",
     ),
     "split folders, but none": (["folder", "classes", "out", "--split-folders"], "rejected .*4 no_split"),
     "two groups": (
@@ -28,7 +28,7 @@ BAD = {
     ),
     "output below a file": (["folder", "faces", "list.csv/out"], "list.csv/out.partial: cannot be created"),
     "output in the source": (["folder", "faces", "faces/out"], "inside the source"),
-    "output exists": (["folder", "faces", "texts"], "texts exists and is no folder of shards"),
+    "output exists": (["folder", "faces", "texts"], "texts exists and is not a folder of shards"),
     "fraction": (["folder", "faces", "out", "--val-fraction", "1.5"], r"--val-fraction=1.5: must be in \[0, 1\)"),
     "fractions": (
         ["folder", "faces", "out", "--val-fraction", ".5", "--test-fraction", ".5"],
@@ -46,7 +46,7 @@ BAD = {
     "no such images": (["csv", "list.csv", "out", "--images", "absent"], "--images=absent: folder does not exist"),
     "unknown column": (
         ["csv", "list.csv", "out", "--images", "faces", "--label-column", "emotions"],
-        r"no column 'emotions'; did you mean 'emotion'\? \(columns: path, emotion, none\)",
+        r"no column 'emotions'. Did you mean 'emotion'\? \(columns: path, emotion, none\)",
     ),
     "unknown path column": (["csv", "list.csv", "out", "--path-column", ""], "no column ''"),
     "no label anywhere": (
@@ -58,7 +58,7 @@ BAD = {
     "not text": (["csv", "image.csv", "out"], "not UTF-8"),
     "all missing": (
         ["csv", "list.csv", "out", "--images", "empty"],
-        r"rejected \(2 missing\); one of them: p_000.\.jpg: missing, No such file",
+        r"rejected \(2 missing\); for example p_000.\.jpg: missing, No such file",
     ),
 }
 

@@ -129,17 +129,17 @@ def test_twice_from_the_same_shard_and_all_of_one(shards: Path) -> None:
 def test_what_other_tools_made_of_the_shards_is_named(shards: Path) -> None:
     made = [shards / "train.beton", shards.with_name("shards.png"), shards.with_name("shards.duplicates.jsonl")]
     done = run(*REMOVE, shards, "--person", "Jane_1")
-    assert "delete:" not in done.stdout
+    assert "delete " not in done.stdout
     for path in made:
         path.write_bytes(b"")
     shards.with_name("others.png").write_bytes(b"")
     done = run(*REMOVE, shards, "--person", "Jane_2")
-    told = [line.partition(",")[0] for line in done.stdout.splitlines() if line.startswith("delete:")]
-    assert told == [f"delete: {path}" for path in made]
+    told = [line.partition(": ")[0] for line in done.stdout.splitlines() if line.startswith("delete ")]
+    assert told == [f"delete {path}" for path in made]
     (shards / ".removal").mkdir()
     (shards / ".removal" / "half").write_bytes(b"")
     again = run(*REMOVE, shards, "--person", "Jane_2")
-    assert (again.returncode, again.stdout.count("delete: ")) == (0, 3), "the interrupted one may not have said it"
+    assert (again.returncode, again.stdout.count("delete ")) == (0, 3), "the interrupted one may not have said it"
 
 
 def test_leftovers_that_may_hold_the_person_are_named(shards: Path) -> None:
@@ -150,8 +150,8 @@ def test_leftovers_that_may_hold_the_person_are_named(shards: Path) -> None:
     unfinished = shards.with_name("shards.partial")
     unfinished.mkdir()
     done = run(*REMOVE, shards, "--person", "Jane_2")
-    told = [line.partition(",")[0] for line in done.stdout.splitlines() if line.startswith("delete:")]
-    assert told == [f"delete: {path}" for path in (*left, unfinished)]
+    told = [line.partition(": ")[0] for line in done.stdout.splitlines() if line.startswith("delete ")]
+    assert told == [f"delete {path}" for path in (*left, unfinished)]
 
 
 PATTERN = r"photos/p(\d+)[a-z]"  # the person stands between letters, as no word of its own

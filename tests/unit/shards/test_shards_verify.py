@@ -182,8 +182,8 @@ def test_other_files_are_mentioned(built: Path, tmp_path: Path) -> None:
     verdict = verify(shards, 0.0, 1, lambda _: None)
     assert verdict.problems == []
     assert verdict.notes == [
-        ".train-000000.tar.77.tmp: left by a process that was killed; delete it",
-        "not of these shards: README.md",
+        ".train-000000.tar.77.tmp: left by a killed process. Fix: delete it",
+        "unrelated files: README.md",
     ]
 
 

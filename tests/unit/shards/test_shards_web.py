@@ -130,7 +130,7 @@ def test_redirects_that_end_and_redirects_that_do_not() -> None:
         assert len(server.asked) == 3  # the second time it has no signature, and is another URL
         assert "redirects without end, last to" in refused(f"{server.url}/more")
         assert len(server.asked) < 20
-        assert "not a valid URL" in refused(f"{server.url}/bad")
+        assert "an invalid URL" in refused(f"{server.url}/bad")
 
 
 def test_user_and_password_are_sent_to_their_own_server_only() -> None:
@@ -211,7 +211,7 @@ def test_what_a_reader_waits_for_can_be_asked(tmp_path: Path) -> None:
             os.sched_yield()
         go.set()
         thread.join()
-    assert told.startswith(f"{server.url}/x, of which ")
+    assert told.startswith(f"{server.url}/x, ")
     assert awaited(thread.ident) == ""
     assert (tmp_path / "x").read_bytes() == bytes(100)
 
