@@ -67,7 +67,7 @@ def test_all_below_a_folder_each_once(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda text: text[:-20], "is corrupt"),
-        (lambda text: text.replace('"format": 2', '"format": 1'), "has format 1, this program reads 2"),
+        (lambda text: text.replace('"format": 2', '"format": 1'), "has format 1, not 2"),
         (lambda text: text.replace('["p","p","q"]', '["p","p"]'), "differ in length"),
         (lambda text: "[]", "is corrupt"),
         (lambda text: json.dumps({"format": 2}), "is corrupt"),
@@ -106,7 +106,7 @@ def test_a_value_changed_by_hand_is_told(tmp_path: Path, old: str, new: str) -> 
     text = path.read_text()
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))
-    with pytest.raises(UserError, match=r"a value in it was changed after it was written\); remove it"):
+    with pytest.raises(UserError, match=r"a value was changed after it was written\)\. Fix: delete it"):
         read_result(path)
 
 
