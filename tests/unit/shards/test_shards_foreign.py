@@ -85,7 +85,7 @@ def test_they_are_verified_as_what_they_are(folder: Path) -> None:
     tar.write_bytes(content)
     problems = verify(folder, 1.0, 1, quiet).problems
     assert any("sha256" in problem for problem in problems)
-    assert any("damaged" in problem for problem in problems)
+    assert any("is corrupt" in problem for problem in problems)
 
 
 def test_nothing_is_overwritten_unasked(folder: Path) -> None:
@@ -97,7 +97,7 @@ def test_nothing_is_overwritten_unasked(folder: Path) -> None:
     assert run(*INDEX, folder, "--overwrite").returncode == 0
     again = run(*INDEX, folder)
     assert again.returncode == 1
-    assert "has a manifest.json already" in again.stderr
+    assert "has a manifest.json. Fix:" in again.stderr
     nothing = run(*INDEX, folder.parent)
     assert (nothing.returncode, "no .tar" in nothing.stderr) == (1, True)
 
