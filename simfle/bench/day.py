@@ -145,6 +145,6 @@ def page(device: str, found: Sequence[Done], out: Path, chosen: Sequence[Part]) 
     lines += ["", "| part | way | units a second |", "|---|---|---:|"]
     for part in chosen:
         for way, measured in figures(out, part).get("ways", {}).items():
-            if "rate" in measured:
-                lines.append(f"| {part.name} | {way} | {measured['rate']:.4g} |")
+            if "median" in measured:
+                lines.append(f"| {part.name} | {way} | {measured['median']:.4g} |")
     return "\n".join(lines) + "\n"

@@ -250,6 +250,7 @@ def run_python(block: Block) -> None:
     exec(compile(text, f"{block.page}:{block.line}", "exec"), {"__name__": "page"})
 
 
+@pytest.mark.timeout(900)  # docs/benchmarks.md runs seven benches
 @pytest.mark.parametrize("page", RUNNABLE)
 @pytest.mark.usefixtures("small")
 def test_a_page_is_done(page: str, here: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_backbone_takes_any_kind_of_image_and_gives_the_same_features(backbone
         (array.astype(np.float32), "of uint8"),
         (torch.zeros(64, 64, 3, dtype=torch.uint8), r"tensor \[3, H, W\]"),
         ([], "no images"),
-        (7, "int is no image"),
+        (7, "int is not an image"),
     ):
         with pytest.raises(simfle.UserError, match=words):
             model(wrong)  # type: ignore[arg-type]

@@ -42,6 +42,7 @@ print("SEEN", seen)
 """
 
 
+@pytest.mark.timeout(900)  # two benches of real runs
 def test_training_and_checkpoints_are_measured_on_a_real_run(faces: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-c", PROGRAM, str(faces), str(tmp_path), *SMALL, "train.device=cpu", "data.threads=1"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)

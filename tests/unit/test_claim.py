@@ -51,10 +51,10 @@ def ask(process: "subprocess.Popen[str]") -> str:
 def test_a_later_start_of_the_same_job_takes_the_run_over(tmp_path: Path) -> None:
     with holder(tmp_path, "17", "1") as old:
         for mine in (None, JobStart("18", 0), JobStart("18", 5), JobStart("17", 0)):  # nobody else may
-            with pytest.raises(UserError, match=rf"in use by process {old.pid} on .*, job 17 start 1; wait"):
+            with pytest.raises(UserError, match=rf"in use by process {old.pid} on .*, job 17 start 1. Fix: wait"):
                 claimed(tmp_path, 0.0, mine).__enter__()
             assert ask(old) == ""
-        with pytest.raises(FolderHeld, match=rf"held by process {old.pid} on .*, job 17 start 1 still"):
+        with pytest.raises(FolderHeld, match=rf"still held by process {old.pid} on .*, job 17 start 1,"):
             claimed(tmp_path, 0.0, JobStart("17", 2)).__enter__()
         assert "job 17 start 2 has taken over the run from" in ask(old)
     with claimed(tmp_path, 0.0, JobStart("17", 2)) as claim:

@@ -89,7 +89,7 @@ def test_a_full_disk_ends_a_search_for_duplicates_with_one_line(faces: Path, tmp
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=own, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith(f"error: TMPDIR={disk}/"), done.stderr
-    assert "No space left on device. Fix: " in done.stderr
+    assert "(No space left on device). Fix: " in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -102,9 +102,9 @@ def test_features_are_computed_once_for_all_cuts(
     assert torch.equal(kept.pooled(backbone, split.only(chosen), "weights"), whole[chosen])
     assert torch.equal(kept.maps(backbone, split.only(chosen), "weights")[np.array([1])], maps[np.array([0])])
     torch.testing.assert_close(maps[np.arange(15)].mean((2, 3)), whole, rtol=2e-3, atol=2e-3)
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="non-finite"):
         kept.pooled(backbone, split, "other weights")
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="non-finite"):
         replace(kept, size=48).pooled(backbone, split, "weights")
     assert sorted(file.name for file in kept.cache.glob("*.npy")) == files  # type: ignore[union-attr]
 
@@ -113,5 +113,5 @@ def test_features_that_are_not_finite(make_shards: MakeShards, make_backbone: Ma
     split = read_split([str(make_shards({"train": [2, 2, 2]}))], "train")
     backbone = load_backbone(make_backbone())
     backbone.module.network.conv1[0].weight.fill_(torch.nan)
-    with pytest.raises(UserError, match="not finite on split 'train'"):
+    with pytest.raises(UserError, match="non-finite features on split 'train'"):
         extractor().pooled(backbone, split, "x")

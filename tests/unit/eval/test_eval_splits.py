@@ -115,7 +115,7 @@ def test_folds_deal_out_people_in_the_order_of_their_names() -> None:
 
 
 def test_unknown_split_names_those_there_are(make_shards: MakeShards) -> None:
-    with pytest.raises(UserError, match=r"no split 'tset'.*there are: test, train"):
+    with pytest.raises(UserError, match=r"no split 'tset'.*Available: test, train"):
         read_split([str(make_shards({"train": [2, 2, 2], "test": [1, 1, 1]}))], "tset")
 
 
@@ -130,7 +130,7 @@ def test_a_label_outside_the_list(make_shards: MakeShards) -> None:
     folder: Path = make_shards({"train": [2, 2, 2]})
     file = folder / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "labels": ["circle", "cross"]}))
-    with pytest.raises(UserError, match=r"train-2-\d has label 2, the manifest names 2"):
+    with pytest.raises(UserError, match=r"train-2-\d has label 2, but the manifest has 2"):
         read_split([str(folder)], "train")
 
 

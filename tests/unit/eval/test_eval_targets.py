@@ -39,7 +39,7 @@ def test_what_is_read(shards: str) -> None:
     rows, found = votes(split)
     assert found[0].tolist() == pytest.approx([0.8 if place == split.labels[0] else 0.1 for place in range(3)])
     assert affect(split)[1][:, 0].tolist() == (split.labels - 1.0).tolist()
-    with pytest.raises(UserError, match="point 9 is asked for, split 'train' has 4"):
+    with pytest.raises(UserError, match="points: 9 is out of range, split 'train' has 4"):
         landmarks(split, [9])
 
 
@@ -166,7 +166,7 @@ def test_protocols_from_end_to_end(shards: str, make_backbone: MakeBackbone, tmp
 
 def test_shards_without_what_is_asked_for(faces_without: str, make_backbone: MakeBackbone, tmp_path: Path) -> None:
     for protocol, what in (("landmarks", "landmarks"), ("affect", "valence and arousal"), ("votes", "votes")):
-        with pytest.raises(UserError, match=f"split 'train' has no {what}; "):
+        with pytest.raises(UserError, match=f"split 'train' has no {what}. Fix: "):
             run(faces_without, make_backbone(folder=protocol), tmp_path / protocol, protocol)
     assert not list(tmp_path.rglob("seed-*.json"))
 

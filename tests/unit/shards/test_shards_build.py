@@ -50,7 +50,7 @@ def test_a_folder_with_classes_and_people(tmp_path: Path) -> None:
     groups = {split: {s["group"] for s in found if s["split"] == split} for split in manifest.splits}
     assert not groups["train"] & groups["val"]
     assert len(groups["train"] | groups["val"]) == 15
-    assert f"note: files in {faces} that are no images: 1 .txt" in done.stdout
+    assert f"note: files in {faces} that are not images: 1 .txt" in done.stdout
     assert not (tmp_path / "out.partial").exists()
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
     check_whole(tmp_path / "out")

@@ -119,8 +119,8 @@ def test_brackets_in_names_are_names(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--split", "no"], "no split 'no'"),
-        (["--side", "3"], "--side 3"),
-        (["--sheet", "/absent/x.png"], "cannot write"),
+        (["--side", "3"], "--side=3"),
+        (["--sheet", "/absent/x.png"], "cannot be written"),
     ],
 )
 def test_bad_arguments_get_one_line(shards: Path, arguments: list[str], words: str) -> None:

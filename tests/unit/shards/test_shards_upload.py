@@ -143,7 +143,7 @@ def test_archives_and_tars_from_urls(local: Path, tmp_path: Path) -> None:
         assert archive.read_bytes() == (far / "faces.zip").read_bytes()
         missing = run(*BUILD, "archive", f"{server.url}/none.zip", tmp_path / "none", "--work", work)
     assert missing.returncode == 1
-    assert "does not exist. Fix: run simfle shards build" in missing.stderr
+    assert "does not exist. Fix: check the URL" in missing.stderr
     folder = run(*BUILD, "archive", far.as_uri(), tmp_path / "both", "--class-folders", "--work", work)
     assert folder.returncode == 0, folder.stderr  # both archives: each name is the first folder, the label
     empty = run(*BUILD, "folder", (local / "faces").as_uri(), tmp_path / "raw", "--work", work)
