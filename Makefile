@@ -10,6 +10,8 @@ OUT ?= quickstart
 CASES ?= 10000
 FAULTS ?= 100
 STEPS ?= 20000
+# Files whose spelling and words are checked (docs/style.md).
+PROSE := README.md SLURM.md CONTRIBUTING.md CHANGELOG.md mkdocs.yml $(filter-out docs/configuration.md,$(wildcard docs/*))
 
 .PHONY: quickstart test lint docs release-check fuzz soak clean programs
 .DELETE_ON_ERROR:
@@ -34,6 +36,8 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell $(PROSE)
+	$(BIN)/python tests/lint/style.py $(PROSE)
 
 $(STAMP): pyproject.toml constraints.txt simfle/version.py
 	@$(PYTHON) tools/check_system.py

@@ -1,6 +1,6 @@
-"""Writes docs/configuration.md from the dataclasses: `python docs/configuration.py`. A test tells when it is stale.
+"""Write docs/configuration.md from the dataclasses: `python docs/configuration.py`. A test fails if the page is stale.
 
-Names, types, defaults and meanings are the dataclasses' own. What the checks allow is said in `RANGES`, and
+Names, types, defaults and meanings come from the dataclasses. `RANGES` states the values that the checks allow;
 tests/docs/test_docs_configuration.py tries values on both sides of every range.
 """
 
@@ -17,24 +17,25 @@ from simfle.slurm.config import ClusterConfig
 PAGE = Path(__file__).with_suffix(".md")
 HEAD = """# Configuration
 
-<!-- Written by docs/configuration.py from the dataclasses; change those, then run it. -->
+<!-- Written by docs/configuration.py from the dataclasses. Change the dataclasses, then run the script. -->
 
-A configuration is the defaults below, then a YAML file, then `key=value` on the command line, in this order. An unknown
-key is refused with the nearest name, a value of another type or outside of its range with what is possible. Lists are
-written `[a,b]`, one of a single value also as the value alone; a value may refer to another key, as in
-`train.run=runs/${model.method}`; a path may begin with `~`.
+A configuration combines the defaults below, a YAML file and `key=value` on the command line; later values take
+precedence. An error for an unknown key names the nearest key; one for a wrong type or range lists valid values.
+Write lists as `[a,b]`, or a single value without brackets. A value may refer to another key, as in
+`train.run=runs/${model.method}`. A path may begin with `~`. Text is taken as typed: `train.run="runs/exp #1"`, `007`
+and `yes` are names. In a list, quote text that contains a comma or a bracket.
 
     simfle pretrain configs/pretrain/faces_cpu.yaml data.shards=[shards/mine] train.steps=200
 
-Where nothing is said under "range", the program checks the type only.
+If the column "range" is empty, the program checks only the type.
 """
 SECTIONS: tuple[tuple[str, type, str], ...] = (
     (
         "Pretraining",
         PretrainConfig,
         "`configs/pretrain/*.yaml`; `simfle pretrain`, `simfle slurm pretrain`, `simfle plan`, `simfle bench`. Fields "
-        "marked \\* may change between two starts of the same run; the others are what makes it this run, and a run's "
-        "folder refuses to go on with another value.",
+        "marked \\* may change between two starts of the same run. The others identify the run; it cannot resume with "
+        "another value.",
     ),
     ("Evaluation", EvalConfig, "`configs/eval/*.yaml`; `simfle evaluate`, `simfle slurm eval`."),
     (
@@ -46,7 +47,7 @@ SECTIONS: tuple[tuple[str, type, str], ...] = (
         "Cluster",
         ClusterConfig,
         "`configs/cluster/*.yaml`, given with `--cluster`; on the command line of `simfle slurm`, `cluster.KEY=VALUE`. "
-        "What each is for: [Slurm](../SLURM.md).",
+        "Explanations: [Slurm](../SLURM.md).",
     ),
 )
 AT_LEAST_0, AT_LEAST_1, ABOVE_0, SHARE = "at least 0", "at least 1", "above 0", "0 to 1"
@@ -108,7 +109,7 @@ RANGES: dict[type, dict[str, str]] = {
         "train.seed": "0 to 4294967295",
         "train.global_batch": "divisible by the processes",
         "train.micro_batch": "auto, 0, or at least 2 and a divisor of global batch / processes",
-        "train.zero_stage": "0, 1, 2, 3",
+        "train.zero_stage": "auto, 0, 1, 2, 3",
         "train.precision": "bf16, fp32",
         "train.device": "auto, cpu, cuda",
         "train.steps": AT_LEAST_0,
@@ -180,7 +181,7 @@ RANGES: dict[type, dict[str, str]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One leaf field: dotted name, type as one writes it, default as one writes it, help, whether it is free."""
+    """One leaf field: dotted name, type and default as written by a user, help, and whether it may change on resume."""
 
     name: str
     kind: str
@@ -190,7 +191,7 @@ class Field:
 
 
 def fields(schema: type, prefix: str = "", value: Any = None) -> Iterator[Field]:
-    """The leaf fields of a configuration, in their order."""
+    """Yield the leaf fields of a configuration, in their order."""
     value = schema() if value is None else value
     for item in dataclasses.fields(schema):
         found = getattr(value, item.name)
@@ -203,7 +204,7 @@ def fields(schema: type, prefix: str = "", value: Any = None) -> Iterator[Field]
 
 
 def written(value: Any) -> str:
-    """A value as the command line has it."""
+    """Format a value as on the command line."""
     if isinstance(value, list):
         return f"[{','.join(map(written, value))}]"
     if isinstance(value, float):
@@ -214,7 +215,7 @@ def written(value: Any) -> str:
 
 
 def table(schema: type) -> Iterator[str]:
-    """Lines of Markdown."""
+    """Yield the lines of a Markdown table."""
     yield "| field | type | default | meaning | range |"
     yield "|---|---|---|---|---|"
     for field in fields(schema):
@@ -224,7 +225,7 @@ def table(schema: type) -> Iterator[str]:
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the page."""
     lines = [HEAD]
     for title, schema, text in SECTIONS:
         lines += [f"## {title}", "", text, "", *table(schema), ""]

@@ -1,7 +1,7 @@
-"""What mkdocs is told beyond mkdocs.yml: the pages at the top of the repository, and links to its files.
+"""Hooks of mkdocs: add the pages at the top of the repository, and convert links to its files.
 
-A link is written as it works on the code host: relative, to the file. Here a link to README.md and the like goes to its
-page, and one to any other file of the repository to a page that shows the file, so that the site needs no other host.
+Links in the sources are relative paths to files, which work on the code host. Here a link to README.md or another page
+leads to the page of the site, and a link to any other file to a page that shows the file. The site needs no other host.
 """
 
 import json
@@ -20,7 +20,7 @@ LINK = re.compile(r"(?<=\]\()(?P<path>[^)\s:#]+)(?=(#[^)\s]*)?\))")
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages of the top, and those of files that pages link to."""
+    """Add the pages at the top of the repository, and pages of linked files."""
     for name, page in PAGES.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text(encoding="utf-8")))
     linked = {path for file in files.documentation_pages() for path in _files_linked(file)}
@@ -30,12 +30,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Links as the site needs them."""
+    """Convert the links of a page."""
     return LINK.sub(lambda found: _target(found["path"], page.file.src_uri), markdown)
 
 
 def _files_linked(file: File) -> Iterator[str]:
-    """Files of the repository, by their path in it, that a page links to and that are no pages themselves."""
+    """Yield the paths, relative to the repository, of linked files that are not pages."""
     for found in LINK.finditer(file.content_string):
         path = _in_repository(found["path"], file.src_uri)
         if path not in PAGES and not path.startswith("docs/") and (ROOT / path).is_file():
@@ -43,7 +43,7 @@ def _files_linked(file: File) -> Iterator[str]:
 
 
 def _target(link: str, page: str) -> str:
-    """A relative link of a page as the site has it; one that leads nowhere stays, and mkdocs refuses it."""
+    """Convert a relative link. A broken link is returned unchanged, and mkdocs reports it."""
     path = _in_repository(link, page)
     if page.startswith("source/") or not (ROOT / path).is_file():
         return link
@@ -52,13 +52,13 @@ def _target(link: str, page: str) -> str:
 
 
 def _in_repository(link: str, page: str) -> str:
-    """A link's path in the repository. page: one of the site, or the path of a file in the repository."""
+    """Return a link's path in the repository. page: a page of the site, or the path of a file in the repository."""
     above = "" if page in PAGES.values() else Path(page).parent if "/" in page else "docs"
     return os.path.normpath(Path(above, link))
 
 
 def _shown(path: str) -> str:
-    """A file as a page: Markdown as it is, a notebook cell by cell, anything else as code."""
+    """Return a file as a page: Markdown unchanged, a notebook cell by cell, any other file as code."""
     text = (ROOT / path).read_text(encoding="utf-8")
     if path.endswith(".ipynb"):
         cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]

@@ -1,9 +1,9 @@
-"""Has a run collapsed, and what do its features know? On a validation split: ranks, spread, kNN and a linear probe.
+"""Measure whether a run has collapsed: ranks, spread, kNN and a linear probe on a validation split.
 
 python examples/effective_rank.py SHARDS runs/mine ... [random:runs/mine]
 
-The probes are fitted on training images, with their settings chosen on a tenth of those; the validation split is
-measured once. The test split is not read. random:RUN is a network of RUN's shape with its initial weights.
+The probes are fitted on training images, with their settings selected on a tenth of those; the validation split is
+measured once, and the test split is not read. random:RUN is a network of RUN's shape with its initial weights.
 """
 
 import sys
@@ -22,11 +22,11 @@ from simfle.eval.splits import Split, read_split
 from simfle.models.methods import build_method
 from simfle.train.monitor import accuracies
 
-FIT = 8000  # training images that the probes are fitted on
+FIT = 8000  # training images to fit the probes on
 
 
 def network_of(run: Path, random: bool) -> tuple[nn.Module, PretrainConfig]:
-    """The run's online backbone after its last checkpoint, or as it began."""
+    """Return the run's online backbone from its last checkpoint, or with its initial weights."""
     config = load(PretrainConfig, run / "config.yaml")
     torch.manual_seed(config.train.seed)
     model = build_method(config.model, config.views)

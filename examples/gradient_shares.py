@@ -1,6 +1,6 @@
-"""Which loss moves the backbone? The norm of each loss's gradient, weighted as in the total, at a run's start and end.
+"""Print the norm of each loss's gradient on the backbone, weighted as in the total, at a run's start and end.
 
-FaceMAE's share is that of distillation and reconstruction in the sum of the norms.
+FaceMAE's share is the sum of distillation and reconstruction divided by the sum of all norms.
 
 python examples/gradient_shares.py runs/mine ...
 """
@@ -42,7 +42,7 @@ for run in map(Path, sys.argv[1:]):
         torch.manual_seed(config.train.seed)
         model = build_method(config.model, config.views).train()
         if when == "end":
-            model.load_state_dict(load_file(newest), strict=False)  # constants such as positions are in no checkpoint
+            model.load_state_dict(load_file(newest), strict=False)  # checkpoints lack constants such as positions
         losses = model(batch)
         backbone = list(model.online.backbone.parameters())
         norms = {}

@@ -1,4 +1,4 @@
-"""How alike faces are to a backbone: use_backbone.py RUN/export/online/huggingface IMAGE..."""
+"""Print the cosine similarities of faces: use_backbone.py RUN/export/online/huggingface IMAGE..."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""accelerate launch launchers/pretrain.py CONFIG key=value ... (or plain python for one process)."""
+"""Pretrain: accelerate launch launchers/pretrain.py CONFIG key=value ... (or python for one process)."""
 
 from simfle.commands.pretrain import main
 from simfle.process import own_process

@@ -1,4 +1,4 @@
-"""List runs and where they stand. See --help."""
+"""List runs with their status. See --help."""
 
 from simfle.commands.runs import main
 

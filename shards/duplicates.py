@@ -1,8 +1,8 @@
-"""Pictures that are there more than once: in a folder of shards, or in another one (a benchmark's test split).
+"""Find duplicate images in a folder of shards, or between two folders (for example a benchmark's test split).
 
-Exact: the same decoded pixels. Near: hashes at most `distance` bits apart and thumbnails that correlate; that finds
-re-encoded, resized, brightened and slightly cropped copies, and neighbouring frames of a film. It does not find copies
-that are mirrored, turned, or cropped by more than a few percent of each side.
+Exact: identical decoded pixels. Near: perceptual hashes at most `distance` bits apart and correlated thumbnails. This
+finds re-encoded, resized, brightened and slightly cropped copies, and neighboring video frames. It does not find
+mirrored or rotated copies, or copies cropped by more than a few percent per side.
 """
 
 import tempfile
@@ -21,13 +21,13 @@ from shards.manifest import Manifest, ShardInfo, read_manifest
 from shards.samples import chosen_shards, read_samples
 
 Ints = NDArray[np.int64]
-NONE = 255  # a distance that no pair has
-CHUNK = 1 << 16  # images searched for together
+NONE = 255  # greater than the distance of any pair
+CHUNK = 1 << 16  # images per search call
 
 
 @dataclass(frozen=True)
 class Matches:
-    """For each image [n] its picture elsewhere: of, -1 for none; distance in bits; exact: the same pixels."""
+    """The match of each image [n]: of, -1 for none; distance in bits; exact: identical pixels."""
 
     of: Ints
     distance: NDArray[np.uint8]
@@ -35,12 +35,12 @@ class Matches:
 
     @property
     def found(self) -> Ints:
-        """The images that have one."""
+        """Positions of the images that have a match."""
         return np.flatnonzero(self.of >= 0)
 
 
 class Gallery:
-    """Fingerprints [n] in which others are looked up, `at_once` of them in a call."""
+    """Searchable fingerprints [n]; `at_once`: number of queries per call."""
 
     def __init__(self, prints: Fingerprints, distance: int = NEAR, at_once: int = 1 << 16) -> None:
         check_distance(distance)
@@ -48,7 +48,7 @@ class Gallery:
         pixels = np.asarray(prints["pixels"])
         self._order = np.argsort(pixels, kind="stable")
         self._pixels = pixels[self._order]
-        # Of equal pictures the first one stands for all: a placeholder that is there a million times costs one.
+        # Only the first of identical images is searched: a placeholder repeated a million times costs one.
         first = np.ones(len(pixels), bool)
         first[1:] = self._pixels[1:] != self._pixels[:-1]
         firsts = np.sort(self._order[first])
@@ -56,14 +56,14 @@ class Gallery:
         self._search = Search(np.asarray(prints["hash"])[self._comparable], distance, at_once)
 
     def first(self, pixels: NDArray[np.uint64]) -> Ints:
-        """The first image with these very pixels, -1 where there is none."""
+        """Return the first image with identical pixels, -1 if there is none."""
         place = np.searchsorted(self._pixels, pixels)
         place[place == len(self._pixels)] = 0
         found = self._pixels[place] == pixels if len(self._pixels) else np.zeros(len(pixels), bool)
         return np.where(found, self._order[place] if len(self._order) else -1, -1)
 
     def look_up(self, prints: Fingerprints) -> Matches:
-        """The likest image of the gallery for each of `prints` [n]."""
+        """Return the most similar image of the gallery for each of `prints` [n]."""
         of = self.first(np.asarray(prints["pixels"]))
         exact = of >= 0
         distance = np.where(exact, 0, NONE).astype(np.uint8)
@@ -72,9 +72,9 @@ class Gallery:
         return Matches(of, distance, exact)
 
     def earlier(self) -> Matches:
-        """For each image of the gallery the likest one before it.
+        """Return, for each image of the gallery, the most similar earlier one.
 
-        So of all that are alike the first is not listed, and without the listed ones no two are alike.
+        The first of a set of duplicates has no match; without the matched images no duplicates remain.
         """
         of = self.first(np.asarray(self.prints["pixels"]))
         exact = of < np.arange(len(of))
@@ -87,7 +87,7 @@ class Gallery:
     def _near(
         self, prints: Fingerprints, chosen: Ints, before: bool = False
     ) -> Iterator[tuple[Ints, Ints, NDArray[np.uint8]]]:
-        """Pairs (image of prints, image of the gallery, distance) near and alike; before: earlier ones only."""
+        """Yield near pairs (image of prints, image of the gallery, distance); before: earlier gallery images only."""
         for start in range(0, len(chosen), CHUNK):
             part = chosen[start : start + CHUNK]
             for query, word, bits in self._search.pairs(np.asarray(prints["hash"][part])):
@@ -99,7 +99,7 @@ class Gallery:
 
 
 def _keep_best(of: Ints, distance: NDArray[np.uint8], queries: Ints, words: Ints, bits: NDArray[np.uint8]) -> None:
-    """Take in pairs: the nearest counts, of equally near ones the first."""
+    """Update the best matches with pairs: the smallest distance wins, then the first image."""
     order = np.lexsort((words, bits, queries))
     queries, words, bits = queries[order], words[order], bits[order]
     best = np.ones(len(queries), bool)
@@ -110,16 +110,16 @@ def _keep_best(of: Ints, distance: NDArray[np.uint8], queries: Ints, words: Ints
 
 
 def check_distance(distance: int) -> None:
-    """Raise UserError unless a distance makes sense."""
+    """Raise UserError if the distance is out of range."""
     if not 0 <= distance <= MOST_NEAR:
         raise UserError(
-            f"--distance {distance} is not from 0 to {MOST_NEAR}; 0 finds equal hashes only, {NEAR} is usual"
+            f"--distance={distance}: out of range. Fix: give 0 (equal hashes only) to {MOST_NEAR}; {NEAR} is usual"
         )
 
 
 @dataclass(frozen=True)
 class Side:
-    """Chosen shards of one folder, with their fingerprints."""
+    """Chosen shards of one folder with their fingerprints."""
 
     folder: Path
     manifest: Manifest
@@ -127,7 +127,7 @@ class Side:
     prints: Fingerprints
 
     def known(self, images: Ints) -> dict[int, dict[str, Any]]:
-        """Key, split and what else is known, of some images by their position."""
+        """Return key, split and other metadata of images, by position."""
         found: dict[int, dict[str, Any]] = {}
         first = 0
         wanted = np.unique(images)
@@ -149,12 +149,21 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 def find_duplicates(
     folder: Path, against: Path | None, splits: tuple[str, ...], distance: int, workers: int, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Images of `folder` that are there before in it, or in `against` (its `splits` only, if any are named).
+    """Find images of `folder` with an earlier copy in it, or with a copy in `against`.
 
-    Where both are one folder, the splits that are not named are held against those that are.
+    Args:
+        folder: folder of shards to search.
+        against: folder to compare with; None compares `folder` with itself. If both are the same folder, the splits
+        that
+            `splits` does not name are compared with those that it names.
+        splits: splits of `against` (or of `folder`) to use; empty = all.
+        distance: maximum distance of near duplicates in bits.
+        workers: number of processes.
+        progress: called with stage, done, total.
 
     Returns:
-        For each, in order: key, split, kind ("exact" or "near"), distance, of, of_split, and label, group of both.
+        For each duplicate, in order: key, split, kind ("exact" or "near"), distance, of, of_split, and label, group of
+        both.
     """
     check_distance(distance)
     manifest = read_manifest(folder)
@@ -170,7 +179,9 @@ def find_duplicates(
         if against.resolve() == folder.resolve():
             shards = [info for info in shards if info not in others]
             if not shards:
-                raise UserError("--against names the same shards; name the splits to hold the others against: --split")
+                raise UserError(
+                    "--against: names the same shards. Fix: name the splits to compare the others with: --split"
+                )
         theirs = _side(against, other, others, work / "theirs.npy", workers, progress)
         side = _side(folder, manifest, shards, work / "own.npy", workers, progress)
         return _lines(side, theirs, Gallery(theirs.prints, distance).look_up(side.prints))

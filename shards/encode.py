@@ -1,4 +1,4 @@
-"""Bytes of any image -> upright pixels, decoded in full once -> an RGB JPEG; untouched where it already is one."""
+"""Decode any image to upright pixels, once and in full, and encode it as an RGB JPEG; keep valid JPEGs as they are."""
 
 import io
 import re
@@ -11,25 +11,35 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from shards import depth, png
 from shards.align import AlignOptions
 from shards.cost import fate
 from shards.errors import UserError
 from shards.metadata import strip
 
-ROWS = 256  # of an image that are put over white at a time
-MIN_SIDE = 16  # pixels; nothing to learn from below
+ROWS = 256  # image rows composited over white at a time
+MIN_SIDE = 16  # pixels; smaller images are useless for training
 MAX_BYTES = 1 << 30
 JPEG_START = b"\xff\xd8\xff"
-STARTS = (JPEG_START, b"\x89PNG", b"GIF8", b"BM", b"RIFF", b"II*\0", b"MM\0*")  # of files that should be images
-# What Pillow may take a file for, whatever its name says: those of the extensions that are listed (MPO opens as JPEG).
-# Of its other formats some start programs (EPS runs gs).
+STARTS = (
+    JPEG_START,
+    b"\x89PNG",
+    b"GIF8",
+    b"BM",
+    b"RIFF",
+    b"II*\0",
+    b"MM\0*",
+)  # magic numbers of files that should be images
+# Formats that Pillow may detect, independent of the file name: those of the listed extensions (MPO opens as JPEG).
+# Some of its other formats start programs (EPS runs gs).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
-MOST_SIDE = 65_500  # pixels; libjpeg writes no more
+MOST_SIDE = 65_500  # pixels; libjpeg's maximum
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
+XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
-class Unusable(Exception):  # noqa: N818 - not an error: an image's fate
-    """The image cannot be written. reason: one of entry.REASONS; detail: what exactly was found."""
+class Unusable(Exception):  # noqa: N818 - not an error but the result for one image
+    """The image cannot be written. reason: one of entry.REASONS; detail: the exact finding."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -37,17 +47,17 @@ class Unusable(Exception):  # noqa: N818 - not an error: an image's fate
         self.detail = detail
 
     def __str__(self) -> str:
-        """The reason, and what was found."""
+        """Return reason and detail."""
         return f"{self.reason}: {self.detail}" if self.detail else self.reason
 
 
 @dataclass(frozen=True)
 class EncodeOptions:
-    """What becomes of an image.
+    """Options of the conversion to JPEG.
 
-    quality: of JPEGs that have to be written anew; max_pixels: more are refused before they fill the memory;
-    strip_metadata: take out of JPEGs that are kept what is not the picture; crop: the box with this share of its sides
-    around it, None for the whole image; shorter_side: at most so many pixels, 0 for any; align: find faces.
+    quality: of re-encoded JPEGs, 1 to 100; max_pixels: larger images are rejected before they fill the memory;
+    strip_metadata: remove metadata from JPEGs that are kept; crop: margin around the box as a fraction of its sides,
+    None for the whole image; shorter_side: maximum in pixels (0 = keep); align: detect faces.
     """
 
     quality: int = 95
@@ -58,23 +68,25 @@ class EncodeOptions:
     align: AlignOptions | None = None
 
     def check(self) -> None:
-        """Raise UserError for what cannot be meant."""
+        """Raise UserError for options out of range."""
         if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality {self.quality} is not from 1 to 100")
+            raise UserError(f"--quality={self.quality}: out of range. Fix: give 1 to 100")
         if self.crop is not None and not -0.5 < self.crop <= 10:
-            raise UserError(f"--crop {self.crop:g} is not above -0.5 and up to 10; 0.25 adds a quarter on each side")
+            raise UserError(
+                f"--crop={self.crop:g}: must be above -0.5 and at most 10. Fix: give 0.25 for a quarter per side"
+            )
         if self.shorter_side and self.shorter_side < MIN_SIDE:
-            raise UserError(f"--shorter-side {self.shorter_side} is below {MIN_SIDE}; 0 keeps the size")
+            raise UserError(f"--shorter-side={self.shorter_side}: below {MIN_SIDE}. Fix: give 0 to keep the size")
         if self.align:
             self.align.check()
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded image: upright pixels [H, W, 3], or [H, W] of a grey one.
+    """A decoded image: upright pixels [H, W, 3], or [H, W] if grayscale.
 
-    jpeg: a file's bytes that may stay as they are, b"" if it has to be written anew; orientation: the EXIF orientation
-    (1 to 8) that was carried out.
+    jpeg: a file's bytes that can be kept as they are, b"" if the image must be re-encoded; orientation: the EXIF
+    orientation (1 to 8) that was applied.
     """
 
     pixels: NDArray[np.uint8]
@@ -83,13 +95,13 @@ class Picture:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height, upright."""
+        """Width and height of the upright image."""
         return self.pixels.shape[1], self.pixels.shape[0]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """An RGB JPEG and its size in pixels; untouched: the picture in it is the source's, byte for byte."""
+    """An RGB JPEG and its size in pixels; untouched: its image data is the source's, byte for byte."""
 
     jpeg: bytes
     width: int
@@ -98,11 +110,11 @@ class Encoded:
 
 
 def encode(data: bytes, options: EncodeOptions) -> Encoded:
-    """Make an upright RGB JPEG of an image file's bytes, neither cropped nor resized.
+    """Convert an image file to an upright RGB JPEG, without cropping or resizing.
 
-    A JPEG in YCbCr or RGB without a rotation in its EXIF is decoded strictly and kept byte for byte, but for its
-    metadata. All else is written anew: grey (which stays grey exactly: its chroma is constant), CMYK, rotated, 16-bit,
-    palette, the first picture of several; what is transparent becomes white.
+    A JPEG in YCbCr or RGB without EXIF rotation is decoded strictly and kept byte for byte except for its metadata.
+    Other images are re-encoded: grayscale (exact, because its chroma is constant), CMYK, rotated, 16-bit, palette, the
+    first frame of several; transparent areas become white.
 
     Raises:
         Unusable: with the reason.
@@ -111,7 +123,7 @@ def encode(data: bytes, options: EncodeOptions) -> Encoded:
 
 
 def decode(data: bytes, options: EncodeOptions) -> Picture:
-    """Decode an image file's bytes in full, JPEGs strictly.
+    """Decode an image file in full, JPEGs strictly.
 
     Raises:
         Unusable: with the reason.
@@ -123,57 +135,60 @@ def decode(data: bytes, options: EncodeOptions) -> Picture:
         return _decode(data, options)
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
-    except ValueError:  # a subsampling that libjpeg-turbo's simple interface does not name, or damage
+    except ValueError:  # a subsampling unknown to libjpeg-turbo's simple interface, or a corrupt header
         return _decode(data, options)
     _check_size(width, height, options)
     if colours in ("YCbCr", "RGB", "Gray") and _orientation(data) == 1:
         if colours == "Gray":
             return Picture(_strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))[:, :, 0])
         kept = strip(data) if options.strip_metadata else data
-        # What is written is what was decoded, not what it was made from.
+        # Decode the bytes that will be written, not the original ones.
         pixels = _strict(lambda: simplejpeg.decode_jpeg(kept or data, "RGB", strict=True))
         return Picture(pixels, kept or b"")
-    if colours != "CMYK":  # Pillow forgives damage that the strict decoder names
+    if colours != "CMYK":  # Pillow ignores corruption that the strict decoder reports
         _strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))
     return _decode(data, options)
 
 
 def check_cost(data: bytes) -> None:
-    """Raise Unusable for a JPEG or PNG whose decoding would take minutes."""
+    """Raise Unusable for a JPEG or PNG that would take minutes to decode."""
     reason = fate(data)
     if reason:
         raise Unusable(*reason)
 
 
 def decode_rgb(data: bytes) -> NDArray[np.uint8]:
-    """Upright pixels [H, W, 3] of an image file's bytes. Raises Unusable."""
+    """Return upright pixels [H, W, 3] of an image file. Raises Unusable."""
     return _rgb(decode(data, EncodeOptions()).pixels)
 
 
 def image_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Upright pixels [H, W, 3] of Pillow's image: those that `decode_rgb` gives of its file. Raises Unusable."""
+    """Return upright pixels [H, W, 3] of a Pillow image, equal to `decode_rgb` of its file. Raises Unusable."""
     if not all(image.size):
         raise Unusable("too_small", f"{image.width} x {image.height}")
     try:
-        return _rgb(_eight_bit(ImageOps.exif_transpose(image)))
+        white = depth.declared_white(image, b"")
+        return _rgb(_eight_bit(ImageOps.exif_transpose(image), white))
     except Unusable:
         raise
-    except Exception as error:  # noqa: BLE001 - as below: Pillow may only now read its file
+    except depth.UnknownRangeError as error:
+        raise Unusable("unreadable", str(error)) from None
+    except Exception as error:  # noqa: BLE001 - as below: Pillow may read the file only now
         raise _damage(error) from None
 
 
 def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[H, W, 3] as it is, or of [H, W]."""
+    """Return [H, W, 3] pixels, from [H, W] if necessary."""
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
 def write(picture: Picture, options: EncodeOptions) -> Encoded:
-    """The picture as a JPEG: its own where it has one. Raises Unusable: larger than a JPEG can be."""
+    """Return the image as a JPEG: its own bytes if possible. Raises Unusable if it is too large for a JPEG."""
     width, height = picture.size
     if picture.jpeg:
         return Encoded(picture.jpeg, width, height, untouched=True)
     if max(width, height) > MOST_SIDE:
-        raise Unusable("too_large", f"{width} x {height}, and a JPEG has at most {MOST_SIDE} on a side")
+        raise Unusable("too_large", f"{width} x {height}, a JPEG has at most {MOST_SIDE} per side")
     if picture.pixels.ndim == 2:
         return Encoded(_encode_grey(picture.pixels, options.quality), width, height, untouched=False)
     pixels = np.ascontiguousarray(picture.pixels)
@@ -197,13 +212,13 @@ def _check_size(width: int, height: int, options: EncodeOptions) -> None:
 
 
 def _orientation(data: bytes) -> int:
-    """The EXIF orientation of a JPEG, 2 to 8 where it has to be turned; else 1."""
-    if b"Exif\0\0" not in data:
+    """Return the orientation of a JPEG from EXIF or else XMP: 2 to 8 if it must be rotated, else 1."""
+    if b"Exif\0\0" not in data and XMP not in data:
         return 1
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             return _turn(image)
-    except Exception:  # noqa: BLE001 - damaged metadata raise anything; the picture itself may be sound
+    except Exception:  # noqa: BLE001 - corrupt metadata raises anything; the image itself may be valid
         return 1
 
 
@@ -213,39 +228,46 @@ def _turn(image: Image.Image) -> int:
 
 
 def _decode(data: bytes, options: EncodeOptions) -> Picture:
-    """By Pillow, which knows all of FORMATS."""
+    """Decode with Pillow, which supports all of FORMATS."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             _check_size(width, height, options)
-            orientation = _turn(image)  # before loading: that turns some formats, and forgets
+            orientation = _turn(image)  # before load(), which rotates some formats and drops the tag
             image.load()
-            ImageOps.exif_transpose(image, in_place=True)  # else it would be a copy, turned or not
-            return Picture(np.ascontiguousarray(_eight_bit(image)), b"", orientation)
+            white = depth.declared_white(image, data)
+            if depth.is_dark_colour(image, data):
+                pixels = depth.deep_colours(image, data)
+                image = Image.fromarray(pixels)  # noqa: PLW2901 - as Pillow should have opened it
+                image.getexif()[ORIENTATION] = orientation
+            ImageOps.exif_transpose(image, in_place=True)  # in place: avoids a copy
+            return Picture(np.ascontiguousarray(_eight_bit(image, white)), b"", orientation)
     except Unusable:
         raise
+    except depth.UnknownRangeError as error:
+        raise Unusable("unreadable", str(error)) from None
     except Image.DecompressionBombError as error:
         raise Unusable("too_large", str(error)) from None
     except UnidentifiedImageError:
         if data.startswith(STARTS):
-            raise Unusable("unreadable", "its header is damaged") from None
+            raise Unusable("unreadable", "its header is corrupt") from None
         raise Unusable("not_an_image") from None
-    except Exception as error:  # noqa: BLE001 - decoders of damaged files raise anything; one file must not stop a build
+    except Exception as error:  # noqa: BLE001 - corrupt files raise anything; one file must not stop a build
+        lighter = png.without_words(data) if isinstance(error, ValueError) and data.startswith(png.START) else data
+        if len(lighter) < len(data):
+            return _decode(lighter, options)
         raise _damage(error) from None
 
 
 def _damage(error: Exception) -> Unusable:
-    """What Pillow said. Addresses of objects would make two builds differ."""
+    """Convert a Pillow error. Object addresses are removed: they would make two builds differ."""
     text = re.sub(r"0x[0-9a-f]+", "0x", str(error)) or type(error).__name__
     return Unusable("truncated" if "truncated" in text.lower() else "unreadable", text)
 
 
-def _eight_bit(image: Image.Image) -> NDArray[np.uint8]:
-    if image.mode.startswith("I"):  # 16 bits, which Pillow also opens as 32
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise Unusable("unreadable", "32-bit pixels without a known range")
-        return ((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+def _eight_bit(image: Image.Image, white: int | None = None) -> NDArray[np.uint8]:
+    if image.mode.startswith("I"):  # 16 bits, which Pillow may open as 32
+        return depth.eight_bit(np.asarray(image), white)
     if image.mode == "F":
         raise Unusable("unreadable", "floating-point pixels without a known range")
     if image.has_transparency_data:
@@ -256,7 +278,7 @@ def _eight_bit(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _over_white(image: Image.Image) -> NDArray[np.uint8]:
-    """[H, W, 3], some rows at a time: Pillow makes four copies of what it is given."""
+    """Composite over white, [H, W, 3], some rows at a time: Pillow makes four copies of its input."""
     width, height = image.size
     pixels = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, ROWS):
@@ -267,7 +289,7 @@ def _over_white(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _encode_grey(pixels: NDArray[np.uint8], quality: int) -> bytes:
-    """A YCbCr JPEG of a grey image [H, W]: constant chroma, a quarter the size, costs next to nothing."""
+    """Encode a grayscale image [H, W] as a YCbCr JPEG: constant chroma at a quarter of the size is almost free."""
     height, width = pixels.shape
     chroma = _neutral((height + 1) // 2, (width + 1) // 2)
     return simplejpeg.encode_jpeg_yuv_planes(np.ascontiguousarray(pixels), chroma, chroma, quality=quality)

@@ -1,13 +1,13 @@
-"""The error made for users: what was wrong, where, what to do. Commands print it as one line, without a traceback."""
+"""The error for users: what is wrong, where, and how to fix it. Commands print it as one line without a traceback."""
 
 from shards.printable import printable
 from shards.redact import redacted
 
 
 class UserError(Exception):
-    """Something the user can mend: an input, a file, a configuration. The message says what, where and how.
+    """A problem that the user can fix: an input, a file, a configuration. The message says what, where and how.
 
-    Its text holds no secrets of URLs and no control characters, whatever prints or records it.
+    Its text contains no URL secrets and no control characters, regardless of what prints or records it.
     """
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
 """Keep images and people of other shards (a benchmark's test split) out of a build.
 
-An image is left out if it is an exact or near duplicate (shards.duplicates) of one there; a person, if one of the same
-name is there. People are compared by the names of groups, without case, spaces and punctuation.
+An image is excluded if it is an exact or near duplicate (shards.duplicates) of an excluded one; a person, if an
+excluded one has the same name. People are compared by group name, ignoring case, spaces and punctuation.
 """
 
 import json
@@ -28,27 +28,27 @@ from shards.samples import chosen_shards, content_digest, read_samples
 
 @dataclass(frozen=True)
 class Excluded:
-    """Shards whose images and people are kept out: a folder, and one of its splits ("": all of them)."""
+    """Shards whose images and people are excluded: a folder and one of its splits ("" = all)."""
 
     folder: Path
     split: str = ""
 
     def shards(self) -> tuple[Manifest, list[ShardInfo]]:
-        """Its manifest and the shards of its split."""
+        """Return the manifest and the shards of the split."""
         manifest = read_manifest(self.folder)
         return manifest, chosen_shards(manifest, (self.split,) if self.split else (), f"--exclude {self.folder}")
 
 
 @dataclass(frozen=True)
 class Exclude:
-    """All that is kept out of a build. people: persons too, not images only."""
+    """Everything that is excluded from a build. people: also exclude by person, not only by image."""
 
     shards: tuple[Excluded, ...] = ()
     distance: int = NEAR
     people: bool = True
 
     def decides(self) -> dict[str, Any]:
-        """What of it decides the bytes of a build: contents, not places."""
+        """Return the options that determine the bytes of a build: contents, not paths."""
         if not self.shards:
             return {}
         check_distance(self.distance)
@@ -62,11 +62,11 @@ class Exclude:
 
 
 def parse_excluded(text: str) -> Excluded:
-    """`FOLDER` or `FOLDER:SPLIT`. Raises UserError where there are no such shards, and for a URL."""
+    """Parse `FOLDER` or `FOLDER:SPLIT`. Raises UserError for a URL and if there are no such shards."""
     if is_url(text):
-        raise UserError(f"--exclude {shown(text)}: give a folder of this machine; copy the shards here first")
+        raise UserError(f"--exclude={shown(text)}: is a URL. Fix: copy the shards here and give their folder")
     folder, colon, split = text.rpartition(":")
-    if not colon or (Path(text) / NAME).is_file():  # a folder's name may have a colon
+    if not colon or (Path(text) / NAME).is_file():  # a folder name can contain a colon
         folder, split = text, ""
     excluded = Excluded(Path(folder), split)
     excluded.shards()
@@ -74,9 +74,9 @@ def parse_excluded(text: str) -> Excluded:
 
 
 def prepare(exclude: Exclude, folder: Path, workers: int, progress: Callable[[str, int, int], None]) -> Path | None:
-    """Read the excluded shards once for all workers and restarts; the file in `folder` that `screen` reads.
+    """Read the excluded shards once for all workers and restarts; return the file in `folder` for `screen`.
 
-    Only what is needed to know images and people again is kept: fingerprints, keys, names of groups.
+    Only perceptual hashes, keys and group names are stored.
     """
     if not exclude.shards:
         return None
@@ -117,12 +117,12 @@ def _fingerprints(
 
 
 def normal_person(name: str) -> str:
-    """A person's name as it is compared: 'Aaron Eckhart', 'aaron_eckhart' -> 'aaron_eckhart'."""
+    """Normalize a person's name for comparison: 'Aaron Eckhart', 'aaron_eckhart' -> 'aaron_eckhart'."""
     return re.sub(r"[\W_]+", "_", composed(name).casefold()).strip("_")
 
 
 class Screen:
-    """What a worker asks about each person and each image."""
+    """Filter that a worker applies to each person and image."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -130,18 +130,18 @@ class Screen:
             with regular_path(path.with_suffix(".npy")) as prints:
                 self._gallery = Gallery(np.load(prints, allow_pickle=False), content["distance"], at_once=1)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"cannot read {path}: {error}; delete it and run the same command again") from None
+            raise UserError(f"{path}: cannot be read ({error}). Fix: delete it and rerun the command") from None
         self._keys: list[str] = content["keys"]
         self._people: dict[str, str] = content["people"]
 
     def check_person(self, group: str | None) -> None:
-        """Raise Unusable if that person is to be kept out."""
+        """Raise Unusable if the person is excluded."""
         where = self._people.get(normal_person(group)) if group is not None else None
         if where is not None:
             raise Unusable("excluded_person", f"also in {where}")
 
     def check_image(self, jpeg: bytes) -> None:
-        """Raise Unusable if that picture is to be kept out."""
+        """Raise Unusable if the image is excluded."""
         matches = self._gallery.look_up(np.array([fingerprint(jpeg)], FINGERPRINT))
         if matches.of[0] >= 0:
             how = "the same pixels as" if matches.exact[0] else f"{matches.distance[0]} bits from"
@@ -149,7 +149,7 @@ class Screen:
 
 
 def screen(path: Path) -> Screen:
-    """The screen of a build, read once in each process."""
+    """Return the filter of a build, loaded once per process."""
     return _screen(path, path.stat().st_mtime_ns)
 
 

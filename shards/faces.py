@@ -1,4 +1,4 @@
-"""What becomes of an entry's image: one sample or several, with boxes and points where the pixels have gone."""
+"""Turn an entry's image into one or more samples, with boxes and landmarks mapped to the new pixels."""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,9 +15,9 @@ from shards.entry import Entry
 
 @dataclass(frozen=True)
 class Face:
-    """One sample. entry: with box and landmarks in pixels of `image`; extra: more about it, plain JSON.
+    """One sample. entry: with box and landmarks in pixels of `image`; extra: additional fields, plain JSON.
 
-    suffix: what its key gets, so that several faces of one entry have keys of their own.
+    suffix: appended to the entry's key to give each of its faces a unique key.
     """
 
     image: Encoded
@@ -27,14 +27,14 @@ class Face:
 
 
 def make_faces(data: bytes, entry: Entry, options: EncodeOptions, detect: Detect | None = None) -> list[Face]:
-    """Decode, turn upright, cut, shrink and encode, in this order, and no more of it than is asked for.
+    """Decode, turn upright, crop, resize and encode an image, in this order; skip steps that are not requested.
 
-    An image that none of it changes is kept byte for byte. detect: for options.align.
-    Where pixels have moved, extra["matrix"] (a, b, c, d, e, f) says how: x' = a x + b y + c, y' = d x + e y + f leads
-    from the delivered file's pixels to the sample's.
+    An image that no step changes is kept byte for byte. detect: detector for options.align.
+    If pixels move, extra["matrix"] (a, b, c, d, e, f) maps source pixels to sample pixels:
+    x' = a x + b y + c, y' = d x + e y + f.
 
     Raises:
-        Unusable: no usable image, or no face in it.
+        Unusable: the image is unusable or contains no face.
     """
     picture = decode(data, options)
     width, height = picture.size if picture.orientation < 5 else picture.size[::-1]
@@ -81,14 +81,14 @@ def _shrunk(picture: Picture, way: Affine, shorter_side: int) -> tuple[Picture, 
 
 
 def _aligned(picture: Picture, upright: Affine, entry: Entry, options: EncodeOptions, number: int, face: Found) -> Face:
-    """One face of a photo. Its box is the detection's, its points are the corpus's own or else the detection's five."""
+    """Cut out one detected face. The box is the detection's; the landmarks are the corpus's, else the detection's."""
     level, side = levelled(face, MARGIN if options.crop is None else options.crop)
     _check(side, side)
     cut, way = Picture(warped(picture.pixels, level, side)), level
     cut, way = _shrunk(cut, way, options.shorter_side)
     scale = cut.size[0] / side
     x, y = way.point(face.box[0] + face.box[2] / 2, face.box[1] + face.box[3] / 2)
-    wide, high = face.box[2] * scale, face.box[3] * scale  # turned with the face: it still fits
+    wide, high = face.box[2] * scale, face.box[3] * scale  # the box rotates with the face
     box = bounds(((x - wide / 2, y - high / 2), (x + wide / 2, y + high / 2)))
     moved = _moved(entry, upright.then(way), box)
     if entry.landmarks is None:
@@ -98,7 +98,7 @@ def _aligned(picture: Picture, upright: Affine, entry: Entry, options: EncodeOpt
 
 
 def _own_box(entry: Entry, upright: Affine) -> Box | None:
-    """Where the corpus says that the entry's face is, upright."""
+    """Return the corpus's face box in the upright image; None without box and landmarks."""
     if entry.box is not None:
         if not has_area(entry.box):
             raise Unusable("bad_box", _text(entry.box))
@@ -110,7 +110,7 @@ def _found_instead(found: list[Found], own: Box | None) -> str:
     if not found:
         return "none found"
     where = f" at {_text(own)}" if own else ""
-    return f"none{where} that is large and certain enough; faces found: {len(found)}"
+    return f"none{where} is large and certain enough; faces found: {len(found)}"
 
 
 def _moved(entry: Entry, way: Affine, box: Box | None) -> Entry:
@@ -125,7 +125,7 @@ def _matrix(way: Affine) -> dict[str, Any]:
 
 def _check(width: int, height: int) -> None:
     if min(width, height) < MIN_SIDE:
-        raise Unusable("too_small", f"{width} x {height} is left of it")
+        raise Unusable("too_small", f"{width} x {height} after cropping")
 
 
 def _text(box: Box) -> str:

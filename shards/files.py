@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and stay there when the power goes; and which files are read at all."""
+"""Read regular files only, and write files atomically and durably."""
 
 import errno
 import fcntl
@@ -12,24 +12,24 @@ from pathlib import Path
 from typing import IO, Any
 
 CHUNK = 1 << 20
-NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # what file systems answer that cannot reserve space
+NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # errors of file systems that cannot preallocate
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
-MOST = 1 << 32  # bytes of a file that is read as a whole
+MOST = 1 << 32  # maximum bytes of a file that is read whole
 KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
 class RefusedFileError(OSError):
-    """A file that is not read: it is no regular file, or too large."""
+    """A file that must not be read: not a regular file, or too large."""
 
 
 def open_regular(path: str | Path, mode: str = "r", **how: Any) -> IO[Any]:
-    """Open a regular file, or a link to one, to read or append; `how` as for the built-in open.
+    """Open a regular file, or a link to one, to read or append; `how` is passed to the built-in open.
 
-    A FIFO would make the process wait for ever, a device may never end. The open file is asked what it is: its name
-    may mean another file a moment later.
+    A FIFO would block forever and a device may never end. The check is made on the open file, because the name may
+    refer to another file a moment later.
 
     Raises:
-        RefusedFileError: it is something else. OSError: as the built-in open.
+        RefusedFileError: it is not a regular file. OSError: like the built-in open.
     """
     return open(path, mode, opener=_open_regular, **how)
 
@@ -44,16 +44,16 @@ def _open_regular(path: str, flags: int) -> int:
             raise
         raise RefusedFileError(errno.EINVAL, "not a regular file but a socket or a device", path) from None
     kind = stat.S_IFMT(os.fstat(handle).st_mode)
-    if kind in KINDS:  # of a folder Python itself tells
+    if kind in KINDS:  # Python itself refuses folders
         os.close(handle)
         raise RefusedFileError(errno.EINVAL, f"not a regular file but {KINDS[kind]}", path)
     return handle
 
 
 def _open_leased(path: str, flags: int) -> int:
-    """Open a file on which a file server (Samba, NFS) holds a lease: the kernel asks for it back, which takes a moment.
+    """Open a file on which a file server (Samba, NFS) holds a lease: the kernel revokes it, which takes a moment.
 
-    Only a regular file can be leased. The name is resolved once: another file under it cannot make this wait.
+    Only regular files can be leased. The name is resolved once, so that no other file can make this call block.
     """
     place = os.open(path, os.O_PATH | os.O_CLOEXEC)
     try:
@@ -65,22 +65,22 @@ def _open_leased(path: str, flags: int) -> int:
 
 
 def read_bytes(path: Path, most: int = MOST) -> bytes:
-    """Read the whole of a regular file of at most `most` bytes. Raises like `open_regular`."""
+    """Read a regular file of at most `most` bytes. Raises like `open_regular`."""
     with open_regular(path, "rb") as file:
         if os.fstat(file.fileno()).st_size > most:
             raise RefusedFileError(errno.EINVAL, f"larger than {most} bytes", str(path))
-        return file.read() or b""  # None: a file of the kernel that has nothing yet
+        return file.read() or b""  # None: a kernel file without data yet
 
 
 def read_text(path: Path, encoding: str = "utf-8", errors: str = "strict") -> str:
-    """Read the whole of a regular file as text, with \\n for the ends of all lines. Raises like `open_regular`."""
+    """Read a regular file as text with \\n line endings. Raises like `open_regular`."""
     text = read_bytes(path).decode(encoding, errors)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager
 def regular_path(path: Path) -> Iterator[Path]:
-    """A path to a regular file for libraries that open paths themselves: it leads to that very file, where it can.
+    """Yield a path to an open regular file for libraries that open paths themselves; via /proc where possible.
 
     Raises:
         RefusedFileError, OSError: see `open_regular`.
@@ -91,8 +91,8 @@ def regular_path(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, partial: Path, text: str) -> None:
-    """Write `text` to `partial`, which takes the place of `path`. Not durable; no link at either name is followed:
-    in a folder that others can write to, one would lead to a file of the user's."""
+    """Write `text` to `partial` and rename it to `path`. Not durable. Follows no link at either name: in a folder
+    that others can write to, a link could lead to a file of the user."""
     partial.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(partial, flags, 0o666), "w", encoding="utf-8") as file:
@@ -108,10 +108,10 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a temporary file beside `path` that takes its place at the end, durably; `file.name` is its path.
+    """Open a temporary file that replaces `path` durably at the end of the block; `file.name` is its path.
 
-    It is locked while it is written. Where the caller or the disk fails it is deleted; where the process is killed,
-    the next one that writes `path` deletes it.
+    The file is locked while it is written. It is deleted if the caller or the disk fails; if the process is killed, the
+    next writer of `path` deletes it.
     """
     _delete_abandoned(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -132,9 +132,9 @@ def _open_locked(path: Path) -> IO[bytes]:
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w+b")
         try:
-            with suppress(OSError):  # file systems without locks
+            with suppress(OSError):  # a file system without locks
                 fcntl.flock(file, fcntl.LOCK_EX)
-            # Until it was locked, another process may have taken it for abandoned.
+            # Before the lock was acquired, another process may have deleted it as abandoned.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     file.truncate(0)
@@ -146,16 +146,16 @@ def _open_locked(path: Path) -> IO[bytes]:
 
 
 def _delete_abandoned(path: Path) -> None:
-    """Delete the temporary files that earlier processes left of `path`: those that no process has locked."""
+    """Delete abandoned temporary files of `path`: those that no process has locked."""
     for left in _temporary_files(path.parent).pop(path.name, ()):
-        with suppress(OSError), left.open("rb") as file:  # gone, locked, or on a file system without locks
+        with suppress(OSError), left.open("rb") as file:  # deleted, locked, or on a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
 
 
 @lru_cache(maxsize=64)
 def _temporary_files(folder: Path) -> dict[str, list[Path]]:
-    """The temporary files in a folder, by the name that they were to take; listed once, since folders may be large."""
+    """Return the temporary files in a folder by their target name; cached, because folders may be large."""
     found: dict[str, list[Path]] = {}
     with suppress(OSError):
         for path in folder.iterdir():
@@ -165,9 +165,9 @@ def _temporary_files(folder: Path) -> dict[str, list[Path]]:
 
 
 def allocate(file: IO[bytes], size: int) -> None:
-    """Reserve `size` bytes of disk for an empty file. Raises OSError: there is no room.
+    """Reserve `size` bytes of disk for an empty file. Raises OSError if the disk is full.
 
-    A map of a file with holes ends the process (SIGBUS) where the disk is full; one that is allocated does not.
+    Writing to a memory map of a sparse file raises SIGBUS when the disk is full; an allocated file cannot fail.
     """
     try:
         os.posix_fallocate(file.fileno(), 0, size)
@@ -181,22 +181,25 @@ def allocate(file: IO[bytes], size: int) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable: a rename is only on the disk once its folder is."""
+    """Fsync a folder: a rename is only durable after that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_SUPPORTED:  # CIFS and some FUSE file systems cannot, and keep names themselves
+            raise
     finally:
         os.close(descriptor)
 
 
 def named(folder: Path) -> Path:
-    """A folder under a path that ends in its name, as "." does not: others are made beside it."""
+    """Return a path with a final name, which "." lacks: sibling folders are created beside it."""
     return folder if folder.name else folder.absolute()
 
 
 def at_home(place: str | Path) -> Path:
-    """A path with ~ and ~name as the home folder they stand for, where there is one."""
+    """Expand ~ and ~name to the home folder, if there is one."""
     try:
         return Path(place).expanduser()
-    except RuntimeError:  # no such person: a name like any other
+    except RuntimeError:  # no such user: an ordinary name
         return Path(place)

@@ -1,13 +1,13 @@
-"""Fingerprints of images: how the same picture is found again, whatever file it came in.
+"""Perceptual hashes of images: find the same image again in any file format.
 
-pixels: a hash of the decoded pixels: the same picture, bit for bit, whatever metadata its file carried.
-hash: 64 signs of the lowest frequencies of its 32 x 32 thumbnail's cosine transform (pHash; thresholded at 0, which
-their median is anyway, so that no bit depends on another). Two copies differ in few bits. The difference hash tells
-faces apart badly: where it finds as many copies it calls 24 times as many strangers alike (measured on 5,539 photos).
-thumb: 16 x 16 grey values. Faces are alike in low frequencies, and aligned ones more so: pairs whose hashes are near
-count only if their thumbnails correlate too (`likeness`): among those photos 7 pairs are left of 226, all of them one
-photo or two frames of one scene, and of copies whose edges were cropped by 2 %, 91 are found instead of 93 of 100.
-plain: too little contrast for anything but an exact comparison: all blank images would be alike.
+pixels: hash of the decoded pixels: finds bit-identical images, ignoring file metadata.
+hash: signs of the 64 lowest frequencies of the cosine transform of a 32 x 32 thumbnail (pHash, thresholded at 0, close
+to the median, so that no bit depends on another). Two copies differ in few bits. The difference hash separates faces
+poorly: at the same recall it matches 24 times as many strangers (measured on 5,539 photos).
+thumb: 16 x 16 gray values. Faces share low frequencies, aligned ones even more, so pairs with close hashes only match
+if their thumbnails correlate too (`likeness`): among those photos 7 of 226 pairs remain, all of them one photo or two
+frames of one scene; of copies with 2 % cropped edges, 91 instead of 93 of 100 are found.
+plain: too little contrast for an inexact comparison: all blank images would match.
 """
 
 import hashlib
@@ -28,23 +28,23 @@ from shards.manifest import ShardInfo
 from shards.processes import on_processes
 from shards.samples import check_sizes, read_samples
 
-VERSION = 1  # of what a fingerprint is
+VERSION = 1  # of the fingerprint format
 BITS = 64
-SIDE = 32  # of the thumbnail that is transformed
+SIDE = 32  # of the transformed thumbnail, pixels
 THUMB = 16
-PLAIN = 3.0  # grey levels of standard deviation below which nothing can be compared
+PLAIN = 3.0  # minimum standard deviation in gray levels for a comparison
 FINGERPRINT = np.dtype([("pixels", "<u8"), ("hash", "<u8"), ("plain", "?"), ("thumb", "u1", (THUMB, THUMB))])
-MOST_NEAR = 16  # bits; beyond, strangers outnumber copies by far
-NEAR = 8  # bits: the default
-ALIKE = 0.94  # least correlation of two thumbnails of one picture
+MOST_NEAR = 16  # maximum distance in bits; beyond it, strangers far outnumber copies
+NEAR = 8  # default distance in bits
+ALIKE = 0.94  # minimum correlation of the thumbnails of one image
 
 Fingerprints = NDArray[np.void]  # [n] of FINGERPRINT
 
 
 def _lowest() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of the 64 lowest frequencies but the constant one, in the order of their bits.
+    """Return rows and columns of the 64 lowest frequencies except the constant one, in the order of their bits.
 
-    Neighbouring frequencies are dealt out over the whole word, so that every band of bits tells as much as any other.
+    Neighboring frequencies are spread over the word, so that every band of bits is equally informative.
     """
     places = sorted(((v, u) for v in range(12) for u in range(12) if v or u), key=lambda place: (sum(place), place))
     dealt = [place for start in range(4) for place in places[:BITS][start::4]]
@@ -56,7 +56,7 @@ _ROWS, _COLUMNS = _lowest()
 
 
 def fingerprint(data: bytes) -> np.void:
-    """The fingerprint of an image file. Raises ValueError or Unusable where it cannot be decoded."""
+    """Return the fingerprint of an image file. Raises ValueError or Unusable if it cannot be decoded."""
     if data.startswith(JPEG_START):
         check_cost(data)
         return fingerprint_pixels(simplejpeg.decode_jpeg(data, "RGB", strict=False))
@@ -64,11 +64,11 @@ def fingerprint(data: bytes) -> np.void:
 
 
 def fingerprint_pixels(pixels: NDArray[np.uint8]) -> np.void:
-    """The fingerprint of an RGB image [H, W, 3]."""
-    import cv2  # not at the top: workers of builds that exclude nothing do without it
+    """Return the fingerprint of an RGB image [H, W, 3]."""
+    import cv2  # imported lazily: only builds with --exclude need it
 
     found = np.zeros((), FINGERPRINT)
-    digest = hashlib.sha256(np.array(pixels.shape, "<u4").tobytes())  # which processors compute themselves
+    digest = hashlib.sha256(np.array(pixels.shape, "<u4").tobytes())  # hardware-accelerated
     digest.update(np.ascontiguousarray(pixels).data)
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)  # [H, W]
     small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
@@ -82,7 +82,7 @@ def fingerprint_pixels(pixels: NDArray[np.uint8]) -> np.void:
 
 
 def likeness(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Correlation [n] in [-1, 1] of thumbnails [n, 16, 16], pair by pair."""
+    """Return the correlation [n] in [-1, 1] of thumbnails [n, 16, 16], pair by pair."""
     a, b = (_centred(thumbs) for thumbs in (first, second))
     norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
     return np.asarray((a * b).sum(1) / np.maximum(norms, 1e-6), np.float32)
@@ -94,7 +94,7 @@ def _centred(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
 
 
 def fingerprint_shard(folder: Path, info: ShardInfo) -> Fingerprints:
-    """The fingerprints [samples] of one shard."""
+    """Return the fingerprints [samples] of one shard."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -103,19 +103,22 @@ def fingerprint_shard(folder: Path, info: ShardInfo) -> Fingerprints:
         try:
             found[number] = fingerprint(sample.members.get(image_of(sample.members) or "", b""))
         except (ValueError, Unusable) as error:
-            raise UserError(f"shards: {folder / info.file}: {sample.key} has no readable image ({error})") from None
+            raise UserError(
+                f"shards: {folder / info.file}: {sample.key} has no readable image ({error}). "
+                "Fix: run simfle shards verify"
+            ) from None
     return found
 
 
 def fingerprint_shards(
     folder: Path, shards: list[ShardInfo], path: Path, workers: int, progress: Callable[[int], None]
 ) -> Fingerprints:
-    """The fingerprints of shards, one after another, in the file `path`, which stays mapped: 273 bytes an image.
+    """Compute the fingerprints of shards, in order, into the memory-mapped file `path`: 273 bytes per image.
 
-    `progress` gets the images done.
+    `progress` receives the number of images done.
 
     Raises:
-        UserError: there is no room for the file; a shard is missing or damaged.
+        UserError: the disk is full; a shard is missing or corrupt.
     """
     check_sizes(folder, shards)
     total = sum(info.samples for info in shards)
@@ -128,8 +131,8 @@ def fingerprint_shards(
         kept: Any = np.memmap(path, FINGERPRINT, "r+", shape=(total,))
     except OSError as error:
         raise UserError(
-            f"TMPDIR={path.parent}: {size} bytes for fingerprints cannot be written: {error.strerror}. "
-            "Fix: free that much there, or set TMPDIR to a folder with more room"
+            f"TMPDIR={path.parent}: cannot write {size} bytes of fingerprints ({error.strerror}). "
+            "Fix: free that much space there, or set TMPDIR to a folder with more space"
         ) from None
     done = 0
     for part in on_processes(partial(fingerprint_shard, folder), shards, workers):

@@ -1,14 +1,14 @@
-"""Folders of tars that others wrote (webdataset's ShardWriter, img2dataset): what in them can be used, and a manifest.
+"""Folders of tars written by other tools (webdataset's ShardWriter, img2dataset): find usable samples, make a manifest.
 
-A sample can be used if it has an image in one of the formats that all backends decode. Nothing is decoded here, and
-nothing is turned upright: who wants every image checked builds shards from such a folder.
+A sample is usable if it has an image in a format that all backends decode. This module neither decodes images nor turns
+them upright; to check every image, build shards from such a folder.
 """
 
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,20 +24,20 @@ from shards.names import is_plain
 from shards.processes import on_processes
 from shards.rules import SPLIT_NAMES, TEST, TRAIN, VAL
 
-IMAGES = ("jpg", "jpeg", "png", "webp")  # extensions of image members, in lower case; the first one there counts
+IMAGES = ("jpg", "jpeg", "png", "webp")  # lower-case extensions of image members; the first one present wins
 SPLITS = {name: name for name in (TRAIN, VAL, TEST)} | SPLIT_NAMES
 KIND = "foreign"
-MOST_LABELS = 100_000  # unless there are more samples: a larger number is some id, and its names would fill the memory
+MOST_LABELS = 100_000  # or the number of samples: a larger number is an id, and its label names would fill the memory
 _SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 _LONGEST = 12
 
 
 @dataclass(frozen=True)
 class Found:
-    """One tar: the index of what can be used, what cannot, and what its .cls members say.
+    """One tar: the index of its usable samples, the rejected ones, and the content of its .cls members.
 
-    numbered: whether all of these are numbers; top: the largest one, -1 where there are none; labels: all of them, in
-    order, a line each.
+    numbered: whether all .cls are numbers; top: the largest one, -1 if there are none; labels: all .cls, in order, one
+    per line.
     """
 
     index: Index
@@ -48,32 +48,35 @@ class Found:
 
 
 def image_of(extensions: Iterable[str]) -> str | None:
-    """The extension of a sample's image member, one of `IMAGES` in whatever case."""
+    """Return the extension of a sample's image member, one of `IMAGES` in any case."""
     known = {extension.lower(): extension for extension in reversed(list(extensions))}
     return next((known[name] for name in IMAGES if name in known), None)
 
 
 def is_foreign(folder: Path) -> bool:
-    """Whether a folder holds tars but no manifest."""
+    """Return whether a folder contains tars but no manifest."""
     return folder.is_dir() and not (folder / NAME).exists() and any(folder.glob("*.tar"))
 
 
 def describes(manifest: Manifest) -> bool:
-    """Whether a manifest is of foreign tars."""
+    """Return whether a manifest describes external tars."""
     source = manifest.build.get("source")
     return isinstance(source, dict) and source.get("kind") == KIND
 
 
 def examine(tar: Path) -> Found:
-    """Index a tar and look at the first bytes of each image.
+    """Index a tar and check the first bytes of each image.
 
     Raises:
-        UserError: not a tar, or not readable.
+        UserError: the tar is invalid or cannot be read.
     """
     outside: dict[str, None] = {}  # keys, in their order
-    index = index_tar(tar, lambda name: outside.setdefault(split_name(name)[0]))
+    again: list[str] = []  # members with a repeated name
+    index = index_tar(tar, lambda name: outside.setdefault(split_name(name)[0]), again.append)
     keep = np.zeros(len(index), bool)
-    rejected = [Rejected(f"{tar.name}: {key}", "outside", "a path that leaves the archive") for key in outside]
+    seen: dict[str, frozenset[str]] = {}  # key -> extensions
+    rejected = [Rejected(f"{tar.name}: {key}", "outside", "a path outside the archive") for key in outside]
+    rejected += [Rejected(f"{tar.name}: {name}", "repeated") for name in again]
     top, numbered, labels = -1, True, bytearray()
     with open_regular(tar, "rb") as file:
 
@@ -84,12 +87,19 @@ def examine(tar: Path) -> Found:
         for sample, key in enumerate(index.keys):
             members = index.members(sample)
             name = image_of(members)
+            if key in seen:
+                check_sorted(tar, key, seen[key], members)
+                rejected += [Rejected(f"{tar.name}: {key}.{extension}", "repeated") for extension in members]
+                continue
+            seen[key] = frozenset(members)
             if name is None:
                 rejected.append(Rejected(f"{tar.name}: {key}", "no_image", f"only {', '.join(members)}"))
             elif not members[name].size:
                 rejected.append(Rejected(f"{tar.name}: {key}", "empty"))
             elif not _SIGNATURES.match(read(members[name].offset, _LONGEST)):
-                rejected.append(Rejected(f"{tar.name}: {key}", "not_an_image", f"its {name} is no JPEG, PNG or WebP"))
+                rejected.append(
+                    Rejected(f"{tar.name}: {key}", "not_an_image", f"its {name} is not a JPEG, PNG or WebP")
+                )
             else:
                 keep[sample] = True
                 if "cls" in members:
@@ -105,35 +115,44 @@ def examine(tar: Path) -> Found:
     return Found(usable, tuple(rejected), numbered, top, bytes(labels))
 
 
-def split_of(file: str) -> str:
-    """val of 'val-000000.tar' or 'faces-dev-000000.tar'; train where the name says nothing.
+def check_sorted(tar: Path, key: str, before: Collection[str], members: Iterable[str]) -> None:
+    """Raise UserError if a key recurs with other extensions: the members of its sample are not adjacent."""
+    if not set(before) & set(members):
+        raise UserError(
+            f"shards: {tar} is not sorted: the members of {key!r} ({', '.join([*before, *members])}) are not adjacent. "
+            "Fix: repack it with tar --sort=name"
+        )
 
-    Of several words that name a split the last one counts: a corpus, whose name comes first, may have one in it.
+
+def split_of(file: str) -> str:
+    """Infer the split: val for 'val-000000.tar' or 'faces-dev-000000.tar'; train if the name contains no split.
+
+    The last split word wins, because a corpus name at the start may contain one.
     """
     words = re.split(r"[\W\d_]+", file.removesuffix(".tar").lower())
     return next((SPLITS[word] for word in reversed(words) if word in SPLITS), TRAIN)
 
 
 def tars_in(folder: Path) -> list[Path]:
-    """The tars of a folder by name. Raises UserError where there are none."""
+    """Return the tars of a folder by name. Raises UserError if there are none."""
     tars = sorted(folder.glob("*.tar"))
     if not tars:
-        raise UserError(f"shards: {folder} has no .tar in it")
+        raise UserError(f"shards={folder}: contains no .tar. Fix: give a folder of shards")
     for tar in tars:
         if not is_plain(tar.name):
-            raise UserError(f"shards={folder}: {tar.name!r} cannot name a shard. Fix: rename this tar")
+            raise UserError(f"shards={folder}: {tar.name!r} is not a valid shard name. Fix: rename this tar")
     return tars
 
 
 def shard_info(tar: Path, found: Found, sha256: str) -> ShardInfo:
-    """What a manifest says of one tar."""
+    """Return a tar's manifest entry."""
     return ShardInfo(tar.name, split_of(tar.name), len(found.index), tar.stat().st_size, sha256)
 
 
 def make_manifest(
     folder: Path, examined: Iterable[tuple[ShardInfo, Found]], terms: str = ""
 ) -> tuple[Manifest, list[Rejected]]:
-    """The manifest of a folder of examined tars, and all that cannot be used."""
+    """Return the manifest of a folder of examined tars, and all rejected samples."""
     infos: list[ShardInfo] = []
     rejected: list[Rejected] = []
     counts: Counter[str] = Counter()
@@ -145,7 +164,9 @@ def make_manifest(
         numbered, top = numbered and found.numbered, max(top, found.top)
     samples = sum(info.samples for info in infos)
     if not samples:
-        raise UserError(f"shards: {folder} has no sample with an image ({', '.join(IMAGES)}) in its tars")
+        raise UserError(
+            f"shards={folder}: no sample in its tars has an image ({', '.join(IMAGES)}). Fix: give other shards"
+        )
     manifest = Manifest(
         format=FORMAT,
         corpus=folder.resolve().name,
@@ -160,10 +181,10 @@ def make_manifest(
 
 
 def synthesise(folder: Path) -> Manifest:
-    """The manifest of a folder of foreign tars, made on the spot.
+    """Infer the manifest of a folder of external tars from headers and labels.
 
-    Reading every byte would take too long here: a tar's "sha256" is that of its size, of where its samples lie, and of
-    their labels, which may be mended without any change of these.
+    Reading every byte would take too long, so a tar's "sha256" covers its size, its sample offsets and its labels,
+    which can be corrected without changing the others.
     """
 
     def examined() -> Iterator[tuple[ShardInfo, Found]]:
@@ -177,16 +198,21 @@ def synthesise(folder: Path) -> Manifest:
 
 
 def index_folder(folder: Path, terms: str, workers: int, overwrite: bool, progress: Callable[[int], None]) -> Manifest:
-    """Write an index beside each tar, `rejected.jsonl` and the manifest, so that nothing is made on the spot any more.
+    """Write an index beside each tar, `rejected.jsonl` and the manifest, so that nothing needs to be inferred again.
 
-    overwrite: replace indexes that say something else, and a manifest of foreign tars. `progress` gets the tars done.
+    Args:
+        folder: folder of external tars.
+        terms: terms of use of the images.
+        workers: number of processes.
+        overwrite: replace different indexes and a manifest of external tars.
+        progress: called with the number of tars done.
 
     Raises:
-        UserError: no tars, a manifest or other indexes are there, a key that an index cannot hold, no usable sample.
+        UserError: no tars, an existing manifest or different index, a key that an index cannot store, no usable sample.
     """
     tars = tars_in(folder)
     if (folder / NAME).exists() and not (overwrite and describes(read_manifest(folder))):
-        raise UserError(f"shards: {folder} has a {NAME} already; there is nothing to do (or give --overwrite)")
+        raise UserError(f"shards={folder}: has a {NAME}. Fix: use the folder as it is, or add --overwrite")
     examined = []
     for done, item in enumerate(on_processes(partial(_index_tar, overwrite=overwrite), tars, workers), 1):
         examined.append(item)
@@ -198,21 +224,21 @@ def index_folder(folder: Path, terms: str, workers: int, overwrite: bool, progre
 
 
 def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, Found]:
-    """Read a tar in full, and write its index."""
+    """Read a tar in full and write its index."""
     found = examine(tar)
     spaced = next((key for key in found.index.keys if " " in key or "\n" in key), None)
     if spaced is not None:
         raise UserError(
-            f"shards: {tar}: the key {spaced!r} has a space, which DALI's index format cannot hold; "
-            "read this folder without a manifest, or build shards from it"
+            f"shards: {tar}: the key {spaced!r} has a space, which DALI's index format cannot store. "
+            "Fix: read this folder without a manifest, or build shards from it"
         )
     path = tar.with_name(index_name(tar.name))
     if path.exists() and not overwrite and not same(read_index(path), found.index):
-        raise UserError(f"shards: {path} is there and says something else; give --overwrite to replace it")
+        raise UserError(f"shards: {path} exists with other content. Fix: add --overwrite to replace it")
     write_index(path, found.index)
     digest = hashlib.sha256()
     with open_regular(tar, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    # The samples are not needed any more, and would have to be sent from a process.
+    # The samples are not needed any more; do not pickle them.
     return shard_info(tar, found, digest.hexdigest()), replace(found, index=make_index(()), labels=b"")

@@ -1,8 +1,8 @@
-"""All pairs of 64-bit words that differ in at most d bits: exact, far from comparing every word with every other.
+"""Find all pairs of 64-bit hashes that differ in at most d bits: exact, without comparing all pairs.
 
-Words are cut into bands (multi-index hashing: Norouzi, Punjani, Fleet, "Fast exact search in Hamming space with
-multi-index hashing", arXiv 1307.2982). With d = bands * r + a, two words that differ in at most d bits agree to within
-r bits in one of the first a + 1 bands, or to within r - 1 in one of the others: so the words of few buckets are enough.
+Hashes are cut into bands (multi-index hashing: Norouzi, Punjani, Fleet, "Fast exact search in Hamming space with
+multi-index hashing", arXiv 1307.2982). With d = bands * r + a, two hashes that differ in at most d bits agree to within
+r bits in one of the first a + 1 bands, or to within r - 1 in one of the others, so only a few buckets are searched.
 """
 
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 
-PIECE = 1 << 20  # candidates looked at together: what bounds the memory beside the words themselves
-PROBE_COST = 4.0  # looking into a bucket, in candidates
-CALL_COST = 5000.0  # beginning with a band, in candidates: counts where words are looked up one by one
-WIDEST = 22  # bits of a band; its table of buckets has 2^bits entries
+PIECE = 1 << 20  # candidates per step: bounds the memory besides the words
+PROBE_COST = 4.0  # cost of one bucket lookup, in candidates
+CALL_COST = 5000.0  # cost per band and call, in candidates: matters for single queries
+WIDEST = 22  # bits of a band; its bucket table has 2^bits entries
 
 
 @dataclass(frozen=True)
 class Band:
-    """Bits `shift` to `shift + width` of a word; radius: how many of them may differ."""
+    """Bits `shift` to `shift + width` of a word; radius: number of them that may differ."""
 
     shift: int
     width: int
@@ -33,23 +33,23 @@ class Band:
 
     @property
     def probes(self) -> int:
-        """Buckets in which a word looks."""
+        """Number of buckets searched per word."""
         return sum(comb(self.width, bits) for bits in range(self.radius + 1))
 
     def of(self, words: Words) -> Ints:
-        """The band's value in each word."""
+        """Return the band's value in each word."""
         return ((words >> np.uint64(self.shift)) & np.uint64((1 << self.width) - 1)).astype(np.int64)
 
     def masks(self) -> Ints:
-        """All values of at most `radius` bits."""
+        """Return all values with at most `radius` bits set."""
         chosen = [bits for number in range(self.radius + 1) for bits in combinations(range(self.width), number)]
         return np.array([sum(1 << bit for bit in bits) for bits in chosen], np.int64)
 
 
 def plan_bands(words: int, distance: int, at_once: int = 1 << 16) -> tuple[Band, ...]:
-    """The cheapest bands for `words` words, were they random; a single one of no bits means: compare with all.
+    """Return the cheapest bands for `words` random words; a single band of 0 bits means "compare all pairs".
 
-    at_once: how many words will be looked up together.
+    at_once: number of words per query.
     """
     plans: list[tuple[Band, ...]] = [(Band(0, 0, 0),)]
     for number in range(3, 17):
@@ -66,7 +66,7 @@ def plan_bands(words: int, distance: int, at_once: int = 1 << 16) -> tuple[Band,
 
 
 class Search:
-    """Words [n] that can be searched: 8 bytes a word and 4 more for each band."""
+    """Index of words [n]: 8 bytes per word and 4 more per band."""
 
     def __init__(self, words: Words, distance: int, at_once: int = 1 << 16) -> None:
         self.words = words
@@ -75,7 +75,7 @@ class Search:
 
     @cached_property
     def _buckets(self) -> list[tuple[NDArray[np.uint32], Ints, Ints]]:
-        """For each band: the words sorted by its value, where each value starts among them, and the masks."""
+        """For each band: the words sorted by its value, the start of each value in that order, and the masks."""
         found = []
         for band in self.bands:
             values = band.of(self.words)
@@ -86,7 +86,7 @@ class Search:
         return found
 
     def pairs(self, queries: Words) -> Iterator[tuple[Ints, Ints, NDArray[np.uint8]]]:
-        """Every (query, word, distance) with a distance of at most `self.distance`, each once, in pieces [k]."""
+        """Yield every (query, word, distance) with a distance of at most `self.distance` once, in pieces [k]."""
         for place, (order, starts, masks) in enumerate(self._buckets):
             step = max(1, PIECE // len(masks))
             for first in range(0, len(queries), step):
@@ -97,14 +97,14 @@ class Search:
                     differ = asked[query] ^ self.words[word]
                     distance = np.bitwise_count(differ)
                     near = distance <= self.distance
-                    for band in self.bands[:place]:  # already found there
+                    for band in self.bands[:place]:  # already found by that band
                         near &= np.bitwise_count(band.of(differ)) > band.radius
                     if near.any():
                         yield query[near] + first, word[near], distance[near]
 
 
 def _ranges(low: Ints, high: Ints) -> Iterator[tuple[Ints, Ints]]:
-    """All places in the ranges low[i] ... high[i] - 1, with their i, at most PIECE of them at a time."""
+    """Yield all positions in the ranges low[i] ... high[i] - 1 with their i, at most PIECE at a time."""
     ends = np.cumsum(high - low)
     begins = ends - (high - low)
     total = int(ends[-1]) if len(ends) else 0

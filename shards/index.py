@@ -1,7 +1,7 @@
-"""Where each member of each sample lies in a tar, in DALI's wds2idx text format v1.2.
+"""Index of the members of each sample in a tar, in DALI's wds2idx text format v1.2.
 
-First line `v1.2 SAMPLES`, then one line a sample: `extension offset size name` for each of its members. A sample's name
-ends at the first dot of its base name; the rest is the extension. Offsets are of the content, in bytes.
+First line `v1.2 SAMPLES`, then one line per sample: `extension offset size name` for each member. A sample's name ends
+at the first dot of its base name; the rest is the extension. Offsets refer to the content, in bytes.
 """
 
 import tarfile
@@ -19,11 +19,11 @@ from shards.names import leads_outside
 from shards.tarred import BoundedTar
 
 VERSION = "v1.2"
-MOST_CELLS = 1 << 24  # samples times kinds of members, 16 bytes each
+MOST_CELLS = 1 << 24  # samples times extensions, 16 bytes each
 
 
 class Member(NamedTuple):
-    """One file in a tar: offset and size of its content in bytes, and its name."""
+    """A file in a tar: offset and size of its content in bytes, and its name."""
 
     offset: int
     size: int
@@ -32,10 +32,10 @@ class Member(NamedTuple):
 
 @dataclass(frozen=True)
 class Index:
-    """N samples with up to E kinds of members, as arrays: 40 bytes a sample and its key.
+    """Index of N samples with up to E extensions, as arrays: 40 bytes per sample plus its key.
 
     keys: N names without extension; extensions: E names, for example ("jpg", "cls", "json");
-    offsets, sizes: [N, E] int64, -1 where a sample has no such member.
+    offsets, sizes: [N, E] int64, -1 if a sample has no such member.
     """
 
     keys: tuple[str, ...]
@@ -47,7 +47,7 @@ class Index:
         return len(self.keys)
 
     def column(self, extension: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Offsets [N] and sizes [N] of one kind of member, -1 where absent (everywhere, if no sample has one)."""
+        """Return offsets [N] and sizes [N] of the members with one extension; -1 where absent."""
         if extension not in self.extensions:
             absent = np.full(len(self), -1, np.int64)
             return absent, absent
@@ -55,7 +55,7 @@ class Index:
         return self.offsets[:, place], self.sizes[:, place]
 
     def members(self, sample: int) -> dict[str, Member]:
-        """The members of one sample by extension, in the order in which they lie in the tar."""
+        """Return the members of one sample by extension, in tar order."""
         row = [
             (extension, Member(int(offset), int(size), f"{self.keys[sample]}.{extension}"))
             for extension, offset, size in zip(self.extensions, self.offsets[sample], self.sizes[sample], strict=True)
@@ -64,8 +64,11 @@ class Index:
         return dict(sorted(row, key=lambda item: item[1].offset))
 
 
-def make_index(members: Iterable[tuple[str, int, int]]) -> Index:
-    """An index from (name, offset, size) of a tar's files, in their order; hidden files are left out, as DALI does."""
+def make_index(members: Iterable[tuple[str, int, int]], repeated: Callable[[str], object] | None = None) -> Index:
+    """Build an index from (name, offset, size) of a tar's files, in order; skip hidden files, like DALI.
+
+    Of consecutive members with the same name, the first is kept. repeated: called with the names of the others.
+    """
     keys: list[str] = []
     places: dict[str, int] = {}
     rows: list[dict[int, tuple[int, int]]] = []
@@ -76,10 +79,14 @@ def make_index(members: Iterable[tuple[str, int, int]]) -> Index:
         if not keys or keys[-1] != key:
             keys.append(key)
             rows.append({})
-        rows[-1][places.setdefault(extension, len(places))] = (offset, size)
-    # Each other ending is a column of all samples: of as many endings as samples there would be a square of numbers.
+        place = places.setdefault(extension, len(places))
+        if place not in rows[-1]:
+            rows[-1][place] = (offset, size)
+        elif repeated is not None:
+            repeated(name)
+    # Each extension is a column over all samples: as many extensions as samples would make a quadratic table.
     if len(keys) * len(places) > max(MOST_CELLS, 64 * sum(map(len, rows))):
-        raise ValueError(f"{len(keys)} samples with {len(places)} different endings")
+        raise ValueError(f"{len(keys)} samples with {len(places)} different extensions")
     table = np.full((2, len(keys), len(places)), -1, np.int64)
     for number, row in enumerate(rows):
         for place, pair in row.items():
@@ -88,14 +95,14 @@ def make_index(members: Iterable[tuple[str, int, int]]) -> Index:
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """('dir/key', 'seg.png') of 'dir/key.seg.png'."""
+    """Split 'dir/key.seg.png' into ('dir/key', 'seg.png')."""
     folder, slash, base = name.rpartition("/")
     key, _, extension = base.partition(".")
     return folder + slash + key, extension
 
 
 def same(first: Index, second: Index) -> bool:
-    """Whether two indexes say the same."""
+    """Return whether two indexes are equal."""
     return (
         first.keys == second.keys
         and first.extensions == second.extensions
@@ -104,26 +111,29 @@ def same(first: Index, second: Index) -> bool:
     )
 
 
-def index_tar(tar: Path, left_out: Callable[[str], object] | None = None) -> Index:
-    """Read the index of any tar from its headers.
+def index_tar(
+    tar: Path, left_out: Callable[[str], object] | None = None, repeated: Callable[[str], object] | None = None
+) -> Index:
+    """Read the index of any tar from its headers. repeated: see `make_index`.
 
-    left_out: is told the names of members that lead out of the folder, which are not taken then; None: they are errors.
+    left_out: called with the name of each member that leads outside the folder; the member is skipped. None: such a
+    member is an error.
 
     Raises:
-        UserError: missing, or not a tar; a member whose name leads out of the folder.
+        UserError: the tar is missing or invalid, or a member's name leads outside the folder.
     """
     try:
         with open_regular(tar, "rb") as file, BoundedTar.open(fileobj=file, mode="r:") as archive:
-            return make_index(_inside(_files(archive), tar, left_out))
+            return make_index(_inside(_files(archive), tar, left_out), repeated)
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise UserError(f"shards: cannot index {tar}: {error}") from None
+        raise UserError(f"shards: {tar} cannot be indexed ({error}). Fix: copy it again") from None
 
 
 def _files(archive: tarfile.TarFile) -> Iterable[tuple[str, int, int]]:
-    """Name, offset and size of each regular file."""
+    """Yield name, offset and size of each regular file."""
     while (item := archive.next()) is not None:
-        archive.members.clear()  # type: ignore[attr-defined] # tarfile keeps every header otherwise
-        if item.isreg() and not item.issparse():  # of a sparse file only parts are there
+        archive.members.clear()  # type: ignore[attr-defined] # otherwise tarfile keeps every header
+        if item.isreg() and not item.issparse():  # a sparse file is stored in parts
             yield item.name, item.offset_data, item.size
 
 
@@ -140,34 +150,34 @@ def read_index(path: Path) -> Index:
     """Read an index in DALI's format.
 
     Raises:
-        UserError: missing, another version, damaged.
+        UserError: the index is missing, corrupt or of another version.
     """
     try:
         lines = read_bytes(path).decode("utf-8", "surrogateescape").split("\n")
     except OSError as error:
-        raise UserError(f"shards: cannot read index {path}: {error}") from None
+        raise UserError(f"shards: index {path} cannot be read ({error}). Fix: copy it again") from None
     version, _, count = lines[0].partition(" ")
     if version != VERSION:
-        raise UserError(f"shards: {path} has index version {version!r}, this program reads {VERSION}")
+        raise UserError(f"shards: index {path} has version {version!r}, needs {VERSION}. Fix: rebuild the shards")
     try:
         index = make_index(_inside(_members(lines[1 : int(count) + 1]), path))
     except (ValueError, OverflowError) as error:
-        raise UserError(f"shards: index {path} is damaged ({error}); build the shards again") from None
+        raise UserError(f"shards: index {path} is corrupt ({error}). Fix: rebuild the shards") from None
     if len(index) != int(count):
-        raise UserError(f"shards: index {path} lists {len(index)} samples of {count}; build the shards again")
+        raise UserError(f"shards: index {path} lists {len(index)} of {count} samples. Fix: rebuild the shards")
     return index
 
 
 def _inside(
     members: Iterable[tuple[str, int, int]], path: Path, left_out: Callable[[str], object] | None = None
 ) -> Iterator[tuple[str, int, int]]:
-    """Yield the members whose names stay inside of the folder that a tar is unpacked to."""
+    """Yield the members whose names stay inside the folder that the tar is extracted to."""
     for member in members:
         if not leads_outside(member[0]):
             yield member
         elif left_out is None:
             raise UserError(
-                f"shards: {path}: the member {member[0]!r} leads out of its folder. "
+                f"shards: {path}: the member {member[0]!r} leads outside its folder. "
                 "Fix: use shards from a source that you trust"
             )
         else:
@@ -178,7 +188,7 @@ def _members(lines: Iterable[str]) -> Iterator[tuple[str, int, int]]:
     for line in lines:
         words = line.split(" ")
         if len(words) % 4:
-            raise ValueError(f"{line[:60]!r} is not made of extension, offset, size, name")
+            raise ValueError(f"{line[:60]!r} is not a list of extension, offset, size, name")
         for start in range(0, len(words), 4):
             offset, size = int(words[start + 1]), int(words[start + 2])
             if offset < 0 or size < 0:

@@ -1,4 +1,4 @@
-"""Look at shards: counts, sizes, people, and a sheet of some of their images."""
+"""Summarize shards: counts, sizes, people, and a contact sheet of sample images."""
 
 import heapq
 from collections import Counter
@@ -18,20 +18,21 @@ from shards.manifest import Manifest, ShardInfo, read_manifest
 from shards.rules import keyed_hash
 from shards.samples import Sample, check_sizes, chosen_shards, read_samples, shard_index
 
-GAP, LINE = 6, 13  # pixels between images, and of one line of text
+GAP, LINE = 6, 13  # pixels: gap between images, height of a text line
 COLUMNS = 8
 MOST_CELLS = 10_000
 BACKGROUND, INK, PALE = (250, 250, 250), (20, 20, 20), (110, 110, 110)
 
-Place = tuple[ShardInfo, int]  # a shard and a position in it
+Place = tuple[ShardInfo, int]  # shard, position in it
 
 
 @dataclass
 class Looked:
-    """What is in the chosen shards. counts: (split, label) -> samples, the label "" where there is none.
+    """Summary of the chosen shards.
 
-    sides: width and height [n, 2] of the images in pixels, 0 where unknown; bytes: of the images [n]; people: (split)
-    -> groups; sheet: some places, chosen by a keyed hash, in the order of the shards.
+    counts: (split, label) -> samples, label "" for samples without one; sides: width and height [n, 2] of the images in
+    pixels, 0 if unknown; bytes: size of each image file [n]; people: split -> number of groups; sheet: samples drawn by
+    a keyed hash, in the order of the shards.
     """
 
     manifest: Manifest
@@ -45,20 +46,20 @@ class Looked:
 def look(
     folder: Path, splits: Sequence[str], faces: int, seed: int, progress: Callable[[str, int, int], None]
 ) -> Looked:
-    """Go through the labels, json and sizes of all samples; choose `faces` of them for a sheet.
+    """Read the labels, json and sizes of all samples and draw `faces` of them for a contact sheet.
 
     Raises:
-        UserError: no such shards or split, shards not as the manifest says.
+        UserError: the shards or a split do not exist, or the shards do not match the manifest.
     """
     if not 0 <= faces <= MOST_CELLS:
-        raise UserError(f"--faces {faces} is not from 0 to {MOST_CELLS}")
+        raise UserError(f"--faces={faces}: out of range. Fix: give 0 to {MOST_CELLS}")
     manifest = read_manifest(folder)
     shards = chosen_shards(manifest, splits, "--split")
     check_sizes(folder, shards)
     total = sum(info.samples for info in shards)
     found = Looked(manifest, sides=np.zeros((total, 2), np.int64), bytes=np.zeros(total, np.int64))
     people: dict[str, set[bytes]] = {}
-    chosen: list[tuple[int, int, int]] = []  # a heap of (hash, shard, position), the greatest hash on top
+    chosen: list[tuple[int, int, int]] = []  # heap of (hash, shard, position), largest hash first
     number = 0
     for place, info in enumerate(shards):
         found.bytes[number : number + info.samples] = _image_sizes(folder, info)
@@ -80,7 +81,7 @@ def look(
 def _image_sizes(folder: Path, info: ShardInfo) -> NDArray[np.int64]:
     index = shard_index(folder, info)
     sizes = np.zeros(len(index), np.int64)
-    for name in reversed(IMAGES):  # the first one that a sample has counts
+    for name in reversed(IMAGES):  # the first one of a sample wins
         for extension in (extension for extension in index.extensions if extension.lower() == name):
             column = index.column(extension)[1]
             sizes = np.where(column >= 0, column, sizes)
@@ -92,9 +93,9 @@ def _number(value: Any) -> int:
 
 
 def draw_sheet(folder: Path, looked: Looked, side: int) -> Image.Image:
-    """The chosen images, each in a square of `side` pixels, with label, split and key under it."""
+    """Draw the chosen images in squares of `side` pixels, each with label, split and key below it."""
     if not looked.sheet:
-        raise UserError(f"{folder}: no samples to show")
+        raise UserError(f"{folder}: contains no samples to show. Fix: choose other shards")
     columns = min(COLUMNS, len(looked.sheet))
     rows = -(-len(looked.sheet) // columns)
     width, height = side + GAP, side + GAP + 2 * LINE
@@ -117,11 +118,11 @@ def _open(tar: Path, sample: Sample) -> Image.Image:
     try:
         return Image.fromarray(decode_rgb(sample.members.get(image_of(sample.members) or "", b"")))
     except Unusable as error:
-        raise UserError(f"{tar}: {sample.key} cannot be decoded ({error}); see simfle shards verify") from None
+        raise UserError(f"{tar}: {sample.key} cannot be decoded ({error}). Fix: run simfle shards verify") from None
 
 
 def _fit(pen: ImageDraw.ImageDraw, font: Any, text: str, width: int) -> str:
-    """The text, cut short where it is wider than its image."""
+    """Truncate a text that is wider than its image."""
     while len(text) > 1 and pen.textlength(text, font) > width:
         text = text[:-2] + "\u2026"
     return text

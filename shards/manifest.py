@@ -1,4 +1,4 @@
-"""The manifest of a shard folder: what is in it, where it came from, what was left out. Written last, atomically."""
+"""The manifest of a shard folder: content, origin and rejected entries. Written last, atomically."""
 
 import json
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from shards.remote import check_url, is_url, join, read_url
 FORMAT = 1
 NAME = "manifest.json"
 REJECTED = "rejected.jsonl"
-MOST_BYTES = 1 << 50  # of one tar: sums of many stay far below 2**63
+MOST_BYTES = 1 << 50  # of one tar: sums over many tars stay far below 2**63
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One tar: its file name, split, number of samples, size in bytes, sha256 in hexadecimal digits."""
+    """One tar: file name, split, number of samples, size in bytes, sha256 in hexadecimal digits."""
 
     file: str
     split: str
@@ -32,11 +32,11 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A shard folder. entries == samples of all shards - extra_samples + all rejected, always.
+    """A shard folder. Always, entries == samples of all shards - extra_samples + all rejected.
 
-    corpus: its name; terms: the terms of use of its images; labels: names, their position is the number in `.cls`;
-    entries: how many the source listed; rejected: reason -> count; build: source, options, versions, digest;
-    extra_samples: those beyond the first of their entry, which a photo of several faces gives.
+    corpus: name of the corpus; terms: terms of use of its images; labels: names, whose position is the number in
+    `.cls`; entries: number listed by the source; rejected: reason -> count; build: source, options, versions,
+    digest; extra_samples: samples beyond the first of their entry (photos with several faces).
     """
 
     format: int
@@ -51,7 +51,7 @@ class Manifest:
 
     @property
     def samples(self) -> int:
-        """Samples of all shards of all splits."""
+        """Number of samples in all shards of all splits."""
         return sum(shard.samples for shard in self.shards)
 
     @property
@@ -61,58 +61,58 @@ class Manifest:
 
 
 def index_name(file: str) -> str:
-    """train-000000.tar -> train-000000.idx"""
+    """Return the index file name: train-000000.tar -> train-000000.idx."""
     return file.removesuffix(".tar") + ".idx"
 
 
 def read_manifest(folder: str | Path) -> Manifest:
-    """Read and check the manifest.json of a folder, which may be a URL.
+    """Read and check the manifest.json of a folder or URL.
 
     Raises:
-        UserError: folder missing, no manifest in it, another format version, damaged; a URL that cannot be read.
+        UserError: the folder or manifest is missing, corrupt or of another format version; a URL cannot be read.
     """
     path, content = _read(folder)
     return parse_manifest(content, path)
 
 
 def parse_manifest(data: bytes, path: str) -> Manifest:
-    """The manifest in `data`; path: where it comes from, for messages. Raises UserError like `read_manifest`."""
+    """Parse the manifest in `data`; `path` names it in messages. Raises UserError like `read_manifest`."""
     try:
         content = parse_json(data)
     except ValueError as error:
-        raise UserError(f"shards: {path} is damaged ({error}); build the shards again") from None
+        raise UserError(f"shards: {path} is corrupt ({error}). Fix: rebuild the shards") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise UserError(f"shards: {path} has format {found}, this program reads {FORMAT}; build the shards again")
+        raise UserError(f"shards: {path} has format {found}, but this version reads {FORMAT}. Fix: rebuild the shards")
     try:
         return _manifest(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"shards: {path} is damaged ({error!r}); build the shards again") from None
+        raise UserError(f"shards: {path} is corrupt ({error!r}). Fix: rebuild the shards") from None
 
 
 def _read(folder: str | Path) -> tuple[str, bytes]:
-    """The manifest's place, for messages, and its bytes."""
+    """Return the manifest's location, for messages, and its bytes."""
     if is_url(folder):
         check_url(str(folder))
         url = join(str(folder), NAME)
         try:
             return shown(url), read_url(url)
         except FileNotFoundError:
-            raise UserError(f"shards: there is no {shown(url)}; make shards with simfle shards build") from None
+            raise UserError(f"shards: {shown(url)} does not exist. Fix: run simfle shards build") from None
     path = Path(folder) / NAME
     if not path.parent.is_dir():
-        raise UserError(f"shards: {folder} is not a folder; make one with simfle shards build")
+        raise UserError(f"shards: {folder} is not a folder. Fix: run simfle shards build")
     try:
         return str(path), read_bytes(path)
     except FileNotFoundError:
-        raise UserError(f"shards: {folder} has no {NAME}; make shards with simfle shards build") from None
+        raise UserError(f"shards: {folder} has no {NAME}. Fix: run simfle shards build") from None
     except OSError as error:
         raise UserError(f"shards: cannot read {path}: {error}") from None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder`/manifest.json atomically."""
-    told = asdict(manifest) | {"build": redacted(manifest.build)}  # names and terms are the corpus's own words
+    told = asdict(manifest) | {"build": redacted(manifest.build)}  # names and terms come from the corpus, unredacted
     write_atomic(folder / NAME, (json.dumps(told, indent=1) + "\n").encode())
 
 
@@ -137,17 +137,17 @@ def _manifest(content: Mapping[str, Any]) -> Manifest:
 
 def _shard(item: Mapping[str, Any]) -> ShardInfo:
     file = _typed(item["file"], str)
-    # A manifest may come from elsewhere: its names must not lead out of its folder, nor out of one made from it.
+    # A manifest may be untrusted: its names must not lead outside its folder or a folder derived from it.
     if not is_plain(file) or not file.endswith(".tar"):
-        raise ValueError(f"{file!r} is not the name of a tar in this folder")
+        raise ValueError(f"{file!r} is not a plain tar file name")
     split = _typed(item["split"], str)
     if not is_split(split):
-        raise ValueError(f"{file}: {split!r} is not the name of a split")
+        raise ValueError(f"{file}: {split!r} is not a split name")
     samples, size = _typed(item["samples"], int), _typed(item["bytes"], int)
     if samples < 0 or not 0 <= size <= MOST_BYTES:
-        raise ValueError(f"{file}: negative samples or bytes, or more bytes than a file can have")
+        raise ValueError(f"{file}: number of samples or bytes is out of range")
     if samples > size:
-        raise ValueError(f"{file}: {samples} samples are not in {size} bytes")
+        raise ValueError(f"{file}: {samples} samples do not fit into {size} bytes")
     return ShardInfo(file, split, samples, size, _typed(item["sha256"], str))
 
 

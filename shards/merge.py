@@ -1,4 +1,4 @@
-"""Several folders of shards as one: labels by name, keys unique, samples in the order of the folders."""
+"""Merge several folders of shards: labels by name, unique keys, samples in the order of the folders."""
 
 import json
 from collections import Counter
@@ -17,17 +17,18 @@ from shards.rules import composed, is_text, keyed_hash, marked_key
 from shards.samples import Sample, made_from, new_folder, read_samples, shard_index, write_split
 
 REFUSE, SUFFIX = "refuse", "suffix"
-MANY = 65536  # names of people that are in the memory as text
+MANY = 65536  # names kept as text before they are hashed
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What came of a merge. renamed: samples whose key was taken and got a suffix; renumbered: with a new `.cls`.
+    """Result of a merge.
 
-    shared: names of groups (people) that several folders have, and which are one person now; divided: groups with
-    samples in more than one split.
+    renamed: samples whose key already existed and got a suffix; renumbered: samples with a new `.cls`;
+    shared: group names (people) in several folders, which are now one person; divided: groups with samples in more than
+    one split.
     """
 
     manifest: Manifest
@@ -40,18 +41,22 @@ class Merged:
 def merge(
     folders: Sequence[Path], out: Path, collisions: str, corpus: str, shard_samples: int, progress: Progress
 ) -> Merged:
-    """Copy all samples of `folders`, one after another, split by split.
+    """Copy all samples of `folders`, split by split, in the order of the folders.
 
-    A label's number is that of the first folder that has its name; later names follow. Keys that an earlier folder has
-    are refused, or get a suffix that depends on the key and the place of the folder. Rejects are copied, terms joined.
+    Label numbers follow the first folder that has the label; new names are appended. Keys that exist in an earlier
+    folder are refused, or get a suffix that depends on the key and the folder's position. Rejects and terms are
+    concatenated.
 
     Raises:
-        UserError: fewer than two folders, keys in common, the output exists, the disk fails.
+        UserError: fewer than two folders, common keys, the output exists, a disk error.
     """
     if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("merge: give at least two different folders of shards")
+        raise UserError("merge: needs at least two different folders. Fix: list two or more folders of shards")
     if collisions not in (REFUSE, SUFFIX) or shard_samples < 1:
-        raise UserError(f"--collisions is {REFUSE} or {SUFFIX}, --shard-samples at least 1")
+        raise UserError(
+            f"--collisions={collisions}, --shard-samples={shard_samples}: out of range. "
+            f"Fix: give {REFUSE} or {SUFFIX}, and at least 1"
+        )
     manifests = [read_manifest(folder) for folder in folders]
     labels = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.labels))
     taken, known = _collisions(folders, manifests, progress)
@@ -59,8 +64,8 @@ def merge(
         number = next(number for number, keys in enumerate(taken) if len(keys))
         one = _named(folders[number], manifests[number], taken[number])
         raise UserError(
-            f"{sum(map(len, taken))} keys are in more than one folder, as {one!r} in {folders[number]}; "
-            "--collisions suffix renames the later ones"
+            f"{sum(map(len, taken))} keys are in more than one folder, for example {one!r} in {folders[number]}. "
+            "Fix: add --collisions suffix to rename the later ones"
         )
     counts: Counter[str] = Counter()
     for manifest in manifests:
@@ -104,14 +109,14 @@ def merge(
 
 
 class _People:
-    """Names of groups by folder and split; hashed, 8 bytes a name, for a group may be no more than a photo."""
+    """Group names by folder and split, hashed to 8 bytes each: there may be one group per photo."""
 
     def __init__(self) -> None:
         self._hashed: dict[tuple[int, str], NDArray[np.uint64]] = {}
         self._new: dict[tuple[int, str], set[str]] = {}
 
     def add(self, folder: int, split: str, sample: Sample) -> None:
-        """Take in the group of a sample, if its json tells one; a json that cannot be read is copied as it is."""
+        """Add the group of a sample, if its json has one; ignore a json that cannot be parsed."""
         try:
             group = sample.known.get("group")
         except UserError:
@@ -124,7 +129,7 @@ class _People:
             self._pack()
 
     def in_several(self, part: int) -> int:
-        """How many names are in more than one folder (part 0), or in more than one split (part 1)."""
+        """Return the number of names in more than one folder (part 0) or more than one split (part 1)."""
         self._pack()
         found: dict[int | str, NDArray[np.uint64]] = {}
         for place, hashes in self._hashed.items():
@@ -142,7 +147,7 @@ class _People:
 def _collisions(
     folders: Sequence[Path], manifests: Sequence[Manifest], progress: Progress
 ) -> tuple[list[NDArray[np.uint64]], NDArray[np.uint64]]:
-    """For each folder the hashes of its keys that an earlier folder has, and those of all; 8 bytes a key in memory."""
+    """Return, per folder, the hashes of keys that an earlier folder has; and the hashes of all keys, 8 bytes each."""
     known = np.empty(0, np.uint64)
     taken = []
     for number, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
@@ -167,7 +172,7 @@ def _is_in(key: str, hashes: NDArray[np.uint64]) -> bool:
 
 
 def _named(folder: Path, manifest: Manifest, hashes: NDArray[np.uint64]) -> str:
-    """One of the keys behind the hashes."""
+    """Return one of the keys with these hashes."""
     keys = (key for info in manifest.shards for key in shard_index(folder, info).keys)
     return next(key for key in keys if _is_in(key, hashes))
 
@@ -175,26 +180,28 @@ def _named(folder: Path, manifest: Manifest, hashes: NDArray[np.uint64]) -> str:
 def _renamed(
     sample: Sample, folder: int, taken: NDArray[np.uint64], known: NDArray[np.uint64], changed: Counter[str]
 ) -> Sample:
-    """The sample under a key of its own, also in its json."""
+    """Return the sample with a unique key, also in its json."""
     if not _is_in(sample.key, taken):
         return sample
     changed["renamed"] += 1
     marks = (f"{folder}/{sample.key}" if not turn else f"{folder} {turn}/{sample.key}" for turn in count())
-    # What is merged may come of a merge itself, which gave a key the very mark that it gets from its place here.
+    # The input may itself be merged and contain the key that this sample's position would give it.
     key = next(key for key in (marked_key(sample.key, mark) for mark in marks) if not _is_in(key, known))
     said = {"json": json.dumps(sample.known | {"key": key}).encode()} if "json" in sample.members else {}
     return Sample(key, sample.members | said)
 
 
 def _renumbered(sample: Sample, numbers: dict[int, int], corpus: str, changed: Counter[str]) -> Sample:
-    """The sample with its label's new number."""
+    """Return the sample with its label's new number."""
     before = sample.members.get("cls")
     if before is None:
         return sample
     try:
         number = str(numbers[int(before)]).encode()
     except (ValueError, KeyError):
-        raise UserError(f"{sample.key}.cls holds {before[:20]!r}, which no label of {corpus} has") from None
+        raise UserError(
+            f"{sample.key}.cls contains {before[:20]!r}, but {corpus} has no such label. Fix: rebuild the shards"
+        ) from None
     changed["renumbered"] += number != before
     return Sample(sample.key, sample.members | {"cls": number})
 
@@ -205,7 +212,7 @@ def _rejects(folder: Path) -> bytes:
 
 
 def _terms(manifests: Sequence[Manifest]) -> str:
-    """The terms of all, each with the corpora that they are of."""
+    """Return all terms, each with its corpora."""
     names: dict[str, list[str]] = {}
     for manifest in manifests:
         if manifest.terms and manifest.corpus not in names.setdefault(manifest.terms, []):

@@ -1,7 +1,7 @@
-"""What a JPEG says beside its picture, taken out without touching the picture: places, names, thumbnails, comments.
+"""Remove JPEG metadata (GPS position, names, thumbnails, comments) without changing the pixels.
 
-A camera writes where and when a photo was taken, by whom, and a second small picture that no crop ever reaches. None
-of it is needed to learn from a face. What is left decodes to exactly the same pixels.
+A camera records where, when and by whom a photo was taken, and a thumbnail that cropping does not change. Training on
+faces needs none of it. The stripped file decodes to exactly the same pixels.
 """
 
 import re
@@ -9,18 +9,18 @@ import re
 START = b"\xff\xd8"
 SCAN, END, COMMENT = 0xDA, 0xD9, 0xFE
 APPLICATION = range(0xE0, 0xF0)
-JFIF, JFIF_SIZE = b"JFIF\0", 18  # with its marker and length, without the thumbnail that it may hold
-# What decides how the numbers become colours; all other application segments are about something else.
+JFIF, JFIF_SIZE = b"JFIF\0", 18  # with marker and length, without the optional thumbnail
+# Segments that determine colors. No other application segment affects the pixels.
 KEPT = {0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
-# In the coded picture 0xff is followed by a zero or by a restart marker; by fill bytes before any other marker.
+# In entropy-coded data, 0xff is followed by a zero or a restart marker. Fill bytes can precede any other marker.
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 def strip(data: bytes) -> bytes | None:
-    """The JPEG without metadata and without what lies behind its end; `data` itself where there is nothing to take out.
+    """Return the JPEG without metadata and without trailing bytes; return `data` itself if there is nothing to remove.
 
-    Kept are the picture with its tables, JFIF without thumbnail, the colour profile and Adobe's colour transform.
-    None: the file is not built as JPEGs are, so that nothing can be said about what is in it.
+    The image and its tables, JFIF without thumbnail, the ICC profile and Adobe's color transform are kept.
+    Returns None if the file does not follow the JPEG structure.
     """
     if not data.startswith(START):
         return None
@@ -50,7 +50,7 @@ def strip(data: bytes) -> bytes | None:
 
 
 def _marker(data: bytes, place: int) -> tuple[int, int] | None:
-    """The marker at `place` and where it ends; any number of fill bytes may come before it."""
+    """Return the marker at `place` and the offset after it; skip any number of fill bytes before it."""
     if data[place : place + 1] != b"\xff":
         return None
     while data[place + 1 : place + 2] == b"\xff":
@@ -59,7 +59,7 @@ def _marker(data: bytes, place: int) -> tuple[int, int] | None:
 
 
 def _kept(marker: int, segment: bytes) -> bytes:
-    """What stays of a segment, which begins with its marker."""
+    """Return the part of a segment to keep; the segment begins with its marker."""
     if marker == 0xE0 and segment[4:].startswith(JFIF):
         if len(segment) <= JFIF_SIZE:
             return segment

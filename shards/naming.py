@@ -1,4 +1,4 @@
-"""Which rejects of a build name what is removed from its shards."""
+"""Find the rejects of a build that name removed samples or people."""
 
 import re
 from collections.abc import Callable, Collection
@@ -13,9 +13,13 @@ from shards.rules import check_pattern, composed
 def naming(
     manifest: Manifest, sources: Collection[str], person: str | None, *, words: bool = True
 ) -> Callable[[str, str], bool]:
-    """Whether the source and the detail of a reject name what is removed: samples of `sources`, or a person.
+    """Return a function that tells whether the source and detail of a reject name a removed sample or person.
 
-    A person is named by the name as a word, if `words`, and by what a group pattern of the build makes the person of.
+    Args:
+        manifest: manifest of the shards.
+        sources: sources of the removed samples.
+        person: name of the removed person; a reject also names the person if a group pattern of the build matches it.
+        words: also match the name as a word anywhere in the text.
     """
     if person is None:
         return lambda source, detail: bool(source) and source in sources
@@ -35,12 +39,12 @@ def naming(
 
 
 def group_patterns(build: dict[str, Any]) -> list[re.Pattern[str]]:
-    """The patterns by which the build of these shards, or of those that they were made from, told the person.
+    """Return the group patterns of the build of these shards and of the shards that they were derived from.
 
-    A manifest may come from elsewhere: what is no pattern of a build is passed over.
+    A manifest may be untrusted: invalid patterns are skipped.
     """
     found, builds = [], [build]
-    for told in builds:  # grows: shards may be made from others, and these, too
+    for told in builds:  # grows: shards may be derived from others, recursively
         rules, before = told.get("rules"), told.get("from")
         pattern = rules.get("group_pattern") if isinstance(rules, dict) else None
         with suppress(UserError, RecursionError, OverflowError):

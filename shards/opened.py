@@ -1,4 +1,4 @@
-"""Shards as Python sees them: a length, samples by position or by key, iteration, a dataset for PyTorch's loaders."""
+"""Python access to shards: length, samples by position or key, iteration, a dataset for PyTorch data loaders."""
 
 import bisect
 import os
@@ -25,39 +25,44 @@ from shards.samples import Sample, chosen_shards, label_number, shard_index
 
 @dataclass(frozen=True)
 class Item:
-    """One sample. label: its name, "" where there is none; number: the label's position in `Shards.labels`, else None;
-    split: of the shard it lies in; known: what its json says (source, group, box ...); file: the image's bytes."""
+    """One sample.
+
+    label: its name ("" without label); number: the label's position in `Shards.labels` or None; split: split of its
+    shard; known: its json (source, group, box ...); file: the image's bytes.
+    """
 
     key: str
     split: str
     label: str
     number: int | None
-    known: dict[str, Any] = field(hash=False)  # equal items have equal keys: those do
+    known: dict[str, Any] = field(hash=False)  # the key is enough: equal items have equal keys
     file: bytes = field(repr=False)
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
-        """Pixels [H, W, 3] uint8 RGB, decoded when first asked for. Raises UserError: damaged."""
+        """Pixels [H, W, 3] uint8 RGB, decoded on first access. Raises UserError if the image is corrupt."""
         try:
             return decode_rgb(self.file)
         except Unusable as error:
-            raise UserError(f"shards: the image of {self.key} is damaged ({error.reason}); verify the shards") from None
+            raise UserError(
+                f"shards: the image of {self.key} is corrupt ({error.reason}). Fix: run simfle shards verify"
+            ) from None
 
 
 class Shards(Sequence[Item]):
-    """A folder of shards, read only. Samples are in the order of the tars; each is read when it is asked for.
+    """A folder of shards, read-only. Samples are in the order of the tars and are read on access.
 
-    It is a map-style dataset as it is: `torch.utils.data.DataLoader(shards, collate_fn=...)` takes it; `dataset` gives
-    one of (image, label) pairs. It may be handed to other processes.
+    It is a map-style dataset: `torch.utils.data.DataLoader(shards, collate_fn=...)` accepts it; `dataset` returns
+    one of (image, label) pairs. It can be pickled.
     """
 
     def __init__(self, folder: str | Path, splits: str | Sequence[str] | None = None) -> None:
         """See `open`."""
         if is_url(folder):
-            raise UserError(f"shards: {shown(str(folder))} is a URL; shards.open reads folders of this machine")
+            raise UserError(f"shards: {shown(str(folder))} is a URL. Fix: copy the shards to this machine")
         place = at_home(folder)
         self.manifest: Manifest = read_manifest(place)
-        self.folder = place.absolute()  # tars are opened when they are asked for, wherever the process is then
+        self.folder = place.absolute()  # tars are opened later, when the working folder may differ
         self._shards = chosen_shards(self.manifest, split_names(splits), "splits")
         self._ends = list(accumulate(info.samples for info in self._shards))
         self._indexes: dict[int, Index] = {}
@@ -72,11 +77,11 @@ class Shards(Sequence[Item]):
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, which: Any) -> Any:
-        """The sample at a position (negative: from the end) or of a key; of a slice a list.
+        """Return the sample at a position (negative: from the end) or with a key; for a slice, a list of samples.
 
         Raises:
-            IndexError, KeyError: there is none.
-            UserError: the tar or its index is damaged.
+            IndexError, KeyError: there is no such sample.
+            UserError: the tar or its index is corrupt.
         """
         if isinstance(which, slice):
             return [self[position] for position in range(*which.indices(len(self)))]
@@ -84,12 +89,12 @@ class Shards(Sequence[Item]):
             return self[self._keys[which]]
         position = which + len(self) if which < 0 else which
         if not 0 <= position < len(self):
-            raise IndexError(f"{self.folder} has {len(self)} samples, there is no number {which}")
+            raise IndexError(f"{self.folder} has {len(self)} samples; index {which} is out of range")
         shard = bisect.bisect_right(self._ends, position)
         return self._read(shard, position - (self._ends[shard] - self._shards[shard].samples))
 
     def __contains__(self, what: object) -> bool:
-        """Whether there is a sample of this key, or this item."""
+        """Return whether a sample with this key, or this item, exists."""
         if isinstance(what, Item):
             return what.key in self._keys and self[what.key] == what
         return isinstance(what, str) and what in self._keys
@@ -101,21 +106,21 @@ class Shards(Sequence[Item]):
         return f"Shards({str(self.folder)!r}, {len(self)} samples)"
 
     def keys(self) -> list[str]:
-        """The keys of all samples, in order."""
+        """Return the keys of all samples, in order."""
         return list(self._keys)
 
     def dataset(self, transform: Callable[[Any], Any] | None = None) -> Any:
-        """A torch.utils.data.Dataset of (image, number of the label, -1 where there is none).
+        """Return a torch.utils.data.Dataset of (image, label number; -1 without label).
 
-        The image is a PIL image, or what `transform` (such as torchvision's) makes of one.
+        The image is a PIL image, or the result of `transform` (for example torchvision's) on one.
         """
-        from shards.pairs import Pairs  # not at the top: it imports torch
+        from shards.pairs import Pairs  # imported lazily: it imports torch
 
         return Pairs(self, transform)
 
     @property
     def _keys(self) -> dict[str, int]:
-        """Key -> position. The first use reads all indexes."""
+        """Map key -> position. The first access reads all indexes."""
         if not self._places and len(self):
             every = (key for shard in range(len(self._shards)) for key in self._index(shard).keys)
             self._places = {key: position for position, key in enumerate(every)}
@@ -134,17 +139,17 @@ class Shards(Sequence[Item]):
             with open_regular(tar, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 for name, place in index.members(number).items():
-                    if place.offset + place.size > size:  # before memory for so many bytes is reserved
-                        raise UserError(f"shards: {tar} is shorter than its index says; copy it again")
+                    if place.offset + place.size > size:  # checked before memory is allocated
+                        raise UserError(f"shards: {tar} is shorter than its index says. Fix: copy it again")
                     members[name] = os.pread(file.fileno(), place.size, place.offset)
                     if len(members[name]) < place.size:
-                        raise UserError(f"shards: {tar} is shorter than its index says; copy it again")
+                        raise UserError(f"shards: {tar} is shorter than its index says. Fix: copy it again")
         except OSError as error:
             raise UserError(f"shards: cannot read {tar}: {error.strerror}") from None
         sample = Sample(index.keys[number], members)
         image = image_of(members)
         if image is None:
-            raise UserError(f"shards: {tar}: {sample.key} has no image; there are: {', '.join(members) or 'none'}")
+            raise UserError(f"shards: {tar}: {sample.key} has no image, only: {', '.join(members) or 'none'}")
         content = members.get("cls")
         label = None if content is None else label_number(content, len(self.labels), f"{tar}: {sample.key}")
         name = "" if label is None or not self.labels else self.labels[label]
@@ -152,17 +157,17 @@ class Shards(Sequence[Item]):
 
 
 def split_names(splits: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One name or several, as several; none for all splits."""
+    """Return one or several split names as a tuple; empty means all splits."""
     return (splits,) if isinstance(splits, str) else tuple(splits or ())
 
 
 def open(folder: str | Path, splits: str | Sequence[str] | None = None) -> Shards:
-    """Open a folder of shards. splits: one name or several; none given: all of them.
+    """Open a folder of shards. splits: one name or several; None or empty: all.
 
     >>> faces = shards.open("shards/mine")
     >>> len(faces), faces[0].key, faces["some-key"].image.shape
 
     Raises:
-        UserError: no such folder, no manifest in it or a damaged one, an unknown split.
+        UserError: the folder or its manifest is missing or corrupt, or a split is unknown.
     """
     return Shards(folder, splits)

@@ -1,4 +1,4 @@
-"""Shards as PyTorch's data loaders want them. Apart from `shards.opened`, which does without torch."""
+"""Shards as a PyTorch dataset. Separate from `shards.opened`, which works without torch."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Pairs(Dataset):
-    """(image, number of the label, -1 where there is none). It may be handed to other processes if `transform` may."""
+    """Dataset of (image, label number; -1 without label). Can be pickled if `transform` can."""
 
     def __init__(self, shards: "Shards", transform: Callable[[Any], Any] | None) -> None:
         self._shards, self._transform = shards, transform

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a corpus's pixels, per channel, as a normalisation takes them."""
+"""Mean and standard deviation of a corpus's pixels per channel, for normalization."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.opened import Shards
 
-MOST = 20_000  # the means of images scatter by some 0.15, so the error of theirs is about 0.001
+MOST = 20_000  # image means have a standard deviation of about 0.15, so the error is about 0.001
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """mean, std: of red, green and blue, of 1.0, every image with the same weight; over so many images."""
+    """Mean and standard deviation of red, green and blue in [0, 1], equal weight per image; images: their number."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -21,17 +21,17 @@ class Statistics:
 
 
 def statistics(shards: Shards, most: int = MOST) -> Statistics:
-    """Over at most `most` images, taken evenly from all over the shards.
+    """Compute the statistics over at most `most` images, spread evenly over the shards.
 
-    Computed in float64 from each image's own mean and mean square, so neither the order nor the number of images
-    costs digits.
+    Computed in float64 from each image's mean and mean square, so neither the order nor the number of images costs
+    precision.
 
     Raises:
-        UserError: no images; one of them damaged.
+        UserError: there are no images, or one is corrupt.
     """
     count = min(len(shards), most)
     if count < 1:
-        raise UserError(f"shards: no images in {shards.folder}")
+        raise UserError(f"shards={shards.folder}: contains no images. Fix: give a folder with samples")
     sums = np.zeros((2, 3))  # [mean, mean square; channel]
     for number in range(count):
         sums += moments(shards[number * len(shards) // count].image)
@@ -42,7 +42,7 @@ def statistics(shards: Shards, most: int = MOST) -> Statistics:
 
 
 def moments(image: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Mean and mean square of each channel [2, 3], of 1.0, from an image [H, W, 3] uint8."""
+    """Return mean and mean square of each channel [2, 3] in [0, 1] from an image [H, W, 3] uint8."""
     counts = np.stack([np.bincount(image[:, :, channel].ravel(), minlength=256) for channel in range(3)])  # [3, 256]
     values = np.arange(256) / 255
     pixels = image.shape[0] * image.shape[1]

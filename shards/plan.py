@@ -1,8 +1,8 @@
-"""The plan of a build: which entry goes into which shard, at which place. A pure function of the entries and rules.
+"""The plan of a build: the shard and position of each entry. A pure function of the entries and rules.
 
-It lies in an SQLite file, so that sorting, finding repeats and handing each worker its shard need the same memory for a
-thousand entries and for a hundred million. Entries are ordered by a keyed hash of their key: classes and people are
-mixed, whatever order the file system or the list has them in.
+The plan is an SQLite file, so that sorting, finding duplicates and reading a worker's shard need the same memory for a
+thousand and for a hundred million entries. Entries are ordered by a keyed hash of their key, which mixes classes and
+people independently of the order of the file system or list.
 """
 
 import hashlib
@@ -21,12 +21,12 @@ from shards.files import open_regular
 from shards.rules import Rules, archive_key, keyed_hash, label_order, marked_key, settle
 
 SCHEMA = """
-CREATE TABLE found (  -- one row an entry that a worker may write
-    ident BLOB NOT NULL,   -- Entry.key, for repeats
-    place BLOB NOT NULL,   -- its keyed hash: the order of the samples
+CREATE TABLE found (  -- one row per entry to write
+    ident BLOB NOT NULL,   -- Entry.key, to find duplicates
+    place BLOB NOT NULL,   -- keyed hash of Entry.key: the order of the samples
     split TEXT NOT NULL, grp BLOB, label TEXT, key TEXT NOT NULL,
     meta TEXT NOT NULL, path TEXT, reason TEXT,
-    data BLOB              -- last: what comes after a large value can only be read through it
+    data BLOB              -- last: SQLite reads later columns through a large value
 );
 CREATE TABLE refused (source TEXT NOT NULL, reason TEXT NOT NULL, detail TEXT NOT NULL);
 CREATE TABLE shard (split TEXT NOT NULL, number INTEGER NOT NULL, first BLOB NOT NULL, entries INTEGER NOT NULL);
@@ -46,7 +46,7 @@ ALIKE = "SELECT key FROM found WHERE reason IS NULL GROUP BY key HAVING count(*)
 
 @dataclass(frozen=True)
 class Shard:
-    """One unit of work: `entries` entries of a split from place `first` on."""
+    """One shard: `entries` entries of a split, starting at place `first`."""
 
     split: str
     number: int
@@ -55,36 +55,36 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """The file name without its extension."""
+        """File name without its extension."""
         return f"{self.split}-{self.number:06d}"
 
 
 @dataclass(frozen=True)
 class Planned:
-    """An entry as a worker gets it, with its key in the tar."""
+    """An entry and its key in the tar."""
 
     key: str
     entry: Entry
 
 
 class Digest:
-    """A digest of entries in their order, and of the options: equal digests make equal shards."""
+    """A digest of the entries in order and of the options: equal digests give equal shards."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._hash = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=16)
 
     def add(self, text: str, data: bytes | None = None) -> None:
-        """Take one more entry in."""
+        """Add one entry."""
         line = text.encode("utf-8", "surrogateescape")
         self._hash.update(b"%d %d " % (len(line), -1 if data is None else len(data)) + line + (data or b""))
 
     def value(self) -> str:
-        """32 hexadecimal digits."""
+        """Return 32 hexadecimal digits."""
         return self._hash.hexdigest()
 
 
 def describe(entry: Entry) -> dict[str, Any]:
-    """What is known about an entry as plain JSON, without the image and where it lies on this machine."""
+    """Return an entry's metadata as plain JSON, without the image and its path on this machine."""
     known = {name: getattr(entry, name) for name in ("source", "label", "group", "split", "box", "landmarks")}
     known["extras"] = entry.extras or None
     if isinstance(entry.read, Recipe):
@@ -95,7 +95,7 @@ def describe(entry: Entry) -> dict[str, Any]:
 def settled(
     entries: Iterable[Entry | Rejected], rules: Rules, digest: Digest
 ) -> Iterator[tuple[Entry | Rejected, str]]:
-    """Each entry after the rules, with its description as JSON; the digest takes them in."""
+    """Yield each entry after the rules, with its JSON, and add both to the digest."""
     for found in entries:
         item = settle(found, rules) if isinstance(found, Entry) else found
         if isinstance(item, Rejected):
@@ -108,7 +108,7 @@ def settled(
 
 
 def digest_entries(entries: Iterable[Entry | Rejected], rules: Rules, options: dict[str, Any]) -> str:
-    """The digest of a listing, without making a plan: how a restarted build knows that nothing has changed."""
+    """Return the digest of a listing without making a plan: a restarted build compares it."""
     digest = Digest(options)
     for _ in settled(entries, rules, digest):
         pass
@@ -120,12 +120,17 @@ def make_plan(
 ) -> str:
     """Write the plan of a build to `path` and return its digest.
 
-    options: whatever decides the bytes of the shards; shard_samples: the most entries of one shard.
+    Args:
+        path: SQLite file to write.
+        entries: the listing.
+        rules: rules that resolve labels, groups and splits.
+        options: everything else that determines the bytes of the shards.
+        shard_samples: maximum number of entries per shard.
     """
     path.unlink(missing_ok=True)
     digest = Digest(options)
     with closing(sqlite3.connect(path, isolation_level=None)) as base:
-        # Nothing here survives a crash, nor needs to: the plan counts only once its digest is written down.
+        # The file need not survive a crash: the plan is valid only once its digest is written.
         base.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;" + SCHEMA)
         base.execute("BEGIN")
         rows = (_row(base, item, text) for item, text in settled(entries, rules, digest))
@@ -141,13 +146,13 @@ def make_plan(
 
 def _row(base: sqlite3.Connection, item: Entry | Rejected, text: str) -> tuple[Any, ...] | None:
     if isinstance(item, Rejected):
-        detail = item.detail.encode("utf-8", "backslashreplace").decode()  # names in it may be no text
+        detail = item.detail.encode("utf-8", "backslashreplace").decode()  # names in it may not be valid text
         base.execute("INSERT INTO refused VALUES (?, ?, ?)", (json.dumps(item.source), item.reason, detail))
         return None
     ident = item.key.encode("utf-8", "surrogateescape")
     group = None if item.group is None else item.group.encode("utf-8", "surrogateescape")
     file = item.read.file if isinstance(item.read, Recipe) else item.read
-    # Absolute: a build may be taken up again from another folder.
+    # Absolute: a build may be resumed from another working folder.
     path = json.dumps(str(file.absolute())) if isinstance(file, Path) else None
     data = item.read if isinstance(item.read, bytes) else None
     place = keyed_hash(item.key, "order")
@@ -155,18 +160,18 @@ def _row(base: sqlite3.Connection, item: Entry | Rejected, text: str) -> tuple[A
 
 
 def _tell_apart(base: sqlite3.Connection) -> None:
-    """Give every entry whose key in the tar would not be its own a mark that depends on its name alone."""
+    """Disambiguate equal tar keys with a suffix that depends only on the entry's own key."""
     base.create_function(
         "marked", 2, lambda key, ident: marked_key(key, ident.decode("utf-8", "surrogateescape")), deterministic=True
     )
     base.execute(f"UPDATE found SET key = marked(key, ident) WHERE reason IS NULL AND key IN ({ALIKE})")
     left = base.execute(ALIKE).fetchone()
     if left:
-        raise UserError(f"two entries would both get the key {left[0]!r}; rename one of the files")
+        raise UserError(f"two entries get the same key {left[0]!r}. Fix: rename one of the files")
 
 
 def _cut(base: sqlite3.Connection, shard_samples: int) -> None:
-    """Cut each split into shards of nearly equal size: a last shard of three samples would hold up a whole epoch."""
+    """Assign entries to shards of nearly equal size: a last shard of three samples would slow down a whole epoch."""
     counts = base.execute("SELECT split, count(*) FROM found WHERE reason IS NULL GROUP BY split").fetchall()
     for split, count in counts:
         shards = -(-count // shard_samples)
@@ -181,24 +186,24 @@ def _cut(base: sqlite3.Connection, shard_samples: int) -> None:
 
 
 class Plan:
-    """A plan that stands, read-only; each process opens its own."""
+    """A complete plan, read-only; each process opens it separately."""
 
     def __init__(self, path: Path) -> None:
         self._base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._base.close()
 
     def shards(self) -> list[Shard]:
-        """All units of work: train first, then the other splits by name."""
+        """Return all shards: train first, then the other splits by name."""
         rows = self._base.execute(
             "SELECT split, number, first, entries FROM shard ORDER BY split <> 'train', split, number"
         )
         return [Shard(*row) for row in rows]
 
     def entries(self, shard: Shard) -> Iterator[Planned]:
-        """The entries of one shard, in their order."""
+        """Yield the entries of one shard, in order."""
         rows = self._base.execute(
             "SELECT key, ident, meta, path, data FROM found WHERE split = ? AND reason IS NULL AND place >= ?"
             " ORDER BY place LIMIT ?",
@@ -213,8 +218,13 @@ class Plan:
                     known[name] = _tuples(known[name])
             yield Planned(key, Entry(key=ident.decode("utf-8", "surrogateescape"), read=read, **known))
 
+    def paths(self) -> Iterator[tuple[Path, str]]:
+        """The files that are read, each with the source of its entry."""
+        rows = self._base.execute("SELECT path, meta FROM found WHERE reason IS NULL AND path IS NOT NULL")
+        return ((Path(json.loads(path)), json.loads(meta)["source"]) for path, meta in rows)
+
     def rejected(self) -> Iterator[Rejected]:
-        """What will not be written, in a fixed order, told apart by no more than the listing."""
+        """Yield the entries that the listing alone rejects, in a fixed order."""
         rows = self._base.execute("SELECT source, reason, detail FROM refused ORDER BY source, reason, detail, rowid")
         for source, reason, detail in rows:
             yield Rejected(json.loads(source), reason, detail)
@@ -224,32 +234,32 @@ class Plan:
             yield Rejected(known["source"], reason, known.get("label") or "")
 
     def count(self) -> int:
-        """Entries that the source listed, whatever became of them."""
+        """Return the number of entries that the source listed."""
         return self._number("SELECT (SELECT count(*) FROM found) + (SELECT count(*) FROM refused)")
 
     def planned(self) -> int:
-        """Entries that workers will try to write."""
+        """Return the number of entries that workers will try to write."""
         return self._number("SELECT count(*) FROM found WHERE reason IS NULL")
 
     def reasons(self) -> dict[str, int]:
-        """Reason -> count of what is rejected by the listing alone."""
+        """Return reason -> count of the entries that the listing alone rejects."""
         both = "SELECT reason FROM refused UNION ALL SELECT reason FROM found WHERE reason IS NOT NULL"
         return dict(self._base.execute(f"SELECT reason, count(*) FROM ({both}) GROUP BY reason ORDER BY reason"))
 
     def labels(self, asked: tuple[str, ...]) -> tuple[str, ...]:
-        """The labels' names in the order that `.cls` counts them."""
+        """Return the label names in the order of their `.cls` numbers."""
         rows = self._base.execute("SELECT DISTINCT label FROM found WHERE reason IS NULL AND label IS NOT NULL")
         return label_order([name for (name,) in rows], asked)
 
     def divided_groups(self) -> int:
-        """Groups with entries in more than one split; only a source's own splits can do that."""
+        """Return the number of groups with entries in several splits (only possible with the source's own splits)."""
         return self._number(
             "SELECT count(*) FROM (SELECT grp FROM found WHERE reason IS NULL AND grp IS NOT NULL"
             " GROUP BY grp HAVING count(DISTINCT split) > 1)"
         )
 
     def groupless(self) -> int:
-        """Planned entries without a group."""
+        """Return the number of planned entries without a group."""
         return self._number("SELECT count(*) FROM found WHERE reason IS NULL AND grp IS NULL")
 
     def _number(self, query: str) -> int:
@@ -257,12 +267,12 @@ class Plan:
 
 
 def _read(path: str | None, data: bytes | None, recipe: dict[str, Any] | None) -> Path | bytes | Recipe:
-    """Where an entry's bytes are, as it was before it went into the plan."""
+    """Restore an entry's `read` field."""
     if recipe is not None:
         return Recipe(recipe["function"], tuple(recipe["arguments"]), Path(path) if path else None)
     return Path(path) if path else data or b""
 
 
 def _tuples(value: Any) -> Any:
-    """JSON's lists as the tuples that they were."""
+    """Convert JSON lists back to tuples."""
     return tuple(map(_tuples, value)) if isinstance(value, list) else value

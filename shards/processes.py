@@ -1,8 +1,8 @@
-"""One function over many items on several processes; a death, a full disk or Ctrl-C ends all of them cleanly.
+"""Map a function over items in several processes; a crash, a full disk or Ctrl-C stops all of them cleanly.
 
-Each process is joined to this one by pipes and nothing else: Python's own pools share semaphores, which are files in
-/dev/shm and stay there when all processes are killed in one moment (a control group, a container out of memory). And
-they run the user's script once more in each process, so that one without `if __name__ == "__main__"` would fail.
+Each process is connected by pipes only. Python's own pools share semaphores, which are files in /dev/shm and remain
+there if all processes are killed at once (a control group, a container out of memory). They also rerun the user's
+script in each process, so that a script without `if __name__ == "__main__"` fails.
 """
 
 import gc
@@ -23,10 +23,10 @@ from typing import Any, Generic, TypeVar
 
 from shards.errors import UserError
 
-PATIENCE = 2.0  # seconds for a process to leave its item
+PATIENCE = 2.0  # seconds for a process to stop
 PROGRAM = """
 import sys
-sys.path[:] = filter(None, sys.path)  # not this folder, whatever lies in it
+sys.path[:] = filter(None, sys.path)  # not the current folder, regardless of its content
 from multiprocessing.connection import Connection
 parent = Connection(int(sys.argv[1]))
 sys.path[:] = parent.recv()
@@ -37,19 +37,25 @@ serve(parent)
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-_here = threading.local()  # what `tell` does in this thread
+_here = threading.local()  # the implementation of `tell` in this thread
 
 
 def on_processes(
     function: Callable[[Item], Answer], items: Sequence[Item], processes: int, told: Callable[[Any], None] | None = None
 ) -> Iterator[Answer]:
-    """`function` of each item, in order, on so many processes (1, or one item: in this one).
+    """Yield `function` of each item, in order, computed by several processes (1 process or item: in this one).
 
-    They start anew, and what goes to and fro is pickled. told: gets here what `function` hands to `tell` there.
+    Processes are started fresh, and arguments and results are pickled.
+
+    Args:
+        function: function of an item, picklable.
+        items: the items.
+        processes: number of processes.
+        told: called here with each value that `function` passes to `tell` in its process.
 
     Raises:
-        UserError: what `function` raised, or a process died.
-        RuntimeError: any other error of `function` in a process, with its traceback.
+        UserError: `function` raised it, or a process died.
+        RuntimeError: `function` raised another error in a process; the message holds its traceback.
     """
     processes = min(processes, len(items))
     if processes <= 1:
@@ -81,10 +87,10 @@ def on_processes(
 
 
 def tell(value: Any) -> None:
-    """Within `function`: hand a value to `told`.
+    """Pass a value from within `function` to `told`.
 
     Raises:
-        UserError: the parent wants no more of this.
+        UserError: the parent has stopped.
     """
     if _here.tell:
         _here.tell(value)
@@ -120,8 +126,8 @@ def _receive(worker: "Connection[Any, Any]") -> Any:
 
 def _died() -> UserError:
     return UserError(
-        "a worker process died (killed, out of memory, or a decoder crashed); what is finished is kept: "
-        "run the same command again, with fewer --workers if memory was short"
+        "a worker process died (killed, out of memory, or a decoder crash); finished work is kept. "
+        "Fix: rerun the command, with fewer --workers if memory ran out"
     )
 
 
@@ -130,11 +136,11 @@ def _started(function: Callable[[Any], Any], processes: int) -> "Iterator[list[C
     children: list[subprocess.Popen[bytes]] = []
     pipes: list[Connection[Any, Any]] = []
     try:
-        with _interrupts_ignored():  # they keep ignoring Ctrl-C, which is the parent's to handle
+        with _interrupts_ignored():  # workers ignore Ctrl-C: the parent handles it
             for _ in range(processes):
                 ours, theirs = Pipe()
                 pipes.append(ours)
-                with theirs:  # closed here, so that a death is an end of the pipe
+                with theirs:  # closed here, so that a crash closes the pipe
                     words = [sys.executable, "-c", PROGRAM, str(theirs.fileno())]
                     children.append(subprocess.Popen(words, stdin=subprocess.PIPE, pass_fds=[theirs.fileno()]))
         for pipe in pipes:
@@ -148,7 +154,7 @@ def _started(function: Callable[[Any], Any], processes: int) -> "Iterator[list[C
 
 
 def _end(children: "Iterable[subprocess.Popen[bytes]]") -> None:
-    """Let them leave; those that hang, for instance in a network file system, are stopped."""
+    """Wait for processes to exit; kill those that hang, for example in a network file system."""
     last = time.monotonic() + PATIENCE
     for child in children:
         try:
@@ -163,7 +169,7 @@ def _end(children: "Iterable[subprocess.Popen[bytes]]") -> None:
 
 @contextmanager
 def _interrupts_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():  # only that one may change what signals do
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -174,23 +180,23 @@ def _interrupts_ignored() -> Iterator[None]:
 
 
 def serve(parent: "Connection[Any, Any]") -> None:
-    """A worker, which does not outlive its parent."""
+    """Run a worker, which exits with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
     _here.tell = partial(_tell, parent)
     try:
         function = parent.recv()
-        gc.freeze()  # nothing that is loaded by now will ever be garbage: 6 % of the time went into looking
+        gc.freeze()  # loaded modules are never garbage: scanning them took 6 % of the time
         while True:
             parent.send(_answer(function, parent.recv()))
-    except (EOFError, OSError):  # nothing more to do
+    except (EOFError, OSError):  # the parent closed the pipe
         return
 
 
 def _tell(parent: "Connection[Any, Any]", value: object) -> None:
     try:
         parent.send(value)
-    except OSError:  # it has closed its end
+    except OSError:  # the parent has closed the pipe
         raise UserError("stopped") from None
 
 
@@ -204,5 +210,5 @@ def _answer(function: Callable[[Any], Any], item: object) -> object:
 
 
 def _follow_parent() -> None:
-    os.read(0, 1)  # nothing comes; it ends with the parent
+    os.read(0, 1)  # blocks until the parent exits
     os._exit(1)

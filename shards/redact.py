@@ -1,7 +1,7 @@
-"""URLs as they may be shown and written: without user, password, signature and other parameters.
+"""Remove user, password, signature and other parameters from URLs before they are shown or written.
 
-Whatever writes a file for others, prints or logs passes its values through `redacted`: one rule for all writers. Files
-of JSON and YAML are made by `to_json` and `to_yaml`; tests/unit/test_redact.py lists the few that are not, and why.
+All output (files for others, prints, logs) passes its values through `redacted`. `to_json` and `to_yaml` write the JSON
+and YAML files; tests/unit/test_redact.py lists the few exceptions and the reason for each.
 """
 
 import json
@@ -9,10 +9,10 @@ import re
 from typing import Any
 
 HTTP = ("http", "https")
-PUBLIC = ("file", "memory")  # they hold no secrets, and file names may have any character
+PUBLIC = ("file", "memory")  # no secrets, and file names can contain any character
 SCHEME = r"[A-Za-z][A-Za-z0-9+.-]*://"
-# In a text: all between quotes; else a user and password, an IPv6 address in brackets, and whatever does not end a word
-# or an item of a list.
+# In running text: everything between quotes; otherwise a user and password, an IPv6 address in brackets, and all
+# characters that end neither a word nor a list item.
 QUOTED = rf"(?<='){SCHEME}[^'\s]*(?=')|(?<=\"){SCHEME}[^\"\s]*(?=\")"
 BARE = SCHEME + r"(?:[^\s'\"\],/@]*@)?(?:\[[0-9A-Fa-f:.%]*\])?[^\s'\"\],]*"
 URL = re.compile(f"{QUOTED}|{BARE}")
@@ -20,7 +20,7 @@ ALONE = re.compile(SCHEME + r"\S+")
 
 
 def shown(url: str) -> str:
-    """A URL for people, logs and files: without user, password and signature."""
+    """Return a URL that is safe to show: without user, password and signature."""
     scheme, sign, rest = url.partition("://")
     if not sign or scheme.lower() in PUBLIC:
         return url
@@ -29,13 +29,13 @@ def shown(url: str) -> str:
     if web:
         place = place.partition("#")[0]
     user, _, behind = place.partition("/")[0].rpartition("@")
-    if user and (web or ":" in user):  # in abfs://container@account nothing is secret
+    if user and (web or ":" in user):  # abfs://container@account holds no secret
         place = behind + place[len(user) + 1 + len(behind) :]
     return f"{scheme}://{place}"
 
 
 def redacted(value: Any) -> Any:
-    """Plain values as they may be written down: every URL in every text as `shown` shows it."""
+    """Return plain values with every URL in every text redacted by `shown`."""
     if isinstance(value, dict):
         return {redacted(name): redacted(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -43,18 +43,18 @@ def redacted(value: Any) -> Any:
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if not isinstance(value, str) or "://" not in value:
         return value
-    if ALONE.fullmatch(value):  # a URL and nothing else: a comma in it is one of its own
+    if ALONE.fullmatch(value):  # only a URL: a comma is part of it
         return shown(value)
     return URL.sub(_in_text, value)
 
 
 def _in_text(found: re.Match[str]) -> str:
-    url = found[0].rstrip(":;.)")  # signs of the text around it
+    url = found[0].rstrip(":;.)")  # punctuation of the surrounding text
     return shown(url) + found[0][len(url) :]
 
 
 def without_secrets(text: str, url: str) -> str:
-    """What a driver said of a URL, which may repeat parts of it."""
+    """Return a driver's error message about a URL without the URL's secrets."""
     place, _, query = url.partition("://")[2].partition("?")
     user = place.partition("/")[0].rpartition("@")[0] if shown(url) != url else ""
     for secret in filter(None, (query, user, user.partition(":")[2])):
@@ -63,12 +63,12 @@ def without_secrets(text: str, url: str) -> str:
 
 
 def to_json(value: Any, **options: Any) -> str:
-    """Return `value`, redacted, as JSON; options: of json.dumps."""
+    """Return `value`, redacted, as JSON; `options` are passed to json.dumps."""
     return json.dumps(redacted(value), **options)
 
 
 def to_yaml(value: Any) -> str:
-    """Return `value`, redacted, as YAML, its keys in their order."""
-    import yaml  # imported here: most of shards does not need it
+    """Return `value`, redacted, as YAML with keys in their original order."""
+    import yaml  # imported lazily: most of shards does not need it
 
     return yaml.safe_dump(redacted(value), sort_keys=False)

@@ -1,6 +1,6 @@
-"""Files that lie elsewhere, by URL: which schemes are allowed, how they are read, listed and written.
+"""Access files by URL: allowed schemes, reading, listing and writing.
 
-All schemes but http(s) go through fsspec; these are in `shards.web`.
+All schemes except http(s), which `shards.web` handles, use fsspec.
 """
 
 import time
@@ -16,7 +16,7 @@ from shards.web import chunks, open_web
 
 T = TypeVar("T")
 
-# Scheme -> the package that fsspec needs for it; "": none. A closed set: no chains of fsspec, no commands (pipe:).
+# Scheme -> the package that fsspec needs ("" = none). A closed set: no fsspec chains, no commands (pipe:).
 DRIVERS = {
     "file": "",
     "memory": "",
@@ -28,35 +28,35 @@ DRIVERS = {
     "az": "adlfs",
     "hf": "huggingface_hub",
 }
-EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}  # our extra that brings a driver
+EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}  # package -> our extra that installs it
 TRIES = 4
 PAUSE = 1.0  # seconds before the second try; doubled before each further one
 CHUNK = 1 << 20
-LARGEST = 1 << 27  # bytes of a file that is read into memory: the manifest of 100,000 shards has 20 MB
+LARGEST = 1 << 27  # maximum bytes read into memory: a manifest of 100,000 shards has 20 MB
 
 
 def is_url(place: str | Path) -> bool:
-    """Whether `place` is a URL, of an allowed scheme or not, rather than a path."""
+    """Return whether `place` is a URL (of any scheme) and not a path."""
     return "://" in str(place)
 
 
 def check_url(url: str, *, write: bool = False) -> None:
-    """Refuse what cannot be read (or written) before anything else is done.
+    """Refuse a URL that cannot be read (or written), before any other work.
 
     Raises:
-        UserError: a scheme that is not allowed, or whose driver is not installed; http(s) to write to.
+        UserError: the scheme is not allowed, its driver is not installed, or http(s) is to be written.
     """
     scheme = _scheme(url)
     if scheme not in DRIVERS:
-        raise UserError(f"{shown(url)}: {scheme!r} is not an allowed scheme; known are {', '.join(DRIVERS)}")
+        raise UserError(f"{shown(url)}: scheme {scheme!r} is not allowed. Fix: use one of {', '.join(DRIVERS)}")
     if write and scheme in HTTP:
-        raise UserError(f"{shown(url)}: {scheme} can only be read; write to a bucket or a folder")
+        raise UserError(f"{shown(url)}: {scheme} is read-only. Fix: write to a bucket or a folder")
     if scheme not in HTTP:
         _file_system(url)
 
 
 def join(url: str, name: str) -> str:
-    """The URL of `name` in the folder `url`; what stands after ? (a signature, say) stays at the end."""
+    """Return the URL of `name` in the folder `url`; a query (for example a signature) stays at the end."""
     if _scheme(url) not in HTTP:
         return f"{url.rstrip('/')}/{name}"
     parts = urlsplit(url)
@@ -64,10 +64,10 @@ def join(url: str, name: str) -> str:
 
 
 def open_url(url: str) -> IO[bytes]:
-    """A stream of the file's bytes, to be closed by the caller.
+    """Open a byte stream of a file; the caller closes it.
 
     Raises:
-        FileNotFoundError, PermissionError, and whatever else the driver raises (see `retried`).
+        FileNotFoundError, PermissionError, and errors of the driver (see `retried`).
     """
     check_url(url)
     if _scheme(url) in HTTP:
@@ -76,13 +76,13 @@ def open_url(url: str) -> IO[bytes]:
     if _scheme(url) == "file":
         try:
             return open_regular(path, "rb")
-        except RefusedFileError as error:  # not the network's fault: no use in further tries
-            raise UserError(f"{shown(url)}: {error.strerror}. Fix: name a regular file") from None
+        except RefusedFileError as error:  # not a network error: retries are useless
+            raise UserError(f"{shown(url)}: {error.strerror}. Fix: give a regular file") from None
     return cast(IO[bytes], system.open(path, "rb"))
 
 
 def read_url(url: str) -> bytes:
-    """The whole of a small file. Raises FileNotFoundError; UserError for all else, after some tries."""
+    """Read a small file. Raises FileNotFoundError; UserError for any other failure, after retries."""
 
     def read() -> bytes:
         content = bytearray()
@@ -91,7 +91,7 @@ def read_url(url: str) -> bytes:
                 content += chunk
                 if len(content) > LARGEST:
                     raise UserError(
-                        f"{shown(url)}: it has more than {LARGEST >> 20} MiB, which no file of this kind has. "
+                        f"{shown(url)}: has more than {LARGEST >> 20} MiB, too much for this kind of file. "
                         "Fix: check the URL"
                     )
         return bytes(content)
@@ -109,14 +109,16 @@ def download(url: str, path: Path) -> None:
                 try:
                     while left:
                         left = left[target.write(left) :]
-                except OSError as error:  # no matter of the network
-                    raise UserError(f"{path} cannot be written: {error.strerror}. Fix: make room there") from None
+                except OSError as error:  # not a network error
+                    raise UserError(
+                        f"{path}: cannot be written ({error.strerror}). Fix: free some space there"
+                    ) from None
 
     retried(url, copy)
 
 
 def upload(path: Path, url: str) -> None:
-    """Copy a file to `url`. Raises UserError, after some tries."""
+    """Copy a file to `url`. Raises UserError after retries."""
     check_url(url, write=True)
     system, target = _file_system(url)
 
@@ -128,7 +130,7 @@ def upload(path: Path, url: str) -> None:
 
 
 def size_of(url: str) -> int | None:
-    """Bytes of a file; None where there is none, or where nobody can say (http)."""
+    """Return the size of a file in bytes; None if it does not exist or the size is unknown (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)
@@ -140,18 +142,18 @@ def size_of(url: str) -> int | None:
 
 
 def is_folder(url: str) -> bool:
-    """Whether a URL is that of a folder; of http(s) none is. Raises UserError where nothing is there."""
+    """Return whether a URL is a folder (never for http). Raises UserError if it does not exist."""
     if _scheme(url) in HTTP:
         return False
     system, path = _file_system(url)
     try:
         return bool(retried(url, lambda: system.info(path))["type"] == "directory")
     except FileNotFoundError:
-        raise UserError(f"there is no {shown(url)}") from None
+        raise UserError(f"{shown(url)}: does not exist. Fix: check the URL") from None
 
 
 def names_in(url: str) -> list[str] | None:
-    """Names of the files in a folder; None where they cannot be listed (http)."""
+    """Return the file names in a folder; None if they cannot be listed (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)
@@ -161,10 +163,10 @@ def names_in(url: str) -> list[str] | None:
 
 
 def retried(url: str, action: Callable[[], T]) -> T:
-    """`action()`, tried again where the network may be at fault.
+    """Call `action` and retry errors that the network may have caused.
 
     Raises:
-        FileNotFoundError: it is not there, which is an answer. UserError: not allowed, or failed `TRIES` times.
+        FileNotFoundError: the file does not exist. UserError: access refused, or `TRIES` attempts failed.
     """
     for left in range(TRIES - 1, -1, -1):
         try:
@@ -173,14 +175,16 @@ def retried(url: str, action: Callable[[], T]) -> T:
             raise
         except PermissionError as error:
             raise UserError(
-                f"{shown(url)}: access is refused ({without_secrets(str(error), url)}); check your credentials"
+                f"{shown(url)}: access is refused ({without_secrets(str(error), url)}). Fix: check your credentials"
             ) from None
         except Exception as error:  # noqa: BLE001 - each driver has errors of its own
             if not left:
                 said = without_secrets(f"{type(error).__name__}: {error}", url)
-                raise UserError(f"{shown(url)}: failed {TRIES} times, at last with {said}; check the network") from None
+                raise UserError(
+                    f"{shown(url)}: failed {TRIES} times, last with {said}. Fix: check the network"
+                ) from None
         time.sleep(PAUSE * 2 ** (TRIES - 1 - left))
-    raise AssertionError("the last try has returned or raised")
+    raise AssertionError("unreachable: the last try returns or raises")
 
 
 def _scheme(url: str) -> str:
@@ -188,8 +192,8 @@ def _scheme(url: str) -> str:
 
 
 def _file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the path in it."""
-    import fsspec  # imported here: only URLs need it
+    """Return fsspec's file system of a URL and the path in it."""
+    import fsspec  # imported lazily: only URLs need it
 
     scheme = _scheme(url)
     try:
@@ -198,5 +202,5 @@ def _file_system(url: str) -> tuple[Any, str]:
         package = DRIVERS.get(scheme)
         extra = f" (or '.[{EXTRAS[package]}]' in the checkout)" if package in EXTRAS else ""
         wish = f"pip install {package}{extra}" if package else "check the URL"
-        raise UserError(f"{shown(url)}: {scheme} cannot be read here ({error}); {wish}") from None
+        raise UserError(f"{shown(url)}: {scheme} cannot be read here ({error}). Fix: {wish}") from None
     return system, path

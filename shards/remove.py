@@ -1,15 +1,17 @@
-"""Take samples out of finished shards: because a person asks for it, or because they are duplicates or wrong.
+"""Remove samples from finished shards: on a person's request, or because they are duplicates or wrong.
 
-The shards that held them are written anew under new names, without them; the manifest is the moment at which the new
-ones count; then the old ones are deleted. Everything is made ready in SHARDS/.removal first. So a process that is
-killed anywhere leaves either the old or the new samples readable, and the next start goes back or finishes.
+The shards that held them are rewritten under new names without them; the new manifest makes the new shards valid; then
+the old ones are deleted. All new files are first prepared in SHARDS/.removal, so a process killed at any time leaves
+either the old or the new samples readable, and the next start undoes or finishes the removal.
 
-Positions shift: global sample ids mean other images than before. A run knows its data by the hashes of the shards and
-refuses to go on with them: what it had seen of them could not be told any more. Export its backbone, or start anew.
+Positions shift: global sample ids refer to other images than before. A run identifies its data by the hashes of the
+shards and refuses to resume with the new ones, because its progress in them is unknown. Export its backbone, or start a
+new run.
 """
 
 import json
 import re
+import shlex
 import shutil
 import stat
 import unicodedata
@@ -39,10 +41,10 @@ MOST_NAMED = 5
 
 @dataclass
 class Removal:
-    """What a removal did. samples: taken out; shards: written anew or dropped; blanked: rejects that named them.
+    """Result of a removal. samples: removed; shards: rewritten or deleted; blanked: rejects that named removed samples.
 
-    already: how many of the wanted keys, or whether the person, had been taken out before; resumed: "finished" or
-    "undone" is what happened to an interrupted removal.
+    already: number of requested keys (1 for the person) that had been removed before; resumed: "finished" or "undone"
+    if an interrupted removal was found.
     """
 
     samples: int = 0
@@ -54,7 +56,7 @@ class Removal:
 
 @dataclass
 class _Found:
-    """Where the samples are. positions: file -> positions in that shard."""
+    """Location of the samples. positions: file -> positions in that shard."""
 
     positions: dict[str, list[int]] = field(default_factory=dict)
     keys: set[str] = field(default_factory=set)
@@ -62,18 +64,24 @@ class _Found:
 
     @property
     def samples(self) -> int:
-        """How many: foreign shards may give a key to several."""
+        """Number of samples: external shards may use a key several times."""
         return sum(map(len, self.positions.values()))
 
 
 def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = None, reason: str = "") -> Removal:
-    """Take out the samples with these keys, or all of a person (the group of that very name).
+    """Remove the samples with these keys, or all of a person (the group of that exact name).
 
-    Names are compared in one spelling of their accents: shards of earlier versions may hold two of one name.
+    Names are compared in NFC: shards of earlier versions may contain two spellings of a name.
+
+    Args:
+        folder: folder of the shards.
+        keys: keys of the samples.
+        person: name of a group.
+        reason: text for the removal log.
 
     Raises:
-        UserError: keys or a person that are not there and have not been taken out before (nothing is changed then),
-        nothing would be left, another process at work, the disk fails.
+        UserError: keys or a person that the shards neither contain nor contained (nothing is changed then), no sample
+        would be left, another process is writing, a disk error.
     """
     read_manifest(folder)
     with locked(folder):
@@ -82,7 +90,7 @@ def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = 
         _refuse_links(folder, manifest)
         wanted = set(keys)
         found = _find(folder, manifest, wanted, person)
-        # Who is among the rejects alone is known by the pattern: a word of a file's name may be of anybody.
+        # A person found only in rejects must match the group pattern: a word of a file name may mean anybody.
         rejected = _count_named(folder, naming(manifest, (), person, words=False))
         done.already = _check(folder, found, wanted, person, rejected)
         done.blanked = _count_named(folder, naming(manifest, found.sources, person))
@@ -92,57 +100,59 @@ def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = 
                 _stage(folder, manifest, found, person, reason)
             except (OSError, UserError) as error:
                 shutil.rmtree(folder / STAGING, ignore_errors=True)
-                raise UserError(f"{getattr(error, 'strerror', None) or error}; nothing was removed") from None
+                raise UserError(f"{getattr(error, 'strerror', None) or error}. Nothing was removed") from None
             recover(folder)
     return done
 
 
 def read_list(path: Path) -> list[str]:
-    """Keys from a file: one a line, or JSON lines with a `key` (as find_duplicates writes them)."""
+    """Read keys from a file: one per line, or JSON lines with a `key` (as written by find_duplicates)."""
     try:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         return [str(parse_object(line)["key"]) if line.startswith("{") else line for line in lines]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--list {path}: {error!r}; give one key a line, or JSON lines with a key") from None
+        raise UserError(f"--list={path}: {error!r}. Fix: write one key per line, or JSON lines with a key") from None
 
 
 def recover(folder: Path) -> str:
-    """Finish a removal that was made ready, undo one that was not; "finished", "undone" or "" if there was none."""
+    """Finish a prepared removal or undo an unprepared one; return "finished", "undone" or "" if there was none."""
     staging = folder / STAGING
     if not staging.exists():
         return ""
     try:
         if not (staging / READY).exists():
-            begun = any(staging.iterdir())  # an empty one is what the last step of a removal leaves, or the first
+            begun = any(staging.iterdir())  # the first and last step of a removal leave an empty folder
             shutil.rmtree(staging)
             sync_folder(folder)
             return "undone" if begun else ""
         _move(folder, staging, _read_plan(staging / READY))
     except OSError as error:
-        raise UserError(f"cannot finish the removal in {staging}: {error}; mend it and run the same again") from None
+        raise UserError(
+            f"cannot finish the removal in {staging} ({error}). Fix: fix this and rerun the command"
+        ) from None
     return "finished"
 
 
 def _read_plan(path: Path) -> dict[str, list[str]]:
-    """Read which files come and which go. Raises UserError where it names any that are not in the folder."""
+    """Read which files to publish and which to delete. Raises UserError for names outside the folder."""
     try:
         plan = parse_object(read_bytes(path))
         names = [plan["place"], plan["drop"]]
         if not all(isinstance(name, str) and is_plain(name) for each in names for name in each):
-            raise ValueError("it names files of other folders")  # noqa: TRY301
+            raise ValueError("it names files in other folders")  # noqa: TRY301
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"shards: {path} is damaged ({error}). "
-            f"Fix: delete {path.parent}, run simfle shards verify {path.parents[1]}"
+            f"shards: {path} is corrupt ({error}). "
+            f"Fix: delete {path.parent} and run simfle shards verify {shlex.quote(str(path.parents[1]))}"
         ) from None
     return plan
 
 
 def _move(folder: Path, staging: Path, plan: dict[str, list[str]]) -> None:
-    """New shards beside the old ones, then the manifest, then the old ones go. Any step may be the last."""
+    """Publish the new shards, then the manifest, then delete the old shards. Can be interrupted after any step."""
     for name in plan["place"]:
         if name == NAME:
-            sync_folder(folder)  # the shards' names are on the disk before the manifest that counts on them
+            sync_folder(folder)  # the shards' names are durable before the manifest that refers to them
         if (staging / name).exists():
             (staging / name).replace(folder / name)
     sync_folder(folder)
@@ -176,58 +186,61 @@ def _positions(folder: Path, info: ShardInfo, keys: set[str]) -> list[int]:
 
 
 def _check(folder: Path, found: _Found, keys: set[str], person: str | None, rejected: int) -> int:
-    """How much of what is wanted has been taken out before. Raises UserError for what has never been there."""
+    """Return how many requested items were removed before. Raises UserError for items that never existed."""
     before: set[str] = set()
     for item in read_record(folder):
         before |= {*map(str, item["keys"]), str(item.get("person", ""))}
     absent = sorted(key for key in keys - found.keys if _mark(key) not in before)
     if absent:
         named = ", ".join(map(repr, absent[:MOST_NAMED]))
-        raise UserError(f"{folder} has no sample {named}{' ...' if len(absent) > MOST_NAMED else ''}; nothing removed")
+        raise UserError(
+            f"{folder} has no sample {named}{' ...' if len(absent) > MOST_NAMED else ''}. Nothing was removed. "
+            "Fix: check the keys"
+        )
     gone = len(keys - found.keys)
     if person is not None and not found.keys:
         if before.isdisjoint(_marks(person)) and not rejected:
-            raise UserError(f"{folder} has no sample of a person (group) {person!r}; nothing removed")
+            raise UserError(f"{folder} has no sample of the person (group) {person!r}. Nothing was removed")
         gone += not rejected
     return gone
 
 
 def read_record(folder: Path) -> list[dict[str, Any]]:
-    """What has been taken out of these shards: date, samples, reason, hashes of keys."""
+    """Read the removal log of these shards: date, samples, reason, hashes of keys."""
     return _read_lines(folder / RECORD, {"keys": list})
 
 
 def read_rejects(folder: Path) -> list[dict[str, Any]]:
-    """What the build of these shards rejected: source, reason and detail of each."""
+    """Read the rejects of the build: source, reason and detail of each."""
     return _read_lines(folder / REJECTED, {"reason": str})
 
 
 def _read_lines(path: Path, needed: dict[str, type]) -> list[dict[str, Any]]:
-    """JSON lines that hold what is needed; [] if there is no such file. Raises UserError if one does not."""
+    """Read JSON lines with the required fields; [] if the file is missing. Raises UserError if a field is missing."""
     try:
         found = [parse_object(line) for line in read_text(path).splitlines()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}); mend it or move it away") from None
+        raise UserError(f"{path} cannot be read ({error}). Fix: correct the file, or move it away") from None
     for name, kind in needed.items():
         if not all(isinstance(item.get(name), kind) for item in found):
-            raise UserError(f"{path} cannot be read (a line without {name}); mend it or move it away")
+            raise UserError(f"{path} cannot be read (a line without {name}). Fix: correct the file, or move it away")
     return found
 
 
 def _mark(name: str) -> str:
-    """A key or name as the record keeps it: whoever knows it can look it up, nobody can read it out."""
+    """Hash a key or name for the log: a known name can be looked up, but the log does not reveal names."""
     return keyed_hash(name, "removed").hex()
 
 
 def _marks(person: str) -> set[str]:
-    """What a record of any version may hold of a person: earlier ones kept the name as it was typed."""
+    """Return all hashes that a log of any version may hold for a person: earlier ones kept the name as typed."""
     return {_mark(name) for name in (person, composed(person), unicodedata.normalize("NFD", person))}
 
 
 def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, reason: str) -> None:
-    """Write all that will change to the staging folder; READY, written last, says that it is complete."""
+    """Write all new files to the staging folder; READY, written last, marks it as complete."""
     staging = folder / STAGING
     staging.mkdir()
     shards: list[ShardInfo] = []
@@ -264,18 +277,18 @@ def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, 
 
 
 def _refuse_links(folder: Path, manifest: Manifest) -> None:
-    """Raise UserError where a shard is a link: what it leads to would keep the samples."""
+    """Raise UserError if a shard is a link: its target would keep the samples."""
     for info in manifest.shards:
         path = folder / info.file
         if path.is_symlink():
             raise UserError(
-                f"{path}: it is a link, and {path.resolve()} would keep the samples; nothing removed. "
-                "Fix: remove them from the shards that it leads to"
+                f"{path}: is a link, and {path.resolve()} would keep the samples. Nothing was removed. "
+                "Fix: remove them from the shards that the link leads to"
             )
 
 
 def _as_private(before: Path, *paths: Path) -> None:
-    """Let nobody read what is written anew who could not read what was there."""
+    """Restrict new files to the permissions of the old one."""
     with suppress(FileNotFoundError):
         mode = stat.S_IMODE(before.stat().st_mode)
         for path in paths:
@@ -283,7 +296,7 @@ def _as_private(before: Path, *paths: Path) -> None:
 
 
 def _next_name(file: str, taken: set[str]) -> str:
-    """train-000003.tar -> train-000003-1.tar -> train-000003-2.tar; on and on while a tar or an index has the name."""
+    """train-000003.tar -> train-000003-1.tar -> train-000003-2.tar: the first name without a tar or an index."""
     match = re.fullmatch(r"(.*-\d{6})-(\d+)\.tar", file)
     stem, first = (match[1], int(match[2]) + 1) if match else (file.removesuffix(".tar"), 1)
     names = (f"{stem}-{number}.tar" for number in count(first))
@@ -291,7 +304,7 @@ def _next_name(file: str, taken: set[str]) -> str:
 
 
 def _write_rejected(folder: Path, staging: Path, manifest: Manifest, found: _Found, person: str | None) -> None:
-    """The rejects again, one anonymous line more for each sample; what names the removed ones is blanked."""
+    """Rewrite the rejects with one anonymous line per removed sample; blank those that name a removed one."""
     rejects = read_rejects(folder)
     rejects += [{"reason": "removed"}] * found.samples
     names = naming(manifest, found.sources, person)
@@ -312,7 +325,7 @@ def _told(item: dict[str, Any]) -> tuple[str, str]:
 
 
 def _count_named(folder: Path, names: Callable[[str, str], bool]) -> int:
-    """How many rejects will be blanked."""
+    """Return the number of rejects that will be blanked."""
     return sum(names(*_told(item)) for item in read_rejects(folder))
 
 

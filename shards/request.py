@@ -1,4 +1,4 @@
-"""What a build is asked for, and all that decides its bytes."""
+"""The specification of a build: all options that determine its bytes."""
 
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -12,15 +12,17 @@ from shards.files import named
 from shards.manifest import FORMAT
 from shards.rules import Rules
 
-DECIDING = ("pillow", "simplejpeg")  # packages whose version may change the bytes
-RESIZING = "opencv-python-headless"  # likewise, where pixels move
+DECIDING = ("pillow", "simplejpeg")  # packages whose version can change the bytes
+RESIZING = "opencv-python-headless"  # the same, for builds that resize or align
 
 
 @dataclass(frozen=True)
 class Build:
-    """What is asked for. source: the kind of source and its options as plain JSON, without absolute paths.
+    """Specification of a build.
 
-    face_model: the detector's file for encode.align; None: the one that is installed.
+    source: kind of source and its options as plain JSON, without absolute paths.
+    face_model: the detector's file for encode.align (None = the installed one); max_missing: fraction of listed files
+    that may be missing.
     """
 
     out: Path
@@ -32,6 +34,7 @@ class Build:
     terms: str = ""
     workers: int = 1
     face_model: Path | None = None
+    max_missing: float = 1.0
     exclude: Exclude = field(default_factory=Exclude)
 
     def __post_init__(self) -> None:
@@ -39,21 +42,21 @@ class Build:
 
     @property
     def partial(self) -> Path:
-        """Where it is made."""
+        """Staging folder of the build."""
         return self.out.with_name(self.out.name + ".partial")
 
     @property
     def mark(self) -> Path:
-        """The file that says that the plan stands, with its digest."""
+        """File that marks the plan as complete and holds its digest."""
         return self.partial / "work" / "plan.json"
 
     @property
     def model(self) -> Path | None:
-        """What finds faces, if that is asked for. Raises UserError if it is not there."""
+        """Model of the face detector, None without encode.align. Raises UserError if the file is missing."""
         return find_model(self.face_model) if self.encode.align else None
 
     def decides(self) -> dict[str, Any]:
-        """Everything but the entries that decides the shards: part of the digest."""
+        """Options and versions that, together with the entries, determine the shards: part of the digest."""
         moving = (RESIZING,) if self.encode.align or self.encode.shorter_side else ()
         model = {"face_model": model_digest(self.model)} if self.model else {}
         return {

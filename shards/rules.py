@@ -1,4 +1,4 @@
-"""What a build makes of an entry, entry by entry: its label, group, split, key and place. Pure functions."""
+"""Resolve the label, group, split, key and order of each entry. Pure functions."""
 
 import hashlib
 import re
@@ -13,17 +13,18 @@ from shards.errors import UserError
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLIT_NAMES = {"training": TRAIN, "valid": VAL, "validation": VAL, "dev": VAL, "testing": TEST}
-# A ustar header holds 100 bytes of name: a key and ".json", or another extension of up to 9 letters, fit in it.
+# A ustar header holds a name of 100 bytes: a key and an extension of up to 9 characters (".json").
 KEY_LENGTH = 90
-FEW = 4096  # names of labels and splits that are remembered: a corpus repeats a handful a million times
+FEW = 4096  # cached label and split names: a corpus repeats a few of them millions of times
 
 
 @dataclass(frozen=True)
 class Rules:
-    """How labels, groups and splits are settled.
+    """Rules that resolve labels, groups and splits.
 
-    labels: the names that count, in their order, empty for all; labelled: an entry needs a label;
-    group_pattern: one group, searched in the source; fractions are shares of the groups of split train, in [0, 1).
+    labels: accepted names in order (empty = all); labelled: an entry needs a label;
+    group_pattern: regular expression with one group, searched in the source; val_fraction, test_fraction: fractions
+    of the groups of split train, in [0, 1).
     """
 
     labels: tuple[str, ...] = ()
@@ -34,32 +35,34 @@ class Rules:
     split_seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises UserError for a pattern or fractions that cannot be meant."""
+        """Raises UserError for an invalid pattern, fraction or list of labels."""
         check_pattern(self.group_pattern)
         for name, value in (("--val-fraction", self.val_fraction), ("--test-fraction", self.test_fraction)):
             if not 0 <= value < 1:
-                raise UserError(f"{name} {value:g} is not in [0, 1); 0.2 puts a fifth of the groups there")
+                raise UserError(f"{name}={value:g}: must be in [0, 1). Fix: give 0.2 for a fifth of the groups")
         if self.val_fraction + self.test_fraction >= 1:
-            raise UserError("--val-fraction and --test-fraction leave nothing to train on; their sum must be below 1")
+            raise UserError("--val-fraction, --test-fraction: no group is left to train on. Fix: keep the sum below 1")
         if len({normal_label(name) for name in self.labels}) != len(self.labels):
-            raise UserError(f"--labels {','.join(self.labels)} names a label twice")
+            raise UserError(f"--labels={','.join(self.labels)}: a label is listed twice. Fix: list each label once")
 
 
 def check_pattern(pattern: str) -> None:
-    """Raise UserError unless `pattern` is empty or a regular expression with one group."""
+    """Raise UserError unless `pattern` is empty or a regular expression with exactly one group."""
     try:
         groups = re.compile(pattern).groups if pattern else 1
     except re.error as error:
-        raise UserError(f"--group-pattern {pattern!r} is not a regular expression: {error}") from None
+        raise UserError(
+            f"--group-pattern={pattern!r}: not a regular expression ({error}). Fix: correct the pattern"
+        ) from None
     if groups != 1:
         raise UserError(
-            f"--group-pattern {pattern!r} has {groups} groups; put one pair of parentheses around the part "
-            r"that names the person, such as '^(.*)_\d+\.jpg$'"
+            f"--group-pattern={pattern!r}: has {groups} groups, needs one. Fix: put one pair of parentheses around the "
+            r"part that identifies the person, as in '^(.*)_\d+\.jpg$'"
         )
 
 
 def settle(entry: Entry, rules: Rules) -> Entry | Rejected:
-    """The entry with its final label, group and split, or the reason why it is not taken."""
+    """Return the entry with its final label, group and split, or the reason why it is rejected."""
     label = normal_label(entry.label)
     if label is None and rules.labelled:
         return Rejected(entry.source, "unlabelled")
@@ -72,17 +75,17 @@ def settle(entry: Entry, rules: Rules) -> Entry | Rejected:
     group = composed(group) if group else group
     broken = [text for text in (entry.key, group or "") if not is_text(text)]
     if broken:
-        return Rejected(entry.source, "bad_row", f"{broken[0]!a} holds half of a letter of UTF-16, and is no text")
+        return Rejected(entry.source, "bad_row", f"{broken[0]!a} contains a lone UTF-16 surrogate")
     split = normal_split(entry.split)
     if not split:
-        return Rejected(entry.source, "bad_row", f"split {entry.split!r} has no letter a-z or digit; name it in ASCII")
+        return Rejected(entry.source, "bad_row", f"split {entry.split!r} has no ASCII letter or digit; rename it")
     if split == TRAIN:
         split = drawn_split(entry.key if group is None else group, rules)
     return replace(entry, label=label, group=group, split=split)
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be written: JSON can spell half of a letter ("\\ud83d"), which is none."""
+    """Return whether text can be encoded: JSON can spell a lone surrogate ("\\ud83d"), which cannot."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -91,23 +94,23 @@ def is_text(text: str) -> bool:
 
 
 def composed(name: str) -> str:
-    """A name in one spelling (NFC): a Mac writes an accent as a letter of its own, and `José` would be two people."""
+    """Return a name in Unicode NFC: macOS decomposes accents, and `José` would become two people."""
     return unicodedata.normalize("NFC", name)
 
 
 @lru_cache(FEW)
 def normal_label(label: str | None) -> str | None:
-    """A label in one spelling, without spaces around it and without capitals; None if nothing is left."""
-    # A folder's name need not be UTF-8; a label must be text that any program can write.
+    """Return a label in NFC, stripped and casefolded; None if nothing is left."""
+    # A folder name may not be valid UTF-8, but a label must be encodable.
     text = (label or "").encode("utf-8", "backslashreplace").decode()
     return composed(text).strip().casefold() or None
 
 
 @lru_cache(FEW)
 def normal_split(split: str | None) -> str:
-    """A split's name as part of a file name: 'Training' -> 'train', 'PublicTest' -> 'publictest', None -> 'train'.
+    """Return a split name for file names: 'Training' -> 'train', 'PublicTest' -> 'publictest', None -> 'train'.
 
-    "" where none of a name's letters is left, as of '测试': it may well mean test, and must not become train.
+    Returns "" for a name without ASCII letters or digits, such as '测试': it may mean test and must not become train.
     """
     name = re.sub(r"[^a-z0-9]+", "-", (split or "").lower()).strip("-")
     if not name and not any(letter.isalnum() for letter in split or ""):
@@ -116,7 +119,7 @@ def normal_split(split: str | None) -> str:
 
 
 def drawn_split(group: str, rules: Rules) -> str:
-    """Train, val or test by a keyed hash of the group alone: a group is never divided, nor moved by others joining."""
+    """Draw train, val or test by a keyed hash of the group only: independent of all other groups."""
     if not rules.val_fraction and not rules.test_fraction:
         return TRAIN
     draw = int.from_bytes(keyed_hash(group, f"split {rules.split_seed}")[:8], "big") / 2**64
@@ -126,13 +129,13 @@ def drawn_split(group: str, rules: Rules) -> str:
 
 
 def keyed_hash(text: str, purpose: str) -> bytes:
-    """16 bytes from `text`, independent for each purpose and the same on every machine."""
+    """Return 16 bytes from `text`, independent for each purpose and equal on every machine."""
     key = purpose.encode()
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), key=key, digest_size=16).digest()
 
 
 def archive_key(key: str) -> str:
-    """A name for the tar: path without extension, ASCII letters, digits, '-' and '_' only, at most KEY_LENGTH long."""
+    """Return a key for the tar: path without extension, only ASCII letters, digits, '-' and '_', max KEY_LENGTH."""
     path = PurePosixPath(key)
     stem = path.with_suffix("") if re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]{1,4}", path.suffix) else path
     clean = re.sub(r"[^A-Za-z0-9_-]", "_", str(stem)) or "_"
@@ -140,13 +143,13 @@ def archive_key(key: str) -> str:
 
 
 def marked_key(clean: str, key: str) -> str:
-    """`clean` cut short, with 10 hexadecimal digits that tell `key` from others that look alike."""
+    """Return `clean`, truncated, with 10 hexadecimal digits that distinguish `key` from similar keys."""
     mark = keyed_hash(key, "key").hex()[:10]
     return f"{clean[: KEY_LENGTH - len(mark) - 1]}_{mark}"
 
 
 def label_order(found: Sequence[str], asked: Sequence[str]) -> tuple[str, ...]:
-    """The labels' order: as asked for, else by number if all are numbers, else by name."""
+    """Return the order of the labels: as given in `asked`, else numeric if all are numbers, else alphabetical."""
     if asked:
         return tuple(asked)
     if all(re.fullmatch(r"-?\d+", name) for name in found):

@@ -1,6 +1,5 @@
-"""Samples of shards that stand: read them one by one, and write chosen ones into a new folder of shards."""
+"""Read samples of existing shards one by one, and write chosen samples to a new folder of shards."""
 
-import fcntl
 import hashlib
 import json
 import os
@@ -18,39 +17,40 @@ from shards.errors import UserError
 from shards.files import named, open_regular, sync_folder
 from shards.foreign import describes
 from shards.index import Index, index_tar, read_index, write_index
+from shards.locks import try_lock
 from shards.manifest import Manifest, ShardInfo, index_name
 from shards.plain import MOST_TOLD, parse_json
 from shards.workshop import refuse_others
 from shards.writer import TarShard
 
-MOST_MEMBER = 2 << 30  # bytes of a member, which is read as a whole; of an image a build takes 1 GiB
+MOST_MEMBER = 2 << 30  # maximum bytes of a member, which is read whole; a build accepts images up to 1 GiB
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample: its key and its members, extension -> content, in the order of the tar."""
+    """One sample: key and members (extension -> content), in tar order."""
 
     key: str
     members: dict[str, bytes]
 
     @property
     def known(self) -> dict[str, Any]:
-        """What its json says; empty without one. Raises UserError where it is damaged."""
+        """Metadata from the json member; empty without one. Raises UserError if it is corrupt."""
         try:
             told = self.members.get("json", b"{}")
             if len(told) > MOST_TOLD:
-                raise ValueError(f"it has more than {MOST_TOLD >> 20} MiB")  # noqa: TRY301 - damaged, as any other
+                raise ValueError(f"more than {MOST_TOLD >> 20} MiB")  # noqa: TRY301 - handled like other corruption
             known = parse_json(told)
         except ValueError as error:
-            raise UserError(f"shards: {self.key}.json is damaged ({error}); build the shards again") from None
+            raise UserError(f"shards: {self.key}.json is corrupt ({error}). Fix: rebuild the shards") from None
         if not isinstance(known, dict):
-            raise UserError(f"shards: {self.key}.json is not an object; build the shards again")
+            raise UserError(f"shards: {self.key}.json is not an object. Fix: rebuild the shards")
         return known
 
     def label(self, names: Sequence[str]) -> str:
-        """The name of its label: what its `.cls` counts among `names`, the manifest's; else what its json says, or "".
+        """Return the label name: `.cls` as a position in `names` (from the manifest), else the json's label, or "".
 
-        Others also write words into a `.cls`. Where there are no names, these count, and a number is some id.
+        Other tools also write words to `.cls`. Without `names`, words are labels and numbers are ids.
         """
         content = self.members.get("cls")
         if content is not None and names:
@@ -63,38 +63,40 @@ class Sample:
 
 
 def label_number(content: bytes, labels: int, where: str) -> int:
-    """The number in a `.cls`; labels: how many the manifest names, 0 for any; where: for messages.
+    """Parse the number in a `.cls`; labels: number of labels in the manifest, 0 for any; where: for messages.
 
     Raises:
-        UserError: not a number, or none of a label.
+        UserError: the content is not a number, or not that of a label.
     """
     try:
         number = int(content)
     except ValueError:
-        raise UserError(f"shards: {where}.cls holds {content[:20]!r}, not a number") from None
+        raise UserError(
+            f"shards: {where}.cls contains {content[:20]!r}, not a number. Fix: rebuild the shards"
+        ) from None
     if number < 0 or (labels and number >= labels):
-        raise UserError(f"shards: {where}.cls is {number}, but there are {labels} labels; build the shards again")
+        raise UserError(f"shards: {where}.cls is {number}, but there are {labels} labels. Fix: rebuild the shards")
     return number
 
 
 def shard_index(folder: Path, info: ShardInfo) -> Index:
-    """The index of a shard, made on the spot where there is no file of it.
+    """Read the index of a shard; compute it if there is no index file.
 
     Raises:
-        UserError: damaged, or with another number of samples than the manifest says.
+        UserError: the index is corrupt, or its number of samples differs from the manifest's.
     """
     path = folder / index_name(info.file)
     index = read_index(path) if path.exists() else index_tar(folder / info.file)
     if len(index) != info.samples:
         raise UserError(
-            f"shards: {path} lists {len(index)} samples, the manifest {info.samples}; build the shards again"
+            f"shards: {path} lists {len(index)} samples, the manifest {info.samples}. Fix: rebuild the shards"
         )
     largest = int(index.sizes.max(initial=0))
-    # Each size is checked first: of sizes near 2**63 the sum would not be.
+    # Check each size first: the sum of sizes near 2**63 would overflow.
     if largest > min(info.bytes, MOST_MEMBER) or int(np.maximum(index.sizes, 0).sum()) > info.bytes:
         raise UserError(
             f"shards: {folder / info.file} is shorter than its index says, or a member has more than "
-            f"{MOST_MEMBER >> 30} GiB. Fix: copy the shards again, from a source that you trust"
+            f"{MOST_MEMBER >> 30} GiB. Fix: copy the shards again from a trusted source"
         )
     return index
 
@@ -102,12 +104,16 @@ def shard_index(folder: Path, info: ShardInfo) -> Index:
 def read_samples(
     folder: Path, info: ShardInfo, chosen: Iterable[int] | None = None, only: Sequence[str] = ()
 ) -> Iterator[Sample]:
-    """The samples of a shard in the order of the tar.
+    """Yield the samples of a shard in tar order.
 
-    chosen: positions in the shard, None for all; only: the extensions that are read, in lower case, none given for all.
+    Args:
+        folder: folder of the shards.
+        info: the shard.
+        chosen: positions in the shard; None = all.
+        only: lower-case extensions to read; empty = all.
 
     Raises:
-        UserError: the tar or its index is missing or not as the manifest says.
+        UserError: the tar or its index is missing or does not match the manifest.
     """
     index = shard_index(folder, info)
     path = folder / info.file
@@ -116,7 +122,7 @@ def read_samples(
             file = stack.enter_context(open_regular(path, "rb"))
             size = os.fstat(file.fileno()).st_size
         except OSError as error:
-            raise UserError(f"shards: cannot read {path}: {error}") from None
+            raise UserError(f"shards: {path} cannot be read ({error}). Fix: copy it again") from None
         _check_size(path, size, info)
         for number in range(len(index)) if chosen is None else chosen:
             places = index.members(number)
@@ -133,56 +139,58 @@ def read_samples(
 def read_at(file: IO[bytes], path: Path, offset: int, size: int) -> bytes:
     """Read a part of an open file; `path` is for messages.
 
-    Not through a memory map: where a disk fails, or the file is cut meanwhile, a map ends the process (SIGBUS).
+    A memory map would raise SIGBUS if a disk fails or the file is truncated meanwhile.
 
     Raises:
-        UserError: it cannot be read, or ends before.
+        UserError: the file cannot be read or is too short.
     """
     try:
         content = os.pread(file.fileno(), size, offset)
         while len(content) < size and (more := os.pread(file.fileno(), size - len(content), offset + len(content))):
             content += more
     except OSError as error:
-        raise UserError(f"shards: cannot read {path}: {error.strerror}. Fix: copy it again") from None
+        raise UserError(f"shards: {path} cannot be read ({error.strerror}). Fix: copy it again") from None
     if len(content) < size:
-        raise UserError(f"shards: {path} was cut while it was read. Fix: copy it again")
+        raise UserError(f"shards: {path} was truncated while it was read. Fix: copy it again")
     return content
 
 
 def chosen_shards(manifest: Manifest, splits: Sequence[str], option: str) -> list[ShardInfo]:
-    """The shards of the named splits, all if none is named. Raises UserError for a split that is not there."""
+    """Return the shards of the named splits (empty = all). Raises UserError for an unknown split."""
     for split in splits:
         if split not in manifest.splits:
-            raise UserError(f"{option}: no split {split!r} in these shards; there are: {', '.join(manifest.splits)}")
+            raise UserError(
+                f"{option}: no split {split!r} in these shards. Fix: give one of {', '.join(manifest.splits)}"
+            )
     return [info for info in manifest.shards if not splits or info.split in splits]
 
 
 def check_sizes(folder: Path, shards: Iterable[ShardInfo]) -> None:
-    """Raise UserError for a tar that has not the size of its manifest, before memory is reserved for its samples."""
+    """Raise UserError if a tar's size differs from the manifest, before memory is allocated for its samples."""
     for info in shards:
         path = folder / info.file
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise UserError(f"shards: cannot read {path}: {error}") from None
+            raise UserError(f"shards: {path} cannot be read ({error}). Fix: copy it again") from None
         _check_size(path, size, info)
 
 
 def _check_size(path: Path, size: int, info: ShardInfo) -> None:
     if size != info.bytes:
-        raise UserError(f"shards: {path} has {size} bytes, the manifest says {info.bytes}; copy it again")
+        raise UserError(f"shards: {path} has {size} bytes, the manifest says {info.bytes}. Fix: copy it again")
 
 
 def content_digest(shards: Iterable[ShardInfo]) -> str:
-    """16 hexadecimal digits that name the content of shards, wherever they lie."""
+    """Return 16 hexadecimal digits that identify the content of shards, independent of their location."""
     told = json.dumps([(info.split, info.samples, info.sha256) for info in shards])
     return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
 
 def made_from(*manifests: Manifest) -> dict[str, Any]:
-    """Where samples came from, for the build record of shards that are made from others.
+    """Return the provenance of derived shards, for the manifest's `build`.
 
-    Whatever holds foreign samples stays foreign: verify would ask them for what only we write.
+    Shards derived from external samples count as external: verify would otherwise expect members that only we write.
     """
     source = next((manifest.build["source"] for manifest in manifests if describes(manifest)), None)
     came = [
@@ -194,24 +202,24 @@ def made_from(*manifests: Manifest) -> dict[str, Any]:
 
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """A folder to write shards to, which becomes `out` at the end of the block and vanishes if that raises.
+    """Yield a staging folder for shards: renamed to `out` at the end of the block, deleted on an exception.
 
-    What a killed process left is thrown away by the next one.
+    Files left by a killed process are deleted.
 
     Raises:
-        UserError: `out` exists, is being made by another process, or cannot be made.
+        UserError: `out` exists, is being written by another process, or cannot be created.
     """
     out = named(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists; choose another output or delete it")
+        raise UserError(f"{out} exists. Fix: choose another output, or delete it")
     partial = out.with_name(out.name + ".partial")
     if (partial / "work").exists():
-        raise UserError(f"{partial} holds an unfinished build; go on with it, or choose another output")
+        raise UserError(f"{partial} holds an unfinished build. Fix: resume it, or choose another output")
     refuse_others(partial, build=False)
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make {partial}: {error.strerror}; choose another output") from None
+        raise UserError(f"{partial} cannot be created ({error.strerror}). Fix: choose another output") from None
     with locked(partial):
         for left in partial.iterdir():
             left.unlink()
@@ -227,13 +235,11 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One writer at a time; the lock goes with the process, however it ends, and leaves no file."""
+    """Allow one writer at a time; the lock is released with the process and leaves no file."""
     with ExitStack() as stack:
         descriptor = _open_folder(folder, stack)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder} is being written by another process; wait for it or stop it") from None
+        if not try_lock(descriptor, folder):
+            raise UserError(f"{folder} is being written by another process. Fix: wait for it, or stop it")
         yield
 
 
@@ -241,7 +247,7 @@ def _open_folder(folder: Path, stack: ExitStack) -> int:
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise UserError(f"cannot open {folder}: {error.strerror}") from None
+        raise UserError(f"{folder} cannot be opened ({error.strerror}). Fix: check the path") from None
     stack.callback(os.close, descriptor)
     return descriptor
 
@@ -257,7 +263,7 @@ def write_split(
 
 
 def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
-    """Write one tar and its index; members' bytes stay as they are. Raises UserError where the disk fails."""
+    """Write one tar and its index; members are copied unchanged. Raises UserError for a disk error."""
     try:
         tar = TarShard(path)
         try:
@@ -268,5 +274,5 @@ def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
             tar.drop()
         write_index(path.with_suffix(".idx"), written.index)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+        raise UserError(f"{path} cannot be written ({error.strerror or error}). Fix: free some space") from None
     return ShardInfo(path.name, split, len(written.index), written.bytes, written.sha256)

@@ -1,7 +1,7 @@
-"""Parts of shards: a share of them (1 %, 10 %), or their splits divided anew. Deterministic, nested, copied unchanged.
+"""Subsets of shards (1 %, 10 %) and new splits. Deterministic and nested; samples are copied unchanged.
 
-Samples, or groups (people) where they must not be divided, are put into the order of a keyed hash; a part is a stretch
-of that order. So a smaller share is always contained in a larger one, whatever else is in the shards.
+Samples, or groups (people) that must stay together, are ordered by a keyed hash; a subset is a range of that order.
+A smaller fraction is therefore always contained in a larger one, independent of the rest of the shards.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from shards.rules import VAL, keyed_hash, normal_split
 from shards.samples import Sample, check_sizes, chosen_shards, made_from, new_folder, read_samples, write_split
 
 BY = ("label", "sample", "group")
-ROUNDING = 9  # decimals that count of a share of samples: 0.1 * 30 is 3, not 3.0000000000000004
+ROUNDING = 9  # decimals kept of a number of samples: 0.1 * 30 is 3, not 3.0000000000000004
 
 Ints = NDArray[np.int64]
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -31,7 +31,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 @dataclass(frozen=True)
 class Ranks:
-    """For each sample [n] of some shards: its place in the order of its stratum, and how many are in that order."""
+    """For each sample [n]: its rank in the order of its stratum, and the size of that order."""
 
     rank: Ints
     size: Ints
@@ -40,13 +40,20 @@ class Ranks:
 def rank_samples(
     folder: Path, shards: Sequence[ShardInfo], labels: Sequence[str], by: str, seed: int, progress: Progress
 ) -> Ranks:
-    """The order that shares are taken in; labels: the manifest's.
+    """Rank samples for subsets and splits.
 
-    by: "sample": all samples of a split; "label": those of a split with one label, so that every part has the shares
-    of the whole; "group": the groups of all splits together, whose samples share one place (without a group: alone).
+    Args:
+        folder: folder of the shards.
+        shards: shards to rank.
+        labels: label names of the manifest.
+        by: "sample" ranks all samples of a split; "label" ranks each label of a split, so that every part keeps the
+        label
+            proportions; "group" ranks the groups of all splits together (samples without group: each one alone).
+        seed: seed of the keyed hash.
+        progress: called with stage, done, total.
     """
     if by not in BY:
-        raise UserError(f"--by {by} is not known; give one of {', '.join(BY)}")
+        raise UserError(f"--by={by}: unknown. Fix: give one of {', '.join(BY)}")
     check_sizes(folder, shards)
     purpose = f"subset {seed}"
     total = sum(info.samples for info in shards)
@@ -57,7 +64,7 @@ def rank_samples(
     for info in shards:
         for sample in read_samples(folder, info, only=("cls", "json")):
             group = sample.known.get("group") if by == "group" else None
-            # A key must not meet a group of the same name.
+            # The prefixes keep keys and groups of the same name apart.
             unit = f"key {sample.key}" if group is None else f"group {group}"
             units[number] = int.from_bytes(keyed_hash(unit, purpose)[:8], "big")
             label = sample.label(labels) if by == "label" else ""
@@ -74,12 +81,12 @@ def rank_samples(
 
 
 def take_share(ranks: Ranks, fraction: float) -> NDArray[np.bool_]:
-    """Which samples [n] are in a share: of each stratum the first ones, rounded up, so that no stratum is empty."""
+    """Return which samples [n] are in a fraction: the first of each stratum, rounded up so that none is empty."""
     return np.asarray(ranks.rank < np.ceil(np.round(ranks.size * fraction, ROUNDING)))
 
 
 def divide(ranks: Ranks, fractions: Sequence[float]) -> Ints:
-    """The part [n] that each sample falls into; fractions: their shares, which sum to 1."""
+    """Return the part [n] of each sample; fractions: size of each part, with sum 1."""
     part = np.zeros(len(ranks.rank), np.int64)
     for end in np.cumsum(fractions)[:-1]:
         part += ranks.rank >= np.round(np.round(ranks.size * end, ROUNDING))
@@ -96,13 +103,13 @@ def subset(
     shard_samples: int,
     progress: Progress,
 ) -> Manifest:
-    """Write a share of the samples of `splits` (none named: of all splits); other splits are copied whole.
+    """Write a fraction of the samples of `splits` (empty = all splits); copy the other splits whole.
 
     Raises:
-        UserError: `fraction` not in (0, 1], an unknown split, the output exists, the disk fails.
+        UserError: `fraction` is not in (0, 1], a split is unknown, the output exists, a disk error.
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"--fraction {fraction:g} is not in (0, 1]; 0.01 takes one percent")
+        raise UserError(f"--fraction={fraction:g}: must be in (0, 1]. Fix: give 0.01 for one percent")
     manifest = read_manifest(folder)
     reduced = chosen_shards(manifest, splits, "--split")
     taken = take_share(rank_samples(folder, reduced, manifest.labels, by, seed, progress), fraction)
@@ -126,11 +133,11 @@ def split(
     shard_samples: int,
     progress: Progress,
 ) -> Manifest:
-    """Divide the samples of `splits` (none named: of all) into new splits, name -> share; other splits are kept.
+    """Split the samples of `splits` (empty = all) into new splits, name -> share; keep the other splits.
 
     Raises:
-        UserError: shares that do not sum to 1, a name that another split has, a part without samples, the output
-        exists, the disk fails.
+        UserError: shares that do not sum to 1, a name of another split, a part without samples, the output exists, a
+        disk error.
     """
     manifest = read_manifest(folder)
     divided = chosen_shards(manifest, splits, "--split")
@@ -138,7 +145,9 @@ def split(
     part = divide(rank_samples(folder, divided, manifest.labels, by, seed, progress), list(shares.values()))
     empty = [name for number, name in enumerate(shares) if not (part == number).any()]
     if empty:
-        raise UserError(f"--into: no sample falls into {', '.join(empty)}; take larger shares or --by sample")
+        raise UserError(
+            f"--into: split {', '.join(empty)} would be empty. Fix: give it a larger share, or use --by sample"
+        )
     places: list[tuple[ShardInfo, Sequence[int], str]] = []
     first = 0
     for info in manifest.shards:
@@ -155,14 +164,12 @@ def split(
 def _check_shares(shares: dict[str, float], manifest: Manifest, divided: set[str]) -> None:
     if not shares or any(not 0 < share < 1 for share in shares.values()) or not math.isclose(sum(shares.values()), 1):
         told = ",".join(f"{name}={share:g}" for name, share in shares.items())
-        raise UserError(f"--into {told!r}: give at least two shares above 0 that sum to 1, as train=0.8,val=0.2")
+        raise UserError(f"--into={told!r}: not at least two shares above 0 that sum to 1. Fix: write train=0.8,val=0.2")
     for name in shares:
         if name != normal_split(name):
-            raise UserError(f"--into: {name!r} cannot name a split; write {normal_split(name) or VAL!r}")
+            raise UserError(f"--into: {name!r} is not a split name. Fix: write {normal_split(name) or VAL!r}")
         if name in manifest.splits and name not in divided:
-            raise UserError(
-                f"--into: split {name!r} is there and not among those that are divided; choose another name"
-            )
+            raise UserError(f"--into: split {name!r} exists and is not being split. Fix: choose another name")
 
 
 def _write(
@@ -174,9 +181,9 @@ def _write(
     shard_samples: int,
     progress: Progress,
 ) -> Manifest:
-    """Copy samples: (shard, positions in it, split that they go to); splits in the order in which they come."""
+    """Copy samples given as (shard, positions in it, target split); splits keep the order of their appearance."""
     if shard_samples < 1:
-        raise UserError("--shard-samples must be at least 1")
+        raise UserError("--shard-samples={shard_samples}: too small. Fix: give at least 1")
     counts: Counter[str] = Counter()
     for _, positions, name in places:
         counts[name] += len(positions)
@@ -212,6 +219,6 @@ def _write(
 
 
 def renamed_split(sample: Sample, name: str) -> Sample:
-    """The sample with another split in its json; the other members stay as they are."""
+    """Return the sample with another split in its json; the other members are unchanged."""
     known = json.dumps(sample.known | {"split": name}).encode()
     return Sample(sample.key, sample.members | {"json": known} if "json" in sample.members else sample.members)

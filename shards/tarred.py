@@ -1,7 +1,7 @@
-"""Python's tarfile with bounds: a header says how long the next header is, and tarfile reads all of that into memory.
+"""tarfile with memory limits: a tar header gives the size of the next header, and tarfile reads all of it into memory.
 
-Headers of one member (long names, pax records, maps of sparse files) may take 1 MiB. xz files say how much memory their
-dictionary takes, up to 4 GiB; here it is 128 MiB, twice what `xz -9` needs.
+The headers of one member (long names, pax records, maps of sparse files) may take 1 MiB. An xz file can require a
+dictionary of up to 4 GiB; the limit here is 128 MiB, twice the need of `xz -9`.
 """
 
 import io
@@ -11,25 +11,25 @@ from typing import IO, Any, Literal
 
 from shards.files import open_regular
 
-MOST_HEADERS = 1 << 20  # bytes of the headers of one member; names of files have at most 4 kB
-MOST_SHARED = 1000  # pax records for all members that follow; tarfile copies them for each
-MOST_XZ = 128 << 20  # bytes that decompressing xz may take
+MOST_HEADERS = 1 << 20  # bytes of headers per member; file names have at most 4 kB
+MOST_SHARED = 1000  # global pax records; tarfile copies them for each member
+MOST_XZ = 128 << 20  # memory limit of xz decompression, bytes
 
 
 class TooLargeHeader(tarfile.TarError):
-    """A member whose headers take more memory than any name needs, or tell no size. What follows cannot be found."""
+    """A member's headers take too much memory or give an invalid size. The rest of the tar cannot be read."""
 
 
 class BoundedTar(tarfile.TarFile):
-    """To be opened by `BoundedTar.open(...)` for reading, as any TarFile.
+    """A TarFile with limits. Open it for reading with `BoundedTar.open(...)`.
 
     Raises:
-        TooLargeHeader: when it is opened or read.
+        TooLargeHeader: on opening or reading.
     """
 
     def __init__(self, name: Any = None, mode: Any = "r", fileobj: Any = None, **options: Any) -> None:
         """See `tarfile.TarFile`."""
-        self._opened = open_regular(name, "rb") if fileobj is None else None  # `close` closes it
+        self._opened = open_regular(name, "rb") if fileobj is None else None  # closed by `close`
         self._meter = _Meter(fileobj or self._opened)
         try:
             super().__init__(name, mode, self._meter, **options)
@@ -39,7 +39,7 @@ class BoundedTar(tarfile.TarFile):
             raise
 
     def next(self) -> tarfile.TarInfo | None:
-        """The next member, None at the end."""
+        """Return the next member, None at the end."""
         self._meter.left = MOST_HEADERS
         try:
             item = super().next()
@@ -47,7 +47,7 @@ class BoundedTar(tarfile.TarFile):
             raise TooLargeHeader("a member has too many headers") from None
         finally:
             self._meter.left = None
-        # A pax record may give a member a negative size: what follows it would lie before it, without end.
+        # A pax record can give a member a negative size: the next member would precede it, an endless loop.
         if item is not None and (item.size < 0 or self.offset < item.offset_data):
             raise TooLargeHeader("a member has a negative size")
         if len(self.pax_headers) > MOST_SHARED:
@@ -55,15 +55,15 @@ class BoundedTar(tarfile.TarFile):
         return item
 
     def close(self) -> None:
-        """Close the file, if it was opened here."""
+        """Close the tar, and the file if this object opened it."""
         super().close()
         if self._opened:
             self._opened.close()
 
     @classmethod
     def xzopen(cls, name: Any, mode: Any = "r", fileobj: Any = None, *_: Any, **options: Any) -> "BoundedTar":
-        """Open a tar that xz has compressed; `open` calls this."""
-        packed = fileobj or open_regular(name, "rb")  # belongs to the tar from here on
+        """Open an xz-compressed tar; called by `open`."""
+        packed = fileobj or open_regular(name, "rb")  # owned by the tar from here on
         try:
             tar = cls.taropen(name, mode, io.BufferedReader(_Xz(packed), 1 << 16), **options)
         except (lzma.LZMAError, EOFError) as error:
@@ -74,19 +74,19 @@ class BoundedTar(tarfile.TarFile):
             if fileobj is None:
                 packed.close()
             raise
-        tar._extfileobj = False  # type: ignore[attr-defined] # as tarfile does: closing it closes what it reads
+        tar._extfileobj = False  # type: ignore[attr-defined] # as in tarfile: closing the tar closes the file below
         return tar
 
 
 class _Meter:
-    """A file of which, while `left` is a number, no more bytes than that are read."""
+    """A file wrapper that limits reads to `left` bytes while `left` is a number."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
         self.left: int | None = None
 
     def read(self, size: int = -1) -> bytes:
-        """As the file."""
+        """Read like the file, within the limit."""
         if self.left is not None:
             if not 0 <= size <= self.left:
                 raise TooLargeHeader(f"a member's headers take more than {MOST_HEADERS >> 20} MiB")
@@ -98,31 +98,31 @@ class _Meter:
 
 
 class _Xz(io.RawIOBase):
-    """What an xz or lzma file holds, to be read from front to back. LZMAFile has no limit of memory."""
+    """Forward-only reader of an xz or lzma file with a memory limit, which LZMAFile lacks."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._place = file, 0
         self._unpacker = lzma.LZMADecompressor(memlimit=MOST_XZ)
 
     def readable(self) -> Literal[True]:
-        """Yes."""
+        """Return True."""
         return True
 
     def seekable(self) -> Literal[True]:
-        """Yes, forwards."""
+        """Return True: forward seeks only."""
         return True
 
     def close(self) -> None:
-        """Close the packed file, too."""
+        """Close the compressed file too."""
         self._file.close()
         super().close()
 
     def tell(self) -> int:
-        """How many bytes have been read."""
+        """Return the number of bytes read."""
         return self._place
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Read as far as `offset`."""
+        """Read forward to `offset`."""
         if whence != io.SEEK_SET or offset < self._place:
             raise io.UnsupportedOperation("an xz file is only read forwards")
         while self._place < offset and self.read(min(offset - self._place, 1 << 16)):
@@ -130,7 +130,7 @@ class _Xz(io.RawIOBase):
         return self._place
 
     def readinto(self, buffer: Any) -> int:
-        """Some bytes, 0 at the end. Raises LZMAError, EOFError."""
+        """Read some bytes; return 0 at the end. Raises LZMAError, EOFError."""
         found = self._unpacked(len(buffer)) if len(buffer) else b""
         buffer[: len(found)] = found
         self._place += len(found)

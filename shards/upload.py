@@ -1,4 +1,4 @@
-"""Bring a finished folder of shards to a URL: the manifest last, what is there already not again."""
+"""Upload a complete folder of shards to a URL; skip files that are already there and write the manifest last."""
 
 import hashlib
 import json
@@ -19,10 +19,10 @@ AT_ONCE = 4
 
 
 def manifest_at(url: str) -> Manifest | None:
-    """The manifest of the shards at a URL that can be written to; None where there are none.
+    """Return the manifest of the shards at a writable URL, None if there is none.
 
     Raises:
-        UserError: not to be written to, not readable, a damaged manifest.
+        UserError: the URL is not writable or not readable, or the manifest is corrupt.
     """
     check_url(url, write=True)
     place = join(url, NAME)
@@ -34,7 +34,7 @@ def manifest_at(url: str) -> Manifest | None:
 
 @dataclass
 class Upload:
-    """The upload of `folder` to `url`. record: a file that keeps the size and sha256 of what has been uploaded."""
+    """Upload of `folder` to `url`. record: file that stores size and sha256 of each uploaded file."""
 
     folder: Path
     url: str
@@ -44,11 +44,11 @@ class Upload:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, progress: Callable[[int, int], None]) -> None:
-        """Upload all files, the manifest when everything else is there. `progress` gets the files done, and all.
+        """Upload all files, the manifest last. `progress` receives the number of files done and of all files.
 
         Raises:
-            UserError: other files are there, the manifest of another build, a failure that does not pass; what has
-            been uploaded counts when it is run again.
+            UserError: the URL holds other files or the manifest of another build, or an upload failed permanently.
+            A rerun skips files that are already uploaded.
         """
         manifest = read_manifest(self.folder)
         hashes = {shard.file: shard.sha256 for shard in manifest.shards}
@@ -81,7 +81,7 @@ class Upload:
             return
         others = [name for name in there if name not in names]
         if others:
-            raise UserError(f"{shown(self.url)} has other files in it ({others[0]}, ...); choose another output")
+            raise UserError(f"{shown(self.url)}: contains other files ({others[0]}, ...). Fix: choose another output")
 
     def _put(self, name: str, sha256: str | None) -> None:
         path, url = self.folder / name, join(self.url, name)
@@ -94,7 +94,7 @@ class Upload:
         upload(path, url)
         there = size_of(url)
         if there != known[0]:
-            raise UserError(f"{shown(url)} has {there} bytes after its upload instead of {known[0]}; upload it again")
+            raise UserError(f"{shown(url)} has {there} bytes, not {known[0]}. Fix: rerun the command")
         with self._lock:
             self._done[name] = known
             write_atomic(self.record, json.dumps(self._done).encode())

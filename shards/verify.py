@@ -1,4 +1,4 @@
-"""Hold a folder of shards against its manifest: sizes, hashes, indexes, samples, images, rejects."""
+"""Verify a folder of shards against its manifest: sizes, hashes, indexes, samples, images, rejects."""
 
 import hashlib
 import io
@@ -30,13 +30,13 @@ from shards.remove import RECORD, STAGING
 from shards.rules import keyed_hash
 from shards.samples import read_at
 
-MOST = 20  # problems told of one shard
+MOST = 20  # maximum number of problems reported per shard
 CHUNK = 1 << 20
 
 
 @dataclass
 class Checked:
-    """What was found in one shard. keys, groups: 8-byte hashes [samples], groups only of samples that have one."""
+    """Findings in one shard. keys, groups: 8-byte hashes [samples], groups only of samples that have one."""
 
     info: ShardInfo
     decoded: int = 0
@@ -47,7 +47,7 @@ class Checked:
 
 @dataclass
 class Verdict:
-    """problems: each one line with the file's name; empty: all is well. notes: worth knowing, no fault of the files."""
+    """Result of a verification. problems: one line each with a file name, empty = valid; notes: other information."""
 
     manifest: Manifest
     decoded: int = 0
@@ -56,15 +56,19 @@ class Verdict:
 
 
 def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[int], None]) -> Verdict:
-    """Check everything in a folder or behind a URL, shard by shard; decode a share of the images, always the same ones.
+    """Verify a folder or URL shard by shard; decode a fraction of the images, always the same ones.
 
-    `progress` gets the samples done.
+    Args:
+        folder: folder or URL of the shards.
+        decode: fraction of the images to decode, 0 to 1.
+        workers: number of processes.
+        progress: called with the number of samples done.
 
     Raises:
-        UserError: no readable manifest, `decode` not in [0, 1].
+        UserError: the manifest cannot be read, or `decode` is not in [0, 1].
     """
     if not 0 <= decode <= 1:
-        raise UserError(f"--decode {decode:g} is not in [0, 1]; 1 decodes all images, 0 none")
+        raise UserError(f"--decode={decode:g}: must be in [0, 1]. Fix: give 1 for all images, 0 for none")
     manifest = read_manifest(folder)
     verdict = Verdict(manifest)
     keys: list[NDArray[np.uint64]] = []
@@ -78,7 +82,7 @@ def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[
         groups[checked.info.split] = np.union1d(known, checked.groups)
         done += checked.info.samples
         progress(done)
-    # Others number their samples as they like.
+    # External shards may use a key twice.
     (verdict.notes if foreign.describes(manifest) else verdict.problems).extend(_repeated(keys))
     with _local(folder, [REJECTED]) as copy:
         verdict.problems += _rejects(copy, manifest)
@@ -90,13 +94,13 @@ def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[
 
 @contextmanager
 def _local(folder: str | Path, names: list[str]) -> Iterator[Path]:
-    """Where these files of `folder` lie on this machine: there, or in a temporary folder that goes again."""
+    """Yield a local folder with these files of `folder`: the folder itself, or temporary copies of a URL's files."""
     if not is_url(folder):
         yield Path(folder)
         return
     with tempfile.TemporaryDirectory(prefix="verify-") as temporary:
         for name in names:
-            # What is not there will be found missing.
+            # Missing files are reported later.
             with suppress(FileNotFoundError):
                 download(join(str(folder), name), Path(temporary) / name)
         yield Path(temporary)
@@ -110,7 +114,7 @@ def _check_all(folder: str | Path, manifest: Manifest, decode: float, workers: i
 def check_shard(
     folder: str | Path, info: ShardInfo, labels: tuple[str, ...], decode: float, ours: bool = True
 ) -> Checked:
-    """Check one tar and its index. ours: not only the images, but all that we write beside them too."""
+    """Verify one tar and its index. ours: also check the members that we write beside the images."""
     with _local(folder, [info.file, index_name(info.file)]) as copy:
         return _check_shard(copy, info, labels, decode, ours)
 
@@ -134,7 +138,7 @@ def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode:
         checked.problems.append(f"{info.file}: {error}")
         return checked
     if not same(index, listed):
-        checked.problems.append(f"{index_name(info.file)}: does not say where the samples in {info.file} lie")
+        checked.problems.append(f"{index_name(info.file)}: does not match the samples in {info.file}")
     if len(index) != info.samples:
         checked.problems.append(f"{info.file}: {len(index)} samples, the manifest says {info.samples}")
     try:
@@ -181,19 +185,19 @@ def _check_samples(
 def _check_sample(
     key: str, members: dict[str, bytes], labels: tuple[str, ...], split: str, decode: bool
 ) -> tuple[dict[str, Any], str]:
-    """What the sample's json says, and what is wrong with the sample ("" if nothing is)."""
+    """Return the sample's json and its problem ("" if there is none)."""
     if "jpg" not in members or "json" not in members:
         return {}, f"has no jpg or no json (only {', '.join(members)})"
     try:
         known = parse_json(members["json"])
         label = known.get("label")
     except (ValueError, AttributeError) as error:
-        return {}, f"its json is damaged ({error})"
+        return {}, f"its json is corrupt ({error})"
     number = members.get("cls", b"").decode("ascii", "replace")
     if known.get("key") != key or known.get("split") != split:
-        return known, f"its json speaks of {known.get('key')!r} in split {known.get('split')!r}"
+        return known, f"its json describes {known.get('key')!r} in split {known.get('split')!r}"
     if number != ("" if label is None else str(labels.index(label)) if label in labels else None):
-        return known, f"cls {number or 'absent'!r} does not go with label {label!r}"
+        return known, f"cls {number or 'absent'!r} does not match label {label!r}"
     return known, _check_image(members["jpg"], known) if decode else ""
 
 
@@ -204,7 +208,7 @@ def _check_foreign(members: dict[str, bytes]) -> str:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
     except (Unusable, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        return f"its image is damaged ({error})"
+        return f"its image is corrupt ({error})"
     return ""
 
 
@@ -214,7 +218,7 @@ def _check_image(jpeg: bytes, known: dict[str, Any]) -> str:
         colours = simplejpeg.decode_jpeg_header(jpeg, strict=True)[2]
         height, width = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True).shape[:2]
     except (Unusable, ValueError) as error:
-        return f"its image is damaged ({error})"
+        return f"its image is corrupt ({error})"
     if colours not in ("YCbCr", "RGB"):
         return f"its image is {colours}, not RGB"
     if [width, height] != [known.get("width"), known.get("height")]:
@@ -233,7 +237,7 @@ def _hashes(names: list[str] | tuple[str, ...]) -> NDArray[np.uint64]:
 def _repeated(keys: list[NDArray[np.uint64]]) -> list[str]:
     every = np.sort(np.concatenate(keys)) if keys else np.empty(0, np.uint64)
     count = int((every[1:] == every[:-1]).sum())
-    return [f"{NAME}: {count} keys are there twice; they must be unique over all shards"] if count else []
+    return [f"{NAME}: {count} keys occur twice; keys must be unique over all shards"] if count else []
 
 
 def _divided(groups: dict[str, NDArray[np.uint64]]) -> list[str]:
@@ -260,21 +264,21 @@ def _rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def _strays(folder: str | Path, manifest: Manifest) -> tuple[list[str], list[str]]:
-    """Problems and notes about names that are not the manifest's.
+    """Return problems and notes about files that are not in the manifest.
 
-    Who reads *.tar would read tars that are not in it; what an unfinished removal has left shows people who asked to
-    go. Other files do no harm, but nobody has checked them.
+    Programs that read *.tar would read unlisted tars; the remains of an interrupted removal show people who asked to be
+    removed. Other files are harmless but unchecked.
     """
     known = {NAME, REJECTED, RECORD}
     known |= {name for shard in manifest.shards for name in (shard.file, index_name(shard.file))}
     listed = names_in(str(folder)) if is_url(folder) else sorted(path.name for path in Path(folder).iterdir())
     found = [name for name in listed or () if name not in known]
     if STAGING in found:
-        return [f"{STAGING}: a removal was interrupted; give the same command of simfle shards remove again"], []
+        return [f"{STAGING}: a removal was interrupted. Fix: rerun the same simfle shards remove command"], []
     wrong = [f"{name}: not in the manifest" for name in found if name.endswith((".tar", ".idx"))]
-    left = [f"{name}: left by a process that was killed; delete it" for name in found if name.endswith(".tmp")]
+    left = [f"{name}: left by a killed process. Fix: delete it" for name in found if name.endswith(".tmp")]
     others = [name for name in found if not name.endswith((".tar", ".idx", ".tmp"))]
-    if others and not foreign.describes(manifest):  # which come with files of their own
+    if others and not foreign.describes(manifest):  # external shards come with other files
         more = f" and {len(others) - MOST} more" if len(others) > MOST else ""
-        left.append(f"not of these shards: {', '.join(others[:MOST])}{more}")
+        left.append(f"unrelated files: {', '.join(others[:MOST])}{more}")
     return wrong, left

@@ -1,16 +1,16 @@
-"""What each thread waits for at this moment, so that a process that does not get on can say why."""
+"""Record what each thread waits for, to report why a process makes no progress."""
 
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_now: dict[int, tuple[object, float]] = {}  # thread -> what it waits for, and since when
+_now: dict[int, tuple[object, float]] = {}  # thread -> what it waits for, start time
 
 
 @contextmanager
 def waiting(what: object) -> Iterator[None]:
-    """Note that this thread waits for `what` until the end of the block; its text is made when somebody asks."""
+    """Record that this thread waits for `what` until the block ends; `what` is formatted only on request."""
     thread = threading.get_ident()
     before = _now.get(thread)
     _now[thread] = what, time.monotonic()
@@ -24,7 +24,7 @@ def waiting(what: object) -> Iterator[None]:
 
 
 def awaited(thread: int | None) -> str:
-    """What a thread waits for, and for how long it has; "" where it does not wait."""
+    """Return what a thread waits for and for how long; "" if it does not wait."""
     found = _now.get(thread or 0)
     if found is None:
         return ""

@@ -1,6 +1,6 @@
-"""http and https, read with the standard library: slow, endless and redirecting servers end in an error that says so.
+"""Read http and https with the standard library; slow, endless and redirecting servers end in a clear error.
 
-fsspec's own HTTP needs aiohttp, and ends every download after five minutes.
+fsspec's HTTP needs aiohttp and aborts every download after five minutes.
 """
 
 import base64
@@ -19,37 +19,37 @@ from shards.errors import UserError
 from shards.redact import HTTP, shown
 from shards.waits import waiting
 
-TIMEOUT = 60.0  # seconds without a byte before a connection is given up
+TIMEOUT = 60.0  # seconds without a byte before a connection is aborted
 # A file of n bytes takes at most GRACE + n / SLOWEST seconds, and one more TIMEOUT.
 GRACE = 60.0  # seconds
 SLOWEST = 10_000  # bytes a second
 REDIRECTS = 10
-MOST_LINES, MOST_LINE = 100, 1 << 16  # of what comes before and behind an answer, and bytes of each
+MOST_LINES, MOST_LINE = 100, 1 << 16  # lines before and after a response, and bytes of each
 TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
 class Pace:
-    """Bytes and seconds of one file: only the time in which the reader waits for the server counts."""
+    """Bytes and seconds of one download; only the time spent waiting for the server counts."""
 
     def __init__(self, url: str) -> None:
         self.url, self.got, self.seconds = url, 0, 0.0
 
     def __str__(self) -> str:
-        return f"{shown(self.url)}, of which {self.got:,} bytes have come"
+        return f"{shown(self.url)}, {self.got:,} bytes received"
 
     def took(self, seconds: float, got: int) -> None:
-        """Count what one read brought. Raises UserError: too slow."""
+        """Count one read. Raises UserError if the server is too slow."""
         self.seconds += seconds
         self.got += got
         if self.seconds > GRACE and self.got < (self.seconds - GRACE) * SLOWEST:
             raise UserError(
-                f"{shown(self.url)}: the server is too slow: {self.got:,} bytes in {self.seconds:.0f} s. Fix: try "
+                f"{shown(self.url)}: the server is too slow ({self.got:,} bytes in {self.seconds:.0f} s). Fix: try "
                 "again later, or copy the files to this machine by other means"
             )
 
 
 class _Paced(io.RawIOBase):
-    """The bytes of a connection, headers among them."""
+    """Raw bytes of a connection, including headers."""
 
     def __init__(self, raw: Any, pace: Pace) -> None:
         self._raw, self._pace = raw, pace
@@ -71,7 +71,7 @@ class _Paced(io.RawIOBase):
 
 
 class _Socket:
-    """A socket whose files are paced."""
+    """A socket whose files count their bytes and time."""
 
     def __init__(self, socket: Any, pace: Pace) -> None:
         self._socket, self._pace = socket, pace
@@ -84,28 +84,28 @@ class _Socket:
 
 
 class _Answer(http.client.HTTPResponse):
-    """An answer with bounds where the standard library has none."""
+    """A response with limits that the standard library lacks."""
 
     def begin(self) -> None:
-        """Read the first lines and the headers. Raises HTTPException: too many that say "100 Continue"."""
+        """Read the status line and headers. Raises HTTPException for too many "100 Continue"."""
         self._begun = 0
         super().begin()
 
     def _read_status(self) -> tuple[str, int, str]:
         self._begun += 1
         if self._begun > MOST_LINES:
-            raise http.client.HTTPException(f"more than {MOST_LINES} answers before the answer")
+            raise http.client.HTTPException(f"more than {MOST_LINES} interim responses")
         return super()._read_status()  # type: ignore[misc]
 
     def _read_and_discard_trailer(self) -> None:
-        """Pass over the lines behind the last chunk; what came before is whole, so too many of them do no harm."""
+        """Skip the lines after the last chunk. The body is complete, so excess lines do no harm."""
         for _ in range(MOST_LINES):
             if self.fp.readline(MOST_LINE + 1) in (b"\r\n", b"\n", b""):
                 break
 
 
 class _PacedConnection:
-    """A connection whose socket has the deadlines of `pace`; mixed into both of the standard library's."""
+    """Mixin for both of the standard library's connections: its socket has the deadlines of `pace`."""
 
     def __init__(self, *words: Any, pace: Pace, **options: Any) -> None:
         super().__init__(*words, **options)
@@ -117,19 +117,19 @@ class _PacedConnection:
 
 
 class _Connection(_PacedConnection, http.client.HTTPConnection):
-    """For http."""
+    """An http connection."""
 
     response_class = _Answer
 
 
 class _SecureConnection(_PacedConnection, http.client.HTTPSConnection):
-    """For https."""
+    """An https connection."""
 
     response_class = _Answer
 
 
 class _Handler(urllib.request.AbstractHTTPHandler):
-    """Both schemes, each over its connection."""
+    """Handler of both schemes, each with its connection class."""
 
     def __init__(self, pace: Pace) -> None:
         super().__init__()
@@ -145,15 +145,15 @@ class _Handler(urllib.request.AbstractHTTPHandler):
 
 
 def open_web(url: str) -> IO[bytes]:
-    """A stream of the file's bytes, to be closed by the caller; read(n) gives n bytes unless the file ends.
+    """Open a byte stream of a file; the caller closes it. read(n) returns n bytes except at the end of the file.
 
     Raises:
-        FileNotFoundError: it is not there. PermissionError: access is refused.
-        UserError: no such URL, too slow, a redirect that is not followed; whatever else would be the same next time.
-        OSError, HTTPException: what may be better next time.
+        FileNotFoundError: the file does not exist. PermissionError: access is refused.
+        UserError: an invalid URL, a slow server, an unsupported redirect; errors that a retry cannot fix.
+        OSError, HTTPException: errors that a retry may fix.
     """
     pace = Pace(url)
-    opener = urllib.request.OpenerDirector()  # none of the usual handlers of ftp, file and data
+    opener = urllib.request.OpenerDirector()  # without the default handlers of ftp, file and data
     for handler in (urllib.request.ProxyHandler(), _Handler(pace), urllib.request.HTTPErrorProcessor(), _Raises()):
         opener.add_handler(handler)
     at, seen = url, {url}
@@ -161,22 +161,22 @@ def open_web(url: str) -> IO[bytes]:
         try:
             return _whole_file(url, opener.open(_request(at, url), timeout=TIMEOUT))
         except urllib.error.HTTPError as error:
-            error.close()  # unread: it may have no end
+            error.close()  # without reading it: it may be endless
             if not 300 <= error.code < 400 or not error.headers.get("Location"):
                 raise _reason(url, error.code) from None
             at = _redirected(url, at, error.headers["Location"])
         except (http.client.InvalidURL, UnicodeError):
-            raise UserError(f"{shown(url)}: this is not a valid URL. Fix: check its host and its characters") from None
+            raise UserError(f"{shown(url)}: not a valid URL. Fix: check its host and its characters") from None
         if at in seen or len(seen) > REDIRECTS:
             raise UserError(
-                f"{shown(url)}: the server redirects without end, at last to {shown(at)}. Fix: check the URL, or give "
-                "the one that it stands for"
+                f"{shown(url)}: the server redirects without end, last to {shown(at)}. Fix: check the URL, or give "
+                "its final target"
             )
         seen.add(at)
 
 
 def _whole_file(url: str, answer: Any) -> IO[bytes]:
-    """The answer as a stream of the file's own bytes. Raises UserError: it is a part of them, or packed."""
+    """Return the response as the file's byte stream. Raises UserError for partial or compressed content."""
     packed = answer.headers.get("Content-Encoding", "identity").strip().lower()
     if answer.status == HTTPStatus.OK and packed == "identity":
         return cast(IO[bytes], answer)
@@ -184,20 +184,20 @@ def _whole_file(url: str, answer: Any) -> IO[bytes]:
     if answer.status != HTTPStatus.OK:
         raise _reason(url, answer.status)
     raise UserError(
-        f"{shown(url)}: the server sends it compressed, though nobody asked for that. Fix: turn off Content-Encoding "
+        f"{shown(url)}: the server sends unrequested compression. Fix: turn off Content-Encoding "
         "for these files on the server"
     )
 
 
 class _Raises(urllib.request.BaseHandler):
-    """Answers that are no success are errors, redirects among them."""
+    """Raise an HTTPError for every response that is not a success, redirects included."""
 
     def http_error_default(self, request: Any, answer: Any, code: int, reason: str, headers: Any) -> None:
         raise urllib.error.HTTPError(request.full_url, code, reason, headers, answer)
 
 
 def _request(url: str, first: str) -> urllib.request.Request:
-    """A GET; user and password of a URL become a header, which only their own server gets."""
+    """Return a GET request; user and password of the URL become a header that only their own server receives."""
     try:
         parts, origin = urlsplit(url), urlsplit(first)
         owner = parts if parts.username is not None else origin
@@ -205,7 +205,7 @@ def _request(url: str, first: str) -> urllib.request.Request:
         same = (parts.scheme, place) == (origin.scheme, origin.netloc.rpartition("@")[2])
         request = urllib.request.Request(urlunsplit(parts._replace(netloc=place, fragment="")))
     except ValueError:
-        raise UserError(f"{shown(first)}: this is not a valid URL. Fix: check its host and its characters") from None
+        raise UserError(f"{shown(first)}: not a valid URL. Fix: check its host and its characters") from None
     if owner.username is not None and (same or owner is parts):
         words = f"{unquote(owner.username)}:{unquote(owner.password or '')}"
         request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(words.encode()).decode()}")
@@ -213,24 +213,24 @@ def _request(url: str, first: str) -> urllib.request.Request:
 
 
 def _redirected(url: str, at: str, location: str) -> str:
-    """Where a redirect leads. Raises UserError: to another scheme."""
-    # Headers are decoded as Latin-1; what is not ASCII is encoded as it came.
+    """Return the target of a redirect. Raises UserError for another scheme."""
+    # Headers are decoded as Latin-1; percent-encode non-ASCII bytes as received.
     location = quote(location, encoding="iso-8859-1", safe="".join(map(chr, range(33, 127))))
     try:
         target = urljoin(at, location)
         scheme = urlsplit(target).scheme
     except ValueError:
-        raise UserError(f"{shown(url)}: the server redirects to what is not a valid URL") from None
+        raise UserError(f"{shown(url)}: the server redirects to an invalid URL. Fix: check the URL") from None
     if scheme not in HTTP:
         raise UserError(
-            f"{shown(url)}: the server redirects to {scheme or 'no'}:, only http and https are followed. Fix: check "
-            "the URL, or give the one that it stands for"
+            f"{shown(url)}: the server redirects to {scheme or 'no'}:, but only http and https are followed. "
+            "Fix: check the URL, or give its final target"
         )
     return target
 
 
 def _reason(url: str, code: int) -> Exception:
-    """The error of an answer, without the words of the server."""
+    """Return the error for a status code, without text from the server."""
     known = {each.value: each.phrase for each in HTTPStatus}
     words = f"HTTP {code} {known.get(code, '')}".rstrip()
     if code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
@@ -239,13 +239,13 @@ def _reason(url: str, code: int) -> Exception:
         return PermissionError(words)
     if code in TRY_AGAIN:
         return ConnectionError(words)
-    return UserError(f"{shown(url)}: the server answers {words}. Fix: check the URL")
+    return UserError(f"{shown(url)}: the server returned {words}. Fix: check the URL")
 
 
 def chunks(file: IO[bytes], size: int) -> Iterator[bytes]:
-    """The bytes of a stream, `size` at a time. Raises HTTPException: it ended before its announced length."""
+    """Yield the bytes of a stream in chunks of `size`. Raises HTTPException if it ends before its announced length."""
     read: Callable[[int], bytes] = file.read
     while chunk := read(size):
         yield chunk
-    if missing := getattr(file, "length", None):  # of an HTTPResponse: what it has not read
+    if missing := getattr(file, "length", None):  # of an HTTPResponse: the number of unread bytes
         raise http.client.IncompleteRead(b"", int(missing))

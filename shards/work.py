@@ -1,4 +1,4 @@
-"""One unit of work: one shard of the plan, from files to a tar, an index and a result. What a worker process runs."""
+"""Unit of work of a worker process: write one planned shard as a tar, an index and a result file."""
 
 import errno
 import json
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.align import Detect, detector
+from shards.copies import image_hash, write_hashes
 from shards.encode import MAX_BYTES, EncodeOptions, Unusable
 from shards.entry import Entry, Recipe, Rejected
 from shards.errors import UserError
@@ -19,19 +20,20 @@ from shards.faces import Face, make_faces
 from shards.files import open_regular, read_bytes, write_atomic
 from shards.index import write_index
 from shards.plan import Plan, Shard, describe
+from shards.spelling import spelled
 from shards.writer import TarShard
 
-# What an open() says about the file asked for; anything else is the machine's fault and must not cost an image.
-MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
+# Errors of open() that are the file's fault. Any other error is the machine's and must not reject an image.
+MISSING = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 UNREADABLE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL)
-REPORT_EVERY = 32  # entries between two words to the progress bar
+REPORT_EVERY = 32  # entries between two progress updates
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all shards of a build.
+    """Settings shared by all shards of a build.
 
-    partial: the folder that it is made in; face_model: to find faces; excluded: what `screen` reads.
+    partial: staging folder; face_model: model of the face detector; excluded: file that `screen` reads.
     """
 
     partial: Path
@@ -41,13 +43,13 @@ class Job:
     excluded: Path | None = None
 
     def detect(self) -> Detect | None:
-        """What finds faces, if that is asked for."""
+        """Return the face detector, None if the build does not align."""
         return detector(self.face_model) if self.face_model else None
 
 
 @dataclass
 class Result:
-    """What became of one shard; no tar is left where samples is 0. extra: samples beyond the first of their entry."""
+    """Result of one shard; if samples is 0, no tar is kept. extra: samples beyond the first of their entry."""
 
     file: str
     split: str
@@ -61,19 +63,21 @@ class Result:
 
 
 def read_result(partial: Path, shard: Shard) -> Result:
-    """The result of a finished shard."""
+    """Read the result of a finished shard."""
     content = json.loads(read_bytes(partial / "work" / f"{shard.name}.json"))
     return Result(**content | {"rejected": [Rejected(**item) for item in content["rejected"]]})
 
 
 def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
-    """Write tar, index and, last, the result that says that both stand. `advance` is told how many entries are done.
+    """Write the tar, the index and, last, the result file that marks both as complete.
+
+    `advance` receives the number of entries done since its last call.
 
     Raises:
-        UserError: the disk is full, a device fails: what is not the fault of an image.
+        UserError: an error not caused by an image: the disk is full, a device fails.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's words on damaged files: their fate is in the result
+        warnings.simplefilter("ignore")  # Pillow warns about corrupt files; the result records them
         _write_shard(job, shard, advance)
 
 
@@ -82,6 +86,7 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
     path = job.partial / "shards" / f"{shard.name}.tar"
     result = Result(path.name, shard.split)
     counts: Counter[str] = Counter()
+    hashes = bytearray()
     detect = job.detect()
     screened = screen(job.excluded) if job.excluded else None
     plan = Plan(job.partial / "work" / "plan.sqlite")
@@ -102,6 +107,7 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
                     for face in faces:
                         key = planned.key + face.suffix
                         tar.add(key, sample(key, face, numbers))
+                        hashes += image_hash(face.image.jpeg)
                         result.untouched += face.image.untouched
                     result.samples += len(faces)
                     counts[planned.entry.label or ""] += len(faces)
@@ -115,19 +121,20 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
         finally:
             tar.drop()
         result.labels = dict(sorted(counts.items()))
+        write_hashes(job.partial / "work", shard.name, bytes(hashes))
         write_atomic(job.partial / "work" / f"{shard.name}.json", json.dumps(asdict(result)).encode())
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(
-            f"{error.strerror or error}{where} while writing {shard.name}; "
-            "what is finished is kept: mend it and run the same command again"
+            f"{error.strerror or error}{where} while writing {shard.name}; finished shards are kept. "
+            "Fix: fix this and rerun the command"
         ) from None
     finally:
         plan.close()
 
 
 def _screened(faces: list[Face], screened: Screen, result: Result) -> list[Face]:
-    """The faces that are not kept out; the others are rejected."""
+    """Return the faces that are not excluded; record the others as rejected."""
     kept = []
     for face in faces:
         try:
@@ -140,33 +147,46 @@ def _screened(faces: list[Face], screened: Screen, result: Result) -> list[Face]
 
 
 def load(entry: Entry) -> bytes:
-    """The bytes of an entry.
+    """Read the bytes of an entry.
 
     Raises:
-        Unusable: missing, unreadable, too large; OSError: a disk or network that fails.
+        Unusable: the file is missing, unreadable or too large.
+        OSError: a disk or network fails.
     """
     if isinstance(entry.read, bytes):
         return entry.read
     if isinstance(entry.read, Recipe):
         return entry.read()
     try:
-        with open_regular(entry.read, "rb", buffering=0) as file:
-            # The size first: read(MAX_BYTES) would get memory for so many bytes each time.
+        return _read(entry.read)
+    except FileNotFoundError as error:
+        other = spelled(entry.read)
+        if other is None:
+            raise Unusable("missing", error.strerror or "") from None
+        return _read(other)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with open_regular(path, "rb", buffering=0) as file:
+            # Check the size first: read(MAX_BYTES) would allocate that many bytes each time.
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
                 raise Unusable("too_large", "more than 1 GiB")
             return file.read() or b""
     except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
         if error.errno in MISSING:
             raise Unusable("missing", error.strerror or "") from None
         if error.errno in UNREADABLE:
             raise Unusable("unreadable", error.strerror or "") from None
         raise
-    except ValueError as error:  # a zero byte in the name
+    except ValueError as error:  # the name contains a zero byte
         raise Unusable("missing", str(error)) from None
 
 
 def sample(key: str, face: Face, numbers: dict[str, int]) -> dict[str, bytes]:
-    """The members of a sample: jpg, cls if it has a label, json with all that is known."""
+    """Return the members of a sample: jpg, cls if it has a label, json with all metadata."""
     known: dict[str, Any] = {"key": key} | describe(face.entry)
     known.pop("recipe", None)
     known |= {"width": face.image.width, "height": face.image.height} | face.extra

@@ -1,4 +1,4 @@
-"""Folders that commands make, empty and delete themselves: what in them is ours, so that nothing else is deleted."""
+"""Guard the folders that commands create and delete: they may only contain files that our commands write."""
 
 import re
 from pathlib import Path
@@ -11,29 +11,31 @@ LOCK = "lock"  # the first file in the work folder of a build
 
 
 def refuse_others(folder: Path, *, build: bool) -> None:
-    """Raise UserError where `folder` is a link, or holds what none of our commands has written.
+    """Raise UserError if `folder` is a link or contains files that our commands did not write.
 
-    build: it is the OUT.partial of a build; else of a command that makes shards of shards.
+    build: it is the OUT.partial of a build; otherwise of a command that derives shards from shards.
     """
     if folder.is_symlink():
-        raise UserError(f"{folder}: it is a link, but this folder is made and deleted here. Fix: choose another output")
+        raise UserError(
+            f"{folder}: is a link, but the command creates and deletes this folder. Fix: choose another output"
+        )
     try:
         found = sorted(folder.iterdir())
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"cannot make {folder}: {error.strerror}. Fix: choose another output") from None
+        raise UserError(f"{folder}: cannot be created ({error.strerror}). Fix: choose another output") from None
     is_ours = _is_built if build else _is_copied
     other = next((path.name for path in found if not is_ours(path)), None)
     if other is not None:
         raise UserError(
-            f"{folder}: this folder is made and deleted here, but {other!r} in it is of no unfinished build. "
-            "Fix: move the folder away, or choose another output"
+            f"{folder}: the command creates and deletes this folder, but {other!r} in it does not belong to an "
+            "unfinished build. Fix: move the folder away, or choose another output"
         )
 
 
 def is_of_build(folder: Path) -> bool:
-    """Tell whether `folder` is there and is the OUT.partial of a build, which may be deleted."""
+    """Return whether `folder` exists and is the OUT.partial of a build, which may be deleted."""
     try:
         refuse_others(folder, build=True)
     except UserError:

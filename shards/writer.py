@@ -1,7 +1,7 @@
-"""Deterministic tars: the bytes that webdataset's TarWriter writes with a fixed time and owner.
+"""Write deterministic tars: the bytes of webdataset's TarWriter with a fixed time and owner.
 
-webdataset itself would be imported in every worker, and torch with it: 1.7 s and 540 MB each. Its TarWriter is a thin
-layer over the standard library's tarfile, whose headers are used here the same way; a test holds both to equal bytes.
+Importing webdataset would import torch in every worker: 1.7 s and 540 MB each. Its TarWriter is a thin layer over the
+standard library's tarfile, which this module uses in the same way; a test asserts that both write equal bytes.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ MODE = 0o444
 
 @dataclass(frozen=True)
 class Written:
-    """A finished tar: bytes, sha256 in hexadecimal digits, index."""
+    """A finished tar: size in bytes, sha256 in hexadecimal digits, index."""
 
     bytes: int
     sha256: str
@@ -29,11 +29,11 @@ class Written:
 
 
 def header(name: str, size: int) -> bytes:
-    """What comes before a file's content: the 512 bytes that tarfile.TarInfo makes, in 1 us instead of 19.
+    """Return the 512 header bytes of a file, as tarfile.TarInfo writes them, in 1 us instead of 19.
 
-    Three in each sample, TarInfo.tobuf took more time than reading the image. All headers are alike but for the name,
-    the size in octal digits and the sum of all bytes, which counts its own eight as spaces.
-    What does not fit in there, as foreign names may not, gets tarfile's own longer header.
+    With three members per sample, TarInfo.tobuf took more time than reading the image. Headers differ only in the
+    name, the size in octal digits and the checksum, which counts its own eight bytes as spaces.
+    Names that do not fit (possible in foreign tars) get tarfile's longer header.
     """
     if not name.isascii() or len(name) > tarfile.LENGTH_NAME or size > 0o77777777777:
         return _item(name, size).tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
@@ -56,7 +56,7 @@ _BLANK_SUM = sum(_BLANK[:148]) + 8 * ord(" ") + sum(_BLANK[156:])
 
 
 class TarShard:
-    """One tar, written to a temporary name beside `path`, hashed on the way, renamed by `finish`."""
+    """One tar: written to a temporary name beside `path`, hashed while it is written, renamed by `finish`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -70,13 +70,13 @@ class TarShard:
         """Write one sample: extension -> content, in this order."""
         for extension, content in members.items():
             name = f"{key}.{extension}"
-            self._put(header(name, len(content)))  # the content's offset depends on how long that is
+            self._put(header(name, len(content)))  # first: its length determines the content's offset
             self._members.append((name, self._offset, len(content)))
             self._put(content)
             self._put(bytes(-len(content) % tarfile.BLOCKSIZE))
 
     def finish(self) -> Written:
-        """Close the archive, make it durable and give it its name."""
+        """Close the archive, fsync it and rename it to its final name."""
         end = self._offset + 2 * tarfile.BLOCKSIZE
         self._put(bytes(end + -end % tarfile.RECORDSIZE - self._offset))
         self._file.flush()
@@ -87,7 +87,7 @@ class TarShard:
         return Written(self._offset, self._hash.hexdigest(), make_index(self._members))
 
     def drop(self) -> None:
-        """Leave nothing behind."""
+        """Close and delete the temporary file."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 

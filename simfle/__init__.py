@@ -40,7 +40,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Everything but the version is imported with its first use (PEP 562): `import simfle` takes milliseconds."""
+    """Import everything but the version on first use (PEP 562): `import simfle` takes milliseconds."""
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'simfle' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The joint between data and methods: one micro-batch of one process."""
+"""One micro-batch of one process: the interface between data and methods."""
 
 # B batch, S side of a view, F side of the face
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Batch:
-    """Images are uint8 in channels_last memory; the model normalises them.
+    """Views and face crops of B images, uint8 in channels_last memory; the model normalizes them.
 
-    view1, view2: [B, 3, S, S]; face: [B, 3, F, F]; ids: [B] int64, the global sample ids;
-    draw: [B] float64 in [0, 1), which channel group masks the face: group = floor(draw * groups).
+    view1, view2: [B, 3, S, S]; face: [B, 3, F, F]; ids: [B] int64, global sample ids;
+    draw: [B] float64 in [0, 1), selects the channel group that masks the face: group = floor(draw * groups).
     """
 
     view1: Tensor
@@ -22,6 +22,6 @@ class Batch:
     draw: Tensor
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on `device`, without waiting for the copies."""
+        """Copy the batch to `device` without waiting for the copies."""
         tensors = (self.view1, self.view2, self.face, self.ids, self.draw)
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))

@@ -1,8 +1,7 @@
-"""Measures of collapse: how many dimensions features use, how far they spread, how close two views of an image lie.
+"""Measures of collapse: effective dimension of features, their spread, and the distance of two views of an image.
 
-None of them needs labels. All are pure functions of features; small batches bias the ranks downwards (a batch of n
-features has at most n - 1 dimensions), so a value says something only beside that of a random network on as many
-features.
+No measure needs labels. All are pure functions of features. Small batches bias the ranks downwards (a batch of n
+features has at most n - 1 dimensions): compare a value only with that of a random network on as many features.
 """
 
 # n samples, C dimensions
@@ -16,7 +15,7 @@ TINY = 1e-7
 def effective_rank(features: Tensor) -> Tensor:
     """exp of the entropy of the covariance's eigenvalues (Roy and Vetterli 2007): [n, C] -> scalar, 1 to min(n - 1, C).
 
-    It is computed from the smaller of both Gram matrices, in float32.
+    Computed from the smaller of both Gram matrices, in float32.
     """
     return _exp_entropy(_eigenvalues(features - features.mean(dim=0)))
 
@@ -27,7 +26,7 @@ def rankme(features: Tensor) -> Tensor:
 
 
 def spread(features: Tensor) -> Tensor:
-    """Mean over dimensions of the deviation of unit vectors, times sqrt(C): 0 where all are equal, near 1 where even.
+    """Mean over dimensions of the deviation of unit vectors, times sqrt(C): 0 if all are equal, near 1 if uniform.
 
     Source: Chen and He 2021, SimSiam (arXiv 2011.10566), section 4.1.
     """
@@ -43,11 +42,11 @@ def alignment(first: Tensor, second: Tensor) -> Tensor:
 
 
 def uniformity(features: Tensor) -> Tensor:
-    """log of the mean of exp(-2 |x - y|^2) over pairs of unit vectors (equation 2, t 2): 0 where all are equal."""
+    """log of the mean of exp(-2 |x - y|^2) over pairs of unit vectors (equation 2, t 2): 0 if all are equal."""
     unit = F.normalize(features, dim=1)
     squared = (2 - 2 * unit @ unit.T).clamp(min=0)  # [n, n]
     pairs = len(unit) * (len(unit) - 1)
-    total = (-2 * squared).exp().sum() - len(unit)  # less each with itself
+    total = (-2 * squared).exp().sum() - len(unit)  # without the pairs of a vector with itself
     return (total / pairs).clamp(min=TINY).log()
 
 

@@ -1,4 +1,4 @@
-"""Rich's console for text from elsewhere: only its own escape sequences reach the terminal."""
+"""Rich console for untrusted text: only its own escape sequences reach the terminal."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,7 @@ from shards.printable import printable
 
 
 class Console(rich.console.Console):
-    """Rich's console that escapes control and bidi characters in all text, in cells of tables too."""
+    """Rich console that escapes control and bidi characters in all text, table cells included."""
 
     def render_str(self, text: str, **how: Any) -> Text:
         return super().render_str(printable(text), **how)  # before its width is measured

@@ -1,6 +1,6 @@
 """SimFLE's losses as pure functions (Moon, Jang, Park, arXiv 2303.07648). All inputs are fp32 or fp64."""
 
-# B batch, D embedding width, L patches, P numbers of a patch (row, column, channel), K maps, C channels, S positions
+# B batch, D embedding width, L patches, P values of a patch (row, column, channel), K maps, C channels, S positions
 from collections.abc import Sequence
 
 import torch
@@ -16,9 +16,9 @@ def similarity(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def reconstruction(prediction: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error on masked patches against pixels normalised per patch (MAE, He et al. 2022, section 3).
+    """Mean squared error on masked patches against pixels normalized per patch (MAE, He et al. 2022, section 3).
 
-    prediction, patches: [B, L, P]; mask: [B, L], 1 where masked.
+    prediction, patches: [B, L, P]; mask: [B, L], 1 for masked patches.
     """
     mean = patches.mean(dim=2, keepdim=True)
     variance = patches.var(dim=2, keepdim=True)  # unbiased, as in the reference
@@ -39,10 +39,10 @@ def distillation(logits: Sequence[Tensor], temperature: float) -> Tensor:
 
 
 def correlation(maps: Tensor, *, shared: bool = False) -> Tensor:
-    """R, how much any two maps fire at the same places: [B, K, S] -> [K, K], of 0 to 1 for maps >= 0.
+    """R, the correlation of any two maps over positions: [B, K, S] -> [K, K], 0 to 1 for maps >= 0.
 
-    Each map + 0.001 is L2-normalised over its positions; inner products are averaged over the batch, and over the
-    batches of all processes when `shared` (the loss squares R, so its mean over processes would be another loss).
+    Each map + 0.001 is L2-normalized over its positions. Inner products are averaged over the batch, and over the
+    batches of all processes if `shared` (the loss squares R, so averaging the loss instead would change its value).
     """
     unit = F.normalize(maps + 0.001, dim=2)
     flat = unit.transpose(0, 1).flatten(1)  # [K, B S]: one matrix product instead of B small ones
@@ -55,8 +55,8 @@ def correlation(maps: Tensor, *, shared: bool = False) -> Tensor:
 def grouping(correlations: Tensor, groups: int, channels: int) -> Tensor:
     """g^2 with g = 0.001 sum((R - I)^2) / (C/512)^2, I = 1 where two of the C channels share a group.
 
-    `correlations` [K, K] may be of all K = C channels or of one map per group, K = G: then each entry stands for
-    (C/G)^2 equal ones, and the value is the same.
+    `correlations` [K, K] covers all channels (K = C) or one map per group (K = G). Each entry then represents (C/G)^2
+    equal entries, and the value is the same.
     """
     wanted = same_group(correlations, groups).to(correlations.dtype)
     repeats = (channels / len(correlations)) ** 2
@@ -65,12 +65,12 @@ def grouping(correlations: Tensor, groups: int, channels: int) -> Tensor:
 
 
 def overlap(correlations: Tensor, groups: int) -> Tensor:
-    """Mean correlation of maps of different groups: [K, K] -> scalar, 1 where all are equal. Not a loss: a measure."""
-    pairs = correlations.numel() * (1 - 1 / groups)  # as arithmetic: counting a mask would wait for the GPU
+    """Mean correlation of maps of different groups: [K, K] -> scalar, 1 if all are equal. A metric, not a loss."""
+    pairs = correlations.numel() * (1 - 1 / groups)  # computed, because counting a mask would wait for the GPU
     return correlations.masked_fill(same_group(correlations, groups), 0).sum() / max(1.0, pairs)
 
 
 def same_group(correlations: Tensor, groups: int) -> Tensor:
-    """[K, K] bool: do two maps belong to one group? Group g owns maps g K/G ... (g + 1) K/G - 1."""
+    """[K, K] bool: whether two maps belong to one group. Group g owns maps g K/G ... (g + 1) K/G - 1."""
     owner = torch.arange(len(correlations), device=correlations.device) // (len(correlations) // groups)  # [K]
     return owner[:, None] == owner[None, :]

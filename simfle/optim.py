@@ -1,4 +1,4 @@
-"""Optimizers, their groups of parameters and the learning-rate schedule."""
+"""Optimizers, their parameter groups and the learning-rate schedule."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -10,16 +10,16 @@ from torch import nn
 from simfle.config import OptimConfig
 
 STATES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq"), "lars": ("momentum_buffer",)}
-"""Tensors that each optimizer keeps per parameter, shaped like it: what a checkpoint holds beside the weights."""
+"""Optimizer state tensors per parameter, of the parameter's shape, as saved in checkpoints."""
 TOKENS = ("cls_token", "mask_token", "pos_embed")
 
 
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig
 ) -> list[nn.Parameter] | list[dict[str, Any]]:
-    """Parameters with a weight decay and a factor `rate` of the learning rate for each group.
+    """Split parameters into groups with a weight decay and a learning-rate factor `rate` each.
 
-    Where all are treated alike, as by default, the bare parameters: one group, as without this function.
+    Returns the bare parameters if all share both, which is the default.
     """
     named = list(named)
     if config.decay_norms and config.predictor_rate == 1:
@@ -38,9 +38,9 @@ def is_weight(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_optimizer(parameters: Iterable[Any], config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, AdamW or LARS over parameters or groups of them; `set_rate` gives the rate before each step.
+    """Build SGD with momentum, AdamW or LARS from parameters or groups; `set_rate` sets the rate before each step.
 
-    Fused: one pass over parameter, gradient and state instead of one for each operation.
+    Fused kernels make one pass over parameter, gradient and state instead of one per operation.
     """
     if config.name == "sgd":
         return torch.optim.SGD(
@@ -57,7 +57,7 @@ def build_optimizer(parameters: Iterable[Any], config: OptimConfig) -> torch.opt
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give each group the learning rate of this step."""
+    """Set the learning rate of this step in each group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate", 1.0)
 
@@ -65,7 +65,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rates (You, Gitman, Ginsburg 2017, arXiv 1708.03888, algorithm 1).
 
-    Vectors (biases, norms) take the plain rate, as in BYOL and SimCLR. It needs whole layers: no ZeRO stage above 0.
+    Vectors (biases, norms) use the plain rate, as in BYOL and SimCLR. Needs whole layers: ZeRO stage 0 only.
     """
 
     def __init__(self, parameters: Iterable[Any], momentum: float, weight_decay: float, trust: float) -> None:
@@ -94,9 +94,15 @@ class LARS(torch.optim.Optimizer):
 
 
 def learning_rate(step: int, total_steps: int, global_batch: int, config: OptimConfig) -> float:
-    """Linear warm-up, then half a cosine to 0: the rate of the step numbered `step`, counted from 0.
+    """Learning rate of step `step`, counted from 0: linear warm-up, then half a cosine to 0.
 
     Scaled linearly with the global batch (Goyal et al. 2017): lr * global_batch / 256.
+
+    Args:
+        step: optimizer step, from 0.
+        total_steps: length of the run in steps.
+        global_batch: samples per step.
+        config: optimizer configuration.
     """
     peak = config.lr * global_batch / 256
     if step < config.warmup_steps:

@@ -1,4 +1,4 @@
-"""Starting and ending a process that loads torch: without looking for garbage in modules, or taking them to pieces."""
+"""Start and exit a process that loads torch, without garbage collection of modules and without their teardown."""
 
 import atexit
 import gc
@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-OWN_CORES = "SIMFLE_OWN_CORES"  # set in the environment: the cores that this process may use are shared with no other
-LAUNCHER = "SIMFLE_LAUNCHER"  # the same: the process that started this one, and hands signals on to it
-FLUSH_FAILED = 120  # what Python itself ends with where the last of the output cannot be written
+OWN_CORES = "SIMFLE_OWN_CORES"  # environment variable: the cores available to this process are not shared
+LAUNCHER = "SIMFLE_LAUNCHER"  # environment variable: pid of the parent process, which forwards signals to this one
+FLUSH_FAILED = 120  # Python's own exit code if the last output cannot be written
 
 
 @contextmanager
 def loading() -> Iterator[None]:
-    """Around heavy imports: no garbage collection meanwhile, and none of what they made afterwards.
+    """Disable garbage collection during heavy imports, and exempt the imported objects from it afterwards.
 
-    torch, DeepSpeed and timm make 700,000 objects, none of them garbage. The collector would go through all of them a
-    dozen times while they load, and again each time it runs in training.
+    torch, DeepSpeed and timm create 700,000 objects that are never garbage. The collector would traverse all of them a
+    dozen times while they load, and again on each collection during training.
     """
     running = gc.isenabled()
     gc.disable()
@@ -25,16 +25,17 @@ def loading() -> Iterator[None]:
         yield
     finally:
         gc.freeze()
-        atexit.register(gc.unfreeze)  # some extension modules complain of what is left of them at the end
+        atexit.register(gc.unfreeze)  # some extension modules complain about frozen objects at exit
         if running:
             gc.enable()
 
 
 def own_process(main: Callable[[], None]) -> None:
-    """Run `main` as all that this process does. At the end modules are not taken to pieces, which takes a second.
+    """Run `main` as the only task of this process, and skip the teardown of modules, which takes a second.
 
-    Everything else is done as ever: threads are waited for, what was registered with atexit since is called, output
-    is flushed, the exit code is that of `main`.
+    Otherwise the exit is normal: threads are joined, atexit functions registered since are called, output is flushed,
+    the
+    exit code is that of `main`.
     """
     code = 1
 
@@ -44,11 +45,11 @@ def own_process(main: Callable[[], None]) -> None:
             try:
                 if stream is not None:
                     stream.flush()
-            except (OSError, ValueError):  # the latter: it is closed
+            except (OSError, ValueError):  # ValueError: closed
                 last = last or FLUSH_FAILED
         os._exit(last)
 
-    atexit.register(leave)  # the first that is registered is called last
+    atexit.register(leave)  # registered first, called last
     try:
         main()
         code = 0

@@ -1,4 +1,4 @@
-"""What numbers were computed with: versions of everything that can change them."""
+"""Record the versions of everything that can change results."""
 
 import platform
 import subprocess
@@ -16,11 +16,11 @@ PACKAGES = (
     "nvidia-dali-cuda130",
     "opencv-python-headless",
 )
-REVISION = "revision.txt"  # beside this file, in a copy of the program that is no checkout
+REVISION = "revision.txt"  # beside this file, in a copy of the program without git
 
 
 def versions() -> dict[str, str]:
-    """Python, machine, and the packages above as far as they are installed."""
+    """Return versions of Python, the machine and the installed packages of PACKAGES."""
     found = {"python": platform.python_version(), "machine": platform.machine()}
     for package in PACKAGES:
         try:
@@ -31,18 +31,18 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The commit of the checkout that this program runs from, or that a copy of it was made of; None if neither."""
+    """Return the commit of this program's checkout, or of the checkout that it was copied from; None if neither."""
     here = Path(__file__)
     copied = here.with_name(REVISION)
     if copied.is_file():
         return copied.read_text().strip() or None
     if _git("ls-files", "--error-unmatch", here.name) is None:
-        return None  # installed somewhere inside of another repository, whose commits say nothing of us
+        return None  # installed inside another repository, whose commits are unrelated
     return _git("rev-parse", "HEAD")
 
 
 def _git(*words: str) -> str | None:
-    """What git says of this file's folder; None where it fails, or is not there."""
+    """Return the output of git in this file's folder; None if git fails or is missing."""
     command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

@@ -1,17 +1,17 @@
-"""The stop signal. Nothing heavy is imported here: a job must hear it while torch is still being loaded."""
+"""Stop signals. Imports nothing heavy: a job must receive them while torch is still being imported."""
 
 import signal
 import threading
 from types import FrameType
 from typing import Any
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)  # the last: a terminal is closed
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)  # SIGHUP: the terminal is closed
 
 
 class StopFlag:
-    """Raised by `STOP_SIGNALS`; the training loop looks at it at step boundaries only. nohup's SIGHUP stays ignored.
+    """Set by `STOP_SIGNALS`; the training loop checks it at step boundaries only. SIGHUP stays ignored under nohup.
 
-    Only a process's main thread may change what signals do: within another one nothing raises it.
+    Only the main thread of a process can handle signals: in another thread the flag is never set.
     """
 
     def __init__(self) -> None:
@@ -32,5 +32,5 @@ class StopFlag:
 
     def _raise(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+            raise KeyboardInterrupt  # a second Ctrl-C interrupts at once
         self.signal = signal.Signals(number)

@@ -1,4 +1,4 @@
-"""Write messages to stderr. What they quote may come from anywhere, so control characters are escaped."""
+"""Write messages to stderr. Control characters are escaped, because messages quote untrusted text."""
 
 import logging
 import sys
@@ -10,21 +10,21 @@ from shards.redact import redacted
 
 
 class Plain(logging.Formatter):
-    """Format a message without anything that a terminal would obey."""
+    """Format a message without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(str(redacted(super().format(record))))
 
 
 def plain_handler() -> logging.Handler:
-    """Make a handler that writes plain messages to stderr."""
+    """Make a handler that writes escaped messages to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain("%(message)s"))
     return handler
 
 
 def log_to_stderr() -> None:
-    """Print what any library logs, one plain message each, unless the process logs already."""
+    """Print log messages of all libraries, one per line, unless logging is already configured."""
     logging.basicConfig(level=logging.INFO, handlers=[plain_handler()])
 
 
@@ -34,7 +34,7 @@ def say(text: str) -> None:
 
 
 def plain_warnings() -> None:
-    """Show Python's warnings, which quote files of others, without anything that a terminal would obey."""
+    """Show Python's warnings, which quote untrusted files, without control characters."""
     if warnings.formatwarning is not _plain_warning:
         warnings.formatwarning = _plain_warning
 

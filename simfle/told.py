@@ -1,4 +1,4 @@
-"""What runs tell of themselves, read back: a line that a crash cut short, or that no run wrote, is passed over."""
+"""Read a run's own files; skip truncated or invalid lines."""
 
 import hashlib
 import math
@@ -9,18 +9,18 @@ from typing import Any
 from shards.files import read_bytes
 from shards.plain import parse_object, whole_lines
 
-MOST = 1e100  # beyond it sums and axes overflow
-MARKER = "COMPLETE"  # of a checkpoint: written last
+MOST = 1e100  # sums and axes overflow beyond it
+MARKER = "COMPLETE"  # marks a complete checkpoint: written last
 STATE = "state.json"
-# Eight digits, more only where eight are too few: a user's copy `step-10` is no checkpoint.
+# Eight digits, more only for larger steps: a user's copy `step-10` is not a checkpoint.
 CHECKPOINT = re.compile(r"step-(\d{8}|[1-9]\d{8,11})(\.png)?", re.ASCII)
-TABLES = ("features", "projection", "face", "monitor")  # of numbers by name, in a line that has them
-COLLAPSED = 0.6  # of the random network's rank: features of a lower rank have collapsed
+TABLES = ("features", "projection", "face", "monitor")  # optional tables of numbers by name in a line
+COLLAPSED = 0.6  # fraction of the random network's rank below which features have collapsed
 COLLAPSE_PAGE = "docs/collapse.md"
 
 
 def metrics(text: str | bytes) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl: `step`, maybe `samples` (int), `losses` and TABLES (tables of numbers), numbers."""
+    """Parse metrics.jsonl. Lines hold `step`, optional `samples` (int), `losses` and TABLES (tables), and numbers."""
     return [line for line in whole_lines(text) if _is_metrics(line)]
 
 
@@ -30,34 +30,34 @@ def is_collapsed(features: dict[str, float]) -> bool:
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is an int that can be one of steps or samples."""
+    """Whether a value is a valid number of steps or samples."""
     return type(value) is int and 0 <= value < 1 << 53
 
 
 def step_of(path: Path) -> int | None:
-    """The number in the name of a checkpoint's folder or of a picture, `step-00000010`; None for another name."""
+    """Return the step in the name of a checkpoint folder or an image, `step-00000010`; None for other names."""
     match = CHECKPOINT.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """Folders of complete checkpoints, newest first."""
+    """Return folders of complete checkpoints, newest first."""
     found = [folder for folder in folders(run) if (folder / MARKER).exists()]
     return sorted(found, key=lambda folder: step_of(folder) or 0, reverse=True)
 
 
 def folders(run: Path) -> list[Path]:
-    """Checkpoints, complete or not: a user's copy such as step-00000002-backup is none, and is left alone."""
+    """Return checkpoint folders, complete or not; a user's copy such as step-00000002-backup is not one."""
     return [folder for folder in _named(run) if not _is_copy(folder)]
 
 
 def copies(run: Path) -> list[Path]:
-    """Folders named like checkpoints that hold the state of another step: copies of a user, never ours to delete."""
+    """Return folders named like checkpoints but with the state of another step: copies by a user, never deleted."""
     return sorted(folder for folder in _named(run) if _is_copy(folder))
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """The state.json of a complete checkpoint as its marker has its hash; empty where one of both is damaged."""
+    """Return state.json of a complete checkpoint, checked by the hash in its marker; empty if either is corrupt."""
     try:
         marker = parse_object(read_bytes(folder / MARKER))
         content = read_bytes(folder / STATE)
@@ -71,7 +71,7 @@ def _named(run: Path) -> list[Path]:
 
 
 def _is_copy(folder: Path) -> bool:
-    """Whether a whole state.json names another step than the folder; a damaged one may name any."""
+    """Whether a valid state.json has another step than the folder's name; a corrupt one may have any."""
     try:
         step = parse_object(read_bytes(folder / STATE)).get("step")
     except (OSError, ValueError):
@@ -82,7 +82,7 @@ def _is_copy(folder: Path) -> bool:
 
 
 def steps_of(run: Path) -> int:
-    """How many steps a run is to have, as its run.json tells; 0 where there is no such file, or half of it."""
+    """Return the total number of steps in run.json; 0 if the file is missing or truncated."""
     try:
         found = parse_object(read_bytes(run / "run.json")).get("steps")
     except (OSError, ValueError):
@@ -102,5 +102,5 @@ def _is_metrics(line: dict[str, Any]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Also one that is not finite: a loss may be, and whoever draws must know."""
+    """Whether a value is a number, infinity and NaN included: a loss may be non-finite."""
     return type(value) in (int, float) and (not abs(value) > MOST or abs(value) == float("inf"))

@@ -1,4 +1,4 @@
-"""Small files that cost their reader much time or memory, made from nothing."""
+"""Generate small files that are expensive in time or memory to read."""
 
 import io
 import itertools
@@ -16,9 +16,9 @@ _SCAN = 0xDA
 
 
 def jpeg_of_scans(scans: int, side: int = 64) -> bytes:
-    """A sound progressive JPEG [side, side] grey with so many scans (ITU-T T.81, annex G), each empty but the first.
+    """Make a grayscale progressive JPEG [side, side] of several scans (ITU-T T.81, annex G), empty after the first.
 
-    A decoder visits all blocks of the image once a scan.
+    A decoder visits all blocks of the image once per scan.
     """
     out = io.BytesIO()
     Image.new("L", (side, side), 120).save(out, "JPEG", progressive=True)
@@ -34,7 +34,7 @@ def jpeg_of_scans(scans: int, side: int = 64) -> bytes:
 
 
 def _segments(jpeg: bytes) -> Iterator[bytes]:
-    """Each segment of a JPEG up to its end, a scan with its coded picture."""
+    """Yield each segment of a JPEG; a scan includes its coded data."""
     place = 2
     while jpeg[place + 1] != 0xD9:
         end = place + 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
@@ -51,7 +51,7 @@ _END_OF_BAND_TABLE = b"\xff\xc4\0\x22\x10" + bytes([0, 0, 0, 15, *[0] * 12]) + b
 
 
 def _end_of_band(blocks: int) -> bytes:
-    """The coded picture of a scan in which `blocks` blocks hold nothing."""
+    """Return the coded data of a scan in which `blocks` blocks are empty."""
     bits = ""
     while blocks:
         run = min(blocks.bit_length() - 1, 14)
@@ -64,20 +64,20 @@ def _end_of_band(blocks: int) -> bytes:
 
 @dataclass(frozen=True)
 class Hole:
-    """So many zeros."""
+    """Return a number of zeros."""
 
     size: int
 
 
-SPARE = 640 << 20  # of address space beyond: each thread's first allocation reserves 64 MiB that it may never touch
+SPARE = 640 << 20  # additional address space: each thread's first allocation reserves 64 MiB that it may never use
 
 
 @contextmanager
 def limited(memory: int) -> Iterator[None]:
-    """Let what is done in here take `memory` bytes at most: the peak is measured, and soon above allocations fail."""
+    """Limit the memory of the block to `memory` bytes: the peak is measured, and larger allocations fail."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + memory + SPARE, hard))
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _status("VmRSS")
     try:
         yield
@@ -88,6 +88,6 @@ def limited(memory: int) -> Iterator[None]:
 
 
 def _status(field: str) -> int:
-    """Bytes, from /proc/self/status."""
+    """Return bytes from /proc/self/status."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition(f"{field}:")[2].split()[0]) << 10

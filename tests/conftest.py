@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share."""
+"""Fixtures shared by all test folders."""
 
 import atexit
 import csv
@@ -15,15 +15,15 @@ import pytest
 from drawn import make_faces
 from hypothesis import settings
 
-# A process that a shell starts in the background ignores SIGINT, and hands that on to those that tests send one to.
+# A background process of a shell ignores SIGINT and passes that on to processes that tests send a signal to.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup, the same
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # one order of sums, and two cores for several processes
-# The same cases each time: what a run finds, the next one finds, too. HYPOTHESIS_PROFILE=random looks for others.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the same for nohup
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # deterministic order of sums, and two cores for several processes
+# The same cases in each run, so failures are reproducible. HYPOTHESIS_PROFILE=random generates others.
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("random", deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
-gc.disable()  # until all modules are imported: a tenth of the time goes into looking for garbage among them
+gc.disable()  # until all modules are imported: garbage collection takes a tenth of that time
 
 
 def pytest_collection_finish() -> None:
@@ -32,18 +32,18 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-# Set once, for a library that reads it when it starts or by one; it stays, as in a notebook that trains.
+# Set once for a library that reads it at its start, or by a library; it remains, as in a notebook that trains.
 STAYS = {"DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG", "KINETO_LOG_LEVEL", "PYTORCH_NVML_BASED_CUDA_CHECK"}
-STAYS |= {"LD_LIBRARY_PATH", "TORCHINDUCTOR_CACHE_DIR"}  # OpenCV's, when it is imported, and torch's
-STAYS |= {"KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}  # scikit-learn's, when it is imported
+STAYS |= {"LD_LIBRARY_PATH", "TORCHINDUCTOR_CACHE_DIR"}  # set by importing OpenCV and torch
+STAYS |= {"KMP_INIT_AT_FORK", "KMP_DUPLICATE_LIB_OK"}  # set by importing scikit-learn
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @pytest.fixture(autouse=True)
 def leaves_the_process_as_it_was() -> Iterator[None]:
-    """Environment, folder, signals, torch's modes: what a test changes and leaves, the next one in its worker fails by.
+    """Fail a test that leaves a changed environment, folder, signal handler or torch mode to later tests in its worker.
 
-    Which tests share a worker differs from run to run. Logging, which commands set up, is put back.
+    Test order per worker differs from run to run. Logging, which commands configure, is restored.
     """
     before, loggers = _process() | _torch(), [logging.getLogger(name) for name in ("", "simfle", "shards")]
     levels, handlers = [logger.level for logger in loggers], [list(logger.handlers) for logger in loggers]
@@ -81,7 +81,7 @@ def _torch() -> dict[str, object]:
 
 @pytest.fixture(scope="session")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of 240 drawn faces of 20 people, three quarters in split train: several shards of 32 samples."""
+    """Shards of 240 synthetic faces of 20 people, three quarters in split train: several shards of 32 samples."""
     out = tmp_path_factory.mktemp("shards") / "faces"
     make_faces(out, "--people", "20", "--shard-samples", "32")
     return out

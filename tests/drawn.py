@@ -1,4 +1,4 @@
-"""Shards of drawn faces, made by the command that users run."""
+"""Shards of synthetic faces, built with the users' command."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def make_faces(out: Path, *options: str) -> None:
-    """Twelve images of 64 px of each person; `options` are those of `build_shards.py procedural`."""
+    """Build twelve images of 64 px per person; `options` are those of `build_shards.py procedural`."""
     size = ["--images-per-person", "12", "--size", "64", "--workers", "1"]
     command = [sys.executable, "tools/build_shards.py", "procedural", str(out), *size, *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,4 +1,4 @@
-"""How fast shards are built; see simfle/commands/bench_build.py."""
+"""Time the building of shards; see simfle/commands/bench_build.py."""
 
 from simfle.commands.bench_build import main
 

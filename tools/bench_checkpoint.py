@@ -1,4 +1,4 @@
-"""What checkpoints cost; see simfle/commands/bench_checkpoint.py."""
+"""Time checkpoints; see simfle/commands/bench_checkpoint.py."""
 
 from simfle.commands.bench_checkpoint import main
 

@@ -1,4 +1,4 @@
-"""How fast views are made; see simfle/commands/bench_loader.py."""
+"""Time the rendering of views; see simfle/commands/bench_loader.py."""
 
 from simfle.commands.bench_loader import main
 

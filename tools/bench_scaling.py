@@ -1,4 +1,4 @@
-"""What several processes cost each other. See --help."""
+"""Measure weak scaling over processes. See --help."""
 
 from simfle.commands.bench_scaling import main
 

@@ -1,4 +1,4 @@
-"""How long commands take to answer; see simfle/commands/bench_startup.py."""
+"""Time the startup of commands; see simfle/commands/bench_startup.py."""
 
 from simfle.commands.bench_startup import main
 

@@ -1,4 +1,4 @@
-"""How fast a training step is; see simfle/commands/bench_step.py."""
+"""Time a training step; see simfle/commands/bench_step.py."""
 
 from simfle.commands.bench_step import main
 

@@ -1,4 +1,4 @@
-"""How fast training is with its data; see simfle/commands/bench_train.py."""
+"""Time training with data; see simfle/commands/bench_train.py."""
 
 from simfle.commands.bench_train import main
 

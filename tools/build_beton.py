@@ -1,4 +1,4 @@
-"""A labelled split of shards -> one .beton file for FFCV. See `python tools/build_beton.py --help`."""
+"""Convert a labeled split of shards to one .beton file for FFCV. See `python tools/build_beton.py --help`."""
 
 from simfle.commands.build_beton import main
 

@@ -1,4 +1,4 @@
-"""Faces -> shards. See `python tools/build_shards.py --help`."""
+"""Build shards from faces. See `python tools/build_shards.py --help`."""
 
 from simfle.commands.build_shards import main
 

@@ -1,4 +1,4 @@
-"""Say what the machine lacks before anything is installed. Standard library only: runs before there is a venv."""
+"""Check the machine before installation. Uses only the standard library, because there is no venv yet."""
 
 import importlib.util
 import shutil
@@ -6,44 +6,44 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Measured on a fresh environment: torch, CUDA libraries and DALI unpacked take 7.9 GB and, with pip's temporary copies,
-# 10.9 GB at their height. The copies may lie on another disk (TMPDIR), so only the first is a reason to refuse.
+# Measured in a fresh environment: torch, CUDA libraries and DALI take 7.9 GB unpacked, with pip's temporary copies
+# up to 10.9 GB. The copies may be on another disk (TMPDIR), so only the first value is required.
 KEPT_GB = 8
 HEIGHT_GB = 11
 
 
 def lacks() -> list[str]:
-    """One line per missing thing, each with the command that mends it."""
+    """Return one line per missing requirement, each with a fix."""
     found = []
-    if sys.version_info < (3, 10):  # noqa: UP036 - this script is what tells a user of an old Python
+    if sys.version_info < (3, 10):  # noqa: UP036 - this script reports an old Python
         found.append(
-            f"Python {sys.version.split()[0]} is too old: install 3.10 or newer, then: make PYTHON=python3.11 ..."
+            f"Python {sys.version.split()[0]} is too old. Fix: install 3.10 or newer, then make PYTHON=python3.11 ..."
         )
     if importlib.util.find_spec("ensurepip") is None or importlib.util.find_spec("venv") is None:
-        found.append("Python's venv module is missing: apt-get install python3-venv")
+        found.append("Python's venv module is missing. Fix: apt-get install python3-venv")
     return found
 
 
 def too_little(free_gb: float) -> str | None:
-    """Why an installation into an empty environment cannot end on a disk with so much free."""
+    """Return why a fresh installation does not fit into the free space; None if it fits."""
     if free_gb >= KEPT_GB:
         return None
-    return f"{free_gb:.1f} GB free on this disk, the packages take {KEPT_GB} GB: make room"
+    return f"{free_gb:.1f} GB free on this disk, the packages take {KEPT_GB} GB. Fix: free disk space"
 
 
 def may_not_do(free_gb: float) -> str | None:
-    """A word of warning where pip's temporary copies may not fit beside the packages."""
+    """Return a warning if pip's temporary copies may not fit beside the packages."""
     if not KEPT_GB <= free_gb < HEIGHT_GB:
         return None
     return (
-        f"{free_gb:.1f} GB free on this disk, installing takes {HEIGHT_GB} GB at its height, of which {KEPT_GB} stay: "
-        "if it fails, make room or set TMPDIR to another disk"
+        f"{free_gb:.1f} GB free on this disk, installation takes up to {HEIGHT_GB} GB, {KEPT_GB} afterwards. "
+        "Fix, if it fails: free disk space or set TMPDIR to another disk"
     )
 
 
 def main() -> int:
     found, warning = lacks(), None
-    if not (ROOT / ".venv").exists():  # what is there already need not fit again
+    if not (ROOT / ".venv").exists():  # an existing environment needs no more space
         free = shutil.disk_usage(ROOT).free / 1e9
         found += filter(None, [too_little(free)])
         warning = may_not_do(free)

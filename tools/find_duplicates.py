@@ -1,4 +1,4 @@
-"""Find images that are there twice. See `python tools/find_duplicates.py --help`."""
+"""Find duplicate images. See `python tools/find_duplicates.py --help`."""
 
 from simfle.commands.find_duplicates import main
 

@@ -1,4 +1,4 @@
-"""Write indexes and a manifest for tars that others wrote: python tools/index_shards.py DIR."""
+"""Write indexes and a manifest for external tars: python tools/index_shards.py DIR."""
 
 from simfle.commands.index_shards import main
 

@@ -1,4 +1,4 @@
-"""Look at a folder of shards. See `python tools/inspect_shards.py --help`."""
+"""Summarize a folder of shards. See `python tools/inspect_shards.py --help`."""
 
 from simfle.commands.inspect_shards import main
 

@@ -1,4 +1,4 @@
-"""Several folders of shards as one. See `python tools/merge_shards.py --help`."""
+"""Merge several folders of shards. See `python tools/merge_shards.py --help`."""
 
 from simfle.commands.merge_shards import main
 

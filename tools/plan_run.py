@@ -1,4 +1,4 @@
-"""What a run will need and how fast it will be; see simfle/commands/plan_run.py."""
+"""Predict resources and speed of a run; see simfle/commands/plan_run.py."""
 
 from simfle.commands.plan_run import main
 

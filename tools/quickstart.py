@@ -1,4 +1,4 @@
-"""The whole line in minutes; see simfle/commands/quickstart.py."""
+"""Run the full pipeline on synthetic or your own faces; see simfle/commands/quickstart.py."""
 
 from simfle.commands.quickstart import main
 

@@ -1,4 +1,4 @@
-"""Take samples out of shards. See `python tools/remove_samples.py --help`."""
+"""Remove samples from shards. See `python tools/remove_samples.py --help`."""
 
 from simfle.commands.remove_samples import main
 

@@ -1,4 +1,4 @@
-"""Write the page about a run; see simfle/commands/report.py."""
+"""Write the report of a run; see simfle/commands/report.py."""
 
 from simfle.commands.report import main
 

@@ -1,4 +1,4 @@
-"""Divide the samples of shards into splits. See `python tools/split_shards.py --help`."""
+"""Assign the samples of shards to splits. See `python tools/split_shards.py --help`."""
 
 from simfle.commands.split_shards import main
 

@@ -1,4 +1,4 @@
-"""Take a share of the samples of shards. See `python tools/subset_shards.py --help`."""
+"""Select a fraction of the samples of shards. See `python tools/subset_shards.py --help`."""
 
 from simfle.commands.subset_shards import main
 

@@ -1,1 +1,1 @@
-"""Drawn faces: geometry on a turned head, painted back to front, then lit."""
+"""Synthetic faces: geometry on a rotated head, painted back to front, then lit."""

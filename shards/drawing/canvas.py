@@ -1,7 +1,7 @@
-"""The canvas: a picture, soft shadows, and the map from face coordinates to pixels.
+"""The canvas: an image, soft shadows, and the map from face coordinates to pixels.
 
 Face coordinates: origin between eyes and nose tip, x to the right of the image, y down, unit = half a face height.
-Painting happens on a canvas of twice the image's side and is then averaged down: that smooths every edge.
+The canvas has twice the image's side and is averaged down at the end, which smooths every edge.
 """
 
 import math
@@ -14,15 +14,15 @@ from shards.drawing.person import Person, Scene
 
 Points = NDArray[np.float64]  # [N, 2]
 OVERSAMPLING = 2
-SHIFT = 4  # fractional bits of OpenCV's coordinates
-DEPTH = 0.7  # of the head, in half face heights
+SHIFT = 4  # fractional bits of OpenCV coordinates
+DEPTH = 0.7  # depth of the head, in half face heights
 
-U = np.linspace(-1, 1, 15)  # along an eye, a brow, a mouth
+U = np.linspace(-1, 1, 15)  # parameter along an eye, brow or mouth
 ARC = np.linspace(0, 2 * np.pi, 49)[:-1]
 
 
 class Canvas:
-    """An RGB picture, a layer of soft shadows, and the map from face coordinates to pixels."""
+    """An RGB image, a layer of soft shadows, and the map from face coordinates to pixels."""
 
     def __init__(self, scene: Scene, size: int):
         self.side = size * OVERSAMPLING
@@ -36,29 +36,29 @@ class Canvas:
         self.roll = np.array([[cos, sin], [-sin, cos]])
 
     def project(self, points: Points, width: float, lift: float | Points = 0.0) -> Points:
-        """Face coordinates [N, 2] -> canvas pixels [N, 2], on the head's surface (`lift` above it) as it is turned."""
+        """Map face coordinates [N, 2] on the rotated head's surface (`lift` above it) to canvas pixels [N, 2]."""
         x, y = points[:, 0], points[:, 1]
         inside = 1 - (x / (1.1 * width)) ** 2 - (y / 1.15) ** 2
         z = DEPTH * np.sqrt(np.maximum(inside, 0)) + lift
         x, z = x * self.cos_yaw + z * self.sin_yaw, z * self.cos_yaw - x * self.sin_yaw
         y, z = y * self.cos_pitch + z * self.sin_pitch, z * self.cos_pitch - y * self.sin_pitch
-        near = 1 + 0.12 * (z - DEPTH)  # a little perspective
+        near = 1 + 0.12 * (z - DEPTH)  # slight perspective
         return self.flat(xy(x * near, y * near))
 
     def flat(self, points: Points) -> Points:
-        """Face coordinates of something that does not turn (the head's outline) -> canvas pixels."""
+        """Map face coordinates that do not rotate (the head's outline) to canvas pixels."""
         return points @ self.roll + self.centre
 
     def fill(self, points: Points, colour: tuple[float, ...]) -> None:
         cv2.fillPoly(self.picture, [fixed(points)], colour, cv2.LINE_AA, SHIFT)
 
     def line(self, points: Points, colour: tuple[float, ...], width: float) -> None:
-        """`width` in face units."""
+        """Draw a line of `width` in face units."""
         thickness = max(round(width * self.unit), 1)
         cv2.polylines(self.picture, [fixed(points)], False, colour, thickness, cv2.LINE_AA, SHIFT)
 
     def shade(self, points: Points, strength: float, width: float) -> None:
-        """A soft dark line (a wrinkle, a fold); strength 0 to 1."""
+        """Draw a soft dark line (a wrinkle, a fold); strength 0 to 1."""
         if strength > 0.05:
             thickness = max(round(width * self.unit), 1)
             grey = round(min(strength, 1.0) * 255)
@@ -75,7 +75,7 @@ def point(point: Points) -> tuple[int, int]:
 
 
 def xy(x: Points | float, y: Points | float) -> Points:
-    """Two columns [N], or one column and a number, as points [N, 2]."""
+    """Stack two columns [N], or one column and a number, to points [N, 2]."""
     points = np.empty((np.size(x) if np.ndim(x) else np.size(y), 2))
     points[:, 0], points[:, 1] = x, y
     return points
@@ -90,7 +90,7 @@ def mix(first: tuple[float, ...], second: tuple[float, ...], share: float) -> tu
 
 
 def paint_background(canvas: Canvas, rng: np.random.Generator) -> None:
-    """A gradient, a few shapes, out of focus."""
+    """Paint a blurred gradient with a few shapes."""
     small = 32
     muted = rng.uniform(40, 215, (10, 1)) + rng.normal(0, 22, (10, 3))
     muted = np.clip(muted, 0, 255)
@@ -110,7 +110,7 @@ def paint_background(canvas: Canvas, rng: np.random.Generator) -> None:
 def light(
     canvas: Canvas, person: Person, scene: Scene, outline: Points, size: int, rng: np.random.Generator
 ) -> NDArray[np.uint8]:
-    """Average down, lay in the folds, light the head as an egg, then the camera's blur, noise and exposure."""
+    """Downsample, add shadows, light the head as an ellipsoid, then add the camera's blur, noise and exposure."""
     half = (size, size)
     picture = cv2.resize(canvas.picture, half, interpolation=cv2.INTER_AREA).astype(np.float32)
     folds = cv2.resize(canvas.shadow, half, interpolation=cv2.INTER_AREA)
@@ -118,7 +118,7 @@ def light(
     head = np.zeros((size, size), np.uint8)
     cv2.fillPoly(head, [fixed(outline / OVERSAMPLING)], 255, cv2.LINE_AA, SHIFT)
     lit = _shading(canvas, person, scene, size)[..., None]
-    gain = 1 + _soft(head, size / 64) * (lit - 1)  # the room around is lit evenly
+    gain = 1 + _soft(head, size / 64) * (lit - 1)  # the background is lit evenly
     picture *= gain * (scene.exposure * np.array(scene.tint, np.float32))
     if scene.blur > 0.2:
         cv2.GaussianBlur(picture, (0, 0), scene.blur * size / 128, dst=picture)
@@ -127,12 +127,12 @@ def light(
 
 
 def _soft(mask: cv2.typing.MatLike, sigma: float) -> NDArray[np.float32]:
-    """A blurred mask [H, W] uint8 as weights [H, W, 1], 0 to 1."""
+    """Return a blurred mask [H, W] uint8 as weights [H, W, 1], 0 to 1."""
     return np.float32(1 / 255) * cv2.GaussianBlur(mask, (0, 0), sigma).astype(np.float32)[..., None]
 
 
 def _shading(canvas: Canvas, person: Person, scene: Scene, size: int) -> NDArray[np.float32]:
-    """Lambert's law on an ellipsoid [size, size]; about 1 where the light falls straight."""
+    """Lambert shading of an ellipsoid [size, size]; about 1 where the light is perpendicular."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) * OVERSAMPLING
     x = (axis[None, :] - np.float32(canvas.centre[0])) / np.float32(canvas.unit * person.width * 1.15)
     y = (axis[:, None] - np.float32(canvas.centre[1])) / np.float32(canvas.unit * 1.15)

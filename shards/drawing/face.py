@@ -1,4 +1,4 @@
-"""How a drawn face becomes pixels, back to front: background, hair, shoulders, head, features, hair again, glasses."""
+"""Render a synthetic face back to front: background, hair, shoulders, head, features, front hair, glasses."""
 
 import cv2
 import numpy as np
@@ -10,7 +10,7 @@ from shards.drawing.person import Actions, Person, Scene
 
 
 def draw_face(person: Person, scene: Scene, actions: Actions, size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """RGB image [size, size, 3]; background and grain are drawn from `rng`."""
+    """Return an RGB image [size, size, 3]; background and grain are drawn from `rng`."""
     canvas = Canvas(scene, size)
     paint_background(canvas, rng)
     outline = _outline(canvas, person, scene, actions)
@@ -31,7 +31,7 @@ def draw_face(person: Person, scene: Scene, actions: Actions, size: int, rng: np
 
 
 def _outline(canvas: Canvas, person: Person, scene: Scene, actions: Actions) -> Points:
-    """The head's silhouette: an egg whose chin is narrower and drops with the jaw."""
+    """Return the head's outline: an ellipse with a narrower chin that drops with the jaw."""
     x, y = np.sin(ARC), -np.cos(ARC)
     low = np.clip(y, 0, 1)
     taper = 1 - (1 - person.jaw_width) * low**2.2
@@ -43,7 +43,7 @@ def _outline(canvas: Canvas, person: Person, scene: Scene, actions: Actions) -> 
 
 
 def _behind(canvas: Canvas, person: Person, scene: Scene) -> None:
-    """Hair at the back, shoulders, neck, ears."""
+    """Paint back hair, shoulders, neck and ears."""
     w = person.width
     if person.hair_style in (4, 5):
         length = 1.25 if person.hair_style == 4 else 0.55
@@ -74,7 +74,7 @@ def _skin(canvas: Canvas, person: Person, rng: np.random.Generator) -> None:
 
 
 def _hair(canvas: Canvas, person: Person) -> None:
-    """What falls over the forehead."""
+    """Paint the hair over the forehead."""
     style, w, line = person.hair_style, person.width, person.hair_line
     if style == 0:
         return

@@ -1,4 +1,4 @@
-"""The parts of a face that expressions move: eyes, brows, nose, mouth, folds; and the beard, which moves along."""
+"""Facial features that expressions move: eyes, brows, nose, mouth, wrinkles; and the beard."""
 
 import cv2
 import numpy as np
@@ -37,9 +37,9 @@ def paint_beard(canvas: Canvas, person: Person, actions: Actions) -> None:
 
 
 def paint_eye(canvas: Canvas, person: Person, scene: Scene, actions: Actions, side: int) -> None:
-    """One eye; side -1 is left in the image."""
+    """Paint one eye; side -1 is left in the image."""
     x, y, w = side * person.eye_x, person.eye_y, person.eye_width
-    droop = max(actions.inner_brow - actions.outer_brow, 0) * 0.02  # a sad lid falls outwards
+    droop = max(actions.inner_brow - actions.outer_brow, 0) * 0.02  # a sad lid droops outwards
     slant = (-person.eye_tilt + droop) * U * side
     up = person.eye_height * max(1 + 0.75 * actions.lid_open - 0.2 * actions.lid_tight, 0.12)
     down = person.eye_height * max(0.75 - 0.55 * actions.lid_tight + 0.2 * actions.lid_open, 0.08)
@@ -61,7 +61,7 @@ def paint_eye(canvas: Canvas, person: Person, scene: Scene, actions: Actions, si
 
 
 def _eyeball(canvas: Canvas, person: Person, lids: Points, centre: Points) -> None:
-    """White, iris, pupil and a highlight, seen only between the lids."""
+    """Paint white, iris, pupil and highlight, clipped to the lids."""
     low = np.floor(lids.min(0)).astype(int) - 2
     high = np.ceil(lids.max(0)).astype(int) + 3
     (x0, y0), (x1, y1) = np.clip(low, 0, canvas.side), np.clip(high, 0, canvas.side)
@@ -82,7 +82,7 @@ def _eyeball(canvas: Canvas, person: Person, lids: Points, centre: Points) -> No
 
 
 def paint_brow(canvas: Canvas, person: Person, actions: Actions, side: int) -> None:
-    """A tapered stroke from the inner to the outer end."""
+    """Paint a tapered stroke from the inner to the outer end."""
     t = (U + 1) / 2  # 0 at the inner end
     inner = person.eye_x - 0.75 * person.brow_length - 0.045 * actions.furrow
     outer = person.eye_x + 0.95 * person.brow_length
@@ -98,7 +98,7 @@ def paint_brow(canvas: Canvas, person: Person, actions: Actions, side: int) -> N
 
 
 def _mouth_line(person: Person, actions: Actions) -> tuple[float, Points]:
-    """Half width of the mouth, and the height of the line between the lips along U."""
+    """Return the half width of the mouth and the height of the line between the lips along U."""
     half = person.mouth_width * (1 + 0.24 * actions.stretch + 0.12 * max(actions.corner, 0))
     corner = actions.corner + 0.35 * person.mouth_curve
     bend = (0.13 if corner > 0 else 0.15) * corner
@@ -106,11 +106,11 @@ def _mouth_line(person: Person, actions: Actions) -> tuple[float, Points]:
 
 
 def paint_mouth(canvas: Canvas, person: Person, actions: Actions) -> None:
-    """Lips, opening, teeth, tongue."""
+    """Paint lips, opening, teeth and tongue."""
     a = actions
     half, middle = _mouth_line(person, actions)
     x, bow = U * half, 1 - U**2
-    square = 1 - U**4  # a raised upper lip bares the teeth over its whole width
+    square = 1 - U**4  # a raised upper lip shows the teeth over its whole width
     open_up = 0.05 * a.jaw * bow + 0.07 * a.upper_lip * square
     open_down = 0.30 * a.jaw * bow**0.75
     if a.jaw < 0.08:
@@ -139,7 +139,7 @@ def paint_mouth(canvas: Canvas, person: Person, actions: Actions) -> None:
 
 
 def paint_wrinkles(canvas: Canvas, person: Person, actions: Actions) -> None:
-    """Folds that expressions cut into the skin; deeper with age."""
+    """Paint the wrinkles of the expression; deeper with age."""
     a, depth = actions, 0.6 + 0.4 * person.age
     eye, nose, mouth, w = person.eye_y, person.eye_y + person.nose_length, person.mouth_y, person.width
     fold = max(a.cheek, 0.9 * a.upper_lip, 0.3 * a.stretch) + 0.2 * person.age
@@ -169,7 +169,7 @@ def paint_wrinkles(canvas: Canvas, person: Person, actions: Actions) -> None:
 
 
 def find_landmarks(person: Person, scene: Scene, actions: Actions, size: int) -> tuple[tuple[float, float], ...]:
-    """Eyes, nose tip, mouth corners: (x, y) in pixels, left to right as seen."""
+    """Return eyes, nose tip and mouth corners: (x, y) in pixels, left to right as seen."""
     canvas = Canvas(scene, size)
     half, middle = _mouth_line(person, actions)
     x = np.array([-person.eye_x, person.eye_x, 0.0, -half, half])

@@ -1,6 +1,6 @@
-"""Who is drawn, in which scene, with which facial actions; and how each is drawn by lot.
+"""Person, scene and facial actions of a synthetic face, and how each is sampled.
 
-The expressions are made of action units (Ekman and Friesen's FACS) as the emotion literature combines them.
+Expressions combine action units (Ekman and Friesen's FACS) as in the emotion literature.
 """
 
 from dataclasses import dataclass, fields
@@ -14,7 +14,7 @@ Colour = tuple[float, float, float]  # RGB, 0 to 255
 
 @dataclass(frozen=True)
 class Actions:
-    """Facial actions; 0 is at rest, 1 is full. Signed ones go both ways."""
+    """Facial actions: 0 is neutral, 1 is full intensity. Signed ones have two directions."""
 
     inner_brow: float = 0.0  # up +, AU1 (down -, AU4)
     outer_brow: float = 0.0  # up +, AU2
@@ -47,14 +47,14 @@ FULL = {
 
 @dataclass(frozen=True)
 class Person:
-    """What stays the same over the images of one person. Lengths are in half face heights."""
+    """Properties shared by all images of a person. Lengths are in half face heights."""
 
     skin: Colour
     hair: Colour
     iris: Colour
     lips: Colour
     width: float  # half width of the head
-    jaw_width: float  # of the chin, as a share of width
+    jaw_width: float  # of the chin, as a fraction of width
     forehead: float
     hair_style: int  # 0 bald, 1 short, 2 fringe, 3 parted, 4 long, 5 curly
     hair_line: float
@@ -71,7 +71,7 @@ class Person:
     nose_width: float
     mouth_y: float
     mouth_width: float
-    mouth_curve: float  # corners of the mouth at rest
+    mouth_curve: float  # mouth corners at rest
     upper_lip: float
     lower_lip: float
     beard: int  # 0 none, 1 stubble, 2 moustache, 3 full
@@ -82,7 +82,7 @@ class Person:
 
 @dataclass(frozen=True)
 class Scene:
-    """What belongs to one image alone. Angles in radians, shifts and scale in image sides."""
+    """Properties of a single image. Angles in radians, shifts and scale in image sides."""
 
     yaw: float
     pitch: float
@@ -92,19 +92,19 @@ class Scene:
     light: tuple[float, float, float]  # unit vector towards the light: right, down, to the camera
     ambient: float
     exposure: float
-    tint: Colour  # colour of the light, about 1
+    tint: Colour  # color of the light, about 1
     gaze: tuple[float, float]
     shirt: Colour
-    blur: float  # sigma, pixels of the finished image
-    noise: float  # standard deviation, of 255
+    blur: float  # sigma, pixels of the final image
+    noise: float  # standard deviation on a scale of 0 to 255
 
 
 def draw_actions(rng: np.random.Generator, label: str) -> Actions:
-    """The actions of an expression, stronger and weaker, never twice the same."""
+    """Sample the actions of an expression with varying intensity."""
     full, intensity = FULL[label], rng.uniform(0.5, 1.0)
     values = {field.name: getattr(full, field.name) for field in fields(Actions)}
     values["jaw"] *= rng.uniform(0.6, 1.3) if label == "surprise" else rng.uniform(0.0, 1.9)
-    if rng.random() < 0.2:  # speaking: an open mouth alone says nothing
+    if rng.random() < 0.2:  # speaking: an open mouth alone must not predict the label
         values["jaw"] += rng.uniform(0.1, 0.35) * (1 - values["press"])
     own = {name: value * intensity * rng.uniform(0.75, 1.2) + rng.normal(0, 0.06) for name, value in values.items()}
     unsigned = ("furrow", "lid_tight", "cheek", "nose_wrinkle", "jaw", "upper_lip", "press")
@@ -112,7 +112,7 @@ def draw_actions(rng: np.random.Generator, label: str) -> Actions:
 
 
 def draw_person(rng: np.random.Generator) -> Person:
-    """A person; ranges set by eye so that people differ more than expressions do."""
+    """Sample a person; ranges are set by eye so that people differ more than expressions."""
     u = rng.uniform
     tone = u()  # from dark to pale
     skin = np.array([104, 68, 50]) * (1 - tone) + np.array([244, 208, 184]) * tone + rng.normal(0, 4, 3)
@@ -153,7 +153,7 @@ def draw_person(rng: np.random.Generator) -> Person:
 
 
 def draw_scene(rng: np.random.Generator) -> Scene:
-    """Pose, light and camera of one image: the face fills it, as in the crops of expression corpora."""
+    """Sample pose, light and camera of one image: the face fills it, as in crops of expression corpora."""
     u = rng.uniform
     light = np.array([u(-1, 1), u(-0.9, 0.3), u(0.35, 1.0)])
     light /= np.linalg.norm(light)

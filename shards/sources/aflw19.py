@@ -1,8 +1,8 @@
-"""AFLW-19: 24,386 faces of AFLW with 19 landmarks revised; Zhu et al., CVPR 2016.
+"""AFLW-19: 24,386 faces of AFLW with 19 revised landmarks; Zhu et al., CVPR 2016.
 
 `AFLWinfo_release.mat` (MATLAB 5): `nameList` (0/image00002.jpg), `data` (19 x, then 19 y), `mask_new` (visible or not),
-`bbox` (xmin xmax ymin ymax), `ra` (a permutation from 1 on: its first 20,000 train, the others test); the photos of
-AFLW in `data/flickr/{0,2,3}/`. Coordinates are kept as delivered.
+`bbox` (xmin xmax ymin ymax), `ra` (a permutation from 1: the first 20,000 are train, the others test); AFLW's photos
+are in `data/flickr/{0,2,3}/`. Coordinates are kept as delivered.
 """
 
 from collections import Counter
@@ -19,22 +19,22 @@ from shards.sources.layout import box, content, find, inside, need
 LIST = "AFLWinfo_release.mat"
 TRAIN = 20_000
 LANDMARKS = 19
-FIELDS = {"data": 2 * LANDMARKS, "mask_new": LANDMARKS, "bbox": 4}  # columns
+FIELDS = {"data": 2 * LANDMARKS, "mask_new": LANDMARKS, "bbox": 4}  # number of columns
 NAMES, ORDER = "nameList", "ra"
 IMAGE_FOLDERS = ("data/flickr", "flickr", "aflw/data/flickr", "images", ".")
 
 
 @dataclass(frozen=True)
 class AFLW19:
-    """The faces that the list names."""
+    """The faces listed in the file."""
 
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Landmarks, box, group = photo (it may show several faces); extras: which landmarks are visible.
+        """Yield faces with landmarks, box, group = photo (it may show several faces); extras: visible landmarks.
 
         Raises:
-            UserError: no list, one without these fields, no photos.
+            UserError: the list, its variables or the photos are missing.
         """
         file = need("aflw19", self.root, "list", LIST, f"data/{LIST}", f"aflw/{LIST}")
         table = _read(file)
@@ -42,7 +42,10 @@ class AFLW19:
         images = find(self.root, *(f"{folder}/{first}" for folder in IMAGE_FOLDERS))
         if images is None:
             places = ", ".join(f"{folder}/{first}" for folder in IMAGE_FOLDERS)
-            raise UserError(f"aflw19: no photos in {self.root} (looked for {places}; found: {content(self.root)})")
+            raise UserError(
+                f"aflw19: no photos in {self.root} (searched: {places}; found: {content(self.root)}). "
+                "Fix: give the folder as delivered"
+            )
         train = set(table[ORDER][:TRAIN].tolist())
         faces: Counter[str] = Counter()
         for number in range(len(table[ORDER])):
@@ -58,7 +61,7 @@ class AFLW19:
         values = tuple(map(float, table["data"][number]))
         left, right, top, bottom = map(float, table["bbox"][number])
         if not all(abs(value) < float("inf") for value in (*values, left, right, top, bottom)):
-            return Rejected(path, "bad_row", f"row {number + 1}: a coordinate is no number")
+            return Rejected(path, "bad_row", f"row {number + 1}: a coordinate is not a number")
         faces[path] += 1
         return Entry(
             key=f"{PurePosixPath(path).with_suffix('')}/{faces[path]}",
@@ -73,7 +76,7 @@ class AFLW19:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """The fields as arrays of as many rows as there are faces, nameList as a list; `ra` counts from 0 on."""
+    """Return the fields as arrays with one row per face, nameList as a list; `ra` is converted to start at 0."""
     import numpy as np
 
     from shards.sources.matlab import read_variables
@@ -82,18 +85,18 @@ def _read(file: Path) -> dict[str, Any]:
         arrays, lists = read_variables(file, [*FIELDS, ORDER], [NAMES])
         absent = [name for name in (NAMES, *FIELDS, ORDER) if name not in {*arrays, *lists}]
         if absent:
-            raise ValueError(f"it has no variable {', '.join(absent)}")  # noqa: TRY301
+            raise ValueError(f"no variable {', '.join(absent)}")  # noqa: TRY301
         order = arrays[ORDER].astype(np.int64).ravel() - 1
         count = len(order)
         if count < TRAIN or not np.array_equal(np.sort(order), np.arange(count)):
-            raise ValueError(f"{ORDER} is no permutation of more than {TRAIN} faces")  # noqa: TRY301
+            raise ValueError(f"{ORDER} is not a permutation of at least {TRAIN} faces")  # noqa: TRY301
         for field, columns in FIELDS.items():
             if arrays[field].shape != (count, columns):
                 raise ValueError(f"{field} is not {count} x {columns}")  # noqa: TRY301
         if len(lists[NAMES]) != count:
             raise ValueError(f"{NAMES} is not {count} x 1")  # noqa: TRY301
     except (ValueError, OSError) as error:
-        raise UserError(f"aflw19: {file} cannot be read ({error}); take it as delivered") from None
+        raise UserError(f"aflw19: {file} cannot be read ({error}). Fix: use the file as delivered") from None
     return {**arrays, **lists, ORDER: order}
 
 

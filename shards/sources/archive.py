@@ -1,4 +1,4 @@
-"""Images in tar and zip archives, which stay packed; folders inside may name the classes and the splits."""
+"""Images in tar and zip archives, read without unpacking; folders inside may name classes and splits."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -8,6 +8,7 @@ from posixpath import splitext
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
+from shards.names import is_system
 from shards.sources.folder import EXTENSIONS, overlooked, placed, see_folder, walk
 from shards.sources.layout import content, inside
 from shards.sources.tars import ENDINGS, Member, read_tar, stem
@@ -16,25 +17,25 @@ from shards.sources.zips import read_zip
 
 @dataclass
 class Archive:
-    """The images of an archive, or of all archives below a folder, whose names then are their first folder.
+    """Images of one archive, or of all archives below a folder (each archive's name is then the first folder).
 
-    class_folders, split_folders: as in shards.sources.folder; below: only what lies in this folder of the archive, the
-    folders counted from there.
+    class_folders, split_folders: as in shards.sources.folder; below: read only this folder of the archive; folder names
+    count from there.
     """
 
     root: Path
     class_folders: bool = False
     split_folders: bool = False
     below: str = ""
-    others: Counter[str] = field(default_factory=Counter)  # extension -> members that are no images, after iterating
-    packed: Counter[str] = field(default_factory=Counter)  # compressed tars, whose images go through the plan
-    folders: set[str] = field(default_factory=set)  # some of the first folders seen
+    others: Counter[str] = field(default_factory=Counter)  # extension -> number of other members, after iterating
+    packed: Counter[str] = field(default_factory=Counter)  # compressed tar -> images copied into the plan
+    folders: set[str] = field(default_factory=set)  # some of the first-level folders
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Entries in the order of the archives' names and of their members.
+        """Yield entries in the order of the archives' names and of their members.
 
         Raises:
-            UserError: no archive, no image in any.
+            UserError: there is no archive, or no image in any.
         """
         self.others.clear()
         self.packed.clear()
@@ -55,36 +56,41 @@ class Archive:
         if not found:
             seen = [f"{count} {extension}" for extension, count in self.others.most_common(5)]
             where = f"below {self.below!r} in {self.root}" if self.below else f"in {self.root}"
-            raise UserError(f"archive: no images {where} (found: {', '.join(seen) or damage or 'nothing'})")
+            raise UserError(
+                f"archive: no images {where} (found: {', '.join(seen) or damage or 'nothing'}). Fix: check the path"
+            )
 
     def notes(self) -> list[str]:
-        """What the user may have overlooked, after iterating."""
+        """Return hints for the user, after iterating."""
         found = []
         if self.others:
             kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(self.others.items()))
-            found.append(f"members of {self.root.name} that are no images: {kinds}")
+            found.append(f"members of {self.root.name} that are not images: {kinds}")
         for name, count in self.packed.items():
             if count:
-                found.append(f"{name} is compressed as a whole: its {count} images were unpacked into the plan first")
+                found.append(f"{name} is a compressed tar: its {count} images were copied into the plan")
         return found + overlooked(self.root, self.folders, self.class_folders, self.split_folders)
 
     def _archives(self) -> list[tuple[str, Path]]:
         if self.root.is_file():
             return [(self.root.name, self.root.absolute())]
         if not self.root.is_dir():
-            raise UserError(f"archive: {self.root} does not exist")
+            raise UserError(f"archive={self.root}: does not exist. Fix: check the path")
         names = [name for name in walk(self.root) if name.lower().endswith(ENDINGS)]
         if not names:
-            raise UserError(f"archive: no archive ({', '.join(ENDINGS)}) in {self.root} (found: {content(self.root)})")
+            raise UserError(
+                f"archive: no archive ({', '.join(ENDINGS)}) in {self.root} (found: {content(self.root)}). "
+                "Fix: check the path"
+            )
         return [(name, self.root.absolute() / name) for name in names]
 
     def _item(self, archive: str, prefix: str, member: Member) -> Entry | Rejected | None:
-        """What becomes of a member; None if it is no image, hidden, or not asked for."""
+        """Return the entry of a member; None if it is not an image, hidden, or not requested."""
         relative = inside(member.name)
         if relative is None:
-            return Rejected(f"{archive}/{member.name}", "outside", "a path that leaves the archive")
+            return Rejected(f"{archive}/{member.name}", "outside", "a path outside the archive")
         parts = relative.split("/")
-        hidden = "__MACOSX" in parts or any(part.startswith(".") for part in parts)
+        hidden = any(part.startswith(".") or is_system(part) for part in parts)
         below = PurePosixPath(self.below).parts
         if hidden or tuple(parts[: len(below)]) != below:
             return None

@@ -1,7 +1,7 @@
-"""CelebA: 202,599 photos of 10,177 people, 178 x 218 pixels where aligned; Liu et al., ICCV 2015.
+"""CelebA: 202,599 photos of 10,177 people, 178 x 218 pixels if aligned; Liu et al., ICCV 2015.
 
-`img_align_celeba/000001.jpg` (or `img_align_celeba_png`), and lists beside it or in `Anno/` and `Eval/`: .txt from its
-authors, .csv from Kaggle. `list_bbox_celeba` and `list_landmarks_celeba` are about the unaligned `img_celeba` only.
+`img_align_celeba/000001.jpg` (or `img_align_celeba_png`); the lists are beside it or in `Anno/` and `Eval/`: .txt from
+the authors, .csv from Kaggle. `list_bbox_celeba` and `list_landmarks_celeba` only refer to the unaligned `img_celeba`.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ LIST_FOLDERS = ("", "Eval/", "Anno/", "annotations/")
 ALIGNED = ("img_align_celeba", "img_align_celeba_png")
 UNALIGNED = ("img_celeba",)
 
-Row = tuple[int, str]  # line number, and the text behind the name
+Row = tuple[int, str]  # line number, text after the name
 
 
 @dataclass(frozen=True)
 class Lists:
-    """What is known by file name. Raw lines, read where they are wanted: 100 MB, whatever the lists hold."""
+    """Metadata by file name. Lines are kept raw and parsed on access: 100 MB in total."""
 
     identity: dict[str, Row]
     attributes: dict[str, Row]
@@ -36,16 +36,16 @@ class Lists:
 
 @dataclass(frozen=True)
 class CelebA:
-    """The photos that `list_eval_partition` names, or all of them where there is no such list."""
+    """The photos in `list_eval_partition`, or all photos without that list."""
 
     root: Path
-    unaligned: bool = option(False, "Take the photos of img_celeba with their boxes instead of the aligned ones.")
+    unaligned: bool = option(False, "Use the photos of img_celeba with boxes instead of the aligned ones.")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Group = person; extras: the attributes that a photo has. No labels.
+        """Yield photos with group = person; extras: the attributes present. No labels.
 
         Raises:
-            UserError: no folder of images; a list without its header.
+            UserError: there is no image folder, or a list lacks its header.
         """
         folders = UNALIGNED if self.unaligned else ALIGNED
         folder = need("celeba", self.root, "images", *(f"{place}{name}" for name in folders for place in ("", "Img/")))
@@ -64,17 +64,17 @@ class CelebA:
 
     @property
     def release(self) -> str:
-        """Which photos."""
+        """Kind of photos that is read."""
         return "unaligned" if self.unaligned else "aligned"
 
     def notes(self) -> list[str]:
-        """What is not there."""
+        """Return notes about missing files."""
         absent = self._list("list_eval_partition") is None
         return [f"{self.root} has no list_eval_partition: every photo is in split train"] if absent else []
 
     def _row(self, folder: Path, lists: Lists, name: str, split: str, place: str) -> Entry | Rejected:
         if split not in SPLITS:
-            return Rejected(place, "bad_row", f"split {split!r} is none of 0, 1, 2")
+            return Rejected(place, "bad_row", f"split {split!r} is not 0, 1 or 2")
         return self._entry(folder, lists, name, SPLITS[split])
 
     def _entry(self, folder: Path, lists: Lists, name: str, split: str | None) -> Entry | Rejected:
@@ -117,8 +117,9 @@ class CelebA:
 
 
 def _rows(file: Path | None, header: bool = False) -> tuple[tuple[str, ...], dict[str, Row]]:
-    """The names in a list's header, and its rows by image. Its first line may be their count; columns are separated
-    by any number of spaces, or by a comma.
+    """Return the column names of a list's header, and its rows by image.
+
+    The first line may be the number of rows; columns are separated by spaces or a comma.
     """
     found: dict[str, Row] = {}
     columns: tuple[str, ...] = ()
@@ -130,7 +131,7 @@ def _rows(file: Path | None, header: bool = False) -> tuple[tuple[str, ...], dic
             continue
         if header and not columns:
             if numbers(rest, len(rest.split())) is not None:
-                raise UserError(f"celeba: {file} has no header with the names of its columns; take it as delivered")
+                raise UserError(f"celeba: {file} has no header with column names. Fix: use the file as delivered")
             columns = (*(() if name == "image_id" else (name,)), *rest.split())
         else:
             found[name] = (number, rest)
@@ -138,7 +139,7 @@ def _rows(file: Path | None, header: bool = False) -> tuple[tuple[str, ...], dic
 
 
 def _numbers(rows: dict[str, Row], name: str, count: int) -> tuple[float, ...] | None:
-    """The numbers of one image; None if the list has no such row; ValueError for a damaged one."""
+    """Return the numbers of one image; None without a row. Raises ValueError for a corrupt row."""
     if name not in rows:
         return None
     number, text = rows[name]
@@ -149,13 +150,13 @@ def _numbers(rows: dict[str, Row], name: str, count: int) -> tuple[float, ...] |
 
 
 def expected(source: CelebA) -> dict[str, dict[str, int]]:
-    """As published."""
+    """Return the published counts."""
     return EXPECTED if source._list("list_eval_partition") else {"train": {"": 202_599}}
 
 
 CORPUS = Known(
     name="celeba",
-    title="CelebA: 202,599 photos of celebrities, aligned; people known, no expressions.",
+    title="CelebA: 202,599 photos of celebrities, aligned; identities, no expressions.",
     source=CelebA,
     terms="CelebA: non-commercial research only; no redistribution of the images; mmlab.ie.cuhk.edu.hk/projects/CelebA",
     expected=expected,

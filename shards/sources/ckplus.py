@@ -1,4 +1,4 @@
-"""CK+: sequences of frames from a neutral face (the first) to an expression (the last), of 123 people."""
+"""CK+: frame sequences of 123 people from a neutral face (first) to an expression (last)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from shards.sources.known import Known, option
 from shards.sources.layout import find, names, need, numbers, points
 
 LABELS = ("neutral", "anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
-PEAKS = (45, 18, 59, 25, 69, 28, 83)  # labelled sequences, from anger on: 327
+PEAKS = (45, 18, 59, 25, 69, 28, 83)  # labeled sequences from anger on: 327 in total
 SEQUENCES = 593
 IMAGES = ("cohn-kanade-images", "extended-cohn-kanade-images/cohn-kanade-images", "CK+/cohn-kanade-images")
 EMOTIONS = ("Emotion", "Emotion_labels/Emotion", "CK+/Emotion", "CK+/Emotion_labels/Emotion")
@@ -21,30 +21,30 @@ LANDMARKS = ("Landmarks", "Landmarks/Landmarks", "CK+/Landmarks")
 
 @dataclass(frozen=True)
 class CKPlus:
-    """All in split train: part it by people with --val-fraction and --test-fraction. Group: the person.
+    """All frames are in split train; split them by person with --val-fraction and --test-fraction. Group: person.
 
-    A sequence without a label gives frames without one, which are rejected unless unlabelled ones are kept.
+    Frames of a sequence without a label are rejected unless unlabeled entries are kept.
     """
 
     root: Path
-    last: int = option(1, "How many frames at the end of a sequence show its expression; 3 is common.")
-    neutral: bool = option(True, "The first frame of each sequence as neutral.")
-    all_frames: bool = option(False, "Also the frames between, without a label: for --keep-unlabelled.")
+    last: int = option(1, "Number of frames at the end of a sequence that show its expression (often 3).")
+    neutral: bool = option(True, "Use the first frame of each sequence as neutral.")
+    all_frames: bool = option(False, "Also read the frames between, without a label; needs --keep-unlabelled.")
 
     def __post_init__(self) -> None:
         """Raises UserError unless at least one frame shows the expression."""
         if self.last < 1:
-            raise UserError(f"--last {self.last} leaves no frame that shows the expression; give at least 1")
+            raise UserError(f"--last={self.last}: no frame shows the expression. Fix: give at least 1")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Frames by person, sequence and number.
+        """Yield frames by person, sequence and number.
 
         Raises:
-            UserError: no sequences, or no labels, in the root.
+            UserError: the root contains no sequences, or no labels.
         """
         images = need("ckplus", self.root, "folder of sequences", *IMAGES)
         emotions = need("ckplus", self.root, "folder of labels", *EMOTIONS)
-        landmarks = find(self.root, *reversed(LANDMARKS))  # the deeper one first: one may hold the other
+        landmarks = find(self.root, *reversed(LANDMARKS))  # the deeper folder first: one may contain the other
         for person in filter(lambda name: (images / name).is_dir(), names(images)):
             for sequence in filter(lambda name: (images / person / name).is_dir(), names(images / person)):
                 below = f"{person}/{sequence}"
@@ -55,7 +55,7 @@ class CKPlus:
     def _sequence(
         self, folder: Path, frames: list[str], emotion: str | None, marks: Path | None
     ) -> Iterator[Entry | Rejected]:
-        """emotion: a number as text, None if the sequence has no label."""
+        """Yield the frames of a sequence; emotion: a number as text, None without a label."""
         peak = max(len(frames) - self.last, 1 if self.neutral else 0)
         for place, name in enumerate(frames):
             source = (folder / name).relative_to(self.root).as_posix()
@@ -82,7 +82,7 @@ class CKPlus:
 
 
 def _emotion(folder: Path) -> str | None:
-    """The number in S005_001_00000011_emotion.txt, which is written as a float; many sequences have no such file."""
+    """Return the number in S005_001_00000011_emotion.txt, written as a float; many sequences have no such file."""
     found = [name for name in names(folder) if name.endswith("_emotion.txt")] if folder.is_dir() else []
     if not found:
         return None
@@ -100,7 +100,7 @@ def _landmarks(file: Path) -> tuple[tuple[float, float], ...] | None:
 
 
 def expected(source: CKPlus) -> dict[str, dict[str, int]]:
-    """The published sequences, one frame of each; for more frames of a sequence nothing is published."""
+    """Return the published number of sequences; nothing is published for several frames per sequence."""
     if source.last != 1 or source.all_frames:
         return {}
     neutral = {"neutral": SEQUENCES} if source.neutral else {}
@@ -109,7 +109,7 @@ def expected(source: CKPlus) -> dict[str, dict[str, int]]:
 
 CORPUS = Known(
     name="ckplus",
-    title="CK+: the last frames of its sequences, and the first as neutral.",
+    title="CK+: the last frames of each sequence, and the first as neutral.",
     source=CKPlus,
     labels=LABELS,
     terms="non-commercial research only, by those who signed its agreement; only some people may be shown in print",

@@ -1,8 +1,8 @@
 """COFW: 1,852 faces with occlusions and 29 landmarks; Burgos-Artizzu et al., ICCV 2013.
 
-`COFW_{train,test}_color.mat`, MATLAB 7.3, which is HDF5: cells of images `IsTr` or `IsT`, `phisTr` or `phisT` (29 x,
-29 y, 29 times occluded or not), `bboxesTr` or `bboxesT` (left, top, width, height). HDF5 has MATLAB's axes in reverse
-order; some images are grey, with two axes. Coordinates are kept as delivered.
+`COFW_{train,test}_color.mat`, MATLAB 7.3 (HDF5): cells of images `IsTr` or `IsT`, `phisTr` or `phisT` (29 x, 29 y, 29
+occlusion flags), `bboxesTr` or `bboxesT` (left, top, width, height). HDF5 reverses MATLAB's axes; some images are
+grayscale with two axes. Coordinates are kept as delivered.
 """
 
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from shards.sources.layout import box, find, need
 
 SPLITS = {"train": ("COFW_train_color.mat", "Tr", 1345), "test": ("COFW_test_color.mat", "T", 507)}
 LANDMARKS = 29
-MOST = 1 << 28  # bytes of a data set; HDF5 can promise any number in a small file
+MOST = 1 << 28  # maximum bytes of a dataset; a small HDF5 file can declare any size
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class COFW:
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Landmarks, box; extras: which landmarks are occluded.
+        """Yield faces with landmarks and box; extras: occluded landmarks.
 
         Raises:
-            UserError: none of the files, or one without these fields.
+            UserError: both files are missing, or one lacks these fields.
         """
         need("cofw", self.root, "file", *(file for file, _, _ in SPLITS.values()))
         for split, (name, _, _) in SPLITS.items():
@@ -52,16 +52,16 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
             count = cells.size
             marks = _table(np.asarray(marks), 3 * LANDMARKS, count)
             boxes = _table(np.asarray(boxes), 4, count)
-    except Exception as error:  # noqa: BLE001 - of damaged files h5py raises anything
+    except Exception as error:  # noqa: BLE001 - h5py raises anything for corrupt files
         fields = f"Is{mark}, phis{mark}, bboxes{mark}"
         raise UserError(
-            f"cofw: {file} is not MATLAB 7.3 (HDF5) with {fields} ({error}); take it as delivered"
+            f"cofw: {file} is not MATLAB 7.3 (HDF5) with {fields} ({error}). Fix: use the file as delivered"
         ) from None
     for number in range(count):
         source = f"{file.name}/{number}"
         values = tuple(map(float, marks[number]))
         if not np.isfinite(marks[number]).all() or not np.isfinite(boxes[number]).all():
-            yield Rejected(source, "bad_row", "a coordinate is no number")
+            yield Rejected(source, "bad_row", "a coordinate is not a number")
             continue
         yield Entry(
             key=f"{split}/{number:04d}",
@@ -75,24 +75,26 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
 
 
 def _own(data: Any, name: Any) -> Any:
-    """A data set of this very file: HDF5 can also point to any other file, as hostile ones do. Raises ValueError."""
+    """Return a dataset of this file; refuse links to other files, as in malicious files. Raises ValueError."""
     import h5py
 
     if isinstance(name, str) and not isinstance(data.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"{name} is a link")  # noqa: TRY004 - a damaged file
+        raise ValueError(f"{name} is a link")  # noqa: TRY004 - a corrupt file
     found = data[name]
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
-        raise ValueError(f"{name} does not lie in this file")
-    whole = max(found.nbytes, prod(found.chunks or ()) * found.dtype.itemsize)  # a chunk is unpacked as a whole
+        raise ValueError(f"{name} is not in this file")
+    whole = max(found.nbytes, prod(found.chunks or ()) * found.dtype.itemsize)  # a chunk is decompressed whole
     if whole > MOST:
         raise ValueError(f"{name} has {whole} bytes")
-    if found.dtype.kind not in "fiu" and not h5py.check_ref_dtype(found.dtype):  # of any size, elsewhere in the file
-        raise ValueError(f"{name} holds neither numbers nor references")
+    if found.dtype.kind not in "fiu" and not h5py.check_ref_dtype(
+        found.dtype
+    ):  # other types have unbounded data elsewhere in the file
+        raise ValueError(f"{name} contains neither numbers nor references")
     return found
 
 
 def _table(values: Any, columns: int, rows: int) -> Any:
-    """An array [rows, columns], whose axes may come the other way round."""
+    """Return an array [rows, columns], transposed if necessary."""
     if values.shape == (columns, rows):
         return values.T
     if values.shape != (rows, columns):
@@ -101,10 +103,10 @@ def _table(values: Any, columns: int, rows: int) -> Any:
 
 
 def read_image(file: Path, field: str, number: int) -> bytes:
-    """Image `number` of the cells in `field`, as PNG, for a worker.
+    """Return image `number` of the cells in `field` as PNG; runs in a worker.
 
     Raises:
-        Unusable: it is not made of bytes in two or three axes.
+        Unusable: it is not a byte array with two or three axes.
     """
     import io
 
@@ -118,7 +120,7 @@ def read_image(file: Path, field: str, number: int) -> bytes:
         try:
             pixels = np.asarray(_own(data, _own(data, field)[()].ravel()[number])).T  # [H, W] or [H, W, 3]
         except Exception as error:  # as above
-            if getattr(error, "errno", None) is not None:  # the disk's fault, not the file's
+            if getattr(error, "errno", None) is not None:  # a disk error, not a corrupt file
                 raise
             raise Unusable("unreadable", str(error)) from None
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):

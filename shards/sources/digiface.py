@@ -1,6 +1,6 @@
-"""DigiFace-1M: 1.22 million drawn faces of 110,000 subjects; Bae et al., WACV 2023.
+"""DigiFace-1M: 1.22 million synthetic faces of 110,000 subjects; Bae et al., WACV 2023.
 
-`<subject>/<number>.png`, below the names of the archives (`subjects_0-1999_72_imgs` ...) or not.
+`<subject>/<number>.png`, optionally below the names of the archives (`subjects_0-1999_72_imgs` ...).
 """
 
 import re
@@ -15,23 +15,23 @@ from shards.sources.known import Known
 from shards.sources.layout import content, names
 
 ARCHIVE = re.compile(r"subjects_(\d+)-(\d+)_(\d+)_imgs")
-FIRST_PART, SECOND_PART = 720_000, 499_995  # 10,000 subjects with 72 images; 99,999 from number 100,000 on with 5
+FIRST_PART, SECOND_PART = 720_000, 499_995  # 10,000 subjects x 72 images; 99,999 subjects (from number 100,000) x 5
 
 
 @dataclass(frozen=True)
 class DigiFace:
-    """All images below the folders of subjects."""
+    """All images below the subject folders."""
 
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Group = subject. No labels, no splits.
+        """Yield images with group = subject. No labels, no splits.
 
         Raises:
-            UserError: no folder, or no folders of subjects.
+            UserError: the folder or its subject folders are missing.
         """
         if not self.root.is_dir():
-            raise UserError(f"digiface: {self.root} is not a folder")
+            raise UserError(f"digiface={self.root}: not a folder. Fix: give the corpus folder")
         found = False
         for relative in walk(self.root):
             file = Path(relative)
@@ -44,12 +44,13 @@ class DigiFace:
                 yield Rejected(relative, "bad_row", "not in the folder of a subject, such as 0/0.png")
         if not found:
             raise UserError(
-                f"digiface: no <subject>/<number>.png in {self.root}, such as 0/0.png (found: {content(self.root)})"
+                f"digiface: no <subject>/<number>.png such as 0/0.png in {self.root} (found: {content(self.root)}). "
+                "Fix: give the folder that contains the subjects"
             )
 
 
 def expected(source: DigiFace) -> dict[str, dict[str, int]]:
-    """What the archives hold whose folders are there; without such folders, what the parts hold that are there."""
+    """Return the number of images of the archive folders present; without them, of the parts present."""
     root = source.root
     found = [name for name in (names(root) if root.is_dir() else ()) if (root / name).is_dir()]
     archives = [list(map(int, match.groups())) for name in found if (match := ARCHIVE.fullmatch(name))]
@@ -63,7 +64,7 @@ def expected(source: DigiFace) -> dict[str, dict[str, int]]:
 
 CORPUS = Known(
     name="digiface",
-    title="DigiFace-1M: 1.22 million drawn faces of 110,000 subjects; no expressions.",
+    title="DigiFace-1M: 1.22 million synthetic faces of 110,000 subjects; no expressions.",
     source=DigiFace,
     terms="DigiFace-1M: non-commercial research only; github.com/microsoft/DigiFace1M",
     expected=expected,

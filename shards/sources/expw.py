@@ -1,4 +1,4 @@
-"""ExpW: photos from the web, and a list of the faces in them with boxes and expressions."""
+"""ExpW: photos from the web, with a list of their faces, boxes and expressions."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,30 +18,31 @@ FIELDS = 8  # name, number of the face, top, left, right, bottom, confidence, la
 
 @dataclass(frozen=True)
 class ExpW:
-    """All in split train. An entry is a face: box says which of the photo. Group: the photo, which may hold several.
+    """All faces are in split train. An entry is a face; box locates it in the photo. Group: photo (may show several).
 
-    Extras: the number of the face in its photo, and the confidence of the detector that drew the box.
+    Extras: number of the face in its photo, confidence of the detector that drew the box.
     """
 
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Faces in the order of the list.
+        """Yield faces in the order of the list.
 
         Raises:
-            UserError: no list, no photos, or a list that has not once the eight fields.
+            UserError: the list or photos are missing, or no line of the list has eight fields.
         """
         file = need("expw", self.root, "list of faces", *LISTS)
         images = need("expw", self.root, "folder of photos", *IMAGES)
         usable = False
         for number, line in lines(file):
-            # A name may hold spaces; the seven fields after it do not.
+            # A name can contain spaces; the seven fields after it cannot.
             fields = line.rsplit(maxsplit=FIELDS - 1)
             usable |= len(fields) == FIELDS
             yield self._entry(images, f"{file.name} line {number}", fields)
         if not usable:
             raise UserError(
-                f"expw: no line of {file} has the {FIELDS} fields: name face top left right bottom confidence label"
+                f"expw: no line of {file} has the {FIELDS} fields: name face top left right bottom confidence label. "
+                "Fix: use the file as delivered"
             )
 
     def _entry(self, images: Path, place: str, fields: list[str]) -> Entry | Rejected:
@@ -69,10 +70,10 @@ class ExpW:
 
 CORPUS = Known(
     name="expw",
-    title="ExpW: 91,793 faces in photos from the web, by their boxes.",
+    title="ExpW: 91,793 faces in photos from the web, with boxes.",
     source=ExpW,
     labels=LABELS,
-    terms="non-commercial research only; the photos belong to whoever put them on the web",
+    terms="non-commercial research only; rights of the photos with their owners",
     expected=lambda source: {"train": dict(zip(LABELS, COUNTS, strict=True))},
     photos=lambda source: True,
 )

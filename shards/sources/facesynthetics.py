@@ -1,6 +1,6 @@
-"""Face Synthetics: 100,000 drawn faces, 512 x 512, with 70 landmarks; Wood et al., ICCV 2021.
+"""Face Synthetics: 100,000 synthetic faces, 512 x 512, with 70 landmarks; Wood et al., ICCV 2021.
 
-`000000.png`, its classes of pixels `000000_seg.png`, its landmarks `000000_ldmks.txt` (lines of x and y), below
+`000000.png`, its segmentation `000000_seg.png`, its landmarks `000000_ldmks.txt` (lines of x and y), below
 `dataset_100000` (all), `dataset_1000` or `dataset_100` (samples), or in the folder itself.
 """
 
@@ -22,15 +22,15 @@ LANDMARKS = 70
 
 @dataclass(frozen=True)
 class FaceSynthetics:
-    """All images, and all that their other files tell of."""
+    """All images, including those known only from their other files."""
 
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Landmarks: the 68 of 300-W as projected from three dimensions, and the pupils. No labels, no splits.
+        """Yield faces with landmarks: the 68 of 300-W, projected from 3D, and the pupils. No labels, no splits.
 
         Raises:
-            UserError: no folder, or no such files.
+            UserError: the folder or its images are missing.
         """
         folder = self._folder()
         kinds: defaultdict[str, set[str]] = defaultdict(set)
@@ -39,18 +39,21 @@ class FaceSynthetics:
             if match:
                 kinds[match[1]].add(match[2])
         if not any(".png" in found for found in kinds.values()):
-            raise UserError(f"facesynthetics: no images such as 000000.png in {folder} (found: {content(folder)})")
+            raise UserError(
+                f"facesynthetics: no images such as 000000.png in {folder} (found: {content(folder)}). "
+                "Fix: give the corpus folder"
+            )
         for number, found in kinds.items():
             yield self._entry(folder.absolute(), number, found)
 
     @property
     def release(self) -> str:
-        """The name of its folder."""
+        """Name of the folder."""
         return self._folder().name
 
     def _folder(self) -> Path:
         if not self.root.is_dir():
-            raise UserError(f"facesynthetics: {self.root} is not a folder")
+            raise UserError(f"facesynthetics={self.root}: not a folder. Fix: give the corpus folder")
         return find(self.root, *RELEASES) or self.root
 
     def _entry(self, folder: Path, number: str, found: set[str]) -> Entry | Rejected:
@@ -62,19 +65,19 @@ class FaceSynthetics:
             rows = [numbers(line, 2) for _, line in lines(folder / f"{number}_ldmks.txt")]
             landmarks = tuple((row[0], row[1]) for row in rows if row is not None)
             if len(rows) != LANDMARKS or len(landmarks) != LANDMARKS:
-                return Rejected(source, "bad_row", f"{number}_ldmks.txt does not hold {LANDMARKS} points")
+                return Rejected(source, "bad_row", f"{number}_ldmks.txt does not contain {LANDMARKS} points")
         return Entry(number, source, folder / source, landmarks=landmarks)
 
 
 def expected(source: FaceSynthetics) -> dict[str, dict[str, int]]:
-    """By the name of the folder, which tells how many there are."""
+    """Return the number of images that the folder's name implies."""
     count = RELEASES.get(source.release)
     return {"train": {"": count}} if count else {}
 
 
 CORPUS = Known(
     name="facesynthetics",
-    title="Face Synthetics: 100,000 drawn faces with 70 landmarks; no expressions.",
+    title="Face Synthetics: 100,000 synthetic faces with 70 landmarks; no expressions.",
     source=FaceSynthetics,
     terms="Face Synthetics: non-commercial research only; github.com/microsoft/FaceSynthetics",
     expected=expected,

@@ -1,10 +1,11 @@
-"""FER2013 in each of its CSV forms: grey faces of 48 x 48 px, written as numbers in a text.
+"""FER2013 in each of its CSV forms: grayscale faces of 48 x 48 px, written as numbers in text.
 
-fer2013.csv and icml_face_data.csv hold all rows in one order, to which FERPlus refers; train.csv and test.csv are the
+fer2013.csv and icml_face_data.csv list all rows in the order that FERPlus refers to; train.csv and test.csv are the
 contest's, the second without labels. The version in folders has lost that order: read it with the command `folder`.
 """
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,7 +32,7 @@ SIDE = 48
 
 
 class Row(NamedTuple):
-    """One row of a list: its number from 0, and its cells, None where the list has no such column."""
+    """One row of a list: its number from 0 and its cells, None for missing columns."""
 
     number: int
     emotion: str | None
@@ -48,24 +49,24 @@ class FER2013:
     _found: Leaks = field(default_factory=Leaks, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises UserError for a value that an option cannot have."""
+        """Raises UserError for an invalid option."""
         check_options(self)
 
     @property
     def release(self) -> str:
-        """The list that is read."""
+        """Name of the list that is read."""
         return find_list(self.root).name
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Faces in the order of the rows.
+        """Yield faces in the order of the rows.
 
         Raises:
-            UserError: none of the lists, or one without the column pixels.
+            UserError: there is no list, or one without a column pixels.
         """
         yield from self._found.told(self._rows, self.leaks)
 
     def notes(self) -> list[str]:
-        """Images in two splits."""
+        """Return a note about images in two splits."""
         return self._found.notes(self.leaks)
 
     def _rows(self) -> Iterator[Entry | Rejected]:
@@ -80,44 +81,47 @@ class FER2013:
 
 
 def find_list(root: Path) -> Path:
-    """The list of all rows, or train.csv.
+    """Return the list of all rows, or train.csv.
 
     Raises:
-        UserError: neither; the version in folders.
+        UserError: neither exists, or the root is the version in folders.
     """
     if (root / "train").is_dir() and find(root, *FULL, TRAIN) is None:
         raise UserError(
-            f"fer2013: {root} is the version in folders, which has lost the order of the rows; "
-            "build it with `folder --split-folders --class-folders`"
+            f"fer2013: {root} is the version in folders, which has lost the order of the rows. "
+            "Fix: build it with `folder --split-folders --class-folders`"
         )
     return need("fer2013", root, "list of faces", *FULL, TRAIN)
 
 
 def read_rows(file: Path) -> Iterator[Row]:
-    """The rows of a list; icml_face_data.csv has spaces in its column names."""
+    """Yield the rows of a list; icml_face_data.csv has spaces in its column names."""
     try:
         with open_regular(file, newline="", **TEXT) as text:
             rows = csv.reader(lines_of(text, MOST_LINE))
             titles = [name.strip().lower() for name in next(rows, [])]
             if "pixels" not in titles:
-                raise UserError(f"fer2013: {file} has no column pixels (columns: {', '.join(titles) or 'none'})")
+                raise UserError(
+                    f"fer2013: {file} has no column pixels (columns: {', '.join(titles) or 'none'}). "
+                    "Fix: use the file as delivered"
+                )
             places = [titles.index(name) if name in titles else None for name in ("emotion", "pixels", "usage")]
             for number, cells in enumerate(filter(None, rows)):
                 found = [None if i is None else cells[i].strip() if i < len(cells) else "" for i in places]
                 yield Row(number, found[0], found[1] or "", found[2])
     except csv.Error as error:
-        raise UserError(f"fer2013: {file} cannot be read as CSV: {error}") from None
+        raise UserError(f"fer2013: {file} is not valid CSV ({error}). Fix: use the file as delivered") from None
 
 
 def entry(name: str, prefix: str, row: Row, split: str | None = None) -> Entry | Rejected:
-    """A row as an entry; `split` is for lists without a column Usage."""
+    """Return a row as an entry; `split` is for lists without a column Usage."""
     source = f"{name} row {row.number}"
     split = SPLITS.get(row.usage.lower()) if row.usage is not None else split
     label = None
     if row.emotion is not None:
-        if row.emotion not in map(str, range(len(LABELS))):
+        label = label_of(row.emotion)
+        if label is None:
             return Rejected(source, "bad_row", f"emotion {row.emotion!r}")
-        label = LABELS[int(row.emotion)]
     image = picture(row.pixels)
     if image is None:
         return Rejected(source, "bad_row", f"not {SIDE * SIDE} pixels from 0 to 255")
@@ -126,8 +130,17 @@ def entry(name: str, prefix: str, row: Row, split: str | None = None) -> Entry |
     return Entry(f"{prefix}-{row.number:05d}", source, image, label, split)
 
 
+def label_of(emotion: str) -> str | None:
+    """The label of a number from 0 to 6, also as 3.0 (pandas), or of a name; None of anything else."""
+    name = emotion.strip().casefold()
+    if name in LABELS:
+        return name
+    number = re.fullmatch(r"([0-9])(?:\.0+)?", name)
+    return LABELS[int(number[1])] if number and int(number[1]) < len(LABELS) else None
+
+
 def picture(pixels: str) -> bytes | None:
-    """A grey image file (PGM, which needs no encoder and loses nothing) of numbers in a text."""
+    """Return a grayscale image file (PGM: lossless, without encoder) from numbers in text."""
     try:
         grey = bytes(map(int, pixels.split()))
     except ValueError:
@@ -136,7 +149,7 @@ def picture(pixels: str) -> bytes | None:
 
 
 def expected(source: FER2013) -> dict[str, dict[str, int]]:
-    """The published counts; the contest's test.csv is both tests in one, unlabelled."""
+    """Return the published counts; the contest's test.csv joins both tests, unlabeled."""
     counts = {split: dict(zip(LABELS, found, strict=True)) for split, found in COUNTS.items()}
     counts = counts if source.release != TRAIN else {"train": counts["train"], "test": {"": 7178}}
     return published(counts, source.leaks)
@@ -147,6 +160,6 @@ CORPUS = Known(
     title="FER2013 (fer2013.csv, icml_face_data.csv, or train.csv and test.csv).",
     source=FER2013,
     labels=LABELS,
-    terms="photos found by a search engine, without a licence of their own; for research",
+    terms="photos found by a search engine, without license; for research",
     expected=expected,
 )

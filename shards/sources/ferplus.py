@@ -1,11 +1,11 @@
 """FERPlus: ten votes for each face of FER2013, from FER2013's own list or from the images of Microsoft's script.
 
-With the list, faces are joined to votes by the position of the row: the names in fer2013new.csv drift (rows without a
-face have none). That both lists have the same order is checked row by row by what they say of the split.
+With the list, faces are joined to votes by row position, because the names in fer2013new.csv are shifted (rows without
+a face have none). Both lists must have the same order; the split is compared row by row.
 
-As images (`FER2013Train/fer0000000.png`, `FER2013Valid/`, `FER2013Test/`, with fer2013new.csv beside them; in a folder
-or a zip) a name tells the face. Four names stand twice: one file then serves two rows, each with its own votes, as the
-published counts have it; where the votes differ, that is said.
+With images (`FER2013Train/fer0000000.png`, `FER2013Valid/`, `FER2013Test/`, and fer2013new.csv beside them, in a folder
+or a zip), names identify faces. Four names occur twice: one file then serves two rows with separate votes, like in the
+published counts; differing votes are reported.
 """
 
 import csv
@@ -31,7 +31,7 @@ LABELS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fe
 VOTES = (*LABELS, "unknown", "nf")  # nf: no face
 LIST = "fer2013new.csv"
 FOLDERS = {"train": "FER2013Train", "val": "FER2013Valid", "test": "FER2013Test"}
-# Counted in fer2013new.csv itself.
+# Counted in fer2013new.csv.
 COUNTS = {
     "majority": {
         "train": (8740, 7287, 3149, 3014, 2100, 119, 532, 119),
@@ -50,14 +50,14 @@ COUNTS = {
 class FERPlus:
     """Splits train, val (the public test) and test (the private one).
 
-    Label: majority, more than half of the votes once single ones are left out, or argmax, the most votes (the first of
-    equals). Where that is "unknown" or "nf", the face is rejected as unknown_label. Extras: the votes by name, and what
-    FER2013 says.
+    Label: majority (more than half of the votes after single votes are removed) or argmax (most votes, the first of
+    equals). A face whose label is "unknown" or "nf" is rejected as unknown_label. Extras: votes by name, FER2013's
+    label.
     """
 
     root: Path
-    fer2013: Path | None = option(None, "Folder with fer2013.csv or icml_face_data.csv; default: DIR.")  # noqa: RUF009
-    rule: str = option("majority", "How votes become a label: majority or argmax.", ("majority", "argmax"))
+    fer2013: Path | None = option(None, "Folder with fer2013.csv or icml_face_data.csv (default: DIR).")  # noqa: RUF009
+    rule: str = option("majority", "Rule that turns votes into a label: majority or argmax.", ("majority", "argmax"))
     leaks: str = option(KEEP, HELP, CHOICES)
     _found: Leaks = field(default_factory=Leaks, init=False, repr=False, compare=False)
     _doubled: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -67,21 +67,23 @@ class FERPlus:
         check_options(self)
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Faces in the order of the rows.
+        """Yield faces in the order of the rows.
 
         Raises:
-            UserError: one of the lists is not there, lacks columns, or has other rows than the other one.
+            UserError: a list is missing, lacks columns, or has other rows than the other list.
         """
         self._doubled.clear()
         files = None if self.fer2013 or find(self.root, *FULL) else _find_images(self.root)
         yield from self._found.told(self._listed if files is None else lambda: self._images(files), self.leaks)
 
     def notes(self) -> list[str]:
-        """Images in two splits, and names that stand twice."""
+        """Return notes about images in two splits and names that occur twice."""
         found = self._found.notes(self.leaks)
         if self._doubled:
-            names = ", ".join(f"{name} (with other votes)" if other else name for name, other in self._doubled.items())
-            found.append(f"names that stand twice in {LIST}, whose one image has the votes of each row: {names}")
+            names = ", ".join(
+                f"{name} (with different votes)" if other else name for name, other in self._doubled.items()
+            )
+            found.append(f"names that occur twice in {LIST}, one image with the votes of both rows: {names}")
         return found
 
     def _images(self, files: Files) -> Iterator[Entry | Rejected]:
@@ -110,13 +112,15 @@ class FERPlus:
         votes = need("ferplus", self.root, "list of votes", LIST)
         for row, vote in zip_longest(read_rows(faces), _votes_of(votes)):
             if row is None or vote is None:
-                raise UserError(f"ferplus: {faces} and {votes} differ in their number of rows; get both lists whole")
+                raise UserError(
+                    f"ferplus: {faces} and {votes} have different numbers of rows. Fix: download both lists again"
+                )
             usage, _, counts = vote
             parts = [SPLITS.get((name or "").lower()) for name in (row.usage, usage)]
             if None not in parts and parts[0] != parts[1]:
                 raise UserError(
-                    f"ferplus: row {row.number} is {row.usage} in {faces} and {usage} in {votes}; "
-                    "one of them is not in its original order"
+                    f"ferplus: row {row.number} is {row.usage} in {faces} and {usage} in {votes}. "
+                    "Fix: use both lists in their original order"
                 )
             found = entry(faces.name, "fer2013", row)
             if isinstance(found, Entry):
@@ -126,7 +130,7 @@ class FERPlus:
 
     def _voted(self, face: Entry, counts: tuple[int, ...] | None) -> Entry | Rejected:
         if counts is None:
-            return Rejected(face.source, "bad_row", f"no ten votes in {LIST}")
+            return Rejected(face.source, "bad_row", f"not ten votes in {LIST}")
         extras: dict[str, object] = {"votes": dict(zip(VOTES, counts, strict=True))}
         if face.label is not None:
             extras["fer2013"] = face.label
@@ -135,13 +139,13 @@ class FERPlus:
 
 
 def majority(counts: tuple[int, ...]) -> str:
-    """The label with strictly more than half of the votes after single ones are zeroed, else "unknown"."""
+    """Return the label with more than half of the votes after single votes are zeroed, else "unknown"."""
     kept = [count if count > 1 else 0 for count in counts]
     return VOTES[kept.index(max(kept))] if 2 * max(kept) > sum(kept) else "unknown"
 
 
 class Vote(NamedTuple):
-    """One row of fer2013new.csv. counts: in the order of VOTES, None where they are damaged."""
+    """One row of fer2013new.csv. counts: in the order of VOTES, None if corrupt."""
 
     usage: str
     name: str
@@ -154,20 +158,23 @@ def _votes_of(file: Path) -> Iterator[Vote]:
 
 
 def read_votes(text: IO[str], where: object) -> Iterator[Vote]:
-    """The rows of fer2013new.csv. Raises UserError: it lacks a column, or is no CSV; `where` is for messages."""
+    """Yield the rows of fer2013new.csv; `where` is for messages. Raises UserError for a missing column or bad CSV."""
     try:
         rows = csv.reader(lines_of(text, MOST_LINE))
         titles = [name.strip().lower() for name in next(rows, [])]
         absent = [name for name in ("usage", *VOTES) if name not in titles]
         if absent:
-            raise UserError(f"ferplus: {where} has no column {', '.join(absent)} (columns: {', '.join(titles)})")
+            raise UserError(
+                f"ferplus: {where} has no column {', '.join(absent)} (columns: {', '.join(titles)}). "
+                "Fix: use the file as delivered"
+            )
         usage, *places = [titles.index(name) for name in ("usage", *VOTES)]
         named = titles.index("image name") if "image name" in titles else len(titles)
         for cells in filter(None, rows):
             said, name = (cells[at].strip() if at < len(cells) else "" for at in (usage, named))
             yield Vote(said, name, _counts(cells, places))
     except csv.Error as error:
-        raise UserError(f"ferplus: {where} cannot be read as CSV: {error}") from None
+        raise UserError(f"ferplus: {where} is not valid CSV ({error}). Fix: use the file as delivered") from None
 
 
 def _find_images(root: Path) -> Files | None:
@@ -187,7 +194,7 @@ CORPUS = Known(
     title="FERPlus: FER2013's faces with ten votes each; majority or argmax, eight expressions.",
     source=FERPlus,
     labels=LABELS,
-    terms="labels: MIT licence; FER2013's photos: found by a search engine, without a licence, for research",
+    terms="labels: MIT license; FER2013's photos: found by a search engine, without license, for research",
     expected=lambda source: published(
         {split: dict(zip(LABELS, counts, strict=True)) for split, counts in COUNTS[source.rule].items()}, source.leaks
     ),

@@ -1,7 +1,7 @@
 """FFHQ: 70,000 faces from Flickr, aligned, 1024 x 1024 or as thumbnails of 128 x 128; Karras et al., CVPR 2019.
 
-`images1024x1024/00000/00000.png`, `thumbnails128x128/00000/00000.png` (flat in some copies); `ffhq-dataset-v2.json` has
-each image's author and licence, which differ, landmarks (68, in pixels of the large image), and the split.
+`images1024x1024/00000/00000.png`, `thumbnails128x128/00000/00000.png` (flat in some copies); `ffhq-dataset-v2.json`
+lists each image's author, license (they differ), 68 landmarks in pixels of the large image, and split.
 """
 
 import json
@@ -25,22 +25,22 @@ CREDIT = ("license", "license_url", "author", "photo_url", "photo_title")
 COLON = re.compile(r"\s*:\s*")
 GAP = re.compile(r"[\s,]*")
 CHUNK = 1 << 20  # characters
-LONGEST = 1 << 22  # characters of a member; those of the list have some 3,000
+LONGEST = 1 << 22  # maximum characters of a member; those of the list have about 3,000
 DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True)
 class FFHQ:
-    """The aligned faces that the JSON lists, or all images where there is no JSON."""
+    """The aligned faces in the JSON, or all images without JSON."""
 
     root: Path
-    thumbnails: bool = option(False, "Take the thumbnails of 128 x 128 even if the large images are there.")
+    thumbnails: bool = option(False, "Use the thumbnails of 128 x 128 even if the large images exist.")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Landmarks; extras: licence, author and address of the photo. No labels, no people.
+        """Yield faces with landmarks; extras: license, author and URL of the photo. No labels, no identities.
 
         Raises:
-            UserError: no folder of images, none in it; damaged JSON.
+            UserError: the image folder is missing or empty, or the JSON is corrupt.
         """
         folder = need("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL)))
         listed = find(self.root, *LISTS)
@@ -53,13 +53,13 @@ class FFHQ:
 
     @property
     def release(self) -> str:
-        """Which images."""
+        """Kind of images that is read."""
         return need("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL))).name
 
     def notes(self) -> list[str]:
-        """What is not there."""
+        """Return a note about missing files."""
         absent = find(self.root, *LISTS) is None
-        return [f"{self.root} has no {LISTS[0]}: licences, authors and splits are unknown"] if absent else []
+        return [f"{self.root} has no {LISTS[0]}: licenses, authors and splits are unknown"] if absent else []
 
     def _unlisted(self, folder: Path) -> Iterator[Entry]:
         found = False
@@ -68,7 +68,7 @@ class FFHQ:
                 found = True
                 yield Entry(PurePosixPath(relative).stem, f"{folder.name}/{relative}", folder.absolute() / relative)
         if not found:
-            raise UserError(f"ffhq: no images in {folder} (found: {content(folder)})")
+            raise UserError(f"ffhq: no images in {folder} (found: {content(folder)}). Fix: unpack the images")
 
     def _entry(self, folder: Path, flat: bool, number: str, item: Any) -> Entry | Rejected:
         kind, scale = ("thumbnail", 128 / 1024) if folder.name == SMALL else ("image", 1.0)
@@ -88,15 +88,15 @@ class FFHQ:
 
 
 def members(file: Path) -> Iterator[tuple[str, Any]]:
-    """Name and value of each member of the one object in a JSON file of any size, one at a time.
+    """Yield name and value of each member of the object in a JSON file of any size.
 
     Raises:
-        UserError: it is damaged or ends early.
+        UserError: the file is corrupt or truncated.
     """
     with open_regular(file, **TEXT) as text:
         buffer, place = text.read(CHUNK), 0
         if not buffer.lstrip().startswith("{"):
-            raise UserError(f"ffhq: {file} does not begin with an object; take it as delivered")
+            raise UserError(f"ffhq: {file} does not start with an object. Fix: use the file as delivered")
         place = buffer.index("{") + 1
         while True:
             try:
@@ -104,7 +104,7 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
             except (ValueError, RecursionError) as error:
                 more = "" if len(buffer) - place > LONGEST else text.read(CHUNK)
                 if not more:
-                    raise UserError(f"ffhq: {file} is damaged or ends early ({error}); fetch it again") from None
+                    raise UserError(f"ffhq: {file} is corrupt or truncated ({error}). Fix: download it again") from None
                 buffer, place = buffer[place:] + more, 0
             else:
                 if name is None:
@@ -114,7 +114,7 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _member(buffer: str, place: int) -> tuple[str | None, Any, int]:
-    """The member at a place and where it ends, None at the end of the object; ValueError where more is needed."""
+    """Return the member at a position and its end, None at the end of the object. Raises ValueError if truncated."""
     place = GAP.match(buffer, place).end()  # type: ignore[union-attr]
     if buffer.startswith("}", place):
         return None, None, place
@@ -127,7 +127,7 @@ def _member(buffer: str, place: int) -> tuple[str | None, Any, int]:
 
 
 def expected(source: FFHQ) -> dict[str, dict[str, int]]:
-    """As published."""
+    """Return the published counts."""
     if find(source.root, *LISTS) is None:
         return {"train": {"": 70_000}}
     return {"train": {"": 60_000}, "val": {"": 10_000}}
@@ -135,8 +135,8 @@ def expected(source: FFHQ) -> dict[str, dict[str, int]]:
 
 CORPUS = Known(
     name="ffhq",
-    title="FFHQ: 70,000 aligned faces from Flickr, large or as thumbnails; no people, no expressions.",
+    title="FFHQ: 70,000 aligned faces from Flickr, large or as thumbnails; without identities or expressions.",
     source=FFHQ,
-    terms="FFHQ: CC BY-NC-SA 4.0 as a whole, not for face recognition; each image under its own licence (in its json)",
+    terms="FFHQ: CC BY-NC-SA 4.0 as a whole, not for face recognition; each image under its own license (in its json)",
     expected=expected,
 )

@@ -1,6 +1,7 @@
-"""A folder of images, flat or nested; its folders may name the classes and the splits."""
+"""A folder of images, flat or nested; its folders may name classes and splits."""
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -8,41 +9,46 @@ from pathlib import Path, PurePosixPath
 
 from shards.entry import Entry, Recipe, Rejected
 from shards.errors import UserError
+from shards.names import is_system
 from shards.rules import TEST, TRAIN, VAL, normal_split
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 )
 SPLITS = (TRAIN, VAL, TEST)
-MOST_SEEN = 5  # first folders that are remembered
+MOST_CLASSES = 10  # maximum number of classes listed before a build
+DATE = re.compile(r"^\d+$|\b(19|20)\d\d\b|\d{1,4}[-.]\d{1,2}[-.]\d{1,4}")
+MOST_SEEN = 5  # number of first-level folders kept for notes
 
 
 @dataclass
 class Folder:
-    """The images below `root`.
+    """Images below `root`.
 
-    class_folders: the first folder of the relative path names the label; split_folders: a first folder called train,
-    val or test (or training, validation, ...) names the split, and the class is the folder below it.
+    class_folders: the first folder of the relative path is the label; split_folders: a first folder called train, val
+    or test (or training, validation, ...) is the split, and the folder below it is the class.
     """
 
     root: Path
     class_folders: bool = False
     split_folders: bool = False
-    others: Counter[str] = field(default_factory=Counter)  # extension -> files that are no images, after iterating
-    folders: set[str] = field(default_factory=set)  # some of the first folders seen
+    others: Counter[str] = field(default_factory=Counter)  # extension -> number of other files, after iterating
+    folders: set[str] = field(default_factory=set)  # some of the first-level folders
+    skipped: Counter[str] = field(default_factory=Counter)  # name of system folders and files -> number
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Entries in the order of their paths, whatever the file system's.
+        """Yield entries sorted by path.
 
         Raises:
-            UserError: no such folder, or no image in it.
+            UserError: the folder does not exist or contains no image.
         """
         if not self.root.is_dir():
-            raise UserError(f"folder: {self.root} is not a folder")
+            raise UserError(f"folder={self.root}: not a folder. Fix: check the path")
         self.others.clear()
         self.folders.clear()
+        self.skipped.clear()
         found = 0
-        for relative in walk(self.root):
+        for relative in walk(self.root, self.skipped):
             extension = PurePosixPath(relative).suffix.lower()
             if extension in EXTENSIONS:
                 found += 1
@@ -51,15 +57,40 @@ class Folder:
                 self.others[extension or "no extension"] += 1
         if not found:
             seen = ", ".join(f"{count} {extension}" for extension, count in self.others.most_common(5))
-            raise UserError(f"folder: no images in {self.root} (found: {seen or 'nothing'})")
+            raise UserError(f"folder: no images in {self.root} (found: {seen or 'nothing'}). Fix: check the path")
 
     def notes(self) -> list[str]:
-        """What the user may have overlooked, after iterating."""
+        """Return hints for the user, after iterating."""
         found = []
         if self.others:
             kinds = ", ".join(f"{count} {extension}" for extension, count in sorted(self.others.items()))
-            found.append(f"files in {self.root} that are no images: {kinds}")
+            found.append(f"files in {self.root} that are not images: {kinds}")
+        if self.skipped:
+            names = ", ".join(f"{count} {name}" for name, count in sorted(self.skipped.items()))
+            found.append(f"skipped system folders and files: {names}")
         return found + overlooked(self.root, self.folders, self.class_folders, self.split_folders)
+
+    def before(self) -> list[str]:
+        """What --class-folders makes of the folders, by their names alone."""
+        if not self.class_folders or not self.root.is_dir():
+            return []
+        classes: Counter[str] = Counter()
+        for relative in walk(self.root):
+            if PurePosixPath(relative).suffix.lower() in EXTENSIONS:
+                folders = relative.split("/")[int(self.split_folders) : -1]
+                classes[folders[0] if folders else ""] += 1
+        loose = classes.pop("", 0)
+        named = ", ".join(f"{name} ({count})" for name, count in sorted(classes.items())[:MOST_CLASSES])
+        more = f" and {len(classes) - MOST_CLASSES} more" if len(classes) > MOST_CLASSES else ""
+        said = [f"classes from folders: {len(classes)} with {classes.total()} images: {named or 'none'}{more}"]
+        dated = [name for name in classes if DATE.search(name)]
+        if dated and len(dated) < len(classes):
+            said.append(f"note: {', '.join(sorted(dated)[:MOST_SEEN])}: a number, year or date; a class, or an album?")
+        if loose:
+            said.append(
+                f"note: {loose} images are in no class folder, so they are unlabelled: --keep-unlabelled keeps them"
+            )
+        return said
 
     def _entry(self, relative: str) -> Entry | Rejected:
         see_folder(relative, self.folders)
@@ -69,7 +100,7 @@ class Folder:
 def placed(
     key: str, source: str, read: Path | bytes | Recipe, class_folders: bool, split_folders: bool
 ) -> Entry | Rejected:
-    """An entry with the split and the label that the first folders of its key name, as far as they are asked for."""
+    """Return an entry whose split and label come from the first folders of its key, if requested."""
     folders = key.split("/")[:-1]
     split = None
     if split_folders:
@@ -80,56 +111,60 @@ def placed(
 
 
 def see_folder(key: str, folders: set[str]) -> None:
-    """Add the first folder of a key to `folders`, as far as `overlooked` wants to know them."""
+    """Add the first folder of a key to `folders`, up to the number that `overlooked` needs."""
     first, slash, _ = key.partition("/")
     if slash and len(folders) < MOST_SEEN:
         folders.add(first)
 
 
 def overlooked(root: Path, folders: set[str], class_folders: bool, split_folders: bool) -> list[str]:
-    """What the first folders of `root` may mean that was not asked for; folders: some of them."""
+    """Return hints about unused first-level folders of `root`; folders: some of them."""
     if split_folders or not folders:
         return []
     names = ", ".join(sorted(folders)[: MOST_SEEN - 1])
     if all(normal_split(name) in SPLITS for name in folders):
         if class_folders:
             return [
-                f"the labels of {root} are names of splits ({names}): --split-folders makes them splits, and the "
-                "folders below them labels"
+                f"the labels of {root} are split names ({names}): add --split-folders to use them as splits and the "
+                "folders below them as labels"
             ]
         return [
-            f"unlabelled; {root} has folders of splits ({names}): --split-folders makes them splits, --class-folders "
-            "the folders below them labels"
+            f"unlabeled; {root} has split folders ({names}): add --split-folders to use them as splits, and "
+            "--class-folders to use the folders below them as labels"
         ]
     if len(folders) > 1 and not class_folders:
-        return [f"unlabelled; {root} has folders ({names} ...): --class-folders makes them labels"]
+        return [f"unlabeled; {root} has folders ({names} ...): add --class-folders to use them as labels"]
     return []
 
 
-def walk(root: Path) -> Iterator[str]:
-    """Relative paths of all files below `root`, sorted, hidden ones left out; links are followed, loops are not.
+def walk(root: Path, skipped: Counter[str] | None = None) -> Iterator[str]:
+    """Yield relative paths of all files below `root`, sorted, without hidden ones; follow links but no loops.
 
-    A link to a folder that holds `root` is a loop, too: one to / would name every file of the machine.
+    A link to a parent of `root` is also a loop: a link to / would list every file of the machine.
+    skipped: counts the names of system folders and files, which are skipped too.
     """
-    above = (folder.stat() for folder in root.resolve().parents)
-    yield from _walk(str(root), "", frozenset((status.st_dev, status.st_ino) for status in above))
+    holding = (folder.stat() for folder in root.resolve().parents)
+    above = frozenset((status.st_dev, status.st_ino) for status in holding)
+    yield from _walk(str(root), "", above, Counter() if skipped is None else skipped)
 
 
-def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]], skipped: Counter[str]) -> Iterator[str]:
     status = Path(folder).stat()
     here = (status.st_dev, status.st_ino)
     if here in above:
         return
-    names, folders = [], set()  # of the names of one folder at a time: 80 bytes a file
+    names, folders = [], set()  # names of one folder at a time: 80 bytes per file
     with os.scandir(folder) as listing:
         for item in listing:
-            if not item.name.startswith("."):
+            if is_system(item.name):
+                skipped[item.name] += 1
+            elif not item.name.startswith("."):
                 names.append(item.name)
                 if item.is_dir():
                     folders.add(item.name)
     names.sort()
     for name in names:
         if name in folders:
-            yield from _walk(f"{folder}/{name}", f"{prefix}{name}/", above | {here})
+            yield from _walk(f"{folder}/{name}", f"{prefix}{name}/", above | {here}, skipped)
         else:
             yield prefix + name

@@ -1,7 +1,7 @@
-"""Parquet files of a Hugging Face data set: a column of images, {bytes, path} each, and labels that the schema names.
+"""Parquet files of a Hugging Face dataset: a column of images, {bytes, path} each, and labels named by the schema.
 
-`data/train-00000-of-00002.parquet`, or `default/train/0000.parquet` where the hub has converted a data set. The
-schema's metadata hold under `huggingface` the features: ClassLabel gives the names of an integer label, -1 is no label.
+`data/train-00000-of-00002.parquet`, or `default/train/0000.parquet` if the hub converted the dataset. The schema's
+metadata contains the features under `huggingface`: ClassLabel names the values of an integer label; -1 means no label.
 """
 
 import re
@@ -21,12 +21,12 @@ from shards.sources.pages import DamagedPages, batches, check_footer
 from shards.sources.rows import is_said, text_of
 
 PART = re.compile(r"(.+?)(-\d{5}-of-\d{5})?(-[0-9a-f]{16})?")
-ROWS = 64  # in the memory at a time, at most
+ROWS = 64  # maximum rows in memory at a time
 
 
 @dataclass(frozen=True)
 class Columns:
-    """What the columns of one file are. names: of an integer label, () where the label is its own name."""
+    """Roles of the columns of a file. names: of an integer label, () if the label itself is a name."""
 
     image: str
     label: str
@@ -36,24 +36,24 @@ class Columns:
 
 @dataclass
 class HuggingFace:
-    """The rows of all Parquet files below a folder, or of one.
+    """Rows of one Parquet file, or of all below a folder.
 
-    image_column: default: the one of type Image; label_column: default: the only ClassLabel, or the one called label.
+    image_column: default: the column of type Image; label_column: default: the only ClassLabel, or the column "label".
     """
 
     root: Path
     image_column: str = ""
     label_column: str = ""
     group_column: str = ""
-    unused: tuple[str, ...] = field(default=(), init=False)  # columns of class labels not taken, after iterating
+    unused: tuple[str, ...] = field(default=(), init=False)  # unused class label columns, after iterating
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Entries in the order of the files' names and of their rows; extras: numbers and texts of other columns.
+        """Yield entries in the order of the file names and rows; extras: numbers and texts of other columns.
 
-        Images are read here and not where they are wanted: Parquet gives no single one.
+        Images are read immediately, because Parquet has no random access to single values.
 
         Raises:
-            UserError: no Parquet file, or the first one has no such column.
+            UserError: there is no Parquet file, or the first one lacks a column.
         """
         files = self._files()
         self._columns(files[0][1])
@@ -62,23 +62,25 @@ class HuggingFace:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the labels in the schema's order; () where it names none."""
+        """Label names in the schema's order; () if it has none."""
         names = [normal_label(name) or "" for name in self._columns(self._files()[0][1]).names]
         return tuple(names) if len(set(names)) == len(names) and all(names) else ()
 
     def notes(self) -> list[str]:
-        """What the user may have overlooked, after iterating."""
+        """Return hints for the user, after iterating."""
         columns = ", ".join(self.unused)
-        return [f"unlabelled; {self.root.name} has labels in {columns}: see --label-column"] if self.unused else []
+        return [f"unlabeled; {self.root.name} has labels in {columns}: add --label-column"] if self.unused else []
 
     def _files(self) -> list[tuple[str, Path]]:
         if self.root.is_file():
             return [(self.root.name, self.root)]
         if not self.root.is_dir():
-            raise UserError(f"huggingface: {self.root} does not exist")
+            raise UserError(f"huggingface={self.root}: does not exist. Fix: check the path")
         names = [name for name in walk(self.root) if name.lower().endswith(".parquet")]
         if not names:
-            raise UserError(f"huggingface: no .parquet in {self.root} (found: {content(self.root)})")
+            raise UserError(
+                f"huggingface: no .parquet in {self.root} (found: {content(self.root)}). Fix: check the path"
+            )
         return [(name, self.root / name) for name in names]
 
     def _columns(self, file: Path) -> Columns:
@@ -89,7 +91,9 @@ class HuggingFace:
             check_footer(file)
             schema = read_schema(file)
         except (pyarrow.ArrowException, OSError, DamagedPages) as error:
-            raise UserError(f"huggingface: {file} cannot be read as Parquet: {error}") from None
+            raise UserError(
+                f"huggingface: {file} cannot be read as Parquet ({error}). Fix: download it again"
+            ) from None
         features = _features(schema.metadata or {})
         image = self.image_column or _first_image(schema, features)
         named = {
@@ -102,9 +106,13 @@ class HuggingFace:
             label = next(iter(named))
         for name in filter(None, (image, label, self.group_column)):
             if name not in schema.names:
-                raise UserError(f"huggingface: {file} has no column {name!r} (columns: {', '.join(schema.names)})")
+                raise UserError(
+                    f"huggingface: {file} has no column {name!r}. Fix: give one of {', '.join(schema.names)}"
+                )
         if not image:
-            raise UserError(f"huggingface: {file} has no column of images (columns: {', '.join(schema.names)})")
+            raise UserError(
+                f"huggingface: {file} has no image column (columns: {', '.join(schema.names)}). Fix: add --image-column"
+            )
         self.unused = () if label else tuple(named)
         others = tuple(name for name in schema.names if name not in (image, label, self.group_column))
         plain = tuple(name for name in others if _is_plain(schema.field(name).type))
@@ -127,9 +135,9 @@ class HuggingFace:
         except UserError as error:
             yield Rejected(name, "bad_row", str(error))
         except (pyarrow.ArrowException, OSError, DamagedPages) as error:
-            if getattr(error, "errno", None) is not None:  # the disk's fault, not the file's
+            if getattr(error, "errno", None) is not None:  # a disk error, not a corrupt file
                 raise
-            yield Rejected(name, "unreadable", f"damaged behind row {number}: {error}; what follows is lost")
+            yield Rejected(name, "unreadable", f"corrupt after row {number}: {error}; the rest is lost")
 
     def _entry(
         self, file: str, number: int, split: str | None, columns: Columns, row: dict[str, Any]
@@ -143,7 +151,7 @@ class HuggingFace:
         extras = {name: row[name] for name in columns.others if is_said(row[name])}
         image = row[columns.image]
         if not _is_image(image):
-            return Rejected(source, "bad_row", f"{columns.image} holds {type(image).__name__}, not bytes or a path")
+            return Rejected(source, "bad_row", f"{columns.image} contains {type(image).__name__}, not bytes or a path")
         read, path = _parts(image)
         if path:
             extras["path"] = PurePosixPath(path).name
@@ -152,7 +160,7 @@ class HuggingFace:
                 return Rejected(source, "missing", "no image in this row")
             relative = inside(path)
             if relative is None:
-                return Rejected(source, "outside", f"{PurePosixPath(path).name} does not lie in the folder")
+                return Rejected(source, "outside", f"{PurePosixPath(path).name} is outside the folder")
             read = (self.root if self.root.is_dir() else self.root.parent).absolute() / relative
         return Entry(
             key=f"{file.removesuffix('.parquet')}/{number:07d}",
@@ -166,21 +174,21 @@ class HuggingFace:
 
 
 def _is_image(image: Any) -> bool:
-    """Whether a value can be an image: {bytes, path} with either of them, its bytes, its path, or nothing."""
+    """Return whether a value can be an image: {bytes, path} with at least one, bytes, a path, or nothing."""
     if not isinstance(image, dict):
         return image is None or isinstance(image, bytes | str)
     return isinstance(image.get("bytes"), bytes | None) and isinstance(image.get("path"), str | None)
 
 
 def _parts(image: dict[str, Any] | bytes | str | None) -> tuple[Path | bytes | None, str | None]:
-    """Its bytes and its path."""
+    """Return an image's bytes and path."""
     if isinstance(image, dict):
         return image.get("bytes"), image.get("path")
     return (image, None) if isinstance(image, bytes) else (None, image)
 
 
 def split_of(name: str) -> str | None:
-    """The split that the name of a file tells: before -00000-of-00002, or its folder's."""
+    """Infer the split from a file name (before -00000-of-00002) or its folder."""
     path = PurePosixPath(name)
     match = PART.fullmatch(path.stem)
     if match and (match[2] or normal_split(match[1]) in (TRAIN, VAL, TEST)):
@@ -190,7 +198,7 @@ def split_of(name: str) -> str | None:
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """The features that Hugging Face's library wrote into the schema; nothing if it did not."""
+    """Return the features written to the schema by Hugging Face's library; {} without them."""
     try:
         features = parse_json(metadata[b"huggingface"])["info"]["features"]
         return {str(name): about for name, about in features.items() if isinstance(about, dict)}
@@ -199,7 +207,7 @@ def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
 
 
 def _first_image(schema: Any, features: dict[str, dict[str, Any]]) -> str:
-    """The first column of type Image, else the first that looks like one, else the first of bytes."""
+    """Return the first column of type Image, else the first similar struct, else the first binary column."""
     from pyarrow import types
 
     marked = [name for name in schema.names if features.get(name, {}).get("_type") == "Image"]

@@ -1,8 +1,8 @@
 """300-W: faces of AFW, iBUG, Helen and LFPW with 68 landmarks; Sagonas et al., ICCV 2013 workshops.
 
 `afw/`, `ibug/`, `helen/{trainset,testset}/`, `lfpw/{trainset,testset}/`: for each face a .jpg or .png and a .pts (lines
-with version, count, `{`, x and y of each point, `}`). Coordinates begin at 1, as iBUG's own menpo has it; here at 0.
-dlib's copy of the set has mirrored images too (`_mirror`).
+with version, count, `{`, x and y of each point, `}`). The files' coordinates start at 1 (as in iBUG's menpo), here at
+0. dlib's copy also contains mirrored images (`_mirror`).
 """
 
 from collections.abc import Iterator
@@ -25,25 +25,28 @@ PARTS = {  # folder: split, faces
 }
 NESTED = ("", "300W/", "300w/", "ibug_300W_large_face_landmark_dataset/")
 MIRRORED = "_mirror"
+HEADER = ("version", "n_points")
 LANDMARKS = 68
 
 
 @dataclass(frozen=True)
 class IBug300W:
-    """The faces of all parts that are there."""
+    """The faces of all parts present."""
 
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Landmarks; box: around the landmarks, as the photos are not cropped; extras: the part of the set.
+        """Yield faces with landmarks; box: around the landmarks (the photos are not cropped); extras: part of the set.
 
         Raises:
-            UserError: none of the parts is there.
+            UserError: no part is present.
         """
         parts = self._parts()
         if not parts:
             found = content(self.root) if self.root.is_dir() else "no folder"
-            raise UserError(f"300w: none of {', '.join(PARTS)} in {self.root} (found: {found})")
+            raise UserError(
+                f"300w: none of {', '.join(PARTS)} in {self.root} (found: {found}). Fix: give the corpus folder"
+            )
         for part, folder in parts.items():
             images: dict[str, str] = {}
             for name in names(folder):
@@ -69,7 +72,7 @@ class IBug300W:
             return Rejected(source, "bad_row", f"no {stem}.pts beside it")
         landmarks = read_pts(file)
         if landmarks is None:
-            return Rejected(source, "bad_row", f"{stem}.pts does not hold {LANDMARKS} points")
+            return Rejected(source, "bad_row", f"{stem}.pts does not contain {LANDMARKS} points")
         left, top = (min(axis) for axis in zip(*landmarks, strict=True))
         right, bottom = (max(axis) for axis in zip(*landmarks, strict=True))
         return Entry(
@@ -84,18 +87,20 @@ class IBug300W:
 
 
 def read_pts(file: Path) -> tuple[tuple[float, float], ...] | None:
-    """The points of a .pts file, from 0 on; None if there are not 68 of them."""
+    """Return the points of a .pts file (with or without header), starting at 0; None unless there are 68."""
     rows = [line for _, line in lines(file)]
-    if "{" not in rows or "}" not in rows:
+    if "{" in rows and "}" in rows:
+        rows = rows[rows.index("{") + 1 : rows.index("}")]
+    elif "{" in rows or "}" in rows:
         return None
-    points = [numbers(row, 2) for row in rows[rows.index("{") + 1 : rows.index("}")]]
+    points = [numbers(row, 2) for row in rows if not row.lower().startswith(HEADER)]
     if len(points) != LANDMARKS:
         return None
     return tuple((point[0] - 1, point[1] - 1) for point in points if point) if all(points) else None
 
 
 def expected(source: IBug300W) -> dict[str, dict[str, int]]:
-    """The faces of the parts that are there: 3,148 and 689 in all."""
+    """Return the number of faces of the parts present: 3,148 and 689 in total."""
     counts: dict[str, dict[str, int]] = {}
     for part in source._parts():
         split, count = PARTS[part]

@@ -1,4 +1,4 @@
-"""Images that a corpus has in more than one of its splits, byte by byte: told, and kept out where that is asked for."""
+"""Find identical image files in several splits of a corpus; report or drop them."""
 
 import hashlib
 from collections import Counter
@@ -10,8 +10,8 @@ from shards.sources.packed import content_of
 
 KEEP, DROP = "keep", "drop"
 CHOICES = (KEEP, DROP)
-HELP = "Images of val or test that train has as well (of val, also those of test): keep or drop them."
-# split -> the splits in whose favor it gives up an image
+HELP = "Images of val or test that are also in train (for val, also in test): keep or drop."
+# split -> splits that have precedence over it
 YIELDS = {"val": ("train", "test"), "test": ("train",)}
 
 Items = Callable[[], Iterable[Entry | Rejected]]
@@ -19,13 +19,13 @@ Items = Callable[[], Iterable[Entry | Rejected]]
 
 @dataclass
 class Leaks:
-    """Splits of each image that has been seen. counts: of images of a split that are in another one, after a pass."""
+    """Splits of each image. counts: (split, other split) -> number of shared images, after a pass."""
 
     seen: dict[bytes, set[str]] = field(default_factory=dict)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def told(self, items: Items, leaks: str) -> Iterator[Entry | Rejected]:
-        """The same items, in their order; with "drop", leaked ones as Rejected. `items` is called once or twice."""
+        """Yield the same items in order; with "drop", leaked ones as Rejected. `items` is called once or twice."""
         self.seen.clear()
         self.counts.clear()
         if leaks == DROP:
@@ -56,15 +56,15 @@ class Leaks:
         return next((other for other in YIELDS.get(split, ()) if other in self.seen[digest]), "")
 
     def notes(self, leaks: str) -> list[str]:
-        """What was found, after a pass."""
+        """Return a note about the shared images, after a pass."""
         pairs = [(split, other) for split, others in YIELDS.items() for other in others if self.counts[split, other]]
         if not pairs:
             return []
         told = ", ".join(f"{self.counts[pair]} of {pair[0]} are in {pair[1]}" for pair in pairs)
-        done = "they were left out of the first" if leaks == DROP else "--leaks drop leaves them out of the first"
+        done = "dropped from the first" if leaks == DROP else "add --leaks drop to drop them from the first"
         return [f"identical images in two splits: {told}; {done}"]
 
 
 def published(counts: dict[str, dict[str, int]], leaks: str) -> dict[str, dict[str, int]]:
-    """The published counts of the splits that lose nothing."""
+    """Return the published counts of the splits that lose no images."""
     return {split: found for split, found in counts.items() if leaks == KEEP or split not in YIELDS}

@@ -23,10 +23,10 @@ class LFW:
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Group = person. No labels, no splits: its lists of pairs are about recognition.
+        """Yield photos with group = person. No labels, no splits: its pair lists are for recognition.
 
         Raises:
-            UserError: no folders of people, or more than one release.
+            UserError: no person folders, or more than one release.
         """
         folder = self._folder()
         for relative in walk(folder):
@@ -36,12 +36,12 @@ class LFW:
 
     @property
     def release(self) -> str:
-        """The name of its folder."""
+        """Name of the release folder."""
         return self._folder().name
 
     def _folder(self) -> Path:
         if not self.root.is_dir():
-            raise UserError(f"lfw: {self.root} is not a folder")
+            raise UserError(f"lfw={self.root}: not a folder. Fix: give the corpus folder")
         if _has_people(self.root):
             return self.root
         found = [
@@ -53,12 +53,12 @@ class LFW:
         if len(found) > 1:
             both = ", ".join(str(folder.relative_to(self.root)) for folder in found)
             raise UserError(
-                f"lfw: {self.root} holds the same photos more than once ({both}); give one of these folders"
+                f"lfw: {self.root} contains the same photos more than once ({both}). Fix: give one of these folders"
             )
         if not found:
             raise UserError(
-                f"lfw: no folders of people in {self.root} (looked for Name/Name_0001.jpg, also below "
-                f"{', '.join(RELEASES)}; found: {content(self.root)})"
+                f"lfw: no person folders in {self.root} (searched: Name/Name_0001.jpg, also below "
+                f"{', '.join(RELEASES)}; found: {content(self.root)}). Fix: give the corpus folder"
             )
         return found[0]
 

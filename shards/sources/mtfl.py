@@ -1,8 +1,8 @@
 """MTFL: faces with five landmarks, gender, smile, glasses and pose; Zhang et al., ECCV 2014.
 
-`training.txt` (photos in `lfw_5590/` and `net_7876/`) and `testing.txt` (in `AFLW/`), in a folder or a zip. A line is
-the path, x1 to x5, y1 to y5 (left eye, right eye, nose, left and right corner of the mouth; pixels), then the four
-attributes. Lines begin with a space and end with CR LF; paths are written with a backslash.
+`training.txt` (photos in `lfw_5590/` and `net_7876/`) and `testing.txt` (in `AFLW/`), in a folder or a zip. A line has
+the path, x1 to x5, y1 to y5 (left eye, right eye, nose, left and right mouth corner; pixels), then four attributes.
+Lines start with a space and end with CR LF; paths use backslashes.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,14 @@ from shards.sources.layout import inside, numbers
 from shards.sources.packed import Files, need_files
 
 LISTS = {"train": "training.txt", "test": "testing.txt"}
-PARTS = {"lfw_5590": ("train", 4151), "net_7876": ("train", 5849), "AFLW": ("test", 2995)}  # of a split, with counts
+PARTS = {
+    "lfw_5590": ("train", 4151),
+    "net_7876": ("train", 5849),
+    "AFLW": ("test", 2995),
+}  # folder -> split, number of faces
 LANDMARKS = 5
 SMILES = ("smiling", "not smiling")
-# What each attribute's numbers, from 1 on, mean.
+# Meaning of each attribute's numbers, which start at 1.
 ATTRIBUTES = {
     "gender": ("male", "female"),
     "smile": SMILES,
@@ -30,34 +34,34 @@ ATTRIBUTES = {
 
 @dataclass(frozen=True)
 class MTFL:
-    """The faces of both lists. Label: whether the face smiles; extras: the attributes by name."""
+    """The faces of both lists. Label: smiling or not; extras: all attributes by name."""
 
     root: Path
 
     @cached_property
     def files(self) -> Files:
-        """Where its parts are. Raises UserError: not in this folder or zip."""
+        """The corpus's files. Raises UserError if the folder or zip does not contain them."""
         return need_files("mtfl", self.root, LISTS["test"], "AFLW")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Faces in the order of the lists.
+        """Yield faces in the order of the lists.
 
         Raises:
-            UserError: a list is missing or damaged.
+            UserError: a list is missing or corrupt.
         """
         for split in LISTS:
             for number, line in self.lines(split):
                 yield _entry(self.files, split, number, line)
 
     def lines(self, split: str) -> list[tuple[int, str]]:
-        """Number, from 1 on, and text of the lines of a list that are not blank."""
+        """Return line number (from 1) and text of a list's non-blank lines."""
         found = enumerate(self.files.text("mtfl", LISTS[split]).split("\n"), 1)
         return [(number, line.strip()) for number, line in found if line.strip()]
 
 
 def _entry(files: Files, split: str, number: int, line: str) -> Entry | Rejected:
     source = f"{LISTS[split]} line {number}"
-    words = line.rsplit(maxsplit=2 * LANDMARKS + len(ATTRIBUTES))  # a path may hold spaces
+    words = line.rsplit(maxsplit=2 * LANDMARKS + len(ATTRIBUTES))  # a path can contain spaces
     values = numbers(" ".join(words[1 : 2 * LANDMARKS + 1]), 2 * LANDMARKS)
     attributes = _attributes(words[2 * LANDMARKS + 1 :])
     if values is None or attributes is None:
@@ -89,7 +93,7 @@ def _attributes(words: list[str]) -> dict[str, str] | None:
 
 
 def expected(source: MTFL) -> dict[str, dict[str, int]]:
-    """The published counts of the parts that the lists name: the part of LFW is left out in some copies."""
+    """Return the published counts of the parts that the lists name; some copies omit the LFW part."""
     there = {line.replace("\\", "/").partition("/")[0] for split in LISTS for _, line in source.lines(split)}
     counts: dict[str, dict[str, int]] = {}
     for part, (split, count) in PARTS.items():

@@ -1,4 +1,4 @@
-"""The files of a corpus, in its folder or in the zip that it came as, which stays packed."""
+"""Access a corpus's files in its folder or in its original zip, without unpacking."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,12 +10,12 @@ from shards.files import read_bytes
 from shards.sources.layout import content, inside
 from shards.sources.zips import read_zip
 
-LIST_BYTES = 1 << 28  # of a list of a corpus; it is read whole
+LIST_BYTES = 1 << 28  # maximum bytes of a corpus's list, which is read whole
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files by their paths below `base`, a folder or a path inside `archive`; `archive` None: `base` is on the disk."""
+    """Files by path below `base`, a folder or a path inside `archive`; archive None: `base` is on disk."""
 
     base: Path
     archive: Path | None = None
@@ -23,49 +23,49 @@ class Files:
 
     @cached_property
     def where(self) -> str:
-        """For messages."""
+        """Location for messages."""
         return str(self.archive or self.base)
 
     def read(self, name: str) -> Path | bytes | Recipe | Rejected:
-        """Where the bytes of a file are; a Rejected if its path leads out, it is not in the archive, or unreadable."""
+        """Return a file's path or lazy bytes; a Rejected if its path is invalid, or it is missing or unreadable."""
         path = inside(name)
         if path is None:
-            return Rejected(name, "outside", "a path that leaves the folder")
+            return Rejected(name, "outside", "a path outside the folder")
         if self.archive is None:
             return (self.base / path).absolute()
         read, fate = self.members.get((self.base / path).as_posix(), (b"", ("missing",)))
         return Rejected(path, *fate) if fate else read
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether a file exists."""
         found = self.read(name)
         return found.is_file() if isinstance(found, Path) else not isinstance(found, Rejected)
 
     def bytes(self, name: str) -> bytes:
-        """The bytes of a file, read now; b"" if it cannot be read: whoever decodes it will say why."""
+        """Read a file's bytes; b"" if it cannot be read (the decoder then reports the reason)."""
         found = self.read(name)
         return b"" if isinstance(found, Rejected) else content_of(found)
 
     def text(self, corpus: str, name: str) -> str:
-        """A list as text; what is no UTF-8 comes back out as it went in.
+        """Read a list as text; bytes that are not UTF-8 round-trip unchanged.
 
         Raises:
-            UserError: it is not there, damaged or too large.
+            UserError: the list is missing, corrupt or too large.
         """
         found = self.read(name)
         recipe = found.arguments if isinstance(found, Recipe) else ()
         if isinstance(found, Path) and found.is_file() and found.stat().st_size > LIST_BYTES:
-            raise UserError(f"{corpus}: {found} has more than {LIST_BYTES} bytes. Fix: get the list as delivered")
+            raise UserError(f"{corpus}: {found} has more than {LIST_BYTES} bytes. Fix: use the file as delivered")
         if recipe and int(recipe[2]) > LIST_BYTES:
-            raise UserError(f"{corpus}: {name} in {self.where} is too large. Fix: get the list as delivered")
+            raise UserError(f"{corpus}: {name} in {self.where} is too large. Fix: use the file as delivered")
         data = self.bytes(name)
         if not data:
-            raise UserError(f"{corpus}: {name} in {self.where} is missing, empty or damaged. Fix: get it again")
+            raise UserError(f"{corpus}: {name} in {self.where} is missing, empty or corrupt. Fix: download it again")
         return data.decode("utf-8-sig", "surrogateescape")
 
 
 def content_of(read: Path | bytes | Recipe) -> bytes:
-    """The bytes of an entry's image; b"" if they cannot be read."""
+    """Read the bytes of an entry's image; b"" if they cannot be read."""
     from shards.encode import Unusable
 
     if isinstance(read, bytes):
@@ -77,12 +77,12 @@ def content_of(read: Path | bytes | Recipe) -> bytes:
 
 
 def find_files(root: Path, anchor: str, folder: str) -> Files | None:
-    """The place, in the folder or zip `root`, where the file `anchor` lies with the folder `folder` beside it.
+    """Find the folder, in the folder or zip `root`, that contains the file `anchor` and the folder `folder`.
 
-    It may be one folder deeper, and a folder may hold the corpus as its only zip.
+    It may be one level deeper, and a folder may contain the corpus as its only zip.
 
     Raises:
-        UserError: a damaged zip.
+        UserError: the zip is corrupt.
     """
     if root.is_file() and root.suffix.lower() == ".zip":
         return _in_zip(root, anchor, folder)
@@ -112,9 +112,9 @@ def _in_zip(archive: Path, anchor: str, folder: str) -> Files | None:
 
 
 def need_files(corpus: str, root: Path, anchor: str, folder: str) -> Files:
-    """As `find_files`. Raises UserError: there is no such place."""
+    """Return the files like `find_files`. Raises UserError if there are none."""
     found = find_files(root, anchor, folder)
     if found is None:
         there = f" (found: {content(root)})" if root.is_dir() else ""
-        raise UserError(f"{corpus}: no {anchor} with {folder}/ beside it in {root}{there}. Fix: name the zip or folder")
+        raise UserError(f"{corpus}: no {anchor} beside {folder}/ in {root}{there}. Fix: give the zip or folder")
     return found

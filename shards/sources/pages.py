@@ -1,8 +1,8 @@
-"""How many rows of a Parquet file may be read at once, told by the headers of its pages before any is unpacked.
+"""Limit the rows read at once from a Parquet file, using its page headers before any page is decompressed.
 
-A page may unpack to a thousand times its size, and one long text in a dictionary stand for every row. The file's footer
-need not be true; what Arrow takes memory for are the pages' own headers. Layout: PageHeader in parquet.thrift, in
-Thrift's compact protocol (doc/specs/thrift-compact-protocol.md).
+A page can expand a thousandfold, and one long text in a dictionary can represent every row. The file's footer may be
+wrong; Arrow allocates memory by the page headers. Layout: PageHeader in parquet.thrift, in Thrift's compact protocol
+(doc/specs/thrift-compact-protocol.md).
 """
 
 from collections.abc import Collection, Iterator
@@ -12,26 +12,26 @@ from typing import IO, Any
 
 from shards.files import open_regular
 
-AT_ONCE = 64 << 20  # bytes that the rows of one batch may have
-FREE = 64 << 20  # bytes that pages may unpack to from however few
-RATIO = 32  # by which larger ones may grow; images do not shrink, and texts by less
-MOST = 2 << 30  # bytes of the pages that are unpacked at the same time
-MOST_VALUES = 1 << 24  # of a column of lists in a row group, or of a page whose lengths are unpacked in advance
-MOST_FOOTER = 16 << 20  # bytes; a few hundred for each column of each row group
+AT_ONCE = 64 << 20  # maximum bytes of the rows of one batch
+FREE = 64 << 20  # decompressed bytes allowed for any compressed size
+RATIO = 32  # maximum expansion of larger pages; images barely compress, and texts less than this
+MOST = 2 << 30  # maximum bytes of pages decompressed at the same time
+MOST_VALUES = 1 << 24  # per list column and row group, or per page whose lengths are decoded first
+MOST_FOOTER = 16 << 20  # maximum bytes; a few hundred per column and row group are normal
 _LONGEST_HEADER = 1 << 20
-_DICTIONARY = 2  # type of page
+_DICTIONARY = 2  # page type
 _DELTAS = frozenset({5, 6, 7})  # encodings
 _BYTES = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 _DEPTH = 16
 
 
-class DamagedPages(ValueError):  # noqa: N818 - a file's fate
-    """Pages that cannot be read, or that take too much memory. The message says why."""
+class DamagedPages(ValueError):  # noqa: N818 - the result for one file
+    """Pages that cannot be read or take too much memory. The message gives the reason."""
 
 
 @dataclass
 class Chunk:
-    """Pages of a column in a row group. held: bytes of what may be unpacked at a time; packed: the same in the file."""
+    """Pages of a column in a row group, in bytes. held: decompressed at a time; packed: the same, compressed."""
 
     dictionary: int = 0
     page: int = 0
@@ -45,20 +45,20 @@ class Chunk:
 
 
 def check_footer(file: Path) -> None:
-    """Raise DamagedPages where the footer is too large: in memory it takes a hundred times its size."""
+    """Raise DamagedPages if the footer is too large: in memory it takes a hundred times its size."""
     with open_regular(file, "rb") as data:
         size = data.seek(0, 2)
         data.seek(max(0, size - 8))
         footer = int.from_bytes(data.read(4), "little")
     if MOST_FOOTER < footer <= size:
-        raise DamagedPages(f"its footer has {footer} bytes, and may have {MOST_FOOTER >> 20} MiB")
+        raise DamagedPages(f"its footer has {footer} bytes; the maximum is {MOST_FOOTER >> 20} MiB")
 
 
 def batches(file: Path, table: Any, columns: Collection[str], rows: int) -> Iterator[Any]:
-    """The record batches of a `pyarrow.parquet.ParquetFile`, of at most `rows` rows; fewer where these may be large.
+    """Yield record batches of a `pyarrow.parquet.ParquetFile` with at most `rows` rows, fewer if they may be large.
 
     Raises:
-        DamagedPages: see there; whatever pyarrow raises.
+        DamagedPages: the pages cannot be read or take too much memory; and any error of pyarrow.
     """
     wanted = sorted(set(columns))
     with open_regular(file, "rb") as data:
@@ -68,7 +68,7 @@ def batches(file: Path, table: Any, columns: Collection[str], rows: int) -> Iter
 
 
 def _rows(data: IO[bytes], table: Any, group: int, wanted: Collection[str], rows: int) -> int:
-    """How many rows of a row group may be read at once."""
+    """Return how many rows of a row group may be read at once."""
     about = table.metadata.row_group(group)
     held = packed = longest = 0
     for number in range(about.num_columns):
@@ -82,21 +82,21 @@ def _rows(data: IO[bytes], table: Any, group: int, wanted: Collection[str], rows
         if table.schema.column(number).max_repetition_level and (
             chunk.values > MOST_VALUES or (texts and chunk.values * chunk.dictionary > MOST)
         ):
-            raise DamagedPages(f"its lists in {column.path_in_schema} take too much memory")
+            raise DamagedPages(f"the lists in {column.path_in_schema} take too much memory")
     if held > max(FREE, min(MOST, RATIO * packed)):
-        raise DamagedPages(f"{packed} bytes of its pages unpack to {held}; write them anew, in smaller row groups")
+        raise DamagedPages(f"{packed} bytes of pages expand to {held}; rewrite the file with smaller row groups")
     return max(1, min(rows, AT_ONCE // max(longest, 1)))
 
 
 def _chunk(data: IO[bytes], column: Any) -> Chunk:
-    """What the page headers of a column in a row group say."""
+    """Sum up the page headers of a column in a row group."""
     start = column.data_page_offset
     if column.has_dictionary_page and column.dictionary_page_offset is not None:
         start = min(start, column.dictionary_page_offset)
     found, end = Chunk(), start + column.total_compressed_size
     if start < 0 or end < start:
-        raise DamagedPages(f"the column {column.path_in_schema} lies nowhere")
-    sizes = [0, 0]  # packed: of the dictionary, of the largest page
+        raise DamagedPages(f"the column {column.path_in_schema} has an invalid offset")
+    sizes = [0, 0]  # compressed sizes: dictionary, largest page
     while start < end:
         header, length = _header(data, start)
         kind, unpacked, packed = (header.get(field, -1) for field in (1, 2, 3))
@@ -111,27 +111,27 @@ def _chunk(data: IO[bytes], column: Any) -> Chunk:
             found.values += max(values, 0)
             encoding = about.get(2) if 5 in header else about.get(4)
             if encoding in _DELTAS and values > MOST_VALUES:
-                raise DamagedPages(f"the page at byte {start} says that it has {values} values")
+                raise DamagedPages(f"the page at byte {start} declares {values} values")
         start += length + packed
     found.packed = sum(sizes)
     return found
 
 
 def _header(data: IO[bytes], start: int) -> tuple[dict[int, Any], int]:
-    """The header of the page at `start`: fields by number, and its length in bytes."""
+    """Return the header of the page at `start` (fields by number) and its length in bytes."""
     for size in (1 << 10, _LONGEST_HEADER):
         data.seek(start)
         try:
             return _struct(data.read(size), 0, 0)
         except IndexError:
             continue
-    raise DamagedPages(f"the header of the page at byte {start} has no end")
+    raise DamagedPages(f"the header of the page at byte {start} is not terminated")
 
 
 def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """The fields of a struct by number, and where it ends. Raises IndexError: behind the end of `data`."""
+    """Return the fields of a struct by number and its end. Raises IndexError past the end of `data`."""
     if depth > _DEPTH:
-        raise DamagedPages("the header of a page is nested too deeply")
+        raise DamagedPages("a page header is nested too deeply")
     found: dict[int, Any] = {}
     number = 0
     while (head := data[at]) != 0:
@@ -144,7 +144,7 @@ def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
 
 
 def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in (1, 2):  # true, false: the type is the value
+    if kind in (1, 2):  # true, false: the type encodes the value
         return kind == 1, at
     if kind == 3:
         return data[at], at + 1
@@ -157,7 +157,7 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
         return None, at + size
     if kind == 12:
         return _struct(data, at, depth + 1)
-    raise DamagedPages(f"the header of a page holds something of type {kind}")
+    raise DamagedPages(f"a page header contains an unknown type {kind}")
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -167,7 +167,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         at += 1
         if data[at - 1] < 0x80:
             return value, at
-    raise DamagedPages("the header of a page holds a number without end")
+    raise DamagedPages("a page header contains an unterminated number")
 
 
 def _integer(data: bytes, at: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Images that lie inside larger files: how a worker process reads one (see shards.entry.Recipe)."""
+"""Read images inside larger files in a worker process (see shards.entry.Recipe)."""
 
 from pathlib import Path
 
@@ -6,20 +6,20 @@ from shards.files import open_regular
 
 
 def read(file: Path, offset: int, size: int) -> bytes:
-    """`size` bytes from `offset` on.
+    """Read `size` bytes from `offset`.
 
     Raises:
-        Unusable: the file ends before that; OSError: it cannot be read at all, which is no image's fault.
+        Unusable: the file ends early. OSError: the file cannot be read at all, which is not the image's fault.
     """
     from shards.encode import MAX_BYTES, Unusable
 
     if size > MAX_BYTES:
         raise Unusable("too_large", "more than 1 GiB")
-    if not 0 <= offset < 1 << 63:  # of a damaged directory
+    if not 0 <= offset < 1 << 63:  # from a corrupt directory
         raise Unusable("truncated", f"{file.name} has no byte {offset}")
     with open_regular(file, "rb", buffering=0) as data:
         data.seek(offset)
         found = data.read(size)
     if len(found) < size:
-        raise Unusable("truncated", f"{file.name} ends {size - len(found)} bytes too early")
+        raise Unusable("truncated", f"{file.name} is {size - len(found)} bytes too short")
     return found

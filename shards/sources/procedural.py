@@ -1,6 +1,6 @@
-"""A face corpus without a photo: drawn people with identity, pose, light and seven expressions.
+"""A synthetic face corpus: people with identity, pose, light and seven expressions.
 
-It lets everything downstream be tried and tested anywhere. Each image is a pure function of (seed, person, index).
+All later stages can be tried and tested with it anywhere. Each image is a pure function of (seed, person, index).
 """
 
 from collections.abc import Iterator
@@ -14,31 +14,37 @@ from shards.drawing.person import EXPRESSIONS, Actions, Person, Scene, draw_acti
 from shards.entry import Entry, Recipe
 from shards.errors import UserError
 
-QUALITY = 92  # of the JPEG
-TEST_EVERY = 4  # one person of four is a test person
+QUALITY = 92  # JPEG quality
+TEST_EVERY = 4  # every fourth person is in split test
 
-_PERSON, _IMAGE, _DECK = 0, 1, 2  # what a random stream is for
+_PERSON, _IMAGE, _DECK = 0, 1, 2  # purposes of random streams
 
 
 def procedural(people: int, images_per_person: int, size: int = 128, seed: int = 0) -> Iterator[Entry]:
-    """Drawn faces, person by person, the seven expressions equally often; label = expression, group = person.
+    """Yield synthetic faces, person by person, expressions equally often; label = expression, group = person.
 
-    Three people of four are in split "train", the fourth in "test". `size` is the side in pixels (64 or more).
-    The images are drawn where they are wanted (a Recipe). Five landmarks: eyes, nose tip, mouth corners.
+    Three of four people are in split "train", the fourth in "test". Images are drawn lazily (a Recipe). Five landmarks:
+    eyes, nose tip, mouth corners.
+
+    Args:
+        people: number of people, at least 4.
+        images_per_person: images of each person.
+        size: side in pixels, at least 64.
+        seed: seed of all random numbers.
 
     Raises:
         UserError: fewer than four people (a split would be empty), no images, size below 64.
     """
     if people < TEST_EVERY or images_per_person < 1 or size < 64:
         raise UserError(
-            f"procedural: {people} people with {images_per_person} images of {size} px cannot be drawn; "
-            f"ask for at least {TEST_EVERY} people, 1 image each, 64 px"
+            f"procedural: {people} people with {images_per_person} images of {size} px is out of range. "
+            f"Fix: give at least {TEST_EVERY} people, 1 image each, 64 px"
         )
     return (list_entry(seed, person, i, size) for person in range(people) for i in range(images_per_person))
 
 
 def list_entry(seed: int, person: int, index: int, size: int) -> Entry:
-    """Image `index` of one person, not drawn yet."""
+    """Return the entry of image `index` of one person, without drawing it."""
     label, who, scene, actions, _ = _plan(seed, person, index)
     key = f"p{person:05d}-{index:04d}"
     return Entry(
@@ -53,14 +59,14 @@ def list_entry(seed: int, person: int, index: int, size: int) -> Entry:
 
 
 def draw(seed: int, person: int, index: int, size: int) -> bytes:
-    """The JPEG of image `index` of one person: the same bytes whatever else is drawn."""
+    """Return the JPEG of image `index` of one person, independent of all other images."""
     _, who, scene, actions, rng = _plan(seed, person, index)
     image = draw_face(who, scene, actions, size, rng)
     return simplejpeg.encode_jpeg(image, quality=QUALITY, colorspace="RGB", colorsubsampling="444")
 
 
 def _plan(seed: int, person: int, index: int) -> tuple[str, Person, Scene, Actions, np.random.Generator]:
-    """What an image will show, and the generator that its background and grain go on with."""
+    """Return the content of an image, and the generator for its background and grain."""
     label = _expression(seed, person, index)
     rng = _random(seed, _IMAGE, person, index)
     actions = draw_actions(rng, label)
@@ -72,6 +78,6 @@ def _random(seed: int, purpose: int, person: int, index: int = 0) -> np.random.G
 
 
 def _expression(seed: int, person: int, index: int) -> str:
-    """Each run of seven images shows every expression once, in an order of its own."""
+    """Return the expression: each run of seven images shows every expression once, in random order."""
     deck = _random(seed, _DECK, person, index // len(EXPRESSIONS)).permutation(len(EXPRESSIONS))
     return EXPRESSIONS[deck[index % len(EXPRESSIONS)]]

@@ -1,7 +1,7 @@
-"""RAF-DB, the basic expressions: as its authors give it, or as a folder DATASET with numbered classes.
+"""RAF-DB, basic expressions: as its authors deliver it, or as a folder DATASET with numbered classes.
 
-Labels are 1 surprise, 2 fear, 3 disgust, 4 happiness, 5 sadness, 6 anger, 7 neutral. The compound expressions lie in a
-list of the same name with other meanings of the same numbers; it is told by its numbers beyond 7 and refused.
+Labels are 1 surprise, 2 fear, 3 disgust, 4 happiness, 5 sadness, 6 anger, 7 neutral. The list of compound expressions
+has the same name but other meanings of the numbers; it is recognized by numbers above 7 and refused.
 """
 
 import csv
@@ -21,7 +21,7 @@ COUNTS = {
     "train": (1290, 281, 717, 4772, 1982, 705, 2524),
     "test": (329, 74, 160, 1185, 478, 162, 680),
 }
-SPELLINGS = ("list_patition_label.txt", "list_partition_label.txt")  # the first is the authors' own
+SPELLINGS = ("list_patition_label.txt", "list_partition_label.txt")  # the first is the authors' spelling
 LISTS = tuple(f"{base}EmoLabel/{name}" for base in ("", "basic/") for name in SPELLINGS)
 FOLDERS = ("DATASET/train", "train")
 GENDERS = ("male", "female", "unsure")
@@ -31,13 +31,15 @@ AGES = ("0-3", "4-19", "20-39", "40-69", "70+")
 
 @dataclass(frozen=True)
 class RAFDB:
-    """Splits train and test. Extras: gender, race and age group where the manual annotations lie beside the images.
+    """Splits train and test. Extras: gender, race and age group if the manual annotations exist.
 
-    Their five landmarks and the box are in pixels of the original photos, so only those have them.
+    Five landmarks and the box refer to the original photos, so only those have them.
     """
 
     root: Path
-    images: str = option("aligned", "Faces of 100 px or whole photos: aligned or original.", ("aligned", "original"))
+    images: str = option(
+        "aligned", "Images to use: aligned (faces of 100 px) or original (whole photos).", ("aligned", "original")
+    )
 
     def __post_init__(self) -> None:
         """Raises UserError for another kind of images."""
@@ -45,20 +47,22 @@ class RAFDB:
 
     @property
     def release(self) -> str:
-        """As its authors give it, or in class folders."""
+        """Official release, or class folders."""
         need("rafdb", self.root, "list of labels", *LISTS, *FOLDERS)
         return "official" if find(self.root, *LISTS) else "folders"
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Faces in the order of the list, or folder by folder.
+        """Yield faces in the order of the list, or folder by folder.
 
         Raises:
-            UserError: not RAF-DB, the compound expressions, no such images.
+            UserError: not RAF-DB, the compound expressions, or the images are missing.
         """
         if self.release == "official":
             yield from self._listed(need("rafdb", self.root, "list of labels", *LISTS))
         elif self.images == "original":
-            raise UserError(f"rafdb: {self.root} has class folders of aligned faces only; leave --images original out")
+            raise UserError(
+                f"rafdb: {self.root} only has class folders of aligned faces. Fix: remove --images original"
+            )
         else:
             yield from _folders(self.root, need("rafdb", self.root, "class folders", *FOLDERS).parent)
 
@@ -67,7 +71,8 @@ class RAFDB:
         beyond = next((row for row in rows if row[1].split()[-1] in ("8", "9", "10", "11")), None)
         if beyond:
             raise UserError(
-                f"rafdb: {file} line {beyond[0]} has a compound expression; give the folder of the basic ones"
+                f"rafdb: {file} line {beyond[0]} has a compound expression. "
+                "Fix: give the folder of the basic expressions"
             )
         base = file.parent.parent
         need("rafdb", base, f"folder of {self.images} images", f"Image/{self.images}")
@@ -101,7 +106,7 @@ class RAFDB:
 
 
 def _folders(root: Path, base: Path) -> Iterator[Entry | Rejected]:
-    """DATASET/{train,test}/<1-7>/: the folder is the label, and the list in or beside DATASET must say the same."""
+    """Yield DATASET/{train,test}/<1-7>/: the folder is the label; the list in or beside DATASET must agree."""
     prefix = base.relative_to(root).as_posix()
     for split in COUNTS:
         name = f"{split}_labels.csv"
@@ -120,8 +125,8 @@ def _folders(root: Path, base: Path) -> Iterator[Entry | Rejected]:
 
 
 def _beside(root: Path, base: Path) -> Path:
-    """Where Kaggle puts the lists: the folder that holds DATASET. A folder of another name may have strangers' lists
-    beside it, so there it is the folder itself."""
+    """Return the folder of Kaggle's lists, the parent of DATASET. Beside a folder of another name there may be
+    unrelated lists, so in that case it is the folder itself."""
     if base != root:
         return root
     full = root.resolve()
@@ -129,21 +134,24 @@ def _beside(root: Path, base: Path) -> Path:
 
 
 def _labels(file: Path) -> dict[str, str]:
-    """Name -> number as text, from a list `image,label`; empty if there is no such list."""
+    """Read a list `image,label`: name -> number as text; empty without a list."""
     if not file.is_file():
         return {}
     try:
         with open_regular(file, newline="", **TEXT) as text:
             rows = csv.DictReader(lines_of(text, MOST_LINE))
             if not {"image", "label"} <= set(rows.fieldnames or ()):
-                raise UserError(f"rafdb: {file} lacks the columns image, label (columns: {rows.fieldnames})")
+                raise UserError(
+                    f"rafdb: {file} lacks the columns image, label (columns: {rows.fieldnames}). "
+                    "Fix: use the file as delivered"
+                )
             return {(row["image"] or "").strip(): (row["label"] or "").strip() for row in rows}
     except csv.Error as error:
-        raise UserError(f"rafdb: {file} cannot be read as CSV: {error}") from None
+        raise UserError(f"rafdb: {file} is not valid CSV ({error}). Fix: use the file as delivered") from None
 
 
 def _attributes(file: Path) -> tuple[tuple[tuple[float, float], ...] | None, dict[str, str]]:
-    """Five landmarks and, by name, gender, race and age group: five lines x y, then a number each."""
+    """Read five landmarks and gender, race and age group by name: five lines x y, then three numbers."""
     try:
         text = read_text(file, "utf-8", "replace")
     except OSError:

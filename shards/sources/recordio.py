@@ -1,10 +1,10 @@
 """Packs of faces in MXNet's RecordIO: MS1M-ArcFace, MS1M-RetinaFace, Glint360K, CASIA-WebFace and others.
 
-`train.rec`, `train.idx` (lines of key and offset; not needed), `property` ("93431,112,112": people, height, width). A
-record: u32 magic, u32 (cflag << 29 | length), data padded to 4 bytes. Data that hold the magic are split there: cflag 1
-begins, 2 goes on, 3 ends, and the magic between them is left out. The data: flag u32, label f32, id u64, id2 u64, then
-`flag` float32 labels instead of the one, then the image. Record 0 of most packs has no image: its first label is the
-first key that is none either. The verification `.bin` files beside them are pickles and are never opened.
+`train.rec`, `train.idx` (lines of key and offset; optional), `property` ("93431,112,112": people, height, width). A
+record: u32 magic, u32 (cflag << 29 | length), data padded to 4 bytes. Data that contains the magic is split there:
+cflag 1 begins, 2 continues, 3 ends, and the magic between them is omitted. The data: flag u32, label f32, id u64, id2
+u64, then `flag` float32 labels instead of one, then the image. Record 0 of most packs has no image: its first label is
+the first key without image. The verification `.bin` files beside them are pickles and are never opened.
 """
 
 import os
@@ -25,15 +25,19 @@ MAGIC = 0xCED7230A
 FRAME = struct.Struct("<II")
 HEADER = struct.Struct("<IfQQ")
 WHOLE, BEGIN, END = 0, 1, 3  # cflag
-MOST_PARTS = 1000  # of a record: there is one more for each magic in its data, which chance does not bring about
-MOST_LABELS = 1000  # of a record
-MOST_BYTES = 1 << 30  # of a record; as of any image file
-DIGITS = 18  # of a key or an offset, at most
-IMAGES = {85_742: 5_822_653, 93_431: 5_179_510, 360_232: 17_091_657}  # by people: MS1MV2, MS1MV3, Glint360K
+MOST_PARTS = 1000  # per record: one more per magic in its data, which is very rare
+MOST_LABELS = 1000  # per record
+MOST_BYTES = 1 << 30  # per record, as for any image file
+DIGITS = 18  # maximum digits of a key or offset
+IMAGES = {
+    85_742: 5_822_653,
+    93_431: 5_179_510,
+    360_232: 17_091_657,
+}  # number of people -> images: MS1MV2, MS1MV3, Glint360K
 
 
-class Damaged(Exception):  # noqa: N818 - a record's fate, as Unusable
-    """There is no whole record at that place."""
+class Damaged(Exception):  # noqa: N818 - the result for one record, like Unusable
+    """There is no complete record at that offset."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -42,7 +46,7 @@ class Damaged(Exception):  # noqa: N818 - a record's fate, as Unusable
 
 
 class Record(NamedTuple):
-    """Labels of a record, and the size of its image in bytes (0: none)."""
+    """Labels of a record and the size of its image in bytes (0 = no image)."""
 
     labels: tuple[float, ...]
     image: int
@@ -50,16 +54,16 @@ class Record(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordIO:
-    """The images of all .rec files of a folder, or of one."""
+    """The images of one .rec file, or of all in a folder."""
 
     root: Path
-    label_is_class: bool = option(False, "The label of a record is a class, not a person.")
+    label_is_class: bool = option(False, "Use a record's label as class, not as person.")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Group = person, or label = class; split by the name of the file.
+        """Yield images with group = person, or label = class; split by file name.
 
         Raises:
-            UserError: no .rec file, or one that is none.
+            UserError: there is no .rec file, or one is invalid.
         """
         for pack in self._packs():
             with open_regular(pack, "rb", buffering=0) as data:
@@ -69,23 +73,25 @@ class RecordIO:
         if self.root.suffix == ".rec" and self.root.is_file():
             return [self.root]
         if not self.root.is_dir():
-            raise UserError(f"recordio: {self.root} is neither a folder nor a .rec file")
+            raise UserError(f"recordio={self.root}: neither a folder nor a .rec file. Fix: check the path")
         packs = [self.root / name for name in names(self.root) if name.endswith(".rec")]
         if not packs:
-            raise UserError(f"recordio: no .rec file in {self.root} (found: {content(self.root)})")
+            raise UserError(f"recordio: no .rec file in {self.root} (found: {content(self.root)}). Fix: check the path")
         return packs
 
     def _pack(self, pack: Path, data: int) -> Iterator[Entry | Rejected]:
         try:
             first = read_record(data, 0)
         except Damaged as damage:
-            raise UserError(f"recordio: {pack} does not begin with a whole record ({damage.detail})") from None
-        # Keys from 1 to count - 1 are images; others tell which keys belong to whom.
+            raise UserError(
+                f"recordio: {pack} does not begin with a complete record ({damage.detail}). Fix: download it again"
+            ) from None
+        # Keys 1 to count - 1 are images; the others list the keys of each person.
         count = int(first.labels[0]) if len(first.labels) > 1 and not first.image else None
         most = os.fstat(data).st_size // (FRAME.size + HEADER.size) + 1
         if count is not None and not 0 <= count <= most:
             raise UserError(
-                f"recordio: {pack} says that it has {count} records, and has room for {most}; fetch it again"
+                f"recordio: {pack} declares {count} records, but has room for {most}. Fix: download it again"
             )
         seen = bytearray(count or 0)
         index = pack.with_suffix(".idx")
@@ -118,7 +124,7 @@ class RecordIO:
 
 
 def _indexed(index: Path) -> Iterator[tuple[int, int | None]]:
-    """Key and offset of each record that an index names; (line number, None) for a damaged line."""
+    """Yield key and offset of each record in an index; (line number, None) for a corrupt line."""
     for number, line in lines(index):
         words = line.split()
         if len(words) == 2 and all(word.isdecimal() and len(word) <= DIGITS for word in words):
@@ -128,7 +134,7 @@ def _indexed(index: Path) -> Iterator[tuple[int, int | None]]:
 
 
 def _scanned(data: int) -> Iterator[tuple[int, int]]:
-    """Key and offset of each record, found one behind the other; the last one may be damaged, and ends the search."""
+    """Yield key and offset of each record by scanning; a corrupt last record ends the scan."""
     size = os.fstat(data).st_size
     key = offset = 0
     while offset < size:
@@ -141,10 +147,10 @@ def _scanned(data: int) -> Iterator[tuple[int, int]]:
 
 
 def _parts(data: int, offset: int) -> list[tuple[int, int]]:
-    """(offset, size) of the parts of one record, and last (offset, 0) of the record behind it.
+    """Return (offset, size) of the parts of one record, and last (offset, 0) of the next record.
 
     Raises:
-        Damaged: no record begins there, or the file ends within it.
+        Damaged: no record starts there, or the file ends within it.
     """
     size = os.fstat(data).st_size
     found: list[tuple[int, int]] = []
@@ -167,7 +173,7 @@ def _parts(data: int, offset: int) -> list[tuple[int, int]]:
 
 
 def _join(data: int, parts: list[tuple[int, int]], most: int | None = None) -> bytes:
-    """The data of a record, or their beginning."""
+    """Return the data of a record, or its first `most` bytes."""
     if most is not None and len(parts) == 1:
         return os.pread(data, min(most, parts[0][1]), parts[0][0])
     joined = MAGIC.to_bytes(4, "little").join(os.pread(data, size, offset) for offset, size in parts)
@@ -175,10 +181,10 @@ def _join(data: int, parts: list[tuple[int, int]], most: int | None = None) -> b
 
 
 def read_record(data: int, offset: int) -> Record:
-    """What a record tells about itself; `data` is a file descriptor.
+    """Read a record's labels and image size; `data` is a file descriptor.
 
     Raises:
-        Damaged: there is no whole record.
+        Damaged: there is no complete record.
     """
     *parts, _ = _parts(data, offset)
     size = sum(length for _, length in parts) + 4 * (len(parts) - 1)
@@ -188,21 +194,21 @@ def read_record(data: int, offset: int) -> Record:
         raise Damaged("too_large", "more than 1 GiB")
     flag, label, _, _ = HEADER.unpack(_join(data, parts, HEADER.size))
     if flag > MOST_LABELS:
-        raise Damaged("unreadable", f"the record at byte {offset} has {flag} labels, and may have {MOST_LABELS}")
+        raise Damaged("unreadable", f"the record at byte {offset} has {flag} labels; the maximum is {MOST_LABELS}")
     behind = HEADER.size + 4 * flag
     if size < behind:
         raise Damaged("unreadable", f"the record at byte {offset} is shorter than its {flag} labels")
     labels = struct.unpack(f"<{flag}f", _join(data, parts, behind)[HEADER.size :]) if flag else (label,)
     if not all(abs(value) < float("inf") for value in labels):
-        raise Damaged("bad_row", f"the labels of the record at byte {offset} are no numbers")
+        raise Damaged("bad_row", f"the labels of the record at byte {offset} are not numbers")
     return Record(labels, size - behind)
 
 
 def read_image(file: Path, offset: int) -> bytes:
-    """The image of the record at `offset`, for a worker.
+    """Return the image of the record at `offset`; runs in a worker.
 
     Raises:
-        Unusable: there is no whole record any more.
+        Unusable: there is no complete record.
     """
     from shards.encode import Unusable
 
@@ -217,7 +223,7 @@ def read_image(file: Path, offset: int) -> bytes:
 
 
 def expected(source: RecordIO) -> dict[str, dict[str, int]]:
-    """By the number of people in `property`, for the packs whose count is published."""
+    """Return the published number of images, by the number of people in `property`."""
     file = (source.root if source.root.is_dir() else source.root.parent) / "property"
     people = read_text(file, errors="replace").partition(",")[0].strip() if file.is_file() else ""
     count = IMAGES.get(int(people)) if people.isdecimal() else None
@@ -226,7 +232,7 @@ def expected(source: RecordIO) -> dict[str, dict[str, int]]:
 
 CORPUS = Known(
     name="recordio",
-    title="RecordIO packs (.rec): MS1M-ArcFace, CASIA-WebFace, Glint360K and others; people known, no expressions.",
+    title="RecordIO packs (.rec): MS1M-ArcFace, CASIA-WebFace, Glint360K and others; identities, no expressions.",
     source=RecordIO,
     terms="face recognition packs: non-commercial research only; rights of the photos with their owners",
     expected=expected,

@@ -16,21 +16,21 @@ SPLITS = {
     "val": ("Val_Aligned_Faces_new", "Val/Val_Aligned_Faces_new", "Val_Aligned_Faces", "Val/Val_Aligned_Faces"),
     "test": ("Test_Aligned_Faces", "Test/Test_Aligned_Faces"),
 }
-FRAME = re.compile(r"(.+)_\d{4,}_\d{4,}$")  # film, time in the film, number of the face
+FRAME = re.compile(r"(.+)_\d{4,}_\d{4,}$")  # film, time, number of the face
 MOST_NESTED = 3
 
 
 @dataclass(frozen=True)
 class SFEW:
-    """Splits train and val; test, if it is there, has no labels. Group: the film, which names begin with."""
+    """Splits train and val; test, if present, has no labels. Group: the film, the prefix of the names."""
 
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Faces by split and path.
+        """Yield faces by split and path.
 
         Raises:
-            UserError: neither the training nor the validation faces are in the root.
+            UserError: the root contains neither the training nor the validation faces.
         """
         need("sfew", self.root, "folder of aligned faces", *SPLITS["train"], *SPLITS["val"])
         for split, places in SPLITS.items():
@@ -55,7 +55,7 @@ class SFEW:
 
 
 def _descend(folder: Path) -> Path:
-    """Where the classes are: archives hold a folder of the same name, or one without _new."""
+    """Return the folder of the classes: archives nest a folder of the same name, or one without _new."""
     for _ in range(MOST_NESTED):
         below = names(folder)
         inner = next((name for name in below if "_aligned_faces" in name.lower() and (folder / name).is_dir()), None)

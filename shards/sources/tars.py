@@ -1,4 +1,4 @@
-"""The members of a tar, one after the other, in constant memory; where they can be found again, they are not read."""
+"""Stream the members of a tar in constant memory; members that can be located later are not read."""
 
 import gzip
 import lzma
@@ -16,13 +16,13 @@ from shards.tarred import BoundedTar, TooLargeHeader
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ENDINGS = (*TAR_ENDINGS, ".zip")
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-MOST_PACKED = 256 << 20  # bytes of a member that is compressed: a thousandth of that may be enough to hold it
+MOST_PACKED = 256 << 20  # maximum bytes of a compressed member: its compressed size can be a thousandth
 TOO_LARGE = f"more than {MOST_PACKED >> 20} MiB in a compressed archive; unpack the archive first"
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One file in an archive. size: bytes; read: its content or where it is; fate: why it cannot be read, if so."""
+    """One file in an archive. size: bytes; read: content or its location; fate: why it cannot be read, () if it can."""
 
     name: str
     size: int
@@ -30,7 +30,7 @@ class Member:
     fate: tuple[str, ...] = ()
 
     def content(self) -> bytes:
-        """The bytes, read now.
+        """Read the bytes.
 
         Raises:
             ValueError: they cannot be read.
@@ -44,13 +44,12 @@ class Member:
 
 
 def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[Member | Rejected]:
-    """All files of a tar in their order; a Rejected (source "") where it is damaged or ends early.
+    """Yield all files of a tar in order; a Rejected (source "") if it is corrupt or truncated.
 
-    A tar that is compressed as a whole has no places to go back to: its members come with their bytes, those whose
-    names are not `wanted` without.
+    A compressed tar has no random access: members come with their bytes, members that are not `wanted` without.
 
     Raises:
-        OSError: it cannot be read at all.
+        OSError: the tar cannot be read at all.
     """
     try:
         plain = _opens(file, "r:")
@@ -67,13 +66,13 @@ def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[Membe
 
 
 def stem(name: str) -> str:
-    """'a/train' of 'a/train.tar.gz' or 'a/train.zip'."""
+    """Return 'a/train' for 'a/train.tar.gz' or 'a/train.zip'."""
     ending = max((ending for ending in ENDINGS if name.lower().endswith(ending)), key=len, default="")
     return name[: len(name) - len(ending)]
 
 
 def _opens(file: Path, mode: Literal["r:", "r:*"]) -> bool:
-    """Whether its first header can be read."""
+    """Return whether the first header can be read."""
     try:
         with regular_path(file) as path:
             BoundedTar.open(path, mode).close()
@@ -85,27 +84,27 @@ def _opens(file: Path, mode: Literal["r:", "r:*"]) -> bool:
 
 
 def _members(archive: tarfile.TarFile, file: Path, wanted: Callable[[str], bool] | None) -> Iterator[Member | Rejected]:
-    """wanted: None for a tar that is not compressed."""
+    """Yield the members; wanted: None for an uncompressed tar."""
     try:
         while (item := archive.next()) is not None:
-            archive.members.clear()  # type: ignore[attr-defined] # tarfile keeps every header otherwise
+            archive.members.clear()  # type: ignore[attr-defined] # otherwise tarfile keeps every header
             if item.isreg():
                 yield _placed(item, file) if wanted is None else _packed(archive, item, wanted(item.name))
             elif item.issym() or item.islnk():
                 yield Member(item.name, 0, b"", ("missing", f"a link to {item.linkname}"))
     except (*DAMAGE, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # the disk's fault, not the archive's
+        if isinstance(error, OSError) and error.errno is not None:  # a disk error, not a corrupt archive
             raise
         reason = "unreadable" if isinstance(error, TooLargeHeader) else "truncated"
-        yield Rejected("", reason, f"{error}; what follows is lost")
+        yield Rejected("", reason, f"{error}; the rest is lost")
         return
     if wanted is None:
         with open_regular(file, "rb", buffering=0) as data:
             data.seek(archive.offset)
             block = data.read(tarfile.BLOCKSIZE)
-            if block.strip(b"\0"):  # no header, and not the zeros of the end either
+            if block.strip(b"\0"):  # neither a header nor the zeros at the end
                 reason = "truncated" if len(block) < tarfile.BLOCKSIZE else "unreadable"
-                yield Rejected("", reason, f"no member at byte {archive.offset}; what follows is lost")
+                yield Rejected("", reason, f"no member at byte {archive.offset}; the rest is lost")
 
 
 def _placed(item: tarfile.TarInfo, file: Path) -> Member:

@@ -1,7 +1,7 @@
 """VGGFace2: 3.31 million photos of 9,131 people; Cao et al., FG 2018.
 
-`{train,test}/n000002/0001_01.jpg`, also below `data/`. `bb_landmark/loose_bb_{train,test}.csv` (`NAME_ID,X,Y,W,H`,
-names in quotes, no extension), `loose_landmark_*.csv` (five points) and `identity_meta.csv` may be there or not.
+`{train,test}/n000002/0001_01.jpg`, also below `data/`. Optional: `bb_landmark/loose_bb_{train,test}.csv`
+(`NAME_ID,X,Y,W,H`, quoted names without extension), `loose_landmark_*.csv` (five points) and `identity_meta.csv`.
 """
 
 import csv
@@ -22,18 +22,18 @@ EXPECTED = {"train": 3_141_890, "test": 169_396}
 LIST_FOLDERS = ("bb_landmark", "meta/bb_landmark", "data/bb_landmark", "meta", ".")
 PERSON = re.compile(r"n\d{6}")
 
-Row = tuple[int, str]  # line number, and the text behind the name
+Row = tuple[int, str]  # line number, text after the name
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """A list too long for the memory: (offset, line number, lines) of each run of lines about one person."""
+    """A list too large for memory: (offset, line number, number of lines) of each run of lines about one person."""
 
     file: Path | None
     runs: dict[str, list[tuple[int, int, int]]]
 
     def rows(self, person: str) -> dict[str, Row]:
-        """The lines about a person, by the name of the image."""
+        """Read the lines about a person, by image name."""
         found = {}
         if self.file is not None and person in self.runs:
             with open_regular(self.file, "rb") as data:
@@ -47,15 +47,15 @@ class Blocks:
 
 @dataclass(frozen=True)
 class VGGFace2:
-    """The photos on the disk and those that the lists name."""
+    """The photos on disk and those in the lists."""
 
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Group = person; box and five landmarks where the lists are; extras: gender. No labels.
+        """Yield photos with group = person; box and landmarks from the lists, if present; extras: gender. No labels.
 
         Raises:
-            UserError: no folders of people; a list without its header.
+            UserError: there are no person folders, or a list lacks its header.
         """
         need("vggface2", self.root, "train or test folder", *self._places("train"), *self._places("test"))
         genders = self._genders()
@@ -70,7 +70,10 @@ class VGGFace2:
     def _split(self, folder: Path, split: str, genders: dict[str, str]) -> Iterator[Entry | Rejected]:
         people = [name for name in names(folder) if (folder / name).is_dir()]
         if not any(PERSON.fullmatch(name) for name in people):
-            raise UserError(f"vggface2: no folders such as n000002 in {folder} (found: {content(folder)})")
+            raise UserError(
+                f"vggface2: no folders such as n000002 in {folder} (found: {content(folder)}). "
+                "Fix: give the corpus folder"
+            )
         boxes = self._blocks(f"loose_bb_{split}.csv", "NAME_ID,X,Y,W,H")
         marks = self._blocks(f"loose_landmark_{split}.csv", "NAME_ID,P1X,P1Y,P2X,P2Y,P3X,P3Y,P4X,P4Y,P5X,P5Y")
         there = set(people)
@@ -94,7 +97,7 @@ class VGGFace2:
                         yield Entry(source, source, read, None, split, person, *described, extras)
 
     def _blocks(self, name: str, header: str) -> Blocks:
-        """Where a list tells about whom: one pass over it, a few numbers a person."""
+        """Locate the lines of each person in one pass over a list."""
         file = find(self.root, *(f"{folder}/{name}" for folder in LIST_FOLDERS))
         runs: dict[str, list[tuple[int, int, int]]] = {}
         if file is None:
@@ -102,7 +105,7 @@ class VGGFace2:
         with open_regular(file, "rb") as data:
             first = data.readline()
             if first.decode(errors="replace").replace('"', "").replace(" ", "").strip("\ufeff\r\n") != header:
-                raise UserError(f"vggface2: the first line of {file} is not {header}; take it as delivered")
+                raise UserError(f"vggface2: the first line of {file} is not {header}. Fix: use the file as delivered")
             before, offset = None, len(first)
             for number, line in enumerate(data, 2):
                 person = line.lstrip(b'" ').partition(b"/")[0].decode(errors="surrogateescape")
@@ -119,7 +122,7 @@ class VGGFace2:
         return Blocks(file, runs)
 
     def _genders(self) -> dict[str, str]:
-        """Person -> f or m. Names hold commas in quotes, and spaces follow the commas."""
+        """Read person -> f or m. Names contain commas in quotes, and spaces follow the commas."""
         file = find(self.root, *(f"{folder}/identity_meta.csv" for folder in LIST_FOLDERS))
         if file is None:
             return {}
@@ -128,14 +131,14 @@ class VGGFace2:
                 rows = csv.reader(lines_of(text, MOST_LINE), skipinitialspace=True)
                 return {row[0]: row[-1].strip() for row in rows if len(row) > 1 and row[-1].strip() in ("f", "m")}
         except csv.Error as error:
-            raise UserError(f"vggface2: {file} cannot be read as CSV: {error}") from None
+            raise UserError(f"vggface2: {file} is not valid CSV ({error}). Fix: use the file as delivered") from None
 
 
 Described = tuple[tuple[float, float, float, float] | None, tuple[tuple[float, float], ...] | None]
 
 
 def _describe(edges: Row | None, landmarks: Row | None) -> Described | str:
-    """Box and landmarks from their lines, or what is wrong with one."""
+    """Parse box and landmarks from their lines, or return what is wrong."""
     values = []
     for row, count in ((edges, 4), (landmarks, 10)):
         values.append(None if row is None else numbers(row[1], count, ","))
@@ -145,7 +148,7 @@ def _describe(edges: Row | None, landmarks: Row | None) -> Described | str:
 
 
 def _cut(line: bytes) -> tuple[str, str]:
-    """('0001_01', '161,140,224,324') of b'"n000002/0001_01",161,140,224,324'."""
+    """Split b'"n000002/0001_01",161,140,224,324' into ('0001_01', '161,140,224,324')."""
     name, _, rest = line.decode(errors="surrogateescape").strip().partition(",")
     return name.strip('" ').partition("/")[2], rest
 

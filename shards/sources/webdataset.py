@@ -1,8 +1,8 @@
-"""An existing WebDataset: tars of samples, as webdataset's ShardWriter and img2dataset write them.
+"""An existing WebDataset: tars of samples, as written by webdataset's ShardWriter and img2dataset.
 
-A sample is a run of members whose names agree up to the first dot: an image, and `.cls` (a number or a name), `.txt` (a
-caption), `.json` (anything) if there are any. img2dataset adds to `00000.tar` a `00000.parquet`, which says the same as
-the .json members and which downloads failed, and a `00000_stats.json`, which says how many did not.
+A sample is a run of members whose names agree up to the first dot: an image and, optionally, `.cls` (a number or a
+name), `.txt` (a caption), `.json` (anything). For `00000.tar`, img2dataset adds `00000.parquet`, which repeats the
+.json members and lists failed downloads, and `00000_stats.json` with the number of successful ones.
 """
 
 import re
@@ -14,25 +14,25 @@ from typing import Any
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import read_bytes
-from shards.foreign import split_of
+from shards.foreign import check_sorted, split_of
 from shards.plain import MOST_TOLD, parse_json
 from shards.sources.folder import EXTENSIONS, walk
 from shards.sources.layout import content, inside
 from shards.sources.rows import is_said
 from shards.sources.tars import MOST_PACKED, TAR_ENDINGS, TOO_LARGE, Member, read_tar, stem
 
-# Fields of img2dataset's .json that say nothing about the face, or too much about who took the photo and where.
+# img2dataset's .json fields that are irrelevant to the face or reveal who took the photo and where.
 LEFT_OUT = ("key", "status", "error_message", "width", "height", "exif")
-MOST_NAMED = 5  # tars in a note
+MOST_NAMED = 5  # maximum number of tars in a note
 
 
 @dataclass
 class WebDataset:
-    """The samples of all tars below a folder, or of one tar.
+    """The samples of one tar, or of all tars below a folder.
 
-    image: the extension of the member to take, where a sample has several images ("input.jpg"); label_field and
-    group_field: of the .json; split_pattern: a regular expression with one group, searched in the path of the tar.
-    Without one the last word of that path that names a split counts, as where such tars are read without a build.
+    image: extension of the image member of samples with several ("input.jpg"); label_field, group_field: fields of the
+    .json; split_pattern: a regular expression with one group, searched in the tar's path. Without a pattern the last
+    split word of the path wins, as for tars that are read without a build.
     """
 
     root: Path
@@ -43,10 +43,10 @@ class WebDataset:
     found: dict[str, int] = field(default_factory=dict)  # tar -> samples, after iterating
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Entries in the order of the tars' names and of their samples; extras: fields of the .json, caption.
+        """Yield entries in the order of the tars' names and samples; extras: fields of the .json, caption.
 
         Raises:
-            UserError: no tar, no sample in any, a pattern that is none.
+            UserError: there is no tar or no sample, or the pattern is invalid.
         """
         pattern = self._pattern()
         self.found.clear()
@@ -56,7 +56,7 @@ class WebDataset:
                 match = pattern.search(name)
                 split = match[1] if match else None
             self.found[name] = 0
-            for sample in samples(read_tar(file)):
+            for sample in samples(read_tar(file), file):
                 if isinstance(sample, Rejected):
                     yield replace(sample, source=name)
                     continue
@@ -66,10 +66,10 @@ class WebDataset:
                 else:
                     yield self._entry(name, split, *sample)
         if not any(self.found.values()):
-            raise UserError(f"webdataset: no samples in {self.root} ({len(self.found)} tars)")
+            raise UserError(f"webdataset: no samples in {self.root} ({len(self.found)} tars). Fix: check the path")
 
     def notes(self) -> list[str]:
-        """What img2dataset wrote about its tars and what they hold, where both differ."""
+        """Return notes about tars whose content differs from img2dataset's statistics."""
         folder = self.root.parent if self.root.is_file() else self.root
         notes, differing, unfinished, failed, asked = [], [], [], 0, 0
         for name, count in self.found.items():
@@ -81,41 +81,43 @@ class WebDataset:
             if stats["successes"] != count:
                 differing.append(f"{name} {count} of {stats['successes']}")
         if differing:
-            notes.append(f"tars with other counts than their _stats.json: {', '.join(differing[:MOST_NAMED])}")
+            notes.append(f"tars whose counts differ from their _stats.json: {', '.join(differing[:MOST_NAMED])}")
         if unfinished and len(unfinished) < len(self.found):
             notes.append(
                 f"{len(unfinished)} tars without _stats.json ({', '.join(unfinished[:MOST_NAMED])}): unfinished?"
             )
         if failed:
-            notes.append(f"{failed} of {asked} downloads had failed before; the .parquet files list them")
+            notes.append(f"{failed} of {asked} downloads had failed; see the .parquet files")
         return notes
 
     def _tars(self) -> list[tuple[str, Path]]:
         if self.root.is_file():
             return [(self.root.name, self.root.absolute())]
         if not self.root.is_dir():
-            raise UserError(f"webdataset: {self.root} does not exist")
+            raise UserError(f"webdataset={self.root}: does not exist. Fix: check the path")
         names = [name for name in walk(self.root) if name.lower().endswith(TAR_ENDINGS)]
         if not names:
-            raise UserError(f"webdataset: no .tar in {self.root} (found: {content(self.root)})")
+            raise UserError(f"webdataset: no .tar in {self.root} (found: {content(self.root)}). Fix: check the path")
         return [(name, self.root.absolute() / name) for name in names]
 
     def _pattern(self) -> re.Pattern[str] | None:
         try:
             pattern = re.compile(self.split_pattern)
         except re.error as error:
-            raise UserError(f"--split-pattern {self.split_pattern!r} is not a regular expression: {error}") from None
+            raise UserError(
+                f"--split-pattern={self.split_pattern!r}: not a regular expression ({error}). Fix: correct it"
+            ) from None
         if self.split_pattern and pattern.groups != 1:
             raise UserError(
-                f"--split-pattern {self.split_pattern!r} has {pattern.groups} groups; put one pair of parentheses "
-                "around the part that names the split, such as '^(train|val)-'"
+                f"--split-pattern={self.split_pattern!r}: has {pattern.groups} groups, needs one. Fix: put one pair of "
+                "parentheses around the split name, as in '^(train|val)-'"
             )
         return pattern if self.split_pattern else None
 
     def _entry(self, tar: str, split: str | None, key: str, members: dict[str, Member]) -> Entry | Rejected:
         source = f"{tar}/{key}"
         if inside(key) is None:
-            return Rejected(source, "outside", "a path that leaves the archive")
+            return Rejected(source, "outside", "a path outside the archive")
         extension = self._image(members)
         if extension is None:
             return Rejected(source, "missing", f"no image among {', '.join(members)}")
@@ -148,20 +150,37 @@ class WebDataset:
         return next((extension for extension in members if f".{extension.lower()}" in EXTENSIONS), None)
 
 
-def samples(members: Iterable[Member | Rejected]) -> Iterator[tuple[str, dict[str, Member]] | Rejected]:
-    """Runs of members of one key, by extension; hidden ones left out."""
+def samples(members: Iterable[Member | Rejected], tar: Path) -> Iterator[tuple[str, dict[str, Member]] | Rejected]:
+    """Group members by key and yield them by extension; skip hidden ones. A repeated extension starts a new group.
+
+    Raises:
+        UserError: the members of a key are not adjacent: the tar is not sorted.
+    """
+    seen: dict[str, str] = {}  # key -> extensions
+    for key, run in _runs(members):
+        if isinstance(run, Rejected):
+            yield run
+            continue
+        if key in seen:
+            check_sorted(tar, key, seen[key].split(), run)
+        else:
+            seen[key] = " ".join(run)
+        yield key, run
+
+
+def _runs(members: Iterable[Member | Rejected]) -> Iterator[tuple[str, dict[str, Member] | Rejected]]:
     before = ""
     run: dict[str, Member] = {}
     for member in members:
         if isinstance(member, Rejected):
-            yield member
+            yield "", member
             continue
         folder, slash, base = member.name.removeprefix("./").rpartition("/")
         name, _, extension = base.partition(".")
         if not name or "__MACOSX" in folder:
             continue
         key = folder + slash + name
-        if key != before and run:
+        if run and (key != before or extension in run):
             yield before, run
             run = {}
         before = key
@@ -178,7 +197,7 @@ def _json(members: dict[str, Member]) -> dict[str, Any]:
         return {}
     known = parse_json(_told(members["json"]))
     if not isinstance(known, dict):
-        raise ValueError("its .json is not an object")  # noqa: TRY004 - a damaged member
+        raise ValueError("its .json is not an object")  # noqa: TRY004 - a corrupt member
     return known
 
 
@@ -195,7 +214,7 @@ def _told(member: Member) -> bytes:
 
 
 def _stats(file: Path) -> dict[str, int] | None:
-    """How many downloads were tried and came; None if there is no such file, or another one."""
+    """Return the numbers of attempted and successful downloads; None without a valid file."""
     try:
         found = parse_json(read_bytes(file))
         return {name: int(found[name]) for name in ("count", "successes")}

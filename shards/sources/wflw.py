@@ -1,7 +1,7 @@
 """WFLW: 10,000 faces with 98 landmarks in the photos of WIDER FACE; Wu et al., CVPR 2018.
 
-`WFLW_images/<event>/<photo>.jpg` and, below `WFLW_annotations/list_98pt_rect_attr_train_test/`, the lists
-`list_98pt_rect_attr_{train,test}.txt`: in each line 196 coordinates, a box x1 y1 x2 y2, 6 flags, the photo's path.
+`WFLW_images/<event>/<photo>.jpg`; in `WFLW_annotations/list_98pt_rect_attr_train_test/` the lists
+`list_98pt_rect_attr_{train,test}.txt`: per line 196 coordinates, a box x1 y1 x2 y2, 6 flags, the photo's path.
 """
 
 from collections import Counter
@@ -31,10 +31,10 @@ class WFLW:
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Landmarks, box, group = photo (it may show several faces); extras: the flags that are set.
+        """Yield faces with landmarks, box, group = photo (it may show several faces); extras: the flags that are set.
 
         Raises:
-            UserError: no images, none of the lists.
+            UserError: the images or both lists are missing.
         """
         images = need("wflw", self.root, "images", "WFLW_images", "images").absolute()
         need("wflw", self.root, "list", *self._places("train"), *self._places("test"))
@@ -54,7 +54,7 @@ def _bad(file: Path | None, number: int) -> tuple[str, str, str]:
 
 
 def _entry(images: Path, split: str, line: str, faces: Counter[str]) -> Entry | tuple[str, str] | None:
-    """One face; source and reason if its path leads out; None if the line is damaged."""
+    """Return one face; source and reason if its path leads outside; None for a corrupt line."""
     words = line.split(maxsplit=2 * LANDMARKS + 10)
     values = numbers(" ".join(words[:-1]), 2 * LANDMARKS + 10)
     if values is None:

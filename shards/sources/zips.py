@@ -1,7 +1,7 @@
-"""The members of a zip, one after the other, in constant memory: its directory is read as a stream.
+"""Stream the members of a zip in constant memory, reading its central directory as a stream.
 
-The standard library's zipfile keeps all of the directory, 550 bytes a member. Layout: PKWARE's APPNOTE.TXT 4.3.12 to
-4.3.16 (directory, its end, and the same with 64 bits), 4.5.3 (the extra field with 64 bits).
+The standard library's zipfile keeps the whole directory, 550 bytes per member. Layout: PKWARE's APPNOTE.TXT 4.3.12 to
+4.3.16 (directory, its end, and the 64-bit forms), 4.5.3 (the 64-bit extra field).
 """
 
 import struct
@@ -18,20 +18,20 @@ END = struct.Struct("<4s4H2LH")
 LOCATOR = struct.Struct("<4sLQL")
 END_64 = struct.Struct("<4sQ2H2L4Q")
 ENTRY = struct.Struct("<4s6H3L5H2L")
-LOCAL_HEADER = 30  # bytes before the name of a member; its data lie behind name and extra field
+LOCAL_HEADER = 30  # bytes before a member's name; its data follows the name and extra field
 LONGEST_COMMENT = 0xFFFF
-FULL_32 = 0xFFFFFFFF  # "see the 64 bits"
+FULL_32 = 0xFFFFFFFF  # marker: see the 64-bit field
 EXTRA_64 = 1
 ENCRYPTED, UTF_8 = 1, 1 << 11  # flags
 STORED, DEFLATED = 0, 8
 
 
-class DamagedZip(Exception):  # noqa: N818 - an archive's fate
-    """It is no zip, or not a whole one. The message says what was found."""
+class DamagedZip(Exception):  # noqa: N818 - the result for one archive
+    """The file is not a complete zip. The message gives the reason."""
 
 
 class Listed(NamedTuple):
-    """A member as the directory has it. header: where its local header begins; packed: its size in the archive."""
+    """A member as listed in the directory. header: offset of its local header; packed: compressed size."""
 
     name: str
     flags: int
@@ -43,7 +43,7 @@ class Listed(NamedTuple):
 
 
 class Directory(NamedTuple):
-    """Where the directory begins and ends, and by how much all offsets in it are too small: bytes before the zip."""
+    """Start and end of the directory, and the shift of all its offsets: the number of bytes before the zip."""
 
     start: int
     end: int
@@ -51,12 +51,12 @@ class Directory(NamedTuple):
 
 
 def read_zip(file: Path) -> Iterator[Member | Rejected]:
-    """The members of a zip, in the order of its directory.
+    """Yield the members of a zip in the order of its directory.
 
-    A Rejected (source "") if it is no zip, ends early (the directory is its last part) or is damaged in the directory.
+    A Rejected (source "") if it is not a zip, is truncated (the directory is its last part) or has a corrupt directory.
 
     Raises:
-        OSError: it cannot be read at all.
+        OSError: the file cannot be read at all.
     """
     with open_regular(file, "rb") as data:
         try:
@@ -64,7 +64,7 @@ def read_zip(file: Path) -> Iterator[Member | Rejected]:
                 if not item.name.endswith("/"):
                     yield _member(file, item)
         except DamagedZip as damage:
-            yield Rejected("", "unreadable", f"not a whole zip: {damage}")
+            yield Rejected("", "unreadable", f"not a complete zip: {damage}")
 
 
 def _directory(data: IO[bytes]) -> Directory:
@@ -82,12 +82,12 @@ def _directory(data: IO[bytes]) -> Directory:
     if disk or first_disk:
         raise DamagedZip("it is one of several parts; join them first")
     if end - length - offset < 0:
-        raise DamagedZip("its directory is cut off")
+        raise DamagedZip("its directory is truncated")
     return Directory(end - length, end, end - length - offset)
 
 
 def _end(tail: bytes) -> int:
-    """Where in the last bytes of a zip the end of its directory is told, -1 if nowhere; its comment is the rest."""
+    """Return the offset of the end-of-directory record in the last bytes of a zip, -1 if missing; a comment follows."""
     place = tail.rfind(b"PK\5\6", 0, max(len(tail) - END.size + 4, 0))
     while place >= 0 and END.unpack_from(tail, place)[-1] > len(tail) - place - END.size:
         place = tail.rfind(b"PK\5\6", 0, place + 3)
@@ -95,7 +95,7 @@ def _end(tail: bytes) -> int:
 
 
 def _end_64(data: IO[bytes], end: int) -> tuple[int, int, int, int, int] | None:
-    """Numbers of the disks, length and offset of the directory, and its end, in 64 bits; None without them."""
+    """Return disk numbers, length, offset and end of the directory in 64-bit form; None without it."""
     place = end - LOCATOR.size - END_64.size
     if place < 0:
         return None
@@ -112,21 +112,21 @@ def _listed(data: IO[bytes], directory: Directory) -> Iterator[Listed]:
     while place < directory.end:
         fixed = data.read(ENTRY.size)
         if len(fixed) < ENTRY.size or not fixed.startswith(b"PK\1\2"):
-            raise DamagedZip(f"no member in its directory at byte {place}; what follows is lost")
+            raise DamagedZip(f"no member in its directory at byte {place}; the rest is lost")
         _, _, _, flags, method, _, _, crc, packed, size, *lengths, _, _, _, header = ENTRY.unpack(fixed)
         rest = data.read(sum(lengths))  # name, extra field, comment
         name, extra = rest[: lengths[0]], rest[lengths[0] : lengths[0] + lengths[1]]
         size, packed, header = _wide(extra, size, packed, header)
         members += LOCAL_HEADER + lengths[0] + packed
-        if members > directory.start:  # one range, named thousands of times, is read and unpacked as often
-            raise DamagedZip("its members lie over each other; unpack it and build from the folder")
+        if members > directory.start:  # overlapping members would be decompressed thousands of times
+            raise DamagedZip("its members overlap; unpack it and build from the folder")
         text = name.partition(b"\0")[0].decode("utf-8" if flags & UTF_8 else "cp437", "surrogateescape")
         yield Listed(text.replace("\\", "/"), flags, method, crc, packed, size, header + directory.shift)
         place += ENTRY.size + sum(lengths)
 
 
 def _wide(extra: bytes, *values: int) -> Iterator[int]:
-    """Values of 32 bits; those that do not fit stand in the extra field, in the same order."""
+    """Resolve 32-bit values: those that do not fit are in the 64-bit extra field, in the same order."""
     wide = b""
     while len(extra) >= 4:
         kind, length = struct.unpack_from("<2H", extra)
@@ -153,10 +153,10 @@ def _member(file: Path, item: Listed) -> Member:
 
 
 def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, packed: bool) -> bytes:
-    """A member of a zip by the offset of its header, for a worker: the directory is not read again.
+    """Read a member by the offset of its header, without the directory; runs in a worker.
 
     Raises:
-        Unusable: damaged; OSError: the file cannot be read at all.
+        Unusable: the member is corrupt. OSError: the file cannot be read at all.
     """
     from shards.encode import MAX_BYTES, Unusable
     from shards.sources.pieces import read
@@ -173,5 +173,5 @@ def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, pac
     except zlib.error as error:
         raise Unusable("unreadable", str(error)) from None
     if len(data) != unpacked or zlib.crc32(data) != crc:
-        raise Unusable("unreadable", "its checksum is another one")
+        raise Unusable("unreadable", "its checksum does not match")
     return data

@@ -1,1 +1,1 @@
-"""What `import simfle` offers: pretrain, embed, load_backbone, evaluate. Commands call the same functions."""
+"""Public functions of `import simfle`: pretrain, embed, load_backbone, evaluate. Commands call the same functions."""

@@ -1,4 +1,4 @@
-"""A backbone with its preprocessing: images in, features out."""
+"""A backbone with its preprocessing: images to features."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,20 +15,21 @@ from simfle.errors import UserError
 from simfle.eval.backbones import CARD, Card, read_card
 from simfle.eval.export import newest_checkpoint
 from simfle.eval.foreign import open_backbone
+from simfle.words import shell_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 
-# One image: a PIL image, [H, W, 3] or [H, W] uint8, a uint8 tensor [3, H, W], or the path of a file.
+# One image: a PIL image, [H, W, 3] or [H, W] uint8, a uint8 tensor [3, H, W], or a file path.
 One: TypeAlias = "Image.Image | NDArray[np.uint8] | Tensor | str | Path"
 
 
 class Backbone:
-    """A pretrained backbone, frozen, in eval mode. Call it with images of any size.
+    """A frozen pretrained backbone in eval mode. Call it with images of any size.
 
-    network: timm's module without its head, for normalised images [B, 3, H, W]; card: name, mean, std, run ...;
+    network: timm's module without its head, for normalized images [B, 3, H, W]; card: name, mean, std, run ...;
     features: C; size: side in pixels that images are resized to.
     """
 
@@ -49,24 +50,24 @@ class Backbone:
         return self.card.size
 
     def __call__(self, images: "One | Sequence[One]") -> Tensor:
-        """Features [B, C] float32 of one image (B = 1) or several; whole, without augmentation."""
+        """Return features [B, C] float32 of one image (B = 1) or several, without augmentation."""
         with torch.no_grad():
             return self._pooled(self.preprocess(images)).float()
 
     def maps(self, images: "One | Sequence[One]") -> Tensor:
-        """Feature maps [B, C, h, w] float32."""
+        """Return feature maps [B, C, h, w] float32."""
         with torch.no_grad():
             return self._pooled.maps(self.preprocess(images)).float()
 
     def preprocess(self, images: "One | Sequence[One]") -> Tensor:
-        """Images as [B, 3, S, S] uint8 on the device, resized as an evaluation does; normalising is the module's part.
+        """Return images as [B, 3, S, S] uint8 on the device, resized as in an evaluation. The module normalizes them.
 
         Raises:
-            UserError: something that is no image, or damaged; an array or a tensor that is not RGB or grey of 8 bits.
+            UserError: not an image, a corrupt one, or an array or tensor that is not 8-bit RGB or grayscale.
         """
         resized = [resize(pixels(image), self.size) for image in each(images)]
         if not resized:
-            raise UserError("backbone: no images were given")
+            raise UserError("backbone: no images were given. Fix: give at least one.")
         batch = np.stack(resized)  # [B, S, S, 3]
         return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous().to(self.device)  # [B, 3, S, S]
 
@@ -75,49 +76,54 @@ class Backbone:
 
 
 def load_backbone(path: str | Path, device: str = "auto") -> Backbone:
-    """The backbone in `path`: a backbone.safetensors, the folder that holds one, or a run's folder.
+    """Load the backbone in `path`: a backbone.safetensors, a folder with one, or a run folder.
 
-    Other people's weights come by a word such as timm:resnet50, see simfle/eval/foreign.py. device: auto, cpu or cuda.
+    Third-party weights are named as in timm:resnet50, see simfle/eval/foreign.py. device: auto, cpu or cuda.
 
     Raises:
-        UserError: a file missing, damaged or of another model; no such device.
+        UserError: a file is missing, corrupt or of another model, or the device does not exist.
     """
     if not str(path):
-        raise UserError("backbone: '' names none; name a run, a backbone.safetensors, or timm:NAME and the like")
+        raise UserError("backbone='': empty. Fix: name a run, a backbone.safetensors, or timm:NAME.")
     place = at_home(path)
     exported = place / "export" / "online"
     if place.is_dir() and (place / "checkpoints").is_dir():
         if not exported.is_dir():
-            raise UserError(f"backbone: {path} is a run without exported backbones; first: simfle export {path}")
+            raise UserError(
+                f"backbone: {path} is a run without exported backbones. "
+                f"Fix: run {shell_line('simfle', 'export', path)}."
+            )
         _mind_newer(place, exported)
         place = exported
-    found = open_backbone(str(place) if place.exists() else str(path))  # as a path, timm:NAME may lose a slash
+    found = open_backbone(str(place) if place.exists() else str(path))  # Path may drop a slash of timm:NAME
     return Backbone(found.module, found.card, pick_device(device))
 
 
 def _mind_newer(run: Path, exported: Path) -> None:
-    """Say that a run has gone on since its backbone was exported: no error, but its user must know."""
+    """Warn if a run has newer checkpoints than its exported backbone."""
     try:
         newest = newest_checkpoint(run).name
-    except UserError:  # only the backbone was kept
+    except UserError:  # only the exported backbone was kept
         return
     if read_card(exported / CARD).run.get("checkpoint") != newest:
-        log.warning("%s has gone on to %s since its backbone was exported; anew: simfle export %s", run, newest, run)
+        log.warning(
+            "%s has reached %s since its backbone was exported; to update it: simfle export %s", run, newest, run
+        )
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: the GPU, if there is one. Raises UserError: not a device, or none of this kind here."""
+    """auto: the GPU, if there is one. Raises UserError for an unknown or missing device."""
     if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device is {name!r}; known are auto, cpu and cuda")
+        raise UserError(f"device={name!r}: unknown. Fix: choose auto, cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda, but torch sees no GPU; take device=cpu, or ask `simfle doctor`")
+        raise UserError("device=cuda: torch finds no GPU. Fix: set device=cpu, or run simfle doctor.")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def each(images: Any) -> Iterator[Any]:
-    """The images one by one, of one image that one.
+    """Yield the images one by one, or the only one.
 
-    Of arrays the dimensions tell: [H, W, 3], [3, H, W] and [H, W] are an image, others are several.
+    The dimensions of an array decide: [H, W, 3], [3, H, W] and [H, W] are one image, others are several.
     """
     if isinstance(images, Tensor | np.ndarray):
         one = images.ndim in (0, 2, 3)
@@ -125,55 +131,56 @@ def each(images: Any) -> Iterator[Any]:
         one = isinstance(images, str | bytes | Path | Image.Image | Mapping)
     try:
         return iter([images] if one else images)
-    except TypeError:  # nothing of several: `pixels` says what it is
+    except TypeError:  # not a sequence: `pixels` reports what it is
         return iter([images])
 
 
 def pixels(image: One) -> "NDArray[np.uint8]":
-    """One image as [H, W, 3] uint8 RGB, upright, on white where it is transparent. Raises UserError: it is no image."""
+    """Convert one image to [H, W, 3] uint8 RGB, upright, on white if transparent. Raises UserError for non-images."""
     if isinstance(image, str | Path):
         return read_image(at_home(image))
     if isinstance(image, Image.Image):
         return read_pillow(image)
     if not isinstance(image, Tensor | np.ndarray):
         raise UserError(
-            f"backbone: {type(image).__name__} is no image; give PIL images, uint8 arrays, tensors or paths"
+            f"backbone: {type(image).__name__} is not an image. Fix: give PIL images, uint8 arrays, tensors or paths."
         )
     array = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         kind = "tensor [3, H, W]" if isinstance(image, Tensor) else "array [H, W, 3]"
-        raise UserError(f"backbone: an image is {kind} of uint8, 0 to 255; found {tuple(image.shape)} of {image.dtype}")
+        raise UserError(f"backbone: image {tuple(image.shape)} of {image.dtype}. Fix: give {kind} of uint8, 0 to 255.")
     return array
 
 
 def read_image(file: Path) -> "NDArray[np.uint8]":
-    """A file as [H, W, 3] uint8 RGB, turned upright as its EXIF says. Raises UserError: it is no image, or damaged."""
+    """Read a file as [H, W, 3] uint8 RGB with its EXIF rotation applied. Raises UserError if it is no valid image."""
     from shards.encode import Unusable, decode_rgb
 
     try:
         return decode_rgb(read_bytes(file))
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror}") from None
+        raise UserError(f"{file}: cannot be read: {error.strerror}. Fix: check the path.") from None
     except Unusable as error:
-        raise UserError(f"{file} is no image that can be used: {error.reason}") from None
+        raise UserError(f"{file}: not a usable image: {error.reason}. Fix: give another one.") from None
 
 
 def read_pillow(image: Image.Image) -> "NDArray[np.uint8]":
-    """A PIL image as [H, W, 3] uint8 RGB, as its file would be read. Raises UserError: its mode, or it is damaged."""
+    """Convert a PIL image as its file would be read. Raises UserError for its mode or if it is corrupt."""
     from shards.encode import Unusable, image_rgb
 
     try:
         return image_rgb(image)
     except Unusable as error:
         raise UserError(
-            f"backbone: a PIL image of mode {image.mode} cannot be used ({error.detail}); give a sound one of 8 bits"
+            f"backbone: a PIL image of mode {image.mode} cannot be used ({error.detail}). "
+            "Fix: give a valid 8-bit image."
         ) from None
 
 
 def resize(image: "NDArray[np.uint8]", size: int) -> "NDArray[np.uint8]":
-    """[H, W, 3] -> [size, size, 3], as simfle.eval.features does it."""
+    """Resize [H, W, 3] to [size, size, 3] as simfle.eval.features does."""
     import cv2
 
     shrinks = min(image.shape[:2]) >= size

@@ -1,4 +1,4 @@
-"""Features of many images: a folder, shards, or images in memory, to arrays or to a file with keys."""
+"""Compute features of a folder, shards, or images in memory, as arrays or as a file with keys."""
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -33,23 +33,28 @@ def embed(
     batch: int = 64,
     device: str = "auto",
 ) -> "dict[str, NDArray[Any]]":
-    """Features of every image in `data`, in their order.
+    """Compute the features of every image in `data`, in order.
 
-    data: a folder of shards, any folder of images (flat or nested), or what a backbone takes: a PIL image, a uint8
-    array, a tensor, the path of a file, or several of them. backbone: what `load_backbone` takes or gives. out: a .npz
-    or .parquet file for the same. splits: of shards, one or several, default: all. batch: images per forward pass.
+    Args:
+        data: a folder of shards, any folder of images (flat or nested), or the input of a backbone: a PIL image, a
+            uint8 array, a tensor, a file path, or several of them.
+        backbone: input or result of `load_backbone`.
+        out: .npz or .parquet file to write the results to.
+        splits: one or several splits of shards (default: all).
+        batch: images per forward pass.
 
-    Returns keys [n] (of shards; paths in a folder; else 0, 1, ...) and features [n, C] float32; of shards also splits
-    [n] and labels [n] (names, "" without one). An image of a folder that cannot be read is left out with a warning.
+    Returns:
+        keys [n] (for shards: theirs; for a folder: paths; otherwise 0, 1, ...) and features [n, C] float32; for shards
+        also splits [n] and labels [n] (names, "" without one). Unreadable images in a folder are skipped and logged.
 
     Raises:
-        UserError: no such data or backbone, no image in it, a file name that is neither .npz nor .parquet.
+        UserError: no such data or backbone, no image in it, or a file name that ends in neither .npz nor .parquet.
     """
     target = at_home(out) if out is not None else None
     if target is not None and target.suffix not in FORMATS:
-        raise UserError(f"embed: {target} must end in {' or '.join(FORMATS)}")
+        raise UserError(f"out={target}: unknown format. Fix: use a name that ends in {' or '.join(FORMATS)}.")
     if batch < 1:
-        raise UserError(f"embed: batch={batch}; it must be at least 1")
+        raise UserError(f"batch={batch}: must be at least 1. Fix: raise it.")
     model = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, device)
     known: dict[str, list[Any]] = {}
     features = []
@@ -60,7 +65,10 @@ def embed(
             for name, value in row.items():
                 known.setdefault(name, []).append(value)
     if not features:
-        raise UserError(f"embed: no image in {data if isinstance(data, str | Path) else 'the data'} could be read")
+        raise UserError(
+            f"embed: no image in {data if isinstance(data, str | Path) else 'the data'} could be read. "
+            "Fix: give other images."
+        )
     found = {name: np.array(values) for name, values in known.items()} | {"features": np.concatenate(features)}
     if target is not None:
         write(target, found)
@@ -68,7 +76,7 @@ def embed(
 
 
 def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
-    """Arrays of one length as .npz (no pickle in it) or .parquet (features as a column of lists)."""
+    """Write arrays of equal length as .npz (without pickle) or .parquet (features as a column of lists)."""
     import io
 
     content = io.BytesIO()
@@ -85,20 +93,22 @@ def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, content.getvalue())
     except OSError as error:
-        raise UserError(f"embed: {file} cannot be written: {error.strerror}") from None
+        raise UserError(f"out={file}: cannot be written: {error.strerror}. Fix: choose another file.") from None
 
 
 def _samples(data: Any, splits: Sequence[str], size: int) -> Iterator[dict[str, Any]]:
-    """One dict a sample: keys and the like, and image [S, S, 3] uint8."""
+    """Yield one dict per sample: keys and similar fields, and image [S, S, 3] uint8."""
     if isinstance(data, str | Path):
         data = at_home(data)
     if isinstance(data, Shards) or (isinstance(data, Path) and (data / NAME).is_file()):
         if splits and isinstance(data, Shards):
-            raise UserError(f"embed: splits={list(splits)}: the shards are open; give these splits to shards.open")
+            raise UserError(
+                f"embed: splits={list(splits)}: the shards are already open. Fix: pass splits to shards.open."
+            )
         shards = data if isinstance(data, Shards) else Shards(data, splits)
         return _parallel(lambda number: _of_shards(shards, number, size), range(len(shards)))
     if splits:
-        raise UserError(f"embed: splits={list(splits)}: only shards have splits")
+        raise UserError(f"embed: splits={list(splits)}: only shards have splits. Fix: remove splits.")
     if isinstance(data, Path) and not data.is_file():
         folder, names = data, _names(data)
         return _parallel(lambda name: _of_file(folder, name, size), names)
@@ -109,12 +119,12 @@ def _names(folder: Path) -> list[str]:
     from shards.sources.folder import EXTENSIONS, walk
 
     if "://" in str(folder):
-        raise UserError(f"embed: {folder} is a URL; embed reads folders of this machine")
+        raise UserError(f"embed: {folder} is a URL. Fix: copy the shards to a local folder.")
     if not folder.is_dir():
-        raise UserError(f"embed: {folder} is not a folder; name shards, a folder of images, or give images")
+        raise UserError(f"embed: {folder} is not a folder. Fix: name shards or a folder of images, or give images.")
     names = [name for name in walk(folder) if Path(name).suffix.lower() in EXTENSIONS]
     if not names:
-        raise UserError(f"embed: no images in {folder}")
+        raise UserError(f"embed: no images in {folder}. Fix: name a folder of images.")
     return names
 
 
@@ -127,12 +137,12 @@ def _of_file(folder: Path, name: str, size: int) -> dict[str, Any] | None:
     try:
         return {"keys": name, "image": resize(read_image(folder / name), size)}
     except UserError as error:
-        log.warning("left out: %s", error)
+        log.warning("skipped: %s", error)
         return None
 
 
 def _parallel(read: Any, places: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Decoded on a few threads, in order, not further ahead than what a batch needs."""
+    """Decode on a few threads, in order, at most one batch ahead."""
     with ThreadPoolExecutor(THREADS) as pool:
         rest = iter(places)
         while some := list(islice(rest, 16 * THREADS)):

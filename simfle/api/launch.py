@@ -1,4 +1,4 @@
-"""Several processes of one run on this machine, one per GPU or sharing its cores."""
+"""Start several processes of one run on this machine, one per GPU or sharing its cores."""
 
 import json
 import os
@@ -18,10 +18,15 @@ from simfle.process import LAUNCHER
 from simfle.stopping import STOP_SIGNALS
 from simfle.terminal import say
 
-GRACE = 30.0  # seconds that the others have to say why they end, after one has failed
-COLOURS = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE")  # what rich takes for a terminal
-# With this process's folders of modules: `python -m simfle` would look into the current folder first, where a user may
-# have a random.py or another simfle.
+GRACE = 30.0  # seconds for the other processes to report errors after one has failed
+COLOURS = (
+    "FORCE_COLOR",
+    "CLICOLOR_FORCE",
+    "TTY_COMPATIBLE",
+    "TTY_INTERACTIVE",
+)  # variables that make rich assume a terminal
+# Uses this process's module paths: `python -m simfle` would search the current folder first, which may contain a
+# random.py or another simfle.
 PROGRAM = """
 import sys
 sys.path[:] = filter(None, sys.path)
@@ -31,36 +36,38 @@ sys.argv[0] = "simfle"
 from simfle.commands.main import script
 script()
 """
-LAST_WORDS = 2000  # characters of a failed process's output that are shown
+LAST_WORDS = 2000  # maximum characters printed from a failed process's output
 
 
 def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
-    """Run `simfle pretrain WORDS` in so many processes; the exit code of the first that failed, 0 if none did.
+    """Run `simfle pretrain WORDS` in several processes; return the exit code of the first that failed, 0 if none did.
 
-    The main process writes to this terminal; relay: through sys.stderr, which a notebook shows. Of the others only the
-    last words of one that failed are shown. Stop signals are handed on to all: the run saves and ends, and the same
-    words go on with it.
+    The main process writes to this terminal; relay: through sys.stderr, which a notebook displays. Of the others, only
+    the end of a failed process's output is printed. Stop signals are forwarded to all: the run saves a checkpoint and
+    ends, and the same call resumes it.
 
     Raises:
-        UserError: not a number of processes, or this one is itself one of several.
-        KeyboardInterrupt: relay, and Ctrl-C came before there was anything to save.
+        UserError: an invalid number of processes, or this process is itself one of several.
+        KeyboardInterrupt: relay, and Ctrl-C before there was anything to save.
     """
     if processes < 1:
-        raise UserError(f"processes={processes}: it must be at least 1")
+        raise UserError(f"processes={processes}: must be at least 1. Fix: raise it.")
     if "WORLD_SIZE" in os.environ:
-        raise UserError("processes: a launcher has already started this process as one of several; leave it out")
+        raise UserError(
+            "processes={processes}: a launcher already started this process as one of several. Fix: remove processes."
+        )
     with ExitStack() as ends:
         files = [ends.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes - 1)]
         shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": _free_port()}
         running: list[subprocess.Popen[bytes]] = []
-        with _handed_on(running) as signals:  # from the first one on: none may be left behind
+        with _handed_on(running) as signals:  # from the first process on, so that none is left running
             for rank in range(processes):
                 process = subprocess.Popen(
                     [sys.executable, "-c", PROGRAM, json.dumps(sys.path), "pretrain", *words],
                     env=_environment(rank, processes, shared, plain=relay),
                     stdout=None if rank == 0 else files[rank - 1],
                     stderr=files[rank - 1] if rank else subprocess.PIPE if relay else None,
-                    start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which hands it on once
+                    start_new_session=True,  # the terminal's Ctrl-C reaches only this process, which forwards it once
                 )
                 running.append(process)
             if relay:
@@ -70,13 +77,13 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
             raise KeyboardInterrupt
         if first > 0:
             files[first - 1].seek(0)
-            if words := files[first - 1].read()[-LAST_WORDS:].strip():  # silent: the main process says why
+            if words := files[first - 1].read()[-LAST_WORDS:].strip():  # if empty, the main process reports the reason
                 say(f"process {first}:\n{words}")
         return 0 if first < 0 else running[first].returncode
 
 
 def _environment(rank: int, processes: int, shared: dict[str, int], plain: bool) -> dict[str, str]:
-    """plain: a notebook says that its output takes colours, but what is relayed comes line by line."""
+    """plain: disable colors; a notebook claims to support them, but relayed output arrives line by line."""
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     own: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", **shared}
     own[LAUNCHER] = os.getpid()
@@ -91,7 +98,7 @@ def _relay(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _wait(running: "list[subprocess.Popen[bytes]]") -> int:
-    """Until all have ended; the rank of the first that failed, -1 if none did. The rest of a failed run is ended."""
+    """Wait for all processes; return the rank of the first that failed, -1 if none did. A failure stops the others."""
     first, deadline = -1, float("inf")
     while any(process.poll() is None for process in running):
         failed = [rank for rank, process in enumerate(running) if process.poll()]
@@ -106,7 +113,7 @@ def _wait(running: "list[subprocess.Popen[bytes]]") -> int:
 
 @contextmanager
 def _handed_on(running: "list[subprocess.Popen[bytes]]") -> Iterator[list[int]]:
-    """Stop signals go to all processes; those that came. Outside of the main thread Python allows no handlers: none."""
+    """Forward stop signals to all processes; yield those received. Outside of the main thread, do nothing."""
     came: list[int] = []
 
     def hand_on(number: int, _: object) -> None:

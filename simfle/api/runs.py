@@ -1,4 +1,4 @@
-"""Pretraining and evaluation as functions: what the commands do, with the same configurations."""
+"""Pretraining and evaluation as functions, with the commands' configurations."""
 
 import gc
 import itertools
@@ -34,25 +34,27 @@ def pretrain(
     processes: int = 1,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Pretrain on `data` in the run folder `out`; the file of the backbone, which `load_backbone` and `embed` take.
+    """Pretrain on `data` in the run folder `out`; return the backbone's file for `load_backbone` and `embed`.
 
-    data: shards (a folder, a URL or what `shards.open` gave, or several), or a folder of images, of which shards are
-    made in OUT/shards first.
-    config: a YAML file; default: configs/pretrain/simfle_resnet50.yaml, the paper's recipe. processes: 1 runs in this
-    process, more are started on this machine, one per GPU or sharing its cores. settings: what a configuration may
-    say, by dotted name: {"train.steps": 1000, "model.backbone": "resnet18"}.
+    Args:
+        data: shards (a folder, a URL or a result of `shards.open`, or several), or a folder of images, from which
+            shards are built in OUT/shards first.
+        out: run folder.
+        config: YAML file (default: configs/pretrain/simfle_resnet50.yaml, the paper's recipe).
+        processes: 1 runs in this process; more are started on this machine, one per GPU or sharing its cores.
+        settings: configuration values by dotted name: {"train.steps": 1000, "model.backbone": "resnet18"}.
 
-    Called again with the same arguments it goes on where the run stands; a finished one only exports again.
+    Call again with the same arguments to resume; a finished run is only exported again.
 
     Raises:
-        UserError: what is wrong with a setting, the data or the folder; a process failed; this one is one of several.
-        RunStopped: a signal or train.stop_after ended it early; all is saved.
+        UserError: an invalid setting, invalid data or folder; a failed process; or this process is one of several.
+        RunStopped: a signal or train.stop_after stopped it early; a checkpoint is saved.
         KeyboardInterrupt: Ctrl-C before there was anything to save, or twice.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
-            "simfle.pretrain: a launcher started this script as one of several processes; start it once, with "
-            "processes=N, or give the launcher -m simfle pretrain"
+            "simfle.pretrain: a launcher started this script as one of several processes. Fix: start it once with "
+            "processes=N, or launch -m simfle pretrain."
         )
     _refuse(settings, {"train.run": "out", "data.shards": "data"})
     run = at_home(out)
@@ -61,7 +63,7 @@ def pretrain(
     words = [f"data.shards={_written(shards)}", f"train.run={_written(str(run))}"]
     words += [f"{name}={_written(value)}" for name, value in (settings or {}).items()]
     file = Path(config) if config is not None else CONFIGS / "pretrain" / "simfle_resnet50.yaml"
-    resolved = load(PretrainConfig, file, words)  # refused here rather than by each process
+    resolved = load(PretrainConfig, file, words)  # refused here instead of in each process
     from simfle.runtime import put_back
 
     with put_back():
@@ -76,13 +78,13 @@ def _train_and_export(config: PretrainConfig, processes: int) -> Path:
         try:
             train(config)
         finally:
-            gc.collect()  # DeepSpeed's engine with its memory, and sockets, are cycles
+            gc.collect()  # cycles hold DeepSpeed's engine with its memory and sockets
     else:
         _launch(config, processes)
     run = Path(config.train.run)
     step, steps = told.step_of(newest_checkpoint(run)) or 0, told.steps_of(run)
-    if step < steps:  # several processes end alike when they are done and when they were stopped
-        why = f"{run} was stopped after step {step} of {steps}; saved, the same call goes on"
+    if step < steps:  # several processes exit alike when finished and when stopped
+        why = f"{run} was stopped after step {step} of {steps} with a checkpoint; call again to resume"
         raise RunStopped(why, by_signal=step != config.train.stop_after)
     return export_backbones(run)["online"]
 
@@ -96,16 +98,21 @@ def evaluate(
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> "Summary":
-    """Measure backbones beside randomly initialised ones of the same shape; what is done in `out` is skipped.
+    """Evaluate backbones, with randomly initialized baselines of the same shape. Existing results in `out` are skipped.
 
-    backbones: one or several of what `load_backbone` takes by name. shards: your own labelled ones, with splits train
-    and test; or benchmarks: name in configs/benchmarks -> folder of its shards. config: a YAML file; default:
-    configs/eval/quick.yaml. settings: by dotted name, such as {"protocols": ["knn"], "seeds": [0, 1, 2]}.
+    Args:
+        backbones: one or several inputs of `load_backbone`, by name.
+        shards: labeled shards with splits train and test.
+        benchmarks: instead of shards: name in configs/benchmarks -> folder of its shards.
+        out: output folder.
+        config: YAML file (default: configs/eval/quick.yaml).
+        settings: values by dotted name, such as {"protocols": ["knn"], "seeds": [0, 1, 2]}.
 
-    Returns the summary: a table of results with 95 % intervals, and paired comparisons.
+    Returns:
+        A summary: a table of results with 95 % intervals, and paired comparisons.
 
     Raises:
-        UserError: what is wrong with a setting, a backbone or the shards.
+        UserError: an invalid setting, backbone or shards.
     """
     from simfle.eval.config import EvalConfig
     from simfle.eval.evaluate import evaluate as run_evaluation
@@ -126,33 +133,33 @@ def evaluate(
 
 
 def build_folder(images: Path, out: Path) -> None:
-    """Shards of a folder of images, class folders told by nothing: without labels. Stands already: nothing is done.
+    """Build unlabeled shards from a folder of images, ignoring class folders. Complete shards are kept.
 
     Raises:
-        UserError: no such folder, no image in it; the output cannot be written.
+        UserError: no such folder, no image in it, or the output cannot be written.
     """
     from shards.build import build
     from shards.request import Build
     from shards.sources.folder import Folder
 
     if out.resolve().is_relative_to(images.resolve()):
-        raise UserError(f"out: {out.parent} lies inside the images {images}; choose a folder outside of them")
-    # Said as the command `simfle shards build folder` says it, so that both make the same bytes.
+        raise UserError(f"out: {out.parent} is inside the images {images}. Fix: choose a folder outside of them.")
+    # Same options as `simfle shards build folder`, so that both write the same bytes.
     source = {"kind": "folder", "name": images.resolve().name, "class_folders": False, "split_folders": False}
     workers = len(os.sched_getaffinity(0))
     request = Build(out, images.resolve().name, source, workers=workers)
     report = build(request, Folder(images), lambda *_: None)
     if not report.already:
-        log.info("%s: %d images as shards in %s", images, report.manifest.samples, out)
+        log.info("%s: built shards of %d images in %s", images, report.manifest.samples, out)
 
 
 def _as_shards(place: str | Path | Shards, out: Path) -> str:
-    """A place of shards as it is; of a folder of images, shards made of it."""
+    """Return a location of shards unchanged; for a folder of images, build shards."""
     if is_url(place := _place(place)):
         return place
     folder = Path(place)
     if not folder.is_dir():
-        raise UserError(f"data: {folder} is not a folder; name shards, or a folder of images")
+        raise UserError(f"data: {folder} is not a folder. Fix: name shards or a folder of images.")
     if (folder / NAME).is_file() or any(folder.glob("*.tar")):
         return str(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -167,16 +174,20 @@ def _launch(config: PretrainConfig, processes: int) -> None:
 
     from simfle.api.launch import launch
 
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:  # its owner's alone, since URLs may carry signatures
+    with tempfile.NamedTemporaryFile(
+        "w", suffix=".yaml"
+    ) as file:  # readable only by its owner, since URLs may contain signatures
         yaml.safe_dump(dataclasses.asdict(config), file)
         file.flush()
         if code := launch([file.name], processes, relay=True):
-            raise UserError(f"pretraining on {processes} processes ended with code {code}; its words are above")
+            raise UserError(
+                f"pretraining on {processes} processes failed with exit code {code}. Fix: see its messages above."
+            )
 
 
 def _refuse(settings: Mapping[str, Any] | None, named: Mapping[str, str]) -> None:
     for name in named.keys() & (settings or {}).keys():
-        raise UserError(f"settings: {name} is what {named[name]}= says; leave it out of the settings")
+        raise UserError(f"settings: {name} is set by {named[name]}=. Fix: remove it from settings.")
 
 
 def _several(values: Any) -> list[Any]:
@@ -184,39 +195,43 @@ def _several(values: Any) -> list[Any]:
 
 
 def _place(place: str | Path | Shards) -> str:
-    """A folder or URL in words; of what `shards.open` gave, where it lies."""
+    """Return a folder or URL as text; for a result of `shards.open`, its location."""
     if isinstance(place, Shards):
         place = place.folder
     return str(place if is_url(place) else at_home(place))
 
 
 def _file(place: str | Path) -> str | Path:
-    """The exported backbone of a run's folder; anything else as it is."""
+    """Return the exported backbone of a run folder; anything else unchanged."""
     if not isinstance(place, str | Path):
         kind = type(place).__name__
-        raise UserError(f"backbones: a {kind} has no name to note in the results; give what it was loaded from")
+        raise UserError(f"backbones: a {kind} has no name for the results. Fix: give its file or name instead.")
     here = at_home(place)
     exported = here / "export" / "online"
     return exported if exported.is_dir() else here if here.exists() else place
 
 
 def _written(value: Any) -> str:
-    """A value as the command line would have it.
+    """Format a value for the command line.
 
     Raises:
-        UserError: bytes of a file's name that are no UTF-8.
+        UserError: a file name that is not UTF-8.
     """
+    if value is None:
+        return ""
     text = json.dumps(value, default=_plain, ensure_ascii=False)
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise UserError(f"{value!r}: a name that is not UTF-8 cannot stand in a configuration; rename it") from None
-    # What YAML does not take as it is, or takes for the end of a line.
+        raise UserError(
+            f"{value!r}: a configuration cannot contain a name that is not UTF-8. Fix: rename it."
+        ) from None
+    # Characters that YAML does not accept, or treats as a line break.
     return re.sub("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _plain(value: Any) -> Any:
-    """What JSON does not know: numbers and arrays of NumPy and torch, ranges, sets; paths and all else as text."""
+    """Convert values that JSON lacks: NumPy and torch numbers and arrays, ranges, sets; the rest becomes text."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, range | Set):

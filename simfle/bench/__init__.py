@@ -1,1 +1,1 @@
-"""Measuring side by side: several ways of one piece of work, in turn, in one process."""
+"""Benchmarks: several variants of the same work, in turn, in one process."""

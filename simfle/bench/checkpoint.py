@@ -1,4 +1,4 @@
-"""What a checkpoint costs: the copy that training waits for, the writing beside it."""
+"""Cost of a checkpoint: the copy that blocks training, and the write in the background."""
 
 import itertools
 from contextlib import closing
@@ -12,16 +12,17 @@ ALONE, BESIDE = "steps", "steps beside writing"
 
 
 def measure(run: Run, steps: int, rounds: int) -> tuple[dict[str, Turns], dict[str, Any]]:
-    """Rounds of `steps` steps on one batch, a copy, a checkpoint that nothing disturbs, and steps beside one.
+    """Time rounds of `steps` steps on one batch, a copy, an undisturbed write, and steps during a write.
 
-    One round before them warms up. The second value: bytes, MB/s, and the share of a run at its interval that training
-    is held up.
+    One round before them warms up. Also returns bytes, MB/s, and the fraction of a run at its interval for which
+    training
+    is blocked.
     """
     found = {
         ALONE: Turns(f"{steps} steps on one batch in memory"),
-        COPY: Turns("the state copied out of the engine: what training waits for"),
-        WRITE: Turns("written by its thread while training waits: fsync and hash included, no limit of bandwidth"),
-        BESIDE: Turns(f"{steps} steps while one is written; CPU is that of both"),
+        COPY: Turns("copy of the state from the engine, which blocks training"),
+        WRITE: Turns("written by its thread while training waits: fsync and hash included, no rate limit"),
+        BESIDE: Turns(f"{steps} steps during a write; CPU time of both"),
     }
     with closing(run.loader.batches(run.step)) as batches:
         first = next(batches)
@@ -33,7 +34,7 @@ def measure(run: Run, steps: int, rounds: int) -> tuple[dict[str, Turns], dict[s
         run.saver.wait()
         turns[WRITE].seconds.append(run.saver.writer.seconds)
         turns[WRITE].cpu.append(run.saver.writer.cpu)
-        take(run, itertools.repeat(first), 1)  # a step of its own, else there is nothing to write
+        take(run, itertools.repeat(first), 1)  # a first step, otherwise there is nothing to write
         run.save()
         turns[BESIDE].add(lambda: take(run, itertools.repeat(first), steps))
         run.saver.wait()

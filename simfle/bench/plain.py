@@ -1,7 +1,7 @@
-"""SimFLE as the paper's page reads, with no thought of speed: fp32, channels first, one operation after another.
+"""Reference implementation of SimFLE, close to the paper and not optimized: fp32, channels first.
 
-What `bench_step` measures ours against. Parameters carry the names of ours (model.grouping=reference), so that a test
-can give both the same weights and see the same losses.
+The baseline of `bench_step`. Parameters have the names of the real model (model.grouping=reference): a test gives both
+the same weights and compares the losses.
 """
 
 # B batch, C channels, G groups, h x h feature map, L patches, V visible, D width, d decoder width
@@ -68,7 +68,7 @@ class PlainFaceMAE(nn.Module):
         masked = self.mask_token.expand(len(small), order.shape[1] - seen, -1)
         full = torch.cat([small[:, 1:], masked], 1)  # [B, L, d], by falling score
         back = order.argsort(dim=1)
-        full = full.gather(1, back[:, :, None].expand(-1, -1, full.shape[2]))  # in the order of places
+        full = full.gather(1, back[:, :, None].expand(-1, -1, full.shape[2]))  # in the order of positions
         full = torch.cat([small[:, :1], full], 1) + self.decoder_positions
         return tokens, self.decoder_pred(self.decoder_norm(self.decoder_blocks(full)))[:, 1:]
 
@@ -131,7 +131,7 @@ class PlainSimFLE(nn.Module):
         return scores.argsort(dim=1, descending=True, stable=True)
 
     def reconstruction(self, face: Tensor, prediction: Tensor, order: Tensor, seen: int) -> Tensor:
-        """Squared error on masked patches, pixels normalised per patch."""
+        """Squared error on masked patches, pixels normalized per patch."""
         side, p = self.size // self.facemae.patch, self.facemae.patch
         patches = face.reshape(len(face), 3, side, p, side, p).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         wanted = (patches - patches.mean(2, keepdim=True)) / (patches.var(2, keepdim=True) + 1e-6).sqrt()
@@ -156,7 +156,7 @@ class PlainSimFLE(nn.Module):
 
     @torch.no_grad()
     def move_target(self) -> None:
-        """The EMA, parameter by parameter."""
+        """Update the EMA, parameter by parameter."""
         m = self.config.momentum
         for target, online in zip(self.target.parameters(), self.online.parameters(), strict=True):
             target.data = m * target.data + (1 - m) * online.data

@@ -19,9 +19,9 @@ from simfle.provenance import git_revision, versions
 
 @dataclass(frozen=True)
 class Way:
-    """One way to do the work. run: one turn of `items` units (images, operations).
+    """One variant of the work. run: one turn of `items` units (images, operations).
 
-    apart: other processes do it, so its CPU time is not seen here.
+    apart: other processes do the work, so its CPU time is not measured here.
     """
 
     what: str
@@ -32,7 +32,7 @@ class Way:
 
 @dataclass
 class Figures:
-    """Seconds of each turn of a way, by the clock and of the process's CPU time, and the units of a turn."""
+    """Wall-clock and CPU seconds of each turn of a variant, and the units of a turn."""
 
     what: str
     items: float
@@ -46,11 +46,11 @@ class Figures:
 
     @property
     def cpu_rate(self) -> float | None:
-        """Units per second of CPU time: what a core does, also where others keep it busy. None: not seen."""
+        """Units per second of CPU time, independent of other load on the core. None: not measured."""
         return self.items / statistics.median(self.cpu) if self.cpu else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers: the median rate, the rates of the slowest and fastest turn, and that per CPU second."""
+        """Return plain numbers: the median rate, the rates of the slowest and fastest turn, and that per CPU second."""
         slowest, fastest = self.items / max(self.seconds), self.items / min(self.seconds)
         return {"what": self.what, "items": self.items, "seconds": self.seconds} | {
             "median": self.rate,
@@ -62,12 +62,12 @@ class Figures:
 
 
 def measure(ways: Mapping[str, Way], rounds: int, device: torch.device) -> dict[str, Figures]:
-    """One turn of each way to warm up, then `rounds` rounds in which each has one turn.
+    """Run one warm-up turn of each variant, then `rounds` rounds with one turn of each.
 
-    So a machine that slows down for a while slows all of them. On a GPU the clock is read when its work is done.
+    A temporary slowdown of the machine affects all of them. On a GPU the clock is read after synchronization.
     """
     if rounds < 1:
-        raise UserError(f"--rounds is {rounds}; it must be at least 1")
+        raise UserError(f"--rounds {rounds}: must be at least 1")
     found = {name: Figures(way.what, way.items) for name, way in ways.items()}
     for number in range(rounds + 1):
         for name, way in ways.items():
@@ -83,12 +83,12 @@ def measure(ways: Mapping[str, Way], rounds: int, device: torch.device) -> dict[
 
 
 def report(found: Mapping[str, Figures], device: torch.device, **more: Any) -> dict[str, Any]:
-    """Everything as plain JSON: figures, command, machine, versions."""
+    """Return everything as plain JSON: figures, command, machine, versions."""
     return {"ways": {name: figures.as_dict() for name, figures in found.items()}, **more, **about(device)}
 
 
 def about(device: torch.device) -> dict[str, Any]:
-    """What figures belong to: command, machine, versions."""
+    """Describe the context of figures: command, machine, versions."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "machine": machine(device),
@@ -97,7 +97,7 @@ def about(device: torch.device) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What was measured on. load: of the last minute; figures of a busy machine are worth little."""
+    """Describe the machine. load: of the last minute; figures of a busy machine are unreliable."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     return {
@@ -110,7 +110,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def show(title: str, found: Mapping[str, Figures], unit: str, against: str) -> None:
-    """The table: median, slowest and fastest turn, the same per CPU second, and ratios to the way named `against`."""
+    """Print median, slowest and fastest turn, the same per CPU second, and ratios to the variant `against`."""
     from rich.table import Table
 
     from simfle.console import Console
@@ -122,7 +122,7 @@ def show(title: str, found: Mapping[str, Figures], unit: str, against: str) -> N
         numbers = figures.as_dict()
         cells = [f"{numbers[key]:,.4g}" for key in ("median", "lowest", "highest")]
         base = found[against]
-        same = figures.items == base.items  # else its units are others
+        same = figures.items == base.items  # otherwise the units differ
         cells += [f"{figures.rate / base.rate:.2f}" if same else "-"]
         rate, base_rate = figures.cpu_rate, base.cpu_rate
         cells += [f"{rate:,.4g}" if rate else "-", f"{rate / base_rate:.2f}" if rate and base_rate and same else "-"]
@@ -134,7 +134,7 @@ def show(title: str, found: Mapping[str, Figures], unit: str, against: str) -> N
 
 
 def save(result: Mapping[str, Any], out: Path | None) -> None:
-    """Write the JSON, if it was asked for."""
+    """Write the JSON, if requested."""
     if out is not None:
         out.write_text(to_json(result, indent=1) + "\n")
 

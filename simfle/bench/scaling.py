@@ -1,4 +1,4 @@
-"""Weak scaling: the same work per process on 1, 2, 4 ... processes, in one world and each on its own."""
+"""Weak scaling: the same work per process on 1, 2, 4 ... processes, in one world and in separate ones."""
 
 import json
 import os
@@ -9,14 +9,17 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from simfle.errors import UserError
+import torch
 
-WARM_UP = 3  # steps that do not count
+from simfle.errors import UserError
+from simfle.words import word
+
+WARM_UP = 3  # steps that are not measured
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """Images/s of `processes` together: in one world, and each alone beside the others, without communication."""
+    """Images/s of `processes` processes: in one world, and separate but concurrent, without communication."""
 
     processes: int
     together: float
@@ -24,7 +27,7 @@ class Scaling:
 
     @property
     def communication(self) -> float:
-        """Share of the time that goes into communication and waiting for each other, 0 to 1."""
+        """Fraction of the time for communication and waiting, 0 to 1."""
         return max(0.0, 1 - self.together / self.alone)
 
 
@@ -34,7 +37,7 @@ def measure(words: list[str], processes: int, share: int, steps: int, folder: Pa
     words: config and key=value as for simfle pretrain.
 
     Raises:
-        UserError: a process failed; its last words.
+        UserError: a process failed, with its last message.
     """
     one_world = [_start(words, folder / f"together{processes}", share * processes, steps, rank, processes, port)
                  for port in [_free_port()] for rank in range(processes)]  # fmt: skip
@@ -51,13 +54,15 @@ def measure(words: list[str], processes: int, share: int, steps: int, folder: Pa
 def _start(
     words: list[str], run: Path, batch: int, steps: int, rank: int, size: int, port: int, local_rank: int | None = None
 ) -> "subprocess.Popen[str]":
-    local_rank = rank if local_rank is None else local_rank  # the GPU that it takes
+    local_rank = rank if local_rank is None else local_rank  # the GPU it uses
     own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
     environment = os.environ | {name: str(value) for name, value in own.items()}
     environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     program = "from simfle.commands.pretrain import main; main()"
-    settings = [f"train.run={run}", f"train.global_batch={batch}", f"train.steps={steps}", "train.log_every=1"]
-    settings += ["train.images_every=0", f"train.checkpoint_every={steps}", "train.micro_batch=0", "data.threads=1"]
+    settings = [word("train.run", run), f"train.global_batch={batch}", f"train.steps={steps}", "train.log_every=1"]
+    settings += ["train.images_every=0", f"train.checkpoint_every={steps}", "train.micro_batch=0"]
+    if not torch.cuda.is_available():  # else decoding would take the cores of the processes' arithmetic
+        settings.append("data.threads=1")
     command = [sys.executable, "-c", program, *words, *settings]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=pipe, text=True)
@@ -69,7 +74,7 @@ def _wait(running: "list[subprocess.Popen[str]]") -> None:
         if process.returncode:
             for other in running:
                 other.kill()
-            raise UserError(f"a process of the bench failed: {(errors.strip().splitlines() or ['no word'])[-1]}")
+            raise UserError(f"a process of the bench failed: {(errors.strip().splitlines() or ['no message'])[-1]}")
 
 
 def _speed(run: Path) -> float:

@@ -1,4 +1,4 @@
-"""How long commands take to answer, and a run to its first step."""
+"""Startup time of commands, and of a run to its first step."""
 
 import json
 import sys
@@ -7,28 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from simfle.bench.turns import Turns, run_once
+from simfle.words import word
 
-# A small model that has all parts.
+# A small model with all parts.
 SMALL = """
     views.size=64 views.face_size=64 model.backbone=resnet10t model.hidden=64 model.projection=32 model.groups=4
     model.facemae.patch=8 model.facemae.width=48 model.facemae.depth=1 model.facemae.heads=3
     model.facemae.decoder_width=32 model.facemae.decoder_depth=1 model.facemae.decoder_heads=2
     train.global_batch=16 train.steps=1 train.log_every=1 train.images_every=0
 """.split()  # noqa: SIM905 - one line per room of the config reads better than twenty quoted words
-HELP, CHECK, DRY, FIRST = 0.5, 2.0, 2.0, 15.0  # aims, seconds
+HELP, CHECK, DRY, FIRST = 0.5, 2.0, 2.0, 15.0  # targets, seconds
 
 
 def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: int) -> dict[str, Turns]:
-    """One turn of each to warm the disk's cache, then rounds in which each has one turn.
+    """Time one warm-up turn of each command, then rounds with one turn of each.
 
-    names: of subcommands, words each; faces: shards; folder: for runs, which must be empty.
+    names: subcommands, as words; faces: shards; folder: for runs, must be empty.
     """
     ours = [sys.executable, "-m", "simfle"]
-    data = f"data.shards=[{faces}]"
+    data = word("data.shards", [faces])
     commands = {f"{' '.join(name)} --help": ([*name, "--help"], HELP, 0) for name in names}
     commands["a wrong value refused"] = (["pretrain", data, "train.zero_stage=7"], CHECK, 1)
     commands["checked, script of a job printed"] = (
-        ["slurm", "pretrain", "--dry-run", data, f"train.run={folder}/dry", "train.global_batch=16"],
+        ["slurm", "pretrain", "--dry-run", data, word("train.run", f"{folder}/dry"), "train.global_batch=16"],
         DRY,
         0,
     )
@@ -42,7 +43,7 @@ def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: i
                 found[name].cpu.append(cpu)
         run = folder / f"run{number}"
         began = time.time()
-        _, cpu = run_once([*ours, "pretrain", *SMALL, data, f"train.run={run}", "train.device=cpu"], [0])
+        _, cpu = run_once([*ours, "pretrain", *SMALL, data, word("train.run", run), "train.device=cpu"], [0])
         if number:
             line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
             found["first step"].seconds.append(line["time"] - began)

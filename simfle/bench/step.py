@@ -1,4 +1,4 @@
-"""One training step in several ways, on images that are already on the device."""
+"""Time one training step in several variants, on images that are already on the device."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,12 +17,14 @@ from simfle.models.facemae import FaceMAE
 from simfle.models.methods import build_method
 from simfle.optim import build_optimizer
 from simfle.runtime import BatchPlan, World, start_engine
+from simfle.train import state
+from simfle.train.verdict import Ballot
 
 PLAIN, OURS, BACKBONE, MASKED, PRODUCT = "plain", "ours", "backbone", "masked autoencoder", "matrix product"
 
 
 def images(config: PretrainConfig, count: int, device: torch.device) -> Batch:
-    """Noise in the shapes and memory format of the loader's batches."""
+    """Make noise in the shapes and memory format of the loader's batches."""
     generator = torch.Generator().manual_seed(0)
     sides = (config.views.size, config.views.size, config.views.face_size)
     view1, view2, face = (
@@ -34,11 +36,11 @@ def images(config: PretrainConfig, count: int, device: torch.device) -> Batch:
 
 
 def ways(config: PretrainConfig, count: int, world: World, side: int) -> dict[str, Way]:
-    """Steps of `count` images each, and a product of two `side` x `side` matrices. Operations are its unit."""
+    """Time steps of `count` images each, and a product of two `side` x `side` matrices, in operations."""
     batch = images(config, count, world.device)
     return {
-        PLAIN: Way("fp32, channels first, as the paper reads, torch.optim.SGD", count, plain(config, batch)),
-        OURS: Way(f"as the trainer steps: {config.train.precision}, DeepSpeed", count, ours(config, batch, world)),
+        PLAIN: Way("fp32, channels first, as in the paper, torch.optim.SGD", count, plain(config, batch)),
+        OURS: Way(f"as in the trainer: {config.train.precision}, DeepSpeed", count, ours(config, batch, world)),
         BACKBONE: Way("forward and backward of one view through the backbone alone", count, backbone(config, batch)),
         MASKED: Way("forward and backward of FaceMAE alone", count, masked(config, batch)),
         PRODUCT: Way(
@@ -48,7 +50,7 @@ def ways(config: PretrainConfig, count: int, world: World, side: int) -> dict[st
 
 
 def plain(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
-    """A step of `PlainSimFLE`."""
+    """Make a step of `PlainSimFLE`."""
     model = PlainSimFLE(config.model, config.views).to(batch.view1.device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -63,19 +65,24 @@ def plain(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
 
 
 def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], None]:
-    """A step of the configured method through DeepSpeed, as in simfle/train/trainer.py."""
+    """Make a step of the configured method through DeepSpeed, as in simfle/train/run.py."""
     model: Any = build_method(config.model, config.views).to(world.device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(trained, config.optim)
     count = len(batch.ids)
     train = replace(config.train, global_batch=count, micro_batch=count)
     engine = start_engine(model, optimizer, BatchPlan(count, count, 1), train, config.optim)
+    buffers = list(state.saved_buffers(model).values())
+    before = [buffer.clone() for buffer in buffers]
 
     def step() -> None:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3
+        state.copy_tensors(before, buffers)
         losses = engine(batch)
+        ballot = Ballot(losses, 1, stop=False, damaged=0)
         engine.backward(losses["total"])
+        ballot.read()
         engine.step()
         model.after_step()
 
@@ -83,7 +90,7 @@ def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], Non
 
 
 def backbone(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
-    """Forward and backward in the memory format and precision of ours."""
+    """Make a forward and backward pass of the backbone in our memory format and precision."""
     model = (
         build_backbone(config.model.backbone, config.model.output_stride)
         .to(batch.view1.device)
@@ -95,7 +102,7 @@ def backbone(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
 
 
 def masked(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
-    """The same of FaceMAE, on the first patches."""
+    """Make the same of FaceMAE, on the first patches."""
     sizes = config.model.facemae
     model = FaceMAE(config.views.face_size, sizes).to(batch.face.device).train()
     total = (config.views.face_size // sizes.patch) ** 2
@@ -121,23 +128,23 @@ def _both(
 
 
 def product(config: PretrainConfig, side: int, device: torch.device) -> Callable[[], object]:
-    """A matrix product in the precision of ours: what the machine can do."""
+    """Make a matrix product in our precision: the machine's peak."""
     kind = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
     return lambda: left @ right
 
 
 def operations(run: Callable[[], object]) -> float:
-    """Floating-point operations of one turn."""
+    """Return the floating-point operations of one turn."""
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops())
 
 
 def constants(found: dict[str, Figures], work: dict[str, float], device: torch.device) -> dict[str, float]:
-    """What `plan_run --constants` takes: rates of convolutions, of the masked autoencoder, and of a matrix product.
+    """Return constants for `plan_run --constants`: rates of convolutions, of the masked autoencoder, and of a matmul.
 
-    work: operations per image. Of a GPU that the planner does not know, nothing.
+    work: operations per image. Empty for a GPU that the planner does not know.
     """
     name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else "cpu"
     known = next((key for key in ("h100", "a100", "cpu") if key in name), None)

@@ -1,4 +1,4 @@
-"""Training end to end, beside the same steps on a batch that is already there; what checkpoints cost it."""
+"""Time training with data, the same steps on a batch in memory, and checkpoints."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ DATA, FREE, COPY, WRITE = "with data", "loader-free", "copy", "write"
 
 @dataclass(frozen=True)
 class Shares:
-    """Of the time of steps with data: spent waiting for data; held up by checkpoints at the configured interval."""
+    """Fractions of the time of steps with data: waiting for data; blocked by checkpoints at the configured interval."""
 
     data: float
     checkpoints: float
@@ -24,15 +24,16 @@ class Shares:
 
 
 def measure(run: Run, steps: int, rounds: int) -> tuple[dict[str, Turns], Shares]:
-    """Rounds of `steps` steps with data and as many without, in turn; after each a checkpoint.
+    """Time rounds of `steps` steps with data and as many without, in turn; after each a checkpoint.
 
-    One round before them warms up. Before the clock of a turn with data starts, as many batches are consumed as
-    were made ahead while nobody took them.
+    One round before them warms up. Before the clock of a turn with data starts, the batches that were prefetched
+    meanwhile
+    are consumed.
     """
     found = {
         DATA: Turns(f"{steps} steps of the trainer with its loader"),
         FREE: Turns(f"{steps} steps of the trainer on one batch in memory"),
-        COPY: Turns("a checkpoint's state copied out of the engine: what training waits for"),
+        COPY: Turns("copy of a checkpoint's state from the engine, which blocks training"),
         WRITE: Turns("a checkpoint written by its thread, fsync and hash included"),
     }
     waited = 0.0
@@ -45,7 +46,7 @@ def measure(run: Run, steps: int, rounds: int) -> tuple[dict[str, Turns], Shares
             before = run.loader.waited
             warm[DATA].add(lambda batches=batches: take(run, batches, steps))  # type: ignore[misc]
             waited += (run.loader.waited - before) if number else 0.0
-        # The loader has ended: it would fill its queue while the others run.
+        # The loader has ended: otherwise it would fill its queue during the other turns.
         warm[FREE].add(lambda first=first: take(run, itertools.repeat(first), steps))  # type: ignore[misc]
         warm[COPY].add(run.saver.copy)
         run.save()
@@ -59,7 +60,7 @@ def measure(run: Run, steps: int, rounds: int) -> tuple[dict[str, Turns], Shares
 
 
 def take(run: Run, batches: Iterator[Batch], steps: int) -> None:
-    """So many steps; returns when a GPU's work is done."""
+    """Run `steps` steps; return after GPU synchronization."""
     for _ in range(steps):
         run.one_step(batches, stop=False)
     if run.world.device.type == "cuda":

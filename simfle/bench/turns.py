@@ -1,4 +1,4 @@
-"""Seconds of repeated turns, by the clock and of CPU time, as a table; training runs to measure in."""
+"""Wall-clock and CPU seconds of repeated turns, as a table; training runs for measurements."""
 
 import os
 import statistics
@@ -18,7 +18,7 @@ from simfle.errors import UserError
 
 @dataclass
 class Turns:
-    """One piece of work, done several times. aim: seconds by the clock, 0: none."""
+    """Work that is repeated. aim: target in wall-clock seconds (0 = none)."""
 
     what: str
     aim: float = 0.0
@@ -34,7 +34,7 @@ class Turns:
         return statistics.median(self.cpu)
 
     def add(self, work: Callable[[], object]) -> None:
-        """Do it once more in this process; a GPU's work is waited for by `work` itself."""
+        """Time one more turn in this process; `work` itself synchronizes the GPU."""
         began, used = time.perf_counter(), time.process_time()
         work()
         self.seconds.append(time.perf_counter() - began)
@@ -54,7 +54,7 @@ class Turns:
 
 
 def show(title: str, found: Mapping[str, Turns]) -> None:
-    """The table: median, fastest and slowest turn in seconds, CPU seconds, the aim."""
+    """Print the table: median, fastest and slowest turn in seconds, CPU seconds, the target."""
     from rich.table import Table
 
     from simfle.console import Console
@@ -70,9 +70,9 @@ def show(title: str, found: Mapping[str, Turns]) -> None:
 
 @contextmanager
 def scratch(config: PretrainConfig) -> Iterator[PretrainConfig]:
-    """The configuration with a run folder of its own and, where no shards are named, drawn faces. Deleted at the end.
+    """Return the configuration with a temporary run folder and, without named shards, synthetic faces.
 
-    Nothing is written beside what the bench asks for: no pictures, no checkpoints of its own.
+    Writes nothing else: no images, no regular checkpoints.
     """
     with tempfile.TemporaryDirectory(prefix="simfle-bench-") as name:
         folder = Path(name)
@@ -84,19 +84,21 @@ def scratch(config: PretrainConfig) -> Iterator[PretrainConfig]:
 
 
 def drawn(out: Path, people: int = 64) -> Path:
-    """Shards of drawn faces. Raises UserError."""
+    """Build shards of synthetic faces. Raises UserError."""
     command = [sys.executable, "-m", "simfle", "shards", "build", "procedural", str(out), "--people", str(people)]
     done = subprocess.run([*command, "--images-per-person", "8"], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"faces could not be drawn: {(done.stderr.strip().splitlines() or ['no word'])[-1]}")
+        raise UserError(
+            f"synthetic faces could not be built: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+        )
     return out
 
 
 def run_once(command: Sequence[str], codes: Sequence[int]) -> tuple[float, float]:
-    """Seconds and CPU seconds of a process and its children, from its start to its end.
+    """Return wall-clock and CPU seconds of a process and its children, from start to end.
 
     Raises:
-        UserError: it ended with a code that is none of `codes`; its last words.
+        UserError: its exit code is not among `codes`, with its last message.
     """
     with tempfile.TemporaryFile("w+") as errors:
         began = time.perf_counter()
@@ -106,6 +108,6 @@ def run_once(command: Sequence[str], codes: Sequence[int]) -> tuple[float, float
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode not in codes:
             errors.seek(0)
-            words = (errors.read().strip().splitlines() or ["no word"])[-1]
-            raise UserError(f"{' '.join(command[1:4])} ended with {process.returncode}: {words}")
+            words = (errors.read().strip().splitlines() or ["no message"])[-1]
+            raise UserError(f"{' '.join(command[1:4])} exited with code {process.returncode}: {words}")
     return seconds, used.ru_utime + used.ru_stime

@@ -1,4 +1,4 @@
-"""Making three views of the same JPEGs with the same parameters, in several ways."""
+"""Time several variants of making three views of the same JPEGs with the same parameters."""
 
 # n images
 import io
@@ -23,13 +23,13 @@ from simfle.data.rendered import Backend
 from simfle.data.views import View, boxes, draw
 
 Pixels = NDArray[np.uint8]
-_process: dict[str, Way] = {}  # of a process of `_apart`
+_process: dict[str, Way] = {}  # in a process of `_apart`
 TAPS = 23  # of the paper's Gaussian blur
 PLAIN = "plain"
 
 
 def read_images(folder: Path | None, count: int) -> list[Pixels]:
-    """Files of a folder as bytes [size] uint8, evenly from all over it; without a folder, drawn faces."""
+    """Read files of a folder as bytes [size] uint8, evenly spread; without a folder, synthetic faces."""
     if folder is None:
         from shards.sources.procedural import draw as draw_face
 
@@ -47,7 +47,7 @@ def read_images(folder: Path | None, count: int) -> list[Pixels]:
 
 
 def ways(images: Sequence[Pixels], views: ViewsConfig, threads: Sequence[int], device: torch.device) -> dict[str, Way]:
-    """All ways, and the backends' limits. Each turn makes the views of all images."""
+    """Return all variants, and the backends' limits. Each turn makes the views of all images."""
     usual = "PIL decodes, torchvision's own operations on PIL images, one thread"
     found = {PLAIN: Way(usual, len(images), lambda: plain_views(images, views))}
     for number in threads:
@@ -64,12 +64,12 @@ def ways(images: Sequence[Pixels], views: ViewsConfig, threads: Sequence[int], d
     if has_dali() and device.type == "cuda":
         dali = Dali(views, max(threads), len(images), device)
         found["dali gpu"] = _backend("DALI on the GPU", images, views, dali)
-    found["copy"] = Way("copying bytes of the three views' size, nothing else", len(images), _copying(images, views))
+    found["copy"] = Way("copy of bytes of the three views' size", len(images), _copying(images, views))
     return found
 
 
 def _backend(what: str, images: Sequence[Pixels], views: ViewsConfig, backend: Backend) -> Way:
-    """As the loader does: parameters drawn, then rendered."""
+    """Work like the loader: draw parameters, then render."""
 
     def run() -> None:
         backend.render(images, draw(0, 0, range(len(images)), views))
@@ -78,7 +78,7 @@ def _backend(what: str, images: Sequence[Pixels], views: ViewsConfig, backend: B
 
 
 def _apart(images: Sequence[Pixels], views: ViewsConfig, number: int) -> Way:
-    """As many processes as threads, which share nothing: the limit of what threads can do on this machine."""
+    """Use as many processes as threads, which share nothing: the limit of threads on this machine."""
     pools = [ProcessPoolExecutor(1, get_context("spawn"), _begin, (images[k::number], views)) for k in range(number)]
 
     def run() -> None:
@@ -98,7 +98,7 @@ def _turn() -> None:
 
 
 def plain_views(images: Sequence[Pixels], views: ViewsConfig) -> list[tuple[torch.Tensor, ...]]:
-    """What a data set's __getitem__ usually does, with the same crops, factors and sigmas; tensors uint8 [3, S, S]."""
+    """Work like a typical data set's __getitem__, with the same crops, factors and sigmas; tensors uint8 [3, S, S]."""
     draws = draw(0, 0, range(len(images)), views)
     made = []
     for i, data in enumerate(images):

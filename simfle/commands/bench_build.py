@@ -1,4 +1,4 @@
-"""tools/bench_build.py: how fast shards are built, beside webdataset's ShardWriter on the same images."""
+"""tools/bench_build.py: speed of building shards, compared with webdataset's ShardWriter on the same images."""
 
 import os
 import platform
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from shards.request import Build
 
 WAYS = {
-    "decode": "read and decode strictly, nothing else",
-    "ours": "shards with every check: strict decode, grey and others made RGB, sha256, fsync, resumable",
-    "ours unchecked": "the same plan and tars with sha256, from the files' bytes, without looking at the picture",
+    "decode": "only read and decode strictly",
+    "ours": "shards with every check: strict decode, conversion to RGB, sha256, fsync, resumable",
+    "ours unchecked": "the same plan and tars with sha256, from the files' bytes, without decoding the image",
     "webdataset": "webdataset's ShardWriter copying the files' bytes: no check, no hash, no fsync",
-    "again": "ours on finished shards: listing and digest, as a restarted build skips what stands",
+    "again": "ours on finished shards: listing and digest, as a rerun skips complete shards",
 }
 
 
 @dataclass(frozen=True)
 class Task:
-    """The images and where to write. folder: removed and made again before each turn, but for `again`."""
+    """Images and output folder. The folder is deleted before each round; within a round, `again` reuses it."""
 
     files: tuple[Path, ...]
     folder: Path
@@ -42,13 +42,13 @@ class Task:
     workers: int
 
     def entries(self) -> "list[Entry]":
-        """The images as a source lists them."""
+        """List the images as a source does."""
         from shards.entry import Entry
 
         return [Entry(f"{number:06d}", file.name, file) for number, file in enumerate(self.files)]
 
     def request(self) -> "Build":
-        """The build."""
+        """Return the build specification."""
         from shards.request import Build
 
         return Build(self.folder / "ours", "bench", {}, shard_samples=self.shard_samples, workers=self.workers)
@@ -56,23 +56,23 @@ class Task:
 
 def bench_build(
     directory: Annotated[
-        Path | None, typer.Argument(metavar="DIR", help="Folder of images; none: drawn faces.")
+        Path | None, typer.Argument(metavar="DIR", help="folder of images (default: synthetic faces)")
     ] = None,
-    images: Annotated[int, typer.Option(help="Most images to take, from all over DIR.")] = 2000,
-    rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.")] = 5,
-    workers: Annotated[int, typer.Option(help="Processes of ours; the others have one.")] = 1,
+    images: Annotated[int, typer.Option(help="maximum number of images, spread evenly over DIR")] = 2000,
+    rounds: Annotated[int, typer.Option(help="number of rounds; each variant runs once per round")] = 5,
+    workers: Annotated[int, typer.Option(help="number of processes for `ours`; the other variants use one")] = 1,
     rgb: Annotated[
-        bool, typer.Option("--rgb", help="Make RGB JPEGs of the images first, so that ours can keep them.")
+        bool, typer.Option("--rgb", help="convert the images to RGB JPEGs first, so that `ours` keeps them as is")
     ] = False,
-    shard_samples: Annotated[int, typer.Option(help="Images in a shard.")] = 1024,
+    shard_samples: Annotated[int, typer.Option(help="images per shard")] = 1024,
     scratch: Annotated[
-        Path | None, typer.Option(help="Folder to write in; default: the system's temporary one.")
+        Path | None, typer.Option(help="folder for temporary files (default: the system's temporary folder)")
     ] = None,
     out: Figures = None,
 ) -> None:
-    """Images per CPU second and per second, medians of several rounds, every way in turn on the same images."""
+    """Measure images per second and per CPU second: medians over rounds, all variants in turn on the same images."""
     if images < 1 or rounds < 1 or workers < 1:
-        raise UserError("--images, --rounds and --workers must be at least 1")
+        raise UserError("--images, --rounds and --workers must be at least 1. Fix: raise them.")
     with tempfile.TemporaryDirectory(prefix="bench_build-", dir=scratch) as made:
         folder = Path(made)
         files = _pick(directory, images) if directory else _draw(folder / "drawn", images)
@@ -83,24 +83,24 @@ def bench_build(
     _show(figures)
     if out is not None:
         out.write_text(to_json(figures, indent=1) + "\n")
-        echo(f"figures: {out}")
+        echo(f"results: {out}")
 
 
 def _pick(directory: Path, images: int) -> list[Path]:
-    """Evenly from all over the folder, the same ones each time."""
+    """Select images evenly from the whole folder; the selection is deterministic."""
     from shards.sources.folder import EXTENSIONS, walk
 
     if not directory.is_dir():
-        raise UserError(f"{directory} is not a folder")
+        raise UserError(f"DIR={directory}: not a folder. Fix: name a folder of images.")
     every = [directory / name for name in walk(directory) if Path(name).suffix.lower() in EXTENSIONS]
     if not every:
-        raise UserError(f"no images in {directory}")
+        raise UserError(f"DIR={directory}: no images found. Fix: name a folder of images.")
     count = min(images, len(every))
     return [every[number * len(every) // count] for number in range(count)]
 
 
 def _draw(folder: Path, images: int) -> list[Path]:
-    """A few drawn faces, as often as needed: what counts is the time for a file."""
+    """Write at most 64 distinct synthetic faces, repeated as needed: only the time per file matters."""
     from shards.sources.procedural import draw
 
     folder.mkdir()
@@ -122,7 +122,7 @@ def _rgb(folder: Path, files: Sequence[Path]) -> list[Path]:
 
 
 def measure(task: Task, rounds: int) -> dict[str, Any]:
-    """One turn of each way to warm up, then `rounds` of them, always in the same order. The figures as plain JSON."""
+    """Run one warm-up round, then `rounds` measured ones, in a fixed order. Return the results as plain JSON."""
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
     untouched = 0
     for number in range(rounds + 1):
@@ -150,7 +150,7 @@ def measure(task: Task, rounds: int) -> dict[str, Any]:
 
 
 def _rates(turns: list[dict[str, float]], count: int) -> dict[str, dict[str, float]]:
-    """Images per second of CPU and of the clock: median, lowest, highest."""
+    """Images per CPU second and per wall-clock second: median, lowest, highest."""
     rates = {}
     for clock in ("cpu", "wall"):
         each = [count / turn[clock] for turn in turns]
@@ -159,7 +159,7 @@ def _rates(turns: list[dict[str, float]], count: int) -> dict[str, dict[str, flo
 
 
 def _cpu() -> float:
-    """Seconds of CPU of this process and of its children that have ended."""
+    """CPU seconds of this process and of its terminated children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(item.ru_utime + item.ru_stime for item in used)
 
@@ -192,12 +192,12 @@ def _again(task: Task) -> int:
 
     report = build(task.request(), task.entries(), lambda *_: None)
     if not report.already:
-        raise RuntimeError("the shards of the turn before are not there")
+        raise RuntimeError("the shards of the previous variant are missing")
     return report.manifest.samples
 
 
 def _unchecked(task: Task) -> int:
-    """What `ours` does but for decoding: the difference is the price of the checks."""
+    """Do what `ours` does except decoding: the difference is the cost of the checks."""
     from contextlib import closing
 
     from shards.encode import Encoded
@@ -259,7 +259,7 @@ def _show(figures: dict[str, Any]) -> None:
 
     from simfle.console import Console
 
-    table = Table(title="images per second of CPU and of the clock: median (lowest to highest)", title_justify="left")
+    table = Table(title="images per CPU second and per second: median (lowest to highest)", title_justify="left")
     table.add_column("way")
     for clock in ("CPU", "clock"):
         table.add_column(clock, justify="right")
@@ -272,8 +272,8 @@ def _show(figures: dict[str, Any]) -> None:
         console.print(f"{name}: {way['what']}")
     size = figures["bytes"] / figures["images"] / 1000
     console.print(
-        f"{figures['images']} images of {size:.1f} kB, {figures['untouched']} kept as they are, others written anew; "
-        f"{figures['rounds']} rounds; load of the machine {figures['machine']['load']:.1f} on "
+        f"{figures['images']} images of {size:.1f} kB, {figures['untouched']} kept as is, the others re-encoded; "
+        f"{figures['rounds']} rounds; load average {figures['machine']['load']:.1f} on "
         f"{figures['machine']['cores']} cores"
     )
 

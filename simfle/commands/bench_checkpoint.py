@@ -1,4 +1,4 @@
-"""tools/bench_checkpoint.py: how long a checkpoint holds training up, and what writing it takes beside."""
+"""tools/bench_checkpoint.py: time for which a checkpoint blocks training, and cost of its background write."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,12 +10,14 @@ from simfle.commands.app import Figures, command, echo
 
 def bench_checkpoint(
     config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value; without data.shards: drawn faces")] = None,
-    steps: Annotated[int, typer.Option(help="Steps in a turn.", min=1)] = 5,
-    rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.", min=1)] = 5,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value (without data.shards: synthetic faces)")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="steps per turn", min=1)] = 5,
+    rounds: Annotated[int, typer.Option(help="number of rounds; each variant runs once per round", min=1)] = 5,
     out: Figures = None,
 ) -> None:
-    """Seconds of a checkpoint's copy and of writing it, bytes, MB/s, and the share of a run that they hold up."""
+    """Measure a checkpoint: seconds to copy and to write, bytes, MB/s, and the fraction of training time it blocks."""
     from simfle.process import loading
 
     with loading():
@@ -33,11 +35,11 @@ def bench_checkpoint(
     result = {"ways": {name: each.as_dict() for name, each in found.items()}, **facts, **timing.about(device)}
     turns.show(f"a checkpoint of {facts['bytes'] / 1e6:.1f} MB, {device.type}", found)
     echo(
-        f"written at {facts['MB/s']:.4g} MB/s; training is held up {facts['held_up']:.3%} of the time by the clock, "
-        f"{facts['held_up_cpu']:.3%} of CPU time, at train.checkpoint_every={facts['interval']} and {batch} images a "
+        f"written at {facts['MB/s']:.4g} MB/s; training is blocked for {facts['held_up']:.3%} of wall-clock time, "
+        f"{facts['held_up_cpu']:.3%} of CPU time, at train.checkpoint_every={facts['interval']} and {batch} images per "
         "step (aim 1%)"
     )
-    echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    echo(f"load average {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
 
 

@@ -1,4 +1,4 @@
-"""tools/bench_loader.py: how fast the three views of an image are made, beside the usual PIL pipeline."""
+"""tools/bench_loader.py: speed of making the three views of an image, compared with the usual PIL pipeline."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,20 +10,22 @@ from simfle.errors import UserError
 
 
 def bench_loader(
-    directory: Annotated[Path | None, typer.Argument(metavar="DIR", help="Folder of JPEGs; none: drawn faces.")] = None,
+    directory: Annotated[
+        Path | None, typer.Argument(metavar="DIR", help="folder of JPEGs (default: synthetic faces)")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. views.size=96")] = None,
-    images: Annotated[int, typer.Option(help="Images in a turn.")] = 128,
-    rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.")] = 5,
-    threads: Annotated[list[int] | None, typer.Option(help="Thread counts to try; default: 1 and 2.")] = None,
+    images: Annotated[int, typer.Option(help="images per turn")] = 128,
+    rounds: Annotated[int, typer.Option(help="number of rounds; each variant runs once per round")] = 5,
+    threads: Annotated[list[int] | None, typer.Option(help="thread counts to try (default: 1 and 2)")] = None,
     out: Figures = None,
 ) -> None:
-    """Images per second, three views each, medians of several rounds, every way in turn on the same images."""
+    """Measure images per second, three views each: medians over rounds, all variants in turn on the same images."""
     arguments = list(overrides or [])
     if directory is not None and "=" in str(directory):
         arguments, directory = [str(directory), *arguments], None
     counts = threads or [1, 2]
     if images < 1 or min(counts) < 1:
-        raise UserError("--images and --threads must be at least 1")
+        raise UserError("--images and --threads must be at least 1. Fix: raise them.")
     from simfle.config import PretrainConfig, load
 
     config = load(PretrainConfig, None, arguments)
@@ -34,7 +36,7 @@ def bench_loader(
 
     device = torch.device("cuda" if config.train.device != "cpu" and torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # torchvision's blur would take all cores: one thread is what its worker has
+    torch.set_num_threads(1)  # torchvision's blur would use all cores; a loader worker has one thread
     try:
         data = views.read_images(directory, images)
         found = timing.measure(views.ways(data, config.views, counts, device), rounds, device)
@@ -49,7 +51,7 @@ def bench_loader(
     size = sum(image.size for image in data) / len(data)
     result = timing.report(found, device, constants=known, image_bytes=size, images=len(data))
     timing.show(f"three views of {len(data)} images of {size / 1000:.1f} kB", found, "images per second", views.PLAIN)
-    echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    echo(f"load average {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
 
 

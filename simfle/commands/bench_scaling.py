@@ -1,4 +1,4 @@
-"""`tools/bench_scaling.py`: what several processes cost each other."""
+"""`tools/bench_scaling.py`: cost of communication between processes."""
 
 import tempfile
 from pathlib import Path
@@ -12,19 +12,19 @@ from simfle.errors import UserError
 
 def bench_scaling(
     words: Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", help="as for simfle pretrain")],
-    processes: Annotated[str, typer.Option(help="numbers of processes, with commas between them")] = "1,2,4",
-    share: Annotated[int, typer.Option(help="samples of one process in a step", min=2)] = 12,
-    steps: Annotated[int, typer.Option(help="steps of each measurement", min=4)] = 15,
+    processes: Annotated[str, typer.Option(help="numbers of processes, comma-separated")] = "1,2,4",
+    share: Annotated[int, typer.Option(help="samples per process and step", min=2)] = 12,
+    steps: Annotated[int, typer.Option(help="steps per measurement", min=4)] = 15,
     out: Figures = None,
 ) -> None:
-    """Weak scaling on this machine: images/s of processes in one world, and of the same without communication.
+    """Measure weak scaling on this machine: images/s of N processes in one process group, and of N independent ones.
 
-    Both share the machine's cores alike, so the difference is what communication and waiting cost.
+    Both share the machine's cores equally, so the difference is the cost of communication and waiting.
     """
     try:
         numbers = [int(word) for word in processes.split(",")]
     except ValueError:
-        raise UserError(f"--processes {processes!r} is not numbers with commas between them, as 1,2,4") from None
+        raise UserError(f"--processes={processes!r}: not a list of numbers. Fix: write them as 1,2,4.") from None
     from dataclasses import asdict
 
     import torch

@@ -1,4 +1,4 @@
-"""tools/bench_startup.py: how long commands take to answer, and a run to its first step."""
+"""tools/bench_startup.py: response time of commands, and time of a run to its first step."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,11 +10,13 @@ from simfle.commands.app import Figures, command, echo
 
 
 def bench_startup(
-    only: Annotated[list[str] | None, typer.Option(help="--help of these subcommands only, e.g. 'bench step'.")] = None,
-    rounds: Annotated[int, typer.Option(help="Rounds; in each every command has one turn.", min=1)] = 5,
+    only: Annotated[
+        list[str] | None, typer.Option(help="measure --help of these subcommands only, e.g. 'bench step'")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="number of rounds; each command runs once per round", min=1)] = 5,
     out: Figures = None,
 ) -> None:
-    """Seconds of --help of every subcommand, of checks of a configuration, and of a small run to its first step."""
+    """Measure seconds of --help of every subcommand, of configuration checks, and of a small run to its first step."""
     import tempfile
 
     import torch
@@ -29,13 +31,13 @@ def bench_startup(
     result = {"ways": {name: each.as_dict() for name, each in found.items()}, **timing.about(torch.device("cpu"))}
     turns.show("start-up", found)
     late = [name for name, each in found.items() if each.median > each.aim]
-    echo(f"later than aimed at: {', '.join(late) or 'none'}")
-    echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    echo(f"slower than the target: {', '.join(late) or 'none'}")
+    echo(f"load average {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
 
 
 def subcommands() -> Iterator[list[str]]:
-    """All of `simfle`, words each."""
+    """Return all subcommands of `simfle`, each as a list of words."""
     from simfle.commands.main import TABLE, Entry, Group
 
     def walk(table: "dict[str, Entry | Group]", before: list[str]) -> Iterator[list[str]]:

@@ -1,4 +1,4 @@
-"""tools/bench_step.py: a training step of ours, beside a plain one, its backbone alone and what the machine can do."""
+"""tools/bench_step.py: a SimFLE training step, compared with a plain one, its backbone alone and the hardware limit."""
 
 import dataclasses
 from pathlib import Path
@@ -14,20 +14,20 @@ from simfle.errors import UserError
 def bench_step(
     config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. model.backbone=resnet18")] = None,
-    batch: Annotated[int, typer.Option(help="Images in a step.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.")] = 5,
-    side: Annotated[int, typer.Option(help="Of the matrices whose product is measured; 0: by device.")] = 0,
+    batch: Annotated[int, typer.Option(help="images per step")] = 8,
+    rounds: Annotated[int, typer.Option(help="number of rounds; each variant runs once per round")] = 5,
+    side: Annotated[int, typer.Option(help="side of the matrices whose product is measured (0 = by device)")] = 0,
     out: Figures = None,
 ) -> None:
-    """Images per second of one step, medians of several rounds, every way in turn on the same images."""
+    """Measure images per second of one step: medians over rounds, all variants in turn on the same images."""
     arguments = list(overrides or [])
     if config is not None and "=" in config:
         arguments, config = [config, *arguments], None
     if batch < 2:
-        raise UserError(f"--batch is {batch}; BatchNorm needs at least 2 images")
+        raise UserError(f"--batch={batch}: BatchNorm needs at least 2 images. Fix: raise it.")
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
     if resolved.model.method != "simfle":
-        raise UserError(f"model.method is {resolved.model.method!r}; the plain step is SimFLE's")
+        raise UserError(f"model.method={resolved.model.method}: no plain step. Fix: set model.method=simfle.")
     import torch
 
     from simfle.bench import rounds as timing
@@ -56,10 +56,10 @@ def bench_step(
     }
     timing.show(f"a step of {batch} images", found, "images (operations) per second", step.PLAIN)
     echo(
-        f"{each / 1e9:.1f} GFLOP an image: ours uses {result['utilisation']:.1%} of the matrix product's rate; at the "
-        f"rates of backbone and masked autoencoder alone it would do {result['model_images_per_second']:.3g} images/s"
+        f"{each / 1e9:.1f} GFLOP per image: ours reaches {result['utilisation']:.1%} of the matrix product's rate; at "
+        f"the rates of backbone and autoencoder alone it would reach {result['model_images_per_second']:.3g} images/s"
     )
-    echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    echo(f"load average {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
 
 

@@ -1,4 +1,4 @@
-"""tools/bench_train.py: training with its data, beside the same steps without; what data and checkpoints cost."""
+"""tools/bench_train.py: training with and without data loading; cost of data and checkpoints."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +11,17 @@ from simfle.errors import UserError
 
 def bench_train(
     config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value; without data.shards: drawn faces")] = None,
-    steps: Annotated[int, typer.Option(help="Steps in a turn.", min=1)] = 20,
-    rounds: Annotated[int, typer.Option(help="Rounds; in each every way has one turn.", min=1)] = 5,
-    processes: Annotated[int, typer.Option(help="More than 1: what communication costs so many, too.", min=1)] = 1,
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="key=value (without data.shards: synthetic faces)")
+    ] = None,
+    steps: Annotated[int, typer.Option(help="steps per turn", min=1)] = 20,
+    rounds: Annotated[int, typer.Option(help="number of rounds; each variant runs once per round", min=1)] = 5,
+    processes: Annotated[
+        int, typer.Option(help="above 1: also measure the communication cost of N processes", min=1)
+    ] = 1,
     out: Figures = None,
 ) -> None:
-    """Images per second end to end against the loader-free step; shares of data, checkpoints and communication."""
+    """Measure images/s end to end and without the loader, and the fractions of data, checkpoints and communication."""
     from simfle.process import loading
 
     with loading():
@@ -29,7 +33,7 @@ def bench_train(
     if config is not None and "=" in config:
         arguments, config = [config, *arguments], None
     if processes > 1 and not any(word.startswith("data.shards=") for word in arguments):
-        raise UserError("--processes: give data.shards, for each of them reads its own")
+        raise UserError("--processes={processes}: each process reads its own samples. Fix: set data.shards.")
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
     with turns.scratch(resolved) as mine:
         communication = None
@@ -57,14 +61,14 @@ def bench_train(
     clock, cpu = result["against_loader_free"], result["against_loader_free_cpu"]
     echo(
         f"{result['images_per_second']:.4g} images/s, {result['images_per_cpu_second']:.4g} per CPU second; against "
-        f"the loader-free step {clock:.3f} by the clock (aim 0.95), {cpu:.3f} of CPU time"
+        f"the loader-free step {clock:.3f} in wall-clock time (aim 0.95), {cpu:.3f} of CPU time"
     )
     told = "not measured (--processes)" if communication is None else f"{communication:.1%} on {processes} processes"
     echo(
-        f"waiting for data {shares.data:.2%}; held up by checkpoints {shares.checkpoints:.3%} at "
+        f"waiting for data {shares.data:.2%}; blocked by checkpoints {shares.checkpoints:.3%} at "
         f"train.checkpoint_every={mine.train.checkpoint_every} ({shares.bytes / 1e6:.0f} MB each); communication {told}"
     )
-    echo(f"load of the machine {result['machine']['load']} on {result['machine']['cores']} cores")
+    echo(f"load average {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
 
 

@@ -1,4 +1,4 @@
-"""`tools/build_beton.py`: a labelled split of shards as one file for FFCV, which evaluation reads when it is there."""
+"""`tools/build_beton.py`: a labeled split of shards as one file for FFCV, which evaluation reads if present."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,15 +10,16 @@ from simfle.commands.shards_report import local
 
 
 def build_beton(
-    shards: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="Folder with a manifest.json.")],
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="folder with a manifest.json")],
     out: Annotated[
-        Path | None, typer.Argument(help="The .beton; default: SHARDS/SPLIT.beton, where evaluation looks by itself.")
+        Path | None,
+        typer.Argument(help=".beton file to write (default: SHARDS/SPLIT.beton, where evaluation looks for it)"),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split; only its labelled samples are taken.")] = "train",
+    split: Annotated[str, typer.Option(help="split whose labeled samples are written")] = "train",
 ) -> None:
-    """Write the labelled samples of a split as a .beton, the JPEGs unchanged, with label, id and key of each.
+    """Write the labeled samples of a split as a .beton: the unchanged JPEGs with their labels, ids and keys.
 
-    FFCV must be installed; docs/evaluation.md says how. An older file of that name is replaced.
+    FFCV must be installed; see docs/evaluation.md. An existing file of that name is replaced.
     """
     from simfle.commands.build_report import Meter
     from simfle.errors import UserError
@@ -26,9 +27,9 @@ def build_beton(
 
     path = out or shards / f"{split}.beton"
     if path.suffix != ".beton":
-        raise UserError(f"OUT: {path} must end in .beton")
+        raise UserError(f"OUT={path}: must end in .beton. Fix: rename it.")
     if not path.parent.is_dir():
-        raise UserError(f"OUT: there is no folder {path.parent}")
+        raise UserError(f"OUT={path}: its folder does not exist. Fix: create {path.parent}.")
     with Meter() as meter:
         about = beton.build_beton(shards, path, split, lambda done, total: meter("beton", done, total))
     echo(f"{path}: {about.samples} samples of {split!r}, {len(about.classes)} classes, {about.bytes / 1e6:.1f} MB")

@@ -1,4 +1,4 @@
-"""Subcommands of build_shards for faces of any corpus: folders, lists, archives, WebDatasets, Parquet; drawn ones."""
+"""Subcommands of build_shards for any corpus: folders, lists, archives, WebDatasets, Parquet, synthetic faces."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,47 +13,64 @@ from simfle.commands.build_source import source
 if TYPE_CHECKING:
     from shards.entry import Entry, Rejected
 
+MISSING = "maximum fraction of listed files that may be missing; above it, nothing is built"
+
 
 def folder(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of images, flat or nested.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="folder of images, flat or nested")],
     class_folders: Annotated[
-        bool, typer.Option("--class-folders", help="The first folder below DIR (or below the split) is the label.")
+        bool, typer.Option("--class-folders", help="the first folder below DIR (or below the split) is the label")
     ] = False,
     split_folders: Annotated[
-        bool, typer.Option("--split-folders", help="The first folder below DIR is the split: train, val or test.")
+        bool, typer.Option("--split-folders", help="the first folder below DIR is the split: train, val or test")
     ] = False,
 ) -> Corpus:
-    """A folder of images; with --class-folders its folders are the labels, with --split-folders the splits."""
+    """Read a folder of images; --class-folders takes labels from its folders, --split-folders takes splits."""
     from shards.sources.folder import Folder
 
     options = {"kind": "folder", "name": directory.name, "class_folders": class_folders, "split_folders": split_folders}
     entries = Folder(directory, class_folders, split_folders)
-    return Corpus(entries, directory.resolve().name, options, class_folders, (directory,), entries.notes)
+    return Corpus(
+        entries, directory.resolve().name, options, class_folders, (directory,), entries.notes, before=entries.before
+    )
 
 
-def csv(
-    file: Annotated[Path, typer.Argument(metavar="CSV", help="List of images with a header.")],
+def csv(  # noqa: PLR0913, PLR0917 - one argument per option
+    file: Annotated[Path, typer.Argument(metavar="CSV", help="list of images with a header")],
     images: Annotated[
-        Path | None, typer.Option(help="Folder that the paths are relative to; default: the list's.")
+        Path | None, typer.Option(help="folder that the paths are relative to (default: the list's folder)")
     ] = None,
-    path_column: Annotated[str, typer.Option(help="Column of the paths.")] = "path",
-    label_column: Annotated[str, typer.Option(help="Column of the labels; none: unlabelled.")] = "",
-    split_column: Annotated[str, typer.Option(help="Column of the splits; none: all in train.")] = "",
-    group_column: Annotated[str, typer.Option(help="Column of the person (or film): never divided by a split.")] = "",
+    path_column: Annotated[str, typer.Option(help="column of the paths")] = "path",
+    label_column: Annotated[str, typer.Option(help="column of the labels (default: unlabeled)")] = "",
+    split_column: Annotated[str, typer.Option(help="column of the splits (default: all in train)")] = "",
+    group_column: Annotated[str, typer.Option(help="column of the person (or film), who is kept in one split")] = "",
+    valence_column: Annotated[str, typer.Option(help="column of the valence, -1 to 1")] = "",
+    arousal_column: Annotated[str, typer.Option(help="column of the arousal, -1 to 1")] = "",
+    max_missing: Annotated[float, typer.Option(help=MISSING)] = 0.1,
 ) -> Corpus:
-    """A CSV list of images with columns of paths, labels, splits and groups by name."""
+    """Read a CSV list of images with named columns of paths, labels, splits and groups."""
     from shards.sources.table import Table
 
     columns = {"path": path_column, "label": label_column, "split": split_column, "group": group_column}
     root = file.parent if images is None else images
-    entries = Table(file, root, path_column, label_column, split_column, group_column)
+    entries = Table(
+        file,
+        root,
+        path_column,
+        label_column,
+        split_column,
+        group_column,
+        valence_column=valence_column,
+        arousal_column=arousal_column,
+    )
+    columns |= _affect(valence_column, arousal_column)
     options = {"kind": "csv", "name": file.name, "columns": columns}
-    return Corpus(entries, file.stem, options, bool(label_column))
+    return Corpus(entries, file.stem, options, bool(label_column), max_missing=max_missing)
 
 
 @dataclass(frozen=True)
 class Again:
-    """Entries that can be gone through again: `make` starts anew."""
+    """Entries that can be iterated repeatedly: each iteration calls `make` again."""
 
     make: Callable[[], "Iterable[Entry | Rejected]"]
 
@@ -62,41 +79,48 @@ class Again:
 
 
 def procedural(
-    people: Annotated[int, typer.Option(help="Drawn people; every fourth is in split test.")] = 64,
-    images_per_person: Annotated[int, typer.Option(help="Images of each, the seven expressions in turn.")] = 28,
-    size: Annotated[int, typer.Option(help="Side of the images, pixels.")] = 128,
-    seed: Annotated[int, typer.Option(help="Another seed draws other people.")] = 0,
+    people: Annotated[int, typer.Option(help="number of synthetic people; every fourth is in split test")] = 64,
+    images_per_person: Annotated[
+        int, typer.Option(help="images per person, cycling through the seven expressions")
+    ] = 28,
+    size: Annotated[int, typer.Option(help="side of the images in pixels")] = 128,
+    seed: Annotated[int, typer.Option(help="random seed; another one generates other people")] = 0,
 ) -> Corpus:
-    """Drawn faces with identity, pose, light and seven expressions: no photo, nothing to download."""
+    """Generate synthetic faces with identity, pose, light and seven expressions: no photos, no download."""
     from shards.sources import procedural as drawn
 
     options = {"kind": "procedural", "people": people, "images": images_per_person, "size": size, "seed": seed}
     entries = Again(lambda: drawn.procedural(people, images_per_person, size, seed))
-    return Corpus(entries, "procedural", options, labelled=True, terms="drawn by this program; free to use")
+    return Corpus(entries, "procedural", options, labelled=True, terms="generated by this program; free to use")
 
 
-def table(  # noqa: PLR0913, PLR0917 - each one is an option
+def table(  # noqa: PLR0913, PLR0917 - one argument per option
     file: Annotated[
-        Path, typer.Argument(metavar="FILE", help="List with named columns: .csv, .tsv, .jsonl, .parquet.")
+        Path,
+        typer.Argument(metavar="FILE", help="list with named columns: .csv, .tsv, .jsonl (or .gz) or .parquet"),
     ],
     images: Annotated[
-        Path | None, typer.Option(help="Folder that the paths are relative to; default: the list's.")
+        Path | None, typer.Option(help="folder that the paths are relative to (default: the list's folder)")
     ] = None,
-    path_column: Annotated[str, typer.Option(help="Column of the paths.")] = "path",
+    path_column: Annotated[str, typer.Option(help="column of the paths")] = "path",
     bytes_column: Annotated[
-        str, typer.Option(help="Column of the image files themselves (in text: base64), instead of paths.")
+        str, typer.Option(help="column of the image files' content (base64 in text formats), instead of paths")
     ] = "",
-    label_column: Annotated[str, typer.Option(help="Column of the labels; none: unlabelled.")] = "",
-    split_column: Annotated[str, typer.Option(help="Column of the splits; none: all in train.")] = "",
-    group_column: Annotated[str, typer.Option(help="Column of the person (or film): never divided by a split.")] = "",
+    label_column: Annotated[str, typer.Option(help="column of the labels (default: unlabeled)")] = "",
+    split_column: Annotated[str, typer.Option(help="column of the splits (default: all in train)")] = "",
+    group_column: Annotated[str, typer.Option(help="column of the person (or film), who is kept in one split")] = "",
     box_columns: Annotated[
-        str, typer.Option(help="Column of the face's box, or four joined by commas; the same path may have several.")
+        str,
+        typer.Option(help="column of the face's box, or four comma-separated columns; one path may have several boxes"),
     ] = "",
     box_order: Annotated[
-        str, typer.Option(help="xywh: left, top, width, height; xyxy: left, top, right, bottom. Pixels.")
+        str, typer.Option(help="xywh: left, top, width, height; xyxy: left, top, right, bottom; in pixels")
     ] = "xywh",
+    valence_column: Annotated[str, typer.Option(help="column of the valence, -1 to 1")] = "",
+    arousal_column: Annotated[str, typer.Option(help="column of the arousal, -1 to 1")] = "",
+    max_missing: Annotated[float, typer.Option(help=MISSING)] = 0.1,
 ) -> Corpus:
-    """A list of images (CSV, TSV, JSON Lines or Parquet), by path or with the files in it."""
+    """Read a list of images (CSV, TSV, JSON Lines or Parquet) that holds their paths or their content."""
     from shards.sources.rows import kind_of
     from shards.sources.table import Table
 
@@ -104,23 +128,36 @@ def table(  # noqa: PLR0913, PLR0917 - each one is an option
     columns |= {"bytes": bytes_column, "box": box_columns, "box_order": box_order}
     root = file.parent if images is None else images
     entries = Table(
-        file, root, path_column, label_column, split_column, group_column, bytes_column, box_columns, box_order
+        file,
+        root,
+        path_column,
+        label_column,
+        split_column,
+        group_column,
+        bytes_column,
+        box_columns,
+        box_order,
+        valence_column,
+        arousal_column,
     )
+    columns |= _affect(valence_column, arousal_column)
     options = {"kind": kind_of(file), "name": file.name, "columns": columns}
-    return Corpus(entries, file.stem, options, bool(label_column))
+    return Corpus(entries, file.stem, options, bool(label_column), max_missing=max_missing)
 
 
 def archive(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A .tar (.gz, .bz2, .xz) or .zip, or a folder of them.")],
-    below: Annotated[str, typer.Option(help="Only this folder of the archive; folders count from there.")] = "",
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="a .tar (.gz, .bz2, .xz), a .zip, or a folder of them")],
+    below: Annotated[
+        str, typer.Option(help="read only this folder of the archive; class and split folders count from there")
+    ] = "",
     class_folders: Annotated[
-        bool, typer.Option("--class-folders", help="The first folder (or that below the split) is the label.")
+        bool, typer.Option("--class-folders", help="the first folder (or the one below the split) is the label")
     ] = False,
     split_folders: Annotated[
-        bool, typer.Option("--split-folders", help="The first folder is the split: train, val or test.")
+        bool, typer.Option("--split-folders", help="the first folder is the split: train, val or test")
     ] = False,
 ) -> Corpus:
-    """Images in archives, which stay packed. With several archives, the name of each is the first folder."""
+    """Read images from archives without unpacking them. With several archives, the name of each is the first folder."""
     from shards.sources.archive import Archive
 
     options: dict[str, Any] = {"kind": "archive", "name": path.name, "below": below}
@@ -130,19 +167,19 @@ def archive(
 
 
 def webdataset(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of tars (as from img2dataset), or one tar.")],
-    image: Annotated[str, typer.Option(help="Extension of the image, where a sample has several (input.jpg).")] = "",
-    label_field: Annotated[str, typer.Option(help="Field of the .json with the label; default: the .cls.")] = "",
-    group_field: Annotated[str, typer.Option(help="Field of the .json with the person: never divided.")] = "",
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="folder of tars (e.g. from img2dataset), or one tar")],
+    image: Annotated[str, typer.Option(help="extension of the image if a sample has several (input.jpg)")] = "",
+    label_field: Annotated[str, typer.Option(help="field of the .json with the label (default: the .cls file)")] = "",
+    group_field: Annotated[str, typer.Option(help="field of the .json with the person, who is kept in one split")] = "",
     split_pattern: Annotated[
         str,
         typer.Option(
-            help="Regular expression with one group that finds the split in a tar's path: '^(train|val)-'; default: "
-            "the last word there that names one, as in val-000000.tar."
+            help="regular expression with one group that finds the split in a tar's path: '^(train|val)-'; default: "
+            "the last word in it that names a split, as in val-000000.tar."
         ),
     ] = "",
 ) -> Corpus:
-    """An existing WebDataset: tars of samples with .cls, .json or .txt beside the image."""
+    """Read an existing WebDataset: tars of samples with .cls, .json or .txt files beside the image."""
     from shards.sources.webdataset import WebDataset
 
     options: dict[str, Any] = {"kind": "webdataset", "name": path.name, "image": image, "split_pattern": split_pattern}
@@ -152,12 +189,12 @@ def webdataset(
 
 
 def huggingface(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Folder of Parquet files of a data set, or one file.")],
-    image_column: Annotated[str, typer.Option(help="Column of the images; default: the one of type Image.")] = "",
-    label_column: Annotated[str, typer.Option(help="Column of the labels; default: the ClassLabel.")] = "",
-    group_column: Annotated[str, typer.Option(help="Column of the person (or film): never divided by a split.")] = "",
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="folder of Parquet files of a data set, or one file")],
+    image_column: Annotated[str, typer.Option(help="column of the images (default: the one of type Image)")] = "",
+    label_column: Annotated[str, typer.Option(help="column of the labels (default: the ClassLabel column)")] = "",
+    group_column: Annotated[str, typer.Option(help="column of the person (or film), who is kept in one split")] = "",
 ) -> Corpus:
-    """Parquet files of a Hugging Face data set; splits and label names as there."""
+    """Read Parquet files of a Hugging Face data set with its splits and label names."""
     from shards.sources.huggingface import HuggingFace
 
     entries = HuggingFace(path, image_column, label_column, group_column)
@@ -169,11 +206,16 @@ def huggingface(
 
 
 def add_generic() -> None:
-    """Add the subcommands."""
+    """Add the generic subcommands."""
     for command in (folder, csv, procedural, table, archive, webdataset, huggingface):
         source(command)
 
 
+def _affect(valence: str, arousal: str) -> dict[str, str]:
+    """Return the requested columns of valence and arousal."""
+    return {name: column for name, column in (("valence", valence), ("arousal", arousal)) if column}
+
+
 def _roots(path: Path) -> tuple[Path, ...]:
-    """The folder that the output must not lie in."""
+    """Return the folder that must not contain the output."""
     return (path,) if path.is_dir() else ()

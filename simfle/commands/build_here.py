@@ -1,4 +1,4 @@
-"""Building shards in a folder of this machine, as the options ask for it."""
+"""Build shards in a local folder from the command line's options."""
 
 import os
 from functools import partial
@@ -16,35 +16,38 @@ if TYPE_CHECKING:
 
 
 def execute(out: Path, corpus: Corpus, common: Common) -> None:
-    """Build what was asked for and tell how it went."""
+    """Run the build and print its report."""
     from simfle.commands.build_report import show
 
     request = make_request(out, corpus, common)
     for root in corpus.roots:
         if out.resolve().is_relative_to(root.resolve()):
-            raise UserError(f"the output {out} lies inside the source {root}; choose one outside of it")
+            raise UserError(f"OUT={out}: inside the source {root}. Fix: choose a folder outside of it.")
     report, rate = build_here(request, corpus)
     show(out, report, rate)
 
 
 def build_here(request: "Build", corpus: Corpus) -> "tuple[Report, float]":
-    """Build into the local folder of the request; also the images/s of its last stage."""
+    """Build into the request's local folder; return the report and the images/s of the last stage."""
     from shards.build import build
+    from shards.printable import one_line
     from simfle.commands.build_report import Meter
 
     if request.terms:
         echo(f"terms of use of {request.corpus}: {request.terms}")
     if corpus.photos and request.encode.crop is None and request.encode.align is None:
         echo(
-            f"note: images of {corpus.name} are whole photos that may show several people, and their boxes say whose "
-            "face is meant: --crop 0.25 cuts it out with a quarter of its sides around it, --align levels the eyes too"
+            f"note: images of {corpus.name} are whole photos that may show several people, and a box marks the "
+            "labeled face: --crop 0.25 cuts it out with a margin of 0.25 of its sides, --align also levels the eyes"
         )
+    for line in corpus.before():
+        echo(one_line(line))
     with Meter() as meter:
         try:
             report = build(request, corpus.entries, meter, partial(corpus.about, request))
         except KeyboardInterrupt:
             if request.partial.exists():
-                echo(f"what is finished is kept in {request.partial}; the same command goes on there", err=True)
+                echo(f"finished shards are kept in {request.partial}; rerun the command to resume", err=True)
             raise
     report.notes += corpus.notes()
     corpus.finish(request, report)
@@ -52,16 +55,16 @@ def build_here(request: "Build", corpus: Corpus) -> "tuple[Report, float]":
 
 
 def make_request(out: Path, corpus: Corpus, common: Common) -> "Build":
-    """What the command line asks for."""
+    """Return the build specification for the command line's options."""
     from shards.exclude import Exclude, parse_excluded
     from shards.request import Build
     from shards.rules import Rules, normal_label
 
     if common.group_pattern and corpus.options.get("columns", {}).get("group"):
-        raise UserError("--group-column and --group-pattern both name the person; give one of them")
+        raise UserError("--group-column and --group-pattern: both define the person. Fix: give only one.")
     names = tuple(normal_label(name) or "" for name in common.labels.split(",")) if common.labels else corpus.labels
     if "" in names:
-        raise UserError(f"--labels {common.labels!r} has an empty name; give them as happiness,neutral,anger")
+        raise UserError(f"--labels={common.labels!r}: a name is empty. Fix: write them as happiness,neutral,anger.")
     return Build(
         out=out,
         corpus=common.corpus or corpus.name,
@@ -76,6 +79,7 @@ def make_request(out: Path, corpus: Corpus, common: Common) -> "Build":
         ),
         encode=_encode_options(common),
         face_model=common.face_model,
+        max_missing=corpus.max_missing,
         exclude=Exclude(
             tuple(map(parse_excluded, common.exclude or ())), common.exclude_distance, not common.exclude_images_only
         ),

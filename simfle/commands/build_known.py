@@ -1,4 +1,4 @@
-"""One subcommand of build_shards for each corpus that shards.sources knows: its options, its terms, its counts."""
+"""One subcommand of build_shards per corpus in shards.sources: its options, terms and published counts."""
 
 import dataclasses
 import inspect
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from shards.build import Report
     from shards.request import Build
 
-Counts = dict[str, dict[str, int]]  # split -> label -> samples; the label "" counts the whole split
-ALL = "all"  # stands for every split where fractions have moved people between them
+Counts = dict[str, dict[str, int]]  # split -> label -> samples; the label "" is the total of the split
+ALL = "all"  # replaces the split names if fractions have moved people between splits
 
 
 def add_known() -> None:
@@ -30,7 +30,7 @@ def add_known() -> None:
 
 
 def _command(corpus: Known) -> Any:
-    """A function NAME(directory, *, options of the source), as build_shards makes subcommands of."""
+    """Return a function NAME(directory, *, options of the source) for build_source.source."""
     fields = [item for item in dataclasses.fields(corpus.source) if item.init][1:]  # type: ignore[arg-type]
 
     def command(directory: Path, **options: Any) -> Corpus:
@@ -50,7 +50,7 @@ def _command(corpus: Known) -> Any:
             photos=corpus.photos(entries),
         )
 
-    where = Annotated[Path, typer.Argument(metavar="DIR", help="The folder as you received it.")]
+    where = Annotated[Path, typer.Argument(metavar="DIR", help="folder as you received it")]
     parameters = [inspect.Parameter("directory", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=where)]
     for item in fields:
         option = typer_option(item.name, item.metadata.get("help", ""), item.default)
@@ -68,7 +68,7 @@ def _command(corpus: Known) -> Any:
 
 
 def _describe(corpus: Known, entries: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """What the manifest says of the source: no path of this machine, but its name."""
+    """Describe the source for the manifest, by its name: without local paths."""
     said = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
     about = {"kind": corpus.name, "name": entries.root.resolve().name}
     found = {"release": getattr(entries, "release", ""), "first_label": corpus.first}
@@ -76,7 +76,7 @@ def _describe(corpus: Known, entries: Any, options: dict[str, Any]) -> dict[str,
 
 
 def compare(expected: Counts, request: "Build", written: Counter[tuple[str, str]]) -> dict[str, Any]:
-    """What was written held against what is published, for the manifest."""
+    """Compare the written counts with the published ones, for the manifest."""
     if not expected:
         return {}
     moved = bool(request.rules.val_fraction or request.rules.test_fraction)
@@ -85,7 +85,7 @@ def compare(expected: Counts, request: "Build", written: Counter[tuple[str, str]
 
 
 def tell(request: "Build", report: "Report") -> None:
-    """Show how the samples differ from the published counts."""
+    """Print the differences between the written and the published counts."""
     published = report.manifest.build.get("published")
     if not published:
         return
@@ -93,19 +93,19 @@ def tell(request: "Build", report: "Report") -> None:
     if rows:
         Console(highlight=False, soft_wrap=True).print(_table(rows))
         report.notes.append(
-            f"{len(rows)} of the published counts differ from what was written (the table above); rejected images are "
+            f"{len(rows)} of the published counts differ from the written ones (table above); rejected images are "
             f"listed in {request.out}/rejected.jsonl, anything else is missing from your copy or added to it"
         )
     else:
-        report.notes.append(f"as many samples as published: {_totals(published['expected'])}")
+        report.notes.append(f"sample counts equal the published ones: {_totals(published['expected'])}")
 
 
 def differences(
     expected: Counts, written: Counter[tuple[str, str]], labels: tuple[str, ...], moved: bool
 ) -> list[dict[str, Any]]:
-    """The counts that are not as published.
+    """Return the counts that differ from the published ones.
 
-    labels: only these count, () for all; moved: people have been moved between splits, so only their sum can agree.
+    labels: compare only these labels (() = all); moved: people were moved between splits, so only totals are compared.
     """
     wanted: Counter[tuple[str, str]] = Counter()
     found: Counter[tuple[str, str]] = Counter()

@@ -1,6 +1,5 @@
-"""build_shards with URLs: sources are downloaded, shards are built here and uploaded, both into and from --work."""
+"""build_shards with URLs: sources are downloaded to --work; shards are built there and uploaded."""
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -9,52 +8,51 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shards.files import read_text
+from shards.locks import try_lock
 from simfle.commands.app import echo
 from simfle.commands.build_here import build_here, make_request
 from simfle.commands.build_options import Common, Corpus
 from simfle.errors import UserError
 
-CONTAINERS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".parquet")  # what is fetched of a folder
+CONTAINERS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".parquet")  # files to download from a folder
 
 
 class Url(str):
-    """A URL where a path may stand."""
+    """A URL given in place of a path."""
 
     __slots__ = ()
 
 
 def place(text: str) -> Path | Url:
-    """What an argument of the command line names."""
+    """Parse a command-line argument as a path or a URL."""
     return Url(text) if "://" in text else Path(text)
 
 
 def work_folder(asked: Path | None, url: str) -> Path:
-    """The folder for what belongs to one URL; the same one at each start."""
+    """Return the folder for the files of one URL; the same URL always gives the same folder."""
     base = asked or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simfle" / "build"
     return base / hashlib.sha256(url.encode()).hexdigest()[:16]
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """One process at a time works in `folder`."""
+    """Hold the exclusive lock of `folder`. Raises UserError if another process holds it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / "lock").open("w")
     except OSError as error:
-        raise UserError(f"--work: cannot use {folder}: {error.strerror}; choose another folder") from None
+        raise UserError(f"--work={folder}: cannot be used: {error.strerror}. Fix: choose another folder.") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(f"{folder} is in use by another process; wait for it or stop it") from None
+        if not try_lock(file, folder):
+            raise UserError(f"{folder}: in use by another process. Fix: wait for it or stop it.")
         yield
 
 
 def fetch(url: str, work: Path | None) -> Path:
-    """A source, downloaded: a file, or a folder's archives and Parquet files. What is there is not fetched again.
+    """Download a source: a file, or a folder's archives and Parquet files. Existing files are not downloaded again.
 
     Raises:
-        UserError: not readable, nothing there.
+        UserError: the source cannot be read or is empty.
     """
     from shards.redact import shown
     from shards.remote import check_url, is_folder, join, names_in, size_of
@@ -68,7 +66,7 @@ def fetch(url: str, work: Path | None) -> Path:
             return base / name
         names = [each for each in names_in(url) or () if each.lower().endswith(CONTAINERS)]
         if not names:
-            raise UserError(f"{shown(url)} is a folder without archives or Parquet files; download it first")
+            raise UserError(f"{shown(url)}: no archives or Parquet files in this folder. Fix: download it first.")
         (base / name).mkdir(exist_ok=True)
         for each in names:
             _fetch_file(join(url, each), base / name / each, size_of(join(url, each)))
@@ -76,13 +74,13 @@ def fetch(url: str, work: Path | None) -> Path:
 
 
 def _fetch_file(url: str, path: Path, size: int | None) -> None:
-    """size: bytes as they are there, None where they cannot be asked for: then those that came are remembered."""
+    """Download one file. size: its size in bytes, None if unknown; then the downloaded size is recorded."""
     from shards.redact import shown
     from shards.remote import download
 
     told = path.with_name(path.name + ".size")
     if path.exists() and path.stat().st_size == (size or _number(told) or path.stat().st_size):
-        echo(f"{shown(url)}: {path} was downloaded before; delete it to have it fetched again")
+        echo(f"{shown(url)}: already downloaded to {path}; delete that file to download it again")
         return
     part = path.with_name(path.name + ".part")
     echo(f"downloading {shown(url)} to {path}")
@@ -90,17 +88,17 @@ def _fetch_file(url: str, path: Path, size: int | None) -> None:
         download(url, part)
         found = part.stat().st_size
         if size not in (None, found):
-            raise UserError(f"{shown(url)}: {found} bytes came instead of {size}; run the same command again")
+            raise UserError(f"{shown(url)}: downloaded {found} of {size} bytes. Fix: rerun the command.")
         told.write_text(f"{found}\n")
         part.rename(path)
     except FileNotFoundError:
-        raise UserError(f"there is no {shown(url)}") from None
+        raise UserError(f"{shown(url)}: does not exist. Fix: check the URL.") from None
     finally:
         part.unlink(missing_ok=True)
 
 
 def _number(file: Path) -> int | None:
-    """The number that a file holds; None where there is none."""
+    """Read an integer from a file; None if there is none."""
     try:
         return int(read_text(file))
     except (OSError, ValueError):
@@ -108,14 +106,14 @@ def _number(file: Path) -> int | None:
 
 
 def check_output(url: str) -> None:
-    """Raise a UserError if shards cannot be uploaded to a URL."""
+    """Raise UserError if shards cannot be uploaded to a URL."""
     from shards.remote import check_url
 
     check_url(url, write=True)
 
 
 def execute_remote(url: str, corpus: Corpus, common: Common) -> None:
-    """Build in --work, upload the shards, clean up. Interrupted, it goes on with the shard or upload that it was at."""
+    """Build in --work, upload the shards, clean up. After an interruption, resume at the same shard or upload."""
     from shards.build import Report, is_same
     from shards.redact import shown
     from shards.upload import Upload, manifest_at
@@ -126,8 +124,8 @@ def execute_remote(url: str, corpus: Corpus, common: Common) -> None:
     request = make_request(base / "shards", corpus, common)
     if there is not None:
         if not is_same(request, there, corpus.entries):
-            raise UserError(f"{shown(url)} holds shards of other images or options; choose another output")
-        shutil.rmtree(base, ignore_errors=True)  # left by a start that was killed between its end and this
+            raise UserError(f"{shown(url)}: holds shards of other images or options. Fix: choose another output.")
+        shutil.rmtree(base, ignore_errors=True)  # left by a process that was killed before its cleanup
         show(shown(url), Report(there, already=True), 0.0)
         return
     with claimed(base):
@@ -137,6 +135,6 @@ def execute_remote(url: str, corpus: Corpus, common: Common) -> None:
         with Meter() as meter:
             upload.run(lambda done, total: meter("uploading", done, total))
         if upload.skipped:
-            report.notes.append(f"{upload.skipped} files had been uploaded by an earlier start")
+            report.notes.append(f"{upload.skipped} files were already uploaded by an earlier run")
         shutil.rmtree(base)
     show(shown(url), report, rate)

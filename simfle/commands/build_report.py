@@ -1,4 +1,4 @@
-"""What a build tells while it runs and when it is done."""
+"""Progress and final report of a build."""
 
 import time
 from collections.abc import Callable
@@ -11,16 +11,17 @@ from rich.table import Table
 
 from shards.printable import one_line
 from simfle.console import Console
+from simfle.words import shell_line, word
 
 if TYPE_CHECKING:
     from shards.build import Report
 
-LINE_EVERY = 10.0  # seconds between plain lines where there is no terminal
+LINE_EVERY = 10.0  # seconds between plain progress lines without a terminal
 MOST_LABELS = 20  # rows of the table
 
 
 class Meter:
-    """Progress with images/s: a bar on a terminal, else a plain line now and then. Called by shards.build."""
+    """Progress with images/s: a bar on a terminal, otherwise an occasional plain line. Called by shards.build."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console(stderr=True)
@@ -47,7 +48,7 @@ class Meter:
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Take in how far a stage has come; total 0: not known yet."""
+        """Update the progress of a stage; total 0: not known yet."""
         now = self._clock()
         if stage != self._stage:
             self._stage, self._start, self._first, self._said = stage, now, done, now
@@ -65,18 +66,18 @@ class Meter:
 
 
 def show(out: Path | str, report: "Report", rate: float) -> None:
-    """The result: samples per label and split, rejects by reason, what to know, where it lies, what to run next."""
+    """Print the result: samples per label and split, rejects by reason, notes, output folder and next commands."""
     console = Console(highlight=False, soft_wrap=True)
     manifest = report.manifest
     if report.already:
         console.print(
-            f"{out} is complete already: {manifest.samples} samples of the same list and options.", markup=False
+            f"{out} is already complete: {manifest.samples} samples of the same list and options.", markup=False
         )
-        # The files themselves are not read again.
+        # The source files are not read again.
         if rejected := sum(manifest.rejected.values()) - manifest.rejected.get("removed", 0):
             console.print(
-                f"rejected when it was built: {rejected}, see {out}/rejected.jsonl; if files have been mended "
-                "or replaced since, delete that folder and build again",
+                f"rejected when it was built: {rejected}, see {out}/rejected.jsonl; if files were fixed "
+                "or replaced since, delete that folder and rerun the command",
                 markup=False,
             )
         return
@@ -88,22 +89,23 @@ def show(out: Path | str, report: "Report", rate: float) -> None:
         markup=False,
     )
     if report.resumed:
-        console.print(f"{report.resumed} shards were there from an earlier start.")
+        console.print(f"{report.resumed} shards were kept from an earlier run.")
     for note in report.notes:
         console.print(one_line(f"note: {note}"), markup=False)
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     console.print(f"{out}: {len(manifest.shards)} shards, {size:.1f} MB, {rate:.0f} images/s", markup=False)
-    console.print(f"next: simfle shards verify {out}", markup=False)
-    console.print(f"      simfle pretrain configs/pretrain/simfle_resnet50.yaml data.shards=[{out}]", markup=False)
+    console.print(f"next: {shell_line('simfle', 'shards', 'verify', out)}", markup=False)
+    pretrain = shell_line("simfle", "pretrain", "configs/pretrain/simfle_resnet50.yaml", word("data.shards", [out]))
+    console.print(f"      {pretrain}", markup=False)
 
 
 def _written(report: "Report") -> str:
-    """Entries written; how many samples they gave, where a photo gives several."""
+    """Describe the written entries, and their samples if a photo gives several."""
     manifest = report.manifest
     first = manifest.samples - manifest.extra_samples
     if manifest.extra_samples:
-        return f"{first} written as {manifest.samples} samples ({report.untouched} untouched)"
-    return f"{first} written ({report.untouched} untouched)"
+        return f"{first} written as {manifest.samples} samples ({report.untouched} kept as is)"
+    return f"{first} written ({report.untouched} kept as is)"
 
 
 def _table(report: "Report") -> Table:

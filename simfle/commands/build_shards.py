@@ -1,4 +1,4 @@
-"""tools/build_shards.py: faces as their users have them -> shards."""
+"""tools/build_shards.py: convert face images in common formats to shards."""
 
 from functools import cache
 
@@ -10,7 +10,7 @@ from simfle.commands.app import run
 
 @cache
 def commands() -> typer.Typer:
-    """The app with all subcommands."""
+    """Return the app with all subcommands."""
     from simfle.commands.build_generic import add_generic
     from simfle.commands.build_known import add_known
 
@@ -20,5 +20,5 @@ def commands() -> typer.Typer:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     run(commands())

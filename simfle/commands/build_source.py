@@ -1,4 +1,4 @@
-"""A subcommand of build_shards from a function that opens a corpus."""
+"""Make subcommands of build_shards from functions that open a corpus."""
 
 import dataclasses
 import inspect
@@ -18,13 +18,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     no_args_is_help=True,
-    help="Turn faces into shards: tar + index + manifest, every image decoded once, every rejected one counted and "
-    "listed. The same input gives the same bytes; an interrupted build goes on when the same command is given again.",
+    help="Convert face images to shards: tar + index + manifest. Every image is decoded once; rejected ones are "
+    "counted and listed. The same input gives the same bytes; rerun an interrupted build to resume it.",
 )
 
 
 def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
-    """Make a subcommand of a function: its own arguments, then OUT, then the common options."""
+    """Register a function as a subcommand: its own arguments, then OUT, then the common options."""
     own = inspect.signature(function).parameters
     shared = dataclasses.fields(Common)
 
@@ -33,13 +33,13 @@ def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
         common = Common(**{item.name: values[item.name] for item in shared})
         out = values["out"]
         if isinstance(out, Url):
-            check_output(out)  # before anything is downloaded
+            check_output(out)  # before any download
         given = {name: fetch(item, common.work) if isinstance(item := values[name], Url) else item for name in own}
         (execute_remote if isinstance(out, Url) else execute)(out, function(**given), common)
 
     arguments = [_place(item) for item in own.values() if item.default is item.empty]
     options = [item for item in own.values() if item.default is not item.empty]
-    out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder of shards to make, or its URL.", parser=place)]
+    out = Annotated[Path, typer.Argument(metavar="OUT", help="folder of shards to create, or its URL", parser=place)]
     positional = [*arguments, inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, annotation=out)]
     extra = [_parameter(item) for item in shared]
     keyword = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*positional, *options, *extra)]
@@ -50,7 +50,7 @@ def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
 
 
 def _place(item: inspect.Parameter) -> inspect.Parameter:
-    """An argument that is a path may be a URL."""
+    """Let a path argument also accept a URL."""
     kind, about = get_args(item.annotation)
     if kind is Path:
         about.parser = place
@@ -58,7 +58,7 @@ def _place(item: inspect.Parameter) -> inspect.Parameter:
 
 
 def _parameter(item: "dataclasses.Field[Any]") -> inspect.Parameter:
-    """A field of Common as a parameter of a subcommand."""
+    """Convert a field of Common to a parameter of a subcommand."""
     kind, about = item.metadata["kind"], typer_option(item.name, item.metadata["help"], item.default)
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=Annotated[kind, about]

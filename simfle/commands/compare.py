@@ -1,4 +1,4 @@
-"""`simfle compare`: methods side by side, the runs of one method (its pretraining seeds) taken together."""
+"""`simfle compare`: compare methods, averaging the runs (pretraining seeds) of each method."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +18,16 @@ HEAD = ("benchmark", "protocol", "metric", "method", "runs", "score", "95 % inte
 def compare(
     methods: Annotated[
         list[str],
-        typer.Argument(metavar="NAME=FOLDER[,FOLDER...]...", help="results of a method; * is any text"),
+        typer.Argument(metavar="NAME=FOLDER[,FOLDER...]...", help="results of a method; * matches any text"),
     ],
-    against: Annotated[str, typer.Option(help="the method that differences are taken to; empty: the first")] = "",
-    resamples: Annotated[int, typer.Option(help="resamples of intervals and permutation tests", min=1)] = 1000,
+    against: Annotated[
+        str, typer.Option(help="baseline method that differences are taken to (default: the first)")
+    ] = "",
+    resamples: Annotated[int, typer.Option(help="number of bootstrap and permutation resamples", min=1)] = 1000,
 ) -> None:
-    """A Markdown table of methods: mean over their runs, interval over people, paired difference to one of them.
+    """Print a Markdown table of methods: mean over runs, interval over people, paired difference to a baseline.
 
-    Each folder stands for one run: random backbones that were evaluated beside its own are left out.
+    Each folder is one run; its random-initialization baseline is ignored.
 
     For example: simfle compare "simfle=runs/simfle-*/eval" "byol=runs/byol-*/eval"
     """
@@ -36,12 +38,12 @@ def compare(
     for word in methods:
         name, _, places = word.partition("=")
         if not name or not places:
-            raise UserError(f"{word}: give NAME=FOLDER, the folder of an evaluation")
+            raise UserError(f"{word}: not NAME=FOLDER. Fix: give a name and the folder of an evaluation.")
         named.setdefault(name, []).extend(places.split(","))
     found = {name: _results(name, places) for name, places in named.items()}
     against = against or next(iter(found))
     if against not in found:
-        raise UserError(f"--against {against}: no such method; there are {', '.join(found)}")
+        raise UserError(f"--against={against}: unknown method. Fix: choose one of {', '.join(found)}.")
     results = [result for each in found.values() for result in each]
     groups = grouped(results)
     echo(_line(tuple(word.format(against=against) for word in HEAD)))
@@ -57,14 +59,14 @@ def compare(
         score = f"{row.score:.3f}" + (f" ± {row.spread:.3f}" if row.seeds > 1 else "")
         place = row.benchmark, row.protocol, row.metric, row.id, str(row.seeds)
         echo(_line((*place, score, f"{low:.3f} to {high:.3f}", difference, chance)))
-    echo("\n± is the standard deviation over runs; intervals and p are over the people of the test images.")
+    echo("\n± is the standard deviation over runs; intervals and p are over the people in the test images.")
 
 
 def _results(name: str, places: list[str]) -> "list[Result]":
-    """The results below some folders, of one backbone in each, under the method's name."""
+    """Return the results below the folders, one backbone per folder, under the method's name."""
     from simfle.eval.results import read_results
 
-    # A folder that another one holds is read once, as the narrower of the two.
+    # With nested folders, the inner one is read first, and each result once.
     folders = {found for place in places for found in _folders(place)}
     results: list[Result] = []
     seen: set[Path | None] = set()
@@ -73,18 +75,18 @@ def _results(name: str, places: list[str]) -> "list[Result]":
         seen.update(result.path for result in new)
         results += _of_one_backbone(name, folder, new)
     if not results:
-        raise UserError(f"{name}: no results in {', '.join(places)}; make them with simfle evaluate")
+        raise UserError(f"{name}: no results in {', '.join(places)}. Fix: run simfle evaluate first.")
     return [replace(result, backbone={**result.backbone, "id": name}) for result in results]
 
 
 def _of_one_backbone(name: str, folder: Path, results: "list[Result]") -> "list[Result]":
-    """Without the random ones that an evaluation measures beside its own. Raises UserError: several stay."""
+    """Drop the random-initialization baselines. Raises UserError if several backbones remain."""
     own = [result for result in results if result.backbone["kind"] != "random"] or results
     backbones = sorted({str(result.path.parents[2]) for result in own if result.path})  # OUT/<id>/.../seed-<n>.json
     if len(backbones) > 1:
         raise UserError(
-            f"{name}: {folder} holds results of {len(backbones)} backbones, and one folder stands for one run; "
-            f"name those of one each: {', '.join(backbones)}"
+            f"{name}: {folder} holds results of {len(backbones)} backbones; each folder must be one run. "
+            f"Fix: name the folders of single runs: {', '.join(backbones)}."
         )
     return own
 

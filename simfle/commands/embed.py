@@ -1,4 +1,4 @@
-"""`simfle embed`: features of images or shards, as a file."""
+"""`simfle embed`: write features of images or shards to a file."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,16 +9,16 @@ from simfle.commands.app import command, echo
 
 
 def embed(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="folder of shards, or of images")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="folder of shards or of images")],
     backbone: Annotated[
-        str, typer.Argument(metavar="BACKBONE", help="a run, a backbone.safetensors, or timm:NAME and the like")
+        str, typer.Argument(metavar="BACKBONE", help="run folder, backbone.safetensors, or a name such as timm:NAME")
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="file to write, .npz or .parquet")],
-    split: Annotated[list[str] | None, typer.Option(help="split of the shards; may be repeated; default: all")] = None,
+    split: Annotated[list[str] | None, typer.Option(help="split of the shards (repeatable; default: all)")] = None,
     batch: Annotated[int, typer.Option(help="images per forward pass", min=1)] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
 ) -> None:
-    """Write keys and features [n, C] of every image; of shards also splits and labels.
+    """Write keys and features [n, C] of all images; for shards also splits and labels.
 
     For example: simfle embed shards/mine runs/mine features.npz
     """

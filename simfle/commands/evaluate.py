@@ -1,4 +1,4 @@
-"""`launchers/evaluate.py`: backbones on benchmarks, by protocols, with seeds."""
+"""`launchers/evaluate.py`: evaluate backbones on benchmarks with several protocols and seeds."""
 
 import sys
 from dataclasses import replace
@@ -9,23 +9,26 @@ import typer
 
 from simfle.commands.app import command
 from simfle.errors import UserError
+from simfle.words import word
 
 
 def evaluate(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="a YAML file; values that replace its own"),
+        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="YAML file; values that override it"),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="evaluate this run's newest checkpoint, exported first; results go into it")
+        Path | None, typer.Option(help="export and evaluate this run's newest checkpoint; results go to RUN/eval")
     ] = None,
-    network: Annotated[str, typer.Option(help="of --run: online, target or both")] = "online",
+    network: Annotated[str, typer.Option(help="--run: online, target or both")] = "online",
     backbone: Annotated[
         list[str] | None,
-        typer.Option(help="a backbone.safetensors, or timm:NAME and the like, beside those of CONFIG; repeatable"),
+        typer.Option(
+            help="backbone.safetensors, or a name such as timm:NAME, in addition to those in CONFIG (repeatable)"
+        ),
     ] = None,
 ) -> None:
-    """Measure backbones, each beside a randomly initialised one of the same shape. What is done is skipped.
+    """Evaluate backbones, each with a randomly initialized baseline of the same shape. Existing results are skipped.
 
     For example: simfle evaluate configs/eval/quick.yaml --run runs/simfle benchmarks=[rafdb=shards/rafdb]
 
@@ -34,14 +37,14 @@ def evaluate(
     words = list(arguments or [])
     file = Path(words.pop(0)) if words and "=" not in words[0] else None
     if run is None and network != "online":
-        raise UserError("--network: belongs to --run; name the files with --backbone instead")
+        raise UserError("--network={network}: only valid with --run. Fix: name the files with --backbone.")
     from simfle.config import load
     from simfle.eval.config import EvalConfig
 
     chosen = list(backbone or [])
     if run is not None:
         chosen += _exported(run, network)
-        words = [f"out={run / 'eval'}", *words]
+        words = [word("out", run / "eval"), *words]
     config = load(EvalConfig, file, words)
     config = replace(config, backbones=[*chosen, *config.backbones])
 
@@ -49,7 +52,7 @@ def evaluate(
     from simfle.console import Console
     from simfle.eval.evaluate import evaluate as run_evaluation
 
-    # Into a file or a pipe a table is written as wide as it is.
+    # In a file or a pipe, do not wrap the table.
     console = Console() if sys.stdout.isatty() else Console(width=160)
     show_logs()
     summary = run_evaluation(config, ["python", *sys.argv])
@@ -59,7 +62,7 @@ def evaluate(
 
 def _exported(run: Path, network: str) -> list[str]:
     if network not in ("online", "target", "both"):
-        raise UserError(f"--network: {network!r} is unknown; there are: online, target, both")
+        raise UserError(f"--network={network}: unknown. Fix: choose online, target or both.")
     from simfle.eval.export import export_backbones
 
     written = export_backbones(run)

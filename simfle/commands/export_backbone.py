@@ -1,4 +1,4 @@
-"""`tools/export_backbone.py`: from a run to backbone files that timm, torchvision, onnxruntime and hubs load."""
+"""`tools/export_backbone.py`: export a run's backbone for timm, torchvision, onnxruntime and model hubs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,25 +13,25 @@ NETWORKS = ("online", "target", "both")
 
 
 def export_backbone(
-    run: Annotated[Path, typer.Argument(help="a run's folder")],
-    out: Annotated[Path | None, typer.Option(help="where to; default RUN/export")] = None,
+    run: Annotated[Path, typer.Argument(help="run folder")],
+    out: Annotated[Path | None, typer.Option(help="output folder (default: RUN/export)")] = None,
     format: Annotated[
-        list[str] | None, typer.Option(help="timm (always written), onnx, huggingface; may be repeated")
+        list[str] | None, typer.Option(help="timm (always written), onnx, huggingface (repeatable)")
     ] = None,
-    network: Annotated[str, typer.Option(help="of onnx and huggingface: online, target or both")] = "online",
+    network: Annotated[str, typer.Option(help="network for onnx and huggingface: online, target or both")] = "online",
 ) -> None:
-    """Write the online and the target backbone of a run's newest complete checkpoint.
+    """Export the online and the target backbone of a run's newest complete checkpoint.
 
-    timm: backbone.safetensors (timm's key names; for ResNets torchvision's, without fc) and backbone.json.
+    timm: backbone.safetensors (timm's parameter names; for ResNets torchvision's, without fc) and backbone.json.
     onnx: backbone.onnx, uint8 images to features, checked against torch with onnxruntime.
-    huggingface: a folder with config.json, model.safetensors and a model card filled from the run, as timm reads them.
+    huggingface: a folder for timm with config.json, model.safetensors and a model card.
     """
     wanted = format or []
     for name in wanted:
         if name not in FORMATS:
-            raise UserError(f"--format: {name!r} is unknown; there are: {', '.join(FORMATS)}")
+            raise UserError(f"--format={name}: unknown. Fix: choose one of {', '.join(FORMATS)}.")
     if network not in NETWORKS:
-        raise UserError(f"--network: {network!r} is unknown; there are: {', '.join(NETWORKS)}")
+        raise UserError(f"--network={network}: unknown. Fix: choose one of {', '.join(NETWORKS)}.")
     from simfle.eval.export import export_backbones
 
     for name, path in export_backbones(run, out).items():
@@ -41,14 +41,14 @@ def export_backbone(
 
 
 def _more(run: Path, path: Path, wanted: list[str]) -> None:
-    """The other formats, beside the file of weights."""
+    """Write the other formats next to the weights file."""
     from simfle.eval.backbones import load_backbone
 
     if "onnx" in wanted:
         from simfle.eval.export_onnx import NAME, export_onnx
 
         difference = export_onnx(load_backbone(path), path.with_name(NAME))
-        echo(f"onnx: {path.with_name(NAME)} (differs from torch by at most {difference:.1e} of the largest feature)")
+        echo(f"onnx: {path.with_name(NAME)} (maximum difference from torch: {difference:.1e} of the largest feature)")
     if "huggingface" in wanted:
         from simfle.eval import export_huggingface
 

@@ -1,4 +1,4 @@
-"""tools/find_duplicates.py: pictures that are there more than once, in a corpus or between corpora."""
+"""tools/find_duplicates.py: find duplicate images within a corpus or between corpora."""
 
 import json
 import os
@@ -13,26 +13,28 @@ from rich.table import Table
 from simfle.commands.app import command, echo
 from simfle.commands.shards_report import DUPLICATES, beside, local
 from simfle.console import Console
+from simfle.words import shell_line
 
 
 def find_duplicates(
-    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="Folder of shards to look through.")],
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="folder of shards to search")],
     against: Annotated[
         Path | None,
-        typer.Option(metavar="SHARDS", parser=local, help="Look for its images in these shards instead of in itself."),
+        typer.Option(
+            metavar="SHARDS", parser=local, help="search these shards for the images, instead of SHARDS itself"
+        ),
     ] = None,
-    split: Annotated[
-        list[str] | None, typer.Option(help="Only this split (of --against, where given); may be given repeatedly.")
-    ] = None,
-    distance: Annotated[int, typer.Option(help="Most differing bits of 64 of near duplicates, 0 to 16.")] = 8,
+    split: Annotated[list[str] | None, typer.Option(help="only this split (of --against if given); repeatable")] = None,
+    distance: Annotated[int, typer.Option(help="maximum Hamming distance of near duplicates, 0 to 16 of 64 bits")] = 8,
     list_file: Annotated[
-        Path | None, typer.Option("--list", help="JSON lines to write; default: SHARDS.duplicates.jsonl beside it.")
+        Path | None,
+        typer.Option("--list", help="JSON Lines file to write (default: SHARDS.duplicates.jsonl beside the folder)"),
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes; 0: as many as there are cores.")] = 0,
+    workers: Annotated[int, typer.Option(help="number of processes (0 = number of cores)")] = 0,
 ) -> None:
-    """Find images that are there twice: exactly, re-encoded, resized or slightly cropped.
+    """Find duplicate images: exact, re-encoded, resized or slightly cropped copies.
 
-    Of images that are alike the first is not listed: simfle shards remove --list takes the list as it is.
+    The first image of each set of duplicates is not listed, so the list can be passed to simfle shards remove --list.
     """
     from shards.duplicates import find_duplicates as find
     from shards.files import write_atomic
@@ -49,10 +51,11 @@ def find_duplicates(
     console = Console(highlight=False, soft_wrap=True)
     console.print(_table(lines, f"images of {folder} with a duplicate {where}"))
     echo(f"{len(lines)} images, listed in {path}")
+    remove = shell_line("simfle", "shards", "remove", folder, "--list", path)
     if against is None or against.resolve() == folder.resolve():
-        echo(f"next: simfle shards remove {folder} --list {path} --reason duplicates")
+        echo(f"next: {remove} --reason duplicates")
     else:
-        echo(f"next: look at them, then simfle shards remove {folder} --list {path}, or build with --exclude")
+        echo(f"next: review them, then run {remove}, or build with --exclude")
 
 
 def _table(lines: list[dict[str, Any]], title: str) -> Table:

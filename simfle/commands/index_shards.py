@@ -1,4 +1,4 @@
-"""tools/index_shards.py: a manifest for tars that webdataset or img2dataset wrote."""
+"""tools/index_shards.py: write a manifest for tars from webdataset or img2dataset."""
 
 import os
 from pathlib import Path
@@ -8,19 +8,20 @@ import typer
 
 from simfle.commands.app import command, echo
 from simfle.commands.shards_report import local
+from simfle.words import shell_line
 
 
 def index_shards(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=local, help="Folder of .tar files.")],
-    terms: Annotated[str, typer.Option(help="Terms of use of the images, kept in the manifest.")] = "",
-    workers: Annotated[int, typer.Option(help="Processes; 0: as many as there are cores.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace indexes that are there.")] = False,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", parser=local, help="folder of .tar files")],
+    terms: Annotated[str, typer.Option(help="terms of use of the images, kept in the manifest")] = "",
+    workers: Annotated[int, typer.Option(help="number of processes (0 = number of cores)")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace existing indexes")] = False,
 ) -> None:
-    """Index tars that webdataset's ShardWriter or img2dataset wrote. The tars stay as they are.
+    """Index tars written by webdataset's ShardWriter or img2dataset. The tars are not changed.
 
-    data.shards=[DIR] reads them without this too, but examines every tar at each start. No image is decoded: samples
-    without a JPEG, PNG or WebP are left out, counted, and listed in rejected.jsonl. To check every image and turn it
-    upright, build shards from the folder: simfle shards build webdataset.
+    data.shards=[DIR] also reads them without an index, but scans every tar at each start. No image is decoded: samples
+    without a JPEG, PNG or WebP are skipped, counted and listed in rejected.jsonl. To check every image and apply its
+    EXIF rotation, build shards from the folder: simfle shards build webdataset.
     """
     from shards.foreign import index_folder, tars_in
     from simfle.commands.build_report import Meter
@@ -34,9 +35,9 @@ def index_shards(
     counts = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items())
     echo(
         f"{folder}: {len(manifest.shards)} tars, {manifest.entries} samples = {manifest.samples} usable + "
-        f"{sum(manifest.rejected.values())} left out{f' ({counts}): see {folder}/rejected.jsonl' if counts else ''}"
+        f"{sum(manifest.rejected.values())} skipped{f' ({counts}): see {folder}/rejected.jsonl' if counts else ''}"
     )
-    echo(f"next: simfle shards verify {folder}")
+    echo(f"next: {shell_line('simfle', 'shards', 'verify', folder)}")
 
 
 main = command(index_shards)

@@ -1,4 +1,4 @@
-"""tools/inspect_shards.py: what is in a folder of shards, in numbers and in a picture."""
+"""tools/inspect_shards.py: summarize a folder of shards in numbers and as a contact sheet."""
 
 import os
 from pathlib import Path
@@ -20,18 +20,18 @@ MOST_LABELS = 40  # rows of the histogram
 
 
 def inspect_shards(
-    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="Folder with a manifest.json.")],
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="folder with a manifest.json")],
     sheet: Annotated[
-        Path | None, typer.Option(help="PNG of some faces with their labels; default: SHARDS.png beside the folder.")
+        Path | None, typer.Option(help="PNG of sample faces with their labels (default: SHARDS.png beside the folder)")
     ] = None,
-    faces: Annotated[int, typer.Option(help="How many faces are on it; 0: no sheet.")] = 64,
-    side: Annotated[int, typer.Option(help="Side of each, pixels.")] = 112,
-    split: Annotated[list[str] | None, typer.Option(help="Only this split; may be given repeatedly.")] = None,
-    seed: Annotated[int, typer.Option(help="Another seed shows other faces.")] = 0,
-    duplicates: Annotated[bool, typer.Option("--duplicates", help="Count duplicates too: decodes all images.")] = False,
-    workers: Annotated[int, typer.Option(help="Processes for --duplicates; 0: as many as there are cores.")] = 0,
+    faces: Annotated[int, typer.Option(help="number of faces on the sheet (0 = no sheet)")] = 64,
+    side: Annotated[int, typer.Option(help="side of each face in pixels")] = 112,
+    split: Annotated[list[str] | None, typer.Option(help="only this split (repeatable)")] = None,
+    seed: Annotated[int, typer.Option(help="random seed; another one selects other faces")] = 0,
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="also count duplicates; decodes all images")] = False,
+    workers: Annotated[int, typer.Option(help="number of processes for --duplicates (0 = number of cores)")] = 0,
 ) -> None:
-    """Show a contact sheet, the labels' histogram, sizes, splits and people of shards."""
+    """Print label histogram, sizes, splits and people of shards, and write a contact sheet."""
     from shards.duplicates import find_duplicates
     from shards.fingerprint import NEAR
     from shards.inspect import draw_sheet, look
@@ -39,7 +39,7 @@ def inspect_shards(
     from simfle.errors import UserError
 
     if not 16 <= side <= 1024:
-        raise UserError(f"--side {side} is not from 16 to 1024")
+        raise UserError(f"--side={side}: out of range. Fix: choose 16 to 1024.")
     console = Console(highlight=False, soft_wrap=True)
     with Meter() as meter:
         looked = look(folder, tuple(split or ()), faces, seed, meter)
@@ -57,12 +57,14 @@ def inspect_shards(
         try:
             draw_sheet(folder, looked, side).save(path, "PNG")
         except OSError as error:
-            raise UserError(f"--sheet: cannot write {path}: {error.strerror or error}") from None
-        console.print(f"sheet: {path}, {len(looked.sheet)} faces; it is as personal as they are", markup=False)
+            raise UserError(
+                f"--sheet={path}: cannot be written: {error.strerror or error}. Fix: choose another file."
+            ) from None
+        console.print(f"sheet: {path}, {len(looked.sheet)} faces; it contains personal data", markup=False)
 
 
 def _lines(folder: Path, looked: "Looked") -> list[str]:
-    """Corpus, terms, counts and sizes in a few lines."""
+    """Return corpus, terms, counts and sizes in a few lines."""
     import numpy as np
 
     manifest = looked.manifest

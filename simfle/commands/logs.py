@@ -1,4 +1,4 @@
-"""Messages of the library on the terminal of a command."""
+"""Print the library's log messages on a command's terminal."""
 
 import logging
 
@@ -6,7 +6,7 @@ from simfle.terminal import plain_handler
 
 
 def show_logs(level: int = logging.INFO) -> None:
-    """Print what `simfle` and `shards` log, one plain line each, to stderr."""
+    """Print log records of `simfle` and `shards` to stderr, one plain line each."""
     handler = plain_handler()
     for name in ("simfle", "shards"):
         logger = logging.getLogger(name)

@@ -1,4 +1,4 @@
-"""The command `simfle`: every tool and launcher under one name, each loaded only when it is called."""
+"""The command `simfle`: all tools and launchers as subcommands, each imported only when called."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,7 +14,7 @@ from simfle.version import __version__
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a subcommand is and what it does in one line. function: of simfle/commands/MODULE.py."""
+    """Module, function and one-line help of a subcommand. module: below simfle.commands."""
 
     module: str
     function: str
@@ -23,78 +23,82 @@ class Entry:
 
 @dataclass(frozen=True)
 class Group:
-    """Subcommands under one name."""
+    """Subcommands under a common name."""
 
     help: str
     entries: "dict[str, Entry | Group]"
 
 
 SHARDS: dict[str, Entry | Group] = {
-    "build": Entry("build_shards", "commands", "faces as you have them -> shards; nineteen corpora by name"),
+    "build": Entry("build_shards", "commands", "convert face images to shards; knows nineteen corpora"),
     "verify": Entry("verify_shards", "verify_shards", "check every byte and every image"),
-    "inspect": Entry("inspect_shards", "inspect_shards", "what is in them, in numbers and as a picture"),
-    "statistics": Entry("shards_statistics", "shards_statistics", "mean and deviation of the pixels, for model.mean"),
-    "index": Entry("index_shards", "index_shards", "index and manifest for tars that others wrote"),
-    "merge": Entry("merge_shards", "merge_shards", "several folders of shards as one"),
-    "split": Entry("split_shards", "split_shards", "divide the samples into splits, by person"),
-    "subset": Entry("subset_shards", "subset_shards", "take a share of the samples"),
-    "remove": Entry("remove_samples", "remove_samples", "take out samples, or all of a person"),
-    "beton": Entry("build_beton", "build_beton", "labelled shards as a .beton file for FFCV"),
-    "duplicates": Entry("find_duplicates", "find_duplicates", "find images that are there twice"),
+    "inspect": Entry("inspect_shards", "inspect_shards", "print statistics, draw a contact sheet"),
+    "statistics": Entry(
+        "shards_statistics", "shards_statistics", "mean and standard deviation of pixels, for model.mean"
+    ),
+    "index": Entry("index_shards", "index_shards", "index tars from webdataset or img2dataset"),
+    "merge": Entry("merge_shards", "merge_shards", "merge several folders of shards"),
+    "split": Entry("split_shards", "split_shards", "split samples by person"),
+    "subset": Entry("subset_shards", "subset_shards", "take a fraction of the samples"),
+    "remove": Entry("remove_samples", "remove_samples", "remove samples, or all samples of a person"),
+    "beton": Entry("build_beton", "build_beton", "write labeled shards as a .beton file for FFCV"),
+    "duplicates": Entry("find_duplicates", "find_duplicates", "find duplicate images"),
 }
 SLURM: dict[str, Entry | Group] = {
     "pretrain": Entry("slurm_pretrain", "slurm_pretrain", "submit a pretraining job that requeues itself"),
     "eval": Entry("slurm_eval", "slurm_eval", "submit evaluations as array jobs"),
 }
 BENCH: dict[str, Entry | Group] = {
-    "build": Entry("bench_build", "bench_build", "how fast shards are built"),
-    "loader": Entry("bench_loader", "bench_loader", "how fast views are made"),
-    "step": Entry("bench_step", "bench_step", "how fast a training step is"),
-    "train": Entry("bench_train", "bench_train", "training with its data against without"),
-    "checkpoint": Entry("bench_checkpoint", "bench_checkpoint", "how long checkpoints hold training up"),
-    "startup": Entry("bench_startup", "bench_startup", "how long commands take to answer"),
-    "scaling": Entry("bench_scaling", "bench_scaling", "what several processes cost each other"),
+    "build": Entry("bench_build", "bench_build", "speed of building shards"),
+    "loader": Entry("bench_loader", "bench_loader", "speed of making views"),
+    "step": Entry("bench_step", "bench_step", "speed of a training step"),
+    "train": Entry("bench_train", "bench_train", "training with and without data loading"),
+    "checkpoint": Entry("bench_checkpoint", "bench_checkpoint", "time for which checkpoints block training"),
+    "startup": Entry("bench_startup", "bench_startup", "response time of commands"),
+    "scaling": Entry("bench_scaling", "bench_scaling", "cost of communication between processes"),
+    "gpu": Entry("gpu_day", "bench_gpu", "all benchmarks on a new GPU, in twenty minutes"),
+    "wheels": Entry("collect_wheels", "collect_wheels", "collect packages for a GPU machine without network access"),
 }
 TABLE: dict[str, Entry | Group] = {
-    "quickstart": Entry("quickstart", "quickstart", "the whole line in minutes: drawn faces, or your own"),
-    "doctor": Entry("doctor", "doctor", "what this machine, or a cluster, has and lacks"),
-    "shards": Group("make, check and change shards", SHARDS),
-    "pretrain": Entry("pretrain", "pretrain", "pretrain a backbone; the same command again goes on"),
-    "watch": Entry("watch", "watch", "a live view of runs"),
-    "runs": Entry("runs", "runs", "which runs there are, and where they stand"),
-    "export": Entry("export_backbone", "export_backbone", "a run's backbone for timm, ONNX, Hugging Face"),
-    "embed": Entry("embed", "embed", "features of images or shards, as .npz or .parquet"),
-    "evaluate": Entry("evaluate", "evaluate", "backbones on benchmarks: probes, kNN, fine-tuning"),
-    "compare": Entry("compare", "compare", "methods side by side, with intervals and paired tests"),
-    "report": Entry("report", "report", "one HTML page about runs"),
-    "plan": Entry("plan_run", "plan_run", "memory, speed and bottleneck of a run before it is started"),
-    "slurm": Group("the same on a Slurm cluster", SLURM),
-    "bench": Group("how fast it is here", BENCH),
+    "quickstart": Entry("quickstart", "quickstart", "run the full pipeline on synthetic or your own faces"),
+    "doctor": Entry("doctor", "doctor", "check this machine or a cluster"),
+    "shards": Group("create, check and change shards", SHARDS),
+    "pretrain": Entry("pretrain", "pretrain", "pretrain a backbone; rerun to resume"),
+    "watch": Entry("watch", "watch", "show runs live"),
+    "runs": Entry("runs", "runs", "list runs and their progress"),
+    "export": Entry("export_backbone", "export_backbone", "export a run's backbone for timm, ONNX, Hugging Face"),
+    "embed": Entry("embed", "embed", "write features of images or shards as .npz or .parquet"),
+    "evaluate": Entry("evaluate", "evaluate", "evaluate backbones: probes, kNN, fine-tuning"),
+    "compare": Entry("compare", "compare", "compare methods with intervals and paired tests"),
+    "report": Entry("report", "report", "write an HTML report about runs"),
+    "plan": Entry("plan_run", "plan_run", "estimate memory, speed and bottleneck of a run"),
+    "slurm": Group("submit to a Slurm cluster", SLURM),
+    "bench": Group("measure speed on this machine", BENCH),
 }
 
 
 class Lazy(TyperGroup):
-    """A group that knows its subcommands' names and lines of help, and imports one when it is needed."""
+    """Command group that knows its subcommands' names and help lines, and imports a subcommand when it is called."""
 
     entries: dict[str, Entry | Group] = TABLE
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
-        self.commands = dict.fromkeys(self.entries)  # type: ignore[assignment]  # names, for suggestions
+        self.commands = dict.fromkeys(self.entries)  # type: ignore[assignment]  # names only, for suggestions
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The subcommand, imported; None if there is none of this name."""
+        """Import and return the subcommand; None if there is none of this name."""
         entry = self.entries.get(cmd_name)
         return None if entry is None else load(cmd_name, entry)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """One line each, from the table."""
+        """Print one line per subcommand, from the table."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in self.entries.items()])
 
 
 def load(name: str, entry: Entry | Group) -> Any:
-    """The click command of an entry."""
+    """Return the click command of an entry."""
     if isinstance(entry, Group):
         group = typer.Typer(
             name=name,
@@ -106,7 +110,7 @@ def load(name: str, entry: Entry | Group) -> Any:
         group.callback(help=f"{entry.help[0].upper()}{entry.help[1:]}.")(_nothing)
         return typer.main.get_command(group)
     function = getattr(import_module(f"simfle.commands.{entry.module}"), entry.function)
-    if entry.function == "commands":  # a group with subcommands of its own
+    if entry.function == "commands":  # a group of its own subcommands
         return typer.main.get_command(function())
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name)(function)
@@ -114,7 +118,7 @@ def load(name: str, entry: Entry | Group) -> Any:
 
 
 def root(
-    version: Annotated[bool, typer.Option("--version", is_eager=True, help="Print the version.")] = False,
+    version: Annotated[bool, typer.Option("--version", is_eager=True, help="print the version")] = False,
 ) -> None:
     """SimFLE: self-supervised pretraining for facial expression recognition, from a folder of faces to a report."""
     if version:
@@ -123,11 +127,11 @@ def root(
 
 
 def _nothing() -> None:
-    """A group does nothing by itself."""
+    """Do nothing: a group only has subcommands."""
 
 
 def app() -> typer.Typer:
-    """The command with all its subcommands, and --install-completion for the shell."""
+    """Return the command with all its subcommands and --install-completion."""
     made = typer.Typer(
         cls=Lazy,
         name="simfle",
@@ -142,10 +146,10 @@ def app() -> typer.Typer:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     run(app())
 
 
 def script() -> None:
-    """The command line as a process of its own."""
+    """Run the command line as the main function of its process."""
     own_process(main)

@@ -1,4 +1,4 @@
-"""tools/plan_run.py: memory, network, speed and bottleneck of a run before it is started."""
+"""tools/plan_run.py: estimate memory, network traffic, speed and bottleneck of a run."""
 
 import dataclasses
 from pathlib import Path
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from simfle.plan.estimate import Corpus, Estimate, Machines
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-IMAGE_BYTES = 20_000  # a face of some 224 px as JPEG
+IMAGE_BYTES = 20_000  # a face of about 224 px as JPEG
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What was asked on the command line. per_gpu: global batch per GPU, 0: the configuration's global batch."""
+    """Parsed command line. per_gpu: global batch per GPU (0 = the configuration's global batch)."""
 
     config: PretrainConfig
     machines: "Machines"
@@ -31,30 +31,35 @@ class Request:
     per_gpu: int
 
 
-def plan_run(  # noqa: PLR0913, PLR0917 - a command line
+def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. train.zero_stage=1")] = None,
     nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
-    gpus_per_node: Annotated[int, typer.Option(help="GPUs (with --gpu cpu: processes) of each.")] = 8,
-    gpu: Annotated[str, typer.Option(help="h100, a100 or cpu.")] = "h100",
-    network: Annotated[str, typer.Option(help="Of each machine: 100gb, 400gb, ethernet25, 8x400gb.")] = "400gb",
-    cores: Annotated[float, typer.Option(help="CPU cores per process.")] = 12,
-    images: Annotated[int, typer.Option(help="Images of the corpus; 0: from data.shards.")] = 0,
-    image_bytes: Annotated[float, typer.Option(help="Bytes of an image in the mean; 0: from data.shards.")] = 0,
-    per_gpu: Annotated[int, typer.Option(help="Global batch = this times the GPUs, not train.global_batch.")] = 0,
-    constants: Annotated[list[Path] | None, typer.Option(help="JSON that replaces constants; a bench's --out.")] = None,
-    table: Annotated[bool, typer.Option("--table", help="1 to 512 GPUs, as Markdown.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Everything as JSON.")] = False,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs per machine (with --gpu cpu: processes)")] = 8,
+    gpu: Annotated[str, typer.Option(help="h100, a100 or cpu")] = "h100",
+    network: Annotated[str, typer.Option(help="network per machine: 100gb, 400gb, ethernet25, 8x400gb")] = "400gb",
+    cores: Annotated[float, typer.Option(help="CPU cores per process")] = 12,
+    images: Annotated[int, typer.Option(help="number of images in the corpus (0 = from data.shards)")] = 0,
+    image_bytes: Annotated[float, typer.Option(help="mean bytes per image (0 = from data.shards)")] = 0,
+    per_gpu: Annotated[
+        int, typer.Option(help="set the global batch to this times the number of GPUs (0 = train.global_batch)")
+    ] = 0,
+    constants: Annotated[
+        list[Path] | None,
+        typer.Option(help="JSON file that replaces constants, such as a benchmark's --out (repeatable)"),
+    ] = None,
+    table: Annotated[bool, typer.Option("--table", help="print a Markdown table for 1 to 512 GPUs")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
-    """What will it need, how fast will it be, what will hold it up? Computed, not run; docs/scale.md says how."""
+    """Estimate memory, speed and bottleneck of a run without running it. docs/scale.md explains the model."""
     arguments = list(overrides or [])
     if config is not None and "=" in config:
         arguments, config = [config, *arguments], None
     for name, value in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node), ("--cores", cores)):
         if value <= 0:
-            raise UserError(f"{name} is {value}; it must be above 0")
+            raise UserError(f"{name}={value}: must be above 0. Fix: raise it.")
     if min(images, image_bytes, per_gpu) < 0:
-        raise UserError("--images, --image-bytes and --per-gpu must not be below 0")
+        raise UserError("--images, --image-bytes and --per-gpu must be at least 0. Fix: raise them.")
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
     from simfle.plan.constants import load_constants, network_rate
     from simfle.plan.count import count
@@ -65,11 +70,11 @@ def plan_run(  # noqa: PLR0913, PLR0917 - a command line
     machines = Machines(nodes, gpus_per_node, gpu, network_rate(network), cores)
     _check(resolved)
     request = Request(resolved, machines, _corpus(resolved, images, image_bytes), known, per_gpu)
-    if not table:  # a batch that cannot be shared is refused before anything is counted
+    if not table:  # refuse a batch that cannot be split before measuring the model
         try:
             _with_batch(request)
         except UserError as error:
-            hint = f"planned for --nodes {nodes} --gpus-per-node {gpus_per_node}; --per-gpu N gives each N samples"
+            hint = f"planned for --nodes {nodes} --gpus-per-node {gpus_per_node}; --per-gpu N sets N samples per GPU"
             raise UserError(f"{error} ({hint})") from None
     work = count(resolved)
     if table:
@@ -83,7 +88,7 @@ def plan_run(  # noqa: PLR0913, PLR0917 - a command line
 
 
 def _check(config: PretrainConfig) -> None:
-    """What the trainer refuses, refused here."""
+    """Make the checks of the trainer."""
     from simfle.data.loader import choose_backend
     from simfle.data.views import check as check_views
     from simfle.train.check import check
@@ -107,7 +112,7 @@ def _corpus(config: PretrainConfig, images: int, image_bytes: float) -> "Corpus"
         samples = sum(shard.samples for shard in shards)
         return Corpus(images or samples, image_bytes or sum(shard.bytes for shard in shards) / samples)
     if not images and not config.train.steps:
-        raise UserError("give --images N, or data.shards=[FOLDER]: hours and storage follow from the corpus")
+        raise UserError("--images=0: the size of the corpus is unknown. Fix: give --images N or data.shards=[FOLDER].")
     return Corpus(images, image_bytes or IMAGE_BYTES)
 
 
@@ -121,7 +126,7 @@ def _with_batch(request: Request) -> PretrainConfig:
     plan_batch(config.train, processes)
     batch, images = config.train.global_batch, request.corpus.images
     if images and images < batch:
-        raise UserError(f"train.global_batch={batch} is more than the {images} images of the corpus")
+        raise UserError(f"train.global_batch={batch}: larger than the corpus of {images} images. Fix: lower it.")
     return config
 
 
@@ -132,7 +137,7 @@ def _estimate(request: Request, work: "Work") -> "Estimate":
 
 
 def _used(request: Request) -> list[str]:
-    """Names of the constants that this plan rests on."""
+    """Return the names of the constants that this plan uses."""
     return [name for name in request.constants.figures if "." not in name or _concerns(name, request.machines.device)]
 
 
@@ -155,7 +160,7 @@ def _plain(request: Request, work: "Work", found: "Estimate") -> dict[str, Any]:
 
 
 def _markdown(request: Request, work: "Work") -> str:
-    """One row per number of GPUs, of as many whole nodes as they take: with 6 in each, 12 rather than 8."""
+    """Return one row per number of GPUs, rounded up to whole nodes: with 6 per node, 12 instead of 8."""
     columns = "GPUs", "global batch", "per GPU", "memory", "sent", "images/s", "efficiency", "hours", "bottleneck"
     lines = [f"| {' | '.join(columns)} |", "|" + "---:|" * 8 + "---|"]
     for gpus in SIZES:
@@ -193,10 +198,10 @@ def _show(request: Request, work: "Work", found: "Estimate") -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for hint in found.advice:
-        console.print(f"to change: {hint}")
+        console.print(f"advice: {hint}")
     kinds = [request.constants.figures[name].kind for name in _used(request)]
     counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in sorted(set(kinds)))
-    console.print(f"constants: {counts} (--json lists them, --constants replaces them). Nothing here was run.")
+    console.print(f"constants: {counts} (--json lists them, --constants replaces them). All values are estimates.")
 
 
 def _title(request: Request) -> str:
@@ -209,19 +214,20 @@ def _rows(request: Request, work: "Work", found: "Estimate") -> list[list[tuple[
     limit = request.constants.of(request.machines.device, "memory")
     seconds = [
         ("arithmetic", f"{found.times.compute * 1e3:,.1f} ms"),
-        ("launching operations", f"{found.times.launches * 1e3:,.1f} ms, beside the arithmetic"),
-        ("network", f"{found.times.network * 1e3:,.1f} ms, of them {found.times.exposed * 1e3:,.1f} ms waited for"),
-        ("loading", f"{found.loading * 1e3:,.1f} ms, beside the step"),
+        ("launching operations", f"{found.times.launches * 1e3:,.1f} ms, in parallel with arithmetic"),
+        ("network", f"{found.times.network * 1e3:,.1f} ms, {found.times.exposed * 1e3:,.1f} ms of it not overlapped"),
+        ("loading", f"{found.loading * 1e3:,.1f} ms, in parallel with the step"),
         ("step", f"{found.step * 1e3:,.1f} ms"),
     ]
     decode, storage, saved = found.decode, found.storage, found.checkpoint
-    took = f"held up {saved['hold_up']:.1f} s, then {saved['written']:.1f} s in the background"
+    took = f"blocks for {saved['hold_up']:.1f} s, then {saved['written']:.1f} s in the background"
     where = "on the GPU, DALI" if decode["on_device"] else f"on {decode['cores']:g} cores, OpenCV"
     again = "read once, then from the nodes' memory" if storage["cached"] else "read in every epoch"
     return [
         [
             ("batch", f"{batch.global_batch:,} = {processes} x {batch.micro_batch} x {batch.accumulation}"),
-            ("parameters", f"{work.parameters / 1e6:.1f} M, {work.trained / 1e6:.1f} M of them trained"),
+            ("ZeRO stage", f"{found.stage.number}: {found.stage.reason}"),
+            ("parameters", f"{work.parameters / 1e6:.1f} M, {work.trained / 1e6:.1f} M of them trainable"),
             ("arithmetic per image", f"{found.flops_per_image / 1e9:.1f} GFLOP"),
         ],
         [(f"memory: {name}", f"{value / 1e9:.2f} GB") for name, value in dataclasses.asdict(held).items()]
@@ -234,8 +240,17 @@ def _rows(request: Request, work: "Work", found: "Estimate") -> list[list[tuple[
         + [("sent per process and step", f"{sent.total / 1e6:,.1f} MB in {sent.collectives} collectives")],
         seconds,
         [
+            (
+                f"roofline: {part.name}",
+                f"{part.flops / 1e12:,.2f} TFLOP, {part.bytes / 1e9:,.1f} GB; "
+                f"{part.seconds * 1e3:,.1f} ms, by {part.bound}",
+            )
+            for part in found.roofline
+        ]
+        + [("share of the roofline", f"{found.of_roofline:.0%}, of an eager step; compile moves fewer bytes")],
+        [
             ("speed", f"{found.images_per_second:,.0f} images/s"),
-            ("efficiency", f"{found.efficiency:.0%} of the arithmetic alone; {found.utilisation:.1%} of peak"),
+            ("efficiency", f"{found.efficiency:.0%} of arithmetic alone; {found.utilisation:.1%} of peak"),
             ("run", f"{found.steps:,} steps, {found.hours:,.2f} hours"),
             ("checkpoint", f"{saved['bytes'] / 1e9:.2f} GB, {took}"),
             ("storage", f"{storage['node_bytes_per_second'] / 1e6:,.1f} MB/s per node; {again}"),

@@ -1,4 +1,4 @@
-"""Pretrain a backbone: one process, or as many as the launcher starts."""
+"""Pretrain a backbone with one process, or with several started by a launcher."""
 
 import sys
 from pathlib import Path
@@ -18,10 +18,10 @@ def pretrain(
     config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. data.shards=[shards/faces]")] = None,
     processes: Annotated[
-        int, typer.Option(help="so many processes on this machine: one per GPU, or sharing its cores", min=1)
+        int, typer.Option(help="number of local processes: one per GPU, or sharing the CPU cores", min=1)
     ] = 1,
 ) -> None:
-    """Pretrain with SimFLE. Started again with the same configuration it goes on where the run stands.
+    """Pretrain with SimFLE. Rerun with the same configuration to resume.
 
     For example: simfle pretrain configs/pretrain/simfle_resnet50.yaml data.shards=[shards/mine] train.run=runs/mine
 
@@ -29,14 +29,14 @@ def pretrain(
     accelerate launch --use_deepspeed --num_processes 8 -m simfle pretrain CONFIG key=value ...
     """
     arguments = list(overrides or [])
-    if config is not None and "=" in config:  # no file, only key=value; as a path, a URL would lose a slash
+    if config is not None and "=" in config:  # no file, only key=value; Path would drop a slash of a URL
         arguments, config = [config, *arguments], None
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
     check(resolved)
     if processes > 1:
         from simfle.api.launch import launch
 
-        # The main process says which file was taken, and everything else.
+        # The main process prints everything, including the name of the config file.
         sys.exit(launch([*([config] if config is not None else []), *arguments], processes))
     log_to_stderr()
     with loading():

@@ -1,4 +1,4 @@
-"""`tools/quickstart.py`: the whole line on one machine in minutes, stage by stage, each told and resumable."""
+"""`tools/quickstart.py`: the full pipeline on one machine in minutes, in resumable stages."""
 
 import json
 import shlex
@@ -16,25 +16,26 @@ from shards.redact import to_json
 from simfle.commands.app import command, echo
 from simfle.config import CONFIGS
 from simfle.errors import UserError
+from simfle.words import shell_line, word
 
 ROOT = Path(__file__).parents[2]
-# What a stage is without a checkout, after pip install: `python -m simfle ...`.
+# Subcommands of `python -m simfle ...`, used without a checkout (after pip install).
 COMMANDS = {
     "tools/build_shards.py": ["shards", "build"],
     "launchers/pretrain.py": ["pretrain"],
     "tools/export_backbone.py": ["export"],
     "launchers/evaluate.py": ["evaluate"],
 }
-PEOPLE, IMAGES = 100, 21  # drawn people and images of each
-LEAST = 32  # images without which there is nothing to train on
+PEOPLE, IMAGES = 100, 21  # synthetic people and images per person
+LEAST = 32  # minimum number of images for training
 TEST_SHARE = 0.25
-RARE = 20  # classes with fewer images are left out of the probe
-MANY_FOLDERS = 100  # more folders than this are people or albums rather than classes
+RARE = 20  # classes with fewer images are excluded from the probe
+MANY_FOLDERS = 100  # above this number of folders, they are people or albums rather than classes
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What is done, by which commands, and the file or folder that is there when it is done."""
+    """One stage: its description, its commands, and the file or folder that exists when it is complete."""
 
     name: str
     does: str
@@ -45,18 +46,18 @@ class Stage:
 
 @dataclass
 class Record:
-    """OUT/quickstart.json: what was asked for, and what is finished. stages: name -> command lines and seconds."""
+    """OUT/quickstart.json: source of the data and completed stages. stages: name -> command lines and seconds."""
 
     file: Path
     data: str
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def is_done(self, stage: Stage) -> bool:
-        """Whether the same commands have run to their end and their result is still there."""
+        """Return whether the same commands completed and their result still exists."""
         return self.stages.get(stage.name, {}).get("commands") == stage.commands and stage.result.exists()
 
     def finish(self, stage: Stage, seconds: float) -> None:
-        """Write down that a stage is done; the ones after it no longer are."""
+        """Record a stage as complete and the stages after it as incomplete."""
         from shards.files import write_atomic
 
         later = list(STAGES)[STAGES.index(stage.name) + 1 :]
@@ -70,21 +71,25 @@ STAGES = ("shards", "pretrain", "export", "evaluate", "report")
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option(help="folder for everything that is made")] = Path("quickstart"),
+    out: Annotated[Path, typer.Option(help="output folder")] = Path("quickstart"),
     data: Annotated[
-        Path | None, typer.Option(help="your own face images: a folder, or one folder per class; default: drawn faces")
+        Path | None,
+        typer.Option(help="your own face images: a folder, or one folder per class (default: synthetic faces)"),
     ] = None,
     group_pattern: Annotated[
         str,
-        typer.Option(help=r"regular expression that finds the person in a path of --data, such as '^(.*)_\d+\.jpg$'"),
+        typer.Option(
+            help=r"regular expression that extracts the person from a path of --data, such as '^(.*)_\d+\.jpg$'"
+        ),
     ] = "",
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="for pretraining, e.g. train.steps=2000")
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="overrides for pretraining, e.g. train.steps=2000"),
     ] = None,
 ) -> None:
-    """Faces -> shards -> a small pretraining -> backbone -> probe beside random initialisation -> one HTML page.
+    """Run faces -> shards -> short pretraining -> backbone -> probe against random initialization -> HTML report.
 
-    A few minutes on two cores. Started again it skips what is done.
+    Takes a few minutes on two cores. A rerun skips completed stages.
     """
     record = _open(out, data)
     began = time.monotonic()
@@ -94,57 +99,57 @@ def quickstart(
         _run(stage, record, f"[{number}/{len(stages) + 1}]")
         if stage.name == "shards":
             _check_shards(out / "shards", data)
-    _say(f"\n[{len(stages) + 1}/{len(stages) + 1}] report: one page with losses, masks, reconstructions and results")
+    _say(f"\n[{len(stages) + 1}/{len(stages) + 1}] report: losses, masks, reconstructions and results on one page")
     page = _report(out, data, layout, stages, record)
-    _say(f"      result: {page}\n\nAll done in {time.monotonic() - began:.0f} s. Open {page} in a browser. Then:")
+    _say(f"      result: {page}\n\nAll done in {time.monotonic() - began:.0f} s. Open {page} in a browser. Next:")
     for line in _next(out, data, group_pattern):
         _say(f"  {line}")
 
 
 def _open(out: Path, data: Path | None) -> Record:
-    """The record of this folder, or a fresh one. A folder with another corpus in it is not touched."""
+    """Return the record of this folder, or a new one. Raises UserError if the folder holds something else."""
     file = out / "quickstart.json"
     asked = str(data.resolve()) if data else "drawn faces"
     if data is not None and not data.is_dir():
-        raise UserError(f"--data: {data} is not a folder; name a folder of face images")
+        raise UserError(f"--data={data}: not a folder. Fix: name a folder of face images.")
     if file.is_file():
         try:
             found = json.loads(read_text(file))
             record = Record(file, found["data"], found["stages"])
         except (ValueError, KeyError, TypeError, RecursionError):
-            raise UserError(f"--out: {file} is damaged; remove {out} or name another folder") from None
+            raise UserError(f"--out={out}: {file} is corrupt. Fix: delete {out} or name another folder.") from None
         if record.data != asked:
-            raise UserError(f"--out: {out} holds a quickstart on {record.data}; name another folder for {asked}")
+            raise UserError(f"--out={out}: holds a quickstart on {record.data}. Fix: name another folder for {asked}.")
         return record
     if out.is_dir() and any(out.iterdir()):
-        raise UserError(f"--out: {out} is not empty and holds no quickstart; name another folder")
+        raise UserError(f"--out={out}: not empty and not a quickstart. Fix: name another folder.")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out: {out} cannot be made: {error.strerror}") from None
+        raise UserError(f"--out={out}: cannot be created: {error.strerror}. Fix: name another folder.") from None
     return Record(file, asked)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the user's images lie. flags: what tools/build_shards.py must know of it."""
+    """Folder layout of the user's images. flags: matching options of tools/build_shards.py."""
 
     labelled: bool
     splits: bool = False
     flags: tuple[str, ...] = ()
-    people: bool = True  # whether people are known, so that none is on both sides
-    test: str = "test"  # the split that the probe is measured on
-    val: str = ""  # the split that its choices are made on; empty: cut from train
+    people: bool = True  # whether people are known, so that training and test share none
+    test: str = "test"  # the split that the probe is tested on
+    val: str = ""  # the split for model selection; empty: held out from train
 
 
 def _layout(data: Path, group_pattern: str) -> Layout:
-    """Class folders, split folders with class folders, or images without labels, as the first folders' names tell."""
+    """Infer class folders, split folders with class folders, or no labels from the names of the first folders."""
     from shards.rules import TEST, TRAIN, VAL, normal_split
     from shards.sources.folder import EXTENSIONS, walk
 
     paths = [Path(path) for path in walk(data) if Path(path).suffix.lower() in EXTENSIONS]
     if len(paths) < LEAST:
-        raise UserError(f"--data: {data} holds {len(paths)} images; at least {LEAST} are needed")
+        raise UserError(f"--data={data}: only {len(paths)} images. Fix: add images, at least {LEAST} are needed.")
     splits = {normal_split(path.parts[0]) for path in paths if len(path.parts) > 1}
     has_splits = ({TRAIN, TEST} <= splits or splits == {TRAIN, VAL}) and all(len(path.parts) > 1 for path in paths)
     inner = [path.parts[1:] if has_splits else path.parts for path in paths]
@@ -159,39 +164,43 @@ def _layout(data: Path, group_pattern: str) -> Layout:
 
 def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, overrides: list[str]) -> list[Stage]:
     shards, run = out / "shards", out / "run"
+    backbone = run / "export/online/backbone.safetensors"
     if data is None:
         source = ["procedural", str(shards), "--people", str(PEOPLE), "--images-per-person", str(IMAGES)]
-        does = (
-            f"draw {PEOPLE * IMAGES} faces of {PEOPLE} people with seven expressions into shards; no photo, no download"
-        )
+        does = f"generate {PEOPLE * IMAGES} faces of {PEOPLE} people with seven expressions; no photos, no download"
     else:
         source = ["folder", str(data), str(shards), *layout.flags]
         source += [] if layout.splits else ["--test-fraction", str(TEST_SHARE)]
         source += ["--group-pattern", group_pattern] if group_pattern else []
-        does = f"read the images of {data}, check every one and write them into shards"
+        does = f"check the images of {data} and write them to shards"
     build = [*_tool("tools/build_shards.py"), *source]
-    words = [f"data.shards=[{shards}]", f"train.run={run}", *overrides]
+    words = [word("data.shards", [shards]), word("train.run", run), *overrides]
     train = [*_tool("launchers/pretrain.py"), str(_shown(CONFIGS / "pretrain/quickstart.yaml")), *words]
     stages = [
-        Stage("shards", does, [build], shards / "manifest.json", f"tar tf {shards}/train-000000.tar | head"),
+        Stage(
+            "shards",
+            does,
+            [build],
+            shards / "manifest.json",
+            f"{shell_line('tar', 'tf', shards / 'train-000000.tar')} | head",
+        ),
         Stage(
             "pretrain",
-            "SimFLE on the faces of split train, without labels; small network, few steps",
+            "train SimFLE on split train, without labels; small network, few steps",
             [train],
             run / "checkpoints",
-            f"tensorboard --logdir {run}/tensorboard",
+            shell_line("tensorboard", "--logdir", run / "tensorboard"),
         ),
         Stage(
             "export",
             "write the backbones as files that timm and torchvision load",
             [[*_tool("tools/export_backbone.py"), str(run)]],
-            run / "export/online/backbone.safetensors",
-            f"timm.create_model(...).load_state_dict(safetensors.torch.load_file('{run}/export/online/backbone.safetensors'))",
+            backbone,
+            f"timm.create_model(...).load_state_dict(safetensors.torch.load_file({str(backbone)!r}))",
         ),
     ]
     if layout.labelled:
-        backbone = run / "export/online/backbone.safetensors"
-        words = [f"shards=[{shards}]", f"out={run / 'eval'}"]
+        words = [word("shards", [shards]), word("out", run / "eval")]
         words += [f"min_class_count={RARE}"] if data else []
         words += [f"test_split={layout.test}"] if layout.test != Layout.test else []
         words += [f"val_split={layout.val}"] if layout.val else []
@@ -199,17 +208,17 @@ def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, ov
         stages.append(
             Stage(
                 "evaluate",
-                f"linear probe and kNN on split {layout.test}, beside randomly initialised backbones of the same shape",
+                f"linear probe and kNN on split {layout.test}, with randomly initialized backbones as baselines",
                 [[*evaluate, "--backbone", str(backbone), *words]],
                 run / "eval/summary.json",
-                f"less {run}/eval/summary.json",
+                shell_line("less", run / "eval/summary.json"),
             )
         )
     return stages
 
 
 def _tool(name: str) -> list[str]:
-    """A script of the checkout, as one would type it; of an installed package, its subcommand."""
+    """Return the path of a script in a checkout; in an installed package, its subcommand."""
     path = ROOT / name
     return [str(_shown(path))] if path.is_file() else ["-m", "simfle", *COMMANDS[name]]
 
@@ -220,10 +229,10 @@ def _shown(path: Path) -> Path:
 
 
 def _run(stage: Stage, record: Record, number: str) -> None:
-    """Run a stage's commands, telling what they are, unless they are done."""
+    """Print and run a stage's commands, unless the stage is complete."""
     _say(f"\n{number} {stage.name}: {stage.does}")
     if record.is_done(stage):
-        _say(f"      done before, result: {stage.result}")
+        _say(f"      already complete, result: {stage.result}")
         return
     began = time.monotonic()
     for words in stage.commands:
@@ -231,11 +240,11 @@ def _run(stage: Stage, record: Record, number: str) -> None:
         done = subprocess.run([sys.executable, *words], check=False)
         if done.returncode:
             raise UserError(
-                f"stage {stage.name} ended with code {done.returncode}, see above; the same command goes on here"
+                f"stage {stage.name} failed with exit code {done.returncode}, see above. Fix: rerun to resume."
             )
     seconds = time.monotonic() - began
     record.finish(stage, seconds)
-    _say(f"      done in {seconds:.0f} s, result: {stage.result}\n      to look at it: {stage.next}")
+    _say(f"      done in {seconds:.0f} s, result: {stage.result}\n      to inspect it: {stage.next}")
 
 
 def _check_shards(shards: Path, data: Path | None) -> None:
@@ -245,7 +254,7 @@ def _check_shards(shards: Path, data: Path | None) -> None:
     count = sum(shard.samples for shard in manifest.shards if shard.split == "train")
     if count < LEAST:
         raise UserError(
-            f"{data}: {count} usable images for training, at least {LEAST} are needed; see {shards}/rejected.jsonl"
+            f"--data={data}: only {count} usable training images, {LEAST} are needed. Fix: see {shards}/rejected.jsonl."
         )
 
 
@@ -258,16 +267,16 @@ def _report(out: Path, data: Path | None, layout: Layout, stages: list[Stage], r
     columns = contact_sheet(out / "shards", "train", sheet)
     caption = f"Columns: {', '.join(columns)}. " if columns else ""
     if data is None:
-        caption += "All drawn by this program: identity, pose, light and expression vary; people are split, not images."
+        caption += "All faces are synthetic: identity, pose, light and expression vary. Each person is in one split."
     else:
-        caption += "This page holds images of your faces: mind whom you send it to."
-    note = "" if layout.labelled else "No labels: the images do not lie in class folders, so there is no probe."
+        caption += "This page contains images of faces: share it accordingly."
+    note = "" if layout.labelled else "No labels: the images are not in class folders, so there is no probe."
     if layout.labelled and not layout.people:
-        caption += " People are not known here, so one person may be in training and test; give --group-pattern."
+        caption += " People are not known, so one person may be in both training and test; set --group-pattern."
     extras = Extras(
         title="SimFLE quickstart",
-        opening="From faces to a pretrained and evaluated backbone on one machine, in minutes. It is a small network "
-        "after a few steps: a proof that the line works, not a result to quote.",
+        opening="From faces to a pretrained and evaluated backbone on one machine, in minutes. The small network was "
+        "trained for a few steps: this shows that the pipeline works and is not a result to quote.",
         stages=[
             Told(stage.name, stage.does, str(stage.result), record.stages.get(stage.name, {}).get("seconds"))
             for stage in stages
@@ -282,16 +291,17 @@ def _report(out: Path, data: Path | None, layout: Layout, stages: list[Stage], r
 
 
 def _next(out: Path, data: Path | None, group_pattern: str) -> list[str]:
-    """What one would do after it."""
-    lines = [] if data else ["make quickstart DATA=path/to/faces OUT=mine    the same on your own images"]
+    """Return suggestions for next commands."""
+    lines = [] if data else ["make quickstart DATA=path/to/faces OUT=mine    on your own images"]
     again = ["simfle", "quickstart", "--out", f"{out}2", *(["--data", str(data)] if data else [])]
     again += ["--group-pattern", group_pattern] if group_pattern else []
+    embed = shell_line("simfle", "embed", out / "shards", out / "run", "features.npz")
     return [
         *lines,
-        f"{shlex.join(again)} train.steps=2000    longer",
-        f"simfle embed {out}/shards {out}/run features.npz    features of every image, with keys",
-        "simfle shards build --help    shards of a corpus, for pretraining in earnest",
-        "simfle pretrain --processes 2 CONFIG data.shards=[SHARDS]    on several GPUs",
+        f"{shlex.join(again)} train.steps=2000    train longer",
+        f"{embed}    write features and keys of every image",
+        "simfle shards build --help    build shards of a corpus for full pretraining",
+        "simfle pretrain --processes 2 CONFIG data.shards=[SHARDS]    train on several GPUs",
     ]
 
 

@@ -1,4 +1,4 @@
-"""`tools/report.py`: one page about one or several runs."""
+"""`tools/report.py`: write a report about one or several runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,25 +9,25 @@ from simfle.commands.app import command, echo
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="folders of runs; several are compared")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="run folders; several are compared")],
     out: Annotated[
-        Path | None, typer.Option(help="the page; default RUN/report.html, of several runs beside the first")
+        Path | None, typer.Option(help="report file (default: RUN/report.html; for several runs, beside the first)")
     ] = None,
     results: Annotated[
-        list[Path] | None, typer.Option(help="a folder of evaluations outside the runs; may be repeated")
+        list[Path] | None, typer.Option(help="folder of evaluations outside the runs (repeatable)")
     ] = None,
     shards: Annotated[
         list[str] | None,
         typer.Option(
-            help="shards for masks, reconstructions, activation maps and neighbours; may be repeated. The page then "
-            "holds images of faces, which are personal data; without it there is none on it"
+            help="shards for masks, reconstructions, activation maps and nearest neighbors (repeatable); the page then "
+            "contains images of faces, which are personal data"
         ),
     ] = None,
     format: Annotated[
-        list[str] | None, typer.Option(help="html, markdown, csv, json; may be repeated; default html")
+        list[str] | None, typer.Option(help="html, markdown, csv, json (repeatable; default: html)")
     ] = None,
 ) -> None:
-    """Write a self-contained page: results with intervals, losses, throughput, pictures, how to get them again.
+    """Write a self-contained page: results with intervals, losses, throughput, images, commands to reproduce them.
 
     For example: simfle report runs/simfle runs/byol --shards shards/mine --format html --format csv
     """

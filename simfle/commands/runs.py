@@ -1,4 +1,4 @@
-"""`launchers/runs.py`: which runs there are, and where they stand."""
+"""`launchers/runs.py`: list runs and their progress."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 def runs(
-    folders: Annotated[list[Path] | None, typer.Argument(help="runs, or folders of runs; default: runs")] = None,
-    json_lines: Annotated[bool, typer.Option("--json", help="one JSON object a run instead of a table")] = False,
+    folders: Annotated[
+        list[Path] | None, typer.Argument(help="run folders, or folders of runs (default: runs)")
+    ] = None,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="print one JSON object per run instead of a table")
+    ] = False,
 ) -> None:
-    """List runs: jobs, state, step, images/s, last checkpoint, requeues. With and without Slurm's accounting."""
+    """List runs: jobs, state, step, images/s, last checkpoint, requeues. Works with and without Slurm accounting."""
     import dataclasses
 
     from simfle.console import Console
@@ -28,10 +32,12 @@ def runs(
     places = folders or [Path("runs")]
     for place in places:
         if not place.is_dir():
-            raise UserError(f"{place} is not a folder; name a run, or a folder of runs")
+            raise UserError(f"{place}: not a folder. Fix: name a run or a folder of runs.")
     found = [status(run) for place in places for run in find_runs(place)]
     if not found:
-        raise UserError(f"no runs in {', '.join(map(str, places))}: no folder there has a config.yaml")
+        raise UserError(
+            f"{', '.join(map(str, places))}: no folder with a config.yaml. Fix: name a run or a folder of runs."
+        )
     if json_lines:
         for each in found:
             echo(to_json(dataclasses.asdict(each) | {"run": str(each.run)}))
@@ -44,7 +50,7 @@ def runs(
 
 
 def table(found: "list[Status]") -> "Table":
-    """One line a run."""
+    """Return a table with one row per run."""
     from rich.table import Table
     from rich.text import Text
 
@@ -57,7 +63,7 @@ def table(found: "list[Status]") -> "Table":
         made.add_column(name, justify="right")
     for each in found:
         made.add_row(
-            Text(printable(str(each.run))),  # a name may hold [brackets], which rich would read as its own
+            Text(printable(str(each.run))),  # a name may contain [brackets], which rich would parse as markup
             " ".join(each.jobs) or "-",
             each.state,
             f"{each.step}/{each.steps}" if each.steps else str(each.step),
@@ -69,7 +75,7 @@ def table(found: "list[Status]") -> "Table":
 
 
 def age(seconds: float) -> str:
-    """90 -> '2 min'."""
+    """Format a number of seconds: 90 -> '2 min'."""
     for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.0f} {name}"

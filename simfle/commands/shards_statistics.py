@@ -1,4 +1,4 @@
-"""`simfle shards statistics`: the normalisation of one's own corpus."""
+"""`simfle shards statistics`: compute pixel normalization for a corpus."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +11,12 @@ from simfle.commands.shards_report import local
 
 def shards_statistics(
     folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="folder of shards")],
-    split: Annotated[list[str] | None, typer.Option(help="may be repeated; default: train, if there is one")] = None,
-    images: Annotated[int, typer.Option(help="at most so many, taken evenly", min=1)] = 20_000,
+    split: Annotated[
+        list[str] | None, typer.Option(help="split of the shards (repeatable; default: train if it exists)")
+    ] = None,
+    images: Annotated[int, typer.Option(help="maximum number of images, taken evenly", min=1)] = 20_000,
 ) -> None:
-    """Print mean and standard deviation of the pixels as the words that `simfle pretrain` takes."""
+    """Print mean and standard deviation of the pixels as overrides for `simfle pretrain`."""
     from shards.opened import Shards
     from shards.pixels import statistics
 

@@ -1,4 +1,4 @@
-"""`launchers/slurm_eval.py`: evaluation as array jobs on a Slurm cluster."""
+"""`launchers/slurm_eval.py`: run evaluations as array jobs on a Slurm cluster."""
 
 import shlex
 import time
@@ -11,6 +11,7 @@ import typer
 from simfle.commands.app import command, echo
 from simfle.config import CONFIGS, load
 from simfle.errors import UserError
+from simfle.words import word
 
 if TYPE_CHECKING:
     from simfle.eval.config import EvalConfig
@@ -19,33 +20,39 @@ if TYPE_CHECKING:
 SECONDS = 10.0
 
 
-def slurm_eval(  # noqa: PLR0913, PLR0917 - each one is an option
+def slurm_eval(  # noqa: PLR0913, PLR0917 - one argument per option
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="a YAML file such as configs/eval/quick.yaml; values"),
+        typer.Argument(
+            metavar="[CONFIG] [KEY=VALUE]...", help="YAML file such as configs/eval/quick.yaml; values that override it"
+        ),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="evaluate this run's newest checkpoint")] = None,
-    backbone: Annotated[list[str] | None, typer.Option(help="a backbone.safetensors, timm:NAME; repeatable")] = None,
-    benchmarks: Annotated[str, typer.Option(help="NAME=SHARDS, several with commas between them")] = "",
-    protocols: Annotated[str, typer.Option(help="such as linear_fast,knn; default: each benchmark's own")] = "",
-    seeds: Annotated[int, typer.Option(help="so many seeds, from 0", min=0)] = 0,
-    watch: Annotated[bool, typer.Option("--watch", help="every new checkpoint of --run until it is finished")] = False,
-    parallel: Annotated[int, typer.Option(help="most tasks at once", min=1)] = 32,
+    backbone: Annotated[list[str] | None, typer.Option(help="backbone.safetensors or timm:NAME (repeatable)")] = None,
+    benchmarks: Annotated[str, typer.Option(help="NAME=SHARDS, comma-separated")] = "",
+    protocols: Annotated[
+        str, typer.Option(help="protocols such as linear_fast,knn (default: those of each benchmark)")
+    ] = "",
+    seeds: Annotated[int, typer.Option(help="number of seeds, counted from 0 (0 = from CONFIG)", min=0)] = 0,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="evaluate every new checkpoint of --run until the run is finished")
+    ] = False,
+    parallel: Annotated[int, typer.Option(help="maximum number of concurrent tasks", min=1)] = 32,
     partition: Annotated[str | None, typer.Option(help="sbatch --partition")] = None,
     account: Annotated[str | None, typer.Option(help="sbatch --account")] = None,
     qos: Annotated[str | None, typer.Option(help="sbatch --qos")] = None,
-    time_limit: Annotated[str | None, typer.Option("--time", help="time limit of one task, e.g. 2:00:00")] = None,
+    time_limit: Annotated[str | None, typer.Option("--time", help="time limit per task, e.g. 2:00:00")] = None,
     cluster: Annotated[Path | None, typer.Option(help="YAML such as configs/cluster/default.yaml")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sbatch script, submit nothing")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the sbatch script without submitting it")] = False,
 ) -> None:
-    """Submit one task for each backbone, benchmark, protocol and seed; what is done is skipped.
+    """Submit one task for each backbone, benchmark, protocol and seed. Existing results are skipped.
 
     For example: simfle slurm eval configs/eval/quick.yaml --run runs/faces --benchmarks rafdb=shards/rafdb
     """
     words = list(arguments or [])
     file = Path(words.pop(0)) if words and "=" not in words[0] else None
     if watch and run is None:
-        raise UserError("--watch: name the run whose checkpoints are to be evaluated with --run RUN")
+        raise UserError("--watch: no run is given. Fix: add --run RUN.")
     if benchmarks:
         words.append(f"benchmarks=[{benchmarks}]")
     if protocols:
@@ -65,7 +72,7 @@ def slurm_eval(  # noqa: PLR0913, PLR0917 - each one is an option
 
 
 class Task:
-    """What is to be evaluated, and where."""
+    """Backbones, benchmarks and cluster of the evaluations to submit."""
 
     def __init__(
         self,
@@ -81,7 +88,7 @@ class Task:
         self.cluster, self.parallel, self.dry_run = cluster, parallel, dry_run
 
     def exported(self) -> list[str]:
-        """The run's newest backbone, in a folder of its step: later exports do not change what is evaluated."""
+        """Export the run's newest backbone to a folder for its step, which later exports do not change."""
         if self.run is None:
             return []
         from simfle.eval.export import export_backbones, newest_checkpoint
@@ -90,7 +97,7 @@ class Task:
         return [str(export_backbones(self.run, self.run / "export" / newest.name)["online"])]
 
     def submit(self, exported: list[str]) -> None:
-        """One array job of all units."""
+        """Submit one array job for all tasks."""
         from simfle.slurm import evaluation
 
         config = self._config(exported)
@@ -104,8 +111,8 @@ class Task:
         job, found = evaluation.prepare(place.absolute(), config, self.cluster)
         number = evaluation.submit(job, self.cluster, len(found), self.parallel)
         _tell(f"job {number}: {len(found)} tasks, results in {config.out}; frozen in {job}")
-        # By the tasks' own configuration, for simfle evaluate has not all options of this command.
-        _tell(f"when they are done, the table: {shlex.join(['simfle', 'evaluate', str(job / 'config.yaml')])}")
+        # Use the tasks' own configuration, since simfle evaluate lacks some options of this command.
+        _tell(f"after the job, print the table with: {shlex.join(['simfle', 'evaluate', str(job / 'config.yaml')])}")
 
     def watch(self, run: Path) -> None:
         """Submit each new checkpoint once, until the run has saved its last step."""
@@ -129,7 +136,7 @@ class Task:
 
         words = list(self.words)
         if self.run is not None and not any(word.startswith("out=") for word in words):
-            words.append(f"out={self.run / 'eval'}")
+            words.append(word("out", self.run / "eval"))
         config = load(EvalConfig, self.file, words)
         return replace(config, backbones=[*self.backbones, *exported, *config.backbones])
 

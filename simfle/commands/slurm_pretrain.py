@@ -1,4 +1,4 @@
-"""`launchers/slurm_pretrain.py`: pretraining on a Slurm cluster."""
+"""`launchers/slurm_pretrain.py`: submit pretraining to a Slurm cluster."""
 
 import shlex
 import sys
@@ -23,27 +23,38 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value, e.g. data.shards=[shards/faces]; cluster.key=value")
     ] = None,
-    nodes: Annotated[int | None, typer.Option(help="nodes of the job")] = None,
-    min_nodes: Annotated[int | None, typer.Option(help="fewest to go on with when nodes are lost")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(help="one process for each; 0: CPU nodes")] = None,
+    nodes: Annotated[int | None, typer.Option(help="number of nodes")] = None,
+    min_nodes: Annotated[
+        int | None, typer.Option(help="minimum number of nodes to resume with if nodes are lost")
+    ] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="processes per node, one per GPU (0 = CPU nodes)")] = None,
     partition: Annotated[str | None, typer.Option(help="sbatch --partition")] = None,
     account: Annotated[str | None, typer.Option(help="sbatch --account")] = None,
     qos: Annotated[str | None, typer.Option(help="sbatch --qos")] = None,
-    time: Annotated[str | None, typer.Option(help="time limit of one start, e.g. 24:00:00")] = None,
+    time: Annotated[str | None, typer.Option(help="time limit per start, e.g. 24:00:00")] = None,
     constraint: Annotated[str | None, typer.Option(help="sbatch --constraint, e.g. h100")] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(help="cores of each process")] = None,
-    mem: Annotated[str | None, typer.Option(help="memory of a node, e.g. 200G")] = None,
-    signal_seconds: Annotated[int | None, typer.Option(help="seconds between stop signal and end")] = None,
-    setup: Annotated[list[str] | None, typer.Option(help="shell line before the job; may be repeated")] = None,
-    container: Annotated[str | None, typer.Option(help="image: FILE.sif (apptainer), or one for pyxis")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(help="CPU cores per process")] = None,
+    mem: Annotated[str | None, typer.Option(help="memory per node, e.g. 200G")] = None,
+    signal_seconds: Annotated[
+        int | None, typer.Option(help="seconds between the stop signal and the end of the job")
+    ] = None,
+    setup: Annotated[list[str] | None, typer.Option(help="shell line to run before the job (repeatable)")] = None,
+    container: Annotated[
+        str | None, typer.Option(help="container image: FILE.sif (apptainer), or an image for pyxis")
+    ] = None,
     cluster: Annotated[Path | None, typer.Option(help="YAML such as configs/cluster/default.yaml")] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check all but the network, print the sbatch script, submit nothing")
+        bool,
+        typer.Option(
+            "--dry-run", help="check everything except the network and print the sbatch script without submitting it"
+        ),
     ] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="show progress and rank 0's log until the end")] = False,
-    local: Annotated[bool, typer.Option("--local", help="run all processes here, through submitit")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="print progress and the log of rank 0 until the job ends")
+    ] = False,
+    local: Annotated[bool, typer.Option("--local", help="run all processes on this machine, through submitit")] = False,
 ) -> None:
-    """Submit a pretraining job: one process per GPU, resumed by itself after preemption, time limits and lost nodes.
+    """Submit a pretraining job: one process per GPU; it resumes after preemption, time limits and lost nodes.
 
     For example: simfle slurm pretrain --nodes 8 data.shards=[shards/faces]
     """
@@ -53,7 +64,7 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
         "mem": mem, "signal_seconds": signal_seconds, "setup": setup, "container": container,
     }  # fmt: skip
     if dry_run and (follow or local):
-        raise UserError("--dry-run submits nothing: --follow and --local do not go with it")
+        raise UserError("--dry-run: cannot be combined with --follow or --local. Fix: remove one of them.")
     words = list(overrides or [])
     if config is not None and "=" in config:
         words, config = [config, *words], None
@@ -76,13 +87,13 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
         from simfle.slurm.follow import follow as follow_job
 
         sys.exit(0 if follow_job(job, number, echo) else 1)
-    _tell(f"follow it with: simfle runs {shlex.quote(str(job.parents[1]))}; log of rank 0: {job}/{number}_0_log.out")
+    _tell(f"progress: simfle runs {shlex.quote(str(job.parents[1]))}; log of rank 0: {job}/{number}_0_log.out")
 
 
 def read_configs(
     config: str | None, words: list[str], cluster: Path | None, options: dict[str, Any]
 ) -> "tuple[PretrainConfig, ClusterConfig]":
-    """The run's and the cluster's configuration; says which files were taken where none was named."""
+    """Return the run's and the cluster's configuration; print the default files that are used."""
     from simfle.slurm.config import ClusterConfig
 
     file = Path(config) if config else CONFIG
@@ -100,7 +111,7 @@ def read_configs(
 
 
 def dry(config: PretrainConfig, cluster: "ClusterConfig") -> str:
-    """The script that sbatch would be given; nothing is kept."""
+    """Return the sbatch script without keeping any file."""
     import tempfile
 
     from simfle.slurm import freeze, submit
@@ -114,7 +125,7 @@ def dry(config: PretrainConfig, cluster: "ClusterConfig") -> str:
 
 
 def _follow_here(job: Path, submitted: Any, processes: int) -> int:
-    """Until all processes have ended; 0 if the run finished or was stopped and saved."""
+    """Wait until all processes have ended; return 0 if the run finished, or stopped with a checkpoint."""
     from simfle.slurm.follow import follow_local
 
     decision = follow_local(job, submitted, processes, echo)
@@ -123,7 +134,7 @@ def _follow_here(job: Path, submitted: Any, processes: int) -> int:
 
 
 def _yaml(value: Any) -> str:
-    """As a dotlist value: texts quoted, so that no character of theirs is syntax."""
+    """Return a dotlist value: text is quoted, so that its characters are not parsed as syntax."""
     import json
 
     return json.dumps(value)

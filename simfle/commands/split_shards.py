@@ -1,4 +1,4 @@
-"""tools/split_shards.py: divide the samples of shards into splits."""
+"""tools/split_shards.py: assign the samples of shards to splits."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,19 +10,24 @@ from simfle.commands.shards_report import local
 
 
 def split_shards(
-    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="Folder of shards to divide.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", parser=local, help="Folder of shards to make.")],
-    into: Annotated[str, typer.Option(help="Names and shares that sum to 1, such as train=0.8,val=0.1,test=0.1.")],
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="folder of shards to split")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=local, help="folder of shards to create")],
+    into: Annotated[
+        str, typer.Option(help="split names and fractions that sum to 1, such as train=0.8,val=0.1,test=0.1")
+    ],
     by: Annotated[
-        str, typer.Option(help="group: no person is divided; label: the same shares of each label; sample: of all.")
+        str,
+        typer.Option(
+            help="group: by person, each in one split; label: equal fractions of each label; sample: by sample"
+        ),
     ] = "group",
     split: Annotated[
-        list[str] | None, typer.Option(help="Divide this split only, repeatable; others are kept. Default: all.")
+        list[str] | None, typer.Option(help="split only this split (repeatable) and keep the others (default: all)")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed divides them otherwise.")] = 0,
-    shard_samples: Annotated[int, typer.Option(help="Most samples in one shard.")] = 2048,
+    seed: Annotated[int, typer.Option(help="random seed; another one gives another assignment")] = 0,
+    shard_samples: Annotated[int, typer.Option(help="maximum number of samples per shard")] = 2048,
 ) -> None:
-    """Divide samples into named splits. Images stay byte for byte; only the split in their json changes."""
+    """Assign samples to named splits. Images are copied byte for byte; only the split in their json changes."""
     from shards.subset import split as divide
     from simfle.commands.build_report import Meter
     from simfle.commands.shards_report import show_made
@@ -41,7 +46,9 @@ def _shares(text: str) -> dict[str, float]:
         try:
             shares[name.strip()] = float(share)
         except ValueError:
-            raise UserError(f"--into {text!r}: {item!r} is not NAME=SHARE; write train=0.8,val=0.2") from None
+            raise UserError(
+                f"--into={text!r}: {item!r} is not NAME=FRACTION. Fix: write it as train=0.8,val=0.2."
+            ) from None
     return shares
 
 

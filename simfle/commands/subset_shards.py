@@ -1,4 +1,4 @@
-"""tools/subset_shards.py: a share of the samples of shards."""
+"""tools/subset_shards.py: copy a fraction of the samples of shards."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,23 +10,23 @@ from simfle.commands.shards_report import local
 
 
 def subset_shards(
-    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="Folder of shards to take from.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT", parser=local, help="Folder of shards to make.")],
-    fraction: Annotated[float, typer.Option(help="Share to take, such as 0.01 or 0.1, in (0, 1].")],
+    folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="folder of shards to read")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", parser=local, help="folder of shards to create")],
+    fraction: Annotated[float, typer.Option(help="fraction to copy, in (0, 1], such as 0.01 or 0.1")],
     by: Annotated[
         str,
         typer.Option(
-            help="label: the same share of each label; sample: of all samples; group: of the people, who stay whole."
+            help="label: equal fractions of each label; sample: of all samples; group: of people, each complete"
         ),
     ] = "label",
     split: Annotated[
         list[str] | None,
-        typer.Option(help="Take the share of this split only, repeatable; others are copied whole. Default: of all."),
+        typer.Option(help="copy a fraction of this split only (repeatable) and the others completely (default: all)"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed takes others.")] = 0,
-    shard_samples: Annotated[int, typer.Option(help="Most samples in one shard.")] = 2048,
+    seed: Annotated[int, typer.Option(help="random seed; another one selects other samples")] = 0,
+    shard_samples: Annotated[int, typer.Option(help="maximum number of samples per shard")] = 2048,
 ) -> None:
-    """Copy a share of the samples, byte for byte. With the same seed 1 percent is contained in 10 percent."""
+    """Copy a fraction of the samples, byte for byte. With the same seed, 10 percent include those of 1 percent."""
     from shards.subset import subset
     from simfle.commands.build_report import Meter
     from simfle.commands.shards_report import show_made

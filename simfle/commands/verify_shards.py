@@ -1,4 +1,4 @@
-"""tools/verify_shards.py: are the shards what their manifest says?"""
+"""tools/verify_shards.py: check shards against their manifest."""
 
 import os
 from typing import Annotated
@@ -9,11 +9,11 @@ from simfle.commands.app import command, echo
 
 
 def verify_shards(
-    folder: Annotated[str, typer.Argument(metavar="SHARDS", help="Folder with a manifest.json, or its URL.")],
-    decode: Annotated[float, typer.Option(help="Share of the images to decode in full, 0 to 1.")] = 1.0,
-    workers: Annotated[int, typer.Option(help="Processes; 0: as many as there are cores.")] = 0,
+    folder: Annotated[str, typer.Argument(metavar="SHARDS", help="folder with a manifest.json, or its URL")],
+    decode: Annotated[float, typer.Option(help="fraction of the images to decode completely, 0 to 1")] = 1.0,
+    workers: Annotated[int, typer.Option(help="number of processes (0 = number of cores)")] = 0,
 ) -> None:
-    """Check sizes, hashes, indexes, labels and images of a folder of shards. Exit code 1 if anything is wrong."""
+    """Check sizes, hashes, indexes, labels and images of a folder of shards. Exit code 1 if there is a problem."""
     from shards.printable import one_line
     from shards.verify import verify
     from simfle.commands.build_report import Meter
@@ -27,9 +27,11 @@ def verify_shards(
     for problem in verdict.problems:
         echo(one_line(problem))
     if verdict.problems:
-        raise UserError(f"{folder}: {len(verdict.problems)} problems; build these shards again, or copy them again")
+        raise UserError(
+            f"{folder}: {len(verdict.problems)} problems, listed above. Fix: rebuild these shards, or copy them again."
+        )
     manifest = verdict.manifest
-    echo(f"{folder}: all is well: {len(manifest.shards)} shards, {manifest.samples} samples, {verdict.decoded} decoded")
+    echo(f"{folder}: no problems: {len(manifest.shards)} shards, {manifest.samples} samples, {verdict.decoded} decoded")
 
 
 main = command(verify_shards)

@@ -1,4 +1,4 @@
-"""`simfle watch`: a live view of runs, read from their files alone."""
+"""`simfle watch`: show runs live, using only their files."""
 
 import math
 import sys
@@ -31,13 +31,15 @@ COLOURS = {"running": "green", "finished": "cyan", "pending": "yellow", "failed"
 
 
 def watch(
-    folders: Annotated[list[Path] | None, typer.Argument(metavar="RUN...", help="runs, or folders of runs")] = None,
-    once: Annotated[bool, typer.Option("--once", help="print one screen and leave")] = False,
-    every: Annotated[float, typer.Option(help="seconds between looks", min=0.2)] = 2.0,
+    folders: Annotated[
+        list[Path] | None, typer.Argument(metavar="RUN...", help="run folders, or folders of runs")
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="print one screen and exit")] = False,
+    every: Annotated[float, typer.Option(help="seconds between updates", min=0.2)] = 2.0,
 ) -> None:
-    """Losses, images/s, data wait, GPU memory, last checkpoint, requeues and time left of runs, until all have ended.
+    """Show losses, images/s, data wait, GPU memory, last checkpoint, requeues and time left, until all runs have ended.
 
-    Reads files only, so it works from a login node over a shared file system. Into a pipe: a line for each new step.
+    Reads files only, so it works from a login node on a shared file system. In a pipe, prints one line per new step.
     """
     from simfle.console import Console
 
@@ -56,10 +58,12 @@ def _find(places: list[Path]) -> list[Path]:
 
     for place in places:
         if not place.is_dir():
-            raise UserError(f"{place} is not a folder; name a run, or a folder of runs")
+            raise UserError(f"{place}: not a folder. Fix: name a run or a folder of runs.")
     found = [run for place in places for run in find_runs(place)]
     if not found:
-        raise UserError(f"no runs in {', '.join(map(str, places))}: no folder there has a config.yaml")
+        raise UserError(
+            f"{', '.join(map(str, places))}: no folder with a config.yaml. Fix: name a run or a folder of runs."
+        )
     return found
 
 
@@ -73,7 +77,7 @@ def _live(runs: list[Path], console: "Console", every: float) -> None:
 
 
 def _lines(runs: list[Path], every: float) -> None:
-    """For logs and pipes: one line for each new step or state of a run."""
+    """Print one line for each new step or state of a run, for logs and pipes."""
     from simfle.slurm.runs import status
 
     before: dict[Path, tuple[str, int]] = {}
@@ -96,7 +100,7 @@ def _ended(runs: list[Path]) -> bool:
 
 
 def screen(runs: list[Path], console: "Console") -> "RenderableType":
-    """A block for each run: what it is doing, its progress, its losses, its machine."""
+    """Return a block for each run: state, progress, losses, hardware."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -116,7 +120,7 @@ def screen(runs: list[Path], console: "Console") -> "RenderableType":
         if now.steps and console.is_terminal:
             table.add_row("", ProgressBar(now.steps, now.step, width=CURVE))
         for name, text in facts(now):
-            table.add_row(name, Text(text))  # a reason may hold [brackets], which rich would read as its own
+            table.add_row(name, Text(text))  # a reason may contain [brackets], which rich would parse as markup
         curve = [line["losses"]["total"] for line in _tail(run) if "total" in line.get("losses", {})]
         if len(curve) > 1:
             table.add_row("loss curve", f"{sparkline(curve, CURVE)}  {curve[0]:.4g} to {curve[-1]:.4g}")
@@ -125,7 +129,7 @@ def screen(runs: list[Path], console: "Console") -> "RenderableType":
 
 
 def facts(now: "Status") -> list[tuple[str, str]]:
-    """Names and texts of what is known of a run."""
+    """Return names and texts of the known facts about a run."""
     found = [("step", str(now.step) + (f" of {now.steps} ({now.step / now.steps:.0%})" if now.steps else ""))]
     if now.state not in ENDED and (seconds := time_left(now)) is not None:
         found.append(("time left", age(seconds)))
@@ -152,14 +156,14 @@ def facts(now: "Status") -> list[tuple[str, str]]:
 
 
 def ranks(features: dict[str, float]) -> str:
-    """How many dimensions the backbone's features use, beside those of a random network; a warning if too few."""
+    """Describe the rank of the backbone's features and of a random network's; warn if it is too low."""
     found = {name: f"{value:.1f}" for name, value in features.items()}
     text = f"rank {found.get('rank', '?')}, random network {found.get('random_rank', '?')}"
     return text + (f"; they collapse, see {told.COLLAPSE_PAGE}" if told.is_collapsed(features) else "")
 
 
 def time_left(now: "Status") -> float | None:
-    """Seconds, from the steps of this start that are still in the metrics; None where nothing is known."""
+    """Estimate the seconds left from the last metrics of this start; None if unknown."""
     lines = [line for line in _tail(now.run) if "time" in line and "step" in line]
     if len(lines) < 2 or not now.steps:
         return None
@@ -170,12 +174,12 @@ def time_left(now: "Status") -> float | None:
     ]
     if not gaps:
         return None
-    # The median: a stop, a requeue or a checkpoint between two lines does not count.
+    # The median ignores a stop, a requeue or a checkpoint between two lines.
     return sorted(gaps)[len(gaps) // 2] * (now.steps - now.step)
 
 
 def _tail(run: Path) -> "list[dict[str, Any]]":
-    """The last lines of a run's metrics; none where they cannot be read, which its state tells."""
+    """Return the last metrics of a run; empty if they cannot be read, which the run's state reports."""
     from simfle.slurm.runs import tail
 
     with suppress(OSError):
@@ -184,13 +188,15 @@ def _tail(run: Path) -> "list[dict[str, Any]]":
 
 
 def sparkline(values: list[float], width: int) -> str:
-    """A curve of at most `width` characters, each the mean of its share of the values. Values that are no numbers
-    are left out."""
+    """Draw a curve of at most `width` characters, each the mean of an equal part of the values.
+
+    Non-finite values are skipped.
+    """
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return ""
     most = max(map(abs, known)) or 1.0
-    known = [value / most for value in known]  # so that no sum and no difference overflows
+    known = [value / most for value in known]  # prevents overflow of sums and differences
     count = min(width, len(known))
     shares = [known[place * len(known) // count : (place + 1) * len(known) // count] for place in range(count)]
     means = [sum(share) / len(share) for share in shares]

@@ -1,4 +1,4 @@
-"""Fetches the shards that this process's streams need next, before they are needed, and keeps them in the cache."""
+"""Prefetch the remote shards that this process's streams need next, and keep them in the cache."""
 
 import logging
 import resource
@@ -14,15 +14,15 @@ from simfle.data.reader import Corpus
 from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
-DOWNLOADS = 4  # at once
-MORE = 8  # shards fetched ahead at least, beyond those in use
+DOWNLOADS = 4  # concurrent downloads
+MORE = 8  # minimum number of prefetched shards beyond those in use
 
 
 class Ahead:
-    """Keeps the shards of the windows in use, and then of the windows to come, open: so they stay in the cache.
+    """Keeps the shards of the current and of coming windows open, and so in the cache.
 
     slots: start and stop of this process's slots in a global batch. share: this process's part of the cache, 0 to 1;
-    no process keeps more than its part, so that together they never wait for each other's.
+    no process keeps more than its part, so processes never wait for each other's.
 
     Call `reached` before the samples of a step are read, and `close` at the end.
 
@@ -43,7 +43,7 @@ class Ahead:
         self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="ahead")
 
     def reached(self, step: int) -> None:
-        """Let go of what only earlier steps used; start to fetch what this one and later ones use."""
+        """Release the shards of earlier steps only; start to fetch those of this step and later ones."""
         at = self._order.windows(step)
         if at == self._at:
             return
@@ -60,12 +60,12 @@ class Ahead:
             self._pool.submit(self._fetch, shard)
 
     def wait(self) -> None:
-        """Until all that is wanted now has been fetched or has failed."""
+        """Wait until each requested shard has been fetched or has failed."""
         self._pool.shutdown(wait=True)
         self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="ahead")
 
     def close(self) -> None:
-        """Stop downloads, let go of all shards."""
+        """Stop downloads and release all shards."""
         self._stop.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         for file in self._held.values():
@@ -73,16 +73,16 @@ class Ahead:
         self._held = {}
 
     def _choose(self, epoch: int, windows: range) -> list[int]:
-        """Remote shards in the order of their need, as many as the budget allows, those in use all."""
+        """Return all remote shards in use, then those needed next, as many as the budget allows."""
         sizes: dict[int, int] = {}
         for window in windows:
             sizes |= self._sizes(epoch, window)
         needed, used = len(sizes), sum(sizes.values())
         if used > self._budget:
             raise UserError(
-                f"data.cache_gb: the shards that this process uses at one time take {used / GB:.3g} GB, its part of "
-                f"the cache is {self._budget / GB:.3g} GB; give data.cache_gb at least "
-                f"{used / self._share / GB:.3g}, or use less data.streams or a smaller data.window"
+                f"data.cache_gb: this process uses shards of {used / GB:.3g} GB at one time, its part of the cache is "
+                f"{self._budget / GB:.3g} GB. Fix: set data.cache_gb to at least {used / self._share / GB:.3g}, or "
+                "reduce data.streams or data.window"
             )
         for more in self._later(epoch, windows):
             for shard, size in more.items():
@@ -94,13 +94,13 @@ class Ahead:
         return list(sizes)
 
     def _later(self, epoch: int, windows: range) -> Iterator[dict[int, int]]:
-        """Shards of window after window, to the end of the next epoch."""
+        """Yield the shards of each later window, to the end of the next epoch."""
         last = self._order.windows((epoch + 1) * self._order.steps_per_epoch - 1)[1].stop
         yield from (self._sizes(epoch, window) for window in range(windows.stop, last))
         yield from (self._sizes(epoch + 1, window) for window in range(last))
 
     def _sizes(self, epoch: int, window: int) -> dict[int, int]:
-        """Remote shards of a window in this process's streams, and their bytes."""
+        """Return remote shards of a window in this process's streams, with their bytes."""
         found = {}
         for stream in self._streams:
             for shard in self._order.window_shards(epoch, stream, window).tolist():
@@ -116,9 +116,9 @@ class Ahead:
         try:
             file = place.fetch(info, wait=0.0, stop=lambda: self._stop.is_set() or shard not in self._wanted)
         except (CacheFullError, StoppedError):
-            return  # others use the space: it is fetched when it is read, if not before
+            return  # other processes use the space: the shard is fetched when it is read
         except UserError as error:
-            log.warning("cannot fetch a shard ahead of its use: %s", error)
+            log.warning("cannot prefetch a shard: %s", error)
             return
         with self._lock:
             if shard in self._wanted and shard not in self._held and not self._stop.is_set():
@@ -128,7 +128,7 @@ class Ahead:
 
 
 def _allow_files(count: int) -> None:
-    """Raise this process's limit of open files where it is too low for `count` shards and their maps."""
+    """Raise the limit of open files if it is too low for `count` shards and their maps."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     need = 2 * count + 512
     if soft != resource.RLIM_INFINITY and soft < need:

@@ -1,12 +1,13 @@
-"""The views by NVIDIA DALI: one graph, on a GPU (which decodes the JPEGs too) or on the CPU (for tests, without a GPU).
+"""Render views with NVIDIA DALI: one graph, on a GPU (which also decodes JPEGs) or on the CPU (for tests).
 
-The graph draws nothing: boxes, colour matrices and sigmas are fed beside the bytes. Stage by stage it computes what
-simfle/data/opencv.py does.
+The graph uses no random numbers: boxes, color matrices and sigmas are inputs. Each stage computes the same as
+simfle/data/opencv.py.
 """
 
 # n samples, S side of a view, F side of the face
 import importlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import cv2
@@ -22,15 +23,15 @@ from simfle.data.views import View, ViewDraws, blur_window, boxes
 from simfle.errors import UserError
 
 Pixels = NDArray[np.uint8]
-# What errors say of a GPU or a memory that is at its end, and not of an image.
+# Parts of errors about exhausted GPU or host memory, not about an image.
 OUT_OF_MEMORY = ("out of memory", "allocat", "cudaerror", "cuda runtime", "cuda driver")
-BLANK = 8  # side of the image that stands in for a damaged one, pixels
+BLANK = 8  # side of the placeholder for a corrupt image, pixels
 
 
 class Dali:
     """Renders micro-batches of up to `batch` samples on `device`, with `threads` CPU threads.
 
-    On a GPU the views stay on it, in memory of torch's own allocator. images: those to make.
+    On a GPU the views stay on it, in memory of torch's allocator. images: the requested outputs.
 
     Raises:
         UserError: DALI is not installed.
@@ -52,17 +53,18 @@ class Dali:
         if device.type == "cuda":
             self.gpu = torch.cuda.current_device() if device.index is None else device.index
             self._stream = torch.cuda.Stream(self.gpu)
+            self._done = torch.cuda.Event(blocking=True)  # else a core would spin for it
         self._pipeline = self._build()
 
     def render(self, images: Sequence[Pixels], draws: ViewDraws) -> Rendered:
-        """Views and faces of n JPEGs [bytes] uint8 with their parameters."""
+        """Render views and faces of n JPEGs [bytes] uint8 with their parameters."""
         shape, good = sizes(images)
         try:
             return self._run(images, shape, draws, good)
         except RuntimeError as error:
             if any(word in str(error).lower() for word in OUT_OF_MEMORY):
                 raise
-            # One image that DALI cannot decode fails the batch and leaves its pipeline unusable.
+            # One image that DALI cannot decode fails the whole batch and makes the pipeline unusable.
             self.close()
             decodable = self._decodable(images, good)
             if (decodable == good).all():
@@ -87,7 +89,7 @@ class Dali:
     ) -> Rendered:
         blank = _blank()
         self._pipeline.feed_input("jpegs", [image if ok else blank for image, ok in zip(images, good, strict=True)])
-        shape = np.where(good[:, None], shape, BLANK)  # DALI reads where a box says, also beyond the image
+        shape = np.where(good[:, None], shape, BLANK)  # DALI does not clamp boxes to the image
         for number, view in enumerate(draws.views):
             if IMAGES[number] not in self.images:
                 continue
@@ -95,28 +97,31 @@ class Dali:
             for name, value in _parameters(view, box).items():
                 self._pipeline.feed_input(f"{name}{number}", value)
         damaged = np.flatnonzero(~good).tolist()
-        made = {
-            name: self._take(output, damaged) for name, output in zip(self.images, self._pipeline.run(), strict=True)
-        }
+        made = self._take(damaged)
         none = torch.empty((len(images), 3, 0, 0), dtype=torch.uint8, device=next(iter(made.values())).device)
         view1, view2, face = (made.get(name, none) for name in IMAGES)
         return Rendered(view1, view2, face, damaged)
 
-    def _take(self, output: Any, damaged: list[int]) -> Tensor:
-        """A DALI output as a tensor [n, 3, H, W] that outlives the pipeline's next run."""
-        if self.gpu is None:
-            images = torch.from_dlpack(output.as_tensor())  # no copy: DALI keeps the memory until the tensor goes
-            images[damaged] = DAMAGED
+    def _take(self, damaged: list[int]) -> dict[str, Tensor]:
+        """Run the pipeline; return images [n, 3, H, W] by name, as tensors that outlive its next run."""
+        if self.gpu is None:  # no copy: DALI keeps the memory until the tensor is freed
+            made = [torch.from_dlpack(output.as_tensor()) for output in self._pipeline.run()]
         else:
-            # DALI may use its memory again once the host drops it, though the GPU still reads it: copy it, on the GPU.
+            # DALI may reuse its memory once the host drops it, while the GPU still reads it: copy on the stream of the
+            # outputs, and wait once, without spinning, before dropping them.
             with torch.cuda.device(self.gpu), torch.cuda.stream(self._stream):
-                images = torch.from_dlpack(output.as_tensor()).clone()
+                outputs = self._pipeline.run(self._stream)
+                made = [torch.from_dlpack(output.as_tensor()).clone() for output in outputs]
+        for images in made if damaged else []:
+            with torch.cuda.stream(self._stream) if self.gpu is not None else nullcontext():
                 images[damaged] = DAMAGED
-            self._stream.synchronize()
-        return images.permute(0, 3, 1, 2)
+        if self.gpu is not None:
+            self._done.record(self._stream)
+            self._done.synchronize()
+        return {name: images.permute(0, 3, 1, 2) for name, images in zip(self.images, made, strict=True)}
 
     def _decodable(self, images: Sequence[Pixels], good: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Which images [n] DALI can decode: asked one by one, only after a batch has failed."""
+        """Return which images [n] DALI can decode, tested one by one after a batch has failed."""
         found, pipeline = good.copy(), None
         for place in np.flatnonzero(good).tolist():
             try:
@@ -124,11 +129,11 @@ class Dali:
                 pipeline.feed_input("jpegs", [images[place]])
                 pipeline.run()
             except RuntimeError:
-                found[place], pipeline = False, None  # it cannot be used again
+                found[place], pipeline = False, None  # unusable after an error
         return found
 
     def _decoder(self) -> Any:
-        """A pipeline that decodes one image and does no more."""
+        """Build a pipeline that only decodes one image."""
         pipeline = _import().Pipeline(1, 1, self.gpu, prefetch_queue_depth=1)
         with pipeline:
             pipeline.set_outputs(_decoded(on_gpu=self.gpu is not None))
@@ -137,17 +142,19 @@ class Dali:
 
 
 def _import(name: str = "nvidia.dali") -> Any:
-    """A module of DALI; Any, since its operators and types are made when it is imported."""
+    """Import a module of DALI; Any, because its operators and types are created on import."""
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise UserError("data.backend: dali is not installed; pip install 'simfle[dali]', or use opencv") from None
+        raise UserError(
+            "data.backend=dali: not installed. Fix: pip install 'simfle[dali]', or set data.backend=opencv."
+        ) from None
 
 
 def _decoded(*, on_gpu: bool) -> Any:
-    """RGB images [H, W, 3] of the bytes fed as "jpegs"; libjpeg's own upsampling, orientation tags ignored."""
+    """Decode the bytes of input "jpegs" to RGB images [H, W, 3]: libjpeg upsampling, orientation tags ignored."""
     fn, types = _import("nvidia.dali.fn"), _import("nvidia.dali.types")
-    # Else so many of each batch would go to the hardware decoder, whose pixels differ: they would depend on the batch.
+    # Otherwise part of each batch uses the hardware decoder, whose pixels differ: pixels would depend on the batch.
     where = {"device": "mixed", "hw_decoder_load": 0.0} if on_gpu else {"device": "cpu"}
     return fn.decoders.image(
         _input("jpegs", 1, types.UINT8),
@@ -159,7 +166,7 @@ def _decoded(*, on_gpu: bool) -> Any:
 
 
 def _graph(views: ViewsConfig, wanted: Sequence[str], *, on_gpu: bool) -> list[Any]:
-    """The graph's outputs, those that are `wanted` of two views [S, S, 3] and the face [F, F, 3]."""
+    """Return the graph's outputs, those `wanted` of two views [S, S, 3] and the face [F, F, 3]."""
     fn, types = _import("nvidia.dali.fn"), _import("nvidia.dali.types")
     images = _decoded(on_gpu=on_gpu)
     outputs = []
@@ -176,7 +183,8 @@ def _graph(views: ViewsConfig, wanted: Sequence[str], *, on_gpu: bool) -> list[A
         mean_matrix = _input(f"mean_matrix{number}", 2)  # A [3, 3]
         mean = fn.reductions.mean(view, axes=[0, 1])  # [S, S, 3] -> [3]
         shift = fn.reductions.sum((mean_matrix.gpu() if on_gpu else mean_matrix) * mean, axes=[1])  # A m [3], by rows
-        # The shift comes from pixels: as the operator's argument T, which lies in host memory, it would leave the GPU.
+        # The shift is computed from pixels. The operator's argument T lies in host memory: using it would leave the
+        # GPU.
         view = fn.coord_transform(view, M=_input(f"matrix{number}", 2), dtype=types.FLOAT) + shift
         view = fn.cast(view, dtype=types.UINT8)  # rounded, and clamped to 0 and 255
         taps = _input(f"taps{number}", 0, types.INT32)
@@ -192,7 +200,7 @@ def _input(name: str, ndim: int, dtype: Any = None) -> Any:
 
 
 def _parameters(view: View, box: NDArray[np.int64]) -> dict[str, NDArray]:
-    """What `_graph` is fed for one view, [n, ...] each. A flipped view is read from right to left."""
+    """Return the inputs of `_graph` for one view, [n, ...] each. A flipped view is read from right to left."""
     x, y, w, h = box.T
     left, right = np.where(view.flip, x + w, x), np.where(view.flip, x, x + w)
     floats = {
@@ -207,5 +215,5 @@ def _parameters(view: View, box: NDArray[np.int64]) -> dict[str, NDArray]:
 
 
 def _blank() -> Pixels:
-    """A JPEG that any decoder takes, in the place of one that is lost."""
+    """Encode a placeholder JPEG for an unreadable one."""
     return cv2.imencode(".jpg", np.zeros((BLANK, BLANK, 3), np.uint8))[1]

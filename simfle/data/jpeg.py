@@ -1,7 +1,7 @@
-"""What must be known of an image before it is decoded: its size, from its header. And decoding those that are sound.
+"""Read the size of an image from its header before it is decoded, and decode valid images.
 
 JPEG: the frame header (ITU-T T.81, annex B); PNG: IHDR and the chunks' lengths (W3C PNG, 11.2.1, 5.3); WebP: the first
-chunk (RFC 9649). Our shards hold JPEGs; tars that others wrote hold the others too.
+chunk (RFC 9649). Our shards hold JPEGs; external tars may hold PNG and WebP.
 """
 
 import re
@@ -15,39 +15,40 @@ from shards.cost import MOST_CHUNKS, MOST_FILL, MOST_SCANS, MOST_SEGMENTS, PNG_S
 
 _SOI, _SOS = 0xD8, 0xDA
 _FILL = re.compile(rb"\xff+")
-MOST_PIXELS = 1 << 27  # of an image that is decoded in a run: 400 MB; the builder's own limit is lower
-_MOST_PER_BYTE = 512  # pixels: a block of 8 x 8 takes a bit at least where codes are Huffman's (T.81, F.1.2, G.1.2)
+MOST_PIXELS = 1 << 27  # of a decoded image: 400 MB; the builder's own limit is lower
+_MOST_PER_BYTE = 512  # pixels: a block of 8 x 8 takes at least one bit with Huffman codes (T.81, F.1.2, G.1.2)
 _HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
 _DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # shards hold upright images
-_LONGEST = 30  # bytes that the headers of the other formats take
-# Start-of-frame markers of all coding processes; C4, C8 and CC, which lie among them, are tables.
+_LONGEST = 30  # bytes of the headers of the other formats
+# Start-of-frame markers of all coding processes; C4, C8 and CC between them are tables.
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
-_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment behind them
+_BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment
 
 
 def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """(height, width) in pixels of the image `data` [bytes] uint8.
+    """Return (height, width) in pixels of the image `data` [bytes] uint8.
 
-    None where it is none, has no whole header, promises more than so many bytes can hold (decoders take memory for what
-    is promised), or is a JPEG of more scans than `shards.cost` allows.
+    None if it is not an image, has a truncated header, declares more pixels than its bytes can hold (decoders allocate
+    the
+    declared size), or is a JPEG with more scans than `shards.cost` allows.
     """
     end = len(data)
     if end < 4 or data[0] != 0xFF or data[1] != _SOI:
         if data[: len(PNG_START)].tobytes() == PNG_START and not _has_all_chunks(data):
             return None
         return _size_of_other(data[:_LONGEST].tobytes())
-    # Scans are only looked for where there can be too many: each begins with these two bytes.
+    # Count scans only if there can be too many: each begins with these two bytes.
     marks = np.count_nonzero((data[:-1] == 0xFF) & (data[1:] == _SOS))
     cheap = marks <= MOST_SCANS and end <= MOST_FILL
     return _size_of_jpeg(data) if cheap or fate(data.tobytes()) is None else None
 
 
 def _size_of_jpeg(data: NDArray[np.uint8]) -> tuple[int, int] | None:
-    """(height, width) from the frame header."""
+    """Return (height, width) from the frame header."""
     at, end = 2, len(data)
     for _ in range(MOST_SEGMENTS):
         fill = _FILL.match(data, at)  # type: ignore[call-overload] # any bytes-like object is searched
-        at = fill.end() - 1 if fill else end  # any number of fill bytes may come before a marker
+        at = fill.end() - 1 if fill else end  # any number of fill bytes may precede a marker
         if at + 9 > end:
             return None
         marker = int(data[at + 1])
@@ -77,7 +78,7 @@ def _has_all_chunks(png: NDArray[np.uint8]) -> bool:
 
 
 def _size_of_other(head: bytes) -> tuple[int, int] | None:
-    """(height, width) of a PNG or WebP from its first bytes."""
+    """Return (height, width) of a PNG or WebP from its first bytes."""
     width = height = 0
     if len(head) == _LONGEST:
         chunk = head[12:16]
@@ -95,20 +96,20 @@ def _size_of_other(head: bytes) -> tuple[int, int] | None:
 
 
 def sizes(images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Heights and widths [n, 2] of n images, and which of them [n] have one, not too large; others count as 1 x 1."""
+    """Return heights and widths [n, 2] of n images, and which [n] are valid and not too large; else 1 x 1."""
     found = [size(image) for image in images]
     found = [pair if pair and pair[0] * pair[1] <= MOST_PIXELS else None for pair in found]
     return np.array([pair or (1, 1) for pair in found], dtype=np.int64), np.array([pair is not None for pair in found])
 
 
 def decode(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """An image of any origin [bytes] -> RGB [H, W, 3]; None where it is damaged or too large."""
+    """Decode an untrusted image [bytes] to RGB [H, W, 3]; None if it is corrupt or too large."""
     _, (good,) = sizes([image])
     return decode_sound(image) if good else None
 
 
 def decode_sound(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """The same of an image whose size `sizes` has found sound; None where OpenCV can make nothing of it."""
+    """Decode an image whose size `sizes` has validated; None if OpenCV cannot decode it."""
     try:
         return cv2.imdecode(image, _DECODE)  # type: ignore[return-value]
     except cv2.error:

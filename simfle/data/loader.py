@@ -1,4 +1,4 @@
-"""From step numbers to batches: order -> bytes -> views, prepared ahead by a background thread."""
+"""From step numbers to batches: order -> bytes -> views, prefetched by a background thread."""
 
 # B global batch, R processes, n samples of a micro-batch
 import importlib.util
@@ -20,7 +20,7 @@ from simfle.data.ahead import Ahead
 from simfle.data.damaged import Mender, Replacement
 from simfle.data.order import Order
 from simfle.data.reader import Corpus, open_corpus
-from simfle.data.rendered import IMAGES, Backend
+from simfle.data.rendered import IMAGES, Backend, used_here
 from simfle.data.streaming import Stream
 from simfle.data.views import check, draw
 from simfle.errors import UserError
@@ -28,13 +28,16 @@ from simfle.process import OWN_CORES
 
 log = logging.getLogger(__name__)
 BACKENDS = ("auto", "opencv", "dali")
+LAUNCHING = (
+    2  # cores left by DALI's threads, which are busy all the time: forward's thread and backward's launch on them
+)
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one process takes of each global batch: process `rank` of `size`, in `accumulation` micro-batches.
+    """The part of each global batch of one process: process `rank` of `size`, in `accumulation` micro-batches.
 
-    Its samples are the slots rank * B/R ... (rank + 1) * B/R - 1, cut into `accumulation` equal parts.
+    Its samples are the slots rank * B/R ... (rank + 1) * B/R - 1, split into `accumulation` equal parts.
     local_size: processes on this machine, which share its cores.
     """
 
@@ -45,13 +48,13 @@ class Share:
 
 
 def make_order(corpus: Corpus, data: DataConfig, seed: int, global_batch: int) -> Order:
-    """The order of `corpus` with the greatest number of streams that divides both the configured one and the batch."""
+    """Build the order of `corpus`; streams: greatest common divisor of the configured number and the batch."""
     streams = math.gcd(data.streams, global_batch)
     return Order(corpus.counts, corpus.first_ids, seed, streams, data.window, global_batch)
 
 
 def open_data(data: DataConfig, seed: int, global_batch: int, rank: int) -> tuple[Corpus | Stream, Order | Stream]:
-    """What a configuration trains on, and in which order. Raises UserError."""
+    """Open the data of a configuration and its order. Raises UserError."""
     if data.streaming:
         stream = Stream(data, seed, global_batch, rank)
         return stream, stream
@@ -60,19 +63,19 @@ def open_data(data: DataConfig, seed: int, global_batch: int, rank: int) -> tupl
 
 
 def choose_backend(name: str, device: torch.device) -> str:
-    """opencv or dali for `DataConfig.backend`; auto is dali where a GPU and DALI are, else opencv.
+    """Return opencv or dali for `DataConfig.backend`; auto is dali with a GPU and DALI, otherwise opencv.
 
     Raises:
-        UserError: another name.
+        UserError: unknown name.
     """
     if name not in BACKENDS:
-        raise UserError(f"data.backend: {name!r} is not one of {', '.join(BACKENDS)}")
+        raise UserError(f"data.backend={name!r}: must be one of {', '.join(BACKENDS)}")
     if name != "auto":
         return name
     if device.type != "cuda":
         return "opencv"
     if not has_dali():
-        log.warning("data.backend: DALI is not installed, images are decoded on the CPU; pip install 'simfle[dali]'")
+        log.warning("data.backend: DALI is not installed, decoding images on the CPU. Fix: pip install 'simfle[dali]'.")
         return "opencv"
     return "dali"
 
@@ -82,19 +85,22 @@ def has_dali() -> bool:
     return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 
-def threads_per_process(threads: int, local_size: int) -> int:
-    """Decoding threads: as configured, or the cores that this process may use, divided by those who share them."""
+def threads_per_process(threads: int, local_size: int, spare: int = 0) -> int:
+    """Return the decoding threads: as configured, or the available cores divided by the sharing processes.
+
+    spare: cores of the process that stay free for other threads.
+    """
     sharing = 1 if OWN_CORES in os.environ else local_size
-    return threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // sharing)
+    return threads if threads > 0 else max(1, len(os.sched_getaffinity(0)) // sharing - spare)
 
 
 class Loader:
-    """The micro-batches of one process. Its only state is the step that `batches` is asked to start at.
+    """The micro-batches of one process. Its only state is the step at which `batches` starts.
 
-    The same step gives the same ids, draws and pixels, whatever came before and however many processes share the batch.
-    `waited` is the time in seconds that the consumer has waited for batches so far. A batch's ids are those of the
-    samples that were really fed: one that cannot be decoded is replaced (see `simfle.data.damaged`). images: those of
-    a `Batch` that are made; the others have side 0.
+    The same step gives the same ids, draws and pixels, independent of earlier steps and of the number of processes.
+    `waited`: seconds that the consumer has waited for batches so far. Ids of a batch are those of the samples in it: an
+    undecodable sample is replaced (see `simfle.data.damaged`). images: the requested images of a `Batch`; the others
+    have side 0.
 
     Raises:
         UserError: B does not divide by processes and micro-batches, views out of range, an unknown or missing backend.
@@ -114,17 +120,18 @@ class Loader:
         parts = share.size * share.accumulation
         if order.global_batch % parts:
             raise UserError(
-                f"train.global_batch: {order.global_batch} does not divide by {share.size} processes x "
+                f"train.global_batch={order.global_batch}: not divisible by {share.size} processes x "
                 f"{share.accumulation} micro-batches"
             )
         self.corpus, self.order, self.views, self.share, self.device = corpus, order, views, share, device
         self.micro_batch = order.global_batch // parts
         self.prefetch = max(1, data.prefetch)
         self.waited = 0.0
-        self._since: float | None = None  # when the consumer began to wait for the batch that it waits for now
+        self._since: float | None = None  # when the consumer began to wait for the current batch
         self._thread: int | None = None
         self.backend_name = choose_backend(data.backend, device)
-        threads = threads_per_process(data.threads, share.local_size)
+        on_gpu = self.backend_name == "dali" and device.type == "cuda"
+        threads = threads_per_process(data.threads, share.local_size, LAUNCHING if on_gpu else 0)
         self._ahead: Ahead | None = None
         if isinstance(corpus, Corpus) and isinstance(order, Order) and corpus.remote:
             slots = order.global_batch // share.size
@@ -135,10 +142,12 @@ class Loader:
         self._mender = Mender(corpus, self._backend)
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
-        """Without end: for each optimizer step from `start_step` on, its `accumulation` micro-batches, on the device.
+        """Yield without end the `accumulation` micro-batches of each optimizer step from `start_step` on, on the
+        device.
 
-        One thread prepares `data.prefetch` micro-batches ahead. Its errors are raised here; it ends when the iterator
-        is closed or forgotten. One iterator at a time: they would share the backend.
+        One thread prefetches `data.prefetch` micro-batches. Its errors are raised here; it ends when the iterator is
+        closed or
+        garbage-collected. Use one iterator at a time: iterators share the backend.
         """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(self.prefetch)
         stop = threading.Event()
@@ -160,14 +169,14 @@ class Loader:
             thread.join()
 
     def awaited(self) -> str:
-        """Return what holds up the batch that the consumer has waited for; "" where it has not waited for a second."""
+        """Return the data that delays the current batch; "" if the consumer has waited for less than a second."""
         since = self._since
         if since is None or time.perf_counter() - since < 1:
             return ""
         return awaited(self._thread) or f"a batch (for {time.perf_counter() - since:.0f} s)"
 
     def batch(self, step: int, micro: int) -> Batch:
-        """Micro-batch `micro` of a step, made on the spot."""
+        """Make micro-batch `micro` of a step synchronously."""
         start = (self.share.rank * self.share.accumulation + micro) * self.micro_batch
         ids, epoch = self.order.slots(step, start, start + self.micro_batch)
         draws = draw(self.order.seed, epoch, ids, self.views)
@@ -177,11 +186,11 @@ class Loader:
         )
 
     def damaged(self, step: int) -> list[Replacement]:
-        """The samples that were found damaged in the batches up to `step`, those told before left out."""
+        """Return the samples found corrupt in the batches up to `step`, each once."""
         return self._mender.take(step)
 
     def is_sound(self, number: int) -> bool:
-        """Whether the sample with this id, found damaged before, can be decoded now. Not while batches are made."""
+        """Whether the sample with this id, found corrupt before, can be decoded now. Not while batches are made."""
         return self._mender.sound(number, draw(self.order.seed, 0, [number], self.views))
 
     def close(self) -> None:
@@ -193,7 +202,7 @@ class Loader:
     def _produce(self, step: int, ready: "queue.Queue[Batch | BaseException]", stop: threading.Event) -> None:
         try:
             if self.device.type == "cuda" and self.device.index is not None:
-                torch.cuda.set_device(self.device)  # each thread's own: else this one would hold memory of GPU 0
+                torch.cuda.set_device(self.device)  # set per thread: otherwise this thread would allocate on GPU 0
             while not stop.is_set():
                 if self._ahead is not None:
                     self._ahead.reached(step)
@@ -201,20 +210,18 @@ class Loader:
                     if stop.is_set() or not _put(ready, self.batch(step, micro), stop):
                         return
                 step += 1
-        except BaseException as error:  # noqa: BLE001 - whatever it is, the consumer must see it
+        except BaseException as error:  # noqa: BLE001 - the consumer must see every error
             _put(ready, error, stop)
 
 
 def _hand_over(batch: Batch, device: torch.device) -> Batch:
-    """A batch for work on the current stream of `device`."""
-    for images in (batch.view1, batch.view2, batch.face):
-        if images.is_cuda:  # made on a backend's stream, to whose memory it must not return before this one is done
-            images.record_stream(torch.cuda.current_stream(device))
+    """Prepare a batch for work on the current stream of `device`."""
+    used_here(batch.view1, batch.view2, batch.face)
     return batch.to(device)
 
 
 def _put(ready: "queue.Queue[Batch | BaseException]", item: Batch | BaseException, stop: threading.Event) -> bool:
-    """Put into a bounded queue unless stopped; false when stopped."""
+    """Put into a bounded queue unless stopped; return false when stopped."""
     while not stop.is_set():
         try:
             ready.put(item, timeout=0.1)

@@ -1,4 +1,4 @@
-"""A bounded, thread-safe cache of the things used last."""
+"""A bounded, thread-safe cache of recently used values."""
 
 import threading
 from collections import OrderedDict
@@ -10,11 +10,12 @@ V = TypeVar("V")
 
 
 class Lru(Generic[K, V]):
-    """`cache(key, make)` is `make(key)`, remembered for the `capacity` keys used last.
+    """`cache(key, make)` returns `make(key)`, cached for the `capacity` most recently used keys.
 
-    The maker is not kept: as a method of the cache's owner it would be a cycle, and hold open files long after it.
-    What falls out is only forgotten: whoever still holds it (an array over a memory map) keeps it alive. Two threads
-    may make the same value at the same time; both get the one that was stored first.
+    The maker is not kept: a method of the cache's owner would form a cycle that keeps files open.
+    An evicted value lives on while it is referenced (an array over a memory map). Two threads may make the same value
+    at
+    the same time; both get the one that was stored first.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -39,7 +40,7 @@ class Lru(Generic[K, V]):
         return value
 
     def keep(self, wanted: Callable[[K], bool]) -> None:
-        """Forget the values of all other keys."""
+        """Evict the values of all other keys."""
         with self._lock:
             for key in [key for key in self._held if not wanted(key)]:
                 del self._held[key]

@@ -1,7 +1,7 @@
-"""The views on CPU threads, by OpenCV: decode once, then crop, resize, flip, colour, blur; the default without a GPU.
+"""Render views on CPU threads with OpenCV: decode once, then crop, resize, flip, color, blur; default without a GPU.
 
-Stage by stage it computes what the DALI graph does, from the same parameters; tests/unit/data/test_parity.py states how
-close the two are to each other and to torchvision.
+Each stage computes the same as the DALI graph, from the same parameters; tests/unit/data/test_parity.py bounds the
+differences between the two and to torchvision.
 """
 
 # n samples, S side of a view, F side of the face
@@ -26,8 +26,8 @@ Pixels = NDArray[np.uint8]
 class OpenCV:
     """Renders micro-batches on `threads` threads. Close it to end them.
 
-    OpenCV's own threads are switched off for the whole process: samples are the better unit of parallel work.
-    pin: put the views into page-locked memory, from which a GPU copies without waiting. images: those to make.
+    OpenCV's own threads are disabled for the whole process: samples are the better unit of parallel work.
+    pin: allocate views in page-locked memory, from which a GPU copies without waiting. images: the requested outputs.
     """
 
     def __init__(self, views: ViewsConfig, threads: int, *, pin: bool = False, images: Sequence[str] = IMAGES) -> None:
@@ -39,7 +39,7 @@ class OpenCV:
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="opencv") if threads > 1 else None
 
     def render(self, images: Sequence[Pixels], draws: ViewDraws) -> Rendered:
-        """Views and faces of n JPEGs [bytes] uint8 with their parameters."""
+        """Render views and faces of n JPEGs [bytes] uint8 with their parameters."""
         n = len(images)
         view1, view2, face = (
             torch.empty((n, side, side, 3), dtype=torch.uint8, pin_memory=self.pin) for side in self._sides
@@ -62,7 +62,7 @@ class OpenCV:
             return True
 
         done = [False] * n
-        order = iter(range(n))  # each thread takes the next; a future for each sample would wake this thread for each
+        order = iter(range(n))  # each thread takes the next one; one future per sample would wake this thread each time
 
         def work() -> None:
             for i in order:
@@ -86,7 +86,7 @@ def _nchw(images: Tensor) -> Tensor:
 
 
 def _view(image: Pixels, box: Sequence[int], view: View, i: int, output: Pixels) -> None:
-    """Sample i's view of `image` [H, W, 3] into `output` [S, S, 3]."""
+    """Render sample i's view of `image` [H, W, 3] into `output` [S, S, 3]."""
     x, y, w, h = box
     pixels = np.empty_like(output)
     _resize(image[y : y + h, x : x + w], len(output), pixels)
@@ -106,16 +106,17 @@ def _colour(pixels: Pixels, matrix: NDArray[np.float64], mean_matrix: NDArray[np
 
 
 def _resize(image: Pixels, side: int, output: Pixels) -> None:
-    """Bilinear with antialiasing, [H, W, 3] -> [side, side, 3], near to torchvision's.
+    """Resize bilinearly with antialiasing, [H, W, 3] -> [side, side, 3], close to torchvision's.
 
-    An axis that shrinks by a factor r is first blurred by a Gaussian that brings linear interpolation (variance 1/6
-    pixel on average) up to the variance r*r/6 of torchvision's triangle; 1/5 for 1/6 fits small factors better. This
-    is nearer to torchvision than INTER_AREA (mean difference 0.2-0.5 against 0.5-0.6 grey levels), and faster.
+    An axis that shrinks by a factor r is first blurred by a Gaussian that raises the variance of linear interpolation
+    (1/6 pixel on average) to the variance r*r/6 of torchvision's triangle; 1/5 instead of 1/6 fits small factors
+    better.
+    This is closer to torchvision than INTER_AREA (mean difference 0.2-0.5 against 0.5-0.6 gray levels), and faster.
     """
     sigmas = [math.sqrt(max(0.0, (length / side) ** 2 - 1) / 5) for length in image.shape[:2]]
     if any(sigmas):
         taps_y, taps_x = (2 * math.ceil(2 * sigma) + 1 for sigma in sigmas)
-        tiny = 1e-3  # of an axis that does not shrink: OpenCV takes 0 for "like the other axis"
+        tiny = 1e-3  # for an axis that does not shrink: OpenCV reads 0 as "like the other axis"
         sigma_y, sigma_x = (max(sigma, tiny) for sigma in sigmas)
         image = cv2.GaussianBlur(  # type: ignore[assignment]
             image, (taps_x, taps_y), sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE

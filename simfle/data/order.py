@@ -1,22 +1,22 @@
-"""Which sample comes when: a pure function of (shard sizes, seed, step), the same for any number of processes.
+"""Sample order: a pure function of (shard sizes, seed, step), the same for any number of processes.
 
-An epoch lays out all N samples so:
-1. the shards are permuted and their samples laid end to end: N places, read as a ring that starts at a random place;
+An epoch arranges all N samples as follows:
+1. the shards are permuted and their samples concatenated: N places, read as a ring that starts at a random place;
 2. the ring is cut into `streams` contiguous streams of N // streams places;
 3. inside a stream, each window of `window` consecutive places is shuffled;
 4. global batch t takes the next q = global_batch / streams places of every stream. Its slots are stream-major: slots
    k*q ... (k+1)*q - 1 belong to stream k, so a process that takes a contiguous range of slots opens only its streams'
    shards.
 
-Dropped in an epoch: the N - streams * (N // streams) places that no stream has, and the last (N // streams) % q places
-of each stream; together exactly N % global_batch samples. The places used and the places dropped are a permutation of
-the corpus. As shards, ring and windows are drawn anew, other samples are dropped in each epoch.
+An epoch drops the N - streams * (N // streams) places outside all streams, and the last (N // streams) % q places of
+each stream; together exactly N % global_batch samples. The used and the dropped places are a permutation of the corpus.
+Shards, ring and windows are drawn again in each epoch, so each epoch drops other samples.
 
-Only Philox words and a stable sort decide the order, never Generator.permutation or shuffle, which numpy does not
-promise to keep the same over its versions: an order is the same for ever. tests/unit/data/test_order.py pins it.
+Only Philox words and a stable sort determine the order, never Generator.permutation or shuffle, which numpy may change
+between versions: an order never changes. tests/unit/data/test_order.py pins it.
 
-Memory grows with the number of shards (some 50 bytes each), besides the shuffled windows in use, one per stream, of 2
-bytes a place (4 where a window is larger than 65,536).
+Memory grows with the number of shards (some 50 bytes each), plus the shuffled windows in use, one per stream, of 2
+bytes per place (4 if a window is larger than 65,536).
 """
 
 # S shards, N samples, K streams, q places that a step takes from a stream
@@ -46,7 +46,7 @@ class _Ring:
 class Order:
     """The order of a corpus.
 
-    counts, first_ids: [S] int64, samples of each shard and the global id of its first; first_ids must not fall.
+    counts, first_ids: [S] int64, samples of each shard and the global id of its first; first_ids must not decrease.
     streams: must divide global_batch (`math.gcd(config.streams, global_batch)`).
 
     Raises:
@@ -66,24 +66,24 @@ class Order:
         for name in ("counts", "first_ids"):
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype=np.int64))
         if self.counts.shape != self.first_ids.shape or np.any(np.diff(self.first_ids) < 0):
-            raise ValueError("counts and first_ids must be of one length, and first_ids must not fall")
+            raise ValueError("counts and first_ids must have the same length, and first_ids must not decrease")
         for name in ("streams", "window", "global_batch"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name}: {getattr(self, name)} is less than 1")
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.global_batch % self.streams:
-            raise UserError(f"streams: {self.streams} does not divide the global batch of {self.global_batch}")
+            raise UserError(f"streams={self.streams}: does not divide the global batch of {self.global_batch}")
         if self.samples < self.global_batch:
             raise UserError(
-                f"train.global_batch: {self.global_batch} is more than the {self.samples} samples of the chosen "
-                "shards and splits; take a smaller batch or more samples"
+                f"train.global_batch={self.global_batch}: more than the {self.samples} samples of the chosen "
+                "shards and splits. Fix: use a smaller batch or more samples."
             )
-        key(self.seed, SHARDS)  # a seed out of range is said at once
+        key(self.seed, SHARDS)  # refuses a seed out of range early
         object.__setattr__(self, "_rings", Lru(2))
         object.__setattr__(self, "_windows", Lru(self.streams + 2))
 
     @cached_property
     def samples(self) -> int:
-        """N, the samples that the order runs over."""
+        """N, the number of samples in the order."""
         return int(self.counts.sum())
 
     @property
@@ -93,15 +93,15 @@ class Order:
 
     @property
     def extent(self) -> str:
-        """What there is, for people."""
+        """A description for log lines."""
         return f"{self.samples:,} samples, {self.steps_per_epoch} steps an epoch"
 
     def batch(self, step: int) -> tuple[Ints, int]:
-        """Global sample ids [global_batch] of a step counted over all epochs, and the epoch it lies in."""
+        """Return global sample ids [global_batch] of a step counted over all epochs, and its epoch."""
         return self.slots(step, 0, self.global_batch)
 
     def slots(self, step: int, start: int, stop: int) -> tuple[Ints, int]:
-        """The slots start ... stop - 1 of `batch(step)`, computed without the streams of other slots."""
+        """Return slots start ... stop - 1 of `batch(step)`, computed without the streams of other slots."""
         epoch, turn = divmod(step, self.steps_per_epoch)
         share = self.global_batch // self.streams
         places = []
@@ -112,13 +112,13 @@ class Order:
         return self._ids(epoch, np.concatenate(places) if places else np.empty(0, np.int64)), epoch
 
     def windows(self, step: int) -> tuple[int, range]:
-        """The epoch of a step, and the windows that it takes samples from, the same ones in every stream."""
+        """Return the epoch of a step, and the windows of its samples, the same in every stream."""
         epoch, turn = divmod(step, self.steps_per_epoch)
         share = self.global_batch // self.streams
         return epoch, range(turn * share // self.window, ((turn + 1) * share - 1) // self.window + 1)
 
     def window_shards(self, epoch: int, stream: int, window: int) -> Ints:
-        """The shards (indices into counts) that a window of a stream reads, as they lie in the ring."""
+        """Return the shards (indices into counts) that a window of a stream reads, in ring order."""
         length = self.samples // self.streams
         first = stream * length + window * self.window
         last = stream * length + min((window + 1) * self.window, length) - 1
@@ -127,13 +127,13 @@ class Order:
         low, high = np.searchsorted(ring.ends, turned, side="right").tolist()
         if turned[0] <= turned[1]:
             positions = np.arange(low, high + 1)
-        else:  # over the end of the ring
+        else:  # across the end of the ring
             positions = np.concatenate([np.arange(low, len(ring.shards)), np.arange(high + 1)])
         shards = ring.shards[positions].astype(np.int64)
         return shards[self.counts[shards] > 0]
 
     def dropped(self, epoch: int) -> Ints:
-        """Ids of the samples that an epoch leaves out: N % global_batch of them."""
+        """Return the ids of the samples that an epoch drops: N % global_batch of them."""
         length, share = self.samples // self.streams, self.global_batch // self.streams
         used = self.steps_per_epoch * share
         places = [self._places(epoch, stream, used, length) for stream in range(self.streams)]
@@ -141,11 +141,11 @@ class Order:
         return self._ids(epoch, np.concatenate(places))
 
     def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
-        """Global ids [n] -> (index into counts [n], index of the sample in its shard [n]). ValueError: not in here."""
+        """Map global ids [n] to (index into counts [n], index in the shard [n]). Raises ValueError: unknown id."""
         return locate(self.counts, self.first_ids, ids)
 
     def _places(self, epoch: int, stream: int, low: int, high: int) -> Ints:
-        """Places of the ring at positions low ... high - 1 of a stream, after the windows' shuffle."""
+        """Return the ring places at positions low ... high - 1 of a stream, after the shuffle of the windows."""
         first = stream * (self.samples // self.streams)
         parts = []
         while low < high:
@@ -156,7 +156,7 @@ class Order:
         return np.concatenate(parts) if parts else np.empty(0, np.int64)
 
     def _ids(self, epoch: int, places: Ints) -> Ints:
-        """Places of an epoch's ring -> global ids."""
+        """Map places of an epoch's ring to global ids."""
         ring = self._rings(epoch, self._make_ring)
         turned = (places + ring.start) % self.samples
         position = np.searchsorted(ring.ends, turned, side="right")
@@ -177,7 +177,7 @@ class Order:
 
 
 def locate(counts: Ints, first_ids: Ints, ids: ArrayLike) -> tuple[Ints, Ints]:
-    """Global ids [n] -> (shard [n], sample in its shard [n]), for shards of these sizes and first ids [S].
+    """Map global ids [n] to (shard [n], sample in its shard [n]), for shards of these sizes and first ids [S].
 
     Raises:
         ValueError: an id lies in none of the shards.

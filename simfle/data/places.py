@@ -1,4 +1,4 @@
-"""Where the shards of a corpus lie: a local folder, of ours or of tars that others wrote, or a URL behind a cache."""
+"""Stores of shards: a local folder of own or external tars, or a URL with a cache."""
 
 import logging
 import os
@@ -26,43 +26,43 @@ class Place(Protocol):
 
     @property
     def manifest(self) -> Manifest:
-        """What is there."""
+        """The manifest."""
         ...
 
     @property
     def remote(self) -> bool:
-        """Whether shards have to be fetched before they can be opened."""
+        """Whether shards must be fetched before they are opened."""
         ...
 
     @property
     def name(self) -> str:
-        """The folder or URL, for people."""
+        """The folder or URL, for messages."""
         ...
 
     def where(self, shard: ShardInfo) -> Path | str:
-        """The path or URL of a tar, for people."""
+        """Return the path or URL of a tar, for messages."""
         ...
 
     def check(self, shards: Sequence[ShardInfo]) -> None:
-        """Raise a UserError for a shard that is known at once to be missing."""
+        """Raise a UserError for a shard that is visibly missing."""
         ...
 
     def open(self, shard: ShardInfo) -> IO[bytes]:
-        """The tar as a local file of the size that the manifest says. Raises UserError, OSError."""
+        """Open the tar as a local file of the size in the manifest. Raises UserError, OSError."""
         ...
 
     def index(self, shard: ShardInfo) -> Index:
-        """Where its samples lie."""
+        """Return the index of its samples."""
         ...
 
     def spots(self, shard: ShardInfo) -> Spots | None:
-        """Return the spot check of its files; None where the place compares its files with the manifest itself."""
+        """Return the spot check of its files; None if the store itself compares its files with the manifest."""
         ...
 
 
 @dataclass(frozen=True)
 class Folder:
-    """A local folder. indexed: whether its indexes can be trusted; foreign tars without a manifest may have others'."""
+    """A local folder. indexed: whether its indexes can be trusted; those of external tars without a manifest cannot."""
 
     path: Path
     manifest: Manifest = field(repr=False)
@@ -81,7 +81,7 @@ class Folder:
             sizes = {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith(".tar")}
         for shard in shards:
             if shard.file not in sizes:
-                raise UserError(f"shards: {self.where(shard)} is missing; build or copy the shards again")
+                raise UserError(f"shards: {self.where(shard)} is missing. Fix: build or copy the shards again.")
             _check_size(self.where(shard), sizes[shard.file], shard)
 
     def open(self, shard: ShardInfo) -> IO[bytes]:
@@ -126,28 +126,30 @@ class Remote:
         largest = max(map(cost, shards), default=0)
         if largest > self.cache.limit:
             raise UserError(
-                f"data.cache_gb: {self.cache.limit / GB:g} is less than one shard of {self.name}, {largest / GB:g} GB"
+                f"data.cache_gb={self.cache.limit / GB:g}: less than one shard of {self.name}, {largest / GB:g} GB"
             )
 
     def open(self, shard: ShardInfo) -> IO[bytes]:
         return self.fetch(shard, PATIENCE, lambda: False)
 
     def fetch(self, shard: ShardInfo, wait: float, stop: Callable[[], bool]) -> IO[bytes]:
-        """`open` that waits `wait` seconds for space, and ends when `stop` says so (see `Cache.open`)."""
+        """Like `open`, but wait at most `wait` seconds for space, and cancel when `stop` returns true (see
+        `Cache.open`).
+        """
         return self.cache.open(join(self.url, shard.file), shard, wait, stop)
 
     def index(self, shard: ShardInfo) -> Index:
         return self.cache.index(join(self.url, shard.file), shard)
 
     def spots(self, shard: ShardInfo) -> None:
-        """Return None: the cache compares what it holds."""
+        """Return None: the cache checks its own content."""
 
 
 def open_place(place: str | Path, cache: Cache | None) -> Place:
-    """The shards at a path or URL. cache: for URLs; None: the default one.
+    """Open the shards at a path or URL. cache: for URLs; None: the default one.
 
     Raises:
-        UserError: nothing there, or damaged; a URL that is not allowed or has no manifest.
+        UserError: missing or corrupt; a URL that is not allowed or has no manifest.
     """
     if is_url(place):
         manifest = read_manifest(place)
@@ -158,8 +160,8 @@ def open_place(place: str | Path, cache: Cache | None) -> Place:
     manifest = foreign.synthesise(folder)
     left_out = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items()) or "nothing"
     log.warning(
-        "%s has no manifest: %d tars indexed on the spot, %d samples, left out: %s; simfle shards index writes a "
-        "manifest, simfle shards build webdataset checks every image and turns it upright",
+        "%s has no manifest: %d tars indexed temporarily, %d samples, skipped: %s; simfle shards index writes a "
+        "manifest, simfle shards build webdataset checks every image and rotates it upright",
         folder,
         len(manifest.shards),
         manifest.samples,
@@ -169,12 +171,12 @@ def open_place(place: str | Path, cache: Cache | None) -> Place:
 
 
 def make_cache(data: DataConfig) -> Cache:
-    """The cache of a configuration. Raises UserError: no folder to be written, a limit that is none."""
+    """Open the cache of a configuration. Raises UserError: folder not writable, invalid limit."""
     if not data.cache_gb > 0:
-        raise UserError(f"data.cache_gb={data.cache_gb}; it must be more than 0")
+        raise UserError(f"data.cache_gb={data.cache_gb}: must be above 0")
     return Cache(Path(data.cache).expanduser() if data.cache else default_folder(), int(data.cache_gb * GB))
 
 
 def _check_size(path: Path, size: int, shard: ShardInfo) -> None:
     if size != shard.bytes:
-        raise UserError(f"shards: {path} has {size} bytes, its manifest says {shard.bytes}; build or copy it again")
+        raise UserError(f"shards: {path} has {size} bytes, {shard.bytes} in its manifest. Fix: build or copy it again.")

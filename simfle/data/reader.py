@@ -1,6 +1,6 @@
-"""A corpus to read from: the shards of one or more folders, samples by position, each read by one pread.
+"""Read a corpus: the shards of one or more folders, samples by position, each read by one pread.
 
-Not by memory maps: where a disk fails, or a tar is cut while it is in use, a map kills the process (SIGBUS).
+Memory maps are not used: on a disk error, or a truncated tar, a map kills the process (SIGBUS).
 """
 
 # S shards, n samples
@@ -30,19 +30,19 @@ from simfle.errors import UserError
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
-TARS = 256  # tars open at once: each holds one file descriptor, of which a process usually may have 1,024
-HEADER, SIZE_AT = 512, 124  # bytes of a tar member's header, and where the member's size is in it
-TABLES = 1024  # shards whose offsets stay in memory, 16 bytes a sample
-INDEXES = 4  # shards whose keys, labels and metadata can be looked up at once
-REMOTE_TARS = 8  # the same for shards from URLs, unless kept on purpose: an open tar keeps its place in the cache
+TARS = 256  # open tars: each holds one file descriptor, of which a process usually may have 1,024
+HEADER, SIZE_AT = 512, 124  # bytes of a tar member's header, and the position of the size field in it
+TABLES = 1024  # shards whose offsets stay in memory, 16 bytes per sample
+INDEXES = 4  # shards whose keys, labels and metadata stay in memory
+REMOTE_TARS = 8  # the same for shards from URLs, unless kept explicitly: an open tar keeps its place in the cache
 
 
 class SampleError(UserError):
-    """The bytes of one sample cannot be read; those of others may."""
+    """The bytes of one sample cannot be read; other samples may be readable."""
 
 
 class _Tar:
-    """An open tar, closed with its last user: one thread may drop it from the cache while another reads."""
+    """An open tar, closed after its last use: one thread may evict it while another reads."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.number = file.fileno()
@@ -52,26 +52,26 @@ class _Tar:
 class Corpus:
     """The samples of the chosen splits of shard folders, addressed as (shard, sample in shard).
 
-    folders: paths or URLs, of our shards or of tars that others wrote (`shards.foreign`); one after another they give
-    the global sample ids, counted over all shards of all splits, so that choosing a split changes no id. splits: names;
-    none given: all of them. cache: for URLs; None: the default one. Manifests are read and the sizes of local tars
-    compared at once; tars are fetched and opened, and indexes read, when they are first needed. All methods may be
-    called from several threads.
+    folders: paths or URLs of shards or external tars (`shards.foreign`); their order determines the global sample ids,
+    counted over all shards of all splits: the choice of splits changes no id. splits: names; empty: all.
+    cache: for URLs; None: the default one. The constructor reads manifests and compares the sizes of local tars; tars
+    are
+    fetched and opened, and indexes read, on first use. All methods are thread-safe.
 
     counts, first_ids: [S] int64, samples of each chosen shard and the global id of its first.
 
     Raises:
-        UserError: a folder, manifest or tar missing or not as the manifest says, an unknown split, no samples.
+        UserError: a folder, manifest or tar is missing or differs from the manifest, an unknown split, no samples.
     """
 
     def __init__(self, folders: Sequence[str | Path], splits: Sequence[str] = (), cache: Cache | None = None) -> None:
         if not folders:
-            raise UserError("data.shards: no folder of shards is given; make one with simfle shards build")
+            raise UserError("data.shards=[]: empty. Fix: make shards with simfle shards build.")
         self.places: tuple[Place, ...] = tuple(open_place(folder, cache) for folder in folders)
         self.folders = tuple(place.name for place in self.places)
         self.manifests: tuple[Manifest, ...] = tuple(place.manifest for place in self.places)
         _check_splits(self.manifests, splits)
-        self.shards: list[tuple[Place, ShardInfo]] = []  # the chosen ones, with their places
+        self.shards: list[tuple[Place, ShardInfo]] = []  # the chosen shards, with their stores
         first_ids, next_id = [], 0
         for place in self.places:
             chosen = [shard for shard in place.manifest.shards if not splits or shard.split in splits]
@@ -95,13 +95,13 @@ class Corpus:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the labels. Raises UserError where folders differ in them."""
+        """Names of the labels. Raises UserError if folders differ in them."""
         if len({manifest.labels for manifest in self.manifests}) > 1:
             raise UserError(f"data.shards: {', '.join(self.folders)} have different label names")
         return self.manifests[0].labels
 
     def digest(self) -> str:
-        """16 hexadecimal digits that name the data wherever it lies: hashes and sizes of all shards, in order."""
+        """Return 16 hexadecimal digits that identify the data: hashes and sizes of all shards, in order."""
         shards = [
             (shard.split, shard.samples, shard.sha256) for manifest in self.manifests for shard in manifest.shards
         ]
@@ -109,35 +109,35 @@ class Corpus:
         return hashlib.blake2b(json.dumps([shards, chosen]).encode(), digest_size=8).hexdigest()
 
     def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
-        """Global ids [n] -> (shard [n], sample in shard [n]). ValueError: not among the chosen shards."""
+        """Map global ids [n] to (shard [n], sample in shard [n]). Raises ValueError: not among the chosen shards."""
         return locate(self.counts, self.first_ids, ids)
 
     def image(self, shard: int, sample: int) -> Bytes:
-        """A sample's image file [size] uint8, read-only. Raises SampleError: a read error, or the tar has been cut."""
+        """Return a sample's image file [size] uint8, read-only. Raises SampleError: read error, truncated tar."""
         offset, size = self._tables(shard, self._table)[sample].tolist()
         return np.frombuffer(self._read(shard, sample, offset, size), dtype=np.uint8)
 
     def following(self, sample_id: int) -> int:
-        """The id of the next sample of the same shard, of its first one after its last."""
+        """Return the id of the next sample of the same shard; the first follows the last."""
         shard, sample = (int(part[0]) for part in self.locate([sample_id]))
         return int(self.first_ids[shard]) + (sample + 1) % int(self.counts[shard])
 
     def key(self, shard: int, sample: int) -> str:
-        """The key of a sample, its name in the tar without extension."""
+        """Return the key of a sample, its name in the tar without extension."""
         return self._indexes(shard, self._index).keys[sample]
 
     def label(self, shard: int, sample: int) -> int | None:
-        """The label, a position in `labels`; None where the sample has none."""
+        """Return the label, a position in `labels`; None if the sample has none."""
         content = self._member(shard, sample, "cls")
         if content is None:
             return None
         try:
             return int(content)
         except ValueError:
-            raise UserError(f"shards: {self._name(shard, sample)}.cls holds {content[:20]!r}, not a number") from None
+            raise UserError(f"shards: {self._name(shard, sample)}.cls is {content[:20]!r}, not a number") from None
 
     def meta(self, shard: int, sample: int) -> dict[str, Any]:
-        """What is known of a sample (source, label name, group, box ...), from its `.json`; empty without one."""
+        """Return the metadata of a sample (source, label name, group, box ...) from its `.json`; empty without one."""
         content, text = (self._member(shard, sample, name) for name in ("json", "txt"))
         if content is not None and len(content) > MOST_TOLD:
             raise UserError(f"shards: {self._name(shard, sample)}.json has more than {MOST_TOLD >> 20} MiB")
@@ -148,12 +148,12 @@ class Corpus:
         return known if text is None else {"text": text.decode("utf-8", "replace"), **known}
 
     def tar(self, shard: int) -> Path | str:
-        """The path or URL of a shard, for people."""
+        """Return the path or URL of a shard, for messages."""
         place, info = self.shards[shard]
         return place.where(info)
 
     def keep(self, shards: Collection[int]) -> None:
-        """Close all tars but these, and have room for these."""
+        """Close all other tars, and reserve capacity for these."""
         self._tars.capacity = max(REMOTE_TARS, min(TARS, len(shards)))
         self._tars.keep(shards.__contains__)
 
@@ -166,15 +166,15 @@ class Corpus:
         return None if start < 0 else self._read(shard, sample, start, int(sizes[sample]))
 
     def _read(self, shard: int, sample: int, offset: int, size: int) -> bytes:
-        tar = self._tars(shard, self._open)  # in use, and so open, until the end of this function
-        if offset + size > self.shards[shard][1].bytes:  # before memory for so many bytes is reserved
-            raise SampleError(f"shards: {self._name(shard, sample)} lies behind the end of {self.tar(shard)}")
+        tar = self._tars(shard, self._open)  # referenced, and so open, until the end of this function
+        if offset + size > self.shards[shard][1].bytes:  # before so many bytes are allocated
+            raise SampleError(f"shards: {self._name(shard, sample)} lies beyond the end of {self.tar(shard)}")
         try:
             content = os.pread(tar.number, size, offset)
         except OSError as error:
             raise SampleError(f"shards: {self._name(shard, sample)} cannot be read: {error.strerror}") from None
         if len(content) < size:
-            raise SampleError(f"shards: {self._name(shard, sample)} is cut: {self.tar(shard)} has become shorter")
+            raise SampleError(f"shards: {self._name(shard, sample)} is truncated: {self.tar(shard)} has become shorter")
         return content
 
     def _open(self, shard: int) -> _Tar:
@@ -189,45 +189,45 @@ class Corpus:
         index = place.index(info)
         if len(index) != info.samples:
             raise UserError(
-                f"shards: the index of {self.tar(shard)} lists {len(index)} samples, the manifest {info.samples}; "
-                "build them again"
+                f"shards: the index of {self.tar(shard)} lists {len(index)} samples, the manifest {info.samples}. "
+                "Fix: build the shards again."
             )
         return index
 
     def _table(self, shard: int) -> Ints:
-        """Offset and size of each sample's image, [samples, 2]."""
+        """Return offset and size of each sample's image, [samples, 2]."""
         index = self._index(shard)
         table = np.full((len(index), 2), -1, dtype=np.int64)
-        for wanted in reversed(IMAGES):  # the first one has the last word
+        for wanted in reversed(IMAGES):  # the first extension wins
             for name in (name for name in index.extensions if name.lower() == wanted):
                 column = np.stack(index.column(name), axis=1)
                 table = np.where(column[:, :1] >= 0, column, table)
         outside = (table < 0).any(axis=1) | (table.sum(axis=1) > self.shards[shard][1].bytes)
         if outside.any():
             name = f"{self.tar(shard)}: {index.keys[int(outside.argmax())]}"
-            raise UserError(f"shards: {name} has no image inside the tar; build the shards again")
-        if table[:, 1].sum() > self.shards[shard][1].bytes:  # so no batch can take more memory than its shards
-            raise UserError(f"shards: the index of {self.tar(shard)} lists more than is in it; build the shards again")
+            raise UserError(f"shards: {name} has no image inside the tar. Fix: build the shards again.")
+        if table[:, 1].sum() > self.shards[shard][1].bytes:  # a batch never takes more memory than its shards
+            raise UserError(f"shards: the index of {self.tar(shard)} lists more than its bytes. Fix: rebuild it.")
         for offset, size in table[[0, -1]].tolist():
             if not self._fits(shard, offset, size):
-                raise UserError(f"shards: the index of {self.tar(shard)} is not that of this tar; build them again")
+                raise UserError(f"shards: the index of {self.tar(shard)} is of another tar. Fix: rebuild the shards.")
         return table
 
     def _fits(self, shard: int, offset: int, size: int) -> bool:
-        """Whether a member's header, 512 bytes before it, says the size that the index says (in octal)."""
-        tar = self._tars(shard, self._open)  # held, as in `_read`: its number alone may soon be another tar's
+        """Whether a member's header, 512 bytes before it, has the size of the index (in octal)."""
+        tar = self._tars(shard, self._open)  # referenced, as in `_read`: its descriptor may be reused after a close
         try:
             field = os.pread(tar.number, 12, offset - HEADER + SIZE_AT).strip(b"\0 ")
         except OSError:
-            return True  # a disk that fails costs samples, one by one
+            return True  # a failing disk costs single samples
         try:
-            return len(field) == 0 or field[0] >= 0x80 or int(field, 8) == size  # above: as a number of 8 GiB and more
+            return len(field) == 0 or field[0] >= 0x80 or int(field, 8) == size  # above 8 GiB: a binary number
         except ValueError:
             return False
 
 
 def open_corpus(data: DataConfig) -> Corpus:
-    """The corpus of a configuration, with its cache if any of its shards come from a URL. Raises like `Corpus`."""
+    """Open the corpus of a configuration, with its cache if any shard comes from a URL. Raises like `Corpus`."""
     cache = make_cache(data) if any(map(is_url, data.shards)) else None
     return Corpus(data.shards, data.splits, cache)
 
@@ -236,4 +236,4 @@ def _check_splits(manifests: Sequence[Manifest], splits: Sequence[str]) -> None:
     known = sorted({split for manifest in manifests for split in manifest.splits})
     for split in splits:
         if split not in known:
-            raise UserError(f"data.splits: no split {split!r} in these shards; there are: {', '.join(known)}")
+            raise UserError(f"data.splits: no split {split!r} in these shards. Available: {', '.join(known)}")

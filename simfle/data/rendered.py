@@ -1,4 +1,4 @@
-"""What a backend makes of a micro-batch."""
+"""Output of a view backend for a micro-batch."""
 
 # n samples, S side of a view, F side of the face
 from collections.abc import Sequence
@@ -6,20 +6,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from simfle.data.views import ViewDraws
 
-IMAGES = ("view1", "view2", "face")  # all that can be asked of a backend
-DAMAGED = 128  # the grey level that fills the views of a sample whose image cannot be decoded
+IMAGES = ("view1", "view2", "face")  # possible outputs of a backend
+DAMAGED = 128  # gray level that fills the views of an undecodable sample
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last. damaged: samples that are all DAMAGED.
+    """view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last. damaged: samples filled with DAMAGED.
 
-    Images that were not asked for have side 0.
+    Images that were not requested have side 0.
     """
 
     view1: Tensor
@@ -28,11 +29,21 @@ class Rendered:
     damaged: list[int]
 
 
+def used_here(*images: Tensor) -> None:
+    """Say that images made on a backend's stream are read on the current one.
+
+    Else their memory could go back to the backend's stream, and be written there, before this one is done.
+    """
+    for image in images:
+        if image.is_cuda:
+            image.record_stream(torch.cuda.current_stream(image.device))
+
+
 class Backend(Protocol):
-    """Decodes images and applies view parameters; draws nothing."""
+    """Decodes images and applies view parameters; uses no random numbers."""
 
     def render(self, images: Sequence[NDArray[np.uint8]], draws: ViewDraws) -> Rendered:
-        """The views of n JPEGs [bytes] uint8. A sample's pixels depend on that sample alone."""
+        """Render the views of n JPEGs [bytes] uint8. A sample's pixels depend on that sample alone."""
         ...
 
     def close(self) -> None:

@@ -1,16 +1,16 @@
-"""View parameters: crop, flip, colour and blur of each sample, a pure function of (seed, epoch, sample id, view).
+"""View parameters: crop, flip, color and blur of each sample, a pure function of (seed, epoch, sample id, view).
 
-Backends (OpenCV, DALI) draw nothing: they apply these numbers, so all of them compute the same views, for any batch
+Backends (OpenCV, DALI) use no random numbers: they apply these parameters, so all compute the same views, for any batch
 size and any number of processes.
 
-Crop, flip and ranges are torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter. The colour operations
-(brightness, contrast, saturation, hue, in a random order, then greyscale) are each linear in the pixel and in the mean
-colour of the view, so their chain is one affine transform: with x a pixel and m the mean pixel of the resized crop,
+Crop, flip and ranges are torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter. The color operations
+(brightness, contrast, saturation, hue, in a random order, then grayscale) are each linear in the pixel and in the mean
+color of the view, so their chain is one affine transform: with x a pixel and m the mean pixel of the resized crop,
 
     out = M x + A m,   rounded and clipped to 0 ... 255 once, at the end.
 
-Against torchvision: nothing is clipped between the operations, and hue turns the I-Q plane of YIQ (as DALI's hue does)
-rather than the hue of HSV.
+Unlike torchvision, nothing is clipped between the operations, and hue rotates the I-Q plane of YIQ (as DALI's hue does)
+instead of the hue of HSV.
 """
 
 # n samples
@@ -44,10 +44,10 @@ _AREA, _RATIO, _PLACE, _FLIP, _JITTER, _ORDER, _FACTORS, _GREYSCALE, _SIGMA = 0,
 class View:
     """The parameters of one view of n samples.
 
-    areas, ratios: [n, 10], the crop's share of the image area and its width/height, one per attempt;
-    place: [n, 2] in [0, 1), where the crop lies in what is left to its right and below; flip: [n];
+    areas, ratios: [n, 10], the crop's fraction of the image area and its width/height, one per attempt;
+    place: [n, 2] in [0, 1), position of the crop in the free space to its right and below; flip: [n];
     jitter: [n], whether factors [n, 4] (brightness, contrast, saturation; hue in turns) are applied, in the order
-    `order` [n, 4] (of BRIGHTNESS ... HUE); greyscale: [n]; matrix M, mean_matrix A: [n, 3, 3], what these come to;
+    `order` [n, 4] (of BRIGHTNESS ... HUE); greyscale: [n]; matrix M, mean_matrix A: [n, 3, 3], the combined transform;
     sigma: [n], of the Gaussian blur, pixels.
     """
 
@@ -66,17 +66,17 @@ class View:
 
 @dataclass(frozen=True)
 class ViewDraws:
-    """All that is drawn for n samples: their two views, and group [n] in [0, 1) (`Batch.draw`)."""
+    """All random parameters of n samples: their two views, and group [n] in [0, 1) (`Batch.draw`)."""
 
     views: tuple[View, View]
     group: Floats
 
 
 def check(views: ViewsConfig) -> None:
-    """Raise a UserError that names the first field out of its range."""
+    """Raise a UserError for the first field out of range."""
 
     def bad(field: str, need: str) -> UserError:
-        return UserError(f"views.{field}: {getattr(views, field)} must be {need}")
+        return UserError(f"views.{field}={getattr(views, field)}: must be {need}")
 
     for field in ("size", "face_size"):
         if getattr(views, field) < 1:
@@ -98,8 +98,14 @@ def check(views: ViewsConfig) -> None:
 def draw(seed: int, epochs: ArrayLike, ids: ArrayLike, views: ViewsConfig) -> ViewDraws:
     """Draw the views of the samples `ids` [n] in `epochs` ([n] or one for all).
 
+    Args:
+        seed: seed of the run.
+        epochs: epoch of each sample, or one for all.
+        ids: global sample ids [n].
+        views: ranges and probabilities.
+
     Raises:
-        UserError: a seed or a field of `views` out of its range.
+        UserError: a seed or a field of `views` out of range.
     """
     check(views)
     samples = np.asarray(ids, dtype=np.int64).astype(np.uint64)
@@ -115,9 +121,10 @@ def draw(seed: int, epochs: ArrayLike, ids: ArrayLike, views: ViewsConfig) -> Vi
 
 
 def boxes(view: View, heights: ArrayLike, widths: ArrayLike, ratio: ArrayLike) -> Ints:
-    """Crop boxes [n, 4] (x, y, width, height) in images of these sizes [n]; `ratio` is `ViewsConfig.ratio`.
+    """Return crop boxes [n, 4] (x, y, width, height) in images of these sizes [n]; `ratio` is `ViewsConfig.ratio`.
 
-    The first of the ten attempts that fits; else the largest central crop with a ratio in range, as torchvision does.
+    The first of the ten attempts that fits; otherwise the largest central crop with a ratio in range, as in
+    torchvision.
     """
     height = np.asarray(heights, dtype=np.int64)[:, None]
     width = np.asarray(widths, dtype=np.int64)[:, None]
@@ -139,12 +146,12 @@ def boxes(view: View, heights: ArrayLike, widths: ArrayLike, ratio: ArrayLike) -
 
 
 def blur_window(sigma: float) -> int:
-    """Taps of the Gaussian of a sigma: three sigmas to each side hold 99.7 % of it."""
+    """Return the number of taps of a Gaussian: three sigmas to each side hold 99.7 % of it."""
     return 2 * math.ceil(3 * sigma) + 1
 
 
 def _view(words: Floats, views: ViewsConfig) -> View:
-    """Uniform words [n, 32] -> the parameters of one view."""
+    """Map uniform words [n, 32] to the parameters of one view."""
 
     def between(limits: ArrayLike, word: Floats) -> Floats:
         low, high = np.asarray(limits, dtype=np.float64)
@@ -174,7 +181,7 @@ def _view(words: Floats, views: ViewsConfig) -> View:
 
 
 def colour(jitter: Flags, factors: Floats, order: Ints, greyscale: Flags) -> tuple[Floats, Floats]:
-    """M and A, both [n, 3, 3], of the chain of colour operations: out = M x + A m for a pixel x and the mean pixel m.
+    """Return M and A, both [n, 3, 3], of the chain of color operations: out = M x + A m, pixel x, mean pixel m.
 
     One operation is S y + P mean(y). On y = M x + A m, whose mean is (M + A) m, it gives S M x + (S A + P (M + A)) m.
     """
@@ -186,7 +193,7 @@ def colour(jitter: Flags, factors: Floats, order: Ints, greyscale: Flags) -> tup
     pixel[:, CONTRAST] = f[:, CONTRAST] * eye
     pixel[:, SATURATION] = f[:, SATURATION] * eye + (1 - f[:, SATURATION]) * _TO_GREY
     pixel[:, HUE] = _hue(factors[:, HUE])
-    mean = np.zeros((n, 4, 3, 3))  # P of each operation: only contrast looks at the mean
+    mean = np.zeros((n, 4, 3, 3))  # P of each operation: only contrast uses the mean
     mean[:, CONTRAST] = (1 - f[:, CONTRAST]) * _TO_GREY
     pixel[~jitter], mean[~jitter] = eye, 0
     matrix, mean_matrix = np.tile(eye, (n, 1, 1)), np.zeros((n, 3, 3))
@@ -199,7 +206,7 @@ def colour(jitter: Flags, factors: Floats, order: Ints, greyscale: Flags) -> tup
 
 
 def _hue(turns: Floats) -> Floats:
-    """Rotations [n, 3, 3] of the I-Q plane by hue shifts [n]; positive turns red towards green, as in HSV."""
+    """Return rotations [n, 3, 3] of the I-Q plane by hue shifts [n]; positive turns red towards green, as in HSV."""
     turn = np.zeros((len(turns), 3, 3))
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = np.cos(2 * np.pi * turns)

@@ -1,1 +1,1 @@
-"""What a machine, or a cluster, has and lacks, and what to do about it."""
+"""Diagnose a machine or a cluster, and advise on fixes."""

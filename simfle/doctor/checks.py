@@ -15,11 +15,12 @@ from pathlib import Path
 
 from shards.files import open_regular
 from simfle.doctor.findings import Finding, broken, note, ok
+from simfle.doctor.gpu import examine_gpu
 
 NEEDED = ("torchvision", "timm", "deepspeed", "accelerate", "omegaconf", "safetensors", "submitit", "webdataset")
 LEAST_PYTHON = (3, 10)
-FEWEST_FILES = 1024  # a process keeps up to 256 tars open, and libraries some hundred more
-LEAST_SHARED = 1e9  # bytes of /dev/shm; NCCL's and torch's buffers lie there
+FEWEST_FILES = 1024  # a process keeps up to 256 tars open, and libraries some hundred more files
+LEAST_SHARED = 1e9  # bytes of /dev/shm, used by NCCL and torch
 LEAST_FREE = 20e9  # bytes; two checkpoints of ViT-B FaceMAE with optimizer take 6
 SLOW_DISK = 100e6  # bytes/s; 5,000 faces of 20 kB
 TRIAL = 64 << 20  # bytes written and read to measure a disk
@@ -28,9 +29,9 @@ SECONDS = 30
 
 
 def examine(folder: Path) -> list[Finding]:
-    """All checks of this machine; `folder` is where runs will be written.
+    """Run all checks of this machine; `folder` is where runs will be written.
 
-    A check that itself fails is a finding, not an error: the others still answer.
+    A check that itself fails is a finding, not an error: the others still run.
     """
     checks: list[Callable[[], list[Finding]]] = [
         python, packages, torch_and_gpu, dali, jpeg, ffcv, shared_memory, open_files, lambda: disk(folder), slurm,
@@ -39,7 +40,7 @@ def examine(folder: Path) -> list[Finding]:
     for check in checks:
         try:
             found += check()
-        except Exception as error:  # noqa: BLE001 - a broken library raises anything; that is what we are here to say
+        except Exception as error:  # noqa: BLE001 - a broken library raises anything, which is a finding
             name = getattr(check, "__name__", "disk").strip("<>")
             found.append(broken(name, f"{type(error).__name__}: {error}", "reinstall it, in a fresh environment"))
     return found
@@ -55,7 +56,7 @@ def python() -> list[Finding]:
 
 
 def packages() -> list[Finding]:
-    """Those that every run needs, by what is installed; importing them all would take long."""
+    """Check the required packages by their installation; importing them all would be slow."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         return [broken("packages", f"{', '.join(missing)} missing", "pip install simfle, with its requirements")]
@@ -63,18 +64,14 @@ def packages() -> list[Finding]:
 
 
 def torch_and_gpu() -> list[Finding]:
-    """PyTorch, CUDA, the driver, each GPU, NCCL."""
+    """Check PyTorch, CUDA, the driver, each GPU, NCCL."""
     import torch
 
     found = [ok("torch", f"{torch.__version__}, {torch.get_num_threads()} threads")]
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         for number in range(count):
-            known = torch.cuda.get_device_properties(number)
-            text = f"{known.name}, {known.total_memory / 1e9:.0f} GB"
-            slow = "train.precision=fp32: this GPU has no bf16 arithmetic"
-            has_bf16 = known.major >= 8
-            found.append(ok(f"GPU {number}", text) if has_bf16 else note(f"GPU {number}", text, slow))
+            found += _gpu(number)
         found.append(ok("CUDA", str(torch.version.cuda)))
         if not torch.distributed.is_nccl_available():
             found.append(broken("NCCL", "not in this build of torch", "install PyTorch's CUDA build for Linux"))
@@ -94,11 +91,21 @@ def torch_and_gpu() -> list[Finding]:
     return [*found, note("GPU", "none", advice)]
 
 
+def _gpu(number: int) -> list[Finding]:
+    """See `examine_gpu`; a GPU that fails in its trial is a finding, and the others are still looked at."""
+    try:
+        return examine_gpu(number)
+    except Exception as error:  # noqa: BLE001 - CUDA, cuDNN and DALI raise what they like
+        words = (str(error).splitlines() or [""])[0]
+        advice = "update the driver (nvidia-smi tells its CUDA), look at nvidia-smi -q -d ECC, or take another GPU"
+        return [broken(f"GPU {number}", f"{type(error).__name__}: {words}", advice)]
+
+
 def dali() -> list[Finding]:
-    """NVIDIA DALI decodes on the GPU; without a GPU OpenCV is faster."""
+    """Check NVIDIA DALI, which decodes on the GPU; without a GPU OpenCV is faster."""
     if importlib.util.find_spec("nvidia") is None or importlib.util.find_spec("nvidia.dali") is None:
         if shutil.which("nvidia-smi"):
-            return [note("DALI", "not installed", "pip install 'simfle[dali]'; until then OpenCV decodes, on the CPU")]
+            return [note("DALI", "not installed", "pip install 'simfle[dali]'; otherwise OpenCV decodes on the CPU")]
         return [ok("DALI", "not installed, and not needed without a GPU")]
     from nvidia import dali as library
 
@@ -106,7 +113,7 @@ def dali() -> list[Finding]:
 
 
 def jpeg() -> list[Finding]:
-    """libjpeg-turbo through simplejpeg, and OpenCV: a picture there and back."""
+    """Check libjpeg-turbo through simplejpeg, and OpenCV: encode and decode an image."""
     import cv2
     import numpy as np
     import simplejpeg
@@ -116,14 +123,14 @@ def jpeg() -> list[Finding]:
     by_simplejpeg = simplejpeg.decode_jpeg(data, strict=True)
     by_opencv = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
     if by_opencv is None or max(abs(int(np.mean(other)) - 90) for other in (by_simplejpeg, by_opencv)) > 2:
-        return [broken("JPEG", "a picture did not come back as it was", "reinstall simplejpeg and opencv")]
+        return [broken("JPEG", "a decoded image differs from the original", "reinstall simplejpeg and opencv")]
     return [ok("JPEG", f"simplejpeg {_version('simplejpeg')} (libjpeg-turbo), OpenCV {cv2.__version__}")]
 
 
 def ffcv() -> list[Finding]:
-    """Optional: only for reading .beton files that others wrote."""
+    """Check FFCV, optional: only for reading external .beton files."""
     if importlib.util.find_spec("ffcv") is None:
-        return [ok("ffcv", "not installed; optional, for .beton files of others: pip install 'simfle[ffcv]'")]
+        return [ok("ffcv", "not installed; optional, for external .beton files: pip install 'simfle[ffcv]'")]
     importlib.import_module("ffcv")
     return [ok("ffcv", _version("ffcv"))]
 
@@ -131,7 +138,7 @@ def ffcv() -> list[Finding]:
 def shared_memory() -> list[Finding]:
     place = Path("/dev/shm")
     if not place.is_dir():
-        return [note("shared memory", "no /dev/shm", "several GPUs of a machine will talk slower")]
+        return [note("shared memory", "no /dev/shm", "several GPUs of a machine will communicate more slowly")]
     free = shutil.disk_usage(place).free
     text = f"{free / 1e9:.1f} GB free in {place}"
     if free < LEAST_SHARED:
@@ -148,7 +155,7 @@ def open_files() -> list[Finding]:
 
 
 def disk(folder: Path) -> list[Finding]:
-    """Room, speed and clock of the file system where runs will be written."""
+    """Check space, speed and clock of the file system where runs will be written."""
     place = folder
     while not place.exists():
         place = place.parent
@@ -156,26 +163,26 @@ def disk(folder: Path) -> list[Finding]:
         with tempfile.TemporaryDirectory(prefix=".simfle-doctor-", dir=place) as made:
             write, read, skew = measure_disk(Path(made))
     except OSError as error:
-        advice = "choose a folder that you may write to: simfle doctor --folder FOLDER"
+        advice = "choose a writable folder: simfle doctor --folder FOLDER"
         return [broken("disk", f"{place}: {error.strerror}", advice)]
     free = shutil.disk_usage(place).free
     text = f"{place.resolve()}: {free / 1e9:.0f} GB free"
     found = [
         ok("disk", text)
         if free >= LEAST_FREE
-        else note("disk", text, "a run keeps several GB of checkpoints: make room")
+        else note("disk", text, "a run keeps several GB of checkpoints: free disk space")
     ]
-    text = f"writes {write / 1e6:.0f} MB/s, reads {read / 1e6:.0f} MB/s, past the page cache as far as it lets us"
+    text = f"writes {write / 1e6:.0f} MB/s, reads {read / 1e6:.0f} MB/s, without the page cache where possible"
     slow = "slower than 5,000 faces/s: keep shards on a local disk (data.cache), or on a faster file system"
     found.append(ok("disk speed", text) if read >= SLOW_DISK else note("disk speed", text, slow))
     text = f"the file system's is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
-    late = "set both clocks by NTP: ages of checkpoints and heartbeats are compared with this machine's"
+    late = "synchronize both clocks by NTP: ages of checkpoints and heartbeats use this machine's clock"
     found.append(ok("clocks", text) if abs(skew) < MOST_SKEW else note("clocks", text, late))
     return found
 
 
 def measure_disk(folder: Path) -> tuple[float, float, float]:
-    """Bytes/s written and read, and by how many seconds the file system's clock is ahead. Raises OSError."""
+    """Return bytes/s written and read, and seconds that the file system's clock is ahead. Raises OSError."""
     file = folder / f"trial-{os.getpid()}"
     block = os.urandom(1 << 20)
     began = time.perf_counter()
@@ -190,7 +197,7 @@ def measure_disk(folder: Path) -> tuple[float, float, float]:
 
 
 def read_rate(file: Path) -> float:
-    """Bytes/s, after asking the system to forget the file. Raises OSError."""
+    """Return read bytes/s, after dropping the file from the page cache. Raises OSError."""
     with open_regular(file, "rb", buffering=0) as stream:
         os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         began = time.perf_counter()
@@ -199,24 +206,24 @@ def read_rate(file: Path) -> float:
 
 
 def slurm() -> list[Finding]:
-    """Whether one can submit here, the controller answers, and finished jobs are remembered."""
+    """Check whether this machine can submit jobs, the controller answers, and finished jobs are remembered."""
     if not shutil.which("sbatch"):
-        return [ok("Slurm", "not on this machine; only `simfle slurm` needs it")]
+        return [ok("Slurm", "not installed here; only `simfle slurm` needs it")]
     version = _said("sbatch", "--version")
     nodes = _said("sinfo", "--noheader", "--format=%P %D %t")
     if not nodes:
-        advice = "only `simfle slurm` needs it: try sinfo, and ask the administrators"
-        return [note("Slurm", f"{version or 'sbatch is here'}, but its controller does not answer", advice)]
+        advice = "only `simfle slurm` needs it: run sinfo, and ask the administrators"
+        return [note("Slurm", f"{version or 'sbatch is installed'}, but its controller does not answer", advice)]
     found = [ok("Slurm", f"{version}; partitions, nodes, state: {', '.join(nodes.splitlines()[:4])}")]
     if _said("sacct", "--noheader", "--starttime=now-1minutes", code=True) != "0":
         text = "no accounting (sacct fails)"
-        advice = "nothing to do: how jobs ended is kept beside each run; finished ones of others are not seen"
+        advice = "nothing to do: ends of jobs are recorded beside each run; finished jobs of others are not visible"
         return [*found, note("accounting", text, advice)]
     return [*found, ok("accounting", "sacct answers")]
 
 
 def _said(*words: str, code: bool = False) -> str:
-    """What a program prints, or its exit code; empty where it fails."""
+    """Return a program's output, or its exit code; empty if it fails."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,4 +1,4 @@
-"""What the doctor says of one thing."""
+"""One finding of the doctor."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,11 @@ OK, NOTE, BROKEN = "ok", "note", "broken"
 
 @dataclass(frozen=True)
 class Finding:
-    """name: of the thing; state: ok, note (works, but mind it) or broken; found: what is there; advice: what to do,
-    empty where nothing is to be done."""
+    """name: subject of the check; state: ok, note (works, with a warning) or broken; found: current state; advice:
+    action.
+
+    advice is empty if there is nothing to do.
+    """
 
     name: str
     state: str

@@ -1,4 +1,4 @@
-"""A short job over several nodes of a cluster: do they agree, how fast do they talk and read?"""
+"""A short job on several nodes of a cluster: compare versions and clocks, measure network and disk."""
 
 import json
 import math
@@ -21,23 +21,23 @@ from simfle.slurm.submit import require_slurm, slurm_executor
 from simfle.terminal import say
 
 RESULT = "doctor.json"
-LARGE = {"cuda": 256 << 20, "cpu": 16 << 20}  # bytes of the all-reduce whose bandwidth counts
+LARGE = {"cuda": 256 << 20, "cpu": 16 << 20}  # bytes of the all-reduce for the bandwidth
 ROUNDS = 5
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What the job's configuration holds. network: bytes/s of a node each way, 0 where it is not known."""
+    """Configuration of the job. network: bytes/s of a node each way, 0 if unknown."""
 
     network: float = 0.0
 
 
 def submit(folder: Path, cluster: ClusterConfig, network: float) -> tuple[Path, str]:
-    """Freeze the code below `folder`, which all nodes see, and submit; the job's folder and number.
+    """Freeze the code below `folder`, which all nodes see, and submit; return the job's folder and number.
 
     Raises:
-        UserError: no Slurm here, it refuses, values out of range, the folder cannot be written.
+        UserError: Slurm is missing or refuses the job, values out of range, the folder cannot be written.
     """
     from simfle.slurm.submit import reason, refusals
 
@@ -52,10 +52,10 @@ def submit(folder: Path, cluster: ClusterConfig, network: float) -> tuple[Path, 
 
 
 def wait(job: Path, number: str, seconds: float) -> dict[str, Any]:
-    """What the job measured.
+    """Return the job's measurements.
 
     Raises:
-        UserError: it failed, or has not ended in time; where its log is.
+        UserError: it failed, or did not end in time; names the folder of its logs.
     """
     end = time.monotonic() + seconds
     state = ""
@@ -69,7 +69,7 @@ def wait(job: Path, number: str, seconds: float) -> dict[str, Any]:
         if time.monotonic() > end:
             waits = queue.show(number).get("Reason", "")
             raise UserError(
-                f"job {number} is {state.lower() or 'unknown'} ({waits}) after {seconds:.0f} s; --wait is longer; "
+                f"job {number} is {state.lower() or 'unknown'} ({waits}) after {seconds:.0f} s; a longer --wait helps; "
                 f"scancel {number} ends it; the result will be {job / RESULT}"
             )
         time.sleep(0.5)
@@ -78,7 +78,7 @@ def wait(job: Path, number: str, seconds: float) -> dict[str, Any]:
 
 
 def node_task(folder: str) -> None:
-    """One process of the job: joins the others, measures, rank 0 writes the result."""
+    """Run one process of the job: join the others, measure, rank 0 writes the result."""
     import torch
     import torch.distributed as dist
     import yaml
@@ -93,7 +93,7 @@ def node_task(folder: str) -> None:
     join(place, cluster)
     cuda = cluster.gpus_per_node > 0
     if cuda and not torch.cuda.is_available():
-        say(f"error: {place.host} was asked for GPUs, but torch sees none there")
+        say(f"error: GPUs were requested on {place.host}, but torch sees none there")
         sys.exit(65)
     device = torch.device("cuda", place.local_rank % max(1, torch.cuda.device_count())) if cuda else torch.device("cpu")
     if cuda:
@@ -124,10 +124,11 @@ def node_task(folder: str) -> None:
 
 
 def summary(every: list[dict[str, Any]], size: int, network: float) -> dict[str, Any]:
-    """From what each process found, the figures of the whole. `constants` are names that `simfle plan` reads.
+    """Combine the measurements of all processes. `constants` are names that `simfle plan` reads.
 
-    Bandwidth of an all-reduce of n processes and b bytes in t seconds is 2 (n - 1) / n * b / t: what each link of a
-    ring carries.
+    Bandwidth of an all-reduce of n processes and b bytes in t seconds is 2 (n - 1) / n * b / t: the traffic of each
+    link of
+    a ring.
     """
     processes = len(every)
     nodes = sorted({own["node"] for own in every})
@@ -158,21 +159,19 @@ def summary(every: list[dict[str, Any]], size: int, network: float) -> dict[str,
 
 
 def differing(versions: list[dict[str, str]]) -> dict[str, list[str]]:
-    """Packages of which not all processes have the same version: name -> the versions found."""
+    """Return packages whose versions differ between processes: name -> versions."""
     names = sorted({name for own in versions for name in own})
     found = {name: sorted({own.get(name, "missing") for own in versions}) for name in names}
     return {name: values for name, values in found.items() if len(values) > 1}
 
 
 def judge(found: dict[str, Any], nodes: int) -> list[Finding]:
-    """The figures as findings."""
+    """Convert the measurements to findings."""
     processes = found["processes"]
     names = ", ".join(found["nodes"][:8]) + (" ..." if len(found["nodes"]) > 8 else "")
     here = ok("nodes", f"{len(found['nodes'])} ({names}), {processes} processes in one group")
     if len(found["nodes"]) != nodes:
-        here = broken(
-            "nodes", f"{len(found['nodes'])} of {nodes} took part ({names})", "look at sinfo and the job's log"
-        )
+        here = broken("nodes", f"{len(found['nodes'])} of {nodes} took part ({names})", "check sinfo and the job's log")
     gigabytes = found["all_reduce_bytes_per_second"] / 1e9
     text = f"{gigabytes:.2f} GB/s over {found['all_reduce_bytes'] >> 20} MB"
     text += f", {found['latency_seconds'] * 1e6:.0f} us for 4 B"
@@ -181,7 +180,7 @@ def judge(found: dict[str, Any], nodes: int) -> list[Finding]:
     slowest = min(rates, key=rates.get)
     text = f"{min(rates.values()) / 1e6:.0f} MB/s ({slowest}) to {max(rates.values()) / 1e6:.0f} MB/s a process"
     uneven = min(rates.values()) * 3 < max(rates.values())
-    advice = f"{slowest} reads three times slower than the best: look at its mount"
+    advice = f"{slowest} reads three times slower than the fastest: check its mount"
     results.append(note("shared disk", text, advice) if uneven else ok("shared disk", text))
     if found["versions_differ"]:
         text = "; ".join(f"{name}: {' and '.join(values)}" for name, values in found["versions_differ"].items())
@@ -189,13 +188,13 @@ def judge(found: dict[str, Any], nodes: int) -> list[Finding]:
     else:
         results.append(ok("versions", "equal on all"))
     text = f"{found['skew_seconds']:.1f} s between the nodes"
-    late = "set the nodes' clocks by NTP"
+    late = "synchronize the nodes' clocks by NTP"
     results.append(ok("clocks of nodes", text) if found["skew_seconds"] < MOST_SKEW else note("clocks", text, late))
     return results
 
 
 def _all_reduce(size: int, device: Any) -> float:
-    """Seconds of one all-reduce of `size` bytes, the best of several rounds."""
+    """Return seconds of one all-reduce of `size` bytes, the best of several rounds."""
     import torch
     import torch.distributed as dist
 
@@ -207,14 +206,16 @@ def _all_reduce(size: int, device: Any) -> float:
         dist.all_reduce(values)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if number:  # the first one builds the connections
+        if number:  # the first one opens the connections
             best = min(best, time.perf_counter() - began)
     return best
 
 
 def _shared_disk(job: Path, rank: int, size: int) -> tuple[float, float, float]:
-    """Bytes/s written and read, and the file system's clock against ours. What is read another process wrote, so that
-    it is not in this node's memory. All write, then all read."""
+    """Return bytes/s written and read, and the skew of the file system's clock.
+
+    Each process reads a file of another process, which is not in its node's memory. All write, then all read.
+    """
     import torch.distributed as dist
 
     folder = job / "trial" / str(rank)
@@ -234,4 +235,4 @@ def _last_line(job: Path) -> str:
     texts = [read_text(file, errors="replace") for file in sorted(job.glob("*_log.out"))]
     lines = [line for text in texts for line in text.splitlines() if line.strip()]
     wrong = [line for line in lines if "rror" in line]
-    return (wrong or lines or ["no word in its logs"])[-1]
+    return (wrong or lines or ["no message in its logs"])[-1]

@@ -1,4 +1,4 @@
-"""Valence and arousal from frozen features: ridge regression, in closed form."""
+"""Valence and arousal from frozen features: ridge regression in closed form."""
 
 # n samples, C channels
 import torch
@@ -12,7 +12,7 @@ from simfle.eval.targets import affect
 
 
 def run(job: Job) -> Outcome:
-    """Fit with each strength of the ridge, take the best mean concordance on validation."""
+    """Fit with each ridge strength and select by the mean concordance on validation."""
     splits = job.parts.train, job.parts.val, job.parts.test
     rows, values = zip(*(affect(split) for split in splits), strict=True)
     x, on_val, on_test = (job.features(split.only(chosen)) for split, chosen in zip(splits, rows, strict=True))
@@ -31,7 +31,7 @@ def run(job: Job) -> Outcome:
 
 
 class Ridge:
-    """min |X W + b - Y|^2 / n + strength |W|^2 for many strengths, from one eigendecomposition of X^T X / n."""
+    """Solve min |X W + b - Y|^2 / n + strength |W|^2 for many strengths with one eigendecomposition of X^T X / n."""
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.mean_x, self.mean_y = x.mean(0), y.mean(0)
@@ -40,6 +40,6 @@ class Ridge:
         self.projected = self.vectors.T @ (centred.T @ (y - self.mean_y)) / len(x)  # [C, T]
 
     def __call__(self, strength: float) -> tuple[Tensor, Tensor]:
-        """Weights [C, T] and biases [T]."""
+        """Return weights [C, T] and biases [T]."""
         weight = self.vectors @ (self.projected / (self.values.clamp_min(0) + strength)[:, None])
         return weight, self.mean_y - self.mean_x @ weight

@@ -1,6 +1,6 @@
-"""Backbones to evaluate: from a backbone.safetensors file, or randomly initialised with the same shape.
+"""Load backbones to evaluate: a backbone.safetensors file, or a random initialization of the same shape.
 
-Those of other people (timm's, torchvision's, the reference's checkpoints) come in through foreign.py.
+foreign.py loads third-party weights (timm, torchvision, checkpoints of the reference implementation).
 """
 
 # B batch, H x W image, C channels, h x w feature map, T tokens
@@ -21,20 +21,21 @@ from shards.files import read_bytes
 from shards.plain import parse_json
 from simfle.errors import UserError
 from simfle.models.backbone import build_backbone
+from simfle.words import shell_line
 
 FORMAT = 1
 WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
-TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm's modules whose networks end in tokens
+TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm modules whose networks output tokens
 
 
 @dataclass(frozen=True)
 class Card:
-    """What `backbone.json` says of the weights beside it.
+    """Contents of `backbone.json` for the weights beside it.
 
-    name: timm's; network: online, target, random, or the kind of a foreign one (timm, torchvision, ...); features: C;
-    mean, std: of the normalisation, of 1.0; size: side of the views it was trained on, pixels; run: where it comes from
-    (run folder, step, ...); sha256: of the file of weights, "" where nobody noted it (earlier exports).
-    output_stride: of the feature map; 0: the network's own.
+    name: timm's; network: online, target, random, or the kind of third-party weights (timm, ...); features: C;
+    mean, std: of the normalization, for values in [0, 1]; size: side of the training views in pixels; run: its origin
+    (run folder, step, ...); sha256: of the weights file, "" if unknown (earlier exports);
+    output_stride: of the feature map (0 = the network's default).
     """
 
     name: str
@@ -50,9 +51,9 @@ class Card:
 
 
 class Pooled(nn.Module):
-    """Images [B, 3, H, W] uint8 -> features [B, C] float32: normalise, feature map, global average pool.
+    """Images [B, 3, H, W] uint8 -> features [B, C] float32: normalization, feature map, global average pooling.
 
-    Of a vision transformer this is the mean of its patch tokens, class token left out.
+    For a vision transformer, features are the mean of its patch tokens without the class token.
     """
 
     mean: Tensor
@@ -68,7 +69,7 @@ class Pooled(nn.Module):
         return self.maps(images).mean(dim=(2, 3))  # [B, C, h, w] -> [B, C]
 
     def maps(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] uint8 -> feature map [B, C, h, w]; of a transformer its patch tokens in their places."""
+        """Images [B, 3, H, W] uint8 -> feature map [B, C, h, w]; for a transformer, its patch tokens as a grid."""
         found = self.network((images.float() / 255 - self.mean) / self.std)
         if found.ndim == 4:
             return found
@@ -79,7 +80,7 @@ class Pooled(nn.Module):
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen backbone in eval mode, with its card and the file it came from (None: random, or timm's own)."""
+    """A frozen backbone in eval mode, with its card and source file (None for random or timm's weights)."""
 
     module: Pooled
     card: Card
@@ -87,10 +88,10 @@ class Backbone:
 
 
 def load_backbone(path: Path) -> Backbone:
-    """Read `path` (a backbone.safetensors, or the folder that holds one) and the backbone.json beside it.
+    """Read `path` (a backbone.safetensors, or a folder with one) and the backbone.json beside it.
 
     Raises:
-        UserError: a file missing or damaged, another format version, weights of another model (named).
+        UserError: a missing or corrupt file, another format version, or weights of another model.
     """
     weights = find_weights(path)
     card = read_card(weights.with_name(CARD))
@@ -98,55 +99,60 @@ def load_backbone(path: Path) -> Backbone:
         content = read_bytes(weights)
         tensors = load(content)
     except (SafetensorError, OSError) as error:
-        raise UserError(f"backbone: {weights} is not a readable safetensors file ({error}); export it again") from None
+        raise UserError(
+            f"backbone: {weights} is not a readable safetensors file ({error}). Fix: export it again."
+        ) from None
     if card.sha256 and hashlib.sha256(content).hexdigest() != card.sha256:
         raise UserError(
-            f"backbone: {weights} is damaged, or not the one that its {CARD} was written for (sha256). "
-            "Fix: export it again from its run"
+            f"backbone: {weights} is corrupt, or does not match its {CARD} (sha256). Fix: export it again from its run."
         )
     network = build_network(card.name, card.size, card.output_stride)
     difference = describe_difference(network.state_dict(), tensors)
     if difference:
-        raise UserError(f"backbone: {weights} is not a {card.name}: {difference}; export it again from its run")
+        raise UserError(f"backbone: {weights} is not a {card.name}: {difference}. Fix: export it again from its run.")
     network.load_state_dict(tensors)
     return Backbone(frozen(network, card), card, weights)
 
 
 def find_weights(path: Path) -> Path:
-    """The backbone.safetensors that `path` is, or that lies in it. Raises UserError: it, or its card, is not there."""
+    """Return the backbone.safetensors at or in `path`. Raises UserError if it or its card is missing."""
     weights = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
-        raise UserError(f"backbone: {path} does not exist; make one with simfle export RUN, or name one as timm:NAME")
+        raise UserError(f"backbone: {path} does not exist. Fix: run simfle export RUN, or name timm:NAME.")
     if not weights.is_file():
         run = path if (path / "checkpoints").is_dir() else "RUN"
-        raise UserError(f"backbone: {path} is a folder without a {WEIGHTS}; make one with simfle export {run}")
+        raise UserError(
+            f"backbone: {path} is a folder without a {WEIGHTS}. Fix: run {shell_line('simfle', 'export', run)}."
+        )
     if not weights.with_name(CARD).is_file():
-        raise UserError(f"backbone: {weights} has no {CARD} beside it, as those have that simfle export RUN makes")
+        raise UserError(f"backbone: {weights} has no {CARD} beside it. Fix: run simfle export RUN.")
     return weights
 
 
 def build_network(name: str, size: int, output_stride: int = 0) -> nn.Module:
-    """A randomly initialised timm network without its head, that makes a feature map, or patch tokens of `size` px.
+    """Build a randomly initialized timm network without its head, which outputs a feature map or patch tokens.
 
-    A vision transformer's position embeddings are those of `size`, and interpolated for images of another side.
+    A vision transformer's position embeddings are for `size` px and interpolated for other image sizes.
 
     Raises:
-        UserError: timm does not know the name, or the network gives neither.
+        UserError: timm does not know the name, or the network outputs neither.
     """
     if not (timm.is_model(name) and timm.models.is_model_in_modules(name, TRANSFORMERS)):
         return build_backbone(name, output_stride)
     try:
         network = timm.create_model(name, num_classes=0, global_pool="", img_size=size, dynamic_img_size=True)
     except (TypeError, AssertionError, ValueError) as error:
-        raise UserError(f"backbone: {name} cannot be built for images of {size} px: {error}") from None
+        raise UserError(
+            f"backbone: {name} cannot be built for images of {size} px: {error}. Fix: choose another model or size."
+        ) from None
     patch = int(network.patch_embed.patch_size[0])  # type: ignore[index, union-attr]
     if size % patch:
-        raise UserError(f"backbone: {name} takes images of a multiple of {patch} px, not of {size}; give another size")
+        raise UserError(f"backbone: {name} needs a multiple of {patch} px, not {size}. Fix: choose another size.")
     return network
 
 
 def random_backbone(card: Card, seed: int) -> Backbone:
-    """The same network as `card` describes, freshly initialised from `seed` (the caller's random state is kept)."""
+    """Build the network of `card`, freshly initialized from `seed`. The caller's random state is preserved."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(card.name, card.size, card.output_stride)
@@ -154,15 +160,15 @@ def random_backbone(card: Card, seed: int) -> Backbone:
 
 
 def calibrate(backbone: Backbone, batches: Any) -> None:
-    """Set each BatchNorm's statistics to those of the images in `batches` ([b, 3, H, W] uint8), nothing else.
+    """Set BatchNorm statistics to those of the images in `batches` ([b, 3, H, W] uint8); change nothing else.
 
-    A pretrained backbone brings statistics of its features; an untrained one has 0 and 1, which leaves its features
-    out of scale. With this a comparison of the two is about the weights.
+    A pretrained backbone has statistics of its features; an untrained one has 0 and 1, so its features are not
+    normalized. After this step, a comparison of the two depends on the weights only.
     """
     norms = [module for module in backbone.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # a cumulative average
+        norm.momentum = None  # cumulative average
         norm.train()
     with torch.no_grad():
         for images in batches:
@@ -171,16 +177,16 @@ def calibrate(backbone: Backbone, batches: Any) -> None:
 
 
 def read_card(path: Path) -> Card:
-    """Read backbone.json. Raises UserError: missing, another format version, damaged."""
+    """Read backbone.json. Raises UserError if it is missing, corrupt or of another format version."""
     try:
         content = parse_json(read_bytes(path))
     except FileNotFoundError:
-        raise UserError(f"backbone: {path} does not exist; make it with simfle export RUN") from None
+        raise UserError(f"backbone: {path} does not exist. Fix: run simfle export RUN.") from None
     except (ValueError, OSError) as error:
-        raise UserError(f"backbone: {path} is damaged ({error}); export the backbone again") from None
+        raise UserError(f"backbone: {path} is corrupt ({error}). Fix: export the backbone again.") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise UserError(f"backbone: {path} has format {found}, this program reads {FORMAT}; export the backbone again")
+        raise UserError(f"backbone: {path} has format {found}, not {FORMAT}. Fix: export the backbone again.")
     try:
         card = Card(
             name=str(content["name"]),
@@ -196,13 +202,13 @@ def read_card(path: Path) -> Card:
         _check_card(card)
         return card  # noqa: TRY300
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UserError(f"backbone: {path} is damaged ({error!r}); export the backbone again") from None
+        raise UserError(f"backbone: {path} is corrupt ({error!r}). Fix: export the backbone again.") from None
 
 
 def _check_card(card: Card) -> None:
-    """Raise ValueError: a number that no backbone can have."""
+    """Raise ValueError for a number that is impossible for a backbone."""
     if len(card.mean) != 3 or len(card.std) != 3:
-        raise ValueError("mean and std are not of three colours")
+        raise ValueError("mean and std do not have three channels")
     if not all(math.isfinite(value) for value in card.mean) or not all(0 < value < math.inf for value in card.std):
         raise ValueError("mean is not finite, or std not above 0")
     if not 1 <= card.size <= MOST_SIDE or card.features < 1:
@@ -210,15 +216,18 @@ def _check_card(card: Card) -> None:
 
 
 def frozen(network: nn.Module, card: Card) -> Pooled:
-    """The network in eval mode, without gradients. Raises UserError: the card says another number of features."""
+    """Freeze the network in eval mode. Raises UserError if the card has another number of features."""
     channels = int(network.num_features)  # type: ignore[arg-type]
     if channels != card.features:
-        raise UserError(f"backbone: {card.name} has {channels} features, its backbone.json says {card.features}")
+        raise UserError(
+            f"backbone: {card.name} has {channels} features, but its backbone.json has {card.features}. "
+            "Fix: export it again."
+        )
     return Pooled(network, card).eval().requires_grad_(False)
 
 
 def describe_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """In a few words, how two sets of named tensors differ; empty where names and shapes agree."""
+    """Describe the first differences between two sets of named tensors; empty if names and shapes match."""
     words = []
     for what, names in (("lacks", wanted.keys() - found.keys()), ("has unknown", found.keys() - wanted.keys())):
         if names:

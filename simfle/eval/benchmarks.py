@@ -1,4 +1,4 @@
-"""Benchmarks: which shards, classes and splits, by which protocols, measured how. One YAML file each."""
+"""Benchmarks: shards, classes, splits, protocols and metric, one YAML file each."""
 
 # ruff: noqa: RUF009 - option() is a dataclass field
 import dataclasses
@@ -18,63 +18,68 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 @dataclass(frozen=True)
 class Normaliser:
-    """What an error in pixels is divided by. Points are numbered from 0 in the order of the shards' landmarks."""
+    """Normalizer of errors in pixels. Points are numbered from 0 in the order of the shards' landmarks."""
 
-    left: list[int] = option(list, "points whose mean is one end, such as the outer corner of the left eye")
-    right: list[int] = option(list, "points whose mean is the other end; both empty: the box, sqrt(width * height)")
+    left: list[int] = option(
+        list, "points whose mean is one end of the distance, such as the outer corner of the left eye"
+    )
+    right: list[int] = option(list, "points whose mean is the other end (both empty = box size, sqrt(width * height))")
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A labelled set of faces and how it is used. Without `val` and `test`, these are cut from `train`, by group."""
+    """A labeled set of faces and its use. Without `val` and `test`, these are held out from `train`, by group."""
 
-    name: str = option("", "its name, in folders and tables")
-    title: str = option("", "one line for people")
-    shards: list[str] = option(list, "folders of its shards; usually given on the command line: NAME=FOLDER", path=True)
-    classes: list[str] = option(list, "names of the labels that count; empty: all in the shards")
-    labelled: bool = option(True, "false: a set without expressions, for landmarks")
-    train: str = option("train", "split that classifiers are fitted on")
-    val: str = option("", "split that choices are made on; empty: val_share of train")
-    val_share: float = option(0.1, "share of train, by group, where there is no val")
-    test: str = option("test", "split that is measured; empty: test_share of train, or folds")
-    test_share: float = option(0.2, "share of train, by group, where test is empty and there are no folds")
-    folds: int = option(0, "cross-validation by group over train, where test is empty")
-    min_class_count: int = option(1, "classes with fewer images in all splits are left out")
-    protocols: list[str] = option(lambda: ["linear_fast", "knn"], "protocols that are run unless told otherwise")
-    metric: str = option("balanced_accuracy", "the metric that counts: accuracy, balanced_accuracy or macro_f1")
+    name: str = option("", "name in folders and tables")
+    title: str = option("", "one-line description")
+    shards: list[str] = option(list, "folders of shards; usually given on the command line as NAME=FOLDER", path=True)
+    classes: list[str] = option(list, "label names to use (empty = all in the shards)")
+    labelled: bool = option(True, "whether samples have expression labels; false for landmark sets")
+    train: str = option("train", "split to fit classifiers on")
+    val: str = option("", "split for model selection (empty = val_share of train)")
+    val_share: float = option(0.1, "fraction of train, by group, to use if val is empty")
+    test: str = option("test", "split to test on (empty = test_share of train, or folds)")
+    test_share: float = option(0.2, "fraction of train, by group, to use if test is empty and folds is 0")
+    folds: int = option(0, "number of cross-validation folds of train, by group, if test is empty")
+    min_class_count: int = option(1, "minimum number of images of a class in all splits; rarer classes are excluded")
+    protocols: list[str] = option(lambda: ["linear_fast", "knn"], "default protocols")
+    metric: str = option("balanced_accuracy", "primary metric: accuracy, balanced_accuracy or macro_f1")
     expected: dict[str, dict[str, int]] = option(
-        dict, "published counts: split -> class -> images ('': of the whole split); a difference is told, not refused"
+        dict,
+        "published counts: split -> class -> images ('' = total of the split); a mismatch is reported, not an error",
     )
-    normaliser: Normaliser = option(Normaliser, "of landmark errors")
-    points: list[int] = option(list, "landmarks that count, by number; empty: all")
+    normaliser: Normaliser = option(Normaliser, "normalizer of landmark errors")
+    points: list[int] = option(list, "landmark numbers to use (empty = all)")
 
 
 def open_benchmark(word: str, config: EvalConfig) -> Benchmark:
-    """The benchmark that `word` names: NAME, FILE.yaml, and where its shards are if =FOLDER follows.
+    """Load the benchmark of `word`: NAME or FILE.yaml, optionally with =FOLDER for its shards.
 
     Raises:
-        UserError: there is no such benchmark, a field of it is wrong, nobody says where its shards are.
+        UserError: an unknown benchmark, an invalid field, or no shards.
     """
     name, _, folder = word.partition("=")
     file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not file.is_file():
         known = [path.stem for path in sorted(FOLDER.glob("*.yaml"))]
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}, and YAML files of your own"
-        raise UserError(f"benchmarks: no benchmark {name!r}; {hint}")
+        hint = f"use {near[0]}" if near else f"choose one of {', '.join(known)}, or a YAML file"
+        raise UserError(f"benchmarks={name}: unknown. Fix: {hint}.")
     found = load(Benchmark, file)
     shards = [folder] if folder else found.shards or list(config.shards)
     found = dataclasses.replace(found, name=found.name or file.stem, shards=shards)
     if not shards:
-        raise UserError(f"benchmarks: where are the shards of {found.name}? Write benchmarks=[{name}=FOLDER]")
+        raise UserError(
+            f"benchmarks={name}: the shards of {found.name} are not given. Fix: set benchmarks=[{name}=FOLDER]."
+        )
     check(found, str(file))
     return found
 
 
 def own_benchmark(config: EvalConfig) -> Benchmark:
-    """The benchmark that shards, *_split, val_share and min_class_count of an evaluation describe."""
+    """Build a benchmark from shards, *_split, val_share and min_class_count of an evaluation."""
     if not config.shards:
-        raise UserError("benchmarks: none given; write benchmarks=[NAME=FOLDER] or shards=[FOLDER]")
+        raise UserError("benchmarks=[]: empty. Fix: set benchmarks=[NAME=FOLDER] or shards=[FOLDER].")
     found = Benchmark(
         name="own",
         title="the given shards",
@@ -90,31 +95,42 @@ def own_benchmark(config: EvalConfig) -> Benchmark:
 
 
 def check(benchmark: Benchmark, place: str) -> None:
-    """Raise a UserError that names the first field out of its range."""
+    """Raise UserError for the first field that is out of range."""
     if not is_plain(benchmark.name):
-        raise UserError(f"{place}: name={benchmark.name!r}: it cannot name a folder of results. Fix: a name without /")
+        raise UserError(f"{place}: name={benchmark.name!r}: not a valid folder name. Fix: use a name without /.")
     if benchmark.metric not in METRICS:
-        raise UserError(f"{place}: metric {benchmark.metric!r} is unknown; there are: {', '.join(METRICS)}")
+        raise UserError(f"{place}: metric={benchmark.metric}: unknown. Fix: choose one of {', '.join(METRICS)}.")
     for field in ("val_share", "test_share"):
         if not 0 < getattr(benchmark, field) <= 0.5:
-            raise UserError(f"{place}: {field} {getattr(benchmark, field)} must be above 0 and at most 0.5")
+            raise UserError(
+                f"{place}: {field}={getattr(benchmark, field)}: out of range. Fix: choose more than 0 and at most 0.5."
+            )
     if benchmark.folds == 1 or benchmark.folds < 0 or benchmark.min_class_count < 1:
-        raise UserError(f"{place}: folds must be 0 or at least 2, min_class_count at least 1")
+        raise UserError(
+            f"{place}: folds or min_class_count is out of range. "
+            "Fix: set folds to 0 or at least 2, min_class_count to at least 1."
+        )
     if benchmark.folds and benchmark.test:
-        raise UserError(f"{place}: folds are cut from train, so test must be empty, not {benchmark.test!r}")
+        raise UserError(
+            f"{place}: test={benchmark.test}: not empty, but folds are made from train. Fix: set test= or folds=0."
+        )
     if benchmark.folds and benchmark.val:
-        raise UserError(f"{place}: with folds, choices are made on a share of train; leave val empty")
+        raise UserError(
+            f"{place}: val={benchmark.val}: not empty, but with folds val is made from train. Fix: set val= or folds=0."
+        )
     parts = [part for part in (benchmark.train, benchmark.val, benchmark.test) if part]
     if len(set(parts)) != len(parts):
-        raise UserError(f"{place}: train, val and test must be different splits, not {', '.join(parts)}")
+        raise UserError(
+            f"{place}: train, val and test are not different splits: {', '.join(parts)}. Fix: choose different ones."
+        )
     if len(set(benchmark.classes)) != len(benchmark.classes):
-        raise UserError(f"{place}: a class is listed twice")
+        raise UserError(f"{place}: classes: a name is repeated. Fix: list each class once.")
     if bool(benchmark.normaliser.left) != bool(benchmark.normaliser.right):
-        raise UserError(f"{place}: normaliser needs points on both sides, or on none")
+        raise UserError(f"{place}: normaliser: only one side has points. Fix: give points for both sides or none.")
 
 
 def differences(benchmark: Benchmark, counts: dict[str, dict[str, int]]) -> list[str]:
-    """How counts (split -> class -> images) differ from the published ones, a line for each split that does."""
+    """Compare counts (split -> class -> images) with the published ones; return one line per split that differs."""
     lines = []
     for split, wanted in benchmark.expected.items():
         if split not in counts:
@@ -131,6 +147,6 @@ def differences(benchmark: Benchmark, counts: dict[str, dict[str, int]]) -> list
 
 
 def settings(benchmark: Benchmark) -> dict[str, Any]:
-    """What of a benchmark decides numbers: all but where it lies and what it is called."""
+    """Return the fields of a benchmark that affect results: all except its location and names."""
     values = dataclasses.asdict(benchmark)
     return {name: value for name, value in values.items() if name not in ("title", "shards", "expected", "protocols")}

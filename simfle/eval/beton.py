@@ -1,7 +1,7 @@
-"""FFCV's .beton files of labelled splits: written from shards, and found again by what they hold.
+"""FFCV's .beton files of labeled splits: write them from shards, and match them to shards by content.
 
-The JPEGs are stored as they lie in the shards: FFCV's own image field would encode them again. Beside NAME.beton lies
-NAME.beton.json, written last, which says of which samples it is. FFCV is optional and imported here only when needed.
+JPEGs are stored as they are in the shards, because FFCV's own image field would re-encode them. NAME.beton.json beside
+NAME.beton is written last and identifies its samples. FFCV is optional and imported only when needed.
 """
 
 # n samples
@@ -28,14 +28,14 @@ from simfle.eval.splits import Source, Split, read_split
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-PAGE = 1 << 23  # bytes of a beton's page, FFCV's default; a sample cannot be larger
+PAGE = 1 << 23  # bytes of a beton page, FFCV's default; the maximum size of a sample
 Progress = Callable[[int, int], None]
-_JPEG_MODE = 0  # FFCV's mark of an image that is stored as a JPEG
+_JPEG_MODE = 0  # FFCV's mode for an image stored as JPEG
 
 
 @dataclass(frozen=True)
 class About:
-    """What a beton holds. source: `Source.digest` of its samples; bytes: of the file."""
+    """Metadata of a beton. source: `Source.digest` of its samples; bytes: size of the file."""
 
     format: int
     source: str
@@ -48,7 +48,7 @@ class About:
 
 
 def load_ffcv(name: str) -> Any:
-    """Import a module that needs FFCV. FFCV sets torch to one thread when it is imported; that is undone.
+    """Import a module that needs FFCV. The import sets torch to one thread, which is undone.
 
     Raises:
         UserError: FFCV is not installed.
@@ -56,28 +56,28 @@ def load_ffcv(name: str) -> Any:
     threads = torch.get_num_threads()
     try:
         return importlib.import_module(name)
-    except (ImportError, OSError) as error:  # OSError: a shared library of its own is missing
+    except (ImportError, OSError) as error:  # OSError: a shared library of FFCV is missing
         raise UserError(
-            f"ffcv is not installed ({error}); how to is in docs/evaluation.md, or use loader=opencv"
+            f"ffcv is not installed ({error}). Fix: install it as in docs/evaluation.md, or set loader=opencv."
         ) from None
     finally:
         torch.set_num_threads(threads)
 
 
 def about_file(beton: Path) -> Path:
-    """Where it is said what a beton holds."""
+    """Return the metadata file of a beton."""
     return beton.with_name(beton.name + ".json")
 
 
 def build_beton(shards: Path, out: Path, name: str, progress: Progress = lambda *_: None) -> About:
-    """Write the labelled samples of split `name` to `out`: fields image, label, id (the global sample id) and key.
+    """Write the labeled samples of split `name` to `out`: fields image, label, id (the global sample id) and key.
 
-    Atomic: a build that is interrupted leaves nothing that is taken for a beton. progress: told how many are written,
-    of how many.
+    The write is atomic: an interrupted build leaves no file that is accepted as a beton. progress is called with the
+    numbers of written and of all samples.
 
     Raises:
-        UserError: FFCV is not installed, shards missing or damaged, unknown split, no labels, an image that is no JPEG
-            or larger than a page, a file that cannot be written.
+        UserError: FFCV is not installed; shards are missing or corrupt; unknown split; no labels; an image that is
+            not a JPEG or is larger than a page; a file that cannot be written.
     """
     load_ffcv("ffcv")
     split = read_split([str(shards)], name)
@@ -98,12 +98,12 @@ def build_beton(shards: Path, out: Path, name: str, progress: Progress = lambda 
         )
         write_atomic(about_file(out), to_json(asdict(about), indent=1).encode())
     except OSError as error:
-        raise UserError(f"{out} cannot be written: {error.strerror or error}") from None
+        raise UserError(f"{out}: cannot be written: {error.strerror or error}. Fix: choose another file.") from None
     return about
 
 
 def _write(path: Path, split: Split, progress: Progress) -> None:
-    """All steps of FFCV's writer in this process: where one of its worker processes fails, it waits for ever."""
+    """Run all steps of FFCV's writer in this process: if one of its worker processes failed, it would wait forever."""
     kinds, writing = load_ffcv("ffcv.fields"), load_ffcv("ffcv.writer")
     image = kinds.RGBImageField(write_mode="jpg")
     image.encode = _store
@@ -111,7 +111,7 @@ def _write(path: Path, split: Split, progress: Progress) -> None:
     writer = writing.DatasetWriter(str(path), fields, page_size=PAGE, num_workers=1)
     writer.num_samples = len(split)
     writer.prepare()
-    writer.metadata_sm.close()  # memory that its workers would share
+    writer.metadata_sm.close()  # shared memory for its workers
     writer.metadata_sm.unlink()
     table = np.zeros(len(split), writer.metadata_type)
     allocator = writing.MemoryAllocator(str(path), writer.data_region_start, PAGE)
@@ -127,7 +127,7 @@ def _write(path: Path, split: Split, progress: Progress) -> None:
 
 
 def _store(destination: NDArray, content: NDArray[np.uint8], malloc: Callable[[int], tuple[int, NDArray]]) -> None:
-    """`encode` of FFCV's image field, for a JPEG [bytes] that stays as it is."""
+    """`encode` of FFCV's image field for a JPEG [bytes] that is kept as is."""
     destination["mode"] = _JPEG_MODE
     destination["height"], destination["width"] = size(content) or (0, 0)
     destination["data_ptr"], place = malloc(content.nbytes)
@@ -135,28 +135,30 @@ def _store(destination: NDArray, content: NDArray[np.uint8], malloc: Callable[[i
 
 
 def _image(source: Source, row: int, key: str) -> NDArray[np.uint8]:
-    """The JPEG [bytes] of one sample."""
+    """Return the JPEG [bytes] of one sample."""
     shard, sample = int(source.shards[row]), int(source.samples[row])
     content = source.corpus.image(shard, sample)
     name = f"shards: {source.corpus.tar(shard)}: {key}"
     if content[:2].tobytes() != b"\xff\xd8" or size(content) is None:
-        raise UserError(f"{name} is no JPEG; FFCV reads nothing else")
+        raise UserError(f"{name} is not a JPEG, the only format that FFCV reads. Fix: set loader=opencv.")
     if content.nbytes + len(key.encode()) > PAGE:
-        raise UserError(f"{name} has {content.nbytes} bytes, a page of a beton {PAGE}; build shards of smaller images")
+        raise UserError(
+            f"{name} has {content.nbytes} bytes, more than a beton page of {PAGE}. Fix: build shards of smaller images."
+        )
     return content
 
 
 def find_betons(places: Sequence[str | Path]) -> dict[str, Path]:
-    """Betons by the digest of the source whose samples they hold; places: files, or folders that they lie in.
+    """Return betons by the digest of their source. places: files, or folders that contain them.
 
     Raises:
-        UserError: a file that is not there, or damaged.
+        UserError: a file is missing or corrupt.
     """
     found = {}
     for place in map(Path, places):
         for beton in sorted(place.glob("*.beton")) if place.is_dir() else [place]:
             if place.is_dir() and not about_file(beton).is_file():
-                log.warning("%s was not finished; make it again with simfle shards beton", beton)
+                log.warning("%s is incomplete; rerun simfle shards beton", beton)
                 continue
             found[_read_about(beton).source] = beton
     return found
@@ -168,12 +170,12 @@ def _read_about(beton: Path) -> About:
         with open_regular(beton, "rb") as file:
             actual = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise UserError(f"betons: {error.filename}: {error.strerror}; make it with simfle shards beton") from None
+        raise UserError(f"betons: {error.filename}: {error.strerror}. Fix: run simfle shards beton.") from None
     except ValueError as error:
-        raise UserError(f"betons: {about_file(beton)} is damaged ({error}); build the beton again") from None
+        raise UserError(f"betons: {about_file(beton)} is corrupt ({error}). Fix: build the beton again.") from None
     if about.format != FORMAT or about.bytes != actual:
         raise UserError(
-            f"betons: {beton} has {actual} bytes and format {about.format}, not {about.bytes} and {FORMAT}; "
-            "build it again"
+            f"betons: {beton} has {actual} bytes and format {about.format}, not {about.bytes} and {FORMAT}. "
+            "Fix: build it again."
         )
     return about

@@ -1,6 +1,6 @@
-"""A .beton read by FFCV's loader, with our crops in the place of its random ones.
+"""Read a .beton with FFCV's loader and our own crops instead of FFCV's random ones.
 
-Importing this needs FFCV: go through `simfle.eval.beton.load_ffcv`.
+Importing this needs FFCV; use `simfle.eval.beton.load_ffcv`.
 """
 
 # n rows of a beton, b of a batch, S side
@@ -24,20 +24,20 @@ from torch import Tensor
 from simfle.errors import UserError
 
 Ints = NDArray[np.int64]
-AHEAD = 2  # batches made ready
-# What `Crop` reads of each row: where its JPEG lies, its size, and the box and flip of this epoch.
+AHEAD = 2  # batches to prefetch
+# Fields of a row that `Crop` reads: location and size of its JPEG, box and flip in this epoch.
 _ROW = np.dtype([("data_ptr", "<u8")] + [(name, "<i8") for name in ("height", "width", "x", "y", "w", "h", "flip")])
 
 
 class BetonLoader:
     """Images of a beton, decoded and cropped on `threads` threads in compiled code, `batch` at a time.
 
-    heights, widths: [n], of all its images. Compiled at the first batch, which takes seconds.
+    heights, widths: [n], for all images. The code is compiled at the first batch, which takes seconds.
     """
 
     def __init__(self, file: Path, side: int, batch: int, threads: int) -> None:
         _leave_torch_alone()
-        others = dict.fromkeys(("label", "id", "key"))  # not loaded: evaluation knows them from the shards
+        others = dict.fromkeys(("label", "id", "key"))  # not loaded: evaluation reads them from the shards
         workers = min(threads, vars(numba.config)["NUMBA_NUM_THREADS"])
         self.file, self.side = file, side
         self._loader = Loader(
@@ -58,28 +58,28 @@ class BetonLoader:
         return self._table["width"]
 
     def batches(self, rows: Ints, crops: Ints) -> Iterator[tuple[Tensor, NDArray[np.bool_]]]:
-        """Images [b, S, S, 3] uint8 of `rows` [m] in their order, and which of them [b] could not be decoded.
+        """Yield images [b, S, S, 3] uint8 of `rows` [m] in order, and which of them [b] could not be decoded.
 
-        crops: [m, 5], x, y, width, height in pixels and flip; a row that comes twice has the same crop.
+        crops: [m, 5], x, y, width, height in pixels and flip; a repeated row has the same crop each time.
         """
         if not len(rows):
             return
         table = self._table.copy()
         for name, values in zip(("x", "y", "w", "h", "flip"), crops.T, strict=True):
             table[name][rows] = values
-        # FFCV hands its compiled decoder nothing but rows of the file's table, so the crops travel in there.
+        # FFCV passes only rows of the file's table to its compiled decoder, so the crops are stored there.
         self._loader.reader.metadata = {"f0": table}
         self._loader.traversal_order.indices = self._loader.first_traversal_order = np.asarray(rows, np.int64)
         epoch = iter(self._loader)
         try:
             while (made := self._wait(epoch)) is not None:
-                images = torch.from_numpy(made[:, :-1].copy())  # FFCV uses the memory again
+                images = torch.from_numpy(made[:, :-1].copy())  # FFCV reuses the memory
                 yield images.view(-1, self.side, self.side, 3), made[:, -1] > 0
         finally:
             epoch.close()
 
     def _wait(self, epoch: Any) -> NDArray[np.uint8] | None:
-        """FFCV's next batch, None after the last; its own waiting does not end where its thread has failed."""
+        """Return FFCV's next batch, None after the last. FFCV's own wait never ends if its thread has failed."""
         while True:
             alive = epoch.is_alive()
             try:
@@ -88,16 +88,16 @@ class BetonLoader:
                 if alive:
                     continue
                 raise UserError(
-                    f"betons: ffcv failed on {self.file}, its own message is above; loader=opencv does without"
+                    f"betons: ffcv failed on {self.file}, see its message above. Fix: set loader=opencv."
                 ) from None
             return None if found is None else found[1][0]
 
 
 class Crop(SimpleRGBImageDecoder):
-    """FFCV operation: decode, crop, resize and mirror by the row's own numbers.
+    """FFCV operation: decode, crop, resize and mirror with the row's own parameters.
 
-    Out: [b, S * S * 3 + 1] uint8, pixels and whether the JPEG could not be decoded. Resized as `features._image` does:
-    area average where both sides shrink (by the OpenCV that FFCV is linked with), else bilinear.
+    Output: [b, S * S * 3 + 1] uint8, pixels and a flag for a JPEG that cannot be decoded. Resized as in
+    `features._image`: area average if both sides shrink (by FFCV's OpenCV), otherwise bilinear.
     """
 
     def __init__(self, side: int) -> None:
@@ -138,7 +138,7 @@ class Crop(SimpleRGBImageDecoder):
 
 
 def _bilinear(pixels, image):  # type: ignore[no-untyped-def]
-    """Resize [h, w, 3] to [S, S, 3] uint8, pixel centres at halves: first along the rows, then down. Compiled."""
+    """Resize [h, w, 3] to [S, S, 3] uint8 with pixel centers at halves: first rows, then columns. Compiled."""
     h, w, side = pixels.shape[0], pixels.shape[1], image.shape[0]
     wide = np.empty((h, side, 3), np.float32)
     for j in range(side):
@@ -160,7 +160,7 @@ def _bilinear(pixels, image):  # type: ignore[no-untyped-def]
 
 
 def _mirror(image):  # type: ignore[no-untyped-def]
-    """Swap left and right of [S, S, 3] in place. Compiled."""
+    """Flip [S, S, 3] horizontally in place. Compiled."""
     side = image.shape[1]
     for i in range(image.shape[0]):
         for j in range(side // 2):
@@ -169,7 +169,7 @@ def _mirror(image):  # type: ignore[no-untyped-def]
 
 
 def _leave_torch_alone() -> None:
-    """FFCV gives torch its own number of threads at each epoch, from two threads; it shall set that of numba only."""
+    """Keep torch's number of threads: FFCV sets it at each epoch, from two threads; only numba's may be set."""
 
     def set_num_threads(cls: Any, count: int) -> None:
         cls.num_threads = count

@@ -1,7 +1,7 @@
-"""How much of a class activation map falls near facial landmarks, against the share of the image that this is.
+"""Fraction of a class activation map near facial landmarks, compared with the same fraction of the image area.
 
-The map is that of Zhou et al. (CVPR 2016): the weights of a linear classifier on pooled features, applied to the
-feature map, for the class that is predicted; negative evidence is cut off. Near is a disc around each landmark.
+The map follows Zhou et al. (CVPR 2016): the weights of a linear classifier on pooled features are applied to the
+feature map for the predicted class; negative values are clipped. "Near" is a disc around each landmark.
 """
 
 # m test samples, C channels, h x w feature map, K classes, P points, S side of the grid
@@ -17,12 +17,12 @@ from simfle.eval.protocols import Choice, Job, Outcome
 from simfle.eval.targets import landmarks, sizes
 
 Floats = NDArray[np.float64]
-GRID = 56  # side of the grid on which maps and discs are compared
+GRID = 56  # side of the grid for comparing maps and discs
 CHUNK = 256
 
 
 def run(job: Job) -> Outcome:
-    """The classifier is that of the fast probe, chosen on validation; nothing is chosen by where it looks."""
+    """Compute maps with the fast probe's classifier, selected on validation; localization is not used for selection."""
     parts, config = job.parts, job.config.fast
     train, val = (job.features(split) for split in (parts.train, parts.val))
     scale = Scaling.of(train)
@@ -37,19 +37,19 @@ def run(job: Job) -> Outcome:
 
     rows, points = landmarks(parts.test, job.points)
     test = parts.test.only(rows)
-    layer = weight[:, chosen] / scale.deviation[:, None]  # [C, K], of features as they are
+    layer = weight[:, chosen] / scale.deviation[:, None]  # [C, K], for unnormalized features
     rest = bias[chosen] - scale.mean @ layer  # [K]
     energy = activation(job.extractor.maps(job.backbone, test, job.weights), layer, rest)
     mask = discs(points, sizes(test), job.config.cam.radius)
     area = mask.mean((1, 2))
     total = energy.sum((1, 2))
-    # Where nothing speaks for the class, the map says nothing of where.
+    # A map without positive evidence for the class has no location.
     share = np.where(total > 0, (energy * mask).sum((1, 2)) / np.where(total > 0, total, 1), area)
     return Outcome(area, share, choice.chosen, None, rows)
 
 
 def activation(maps: Maps, layer: Tensor, rest: Tensor) -> Floats:
-    """Evidence [m, S, S] for the predicted class; layer [C, K] and rest [K] give the logits of pooled features."""
+    """Return evidence [m, S, S] for the predicted class; layer [C, K] and rest [K] give logits of pooled features."""
     found = []
     for start in range(0, len(maps), CHUNK):
         part = maps[np.arange(start, min(start + CHUNK, len(maps)))]  # [b, C, h, w]
@@ -60,9 +60,9 @@ def activation(maps: Maps, layer: Tensor, rest: Tensor) -> Floats:
 
 
 def discs(points: Floats, size: Floats, radius: float) -> NDArray[np.bool_]:
-    """What is near one of the points [m, P, 2] in images of `size` [m, 2], both in pixels: masks [m, S, S].
+    """Return masks [m, S, S] near the points [m, P, 2] in images of `size` [m, 2], both in pixels.
 
-    radius: as a share of the side of the box around the points, sqrt(width * height).
+    radius: as a fraction of the side of the box around the points, sqrt(width * height).
     """
     reach = radius * np.sqrt(np.ptp(points, axis=1).prod(1))  # [m] pixels
     steps = (np.arange(GRID) + 0.5) / GRID

@@ -1,7 +1,7 @@
-"""Is the difference between two backbones real? Paired tests on the same test samples.
+"""Paired tests of the difference between two backbones on the same test samples.
 
-Whole groups (people) are what is drawn and swapped, for the images of one person are not independent. Where no person
-is known, each sample is its own group.
+Resampling and permutation use whole groups (people), because the images of one person are not independent. If people
+are unknown, each sample is its own group.
 """
 
 # m test samples, S runs (seeds)
@@ -20,10 +20,10 @@ from simfle.eval.results import CLASSES, Result
 
 @dataclass(frozen=True)
 class Comparison:
-    """The metric of `first` less that of `second`, both averaged over seeds.
+    """Metric of `first` minus that of `second`, both averaged over seeds.
 
-    interval: paired bootstrap, 95 %; p: of a permutation test that swaps the predictions of whole groups (two-sided);
-    mcnemar: exact, on the first seed of each; None unless classes. It takes samples for independent.
+    interval: paired bootstrap, 95 %; p: of a two-sided permutation test that swaps the predictions of whole groups;
+    mcnemar: exact, on the first seed of each, None unless classes; it assumes independent samples.
     """
 
     benchmark: str
@@ -38,23 +38,28 @@ class Comparison:
 
     @property
     def first_is_better(self) -> bool:
-        """Whether the difference speaks for the first; it may still be chance."""
+        """Return whether the first is better; the difference may still be chance."""
         return (self.difference < 0) == (self.metric in LOWER_IS_BETTER)
 
 
 def compare(first: Sequence[Result], second: Sequence[Result], resamples: int = 1000, metric: str = "") -> Comparison:
-    """Compare two backbones (each with its seeds) on one benchmark by one protocol; metric: the one that counts.
+    """Compare two backbones (each with its seeds) on one benchmark by one protocol; metric: the primary one.
 
     Raises:
-        UserError: they were measured on other benchmarks, by other protocols or on other samples.
+        UserError: they were measured on other benchmarks, protocols or samples.
     """
     a, b = first[0], second[0]
     labels, runs_a = _aligned(first, a)
     other, runs_b = _aligned(second, a)
     if a.kind != b.kind or a.classes != b.classes:
-        raise UserError(f"compare: {a.path} and {b.path} are of other classes")
+        raise UserError(
+            f"compare: {a.path} and {b.path} have different classes. Fix: evaluate both on the same benchmark."
+        )
     if not np.array_equal(labels, other):
-        raise UserError(f"compare: {a.path} and {b.path} disagree about the labels of {a.benchmark}")
+        raise UserError(
+            f"compare: {a.path} and {b.path} have different labels for {a.benchmark}. "
+            "Fix: evaluate both on the same shards."
+        )
     metric = metric or a.metric
 
     def score(runs: Sequence[Values], weights: Values | None = None) -> float:
@@ -77,22 +82,28 @@ def compare(first: Sequence[Result], second: Sequence[Result], resamples: int = 
 
 
 def mcnemar(labels: Values, first: Values, second: Values) -> float:
-    """Exact two-sided p of McNemar's test (1947): how evenly the samples that only one got right are shared."""
+    """Return McNemar's exact two-sided p (1947), from the samples that only one of the two got right."""
     right_a, right_b = first == labels, second == labels
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def _aligned(results: Sequence[Result], like: Result) -> tuple[Values, list[Values]]:
-    """Labels and predictions of every seed, in the order of `like`'s samples."""
+    """Return labels and predictions of every seed, in the order of `like`'s samples."""
     runs: list[Values] = []
     labels: Values = np.empty(0)
     for result in results:
         if (result.benchmark, result.protocol, result.kind) != (like.benchmark, like.protocol, like.kind):
-            raise UserError(f"compare: {result.path} and {like.path} are of another benchmark or protocol")
+            raise UserError(
+                f"compare: {result.path} and {like.path} have different benchmarks or protocols. "
+                "Fix: compare results of the same ones."
+            )
         place = {name: position for position, name in enumerate(result.samples.keys)}
         if place.keys() != set(like.samples.keys) or len(place) != len(like.samples.keys):
-            raise UserError(f"compare: {result.path} and {like.path} were not measured on the same samples")
+            raise UserError(
+                f"compare: {result.path} and {like.path} have different test samples. "
+                "Fix: evaluate both on the same shards."
+            )
         order = [place[name] for name in like.samples.keys]
         labels = result.labels()[order]
         runs.append(result.predictions()[order])
@@ -102,8 +113,8 @@ def _aligned(results: Sequence[Result], like: Result) -> tuple[Values, list[Valu
 def _permutation(
     runs_a: list[Values], runs_b: list[Values], groups: Sequence[str], score: Any, seen: float, resamples: int
 ) -> float:
-    """Share of random swaps (the observed one counted) whose difference is at least as large as the observed one."""
-    many = math.lcm(len(runs_a), len(runs_b))  # each run equally often, so that the means are those compared
+    """Return the fraction of random swaps (including the observed one) with at least the observed difference."""
+    many = math.lcm(len(runs_a), len(runs_b))  # each run equally often, so that the means equal those compared
     a, b = (np.stack([runs[seed % len(runs)] for seed in range(many)]) for runs in (runs_a, runs_b))  # [S, m, ...]
     names, group = np.unique(np.array(groups), return_inverse=True)
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Evaluate backbones: each unit of work on its own, skipped where it is done, dealt out over processes."""
+"""Evaluate backbones: independent units of work, skipped if complete, split across processes."""
 
 import logging
 import math
@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 
+from simfle.device import failures_told
 from simfle.errors import UserError
 from simfle.eval import kept, metrics
 from simfle.eval.backbones import Backbone, Card, calibrate, random_backbone
@@ -33,19 +34,19 @@ from simfle.provenance import git_revision, versions
 
 log = logging.getLogger(__name__)
 
-CALIBRATION = 1024  # training images that give a random backbone its BatchNorm statistics
+CALIBRATION = 1024  # training images for recomputing a random backbone's BatchNorm statistics
 
 
 def evaluate(config: EvalConfig, command: list[str]) -> Summary:
-    """Run this process's share of the units and write the summary of all that are done.
+    """Run this process's part of the units, and write the summary of all complete ones.
 
-    Processes (torchrun, accelerate: RANK and WORLD_SIZE) take every n-th unit and need not know of each other; each
-    writes the summary when it is done, so the last one writes the whole.
+    Processes (torchrun, accelerate: RANK and WORLD_SIZE) take every n-th unit without communicating. Each writes the
+    summary at its end, so the last one writes the complete summary.
 
-    A protocol that needs what a benchmark lacks (votes, landmarks) is left out there with a warning.
+    A benchmark that lacks the data for a protocol (votes, landmarks) is skipped with a warning.
 
     Raises:
-        UserError: see `units`, `run_unit`; all was left out.
+        UserError: see `units`, `run_unit`; all units were skipped.
     """
     work = units(config)
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
@@ -57,33 +58,34 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
         if what in lacking:
             continue
         try:
-            mine[place] = bench.run(work[place], command)
-        except NoTargetsError as error:  # the other benchmarks may well have them
+            with failures_told("a smaller forward_batch, or a smaller batch of the protocol"):
+                mine[place] = bench.run(work[place], command)
+        except NoTargetsError as error:  # other benchmarks may have the data
             lacking[what] = error
-            log.warning("%s / %s is left out: %s", *what, error)
+            log.warning("%s / %s is skipped: %s", *what, error)
     found = [mine.get(place) or bench.done(unit) for place, unit in enumerate(work)]
     done = [result for result in found if result is not None]
     if lacking and not done:
         raise next(iter(lacking.values()))
-    log.info("%d of %d units are done", len(done), len(work))
+    log.info("%d of %d units are complete", len(done), len(work))
     summary = summarise(done, command, asdict(config), config.resamples)
     write_summary(Path(config.out) / "summary.json", summary)
     return summary
 
 
 def run_unit(config: EvalConfig, unit: Unit, command: list[str]) -> Result:
-    """Compute one unit and write its file, or read the file if it is there and of the same identity.
+    """Compute one unit and write its file, or read the file if it exists with the same identity.
 
-    The same inputs give the same numbers on one machine; a unit that was interrupted starts anew.
+    On one machine, the same inputs give the same numbers; an interrupted unit starts from the beginning.
 
     Raises:
-        UserError: see `read_data`, `parts`, `open_backbone`; what a protocol needs is missing; a full disk.
+        UserError: see `read_data`, `parts`, `open_backbone`; data for the protocol is missing; a full disk.
     """
     return Bench(config).run(unit, command)
 
 
 class Bench:
-    """What units share in one process: the device, backbones and data that were read last."""
+    """State shared by the units of one process: device, and the most recent backbones and data."""
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
@@ -97,13 +99,13 @@ class Bench:
     def run(self, unit: Unit, command: list[str]) -> Result:
         """See `run_unit`."""
         if found := self.done(unit):
-            log.info("%s: done before", unit)
+            log.info("%s: already complete", unit)
             return found
         data, known = self._read(unit.benchmark), self._identify(unit.source)
         identity = self._identity(unit, data, known)
         path = unit.path(self.config)
         if path.is_file():
-            log.warning("%s: %s is of other settings, data or weights; it is computed again", unit, path)
+            log.warning("%s: %s has other settings, data or weights; recomputing", unit, path)
         log.info("%s", unit)
         began = time.monotonic()
         backbone, jobs, outcomes = self._outcomes(unit, data)
@@ -113,17 +115,20 @@ class Bench:
         if not math.isfinite(finished.score):
             raise UserError(
                 f"protocols: {unit}: {finished.metric} is {finished.score}. "
-                "Fix: choose smaller learning rates for this protocol, or export the backbone again"
+                "Fix: choose smaller learning rates for this protocol, or export the backbone again."
             )
         try:
             write_result(Path(self.config.out), finished)
         except OSError as error:
-            raise UserError(f"out: {path} cannot be written: {error.strerror}") from None
+            raise UserError(
+                f"out={self.config.out}: {path} cannot be written: {error.strerror}. "
+                "Fix: free space or choose another folder."
+            ) from None
         log.info("%s: %s %.4f", unit, finished.metric, finished.score)
-        return read_result(path)  # what others will see, no more
+        return read_result(path)  # returns exactly what later reads return
 
     def done(self, unit: Unit) -> Result | None:
-        """The result of a unit, if it is there and of these settings, data and weights."""
+        """Return the result of a unit if it exists for these settings, data and weights."""
         path = unit.path(self.config)
         if not path.is_file():
             return None
@@ -133,7 +138,7 @@ class Bench:
 
     def _read(self, benchmark: Benchmark) -> Data:
         if benchmark.name not in self._data:
-            self._data = {benchmark.name: read_data(benchmark)}  # one at a time: units come benchmark by benchmark
+            self._data = {benchmark.name: read_data(benchmark)}  # only one in memory: units are ordered by benchmark
         return self._data[benchmark.name]
 
     def _identify(self, source: str) -> Known:
@@ -142,14 +147,14 @@ class Bench:
         return self._known[source]
 
     def _identity(self, unit: Unit, data: Data, known: Known) -> str:
-        """A digest of all that decides the numbers."""
+        """Return a digest of all inputs that affect the numbers."""
         card = known.card
         shape = [card.name, card.size, card.mean, card.std]
         weights = [*(shape if unit.random else [known.sha256]), self._calibrates(unit)]
         return digest([FORMAT, weights, unit.protocol, unit.seed, self._settings(unit, data, card)])
 
     def _settings(self, unit: Unit, data: Data, card: Card) -> dict[str, Any]:
-        """What decides the numbers beside backbone, protocol and seed: a mean is over seeds in which it is equal."""
+        """Return all inputs except backbone, protocol and seed; they must be equal for averaging over seeds."""
         protocol = PROTOCOLS[parse(unit.protocol)[0]]
         read = {unit.protocol: protocol.part} | ({"fast": "fast"} if protocol.module == "cam" else {})
         splits = [split for split in (data.train, data.val, data.test) if split]
@@ -158,7 +163,9 @@ class Bench:
             "size": self.config.size or card.size,
             **{name: asdict(getattr(self.config, part)) for name, part in read.items()},
             "data": data.digest(),
-            "decoded": [self._loaders.name(split.source) for split in splits],  # each way's pixels differ a little
+            "decoded": [
+                self._loaders.name(split.source) for split in splits
+            ],  # pixels differ slightly between decoders
         }
 
     def _outcomes(self, unit: Unit, data: Data) -> tuple[Backbone, list[Parts], list[Outcome]]:
@@ -207,7 +214,7 @@ class Bench:
     def _result(
         self, unit: Unit, known: Known, backbone: Backbone, data: Data, found: list[Parts], outcomes: list[Outcome]
     ) -> dict[str, Any]:
-        """The fields of the result that come from the computation."""
+        """Return the fields of the result that come from the computation."""
         kind = PROTOCOLS[parse(unit.protocol)[0]].kind
         metric = unit.benchmark.metric if kind == CLASSES else MAIN[kind]
         samples = _samples(found, outcomes)
@@ -263,12 +270,12 @@ def _samples(found: Sequence[Parts], outcomes: Sequence[Outcome]) -> Samples:
 
 
 def _plain(values: np.ndarray) -> list[Any]:
-    """Integers as they are; other numbers with six digits after the point, which no metric shown would notice."""
+    """Keep integers; round other numbers to six decimals, which no displayed metric shows."""
     return values.tolist() if values.dtype.kind in "iu" else np.round(values.astype(float), 6).tolist()
 
 
 def _best_on_test(outcomes: Sequence[Outcome], metric: str) -> dict[str, Any] | None:
-    """Of one fold as it is; of several the mean over folds, weighted by their samples."""
+    """Return the metrics of one fold, or the mean over folds weighted by their number of samples."""
     found = [outcome.best_on_test for outcome in outcomes]
     if None in found:
         return None
@@ -280,16 +287,20 @@ def _best_on_test(outcomes: Sequence[Outcome], metric: str) -> dict[str, Any] | 
 
 def _device(config: EvalConfig) -> torch.device:
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda is asked for and torch sees no GPU; use device=cpu or mend the driver")
+        raise UserError("device=cuda: torch finds no GPU. Fix: set device=cpu or repair the driver.")
     if config.device == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _make_repeatable(device: torch.device) -> None:
-    if device.type == "cuda":  # attention's backward, among others, adds in any order else
+    if device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
+        # Their backward passes add in any order, and a warning is all that the line above does about it.
+        torch.backends.cuda.enable_flash_sdp(False)
+        torch.backends.cuda.enable_mem_efficient_sdp(False)
+        torch.backends.cuda.enable_cudnn_sdp(False)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    cv2.setNumThreads(1)  # our own threads decode; OpenCV's would only fight with them
+    cv2.setNumThreads(1)  # our threads decode; OpenCV's would compete with them

@@ -1,4 +1,4 @@
-"""A folder as on the Hugging Face hub, that timm reads: config.json, model.safetensors, README.md (the model card)."""
+"""Export a Hugging Face folder that timm reads: config.json, model.safetensors, README.md (the model card)."""
 
 import logging
 from pathlib import Path
@@ -21,7 +21,7 @@ from simfle.layers import flatten
 log = logging.getLogger(__name__)
 
 NAME = "huggingface"
-# What timm tells of its own weights of the same architecture: not of these. The licence is as on the model card.
+# timm's facts about its own weights of this architecture do not apply. The license is given on the model card.
 SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "tag", "origin_url", "paper_name", "paper_ids")
 ABOUT: dict[str, Any] = dict.fromkeys((*SOURCES, "description", "notes")) | {"license": "other"}
 RECIPE = (
@@ -48,14 +48,14 @@ with torch.no_grad():
 
 
 def export_huggingface(run: Path, backbone: Backbone, folder: Path) -> Path:
-    """Write the folder for a backbone exported from `run`; its model card is filled from the run. Returns `folder`.
+    """Write the folder for a backbone exported from `run`, with a model card filled from the run. Return `folder`.
 
     Raises:
-        UserError: the run's configuration is missing or damaged; a result of an evaluation in it is damaged.
+        UserError: the run's configuration is missing or corrupt; an evaluation result in it is corrupt.
     """
     card = backbone.card
     options: dict[str, Any] = {}
-    if timm.models.is_model_in_modules(card.name, TRANSFORMERS):  # pooled as we do it: the mean of the patch tokens
+    if timm.models.is_model_in_modules(card.name, TRANSFORMERS):  # our pooling: the mean of the patch tokens
         options = {"img_size": card.size, "dynamic_img_size": True, "global_pool": "avg", "fc_norm": False}
     network = timm.create_model(card.name, num_classes=0, pretrained_cfg_overlay=ABOUT, **options)
     network.load_state_dict(backbone.module.network.state_dict())
@@ -96,7 +96,9 @@ def _config(run: Path) -> tuple[str, dict[str, Any]]:
     try:
         config["model"]["method"], config["data"]["shards"], config["data"]["splits"]
     except (KeyError, TypeError) as error:
-        raise UserError(f"export: {path} is damaged ({error!r})") from None
+        raise UserError(
+            f"export: {path} is corrupt ({error!r}). Fix: rerun the run's command, which restores it."
+        ) from None
     return read_text(path, encoding="utf-8"), config
 
 
@@ -108,18 +110,18 @@ def _versions(path: Path) -> dict[str, Any]:
 
 
 def _corpora(shards: list[str]) -> list[Manifest]:
-    """The manifests of the run's shards, as far as they can still be read."""
+    """Return the manifests of the run's shards that can still be read."""
     found = []
     for folder in shards:
         try:
             found.append(read_manifest(folder))
         except UserError as error:
-            log.warning("the model card does not tell the terms of %s: %s", folder, error)
+            log.warning("the model card lacks the terms of %s: %s", folder, error)
     return found
 
 
 def _rows(results: list[Result], sha256: str) -> list[dict[str, Any]]:
-    """One row per benchmark and protocol: the mean over seeds; of these weights only, not of the run's earlier ones."""
+    """Return one row per benchmark and protocol: the mean over seeds, for these weights only."""
     scores: dict[tuple[str, str, str], list[float]] = {}
     for result in results:
         if result.backbone.get("sha256") == sha256:
@@ -132,6 +134,6 @@ def _rows(results: list[Result], sha256: str) -> list[dict[str, Any]]:
 
 
 def _last(path: Path) -> dict[str, Any] | None:
-    """The newest line of metrics that tells the images seen."""
+    """Return the newest line of metrics with the number of images seen."""
     lines = told.metrics(read_bytes(path)) if path.is_file() else []
     return next((line for line in reversed(lines) if "samples" in line), None)

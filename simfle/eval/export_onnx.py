@@ -1,4 +1,4 @@
-"""ONNX: images in, features out, normalisation inside; held against torch by onnxruntime before it is given away."""
+"""Export to ONNX: images to features, normalization included, checked against torch with onnxruntime."""
 
 # B batch, S side of an image, C features
 import logging
@@ -12,24 +12,25 @@ from simfle.errors import UserError
 from simfle.eval.backbones import Backbone
 
 NAME = "backbone.onnx"
-TOLERANCE = 1e-3  # largest difference of a feature, relative to the largest feature
+TOLERANCE = 1e-3  # maximum difference of a feature, relative to the largest feature
 
 
 def export_onnx(backbone: Backbone, path: Path) -> float:
-    """Write `path`: input `images` [B, 3, S, S] uint8 RGB, output `features` [B, C] float32, B free, S the card's size.
+    """Write `path`: input `images` [B, 3, S, S] uint8 RGB, output `features` [B, C] float32; B is dynamic, S
+    the card's size.
 
-    Returns the largest difference between onnxruntime's features and torch's, relative to the largest feature, over
+    Return the maximum difference between onnxruntime's and torch's features, relative to the largest feature, over
     batches of 1 and of 3 random images.
 
     Raises:
-        UserError: the extra is not installed; the network cannot be exported; the difference exceeds TOLERANCE.
+        UserError: the extra is not installed, the network cannot be exported, or the difference exceeds TOLERANCE.
     """
     try:
         import onnx
         import onnxruntime
-        import onnxscript  # noqa: F401 - torch's exporter needs it
+        import onnxscript  # noqa: F401 - required by torch's exporter
     except ImportError as error:
-        raise UserError(f"export: {error.name} is not installed; pip install 'simfle[onnx]'") from None
+        raise UserError(f"export: {error.name} is not installed. Fix: pip install 'simfle[onnx]'.") from None
     side = backbone.card.size
     partial = path.with_name(f".{path.name}.partial")
     try:
@@ -39,10 +40,10 @@ def export_onnx(backbone: Backbone, path: Path) -> float:
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(partial), options, providers=["CPUExecutionProvider"])
         difference = max(_difference(backbone, session, _images(count, side)) for count in (1, 3))
-        if not difference <= TOLERANCE:  # a NaN too
+        if not difference <= TOLERANCE:  # also true for NaN
             raise UserError(
                 f"export: the ONNX features of {backbone.card.name} differ from torch's by {difference:.1e} of the "
-                f"largest one, more than {TOLERANCE}"
+                f"largest one, more than {TOLERANCE}. Fix: use another format."
             )
         partial.replace(path)
     finally:
@@ -66,9 +67,11 @@ def _quietly_export(backbone: Backbone, path: Path, side: int) -> None:
             )
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"export: torch cannot write {backbone.card.name} as ONNX: {reason}") from None
+        raise UserError(
+            f"export: torch cannot export {backbone.card.name} to ONNX: {reason}. Fix: use another format."
+        ) from None
     if program is None:
-        raise UserError(f"export: torch wrote no ONNX of {backbone.card.name}")
+        raise UserError(f"export: torch wrote no ONNX file for {backbone.card.name}. Fix: use another format.")
     program.save(str(path))
 
 

@@ -1,8 +1,8 @@
-"""The fast linear probe: features computed once, all learning rates and weight decays trained at once.
+"""The fast linear probe: features computed once, all learning rates and weight decays trained in parallel.
 
-A candidate is a pair (learning rate, weight decay). All R of them see the same batches, so their layers lie side by
-side in one matrix and a step is one matrix product. Features are standardised by the training samples. The candidate is
-chosen on validation, after the last epoch.
+A candidate is a pair (learning rate, weight decay). All R candidates see the same batches, so their layers form one
+matrix and a step is one matrix product. Features are standardized with the training samples. The candidate is
+selected on validation, after the last epoch.
 """
 
 # n training samples, m test samples, b of a batch, C channels, K classes, R candidates
@@ -20,14 +20,14 @@ from simfle.eval.protocols import Choice, Job, Outcome
 
 @dataclass(frozen=True)
 class Scaling:
-    """Features [b, C] less their mean [C], by their deviation [C]."""
+    """Subtract the mean [C] from features [b, C] and divide by their deviation [C]."""
 
     mean: Tensor
     deviation: Tensor
 
     @staticmethod
     def of(features: Tensor) -> "Scaling":
-        """From training features [n, C]; one that never changes is left as it is."""
+        """Compute from training features [n, C]; a constant feature is not scaled."""
         deviation = features.std(0, correction=0)
         return Scaling(features.mean(0), torch.where(deviation > 0, deviation, 1.0))
 
@@ -36,12 +36,12 @@ class Scaling:
 
 
 def candidates(config: FastConfig) -> list[tuple[float, float]]:
-    """(learning rate, weight decay) of each candidate, R of them."""
+    """Return (learning rate, weight decay) of the R candidates."""
     return list(itertools.product(config.lrs, config.decays))
 
 
 def run(job: Job) -> Outcome:
-    """Fit all candidates, take the best on validation."""
+    """Fit all candidates and select the best on validation."""
     parts, config = job.parts, job.config.fast
     train, val, test = (job.features(split) for split in (parts.train, parts.val, parts.test))
     scale = Scaling.of(train)
@@ -57,10 +57,10 @@ def run(job: Job) -> Outcome:
 
 
 def fit(features: Tensor, targets: Tensor, config: FastConfig, seed: int) -> tuple[Tensor, Tensor]:
-    """Softmax regression of targets [n, K] (each row sums to 1) on features [n, C] for all candidates.
+    """Fit a softmax regression of targets [n, K] (each row sums to 1) on features [n, C] for all candidates.
 
-    SGD with momentum on the mean cross-entropy, cosine to 0, from zero; the decay is on the weights only.
-    Returns weights [C, R, K] and biases [R, K].
+    SGD with momentum on the mean cross-entropy, cosine schedule to 0, zero initialization; no weight decay on biases.
+    Return weights [C, R, K] and biases [R, K].
     """
     grid = torch.tensor(candidates(config), device=features.device)  # [R, 2]
     rates, decays = grid[:, :1], grid[:, 1:]  # [R, 1]
@@ -86,11 +86,11 @@ def fit(features: Tensor, targets: Tensor, config: FastConfig, seed: int) -> tup
 
 
 def predict(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Class probabilities [R, m, K] of features [m, C]; a candidate that diverged guesses evenly."""
+    """Return class probabilities [R, m, K] of features [m, C]; uniform for a diverged candidate."""
     found = _forward(features, weight, bias).softmax(2).transpose(0, 1)
     return torch.nan_to_num(found, nan=1 / found.shape[2])
 
 
 def _forward(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Logits [b, R, K]."""
+    """Return logits [b, R, K]."""
     return (features @ weight.flatten(1)).view(-1, *bias.shape) + bias

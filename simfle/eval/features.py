@@ -1,8 +1,8 @@
-"""Images and features: decoded on threads, resized or augmented, through a frozen backbone; kept on disk."""
+"""Images and features: decoded on threads, resized or augmented, passed through a frozen backbone, cached on disk."""
 
 # n samples, b of a batch, S side, C channels, h x w feature map
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from simfle.config import ViewsConfig
 from simfle.data import views
-from simfle.data.dali import Dali
 from simfle.data.jpeg import decode
+from simfle.data.rendered import used_here
 from simfle.errors import UserError
 from simfle.eval import kept
 from simfle.eval.backbones import Backbone
@@ -25,16 +25,16 @@ from simfle.eval.splits import Source, Split
 
 Ints = NDArray[np.int64]
 Image = NDArray[np.uint8]
-DRAWN = 8192  # samples whose crops are drawn at once
-NO_BLUR = 0.01  # sigma in pixels whose Gaussian rounds to the pixel itself
+DRAWN = 8192  # samples whose crops are computed at once
+NO_BLUR = 0.01  # sigma in pixels of a Gaussian that leaves pixels unchanged
 
 
 @dataclass(frozen=True)
 class Augment:
-    """RandomResizedCrop, flip and colour jitter of one epoch, a pure function of (seed, epoch, sample id).
+    """RandomResizedCrop, flip and color jitter of one epoch, a pure function of (seed, epoch, sample id).
 
-    scale: range of the crop's share of the image area; jitter: brightness, contrast and saturation from [1 - j, 1 + j],
-    hue from j / 4 turns; 0: none.
+    scale: crop area range as fractions of the image area; jitter j: brightness, contrast and saturation from
+    [1 - j, 1 + j], hue up to j / 4 turns (0 = none).
     """
 
     seed: int
@@ -44,7 +44,7 @@ class Augment:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def draw(self, ids: Ints) -> views.View:
-        """Parameters of the samples `ids` [n]."""
+        """Return the parameters of the samples `ids` [n]."""
         j = self.jitter
         config = ViewsConfig(
             scale=list(self.scale),
@@ -59,7 +59,7 @@ class Augment:
         return views.draw(self.seed, self.epoch, ids, config).views[0]
 
     def box(self, draws: views.View, place: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """x, y, width, height of one sample's crop."""
+        """Return x, y, width, height of one sample's crop."""
         one = views.View(**{name: value[place : place + 1] for name, value in vars(draws).items()})
         x, y, w, h = views.boxes(one, [height], [width], self.ratio)[0].tolist()
         return x, y, w, h
@@ -67,9 +67,9 @@ class Augment:
 
 @dataclass(frozen=True)
 class Extractor:
-    """How images become features: side in pixels, images per forward pass, where, on how many decoding threads.
+    """Computation of features: image side in pixels, images per forward pass, device, decoding threads.
 
-    cache: folder of the features of whole, un-augmented sources; None: nothing is kept. loaders: what decodes them.
+    cache: folder for features of complete, unaugmented sources, None for no cache; loaders: image decoders.
     """
 
     size: int
@@ -80,18 +80,20 @@ class Extractor:
     loaders: Loaders = field(default_factory=Loaders)
 
     def images(self, source: Source, rows: Ints, augment: Augment | None = None, batch: int = 0) -> Iterator[Tensor]:
-        """The images of `rows` of a source in batches [b, 3, S, S] uint8 on the device; whole, or augmented."""
+        """Yield the images of `rows` of a source in batches [b, 3, S, S] uint8 on the device; complete or augmented."""
         batch = batch or self.batch
         decode = {"opencv": self._opencv, "ffcv": self._ffcv, "dali": self._dali}[self.loaders.name(source)]
         starts = range(0, len(rows), batch)
         for start, images in zip(starts, decode(source, rows, augment, batch), strict=True):
-            there = images.permute(0, 3, 1, 2).to(self.device)  # [b, 3, S, S], channels_last
+            if self.device.type == "cuda" and not images.is_cuda:
+                images = images.pin_memory()  # noqa: PLW2901 - from pageable memory the copy would hold the host up
+            there = images.permute(0, 3, 1, 2).to(self.device, non_blocking=True)  # [b, 3, S, S], channels_last
             if augment and augment.jitter:
                 there = jitter(there, augment.draw(source.ids[rows[start : start + batch]]))
             yield there
 
     def _opencv(self, source: Source, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
-        """Batches [b, S, S, 3] without colours."""
+        """Yield batches [b, S, S, 3] without color changes."""
         with ThreadPoolExecutor(self.threads) as pool:
             waiting: list = []
             for start in range(0, len(rows), batch):
@@ -101,14 +103,14 @@ class Extractor:
                     pool.submit(_image, source, int(row), self.size, augment, draws, place)
                     for place, row in enumerate(chosen)
                 ]
-                if waiting:  # the threads decode the next batch while the backbone works on this one
+                if waiting:  # decode the next batch while the backbone processes this one
                     yield torch.from_numpy(np.stack([job.result() for job in waiting]))
                 waiting = jobs
             if waiting:
                 yield torch.from_numpy(np.stack([job.result() for job in waiting]))
 
     def _ffcv(self, source: Source, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
-        """The same from a beton."""
+        """Read the same batches from a beton."""
         beton = self.loaders.beton(source, self.size, batch, self.threads)
         heights, widths = beton.heights[rows], beton.widths[rows]
         crops = np.zeros((len(rows), 5), np.int64)
@@ -126,51 +128,54 @@ class Extractor:
             yield images
 
     def _dali(self, source: Source, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
-        """The same by DALI's graph of a view, its colours and blur left out; whole images as it makes faces."""
-        ratio = list(augment.ratio if augment else (1.0, 1.0))
-        config = ViewsConfig(size=self.size, face_size=self.size, ratio=ratio)
-        dali = Dali(config, self.threads, batch, self.device, images=["view1"] if augment else ["face"])
-        try:
-            for start in range(0, len(rows), batch):
-                chosen = rows[start : start + batch]
-                files = [source.corpus.image(int(source.shards[row]), int(source.samples[row])) for row in chosen]
-                drawn = views.draw(0, 0, source.ids[chosen], config)
-                if augment:
-                    crop = _plain(augment.draw(source.ids[chosen]))
-                    drawn = replace(drawn, views=(crop, crop))
-                made = dali.render(files, drawn)
-                if made.damaged:
-                    raise _damaged(source, int(chosen[made.damaged[0]]))
-                found = made.view1 if augment else made.face
-                if found.is_cuda:  # made on DALI's stream, to whose memory it must not return before it is used
-                    found.record_stream(torch.cuda.current_stream(self.device))
-                yield found.permute(0, 2, 3, 1)
-        finally:
-            dali.close()
+        """Make the same batches with DALI's view graph without colors and blur; complete images as for faces."""
+        ratio = augment.ratio if augment else (1.0, 1.0)
+        name = "view1" if augment else "face"
+        dali, thread = self.loaders.dali(self.size, ratio, self.threads, batch, self.device, name)
+
+        def made(chosen: Ints) -> Tensor:
+            files = [source.corpus.image(int(source.shards[row]), int(source.samples[row])) for row in chosen]
+            drawn = views.draw(0, 0, source.ids[chosen], dali.views)
+            if augment:
+                crop = _plain(augment.draw(source.ids[chosen]))
+                drawn = replace(drawn, views=(crop, crop))
+            rendered = dali.render(files, drawn)
+            if rendered.damaged:
+                raise _damaged(source, int(chosen[rendered.damaged[0]]))
+            return rendered.view1 if augment else rendered.face
+
+        waiting = None
+        for start in range(0, len(rows), batch):
+            job = thread.submit(made, rows[start : start + batch])
+            if waiting is not None:  # DALI makes the next batch while the backbone processes this one
+                yield _taken(waiting)
+            waiting = job
+        if waiting is not None:
+            yield _taken(waiting)
 
     def features(self, backbone: Backbone, split: Split, augment: Augment | None = None) -> Iterator[Tensor]:
-        """Features of a split in batches [b, C] float32, nothing kept."""
+        """Yield features of a split in batches [b, C] float32, without caching."""
         for images in self.images(split.source, split.rows, augment):
-            with torch.no_grad():  # not around the yield: it would hold for whoever takes the features
+            with torch.no_grad():  # not around the yield, where it would also apply to the caller
                 found = backbone.module(images).float()
             check_finite(found, backbone, split.source)
             yield found
 
     def pooled(self, backbone: Backbone, split: Split, name: str) -> Tensor:
-        """Features [n, C] float32 of a split, on the device; `name` tells these weights from all others."""
+        """Return features [n, C] float32 of a split on the device; `name` identifies the weights."""
         return torch.from_numpy(self._whole(backbone, split, name, maps=False)[split.rows]).to(self.device)
 
     def maps(self, backbone: Backbone, split: Split, name: str) -> "Maps":
-        """Feature maps of a split."""
+        """Return feature maps of a split."""
         return Maps(self._whole(backbone, split, name, maps=True), split.rows, self.device)
 
     def _whole(self, backbone: Backbone, split: Split, name: str, maps: bool) -> "NDArray | kept.Rows":
-        """Of the whole source, so that every cut of it is served by one file."""
+        """Compute for the complete source, so that one file serves every subset of it."""
         if self.cache is None:
             return np.concatenate(list(self._compute(backbone, split.source, maps)))
         kind = "maps" if maps else "pooled"
         about = [name, split.source.digest, self.size, kind]
-        if (loader := self.loaders.name(split.source)) != OPENCV:  # whose pixels differ a little
+        if (loader := self.loaders.name(split.source)) != OPENCV:  # pixels differ slightly between decoders
             about.append(loader)
         channels = backbone.card.features
         shape = (len(split.source), channels, None, None) if maps else (len(split.source), channels)
@@ -182,13 +187,13 @@ class Extractor:
             with torch.no_grad():
                 found = backbone.module.maps(images) if maps else backbone.module(images)
             features = found.half() if maps else found.float()
-            check_finite(features, backbone, source)  # half precision, too, ends at 65,504
+            check_finite(features, backbone, source)  # half precision also overflows, at 65,504
             yield features.cpu().numpy()
 
 
 @dataclass(frozen=True)
 class Maps:
-    """Feature maps of n samples, kept in half precision and, where there is a cache, on disk."""
+    """Feature maps of n samples, in half precision and, with a cache, on disk."""
 
     array: "NDArray[np.float16] | kept.Rows"
     rows: Ints
@@ -198,21 +203,21 @@ class Maps:
         return len(self.rows)
 
     def __getitem__(self, chosen: Ints) -> Tensor:
-        """[b, C, h, w] float32 of the samples at the positions `chosen` [b], on the device."""
+        """Return [b, C, h, w] float32 of the samples at the positions `chosen` [b], on the device."""
         return torch.from_numpy(self.array[self.rows[chosen]]).to(self.device).float()
 
 
 def check_finite(features: Tensor, backbone: Backbone, source: Source) -> None:
-    """Raise a UserError where a backbone gives features [b, ...] that are not finite: no score of them is one."""
+    """Raise UserError if a backbone's features [b, ...] are not finite: no score would be valid."""
     if not torch.isfinite(features).all():
         raise UserError(
-            f"backbone: {backbone.card.name} gives features that are not finite on split {source.name!r}. "
-            "Fix: export the backbone again from a checkpoint whose losses are finite"
+            f"backbone: {backbone.card.name} computes non-finite features on split {source.name!r}. "
+            "Fix: export the backbone again from a checkpoint with finite losses."
         )
 
 
 def jitter(images: Tensor, draws: views.View) -> Tensor:
-    """Colours of uint8 images [b, 3, S, S]: M x + A mean(x) of each, see simfle.data.views."""
+    """Change the colors of uint8 images [b, 3, S, S]: M x + A mean(x) for each, see simfle.data.views."""
     matrix, mean_matrix = (
         torch.from_numpy(values).to(images.device, torch.float32) for values in (draws.matrix, draws.mean_matrix)
     )  # [b, 3, 3]
@@ -222,8 +227,15 @@ def jitter(images: Tensor, draws: views.View) -> Tensor:
     return coloured.round_().clamp_(0, 255).to(torch.uint8)
 
 
+def _taken(job: "Future[Tensor]") -> Tensor:
+    """[b, S, S, 3] for work on the current stream."""
+    found = job.result()
+    used_here(found)
+    return found.permute(0, 2, 3, 1)
+
+
 def _plain(crop: views.View) -> views.View:
-    """The same crop and flip without colours, and a blur that moves nothing."""
+    """Return the same crop and flip without color changes, and with a blur that has no effect."""
     n = len(crop.flip)
     keep, drop = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 3, 3))
     return replace(crop, matrix=keep, mean_matrix=drop, sigma=np.full(n, NO_BLUR))
@@ -232,11 +244,11 @@ def _plain(crop: views.View) -> views.View:
 def _damaged(source: Source, row: int) -> UserError:
     shard, sample = int(source.shards[row]), int(source.samples[row])
     name = f"{source.corpus.tar(shard)}: {source.corpus.key(shard, sample)}"
-    return UserError(f"shards: {name} cannot be decoded; verify the shards with simfle shards verify")
+    return UserError(f"shards: {name} cannot be decoded. Fix: run simfle shards verify.")
 
 
 def _image(source: Source, row: int, size: int, augment: Augment | None, draws: views.View | None, place: int) -> Image:
-    """One image [S, S, 3] RGB uint8."""
+    """Return one image [S, S, 3] RGB uint8."""
     shard, sample = int(source.shards[row]), int(source.samples[row])
     image = decode(source.corpus.image(shard, sample))
     if image is None:

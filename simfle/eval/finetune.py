@@ -1,7 +1,7 @@
-"""Fine-tuning: the whole network learns, lower layers slower. Training from scratch is the same of a random network.
+"""Fine-tuning of the whole network with lower learning rates for lower layers. `scratch` starts from random weights.
 
-AdamW, linear warm-up and cosine, crops, flips and colours that are a pure function of (seed, epoch, sample id). The
-epoch is chosen on validation. A unit that is interrupted starts anew.
+AdamW, linear warm-up and cosine schedule; crops, flips and colors are a pure function of (seed, epoch, sample id). The
+epoch is selected on validation. An interrupted unit starts from the beginning.
 """
 
 # n training samples, b of a batch, C channels, K classes
@@ -25,11 +25,11 @@ from simfle.eval.linear import epoch_order
 from simfle.eval.protocols import Choice, Job, Outcome
 from simfle.eval.splits import Split
 
-BALANCE = 17  # purpose of its random words, see simfle.data.philox
+BALANCE = 17  # stream of its random numbers, see simfle.data.philox
 
 
 def run(job: Job) -> Outcome:
-    """Train; after every epoch look at whole images."""
+    """Train, and evaluate complete images after every epoch."""
     parts = job.parts
     config: FinetuneConfig = getattr(job.config, job.part)
     model = Classifier(job.backbone, job.classes, job.seed).to(job.extractor.device)
@@ -42,7 +42,7 @@ def run(job: Job) -> Outcome:
         if not all(torch.isfinite(each).all() for each in model.state_dict().values()):
             raise UserError(
                 f"{job.part}.lr={config.lr}: the weights are not finite after epoch {epoch + 1}. "
-                f"Fix: lower {job.part}.lr, or export the backbone again if its own weights are not finite"
+                f"Fix: lower {job.part}.lr, or export the backbone again if its weights are not finite."
             )
         on_val, on_test = (_predict(model, job, split) for split in (parts.val, parts.test))
         scores = job.score(parts.val, on_val), job.score(parts.test, on_test)
@@ -51,7 +51,7 @@ def run(job: Job) -> Outcome:
 
 
 class Classifier(nn.Module):
-    """A copy of a backbone that learns, and a linear layer: images [b, 3, H, W] uint8 -> logits [b, K]."""
+    """A trainable copy of a backbone and a linear layer: images [b, 3, H, W] uint8 -> logits [b, K]."""
 
     def __init__(self, backbone: Backbone, classes: int, seed: int) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class Classifier(nn.Module):
 
 
 def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str, Any]]:
-    """Groups for AdamW: `lr_scale` is layer_decay ** (layers above), 1 for the classifier; no decay on vectors.
+    """Return parameter groups for AdamW: `lr_scale` is layer_decay ** (layers above), 1 for the classifier.
 
-    Layers are timm's: the stem, and each block.
+    Vectors have no weight decay. Layers are timm's: the stem, and each block.
     """
     network = model.backbone.network
     groups = param_groups_layer_decay(network, weight_decay=config.weight_decay, layer_decay=config.layer_decay)
     for group in groups:
-        group["lr_scale"] *= config.layer_decay  # the classifier lies above all of them
+        group["lr_scale"] *= config.layer_decay  # the classifier is above all of them
         group.pop("param_names", None)
     for part, decay in ((model.head.weight, config.weight_decay), (model.head.bias, 0.0)):
         groups.append({"params": [part], "weight_decay": decay, "lr_scale": 1.0})
@@ -81,7 +81,7 @@ def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str
 
 
 def pace(step: int, steps: int, config: FinetuneConfig) -> float:
-    """Factor of the learning rate in one step, for `steps` steps an epoch: linear warm-up, then a cosine to 0."""
+    """Return the learning-rate factor of a step, with `steps` steps per epoch: linear warm-up, then cosine to 0."""
     warm, total = config.warmup * steps, config.epochs * steps
     if step < warm:
         return (step + 1) / warm
@@ -89,7 +89,7 @@ def pace(step: int, steps: int, config: FinetuneConfig) -> float:
 
 
 def draw_epoch(train: Split, balanced: bool, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Positions [n] of the training samples of an epoch: each once, or classes equally often (samples repeat)."""
+    """Return positions [n] of an epoch's training samples: each once, or classes equally often (samples repeat)."""
     if not balanced:
         return epoch_order(len(train), seed, epoch)
     counter = np.zeros((len(train), 4), np.uint32)
@@ -111,7 +111,7 @@ def _train(
     steps: int,
     balance: Tensor | None,
 ) -> None:
-    """One epoch."""
+    """Train one epoch."""
     train, device = job.parts.train, job.extractor.device
     order = draw_epoch(train, config.balance == "sampling", job.seed, epoch)[: steps * config.batch]
     labels = torch.from_numpy(train.labels[order]).to(device)
@@ -131,7 +131,7 @@ def _train(
 
 
 def _predict(model: Classifier, job: Job, split: Split) -> NDArray[np.int64]:
-    """Classes [n] of a split, from whole images."""
+    """Predict the classes [n] of a split from complete images."""
     model.eval()
     with torch.no_grad():
         found = [model(images).argmax(1) for images in job.extractor.images(split.source, split.rows)]
@@ -139,6 +139,6 @@ def _predict(model: Classifier, job: Job, split: Split) -> NDArray[np.int64]:
 
 
 def _class_weights(train: Split) -> Tensor:
-    """[K], inverse to the counts, 1 on average over the samples."""
+    """Return weights [K], inverse to the counts, with mean 1 over the samples."""
     counts = np.bincount(train.labels, minlength=len(train.classes))
     return torch.from_numpy(len(train) / (len(counts) * counts)).float()

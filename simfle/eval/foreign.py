@@ -1,16 +1,16 @@
-"""Backbones of other people, so that peers are measured by the same code.
+"""Load third-party backbones, to evaluate other methods with the same code.
 
-A source is a text, as in `backbones=[...]` of an evaluation:
+A source is text, as in `backbones=[...]` of an evaluation:
 
-    RUN/export/online/backbone.safetensors   ours, with backbone.json beside it (or the folder that holds both)
+        RUN/export/online/backbone.safetensors   our export, with backbone.json beside it (or the folder with both)
     timm:resnet50                            timm's pretrained weights, from its cache or downloaded
-    random:resnet50+seed=3                   a fresh initialisation
-    torchvision:resnet18@resnet18.pth        a state dict; any prefix, ImageNet's normalisation
-    simfle:checkpoint.pth                    a checkpoint of the reference implementation: ResNet-50, its normalisation
+        random:resnet50+seed=3                   a random initialization
+        torchvision:resnet18@resnet18.pth        a state dict; any prefix, ImageNet normalization
+        simfle:checkpoint.pth                    a checkpoint of the reference implementation (ResNet-50)
     weights:vit_base_patch16_224@mae.pth+mean=0.5:0.5:0.5+std=0.5:0.5:0.5+size=224
 
-Of the last three, +prefix=NAME picks one of several networks in a file. Files are safetensors, or what torch.save wrote
-of tensors: loading them runs no code of theirs, ever.
+For the last three, +prefix=NAME selects one of several networks in a file. Files are safetensors or from torch.save,
+with tensors only: loading never runs code from a file.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from simfle.errors import UserError
 from simfle.eval.backbones import Backbone, Card, build_network, describe_difference, frozen, load_backbone
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-REFERENCE = ((0.5795, 0.4522, 0.3957), (0.2769, 0.2473, 0.2412))  # of the SimFLE reference
+REFERENCE = ((0.5795, 0.4522, 0.3957), (0.2769, 0.2473, 0.2412))  # from the SimFLE reference
 SIZE = 224
 OPTIONS = {
     "timm": (),
@@ -41,9 +41,9 @@ OPTIONS = {
     "simfle": ("prefix", "mean", "std", "size"),
     "weights": ("prefix", "mean", "std", "size"),
 }
-# A ResNet's children in order, as nn.Sequential numbers them: the reference keeps its backbone so.
+# A ResNet's children in order, numbered as by nn.Sequential: the reference stores its backbone this way.
 NUMBERED = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
-# Harmless things that people save beside their tensors; everything else in a pickle is refused.
+# Harmless objects that are often saved with tensors; everything else in a pickle is refused.
 HARMLESS: list[Any] = [
     argparse.Namespace,
     np.dtype,
@@ -55,7 +55,7 @@ HARMLESS: list[Any] = [
 
 @dataclass(frozen=True)
 class Source:
-    """A source taken apart. kind: of OPTIONS; name: timm's; file: None for timm and random."""
+    """A parsed source. kind: a key of OPTIONS; name: timm's; file: None for timm and random."""
 
     kind: str
     name: str
@@ -64,10 +64,10 @@ class Source:
 
 
 def open_backbone(text: str) -> Backbone:
-    """The backbone that `text` names, see the top of this file.
+    """Load the backbone of `text`, see the module docstring.
 
     Raises:
-        UserError: unknown kind, option or model; a file missing, damaged, with code in it, or of another model.
+        UserError: unknown kind, option or model; a file that is missing, corrupt, contains code or another model.
     """
     kind = text.split(":", 1)[0]
     if kind not in OPTIONS or ":" not in text:
@@ -92,14 +92,15 @@ def open_backbone(text: str) -> Backbone:
 
 
 def parse(text: str) -> Source:
-    """KIND:[NAME@]FILE[+KEY=VALUE]... -> its parts. Raises UserError: a part is missing or unknown."""
+    """Parse KIND:[NAME@]FILE[+KEY=VALUE]... Raises UserError if a part is missing or unknown."""
     kind, rest = text.split(":", 1)
     options = {}
     while found := re.search(r"\+([a-z]+)=([^+]*)$", rest):
         key, value = found.groups()
         if key not in OPTIONS[kind]:
             raise UserError(
-                f"backbone: {text} has +{key}=, but {kind}: knows {', '.join(OPTIONS[kind]) or 'no options'}"
+                f"backbone: {text}: unknown option +{key}=. "
+                f"Fix: {kind}: takes {', '.join(OPTIONS[kind]) or 'no options'}."
             )
         options[key], rest = value, rest[: found.start()]
     if kind in ("timm", "random"):
@@ -108,29 +109,29 @@ def parse(text: str) -> Source:
         name, _, place = rest.partition("@") if "@" in rest else ("resnet50" if kind == "simfle" else "", "", rest)
         file = Path(place)
         if not place:
-            raise UserError(f"backbone: {text} names no file; write {kind}:NAME@FILE")
+            raise UserError(f"backbone: {text}: no file is given. Fix: write {kind}:NAME@FILE.")
     if not name:
         raise UserError(
-            f"backbone: {text} names no model; write {kind}:NAME{'@FILE' if file else ''}, NAME as timm has it"
+            f"backbone: {text}: no model is given. Fix: write {kind}:NAME{'@FILE' if file else ''} with timm's NAME."
         )
     return Source(kind, name, file, options)
 
 
 def _of_timm(source: Source) -> Backbone:
-    """timm's own weights, with the normalisation and the image size they were trained with."""
+    """Load timm's own weights, with the normalization and the image size of their training."""
     base = source.name.split(".")[0]
     if timm.is_model(base) and not timm.models.is_model_pretrained(source.name):
-        raise UserError(f"backbone: timm has no weights of {source.name}; name another model, or take random:{base}")
+        raise UserError(f"backbone: timm has no weights of {source.name}. Fix: choose another model or random:{base}.")
     known = timm.get_pretrained_cfg(source.name)
     network = build_network(base, known.input_size[-1] if known else SIZE)
     if known is None:
-        raise UserError(f"backbone: timm knows no {source.name}; leave out what follows {base}")
+        raise UserError(f"backbone: timm does not know {source.name}. Fix: write only {base}.")
     try:
         pretrained = timm.create_model(source.name, pretrained=True, num_classes=0)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
-            f"backbone: the weights of timm:{source.name} are not in the cache and cannot be fetched ({_line(error)}); "
-            f"fetch them where there is a network, or give them as weights:{base}@FILE"
+            f"backbone: the weights of timm:{source.name} are not cached and the download failed ({_line(error)}). "
+            f"Fix: download them on a machine with network access, or give weights:{base}@FILE."
         ) from None
     network.load_state_dict(pretrained.state_dict())
     features = int(network.num_features)  # type: ignore[arg-type]
@@ -139,7 +140,7 @@ def _of_timm(source: Source) -> Backbone:
 
 
 def _of_file(source: Source, size: int) -> tuple[nn.Module, dict[str, Any]]:
-    """The network with the weights of the source's file, and what its card says of where they come from."""
+    """Return the network with the weights of the source's file, and their origin for the card."""
     tensors = read_tensors(source.file)  # type: ignore[arg-type]
     network = build_network(source.name, size)
     prefix, state = find_network(network.state_dict(), tensors, source.options.get("prefix"), str(source.file))
@@ -148,38 +149,42 @@ def _of_file(source: Source, size: int) -> tuple[nn.Module, dict[str, Any]]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors in a file by dotted name; safetensors, or torch.save's format read without running code.
+    """Return all tensors in a file by dotted name; reads safetensors, or torch.save's format without running code.
 
     Raises:
-        UserError: missing, damaged, or a pickle that holds more than tensors and plain values.
+        UserError: missing, corrupt, or a pickle with anything but tensors and plain values.
     """
     if not path.is_file():
-        raise UserError(f"backbone: {path} does not exist")
+        raise UserError(f"backbone: {path} does not exist. Fix: check the path.")
     if path.suffix == ".safetensors":
         try:
             with regular_path(path) as same:
                 return load_file(same)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"backbone: {path} is not a readable safetensors file ({error})") from None
+            raise UserError(
+                f"backbone: {path} is not a readable safetensors file ({error}). Fix: download it again."
+            ) from None
     try:
         with torch.serialization.safe_globals(HARMLESS), regular_path(path) as same:
             content = torch.load(same, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"it asks for {found.group(1)}" if found else "it is damaged"
+        what = f"it needs {found.group(1)}" if found else "it is corrupt"
         raise UserError(
-            f"backbone: {path} is refused, {what}: only tensors are loaded, no code; save its state_dict alone"
+            f"backbone: {path} is refused, {what}: only tensors are loaded. Fix: save only its state_dict."
         ) from None
-    except Exception as error:  # noqa: BLE001 - of damaged files torch raises anything
-        raise UserError(f"backbone: {path} cannot be read as weights ({_line(error)})") from None
+    except Exception as error:  # noqa: BLE001 - torch raises any error for a corrupt file
+        raise UserError(
+            f"backbone: {path} cannot be read as weights ({_line(error)}). Fix: save a state_dict."
+        ) from None
     tensors = dict(_tensors(content, ""))
     if not tensors:
-        raise UserError(f"backbone: {path} holds no tensors with names; save a state_dict")
+        raise UserError(f"backbone: {path} contains no named tensors. Fix: save a state_dict.")
     return tensors
 
 
 def _tensors(content: Any, prefix: str) -> Any:
-    """(name, tensor) of nested dicts, names joined by dots."""
+    """Yield (name, tensor) of nested dicts, with names joined by dots."""
     if not isinstance(content, dict):
         return
     for key, value in content.items():
@@ -192,12 +197,12 @@ def _tensors(content: Any, prefix: str) -> Any:
 def find_network(
     wanted: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str | None, file: str
 ) -> tuple[str, dict[str, Tensor]]:
-    """The tensors named in `wanted` among `tensors`, under whatever prefix -> the prefix and the state dict.
+    """Find the tensors named in `wanted` under any prefix; return the prefix and the state dict.
 
-    Where several fit, the one with "online" in its prefix is taken.
+    If several prefixes match, one with "online" in it is preferred.
 
     Raises:
-        UserError: none fits (the nearest miss is told), or several do.
+        UserError: none matches (the closest is reported), or several do.
     """
     first = next(iter(wanted))
     numbered = _numbered(first)
@@ -210,7 +215,7 @@ def find_network(
             head = key.removesuffix(tail)
             state = {name: tensors[head + rename(name)] for name in wanted if head + rename(name) in tensors}
             counters = {name: zero for name, zero in wanted.items() if name.endswith("num_batches_tracked")}
-            state = {**counters, **state}  # files from before torch 0.4.1 have none
+            state = {**counters, **state}  # missing in files from before torch 0.4.1
             difference = describe_difference(wanted, state)
             if difference:
                 misses.append(difference)
@@ -223,13 +228,13 @@ def find_network(
         return chosen[0].rstrip("."), found[chosen[0]]
     if len(found) > 1:
         names = ", ".join(head.rstrip(".") or "(none)" for head in found)
-        raise UserError(f"backbone: {file} holds several such networks; add +prefix= with one of: {names}")
-    why = min(misses, key=len) if misses and prefix is None else f"there is no {prefix or ''}{first} that fits"
-    raise UserError(f"backbone: {file} does not hold that model: {why}")
+        raise UserError(f"backbone: {file} contains several such networks. Fix: add +prefix= with one of: {names}.")
+    why = min(misses, key=len) if misses and prefix is None else f"no {prefix or ''}{first} matches"
+    raise UserError(f"backbone: {file} does not contain that model: {why}. Fix: choose another model or file.")
 
 
 def _numbered(name: str) -> str:
-    """layer1.0.conv1.weight -> 4.0.conv1.weight; other names stay."""
+    """layer1.0.conv1.weight -> 4.0.conv1.weight; other names are unchanged."""
     head, _, rest = name.partition(".")
     return f"{NUMBERED.get(head, head)}.{rest}"
 
@@ -247,14 +252,17 @@ def _triple(source: Source, key: str, default: tuple[float, ...]) -> tuple[float
     except ValueError:
         values = ()
     if len(values) != 3 or not all(0 <= value <= 1 for value in values) or (key == "std" and 0 in values):
-        raise UserError(f"backbone: +{key}={text} is not three numbers of 1.0, such as +{key}=0.5:0.5:0.5")
+        raise UserError(f"backbone: +{key}={text} is not three numbers. Fix: write them as +{key}=0.5:0.5:0.5.")
     return values
 
 
 def _whole(source: Source, key: str, default: int) -> int:
     text = source.options.get(key, str(default))
     if not text.isdecimal() or (key == "size" and int(text) < 16):
-        raise UserError(f"backbone: +{key}={text} is not a whole number{' of pixels, 16 or more' * (key == 'size')}")
+        raise UserError(
+            f"backbone: +{key}={text} is not an integer. "
+            f"Fix: give an integer{' of at least 16 pixels' * (key == 'size')}."
+        )
     return int(text)
 
 

@@ -1,6 +1,6 @@
-"""Features kept on disk: NAME.npy and, beside it, NAME.json with its shape, type and hash, verified before use.
+"""Feature cache on disk: NAME.npy with NAME.json (shape, type and hash), verified before use.
 
-Nothing is mapped into memory: where a disk is full or fails, or a file is cut meanwhile, a map ends the process
+Files are not memory-mapped: if a disk is full or fails, or a file is truncated meanwhile, a mapping kills the process
 (SIGBUS).
 """
 
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 Ints = NDArray[np.int64]
-# Of this version, and of earlier ones: <digest>.<kind>.<process>.tmp
+# Of this and earlier versions: <digest>.<kind>.<process>.tmp
 _TEMPORARY = re.compile(r"\.?(?P<name>[0-9a-f]{16}\.(maps|pooled))\.((npy|json)\.)?\d+\.tmp")
-_verified: dict[Path, tuple[int, ...]] = {}  # file -> what its inode said when its hash was right
+_verified: dict[Path, tuple[int, ...]] = {}  # file -> inode facts at the time of its successful hash check
 
 
 @dataclass(frozen=True)
 class About:
-    """What an array must be. shape: as text, such as 40x512; sha256: of the whole .npy file."""
+    """Expected contents of an array file. shape: as text, such as 40x512; sha256: of the whole .npy file."""
 
     format: int
     shape: str
@@ -47,7 +47,7 @@ class About:
 
 
 class Rows:
-    """An array [n, ...] in a file; indexed by positions [m] it gives those rows [m, ...], read one by one."""
+    """An array [n, ...] in a file; indexing with positions [m] reads those rows [m, ...] one by one."""
 
     def __init__(self, path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype, start: int) -> None:
         self.path, self.shape, self.dtype, self.start = path, shape, dtype, start
@@ -66,19 +66,19 @@ class Rows:
             try:
                 read = os.preadv(self._number, [whole[place * size : (place + 1) * size]], self.start + row * size)
             except OSError as error:
-                raise UserError(f"{name} cannot be read: {error.strerror}. Fix: check this disk") from None
+                raise UserError(f"{name} cannot be read: {error.strerror}. Fix: check this disk.") from None
             if read != size:
-                raise UserError(f"{name} was cut while it was read. Fix: run the same command again")
+                raise UserError(f"{name} was truncated while it was read. Fix: rerun the command.")
         return np.frombuffer(content, self.dtype).reshape(len(rows), *self.shape[1:])
 
 
 def get(path: Path, shape: tuple[int | None, ...], dtype: DTypeLike, compute: Iterable[NDArray]) -> Rows:
-    """The array in the file `path`; where it is not there, or not as it was written, it is computed and written.
+    """Return the array in the file `path`; compute and write it if the file is missing or invalid.
 
-    shape: None for a side that only the computation knows; compute: gives the rows in parts.
+    shape: None for a side that only the computation knows; compute: yields the rows in parts.
 
     Raises:
-        UserError: the folder cannot be written to, or is full. What was written is deleted again.
+        UserError: the folder is full or not writable. Partial files are deleted.
     """
     clear(path.parent)
     with _writing(path), _locked(path.with_suffix(".lock")):
@@ -87,12 +87,12 @@ def get(path: Path, shape: tuple[int | None, ...], dtype: DTypeLike, compute: It
             _write(path, shape[0] or 0, np.dtype(dtype), compute)
             found = _open(path, shape, np.dtype(dtype))
     if found is None:
-        raise UserError(f"cache={path.parent}: {path.name} does not hold what was written to it. Fix: check this disk")
+        raise UserError(f"cache={path.parent}: {path.name} does not contain the written data. Fix: check this disk.")
     return found
 
 
 def clear(folder: Path) -> None:
-    """Delete temporary files that processes left here which were killed: those whose lock nobody holds."""
+    """Delete temporary files of killed processes: those whose lock is free."""
     with suppress(OSError):
         for path in folder.iterdir():
             if match := _TEMPORARY.fullmatch(path.name):
@@ -102,7 +102,7 @@ def clear(folder: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a lock: several processes want the same features at once. Raises OSError where it is not to be had."""
+    """Hold a lock, since several processes may compute the same features. Raises OSError if it is not available."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -116,12 +116,12 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"cache={path.parent}: features cannot be written: {error.strerror or error}. "
-            "Fix: free space there, or name another folder with cache=FOLDER"
+            "Fix: free space there, or choose another folder with cache=FOLDER."
         ) from None
 
 
 def _open(path: Path, shape: tuple[int | None, ...], dtype: np.dtype) -> Rows | None:
-    """The array, None where it is not there or damaged, which is said."""
+    """Return the array; None if it is missing, or corrupt, which is logged."""
     try:
         file = open_regular(path, "rb")
     except FileNotFoundError:
@@ -130,7 +130,7 @@ def _open(path: Path, shape: tuple[int | None, ...], dtype: np.dtype) -> Rows | 
         found = _verify(path, file, shape, dtype)
     except (ValueError, OSError) as error:
         file.close()
-        log.warning("%s is damaged (%s); it is computed again", path, error)
+        log.warning("%s is corrupt (%s); recomputing it", path, error)
         return None
     return found
 
@@ -139,18 +139,18 @@ def _verify(path: Path, file: IO[bytes], shape: tuple[int | None, ...], dtype: n
     try:
         about = build(About, read_bytes(path.with_suffix(".json")))
     except FileNotFoundError:
-        raise ValueError("it has no .json beside it that says what it holds") from None
+        raise ValueError("no .json beside it") from None
     facts = os.fstat(file.fileno())
     inode = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
     if _verified.get(path) != inode:
         if _sha256(file) != about.sha256:
-            raise ValueError("its hash is not that in its .json")
+            raise ValueError("its hash differs from its .json")
         file.seek(0)
     np.lib.format.read_magic(file)
     actual, by_columns, kind = np.lib.format.read_array_header_1_0(file)
     told = FORMAT, _words(actual), np.dtype(kind).str, about.sha256
     if told != (about.format, about.shape, about.dtype, about.sha256) or by_columns or kind != dtype:
-        raise ValueError("its shape or type is not that in its .json")
+        raise ValueError("its shape or type differs from its .json")
     if len(actual) != len(shape) or any(want not in (None, side) for want, side in zip(shape, actual, strict=True)):
         raise ValueError(f"its shape is {_words(actual)}, not {_words(shape)}")
     start = file.tell()

@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classifier on frozen features. Source: Wu et al., InstDisc (CVPR 2018), section 3.4."""
+"""Weighted k-nearest-neighbor classifier on frozen features. Source: Wu et al., InstDisc (CVPR 2018), section 3.4."""
 
 # n training samples, m test samples, C channels, K classes
 import torch
@@ -7,11 +7,11 @@ from torch.nn import functional as F
 
 from simfle.eval.protocols import Choice, Job, Outcome
 
-CHUNK = 1024  # test samples whose similarities are held at once
+CHUNK = 1024  # test samples per similarity matrix
 
 
 def run(job: Job) -> Outcome:
-    """Choose the number of neighbours on validation. Nothing in it is drawn."""
+    """Select the number of neighbors on validation. Deterministic: uses no random numbers."""
     parts, config = job.parts, job.config.knn
     train, val, test = (job.features(split) for split in (parts.train, parts.val, parts.test))
     labels = torch.from_numpy(parts.train.labels).to(train.device)
@@ -26,9 +26,9 @@ def run(job: Job) -> Outcome:
 
 
 def neighbours(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Cosines and positions [m, k] of the k training samples [n, C] nearest to each test sample [m, C], nearest first.
+    """Return cosines and positions [m, k] of the k training samples [n, C] nearest to each test sample [m, C], sorted.
 
-    All of them where there are fewer than k.
+    Returns all of them if there are fewer than k.
     """
     bank = F.normalize(train, dim=1)
     found = [(chunk @ bank.T).topk(min(k, len(train)), dim=1) for chunk in F.normalize(test, dim=1).split(CHUNK)]
@@ -36,11 +36,11 @@ def neighbours(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def vote(near: Tensor, which: Tensor, labels: Tensor, classes: int, k: int, temperature: float) -> Tensor:
-    """Classes [m] int64: each of the k nearest votes for its own with exp(cosine / temperature).
+    """Return classes [m] int64: each of the k nearest neighbors votes for its class with exp(cosine / temperature).
 
     The first class wins a tie.
     """
-    # The common factor exp(-1 / temperature) keeps the weights at most 1 and changes no order.
+    # The common factor exp(-1 / temperature) keeps the weights at most 1 and does not change the order.
     weights = ((near[:, :k] - 1) / temperature).exp()
     ballots = F.one_hot(labels[which[:, :k]], classes).to(weights.dtype)  # [m, k, K]
     return (weights[:, None] @ ballots)[:, 0].argmax(1)

@@ -1,9 +1,9 @@
-"""Landmarks from frozen feature maps: a 1 x 1 convolution to a heat map and an offset for each point.
+"""Landmarks from frozen feature maps: a 1 x 1 convolution to a heat map and an offset per point.
 
-    point = mean shape + sum over cells of softmax(heat) * (cell centre - middle + offset)
+        point = mean shape + sum over cells of softmax(heat) * (cell center - middle + offset)
 
-(soft-argmax, as in Nibali et al., 2018, with offsets so that it is not bound to the coarse grid). All learning rates
-are trained at once; the one of least normalised mean error (NME) on validation is taken.
+(soft-argmax as in Nibali et al., 2018, with offsets for positions between the cells of the coarse grid). All learning
+rates are trained in parallel; the one with the lowest normalized mean error (NME) on validation is selected.
 """
 
 # n samples, b of a batch, C channels, h x w feature map, P points, R candidates
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 CHUNK = 256  # maps in memory at once
-SMALL = 0.25  # landmarks that fill less of the image's side: the shards are whole photos
+SMALL = 0.25  # below this fraction of the image's side, the shards contain whole photos
 
 
 @dataclass(frozen=True)
 class Points:
-    """The landmarks of one split: rows [n] of it that have them; points [n, P, 2] and size [n, 1, 2] in pixels;
-    unit [n], the normaliser in pixels; maps, of the same n samples."""
+    """Landmarks of one split: rows [n] with landmarks; points [n, P, 2] and size [n, 1, 2] in pixels;
+    unit [n], the normalizer in pixels; maps, of the same n samples."""
 
     rows: Ints
     points: Floats
@@ -46,16 +46,16 @@ class Points:
     maps: Maps
 
     def error(self, found: Floats) -> Floats:
-        """Normalised mean error [n] of points [n, P, 2], given as shares of the image."""
+        """Return the normalized mean error [n] of points [n, P, 2], given as fractions of the image."""
         return np.linalg.norm(found * self.size - self.points, axis=2).mean(1) / self.unit
 
 
 def run(job: Job) -> Outcome:
-    """Fit all learning rates, take the best on validation. `mean_shape` is the error of guessing the mean shape."""
+    """Fit all learning rates and select the best on validation. `mean_shape`: error of predicting the mean shape."""
     train, val, test = (_read(job, split) for split in (job.parts.train, job.parts.val, job.parts.test))
     extent = np.ptp(train.points / train.size, axis=1).mean()
     if extent < SMALL:
-        log.warning("landmarks fill %.0f %% of the images' sides only; build the shards with --crop", 100 * extent)
+        log.warning("landmarks fill only %.0f %% of the images' sides; build the shards with --crop", 100 * extent)
     config = job.config.landmarks
     head = Head(train, config.lrs)
     head.fit(train, job)
@@ -80,26 +80,28 @@ def _read(job: Job, split: Split) -> Points:
 
 
 def normaliser(points: Floats, left: Sequence[int], right: Sequence[int], split: Split) -> Floats:
-    """[n] pixels, from all points [n, P, 2]: the distance between two ends (each the mean of some points), or, with
-    none named, sqrt(width * height) of the face's box (of the box around the points where the shards have none).
+    """Return the normalizer [n] in pixels from all points [n, P, 2]: the distance between two ends (each the mean of
+    some points), or without ends sqrt(width * height) of the face's box (of the points' box if the shards have none).
 
     Raises:
-        UserError: a point beyond those that there are, a face without extent.
+        UserError: a point number out of range, or a face without extent.
     """
     if left:
         if max(*left, *right) >= points.shape[1]:
-            raise UserError(f"normaliser: point {max(*left, *right)} is named, there are {points.shape[1]} from 0 on")
+            raise UserError(
+                f"normaliser: point {max(*left, *right)} does not exist. Fix: choose from 0 to {points.shape[1] - 1}."
+            )
         unit = np.linalg.norm(points[:, list(left)].mean(1) - points[:, list(right)].mean(1), axis=1)
     else:
         found = boxes(split)
         unit = np.sqrt((np.ptp(points, axis=1) if found is None else found).prod(1))
     if (unit <= 0).any():
-        raise UserError(f"normaliser: {split.keys[int(unit.argmin())]} has no extent; name other points")
+        raise UserError(f"normaliser: {split.keys[int(unit.argmin())]} has no extent. Fix: choose other points.")
     return unit
 
 
 class Head:
-    """The layers of all R candidates, from zero: before the first step each predicts the mean shape."""
+    """Layers of all R candidates, initialized with zeros: before the first step each predicts the mean shape."""
 
     def __init__(self, train: Points, lrs: Sequence[float]) -> None:
         first = train.maps[np.arange(1)]
@@ -118,7 +120,7 @@ class Head:
         self.centres = torch.stack([x.flatten(), y.flatten()]) - 0.5  # [2, h w]
 
     def __call__(self, maps: Tensor) -> Tensor:
-        """Maps [b, C, h, w] -> points [R, b, P, 2] as shares of the image."""
+        """Maps [b, C, h, w] -> points [R, b, P, 2] as fractions of the image."""
         cells = (maps.flatten(2) - self.mean) / self.deviation  # [b, C, h w]
         found = torch.stack(list(self.weights))[:, None] @ cells + torch.stack(list(self.biases))[:, None]
         heat, offset = found.unflatten(2, (3, -1)).split([1, 2], dim=2)  # [R, b, 1, P, h w], [R, b, 2, P, h w]
@@ -126,7 +128,7 @@ class Head:
         return self.shape + (heat.softmax(-1) * places).sum(-1).transpose(2, 3)  # [R, b, P, 2]
 
     def fit(self, train: Points, job: Job) -> None:
-        """AdamW on the mean absolute difference, one learning rate for each candidate."""
+        """Train with AdamW on the mean absolute difference, one learning rate per candidate."""
         config = job.config.landmarks
         pairs = zip(self.weights, self.biases, self.lrs, strict=True)
         optimizer = torch.optim.AdamW(
@@ -139,7 +141,7 @@ class Head:
             order = epoch_order(len(targets), job.seed, epoch)
             for start in range(0, len(order), config.batch):
                 chosen = order[start : start + config.batch]
-                # Candidates do not meet: the sum of their losses gives each its own gradient.
+                # Candidates are independent: the sum of their losses gives each its own gradient.
                 loss = (self(train.maps[chosen]) - targets[chosen]).abs().mean((1, 2, 3)).sum()
                 optimizer.zero_grad()
                 loss.backward()
@@ -147,7 +149,7 @@ class Head:
                 schedule.step()
 
     def predict(self, maps: Maps) -> Floats:
-        """Points [R, n, P, 2] as shares of the image."""
+        """Return points [R, n, P, 2] as fractions of the image."""
         with torch.no_grad():
             found = [self(maps[chosen]) for chosen in _chunks(len(maps))]
         return torch.cat(found, dim=1).double().cpu().numpy()
@@ -158,7 +160,7 @@ def _chunks(many: int) -> list[Ints]:
 
 
 def _statistics(maps: Maps) -> tuple[Tensor, Tensor]:
-    """Mean and deviation [C, 1] of each channel, over samples and cells; a deviation of 0 counts as 1."""
+    """Return mean and deviation [C, 1] of each channel over samples and cells; a deviation of 0 becomes 1."""
     sums, cells = [], 0
     for chosen in _chunks(len(maps)):
         part = maps[chosen].double().flatten(2)  # [b, C, h w]

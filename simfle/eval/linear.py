@@ -1,7 +1,7 @@
-"""The linear probe: one fully connected layer on frozen features, trained by SGD. Its recipe is the paper's.
+"""The linear probe: one fully connected layer on frozen features, trained by SGD with the paper's settings.
 
-Random crops and flips in each epoch, so each epoch is a forward pass over the training images; `linear_fast` answers
-the same question with one. The epoch is chosen on validation.
+Random crops and flips in each epoch need a forward pass over the training images per epoch; `linear_fast` needs only
+one. The epoch is selected on validation.
 """
 
 # n training samples, b of a batch, C channels, K classes
@@ -18,14 +18,14 @@ from simfle.eval.config import LinearConfig
 from simfle.eval.features import Augment
 from simfle.eval.protocols import Choice, Job, Outcome
 
-PROBE = 16  # purpose of its random words, see simfle.data.philox
+PROBE = 16  # stream of its random numbers, see simfle.data.philox
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """epoch -> batches of features [b, C] and labels [b]."""
 
 
 def run(job: Job) -> Outcome:
-    """Fit on crops; after every epoch look at whole images."""
+    """Fit on crops, and evaluate complete images after every epoch."""
     parts, config = job.parts, job.config.linear
     val, test = job.features(parts.val), job.features(parts.test)
     layers = linear_probe(_crops(job), job.backbone.card.features, job.classes, len(parts.train), config, job.seed)
@@ -41,7 +41,7 @@ def run(job: Job) -> Outcome:
 def linear_probe(
     batches: Batches, channels: int, classes: int, samples: int, config: LinearConfig, seed: int
 ) -> Iterator[nn.Linear]:
-    """The classifier after each epoch (one object, which goes on learning)."""
+    """Yield the classifier after each epoch (one object, which continues to train)."""
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Linear(channels, classes)
     with torch.no_grad():
@@ -61,12 +61,12 @@ def linear_probe(
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[int64]:
-    """The order [n] of the training samples in an epoch, a pure function of (seed, epoch)."""
+    """Return the order [n] of the training samples in an epoch, a pure function of (seed, epoch)."""
     return permutation(samples, key(seed, PROBE), (epoch, 0, 0))
 
 
 def _crops(job: Job) -> Batches:
-    """Batches of features of randomly cropped and flipped images, fresh ones in every epoch."""
+    """Yield batches of features of randomly cropped and flipped images, with new crops in every epoch."""
     train, config = job.parts.train, job.config.linear
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -80,7 +80,7 @@ def _crops(job: Job) -> Batches:
 
 
 def _rebatched(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """The same rows in batches of `size`, the last one of what is left, whatever parts they come in."""
+    """Regroup rows from parts of any size into batches of `size`; the last batch may be smaller."""
     waiting: list[Tensor] = []
     for part in parts:
         waiting.append(part)

@@ -1,7 +1,7 @@
-"""How good predictions are, and how sure that is.
+"""Metrics of predictions and their confidence intervals.
 
-All metrics are written with a weight for each sample, so that one formula serves the samples as they are (weights 1)
-and bootstrap resamples (how often each was drawn). Kinds of labels and predictions: see `results.Samples`.
+All metrics take a weight per sample, so one formula serves both the samples themselves (weights 1) and bootstrap
+resamples (weight = number of times drawn). Kinds of labels and predictions: see `results.Samples`.
 """
 
 # m test samples, S runs (seeds), K classes, G groups
@@ -17,17 +17,17 @@ Values = NDArray[Any]
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 
-LIMITS = (0.08, 0.10)  # of landmark errors, above which a face counts as failed
-TRIES = 100  # to draw a resample with all classes
+LIMITS = (0.08, 0.10)  # thresholds on landmark errors above which a face is a failure
+TRIES = 100  # attempts to draw a resample with all classes
 MAIN = {VOTES: "cross_entropy", AFFECT: "ccc", LANDMARKS: "nme", CAM: "gain"}
-"""The metric that counts, by kind; of classes it is the benchmark's."""
+"""Primary metric by kind; for classes, the benchmark defines it."""
 LOWER_IS_BETTER = frozenset({"cross_entropy", "kl", "rmse_valence", "rmse_arousal", "nme", "failure_08", "failure_10"})
 
 
 def measure(
     kind: str, labels: Values, predictions: Values, classes: int = 0, weights: Floats | None = None
 ) -> dict[str, float]:
-    """All metrics of one kind, by name. weights: [m]; None: 1 each."""
+    """Return all metrics of one kind by name. weights: [m]; None: all 1."""
     w = np.ones(len(labels)) if weights is None else weights
     if kind == CLASSES:
         return of_confusion(confusion(labels, predictions, classes, w))
@@ -35,13 +35,13 @@ def measure(
 
 
 def confusion(labels: Values, predictions: Values, classes: int, weights: Floats | None = None) -> Floats:
-    """[K, K]: rows are the truth, columns what was predicted."""
+    """Return the confusion matrix [K, K]: rows are true classes, columns predicted ones."""
     return np.bincount(labels * classes + predictions, weights, classes**2).reshape(classes, classes).astype(float)
 
 
 def of_confusion(table: Floats) -> dict[str, float]:
-    """accuracy; balanced_accuracy: mean recall of the classes that occur; macro_f1: mean F1 of the classes that occur
-    or are predicted (F1 = 2 TP / (2 TP + FP + FN)). 0 to 1."""
+    """Return accuracy; balanced_accuracy: mean recall of the classes that occur; macro_f1: mean F1 of the classes that
+    occur or are predicted (F1 = 2 TP / (2 TP + FP + FN)). All from 0 to 1."""
     right, truth, predicted = table.diagonal(), table.sum(1), table.sum(0)
     there, any_of_it = truth > 0, truth + predicted > 0
     return {
@@ -52,7 +52,7 @@ def of_confusion(table: Floats) -> dict[str, float]:
 
 
 def _votes(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
-    """Of distributions [m, K]: cross_entropy and kl in nats, accuracy against the class with the most votes."""
+    """Metrics of distributions [m, K]: cross_entropy and kl in nats, accuracy for the class with the most votes."""
     least = 1e-12
     cross = -(labels * np.log(np.maximum(predictions, least))).sum(1)
     entropy = -(labels * np.log(np.maximum(labels, least))).sum(1)
@@ -65,7 +65,7 @@ def _votes(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
 
 
 def concordance(truth: Floats, found: Floats, w: Floats) -> float:
-    """Lin's concordance correlation coefficient (1989): 2 cov / (var + var + (mean - mean)^2), -1 to 1."""
+    """Return Lin's concordance correlation coefficient (1989): 2 cov / (var + var + (mean - mean)^2), -1 to 1."""
     mean_t, mean_f = np.average(truth, weights=w), np.average(found, weights=w)
     cov = np.average((truth - mean_t) * (found - mean_f), weights=w)
     spread = np.average((truth - mean_t) ** 2, weights=w) + np.average((found - mean_f) ** 2, weights=w)
@@ -74,7 +74,7 @@ def concordance(truth: Floats, found: Floats, w: Floats) -> float:
 
 
 def _affect(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
-    """Of valence and arousal [m, 2]: concordance and root mean squared error of both; ccc is the mean of both."""
+    """Metrics of valence and arousal [m, 2]: concordance and root mean squared error of both; ccc is their mean."""
     found: dict[str, float] = {}
     for place, name in enumerate(("valence", "arousal")):
         truth, guess = labels[:, place], predictions[:, place]
@@ -84,8 +84,8 @@ def _affect(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
 
 
 def _landmarks(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
-    """Of errors [m]: nme, their mean; share of failures; auc, the area below the curve of the share of faces over the
-    error from 0 to the limit, divided by the limit (which is the mean of 1 - error / limit, 0 where it is negative)."""
+    """Metrics of errors [m]: nme, their mean; the fraction of failures; auc, the area below the cumulative error
+    distribution from 0 to the limit, divided by the limit (the mean of max(0, 1 - error / limit))."""
     found = {"nme": float(np.average(predictions, weights=w))}
     for limit in LIMITS:
         name = f"{100 * limit:02.0f}"
@@ -95,16 +95,16 @@ def _landmarks(labels: Floats, predictions: Floats, w: Floats) -> dict[str, floa
 
 
 def _cam(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
-    """Of shares [m]: share, of the energy near landmarks; chance, of the area; gain, the first by the second."""
+    """Metrics of fractions [m]: share, of the energy near landmarks; chance, of the area; gain, share / chance."""
     share, chance = float(np.average(predictions, weights=w)), float(np.average(labels, weights=w))
     return {"gain": share / chance if chance > 0 else 0.0, "share": share, "chance": chance}
 
 
 def draws(groups: Sequence[str], resamples: int, labels: Values | None = None, seed: int = 0) -> Iterator[Floats]:
-    """How often each of m samples is drawn, for each resample, if whole groups are drawn with replacement.
+    """Return the number of times that each of m samples is drawn, per resample, when drawing groups with replacement.
 
-    The images of one person are not independent: as many people as there are, are drawn. labels: [m] classes, all of
-    which a resample has to hold: without a hard class that few people show, a mean over classes would be higher.
+    Images of one person are not independent, so people are drawn, as many as there are. labels: [m] classes, all of
+    which each resample must contain: without a rare difficult class, a mean over classes would be higher.
     """
     names, group = np.unique(np.array(groups), return_inverse=True)
     rng = np.random.default_rng(seed)
@@ -120,14 +120,14 @@ def draws(groups: Sequence[str], resamples: int, labels: Values | None = None, s
 
 
 def classes_of(kind: str, labels: Values) -> Values | None:
-    """The labels, where they are classes."""
+    """Return the labels if they are classes, otherwise None."""
     return labels if kind == CLASSES else None
 
 
 def intervals(
     kind: str, labels: Values, runs: Sequence[Values], groups: Sequence[str], classes: int, resamples: int
 ) -> dict[str, Interval]:
-    """Bootstrap 95 % interval of each metric, averaged over runs (seeds) of predictions [m, ...]."""
+    """Return the bootstrap 95 % interval of each metric, averaged over runs (seeds) of predictions [m, ...]."""
     found: dict[str, list[float]] = {}
     for weights in draws(groups, resamples, classes_of(kind, labels)):
         for name, value in mean([measure(kind, labels, run, classes, weights) for run in runs]).items():
@@ -136,11 +136,11 @@ def intervals(
 
 
 def mean(parts: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Each metric, averaged over runs."""
+    """Return each metric, averaged over runs."""
     return {name: sum(part[name] for part in parts) / len(parts) for name in parts[0]}
 
 
 def bounds(values: Sequence[float]) -> Interval:
-    """What the middle 95 % of resampled values lie between."""
+    """Return the central 95 % interval of resampled values."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

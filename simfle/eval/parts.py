@@ -1,4 +1,4 @@
-"""From a benchmark to the samples that are trained on, chosen on and tested on: once, or once for each fold."""
+"""Select the training, validation and test samples of a benchmark, once or once per fold."""
 
 import itertools
 import logging
@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Parts:
-    """What one classifier is fitted on (train), chosen on (val) and measured on (test); no group is in two of them,
-    unless the shards' own splits share some, which is told."""
+    """Samples to fit (train), select (val) and test (test) one classifier. No group is in two of them, unless the
+    shards' own splits share groups, which is reported."""
 
     train: Split
     val: Split
@@ -25,7 +25,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Data:
-    """The splits of a benchmark as they are in its shards, with the classes that count; about: for the results."""
+    """Splits of a benchmark as they are in its shards, with the selected classes; about: facts for the results."""
 
     benchmark: Benchmark
     train: Split
@@ -35,19 +35,19 @@ class Data:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; () where the set has none."""
+        """Names of the classes; () if the set has none."""
         return self.train.classes
 
     def digest(self) -> list[str]:
-        """Names the samples, wherever the shards lie."""
+        """Identify the samples, independent of the shards' location."""
         return [split.source.digest for split in (self.train, self.val, self.test) if split]
 
 
 def read_data(benchmark: Benchmark) -> Data:
-    """Read the splits of a benchmark; what is left out or differs from the published counts is logged.
+    """Read the splits of a benchmark; log excluded samples and differences to the published counts.
 
     Raises:
-        UserError: see `read_split`; a class missing in a split, fewer than two classes.
+        UserError: see `read_split`; a class is missing in a split, or there are fewer than two classes.
     """
     names = [benchmark.train, benchmark.val, benchmark.test]
     read = {name: read_split(benchmark.shards, name, benchmark.labelled) for name in names if name}
@@ -59,12 +59,15 @@ def read_data(benchmark: Benchmark) -> Data:
         read = {name: name_classes(split, kept) for name, split in read.items()}
     for name, split in read.items():
         if not len(split):
-            raise UserError(f"{benchmark.name}: split {name!r} has no sample of {', '.join(split.classes)}")
+            raise UserError(
+                f"{benchmark.name}: split {name!r} has no sample of {', '.join(split.classes)}. "
+                "Fix: choose another split."
+            )
         if split.unlabelled:
-            log.warning("%s: split %s: %d images without a label are left out", benchmark.name, name, split.unlabelled)
+            log.warning("%s: split %s: %d images without a label are excluded", benchmark.name, name, split.unlabelled)
     for name, count in left_out.items():
         least = benchmark.min_class_count
-        log.warning("%s: class %s is left out: %d images, min_class_count=%d", benchmark.name, name, count, least)
+        log.warning("%s: class %s is excluded: %d images, min_class_count=%d", benchmark.name, name, count, least)
     counts = {name: split.counts() for name, split in read.items()}
     differ = differences(benchmark, counts)
     for line in differ:
@@ -73,16 +76,16 @@ def read_data(benchmark: Benchmark) -> Data:
         log.warning("%s", line)
     train, val, test = (read.get(name) for name in names)
     if train is None:
-        raise UserError(f"{benchmark.name}: train names no split")
+        raise UserError(f"{benchmark.name}: train is empty. Fix: set it to a split.")
     about = {"left_out": left_out, "differs": [*differ, *known], "shards": benchmark.shards, "title": benchmark.title}
     return Data(benchmark, train, val, test, about)
 
 
 def _known(name: str, splits: list[Split]) -> list[str]:
-    """A line for each two splits that share people: numbers are then of people that were seen before."""
-    people = [set(split.groups) - set(split.keys) for split in splits]  # who is not known stands under the key
+    """Return a line for each two splits with common people: their scores are for people seen in training."""
+    people = [set(split.groups) - set(split.keys) for split in splits]  # unknown people have the sample's key
     return [
-        f"{name}: {count} people of split {splits[b].name} are in split {splits[a].name}, too; "
+        f"{name}: {count} people of split {splits[b].name} are also in split {splits[a].name}; "
         "simfle shards split divides by person"
         for a, b in itertools.combinations(range(len(splits)), 2)
         if (count := len(people[a] & people[b]))
@@ -90,10 +93,10 @@ def _known(name: str, splits: list[Split]) -> list[str]:
 
 
 def parts(data: Data, share: float, seed: int) -> Iterator[Parts]:
-    """The parts of each fold (one without folds); train holds `share` of the labels, another subset for each seed.
+    """Return the parts of each fold (or one). train has the fraction `share` of the labels, with a subset per seed.
 
     Raises:
-        UserError: a class is missing where it is needed.
+        UserError: a required class is missing.
     """
     benchmark = data.benchmark
     if data.test is not None:
@@ -109,7 +112,7 @@ def parts(data: Data, share: float, seed: int) -> Iterator[Parts]:
             val = data.val
         else:
             mask = cut(train, benchmark.val_share, "val")
-            train, val = train.only(~mask), train.only(mask)  # noqa: PLW2901 - the rest of it
+            train, val = train.only(~mask), train.only(mask)  # noqa: PLW2901 - the remaining samples
         if share < 1:
             train = train.only(cut(train, share, f"few-{seed}", leave=False))  # noqa: PLW2901
         check_classes(train, "training")
@@ -118,13 +121,13 @@ def parts(data: Data, share: float, seed: int) -> Iterator[Parts]:
         for use, split in (("choices", val), ("testing", test)):
             if not len(split):
                 raise UserError(
-                    f"{benchmark.name}: no sample is left for {use} (split {split.name!r}); give more people"
+                    f"{benchmark.name}: no sample is left for {use} (split {split.name!r}). Fix: add people."
                 )
         yield Parts(train, val, test)
 
 
 def describe(data: Data, found: list[Parts]) -> dict[str, Any]:
-    """Counts for the results: samples, people and classes of each part, over all folds together."""
+    """Return counts for the results: samples, people and classes of each part, over all folds together."""
     about = dict(data.about)
     for name in ("train", "val", "test"):
         splits = [getattr(each, name) for each in found]

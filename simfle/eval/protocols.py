@@ -1,4 +1,4 @@
-"""What every protocol is given and gives back, and the protocols by name."""
+"""Inputs and outputs of all protocols, and the protocols by name."""
 
 # m test samples, K classes
 import math
@@ -24,10 +24,10 @@ from simfle.eval.splits import Split
 
 @dataclass(frozen=True)
 class Job:
-    """One classifier (or regressor) to fit and measure: `parts` of one fold, with one seed.
+    """One classifier (or regressor) to fit and test: `parts` of one fold, with one seed.
 
-    weights: the digest of the backbone's tensors, by which computed features are found again; part: of the
-    configuration, that the protocol reads; metric: of the benchmark.
+    weights: digest of the backbone's tensors, the key of its cached features; part: section of the
+    configuration that the protocol reads; metric: of the benchmark.
     """
 
     backbone: Backbone
@@ -43,22 +43,22 @@ class Job:
 
     @property
     def classes(self) -> int:
-        """K."""
+        """Number of classes K."""
         return len(self.parts.train.classes)
 
     def features(self, split: Split) -> Tensor:
-        """Features [n, C] of a split, un-augmented, on the device."""
+        """Return features [n, C] of a split, unaugmented, on the device."""
         return self.extractor.pooled(self.backbone, split, self.weights)
 
     def score(self, split: Split, predictions: NDArray[np.int64]) -> float:
-        """The benchmark's metric of predicted classes [n]."""
+        """Return the benchmark's metric of predicted classes [n]."""
         return metrics.measure(CLASSES, split.labels, predictions, self.classes)[self.metric]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one job. labels, predictions: [m, ...], see `results.Samples`; kept: which test samples [m] have a label of
-    this kind (None: all); chosen: what was chosen on validation; best_on_test: the best epoch or candidate there."""
+    """Outputs of one job. labels, predictions: [m, ...], see `results.Samples`; kept: which test samples [m] have a
+    label of this kind (None: all); chosen: the selection on validation; best_on_test: the best on test."""
 
     labels: Values
     predictions: Values
@@ -69,9 +69,9 @@ class Outcome:
 
 @dataclass
 class Choice:
-    """Of epochs or candidates, the best on validation, whose predictions count, and the best on the test samples.
+    """Best epoch or candidate on validation, whose predictions are used, and the best one on the test samples.
 
-    The first of equals wins. metric: its name; lower: whether less of it is better.
+    The first of equals wins. metric: its name; lower: whether a lower value is better.
     """
 
     metric: str
@@ -81,26 +81,27 @@ class Choice:
     predictions: Values = field(default_factory=lambda: np.empty(0))
 
     def look(self, what: dict[str, Any], on_val: float, on_test: float, predictions: Values) -> None:
-        """Consider one more: what it is, its scores, what it predicts of the test samples [m, ...]."""
+        """Add a candidate: its description, its scores and its predictions of the test samples [m, ...]."""
         if self._beats(on_val, self.chosen):
             self.chosen, self.predictions = {**what, self.metric: on_val}, predictions
         if self._beats(on_test, self.on_test):
             self.on_test = {**what, self.metric: on_test}
 
     def _beats(self, score: float, best: dict[str, Any]) -> bool:
-        if not best or math.isnan(best[self.metric]):  # nothing is worse than a candidate that diverged
+        if not best or math.isnan(best[self.metric]):  # any candidate beats one that diverged
             return True
         return score < best[self.metric] if self.lower else score > best[self.metric]
 
     def outcome(self, labels: Values, kept: NDArray[np.int64] | None = None) -> Outcome:
-        """What is reported."""
+        """Return the result to report."""
         return Outcome(labels, self.predictions, self.chosen, self.on_test, kept)
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """kind: what it predicts; module: its file, with `run(job) -> Outcome`; part: of the configuration that it reads;
-    seeded: whether a seed changes anything where all labels are used."""
+    """kind: type of prediction; module: a file with `run(job) -> Outcome`; part: section of the configuration;
+    seeded:
+    whether a seed has an effect when all labels are used."""
 
     kind: str
     module: str
@@ -108,7 +109,7 @@ class Protocol:
     seeded: bool = True
 
     def run(self, job: Job) -> Outcome:
-        """Fit and measure."""
+        """Fit and test."""
         function: Callable[[Job], Outcome] = import_module(f"simfle.eval.{self.module}").run
         return function(job)
 
@@ -124,18 +125,20 @@ PROTOCOLS = {
     "affect": Protocol(AFFECT, "affect", "affect", seeded=False),
     "votes": Protocol(VOTES, "votes", "fast"),
 }
-"""scratch is `finetune` of a randomly initialised backbone, with settings of its own."""
+"""scratch is `finetune` of a randomly initialized backbone, with its own settings."""
 
 
 def parse(word: str) -> tuple[str, float]:
-    """finetune@0.01 -> ("finetune", 0.01). Raises UserError: unknown, or a share out of (0, 1]."""
+    """Parse finetune@0.01 to ("finetune", 0.01). Raises UserError if it is unknown or not in (0, 1]."""
     name, _, text = word.partition("@")
     if name not in PROTOCOLS:
-        raise UserError(f"protocols: {name!r} is unknown; there are: {', '.join(PROTOCOLS)}")
+        raise UserError(f"protocols={name}: unknown. Fix: choose from {', '.join(PROTOCOLS)}.")
     try:
         share = float(text) if text else 1.0
     except ValueError:
         share = 0.0
     if not 0 < share <= 1:
-        raise UserError(f"protocols: {word!r} asks for a share of the labels that is not above 0 and at most 1")
+        raise UserError(
+            f"protocols={word}: the fraction of labels is out of range. Fix: choose more than 0 and at most 1."
+        )
     return name, share

@@ -1,9 +1,9 @@
-"""The store of results: one JSON file for each backbone, benchmark, protocol and seed, whole or not there.
+"""Store of results: one JSON file per backbone, benchmark, protocol and seed, written atomically.
 
     OUT/<backbone>/<benchmark>/<protocol>/seed-<n>.json
 
-A file holds what is needed to get its numbers again and, of each test sample, its label and what was predicted: from
-these, intervals, confusion matrices and paired tests are computed later, without evaluating anything again.
+A file holds everything needed to reproduce its numbers, and the label and prediction of each test sample. Intervals,
+confusion matrices and paired tests are computed from these later, without another evaluation.
 """
 
 # m test samples, K classes
@@ -24,28 +24,28 @@ from simfle.errors import UserError
 
 FORMAT = 2
 NOT_MEASURED = ("checksum", "command", "config", "seconds")
-MOST = 1e100  # of any number: squares and sums stay finite
+MOST = 1e100  # limit of any number, which keeps squares and sums finite
 TYPES = {
     **dict.fromkeys(("backbone", "metrics", "data", "settings", "config", "versions"), dict),
     **dict.fromkeys(("benchmark", "protocol", "kind", "metric", "identity"), str),
     **{"seed": int, "classes": list, "command": list},
 }
-# What a protocol predicts of a sample, see `Samples`.
+# Type of a sample's prediction, see `Samples`.
 CLASSES, VOTES, AFFECT, LANDMARKS, CAM = "classes", "votes", "affect", "landmarks", "cam"
 
 
 @dataclass(frozen=True)
 class Samples:
-    """The test samples, m of each list; in folds, those of all folds.
+    """Test samples, m in each list; with folds, those of all folds.
 
-    keys: names in the shards; groups: the person (or film, or photo), the key where it is not known.
-    By the kind of result, labels and predictions are
+    keys: names in the shards; groups: the person (or film, or photo), or the key if unknown.
+    Labels and predictions by kind of result:
 
     - classes: positions in `classes` | the same;
     - votes: distributions over the classes [m, K] | the same;
     - affect: valence and arousal [m, 2] | the same;
-    - landmarks: the normaliser in pixels [m] | the normalised mean error [m];
-    - cam: the share of the image near landmarks [m] | the share of the activation's energy there [m].
+    - landmarks: the normalizer in pixels [m] | the normalized mean error [m];
+    - cam: the fraction of the image near landmarks [m] | the fraction of the activation's energy there [m].
     """
 
     keys: list[str]
@@ -58,16 +58,16 @@ class Samples:
 class Result:
     """One evaluated unit.
 
-    backbone: id (its folder below OUT), kind (online, target, random, or what its card says), model (timm's name),
-    sha256 (of the file of weights, or of the tensors), file, card, calibrated (see `backbones.calibrate`).
-    benchmark: its name; protocol: with the share of the labels if not all are used (finetune@0.01).
-    kind: what is predicted; classes: names, () where there are none.
-    metric: the one that counts; metrics: of the test samples, for what was chosen on validation, by name.
-    chosen: what was chosen on validation (one entry a fold) and the metric there. best_on_test: the papers' habit, the
-    best epoch or candidate *on the test samples*: for comparison with published tables only, no measure of anything.
-    data: counts of the splits, chance, classes left out, differences to the published counts and people shared by
-    splits. settings: of protocol and benchmark, size, data, decoders; identity: a digest of all that decides the
-    numbers. seconds: of computing.
+    backbone: id (its folder below OUT), kind (online, target, random, or the card's), model (timm's name), sha256 (of
+    the weights file, or of the tensors), file, card, calibrated (see `backbones.calibrate`).
+    benchmark: its name; protocol: with the fraction of labels if not all are used (finetune@0.01).
+    kind: type of prediction; classes: names, () if there are none.
+    metric: the primary one; metrics: on the test samples, for the candidate selected on validation, by name.
+    chosen: the selection on validation (one entry per fold) and its metric there. best_on_test: the best epoch or
+    candidate selected *on the test samples*: optimistic, only for comparison with published tables.
+    data: counts of the splits, chance, excluded classes, differences to the published counts and people shared by
+    splits. settings: of protocol and benchmark, size, data, decoders; identity: digest of all inputs that affect the
+    numbers. seconds: computing time.
     """
 
     backbone: dict[str, Any]
@@ -94,15 +94,15 @@ class Result:
 
     @property
     def score(self) -> float:
-        """The metric that counts."""
+        """Value of the primary metric."""
         return float(self.metrics[self.metric])
 
     def labels(self) -> NDArray[np.float64]:
-        """Labels as an array; integers where they are classes."""
+        """Labels as an array; integers if they are classes."""
         return _array(self.samples.labels, self.kind)
 
     def predictions(self) -> NDArray[np.float64]:
-        """Predictions as an array; integers where they are classes."""
+        """Predictions as an array; integers if they are classes."""
         return _array(self.samples.predictions, self.kind)
 
 
@@ -111,23 +111,23 @@ def _array(values: list[Any], kind: str) -> NDArray[Any]:
 
 
 def result_path(out: Path, backbone: str, benchmark: str, protocol: str, seed: int) -> Path:
-    """Where a unit's file lies."""
+    """Return the path of a unit's file."""
     return out / backbone / benchmark / protocol / f"seed-{seed}.json"
 
 
 def digest(values: Any) -> str:
-    """16 hexadecimal digits that name plain values."""
+    """Return a digest of plain values: 16 hexadecimal digits."""
     return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def write_result(out: Path, result: Result) -> Path:
-    """Write a result to its place below `out`, atomically; returns the file."""
+    """Write a result to its path below `out` atomically and return the path."""
     path = result_path(out, result.backbone["id"], result.benchmark, result.protocol, result.seed)
     content = {name: value for name, value in asdict(result).items() if name != "path"}
     samples = content.pop("samples")
     content = redacted(content)
     content["checksum"] = _checksum({**content, "samples": samples})
-    # One line for each of the long lists: the rest stays readable.
+    # One line per long list keeps the rest readable.
     text = to_json(content, indent=1)[:-2] + ',\n "samples": {\n'
     text += ",\n".join(f'  "{name}": {json.dumps(values, separators=(",", ":"))}' for name, values in samples.items())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,18 +136,17 @@ def write_result(out: Path, result: Result) -> Path:
 
 
 def _checksum(content: dict[str, Any]) -> str:
-    """A digest of what was measured; how it was asked for and how long it took do not count."""
+    """Return a digest of the measurement, without its command and duration."""
     return digest(json.loads(json.dumps({name: content[name] for name in content if name not in NOT_MEASURED})))
 
 
 def read_result(path: Path) -> Result:
-    """Read one file. Raises UserError: missing, another format version, damaged."""
+    """Read one file. Raises UserError if it is missing, corrupt or of another format version."""
     try:
         content = parse_object(read_bytes(path))
         if content.get("format") != FORMAT:
             raise UserError(
-                f"results: {path} has format {content.get('format')}, this program reads {FORMAT}; remove it and "
-                "evaluate again"
+                f"results: {path} has format {content.get('format')}, not {FORMAT}. Fix: delete it and evaluate again."
             )
         told = content.pop("checksum", None)
         checksum = _checksum(content)
@@ -156,17 +155,17 @@ def read_result(path: Path) -> Result:
             raise ValueError("its lists of samples differ in length")  # noqa: TRY301
         result = Result(**content, samples=samples, path=path)
         check(result)
-        if told not in (None, checksum):  # files of earlier versions have none
-            raise ValueError("a value in it was changed after it was written")  # noqa: TRY301
+        if told not in (None, checksum):  # missing in files of earlier versions
+            raise ValueError("a value was changed after it was written")  # noqa: TRY301
         return result  # noqa: TRY300
     except FileNotFoundError:
-        raise UserError(f"results: {path} does not exist; make it with simfle evaluate") from None
+        raise UserError(f"results: {path} does not exist. Fix: run simfle evaluate.") from None
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError, OSError) as error:
-        raise UserError(f"results: {path} is damaged ({error}); remove it and evaluate again") from None
+        raise UserError(f"results: {path} is corrupt ({error}). Fix: delete it and evaluate again.") from None
 
 
 def check(result: Result) -> None:
-    """Raise a ValueError that names the first field that is not what `Result` says."""
+    """Raise ValueError for the first field that does not match `Result`."""
     for name, kind in TYPES.items():
         if type(getattr(result, name)) is not kind:
             raise ValueError(f"{name} is not of type {kind.__name__}")
@@ -179,9 +178,9 @@ def check(result: Result) -> None:
     numbers = {"metrics": result.metrics, "best_on_test": result.best_on_test}
     wrong += [name for name, values in numbers.items() if values is not None and not _finite(values.get(result.metric))]
     if wrong:
-        raise ValueError(f"{wrong[0]} does not hold what it should")
+        raise ValueError(f"{wrong[0]} has an invalid value")
     if not result.samples.keys or not isinstance(result.data.get("test", {}), dict):
-        raise ValueError("it has no samples, or does not tell of them")
+        raise ValueError("it has no samples, or no counts of them")
     labels, predictions = result.labels(), result.predictions()
     columns = {CLASSES: (), VOTES: (len(result.classes),), AFFECT: (2,), LANDMARKS: (), CAM: ()}[result.kind]
     for name, values in (("labels", labels), ("predictions", predictions)):
@@ -196,14 +195,14 @@ def _finite(value: Any) -> bool:
 
 
 def read_results(folders: Iterable[str | Path]) -> list[Result]:
-    """All results below some folders (OUT of an evaluation, or a run), by path.
+    """Read all results below some folders (OUT of an evaluation, or a run), sorted by path.
 
     Raises:
-        UserError: a folder is missing; a file is damaged or of another format.
+        UserError: a folder is missing, or a file is corrupt or of another format.
     """
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise UserError(f"results: {folder} is not a folder; name one that simfle evaluate wrote to")
+            raise UserError(f"results: {folder} is not a folder. Fix: name an output folder of simfle evaluate.")
         found |= {path.resolve(): path for path in sorted(folder.rglob("seed-*.json"))}
     return [read_result(path) for path in found.values()]

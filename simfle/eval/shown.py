@@ -1,4 +1,4 @@
-"""A summary as tables for a terminal or a notebook."""
+"""Print a summary as tables for a terminal or a notebook."""
 
 from typing import TYPE_CHECKING
 
@@ -11,12 +11,12 @@ from simfle.console import Console
 if TYPE_CHECKING:
     from simfle.eval.summary import Summary
 
-FEW = 20  # people, below which drawing them anew says too little of others
-WIDTH = 160  # characters, where no terminal says how wide it is
+FEW = 20  # below this number of people, bootstrapping them is unreliable
+WIDTH = 160  # characters, without a terminal
 
 
 def text(summary: "Summary") -> str:
-    """The tables without colours."""
+    """Return the tables without colors."""
     console = Console(width=WIDTH, color_system=None)
     with console.capture() as found:
         console.print(tables(summary))
@@ -24,11 +24,11 @@ def text(summary: "Summary") -> str:
 
 
 def tables(summary: "Summary") -> Group:
-    """A table of each benchmark, and one of the paired tests."""
+    """Return a table per benchmark, and one of the paired tests."""
     made: list[Table | str] = []
     for benchmark in dict.fromkeys(row.benchmark for row in summary.table):
         rows = [row for row in summary.table if row.benchmark == benchmark]
-        table = Table(title=f"{escape(benchmark)}: chosen on validation, measured on {rows[0].samples} test images")
+        table = Table(title=f"{escape(benchmark)}: selected on validation, tested on {rows[0].samples} images")
         for name in ("protocol", "metric", "backbone", "seeds"):
             table.add_column(name)
         for name in ("score", "95 % interval", "best on test*"):
@@ -42,13 +42,11 @@ def tables(summary: "Summary") -> Group:
         made.append(table)
         people = rows[0].people
         if people is not None and people < FEW:
-            made.append(
-                f"only {people} people in this test: intervals over so few are too narrow, one person's is a point"
-            )
-    made.append("* the papers' habit: the best epoch or candidate on the test images. For comparison only.")
+            made.append(f"only {people} people in this test set: intervals over so few people are too narrow")
+    made.append("* best epoch or candidate selected on the test split: optimistic. For comparison only.")
     if summary.comparisons:
         pairs = Table(title="differences on the same test images (paired, by person where known)")
-        for name in ("benchmark", "protocol", "first", "less second"):
+        for name in ("benchmark", "protocol", "first", "baseline"):
             pairs.add_column(name)
         for name in ("difference", "95 % interval", "p"):
             pairs.add_column(name, justify="right")

@@ -1,7 +1,7 @@
-"""Splits of labelled shards: which samples, which classes, and what is cut off for choices, tests and few labels.
+"""Splits of labeled shards: samples, classes, and subsets held out for validation, tests and few labels.
 
-Every cut is a pure function of the group names (people, films, photos) and a word, stratified by class, and never
-divides a group.
+Every subset is a pure function of the group names (people, films, photos) and a word, is stratified by class, and
+keeps groups complete.
 """
 
 # n samples, K classes, G groups
@@ -23,7 +23,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Source:
-    """One split of shards as read: n samples with their place in `corpus` (ids, shards, samples: [n])."""
+    """One split of shards: n samples with their location in `corpus` (ids, shards, samples: [n])."""
 
     name: str
     corpus: Corpus
@@ -33,7 +33,7 @@ class Source:
 
     @cached_property
     def digest(self) -> str:
-        """Names the samples and their content, wherever the shards lie."""
+        """Identify the samples and their content, independent of the shards' location."""
         return digest([self.corpus.digest(), self.name, hashlib.blake2b(self.ids.tobytes(), digest_size=8).hexdigest()])
 
     def __len__(self) -> int:
@@ -42,10 +42,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Split:
-    """Samples of a source.
+    """Selected samples of a source.
 
-    rows: [n], positions in `source`; labels: [n], positions in `classes` (0 where the set has no classes); keys,
-    groups: n names (the group is the key where none is known); unlabelled: how many were passed over in reading.
+    rows: [n], positions in `source`; labels: [n], positions in `classes` (0 if the set has no classes); keys,
+    groups: n names (the key replaces an unknown group); unlabelled: number of samples skipped for lack of a label.
     """
 
     name: str
@@ -62,11 +62,11 @@ class Split:
 
     @property
     def ids(self) -> Ints:
-        """Global ids [n]."""
+        """Return the global ids [n]."""
         return self.source.ids[self.rows]
 
     def only(self, chosen: Ints | Flags) -> "Split":
-        """Some of its samples, in the given order (or those that a mask marks)."""
+        """Return some of its samples, in the given order (or those selected by a mask)."""
         picked = np.nonzero(chosen)[0] if chosen.dtype == bool else chosen
         return replace(
             self,
@@ -77,26 +77,26 @@ class Split:
         )
 
     def counts(self) -> dict[str, int]:
-        """Samples of each class."""
+        """Return the number of samples of each class."""
         found = np.bincount(self.labels, minlength=len(self.classes)).tolist()
         return dict(zip(self.classes, found, strict=True)) if self.classes else {"": len(self)}
 
     def people(self) -> int | None:
-        """How many groups; None where the shards do not say."""
+        """Return the number of groups; None if the shards do not define any."""
         return len(set(self.groups)) if self.groups != self.keys else None
 
     def meta(self, position: int) -> dict:
-        """What the shards know of the sample at a position of this split."""
+        """Return the metadata of the sample at a position of this split."""
         row = self.rows[position]
         return self.source.corpus.meta(int(self.source.shards[row]), int(self.source.samples[row]))
 
 
 def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Split:
-    """Read a split: its labelled samples, or all of them without labels.
+    """Read a split: its labeled samples, or all of them without labels.
 
     Raises:
-        UserError: shards missing or damaged, unknown split (those there are named), no label in it, a label beyond
-            those that the manifest names.
+        UserError: shards are missing or corrupt; unknown split (the existing ones are listed); no label in it; a label
+                outside of the manifest's.
     """
     corpus = Corpus(folders, [name])
     classes = corpus.labels if labelled else ()
@@ -109,20 +109,21 @@ def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Spli
                 unlabelled += 1
                 continue
             key = corpus.key(shard, sample)
-            while key in taken:  # of another folder: names are unique within one
+            while key in taken:  # from another folder: names are unique within one
                 key = f"{corpus.places.index(corpus.shards[shard][0]) + 1}: {key}"
             taken.add(key)
             if labelled and not 0 <= label < len(classes):
                 raise UserError(
-                    f"shards: {corpus.tar(shard)}: {key} has label {label}, the manifest names {len(classes)}"
+                    f"shards: {corpus.tar(shard)}: {key} has label {label}, but the manifest has {len(classes)}. "
+                    "Fix: rebuild the shards."
                 )
             rows.append((first + sample, shard, sample, label))
             keys.append(key)
             groups.append(str(corpus.meta(shard, sample).get("group") or key))
     if not rows:
         raise UserError(
-            f"shards: split {name!r} of {', '.join(map(str, folders))} has no labels; build the shards from class "
-            "folders or with a label column"
+            f"shards: split {name!r} of {', '.join(map(str, folders))} has no labels. Fix: build the shards from class "
+            "folders or with a label column."
         )
     ids, shards, samples, labels = np.array(rows, dtype=np.int64).T
     source = Source(name, corpus, ids, shards, samples)
@@ -130,12 +131,12 @@ def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Spli
 
 
 def name_classes(split: Split, names: Sequence[str]) -> Split:
-    """Only the samples of the named classes, numbered in that order. Raises UserError for a name that is not there."""
+    """Select samples of the named classes, numbered in that order. Raises UserError for an unknown name."""
     absent = [name for name in names if name not in split.classes]
     if absent:
         raise UserError(
-            f"shards: no class {absent[0]!r} among the labels of split {split.name!r} ({', '.join(split.classes)}); "
-            "build them with --labels or list the classes as the shards name them"
+            f"shards: no class {absent[0]!r} among the labels of split {split.name!r} ({', '.join(split.classes)}). "
+            "Fix: build them with --labels, or use the shards' class names."
         )
     position = np.full(len(split.classes), -1)
     for place, name in enumerate(names):
@@ -145,10 +146,10 @@ def name_classes(split: Split, names: Sequence[str]) -> Split:
 
 
 def frequent_classes(splits: Sequence[Split], least: int) -> tuple[list[str], dict[str, int]]:
-    """Names of the classes with at least `least` samples in all splits together, and the counts of the others.
+    """Return the names of the classes with at least `least` samples in all splits together, and the others' counts.
 
     Raises:
-        UserError: fewer than two classes stay.
+        UserError: fewer than two classes remain.
     """
     total: dict[str, int] = {}
     for split in splits:
@@ -157,25 +158,27 @@ def frequent_classes(splits: Sequence[Split], least: int) -> tuple[list[str], di
     kept = [name for name, count in total.items() if count >= least]
     if len(kept) < 2:
         words = ", ".join(kept) or "none"
-        raise UserError(f"shards: at least two classes are needed, there is {words} (min_class_count={least})")
+        raise UserError(
+            f"min_class_count={least}: at least two classes are needed, found {words}. Fix: lower it or add images."
+        )
     return kept, {name: count for name, count in total.items() if name not in kept}
 
 
 def check_classes(split: Split, use: str) -> None:
-    """Raise a UserError that names the first class without a sample in what is to be used for `use`."""
+    """Raise UserError for the first class without a sample, where `use` needs one."""
     for name, count in split.counts().items():
         if not count:
             raise UserError(
-                f"shards: no {name or 'sample'!r} in split {split.name!r} for {use}; leave the class out (classes, "
-                "min_class_count) or give more people"
+                f"shards: no {name or 'sample'!r} in split {split.name!r} for {use}. Fix: exclude the class (classes, "
+                "min_class_count) or add people."
             )
 
 
 def cut(split: Split, share: float, word: str, *, leave: bool = True) -> Flags:
-    """Which samples [n] belong to a cut of so large a share of each class, by whole groups.
+    """Select the samples [n] of a subset with a fraction of each class, by complete groups.
 
-    Classes are served from the rarest on, each from the groups in the order of a hash of `word` and their names, until
-    it has its share (rounded, at least one sample). leave: never take the last group of a class.
+    Classes are filled from the rarest on, each from groups in the order of a hash of `word` and their names, up to
+    its fraction (rounded, at least one sample). leave: never take the last group of a class.
     """
     names, group = np.unique(np.array(split.groups), return_inverse=True)
     table = np.zeros((len(names), max(1, len(split.classes))), np.int64)  # [G, K] samples
@@ -196,10 +199,10 @@ def cut(split: Split, share: float, word: str, *, leave: bool = True) -> Flags:
 
 
 def folds(split: Split, count: int) -> list[Flags]:
-    """Masks [n] of `count` parts: groups in the order of their names are dealt out in turn."""
+    """Return masks [n] of `count` parts: groups in the order of their names are assigned in turn."""
     names, group = np.unique(np.array(split.groups), return_inverse=True)
     if len(names) < count:
-        raise UserError(f"shards: {count} folds cannot be cut from {len(names)} people in split {split.name!r}")
+        raise UserError(f"shards: folds={count}: split {split.name!r} has only {len(names)} people. Fix: lower it.")
     return [group % count == fold for fold in range(count)]
 
 

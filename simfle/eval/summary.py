@@ -1,6 +1,6 @@
-"""The table over all results: one row for each backbone, benchmark and protocol, seeds averaged; and paired tests.
+"""Table of all results: one row per backbone, benchmark and protocol, averaged over seeds; and paired tests.
 
-Everything in it is computed from the files of the store, none of which it changes.
+Everything is computed from the files of the store, which are not changed.
 """
 
 import itertools
@@ -28,9 +28,9 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Row:
-    """Of one backbone by one protocol on one benchmark: metrics averaged over seeds; spread: standard deviation of the
-    one that counts over seeds; interval: 95 %, over groups of test samples; best_on_test: see `Result`;
-    samples, people: of the test, people None where they are not known."""
+    """One backbone, protocol and benchmark. metrics: averaged over seeds; spread: standard deviation of the primary
+    metric over seeds; interval: 95 %, over groups of test samples; best_on_test: see `Result`; samples, people: of the
+    test set, people None if unknown."""
 
     id: str
     kind: str
@@ -50,7 +50,7 @@ class Row:
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """What was asked for, with what it was computed, and all results in two tables, which `print` shows."""
+    """Request, versions, and all results in two tables, which `print` shows."""
 
     command: list[str]
     config: dict[str, Any]
@@ -68,9 +68,9 @@ class Summary:
 
 
 def apart(results: Sequence[Result]) -> list[Result]:
-    """The same; where one benchmark's name stands for several sets of data, each has a name of its own.
+    """Return results with a distinct benchmark name per data set, if several data sets share a name.
 
-    That is the name of their shards' folder, or where two share it, four digits of the data's hash.
+    The name is that of the shards' folder; if two share that too, four digits of the data's hash are added.
     """
     sets: dict[str, dict[str, str]] = {}  # benchmark -> digest of its data -> folder
     for result in results:
@@ -87,38 +87,41 @@ def apart(results: Sequence[Result]) -> list[Result]:
 
 
 def _data(result: Result) -> str:
-    """A digest of the samples that it was fitted and measured on."""
+    """Return a digest of the training and test samples."""
     return digest(result.settings.get("data"))
 
 
 def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result]]:
-    """(benchmark, protocol, backbone id) -> its seeds, in the order in which they come; see `apart`.
+    """(benchmark, protocol, backbone id) -> its seeds in input order; see `apart`.
 
     Raises:
-        UserError: two seeds are of another kind, of other classes, metrics or settings.
+        UserError: two seeds differ in kind, classes, metrics or settings.
     """
     found: dict[tuple[str, str, str], list[Result]] = {}
     for result in apart(results):
         seeds = found.setdefault((result.benchmark, result.protocol, result.backbone["id"]), [])
         for name in ("kind", "classes", "metric"):
             if seeds and getattr(seeds[0], name) != getattr(result, name):
-                raise UserError(f"results: {seeds[0].path} and {result.path} differ in {name}; they do not go together")
+                raise UserError(
+                    f"results: {seeds[0].path} and {result.path} differ in {name}. "
+                    "Fix: evaluate both again or move one away."
+                )
         if seeds and (name := _different(_how(seeds[0]), _how(result))):
             raise UserError(
-                f"results: {seeds[0].path} and {result.path} differ in {name}: a mean over them would be of neither; "
-                "evaluate all seeds with the same settings, or move one of the files away"
+                f"results: {seeds[0].path} and {result.path} differ in {name}, so they cannot be averaged. "
+                "Fix: evaluate all seeds with the same settings, or move one of the files away."
             )
         seeds.append(result)
     return found
 
 
 def _how(result: Result) -> dict[str, Any]:
-    """How it was measured, whatever its seed."""
+    """Return the measurement's settings except the seed."""
     return {**result.settings, "calibrated": result.backbone.get("calibrated")}
 
 
 def _different(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """The first setting in which two differ, with its values; "" where they are equal, as they stand in files."""
+    """Return the first setting that differs, with both values as stored in files; "" if all are equal."""
     first, second = (flatten(json.loads(json.dumps(each))) for each in (one, other))
     for name in sorted(first.keys() | second.keys()):
         if first.get(name) != second.get(name):
@@ -127,7 +130,7 @@ def _different(one: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def rows(results: Sequence[Result], resamples: int = 1000) -> list[Row]:
-    """The table. Seeds of one backbone are measured on the same samples, or their interval is that of the first."""
+    """Return the table. If seeds of one backbone have different samples, the interval is that of the first."""
     return [_row(seeds, resamples) for seeds in grouped(results).values()]
 
 
@@ -139,7 +142,9 @@ def _row(seeds: Sequence[Result], resamples: int) -> Row:
     runs = [result.predictions() for result in same]
     found = intervals(first.kind, first.labels(), runs, first.samples.groups, len(first.classes), resamples)
     if first.metric not in found:
-        raise UserError(f"results: {first.path}: {first.metric!r} is no metric of {first.kind}; evaluate again")
+        raise UserError(
+            f"results: {first.path}: {first.metric!r} is not a metric of {first.kind}. Fix: evaluate again."
+        )
     return Row(
         first.backbone["id"],
         first.backbone["kind"],
@@ -159,14 +164,14 @@ def _row(seeds: Sequence[Result], resamples: int) -> Row:
 
 
 def _means(seeds: Sequence[Result]) -> dict[str, float]:
-    """Of the metrics that all seeds have."""
+    """Average the metrics that all seeds have."""
     numbers = [{name: value for name, value in each.metrics.items() if isinstance(value, float)} for each in seeds]
     names = [name for name in numbers[0] if all(name in each for each in numbers)]
     return mean([{name: each[name] for name in names} for each in numbers])
 
 
 def comparisons(results: Sequence[Result], resamples: int = 1000) -> list[Comparison]:
-    """All pairs of backbones on one benchmark by one protocol, a random one always second."""
+    """Compare all pairs of backbones on one benchmark and protocol; a random backbone is always second."""
     by_place: dict[tuple[str, str], list[list[Result]]] = {}
     for (benchmark, protocol, _), seeds in grouped(results).items():
         by_place.setdefault((benchmark, protocol), []).append(seeds)
@@ -180,28 +185,30 @@ def comparisons(results: Sequence[Result], resamples: int = 1000) -> list[Compar
 
 
 def summarise(results: Sequence[Result], command: list[str], config: dict[str, Any], resamples: int = 1000) -> Summary:
-    """All that a summary holds."""
+    """Return everything that a summary contains."""
     table, pairs = rows(results, resamples), comparisons(results, resamples)
     return Summary(command, config, versions(), git_revision(), table, pairs)
 
 
 def write_summary(path: Path, summary: Summary) -> None:
-    """Write a summary atomically, making the folder if need be. Raises UserError where that cannot be done."""
+    """Write a summary atomically and create its folder if needed. Raises UserError if it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, (to_json(asdict(summary), indent=1) + "\n").encode())
     except OSError as error:
-        raise UserError(f"summary: {path} cannot be written: {error.strerror}") from None
+        raise UserError(
+            f"summary: {path} cannot be written: {error.strerror}. Fix: free space or choose another folder."
+        ) from None
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Read a summary as plain values. Raises UserError: missing, another format version, damaged."""
+    """Read a summary as plain values. Raises UserError if it is missing, corrupt or of another format version."""
     try:
         content = parse_object(read_bytes(path))
     except FileNotFoundError:
-        raise UserError(f"results: {path} does not exist; make it with simfle evaluate") from None
+        raise UserError(f"results: {path} does not exist. Fix: run simfle evaluate.") from None
     except (ValueError, OSError) as error:
-        raise UserError(f"results: {path} is damaged ({error}); evaluate again") from None
+        raise UserError(f"results: {path} is corrupt ({error}). Fix: evaluate again.") from None
     if content.get("format") != FORMAT:
-        raise UserError(f"results: {path} has format {content.get('format')}, this program reads {FORMAT}")
+        raise UserError(f"results: {path} has format {content.get('format')}, not {FORMAT}. Fix: evaluate again.")
     return content

@@ -1,4 +1,4 @@
-"""What shards know of a face beside its expression: landmarks, votes, valence and arousal."""
+"""Targets in shards other than expression labels: landmarks, votes, valence and arousal."""
 
 # n samples, P points, K classes
 from collections.abc import Callable, Sequence
@@ -15,13 +15,13 @@ Floats = NDArray[np.float64]
 
 
 class NoTargetsError(UserError):
-    """Not one sample of a split has what a protocol is about."""
+    """No sample of a split has the targets of a protocol."""
 
 
 def votes(split: Split) -> tuple[Ints, Floats]:
-    """Positions [n] of the samples with votes, and their distributions over the split's classes [n, K].
+    """Return positions [n] of the samples with votes, and their distributions over the split's classes [n, K].
 
-    Votes for anything else (unknown, no face) do not count.
+    Votes for other classes (unknown, no face) are ignored.
     """
 
     def read(meta: dict[str, Any]) -> list[float] | None:
@@ -31,40 +31,43 @@ def votes(split: Split) -> tuple[Ints, Floats]:
         found = [float(counts.get(name, 0)) for name in split.classes]
         return [count / sum(found) for count in found] if sum(found) > 0 else None
 
-    return _gather(split, read, "votes", "build them with the command ferplus")
+    return _gather(split, read, "votes", "build them with simfle shards build ferplus")
 
 
 def affect(split: Split) -> tuple[Ints, Floats]:
-    """Positions [n] of the samples with valence and arousal, and these [n, 2], from -1 to 1."""
+    """Return positions [n] of the samples with valence and arousal, and these [n, 2], from -1 to 1."""
 
     def read(meta: dict[str, Any]) -> list[float] | None:
         extras = meta.get("extras", {})
         return [extras["valence"], extras["arousal"]] if {"valence", "arousal"} <= extras.keys() else None
 
-    return _gather(split, read, "valence and arousal", "build them with the command affectnet")
+    return _gather(split, read, "valence and arousal", "build them with simfle shards build affectnet")
 
 
 def landmarks(split: Split, points: Sequence[int]) -> tuple[Ints, Floats]:
-    """Positions [n] of the samples with landmarks, and [n, P, 2] in pixels of the image; of all points, or of some."""
+    """Return positions [n] of the samples with landmarks, and all or the selected points [n, P, 2] in pixels."""
 
     def read(meta: dict[str, Any]) -> list[list[float]] | None:
         found = meta.get("landmarks")
         if not found:
             return None
         if points and max(points) >= len(found):
-            raise UserError(f"landmarks: point {max(points)} is asked for, split {split.name!r} has {len(found)}")
+            raise UserError(
+                f"points: {max(points)} is out of range, split {split.name!r} has {len(found)} points. "
+                "Fix: choose lower numbers."
+            )
         return [found[place] for place in points] if points else found
 
-    return _gather(split, read, "landmarks", "take a set with landmarks, such as 300w")
+    return _gather(split, read, "landmarks", "use a data set with landmarks, such as 300w")
 
 
 def sizes(split: Split) -> Floats:
-    """Width and height [n, 2] of the images, in pixels."""
-    return _gather(split, lambda meta: [meta["width"], meta["height"]], "sizes", "build the shards again")[1]
+    """Return width and height [n, 2] of the images in pixels."""
+    return _gather(split, lambda meta: [meta["width"], meta["height"]], "sizes", "rebuild the shards")[1]
 
 
 def boxes(split: Split) -> Floats | None:
-    """Width and height [n, 2] of the faces' boxes, in pixels; None unless all have one."""
+    """Return width and height [n, 2] of the faces' boxes in pixels; None unless all samples have one."""
     found = [split.meta(place).get("box") for place in range(len(split))]
     return None if None in found else np.array(found, dtype=np.float64)[:, 2:]
 
@@ -77,11 +80,14 @@ def _gather(split: Split, read: Callable[[dict[str, Any]], Any], what: str, advi
             rows.append(place)
             values.append(value)
     if not rows:
-        raise NoTargetsError(f"shards: split {split.name!r} has no {what}; {advice}")
+        raise NoTargetsError(f"shards: split {split.name!r} has no {what}. Fix: {advice}.")
     try:
         found = np.array(values, dtype=np.float64)
     except (ValueError, TypeError):
         found = np.full(1, np.nan)
     if len(found) != len(rows) or not np.isfinite(found).all():
-        raise UserError(f"shards: split {split.name!r} has {what} of differing numbers, or not all are numbers")
+        raise UserError(
+            f"shards: split {split.name!r} has invalid {what}: their number differs, or not all are numbers. "
+            "Fix: rebuild the shards."
+        )
     return np.array(rows, dtype=np.int64), found

@@ -1,7 +1,7 @@
-"""Units of work: one for each backbone, benchmark, protocol and seed, each on its own, in a fixed order.
+"""Units of work: one per backbone, benchmark, protocol and seed, independent of each other and in a fixed order.
 
-Whoever deals them out (processes of one machine, an array job) calls `units(config)`, takes its share by position and
-hands each to `run_unit`; what is done is skipped there.
+A dispatcher (processes of one machine, an array job) calls `units(config)`, takes its part by position and passes each
+unit to `run_unit`, which skips complete ones.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from simfle.eval.results import digest, result_path
 
 @dataclass(frozen=True)
 class Unit:
-    """source: as in config.backbones, of a random one the backbone whose shape it takes; id: its folder below OUT."""
+    """source: as in config.backbones; for a random one, the backbone with its shape; id: its folder below OUT."""
 
     source: str
     random: bool
@@ -32,7 +32,7 @@ class Unit:
     seed: int
 
     def path(self, config: EvalConfig) -> Path:
-        """The file of its result."""
+        """Return the file of its result."""
         return result_path(Path(config.out), self.id, self.benchmark.name, self.protocol, self.seed)
 
     def __str__(self) -> str:
@@ -41,7 +41,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a backbone before it is evaluated. sha256: of its file, or of its tensors if it has none."""
+    """Facts about a backbone before its evaluation. sha256: of its file, or of its tensors if it has none."""
 
     card: Card
     sha256: str
@@ -49,17 +49,17 @@ class Known:
 
 
 def units(config: EvalConfig) -> list[Unit]:
-    """All units, in a fixed order: benchmark by benchmark, backbone by backbone.
+    """Return all units in a fixed order: by benchmark, then by backbone.
 
     Raises:
-        UserError: a field out of its range, an unknown benchmark, protocol or backbone.
+        UserError: a field out of range, or an unknown benchmark, protocol or backbone.
     """
     check(config)
     words = [word for word in config.benchmarks if word]
     benchmarks = [open_benchmark(word, config) for word in words] or [own_benchmark(config)]
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) != len(names):
-        raise UserError(f"benchmarks: a name is given twice in {', '.join(names)}")
+        raise UserError(f"benchmarks=[{', '.join(names)}]: a name is repeated. Fix: give each once.")
     known = {source: identify(source) for source in dict.fromkeys(config.backbones)}
     found = []
     for benchmark in benchmarks:
@@ -72,16 +72,16 @@ def units(config: EvalConfig) -> list[Unit]:
                 found += _of(source, True, shape, benchmark, wanted, config)
             shapes.add(shape)
     if not found:
-        raise UserError("protocols: nothing is to be done; scratch and random=true evaluate random backbones")
+        raise UserError("protocols: no unit to run. Fix: add backbones, or set random=true or the protocol scratch.")
     return found
 
 
 def _protocols(config: EvalConfig, benchmark: Benchmark) -> list[str]:
-    """The protocols that are wanted of a benchmark; a set without expressions serves landmarks only."""
+    """Return the protocols for a benchmark; a set without expressions only supports landmarks."""
     wanted = list(dict.fromkeys(config.protocols or benchmark.protocols))
     fitting = [word for word in wanted if benchmark.labelled or parse(word)[0] == "landmarks"]
     if not fitting:
-        raise UserError(f"protocols: {benchmark.name} has no expressions; its protocol is landmarks")
+        raise UserError(f"protocols: {benchmark.name} has no expression labels. Fix: use landmarks.")
     return fitting
 
 
@@ -94,17 +94,17 @@ def _of(
         if protocol == "scratch" and not random:
             continue
         if random and protocol != "scratch" and (not config.random or protocol == "finetune"):
-            continue  # fine-tuning of a random backbone is what scratch is
+            continue  # equals scratch
         seeded = random or share < 1 or PROTOCOLS[protocol].seeded
         found += [Unit(source, random, name, benchmark, word, seed) for seed in config.seeds[: None if seeded else 1]]
     return found
 
 
 def identify(source: str) -> Known:
-    """What a source of a backbone is; of ours without reading its weights into memory.
+    """Identify a backbone source; for our exports, without reading the weights into memory.
 
     Raises:
-        UserError: it is not there, damaged or unknown.
+        UserError: it is missing, corrupt or unknown.
     """
     if source.split(":", 1)[0] in OPTIONS and ":" in source:
         backbone = open_backbone(source)
@@ -123,7 +123,7 @@ def _sha256(content: Any) -> str:
 
 
 def tensors_digest(backbone: Backbone) -> str:
-    """sha256 of names, shapes and values of a backbone's tensors, normalisation included."""
+    """Return the sha256 of names, shapes and values of a backbone's tensors, including its normalization."""
     found = hashlib.sha256()
     for name, tensor in sorted(backbone.module.state_dict().items()):
         value = tensor.detach().cpu().contiguous()
@@ -133,13 +133,13 @@ def tensors_digest(backbone: Backbone) -> str:
 
 
 def backbone_id(source: str, known: Known) -> str:
-    """A folder name: where it comes from, which network, and 8 digits of its hash."""
+    """Return a folder name: origin, network, and 8 digits of the hash."""
     run = known.card.run.get("folder") or known.card.name
     return f"{_plain(f'{run}-{known.card.network}')}-{known.sha256[:8]}"
 
 
 def random_id(card: Card) -> str:
-    """A folder name for random backbones of a card's shape; its seeds are different initialisations."""
+    """Return a folder name for random backbones of a card's shape; their seeds are different initializations."""
     shape = digest([card.name, card.size, card.mean, card.std])
     return f"{_plain(f'random-{card.name}-{card.size}px')}-{shape[:4]}"
 

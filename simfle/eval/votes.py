@@ -1,4 +1,4 @@
-"""Vote distributions (FERPlus): softmax regression on frozen features, fitted to what ten people saw in each face."""
+"""Vote distributions (FERPlus): softmax regression on frozen features, fitted to the votes of ten annotators."""
 
 # n samples, K classes
 import torch
@@ -11,7 +11,7 @@ from simfle.eval.targets import votes
 
 
 def run(job: Job) -> Outcome:
-    """Fit all candidates of the fast probe to the votes, take the best cross-entropy on validation."""
+    """Fit all candidates of the fast probe to the votes and select by cross-entropy on validation."""
     splits, config = (job.parts.train, job.parts.val, job.parts.test), job.config.fast
     rows, values = zip(*(votes(split) for split in splits), strict=True)
     x, on_val, on_test = (job.features(split.only(chosen)) for split, chosen in zip(splits, rows, strict=True))

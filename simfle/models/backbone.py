@@ -12,18 +12,18 @@ from shards.errors import UserError
 
 
 def build_backbone(name: str, output_stride: int = 0) -> nn.Module:
-    """A randomly initialised timm network: images [B, 3, H, W] -> feature map [B, C, H/stride, W/stride].
+    """Build a randomly initialized timm network: images [B, 3, H, W] -> feature map [B, C, H/stride, W/stride].
 
-    output_stride: a smaller stride than its own (0), made by dilation: a 48 px face keeps 6 x 6 places at 8. Its keys
-    and shapes of parameters stay.
+    output_stride: a smaller stride than the network's own (0), by dilation: at 8 a 48 px face keeps 6 x 6 positions.
+    Keys and shapes of parameters do not change.
 
     Its keys are timm's (and, for ResNets, torchvision's); `num_features` is C.
 
     Raises:
-        UserError: timm does not know the name, or the network gives no feature map.
+        UserError: timm does not know the name, or the network has no feature map.
     """
     _check_name(name, "resnet50")
-    # The reference starts from torchvision's initialisation; timm would zero the last BatchNorm of each block.
+    # The reference starts from torchvision's initialization; timm would zero the last BatchNorm of each block.
     options: dict[str, Any] = {"zero_init_last": False} if name.startswith(("resnet", "wide_resnet", "resnext")) else {}
     if output_stride:
         options["output_stride"] = output_stride
@@ -33,22 +33,23 @@ def build_backbone(name: str, output_stride: int = 0) -> nn.Module:
         what = f"with model.output_stride={output_stride}" if output_stride else "without its head"
         raise UserError(f"model.backbone: {name} cannot be built {what}: {error}") from None
     if feature_map_size(network, 64) is None:
-        raise UserError(f"model.backbone: {name} gives no feature map [B, C, h, w]; take a CNN such as resnet50")
+        raise UserError(f"model.backbone: {name} has no feature map [B, C, h, w]. Fix: use a CNN such as resnet50.")
     return network
 
 
 def build_vit(name: str, side: int) -> Any:
-    """A randomly initialised timm ViT for side x side images: [B, 3, side, side] -> normalised tokens [B, 1 + L, C].
+    """Build a randomly initialized timm ViT for side x side images: [B, 3, side, side] -> normalized tokens [B, 1 + L,
+    C].
 
     Its keys are timm's; the first token is the class token; `num_features` is C.
 
     Raises:
-        UserError: timm does not know the name, it is no plain ViT, or its patches do not divide `side`.
+        UserError: timm does not know the name, it is not a plain ViT, or its patches do not divide `side`.
     """
     _check_name(name, "vit_base_patch16_224")
     refusal = UserError(
-        f"model.backbone: {name} is no plain ViT with a class token and positions of its own; "
-        "take one such as vit_base_patch16_224"
+        f"model.backbone: {name} is not a plain ViT with a class token and position embeddings. "
+        "Fix: use one such as vit_base_patch16_224."
     )
     if not timm.models.is_model_in_modules(name, ["vision_transformer", "deit"]):
         raise refusal
@@ -62,7 +63,7 @@ def build_vit(name: str, side: int) -> Any:
         raise refusal
     patch = network.patch_embed.patch_size[0]
     if side % patch:
-        raise UserError(f"views.size={side} is no multiple of the {patch} pixels of a patch of {name}")
+        raise UserError(f"views.size={side}: not a multiple of the {patch} pixels of a patch of {name}")
     return network
 
 
@@ -73,14 +74,14 @@ def _check_name(name: str, example: str) -> None:
 
 
 def feature_map_size(network: nn.Module, side: int) -> int | None:
-    """Side h of the square map that `network` makes of a `side` x `side` image; None where there is no such map."""
+    """Return the side h of the square feature map for a `side` x `side` image; None if there is no such map."""
     was_training = network.training
     parameter = next(network.parameters())
-    network.eval()  # leaves the BatchNorm statistics alone
+    network.eval()  # does not update the BatchNorm statistics
     try:
         with torch.no_grad():
             shape = network(torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device)).shape
-    except (RuntimeError, AssertionError):  # a transformer built for another image size
+    except (RuntimeError, AssertionError):  # a transformer for another image size
         return None
     finally:
         network.train(was_training)

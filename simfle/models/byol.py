@@ -16,7 +16,7 @@ from simfle.models.method import Losses, Method, check_momentum, follow, full, m
 
 
 class Views(NamedTuple):
-    """What the online network makes of both views: maps [B, C, h, h], y [B, C]; and the similarity loss."""
+    """Outputs of the online network for both views: maps [B, C, h, h], y [B, C]; and the similarity loss."""
 
     maps: tuple[Tensor, Tensor]
     pooled: tuple[Tensor, Tensor]
@@ -36,11 +36,13 @@ class BYOL(Method):
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
     def forward(self, batch: Batch) -> Losses:
-        views = self.global_branch(self.normalise(batch.view1), self.normalise(batch.view2))
+        views = self.global_branch(
+            self.normalise(batch.view1, network_only=True), self.normalise(batch.view2, network_only=True)
+        )
         return {"similarity": views.similarity, "total": views.similarity}
 
     def global_branch(self, view1: Tensor, view2: Tensor) -> "Views":
-        """Normalised views [B, 3, H, H] -> features and the similarity loss (equations 2 and 3, symmetrised).
+        """Compute features of normalized views [B, 3, H, H] and the similarity loss (equations 2 and 3, symmetrized).
 
         BatchNorm sees one view at a time.
         """

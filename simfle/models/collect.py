@@ -1,4 +1,4 @@
-"""Tensors of all processes, with gradients."""
+"""Gather tensors of all processes, with gradients."""
 
 # n rows of this process, R processes
 from collections.abc import Iterator
@@ -13,28 +13,29 @@ _alone = False
 
 
 def collect(rows: Tensor) -> Tensor:
-    """[n, ...] of each process -> [R n, ...], in the order of ranks; all processes must bring equally many.
+    """Gather [n, ...] of each process to [R n, ...], in the order of ranks; n must be equal on all processes.
 
-    Gradients flow to all of them: with a loss averaged over processes, as DeepSpeed averages gradients, they are those
-    of one process that holds the whole batch.
+    Gradients flow to all processes: with a loss averaged over processes, as DeepSpeed averages gradients, they equal
+    those
+    of one process with the whole batch.
     """
     return _Collect.apply(rows) if processes() > 1 else rows
 
 
 def processes() -> int:
-    """How many there are; 1 without a process group, or while this one is `alone`."""
+    """Return the number of processes; 1 without a process group, or inside `alone`."""
     return dist.get_world_size() if dist.is_initialized() and not _alone else 1
 
 
 def rank() -> int:
-    """Of this process; 0 without a process group, or while this one is `alone`."""
+    """Return the rank of this process; 0 without a process group, or inside `alone`."""
     return dist.get_rank() if processes() > 1 else 0
 
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """What a method computes here waits for nobody: for a trial that may fail on some processes and not on others."""
-    global _alone  # noqa: PLW0603 - as the process group itself is
+    """Disable collectives in this block, for a trial that may fail on some processes only."""
+    global _alone  # noqa: PLW0603 - global like the process group
     before, _alone = _alone, True
     try:
         yield

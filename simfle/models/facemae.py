@@ -1,7 +1,7 @@
-"""FaceMAE: a masked autoencoder (He et al. 2022) that is told which patches are visible."""
+"""FaceMAE: a masked autoencoder (He et al. 2022) whose visible patches are an input."""
 
-# B batch, L patches, V visible patches, D encoder width, d decoder width, P = patch patch 3 numbers of a patch,
-# C channels and h x h places of a feature map, S = h h
+# B batch, L patches, V visible patches, D encoder width, d decoder width, P = patch patch 3 values of a patch, C
+# channels and h x h positions of a feature map, S = h h
 from functools import partial
 
 import torch
@@ -14,13 +14,23 @@ from simfle.config import FaceMAEConfig
 
 
 class MaskedDecoder(nn.Module):
-    """The second half of a masked autoencoder; FaceMAE and MAE put their encoders before it."""
+    """The decoder of a masked autoencoder, shared by FaceMAE and MAE."""
 
     decoder_positions: Tensor
     attention: nn.Module
 
     def build_decoder(self, side: int, patch: int, width: int, config: FaceMAEConfig) -> None:
-        """For an encoder of `width` on side x side patches. Raises UserError: widths and heads that do not fit."""
+        """Build the decoder for an encoder of `width` on side x side patches.
+
+        Args:
+            side: patches per side.
+            patch: patch side in pixels.
+            width: encoder width.
+            config: decoder configuration.
+
+        Raises:
+            UserError: incompatible width and number of heads.
+        """
         check_width("model.facemae.decoder_width", config.decoder_width, config.decoder_heads)
         self.decoder_embed = nn.Linear(width, config.decoder_width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
@@ -32,7 +42,7 @@ class MaskedDecoder(nn.Module):
         self.register_buffer("decoder_positions", sincos_positions(side, config.decoder_width), persistent=False)
 
     def decode(self, tokens: Tensor, visible: Tensor, context: Tensor | None = None) -> Tensor:
-        """Mask tokens stand in for what was not seen: [B, 1 + V, D] -> [B, L, P].
+        """Decode tokens, with mask tokens for masked patches: [B, 1 + V, D] -> [B, L, P].
 
         context: feature maps of the face's views [B, views, C, h, h], which the patches may attend to.
         """
@@ -52,11 +62,11 @@ class FaceMAE(MaskedDecoder):
     positions: Tensor
 
     def __init__(self, face_size: int, config: FaceMAEConfig, context: tuple[int, int] | None = None) -> None:
-        """context: channels C and side h of the backbone's feature maps, where the decoder attends to them."""
+        """context: channels C and side h of the backbone's feature maps, if the decoder attends to them."""
         super().__init__()
         self.patch = config.patch
         if face_size % config.patch:
-            raise UserError(f"views.face_size={face_size} is no multiple of model.facemae.patch={config.patch}")
+            raise UserError(f"views.face_size={face_size}: not a multiple of model.facemae.patch={config.patch}")
         check_width("model.facemae.width", config.width, config.heads)
         side = face_size // config.patch
         self.patch_embed = PatchEmbed(config.patch, config.width)
@@ -72,12 +82,12 @@ class FaceMAE(MaskedDecoder):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, patches: Tensor, visible: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """patches [B, L, P] of the normalised face, visible [B, V] -> tokens [B, 1 + V, D], prediction [B, L, P]."""
+        """patches [B, L, P] of the normalized face, visible [B, V] -> tokens [B, 1 + V, D], prediction [B, L, P]."""
         tokens = self.encode(patches, visible)
         return tokens, self.decode(tokens, visible, context)
 
     def encode(self, patches: Tensor, visible: Tensor) -> Tensor:
-        """Only visible patches and the class token enter: -> [B, 1 + V, D]."""
+        """Encode only visible patches and the class token: -> [B, 1 + V, D]."""
         seen = patches.gather(1, visible[:, :, None].expand(-1, -1, patches.shape[2]))  # [B, V, P]
         tokens = self.patch_embed(seen) + self.positions[1:][visible]  # [B, V, D]
         first = (self.cls_token + self.positions[:1]).expand(len(tokens), -1, -1)  # [B, 1, D]
@@ -85,10 +95,10 @@ class FaceMAE(MaskedDecoder):
 
 
 class CrossAttention(nn.Module):
-    """Queries [B, N, d] attend to the places of feature maps [B, views, C, h, h]: -> [B, N, d].
+    """Cross-attention of queries [B, N, d] to positions of feature maps [B, views, C, h, h]: -> [B, N, d].
 
-    So patches are completed from other views of the same image (cross-view completion: Weinzaepfel et al. 2022, CroCo,
-    arXiv 2210.10716), and what the reconstruction lacks moves the network that made the maps.
+    Patches are completed from other views of the same image (cross-view completion: Weinzaepfel et al. 2022, CroCo,
+    arXiv 2210.10716), and the reconstruction loss trains the network that made the maps.
     """
 
     places: Tensor
@@ -117,7 +127,7 @@ class CrossAttention(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A patch-sized convolution, applied to chosen patches only: [B, V, P] -> [B, V, D]."""
+    """A patch-sized convolution, applied to selected patches only: [B, V, P] -> [B, V, D]."""
 
     def __init__(self, patch: int, width: int) -> None:
         super().__init__()
@@ -144,10 +154,10 @@ def unpatchify(patches: Tensor, patch: int) -> Tensor:
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
-    """Fixed positions of a side x side grid and, first, a zero one for the class token: [1 + side side, width].
+    """Fixed positions of a side x side grid after a zero one for the class token: [1 + side side, width].
 
     The first half encodes the column, the second the row; each as sines then cosines of position / 10000^(i / (D/4)).
-    Stored in float32 as the reference does, also where the model runs in float64.
+    Stored in float32 as in the reference, even if the model runs in float64.
     """
     rate = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))  # [D/4]
     angle = torch.arange(side, dtype=torch.float64)[:, None] * rate  # [side, D/4]
@@ -164,14 +174,14 @@ def block(width: int, heads: int) -> Block:
 
 
 def check_width(field: str, width: int, heads: int) -> None:
-    """Raise a UserError where attention heads, or sines and cosines of two axes, cannot share a width equally."""
+    """Raise a UserError if attention heads, or sines and cosines of two axes, cannot share a width equally."""
     if width % heads or width % 4:
-        raise UserError(f"{field}={width} must be a multiple of its heads={heads} and of 4")
+        raise UserError(f"{field}={width}: must be a multiple of its heads={heads} and of 4")
 
 
 def xavier(module: nn.Module) -> None:
-    """Initialise a linear layer or patch embedding; the rest stays. For `Module.apply`."""
-    # Xavier as in ViT's and MAE's papers; the patch embedding counts as the linear layer that it is.
+    """Initialize a linear layer or patch embedding, for `Module.apply`; other modules do not change."""
+    # Xavier as in ViT's and MAE's papers; a patch embedding is initialized as the equivalent linear layer.
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.xavier_uniform_(module.weight.view(len(module.weight), -1))
         if module.bias is not None:

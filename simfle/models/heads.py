@@ -1,4 +1,4 @@
-"""What stands on a backbone: pooling and the MLP heads."""
+"""Pooling and MLP heads on a backbone."""
 
 # B batch, C channels, H x H image
 from torch import Tensor, nn

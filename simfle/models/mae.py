@@ -1,6 +1,6 @@
 """MAE (He et al. 2022, arXiv 2111.06377): reconstruct the pixels of an image from a quarter of its patches."""
 
-# B batch, L patches, V visible patches, D encoder width, P numbers of a patch
+# B batch, L patches, V visible patches, D encoder width, P values of a patch
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from simfle.models.method import Losses, Method, Picture, full
 
 
 class MAE(Method):
-    """A timm ViT on the visible patches of view 1, and a light decoder; what is masked is a function of the draw."""
+    """A timm ViT on the visible patches of view 1, and a light decoder; the mask is a function of the draw."""
 
     images = ("view1",)
 
@@ -51,7 +51,7 @@ class VisibleEncoder(nn.Module):
         self.backbone.apply(xavier)
         nn.init.normal_(self.backbone.cls_token, std=0.02)
         positions = sincos_positions(side // self.patch, self.width)[None]  # [1, 1 + L, D]
-        self.backbone.pos_embed = nn.Parameter(positions, requires_grad=False)  # saved, so that timm finds it
+        self.backbone.pos_embed = nn.Parameter(positions, requires_grad=False)  # saved in checkpoints for timm
 
     def forward(self, images: Tensor, visible: Tensor) -> Tensor:
         vit = self.backbone

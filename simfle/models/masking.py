@@ -1,8 +1,8 @@
-"""Semantic masking: which patches FaceMAE sees is decided by the backbone's own channels.
+"""Semantic masking: the backbone's own channels select the patches that FaceMAE sees.
 
-The reference starts with all grouping channels equal. They then stay equal inside a group for ever, and part between
-groups only through rounding noise. `repaired` keeps the paper's equations and changes two things: one map per group
-(what a group of equal channels computes, at G/C of the cost) and a random start, so that groups can part.
+The reference starts with all grouping channels equal. They then stay equal inside a group forever, and groups separate
+only through rounding noise. `repaired` keeps the paper's equations and changes two things: one map per group (which
+equals a group of equal channels, at G/C of the cost) and a random start, which lets groups separate.
 """
 
 # B batch, C channels, G groups, K maps (C in the reference, G in ours), h x h feature map, S = h h, L patches, V seen
@@ -24,16 +24,16 @@ class ChannelGrouping(nn.Module):
     def __init__(self, channels: int, groups: int, kind: str) -> None:
         super().__init__()
         if kind not in GROUPINGS:
-            raise UserError(f"model.grouping is {kind!r}; known are {' and '.join(GROUPINGS)}")
+            raise UserError(f"model.grouping={kind!r}: unknown. Fix: use {' or '.join(GROUPINGS)}.")
         if groups < 1 or channels % groups:
-            raise UserError(f"model.groups={groups} does not divide the backbone's {channels} channels")
+            raise UserError(f"model.groups={groups}: does not divide the backbone's {channels} channels")
         self.convolution = nn.Conv2d(channels, channels if kind == "reference" else groups, 1)
         self.norm = nn.BatchNorm2d(self.convolution.out_channels)
         if kind == "reference":
             nn.init.constant_(self.convolution.weight, 1.0)
             nn.init.constant_(self.convolution.bias, 0.1)  # type: ignore[arg-type]
         else:
-            # Zero-mean rows: each group weighs the channels against each other instead of summing all of them.
+            # Zero-mean rows: each group compares the channels instead of summing all of them.
             nn.init.normal_(self.convolution.weight, std=channels**-0.5)
             nn.init.zeros_(self.convolution.bias)  # type: ignore[arg-type]
 
@@ -42,7 +42,7 @@ class ChannelGrouping(nn.Module):
 
 
 class SemanticMasking(nn.Module):
-    """Feature map and group draw -> visible patches and the grouping loss."""
+    """Select visible patches from a feature map and a group draw, and compute the grouping loss."""
 
     scores_of_map: Tensor
 
@@ -60,12 +60,14 @@ class SemanticMasking(nn.Module):
     def forward(self, features: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """features [B, C, h, h], draw [B] in [0, 1) -> visible patches [B, V], ascending, grouping loss, overlap.
 
-        The overlap says whether groups part: the mean correlation of channels of different groups, 1 where all maps are
-        the same, 0 where no two groups fire at the same place. Where `choice` is random, groups are learnt all the
-        same, but do not choose: an ablation of the choice alone, at the same cost and with the same BatchNorm.
+        The overlap measures whether groups separate: the mean correlation of channels of different groups, 1 if all
+        maps are
+        equal, 0 if no two groups are active at the same position. If `choice` is random, groups are learned but do not
+        select:
+        an ablation of the selection alone, at the same cost and with the same BatchNorm.
         """
         maps = self.grouping(features.detach()).flatten(2)  # [B, K, S]
-        with torch.autocast(features.device.type, enabled=False):  # normalised, squared and ranked: not for bf16
+        with torch.autocast(features.device.type, enabled=False):  # normalized, squared, ranked: not for bf16
             maps = maps.to(self.scores_of_map.dtype)
             correlations = losses.correlation(maps, shared=self.sync)
             loss = losses.grouping(correlations, self.groups, self.channels)
@@ -76,35 +78,35 @@ class SemanticMasking(nn.Module):
         return visible, loss, losses.overlap(correlations.detach(), self.groups)
 
     def patch_scores(self, maps: Tensor, group: Tensor) -> Tensor:
-        """Sum of one group's maps, averaged over each patch: maps [B, K, S], group [B] -> [B, L]."""
+        """Sum one group's maps and average over each patch: maps [B, K, S], group [B] -> [B, L]."""
         grouped = maps.unflatten(1, (self.groups, -1))  # [B, G, K/G, S]
         activation = grouped[torch.arange(len(maps), device=maps.device), group].sum(dim=1)  # [B, S]
         return activation @ self.scores_of_map.T
 
     def most_active(self, scores: Tensor) -> Tensor:
-        """Indices of the V highest scores, ascending: [B, L] -> [B, V]; of equal scores the first patch wins."""
+        """Return indices of the V highest scores, ascending: [B, L] -> [B, V]; ties go to the first patch."""
         order = scores.argsort(dim=1, descending=True, stable=True)
         return order[:, : self.visible].sort(dim=1).values
 
 
 def visible_patches(face_size: int, patch: int, ratio: float) -> int:
-    """How many patches stay visible where a share `ratio` is masked. Raises UserError: none, or all of them."""
+    """Return the number of visible patches at mask ratio `ratio`. Raises UserError: none, or all of them."""
     patches = (face_size // patch) ** 2
     visible = int(patches * (1 - ratio))
     if not 0 < visible < patches:
-        raise UserError(f"model.facemae.mask_ratio={ratio} leaves {visible} of {patches} patches visible")
+        raise UserError(f"model.facemae.mask_ratio={ratio}: leaves {visible} of {patches} patches visible")
     return visible
 
 
 def random_patches(draw: Tensor, patches: int, visible: int) -> Tensor:
-    """`visible` of all patches, uniformly and without replacement: draw [B] -> [B, V], ascending (MAE, section 3)."""
+    """Sample `visible` patches uniformly without replacement: draw [B] -> [B, V], ascending (MAE, section 3)."""
     return uniform(draw, patches).argsort(dim=1)[:, :visible].sort(dim=1).values
 
 
 def patch_score_matrix(map_side: int, face_size: int, patch: int) -> Tensor:
     """Bilinear upsampling of a map to face_size pixels, then averaging over each patch, as one matrix [L, S].
 
-    Both steps are linear, so this is exact; the reference makes the whole 112 x 112 image for each face.
+    Both steps are linear, so this is exact; the reference computes the whole 112 x 112 image for each face.
     """
     basis = torch.eye(map_side**2, dtype=torch.float64).unflatten(1, (1, map_side, map_side))  # [S, 1, h, h]
     pixels = F.interpolate(basis, size=(face_size, face_size), mode="bilinear", align_corners=False)

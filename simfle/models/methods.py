@@ -35,9 +35,9 @@ def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
         UserError: there is no such method, or its configuration cannot be.
     """
     if model.method not in METHODS:
-        raise UserError(f"model.method is {model.method!r}; known are {', '.join(METHODS)}")
+        raise UserError(f"model.method={model.method!r}: unknown. Fix: use one of {', '.join(METHODS)}.")
     if model.compile and model.recompute:
-        raise UserError("model.compile and model.recompute exclude each other; set one of them to false")
+        raise UserError("model.compile=true with model.recompute=true: not supported. Fix: set one of them to false.")
     kind = BYOL if model.method == "simfle" and not model.facemae.enabled else METHODS[model.method]
     method = kind(model, views)  # type: ignore[call-arg]
     for network in method.networks():
@@ -49,6 +49,6 @@ def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
 
 
 def compiled(network: nn.Module, backend: str = "inductor") -> None:
-    """Let torch.compile have `network`, in place: names stay. Where it fails, it says so and runs as without."""
+    """Compile `network` in place with torch.compile; names do not change. On failure it logs and runs uncompiled."""
     torch._dynamo.config.suppress_errors = True
     network.compile(backend=backend)

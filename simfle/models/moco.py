@@ -26,12 +26,14 @@ from simfle.models.method import (
 class MoCo(Method):
     """Query encoder `online`, key encoder `target` (its moving average), and the queue, oldest keys first.
 
-    All keys of an optimizer step enter the queue after it, in the order of the global batch: what is in the queue does
-    not depend on how the batch was cut into processes and micro-batches.
+    All keys of an optimizer step enter the queue after it, in the order of the global batch: the queue does not depend
+    on
+    the number of processes and micro-batches.
 
-    In place of the paper's shuffling among GPUs (section 3.3), which keeps BatchNorm from telling which key shares a
-    batch with the query: each process shuffles its micro-batch and runs the key encoder on `contrast.splits` parts of
-    it. It works on one GPU, sends nothing, and the order is a function of the samples' draws.
+    The paper shuffles samples among GPUs (section 3.3), to hide from BatchNorm which key shares a batch with the query.
+    Instead, each process shuffles its micro-batch and runs the key encoder on `contrast.splits` parts of it. This works
+    on
+    one GPU, needs no communication, and the order is a function of the samples' draws.
     """
 
     alike = ("queue",)
@@ -49,10 +51,10 @@ class MoCo(Method):
         self._fresh: list[Tensor] = []
 
     def forward(self, batch: Batch) -> Losses:
-        pooled, projected = self.online(self.normalise(batch.view1))
+        pooled, projected = self.online(self.normalise(batch.view1, network_only=True))
         query = F.normalize(full(projected), dim=1)  # [n, D]
         with torch.no_grad():
-            key = F.normalize(self.keys(self.normalise(batch.view2), batch.draw), dim=1)  # [n, D]
+            key = F.normalize(self.keys(self.normalise(batch.view2, network_only=True), batch.draw), dim=1)  # [n, D]
         self.note(features=(pooled,), projection=(query, key))
         if self.training:
             self._fresh.append(key)
@@ -61,7 +63,7 @@ class MoCo(Method):
         return {"contrast": contrast, "total": contrast, "accuracy": accuracy}
 
     def keys(self, view: Tensor, draw: Tensor) -> Tensor:
-        """Projections [n, D] by the key encoder, in shuffled parts of at least two samples."""
+        """Return projections [n, D] by the key encoder, in shuffled parts of at least two samples."""
         order = draw.argsort(stable=True)
         parts = max(1, min(self.config.contrast.splits, len(view) // 2))
         shuffled = torch.cat([full(self.target(part)[1]) for part in view[order].tensor_split(parts)])
@@ -76,7 +78,7 @@ class MoCo(Method):
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """InfoNCE (equation 1), mean over the batch, and the share of queries nearest to their own key.
+    """InfoNCE (equation 1), mean over the batch, and the fraction of queries nearest to their own key.
 
     query, key [n, D] and queue [K, D], all of unit length; only the query gets a gradient.
     """

@@ -1,4 +1,4 @@
-"""Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): computed again in backward instead of kept."""
+"""Activation checkpointing (Chen et al. 2016, arXiv 1604.06174): recompute in the backward pass instead of storing."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def recompute(network: nn.Module) -> None:
-    """Keep of each block of `network` its input alone. What it computes and learns stays the same, bit for bit.
+    """Store only the input of each block of `network`. Results stay the same, bit for bit.
 
     Blocks are the members of its sequences: bottlenecks of a ResNet, stages of a ConvNeXt, blocks of a ViT. Parameters
     and buffers keep their names.
@@ -20,13 +20,13 @@ def recompute(network: nn.Module) -> None:
             checkpoint,
             block.forward,
             use_reentrant=False,
-            preserve_rng_state=False,  # nothing in a forward is drawn
+            preserve_rng_state=False,  # forward passes use no random numbers
             context_fn=partial(_contexts, block),
         )
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """The composite members of the outermost sequences. (A single layer has nothing but its input to keep.)"""
+    """Return the composite members of the outermost sequences. (A single layer has only its input to store.)"""
     if isinstance(network, nn.Sequential):
         return [member for member in network.children() if any(True for _ in member.children())]
     return [block for child in network.children() for block in blocks(child)]
@@ -38,7 +38,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """The second forward of the same batch is none for BatchNorm's running statistics: it updates copies."""
+    """Protect BatchNorm's running statistics from the second forward pass of the same batch: it updates copies."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:

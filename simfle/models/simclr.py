@@ -1,4 +1,4 @@
-"""SimCLR (Chen et al. 2020, arXiv 2002.05709): tell the other view of an image from all other images' views."""
+"""SimCLR (Chen et al. 2020, arXiv 2002.05709): distinguish the other view of an image from views of other images."""
 
 # n samples of this process, N of all processes, D projection
 import torch
@@ -24,7 +24,9 @@ class SimCLR(Method):
         self.online = Encoder(backbone, plain_head(channels, model.hidden, model.projection))
 
     def forward(self, batch: Batch) -> Losses:
-        (y1, z1), (y2, z2) = (self.online(self.normalise(view)) for view in (batch.view1, batch.view2))
+        (y1, z1), (y2, z2) = (
+            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+        )
         z1, z2 = full(z1), full(z2)  # [n, D]
         self.note(features=(y1, y2), projection=(z1, z2))
         with torch.autocast(z1.device.type, enabled=False):
@@ -36,7 +38,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """NT-Xent (equation 1), mean over this process's 2 n anchors; z1, z2 [n, D].
 
     Each anchor is compared with the 2 N - 1 other views of all processes. The mean over processes is the loss of the
-    whole batch, and so are the gradients.
+    whole batch, as are the gradients.
     """
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     everyone = torch.cat([collect(z1), collect(z2)])  # [2 N, D]

@@ -27,11 +27,11 @@ class SimFLE(BYOL):
         super().__init__(model, views)
         map_side = feature_map_size(self.online.backbone, views.face_size)
         if map_side is None:
-            raise UserError(
-                f"model.backbone: {model.backbone} makes no feature map of views.face_size={views.face_size}"
-            )
+            raise UserError(f"model.backbone={model.backbone}: no feature map for views.face_size={views.face_size}")
         if model.distillation not in DISTILLATIONS:
-            raise UserError(f"model.distillation is {model.distillation!r}; known are {' and '.join(DISTILLATIONS)}")
+            raise UserError(
+                f"model.distillation={model.distillation!r}: unknown. Fix: use {' or '.join(DISTILLATIONS)}"
+            )
         context = feature_map_size(self.online.backbone, views.size) if model.facemae.attend else None
         self.facemae = FaceMAE(views.face_size, model.facemae, (self.channels, context) if context else None)
         self.masking = SemanticMasking(
@@ -44,7 +44,9 @@ class SimFLE(BYOL):
             ratio=model.facemae.mask_ratio,
         )
         if model.facemae.masking not in MASKINGS:
-            raise UserError(f"model.facemae.masking is {model.facemae.masking!r}; known are {' and '.join(MASKINGS)}")
+            raise UserError(
+                f"model.facemae.masking={model.facemae.masking!r}: unknown. Fix: use {' or '.join(MASKINGS)}"
+            )
         self.masking.choice = model.facemae.masking
         if model.distillation == "reference":
             self.distil_global = MLPHead(self.channels, model.hidden, model.projection)
@@ -54,11 +56,11 @@ class SimFLE(BYOL):
             self.standardise = nn.BatchNorm1d(model.facemae.width, affine=False)
 
     def forward(self, batch: Batch) -> Losses:
-        view1, view2, face = (self.normalise(images) for images in (batch.view1, batch.view2, batch.face))
-        return self.compute(view1, view2, face, batch.draw)
+        view1, view2 = (self.normalise(images, network_only=True) for images in (batch.view1, batch.view2))
+        return self.compute(view1, view2, self.normalise(batch.face), batch.draw)
 
     def compute(self, view1: Tensor, view2: Tensor, face: Tensor, draw: Tensor) -> Losses:
-        """Losses of normalised images: views [B, 3, H, H], face [B, 3, F, F], draw [B] in [0, 1)."""
+        """Compute the losses of normalized images: views [B, 3, H, H], face [B, 3, F, F], draw [B] in [0, 1)."""
         loss: Losses = {}
         views = self.global_branch(view1, view2)
         loss["similarity"] = views.similarity
@@ -72,7 +74,7 @@ class SimFLE(BYOL):
             + self.config.alpha * loss["distillation"]
             + self.config.beta * loss["grouping"]
         )
-        loss["overlap"] = overlap  # no loss, but what the grouping loss is there for
+        loss["overlap"] = overlap  # not a loss: the measure that the grouping loss reduces
         return loss
 
     def distillation(self, pooled: tuple[Tensor, Tensor], summary: Tensor) -> Tensor:

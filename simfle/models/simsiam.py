@@ -22,7 +22,9 @@ class SimSiam(Method):
         self.predictor = MLPHead(model.projection, model.bottleneck, model.projection)
 
     def forward(self, batch: Batch) -> Losses:
-        (y1, z1), (y2, z2) = (self.online(self.normalise(view)) for view in (batch.view1, batch.view2))  # z [B, D]
+        (y1, z1), (y2, z2) = (
+            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+        )  # z [B, D]
         self.note(features=(y1, y2), projection=(z1, z2))
         p1, p2 = self.predictor(z1), self.predictor(z2)
         similarity = (distance(full(p1), full(z2)) + distance(full(p2), full(z1))) / 2
@@ -35,9 +37,9 @@ def distance(prediction: Tensor, projection: Tensor) -> Tensor:
 
 
 def spread(projection: Tensor) -> Tensor:
-    """No loss, but whether it has collapsed: std over the batch of unit vectors [B, D], times sqrt(D).
+    """Collapse measure, not a loss: std over the batch of unit vectors [B, D], times sqrt(D).
 
-    0 where all outputs are the same, near 1 where they are spread evenly (section 4.1).
+    0 if all outputs are equal, near 1 if they are spread evenly (section 4.1).
     """
     unit = F.normalize(projection, dim=1)
     return unit.std(dim=0, correction=0).mean() * projection.shape[1] ** 0.5

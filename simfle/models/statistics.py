@@ -1,4 +1,4 @@
-"""Sharing of batch statistics among processes, so that a run does not depend on how many there are."""
+"""Synchronize batch statistics across processes: results do not depend on the number of processes."""
 
 # B batch of this process, C channels
 import timm.layers
@@ -12,9 +12,10 @@ from simfle.models.masking import SemanticMasking
 
 
 def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let every BatchNorm, and the grouping loss, see the whole micro-batch of all processes.
+    """Let every BatchNorm, and the grouping loss, use the whole micro-batch of all processes.
 
-    torch's own SyncBatchNorm on a GPU; on a CPU, for which it has none, ours. Call before ZeRO takes the parameters.
+    Uses torch's SyncBatchNorm on a GPU and ours on a CPU, which torch does not support. Call before ZeRO takes the
+    parameters.
     """
     for module in model.modules():
         if isinstance(module, SemanticMasking):
@@ -23,9 +24,9 @@ def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
         return timm.layers.convert_sync_batchnorm(model)
     for name, module in model.named_modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
-            module.__class__ = SharedBatchNorm  # keeps parameters, buffers and names where they are
+            module.__class__ = SharedBatchNorm  # keeps parameters, buffers and names
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UserError(f"train.sync_statistics: {name} is a {type(module).__name__}, not supported on a CPU")
+            raise UserError(f"train.sync_statistics=true: {name} is a {type(module).__name__}, not supported on a CPU")
     return model
 
 
@@ -39,7 +40,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
             return self.shared(input.float() if input.dtype == torch.bfloat16 else input).to(input.dtype)
 
     def shared(self, images: Tensor) -> Tensor:
-        """[B, C] or [B, C, H, W]. Two passes, mean first: E[x^2] - E[x]^2 would cancel in fp32."""
+        """Normalize [B, C] or [B, C, H, W]. Two passes, mean first: E[x^2] - E[x]^2 would cancel in fp32."""
         world = dist.get_world_size()
         over = [dim for dim in range(images.ndim) if dim != 1]
         shape = [1, -1] + [1] * (images.ndim - 2)
@@ -58,7 +59,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         rate = self.momentum if self.momentum is not None else 0.1
         self.num_batches_tracked.add_(1)
         self.running_mean.lerp_(mean, rate)
-        self.running_var.lerp_(variance * (count / max(1, count - 1)), rate)  # unbiased, as torch keeps it
+        self.running_var.lerp_(variance * (count / max(1, count - 1)), rate)  # unbiased, as in torch
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim not in (2, 4):

@@ -1,4 +1,4 @@
-"""SwAV (Caron et al. 2020, arXiv 2006.09882): predict the cluster that the other view is assigned to. Two views."""
+"""SwAV (Caron et al. 2020, arXiv 2006.09882): predict the cluster assignment of the other view. Two views."""
 
 # n samples of this process, N of all processes, D projection, K prototypes
 import torch
@@ -23,14 +23,16 @@ class SwAV(Method):
         contrast = model.contrast
         check_contrast(contrast)
         if contrast.epsilon < 0.025:
-            raise UserError(f"model.contrast.epsilon={contrast.epsilon}; below 0.025 exp(score / epsilon) leaves fp32")
+            raise UserError(f"model.contrast.epsilon={contrast.epsilon}: exp(score / epsilon) overflows below 0.025")
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = Encoder(backbone, MLPHead(channels, model.hidden, model.projection))
         self.prototypes = Prototypes(contrast.prototypes, model.projection)
 
     def forward(self, batch: Batch) -> Losses:
-        (y1, z1), (y2, z2) = (self.online(self.normalise(view)) for view in (batch.view1, batch.view2))
+        (y1, z1), (y2, z2) = (
+            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+        )
         self.note(features=(y1, y2), projection=(z1, z2))
         scores1, scores2 = self.prototypes(full(z1)), self.prototypes(full(z2))  # [n, K]
         contrast = self.config.contrast
@@ -43,7 +45,7 @@ class SwAV(Method):
 class Prototypes(nn.Module):
     """Cosines of projections with K trained unit vectors: [n, D] -> [n, K].
 
-    They are normalised in each forward, not in place after each step as by the authors: ZeRO would not see that.
+    Normalized in each forward pass, not in place after each step as by the authors: ZeRO would miss that update.
     """
 
     def __init__(self, count: int, width: int) -> None:
@@ -57,8 +59,10 @@ class Prototypes(nn.Module):
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
-    """Codes [n, K] of scores [n, K] (equations 3 to 5): exp(scores / epsilon), scaled in turns so that each prototype
-    gets an equal share of the N samples of all processes, and each sample's code sums to 1; the latter comes last.
+    """Compute codes [n, K] of scores [n, K] (equations 3 to 5).
+
+    exp(scores / epsilon), scaled alternately: each prototype gets an equal share of the N samples of all processes, and
+    each sample's code sums to 1, which is enforced last.
     """
     top = _reduced(scores.max(), dist.ReduceOp.MAX)  # cancels out, but keeps exp() within range
     codes = ((scores - top) / epsilon).exp()  # [n, K]
@@ -79,7 +83,7 @@ def swapped_prediction(scores1: Tensor, scores2: Tensor, codes1: Tensor, codes2:
 
 
 def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
-    """Over all processes."""
+    """Reduce over all processes."""
     if processes() > 1:
         dist.all_reduce(values, operation)
     return values

@@ -4,17 +4,18 @@
 import torch
 from torch import Tensor
 
-# SplitMix64 (Steele, Lea, Flood 2014), as signed 64-bit integers; torch's products wrap as they should.
+# SplitMix64 (Steele, Lea, Flood 2014), as signed 64-bit integers; torch's products wrap as intended.
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _FIRST = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND = 0x94D049BB133111EB - 2**64
 
 
 def uniform(draw: Tensor, count: int) -> Tensor:
-    """`Batch.draw` [B], a 32-bit word as a number in [0, 1) -> [B, count] float64 in [0, 1), count up to 65,536.
+    """Map `Batch.draw` [B], a 32-bit word as a number in [0, 1), to [B, count] float64 in [0, 1), count up to 65,536.
 
-    The draw is a function of (seed, epoch, sample), so these numbers are, too: the same after a resume, in any batch
-    and on any number of processes.
+    The draw is a function of (seed, epoch, sample), and so are these numbers: the same after a resume, in any batch and
+    on
+    any number of processes.
     """
     word = (draw.double() * 2**32).long()  # [B]
     counter = (word[:, None] << 16) | torch.arange(count, device=draw.device)  # [B, count]
@@ -25,5 +26,5 @@ def uniform(draw: Tensor, count: int) -> Tensor:
 
 
 def _shifted(bits: Tensor, by: int) -> Tensor:
-    """Logical shift to the right: torch's own keeps the sign."""
+    """Shift right logically: torch's shift keeps the sign."""
     return (bits >> by) & ((1 << (64 - by)) - 1)

@@ -25,7 +25,9 @@ class VICReg(Method):
         self.online = Encoder(backbone, expander(channels, model.hidden, model.projection))
 
     def forward(self, batch: Batch) -> Losses:
-        (y1, z1), (y2, z2) = (self.online(self.normalise(view)) for view in (batch.view1, batch.view2))
+        (y1, z1), (y2, z2) = (
+            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+        )
         self.note(features=(y1, y2), projection=(z1, z2))
         with torch.autocast(z1.device.type, enabled=False):
             return vicreg(collect(full(z1)), collect(full(z2)), self.config.vicreg)
@@ -34,8 +36,9 @@ class VICReg(Method):
 def vicreg(z1: Tensor, z2: Tensor, weights: VICRegConfig) -> Losses:
     """Equation 6 for two batches of projections [N, D], and its parts.
 
-    The invariance is averaged over dimensions, too, as in the paper's algorithm 1 with these weights; equation 5 sums
-    over them.
+    The invariance is also averaged over dimensions, as in the paper's algorithm 1 with these weights; equation 5 sums
+    over
+    them.
     """
     invariance = (z1 - z2).square().mean()
     spread = variance(z1) + variance(z2)
@@ -45,7 +48,7 @@ def vicreg(z1: Tensor, z2: Tensor, weights: VICRegConfig) -> Losses:
 
 
 def variance(projections: Tensor) -> Tensor:
-    """Mean over dimensions of how far the deviation lies below GAMMA: [N, D] -> scalar (equations 1 and 2)."""
+    """Mean over dimensions of the deviation's deficit to GAMMA: [N, D] -> scalar (equations 1 and 2)."""
     deviation = (projections.var(dim=0) + EPSILON).sqrt()  # [D], unbiased
     return (GAMMA - deviation).clamp(min=0).mean()
 

@@ -1,1 +1,1 @@
-"""What a run will need and how fast it will be: a stated model, its constants, and what the real network counts."""
+"""Predict resources and speed of a run: a documented model, its constants, and counts from the real network."""

@@ -1,4 +1,4 @@
-"""The numbers that the planner cannot compute, each with where it comes from. Benches' JSON replaces them."""
+"""Constants of the planner that cannot be computed, each with its source. JSON of the benches replaces them."""
 
 import json
 import re
@@ -50,11 +50,11 @@ FIGURES: dict[str, Figure] = {
     "cpu.nvlink": Figure(2e9, ASSUMED, "gloo over the loopback interface"),
     "cpu.dali": Figure(140, PUBLISHED, "three views, one thread, CPU mode: a trial of this project"),
     "fp32": Figure(0.4, ASSUMED, "speed of train.precision=fp32 (TF32 convolutions) against bf16 on a GPU"),
-    "network.efficiency": Figure(0.8, ASSUMED, "share of the network's rate that a ring of all-reduces reaches"),
-    "network.latency": Figure(15e-6, ASSUMED, "of one collective and doubling of processes"),
+    "network.efficiency": Figure(0.8, ASSUMED, "fraction of the network's rate that a ring all-reduce reaches"),
+    "network.latency": Figure(15e-6, ASSUMED, "per collective and doubling of processes"),
     "host.operation": Figure(8e-6, ASSUMED, "host time to launch one operation on a GPU from Python"),
     "host.copy": Figure(5e9, ASSUMED, "from a GPU to pageable host memory"),
-    "loader.core": Figure(790, MEASURED, "three views by OpenCV on a core of an AMD EPYC: bench_loader"),
+    "loader.core": Figure(790, MEASURED, "three views with OpenCV on one core of an AMD EPYC: bench_loader"),
     "storage.read": Figure(10e9, ASSUMED, "the shared file system, all nodes together"),
     "storage.write": Figure(1e9, ASSUMED, "one process writing a checkpoint"),
     "storage.hash": Figure(1.5e9, ASSUMED, "SHA-256 on one core"),
@@ -73,27 +73,28 @@ class Constants:
         return self.figures[name].value
 
     def of(self, device: str, name: str) -> float:
-        """A figure of a kind of device.
+        """Return a figure for a kind of device.
 
         Raises:
-            UserError: there are none for such a device.
+            UserError: there are none for this device.
         """
         if device not in DEVICES:
             raise UserError(
-                f"--gpu is {device!r}; known are {', '.join(DEVICES)}; --constants can change their figures"
+                f"--gpu {device!r}: unknown. Fix: use one of {', '.join(DEVICES)}; --constants can change their values."
             )
         return self[f"{device}.{name}"]
 
     def unmeasured(self, names: Sequence[str]) -> list[str]:
-        """Those of `names` that nobody has measured on the machine in question."""
+        """Return those of `names` that have not been measured on the target machine."""
         return [name for name in names if self.figures[name].kind != MEASURED]
 
 
 def load_constants(files: Sequence[Path]) -> Constants:
-    """The table above; each file, a JSON object of name: value or a bench's JSON with `constants`, replaces some.
+    """Return the table above; each file, a JSON object of name: value or a bench's JSON with `constants`, replaces
+    some.
 
     Raises:
-        UserError: a file is missing or no such object, a name is unknown, a value is no positive number.
+        UserError: a file is missing or not such an object, a name is unknown, a value is not a positive number.
     """
     figures = dict(FIGURES)
     for file in files:
@@ -103,23 +104,23 @@ def load_constants(files: Sequence[Path]) -> Constants:
             raise UserError(f"--constants {file}: cannot be read as JSON: {error}") from None
         values = found.get("constants", found) if isinstance(found, dict) else None
         if not isinstance(values, dict):
-            raise UserError(f"--constants {file}: holds no object of name: value")
+            raise UserError(f"--constants {file}: not an object of name: value")
         for name, value in values.items():
             if name not in FIGURES:
-                raise UserError(f"--constants {file}: unknown {name!r}; known are {', '.join(FIGURES)}")
+                raise UserError(f"--constants {file}: unknown {name!r}; must be one of {', '.join(FIGURES)}")
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise UserError(f"--constants {file}: {name} is {value!r}, not a positive number")
+                raise UserError(f"--constants {file}: {name}={value!r}: not a positive number")
             figures[name] = Figure(float(value), MEASURED, file.name)
     return Constants(figures)
 
 
 def network_rate(name: str) -> float:
-    """Bytes per second of a node each way: 100gb, 400gb, ethernet25, 8x400gb (eight adapters).
+    """Parse bytes per second of a node each way: 100gb, 400gb, ethernet25, 8x400gb (eight adapters).
 
     Raises:
         UserError: not such a name.
     """
     match = re.fullmatch(r"(?:(\d+)x)?(?:ethernet|ib)?(\d+)(?:gb)?", name.lower())
     if match is None or not int(match[2]) or match[1] == "0":
-        raise UserError(f"--network is {name!r}; write 100gb, 400gb, ethernet25 or, with eight adapters, 8x400gb")
+        raise UserError(f"--network {name!r}: unknown. Fix: write 100gb, 400gb, ethernet25 or 8x400gb (adapters).")
     return int(match[1] or 1) * int(match[2]) * 1e9 / 8

@@ -1,13 +1,14 @@
-"""What the configured network is and does, counted on the real one without memory for it or a single product."""
+"""Count parameters and operations of the configured network, on the real module without memory or computation."""
 
 # B micro-batch
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from simfle.batch import Batch
@@ -15,10 +16,13 @@ from simfle.config import PretrainConfig
 from simfle.models.methods import build_method
 from simfle.optim import STATES
 
+CONVOLUTIONS, PRODUCTS, REST = "convolutions", "matrix products", "norms and elementwise"
+MATRICES = ("mm", "linear", "attention", "einsum", "matmul")  # in an operation's name
+
 
 @dataclass(frozen=True)
 class Line:
-    """A quantity that grows linearly with the micro-batch."""
+    """A quantity that is linear in the micro-batch."""
 
     fixed: float
     each: float
@@ -29,11 +33,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Work:
-    """One process's network. Parameters are counted in numbers, buffers in bytes.
+    """Cost of one process's network. Parameters are counted in numbers, buffers in bytes.
 
-    trained: those that the optimizer moves; narrow, narrow_trained: those, of all and of the trained, that DeepSpeed
-    sends in bf16 under autocast; norms: BatchNorm passes of a forward; operations: launched for one micro-batch.
-    conv, matmul: floating-point operations, forward and backward; activations: bytes kept for backward. Of B images.
+    trained: updated by the optimizer; narrow, narrow_trained: those, of all and of the trained, that DeepSpeed
+    sends in bf16 under autocast; norms: BatchNorm passes of a forward pass; operations: launches per micro-batch.
+    conv, matmul: floating-point operations, forward and backward; activations: bytes kept for backward; moved: bytes
+    read and written by each kind of operation. All of B images.
     """
 
     parameters: int
@@ -47,10 +52,11 @@ class Work:
     conv: Line
     matmul: Line
     activations: Line
+    moved: dict[str, Line] = field(default_factory=dict)
 
 
 def count(config: PretrainConfig) -> Work:
-    """Build the method of `config` without memory, run one forward and backward of 2 and of 3 images, and count.
+    """Build the method of `config` without memory, run one forward and backward pass of 2 and of 3 images, and count.
 
     Raises:
         UserError: the model cannot be built.
@@ -77,6 +83,7 @@ def count(config: PretrainConfig) -> Work:
         norms=low["norms"],
         operations=low["operations"],
         **lines,
+        moved={kind: _line(low[kind], high[kind]) for kind in (CONVOLUTIONS, PRODUCTS, REST)},
     )
 
 
@@ -85,28 +92,38 @@ def _line(at2: float, at3: float) -> Line:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts what reaches a device, views and such aside, and BatchNorms among it."""
+    """Counts launched operations, without views, BatchNorms, and the bytes read and written."""
 
     def __init__(self) -> None:
         super().__init__()
         self.launched = self.norms = 0
+        self.moved = dict.fromkeys((CONVOLUTIONS, PRODUCTS, REST), 0)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.name()
         self.launched += name.startswith("aten::") and not func.is_view
         self.norms += "batch_norm" in name and "backward" not in name
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            matrices = any(word in name for word in MATRICES)
+            kind = CONVOLUTIONS if "convolution" in name else PRODUCTS if matrices else REST
+            self.moved[kind] += sum(each.nbytes for each in tree_leaves((args, kwargs, result)) if _is_tensor(each))
+        return result
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int]:
-    """One forward and backward of `count` images on tensors that have shapes and types, but no memory."""
+    """Run one forward and backward pass of `count` images on tensors with shapes and types, but without memory."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     kept = {}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # held, so that its address is not given to another
+            kept[storage._cdata] = storage  # referenced, so its address is not reused
         return tensor
 
     operations, flops = _Operations(), FlopCounterMode(display=False)
@@ -127,6 +144,7 @@ def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int
         "activations": activations,
         "norms": operations.norms,
         "operations": operations.launched,
+        **operations.moved,
     }
 
 

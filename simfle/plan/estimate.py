@@ -1,7 +1,7 @@
-"""The model of a run: memory, network, speed, checkpoints, storage. docs/scale.md says what of it was checked.
+"""Model of a run: memory, network, speed, checkpoints, storage. docs/scale.md lists which parts were checked.
 
-What DeepSpeed 0.19 keeps and sends was read off real processes (tests/distributed/test_plan_measured.py): N processes,
-P numbers of all parameters and T of the trained ones in fp32, collectives as rings:
+What DeepSpeed 0.19 keeps and sends was measured on real processes (tests/distributed/test_plan_measured.py): N
+processes, P numbers of all parameters and T of the trained ones in fp32, collectives as rings:
 
     stage   kept between steps            gradients   sent by each process per step; A micro-batches
     0       4 P + s T                     4 T         all-reduce T
@@ -9,7 +9,7 @@ P numbers of all parameters and T of the trained ones in fp32, collectives as ri
     2       4 P + (4 + s) T / N           8 T / N     all-reduce T, A times; all-gather T
     3       (4 P + (4 + s) T) / N         4 T / N *   all-gather P, reduce-scatter T, both A times
 
-s: bytes of the optimizer's tensors per number. *: also kept between steps. Stages 1 and 2 all-reduce where they could
+s: bytes of the optimizer's tensors per number. *: also kept between steps. Stages 1 and 2 use all-reduce instead of
 reduce-scatter: DeepSpeed's default.
 """
 
@@ -19,15 +19,17 @@ from typing import Any
 from simfle.config import PretrainConfig
 from simfle.plan.constants import Constants
 from simfle.plan.count import Work
-from simfle.runtime import BUCKET, BatchPlan, deepspeed_config, plan_batch, zero_stage
+from simfle.plan.roofline import Part, roofline, update_bytes
+from simfle.runtime import BUCKET, BatchPlan, deepspeed_config, plan_batch
+from simfle.zero import Stage, choose, held_bytes
 
 FP32, BF16 = 4, 2
-SPARE = 0.92  # share of a GPU's memory that can be used: CUDA's context and fragmentation take the rest
+SPARE = 0.92  # usable fraction of GPU memory: the rest is for the CUDA context and fragmentation
 
 
 @dataclass(frozen=True)
 class Machines:
-    """What a run is given. network: bytes/s of a node each way; cores: per process."""
+    """Resources of a run. network: bytes/s of a node each way; cores: per process."""
 
     nodes: int
     per_node: int
@@ -42,7 +44,7 @@ class Machines:
 
 @dataclass(frozen=True)
 class Corpus:
-    """images, and bytes of one in the mean."""
+    """images: number of images; mean bytes per image."""
 
     images: int
     image_bytes: float
@@ -66,7 +68,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one process sends per step, and how many collectives it takes part in."""
+    """Bytes that one process sends per step, and its number of collectives."""
 
     all_reduce: float
     reduce_scatter: float
@@ -81,9 +83,9 @@ class Traffic:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one step whose data is there.
+    """Seconds of one step without data loading.
 
-    compute: arithmetic; launches: the host's, beside it; network: sending; exposed: sending that is waited for.
+    compute: arithmetic; launches: host time, in parallel; network: sending; exposed: sending that is not overlapped.
     """
 
     compute: float
@@ -100,10 +102,12 @@ class Times:
 class Estimate:
     """A whole plan, in seconds and bytes.
 
-    times, step, loading: of one step. efficiency: the arithmetic's share of a step. utilisation: of the device's peak.
+    times, step, loading: of one step. efficiency: arithmetic's fraction of a step. utilisation: of the device's peak.
+    roofline: the minimum time of each part of a step; of_roofline: their sum as a fraction of the step.
     """
 
     batch: BatchPlan
+    stage: Stage
     memory: Memory
     traffic: Traffic
     times: Times
@@ -117,24 +121,26 @@ class Estimate:
     hours: float
     flops_per_image: float
     utilisation: float
+    roofline: list[Part]
+    of_roofline: float
     checkpoint: dict[str, float]
     storage: dict[str, float]
     decode: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON, totals included."""
+        """Return plain numbers for JSON, totals included."""
         plain = asdict(self)
         plain["memory"]["total"], plain["traffic"]["total"] = self.memory.total, self.traffic.total
         return plain
 
 
 def memory(work: Work, config: PretrainConfig, batch: BatchPlan, processes: int) -> Memory:
-    """Bytes of one process at the worst moment, the end of the last forward or of backward."""
+    """Return the peak bytes of one process, at the end of the last forward or backward pass."""
     stage = config.train.zero_stage
     share = 1 if stage == 0 else 1 / processes
     trained = FP32 * work.trained
     states = trained * work.optimizer_tensors
-    kinds = [FP32, *([BF16] if work.narrow else [])]  # stages 1 and 2 keep one bucket per type, in fp32 both
+    kinds = [FP32, *([BF16] if work.narrow else [])]  # stages 1 and 2 keep one bucket per type, both in fp32
     buckets = {0: min(trained, FP32 * BUCKET), 3: BUCKET * sum(kinds)}.get(stage, BUCKET * FP32 * len(kinds))
     if overlaps(config, batch) and stage in (1, 2):
         buckets *= 2
@@ -142,7 +148,7 @@ def memory(work: Work, config: PretrainConfig, batch: BatchPlan, processes: int)
         parameters=FP32 * work.parameters * (share if stage == 3 else 1),
         optimizer=(states + (trained if stage else 0)) * share,
         gradients=trained * {0: 1, 1: 1, 2: 2 * share, 3: share}[stage],
-        # Below 1e9 numbers DeepSpeed keeps every gathered parameter until its last use of the step.
+        # Below 1e9 numbers DeepSpeed keeps every gathered parameter until its last use in the step.
         temporary=buckets + (_gathered(work) if stage == 3 else 0),
         activations=work.activations(batch.micro_batch),
         buffers=work.buffers,
@@ -154,7 +160,9 @@ def _gathered(work: Work) -> float:
 
 
 def traffic(work: Work, config: PretrainConfig, batch: BatchPlan, processes: int) -> Traffic:
-    """What one process sends in one optimizer step; rings send (N - 1) / N of a tensor, all-reduces twice that."""
+    """Return the traffic of one process in one optimizer step; rings send (N - 1) / N of a tensor, all-reduces twice
+    that.
+    """
     stage, times = config.train.zero_stage, batch.accumulation
     ring = (processes - 1) / processes
     gradients = FP32 * (work.trained - work.narrow_trained) + BF16 * work.narrow_trained
@@ -162,7 +170,7 @@ def traffic(work: Work, config: PretrainConfig, batch: BatchPlan, processes: int
         gradients = FP32 * work.trained  # DeepSpeed's plain all-reduce keeps the gradients' type
     buckets = -(-work.trained // BUCKET) * (2 if work.narrow else 1)
     collectives = {0: buckets, 1: buckets + 1, 2: buckets * times + 1, 3: (buckets + 60) * times}[stage]
-    small = 40.0  # the losses and flags that all agree on
+    small = 40.0  # reduced losses and flags
     if config.train.sync_statistics:
         collectives += 4 * work.norms * times
         small += 8 * 2048 * work.norms * times * ring
@@ -176,7 +184,7 @@ def traffic(work: Work, config: PretrainConfig, batch: BatchPlan, processes: int
 
 
 def network_seconds(sent: Traffic, machines: Machines, constants: Constants) -> float:
-    """A ring crosses each node's border once, with what each process sends; inside a node it is bound by NVLink."""
+    """Return the communication time: a ring crosses each node's border once; inside a node NVLink limits it."""
     if machines.processes == 1:
         return 0.0
     inside = sent.total / constants.of(machines.device, "nvlink") if machines.per_node > 1 else 0.0
@@ -186,20 +194,18 @@ def network_seconds(sent: Traffic, machines: Machines, constants: Constants) -> 
 
 
 def compute_seconds(work: Work, config: PretrainConfig, batch: BatchPlan, machines: Machines, c: Constants) -> float:
-    """Arithmetic of all micro-batches, and the passes over memory of optimizer and EMA."""
+    """Return the time of all micro-batches' arithmetic, and of the optimizer's and EMA's memory passes."""
     device = machines.device
     speed = c["fp32"] if config.train.precision == "fp32" else 1.0
     arithmetic = work.conv(batch.micro_batch) / c.of(device, "conv") + work.matmul(batch.micro_batch) / c.of(
         device, "matmul"
     )
-    share = 1 if config.train.zero_stage == 0 else 1 / machines.processes
-    passes = FP32 * work.trained * share * (3 + 2 * work.optimizer_tensors)  # read p, g, states; write p, states
-    passes += 3 * FP32 * (work.parameters - work.trained) * (share if config.train.zero_stage == 3 else 1)
+    passes = update_bytes(config, work, machines.processes)
     return batch.accumulation * arithmetic / speed + passes / c.of(device, "bandwidth")
 
 
 def times(config: PretrainConfig, work: Work, machines: Machines, c: Constants) -> Times:
-    """A step whose data is there. What is sent during backward, two thirds of the arithmetic, costs nothing."""
+    """Return the time of a step without data loading. Sending during backward (2/3 of the arithmetic) is free."""
     batch = plan_batch(config.train, machines.processes)
     compute = compute_seconds(work, config, batch, machines, c)
     launches = 0.0 if machines.device == "cpu" else work.operations * batch.accumulation * c["host.operation"]
@@ -209,20 +215,21 @@ def times(config: PretrainConfig, work: Work, machines: Machines, c: Constants) 
 
 
 def overlaps(config: PretrainConfig, batch: BatchPlan) -> bool:
-    """Whether DeepSpeed sends while backward runs."""
+    """Whether DeepSpeed sends during the backward pass."""
     stage = config.train.zero_stage
     settings = deepspeed_config(batch, config.train, config.optim)["zero_optimization"]
     return stage > 0 and bool(settings.get("overlap_comm", stage == 3))
 
 
 def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Corpus, c: Constants) -> Estimate:
-    """The whole plan.
+    """Make the whole plan.
 
     Raises:
-        UserError: the batch cannot be shared by so many processes, or there is no such device.
+        UserError: the batch cannot be split across so many processes, or the device is unknown.
     """
     batch = plan_batch(config.train, machines.processes)
-    config = replace(config, train=replace(config.train, zero_stage=zero_stage(config.train, batch)))
+    stage = _stage(config, work, machines, c)
+    config = replace(config, train=replace(config.train, zero_stage=stage.number))
     held, spent = memory(work, config, batch, machines.processes), times(config, work, machines, c)
     storage, decode = _storage(corpus, c), _decode(config, machines, c)
     loading = batch.global_batch / machines.processes / decode["possible_per_process"]
@@ -234,8 +241,10 @@ def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Cor
         bottleneck = "memory"
     steps = config.train.steps or int(config.train.epochs * (corpus.images // batch.global_batch))
     flops = work.conv.each + work.matmul.each
+    parts = roofline(config, work, batch, machines.device, c)
     return Estimate(
         batch=batch,
+        stage=stage,
         memory=held,
         traffic=traffic(work, config, batch, machines.processes),
         times=spent,
@@ -249,14 +258,23 @@ def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Cor
         hours=steps * step / 3600,
         flops_per_image=flops,
         utilisation=flops * rate / machines.processes / c.of(machines.device, "peak"),
+        roofline=parts,
+        of_roofline=sum(part.seconds for part in parts) / step,
         checkpoint=_checkpoint(config, work, machines, step, c),
         storage=storage | {"node_bytes_per_second": rate * corpus.image_bytes / machines.nodes},
         decode=decode | {"needed_per_process": rate / machines.processes},
     )
 
 
+def _stage(config: PretrainConfig, work: Work, machines: Machines, c: Constants) -> Stage:
+    """Return the ZeRO stage of the planned run."""
+    trained, frozen = FP32 * work.trained, FP32 * (work.parameters - work.trained)
+    held = held_bytes(trained, frozen, work.optimizer_tensors)
+    return choose(config.train, config.optim, machines.processes, held, c.of(machines.device, "memory"))
+
+
 def _bottleneck(spent: Times, loading: float, reading: float) -> str:
-    """The longest of what runs side by side; of a step, its longest part."""
+    """Return the longest of the parallel parts; of a step, its longest part."""
     if max(loading, reading) > spent.total:
         return "loading" if loading > reading else "storage"
     parts = {"compute": spent.compute, "launches": spent.launches, "network": spent.exposed}
@@ -264,7 +282,7 @@ def _bottleneck(spent: Times, loading: float, reading: float) -> str:
 
 
 def _better_stage(config: PretrainConfig, work: Work, machines: Machines, c: Constants) -> list[str]:
-    """The ZeRO stage that fits and whose step is shortest, if it is worth a change."""
+    """Return the ZeRO stage that fits and has the shortest step, if it is worth a change."""
     batch = plan_batch(config.train, machines.processes)
     limit = SPARE * c.of(machines.device, "memory")
     found = {}
@@ -303,16 +321,16 @@ def _checkpoint(config: PretrainConfig, work: Work, machines: Machines, step: fl
         copied += size / (machines.network * c["network.efficiency"])
     written = size / c["storage.write"] + size / c["storage.hash"]
     every = config.train.checkpoint_every * step
-    # One at a time: a save waits until the one before is written.
+    # One at a time: a save waits for the previous write.
     hold_up = copied + max(0.0, written - every)
     return {"bytes": size, "hold_up": hold_up, "written": written, "every": every, "share": hold_up / (every + hold_up)}
 
 
 ADVICE = {
     "memory": "a smaller train.micro_batch: it keeps fewer activations",
-    "network": "fewer processes, or a larger train.global_batch: a step sends the same whatever its batch",
+    "network": "fewer processes, or a larger train.global_batch: a step sends the same for any batch",
     "launches": "fewer GPUs, or a larger batch: Python launches operations more slowly than the GPU does them",
     "loading": "more cores per process, smaller views, or data.backend=dali on a GPU",
     "storage": "shards on node-local disks, or fewer nodes",
-    "compute": "nothing: arithmetic is what is waited for",
+    "compute": "nothing: arithmetic is the limit",
 }

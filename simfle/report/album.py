@@ -1,4 +1,4 @@
-"""Faces that pictures of a report are made of, and how pictures are put together."""
+"""Faces for the images of a report, and layout of these images."""
 
 # N faces
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from simfle.data.reader import Corpus
 from simfle.errors import UserError
 
 Image = NDArray[np.uint8]
-QUERIES, GALLERY = 6, 600  # faces asked about; faces searched
+QUERIES, GALLERY = 6, 600  # number of query faces; number of searched faces
 TILE, GAP, PER_ROW = 96, 4, 8  # pixels, pixels, tiles
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A picture with what to see in it. data: PNG or JPEG; wide: it needs the page's width."""
+    """An image with its caption. data: PNG or JPEG; wide: use the full width of the page."""
 
     data: bytes
     caption: str
@@ -31,13 +31,13 @@ class Tile:
 
     @property
     def kind(self) -> str:
-        """Of the file: png or jpeg."""
+        """Return the file's type: png or jpeg."""
         return "png" if self.data.startswith(b"\x89PNG") else "jpeg"
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures of one kind of one run; about: how to read them."""
+    """Images of one kind of one run; about: how to read them."""
 
     title: str
     about: str
@@ -46,7 +46,7 @@ class Sheet:
 
 @dataclass(frozen=True)
 class Faces:
-    """Decoded images [H, W, 3] RGB with what the shards know of them. groups: people, "" where not known."""
+    """Decoded images [H, W, 3] RGB with their metadata from the shards. groups: people, "" if unknown."""
 
     images: list[Image]
     labels: list[int | None]
@@ -54,34 +54,34 @@ class Faces:
     classes: tuple[str, ...]
 
     def named(self, place: int) -> str:
-        """The label of one, in a word."""
+        """Return the label of one face as text."""
         label = self.labels[place]
         return "no label" if label is None else self.classes[label]
 
     def tensor(self, side: int) -> Tensor:
-        """[N, 3, side, side] uint8."""
+        """Return [N, 3, side, side] uint8."""
         resized = [resize(image, side) for image in self.images]
         return torch.from_numpy(np.stack(resized)).permute(0, 3, 1, 2).contiguous()
 
 
 @dataclass(frozen=True)
 class Album:
-    """What pictures are made of: a few faces to ask about, and many to search and to learn classes from."""
+    """Faces for the images: a few as queries, and many to search and to fit classifiers on."""
 
     queries: Faces
     gallery: Faces
     manifests: list[Manifest]
 
     def source(self) -> str:
-        """Whose images these are, and their terms."""
+        """Return the corpora and their terms."""
         return "; ".join(f"{each.corpus} (terms: {each.terms or 'none stated'})" for each in self.manifests)
 
 
 def read_album(shards: Sequence[str]) -> Album:
-    """The same faces for every run: asked about are those of test or validation, searched those of training.
+    """Select the same faces for every run: queries from test or validation, the gallery from training.
 
     Raises:
-        UserError: shards missing or damaged, no image in them that can be decoded.
+        UserError: shards are missing or corrupt, or contain no decodable image.
     """
     manifests = [read_manifest(folder) for folder in shards]
     splits = list(dict.fromkeys(name for each in manifests for name in each.splits))
@@ -91,12 +91,14 @@ def read_album(shards: Sequence[str]) -> Album:
     queries = pick(candidates, _one_of_each(candidates))
     gallery = _read(shards, searched, GALLERY)
     if not queries.images:
-        raise UserError(f"report: {', '.join(map(str, shards))} hold no image that can be decoded; verify the shards")
+        raise UserError(
+            f"report: {', '.join(map(str, shards))} contain no decodable image. Fix: run simfle shards verify."
+        )
     return Album(queries, gallery, manifests)
 
 
 def _read(shards: Sequence[str], split: str, most: int) -> Faces:
-    """Up to `most` images, evenly spaced over a split."""
+    """Select up to `most` images, evenly spaced over a split."""
     corpus = Corpus(list(shards), [split])
     images, labels, groups = [], [], []
     for number in np.unique(np.linspace(0, len(corpus) - 1, min(most, len(corpus))).astype(int)):
@@ -111,7 +113,7 @@ def _read(shards: Sequence[str], split: str, most: int) -> Faces:
 
 
 def _one_of_each(faces: Faces) -> list[int]:
-    """Up to QUERIES places, dealt out over the classes."""
+    """Select up to QUERIES positions, spread over the classes."""
     by_class: dict[int | None, list[int]] = {}
     for place, label in enumerate(faces.labels):
         by_class.setdefault(label, []).append(place)
@@ -136,13 +138,13 @@ def resize(image: Image, side: int) -> Image:
 
 
 def enlarge(image: Image, height: int = TILE) -> Image:
-    """To at least `height` pixels, by a whole factor: patches keep their edges."""
+    """Enlarge to at least `height` pixels by an integer factor, which keeps patch edges sharp."""
     factor = max(1, round(height / image.shape[0]))
     return image.repeat(factor, 0).repeat(factor, 1)
 
 
 def grid(images: Sequence[Image]) -> Image:
-    """Row by row on white, PER_ROW a row, all of one size."""
+    """Arrange images of equal size on white, PER_ROW per row."""
     side = images[0].shape[0]
     columns = min(PER_ROW, len(images))
     rows = -(-len(images) // columns)
@@ -154,7 +156,7 @@ def grid(images: Sequence[Image]) -> Image:
 
 
 def beside(first: Image, sheet: Image) -> Image:
-    """A picture left of a sheet, twice the gap between them."""
+    """Place an image left of a sheet, with twice the gap between them."""
     column = np.full((len(sheet), first.shape[1] + 2 * GAP, 3), 255, np.uint8)
     column[: len(first), : first.shape[1]] = first
     return np.concatenate([column, sheet], axis=1)
@@ -171,5 +173,5 @@ def jpeg(image: Image) -> bytes:
 def _encode(ending: str, image: Image, options: list[int]) -> bytes:
     done, data = cv2.imencode(ending, cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)
     if not done:
-        raise RuntimeError(f"OpenCV could not encode a picture as {ending}")
+        raise RuntimeError(f"OpenCV could not encode an image as {ending}")
     return data.tobytes()

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: text stays text, no fixed size, colours that colour-blind readers tell apart."""
+"""Charts as inline SVG: text is kept as text, the size is flexible, and the colors suit color-blind readers."""
 
 import io
 import re
@@ -14,14 +14,14 @@ from simfle.eval.metrics import LOWER_IS_BETTER
 from simfle.eval.summary import Row
 from simfle.report.gather import Curve
 
-# Okabe and Ito's palette; lines differ in their dashes too, for prints and for eyes that see no colour
+# Okabe and Ito's palette; lines also differ in their dashes, for prints and color-blind readers
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#767676",
 )  # fmt: skip
 LINES = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, "#222222"]
 DASHES = ["-", "--", "-.", ":"]
-LONGEST = 18  # letters of a class at an axis
-SHARES = frozenset({"accuracy", "balanced_accuracy", "macro_f1"})  # shown in per cent
+LONGEST = 18  # maximum characters of a class name at an axis
+SHARES = frozenset({"accuracy", "balanced_accuracy", "macro_f1"})  # shown in percent
 STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
@@ -38,7 +38,7 @@ STYLE: Any = {
 
 
 def curves(name: str, found: Sequence[tuple[str, Curve]]) -> str:
-    """One quantity over the steps, a line for each run; logarithmic where it spans more than two decades."""
+    """Draw one quantity over the steps, one line per run; logarithmic if it spans more than two decades."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": name}):
         figure = Figure(figsize=(4.2, 2.6 + 0.24 * len(found) * (len(found) > 1)), layout="constrained")
         axes = figure.subplots()
@@ -59,7 +59,7 @@ def curves(name: str, found: Sequence[tuple[str, Curve]]) -> str:
 
 
 def comparison(rows: Sequence[Row], names: dict[str, str], chance: float | None) -> str:
-    """One metric on one benchmark: score of each backbone by each protocol with its 95 % interval, and chance."""
+    """Draw one metric on one benchmark: score of each backbone and protocol with its 95 % interval, and chance."""
     metric, shown = rows[0].metric, list(rows)[::-1]
     scale = 100 if metric in SHARES else 1
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": f"{rows[0].benchmark} {metric}"}):
@@ -86,7 +86,7 @@ def comparison(rows: Sequence[Row], names: dict[str, str], chance: float | None)
 
 
 def confusion(table: Sequence[Sequence[float]], classes: Sequence[str], salt: str) -> str:
-    """Rows are the truth, columns what was predicted, in per cent of the row."""
+    """Draw a confusion matrix: rows are true classes, columns predicted ones, in percent of the row."""
     counts = np.array(table, dtype=float)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 1.5 + 0.42 * len(classes)
@@ -108,7 +108,7 @@ def confusion(table: Sequence[Sequence[float]], classes: Sequence[str], salt: st
         axes.set_ylabel("truth")
         axes.spines[:].set_visible(False)
         found = "; ".join(f"{name} {share[place, place]:.0f} %" for place, name in enumerate(classes))
-        return _svg(figure, f"Confusion matrix. Recognised: {found}")
+        return _svg(figure, f"Confusion matrix. Recall: {found}")
 
 
 def readable(metric: str) -> str:
@@ -117,12 +117,12 @@ def readable(metric: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """matplotlib hides labels that begin with an underscore, and reads $ as mathematics."""
+    """Escape text: matplotlib hides labels that begin with an underscore and parses $ as mathematics."""
     return printable(text).lstrip("_").replace("$", r"\$")
 
 
 def _svg(figure: Figure, description: str) -> str:
-    """The figure as an <svg> element that takes the width it is given."""
+    """Return the figure as an <svg> element that fills the available width."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
     text = buffer.getvalue()

@@ -1,6 +1,6 @@
-"""Pictures of what models do with faces of given shards: masks, reconstructions, class activation maps, neighbours.
+"""Images of a model's behavior on given faces: masks, reconstructions, class activation maps, nearest neighbors.
 
-Computed from a run's newest complete checkpoint, on the CPU, on a few hundred images.
+Computed from a run's newest complete checkpoint, on the CPU, for a few hundred images.
 """
 
 # N faces, n faces searched, C channels, h x h feature map, G groups, K maps, S positions of a map
@@ -31,15 +31,15 @@ from simfle.models.simfle import SimFLE
 from simfle.report.album import TILE, Album, Faces, Image, Sheet, Tile, beside, enlarge, grid, jpeg, pick, png, resize
 from simfle.train.pictures import draw
 
-NEIGHBOURS, MASKED = 5, 3  # shown of each face; faces whose masks are shown
+NEIGHBOURS, MASKED = 5, 3  # neighbors per face; faces whose masks are shown
 CHUNK = 64  # images per forward pass
 
 
 def sheets(run: Path, album: Album) -> list[Sheet]:
-    """All pictures of one run's newest checkpoint.
+    """Make all images for one run's newest checkpoint.
 
     Raises:
-        UserError: no complete checkpoint; one of another configuration, or damaged.
+        UserError: no complete checkpoint, or one that is corrupt or of another configuration.
     """
     method, config = _load(run)
     backbone = _backbone(method, config)
@@ -56,19 +56,21 @@ def _load(run: Path) -> tuple[Method, PretrainConfig]:
 
 
 def _fill(method: Method, path: Path) -> None:
-    """Give the method the weights of a checkpoint. Raises UserError: damaged, or of another method."""
+    """Load a checkpoint's weights into the method. Raises UserError if it is corrupt or of another method."""
     try:
         with regular_path(path) as same:
             unknown = method.load_state_dict(load_file(same), strict=False)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise UserError(f"report: {path} cannot be loaded ({str(error).splitlines()[0]})") from None
+        raise UserError(
+            f"report: {path} cannot be loaded ({str(error).splitlines()[0]}). Fix: delete this checkpoint."
+        ) from None
     lacking = set(unknown.missing_keys) & {name for name, _ in method.named_parameters()}
     if lacking:
-        raise UserError(f"report: {path} lacks {min(lacking)}; the run's config.yaml is another run's")
+        raise UserError(f"report: {path} lacks {min(lacking)}. Fix: restore the run's own config.yaml.")
 
 
 def _backbone(method: Method, config: PretrainConfig) -> Backbone:
-    """The online backbone, as evaluations see it."""
+    """Return the online backbone as used in evaluations."""
     network = method.online.backbone  # type: ignore[union-attr]
     model, side = config.model, config.views.size
     if isinstance(method, MAE):
@@ -89,7 +91,7 @@ def _backbone(method: Method, config: PretrainConfig) -> Backbone:
 
 @torch.no_grad()
 def masks(method: Method, album: Album, config: PretrainConfig) -> Sheet | None:
-    """Of each face, what each group would leave visible."""
+    """Show for each face what each group would keep visible."""
     if not isinstance(method, SimFLE):
         return None
     face = album.queries.tensor(config.views.face_size)[:MASKED]
@@ -103,21 +105,21 @@ def masks(method: Method, album: Album, config: PretrainConfig) -> Sheet | None:
             scores = masking.patch_scores(maps[place : place + 1].float(), torch.tensor([group]))
             shown.append(_keep(whole, masking.most_active(scores)[0].numpy(), patch))
         caption = (
-            f"Face {place + 1} ({album.queries.named(place)}), then what groups 1 to {masking.groups} leave visible"
+            f"Face {place + 1} ({album.queries.named(place)}), then the patches kept by groups 1 to {masking.groups}"
         )
         tiles.append(Tile(png(beside(whole, grid(shown))), caption, wide=True))
     about = (
-        f"Left the face, then one picture for each of the {masking.groups} channel groups, row by row: the "
-        f"{masking.visible} patches where the group answers most stay. Groups that have parted show different parts "
-        "of a face, the same group the same part of different faces. Where all pictures are alike, the groups are one."
+        f"Left: the face; then one image for each of the {masking.groups} channel groups, row by row, with the "
+        f"{masking.visible} patches of the group's strongest response kept. Separated groups show different parts of a "
+        "face, and each group the same part of different faces. If all images are alike, the groups have collapsed."
     )
     if masking.choice == "random":
-        about += " In this run masks were drawn at random; these groups were learnt, but chose nothing."
+        about += " In this run masks were random; the learned groups did not select them."
     return Sheet("Semantic masks of every group", about, tiles)
 
 
 def _keep(image: Image, visible: NDArray[np.int64], patch: int) -> Image:
-    """The image with all patches but the visible ones in grey."""
+    """Return the image with all patches except the visible ones in gray."""
     side = image.shape[0] // patch
     kept = np.zeros(side * side, bool)
     kept[visible] = True
@@ -127,7 +129,7 @@ def _keep(image: Image, visible: NDArray[np.int64], patch: int) -> Image:
 
 @torch.no_grad()
 def reconstructions(method: Method, album: Album, config: PretrainConfig) -> Sheet | None:
-    """Face, what the autoencoder sees, what it makes of the rest; None for methods without one."""
+    """Show face, visible patches and reconstruction; None for methods without an autoencoder."""
     if not isinstance(method, SimFLE | MAE):
         return None
     queries, count = album.queries, len(album.queries.images)
@@ -143,9 +145,9 @@ def reconstructions(method: Method, album: Album, config: PretrainConfig) -> She
     rows = np.split(image, count)
     tiles = [Tile(png(enlarge(row)), queries.named(place)) for place, row in enumerate(rows)]
     about = (
-        f"Left the face, in the middle the {visible} of {patches} patches that the autoencoder sees, right what it "
-        "makes of the others (brightness and contrast of a patch are the face's own, as they are not predicted). "
-        "Good ones continue mouth, eyes and outline across the gaps."
+        f"Left: the face. Middle: the {visible} of {patches} patches that the autoencoder sees. Right: its "
+        "reconstruction of the others (with the true brightness and contrast of each patch, which are not predicted). "
+        "Good reconstructions continue mouth, eyes and outline across the gaps."
     )
     return Sheet("Reconstructions", about, tiles)
 
@@ -169,18 +171,18 @@ def activation(backbone: Backbone, album: Album) -> Sheet | None:
     tiles = []
     for place, image in enumerate(queries.images):
         face = resize(image, 2 * TILE)
-        said = f"{queries.named(place)}, taken for {gallery.classes[int(chosen[place])]}"
+        said = f"{queries.named(place)}, predicted as {gallery.classes[int(chosen[place])]}"
         tiles.append(Tile(jpeg(grid([face, _heated(face, evidence[place].numpy())])), said))
     about = (
-        f"Where the evidence for the class lies that a linear classifier predicts from the frozen features (fitted for "
-        f"these pictures on {len(known)} {_others(album)}): yellow much, blue none. A backbone that sees facial "
+        f"Evidence for the class that a linear classifier predicts from the frozen features (fitted for these images "
+        f"on {len(known)} {_others(album)}), from blue (none) to yellow (most). A backbone that responds to facial "
         "landmarks is yellow on mouth, eyes and brows, not on hair or background."
     )
     return Sheet("Class activation maps", about, tiles)
 
 
 def _weights_of(model: LogisticRegression, chosen: NDArray[Any]) -> NDArray[np.float64]:
-    """The weights [N, C] that speak for each chosen class; of two classes the model keeps those of the second."""
+    """Return the weights [N, C] for each predicted class; with two classes, the model stores only the second's."""
     rows = np.searchsorted(model.classes_, chosen)
     if len(model.classes_) == 2:
         return model.coef_ * np.where(rows == 0, -1, 1)[:, None]
@@ -188,7 +190,7 @@ def _weights_of(model: LogisticRegression, chosen: NDArray[Any]) -> NDArray[np.f
 
 
 def _heated(face: Image, evidence: NDArray[np.float32]) -> Image:
-    """The face under its map [h, h], blue (none) to yellow (most): cividis, which colour-blind eyes read alike."""
+    """Overlay the map [h, h] on the face, blue (none) to yellow (most): cividis, which suits color-blind readers."""
     side = face.shape[0]
     heat = cv2.resize(evidence, (side, side), interpolation=cv2.INTER_LINEAR)
     heat = (255 * heat / max(float(heat.max()), 1e-12)).astype(np.uint8)
@@ -198,7 +200,7 @@ def _heated(face: Image, evidence: NDArray[np.float32]) -> Image:
 
 @torch.no_grad()
 def neighbours(backbone: Backbone, album: Album) -> Sheet | None:
-    """The most similar other faces (of other people, where people are known), by cosine of the features."""
+    """Show the most similar other faces (of other people, if known), by cosine similarity of the features."""
     asked, gallery = album.queries, album.gallery
     similar = _unit(_features(backbone, asked)) @ _unit(_features(backbone, gallery)).T  # [N, n]
     tiles = []
@@ -209,15 +211,15 @@ def neighbours(backbone: Backbone, album: Album) -> Sheet | None:
         said = ", ".join(gallery.named(other) for other in nearest)
         tiles.append(Tile(jpeg(grid(shown)), f"{asked.named(place)}: {said}"))
     about = (
-        f"Left a face, then the {NEIGHBOURS} {_others(album)} with the most similar features among "
-        f"{len(gallery.images)}. Features that see expression bring faces of the same one; features that see light, "
-        "pose or hair bring those."
+        f"Left: a face; then the {NEIGHBOURS} {_others(album)} with the most similar features among "
+        f"{len(gallery.images)}. Features of expression retrieve faces with the same expression; features of light, "
+        "pose or hair retrieve faces with the same light, pose or hair."
     )
-    return Sheet("Nearest neighbours", about, tiles)
+    return Sheet("Nearest neighbors", about, tiles)
 
 
 def _same(asked: Faces, place: int, gallery: Faces) -> list[bool]:
-    """Which of a gallery are the asked image itself, or of the same person as far as people are known."""
+    """Mark the gallery images that are the query itself, or of the same person if people are known."""
     image, person = asked.images[place], asked.groups[place]
     return [
         np.array_equal(image, other) or (person != "" and group == person)
@@ -226,12 +228,12 @@ def _same(asked: Faces, place: int, gallery: Faces) -> list[bool]:
 
 
 def _others(album: Album) -> str:
-    """What is left without these, in words."""
+    """Describe the remaining images."""
     return "images of other people" if all([*album.queries.groups, *album.gallery.groups]) else "other images"
 
 
 def _features(backbone: Backbone, faces: Faces) -> Tensor:
-    """[N, C]."""
+    """Normalize [N, C] to unit length."""
     pixels = faces.tensor(backbone.card.size)
     return torch.cat([backbone.module(part) for part in pixels.split(CHUNK)])
 

@@ -1,4 +1,4 @@
-"""Everything a report shows of runs, read from their folders; what is not there is left out, never guessed."""
+"""Read everything that a report shows about runs from their folders. Missing parts are omitted."""
 
 import math
 import statistics
@@ -26,8 +26,8 @@ MEASURES = {
     "linear_probe": ("monitor", "linear"),
     "knn": ("monitor", "knn"),
 }
-"""Name of a curve -> table and name in a line of metrics."""
-POINTS = 400  # of a curve, at most
+"""Curve name -> section and name in a line of metrics."""
+POINTS = 400  # maximum points of a curve
 PICTURES = 3  # first, middle, last
 SHOWN = {"model": ("method", "backbone"), "views": ("size", "face_size"), "train": ("global_batch", "seed")}
 PARTS = ("train", "val", "test")
@@ -35,7 +35,7 @@ PARTS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Curve:
-    """Values of one name over optimizer steps, both of one length."""
+    """Values of one name over optimizer steps; both have the same length."""
 
     name: str
     steps: list[float]
@@ -44,7 +44,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it. name: of the folder; last: the newest line of metrics; pictures: (step, PNG)."""
+    """A run as read from its folder. name: of the folder; last: newest line of metrics; pictures: (step, PNG)."""
 
     folder: Path
     name: str
@@ -52,43 +52,45 @@ class Run:
     config_text: str
     versions: dict[str, Any]
     curves: list[Curve]
-    speed: list[Curve]  # images per second, share of the time spent waiting for data
-    features: list[Curve]  # of telemetry and the monitor, see MEASURES
+    speed: list[Curve]  # images per second, fraction of the time spent waiting for data
+    features: list[Curve]  # telemetry and monitor, see MEASURES
     last: dict[str, Any]
     pictures: list[tuple[int, Path]]
 
     def typical(self, name: str) -> float | None:
-        """The median of a curve of `speed`, its first line left out: that one holds the start."""
+        """Return the median of a curve of `speed` without its first line, which includes the start."""
         values = next((curve.values for curve in self.speed if curve.name == name), [])
         return statistics.median(values[1:] or values) if values else None
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read runs, in the given order.
+    """Read runs in the given order.
 
     Raises:
-        UserError: none is named; one is no run folder, or holds no metrics yet; something in it is damaged.
+        UserError: no run is given; a folder is not a run, has no metrics yet, or is corrupt.
     """
     if not folders:
-        raise UserError("report: no run is named; name one or several folders that pretraining wrote")
+        raise UserError("report: no run is given. Fix: name one or several run folders.")
     runs = [_read_run(folder) for folder in dict.fromkeys(folders)]
     names = [run.name for run in runs]
     return [run if names.count(run.name) == 1 else _renamed(run) for run in runs]
 
 
 def _renamed(run: Run) -> Run:
-    """Two runs of one name are told apart by their paths."""
+    """Distinguish two runs with the same name by their paths."""
     return Run(**{**vars(run), "name": str(run.folder)})
 
 
 def _read_run(folder: Path) -> Run:
     path = folder / "config.yaml"
     if not path.is_file():
-        raise UserError(f"report: {folder} is not a run folder (no config.yaml); name one that pretraining wrote")
+        raise UserError(f"report: {folder} is not a run folder (no config.yaml). Fix: name a run folder.")
     config = read_plain(path)
     for part, names in SHOWN.items():
         if not isinstance(config.get(part), dict) or not all(name in config[part] for name in names):
-            raise UserError(f"report: {path} is damaged ({part} lacks {' or '.join(names)})")
+            raise UserError(
+                f"report: {path} is corrupt ({part} lacks {' or '.join(names)}). Fix: rerun the run's command."
+            )
     lines = _metrics(folder / "metrics.jsonl")
     return Run(
         folder=folder,
@@ -108,25 +110,25 @@ def _versions(path: Path) -> dict[str, Any]:
     try:
         return parse_object(read_bytes(path)) if path.is_file() else {}
     except ValueError as error:
-        raise UserError(f"report: {path} is damaged ({error}); remove it") from None
+        raise UserError(f"report: {path} is corrupt ({error}). Fix: delete it.") from None
 
 
 def results_of(runs: Sequence[Run], more: Sequence[Path] = ()) -> list[Result]:
-    """Results of evaluations in the runs' folders and in `more`; one that is there twice counts once.
+    """Read the results of evaluations in the runs' folders and in `more`, each file once.
 
     Raises:
-        UserError: see `read_results`; a result lacks what a report tells of it.
+        UserError: see `read_results`; a result lacks a field that a report needs.
     """
     found = read_results([*(run.folder for run in runs), *more])
     for result in found:
         if (lacking := _lacking(result)) is not None:
-            raise UserError(f"report: {result.path} is damaged ({lacking}); remove it and evaluate again")
+            raise UserError(f"report: {result.path} is corrupt ({lacking}). Fix: delete it and evaluate again.")
     places = {(result.backbone["id"], result.identity, result.seed): result for result in reversed(found)}
     return [result for result in found if places[result.backbone["id"], result.identity, result.seed] is result]
 
 
 def _lacking(result: Result) -> str | None:
-    """What is not as the page needs it."""
+    """Return the first problem for the page."""
     data, chance = result.data, result.data.get("chance")
     parts: dict[str, dict[str, Any]] = {}
     for name in PARTS:
@@ -145,7 +147,7 @@ def _lacking(result: Result) -> str | None:
 
 
 def _is_table(table: Any, side: int) -> bool:
-    """Whether a table is [side][side] counts."""
+    """Return whether a table is a [side][side] matrix of counts."""
     rows = [table, *table] if isinstance(table, list) else [None]
     return all(isinstance(row, list) and len(row) == side for row in rows) and all(
         told.is_count(count) for row in table for count in row
@@ -153,7 +155,7 @@ def _is_table(table: Any, side: int) -> bool:
 
 
 def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
-    """The keys of the configurations in which runs differ, with each run's value; where a run is is no difference."""
+    """Return the configuration keys that differ between runs, with each run's value; paths of runs are ignored."""
     flat = [flatten(run.config) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values)
     rows = [(key, [values.get(key) for values in flat]) for key in keys if key != "train.run"]
@@ -161,28 +163,28 @@ def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; one that a crash cut short is passed over."""
+    """Read the lines of metrics.jsonl; skip a truncated one."""
     lines = told.metrics(read_bytes(path)) if path.is_file() else []
     if not lines:
-        raise UserError(f"report: {path} holds no metrics yet; let the run reach train.log_every steps")
+        raise UserError(f"report: {path} has no metrics yet. Fix: let the run reach train.log_every steps.")
     return lines
 
 
 def _losses(lines: list[dict[str, Any]]) -> list[Curve]:
-    """One curve per loss, in the paper's order."""
+    """Return one curve per loss, in the paper's order."""
     names = dict.fromkeys([*LOSSES, *(name for line in lines for name in line["losses"])])
     flat = [{"step": line["step"], **line["losses"]} for line in lines]
     return [curve for name in names if (curve := _curve(name, flat)).values]
 
 
 def _measure(name: str, lines: list[dict[str, Any]]) -> Curve:
-    """One of MEASURES."""
+    """Return one of MEASURES."""
     table, key = MEASURES[name]
     return _curve(name, [{"step": line["step"], name: line.get(table, {}).get(key, math.nan)} for line in lines])
 
 
 def _curve(name: str, lines: list[dict[str, Any]]) -> Curve:
-    """Long curves are averaged down to POINTS points; values that are not finite are left out."""
+    """Average long curves down to POINTS points; non-finite values are omitted."""
     points = [(line["step"], line[name]) for line in lines if math.isfinite(line.get(name, math.nan))]
     size = -(-len(points) // POINTS)  # rounded up
     groups = [points[start : start + size] for start in range(0, len(points), size or 1)]
@@ -191,7 +193,7 @@ def _curve(name: str, lines: list[dict[str, Any]]) -> Curve:
 
 
 def _pictures(folder: Path) -> list[tuple[int, Path]]:
-    """The first, a middle and the last picture of a run."""
+    """Return the first, a middle and the last image of a run."""
     found = sorted(path for path in folder.glob("step-*.png") if told.step_of(path) is not None)
     chosen = sorted({round(place * (len(found) - 1) / (PICTURES - 1)) for place in range(PICTURES)}) if found else []
     return [(told.step_of(found[place]) or 0, found[place]) for place in chosen]

@@ -1,4 +1,4 @@
-"""One HTML page about one or several runs: self-contained, readable on a phone, without a request to anywhere."""
+"""Write one HTML page about one or several runs: self-contained, responsive, without external requests."""
 
 import base64
 import shlex
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
     from simfle.report.album import Sheet
 
 ENDINGS = {"html": ".html", "markdown": ".md", "csv": ".csv", "json": ".json"}
-RANDOM = "random_rank"  # a curve that is drawn beside the rank
+RANDOM = "random_rank"  # a curve that is drawn together with the rank
 ABOUT = {
-    "total": "The sum that is minimised.",
+    "total": "The sum that is minimized.",
     "similarity": "Two views of a face should give the same projection; 0 is equal, 4 is orthogonal for both.",
     "reconstruction": "Masked patches, predicted from the visible ones; 1 is predicting each patch's mean.",
     "distillation": "Backbone and FaceMAE should agree on what they see.",
-    "grouping": "Channels of a group should light up together and groups apart. Enters the sum with a small weight.",
-    "overlap": "Not part of the sum: mean correlation between maps of different groups. Falling means that they part.",
+    "grouping": "Channels of a group should respond together, and groups separately. Has a small weight in the sum.",
+    "overlap": "Not part of the sum: mean correlation between maps of different groups. It falls as groups separate.",
     "rank": "Dimensions that the backbone's features use (effective rank). Far below a random network's: collapse.",
-    "projection_rank": "The same of the projections, which the loss compares.",
-    "spread": "Mean deviation of unit features times the root of their width: 0 where all are equal, near 1 if even.",
-    "uniformity": "log of the mean Gaussian potential of pairs of faces: 0 where all are equal, lower is more even.",
-    "alignment": "Mean squared distance of the two views of a face, as unit vectors: 0 where they are equal.",
-    "linear_probe": "Accuracy of a linear probe on labelled shards (monitor.shards), as training went on.",
-    "knn": "Accuracy of nearest neighbours on labelled shards (monitor.shards), as training went on.",
-    "images_per_second": "Images that all processes together trained on in a second. Dips are checkpoints or waits.",
-    "data_wait": "Share of the time that training stood still for data, 0 to 1. Near 0 the loader keeps up.",
+    "projection_rank": "Effective rank of the projections, which the loss compares.",
+    "spread": "Mean deviation of unit features times the root of their width: 0 if all are equal, near 1 if uniform.",
+    "uniformity": "log of the mean Gaussian potential of pairs of faces: 0 if all are equal, lower is more uniform.",
+    "alignment": "Mean squared distance of the two views of a face, as unit vectors: 0 if they are equal.",
+    "linear_probe": "Accuracy of a linear probe on labeled shards (monitor.shards) during training.",
+    "knn": "Accuracy of nearest neighbors on labeled shards (monitor.shards) during training.",
+    "images_per_second": "Images per second over all processes. Dips are checkpoints or waits for data.",
+    "data_wait": "Fraction of the time that training waits for data, 0 to 1. Near 0, the loader is fast enough.",
 }
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a longer work: what was done, where its result lies, how many seconds it took (None: skipped)."""
+    """One stage of a pipeline: description, location of its result, and seconds (None: skipped)."""
 
     name: str
     does: str
@@ -54,7 +54,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a page tells beyond the runs: title, an opening paragraph, stages, exact commands, a picture of the data."""
+    """Additional content of a page: title, opening paragraph, stages, exact commands, an image of the data."""
 
     title: str = ""
     opening: str = ""
@@ -67,7 +67,7 @@ class Extras:
 
 @dataclass(frozen=True)
 class Content:
-    """All that a report shows. pictured: per run its pictures of faces; faces_of: whose, "" where none is shown."""
+    """Everything that a report shows. pictured: images of faces by run; faces_of: corpora, "" if none is shown."""
 
     runs: list[Run]
     tables: Tables
@@ -78,7 +78,7 @@ class Content:
 
     @property
     def title(self) -> str:
-        """Of the page."""
+        """Return the title of the page."""
         names = ", ".join(run.name for run in self.runs)
         return self.extras.title or (f"Pretraining run {names}" if len(self.runs) == 1 else f"Runs compared: {names}")
 
@@ -92,18 +92,20 @@ def write_report(
     formats: Sequence[str] = ("html",),
     extras: Extras | None = None,
 ) -> list[Path]:
-    """Write the report about `runs` and return its files, one for each format.
+    """Write the report about `runs` and return its files, one per format.
 
-    out: the page, other formats lie beside it; default RUN/report.html, of several runs report.html beside the first.
-    results: more folders of evaluations than the runs' own. shards: where pictures of faces are taken from; without
-    them no face is on the page, not even those that training drew.
+    Args:
+        out: the page; other formats are written beside it (default: RUN/report.html; for several runs, report.html
+            beside the first).
+        results: folders of evaluations in addition to the runs' own.
+        shards: source of faces; without shards, the page contains no face, not even from training.
 
     Raises:
         UserError: an unknown format; see `read_runs`, `results_of`, `read_album`, `sheets`.
     """
     unknown = [name for name in formats if name not in ENDINGS]
     if unknown:
-        raise UserError(f"report: format {unknown[0]!r} is unknown; there are: {', '.join(ENDINGS)}")
+        raise UserError(f"format={unknown[0]}: unknown. Fix: choose from {', '.join(ENDINGS)}.")
     content = gather(read_runs(runs), results, shards, extras or Extras())
     page = out or (runs[0] / "report.html" if len(runs) == 1 else runs[0].parent / "report.html")
     page.parent.mkdir(parents=True, exist_ok=True)
@@ -116,7 +118,7 @@ def write_report(
 
 
 def gather(runs: list[Run], results: Sequence[Path], shards: Sequence[str], extras: Extras) -> Content:
-    """Read, measure and draw what is shown."""
+    """Read, measure and draw the content."""
     found = tables(results_of(runs, results))
     commands = [*extras.commands]
     if not commands:
@@ -132,12 +134,12 @@ def gather(runs: list[Run], results: Sequence[Path], shards: Sequence[str], extr
 
 
 def render(content: Content) -> str:
-    """The page as text. All that comes from files is escaped; charts are our own markup."""
+    """Render the page. All text from files is escaped; charts are our own markup."""
     environment = Environment(
         loader=PackageLoader("simfle.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
-        # Keeps Markup what it is. A page, too, shows names of others: no control or bidi characters.
+        # Keeps the type Markup. Names on a page must not contain control or bidi characters either.
         finalize=lambda value: type(value)(printable(value)) if isinstance(value, str) else value,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -156,7 +158,7 @@ def render(content: Content) -> str:
 
 
 def _drawn(content: Content) -> dict[str, Any]:
-    """The charts."""
+    """Draw the charts."""
     runs, shown = content.runs, content.tables
     names = dict.fromkeys(curve.name for run in runs for curve in run.curves)
     speeds = dict.fromkeys(curve.name for run in runs for curve in run.speed)
@@ -168,7 +170,7 @@ def _drawn(content: Content) -> dict[str, Any]:
         chance = shown.first((benchmark, rows[0].protocol)).data.get("chance")
         caption = (
             "Marks are scores, bars 95 % intervals, squares random backbones. Where a bar overlaps "
-            "another, the order of the two is not settled by this chart."
+            "another, their order is uncertain."
         )
         compared.append((benchmark, caption, Markup(charts.comparison(rows, shown.names, chance))))
     return {
@@ -183,7 +185,7 @@ def _drawn(content: Content) -> dict[str, Any]:
 
 
 def _beside_random(runs: Sequence[Run], name: str) -> list[tuple[Run, list[Curve]]]:
-    """Each run with its curves of features; beside the rank that of a random network, as a run of its own."""
+    """Return each run with its feature curves; with the rank also a random network's, as a separate run."""
     found = [(run, run.features) for run in runs]
     if name != "rank":
         return found
@@ -194,30 +196,26 @@ def _beside_random(runs: Sequence[Run], name: str) -> list[tuple[Run, list[Curve
 
 
 def _curves(name: str, found: list[tuple[Run, Any]]) -> tuple[str, str, Markup]:
-    """Name, what to see, and the chart with a line for each run that has it."""
+    """Return name, explanation, and the chart with a line for each run that has it."""
     lines = [(run.name, curve) for run, all_of_it in found for curve in all_of_it if curve.name == name]
     return charts.readable(name), ABOUT.get(name, ""), Markup(charts.curves(charts.readable(name), lines))
 
 
 def _told(content: Content) -> dict[str, Any]:
-    """Facts, settings and what is known of the benchmarks."""
+    """Return facts, settings and facts about the benchmarks."""
     results = content.tables.results
     people = {result.data.get("test", {}).get("people") is not None for result in results}
     return {
         "facts": _facts(content),
         "differing": differing(content.runs),
-        "drawn_over": "people"
-        if people == {True}
-        else "images"
-        if people == {False}
-        else "people where they are known",
+        "drawn_over": "people" if people == {True} else "images" if people == {False} else "people if known",
         "data": list({result.benchmark: result.data for result in results}.items()),
         "settings": _settings(content.tables),
     }
 
 
 def _settings(tables: Tables) -> list[tuple[str, str]]:
-    """What was evaluated and how; with the backbones' names where not all of them were evaluated alike."""
+    """Return the settings of each evaluation; with the backbones' names if settings differ between backbones."""
     found: dict[str, dict[str, list[str]]] = {}  # benchmark and protocol -> settings -> names of backbones
     for result in tables.results:
         text = to_yaml(result.settings)
@@ -231,7 +229,7 @@ def _settings(tables: Tables) -> list[tuple[str, str]]:
 
 
 def _facts(content: Content) -> list[tuple[str, str]]:
-    """The few numbers that one looks for first."""
+    """Return the most important numbers."""
     facts = []
     if len(content.runs) == 1:
         (run,) = content.runs
@@ -250,9 +248,9 @@ def _facts(content: Content) -> list[tuple[str, str]]:
 
 
 def _sections(content: Content, values: dict[str, Any]) -> list[tuple[str, str]]:
-    """Anchors and names of the sections that are on the page."""
+    """Return anchors and names of the sections on the page."""
     sections = [
-        ("faces", "The faces", content.extras.sample),
+        ("faces", "Faces", content.extras.sample),
         ("runs", "Runs", len(content.runs) > 1),
         ("results", "Results", content.tables.rows or content.extras.note),
         ("pictures", "Pictures", content.pictured),
@@ -266,7 +264,7 @@ def _sections(content: Content, values: dict[str, Any]) -> list[tuple[str, str]]
 
 
 def _uri(kind: str, data: bytes) -> str:
-    """A picture as a data URI."""
+    """Return an image as a data URI."""
     return f"data:image/{kind};base64," + base64.b64encode(data).decode()
 
 

@@ -1,4 +1,4 @@
-"""A contact sheet of shards: what the corpus looks like, a column per class."""
+"""Contact sheet of shards with one column per class."""
 
 # T side of a tile
 from pathlib import Path
@@ -14,7 +14,7 @@ TILE, ROWS, COLUMNS, SEARCHED = 88, 4, 7, 2000
 
 
 def contact_sheet(folder: Path, split: str, path: Path) -> tuple[str, ...]:
-    """Write a PNG of some images of a split and return the names of its columns (none: unlabelled)."""
+    """Write a PNG of some images of a split and return the names of its columns (empty if unlabeled)."""
     corpus = Corpus([folder], [split])
     columns: dict[int | None, list[np.ndarray]] = {}
     named = corpus.labels[:COLUMNS]
@@ -46,7 +46,7 @@ def contact_sheet(folder: Path, split: str, path: Path) -> tuple[str, ...]:
 
 
 def _tile(image: np.ndarray) -> np.ndarray:
-    """The largest central square, [T, T, 3]."""
+    """Crop the largest central square, [T, T, 3]."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

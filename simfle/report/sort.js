@@ -1,4 +1,4 @@
-// Tables sort by the column whose heading is pressed: first downwards, then upwards.
+// Click a table heading to sort by its column: first descending, then ascending.
 for (const button of document.querySelectorAll("table.sorts th button")) {
   button.addEventListener("click", () => {
     const heading = button.closest("th");
@@ -10,7 +10,7 @@ for (const button of document.querySelectorAll("table.sorts th button")) {
     const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent.trim();
     const compare = (a, b) => {
       const [x, y] = [value(a), value(b)];
-      if (x === "" || y === "") return (x === "") - (y === ""); // what is not there stays below
+      if (x === "" || y === "") return (x === "") - (y === ""); // missing values stay at the end
       const order = isNaN(x) || isNaN(y) ? x.localeCompare(y) : x - y;
       return down ? -order : order;
     };

@@ -1,4 +1,4 @@
-"""The results as tables: rows for the page, and the same numbers as Markdown, CSV and JSON."""
+"""Results as tables: rows for the page, and the same numbers as Markdown, CSV and JSON."""
 
 import csv
 import io
@@ -33,26 +33,26 @@ class Tables:
 
     @property
     def places(self) -> list[Place]:
-        """The columns of the table of backbones by benchmarks."""
+        """Return the columns of the table of backbones by benchmarks."""
         return list(dict.fromkeys((row.benchmark, row.protocol) for row in self.rows))
 
     def cell(self, backbone: str, place: Place) -> Row | None:
-        """What a backbone reached there."""
+        """Return the row of a backbone there."""
         return next((row for row in self.rows if row.id == backbone and (row.benchmark, row.protocol) == place), None)
 
     def best(self, place: Place) -> str:
-        """The backbone with the best score there."""
+        """Return the backbone with the best score there."""
         found = [row for row in self.rows if (row.benchmark, row.protocol) == place]
         return min(found, key=lambda row: row.score if row.metric in LOWER_IS_BETTER else -row.score).id
 
     def first(self, place: Place) -> Result:
-        """A result there, for what all of them share."""
+        """Return any row there, for facts that all of them share."""
         return next(result for result in self.results if (result.benchmark, result.protocol) == place)
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Summed over seeds; table [K][K], rows are the truth; recall [K], None where a class does not occur."""
+    """Summed over seeds; table [K][K], rows are true classes; recall [K], None for a class without samples."""
 
     title: str
     classes: list[str]
@@ -61,20 +61,20 @@ class Confusion:
 
 
 def tables(results: Sequence[Result], resamples: int = 1000) -> Tables:
-    """Everything about results that a report tells."""
+    """Return all tables of a report."""
     ordered = sorted(apart(results), key=_rank)
     found = rows(ordered, resamples)
     return Tables(ordered, found, _names(found), comparisons(ordered, resamples))
 
 
 def _rank(result: Result) -> tuple[bool, int]:
-    """Random backbones last; protocols in the order of ORDER, others after them."""
+    """Sort rows: random backbones last; protocols in the order of ORDER, others after them."""
     name = result.protocol.partition("@")[0]
     return result.backbone["kind"] == "random", ORDER.index(name) if name in ORDER else len(ORDER)
 
 
 def _names(found: Sequence[Row]) -> dict[str, str]:
-    """Ids without the digits of their hash, where that leaves them different."""
+    """Remove the hash digits of ids where they remain distinct."""
     ids = list(dict.fromkeys(row.id for row in found))
     short = {name: re.sub(r"-[0-9a-f]{4,8}$", "", name) for name in ids}
     values = list(short.values())
@@ -82,7 +82,7 @@ def _names(found: Sequence[Row]) -> dict[str, str]:
 
 
 def confusions(shown: Tables) -> list[Confusion]:
-    """One per row of classes, in the order of the rows."""
+    """Return one matrix per row of classes, in the order of the rows."""
     found = []
     for (benchmark, protocol, backbone), seeds in grouped(shown.results).items():
         if seeds[0].kind != CLASSES:
@@ -95,7 +95,7 @@ def confusions(shown: Tables) -> list[Confusion]:
 
 
 def show(value: float, metric: str) -> str:
-    """0.523 -> 52.3 % for shares; other metrics with three digits."""
+    """0.523 -> 52.3 % for fractions; other metrics with three decimals."""
     return f"{100 * value:.1f} %" if metric in SHARES else f"{value:.3f}"
 
 
@@ -105,7 +105,7 @@ def show_interval(row: Row) -> str:
 
 
 def markdown(runs: Sequence[Run], shown: Tables, title: str, commands: Sequence[str]) -> str:
-    """The page without its pictures."""
+    """Return the page without its images as Markdown."""
     lines = [
         f"# {_text(title)}",
         "",
@@ -139,12 +139,12 @@ def _line(cells: Sequence[Any]) -> str:
 
 
 def _text(cell: Any) -> str:
-    """On one line, and no HTML: Markdown takes it as it is."""
+    """Put text on one line and escape HTML, which Markdown would pass through."""
     return escape(" ".join(str(cell).split("\n")), quote=False)
 
 
 def csv_text(shown: Tables) -> str:
-    """One line per row, numbers as they are (shares of 1)."""
+    """Return one CSV line per row with raw numbers (fractions of 1)."""
     names = [
         "backbone",
         "id",
@@ -171,12 +171,12 @@ def csv_text(shown: Tables) -> str:
 
 
 def _no_formula(cell: Any) -> Any:
-    """The cell; a text that a spreadsheet would carry out as a formula gets an apostrophe before it."""
+    """Return a CSV cell; text that a spreadsheet would run as a formula gets an apostrophe in front."""
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
 def json_text(runs: Sequence[Run], shown: Tables, commands: Sequence[str]) -> str:
-    """Runs with their last losses and configurations, rows, paired tests."""
+    """Return runs with their last losses and configurations, rows, and paired tests as JSON."""
     about = [
         {
             "name": run.name,

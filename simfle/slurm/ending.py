@@ -1,8 +1,8 @@
-"""The end of a job, in its batch shell: put back into the queue, or not, and why.
+"""The end of a job, in its batch shell: decide whether to requeue, and record why.
 
     python -m simfle.slurm.ending JOB_FOLDER EXIT_CODE
 
-Runs after srun on the job's first node. It imports nothing heavy: the lead time may be nearly used up.
+Runs after srun on the job's first node. It imports nothing heavy: little of the grace time may be left.
 """
 
 import os
@@ -19,7 +19,7 @@ from simfle.slurm.config import ClusterConfig
 from simfle.slurm.record import End
 from simfle.terminal import say
 
-TRIES, PAUSE = 5, 6.0  # times that Slurm is asked, seconds between: its controller may be busy, or just be restarted
+TRIES, PAUSE = 5, 6.0  # attempts to reach Slurm, and seconds between: its controller may be busy or restarting
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,11 @@ class Decision:
 
 
 def decide(ends: list[End], expected: int, code: int, *, began: bool = True) -> Decision:
-    """From how each of `expected` tasks ended and srun's exit code. began: at least one of them said that it starts.
+    """Decide from the exit records of `expected` tasks and srun's exit code. began: at least one task has started.
 
-    A stop asked for is requeued; a refusal or a bug is not, for it would come again; what befell the job from outside
-    (a killed process, a lost node, a hang) is.
+    A requested stop is requeued; a refusal or a bug is not, because it would recur; an external failure (a killed
+    process,
+    a lost node, a hang) is.
     """
     first = {end.kind: end for end in reversed(ends)}
     known = {end.rank for end in ends}
@@ -43,19 +44,19 @@ def decide(ends: list[End], expected: int, code: int, *, began: bool = True) -> 
     names = ", ".join(map(str, silent[:8])) + (" and others" if len(silent) > 8 else "")
     left = f"; exit code {code}" if code else ""
     whole = bool(ends) and not silent and set(first) <= {record.DONE, record.SPARE}
-    rules = (  # the first that holds
+    rules = (  # the first match applies
         (whole, False, False, (first[record.DONE].words if record.DONE in first else "") or "finished"),
         (record.REFUSED in first, False, True, _told(first.get(record.REFUSED))),
         (record.BUG in first, False, True, _told(first.get(record.BUG))),
         (record.HUNG in first, True, True, _told(first.get(record.HUNG))),
-        (not ends and not began, True, True, f"no process began{left}; why not stands in the job's log"),
-        (bool(silent), True, True, f"rank {names} ended without a word (killed, or its node lost){left}"),
+        (not ends and not began, True, True, f"no process started{left}; see the job's log"),
+        (bool(silent), True, True, f"rank {names} exited without reporting (killed, or its node lost){left}"),
         (record.LOST in first, True, True, _told(first.get(record.LOST))),
     )
     for holds, requeue, failure, words in rules:
         if holds:
             return Decision(requeue, failure, words)
-    return Decision(True, False, first[record.STOPPED].words)  # the one kind that is left
+    return Decision(True, False, first[record.STOPPED].words)  # the only kind left
 
 
 def _told(end: End | None) -> str:
@@ -63,7 +64,7 @@ def _told(end: End | None) -> str:
 
 
 def failures_in_a_row(events: list[dict], job: str) -> int:
-    """Ends of this job by failure since its last new checkpoint."""
+    """Return the number of failures of this job since its last new checkpoint."""
     count, step = 0, None
     for event in events:
         if event["event"] != "ended" or event["job"] != job:
@@ -79,7 +80,7 @@ def failures_in_a_row(events: list[dict], job: str) -> int:
 
 
 def end(job_folder: Path, code: int) -> int:
-    """Decide, record, and requeue; the exit code for the batch shell."""
+    """Decide, record, and requeue; return the exit code for the batch shell."""
     number, start = os.environ["SLURM_JOB_ID"], int(os.environ.get("SLURM_RESTART_COUNT", "0"))
     run = job_folder.parents[1]
     cluster = load(ClusterConfig, job_folder / "cluster.yaml")
@@ -108,23 +109,26 @@ def end(job_folder: Path, code: int) -> int:
     if requeue and (state := may_not_come_back(known)):
         requeue, words = False, f"{words}; not requeued: the job is {state}"
     if not decision.failure and not decision.requeue:
-        code = 0  # all tasks have said that they are done: whoever killed one that was on its way out changes nothing
+        code = 0  # all tasks have reported done: a kill during their exit changes nothing
     if requeue and (refusal := put_back(number)):
         requeue, words, code = False, f"{words}; not requeued: {refusal}", code or 1
-    # Not before Slurm has done it, for the record would promise too much; this shell has KillWait seconds left then.
+    # Recorded after Slurm has requeued the job; this shell still has KillWait seconds then.
     record.tell(run, "ended", **facts, requeue=requeue, reason=words, code=code)
     say(f"job {number}: {words}{'; requeued' if requeue else ''}")
     return code
 
 
 def of_submission(events: list[dict], number: str, folder: str) -> list[dict]:
-    """The events of one submission. Its number alone does not tell them: a controller that has lost its records, or
-    another cluster, gives the same numbers once more. Versions before this one kept no folder of starts and ends."""
+    """Return the events of one submission.
+
+    The job number is not unique: a controller that has lost its records, or another cluster, reuses numbers. Earlier
+    versions recorded no folder of starts and ends.
+    """
     return [each for each in events if each["job"] == number and each.get("folder", folder) == folder]
 
 
 def superseded(events: list[dict], number: str, start: int) -> bool:
-    """Whether a later start of the job has begun: this one's node was cut off, and Slurm has requeued it."""
+    """Whether a later start of the job has begun: this one's node lost its network, and Slurm has requeued the job."""
     return any((each["event"], each["job"]) == ("started", number) and each["start"] > start for each in events)
 
 
@@ -134,13 +138,13 @@ def _restarts(known: dict[str, str]) -> int:
 
 
 def _give_way(number: str, start: int) -> int:
-    """Nothing is recorded or requeued: it would end the later start."""
-    say(f"job {number}: start {start} has ended; Slurm has put the job back into the queue before")
+    """Exit without recording or requeueing, which would end the later start."""
+    say(f"job {number}: start {start} has ended; Slurm has already requeued the job")
     return 0
 
 
 def shown(number: str) -> dict[str, str]:
-    """What Slurm says of a job; empty where it has not answered several times."""
+    """Return Slurm's description of a job; empty if it has not answered several times."""
     for tries in range(TRIES):
         if tries:
             time.sleep(PAUSE)
@@ -150,7 +154,7 @@ def shown(number: str) -> dict[str, str]:
 
 
 def put_back(number: str) -> str:
-    """Requeue a job; empty if Slurm has, else why it has not, several times, in its words."""
+    """Requeue a job, with several attempts; return Slurm's error, or an empty text."""
     refusal = ""
     for tries in range(TRIES):
         if tries:
@@ -165,10 +169,10 @@ def put_back(number: str) -> str:
 
 
 def may_not_come_back(shown: dict[str, str]) -> str:
-    """The state of a job that somebody wanted to end, such as cancelled; empty for one that may be requeued, and
-    where Slurm did not answer.
+    """Return the state of a job that was ended on purpose, such as cancelled; empty if it may be requeued or is
+    unknown.
 
-    While its processes end a job is COMPLETING, cancelled or out of time: the clock tells which.
+    While its processes exit a job is COMPLETING, whether cancelled or out of time: the elapsed time tells which.
     """
     state = shown.get("JobState", "")
     out_of_time = queue.seconds(shown.get("RunTime", "")) >= queue.seconds(shown.get("TimeLimit", ""))
@@ -178,21 +182,21 @@ def may_not_come_back(shown: dict[str, str]) -> str:
 
 
 def newest_step(run: Path) -> int:
-    """Step of the newest complete checkpoint; 0 without one."""
+    """Return the step of the newest complete checkpoint; 0 without one."""
     return max((told.step_of(folder) or 0 for folder in told.checkpoints(run)), default=0)
 
 
 def main() -> None:
-    """Called by the batch script."""
+    """Entry point of the batch script."""
     import signal
 
-    for name in (signal.SIGTERM, signal.SIGUSR2):  # Slurm ends all processes of a job at once; this one is needed
+    for name in (signal.SIGTERM, signal.SIGUSR2):  # Slurm signals all processes of a job at once; this one must survive
         signal.signal(name, signal.SIG_IGN)
     job, code = Path(sys.argv[1]), int(sys.argv[2])
     try:
         sys.exit(end(job, code))
     except (UserError, OSError) as error:  # the job's folder was deleted, or its disk is full
-        say(f"error: {job}: {error}; not requeued. Fix: submit the run again to go on after its last checkpoint")
+        say(f"error: {job}: {error}; not requeued. Fix: submit the run again; it resumes from its last checkpoint")
         sys.exit(code or 1)
 
 

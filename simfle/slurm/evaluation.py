@@ -1,4 +1,4 @@
-"""Evaluation as an array job: one task for each backbone, benchmark, protocol and seed, on its own, skipped if done."""
+"""Evaluation as an array job: one task per backbone, benchmark, protocol and seed; completed tasks are skipped."""
 
 import faulthandler
 import os
@@ -20,7 +20,7 @@ from simfle.terminal import log_to_stderr, say
 
 
 def absolute(config: EvalConfig) -> EvalConfig:
-    """The same evaluation, its paths no longer relative to where it was submitted."""
+    """Return the same evaluation with absolute paths."""
     named = [word.partition("=") for word in config.benchmarks]
     return replace(
         config,
@@ -34,14 +34,14 @@ def absolute(config: EvalConfig) -> EvalConfig:
 
 
 def of_one_task(cluster: ClusterConfig) -> ClusterConfig:
-    """What a unit needs of the cluster: one process, one GPU where there are any, no node to itself."""
+    """Return the resources of a unit: one process, one GPU if there are any, a shared node."""
     gpus = min(1, cluster.gpus_per_node)
     shared = [word for word in cluster.sbatch if not word.startswith("exclusive")]
     return replace(cluster, nodes=1, min_nodes=0, gpus_per_node=gpus, tasks_per_node=1, sbatch=shared)
 
 
 def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path, list[Unit]]:
-    """Freeze code and configuration into RUN/slurm; the job's folder and its units.
+    """Freeze code and configuration into RUN/slurm; return the job's folder and its units.
 
     Raises:
         UserError: see `planned`; a folder cannot be written.
@@ -52,10 +52,10 @@ def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path
 
 
 def planned(config: EvalConfig) -> list[Unit]:
-    """The units, refused now where every task would refuse them: one look at the shards before many wait in the queue.
+    """Return the units; check the shards once, before many tasks wait in the queue.
 
     Raises:
-        UserError: see `units`; shards are missing or damaged, a split is not in them.
+        UserError: see `units`; shards are missing or corrupt, or lack a split.
     """
     found = units(config)
     for benchmark in {unit.benchmark.name: unit.benchmark for unit in found}.values():
@@ -66,18 +66,18 @@ def planned(config: EvalConfig) -> list[Unit]:
 
 
 def script(run: Path, job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:
-    """What sbatch is given, in words."""
+    """Return the text of the sbatch script."""
     executor = slurm_executor(job, of_one_task(cluster), name=f"{run.name}-eval", ends=False)
     executor.update_parameters(array_parallelism=parallel)
-    executor.parameters["map_count"] = count  # as submitit does when it submits an array; update_parameters refuses it
+    executor.parameters["map_count"] = count  # as in submitit's own array submission; update_parameters refuses it
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
 
 
 def submit(job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:
-    """Hand the units to Slurm, at most `parallel` at once; the number of the array job.
+    """Submit the units to Slurm, at most `parallel` at once; return the number of the array job.
 
     Raises:
-        UserError: there is no Slurm here, or it refuses.
+        UserError: Slurm is missing, or it refuses the job.
     """
     require_slurm()
     executor = slurm_executor(job, of_one_task(cluster), name=f"{job.parents[1].name}-eval", ends=False)
@@ -92,12 +92,12 @@ def submit(job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:
 
 
 def evaluate_task(folder: str, index: int) -> None:
-    """Compute unit number `index` of the job in `folder`; interrupted, it starts anew when it is submitted again."""
-    signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # submitit would requeue without having saved anything
+    """Compute unit number `index` of the job in `folder`; an interrupted unit starts from scratch when resubmitted."""
+    signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # submitit would requeue without saving
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.register(signal.SIGQUIT)
     log_to_stderr()
-    with suppress(KeyError, OSError):  # a benchmark's file may name shards by where it was submitted
+    with suppress(KeyError, OSError):  # a benchmark's file may name shards relative to the folder of submission
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])
     try:
         config = load(EvalConfig, Path(folder) / "config.yaml")
@@ -114,5 +114,5 @@ def _absolute(place: str) -> str:
 
 
 def _yaml(word: str) -> str:
-    """A benchmark of one's own is a file; others are names."""
+    """Make the path of a custom benchmark's file absolute; names do not change."""
     return _absolute(word) if word.endswith((".yaml", ".yml")) else word

@@ -1,4 +1,4 @@
-"""Watch a submitted job from where it was submitted: its state, and the log of its rank 0, until it ends for good."""
+"""Follow a submitted job from the submitting machine: print its state and the log of rank 0, until it ends for good."""
 
 import time
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from simfle.slurm.ending import Decision, decide, newest_step
 from simfle.slurm.runs import unrecorded
 
 SECONDS = 2.0
-FORGOTTEN = 15  # looks at a job that Slurm does not know, before it is taken for gone
+FORGOTTEN = 15  # polls of a job unknown to Slurm before it counts as gone
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
 
 
 def follow(job: Path, number: str, say: Callable[[str], None], state: Callable[[], str] | None = None) -> bool:
-    """Say what happens to the job in folder `job`, through all its requeues; whether the run finished.
+    """Print the events of the job in folder `job` through all its requeues; return whether the run finished.
 
-    state: asks for the job's state, Slurm by default.
+    state: function that returns the job's state, by default from Slurm.
     """
     ask = state or (lambda: queue.state(number))
     log: IO[str] | None = None
@@ -49,9 +49,9 @@ def follow(job: Path, number: str, say: Callable[[str], None], state: Callable[[
 
 
 def follow_local(job: Path, submitted: Any, processes: int, say: Callable[[str], None]) -> Decision:
-    """Say rank 0's log of a job on this machine until all its processes have ended; how they ended.
+    """Print rank 0's log of a job on this machine until all its processes have ended; return how they ended.
 
-    Ctrl-C reaches the processes too, which save and end: it is waited for.
+    Ctrl-C also reaches the processes, which save and exit; this function waits for them.
     """
     log: IO[str] | None = None
     file = job / f"{submitted.job_id}_0_log.out"
@@ -61,7 +61,7 @@ def follow_local(job: Path, submitted: Any, processes: int, say: Callable[[str],
             log = _print_log(file, log, say)
             time.sleep(0.5)
         except KeyboardInterrupt:
-            say("stopping: the processes save and end")
+            say("stopping: the processes save and exit")
     _print_log(file, log, say)
     decision = decide(record.ends(job, 0), processes, 0)
     facts = {"failure": decision.failure, "step": newest_step(job.parents[1]), "requeue": False}
@@ -70,7 +70,7 @@ def follow_local(job: Path, submitted: Any, processes: int, say: Callable[[str],
 
 
 def _print_log(file: Path, log: IO[str] | None, say: Callable[[str], None]) -> IO[str] | None:
-    """Say the lines that are new; the log stays open between looks, and is appended to by each start of the job."""
+    """Print new lines; the log stays open between polls, and each start of the job appends to it."""
     if log is None and file.exists():
         log = open_regular(file, errors="replace")
     while log is not None:
@@ -85,7 +85,7 @@ def _print_log(file: Path, log: IO[str] | None, say: Callable[[str], None]) -> I
 
 
 def _reason(number: str) -> str:
-    """Why it waits, in Slurm's words, e.g. Resources or Priority."""
+    """Return Slurm's reason for waiting, such as Resources or Priority."""
     words = queue.show(number)
     reason = words.get("Reason", "")
     return f" ({reason})" if reason not in ("", "None") else ""

@@ -1,4 +1,4 @@
-"""A submission as it was: code, configuration and cluster, copied beside the run. Later edits change nothing."""
+"""Freeze a submission: copy code, configuration and cluster beside the run. Later edits have no effect on it."""
 
 import dataclasses
 import shutil
@@ -17,12 +17,13 @@ SCHEMES = "://"
 
 
 def freeze(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> Path:
-    """Make RUN/slurm/TIME with code/, config.yaml and cluster.yaml; the folder, which is its owner's alone.
+    """Make RUN/slurm/TIME with code/, config.yaml and cluster.yaml; return the folder, readable only by its owner.
 
-    It will hold the submission script and what processes print, too: either may show values of cluster.environment.
+    It will also contain the submission script and the output of processes, which may show values of
+    cluster.environment.
 
     Raises:
-        UserError: the run's folder cannot be written.
+        UserError: the run folder cannot be written.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S") + (f"-{name}" if name else "")
     try:
@@ -32,20 +33,20 @@ def freeze(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> Pa
             _copy_package(package, job / "code")
         (job / "code" / "simfle" / REVISION).write_text(git_revision() or "")
     except OSError as error:
-        raise UserError(f"train.run={run} cannot be written: {error.strerror}") from None
+        raise UserError(f"train.run={run}: cannot be written: {error.strerror}") from None
     write(job / "config.yaml", config)
     write(job / "cluster.yaml", cluster)
     return job
 
 
 def write(file: Path, config: Any) -> None:
-    """Write a config dataclass as YAML, every value resolved; for its owner alone, since URLs may carry signatures."""
+    """Write a config dataclass as resolved YAML, readable only by its owner, because URLs may contain signatures."""
     file.touch(mode=0o600)
     file.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
 
 
 def absolute(config: PretrainConfig) -> PretrainConfig:
-    """The same run, its paths no longer relative to where it was submitted."""
+    """Return the same run with absolute paths."""
     data = dataclasses.replace(
         config.data,
         shards=[place if SCHEMES in place else str(Path(place).absolute()) for place in config.data.shards],
@@ -56,7 +57,7 @@ def absolute(config: PretrainConfig) -> PretrainConfig:
 
 
 def _copy_package(package: str, code: Path) -> None:
-    """From where this very process has it: a checkout, or an installed wheel."""
+    """Copy a package from its current location: a checkout, or an installed wheel."""
     module = __import__(package)
     (source,) = module.__path__
     ignored = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")
@@ -71,4 +72,4 @@ def _new_folder(parent: Path, stamp: str) -> Path:
         except FileExistsError:
             continue
         return folder
-    raise UserError(f"{parent} holds a thousand submissions of this second")
+    raise UserError(f"{parent}: a thousand submissions in this second")

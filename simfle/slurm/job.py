@@ -1,4 +1,4 @@
-"""What every task of a job runs: from the allocation to a process of the run, and how it ended."""
+"""Run one task of a job: from the allocation to a process of the run, and its exit record."""
 
 import faulthandler
 import os
@@ -20,11 +20,11 @@ from simfle.slurm.record import End
 from simfle.stopping import StopFlag
 from simfle.terminal import log_to_stderr, say
 
-# Exit codes, after sysexits.h, for people and logs: the end of the job reads the words that tasks leave. A stopped task
-# leaves with 0, for srun kills all others at the first one that does not, and rank 0 may still be saving.
+# Exit codes, after sysexits.h, for people and logs: the end of the job reads the tasks' exit records. A stopped task
+# exits with 0, because srun kills all others at the first nonzero exit, and rank 0 may still be saving.
 CODES = {record.DONE: 0, record.SPARE: 0, record.STOPPED: 0, record.REFUSED: 65, record.BUG: 70, record.LOST: 69}
-PATIENCE = 120.0  # seconds that a run folder's former holder gets to die, after its node was lost
-PORTS = 20000, 12000  # first, and how many: above the usual services, below the ports that Linux hands out
+PATIENCE = 120.0  # maximum seconds to wait for a former holder of the run folder, after its node was lost
+PORTS = 20000, 12000  # first port and number of ports: above the usual services, below Linux's ephemeral ports
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,15 @@ class Place:
 
     @property
     def port(self) -> int:
-        """Of the rendezvous: derived from the job, another one after each requeue (the old may linger)."""
+        """Port of the rendezvous: derived from the job, another one after each requeue (the old one may still be
+        bound).
+        """
         number = int("".join(filter(str.isdigit, self.job)) or 0)
         return PORTS[0] + (number * 61 + self.start) % PORTS[1]
 
 
 def find_place() -> Place:
-    """From what submitit reads of Slurm's, or its local executor's, environment."""
+    """Read the environment that submitit reads, of Slurm or its local executor."""
     from submitit.core.job_environment import JobEnvironment
 
     task = JobEnvironment()
@@ -62,18 +64,18 @@ def find_place() -> Place:
 
 
 def pretrain_task(folder: str) -> None:
-    """Pretrain as one process of the job in `folder`; ends the process with a code of CODES."""
+    """Pretrain as one process of the job in `folder`; end the process with a code of CODES."""
     job = Path(folder)
     log_to_stderr()
-    faulthandler.register(signal.SIGQUIT)  # where every thread is, into the log: scancel --signal=QUIT
-    with StopFlag() as stop:  # before torch is loaded: submitit's handlers would requeue without saving, as a failure
+    faulthandler.register(signal.SIGQUIT)  # stacks of all threads, to the log: scancel --signal=QUIT
+    with StopFlag() as stop:  # before torch is imported: submitit's handlers would requeue without saving, as a failure
         place = find_place()
         cluster = load(ClusterConfig, job / "cluster.yaml")
         config = load(PretrainConfig, job / "config.yaml")
         with ending(job, place):
             usable = usable_tasks(place, cluster, config.train.global_batch)
             if place.rank >= usable:
-                raise Spare(f"{place.size} processes cannot share {config.train.global_batch} samples; {usable} do")
+                raise Spare(f"{place.size} processes cannot share {config.train.global_batch} samples; using {usable}")
             place = replace(place, size=usable)
             config = fit(config, place, cluster)
             join(place, cluster)
@@ -90,18 +92,20 @@ def pretrain_task(folder: str) -> None:
             pretrain(config, Surroundings(stop, PATIENCE if place.start else 0.0, lead, hung, start))
 
 
-class Spare(Exception):  # noqa: N818 - an end, no error
-    """This task is one too many for the global batch."""
+class Spare(Exception):  # noqa: N818 - an expected exit, not an error
+    """This task is not needed for the global batch."""
 
 
 def usable_tasks(place: Place, cluster: ClusterConfig, global_batch: int) -> int:
-    """The most tasks, on whole nodes, that can share the global batch.
+    """Return the maximum number of tasks, on whole nodes, that can share the global batch.
 
     Raises:
         UserError: none of the allowed numbers of nodes can, or requeues are used up.
     """
     if place.start > cluster.max_requeues:
-        raise UserError(f"requeued {place.start} times, max_requeues={cluster.max_requeues}; submit it again to go on")
+        raise UserError(
+            f"requeued {place.start} times, max_requeues={cluster.max_requeues}. Fix: submit the run again."
+        )
     here = len(place.nodes)
     least = cluster.min_nodes or here
     for nodes in range(here, least - 1, -1):
@@ -109,13 +113,13 @@ def usable_tasks(place: Place, cluster: ClusterConfig, global_batch: int) -> int
         if global_batch % tasks == 0 and global_batch // tasks >= 2:
             return tasks
     raise UserError(
-        f"train.global_batch={global_batch} cannot be shared by {place.local_size} processes on each of {least} to "
-        f"{here} nodes; take a batch that these numbers divide, or other numbers of nodes"
+        f"train.global_batch={global_batch}: cannot be shared by {place.local_size} processes on each of {least} to "
+        f"{here} nodes. Fix: use a batch that these numbers divide, or other numbers of nodes."
     )
 
 
 def fit(config: PretrainConfig, place: Place, cluster: ClusterConfig) -> PretrainConfig:
-    """The config for so many processes: a micro-batch that divides each one's share, caches on the node's own disk.
+    """Adapt the config to the number of processes: a micro-batch that divides the share of each, node-local caches.
 
     Raises:
         UserError: there is no such micro-batch, or no folder for caches.
@@ -129,7 +133,7 @@ def fit(config: PretrainConfig, place: Place, cluster: ClusterConfig) -> Pretrai
 
 
 def fit_micro_batch(train: TrainConfig, processes: int) -> int:
-    """The largest micro-batch, at most the configured one, that divides the share of each of so many processes.
+    """Return the largest micro-batch, up to the configured one, that divides the share of each process.
 
     Raises:
         UserError: there is none of 2 samples or more.
@@ -140,33 +144,33 @@ def fit_micro_batch(train: TrainConfig, processes: int) -> int:
     fitting = [size for size in range(2, min(most, share) + 1) if share % size == 0]
     if not fitting:
         raise UserError(
-            f"train.micro_batch={most}: none from 2 to {most} divides the {share} samples that each of {processes} "
-            f"processes takes of train.global_batch={train.global_batch}; give a larger one, or another global batch"
+            f"train.micro_batch={most}: none from 2 to {most} divides the {share} samples per process of "
+            f"train.global_batch={train.global_batch} on {processes} processes. Fix: raise it, or change the batch."
         )
     return fitting[-1]
 
 
 def scratch_folder(cluster: ClusterConfig) -> Path | None:
-    """The node-local folder for caches, made if need be; None where none is configured.
+    """Create and return the node-local folder for caches; None if none is configured.
 
     Raises:
-        UserError: it cannot be made, or names a variable that the job does not have.
+        UserError: it cannot be created, or uses an environment variable that is not set in this job.
     """
     if not cluster.scratch:
         return None
     text = os.path.expandvars(cluster.scratch)
     if "$" in text:
-        raise UserError(f"cluster.scratch: {cluster.scratch} names a variable that this job does not have")
+        raise UserError(f"cluster.scratch={cluster.scratch}: uses an environment variable that is not set in this job")
     folder = Path(text) / "simfle"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cluster.scratch: {folder} cannot be made: {error.strerror}") from None
+        raise UserError(f"cluster.scratch={folder}: cannot be created: {error.strerror}") from None
     return folder
 
 
 def join(place: Place, cluster: ClusterConfig) -> None:
-    """Set what `simfle.runtime` and libraries read: ranks, rendezvous, caches, cores."""
+    """Set the environment of `simfle.runtime` and libraries: ranks, rendezvous, caches, cores."""
     own = {"RANK": place.rank, "WORLD_SIZE": place.size, "LOCAL_RANK": place.local_rank}
     own |= {"LOCAL_WORLD_SIZE": place.local_size}
     os.environ.update({name: str(value) for name, value in own.items()})
@@ -180,7 +184,7 @@ def join(place: Place, cluster: ClusterConfig) -> None:
 
 
 def rendezvous_address(place: Place) -> str:
-    """Of the first node: its name, or, where the network does not know it, the address that srun was started from."""
+    """Return the first node's name, or, if the network cannot resolve it, the address that srun was started from."""
     if len(place.nodes) == 1:
         return "127.0.0.1"
     try:
@@ -191,9 +195,9 @@ def rendezvous_address(place: Place) -> str:
 
 
 def bind_cores(place: Place) -> None:
-    """Give each process of a node its own cores, where Slurm has not (no task/affinity plugin, no cpus-per-task).
+    """Bind each process of a node to separate cores if Slurm has not (no task/affinity plugin, no cpus-per-task).
 
-    OWN_CORES and, if the user has not set it, OMP_NUM_THREADS tell of them: they must not be divided once more.
+    OWN_CORES and, if the user has not set it, OMP_NUM_THREADS record this: cores must not be divided again.
     """
     cores = sorted(os.sched_getaffinity(0))
     unbound = os.environ.get("SLURM_CPU_BIND_TYPE", "none") in ("none", "")
@@ -208,7 +212,7 @@ def bind_cores(place: Place) -> None:
 
 
 def announce(job: Path, place: Place, config: PretrainConfig, cluster: ClusterConfig) -> None:
-    """Once for all tasks: on what the job runs now."""
+    """Record and print the job's nodes and processes, once for all tasks."""
     if place.rank:
         return
     facts = {
@@ -221,13 +225,13 @@ def announce(job: Path, place: Place, config: PretrainConfig, cluster: ClusterCo
     record.tell(Path(config.train.run), "started", **facts)
     words = f"job {place.job}, start {place.start}: {place.size} processes on {', '.join(place.nodes)}"
     if len(place.nodes) < cluster.nodes:
-        words += f"; {cluster.nodes} nodes were asked for, at least {cluster.min_nodes}"
+        words += f"; requested {cluster.nodes} nodes, at least {cluster.min_nodes}"
     say(words)
 
 
 @contextmanager
 def ending(job: Path, place: Place) -> Iterator[None]:
-    """Keep how this task ended, say it in one line, and leave with its code. A traceback is for our bugs only."""
+    """Record how this task ended, print it in one line, and exit with its code. Only bugs print a traceback."""
     kind, words = record.DONE, ""
     try:
         yield
@@ -237,7 +241,7 @@ def ending(job: Path, place: Place) -> Iterator[None]:
         kind, words = record.STOPPED if stopped.by_signal else record.DONE, str(stopped)
     except UserError as error:
         kind, words = record.REFUSED, str(error)
-    except Exception as error:  # noqa: BLE001 - the last one to see it: recorded, and the process ends
+    except Exception as error:  # noqa: BLE001 - last handler: recorded, and the process exits
         kind = record.LOST if is_loss_of_peers(error) else record.BUG
         words = str(error).splitlines()[0] if str(error) else ""
         words = words if isinstance(error, FolderHeld) else f"{type(error).__name__}: {words}"
@@ -245,21 +249,23 @@ def ending(job: Path, place: Place) -> Iterator[None]:
             traceback.print_exc()
     try:
         record.write_end(job, place.start, End(place.rank, place.host, kind, words))
-    except OSError as error:  # the job's folder was deleted, or its disk is full: what is said below is all there is
-        say(f"error: {job}: how this process ended cannot be kept: {error.strerror}")
+    except OSError as error:  # the job's folder was deleted, or its disk is full: only the log below remains
+        say(f"error: {job}: cannot record how this process ended: {error.strerror}")
     if words:
         say(f"{'' if kind in (record.STOPPED, record.SPARE) else 'error: '}{words}")
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     if kind != record.DONE:
-        os._exit(CODES[kind])  # not through destructors of a broken process group, which may wait for the dead
+        os._exit(CODES[kind])  # skip destructors of a broken process group, which may wait for dead processes
 
 
 def is_loss_of_peers(error: Exception) -> bool:
-    """Whether torch says that other processes are gone; what it raises for that is a plain RuntimeError with gloo."""
+    """Whether a torch error means that other processes or the GPU are gone; gloo raises a plain RuntimeError."""
     import torch.distributed as dist
 
-    if isinstance(error, PeersMissing | dist.DistError | ConnectionError):
+    from simfle.device import device_failed
+
+    if isinstance(error, PeersMissing | dist.DistError | ConnectionError) or device_failed(error):
         return True
     text = str(error).lower()
     signs = ("connection closed by peer", "connection reset", "gloo", "nccl", "broken pipe", "store", "timed out")

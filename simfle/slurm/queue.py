@@ -1,4 +1,4 @@
-"""Slurm's own words about jobs, through its programs; with and without accounting (slurmdbd)."""
+"""Query jobs through Slurm's programs, with and without accounting (slurmdbd)."""
 
 import math
 import os
@@ -11,16 +11,17 @@ from contextlib import suppress
 from simfle.errors import UserError
 
 SECONDS = 60
-SILENCE = 300.0  # seconds in which a list of jobs asks no more, once there was no answer
+SILENCE = 300.0  # seconds without further queries of a list of jobs after Slurm did not answer
 SHOW = ("scontrol", "show", "job", "--oneliner")
-_silences: list[float] = []  # when Slurm did not answer
+_silences: list[float] = []  # times at which Slurm did not answer
 
 
 def state(job: str, folder: str = "") -> str:
-    """State of a job, e.g. RUNNING, PENDING, COMPLETED; empty where Slurm does not know it (any more).
+    """Return the state of a job, such as RUNNING, PENDING, COMPLETED; empty if Slurm does not know it.
 
-    folder: the name of its folder in RUN/slurm. A controller that has lost its records gives numbers a second time, and
-    the job of this number may be another one, that writes its log elsewhere.
+    folder: the name of its folder in RUN/slurm. A controller that has lost its records reuses numbers, and the job of
+    this
+    number may be another one, with another log folder.
     """
     text = _output(*SHOW, job)
     if folder and "StdOut=" in text and f"/slurm/{folder}/" not in text:
@@ -29,13 +30,13 @@ def state(job: str, folder: str = "") -> str:
 
 
 def state_of_many(job: str, folder: str = "") -> str:
-    """`state`, for lists of jobs: once Slurm has not answered in time, it is not asked again for a while."""
+    """Return `state`, for lists of jobs: after a timeout Slurm is not queried again for a while."""
     waited = time.monotonic() - _silences[-1] if _silences else math.inf
     return state(job, folder) if waited > SILENCE else ""
 
 
 def show(job: str) -> dict[str, str]:
-    """`scontrol show job` as names and values; empty where the controller has forgotten the job."""
+    """Return `scontrol show job` as names and values; empty if the controller has forgotten the job."""
     return _words(_output(*SHOW, job))
 
 
@@ -44,7 +45,7 @@ def _words(text: str) -> dict[str, str]:
 
 
 def seconds(text: str) -> float:
-    """'1-02:03:04' -> 93784; what is no time (UNLIMITED, Partition_Limit) is endless."""
+    """Convert '1-02:03:04' to 93784; other texts (UNLIMITED, Partition_Limit) are infinite."""
     days, _, clock = text.rpartition("-")
     parts = clock.split(":")
     if not all(part.isdigit() for part in parts) or len(parts) != 3:
@@ -54,10 +55,10 @@ def seconds(text: str) -> float:
 
 
 def requeue(job: str) -> None:
-    """Put a job back into the queue, under its number.
+    """Requeue a job under its number.
 
     Raises:
-        UserError: Slurm refuses, its words; or does not answer.
+        UserError: Slurm refuses, with its message; or does not answer.
     """
     try:
         done = _run("scontrol", "requeue", job)
@@ -68,12 +69,12 @@ def requeue(job: str) -> None:
 
 
 def available() -> bool:
-    """Whether this machine can submit."""
+    """Whether this machine can submit jobs."""
     return shutil.which("sbatch") is not None and shutil.which("srun") is not None
 
 
 def _accounted(job: str) -> str:
-    """From sacct, which fails on clusters without accounting."""
+    """Return the state from sacct, which fails on clusters without accounting."""
     words = _output("sacct", "--jobs", job, "--format", "State", "--noheader", "--parsable2", "--allocations").split()
     return words[0] if words else ""
 
@@ -90,11 +91,13 @@ def _output(*words: str) -> str:
 
 
 def _run(*words: str) -> "subprocess.CompletedProcess[str]":
-    """Run a program for at most SECONDS, and end it with all that it has started: Slurm's programs are often wrapped in
-    scripts, and what these have started would hold the output open.
+    """Run a program for at most SECONDS, and kill it with all its children.
+
+    Slurm's programs are often wrapped in scripts, whose children would keep the output open.
 
     Raises:
-        OSError: it cannot be started. subprocess.TimeoutExpired: it did not end.
+        OSError: it cannot be started.
+        subprocess.TimeoutExpired: it did not end.
     """
     pipe = subprocess.PIPE
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""What happened to a job, in files beside its run, so that it is known without Slurm's accounting.
+"""Events of a job in files beside its run, readable without Slurm's accounting.
 
 RUN/slurm/events.jsonl              submitted, started, ended: one line each
 RUN/slurm/JOB/                      a submission: code/, config.yaml, cluster.yaml, logs, ends/
@@ -18,7 +18,7 @@ from shards.redact import to_json
 
 EVENTS = "events.jsonl"
 
-# What each event holds beside its time. A number of a job may become an argument of Slurm's programs.
+# Fields of each event beside its time. A job number may become an argument of Slurm's programs.
 FACTS: dict[str, dict[str, type]] = {
     "submitted": {"job": str},
     "started": {"job": str, "start": int},
@@ -26,7 +26,7 @@ FACTS: dict[str, dict[str, type]] = {
 }
 JOB = re.compile(r"[A-Za-z0-9][\w.+]*", re.ASCII)
 
-# How a process can end. One that left no word was killed.
+# How a process can end. A process without an exit record was killed.
 KINDS = ("done", "spare", "stopped", "refused", "bug", "lost", "hung")
 DONE, SPARE, STOPPED, REFUSED, BUG, LOST, HUNG = KINDS
 
@@ -48,13 +48,13 @@ def tell(run: Path, event: str, **facts: Any) -> None:
     line = to_json({"time": round(time.time(), 3), "event": event, **facts}) + "\n"
     handle = os.open(folder / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, line.encode())  # one write: lines of several writers do not mix
+        os.write(handle, line.encode())  # one write: lines of several writers do not interleave
     finally:
         os.close(handle)
 
 
 def events(run: Path) -> list[dict[str, Any]]:
-    """The run's record so far; a line that a crash cut short, or that tells of no event, is left out."""
+    """Read the run's events so far; skip truncated lines and lines without an event."""
     try:
         content = read_bytes(run / "slurm" / EVENTS)
     except (FileNotFoundError, NotADirectoryError):
@@ -70,7 +70,7 @@ def _is_event(line: dict[str, Any]) -> bool:
 
 
 def write_end(job: Path, start: int, end: End) -> None:
-    """Keep how a process of the job's start number `start` ended; the first word of a process holds."""
+    """Record how a process of the job's start number `start` ended; the first record of a process is kept."""
     folder = job / "ends"
     folder.mkdir(exist_ok=True)
     file = folder / f"{start}-{end.rank:05d}.json"
@@ -79,7 +79,7 @@ def write_end(job: Path, start: int, end: End) -> None:
 
 
 def ends(job: Path, start: int) -> list[End]:
-    """How the processes of a start ended, by rank; those without a word, or whose word is damaged, are not there."""
+    """Read how the processes of a start ended, by rank; missing and corrupt records are omitted."""
     found = []
     for file in sorted((job / "ends").glob(f"{start}-*.json")):
         try:

@@ -1,4 +1,4 @@
-"""Where runs stand: read from their folders, and from Slurm where there is one."""
+"""Status of runs, from their folders, and from Slurm if available."""
 
 import os
 import time
@@ -16,18 +16,24 @@ from simfle.slurm import queue, record
 from simfle.slurm.ending import newest_step
 from simfle.train.watchdog import Heartbeat
 
-DYING = 60.0  # seconds that processes may live after the end of their job: Slurm's KillWait, and a beat
-QUIET = 120.0  # seconds without a heartbeat after which a run without a job is taken for stopped
+DYING = 60.0  # seconds that processes may run after the end of their job: Slurm's KillWait, and a heartbeat
+QUIET = 120.0  # seconds without a heartbeat after which a run without a job counts as stopped
 HEARTBEATS = "heartbeats/rank-*.json"
-NEVER = -1.0  # as a time of change, of a file that is not there
-LEVELS = 3  # of folders in which runs are looked for
+NEVER = -1.0  # modification time of a missing file
+LEVELS = 3  # depth of the search for runs
 GONE, UNREADABLE = "gone", "unreadable"  # states beside those of Slurm and of a run's own record
-ALIVE = ("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "PENDING")  # of several jobs the first of these counts
+ALIVE = (
+    "RUNNING",
+    "COMPLETING",
+    "CONFIGURING",
+    "SUSPENDED",
+    "PENDING",
+)  # the first of these states wins
 
 
 @dataclass(frozen=True)
 class Status:
-    """One run. steps: 0 where unknown; images_per_second, loss: of the last logged step, None before the first.
+    """Status of a run. steps: 0 if unknown; images_per_second, loss: of the last logged step, None before the first.
 
     checkpoint_age: seconds since the newest checkpoint, None without one.
     """
@@ -47,9 +53,9 @@ class Status:
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Run folders at `folder` or up to LEVELS below it, by name.
+    """Return run folders at `folder` or up to LEVELS below it, by name.
 
-    A folder slurm/ alone tells of no run: the jobs of simfle doctor and simfle slurm eval make one, too.
+    A folder slurm/ alone is not a run: jobs of simfle doctor and simfle slurm eval also make one.
     """
     if _is_run(folder):
         return [folder]
@@ -61,7 +67,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _folders(folder: Path, levels: int) -> Iterator[Path]:
-    """Folders below one, but for slurm/. One that vanishes meanwhile, or that may not be read, has none."""
+    """Return subfolders except slurm/; none of a folder that vanishes or may not be read."""
     try:
         with os.scandir(folder) as entries:
             found = [entry.name for entry in entries if entry.name != "slurm" and entry.is_dir()]
@@ -74,12 +80,12 @@ def _folders(folder: Path, levels: int) -> Iterator[Path]:
 
 
 def status(run: Path) -> Status:
-    """Read where a run stands. Nothing is written; a run that is being written to is read as far as it is whole.
+    """Read the status of a run. Writes nothing; files that are being written are read up to the last complete line.
 
-    A run whose files cannot be read says so, and does not keep others from being shown.
+    An unreadable run has the state UNREADABLE, and other runs are still shown.
     """
     try:
-        return _status(run) if run.is_dir() else _unknown(run, GONE, "the folder was deleted or moved away")
+        return _status(run) if run.is_dir() else _unknown(run, GONE, "the folder was deleted or moved")
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         return _unknown(run, UNREADABLE, f"{place}{error.strerror or error}")
@@ -117,13 +123,13 @@ def _status(run: Path) -> Status:
 
 
 def last_metrics(run: Path) -> dict[str, Any]:
-    """The last whole line of RUN/metrics.jsonl; empty without one."""
+    """Return the last complete line of RUN/metrics.jsonl; empty without one."""
     lines = tail(run)
     return lines[-1] if lines else {}
 
 
 def tail(run: Path) -> list[dict[str, Any]]:
-    """The last whole lines of RUN/metrics.jsonl, some hundred of them. Reads the file's end only."""
+    """Return the last complete lines of RUN/metrics.jsonl, some hundred of them, from the file's end only."""
     try:
         with open_regular(run / "metrics.jsonl", "rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - 65536))
@@ -133,9 +139,9 @@ def tail(run: Path) -> list[dict[str, Any]]:
 
 
 def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> tuple[str, str]:
-    """running, pending, finished, stopped, failed ..., and the reason of the last end.
+    """Return running, pending, finished, stopped, failed ..., and the reason of the last end.
 
-    The last event alone does not tell: it may be of a job that was refused because another one has the run.
+    The last event alone is not enough: it may be of a job that was refused because another one has the run.
     """
     if steps and newest_step(run) >= steps:
         return "finished", ""
@@ -145,7 +151,7 @@ def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> 
     alive = [job for state in ALIVE for job, words in asked.items() if words == state]
     over = "" if alive or last.get("event") != "started" else last["job"]
     if (not alive or asked[alive[0]] == "PENDING") and _beats(run, happened, over if asked.get(over) else ""):
-        return "running", ""  # outside of Slurm, or where Slurm cannot be asked
+        return "running", ""  # outside Slurm, or Slurm does not answer
     if alive:
         return asked[alive[0]].lower(), reason if alive[0] == last["job"] else ""
     if last and last["event"] == "ended":
@@ -154,34 +160,34 @@ def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> 
 
 
 def _without_an_end(run: Path, last: dict[str, Any], asked: dict[str, str], step: int) -> tuple[str, str]:
-    """State and reason where the last event is no end. asked: what Slurm says of its jobs; empty: forgotten."""
+    """Return state and reason if the last event is not an end. asked: states from Slurm; empty: forgotten."""
     left = any(run.glob(HEARTBEATS))
     state = asked.get(last.get("job", ""), "").lower() or ("killed" if left else "stopped" if step else "not started")
     if last.get("event") == "started" and last["job"] in asked:
         return state, unrecorded(run, last["job"], last["start"])
-    return state, f"no end is on record: {_silent(run)}; start the same command again to go on" if left else ""
+    return state, f"no end is recorded: {_silent(run)}; rerun to resume" if left else ""
 
 
 def unrecorded(run: Path, job: str, start: int) -> str:
-    """Why a start of a job has ended, where its batch shell has not said so: in Slurm's words, and by who was left."""
+    """Return why a start of a job has ended without a record of its batch shell."""
     known = queue.show(job)
     words = f", {known['JobState'].lower()}" if known.get("JobState") else ""
     left = f"; {_silent(run)}" if any(run.glob(HEARTBEATS)) else ""
-    return f"job {job} start {start}{words}: no end is on record: {_shell(known)}{left}; submit it again to go on"
+    return f"job {job} start {start}{words}: no end is recorded: {_shell(known)}{left}; submit it again to resume"
 
 
 def _shell(known: dict[str, str]) -> str:
-    """What became of a job's batch shell, by its exit code and signal."""
+    """Describe the end of a job's batch shell by its exit code and signal."""
     code, _, killer = known.get("ExitCode", "").partition(":")
     if killer not in ("", "0"):
         return f"its batch shell was killed by signal {killer}"
     if code not in ("", "0"):
-        return f"its batch shell ended with exit code {code} before it could say why"
+        return f"its batch shell exited with code {code} without reporting why"
     return "its batch shell was killed, or its node was lost"
 
 
 def _silent(run: Path) -> str:
-    """The first process that has ended without taking its heartbeat away: it was killed, or its machine was lost."""
+    """Describe the first process that ended without removing its heartbeat: it was killed, or its machine was lost."""
     for file in sorted(run.glob(HEARTBEATS)):
         try:
             beat = build(Heartbeat, read_bytes(file))
@@ -195,7 +201,7 @@ def _silent(run: Path) -> str:
 
 
 def _asked(happened: list[dict[str, Any]]) -> dict[str, str]:
-    """What Slurm says of its jobs: of the last one, and of those before it that have not ended for good."""
+    """Return Slurm's states of the last job, and of earlier jobs that have not ended for good."""
     latest = {event["job"]: event for event in happened}
     here = _on_this_machine(happened)
     over = {job for job, event in latest.items() if event["event"] == "ended" and not event["requeue"]}
@@ -205,9 +211,9 @@ def _asked(happened: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _beats(run: Path, happened: list[dict[str, Any]], over: str) -> bool:
-    """Whether a process of the run lives: it has beaten lately, and since the last end that is known of.
+    """Whether a process of the run is alive: its heartbeat is recent, and newer than the last known end.
 
-    over: a job that Slurm says has ended, though nobody recorded it; its processes may beat a little longer.
+    over: a job that has ended according to Slurm, without a recorded end; its processes may run a little longer.
     """
     last = max(map(_changed, run.glob(HEARTBEATS)), default=NEVER)
     ends = [event.get("time") for event in happened if event["event"] == "ended"]
@@ -219,11 +225,11 @@ def _beats(run: Path, happened: list[dict[str, Any]], over: str) -> bool:
 def _changed(file: Path) -> float:
     try:
         return file.stat().st_mtime
-    except FileNotFoundError:  # a process takes its own away when it ends, a run its old checkpoints
+    except FileNotFoundError:  # a process removes its heartbeat when it ends, a run its old checkpoints
         return NEVER
 
 
 def _on_this_machine(happened: list[dict[str, Any]]) -> set[str]:
-    """Numbers of what ran with --local: of processes, not of Slurm's jobs."""
+    """Return the numbers of jobs started with --local: of processes, not of Slurm's jobs."""
     local = {event["job"]: bool(event.get("local")) for event in happened if event["event"] == "submitted"}
     return {job for job, is_local in local.items() if is_local}

@@ -1,4 +1,4 @@
-"""From a configuration to a job: checked, frozen, and handed to Slurm, or to this machine, through submitit."""
+"""Check and freeze a configuration, and submit it to Slurm or run it on this machine, through submitit."""
 
 import logging
 import os
@@ -23,15 +23,15 @@ from simfle.slurm.queue import available
 
 log = logging.getLogger(__name__)
 OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_")
-OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # where Slurm is, and who asks
+OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # how to reach Slurm, and the user's credentials
 
 
 def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool = True) -> None:
-    """Refuse now what would fail after hours in the queue. network: build it, too, which takes a second of imports.
+    """Refuse what would fail after hours in the queue. network: also build it, which takes a second of imports.
 
     Raises:
-        UserError: shards are not named, not there or not readable; the batch cannot be shared; values out of range;
-            the network cannot be built; the run's folder holds another run.
+        UserError: shards are not named, missing or unreadable; the batch cannot be shared; values out of range;
+            the network cannot be built; the run folder holds another run.
     """
     from simfle.train.check import check as check_config
     from simfle.train.check import check_ahead
@@ -48,17 +48,19 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool =
         _check_fewer_nodes(config.train, cluster)
     idle = [n for n in range(cluster.min_nodes or cluster.nodes, cluster.nodes) if batch % (n * cluster.tasks)]
     if idle:
-        log.warning("train.global_batch=%d: on %s nodes some would stay idle", batch, " or ".join(map(str, idle)))
+        log.warning("train.global_batch=%d: on %s nodes some would be idle", batch, " or ".join(map(str, idle)))
     if not any("://" in place for place in config.data.shards):
         open_data(config.data, config.train.seed, config.train.global_batch, 0)
     with loading():
         check_ahead(config, network=network)
     if config.data.backend == "dali" and not cluster.container and not has_dali():
-        raise UserError("data.backend: dali is not installed here; pip install 'simfle[dali]', or use opencv")
+        raise UserError(
+            "data.backend=dali: not installed here. Fix: pip install 'simfle[dali]', or set data.backend=opencv."
+        )
 
 
 def _check_fewer_nodes(train: TrainConfig, cluster: ClusterConfig) -> None:
-    """Refuse what a job would refuse on any of the numbers of nodes that it may start on. Raises UserError."""
+    """Refuse what a job would refuse on any possible number of nodes. Raises UserError."""
     from simfle.slurm.job import Place, fit_micro_batch, usable_tasks
 
     for nodes in range(cluster.min_nodes, cluster.nodes + 1):
@@ -66,32 +68,32 @@ def _check_fewer_nodes(train: TrainConfig, cluster: ClusterConfig) -> None:
         try:
             fit_micro_batch(train, usable_tasks(place, cluster, train.global_batch))
         except UserError as error:
-            raise UserError(f"on {nodes} nodes, as --min-nodes {cluster.min_nodes} allows: {error}") from None
+            raise UserError(f"on {nodes} nodes (--min-nodes {cluster.min_nodes}): {error}") from None
 
 
 def prepare(config: PretrainConfig, cluster: ClusterConfig) -> Path:
-    """Freeze code and configuration into the run's folder; the job's folder.
+    """Freeze code and configuration into the run folder; return the job's folder.
 
     Raises:
-        UserError: the folder cannot be written, or has a name that Slurm would read as something else.
+        UserError: the folder cannot be written, or has a name with characters that are special to Slurm.
     """
     config = absolute(config)
     if any(sign in config.train.run for sign in "%\n\\"):
-        raise UserError(f"train.run={config.train.run!r}: Slurm takes %, \\ and line breaks in paths for its own signs")
+        raise UserError(f"train.run={config.train.run!r}: %, \\ and line breaks in paths are special to Slurm")
     return freeze(Path(config.train.run), config, cluster)
 
 
 def sbatch_script(job: Path, cluster: ClusterConfig) -> str:
-    """What sbatch is given, in words."""
+    """Return the text of the sbatch script."""
     executor = slurm_executor(job, cluster, name=job.parents[1].name)
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
 
 
 def submit(job: Path, cluster: ClusterConfig) -> str:
-    """Hand a prepared job to Slurm; its number.
+    """Submit a prepared job to Slurm; return its number.
 
     Raises:
-        UserError: there is no Slurm here, or it refuses; its words.
+        UserError: Slurm is missing, or it refuses the job, with its message.
     """
     from simfle.slurm.job import pretrain_task
 
@@ -107,15 +109,15 @@ def submit(job: Path, cluster: ClusterConfig) -> str:
 
 
 def require_slurm() -> None:
-    """Raise a UserError where nothing can be submitted."""
+    """Raise a UserError if this machine cannot submit jobs."""
     if not available():
         raise UserError(
-            "sbatch and srun are not on this machine; submit from a login node, or add --dry-run (or --local) to try"
+            "sbatch and srun are not installed here. Fix: submit from a login node, or add --dry-run or --local."
         )
 
 
 def run_here(job: Path, cluster: ClusterConfig) -> Any:
-    """The same job through submitit's local executor: all its processes on this machine; submitit's job."""
+    """Run the same job through submitit's local executor, all processes on this machine; return submitit's job."""
     import submitit
 
     from simfle.slurm.job import pretrain_task
@@ -125,13 +127,13 @@ def run_here(job: Path, cluster: ClusterConfig) -> Any:
     executor.update_parameters(
         tasks_per_node=cluster.nodes * cluster.tasks,
         gpus_per_node=cluster.gpus_per_node,
-        timeout_min=60 * 24 * 365,  # no limit: nobody waits for this machine
+        timeout_min=60 * 24 * 365,  # no limit on this machine
         stderr_to_stdout=True,
     )
-    # A terminal's Ctrl-C reaches the tasks, which save; submitit's controller would kill them within a second.
+    # Ctrl-C in a terminal reaches the tasks, which save; submitit's controller would kill them within a second.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     here = Path.cwd()
-    os.chdir(job / "code")  # python -m looks into the current folder first, which may be a checkout
+    os.chdir(job / "code")  # python -m searches the current folder first, which may be a checkout
     try:
         with outside_of_jobs():
             submitted = executor.submit(pretrain_task, str(job))
@@ -144,8 +146,10 @@ def run_here(job: Path, cluster: ClusterConfig) -> Any:
 
 @contextmanager
 def outside_of_jobs() -> Iterator[None]:
-    """Without what Slurm told a job or session that this process runs in: its numbers of tasks and of restarts, and its
-    limits of memory would hold for the new job."""
+    """Remove Slurm's variables of a job or session around this process.
+
+    Its numbers of tasks and of restarts, and its limits of memory would apply to the new job.
+    """
     own = {name: value for name, value in os.environ.items() if name.startswith(OF_A_JOB) and name not in OF_THE_USER}
     for name in own:
         del os.environ[name]
@@ -156,17 +160,17 @@ def outside_of_jobs() -> Iterator[None]:
 
 
 def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool = True) -> Any:
-    """submitit's executor with all that a job of this cluster needs. ends: the batch shell judges how it ended."""
+    """Return submitit's executor for a job of this cluster. ends: the batch shell decides on a requeue."""
     import submitit
 
     class Executor(submitit.SlurmExecutor):
-        """Makes scripts without Slurm too, for --dry-run; jobs learn nothing of one that they are submitted from."""
+        """Makes scripts without Slurm for --dry-run; jobs inherit nothing of a surrounding job."""
 
         def _internal_process_submissions(self, delayed_submissions: Any) -> Any:
             try:
                 with outside_of_jobs():
                     return super()._internal_process_submissions(delayed_submissions)
-            finally:  # the script holds cluster.environment; not by a umask, which sbatch would hand on to the job
+            finally:  # the script contains cluster.environment; not by a umask, which sbatch would pass on to the job
                 for script in job.glob("*.sh"):
                     script.chmod(0o600)
 
@@ -190,13 +194,13 @@ def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool =
 
 
 def _options(cluster: ClusterConfig) -> dict[str, Any]:
-    """Options of sbatch, by name without dashes."""
+    """Return options of sbatch, by name without dashes."""
     options: dict[str, Any] = {"nodes": cluster.nodes, "time": cluster.time, "requeue": True}
     for option in ("partition", "account", "qos", "constraint", "mem"):
         if getattr(cluster, option):
             options[option] = getattr(cluster, option)
     if _is_elastic(cluster):
-        # With --ntasks-per-node Slurm counts the tasks of the fewest nodes, and takes no more nodes than these need.
+        # With --ntasks-per-node Slurm counts tasks for the minimum number of nodes, and allocates no more nodes.
         options["nodes"] = f"{cluster.min_nodes}-{cluster.nodes}"
         options["mincpus"] = cluster.tasks * max(1, cluster.cpus_per_task)
     elif cluster.cpus_per_task:
@@ -216,14 +220,14 @@ def _is_elastic(cluster: ClusterConfig) -> bool:
 def _setup(job: Path, cluster: ClusterConfig) -> list[str]:
     code = shlex.quote(str(job / "code"))
     lines = [
-        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",  # a module may have put torch there
+        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",  # a module may provide torch by it
         # Slurm 22.05 and later: srun does not inherit it from sbatch.
         *([f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"] if cluster.cpus_per_task else []),
         *(f"export {name}={shlex.quote(value)}" for name, _, value in (w.partition("=") for w in cluster.environment)),
         "trap : TERM USR2  # outlive the tasks, to say how they ended and requeue",
     ]
-    # Last, for what comes before may use relative paths. python -m looks into the current folder first, before
-    # PYTHONPATH: submitted from a checkout, a job would run what is there by then.
+    # Last, because earlier lines may use relative paths. python -m searches the current folder before PYTHONPATH:
+    # submitted from a checkout, a job would run its current code.
     return [*lines, *cluster.setup, f"cd {code}"]
 
 
@@ -233,9 +237,9 @@ def _teardown(job: Path) -> list[str]:
 
 
 def _srun_arguments(job: Path, cluster: ClusterConfig) -> list[str]:
-    """One killed task ends all of them at once; tasks that are not needed may end early.
+    """Return srun's options: a killed task ends all tasks at once; idle tasks may exit early.
 
-    They get what the script exports even where jobs are submitted without an environment (SBATCH_EXPORT=NONE).
+    --export=ALL passes the script's variables even if jobs are submitted without an environment (SBATCH_EXPORT=NONE).
     """
     arguments = ["--kill-on-bad-exit=1", "--wait=0", "--export=ALL"]
     if _is_elastic(cluster):
@@ -246,7 +250,7 @@ def _srun_arguments(job: Path, cluster: ClusterConfig) -> list[str]:
 
 
 def _python(job: Path, cluster: ClusterConfig) -> str:
-    """The words before `-m`: this interpreter, or the one in the container."""
+    """Return the command before `-m`: this interpreter, or the one in the container."""
     if not cluster.container:
         return shlex.quote(sys.executable)
     if not cluster.container.endswith(".sif"):
@@ -257,7 +261,7 @@ def _python(job: Path, cluster: ClusterConfig) -> str:
 
 
 def _mounts(job: Path, cluster: ClusterConfig) -> list[str]:
-    """Folders that must be the same inside: the run's, the shards', the configured ones."""
+    """Return the folders to mount: of the run, the shards, and the configured ones."""
     import yaml
 
     config = yaml.safe_load(read_text(job / "config.yaml"))
@@ -266,21 +270,21 @@ def _mounts(job: Path, cluster: ClusterConfig) -> list[str]:
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """What submitit raises where sbatch refuses a job, is killed, or says nothing that names one."""
+    """Return submitit's errors when sbatch refuses a job, is killed, or prints no job number."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     return FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, OSError
 
 
 def reason(error: Exception) -> str:
-    """sbatch's own words out of what submitit wraps around them."""
+    """Return sbatch's own message from submitit's error."""
     if "sbatch output" in str(error):
         return (
-            f"it named no job but said {str(error).partition('sbatch output')[2].splitlines()[0].strip()}. "
-            "Fix: see whether the job is in the queue (squeue --me) before you submit it again"
+            f"it reported no job number but {str(error).partition('sbatch output')[2].splitlines()[0].strip()}. "
+            "Fix: check whether the job is in the queue (squeue --me) before you submit it again"
         )
     cause = error if isinstance(error, subprocess.CalledProcessError) else error.__cause__ or error
     output = getattr(cause, "stderr", None) or getattr(cause, "output", None) or str(error)
     text = output.decode(errors="replace") if isinstance(output, bytes) else str(output)
     lines = [line for line in text.splitlines() if "error" in line.lower()]
-    return (lines or text.strip().splitlines() or ["failed without a word"])[-1].removeprefix("sbatch: error: ")
+    return (lines or text.strip().splitlines() or ["failed without a message"])[-1].removeprefix("sbatch: error: ")

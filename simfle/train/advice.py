@@ -1,14 +1,14 @@
-"""What holds a run up, data or arithmetic, and what to change: a judgement on its first steps."""
+"""Diagnose whether data or compute limits a run, from its first steps, and what to change."""
 
 from dataclasses import dataclass
 
-STEPS = 20  # that are judged, after the first, which warms up
-WAITING = 0.1  # share of the time from which on a run is bound by its data
+STEPS = 20  # judged steps, after the first, which warms up
+WAITING = 0.1  # fraction of the time above which a run is data-bound
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the advice depends on. cores: that the process may use, divided by the processes that share them."""
+    """Inputs of the advice. cores: available to the process, divided by the processes that share them."""
 
     device: str
     backend: str
@@ -20,7 +20,7 @@ class Facts:
 
 
 def judge(wait: float, facts: Facts) -> str:
-    """One line: bound by data or by compute, and what to try. wait: share of the time spent waiting for data, 0-1."""
+    """Return one line: data-bound or compute-bound, and what to try. wait: fraction of time waiting for data, 0-1."""
     if wait < WAITING:
         steps = []
         if facts.precision == "fp32":
@@ -28,7 +28,7 @@ def judge(wait: float, facts: Facts) -> str:
         if facts.device == "cuda":
             steps += ["a larger train.global_batch with train.micro_batch=auto", "model.compile=true"]
         steps.append("more processes")
-        return f"data wait {wait:.0%}: compute-bound; faster with {_listed(steps)}; train.profile=true shows where"
+        return f"data wait {wait:.0%}: compute-bound; to speed up, try {_listed(steps)}; train.profile=true shows where"
     steps = []
     if facts.threads < facts.cores:
         steps.append(f"more data.threads ({facts.threads} of {facts.cores} cores now)")
@@ -37,9 +37,9 @@ def judge(wait: float, facts: Facts) -> str:
     if facts.remote:
         steps.append("shards on a local disk")
     if not steps and facts.device == "cuda":
-        steps.append("more cores for each GPU" if facts.backend != "dali" else "shards on a faster disk")
+        steps.append("more cores per GPU" if facts.backend != "dali" else "shards on a faster disk")
     steps.append("shards of smaller images (build --shorter-side)")
-    return f"data wait {wait:.0%}: data-bound; faster with {_listed(steps)}"
+    return f"data wait {wait:.0%}: data-bound; to speed up, try {_listed(steps)}"
 
 
 def _listed(steps: list[str]) -> str:

@@ -1,7 +1,7 @@
-"""Whether all processes of a run were started alike: the same program, configuration and data.
+"""Check that all processes of a run were started with the same program, configuration and data.
 
-Each process works out by itself which samples it takes and which numbers it computes with. One that was started with
-another seed or from another checkout would train on in silence, and the run would be no run that can be repeated.
+Each process computes its samples and random numbers independently. A process that was started with another seed or
+from another checkout would train on silently, and the run would not be reproducible.
 """
 
 import hashlib
@@ -20,17 +20,17 @@ from simfle.layers import flatten
 from simfle.provenance import versions
 from simfle.runtime import World
 
-# What may differ between machines: where things lie, and how many threads there are. Data is compared by its content.
+# May differ between machines: paths and thread counts. Data is compared by its content.
 OF_A_MACHINE = ("train.run", "data.shards", "data.cache", "data.cache_gb", "data.threads", "data.prefetch")
-INTERPRETER = ("python", "machine")  # these may differ, too: libraries compute, not the interpreter
-MOST = 8  # differences that are named
+INTERPRETER = ("python", "machine")  # may also differ: libraries compute the results, not the interpreter
+MOST = 8  # maximum number of reported differences
 
 
 def check(config: PretrainConfig, corpus: Corpus | Stream, world: World) -> None:
-    """Compare what this process was started with to what the main process was started with. Collective.
+    """Compare the start of this process with that of the main process. Collective.
 
     Raises:
-        AgreedError: they differ; the process and the values are named.
+        AgreedError: they differ; names the process and the values.
     """
     if world.size == 1:
         return
@@ -49,14 +49,14 @@ def check(config: PretrainConfig, corpus: Corpus | Stream, world: World) -> None
 
 
 def facts(config: PretrainConfig, corpus: Corpus | Stream) -> dict[str, str]:
-    """Text by name: each value of the configuration that all processes must share, data, program, libraries."""
+    """Return text by name: the configuration values that all processes must share, data, program, libraries."""
     values = {key: str(value) for key, value in flatten(asdict(config)).items() if key not in OF_A_MACHINE}
     libraries = {name: version for name, version in versions().items() if name not in INTERPRETER}
     return values | libraries | {"data": corpus.digest(), "program": program()}
 
 
 def differences(main: dict[str, str], mine: dict[str, str]) -> str:
-    """`on HOST differs from the main process: NAME VALUE instead of VALUE; ...`; empty where nothing differs."""
+    """Return `on HOST differs from the main process: NAME VALUE instead of VALUE; ...`; empty if all are equal."""
     names = sorted(name for name in main.keys() | mine.keys() if main.get(name) != mine.get(name))
     if not names:
         return ""
@@ -66,7 +66,7 @@ def differences(main: dict[str, str], mine: dict[str, str]) -> str:
 
 
 def program() -> str:
-    """16 hexadecimal digits that name the sources of this program, wherever they lie."""
+    """Return 16 hexadecimal digits that identify the sources of this program, in any folder."""
     import shards
     import simfle
 

@@ -1,6 +1,7 @@
-"""Refusing values of a configuration that no later code refuses, before anything heavy is imported."""
+"""Refuse invalid configuration values that no later code refuses, before anything heavy is imported."""
 
 import math
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from simfle.config import PretrainConfig, TrainConfig
 from simfle.errors import UserError
 from simfle.layers import flatten
 
-OPTIMIZERS = ("sgd", "adamw", "lars")  # of simfle.optim, which imports torch
+OPTIMIZERS = ("sgd", "adamw", "lars")  # those of simfle.optim, which imports torch
 DEVICES = ("auto", "cpu", "cuda")
 AT_LEAST = {
     0: (
@@ -24,74 +25,89 @@ AT_LEAST = {
     ),
     100: ("monitor.samples",),
 }
-MOST_PROFILED = 20  # steps: a trace of ResNet-50 and FaceMAE takes some megabytes each
+MOST_PROFILED = 20  # steps: a trace of ResNet-50 and FaceMAE takes some megabytes per step
 
 
 def check(config: PretrainConfig) -> None:
     """Refuse values that no later code refuses.
 
     Raises:
-        UserError: field, value found, values possible.
+        UserError: field, value and allowed values.
     """
     train = config.train
     check_numbers(config)
     if not train.run:
-        raise UserError("train.run is empty; name a folder for the run, e.g. train.run=runs/mine")
+        raise UserError("train.run=: empty. Fix: name a folder for the run, such as train.run=runs/mine.")
     if train.device not in DEVICES:
-        raise UserError(f"train.device is {train.device!r}; known are auto, cpu and cuda")
+        raise UserError(f"train.device={train.device!r}: unknown. Fix: use auto, cpu or cuda.")
     if train.checkpoint_bandwidth < 0:
-        raise UserError(f"train.checkpoint_bandwidth={train.checkpoint_bandwidth:g}; give MB/s, or 0 for no limit")
-    if train.zero_stage not in (0, 1, 2, 3):
-        raise UserError(f"train.zero_stage={train.zero_stage}; ZeRO has stages 0, 1, 2 and 3")
+        raise UserError(f"train.checkpoint_bandwidth={train.checkpoint_bandwidth:g}: must be MB/s, or 0 for no limit")
+    if train.zero_stage not in (-1, 0, 1, 2, 3):
+        raise UserError(f"train.zero_stage={train.zero_stage}: must be auto, 0, 1, 2 or 3")
     if config.model.compile and train.zero_stage == 3:
-        raise UserError("model.compile with train.zero_stage=3: ZeRO swaps parameters under it; take stage 2")
+        raise UserError(
+            "model.compile=true with train.zero_stage=3: ZeRO replaces parameters at runtime. Fix: train.zero_stage=2."
+        )
     if train.precision not in ("bf16", "fp32"):
-        raise UserError(f"train.precision is {train.precision!r}; known are bf16 and fp32")
+        raise UserError(f"train.precision={train.precision!r}: unknown. Fix: use bf16 or fp32.")
     if config.data.streaming and not train.steps:
-        raise UserError("data.streaming: a stream has no epochs; give train.steps")
+        raise UserError("data.streaming=true: a stream has no epochs. Fix: set train.steps.")
     if not 0 <= config.data.max_damaged <= 1:
-        raise UserError(f"data.max_damaged={config.data.max_damaged}; it is a share, 0 to 1")
+        raise UserError(f"data.max_damaged={config.data.max_damaged}: must be a fraction from 0 to 1")
     if not config.data.shards:
-        raise UserError("data.shards is empty; name at least one folder of shards, e.g. data.shards=[shards/faces]")
+        raise UserError("data.shards=[]: empty. Fix: name a shard folder, such as data.shards=[shards/faces].")
+    check_places("data.shards", config.data.shards)
     check_monitor(config)
     if train.profile:
         check_profile(train)
     check_optimizer(config)
 
 
+def check_places(field: str, places: list[str]) -> None:
+    """Refuse shards that are named twice, whose samples would count twice. Raises UserError."""
+    seen: dict[str, str] = {}
+    for place in places:
+        real = place.rstrip("/") if "://" in place else os.path.realpath(place)
+        if real in seen:
+            both = place if place == seen[real] else f"{seen[real]} and {place} are the same folder, which"
+            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: name it once")
+        seen[real] = place
+
+
 def check_optimizer(config: PretrainConfig) -> None:
-    """Refuse an optimizer that is none, or cannot work on what ZeRO makes of parameters. Raises UserError."""
+    """Refuse an unknown optimizer, or one that cannot work on ZeRO's flattened parameters. Raises UserError."""
     stage = config.train.zero_stage
     if config.optim.name not in OPTIMIZERS:
-        raise UserError(f"optim.name is {config.optim.name!r}; known are {', '.join(OPTIMIZERS)}")
-    if config.optim.name == "lars" and stage:
+        raise UserError(f"optim.name={config.optim.name!r}: unknown. Fix: use one of {', '.join(OPTIMIZERS)}.")
+    if config.optim.name == "lars" and stage > 0:
         raise UserError(
-            f"train.zero_stage={stage}: ZeRO flattens parameters, and lars needs the norm of each layer. "
-            "Fix: train.zero_stage=0"
+            f"train.zero_stage={stage}: ZeRO flattens parameters, and optim.name=lars needs the norm of each layer. "
+            "Fix: set train.zero_stage=0."
         )
 
 
 def check_monitor(config: PretrainConfig) -> None:
-    """Refuse probes without shards, and such as the other processes cannot wait for. Raises UserError."""
+    """Refuse probes without shards, and probes that outlast the other processes' timeout. Raises UserError."""
     monitor, train = config.monitor, config.train
     if not monitor.every:
         return
     if not monitor.shards:
-        raise UserError("monitor.shards is empty. Fix: monitor.shards=[FOLDER], labelled ones, or monitor.every=0")
+        raise UserError("monitor.shards=[]: empty. Fix: name labeled shards, or set monitor.every=0.")
+    check_places("monitor.shards", monitor.shards)
     if train.timeout and 2 * monitor.seconds > train.timeout:
         raise UserError(
-            f"monitor.seconds={monitor.seconds:g}: other processes wait for a probe, and end after "
-            f"train.timeout={train.timeout:g}. Fix: monitor.seconds={train.timeout / 2:g} at most"
+            f"monitor.seconds={monitor.seconds:g}: other processes wait for a probe, and exit after "
+            f"train.timeout={train.timeout:g}. Fix: set monitor.seconds={train.timeout / 2:g} or less."
         )
 
 
 def check_ahead(config: PretrainConfig, *, network: bool) -> None:
-    """Refuse what a start would refuse, from a machine that may lack its GPUs: views, backend, network, run folder.
+    """Refuse what a start would refuse, on a machine that may lack GPUs: views, backend, network, run folder.
 
-    Data and batch are the caller's matter. network: it is built, without memory for it.
+    The caller checks data and batch. network: build the network, without memory for its parameters.
 
     Raises:
-        UserError: see the functions that a start calls.
+        UserError: as raised by the functions that a start calls.
     """
     import torch
 
@@ -111,35 +127,35 @@ def check_ahead(config: PretrainConfig, *, network: bool) -> None:
 
 
 def check_numbers(config: PretrainConfig) -> None:
-    """Refuse numbers out of their range, NaN among them. Raises UserError."""
+    """Refuse numbers out of range, NaN included. Raises UserError."""
     values = flatten(asdict(config))
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name}={value}; it must be a finite number")
+            raise UserError(f"{name}={value}: must be a finite number")
     for least, names in AT_LEAST.items():
         for name in names:
             if not values[name] >= least:
-                raise UserError(f"{name}={values[name]}; it must be at least {least}")
+                raise UserError(f"{name}={values[name]}: must be at least {least}")
     model, optim = config.model, config.optim
     if not model.temperature > 0:
-        raise UserError(f"model.temperature={model.temperature}; it must be above 0")
+        raise UserError(f"model.temperature={model.temperature}: must be above 0")
     if len(model.mean) != 3 or not all(map(math.isfinite, model.mean)):
-        raise UserError(f"model.mean={model.mean}; give three numbers, for red, green and blue")
+        raise UserError(f"model.mean={model.mean}: must be three numbers, for red, green and blue")
     if len(model.std) != 3 or not all(0 < each < math.inf for each in model.std):
-        raise UserError(f"model.std={model.std}; give three numbers above 0, for red, green and blue")
+        raise UserError(f"model.std={model.std}: must be three numbers above 0, for red, green and blue")
     if not 0 <= optim.momentum < 1:
-        raise UserError(f"optim.momentum={optim.momentum}; it must be at least 0 and below 1")
+        raise UserError(f"optim.momentum={optim.momentum}: must be at least 0 and below 1")
     if len(optim.betas) != 2 or not all(0 <= each < 1 for each in optim.betas):
-        raise UserError(f"optim.betas={optim.betas}; give two numbers, at least 0 and below 1")
+        raise UserError(f"optim.betas={optim.betas}: must be two numbers, each at least 0 and below 1")
 
 
 def check_profile(train: TrainConfig) -> None:
-    """Refuse steps that are none, or too many for one trace. Raises UserError."""
+    """Refuse invalid steps, or too many for one trace. Raises UserError."""
     steps = train.profile_steps
     if len(steps) != 2 or not 1 <= steps[0] <= steps[1] < steps[0] + MOST_PROFILED:
         raise UserError(
-            f"train.profile_steps={steps}; give the first and the last step to trace, counted from this start, at most "
-            f"{MOST_PROFILED} steps, e.g. [3,5]"
+            f"train.profile_steps={steps}: must be the first and the last step to trace, counted from this start, at "
+            f"most {MOST_PROFILED} steps, such as [3,5]"
         )
     if not train.profile_ranks or min(train.profile_ranks) < 0:
-        raise UserError(f"train.profile_ranks={train.profile_ranks}; give processes by number, e.g. [0]")
+        raise UserError(f"train.profile_ranks={train.profile_ranks}: must be ranks of processes, such as [0]")

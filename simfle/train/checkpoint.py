@@ -1,4 +1,4 @@
-"""Checkpoints: full tensors by name in safetensors, written aside by a thread, complete or not there at all.
+"""Checkpoints: full tensors by name in safetensors, written atomically by a background thread.
 
 RUN/checkpoints/step-00000500/
     model.safetensors   parameters and buffers
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands: optimizer steps done and samples consumed. This one number is the data side's whole state.
+    """Progress of a run: optimizer steps done and samples consumed, which is the whole state of the data side.
 
-    config, corpus: digests of the configuration and of the data, without which the number would mean other samples.
-    identity: the values behind `config`, by key, so that what differs can be named; empty in older checkpoints.
+    config, corpus: digests of the configuration and of the data, which give the number of samples its meaning.
+    identity: the values behind `config`, by key, to report differences; empty in older checkpoints.
     """
 
     step: int
@@ -53,7 +53,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint as read back."""
+    """A complete checkpoint as read from disk."""
 
     folder: Path
     progress: Progress
@@ -62,17 +62,17 @@ class Checkpoint:
 
 
 def folder_of(run: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """Return the folder of the checkpoint after `step` steps."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
 def complete(run: Path) -> list[Path]:
-    """Folders of complete checkpoints, newest first. A folder without its marker never took its final name."""
+    """Return folders of complete checkpoints, newest first. A folder without its marker is not complete."""
     return told.checkpoints(run)
 
 
 def state_of(folder: Path) -> Progress | None:
-    """The state of a complete checkpoint, without its tensors; None where it is damaged or of another format."""
+    """Return the state of a complete checkpoint, without its tensors; None if it is corrupt or of another format."""
     found = told.state(folder)
     try:
         return _progress(found) if found.get("format") == FORMAT else None
@@ -85,7 +85,7 @@ def _step(folder: Path) -> int:
 
 
 def _progress(found: dict[str, Any]) -> Progress:
-    """Raises TypeError: other fields, or values of another type."""
+    """Build Progress from JSON. Raises TypeError: other fields, or values of another type."""
     made = Progress(**found)
     if type(made.step) is not int or not isinstance(made.identity, dict):
         raise TypeError("step or identity is of another type")
@@ -100,14 +100,27 @@ def write(
     pace: Pace | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write to a temporary folder, fsync, mark, rename, fsync. Interrupted anywhere, older checkpoints still stand.
+    """Write to a temporary folder, fsync, mark, rename, fsync. Older checkpoints survive an interruption at any point.
 
-    check: raises a UserError where the folder is no longer this run's; asked before anything is written or renamed.
+    Args:
+        run: run folder.
+        progress: state for state.json.
+        model: parameters and buffers.
+        optim: optimizer tensors.
+        pace: rate limit; None: no limit.
+        check: raises a UserError if this run no longer owns the folder; called before any write or rename.
+
+    Returns:
+        The folder of the checkpoint.
+
+    Raises:
+        FileExistsError: the folder holds the state of another step.
+        OSError: the disk is full or fails.
     """
     check()
     final = folder_of(run, progress.step)
     if final in told.copies(run):
-        raise FileExistsError(f"{final} holds the state of another step. Fix: move this copy out of checkpoints/")
+        raise FileExistsError(f"{final} has the state of another step. Fix: move this copy out of checkpoints/")
     if (final / MARKER).exists():
         return final
     parts = final.with_name(f".{final.name}.partial")
@@ -120,14 +133,14 @@ def write(
     _sync(parts / MARKER)
     _sync(parts)
     check()
-    shutil.rmtree(final, ignore_errors=True)  # one without a marker, half deleted
+    shutil.rmtree(final, ignore_errors=True)  # one without a marker, partly deleted
     parts.rename(final)
     _sync(final.parent)
     return final
 
 
 def write_files(parts: Path, model: State, optim: State, pace: Pace | None = None) -> dict[str, dict[str, Any]]:
-    """Write the tensors to a new folder and fsync them; bytes and SHA-256 of what was written, by file."""
+    """Write the tensors to a new folder and fsync them; return bytes and SHA-256 by file."""
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
     written = {}
@@ -138,10 +151,10 @@ def write_files(parts: Path, model: State, optim: State, pace: Pace | None = Non
 
 
 def retain(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` complete checkpoints, and what interrupted writes left. A user's links stay."""
+    """Delete all but the newest `keep` complete checkpoints, and leftovers of interrupted writes. Keep symlinks."""
     for old in complete(run)[max(1, keep) :]:
         if not old.is_symlink():
-            (old / MARKER).unlink()  # from here on it is no checkpoint, even if the rest of it survives a crash
+            (old / MARKER).unlink()  # no longer a checkpoint, even if a crash leaves the rest of it
             shutil.rmtree(old)
     for left in [*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/.step-*.damaged")]:
         if told.step_of(Path(left.stem[1:])) is not None:
@@ -152,33 +165,33 @@ def retain(run: Path, keep: int) -> None:
 
 
 def read_newest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint that is complete and whole; None where a run has none yet.
+    """Read the newest valid checkpoint; return None if a run has none yet.
 
-    A damaged one is reported and passed over for the one before it.
+    A corrupt checkpoint is reported and skipped for the previous one.
 
     Raises:
-        UserError: there are checkpoints, but none can be used: the run must not silently start afresh.
+        UserError: there are checkpoints, but none is valid: the run must not silently start from step 0.
     """
     reasons = []
     for folder in complete(run):
         try:
             return read(folder)
         except UserError as error:
-            log.warning("%s; trying the one before", error)
+            log.warning("%s; trying the previous checkpoint", error)
             reasons.append(str(error))
-    # Old ones lose their marker only after a newer one stands: alone, a folder without one has been damaged.
+    # Old checkpoints lose their marker only after a newer one is complete: alone, a folder without one is corrupt.
     reasons += [f"{folder.name} lacks {MARKER}" for folder in told.folders(run) if not reasons]
     if reasons:
         raise UserError(
-            f"{run}: no checkpoint can be used ({'; '.join(reasons)}); restore one, or take another train.run"
+            f"train.run={run}: no valid checkpoint ({'; '.join(reasons)}). Fix: restore one, or use another train.run."
         )
     return None
 
 
 def set_aside_after(run: Path, step: int) -> None:
-    """Take their names from checkpoints of later steps than the one that is resumed: they are damaged.
+    """Rename checkpoints of later steps than the resumed one: they are corrupt.
 
-    The run will write those steps again, and must not count the old ones among those that it keeps.
+    The run will write those steps again, and must not count the old ones among the kept checkpoints.
     """
     for folder in told.folders(run):
         if _step(folder) > step:
@@ -199,25 +212,25 @@ def read(folder: Path) -> Checkpoint:
             if (folder / name).stat().st_size != marker[name]["bytes"] or _sha256(folder / name) != marker[name][
                 "sha256"
             ]:
-                raise UserError(f"checkpoint {folder.name}: {name} is damaged (its hash is not the one written)")
+                raise UserError(f"checkpoint {folder.name}: {name} is corrupt (its hash differs from the one written)")
         progress = parse_object(read_bytes(folder / FILES[2]))
         if progress.get("format") != FORMAT:
             raise UserError(
-                f"checkpoint {folder.name} has format {progress.get('format')}, this version reads {FORMAT}"
+                f"checkpoint {folder.name} has format {progress.get('format')}; this version reads {FORMAT}"
             )
         state = _progress(progress)
         if told.step_of(folder) not in (None, state.step):
-            raise UserError(f"checkpoint {folder.name} holds the state after step {state.step}")
+            raise UserError(f"checkpoint {folder.name} has the state after step {state.step}")
         return Checkpoint(folder, state, *(read_tensors(folder / name) for name in FILES[:2]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder.name} cannot be read: {error}") from None
 
 
 class Writer:
-    """Writes checkpoints in a background thread, one at a time; an error surfaces at the next call.
+    """Writes checkpoints in a background thread, one at a time; an error is raised by the next call.
 
-    bandwidth: most MB/s, 0: no limit; whoever waits for a checkpoint lifts it. seconds, cpu, bytes: of the last one.
-    check: see `write`.
+    bandwidth: maximum MB/s (0 = no limit); the limit is lifted while anything waits for the write.
+    seconds, cpu, bytes: of the last write. check: see `write`.
     """
 
     def __init__(self, run: Path, keep: int, bandwidth: float = 0.0, check: Callable[[], None] = lambda: None) -> None:
@@ -229,17 +242,17 @@ class Writer:
         self._error: Exception | None = None
 
     def submit(self, progress: Progress, model: State, optim: State) -> None:
-        """Start writing; waits first for the one before."""
+        """Start writing, after the previous write has ended."""
         self.wait()
         self._hurry.clear()
         self._thread = threading.Thread(target=self._work, args=(progress, model, optim), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
-        """Until the last submitted checkpoint stands.
+        """Wait until the last submitted checkpoint is complete.
 
         Raises:
-            UserError: it could not be written (disk full), or the folder is no longer this run's.
+            UserError: it could not be written (disk full), or this run no longer owns the folder.
         """
         if self._thread is not None:
             self._hurry.set()
@@ -250,7 +263,7 @@ class Writer:
             if isinstance(error, UserError):
                 raise error
             raise UserError(
-                f"checkpoint could not be written to {self.run}: {error}; older ones still stand"
+                f"checkpoint could not be written to {self.run}: {error}; older ones are still complete"
             ) from error
 
     def _work(self, progress: Progress, model: State, optim: State) -> None:

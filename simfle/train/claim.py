@@ -1,7 +1,8 @@
-"""One run at a time in a folder: its main process holds a lock, and learns when the folder is no longer its own.
+"""Lock a run folder for one run at a time. The main process holds the lock and detects when it loses the folder.
 
-RUN/.lock is locked by the process that its first line names. A later start of the same Slurm job, which waits for it,
-adds a line: the node of the former start was cut off, but its processes live. They end when they read that line.
+The first line of RUN/.lock names the process that holds the lock. A later start of the same Slurm job that waits for
+the lock adds a line: the node of the earlier start lost its network, but its processes still run. They exit when they
+read that line.
 """
 
 import errno
@@ -35,7 +36,7 @@ class JobStart:
 
 
 class Claim:
-    """A folder that this process holds. `lost` says why it no longer does."""
+    """A run folder locked by this process. `lost` returns why the lock is lost."""
 
     def __init__(self, run: Path, file: IO[str], mine: JobStart | None) -> None:
         self.run, self.mine = run, mine
@@ -46,7 +47,7 @@ class Claim:
         self._number = os.fstat(file.fileno()).st_ino
 
     def lost(self) -> str:
-        """Why nothing may be written to the folder any more; empty while it is ours, and where the disk fails."""
+        """Return why the folder must not be written any more; empty if it is still owned, or if the disk fails."""
         path = self.run / LOCK
         try:
             lines = read_text(path, errors="replace").splitlines()
@@ -57,8 +58,8 @@ class Claim:
             return ""
         if not lines and not same:
             return (
-                f"train.run={self.run}: the folder was deleted or moved away while the run was training; nothing is "
-                "written there any more. Fix: put it back and start again, or start a new run"
+                f"train.run={self.run}: the folder was deleted or moved while the run was training; nothing is "
+                "written to it any more. Fix: restore it and rerun, or start a new run"
             )
         if not same or (lines and lines[0] != self.holder):
             return self._superseded(lines[0] if lines else "another process")
@@ -67,17 +68,15 @@ class Claim:
         return ""
 
     def check(self) -> None:
-        """Raise a UserError where the folder is lost."""
+        """Raise a UserError if the folder is lost."""
         if words := self.lost():
             raise UserError(words)
 
     def _superseded(self, by: str) -> str:
-        return (
-            f"train.run={self.run}: {by} has taken the run over from {self.holder}, which ends and writes nothing more"
-        )
+        return f"train.run={self.run}: {by} has taken over the run from {self.holder}, which exits without writing"
 
     def _is_later(self, line: str) -> bool:
-        """Whether a line is of a later start of our own job; no other process can ask for the folder."""
+        """Whether a line is of a later start of this job; no other process can request the folder."""
         if self.mine is None or not line.startswith(f"{WANTED}job {self.mine.job} start "):
             return False
         number = line.rpartition(" ")[2]
@@ -86,11 +85,16 @@ class Claim:
 
 @contextmanager
 def claimed(run: Path, patience: float = 0.0, mine: JobStart | None = None) -> Iterator[Claim]:
-    """Hold the folder for this run; wait up to `patience` seconds for one that still holds it.
+    """Lock the folder for this run; wait up to `patience` seconds for another process that holds it.
+
+    Args:
+        run: run folder.
+        patience: seconds to wait for the lock.
+        mine: start of a Slurm job, if any.
 
     Raises:
-        UserError: another living run holds it, or it cannot be written.
-        FolderHeld: a former start of this job holds it still.
+        UserError: another run holds the lock, or the folder cannot be written.
+        FolderHeld: an earlier start of this job still holds it.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -110,7 +114,7 @@ def claimed(run: Path, patience: float = 0.0, mine: JobStart | None = None) -> I
             if time.monotonic() >= end:
                 _refuse(run, file, patience, mine)
             time.sleep(0.5)
-        yield Claim(run, file, mine)  # the kernel drops the lock with the process, however it ends
+        yield Claim(run, file, mine)  # the kernel releases the lock when the process ends in any way
 
 
 def _refuse(run: Path, file: IO[str], patience: float, mine: JobStart | None) -> None:
@@ -118,17 +122,18 @@ def _refuse(run: Path, file: IO[str], patience: float, mine: JobStart | None) ->
     holder = file.readline().strip() or "another process"
     if mine is not None and mine.start and f", job {mine.job} start " in holder:
         raise FolderHeld(
-            f"train.run={run} is held by {holder} still, {patience:.0f} s after this start has asked for it. "
-            "Fix: end that process, on a node that was cut off"
+            f"train.run={run}: still held by {holder}, {patience:.0f} s after this start requested it. "
+            "Fix: end that process, on a node that lost its network"
         )
-    raise UserError(f"{run} is in use by {holder}; wait for it, or take another train.run")
+    raise UserError(f"train.run={run}: in use by {holder}. Fix: wait for it, or use another train.run.")
 
 
 def _opened(path: Path) -> IO[str]:
-    """Open the lock file, which is written to: not through a link, which may lead to any file of the user's.
+    """Open the lock file for writing. A link is not followed: it may lead to any file of the user.
 
     Raises:
-        RefusedFileError: it is a link or no regular file. OSError: it cannot be opened.
+        RefusedFileError: it is a link or not a regular file.
+        OSError: it cannot be opened.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -148,9 +153,9 @@ def _locked(run: Path, file: IO[str]) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
         return False
-    except OSError as error:  # Lustre and some servers of NFS, as they are mounted by default
+    except OSError as error:  # Lustre and some NFS servers with default mount options
         raise UserError(
             f"train.run={run}: files there cannot be locked ({error.strerror}), and two runs could write to one "
-            "folder. Fix: mount that file system with locks (Lustre: -o flock), or take a train.run on another one"
+            "folder. Fix: mount that file system with locks (Lustre: -o flock), or use a train.run on another one"
         ) from None
     return True

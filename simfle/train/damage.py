@@ -1,7 +1,7 @@
-"""The samples of a run that turned out damaged: RUN/damaged.jsonl, and an end to it where they are many.
+"""Record corrupt samples of a run in RUN/damaged.jsonl, and stop the run if there are too many.
 
-At each start those listed are tried again: shards may have been restored. One that can be decoded stays listed, marked
-as restored, and no longer counts.
+At each start the listed samples are tried again, because shards may have been restored. A sample that decodes again
+stays listed, marked as restored, and is no longer counted.
 """
 
 import logging
@@ -20,16 +20,17 @@ from simfle.runtime import World
 
 FILE = "damaged.jsonl"
 RESTORED = "restored"
-FREE = 10  # damaged samples that never stop a run, unless none at all is allowed
+FREE = 10  # corrupt samples that never stop a run, unless none at all is allowed
 log = logging.getLogger(__name__)
 
 
 class Damage:
-    """Known alike to all processes; the main one logs and writes.
+    """Corrupt samples, known to all processes; the main process logs and writes.
 
-    run: its folder; limit: `data.max_damaged`; resumed_step: lines of later steps are dropped, they will come again.
-    is_sound: whether a listed sample can be decoded now; None: no sample can be tried again, as of a stream, and each
-    start counts anew.
+    run: run folder. limit: `data.max_damaged`. resumed_step: lines of later steps are dropped, they will be written
+    again.
+    is_sound: whether a listed sample can be decoded now; None: samples cannot be tried again, as in a stream, and each
+    start counts from 0.
     """
 
     def __init__(
@@ -51,10 +52,10 @@ class Damage:
             text = "".join(to_json(line) + "\n" for line in lines)
             replace_text(self._file, self._file.with_suffix(".partial"), text)
         if world.is_main and restored:
-            log.info("%d samples that were damaged can be decoded again; %s marks them", len(restored), self._file)
+            log.info("%d corrupt samples can be decoded again; marked in %s", len(restored), self._file)
 
     def _restored(self, is_sound: Callable[[int], bool]) -> set[int]:
-        """Those that can be decoded now. Each process tries its part: neighbors, which share their shards."""
+        """Return the listed samples that can be decoded now. Each process tries a range of ids, which share shards."""
         listed = sorted(self.ids)
         share = -(-len(listed) // self._world.size)
         mine = listed[self._world.rank * share : (self._world.rank + 1) * share]
@@ -63,7 +64,7 @@ class Damage:
         return {number for part in parts for number in part}
 
     def add(self, found: list[Replacement]) -> None:
-        """What this process has found in this step. Collective, so only in steps in which any process has."""
+        """Record the samples that this process found corrupt in this step. Collective; only in steps with any."""
         parts: list[Any] = [None] * self._world.size
         dist.all_gather_object(parts, found)
         new = {each.id: each for part in parts for each in part if each.id not in self.ids}
@@ -73,21 +74,21 @@ class Damage:
         with self._file.open("a") as file:
             for each in new.values():
                 file.write(to_json(asdict(each) | {"step": each.step + 1}) + "\n")
-                log.warning("%s: %s cannot be decoded; sample %d is fed in its place", each.shard, each.key, each.by)
+                log.warning("%s: %s cannot be decoded; replaced by sample %d", each.shard, each.key, each.by)
 
     def too_much(self, seen: int) -> str:
-        """Why the run must not go on after so many samples; empty if it may."""
+        """Return why the run must stop after `seen` samples; empty if it may continue."""
         allowed = max(FREE, self._limit * seen) if self._limit else 0
         if len(self.ids) <= allowed:
             return ""
         return (
-            f"{len(self.ids)} of {seen} samples are damaged, data.max_damaged={self._limit:g} allows {int(allowed)}; "
-            f"{self._file} lists them. Fix: restore the shards and start again, which tries them again; or allow more"
+            f"{len(self.ids)} of {seen} samples are corrupt, data.max_damaged={self._limit:g} allows {int(allowed)}; "
+            f"listed in {self._file}. Fix: restore the shards and rerun, which tries them again; or allow more"
         )
 
 
 def read_lines(file: Path, last_step: int = 1 << 62) -> list[dict[str, Any]]:
-    """The lines up to a step; one that a crash cut short is passed over."""
+    """Read the lines up to a step; skip truncated lines."""
     lines = []
     for text in read_text(file, errors="replace").splitlines() if file.exists() else []:
         try:

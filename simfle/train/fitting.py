@@ -1,4 +1,4 @@
-"""train.micro_batch=auto: the most samples per forward that fit into the GPU's memory, found by trying."""
+"""train.micro_batch=auto: find by trial the largest micro-batch that fits into GPU memory."""
 
 import gc
 import logging
@@ -14,7 +14,8 @@ from shards.files import read_bytes
 from shards.plain import parse_object
 from simfle.batch import Batch
 from simfle.config import PretrainConfig
-from simfle.errors import UserError
+from simfle.device import out_of_memory
+from simfle.errors import PeersMissing, UserError
 from simfle.models.collect import alone
 from simfle.models.methods import build_method
 from simfle.optim import build_optimizer
@@ -23,17 +24,18 @@ from simfle.train.checkpoint import complete
 from simfle.train.state import trained
 
 log = logging.getLogger(__name__)
-LEAST = 2  # samples that BatchNorm needs
-SPARE = 0.92  # share of the free memory that a trial may take: NCCL, cuDNN's workspaces and fragments need the rest
-BUCKETS = 8e8  # bytes of DeepSpeed's buckets, two of each of two types, which a trial does not have
+FAILED = -1.0  # answer of a process whose trial failed for another reason than memory
+LEAST = 2  # minimum samples for BatchNorm
+SPARE = 0.92  # fraction of the free memory for a trial: the rest is for NCCL, cuDNN's workspaces and fragmentation
+BUCKETS = 8e8  # bytes of DeepSpeed's buckets, two of each of two types, which a trial does not allocate
 
 
 def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
-    """The configuration with a micro-batch for auto; any other as it is. The global batch stays.
+    """Resolve micro-batch auto in the configuration, without changing the global batch.
 
-    A run that goes on with as many processes of the same GPUs keeps the micro-batch that it found first: with another
-    one BatchNorm would see other samples together. Without a GPU, auto is each process's whole share: main memory is
-    not what holds a CPU up.
+    A resumed run with the same number of processes and the same GPUs keeps its first micro-batch: with another one
+    BatchNorm would see other samples together. Without a GPU, auto is the whole share of each process: main memory does
+    not limit training on a CPU.
 
     Raises:
         UserError: not even the smallest micro-batch fits.
@@ -42,26 +44,35 @@ def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
         return config
     if world.device.type != "cuda":
         return replace(config, train=replace(config.train, micro_batch=0))
-    share = plan_batch(config.train, world.size).micro_batch  # that of auto is the whole share
+    share = plan_batch(config.train, world.size).micro_batch  # auto plans with the whole share
     before = [kept(Path(config.train.run), world.size, device_name(world.device), share)]
     dist.broadcast_object_list(before, src=0)
     if before[0]:
-        log.info("train.micro_batch=auto: %d, as this run found before", before[0])
+        log.info("train.micro_batch=auto: %d, as in the previous start of this run", before[0])
         return replace(config, train=replace(config.train, micro_batch=before[0]))
 
     def fits(micro: int) -> bool:
-        """On all processes."""
-        answer = torch.tensor([float(_fits_here(config, micro, world.device))], device=world.device)
+        """Whether it fits on all processes. Another failure is shared, because the others wait for an answer."""
+        failure: Exception | None = None
+        try:
+            here = float(_fits_here(config, micro, world.device))
+        except Exception as error:  # noqa: BLE001 - raised again below
+            failure, here = error, FAILED
+        answer = torch.tensor([here], device=world.device)
         dist.all_reduce(answer, dist.ReduceOp.MIN)
+        if failure is not None:
+            raise failure
+        if answer.item() == FAILED:
+            raise PeersMissing(f"train.micro_batch=auto: another process failed as it tried {micro} samples")
         return bool(answer.item())
 
     micro = largest(share, fits)
-    log.info("train.micro_batch=auto: %d of each process's %d samples fit at once", micro, share)
+    log.info("train.micro_batch=auto: %d of %d samples per process fit into memory", micro, share)
     return replace(config, train=replace(config.train, micro_batch=micro))
 
 
 def kept(run: Path, processes: int, device: str, share: int) -> int:
-    """The micro-batch that RUN/run.json tells of so many processes on this kind of device; 0: of others, or none.
+    """Return the micro-batch in RUN/run.json for the same number of processes and device; 0 if there is none.
 
     Before its first checkpoint a folder may still hold another configuration's.
     """
@@ -77,7 +88,7 @@ def kept(run: Path, processes: int, device: str, share: int) -> int:
 
 
 def device_name(device: torch.device) -> str:
-    """The GPU's name and memory, or cpu."""
+    """Return the GPU's name and memory, or cpu."""
     if device.type != "cuda":
         return device.type
     about = torch.cuda.get_device_properties(device)
@@ -85,7 +96,7 @@ def device_name(device: torch.device) -> str:
 
 
 def largest(share: int, fits: Callable[[int], bool]) -> int:
-    """The largest divisor of `share`, at least 2, that fits. If one fits, smaller ones do: it is found by halving.
+    """Find the largest divisor of `share`, at least 2, that fits, by bisection: if one fits, smaller ones do.
 
     Raises:
         UserError: none fits, or `share` has no such divisor.
@@ -100,8 +111,8 @@ def largest(share: int, fits: Callable[[int], bool]) -> int:
             high = middle
     if not low:
         raise UserError(
-            f"train.micro_batch=auto: not even {LEAST} samples fit into this GPU; take smaller views, a smaller "
-            "model.backbone or model.facemae, or another GPU"
+            f"train.micro_batch=auto: not even {LEAST} samples fit into this GPU. Fix: use smaller views, a smaller "
+            "model.backbone or model.facemae, or another GPU."
         )
     return divisors[low - 1]
 
@@ -112,7 +123,9 @@ def _fits_here(config: PretrainConfig, micro: int, device: torch.device) -> bool
     try:
         extra = trial(config, micro, device)
         return torch.cuda.max_memory_allocated(device) + extra + BUCKETS < SPARE * free
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:  # cuBLAS, cuDNN and DALI have words of their own for it
+        if not out_of_memory(error):
+            raise
         return False
     finally:
         gc.collect()
@@ -120,13 +133,16 @@ def _fits_here(config: PretrainConfig, micro: int, device: torch.device) -> bool
 
 
 def trial(config: PretrainConfig, micro: int, device: torch.device) -> int:
-    """One step of `micro` samples without DeepSpeed; bytes of the copies that DeepSpeed would keep beside it.
+    """Run one step of `micro` samples without DeepSpeed; return the bytes of DeepSpeed's additional copies.
 
-    These are one of the parameters and one of the gradients, flattened; sharing them among processes (ZeRO) only
+    These are a flattened copy of the parameters and one of the gradients; partitioning them across processes (ZeRO)
+    only
     makes them smaller.
     """
-    with torch.random.fork_rng():
-        model = build_method(config.model, config.views).to(device).train()
+    # Compiled it needs rather less, and each trial would take the compiler's minutes.
+    plain = replace(config.model, compile=False)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        model = build_method(plain, config.views).to(device).train()
     parameters = [parameter for _, parameter in trained(model)]
     optimizer = build_optimizer(parameters, config.optim)
     bf16 = config.train.precision == "bf16"
@@ -138,7 +154,7 @@ def trial(config: PretrainConfig, micro: int, device: torch.device) -> int:
 
 
 def _batch(config: PretrainConfig, micro: int, device: torch.device) -> Batch:
-    """Images of noise, laid out as the loader's."""
+    """Make a batch of noise with the layout of the loader's."""
 
     def images(side: int) -> torch.Tensor:
         made = torch.randint(0, 256, (micro, 3, side, side), dtype=torch.uint8, device=device)

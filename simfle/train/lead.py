@@ -1,4 +1,4 @@
-"""Whether a stop fits between its signal and the end of the job: measured at the start of the run, not hoped for."""
+"""Measure at the start of a run whether a stop fits between its signal and the end of the job."""
 
 import logging
 import shutil
@@ -13,14 +13,14 @@ log = logging.getLogger(__name__)
 
 
 class Lead:
-    """A stop takes up to one step, then saving. `limit`: seconds that the cluster gives; `saving`: seconds measured."""
+    """Time for a stop: up to one step, then saving. `limit`: available seconds; `saving`: measured seconds."""
 
     def __init__(self, limit: float, saving: float) -> None:
         self.limit, self.saving = limit, saving
         self._steps = 0
 
     def step(self, seconds: float) -> None:
-        """Told how long each step took; judges at the second one, for the first warms up."""
+        """Record the duration of a step; report at the second step, because the first warms up."""
         self._steps += 1
         if self._steps != 2:
             return
@@ -28,8 +28,8 @@ class Lead:
         text = f"stopping takes about {needed:.1f} s (a step {seconds:.1f} s, saving {self.saving:.1f} s)"
         if needed > self.limit / 2:
             log.warning(
-                "%s, but the stop signal comes only %g s before the end of the job; give --signal-seconds %d or more, "
-                "else what was done since the last checkpoint may be done again",
+                "%s, but the stop signal comes only %g s before the end of the job. Fix: set --signal-seconds %d or "
+                "more; otherwise the steps since the last checkpoint may be repeated",
                 *(text, self.limit, round(3 * needed)),
             )
         else:
@@ -37,10 +37,10 @@ class Lead:
 
 
 def rehearse(run: Path, model: State, optim: State, keep: int) -> float:
-    """Seconds that writing a checkpoint takes; it is written in full, and deleted.
+    """Write a checkpoint, delete it, and return the seconds that the write took.
 
     Raises:
-        UserError: it cannot be written, or there is no room for as many as are kept.
+        UserError: it cannot be written, or there is no space for `keep` checkpoints.
     """
     folder = run / "checkpoints" / ".rehearsal.partial"
     began = time.perf_counter()
@@ -49,13 +49,13 @@ def rehearse(run: Path, model: State, optim: State, keep: int) -> float:
         seconds = time.perf_counter() - began
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise UserError(f"train.run={run}: a checkpoint cannot be written there: {error.strerror}") from None
+        raise UserError(f"train.run={run}: cannot write a checkpoint: {error.strerror}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     missing = keep + 1 - len(checkpoint.complete(run))
     if free < missing * bytes_written:
         raise UserError(
-            f"train.run={run}: {free / 1e9:.1f} GB are free, but {missing} more checkpoints of "
-            f"{bytes_written / 1e9:.2f} GB are to be written (train.keep={keep}); make room, or lower train.keep"
+            f"train.run={run}: {free / 1e9:.1f} GB free, but {missing} more checkpoints of "
+            f"{bytes_written / 1e9:.2f} GB are needed (train.keep={keep}). Fix: free disk space, or lower train.keep"
         )
     return seconds

@@ -1,7 +1,7 @@
-"""Whether the shards are still those that a run started with: their manifests are read again at each checkpoint.
+"""Detect changed shards during a run: read their manifests again at each checkpoint.
 
-A thread reads them, for a server may be slow to answer. A person may have been removed: a run must not feed the rest of
-its epochs from files that are open still, or from a cache.
+A thread reads them, because a server may answer slowly. A person may have been removed: the run must not feed the rest
+of its epochs from open files or from a cache.
 """
 
 import threading
@@ -13,13 +13,13 @@ from simfle.data.reader import Corpus
 from simfle.data.streaming import Stream
 from simfle.errors import UserError
 
-PATIENCE = 10.0  # seconds that the end of a run waits for the last look
+PATIENCE = 10.0  # maximum seconds that the end of a run waits for the last check
 
 
 class Lookout:
-    """`look` begins a look, unless one is under way; `reason` is empty until one has found other shards.
+    """`look` starts a check, unless one is in progress; `reason` is empty until a check has found other shards.
 
-    A manifest that cannot be read changes nothing: the run goes on with the shards that it has. A stream has none.
+    A manifest that cannot be read changes nothing: the run keeps its shards. A stream has no manifest.
     """
 
     def __init__(self, corpus: Corpus | Stream) -> None:
@@ -34,7 +34,7 @@ class Lookout:
             self._thread.start()
 
     def last(self) -> str:
-        """Look once more, and wait a little for the answer; the reason."""
+        """Check once more, wait briefly for the result, and return the reason."""
         self.look()
         if self._thread is not None:
             self._thread.join(PATIENCE)
@@ -46,13 +46,13 @@ class Lookout:
             if now is not None and now.shards != place.manifest.shards:
                 self.reason = (
                     f"data.shards={place.name}: its {NAME} lists other shards than when this run started, as after "
-                    "simfle shards remove. Fix: start a new run, with another train.run; this one goes on only with "
-                    "the shards as they were"
+                    "simfle shards remove. Fix: start a new run with another train.run; this run can resume only with "
+                    "the original shards"
                 )
 
 
 def _manifest(place: Place) -> Manifest | None:
-    """As it is now; None where there is none, or it cannot be read."""
+    """Read the current manifest; None if there is none, or it cannot be read."""
     where: str | Path | None = None
     if isinstance(place, Remote):
         where = place.url

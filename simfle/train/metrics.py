@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, the samples it consumed if asked."""
+"""Outputs of a run: metrics.jsonl, TensorBoard, and the consumed samples on request."""
 
 import json
 import logging
@@ -26,11 +26,11 @@ log = logging.getLogger(__name__)
 class Metrics:
     """One JSON object per logged step in RUN/metrics.jsonl, the same numbers in RUN/tensorboard.
 
-    After a resume, lines of steps that the checkpoint does not know are dropped: they will be computed again.
+    On resume, lines of steps after the checkpoint are dropped: they will be computed again.
     """
 
     def __init__(self, run: Path, resumed_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # only the main process writes, and needs it
+        from torch.utils.tensorboard import SummaryWriter  # only the main process needs it
 
         file = run / FILE
         if file.exists():
@@ -44,7 +44,7 @@ class Metrics:
         self._board: SummaryWriter | None = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """`values`: numbers, or dicts of numbers such as losses. A line also has the time, in seconds since 1970."""
+        """Log `values`, numbers or dicts of numbers such as losses. A line also has the time, in seconds since 1970."""
         self._file.write(to_json({"step": step, "time": round(time.time(), 3), **values}) + "\n")
         numbers = {
             f"{name}/{part}" if part else name: number
@@ -59,7 +59,7 @@ class Metrics:
         self._show(scalars)
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
-        """image: [H, W, 3] uint8."""
+        """Write an image, [H, W, 3] uint8, to TensorBoard."""
         self._show(lambda board: board.add_image(name, image, step, dataformats="HWC"))
 
     def close(self) -> None:
@@ -68,35 +68,35 @@ class Metrics:
         self._file.close()
 
     def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
-        """TensorBoard's thread cannot write: its next call raises the same error, of which `_show` makes one line."""
+        """Ignore a write error in TensorBoard's thread: its next call raises the same error, which `_show` reports."""
         ours = type(failure.thread).__module__.startswith("tensorboard.")
         if not (ours and isinstance(failure.exc_value, OSError)):
             self._hook(failure)
 
     def _show(self, write: Callable[["SummaryWriter"], object]) -> None:
-        """To TensorBoard, as long as that works: the same numbers are in metrics.jsonl, so a run goes on without."""
+        """Write to TensorBoard until it fails: the run continues, because metrics.jsonl has the same numbers."""
         if self._board is None:
             return
         try:
             write(self._board)
         except OSError as error:
             self._board = None
-            log.warning("%s/tensorboard cannot be written (%s); the run goes on without it", self._run, error)
+            log.warning("%s/tensorboard cannot be written (%s); the run continues without it", self._run, error)
 
 
 class SampleRecord:
-    """Which samples with which pixels a process consumed: RUN/samples/rank-N.jsonl, for audits and tests of resume."""
+    """Ids and checksums of consumed samples: RUN/samples/rank-N.jsonl, for audits and resume tests."""
 
     def __init__(self, run: Path, rank: int) -> None:
         folder = run / "samples"
         folder.mkdir(exist_ok=True)
         file = folder / f"rank-{rank:05d}.jsonl"
         self._file = open_regular(file, "a", buffering=1)
-        if _torn(file):  # by a kill or a full disk: the next line must not be glued to it
+        if _torn(file):  # by a kill or a full disk: the next line must not be appended to it
             self._file.write("\n")
 
     def add(self, step: int, micro: int, batch: Batch) -> None:
-        """One line per micro-batch: sample ids, and a CRC-32 per sample over its views, face and group draw."""
+        """Write one line per micro-batch: sample ids, and a CRC-32 per sample over its views, face and group draw."""
         arrays = [tensor.cpu().contiguous().numpy() for tensor in (batch.view1, batch.view2, batch.face, batch.draw)]
         crcs = [zlib.crc32(b"".join(array[row].tobytes() for array in arrays)) for row in range(len(batch.ids))]
         line = {"step": step, "micro": micro, "ids": batch.ids.tolist(), "crcs": crcs}
@@ -107,14 +107,14 @@ class SampleRecord:
 
 
 def _torn(file: Path) -> bool:
-    """Whether the last line of a file has no end."""
+    """Whether the last line of a file is incomplete."""
     with open_regular(file, "rb") as content:
         content.seek(max(0, file.stat().st_size - 1))
         return content.read() not in (b"", b"\n")
 
 
 def _step(line: str) -> int | None:
-    """The step of a metrics line; None for a line that a crash cut short."""
+    """Return the step of a metrics line; None for a truncated line."""
     try:
         return int(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError):

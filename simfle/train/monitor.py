@@ -1,8 +1,8 @@
-"""Probes on labelled shards while a run trains: nearest neighbours and a linear probe, beside a random network's.
+"""Probe a run on labeled shards during training: kNN and a linear probe, compared with a random network.
 
-At every `monitor.every`-th step the main process copies the backbone and measures the copy in eval mode; nothing of
-the run is touched, and nothing is drawn from its random state. The other processes meanwhile wait in the next
-collective, which is why a measurement that takes longer than `monitor.seconds` is given up.
+At every `monitor.every`-th step the main process copies the backbone and measures the copy in eval mode. The run's
+state and random state do not change. Meanwhile the other processes wait in the next collective, so a measurement that
+takes longer than `monitor.seconds` is abandoned.
 """
 
 # n fitting samples, m validation samples, C channels
@@ -37,21 +37,21 @@ FILE = "monitor.json"
 FAST = FastConfig(epochs=40, lrs=[0.003, 0.01, 0.03, 0.1, 0.3], decays=[0.0, 1e-3, 1e-2])
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 HEAT = 0.07
-HELD = 10  # of the fitting images every so many are held out, to choose the probes' settings
-CALIBRATION = 2000  # images whose statistics a random network's BatchNorm gets
+HELD = 10  # one in HELD fitting images is held out, to choose the probes' settings
+CALIBRATION = 2000  # images for the BatchNorm statistics of a random network
 BELOW = "online.backbone."
 log = logging.getLogger(__name__)
 
 
 class TooSlowError(Exception):
-    """A measurement is not done within monitor.seconds."""
+    """A measurement takes longer than monitor.seconds."""
 
 
 class Monitor:
-    """`due(step)`, then `measure(step, ...)` on all processes: knn, linear, rank, and the random network's of them."""
+    """`due(step)`, then `measure(step, ...)` on all processes: knn, linear, rank, and those of the random network."""
 
     def __init__(self, config: PretrainConfig, world: World, steps: int, alive: Callable[[], None]) -> None:
-        """alive: called while it measures, so that no watchdog takes it for hanging. Raises UserError: shards."""
+        """alive: called while it measures, to keep the watchdog quiet. Raises UserError: invalid shards."""
         self.config, self.settings, self.world, self.steps = config, config.monitor, world, steps
         self.file, self.alive = Path(config.train.run) / FILE, alive
         self.random: dict[str, float] = {}
@@ -60,12 +60,12 @@ class Monitor:
             self._open()
 
     def due(self, step: int) -> bool:
-        """Whether this step is followed by a measurement; alike on every process."""
+        """Whether a measurement follows this step; the same on every process."""
         every = self.settings.every if self.settings.shards else 0
         return every > 0 and (step % every == 0 or step == self.steps)
 
     def begin(self, step: int, engine: Any) -> None:
-        """Before the first step: measure the random network; in a run that goes on, read what was measured then."""
+        """Before the first step, measure the random network; in a resumed run, read that measurement."""
         if not self.due(self.steps):
             return
         if step:
@@ -78,7 +78,7 @@ class Monitor:
                 write_atomic(self.file, json.dumps(self.random, indent=1).encode())
 
     def measure(self, engine: Any) -> dict[str, float]:
-        """Collective; the measures on the main process, nothing on the others or where it took too long."""
+        """Measure the backbone. Collective; the main process gets the measures, others and a timeout nothing."""
         found = self._measured(engine, random=False)
         return found | self.random if found else {}
 
@@ -90,12 +90,12 @@ class Monitor:
             return self._probe(weights, *self.splits, random=random)
         except TooSlowError:
             log.warning(
-                "monitor.seconds=%g: the probes are not done within it and are left out. Fix: monitor.samples=%d, or "
-                "more monitor.seconds",
+                "monitor.seconds=%g: the probes take longer and are skipped. Fix: set monitor.samples=%d, or "
+                "raise monitor.seconds",
                 *(self.settings.seconds, self.settings.samples // 2),
             )
-        except (UserError, OSError) as error:  # of labelled shards: no reason to end a run, here or elsewhere
-            log.warning("monitor.shards: %s; this probe is left out, the run goes on", error)
+        except (UserError, OSError) as error:  # of labeled shards: not a reason to end a run
+            log.warning("monitor.shards: %s; this probe is skipped, the run continues", error)
         return {}
 
     def _probe(self, weights: State, fit: Split, val: Split, *, random: bool) -> dict[str, float]:
@@ -130,13 +130,13 @@ class Monitor:
         return Backbone(frozen(network.to(self.world.device), card).to(self.world.device), card)
 
     def _open(self) -> None:
-        """The main process reads the splits; if it cannot, all processes end with its reason."""
+        """Read the splits on the main process; if that fails, all processes exit with its reason."""
         reason: list[str | None] = [None]
         if self.world.is_main:
             try:
                 self.splits = read_splits(self.settings)
             except UserError as error:
-                advice = "Fix: name two splits with labels, monitor.fit_split and monitor.val_split"
+                advice = "Fix: set monitor.fit_split and monitor.val_split to splits with labels"
                 reason = [f"monitor.shards: {error}. {advice}"]
         dist.broadcast_object_list(reason, src=0)
         if reason[0] is not None:
@@ -144,16 +144,16 @@ class Monitor:
 
 
 def read_splits(settings: MonitorConfig) -> tuple[Split, Split]:
-    """Images to fit on, `monitor.samples` of them drawn once and for all, and to measure. Raises UserError."""
+    """Return the fitting split, `monitor.samples` fixed random images, and the validation split. Raises UserError."""
     fit, val = (read_split(settings.shards, name) for name in (settings.fit_split, settings.val_split))
     rows = np.random.Generator(np.random.Philox(key=0)).permutation(len(fit))[: settings.samples]
     return fit.only(np.sort(rows)), name_classes(val, fit.classes)
 
 
 def accuracies(fit: Tensor, labels: Tensor, val: Tensor, wanted: Tensor) -> tuple[float, float]:
-    """Of a linear probe and of kNN on validation features [m, C], fitted on `fit` [n, C].
+    """Return accuracies of a linear probe and of kNN on validation features [m, C], fitted on `fit` [n, C].
 
-    Their settings are chosen on a tenth of `fit`; validation is looked at once.
+    A tenth of `fit` selects their settings; validation is used once.
     """
     held = torch.arange(len(fit)) % HELD == 0
     classes = int(labels.max()) + 1

@@ -1,4 +1,4 @@
-"""Whether the checkpoints of a folder are those of this run: each keeps the values that make a run this run."""
+"""Check that the checkpoints in a folder belong to this run: each records the values that identify its run."""
 
 from pathlib import Path
 from typing import Any
@@ -10,25 +10,28 @@ from simfle.errors import UserError
 from simfle.train.checkpoint import Progress, complete, state_of
 
 METRICS = "metrics.jsonl"
-MOST = 8  # differing keys that are named
+MOST = 8  # maximum number of reported keys
 
 
 def refuse_copies(run: Path) -> None:
-    """Raise a UserError where a folder named like a checkpoint holds the state of another step."""
+    """Raise a UserError if a folder named like a checkpoint has the state of another step."""
     for folder in told.copies(run):
         raise UserError(
-            f"train.run={run}: checkpoints/{folder.name} holds the state of another step than its name says. "
+            f"train.run={run}: checkpoints/{folder.name} has the state of another step than its name says. "
             "Fix: move this copy out of checkpoints/, or give it another name, such as backup"
         )
 
 
 def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> int:
-    """How many checkpoints are of this run. Damaged ones cannot tell, and count as none.
+    """Return the number of valid checkpoints of this run.
 
-    file: the run's config.yaml, which names the keys that differ from checkpoints of an earlier version.
+    Args:
+        run: run folder.
+        config: configuration of this start.
+        file: config.yaml of the run, which names the keys that differ from checkpoints of an earlier version.
 
     Raises:
-        UserError: one is of a run with another configuration; the differing keys are named.
+        UserError: a checkpoint is of a run with another configuration; names the differing keys.
     """
     states = {folder: state for folder in complete(run) if (state := state_of(folder))}
     ours = {folder: _is_ours(state, config) for folder, state in states.items()}
@@ -38,7 +41,7 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
         if any(ours.values()):
             raise UserError(
                 f"train.run={run}: checkpoints/{folder.name} is of a run with another configuration "
-                f"({_named(state.identity, config) or 'an earlier version did not keep it'}). "
+                f"({_named(state.identity, config) or 'not recorded by the earlier version'}). "
                 "Fix: move it out of checkpoints/"
             )
         if state.identity:
@@ -48,36 +51,37 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
 
 
 def refuse_lost_checkpoints(run: Path, file: Path) -> None:
-    """Refuse to start afresh over a run whose checkpoints are not there: a disk may not be mounted.
+    """Refuse to start from step 0 over a run whose checkpoints are missing: a disk may not be mounted.
 
-    file: the run's config.yaml. A run that was killed before its first checkpoint stood does start afresh: it had not
-    got beyond twice train.checkpoint_every, for a second checkpoint waits for the first.
+    file: config.yaml of the run. A run that was killed before its first checkpoint was complete does start from step 0:
+    it
+    had at most twice train.checkpoint_every steps, because a second checkpoint waits for the first.
 
     Raises:
-        UserError: checkpoints/ is a link that leads nowhere, or the metrics tell of more steps than that.
+        UserError: checkpoints/ is a broken link, or the metrics have more steps than that.
     """
     folder = run / "checkpoints"
     if folder.is_symlink() and not folder.is_dir():
         raise UserError(
-            f"train.run={run}: checkpoints is a link to {folder.readlink()}, which is not a folder that is there. "
-            f"Fix: mount that disk, or delete {folder} for a run that is to start afresh"
+            f"train.run={run}: checkpoints is a link to {folder.readlink()}, which is not an existing folder. "
+            f"Fix: mount that disk, or delete {folder} to start from step 0"
         )
     if not file.exists() or not (run / METRICS).exists() or any(map(told.step_of, folder.glob("step-*"))):
         return
     step = max((line["step"] for line in told.metrics(read_bytes(run / METRICS))), default=0)
     if step > 2 * load(PretrainConfig, file).train.checkpoint_every:
         raise UserError(
-            f"train.run={run}: {METRICS} tells of step {step}, but there is no checkpoint: a disk is not mounted, or "
-            f"they were deleted. Fix: put them back, or take another train.run; to start afresh here delete "
+            f"train.run={run}: {METRICS} reaches step {step}, but there is no checkpoint: a disk is not mounted, or "
+            f"they were deleted. Fix: restore them, or use another train.run; to start from step 0 here delete "
             f"{run / METRICS}"
         )
 
 
 def refuse_difference(run: Path, before: dict[str, Any], config: PretrainConfig) -> None:
-    """Raise a UserError that names the keys in which a run's values, `before`, are not those of `config`."""
+    """Raise a UserError that names the keys in which the values `before` of a run differ from `config`."""
     if named := _named(before, config):
         raise UserError(
-            f"{run} holds a run with another configuration ({named}); give the old values, or another train.run"
+            f"train.run={run}: a run with another configuration ({named}). Fix: use the old values or another train.run"
         )
 
 
@@ -86,30 +90,30 @@ def _is_ours(state: Progress, config: PretrainConfig) -> bool:
 
 
 def _refuse_by_file(run: Path, state: Progress, config: PretrainConfig, file: Path) -> None:
-    """A checkpoint that has the digest of its configuration only, and another one than this run."""
+    """Compare by the run's config.yaml, for a checkpoint that has only a digest, which differs from this run's."""
     if not file.exists():
         raise UserError(
-            f"{run} holds checkpoints of a run with another configuration, or of another version of simfle, and no "
-            f"config.yaml that tells which; copy that run's config.yaml into {run}, or take another train.run"
+            f"train.run={run}: checkpoints of a run with another configuration or another version of simfle, without "
+            f"its config.yaml. Fix: copy the config.yaml of that run to {run}, or use another train.run."
         )
     before = load(PretrainConfig, file)
     if state.config == digest(before):
         refuse_difference(run, identity(before), config)
     raise UserError(
         f"{file} is not the configuration of the checkpoints beside it: it was changed, or they are of another run or "
-        "another version of simfle. Fix: put the run's own config.yaml and checkpoints back, or take another train.run"
+        "another version of simfle. Fix: restore config.yaml and checkpoints of the run, or use another train.run"
     )
 
 
 def _differing(before: dict[str, Any], config: PretrainConfig) -> dict[str, str]:
-    """The keys of other values. One that an earlier version did not have yet had its default there."""
+    """Return the keys whose values differ. A key that an earlier version did not have had its default value."""
     new = identity(config)
     old = identity(type(config)()) | before
     return {key: f"{old.get(key)} -> {new.get(key)}" for key in old if old.get(key) != new.get(key)}
 
 
 def _named(before: dict[str, Any], config: PretrainConfig) -> str:
-    """`optim.lr: 0.05 -> 0.1`, old and new; empty where nothing differs or nothing is known."""
+    """Format differences as `optim.lr: 0.05 -> 0.1`, old and new; empty if nothing differs or nothing is known."""
     differing = _differing(before, config) if before else {}
     shown = [f"{key}: {change}" for key, change in list(differing.items())[:MOST]]
     more = [f"and {len(differing) - MOST} more"] if len(differing) > MOST else []

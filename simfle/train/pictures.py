@@ -1,6 +1,6 @@
-"""Pictures of what FaceMAE sees and makes: face, visible patches, reconstruction."""
+"""Draw FaceMAE's input and output: face, visible patches, reconstruction."""
 
-# N faces shown, L patches, P numbers of a patch, F side of the face
+# N faces shown, L patches, P values of a patch, F side of the face
 from pathlib import Path
 
 import cv2
@@ -16,10 +16,11 @@ GREY = 0.5
 
 @torch.no_grad()
 def draw(picture: Picture, mean: Tensor, std: Tensor, count: int = 8) -> np.ndarray:
-    """One row per face: the face, what FaceMAE saw of it, what it made of the rest: [N F, 3 F, 3] uint8 RGB.
+    """Draw one row per face: the face, its visible patches, the reconstruction of the rest: [N F, 3 F, 3] uint8 RGB.
 
-    FaceMAE predicts patches normalised by their own mean and variance; both are taken from the face, as MAE's authors
-    do for their figures.
+    FaceMAE predicts patches normalized by their own mean and variance; both are taken from the face, as in the figures
+    of
+    MAE's authors.
     """
     face, patch = picture.face[:count].float(), picture.patch
     patches = patchify(face, patch)  # [N, L, P]
@@ -34,6 +35,6 @@ def draw(picture: Picture, mean: Tensor, std: Tensor, count: int = 8) -> np.ndar
 
 
 def save(path: Path, image: np.ndarray) -> None:
-    """image: [H, W, 3] uint8 RGB, as PNG."""
+    """Write an image, [H, W, 3] uint8 RGB, as PNG."""
     path.parent.mkdir(exist_ok=True)
     cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

@@ -1,7 +1,7 @@
-"""train.profile=true: a Chrome trace of a few steps, and which operators took the time.
+"""train.profile=true: a Chrome trace of a few steps, and a table of the slowest operators.
 
 RUN/profile/rank-00000.json.gz    the trace, for https://ui.perfetto.dev or chrome://tracing
-RUN/profile/rank-00000.txt        phases of a step and the operators that took longest, as text
+RUN/profile/rank-00000.txt        phases of a step and the slowest operators, as text
 """
 
 import logging
@@ -22,18 +22,18 @@ log = logging.getLogger(__name__)
 
 
 def phase(name: str) -> record_function:
-    """Marks a part of a step in the trace; costs a microsecond where none is made."""
+    """Mark a part of a step in the trace; costs a microsecond without a trace."""
     return record_function(f"simfle.{name}")
 
 
 class Profile:
-    """Traces steps `profile_steps[0]` to `profile_steps[1]` of this start, then ends. The steps stay what they are.
+    """Traces steps `profile_steps[0]` to `profile_steps[1]` of this start, without changing their results.
 
-    In the step before them the profiler is already on, for its own start takes time.
+    The profiler starts one step earlier, because its start takes time.
     """
 
     def __init__(self, run: Path, train: TrainConfig, world: World) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it tells of itself, and complains where there is no GPU
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it logs its start, and warns if there is no GPU
         first, last = train.profile_steps
         self._stem = run / "profile" / f"rank-{world.rank:05d}"
         self._title = f"steps {first} to {last} of this start, rank {world.rank}"
@@ -47,7 +47,7 @@ class Profile:
         self._profile.start()
 
     def step(self) -> None:
-        """After each step."""
+        """Count a finished step."""
         if self._left:
             self._left -= 1
             self._profile.step()
@@ -55,12 +55,12 @@ class Profile:
                 self._profile.stop()
 
     def close(self) -> None:
-        """A run that ends earlier leaves a trace of the steps that it did, or says that there is none."""
+        """Write the trace of a run that ends early, or warn that there is none."""
         if self._left:
             with suppress(RuntimeError):  # nothing has been recorded yet
                 self._profile.stop()
         if not self._written:
-            log.warning("train.profile: the run ended before train.profile_steps; there is no trace")
+            log.warning("train.profile: the run ended before train.profile_steps; no trace was written")
 
     def _write(self, done: Any) -> None:
         trace, table = self._stem.with_suffix(".json.gz"), self._stem.with_suffix(".txt")
@@ -69,22 +69,22 @@ class Profile:
             done.export_chrome_trace(str(trace))
             table.write_text(f"{self._title}\n\n{tables(done.key_averages(), cuda=self._cuda)}")
         except OSError as error:
-            log.warning("train.profile: %s cannot be written: %s; the run goes on", trace, error.strerror)
+            log.warning("train.profile: %s cannot be written: %s; the run continues", trace, error.strerror)
             self._written = True
             return
         self._written = True
         log.info(
-            "train.profile: %s: %s (%.1f MB), open it at https://ui.perfetto.dev; the longest operators are in %s",
+            "train.profile: %s: %s (%.1f MB), open it at https://ui.perfetto.dev; slowest operators in %s",
             *(self._title, trace, trace.stat().st_size / 1e6, table.name),
         )
 
 
 def tables(events: Any, *, cuda: bool) -> str:
-    """Phases and operators as text. events: of torch.profiler's key_averages().
+    """Format phases and operators as text. events: of torch.profiler's key_averages().
 
-    Phases: time of the host. Operators: own time, of the GPU where there is one.
+    Phases: host time. Operators: self time, on the GPU if there is one.
     """
-    # Of a GPU there are rows of kernels and marks, too, whose time their operators have already.
+    # On a GPU there are also rows of kernels and marks, whose time is included in their operators.
     events = [event for event in events if event.device_type == DeviceType.CPU]
     marks = {event.key: event for event in events if event.key.startswith("simfle.")}
     lines = [f"{'phase':<12}{'calls':>8}{'ms of the host':>18}"]
@@ -107,5 +107,5 @@ def tables(events: Any, *, cuda: bool) -> str:
 
 
 def opened(run: Path, train: TrainConfig, world: World) -> Profile | None:
-    """For the processes of `train.profile_ranks`, if a profile was asked for."""
+    """Start a profile for the processes of `train.profile_ranks`, if requested."""
     return Profile(run, train, world) if train.profile and world.rank in train.profile_ranks else None

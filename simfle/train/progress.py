@@ -1,4 +1,4 @@
-"""The progress line: a bar on a terminal, a plain line now and then in a log."""
+"""Print progress: a bar on a terminal, a line every few seconds in a log."""
 
 import math
 import os
@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Announcer:
-    """Says before step 1 what will be done, then how it goes. Only on the main process."""
+    """Prints the plan before step 1, then the progress. Only on the main process."""
 
     def __init__(self, steps: int, first: int, *, enabled: bool) -> None:
         self.steps, self.enabled = steps, enabled
@@ -45,7 +45,7 @@ class Announcer:
             self._heard(self._bar.stop)
 
     def start(self, run: Any) -> None:
-        """One paragraph: data, batch, learning rate, processes, where the run lies."""
+        """Print data, batch, learning rate, processes and run folder."""
         if not self.enabled:
             return
         plan, train, world = run.plan, run.config.train, run.world
@@ -53,10 +53,10 @@ class Announcer:
         stage = run.engine.zero_optimization_stage()
         self._say(
             f"{run.config.model.method} with {run.config.model.backbone} on {run.order.extent}, {run.steps} steps; "
-            f"{'going on after step ' + str(run.step) if run.step else 'from the start'}"
+            f"{'resuming after step ' + str(run.step) if run.step else 'from the start'}"
         )
         self._say(
-            f"global batch {plan.global_batch} = {world.size} processes x {plan.accumulation} accumulated x "
+            f"global batch {plan.global_batch} = {world.size} processes x {plan.accumulation} accumulation steps x "
             f"{plan.micro_batch} samples; peak learning rate {peak:g}; ZeRO stage {stage}, "
             f"{train.precision}, {world.device.type}, {run.loader.backend_name}; run folder {run.folder}"
         )
@@ -67,13 +67,19 @@ class Announcer:
     def advance(
         self, step: int, loss: float, speed: float, seconds: float, waited: float, measures: dict[str, dict[str, float]]
     ) -> None:
-        """speed: images/s over all processes; seconds of the step, and of it those spent waiting for data.
+        """Print the progress after a step.
 
-        measures: what telemetry and the monitor have measured in this step, if they have.
+        Args:
+            step: finished step.
+            loss: total loss.
+            speed: images/s over all processes.
+            seconds: duration of the step.
+            waited: seconds of it spent waiting for data.
+            measures: measures of telemetry and the monitor in this step, if any.
         """
         if not self.enabled:
             return
-        # Smoothed over about ten steps, for a single one is noise; the first, which warms up, does not count.
+        # Smoothed over about ten steps, because a single step is noisy; the first, which warms up, is ignored.
         self._seen += 1
         keep = 0.9 if self._seen > 2 else 0.0
         self._speed = keep * self._speed + (1 - keep) * speed
@@ -98,19 +104,19 @@ class Announcer:
         self._heard(partial(self._console.print, text, highlight=False, markup=False, soft_wrap=True))
 
     def _heard(self, write: Callable[[], object]) -> None:
-        """Write, or go on in silence: `| head` has read enough, a terminal is closed; the run is worth more."""
+        """Write; on an error continue silently: `| head` closed the pipe, or the terminal was closed."""
         try:
             write()
-        except (OSError, SystemExit):  # the latter is rich's answer to a closed pipe
+        except (OSError, SystemExit):  # SystemExit: rich's reaction to a closed pipe
             self.enabled, self._console.quiet = False, True
-            with suppress(OSError, ValueError):  # the latter: a notebook's stderr has no number
+            with suppress(OSError, ValueError):  # ValueError: a notebook's stderr has no file descriptor
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, sys.stderr.fileno())
                 os.close(null)
 
 
 def facts_of(run: Any) -> Facts:
-    """What the advice on a run's speed depends on."""
+    """Return the inputs of the advice on a run's speed."""
     data, world = run.config.data, run.world
     return Facts(
         device=world.device.type,

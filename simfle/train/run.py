@@ -1,4 +1,4 @@
-"""The loop over optimizer steps, and its ends."""
+"""The training loop and the ways in which it ends."""
 
 import logging
 import time
@@ -32,14 +32,15 @@ from simfle.train.progress import Announcer
 from simfle.train.telemetry import Measures, Telemetry
 from simfle.train.verdict import Ballot, Verdict
 from simfle.train.watchdog import Watchdog
+from simfle.zero import wait_for_partitions
 
 log = logging.getLogger(__name__)
-# All of these are part of what makes a run this run.
-ADVICE = "In a new train.run a lower optim.lr, optim.clip=1 or train.precision=fp32 may help"
+# All of these belong to the identity of a run.
+ADVICE = "Fix: start a new train.run with a lower optim.lr, optim.clip=1 or train.precision=fp32"
 
 
 class Run:
-    """Everything that one start of a run holds, ready to train."""
+    """The state of one start of a run, ready to train."""
 
     def __init__(
         self,
@@ -58,7 +59,9 @@ class Run:
         self.folder = Path(config.train.run)
         self.steps = config.train.steps or int(config.train.epochs * order.steps_per_epoch)
         if self.steps < 1:
-            raise UserError(f"train.epochs={config.train.epochs} is less than one step; give more, or train.steps")
+            raise UserError(
+                f"train.epochs={config.train.epochs}: less than one step. Fix: raise train.epochs, or set train.steps."
+            )
         self.model = model
         torch.set_num_threads(arithmetic_threads(world.local_size))
         resumed = saving.resume(self.folder, model, corpus, world)
@@ -74,6 +77,7 @@ class Run:
         keys = STATES[config.optim.name]
         state.load_optimizer(self.engine, keys, resumed.optim if resumed else {}, self.step)
         self.buffers = list(state.saved_buffers(self.model).values())
+        self.before = [buffer.clone() for buffer in self.buffers]  # as they were before the step under way
         share = Share(world.rank, world.size, world.local_size, plan.accumulation)
         images = self.model.images
         self.loader = Loader(corpus, order, config.views, config.data, share, world.device, images)
@@ -96,7 +100,7 @@ class Run:
         self.announcer = ends.enter_context(Announcer(self.steps, self.step, enabled=world.is_main))
 
     def train(self, stop: StopFlag) -> None:
-        """Step after step to the end; the last state is always saved."""
+        """Train to the last step or to a stop; the last state is always saved."""
         signalled = False
         limit = min(self.steps, self.config.train.stop_after or self.steps)
         self.announcer.start(self)
@@ -129,15 +133,15 @@ class Run:
         if self.step < self.steps:
             other = "a signal to another process" if signalled else "train.stop_after"
             why = stop.signal.name if stop.signal is not None else other
-            words = f"stopped on {why} after step {self.step} of {self.steps}; saved, start again to go on"
+            words = f"stopped on {why} after step {self.step} of {self.steps}; saved, rerun to resume"
             raise RunStopped(words, by_signal=signalled)
 
     def one_step(self, batches: Iterator[Batch], stop: bool) -> Verdict:
-        """One optimizer step: micro-batches forward and backward, the vote, the update, the EMA, the metrics."""
+        """Run one optimizer step: micro-batches forward and backward, reduction of the status, update, EMA, metrics."""
         began, waited = time.perf_counter(), self.loader.waited
         number = self.step + 1
         self.watchdog.reached(number, "step")
-        before = [buffer.clone() for buffer in self.buffers]
+        state.copy_tensors(self.before, self.buffers)
         rate = learning_rate(self.step, self.steps, self.plan.global_batch, self.config.optim)
         set_rate(self.optimizer, rate)
         pictured = self._is_due(self.config.train.images_every, number)
@@ -165,13 +169,12 @@ class Run:
                 with phase("vote"):
                     verdict = ballot.read()
                 if not verdict.finite:
-                    self.end_on_bad_step(number, "loss", verdict, before)
+                    self.end_on_bad_step(number, "loss", verdict)
             with phase("optimizer"):
                 self.engine.step()
-        if self.engine.skipped_steps:  # where it knows the gradient's norm, DeepSpeed passes over what is not finite
-            self.end_on_bad_step(number, "gradient", verdict, before)
-        with phase("ema"):
-            self.model.after_step(number / self.steps)
+        if self.engine.skipped_steps:  # if it knows the gradient norm, DeepSpeed skips non-finite steps
+            self.end_on_bad_step(number, "gradient", verdict)
+        self.move_target(number)
         self.step = number
         with phase("report"):
             measures = self.telemetry.measure(number) if measured else {}
@@ -186,29 +189,35 @@ class Run:
             self.profile.step()
         return verdict
 
+    def move_target(self, number: int) -> None:
+        """The EMA, and what else of the method follows the optimizer's step."""
+        with phase("ema"):
+            self.model.after_step(number / self.steps)
+            wait_for_partitions(self.engine)
+
     def probe(self, number: int, verdict: Verdict) -> Measures:
-        """Measure the backbone on labelled shards where that is due and no stop waits."""
+        """Measure the backbone on labeled shards if a measurement is due and no stop is pending."""
         if verdict.stop or not self.monitor.due(number):
             return {}
         found = self.monitor.measure(self.engine)
         return {"monitor": found} if found else {}
 
     def is_sound(self, number: int) -> bool:
-        """Whether a sample that was found damaged before can be decoded now."""
+        """Whether a sample that was found corrupt before can be decoded now."""
         self.watchdog.reached(self.step, "trying damaged samples again")
         return self.loader.is_sound(number)
 
     def probing(self) -> None:
-        """The monitor gets on."""
+        """Mark progress of the monitor for the watchdog."""
         self.watchdog.reached(self.step, "probe")
 
     def seen(self) -> int:
-        """Samples seen at least once so far, at most."""
+        """Return the maximum number of samples seen at least once so far."""
         consumed = self.step * self.plan.global_batch
         return min(consumed, self.order.samples) if self.order.samples else consumed
 
     def report(self, verdict: Verdict, rate: float, seconds: float, waited: float, measures: Measures) -> None:
-        """The progress line of every step, and the metrics of every `log_every`-th and of each probe."""
+        """Print the progress of every step; log metrics of every `log_every`-th step and of each probe."""
         speed = self.plan.global_batch / seconds
         if self.lead is not None:
             self.lead.step(seconds)
@@ -226,12 +235,12 @@ class Run:
             "processes": self.world.size,
             **measures,
         }
-        if self.world.device.type == "cuda":  # the most that tensors took on the main process's GPU, bytes
+        if self.world.device.type == "cuda":  # peak memory of tensors on the main process's GPU, bytes
             values["gpu_memory"] = torch.cuda.max_memory_allocated(self.world.device)
         self.metrics.log(self.step, values)
 
     def save_picture(self) -> None:
-        """What FaceMAE saw and made in this step's own forward pass."""
+        """Save an image of FaceMAE's input and output in the forward pass of this step."""
         picture = getattr(self.model, "picture", None)
         self.model.keep_picture = False
         if self.metrics is None or picture is None:
@@ -242,7 +251,7 @@ class Run:
         self.model.picture = None
 
     def end_if_shards_changed(self) -> None:
-        """Save and end where the main process has found that the shards are others now. Collective."""
+        """Save and stop if the main process has found changed shards. Collective."""
         reason = [self.lookout.reason if self.lookout is not None else ""]
         dist.broadcast_object_list(reason, src=0)
         if reason[0]:
@@ -253,34 +262,33 @@ class Run:
         """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later.
 
         Raises:
-            UserError: the main process cannot write a checkpoint, or has no room for it.
+            UserError: the main process cannot write a checkpoint, or lacks disk space.
         """
         self.watchdog.reached(self.step, "rehearsal")
         self.lead = self.saver.rehearse(limit)
 
     def save(self) -> None:
-        """Copy the state to the main process's memory and let its thread write it; end where it is not finite."""
+        """Copy the state to the main process's memory and write it in a thread; stop if it is not finite."""
         self.watchdog.reached(self.step, "checkpoint")
         if not state.is_finite(self.model, self.world.device):
             self.end_together(f"after step {self.step} a parameter is not finite; {self.poisoned()}. {ADVICE}")
         self.saver.save(self.step)
 
     def poisoned(self) -> str:
-        """What is left where the gradient of a finite loss has spoiled the state."""
+        """Describe the last good checkpoint after the gradient of a finite loss has corrupted the state."""
         self.saver.wait()
         left = checkpoint.complete(self.folder)
         newest = f"the newest checkpoint is {left[0].name}" if left else "there is no checkpoint"
         return f"this state is not saved, {newest}"
 
-    def end_on_bad_step(self, number: int, what: str, verdict: Verdict, before: list[torch.Tensor]) -> NoReturn:
-        """Save the state before this step if it is sound, name the step, its samples and its losses, and stop."""
-        for buffer, value in zip(self.buffers, before, strict=True):
-            buffer.copy_(value)  # the bad forward has been through BatchNorm's statistics
+    def end_on_bad_step(self, number: int, what: str, verdict: Verdict) -> NoReturn:
+        """Save the state before this step if it is finite, report the step, its samples and its losses, and stop."""
+        state.copy_tensors(self.buffers, self.before)  # the bad forward pass has updated them
         kept = f"the state after step {self.step} is saved"
         if state.is_finite(self.model, self.world.device):
             self.save()
         else:
-            kept = f"after step {self.step} a parameter was not finite already; {self.poisoned()}"
+            kept = f"a parameter was already not finite after step {self.step}; {self.poisoned()}"
         ids = self.order.batch(self.step)[0]
         file = self.folder / "nonfinite.json"
         if self.world.is_main:
@@ -294,7 +302,7 @@ class Run:
         )
 
     def end_together(self, why: str) -> NoReturn:
-        """Leave once the main process has written all: a launcher ends those that are left when the first leaves."""
+        """Exit after the main process has written everything: a launcher ends the others when the first one exits."""
         self.saver.wait()
         dist.barrier()
         raise AgreedError(why, said_here=self.world.is_main)

@@ -1,4 +1,4 @@
-"""The state of a run, out of the engine and into its folder, and back."""
+"""Save the state of a run from the engine to its folder, and load it."""
 
 import logging
 import time
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def resume(run: Path, model: Any, corpus: Corpus | Stream, world: World) -> checkpoint.Checkpoint | None:
-    """Fill the model from the newest checkpoint; all processes read the one that the main process found whole."""
+    """Fill the model from the newest checkpoint; all processes read the one that the main process found valid."""
     found: list[Any] = [None, None]
     newest = None
     if world.is_main:
@@ -41,8 +41,8 @@ def resume(run: Path, model: Any, corpus: Corpus | Stream, world: World) -> chec
     state.load_model(model, newest.model, newest.folder.name)
     if newest.progress.corpus != corpus.digest():
         raise UserError(
-            f"data.shards: {', '.join(map(str, corpus.folders))} hold other data than {run} has been "
-            "trained on; give the same shards (they may have moved), or another train.run"
+            f"data.shards: {', '.join(map(str, corpus.folders))} have other data than {run} was "
+            "trained on. Fix: use the original shards (they may have moved), or another train.run"
         )
     if world.is_main:  # only now: a run with other data or another model changes nothing
         checkpoint.set_aside_after(run, newest.progress.step)
@@ -51,9 +51,9 @@ def resume(run: Path, model: Any, corpus: Corpus | Stream, world: World) -> chec
 
 
 class Saver:
-    """Copies the state to the main process's memory, which holds training up, and lets a thread write it.
+    """Copies the state to the main process's memory, which blocks training, and writes it in a thread.
 
-    held_up: seconds that training has waited for copies, and for a write that was not done when the next one came.
+    held_up: seconds that training was blocked by copies, and by a write that had not ended when the next one came.
     """
 
     def __init__(
@@ -69,16 +69,16 @@ class Saver:
         self.held_up = 0.0
 
     def copy(self) -> tuple[State, State]:
-        """Model and optimizer on the main process, nothing on the others. Collective."""
+        """Copy model and optimizer to the main process, nothing on the others. Collective."""
         model = state.model_state(self.engine, keep=self.world.is_main)
         optim = state.optimizer_state(self.engine, STATES[self.config.optim.name], keep=self.world.is_main)
         return model, optim
 
     def save(self, step: int) -> None:
-        """Have the state after `step` steps written. Collective.
+        """Save the state after `step` steps. Collective.
 
         Raises:
-            AgreedError: the folder is no longer this run's.
+            AgreedError: this run no longer owns the folder.
         """
         began = time.perf_counter()
         lost = [self.claim.lost() if self.claim else ""]
@@ -93,14 +93,14 @@ class Saver:
         self.held_up += time.perf_counter() - began
 
     def wait(self) -> None:
-        """Until all that was saved stands, written as fast as the disk can."""
+        """Wait until all saved checkpoints are complete, written without a rate limit."""
         self.writer.wait()
 
     def rehearse(self, limit: float) -> lead.Lead | None:
         """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later. Collective.
 
         Raises:
-            UserError: the main process cannot write a checkpoint, or has no room for it.
+            UserError: the main process cannot write a checkpoint, or lacks disk space.
         """
         began = time.perf_counter()
         model, optim = self.copy()

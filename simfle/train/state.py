@@ -1,4 +1,4 @@
-"""Full tensors by name, in and out of a DeepSpeed engine, whatever its ZeRO stage and number of processes."""
+"""Full tensors by name, in and out of a DeepSpeed engine, at any ZeRO stage and number of processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,13 +16,15 @@ State = dict[str, Tensor]
 
 @torch.no_grad()
 def model_state(engine: Any, *, keep: bool, below: str = "") -> State:
-    """Parameters and buffers, fp32 on the CPU. Collective: every process calls it, those without `keep` get {}.
+    """Gather parameters and buffers, fp32 on the CPU. Collective: processes without `keep` get {}.
 
-    below: how the names begin of those that are wanted; empty: all.
+    below: prefix of the requested names; empty: all.
 
-    Buffers are BatchNorm statistics, which each process keeps of its own share: their mean is saved. (It follows the
-    same recursion as each of them, so a run that was interrupted arrives at the same mean.) Those that a method names
-    `alike`, such as MoCo's queue, are the main process's, bit for bit.
+    Buffers are BatchNorm statistics, which each process computes from its own samples: their mean is saved. (It follows
+    the
+    same recursion as each of them, so an interrupted run arrives at the same mean.) Buffers in a method's `alike`, such
+    as
+    MoCo's queue, are saved bit for bit as on the main process.
     """
     alike = getattr(engine.module, "alike", ())
     state: State = {}
@@ -46,7 +48,7 @@ def model_state(engine: Any, *, keep: bool, below: str = "") -> State:
 
 @torch.no_grad()
 def optimizer_state(engine: Any, keys: tuple[str, ...], *, keep: bool) -> State:
-    """Optimizer tensors under `parameter name.key`, each shaped like its parameter. Collective like `model_state`."""
+    """Gather optimizer tensors as `parameter name.key`, of the parameter's shape. Collective like `model_state`."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     state: State = {}
@@ -62,10 +64,17 @@ def optimizer_state(engine: Any, keys: tuple[str, ...], *, keep: bool) -> State:
 
 
 @torch.no_grad()
+def copy_tensors(into: list[torch.Tensor], tensors: list[torch.Tensor]) -> None:
+    """Copy tensors in as few launches as there are types, instead of one for each tensor."""
+    for kind in dict.fromkeys(each.dtype for each in tensors):
+        pairs = [pair for pair in zip(into, tensors, strict=True) if pair[1].dtype == kind]
+        torch._foreach_copy_([pair[0] for pair in pairs], [pair[1] for pair in pairs])
+
+
 def is_finite(module: nn.Module, device: torch.device) -> bool:
-    """Whether all parameters and saved buffers are, on every process. Collective."""
+    """Whether all parameters and saved buffers are finite on every process. Collective."""
     parts = [*map(local, module.parameters()), *saved_buffers(module).values()]
-    # Sums of absolute values: one pass without copies, and whatever is not finite comes through an addition.
+    # Sums of absolute values: one pass without copies, and any non-finite value makes the sum non-finite.
     sums = torch._foreach_norm([part for part in parts if part.numel() and part.is_floating_point()], 1)
     bad = (~torch.stack([value.float() for value in sums]).isfinite()).any().float().to(device)
     dist.all_reduce(bad, dist.ReduceOp.MAX)
@@ -77,7 +86,7 @@ def load_model(model: nn.Module, state: State, source: str) -> None:
     """Fill parameters and buffers, before DeepSpeed takes the model.
 
     Raises:
-        UserError: names or shapes are those of another model; the first few are named.
+        UserError: names or shapes are those of another model; reports the first few.
     """
     expected = dict(model.named_parameters()) | saved_buffers(model)
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
@@ -92,10 +101,17 @@ def load_model(model: nn.Module, state: State, source: str) -> None:
 
 @torch.no_grad()
 def load_optimizer(engine: Any, keys: tuple[str, ...], state: State, steps: int) -> None:
-    """Give every optimizer tensor its value, zeros where `state` has none, and AdamW its step count.
+    """Set every optimizer tensor, to zeros if `state` has none, and AdamW's step count.
 
-    Called also at the start of a run: with zeros as momentum SGD's and AdamW's first steps are what they are without,
-    and saving never meets an optimizer that has no tensors yet.
+    Also called at the start of a run: zero momentum leaves the first steps of SGD and AdamW unchanged, and saving
+    always
+    finds optimizer tensors.
+
+    Args:
+        engine: DeepSpeed engine.
+        keys: names of the optimizer's tensors per parameter.
+        state: tensors as returned by `optimizer_state`; empty at the start of a run.
+        steps: optimizer steps done.
     """
     from deepspeed.utils import safe_set_full_optimizer_state
 
@@ -103,7 +119,7 @@ def load_optimizer(engine: Any, keys: tuple[str, ...], state: State, steps: int)
     inner = engine.optimizer if engine.zero_optimization_stage() == 0 else engine.optimizer.optimizer
     for flat in _optimized(engine):
         inner.state[flat] = {key: torch.zeros_like(flat) for key in keys}
-        # The fused optimizers want the count beside the parameter.
+        # The fused optimizers need the count on the parameter's device.
         inner.state[flat].update({key: torch.tensor(value, device=flat.device) for key, value in counts.items()})
     if engine.zero_optimization_stage() in (1, 2):
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # links each parameter to its part of the flat tensors
@@ -119,23 +135,23 @@ def load_optimizer(engine: Any, keys: tuple[str, ...], state: State, steps: int)
 
 
 def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Parameters that the optimizer moves, by name."""
+    """Return the parameters that the optimizer updates, by name."""
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
 def saved_buffers(module: nn.Module) -> State:
-    """Buffers that belong to the state of the model (constants such as positions do not)."""
+    """Return the buffers that belong to the model's state, without constants such as positions."""
     names = module.state_dict(keep_vars=True).keys()
     return {name: buffer for name, buffer in module.named_buffers() if name in names}
 
 
 def full_shape(parameter: Tensor) -> torch.Size:
-    """The shape of a parameter also while ZeRO stage 3 holds it in partitions."""
+    """Return the full shape of a parameter, also if ZeRO stage 3 has partitioned it."""
     return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _optimized(engine: Any) -> list[Tensor]:
-    """The tensors that the inner optimizer really steps: parameters, or ZeRO's flat partitions of them."""
+    """Return the tensors that the inner optimizer steps: parameters, or ZeRO's flat partitions of them."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
         return [parameter for _, parameter in trained(engine.module)]
@@ -145,7 +161,7 @@ def _optimized(engine: Any) -> list[Tensor]:
 
 
 def _padded(engine: Any, parameter: Tensor, value: Tensor) -> Tensor:
-    # Stage 3 cuts a parameter into equal partitions, the last one padded, and narrows what it is given accordingly.
+    # Stage 3 splits a parameter into equal partitions, the last one padded, and expects padded values.
     if engine.zero_optimization_stage() != 3:
         return value
     wanted = parameter.ds_tensor.numel() * dist.get_world_size()  # type: ignore[attr-defined]

@@ -1,8 +1,8 @@
-"""Whether features collapse, seen while a run trains: measures of what each method's forward computes anyway.
+"""Detect collapse of features during training, from what each method's forward pass computes anyway.
 
-On every `train.log_every`-th step the methods keep their features of that step (`Method.note`). One all-gather brings
-at most SAMPLES of them to the main process, which computes the measures; the other steps do nothing. The first step's
-features are those of the initial weights: a random network of the same shape, against which all others are read.
+On every `train.log_every`-th step the methods keep the features of that step (`Method.note`). One all-gather brings at
+most SAMPLES of them to the main process, which computes the measures. Other steps cost nothing. The first step has the
+features of the initial weights: a random network of the same shape, the baseline for all later measures.
 """
 
 # n samples, C dimensions
@@ -22,8 +22,8 @@ from simfle.models.method import Method, full
 from simfle.runtime import World
 
 FILE = "initial.json"
-SAMPLES = 256  # over all processes: the eigenvalues of their Gram matrix take 5 ms of a core
-LASTING = 3  # measures in a row that are low: then a warning is due
+SAMPLES = 256  # over all processes: the eigenvalues of their Gram matrix take 5 ms on one core
+LASTING = 3  # consecutive low measures before a warning
 log = logging.getLogger(__name__)
 Measures = dict[str, dict[str, float]]
 
@@ -31,8 +31,8 @@ Measures = dict[str, dict[str, float]]
 class Telemetry:
     """Measures by branch: features (the backbone's), projection, face (FaceMAE's mean token).
 
-    Rank is the effective rank of the first view; dimensions, samples: what it could be at most; random: the same of
-    the initial weights; alignment where a branch has two views. They need no random number and change no loss.
+    rank: effective rank of the first view; dimensions, samples: bounds of the rank; random: the same measures of the
+    initial weights; alignment: if a branch has two views. Uses no random number and changes no loss.
     """
 
     def __init__(self, run: Path, model: Method, world: World, first: int) -> None:
@@ -42,13 +42,13 @@ class Telemetry:
         self._warned = False
 
     def begin(self, due: bool) -> None:
-        """Before the forwards of a step: have features kept, or not."""
+        """Enable or disable keeping features, before the forward passes of a step."""
         self.model.keep_features = due
         self.model.kept.clear()
 
     @torch.no_grad()
     def measure(self, step: int) -> Measures:
-        """After the forwards of a step whose features were kept. Collective; nothing on other processes."""
+        """Compute the measures after the forward passes of a step. Collective; empty on other processes."""
         kept, self.model.keep_features = dict(self.model.kept), False
         self.model.kept.clear()
         branches = _gathered(kept, self.world)
@@ -59,7 +59,7 @@ class Telemetry:
         found = {name: _measures(views) for name, views in branches.items()}
         if step == 1:
             self.random = {name: {"rank": each["rank"], "spread": each["spread"]} for name, each in found.items()}
-            with suppress(OSError):  # a full disk must not end a run for it
+            with suppress(OSError):  # a full disk must not end a run here
                 write_atomic(self.file, json.dumps(self.random, indent=1).encode())
         for name, each in found.items():
             each.update({f"random_{what}": value for what, value in self.random.get(name, {}).items()})
@@ -67,7 +67,7 @@ class Telemetry:
         return found
 
     def _warn(self, features: dict[str, float]) -> None:
-        """Once in a start, when the rank has stayed low."""
+        """Warn once per start, after the rank has stayed low."""
         self._low = self._low + 1 if told.is_collapsed(features) else 0
         if self._low == LASTING and not self._warned:
             self._warned = True
@@ -75,11 +75,11 @@ class Telemetry:
 
 
 def warning(features: dict[str, float]) -> str:
-    """One line: what is wrong and what to change."""
+    """Return one line: the problem and how to fix it."""
     return (
         f"features use {features['rank']:.1f} of {features['dimensions']:.0f} dimensions, a random network of this "
-        f"shape {features['random_rank']:.1f}: they collapse. Fix: in a new train.run lower optim.lr, or take a recipe "
-        f"of {told.COLLAPSE_PAGE}"
+        f"shape {features['random_rank']:.1f}: they collapse. Fix: start a new train.run with a lower optim.lr, or use "
+        f"a recipe of {told.COLLAPSE_PAGE}"
     )
 
 
@@ -98,7 +98,7 @@ def _measures(views: tuple[Tensor, ...]) -> dict[str, float]:
 
 
 def _gathered(kept: dict[str, list[tuple[Tensor, ...]]], world: World) -> dict[str, tuple[Tensor, ...]]:
-    """Features of all micro-batches and processes, at most SAMPLES rows: one all-gather of one matrix."""
+    """Gather features of all micro-batches and processes, at most SAMPLES rows, in one all-gather of one matrix."""
     if not kept:
         return {}
     views = [(name, full(torch.cat(parts))) for name, micros in kept.items() for parts in zip(*micros, strict=True)]
@@ -116,7 +116,7 @@ def _gathered(kept: dict[str, list[tuple[Tensor, ...]]], world: World) -> dict[s
 
 
 def _read(file: Path) -> Measures:
-    """What the first step left; nothing where it is not there, or no table of numbers: the run goes on without."""
+    """Read the measures of the first step; empty if the file is missing or invalid."""
     try:
         content = parse_object(read_bytes(file))
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""Tensors to a safetensors file piece by piece: hashed on the way, no second copy in memory, as fast as is allowed.
+"""Write tensors to a safetensors file in pieces: hashed during the write, without a copy, with a rate limit.
 
-The library's own writer makes a copy of all tensors first, and writes at full speed. The format is theirs:
+The library's own writer first copies all tensors, and writes at full speed. The format is the same:
 8 bytes length of the header, little-endian; the header, JSON, padded to 8 bytes; the tensors one after another.
 """
 
@@ -33,7 +33,7 @@ DTYPES = {
 
 
 class Pace:
-    """Holds a writer to `bandwidth` MB/s, 0: to nothing, until `hurry` is set."""
+    """Limits a writer to `bandwidth` MB/s (0 = no limit), until `hurry` is set."""
 
     def __init__(self, bandwidth: float, hurry: threading.Event) -> None:
         self._rate, self._hurry = bandwidth * 1e6, hurry
@@ -49,18 +49,18 @@ class Pace:
 
 
 def read_tensors(path: Path) -> State:
-    """Read what `write_tensors` wrote. Raises OSError, SafetensorError."""
+    """Read a file of `write_tensors`. Raises OSError, SafetensorError."""
     with regular_path(path) as same:
         return load_file(same)
 
 
 def write_tensors(path: Path, tensors: State, pace: Pace | None = None) -> dict[str, Any]:
-    """Write CPU tensors under their names, to be read with the safetensors library; its bytes and SHA-256.
+    """Write CPU tensors by name, readable with the safetensors library; return its bytes and SHA-256.
 
     Raises:
         OSError: the disk is full or fails.
     """
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all lie aligned
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps all tensors aligned
     header, place = {}, 0
     for name in names:
         end = place + tensors[name].nbytes
@@ -85,6 +85,6 @@ def write_tensors(path: Path, tensors: State, pace: Pace | None = None) -> dict[
 
 
 def _write(file: Any, data: memoryview) -> None:
-    """All of it: an unbuffered write may take only a part."""
+    """Write all of `data`: an unbuffered write may write only a part."""
     while data:
         data = data[file.write(data) :]

@@ -1,4 +1,4 @@
-"""The pretraining run, from its configuration to its end."""
+"""Run pretraining from a configuration to its end."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from simfle.config import PretrainConfig
 from simfle.data.loader import open_data
+from simfle.device import failures_told
 from simfle.errors import AgreedError, FolderHeld, UserError
 from simfle.models.methods import build_method
 from simfle.runtime import World, plan_batch, processes
@@ -20,16 +21,18 @@ from simfle.train.claim import Claim, JobStart
 from simfle.train.run import Run
 from simfle.train.watchdog import Watchdog
 
+LESS_MEMORY = "train.micro_batch=auto finds the most samples that fit; model.recompute=true keeps less of each"
+
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a cluster's job knows and a run on one machine need not.
+    """Context of a cluster job; a run on one machine needs none of it.
 
-    stop: a flag that was raised, or may have been, before the run began.
-    patience: seconds to wait for a run folder that its former, dying processes still hold.
+    stop: a flag that may have been set before the run began.
+    patience: seconds to wait for a run folder that exiting processes of an earlier start still hold.
     lead: seconds between the stop signal and the end of the job; 0: unknown.
-    before_hang: told the reason just before a hanging process ends itself.
-    start: which start of which job this is; a later one of the same job may take the folder over.
+    before_hang: called with the reason just before a hanging process exits.
+    start: start of a Slurm job; a later start of the same job may take over the folder.
     """
 
     stop: StopFlag | None = None
@@ -40,14 +43,16 @@ class Surroundings:
 
 
 def pretrain(config: PretrainConfig, around: Surroundings = Surroundings()) -> None:
-    """Start or go on with the run in `train.run`, until its last step or a stop signal.
+    """Start or resume the run in `train.run`, until its last step or a stop signal.
 
     Raises:
-        UserError: configuration, data, checkpoint or folder are not as they must be; a loss is not finite; a disk is
-            full or fails.
-        RunStopped: a signal or train.stop_after ended it early; all is saved.
+        UserError: invalid configuration, data, checkpoint or folder; a non-finite loss; a full or failing disk; full
+            memory.
+        DeviceFailed: the GPU failed.
+        RunStopped: a signal or train.stop_after stopped it early; the state is saved.
     """
-    with opened(config, around) as run, nullcontext(around.stop) if around.stop is not None else StopFlag() as stop:
+    flag = nullcontext(around.stop) if around.stop is not None else StopFlag()
+    with failures_told(LESS_MEMORY), opened(config, around) as run, flag as stop:
         if around.lead:
             run.rehearse_stop(around.lead)
         run.train(stop)
@@ -55,7 +60,7 @@ def pretrain(config: PretrainConfig, around: Surroundings = Surroundings()) -> N
 
 @contextmanager
 def opened(config: PretrainConfig, around: Surroundings = Surroundings()) -> Iterator[Run]:
-    """A run that stands before its next step, and all that it holds; let go of at the end. Raises UserError."""
+    """Open a run, ready for its next step, and close its resources at the end. Raises UserError."""
     check(config)
     with processes(config.train) as world, folder.writing(Path(config.train.run)), ExitStack() as ends:
         config = fitting.fitted(config, world)
@@ -64,7 +69,7 @@ def opened(config: PretrainConfig, around: Surroundings = Surroundings()) -> Ite
         alike.check(config, corpus, world)
         torch.manual_seed(config.train.seed)
         model = build_method(config.model, config.views)
-        # The first thing that is written: all of the above may have been refused.
+        # The first write: all of the above may have been refused.
         claim = claim_folder(config, world, ends, around)
         place = Path(config.train.run), world.rank, world.size, config.train.timeout
         watchdog = ends.enter_context(Watchdog(*place, around.before_hang, claim))
@@ -72,11 +77,11 @@ def opened(config: PretrainConfig, around: Surroundings = Surroundings()) -> Ite
 
 
 def claim_folder(config: PretrainConfig, world: World, ends: ExitStack, around: Surroundings) -> Claim | None:
-    """The main process holds the folder for all, and gets the claim; if it cannot, all end with its reason.
+    """Lock the folder in the main process, which gets the claim; if that fails, all processes exit with its reason.
 
     Raises:
-        UserError: the folder is another run's, in use, or cannot be written.
-        FolderHeld: a former start of this job holds it.
+        UserError: the folder belongs to another run, is in use, or cannot be written.
+        FolderHeld: an earlier start of this job holds it.
     """
     found: list[Exception | None] = [None]
     claim = None

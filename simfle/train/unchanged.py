@@ -1,9 +1,9 @@
-"""Whether the shards of a run are still the files that it started with, though their manifest says the same.
+"""Check that the shard files of a run have not changed, though their manifest is the same.
 
-A run's data is named by the hashes in the manifests. Whether the files agree with them only `simfle shards verify`
-can say, which reads every byte. A run therefore records spot checks of its files in RUN/shards.json when it starts, and
-compares them each time it resumes. The processes of a machine share the work, and machines are compared, too. Tars with
-samples that the run found damaged may change: they are to be restored.
+The hashes in the manifests identify a run's data. Only `simfle shards verify`, which reads every byte, can check files
+against them. A run therefore records spot checks of its files in RUN/shards.json when it starts, and compares them on
+each resume. The processes of a machine share the work, and machines are compared as well. Tars with samples
+that the run found corrupt may change, because they have to be restored.
 """
 
 # S shards
@@ -25,13 +25,13 @@ from simfle.runtime import World
 from simfle.train import damage
 
 NAME = "shards.json"
-THREADS = 16  # file systems over a network answer many questions at a time
-UNKNOWN = torch.iinfo(torch.int64).min  # no file here, or another process looks at it
+THREADS = 16  # network file systems serve many requests in parallel
+UNKNOWN = torch.iinfo(torch.int64).min  # no file here, or another process checks it
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """Content of RUN/shards.json: spot checks of all tars and indexes in order, "" where there is no local file."""
+    """Content of RUN/shards.json: spot checks of all tars and indexes in order, "" if there is no local file."""
 
     corpus: str
     tars: list[str]
@@ -39,10 +39,16 @@ class Recorded:
 
 
 def check(run: Path, corpus: Corpus, world: World, *, resumed: bool) -> None:
-    """Compare the files of `corpus` with those that the run started with; record them where it starts. Collective.
+    """Compare the files of `corpus` with those at the start of the run; record them at the start. Collective.
+
+    Args:
+        run: run folder.
+        corpus: shards of the run.
+        world: this process.
+        resumed: whether the run resumes from a checkpoint.
 
     Raises:
-        UserError: files have changed, or differ between machines, or cannot be read; the record is damaged.
+        UserError: files have changed, or differ between machines, or cannot be read; the record is corrupt.
     """
     table = _agreed(corpus, world)
     reason: list[str | None] = [None]
@@ -57,7 +63,7 @@ def check(run: Path, corpus: Corpus, world: World, *, resumed: bool) -> None:
 
 
 def _agreed(corpus: Corpus, world: World) -> Tensor:
-    """Spot checks [S, 2] int64 of tars and indexes, each looked at once on every machine. Raises UserError."""
+    """Return spot checks [S, 2] int64 of tars and indexes, each checked once per machine. Raises UserError."""
     shards = len(corpus.shards)
     highest = torch.full((shards + 1, 2), UNKNOWN)
     failed: UserError | None = None
@@ -69,7 +75,7 @@ def _agreed(corpus: Corpus, world: World) -> Tensor:
     except UserError as error:
         failed = error
         highest[shards] = 1
-    # Unknown is the least of all numbers, and inverting the bits of a number turns their order around.
+    # UNKNOWN is the smallest number, and inverting the bits of a number reverses the order.
     lowest = torch.where(highest == UNKNOWN, UNKNOWN, ~highest)
     both = torch.stack([highest, lowest]).to(world.device)
     dist.all_reduce(both, dist.ReduceOp.MAX)
@@ -81,8 +87,8 @@ def _agreed(corpus: Corpus, world: World) -> Tensor:
     other = ((highest != UNKNOWN) & (highest != ~lowest)).any(dim=1).nonzero().flatten().tolist()
     if other:
         raise AgreedError(
-            f"data.shards: {_named(corpus, other)} not the same on all machines. Fix: copy the shards again to each "
-            "machine, and run simfle shards verify on each",
+            f"data.shards: {_named(corpus, other)} not the same on all machines. Fix: copy the shards to each "
+            "machine again, and run simfle shards verify on each",
             said_here=world.is_main,
         )
     return highest[:shards]
@@ -95,7 +101,7 @@ def _numbers(corpus: Corpus, shard: int) -> tuple[int, int]:
 
 
 def _number(digits: str) -> int:
-    """63 bits of 16 hexadecimal digits."""
+    """Convert 16 hexadecimal digits to 63 bits."""
     return int(digits, 16) >> 1 if digits else UNKNOWN
 
 
@@ -104,10 +110,10 @@ def _digits(numbers: Tensor) -> list[str]:
 
 
 def _compare(run: Path, corpus: Corpus, table: Tensor, resumed: bool) -> None:
-    """Raise a UserError where files have changed; else write the record if it says less than it could."""
+    """Raise a UserError if files have changed; otherwise write the record if it has gained information."""
     now = Recorded(corpus.digest(), *map(_digits, table.T))
     file = run / NAME
-    # A run that has not saved anything yet starts afresh, and so does its record; so does one of an earlier version.
+    # A run without a checkpoint starts from step 0 and records again, as does a run of an earlier version.
     before = _read(file, len(table)) if resumed and file.exists() else None
     if before is not None and before.corpus == now.corpus:
         pairs = (zip(before.tars, now.tars, strict=True), zip(before.indexes, now.indexes, strict=True))
@@ -117,8 +123,8 @@ def _compare(run: Path, corpus: Corpus, table: Tensor, resumed: bool) -> None:
         restored = tars & _damaged_shards(run, corpus) if tars else set()
         if changed := tars - restored | indexes:
             raise UserError(
-                f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} has been trained on, though "
-                "the manifest is the same. Fix: restore these files, or build the shards again and take another "
+                f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} was trained on, though "
+                "the manifest is the same. Fix: restore these files, or build the shards again and use another "
                 "train.run; simfle shards verify FOLDER checks every byte"
             )
         known = Recorded(
@@ -149,18 +155,18 @@ def _read(file: Path, shards: int) -> Recorded:
     except ValueError as error:
         raise _damaged(file, str(error)) from None
     if not len(found.tars) == len(found.indexes) == shards:
-        raise _damaged(file, f"it does not list {shards} shards")
+        raise _damaged(file, f"not {shards} shards")
     return found
 
 
 def _damaged(file: Path, why: str) -> UserError:
     return UserError(
-        f"train.run: {file} is damaged ({why}). Fix: restore it, or run simfle shards verify on the shards and delete "
-        "it: the files are then recorded as they are"
+        f"train.run: {file} is corrupt ({why}). Fix: restore it, or run simfle shards verify on the shards and delete "
+        "it: the files are then recorded in their current state"
     )
 
 
 def _named(corpus: Corpus, shards: list[int]) -> str:
-    """The first of some shards, and how many more, as the subject of a sentence."""
+    """Return the first of some shards, and how many more, as the subject of a sentence."""
     more = f" and {len(shards) - 1} more" if len(shards) > 1 else " or its index"
     return f"{corpus.tar(shards[0])}{more} {'are' if len(shards) > 1 else 'is'}"

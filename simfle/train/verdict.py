@@ -1,4 +1,4 @@
-"""What all processes agree on in each step, by one small all-reduce: mean losses, NaN, a stop or damage anywhere."""
+"""Reduce the status of a step across all processes in one small all-reduce: losses, NaN, stop, corrupt samples."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Verdict:
-    """The same on every process. losses: means over processes and micro-batches; damaged: samples newly found so."""
+    """Result, the same on every process. losses: means over processes and micro-batches; damaged: new corrupt ones."""
 
     losses: dict[str, float]
     finite: bool
@@ -18,9 +18,9 @@ class Verdict:
 
 
 class Ballot:
-    """Asked between the last forward and its backward, read after that backward has been queued.
+    """All-reduce that starts between the last forward pass and its backward pass, read after the backward is queued.
 
-    So the host waits while the GPU has work: nothing stalls, and a bad loss is known before the optimizer steps.
+    The host waits while the GPU has work: nothing stalls, and a bad loss is known before the optimizer steps.
     """
 
     def __init__(self, losses: dict[str, Tensor], accumulation: int, stop: bool, damaged: int) -> None:
@@ -36,7 +36,7 @@ class Ballot:
             self._ready.record()
 
     def read(self) -> Verdict:
-        """Wait for the votes."""
+        """Wait for the reduction and return its result."""
         if self._ready is not None:
             self._ready.synchronize()
         *values, bad, stops, damaged = self._votes.tolist()

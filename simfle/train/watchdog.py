@@ -1,8 +1,8 @@
-"""A run that hangs ends by itself, and says whom it waited for.
+"""End a hanging run and report the processes it waits for.
 
-When one process of a run stops (stopped by hand, a node without its network, a file system that hangs), the others wait
-for it in a collective without end. Each process therefore writes a heartbeat to RUN/heartbeats, and ends all by ending
-itself when it has got no further for `limit` seconds.
+When one process of a run stops (suspended, a node without network, a file system that hangs), the others wait for it in
+a collective forever. Each process therefore writes a heartbeat to RUN/heartbeats, and ends the run by exiting when it
+has made no progress for `limit` seconds.
 """
 
 import faulthandler
@@ -27,14 +27,14 @@ from simfle.train.claim import Claim
 WAITS = " waits for "
 LOST = 69  # exit code: EX_UNAVAILABLE
 HUNG = 76  # exit code: EX_PROTOCOL, "remote error in protocol"
-LAST_WORDS = 5.0  # seconds that writing them may take
+LAST_WORDS = 5.0  # maximum seconds for the last message
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """beats grows by one each time; step and phase are what the process was at last.
+    """beats: a counter; step and phase: last progress of the process.
 
-    phase also names the data that the process waits for, behind WAITS.
+    phase also names the data that the process waits for, after WAITS.
     """
 
     rank: int
@@ -46,10 +46,10 @@ class Heartbeat:
 
 
 class Watchdog:
-    """Beats while the process lives; ends it, with exit code 76, if `reached` is not called for `limit` seconds.
+    """Writes heartbeats while the process runs; exits with code 76 if `reached` is not called for `limit` seconds.
 
-    before_end: called with the message just before, for whoever keeps a record of ends. limit 0: never ends.
-    claim: of the main process; where it is lost the process ends, which may be waiting for one that no longer answers.
+    before_end: called with the message just before the exit. limit 0: never exits.
+    claim: lock of the main process; if it is lost the process exits, even if it waits for an unresponsive process.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Watchdog:
         claim: Claim | None = None,
     ) -> None:
         self.folder, self.rank, self.size, self.limit = run / "heartbeats", rank, size, limit
-        self.awaited: Callable[[], str] = str  # what data this process waits for, "" if none
+        self.awaited: Callable[[], str] = str  # the data that this process waits for, "" if none
         self._before_end, self.claim = before_end, claim
         self._period = min(max(limit / 10, 0.2), 30.0) if limit else 30.0
         self._place = 0, "start"
@@ -73,7 +73,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.rank == 0:  # of processes that a former start had, and this one has not
+        if self.rank == 0:  # heartbeats of ranks of an earlier, larger start
             for left in set(self.folder.glob("rank-*.json")) - {self._file(rank) for rank in range(self.size)}:
                 left.unlink(missing_ok=True)
         self._beat()
@@ -86,7 +86,7 @@ class Watchdog:
         self._file(self.rank).unlink(missing_ok=True)
 
     def reached(self, step: int, phase: str) -> None:
-        """The process has got on: it now does `phase` of `step`. Costs nothing."""
+        """Mark progress: the process now does `phase` of `step`. Costs nothing."""
         self._place = step, phase
         self._since = time.monotonic()
 
@@ -97,7 +97,7 @@ class Watchdog:
             self._beat()
             if self.limit and time.monotonic() - self._since > self.limit:
                 message = self._diagnose()
-                if time.monotonic() - self._since > self.limit:  # not if it got on meanwhile
+                if time.monotonic() - self._since > self.limit:  # unless it has progressed meanwhile
                     self._end(message)
 
     def _beat(self) -> None:
@@ -107,11 +107,11 @@ class Watchdog:
             phase += f"{WAITS}{data}"
         beat = Heartbeat(self.rank, socket.gethostname(), os.getpid(), self._beats, step, phase)
         file = self._file(self.rank)
-        with suppress(OSError):  # a full disk or a lost file system must not end a run that gets on without heartbeats
+        with suppress(OSError):  # a full disk or a lost file system must not end a run that makes progress
             replace_text(file, file.with_suffix(".partial"), to_json(asdict(beat)))
 
     def _diagnose(self) -> str:
-        """Who is missing: heartbeats that do not change while we look, by counting, for clocks differ."""
+        """Find the silent ranks: heartbeats whose counter does not change during the check, because clocks differ."""
         before = self._read()
         end = time.monotonic() + 3 * self._period
         while time.monotonic() < end and not self._stop.wait(self._period):
@@ -124,15 +124,15 @@ class Watchdog:
         head = f"no progress for {seconds:.0f} s (train.timeout={self.limit:g}) in {phase} of step {step}"
         if silent:
             names = ", ".join(_name(rank, after.get(rank)) for rank in silent[:8])
-            return f"{head}: not heard of: {names}{' and others' if len(silent) > 8 else ''}"
+            return f"{head}: no heartbeat from {names}{' and others' if len(silent) > 8 else ''}"
         hungry = [beat for beat in after.values() if WAITS in beat.phase]
         if hungry:
             data = hungry[0].phase.partition(WAITS)[2]
             more = f", {len(hungry) - 1} more wait for data" if hungry[1:] else ""
             who = _name(hungry[0].rank, hungry[0])
-            return f"{head}: {who} waits for data: {data}{more}. Fix: check the server, network or disk that it lies on"
+            return f"{head}: {who} waits for data: {data}{more}. Fix: check its server, network or disk"
         last = min(after.values(), key=lambda beat: beat.step)
-        return f"{head}: all processes live, the last is {_name(last.rank, last)}, in {last.phase}"
+        return f"{head}: all processes are alive, the slowest is {_name(last.rank, last)}, in {last.phase}"
 
     def _read(self) -> dict[int, Heartbeat]:
         found = {}
@@ -146,17 +146,17 @@ class Watchdog:
     def _end(self, message: str) -> None:
         if self._before_end is not None:
             self._before_end(message)
-        # The main thread sits in a collective and will not come back.
-        leave(f"error: {message}; ending, so that the run can be started again", HUNG, threads=True)
+        # The main thread is blocked in a collective forever.
+        leave(f"error: {message}; exiting, rerun to resume", HUNG, threads=True)
 
     def _file(self, rank: int) -> Path:
         return self.folder / f"rank-{rank:05d}.json"
 
 
 def leave(words: str, code: int, *, threads: bool = False) -> NoReturn:
-    """End the process with some last words, and where its threads are; without them if nobody takes them.
+    """Exit the process with a last message and the stacks of its threads, without them if stderr is blocked.
 
-    A pipe that nobody reads any more, but holds open, blocks whoever writes to it: maybe that is why the run hangs.
+    A full pipe without a reader blocks the writer, which may be why the run hangs.
     """
     text = printable(words) + "\n" + (_threads() if threads else "")
 
@@ -171,7 +171,7 @@ def leave(words: str, code: int, *, threads: bool = False) -> NoReturn:
 
 
 def _threads() -> str:
-    """Where all threads are. faulthandler holds all of them up while it writes, so it does not write to stderr."""
+    """Return the stacks of all threads, via a file: faulthandler stops all threads while it writes."""
     try:
         with tempfile.TemporaryFile("w+", errors="replace") as file:
             faulthandler.dump_traceback(file, all_threads=True)

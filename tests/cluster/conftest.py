@@ -1,4 +1,4 @@
-"""One cluster of four nodes for the tests of a file, and one undisturbed run to compare with."""
+"""One cluster of four nodes per test file, and one undisturbed run for comparison."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,7 +8,7 @@ from cluster import jobs
 from cluster.slurm import Cluster, cluster, missing
 
 
-@pytest.fixture(scope="module")  # not of the session: its thread that hurries jobs on starts programs
+@pytest.fixture(scope="module")  # not session scope: its thread that speeds up jobs starts programs
 def four_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if reason := missing():
         pytest.skip(f"no Slurm cluster: {reason}")
@@ -18,7 +18,7 @@ def four_nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def slurm(four_nodes: Cluster) -> Iterator[Cluster]:
-    """The cluster, with nothing running on it before and after."""
+    """Return the cluster, idle before and after."""
     four_nodes.clear()
     yield four_nodes
     four_nodes.clear()
@@ -26,7 +26,7 @@ def slurm(four_nodes: Cluster) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def undisturbed(four_nodes: Cluster, faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 16 steps on four nodes that nothing happened to."""
+    """Return an undisturbed run of 16 steps on four nodes."""
     job = jobs.submit(four_nodes, faces, tmp_path_factory.mktemp("undisturbed") / "run", "train.steps=16")
     job.wait_end()
     assert job.starts == 1

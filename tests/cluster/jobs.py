@@ -1,4 +1,4 @@
-"""Submit pretraining jobs to the test cluster as a user does, hurt them, and read what they left."""
+"""Submit pretraining jobs to the test cluster as a user does, inject faults, and read the run's files."""
 
 import subprocess
 import sys
@@ -13,12 +13,12 @@ from distributed.runs import SETTINGS, metrics
 
 from simfle.slurm import record
 
-# 24 samples: 4, 3 and 2 nodes share them equally, and as many streams let every node read its own shards only.
+# 24 samples: 4, 3 and 2 nodes split them equally, and as many streams let each node read only its own shards.
 BATCH = ["train.global_batch=24", "data.streams=12", "train.record_samples=true", "train.checkpoint_every=10"]
 
 
 class Job:
-    """A submitted job: its number, its run's folder, the cluster it is on."""
+    """A submitted job: its number, run folder and cluster."""
 
     def __init__(self, slurm: Cluster, number: str, run: Path) -> None:
         self.slurm, self.number, self.run = slurm, number, run
@@ -29,7 +29,7 @@ class Job:
 
     @property
     def nodes(self) -> list[str]:
-        """On which it runs; none while it waits."""
+        """Return its nodes; none while it is pending."""
         listed = self.slurm.job(self.number)["NodeList"]
         return self.slurm.call("scontrol", "show", "hostnames", listed).split()
 
@@ -45,14 +45,14 @@ class Job:
         return max((line["step"] for line in metrics(self.run)), default=0)
 
     def wait_step(self, step: int, starts: int = 1, seconds: float = 180) -> None:
-        """Until start number `starts` has logged `step`."""
+        """Wait until start number `starts` has logged `step`."""
         until(lambda: self.starts >= starts and self.step() >= step, seconds, self.tell)
 
     def wait_end(self, state: str = "COMPLETED", seconds: float = 240) -> None:
         until(lambda: self.state == state, seconds, self.tell)
 
     def rank(self, rank: int) -> psutil.Process:
-        """The process of a rank that runs now: by its Slurm environment."""
+        """Return the running process of a rank, found by its Slurm environment."""
 
         def found() -> psutil.Process | None:
             wanted = (str(self.slurm.folder / "slurm.conf"), self.number, str(rank))
@@ -68,7 +68,7 @@ class Job:
         return until(found, 60, self.tell)
 
     def batch_shell(self) -> psutil.Process:
-        """The process that runs the submission script."""
+        """Return the process of the submission script."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 own = process.environ() if "slurm_script" in " ".join(process.cmdline()) else {}
@@ -86,7 +86,7 @@ class Job:
 
 
 def submit(slurm: Cluster, faces: Path, run: Path, *words: str, nodes: int = 4) -> Job:
-    """`launchers/slurm_pretrain.py` on CPU nodes; the job it names."""
+    """Run `launchers/slurm_pretrain.py` on CPU nodes; return the job number."""
     output = launch(slurm, faces, run, *words, nodes=nodes)
     (line,) = [line for line in output.splitlines() if line.startswith("job ")]
     return Job(slurm, line.split()[1].rstrip(":"), run)
@@ -102,7 +102,7 @@ def launch(slurm: Cluster, faces: Path, run: Path, *words: str, nodes: int = 4, 
         env=environment(**slurm.environment),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=800,
         check=False,
     )
     assert done.returncode == code, done.stdout + done.stderr

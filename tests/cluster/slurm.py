@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: munge, slurmctld and a few slurmd, in a folder of its own, on free ports."""
+"""A real Slurm on this machine: munge, slurmctld and several slurmd, in one folder, on free ports."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ PartitionName=main Nodes={names} Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str:
-    """Why there can be no cluster here; empty where there can be one."""
+    """Return the reason why a cluster cannot run here; empty if it can."""
     if os.geteuid() != 0:
         return "needs root"
     absent = [name for name in PROGRAMS if shutil.which(name, path=BIN) is None]
@@ -83,13 +83,13 @@ class Cluster:
         self._hurrying.start()
 
     def clear(self) -> None:
-        """End all jobs, and wait for idle nodes."""
+        """End all jobs and wait for idle nodes."""
         self.call("scancel", "--signal=KILL", "--user=root", check=False)
         self.call("scancel", "--user=root", check=False)
         self.wait_idle()
 
     def wait_idle(self) -> None:
-        """Until all nodes can take a job."""
+        """Wait until all nodes accept jobs."""
         until(
             lambda: all(state == "idle" for state in self.node_states().values()), tell=lambda: str(self.node_states())
         )
@@ -98,7 +98,7 @@ class Cluster:
         self._run_daemon(name, "slurmd", "-D", "-N", name, "-f", self.folder / "slurm.conf")
 
     def kill_node(self, name: str) -> None:
-        """As if its power had gone: the daemon and all that it started, at once."""
+        """Simulate a power failure: kill the daemon and everything it started at once."""
         daemon = self.daemons.pop(name)
         for process in [*self._of_node(name), psutil.Process(daemon.pid)]:
             with _vanished():
@@ -106,7 +106,7 @@ class Cluster:
         daemon.wait()
 
     def cut_off(self, name: str) -> None:
-        """As if its network had gone: Slurm hears no more of it, what it started lives on."""
+        """Simulate a network failure: the node stops responding, its processes keep running."""
         daemon = self.daemons.pop(name)
         daemon.kill()
         daemon.wait()
@@ -126,7 +126,7 @@ class Cluster:
                 self.daemons[name].kill()
 
     def call(self, *words: object, check: bool = True) -> str:
-        """Run a client program; its output."""
+        """Run a client program and return its output."""
         done = subprocess.run(
             [str(word) for word in words],
             env=os.environ | self.environment,
@@ -143,7 +143,7 @@ class Cluster:
         return dict(line.split() for line in lines if line)
 
     def job(self, number: str) -> dict[str, str]:
-        """`scontrol show job` as a dictionary; JobState among its keys."""
+        """Return `scontrol show job` as a dictionary with the key JobState."""
         text = self.call("scontrol", "show", "job", number)
         return dict(word.split("=", 1) for word in text.split() if "=" in word)
 
@@ -151,9 +151,9 @@ class Cluster:
         until(lambda: self.job(number)["JobState"] == state, seconds, lambda: str(self.job(number)))
 
     def _hurry(self) -> None:
-        """Slurm makes a requeued job wait for two minutes; the administrator of this cluster for four seconds.
+        """Shorten Slurm's wait before a requeued job starts, from two minutes to four seconds.
 
-        Sooner, the nodes would take the new start's credential for that of the old, which has been revoked.
+        With a shorter wait, nodes would mistake the new start's credential for the old one, which has been revoked.
         """
         waiting: dict[str, int] = {}
         while not self._stopping.wait(1):
@@ -164,7 +164,7 @@ class Cluster:
                 self.call("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
     def _of_node(self, name: str) -> list[psutil.Process]:
-        """Step daemons of a node and all that runs below them. They leave slurmd's tree, but carry its name."""
+        """Return the step daemons of a node and their descendants. They leave slurmd's tree, but have its name."""
         found = []
         for process in psutil.process_iter():
             with _vanished():
@@ -216,7 +216,7 @@ def cluster(folder: Path, nodes: int = 4) -> Iterator[Cluster]:
 
 
 def until(done: Callable[[], T], seconds: float = 60, tell: Callable[[], str] = lambda: "not reached") -> T:
-    """What `done` gives as soon as it is true."""
+    """Return the result of `done` as soon as it is true."""
     end = time.monotonic() + seconds
     while not (found := done()):
         assert time.monotonic() < end, tell()
@@ -234,6 +234,6 @@ def free_ports(count: int) -> list[int]:
 
 @contextmanager
 def _vanished() -> Iterator[None]:
-    """Processes may end while one looks at them."""
+    """Ignore processes that end during the inspection."""
     with suppress(psutil.Error):
         yield

@@ -1,29 +1,26 @@
-"""`simfle doctor --nodes` on a real cluster: two nodes measured together, figures that the planner reads."""
+"""`simfle doctor --nodes` on a real cluster: two nodes measured together, results that the planner reads."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from cluster.slurm import Cluster
 from distributed.launch import ROOT, environment
 
 from simfle.plan.constants import load_constants
-
-pytestmark = pytest.mark.timeout(600)
 
 
 def test_two_nodes_are_measured_together(slurm: Cluster, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "simfle", "doctor", "--nodes", "2", "--cluster", "configs/cluster/cpu.yaml"]
     command += ["--folder", str(tmp_path / "runs"), "--network", "100gb", "--json"]
     own = environment(**slurm.environment)
-    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(done.stdout)
     by_name = {each["name"]: each for each in found["findings"]}
     assert by_name["Slurm"]["state"] == "ok"
-    assert by_name["accounting"]["state"] == "note"  # this cluster has none
+    assert by_name["accounting"]["state"] == "note"  # this cluster has no accounting
     assert by_name["nodes"]["found"].startswith("2 (n")
     assert by_name["versions"]["found"] == "equal on all"
     measured = found["nodes"]

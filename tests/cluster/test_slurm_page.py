@@ -1,4 +1,4 @@
-"""SLURM.md, executed: what it shows is what the launcher prints, and what it tells to type is accepted."""
+"""Execute SLURM.md: its output is what the launcher prints, and its commands are accepted."""
 
 import re
 import shlex
@@ -11,9 +11,9 @@ from distributed.launch import ROOT
 from drawn import make_faces
 
 PAGE = (ROOT / "SLURM.md").read_text()
-LINES = re.sub(r" *\\\n +", " ", PAGE).splitlines()  # a backslash at its end joins a line to the next
-COMMANDS = [line.strip() for line in LINES if line.startswith("    python ")]
-# What the page tells to type inside of a sentence, and the test that does it.
+LINES = re.sub(r" *\\\n +", " ", PAGE).splitlines()  # join lines that end in a backslash
+COMMANDS = [line.strip() for line in LINES if line.startswith(("    python ", "    simfle "))]
+# Commands inside sentences of the page, and the tests that run them.
 ELSEWHERE = {
     "scancel --signal=QUIT N": "test_pretrain.py",
     "scontrol update JobId=N StartTime=now": "slurm.py",
@@ -23,7 +23,7 @@ ELSEWHERE = {
 
 @pytest.fixture(scope="module")
 def enough(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """More faces than the recipe's global batch of 256."""
+    """Return more faces than the recipe's global batch of 256."""
     out = tmp_path_factory.mktemp("enough") / "faces"
     make_faces(out, "--people", "32")
     return out
@@ -31,7 +31,7 @@ def enough(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(tmp_path: Path, enough: Path) -> Path:
-    """A folder as the page's reader has it: shards/faces, a run."""
+    """Return a folder like the reader's: shards/faces, a run."""
     for name in ("launchers", "tools", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "shards").mkdir()
@@ -42,10 +42,13 @@ def here(tmp_path: Path, enough: Path) -> Path:
 
 
 def run(folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """In this process: each would import torch anew."""
+    """Run a launcher in this process, to import torch once; `simfle` in its own process. Return its output."""
     monkeypatch.chdir(folder)
-    script, *words = shlex.split(command)[1:]
-    done = inprocess.run(sys.executable, ROOT / script, *words)
+    program, script, *words = shlex.split(command)
+    if program == "simfle":
+        done = inprocess.run(sys.executable, "-m", "simfle", script, *words, timeout=800)
+    else:
+        done = inprocess.run(sys.executable, ROOT / script, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -59,9 +62,9 @@ def test_the_script_on_the_page_is_what_dry_run_prints(here: Path, monkeypatch: 
 
 @pytest.mark.parametrize("command", [line for line in COMMANDS if not line.endswith("--dry-run")])
 def test_what_the_page_tells_to_type_is_accepted(here: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "slurm_" in command:  # submitting is the matter of other tests
+    if "slurm_" in command:  # other tests submit jobs
         command = command.replace(" --follow", "").replace(" --local", "") + " --dry-run"
-    if "bench_" in command:  # the figures are the matter of the page
+    if "bench " in command:  # the page's own numbers
         command += " --processes 1 --steps 4"
     assert run(here, command, monkeypatch)
 

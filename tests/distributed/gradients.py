@@ -1,4 +1,4 @@
-"""Gradients of one SimFLE step in float64 with shared statistics, averaged over processes as DeepSpeed does."""
+"""Gradients of one SimFLE step in float64 with synchronized statistics, averaged over processes as in DeepSpeed."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Three bf16 steps at the ZeRO stage given; prints dtypes, and how far the target network is from a hand-made EMA."""
+"""Three bf16 steps at the given ZeRO stage; print dtypes and the target network's distance from a reference EMA."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def main() -> None:
             engine.step()
             model.after_step()
             online = state.model_state(engine, keep=True)
-            for name in names:  # by hand, in float64
+            for name in names:  # reference in float64
                 moved = online[name.replace("target.", "online.", 1)].double()
                 target[name] = MOMENTUM * target[name] + (1 - MOMENTUM) * moved
         after = state.model_state(engine, keep=True)

@@ -1,4 +1,4 @@
-"""Start real pretraining runs, hurt them, and read what they left."""
+"""Start real pretraining runs, inject faults, and read their files."""
 
 import json
 import subprocess
@@ -8,19 +8,19 @@ from pathlib import Path
 
 from distributed.launch import ROOT, environment, free_port
 
-# Small enough for seconds on a core. Four groups, and little weight on their loss: its gradient is so steep that
-# rounding would grow into another loss curve within three steps.
+# Takes seconds on a core. Four groups with a small loss weight: the gradient of that loss is so steep that rounding
+# errors would change the loss curve within three steps.
 SETTINGS = """
     views.size=64 views.face_size=64 model.backbone=resnet10t model.hidden=64 model.projection=32 model.groups=4
     model.facemae.patch=8 model.facemae.width=48 model.facemae.depth=1 model.facemae.heads=3
     model.facemae.decoder_width=32 model.facemae.decoder_depth=1 model.facemae.decoder_heads=2
     train.global_batch=16 train.precision=fp32 train.device=cpu train.log_every=1 train.images_every=0
     data.streams=8 data.threads=1 data.backend=opencv
-""".split()  # noqa: SIM905 - one line per room of the config reads better than twenty quoted words
+""".split()  # noqa: SIM905 - one line per config section is more readable than twenty quoted words
 
 
 def command(processes: int, faces: Path, run: Path, *settings: str) -> list[str]:
-    """As a user types it: accelerate launch for several processes, plain python for one."""
+    """Return the command that a user types: accelerate launch for several processes, plain python for one."""
     start = [sys.executable]
     if processes > 1:
         start += ["-m", "accelerate.commands.launch", "--use_deepspeed", "--num_processes", str(processes)]
@@ -39,15 +39,15 @@ def start(processes: int, faces: Path, run: Path, *settings: str) -> "subprocess
 
 
 def finish(processes: int, faces: Path, run: Path, *settings: str, code: int = 0) -> str:
-    """Run to the end; returns what was printed."""
+    """Run to the end and return the printed output."""
     process = start(processes, faces, run, *settings)
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=800)
     assert process.returncode == code, f"exit code {process.returncode}\n{output[-4000:]}"
     return output
 
 
 def metrics(run: Path) -> list[dict]:
-    """The lines of metrics.jsonl so far."""
+    """Return the lines of metrics.jsonl so far."""
     file = run / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
@@ -58,7 +58,7 @@ def losses(run: Path) -> list[dict[str, float]]:
 
 
 def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int, seconds: float = 120) -> None:
-    """Until the run has logged `step`."""
+    """Wait until the run has logged `step`."""
     end = time.monotonic() + seconds
     while not any(line["step"] >= step for line in metrics(run)):
         assert process.poll() is None, process.communicate()[0][-4000:]
@@ -67,16 +67,16 @@ def wait_for_step(process: "subprocess.Popen[str]", run: Path, step: int, second
 
 
 def samples(run: Path) -> dict[int, list[tuple[int, int]]]:
-    """Per step, (sample id, checksum of its pixels and draws) in the order of the global batch's slots.
+    """Return per step (sample id, checksum of its pixels and draws) in the order of the global batch's slots.
 
-    A step that was done twice, before and after a kill, must be the same both times.
+    A step done twice, before and after a kill, must be identical.
     """
     parts: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
     for file in sorted((run / "samples").glob("rank-*.jsonl")):
         rank = int(file.stem.split("-")[1])
         for text in file.read_text().splitlines():
             if not text.endswith("}"):
-                continue  # cut short by a kill
+                continue  # truncated by a kill
             line = json.loads(text)
             place = (line["step"], rank, line["micro"])
             pairs = list(zip(line["ids"], line["crcs"], strict=True))

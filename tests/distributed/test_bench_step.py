@@ -1,4 +1,4 @@
-"""tools/bench_step.py as a user starts it: its own process group, DeepSpeed, every way once."""
+"""tools/bench_step.py as a user starts it: its own process group, DeepSpeed, every variant once."""
 
 import json
 import subprocess
@@ -22,4 +22,4 @@ def test_step_bench(tmp_path: Path) -> None:
     assert result["utilisation"] > 0
     assert result["operations_per_image"] > 3 * result["ways"]["backbone"]["items"]
     assert load_constants([out])["cpu.conv"] == result["constants"]["cpu.conv"] > 0
-    assert "GFLOP an image" in done.stdout
+    assert "GFLOP per image" in done.stdout

@@ -1,4 +1,4 @@
-"""Groups of parameters under ZeRO: stage 2 on two processes, resumed at stage 3, equals one process without ZeRO."""
+"""Parameter groups under ZeRO: stage 2 on two processes, resumed at stage 3, equals one process without ZeRO."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import torch
 from distributed.runs import finish, losses
 from safetensors.torch import load_file
 
-# Large factors, so that a parameter in the wrong group would show.
+# Large factors expose a parameter in the wrong group.
 SETTINGS = (
     *("train.steps=4", "train.sync_statistics=true", "optim.lr=1e-4", "model.beta=1e-4", "train.checkpoint_every=100"),
     *("optim.weight_decay=1000", "optim.decay_norms=false", "optim.predictor_rate=5"),
@@ -15,7 +15,7 @@ SETTINGS = (
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     found = load_file(run / "checkpoints" / "step-00000004" / "model.safetensors")
-    return {name: value for name, value in found.items() if value.is_floating_point()}  # not BatchNorm's counts
+    return {name: value for name, value in found.items() if value.is_floating_point()}  # not BatchNorm's counters
 
 
 def test_groups_stay_with_their_parameters_at_every_stage(faces: Path, tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_groups_stay_with_their_parameters_at_every_stage(faces: Path, tmp_path:
 
 
 def test_lars_goes_on_bit_for_bit(faces: Path, tmp_path: Path) -> None:
-    """Two processes at stage 0, the only one where layers are whole."""
+    """Two processes at stage 0, the only stage with complete layers."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     words = ("train.steps=4", "train.zero_stage=0", "optim.name=lars", "optim.lr=3", "model.beta=1e-4")
     finish(2, faces, whole, *words)

@@ -1,4 +1,4 @@
-"""The planner's model against real processes: what DeepSpeed holds and sends at each ZeRO stage."""
+"""The planner's model against real processes: memory and traffic of DeepSpeed at each ZeRO stage."""
 
 import json
 
@@ -12,7 +12,7 @@ from simfle.plan.estimate import memory, traffic
 from simfle.runtime import plan_batch
 
 WORLD = 2
-# Two micro-batches of four, bf16: gradients of two types, sent once or twice a step. SGD: one optimizer tensor.
+# Two micro-batches of four, bf16: gradients of two types, sent once or twice per step. SGD: one optimizer tensor.
 GIVEN = [*SETTINGS, "train.precision=bf16", "train.micro_batch=4"]
 
 
@@ -34,9 +34,9 @@ def test_bytes_held_and_sent(measured: dict[int, dict[str, int]], work: Work, st
     batch = plan_batch(config.train, WORLD)
     held, sent = memory(work, config, batch, WORLD), traffic(work, config, batch, WORLD)
     states = held.parameters + held.optimizer + held.buffers
-    # Stage 1 has shared its gradients by then as stage 2 does; stage 3 keeps their memory between steps.
+    # Stage 1 has partitioned its gradients by then, as stage 2 does; stage 3 keeps their memory between steps.
     gradients = {1: 2 * held.gradients / WORLD}.get(stage, held.gradients)
     assert measured[stage]["between"] == pytest.approx(states + (gradients if stage == 3 else 0), rel=0.01)
     assert measured[stage]["backward"] == pytest.approx(states + gradients, rel=0.02)
-    # gloo has no reduce-scatter: it does an all-reduce, twice the bytes.
+    # gloo has no reduce-scatter and uses an all-reduce, twice the bytes.
     assert measured[stage]["sent"] == pytest.approx(sent.total + sent.reduce_scatter, rel=0.01)

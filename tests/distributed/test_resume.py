@@ -1,4 +1,4 @@
-"""Exact resume: killed anywhere, on the same or another number of processes, a run goes on at the next sample."""
+"""Exact resume: killed anywhere, on the same or another number of processes, a run resumes at the next sample."""
 
 import gzip
 import json
@@ -10,7 +10,7 @@ import pytest
 from distributed import runs
 
 SETTINGS = ("train.steps=12", "train.checkpoint_every=4", "train.record_samples=true", "train.images_every=5")
-# What must change nothing.
+# Changes that must have no effect.
 BESIDE = (
     "train.profile=true",
     "train.profile_steps=[2,3]",
@@ -30,7 +30,7 @@ def undisturbed(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def kill(process: "runs.subprocess.Popen[str]") -> None:
-    """The launcher and its workers, which are in sessions of their own."""
+    """Return the launcher and its workers, which run in separate sessions."""
     for each in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
         each.kill()
     process.wait()
@@ -43,7 +43,7 @@ def test_killed_and_resumed_run_has_the_same_losses_bit_for_bit(undisturbed: Pat
     kill(process)
     assert 6 <= len(runs.metrics(run)) < 12
     output = runs.finish(2, faces, run, *SETTINGS, *BESIDE)
-    assert "going on after step" in output
+    assert "resuming after step" in output
     assert runs.losses(run) == runs.losses(undisturbed)
     assert runs.samples(run) == runs.samples(undisturbed)
     assert output.count("open it at https://ui.perfetto.dev") == 2
@@ -72,7 +72,7 @@ def test_signal_saves_and_leaves_cleanly(undisturbed: Path, faces: Path, tmp_pat
     process = runs.start(1, faces, run, *SETTINGS, "train.checkpoint_every=1000")
     runs.wait_for_step(process, run, 3)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=800)
     assert process.returncode == 0, output
     assert "stopped on SIGTERM after step" in output
     done = len(runs.metrics(run))

@@ -1,4 +1,4 @@
-"""With shared statistics a step does not depend on how many processes share the batch: exact gradients, float64."""
+"""With synchronized statistics, a step is independent of the number of processes: exact gradients, float64."""
 
 import json
 from pathlib import Path

@@ -7,8 +7,8 @@ import torch
 from distributed import runs
 from safetensors.torch import load_file
 
-# A small learning rate: the randomly initialised network magnifies rounding about tenfold per step, which is no
-# property of ZeRO. What the optimizer did is compared by itself below.
+# A small learning rate: the randomly initialized network amplifies rounding about tenfold per step, independent of
+# ZeRO. The optimizer's updates are compared separately below.
 SETTINGS = ("train.steps=6", "train.sync_statistics=true", "optim.lr=1e-4", "model.beta=1e-4", "optim.clip=5.0")
 
 
@@ -35,7 +35,7 @@ def test_stage_on_two_processes_equals_one_process_without_zero(
     ours, theirs = newest(run, "optim.safetensors"), newest(alone, "optim.safetensors")
     assert ours.keys() == theirs.keys()
     worst = max(float((ours[name] - theirs[name]).norm() / theirs[name].norm().clamp(min=1e-6)) for name in theirs)
-    assert worst < 0.05  # momentum: the gradients of all steps, as far as rounding lets them agree
+    assert worst < 0.05  # momentum: the gradients of all steps, equal up to rounding
     ours, theirs = newest(run, "model.safetensors"), newest(alone, "model.safetensors")
     assert ours.keys() == theirs.keys()
     for name in theirs:

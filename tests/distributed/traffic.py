@@ -1,4 +1,4 @@
-"""What DeepSpeed really holds and sends at each ZeRO stage: bytes of tensors, and of TCP per step, as JSON lines."""
+"""Measure DeepSpeed's memory and traffic at each ZeRO stage: tensor bytes, and TCP bytes per step, as JSON lines."""
 
 import faulthandler
 import gc
@@ -21,9 +21,9 @@ from simfle.train import state
 
 
 def received() -> int:
-    """Bytes that this process has received over TCP (tcp_info of linux/tcp.h): in a ring, as many as it has sent.
+    """Return the bytes that this process has received over TCP (tcp_info of linux/tcp.h); in a ring, also those sent.
 
-    Between two barriers nothing is on its way. What was sent is no such number: acknowledgements come later.
+    Between two barriers no data is in flight. Sent bytes are less exact, because acknowledgments arrive later.
     """
     dist.barrier()
     total = sum(_received(entry) for entry in list(Path("/proc/self/fd").iterdir()))
@@ -37,7 +37,7 @@ def _received(entry: Path) -> int:
             return 0
         handle = os.dup(int(entry.name))
     except OSError:
-        return 0  # the listing's own, closed by now
+        return 0  # the listing's own descriptor, closed by now
     with socket.socket(fileno=handle) as each:
         if each.type != socket.SOCK_STREAM or each.family not in (socket.AF_INET, socket.AF_INET6):
             return 0
@@ -46,12 +46,12 @@ def _received(entry: Path) -> int:
 
 
 def held(bucket: int) -> tuple[int, int]:
-    """Bytes of all tensors alive, and of those among them that are communication buckets, each storage once."""
+    """Return the bytes of all live tensors and of communication buckets among them, each storage once."""
     gc.collect()
     storages: dict[int, int] = {}
     buckets: dict[int, int] = {}
     for thing in gc.get_objects():
-        if issubclass(type(thing), torch.Tensor):  # isinstance would ask lazy modules for their class, which warn
+        if issubclass(type(thing), torch.Tensor):  # isinstance would query the class of lazy modules, which warn
             storage = thing.untyped_storage()
             kind = buckets if thing.numel() >= bucket else storages
             kind[storage.data_ptr()] = storage.nbytes()
@@ -82,7 +82,7 @@ def measure(config: PretrainConfig) -> None:
     images = batch(config.views.size, config.views.face_size, plan.micro_batch)
     images_bytes = sum(tensor.nbytes for tensor in vars(images).values())
     before = 0
-    for _ in range(2):  # the second: stage 3 records the order of parameters in its first
+    for _ in range(2):  # twice: stage 3 records the order of parameters in its first step
         before = received()
         for micro in range(plan.accumulation):
             losses = engine(images)
@@ -101,6 +101,6 @@ def measure(config: PretrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    faulthandler.dump_traceback_later(200, exit=True)  # before its caller gives up without a word
+    faulthandler.dump_traceback_later(700, exit=True)  # before its caller gives up silently
     with processes(load(PretrainConfig, None, sys.argv[2:]).train) as WORLD:
         main()

@@ -1,9 +1,9 @@
-"""What the pages tell to type, taken out of them, and whether the program would take it.
+"""Extract commands from the documents and parse them as the program does.
 
 The rule, for README.md, SLURM.md, CONTRIBUTING.md and docs/:
 - ```bash, and an indented block whose first word is a program: every line is a command (a backslash joins lines);
 - ```python is executed, ```yaml is read as a configuration;
-- ```text, a block without a language, and the indented blocks of `TEXT` are to be read.
+- ```text, a block without a language, and the indented blocks of `TEXT` are only read.
 """
 
 import re
@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = sorted([*(ROOT / name for name in ("README.md", "SLURM.md", "CONTRIBUTING.md")), *ROOT.glob("docs/*.md")])
 PROGRAMS = ("simfle", "python", "accelerate", "torchrun", "make", "pip", ".venv/bin/pip", "pytest", "pre-commit",
             "apt-get", ".")  # fmt: skip
-TEXT = {"README.md": "faces -> shards", "docs/method.md": "global_branch"}  # indented, but nothing to type
-# Synopses: what stands for something else; None: nothing.
+TEXT = {"docs/method.md": "global_branch"}  # indented, but not commands
+# Placeholders in synopses and their values; None: removed.
 STANDS_FOR = {
     "NAME": "folder",
     "DIR": "path/to/faces",
@@ -42,7 +42,7 @@ STANDS_FOR = {
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a page. kind: bash, python, yaml or text; line: of the page, from 1."""
+    """A block of a page. kind: bash, python, yaml or text; line: in the page, from 1."""
 
     page: str
     line: int
@@ -51,7 +51,7 @@ class Block:
 
     @property
     def commands(self) -> "list[Line]":
-        """What a bash block tells to type."""
+        """Return the commands of a bash block."""
         joined = re.sub(r" *\\\n *", " ", self.text)
         parts = [part for line in joined.splitlines() for part in shell_parts(line)] if self.kind == "bash" else []
         return [Line(self.page, self.line, words) for words in parts]
@@ -59,7 +59,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Line:
-    """A command line, as words."""
+    """Split a command line into words."""
 
     page: str
     line: int
@@ -70,7 +70,7 @@ class Line:
 
 
 def shell_parts(line: str) -> list[list[str]]:
-    """The commands of a line, without its comment; && parts them."""
+    """Return the commands of a line, split at &&, without its comment."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars="&")
     lexer.whitespace_split, lexer.commenters = True, "#"
     parts: list[list[str]] = [[]]
@@ -83,7 +83,7 @@ def shell_parts(line: str) -> list[list[str]]:
 
 
 def blocks(page: Path) -> list[Block]:
-    """All blocks of a page, in order."""
+    """Return all blocks of a page in order."""
     name = str(page.relative_to(ROOT))
     found, lines = [], page.read_text().splitlines()
     number = 0
@@ -108,12 +108,12 @@ LINES = [line for block in ALL for line in block.commands]
 
 
 def is_ours(line: Line) -> bool:
-    """Whether it comes to a command of this project, whatever starts it."""
+    """Return whether the line runs a command of this project, with any launcher."""
     return line.words[0] in ("simfle", "python", "accelerate", "torchrun")
 
 
 def ours(words: list[str]) -> list[str]:
-    """The words after `simfle` that a command line of ours comes to."""
+    """Return the words after `simfle` of one of our command lines."""
     known = [STANDS_FOR.get(word, word) for word in words]
     words = [word for word in known if word is not None]
     if words[0] == "simfle":
@@ -126,7 +126,7 @@ def ours(words: list[str]) -> list[str]:
 
 
 def launched(words: list[str]) -> list[str]:
-    """What a launcher starts, after its own options have been read by its own parser."""
+    """Return the command that a launcher starts, after its own parser has read its options."""
     parser: ArgumentParser
     if words[0] == "torchrun":
         from torch.distributed.run import get_args_parser
@@ -142,7 +142,7 @@ def launched(words: list[str]) -> list[str]:
 
 
 def path_of(module: str, entries: dict[str, Any]) -> list[str]:
-    """The words of the subcommand that tools/MODULE.py or launchers/MODULE.py is the front of."""
+    """Return the subcommand of tools/MODULE.py or launchers/MODULE.py as words."""
     for name, entry in entries.items():
         if isinstance(entry, table.Group):
             if below := path_of(module, entry.entries):
@@ -152,18 +152,18 @@ def path_of(module: str, entries: dict[str, Any]) -> list[str]:
     return []
 
 
-WORDS = ("overrides", "words", "arguments")  # what commands call their key=value
+WORDS = ("overrides", "words", "arguments")  # names of the commands' key=value parameters
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """A command line as the program reads it: subcommand, and its parameters."""
+    """A parsed command line: subcommand and parameters."""
 
     path: tuple[str, ...]
     values: dict[str, Any]
 
     def configure(self) -> None:
-        """Read the configuration that is named and its key=value, as the command will. Raises UserError."""
+        """Read the named configuration and its key=value words, as the command does. Raises UserError."""
         config = self.values.get("config")
         given = [word for name in WORDS for word in self.values.get(name) or []]
         if config and "=" in config:
@@ -183,7 +183,7 @@ class Parsed:
 
 
 def parse(words: list[str]) -> Parsed:
-    """The words after `simfle` as click reads them. Raises click's UsageError for what it would refuse."""
+    """Parse the words after `simfle` with click. Raises click's UsageError for invalid ones."""
     import typer
 
     command: Any = typer.main.get_command(app())

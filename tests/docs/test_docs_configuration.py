@@ -1,4 +1,4 @@
-"""The page of all configurations is what the dataclasses say, and every range on it is what the checks allow."""
+"""The configuration page equals the dataclasses, and every range on it equals the checks."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ sys.path.pop(0)
 
 
 def pretraining(config: PretrainConfig, field: str) -> None:
-    """What a run checks before its first step, as far as it has to do with the field."""
+    """Run the checks before a run's first step that concern the field."""
     check_training(config)
     check_views(config.views)
     choose_backend(config.data.backend, torch.device("cpu"))
@@ -60,7 +60,7 @@ CHECKS: dict[type, tuple[list[str], Callable[[Any, str], None]]] = {
     Benchmark: (["name=mine", "test=''", "shards=[x]"], lambda config, field: check_benchmark(config, "mine.yaml")),
     ClusterConfig: ([], lambda config, field: check_cluster(config)),
 }
-# What is said of a range: values that are in it, values that are not. By the words on the page, or by field.
+# Range texts -> values in the range, values outside. By the page's text, or by field.
 EDGES: dict[str, tuple[list[str], list[str]]] = {
     "at least 0": (["0", "1"], ["-1"]),
     "at least 1": (["1"], ["0"]),
@@ -99,11 +99,11 @@ EDGES: dict[str, tuple[list[str], list[str]]] = {
     "30, 12:00:00, 2-00:00:00": (["30", "12:00:00", "2-00:00:00"], ["soon", "1h"]),
     "name or name=value, each": (["[exclusive,exclude=n13]"], ["['--exclusive']"]),
     "NAME=VALUE, each": (["[A=1]"], ["[A]"]),
-    "train.device": (["auto", "cpu"], ["gpu"]),  # cuda is refused where there is none
+    "train.device": (["auto", "cpu"], ["gpu"]),  # cuda is refused without a GPU
     "views.size": (["1"], ["0"]),
-    "model.facemae.patch": (["8", "16"], ["0", "-8"]),  # and a divisor of views.face_size
-    "model.method": (["simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg"], ["dino"]),  # mae wants a ViT
-    # Those of other methods than SimFLE.
+    "model.facemae.patch": (["8", "16"], ["0", "-8"]),  # must also divide views.face_size
+    "model.method": (["simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg"], ["dino"]),  # mae needs a ViT
+    # Fields of methods other than SimFLE.
     "model.contrast.epsilon": (["0.025"], ["0.0249", "0"]),
 }
 WITH = {

@@ -1,7 +1,7 @@
-"""The pages are done: every command of ours and every Python block, in order, in a folder as the page's reader has it.
+"""Run the pages: every command and every Python block, in order, in a folder like the reader's.
 
-What a reader has (faces, corpora) is drawn, and models and steps are made small by words added at the end of a line.
-Slurm's commands print their script; what they would submit is then run here. `ELSEWHERE` names what another test does.
+The reader's data (faces, corpora) is synthetic; options appended to a line make models and steps small.
+Slurm commands print their script, whose command is then run locally. `ELSEWHERE` names what other tests cover.
 """
 
 import contextlib
@@ -50,15 +50,16 @@ NAMES = (
     "noor",
     "olga",
 )
-# Words of a command line, and the test that does what it says.
+# Words of a command line, and the test that covers it.
 ELSEWHERE = {
     "simfle quickstart": "tests/unit/test_quickstart.py",
     "--align": "tests/unit/shards/test_shards_align.py",
     "--nodes 2": "tests/cluster/test_doctor.py",
     "bench startup": "tests/unit/test_bench_training.py",
     "bench scaling": "tests/cluster/test_slurm_page.py",
+    "bench gpu": "tests/unit/test_gpu_day.py",
     "[options]": "tests/unit/sources",
-    "configs/compare/": "tests/docs/test_docs_parsed.py",  # of the corpus that docs/results.md is about
+    "configs/compare/": "tests/docs/test_docs_parsed.py",  # uses the corpus of docs/results.md
     "simfle compare": "tests/unit/eval/test_eval_compare.py",
     "CONFIG": "tests/docs/test_docs_parsed.py",  # a synopsis
     "atelier": "tests/docs/test_docs_extending.py",
@@ -69,7 +70,7 @@ DONE_BY_OTHERS = {"SLURM.md": "tests/cluster/test_slurm_page.py"}
 TRAINING = [*SETTINGS, "train.steps=2", "train.checkpoint_every=2"]
 EVALUATION = ["size=32", "threads=1", "seeds=[0]", "protocols=[linear_fast,knn]", "fast.epochs=2",
               "linear.epochs=1", "resamples=20"]  # fmt: skip
-ALWAYS = ("train.steps", "--rounds", "--images", "--batch")  # also where the line says another number
+ALWAYS = ("train.steps", "--rounds", "--images", "--batch")  # also if the line gives another number
 ADDED = {
     "pretrain": TRAINING,
     "plan": TRAINING,
@@ -95,7 +96,7 @@ RUNNABLE = [
 
 
 def do(words: list[str]) -> str:
-    """`simfle WORDS` in this process; what it prints."""
+    """Run `simfle WORDS` in this process and return its output."""
     out, code = io.StringIO(), None
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out), patch.object(sys, "argv", ["", *words]):
         try:
@@ -107,7 +108,7 @@ def do(words: list[str]) -> str:
 
 
 def added(words: list[str]) -> list[str]:
-    """What makes the command small, unless the line says it itself."""
+    """Return options that make the command small, unless the line sets them."""
     name = next((name for name in ADDED if " ".join(words).startswith(f"{name} ")), "")
     given = {word.split("=")[0] for word in words} - set(ALWAYS)
     return [word for word in ADDED.get(name, []) if word.split("=")[0] not in given]
@@ -115,7 +116,7 @@ def added(words: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the pages' readers have: images in class folders, a list, corpora in their layouts."""
+    """Create the readers' data: images in class folders, a list, corpora in their layouts."""
     here = tmp_path_factory.mktemp("drawn")
     options = ["--people", "15", "--images-per-person", "21", "--size", "64", "--workers", "1"]
     do(["shards", "build", "procedural", str(here / "all"), *options])
@@ -145,7 +146,7 @@ def write(file: Path, content: bytes) -> None:
 
 
 def affectnet(folder: Path, number: int, image: bytes) -> None:
-    """A face of the release of 2021."""
+    """Return a face of the 2021 release."""
     write(folder / f"images/{number}.jpg", image)
     (folder / "annotations").mkdir(exist_ok=True)
     notes = {"exp": str(number % 7), "val": "-0.125", "aro": "0.5", "lnd": np.arange(136) / 2}
@@ -155,12 +156,12 @@ def affectnet(folder: Path, number: int, image: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def earlier(drawn: Path) -> Path:
-    """What a page takes from pages before it: shards with labels, people and a test split; a run."""
+    """Create what a page takes from earlier pages: shards with labels, people and a test split; a run."""
     here = drawn / "earlier"
     options = ["--class-folders", "--test-fraction", "0.25", "--val-fraction", "0.25", "--workers", "1"]
     options += ["--group-pattern", r"([^/]+)-\d+\.jpg$"]
     do(["shards", "build", "folder", str(drawn / "path/to/faces"), str(here / "shards"), *options])
-    (drawn / "films").mkdir()  # SFEW has other names for some expressions
+    (drawn / "films").mkdir()  # SFEW uses other names for some expressions
     for folder in (drawn / "path/to/faces").iterdir():
         name = {"anger": "angry", "happiness": "happy", "sadness": "sad"}.get(folder.name, folder.name)
         (drawn / "films" / name).symlink_to(folder)
@@ -171,7 +172,7 @@ def earlier(drawn: Path) -> Path:
     return here
 
 
-# What pages make themselves, and so do not find: shards, runs, all of it.
+# Outputs of the pages, deleted before: shards, runs.
 MAKES = {
     "README.md": ["shards", "runs"],
     "docs/ten-minutes.md": ["shards", "runs"],
@@ -185,7 +186,7 @@ MAKES = {
 
 @pytest.fixture
 def here(request: pytest.FixtureRequest, drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of one page's reader."""
+    """Return the folder of one page's reader."""
     page = request.getfixturevalue("page")
     for name in ("path", "corpora", "list.csv", "faces", "my_data_dir"):
         (tmp_path / name).symlink_to(drawn / name)
@@ -213,7 +214,7 @@ def here(request: pytest.FixtureRequest, drawn: Path, tmp_path: Path, monkeypatc
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`simfle.pretrain` and `simfle.evaluate` as the page calls them, with a small model."""
+    """Call `simfle.pretrain` and `simfle.evaluate` as the page does, with a small model."""
     for name, words in (("pretrain", TRAINING), ("evaluate", EVALUATION)):
         real = getattr(simfle, name)
 
@@ -234,7 +235,7 @@ def execute(line: Line) -> None:
         return
     if words[0] == "shards" and "NAME" in line.words:
         words = ["anna" if word == "folder" else word for word in words]
-    words = ["random:resnet10t" if word.startswith("timm:") else word for word in words]  # nothing is fetched
+    words = ["random:resnet10t" if word.startswith("timm:") else word for word in words]  # no downloads
     parsed = parse(words)
     do([*words, *added(words)])
     if parsed.path == ("slurm", "pretrain") and not parsed.values["dry_run"]:

@@ -1,4 +1,4 @@
-"""docs/extending.md: its corpus, backbone, method and benchmark are added as the page says, and used as it says."""
+"""Add and use the corpus, backbone, method and benchmark of docs/extending.md."""
 
 import re
 import sys
@@ -26,7 +26,7 @@ LINES = [ours(line.words) for block in BLOCKS for line in block.commands if is_o
 
 
 def module(path: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A file of the page as the module that it would be."""
+    """Load a file of the page as a module."""
     name = path.removesuffix(".py").replace("/", ".")
     made = ModuleType(name)
     monkeypatch.setitem(sys.modules, name, made)
@@ -41,7 +41,7 @@ def line(word: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """shards/mine of drawn faces, and the folder of the corpus."""
+    """Return shards/mine of synthetic faces, and the folder of the corpus."""
     folder = tmp_path_factory.mktemp("extending")
     options = ["--people", "8", "--images-per-person", "7", "--size", "64", "--workers", "1"]
     do(["shards", "build", "procedural", str(folder / "shards/mine"), *options])
@@ -112,7 +112,7 @@ def test_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
     apart = sum(((centred[:, a] * centred[:, b]).sum() / 5) ** 2 for a in range(5) for b in range(5) if a != b) / 5
     torch.testing.assert_close(made.spread(z).item(), hinge)
     torch.testing.assert_close(made.off_diagonal(z), apart)
-    # Two equal views: nothing but variance and covariance is left.
+    # Two equal views: only variance and covariance remain.
     model = build_method(load(PretrainConfig, None, [*added(["pretrain", ""])[:7], "model.method=vicreg"]).model, None)
     view = torch.randint(0, 255, (4, 3, 32, 32), dtype=torch.uint8)
     losses = model(Batch(view, view, view, torch.arange(4), torch.zeros(4)))
@@ -123,7 +123,7 @@ def test_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_benchmark(here: Path) -> None:
     words = [f"data.shards=[{here / 'shards/mine'}]", "train.run=runs/mine"]
     do(["pretrain", *words, *added(["pretrain", *words])])
-    text = FILES["clinic.yaml"].text.replace("happy", "happiness")  # as the drawn faces' label is called
+    text = FILES["clinic.yaml"].text.replace("happy", "happiness")  # the synthetic faces' label name
     (here / "clinic.yaml").write_text(text)
     do(line("clinic.yaml"))
     results = list(here.glob("runs/mine/eval/*/clinic/knn/seed-*.json"))

@@ -1,4 +1,4 @@
-"""Every command line on every page is one that the program takes: its options, its configuration, its keys."""
+"""The program accepts every command line on every page: its options, its configuration, its keys."""
 
 import re
 import shlex
@@ -19,7 +19,7 @@ from simfle.slurm.config import ClusterConfig
 # The example corpus of docs/extending.md is built by the test that runs that page.
 OURS = [line for line in LINES if is_ours(line) and "atelier" not in line.words]
 OTHERS = [line for line in LINES if not is_ours(line)]
-REFUSED: type = typer.BadParameter.__mro__[1]  # click's UsageError, wherever typer keeps its click
+REFUSED: type = typer.BadParameter.__mro__[1]  # click's UsageError, wherever typer stores its click
 KNOWN = {*helps(PretrainConfig), *helps(EvalConfig), *helps(Benchmark)} | {f"cluster.{k}" for k in helps(ClusterConfig)}
 
 
@@ -46,7 +46,7 @@ def test_ours_are_taken(line: Line) -> None:
 
 @pytest.mark.parametrize("line", OTHERS, ids=str)
 def test_others_are_there(line: Line) -> None:
-    """make's targets, packages of this project, files of tests."""
+    """Check make targets, packages of this project and test files."""
     program, *words = line.words
     if program == "make":
         done = subprocess.run(["make", "-n", *words], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -67,7 +67,7 @@ def test_others_are_there(line: Line) -> None:
 
 
 def test_fields_that_are_named_in_passing_exist() -> None:
-    """`train.micro_batch=auto` and the like, anywhere in the text."""
+    """Check `train.micro_batch=auto` and similar text anywhere."""
     rooms = {name.split(".")[0] for name in KNOWN if "." in name} - {"linear", "landmarks", "fast", "scratch"}
     seen = 0
     for page in PAGES:
@@ -86,6 +86,6 @@ def test_fields_that_are_named_in_passing_exist() -> None:
      "pretrain configs/pretrain/face_cpu.yaml", "slurm pretrain cluster.nods=2", "evaluate sizes=3"],
 )  # fmt: skip
 def test_what_the_program_would_refuse_is_refused(words: str) -> None:
-    """The check itself: it can fail."""
+    """Check that the check itself can fail."""
     with pytest.raises((UserError, REFUSED), match=r"did you mean|No such|Missing|unknown key"):
         parse(shlex.split(words)).configure()

@@ -1,4 +1,4 @@
-"""The site is built strictly, and shows everything itself: no font, script or picture from another host."""
+"""The site is built strictly and is self-contained: no font, script or image from another host."""
 
 import re
 import shutil
@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# Without --quiet, which would keep warnings from being counted, and so from being errors.
+# Without --quiet, which would exclude warnings from the count that makes them errors.
 MKDOCS = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file"]
-# What a browser fetches without being asked; <a> and <link rel=canonical> are fetched when somebody clicks.
+# Fetched by a browser without a click; <a> and <link rel=canonical> are not.
 LOADS = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "link": "href"}
 
 
 class Loads(HTMLParser):
-    """Addresses that a page makes a browser fetch, and the ids in it."""
+    """Collect the addresses that a page makes a browser fetch, and the ids in it."""
 
     def __init__(self, page: Path) -> None:
         super().__init__()
@@ -62,13 +62,13 @@ def test_links_of_the_repository_are_links_of_the_site(site: Path) -> None:
     assert 'href="shards.html"' in index  # written as docs/shards.md
     assert 'href="slurm.html"' in index  # SLURM.md, beside the README
     evaluation = (site / "evaluation.html").read_text()
-    assert 'href="source/simfle/eval/config.py.html"' in evaluation  # a file of the repository, shown on a page
+    assert 'href="source/simfle/eval/config.py.html"' in evaluation  # a repository file, displayed on a page
     shown = (site / "source/simfle/eval/config.py.html").read_text()
     assert "class FinetuneConfig" in re.sub(r"<[^>]+>", "", shown)
 
 
 def test_links_to_nowhere_are_errors(tmp_path: Path) -> None:
-    """A page with wrong links, built as `make docs` does it."""
+    """Build a page with wrong links as `make docs` does."""
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs/hooks.py", tmp_path / "docs")
     for name in ("README.md", "SLURM.md", "CONTRIBUTING.md", "CHANGELOG.md"):

@@ -1,4 +1,4 @@
-"""Every message on the troubleshooting page is one that the program can print."""
+"""Every message on the troubleshooting page exists in the program."""
 
 import ast
 import re
@@ -8,12 +8,12 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs/troubleshooting.md").read_text()
-# The first column of the tables, where it is code.
+# The first table column, if it is code.
 MESSAGES = re.findall(r"^\| `([^`]+)` \|", PAGE, re.MULTILINE)
 
 
 def texts() -> list[str]:
-    """All texts in our code, … where an f-string has a value."""
+    """Return all texts in our code, with … for the values of f-strings."""
     found = []
     for file in [*ROOT.glob("simfle/**/*.py"), *ROOT.glob("shards/**/*.py")]:
         for node in ast.walk(ast.parse(file.read_text())):
@@ -33,7 +33,7 @@ def test_a_message_is_in_the_code(message: str) -> None:
     whole = message.strip("… ")
     if any(whole in text for text in ALL):
         return
-    # Composed of several texts, or with constants in it: each piece must be in one of ours.
+    # Composed of several texts, or with constants: each piece must be in one of our texts.
     pieces = [piece for piece in re.split(r"…|; |manifest\.json|\.npz or", message) if len(piece.strip()) > 10]
     assert pieces, message
     for piece in pieces:

@@ -1,4 +1,4 @@
-"""What users do to the files of a run, knowing or not. Rows of the table as those of `table.py`."""
+"""Changes that users make to the files of a run, intended or not. Rows of the table like those of `table.py`."""
 
 import re
 import shutil
@@ -14,7 +14,7 @@ from shards.remove import remove_samples
 
 
 @fault(
-    "config.yaml edited by hand, and the same values given", f"{SAYS}the keys are named; {RESUMES} with its own values"
+    "config.yaml edited manually, and the same values given", f"{SAYS}the keys are named; {RESUMES} with its own values"
 )
 def edited(story: Story) -> None:
     file = story.run / "config.yaml"
@@ -37,17 +37,15 @@ def another_seed(story: Story) -> None:
     shutil.rmtree(copied)
 
 
-@fault(
-    "copies of a checkpoint: `step-10`, and under another step's name", "the first is left alone; the other: one line"
-)
+@fault("copies of a checkpoint: `step-10`, and under another step's name", "the first is ignored; the other: one line")
 def copied(story: Story) -> None:
     mine = shutil.copytree(story.newest, story.run / "checkpoints/step-10")
     child = story.start("train.stop_after=8")
     assert child.wait() == 0, child.output
-    assert "going on after step 4" in child.output
+    assert "resuming after step 4" in child.output
     assert {path.name for path in mine.parent.iterdir()} == {"step-10", "step-00000006", "step-00000008"}
     wrong = mine.rename(mine.with_name("step-00000099"))
-    story.stopped(story.start(), "checkpoints/step-00000099 holds the state of another step than its name says")
+    story.stopped(story.start(), "checkpoints/step-00000099 has the state of another step than its name says")
     assert len(list(wrong.iterdir())) == 4
     shutil.rmtree(wrong)
 
@@ -68,7 +66,7 @@ def withdrawn(story: Story) -> None:
     story.stopped(child, f"data.shards={story.faces}: its manifest.json lists other shards than when this run started")
     saved = int(re.search(r"stopped after step (\d+), which is saved", child.last_line)[1])
     assert (story.folder / "long" / "checkpoints" / f"step-{saved:08d}" / "COMPLETE").exists()
-    story.stopped(story.start(), "hold other data than")
+    story.stopped(story.start(), "have other data than")
     shutil.rmtree(story.faces)
     aside.rename(story.faces)
     child = story.start("train.steps=4000", f"train.run={story.folder / 'long'}", f"train.stop_after={saved + 1}")
@@ -77,7 +75,7 @@ def withdrawn(story: Story) -> None:
 
 @fault(
     "the run's folder is deleted while training",
-    f"{SAYS}nothing is written there any more; {RESUMES} with it put back",
+    f"{SAYS}no further writes; {RESUMES} once it is restored",
 )
 def deleted(story: Story) -> None:
     aside = shutil.copytree(story.run, story.folder / "aside")
@@ -86,14 +84,14 @@ def deleted(story: Story) -> None:
     child.send(signal.SIGSTOP)
     shutil.rmtree(story.run)
     child.send(signal.SIGCONT)
-    story.stopped(child, f"train.run={story.run}: the folder was deleted or moved away while the run was training")
+    story.stopped(child, f"train.run={story.run}: the folder was deleted or moved while the run was training")
     assert not story.run.exists()
     aside.rename(story.run)
 
 
 @fault(
     "the checkpoints of a run are gone: a link that leads nowhere, an empty folder (a disk that is not mounted)",
-    f"{SAYS}never a fresh start over an old run; {RESUMES} once they are back",
+    f"{SAYS}no start from scratch over an old run; {RESUMES} once they are back",
 )
 def unmounted(story: Story) -> None:
     child = story.start("train.stop_after=6")
@@ -105,13 +103,13 @@ def unmounted(story: Story) -> None:
     story.stopped(story.start(), "checkpoints is a link to")
     folder.unlink()
     for _ in range(2):  # no folder, an empty one
-        story.stopped(story.start(), "metrics.jsonl tells of step 6, but there is no checkpoint")
+        story.stopped(story.start(), "metrics.jsonl reaches step 6, but there is no checkpoint")
         folder.mkdir(exist_ok=True)
     folder.rmdir()
     assert (story.run / "metrics.jsonl").read_bytes() == before
     folder.symlink_to(disk)
     child = story.start("train.stop_after=8")
     assert child.wait() == 0, child.output
-    assert "going on after step 6" in child.output
+    assert "resuming after step 6" in child.output
     folder.unlink()
     disk.rename(folder)

@@ -1,4 +1,4 @@
-"""What a row of the table of faults is, and the list of them."""
+"""The list of faults and the definition of a row."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from faults.story import Story
 
 @dataclass(frozen=True)
 class Fault:
-    """A row: what is done, what is promised, and the function that does it and looks."""
+    """A row: the fault, the promise, and the function that injects the fault and checks the promise."""
 
     what: str
     promise: str

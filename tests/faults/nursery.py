@@ -1,7 +1,7 @@
-"""Many real processes for the price of one import: a parent that has imported everything forks one for each start.
+"""Start many real processes quickly: a parent that has imported everything forks one for each start.
 
-Each child is a process and a session of its own, with its own signals, limits and exit code, and runs a command line of
-ours from its first line to its end. Importing torch and DeepSpeed takes seconds, a fork milliseconds.
+Each child is a separate process and session with its own signals, limits and exit code, and runs a complete command
+line of ours. Importing torch and DeepSpeed takes seconds, a fork milliseconds.
 """
 
 import atexit
@@ -29,9 +29,9 @@ FILE_EVENTS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil
 
 @dataclass(frozen=True)
 class At:
-    """A moment at which a child kills itself: just before its `nth` file event whose arguments contain `path`.
+    """The moment at which a child kills itself: just before its `nth` file event whose arguments contain `path`.
 
-    event: one of FILE_EVENTS; empty: any of them. back: instead, its clock (time.time) is set back by so many seconds.
+    event: one of FILE_EVENTS (empty = any); back: instead of killing, set its clock (time.time) back by these seconds.
     """
 
     path: str
@@ -42,10 +42,10 @@ class At:
 
 @dataclass(frozen=True)
 class Order:
-    """What the parent is asked to start: a script with arguments, its output to the file `log`.
+    """A start for the parent: a script with arguments, with output to the file `log`.
 
-    largest: no file can grow beyond so many bytes, as on a full disk; 0: any size. deadly: trying to kills the child in
-    the middle of the write. environment: beside that of the parent, such as the rank of one of several.
+    largest: maximum file size in bytes, as on a full disk (0 = no limit). deadly: exceeding it kills the child in the
+    middle of the write. environment: variables added to the parent's, such as the rank of one of several processes.
     """
 
     words: list[str]
@@ -57,14 +57,14 @@ class Order:
 
 
 class Child:
-    """A process that a nursery started."""
+    """A process started by a nursery."""
 
     def __init__(self, nursery: "Nursery", pid: int, log: Path) -> None:
         self.nursery, self.pid, self.log = nursery, pid, log
         self.code: int | None = None
 
     def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it lives."""
+        """Return the exit code, negative for a signal; None while it runs."""
         if self.code is None:
             self.code = self.nursery.ask({"poll": self.pid})["code"]
         return self.code
@@ -81,7 +81,7 @@ class Child:
             os.kill(self.pid, number)
 
     def limit_files(self, size: int | None) -> None:
-        """From now on no file may grow beyond `size` bytes, as on a disk that is full; None: as large as they will."""
+        """Limit the size of files to `size` bytes from now on, as on a full disk; None: no limit."""
         limits = (size if size is not None else resource.RLIM_INFINITY, resource.RLIM_INFINITY)
         resource.prlimit(self.pid, resource.RLIMIT_FSIZE, limits)
 
@@ -95,16 +95,16 @@ class Child:
 
 
 class Nursery:
-    """The parent. Temporary files of its children go to `temporary`."""
+    """The parent process. Temporary files of its children go to `temporary`."""
 
     def __init__(self, temporary: Path, *modules: str) -> None:
         temporary.mkdir(parents=True, exist_ok=True)
         paths = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-        cache = str(temporary.with_name("torch-cache"))  # torch makes this one and keeps it, on purpose
+        cache = str(temporary.with_name("torch-cache"))  # torch creates this folder and keeps it on purpose
         own = environment(DS_ACCELERATOR="cpu", TMPDIR=str(temporary), TORCHINDUCTOR_CACHE_DIR=cache, PYTHONPATH=paths)
         words = [sys.executable, __file__, *modules]
         pipe = subprocess.PIPE
-        # Of its own session: a Ctrl-C of the tests is theirs; the parent ends, and its children, when its input does.
+        # In its own session, so Ctrl-C of the tests does not reach it; it and its children end when its input closes.
         self.process = subprocess.Popen(
             words, cwd=ROOT, env=own, stdin=pipe, stdout=pipe, text=True, start_new_session=True
         )
@@ -118,34 +118,34 @@ class Nursery:
         return json.loads(self.process.stdout.readline())
 
     def start(self, words: list[str], log: Path, **how: Any) -> Child:
-        """Start `words`: a script and its arguments; `how` as in Order. A log of that name is begun anew."""
-        log.unlink(missing_ok=True)  # limits of file size hold for it, too
+        """Start `words`: a script and its arguments; `how` as in Order. An existing log of that name is deleted."""
+        log.unlink(missing_ok=True)  # file size limits apply to it, too
         answer = self.ask({"start": asdict(Order(words, str(log), **how))})
         self.children.append(Child(self, answer["pid"], log))
         return self.children[-1]
 
     def close(self) -> None:
-        """Kill what still lives, and the parent."""
+        """Kill the remaining children and the parent."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(timeout=120)
+        self.process.wait(timeout=800)
         self.process.stdout.close()
 
 
 def serve(modules: list[str]) -> None:
-    """The parent's loop; returns in each child, with sys.argv set for its script."""
+    """Run the parent's loop; return in each child, with sys.argv set for its script."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for module in modules:
         __import__(module)
-    gc.freeze()  # a child's collections would copy all of the parent's pages
+    gc.freeze()  # a child's garbage collection would copy all of the parent's pages
     living: set[int] = set()
     for line in sys.stdin:
         question = json.loads(line)
         if "start" in question:
             order = question["start"]
-            # What is sent to a child before it is one would end this loop's copy in it: it waits until `live`.
+            # A signal to a child during the fork would end this loop's copy in it, so signals are blocked until `live`.
             signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
             pid = os.fork()
             if pid == 0:
@@ -166,9 +166,9 @@ def serve(modules: list[str]) -> None:
 
 
 def become(order: Order) -> None:
-    """Turn a fork into the process that was ordered."""
+    """Configure a forked process as ordered."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in a shell's background ignores
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
     with Path(order.log).open("ab") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
@@ -205,14 +205,14 @@ def watch(at: At) -> None:
 
 
 def live() -> int:
-    """Run the script as Python would: what it leaves by, its threads, its last words; the exit code."""
+    """Run the script as Python does: exit reason, threads, final output; return the exit code."""
     code: object = 0
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
         runpy.run_path(sys.argv[0], run_name="__main__")
     except SystemExit as end:
         code = end.code
-    except BaseException as error:  # noqa: BLE001 - as the interpreter does
+    except BaseException as error:  # noqa: BLE001 - as in the interpreter
         traceback.print_exc()
         code = 130 if isinstance(error, KeyboardInterrupt) else 1
     for thread in threading.enumerate():
@@ -226,4 +226,4 @@ def live() -> int:
 
 if __name__ == "__main__":
     serve(sys.argv[1:])
-    os._exit(live())  # taking the parent's modules to pieces would cost each child seconds
+    os._exit(live())  # tearing down the parent's modules would cost each child seconds

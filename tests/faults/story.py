@@ -1,4 +1,4 @@
-"""A run that is hurt, told in a few lines: start it, wait for a step, hurt it, and see that nothing was lost."""
+"""Scenario of a run with a fault: start it, wait for a step, inject the fault, and check that nothing was lost."""
 
 import hashlib
 import io
@@ -31,7 +31,7 @@ MODULES = (
     ),
     *("simfle.commands.app", "rich.progress", "omegaconf", "timm.models.byobnet"),
 )
-# The smallest model that has all parts: 1.3 M parameters, some 30 ms a step on a quiet core.
+# The smallest model with all parts: 1.3 M parameters, about 30 ms per step on an idle core.
 SMALL = (
     "views.size=32",
     "views.face_size=32",
@@ -45,7 +45,7 @@ LENGTH = (f"train.steps={STEPS}", "train.checkpoint_every=2")
 
 
 class Story:
-    """A run in `run` that stands at step 4, with checkpoints of steps 2 and 4. `faces`: its own copy of the shards."""
+    """A run in `run` at step 4, with checkpoints of steps 2 and 4. `faces`: its own copy of the shards."""
 
     def __init__(self, nursery: Nursery, folder: Path, base: Path) -> None:
         self.nursery, self.folder = nursery, folder
@@ -58,7 +58,7 @@ class Story:
         return self.nursery.start(words, self.folder / f"log-{time.monotonic_ns()}", **how)
 
     def reach(self, child: Child, step: int, seconds: float = 120) -> None:
-        """Until the run has logged `step`."""
+        """Wait until the run has logged `step`."""
         end = time.monotonic() + seconds
         while not any(line["step"] >= step for line in runs.metrics(self.run)):
             assert child.poll() is None, child.output
@@ -66,21 +66,21 @@ class Story:
             time.sleep(0.005)
 
     def stopped(self, child: Child, words: str) -> None:
-        """The run has ended with one clear line, the last one, and exit code 1."""
+        """Check that the run ended with one clear last line and exit code 1."""
         assert child.wait() == 1, child.output
         assert child.last_line.startswith("error: "), child.output
         assert words in child.last_line, child.output
         assert "Traceback" not in child.output
 
     def finish(self, *settings: str) -> str:
-        """Start it again, undisturbed, to its end; what it printed."""
+        """Start it again without a fault, to its end, and return its output."""
         child = self.start(*settings)
         assert child.wait() == 0, child.output
         return child.output
 
     @property
     def checkpoints(self) -> list[int]:
-        """Steps of the complete checkpoints, each of them whole: hashes as its marker has them."""
+        """Return the steps of the complete checkpoints, whose hashes must match their markers."""
         steps = []
         for marker in sorted(self.run.glob("checkpoints/step-*/COMPLETE")):
             for name, facts in json.loads(marker.read_text()).items():
@@ -94,14 +94,14 @@ class Story:
 
 
 def check_same(run: Path, undisturbed: Path) -> None:
-    """The same losses, bit for bit, at each step, and the same samples with the same pixels in the same order."""
+    """Check for bitwise equal losses at each step, and the same samples with the same pixels in the same order."""
     assert [line["step"] for line in runs.metrics(run)] == [line["step"] for line in runs.metrics(undisturbed)]
     assert runs.losses(run) == runs.losses(undisturbed)
     assert runs.samples(run) == runs.samples(undisturbed)
 
 
 def check_tidy(run: Path) -> None:
-    """A run that has ended leaves what users know, and nothing beside it."""
+    """Check that a finished run leaves only documented files."""
     left = {path.name for path in run.iterdir()} - {
         *("config.yaml", "versions.json", "run.json", "metrics.jsonl", "damaged.jsonl", "samples", "tensorboard"),
         *("checkpoints", "heartbeats", ".lock", "images", "shards.json", "initial.json"),
@@ -112,7 +112,7 @@ def check_tidy(run: Path) -> None:
 
 
 def session(pid: int) -> list[int]:
-    """Living processes of the session that `pid` leads or led."""
+    """Return live processes of the session that `pid` leads or led."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -125,7 +125,7 @@ def session(pid: int) -> list[int]:
 
 
 def gone(check: Any, seconds: float = 120) -> bool:
-    """Whether `check` becomes empty in time: the dying of a process takes a moment."""
+    """Return whether `check` becomes empty in time: a process takes a moment to end."""
     end = time.monotonic() + seconds
     while check() and time.monotonic() < end:
         time.sleep(0.02)
@@ -133,7 +133,7 @@ def gone(check: Any, seconds: float = 120) -> bool:
 
 
 def shared_memory() -> set[str]:
-    """Files of /dev/shm that no living process uses."""
+    """Return files of /dev/shm that no live process uses."""
     files = {path.name for path in Path("/dev/shm").iterdir() if path.is_file()}
     if not files:
         return files
@@ -149,7 +149,7 @@ def shared_memory() -> set[str]:
 
 @contextmanager
 def mounted(folder: Path, megabytes: int) -> Iterator[None]:
-    """A small disk at `folder`; skips where this user may not mount one."""
+    """Mount a small disk at `folder`; skip if this user may not mount one."""
     words = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "none", str(folder)]
     if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
         pytest.skip("needs a user who may mount a file system")
@@ -161,7 +161,7 @@ def mounted(folder: Path, megabytes: int) -> Iterator[None]:
 
 @contextmanager
 def read_only(folder: Path) -> Iterator[None]:
-    """A folder that nobody can write to: mounted so for root, whom no permission bits hold back."""
+    """Make a folder read-only by a mount, since root ignores permission bits."""
     if os.geteuid():
         folder.chmod(0o555)
         try:
@@ -184,7 +184,7 @@ def kill(child: Child) -> None:
 
 
 def exchange_images(tar: Path) -> None:
-    """Give each sample the image of another one: a tar of the same size and count, and an index that fits it."""
+    """Swap the images of samples: a tar of the same size and count, with a matching index."""
     with tarfile.open(tar) as archive:
         members = [(item, archive.extractfile(item).read()) for item in archive]  # type: ignore[union-attr]
     images = [content for item, content in members if item.name.endswith(".jpg")]

@@ -1,7 +1,7 @@
-"""The faults of a run on one process: what is done, and what is promised. `test_faults.py` keeps the promises.
+"""Faults of a run on one process and their promises. `test_faults.py` checks the promises.
 
-Each function gets a run that stands at step 4 (checkpoints of steps 2 and 4, the next one at 6), hurts it, and asserts
-how it ends. Afterwards the run is started once more, and must end as if nothing had been.
+Each function gets a run at step 4 (checkpoints of steps 2 and 4, the next one at 6), injects a fault, and asserts how
+the run ends. Afterwards the run is started once more, and must end as if there had been no fault.
 `python tests/faults/table.py` prints the table of docs/reliability.md.
 """
 
@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 
 from distributed import runs
-from faults import hands  # noqa: F401 - the rows of what users do
+from faults import hands  # noqa: F401 - rows of users' changes
 from faults.elsewhere import ELSEWHERE, RESUMES, SAYS
 from faults.kinds import FAULTS, fault
 from faults.nursery import At
@@ -47,7 +47,7 @@ for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
     fault(each.name, f"the step is finished and saved, exit code 0; {RESUMES}")(signalled(each))
 
 
-@fault("SIGSTOP, a second later SIGCONT", "goes on by itself")
+@fault("SIGSTOP, a second later SIGCONT", "continues")
 def suspended(story: Story) -> None:
     child = story.start()
     story.reach(child, 5)
@@ -91,7 +91,7 @@ def torn(story: Story) -> None:
     assert (story.run / "checkpoints" / PARTIAL).is_dir()
 
 
-@fault("disk full: a checkpoint", f"{SAYS}older checkpoints stand; {RESUMES} with room")
+@fault("disk full: a checkpoint", f"{SAYS}older checkpoints remain; {RESUMES} with room")
 def no_room_for_a_checkpoint(story: Story) -> None:
     story.stopped(story.start(largest=1_000_000), "checkpoint could not be written")
     assert story.checkpoints == [2, 4]
@@ -124,7 +124,7 @@ def no_room(story: Story) -> None:
     aside.rename(story.run)
 
 
-@fault("TensorBoard's files cannot be written, or its folder is deleted", "goes on by itself, and says so")
+@fault("TensorBoard's files cannot be written, or its folder is deleted", "the run continues and prints a warning")
 def no_board(story: Story) -> None:
     board = story.run / "tensorboard"
     child = story.start("train.stop_after=6")
@@ -147,7 +147,7 @@ def no_pen(story: Story) -> None:
         story.stopped(story.start(), f"train.run={story.run} cannot be written")
 
 
-@fault("disk full, or a read-only folder: an export", f"{SAYS}an earlier export stays whole")
+@fault("disk full, or a read-only folder: an export", f"{SAYS}an earlier export stays complete")
 def no_room_for_an_export(story: Story) -> None:
     words = ["tools/export_backbone.py", str(story.run)]
     first = story.nursery.start(words, story.folder / "first")
@@ -173,30 +173,30 @@ def damaged(name: str, how: str) -> Callable[[Story], None]:
             content = bytearray(file.read_bytes())
             content[len(content) // 2] ^= 1
             file.write_bytes(content)
-        child = story.start("train.stop_after=4")  # where the damaged one stands: it is written anew
+        child = story.start("train.stop_after=4")  # until the step of the corrupt one, which is written again
         assert child.wait() == 0, child.output
-        assert "going on after step 2" in child.output
+        assert "resuming after step 2" in child.output
         assert story.checkpoints == [2, 4]
 
     return hurt
 
 
 for how, name in (
-    ("one bit of the newest checkpoint's model is turned", "model.safetensors"),
+    ("one bit of the newest checkpoint's model is flipped", "model.safetensors"),
     ("the newest checkpoint's optimizer state is empty", "optim.safetensors"),
     ("the newest checkpoint's state is missing", "state.json"),
     ("the newest checkpoint's marker is missing", "COMPLETE"),
 ):
     kind = how.split()[-1]
-    fault(how, "the one before is taken, and the damaged one written anew")(damaged(name, kind))
+    fault(how, "the previous one is used, and the corrupt one written again")(damaged(name, kind))
 
 
-@fault("all checkpoints are damaged", f"{SAYS}never a fresh start over an old run")
+@fault("all checkpoints are corrupt", f"{SAYS}no start from scratch over an old run")
 def none_whole(story: Story) -> None:
     aside = shutil.copytree(story.run / "checkpoints", story.folder / "aside")
     for file in story.run.glob("checkpoints/step-*/model.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
-    story.stopped(story.start(), "no checkpoint can be used")
+    story.stopped(story.start(), "no valid checkpoint")
     for file in story.run.glob("checkpoints/step-*/COMPLETE"):
         file.unlink()
     story.stopped(story.start(), "lacks COMPLETE")
@@ -204,24 +204,24 @@ def none_whole(story: Story) -> None:
     aside.rename(story.run / "checkpoints")
 
 
-@fault("metrics and sample records cut in a line, TensorBoard's files damaged", RESUMES)
+@fault("metrics and sample records truncated inside a line, TensorBoard's files corrupt", RESUMES)
 def cut(story: Story) -> None:
     for file in (*story.run.glob("samples/*"), story.run / "metrics.jsonl", *story.run.glob("tensorboard/*")):
         with file.open("ab") as end:
             end.write(b'{"step": 5, "ids": [1, 2')
 
 
-@fault("two runs in one folder", f"the second: {SAYS}the first goes on")
+@fault("two runs in one folder", f"the second: {SAYS}the first continues")
 def twice(story: Story) -> None:
     first = story.start()
     story.reach(first, 5)
     first.send(signal.SIGSTOP)
-    story.stopped(story.start(), f"is in use by process {first.pid}")
+    story.stopped(story.start(), f": in use by process {first.pid}")
     first.send(signal.SIGCONT)
     assert first.wait() == 0, first.output
 
 
-@fault("the clock jumps back three years while training, files bear any time", "goes on by itself")
+@fault("the clock jumps back three years while training, files have arbitrary times", "continues")
 def clock(story: Story) -> None:
     draw = random.Random(0)
     for path in story.run.rglob("*"):
@@ -229,10 +229,12 @@ def clock(story: Story) -> None:
     child = story.start(at=At(PARTIAL, "os.mkdir", back=1e8))
     assert child.wait() == 0, child.output
     times = [line["time"] for line in runs.metrics(story.run)]
-    assert min(times) < times[0] - 9e7  # it has jumped
+    assert min(times) < times[0] - 9e7  # the clock has jumped
 
 
-@fault("all shards deleted while training", f"goes on with those it has open; else {SAYS}{RESUMES} once they are back")
+@fault(
+    "all shards deleted while training", f"continues with the open ones; otherwise {SAYS}{RESUMES} once they are back"
+)
 def no_shards(story: Story) -> None:
     aside = story.folder / "aside"
     aside.mkdir()
@@ -259,18 +261,18 @@ def unfit(pattern: str, words: str) -> Callable[[Story], None]:
 
 
 for what, pattern, words in (
-    ("a tar that was cut", "train-*.tar", "bytes"),
-    ("an index that was cut", "train-*.idx", "index"),
-    ("a manifest that was cut", "manifest.json", "manifest.json"),
+    ("a truncated tar", "train-*.tar", "bytes"),
+    ("a truncated index", "train-*.idx", "index"),
+    ("a truncated manifest", "manifest.json", "manifest.json"),
 ):
     fault(f"{what}, at the start", f"{SAYS}{RESUMES} with a good one")(unfit(pattern, words))
 
 
-@fault("an index that is not that of its tar", f"{SAYS}{RESUMES} with a good one")
+@fault("an index that does not match its tar", f"{SAYS}{RESUMES} with a good one")
 def other_index(story: Story) -> None:
     file = sorted(story.faces.glob("train-*.idx"))[0]
     content = file.read_bytes()
-    # As of a tar with one block more at its start.
+    # As for a tar with one more block at its start.
     file.write_bytes(re.sub(rb" (\d+) (\d+) (\S+\.)", lambda m: b" %d %b %b" % (int(m[1]) - 512, m[2], m[3]), content))
     story.stopped(story.start(), "or its index is not the files that")
     file.write_bytes(content)
@@ -278,19 +280,19 @@ def other_index(story: Story) -> None:
 
 @fault(
     "a tar and its index replaced by others of the same size and count, under the same manifest",
-    f"{SAYS}{RESUMES} with those that it started with",
+    f"{SAYS}{RESUMES} with the original files",
 )
 def other_files(story: Story) -> None:
     tar = sorted(story.faces.glob("train-*.tar"))[0]
     before = {file: file.read_bytes() for file in (tar, tar.with_suffix(".idx"))}
     exchange_images(tar)
     assert tar.read_bytes() != before[tar]
-    story.stopped(story.start(), f"{tar} or its index is not the files that {story.run} has been trained on")
+    story.stopped(story.start(), f"{tar} or its index is not the files that {story.run} was trained on")
     for file, content in before.items():
         file.write_bytes(content)
 
 
-@fault("a manifest that is not that of its shards", f"{SAYS}{RESUMES} with a good one")
+@fault("a manifest that does not match its shards", f"{SAYS}{RESUMES} with a good one")
 def other_manifest(story: Story) -> None:
     file = story.faces / "manifest.json"
     content = file.read_text()
@@ -299,12 +301,12 @@ def other_manifest(story: Story) -> None:
     told["entries"] -= 1
     file.write_text(json.dumps(told))
     story.stopped(story.start("train.run=" + str(story.folder / "fresh")), "manifest")
-    story.stopped(story.start(), "shards")  # nor does the run go on with other data
+    story.stopped(story.start(), "shards")  # the run does not resume with other data either
     file.write_text(content)
 
 
 def lines() -> list[str]:
-    """The table in Markdown."""
+    """Return the table in Markdown."""
     here = "`tests/faults/test_faults.py`"
     rows = [(each.what, each.promise, here) for each in FAULTS]
     rows += [(what, promise, f"`tests/{file}`") for what, promise, file, _ in ELSEWHERE]

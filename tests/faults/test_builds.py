@@ -1,4 +1,4 @@
-"""A shard build that is hurt ends with the same bytes, or stops with one line and goes on when it can."""
+"""A shard build with a fault ends with the same bytes, or stops with one line and resumes when possible."""
 
 import hashlib
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from faults.nursery import At, Nursery
 from faults.story import read_only
 
-EVERY = 13  # of its file operations some 70; make soak draws the others
+EVERY = 13  # tests every 13th of its file operations, about 70; make soak draws the others
 
 
 def words(out: Path) -> list[str]:
@@ -34,7 +34,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 @pytest.fixture(scope="module")
 def expected(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of the files of a build that nobody disturbed."""
+    """Return the files of an undisturbed build."""
     out = tmp_path_factory.mktemp("whole") / "shards"
     child = nursery.start(words(out), out.with_name("log"))
     assert child.wait() == 0, child.output

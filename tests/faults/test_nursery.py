@@ -1,4 +1,4 @@
-"""The tests' own tool: a signal sent to a child at any moment is the child's, and the parent outlives it."""
+"""The fork server of the tests: a signal to a child at any moment reaches the child, and the parent survives."""
 
 import signal
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 from faults import story as telling
 from faults.nursery import Nursery
 
-# In short sleeps: a signal that comes between Python's last look for one and the system call does not end that sleep.
+# In short sleeps: a signal between Python's last check and the system call does not end that sleep.
 WAITS = "import time\nfor _ in range(1200):\n    time.sleep(0.05)\n"
 
 

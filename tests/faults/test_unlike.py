@@ -1,4 +1,4 @@
-"""Processes of one run that were not started alike: a run of two seeds, or of two programs, is none."""
+"""Refuse a run whose processes were started with different seeds or programs."""
 
 import shutil
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 
 def start(nursery: Nursery, faces: Path, run: Path, *second: str) -> list[Child]:
-    """Two ranks, the second with settings of its own."""
+    """Run two ranks, the second with its own settings."""
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = []
     for rank, own in (("0", ()), ("1", second)):

@@ -1,4 +1,4 @@
-"""Every reader that is fuzzed."""
+"""All fuzzed readers."""
 
 from fuzz import corpus_readers, list_readers, run_readers, shard_readers, told_readers
 

@@ -1,4 +1,4 @@
-"""What no reader may do with any input: take long or much memory, write elsewhere, start a program, open a pickle."""
+"""Limits for every reader and input: time, memory, writes elsewhere, starting programs, unpickling."""
 
 import faulthandler
 import re
@@ -12,10 +12,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-SECONDS = 5  # of CPU time for one case
-HANG = 120  # seconds of real time for one case, after which the process ends with a traceback
-MEMORY = 256 << 20  # bytes that a case may take beyond what the process had before
-ADDRESSES = 8 << 30  # bytes of address space beyond, at which allocations fail
+SECONDS = 5  # CPU time per case
+HANG = 120  # wall-clock seconds per case, after which the process ends with a traceback
+MEMORY = 256 << 20  # bytes per case in addition to the process's memory before it
+ADDRESSES = 8 << 30  # additional bytes of address space above which allocations fail
 
 NEVER = re.compile(
     r"subprocess\.Popen|os\.(system|exec|posix_spawn|fork|spawn)|socket\.(connect|getaddrinfo|bind)|pickle\.find"
@@ -27,14 +27,14 @@ WRITING = 0o3 | 0o100 | 0o1000 | 0o2000  # O_WRONLY or O_RDWR, O_CREAT, O_TRUNC,
 
 
 class Violation(BaseException):
-    """A reader did what none may do."""
+    """A reader did something forbidden."""
 
 
 class Hog(Violation):
-    """It took too much memory, or the kernel gave back pages that it had taken from the process before."""
+    """It used too much memory, or the kernel returned pages taken from the process before."""
 
 
-_folder: Path | None = None  # while a case runs, the only folder that may be written to
+_folder: Path | None = None  # during a case, the only writable folder
 _seen: list[str] = []
 
 
@@ -66,8 +66,8 @@ def _too_slow(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Cases may run in here. Warms nothing up: what is imported later counts as memory of the case that imports it."""
-    global _installed  # noqa: PLW0603 - an audit hook stays for ever
+    """Allow cases in this block. Later imports count as memory of the case that triggers them."""
+    global _installed  # noqa: PLW0603 - an audit hook cannot be removed
     if not _installed:
         sys.addaudithook(_audit)
         _installed = True
@@ -86,13 +86,13 @@ _installed = False
 
 @contextmanager
 def case(folder: Path) -> Iterator[None]:
-    """One case, which may write to `folder` alone.
+    """Run one case, which may only write to `folder`.
 
     Raises:
-        Violation: it did what it may not.
+        Violation: it did something forbidden.
     """
-    global _folder  # noqa: PLW0603 - the audit hook cannot be told in another way
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    global _folder  # noqa: PLW0603 - the audit hook takes no arguments
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = _status("VmRSS")
     _seen.clear()
     faulthandler.dump_traceback_later(HANG, exit=True)
@@ -113,6 +113,6 @@ def case(folder: Path) -> Iterator[None]:
 
 
 def _status(field: str) -> int:
-    """Bytes, from /proc/self/status."""
+    """Return bytes from /proc/self/status."""
     text = Path("/proc/self/status").read_text()
     return int(text.partition(f"{field}:")[2].split()[0]) << 10

@@ -20,7 +20,7 @@ from simfle.eval.foreign import read_tensors
 from simfle.eval.results import read_result
 from simfle.layers import flatten
 from simfle.train import checkpoint
-from simfle.train.damage import _read
+from simfle.train.damage import read_lines
 from simfle.train.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -155,7 +155,7 @@ def metrics() -> list[bytes]:
 
 def _resumed(file: Path) -> None:
     Metrics(file.parent, 4).close()
-    _read(file, 4)
+    read_lines(file, 4)
 
 
 def _stream(file: Path) -> None:

@@ -36,6 +36,14 @@ def photo(number: int = 0, kind: str = "JPEG", mode: str = "RGB", **how: Any) ->
     return content.getvalue()
 
 
+def deep_photo(number: int) -> bytes:
+    """A grey PNG of 24 x 20 pixels of 16 bits, with values up to the largest."""
+    pixels = np.random.default_rng(number).integers(0, 255, (20, 24), np.uint8)
+    content = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint16) * 257).save(content, "PNG")
+    return content.getvalue()
+
+
 def pictures() -> list[bytes]:
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -48,7 +56,8 @@ def pictures() -> list[bytes]:
         photo(2, mode="L"),
         photo(3, mode="CMYK"),
         photo(4, exif=turned),
-        *(photo(5, "PNG", mode) for mode in ("RGB", "RGBA", "P", "1", "I;16")),
+        *(photo(5, "PNG", mode) for mode in ("RGB", "RGBA", "P", "1")),
+        deep_photo(5),
         photo(6, "WEBP"),
         photo(6, "WEBP", lossless=True),
         *(photo(7, kind) for kind in ("BMP", "TIFF", "PPM", "GIF")),

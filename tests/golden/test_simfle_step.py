@@ -162,14 +162,12 @@ def check(got: dict, golden: dict, tolerance: float, gradients: dict[str, float]
     assert got["after"] == pytest.approx(golden["after"], rel=tolerance)
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [0, 1])
 def test_float64_step_agrees_with_the_reference(exact: dict, number: int) -> None:
     tolerance = 1e-6 if number == 0 else 1e-5
     check(exact["results"][number], CASE["steps"][number], 1e-6, dict.fromkeys(GRADIENTS, tolerance))
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("number", [0, 1])
 def test_float32_step_agrees_with_the_reference(exact: dict, number: int) -> None:
     run = Run(torch.float32)

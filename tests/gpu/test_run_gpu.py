@@ -32,7 +32,7 @@ def start(processes: int, faces: Path, run: Path, *settings: str) -> "subprocess
 
 def finish(processes: int, faces: Path, run: Path, *settings: str) -> str:
     process = start(processes, faces, run, *settings)
-    output, _ = process.communicate(timeout=280)
+    output, _ = process.communicate(timeout=800)
     assert process.returncode == 0, output[-4000:]
     return output
 
@@ -50,7 +50,7 @@ def test_a_killed_run_goes_on_with_the_same_samples_and_pixels(undisturbed: Path
     runs.wait_for_step(process, run, 5)
     process.kill()
     process.wait()
-    assert "going on after step" in finish(1, faces, run)
+    assert "resuming after step" in finish(1, faces, run)
     assert runs.samples(run) == runs.samples(undisturbed)
     assert runs.losses(run) == runs.losses(undisturbed)
 

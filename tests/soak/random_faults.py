@@ -94,7 +94,7 @@ def hurt(run: Path, kind: str, draw: random.Random, start: object) -> bool:
         child.limit_files(draw.choice((10_000, 100_000, 2_000_000)))
         if ended(child, 1, 0) == 1:
             assert child.last_line.startswith("error: "), child.output
-            assert "Traceback" not in child.output.rpartition("going on after")[2], child.output
+            assert "Traceback" not in child.output.rpartition("resuming after")[2], child.output
     else:
         number = {"term": signal.SIGTERM, "int": signal.SIGINT, "usr2": signal.SIGUSR2}[kind]
         child.send(number)

@@ -74,7 +74,9 @@ def test_pretraining_on_images_makes_shards_and_goes_on(backbone: Path, pictures
 
 def test_a_stopped_run_of_several_processes_is_not_taken_for_a_finished_one(faces: Path, tmp_path: Path) -> None:
     settings = TINY | {"train.steps": 2, "train.images_every": 0}
-    with pytest.raises(simfle.RunStopped, match="was stopped after step 1 of 2; saved, the same call goes on") as end:
+    with pytest.raises(
+        simfle.RunStopped, match="was stopped after step 1 of 2 with a checkpoint; call again to resume"
+    ) as end:
         simfle.pretrain(faces, tmp_path, processes=2, settings=settings | {"train.stop_after": 1})
     assert not end.value.by_signal
     assert simfle.pretrain(faces, tmp_path, settings=settings).is_file()
@@ -103,7 +105,7 @@ def test_a_backbone_takes_any_kind_of_image_and_gives_the_same_features(backbone
         (array.astype(np.float32), "of uint8"),
         (torch.zeros(64, 64, 3, dtype=torch.uint8), r"tensor \[3, H, W\]"),
         ([], "no images"),
-        (7, "int is no image"),
+        (7, "int is not an image"),
     ):
         with pytest.raises(simfle.UserError, match=words):
             model(wrong)  # type: ignore[arg-type]
@@ -140,7 +142,7 @@ def test_embedding_gives_the_same_of_shards_folder_and_images(
         assert all(np.array_equal(kept[name], of_shards[name]) for name in of_shards)
 
     of_folder = simfle.embed(pictures, model, tmp_path / "folder.parquet")
-    assert "left out" in caplog.text
+    assert "skipped" in caplog.text
     assert of_folder["keys"].tolist() == sorted(f"{item.key}.jpg" for item in opened[:40])
     same = [opened.keys().index(name.removesuffix(".jpg")) for name in of_folder["keys"]]
     np.testing.assert_allclose(of_folder["features"], of_shards["features"][same], rtol=1e-4, atol=1e-5)
@@ -152,7 +154,7 @@ def test_embedding_gives_the_same_of_shards_folder_and_images(
     np.testing.assert_allclose(of_images["features"], of_shards["features"][:3], rtol=1e-4, atol=1e-5)
     only = simfle.embed(faces, model, splits=["test"])
     assert set(only["splits"]) == {"test"}
-    with pytest.raises(simfle.UserError, match="must end in"):
+    with pytest.raises(simfle.UserError, match="a name that ends in"):
         simfle.embed(faces, model, tmp_path / "all.csv")
 
 

@@ -50,7 +50,7 @@ def checked(folder: Path) -> subprocess.CompletedProcess[str]:
 def test_a_small_disk_ends_make_before_anything_is_installed(small_disk: Path) -> None:
     done = checked(small_disk)
     assert done.returncode == 1
-    assert "make room" in done.stderr
+    assert "free disk space" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -78,7 +78,7 @@ def test_a_copy_under_the_name_of_another_step_is_never_read_or_touched(tmp_path
     assert found is not None
     assert found.folder.name == "step-00000004"
     checkpoint.set_aside_after(tmp_path, 4)
-    with pytest.raises(FileExistsError, match="holds the state of another step"):
+    with pytest.raises(FileExistsError, match="has the state of another step"):
         save(tmp_path, 8)  # the run arrives there
     save(tmp_path, 12)
     checkpoint.retain(tmp_path, 1)
@@ -114,7 +114,7 @@ def test_damage_is_noticed_and_the_one_before_is_taken(file: str, damage: str, t
 
 def test_only_damaged_ones_never_mean_a_fresh_start(tmp_path: Path) -> None:
     (save(tmp_path, 4) / "optim.safetensors").unlink()
-    with pytest.raises(UserError, match=r"no checkpoint can be used .*optim.safetensors"):
+    with pytest.raises(UserError, match=r"no valid checkpoint .*optim.safetensors"):
         checkpoint.read_newest(tmp_path)
 
 

@@ -51,12 +51,12 @@ def ask(process: "subprocess.Popen[str]") -> str:
 def test_a_later_start_of_the_same_job_takes_the_run_over(tmp_path: Path) -> None:
     with holder(tmp_path, "17", "1") as old:
         for mine in (None, JobStart("18", 0), JobStart("18", 5), JobStart("17", 0)):  # nobody else may
-            with pytest.raises(UserError, match=rf"in use by process {old.pid} on .*, job 17 start 1; wait"):
+            with pytest.raises(UserError, match=rf"in use by process {old.pid} on .*, job 17 start 1. Fix: wait"):
                 claimed(tmp_path, 0.0, mine).__enter__()
             assert ask(old) == ""
-        with pytest.raises(FolderHeld, match=rf"held by process {old.pid} on .*, job 17 start 1 still"):
+        with pytest.raises(FolderHeld, match=rf"still held by process {old.pid} on .*, job 17 start 1,"):
             claimed(tmp_path, 0.0, JobStart("17", 2)).__enter__()
-        assert "job 17 start 2 has taken the run over" in ask(old)
+        assert "job 17 start 2 has taken over the run from" in ask(old)
     with claimed(tmp_path, 0.0, JobStart("17", 2)) as claim:
         assert claim.lost() == ""
 
@@ -72,12 +72,12 @@ def test_one_that_has_lost_its_lock_or_its_folder_writes_nothing(tmp_path: Path)
         later = checkpoint.Progress(8, 64, "config", "corpus", "sgd")
         writer = checkpoint.Writer(run, 1, 0.0, claim.check)
         writer.submit(later, {}, {})
-        with pytest.raises(UserError, match="job 17 start 1 has taken the run over"):
+        with pytest.raises(UserError, match="job 17 start 1 has taken over the run from"):
             writer.wait()
         assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000004"]
         shutil.rmtree(run)
         writer.submit(later, {}, {})
-        with pytest.raises(UserError, match="the folder was deleted or moved away while the run was training"):
+        with pytest.raises(UserError, match="the folder was deleted or moved while the run was training"):
             writer.wait()
         assert not run.exists()
 

@@ -99,7 +99,7 @@ def test_a_missing_configuration_comes_from_the_package(
     monkeypatch.chdir(tmp_path)
     found = load(PretrainConfig, Path("configs/pretrain/faces_cpu.yaml"))
     assert found == load(PretrainConfig, CONFIGS / "pretrain/faces_cpu.yaml")
-    assert "taking the one that came with simfle" in caplog.text
+    assert "using the bundled config" in caplog.text
     own = tmp_path / "configs/pretrain/faces_cpu.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("train: {seed: 77}\n")
@@ -118,13 +118,13 @@ def test_pretraining_starts_several_processes_itself(faces: Path, tmp_path: Path
     words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run={run}", "train.steps=2"]
     command = [sys.executable, "-m", "simfle", "pretrain", "--processes", "2", *words]
     own = environment(DS_ACCELERATOR="cpu")
-    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr
     assert [line["processes"] for line in metrics(run)] == [2, 2]
-    assert done.stderr.count("global batch 16 = 2 processes x 1 accumulated x 8 samples") == 1
+    assert done.stderr.count("global batch 16 = 2 processes x 1 accumulation steps x 8 samples") == 1
     # Refused once: all come to it together, the main process says it.
     done = subprocess.run(
-        [*command, "train.seed=3"], cwd=ROOT, env=own, capture_output=True, text=True, timeout=240, check=False
+        [*command, "train.seed=3"], cwd=ROOT, env=own, capture_output=True, text=True, timeout=800, check=False
     )
     assert done.returncode == 1
     assert done.stderr.count("error:") == 1

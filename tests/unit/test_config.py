@@ -30,14 +30,18 @@ def test_yaml_then_command_line(tmp_path: Path) -> None:
     [
         ("train: {sed: 3}", [], "unknown key 'train.sed' in .*c.yaml; did you mean train.seed?"),
         ("", ["model.bakcbone=x"], "unknown key 'model.bakcbone' in command line; did you mean model.backbone?"),
-        ("train: {seed: x}", [], r"c.yaml: train.seed=x; it must be a whole number"),
-        ("", ["train.steps=3.0"], r"command line: train.steps=3.0; it must be a whole number"),
-        ("", ["optim.lr=fast"], "optim.lr=fast; it must be a number"),
-        ("", ["train.profile=perhaps"], "train.profile=perhaps; it must be true or false"),
-        ("", ["data.shards="], r"data.shards=; it must be a list, such as \[a,b\]"),
-        ("", ["train.profile_steps=[3,x]"], r"train.profile_steps=\[3, 'x'\]; it must be a list, each a whole number"),
-        ("train: [1, 2]", [], r"train=\[1, 2\] in .*c.yaml: train has settings of its own, such as train.run"),
-        ("- 1", [], "holds a list or a bare value"),
+        ("train: {seed: x}", [], r"c.yaml: train.seed=x: must be a whole number"),
+        ("", ["train.steps=3.0"], r"command line: train.steps=3.0: must be a whole number"),
+        ("", ["optim.lr=fast"], "optim.lr=fast: must be a number"),
+        ("", ["train.profile=perhaps"], "train.profile=perhaps: must be true or false"),
+        ("", ["data.shards="], r"data.shards=: must be a list, such as \[a,b\]"),
+        ("", ["train.profile_steps=[3,x]"], r"train.profile_steps=\[3, 'x'\]: must be a list, each a whole number"),
+        (
+            "train: [1, 2]",
+            [],
+            r"train=\[1, 2\] in .*c.yaml: train is a group. Fix: .* such as train.run",
+        ),
+        ("- 1", [], "a list or a bare value"),
         ("a: [", [], "cannot read"),
         ("", ["train.seed"], "is not key=value"),
     ],
@@ -144,8 +148,8 @@ def test_batch_is_shared_equally_or_refused() -> None:
     assert (plan.micro_batch, plan.accumulation) == (8, 4)
     assert plan_batch(TrainConfig(global_batch=96), 3).micro_batch == 32
     for settings, processes, message in (
-        ({"global_batch": 10}, 4, "global_batch=10 is not divisible by 4 processes"),
-        ({"global_batch": 32, "micro_batch": 5}, 2, "micro_batch=5 does not divide the 16 samples"),
+        ({"global_batch": 10}, 4, "global_batch=10: not divisible by 4 processes"),
+        ({"global_batch": 32, "micro_batch": 5}, 2, "micro_batch=5: does not divide the 16 samples"),
         ({"global_batch": 4}, 4, "at least 2 samples"),
     ):
         with pytest.raises(UserError, match=message):
@@ -160,5 +164,5 @@ def test_a_time_is_no_number_to_the_base_of_60(tmp_path: Path) -> None:
     file.write_text("time: 0:15:00\n")  # which YAML leaves as it is, and writers of YAML write so
     assert load(ClusterConfig, file).time == "0:15:00"
     file.write_text("time: 12:00:00\n")
-    with pytest.raises(UserError, match=r"mine\.yaml: YAML takes 12:00:00 for a number; write '12:00:00'"):
+    with pytest.raises(UserError, match=r"mine\.yaml: YAML reads 12:00:00 as a number. Fix: write '12:00:00'"):
         load(ClusterConfig, file)

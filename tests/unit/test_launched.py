@@ -18,15 +18,15 @@ WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"RANK": "5"}, "RANK=5 WORLD_SIZE=2 .*: processes are numbered from 0 to WORLD_SIZE - 1"),
+        ({"RANK": "5"}, "RANK=5 WORLD_SIZE=2 .*: ranks range from 0 to WORLD_SIZE - 1"),
         ({"RANK": "-1"}, "RANK=-1 WORLD_SIZE=2"),
         ({"WORLD_SIZE": "0"}, "RANK=0 WORLD_SIZE=0"),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK=-1"),
         ({"LOCAL_WORLD_SIZE": "0"}, "LOCAL_WORLD_SIZE=0"),
-        ({"MASTER_ADDR": None}, "MASTER_ADDR= MASTER_PORT=29500: no address with a port from 0 to 65535"),
-        ({"MASTER_PORT": None}, "MASTER_ADDR=127.0.0.1 MASTER_PORT=: no address"),
-        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999: no address"),
-        ({"MASTER_PORT": "http"}, "MASTER_PORT=http: no address"),
+        ({"MASTER_ADDR": None}, "MASTER_ADDR= MASTER_PORT=29500: not an address and a port from 0 to 65535"),
+        ({"MASTER_PORT": None}, "MASTER_ADDR=127.0.0.1 MASTER_PORT=: not an address"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT=99999: not an address"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT=http: not an address"),
         ({"RANK": "one"}, "the launcher's environment is incomplete"),
     ],
 )

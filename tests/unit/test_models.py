@@ -132,15 +132,15 @@ def test_grouping_and_reconstruction_do_not_reach_the_backbone() -> None:
     ("model", "views", "message"),
     [
         (ModelConfig(backbone="resnet51"), VIEWS, "timm has no 'resnet51'; did you mean resnet51q or resnet50"),
-        (ModelConfig(backbone="vit_tiny_patch16_224"), VIEWS, "gives no feature map"),
-        (ModelConfig(backbone="resnet10t", groups=7, facemae=TINY), VIEWS, "model.groups=7 does not divide"),
-        (ModelConfig(backbone="resnet10t", grouping="mended", facemae=TINY), VIEWS, "model.grouping is 'mended'"),
+        (ModelConfig(backbone="vit_tiny_patch16_224"), VIEWS, "has no feature map"),
+        (ModelConfig(backbone="resnet10t", groups=7, facemae=TINY), VIEWS, "model.groups=7: does not divide"),
+        (ModelConfig(backbone="resnet10t", grouping="mended", facemae=TINY), VIEWS, "model.grouping='mended': unknown"),
         (
             ModelConfig(backbone="resnet10t", facemae=TINY),
             ViewsConfig(face_size=60),
-            "no multiple of model.facemae.patch",
+            "not a multiple of model.facemae.patch",
         ),
-        (ModelConfig(method="simsiam2"), VIEWS, "model.method is 'simsiam2'; known are"),
+        (ModelConfig(method="simsiam2"), VIEWS, "model.method='simsiam2': unknown. Fix: use one of"),
     ],
 )
 def test_impossible_models_are_refused_by_name(model: ModelConfig, views: ViewsConfig, message: str) -> None:

@@ -81,14 +81,14 @@ def test_what_takes_too_long_or_cannot_be_read_is_left_out(
     monitor.settings = replace(monitor.settings, seconds=0.0)
     with caplog.at_level(logging.WARNING):
         assert monitor.measure(engine) == {}
-        assert "Fix: monitor.samples=50" in caplog.text
+        assert "Fix: set monitor.samples=50" in caplog.text
         monitor.settings = replace(monitor.settings, seconds=100.0)
         for tar in (tmp_path / "shards").rglob("*.tar"):
             with tar.open("r+b") as file:  # in place: it is mapped
                 file.write(bytes(tar.stat().st_size))
         assert monitor.measure(engine) == {}
     assert "cannot be decoded" in caplog.text
-    assert "the run goes on" in caplog.text
+    assert "the run continues" in caplog.text
 
 
 def test_shards_without_the_split_are_refused_in_a_line(faces: Path, tmp_path: Path) -> None:

@@ -71,6 +71,6 @@ def test_lars_moves_a_layer_of_zeros() -> None:
 def test_lars_is_refused_where_zero_flattens_layers() -> None:
     settings = PretrainConfig(optim=OptimConfig(name="lars"), train=TrainConfig(zero_stage=2))
     settings = replace(settings, data=replace(settings.data, shards=["shards"]))
-    with pytest.raises(UserError, match=r"train.zero_stage=2: .* Fix: train.zero_stage=0"):
+    with pytest.raises(UserError, match=r"train.zero_stage=2: .* Fix: set train.zero_stage=0"):
         check(settings)
     check(replace(settings, train=TrainConfig(zero_stage=0)))

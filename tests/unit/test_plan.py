@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from simfle import zero
 from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
 from simfle.models.methods import build_method
 from simfle.plan.constants import load_constants, network_rate
-from simfle.plan.count import Line, Work, count
+from simfle.plan.count import CONVOLUTIONS, PRODUCTS, REST, Line, Work, count
 from simfle.plan.estimate import Corpus, Machines, estimate, memory, traffic
+from simfle.plan.roofline import roofline
 from simfle.runtime import plan_batch
 from simfle.train import state
+from simfle.zero import choose
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "scale.md"
@@ -151,14 +154,14 @@ def test_a_better_stage_is_offered_only_where_it_is_better() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--nodes", "3"], "train.global_batch=256 is not divisible by 24 processes (planned for --nodes 3 --gpus-per"),
+        (["--nodes", "3"], "train.global_batch=256: not divisible by 24 processes (planned for --nodes 3 --gpus-per"),
         (["--nodes", "32"], "BatchNorm needs at least 2 samples"),
         (["train.zero_stage=5"], "train.zero_stage=5"),
         (["views.scale=[0.5,0.1]"], "views.scale"),
-        (["--gpu", "abacus"], "known are a100, cpu, h100"),
+        (["--gpu", "abacus"], "use one of a100, cpu, h100"),
         (["--network", "fast"], "8x400gb"),
-        (["--nodes", "0"], "--nodes is 0"),
-        (["--images", "100"], "more than the 100 images"),
+        (["--nodes", "0"], "--nodes=0"),
+        (["--images", "100"], "larger than the corpus of 100 images"),
         (["data.backend=pil"], "data.backend"),
     ],
 )
@@ -196,3 +199,37 @@ def test_constants_from_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "rate"), [("100gb", 12.5e9), ("ethernet25", 3.125e9), ("8x400gb", 400e9)])
 def test_networks(name: str, rate: float) -> None:
     assert network_rate(name) == rate
+
+
+def test_the_stage_is_zero_where_memory_is_no_matter_and_the_plan_says_why() -> None:
+    held = zero.held_bytes(4 * WORK.trained, 4 * (WORK.parameters - WORK.trained), WORK.optimizer_tensors)
+    auto, lars = config_of(), config_of("optim.name=lars")
+    assert choose(auto.train, auto.optim, 8, held, 80e9).number == 0
+    tight = choose(auto.train, auto.optim, 8, held, 8 * held - 1)
+    assert tight.number == 2
+    assert "2.0 GB, fit 8.0 times" in tight.reason
+    assert choose(lars.train, lars.optim, 8, held, held).number == 0
+    assert choose(config_of("train.zero_stage=3").train, auto.optim, 8, held, 80e9).number == 3
+    assert choose(config_of("train.zero_stage=3").train, auto.optim, 1, held, 80e9).number == 0
+    found = estimate(auto, WORK, Machines(1, 8, "h100", 50e9, 12), Corpus(100_000, 2e4), CONSTANTS)
+    assert (found.stage.number, found.as_dict()["stage"]["number"]) == (0, 0)
+
+
+def test_the_roofline_takes_the_longer_of_arithmetic_and_bytes() -> None:
+    moved = {CONVOLUTIONS: Line(0, 1e9), PRODUCTS: Line(0, 1e7), REST: Line(0, 2e9)}
+    work, config = dataclasses.replace(WORK, moved=moved), config_of("train.global_batch=64")
+    parts = roofline(config, work, plan_batch(config.train, 1), "h100", CONSTANTS)
+    conv, product, rest, update = parts
+    assert (conv.flops, conv.bytes, conv.bound) == (64 * 67e9, 64 * 1e9, "memory")
+    assert conv.seconds == pytest.approx(64e9 / 3.35e12)
+    assert (product.bound, product.seconds) == ("arithmetic", pytest.approx(64 * 15e9 / 989e12))
+    assert (rest.flops, rest.bound) == (0, "memory")
+    assert update.bytes == pytest.approx(4 * 160e6 * 5 + 12 * 30e6)
+
+
+def test_bytes_of_a_network_are_counted() -> None:
+    work = count(config_of(*SETTINGS))
+    assert work.moved.keys() == {CONVOLUTIONS, PRODUCTS, REST}
+    # Each image's maps are read and written by convolutions and norms at least once in forward and backward.
+    assert all(line.each > 0 for line in work.moved.values())
+    assert work.moved[REST].each > work.activations.each

@@ -53,12 +53,12 @@ def test_from_a_folder_to_a_page_and_again(faces: Path, tmp_path: Path) -> None:
     results = json.loads((out / "run/eval/summary.json").read_text())
     assert {row["kind"] for row in results["table"]} == {"online", "random"}
     page = (out / "report.html").read_text()
-    assert "mind whom you send it to" in page
+    assert "share it accordingly" in page
     assert re.search(r"images of \d other people", re.sub(r"\s+", " ", page))
 
     again = quickstart(*words)
     assert again.returncode == 0
-    assert again.stdout.count("done before") == 4
+    assert again.stdout.count("already complete") == 4
     assert "$ python" not in again.stdout
 
     shutil.rmtree(out / "run" / "export")
@@ -142,18 +142,18 @@ def test_longer_is_of_the_same_faces() -> None:
 
 
 def test_refusals(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not a folder"):
+    with pytest.raises(UserError, match="not a folder"):
         _open(tmp_path / "out", tmp_path / "nowhere")
     with pytest.raises(UserError, match=f"holds 0 images; at least {LEAST}"):
         _layout(tmp_path, "")
     full = tmp_path / "full"
     full.mkdir()
     (full / "thesis.tex").touch()
-    with pytest.raises(UserError, match="is not empty and holds no quickstart"):
+    with pytest.raises(UserError, match="not empty and not a quickstart"):
         _open(full, None)
     (full / "quickstart.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         _open(full, None)
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be made"):
+    with pytest.raises(UserError, match="cannot be created"):
         _open(tmp_path / "file" / "out", None)

@@ -71,5 +71,5 @@ def test_what_does_not_compile_runs_all_the_same(caplog: pytest.LogCaptureFixtur
     assert torch.equal(method(batch())["total"], wanted)
     assert list(method.state_dict()) == names
     assert "no compiler here" in caplog.text
-    with pytest.raises(UserError, match=r"model\.compile and model\.recompute exclude each other"):
+    with pytest.raises(UserError, match=r"model\.compile=true with model\.recompute=true: not supported"):
         build_method(replace(MODEL, compile=True, recompute=True), VIEWS)

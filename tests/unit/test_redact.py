@@ -26,6 +26,7 @@ REASONS = {
         shards.plan.Digest.__init__ shards.plan._row shards.samples.content_digest simfle.config.digest
         simfle.data.reader.Corpus.digest simfle.eval.results.digest
     """,
+    "it is quoted for a command line": "simfle.words._double",
     "it is compared, or only tried": "simfle.config.read_plain simfle.eval.summary._different",
     "samples: keys and metadata as the corpus has them, by which results are paired": """
         shards.work.sample shards.merge._renamed shards.subset.renamed_split simfle.eval.results.write_result

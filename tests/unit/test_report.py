@@ -102,7 +102,7 @@ def test_nothing_is_fetched_from_anywhere_and_no_face_is_shown(run: Path) -> Non
             assert value.startswith(("data:", "#")) or not value, value
     assert not page.all("iframe")
     assert not page.all("img")  # what training drew shows faces
-    assert "No image of a face is on this page" in page.words()
+    assert "This page contains no image of a face" in page.words()
     assert "@import" not in text
     assert "fetch(" not in text
     assert not re.search(r"url\((?!#)", text)
@@ -141,7 +141,7 @@ def test_the_table_holds_the_results(run: Path) -> None:
     values = [cell.get("data-value") for cell in page.all("td")]
     assert "0.85" in {value[:6] for value in values if value}
     words = page.words()
-    for expected in ("± 7.1 % (2)", "contempt (8)", "chance is 33.3 %", "drawn over people", "of 12 other people"):
+    for expected in ("± 7.1 % (2)", "contempt (8)", "chance is 33.3 %", "intervals over people", "of 12 other people"):
         assert expected in words, expected
     assert "python launchers/evaluate.py 'shards=[my faces]'" in words
     assert words.count("launchers/evaluate.py 'shards") == 1
@@ -153,7 +153,7 @@ def test_images_are_said_where_people_are_not_known(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     add_result(run / "eval", "online-0123abcd", 0.8, people=False)
     words = write(run)[1].words()
-    assert "drawn over images" in words
+    assert "intervals over images" in words
     assert "other people" not in words
 
 
@@ -170,7 +170,7 @@ def test_all_settings_are_told_with_whose_they_are(tmp_path: Path) -> None:
 
 def test_differences_are_tested_in_pairs(run: Path) -> None:
     _, page = write(run)
-    header = page.rows.index(["first", "second", "where", "first less second", "95 % interval", "p"])
+    header = page.rows.index(["first", "second", "where", "first - second", "95 % interval", "p"])
     first, second, where, difference, interval, p = page.rows[header + 1]
     assert (first, second, where, difference) == ("online", "random-resnet18", "faces, linear", "45.0 %")
     low, high = (float(value.removesuffix(" %")) for value in interval.split(" to "))
@@ -234,8 +234,8 @@ def test_extras_are_told(run: Path) -> None:
     for result in run.glob("eval/**/*.json"):
         result.unlink()
     _, page = write(run, out=run / "deep" / "page.html", extras=extras)
-    told = ("A title", "An opening.", "draw faces", "12", "done before", "python a b", "All drawn.", "No labels.")
-    for expected in (*told, "This page holds images of faces"):
+    told = ("A title", "An opening.", "draw faces", "12", "already complete", "python a b", "All drawn.", "No labels.")
+    for expected in (*told, "This page contains images of faces"):
         assert expected in page.words(), expected
     (image,) = page.all("img")
     assert base64.b64decode((image["src"] or "").removeprefix("data:image/png;base64,")) == sheet.read_bytes()
@@ -295,11 +295,11 @@ def test_long_curves_are_averaged_down(run: Path) -> None:
 
 
 def test_errors(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no run is named"):
+    with pytest.raises(UserError, match="no run is given"):
         write_report([])
     with pytest.raises(UserError, match="is not a run folder"):
         write_report([tmp_path])
-    with pytest.raises(UserError, match="format 'pdf' is unknown"):
+    with pytest.raises(UserError, match="format=pdf: unknown"):
         write_report([run], formats=["pdf"])
     with pytest.raises(UserError, match="is not a folder"):
         write_report([run], results=[tmp_path / "nowhere"])
@@ -310,15 +310,15 @@ def test_errors(run: Path, tmp_path: Path) -> None:
         write_report([run], tmp_path / "page")
     damaged = next(run.glob("eval/**/seed-0.json"))
     damaged.write_text("{")
-    with pytest.raises(UserError, match=r"seed-0\.json is damaged"):
+    with pytest.raises(UserError, match=r"seed-0\.json is corrupt"):
         write_report([run])
     damaged.unlink()
     (run / "metrics.jsonl").write_text("")
-    with pytest.raises(UserError, match="holds no metrics yet"):
+    with pytest.raises(UserError, match="has no metrics yet"):
         write_report([run])
     for text in ("a: [", "a: 1", yaml.safe_dump({"model": {"method": "x"}})):
         (run / "config.yaml").write_text(text)
-        with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+        with pytest.raises(UserError, match=r"config\.yaml is corrupt"):
             write_report([run])
     assert not (run / "report.html").exists()
 

@@ -130,9 +130,9 @@ def test_activation_weights_are_those_of_the_decision(classes: int) -> None:
 @pytest.mark.parametrize(
     ("method", "titles"),
     [
-        ("simfle", ["Semantic masks of every group", "Reconstructions", "Class activation maps", "Nearest neighbours"]),
-        ("byol", ["Class activation maps", "Nearest neighbours"]),
-        ("mae", ["Reconstructions", "Class activation maps", "Nearest neighbours"]),
+        ("simfle", ["Semantic masks of every group", "Reconstructions", "Class activation maps", "Nearest neighbors"]),
+        ("byol", ["Class activation maps", "Nearest neighbors"]),
+        ("mae", ["Reconstructions", "Class activation maps", "Nearest neighbors"]),
     ],
 )
 def test_pictures_of_each_method(method: str, titles: list[str], album: Album, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_pictures_of_each_method(method: str, titles: list[str], album: Album, t
 def test_a_page_with_faces_says_so(run: Path, shards: Path, tmp_path: Path) -> None:
     (path,) = write_report([run], tmp_path / "page.html", shards=[str(shards)])
     text = path.read_text()
-    assert "This page holds images of faces" in text
+    assert "This page contains images of faces" in text
     assert len(re.findall(r'<img src="data:image/(?:png|jpeg);base64,', text)) == 3 + 6 + 6 + 6 + 3
     (path,) = write_report([run], tmp_path / "page.html")
     assert "<img" not in path.read_text()

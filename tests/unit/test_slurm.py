@@ -43,11 +43,11 @@ def ends(**kinds: str) -> list[End]:
         (ends(r0="refused", r1="lost"), 65, False, True, "rank 0 on n0: refused words"),
         (ends(r0="lost", r1="bug"), 70, False, True, "rank 1 on n1: bug words"),
         (ends(r0="hung", r1="lost"), 76, True, True, "hung words"),
-        (ends(r0="lost"), 137, True, True, "rank 1 ended without a word"),
-        (ends(r0="stopped"), 137, True, True, "rank 1 ended without a word"),  # killed while it saved
+        (ends(r0="lost"), 137, True, True, "rank 1 exited without reporting"),
+        (ends(r0="stopped"), 137, True, True, "rank 1 exited without reporting"),  # killed while it saved
         (ends(r0="lost", r1="lost"), 69, True, True, "lost words"),
-        ([], 1, True, True, "rank 0, 1 ended without a word (killed, or its node lost); exit code 1"),
-        ([], 0, True, True, "rank 0, 1 ended without a word (killed, or its node lost)"),  # nobody said finished
+        ([], 1, True, True, "rank 0, 1 exited without reporting (killed, or its node lost); exit code 1"),
+        ([], 0, True, True, "rank 0, 1 exited without reporting (killed, or its node lost)"),  # nobody said finished
     ],
 )
 def test_ends_are_judged(found: list[End], code: int, requeue: bool, failure: bool, words: str) -> None:
@@ -59,8 +59,8 @@ def test_ends_are_judged(found: list[End], code: int, requeue: bool, failure: bo
 def test_a_job_whose_processes_never_began_is_told_from_one_that_was_killed() -> None:
     decision = decide([], 2, 1, began=False)
     assert (decision.requeue, decision.failure) == (True, True)
-    assert decision.words == "no process began; exit code 1; why not stands in the job's log"
-    assert "rank 1 ended without a word" in decide(ends(r0="lost"), 2, 137, began=False).words
+    assert decision.words == "no process started; exit code 1; see the job's log"
+    assert "rank 1 exited without reporting" in decide(ends(r0="lost"), 2, 137, began=False).words
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_a_local_job_whose_processes_were_killed_did_not_finish(tmp_path: Path) 
     decision = follow_local(job, SimpleNamespace(job_id=str(killed.pid)), 2, lambda text: None)
     killed.wait()
     assert decision.failure
-    assert decision.words.startswith("rank 0, 1 ended without a word")
+    assert decision.words.startswith("rank 0, 1 exited without reporting")
     assert [event["failure"] for event in record.events(tmp_path)] == [True]
 
 
@@ -320,10 +320,10 @@ def test_heartbeats_of_a_start_with_more_processes_do_not_tell_of_the_next(tmp_p
         (
             "JobState=FAILED ExitCode=0:9",
             "failed",
-            ", failed: no end is on record: its batch shell was killed by signal 9",
+            ", failed: no end is recorded: its batch shell was killed by signal 9",
         ),
-        ("JobState=FAILED ExitCode=1:0", "failed", "its batch shell ended with exit code 1 before it could say why"),
-        ("", "killed", "job 17 start 0: no end is on record: its batch shell was killed, or its node was lost"),
+        ("JobState=FAILED ExitCode=1:0", "failed", "its batch shell exited with code 1 without reporting why"),
+        ("", "killed", "job 17 start 0: no end is recorded: its batch shell was killed, or its node was lost"),
     ],
 )
 def test_an_end_that_nobody_recorded_is_told_with_its_cause(
@@ -349,9 +349,9 @@ def test_an_end_that_nobody_recorded_is_told_with_its_cause(
     found = status(run)
     killed = f"rank 0, process {process.pid} on "
     assert found.state == "killed"
-    assert found.reason.startswith(f"no end is on record: {killed}")
+    assert found.reason.startswith(f"no end is recorded: {killed}")
     assert "was killed (SIGKILL, out of memory) or its machine was lost, in step 7" in found.reason
-    assert found.reason.endswith("; start the same command again to go on")
+    assert found.reason.endswith("; rerun to resume")
 
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     for name in ("scontrol", "sacct"):

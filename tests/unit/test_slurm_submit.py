@@ -26,9 +26,9 @@ from simfle.train.folder import settle_config
     ("words", "expected"),
     [
         (["nodes=0"], "--nodes 0"),
-        (["nodes=2", "min_nodes=3"], "--min-nodes 3 is more than --nodes 2"),
+        (["nodes=2", "min_nodes=3"], "--min-nodes 3: more than --nodes 2"),
         (["time='tomorrow'"], "--time 'tomorrow'"),
-        (["partition='gpu; rm -rf /'"], "holds a space, a quote or a shell character"),
+        (["partition='gpu; rm -rf /'"], "must not contain spaces, quotes or shell characters"),
         (["sbatch=['--exclusive']"], "without dashes"),
         (["environment=['=x']"], "NAME=VALUE"),
         (["gpu_per_node=8"], "unknown key 'gpu_per_node'.*did you mean gpus_per_node"),
@@ -46,7 +46,7 @@ def test_wrong_cluster_files_are_told(words: list[str], expected: str) -> None:
 def test_a_job_that_would_be_told_to_stop_at_its_start_is_refused(time: str, seconds: int) -> None:
     """It would come back without end, and do nothing."""
     check(ClusterConfig(time=time, signal_seconds=seconds - 1))
-    with pytest.raises(UserError, match=f"--time {time} is not longer than signal_seconds={seconds}: "):
+    with pytest.raises(UserError, match=f"--time {time}: not longer than signal_seconds={seconds}, so"):
         check(ClusterConfig(time=time, signal_seconds=seconds))
     check(ClusterConfig(time="0", signal_seconds=seconds))  # no limit
 
@@ -54,13 +54,13 @@ def test_a_job_that_would_be_told_to_stop_at_its_start_is_refused(time: str, sec
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("model.method=simfel", "model.method is 'simfel'; known are simfle"),
+        ("model.method=simfel", "model.method='simfel': unknown. Fix: use one of simfle"),
         ("model.backbone=resnet5O", "model.backbone: timm has no 'resnet5O'; did you mean resnet50"),
-        ("model.groups=5", "model.groups=5 does not divide"),
-        ("data.backend=dalli", "data.backend: 'dalli' is not one of"),
-        ("views.size=-3", "views.size: -3 must be at least 1"),
-        ("train.device=gpu", "train.device is 'gpu'"),
-        ("train.seed=7", "holds a run with another configuration .train.seed: 0 -> 7"),
+        ("model.groups=5", "model.groups=5: does not divide"),
+        ("data.backend=dalli", "data.backend='dalli': must be one of"),
+        ("views.size=-3", "views.size=-3: must be at least 1"),
+        ("train.device=gpu", "train.device='gpu': unknown"),
+        ("train.seed=7", "a run with another configuration .train.seed: 0 -> 7"),
     ],
 )
 def test_what_would_fail_in_the_queue_is_refused_before_it(
@@ -87,7 +87,7 @@ def test_every_number_of_nodes_that_a_job_may_run_on_is_tried_before_it_is_submi
     config = load(PretrainConfig, None, [*words, "train.global_batch=30"])
     submit.check_run(config, ClusterConfig(nodes=3, gpus_per_node=1))
     cluster = ClusterConfig(nodes=3, min_nodes=2, gpus_per_node=1, scratch="$ONLY_ON_NODES/scratch")
-    with pytest.raises(UserError, match=r"on 2 nodes, as --min-nodes 2 allows: .* divides the 15 samples"):
+    with pytest.raises(UserError, match=r"on 2 nodes \(--min-nodes 2\): .* divides the 15 samples"):
         submit.check_run(config, cluster)
     submit.check_run(load(PretrainConfig, None, [*words, "train.global_batch=36"]), cluster)
 
@@ -136,7 +136,7 @@ def test_names_that_slurm_would_read_as_its_own_are_refused(tmp_path: Path) -> N
     for name in ("100%j", "a\nb"):
         config = PretrainConfig()
         config = replace(config, train=replace(config.train, run=str(tmp_path / name)))
-        with pytest.raises(UserError, match="Slurm takes %"):
+        with pytest.raises(UserError, match="are special to Slurm"):
             submit.prepare(config, ClusterConfig())
 
 
@@ -195,9 +195,9 @@ def test_printed_commands_can_be_typed_whatever_the_folders_are_called(
         return CliRunner().invoke(app(), [*words, *cluster]).output
 
     told = printed("slurm", "pretrain", *SETTINGS, f"data.shards=[{faces}]", f"train.run={runs}/one")
-    (command,) = re.findall("follow it with: (.*); log", told)
+    (command,) = re.findall("progress: (.*); log", told)
     assert shlex.split(command) == ["simfle", "runs", f"{runs}/one"]
-    (command,) = re.findall("(simfle plan .*) reads them", printed("doctor", "--folder", str(runs)))
+    (command,) = re.findall("use them with: (simfle plan .*)", printed("doctor", "--folder", str(runs)))
     *words, file = shlex.split(command)
     assert words == ["simfle", "plan", "--constants"]
     assert Path(file).name == RESULT
@@ -262,7 +262,7 @@ def backbone(tmp_path: Path) -> Path:
     ("words", "expected"),
     [
         (["shards=[nope]"], "nope is not a folder"),
-        (["shards=[{faces}]", "test_split=exam"], "no split 'exam' in these shards; there are: test, train"),
+        (["shards=[{faces}]", "test_split=exam"], "no split 'exam' in these shards. Available: test, train"),
         (["--benchmarks", "rafdb=nope"], "nope is not a folder"),
     ],
 )

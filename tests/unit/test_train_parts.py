@@ -197,7 +197,7 @@ def test_a_profile_counts_a_gpus_work_once() -> None:
 
 def test_a_folder_of_shards_is_not_claimed_for_a_run(faces: Path) -> None:
     before = sorted(faces.iterdir())
-    with pytest.raises(UserError, match="holds shards"), claimed(faces):
+    with pytest.raises(UserError, match="a shard folder"), claimed(faces):
         pass
     assert sorted(faces.iterdir()) == before  # not even a lock
 
@@ -210,7 +210,7 @@ def test_checkpoints_without_their_configuration_go_on_only_as_the_same_run(word
     other = load(PretrainConfig, None, ["data.shards=[faces]", word])
     refuse_other(tmp_path, replace(FINE, train=TrainConfig(run="elsewhere", micro_batch=2)))
     with pytest.raises(
-        UserError, match=r"another configuration.*copy that run's config\.yaml into .*, or take another"
+        UserError, match=r"another configuration.*copy the config\.yaml of that run to .*, or use another"
     ):
         refuse_other(tmp_path, other)
     (newest / "state.json").write_text("{")  # then the one before is what it would go on from
@@ -222,7 +222,7 @@ def test_a_checkpoint_tells_which_keys_differ_and_what_came_later_had_its_defaul
     values = identity(replace(FINE, train=TrainConfig(seed=3)))
     del values["optim.clip"]  # as of a version that did not have it
     write(tmp_path, Progress(4, 32, "digest of that version", "corpus", "sgd", identity=values), {}, {})
-    with pytest.raises(UserError, match=r"another configuration \(train\.seed: 3 -> 0\); give the old values"):
+    with pytest.raises(UserError, match=r"another configuration \(train\.seed: 3 -> 0\)\. Fix: use the old values"):
         refuse_other(tmp_path, FINE)
     refuse_other(tmp_path, replace(FINE, train=TrainConfig(seed=3)))
     with pytest.raises(UserError, match=r"optim\.clip: 0\.0 -> 1\.0"):

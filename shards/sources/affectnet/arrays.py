@@ -1,4 +1,4 @@
-"""AffectNet's release of 2021 and later: faces of 224 px, and for each one .npy file a value."""
+"""AffectNet's releases since 2021: faces of 224 px, and for each face one .npy file per value."""
 
 import math
 import os
@@ -12,14 +12,14 @@ from shards.files import open_regular
 from shards.sources.affectnet.common import affect, named, pair
 from shards.sources.layout import points
 
-MOST = 1 << 20  # bytes of a file; 68 points take 1,216
+MOST = 1 << 20  # maximum bytes of a file; 68 points take 1,216
 FOLDERS = (("train_set", "train"), ("val_set", "val"))
 
 
 def read_arrays(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
-    """Everything below train_set and val_set, by name: the same number is another face in each of them."""
+    """Yield everything below train_set and val_set by name: a number is a different face in each of them."""
     if automatic:
-        raise UserError("affectnet: the release of 2021 has no automatically labelled images; leave --automatic out")
+        raise UserError("affectnet: the release of 2021 has no automatically labeled images. Fix: remove --automatic")
     for folder, split in FOLDERS:
         annotations = root / folder / "annotations"
         for ident, image, annotated in pair(root / folder / "images", annotations, "_exp.npy"):
@@ -31,7 +31,7 @@ def read_arrays(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
             if annotated:
                 label = named(str(_value(annotations / f"{ident}_exp.npy")))
                 if label is None:
-                    yield Rejected(source, "bad_row", f"{folder}/annotations/{ident}_exp.npy holds no expression")
+                    yield Rejected(source, "bad_row", f"{folder}/annotations/{ident}_exp.npy contains no expression")
                     continue
             marks = _array(annotations / f"{ident}_lnd.npy")
             yield Entry(
@@ -46,7 +46,7 @@ def read_arrays(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
 
 
 def _value(file: Path) -> Any:
-    """The only element of an array, which is a text in this release; "" if it is missing or damaged."""
+    """Return the only element of an array (a text in this release); "" if missing or corrupt."""
     array = _read(file)
     return array.reshape(-1)[0] if array is not None and array.size == 1 else ""
 
@@ -59,7 +59,7 @@ def _number(file: Path) -> float | None:
 
 
 def _array(file: Path) -> Any:
-    """Numbers [N] as float64, None if they are missing or damaged."""
+    """Return numbers [N] as float64, None if missing or corrupt."""
     import numpy as np
 
     array = _read(file)
@@ -70,17 +70,17 @@ def _array(file: Path) -> Any:
 
 
 def _read(file: Path) -> Any:
-    """An array of any shape and type but of objects, which would be a pickle; None if it is missing or damaged."""
+    """Return an array of any shape and type except objects (pickles); None if missing or corrupt."""
     import numpy as np
 
     try:
         with open_regular(file, "rb") as data:
             if os.fstat(data.fileno()).st_size > MOST:
                 return None
-            array = np.lib.format.read_array(data, allow_pickle=False)  # numpy.load would take an archive as well
-            if math.prod(max(side, 1) for side in array.shape) > MOST:  # items, or empty rows, of no bytes
+            array = np.lib.format.read_array(data, allow_pickle=False)  # numpy.load would also accept an archive
+            if math.prod(max(side, 1) for side in array.shape) > MOST:  # also counts items and empty rows of zero bytes
                 return None
-            array.tolist()  # text whose code points are none fails when it is looked at
+            array.tolist()  # text with invalid code points fails on access
             return array
-    except Exception:  # noqa: BLE001 - of damaged headers numpy parses Python, and raises anything
+    except Exception:  # noqa: BLE001 - numpy parses headers as Python and raises anything
         return None

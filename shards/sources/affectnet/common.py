@@ -1,4 +1,4 @@
-"""What the releases of AffectNet share: the numbering, and images beside files of annotations."""
+"""Shared by the releases of AffectNet: numbering, and images paired with annotation files."""
 
 import os
 from collections.abc import Iterator
@@ -10,11 +10,11 @@ from shards.sources.layout import names
 LABELS = (
     "neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt", "none", "uncertain", "no-face",
 )  # fmt: skip
-UNKNOWN = -2.0  # valence and arousal of faces that have none
+UNKNOWN = -2.0  # valence and arousal of faces without them
 
 
 class Pair(NamedTuple):
-    """An image and its annotation by the name that they share; image: its file name, "" if there is none."""
+    """An image and its annotation with the same name; image: its file name, "" if there is none."""
 
     ident: str
     image: str
@@ -22,7 +22,7 @@ class Pair(NamedTuple):
 
 
 def pair(images: Path, annotations: Path, ending: str) -> Iterator[Pair]:
-    """All that is in two folders, by name; annotations are called NAME + `ending`. A missing folder is an empty one."""
+    """Pair two folders by name; annotations are called NAME + `ending`. A missing folder counts as empty."""
     pictures = {PurePosixPath(name).stem: name for name in names(images)} if images.is_dir() else {}
     found = names(annotations) if annotations.is_dir() else []
     notes = {name.removesuffix(ending) for name in found if name.endswith(ending)}
@@ -31,7 +31,7 @@ def pair(images: Path, annotations: Path, ending: str) -> Iterator[Pair]:
 
 
 def first_name(folder: Path) -> str:
-    """Any name in a folder that may be very large, "" if there is none: enough to see what kind of files it holds."""
+    """Return any name in a (possibly huge) folder, "" if there is none: enough to detect the type of files."""
     if not folder.is_dir():
         return ""
     with os.scandir(folder) as listing:
@@ -39,12 +39,12 @@ def first_name(folder: Path) -> str:
 
 
 def named(number: str) -> str | None:
-    """The expression's name by its number, None for anything that is no number of theirs."""
+    """Return the expression's name for its number, None for anything else."""
     text = number.strip()
     return LABELS[int(text)] if text.isascii() and text.isdigit() and int(text) < len(LABELS) else None
 
 
 def affect(valence: float | None, arousal: float | None) -> dict[str, float]:
-    """Valence and arousal as extras, where they are known."""
+    """Return valence and arousal as extras, if known."""
     pairs = (("valence", valence), ("arousal", arousal))
     return {name: value for name, value in pairs if value is not None and value != UNKNOWN}

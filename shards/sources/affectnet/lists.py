@@ -1,4 +1,4 @@
-"""AffectNet's release of 2017: whole photos, and CSV lists with the face's box, 68 landmarks, expression and affect."""
+"""AffectNet's release of 2017: whole photos, and CSV lists with face box, 68 landmarks, expression and affect."""
 
 import csv
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ AUTOMATIC_IMAGES = tuple(place.replace("Manually", "Automatically") for place in
 
 
 def read_lists(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
-    """The rows of training.csv and validation.csv, and of automatically_annotated.csv if asked for."""
+    """Yield the rows of training.csv and validation.csv, optionally of automatically_annotated.csv."""
     manual = [(find(root, *TRAINING), "train"), (find(root, *VALIDATION), "val")]
     for file, split in manual:
         if file is not None:
@@ -42,12 +42,12 @@ def read_lists(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
             yield from read_list(root, images, file, split)
     if automatic:
         file = need("affectnet", root, "list of the automatic labels", *AUTOMATIC)
-        images = need("affectnet", root, "folder of the automatically labelled images", *AUTOMATIC_IMAGES)
+        images = need("affectnet", root, "folder of the automatically labeled images", *AUTOMATIC_IMAGES)
         yield from read_list(root, images, file, "automatic")
 
 
 def read_list(root: Path, images: Path, file: Path, split: str) -> Iterator[Entry | Rejected]:
-    """The rows of one list, in their order."""
+    """Yield the rows of one list, in order."""
     try:
         with open_regular(file, newline="", **TEXT) as text:
             rows = csv.reader(lines_of(text, MOST_LINE))
@@ -60,20 +60,26 @@ def read_list(root: Path, images: Path, file: Path, split: str) -> Iterator[Entr
                 if cells:
                     yield _entry(root, images, split, [cells[i] for i in order if i < len(cells)], rows.line_num, file)
     except csv.Error as error:
-        raise UserError(f"affectnet: {file} cannot be read as CSV: {error}") from None
+        raise UserError(f"affectnet: {file} is not valid CSV ({error}). Fix: use the file as delivered") from None
 
 
 def _order(file: Path, cells: list[str]) -> tuple[list[int], bool]:
-    """Where each of COLUMNS is, and whether this first row is a header: some copies of validation.csv have none."""
+    """Return the position of each of COLUMNS, and whether the first row is a header (some validation.csv lack one)."""
     titles = [cell.strip() for cell in cells]
     if COLUMNS[0] in titles:
         absent = [name for name in COLUMNS if name not in titles]
         if absent:
-            raise UserError(f"affectnet: {file} has no column {', '.join(absent)} (columns: {', '.join(titles)})")
+            raise UserError(
+                f"affectnet: {file} has no column {', '.join(absent)} (columns: {', '.join(titles)}). "
+                "Fix: use the file as delivered"
+            )
         return [titles.index(name) for name in COLUMNS], True
     if len(cells) == len(COLUMNS) and named(cells[6]) is not None:
         return list(range(len(COLUMNS))), False
-    raise UserError(f"affectnet: {file} has neither a header nor the {len(COLUMNS)} columns {', '.join(COLUMNS)}")
+    raise UserError(
+        f"affectnet: {file} has neither a header nor the {len(COLUMNS)} columns {', '.join(COLUMNS)}. "
+        "Fix: use the file as delivered"
+    )
 
 
 def _entry(root: Path, images: Path, split: str, cells: list[str], line: int, file: Path) -> Entry | Rejected:

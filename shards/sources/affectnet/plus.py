@@ -1,4 +1,4 @@
-"""AffectNet+ (2024): the same faces with soft labels, a measure of how hard they are, and data about the person."""
+"""AffectNet+ (2024): the same faces with soft labels, a difficulty score and personal attributes."""
 
 import json
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ PARTS = (*HUMAN, MACHINE)
 
 
 def read_plus(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
-    """Everything below human_annotated, and no_human_annotated if asked for, by name."""
+    """Yield everything below human_annotated, and optionally no_human_annotated, by name."""
     if automatic and not (root / MACHINE[0]).is_dir():
-        raise UserError(f"affectnet: {root} has no {MACHINE[0]}; leave --automatic out")
+        raise UserError(f"affectnet: {root} has no {MACHINE[0]}. Fix: remove --automatic")
     for folder, split in PARTS if automatic else HUMAN:
         annotations = root / folder / "annotations"
         for ident, image, annotated in pair(root / folder / "images", annotations, ".json"):
@@ -30,13 +30,13 @@ def read_plus(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
                 continue
             known = _known(annotations / f"{ident}.json") if annotated else {}
             if known is None:
-                yield Rejected(source, "bad_row", f"{folder}/annotations/{ident}.json is damaged")
+                yield Rejected(source, "bad_row", f"{folder}/annotations/{ident}.json is corrupt")
                 continue
             yield _entry(root, folder, split, source, known)
 
 
 def _known(file: Path) -> dict[str, Any] | None:
-    """What a file says; None if it is no JSON object. What is not a number in JSON (NaN) is unknown."""
+    """Read a JSON object; None if it is invalid. Non-JSON numbers (NaN) become None."""
     try:
         found = json.loads(read_bytes(file, MOST_TOLD), parse_constant=lambda _: None)
     except (OSError, ValueError, RecursionError):

@@ -151,7 +151,7 @@ def test_a_shard_without_a_good_sample_ends_the_run(tmp_path: Path) -> None:
     for number in range(8, 16):
         hurt(folder, number)
     loader = make(folder)
-    with pytest.raises(UserError, match=rf"train-000001\.tar: {TRIES} samples in a row cannot be decoded"):
+    with pytest.raises(UserError, match=rf"train-000001\.tar: {TRIES} consecutive samples cannot be decoded"):
         [loader.batch(step, 0) for step in range(3)]
     loader.close()
 

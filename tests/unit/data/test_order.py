@@ -146,9 +146,9 @@ def test_a_thousand_million_samples_in_little_memory() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"global_batch": 41, "streams": 1}, r"41 is more than the 40 samples"),
-        ({"streams": 3}, r"streams: 3 does not divide the global batch of 8"),
-        ({"window": 0}, r"window: 0 is less than 1"),
+        ({"global_batch": 41, "streams": 1}, r"41: more than the 40 samples"),
+        ({"streams": 3}, r"streams=3: does not divide the global batch of 8"),
+        ({"window": 0}, r"window=0: must be at least 1"),
         ({"seed": -1}, r"train\.seed"),
     ],
 )

@@ -145,7 +145,7 @@ def test_two_processes_share_a_cache_that_holds_half_of_the_shards(
         )
         for rank in range(2)
     ]
-    outputs = [json.loads(process.communicate(timeout=100)[0]) for process in processes]
+    outputs = [json.loads(process.communicate(timeout=800)[0]) for process in processes]
     for step, batch in enumerate(expected):
         parts = [output[step] for output in outputs]
         assert [number for ids, _ in parts for number in ids] == batch.ids.tolist()
@@ -164,11 +164,11 @@ def test_tars_that_nobody_needs_do_not_fill_the_cache(server: Served, tmp_path: 
 
 def test_a_cache_that_is_too_small_is_said_before_the_first_batch(server: Served, tmp_path: Path) -> None:
     size = largest(server.url, tmp_path)
-    with pytest.raises(UserError, match=r"data\.cache_gb: .* is less than one shard"):
+    with pytest.raises(UserError, match=r"data\.cache_gb=.*: less than one shard"):
         loader(server.url, Cache(tmp_path / "near", size - 600))
     tight = loader(server.url, Cache(tmp_path / "near", 2 * size))
     batches = tight.batches(0)
-    with pytest.raises(UserError, match=r"data\.cache_gb: the shards that this process uses at one time"):
+    with pytest.raises(UserError, match=r"data\.cache_gb: this process uses shards of .* GB at one time"):
         next(batches)
     batches.close()
     tight.close()
@@ -176,9 +176,9 @@ def test_a_cache_that_is_too_small_is_said_before_the_first_batch(server: Served
 
 def test_errors_of_urls(folder: Path, server: Served, tmp_path: Path) -> None:
     cache = Cache(tmp_path, BIG)
-    with pytest.raises(UserError, match=r"there is no .*/nowhere/manifest\.json"):
+    with pytest.raises(UserError, match=r"/nowhere/manifest\.json does not exist"):
         Corpus([server.url + "/nowhere"], cache=cache)
-    with pytest.raises(UserError, match="not an allowed scheme"):
+    with pytest.raises(UserError, match="is not allowed"):
         Corpus(["pipe:curl http://x"], cache=cache)
     with pytest.raises(UserError, match=r"data\.cache_gb=0"):
         open_corpus(DataConfig(shards=[server.url], cache=str(tmp_path), cache_gb=0))

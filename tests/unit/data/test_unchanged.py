@@ -104,7 +104,7 @@ def test_a_record_that_says_less_is_completed_and_a_damaged_one_refused(started:
     assert file.read_bytes() == whole
     for content in (b"", whole[:40], b"[]", json.dumps(told | {"tars": []}).encode()):
         file.write_bytes(content)
-        with pytest.raises(UserError, match=r"shards\.json is damaged .* Fix: restore it"):
+        with pytest.raises(UserError, match=r"shards\.json is corrupt .* Fix: restore it"):
             resume(run, place)
 
 
@@ -156,7 +156,7 @@ def test_processes_share_the_work_and_machines_are_compared(started: tuple[Path,
     assert "train-000003.tar or its index is not the same on all machines. Fix: copy" in first[1]
     assert (first[1][:5], second[1][:6]) == ("True ", "False ")
     assert first[2] == "False another process cannot read the shards"
-    assert second[2].startswith("mine: shards: cannot read ")
+    assert (second[2][:14], "cannot read" in second[2]) == ("mine: shards: ", True)
 
 
 def test_agreed_errors_are_said_once(started: tuple[Path, Path]) -> None:

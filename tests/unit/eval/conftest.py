@@ -1,4 +1,4 @@
-"""A tiny labelled corpus on disk, and backbone files, for the tests of evaluation."""
+"""A tiny labeled corpus on disk, and backbone files, for the evaluation tests."""
 
 import json
 from dataclasses import asdict
@@ -24,7 +24,7 @@ def _one_thread() -> None:
 
 @pytest.fixture
 def make_shards(tmp_path: Path) -> MakeShards:
-    """make_shards(counts): {split: images per class}, two images a person, several shards a split."""
+    """make_shards(counts): {split: images per class}, two images per person, several shards per split."""
 
     def make(
         counts: dict[str, list[int]], name: str = "shards", labelled: bool = True, size: int = 48, per_shard: int = 20
@@ -47,7 +47,7 @@ def make_shards(tmp_path: Path) -> MakeShards:
 
 @pytest.fixture
 def make_backbone(tmp_path: Path) -> MakeBackbone:
-    """make_backbone(name, seed): random weights as an exported backbone; returns backbone.safetensors."""
+    """make_backbone(name, seed): export random weights as a backbone; return backbone.safetensors."""
 
     def make(folder: str = "backbone", model: str = MODEL, seed: int = 7, size: int = 32) -> Path:
         torch.manual_seed(seed)

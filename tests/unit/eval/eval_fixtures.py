@@ -1,4 +1,4 @@
-"""Pictures, shards and names for the tests of evaluation."""
+"""Images, shards and names for the evaluation tests."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ MakeBackbone = Callable[..., Path]
 
 
 def picture(label: int, number: int, size: int = 48) -> bytes:
-    """A shape on a ground of random colours: its class shows in no mean colour."""
+    """Draw a shape on a background of random colors: its mean color does not reveal its class."""
     rng = np.random.default_rng([label, number])
     image = np.full((size, size + 16, 3), rng.integers(0, 256, 3), np.uint8)
     ink = tuple(int(value) for value in rng.integers(0, 256, 3))
@@ -37,7 +37,7 @@ def picture(label: int, number: int, size: int = 48) -> bytes:
 
 
 def about(split: str, label: int, number: int, size: int) -> dict[str, Any]:
-    """What the shards know of a picture: two pictures a person, four landmarks, votes and feelings."""
+    """Return the metadata of an image: two images per person, four landmarks, votes, valence and arousal."""
     rng = np.random.default_rng([label, number, 1])
     x, y = rng.integers(12, 20, 2).tolist()
     votes = dict.fromkeys(CLASSES, 1) | {CLASSES[label]: 8, "unknown": 1}
@@ -54,7 +54,7 @@ def write_shard(folder: Path, split: str, start: int, samples: list, labelled: b
     tar = folder / f"{split}-{start:06d}.tar"
     shard = TarShard(tar)
     for label, number in samples:
-        offset = 1000 * (split != "train") + 100 * label  # other people, other pictures in each split and class
+        offset = 1000 * (split != "train") + 100 * label  # different people and images in each split and class
         members = {"jpg": picture(int(label), offset + number, size)}
         if labelled:
             members["cls"] = str(label).encode()

@@ -1,6 +1,6 @@
-"""Betons: the shards' own samples; and every loader shows the same crops of the same images in the same order.
+"""Betons contain the shards' own samples, and all loaders return equal crops of the same images in the same order.
 
-Tolerances on uint8 of sharp-edged drawings: FFCV decodes with libjpeg-turbo's fast DCT, DALI resizes otherwise.
+Tolerances on uint8 of sharp-edged images: FFCV decodes with libjpeg-turbo's fast DCT, DALI resizes differently.
 """
 
 import sys
@@ -20,15 +20,15 @@ from simfle.eval.features import Augment, Extractor
 from simfle.eval.loaders import Loaders
 from simfle.eval.splits import Split, read_split
 
-# Not by importorskip: importing ffcv on its own sets torch to one thread.
+# Not by importorskip: importing ffcv directly sets torch to one thread.
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is optional: docs/evaluation.md")
-ROWS = np.array([3, 17, 0, 5, 11, 5, 20, 1])  # one of them twice
+ROWS = np.array([3, 17, 0, 5, 11, 5, 20, 1])  # with one repeated row
 CROPS = Augment(3, 1, (0.2, 1.0), 0.4)
 
 
 @pytest.fixture
 def threads() -> Iterator[int]:
-    """Torch's threads, which FFCV would set."""
+    """Keep torch's number of threads, which FFCV would set."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     yield 2
@@ -41,7 +41,7 @@ def show(loaders: Loaders, split: Split, side: int, augment: Augment | None, thr
 
 
 def differences(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
-    """Over the images, the largest mean and the largest 99th percentile of the difference, grey levels."""
+    """Return the largest mean and the largest 99th percentile of the differences per image, in gray levels."""
     found = (a - b).abs().flatten(1).float()
     return found.mean(1).max().item(), found.quantile(0.99, dim=1).max().item()
 
@@ -60,11 +60,11 @@ def test_ffcv_shows_what_opencv_shows(
     mean, most = differences(found, expected)
     assert mean < 2
     assert most <= 10
-    assert differences(found.flip(0), expected)[0] > 20  # the wrong images are far away
-    assert differences(found.flip(3), expected)[0] > 8  # and so is a mirrored one
+    assert differences(found.flip(0), expected)[0] > 20  # wrong images differ strongly
+    assert differences(found.flip(3), expected)[0] > 8  # and so does a mirrored one
     assert torch.equal(show(loaders, split, side, augment), found)
     assert torch.get_num_threads() == threads
-    if augment:  # compiled anew for several threads
+    if augment:  # compiled again for several threads
         assert torch.equal(show(loaders, split, side, augment, threads=2), found)
 
 
@@ -85,7 +85,7 @@ def test_a_beton_holds_the_shards_bytes_labels_ids_and_keys(make_shards: MakeSha
     about = build_beton(shards, file, "train", lambda *done: told.append(done))
     split = read_split([str(shards)], "train")
     assert (about.samples, tuple(about.classes), about.corpus, told[-1]) == (18, CLASSES, "shapes", (18, 18))
-    assert split.ids[0] == 6  # ids count the other split too
+    assert split.ids[0] == 6  # ids also count the other split
     content = file.read_bytes()
     read = load_ffcv("ffcv.reader").Reader(str(file))
     lengths = dict(zip(read.alloc_table["ptr"].tolist(), read.alloc_table["size"].tolist(), strict=True))
@@ -132,7 +132,7 @@ def test_a_beton_serves_the_samples_that_it_was_made_of(make_shards: MakeShards,
     assert Loaders("auto").name(val.source) == "opencv"
     assert Loaders("auto", (str(shards),)).name(other.source) == "opencv"
     assert Loaders("opencv", (str(shards),)).name(train.source) == "opencv"
-    with pytest.raises(UserError, match=r"no beton holds split 'val' .* simfle shards beton"):
+    with pytest.raises(UserError, match=r"no beton of split 'val' .* simfle shards beton"):
         Loaders("ffcv").name(val.source)
     with pytest.raises(UserError, match="no split 'test'"):
         build_beton(shards, tmp_path / "a.beton", "test")
@@ -146,14 +146,14 @@ def test_a_beton_serves_the_samples_that_it_was_made_of(make_shards: MakeShards,
 
 
 def test_betons_that_are_missing_or_damaged_are_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"make it with simfle shards beton"):
+    with pytest.raises(UserError, match=r"Fix: run simfle shards beton"):
         find_betons([tmp_path / "none.beton"])
     file = tmp_path / "a.beton"
     file.write_bytes(b"something")
-    assert find_betons([tmp_path]) == {}  # not finished
+    assert find_betons([tmp_path]) == {}  # incomplete
     for text in ("{", '{"format": 1}', "[]"):
         about_file(file).write_text(text)
-        with pytest.raises(UserError, match=r"a.beton.json is damaged .* build the beton again"):
+        with pytest.raises(UserError, match=r"a.beton.json is corrupt .* Fix: build the beton again"):
             find_betons([tmp_path])
 
 
@@ -161,8 +161,8 @@ def test_without_ffcv_it_is_said_how_to_get_it(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shards = make_shards({"train": [2, 2, 2]})
-    monkeypatch.setitem(sys.modules, "ffcv", None)  # what Python takes for not installed
-    with pytest.raises(UserError, match=r"ffcv is not installed .* docs/evaluation.md, or use loader=opencv"):
+    monkeypatch.setitem(sys.modules, "ffcv", None)  # Python treats None as not installed
+    with pytest.raises(UserError, match=r"ffcv is not installed .* docs/evaluation.md, or set loader=opencv"):
         build_beton(shards, tmp_path / "a.beton", "train")
     with pytest.raises(UserError, match="ffcv is not installed"):
         load_ffcv("ffcv")

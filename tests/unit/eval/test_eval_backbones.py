@@ -1,4 +1,4 @@
-"""Backbone files: read as they were written, refused when they are of another model, random ones reproducible."""
+"""Backbone files are read as written and refused for another model; random backbones are reproducible."""
 
 import hashlib
 import json
@@ -52,7 +52,7 @@ def test_random_is_a_function_of_the_seed_and_leaves_torch_alone(make_backbone: 
 
 
 def test_resnets_start_as_the_reference_does(make_backbone: MakeBackbone) -> None:
-    """timm would set the last BatchNorm of each block to zero."""
+    """Only timm would set the last BatchNorm of each block to zero."""
     card = load_backbone(make_backbone(model="resnet10t", folder="ten")).card
     network = random_backbone(card, 0).module.network
     assert all(module.weight.detach().eq(1).all() for module in network.modules() if isinstance(module, nn.BatchNorm2d))
@@ -75,7 +75,7 @@ def test_calibration_sets_the_statistics_of_the_images_and_nothing_else(make_bac
 
 
 def test_missing_files_are_named(tmp_path: Path, make_backbone: MakeBackbone) -> None:
-    """By what was asked for, not by what would lie beside it; of an evaluation, too."""
+    """Errors name the requested path, not a file beside it; also in an evaluation."""
     path = make_backbone()
     path.unlink()
     other = tmp_path / "config.yaml"
@@ -91,21 +91,21 @@ def test_missing_files_are_named(tmp_path: Path, make_backbone: MakeBackbone) ->
         for call in (load_backbone, lambda place: identify(str(place))):
             with pytest.raises(UserError, match=rf"^backbone: {re.escape(str(place))} {words}"):
                 call(place)
-    with pytest.raises(UserError, match="backbone: '' names none"):
+    with pytest.raises(UserError, match="backbone='': empty"):
         simfle.load_backbone("")
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 9}, "format 9, this program reads 1"),
-        ({"features": "many"}, "damaged"),
-        ({"mean": None}, "damaged"),
-        ({"mean": [float("nan")] * 3}, "damaged.*mean is not finite"),
-        ({"std": [0, 1, 1]}, "damaged.*std not above 0"),
-        ({"size": -5}, "damaged.*size -5 is not 1 to 65500"),
-        ({"size": 100000}, "damaged.*size 100000"),
-        ({"features": 5}, "96 features, its backbone.json says 5"),
+        ({"format": 9}, "format 9, not 1"),
+        ({"features": "many"}, "corrupt"),
+        ({"mean": None}, "corrupt"),
+        ({"mean": [float("nan")] * 3}, "corrupt.*mean is not finite"),
+        ({"std": [0, 1, 1]}, "corrupt.*std not above 0"),
+        ({"size": -5}, "corrupt.*size -5 is not 1 to 65500"),
+        ({"size": 100000}, "corrupt.*size 100000"),
+        ({"features": 5}, "96 features, but its backbone.json has 5"),
         ({"name": "resnet1O"}, "timm has no 'resnet1O'"),
         ({"name": "swin_tiny_patch4_window7_224"}, "no feature map"),
         ({"name": "resnet18"}, "is not a resnet18: lacks"),
@@ -125,7 +125,7 @@ def test_damaged_files(make_backbone: MakeBackbone) -> None:
     with pytest.raises(UserError, match="not a readable safetensors file"):
         load_backbone(path)
     path.with_name("backbone.json").write_text("{")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         read_card(path.with_name("backbone.json"))
 
 
@@ -143,7 +143,7 @@ def test_another_model_is_named_by_key_and_shape(make_backbone: MakeBackbone) ->
 
 
 def test_weights_that_are_not_those_of_the_card_are_refused(make_backbone: MakeBackbone) -> None:
-    """One bit of one weight is turned: the file is whole for safetensors. Cards of earlier exports note no hash."""
+    """Flip one bit of one weight: the file stays valid for safetensors. Cards of earlier exports have no hash."""
     path = make_backbone()
     content = bytearray(path.read_bytes())
     card = path.with_name("backbone.json")
@@ -151,7 +151,7 @@ def test_weights_that_are_not_those_of_the_card_are_refused(make_backbone: MakeB
     assert load_backbone(path).card.sha256
     content[-100] ^= 16
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"backbone.safetensors is damaged, .* Fix: export it again from its run"):
+    with pytest.raises(UserError, match=r"backbone.safetensors is corrupt, .* Fix: export it again from its run"):
         load_backbone(path)
     known = json.loads(card.read_text())
     del known["sha256"]

@@ -1,4 +1,4 @@
-"""Paired tests: a real difference is found, none is not, people count as one, samples are matched by name."""
+"""Paired tests: a real difference is found, chance is not, people count once, samples are matched by name."""
 
 import re
 from dataclasses import replace
@@ -19,7 +19,7 @@ LABELS = RNG.integers(0, 2, 400)
 
 
 def made(right: np.ndarray, name: str = "a", people: int = 400, seed: int = 0) -> Result:
-    """A result that recognises the marked samples, of so many people."""
+    """Return a result that gets the marked samples right, with a number of people."""
     predicted = np.where(right, LABELS, 1 - LABELS).tolist()
     keys = [f"k{number}" for number in range(len(LABELS))]
     groups = [f"p{number * people // len(LABELS)}" for number in range(len(LABELS))]
@@ -57,7 +57,7 @@ def _balanced(right: np.ndarray) -> float:
 
 
 def test_people_count_as_one() -> None:
-    """Of four people one is always better recognised: a difference in 100 images, but of one person."""
+    """One of four people is always recognized better: a difference in 100 images, but of one person."""
     base = RNG.random(400) < 0.6
     better = base | (np.arange(400) < 100)
     alone = compare([made(better)], [made(base, "b")], 300)
@@ -75,7 +75,7 @@ def test_seeds_are_averaged_and_a_backbone_with_one_is_used_for_all() -> None:
 
 
 def test_every_run_counts_equally_in_the_permutation_test() -> None:
-    """Two runs against three are what six against six are, each of them three times or twice."""
+    """Two runs against three equal six against six, each of them repeated."""
     first = [made(RNG.random(400) < share, seed=seed) for seed, share in enumerate((0.9, 0.6))]
     second = [made(RNG.random(400) < share, "b", seed=seed) for seed, share in enumerate((0.7, 0.7, 0.76))]
     assert compare(first, second, 100).p == compare(first * 3, second * 2, 100).p
@@ -104,22 +104,22 @@ def test_less_is_better_of_errors() -> None:
 def test_what_cannot_be_compared() -> None:
     first = made(LABELS == 0)
     fewer = Samples(*(values[:5] for values in vars(first.samples).values()))
-    with pytest.raises(UserError, match="not measured on the same samples"):
+    with pytest.raises(UserError, match="different test samples"):
         compare([first], [replace(first, samples=fewer)])
-    with pytest.raises(UserError, match="another benchmark or protocol"):
+    with pytest.raises(UserError, match="different benchmarks or protocols"):
         compare([first], [replace(first, protocol="knn")])
     flipped = replace(first.samples, labels=[1 - label for label in first.samples.labels])
-    with pytest.raises(UserError, match="disagree about the labels"):
+    with pytest.raises(UserError, match="different labels for"):
         compare([first], [replace(first, samples=flipped)])
 
 
 def test_seeds_of_other_settings_are_not_averaged() -> None:
-    """As they stand in files: a tuple is a list there."""
+    """Compare settings as stored in files, where a tuple is a list."""
     first = replace(made(LABELS > 0), settings={"size": 64, "fast": {"epochs": 40, "lrs": (0.1, 1.0)}})
     second = replace(first, seed=1, settings={"size": 64, "fast": {"epochs": 40, "lrs": [0.1, 1.0]}})
     assert [len(seeds) for seeds in grouped([first, second]).values()] == [2]
     other = replace(first, seed=1, settings={"size": 64, "fast": {"epochs": 2, "lrs": [0.1, 1.0]}})
-    with pytest.raises(UserError, match=r"differ in fast\.epochs \(40 and 2\): a mean over them"):
+    with pytest.raises(UserError, match=r"differ in fast\.epochs \(40 and 2\), so they cannot"):
         grouped([first, other])
     scaled = replace(first, seed=1, backbone={**first.backbone, "calibrated": True})
     with pytest.raises(UserError, match=r"differ in calibrated \(None and True\)"):
@@ -127,7 +127,7 @@ def test_seeds_of_other_settings_are_not_averaged() -> None:
 
 
 def test_one_name_for_several_sets_of_data_is_told_apart() -> None:
-    """Shards of one's own are all called own, and a set from which somebody was removed is another one."""
+    """All user data sets are called own, and a set without a removed person is a different one."""
 
     def of(shards: str, samples: str, seed: int = 0) -> Result:
         some = made(LABELS > 0, seed=seed)
@@ -146,7 +146,7 @@ def test_one_name_for_several_sets_of_data_is_told_apart() -> None:
 
 
 def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Runs of one method are taken together under its name; the difference is to the method that is named."""
+    """Runs of one method are averaged under its name; the difference is to the baseline method."""
     shares = {"ours": (0.9, 0.8), "theirs": (0.6, 0.7)}
     scores = {}
     for name, runs in shares.items():
@@ -160,7 +160,7 @@ def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]
                 backbone={**one.backbone, "kind": "online", "model": "resnet10t"},
             )
             write_result(tmp_path / f"{name}-{seed}", one)
-            # An evaluation measures a random backbone beside its own, into the same folder.
+            # An evaluation also writes a random baseline to the same folder.
             beside = replace(made(LABELS < 0, "random"), metrics={"balanced_accuracy": 0.0})
             beside = replace(beside, backbone={"id": "random", "kind": "random", "model": "resnet10t"})
             write_result(tmp_path / f"{name}-{seed}", beside)
@@ -174,9 +174,9 @@ def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert table["ours"]["less theirs"].startswith(f"{scores['ours'] - scores['theirs']:+.3f} (")
     assert float(table["ours"]["p"]) < 0.05
     show([f"ours={tmp_path}/ours-0", f"ours={tmp_path}/ours-1"], against="", resamples=50)
-    assert f"| ours | 2 | {scores['ours']:.3f}" in capsys.readouterr().out  # a word for each run
+    assert f"| ours | 2 | {scores['ours']:.3f}" in capsys.readouterr().out  # one folder per run
     show([f"random={tmp_path}/*/random"], against="", resamples=50)
-    assert "| random | 4 | 0.000" in capsys.readouterr().out  # where nothing else is, they are what is meant
+    assert "| random | 4 | 0.000" in capsys.readouterr().out  # with nothing else there, random backbones are meant
     write_result(tmp_path / "ours-0", replace(one, backbone={**one.backbone, "id": "another-checkpoint"}))
     with pytest.raises(
         UserError, match=r"ours-0 holds results of 2 backbones.*ours-0/another-checkpoint, .*ours-0-online"
@@ -184,5 +184,5 @@ def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         show([f"ours={tmp_path}/ours-*"], against="", resamples=50)
     with pytest.raises(UserError, match="nothing: no results in"):
         show([f"nothing={tmp_path}/none"], against="", resamples=50)
-    with pytest.raises(UserError, match="--against byol: no such method; there are ours"):
+    with pytest.raises(UserError, match=r"--against=byol: unknown method\. Fix: choose one of ours"):
         show([f"ours={tmp_path}/ours-1"], against="byol", resamples=50)

@@ -1,4 +1,4 @@
-"""The whole evaluation, as users start it: units, skipped where done, the same numbers every time, errors in a line."""
+"""The whole evaluation as users start it: units, skipping, reproducible numbers, one-line errors."""
 
 import json
 import logging
@@ -49,7 +49,7 @@ def config(make_shards: MakeShards, make_backbone: MakeBackbone, tmp_path: Path)
 
 
 def contents(config: EvalConfig) -> dict[str, dict]:
-    """File -> what must be the same whenever and wherever it is computed."""
+    """Return per file the values that must be identical in every computation."""
     found = {}
     for path in sorted(Path(config.out).rglob("seed-*.json")):
         content = json.loads(path.read_bytes())
@@ -62,8 +62,8 @@ def contents(config: EvalConfig) -> dict[str, dict]:
 def test_units_for_each_backbone_protocol_and_seed(config: EvalConfig) -> None:
     wanted = replace(config, protocols=["linear_fast", "knn", "knn@0.5", "finetune", "scratch"])
     found = [(unit.random, unit.protocol, unit.seed) for unit in units(wanted)]
-    # Nothing in the kNN of one given backbone depends on a seed, unless labels are drawn; random backbones differ by
-    # seed; scratch is of random backbones only, and stands for their fine-tuning.
+    # kNN of a given backbone does not depend on a seed unless labels are sampled; random backbones differ by seed;
+    # scratch is for random backbones only, and replaces their fine-tuning.
     assert found == [
         *((False, word, seed) for word in ("linear_fast",) for seed in (0, 1)),
         (False, "knn", 0),
@@ -128,7 +128,7 @@ def test_files_hold_what_is_needed_to_get_them_again(config: EvalConfig) -> None
 
 
 def test_shapes_are_told_apart(config: EvalConfig) -> None:
-    """Even random features tell stripes, circles and crosses apart above chance (1/3)."""
+    """Even random features separate stripes, circles and crosses better than chance (1/3)."""
     wanted = replace(config, seeds=[0], protocols=["linear_fast"], fast=FastConfig())
     scores = {row.kind: row.score for row in evaluate(wanted, []).table}
     assert min(scores.values()) > 0.45, scores
@@ -145,7 +145,7 @@ def test_twice_the_same_and_what_is_done_is_skipped(
     times = {path: path.stat().st_mtime_ns for path in Path(config.out).rglob("seed-*.json")}
     with caplog.at_level(logging.INFO):
         evaluate(config, [])
-    assert caplog.text.count("done before") == len(times) == 8
+    assert caplog.text.count("already complete") == len(times) == 8
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
@@ -183,7 +183,7 @@ def test_other_data_and_other_decoders_are_computed_again_and_kept_apart(
 
 
 def test_killed_and_started_again_gives_the_same(config: EvalConfig, tmp_path: Path) -> None:
-    """SIGKILL when the first unit is there; the rest is computed by another start."""
+    """SIGKILL after the first unit; a second start computes the rest."""
     other = replace(config, out=str(tmp_path / "killed"))
     evaluate(config, [])
     program = (
@@ -211,7 +211,7 @@ def test_several_processes_share_the_work(config: EvalConfig, monkeypatch: pytes
     assert sum(row.seeds for row in evaluate(config, []).table) == 3
     monkeypatch.setenv("RANK", "0")
     assert sum(row.seeds for row in evaluate(config, []).table) == 7
-    # What the other process has yet to compute anew, after a change, is not taken for done.
+    # After a change, a unit that the other process has yet to recompute does not count as complete.
     monkeypatch.setenv("RANK", "1")
     stale = replace(config, knn=KnnConfig(ks=[3]))
     mine = [unit for unit in units(stale)[1::2] if unit.protocol == "knn"]
@@ -230,7 +230,7 @@ def test_one_unit_as_a_job_array_runs_it(config: EvalConfig) -> None:
 
 
 def test_standardised_features_do_not_depend_on_their_scale(config: EvalConfig, tmp_path: Path) -> None:
-    """The last BatchNorm twice as large gives twice the features, and the same predictions."""
+    """Doubling the last BatchNorm doubles the features and keeps the predictions."""
     path = Path(config.backbones[0])
     tensors = load_file(path)
     for name in ("layer4.0.bn2", "layer4.0.downsample.2"):
@@ -268,7 +268,7 @@ def test_left_out_classes_are_listed(
     found = read_results([config.out])[0]
     assert found.data["left_out"] == {"stripes": 4}
     assert found.classes == found.data["classes"] == ["circle", "cross"]
-    assert "class stripes is left out: 4 images" in caplog.text
+    assert "class stripes is excluded: 4 images" in caplog.text
 
 
 def test_people_of_the_test_in_training_are_told(
@@ -281,7 +281,7 @@ def test_people_of_the_test_in_training_are_told(
     monkeypatch.setattr(eval_fixtures, "about", about)
     folder = make_shards({"train": [10, 10, 10], "test": [4, 4, 4]}, name="shared")
     evaluate(replace(config, shards=[str(folder)], protocols=["knn"], random=False), [])
-    line = "own: 2 people of split test are in split train, too; simfle shards split divides by person"
+    line = "own: 2 people of split test are also in split train; simfle shards split divides by person"
     assert line in caplog.text
     assert read_results([config.out])[0].data["differs"] == [line]
 
@@ -293,7 +293,7 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """As valence and arousal of AffectNet beside a set of expressions alone: what can be measured is."""
+    """With valence and arousal in only one of two sets, as in AffectNet, the possible units are measured."""
     whole = eval_fixtures.about
     monkeypatch.setattr(eval_fixtures, "about", lambda *words: {**whole(*words), "extras": {}})
     words = []
@@ -308,7 +308,7 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
         ("whole", "affect"),
         ("whole", "knn"),
     ]
-    assert caplog.text.count("bare / affect is left out: shards: split 'train' has no valence and arousal") == 1
+    assert caplog.text.count("bare / affect is skipped: shards: split 'train' has no valence and arousal") == 1
     with pytest.raises(UserError, match="has no valence and arousal"):
         evaluate(replace(own, benchmarks=words[:1], protocols=["affect"], out=str(tmp_path / "nothing")), [])
 
@@ -316,23 +316,32 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"protocols": ["svm"]}, "protocols: 'svm' is unknown; there are: linear, linear_fast, knn"),
-        ({"protocols": ["knn@2"]}, "'knn@2' asks for a share of the labels that is not above 0 and at most 1"),
-        ({"protocols": ["knn@few"]}, "'knn@few' asks for a share"),
-        ({"test_split": "train"}, "must be different splits, not train, train"),
-        ({"test_split": "val"}, "no split 'val' in these shards; there are: test, train"),
-        ({"knn": KnnConfig(ks=[0])}, r"knn.ks: \[0\] must be numbers from 1 on"),
-        ({"fast": FastConfig(lrs=[])}, r"fast.lrs: \[\] must be numbers above 0, at least one"),
-        ({"backbones": []}, "none given"),
+        ({"protocols": ["svm"]}, "protocols=svm: unknown. Fix: choose from linear, linear_fast, knn"),
+        (
+            {"protocols": ["knn@2"]},
+            "knn@2: the fraction of labels is out of range. Fix: choose more than 0 and at most 1",
+        ),
+        ({"protocols": ["knn@few"]}, "knn@few: the fraction of labels"),
+        ({"test_split": "train"}, "not different splits: train, train"),
+        ({"test_split": "val"}, "no split 'val' in these shards. Available: test, train"),
+        ({"knn": KnnConfig(ks=[0])}, r"knn.ks=\[0\]: out of range. Fix: set it to one or more numbers of at least 1"),
+        ({"fast": FastConfig(lrs=[])}, r"fast.lrs=\[\]: out of range. Fix: set it to one or more numbers above 0"),
+        ({"backbones": []}, r"backbones=\[\]: empty"),
         ({"backbones": ["nowhere"]}, "does not exist"),
-        ({"linear": LinearConfig(scale=[0.5])}, r"linear.scale: \[0.5\] must be two shares, 0 < low <= high <= 1"),
-        ({"linear": LinearConfig(momentum=-1.0)}, "linear.momentum: -1.0 must be at least 0 and below 1"),
-        ({"shards": []}, r"benchmarks: none given"),
+        (
+            {"linear": LinearConfig(scale=[0.5])},
+            r"linear.scale=\[0.5\]: out of range. Fix: set it to two fractions, 0 < low <= high <= 1",
+        ),
+        (
+            {"linear": LinearConfig(momentum=-1.0)},
+            "linear.momentum=-1.0: out of range. Fix: set it to at least 0 and below 1",
+        ),
+        ({"shards": []}, r"benchmarks=\[\]: empty"),
         ({"shards": ["nowhere"]}, "nowhere is not a folder"),
-        ({"device": "tpu"}, "device: 'tpu' must be auto, cpu or cuda"),
+        ({"device": "tpu"}, "device='tpu': out of range. Fix: set it to auto, cpu or cuda"),
         ({"min_class_count": 1000}, "at least two classes"),
-        ({"seeds": [-1]}, r"seeds: \[-1\] must be 0 or more"),
-        ({"seeds": [1, 1]}, r"seeds: \[1, 1\] must be at least one, each once"),
+        ({"seeds": [-1]}, r"seeds=\[-1\]: out of range. Fix: set it to seeds of at least 0"),
+        ({"seeds": [1, 1]}, r"seeds=\[1, 1\]: out of range. Fix: set it to one or more distinct seeds"),
     ],
 )
 def test_errors_leave_nothing_behind(config: EvalConfig, change: dict, message: str) -> None:
@@ -354,7 +363,7 @@ def test_command_line(config: EvalConfig, tmp_path: Path) -> None:
     peers = "backbones: ['random:test_resnet+size=32']"
     file.write_text(f"shards: ['{config.shards[0]}']\nfast: {{epochs: 2}}\nresamples: 20\n{peers}\n")
     launcher = [sys.executable, str(ROOT / "launchers/evaluate.py")]
-    out = f"{config.out} of [d]"  # a name that rich would take for its own
+    out = f"{config.out} of [d]"  # a name that rich would parse as markup
     words = [*launcher, str(file), "--backbone", config.backbones[0], f"out={out}", "protocols=[knn]"]
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
     done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
@@ -373,7 +382,7 @@ def test_command_line(config: EvalConfig, tmp_path: Path) -> None:
 
 
 def test_the_command_that_slurm_eval_prints_makes_the_table_of_its_tasks(config: EvalConfig, tmp_path: Path) -> None:
-    """Typed as it stands, in another folder. Slurm's programs are scripts here; nothing runs before the table."""
+    """Run the printed command in another folder. Slurm's programs are scripts here."""
     for name, line in (("sbatch", "echo Submitted batch job 17"), ("srun", "exit 1")):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
@@ -403,7 +412,7 @@ def test_summaries_of_another_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="format 9"):
         read_summary(path)
     path.write_text("[")
-    with pytest.raises(UserError, match="damaged"):
+    with pytest.raises(UserError, match="corrupt"):
         read_summary(path)
 
 
@@ -427,7 +436,7 @@ def test_calibrated_backbones_are_compared_by_their_weights_alone(config: EvalCo
 
 
 def test_a_signed_url_leaves_no_signature(config: EvalConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In no file of the output or the report, and nowhere on the terminal: as command, as configuration, in errors."""
+    """Secrets are in no file of the output or the report, nor on the terminal: as command, configuration, in errors."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with served(Path(config.shards[0])) as server:
         url = f"{server.url.replace('//', '//al:hunter2@')}?X-Sig=dead,beef"
@@ -447,7 +456,7 @@ def test_a_signed_url_leaves_no_signature(config: EvalConfig, tmp_path: Path, mo
     write_report([trained], results=[tmp_path / "eval"], formats=["html", "json", "csv", "markdown"])
     kinds = (".json", ".html", ".csv", ".yaml", ".md")
     texts = [file.read_text() for file in tmp_path.rglob("*") if file.suffix in kinds]
-    assert sum(server.url in text for text in texts) >= 3  # told where they lie
+    assert sum(server.url in text for text in texts) >= 3  # the locations are reported
     for text in (done.stdout, done.stderr, failed.stdout, failed.stderr, *texts):
         for secret in ("dead", "beef", "hunter2", "X-Sig"):
             assert secret not in text

@@ -1,4 +1,4 @@
-"""Export: the newest complete checkpoint of a run becomes files that timm loads."""
+"""Export: timm loads the files made from a run's newest complete checkpoint."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[3]
 
 
 def make_checkpoint(run: Path, step: int, complete: bool = True) -> dict[str, dict[str, torch.Tensor]]:
-    """A checkpoint as training writes it; returns what is under online and target."""
+    """Write a checkpoint as training does; return the tensors of online and target."""
     folder = run / "checkpoints" / f"step-{step:08d}"
     folder.mkdir(parents=True)
     torch.manual_seed(step)
@@ -69,7 +69,7 @@ def test_a_config_that_says_otherwise_than_the_checkpoint_is_not_put_on_a_card(r
     named = {f"online.backbone.{key}": value.contiguous() for key, value in tensors.items()}
     trained = {"model.backbone": MODEL, "model.mean": [0.5, 0.5, 0.5], "optim.lr": 0.1}
     checkpoint.write(run, checkpoint.Progress(2, 16, "config", "corpus", "sgd", identity=trained), named, {})
-    with pytest.raises(UserError, match=r"model\.mean is \[0\.5, 0\.4, 0\.3\], but step-00000002 was trained with"):
+    with pytest.raises(UserError, match=r"model\.mean=\[0\.5, 0\.4, 0\.3\], but step-00000002 was trained with"):
         export_backbones(run)
     assert not (run / "export").exists()
     file = run / "config.yaml"
@@ -77,11 +77,11 @@ def test_a_config_that_says_otherwise_than_the_checkpoint_is_not_put_on_a_card(r
         "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]}}))  # fmt: skip
     assert export_backbones(run)
     shutil.copytree(run / "checkpoints/step-00000002", run / "checkpoints/step-00000009")
-    assert newest_checkpoint(run).name == "step-00000002"  # the copy is no checkpoint of step 9
+    assert newest_checkpoint(run).name == "step-00000002"  # the copy is not a checkpoint of step 9
 
 
 def test_a_smaller_stride_is_kept(run: Path) -> None:
-    """timm's key names and shapes stay, so only the card can tell which network the weights are of."""
+    """timm's names and shapes are unchanged, so only the card can identify the network."""
     wanted = make_checkpoint(run, 9)["online"]
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["model"]["output_stride"] = 8
@@ -115,7 +115,7 @@ def test_exporting_again_replaces_it(run: Path) -> None:
 
 
 def test_a_checkpoint_that_training_deletes_meanwhile(run: Path) -> None:
-    """It is gone between the choice and the reading, and a newer one is complete: that one is read."""
+    """A checkpoint that disappears between selection and reading is replaced by a newer complete one."""
     make_checkpoint(run, 1)
     wanted = make_checkpoint(run, 2)
     new, aside = run / "checkpoints" / "step-00000002", run / "checkpoints" / ".new"
@@ -149,7 +149,7 @@ def test_errors(run: Path, tmp_path: Path) -> None:
         export_backbones(run)
     assert not (run / "export").exists()
     (run / "config.yaml").write_text("model: 3")
-    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+    with pytest.raises(UserError, match=r"config\.yaml is corrupt"):
         export_backbones(run)
     shutil.copy(tmp_path / "kept", run / "config.yaml")
     (run / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"12345678nonsense")

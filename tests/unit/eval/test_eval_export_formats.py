@@ -1,4 +1,4 @@
-"""ONNX computes what torch computes, timm reads the Hugging Face-style folder, the model card tells the run."""
+"""ONNX equals torch, timm reads the Hugging Face folder, the model card describes the run."""
 
 import hashlib
 import json
@@ -95,7 +95,7 @@ def test_timm_reads_the_folder(source: str, run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["resnet18", "test_vit"])
 def test_the_weights_are_not_told_to_be_timms(name: str, run: Path, tmp_path: Path) -> None:
-    """timm's own of this architecture have a licence, a paper and a place of their own."""
+    """timm's own weights of this architecture have another license, paper and URL."""
     timms = timm.create_model(name).pretrained_cfg
     assert (timms["license"], bool(timms["tag"])) == ("apache-2.0", True)
     backbone = _as_exported(open_backbone(f"random:{name}+size=64"))
@@ -115,7 +115,7 @@ def _pil(image: np.ndarray) -> object:
 
 
 def _as_exported(backbone: Backbone) -> Backbone:
-    """As if it came from the run's tenth step."""
+    """Return a card as from the run's tenth step."""
     card = type(backbone.card)(**{**vars(backbone.card), "network": "online", "run": {"step": 10}})
     return Backbone(backbone.module, card, backbone.file)
 
@@ -137,7 +137,7 @@ def test_the_model_card_tells_the_run(run: Path, make_backbone: MakeBackbone, tm
     head, body = text.removeprefix("---\n").split("---\n", 1)
     assert yaml.safe_load(head)["library_name"] == "timm"
     assert "**shapes**: 12 images (splits train). Terms: research only" in body
-    # Of these weights, the mean over seeds; not of the target network, nor of the online one of an earlier step.
+    # The mean over seeds of these weights; not of the target network, nor of the online network at an earlier step.
     assert "| shapes | linear | balanced_accuracy | 0.7500 | 2 |" in body
     assert "0.9" not in [cell.strip() for line in body.splitlines() for cell in line.split("|")]
     assert "| global batch | 256 |" in body
@@ -148,7 +148,7 @@ def test_the_model_card_tells_the_run(run: Path, make_backbone: MakeBackbone, tm
     shutil.rmtree(read_shards(run))
     text = written()
     assert "State the corpus and its terms here" in text
-    assert "nothing is known of these weights" in text
+    assert "the quality of these weights is unknown" in text
 
 
 def read_shards(run: Path) -> Path:
@@ -182,10 +182,10 @@ def test_the_example_runs(run: Path, tmp_path: Path, make_backbone: MakeBackbone
 
 
 def test_unknown_formats_are_told(run: Path) -> None:
-    with pytest.raises(UserError, match="--format: 'tflite' is unknown; there are: timm, onnx, huggingface"):
+    with pytest.raises(UserError, match=r"--format=tflite: unknown\. Fix: choose one of timm, onnx, huggingface"):
         export_backbone(run, format=["tflite"])
-    with pytest.raises(UserError, match="--network: 'all' is unknown"):
+    with pytest.raises(UserError, match="--network=all: unknown"):
         export_backbone(run, network="all")
     (run / "config.yaml").write_text(json.dumps({"model": 3}))
-    with pytest.raises(UserError, match=r"config\.yaml is damaged"):
+    with pytest.raises(UserError, match=r"config\.yaml is corrupt"):
         export_huggingface(run, _as_exported(open_backbone(f"random:{MODEL}+size=32")), run / "hub")

@@ -1,4 +1,4 @@
-"""The fast probe: each candidate as if it were trained alone by torch's SGD, standardised, chosen on validation."""
+"""The fast probe: each candidate equals separate training by torch's SGD, standardized, selected on validation."""
 
 import math
 
@@ -23,7 +23,7 @@ def blobs(samples: int = 90, channels: int = 6) -> tuple[torch.Tensor, torch.Ten
 
 
 def alone(features: torch.Tensor, targets: torch.Tensor, lr: float, decay: float) -> nn.Linear:
-    """One candidate, by autograd and torch's SGD."""
+    """Train one candidate with autograd and torch's SGD."""
     layer = nn.Linear(features.shape[1], targets.shape[1]).double()
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

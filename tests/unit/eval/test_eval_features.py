@@ -1,4 +1,4 @@
-"""Features: the right image at the right place, whatever the batch size and the number of threads."""
+"""Features: the right image in the right row for any batch size and number of threads."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_whole_crops_are_the_image_or_its_mirror(make_shards: MakeShards) -> Non
     split = read_split([str(make_shards({"train": [10, 10, 10]}))], "train")
     rows = np.arange(30)
     plain = torch.cat(list(extractor().images(split.source, rows)))
-    same = Augment(0, 0, (1.0, 1.0), ratio=(64 / 48, 64 / 48))  # the pictures are 64 x 48
+    same = Augment(0, 0, (1.0, 1.0), ratio=(64 / 48, 64 / 48))  # the images are 64 x 48
     found = torch.cat(list(extractor().images(split.source, rows, same)))
     mirrored = [torch.equal(image, judge.flip(2)) for image, judge in zip(found, plain, strict=True)]
     upright = [torch.equal(image, judge) for image, judge in zip(found, plain, strict=True)]
@@ -97,14 +97,14 @@ def test_features_are_computed_once_for_all_cuts(
     maps = kept.maps(backbone, split, "weights")
     files = sorted(file.name for file in kept.cache.glob("*.npy"))  # type: ignore[union-attr]
     assert [name.split(".")[1] for name in sorted(files, key=lambda name: name.split(".")[1])] == ["maps", "pooled"]
-    backbone.module.network.conv1[0].weight.fill_(torch.nan)  # what is read from disk does not notice
+    backbone.module.network.conv1[0].weight.fill_(torch.nan)  # cached features do not change
     chosen = np.array([7, 0, 3])
     assert torch.equal(kept.pooled(backbone, split.only(chosen), "weights"), whole[chosen])
     assert torch.equal(kept.maps(backbone, split.only(chosen), "weights")[np.array([1])], maps[np.array([0])])
     torch.testing.assert_close(maps[np.arange(15)].mean((2, 3)), whole, rtol=2e-3, atol=2e-3)
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="non-finite"):
         kept.pooled(backbone, split, "other weights")
-    with pytest.raises(UserError, match="not finite"):
+    with pytest.raises(UserError, match="non-finite"):
         replace(kept, size=48).pooled(backbone, split, "weights")
     assert sorted(file.name for file in kept.cache.glob("*.npy")) == files  # type: ignore[union-attr]
 
@@ -113,5 +113,5 @@ def test_features_that_are_not_finite(make_shards: MakeShards, make_backbone: Ma
     split = read_split([str(make_shards({"train": [2, 2, 2]}))], "train")
     backbone = load_backbone(make_backbone())
     backbone.module.network.conv1[0].weight.fill_(torch.nan)
-    with pytest.raises(UserError, match="not finite on split 'train'"):
+    with pytest.raises(UserError, match="non-finite features on split 'train'"):
         extractor().pooled(backbone, split, "x")

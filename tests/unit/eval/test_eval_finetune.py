@@ -1,4 +1,4 @@
-"""Fine-tuning: layers learn at the stated rates, the schedule, balanced epochs, and the network really changes."""
+"""Fine-tuning: learning rates per layer, the schedule, balanced epochs, and a change of the network."""
 
 import math
 from dataclasses import replace
@@ -36,7 +36,9 @@ def test_each_layer_learns_slower_than_the_one_above(make_backbone: MakeBackbone
         assert parameter.requires_grad
     assert rates[id(model.head.weight)] == rates[id(model.head.bias)] == 1.0
     assert decays[id(model.head.weight)] == 0.1
-    assert not any(parameter.requires_grad for parameter in backbone.module.parameters())  # the given one stays frozen
+    assert not any(
+        parameter.requires_grad for parameter in backbone.module.parameters()
+    )  # the given backbone stays frozen
 
 
 def test_schedule() -> None:
@@ -59,7 +61,7 @@ def test_balanced_epochs_draw_classes_equally_often() -> None:
     assert len(order) == 3000
     assert np.bincount(train.labels[order]) == pytest.approx([1000] * 3, rel=0.1)
     rare = np.bincount(order, minlength=3000)[-30:]
-    assert rare.min() > 10  # each of them, not a few
+    assert rare.min() > 10  # each of them, not only a few
     assert np.array_equal(order, draw_epoch(train, True, 0, 0))
     assert not np.array_equal(order, draw_epoch(train, True, 0, 1))
     assert not np.array_equal(order, draw_epoch(train, True, 1, 0))
@@ -85,13 +87,13 @@ def test_it_learns_and_twice_the_same(make_shards: MakeShards, make_backbone: Ma
     scratch, tuned = sorted(read_results([config.out]), key=lambda found: found.backbone["kind"] == "online")
     assert (tuned.protocol, tuned.backbone["kind"]) == ("finetune", "online")
     assert (scratch.protocol, scratch.backbone["kind"]) == ("scratch@0.3", "random")
-    assert tuned.score > 0.5  # a third is chance
+    assert tuned.score > 0.5  # chance is a third
     assert 1 <= tuned.chosen[0]["epoch"] <= 8
     assert all(torch.equal(value, before[name]) for name, value in load_file(file).items())
     again = replace(config, out=str(tmp_path / "again"), protocols=["finetune"])
     evaluate(again, [])
     assert read_results([again.out])[0].samples == tuned.samples
-    # A random backbone that is asked for by name is fine-tuned as others are: scratch's settings are not its own.
+    # A random backbone given by name is fine-tuned as others: it does not use scratch's settings.
     named = replace(again, backbones=["random:test_resnet+size=32"], finetune=replace(part, epochs=2), resamples=1)
     found = []
     for scratch in (part, replace(part, lr=1e-9)):

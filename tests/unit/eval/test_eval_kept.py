@@ -1,4 +1,4 @@
-"""Kept features: used only as they were written, computed again otherwise; nothing stays of a process that ended."""
+"""Cached features: used only as written, otherwise recomputed; a killed process leaves no files."""
 
 import fcntl
 import json
@@ -27,7 +27,7 @@ NAME = "0123456789abcdef.pooled"
 
 
 class Kept:
-    """A split, a backbone and the features of both in `folder`."""
+    """Return a split, a backbone and the features of both in `folder`."""
 
     def __init__(self, shards: Path, backbone: Path, folder: Path) -> None:
         self.split: Split = read_split([str(shards)], "train")
@@ -93,14 +93,14 @@ def test_damaged_features_are_computed_again(
     assert torch.equal(known.read(), known.pooled)
     assert torch.equal(known.read_maps(), known.maps)
     assert file.read_bytes() == before
-    assert len([line for line in caplog.messages if f"{file} is damaged" in line and "computed again" in line]) == 1
+    assert len([line for line in caplog.messages if f"{file} is corrupt" in line and "recomputing" in line]) == 1
 
 
 @pytest.mark.parametrize(
     ("shape", "dtype"), [((15, 3), np.float32), ((9, 64), np.float32), ((15, 64), np.float64), ((15,), object)]
 )
 def test_other_arrays_with_the_right_hash_are_not_taken(known: Kept, shape: tuple[int, ...], dtype: type) -> None:
-    """A copy from another place, both files of it."""
+    """Both files are a copy from another place."""
     file = known.file("pooled")
     np.save(file, np.zeros(shape, dtype), allow_pickle=True)
     with file.open("rb") as content:
@@ -111,10 +111,10 @@ def test_other_arrays_with_the_right_hash_are_not_taken(known: Kept, shape: tupl
 
 
 def test_features_cut_while_they_are_read_end_in_one_line(known: Kept) -> None:
-    """As by another process: a memory map would end this one."""
+    """Truncated as by another process: a memory map would end this one."""
     maps = known.extractor.maps(known.backbone, known.split, "weights")
     os.truncate(known.file("maps"), 200)
-    with pytest.raises(UserError, match=r"maps.npy was cut while it was read. Fix:"):
+    with pytest.raises(UserError, match=r"maps.npy was truncated while it was read. Fix:"):
         maps[np.arange(15)]
 
 
@@ -124,7 +124,7 @@ def test_features_beyond_half_precision_are_refused(known: Kept) -> None:
         if name.endswith(("bn1", "bn2")):
             module.weight.fill_(1e4)  # type: ignore[union-attr,operator]
     known.extractor.pooled(known.backbone, known.split, "large")
-    with pytest.raises(UserError, match="not finite on split 'train'"):
+    with pytest.raises(UserError, match="non-finite features on split 'train'"):
         known.extractor.maps(known.backbone, known.split, "large")
     assert len(list(known.folder.glob("*.npy"))) == 3
     assert not list(known.folder.glob("*.tmp"))
@@ -132,7 +132,7 @@ def test_features_beyond_half_precision_are_refused(known: Kept) -> None:
 
 def test_features_of_crops_that_are_not_finite_are_refused(known: Kept) -> None:
     known.backbone.module.network.conv1[0].weight.fill_(torch.nan)
-    with pytest.raises(UserError, match=r"not finite on split 'train'. Fix: export"):
+    with pytest.raises(UserError, match=r"non-finite features on split 'train'. Fix: export"):
         next(known.extractor.features(known.backbone, known.split))
 
 
@@ -154,7 +154,7 @@ def test_what_a_killed_process_left_goes_at_the_next_start(tmp_path: Path, name:
 def test_a_full_disk_ends_an_evaluation_with_one_line(
     make_shards: MakeShards, make_backbone: MakeBackbone, tmp_path: Path
 ) -> None:
-    """A real one: it was SIGBUS."""
+    """A real full disk, which caused SIGBUS with a memory map."""
     shards = make_shards({"train": [40, 40, 40], "test": [16, 16, 16]})
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -189,7 +189,7 @@ def test_where_space_cannot_be_reserved_it_is_written(tmp_path: Path, monkeypatc
 
 
 def test_a_configuration_of_its_own_folder(known: Kept, tmp_path: Path) -> None:
-    """A link to a folder elsewhere keeps them there, both files."""
+    """A link to another folder keeps both files there."""
     there = tmp_path / "there"
     there.mkdir()
     (tmp_path / "link").symlink_to(there)

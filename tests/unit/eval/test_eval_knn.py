@@ -1,4 +1,4 @@
-"""kNN against a slow one written from its definition."""
+"""kNN against a slow implementation of its definition."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The linear probe's recipe: first step by hand, order, reproducibility, and that it learns."""
+"""The linear probe: first step by hand, order, reproducibility, and learning."""
 
 from collections.abc import Iterator
 
@@ -28,7 +28,7 @@ def cached(features: torch.Tensor, labels: torch.Tensor, batch: int, seed: int) 
 
 
 def fitted(features: torch.Tensor, labels: torch.Tensor, config: LinearConfig, seed: int) -> nn.Linear:
-    """The classifier after the last epoch."""
+    """Return the classifier after the last epoch."""
     batches = cached(features, labels, config.batch, seed)
     for layer in linear_probe(batches, features.shape[1], 3, len(labels), config, seed):
         last = layer
@@ -87,7 +87,7 @@ def test_the_classifier_is_seen_after_every_epoch() -> None:
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 12))
 def test_steps_do_not_depend_on_what_a_forward_pass_takes(sizes: list[int], batch: int) -> None:
-    """Only the last step of an epoch may be of fewer images."""
+    """Only the last batch of an epoch may be smaller."""
     rows = torch.arange(sum(sizes) * 2).view(-1, 2)
     found = list(_rebatched(rows.split(sizes), batch))
     assert [len(each) for each in found] == [len(each) for each in rows.split(batch)]

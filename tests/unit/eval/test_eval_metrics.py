@@ -1,5 +1,4 @@
-"""Metrics against scikit-learn and figures worked out by hand; intervals that know that images of one person are not
-independent."""
+"""Metrics against scikit-learn and manual calculations; intervals that respect dependent images of one person."""
 
 import math
 
@@ -85,7 +84,7 @@ def test_landmark_errors() -> None:
     assert found["nme"] == pytest.approx(0.09)
     assert found["failure_08"] == 0.5
     assert found["failure_10"] == 0.25
-    # The curve of the share of faces below an error, integrated in small steps
+    # The cumulative error distribution, integrated in small steps
     steps = (np.arange(10000) + 0.5) / 10000 * 0.08
     curve = (errors[None] <= steps[:, None]).mean(1)
     assert found["auc_08"] == pytest.approx(curve.mean(), abs=1e-3)
@@ -115,13 +114,13 @@ def test_interval_holds_the_value_and_narrows_with_more_people() -> None:
         low, high = interval(labels, [predicted], list(map(str, range(many))), 4)
         assert low < balanced(labels, predicted, 4) < high
         widths.append(high - low)
-    # The textbook's 1.96 sqrt(0.7 * 0.3 / 1000), twice
+    # twice the textbook's 1.96 sqrt(0.7 * 0.3 / 1000)
     assert widths[1] == pytest.approx(2 * 1.96 * np.sqrt(0.21 / 1000), rel=0.15)
     assert widths[0] > 3 * widths[1]
 
 
 def test_people_are_drawn_whole() -> None:
-    """Ten people, each right or wrong in all of 20 images: that is ten observations, not two hundred."""
+    """Ten people, each right or wrong in all of 20 images, are ten observations, not two hundred."""
     labels = np.tile([0, 1], 100)
     person = np.repeat(np.arange(10), 20)
     predicted = np.where(person < 5, labels, 1 - labels)
@@ -134,7 +133,7 @@ def test_people_are_drawn_whole() -> None:
 
 
 def test_a_class_of_one_image_stays_in_every_resample() -> None:
-    """Left out where it is not drawn, a hard and rare class would lift the interval above the score."""
+    """Omitting a hard and rare class where it is not drawn would lift the interval above the score."""
     labels = np.array([0] * 50 + [1] * 50 + [2])
     predicted = np.array([0] * 101)
     predicted[50:100] = 1

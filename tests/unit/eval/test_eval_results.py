@@ -1,4 +1,4 @@
-"""The store: what is written is read, files that are not whole are named."""
+"""The store: results are read as written, and incomplete files are named in errors."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from simfle.eval.results import Result, Samples, digest, read_result, read_resul
 
 
 def result(**values: object) -> Result:
-    """A small result of two classes."""
+    """Return a small result of two classes."""
     made = Result(
         backbone={"id": "run-online-1a2b3c4d", "kind": "online", "model": "resnet18", "sha256": "1a2b", "card": {}},
         benchmark="rafdb",
@@ -66,11 +66,11 @@ def test_all_below_a_folder_each_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text[:-20], "is damaged"),
-        (lambda text: text.replace('"format": 2', '"format": 1'), "has format 1, this program reads 2"),
+        (lambda text: text[:-20], "is corrupt"),
+        (lambda text: text.replace('"format": 2', '"format": 1'), "has format 1, not 2"),
         (lambda text: text.replace('["p","p","q"]', '["p","p"]'), "differ in length"),
-        (lambda text: "[]", "is damaged"),
-        (lambda text: json.dumps({"format": 2}), "is damaged"),
+        (lambda text: "[]", "is corrupt"),
+        (lambda text: json.dumps({"format": 2}), "is corrupt"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, change: object, message: str) -> None:
@@ -106,12 +106,12 @@ def test_a_value_changed_by_hand_is_told(tmp_path: Path, old: str, new: str) -> 
     text = path.read_text()
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))
-    with pytest.raises(UserError, match=r"a value in it was changed after it was written\); remove it"):
+    with pytest.raises(UserError, match=r"a value was changed after it was written\)\. Fix: delete it"):
         read_result(path)
 
 
 def test_files_without_a_checksum_and_with_another_command_are_read(tmp_path: Path) -> None:
-    """Of earlier versions; and a path in the command that is nobody's business is taken out by hand."""
+    """Results of earlier versions, and results whose command was edited to remove a private path, stay valid."""
     path = write_result(tmp_path, result())
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "command": ["simfle"]}))

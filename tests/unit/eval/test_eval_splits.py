@@ -1,4 +1,4 @@
-"""Labelled splits: what is read, which classes stay, how people are cut off, and one clear line for what is missing."""
+"""Labeled splits: samples, classes, subsets by people, and one clear line for missing data."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from simfle.eval.splits import Split, check_classes, cut, folds, frequent_classe
 
 
 def split(people: list[tuple[int, list[int]]], classes: int = 3) -> Split:
-    """A split without shards: (person, labels of the images) each."""
+    """Make a split without shards: (person, labels of the images) each."""
     labels = np.array([label for _, each in people for label in each], dtype=np.int64)
     groups = tuple(f"p{person:03d}" for person, each in people for _ in each)
     keys = tuple(f"k{number}" for number in range(len(labels)))
@@ -41,7 +41,7 @@ def test_what_is_read(make_shards: MakeShards) -> None:
 
 
 def test_samples_of_two_folders_have_names_of_their_own(make_shards: MakeShards) -> None:
-    """Images of two corpora may be named alike; paired tests match samples by name."""
+    """Images of two corpora may have equal names; paired tests match samples by name."""
     folders = [str(make_shards({"test": [3, 2, 1]}, name)) for name in ("a", "b")]
     alone, both = read_split(folders[:1], "test"), read_split(folders, "test")
     assert both.keys == (*alone.keys, *(f"2: {key}" for key in alone.keys))
@@ -69,20 +69,20 @@ def test_rare_classes_are_left_out_by_their_count_in_all_splits() -> None:
     splits = [split([(0, [0] * 30 + [1] * 10 + [2] * 4)]), split([(1, [0, 1, 2])])]
     assert frequent_classes(splits, 6) == (["a", "b"], {"c": 5})
     assert frequent_classes(splits, 5) == (["a", "b", "c"], {})
-    with pytest.raises(UserError, match=r"at least two classes are needed, there is a \(min_class_count=12\)"):
+    with pytest.raises(UserError, match=r"min_class_count=12: at least two classes are needed, found a"):
         frequent_classes(splits, 12)
 
 
 def test_a_cut_takes_whole_people_and_a_share_of_each_class() -> None:
     people = [(person, [person % 3] * 4) for person in range(60)]
     mask = cut(split(people), 0.25, "val")
-    assert mask.reshape(60, 4).all(1).sum() == mask.sum() // 4  # nobody is divided
+    assert mask.reshape(60, 4).all(1).sum() == mask.sum() // 4  # people are kept complete
     assert np.bincount(split(people).labels[mask]).tolist() == [20, 20, 20]
     assert (cut(split(people), 0.25, "val") == mask).all()
     assert (cut(split(people), 0.25, "other") != mask).any()
     backwards = split(people[::-1])
     found = set(np.array(backwards.groups)[cut(backwards, 0.25, "val")])
-    assert found == set(np.array(split(people).groups)[mask])  # the order of the shards does not matter
+    assert found == set(np.array(split(people).groups)[mask])  # independent of the order of shards
 
 
 @settings(deadline=None, max_examples=60)
@@ -101,7 +101,7 @@ def test_cuts_never_divide_a_person_nor_empty_a_class(labels: list[list[int]], s
             assert (whole.labels[~mask] == label).any()
         else:
             assert (whole.labels[mask] == label).any()
-            if len(set(groups)) == len(groups):  # one image a person: the share is exact
+            if len(set(groups)) == len(groups):  # one image per person: the fraction is exact
                 assert (whole.labels[mask] == label).sum() == max(1, round(share * (whole.labels == label).sum()))
 
 
@@ -110,18 +110,18 @@ def test_folds_deal_out_people_in_the_order_of_their_names() -> None:
     masks = folds(whole, 2)
     assert [sorted(set(np.array(whole.groups)[mask])) for mask in masks] == [["p001", "p003", "p005"], ["p002", "p004"]]
     assert (np.sum(masks, axis=0) == 1).all()
-    with pytest.raises(UserError, match="6 folds cannot be cut from 5 people"):
+    with pytest.raises(UserError, match="folds=6: split 'train' has only 5 people"):
         folds(whole, 6)
 
 
 def test_unknown_split_names_those_there_are(make_shards: MakeShards) -> None:
-    with pytest.raises(UserError, match=r"no split 'tset'.*there are: test, train"):
+    with pytest.raises(UserError, match=r"no split 'tset'.*Available: test, train"):
         read_split([str(make_shards({"train": [2, 2, 2], "test": [1, 1, 1]}))], "tset")
 
 
 def test_unlabelled_shards(make_shards: MakeShards) -> None:
     folder = str(make_shards({"train": [2, 2, 2]}, labelled=False))
-    with pytest.raises(UserError, match=r"split 'train' of .* has no labels; build the shards"):
+    with pytest.raises(UserError, match=r"split 'train' of .* has no labels. Fix: build the shards"):
         read_split([folder], "train")
     assert len(read_split([folder], "train", labelled=False)) == 6
 
@@ -130,10 +130,10 @@ def test_a_label_outside_the_list(make_shards: MakeShards) -> None:
     folder: Path = make_shards({"train": [2, 2, 2]})
     file = folder / "manifest.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "labels": ["circle", "cross"]}))
-    with pytest.raises(UserError, match=r"train-2-\d has label 2, the manifest names 2"):
+    with pytest.raises(UserError, match=r"train-2-\d has label 2, but the manifest has 2"):
         read_split([str(folder)], "train")
 
 
 def test_a_class_missing_in_a_split() -> None:
-    with pytest.raises(UserError, match="no 'b' in split 'train' for testing; leave the class out"):
+    with pytest.raises(UserError, match=r"no 'b' in split 'train' for testing\. Fix: exclude the class"):
         check_classes(split([(0, [0, 2])]), "testing")

@@ -1,4 +1,4 @@
-"""Landmarks, activation maps, votes and feelings: read right, learnt where they can be learnt, measured right."""
+"""Landmarks, activation maps, votes, valence and arousal: reading, learning and metrics."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_what_is_read(shards: str) -> None:
     rows, found = votes(split)
     assert found[0].tolist() == pytest.approx([0.8 if place == split.labels[0] else 0.1 for place in range(3)])
     assert affect(split)[1][:, 0].tolist() == (split.labels - 1.0).tolist()
-    with pytest.raises(UserError, match="point 9 is asked for, split 'train' has 4"):
+    with pytest.raises(UserError, match="points: 9 is out of range, split 'train' has 4"):
         landmarks(split, [9])
 
 
@@ -48,7 +48,7 @@ def test_normalisers(shards: str) -> None:
     points = np.array([[[0, 0], [0, 2], [3, 1], [6, 9.0]], [[0, 0], [0, 2], [6, 1], [6, 9]]])
     assert normaliser(points, [0, 1], [2], split).tolist() == [3, 6]
     assert normaliser(points, [], [], split) == pytest.approx([np.sqrt(54)] * 2)  # no boxes here: around the points
-    with pytest.raises(UserError, match="point 4 is named, there are 4 from 0 on"):
+    with pytest.raises(UserError, match=r"point 4 does not exist\. Fix: choose from 0 to 3"):
         normaliser(points, [0], [4], split)
     with pytest.raises(UserError, match="has no extent"):
         normaliser(points, [0], [0], split)
@@ -57,12 +57,12 @@ def test_normalisers(shards: str) -> None:
 def test_errors_are_in_pixels_by_the_normaliser() -> None:
     maps = Maps(np.zeros((1, 1, 2, 2), np.float16), np.arange(1), CPU)
     truth = Points(np.arange(1), np.array([[[10, 20], [30, 20.0]]]), np.array([[[100, 50.0]]]), np.array([20.0]), maps)
-    found = np.array([[[0.13, 0.48], [0.3, 0.4]]])  # off by (3, 4) pixels and by nothing
+    found = np.array([[[0.13, 0.48], [0.3, 0.4]]])  # off by (3, 4) pixels, and exact
     assert truth.error(found).tolist() == pytest.approx([5 / 2 / 20])
 
 
 def test_the_head_finds_a_bright_cell() -> None:
-    """One channel is bright at the landmark's cell, another right of it, in maps of 7 x 7."""
+    """One channel is bright at the landmark's cell, another right of it, in 7 x 7 maps."""
     rng = np.random.default_rng(0)
     places = rng.uniform(0.15, 0.85, (300, 1, 2))
     y, x = np.mgrid[:7, :7]
@@ -95,13 +95,13 @@ def test_discs_by_hand() -> None:
         near = min(np.hypot(x - 50, y - 50), np.hypot(x - 150, y - 150)) <= 20
         assert mask[row, column] == near
     assert mask.mean() == pytest.approx(2 * np.pi * 20**2 / 200**2, rel=0.05)
-    wide = discs(points, np.array([[400, 200.0]]), 0.2)[0]  # pixels of the image, whatever its shape
+    wide = discs(points, np.array([[400, 200.0]]), 0.2)[0]  # pixels of the image, for any aspect ratio
     assert wide.mean() == pytest.approx(2 * np.pi * 20**2 / (400 * 200), rel=0.15)
 
 
 def test_evidence_is_of_the_predicted_class_and_never_negative() -> None:
     maps = np.zeros((2, 2, 4, 4), np.float16)
-    maps[0, 0, 1, 2], maps[0, 0, 0, 0] = 4, -1  # class 0, for it at one cell, against it at another
+    maps[0, 0, 1, 2], maps[0, 0, 0, 0] = 4, -1  # class 0: positive evidence in one cell, negative in another
     maps[1, 1, 3, 3] = 2
     found = activation(Maps(maps, np.arange(2), CPU), torch.eye(2), torch.zeros(2))
     assert found.shape == (2, GRID, GRID)
@@ -147,7 +147,7 @@ def test_protocols_from_end_to_end(shards: str, make_backbone: MakeBackbone, tmp
     assert np.allclose(cloud.predictions().sum(1), 1, atol=1e-5)
     entropy = -(0.8 * np.log(0.8) + 2 * 0.1 * np.log(0.1))
     assert cloud.metrics["cross_entropy"] - cloud.metrics["kl"] == pytest.approx(entropy, abs=1e-4)
-    assert 0 < cloud.metrics["kl"] < 1  # a confident guess of the wrong class has several
+    assert 0 < cloud.metrics["kl"] < 1  # a confident guess of the wrong class exceeds 1
     feelings = run(shards, backbone, tmp_path / "b", "affect")
     assert feelings.labels().shape == feelings.predictions().shape == (18, 2)
     assert feelings.metrics["ccc_valence"] > 0.2
@@ -166,14 +166,14 @@ def test_protocols_from_end_to_end(shards: str, make_backbone: MakeBackbone, tmp
 
 def test_shards_without_what_is_asked_for(faces_without: str, make_backbone: MakeBackbone, tmp_path: Path) -> None:
     for protocol, what in (("landmarks", "landmarks"), ("affect", "valence and arousal"), ("votes", "votes")):
-        with pytest.raises(UserError, match=f"split 'train' has no {what}; "):
+        with pytest.raises(UserError, match=f"split 'train' has no {what}. Fix: "):
             run(faces_without, make_backbone(folder=protocol), tmp_path / protocol, protocol)
     assert not list(tmp_path.rglob("seed-*.json"))
 
 
 @pytest.fixture
 def faces_without(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Shards that know labels and people only."""
+    """Make shards with labels and people only."""
     monkeypatch.setattr("eval_fixtures.about", lambda split, label, number, size: {"group": f"{split}{number // 2}"})
     return str(make_shards({"train": [10, 10, 10], "test": [4, 4, 4]}))
 

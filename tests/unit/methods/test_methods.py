@@ -240,22 +240,25 @@ def test_random_masking_changes_the_masks_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (config("mae", backbone="resnet18"), "resnet18 is no plain ViT"),
-        (config("mae", backbone="vit_base_patch16_siglip_224"), "is no plain ViT"),
+        (config("mae", backbone="resnet18"), "resnet18 is not a plain ViT"),
+        (config("mae", backbone="vit_base_patch16_siglip_224"), "is not a plain ViT"),
         (config("mae", backbone="vit_tiny_patch16_225"), "timm has no 'vit_tiny_patch16_225'; did you mean"),
-        (config("mae", facemae=replace(FACEMAE, mask_ratio=0.99)), "mask_ratio=0.99 leaves 0 of 4 patches visible"),
+        (config("mae", facemae=replace(FACEMAE, mask_ratio=0.99)), "mask_ratio=0.99: leaves 0 of 4 patches visible"),
         (
             config("mae", facemae=replace(FACEMAE, decoder_heads=5)),
-            "decoder_width=32 must be a multiple of its heads=5",
+            "decoder_width=32: must be a multiple of its heads=5",
         ),
-        (config("byol", momentum=1.5), "model.momentum=1.5; it must be between 0 and 1"),
-        (config("moco", momentum_schedule="linear"), "momentum_schedule is 'linear'; known are constant and cosine"),
-        (config("moco", contrast=replace(CONTRAST, queue=0)), "model.contrast.queue=0; it must be at least 1"),
-        (config("simclr", contrast=replace(CONTRAST, temperature=0.0)), "temperature=0.0; it must be above 0"),
-        (config("swav", contrast=replace(CONTRAST, epsilon=0.001)), "epsilon=0.001; below 0.025"),
+        (config("byol", momentum=1.5), "model.momentum=1.5: must be between 0 and 1"),
+        (
+            config("moco", momentum_schedule="linear"),
+            "momentum_schedule='linear': unknown. Fix: use constant or cos",
+        ),
+        (config("moco", contrast=replace(CONTRAST, queue=0)), "model.contrast.queue=0: must be at least 1"),
+        (config("simclr", contrast=replace(CONTRAST, temperature=0.0)), "temperature=0.0: must be above 0"),
+        (config("swav", contrast=replace(CONTRAST, epsilon=0.001)), "epsilon=0.001: .* below 0.025"),
         (
             config("simfle", facemae=replace(FACEMAE, masking="rand")),
-            "masking is 'rand'; known are semantic and random",
+            "masking='rand': unknown. Fix: use semantic or random",
         ),
     ],
 )

@@ -17,7 +17,7 @@ def test_every_way_is_measured(tmp_path: Path) -> None:
         (tmp_path / "faces" / f"{number}.jpg").write_bytes(encoded(picture(number, mode=mode)))
     (tmp_path / "scratch").mkdir()
     options = ["--rounds", 2, "--images", 8, "--shard-samples", 3, "--scratch", tmp_path / "scratch"]
-    done = run(*BENCH, tmp_path / "faces", *options, "--out", tmp_path / "figures.json", timeout=120)
+    done = run(*BENCH, tmp_path / "faces", *options, "--out", tmp_path / "figures.json", timeout=800)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert (figures["images"], figures["rounds"], figures["untouched"]) == (8, 2, 5)
@@ -29,7 +29,7 @@ def test_every_way_is_measured(tmp_path: Path) -> None:
     assert not list((tmp_path / "scratch").iterdir())
 
 
-@pytest.mark.parametrize(("arguments", "words"), [(["absent"], "is not a folder"), (["--rounds", 0], "at least 1")])
+@pytest.mark.parametrize(("arguments", "words"), [(["absent"], "not a folder"), (["--rounds", 0], "at least 1")])
 def test_bad_input_is_one_line(tmp_path: Path, arguments: list, words: str) -> None:
     done = run(*BENCH, *arguments, "--scratch", tmp_path)
     assert done.returncode == 1

@@ -192,7 +192,7 @@ def test_none_found_is_said(shards: Path, tmp_path: Path) -> None:
 
 BAD = {
     "no shards": (["absent"], "absent is not a folder"),
-    "a distance": (["{}", "--distance", "40"], "--distance 40"),
+    "a distance": (["{}", "--distance", "40"], "--distance=40"),
     "a split": (["{}", "--split", "tset"], "no split 'tset'"),
     "itself": (["{}", "--against", "{}"], "same shards"),
 }

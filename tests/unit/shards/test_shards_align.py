@@ -183,7 +183,7 @@ def test_a_build_of_photos(tmp_path: Path) -> None:
         out = tmp_path / f"out{workers}"
         done = run(*BUILD, "folder", photos, out, *options, "--workers", workers)
         assert done.returncode == 0, done.stderr
-        assert "5 entries = 4 written as 12 samples (0 untouched) + 1 rejected (1 no_face)" in done.stdout
+        assert "5 entries = 4 written as 12 samples (0 kept as is) + 1 rejected (1 no_face)" in done.stdout
         made.append(contents(out))
     assert made[0] == made[1]
     assert rejected(tmp_path / "out1") == {"nobody.jpg": "no_face"}

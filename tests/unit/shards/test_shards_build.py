@@ -50,7 +50,7 @@ def test_a_folder_with_classes_and_people(tmp_path: Path) -> None:
     groups = {split: {s["group"] for s in found if s["split"] == split} for split in manifest.splits}
     assert not groups["train"] & groups["val"]
     assert len(groups["train"] | groups["val"]) == 15
-    assert f"note: files in {faces} that are no images: 1 .txt" in done.stdout
+    assert f"note: files in {faces} that are not images: 1 .txt" in done.stdout
     assert not (tmp_path / "out.partial").exists()
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
     check_whole(tmp_path / "out")
@@ -86,7 +86,7 @@ def test_labels_in_the_order_asked_for(tmp_path: Path) -> None:
 def test_a_folder_of_folders_is_unlabelled_unless_asked(tmp_path: Path) -> None:
     faces = write_faces(tmp_path / "faces", 4, ("a", "b"))
     done = run(*BUILD, "folder", faces, tmp_path / "out")
-    assert "--class-folders makes them labels" in done.stdout
+    assert "add --class-folders to use them as labels" in done.stdout
     assert {sample["cls"] for sample in samples(tmp_path / "out")} == {None}
 
 
@@ -96,11 +96,11 @@ def test_folders_of_splits_are_told_from_those_of_classes(tmp_path: Path) -> Non
         write_faces(tmp_path / "faces" / name, 4, ("a", "b"))
     command = [*BUILD, "folder", tmp_path / "faces"]
     bare = run(*command, tmp_path / "bare").stdout
-    assert "unlabelled; " in bare
-    assert "has folders of splits (Testing, train): --split-folders makes them splits, --class-folders the" in bare
-    assert "makes them labels" not in bare
+    assert "unlabeled; " in bare
+    assert "has split folders (Testing, train): add --split-folders to use them as splits, and --class-folders" in bare
+    assert "to use them as labels" not in bare
     classes = run(*command, tmp_path / "classes", "--class-folders").stdout
-    assert "faces are names of splits (Testing, train): --split-folders makes them splits" in classes
+    assert "faces are split names (Testing, train): add --split-folders to use them as splits" in classes
     both = run(*command, tmp_path / "both", "--class-folders", "--split-folders").stdout
     assert "--split-folders" not in both
     assert read_manifest(tmp_path / "both").splits == ("train", "test")

@@ -46,7 +46,7 @@ def test_a_link_with_the_name_of_a_partial_folder_is_not_followed(command: str, 
         words = [*BUILD, "folder", write_faces(tmp_path / "faces", 4, ("a",)), tmp_path / "out", "--workers", 1]
     done = run(*words)
     assert done.returncode == 1
-    assert "out.partial: it is a link" in done.stderr
+    assert "out.partial: is a link" in done.stderr
     assert contents(mine) == before
     assert not (tmp_path / "out").exists()
 
@@ -89,7 +89,7 @@ def test_links_in_a_cache_that_all_can_write_are_not_followed(name: str, tmp_pat
     mine.write_text("mine")
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / name.format(info.sha256)).symlink_to(mine)
-    with pytest.raises(UserError, match=r"data\.cache: cannot use "):
+    with pytest.raises(UserError, match=r"data\.cache.*cannot be used"):
         Cache(tmp_path / "cache", 10**9).open(join((tmp_path / "far").as_uri(), info.file), info)
     assert mine.read_text() == "mine"
 

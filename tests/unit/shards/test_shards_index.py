@@ -101,7 +101,7 @@ def test_a_damaged_index_is_refused(tmp_path: Path, text: str, words: str) -> No
 def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.tar").write_bytes(b"no tar" * 1000)
     for path in (tmp_path / "t.tar", tmp_path / "absent.tar"):
-        with pytest.raises(UserError, match="cannot index"):
+        with pytest.raises(UserError, match="cannot be indexed"):
             index_tar(path)
 
 
@@ -134,14 +134,14 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "manifest.json"
     good = path.read_text()
     wrong = {
-        good[:-20]: "damaged",
+        good[:-20]: "is corrupt",
         good.replace('"format": 1', '"format": 7'): "format 7",
         "[]": "format None",
-        good.replace('"samples": 2', '"samples": "2"'): "damaged",
-        good.replace('"samples": 2', '"samples": -2'): "damaged",
-        good.replace("train-000000.tar", "../train-000000.tar"): "damaged",
-        good.replace("val-000000.tar", "train-000000.tar"): "damaged",
-        good.replace('"entries"', '"entry"'): "damaged",
+        good.replace('"samples": 2', '"samples": "2"'): "is corrupt",
+        good.replace('"samples": 2', '"samples": -2'): "is corrupt",
+        good.replace("train-000000.tar", "../train-000000.tar"): "is corrupt",
+        good.replace("val-000000.tar", "train-000000.tar"): "is corrupt",
+        good.replace('"entries"', '"entry"'): "is corrupt",
     }
     for text, words in wrong.items():
         assert text != good

@@ -109,7 +109,7 @@ def test_brackets_in_names_are_names(tmp_path: Path) -> None:
     assert inspected.returncode == 0, inspected.stderr
     assert all(name in done.stdout for name in ("[/happy]", "[sad]") for done in (built, inspected))
     assert "[/faces]: samples written" in built.stdout
-    assert "/[/out]/x is complete already" in again.stdout
+    assert "/[/out]/x is already complete" in again.stdout
     found = run(*tool("find_duplicates"), out)
     assert found.returncode == 0, found.stderr
     assert "/[/out]/x with a duplicate" in found.stdout
@@ -119,8 +119,8 @@ def test_brackets_in_names_are_names(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--split", "no"], "no split 'no'"),
-        (["--side", "3"], "--side 3"),
-        (["--sheet", "/absent/x.png"], "cannot write"),
+        (["--side", "3"], "--side=3"),
+        (["--sheet", "/absent/x.png"], "cannot be written"),
     ],
 )
 def test_bad_arguments_get_one_line(shards: Path, arguments: list[str], words: str) -> None:

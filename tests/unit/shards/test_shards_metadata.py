@@ -130,7 +130,7 @@ def test_builds_strip_unless_told_otherwise(tmp_path: Path) -> None:
         out = tmp_path / f"out{said}"
         done = run(*BUILD, "folder", tmp_path / "faces", out, *options)
         assert done.returncode == 0, done.stderr
-        assert "1 written (1 untouched)" in done.stdout
+        assert "1 written (1 kept as is)" in done.stdout
         tar = (out / "train-000000.tar").read_bytes()
         for secret in (PLACE, AUTHOR, COMMENT, MOVIE):
             assert (secret in tar) is said

@@ -10,55 +10,55 @@ from corpus_fixtures import BUILD, contents, run, write_faces
 from simfle.commands.build_shards import main
 
 BAD = {
-    "no such folder": (["folder", "absent", "out"], "absent is not a folder"),
+    "no such folder": (["folder", "absent", "out"], "folder=absent: not a folder"),
     "an empty folder": (["folder", "empty", "out"], "no images in empty"),
     "no images in it": (["folder", "texts", "out"], "no images in texts .*1 .txt"),
     "all rejected": (
         ["folder", "broken", "out"],
-        r"rejected \(1 empty, 1 not_an_image\); one of them: (a.jpg: empty, a file of zero bytes|b.png: not_an)",
+        r"rejected \(1 empty, 1 not_an_image\); for example (a.jpg: empty, a file of zero bytes|b.png: not_an)",
     ),
     "class folders, but flat": (
         ["folder", "faces", "out", "--class-folders"],
-        r"rejected \(4 unlabelled\); one of them: p_0000.jpg: unlabelled, no label where",
+        r"rejected \(4 unlabelled\); for example p_0000.jpg: unlabelled, no label, but",
     ),
     "split folders, but none": (["folder", "classes", "out", "--split-folders"], "rejected .*4 no_split"),
     "two groups": (
         ["csv", "list.csv", "out", "--group-column", "none", "--group-pattern", "(.)"],
-        "give one of them",
+        "give only one",
     ),
-    "output below a file": (["folder", "faces", "list.csv/out"], "cannot make list.csv/out.partial"),
-    "output in the source": (["folder", "faces", "faces/out"], "lies inside the source"),
-    "output exists": (["folder", "faces", "texts"], "texts exists and is no folder of shards"),
-    "fraction": (["folder", "faces", "out", "--val-fraction", "1.5"], r"--val-fraction 1.5 is not in \[0, 1\)"),
+    "output below a file": (["folder", "faces", "list.csv/out"], "list.csv/out.partial: cannot be created"),
+    "output in the source": (["folder", "faces", "faces/out"], "inside the source"),
+    "output exists": (["folder", "faces", "texts"], "texts exists and is not a folder of shards"),
+    "fraction": (["folder", "faces", "out", "--val-fraction", "1.5"], r"--val-fraction=1.5: must be in \[0, 1\)"),
     "fractions": (
         ["folder", "faces", "out", "--val-fraction", ".5", "--test-fraction", ".5"],
-        "leave nothing to train on",
+        "no group is left to train on",
     ),
     "pattern": (["folder", "faces", "out", "--group-pattern", "("], "not a regular expression"),
     "pattern without a group": (["folder", "faces", "out", "--group-pattern", "a"], "has 0 groups"),
     "one group": (
         ["folder", "faces", "out", "--group-pattern", "^(p)_", "--val-fraction", ".5"],
-        "no group fell into split",
+        "no group is in split",
     ),
     "quality": (["folder", "faces", "out", "--quality", "0"], "--quality"),
-    "labels": (["folder", "classes", "out", "--class-folders", "--labels", "a,,b"], "empty name"),
-    "no such list": (["csv", "absent.csv", "out"], "absent.csv is not a file"),
-    "no such images": (["csv", "list.csv", "out", "--images", "absent"], "images absent does not exist"),
+    "labels": (["folder", "classes", "out", "--class-folders", "--labels", "a,,b"], "a name is empty"),
+    "no such list": (["csv", "absent.csv", "out"], "csv=absent.csv: not a file"),
+    "no such images": (["csv", "list.csv", "out", "--images", "absent"], "--images=absent: folder does not exist"),
     "unknown column": (
         ["csv", "list.csv", "out", "--images", "faces", "--label-column", "emotions"],
-        r"no column 'emotions'; did you mean 'emotion'\? \(columns: path, emotion, none\)",
+        r"no column 'emotions'. Did you mean 'emotion'\? \(columns: path, emotion, none\)",
     ),
     "unknown path column": (["csv", "list.csv", "out", "--path-column", ""], "no column ''"),
     "no label anywhere": (
         ["csv", "list.csv", "out", "--images", "faces", "--label-column", "none"],
-        "no row of list.csv has anything in the label column 'none'",
+        "--label-column=none: no row of list.csv has a label",
     ),
     "an empty list": (["csv", "empty.csv", "out"], "empty.csv is empty"),
-    "a list of no rows": (["csv", "header.csv", "out"], "a header and no rows"),
+    "a list of no rows": (["csv", "header.csv", "out"], "a header but no rows"),
     "not text": (["csv", "image.csv", "out"], "not UTF-8"),
     "all missing": (
         ["csv", "list.csv", "out", "--images", "empty"],
-        r"rejected \(2 missing\); one of them: p_000.\.jpg: missing, No such file",
+        r"rejected \(2 missing\); for example p_000.\.jpg: missing, No such file",
     ),
 }
 

@@ -137,7 +137,7 @@ def test_labels_are_merged_by_name(built: Path, tmp_path: Path) -> None:
     parts = [built / f"{name}-shards" for name in ("one", "two", "three")]
     refused = run(*MERGE, *parts, tmp_path / "out")
     assert refused.returncode == 1
-    assert "keys are in more than one folder, as '" in refused.stderr
+    assert "keys are in more than one folder, for example '" in refused.stderr
     assert not list(tmp_path.iterdir())
     out = made(MERGE, *parts, tmp_path / "out", "--collisions", "suffix")
     manifest = read_manifest(out)
@@ -173,7 +173,7 @@ def test_people_of_one_name_are_told(built: Path, tmp_path: Path) -> None:
     done = run(*MERGE, *parts, tmp_path / "out", "--collisions", "suffix")
     shared, divided = (line for line in done.stdout.splitlines() if line.startswith("note: "))
     folders = Counter(name for part in parts for name in people(part))
-    assert f"note: {sum(count > 1 for count in folders.values())} names of people" in shared
+    assert f"note: {sum(count > 1 for count in folders.values())} person names" in shared
     assert f"data.shards=[{','.join(map(str, parts))}]" in shared
     count = sum(len(splits) > 1 for splits in people(tmp_path / "out").values())
     assert count
@@ -227,15 +227,15 @@ def test_parts_have_their_shares(count: int, weights: list[int]) -> None:
 
 
 BAD = {
-    "a fraction": ([*SUBSET, "{one}", "out", "--fraction", "2"], "--fraction 2"),
-    "a way": ([*SUBSET, "{one}", "out", "--fraction", "0.1", "--by", "age"], "--by age"),
+    "a fraction": ([*SUBSET, "{one}", "out", "--fraction", "2"], "--fraction=2"),
+    "a way": ([*SUBSET, "{one}", "out", "--fraction", "0.1", "--by", "age"], "--by=age"),
     "a split": ([*SUBSET, "{one}", "out", "--fraction", "0.1", "--split", "no"], "no split 'no'"),
     "an output": ([*SUBSET, "{one}", "{two}", "--fraction", "0.1"], "exists"),
-    "no shares": ([*SPLIT, "{one}", "out", "--into", "train"], "NAME=SHARE"),
+    "no shares": ([*SPLIT, "{one}", "out", "--into", "train"], "NAME=FRACTION"),
     "shares": ([*SPLIT, "{one}", "out", "--into", "train=0.5,val=0.1"], "sum to 1"),
     "a name": ([*SPLIT, "{one}", "out", "--into", "a/b=0.5,val=0.5"], "'a-b'"),
-    "a taken name": ([*SPLIT, "{one}", "out", "--into", "train=0.5,test=0.5", "--split", "train"], "'test' is there"),
-    "an empty part": ([*SPLIT, "{one}", "out", "--into", "train=0.999,val=0.001"], "no sample falls into val"),
+    "a taken name": ([*SPLIT, "{one}", "out", "--into", "train=0.5,test=0.5", "--split", "train"], "'test' exists"),
+    "an empty part": ([*SPLIT, "{one}", "out", "--into", "train=0.999,val=0.001"], "split val would be empty"),
     "one folder": ([*MERGE, "{one}", "out"], "two different folders"),
     "twice the same": ([*MERGE, "{one}", "{one}", "out"], "two different folders"),
     "collisions": ([*MERGE, "{one}", "{two}", "out", "--collisions", "drop"], "--collisions"),

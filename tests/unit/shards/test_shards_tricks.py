@@ -85,7 +85,7 @@ def test_continue_without_end() -> None:
     def answer(_: Scripted, __: Asked) -> Iterator[bytes]:
         yield from itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n" * 1000)
 
-    with scripted(answer) as server, pytest.raises(UserError, match="more than 100 answers"):
+    with scripted(answer) as server, pytest.raises(UserError, match="more than 100 interim responses"):
         read_url(f"{server.url}/x")
 
 
@@ -103,9 +103,9 @@ def test_trailers_without_end() -> None:
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (whole(b"he", "Content-Range: bytes 0-1/5", status="206 Partial Content"), "answers HTTP 206 Partial Content"),
-        (b"HTTP/1.1 204 No Content\r\n\r\n", "answers HTTP 204 No Content"),
-        (whole(gzip.compress(b"hello", mtime=0), "Content-Encoding: gzip"), "compressed, though nobody asked"),
+        (whole(b"he", "Content-Range: bytes 0-1/5", status="206 Partial Content"), "returned HTTP 206 Partial Content"),
+        (b"HTTP/1.1 204 No Content\r\n\r\n", "returned HTTP 204 No Content"),
+        (whole(gzip.compress(b"hello", mtime=0), "Content-Encoding: gzip"), "sends unrequested compression"),
     ],
 )
 def test_an_answer_that_is_not_the_file(answer: bytes, words: str) -> None:

@@ -42,7 +42,7 @@ def test_a_build_to_a_url_is_the_local_build(local: Path, tmp_path: Path) -> Non
     assert not contents(work)
     again = run(*command)
     assert again.returncode == 0, again.stderr
-    assert f"{url} is complete already" in again.stdout
+    assert f"{url} is already complete" in again.stdout
     other = run(*command, "--quality", "50")
     assert other.returncode == 1
     assert "other images or options" in other.stderr
@@ -105,16 +105,16 @@ def test_what_else_is_there_is_not_touched(local: Path, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "thesis.pdf").write_text("")
     url = (tmp_path / "there").as_uri()
-    with pytest.raises(UserError, match=r"has other files in it \(thesis\.pdf"):
+    with pytest.raises(UserError, match=r"contains other files \(thesis\.pdf"):
         Upload(local / "out", url, tmp_path / "record.json").run(lambda *_: None)
     assert contents(tmp_path / "there") == {"thesis.pdf": b""}
 
 
 def test_refusals_come_before_any_work(local: Path, tmp_path: Path) -> None:
     for url, words in (
-        ("https://host/shards", "can only be read"),
+        ("https://host/shards", "is read-only"),
         ("s3://bucket/shards", "pip install s3fs"),
-        ("ftp://host/shards", "not an allowed scheme"),
+        ("ftp://host/shards", "is not allowed"),
     ):
         done = run(*BUILD, "folder", local / "faces", url, *OPTIONS, "--work", tmp_path / "work")
         assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
@@ -143,11 +143,11 @@ def test_archives_and_tars_from_urls(local: Path, tmp_path: Path) -> None:
         assert archive.read_bytes() == (far / "faces.zip").read_bytes()
         missing = run(*BUILD, "archive", f"{server.url}/none.zip", tmp_path / "none", "--work", work)
     assert missing.returncode == 1
-    assert "there is no http://127.0.0.1" in missing.stderr
+    assert "does not exist. Fix: check the URL" in missing.stderr
     folder = run(*BUILD, "archive", far.as_uri(), tmp_path / "both", "--class-folders", "--work", work)
     assert folder.returncode == 0, folder.stderr  # both archives: each name is the first folder, the label
     empty = run(*BUILD, "folder", (local / "faces").as_uri(), tmp_path / "raw", "--work", work)
-    assert "without archives or Parquet files" in empty.stderr
+    assert "no archives or Parquet files" in empty.stderr
     assert not list(work.rglob("*.part"))
 
 
@@ -164,5 +164,5 @@ def test_http_has_no_size_and_is_no_folder() -> None:
     assert remote.size_of("https://host/x") is None
     assert not remote.is_folder("https://host/x")
     assert remote.names_in("https://host/x") is None
-    with pytest.raises(UserError, match="there is no"):
+    with pytest.raises(UserError, match="does not exist"):
         remote.is_folder("file:///nowhere/at/all")

@@ -89,7 +89,7 @@ def test_each_builds_shards(tmp_path: Path, name: str) -> None:
     assert manifest.labels == (("sad", "happy") if name == "huggingface" else ("happy", "sad"))
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
     if name == "archive":
-        assert "is complete already" in build(*command, "--terms", "drawn").stdout
+        assert "is already complete" in build(*command, "--terms", "drawn").stdout
 
 
 def test_the_same_images_elsewhere_make_the_same_bytes(tmp_path: Path) -> None:
@@ -106,13 +106,13 @@ def test_the_same_images_elsewhere_make_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        (("table", "absent.jsonl", "out"), "absent.jsonl is not a file"),
-        (("archive", "absent.zip", "out"), "absent.zip does not exist"),
-        (("webdataset", "absent", "out"), "absent does not exist"),
-        (("huggingface", "absent", "out"), "absent does not exist"),
+        (("table", "absent.jsonl", "out"), "absent.jsonl: not a file"),
+        (("archive", "absent.zip", "out"), "archive=absent.zip: does not exist"),
+        (("webdataset", "absent", "out"), "webdataset=absent: does not exist"),
+        (("huggingface", "absent", "out"), "huggingface=absent: does not exist"),
         (("webdataset", "empty", "out"), "no .tar in"),
         (("archive", "empty", "out"), "no archive"),
-        (("webdataset", "empty", "out", "--group-field", "who", "--group-pattern", "(.)"), "both name the person"),
+        (("webdataset", "empty", "out", "--group-field", "who", "--group-pattern", "(.)"), "both define the person"),
     ],
 )
 def test_bad_input_gets_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple, message: str) -> None:

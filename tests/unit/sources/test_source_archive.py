@@ -113,13 +113,13 @@ def test_archives_of_splits_are_told_from_those_of_classes(tmp_path: Path) -> No
         source = Archive(tmp_path / "faces", **dict.fromkeys(options, True))
         list(source)
         told[options] = " ".join(source.notes())
-    assert "has folders of splits (test, train): --split-folders" in told[()]
+    assert "has split folders (test, train): add --split-folders" in told[()]
     assert "the labels of" in told["class_folders",]
     assert told["split_folders",] == ""
     write_zip(tmp_path / "faces" / "more.zip", ("happy/1.jpg",))
     source = Archive(tmp_path / "faces")
     list(source)
-    assert "has folders (more, test, train ...): --class-folders makes them labels" in " ".join(source.notes())
+    assert "has folders (more, test, train ...): add --class-folders to use them as labels" in " ".join(source.notes())
 
 
 def test_below_a_folder_of_the_archive(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_an_archive_that_ends_early(tmp_path: Path, name: str) -> None:
     file = WRITERS[name](tmp_path / name, names)
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     if name.endswith(".zip"):
-        with pytest.raises(UserError, match="not a whole zip"):
+        with pytest.raises(UserError, match="not a complete zip"):
             list(Archive(file))
         return
     assert rejects(Archive(file)) == {name: "truncated"}

@@ -58,7 +58,7 @@ def test_more_frames_of_a_sequence(tmp_path: Path) -> None:
     assert labels == ["neutral"] + ["surprise"] * 4, "the first frame stays neutral"
     labels = [face.label for face in entries(CKPlus(root, all_frames=True)).values() if face.group == "S010"]
     assert labels == ["neutral", None, None, None, "surprise"]
-    with pytest.raises(UserError, match="--last 0"):
+    with pytest.raises(UserError, match="--last=0"):
         CKPlus(root, last=0)
 
 

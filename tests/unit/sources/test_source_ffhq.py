@@ -78,7 +78,7 @@ def test_images_without_the_json(tmp_path: Path) -> None:
     (root / "ffhq-dataset-v2.json").unlink()
     source = FFHQ(root)
     assert set(entries(source)) == {"00000", "00001", "01000", "60000"}
-    assert "licences" in source.notes()[0]
+    assert "licenses" in source.notes()[0]
     assert CORPUS.expected(source) == {"train": {"": 70_000}}
 
 

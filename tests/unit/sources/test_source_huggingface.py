@@ -94,7 +94,7 @@ def test_several_class_labels(tmp_path: Path) -> None:
     write_part(tmp_path / "a.parquet", rows, features, {"mood": pa.int64(), "person": pa.int64()})
     source = HuggingFace(tmp_path)
     assert [entry.label for entry in entries(source).values()] == [None]
-    assert source.notes() == [f"unlabelled; {tmp_path.name} has labels in mood, person: see --label-column"]
+    assert source.notes() == [f"unlabeled; {tmp_path.name} has labels in mood, person: add --label-column"]
     named = entries(HuggingFace(tmp_path, label_column="mood", group_column="person"))["a/0000000"]
     assert (named.label, named.group, named.extras) == ("b", "0", {})
 
@@ -160,7 +160,7 @@ def test_what_is_no_data_set_of_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no \.parquet in .*found: nothing"):
         list(HuggingFace(tmp_path))
     write_part(tmp_path / "a.parquet", [{"text": "x"}])
-    with pytest.raises(UserError, match=r"has no column of images \(columns: text\)"):
+    with pytest.raises(UserError, match=r"has no image column \(columns: text\)"):
         list(HuggingFace(tmp_path))
     with pytest.raises(UserError, match="has no column 'mood'"):
         list(HuggingFace(tmp_path, label_column="mood"))

@@ -185,7 +185,7 @@ def test_aflw19_lists_everybody(aflw: Path) -> None:
 
 def test_aflw19_of_another_kind(tmp_path: Path) -> None:
     write_aflw(tmp_path, ra=np.arange(100)[None])
-    with pytest.raises(UserError, match=r"AFLWinfo_release\.mat cannot be read \(ra is no permutation"):
+    with pytest.raises(UserError, match=r"AFLWinfo_release\.mat cannot be read \(ra is not a permutation"):
         list(AFLW19(tmp_path))
     write(tmp_path / "AFLWinfo_release.mat", "nothing")
     with pytest.raises(UserError, match=r"AFLWinfo_release\.mat cannot be read"):
@@ -194,5 +194,5 @@ def test_aflw19_of_another_kind(tmp_path: Path) -> None:
 
 def test_aflw19_needs_its_photos(aflw: Path, tmp_path: Path) -> None:
     (tmp_path / "AFLWinfo_release.mat").symlink_to(aflw / "AFLWinfo_release.mat")
-    with pytest.raises(UserError, match=r"aflw19: no photos .*looked for data/flickr/0"):
+    with pytest.raises(UserError, match=r"aflw19: no photos .*searched: data/flickr/0"):
         list(AFLW19(tmp_path))

@@ -42,5 +42,5 @@ def test_two_releases_are_the_same_photos(tmp_path: Path) -> None:
 
 def test_other_folders_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "happy" / "1.jpg", photo())
-    with pytest.raises(UserError, match=r"lfw: no folders of people .*found: happy"):
+    with pytest.raises(UserError, match=r"lfw: no person folders .*found: happy"):
         list(LFW(tmp_path))

@@ -86,13 +86,13 @@ def test_damaged_lines_and_missing_images(tmp_path: Path) -> None:
 
 def test_what_is_not_mtfl_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "other" / "testing.txt", line(TEST[0]))
-    with pytest.raises(UserError, match=r"mtfl: no testing.txt with AFLW/ beside it in .* Fix: name the zip or folder"):
+    with pytest.raises(UserError, match=r"mtfl: no testing.txt beside AFLW/ in .* Fix: give the zip or folder"):
         list(MTFL(tmp_path / "other"))
     root = write_mtfl(tmp_path / "mtfl")
     archive = packed(root, tmp_path / "cut.zip")
     archive.write_bytes(archive.read_bytes()[:-30])
-    with pytest.raises(UserError, match=r"cut.zip: not a whole zip: .* Fix: download it again"):
+    with pytest.raises(UserError, match=r"cut.zip: not a complete zip: .* Fix: download it again"):
         list(MTFL(archive))
     (root / "training.txt").unlink()
-    with pytest.raises(UserError, match=r"mtfl: training.txt in .* is missing, empty or damaged"):
+    with pytest.raises(UserError, match=r"mtfl: training.txt in .* is missing, empty or corrupt"):
         list(MTFL(root))

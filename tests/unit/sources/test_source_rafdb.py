@@ -160,7 +160,7 @@ def test_what_is_not_rafdb_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "other" / "faces" / "1.jpg", photo())
     with pytest.raises(UserError, match=r"no list of labels .*list_patition_label.txt.* found: faces"):
         list(RAFDB(tmp_path / "other"))
-    with pytest.raises(UserError, match="class folders of aligned faces only"):
+    with pytest.raises(UserError, match="only has class folders of aligned faces"):
         list(RAFDB(write_folders(tmp_path / "raf"), images="original"))
     root = write_rafdb(tmp_path / "basic")
     (root / "Image" / "aligned").rename(root / "Image" / "cut")

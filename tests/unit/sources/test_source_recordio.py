@@ -145,5 +145,5 @@ def test_a_folder_without_packs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no \.rec file in .*found: lfw\.bin"):
         list(RecordIO(tmp_path))
     write(tmp_path / "train.rec", b"something else")
-    with pytest.raises(UserError, match="does not begin with a whole record"):
+    with pytest.raises(UserError, match="does not begin with a complete record"):
         list(RecordIO(tmp_path / "train.rec"))

@@ -170,13 +170,13 @@ def test_damaged_images_in_the_table(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
-        ("a.jsonl", '{"path": "a"}\n', {"label_column": "pth"}, "no column 'pth'; did you mean 'path'"),
-        ("a.jsonl", "[{}]", {}, "is one array"),
+        ("a.jsonl", '{"path": "a"}\n', {"label_column": "pth"}, "no column 'pth'. Did you mean 'path'"),
+        ("a.jsonl", "[{}]", {}, "is a JSON array"),
         ("a.jsonl", "", {}, "jsonl: .* is empty"),
         ("a.parquet", "text", {}, "cannot be read as Parquet"),
         ("a.tsv", "path,label\n", {}, "no column 'path'"),
-        ("a.csv", "path\n1\n", {"box_columns": "a,b"}, "one column or four"),
-        ("a.csv", "path\n1\n", {"box_order": "yxhw"}, "in the order xywh or xyxy"),
+        ("a.csv", "path\n1\n", {"box_columns": "a,b"}, "one or four columns"),
+        ("a.csv", "path\n1\n", {"box_order": "yxhw"}, "the order xywh or xyxy"),
         ("a.csv", "path\n1\n", {"bytes_column": "image"}, "no column 'image'"),
     ],
 )

@@ -67,7 +67,7 @@ def test_img2dataset(tmp_path: Path) -> None:
         "caption": "face 000010003",
         "sha256": "0" * 64,
     }
-    assert source.notes() == ["2 of 10 downloads had failed before; the .parquet files list them"]
+    assert source.notes() == ["2 of 10 downloads had failed; see the .parquet files"]
 
 
 def test_img2dataset_that_did_not_finish(tmp_path: Path) -> None:

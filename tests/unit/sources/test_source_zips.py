@@ -78,10 +78,10 @@ def test_an_empty_zip(tmp_path: Path) -> None:
     [
         (lambda made: b"", 0, "directory at the end is missing"),
         (lambda made: made[:-1], 0, "directory at the end is missing"),
-        (lambda made: made[len(made) // 2 :], 0, "cut off"),
+        (lambda made: made[len(made) // 2 :], 0, "truncated"),
         (lambda made: made[:-18] + b"\1" + made[-17:], 0, "several parts"),
         (lambda made: made.replace(b"PK\1\2", b"PK\1\0"), 0, "no member in its directory"),
-        (lambda made: b"PK\1\0".join(made.rsplit(b"PK\1\2", 2)), 2, "what follows is lost"),
+        (lambda made: b"PK\1\0".join(made.rsplit(b"PK\1\2", 2)), 2, "the rest is lost"),
     ],
 )
 def test_damage_in_the_directory(tmp_path: Path, damage: object, members: int, words: str) -> None:
@@ -126,4 +126,4 @@ def test_members_that_lie_over_each_other_are_refused(tmp_path: Path) -> None:
     *members, last = read_zip(file)
     assert len(members) < 5
     assert isinstance(last, Rejected)
-    assert "lie over each other" in last.detail
+    assert "members overlap" in last.detail

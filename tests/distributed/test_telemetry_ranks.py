@@ -1,4 +1,4 @@
-"""Runs with telemetry in every step and without train the same weights bit for bit, also across a resume."""
+"""Runs with telemetry in every step and without it train bitwise equal weights, also across a resume."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ STEPS = ("train.steps=6", "train.checkpoint_every=100")
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    """Without BatchNorm's running statistics: a resume begins with their mean over processes, which rounds."""
+    """Drop BatchNorm's running statistics: a resume starts with their mean over processes, which rounds."""
     found = load_file(run / "checkpoints" / "step-00000006" / "model.safetensors")
     return {name: value for name, value in found.items() if "running_" not in name}
 
@@ -22,7 +22,7 @@ def test_two_processes_train_the_same_with_and_without_telemetry(faces: Path, tm
     finish(2, faces, plain, *STEPS, "train.log_every=6")
     (last,) = metrics(plain)[-1:]
     assert last["losses"] == metrics(watched)[-1]["losses"]
-    assert last["features"] == metrics(watched)[-1]["features"]  # the random network's, of step 1, among them
-    assert last["features"]["samples"] == 16  # of both processes
+    assert last["features"] == metrics(watched)[-1]["features"]  # including the random network's, from step 1
+    assert last["features"]["samples"] == 16  # from both processes
     assert weights(plain).keys() == weights(watched).keys()
     assert all(torch.equal(value, weights(watched)[name]) for name, value in weights(plain).items())

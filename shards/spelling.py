@@ -1,0 +1,40 @@
+"""Match accented file names: lists use Unicode NFC (`José`), macOS disks NFD."""
+
+import unicodedata
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+
+MOST_FOLDERS = 64  # number of cached folder listings
+
+
+def spelled(path: Path) -> Path | None:
+    """Return the file that `path` means in another Unicode form; None if there is none or more than one."""
+    if str(path).isascii():
+        return None
+    found = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        if not part.isascii() and not (found / part).exists():
+            names = _spellings(found).get(unicodedata.normalize("NFC", part), ())
+            if len(names) != 1:
+                return None
+            part = names[0]  # noqa: PLW2901 - the same name
+        found /= part
+    return found if found.exists() else None
+
+
+def exists(path: Path) -> bool:
+    """Return whether the file exists in any Unicode form."""
+    return path.exists() or spelled(path) is not None
+
+
+@lru_cache(MOST_FOLDERS)
+def _spellings(folder: Path) -> dict[str, tuple[str, ...]]:
+    """Map NFC -> names of a folder's files with accents."""
+    found: dict[str, tuple[str, ...]] = {}
+    with suppress(OSError):
+        for item in folder.iterdir():
+            if not item.name.isascii():
+                name = unicodedata.normalize("NFC", item.name)
+                found[name] = (*found.get(name, ()), item.name)
+    return found

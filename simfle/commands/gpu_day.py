@@ -1,0 +1,55 @@
+"""`tools/gpu_day.py`, `simfle bench gpu`: all that is to be known of a GPU on its first day, in twenty minutes."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from simfle.commands.app import command, echo
+from simfle.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench_gpu(
+    out: Annotated[Path, typer.Option(help="Folder for logs, figures and the page; the same again goes on.")],
+    minutes: Annotated[float, typer.Option(help="Of all parts together; each has 8 at most.", min=0.1)] = 20,
+    only: Annotated[str, typer.Option(help="Parts by name, with commas between them; else all.")] = "",
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="On the CPU, with a small network.")] = False,
+) -> None:
+    """Tests, pixels, loader, step by batch, compile, end to end, checkpoint, profile and plan: gpu.md and gpu.json."""
+    from simfle.process import loading
+
+    with loading():
+        import torch
+
+        from simfle.bench import day, rounds
+    if not (ROOT / "tests" / "gpu").is_dir():
+        raise UserError(f"{ROOT} has no tests/gpu: run it from a checkout, python tools/gpu_day.py")
+    if not rehearse and not torch.cuda.is_available():
+        raise UserError("torch sees no GPU. Fix: mend the driver (simfle doctor), or rehearse it here with --rehearse")
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    chosen = day.parts(out / "faces", rehearsal=rehearse)
+    names = [part.name for part in chosen]
+    wanted = [word for word in only.split(",") if word]
+    if unknown := [word for word in wanted if word not in names]:
+        raise UserError(f"--only {unknown[0]}: no such part; known are {', '.join(names)}")
+    chosen = [part for part in chosen if not wanted or part.name in wanted]
+    found = day.run(chosen, out, minutes * 60, ROOT)
+    device = "CPU, a rehearsal" if rehearse else torch.cuda.get_device_name()
+    (out / "gpu.md").write_text(day.page(device, found, out, chosen))
+    ways = {part.name: day.figures(out, part).get("ways", {}) for part in chosen if part.figures}
+    parts = {done.name: {"code": done.code, "seconds": done.seconds} for done in found}
+    about = rounds.machine(torch.device("cpu" if rehearse else "cuda"))
+    known = day.constants(out, chosen)
+    rounds.save(
+        {"device": device, "parts": parts, "ways": ways, "constants": known, "machine": about}, out / "gpu.json"
+    )
+    for done in found:
+        if done.code:
+            echo(f"{done.name} ended with code {done.code}: {done.words.splitlines()[-1] if done.words else 'no word'}")
+    echo(f"{sum(done.code == 0 for done in found)} of {len(chosen)} parts are done; {out / 'gpu.md'}")
+
+
+main = command(bench_gpu)

@@ -1,0 +1,97 @@
+"""The device of this process: its kernels, DeepSpeed's idea of it, its memory, and what torch raises when it fails."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from simfle.errors import DeviceFailed, UserError
+
+FULL = ("out of memory", "alloc_failed", "allocation_failed", "memoryallocation", "defaultcpuallocator")
+# AcceleratorError on these repeats on every node: a bug, or a GPU that this build of torch does not know.
+REPEATS = ("device-side assert", "no kernel image", "invalid device", "invalid argument", "invalid configuration")
+# The same faults where cuDNN, cuBLAS or DALI tell of them in a plain RuntimeError.
+FAILED = ("uncorrectable ecc", "eccuncorrectable", "launch failure", "launchfailure", "_status_execution_failed")
+
+
+@contextmanager
+def kernels(device: torch.device, *, deterministic: bool) -> Iterator[None]:
+    """Choose attention's and cuDNN's kernels for a while: the fastest, or those that give the same bits each time.
+
+    The backward passes of flash, memory-efficient and cuDNN attention add in any order, and
+    `use_deterministic_algorithms(warn_only=True)` leaves them on. On a CPU torch's flash attention takes three to four
+    times as long in bf16 as its plain formula.
+    """
+    cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
+    before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled(), cudnn.benchmark
+    on_gpu = device.type == "cuda"
+    cuda.enable_flash_sdp(before[0] and on_gpu and not deterministic)
+    cuda.enable_mem_efficient_sdp(before[1] and not deterministic)
+    cuda.enable_cudnn_sdp(before[2] and not deterministic)
+    # It tries all of cuDNN's kernels on each new shape; all batches have one. Which wins may differ between runs.
+    cudnn.benchmark = on_gpu and not deterministic
+    try:
+        yield
+    finally:
+        cuda.enable_flash_sdp(before[0])
+        cuda.enable_mem_efficient_sdp(before[1])
+        cuda.enable_cudnn_sdp(before[2])
+        cudnn.benchmark = before[3]
+
+
+def settle_accelerator(kind: str) -> None:
+    """Let DeepSpeed work on `kind` ("cpu" or "cuda"). It keeps the first for the life of a process: a notebook's."""
+    from deepspeed.accelerator import get_accelerator, set_accelerator
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+    from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
+
+    if get_accelerator().device_name() != kind:
+        set_accelerator({"cpu": CPU_Accelerator, "cuda": CUDA_Accelerator}[kind]())
+
+
+def memory_bytes(device: torch.device) -> float:
+    """The memory of a GPU; on a CPU this process's share of the machine's."""
+    if device.type == "cuda":
+        return float(torch.cuda.get_device_properties(device).total_memory)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return machine / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether torch, cuBLAS, cuDNN or DALI found no memory, on the GPU or in the machine."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in FULL)
+
+
+def device_failed(error: BaseException) -> bool:
+    """Whether the GPU failed (an ECC error, a launch failure): the run may resume on another one."""
+    if not isinstance(error, RuntimeError) or out_of_memory(error):
+        return False
+    text = str(error).lower()
+    if isinstance(error, torch.AcceleratorError):
+        return not any(sign in text for sign in REPEATS)
+    return any(sign in text for sign in FAILED)
+
+
+@contextmanager
+def failures_told(fix: str) -> Iterator[None]:
+    """Turn a full memory and a failed GPU into one line. fix: what needs less memory.
+
+    Raises:
+        UserError: the memory is full; the same run would fill it again.
+        DeviceFailed: the GPU failed; the run may resume on another node.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if out_of_memory(error):
+            raise UserError(f"memory is full: {words}. Fix: {fix}") from error
+        if device_failed(error):
+            raise DeviceFailed(
+                f"the GPU failed: {words}. Fix: start again, on another node; nvidia-smi -q -d ECC and the kernel's "
+                "log (Xid) tell of this one"
+            ) from error
+        raise

@@ -1,0 +1,109 @@
+"""Every method's step as a GPU would be given it: shapes, types and devices, without a GPU and without its memory."""
+
+# Fake tensors refuse operands on different devices, and a value that the host would have to wait for (.item()).
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_methods import NAMES, VIEWS, batch, config
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from simfle.batch import Batch
+from simfle.config import ModelConfig
+from simfle.models.method import scaled
+from simfle.models.methods import build_method
+from simfle.train.state import copy_tensors
+
+CUDA = torch.device("cuda:0")
+# Launches of forward and EMA, counted, and a tenth more. A view is none. (Backward needs a driver: autograd has a
+# thread for each GPU.)
+BUDGET = {
+    "simfle": 2230,
+    "byol": 1120,
+    "simsiam": 800,
+    "simclr": 635,
+    "moco": 800,
+    "swav": 740,
+    "vicreg": 750,
+    "mae": 1710,
+}
+
+
+@contextmanager
+def autocast() -> Iterator[None]:
+    """bf16 on CUDA: torch.autocast turns itself off where there is no GPU."""
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    torch.set_autocast_enabled("cuda", True)
+    torch.autocast_increment_nesting()
+    try:
+        yield
+    finally:
+        if not torch.autocast_decrement_nesting():
+            torch.clear_autocast_cache()
+        torch.set_autocast_enabled("cuda", False)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations, and keeps the devices of their results."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count, self.devices = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not func.is_view
+        result = func(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(each, torch.Tensor):
+                self.devices.add(each.device)
+        return result
+
+
+def step(model: ModelConfig) -> tuple[dict[str, torch.Tensor], Launches]:
+    with torch.device("meta"):
+        method = build_method(model, VIEWS).train()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        method.to_empty(device=CUDA)
+        images = [torch.empty(8, 32, 32, 3, dtype=torch.uint8, device=CUDA).permute(0, 3, 1, 2) for _ in range(3)]
+        draws = torch.empty(8, dtype=torch.float64, device=CUDA)
+        given = Batch(*images, torch.empty(8, dtype=torch.int64, device=CUDA), draws)
+        with Launches() as launches:
+            with autocast():
+                losses = method(given)
+            method.after_step(0.5)
+    return losses, launches
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_stays_on_the_gpu(name: str) -> None:
+    losses, launches = step(config(name))
+    assert {value.device for value in losses.values()} == {CUDA}
+    assert launches.devices == {CUDA}
+    assert losses["total"].dtype == torch.float32
+    assert launches.count <= BUDGET[name]
+
+
+def test_the_variants_of_simfle_stay_on_the_gpu() -> None:
+    attending = replace(config("simfle").facemae, attend=True, masking="random")
+    for changes in ({"distillation": "predict"}, {"grouping": "reference"}, {"facemae": attending}):
+        assert step(config("simfle", **changes))[1].devices == {CUDA}
+
+
+def test_one_pass_normalises_as_the_plain_formula() -> None:
+    model, images = build_method(config("byol"), VIEWS), batch().view1
+    plain = model.normalise(images)
+    once = scaled(images, model.scale, model.shift, torch.float32)
+    assert torch.allclose(once, plain, atol=1e-6)
+    assert once.is_contiguous(memory_format=torch.channels_last)
+    narrow = scaled(images, model.scale, model.shift, torch.bfloat16)
+    assert torch.equal(narrow, once.bfloat16())
+
+
+def test_tensors_of_several_types_are_copied() -> None:
+    tensors = [torch.rand(3), torch.arange(2), torch.rand(()), torch.tensor(7)]
+    into = [torch.zeros_like(each) for each in tensors]
+    copy_tensors(into, tensors)
+    assert all(map(torch.equal, into, tensors))

@@ -1,0 +1,49 @@
+"""File systems that refuse locks, or to make a folder durable."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shards.files import sync_folder
+from shards.locks import try_lock
+
+NO_LOCKS = """
+import errno, sys
+
+def refuse(event, arguments):
+    if event == "fcntl.flock":
+        raise OSError(errno.ENOLCK, "No locks available")
+
+sys.addaudithook(refuse)
+"""
+BUILD = """
+from simfle.commands.main import script
+
+sys.argv = ["simfle", "shards", "build", "procedural", sys.argv[1], "--people", "2", "--images-per-person", "2"]
+script()
+"""
+
+
+def test_a_build_where_files_cannot_be_locked_says_so(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", NO_LOCKS + BUILD, str(tmp_path / "out")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "another process" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert "files there cannot be locked (No locks available)" in line
+    assert "Fix: use a local disk, or mount the file system with locks" in line
+
+
+def test_a_lock_that_is_held_is_no_error(tmp_path: Path) -> None:
+    with (tmp_path / "lock").open("w") as first, (tmp_path / "lock").open("w") as second:
+        assert try_lock(first, tmp_path)
+        assert not try_lock(second, tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_durable_is_passed_over(tmp_path: Path) -> None:
+    """As CIFS and FUSE answer; procfs does so, too."""
+    sync_folder(Path("/proc/self"))
+    with pytest.raises(FileNotFoundError):
+        sync_folder(tmp_path / "absent")
