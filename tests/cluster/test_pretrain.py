@@ -175,7 +175,10 @@ def test_zero_stages_across_nodes_and_over_checkpoints(
         job = submit(slurm, faces, run, *words, nodes=nodes)
         job.wait_end()
     assert [line["step"] for line in metrics(run)] == list(range(1, 9))
-    for ours, theirs in zip(losses(run)[:4], losses(undisturbed)[:4], strict=True):
+    words = ["train.zero_stage=2", "train.steps=16", "train.stop_after=4"]
+    whole = submit(slurm, faces, tmp_path / "stage2", *words, nodes=4)
+    whole.wait_end()
+    for ours, theirs in zip(losses(run)[:4], losses(whole.run), strict=True):
         assert ours["total"] == pytest.approx(theirs["total"], rel=1e-3)
     reference = samples(undisturbed)
     assert samples(run) == {step: reference[step] for step in range(1, 9)}

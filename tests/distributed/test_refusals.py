@@ -22,7 +22,7 @@ def last_line(output: str) -> str:
     ("setting", "message"),
     [
         ("train.global_batch=17", "train.global_batch=17: not divisible by 2 processes"),
-        ("model.groups=5", "model.groups=5 does not divide the backbone's 512 channels"),
+        ("model.groups=5", "model.groups=5: does not divide the backbone's 512 channels"),
         ("optim.nmae=sgd", "config: unknown key 'optim.nmae' in command line; did you mean optim.name?"),
     ],
 )
@@ -91,7 +91,7 @@ def test_a_run_is_only_ever_one_run(faces: Path, tmp_path: Path) -> None:
     damaged[-1] ^= 1  # one bit
     (newest / "model.safetensors").write_bytes(damaged)
     output = runs.finish(1, moved, run, *settings, f"train.stop_after={done + 1}")
-    assert "model.safetensors is damaged" in output
+    assert "model.safetensors is corrupt" in output
     assert f"resuming after step {int(older.name[5:])}" in output
 
 

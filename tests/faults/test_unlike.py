@@ -36,7 +36,7 @@ def start(nursery: Nursery, faces: Path, run: Path, *second: str) -> list[Child]
     ("settings", "words"),
     [
         (["train.seed=9"], "train.seed 9 instead of 0"),
-        (["optim.lr=0.9", "train.zero_stage=1"], "optim.lr 0.9 instead of 0.05; train.zero_stage 1 instead of 2"),
+        (["optim.lr=0.9", "train.zero_stage=1"], "optim.lr 0.9 instead of 0.05; train.zero_stage 1 instead of -1"),
         (["data.shards=[{other}]"], "data "),
     ],
 )

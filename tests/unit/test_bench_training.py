@@ -66,7 +66,7 @@ def test_a_turn_of_another_process_counts_its_cpu_time_and_tells_its_failure() -
     assert cpu >= 0.3
     assert seconds > 0
     assert run_once([sys.executable, "-c", "import sys; sys.exit(3)"], [3])[0] > 0
-    with pytest.raises(UserError, match="ended with 1: the reason"):
+    with pytest.raises(UserError, match="exited with code 1: the reason"):
         run_once([sys.executable, "-c", "import sys; sys.exit('the reason')"], [0])
 
 

@@ -52,7 +52,7 @@ def config_of(*overrides: str) -> PretrainConfig:
 
 def test_page_is_what_the_command_prints() -> None:
     lines = PAGE.read_text().splitlines()
-    commands = [number for number, line in enumerate(lines) if line.startswith("    python tools/plan_run.py configs")]
+    commands = [number for number, line in enumerate(lines) if line.startswith("    simfle plan configs")]
     assert len(commands) >= 2
     for number in commands:
         expected = "\n".join(lines[number + 2 :]).split("\n\n")[0]

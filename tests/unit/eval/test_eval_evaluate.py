@@ -394,12 +394,12 @@ def test_the_command_that_slurm_eval_prints_makes_the_table_of_its_tasks(config:
     own |= {"PYTHONPATH": str(ROOT), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
     done = subprocess.run([*program, *words], capture_output=True, text=True, check=True, cwd=tmp_path, env=own)
     assert "job 17: 3 tasks" in done.stderr
-    printed = shlex.split(done.stderr.splitlines()[-1].partition("the table: ")[2])
+    printed = shlex.split(done.stderr.splitlines()[-1].partition("the table with: ")[2])
     assert printed[0] == "simfle"
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run([*program, *printed[1:]], capture_output=True, text=True, check=True, cwd=elsewhere, env=own)
-    assert "3 of 3 units are done" in done.stderr
+    assert "3 of 3 units are complete" in done.stderr
     assert len(read_results([str(tmp_path / "my results")])) == 3
     assert list(elsewhere.iterdir()) == []
 
