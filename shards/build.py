@@ -8,7 +8,6 @@ the number of workers nor an interruption can change a byte.
 import errno
 import json
 import os
-import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -31,7 +30,7 @@ from shards.processes import on_processes, tell
 from shards.request import Build
 from shards.spelling import exists
 from shards.work import Job, Result, read_result, write_shard
-from shards.workshop import LOCK, is_of_build, refuse_others
+from shards.workshop import LOCK, delete_build, is_of_build, refuse_others
 
 MOST_NAMED = 10  # maximum number of labels in a note
 FEWEST_MISSING = 3  # number of missing files that a list may always have
@@ -75,7 +74,7 @@ def build(
     request.encode.check()
     entries = name_numbers(entries, request.rules.labels)
     if request.shard_samples < 1:
-        raise UserError("--shard-samples={request.shard_samples}: too small. Fix: give at least 1")
+        raise UserError(f"--shard-samples={request.shard_samples}: too small. Fix: give at least 1")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         return _compare(request, entries)
     request.decides()  # reports missing packages before anything is created
@@ -90,7 +89,7 @@ def build(
             if isinstance(end, OSError | sqlite3.Error):
                 raise UserError(f"cannot build {out}: {_cause(end, request.partial)}") from None
             raise
-        shutil.rmtree(request.partial, ignore_errors=True)  # another process may delete it at the same time
+        delete_build(request.partial)
     return report
 
 
@@ -117,7 +116,7 @@ def _compare(request: Build, entries: Iterable[Entry | Rejected]) -> Report:
         )
     # A build killed between its last rename and its cleanup leaves its staging folder.
     if is_of_build(request.partial):
-        shutil.rmtree(request.partial, ignore_errors=True)
+        delete_build(request.partial)
     return Report(manifest, already=True)
 
 
@@ -129,7 +128,7 @@ def is_same(request: Build, manifest: Manifest, entries: Iterable[Entry | Reject
 
 def _discard(partial: Path, made: list[Path]) -> None:
     """Delete the staging folder and the parents that were created for it, deepest first."""
-    shutil.rmtree(partial)
+    delete_build(partial)
     for folder in made:
         folder.rmdir()
 

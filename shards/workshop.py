@@ -1,6 +1,8 @@
 """Guard the folders that commands create and delete: they may only contain files that our commands write."""
 
 import re
+import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from shards.errors import UserError
@@ -41,6 +43,18 @@ def is_of_build(folder: Path) -> bool:
     except UserError:
         return False
     return folder.is_dir()
+
+
+def delete_build(folder: Path) -> None:
+    """Delete the OUT.partial of a build; the lock last, so that what a kill leaves is still known to be of a build."""
+    shutil.rmtree(folder / "shards", ignore_errors=True)  # another process may delete it at the same time
+    for path in folder.glob("work/*"):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            with suppress(OSError):
+                path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _is_copied(path: Path) -> bool:

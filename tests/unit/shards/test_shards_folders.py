@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from shards.cache import Cache, cost
 from shards.errors import UserError
 from shards.files import write_atomic
 from shards.remote import join
+from shards.workshop import delete_build, is_of_build
 
 SUBSET = tool("subset_shards")
 USERS = ("thesis.doc", "work/thesis.doc", "notes/a.txt", "shards")
@@ -101,3 +103,24 @@ def test_a_link_with_the_name_of_a_temporary_file_is_not_followed(tmp_path: Path
     with pytest.raises(OSError, match="symbolic links"):
         write_atomic(tmp_path / "out", b"x")
     assert not mine.exists()
+
+
+def test_a_deletion_that_is_killed_leaves_a_folder_known_to_be_of_a_build(tmp_path: Path) -> None:
+    """Audit events come before each deletion of a file; at each of them the rest must be recognized."""
+    folder = tmp_path / "shards.partial"
+    for name in ("work/lock", "work/plan.sqlite", "work/a.json", "work/log/b", "shards/a.tar"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    seen: list[bool] = []
+
+    def look(event: str, _: tuple[object, ...]) -> None:
+        if event in {"os.remove", "os.rmdir"} and folder.exists() and not done:
+            seen.append(is_of_build(folder))
+
+    done: list[bool] = []
+    sys.addaudithook(look)
+    delete_build(folder)
+    done.append(True)
+    assert not folder.exists()
+    assert len(seen) >= 8
+    assert all(seen)
