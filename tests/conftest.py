@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from drawn import make_faces
+from helpers.synthetic_shards import make_faces
 from hypothesis import settings
 
 # A background process of a shell ignores SIGINT and passes that on to processes that tests send a signal to.

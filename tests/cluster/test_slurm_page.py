@@ -5,10 +5,10 @@ import shlex
 import sys
 from pathlib import Path
 
-import inprocess
 import pytest
 from distributed.launch import ROOT
-from drawn import make_faces
+from helpers import cli_runner
+from helpers.synthetic_shards import make_faces
 
 PAGE = (ROOT / "SLURM.md").read_text()
 LINES = re.sub(r" *\\\n +", " ", PAGE).splitlines()  # join lines that end in a backslash
@@ -46,9 +46,9 @@ def run(folder: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(folder)
     program, script, *words = shlex.split(command)
     if program == "simfle":
-        done = inprocess.run(sys.executable, "-m", "simfle", script, *words, timeout=800)
+        done = cli_runner.run(sys.executable, "-m", "simfle", script, *words, timeout=800)
     else:
-        done = inprocess.run(sys.executable, ROOT / script, *words)
+        done = cli_runner.run(sys.executable, ROOT / script, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from distributed import runs
 from distributed.launch import free_port
-from drawn import make_faces
+from helpers.http_server import served
+from helpers.synthetic_shards import make_faces
 from safetensors.torch import load_file
-from served import served
 
 from simfle.train.checkpoint import complete
 from simfle.train.watchdog import HUNG

@@ -9,7 +9,7 @@ from typing import Any
 
 from fuzz.reader import Reader
 from fuzz.shard_readers import manifests
-from unit.report_fixtures import add_result, make_run
+from helpers.report_fixtures import add_result, make_run
 
 from shards.manifest import read_manifest
 from shards.remove import read_list, read_record, read_rejects

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from distributed import runs
-from drawn import make_faces
 from faults import story as telling
 from faults.nursery import Child, Nursery
+from helpers.synthetic_shards import make_faces
 
 
 @dataclass(frozen=True)

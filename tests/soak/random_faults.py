@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from distributed import runs
-from drawn import make_faces
 from faults import story as telling
 from faults.nursery import At, Child, Nursery
+from helpers.synthetic_shards import make_faces
 
 KILLED = -signal.SIGKILL
 STEPS_PER_FAULT = 2  # about what a start gets done before it is hurt

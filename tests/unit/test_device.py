@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods.tiny_methods import VIEWS, config
+from helpers.tiny_methods import VIEWS, config
 
 from simfle.config import OptimConfig, TrainConfig
 from simfle.device import device_failed, failures_told, kernels, out_of_memory, settle_accelerator

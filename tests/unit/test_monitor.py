@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from distributed.runs import finish, metrics
-from methods.tiny_methods import VIEWS, config
+from helpers.tiny_methods import VIEWS, config
 from safetensors.torch import load_file
 
 from simfle.config import MonitorConfig, PretrainConfig

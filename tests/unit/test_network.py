@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 from distributed.runs import SETTINGS
+from helpers.http_server import served
 from PIL import Image
-from served import served
 
 from shards import remote
 from shards.errors import UserError

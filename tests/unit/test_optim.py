@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from methods.tiny_methods import VIEWS, config
+from helpers.tiny_methods import VIEWS, config
 
 from simfle.config import OptimConfig, PretrainConfig, TrainConfig
 from simfle.errors import UserError

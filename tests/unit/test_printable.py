@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inprocess import run, tool
+from helpers.cli_runner import run, tool
+from helpers.report_fixtures import add_result, make_run
 from PIL import Image
-from report_fixtures import add_result, make_run
 from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from inprocess import run, tool
+from helpers.cli_runner import run, tool
 from PIL import Image
 
 from shards.cache import Cache

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import yaml
-from report_fixtures import EACH, PEOPLE, add_result, make_run, metrics_line
+from helpers.report_fixtures import EACH, PEOPLE, add_result, make_run, metrics_line
 
 from simfle.config import ModelConfig, PretrainConfig
 from simfle.errors import UserError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_fixtures import add_result, make_run
+from helpers.report_fixtures import add_result, make_run
 
 from simfle.report.report import Extras, write_report
 

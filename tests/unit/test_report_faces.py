@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from drawn import make_faces
-from report_fixtures import make_run
+from helpers.report_fixtures import make_run
+from helpers.synthetic_shards import make_faces
 from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 

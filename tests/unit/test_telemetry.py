@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from methods.tiny_methods import NAMES, VIEWS, batch, config
-from report_fixtures import make_run, metrics_line
+from helpers.report_fixtures import make_run, metrics_line
+from helpers.tiny_methods import NAMES, VIEWS, batch, config
 from torch import Tensor
 
 from simfle import collapse, told

@@ -7,11 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.unit.sources.source_kit import photo, write
 
 from shards.errors import UserError
 from simfle.config import PretrainConfig, load
 from simfle.words import parse_list, shell_line, word
-from tests.unit.sources.source_kit import photo, write
 
 ODD = [
     "exp #1",

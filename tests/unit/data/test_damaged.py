@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bombs import jpeg_of_scans
-from data_fixtures import jpeg, picture, write_shards
+from helpers.bombs import jpeg_of_scans
+from helpers.data_fixtures import jpeg, picture, write_shards
 from test_loader import CPU, DATA, VIEWS, same, take, tensors
 
 from shards.index import read_index

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from data_fixtures import jpeg, picture
+from helpers.data_fixtures import jpeg, picture
 from PIL import Image
 from test_loader import CPU, DATA, VIEWS, take
 

@@ -3,7 +3,7 @@ import io
 import cv2
 import numpy as np
 import pytest
-from data_fixtures import jpeg, picture
+from helpers.data_fixtures import jpeg, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

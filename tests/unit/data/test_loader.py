@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_fixtures import drawn_corpus, picture
+from helpers.data_fixtures import drawn_corpus, picture
 
 from simfle.batch import Batch
 from simfle.config import DataConfig, ViewsConfig

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from data_fixtures import jpeg, picture
+from helpers.data_fixtures import jpeg, picture
 
 from simfle.config import ViewsConfig
 from simfle.data.opencv import OpenCV

@@ -4,7 +4,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-from data_fixtures import drawn_corpus
+from helpers.data_fixtures import drawn_corpus
 from PIL import Image
 from torch.utils.data import Dataset
 

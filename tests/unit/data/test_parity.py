@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from data_fixtures import jpeg, picture
+from helpers.data_fixtures import jpeg, picture
 from PIL import Image
 from torchvision.transforms.v2 import functional as judge
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_fixtures import drawn_corpus, jpeg, picture, write_shards
+from helpers.data_fixtures import drawn_corpus, jpeg, picture, write_shards
 
 from simfle.data import reader
 from simfle.data.reader import Corpus, SampleError

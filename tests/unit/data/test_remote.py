@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_fixtures import drawn_corpus
-from served import Served, served
+from helpers.data_fixtures import drawn_corpus
+from helpers.http_server import Served, served
 from test_loader import CPU, VIEWS, same, take
 
 from shards import remote

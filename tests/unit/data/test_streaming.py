@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_fixtures import drawn_corpus, jpeg, picture
-from served import Served, served
+from helpers.data_fixtures import drawn_corpus, jpeg, picture
+from helpers.http_server import Served, served
 from test_loader import CPU, VIEWS, take
 
 from shards import remote

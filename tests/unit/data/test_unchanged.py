@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from data_fixtures import drawn_corpus
 from distributed.launch import processes
 from faults.story import exchange_images
+from helpers.data_fixtures import drawn_corpus
 
 from shards.index import index_tar
 from simfle.data.reader import Corpus

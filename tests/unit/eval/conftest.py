@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from eval_fixtures import CLASSES, MODEL, MakeBackbone, MakeShards, write_shard
+from helpers.eval_fixtures import CLASSES, MODEL, MakeBackbone, MakeShards, write_shard
 from safetensors.torch import save_file
 
 from shards.manifest import FORMAT, Manifest, write_manifest

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eval_fixtures import CLASSES, MakeShards
+from helpers.eval_fixtures import CLASSES, MakeShards
 
 from simfle.data.jpeg import size
 from simfle.errors import UserError

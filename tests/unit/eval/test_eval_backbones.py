@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from eval_fixtures import MODEL, MakeBackbone
+from helpers.eval_fixtures import MODEL, MakeBackbone
 from safetensors.torch import load_file, save_file
 from torch import nn
 

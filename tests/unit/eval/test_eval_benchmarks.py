@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eval_fixtures import MakeShards
+from helpers.eval_fixtures import MakeShards
 
 from shards.sources import ckplus, expw, ferplus, ibug300w, rafdb, sfew, wflw
 from shards.sources.affectnet import TRAIN

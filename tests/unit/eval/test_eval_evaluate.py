@@ -10,12 +10,12 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-import eval_fixtures
 import pytest
-from eval_fixtures import MakeBackbone, MakeShards
-from inprocess import run
+from helpers import eval_fixtures
+from helpers.cli_runner import run
+from helpers.eval_fixtures import MakeBackbone, MakeShards
+from helpers.http_server import served
 from safetensors.torch import load_file, save_file
-from served import served
 
 from shards import remote
 from simfle.config import DataConfig, PretrainConfig, TrainConfig

@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
-from eval_fixtures import MODEL
+from helpers.eval_fixtures import MODEL
 from safetensors.torch import load_file, save_file
 
 from simfle.errors import UserError

@@ -14,7 +14,7 @@ import pytest
 import timm
 import torch
 import yaml
-from eval_fixtures import MODEL, MakeBackbone, MakeShards, picture
+from helpers.eval_fixtures import MODEL, MakeBackbone, MakeShards, picture
 from torch import nn
 
 from shards.manifest import read_manifest, write_manifest

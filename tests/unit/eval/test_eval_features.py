@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from eval_fixtures import MakeBackbone, MakeShards, picture
+from helpers.eval_fixtures import MakeBackbone, MakeShards, picture
 
 from simfle.errors import UserError
 from simfle.eval.backbones import load_backbone

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eval_fixtures import MakeBackbone, MakeShards
+from helpers.eval_fixtures import MakeBackbone, MakeShards
 from safetensors.torch import load_file
 from torch import nn
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from eval_fixtures import MODEL, MakeBackbone
+from helpers.eval_fixtures import MODEL, MakeBackbone
 from safetensors.torch import save_file
 from torch import Tensor, nn
 

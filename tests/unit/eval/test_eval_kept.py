@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from eval_fixtures import MakeBackbone, MakeShards
 from faults.story import mounted
+from helpers.eval_fixtures import MakeBackbone, MakeShards
 
 from simfle.errors import UserError
 from simfle.eval import kept

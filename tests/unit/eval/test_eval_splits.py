@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eval_fixtures import CLASSES, MakeShards
+from helpers.eval_fixtures import CLASSES, MakeShards
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

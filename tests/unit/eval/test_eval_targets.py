@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from eval_fixtures import MakeBackbone, MakeShards
+from helpers.eval_fixtures import MakeBackbone, MakeShards
 
 from simfle.errors import UserError
 from simfle.eval.affect import Ridge
@@ -179,7 +179,7 @@ def faces_without(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> s
 
 
 def test_pictures_are_as_large_as_their_landmarks_suppose() -> None:
-    from eval_fixtures import about, picture
+    from helpers.eval_fixtures import about, picture
 
     image = cv2.imdecode(np.frombuffer(picture(0, 0), np.uint8), cv2.IMREAD_COLOR)
     known = about("train", 0, 0, 48)

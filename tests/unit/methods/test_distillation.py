@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_methods import FACEMAE, VIEWS, batch, config
+from helpers.tiny_methods import FACEMAE, VIEWS, batch, config
 
 from shards.errors import UserError
 from simfle.models.facemae import CrossAttention

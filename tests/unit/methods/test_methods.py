@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_methods import CONTRAST, EMA, FACEMAE, NAMES, TINY, VIEWS, batch, config
+from helpers.tiny_methods import CONTRAST, EMA, FACEMAE, NAMES, TINY, VIEWS, batch, config
 
 from shards.errors import UserError
 from simfle.batch import Batch

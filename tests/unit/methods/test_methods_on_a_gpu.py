@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_methods import NAMES, VIEWS, batch, config
+from helpers.tiny_methods import NAMES, VIEWS, batch, config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from distributed.launch import processes
-from on_processes import rows
+from helpers.method_processes import rows
 
 from simfle.config import VICRegConfig
 from simfle.models.simclr import nt_xent
 from simfle.models.swav import sinkhorn
 from simfle.models.vicreg import vicreg
 
-SCRIPT = Path(__file__).with_name("on_processes.py")
+SCRIPT = Path(__file__).parents[2] / "helpers" / "method_processes.py"
 
 
 # Stage 3 partitions parameters; 1 and 2 keep flat copies of what is trained.

@@ -9,13 +9,13 @@ import cv2
 import pytest
 import torch
 from distributed.launch import ROOT, environment
+from helpers.tiny_methods import EMA, NAMES
 from safetensors.torch import load_file
-from tiny_methods import EMA, NAMES
 
 from simfle.eval.backbones import load_backbone
 from simfle.eval.export import export_backbones
 
-SCRIPT = Path(__file__).with_name("train_methods.py")
+SCRIPT = Path(__file__).parents[2] / "helpers" / "train_methods.py"
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import encoded, picture, run, tool
+from helpers.corpus_fixtures import encoded, picture, run, tool
 
 BENCH = tool("bench_build")
 

@@ -10,8 +10,8 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
-from corpus_fixtures import BUILD, encoded, run
-from inprocess import ROOT
+from helpers.cli_runner import ROOT
+from helpers.corpus_fixtures import BUILD, encoded, run
 from numpy.typing import NDArray
 from PIL import Image
 

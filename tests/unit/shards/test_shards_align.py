@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from corpus_fixtures import BUILD, contents, encoded, picture, rejected, run
+from helpers.corpus_fixtures import BUILD, contents, encoded, picture, rejected, run
 from PIL import Image
 
 from shards.align import STRAIGHT, AlignOptions, Found, detector, distinct, find_model, overlap, roll

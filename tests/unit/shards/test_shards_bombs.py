@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from bombs import Hole, limited
-from corpus_fixtures import encoded, picture
+from helpers.bombs import Hole, limited
+from helpers.corpus_fixtures import encoded, picture
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError

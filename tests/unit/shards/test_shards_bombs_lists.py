@@ -10,8 +10,8 @@ import h5py
 import numpy as np
 import pyarrow as pa
 import pytest
-from bombs import limited
-from corpus_fixtures import encoded, picture, write_tar
+from helpers.bombs import limited
+from helpers.corpus_fixtures import encoded, picture, write_tar
 from pyarrow import parquet
 
 from shards.entry import Entry, Rejected

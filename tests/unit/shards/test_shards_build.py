@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import (
+from helpers.corpus_fixtures import (
     BUILD,
     VERIFY,
     check_whole,

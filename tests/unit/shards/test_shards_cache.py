@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import served
+from helpers.http_server import served
 
 from shards import cache as caching
 from shards import remote

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bombs import jpeg_of_scans
-from corpus_fixtures import BUILD, VERIFY, encoded, picture, rejected, run, tool, write_tar
+from helpers.bombs import jpeg_of_scans
+from helpers.corpus_fixtures import BUILD, VERIFY, encoded, picture, rejected, run, tool, write_tar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from corpus_fixtures import encoded, picture
+from helpers.corpus_fixtures import encoded, picture
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from corpus_fixtures import encoded, picture
+from helpers.corpus_fixtures import encoded, picture
 from PIL import Image, PngImagePlugin
 
 from shards.encode import EncodeOptions, Unusable, decode, decode_rgb, image_rgb

@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import pytest
 import simplejpeg
-from corpus_fixtures import BUILD, VERIFY, contents, rejected, run
+from helpers.corpus_fixtures import BUILD, VERIFY, contents, rejected, run
 
 from shards.manifest import read_manifest
 from shards.sources.procedural import draw

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import BUILD, contents, run, tool, write_faces
+from helpers.corpus_fixtures import BUILD, contents, run, tool, write_faces
 from test_shards_cache import make_tars
 from test_shards_hostile import make
 

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import BUILD, VERIFY, encoded, picture, run, tool, write_faces
-from served import served
+from helpers.corpus_fixtures import BUILD, VERIFY, encoded, picture, run, tool, write_faces
+from helpers.http_server import served
 
 from shards import remote
 from shards.foreign import describes, synthesise

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from corpus_fixtures import contents, encoded, picture, run, tool, write_tar
+from helpers.corpus_fixtures import contents, encoded, picture, run, tool, write_tar
 
 from shards.errors import UserError
 from shards.foreign import index_folder

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_fixtures import BUILD, encoded, run, tool, write_faces
+from helpers.corpus_fixtures import BUILD, encoded, run, tool, write_faces
 from PIL import Image
 
 from shards.inspect import GAP, LINE, draw_sheet, look

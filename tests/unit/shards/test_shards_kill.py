@@ -13,7 +13,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from corpus_fixtures import BUILD, VERIFY, run
+from helpers.corpus_fixtures import BUILD, VERIFY, run
 
 KILLS = int(os.environ.get("SHARDS_KILLS", "4"))
 FACES = os.environ.get("SHARDS_KILL_FACES", "")

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import run
-from inprocess import ROOT
+from helpers.cli_runner import ROOT
+from helpers.corpus_fixtures import run
 
 from shards.entry import Entry
 from shards.plan import Plan, make_plan
@@ -18,7 +18,7 @@ LIMIT = 500  # MB, whatever the number of entries
 
 
 def figures(count: int, workers: int, folder: Path) -> dict:
-    script = Path(__file__).with_name("many_entries.py")
+    script = Path(__file__).parents[2] / "helpers" / "many_entries.py"
     paths = f"{ROOT}:{ROOT / 'tests'}"
     words = ["env", f"PYTHONPATH={paths}", sys.executable, script, count, workers, folder]
     done = run(*words, timeout=3600)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_fixtures import BUILD, encoded, picture, run
+from helpers.corpus_fixtures import BUILD, encoded, picture, run
 from PIL import Image, ImageCms, JpegImagePlugin
 
 from shards.build import build

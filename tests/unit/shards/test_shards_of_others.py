@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_fixtures import BUILD, VERIFY, encoded, picture, run, tool, write_faces, write_tar
+from helpers.corpus_fixtures import BUILD, VERIFY, encoded, picture, run, tool, write_faces, write_tar
 
 from shards.duplicates import find_duplicates
 from shards.errors import UserError

@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import BUILD, run, samples, write_faces
+from helpers.corpus_fixtures import BUILD, run, samples, write_faces
 
 from shards.index import index_tar, read_index
 from shards.writer import TarShard

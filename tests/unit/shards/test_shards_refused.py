@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import BUILD, contents, run, write_faces
+from helpers.corpus_fixtures import BUILD, contents, run, write_faces
 
 from simfle.commands.build_shards import main
 

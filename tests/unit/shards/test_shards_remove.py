@@ -14,7 +14,7 @@ from itertools import cycle
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import BUILD, VERIFY, contents, encoded, picture, run, tool
+from helpers.corpus_fixtures import BUILD, VERIFY, contents, encoded, picture, run, tool
 
 from shards.errors import UserError
 from shards.manifest import index_name, read_manifest, write_manifest

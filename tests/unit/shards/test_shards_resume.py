@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from corpus_fixtures import BUILD, contents, encoded, picture, run, samples, write_faces
+from helpers.corpus_fixtures import BUILD, contents, encoded, picture, run, samples, write_faces
 
 from shards.manifest import read_manifest
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from corpus_fixtures import BUILD, contents, run, tool, write_faces
+from helpers.corpus_fixtures import BUILD, contents, run, tool, write_faces
 from hypothesis import given
 from hypothesis import strategies as st
 

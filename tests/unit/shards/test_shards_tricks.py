@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import encoded, picture, run, tool
-from scripted import Asked, Scripted, scripted, whole
+from helpers.corpus_fixtures import encoded, picture, run, tool
+from helpers.scripted_server import Asked, Scripted, scripted, whole
 from test_shards_hostile import change, make
 
 from shards import remote

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from corpus_fixtures import BUILD, VERIFY, contents, run, write_faces
-from served import served
+from helpers.corpus_fixtures import BUILD, VERIFY, contents, run, write_faces
+from helpers.http_server import served
 
 from shards import remote
 from shards.errors import UserError

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import BUILD, run, tool, write_faces
+from helpers.corpus_fixtures import BUILD, run, tool, write_faces
 
 URL = "https://me:secret@host/shards?signature=1"
 COMMANDS: dict[str, list[str]] = {

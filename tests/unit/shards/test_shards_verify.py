@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from corpus_fixtures import BUILD, VERIFY, encoded, picture, run, write_faces
+from helpers.corpus_fixtures import BUILD, VERIFY, encoded, picture, run, write_faces
 
 from shards.index import index_tar, read_index, write_index
 from shards.manifest import read_manifest

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scripted import Asked, Scripted, scripted, whole
+from helpers.scripted_server import Asked, Scripted, scripted, whole
 
 from shards import remote, web
 from shards.errors import UserError

@@ -7,10 +7,10 @@ import tarfile
 from collections import Counter
 from pathlib import Path
 
-import inprocess
 import pytest
-from affectnet_corpus import write_lists
-from fer2013_corpus import write_fer2013, write_ferplus
+from helpers import cli_runner
+from helpers.affectnet_corpus import write_lists
+from helpers.fer2013_corpus import write_fer2013, write_ferplus
 from test_source_ckplus import write_ckplus
 from test_source_expw import write_expw
 from test_source_rafdb import write_rafdb
@@ -22,7 +22,7 @@ from simfle.commands.build_known import differences
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
-    return inprocess.run(*inprocess.tool("build_shards"), *words)
+    return cli_runner.run(*cli_runner.tool("build_shards"), *words)
 
 
 def numbers(shards: Path) -> dict[str, int]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from inprocess import ROOT, run, tool
+from helpers.cli_runner import ROOT, run, tool
+from helpers.source_kit import photo, write
 from pyarrow import parquet
-from source_kit import photo, write
 
 from shards.manifest import read_manifest
 

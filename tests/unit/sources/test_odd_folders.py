@@ -5,9 +5,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from fer2013_corpus import text, write_fer2013
-from landmark_corpora import pts
-from source_kit import built, entries, photo, rejects, write
+from helpers.fer2013_corpus import text, write_fer2013
+from helpers.landmark_corpora import pts
+from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.build import build
 from shards.errors import UserError

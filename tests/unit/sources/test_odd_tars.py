@@ -5,7 +5,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from source_kit import built, photo
+from helpers.source_kit import built, photo
 
 from shards.build import build
 from shards.errors import UserError

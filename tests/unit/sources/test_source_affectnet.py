@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from affectnet_corpus import (
+from helpers.affectnet_corpus import (
     EMPTY,
     MISSING,
     NAMES,
@@ -17,7 +17,7 @@ from affectnet_corpus import (
     write_lists,
     write_plus,
 )  # fmt: skip
-from source_kit import built, entries, photo, rejects, write
+from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
 from shards.sources.affectnet import CORPUS, AffectNet

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.source_kit import built, entries, photo, pixels, rejects, write
 from PIL import Image
-from source_kit import built, entries, photo, pixels, rejects, write
 
 from shards.errors import UserError
 from shards.sources.archive import Archive

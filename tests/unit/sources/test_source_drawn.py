@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from source_kit import built, entries, photo, rejects, write
+from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
 from shards.sources import digiface, facesynthetics

@@ -5,7 +5,7 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from source_kit import built, entries, photo, rejects, write
+from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.build import build
 from shards.errors import UserError

@@ -5,10 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fer2013_corpus import EMOTIONS, VOTES, grey, text, write_contest, write_fer2013, write_ferplus, write_images
-from mtfl_corpus import packed
+from helpers.fer2013_corpus import (
+    EMOTIONS,
+    VOTES,
+    grey,
+    text,
+    write_contest,
+    write_fer2013,
+    write_ferplus,
+    write_images,
+)
+from helpers.mtfl_corpus import packed
+from helpers.source_kit import built, entries, photo, pixels, rejects, write
 from PIL import Image
-from source_kit import built, entries, photo, pixels, rejects, write
 
 from shards.errors import UserError
 from shards.sources import fer2013

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from source_kit import built, entries, photo, rejects, write
+from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
 from shards.sources import ffhq

@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from landmark_corpora import (
+from helpers.landmark_corpora import (
     AFLW_FACES,
     cofw_pixels,
     pts,
@@ -16,7 +16,7 @@ from landmark_corpora import (
     write_cofw,
     write_wflw,
 )
-from source_kit import built, entries, photo, pixels, rejects, write
+from helpers.source_kit import built, entries, photo, pixels, rejects, write
 
 from shards.entry import Entry
 from shards.errors import UserError

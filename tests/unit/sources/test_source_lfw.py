@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from source_kit import built, entries, photo, write
+from helpers.source_kit import built, entries, photo, write
 
 from shards.errors import UserError
 from shards.sources.lfw import LFW

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mtfl_corpus import POINTS, TEST, TRAIN, line, packed, write_mtfl
-from source_kit import built, entries, rejects, write
+from helpers.mtfl_corpus import POINTS, TEST, TRAIN, line, packed, write_mtfl
+from helpers.source_kit import built, entries, rejects, write
 
 from shards.errors import UserError
 from shards.sources import mtfl

@@ -4,8 +4,8 @@ import struct
 from pathlib import Path
 
 import pytest
-from recordio_corpus import MAGIC, packed, record, with_magic, write_pack
-from source_kit import built, entries, photo, pixels, rejects, write
+from helpers.recordio_corpus import MAGIC, packed, record, with_magic, write_pack
+from helpers.source_kit import built, entries, photo, pixels, rejects, write
 
 from shards.entry import Entry, Recipe
 from shards.errors import UserError

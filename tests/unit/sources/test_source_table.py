@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from helpers.source_kit import built, entries, photo, rejects, write
 from pyarrow import parquet
-from source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
 from shards.sources.table import Table

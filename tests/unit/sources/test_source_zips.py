@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from source_kit import write
+from helpers.source_kit import write
 
 from shards.encode import Unusable
 from shards.entry import Rejected

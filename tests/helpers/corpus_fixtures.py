@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from inprocess import run, tool
 from PIL import Image
 
+from helpers.cli_runner import run, tool
 from shards.manifest import read_manifest
 
 BUILD, VERIFY = tool("build_shards"), tool("verify_shards")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from source_kit import write
+
+from helpers.source_kit import write
 
 USAGES = ("Training",) * 6 + ("PublicTest",) * 3 + ("PrivateTest",) * 3
 EMOTIONS = (0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 3, 4)

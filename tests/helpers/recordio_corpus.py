@@ -3,7 +3,7 @@
 import struct
 from pathlib import Path
 
-from source_kit import write
+from helpers.source_kit import write
 
 MAGIC = struct.pack("<I", 0xCED7230A)
 

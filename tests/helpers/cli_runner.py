@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from unittest.mock import patch
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 WORKING = ("build_shards", "verify_shards", "find_duplicates", "inspect_shards", "index_shards")  # have --workers
 
 

@@ -8,8 +8,8 @@ import sys
 
 import torch
 import torch.distributed as dist
-from tiny_methods import VIEWS, batch, config
 
+from helpers.tiny_methods import VIEWS, batch, config
 from simfle.config import OptimConfig, TrainConfig, VICRegConfig
 from simfle.models.collect import alone, collect
 from simfle.models.methods import build_method

@@ -1,6 +1,6 @@
 """A build of as many entries as asked for, out of a few small images, and what it took: memory, time, as JSON.
 
-By hand: PYTHONPATH=.:tests python tests/unit/shards/many_entries.py 1000000 2 /tmp/many
+By hand: PYTHONPATH=.:tests python tests/helpers/many_entries.py 1000000 2 /tmp/many
 """
 
 import json
@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from corpus_fixtures import encoded, picture
-
+from helpers.corpus_fixtures import encoded, picture
 from shards.build import build
 from shards.entry import Entry
 from shards.request import Build

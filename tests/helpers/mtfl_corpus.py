@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-from source_kit import photo, write
+from helpers.source_kit import photo, write
 
 POINTS = (42.2, 68.8, 58.44, 45.0, 65.72, 41.08, 41.36, 54.24, 66.28, 65.72)  # x1 to x5, y1 to y5
 TRAIN = ("net_7876\\0_0_0.jpg", "net_7876\\_60_980_0.jpg", "net_7876\\a b.jpg")

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from source_kit import photo, write
+
+from helpers.source_kit import photo, write
 
 HEADER = "subDirectory_filePath,face_x,face_y,face_width,face_height,facial_landmarks,expression,valence,arousal"
 MARKS = ";".join(f"{n / 2};{n + 0.25}" for n in range(68))

@@ -5,7 +5,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 from scipy.io import savemat
-from source_kit import photo, write
+
+from helpers.source_kit import photo, write
 
 
 def pts(shift: float = 0.0, count: int = 68, end: str = "}") -> str:

@@ -1,0 +1,1 @@
+"""What several tests use: corpora, servers, commands, small models."""
