@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from simfle import collapse
 from simfle.config import PretrainConfig, load
-from simfle.eval.backbones import Backbone, Card, calibrate, frozen
+from simfle.eval.backbones import BackboneMetadata, LoadedBackbone, frozen, recalibrate_batchnorm
 from simfle.eval.features import Extractor
 from simfle.eval.splits import Split, read_split
 from simfle.models.methods import build_method
@@ -46,13 +46,15 @@ def main(shards: str, names: list[str]) -> None:
         model, size = config.model, config.views.size
         channels = int(network.num_features)  # type: ignore[arg-type]
         colours = tuple(model.mean), tuple(model.std)
-        card = Card(model.backbone, "online", channels, *colours, size, {}, output_stride=model.output_stride)
-        backbone = Backbone(frozen(network, card), card)
+        card = BackboneMetadata(
+            model.backbone, "online", channels, *colours, size, {}, output_stride=model.output_stride
+        )
+        backbone = LoadedBackbone(frozen(network, card), card)
         extractor = Extractor(size, 256, torch.device("cpu"), 1)
         if random:
-            calibrate(backbone, extractor.images(fit.source, fit.rows[:2000]))
+            recalibrate_batchnorm(backbone, extractor.images(fit.source, fit.rows[:2000]))
 
-        def features(split: Split, backbone: Backbone = backbone, extractor: Extractor = extractor) -> Tensor:
+        def features(split: Split, backbone: LoadedBackbone = backbone, extractor: Extractor = extractor) -> Tensor:
             return torch.cat(list(extractor.features(backbone, split)))
 
         of_fit, of_val = features(fit), features(val)

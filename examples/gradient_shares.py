@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 
 from simfle.batch import Batch
 from simfle.config import PretrainConfig, load
-from simfle.data.loader import Loader, Share, open_data
+from simfle.data.loader import Loader, RankSlice, open_data
 from simfle.models.methods import build_method
 
 
 def first_batch(config: PretrainConfig) -> Batch:
     corpus, order = open_data(config.data, config.train.seed, config.train.global_batch, 0)
-    loader = Loader(corpus, order, config.views, config.data, Share(0, 1, 1, 1), torch.device("cpu"))
+    loader = Loader(corpus, order, config.views, config.data, RankSlice(0, 1, 1, 1), torch.device("cpu"))
     batches = loader.batches(0)
     try:
         return next(batches)
@@ -33,9 +33,9 @@ for run in map(Path, sys.argv[1:]):
     batch = first_batch(config)
     weights = {
         "similarity": 1.0,
-        "distillation": config.model.alpha,
+        "distillation": config.model.distillation_weight,
         "reconstruction": 1.0,
-        "grouping": config.model.beta,
+        "grouping": config.model.grouping_weight,
     }
     newest = sorted(run.glob("checkpoints/step-*"))[-1] / "model.safetensors"
     for when in ("start", "end"):

@@ -7,9 +7,9 @@ faces = shards.open("shards/mine")      # len(faces), faces[0], faces["key"], fo
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shards.opened import Item, Shards, open
+    from shards.opened import Sample, ShardDataset, open
 
-__all__ = ["Item", "Shards", "open"]
+__all__ = ["Sample", "ShardDataset", "open"]
 
 
 def __getattr__(name: str) -> Any:

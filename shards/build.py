@@ -18,46 +18,46 @@ from pathlib import Path
 from typing import Any
 
 from shards.copies import copies_across_splits
-from shards.entry import REASONS, Entry, Rejected
+from shards.entry import REJECT_REASONS, Entry, Rejected
 from shards.errors import UserError
-from shards.exclude import prepare
-from shards.files import read_bytes, sync_folder, write_atomic
+from shards.exclude import build_exclusion_index
+from shards.files import fsync_dir, read_bytes, write_atomic
 from shards.locks import try_lock
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
-from shards.numbered import name_numbers
-from shards.plan import Plan, Shard, digest_entries, make_plan
-from shards.processes import on_processes, tell
-from shards.request import Build
+from shards.numbered import map_numbered_labels
+from shards.plan import BuildPlan, ShardSpec, digest_entries, make_plan
+from shards.processes import parallel_map, report_progress
+from shards.request import BuildSpec
 from shards.spelling import exists
-from shards.work import Job, Result, read_result, write_shard
-from shards.workshop import LOCK, delete_build, is_of_build, refuse_others
+from shards.work import ShardJob, ShardResult, read_result, write_shard
+from shards.workshop import LOCK, delete_build, is_build_staging, refuse_foreign_files
 
-MOST_NAMED = 10  # maximum number of labels in a note
+MAX_NAMED = 10  # maximum number of labels in a note
 FEWEST_MISSING = 3  # number of missing files that a list may always have
 
 
-Progress = Callable[[str, int, int], None]  # stage, done, total
-Written = Counter[tuple[str, str]]  # (split, label) -> samples; label "" for samples without one
+ProgressCallback = Callable[[str, int, int], None]  # stage, done, total
+LabelCounts = Counter[tuple[str, str]]  # (split, label) -> samples; label "" for samples without one
 
 
 @dataclass
-class Report:
+class BuildReport:
     """Result of a build. notes: information for the user."""
 
     manifest: Manifest
-    written: Written = field(default_factory=Counter)
-    untouched: int = 0
-    already: bool = False
+    written: LabelCounts = field(default_factory=Counter)
+    bytes_kept: int = 0
+    up_to_date: bool = False
     resumed: int = 0
     notes: list[str] = field(default_factory=list)
 
 
 def build(
-    request: Build,
+    request: BuildSpec,
     entries: Iterable[Entry | Rejected],
-    progress: Progress,
-    about: Callable[[Written], dict[str, Any]] = lambda written: {},
-) -> Report:
+    progress: ProgressCallback,
+    extra_manifest: Callable[[LabelCounts], dict[str, Any]] = lambda written: {},
+) -> BuildReport:
     """Build the shards of `entries` in `request.out`.
 
     Args:
@@ -72,24 +72,24 @@ def build(
     """
     out = request.out
     request.encode.check()
-    entries = name_numbers(entries, request.rules.labels)
+    entries = map_numbered_labels(entries, request.rules.labels)
     if request.shard_samples < 1:
         raise UserError(f"--shard-samples={request.shard_samples}: too small. Fix: give at least 1")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        return _compare(request, entries)
-    request.decides()  # reports missing packages before anything is created
-    made = [folder for folder in request.partial.absolute().parents if not folder.exists()]
-    with _lock(request.partial):
+        return _check_existing(request, entries)
+    request.digest_options()  # reports missing packages before anything is created
+    made = [folder for folder in request.staging_dir.absolute().parents if not folder.exists()]
+    with _lock(request.staging_dir):
         try:
             with closing(_plan(request, entries, progress)) as plan:
-                report = _write(request, plan, progress, about)
+                report = _write(request, plan, progress, extra_manifest)
         except (UserError, OSError, sqlite3.Error, KeyboardInterrupt) as end:
-            if not request.mark.exists():  # a restart could reuse nothing
-                _discard(request.partial, made)
+            if not request.plan_marker.exists():  # a restart could reuse nothing
+                _clean_up(request.staging_dir, made)
             if isinstance(end, OSError | sqlite3.Error):
-                raise UserError(f"cannot build {out}: {_cause(end, request.partial)}") from None
+                raise UserError(f"cannot build {out}: {_cause(end, request.staging_dir)}") from None
             raise
-        delete_build(request.partial)
+        delete_build(request.staging_dir)
     return report
 
 
@@ -105,28 +105,28 @@ def _cause(error: OSError | sqlite3.Error, partial: Path) -> str:
     return f"{error}. Fix: fix this and rerun the command"
 
 
-def _compare(request: Build, entries: Iterable[Entry | Rejected]) -> Report:
+def _check_existing(request: BuildSpec, entries: Iterable[Entry | Rejected]) -> BuildReport:
     """Accept an existing OUT if it is the same build; otherwise raise UserError."""
     if not (request.out / NAME).is_file():
         raise UserError(f"{request.out} exists and is not a folder of shards. Fix: choose another output")
     manifest = read_manifest(request.out)
-    if not is_same(request, manifest, entries):
+    if not is_up_to_date(request, manifest, entries):
         raise UserError(
             f"{request.out} holds shards of other images or options. Fix: choose another output, or delete that folder"
         )
     # A build killed between its last rename and its cleanup leaves its staging folder.
-    if is_of_build(request.partial):
-        delete_build(request.partial)
-    return Report(manifest, already=True)
+    if is_build_staging(request.staging_dir):
+        delete_build(request.staging_dir)
+    return BuildReport(manifest, up_to_date=True)
 
 
-def is_same(request: Build, manifest: Manifest, entries: Iterable[Entry | Rejected]) -> bool:
+def is_up_to_date(request: BuildSpec, manifest: Manifest, entries: Iterable[Entry | Rejected]) -> bool:
     """Return whether shards with this manifest are equal to those of the request."""
-    entries = name_numbers(entries, request.rules.labels)
-    return manifest.build.get("digest") == digest_entries(entries, request.rules, request.decides())
+    entries = map_numbered_labels(entries, request.rules.labels)
+    return manifest.build.get("digest") == digest_entries(entries, request.rules, request.digest_options())
 
 
-def _discard(partial: Path, made: list[Path]) -> None:
+def _clean_up(partial: Path, made: list[Path]) -> None:
     """Delete the staging folder and the parents that were created for it, deepest first."""
     delete_build(partial)
     for folder in made:
@@ -136,7 +136,7 @@ def _discard(partial: Path, made: list[Path]) -> None:
 @contextmanager
 def _lock(partial: Path) -> Iterator[None]:
     """Allow one build at a time; the lock is released with the process."""
-    refuse_others(partial, build=True)
+    refuse_foreign_files(partial, build=True)
     try:
         (partial / "work").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -147,28 +147,28 @@ def _lock(partial: Path) -> Iterator[None]:
         yield
 
 
-def _plan(request: Build, entries: Iterable[Entry | Rejected], progress: Progress) -> Plan:
+def _plan(request: BuildSpec, entries: Iterable[Entry | Rejected], progress: ProgressCallback) -> BuildPlan:
     """Return the plan in OUT.partial: the existing one if it is the same, else a new one."""
-    base = request.partial / "work" / "plan.sqlite"
+    base = request.staging_dir / "work" / "plan.sqlite"
     counted = _counted(entries, progress)
-    if request.mark.is_file():
-        digest = digest_entries(counted, request.rules, request.decides())
-        if json.loads(read_bytes(request.mark))["digest"] != digest:
+    if request.plan_marker.is_file():
+        digest = digest_entries(counted, request.rules, request.digest_options())
+        if json.loads(read_bytes(request.plan_marker))["digest"] != digest:
             raise UserError(
-                f"{request.partial} holds an unfinished build of other images or options. "
+                f"{request.staging_dir} holds an unfinished build of other images or options. "
                 "Fix: resume with the same ones, or delete that folder"
             )
-        return Plan(base)
-    digest = make_plan(base, counted, request.rules, request.decides(), request.shard_samples)
-    plan = Plan(base)
+        return BuildPlan(base)
+    digest = make_plan(base, counted, request.rules, request.digest_options(), request.shard_samples)
+    plan = BuildPlan(base)
     _check_plan(request, plan)
     _check_files(request, plan)
-    (request.partial / "shards").mkdir(exist_ok=True)
-    write_atomic(request.mark, json.dumps({"digest": digest}).encode())
+    (request.staging_dir / "shards").mkdir(exist_ok=True)
+    write_atomic(request.plan_marker, json.dumps({"digest": digest}).encode())
     return plan
 
 
-def _counted(entries: Iterable[Entry | Rejected], progress: Progress) -> Iterator[Entry | Rejected]:
+def _counted(entries: Iterable[Entry | Rejected], progress: ProgressCallback) -> Iterator[Entry | Rejected]:
     number = 0
     for number, entry in enumerate(entries, 1):
         if number % 1000 == 0:
@@ -177,9 +177,9 @@ def _counted(entries: Iterable[Entry | Rejected], progress: Progress) -> Iterato
     progress("listing", number, number)
 
 
-def _check_plan(request: Build, plan: Plan) -> None:
+def _check_plan(request: BuildSpec, plan: BuildPlan) -> None:
     if not plan.planned():
-        raise UserError(_nothing(plan.reasons(), next(plan.rejected(), None)))
+        raise UserError(_nothing_to_write(plan.reasons(), next(plan.rejected(), None)))
     splits = {shard.split for shard in plan.shards()}
     for split, fraction in (("val", request.rules.val_fraction), ("test", request.rules.test_fraction)):
         if fraction and split not in splits:
@@ -190,7 +190,7 @@ def _check_plan(request: Build, plan: Plan) -> None:
         raise UserError("no group is in split train. Fix: give smaller fractions or another --split-seed")
 
 
-def _check_files(request: Build, plan: Plan) -> None:
+def _check_files(request: BuildSpec, plan: BuildPlan) -> None:
     """Raise UserError if too many listed files are missing: wrong base folder, or an unmounted disk."""
     if request.max_missing >= 1:
         return
@@ -206,13 +206,18 @@ def _check_files(request: Build, plan: Plan) -> None:
         )
 
 
-def _write(request: Build, plan: Plan, progress: Progress, about: Callable[[Written], dict[str, Any]]) -> Report:
+def _write(
+    request: BuildSpec,
+    plan: BuildPlan,
+    progress: ProgressCallback,
+    extra_manifest: Callable[[LabelCounts], dict[str, Any]],
+) -> BuildReport:
     shards, labels = plan.shards(), plan.labels(request.rules.labels)
-    excluded = prepare(request.exclude, request.partial / "work", request.workers, progress)
-    job = Job(request.partial, labels, request.encode, request.model, excluded)
-    for left in (request.partial / "shards").glob(".*.tmp"):
+    excluded = build_exclusion_index(request.exclude, request.staging_dir / "work", request.workers, progress)
+    job = ShardJob(request.staging_dir, labels, request.encode, request.model, excluded)
+    for left in (request.staging_dir / "shards").glob(".*.tmp"):
         left.unlink()
-    todo = [shard for shard in shards if not (request.partial / "work" / f"{shard.name}.json").is_file()]
+    todo = [shard for shard in shards if not (request.staging_dir / "work" / f"{shard.name}.json").is_file()]
     total = plan.planned()
     before = total - sum(shard.entries for shard in todo)
     if before:
@@ -224,28 +229,28 @@ def _write(request: Build, plan: Plan, progress: Progress, about: Callable[[Writ
         done += entries
         progress("writing", done, total)
 
-    for _ in on_processes(partial(write_shard, job, advance=tell), todo, request.workers, told):
+    for _ in parallel_map(partial(write_shard, job, advance=report_progress), todo, request.workers, told):
         pass
-    report = Report(_manifest(request, plan, shards, labels), resumed=len(shards) - len(todo))
-    for result in _results(request.partial, shards):
-        report.untouched += result.untouched
+    report = BuildReport(_manifest(request, plan, shards, labels), resumed=len(shards) - len(todo))
+    for result in _results(request.staging_dir, shards):
+        report.bytes_kept += result.bytes_kept
         for label, count in result.labels.items():
             report.written[result.split, label] += count
-    more = about(report.written)
+    more = extra_manifest(report.written)
     report.manifest = replace(report.manifest, build=report.manifest.build | more)
-    _appear(request, report.manifest)
+    _publish(request, report.manifest)
     report.notes += _notes(request, plan, report)
     return report
 
 
-def _results(partial: Path, shards: Iterable[Shard]) -> Iterator[Result]:
+def _results(partial: Path, shards: Iterable[ShardSpec]) -> Iterator[ShardResult]:
     for shard in shards:
         yield read_result(partial, shard)
 
 
-def _manifest(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str, ...]) -> Manifest:
+def _manifest(request: BuildSpec, plan: BuildPlan, shards: list[ShardSpec], labels: tuple[str, ...]) -> Manifest:
     """Return the manifest of the written shards; write rejected.jsonl on the way."""
-    folder = request.partial / "shards"
+    folder = request.staging_dir / "shards"
     counts: Counter[str] = Counter()
     one: Rejected | None = None  # an example for the error message
     infos = []
@@ -256,7 +261,7 @@ def _manifest(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str
             one = one or item
             counts[item.reason] += 1
             lines.write(json.dumps(asdict(item)) + "\n")
-        for result in _results(request.partial, shards):
+        for result in _results(request.staging_dir, shards):
             if result.samples:
                 infos.append(ShardInfo(result.file, result.split, result.samples, result.bytes, result.sha256))
             extra += result.extra
@@ -267,10 +272,10 @@ def _manifest(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str
         lines.flush()
         os.fsync(lines.fileno())
     if not infos:
-        request.mark.unlink()
-        raise UserError(_nothing(counts, one))
+        request.plan_marker.unlink()
+        raise UserError(_nothing_to_write(counts, one))
     temporary.replace(folder / REJECTED)
-    digest = json.loads(read_bytes(request.mark))["digest"]
+    digest = json.loads(read_bytes(request.plan_marker))["digest"]
     return Manifest(
         format=FORMAT,
         corpus=request.corpus,
@@ -279,36 +284,36 @@ def _manifest(request: Build, plan: Plan, shards: list[Shard], labels: tuple[str
         entries=plan.count(),
         rejected=dict(sorted(counts.items())),
         shards=tuple(infos),
-        build=request.decides() | {"digest": digest},
+        build=request.digest_options() | {"digest": digest},
         extra_samples=extra,
     )
 
 
-def _appear(request: Build, manifest: Manifest) -> None:
+def _publish(request: BuildSpec, manifest: Manifest) -> None:
     """Write the manifest, then publish OUT with one rename."""
-    folder = request.partial / "shards"
+    folder = request.staging_dir / "shards"
     write_manifest(folder, manifest)
-    sync_folder(folder)
+    fsync_dir(folder)
     folder.rename(request.out)
-    sync_folder(request.out.parent)
+    fsync_dir(request.out.parent)
 
 
-def _notes(request: Build, plan: Plan, report: Report) -> Iterator[str]:
+def _notes(request: BuildSpec, plan: BuildPlan, report: BuildReport) -> Iterator[str]:
     manifest = report.manifest
-    divided = plan.divided_groups()
+    divided = plan.groups_across_splits()
     if divided:
         yield f"{divided} groups are in more than one split of the source"
-    copies = copies_across_splits(request.partial / "work", ((shard.split, shard.name) for shard in plan.shards()))
+    copies = copies_across_splits(request.staging_dir / "work", ((shard.split, shard.name) for shard in plan.shards()))
     if copies:
         yield (
             f"{copies} images are exact copies of images in another split, so test splits may contain training images. "
             "Fix: list them with simfle shards duplicates, or build with --exclude"
         )
     drawn = request.rules.val_fraction or request.rules.test_fraction
-    if drawn and plan.groupless() == plan.planned():
+    if drawn and plan.ungrouped_count() == plan.planned():
         yield "people are unknown, so splits may share them. Fix: add --group-pattern to find the person in a path"
-    if request.rules.group_pattern and plan.groupless():
-        yield f"{plan.groupless()} entries do not match --group-pattern; each is a separate group"
+    if request.rules.group_pattern and plan.ungrouped_count():
+        yield f"{plan.ungrouped_count()} entries do not match --group-pattern; each is a separate group"
     if people := manifest.rejected.get("excluded_person"):
         yield (
             f"{people} images excluded because people of the same name are in the shards of --exclude; if such names "
@@ -317,13 +322,13 @@ def _notes(request: Build, plan: Plan, report: Report) -> Iterator[str]:
     for split in manifest.splits:
         absent = [label for label in manifest.labels if not report.written[split, label]]
         if absent:
-            more = f" and {len(absent) - MOST_NAMED} more" if len(absent) > MOST_NAMED else ""
-            yield f"no sample in split {split} has the label {', '.join(absent[:MOST_NAMED])}{more}"
+            more = f" and {len(absent) - MAX_NAMED} more" if len(absent) > MAX_NAMED else ""
+            yield f"no sample in split {split} has the label {', '.join(absent[:MAX_NAMED])}{more}"
 
 
-def _nothing(reasons: dict[str, int], one: Rejected | None) -> str:
+def _nothing_to_write(reasons: dict[str, int], one: Rejected | None) -> str:
     """Return a message that everything was rejected, with one example, because no rejected.jsonl remains."""
-    example = f"; for example {one.source}: {one.reason}, {one.detail or REASONS[one.reason]}" if one else ""
+    example = f"; for example {one.source}: {one.reason}, {one.detail or REJECT_REASONS[one.reason]}" if one else ""
     return f"nothing to write: every entry was rejected ({_counts(reasons)}){example}"
 
 

@@ -28,16 +28,16 @@ from shards.files import open_regular, read_text, write_atomic
 from shards.index import Index, index_tar, read_index, write_index
 from shards.locks import lock, try_lock
 from shards.manifest import ShardInfo
-from shards.redact import shown
-from shards.remote import CHUNK, open_url, retried
-from shards.spots import index_spots, tar_spots
-from shards.waits import waiting
+from shards.redact import redact_url
+from shards.remote import CHUNK, open_url, with_retries
+from shards.spots import check_index, check_tar
+from shards.waits import waiting_for
 
 log = logging.getLogger(__name__)
 
 GB = 10**9
 POLL = 0.2  # seconds between checks for released locks
-PATIENCE = 300.0  # seconds that a reader waits for free space
+SPACE_TIMEOUT = 300.0  # seconds that a reader waits for free space
 INDEX = 512  # maximum index bytes per sample: three members with names below 128 characters
 PARTS = (".idx", ".sum")  # files that accompany a tar
 # Files that the cache writes. Other files in its folder are neither counted nor deleted.
@@ -48,11 +48,11 @@ class CacheFullError(UserError):
     """The cache is full, and all cached shards are in use."""
 
 
-class StoppedError(UserError):
+class DownloadCancelledError(UserError):
     """A download was canceled on request."""
 
 
-def cost(info: ShardInfo) -> int:
+def cached_bytes(info: ShardInfo) -> int:
     """Return the maximum bytes of a shard in the cache, including its index."""
     return info.bytes + INDEX * info.samples
 
@@ -76,7 +76,7 @@ class Cache:
     def __post_init__(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._alone():
+            with self._exclusive_lock():
                 pass
         except OSError as error:
             raise UserError(
@@ -84,7 +84,7 @@ class Cache:
             ) from None
 
     def open(
-        self, url: str, info: ShardInfo, wait: float = PATIENCE, stop: Callable[[], bool] = lambda: False
+        self, url: str, info: ShardInfo, wait: float = SPACE_TIMEOUT, stop: Callable[[], bool] = lambda: False
     ) -> IO[bytes]:
         """Open the tar of `url`; download it if needed. It stays cached while the file, or a map of it, is open.
 
@@ -99,16 +99,16 @@ class Cache:
             cannot be downloaded, or does not match its manifest.
         """
         path = self._tar(info)
-        if cost(info) > self.limit:
+        if cached_bytes(info) > self.limit:
             raise self._full(info)
-        with waiting(f"{shown(url)} in the cache {self.folder}"):
+        with waiting_for(f"{redact_url(url)} in the cache {self.folder}"):
             return self._opened(url, info, path, wait, stop)
 
     def _opened(self, url: str, info: ShardInfo, path: Path, wait: float, stop: Callable[[], bool]) -> IO[bytes]:
         while True:
-            file = _hold(path)
+            file = _open_shared(path)
             if file is not None and not _is_sound(file, path, info):
-                log.warning("%s: the cached copy %s is corrupt; downloading it again", shown(url), path)
+                log.warning("%s: the cached copy %s is corrupt; downloading it again", redact_url(url), path)
                 self._discard(file, path)
                 continue
             file = file or self._fetch(url, info, path, wait, stop)
@@ -138,29 +138,29 @@ class Cache:
     def _fetch(self, url: str, info: ShardInfo, path: Path, wait: float, stop: Callable[[], bool]) -> IO[bytes] | None:
         """Download and lock a shard; None if another process did or it was evicted at once: check again."""
         part = path.with_suffix(".part")
-        file = _claim(part, path, stop)
+        file = _lock_download(part, path, stop)
         if file is None:
             return None
         if path.exists():  # downloaded between the check and the lock
-            _drop(file, part)
+            _abandon(file, part)
             return None
         try:
             self._make_space(file, part, info, wait, stop)
-            retried(url, lambda: _download(url, info, file, stop))
+            with_retries(url, lambda: _download(url, info, file, stop))
             index = index_tar(part)
-            with self._alone():  # no other process may take the space reserved for the index
+            with self._exclusive_lock():  # no other process may take the space reserved for the index
                 os.ftruncate(file.fileno(), info.bytes)
                 os.fsync(file.fileno())
                 write_index(path.with_suffix(".idx"), index)
                 _write_sum(file, path)
                 part.rename(path)
         except FileNotFoundError:
-            _drop(file, part)
+            _abandon(file, part)
             raise UserError(
-                f"shards: {shown(url)} does not exist, but its manifest lists it. Fix: upload it again"
+                f"shards: {redact_url(url)} does not exist, but its manifest lists it. Fix: upload it again"
             ) from None
         except BaseException:
-            _drop(file, part)
+            _abandon(file, part)
             raise
         lock(file, part, shared=True)  # the conversion may release the lock for a moment
         if os.fstat(file.fileno()).st_nlink:
@@ -173,17 +173,17 @@ class Cache:
         """Allocate the size of the shard and its index for `file` (at path `part`), within the limit."""
         end = time.monotonic() + wait
         while True:
-            with self._alone():
-                if self._evict(self.limit - cost(info), part):
+            with self._exclusive_lock():
+                if self._evict(self.limit - cached_bytes(info), part):
                     try:
-                        os.posix_fallocate(file.fileno(), 0, cost(info))
+                        os.posix_fallocate(file.fileno(), 0, cached_bytes(info))
                     except OSError as error:
                         raise UserError(
                             f"data.cache={self.folder}: {error.strerror}. Fix: lower data.cache_gb, or free some space"
                         ) from None
                     return
             if stop():
-                raise StoppedError(f"{info.file}: the download was stopped")
+                raise DownloadCancelledError(f"{info.file}: the download was stopped")
             if time.monotonic() >= end:
                 raise self._full(info)
             time.sleep(POLL)
@@ -191,12 +191,12 @@ class Cache:
     def _full(self, info: ShardInfo) -> CacheFullError:
         return CacheFullError(
             f"data.cache_gb={self.limit / GB:g}: {self.folder} is full of shards in use, and {info.file} needs "
-            f"{cost(info) / GB:g} GB. Fix: increase data.cache_gb"
+            f"{cached_bytes(info) / GB:g} GB. Fix: increase data.cache_gb"
         )
 
     def _discard(self, file: IO[bytes], path: Path) -> None:
         """Delete a corrupt tar, which other processes may have open, unless one of them has replaced it."""
-        with file, self._alone():
+        with file, self._exclusive_lock():
             if _is(file, path):
                 try:
                     for name in (path, *map(path.with_suffix, PARTS)):
@@ -208,7 +208,7 @@ class Cache:
                     ) from None
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusive_lock(self) -> Iterator[None]:
         with _create(self.folder / "lock") as file:
             lock(file, self.folder)
             yield
@@ -246,7 +246,7 @@ def _download(url: str, info: ShardInfo, file: IO[bytes], stop: Callable[[], boo
     with open_url(url) as source:
         while size <= info.bytes and (chunk := source.read(CHUNK)):
             if stop():
-                raise StoppedError(f"{shown(url)}: the download was stopped")
+                raise DownloadCancelledError(f"{redact_url(url)}: the download was stopped")
             file.write(chunk[: info.bytes - size])
             digest.update(chunk)
             size += len(chunk)
@@ -274,19 +274,19 @@ def _is_sound(file: IO[bytes], path: Path, info: ShardInfo) -> bool:
         write_index(index, index_tar(path))
         _write_sum(file, path)
         return True
-    if index_spots(index) not in ("", index_sum):
+    if check_index(index) not in ("", index_sum):
         index.unlink(missing_ok=True)
-    return tar_spots(file.fileno(), info.bytes) == tar_sum
+    return check_tar(file.fileno(), info.bytes) == tar_sum
 
 
 def _write_sum(file: IO[bytes], path: Path) -> None:
     """Write the spot checks of the tar `file`, whose (future) path is `path`, and of its index."""
     size = os.fstat(file.fileno()).st_size
-    known = f"{tar_spots(file.fileno(), size)} {index_spots(path.with_suffix('.idx'))}\n"
+    known = f"{check_tar(file.fileno(), size)} {check_index(path.with_suffix('.idx'))}\n"
     write_atomic(path.with_suffix(".sum"), known.encode())
 
 
-def _hold(path: Path) -> IO[bytes] | None:
+def _open_shared(path: Path) -> IO[bytes] | None:
     """Open a file with the shared lock; None if it does not exist."""
     try:
         file = open_regular(path, "rb")
@@ -299,7 +299,7 @@ def _hold(path: Path) -> IO[bytes] | None:
     return None
 
 
-def _claim(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes] | None:
+def _lock_download(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes] | None:
     """Open and lock `part` for downloading as soon as no other process does; None once the tar exists."""
     while not tar.exists():
         try:
@@ -310,7 +310,7 @@ def _claim(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes] | None:
             return file
         file.close()
         if stop():
-            raise StoppedError(f"{part.name}: canceled while another process downloads it")
+            raise DownloadCancelledError(f"{part.name}: canceled while another process downloads it")
         time.sleep(POLL / 4)
     return None
 
@@ -331,7 +331,7 @@ def _is(file: IO[bytes], path: Path) -> bool:
         return False
 
 
-def _drop(file: IO[bytes], part: Path) -> None:
+def _abandon(file: IO[bytes], part: Path) -> None:
     """Delete and close a canceled download."""
     part.unlink(missing_ok=True)
     file.close()

@@ -8,12 +8,12 @@ import re
 
 from shards.metadata import APPLICATION, COMMENT, END, MARKER, SCAN, START
 
-MOST_SCANS = 100  # also libtiff's limit; progressive encoders write about ten
-MOST_SEGMENTS = 4096  # tables, metadata and scans per file; at most 64 kB each
+MAX_SCANS = 100  # also libtiff's limit; progressive encoders write about ten
+MAX_SEGMENTS = 4096  # tables, metadata and scans per file; at most 64 kB each
 MOST_FILL = 1 << 20  # 0xff fill bytes before markers, read one by one by decoders; per file and per run
 MOST_CHUNKS = 1 << 16  # PNG chunks below SHORT_CHUNK; encoders write chunks of 8 kB and more
 SHORT_CHUNK = 256
-MOST_EXIF = 64  # EXIF segments (one is normal); for each, Pillow copies all previous ones
+MAX_EXIF = 64  # EXIF segments (one is normal); for each, Pillow copies all previous ones
 _EXIF = b"Exif\0\0"
 _SCANS = re.compile(rb"\xff\xda")
 _FILL = re.compile(rb"\xff+")
@@ -25,7 +25,7 @@ _KNOWN = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xE0), *APPLICATION, COMMEN
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment
 
 
-def fate(data: bytes) -> tuple[str, str] | None:
+def rejection(data: bytes) -> tuple[str, str] | None:
     """Return why an image must not be decoded, as a reason of `entry.REASONS` and a detail; None if it is safe."""
     if data.startswith(START):
         return _jpeg_fate(data)
@@ -49,7 +49,7 @@ def _jpeg_fate(jpeg: bytes) -> tuple[str, str] | None:
         return _FILLED
     scans = segments = exif = fill = 0
     place: int | None = len(START)
-    while place is not None and segments <= MOST_SEGMENTS:
+    while place is not None and segments <= MAX_SEGMENTS:
         marker, start, end, filled = _segment(jpeg, place)
         fill += filled
         if marker == END:
@@ -62,12 +62,12 @@ def _jpeg_fate(jpeg: bytes) -> tuple[str, str] | None:
         scans += marker == SCAN
         exif += jpeg.startswith(_EXIF, start)
         place = _behind(jpeg, marker, end)
-    if scans > MOST_SCANS:
-        return "too_many_scans", f"at least {scans} scans, and at most {MOST_SCANS} are decoded"
+    if scans > MAX_SCANS:
+        return "too_many_scans", f"at least {scans} scans, and at most {MAX_SCANS} are decoded"
     if fill > MOST_FILL:
         return _FILLED
-    if segments > MOST_SEGMENTS or exif > MOST_EXIF:
-        what = f"{MOST_SEGMENTS} segments" if segments > MOST_SEGMENTS else f"{MOST_EXIF} segments of EXIF"
+    if segments > MAX_SEGMENTS or exif > MAX_EXIF:
+        what = f"{MAX_SEGMENTS} segments" if segments > MAX_SEGMENTS else f"{MAX_EXIF} segments of EXIF"
         return "too_large", f"more than {what} of tables and metadata"
     return None
 

@@ -24,7 +24,7 @@ class Affine(NamedTuple):
     e: float = 1.0
     f: float = 0.0
 
-    def then(self, after: "Affine") -> "Affine":
+    def compose(self, after: "Affine") -> "Affine":
         """Compose two maps: this one first, then `after`."""
         c, f = after.point(self.c, self.f)
         return Affine(
@@ -54,20 +54,20 @@ class Affine(NamedTuple):
         """Return the axis-aligned box around the mapped box."""
         left, top, width, height = box
         corners = [self.point(left + x * width, top + y * height) for x in (0, 1) for y in (0, 1)]
-        return bounds(tuple(corners))
+        return bounding_box(tuple(corners))
 
 
 UPRIGHT = Affine()
 
 
-def bounds(points: Points) -> Box:
+def bounding_box(points: Points) -> Box:
     """Return the axis-aligned box around points, rounded to a thousandth of a pixel."""
     xs, ys = zip(*points, strict=True)
     left, top = min(xs), min(ys)
     return (round(left, DIGITS), round(top, DIGITS), round(max(xs) - left, DIGITS), round(max(ys) - top, DIGITS))
 
 
-def turned(orientation: int, width: int, height: int) -> Affine:
+def exif_transform(orientation: int, width: int, height: int) -> Affine:
     """Map stored pixels of a `width` x `height` file to the upright image of its EXIF orientation (1-8)."""
     if orientation == 1:
         return UPRIGHT
@@ -87,7 +87,7 @@ def has_area(box: Box) -> bool:
     return all(map(math.isfinite, box)) and box[2] > 0 and box[3] > 0
 
 
-def framed(box: Box, margin: float, width: int, height: int) -> Edges | None:
+def crop_window(box: Box, margin: float, width: int, height: int) -> Edges | None:
     """Return the crop around `box`, extended by `margin` of its sides, in whole pixels and inside the image.
 
     Returns None if the box has no area or lies outside the image.
@@ -107,7 +107,7 @@ def framed(box: Box, margin: float, width: int, height: int) -> Edges | None:
     return edges if edges[0] < edges[2] and edges[1] < edges[3] else None
 
 
-def shrunk(width: int, height: int, shorter_side: int) -> tuple[int, int]:
+def resized_size(width: int, height: int, shorter_side: int) -> tuple[int, int]:
     """Return width and height with a shorter side of at most `shorter_side` pixels (0 = keep), same aspect ratio."""
     short = min(width, height)
     if not 0 < shorter_side < short:

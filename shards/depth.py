@@ -51,7 +51,7 @@ def eight_bit(values: NDArray[np.integer], white: int | None) -> NDArray[np.uint
     return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
 
 
-def is_dark_colour(image: Image.Image, data: bytes) -> bool:
+def is_unknown_range(image: Image.Image, data: bytes) -> bool:
     """Return whether Pillow truncated 16-bit colors to their upper 8 bits and left a nearly black image."""
     bits = getattr(image, "tag_v2", {}).get(258, ())
     deep = png.is_deep(data) or (isinstance(bits, tuple) and 16 in bits)
@@ -60,7 +60,7 @@ def is_dark_colour(image: Image.Image, data: bytes) -> bool:
     return max(high for _, high in image.getextrema()[:3]) <= DARK >> 8  # type: ignore[misc]
 
 
-def deep_colours(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
+def reduce_bit_depth(image: Image.Image, data: bytes) -> NDArray[np.uint8]:
     """Return a dark image of 16-bit colors as [H, W, 3]. Raises UnknownRangeError if their range is unknown."""
     import cv2
 

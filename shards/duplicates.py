@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
-from shards.fingerprint import ALIKE, MOST_NEAR, NEAR, Fingerprints, fingerprint_shards, likeness
-from shards.hamming import Search
+from shards.fingerprint import ALIKE, MAX_NEAR, NEAR, PerceptualHashes, perceptual_hash_shards, thumbnail_correlation
+from shards.hamming import HammingIndex
 from shards.manifest import Manifest, ShardInfo, read_manifest
-from shards.samples import chosen_shards, read_samples
+from shards.samples import read_samples, select_shards
 
 Ints = NDArray[np.int64]
 NONE = 255  # greater than the distance of any pair
@@ -29,20 +29,20 @@ CHUNK = 1 << 16  # images per search call
 class Matches:
     """The match of each image [n]: of, -1 for none; distance in bits; exact: identical pixels."""
 
-    of: Ints
+    match_index: Ints
     distance: NDArray[np.uint8]
     exact: NDArray[np.bool_]
 
     @property
     def found(self) -> Ints:
         """Positions of the images that have a match."""
-        return np.flatnonzero(self.of >= 0)
+        return np.flatnonzero(self.match_index >= 0)
 
 
-class Gallery:
+class HashIndex:
     """Searchable fingerprints [n]; `at_once`: number of queries per call."""
 
-    def __init__(self, prints: Fingerprints, distance: int = NEAR, at_once: int = 1 << 16) -> None:
+    def __init__(self, prints: PerceptualHashes, distance: int = NEAR, at_once: int = 1 << 16) -> None:
         check_distance(distance)
         self.prints = prints
         pixels = np.asarray(prints["pixels"])
@@ -53,7 +53,7 @@ class Gallery:
         first[1:] = self._pixels[1:] != self._pixels[:-1]
         firsts = np.sort(self._order[first])
         self._comparable = firsts[~np.asarray(prints["plain"])[firsts]]  # [m]
-        self._search = Search(np.asarray(prints["hash"])[self._comparable], distance, at_once)
+        self._search = HammingIndex(np.asarray(prints["hash"])[self._comparable], distance, at_once)
 
     def first(self, pixels: NDArray[np.uint64]) -> Ints:
         """Return the first image with identical pixels, -1 if there is none."""
@@ -62,7 +62,7 @@ class Gallery:
         found = self._pixels[place] == pixels if len(self._pixels) else np.zeros(len(pixels), bool)
         return np.where(found, self._order[place] if len(self._order) else -1, -1)
 
-    def look_up(self, prints: Fingerprints) -> Matches:
+    def query(self, prints: PerceptualHashes) -> Matches:
         """Return the most similar image of the gallery for each of `prints` [n]."""
         of = self.first(np.asarray(prints["pixels"]))
         exact = of >= 0
@@ -85,7 +85,7 @@ class Gallery:
         return Matches(of, distance, exact)
 
     def _near(
-        self, prints: Fingerprints, chosen: Ints, before: bool = False
+        self, prints: PerceptualHashes, chosen: Ints, before: bool = False
     ) -> Iterator[tuple[Ints, Ints, NDArray[np.uint8]]]:
         """Yield near pairs (image of prints, image of the gallery, distance); before: earlier gallery images only."""
         for start in range(0, len(chosen), CHUNK):
@@ -94,37 +94,39 @@ class Gallery:
                 queries, words = part[query], self._comparable[word]
                 wanted = np.flatnonzero(words < queries) if before else np.arange(len(words))
                 thumbs = prints["thumb"][queries[wanted]], self.prints["thumb"][words[wanted]]
-                alike = wanted[likeness(*thumbs) >= ALIKE]
+                alike = wanted[thumbnail_correlation(*thumbs) >= ALIKE]
                 yield queries[alike], words[alike], bits[alike]
 
 
-def _keep_best(of: Ints, distance: NDArray[np.uint8], queries: Ints, words: Ints, bits: NDArray[np.uint8]) -> None:
+def _keep_best(
+    match_index: Ints, distance: NDArray[np.uint8], queries: Ints, words: Ints, bits: NDArray[np.uint8]
+) -> None:
     """Update the best matches with pairs: the smallest distance wins, then the first image."""
     order = np.lexsort((words, bits, queries))
     queries, words, bits = queries[order], words[order], bits[order]
     best = np.ones(len(queries), bool)
     best[1:] = queries[1:] != queries[:-1]
     queries, words, bits = queries[best], words[best], bits[best]
-    better = (bits < distance[queries]) | ((bits == distance[queries]) & (words < of[queries]))
-    of[queries[better]], distance[queries[better]] = words[better], bits[better]
+    better = (bits < distance[queries]) | ((bits == distance[queries]) & (words < match_index[queries]))
+    match_index[queries[better]], distance[queries[better]] = words[better], bits[better]
 
 
 def check_distance(distance: int) -> None:
     """Raise UserError if the distance is out of range."""
-    if not 0 <= distance <= MOST_NEAR:
+    if not 0 <= distance <= MAX_NEAR:
         raise UserError(
-            f"--distance={distance}: out of range. Fix: give 0 (equal hashes only) to {MOST_NEAR}; {NEAR} is usual"
+            f"--distance={distance}: out of range. Fix: give 0 (equal hashes only) to {MAX_NEAR}; {NEAR} is usual"
         )
 
 
 @dataclass(frozen=True)
-class Side:
+class HashedShards:
     """Chosen shards of one folder with their fingerprints."""
 
     folder: Path
     manifest: Manifest
     shards: list[ShardInfo]
-    prints: Fingerprints
+    prints: PerceptualHashes
 
     def known(self, images: Ints) -> dict[int, dict[str, Any]]:
         """Return key, split and other metadata of images, by position."""
@@ -137,7 +139,7 @@ class Side:
                 samples = read_samples(self.folder, info, (here - first).tolist(), only=("cls", "json"))
                 for image, sample in zip(here.tolist(), samples, strict=True):
                     label = sample.label(self.manifest.labels)
-                    found[image] = sample.known | {"key": sample.key, "split": info.split}
+                    found[image] = sample.metadata | {"key": sample.key, "split": info.split}
                     found[image] |= {"label": label} if label else {}
             first += info.samples
         return found
@@ -171,37 +173,37 @@ def find_duplicates(
     with tempfile.TemporaryDirectory() as place:
         work = Path(place)
         if against is None:
-            shards = chosen_shards(manifest, splits, "--split")
-            side = _side(folder, manifest, shards, work / "own.npy", workers, progress)
-            return _lines(side, side, Gallery(side.prints, distance).earlier())
+            shards = select_shards(manifest, splits, "--split")
+            side = _hash_shards(folder, manifest, shards, work / "own.npy", workers, progress)
+            return _lines(side, side, HashIndex(side.prints, distance).earlier())
         other = read_manifest(against)
-        others = chosen_shards(other, splits, "--split")
+        others = select_shards(other, splits, "--split")
         if against.resolve() == folder.resolve():
             shards = [info for info in shards if info not in others]
             if not shards:
                 raise UserError(
                     "--against: names the same shards. Fix: name the splits to compare the others with: --split"
                 )
-        theirs = _side(against, other, others, work / "theirs.npy", workers, progress)
-        side = _side(folder, manifest, shards, work / "own.npy", workers, progress)
-        return _lines(side, theirs, Gallery(theirs.prints, distance).look_up(side.prints))
+        theirs = _hash_shards(against, other, others, work / "theirs.npy", workers, progress)
+        side = _hash_shards(folder, manifest, shards, work / "own.npy", workers, progress)
+        return _lines(side, theirs, HashIndex(theirs.prints, distance).query(side.prints))
 
 
-def _side(
+def _hash_shards(
     folder: Path, manifest: Manifest, shards: list[ShardInfo], path: Path, workers: int, progress: Progress
-) -> Side:
+) -> HashedShards:
     total = sum(info.samples for info in shards)
     stage = f"reading {folder.name}"
-    prints = fingerprint_shards(folder, shards, path, workers, lambda done: progress(stage, done, total))
-    return Side(folder, manifest, shards, prints)
+    prints = perceptual_hash_shards(folder, shards, path, workers, lambda done: progress(stage, done, total))
+    return HashedShards(folder, manifest, shards, prints)
 
 
-def _lines(side: Side, other: Side, matches: Matches) -> list[dict[str, Any]]:
+def _lines(side: HashedShards, other: HashedShards, matches: Matches) -> list[dict[str, Any]]:
     found = matches.found
-    own, theirs = side.known(found), other.known(matches.of[found])
+    own, theirs = side.known(found), other.known(matches.match_index[found])
     lines = []
     for image in found.tolist():
-        this, that = own[image], theirs[int(matches.of[image])]
+        this, that = own[image], theirs[int(matches.match_index[image])]
         line = {"key": this["key"], "split": this["split"], "of": that["key"], "of_split": that["split"]}
         line |= {"kind": "exact" if matches.exact[image] else "near", "distance": int(matches.distance[image])}
         line |= {name: this[name] for name in ("label", "group") if name in this}

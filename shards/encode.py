@@ -13,9 +13,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shards import depth, png
 from shards.align import AlignOptions
-from shards.cost import fate
+from shards.cost import rejection
 from shards.errors import UserError
-from shards.metadata import strip
+from shards.metadata import strip_metadata
 
 ROWS = 256  # image rows composited over white at a time
 MIN_SIDE = 16  # pixels; smaller images are useless for training
@@ -33,12 +33,12 @@ STARTS = (
 # Formats that Pillow may detect, independent of the file name: those of the listed extensions (MPO opens as JPEG).
 # Some of its other formats start programs (EPS runs gs).
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "DIB", "TIFF", "GIF", "PPM")
-MOST_SIDE = 65_500  # pixels; libjpeg's maximum
+MAX_SIDE = 65_500  # pixels; libjpeg's maximum
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
-class Unusable(Exception):  # noqa: N818 - not an error but the result for one image
+class ImageRejected(Exception):  # noqa: N818 - not an error but the result for one image
     """The image cannot be written. reason: one of entry.REASONS; detail: the exact finding."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -82,7 +82,7 @@ class EncodeOptions:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """A decoded image: upright pixels [H, W, 3], or [H, W] if grayscale.
 
     jpeg: a file's bytes that can be kept as they are, b"" if the image must be re-encoded; orientation: the EXIF
@@ -100,16 +100,16 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImage:
     """An RGB JPEG and its size in pixels; untouched: its image data is the source's, byte for byte."""
 
     jpeg: bytes
     width: int
     height: int
-    untouched: bool
+    bytes_kept: bool
 
 
-def encode(data: bytes, options: EncodeOptions) -> Encoded:
+def encode(data: bytes, options: EncodeOptions) -> EncodedImage:
     """Convert an image file to an upright RGB JPEG, without cropping or resizing.
 
     A JPEG in YCbCr or RGB without EXIF rotation is decoded strictly and kept byte for byte except for its metadata.
@@ -119,17 +119,17 @@ def encode(data: bytes, options: EncodeOptions) -> Encoded:
     Raises:
         Unusable: with the reason.
     """
-    return write(decode(data, options), options)
+    return encode_jpeg(decode(data, options), options)
 
 
-def decode(data: bytes, options: EncodeOptions) -> Picture:
+def decode(data: bytes, options: EncodeOptions) -> DecodedImage:
     """Decode an image file in full, JPEGs strictly.
 
     Raises:
         Unusable: with the reason.
     """
     if not data:
-        raise Unusable("empty")
+        raise ImageRejected("empty")
     check_cost(data)
     if not data.startswith(JPEG_START):
         return _decode(data, options)
@@ -140,11 +140,11 @@ def decode(data: bytes, options: EncodeOptions) -> Picture:
     _check_size(width, height, options)
     if colours in ("YCbCr", "RGB", "Gray") and _orientation(data) == 1:
         if colours == "Gray":
-            return Picture(_strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))[:, :, 0])
-        kept = strip(data) if options.strip_metadata else data
+            return DecodedImage(_strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))[:, :, 0])
+        kept = strip_metadata(data) if options.strip_metadata else data
         # Decode the bytes that will be written, not the original ones.
         pixels = _strict(lambda: simplejpeg.decode_jpeg(kept or data, "RGB", strict=True))
-        return Picture(pixels, kept or b"")
+        return DecodedImage(pixels, kept or b"")
     if colours != "CMYK":  # Pillow ignores corruption that the strict decoder reports
         _strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))
     return _decode(data, options)
@@ -152,9 +152,9 @@ def decode(data: bytes, options: EncodeOptions) -> Picture:
 
 def check_cost(data: bytes) -> None:
     """Raise Unusable for a JPEG or PNG that would take minutes to decode."""
-    reason = fate(data)
+    reason = rejection(data)
     if reason:
-        raise Unusable(*reason)
+        raise ImageRejected(*reason)
 
 
 def decode_rgb(data: bytes) -> NDArray[np.uint8]:
@@ -165,14 +165,14 @@ def decode_rgb(data: bytes) -> NDArray[np.uint8]:
 def image_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Return upright pixels [H, W, 3] of a Pillow image, equal to `decode_rgb` of its file. Raises Unusable."""
     if not all(image.size):
-        raise Unusable("too_small", f"{image.width} x {image.height}")
+        raise ImageRejected("too_small", f"{image.width} x {image.height}")
     try:
         white = depth.declared_white(image, b"")
         return _rgb(_eight_bit(ImageOps.exif_transpose(image), white))
-    except Unusable:
+    except ImageRejected:
         raise
     except depth.UnknownRangeError as error:
-        raise Unusable("unreadable", str(error)) from None
+        raise ImageRejected("unreadable", str(error)) from None
     except Exception as error:  # noqa: BLE001 - as below: Pillow may read the file only now
         raise _damage(error) from None
 
@@ -182,18 +182,18 @@ def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
 
 
-def write(picture: Picture, options: EncodeOptions) -> Encoded:
+def encode_jpeg(picture: DecodedImage, options: EncodeOptions) -> EncodedImage:
     """Return the image as a JPEG: its own bytes if possible. Raises Unusable if it is too large for a JPEG."""
     width, height = picture.size
     if picture.jpeg:
-        return Encoded(picture.jpeg, width, height, untouched=True)
-    if max(width, height) > MOST_SIDE:
-        raise Unusable("too_large", f"{width} x {height}, a JPEG has at most {MOST_SIDE} per side")
+        return EncodedImage(picture.jpeg, width, height, bytes_kept=True)
+    if max(width, height) > MAX_SIDE:
+        raise ImageRejected("too_large", f"{width} x {height}, a JPEG has at most {MAX_SIDE} per side")
     if picture.pixels.ndim == 2:
-        return Encoded(_encode_grey(picture.pixels, options.quality), width, height, untouched=False)
+        return EncodedImage(_encode_grey(picture.pixels, options.quality), width, height, bytes_kept=False)
     pixels = np.ascontiguousarray(picture.pixels)
     jpeg = simplejpeg.encode_jpeg(pixels, quality=options.quality, colorspace="RGB", colorsubsampling="444")
-    return Encoded(jpeg, width, height, untouched=False)
+    return EncodedImage(jpeg, width, height, bytes_kept=False)
 
 
 def _strict(decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
@@ -201,14 +201,14 @@ def _strict(decode: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8]:
         return decode()
     except ValueError as error:
         text = str(error)
-        raise Unusable("truncated" if "remature end" in text else "unreadable", text) from None
+        raise ImageRejected("truncated" if "remature end" in text else "unreadable", text) from None
 
 
 def _check_size(width: int, height: int, options: EncodeOptions) -> None:
     if min(width, height) < MIN_SIDE:
-        raise Unusable("too_small", f"{width} x {height}")
+        raise ImageRejected("too_small", f"{width} x {height}")
     if width * height > options.max_pixels:
-        raise Unusable("too_large", f"{width} x {height}")
+        raise ImageRejected("too_large", f"{width} x {height}")
 
 
 def _orientation(data: bytes) -> int:
@@ -227,7 +227,7 @@ def _turn(image: Image.Image) -> int:
     return turned if turned in range(2, 9) else 1
 
 
-def _decode(data: bytes, options: EncodeOptions) -> Picture:
+def _decode(data: bytes, options: EncodeOptions) -> DecodedImage:
     """Decode with Pillow, which supports all of FORMATS."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -236,40 +236,40 @@ def _decode(data: bytes, options: EncodeOptions) -> Picture:
             orientation = _turn(image)  # before load(), which rotates some formats and drops the tag
             image.load()
             white = depth.declared_white(image, data)
-            if depth.is_dark_colour(image, data):
-                pixels = depth.deep_colours(image, data)
+            if depth.is_unknown_range(image, data):
+                pixels = depth.reduce_bit_depth(image, data)
                 image = Image.fromarray(pixels)  # noqa: PLW2901 - as Pillow should have opened it
                 image.getexif()[ORIENTATION] = orientation
             ImageOps.exif_transpose(image, in_place=True)  # in place: avoids a copy
-            return Picture(np.ascontiguousarray(_eight_bit(image, white)), b"", orientation)
-    except Unusable:
+            return DecodedImage(np.ascontiguousarray(_eight_bit(image, white)), b"", orientation)
+    except ImageRejected:
         raise
     except depth.UnknownRangeError as error:
-        raise Unusable("unreadable", str(error)) from None
+        raise ImageRejected("unreadable", str(error)) from None
     except Image.DecompressionBombError as error:
-        raise Unusable("too_large", str(error)) from None
+        raise ImageRejected("too_large", str(error)) from None
     except UnidentifiedImageError:
         if data.startswith(STARTS):
-            raise Unusable("unreadable", "its header is corrupt") from None
-        raise Unusable("not_an_image") from None
+            raise ImageRejected("unreadable", "its header is corrupt") from None
+        raise ImageRejected("not_an_image") from None
     except Exception as error:  # noqa: BLE001 - corrupt files raise anything; one file must not stop a build
-        lighter = png.without_words(data) if isinstance(error, ValueError) and data.startswith(png.START) else data
+        lighter = png.strip_text_chunks(data) if isinstance(error, ValueError) and data.startswith(png.START) else data
         if len(lighter) < len(data):
             return _decode(lighter, options)
         raise _damage(error) from None
 
 
-def _damage(error: Exception) -> Unusable:
+def _damage(error: Exception) -> ImageRejected:
     """Convert a Pillow error. Object addresses are removed: they would make two builds differ."""
     text = re.sub(r"0x[0-9a-f]+", "0x", str(error)) or type(error).__name__
-    return Unusable("truncated" if "truncated" in text.lower() else "unreadable", text)
+    return ImageRejected("truncated" if "truncated" in text.lower() else "unreadable", text)
 
 
 def _eight_bit(image: Image.Image, white: int | None = None) -> NDArray[np.uint8]:
     if image.mode.startswith("I"):  # 16 bits, which Pillow may open as 32
         return depth.eight_bit(np.asarray(image), white)
     if image.mode == "F":
-        raise Unusable("unreadable", "floating-point pixels without a known range")
+        raise ImageRejected("unreadable", "floating-point pixels without a known range")
     if image.has_transparency_data:
         return _over_white(image)
     if image.mode in ("1", "L"):

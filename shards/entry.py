@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 # All reasons for rejecting an entry, with their meaning. A closed set: reports and tests rely on it.
-REASONS = {
+REJECT_REASONS = {
     "missing": "listed, but the file does not exist",
     "outside": "listed with a path outside the image folder",
     "empty": "a file of zero bytes",
@@ -34,21 +34,21 @@ REASONS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class LazyBytes:
     """Image bytes computed on demand: call `function` ("shards.x:name") with `arguments` (plain JSON).
 
     file: input file, passed as the first argument. Like an entry's path, it does not determine the shards.
     """
 
-    function: str
+    reader: str
     arguments: tuple[Any, ...] = ()
     file: Path | None = None
 
     def __call__(self) -> bytes:
         """Compute the bytes."""
-        module, _, name = self.function.partition(":")
+        module, _, name = self.reader.partition(":")
         if not module.startswith("shards."):
-            raise ValueError(f"{self.function} is not a function of shards")
+            raise ValueError(f"{self.reader} is not a function of shards")
         given = self.arguments if self.file is None else (self.file, *self.arguments)
         made = getattr(importlib.import_module(module), name)(*given)
         return bytes(made)
@@ -66,7 +66,7 @@ class Entry:
 
     key: str
     source: str
-    read: Path | bytes | Recipe
+    read: Path | bytes | LazyBytes
     label: str | None = None
     split: str | None = None
     group: str | None = None

@@ -1,7 +1,7 @@
 """The error for users: what is wrong, where, and how to fix it. Commands print it as one line without a traceback."""
 
 from shards.printable import printable
-from shards.redact import redacted
+from shards.redact import redact_secrets
 
 
 class UserError(Exception):
@@ -11,4 +11,4 @@ class UserError(Exception):
     """
 
     def __str__(self) -> str:
-        return printable(str(redacted(super().__str__())))
+        return printable(str(redact_secrets(super().__str__())))

@@ -14,20 +14,20 @@ from typing import Any
 
 import numpy as np
 
-from shards.duplicates import Gallery, check_distance
-from shards.encode import Unusable
+from shards.duplicates import HashIndex, check_distance
+from shards.encode import ImageRejected
 from shards.errors import UserError
 from shards.files import read_bytes, regular_path, write_atomic
-from shards.fingerprint import FINGERPRINT, NEAR, VERSION, Fingerprints, fingerprint, fingerprint_shards
+from shards.fingerprint import HASH_DTYPE, NEAR, VERSION, PerceptualHashes, perceptual_hash, perceptual_hash_shards
 from shards.manifest import NAME, Manifest, ShardInfo, read_manifest
-from shards.redact import shown
+from shards.redact import redact_url
 from shards.remote import is_url
-from shards.rules import composed
-from shards.samples import chosen_shards, content_digest, read_samples
+from shards.rules import normalize_unicode
+from shards.samples import content_digest, read_samples, select_shards
 
 
 @dataclass(frozen=True)
-class Excluded:
+class ExcludedShards:
     """Shards whose images and people are excluded: a folder and one of its splits ("" = all)."""
 
     folder: Path
@@ -36,18 +36,18 @@ class Excluded:
     def shards(self) -> tuple[Manifest, list[ShardInfo]]:
         """Return the manifest and the shards of the split."""
         manifest = read_manifest(self.folder)
-        return manifest, chosen_shards(manifest, (self.split,) if self.split else (), f"--exclude {self.folder}")
+        return manifest, select_shards(manifest, (self.split,) if self.split else (), f"--exclude {self.folder}")
 
 
 @dataclass(frozen=True)
-class Exclude:
+class ExclusionOptions:
     """Everything that is excluded from a build. people: also exclude by person, not only by image."""
 
-    shards: tuple[Excluded, ...] = ()
+    shards: tuple[ExcludedShards, ...] = ()
     distance: int = NEAR
     people: bool = True
 
-    def decides(self) -> dict[str, Any]:
+    def digest_options(self) -> dict[str, Any]:
         """Return the options that determine the bytes of a build: contents, not paths."""
         if not self.shards:
             return {}
@@ -61,19 +61,21 @@ class Exclude:
         }
 
 
-def parse_excluded(text: str) -> Excluded:
+def parse_excluded(text: str) -> ExcludedShards:
     """Parse `FOLDER` or `FOLDER:SPLIT`. Raises UserError for a URL and if there are no such shards."""
     if is_url(text):
-        raise UserError(f"--exclude={shown(text)}: is a URL. Fix: copy the shards here and give their folder")
+        raise UserError(f"--exclude={redact_url(text)}: is a URL. Fix: copy the shards here and give their folder")
     folder, colon, split = text.rpartition(":")
     if not colon or (Path(text) / NAME).is_file():  # a folder name can contain a colon
         folder, split = text, ""
-    excluded = Excluded(Path(folder), split)
+    excluded = ExcludedShards(Path(folder), split)
     excluded.shards()
     return excluded
 
 
-def prepare(exclude: Exclude, folder: Path, workers: int, progress: Callable[[str, int, int], None]) -> Path | None:
+def build_exclusion_index(
+    exclude: ExclusionOptions, folder: Path, workers: int, progress: Callable[[str, int, int], None]
+) -> Path | None:
     """Read the excluded shards once for all workers and restarts; return the file in `folder` for `screen`.
 
     Only perceptual hashes, keys and group names are stored.
@@ -81,10 +83,10 @@ def prepare(exclude: Exclude, folder: Path, workers: int, progress: Callable[[st
     if not exclude.shards:
         return None
     path = folder / "exclude.json"
-    decides = exclude.decides()
+    decides = exclude.digest_options()
     if path.is_file() and json.loads(read_bytes(path))["decides"] == decides:  # written last
         return path
-    parts: list[Fingerprints] = []
+    parts: list[PerceptualHashes] = []
     keys: list[str] = []
     people: dict[str, str] = {}
     chosen = [(excluded.folder, *excluded.shards()) for excluded in exclude.shards]
@@ -95,40 +97,42 @@ def prepare(exclude: Exclude, folder: Path, workers: int, progress: Callable[[st
         for info in shards:
             for sample in read_samples(place, info, only=("json",)):
                 keys.append(f"{sample.key} in {manifest.corpus} {info.split}")
-                if exclude.people and sample.known.get("group") is not None:
-                    people.setdefault(normal_person(str(sample.known["group"])), f"{manifest.corpus} {info.split}")
+                if exclude.people and sample.metadata.get("group") is not None:
+                    people.setdefault(
+                        normalize_person(str(sample.metadata["group"])), f"{manifest.corpus} {info.split}"
+                    )
         parts.append(
-            _fingerprints(place, shards, folder, workers, lambda done: progress("reading excluded", done, total))
+            _perceptual_hashes(place, shards, folder, workers, lambda done: progress("reading excluded", done, total))
         )
-    np.save(folder / "exclude.npy", np.concatenate(parts) if parts else np.zeros(0, FINGERPRINT))
+    np.save(folder / "exclude.npy", np.concatenate(parts) if parts else np.zeros(0, HASH_DTYPE))
     content = {"decides": decides, "distance": exclude.distance, "keys": keys, "people": people}
     write_atomic(path, json.dumps(content).encode())
     return path
 
 
-def _fingerprints(
+def _perceptual_hashes(
     place: Path, shards: list[ShardInfo], folder: Path, workers: int, progress: Callable[[int], None]
-) -> Fingerprints:
+) -> PerceptualHashes:
     path = folder / "excluding.npy"
     try:
-        return np.array(fingerprint_shards(place, shards, path, workers, progress))
+        return np.array(perceptual_hash_shards(place, shards, path, workers, progress))
     finally:
         path.unlink(missing_ok=True)
 
 
-def normal_person(name: str) -> str:
+def normalize_person(name: str) -> str:
     """Normalize a person's name for comparison: 'Aaron Eckhart', 'aaron_eckhart' -> 'aaron_eckhart'."""
-    return re.sub(r"[\W_]+", "_", composed(name).casefold()).strip("_")
+    return re.sub(r"[\W_]+", "_", normalize_unicode(name).casefold()).strip("_")
 
 
-class Screen:
+class ExclusionFilter:
     """Filter that a worker applies to each person and image."""
 
     def __init__(self, path: Path) -> None:
         try:
             content = json.loads(read_bytes(path))
             with regular_path(path.with_suffix(".npy")) as prints:
-                self._gallery = Gallery(np.load(prints, allow_pickle=False), content["distance"], at_once=1)
+                self._gallery = HashIndex(np.load(prints, allow_pickle=False), content["distance"], at_once=1)
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{path}: cannot be read ({error}). Fix: delete it and rerun the command") from None
         self._keys: list[str] = content["keys"]
@@ -136,23 +140,23 @@ class Screen:
 
     def check_person(self, group: str | None) -> None:
         """Raise Unusable if the person is excluded."""
-        where = self._people.get(normal_person(group)) if group is not None else None
+        where = self._people.get(normalize_person(group)) if group is not None else None
         if where is not None:
-            raise Unusable("excluded_person", f"also in {where}")
+            raise ImageRejected("excluded_person", f"also in {where}")
 
     def check_image(self, jpeg: bytes) -> None:
         """Raise Unusable if the image is excluded."""
-        matches = self._gallery.look_up(np.array([fingerprint(jpeg)], FINGERPRINT))
-        if matches.of[0] >= 0:
+        matches = self._gallery.query(np.array([perceptual_hash(jpeg)], HASH_DTYPE))
+        if matches.match_index[0] >= 0:
             how = "the same pixels as" if matches.exact[0] else f"{matches.distance[0]} bits from"
-            raise Unusable("excluded_image", f"{how} {self._keys[int(matches.of[0])]}")
+            raise ImageRejected("excluded_image", f"{how} {self._keys[int(matches.match_index[0])]}")
 
 
-def screen(path: Path) -> Screen:
+def load_filter(path: Path) -> ExclusionFilter:
     """Return the filter of a build, loaded once per process."""
-    return _screen(path, path.stat().st_mtime_ns)
+    return _load_filter(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=1)
-def _screen(path: Path, written: int) -> Screen:
-    return Screen(path)
+def _load_filter(path: Path, written: int) -> ExclusionFilter:
+    return ExclusionFilter(path)

@@ -7,26 +7,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.align import MARGIN, Detect, Found, chosen, levelled, warped
-from shards.crop import UPRIGHT, Affine, Box, bounds, framed, has_area, shrunk, turned
-from shards.encode import MIN_SIDE, Encoded, EncodeOptions, Picture, Unusable, decode, write
+from shards.align import MARGIN, Detection, Detector, eye_level_transform, select_faces, warp_affine
+from shards.crop import UPRIGHT, Affine, Box, bounding_box, crop_window, exif_transform, has_area, resized_size
+from shards.encode import MIN_SIDE, DecodedImage, EncodedImage, EncodeOptions, ImageRejected, decode, encode_jpeg
 from shards.entry import Entry
 
 
 @dataclass(frozen=True)
-class Face:
+class FaceSample:
     """One sample. entry: with box and landmarks in pixels of `image`; extra: additional fields, plain JSON.
 
     suffix: appended to the entry's key to give each of its faces a unique key.
     """
 
-    image: Encoded
+    image: EncodedImage
     entry: Entry
     suffix: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def make_faces(data: bytes, entry: Entry, options: EncodeOptions, detect: Detect | None = None) -> list[Face]:
+def extract_faces(
+    data: bytes, entry: Entry, options: EncodeOptions, detect: Detector | None = None
+) -> list[FaceSample]:
     """Decode, turn upright, crop, resize and encode an image, in this order; skip steps that are not requested.
 
     An image that no step changes is kept byte for byte. detect: detector for options.align.
@@ -38,75 +40,77 @@ def make_faces(data: bytes, entry: Entry, options: EncodeOptions, detect: Detect
     """
     picture = decode(data, options)
     width, height = picture.size if picture.orientation < 5 else picture.size[::-1]
-    upright = turned(picture.orientation, width, height)
+    upright = exif_transform(picture.orientation, width, height)
     if options.align is not None and detect is not None:
         finish = partial(_aligned, picture, upright, entry, options)
         own = _own_box(entry, upright)
         found = detect(picture.pixels, options.align)
-        faces = chosen(found, own, options.align)
+        faces = select_faces(found, own, options.align)
         if not faces:
-            raise Unusable("no_face", _found_instead(found, own))
+            raise ImageRejected("no_face", _found_instead(found, own))
         return [finish(number, face) for number, face in enumerate(faces)]
     way = upright
     if options.crop is not None:
         picture, way = _cropped(picture, upright, entry, options.crop)
     picture, way = _shrunk(picture, way, options.shorter_side)
     box = None if entry.box is None else entry.box if way == UPRIGHT else way.box(entry.box)
-    return [Face(write(picture, options), _moved(entry, way, box), extra=_matrix(way))]
+    return [FaceSample(encode_jpeg(picture, options), _moved(entry, way, box), extra=_matrix(way))]
 
 
-def _cropped(picture: Picture, way: Affine, entry: Entry, margin: float) -> tuple[Picture, Affine]:
+def _cropped(picture: DecodedImage, way: Affine, entry: Entry, margin: float) -> tuple[DecodedImage, Affine]:
     if entry.box is None:
-        raise Unusable("no_box")
+        raise ImageRejected("no_box")
     width, height = picture.size
-    edges = framed(way.box(entry.box), margin, width, height) if has_area(entry.box) else None
+    edges = crop_window(way.box(entry.box), margin, width, height) if has_area(entry.box) else None
     if edges is None:
-        raise Unusable("bad_box", f"{_text(entry.box)} in an image of {width} x {height}")
+        raise ImageRejected("bad_box", f"{_text(entry.box)} in an image of {width} x {height}")
     left, top, right, bottom = edges
     if (right - left, bottom - top) == (width, height):
         return picture, way
     _check(right - left, bottom - top)
-    return Picture(picture.pixels[top:bottom, left:right]), way.then(Affine(c=-left, f=-top))
+    return DecodedImage(picture.pixels[top:bottom, left:right]), way.compose(Affine(c=-left, f=-top))
 
 
-def _shrunk(picture: Picture, way: Affine, shorter_side: int) -> tuple[Picture, Affine]:
+def _shrunk(picture: DecodedImage, way: Affine, shorter_side: int) -> tuple[DecodedImage, Affine]:
     width, height = picture.size
-    size = shrunk(width, height, shorter_side)
+    size = resized_size(width, height, shorter_side)
     if size == (width, height):
         return picture, way
     import cv2
 
     pixels: NDArray[np.uint8] = np.asarray(cv2.resize(picture.pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
-    return Picture(pixels), way.then(Affine(a=size[0] / width, e=size[1] / height))
+    return DecodedImage(pixels), way.compose(Affine(a=size[0] / width, e=size[1] / height))
 
 
-def _aligned(picture: Picture, upright: Affine, entry: Entry, options: EncodeOptions, number: int, face: Found) -> Face:
+def _aligned(
+    picture: DecodedImage, upright: Affine, entry: Entry, options: EncodeOptions, number: int, face: Detection
+) -> FaceSample:
     """Cut out one detected face. The box is the detection's; the landmarks are the corpus's, else the detection's."""
-    level, side = levelled(face, MARGIN if options.crop is None else options.crop)
+    level, side = eye_level_transform(face, MARGIN if options.crop is None else options.crop)
     _check(side, side)
-    cut, way = Picture(warped(picture.pixels, level, side)), level
+    cut, way = DecodedImage(warp_affine(picture.pixels, level, side)), level
     cut, way = _shrunk(cut, way, options.shorter_side)
     scale = cut.size[0] / side
     x, y = way.point(face.box[0] + face.box[2] / 2, face.box[1] + face.box[3] / 2)
     wide, high = face.box[2] * scale, face.box[3] * scale  # the box rotates with the face
-    box = bounds(((x - wide / 2, y - high / 2), (x + wide / 2, y + high / 2)))
-    moved = _moved(entry, upright.then(way), box)
+    box = bounding_box(((x - wide / 2, y - high / 2), (x + wide / 2, y + high / 2)))
+    moved = _moved(entry, upright.compose(way), box)
     if entry.landmarks is None:
         moved = replace(moved, landmarks=way.points(face.points))
-    extra = _matrix(upright.then(way)) | {"face": number, "score": round(face.score, 4)}
-    return Face(write(cut, options), moved, f"_{number}", extra)
+    extra = _matrix(upright.compose(way)) | {"face": number, "score": round(face.score, 4)}
+    return FaceSample(encode_jpeg(cut, options), moved, f"_{number}", extra)
 
 
 def _own_box(entry: Entry, upright: Affine) -> Box | None:
     """Return the corpus's face box in the upright image; None without box and landmarks."""
     if entry.box is not None:
         if not has_area(entry.box):
-            raise Unusable("bad_box", _text(entry.box))
+            raise ImageRejected("bad_box", _text(entry.box))
         return upright.box(entry.box)
-    return bounds(upright.points(entry.landmarks)) if entry.landmarks else None
+    return bounding_box(upright.points(entry.landmarks)) if entry.landmarks else None
 
 
-def _found_instead(found: list[Found], own: Box | None) -> str:
+def _found_instead(found: list[Detection], own: Box | None) -> str:
     if not found:
         return "none found"
     where = f" at {_text(own)}" if own else ""
@@ -125,7 +129,7 @@ def _matrix(way: Affine) -> dict[str, Any]:
 
 def _check(width: int, height: int) -> None:
     if min(width, height) < MIN_SIDE:
-        raise Unusable("too_small", f"{width} x {height} after cropping")
+        raise ImageRejected("too_small", f"{width} x {height} after cropping")
 
 
 def _text(box: Box) -> str:

@@ -14,7 +14,7 @@ from typing import IO, Any
 CHUNK = 1 << 20
 NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # errors of file systems that cannot preallocate
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.\d+\.tmp")
-MOST = 1 << 32  # maximum bytes of a file that is read whole
+MAX_READ = 1 << 32  # maximum bytes of a file that is read whole
 KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
 
 
@@ -64,7 +64,7 @@ def _open_leased(path: str, flags: int) -> int:
         os.close(place)
 
 
-def read_bytes(path: Path, most: int = MOST) -> bytes:
+def read_bytes(path: Path, most: int = MAX_READ) -> bytes:
     """Read a regular file of at most `most` bytes. Raises like `open_regular`."""
     with open_regular(path, "rb") as file:
         if os.fstat(file.fileno()).st_size > most:
@@ -115,7 +115,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     """
     _delete_abandoned(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    file = _open_locked(temporary)
+    file = _open_locked_temporary(temporary)
     try:
         with file:
             yield file
@@ -125,10 +125,10 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    fsync_dir(path.parent)
 
 
-def _open_locked(path: Path) -> IO[bytes]:
+def _open_locked_temporary(path: Path) -> IO[bytes]:
     while True:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w+b")
         try:
@@ -180,7 +180,7 @@ def allocate(file: IO[bytes], size: int) -> None:
         file.seek(0)
 
 
-def sync_folder(folder: Path) -> None:
+def fsync_dir(folder: Path) -> None:
     """Fsync a folder: a rename is only durable after that."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -192,12 +192,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def named(folder: Path) -> Path:
+def resolve_output_dir(folder: Path) -> Path:
     """Return a path with a final name, which "." lacks: sibling folders are created beside it."""
     return folder if folder.name else folder.absolute()
 
 
-def at_home(place: str | Path) -> Path:
+def expand_home(place: str | Path) -> Path:
     """Expand ~ and ~name to the home folder, if there is one."""
     try:
         return Path(place).expanduser()

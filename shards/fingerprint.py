@@ -20,12 +20,12 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from shards.encode import JPEG_START, Unusable, check_cost, decode_rgb
+from shards.encode import JPEG_START, ImageRejected, check_cost, decode_rgb
 from shards.errors import UserError
 from shards.files import allocate
-from shards.foreign import IMAGES, image_of
+from shards.foreign import IMAGES, image_extension
 from shards.manifest import ShardInfo
-from shards.processes import on_processes
+from shards.processes import parallel_map
 from shards.samples import check_sizes, read_samples
 
 VERSION = 1  # of the fingerprint format
@@ -33,12 +33,12 @@ BITS = 64
 SIDE = 32  # of the transformed thumbnail, pixels
 THUMB = 16
 PLAIN = 3.0  # minimum standard deviation in gray levels for a comparison
-FINGERPRINT = np.dtype([("pixels", "<u8"), ("hash", "<u8"), ("plain", "?"), ("thumb", "u1", (THUMB, THUMB))])
-MOST_NEAR = 16  # maximum distance in bits; beyond it, strangers far outnumber copies
+HASH_DTYPE = np.dtype([("pixels", "<u8"), ("hash", "<u8"), ("plain", "?"), ("thumb", "u1", (THUMB, THUMB))])
+MAX_NEAR = 16  # maximum distance in bits; beyond it, strangers far outnumber copies
 NEAR = 8  # default distance in bits
 ALIKE = 0.94  # minimum correlation of the thumbnails of one image
 
-Fingerprints = NDArray[np.void]  # [n] of FINGERPRINT
+PerceptualHashes = NDArray[np.void]  # [n] of FINGERPRINT
 
 
 def _lowest() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -55,19 +55,19 @@ def _lowest() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 _ROWS, _COLUMNS = _lowest()
 
 
-def fingerprint(data: bytes) -> np.void:
+def perceptual_hash(data: bytes) -> np.void:
     """Return the fingerprint of an image file. Raises ValueError or Unusable if it cannot be decoded."""
     if data.startswith(JPEG_START):
         check_cost(data)
-        return fingerprint_pixels(simplejpeg.decode_jpeg(data, "RGB", strict=False))
-    return fingerprint_pixels(decode_rgb(data))
+        return perceptual_hash_pixels(simplejpeg.decode_jpeg(data, "RGB", strict=False))
+    return perceptual_hash_pixels(decode_rgb(data))
 
 
-def fingerprint_pixels(pixels: NDArray[np.uint8]) -> np.void:
+def perceptual_hash_pixels(pixels: NDArray[np.uint8]) -> np.void:
     """Return the fingerprint of an RGB image [H, W, 3]."""
     import cv2  # imported lazily: only builds with --exclude need it
 
-    found = np.zeros((), FINGERPRINT)
+    found = np.zeros((), HASH_DTYPE)
     digest = hashlib.sha256(np.array(pixels.shape, "<u4").tobytes())  # hardware-accelerated
     digest.update(np.ascontiguousarray(pixels).data)
     grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)  # [H, W]
@@ -81,7 +81,7 @@ def fingerprint_pixels(pixels: NDArray[np.uint8]) -> np.void:
     return cast(np.void, found[()])
 
 
-def likeness(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
+def thumbnail_correlation(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the correlation [n] in [-1, 1] of thumbnails [n, 16, 16], pair by pair."""
     a, b = (_centred(thumbs) for thumbs in (first, second))
     norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
@@ -93,16 +93,16 @@ def _centred(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.asarray(flat - flat.mean(1, keepdims=True), np.float32)
 
 
-def fingerprint_shard(folder: Path, info: ShardInfo) -> Fingerprints:
+def perceptual_hash_shard(folder: Path, info: ShardInfo) -> PerceptualHashes:
     """Return the fingerprints [samples] of one shard."""
     import cv2
 
     cv2.setNumThreads(1)
-    found = np.zeros(info.samples, FINGERPRINT)
+    found = np.zeros(info.samples, HASH_DTYPE)
     for number, sample in enumerate(read_samples(folder, info, only=IMAGES)):
         try:
-            found[number] = fingerprint(sample.members.get(image_of(sample.members) or "", b""))
-        except (ValueError, Unusable) as error:
+            found[number] = perceptual_hash(sample.members.get(image_extension(sample.members) or "", b""))
+        except (ValueError, ImageRejected) as error:
             raise UserError(
                 f"shards: {folder / info.file}: {sample.key} has no readable image ({error}). "
                 "Fix: run simfle shards verify"
@@ -110,9 +110,9 @@ def fingerprint_shard(folder: Path, info: ShardInfo) -> Fingerprints:
     return found
 
 
-def fingerprint_shards(
+def perceptual_hash_shards(
     folder: Path, shards: list[ShardInfo], path: Path, workers: int, progress: Callable[[int], None]
-) -> Fingerprints:
+) -> PerceptualHashes:
     """Compute the fingerprints of shards, in order, into the memory-mapped file `path`: 273 bytes per image.
 
     `progress` receives the number of images done.
@@ -123,19 +123,19 @@ def fingerprint_shards(
     check_sizes(folder, shards)
     total = sum(info.samples for info in shards)
     if not total:
-        return np.zeros(0, FINGERPRINT)
-    size = total * FINGERPRINT.itemsize
+        return np.zeros(0, HASH_DTYPE)
+    size = total * HASH_DTYPE.itemsize
     try:
         with path.open("wb") as file:
             allocate(file, size)
-        kept: Any = np.memmap(path, FINGERPRINT, "r+", shape=(total,))
+        kept: Any = np.memmap(path, HASH_DTYPE, "r+", shape=(total,))
     except OSError as error:
         raise UserError(
             f"TMPDIR={path.parent}: cannot write {size} bytes of fingerprints ({error.strerror}). "
             "Fix: free that much space there, or set TMPDIR to a folder with more space"
         ) from None
     done = 0
-    for part in on_processes(partial(fingerprint_shard, folder), shards, workers):
+    for part in parallel_map(partial(perceptual_hash_shard, folder), shards, workers):
         kept[done : done + len(part)] = part
         done += len(part)
         progress(done)

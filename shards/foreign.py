@@ -18,22 +18,22 @@ import numpy as np
 from shards.entry import Rejected
 from shards.errors import UserError
 from shards.files import open_regular, write_atomic
-from shards.index import Index, index_tar, make_index, read_index, same, split_name, write_index
+from shards.index import Index, index_tar, is_same_index, make_index, read_index, split_name, write_index
 from shards.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
 from shards.names import is_plain
-from shards.processes import on_processes
+from shards.processes import parallel_map
 from shards.rules import SPLIT_NAMES, TEST, TRAIN, VAL
 
 IMAGES = ("jpg", "jpeg", "png", "webp")  # lower-case extensions of image members; the first one present wins
 SPLITS = {name: name for name in (TRAIN, VAL, TEST)} | SPLIT_NAMES
 KIND = "foreign"
-MOST_LABELS = 100_000  # or the number of samples: a larger number is an id, and its label names would fill the memory
+MAX_LABELS = 100_000  # or the number of samples: a larger number is an id, and its label names would fill the memory
 _SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 _LONGEST = 12
 
 
 @dataclass(frozen=True)
-class Found:
+class TarScan:
     """One tar: the index of its usable samples, the rejected ones, and the content of its .cls members.
 
     numbered: whether all .cls are numbers; top: the largest one, -1 if there are none; labels: all .cls, in order, one
@@ -42,29 +42,29 @@ class Found:
 
     index: Index
     rejected: tuple[Rejected, ...]
-    numbered: bool
-    top: int
+    all_numbers: bool
+    max_label: int
     labels: bytes
 
 
-def image_of(extensions: Iterable[str]) -> str | None:
+def image_extension(extensions: Iterable[str]) -> str | None:
     """Return the extension of a sample's image member, one of `IMAGES` in any case."""
     known = {extension.lower(): extension for extension in reversed(list(extensions))}
     return next((known[name] for name in IMAGES if name in known), None)
 
 
-def is_foreign(folder: Path) -> bool:
+def is_external(folder: Path) -> bool:
     """Return whether a folder contains tars but no manifest."""
     return folder.is_dir() and not (folder / NAME).exists() and any(folder.glob("*.tar"))
 
 
-def describes(manifest: Manifest) -> bool:
+def is_external_manifest(manifest: Manifest) -> bool:
     """Return whether a manifest describes external tars."""
     source = manifest.build.get("source")
     return isinstance(source, dict) and source.get("kind") == KIND
 
 
-def examine(tar: Path) -> Found:
+def scan_tar(tar: Path) -> TarScan:
     """Index a tar and check the first bytes of each image.
 
     Raises:
@@ -86,7 +86,7 @@ def examine(tar: Path) -> Found:
 
         for sample, key in enumerate(index.keys):
             members = index.members(sample)
-            name = image_of(members)
+            name = image_extension(members)
             if key in seen:
                 check_sorted(tar, key, seen[key], members)
                 rejected += [Rejected(f"{tar.name}: {key}.{extension}", "repeated") for extension in members]
@@ -112,7 +112,7 @@ def examine(tar: Path) -> Found:
         for sample in np.flatnonzero(keep).tolist()
         for item in index.members(sample).values()
     )
-    return Found(usable, tuple(rejected), numbered, top, bytes(labels))
+    return TarScan(usable, tuple(rejected), numbered, top, bytes(labels))
 
 
 def check_sorted(tar: Path, key: str, before: Collection[str], members: Iterable[str]) -> None:
@@ -124,7 +124,7 @@ def check_sorted(tar: Path, key: str, before: Collection[str], members: Iterable
         )
 
 
-def split_of(file: str) -> str:
+def split_from_name(file: str) -> str:
     """Infer the split: val for 'val-000000.tar' or 'faces-dev-000000.tar'; train if the name contains no split.
 
     The last split word wins, because a corpus name at the start may contain one.
@@ -133,7 +133,7 @@ def split_of(file: str) -> str:
     return next((SPLITS[word] for word in reversed(words) if word in SPLITS), TRAIN)
 
 
-def tars_in(folder: Path) -> list[Path]:
+def list_tars(folder: Path) -> list[Path]:
     """Return the tars of a folder by name. Raises UserError if there are none."""
     tars = sorted(folder.glob("*.tar"))
     if not tars:
@@ -144,24 +144,24 @@ def tars_in(folder: Path) -> list[Path]:
     return tars
 
 
-def shard_info(tar: Path, found: Found, sha256: str) -> ShardInfo:
+def shard_info(tar: Path, scan: TarScan, sha256: str) -> ShardInfo:
     """Return a tar's manifest entry."""
-    return ShardInfo(tar.name, split_of(tar.name), len(found.index), tar.stat().st_size, sha256)
+    return ShardInfo(tar.name, split_from_name(tar.name), len(scan.index), tar.stat().st_size, sha256)
 
 
 def make_manifest(
-    folder: Path, examined: Iterable[tuple[ShardInfo, Found]], terms: str = ""
+    folder: Path, scans: Iterable[tuple[ShardInfo, TarScan]], terms: str = ""
 ) -> tuple[Manifest, list[Rejected]]:
     """Return the manifest of a folder of examined tars, and all rejected samples."""
     infos: list[ShardInfo] = []
     rejected: list[Rejected] = []
     counts: Counter[str] = Counter()
     top, numbered = -1, True
-    for info, found in examined:
+    for info, found in scans:
         infos.append(info)
         rejected += found.rejected
         counts.update(item.reason for item in found.rejected)
-        numbered, top = numbered and found.numbered, max(top, found.top)
+        numbered, top = numbered and found.all_numbers, max(top, found.max_label)
     samples = sum(info.samples for info in infos)
     if not samples:
         raise UserError(
@@ -171,7 +171,7 @@ def make_manifest(
         format=FORMAT,
         corpus=folder.resolve().name,
         terms=terms,
-        labels=tuple(str(number) for number in range(top + 1)) if numbered and top <= max(samples, MOST_LABELS) else (),
+        labels=tuple(str(number) for number in range(top + 1)) if numbered and top <= max(samples, MAX_LABELS) else (),
         entries=samples + len(rejected),
         rejected=dict(sorted(counts.items())),
         shards=tuple(infos),
@@ -180,16 +180,16 @@ def make_manifest(
     return manifest, rejected
 
 
-def synthesise(folder: Path) -> Manifest:
+def infer_manifest(folder: Path) -> Manifest:
     """Infer the manifest of a folder of external tars from headers and labels.
 
     Reading every byte would take too long, so a tar's "sha256" covers its size, its sample offsets and its labels,
     which can be corrected without changing the others.
     """
 
-    def examined() -> Iterator[tuple[ShardInfo, Found]]:
-        for tar in tars_in(folder):
-            found = examine(tar)
+    def examined() -> Iterator[tuple[ShardInfo, TarScan]]:
+        for tar in list_tars(folder):
+            found = scan_tar(tar)
             digest = hashlib.sha256(f"{tar.stat().st_size} {found.index.keys}".encode("utf-8", "surrogateescape"))
             digest.update(found.index.offsets.tobytes() + found.index.sizes.tobytes() + found.labels)
             yield shard_info(tar, found, digest.hexdigest()), found
@@ -210,11 +210,11 @@ def index_folder(folder: Path, terms: str, workers: int, overwrite: bool, progre
     Raises:
         UserError: no tars, an existing manifest or different index, a key that an index cannot store, no usable sample.
     """
-    tars = tars_in(folder)
-    if (folder / NAME).exists() and not (overwrite and describes(read_manifest(folder))):
+    tars = list_tars(folder)
+    if (folder / NAME).exists() and not (overwrite and is_external_manifest(read_manifest(folder))):
         raise UserError(f"shards={folder}: has a {NAME}. Fix: use the folder as it is, or add --overwrite")
     examined = []
-    for done, item in enumerate(on_processes(partial(_index_tar, overwrite=overwrite), tars, workers), 1):
+    for done, item in enumerate(parallel_map(partial(_index_tar, overwrite=overwrite), tars, workers), 1):
         examined.append(item)
         progress(done)
     manifest, rejected = make_manifest(folder, examined, terms)
@@ -223,9 +223,9 @@ def index_folder(folder: Path, terms: str, workers: int, overwrite: bool, progre
     return manifest
 
 
-def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, Found]:
+def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, TarScan]:
     """Read a tar in full and write its index."""
-    found = examine(tar)
+    found = scan_tar(tar)
     spaced = next((key for key in found.index.keys if " " in key or "\n" in key), None)
     if spaced is not None:
         raise UserError(
@@ -233,7 +233,7 @@ def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, Found]:
             "Fix: read this folder without a manifest, or build shards from it"
         )
     path = tar.with_name(index_name(tar.name))
-    if path.exists() and not overwrite and not same(read_index(path), found.index):
+    if path.exists() and not overwrite and not is_same_index(read_index(path), found.index):
         raise UserError(f"shards: {path} exists with other content. Fix: add --overwrite to replace it")
     write_index(path, found.index)
     digest = hashlib.sha256()

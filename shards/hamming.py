@@ -65,7 +65,7 @@ def plan_bands(words: int, distance: int, at_once: int = 1 << 16) -> tuple[Band,
     return min(wide, key=lambda bands: sum(call + b.probes * (PROBE_COST + words / 2**b.width) for b in bands))
 
 
-class Search:
+class HammingIndex:
     """Index of words [n]: 8 bytes per word and 4 more per band."""
 
     def __init__(self, words: Words, distance: int, at_once: int = 1 << 16) -> None:

@@ -19,7 +19,7 @@ from shards.names import leads_outside
 from shards.tarred import BoundedTar
 
 VERSION = "v1.2"
-MOST_CELLS = 1 << 24  # samples times extensions, 16 bytes each
+MAX_CELLS = 1 << 24  # samples times extensions, 16 bytes each
 
 
 class Member(NamedTuple):
@@ -85,7 +85,7 @@ def make_index(members: Iterable[tuple[str, int, int]], repeated: Callable[[str]
         elif repeated is not None:
             repeated(name)
     # Each extension is a column over all samples: as many extensions as samples would make a quadratic table.
-    if len(keys) * len(places) > max(MOST_CELLS, 64 * sum(map(len, rows))):
+    if len(keys) * len(places) > max(MAX_CELLS, 64 * sum(map(len, rows))):
         raise ValueError(f"{len(keys)} samples with {len(places)} different extensions")
     table = np.full((2, len(keys), len(places)), -1, np.int64)
     for number, row in enumerate(rows):
@@ -101,7 +101,7 @@ def split_name(name: str) -> tuple[str, str]:
     return folder + slash + key, extension
 
 
-def same(first: Index, second: Index) -> bool:
+def is_same_index(first: Index, second: Index) -> bool:
     """Return whether two indexes are equal."""
     return (
         first.keys == second.keys

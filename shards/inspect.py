@@ -11,23 +11,23 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from shards.encode import Unusable, decode_rgb
+from shards.encode import ImageRejected, decode_rgb
 from shards.errors import UserError
-from shards.foreign import IMAGES, image_of
+from shards.foreign import IMAGES, image_extension
 from shards.manifest import Manifest, ShardInfo, read_manifest
 from shards.rules import keyed_hash
-from shards.samples import Sample, check_sizes, chosen_shards, read_samples, shard_index
+from shards.samples import StoredSample, check_sizes, read_samples, select_shards, shard_index
 
 GAP, LINE = 6, 13  # pixels: gap between images, height of a text line
 COLUMNS = 8
-MOST_CELLS = 10_000
+MAX_CELLS = 10_000
 BACKGROUND, INK, PALE = (250, 250, 250), (20, 20, 20), (110, 110, 110)
 
-Place = tuple[ShardInfo, int]  # shard, position in it
+SampleRef = tuple[ShardInfo, int]  # shard, position in it
 
 
 @dataclass
-class Looked:
+class ShardSummary:
     """Summary of the chosen shards.
 
     counts: (split, label) -> samples, label "" for samples without one; sides: width and height [n, 2] of the images in
@@ -40,37 +40,37 @@ class Looked:
     sides: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     bytes: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     people: dict[str, int] = field(default_factory=dict)
-    sheet: list[Place] = field(default_factory=list)
+    sheet: list[SampleRef] = field(default_factory=list)
 
 
-def look(
-    folder: Path, splits: Sequence[str], faces: int, seed: int, progress: Callable[[str, int, int], None]
-) -> Looked:
+def summarize(
+    folder: Path, splits: Sequence[str], samples: int, seed: int, progress: Callable[[str, int, int], None]
+) -> ShardSummary:
     """Read the labels, json and sizes of all samples and draw `faces` of them for a contact sheet.
 
     Raises:
         UserError: the shards or a split do not exist, or the shards do not match the manifest.
     """
-    if not 0 <= faces <= MOST_CELLS:
-        raise UserError(f"--faces={faces}: out of range. Fix: give 0 to {MOST_CELLS}")
+    if not 0 <= samples <= MAX_CELLS:
+        raise UserError(f"--faces={samples}: out of range. Fix: give 0 to {MAX_CELLS}")
     manifest = read_manifest(folder)
-    shards = chosen_shards(manifest, splits, "--split")
+    shards = select_shards(manifest, splits, "--split")
     check_sizes(folder, shards)
     total = sum(info.samples for info in shards)
-    found = Looked(manifest, sides=np.zeros((total, 2), np.int64), bytes=np.zeros(total, np.int64))
+    found = ShardSummary(manifest, sides=np.zeros((total, 2), np.int64), bytes=np.zeros(total, np.int64))
     people: dict[str, set[bytes]] = {}
     chosen: list[tuple[int, int, int]] = []  # heap of (hash, shard, position), largest hash first
     number = 0
     for place, info in enumerate(shards):
         found.bytes[number : number + info.samples] = _image_sizes(folder, info)
         for position, sample in enumerate(read_samples(folder, info, only=("cls", "json"))):
-            known = sample.known
+            known = sample.metadata
             found.counts[info.split, sample.label(manifest.labels)] += 1
             found.sides[number] = [_number(known.get(name)) for name in ("width", "height")]
             if known.get("group") is not None:
                 people.setdefault(info.split, set()).add(keyed_hash(str(known["group"]), "look")[:8])
             draw = int.from_bytes(keyed_hash(sample.key, f"look {seed}")[:8], "big")
-            (heapq.heappush if len(chosen) < faces else heapq.heappushpop)(chosen, (-draw, place, position))
+            (heapq.heappush if len(chosen) < samples else heapq.heappushpop)(chosen, (-draw, place, position))
             number += 1
         progress("looking", number, total)
     found.people = {split: len(groups) for split, groups in people.items()}
@@ -92,32 +92,32 @@ def _number(value: Any) -> int:
     return value if isinstance(value, int) else 0
 
 
-def draw_sheet(folder: Path, looked: Looked, side: int) -> Image.Image:
+def draw_contact_sheet(folder: Path, summary: ShardSummary, side: int) -> Image.Image:
     """Draw the chosen images in squares of `side` pixels, each with label, split and key below it."""
-    if not looked.sheet:
+    if not summary.sheet:
         raise UserError(f"{folder}: contains no samples to show. Fix: choose other shards")
-    columns = min(COLUMNS, len(looked.sheet))
-    rows = -(-len(looked.sheet) // columns)
+    columns = min(COLUMNS, len(summary.sheet))
+    rows = -(-len(summary.sheet) // columns)
     width, height = side + GAP, side + GAP + 2 * LINE
     sheet = Image.new("RGB", (columns * width + GAP, rows * height + GAP), BACKGROUND)
     pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE - 2)
-    for number, (info, position) in enumerate(looked.sheet):
+    for number, (info, position) in enumerate(summary.sheet):
         sample = next(read_samples(folder, info, [position]))
         row, column = divmod(number, columns)
         left, top = GAP + column * width, GAP + row * height
         image = _open(folder / info.file, sample)
         image.thumbnail((side, side))
         sheet.paste(image, (left + (side - image.width) // 2, top + (side - image.height) // 2))
-        label = sample.label(looked.manifest.labels) or "-"
+        label = sample.label(summary.manifest.labels) or "-"
         pen.text((left, top + side), _fit(pen, font, label, side), INK, font)
         pen.text((left, top + side + LINE), _fit(pen, font, f"{info.split} {sample.key}", side), PALE, font)
     return sheet
 
 
-def _open(tar: Path, sample: Sample) -> Image.Image:
+def _open(tar: Path, sample: StoredSample) -> Image.Image:
     try:
-        return Image.fromarray(decode_rgb(sample.members.get(image_of(sample.members) or "", b"")))
-    except Unusable as error:
+        return Image.fromarray(decode_rgb(sample.members.get(image_extension(sample.members) or "", b"")))
+    except ImageRejected as error:
         raise UserError(f"{tar}: {sample.key} cannot be decoded ({error}). Fix: run simfle shards verify") from None
 
 

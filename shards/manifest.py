@@ -9,14 +9,14 @@ from typing import Any
 from shards.errors import UserError
 from shards.files import read_bytes, write_atomic
 from shards.names import is_plain, is_split
-from shards.plain import parse_json
-from shards.redact import redacted, shown
+from shards.plain import loads
+from shards.redact import redact_secrets, redact_url
 from shards.remote import check_url, is_url, join, read_url
 
 FORMAT = 1
 NAME = "manifest.json"
 REJECTED = "rejected.jsonl"
-MOST_BYTES = 1 << 50  # of one tar: sums over many tars stay far below 2**63
+MAX_BYTES = 1 << 50  # of one tar: sums over many tars stay far below 2**63
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def read_manifest(folder: str | Path) -> Manifest:
 def parse_manifest(data: bytes, path: str) -> Manifest:
     """Parse the manifest in `data`; `path` names it in messages. Raises UserError like `read_manifest`."""
     try:
-        content = parse_json(data)
+        content = loads(data)
     except ValueError as error:
         raise UserError(f"shards: {path} is corrupt ({error}). Fix: rebuild the shards") from None
     found = content.get("format") if isinstance(content, dict) else None
@@ -96,9 +96,9 @@ def _read(folder: str | Path) -> tuple[str, bytes]:
         check_url(str(folder))
         url = join(str(folder), NAME)
         try:
-            return shown(url), read_url(url)
+            return redact_url(url), read_url(url)
         except FileNotFoundError:
-            raise UserError(f"shards: {shown(url)} does not exist. Fix: run simfle shards build") from None
+            raise UserError(f"shards: {redact_url(url)} does not exist. Fix: run simfle shards build") from None
     path = Path(folder) / NAME
     if not path.parent.is_dir():
         raise UserError(f"shards: {folder} is not a folder. Fix: run simfle shards build")
@@ -112,7 +112,9 @@ def _read(folder: str | Path) -> tuple[str, bytes]:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `folder`/manifest.json atomically."""
-    told = asdict(manifest) | {"build": redacted(manifest.build)}  # names and terms come from the corpus, unredacted
+    told = asdict(manifest) | {
+        "build": redact_secrets(manifest.build)
+    }  # names and terms come from the corpus, unredacted
     write_atomic(folder / NAME, (json.dumps(told, indent=1) + "\n").encode())
 
 
@@ -144,7 +146,7 @@ def _shard(item: Mapping[str, Any]) -> ShardInfo:
     if not is_split(split):
         raise ValueError(f"{file}: {split!r} is not a split name")
     samples, size = _typed(item["samples"], int), _typed(item["bytes"], int)
-    if samples < 0 or not 0 <= size <= MOST_BYTES:
+    if samples < 0 or not 0 <= size <= MAX_BYTES:
         raise ValueError(f"{file}: number of samples or bytes is out of range")
     if samples > size:
         raise ValueError(f"{file}: {samples} samples do not fit into {size} bytes")

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.files import read_bytes, write_atomic
 from shards.manifest import FORMAT, REJECTED, Manifest, read_manifest, write_manifest
-from shards.rules import composed, is_text, keyed_hash, marked_key
-from shards.samples import Sample, made_from, new_folder, read_samples, shard_index, write_split
+from shards.rules import disambiguated_key, is_text, keyed_hash, normalize_unicode
+from shards.samples import StoredSample, provenance, read_samples, shard_index, staged_output_dir, write_split
 
 REFUSE, SUFFIX = "refuse", "suffix"
 MANY = 65536  # names kept as text before they are hashed
@@ -23,7 +23,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergeReport:
     """Result of a merge.
 
     renamed: samples whose key already existed and got a suffix; renumbered: samples with a new `.cls`;
@@ -32,15 +32,15 @@ class Merged:
     """
 
     manifest: Manifest
-    renamed: int
-    renumbered: int
-    shared: int
-    divided: int
+    renamed_keys: int
+    relabelled: int
+    shared_people: int
+    people_across_splits: int
 
 
 def merge(
-    folders: Sequence[Path], out: Path, collisions: str, corpus: str, shard_samples: int, progress: Progress
-) -> Merged:
+    folders: Sequence[Path], out: Path, on_collision: str, corpus: str, shard_samples: int, progress: Progress
+) -> MergeReport:
     """Copy all samples of `folders`, split by split, in the order of the folders.
 
     Label numbers follow the first folder that has the label; new names are appended. Keys that exist in an earlier
@@ -52,17 +52,17 @@ def merge(
     """
     if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("merge: needs at least two different folders. Fix: list two or more folders of shards")
-    if collisions not in (REFUSE, SUFFIX) or shard_samples < 1:
+    if on_collision not in (REFUSE, SUFFIX) or shard_samples < 1:
         raise UserError(
-            f"--collisions={collisions}, --shard-samples={shard_samples}: out of range. "
+            f"--collisions={on_collision}, --shard-samples={shard_samples}: out of range. "
             f"Fix: give {REFUSE} or {SUFFIX}, and at least 1"
         )
     manifests = [read_manifest(folder) for folder in folders]
     labels = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.labels))
     taken, known = _collisions(folders, manifests, progress)
-    if collisions == REFUSE and any(map(len, taken)):
+    if on_collision == REFUSE and any(map(len, taken)):
         number = next(number for number, keys in enumerate(taken) if len(keys))
-        one = _named(folders[number], manifests[number], taken[number])
+        one = _colliding_keys(folders[number], manifests[number], taken[number])
         raise UserError(
             f"{sum(map(len, taken))} keys are in more than one folder, for example {one!r} in {folders[number]}. "
             "Fix: add --collisions suffix to rename the later ones"
@@ -74,7 +74,7 @@ def merge(
     changed = Counter[str]()
     people = _People()
 
-    def copied(split: str) -> Iterator[Sample]:
+    def copied(split: str) -> Iterator[StoredSample]:
         for number, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
             numbers = {place: labels.index(name) for place, name in enumerate(manifest.labels)}
             for info in manifest.shards:
@@ -86,7 +86,7 @@ def merge(
                         yield _renumbered(renamed, numbers, manifest.corpus, changed)
                     progress("copying", changed["done"], sum(counts.values()))
 
-    with new_folder(out) as partial:
+    with staged_output_dir(out) as partial:
         shards = [
             info
             for split, number in counts.items()
@@ -101,11 +101,11 @@ def merge(
             entries=sum(manifest.entries for manifest in manifests),
             rejected=dict(sum((Counter(manifest.rejected) for manifest in manifests), Counter[str]())),
             shards=tuple(shards),
-            build={"merge": {"collisions": collisions}} | made_from(*manifests),
+            build={"merge": {"collisions": on_collision}} | provenance(*manifests),
             extra_samples=sum(manifest.extra_samples for manifest in manifests),
         )
         write_manifest(partial, merged)
-    return Merged(merged, changed["renamed"], changed["renumbered"], people.in_several(0), people.in_several(1))
+    return MergeReport(merged, changed["renamed"], changed["renumbered"], people.in_several(0), people.in_several(1))
 
 
 class _People:
@@ -115,16 +115,16 @@ class _People:
         self._hashed: dict[tuple[int, str], NDArray[np.uint64]] = {}
         self._new: dict[tuple[int, str], set[str]] = {}
 
-    def add(self, folder: int, split: str, sample: Sample) -> None:
+    def add(self, folder: int, split: str, sample: StoredSample) -> None:
         """Add the group of a sample, if its json has one; ignore a json that cannot be parsed."""
         try:
-            group = sample.known.get("group")
+            group = sample.metadata.get("group")
         except UserError:
             return
         if group is None or not is_text(str(group)):
             return
         new = self._new.setdefault((folder, split), set())
-        new.add(composed(str(group)))
+        new.add(normalize_unicode(str(group)))
         if len(new) >= MANY:
             self._pack()
 
@@ -171,27 +171,27 @@ def _is_in(key: str, hashes: NDArray[np.uint64]) -> bool:
     return place < len(hashes) and bool(hashes[place] == wanted)
 
 
-def _named(folder: Path, manifest: Manifest, hashes: NDArray[np.uint64]) -> str:
+def _colliding_keys(folder: Path, manifest: Manifest, hashes: NDArray[np.uint64]) -> str:
     """Return one of the keys with these hashes."""
     keys = (key for info in manifest.shards for key in shard_index(folder, info).keys)
     return next(key for key in keys if _is_in(key, hashes))
 
 
 def _renamed(
-    sample: Sample, folder: int, taken: NDArray[np.uint64], known: NDArray[np.uint64], changed: Counter[str]
-) -> Sample:
+    sample: StoredSample, folder: int, taken: NDArray[np.uint64], known: NDArray[np.uint64], changed: Counter[str]
+) -> StoredSample:
     """Return the sample with a unique key, also in its json."""
     if not _is_in(sample.key, taken):
         return sample
     changed["renamed"] += 1
     marks = (f"{folder}/{sample.key}" if not turn else f"{folder} {turn}/{sample.key}" for turn in count())
     # The input may itself be merged and contain the key that this sample's position would give it.
-    key = next(key for key in (marked_key(sample.key, mark) for mark in marks) if not _is_in(key, known))
-    said = {"json": json.dumps(sample.known | {"key": key}).encode()} if "json" in sample.members else {}
-    return Sample(key, sample.members | said)
+    key = next(key for key in (disambiguated_key(sample.key, mark) for mark in marks) if not _is_in(key, known))
+    said = {"json": json.dumps(sample.metadata | {"key": key}).encode()} if "json" in sample.members else {}
+    return StoredSample(key, sample.members | said)
 
 
-def _renumbered(sample: Sample, numbers: dict[int, int], corpus: str, changed: Counter[str]) -> Sample:
+def _renumbered(sample: StoredSample, numbers: dict[int, int], corpus: str, changed: Counter[str]) -> StoredSample:
     """Return the sample with its label's new number."""
     before = sample.members.get("cls")
     if before is None:
@@ -203,7 +203,7 @@ def _renumbered(sample: Sample, numbers: dict[int, int], corpus: str, changed: C
             f"{sample.key}.cls contains {before[:20]!r}, but {corpus} has no such label. Fix: rebuild the shards"
         ) from None
     changed["renumbered"] += number != before
-    return Sample(sample.key, sample.members | {"cls": number})
+    return StoredSample(sample.key, sample.members | {"cls": number})
 
 
 def _rejects(folder: Path) -> bytes:

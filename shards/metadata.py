@@ -16,7 +16,7 @@ KEPT = {0xE2: b"ICC_PROFILE\0", 0xEE: b"Adobe"}
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
-def strip(data: bytes) -> bytes | None:
+def strip_metadata(data: bytes) -> bytes | None:
     """Return the JPEG without metadata and without trailing bytes; return `data` itself if there is nothing to remove.
 
     The image and its tables, JFIF without thumbnail, the ICC profile and Adobe's color transform are kept.

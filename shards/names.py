@@ -2,7 +2,9 @@
 
 import re
 
-MOST = 200  # characters of a split or file name: with its number and a temporary suffix it must fit into 255 bytes
+MAX_LENGTH = (
+    200  # characters of a split or file name: with its number and a temporary suffix it must fit into 255 bytes
+)
 SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Characters that a plain file name must not contain: path separators of any system and control characters.
 SEPARATOR = re.compile(r"[/\\\x00-\x1f\x7f]")
@@ -46,14 +48,14 @@ def is_plain(name: str) -> bool:
     return (
         bool(name)
         and name not in (".", "..")
-        and len(name.encode(errors="replace")) <= MOST
+        and len(name.encode(errors="replace")) <= MAX_LENGTH
         and not SEPARATOR.search(name)
     )
 
 
 def is_split(name: str) -> bool:
     """Return whether a name can start a shard's file name: letters, digits, '_', '.', '-'."""
-    return len(name) <= MOST and SPLIT.fullmatch(name) is not None
+    return len(name) <= MAX_LENGTH and SPLIT.fullmatch(name) is not None
 
 
 def leads_outside(name: str) -> bool:

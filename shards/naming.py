@@ -7,10 +7,10 @@ from typing import Any
 
 from shards.errors import UserError
 from shards.manifest import Manifest
-from shards.rules import check_pattern, composed
+from shards.rules import check_pattern, normalize_unicode
 
 
-def naming(
+def rejects_naming(
     manifest: Manifest, sources: Collection[str], person: str | None, *, words: bool = True
 ) -> Callable[[str, str], bool]:
     """Return a function that tells whether the source and detail of a reject name a removed sample or person.
@@ -23,12 +23,12 @@ def naming(
     """
     if person is None:
         return lambda source, detail: bool(source) and source in sources
-    wanted = composed(person)
+    wanted = normalize_unicode(person)
     name = re.compile(rf"(?<![^\W_]){re.escape(wanted)}(?![^\W_])") if words and wanted else None
     groups = group_patterns(manifest.build)
 
     def is_named(text: str) -> bool:
-        text = composed(text)
+        text = normalize_unicode(text)
         matches = (pattern.search(text) for pattern in groups)
         return bool(name and name.search(text)) or any(match and match.group(1) == wanted for match in matches)
 
@@ -49,8 +49,8 @@ def group_patterns(build: dict[str, Any]) -> list[re.Pattern[str]]:
         pattern = rules.get("group_pattern") if isinstance(rules, dict) else None
         with suppress(UserError, RecursionError, OverflowError):
             if isinstance(pattern, str) and pattern:
-                check_pattern(composed(pattern))
-                found.append(re.compile(composed(pattern)))
+                check_pattern(normalize_unicode(pattern))
+                found.append(re.compile(normalize_unicode(pattern)))
         for each in before if isinstance(before, list) else ():
             if isinstance(each, dict) and isinstance(each.get("build"), dict):
                 builds.append(each["build"])

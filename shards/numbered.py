@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.rules import normal_label
+from shards.rules import normalize_label
 
 NUMBER = re.compile(r"[0-9]{1,9}")
 
@@ -21,7 +21,7 @@ class NamedLabels:
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         for item in self.entries:
-            label = normal_label(item.label) if isinstance(item, Entry) else None
+            label = normalize_label(item.label) if isinstance(item, Entry) else None
             if isinstance(item, Entry) and label and NUMBER.fullmatch(label):
                 place = int(label) - self.first
                 yield replace(item, label=self.names[place]) if 0 <= place < len(self.names) else item
@@ -29,7 +29,7 @@ class NamedLabels:
                 yield item
 
 
-def name_numbers(entries: Iterable[Entry | Rejected], names: tuple[str, ...]) -> Iterable[Entry | Rejected]:
+def map_numbered_labels(entries: Iterable[Entry | Rejected], names: tuple[str, ...]) -> Iterable[Entry | Rejected]:
     """Replace numeric labels by `names` if the names are words and all labels are numbers; else keep the entries.
 
     Raises:
@@ -37,7 +37,7 @@ def name_numbers(entries: Iterable[Entry | Rejected], names: tuple[str, ...]) ->
     """
     if not names or any(NUMBER.fullmatch(name) for name in names):
         return entries
-    found = {normal_label(item.label) for item in entries if isinstance(item, Entry)} - {None}
+    found = {normalize_label(item.label) for item in entries if isinstance(item, Entry)} - {None}
     numbers = {int(label) for label in found if label and NUMBER.fullmatch(label)}
     if not numbers or len(numbers) < len(found):
         return entries

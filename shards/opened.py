@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.encode import Unusable, decode_rgb
+from shards.encode import ImageRejected, decode_rgb
 from shards.errors import UserError
-from shards.files import at_home, open_regular
-from shards.foreign import image_of
+from shards.files import expand_home, open_regular
+from shards.foreign import image_extension
 from shards.index import Index
 from shards.manifest import Manifest, read_manifest
-from shards.redact import shown
+from shards.redact import redact_url
 from shards.remote import is_url
-from shards.samples import Sample, chosen_shards, label_number, shard_index
+from shards.samples import StoredSample, label_number, select_shards, shard_index
 
 
 @dataclass(frozen=True)
-class Item:
+class Sample:
     """One sample.
 
     label: its name ("" without label); number: the label's position in `Shards.labels` or None; split: split of its
@@ -34,22 +34,22 @@ class Item:
     key: str
     split: str
     label: str
-    number: int | None
-    known: dict[str, Any] = field(hash=False)  # the key is enough: equal items have equal keys
-    file: bytes = field(repr=False)
+    label_id: int | None
+    metadata: dict[str, Any] = field(hash=False)  # the key is enough: equal items have equal keys
+    image_bytes: bytes = field(repr=False)
 
     @cached_property
     def image(self) -> NDArray[np.uint8]:
         """Pixels [H, W, 3] uint8 RGB, decoded on first access. Raises UserError if the image is corrupt."""
         try:
-            return decode_rgb(self.file)
-        except Unusable as error:
+            return decode_rgb(self.image_bytes)
+        except ImageRejected as error:
             raise UserError(
                 f"shards: the image of {self.key} is corrupt ({error.reason}). Fix: run simfle shards verify"
             ) from None
 
 
-class Shards(Sequence[Item]):
+class ShardDataset(Sequence[Sample]):
     """A folder of shards, read-only. Samples are in the order of the tars and are read on access.
 
     It is a map-style dataset: `torch.utils.data.DataLoader(shards, collate_fn=...)` accepts it; `dataset` returns
@@ -59,14 +59,14 @@ class Shards(Sequence[Item]):
     def __init__(self, folder: str | Path, splits: str | Sequence[str] | None = None) -> None:
         """See `open`."""
         if is_url(folder):
-            raise UserError(f"shards: {shown(str(folder))} is a URL. Fix: copy the shards to this machine")
-        place = at_home(folder)
+            raise UserError(f"shards: {redact_url(str(folder))} is a URL. Fix: copy the shards to this machine")
+        place = expand_home(folder)
         self.manifest: Manifest = read_manifest(place)
         self.folder = place.absolute()  # tars are opened later, when the working folder may differ
-        self._shards = chosen_shards(self.manifest, split_names(splits), "splits")
+        self._shards = select_shards(self.manifest, split_names(splits), "splits")
         self._ends = list(accumulate(info.samples for info in self._shards))
         self._indexes: dict[int, Index] = {}
-        self._places: dict[str, int] = {}
+        self._locations: dict[str, int] = {}
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -95,11 +95,11 @@ class Shards(Sequence[Item]):
 
     def __contains__(self, what: object) -> bool:
         """Return whether a sample with this key, or this item, exists."""
-        if isinstance(what, Item):
+        if isinstance(what, Sample):
             return what.key in self._keys and self[what.key] == what
         return isinstance(what, str) and what in self._keys
 
-    def __iter__(self) -> Iterator[Item]:
+    def __iter__(self) -> Iterator[Sample]:
         return (self[position] for position in range(len(self)))
 
     def __repr__(self) -> str:
@@ -109,29 +109,29 @@ class Shards(Sequence[Item]):
         """Return the keys of all samples, in order."""
         return list(self._keys)
 
-    def dataset(self, transform: Callable[[Any], Any] | None = None) -> Any:
+    def as_torch_dataset(self, transform: Callable[[Any], Any] | None = None) -> Any:
         """Return a torch.utils.data.Dataset of (image, label number; -1 without label).
 
         The image is a PIL image, or the result of `transform` (for example torchvision's) on one.
         """
-        from shards.pairs import Pairs  # imported lazily: it imports torch
+        from shards.pairs import ImageLabelDataset  # imported lazily: it imports torch
 
-        return Pairs(self, transform)
+        return ImageLabelDataset(self, transform)
 
     @property
     def _keys(self) -> dict[str, int]:
         """Map key -> position. The first access reads all indexes."""
-        if not self._places and len(self):
+        if not self._locations and len(self):
             every = (key for shard in range(len(self._shards)) for key in self._index(shard).keys)
-            self._places = {key: position for position, key in enumerate(every)}
-        return self._places
+            self._locations = {key: position for position, key in enumerate(every)}
+        return self._locations
 
     def _index(self, shard: int) -> Index:
         if shard not in self._indexes:
             self._indexes[shard] = shard_index(self.folder, self._shards[shard])
         return self._indexes[shard]
 
-    def _read(self, shard: int, number: int) -> Item:
+    def _read(self, shard: int, number: int) -> Sample:
         info, index = self._shards[shard], self._index(shard)
         tar = self.folder / info.file
         members = {}
@@ -146,14 +146,14 @@ class Shards(Sequence[Item]):
                         raise UserError(f"shards: {tar} is shorter than its index says. Fix: copy it again")
         except OSError as error:
             raise UserError(f"shards: cannot read {tar}: {error.strerror}") from None
-        sample = Sample(index.keys[number], members)
-        image = image_of(members)
+        sample = StoredSample(index.keys[number], members)
+        image = image_extension(members)
         if image is None:
             raise UserError(f"shards: {tar}: {sample.key} has no image, only: {', '.join(members) or 'none'}")
         content = members.get("cls")
         label = None if content is None else label_number(content, len(self.labels), f"{tar}: {sample.key}")
         name = "" if label is None or not self.labels else self.labels[label]
-        return Item(sample.key, info.split, name, label, sample.known, members[image])
+        return Sample(sample.key, info.split, name, label, sample.metadata, members[image])
 
 
 def split_names(splits: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -161,7 +161,7 @@ def split_names(splits: str | Sequence[str] | None) -> tuple[str, ...]:
     return (splits,) if isinstance(splits, str) else tuple(splits or ())
 
 
-def open(folder: str | Path, splits: str | Sequence[str] | None = None) -> Shards:
+def open(folder: str | Path, splits: str | Sequence[str] | None = None) -> ShardDataset:
     """Open a folder of shards. splits: one name or several; None or empty: all.
 
     >>> faces = shards.open("shards/mine")
@@ -170,4 +170,4 @@ def open(folder: str | Path, splits: str | Sequence[str] | None = None) -> Shard
     Raises:
         UserError: the folder or its manifest is missing or corrupt, or a split is unknown.
     """
-    return Shards(folder, splits)
+    return ShardDataset(folder, splits)

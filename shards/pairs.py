@@ -7,13 +7,13 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 if TYPE_CHECKING:
-    from shards.opened import Shards
+    from shards.opened import ShardDataset
 
 
-class Pairs(Dataset):
+class ImageLabelDataset(Dataset):
     """Dataset of (image, label number; -1 without label). Can be pickled if `transform` can."""
 
-    def __init__(self, shards: "Shards", transform: Callable[[Any], Any] | None) -> None:
+    def __init__(self, shards: "ShardDataset", transform: Callable[[Any], Any] | None) -> None:
         self._shards, self._transform = shards, transform
 
     def __len__(self) -> int:
@@ -22,4 +22,4 @@ class Pairs(Dataset):
     def __getitem__(self, position: int) -> tuple[Any, int]:
         item = self._shards[position]
         image = Image.fromarray(item.image)
-        return self._transform(image) if self._transform else image, -1 if item.number is None else item.number
+        return self._transform(image) if self._transform else image, -1 if item.label_id is None else item.label_id

@@ -6,13 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
-from shards.opened import Shards
+from shards.opened import ShardDataset
 
-MOST = 20_000  # image means have a standard deviation of about 0.15, so the error is about 0.001
+MAX_IMAGES = 20_000  # image means have a standard deviation of about 0.15, so the error is about 0.001
 
 
 @dataclass(frozen=True)
-class Statistics:
+class PixelStats:
     """Mean and standard deviation of red, green and blue in [0, 1], equal weight per image; images: their number."""
 
     mean: tuple[float, float, float]
@@ -20,7 +20,7 @@ class Statistics:
     images: int
 
 
-def statistics(shards: Shards, most: int = MOST) -> Statistics:
+def pixel_stats(shards: ShardDataset, max_images: int = MAX_IMAGES) -> PixelStats:
     """Compute the statistics over at most `most` images, spread evenly over the shards.
 
     Computed in float64 from each image's mean and mean square, so neither the order nor the number of images costs
@@ -29,7 +29,7 @@ def statistics(shards: Shards, most: int = MOST) -> Statistics:
     Raises:
         UserError: there are no images, or one is corrupt.
     """
-    count = min(len(shards), most)
+    count = min(len(shards), max_images)
     if count < 1:
         raise UserError(f"shards={shards.folder}: contains no images. Fix: give a folder with samples")
     sums = np.zeros((2, 3))  # [mean, mean square; channel]
@@ -38,7 +38,7 @@ def statistics(shards: Shards, most: int = MOST) -> Statistics:
     mean, square = sums / count
     std = np.sqrt(np.maximum(square - mean**2, 0))
     red, green, blue = zip(mean.tolist(), std.tolist(), strict=True)
-    return Statistics((red[0], green[0], blue[0]), (red[1], green[1], blue[1]), count)
+    return PixelStats((red[0], green[0], blue[0]), (red[1], green[1], blue[1]), count)
 
 
 def moments(image: NDArray[np.uint8]) -> NDArray[np.float64]:

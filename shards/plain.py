@@ -8,11 +8,11 @@ from typing import IO, Any, TypeVar
 from shards.errors import UserError
 
 T = TypeVar("T")
-MOST_TOLD = 4 << 20  # bytes of one sample's JSON: parsed, a text takes up to 30 times its size
-MOST_LINE = 1 << 20  # characters in one line of a list
+MAX_JSON = 4 << 20  # bytes of one sample's JSON: parsed, a text takes up to 30 times its size
+MAX_LINE = 1 << 20  # characters in one line of a list
 
 
-def parse_json(text: str | bytes) -> Any:
+def loads(text: str | bytes) -> Any:
     """Parse JSON like `json.loads`, but raise ValueError if the nesting is too deep."""
     try:
         return json.loads(text)
@@ -20,15 +20,15 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("JSON is nested too deeply") from None
 
 
-def parse_object(text: str | bytes) -> dict[str, Any]:
+def loads_object(text: str | bytes) -> dict[str, Any]:
     """Parse a JSON object. Raises ValueError for anything else."""
-    found = parse_json(text)
+    found = loads(text)
     if not isinstance(found, dict):
         raise ValueError("not a JSON object")  # noqa: TRY004 - the text is wrong, not a type in the program
     return found
 
 
-def lines_of(text: IO[str], most: int) -> Iterator[str]:
+def split_lines(text: IO[str], most: int) -> Iterator[str]:
     """Yield the lines of a text file. Raises UserError for a line of more than `most` characters (possibly endless)."""
     while line := text.readline(most + 1):
         if len(line) > most:
@@ -37,27 +37,27 @@ def lines_of(text: IO[str], most: int) -> Iterator[str]:
         yield line
 
 
-def whole_lines(text: str | bytes) -> Iterator[dict[str, Any]]:
+def iter_valid_lines(text: str | bytes) -> Iterator[dict[str, Any]]:
     """Yield the JSON objects of a file with one object per line; skip invalid lines."""
     for line in text.splitlines():
         try:
-            yield parse_object(line)
+            yield loads_object(line)
         except ValueError:
             continue
 
 
-def build(kind: type[T], text: str | bytes) -> T:
+def dataclass_from_json(kind: type[T], text: str | bytes) -> T:
     """Build a dataclass of int, str and list[str] from a JSON object. Raises ValueError for other fields or types."""
-    found = parse_object(text)
+    found = loads_object(text)
     types = {field.name: field.type for field in fields(kind)}  # type: ignore[arg-type]
     wrong = found.keys() ^ types.keys()
-    wrong |= {name for name, value in found.items() if name in types and not _is(value, types[name])}
+    wrong |= {name for name, value in found.items() if name in types and not _has_type(value, types[name])}
     if wrong:
         raise ValueError(f"{min(wrong)!r} is missing, unknown or has the wrong type")
     return kind(**found)
 
 
-def _is(value: Any, kind: Any) -> bool:
+def _has_type(value: Any, kind: Any) -> bool:
     if kind == list[str]:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     return type(value) is kind  # JSON true is not an int

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.entry import Entry, Recipe, Rejected
+from shards.entry import Entry, LazyBytes, Rejected
 from shards.errors import UserError
 from shards.files import open_regular
-from shards.rules import Rules, archive_key, keyed_hash, label_order, marked_key, settle
+from shards.rules import EntryRules, archive_key, disambiguated_key, keyed_hash, label_order, resolve_entry
 
 SCHEMA = """
 CREATE TABLE found (  -- one row per entry to write
@@ -45,7 +45,7 @@ ALIKE = "SELECT key FROM found WHERE reason IS NULL GROUP BY key HAVING count(*)
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardSpec:
     """One shard: `entries` entries of a split, starting at place `first`."""
 
     split: str
@@ -60,7 +60,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedEntry:
     """An entry and its key in the tar."""
 
     key: str
@@ -83,40 +83,40 @@ class Digest:
         return self._hash.hexdigest()
 
 
-def describe(entry: Entry) -> dict[str, Any]:
+def entry_to_json(entry: Entry) -> dict[str, Any]:
     """Return an entry's metadata as plain JSON, without the image and its path on this machine."""
     known = {name: getattr(entry, name) for name in ("source", "label", "group", "split", "box", "landmarks")}
     known["extras"] = entry.extras or None
-    if isinstance(entry.read, Recipe):
-        known["recipe"] = {"function": entry.read.function, "arguments": entry.read.arguments}
+    if isinstance(entry.read, LazyBytes):
+        known["recipe"] = {"function": entry.read.reader, "arguments": entry.read.arguments}
     return {name: value for name, value in known.items() if value is not None}
 
 
-def settled(
-    entries: Iterable[Entry | Rejected], rules: Rules, digest: Digest
+def apply_rules(
+    entries: Iterable[Entry | Rejected], rules: EntryRules, digest: Digest
 ) -> Iterator[tuple[Entry | Rejected, str]]:
     """Yield each entry after the rules, with its JSON, and add both to the digest."""
     for found in entries:
-        item = settle(found, rules) if isinstance(found, Entry) else found
+        item = resolve_entry(found, rules) if isinstance(found, Entry) else found
         if isinstance(item, Rejected):
             text = json.dumps([item.source, item.reason, item.detail])
             digest.add(text)
         else:
-            text = json.dumps(describe(item), default=float)
+            text = json.dumps(entry_to_json(item), default=float)
             digest.add(text + item.key, item.read if isinstance(item.read, bytes) else None)
         yield item, text
 
 
-def digest_entries(entries: Iterable[Entry | Rejected], rules: Rules, options: dict[str, Any]) -> str:
+def digest_entries(entries: Iterable[Entry | Rejected], rules: EntryRules, options: dict[str, Any]) -> str:
     """Return the digest of a listing without making a plan: a restarted build compares it."""
     digest = Digest(options)
-    for _ in settled(entries, rules, digest):
+    for _ in apply_rules(entries, rules, digest):
         pass
     return digest.value()
 
 
 def make_plan(
-    path: Path, entries: Iterable[Entry | Rejected], rules: Rules, options: dict[str, Any], shard_samples: int
+    path: Path, entries: Iterable[Entry | Rejected], rules: EntryRules, options: dict[str, Any], shard_samples: int
 ) -> str:
     """Write the plan of a build to `path` and return its digest.
 
@@ -133,12 +133,12 @@ def make_plan(
         # The file need not survive a crash: the plan is valid only once its digest is written.
         base.executescript("PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA cache_size = -65536;" + SCHEMA)
         base.execute("BEGIN")
-        rows = (_row(base, item, text) for item, text in settled(entries, rules, digest))
+        rows = (_row(base, item, text) for item, text in apply_rules(entries, rules, digest))
         base.executemany(f"INSERT INTO found VALUES ({', '.join('?' * 8)}, NULL, ?)", filter(None, rows))
         base.execute("COMMIT")
         base.executescript(REPEATS)
-        _tell_apart(base)
-        _cut(base, shard_samples)
+        _disambiguate_keys(base)
+        _assign_shards(base, shard_samples)
     with open_regular(path, "rb") as file:
         os.fsync(file.fileno())
     return digest.value()
@@ -151,7 +151,7 @@ def _row(base: sqlite3.Connection, item: Entry | Rejected, text: str) -> tuple[A
         return None
     ident = item.key.encode("utf-8", "surrogateescape")
     group = None if item.group is None else item.group.encode("utf-8", "surrogateescape")
-    file = item.read.file if isinstance(item.read, Recipe) else item.read
+    file = item.read.file if isinstance(item.read, LazyBytes) else item.read
     # Absolute: a build may be resumed from another working folder.
     path = json.dumps(str(file.absolute())) if isinstance(file, Path) else None
     data = item.read if isinstance(item.read, bytes) else None
@@ -159,10 +159,13 @@ def _row(base: sqlite3.Connection, item: Entry | Rejected, text: str) -> tuple[A
     return (ident, place, item.split, group, item.label, archive_key(item.key), text, path, data)
 
 
-def _tell_apart(base: sqlite3.Connection) -> None:
+def _disambiguate_keys(base: sqlite3.Connection) -> None:
     """Disambiguate equal tar keys with a suffix that depends only on the entry's own key."""
     base.create_function(
-        "marked", 2, lambda key, ident: marked_key(key, ident.decode("utf-8", "surrogateescape")), deterministic=True
+        "marked",
+        2,
+        lambda key, ident: disambiguated_key(key, ident.decode("utf-8", "surrogateescape")),
+        deterministic=True,
     )
     base.execute(f"UPDATE found SET key = marked(key, ident) WHERE reason IS NULL AND key IN ({ALIKE})")
     left = base.execute(ALIKE).fetchone()
@@ -170,7 +173,7 @@ def _tell_apart(base: sqlite3.Connection) -> None:
         raise UserError(f"two entries get the same key {left[0]!r}. Fix: rename one of the files")
 
 
-def _cut(base: sqlite3.Connection, shard_samples: int) -> None:
+def _assign_shards(base: sqlite3.Connection, shard_samples: int) -> None:
     """Assign entries to shards of nearly equal size: a last shard of three samples would slow down a whole epoch."""
     counts = base.execute("SELECT split, count(*) FROM found WHERE reason IS NULL GROUP BY split").fetchall()
     for split, count in counts:
@@ -185,7 +188,7 @@ def _cut(base: sqlite3.Connection, shard_samples: int) -> None:
                 base.execute("INSERT INTO shard VALUES (?, ?, ?, ?)", (split, number, place, size))
 
 
-class Plan:
+class BuildPlan:
     """A complete plan, read-only; each process opens it separately."""
 
     def __init__(self, path: Path) -> None:
@@ -195,14 +198,14 @@ class Plan:
         """Close the file."""
         self._base.close()
 
-    def shards(self) -> list[Shard]:
+    def shards(self) -> list[ShardSpec]:
         """Return all shards: train first, then the other splits by name."""
         rows = self._base.execute(
             "SELECT split, number, first, entries FROM shard ORDER BY split <> 'train', split, number"
         )
-        return [Shard(*row) for row in rows]
+        return [ShardSpec(*row) for row in rows]
 
-    def entries(self, shard: Shard) -> Iterator[Planned]:
+    def entries(self, shard: ShardSpec) -> Iterator[PlannedEntry]:
         """Yield the entries of one shard, in order."""
         rows = self._base.execute(
             "SELECT key, ident, meta, path, data FROM found WHERE split = ? AND reason IS NULL AND place >= ?"
@@ -216,7 +219,7 @@ class Plan:
             for name in ("box", "landmarks"):
                 if name in known:
                     known[name] = _tuples(known[name])
-            yield Planned(key, Entry(key=ident.decode("utf-8", "surrogateescape"), read=read, **known))
+            yield PlannedEntry(key, Entry(key=ident.decode("utf-8", "surrogateescape"), read=read, **known))
 
     def paths(self) -> Iterator[tuple[Path, str]]:
         """The files that are read, each with the source of its entry."""
@@ -251,14 +254,14 @@ class Plan:
         rows = self._base.execute("SELECT DISTINCT label FROM found WHERE reason IS NULL AND label IS NOT NULL")
         return label_order([name for (name,) in rows], asked)
 
-    def divided_groups(self) -> int:
+    def groups_across_splits(self) -> int:
         """Return the number of groups with entries in several splits (only possible with the source's own splits)."""
         return self._number(
             "SELECT count(*) FROM (SELECT grp FROM found WHERE reason IS NULL AND grp IS NOT NULL"
             " GROUP BY grp HAVING count(DISTINCT split) > 1)"
         )
 
-    def groupless(self) -> int:
+    def ungrouped_count(self) -> int:
         """Return the number of planned entries without a group."""
         return self._number("SELECT count(*) FROM found WHERE reason IS NULL AND grp IS NULL")
 
@@ -266,10 +269,10 @@ class Plan:
         return int(self._base.execute(query).fetchone()[0])
 
 
-def _read(path: str | None, data: bytes | None, recipe: dict[str, Any] | None) -> Path | bytes | Recipe:
+def _read(path: str | None, data: bytes | None, recipe: dict[str, Any] | None) -> Path | bytes | LazyBytes:
     """Restore an entry's `read` field."""
     if recipe is not None:
-        return Recipe(recipe["function"], tuple(recipe["arguments"]), Path(path) if path else None)
+        return LazyBytes(recipe["function"], tuple(recipe["arguments"]), Path(path) if path else None)
     return Path(path) if path else data or b""
 
 

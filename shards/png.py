@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 START = b"\x89PNG\r\n\x1a\n"
 XMP = b"XML:com.adobe.xmp\0\0"  # may contain the orientation; not compressed
-MOST_XMP = 1 << 20
-BESIDE = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # not needed to decode; the color profile is not applied
+MAX_XMP = 1 << 20
+TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # not needed to decode; the color profile is not applied
 
 
 def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
@@ -36,12 +36,12 @@ def significant_bits(data: bytes) -> int | None:
     return None
 
 
-def without_words(data: bytes) -> bytes:
+def strip_text_chunks(data: bytes) -> bytes:
     """Return the image without texts and color profile, which can exceed Pillow's limit; XMP is kept."""
     parts, after = [data[: len(START)]], len(START)
     for kind, start, end in chunks(data):
         content = data[start + 8 : end - 4]
-        if kind not in BESIDE or (content.startswith(XMP) and len(content) < MOST_XMP):
+        if kind not in TEXT_CHUNKS or (content.startswith(XMP) and len(content) < MAX_XMP):
             parts.append(data[start:end])
         after = end
     return b"".join([*parts, data[after:]])

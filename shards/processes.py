@@ -23,15 +23,15 @@ from typing import Any, Generic, TypeVar
 
 from shards.errors import UserError
 
-PATIENCE = 2.0  # seconds for a process to stop
+EXIT_TIMEOUT = 2.0  # seconds for a process to stop
 PROGRAM = """
 import sys
 sys.path[:] = filter(None, sys.path)  # not the current folder, regardless of its content
 from multiprocessing.connection import Connection
 parent = Connection(int(sys.argv[1]))
 sys.path[:] = parent.recv()
-from shards.processes import serve
-serve(parent)
+from shards.processes import worker_main
+worker_main(parent)
 """
 
 Item = TypeVar("Item")
@@ -40,8 +40,11 @@ Answer = TypeVar("Answer")
 _here = threading.local()  # the implementation of `tell` in this thread
 
 
-def on_processes(
-    function: Callable[[Item], Answer], items: Sequence[Item], processes: int, told: Callable[[Any], None] | None = None
+def parallel_map(
+    function: Callable[[Item], Answer],
+    items: Sequence[Item],
+    processes: int,
+    on_progress: Callable[[Any], None] | None = None,
 ) -> Iterator[Answer]:
     """Yield `function` of each item, in order, computed by several processes (1 process or item: in this one).
 
@@ -60,7 +63,7 @@ def on_processes(
     processes = min(processes, len(items))
     if processes <= 1:
         for item in items:
-            _here.tell = told
+            _here.tell = on_progress
             yield function(item)
         return
     queue = enumerate(items)
@@ -79,14 +82,14 @@ def on_processes(
                 if isinstance(answer, _Done):
                     done[busy.pop(worker)] = answer.value
                     idle.append(worker)
-                elif told:
-                    told(answer)
+                elif on_progress:
+                    on_progress(answer)
             while taken in done:
                 yield done.pop(taken)
                 taken += 1
 
 
-def tell(value: Any) -> None:
+def report_progress(value: Any) -> None:
     """Pass a value from within `function` to `told`.
 
     Raises:
@@ -155,14 +158,14 @@ def _started(function: Callable[[Any], Any], processes: int) -> "Iterator[list[C
 
 def _end(children: "Iterable[subprocess.Popen[bytes]]") -> None:
     """Wait for processes to exit; kill those that hang, for example in a network file system."""
-    last = time.monotonic() + PATIENCE
+    last = time.monotonic() + EXIT_TIMEOUT
     for child in children:
         try:
             child.wait(max(0.0, last - time.monotonic()))
         except subprocess.TimeoutExpired:
             child.kill()
             with suppress(subprocess.TimeoutExpired):
-                child.wait(PATIENCE)
+                child.wait(EXIT_TIMEOUT)
         if child.stdin:
             child.stdin.close()
 
@@ -179,11 +182,11 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def serve(parent: "Connection[Any, Any]") -> None:
+def worker_main(parent: "Connection[Any, Any]") -> None:
     """Run a worker, which exits with its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_parent, daemon=True).start()
-    _here.tell = partial(_tell, parent)
+    _here.tell = partial(_report_progress, parent)
     try:
         function = parent.recv()
         gc.freeze()  # loaded modules are never garbage: scanning them took 6 % of the time
@@ -193,7 +196,7 @@ def serve(parent: "Connection[Any, Any]") -> None:
         return
 
 
-def _tell(parent: "Connection[Any, Any]", value: object) -> None:
+def _report_progress(parent: "Connection[Any, Any]", value: object) -> None:
     try:
         parent.send(value)
     except OSError:  # the parent has closed the pipe

@@ -19,7 +19,7 @@ URL = re.compile(f"{QUOTED}|{BARE}")
 ALONE = re.compile(SCHEME + r"\S+")
 
 
-def shown(url: str) -> str:
+def redact_url(url: str) -> str:
     """Return a URL that is safe to show: without user, password and signature."""
     scheme, sign, rest = url.partition("://")
     if not sign or scheme.lower() in PUBLIC:
@@ -34,41 +34,41 @@ def shown(url: str) -> str:
     return f"{scheme}://{place}"
 
 
-def redacted(value: Any) -> Any:
+def redact_secrets(value: Any) -> Any:
     """Return plain values with every URL in every text redacted by `shown`."""
     if isinstance(value, dict):
-        return {redacted(name): redacted(item) for name, item in value.items()}
+        return {redact_secrets(name): redact_secrets(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        items = map(redacted, value)
+        items = map(redact_secrets, value)
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if not isinstance(value, str) or "://" not in value:
         return value
     if ALONE.fullmatch(value):  # only a URL: a comma is part of it
-        return shown(value)
+        return redact_url(value)
     return URL.sub(_in_text, value)
 
 
 def _in_text(found: re.Match[str]) -> str:
     url = found[0].rstrip(":;.)")  # punctuation of the surrounding text
-    return shown(url) + found[0][len(url) :]
+    return redact_url(url) + found[0][len(url) :]
 
 
 def without_secrets(text: str, url: str) -> str:
     """Return a driver's error message about a URL without the URL's secrets."""
     place, _, query = url.partition("://")[2].partition("?")
-    user = place.partition("/")[0].rpartition("@")[0] if shown(url) != url else ""
+    user = place.partition("/")[0].rpartition("@")[0] if redact_url(url) != url else ""
     for secret in filter(None, (query, user, user.partition(":")[2])):
         text = text.replace(secret, "...")
-    return redacted(text)
+    return redact_secrets(text)
 
 
 def to_json(value: Any, **options: Any) -> str:
     """Return `value`, redacted, as JSON; `options` are passed to json.dumps."""
-    return json.dumps(redacted(value), **options)
+    return json.dumps(redact_secrets(value), **options)
 
 
 def to_yaml(value: Any) -> str:
     """Return `value`, redacted, as YAML with keys in their original order."""
     import yaml  # imported lazily: most of shards does not need it
 
-    return yaml.safe_dump(redacted(value), sort_keys=False)
+    return yaml.safe_dump(redact_secrets(value), sort_keys=False)

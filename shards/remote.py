@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from shards.errors import UserError
 from shards.files import RefusedFileError, open_regular
-from shards.redact import HTTP, shown, without_secrets
+from shards.redact import HTTP, redact_url, without_secrets
 from shards.web import chunks, open_web
 
 T = TypeVar("T")
@@ -48,9 +48,9 @@ def check_url(url: str, *, write: bool = False) -> None:
     """
     scheme = _scheme(url)
     if scheme not in DRIVERS:
-        raise UserError(f"{shown(url)}: scheme {scheme!r} is not allowed. Fix: use one of {', '.join(DRIVERS)}")
+        raise UserError(f"{redact_url(url)}: scheme {scheme!r} is not allowed. Fix: use one of {', '.join(DRIVERS)}")
     if write and scheme in HTTP:
-        raise UserError(f"{shown(url)}: {scheme} is read-only. Fix: write to a bucket or a folder")
+        raise UserError(f"{redact_url(url)}: {scheme} is read-only. Fix: write to a bucket or a folder")
     if scheme not in HTTP:
         _file_system(url)
 
@@ -77,7 +77,7 @@ def open_url(url: str) -> IO[bytes]:
         try:
             return open_regular(path, "rb")
         except RefusedFileError as error:  # not a network error: retries are useless
-            raise UserError(f"{shown(url)}: {error.strerror}. Fix: give a regular file") from None
+            raise UserError(f"{redact_url(url)}: {error.strerror}. Fix: give a regular file") from None
     return cast(IO[bytes], system.open(path, "rb"))
 
 
@@ -91,12 +91,12 @@ def read_url(url: str) -> bytes:
                 content += chunk
                 if len(content) > LARGEST:
                     raise UserError(
-                        f"{shown(url)}: has more than {LARGEST >> 20} MiB, too much for this kind of file. "
+                        f"{redact_url(url)}: has more than {LARGEST >> 20} MiB, too much for this kind of file. "
                         "Fix: check the URL"
                     )
         return bytes(content)
 
-    return retried(url, read)
+    return with_retries(url, read)
 
 
 def download(url: str, path: Path) -> None:
@@ -114,7 +114,7 @@ def download(url: str, path: Path) -> None:
                         f"{path}: cannot be written ({error.strerror}). Fix: free some space there"
                     ) from None
 
-    retried(url, copy)
+    with_retries(url, copy)
 
 
 def upload(path: Path, url: str) -> None:
@@ -126,43 +126,43 @@ def upload(path: Path, url: str) -> None:
         system.makedirs(system._parent(target), exist_ok=True)
         system.put_file(str(path), target)
 
-    retried(url, copy)
+    with_retries(url, copy)
 
 
-def size_of(url: str) -> int | None:
+def file_size(url: str) -> int | None:
     """Return the size of a file in bytes; None if it does not exist or the size is unknown (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)
     system.invalidate_cache()
     try:
-        return int(retried(url, lambda: system.info(path))["size"])
+        return int(with_retries(url, lambda: system.info(path))["size"])
     except FileNotFoundError:
         return None
 
 
-def is_folder(url: str) -> bool:
+def is_directory(url: str) -> bool:
     """Return whether a URL is a folder (never for http). Raises UserError if it does not exist."""
     if _scheme(url) in HTTP:
         return False
     system, path = _file_system(url)
     try:
-        return bool(retried(url, lambda: system.info(path))["type"] == "directory")
+        return bool(with_retries(url, lambda: system.info(path))["type"] == "directory")
     except FileNotFoundError:
-        raise UserError(f"{shown(url)}: does not exist. Fix: check the URL") from None
+        raise UserError(f"{redact_url(url)}: does not exist. Fix: check the URL") from None
 
 
-def names_in(url: str) -> list[str] | None:
+def list_names(url: str) -> list[str] | None:
     """Return the file names in a folder; None if they cannot be listed (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)
     system.invalidate_cache()
-    found = retried(url, lambda: system.ls(path, detail=True))
+    found = with_retries(url, lambda: system.ls(path, detail=True))
     return sorted(Path(item["name"]).name for item in found if item["type"] == "file")
 
 
-def retried(url: str, action: Callable[[], T]) -> T:
+def with_retries(url: str, action: Callable[[], T]) -> T:
     """Call `action` and retry errors that the network may have caused.
 
     Raises:
@@ -175,13 +175,13 @@ def retried(url: str, action: Callable[[], T]) -> T:
             raise
         except PermissionError as error:
             raise UserError(
-                f"{shown(url)}: access is refused ({without_secrets(str(error), url)}). Fix: check your credentials"
+                f"{redact_url(url)}: access is refused ({without_secrets(str(error), url)}). Fix: check your credentials"
             ) from None
         except Exception as error:  # noqa: BLE001 - each driver has errors of its own
             if not left:
                 said = without_secrets(f"{type(error).__name__}: {error}", url)
                 raise UserError(
-                    f"{shown(url)}: failed {TRIES} times, last with {said}. Fix: check the network"
+                    f"{redact_url(url)}: failed {TRIES} times, last with {said}. Fix: check the network"
                 ) from None
         time.sleep(PAUSE * 2 ** (TRIES - 1 - left))
     raise AssertionError("unreachable: the last try returns or raises")
@@ -202,5 +202,5 @@ def _file_system(url: str) -> tuple[Any, str]:
         package = DRIVERS.get(scheme)
         extra = f" (or '.[{EXTRAS[package]}]' in the checkout)" if package in EXTRAS else ""
         wish = f"pip install {package}{extra}" if package else "check the URL"
-        raise UserError(f"{shown(url)}: {scheme} cannot be read here ({error}). Fix: {wish}") from None
+        raise UserError(f"{redact_url(url)}: {scheme} cannot be read here ({error}). Fix: {wish}") from None
     return system, path

@@ -25,22 +25,22 @@ from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
-from shards.files import read_bytes, read_text, sync_folder, write_atomic
+from shards.files import fsync_dir, read_bytes, read_text, write_atomic
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
 from shards.names import is_plain
-from shards.naming import naming
-from shards.plain import parse_object
-from shards.rules import composed, keyed_hash
-from shards.samples import locked, read_samples, shard_index, write_shard
+from shards.naming import rejects_naming
+from shards.plain import loads_object
+from shards.rules import keyed_hash, normalize_unicode
+from shards.samples import lock_dir, read_samples, shard_index, write_shard
 
 STAGING = ".removal"
 READY = "ready.json"
-RECORD = "removed.jsonl"
-MOST_NAMED = 5
+REMOVAL_LOG = "removed.jsonl"
+MAX_NAMED = 5
 
 
 @dataclass
-class Removal:
+class RemovalReport:
     """Result of a removal. samples: removed; shards: rewritten or deleted; blanked: rejects that named removed samples.
 
     already: number of requested keys (1 for the person) that had been removed before; resumed: "finished" or "undone"
@@ -49,7 +49,7 @@ class Removal:
 
     samples: int = 0
     shards: int = 0
-    blanked: int = 0
+    anonymized_rejects: int = 0
     already: int = 0
     resumed: str = ""
 
@@ -68,7 +68,9 @@ class _Found:
         return sum(map(len, self.positions.values()))
 
 
-def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = None, reason: str = "") -> Removal:
+def remove_samples(
+    folder: Path, keys: Iterable[str] = (), person: str | None = None, reason: str = ""
+) -> RemovalReport:
     """Remove the samples with these keys, or all of a person (the group of that exact name).
 
     Names are compared in NFC: shards of earlier versions may contain two spellings of a name.
@@ -84,18 +86,18 @@ def remove_samples(folder: Path, keys: Iterable[str] = (), person: str | None = 
         would be left, another process is writing, a disk error.
     """
     read_manifest(folder)
-    with locked(folder):
-        done = Removal(resumed=recover(folder))
+    with lock_dir(folder):
+        done = RemovalReport(resumed=recover(folder))
         manifest = read_manifest(folder)
         _refuse_links(folder, manifest)
         wanted = set(keys)
         found = _find(folder, manifest, wanted, person)
         # A person found only in rejects must match the group pattern: a word of a file name may mean anybody.
-        rejected = _count_named(folder, naming(manifest, (), person, words=False))
+        rejected = _count_named(folder, rejects_naming(manifest, (), person, words=False))
         done.already = _check(folder, found, wanted, person, rejected)
-        done.blanked = _count_named(folder, naming(manifest, found.sources, person))
+        done.anonymized_rejects = _count_named(folder, rejects_naming(manifest, found.sources, person))
         done.samples, done.shards = found.samples, len(found.positions)
-        if found.keys or done.blanked:
+        if found.keys or done.anonymized_rejects:
             try:
                 _stage(folder, manifest, found, person, reason)
             except (OSError, UserError) as error:
@@ -109,7 +111,7 @@ def read_list(path: Path) -> list[str]:
     """Read keys from a file: one per line, or JSON lines with a `key` (as written by find_duplicates)."""
     try:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
-        return [str(parse_object(line)["key"]) if line.startswith("{") else line for line in lines]
+        return [str(loads_object(line)["key"]) if line.startswith("{") else line for line in lines]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"--list={path}: {error!r}. Fix: write one key per line, or JSON lines with a key") from None
 
@@ -123,7 +125,7 @@ def recover(folder: Path) -> str:
         if not (staging / READY).exists():
             begun = any(staging.iterdir())  # the first and last step of a removal leave an empty folder
             shutil.rmtree(staging)
-            sync_folder(folder)
+            fsync_dir(folder)
             return "undone" if begun else ""
         _move(folder, staging, _read_plan(staging / READY))
     except OSError as error:
@@ -136,7 +138,7 @@ def recover(folder: Path) -> str:
 def _read_plan(path: Path) -> dict[str, list[str]]:
     """Read which files to publish and which to delete. Raises UserError for names outside the folder."""
     try:
-        plan = parse_object(read_bytes(path))
+        plan = loads_object(read_bytes(path))
         names = [plan["place"], plan["drop"]]
         if not all(isinstance(name, str) and is_plain(name) for each in names for name in each):
             raise ValueError("it names files in other folders")  # noqa: TRY301
@@ -152,15 +154,15 @@ def _move(folder: Path, staging: Path, plan: dict[str, list[str]]) -> None:
     """Publish the new shards, then the manifest, then delete the old shards. Can be interrupted after any step."""
     for name in plan["place"]:
         if name == NAME:
-            sync_folder(folder)  # the shards' names are durable before the manifest that refers to them
+            fsync_dir(folder)  # the shards' names are durable before the manifest that refers to them
         if (staging / name).exists():
             (staging / name).replace(folder / name)
-    sync_folder(folder)
+    fsync_dir(folder)
     for name in plan["drop"]:
         (folder / name).unlink(missing_ok=True)
     (staging / READY).unlink()
     staging.rmdir()
-    sync_folder(folder)
+    fsync_dir(folder)
 
 
 def _find(folder: Path, manifest: Manifest, keys: set[str], person: str | None) -> _Found:
@@ -171,9 +173,11 @@ def _find(folder: Path, manifest: Manifest, keys: set[str], person: str | None) 
             continue
         samples = read_samples(folder, info, positions, only=("json",))
         for position, sample in zip(range(info.samples) if positions is None else positions, samples, strict=True):
-            known = sample.known
+            known = sample.metadata
             group = known.get("group")
-            is_person = person is not None and group is not None and composed(str(group)) == composed(person)
+            is_person = (
+                person is not None and group is not None and normalize_unicode(str(group)) == normalize_unicode(person)
+            )
             if sample.key in keys or is_person:
                 found.positions.setdefault(info.file, []).append(position)
                 found.keys.add(sample.key)
@@ -188,26 +192,26 @@ def _positions(folder: Path, info: ShardInfo, keys: set[str]) -> list[int]:
 def _check(folder: Path, found: _Found, keys: set[str], person: str | None, rejected: int) -> int:
     """Return how many requested items were removed before. Raises UserError for items that never existed."""
     before: set[str] = set()
-    for item in read_record(folder):
+    for item in read_removal_log(folder):
         before |= {*map(str, item["keys"]), str(item.get("person", ""))}
-    absent = sorted(key for key in keys - found.keys if _mark(key) not in before)
+    absent = sorted(key for key in keys - found.keys if _key_hash(key) not in before)
     if absent:
-        named = ", ".join(map(repr, absent[:MOST_NAMED]))
+        named = ", ".join(map(repr, absent[:MAX_NAMED]))
         raise UserError(
-            f"{folder} has no sample {named}{' ...' if len(absent) > MOST_NAMED else ''}. Nothing was removed. "
+            f"{folder} has no sample {named}{' ...' if len(absent) > MAX_NAMED else ''}. Nothing was removed. "
             "Fix: check the keys"
         )
     gone = len(keys - found.keys)
     if person is not None and not found.keys:
-        if before.isdisjoint(_marks(person)) and not rejected:
+        if before.isdisjoint(_key_hashes(person)) and not rejected:
             raise UserError(f"{folder} has no sample of the person (group) {person!r}. Nothing was removed")
         gone += not rejected
     return gone
 
 
-def read_record(folder: Path) -> list[dict[str, Any]]:
+def read_removal_log(folder: Path) -> list[dict[str, Any]]:
     """Read the removal log of these shards: date, samples, reason, hashes of keys."""
-    return _read_lines(folder / RECORD, {"keys": list})
+    return _read_lines(folder / REMOVAL_LOG, {"keys": list})
 
 
 def read_rejects(folder: Path) -> list[dict[str, Any]]:
@@ -218,7 +222,7 @@ def read_rejects(folder: Path) -> list[dict[str, Any]]:
 def _read_lines(path: Path, needed: dict[str, type]) -> list[dict[str, Any]]:
     """Read JSON lines with the required fields; [] if the file is missing. Raises UserError if a field is missing."""
     try:
-        found = [parse_object(line) for line in read_text(path).splitlines()]
+        found = [loads_object(line) for line in read_text(path).splitlines()]
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
@@ -229,14 +233,14 @@ def _read_lines(path: Path, needed: dict[str, type]) -> list[dict[str, Any]]:
     return found
 
 
-def _mark(name: str) -> str:
+def _key_hash(name: str) -> str:
     """Hash a key or name for the log: a known name can be looked up, but the log does not reveal names."""
     return keyed_hash(name, "removed").hex()
 
 
-def _marks(person: str) -> set[str]:
+def _key_hashes(person: str) -> set[str]:
     """Return all hashes that a log of any version may hold for a person: earlier ones kept the name as typed."""
-    return {_mark(name) for name in (person, composed(person), unicodedata.normalize("NFD", person))}
+    return {_key_hash(name) for name in (person, normalize_unicode(person), unicodedata.normalize("NFD", person))}
 
 
 def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, reason: str) -> None:
@@ -263,17 +267,17 @@ def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, 
     if not shards:
         raise UserError(f"no sample of {folder} would be left; delete the folder instead")
     _write_rejected(folder, staging, manifest, found, person)
-    _write_record(folder, staging, found, person, reason)
+    _append_removal_log(folder, staging, found, person, reason)
     _as_private(folder / REJECTED, staging / REJECTED)
-    _as_private(folder / NAME, staging / RECORD)
+    _as_private(folder / NAME, staging / REMOVAL_LOG)
     rejected = Counter(manifest.rejected) + Counter(removed=found.samples)
     build = manifest.build | {"removed": int(manifest.build.get("removed", 0)) + found.samples}
     new = replace(manifest, shards=tuple(shards), rejected=dict(sorted(rejected.items())), build=build)
     write_manifest(staging, new)
     _as_private(folder / NAME, staging / NAME)
-    plan = {"place": [*place, REJECTED, RECORD, NAME], "drop": drop}
+    plan = {"place": [*place, REJECTED, REMOVAL_LOG, NAME], "drop": drop}
     write_atomic(staging / READY, json.dumps(plan).encode())
-    sync_folder(folder)
+    fsync_dir(folder)
 
 
 def _refuse_links(folder: Path, manifest: Manifest) -> None:
@@ -307,36 +311,36 @@ def _write_rejected(folder: Path, staging: Path, manifest: Manifest, found: _Fou
     """Rewrite the rejects with one anonymous line per removed sample; blank those that name a removed one."""
     rejects = read_rejects(folder)
     rejects += [{"reason": "removed"}] * found.samples
-    names = naming(manifest, found.sources, person)
+    names = rejects_naming(manifest, found.sources, person)
     told = "".join(json.dumps(item) + "\n" for item in _anonymous(rejects, names))
     write_atomic(staging / REJECTED, told.encode())
 
 
 def _anonymous(rejects: Sequence[dict[str, Any]], names: Callable[[str, str], bool]) -> Iterator[dict[str, str]]:
     for item in rejects:
-        source, detail = _told(item)
+        source, detail = _from_json(item)
         if names(source, detail):
             source = detail = ""
         yield {"source": source, "reason": item["reason"], "detail": detail}
 
 
-def _told(item: dict[str, Any]) -> tuple[str, str]:
+def _from_json(item: dict[str, Any]) -> tuple[str, str]:
     return str(item.get("source", "")), str(item.get("detail", ""))
 
 
 def _count_named(folder: Path, names: Callable[[str, str], bool]) -> int:
     """Return the number of rejects that will be blanked."""
-    return sum(names(*_told(item)) for item in read_rejects(folder))
+    return sum(names(*_from_json(item)) for item in read_rejects(folder))
 
 
-def _write_record(folder: Path, staging: Path, found: _Found, person: str | None, reason: str) -> None:
+def _append_removal_log(folder: Path, staging: Path, found: _Found, person: str | None, reason: str) -> None:
     item: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "samples": found.samples,
         "reason": reason,
-        "keys": sorted(map(_mark, found.keys)),
+        "keys": sorted(map(_key_hash, found.keys)),
     }
     if person is not None:
-        item["person"] = _mark(composed(person))
-    told = "".join(json.dumps(line) + "\n" for line in [*read_record(folder), item])
-    write_atomic(staging / RECORD, told.encode())
+        item["person"] = _key_hash(normalize_unicode(person))
+    told = "".join(json.dumps(line) + "\n" for line in [*read_removal_log(folder), item])
+    write_atomic(staging / REMOVAL_LOG, told.encode())

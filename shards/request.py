@@ -7,17 +7,17 @@ from typing import Any
 
 from shards.align import find_model, model_digest
 from shards.encode import EncodeOptions
-from shards.exclude import Exclude
-from shards.files import named
+from shards.exclude import ExclusionOptions
+from shards.files import resolve_output_dir
 from shards.manifest import FORMAT
-from shards.rules import Rules
+from shards.rules import EntryRules
 
-DECIDING = ("pillow", "simplejpeg")  # packages whose version can change the bytes
-RESIZING = "opencv-python-headless"  # the same, for builds that resize or align
+BYTE_AFFECTING_PACKAGES = ("pillow", "simplejpeg")  # packages whose version can change the bytes
+RESIZE_PACKAGE = "opencv-python-headless"  # the same, for builds that resize or align
 
 
 @dataclass(frozen=True)
-class Build:
+class BuildSpec:
     """Specification of a build.
 
     source: kind of source and its options as plain JSON, without absolute paths.
@@ -28,36 +28,36 @@ class Build:
     out: Path
     corpus: str
     source: dict[str, Any]
-    rules: Rules = field(default_factory=Rules)
+    rules: EntryRules = field(default_factory=EntryRules)
     encode: EncodeOptions = field(default_factory=EncodeOptions)
     shard_samples: int = 2048
     terms: str = ""
     workers: int = 1
     face_model: Path | None = None
     max_missing: float = 1.0
-    exclude: Exclude = field(default_factory=Exclude)
+    exclude: ExclusionOptions = field(default_factory=ExclusionOptions)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "out", named(self.out))
+        object.__setattr__(self, "out", resolve_output_dir(self.out))
 
     @property
-    def partial(self) -> Path:
+    def staging_dir(self) -> Path:
         """Staging folder of the build."""
         return self.out.with_name(self.out.name + ".partial")
 
     @property
-    def mark(self) -> Path:
+    def plan_marker(self) -> Path:
         """File that marks the plan as complete and holds its digest."""
-        return self.partial / "work" / "plan.json"
+        return self.staging_dir / "work" / "plan.json"
 
     @property
     def model(self) -> Path | None:
         """Model of the face detector, None without encode.align. Raises UserError if the file is missing."""
         return find_model(self.face_model) if self.encode.align else None
 
-    def decides(self) -> dict[str, Any]:
+    def digest_options(self) -> dict[str, Any]:
         """Options and versions that, together with the entries, determine the shards: part of the digest."""
-        moving = (RESIZING,) if self.encode.align or self.encode.shorter_side else ()
+        moving = (RESIZE_PACKAGE,) if self.encode.align or self.encode.shorter_side else ()
         model = {"face_model": model_digest(self.model)} if self.model else {}
         return {
             "corpus": self.corpus,
@@ -66,5 +66,5 @@ class Build:
             "rules": asdict(self.rules),
             "encode": asdict(self.encode),
             "shard_samples": self.shard_samples,
-            "versions": {"format": FORMAT} | {name: version(name) for name in DECIDING + moving} | model,
-        } | self.exclude.decides()
+            "versions": {"format": FORMAT} | {name: version(name) for name in BYTE_AFFECTING_PACKAGES + moving} | model,
+        } | self.exclude.digest_options()

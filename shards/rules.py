@@ -19,7 +19,7 @@ FEW = 4096  # cached label and split names: a corpus repeats a few of them milli
 
 
 @dataclass(frozen=True)
-class Rules:
+class EntryRules:
     """Rules that resolve labels, groups and splits.
 
     labels: accepted names in order (empty = all); labelled: an entry needs a label;
@@ -42,7 +42,7 @@ class Rules:
                 raise UserError(f"{name}={value:g}: must be in [0, 1). Fix: give 0.2 for a fifth of the groups")
         if self.val_fraction + self.test_fraction >= 1:
             raise UserError("--val-fraction, --test-fraction: no group is left to train on. Fix: keep the sum below 1")
-        if len({normal_label(name) for name in self.labels}) != len(self.labels):
+        if len({normalize_label(name) for name in self.labels}) != len(self.labels):
             raise UserError(f"--labels={','.join(self.labels)}: a label is listed twice. Fix: list each label once")
 
 
@@ -61,26 +61,26 @@ def check_pattern(pattern: str) -> None:
         )
 
 
-def settle(entry: Entry, rules: Rules) -> Entry | Rejected:
+def resolve_entry(entry: Entry, rules: EntryRules) -> Entry | Rejected:
     """Return the entry with its final label, group and split, or the reason why it is rejected."""
-    label = normal_label(entry.label)
+    label = normalize_label(entry.label)
     if label is None and rules.labelled:
         return Rejected(entry.source, "unlabelled")
     if label is not None and rules.labels and label not in rules.labels:
         return Rejected(entry.source, "unknown_label", label)
     group = entry.group
     if rules.group_pattern:
-        match = re.search(composed(rules.group_pattern), composed(entry.source))
+        match = re.search(normalize_unicode(rules.group_pattern), normalize_unicode(entry.source))
         group = (match.group(1) if match else None) or None
-    group = composed(group) if group else group
+    group = normalize_unicode(group) if group else group
     broken = [text for text in (entry.key, group or "") if not is_text(text)]
     if broken:
         return Rejected(entry.source, "bad_row", f"{broken[0]!a} contains a lone UTF-16 surrogate")
-    split = normal_split(entry.split)
+    split = normalize_split(entry.split)
     if not split:
         return Rejected(entry.source, "bad_row", f"split {entry.split!r} has no ASCII letter or digit; rename it")
     if split == TRAIN:
-        split = drawn_split(entry.key if group is None else group, rules)
+        split = assign_split(entry.key if group is None else group, rules)
     return replace(entry, label=label, group=group, split=split)
 
 
@@ -93,21 +93,21 @@ def is_text(text: str) -> bool:
     return True
 
 
-def composed(name: str) -> str:
+def normalize_unicode(name: str) -> str:
     """Return a name in Unicode NFC: macOS decomposes accents, and `José` would become two people."""
     return unicodedata.normalize("NFC", name)
 
 
 @lru_cache(FEW)
-def normal_label(label: str | None) -> str | None:
+def normalize_label(label: str | None) -> str | None:
     """Return a label in NFC, stripped and casefolded; None if nothing is left."""
     # A folder name may not be valid UTF-8, but a label must be encodable.
     text = (label or "").encode("utf-8", "backslashreplace").decode()
-    return composed(text).strip().casefold() or None
+    return normalize_unicode(text).strip().casefold() or None
 
 
 @lru_cache(FEW)
-def normal_split(split: str | None) -> str:
+def normalize_split(split: str | None) -> str:
     """Return a split name for file names: 'Training' -> 'train', 'PublicTest' -> 'publictest', None -> 'train'.
 
     Returns "" for a name without ASCII letters or digits, such as '测试': it may mean test and must not become train.
@@ -118,7 +118,7 @@ def normal_split(split: str | None) -> str:
     return SPLIT_NAMES.get(name, name)
 
 
-def drawn_split(group: str, rules: Rules) -> str:
+def assign_split(group: str, rules: EntryRules) -> str:
     """Draw train, val or test by a keyed hash of the group only: independent of all other groups."""
     if not rules.val_fraction and not rules.test_fraction:
         return TRAIN
@@ -139,10 +139,10 @@ def archive_key(key: str) -> str:
     path = PurePosixPath(key)
     stem = path.with_suffix("") if re.fullmatch(r"\.[A-Za-z][A-Za-z0-9]{1,4}", path.suffix) else path
     clean = re.sub(r"[^A-Za-z0-9_-]", "_", str(stem)) or "_"
-    return clean if len(clean) <= KEY_LENGTH else marked_key(clean, key)
+    return clean if len(clean) <= KEY_LENGTH else disambiguated_key(clean, key)
 
 
-def marked_key(clean: str, key: str) -> str:
+def disambiguated_key(clean: str, key: str) -> str:
     """Return `clean`, truncated, with 10 hexadecimal digits that distinguish `key` from similar keys."""
     mark = keyed_hash(key, "key").hex()[:10]
     return f"{clean[: KEY_LENGTH - len(mark) - 1]}_{mark}"

@@ -14,33 +14,33 @@ from typing import IO, Any
 import numpy as np
 
 from shards.errors import UserError
-from shards.files import named, open_regular, sync_folder
-from shards.foreign import describes
+from shards.files import fsync_dir, open_regular, resolve_output_dir
+from shards.foreign import is_external_manifest
 from shards.index import Index, index_tar, read_index, write_index
 from shards.locks import try_lock
 from shards.manifest import Manifest, ShardInfo, index_name
-from shards.plain import MOST_TOLD, parse_json
-from shards.workshop import refuse_others
-from shards.writer import TarShard
+from shards.plain import MAX_JSON, loads
+from shards.workshop import refuse_foreign_files
+from shards.writer import TarShardWriter
 
-MOST_MEMBER = 2 << 30  # maximum bytes of a member, which is read whole; a build accepts images up to 1 GiB
+MAX_MEMBER = 2 << 30  # maximum bytes of a member, which is read whole; a build accepts images up to 1 GiB
 
 
 @dataclass(frozen=True)
-class Sample:
+class StoredSample:
     """One sample: key and members (extension -> content), in tar order."""
 
     key: str
     members: dict[str, bytes]
 
     @property
-    def known(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Metadata from the json member; empty without one. Raises UserError if it is corrupt."""
         try:
             told = self.members.get("json", b"{}")
-            if len(told) > MOST_TOLD:
-                raise ValueError(f"more than {MOST_TOLD >> 20} MiB")  # noqa: TRY301 - handled like other corruption
-            known = parse_json(told)
+            if len(told) > MAX_JSON:
+                raise ValueError(f"more than {MAX_JSON >> 20} MiB")  # noqa: TRY301 - handled like other corruption
+            known = loads(told)
         except ValueError as error:
             raise UserError(f"shards: {self.key}.json is corrupt ({error}). Fix: rebuild the shards") from None
         if not isinstance(known, dict):
@@ -58,7 +58,7 @@ class Sample:
         word = (content or b"").decode("utf-8", "replace").strip()
         if word and not word.removeprefix("-").isdigit():
             return word
-        label = self.known.get("label")
+        label = self.metadata.get("label")
         return "" if label is None else str(label)
 
 
@@ -93,17 +93,17 @@ def shard_index(folder: Path, info: ShardInfo) -> Index:
         )
     largest = int(index.sizes.max(initial=0))
     # Check each size first: the sum of sizes near 2**63 would overflow.
-    if largest > min(info.bytes, MOST_MEMBER) or int(np.maximum(index.sizes, 0).sum()) > info.bytes:
+    if largest > min(info.bytes, MAX_MEMBER) or int(np.maximum(index.sizes, 0).sum()) > info.bytes:
         raise UserError(
             f"shards: {folder / info.file} is shorter than its index says, or a member has more than "
-            f"{MOST_MEMBER >> 30} GiB. Fix: copy the shards again from a trusted source"
+            f"{MAX_MEMBER >> 30} GiB. Fix: copy the shards again from a trusted source"
         )
     return index
 
 
 def read_samples(
     folder: Path, info: ShardInfo, chosen: Iterable[int] | None = None, only: Sequence[str] = ()
-) -> Iterator[Sample]:
+) -> Iterator[StoredSample]:
     """Yield the samples of a shard in tar order.
 
     Args:
@@ -126,7 +126,7 @@ def read_samples(
         _check_size(path, size, info)
         for number in range(len(index)) if chosen is None else chosen:
             places = index.members(number)
-            yield Sample(
+            yield StoredSample(
                 index.keys[number],
                 {
                     name: read_at(file, path, place.offset, place.size)
@@ -155,7 +155,7 @@ def read_at(file: IO[bytes], path: Path, offset: int, size: int) -> bytes:
     return content
 
 
-def chosen_shards(manifest: Manifest, splits: Sequence[str], option: str) -> list[ShardInfo]:
+def select_shards(manifest: Manifest, splits: Sequence[str], option: str) -> list[ShardInfo]:
     """Return the shards of the named splits (empty = all). Raises UserError for an unknown split."""
     for split in splits:
         if split not in manifest.splits:
@@ -187,12 +187,12 @@ def content_digest(shards: Iterable[ShardInfo]) -> str:
     return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
 
 
-def made_from(*manifests: Manifest) -> dict[str, Any]:
+def provenance(*manifests: Manifest) -> dict[str, Any]:
     """Return the provenance of derived shards, for the manifest's `build`.
 
     Shards derived from external samples count as external: verify would otherwise expect members that only we write.
     """
-    source = next((manifest.build["source"] for manifest in manifests if describes(manifest)), None)
+    source = next((manifest.build["source"] for manifest in manifests if is_external_manifest(manifest)), None)
     came = [
         {"corpus": manifest.corpus, "content": content_digest(manifest.shards), "build": manifest.build}
         for manifest in manifests
@@ -201,7 +201,7 @@ def made_from(*manifests: Manifest) -> dict[str, Any]:
 
 
 @contextmanager
-def new_folder(out: Path) -> Iterator[Path]:
+def staged_output_dir(out: Path) -> Iterator[Path]:
     """Yield a staging folder for shards: renamed to `out` at the end of the block, deleted on an exception.
 
     Files left by a killed process are deleted.
@@ -209,32 +209,32 @@ def new_folder(out: Path) -> Iterator[Path]:
     Raises:
         UserError: `out` exists, is being written by another process, or cannot be created.
     """
-    out = named(out)
+    out = resolve_output_dir(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} exists. Fix: choose another output, or delete it")
     partial = out.with_name(out.name + ".partial")
     if (partial / "work").exists():
         raise UserError(f"{partial} holds an unfinished build. Fix: resume it, or choose another output")
-    refuse_others(partial, build=False)
+    refuse_foreign_files(partial, build=False)
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{partial} cannot be created ({error.strerror}). Fix: choose another output") from None
-    with locked(partial):
+    with lock_dir(partial):
         for left in partial.iterdir():
             left.unlink()
         try:
             yield partial
-            sync_folder(partial)
+            fsync_dir(partial)
             partial.rename(out)
-            sync_folder(out.parent)
+            fsync_dir(out.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def lock_dir(folder: Path) -> Iterator[None]:
     """Allow one writer at a time; the lock is released with the process and leaves no file."""
     with ExitStack() as stack:
         descriptor = _open_folder(folder, stack)
@@ -253,7 +253,7 @@ def _open_folder(folder: Path, stack: ExitStack) -> int:
 
 
 def write_split(
-    folder: Path, split: str, count: int, samples: Iterator[Sample], shard_samples: int
+    folder: Path, split: str, count: int, samples: Iterator[StoredSample], shard_samples: int
 ) -> Iterator[ShardInfo]:
     """Write `count` samples as shards of a split, of nearly equal size and at most `shard_samples` each."""
     number = -(-count // shard_samples)
@@ -262,16 +262,16 @@ def write_split(
         yield write_shard(folder / f"{split}-{place:06d}.tar", split, islice(samples, last - first))
 
 
-def write_shard(path: Path, split: str, samples: Iterable[Sample]) -> ShardInfo:
+def write_shard(path: Path, split: str, samples: Iterable[StoredSample]) -> ShardInfo:
     """Write one tar and its index; members are copied unchanged. Raises UserError for a disk error."""
     try:
-        tar = TarShard(path)
+        tar = TarShardWriter(path)
         try:
             for sample in samples:
                 tar.add(sample.key, sample.members)
             written = tar.finish()
         finally:
-            tar.drop()
+            tar.abort()
         write_index(path.with_suffix(".idx"), written.index)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror or error}). Fix: free some space") from None

@@ -5,10 +5,10 @@ from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
-MOST_FOLDERS = 64  # number of cached folder listings
+MAX_FOLDERS = 64  # number of cached folder listings
 
 
-def spelled(path: Path) -> Path | None:
+def find_spelling(path: Path) -> Path | None:
     """Return the file that `path` means in another Unicode form; None if there is none or more than one."""
     if str(path).isascii():
         return None
@@ -25,10 +25,10 @@ def spelled(path: Path) -> Path | None:
 
 def exists(path: Path) -> bool:
     """Return whether the file exists in any Unicode form."""
-    return path.exists() or spelled(path) is not None
+    return path.exists() or find_spelling(path) is not None
 
 
-@lru_cache(MOST_FOLDERS)
+@lru_cache(MAX_FOLDERS)
 def _spellings(folder: Path) -> dict[str, tuple[str, ...]]:
     """Map NFC -> names of a folder's files with accents."""
     found: dict[str, tuple[str, ...]] = {}

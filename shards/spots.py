@@ -14,14 +14,14 @@ from shards.files import read_bytes
 BLOCKS, BLOCK = 4, 4096  # number of blocks read per tar, and their size in bytes
 
 
-class Spots(NamedTuple):
+class SpotCheck(NamedTuple):
     """Digests of 16 hexadecimal digits; idx: "" if the tar has no index file."""
 
     tar: str
     idx: str
 
 
-def tar_spots(descriptor: int, size: int) -> str:
+def check_tar(descriptor: int, size: int) -> str:
     """Return the digest of an open tar of `size` bytes. Raises OSError."""
     digest = hashlib.blake2b(str(size).encode(), digest_size=8)
     for number in range(BLOCKS):  # never the end: all tars end in zeros
@@ -29,7 +29,7 @@ def tar_spots(descriptor: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def index_spots(path: Path) -> str:
+def check_index(path: Path) -> str:
     """Return the digest of an index file, ignoring a final line break; "" if the file is missing. Raises OSError."""
     try:
         content = read_bytes(path)

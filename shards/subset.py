@@ -19,8 +19,16 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.files import write_atomic
 from shards.manifest import FORMAT, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
-from shards.rules import VAL, keyed_hash, normal_split
-from shards.samples import Sample, check_sizes, chosen_shards, made_from, new_folder, read_samples, write_split
+from shards.rules import VAL, keyed_hash, normalize_split
+from shards.samples import (
+    StoredSample,
+    check_sizes,
+    provenance,
+    read_samples,
+    select_shards,
+    staged_output_dir,
+    write_split,
+)
 
 BY = ("label", "sample", "group")
 ROUNDING = 9  # decimals kept of a number of samples: 0.1 * 30 is 3, not 3.0000000000000004
@@ -38,7 +46,7 @@ class Ranks:
 
 
 def rank_samples(
-    folder: Path, shards: Sequence[ShardInfo], labels: Sequence[str], by: str, seed: int, progress: Progress
+    folder: Path, shards: Sequence[ShardInfo], labels: Sequence[str], stratify_by: str, seed: int, progress: Progress
 ) -> Ranks:
     """Rank samples for subsets and splits.
 
@@ -52,8 +60,8 @@ def rank_samples(
         seed: seed of the keyed hash.
         progress: called with stage, done, total.
     """
-    if by not in BY:
-        raise UserError(f"--by={by}: unknown. Fix: give one of {', '.join(BY)}")
+    if stratify_by not in BY:
+        raise UserError(f"--by={stratify_by}: unknown. Fix: give one of {', '.join(BY)}")
     check_sizes(folder, shards)
     purpose = f"subset {seed}"
     total = sum(info.samples for info in shards)
@@ -63,12 +71,12 @@ def rank_samples(
     number = 0
     for info in shards:
         for sample in read_samples(folder, info, only=("cls", "json")):
-            group = sample.known.get("group") if by == "group" else None
+            group = sample.metadata.get("group") if stratify_by == "group" else None
             # The prefixes keep keys and groups of the same name apart.
             unit = f"key {sample.key}" if group is None else f"group {group}"
             units[number] = int.from_bytes(keyed_hash(unit, purpose)[:8], "big")
-            label = sample.label(labels) if by == "label" else ""
-            stratum = ("", "") if by == "group" else (info.split, label)
+            label = sample.label(labels) if stratify_by == "label" else ""
+            stratum = ("", "") if stratify_by == "group" else (info.split, label)
             strata[number] = names.setdefault(stratum, len(names))
             number += 1
         progress("choosing", number, total)
@@ -80,12 +88,12 @@ def rank_samples(
     return Ranks(rank, size)
 
 
-def take_share(ranks: Ranks, fraction: float) -> NDArray[np.bool_]:
+def take_fraction(ranks: Ranks, fraction: float) -> NDArray[np.bool_]:
     """Return which samples [n] are in a fraction: the first of each stratum, rounded up so that none is empty."""
     return np.asarray(ranks.rank < np.ceil(np.round(ranks.size * fraction, ROUNDING)))
 
 
-def divide(ranks: Ranks, fractions: Sequence[float]) -> Ints:
+def assign_ranges(ranks: Ranks, fractions: Sequence[float]) -> Ints:
     """Return the part [n] of each sample; fractions: size of each part, with sum 1."""
     part = np.zeros(len(ranks.rank), np.int64)
     for end in np.cumsum(fractions)[:-1]:
@@ -97,7 +105,7 @@ def subset(
     folder: Path,
     out: Path,
     fraction: float,
-    by: str,
+    stratify_by: str,
     splits: Sequence[str],
     seed: int,
     shard_samples: int,
@@ -111,15 +119,15 @@ def subset(
     if not 0 < fraction <= 1:
         raise UserError(f"--fraction={fraction:g}: must be in (0, 1]. Fix: give 0.01 for one percent")
     manifest = read_manifest(folder)
-    reduced = chosen_shards(manifest, splits, "--split")
-    taken = take_share(rank_samples(folder, reduced, manifest.labels, by, seed, progress), fraction)
+    reduced = select_shards(manifest, splits, "--split")
+    taken = take_fraction(rank_samples(folder, reduced, manifest.labels, stratify_by, seed, progress), fraction)
     chosen: dict[str, Sequence[int]] = {info.file: range(info.samples) for info in manifest.shards}
     first = 0
     for info in reduced:
         chosen[info.file] = np.flatnonzero(taken[first : first + info.samples]).tolist()
         first += info.samples
     places = [(info, chosen[info.file], info.split) for info in manifest.shards]
-    how = {"subset": {"fraction": fraction, "by": by, "splits": list(splits), "seed": seed}}
+    how = {"subset": {"fraction": fraction, "by": stratify_by, "splits": list(splits), "seed": seed}}
     return _write(folder, out, manifest, places, how, shard_samples, progress)
 
 
@@ -127,7 +135,7 @@ def split(
     folder: Path,
     out: Path,
     shares: dict[str, float],
-    by: str,
+    stratify_by: str,
     splits: Sequence[str],
     seed: int,
     shard_samples: int,
@@ -140,9 +148,11 @@ def split(
         disk error.
     """
     manifest = read_manifest(folder)
-    divided = chosen_shards(manifest, splits, "--split")
+    divided = select_shards(manifest, splits, "--split")
     _check_shares(shares, manifest, {info.split for info in divided})
-    part = divide(rank_samples(folder, divided, manifest.labels, by, seed, progress), list(shares.values()))
+    part = assign_ranges(
+        rank_samples(folder, divided, manifest.labels, stratify_by, seed, progress), list(shares.values())
+    )
     empty = [name for number, name in enumerate(shares) if not (part == number).any()]
     if empty:
         raise UserError(
@@ -157,7 +167,7 @@ def split(
         here = part[first : first + info.samples]
         places += [(info, np.flatnonzero(here == number).tolist(), name) for number, name in enumerate(shares)]
         first += info.samples
-    how = {"split": {"into": shares, "by": by, "splits": list(splits), "seed": seed}}
+    how = {"split": {"into": shares, "by": stratify_by, "splits": list(splits), "seed": seed}}
     return _write(folder, out, manifest, places, how, shard_samples, progress)
 
 
@@ -166,8 +176,8 @@ def _check_shares(shares: dict[str, float], manifest: Manifest, divided: set[str
         told = ",".join(f"{name}={share:g}" for name, share in shares.items())
         raise UserError(f"--into={told!r}: not at least two shares above 0 that sum to 1. Fix: write train=0.8,val=0.2")
     for name in shares:
-        if name != normal_split(name):
-            raise UserError(f"--into: {name!r} is not a split name. Fix: write {normal_split(name) or VAL!r}")
+        if name != normalize_split(name):
+            raise UserError(f"--into: {name!r} is not a split name. Fix: write {normalize_split(name) or VAL!r}")
         if name in manifest.splits and name not in divided:
             raise UserError(f"--into: split {name!r} exists and is not being split. Fix: choose another name")
 
@@ -189,7 +199,7 @@ def _write(
         counts[name] += len(positions)
     done = 0
 
-    def copied(name: str) -> Iterator[Sample]:
+    def copied(name: str) -> Iterator[StoredSample]:
         nonlocal done
         for info, positions, goal in places:
             if goal == name and len(positions):
@@ -198,7 +208,7 @@ def _write(
                 done += len(positions)
                 progress("copying", done, sum(counts.values()))
 
-    with new_folder(out) as partial:
+    with staged_output_dir(out) as partial:
         shards = [
             info
             for name, count in counts.items()
@@ -212,13 +222,13 @@ def _write(
             extra_samples=0,
             rejected={},
             shards=tuple(shards),
-            build=how | made_from(manifest),
+            build=how | provenance(manifest),
         )
         write_manifest(partial, made)
     return made
 
 
-def renamed_split(sample: Sample, name: str) -> Sample:
+def renamed_split(sample: StoredSample, name: str) -> StoredSample:
     """Return the sample with another split in its json; the other members are unchanged."""
-    known = json.dumps(sample.known | {"split": name}).encode()
-    return Sample(sample.key, sample.members | {"json": known} if "json" in sample.members else sample.members)
+    known = json.dumps(sample.metadata | {"split": name}).encode()
+    return StoredSample(sample.key, sample.members | {"json": known} if "json" in sample.members else sample.members)

@@ -11,12 +11,12 @@ from typing import IO, Any, Literal
 
 from shards.files import open_regular
 
-MOST_HEADERS = 1 << 20  # bytes of headers per member; file names have at most 4 kB
-MOST_SHARED = 1000  # global pax records; tarfile copies them for each member
-MOST_XZ = 128 << 20  # memory limit of xz decompression, bytes
+MAX_HEADERS = 1 << 20  # bytes of headers per member; file names have at most 4 kB
+MAX_GLOBAL_RECORDS = 1000  # global pax records; tarfile copies them for each member
+MAX_XZ_MEMORY = 128 << 20  # memory limit of xz decompression, bytes
 
 
-class TooLargeHeader(tarfile.TarError):
+class OversizedHeaderError(tarfile.TarError):
     """A member's headers take too much memory or give an invalid size. The rest of the tar cannot be read."""
 
 
@@ -40,18 +40,18 @@ class BoundedTar(tarfile.TarFile):
 
     def next(self) -> tarfile.TarInfo | None:
         """Return the next member, None at the end."""
-        self._meter.left = MOST_HEADERS
+        self._meter.left = MAX_HEADERS
         try:
             item = super().next()
         except RecursionError:  # tarfile calls itself for each header of a member
-            raise TooLargeHeader("a member has too many headers") from None
+            raise OversizedHeaderError("a member has too many headers") from None
         finally:
             self._meter.left = None
         # A pax record can give a member a negative size: the next member would precede it, an endless loop.
         if item is not None and (item.size < 0 or self.offset < item.offset_data):
-            raise TooLargeHeader("a member has a negative size")
-        if len(self.pax_headers) > MOST_SHARED:
-            raise TooLargeHeader(f"more than {MOST_SHARED} pax records for all members")
+            raise OversizedHeaderError("a member has a negative size")
+        if len(self.pax_headers) > MAX_GLOBAL_RECORDS:
+            raise OversizedHeaderError(f"more than {MAX_GLOBAL_RECORDS} pax records for all members")
         return item
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class _Meter:
         """Read like the file, within the limit."""
         if self.left is not None:
             if not 0 <= size <= self.left:
-                raise TooLargeHeader(f"a member's headers take more than {MOST_HEADERS >> 20} MiB")
+                raise OversizedHeaderError(f"a member's headers take more than {MAX_HEADERS >> 20} MiB")
             self.left -= size
         return bytes(self._file.read(size))
 
@@ -102,7 +102,7 @@ class _Xz(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self._place = file, 0
-        self._unpacker = lzma.LZMADecompressor(memlimit=MOST_XZ)
+        self._unpacker = lzma.LZMADecompressor(memlimit=MAX_XZ_MEMORY)
 
     def readable(self) -> Literal[True]:
         """Return True."""
@@ -142,7 +142,7 @@ class _Xz(io.RawIOBase):
                 rest = (self._unpacker.unused_data or self._file.read(1 << 16)).lstrip(b"\0")  # padding between streams
                 if not rest:
                     return b""
-                self._unpacker = lzma.LZMADecompressor(memlimit=MOST_XZ)
+                self._unpacker = lzma.LZMADecompressor(memlimit=MAX_XZ_MEMORY)
                 found = self._unpacker.decompress(rest, size)
             else:
                 packed = self._file.read(1 << 16) if self._unpacker.needs_input else b""

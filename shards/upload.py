@@ -12,8 +12,8 @@ from pathlib import Path
 from shards.errors import UserError
 from shards.files import open_regular, read_bytes, write_atomic
 from shards.manifest import NAME, REJECTED, Manifest, index_name, parse_manifest, read_manifest
-from shards.redact import shown
-from shards.remote import check_url, join, names_in, read_url, size_of, upload
+from shards.redact import redact_url
+from shards.remote import check_url, file_size, join, list_names, read_url, upload
 
 AT_ONCE = 4
 
@@ -27,7 +27,7 @@ def manifest_at(url: str) -> Manifest | None:
     check_url(url, write=True)
     place = join(url, NAME)
     try:
-        return parse_manifest(read_url(place), shown(place))
+        return parse_manifest(read_url(place), redact_url(place))
     except FileNotFoundError:
         return None
 
@@ -76,25 +76,27 @@ class Upload:
 
     def _refuse_others(self, names: set[str]) -> None:
         try:
-            there = names_in(self.url) or []
+            there = list_names(self.url) or []
         except FileNotFoundError:
             return
         others = [name for name in there if name not in names]
         if others:
-            raise UserError(f"{shown(self.url)}: contains other files ({others[0]}, ...). Fix: choose another output")
+            raise UserError(
+                f"{redact_url(self.url)}: contains other files ({others[0]}, ...). Fix: choose another output"
+            )
 
     def _put(self, name: str, sha256: str | None) -> None:
         path, url = self.folder / name, join(self.url, name)
         with open_regular(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
         known: list[int | str] = [size, sha256 or hashlib.sha256(read_bytes(path)).hexdigest()]
-        if self._done.get(name) == known and size_of(url) == known[0]:
+        if self._done.get(name) == known and file_size(url) == known[0]:
             self.skipped += 1
             return
         upload(path, url)
-        there = size_of(url)
+        there = file_size(url)
         if there != known[0]:
-            raise UserError(f"{shown(url)} has {there} bytes, not {known[0]}. Fix: rerun the command")
+            raise UserError(f"{redact_url(url)} has {there} bytes, not {known[0]}. Fix: rerun the command")
         with self._lock:
             self._done[name] = known
             write_atomic(self.record, json.dumps(self._done).encode())

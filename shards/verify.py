@@ -17,25 +17,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards import foreign
-from shards.encode import FORMATS, Unusable, check_cost
-from shards.entry import REASONS
+from shards.encode import FORMATS, ImageRejected, check_cost
+from shards.entry import REJECT_REASONS
 from shards.errors import UserError
 from shards.files import open_regular
-from shards.index import Index, index_tar, read_index, same
+from shards.index import Index, index_tar, is_same_index, read_index
 from shards.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest
-from shards.plain import parse_json, parse_object
-from shards.processes import on_processes
-from shards.remote import download, is_url, join, names_in
-from shards.remove import RECORD, STAGING
+from shards.plain import loads, loads_object
+from shards.processes import parallel_map
+from shards.remote import download, is_url, join, list_names
+from shards.remove import REMOVAL_LOG, STAGING
 from shards.rules import keyed_hash
 from shards.samples import read_at
 
-MOST = 20  # maximum number of problems reported per shard
+MAX_PROBLEMS = 20  # maximum number of problems reported per shard
 CHUNK = 1 << 20
 
 
 @dataclass
-class Checked:
+class ShardCheck:
     """Findings in one shard. keys, groups: 8-byte hashes [samples], groups only of samples that have one."""
 
     info: ShardInfo
@@ -46,7 +46,7 @@ class Checked:
 
 
 @dataclass
-class Verdict:
+class VerifyReport:
     """Result of a verification. problems: one line each with a file name, empty = valid; notes: other information."""
 
     manifest: Manifest
@@ -55,7 +55,7 @@ class Verdict:
     notes: list[str] = field(default_factory=list)
 
 
-def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[int], None]) -> Verdict:
+def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[int], None]) -> VerifyReport:
     """Verify a folder or URL shard by shard; decode a fraction of the images, always the same ones.
 
     Args:
@@ -70,7 +70,7 @@ def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[
     if not 0 <= decode <= 1:
         raise UserError(f"--decode={decode:g}: must be in [0, 1]. Fix: give 1 for all images, 0 for none")
     manifest = read_manifest(folder)
-    verdict = Verdict(manifest)
+    verdict = VerifyReport(manifest)
     keys: list[NDArray[np.uint64]] = []
     groups: dict[str, NDArray[np.uint64]] = {}
     done = 0
@@ -83,10 +83,10 @@ def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[
         done += checked.info.samples
         progress(done)
     # External shards may use a key twice.
-    (verdict.notes if foreign.describes(manifest) else verdict.problems).extend(_repeated(keys))
+    (verdict.notes if foreign.is_external_manifest(manifest) else verdict.problems).extend(_repeated(keys))
     with _local(folder, [REJECTED]) as copy:
         verdict.problems += _rejects(copy, manifest)
-    wrong, left = _strays(folder, manifest)
+    wrong, left = _unexpected_files(folder, manifest)
     verdict.problems += wrong
     verdict.notes += [*_divided(groups), *left]
     return verdict
@@ -106,21 +106,23 @@ def _local(folder: str | Path, names: list[str]) -> Iterator[Path]:
         yield Path(temporary)
 
 
-def _check_all(folder: str | Path, manifest: Manifest, decode: float, workers: int) -> Iterator[Checked]:
-    check = partial(check_shard, folder, labels=manifest.labels, decode=decode, ours=not foreign.describes(manifest))
-    yield from on_processes(check, manifest.shards, workers)
+def _check_all(folder: str | Path, manifest: Manifest, decode: float, workers: int) -> Iterator[ShardCheck]:
+    check = partial(
+        check_shard, folder, labels=manifest.labels, decode=decode, ours=not foreign.is_external_manifest(manifest)
+    )
+    yield from parallel_map(check, manifest.shards, workers)
 
 
 def check_shard(
     folder: str | Path, info: ShardInfo, labels: tuple[str, ...], decode: float, ours: bool = True
-) -> Checked:
+) -> ShardCheck:
     """Verify one tar and its index. ours: also check the members that we write beside the images."""
     with _local(folder, [info.file, index_name(info.file)]) as copy:
         return _check_shard(copy, info, labels, decode, ours)
 
 
-def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode: float, ours: bool) -> Checked:
-    checked = Checked(info)
+def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode: float, ours: bool) -> ShardCheck:
+    checked = ShardCheck(info)
     path = folder / info.file
     try:
         size, digest = _hash(path)
@@ -132,12 +134,12 @@ def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode:
     elif digest != info.sha256:
         checked.problems.append(f"{info.file}: its sha256 is not the manifest's")
     try:
-        index = index_tar(path) if ours else foreign.examine(path).index
+        index = index_tar(path) if ours else foreign.scan_tar(path).index
         listed = read_index(folder / index_name(info.file))
     except UserError as error:
         checked.problems.append(f"{info.file}: {error}")
         return checked
-    if not same(index, listed):
+    if not is_same_index(index, listed):
         checked.problems.append(f"{index_name(info.file)}: does not match the samples in {info.file}")
     if len(index) != info.samples:
         checked.problems.append(f"{info.file}: {len(index)} samples, the manifest says {info.samples}")
@@ -145,9 +147,9 @@ def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode:
         _check_samples(path, index, labels, decode, ours, checked)
     except UserError as error:
         checked.problems.append(f"{info.file}: {error}")
-    if len(checked.problems) > MOST:
-        more = len(checked.problems) - MOST
-        checked.problems[MOST:] = [f"{info.file}: and {more} more problems"]
+    if len(checked.problems) > MAX_PROBLEMS:
+        more = len(checked.problems) - MAX_PROBLEMS
+        checked.problems[MAX_PROBLEMS:] = [f"{info.file}: and {more} more problems"]
     return checked
 
 
@@ -161,7 +163,7 @@ def _hash(path: Path) -> tuple[int, str]:
 
 
 def _check_samples(
-    path: Path, index: Index, labels: tuple[str, ...], decode: float, ours: bool, checked: Checked
+    path: Path, index: Index, labels: tuple[str, ...], decode: float, ours: bool, checked: ShardCheck
 ) -> None:
     groups = []
     with open_regular(path, "rb") as file:
@@ -189,7 +191,7 @@ def _check_sample(
     if "jpg" not in members or "json" not in members:
         return {}, f"has no jpg or no json (only {', '.join(members)})"
     try:
-        known = parse_json(members["json"])
+        known = loads(members["json"])
         label = known.get("label")
     except (ValueError, AttributeError) as error:
         return {}, f"its json is corrupt ({error})"
@@ -202,12 +204,12 @@ def _check_sample(
 
 
 def _check_foreign(members: dict[str, bytes]) -> str:
-    content = members[foreign.image_of(members) or ""]
+    content = members[foreign.image_extension(members) or ""]
     try:
         check_cost(content)
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             image.load()
-    except (Unusable, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (ImageRejected, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"its image is corrupt ({error})"
     return ""
 
@@ -217,7 +219,7 @@ def _check_image(jpeg: bytes, known: dict[str, Any]) -> str:
         check_cost(jpeg)
         colours = simplejpeg.decode_jpeg_header(jpeg, strict=True)[2]
         height, width = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True).shape[:2]
-    except (Unusable, ValueError) as error:
+    except (ImageRejected, ValueError) as error:
         return f"its image is corrupt ({error})"
     if colours not in ("YCbCr", "RGB"):
         return f"its image is {colours}, not RGB"
@@ -250,35 +252,35 @@ def _rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
     counts: Counter[str] = Counter()
     try:
         with open_regular(folder / REJECTED) as lines:
-            counts.update(str(parse_object(line)["reason"]) for line in lines)
+            counts.update(str(loads_object(line)["reason"]) for line in lines)
     except (OSError, ValueError, KeyError) as error:
         yield f"{REJECTED}: cannot be read ({error})"
         return
     if dict(counts) != manifest.rejected:
         yield f"{REJECTED}: counts by reason are {dict(counts)}, the manifest says {manifest.rejected}"
-    if unknown := set(counts) - set(REASONS):
+    if unknown := set(counts) - set(REJECT_REASONS):
         yield f"{REJECTED}: unknown reasons {sorted(unknown)}"
     first = manifest.samples - manifest.extra_samples
     if manifest.entries != first + sum(manifest.rejected.values()):
         yield f"{NAME}: {manifest.entries} entries are not {first} samples and {manifest.rejected} rejected"
 
 
-def _strays(folder: str | Path, manifest: Manifest) -> tuple[list[str], list[str]]:
+def _unexpected_files(folder: str | Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     """Return problems and notes about files that are not in the manifest.
 
     Programs that read *.tar would read unlisted tars; the remains of an interrupted removal show people who asked to be
     removed. Other files are harmless but unchecked.
     """
-    known = {NAME, REJECTED, RECORD}
+    known = {NAME, REJECTED, REMOVAL_LOG}
     known |= {name for shard in manifest.shards for name in (shard.file, index_name(shard.file))}
-    listed = names_in(str(folder)) if is_url(folder) else sorted(path.name for path in Path(folder).iterdir())
+    listed = list_names(str(folder)) if is_url(folder) else sorted(path.name for path in Path(folder).iterdir())
     found = [name for name in listed or () if name not in known]
     if STAGING in found:
         return [f"{STAGING}: a removal was interrupted. Fix: rerun the same simfle shards remove command"], []
     wrong = [f"{name}: not in the manifest" for name in found if name.endswith((".tar", ".idx"))]
     left = [f"{name}: left by a killed process. Fix: delete it" for name in found if name.endswith(".tmp")]
     others = [name for name in found if not name.endswith((".tar", ".idx", ".tmp"))]
-    if others and not foreign.describes(manifest):  # external shards come with other files
-        more = f" and {len(others) - MOST} more" if len(others) > MOST else ""
-        left.append(f"unrelated files: {', '.join(others[:MOST])}{more}")
+    if others and not foreign.is_external_manifest(manifest):  # external shards come with other files
+        more = f" and {len(others) - MAX_PROBLEMS} more" if len(others) > MAX_PROBLEMS else ""
+        left.append(f"unrelated files: {', '.join(others[:MAX_PROBLEMS])}{more}")
     return wrong, left

@@ -9,7 +9,7 @@ _now: dict[int, tuple[object, float]] = {}  # thread -> what it waits for, start
 
 
 @contextmanager
-def waiting(what: object) -> Iterator[None]:
+def waiting_for(what: object) -> Iterator[None]:
     """Record that this thread waits for `what` until the block ends; `what` is formatted only on request."""
     thread = threading.get_ident()
     before = _now.get(thread)
@@ -23,7 +23,7 @@ def waiting(what: object) -> Iterator[None]:
             _now[thread] = before
 
 
-def awaited(thread: int | None) -> str:
+def current_wait(thread: int | None) -> str:
     """Return what a thread waits for and for how long; "" if it does not wait."""
     found = _now.get(thread or 0)
     if found is None:

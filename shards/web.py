@@ -16,34 +16,34 @@ from typing import IO, Any, cast
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from shards.errors import UserError
-from shards.redact import HTTP, shown
-from shards.waits import waiting
+from shards.redact import HTTP, redact_url
+from shards.waits import waiting_for
 
 TIMEOUT = 60.0  # seconds without a byte before a connection is aborted
 # A file of n bytes takes at most GRACE + n / SLOWEST seconds, and one more TIMEOUT.
 GRACE = 60.0  # seconds
-SLOWEST = 10_000  # bytes a second
+MIN_BYTES_PER_SECOND = 10_000  # bytes a second
 REDIRECTS = 10
-MOST_LINES, MOST_LINE = 100, 1 << 16  # lines before and after a response, and bytes of each
+MAX_HEADER_LINES, MAX_HEADER_BYTES = 100, 1 << 16  # lines before and after a response, and bytes of each
 TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
 
 
-class Pace:
+class SpeedLimit:
     """Bytes and seconds of one download; only the time spent waiting for the server counts."""
 
     def __init__(self, url: str) -> None:
         self.url, self.got, self.seconds = url, 0, 0.0
 
     def __str__(self) -> str:
-        return f"{shown(self.url)}, {self.got:,} bytes received"
+        return f"{redact_url(self.url)}, {self.got:,} bytes received"
 
     def took(self, seconds: float, got: int) -> None:
         """Count one read. Raises UserError if the server is too slow."""
         self.seconds += seconds
         self.got += got
-        if self.seconds > GRACE and self.got < (self.seconds - GRACE) * SLOWEST:
+        if self.seconds > GRACE and self.got < (self.seconds - GRACE) * MIN_BYTES_PER_SECOND:
             raise UserError(
-                f"{shown(self.url)}: the server is too slow ({self.got:,} bytes in {self.seconds:.0f} s). Fix: try "
+                f"{redact_url(self.url)}: the server is too slow ({self.got:,} bytes in {self.seconds:.0f} s). Fix: try "
                 "again later, or copy the files to this machine by other means"
             )
 
@@ -51,7 +51,7 @@ class Pace:
 class _Paced(io.RawIOBase):
     """Raw bytes of a connection, including headers."""
 
-    def __init__(self, raw: Any, pace: Pace) -> None:
+    def __init__(self, raw: Any, pace: SpeedLimit) -> None:
         self._raw, self._pace = raw, pace
 
     def readable(self) -> bool:
@@ -59,7 +59,7 @@ class _Paced(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         began = time.monotonic()
-        with waiting(self._pace):
+        with waiting_for(self._pace):
             got = self._raw.readinto(buffer) or 0
         if got:
             self._pace.took(time.monotonic() - began, got)
@@ -73,7 +73,7 @@ class _Paced(io.RawIOBase):
 class _Socket:
     """A socket whose files count their bytes and time."""
 
-    def __init__(self, socket: Any, pace: Pace) -> None:
+    def __init__(self, socket: Any, pace: SpeedLimit) -> None:
         self._socket, self._pace = socket, pace
 
     def makefile(self, *_: Any, **__: Any) -> IO[bytes]:
@@ -93,21 +93,21 @@ class _Answer(http.client.HTTPResponse):
 
     def _read_status(self) -> tuple[str, int, str]:
         self._begun += 1
-        if self._begun > MOST_LINES:
-            raise http.client.HTTPException(f"more than {MOST_LINES} interim responses")
+        if self._begun > MAX_HEADER_LINES:
+            raise http.client.HTTPException(f"more than {MAX_HEADER_LINES} interim responses")
         return super()._read_status()  # type: ignore[misc]
 
     def _read_and_discard_trailer(self) -> None:
         """Skip the lines after the last chunk. The body is complete, so excess lines do no harm."""
-        for _ in range(MOST_LINES):
-            if self.fp.readline(MOST_LINE + 1) in (b"\r\n", b"\n", b""):
+        for _ in range(MAX_HEADER_LINES):
+            if self.fp.readline(MAX_HEADER_BYTES + 1) in (b"\r\n", b"\n", b""):
                 break
 
 
 class _PacedConnection:
     """Mixin for both of the standard library's connections: its socket has the deadlines of `pace`."""
 
-    def __init__(self, *words: Any, pace: Pace, **options: Any) -> None:
+    def __init__(self, *words: Any, pace: SpeedLimit, **options: Any) -> None:
         super().__init__(*words, **options)
         self._pace = pace
 
@@ -131,7 +131,7 @@ class _SecureConnection(_PacedConnection, http.client.HTTPSConnection):
 class _Handler(urllib.request.AbstractHTTPHandler):
     """Handler of both schemes, each with its connection class."""
 
-    def __init__(self, pace: Pace) -> None:
+    def __init__(self, pace: SpeedLimit) -> None:
         super().__init__()
         self._pace = pace
 
@@ -152,7 +152,7 @@ def open_web(url: str) -> IO[bytes]:
         UserError: an invalid URL, a slow server, an unsupported redirect; errors that a retry cannot fix.
         OSError, HTTPException: errors that a retry may fix.
     """
-    pace = Pace(url)
+    pace = SpeedLimit(url)
     opener = urllib.request.OpenerDirector()  # without the default handlers of ftp, file and data
     for handler in (urllib.request.ProxyHandler(), _Handler(pace), urllib.request.HTTPErrorProcessor(), _Raises()):
         opener.add_handler(handler)
@@ -166,10 +166,10 @@ def open_web(url: str) -> IO[bytes]:
                 raise _reason(url, error.code) from None
             at = _redirected(url, at, error.headers["Location"])
         except (http.client.InvalidURL, UnicodeError):
-            raise UserError(f"{shown(url)}: not a valid URL. Fix: check its host and its characters") from None
+            raise UserError(f"{redact_url(url)}: not a valid URL. Fix: check its host and its characters") from None
         if at in seen or len(seen) > REDIRECTS:
             raise UserError(
-                f"{shown(url)}: the server redirects without end, last to {shown(at)}. Fix: check the URL, or give "
+                f"{redact_url(url)}: the server redirects without end, last to {redact_url(at)}. Fix: check the URL, or give "
                 "its final target"
             )
         seen.add(at)
@@ -184,7 +184,7 @@ def _whole_file(url: str, answer: Any) -> IO[bytes]:
     if answer.status != HTTPStatus.OK:
         raise _reason(url, answer.status)
     raise UserError(
-        f"{shown(url)}: the server sends unrequested compression. Fix: turn off Content-Encoding "
+        f"{redact_url(url)}: the server sends unrequested compression. Fix: turn off Content-Encoding "
         "for these files on the server"
     )
 
@@ -205,7 +205,7 @@ def _request(url: str, first: str) -> urllib.request.Request:
         same = (parts.scheme, place) == (origin.scheme, origin.netloc.rpartition("@")[2])
         request = urllib.request.Request(urlunsplit(parts._replace(netloc=place, fragment="")))
     except ValueError:
-        raise UserError(f"{shown(first)}: not a valid URL. Fix: check its host and its characters") from None
+        raise UserError(f"{redact_url(first)}: not a valid URL. Fix: check its host and its characters") from None
     if owner.username is not None and (same or owner is parts):
         words = f"{unquote(owner.username)}:{unquote(owner.password or '')}"
         request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(words.encode()).decode()}")
@@ -220,10 +220,10 @@ def _redirected(url: str, at: str, location: str) -> str:
         target = urljoin(at, location)
         scheme = urlsplit(target).scheme
     except ValueError:
-        raise UserError(f"{shown(url)}: the server redirects to an invalid URL. Fix: check the URL") from None
+        raise UserError(f"{redact_url(url)}: the server redirects to an invalid URL. Fix: check the URL") from None
     if scheme not in HTTP:
         raise UserError(
-            f"{shown(url)}: the server redirects to {scheme or 'no'}:, but only http and https are followed. "
+            f"{redact_url(url)}: the server redirects to {scheme or 'no'}:, but only http and https are followed. "
             "Fix: check the URL, or give its final target"
         )
     return target
@@ -234,12 +234,12 @@ def _reason(url: str, code: int) -> Exception:
     known = {each.value: each.phrase for each in HTTPStatus}
     words = f"HTTP {code} {known.get(code, '')}".rstrip()
     if code in (HTTPStatus.NOT_FOUND, HTTPStatus.GONE):
-        return FileNotFoundError(f"{shown(url)}: {words}")
+        return FileNotFoundError(f"{redact_url(url)}: {words}")
     if code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         return PermissionError(words)
     if code in TRY_AGAIN:
         return ConnectionError(words)
-    return UserError(f"{shown(url)}: the server returned {words}. Fix: check the URL")
+    return UserError(f"{redact_url(url)}: the server returned {words}. Fix: check the URL")
 
 
 def chunks(file: IO[bytes], size: int) -> Iterator[bytes]:

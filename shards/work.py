@@ -10,18 +10,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.align import Detect, detector
+from shards.align import Detector, build_detector
 from shards.copies import image_hash, write_hashes
-from shards.encode import MAX_BYTES, EncodeOptions, Unusable
-from shards.entry import Entry, Recipe, Rejected
+from shards.encode import MAX_BYTES, EncodeOptions, ImageRejected
+from shards.entry import Entry, LazyBytes, Rejected
 from shards.errors import UserError
-from shards.exclude import Screen, screen
-from shards.faces import Face, make_faces
+from shards.exclude import ExclusionFilter, load_filter
+from shards.faces import FaceSample, extract_faces
 from shards.files import open_regular, read_bytes, write_atomic
 from shards.index import write_index
-from shards.plan import Plan, Shard, describe
-from shards.spelling import spelled
-from shards.writer import TarShard
+from shards.plan import BuildPlan, ShardSpec, entry_to_json
+from shards.spelling import find_spelling
+from shards.writer import TarShardWriter
 
 # Errors of open() that are the file's fault. Any other error is the machine's and must not reject an image.
 MISSING = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -30,7 +30,7 @@ REPORT_EVERY = 32  # entries between two progress updates
 
 
 @dataclass(frozen=True)
-class Job:
+class ShardJob:
     """Settings shared by all shards of a build.
 
     partial: staging folder; face_model: model of the face detector; excluded: file that `screen` reads.
@@ -42,13 +42,13 @@ class Job:
     face_model: Path | None = None
     excluded: Path | None = None
 
-    def detect(self) -> Detect | None:
+    def detect(self) -> Detector | None:
         """Return the face detector, None if the build does not align."""
-        return detector(self.face_model) if self.face_model else None
+        return build_detector(self.face_model) if self.face_model else None
 
 
 @dataclass
-class Result:
+class ShardResult:
     """Result of one shard; if samples is 0, no tar is kept. extra: samples beyond the first of their entry."""
 
     file: str
@@ -57,18 +57,18 @@ class Result:
     extra: int = 0
     bytes: int = 0
     sha256: str = ""
-    untouched: int = 0
+    bytes_kept: int = 0
     labels: dict[str, int] = field(default_factory=dict)
     rejected: list[Rejected] = field(default_factory=list)
 
 
-def read_result(partial: Path, shard: Shard) -> Result:
+def read_result(partial: Path, shard: ShardSpec) -> ShardResult:
     """Read the result of a finished shard."""
     content = json.loads(read_bytes(partial / "work" / f"{shard.name}.json"))
-    return Result(**content | {"rejected": [Rejected(**item) for item in content["rejected"]]})
+    return ShardResult(**content | {"rejected": [Rejected(**item) for item in content["rejected"]]})
 
 
-def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
+def write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]) -> None:
     """Write the tar, the index and, last, the result file that marks both as complete.
 
     `advance` receives the number of entries done since its last call.
@@ -81,24 +81,24 @@ def write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
         _write_shard(job, shard, advance)
 
 
-def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None:
+def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]) -> None:
     numbers = {label: number for number, label in enumerate(job.labels)}
     path = job.partial / "shards" / f"{shard.name}.tar"
-    result = Result(path.name, shard.split)
+    result = ShardResult(path.name, shard.split)
     counts: Counter[str] = Counter()
     hashes = bytearray()
     detect = job.detect()
-    screened = screen(job.excluded) if job.excluded else None
-    plan = Plan(job.partial / "work" / "plan.sqlite")
+    screened = load_filter(job.excluded) if job.excluded else None
+    plan = BuildPlan(job.partial / "work" / "plan.sqlite")
     try:
-        tar = TarShard(path)
+        tar = TarShardWriter(path)
         try:
             for done, planned in enumerate(plan.entries(shard), 1):
                 try:
                     if screened:
                         screened.check_person(planned.entry.group)
-                    faces = make_faces(load(planned.entry), planned.entry, job.encode, detect)
-                except Unusable as fate:
+                    faces = extract_faces(read_entry_bytes(planned.entry), planned.entry, job.encode, detect)
+                except ImageRejected as fate:
                     result.rejected.append(Rejected(planned.entry.source, fate.reason, fate.detail))
                 else:
                     result.extra += len(faces) - 1
@@ -106,9 +106,9 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
                         faces = _screened(faces, screened, result)
                     for face in faces:
                         key = planned.key + face.suffix
-                        tar.add(key, sample(key, face, numbers))
+                        tar.add(key, to_tar_members(key, face, numbers))
                         hashes += image_hash(face.image.jpeg)
-                        result.untouched += face.image.untouched
+                        result.bytes_kept += face.image.bytes_kept
                     result.samples += len(faces)
                     counts[planned.entry.label or ""] += len(faces)
                 if done % REPORT_EVERY == 0:
@@ -119,7 +119,7 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
                 write_index(path.with_suffix(".idx"), written.index)
                 result.bytes, result.sha256 = written.bytes, written.sha256
         finally:
-            tar.drop()
+            tar.abort()
         result.labels = dict(sorted(counts.items()))
         write_hashes(job.partial / "work", shard.name, bytes(hashes))
         write_atomic(job.partial / "work" / f"{shard.name}.json", json.dumps(asdict(result)).encode())
@@ -133,20 +133,20 @@ def _write_shard(job: Job, shard: Shard, advance: Callable[[int], None]) -> None
         plan.close()
 
 
-def _screened(faces: list[Face], screened: Screen, result: Result) -> list[Face]:
+def _screened(faces: list[FaceSample], screened: ExclusionFilter, result: ShardResult) -> list[FaceSample]:
     """Return the faces that are not excluded; record the others as rejected."""
     kept = []
     for face in faces:
         try:
             screened.check_image(face.image.jpeg)
-        except Unusable as fate:
+        except ImageRejected as fate:
             result.rejected.append(Rejected(face.entry.source, fate.reason, fate.detail))
         else:
             kept.append(face)
     return kept
 
 
-def load(entry: Entry) -> bytes:
+def read_entry_bytes(entry: Entry) -> bytes:
     """Read the bytes of an entry.
 
     Raises:
@@ -155,14 +155,14 @@ def load(entry: Entry) -> bytes:
     """
     if isinstance(entry.read, bytes):
         return entry.read
-    if isinstance(entry.read, Recipe):
+    if isinstance(entry.read, LazyBytes):
         return entry.read()
     try:
         return _read(entry.read)
     except FileNotFoundError as error:
-        other = spelled(entry.read)
+        other = find_spelling(entry.read)
         if other is None:
-            raise Unusable("missing", error.strerror or "") from None
+            raise ImageRejected("missing", error.strerror or "") from None
         return _read(other)
 
 
@@ -171,23 +171,23 @@ def _read(path: Path) -> bytes:
         with open_regular(path, "rb", buffering=0) as file:
             # Check the size first: read(MAX_BYTES) would allocate that many bytes each time.
             if os.fstat(file.fileno()).st_size > MAX_BYTES:
-                raise Unusable("too_large", "more than 1 GiB")
+                raise ImageRejected("too_large", "more than 1 GiB")
             return file.read() or b""
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise
         if error.errno in MISSING:
-            raise Unusable("missing", error.strerror or "") from None
+            raise ImageRejected("missing", error.strerror or "") from None
         if error.errno in UNREADABLE:
-            raise Unusable("unreadable", error.strerror or "") from None
+            raise ImageRejected("unreadable", error.strerror or "") from None
         raise
     except ValueError as error:  # the name contains a zero byte
-        raise Unusable("missing", str(error)) from None
+        raise ImageRejected("missing", str(error)) from None
 
 
-def sample(key: str, face: Face, numbers: dict[str, int]) -> dict[str, bytes]:
+def to_tar_members(key: str, face: FaceSample, numbers: dict[str, int]) -> dict[str, bytes]:
     """Return the members of a sample: jpg, cls if it has a label, json with all metadata."""
-    known: dict[str, Any] = {"key": key} | describe(face.entry)
+    known: dict[str, Any] = {"key": key} | entry_to_json(face.entry)
     known.pop("recipe", None)
     known |= {"width": face.image.width, "height": face.image.height} | face.extra
     members = {"jpg": face.image.jpeg}

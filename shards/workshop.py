@@ -12,7 +12,7 @@ _COPIED = re.compile(rf"{_FILE}|\.{_FILE}\.\d+\.tmp")
 LOCK = "lock"  # the first file in the work folder of a build
 
 
-def refuse_others(folder: Path, *, build: bool) -> None:
+def refuse_foreign_files(folder: Path, *, build: bool) -> None:
     """Raise UserError if `folder` is a link or contains files that our commands did not write.
 
     build: it is the OUT.partial of a build; otherwise of a command that derives shards from shards.
@@ -27,7 +27,7 @@ def refuse_others(folder: Path, *, build: bool) -> None:
         return
     except OSError as error:
         raise UserError(f"{folder}: cannot be created ({error.strerror}). Fix: choose another output") from None
-    is_ours = _is_built if build else _is_copied
+    is_ours = _is_build_entry if build else _is_shard_file
     other = next((path.name for path in found if not is_ours(path)), None)
     if other is not None:
         raise UserError(
@@ -36,10 +36,10 @@ def refuse_others(folder: Path, *, build: bool) -> None:
         )
 
 
-def is_of_build(folder: Path) -> bool:
+def is_build_staging(folder: Path) -> bool:
     """Return whether `folder` exists and is the OUT.partial of a build, which may be deleted."""
     try:
-        refuse_others(folder, build=True)
+        refuse_foreign_files(folder, build=True)
     except UserError:
         return False
     return folder.is_dir()
@@ -57,11 +57,11 @@ def delete_build(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_copied(path: Path) -> bool:
+def _is_shard_file(path: Path) -> bool:
     return _COPIED.fullmatch(path.name) is not None and path.is_file() and not path.is_symlink()
 
 
-def _is_built(path: Path) -> bool:
+def _is_build_entry(path: Path) -> bool:
     if path.is_symlink() or not path.is_dir():
         return False
     if path.name == "work":

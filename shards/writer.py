@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from shards.files import sync_folder
+from shards.files import fsync_dir
 from shards.index import Index, make_index
 
 OWNER = "shards"
@@ -20,7 +20,7 @@ MODE = 0o444
 
 
 @dataclass(frozen=True)
-class Written:
+class TarSummary:
     """A finished tar: size in bytes, sha256 in hexadecimal digits, index."""
 
     bytes: int
@@ -55,7 +55,7 @@ _BLANK = _item("", 0).tobuf(tarfile.USTAR_FORMAT)
 _BLANK_SUM = sum(_BLANK[:148]) + 8 * ord(" ") + sum(_BLANK[156:])
 
 
-class TarShard:
+class TarShardWriter:
     """One tar: written to a temporary name beside `path`, hashed while it is written, renamed by `finish`."""
 
     def __init__(self, path: Path) -> None:
@@ -75,7 +75,7 @@ class TarShard:
             self._put(content)
             self._put(bytes(-len(content) % tarfile.BLOCKSIZE))
 
-    def finish(self) -> Written:
+    def finish(self) -> TarSummary:
         """Close the archive, fsync it and rename it to its final name."""
         end = self._offset + 2 * tarfile.BLOCKSIZE
         self._put(bytes(end + -end % tarfile.RECORDSIZE - self._offset))
@@ -83,10 +83,10 @@ class TarShard:
         os.fsync(self._file.fileno())
         self._file.close()
         self._temporary.replace(self._path)
-        sync_folder(self._path.parent)
-        return Written(self._offset, self._hash.hexdigest(), make_index(self._members))
+        fsync_dir(self._path.parent)
+        return TarSummary(self._offset, self._hash.hexdigest(), make_index(self._members))
 
-    def drop(self) -> None:
+    def abort(self) -> None:
         """Close and delete the temporary file."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)

@@ -19,9 +19,9 @@ class Batch:
     view2: Tensor
     face: Tensor
     ids: Tensor
-    draw: Tensor
+    mask_uniform: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to `device` without waiting for the copies."""
-        tensors = (self.view1, self.view2, self.face, self.ids, self.draw)
+        tensors = (self.view1, self.view2, self.face, self.ids, self.mask_uniform)
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors))

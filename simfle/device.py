@@ -6,13 +6,19 @@ from contextlib import contextmanager
 
 import torch
 
-from simfle.errors import DeviceFailed, UserError
+from simfle.errors import DeviceFailedError, UserError
 
-FULL = ("out of memory", "alloc_failed", "allocation_failed", "memoryallocation", "defaultcpuallocator")
+OUT_OF_MEMORY = ("out of memory", "alloc_failed", "allocation_failed", "memoryallocation", "defaultcpuallocator")
 # AcceleratorError on these repeats on every node: a bug, or a GPU that this build of torch does not know.
-REPEATS = ("device-side assert", "no kernel image", "invalid device", "invalid argument", "invalid configuration")
+NOT_RETRYABLE = ("device-side assert", "no kernel image", "invalid device", "invalid argument", "invalid configuration")
 # The same faults where cuDNN, cuBLAS or DALI tell of them in a plain RuntimeError.
-FAILED = ("uncorrectable ecc", "eccuncorrectable", "launch failure", "launchfailure", "_status_execution_failed")
+DEVICE_FAILURE = (
+    "uncorrectable ecc",
+    "eccuncorrectable",
+    "launch failure",
+    "launchfailure",
+    "_status_execution_failed",
+)
 
 
 @contextmanager
@@ -40,7 +46,7 @@ def kernels(device: torch.device, *, deterministic: bool) -> Iterator[None]:
         cudnn.benchmark = before[3]
 
 
-def settle_accelerator(kind: str) -> None:
+def set_ds_accelerator(kind: str) -> None:
     """Let DeepSpeed work on `kind` ("cpu" or "cuda"). It keeps the first for the life of a process: a notebook's."""
     from deepspeed.accelerator import get_accelerator, set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
@@ -62,7 +68,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether torch, cuBLAS, cuDNN or DALI found no memory, on the GPU or in the machine."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in FULL)
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
 
 
 def device_failed(error: BaseException) -> bool:
@@ -71,12 +77,12 @@ def device_failed(error: BaseException) -> bool:
         return False
     text = str(error).lower()
     if isinstance(error, torch.AcceleratorError):
-        return not any(sign in text for sign in REPEATS)
-    return any(sign in text for sign in FAILED)
+        return not any(sign in text for sign in NOT_RETRYABLE)
+    return any(sign in text for sign in DEVICE_FAILURE)
 
 
 @contextmanager
-def failures_told(fix: str) -> Iterator[None]:
+def device_errors_as_user_errors(fix: str) -> Iterator[None]:
     """Turn a full memory and a failed GPU into one line. fix: what needs less memory.
 
     Raises:
@@ -90,7 +96,7 @@ def failures_told(fix: str) -> Iterator[None]:
         if out_of_memory(error):
             raise UserError(f"memory is full: {words}. Fix: {fix}") from error
         if device_failed(error):
-            raise DeviceFailed(
+            raise DeviceFailedError(
                 f"the GPU failed: {words}. Fix: start again, on another node; nvidia-smi -q -d ECC and the kernel's "
                 "log (Xid) tell of this one"
             ) from error

@@ -2,15 +2,15 @@
 
 from shards.errors import UserError
 
-__all__ = ["AgreedError", "DeviceFailed", "PeersMissing", "RunStopped", "UserError"]
+__all__ = ["CollectiveError", "DeviceFailedError", "PeerLostError", "RunStopped", "UserError"]
 
 
-class AgreedError(UserError):
-    """An error on which all processes of a run exit together. Only the main process prints it (`said_here`)."""
+class CollectiveError(UserError):
+    """An error on which all processes of a run exit together. Only the main process prints it (`is_reporter`)."""
 
-    def __init__(self, words: str, *, said_here: bool) -> None:
+    def __init__(self, words: str, *, is_reporter: bool) -> None:
         super().__init__(words)
-        self.said_here = said_here
+        self.is_reporter = is_reporter
 
 
 class RunStopped(Exception):  # noqa: N818 - not an error: the run stopped as requested
@@ -24,13 +24,13 @@ class RunStopped(Exception):  # noqa: N818 - not an error: the run stopped as re
         self.by_signal = by_signal
 
 
-class PeersMissing(Exception):  # noqa: N818 - like RunStopped, not an error of this program
+class PeerLostError(Exception):  # noqa: N818 - like RunStopped, not an error of this program
     """Other processes of the run did not start, or were lost. A rerun may succeed."""
 
 
-class DeviceFailed(PeersMissing):
+class DeviceFailedError(PeerLostError):
     """This process's GPU failed, such as by an ECC error. The run can resume on another node."""
 
 
-class FolderHeld(PeersMissing):
+class RunDirLockedError(PeerLostError):
     """An earlier start of this job holds the lock of the run folder. A rerun succeeds after it has ended."""

@@ -1,6 +1,6 @@
 """Check one configuration layer, a YAML file or the command line, against its schema.
 
-A schema is a dataclass whose fields `simfle.config.option` makes, or a dataclass of such dataclasses.
+A schema is a dataclass whose fields `simfle.config.config_field` makes, or a dataclass of such dataclasses.
 """
 
 import dataclasses
@@ -10,17 +10,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
-from shards.files import at_home, read_text
+from shards.files import expand_home, read_text
 from simfle.errors import UserError
-from simfle.words import QUOTES, parse_list, parse_text
+from simfle.words import EXAMPLE, parse_list, parse_text
 
 # YAML reads 12:00:00 as 43200, but 0:15:00 as text
 BASE_60 = re.compile(r"[-+]?([1-9]\d*(:[0-5]?\d)+|\d+(:[0-5]?\d)+\.\d*)")
 REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read environment variables
 TILDE = re.compile(r"(?<![^=:@])~[^/=:@]*")  # ~ and ~name, also in NAME=~/faces and KIND:NAME@~/weights.pth
 TEXT = "tag:yaml.org,2002:str"
-MOST_YAML = 1 << 20  # bytes
-DEEPEST_YAML = 20
+MAX_YAML = 1 << 20  # bytes
+MAX_YAML_DEPTH = 20
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -40,7 +40,7 @@ def check_keys(schema: Any, layer: Any, place: str) -> None:
             raise UserError(f"config: unknown key {key!r} in {place}{hint}")
 
 
-def complete(schema: Any, layer: Any) -> None:
+def normalize_values(schema: Any, layer: Any) -> None:
     """Normalize values in place: named values, a list for a bare value, an empty dict for an empty group, and ~."""
     from omegaconf import OmegaConf
 
@@ -48,7 +48,7 @@ def complete(schema: Any, layer: Any) -> None:
     for key, value in _leaves(layer):
         field = known.get(key)
         if field is not None and field.metadata.get("path"):
-            value = _at_home(value)  # noqa: PLW2901
+            value = _expand_home(value)  # noqa: PLW2901
             OmegaConf.update(layer, key, value)
         if value is None and (field is None or field.type is str):  # a group with only comments, or val=
             OmegaConf.update(layer, key, {} if field is None else "")
@@ -60,13 +60,13 @@ def complete(schema: Any, layer: Any) -> None:
             OmegaConf.update(layer, key, [value])
 
 
-def _at_home(value: Any) -> Any:
+def _expand_home(value: Any) -> Any:
     """Expand ~ in a path or a list of paths: the shell does not expand it after train.run=."""
     if isinstance(value, list):
-        return [_at_home(each) for each in value]
+        return [_expand_home(each) for each in value]
     if not isinstance(value, str) or "://" in value:
         return value
-    return TILDE.sub(lambda found: str(at_home(found[0])), value)
+    return TILDE.sub(lambda found: str(expand_home(found[0])), value)
 
 
 def _leaves(layer: Any) -> list[tuple[str, Any]]:
@@ -81,7 +81,7 @@ def _tables(schema: Any) -> tuple[str, ...]:
     return tuple(f"{name}." for name, field in fields(schema) if get_origin(field.type) is dict)
 
 
-def unfit(schema: Any, layer: Any, error: Any) -> str:
+def describe_type_error(schema: Any, layer: Any, error: Any) -> str:
     """Describe a value that its field cannot take."""
     key = str(error.full_key).partition("[")[0]
     field, value = dict(fields(schema)).get(key), dict(_leaves(layer)).get(key)
@@ -111,8 +111,8 @@ def read_yaml(file: Path) -> str:
     """
     import yaml
 
-    if file.stat().st_size > MOST_YAML:
-        raise UserError(f"config: {file}: more than {MOST_YAML} bytes, not a configuration")
+    if file.stat().st_size > MAX_YAML:
+        raise UserError(f"config: {file}: more than {MAX_YAML} bytes, not a configuration")
     text = read_text(file)
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -121,8 +121,8 @@ def read_yaml(file: Path) -> str:
         if isinstance(event, yaml.ScalarEvent) and event.implicit[0] and BASE_60.fullmatch(event.value):
             raise UserError(f"config: {file}: YAML reads {event.value} as a number. Fix: write '{event.value}'.")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-        if depth > DEEPEST_YAML:
-            raise UserError(f"config: {file}: nested more than {DEEPEST_YAML} levels deep, not a configuration")
+        if depth > MAX_YAML_DEPTH:
+            raise UserError(f"config: {file}: nested more than {MAX_YAML_DEPTH} levels deep, not a configuration")
     return text
 
 
@@ -155,7 +155,7 @@ def _mark(node: Any) -> None:
         node.tag, node.style = TEXT, '"'
 
 
-def typed(schema: Any, overrides: Sequence[str]) -> Any:
+def parse_overrides(schema: Any, overrides: Sequence[str]) -> Any:
     """Parse the layer of the command line; texts are taken as typed. Raises UserError for an invalid override."""
     import yaml
     from omegaconf import OmegaConf
@@ -176,7 +176,7 @@ def typed(schema: Any, overrides: Sequence[str]) -> Any:
             why = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
                 f"config: cannot read {text!r} on the command line ({why}). Fix: in a list, quote a text that has "
-                f'brackets, commas or quotes in it, such as "{QUOTES}".'
+                f'brackets, commas or quotes in it, such as "{EXAMPLE}".'
             ) from None
     return layer
 

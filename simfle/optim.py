@@ -22,12 +22,12 @@ def parameter_groups(
     Returns the bare parameters if all share both, which is the default.
     """
     named = list(named)
-    if config.decay_norms and config.predictor_rate == 1:
+    if config.decay_norms and config.predictor_lr_scale == 1:
         return [parameter for _, parameter in named]
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         decay = config.weight_decay if config.decay_norms or is_weight(name, parameter) else 0.0
-        rate = config.predictor_rate if name.startswith("predictor.") else 1.0
+        rate = config.predictor_lr_scale if name.startswith("predictor.") else 1.0
         groups.setdefault((decay, rate), []).append(parameter)
     return [{"params": members, "weight_decay": decay, "rate": rate} for (decay, rate), members in groups.items()]
 
@@ -52,11 +52,11 @@ def build_optimizer(parameters: Iterable[Any], config: OptimConfig) -> torch.opt
             parameters, lr=0.0, betas=(first, second), weight_decay=config.weight_decay, fused=True
         )
     if config.name == "lars":
-        return LARS(parameters, config.momentum, config.weight_decay, config.trust)
+        return LARS(parameters, config.momentum, config.weight_decay, config.trust_coefficient)
     raise ValueError(f"no optimizer {config.name!r}")
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of this step in each group."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate", 1.0)
@@ -93,7 +93,7 @@ class LARS(torch.optim.Optimizer):
         parameter.sub_(moved)
 
 
-def learning_rate(step: int, total_steps: int, global_batch: int, config: OptimConfig) -> float:
+def lr_at_step(step: int, total_steps: int, global_batch: int, config: OptimConfig) -> float:
     """Learning rate of step `step`, counted from 0: linear warm-up, then half a cosine to 0.
 
     Scaled linearly with the global batch (Goyal et al. 2017): lr * global_batch / 256.

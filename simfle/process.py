@@ -13,7 +13,7 @@ FLUSH_FAILED = 120  # Python's own exit code if the last output cannot be writte
 
 
 @contextmanager
-def loading() -> Iterator[None]:
+def gc_frozen_imports() -> Iterator[None]:
     """Disable garbage collection during heavy imports, and exempt the imported objects from it afterwards.
 
     torch, DeepSpeed and timm create 700,000 objects that are never garbage. The collector would traverse all of them a
@@ -30,7 +30,7 @@ def loading() -> Iterator[None]:
             gc.enable()
 
 
-def own_process(main: Callable[[], None]) -> None:
+def run_as_main(main: Callable[[], None]) -> None:
     """Run `main` as the only task of this process, and skip the teardown of modules, which takes a second.
 
     Otherwise the exit is normal: threads are joined, atexit functions registered since are called, output is flushed,

@@ -19,8 +19,8 @@ from torch import nn
 
 from simfle import zero
 from simfle.config import OptimConfig, TrainConfig
-from simfle.device import kernels, memory_bytes, settle_accelerator
-from simfle.errors import AgreedError, PeersMissing, RunStopped, UserError
+from simfle.device import kernels, memory_bytes, set_ds_accelerator
+from simfle.errors import CollectiveError, PeerLostError, RunStopped, UserError
 from simfle.optim import STATES
 from simfle.process import LAUNCHER
 
@@ -38,9 +38,9 @@ class World:
     """This process among all: rank of size, local_rank of local_size on this machine, and its device."""
 
     rank: int
-    size: int
+    world_size: int
     local_rank: int
-    local_size: int
+    local_world_size: int
     device: torch.device
 
     @property
@@ -49,19 +49,19 @@ class World:
 
 
 @dataclass(frozen=True)
-class BatchPlan:
+class BatchLayout:
     """How a global batch is split: global_batch = processes * accumulation * micro_batch."""
 
     global_batch: int
     micro_batch: int
-    accumulation: int
+    grad_accum_steps: int
 
     @property
     def processes(self) -> int:
-        return self.global_batch // (self.accumulation * self.micro_batch)
+        return self.global_batch // (self.grad_accum_steps * self.micro_batch)
 
 
-def plan_batch(config: TrainConfig, processes: int) -> BatchPlan:
+def compute_batch_layout(config: TrainConfig, processes: int) -> BatchLayout:
     """Compute micro-batch and accumulation for the number of processes.
 
     Raises:
@@ -79,11 +79,11 @@ def plan_batch(config: TrainConfig, processes: int) -> BatchPlan:
         )
     if micro < 2:
         raise UserError(f"train.micro_batch={micro}: BatchNorm needs at least 2 samples per process and forward pass")
-    return BatchPlan(total, micro, share // micro)
+    return BatchLayout(total, micro, share // micro)
 
 
-def arithmetic_threads(local_size: int) -> int:
-    """Return the number of CPU compute threads of this process: its part of the cores of `local_size` processes.
+def intra_op_threads(local_size: int) -> int:
+    """Return the number of CPU compute threads of this process: its part of the cores of `local_world_size` processes.
 
     OMP_NUM_THREADS is taken as the number per process: the user or the launcher has already divided it.
     """
@@ -93,19 +93,19 @@ def arithmetic_threads(local_size: int) -> int:
 
 
 @contextmanager
-def processes(config: TrainConfig) -> Iterator[World]:
+def init_distributed(config: TrainConfig) -> Iterator[World]:
     """Join the processes that a launcher started (accelerate, torchrun, Slurm), or run as the only one.
 
     Raises:
         UserError: a requested GPU is missing, or the launcher started fewer processes than requested.
     """
-    changes = nullcontext() if "WORLD_SIZE" in os.environ else put_back()
-    with changes, _repeatable(config.deterministic), _joined(config) as world:
+    changes = nullcontext() if "WORLD_SIZE" in os.environ else preserve_process_state()
+    with changes, _deterministic_kernels(config.deterministic), _process_group(config) as world:
         yield world
 
 
 @contextmanager
-def put_back() -> Iterator[None]:
+def preserve_process_state() -> Iterator[None]:
     """Restore what a run or an evaluation changes in its process, which may belong to a notebook."""
     set_before = set(os.environ)
     random = torch.get_rng_state()
@@ -121,7 +121,7 @@ def put_back() -> Iterator[None]:
 
 
 @contextmanager
-def _repeatable(wanted: bool) -> Iterator[None]:
+def _deterministic_kernels(wanted: bool) -> Iterator[None]:
     """Use kernels with a fixed order of summation if torch has them; a warning names an operator without one."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if wanted:
@@ -134,7 +134,7 @@ def _repeatable(wanted: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _joined(config: TrainConfig) -> Iterator[World]:
+def _process_group(config: TrainConfig) -> Iterator[World]:
     environment = _launched()
     if "TORCHELASTIC_RUN_ID" in os.environ or LAUNCHER in os.environ:
         _leave_with_launcher()
@@ -146,22 +146,24 @@ def _joined(config: TrainConfig) -> Iterator[World]:
     device = torch.device("cuda", _gpu(environment["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed also picks its GPU by this variable
-    _start_group(device, config.timeout)
+    _start_group(device, config.hang_timeout)
     import deepspeed  # after its accelerator is set
 
     world = World(
         dist.get_rank(), dist.get_world_size(), environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"], device
     )
-    if world.size != environment["WORLD_SIZE"]:
-        raise RuntimeError(f"launched as one of {environment['WORLD_SIZE']}, but the process group has {world.size}")
+    if world.world_size != environment["WORLD_SIZE"]:
+        raise RuntimeError(
+            f"launched as one of {environment['WORLD_SIZE']}, but the process group has {world.world_size}"
+        )
     together = True
     try:
         with kernels(device, deterministic=config.deterministic):
             yield world
-    except (AgreedError, RunStopped):
+    except (CollectiveError, RunStopped):
         raise
     except BaseException:
-        together = world.size == 1
+        together = world.world_size == 1
         raise
     finally:
         # Destroying NCCL waits for pending work: if only this process fails, forever, and its error is never reported.
@@ -237,7 +239,7 @@ def _start_group(device: torch.device, seconds: float) -> None:
     with _interrupts_held():  # after an interrupted import it could not be imported again
         import deepspeed
 
-    settle_accelerator(device.type)
+    set_ds_accelerator(device.type)
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns about every optimizer that is not DeepSpeed's
     # On a CPU DeepSpeed would compile a C++ all-reduce at the first start (25 s, needs a compiler); gloo does the same.
     # Set without reading first: a read would try all extensions, with a compiler and files in /tmp.
@@ -252,23 +254,23 @@ def _start_group(device: torch.device, seconds: float) -> None:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=limit)
     except (dist.DistStoreError, dist.DistNetworkError) as error:  # of the main process, of the other processes
         words = str(error).splitlines()[0]
-        raise PeersMissing(
+        raise PeerLostError(
             f"the processes of this run did not connect within {limit}: {words}. Fix: start all of them "
             "with the same MASTER_ADDR and MASTER_PORT."
         ) from None
 
 
-def start_engine(
-    model: nn.Module, optimizer: torch.optim.Optimizer, plan: BatchPlan, train: TrainConfig, optim: OptimConfig
+def init_deepspeed(
+    model: nn.Module, optimizer: torch.optim.Optimizer, layout: BatchLayout, train: TrainConfig, optim: OptimConfig
 ) -> Any:
     """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from our configuration alone."""
     import deepspeed
 
     for parameter in model.parameters():  # in channels_last; ZeRO flattens views, and a broadcast needs plain strides
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
-    train = settled(train, optim, plan, model)
+    train = settled(train, optim, layout, model)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, config=deepspeed_config(plan, train, optim), dist_init_required=False
+        model=model, optimizer=optimizer, config=deepspeed_config(layout, train, optim), dist_init_required=False
     )
     if engine.dp_world_size != dist.get_world_size():
         raise RuntimeError(f"DeepSpeed sees {engine.dp_world_size} processes, torch {dist.get_world_size()}")
@@ -277,7 +279,7 @@ def start_engine(
     return engine
 
 
-def settled(train: TrainConfig, optim: OptimConfig, plan: BatchPlan, model: nn.Module) -> TrainConfig:
+def settled(train: TrainConfig, optim: OptimConfig, plan: BatchLayout, model: nn.Module) -> TrainConfig:
     """Return the configuration with the effective ZeRO stage, the same on all processes."""
     if plan.processes > 1 and train.zero_stage == zero.AUTO:
         parameters = list(model.parameters())
@@ -287,20 +289,20 @@ def settled(train: TrainConfig, optim: OptimConfig, plan: BatchPlan, model: nn.M
         memory = torch.tensor(memory_bytes(parameters[0].device), device=parameters[0].device)
         dist.all_reduce(memory, dist.ReduceOp.MIN)
         held = zero.held_bytes(trained, frozen, len(STATES[optim.name]))
-        stage = zero.choose(train, optim, plan.processes, held, memory.item())
+        stage = zero.choose_zero_stage(train, optim, plan.processes, held, memory.item())
         log.info("train.zero_stage=auto: %d; %s", stage.number, stage.reason)
     else:
-        stage = zero.choose(train, optim, plan.processes, 0, 0)
+        stage = zero.choose_zero_stage(train, optim, plan.processes, 0, 0)
     return replace(train, zero_stage=stage.number)
 
 
-def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
+def deepspeed_config(layout: BatchLayout, train: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
     """Translate the configuration, with its stage settled. Never set `bf16.enabled`: it skips BatchNorm buffers."""
     return {
-        "train_batch_size": plan.global_batch,
-        "train_micro_batch_size_per_gpu": plan.micro_batch,
-        "gradient_accumulation_steps": plan.accumulation,
-        "gradient_clipping": optim.clip,
+        "train_batch_size": layout.global_batch,
+        "train_micro_batch_size_per_gpu": layout.micro_batch,
+        "gradient_accumulation_steps": layout.grad_accum_steps,
+        "gradient_clipping": optim.max_grad_norm,
         "zero_optimization": {
             "stage": train.zero_stage,
             # Reduced during the backward pass, in buckets of 200 MB: the default is 2 GB, and two such buffers are kept
@@ -309,7 +311,7 @@ def deepspeed_config(plan: BatchPlan, train: TrainConfig, optim: OptimConfig) ->
             "reduce_bucket_size": BUCKET,
             # The norm is only needed for clipping. Computing it makes the host wait for the GPU in each step, and skips
             # a step with non-finite gradients silently, which a single process does not.
-            **({"compute_grad_norm": False} if train.zero_stage in (1, 2) and not optim.clip else {}),
+            **({"compute_grad_norm": False} if train.zero_stage in (1, 2) and not optim.max_grad_norm else {}),
             # Partition every parameter: the EMA works on partitions, and persistent parameters are not partitioned.
             "stage3_param_persistence_threshold": 0,
         },

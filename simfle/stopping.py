@@ -8,7 +8,7 @@ from typing import Any
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)  # SIGHUP: the terminal is closed
 
 
-class StopFlag:
+class StopSignal:
     """Set by `STOP_SIGNALS`; the training loop checks it at step boundaries only. SIGHUP stays ignored under nohup.
 
     Only the main thread of a process can handle signals: in another thread the flag is never set.
@@ -18,7 +18,7 @@ class StopFlag:
         self.signal: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> "StopFlag":
+    def __enter__(self) -> "StopSignal":
         main = threading.current_thread() is threading.main_thread()
         for name in STOP_SIGNALS if main else ():
             if name == signal.SIGHUP and signal.getsignal(name) == signal.SIG_IGN:

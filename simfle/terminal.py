@@ -6,14 +6,14 @@ import warnings
 from typing import Any
 
 from shards.printable import printable
-from shards.redact import redacted
+from shards.redact import redact_secrets
 
 
 class Plain(logging.Formatter):
     """Format a message without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return printable(str(redacted(super().format(record))))
+        return printable(str(redact_secrets(super().format(record))))
 
 
 def plain_handler() -> logging.Handler:
@@ -30,7 +30,7 @@ def log_to_stderr() -> None:
 
 def say(text: str) -> None:
     """Write a line to stderr."""
-    sys.stderr.write(f"{printable(str(redacted(text)))}\n")
+    sys.stderr.write(f"{printable(str(redact_secrets(text)))}\n")
 
 
 def plain_warnings() -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import read_bytes
-from shards.plain import parse_object, whole_lines
+from shards.plain import iter_valid_lines, loads_object
 
-MOST = 1e100  # sums and axes overflow beyond it
+MAX_NUMBER = 1e100  # sums and axes overflow beyond it
 MARKER = "COMPLETE"  # marks a complete checkpoint: written last
 STATE = "state.json"
 # Eight digits, more only for larger steps: a user's copy `step-10` is not a checkpoint.
@@ -19,9 +19,9 @@ COLLAPSED = 0.6  # fraction of the random network's rank below which features ha
 COLLAPSE_PAGE = "docs/collapse.md"
 
 
-def metrics(text: str | bytes) -> list[dict[str, Any]]:
+def parse_metrics(text: str | bytes) -> list[dict[str, Any]]:
     """Parse metrics.jsonl. Lines hold `step`, optional `samples` (int), `losses` and TABLES (tables), and numbers."""
-    return [line for line in whole_lines(text) if _is_metrics(line)]
+    return [line for line in iter_valid_lines(text) if _is_metrics(line)]
 
 
 def is_collapsed(features: dict[str, float]) -> bool:
@@ -34,57 +34,57 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 53
 
 
-def step_of(path: Path) -> int | None:
+def step_from_name(path: Path) -> int | None:
     """Return the step in the name of a checkpoint folder or an image, `step-00000010`; None for other names."""
     match = CHECKPOINT.fullmatch(path.name)
     return int(match[1]) if match else None
 
 
-def checkpoints(run: Path) -> list[Path]:
+def complete_checkpoint_dirs(run: Path) -> list[Path]:
     """Return folders of complete checkpoints, newest first."""
-    found = [folder for folder in folders(run) if (folder / MARKER).exists()]
-    return sorted(found, key=lambda folder: step_of(folder) or 0, reverse=True)
+    found = [folder for folder in checkpoint_dirs(run) if (folder / MARKER).exists()]
+    return sorted(found, key=lambda folder: step_from_name(folder) or 0, reverse=True)
 
 
-def folders(run: Path) -> list[Path]:
+def checkpoint_dirs(run: Path) -> list[Path]:
     """Return checkpoint folders, complete or not; a user's copy such as step-00000002-backup is not one."""
     return [folder for folder in _named(run) if not _is_copy(folder)]
 
 
-def copies(run: Path) -> list[Path]:
+def copied_checkpoints(run: Path) -> list[Path]:
     """Return folders named like checkpoints but with the state of another step: copies by a user, never deleted."""
     return sorted(folder for folder in _named(run) if _is_copy(folder))
 
 
-def state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> dict[str, Any]:
     """Return state.json of a complete checkpoint, checked by the hash in its marker; empty if either is corrupt."""
     try:
-        marker = parse_object(read_bytes(folder / MARKER))
+        marker = loads_object(read_bytes(folder / MARKER))
         content = read_bytes(folder / STATE)
-        return parse_object(content) if hashlib.sha256(content).hexdigest() == marker[STATE]["sha256"] else {}
+        return loads_object(content) if hashlib.sha256(content).hexdigest() == marker[STATE]["sha256"] else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
 def _named(run: Path) -> list[Path]:
-    return [path for path in run.glob("checkpoints/step-*") if step_of(path) is not None and path.is_dir()]
+    return [path for path in run.glob("checkpoints/step-*") if step_from_name(path) is not None and path.is_dir()]
 
 
 def _is_copy(folder: Path) -> bool:
     """Whether a valid state.json has another step than the folder's name; a corrupt one may have any."""
     try:
-        step = parse_object(read_bytes(folder / STATE)).get("step")
+        step = loads_object(read_bytes(folder / STATE)).get("step")
     except (OSError, ValueError):
         return False
-    if type(step) is not int or step == step_of(folder):
+    if type(step) is not int or step == step_from_name(folder):
         return False
-    return not (folder / MARKER).exists() or bool(state(folder))
+    return not (folder / MARKER).exists() or bool(read_state(folder))
 
 
-def steps_of(run: Path) -> int:
+def planned_steps(run: Path) -> int:
     """Return the total number of steps in run.json; 0 if the file is missing or truncated."""
     try:
-        found = parse_object(read_bytes(run / "run.json")).get("steps")
+        found = loads_object(read_bytes(run / "run.json")).get("steps")
     except (OSError, ValueError):
         return 0
     return found if isinstance(found, int) and is_count(found) else 0
@@ -103,4 +103,4 @@ def _is_metrics(line: dict[str, Any]) -> bool:
 
 def _is_number(value: Any) -> bool:
     """Whether a value is a number, infinity and NaN included: a loss may be non-finite."""
-    return type(value) in (int, float) and (not abs(value) > MOST or abs(value) == float("inf"))
+    return type(value) in (int, float) and (not abs(value) > MAX_NUMBER or abs(value) == float("inf"))

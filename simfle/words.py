@@ -8,10 +8,10 @@ import re
 import shlex
 from typing import Any
 
-QUOTES = "cluster.sbatch=['exclude=n[1-2]']"
+EXAMPLE = "cluster.sbatch=['exclude=n[1-2]']"
 # One text in quotes, as in YAML: within single quotes '' is a quote, within double quotes a backslash escapes.
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
-UNFIT = re.compile(r"[\[\]\x00]")  # in an item of a list without quotes
+LIST_SYNTAX = re.compile(r"[\[\]\x00]")  # in an item of a list without quotes
 SYNTAX = re.compile(r"^[\s'\"\[~]|\s$|\x00|\$\{")  # in a text that has to be quoted to be read back as it is
 ITEM_SYNTAX = re.compile(r"[\[\]{},]|^$")
 
@@ -49,7 +49,7 @@ def _first(rest: str) -> tuple[str, str]:
             raise ValueError(f"{item.strip()!r} behind a quote")
         return _unquoted(quoted[0]), after.strip()
     item = item.strip()
-    if not item or UNFIT.search(item) or item.count("{") != item.count("}"):
+    if not item or LIST_SYNTAX.search(item) or item.count("{") != item.count("}"):
         raise ValueError("an item without quotes that is empty or holds a bracket" if item else "an empty item")
     return item, after.strip()
 
@@ -67,7 +67,7 @@ def _unquoted(text: str) -> str:
         return str(yaml.safe_load(text))  # which knows more escapes
 
 
-def word(key: str, value: Any) -> str:
+def format_override(key: str, value: Any) -> str:
     """`key=value` that is read back as `value`, a text, a path or a list of them; quoted only where it has to be."""
     if not isinstance(value, list | tuple):
         text = str(value)

@@ -8,18 +8,18 @@ import torch
 from simfle.config import OptimConfig, TrainConfig
 
 AUTO = -1  # train.zero_stage=auto
-ROOMY = 8  # times that all a run keeps between steps must fit into a process's memory for stage 0
+STAGE_0_HEADROOM = 8  # times that all a run keeps between steps must fit into a process's memory for stage 0
 
 
 @dataclass(frozen=True)
-class Stage:
+class ZeroStage:
     """A ZeRO stage, and why it is taken."""
 
     number: int
     reason: str
 
 
-def choose(train: TrainConfig, optim: OptimConfig, processes: int, held: float, memory: float) -> Stage:
+def choose_zero_stage(train: TrainConfig, optim: OptimConfig, processes: int, held: float, memory: float) -> ZeroStage:
     """The stage as it runs.
 
     A single process cannot split tensors, and would only pay for the copies. Stages 1 and 2 call a hook for each
@@ -29,13 +29,17 @@ def choose(train: TrainConfig, optim: OptimConfig, processes: int, held: float, 
     held: bytes of parameters, gradients and optimizer at stage 0. memory: bytes of one process, the least of all.
     """
     if processes == 1:
-        return Stage(0, "one process shares with nobody")
+        return ZeroStage(0, "one process shares with nobody")
     if train.zero_stage != AUTO:
-        return Stage(train.zero_stage, "as configured")
+        return ZeroStage(train.zero_stage, "as configured")
     if optim.name == "lars":
-        return Stage(0, "lars needs the norm of each layer")
+        return ZeroStage(0, "lars needs the norm of each layer")
     fits = f"parameters, gradients and optimizer, {held / 1e9:.1f} GB, fit {memory / held:.1f} times into memory"
-    return Stage(0, fits) if ROOMY * held <= memory else Stage(2, f"{fits}; less than {ROOMY}")
+    return (
+        ZeroStage(0, fits)
+        if STAGE_0_HEADROOM * held <= memory
+        else ZeroStage(2, f"{fits}; less than {STAGE_0_HEADROOM}")
+    )
 
 
 def held_bytes(trained: float, frozen: float, optimizer_tensors: int) -> float:

@@ -81,7 +81,7 @@ def xy(x: Points | float, y: Points | float) -> Points:
     return points
 
 
-def moved(points: Points, x: float, y: float) -> Points:
+def shifted(points: Points, x: float, y: float) -> Points:
     return points + np.array([x, y])
 
 

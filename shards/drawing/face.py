@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.drawing import features
-from shards.drawing.canvas import ARC, DEPTH, SHIFT, Canvas, Points, light, mix, moved, paint_background, point, xy
+from shards.drawing.canvas import ARC, DEPTH, SHIFT, Canvas, Points, light, mix, paint_background, point, shifted, xy
 from shards.drawing.person import Actions, Person, Scene
 
 
@@ -109,7 +109,7 @@ def _glasses(canvas: Canvas, person: Person) -> None:
     ring = np.concatenate([ring, ring[:1]])
     frame = (40, 34, 34)
     for side in (-1, 1):
-        lens = canvas.project(moved(ring, side * person.eye_x, person.eye_y + 0.02), person.width, 0.12)
+        lens = canvas.project(shifted(ring, side * person.eye_x, person.eye_y + 0.02), person.width, 0.12)
         canvas.line(lens, frame, 0.022)
         arm = np.array([[side * (person.eye_x + 0.21), person.eye_y], [side * person.width, person.eye_y - 0.02]])
         canvas.line(canvas.project(arm, person.width, 0.04), frame, 0.022)

@@ -3,7 +3,7 @@
 import cv2
 import numpy as np
 
-from shards.drawing.canvas import ARC, OVERSAMPLING, SHIFT, Canvas, Points, U, fixed, mix, moved, point, xy
+from shards.drawing.canvas import ARC, OVERSAMPLING, SHIFT, Canvas, Points, U, fixed, mix, point, shifted, xy
 from shards.drawing.person import Actions, Person, Scene
 
 
@@ -13,9 +13,9 @@ def paint_nose(canvas: Canvas, person: Person, actions: Actions) -> None:
     dark = mix(person.skin, (60, 20, 10), 0.35)
     bridge = np.array([[-0.35, 0.06], [-0.32, 0.5], [-0.55, 0.82], [-0.95, 1.0]]) * [w, person.nose_length]
     for side in (-1, 1):
-        canvas.shade(canvas.project(moved(bridge * [side, 1], 0, person.eye_y), person.width, 0.06), 0.4, 0.03)
+        canvas.shade(canvas.project(shifted(bridge * [side, 1], 0, person.eye_y), person.width, 0.06), 0.4, 0.03)
         wing = xy(0.4 * w * np.sin(ARC[8:33]) + 0.7 * w, 0.05 * np.cos(ARC[8:33])) * [side, 1]
-        canvas.line(canvas.project(moved(wing, 0, base - 0.02), person.width, 0.1), dark, 0.02)
+        canvas.line(canvas.project(shifted(wing, 0, base - 0.02), person.width, 0.1), dark, 0.02)
         hole = xy(0.25 * w * np.sin(ARC) + side * 0.45 * w, 0.022 * np.cos(ARC) + base + 0.015)
         canvas.fill(canvas.project(hole, person.width, 0.14), mix(person.skin, (30, 8, 4), 0.7))
     shine = xy(0.22 * w * np.sin(ARC), 0.05 * np.cos(ARC) + base - 0.07)
@@ -54,9 +54,9 @@ def paint_eye(canvas: Canvas, person: Person, scene: Scene, actions: Actions, si
     half = len(U)
     canvas.line(lids[:half], mix(person.skin, (20, 10, 8), 0.85), 0.03)
     canvas.line(lids[half:], mix(person.skin, (60, 24, 16), 0.5), 0.014)
-    crease = moved(upper, 0, -0.035 - 0.01 * max(actions.lid_open, 0))
+    crease = shifted(upper, 0, -0.035 - 0.01 * max(actions.lid_open, 0))
     canvas.shade(canvas.project(crease, person.width, 0.02), 0.4, 0.02)
-    bag = moved(lower, 0, 0.05 - 0.02 * actions.lid_tight)
+    bag = shifted(lower, 0, 0.05 - 0.02 * actions.lid_tight)
     canvas.shade(canvas.project(bag[3:-3], person.width, 0.02), 0.15 + 0.5 * actions.lid_tight + 0.2 * person.age, 0.02)
 
 
@@ -135,7 +135,7 @@ def paint_mouth(canvas: Canvas, person: Person, actions: Actions) -> None:
             tongue = xy(x, inner_down[:, 1] - 0.4 * np.clip(gap - 0.1, 0, None))
             canvas.fill(at(np.concatenate([tongue[3:-3], inner_down[::-1][3:-3]])), (176, 78, 84))
     canvas.line(at(inner_up), mix(person.lips, (40, 6, 8), 0.7), 0.018)
-    canvas.shade(at(moved(lower[4:-4], 0, 0.05)), 0.35 + 0.3 * a.press, 0.03)
+    canvas.shade(at(shifted(lower[4:-4], 0, 0.05)), 0.35 + 0.3 * a.press, 0.03)
 
 
 def paint_wrinkles(canvas: Canvas, person: Person, actions: Actions) -> None:

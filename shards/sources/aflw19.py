@@ -13,8 +13,8 @@ from typing import Any
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.sources.known import Known
-from shards.sources.layout import box, content, find, inside, need
+from shards.sources.known import CorpusSpec
+from shards.sources.layout import box, describe_dir, first_existing, require_path, safe_relative_path
 
 LIST = "AFLWinfo_release.mat"
 TRAIN = 20_000
@@ -36,14 +36,14 @@ class AFLW19:
         Raises:
             UserError: the list, its variables or the photos are missing.
         """
-        file = need("aflw19", self.root, "list", LIST, f"data/{LIST}", f"aflw/{LIST}")
+        file = require_path("aflw19", self.root, "list", LIST, f"data/{LIST}", f"aflw/{LIST}")
         table = _read(file)
         first = table[NAMES][0].partition("/")[0]
-        images = find(self.root, *(f"{folder}/{first}" for folder in IMAGE_FOLDERS))
+        images = first_existing(self.root, *(f"{folder}/{first}" for folder in IMAGE_FOLDERS))
         if images is None:
             places = ", ".join(f"{folder}/{first}" for folder in IMAGE_FOLDERS)
             raise UserError(
-                f"aflw19: no photos in {self.root} (searched: {places}; found: {content(self.root)}). "
+                f"aflw19: no photos in {self.root} (searched: {places}; found: {describe_dir(self.root)}). "
                 "Fix: give the folder as delivered"
             )
         train = set(table[ORDER][:TRAIN].tolist())
@@ -55,7 +55,7 @@ class AFLW19:
         self, images: Path, table: dict[str, Any], number: int, split: str, faces: Counter[str]
     ) -> Entry | Rejected:
         name = table[NAMES][number].strip()
-        path = inside(name)
+        path = safe_relative_path(name)
         if path is None:
             return Rejected(name, "outside")
         values = tuple(map(float, table["data"][number]))
@@ -100,11 +100,11 @@ def _read(file: Path) -> dict[str, Any]:
     return {**arrays, **lists, ORDER: order}
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="aflw19",
     title="AFLW-19: 20,000 + 4,386 faces with 19 landmarks.",
     source=AFLW19,
     terms="AFLW: non-commercial research only, by agreement; no redistribution of the photos; tugraz.at",
-    expected=lambda source: {"train": {"": TRAIN}, "test": {"": 4386}},
-    photos=lambda source: True,
+    published_counts=lambda source: {"train": {"": TRAIN}, "test": {"": 4386}},
+    needs_crop=lambda source: True,
 )

@@ -9,9 +9,9 @@ from posixpath import splitext
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.names import is_system
-from shards.sources.folder import EXTENSIONS, overlooked, placed, see_folder, walk
-from shards.sources.layout import content, inside
-from shards.sources.tars import ENDINGS, Member, read_tar, stem
+from shards.sources.folder import EXTENSIONS, count_folder, infer_label_and_split, unused_folder_notes, walk
+from shards.sources.layout import describe_dir, safe_relative_path
+from shards.sources.tars import ENDINGS, ArchiveMember, read_tar, stem
 from shards.sources.zips import read_zip
 
 
@@ -26,7 +26,7 @@ class Archive:
     root: Path
     class_folders: bool = False
     split_folders: bool = False
-    below: str = ""
+    subdir: str = ""
     others: Counter[str] = field(default_factory=Counter)  # extension -> number of other members, after iterating
     packed: Counter[str] = field(default_factory=Counter)  # compressed tar -> images copied into the plan
     folders: set[str] = field(default_factory=set)  # some of the first-level folders
@@ -55,7 +55,7 @@ class Archive:
                     yield item
         if not found:
             seen = [f"{count} {extension}" for extension, count in self.others.most_common(5)]
-            where = f"below {self.below!r} in {self.root}" if self.below else f"in {self.root}"
+            where = f"below {self.subdir!r} in {self.root}" if self.subdir else f"in {self.root}"
             raise UserError(
                 f"archive: no images {where} (found: {', '.join(seen) or damage or 'nothing'}). Fix: check the path"
             )
@@ -69,7 +69,7 @@ class Archive:
         for name, count in self.packed.items():
             if count:
                 found.append(f"{name} is a compressed tar: its {count} images were copied into the plan")
-        return found + overlooked(self.root, self.folders, self.class_folders, self.split_folders)
+        return found + unused_folder_notes(self.root, self.folders, self.class_folders, self.split_folders)
 
     def _archives(self) -> list[tuple[str, Path]]:
         if self.root.is_file():
@@ -79,29 +79,29 @@ class Archive:
         names = [name for name in walk(self.root) if name.lower().endswith(ENDINGS)]
         if not names:
             raise UserError(
-                f"archive: no archive ({', '.join(ENDINGS)}) in {self.root} (found: {content(self.root)}). "
+                f"archive: no archive ({', '.join(ENDINGS)}) in {self.root} (found: {describe_dir(self.root)}). "
                 "Fix: check the path"
             )
         return [(name, self.root.absolute() / name) for name in names]
 
-    def _item(self, archive: str, prefix: str, member: Member) -> Entry | Rejected | None:
+    def _item(self, archive: str, prefix: str, member: ArchiveMember) -> Entry | Rejected | None:
         """Return the entry of a member; None if it is not an image, hidden, or not requested."""
-        relative = inside(member.name)
+        relative = safe_relative_path(member.name)
         if relative is None:
             return Rejected(f"{archive}/{member.name}", "outside", "a path outside the archive")
         parts = relative.split("/")
         hidden = any(part.startswith(".") or is_system(part) for part in parts)
-        below = PurePosixPath(self.below).parts
+        below = PurePosixPath(self.subdir).parts
         if hidden or tuple(parts[: len(below)]) != below:
             return None
         if not _is_image(relative):
             self.others[splitext(relative)[1].lower() or "no extension"] += 1
             return None
-        if member.fate:
-            return Rejected(f"{archive}/{relative}", *member.fate)
+        if member.rejection:
+            return Rejected(f"{archive}/{relative}", *member.rejection)
         key = f"{prefix}{'/'.join(parts[len(below) :])}"
-        see_folder(key, self.folders)
-        return placed(key, f"{archive}/{relative}", member.read, self.class_folders, self.split_folders)
+        count_folder(key, self.folders)
+        return infer_label_and_split(key, f"{archive}/{relative}", member.read, self.class_folders, self.split_folders)
 
 
 def _is_image(name: str) -> bool:

@@ -11,8 +11,17 @@ from pathlib import Path
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.sources.folder import EXTENSIONS
-from shards.sources.known import Known, option
-from shards.sources.layout import box, find, inside, lines, names, need, numbers, points
+from shards.sources.known import CorpusSpec, option
+from shards.sources.layout import (
+    box,
+    first_existing,
+    lines,
+    list_dir,
+    numbers,
+    points,
+    require_path,
+    safe_relative_path,
+)
 
 SPLITS = {"0": "train", "1": "val", "2": "test"}
 EXPECTED = {"train": {"": 162_770}, "val": {"": 19_867}, "test": {"": 19_962}}
@@ -48,12 +57,14 @@ class CelebA:
             UserError: there is no image folder, or a list lacks its header.
         """
         folders = UNALIGNED if self.unaligned else ALIGNED
-        folder = need("celeba", self.root, "images", *(f"{place}{name}" for name in folders for place in ("", "Img/")))
-        folder = find(folder, folder.name) or folder  # Kaggle's archive nests it twice
+        folder = require_path(
+            "celeba", self.root, "images", *(f"{place}{name}" for name in folders for place in ("", "Img/"))
+        )
+        folder = first_existing(folder, folder.name) or folder  # Kaggle's archive nests it twice
         lists = self._lists()
         splits = self._list("list_eval_partition")
         if splits is None:
-            for name in names(folder):
+            for name in list_dir(folder):
                 if Path(name).suffix.lower() in EXTENSIONS:
                     yield self._entry(folder, lists, name, None)
             return
@@ -78,7 +89,7 @@ class CelebA:
         return self._entry(folder, lists, name, SPLITS[split])
 
     def _entry(self, folder: Path, lists: Lists, name: str, split: str | None) -> Entry | Rejected:
-        source = inside(name)
+        source = safe_relative_path(name)
         if source is None:
             return Rejected(name, "outside")
         try:
@@ -113,7 +124,9 @@ class CelebA:
         )
 
     def _list(self, name: str) -> Path | None:
-        return find(self.root, *(f"{folder}{name}{suffix}" for folder in LIST_FOLDERS for suffix in (".txt", ".csv")))
+        return first_existing(
+            self.root, *(f"{folder}{name}{suffix}" for folder in LIST_FOLDERS for suffix in (".txt", ".csv"))
+        )
 
 
 def _rows(file: Path | None, header: bool = False) -> tuple[tuple[str, ...], dict[str, Row]]:
@@ -154,11 +167,11 @@ def expected(source: CelebA) -> dict[str, dict[str, int]]:
     return EXPECTED if source._list("list_eval_partition") else {"train": {"": 202_599}}
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="celeba",
     title="CelebA: 202,599 photos of celebrities, aligned; identities, no expressions.",
     source=CelebA,
     terms="CelebA: non-commercial research only; no redistribution of the images; mmlab.ie.cuhk.edu.hk/projects/CelebA",
-    expected=expected,
-    photos=lambda source: source.unaligned,
+    published_counts=expected,
+    needs_crop=lambda source: source.unaligned,
 )

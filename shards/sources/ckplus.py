@@ -8,8 +8,8 @@ from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import read_text
 from shards.sources.folder import EXTENSIONS
-from shards.sources.known import Known, option
-from shards.sources.layout import find, names, need, numbers, points
+from shards.sources.known import CorpusSpec, option
+from shards.sources.layout import first_existing, list_dir, numbers, points, require_path
 
 LABELS = ("neutral", "anger", "contempt", "disgust", "fear", "happy", "sadness", "surprise")
 PEAKS = (45, 18, 59, 25, 69, 28, 83)  # labeled sequences from anger on: 327 in total
@@ -42,13 +42,15 @@ class CKPlus:
         Raises:
             UserError: the root contains no sequences, or no labels.
         """
-        images = need("ckplus", self.root, "folder of sequences", *IMAGES)
-        emotions = need("ckplus", self.root, "folder of labels", *EMOTIONS)
-        landmarks = find(self.root, *reversed(LANDMARKS))  # the deeper folder first: one may contain the other
-        for person in filter(lambda name: (images / name).is_dir(), names(images)):
-            for sequence in filter(lambda name: (images / person / name).is_dir(), names(images / person)):
+        images = require_path("ckplus", self.root, "folder of sequences", *IMAGES)
+        emotions = require_path("ckplus", self.root, "folder of labels", *EMOTIONS)
+        landmarks = first_existing(
+            self.root, *reversed(LANDMARKS)
+        )  # the deeper folder first: one may contain the other
+        for person in filter(lambda name: (images / name).is_dir(), list_dir(images)):
+            for sequence in filter(lambda name: (images / person / name).is_dir(), list_dir(images / person)):
                 below = f"{person}/{sequence}"
-                frames = [n for n in names(images / below) if PurePosixPath(n).suffix.lower() in EXTENSIONS]
+                frames = [n for n in list_dir(images / below) if PurePosixPath(n).suffix.lower() in EXTENSIONS]
                 marks = landmarks / below if landmarks else None
                 yield from self._sequence(images / below, frames, _emotion(emotions / below), marks)
 
@@ -83,7 +85,7 @@ class CKPlus:
 
 def _emotion(folder: Path) -> str | None:
     """Return the number in S005_001_00000011_emotion.txt, written as a float; many sequences have no such file."""
-    found = [name for name in names(folder) if name.endswith("_emotion.txt")] if folder.is_dir() else []
+    found = [name for name in list_dir(folder) if name.endswith("_emotion.txt")] if folder.is_dir() else []
     if not found:
         return None
     text = read_text(folder / found[-1], "utf-8", "replace").strip()
@@ -107,11 +109,11 @@ def expected(source: CKPlus) -> dict[str, dict[str, int]]:
     return {"train": neutral | dict(zip(LABELS[1:], PEAKS, strict=True))}
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="ckplus",
     title="CK+: the last frames of each sequence, and the first as neutral.",
     source=CKPlus,
     labels=LABELS,
     terms="non-commercial research only, by those who signed its agreement; only some people may be shown in print",
-    expected=expected,
+    published_counts=expected,
 )

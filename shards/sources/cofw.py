@@ -11,11 +11,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from shards.entry import Entry, Recipe, Rejected
+from shards.entry import Entry, LazyBytes, Rejected
 from shards.errors import UserError
 from shards.files import regular_path
-from shards.sources.known import Known
-from shards.sources.layout import box, find, need
+from shards.sources.known import CorpusSpec
+from shards.sources.layout import box, first_existing, require_path
 
 SPLITS = {"train": ("COFW_train_color.mat", "Tr", 1345), "test": ("COFW_test_color.mat", "T", 507)}
 LANDMARKS = 29
@@ -34,9 +34,9 @@ class COFW:
         Raises:
             UserError: both files are missing, or one lacks these fields.
         """
-        need("cofw", self.root, "file", *(file for file, _, _ in SPLITS.values()))
+        require_path("cofw", self.root, "file", *(file for file, _, _ in SPLITS.values()))
         for split, (name, _, _) in SPLITS.items():
-            file = find(self.root, name)
+            file = first_existing(self.root, name)
             if file is not None:
                 yield from _faces(file.absolute(), split)
 
@@ -66,7 +66,7 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
         yield Entry(
             key=f"{split}/{number:04d}",
             source=source,
-            read=Recipe("shards.sources.cofw:read_image", (f"Is{mark}", number), file),
+            read=LazyBytes("shards.sources.cofw:read_image", (f"Is{mark}", number), file),
             split=split,
             box=box(*map(float, boxes[number])),
             landmarks=tuple(zip(values[:LANDMARKS], values[LANDMARKS : 2 * LANDMARKS], strict=True)),
@@ -114,7 +114,7 @@ def read_image(file: Path, field: str, number: int) -> bytes:
     import numpy as np
     from PIL import Image
 
-    from shards.encode import Unusable
+    from shards.encode import ImageRejected
 
     with regular_path(file) as path, h5py.File(path, "r") as data:
         try:
@@ -122,20 +122,20 @@ def read_image(file: Path, field: str, number: int) -> bytes:
         except Exception as error:  # as above
             if getattr(error, "errno", None) is not None:  # a disk error, not a corrupt file
                 raise
-            raise Unusable("unreadable", str(error)) from None
+            raise ImageRejected("unreadable", str(error)) from None
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3)):
-        raise Unusable("unreadable", f"pixels of type {pixels.dtype} and shape {pixels.shape}")
+        raise ImageRejected("unreadable", f"pixels of type {pixels.dtype} and shape {pixels.shape}")
     encoded = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels.squeeze())).save(encoded, "PNG", compress_level=1)
     return encoded.getvalue()
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="cofw",
     title="COFW: 1,345 + 507 faces with occlusions and 29 landmarks.",
     source=COFW,
     terms="COFW: non-commercial research only; vision.caltech.edu/xpburgos",
-    expected=lambda source: {
-        split: {"": count} for split, (file, _, count) in SPLITS.items() if find(source.root, file)
+    published_counts=lambda source: {
+        split: {"": count} for split, (file, _, count) in SPLITS.items() if first_existing(source.root, file)
     },
 )

@@ -11,8 +11,8 @@ from pathlib import Path
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.sources.folder import EXTENSIONS, walk
-from shards.sources.known import Known
-from shards.sources.layout import content, names
+from shards.sources.known import CorpusSpec
+from shards.sources.layout import describe_dir, list_dir
 
 ARCHIVE = re.compile(r"subjects_(\d+)-(\d+)_(\d+)_imgs")
 FIRST_PART, SECOND_PART = 720_000, 499_995  # 10,000 subjects x 72 images; 99,999 subjects (from number 100,000) x 5
@@ -44,7 +44,7 @@ class DigiFace:
                 yield Rejected(relative, "bad_row", "not in the folder of a subject, such as 0/0.png")
         if not found:
             raise UserError(
-                f"digiface: no <subject>/<number>.png such as 0/0.png in {self.root} (found: {content(self.root)}). "
+                f"digiface: no <subject>/<number>.png such as 0/0.png in {self.root} (found: {describe_dir(self.root)}). "
                 "Fix: give the folder that contains the subjects"
             )
 
@@ -52,7 +52,7 @@ class DigiFace:
 def expected(source: DigiFace) -> dict[str, dict[str, int]]:
     """Return the number of images of the archive folders present; without them, of the parts present."""
     root = source.root
-    found = [name for name in (names(root) if root.is_dir() else ()) if (root / name).is_dir()]
+    found = [name for name in (list_dir(root) if root.is_dir() else ()) if (root / name).is_dir()]
     archives = [list(map(int, match.groups())) for name in found if (match := ARCHIVE.fullmatch(name))]
     if archives:
         return {"train": {"": sum((last - first + 1) * images for first, last, images in archives)}}
@@ -62,10 +62,10 @@ def expected(source: DigiFace) -> dict[str, dict[str, int]]:
     return {"train": {"": count}} if count else {}
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="digiface",
     title="DigiFace-1M: 1.22 million synthetic faces of 110,000 subjects; no expressions.",
     source=DigiFace,
     terms="DigiFace-1M: non-commercial research only; github.com/microsoft/DigiFace1M",
-    expected=expected,
+    published_counts=expected,
 )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.sources.known import Known
-from shards.sources.layout import box, inside, lines, need, numbers
+from shards.sources.known import CorpusSpec
+from shards.sources.layout import box, lines, numbers, require_path, safe_relative_path
 
 LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 COUNTS = (3671, 3995, 1088, 30537, 10559, 7060, 34883)  # 91,793 faces
@@ -31,8 +31,8 @@ class ExpW:
         Raises:
             UserError: the list or photos are missing, or no line of the list has eight fields.
         """
-        file = need("expw", self.root, "list of faces", *LISTS)
-        images = need("expw", self.root, "folder of photos", *IMAGES)
+        file = require_path("expw", self.root, "list of faces", *LISTS)
+        images = require_path("expw", self.root, "folder of photos", *IMAGES)
         usable = False
         for number, line in lines(file):
             # A name can contain spaces; the seven fields after it cannot.
@@ -49,7 +49,7 @@ class ExpW:
         values = numbers(" ".join(fields[1:]), FIELDS - 1)
         if values is None or values[6] not in range(len(LABELS)) or not values[0].is_integer():
             return Rejected(place, "bad_row", repr(" ".join(fields)))
-        path = inside(fields[0])
+        path = safe_relative_path(fields[0])
         if path is None:
             return Rejected(place, "outside", repr(fields[0]))
         face, top, left, right, bottom, confidence, label = values
@@ -68,12 +68,12 @@ class ExpW:
         )
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="expw",
     title="ExpW: 91,793 faces in photos from the web, with boxes.",
     source=ExpW,
     labels=LABELS,
     terms="non-commercial research only; rights of the photos with their owners",
-    expected=lambda source: {"train": dict(zip(LABELS, COUNTS, strict=True))},
-    photos=lambda source: True,
+    published_counts=lambda source: {"train": dict(zip(LABELS, COUNTS, strict=True))},
+    needs_crop=lambda source: True,
 )

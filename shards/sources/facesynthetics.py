@@ -12,8 +12,8 @@ from pathlib import Path
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.sources.known import Known
-from shards.sources.layout import content, find, lines, names, numbers
+from shards.sources.known import CorpusSpec
+from shards.sources.layout import describe_dir, first_existing, lines, list_dir, numbers
 
 RELEASES = {"dataset_100000": 100_000, "dataset_1000": 1000, "dataset_100": 100}
 FILE = re.compile(r"(\d{6})(\.png|_ldmks\.txt)")
@@ -34,13 +34,13 @@ class FaceSynthetics:
         """
         folder = self._folder()
         kinds: defaultdict[str, set[str]] = defaultdict(set)
-        for name in names(folder):
+        for name in list_dir(folder):
             match = FILE.fullmatch(name)
             if match:
                 kinds[match[1]].add(match[2])
         if not any(".png" in found for found in kinds.values()):
             raise UserError(
-                f"facesynthetics: no images such as 000000.png in {folder} (found: {content(folder)}). "
+                f"facesynthetics: no images such as 000000.png in {folder} (found: {describe_dir(folder)}). "
                 "Fix: give the corpus folder"
             )
         for number, found in kinds.items():
@@ -54,7 +54,7 @@ class FaceSynthetics:
     def _folder(self) -> Path:
         if not self.root.is_dir():
             raise UserError(f"facesynthetics={self.root}: not a folder. Fix: give the corpus folder")
-        return find(self.root, *RELEASES) or self.root
+        return first_existing(self.root, *RELEASES) or self.root
 
     def _entry(self, folder: Path, number: str, found: set[str]) -> Entry | Rejected:
         source = f"{number}.png"
@@ -75,10 +75,10 @@ def expected(source: FaceSynthetics) -> dict[str, dict[str, int]]:
     return {"train": {"": count}} if count else {}
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="facesynthetics",
     title="Face Synthetics: 100,000 synthetic faces with 70 landmarks; no expressions.",
     source=FaceSynthetics,
     terms="Face Synthetics: non-commercial research only; github.com/microsoft/FaceSynthetics",
-    expected=expected,
+    published_counts=expected,
 )

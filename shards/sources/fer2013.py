@@ -14,10 +14,10 @@ from typing import NamedTuple
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular
-from shards.plain import MOST_LINE, lines_of
-from shards.sources.known import Known, check_options, option
-from shards.sources.layout import TEXT, find, need
-from shards.sources.leaks import CHOICES, HELP, KEEP, Leaks, published
+from shards.plain import MAX_LINE, split_lines
+from shards.sources.known import CorpusSpec, check_options, option
+from shards.sources.layout import TEXT, first_existing, require_path
+from shards.sources.leaks import CHOICES, HELP, KEEP, LeakReport, published
 
 LABELS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 COUNTS = {
@@ -31,7 +31,7 @@ TRAIN, TEST = "train.csv", "test.csv"
 SIDE = 48
 
 
-class Row(NamedTuple):
+class FER2013Row(NamedTuple):
     """One row of a list: its number from 0 and its cells, None for missing columns."""
 
     number: int
@@ -46,7 +46,7 @@ class FER2013:
 
     root: Path
     leaks: str = option(KEEP, HELP, CHOICES)
-    _found: Leaks = field(default_factory=Leaks, init=False, repr=False, compare=False)
+    _found: LeakReport = field(default_factory=LeakReport, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Raises UserError for an invalid option."""
@@ -63,7 +63,7 @@ class FER2013:
         Raises:
             UserError: there is no list, or one without a column pixels.
         """
-        yield from self._found.told(self._rows, self.leaks)
+        yield from self._found.check(self._rows, self.leaks)
 
     def notes(self) -> list[str]:
         """Return a note about images in two splits."""
@@ -86,19 +86,19 @@ def find_list(root: Path) -> Path:
     Raises:
         UserError: neither exists, or the root is the version in folders.
     """
-    if (root / "train").is_dir() and find(root, *FULL, TRAIN) is None:
+    if (root / "train").is_dir() and first_existing(root, *FULL, TRAIN) is None:
         raise UserError(
             f"fer2013: {root} is the version in folders, which has lost the order of the rows. "
             "Fix: build it with `folder --split-folders --class-folders`"
         )
-    return need("fer2013", root, "list of faces", *FULL, TRAIN)
+    return require_path("fer2013", root, "list of faces", *FULL, TRAIN)
 
 
-def read_rows(file: Path) -> Iterator[Row]:
+def read_rows(file: Path) -> Iterator[FER2013Row]:
     """Yield the rows of a list; icml_face_data.csv has spaces in its column names."""
     try:
         with open_regular(file, newline="", **TEXT) as text:
-            rows = csv.reader(lines_of(text, MOST_LINE))
+            rows = csv.reader(split_lines(text, MAX_LINE))
             titles = [name.strip().lower() for name in next(rows, [])]
             if "pixels" not in titles:
                 raise UserError(
@@ -108,12 +108,12 @@ def read_rows(file: Path) -> Iterator[Row]:
             places = [titles.index(name) if name in titles else None for name in ("emotion", "pixels", "usage")]
             for number, cells in enumerate(filter(None, rows)):
                 found = [None if i is None else cells[i].strip() if i < len(cells) else "" for i in places]
-                yield Row(number, found[0], found[1] or "", found[2])
+                yield FER2013Row(number, found[0], found[1] or "", found[2])
     except csv.Error as error:
         raise UserError(f"fer2013: {file} is not valid CSV ({error}). Fix: use the file as delivered") from None
 
 
-def entry(name: str, prefix: str, row: Row, split: str | None = None) -> Entry | Rejected:
+def entry(name: str, prefix: str, row: FER2013Row, split: str | None = None) -> Entry | Rejected:
     """Return a row as an entry; `split` is for lists without a column Usage."""
     source = f"{name} row {row.number}"
     split = SPLITS.get(row.usage.lower()) if row.usage is not None else split
@@ -155,11 +155,11 @@ def expected(source: FER2013) -> dict[str, dict[str, int]]:
     return published(counts, source.leaks)
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="fer2013",
     title="FER2013 (fer2013.csv, icml_face_data.csv, or train.csv and test.csv).",
     source=FER2013,
     labels=LABELS,
     terms="photos found by a search engine, without license; for research",
-    expected=expected,
+    published_counts=expected,
 )

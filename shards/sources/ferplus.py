@@ -20,12 +20,12 @@ from typing import IO, NamedTuple
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular
-from shards.plain import MOST_LINE, lines_of
+from shards.plain import MAX_LINE, split_lines
 from shards.sources.fer2013 import FULL, SPLITS, entry, read_rows
-from shards.sources.known import Known, check_options, option
-from shards.sources.layout import TEXT, find, need
-from shards.sources.leaks import CHOICES, HELP, KEEP, Leaks, published
-from shards.sources.packed import Files, find_files
+from shards.sources.known import CorpusSpec, check_options, option
+from shards.sources.layout import TEXT, first_existing, require_path
+from shards.sources.leaks import CHOICES, HELP, KEEP, LeakReport, published
+from shards.sources.packed import CorpusFiles, find_corpus_files
 
 LABELS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 VOTES = (*LABELS, "unknown", "nf")  # nf: no face
@@ -59,7 +59,7 @@ class FERPlus:
     fer2013: Path | None = option(None, "Folder with fer2013.csv or icml_face_data.csv (default: DIR).")  # noqa: RUF009
     rule: str = option("majority", "Rule that turns votes into a label: majority or argmax.", ("majority", "argmax"))
     leaks: str = option(KEEP, HELP, CHOICES)
-    _found: Leaks = field(default_factory=Leaks, init=False, repr=False, compare=False)
+    _found: LeakReport = field(default_factory=LeakReport, init=False, repr=False, compare=False)
     _doubled: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -73,8 +73,8 @@ class FERPlus:
             UserError: a list is missing, lacks columns, or has other rows than the other list.
         """
         self._doubled.clear()
-        files = None if self.fer2013 or find(self.root, *FULL) else _find_images(self.root)
-        yield from self._found.told(self._listed if files is None else lambda: self._images(files), self.leaks)
+        files = None if self.fer2013 or first_existing(self.root, *FULL) else _find_images(self.root)
+        yield from self._found.check(self._listed if files is None else lambda: self._images(files), self.leaks)
 
     def notes(self) -> list[str]:
         """Return notes about images in two splits and names that occur twice."""
@@ -86,7 +86,7 @@ class FERPlus:
             found.append(f"names that occur twice in {LIST}, one image with the votes of both rows: {names}")
         return found
 
-    def _images(self, files: Files) -> Iterator[Entry | Rejected]:
+    def _images(self, files: CorpusFiles) -> Iterator[Entry | Rejected]:
         votes = list(read_votes(io.StringIO(files.text("ferplus", LIST), newline=""), f"{LIST} in {files.where}"))
         for (usage, name), count in Counter((vote.usage, vote.name) for vote in votes).items():
             if name and count > 1:
@@ -95,7 +95,7 @@ class FERPlus:
         for number, vote in enumerate(votes):
             yield self._image(files, number, vote)
 
-    def _image(self, files: Files, number: int, vote: "Vote") -> Entry | Rejected:
+    def _image(self, files: CorpusFiles, number: int, vote: "Vote") -> Entry | Rejected:
         split = SPLITS.get(vote.usage.lower())
         if split is None:
             return Rejected(f"{LIST} row {number}", "bad_row", f"Usage {vote.usage!r}")
@@ -108,8 +108,8 @@ class FERPlus:
         return self._voted(Entry(f"fer2013-{number:05d}", source, read, split=split), vote.counts)
 
     def _listed(self) -> Iterator[Entry | Rejected]:
-        faces = need("ferplus", self.fer2013 or self.root, "list of FER2013's faces (see --fer2013)", *FULL)
-        votes = need("ferplus", self.root, "list of votes", LIST)
+        faces = require_path("ferplus", self.fer2013 or self.root, "list of FER2013's faces (see --fer2013)", *FULL)
+        votes = require_path("ferplus", self.root, "list of votes", LIST)
         for row, vote in zip_longest(read_rows(faces), _votes_of(votes)):
             if row is None or vote is None:
                 raise UserError(
@@ -160,7 +160,7 @@ def _votes_of(file: Path) -> Iterator[Vote]:
 def read_votes(text: IO[str], where: object) -> Iterator[Vote]:
     """Yield the rows of fer2013new.csv; `where` is for messages. Raises UserError for a missing column or bad CSV."""
     try:
-        rows = csv.reader(lines_of(text, MOST_LINE))
+        rows = csv.reader(split_lines(text, MAX_LINE))
         titles = [name.strip().lower() for name in next(rows, [])]
         absent = [name for name in ("usage", *VOTES) if name not in titles]
         if absent:
@@ -177,8 +177,8 @@ def read_votes(text: IO[str], where: object) -> Iterator[Vote]:
         raise UserError(f"ferplus: {where} is not valid CSV ({error}). Fix: use the file as delivered") from None
 
 
-def _find_images(root: Path) -> Files | None:
-    return next((files for folder in FOLDERS.values() if (files := find_files(root, LIST, folder))), None)
+def _find_images(root: Path) -> CorpusFiles | None:
+    return next((files for folder in FOLDERS.values() if (files := find_corpus_files(root, LIST, folder))), None)
 
 
 def _counts(cells: list[str], places: list[int]) -> tuple[int, ...] | None:
@@ -189,13 +189,13 @@ def _counts(cells: list[str], places: list[int]) -> tuple[int, ...] | None:
     return counts if min(counts) >= 0 and any(counts) else None
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="ferplus",
     title="FERPlus: FER2013's faces with ten votes each; majority or argmax, eight expressions.",
     source=FERPlus,
     labels=LABELS,
     terms="labels: MIT license; FER2013's photos: found by a search engine, without license, for research",
-    expected=lambda source: published(
+    published_counts=lambda source: published(
         {split: dict(zip(LABELS, counts, strict=True)) for split, counts in COUNTS[source.rule].items()}, source.leaks
     ),
 )

@@ -15,8 +15,8 @@ from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular
 from shards.sources.folder import EXTENSIONS, walk
-from shards.sources.known import Known, option
-from shards.sources.layout import TEXT, content, find, inside, need
+from shards.sources.known import CorpusSpec, option
+from shards.sources.layout import TEXT, describe_dir, first_existing, require_path, safe_relative_path
 
 LARGE, SMALL = "images1024x1024", "thumbnails128x128"
 LISTS = ("ffhq-dataset-v2.json", "ffhq-dataset-v1.json")
@@ -42,8 +42,8 @@ class FFHQ:
         Raises:
             UserError: the image folder is missing or empty, or the JSON is corrupt.
         """
-        folder = need("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL)))
-        listed = find(self.root, *LISTS)
+        folder = require_path("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL)))
+        listed = first_existing(self.root, *LISTS)
         if listed is None:
             yield from self._unlisted(folder)
             return
@@ -54,11 +54,11 @@ class FFHQ:
     @property
     def release(self) -> str:
         """Kind of images that is read."""
-        return need("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL))).name
+        return require_path("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL))).name
 
     def notes(self) -> list[str]:
         """Return a note about missing files."""
-        absent = find(self.root, *LISTS) is None
+        absent = first_existing(self.root, *LISTS) is None
         return [f"{self.root} has no {LISTS[0]}: licenses, authors and splits are unknown"] if absent else []
 
     def _unlisted(self, folder: Path) -> Iterator[Entry]:
@@ -68,7 +68,7 @@ class FFHQ:
                 found = True
                 yield Entry(PurePosixPath(relative).stem, f"{folder.name}/{relative}", folder.absolute() / relative)
         if not found:
-            raise UserError(f"ffhq: no images in {folder} (found: {content(folder)}). Fix: unpack the images")
+            raise UserError(f"ffhq: no images in {folder} (found: {describe_dir(folder)}). Fix: unpack the images")
 
     def _entry(self, folder: Path, flat: bool, number: str, item: Any) -> Entry | Rejected:
         kind, scale = ("thumbnail", 128 / 1024) if folder.name == SMALL else ("image", 1.0)
@@ -79,7 +79,7 @@ class FFHQ:
             landmarks = tuple((float(x) * scale, float(y) * scale) for x, y in item["image"]["face_landmarks"])
         except (KeyError, TypeError, ValueError) as error:
             return Rejected(f"{number} of the JSON", "bad_row", f"{type(error).__name__}: {error}")
-        source = inside(path)
+        source = safe_relative_path(path)
         if source is None:
             return Rejected(path, "outside")
         below = PurePosixPath(*PurePosixPath(source).parts[1:])
@@ -128,15 +128,15 @@ def _member(buffer: str, place: int) -> tuple[str | None, Any, int]:
 
 def expected(source: FFHQ) -> dict[str, dict[str, int]]:
     """Return the published counts."""
-    if find(source.root, *LISTS) is None:
+    if first_existing(source.root, *LISTS) is None:
         return {"train": {"": 70_000}}
     return {"train": {"": 60_000}, "val": {"": 10_000}}
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="ffhq",
     title="FFHQ: 70,000 aligned faces from Flickr, large or as thumbnails; without identities or expressions.",
     source=FFHQ,
     terms="FFHQ: CC BY-NC-SA 4.0 as a whole, not for face recognition; each image under its own license (in its json)",
-    expected=expected,
+    published_counts=expected,
 )

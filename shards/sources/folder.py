@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from shards.entry import Entry, Recipe, Rejected
+from shards.entry import Entry, LazyBytes, Rejected
 from shards.errors import UserError
 from shards.names import is_system
-from shards.rules import TEST, TRAIN, VAL, normal_split
+from shards.rules import TEST, TRAIN, VAL, normalize_split
 
 EXTENSIONS = frozenset(
     (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -68,7 +68,7 @@ class Folder:
         if self.skipped:
             names = ", ".join(f"{count} {name}" for name, count in sorted(self.skipped.items()))
             found.append(f"skipped system folders and files: {names}")
-        return found + overlooked(self.root, self.folders, self.class_folders, self.split_folders)
+        return found + unused_folder_notes(self.root, self.folders, self.class_folders, self.split_folders)
 
     def before(self) -> list[str]:
         """What --class-folders makes of the folders, by their names alone."""
@@ -93,36 +93,36 @@ class Folder:
         return said
 
     def _entry(self, relative: str) -> Entry | Rejected:
-        see_folder(relative, self.folders)
-        return placed(relative, relative, self.root / relative, self.class_folders, self.split_folders)
+        count_folder(relative, self.folders)
+        return infer_label_and_split(relative, relative, self.root / relative, self.class_folders, self.split_folders)
 
 
-def placed(
-    key: str, source: str, read: Path | bytes | Recipe, class_folders: bool, split_folders: bool
+def infer_label_and_split(
+    key: str, source: str, read: Path | bytes | LazyBytes, class_folders: bool, split_folders: bool
 ) -> Entry | Rejected:
     """Return an entry whose split and label come from the first folders of its key, if requested."""
     folders = key.split("/")[:-1]
     split = None
     if split_folders:
-        split = normal_split(folders.pop(0)) if folders else ""
+        split = normalize_split(folders.pop(0)) if folders else ""
         if split not in SPLITS:
             return Rejected(source, "no_split")
     return Entry(key, source, read, folders[0] if class_folders and folders else None, split)
 
 
-def see_folder(key: str, folders: set[str]) -> None:
+def count_folder(key: str, folders: set[str]) -> None:
     """Add the first folder of a key to `folders`, up to the number that `overlooked` needs."""
     first, slash, _ = key.partition("/")
     if slash and len(folders) < MOST_SEEN:
         folders.add(first)
 
 
-def overlooked(root: Path, folders: set[str], class_folders: bool, split_folders: bool) -> list[str]:
+def unused_folder_notes(root: Path, folders: set[str], class_folders: bool, split_folders: bool) -> list[str]:
     """Return hints about unused first-level folders of `root`; folders: some of them."""
     if split_folders or not folders:
         return []
     names = ", ".join(sorted(folders)[: MOST_SEEN - 1])
-    if all(normal_split(name) in SPLITS for name in folders):
+    if all(normalize_split(name) in SPLITS for name in folders):
         if class_folders:
             return [
                 f"the labels of {root} are split names ({names}): add --split-folders to use them as splits and the "

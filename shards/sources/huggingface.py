@@ -13,12 +13,12 @@ from typing import Any
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import regular_path
-from shards.plain import parse_json
-from shards.rules import TEST, TRAIN, VAL, normal_label, normal_split
+from shards.plain import loads
+from shards.rules import TEST, TRAIN, VAL, normalize_label, normalize_split
 from shards.sources.folder import walk
-from shards.sources.layout import content, inside
-from shards.sources.pages import DamagedPages, batches, check_footer
-from shards.sources.rows import is_said, text_of
+from shards.sources.layout import describe_dir, safe_relative_path
+from shards.sources.pages import CorruptParquetError, batches, check_footer
+from shards.sources.rows import has_value, text_of
 
 PART = re.compile(r"(.+?)(-\d{5}-of-\d{5})?(-[0-9a-f]{16})?")
 ROWS = 64  # maximum rows in memory at a time
@@ -63,7 +63,7 @@ class HuggingFace:
     @property
     def labels(self) -> tuple[str, ...]:
         """Label names in the schema's order; () if it has none."""
-        names = [normal_label(name) or "" for name in self._columns(self._files()[0][1]).names]
+        names = [normalize_label(name) or "" for name in self._columns(self._files()[0][1]).names]
         return tuple(names) if len(set(names)) == len(names) and all(names) else ()
 
     def notes(self) -> list[str]:
@@ -79,7 +79,7 @@ class HuggingFace:
         names = [name for name in walk(self.root) if name.lower().endswith(".parquet")]
         if not names:
             raise UserError(
-                f"huggingface: no .parquet in {self.root} (found: {content(self.root)}). Fix: check the path"
+                f"huggingface: no .parquet in {self.root} (found: {describe_dir(self.root)}). Fix: check the path"
             )
         return [(name, self.root / name) for name in names]
 
@@ -90,7 +90,7 @@ class HuggingFace:
         try:
             check_footer(file)
             schema = read_schema(file)
-        except (pyarrow.ArrowException, OSError, DamagedPages) as error:
+        except (pyarrow.ArrowException, OSError, CorruptParquetError) as error:
             raise UserError(
                 f"huggingface: {file} cannot be read as Parquet ({error}). Fix: download it again"
             ) from None
@@ -134,7 +134,7 @@ class HuggingFace:
                         number += 1
         except UserError as error:
             yield Rejected(name, "bad_row", str(error))
-        except (pyarrow.ArrowException, OSError, DamagedPages) as error:
+        except (pyarrow.ArrowException, OSError, CorruptParquetError) as error:
             if getattr(error, "errno", None) is not None:  # a disk error, not a corrupt file
                 raise
             yield Rejected(name, "unreadable", f"corrupt after row {number}: {error}; the rest is lost")
@@ -148,7 +148,7 @@ class HuggingFace:
             if not isinstance(label, int) or not -1 <= label < len(columns.names):
                 return Rejected(source, "bad_row", f"label {label} of {len(columns.names)}")
             label = columns.names[label] if label >= 0 else None
-        extras = {name: row[name] for name in columns.others if is_said(row[name])}
+        extras = {name: row[name] for name in columns.others if has_value(row[name])}
         image = row[columns.image]
         if not _is_image(image):
             return Rejected(source, "bad_row", f"{columns.image} contains {type(image).__name__}, not bytes or a path")
@@ -158,7 +158,7 @@ class HuggingFace:
         if read is None:
             if not path:
                 return Rejected(source, "missing", "no image in this row")
-            relative = inside(path)
+            relative = safe_relative_path(path)
             if relative is None:
                 return Rejected(source, "outside", f"{PurePosixPath(path).name} is outside the folder")
             read = (self.root if self.root.is_dir() else self.root.parent).absolute() / relative
@@ -191,16 +191,16 @@ def split_of(name: str) -> str | None:
     """Infer the split from a file name (before -00000-of-00002) or its folder."""
     path = PurePosixPath(name)
     match = PART.fullmatch(path.stem)
-    if match and (match[2] or normal_split(match[1]) in (TRAIN, VAL, TEST)):
+    if match and (match[2] or normalize_split(match[1]) in (TRAIN, VAL, TEST)):
         return match[1]
     folder = path.parent.name
-    return folder if folder and normal_split(folder) in (TRAIN, VAL, TEST) else None
+    return folder if folder and normalize_split(folder) in (TRAIN, VAL, TEST) else None
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
     """Return the features written to the schema by Hugging Face's library; {} without them."""
     try:
-        features = parse_json(metadata[b"huggingface"])["info"]["features"]
+        features = loads(metadata[b"huggingface"])["info"]["features"]
         return {str(name): about for name, about in features.items() if isinstance(about, dict)}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}

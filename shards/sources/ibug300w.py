@@ -12,8 +12,8 @@ from pathlib import Path
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.sources.folder import EXTENSIONS
-from shards.sources.known import Known
-from shards.sources.layout import box, content, find, lines, names, numbers
+from shards.sources.known import CorpusSpec
+from shards.sources.layout import box, describe_dir, first_existing, lines, list_dir, numbers
 
 PARTS = {  # folder: split, faces
     "afw": ("train", 337),
@@ -43,13 +43,13 @@ class IBug300W:
         """
         parts = self._parts()
         if not parts:
-            found = content(self.root) if self.root.is_dir() else "no folder"
+            found = describe_dir(self.root) if self.root.is_dir() else "no folder"
             raise UserError(
                 f"300w: none of {', '.join(PARTS)} in {self.root} (found: {found}). Fix: give the corpus folder"
             )
         for part, folder in parts.items():
             images: dict[str, str] = {}
-            for name in names(folder):
+            for name in list_dir(folder):
                 file = Path(name)
                 if file.suffix.lower() in EXTENSIONS or file.suffix == ".pts":
                     images[file.stem] = images.get(file.stem) or ("" if file.suffix == ".pts" else name)
@@ -60,7 +60,7 @@ class IBug300W:
                     yield self._entry(part, folder, stem, name)
 
     def _parts(self) -> dict[str, Path]:
-        places = {part: find(self.root, *(f"{nest}{part}" for nest in NESTED)) for part in PARTS}
+        places = {part: first_existing(self.root, *(f"{nest}{part}" for nest in NESTED)) for part in PARTS}
         return {part: folder for part, folder in places.items() if folder is not None}
 
     def _entry(self, part: str, folder: Path, stem: str, name: str) -> Entry | Rejected:
@@ -108,11 +108,11 @@ def expected(source: IBug300W) -> dict[str, dict[str, int]]:
     return counts
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="300w",
     title="300-W: 3,148 + 689 faces with 68 landmarks.",
     source=IBug300W,
     terms="300-W: non-commercial research only; rights of the photos with their owners; ibug.doc.ic.ac.uk",
-    expected=expected,
-    photos=lambda source: True,
+    published_counts=expected,
+    needs_crop=lambda source: True,
 )

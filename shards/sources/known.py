@@ -45,7 +45,7 @@ SOURCES: tuple[str, ...] = (
 
 
 @dataclass(frozen=True)
-class Known:
+class CorpusSpec:
     """One corpus.
 
     name: the subcommand; title: one line for people; source: the dataclass; labels: names in the corpus's numbering, ()
@@ -62,9 +62,9 @@ class Known:
     source: Callable[..., Iterable[Entry | Rejected]]
     terms: str
     labels: tuple[str, ...] = ()
-    expected: Callable[..., dict[str, dict[str, int]]] = field(default=lambda source: {})
-    first: int = 0
-    photos: Callable[..., bool] = field(default=lambda source: False)
+    published_counts: Callable[..., dict[str, dict[str, int]]] = field(default=lambda source: {})
+    first_label_id: int = 0
+    needs_crop: Callable[..., bool] = field(default=lambda source: False)
 
 
 def option(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
@@ -81,6 +81,6 @@ def check_options(source: Any) -> None:
             raise UserError(f"--{name}={value!s}: unknown. Fix: give one of {', '.join(map(str, choices))}")
 
 
-def known() -> list[Known]:
+def all_corpora() -> list[CorpusSpec]:
     """Return all known corpora."""
     return [import_module(f"shards.sources.{name}").CORPUS for name in SOURCES]

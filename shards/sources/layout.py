@@ -9,18 +9,18 @@ from pathlib import Path, PurePosixPath
 from shards.errors import UserError
 from shards.files import open_regular
 from shards.names import is_system
-from shards.plain import MOST_LINE, lines_of
+from shards.plain import MAX_LINE, split_lines
 
 # Lists of file names are bytes: bytes that are not UTF-8 round-trip unchanged.
 TEXT = {"encoding": "utf-8-sig", "errors": "surrogateescape"}
 
 
-def find(root: Path, *places: str) -> Path | None:
+def first_existing(root: Path, *places: str) -> Path | None:
     """Return the first of `places`, paths relative to `root`, that exists."""
     return next((root / place for place in places if (root / place).exists()), None)
 
 
-def need(corpus: str, root: Path, what: str, *places: str) -> Path:
+def require_path(corpus: str, root: Path, what: str, *places: str) -> Path:
     """Return a path like `find`.
 
     Raises:
@@ -28,23 +28,23 @@ def need(corpus: str, root: Path, what: str, *places: str) -> Path:
     """
     if not root.is_dir():
         raise UserError(f"{corpus}={root}: not a folder. Fix: give the corpus folder")
-    found = find(root, *places)
+    found = first_existing(root, *places)
     if found is None:
         raise UserError(
-            f"{corpus}: no {what} in {root} (searched: {', '.join(places)}; found: {content(root)}). "
+            f"{corpus}: no {what} in {root} (searched: {', '.join(places)}; found: {describe_dir(root)}). "
             "Fix: give the corpus folder as delivered"
         )
     return found
 
 
-def content(folder: Path) -> str:
+def describe_dir(folder: Path) -> str:
     """List some names in a folder, for an error message."""
     names = sorted(item.name for item in islice(folder.iterdir(), 200) if not item.name.startswith("."))
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
     return ", ".join(names[:6]) + more if names else "nothing"
 
 
-def names(folder: Path) -> list[str]:
+def list_dir(folder: Path) -> list[str]:
     """Return the names in `folder`, sorted, without hidden ones (.DS_Store, Thumbs.db and the ._ files of archives).
 
     Raises:
@@ -56,7 +56,7 @@ def names(folder: Path) -> list[str]:
         return sorted(item.name for item in listing if not item.name.startswith(".") and not is_system(item.name))
 
 
-def inside(name: str) -> str | None:
+def safe_relative_path(name: str) -> str | None:
     """Normalize a path from a list; return None if it is invalid or leads outside its base folder."""
     path = PurePosixPath(name)
     if not path.parts or "\0" in name or path.is_absolute() or ".." in path.parts:
@@ -67,7 +67,7 @@ def inside(name: str) -> str | None:
 def lines(file: Path) -> Iterator[tuple[int, str]]:
     """Yield line number (from 1) and text of non-blank lines."""
     with open_regular(file, **TEXT) as text:
-        for number, line in enumerate(lines_of(text, MOST_LINE), 1):
+        for number, line in enumerate(split_lines(text, MAX_LINE), 1):
             if line.strip():
                 yield number, line.strip()
 

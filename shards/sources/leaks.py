@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from shards.entry import Entry, Rejected
-from shards.sources.packed import content_of
+from shards.sources.packed import digest_of
 
 KEEP, DROP = "keep", "drop"
 CHOICES = (KEEP, DROP)
@@ -18,25 +18,25 @@ Items = Callable[[], Iterable[Entry | Rejected]]
 
 
 @dataclass
-class Leaks:
+class LeakReport:
     """Splits of each image. counts: (split, other split) -> number of shared images, after a pass."""
 
     seen: dict[bytes, set[str]] = field(default_factory=dict)
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
-    def told(self, items: Items, leaks: str) -> Iterator[Entry | Rejected]:
+    def check(self, items: Items, leaks: str) -> Iterator[Entry | Rejected]:
         """Yield the same items in order; with "drop", leaked ones as Rejected. `items` is called once or twice."""
         self.seen.clear()
         self.counts.clear()
         if leaks == DROP:
             for item in items():
-                self._see(item)
+                self._hash_item(item)
         kept: Counter[tuple[bytes, str]] = Counter()
         for item in items():
-            digest = self._see(item)
+            digest = self._hash_item(item)
             if digest is not None and isinstance(item, Entry):
                 kept[digest, str(item.split)] += 1
-                other = self._elsewhere(digest, str(item.split))
+                other = self._other_split(digest, str(item.split))
                 if leaks == DROP and other:
                     yield Rejected(item.source, "leaked", f"{other} has the same image")
                     continue
@@ -45,14 +45,14 @@ class Leaks:
             for other in self.seen[digest] - {split}:
                 self.counts[split, other] += count
 
-    def _see(self, item: Entry | Rejected) -> bytes | None:
-        if not isinstance(item, Entry) or item.split is None or not (data := content_of(item.read)):
+    def _hash_item(self, item: Entry | Rejected) -> bytes | None:
+        if not isinstance(item, Entry) or item.split is None or not (data := digest_of(item.read)):
             return None
         digest = hashlib.blake2b(data, digest_size=16).digest()
         self.seen.setdefault(digest, set()).add(item.split)
         return digest
 
-    def _elsewhere(self, digest: bytes, split: str) -> str:
+    def _other_split(self, digest: bytes, split: str) -> str:
         return next((other for other in YIELDS.get(split, ()) if other in self.seen[digest]), "")
 
     def notes(self, leaks: str) -> list[str]:

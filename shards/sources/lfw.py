@@ -10,8 +10,8 @@ from pathlib import Path
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.sources.folder import EXTENSIONS, walk
-from shards.sources.known import Known
-from shards.sources.layout import content, names
+from shards.sources.known import CorpusSpec
+from shards.sources.layout import describe_dir, list_dir
 
 RELEASES = ("lfw", "lfw_funneled", "lfw-funneled", "lfw-deepfunneled", "lfw_deepfunneled")
 
@@ -58,20 +58,20 @@ class LFW:
         if not found:
             raise UserError(
                 f"lfw: no person folders in {self.root} (searched: Name/Name_0001.jpg, also below "
-                f"{', '.join(RELEASES)}; found: {content(self.root)}). Fix: give the corpus folder"
+                f"{', '.join(RELEASES)}; found: {describe_dir(self.root)}). Fix: give the corpus folder"
             )
         return found[0]
 
 
 def _has_people(folder: Path) -> bool:
-    return any((folder / name / f"{name}_0001.jpg").is_file() for name in names(folder))
+    return any((folder / name / f"{name}_0001.jpg").is_file() for name in list_dir(folder))
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="lfw",
     title="LFW: 13,233 photos of 5,749 people; no expressions.",
     source=LFW,
     terms="LFW: research on face recognition; photos from news agencies, rights with their owners; "
     "vis-www.cs.umass.edu/lfw",
-    expected=lambda source: {"train": {"": 13_233}},
+    published_counts=lambda source: {"train": {"": 13_233}},
 )

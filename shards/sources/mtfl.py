@@ -11,9 +11,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from shards.entry import Entry, Rejected
-from shards.sources.known import Known
-from shards.sources.layout import inside, numbers
-from shards.sources.packed import Files, need_files
+from shards.sources.known import CorpusSpec
+from shards.sources.layout import numbers, safe_relative_path
+from shards.sources.packed import CorpusFiles, require_corpus_files
 
 LISTS = {"train": "training.txt", "test": "testing.txt"}
 PARTS = {
@@ -39,9 +39,9 @@ class MTFL:
     root: Path
 
     @cached_property
-    def files(self) -> Files:
+    def files(self) -> CorpusFiles:
         """The corpus's files. Raises UserError if the folder or zip does not contain them."""
-        return need_files("mtfl", self.root, LISTS["test"], "AFLW")
+        return require_corpus_files("mtfl", self.root, LISTS["test"], "AFLW")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield faces in the order of the lists.
@@ -59,14 +59,14 @@ class MTFL:
         return [(number, line.strip()) for number, line in found if line.strip()]
 
 
-def _entry(files: Files, split: str, number: int, line: str) -> Entry | Rejected:
+def _entry(files: CorpusFiles, split: str, number: int, line: str) -> Entry | Rejected:
     source = f"{LISTS[split]} line {number}"
     words = line.rsplit(maxsplit=2 * LANDMARKS + len(ATTRIBUTES))  # a path can contain spaces
     values = numbers(" ".join(words[1 : 2 * LANDMARKS + 1]), 2 * LANDMARKS)
     attributes = _attributes(words[2 * LANDMARKS + 1 :])
     if values is None or attributes is None:
         return Rejected(source, "bad_row", "not a path, 10 numbers and 4 attributes")
-    path = inside(words[0].replace("\\", "/"))
+    path = safe_relative_path(words[0].replace("\\", "/"))
     if path is None:
         return Rejected(source, "outside", words[0])
     read = files.read(path)
@@ -102,12 +102,12 @@ def expected(source: MTFL) -> dict[str, dict[str, int]]:
     return counts
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="mtfl",
     title="MTFL: 10,000 + 2,995 faces with 5 landmarks, smile, gender, glasses and pose.",
     source=MTFL,
     labels=SMILES,
-    first=1,
+    first_label_id=1,
     terms="MTFL: non-commercial research only; rights of the photos with their owners",
-    expected=expected,
+    published_counts=expected,
 )

@@ -4,31 +4,31 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from shards.entry import Recipe, Rejected
+from shards.entry import LazyBytes, Rejected
 from shards.errors import UserError
 from shards.files import read_bytes
-from shards.sources.layout import content, inside
+from shards.sources.layout import describe_dir, safe_relative_path
 from shards.sources.zips import read_zip
 
 LIST_BYTES = 1 << 28  # maximum bytes of a corpus's list, which is read whole
 
 
 @dataclass(frozen=True)
-class Files:
+class CorpusFiles:
     """Files by path below `base`, a folder or a path inside `archive`; archive None: `base` is on disk."""
 
     base: Path
     archive: Path | None = None
-    members: dict[str, tuple[Recipe | bytes, tuple[str, ...]]] = field(default_factory=dict, repr=False)
+    members: dict[str, tuple[LazyBytes | bytes, tuple[str, ...]]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def where(self) -> str:
         """Location for messages."""
         return str(self.archive or self.base)
 
-    def read(self, name: str) -> Path | bytes | Recipe | Rejected:
+    def read(self, name: str) -> Path | bytes | LazyBytes | Rejected:
         """Return a file's path or lazy bytes; a Rejected if its path is invalid, or it is missing or unreadable."""
-        path = inside(name)
+        path = safe_relative_path(name)
         if path is None:
             return Rejected(name, "outside", "a path outside the folder")
         if self.archive is None:
@@ -44,7 +44,7 @@ class Files:
     def bytes(self, name: str) -> bytes:
         """Read a file's bytes; b"" if it cannot be read (the decoder then reports the reason)."""
         found = self.read(name)
-        return b"" if isinstance(found, Rejected) else content_of(found)
+        return b"" if isinstance(found, Rejected) else digest_of(found)
 
     def text(self, corpus: str, name: str) -> str:
         """Read a list as text; bytes that are not UTF-8 round-trip unchanged.
@@ -53,7 +53,7 @@ class Files:
             UserError: the list is missing, corrupt or too large.
         """
         found = self.read(name)
-        recipe = found.arguments if isinstance(found, Recipe) else ()
+        recipe = found.arguments if isinstance(found, LazyBytes) else ()
         if isinstance(found, Path) and found.is_file() and found.stat().st_size > LIST_BYTES:
             raise UserError(f"{corpus}: {found} has more than {LIST_BYTES} bytes. Fix: use the file as delivered")
         if recipe and int(recipe[2]) > LIST_BYTES:
@@ -64,19 +64,19 @@ class Files:
         return data.decode("utf-8-sig", "surrogateescape")
 
 
-def content_of(read: Path | bytes | Recipe) -> bytes:
+def digest_of(read: Path | bytes | LazyBytes) -> bytes:
     """Read the bytes of an entry's image; b"" if they cannot be read."""
-    from shards.encode import Unusable
+    from shards.encode import ImageRejected
 
     if isinstance(read, bytes):
         return read
     try:
-        return read() if isinstance(read, Recipe) else read_bytes(read)
-    except (OSError, Unusable):
+        return read() if isinstance(read, LazyBytes) else read_bytes(read)
+    except (OSError, ImageRejected):
         return b""
 
 
-def find_files(root: Path, anchor: str, folder: str) -> Files | None:
+def find_corpus_files(root: Path, anchor: str, folder: str) -> CorpusFiles | None:
     """Find the folder, in the folder or zip `root`, that contains the file `anchor` and the folder `folder`.
 
     It may be one level deeper, and a folder may contain the corpus as its only zip.
@@ -91,30 +91,30 @@ def find_files(root: Path, anchor: str, folder: str) -> Files | None:
     inner = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     for base in (root, *inner):
         if (base / anchor).is_file() and (base / folder).is_dir():
-            return Files(base)
+            return CorpusFiles(base)
     zips = sorted(path for path in root.iterdir() if path.suffix.lower() == ".zip" and path.is_file())
     return _in_zip(zips[0], anchor, folder) if len(zips) == 1 else None
 
 
-def _in_zip(archive: Path, anchor: str, folder: str) -> Files | None:
-    members: dict[str, tuple[Recipe | bytes, tuple[str, ...]]] = {}
+def _in_zip(archive: Path, anchor: str, folder: str) -> CorpusFiles | None:
+    members: dict[str, tuple[LazyBytes | bytes, tuple[str, ...]]] = {}
     for member in read_zip(archive.absolute()):
         if isinstance(member, Rejected):
             raise UserError(f"{archive}: {member.detail}. Fix: download it again")
-        if (name := inside(member.name)) is not None:
-            members[name] = member.read, member.fate
+        if (name := safe_relative_path(member.name)) is not None:
+            members[name] = member.read, member.rejection
     places = {name.removesuffix(anchor).rstrip("/") for name in members if f"/{name}".endswith(f"/{anchor}")}
     for base in sorted(places, key=lambda place: (place.count("/"), place)):
         start = f"{base}/{folder}/" if base else f"{folder}/"
         if not base.startswith("__MACOSX") and any(name.startswith(start) for name in members):
-            return Files(Path(base), archive.absolute(), members)
+            return CorpusFiles(Path(base), archive.absolute(), members)
     return None
 
 
-def need_files(corpus: str, root: Path, anchor: str, folder: str) -> Files:
+def require_corpus_files(corpus: str, root: Path, anchor: str, folder: str) -> CorpusFiles:
     """Return the files like `find_files`. Raises UserError if there are none."""
-    found = find_files(root, anchor, folder)
+    found = find_corpus_files(root, anchor, folder)
     if found is None:
-        there = f" (found: {content(root)})" if root.is_dir() else ""
+        there = f" (found: {describe_dir(root)})" if root.is_dir() else ""
         raise UserError(f"{corpus}: no {anchor} beside {folder}/ in {root}{there}. Fix: give the zip or folder")
     return found

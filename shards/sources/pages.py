@@ -25,7 +25,7 @@ _BYTES = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 _DEPTH = 16
 
 
-class DamagedPages(ValueError):  # noqa: N818 - the result for one file
+class CorruptParquetError(ValueError):  # noqa: N818 - the result for one file
     """Pages that cannot be read or take too much memory. The message gives the reason."""
 
 
@@ -51,7 +51,7 @@ def check_footer(file: Path) -> None:
         data.seek(max(0, size - 8))
         footer = int.from_bytes(data.read(4), "little")
     if MOST_FOOTER < footer <= size:
-        raise DamagedPages(f"its footer has {footer} bytes; the maximum is {MOST_FOOTER >> 20} MiB")
+        raise CorruptParquetError(f"its footer has {footer} bytes; the maximum is {MOST_FOOTER >> 20} MiB")
 
 
 def batches(file: Path, table: Any, columns: Collection[str], rows: int) -> Iterator[Any]:
@@ -82,9 +82,9 @@ def _rows(data: IO[bytes], table: Any, group: int, wanted: Collection[str], rows
         if table.schema.column(number).max_repetition_level and (
             chunk.values > MOST_VALUES or (texts and chunk.values * chunk.dictionary > MOST)
         ):
-            raise DamagedPages(f"the lists in {column.path_in_schema} take too much memory")
+            raise CorruptParquetError(f"the lists in {column.path_in_schema} take too much memory")
     if held > max(FREE, min(MOST, RATIO * packed)):
-        raise DamagedPages(f"{packed} bytes of pages expand to {held}; rewrite the file with smaller row groups")
+        raise CorruptParquetError(f"{packed} bytes of pages expand to {held}; rewrite the file with smaller row groups")
     return max(1, min(rows, AT_ONCE // max(longest, 1)))
 
 
@@ -95,13 +95,13 @@ def _chunk(data: IO[bytes], column: Any) -> Chunk:
         start = min(start, column.dictionary_page_offset)
     found, end = Chunk(), start + column.total_compressed_size
     if start < 0 or end < start:
-        raise DamagedPages(f"the column {column.path_in_schema} has an invalid offset")
+        raise CorruptParquetError(f"the column {column.path_in_schema} has an invalid offset")
     sizes = [0, 0]  # compressed sizes: dictionary, largest page
     while start < end:
         header, length = _header(data, start)
         kind, unpacked, packed = (header.get(field, -1) for field in (1, 2, 3))
         if min(kind, unpacked, packed) < 0:
-            raise DamagedPages(f"no page at byte {start}")
+            raise CorruptParquetError(f"no page at byte {start}")
         if kind == _DICTIONARY:
             found.dictionary, sizes[0] = max(found.dictionary, unpacked), max(sizes[0], packed)
         else:
@@ -111,7 +111,7 @@ def _chunk(data: IO[bytes], column: Any) -> Chunk:
             found.values += max(values, 0)
             encoding = about.get(2) if 5 in header else about.get(4)
             if encoding in _DELTAS and values > MOST_VALUES:
-                raise DamagedPages(f"the page at byte {start} declares {values} values")
+                raise CorruptParquetError(f"the page at byte {start} declares {values} values")
         start += length + packed
     found.packed = sum(sizes)
     return found
@@ -125,13 +125,13 @@ def _header(data: IO[bytes], start: int) -> tuple[dict[int, Any], int]:
             return _struct(data.read(size), 0, 0)
         except IndexError:
             continue
-    raise DamagedPages(f"the header of the page at byte {start} is not terminated")
+    raise CorruptParquetError(f"the header of the page at byte {start} is not terminated")
 
 
 def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
     """Return the fields of a struct by number and its end. Raises IndexError past the end of `data`."""
     if depth > _DEPTH:
-        raise DamagedPages("a page header is nested too deeply")
+        raise CorruptParquetError("a page header is nested too deeply")
     found: dict[int, Any] = {}
     number = 0
     while (head := data[at]) != 0:
@@ -157,7 +157,7 @@ def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
         return None, at + size
     if kind == 12:
         return _struct(data, at, depth + 1)
-    raise DamagedPages(f"a page header contains an unknown type {kind}")
+    raise CorruptParquetError(f"a page header contains an unknown type {kind}")
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -167,7 +167,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         at += 1
         if data[at - 1] < 0x80:
             return value, at
-    raise DamagedPages("a page header contains an unterminated number")
+    raise CorruptParquetError("a page header contains an unterminated number")
 
 
 def _integer(data: bytes, at: int) -> tuple[int, int]:

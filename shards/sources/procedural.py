@@ -11,7 +11,7 @@ import simplejpeg
 from shards.drawing.face import draw_face
 from shards.drawing.features import find_landmarks
 from shards.drawing.person import EXPRESSIONS, Actions, Person, Scene, draw_actions, draw_person, draw_scene
-from shards.entry import Entry, Recipe
+from shards.entry import Entry, LazyBytes
 from shards.errors import UserError
 
 QUALITY = 92  # JPEG quality
@@ -50,7 +50,7 @@ def list_entry(seed: int, person: int, index: int, size: int) -> Entry:
     return Entry(
         key=key,
         source=f"procedural/{seed}/{key}.jpg",
-        read=Recipe("shards.sources.procedural:draw", (seed, person, index, size)),
+        read=LazyBytes("shards.sources.procedural:draw", (seed, person, index, size)),
         label=label,
         split="test" if person % TEST_EVERY == TEST_EVERY - 1 else "train",
         group=f"p{person:05d}",

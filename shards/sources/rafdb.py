@@ -12,9 +12,19 @@ from pathlib import Path, PurePosixPath
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular, read_text
-from shards.plain import MOST_LINE, lines_of
-from shards.sources.known import Known, check_options, option
-from shards.sources.layout import TEXT, box, find, inside, lines, names, need, numbers, points
+from shards.plain import MAX_LINE, split_lines
+from shards.sources.known import CorpusSpec, check_options, option
+from shards.sources.layout import (
+    TEXT,
+    box,
+    first_existing,
+    lines,
+    list_dir,
+    numbers,
+    points,
+    require_path,
+    safe_relative_path,
+)
 
 LABELS = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 COUNTS = {
@@ -48,8 +58,8 @@ class RAFDB:
     @property
     def release(self) -> str:
         """Official release, or class folders."""
-        need("rafdb", self.root, "list of labels", *LISTS, *FOLDERS)
-        return "official" if find(self.root, *LISTS) else "folders"
+        require_path("rafdb", self.root, "list of labels", *LISTS, *FOLDERS)
+        return "official" if first_existing(self.root, *LISTS) else "folders"
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield faces in the order of the list, or folder by folder.
@@ -58,13 +68,13 @@ class RAFDB:
             UserError: not RAF-DB, the compound expressions, or the images are missing.
         """
         if self.release == "official":
-            yield from self._listed(need("rafdb", self.root, "list of labels", *LISTS))
+            yield from self._listed(require_path("rafdb", self.root, "list of labels", *LISTS))
         elif self.images == "original":
             raise UserError(
                 f"rafdb: {self.root} only has class folders of aligned faces. Fix: remove --images original"
             )
         else:
-            yield from _folders(self.root, need("rafdb", self.root, "class folders", *FOLDERS).parent)
+            yield from _folders(self.root, require_path("rafdb", self.root, "class folders", *FOLDERS).parent)
 
     def _listed(self, file: Path) -> Iterator[Entry | Rejected]:
         rows = list(lines(file))
@@ -75,7 +85,7 @@ class RAFDB:
                 "Fix: give the folder of the basic expressions"
             )
         base = file.parent.parent
-        need("rafdb", base, f"folder of {self.images} images", f"Image/{self.images}")
+        require_path("rafdb", base, f"folder of {self.images} images", f"Image/{self.images}")
         for number, line in rows:
             yield self._entry(base, f"{file.name} line {number}", line)
 
@@ -83,7 +93,7 @@ class RAFDB:
         name, _, label = line.replace("\t", " ").rpartition(" ")
         if not name:
             return Rejected(place, "bad_row", repr(line))
-        path = inside(name.strip())
+        path = safe_relative_path(name.strip())
         if path is None:
             return Rejected(place, "outside", repr(line))
         split = path.split("_")[0]
@@ -110,10 +120,10 @@ def _folders(root: Path, base: Path) -> Iterator[Entry | Rejected]:
     prefix = base.relative_to(root).as_posix()
     for split in COUNTS:
         name = f"{split}_labels.csv"
-        listed = _labels(find(base, name) or _beside(root, base) / name)
+        listed = _labels(first_existing(base, name) or _beside(root, base) / name)
         for number, label in enumerate(LABELS, 1):
             folder = base / split / str(number)
-            for name in names(folder) if folder.is_dir() else ():
+            for name in list_dir(folder) if folder.is_dir() else ():
                 source = f"{prefix}/{split}/{number}/{name}".removeprefix("./")
                 said = listed.pop(name, str(number))
                 if said != str(number):
@@ -139,7 +149,7 @@ def _labels(file: Path) -> dict[str, str]:
         return {}
     try:
         with open_regular(file, newline="", **TEXT) as text:
-            rows = csv.DictReader(lines_of(text, MOST_LINE))
+            rows = csv.DictReader(split_lines(text, MAX_LINE))
             if not {"image", "label"} <= set(rows.fieldnames or ()):
                 raise UserError(
                     f"rafdb: {file} lacks the columns image, label (columns: {rows.fieldnames}). "
@@ -172,13 +182,13 @@ def _box(file: Path) -> tuple[float, float, float, float] | None:
     return box(values[0], values[1], values[2] - values[0], values[3] - values[1]) if values else None
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="rafdb",
     title="RAF-DB, the seven basic expressions (the authors' folders, or DATASET with numbered classes).",
     source=RAFDB,
     labels=LABELS,
-    first=1,
+    first_label_id=1,
     terms="non-commercial research only; no copies to others; its images are not to be published",
-    expected=lambda source: {split: dict(zip(LABELS, counts, strict=True)) for split, counts in COUNTS.items()},
-    photos=lambda source: source.images == "original",
+    published_counts=lambda source: {split: dict(zip(LABELS, counts, strict=True)) for split, counts in COUNTS.items()},
+    needs_crop=lambda source: source.images == "original",
 )

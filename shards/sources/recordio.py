@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.entry import Entry, Recipe, Rejected
+from shards.entry import Entry, LazyBytes, Rejected
 from shards.errors import UserError
 from shards.files import open_regular, read_text
-from shards.rules import TEST, TRAIN, VAL, normal_split
-from shards.sources.known import Known, option
-from shards.sources.layout import content, lines, names
+from shards.rules import TEST, TRAIN, VAL, normalize_split
+from shards.sources.known import CorpusSpec, option
+from shards.sources.layout import describe_dir, lines, list_dir
 
 MAGIC = 0xCED7230A
 FRAME = struct.Struct("<II")
@@ -36,7 +36,7 @@ IMAGES = {
 }  # number of people -> images: MS1MV2, MS1MV3, Glint360K
 
 
-class Damaged(Exception):  # noqa: N818 - the result for one record, like Unusable
+class DamagedRecord(Exception):  # noqa: N818 - the result for one record, like Unusable
     """There is no complete record at that offset."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -45,7 +45,7 @@ class Damaged(Exception):  # noqa: N818 - the result for one record, like Unusab
         self.detail = detail
 
 
-class Record(NamedTuple):
+class RecordIORecord(NamedTuple):
     """Labels of a record and the size of its image in bytes (0 = no image)."""
 
     labels: tuple[float, ...]
@@ -74,15 +74,17 @@ class RecordIO:
             return [self.root]
         if not self.root.is_dir():
             raise UserError(f"recordio={self.root}: neither a folder nor a .rec file. Fix: check the path")
-        packs = [self.root / name for name in names(self.root) if name.endswith(".rec")]
+        packs = [self.root / name for name in list_dir(self.root) if name.endswith(".rec")]
         if not packs:
-            raise UserError(f"recordio: no .rec file in {self.root} (found: {content(self.root)}). Fix: check the path")
+            raise UserError(
+                f"recordio: no .rec file in {self.root} (found: {describe_dir(self.root)}). Fix: check the path"
+            )
         return packs
 
     def _pack(self, pack: Path, data: int) -> Iterator[Entry | Rejected]:
         try:
             first = read_record(data, 0)
-        except Damaged as damage:
+        except DamagedRecord as damage:
             raise UserError(
                 f"recordio: {pack} does not begin with a complete record ({damage.detail}). Fix: download it again"
             ) from None
@@ -110,13 +112,13 @@ class RecordIO:
         source = f"{pack.name}/{key}"
         try:
             name = f"{read_record(data, offset).labels[0]:.0f}"
-        except Damaged as damage:
+        except DamagedRecord as damage:
             return Rejected(source, damage.reason, damage.detail)
-        split = normal_split(pack.stem)
+        split = normalize_split(pack.stem)
         return Entry(
             key=f"{pack.stem}/{key:08d}",
             source=source,
-            read=Recipe("shards.sources.recordio:read_image", (offset,), pack),
+            read=LazyBytes("shards.sources.recordio:read_image", (offset,), pack),
             label=name if self.label_is_class else None,
             split=split if split in (TRAIN, VAL, TEST) else None,
             group=None if self.label_is_class else name,
@@ -141,7 +143,7 @@ def _scanned(data: int) -> Iterator[tuple[int, int]]:
         yield key, offset
         try:
             *_, (offset, _) = _parts(data, offset)
-        except Damaged:
+        except DamagedRecord:
             return
         key += 1
 
@@ -157,17 +159,17 @@ def _parts(data: int, offset: int) -> list[tuple[int, int]]:
     while True:
         frame = os.pread(data, FRAME.size, offset)
         if len(frame) < FRAME.size:
-            raise Damaged("truncated", f"the file ends at byte {size}")
+            raise DamagedRecord("truncated", f"the file ends at byte {size}")
         magic, word = FRAME.unpack(frame)
         flag, length = word >> 29, word & (1 << 29) - 1
         if magic != MAGIC or (flag in (WHOLE, BEGIN)) == bool(found):
-            raise Damaged("unreadable", f"no record at byte {offset}")
+            raise DamagedRecord("unreadable", f"no record at byte {offset}")
         found.append((offset + FRAME.size, length))
         if len(found) > MOST_PARTS:
-            raise Damaged("unreadable", f"a record of more than {MOST_PARTS} parts ends at byte {offset}")
+            raise DamagedRecord("unreadable", f"a record of more than {MOST_PARTS} parts ends at byte {offset}")
         offset += FRAME.size + (length + 3) // 4 * 4
         if found[-1][0] + length > size:
-            raise Damaged("truncated", f"the file ends at byte {size}")
+            raise DamagedRecord("truncated", f"the file ends at byte {size}")
         if flag in (WHOLE, END):
             return [*found, (offset, 0)]
 
@@ -180,7 +182,7 @@ def _join(data: int, parts: list[tuple[int, int]], most: int | None = None) -> b
     return joined[:most]
 
 
-def read_record(data: int, offset: int) -> Record:
+def read_record(data: int, offset: int) -> RecordIORecord:
     """Read a record's labels and image size; `data` is a file descriptor.
 
     Raises:
@@ -189,19 +191,21 @@ def read_record(data: int, offset: int) -> Record:
     *parts, _ = _parts(data, offset)
     size = sum(length for _, length in parts) + 4 * (len(parts) - 1)
     if size < HEADER.size:
-        raise Damaged("unreadable", f"the record at byte {offset} has no header")
+        raise DamagedRecord("unreadable", f"the record at byte {offset} has no header")
     if size > MOST_BYTES:
-        raise Damaged("too_large", "more than 1 GiB")
+        raise DamagedRecord("too_large", "more than 1 GiB")
     flag, label, _, _ = HEADER.unpack(_join(data, parts, HEADER.size))
     if flag > MOST_LABELS:
-        raise Damaged("unreadable", f"the record at byte {offset} has {flag} labels; the maximum is {MOST_LABELS}")
+        raise DamagedRecord(
+            "unreadable", f"the record at byte {offset} has {flag} labels; the maximum is {MOST_LABELS}"
+        )
     behind = HEADER.size + 4 * flag
     if size < behind:
-        raise Damaged("unreadable", f"the record at byte {offset} is shorter than its {flag} labels")
+        raise DamagedRecord("unreadable", f"the record at byte {offset} is shorter than its {flag} labels")
     labels = struct.unpack(f"<{flag}f", _join(data, parts, behind)[HEADER.size :]) if flag else (label,)
     if not all(abs(value) < float("inf") for value in labels):
-        raise Damaged("bad_row", f"the labels of the record at byte {offset} are not numbers")
-    return Record(labels, size - behind)
+        raise DamagedRecord("bad_row", f"the labels of the record at byte {offset} are not numbers")
+    return RecordIORecord(labels, size - behind)
 
 
 def read_image(file: Path, offset: int) -> bytes:
@@ -210,15 +214,15 @@ def read_image(file: Path, offset: int) -> bytes:
     Raises:
         Unusable: there is no complete record.
     """
-    from shards.encode import Unusable
+    from shards.encode import ImageRejected
 
     with open_regular(file, "rb", buffering=0) as data:
         try:
             image = read_record(data.fileno(), offset).image
             *parts, _ = _parts(data.fileno(), offset)
             joined = _join(data.fileno(), parts)
-        except Damaged as damage:
-            raise Unusable(damage.reason, damage.detail) from None
+        except DamagedRecord as damage:
+            raise ImageRejected(damage.reason, damage.detail) from None
     return joined[len(joined) - image :]
 
 
@@ -230,10 +234,10 @@ def expected(source: RecordIO) -> dict[str, dict[str, int]]:
     return {"train": {"": count}} if count else {}
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="recordio",
     title="RecordIO packs (.rec): MS1M-ArcFace, CASIA-WebFace, Glint360K and others; identities, no expressions.",
     source=RecordIO,
     terms="face recognition packs: non-commercial research only; rights of the photos with their owners",
-    expected=expected,
+    published_counts=expected,
 )

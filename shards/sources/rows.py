@@ -13,8 +13,8 @@ from typing import IO, Any
 
 from shards.errors import UserError
 from shards.files import open_regular, regular_path
-from shards.plain import MOST_LINE, lines_of, parse_json
-from shards.sources.pages import DamagedPages, batches, check_footer
+from shards.plain import MAX_LINE, loads, split_lines
+from shards.sources.pages import CorruptParquetError, batches, check_footer
 
 KINDS = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers")
@@ -22,7 +22,7 @@ PACKED = (".zip", ".bz2", ".xz", ".zst", ".7z")
 DELIMITERS = (",", ";", "\t", "|")  # of a .csv; Excel writes the list separator of its locale
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
 HEAD = 1000  # lines of JSON in which every column must occur
-MOST_TEXT = 128 << 20  # maximum characters of a row, which may contain a base64 image
+MAX_TEXT = 128 << 20  # maximum characters of a row, which may contain a base64 image
 FEW, MANY = 64, 4096  # rows of Parquet in memory: with images, without
 
 Row = tuple[str, tuple[Any, ...] | None]
@@ -64,7 +64,7 @@ def _open_text(file: Path) -> Iterator[IO[str]]:
 
 def _csv_lines(lines: IO[str], kind: str, most: int) -> tuple[Iterator[str], str]:
     """Return the lines of a CSV from its header on, and the delimiter of Excel's first line `sep=;`, or ""."""
-    rest = lines_of(lines, most)
+    rest = split_lines(lines, most)
     first = next(rest, "")
     if kind == "csv" and first.lower().startswith("sep=") and len(first.strip()) == 5:
         return rest, first.strip()[4]
@@ -87,10 +87,10 @@ def columns_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
                     f"jsonl: {file} is a JSON array. Fix: write one object per line, for example with jq -c '.[]'"
                 )
             lines.seek(0)
-            head = (_object(line) or {} for _, line in zip(range(HEAD), lines_of(lines, MOST_TEXT), strict=False))
+            head = (_object(line) or {} for _, line in zip(range(HEAD), split_lines(lines, MAX_TEXT), strict=False))
             names = list(dict.fromkeys(chain.from_iterable(head)))
         else:
-            names = _header(lines, kind, MOST_LINE, wanted)[0]
+            names = _header(lines, kind, MAX_LINE, wanted)[0]
     if not names:
         raise UserError(f"{kind}: {file} is empty. Fix: check the path")
     return names
@@ -104,13 +104,13 @@ def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[
         return
     with _open_text(file) as lines:
         if kind == "jsonl":
-            for number, line in enumerate(lines_of(lines, MOST_TEXT), 1):
+            for number, line in enumerate(split_lines(lines, MAX_TEXT), 1):
                 if line.strip():
                     values = _object(line)
                     row = None if values is None else tuple(values.get(name) for name in columns)
                     yield f"line {number}", row
             return
-        most = MOST_TEXT if images else MOST_LINE
+        most = MAX_TEXT if images else MAX_LINE
         header, before, table = _header(lines, kind, most, columns)
         places = [header.index(name) for name in columns]
         for cells in _long(table, most):
@@ -156,14 +156,14 @@ def text_of(value: Any) -> str:
     return str(value).strip()
 
 
-def is_said(value: Any) -> bool:
+def has_value(value: Any) -> bool:
     """Return whether a value is present and valid in JSON: not None, NaN or infinite."""
     return value is not None and not (isinstance(value, float) and not math.isfinite(value))
 
 
 def _object(line: str) -> dict[str, Any] | None:
     try:
-        value = parse_json(line)
+        value = loads(line)
     except ValueError:
         return None
     return value if isinstance(value, dict) else None
@@ -177,7 +177,7 @@ def _parquet(file: Path) -> Any:
         with regular_path(file) as path:
             check_footer(path)
             return ParquetFile(path, buffer_size=1 << 20)
-    except (pyarrow.ArrowException, OSError, DamagedPages) as error:
+    except (pyarrow.ArrowException, OSError, CorruptParquetError) as error:
         raise UserError(f"parquet: {file} cannot be read as Parquet ({error}). Fix: download it again") from None
 
 
@@ -192,5 +192,5 @@ def _parquet_rows(file: Path, columns: list[str], batch_rows: int) -> Iterator[R
                 for row in zip(*values, strict=True):
                     number += 1
                     yield f"row {number}", row
-    except (pyarrow.ArrowException, OSError, DamagedPages) as error:
+    except (pyarrow.ArrowException, OSError, CorruptParquetError) as error:
         raise UserError(f"parquet: {file} is corrupt after row {number} ({error}). Fix: download it again") from None

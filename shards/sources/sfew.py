@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from shards.entry import Entry, Rejected
 from shards.sources.folder import EXTENSIONS, walk
-from shards.sources.known import Known
-from shards.sources.layout import find, names, need
+from shards.sources.known import CorpusSpec
+from shards.sources.layout import first_existing, list_dir, require_path
 
 LABELS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")
 SPLITS = {
@@ -32,9 +32,9 @@ class SFEW:
         Raises:
             UserError: the root contains neither the training nor the validation faces.
         """
-        need("sfew", self.root, "folder of aligned faces", *SPLITS["train"], *SPLITS["val"])
+        require_path("sfew", self.root, "folder of aligned faces", *SPLITS["train"], *SPLITS["val"])
         for split, places in SPLITS.items():
-            folder = find(self.root, *places)
+            folder = first_existing(self.root, *places)
             if folder is None:
                 continue
             base = _descend(folder)
@@ -57,7 +57,7 @@ class SFEW:
 def _descend(folder: Path) -> Path:
     """Return the folder of the classes: archives nest a folder of the same name, or one without _new."""
     for _ in range(MOST_NESTED):
-        below = names(folder)
+        below = list_dir(folder)
         inner = next((name for name in below if "_aligned_faces" in name.lower() and (folder / name).is_dir()), None)
         if inner is None:
             break
@@ -65,11 +65,11 @@ def _descend(folder: Path) -> Path:
     return folder
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="sfew",
     title="SFEW 2.0, the aligned faces of its training and validation films.",
     source=SFEW,
     labels=LABELS,
     terms="academic research only, by those who signed its agreement; no copies to others",
-    expected=lambda source: {"train": {"": 891}, "val": {"": 431}},
+    published_counts=lambda source: {"train": {"": 891}, "val": {"": 431}},
 )

@@ -14,7 +14,7 @@ from shards.errors import UserError
 from shards.sources.layout import box, numbers
 from shards.sources.rows import check_kind, columns_of, kind_of, read_rows, text_of
 
-BOX_ORDERS = ("xywh", "xyxy")
+BOX_FORMATS = ("xywh", "xyxy")
 Box = tuple[float, float, float, float]
 
 
@@ -37,7 +37,7 @@ class Table:
     group_column: str = ""
     bytes_column: str = ""
     box_columns: str = ""
-    box_order: str = "xywh"
+    box_format: str = "xywh"
     valence_column: str = ""
     arousal_column: str = ""
 
@@ -53,9 +53,9 @@ class Table:
             raise UserError(f"{kind}={self.file}: not a file. Fix: check the path")
         if not self.images.is_dir():
             raise UserError(f"--images={self.images}: folder does not exist. Fix: give the base folder of the paths")
-        if self.box_order not in BOX_ORDERS or len(self._box_columns()) not in (0, 1, 4):
+        if self.box_format not in BOX_FORMATS or len(self._box_columns()) not in (0, 1, 4):
             raise UserError(
-                f"{kind}: a box needs one or four columns and the order {' or '.join(BOX_ORDERS)}. Fix: correct --box"
+                f"{kind}: a box needs one or four columns and the order {' or '.join(BOX_FORMATS)}. Fix: correct --box"
             )
         try:
             yield from self._rows()
@@ -84,7 +84,7 @@ class Table:
             labelled += bool(name)
             about = {"label": name or None, "split": text_of(split) or None, "group": text_of(group) or None}
             try:
-                about["box"] = _box(edges, self.box_order)  # type: ignore[assignment]
+                about["box"] = _box(edges, self.box_format)  # type: ignore[assignment]
                 about["extras"] = _affect(valence, arousal)  # type: ignore[assignment]
                 if self.bytes_column:
                     yield self._held(place, text_of(path), data, about)

@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shards.entry import Recipe, Rejected
+from shards.entry import LazyBytes, Rejected
 from shards.files import open_regular, regular_path
-from shards.tarred import BoundedTar, TooLargeHeader
+from shards.tarred import BoundedTar, OversizedHeaderError
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ENDINGS = (*TAR_ENDINGS, ".zip")
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-MOST_PACKED = 256 << 20  # maximum bytes of a compressed member: its compressed size can be a thousandth
-TOO_LARGE = f"more than {MOST_PACKED >> 20} MiB in a compressed archive; unpack the archive first"
+MAX_UNPACKED = 256 << 20  # maximum bytes of a compressed member: its compressed size can be a thousandth
+TOO_LARGE = f"more than {MAX_UNPACKED >> 20} MiB in a compressed archive; unpack the archive first"
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
+class ArchiveMember:
     """One file in an archive. size: bytes; read: content or its location; fate: why it cannot be read, () if it can."""
 
     name: str
     size: int
-    read: bytes | Recipe
-    fate: tuple[str, ...] = ()
+    read: bytes | LazyBytes
+    rejection: tuple[str, ...] = ()
 
     def content(self) -> bytes:
         """Read the bytes.
@@ -35,15 +35,15 @@ class Member:
         Raises:
             ValueError: they cannot be read.
         """
-        from shards.encode import Unusable
+        from shards.encode import ImageRejected
 
         try:
             return self.read if isinstance(self.read, bytes) else self.read()
-        except Unusable as fate:
+        except ImageRejected as fate:
             raise ValueError(f"{self.name}: {fate.detail or fate.reason}") from None
 
 
-def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[Member | Rejected]:
+def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[ArchiveMember | Rejected]:
     """Yield all files of a tar in order; a Rejected (source "") if it is corrupt or truncated.
 
     A compressed tar has no random access: members come with their bytes, members that are not `wanted` without.
@@ -54,7 +54,7 @@ def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[Membe
     try:
         plain = _opens(file, "r:")
         readable = plain or _opens(file, "r:*")
-    except TooLargeHeader as error:
+    except OversizedHeaderError as error:
         yield Rejected("", "unreadable", str(error))
         return
     if not readable:
@@ -76,14 +76,16 @@ def _opens(file: Path, mode: Literal["r:", "r:*"]) -> bool:
     try:
         with regular_path(file) as path:
             BoundedTar.open(path, mode).close()
-    except TooLargeHeader:
+    except OversizedHeaderError:
         raise
     except DAMAGE:
         return False
     return True
 
 
-def _members(archive: tarfile.TarFile, file: Path, wanted: Callable[[str], bool] | None) -> Iterator[Member | Rejected]:
+def _members(
+    archive: tarfile.TarFile, file: Path, wanted: Callable[[str], bool] | None
+) -> Iterator[ArchiveMember | Rejected]:
     """Yield the members; wanted: None for an uncompressed tar."""
     try:
         while (item := archive.next()) is not None:
@@ -91,11 +93,11 @@ def _members(archive: tarfile.TarFile, file: Path, wanted: Callable[[str], bool]
             if item.isreg():
                 yield _placed(item, file) if wanted is None else _packed(archive, item, wanted(item.name))
             elif item.issym() or item.islnk():
-                yield Member(item.name, 0, b"", ("missing", f"a link to {item.linkname}"))
+                yield ArchiveMember(item.name, 0, b"", ("missing", f"a link to {item.linkname}"))
     except (*DAMAGE, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:  # a disk error, not a corrupt archive
             raise
-        reason = "unreadable" if isinstance(error, TooLargeHeader) else "truncated"
+        reason = "unreadable" if isinstance(error, OversizedHeaderError) else "truncated"
         yield Rejected("", reason, f"{error}; the rest is lost")
         return
     if wanted is None:
@@ -107,14 +109,16 @@ def _members(archive: tarfile.TarFile, file: Path, wanted: Callable[[str], bool]
                 yield Rejected("", reason, f"no member at byte {archive.offset}; the rest is lost")
 
 
-def _placed(item: tarfile.TarInfo, file: Path) -> Member:
+def _placed(item: tarfile.TarInfo, file: Path) -> ArchiveMember:
     if item.issparse():
-        return Member(item.name, item.size, b"", ("unreadable", "a sparse file"))
-    return Member(item.name, item.size, Recipe("shards.sources.pieces:read", (item.offset_data, item.size), file))
+        return ArchiveMember(item.name, item.size, b"", ("unreadable", "a sparse file"))
+    return ArchiveMember(
+        item.name, item.size, LazyBytes("shards.sources.pieces:read_range", (item.offset_data, item.size), file)
+    )
 
 
-def _packed(archive: tarfile.TarFile, item: tarfile.TarInfo, wanted: bool) -> Member:
-    if item.size > MOST_PACKED:
-        return Member(item.name, item.size, b"", ("too_large", TOO_LARGE))
+def _packed(archive: tarfile.TarFile, item: tarfile.TarInfo, wanted: bool) -> ArchiveMember:
+    if item.size > MAX_UNPACKED:
+        return ArchiveMember(item.name, item.size, b"", ("too_large", TOO_LARGE))
     opened = archive.extractfile(item) if wanted else None
-    return Member(item.name, item.size, opened.read() if opened else b"")
+    return ArchiveMember(item.name, item.size, opened.read() if opened else b"")

@@ -13,10 +13,20 @@ from pathlib import Path
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular
-from shards.plain import MOST_LINE, lines_of
+from shards.plain import MAX_LINE, split_lines
 from shards.sources.folder import EXTENSIONS
-from shards.sources.known import Known
-from shards.sources.layout import TEXT, box, content, find, inside, names, need, numbers, points
+from shards.sources.known import CorpusSpec
+from shards.sources.layout import (
+    TEXT,
+    box,
+    describe_dir,
+    first_existing,
+    list_dir,
+    numbers,
+    points,
+    require_path,
+    safe_relative_path,
+)
 
 EXPECTED = {"train": 3_141_890, "test": 169_396}
 LIST_FOLDERS = ("bb_landmark", "meta/bb_landmark", "data/bb_landmark", "meta", ".")
@@ -26,7 +36,7 @@ Row = tuple[int, str]  # line number, text after the name
 
 
 @dataclass(frozen=True)
-class Blocks:
+class RowRuns:
     """A list too large for memory: (offset, line number, number of lines) of each run of lines about one person."""
 
     file: Path | None
@@ -57,10 +67,10 @@ class VGGFace2:
         Raises:
             UserError: there are no person folders, or a list lacks its header.
         """
-        need("vggface2", self.root, "train or test folder", *self._places("train"), *self._places("test"))
+        require_path("vggface2", self.root, "train or test folder", *self._places("train"), *self._places("test"))
         genders = self._genders()
         for split in EXPECTED:
-            folder = find(self.root, *self._places(split))
+            folder = first_existing(self.root, *self._places(split))
             if folder is not None:
                 yield from self._split(folder, split, genders)
 
@@ -68,23 +78,23 @@ class VGGFace2:
         return (split, f"data/{split}")
 
     def _split(self, folder: Path, split: str, genders: dict[str, str]) -> Iterator[Entry | Rejected]:
-        people = [name for name in names(folder) if (folder / name).is_dir()]
+        people = [name for name in list_dir(folder) if (folder / name).is_dir()]
         if not any(PERSON.fullmatch(name) for name in people):
             raise UserError(
-                f"vggface2: no folders such as n000002 in {folder} (found: {content(folder)}). "
+                f"vggface2: no folders such as n000002 in {folder} (found: {describe_dir(folder)}). "
                 "Fix: give the corpus folder"
             )
         boxes = self._blocks(f"loose_bb_{split}.csv", "NAME_ID,X,Y,W,H")
         marks = self._blocks(f"loose_landmark_{split}.csv", "NAME_ID,P1X,P1Y,P2X,P2Y,P3X,P3Y,P4X,P4Y,P5X,P5Y")
         there = set(people)
         for person in sorted(there | boxes.runs.keys() | marks.runs.keys()):
-            own = names(folder / person) if person in there else []
+            own = list_dir(folder / person) if person in there else []
             files = {Path(name).stem: name for name in own if Path(name).suffix.lower() in EXTENSIONS}
             edges, landmarks = boxes.rows(person), marks.rows(person)
             extras = {"gender": genders[person]} if person in genders else {}
             for stem in sorted(files.keys() | edges.keys() | landmarks.keys()):
                 source = f"{split}/{person}/{files.get(stem, stem + '.jpg')}"
-                if inside(person) is None or inside(stem) is None:
+                if safe_relative_path(person) is None or safe_relative_path(stem) is None:
                     yield Rejected(source, "outside")
                 elif stem not in files:
                     yield Rejected(source, "missing")
@@ -96,12 +106,12 @@ class VGGFace2:
                     else:
                         yield Entry(source, source, read, None, split, person, *described, extras)
 
-    def _blocks(self, name: str, header: str) -> Blocks:
+    def _blocks(self, name: str, header: str) -> RowRuns:
         """Locate the lines of each person in one pass over a list."""
-        file = find(self.root, *(f"{folder}/{name}" for folder in LIST_FOLDERS))
+        file = first_existing(self.root, *(f"{folder}/{name}" for folder in LIST_FOLDERS))
         runs: dict[str, list[tuple[int, int, int]]] = {}
         if file is None:
-            return Blocks(None, runs)
+            return RowRuns(None, runs)
         with open_regular(file, "rb") as data:
             first = data.readline()
             if first.decode(errors="replace").replace('"', "").replace(" ", "").strip("\ufeff\r\n") != header:
@@ -119,16 +129,16 @@ class VGGFace2:
                 else:
                     before = None
                 offset += len(line)
-        return Blocks(file, runs)
+        return RowRuns(file, runs)
 
     def _genders(self) -> dict[str, str]:
         """Read person -> f or m. Names contain commas in quotes, and spaces follow the commas."""
-        file = find(self.root, *(f"{folder}/identity_meta.csv" for folder in LIST_FOLDERS))
+        file = first_existing(self.root, *(f"{folder}/identity_meta.csv" for folder in LIST_FOLDERS))
         if file is None:
             return {}
         try:
             with open_regular(file, **TEXT, newline="") as text:
-                rows = csv.reader(lines_of(text, MOST_LINE), skipinitialspace=True)
+                rows = csv.reader(split_lines(text, MAX_LINE), skipinitialspace=True)
                 return {row[0]: row[-1].strip() for row in rows if len(row) > 1 and row[-1].strip() in ("f", "m")}
         except csv.Error as error:
             raise UserError(f"vggface2: {file} is not valid CSV ({error}). Fix: use the file as delivered") from None
@@ -153,12 +163,12 @@ def _cut(line: bytes) -> tuple[str, str]:
     return name.strip('" ').partition("/")[2], rest
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="vggface2",
     title="VGGFace2: 3.31 million photos of 9,131 people; no expressions.",
     source=VGGFace2,
     terms="VGGFace2: research only; withdrawn by its authors, rights of the photos with their owners",
-    expected=lambda source: {
-        split: {"": count} for split, count in EXPECTED.items() if find(source.root, *source._places(split))
+    published_counts=lambda source: {
+        split: {"": count} for split, count in EXPECTED.items() if first_existing(source.root, *source._places(split))
     },
 )

@@ -14,12 +14,12 @@ from typing import Any
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import read_bytes
-from shards.foreign import check_sorted, split_of
-from shards.plain import MOST_TOLD, parse_json
+from shards.foreign import check_sorted, split_from_name
+from shards.plain import MAX_JSON, loads
 from shards.sources.folder import EXTENSIONS, walk
-from shards.sources.layout import content, inside
-from shards.sources.rows import is_said
-from shards.sources.tars import MOST_PACKED, TAR_ENDINGS, TOO_LARGE, Member, read_tar, stem
+from shards.sources.layout import describe_dir, safe_relative_path
+from shards.sources.rows import has_value
+from shards.sources.tars import MAX_UNPACKED, TAR_ENDINGS, TOO_LARGE, ArchiveMember, read_tar, stem
 
 # img2dataset's .json fields that are irrelevant to the face or reveal who took the photo and where.
 LEFT_OUT = ("key", "status", "error_message", "width", "height", "exif")
@@ -51,7 +51,7 @@ class WebDataset:
         pattern = self._pattern()
         self.found.clear()
         for name, file in self._tars():
-            split: str | None = split_of(name)
+            split: str | None = split_from_name(name)
             if pattern:
                 match = pattern.search(name)
                 split = match[1] if match else None
@@ -97,7 +97,9 @@ class WebDataset:
             raise UserError(f"webdataset={self.root}: does not exist. Fix: check the path")
         names = [name for name in walk(self.root) if name.lower().endswith(TAR_ENDINGS)]
         if not names:
-            raise UserError(f"webdataset: no .tar in {self.root} (found: {content(self.root)}). Fix: check the path")
+            raise UserError(
+                f"webdataset: no .tar in {self.root} (found: {describe_dir(self.root)}). Fix: check the path"
+            )
         return [(name, self.root.absolute() / name) for name in names]
 
     def _pattern(self) -> re.Pattern[str] | None:
@@ -114,21 +116,21 @@ class WebDataset:
             )
         return pattern if self.split_pattern else None
 
-    def _entry(self, tar: str, split: str | None, key: str, members: dict[str, Member]) -> Entry | Rejected:
+    def _entry(self, tar: str, split: str | None, key: str, members: dict[str, ArchiveMember]) -> Entry | Rejected:
         source = f"{tar}/{key}"
-        if inside(key) is None:
+        if safe_relative_path(key) is None:
             return Rejected(source, "outside", "a path outside the archive")
         extension = self._image(members)
         if extension is None:
             return Rejected(source, "missing", f"no image among {', '.join(members)}")
         image = members[extension]
-        if image.fate:
-            return Rejected(source, *image.fate)
+        if image.rejection:
+            return Rejected(source, *image.rejection)
         try:
             known = _json(members)
             label = known.pop(self.label_field, None) if self.label_field else _text(members, "cls")
             group = known.pop(self.group_field, None) if self.group_field else None
-            extras = {name: value for name, value in known.items() if name not in LEFT_OUT and is_said(value)}
+            extras = {name: value for name, value in known.items() if name not in LEFT_OUT and has_value(value)}
             caption = _text(members, "txt")
         except ValueError as error:
             return Rejected(source, "bad_row", str(error))
@@ -144,13 +146,15 @@ class WebDataset:
             extras=extras,
         )
 
-    def _image(self, members: dict[str, Member]) -> str | None:
+    def _image(self, members: dict[str, ArchiveMember]) -> str | None:
         if self.image:
             return self.image if self.image in members else None
         return next((extension for extension in members if f".{extension.lower()}" in EXTENSIONS), None)
 
 
-def samples(members: Iterable[Member | Rejected], tar: Path) -> Iterator[tuple[str, dict[str, Member]] | Rejected]:
+def samples(
+    members: Iterable[ArchiveMember | Rejected], tar: Path
+) -> Iterator[tuple[str, dict[str, ArchiveMember]] | Rejected]:
     """Group members by key and yield them by extension; skip hidden ones. A repeated extension starts a new group.
 
     Raises:
@@ -168,9 +172,9 @@ def samples(members: Iterable[Member | Rejected], tar: Path) -> Iterator[tuple[s
         yield key, run
 
 
-def _runs(members: Iterable[Member | Rejected]) -> Iterator[tuple[str, dict[str, Member] | Rejected]]:
+def _runs(members: Iterable[ArchiveMember | Rejected]) -> Iterator[tuple[str, dict[str, ArchiveMember] | Rejected]]:
     before = ""
-    run: dict[str, Member] = {}
+    run: dict[str, ArchiveMember] = {}
     for member in members:
         if isinstance(member, Rejected):
             yield "", member
@@ -185,38 +189,38 @@ def _runs(members: Iterable[Member | Rejected]) -> Iterator[tuple[str, dict[str,
             run = {}
         before = key
         held = sum(len(other.read) for other in run.values() if isinstance(other.read, bytes))
-        if isinstance(member.read, bytes) and held + len(member.read) > MOST_PACKED:
-            member = replace(member, read=b"", fate=("too_large", TOO_LARGE))  # noqa: PLW2901 - the rest is dropped
+        if isinstance(member.read, bytes) and held + len(member.read) > MAX_UNPACKED:
+            member = replace(member, read=b"", rejection=("too_large", TOO_LARGE))  # noqa: PLW2901 - the rest is dropped
         run[extension] = member
     if run:
         yield before, run
 
 
-def _json(members: dict[str, Member]) -> dict[str, Any]:
+def _json(members: dict[str, ArchiveMember]) -> dict[str, Any]:
     if "json" not in members:
         return {}
-    known = parse_json(_told(members["json"]))
+    known = loads(_told(members["json"]))
     if not isinstance(known, dict):
         raise ValueError("its .json is not an object")  # noqa: TRY004 - a corrupt member
     return known
 
 
-def _text(members: dict[str, Member], extension: str) -> str | None:
+def _text(members: dict[str, ArchiveMember], extension: str) -> str | None:
     if extension not in members:
         return None
     return _told(members[extension]).decode().strip() or None
 
 
-def _told(member: Member) -> bytes:
-    if member.size > MOST_TOLD:
-        raise ValueError(f"{member.name} has more than {MOST_TOLD >> 20} MiB")
+def _told(member: ArchiveMember) -> bytes:
+    if member.size > MAX_JSON:
+        raise ValueError(f"{member.name} has more than {MAX_JSON >> 20} MiB")
     return member.content()
 
 
 def _stats(file: Path) -> dict[str, int] | None:
     """Return the numbers of attempted and successful downloads; None without a valid file."""
     try:
-        found = parse_json(read_bytes(file))
+        found = loads(read_bytes(file))
         return {name: int(found[name]) for name in ("count", "successes")}
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from shards.entry import Entry, Rejected
-from shards.sources.known import Known
-from shards.sources.layout import box, find, inside, lines, need, numbers, points
+from shards.sources.known import CorpusSpec
+from shards.sources.layout import box, first_existing, lines, numbers, points, require_path, safe_relative_path
 
 EXPECTED = {"train": 7500, "test": 2500}
 FLAGS = ("pose", "expression", "illumination", "make-up", "occlusion", "blur")
@@ -36,10 +36,10 @@ class WFLW:
         Raises:
             UserError: the images or both lists are missing.
         """
-        images = need("wflw", self.root, "images", "WFLW_images", "images").absolute()
-        need("wflw", self.root, "list", *self._places("train"), *self._places("test"))
+        images = require_path("wflw", self.root, "images", "WFLW_images", "images").absolute()
+        require_path("wflw", self.root, "list", *self._places("train"), *self._places("test"))
         for split in EXPECTED:
-            file = find(self.root, *self._places(split))
+            file = first_existing(self.root, *self._places(split))
             faces: Counter[str] = Counter()
             for number, line in lines(file) if file else ():
                 item = _entry(images, split, line, faces)
@@ -59,7 +59,7 @@ def _entry(images: Path, split: str, line: str, faces: Counter[str]) -> Entry | 
     values = numbers(" ".join(words[:-1]), 2 * LANDMARKS + 10)
     if values is None:
         return None
-    path = inside(words[-1])
+    path = safe_relative_path(words[-1])
     if path is None:
         return words[-1], "outside"
     left, top, right, bottom = values[2 * LANDMARKS : 2 * LANDMARKS + 4]
@@ -76,13 +76,13 @@ def _entry(images: Path, split: str, line: str, faces: Counter[str]) -> Entry | 
     )
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="wflw",
     title="WFLW: 7,500 + 2,500 faces with 98 landmarks.",
     source=WFLW,
     terms="WFLW: non-commercial research only; photos of WIDER FACE, rights with their owners",
-    expected=lambda source: {
-        split: {"": count} for split, count in EXPECTED.items() if find(source.root, *source._places(split))
+    published_counts=lambda source: {
+        split: {"": count} for split, count in EXPECTED.items() if first_existing(source.root, *source._places(split))
     },
-    photos=lambda source: True,
+    needs_crop=lambda source: True,
 )

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from shards.entry import Recipe, Rejected
+from shards.entry import LazyBytes, Rejected
 from shards.files import open_regular
-from shards.sources.tars import MOST_PACKED, TOO_LARGE, Member
+from shards.sources.tars import MAX_UNPACKED, TOO_LARGE, ArchiveMember
 
 END = struct.Struct("<4s4H2LH")
 LOCATOR = struct.Struct("<4sLQL")
@@ -30,7 +30,7 @@ class DamagedZip(Exception):  # noqa: N818 - the result for one archive
     """The file is not a complete zip. The message gives the reason."""
 
 
-class Listed(NamedTuple):
+class ZipEntry(NamedTuple):
     """A member as listed in the directory. header: offset of its local header; packed: compressed size."""
 
     name: str
@@ -50,7 +50,7 @@ class Directory(NamedTuple):
     shift: int
 
 
-def read_zip(file: Path) -> Iterator[Member | Rejected]:
+def read_zip(file: Path) -> Iterator[ArchiveMember | Rejected]:
     """Yield the members of a zip in the order of its directory.
 
     A Rejected (source "") if it is not a zip, is truncated (the directory is its last part) or has a corrupt directory.
@@ -107,7 +107,7 @@ def _end_64(data: IO[bytes], end: int) -> tuple[int, int, int, int, int] | None:
     return disk, first_disk, length, offset, place
 
 
-def _listed(data: IO[bytes], directory: Directory) -> Iterator[Listed]:
+def _listed(data: IO[bytes], directory: Directory) -> Iterator[ZipEntry]:
     place, members = data.seek(directory.start), 0
     while place < directory.end:
         fixed = data.read(ENTRY.size)
@@ -121,7 +121,7 @@ def _listed(data: IO[bytes], directory: Directory) -> Iterator[Listed]:
         if members > directory.start:  # overlapping members would be decompressed thousands of times
             raise DamagedZip("its members overlap; unpack it and build from the folder")
         text = name.partition(b"\0")[0].decode("utf-8" if flags & UTF_8 else "cp437", "surrogateescape")
-        yield Listed(text.replace("\\", "/"), flags, method, crc, packed, size, header + directory.shift)
+        yield ZipEntry(text.replace("\\", "/"), flags, method, crc, packed, size, header + directory.shift)
         place += ENTRY.size + sum(lengths)
 
 
@@ -141,7 +141,7 @@ def _wide(extra: bytes, *values: int) -> Iterator[int]:
             yield value
 
 
-def _member(file: Path, item: Listed) -> Member:
+def _member(file: Path, item: ZipEntry) -> ArchiveMember:
     if item.flags & ENCRYPTED:
         fate: tuple[str, ...] = ("unreadable", "encrypted")
     elif item.method not in (STORED, DEFLATED):
@@ -149,7 +149,7 @@ def _member(file: Path, item: Listed) -> Member:
     else:
         fate = ()
     arguments = (item.header, item.packed, item.size, item.crc, item.method == DEFLATED)
-    return Member(item.name, item.size, Recipe("shards.sources.zips:read_zipped", arguments, file), fate)
+    return ArchiveMember(item.name, item.size, LazyBytes("shards.sources.zips:read_zipped", arguments, file), fate)
 
 
 def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, packed: bool) -> bytes:
@@ -158,20 +158,20 @@ def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, pac
     Raises:
         Unusable: the member is corrupt. OSError: the file cannot be read at all.
     """
-    from shards.encode import MAX_BYTES, Unusable
-    from shards.sources.pieces import read
+    from shards.encode import MAX_BYTES, ImageRejected
+    from shards.sources.pieces import read_range
 
-    if unpacked > (MOST_PACKED if packed else MAX_BYTES):
-        raise Unusable("too_large", TOO_LARGE if packed else "more than 1 GiB")
-    start = read(file, header, LOCAL_HEADER)
+    if unpacked > (MAX_UNPACKED if packed else MAX_BYTES):
+        raise ImageRejected("too_large", TOO_LARGE if packed else "more than 1 GiB")
+    start = read_range(file, header, LOCAL_HEADER)
     if not start.startswith(b"PK\3\4"):
-        raise Unusable("unreadable", f"no member of a zip at byte {header}")
+        raise ImageRejected("unreadable", f"no member of a zip at byte {header}")
     behind = sum(int.from_bytes(start[at : at + 2], "little") for at in (26, 28))
-    data = read(file, header + LOCAL_HEADER + behind, size)
+    data = read_range(file, header + LOCAL_HEADER + behind, size)
     try:
         data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, unpacked + 1) if packed else data
     except zlib.error as error:
-        raise Unusable("unreadable", str(error)) from None
+        raise ImageRejected("unreadable", str(error)) from None
     if len(data) != unpacked or zlib.crc32(data) != crc:
-        raise Unusable("unreadable", "its checksum does not match")
+        raise ImageRejected("unreadable", "its checksum does not match")
     return data

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from shards.files import at_home, read_bytes
+from shards.files import expand_home, read_bytes
 from simfle.errors import UserError
-from simfle.eval.backbones import CARD, Card, read_card
+from simfle.eval.backbones import METADATA, BackboneMetadata, read_metadata
 from simfle.eval.export import newest_checkpoint
 from simfle.eval.foreign import open_backbone
 from simfle.words import shell_line
@@ -33,7 +33,7 @@ class Backbone:
     features: C; size: side in pixels that images are resized to.
     """
 
-    def __init__(self, module: Any, card: Card, device: torch.device) -> None:
+    def __init__(self, module: Any, card: BackboneMetadata, device: torch.device) -> None:
         self._pooled = module.to(device)
         self.card, self.device = card, device
 
@@ -85,7 +85,7 @@ def load_backbone(path: str | Path, device: str = "auto") -> Backbone:
     """
     if not str(path):
         raise UserError("backbone='': empty. Fix: name a run, a backbone.safetensors, or timm:NAME.")
-    place = at_home(path)
+    place = expand_home(path)
     exported = place / "export" / "online"
     if place.is_dir() and (place / "checkpoints").is_dir():
         if not exported.is_dir():
@@ -105,7 +105,7 @@ def _mind_newer(run: Path, exported: Path) -> None:
         newest = newest_checkpoint(run).name
     except UserError:  # only the exported backbone was kept
         return
-    if read_card(exported / CARD).run.get("checkpoint") != newest:
+    if read_metadata(exported / METADATA).run.get("checkpoint") != newest:
         log.warning(
             "%s has reached %s since its backbone was exported; to update it: simfle export %s", run, newest, run
         )
@@ -138,7 +138,7 @@ def each(images: Any) -> Iterator[Any]:
 def pixels(image: One) -> "NDArray[np.uint8]":
     """Convert one image to [H, W, 3] uint8 RGB, upright, on white if transparent. Raises UserError for non-images."""
     if isinstance(image, str | Path):
-        return read_image(at_home(image))
+        return read_image(expand_home(image))
     if isinstance(image, Image.Image):
         return read_pillow(image)
     if not isinstance(image, Tensor | np.ndarray):
@@ -156,23 +156,23 @@ def pixels(image: One) -> "NDArray[np.uint8]":
 
 def read_image(file: Path) -> "NDArray[np.uint8]":
     """Read a file as [H, W, 3] uint8 RGB with its EXIF rotation applied. Raises UserError if it is no valid image."""
-    from shards.encode import Unusable, decode_rgb
+    from shards.encode import ImageRejected, decode_rgb
 
     try:
         return decode_rgb(read_bytes(file))
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}. Fix: check the path.") from None
-    except Unusable as error:
+    except ImageRejected as error:
         raise UserError(f"{file}: not a usable image: {error.reason}. Fix: give another one.") from None
 
 
 def read_pillow(image: Image.Image) -> "NDArray[np.uint8]":
     """Convert a PIL image as its file would be read. Raises UserError for its mode or if it is corrupt."""
-    from shards.encode import Unusable, image_rgb
+    from shards.encode import ImageRejected, image_rgb
 
     try:
         return image_rgb(image)
-    except Unusable as error:
+    except ImageRejected as error:
         raise UserError(
             f"backbone: a PIL image of mode {image.mode} cannot be used ({error.detail}). "
             "Fix: give a valid 8-bit image."

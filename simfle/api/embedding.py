@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from shards.files import at_home, write_atomic
+from shards.files import expand_home, write_atomic
 from shards.manifest import NAME
-from shards.opened import Shards, split_names
+from shards.opened import ShardDataset, split_names
 from simfle.api.backbone import Backbone, each, load_backbone, pixels, read_image, resize
 from simfle.errors import UserError
 
@@ -50,7 +50,7 @@ def embed(
     Raises:
         UserError: no such data or backbone, no image in it, or a file name that ends in neither .npz nor .parquet.
     """
-    target = at_home(out) if out is not None else None
+    target = expand_home(out) if out is not None else None
     if target is not None and target.suffix not in FORMATS:
         raise UserError(f"out={target}: unknown format. Fix: use a name that ends in {' or '.join(FORMATS)}.")
     if batch < 1:
@@ -99,13 +99,13 @@ def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
 def _samples(data: Any, splits: Sequence[str], size: int) -> Iterator[dict[str, Any]]:
     """Yield one dict per sample: keys and similar fields, and image [S, S, 3] uint8."""
     if isinstance(data, str | Path):
-        data = at_home(data)
-    if isinstance(data, Shards) or (isinstance(data, Path) and (data / NAME).is_file()):
-        if splits and isinstance(data, Shards):
+        data = expand_home(data)
+    if isinstance(data, ShardDataset) or (isinstance(data, Path) and (data / NAME).is_file()):
+        if splits and isinstance(data, ShardDataset):
             raise UserError(
                 f"embed: splits={list(splits)}: the shards are already open. Fix: pass splits to shards.open."
             )
-        shards = data if isinstance(data, Shards) else Shards(data, splits)
+        shards = data if isinstance(data, ShardDataset) else ShardDataset(data, splits)
         return _parallel(lambda number: _of_shards(shards, number, size), range(len(shards)))
     if splits:
         raise UserError(f"embed: splits={list(splits)}: only shards have splits. Fix: remove splits.")
@@ -128,7 +128,7 @@ def _names(folder: Path) -> list[str]:
     return names
 
 
-def _of_shards(shards: Shards, number: int, size: int) -> dict[str, Any]:
+def _of_shards(shards: ShardDataset, number: int, size: int) -> dict[str, Any]:
     item = shards[number]
     return {"keys": item.key, "splits": item.split, "labels": item.label, "image": resize(item.image, size)}
 

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import UserError
-from shards.files import at_home
+from shards.files import expand_home
 from shards.manifest import NAME
-from shards.opened import Shards
+from shards.opened import ShardDataset
 from shards.remote import is_url
 from simfle import told
 from simfle.config import CONFIGS, PretrainConfig, load
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 def pretrain(
-    data: "str | Path | Shards | Sequence[str | Path | Shards]",
+    data: "str | Path | ShardDataset | Sequence[str | Path | ShardDataset]",
     out: str | Path,
     *,
     config: str | Path | None = None,
@@ -57,16 +57,16 @@ def pretrain(
             "processes=N, or launch -m simfle pretrain."
         )
     _refuse(settings, {"train.run": "out", "data.shards": "data"})
-    run = at_home(out)
+    run = expand_home(out)
     names = ("shards" if number == 0 else f"shards{number}" for number in itertools.count())
     shards = [_as_shards(place, run / name) for place, name in zip(_several(data), names, strict=False)]
     words = [f"data.shards={_written(shards)}", f"train.run={_written(str(run))}"]
     words += [f"{name}={_written(value)}" for name, value in (settings or {}).items()]
     file = Path(config) if config is not None else CONFIGS / "pretrain" / "simfle_resnet50.yaml"
     resolved = load(PretrainConfig, file, words)  # refused here instead of in each process
-    from simfle.runtime import put_back
+    from simfle.runtime import preserve_process_state
 
-    with put_back():
+    with preserve_process_state():
         return _train_and_export(resolved, processes)
 
 
@@ -81,18 +81,18 @@ def _train_and_export(config: PretrainConfig, processes: int) -> Path:
             gc.collect()  # cycles hold DeepSpeed's engine with its memory and sockets
     else:
         _launch(config, processes)
-    run = Path(config.train.run)
-    step, steps = told.step_of(newest_checkpoint(run)) or 0, told.steps_of(run)
+    run = Path(config.train.run_dir)
+    step, steps = told.step_from_name(newest_checkpoint(run)) or 0, told.planned_steps(run)
     if step < steps:  # several processes exit alike when finished and when stopped
         why = f"{run} was stopped after step {step} of {steps} with a checkpoint; call again to resume"
-        raise RunStopped(why, by_signal=step != config.train.stop_after)
+        raise RunStopped(why, by_signal=step != config.train.stop_after_step)
     return export_backbones(run)["online"]
 
 
 def evaluate(
     backbones: Any,
     *,
-    shards: "str | Path | Shards | Sequence[str | Path | Shards]" = (),
+    shards: "str | Path | ShardDataset | Sequence[str | Path | ShardDataset]" = (),
     benchmarks: Mapping[str, str | Path] | None = None,
     out: str | Path = "eval",
     config: str | Path | None = None,
@@ -116,10 +116,10 @@ def evaluate(
     """
     from simfle.eval.config import EvalConfig
     from simfle.eval.evaluate import evaluate as run_evaluation
-    from simfle.runtime import put_back
+    from simfle.runtime import preserve_process_state
 
     _refuse(settings, {name: name for name in ("backbones", "shards", "benchmarks", "out")})
-    folder = at_home(out)
+    folder = expand_home(out)
     files = [str(_file(place)) for place in _several(backbones)]
     words = [f"backbones={_written(files)}", f"out={_written(str(folder))}"]
     if shards:
@@ -128,7 +128,7 @@ def evaluate(
         words.append(f"benchmarks={_written([f'{name}={place}' for name, place in benchmarks.items()])}")
     words += [f"{name}={_written(value)}" for name, value in (settings or {}).items()]
     file = Path(config) if config is not None else CONFIGS / "eval" / "quick.yaml"
-    with put_back():
+    with preserve_process_state():
         return run_evaluation(load(EvalConfig, file, words), ["simfle.evaluate", *words])
 
 
@@ -139,7 +139,7 @@ def build_folder(images: Path, out: Path) -> None:
         UserError: no such folder, no image in it, or the output cannot be written.
     """
     from shards.build import build
-    from shards.request import Build
+    from shards.request import BuildSpec
     from shards.sources.folder import Folder
 
     if out.resolve().is_relative_to(images.resolve()):
@@ -147,13 +147,13 @@ def build_folder(images: Path, out: Path) -> None:
     # Same options as `simfle shards build folder`, so that both write the same bytes.
     source = {"kind": "folder", "name": images.resolve().name, "class_folders": False, "split_folders": False}
     workers = len(os.sched_getaffinity(0))
-    request = Build(out, images.resolve().name, source, workers=workers)
+    request = BuildSpec(out, images.resolve().name, source, workers=workers)
     report = build(request, Folder(images), lambda *_: None)
-    if not report.already:
+    if not report.up_to_date:
         log.info("%s: built shards of %d images in %s", images, report.manifest.samples, out)
 
 
-def _as_shards(place: str | Path | Shards, out: Path) -> str:
+def _as_shards(place: str | Path | ShardDataset, out: Path) -> str:
     """Return a location of shards unchanged; for a folder of images, build shards."""
     if is_url(place := _place(place)):
         return place
@@ -191,14 +191,14 @@ def _refuse(settings: Mapping[str, Any] | None, named: Mapping[str, str]) -> Non
 
 
 def _several(values: Any) -> list[Any]:
-    return [values] if isinstance(values, str | Shards) or not isinstance(values, Iterable) else list(values)
+    return [values] if isinstance(values, str | ShardDataset) or not isinstance(values, Iterable) else list(values)
 
 
-def _place(place: str | Path | Shards) -> str:
+def _place(place: str | Path | ShardDataset) -> str:
     """Return a folder or URL as text; for a result of `shards.open`, its location."""
-    if isinstance(place, Shards):
+    if isinstance(place, ShardDataset):
         place = place.folder
-    return str(place if is_url(place) else at_home(place))
+    return str(place if is_url(place) else expand_home(place))
 
 
 def _file(place: str | Path) -> str | Path:
@@ -206,7 +206,7 @@ def _file(place: str | Path) -> str | Path:
     if not isinstance(place, str | Path):
         kind = type(place).__name__
         raise UserError(f"backbones: a {kind} has no name for the results. Fix: give its file or name instead.")
-    here = at_home(place)
+    here = expand_home(place)
     exported = here / "export" / "online"
     return exported if exported.is_dir() else here if here.exists() else place
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import read_bytes, replace_text
-from shards.plain import parse_object
+from shards.plain import loads_object
 from shards.redact import to_json
 from simfle.bench.startup import SMALL
 
@@ -22,7 +22,7 @@ SIMFLE = (sys.executable, "-m", "simfle")
 
 
 @dataclass(frozen=True)
-class Part:
+class GpuDayPart:
     """name: of its files; command: as words; figures: whether it writes NAME.figures.json through --out."""
 
     name: str
@@ -40,7 +40,7 @@ class Done:
     words: str
 
 
-def parts(faces: Path, *, rehearsal: bool) -> list[Part]:
+def parts(faces: Path, *, rehearsal: bool) -> list[GpuDayPart]:
     """What is run, in order of what it tells. rehearsal: on the CPU, with a network for seconds.
 
     ZeRO stages above 0 need two GPUs; peers (lightly) need packages of their own: neither is here.
@@ -57,26 +57,26 @@ def parts(faces: Path, *, rehearsal: bool) -> list[Part]:
     machine = ("--gpus-per-node", "1", "--gpu", "cpu" if rehearsal else "h100", "--images", "4096")
     drawn = ("shards", "build", "procedural", str(faces), "--people", people, "--images-per-person", "8")
     found = [
-        Part("doctor", (*SIMFLE, "doctor"), figures=False),
-        Part("shards", (*SIMFLE, *drawn), figures=False),
-        Part("tests", (*pytest, "tests/gpu"), figures=False),
-        Part("loader", (*SIMFLE, "bench", "loader", "--images", most, *short, device)),
-        *(Part(f"step-{batch}", (*step, str(batch))) for batch in ((4,) if rehearsal else BATCHES)),
-        Part("train", (*SIMFLE, "bench", "train", *given, *data, *steps)),
-        Part("checkpoint", (*SIMFLE, "bench", "checkpoint", *given, *data, *steps)),
-        Part("plan", (*SIMFLE, "plan", *given, *data, *machine), figures=False),
+        GpuDayPart("doctor", (*SIMFLE, "doctor"), figures=False),
+        GpuDayPart("shards", (*SIMFLE, *drawn), figures=False),
+        GpuDayPart("tests", (*pytest, "tests/gpu"), figures=False),
+        GpuDayPart("loader", (*SIMFLE, "bench", "loader", "--images", most, *short, device)),
+        *(GpuDayPart(f"step-{batch}", (*step, str(batch))) for batch in ((4,) if rehearsal else BATCHES)),
+        GpuDayPart("train", (*SIMFLE, "bench", "train", *given, *data, *steps)),
+        GpuDayPart("checkpoint", (*SIMFLE, "bench", "checkpoint", *given, *data, *steps)),
+        GpuDayPart("plan", (*SIMFLE, "plan", *given, *data, *machine), figures=False),
     ]
     if rehearsal:
         return found
     return [
         *found,
-        Part("step-compile", (*step, "128", "model.compile=true")),
-        Part("profile", (*SIMFLE, "pretrain", *given, *data, *traced), figures=False),
-        Part("golden", (*pytest, "tests/golden"), figures=False),
+        GpuDayPart("step-compile", (*step, "128", "model.compile=true")),
+        GpuDayPart("profile", (*SIMFLE, "pretrain", *given, *data, *traced), figures=False),
+        GpuDayPart("golden", (*pytest, "tests/golden"), figures=False),
     ]
 
 
-def run(chosen: Sequence[Part], out: Path, seconds: float, root: Path) -> list[Done]:
+def run(chosen: Sequence[GpuDayPart], out: Path, seconds: float, root: Path) -> list[Done]:
     """Run the parts that have not ended well before, until `seconds` are over; all that have ended, in order."""
     end, found = time.monotonic() + seconds, []
     for part in chosen:
@@ -91,7 +91,7 @@ def run(chosen: Sequence[Part], out: Path, seconds: float, root: Path) -> list[D
     return found
 
 
-def run_part(part: Part, out: Path, limit: float, root: Path) -> Done:
+def run_part(part: GpuDayPart, out: Path, limit: float, root: Path) -> Done:
     """One command, its output in NAME.log; ended at `limit` seconds."""
     words = [*part.command, *(("--out", str(out / f"{part.name}.figures.json")) if part.figures else ())]
     began, log = time.monotonic(), out / f"{part.name}.log"
@@ -111,15 +111,15 @@ def _environment() -> dict[str, str]:
     return os.environ | {"HF_HUB_OFFLINE": "1"}
 
 
-def ended(out: Path, part: Part) -> Done | None:
+def ended(out: Path, part: GpuDayPart) -> Done | None:
     """How a part ended before."""
     try:
-        return Done(**parse_object(read_bytes(out / f"{part.name}.json")))
+        return Done(**loads_object(read_bytes(out / f"{part.name}.json")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def figures(out: Path, part: Part) -> dict[str, Any]:
+def figures(out: Path, part: GpuDayPart) -> dict[str, Any]:
     """What a bench wrote; nothing where it did not end."""
     try:
         return json.loads(read_bytes(out / f"{part.name}.figures.json"))
@@ -127,7 +127,7 @@ def figures(out: Path, part: Part) -> dict[str, Any]:
         return {}
 
 
-def constants(out: Path, chosen: Sequence[Part]) -> dict[str, float]:
+def constants(out: Path, chosen: Sequence[GpuDayPart]) -> dict[str, float]:
     """Of all benches together, for `simfle plan --constants`; of several batches the best rate of each."""
     found: dict[str, float] = {}
     for part in chosen:
@@ -136,7 +136,7 @@ def constants(out: Path, chosen: Sequence[Part]) -> dict[str, float]:
     return found
 
 
-def page(device: str, found: Sequence[Done], out: Path, chosen: Sequence[Part]) -> str:
+def page(device: str, found: Sequence[Done], out: Path, chosen: Sequence[GpuDayPart]) -> str:
     """A Markdown page: what ended how, and the rates of each bench's ways."""
     lines = [f"# On a {device}", "", "| part | ended | seconds |", "|---|---|---:|"]
     for done in found:

@@ -20,7 +20,7 @@ from simfle.models.backbone import build_backbone
 from simfle.models.facemae import sincos_positions
 
 
-class PlainEncoder(nn.Module):
+class ReferenceEncoder(nn.Module):
     """Backbone, pooling, projector."""
 
     def __init__(self, model: ModelConfig) -> None:
@@ -34,7 +34,7 @@ class PlainEncoder(nn.Module):
         return pooled, self.projector(pooled)
 
 
-class PlainFaceMAE(nn.Module):
+class ReferenceFaceMAE(nn.Module):
     """Embeds all patches, then keeps the visible ones."""
 
     positions: Tensor
@@ -42,19 +42,19 @@ class PlainFaceMAE(nn.Module):
 
     def __init__(self, side: int, config: FaceMAEConfig) -> None:
         super().__init__()
-        self.patch = config.patch
-        d, decoder = config.width, config.decoder_width
-        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, d, config.patch, stride=config.patch)))
+        self.patch = config.patch_size
+        d, decoder = config.embed_dim, config.decoder_embed_dim
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, d, config.patch_size, stride=config.patch_size)))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
-        self.blocks = nn.Sequential(*(_block(d, config.heads) for _ in range(config.depth)))
+        self.blocks = nn.Sequential(*(_block(d, config.num_heads) for _ in range(config.depth)))
         self.norm = nn.LayerNorm(d, eps=1e-6)
         self.decoder_embed = nn.Linear(d, decoder)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder))
         self.decoder_blocks = nn.Sequential(
-            *(_block(decoder, config.decoder_heads) for _ in range(config.decoder_depth))
+            *(_block(decoder, config.decoder_num_heads) for _ in range(config.decoder_depth))
         )
         self.decoder_norm = nn.LayerNorm(decoder, eps=1e-6)
-        self.decoder_pred = nn.Linear(decoder, config.patch**2 * 3)
+        self.decoder_pred = nn.Linear(decoder, config.patch_size**2 * 3)
         self.register_buffer("positions", sincos_positions(side, d), persistent=False)
         self.register_buffer("decoder_positions", sincos_positions(side, decoder), persistent=False)
 
@@ -73,7 +73,7 @@ class PlainFaceMAE(nn.Module):
         return tokens, self.decoder_pred(self.decoder_norm(self.decoder_blocks(full)))[:, 1:]
 
 
-class PlainSimFLE(nn.Module):
+class ReferenceSimFLE(nn.Module):
     """`forward(batch)` -> total loss; `move_target()` after each optimizer step."""
 
     mean: Tensor
@@ -82,17 +82,17 @@ class PlainSimFLE(nn.Module):
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__()
         self.config, self.size = model, views.face_size
-        self.online = PlainEncoder(model)
+        self.online = ReferenceEncoder(model)
         channels = int(self.online.backbone.num_features)  # type: ignore[arg-type]
-        self.predictor = _head(model.projection, model)
-        self.facemae = PlainFaceMAE(views.face_size // model.facemae.patch, model.facemae)
+        self.predictor = _head(model.head_out_dim, model)
+        self.facemae = ReferenceFaceMAE(views.face_size // model.facemae.patch_size, model.facemae)
         convolution = nn.Conv2d(channels, channels, 1)
         nn.init.constant_(convolution.weight, 1.0)
         nn.init.constant_(convolution.bias, 0.1)  # type: ignore[arg-type]
         grouping = OrderedDict(convolution=convolution, norm=nn.BatchNorm2d(channels))
         self.masking = nn.ModuleDict({"grouping": nn.Sequential(grouping)})
         self.distil_global = _head(channels, model)
-        self.distil_face = _head(model.facemae.width, model)
+        self.distil_face = _head(model.facemae.embed_dim, model)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.register_buffer("mean", torch.tensor(model.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(model.std).view(1, 3, 1, 1), persistent=False)
@@ -111,7 +111,7 @@ class PlainSimFLE(nn.Module):
         with torch.no_grad():
             features = self.online.backbone(face)
         maps = F.relu(self.masking["grouping"](features))  # [B, C, h, h]
-        order = self.patches_by_score(maps.detach(), batch.draw)
+        order = self.patches_by_score(maps.detach(), batch.mask_uniform)
         patches = (self.size // self.facemae.patch) ** 2
         seen = int(patches * (1 - self.config.facemae.mask_ratio))
         tokens, prediction = self.facemae(face, order, seen)
@@ -119,13 +119,16 @@ class PlainSimFLE(nn.Module):
         branches = [self.distil_global(y1), self.distil_global(y2), self.distil_face(tokens[:, 1:].mean(1))]
         distillation = self.distillation(branches)
         return (
-            similarity + reconstruction + self.config.alpha * distillation + self.config.beta * self.grouping_loss(maps)
+            similarity
+            + reconstruction
+            + self.config.distillation_weight * distillation
+            + self.config.grouping_weight * self.grouping_loss(maps)
         )
 
     def patches_by_score(self, maps: Tensor, draw: Tensor) -> Tensor:
         """Upsample the drawn group's summed map to the face, average per patch, sort: [B, C, h, h] -> [B, L]."""
-        grouped = maps.unflatten(1, (self.config.groups, -1)).sum(2)  # [B, G, h, h]
-        chosen = grouped[torch.arange(len(maps)), (draw * self.config.groups).long()]  # [B, h, h]
+        grouped = maps.unflatten(1, (self.config.mask_groups, -1)).sum(2)  # [B, G, h, h]
+        chosen = grouped[torch.arange(len(maps)), (draw * self.config.mask_groups).long()]  # [B, h, h]
         image = F.interpolate(chosen[:, None], size=(self.size, self.size), mode="bilinear", align_corners=False)
         scores = F.avg_pool2d(image, self.facemae.patch).flatten(1)  # [B, L]
         return scores.argsort(dim=1, descending=True, stable=True)
@@ -140,7 +143,7 @@ class PlainSimFLE(nn.Module):
 
     def distillation(self, branches: list[Tensor]) -> Tensor:
         """KL of each branch to the mean of the three."""
-        t = self.config.temperature
+        t = self.config.distillation_temperature
         teacher = F.softmax(torch.stack(branches).mean(0).detach() / t, 1)
         terms = [F.kl_div(F.log_softmax(branch / t, 1), teacher, reduction="batchmean") for branch in branches]
         return torch.stack(terms).sum() * t**2
@@ -150,21 +153,21 @@ class PlainSimFLE(nn.Module):
         unit = F.normalize(maps.flatten(2) + 0.001, dim=2)  # [B, C, h h]
         r = torch.bmm(unit, unit.transpose(1, 2)).mean(0)  # [C, C]
         channels = len(r)
-        owner = torch.arange(channels, device=r.device) // (channels // self.config.groups)
+        owner = torch.arange(channels, device=r.device) // (channels // self.config.mask_groups)
         same = (owner[:, None] == owner[None]).to(r.dtype)
         return (0.001 * (r - same).square().sum() / (channels / 512) ** 2).square()
 
     @torch.no_grad()
     def move_target(self) -> None:
         """Update the EMA, parameter by parameter."""
-        m = self.config.momentum
+        m = self.config.ema_momentum
         for target, online in zip(self.target.parameters(), self.online.parameters(), strict=True):
             target.data = m * target.data + (1 - m) * online.data
 
 
 def _head(width: int, model: ModelConfig) -> nn.Module:
-    layers = (nn.Linear(width, model.hidden), nn.BatchNorm1d(model.hidden), nn.ReLU())
-    return nn.Sequential(OrderedDict(net=nn.Sequential(*layers, nn.Linear(model.hidden, model.projection))))
+    layers = (nn.Linear(width, model.head_hidden_dim), nn.BatchNorm1d(model.head_hidden_dim), nn.ReLU())
+    return nn.Sequential(OrderedDict(net=nn.Sequential(*layers, nn.Linear(model.head_hidden_dim, model.head_out_dim))))
 
 
 def _block(width: int, heads: int) -> Block:

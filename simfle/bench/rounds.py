@@ -18,7 +18,7 @@ from simfle.provenance import git_revision, versions
 
 
 @dataclass(frozen=True)
-class Way:
+class Variant:
     """One variant of the work. run: one turn of `items` units (images, operations).
 
     apart: other processes do the work, so its CPU time is not measured here.
@@ -31,7 +31,7 @@ class Way:
 
 
 @dataclass
-class Figures:
+class Timing:
     """Wall-clock and CPU seconds of each turn of a variant, and the units of a turn."""
 
     what: str
@@ -61,16 +61,16 @@ class Figures:
         }
 
 
-def measure(ways: Mapping[str, Way], rounds: int, device: torch.device) -> dict[str, Figures]:
+def measure(variants: Mapping[str, Variant], rounds: int, device: torch.device) -> dict[str, Timing]:
     """Run one warm-up turn of each variant, then `rounds` rounds with one turn of each.
 
     A temporary slowdown of the machine affects all of them. On a GPU the clock is read after synchronization.
     """
     if rounds < 1:
         raise UserError(f"--rounds {rounds}: must be at least 1")
-    found = {name: Figures(way.what, way.items) for name, way in ways.items()}
+    found = {name: Timing(way.what, way.items) for name, way in variants.items()}
     for number in range(rounds + 1):
-        for name, way in ways.items():
+        for name, way in variants.items():
             _wait(device)
             began, used = time.perf_counter(), time.process_time()
             way.run()
@@ -82,9 +82,9 @@ def measure(ways: Mapping[str, Way], rounds: int, device: torch.device) -> dict[
     return found
 
 
-def report(found: Mapping[str, Figures], device: torch.device, **more: Any) -> dict[str, Any]:
+def report(timings: Mapping[str, Timing], device: torch.device, **more: Any) -> dict[str, Any]:
     """Return everything as plain JSON: figures, command, machine, versions."""
-    return {"ways": {name: figures.as_dict() for name, figures in found.items()}, **more, **about(device)}
+    return {"ways": {name: figures.as_dict() for name, figures in timings.items()}, **more, **about(device)}
 
 
 def about(device: torch.device) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
-def show(title: str, found: Mapping[str, Figures], unit: str, against: str) -> None:
+def show(title: str, found: Mapping[str, Timing], unit: str, against: str) -> None:
     """Print median, slowest and fastest turn, the same per CPU second, and ratios to the variant `against`."""
     from rich.table import Table
 

@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from simfle.errors import UserError
-from simfle.words import word
+from simfle.words import format_override
 
 WARM_UP = 3  # steps that are not measured
 
 
 @dataclass(frozen=True)
-class Scaling:
+class ScalingResult:
     """Images/s of `processes` processes: in one world, and separate but concurrent, without communication."""
 
     processes: int
@@ -31,7 +31,7 @@ class Scaling:
         return max(0.0, 1 - self.together / self.alone)
 
 
-def measure(words: list[str], processes: int, share: int, steps: int, folder: Path) -> Scaling:
+def measure(words: list[str], processes: int, share: int, steps: int, folder: Path) -> ScalingResult:
     """Train `steps` steps of `share` samples per process, with and without communication.
 
     words: config and key=value as for simfle pretrain.
@@ -48,7 +48,7 @@ def measure(words: list[str], processes: int, share: int, steps: int, folder: Pa
     ]
     _wait(alone)
     together = _speed(folder / f"together{processes}")
-    return Scaling(processes, together, sum(_speed(folder / f"alone{processes}-{k}") for k in range(processes)))
+    return ScalingResult(processes, together, sum(_speed(folder / f"alone{processes}-{k}") for k in range(processes)))
 
 
 def _start(
@@ -59,7 +59,12 @@ def _start(
     environment = os.environ | {name: str(value) for name, value in own.items()}
     environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     program = "from simfle.commands.pretrain import main; main()"
-    settings = [word("train.run", run), f"train.global_batch={batch}", f"train.steps={steps}", "train.log_every=1"]
+    settings = [
+        format_override("train.run", run),
+        f"train.global_batch={batch}",
+        f"train.steps={steps}",
+        "train.log_every=1",
+    ]
     settings += ["train.images_every=0", f"train.checkpoint_every={steps}", "train.micro_batch=0"]
     if not torch.cuda.is_available():  # else decoding would take the cores of the processes' arithmetic
         settings.append("data.threads=1")

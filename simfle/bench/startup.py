@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from simfle.bench.turns import Turns, run_once
-from simfle.words import word
+from simfle.bench.turns import Measurement, run_once
+from simfle.words import format_override
 
 # A small model with all parts.
 SMALL = """
@@ -19,22 +19,31 @@ SMALL = """
 HELP, CHECK, DRY, FIRST = 0.5, 2.0, 2.0, 15.0  # targets, seconds
 
 
-def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: int) -> dict[str, Turns]:
+def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: int) -> dict[str, Measurement]:
     """Time one warm-up turn of each command, then rounds with one turn of each.
 
     names: subcommands, as words; faces: shards; folder: for runs, must be empty.
     """
     ours = [sys.executable, "-m", "simfle"]
-    data = word("data.shards", [faces])
+    data = format_override("data.shards", [faces])
     commands = {f"{' '.join(name)} --help": ([*name, "--help"], HELP, 0) for name in names}
     commands["a wrong value refused"] = (["pretrain", data, "train.zero_stage=7"], CHECK, 1)
     commands["checked, script of a job printed"] = (
-        ["slurm", "pretrain", "--dry-run", data, word("train.run", f"{folder}/dry"), "train.global_batch=16"],
+        [
+            "slurm",
+            "pretrain",
+            "--dry-run",
+            data,
+            format_override("train.run", f"{folder}/dry"),
+            "train.global_batch=16",
+        ],
         DRY,
         0,
     )
-    found = {name: Turns(" ".join(words), aim) for name, (words, aim, _) in commands.items()}
-    found["first step"] = Turns("from the start of pretrain to the end of step 1; CPU to the end of the process", FIRST)
+    found = {name: Measurement(" ".join(words), aim) for name, (words, aim, _) in commands.items()}
+    found["first step"] = Measurement(
+        "from the start of pretrain to the end of step 1; CPU to the end of the process", FIRST
+    )
     for number in range(rounds + 1):
         for name, (words, _, code) in commands.items():
             seconds, cpu = run_once([*ours, *words], [code])
@@ -43,7 +52,7 @@ def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: i
                 found[name].cpu.append(cpu)
         run = folder / f"run{number}"
         began = time.time()
-        _, cpu = run_once([*ours, "pretrain", *SMALL, data, word("train.run", run), "train.device=cpu"], [0])
+        _, cpu = run_once([*ours, "pretrain", *SMALL, data, format_override("train.run", run), "train.device=cpu"], [0])
         if number:
             line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
             found["first step"].seconds.append(line["time"] - began)

@@ -9,18 +9,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from simfle.batch import Batch
-from simfle.bench.plain import PlainSimFLE
-from simfle.bench.rounds import Figures, Way
+from simfle.bench.plain import ReferenceSimFLE
+from simfle.bench.rounds import Timing, Variant
 from simfle.config import PretrainConfig
 from simfle.models.backbone import build_backbone
 from simfle.models.facemae import FaceMAE
 from simfle.models.methods import build_method
 from simfle.optim import build_optimizer
-from simfle.runtime import BatchPlan, World, start_engine
+from simfle.runtime import BatchLayout, World, init_deepspeed
 from simfle.train import state
-from simfle.train.verdict import Ballot
+from simfle.train.verdict import StepReduction
 
-PLAIN, OURS, BACKBONE, MASKED, PRODUCT = "plain", "ours", "backbone", "masked autoencoder", "matrix product"
+REFERENCE, OURS, BACKBONE, MASKED, PRODUCT = "plain", "ours", "backbone", "masked autoencoder", "matrix product"
 
 
 def images(config: PretrainConfig, count: int, device: torch.device) -> Batch:
@@ -35,23 +35,25 @@ def images(config: PretrainConfig, count: int, device: torch.device) -> Batch:
     return Batch(view1, view2, face, torch.arange(count), draw).to(device)
 
 
-def ways(config: PretrainConfig, count: int, world: World, side: int) -> dict[str, Way]:
+def variants(config: PretrainConfig, count: int, world: World, side: int) -> dict[str, Variant]:
     """Time steps of `count` images each, and a product of two `side` x `side` matrices, in operations."""
     batch = images(config, count, world.device)
     return {
-        PLAIN: Way("fp32, channels first, as in the paper, torch.optim.SGD", count, plain(config, batch)),
-        OURS: Way(f"as in the trainer: {config.train.precision}, DeepSpeed", count, ours(config, batch, world)),
-        BACKBONE: Way("forward and backward of one view through the backbone alone", count, backbone(config, batch)),
-        MASKED: Way("forward and backward of FaceMAE alone", count, masked(config, batch)),
-        PRODUCT: Way(
+        REFERENCE: Variant("fp32, channels first, as in the paper, torch.optim.SGD", count, reference(config, batch)),
+        OURS: Variant(f"as in the trainer: {config.train.precision}, DeepSpeed", count, ours(config, batch, world)),
+        BACKBONE: Variant(
+            "forward and backward of one view through the backbone alone", count, backbone(config, batch)
+        ),
+        MASKED: Variant("forward and backward of FaceMAE alone", count, masked(config, batch)),
+        PRODUCT: Variant(
             f"{side} x {side}, {config.train.precision}; operations", 2 * side**3, product(config, side, world.device)
         ),
     }
 
 
-def plain(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
+def reference(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
     """Make a step of `PlainSimFLE`."""
-    model = PlainSimFLE(config.model, config.views).to(batch.view1.device).train()
+    model = ReferenceSimFLE(config.model, config.views).to(batch.view1.device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=1e-4)
 
@@ -71,8 +73,8 @@ def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], Non
     optimizer = build_optimizer(trained, config.optim)
     count = len(batch.ids)
     train = replace(config.train, global_batch=count, micro_batch=count)
-    engine = start_engine(model, optimizer, BatchPlan(count, count, 1), train, config.optim)
-    buffers = list(state.saved_buffers(model).values())
+    engine = init_deepspeed(model, optimizer, BatchLayout(count, count, 1), train, config.optim)
+    buffers = list(state.persistent_buffers(model).values())
     before = [buffer.clone() for buffer in buffers]
 
     def step() -> None:
@@ -80,11 +82,11 @@ def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], Non
             group["lr"] = 1e-3
         state.copy_tensors(before, buffers)
         losses = engine(batch)
-        ballot = Ballot(losses, 1, stop=False, damaged=0)
+        ballot = StepReduction(losses, 1, stop=False, corrupt=0)
         engine.backward(losses["total"])
         ballot.read()
         engine.step()
-        model.after_step()
+        model.on_step_end()
 
     return step
 
@@ -105,8 +107,8 @@ def masked(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
     """Make the same of FaceMAE, on the first patches."""
     sizes = config.model.facemae
     model = FaceMAE(config.views.face_size, sizes).to(batch.face.device).train()
-    total = (config.views.face_size // sizes.patch) ** 2
-    patches = torch.rand(len(batch.ids), total, sizes.patch**2 * 3, device=batch.face.device)
+    total = (config.views.face_size // sizes.patch_size) ** 2
+    patches = torch.rand(len(batch.ids), total, sizes.patch_size**2 * 3, device=batch.face.device)
     visible = torch.arange(int(total * (1 - sizes.mask_ratio)), device=patches.device).expand(len(patches), -1)
 
     def loss() -> torch.Tensor:
@@ -141,7 +143,7 @@ def operations(run: Callable[[], object]) -> float:
     return float(counter.get_total_flops())
 
 
-def constants(found: dict[str, Figures], work: dict[str, float], device: torch.device) -> dict[str, float]:
+def constants(found: dict[str, Timing], work: dict[str, float], device: torch.device) -> dict[str, float]:
     """Return constants for `plan_run --constants`: rates of convolutions, of the masked autoencoder, and of a matmul.
 
     work: operations per image. Empty for a GPU that the planner does not know.

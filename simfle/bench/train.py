@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from simfle.batch import Batch
-from simfle.bench.turns import Turns
-from simfle.train.run import Run
+from simfle.bench.turns import Measurement
+from simfle.train.run import Trainer
 
 DATA, FREE, COPY, WRITE = "with data", "loader-free", "copy", "write"
 
@@ -23,7 +23,7 @@ class Shares:
     bytes: int
 
 
-def measure(run: Run, steps: int, rounds: int) -> tuple[dict[str, Turns], Shares]:
+def measure(run: Trainer, steps: int, rounds: int) -> tuple[dict[str, Measurement], Shares]:
     """Time rounds of `steps` steps with data and as many without, in turn; after each a checkpoint.
 
     One round before them warms up. Before the clock of a turn with data starts, the batches that were prefetched
@@ -31,37 +31,37 @@ def measure(run: Run, steps: int, rounds: int) -> tuple[dict[str, Turns], Shares
     are consumed.
     """
     found = {
-        DATA: Turns(f"{steps} steps of the trainer with its loader"),
-        FREE: Turns(f"{steps} steps of the trainer on one batch in memory"),
-        COPY: Turns("copy of a checkpoint's state from the engine, which blocks training"),
-        WRITE: Turns("a checkpoint written by its thread, fsync and hash included"),
+        DATA: Measurement(f"{steps} steps of the trainer with its loader"),
+        FREE: Measurement(f"{steps} steps of the trainer on one batch in memory"),
+        COPY: Measurement("copy of a checkpoint's state from the engine, which blocks training"),
+        WRITE: Measurement("a checkpoint written by its thread, fsync and hash included"),
     }
     waited = 0.0
     written = 0
     for number in range(rounds + 1):
-        warm = found if number else {name: Turns("") for name in found}
+        warm = found if number else {name: Measurement("") for name in found}
         with closing(run.loader.batches(run.step)) as batches:
             first = next(batches)
             take(run, itertools.chain([first], batches), run.loader.prefetch + 1)
-            before = run.loader.waited
+            before = run.loader.data_wait_seconds
             warm[DATA].add(lambda batches=batches: take(run, batches, steps))  # type: ignore[misc]
-            waited += (run.loader.waited - before) if number else 0.0
+            waited += (run.loader.data_wait_seconds - before) if number else 0.0
         # The loader has ended: otherwise it would fill its queue during the other turns.
         warm[FREE].add(lambda first=first: take(run, itertools.repeat(first), steps))  # type: ignore[misc]
-        warm[COPY].add(run.saver.copy)
+        warm[COPY].add(run.checkpoints.copy)
         run.save()
-        run.saver.wait()
-        warm[WRITE].seconds.append(run.saver.writer.seconds)
-        warm[WRITE].cpu.append(run.saver.writer.cpu)
-        written = run.saver.writer.bytes
+        run.checkpoints.wait()
+        warm[WRITE].seconds.append(run.checkpoints.writer.seconds)
+        warm[WRITE].cpu.append(run.checkpoints.writer.cpu)
+        written = run.checkpoints.writer.bytes
     step = found[DATA].median / steps
     held = found[COPY].median / (run.config.train.checkpoint_every * step)
     return found, Shares(waited / sum(found[DATA].seconds), held, written)
 
 
-def take(run: Run, batches: Iterator[Batch], steps: int) -> None:
+def take(run: Trainer, batches: Iterator[Batch], steps: int) -> None:
     """Run `steps` steps; return after GPU synchronization."""
     for _ in range(steps):
-        run.one_step(batches, stop=False)
+        run.train_step(batches, stop=False)
     if run.world.device.type == "cuda":
         torch.cuda.synchronize(run.world.device)

@@ -17,11 +17,11 @@ from simfle.errors import UserError
 
 
 @dataclass
-class Turns:
+class Measurement:
     """Work that is repeated. aim: target in wall-clock seconds (0 = none)."""
 
     what: str
-    aim: float = 0.0
+    target_seconds: float = 0.0
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
@@ -43,7 +43,7 @@ class Turns:
     def as_dict(self) -> dict[str, Any]:
         return {
             "what": self.what,
-            "aim": self.aim,
+            "aim": self.target_seconds,
             "seconds": self.seconds,
             "cpu": self.cpu,
             "median": self.median,
@@ -53,7 +53,7 @@ class Turns:
         }
 
 
-def show(title: str, found: Mapping[str, Turns]) -> None:
+def show(title: str, found: Mapping[str, Measurement]) -> None:
     """Print the table: median, fastest and slowest turn in seconds, CPU seconds, the target."""
     from rich.table import Table
 
@@ -64,7 +64,7 @@ def show(title: str, found: Mapping[str, Turns]) -> None:
         table.add_column(column, justify="left" if column == "way" else "right")
     for name, turns in found.items():
         cells = [f"{value:.3g}" for value in (turns.median, min(turns.seconds), max(turns.seconds), turns.cpu_median)]
-        table.add_row(name, *cells, f"{turns.aim:g}" if turns.aim else "")
+        table.add_row(name, *cells, f"{turns.target_seconds:g}" if turns.target_seconds else "")
     Console(highlight=False, soft_wrap=True).print(table)
 
 
@@ -79,7 +79,7 @@ def scratch(config: PretrainConfig) -> Iterator[PretrainConfig]:
         data = config.data
         if not data.shards:
             data = replace(data, shards=[str(drawn(folder / "faces"))])
-        train = replace(config.train, run=str(folder / "run"), steps=10**6, images_every=0, stop_after=0)
+        train = replace(config.train, run_dir=str(folder / "run"), steps=10**6, log_images_every=0, stop_after_step=0)
         yield replace(config, data=data, train=train)
 
 

@@ -14,18 +14,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.errors import UserError
-from simfle.bench.rounds import Way
+from simfle.bench.rounds import Variant
 from simfle.config import ViewsConfig
 from simfle.data.dali import Dali
 from simfle.data.loader import has_dali
 from simfle.data.opencv import OpenCV
-from simfle.data.rendered import Backend
-from simfle.data.views import View, boxes, draw
+from simfle.data.rendered import ViewBackend
+from simfle.data.views import ViewParams, crop_boxes, sample_view_params
 
 Pixels = NDArray[np.uint8]
-_process: dict[str, Way] = {}  # in a process of `_apart`
+_process: dict[str, Variant] = {}  # in a process of `_apart`
 TAPS = 23  # of the paper's Gaussian blur
-PLAIN = "plain"
+REFERENCE = "plain"
 
 
 def read_images(folder: Path | None, count: int) -> list[Pixels]:
@@ -46,10 +46,12 @@ def read_images(folder: Path | None, count: int) -> list[Pixels]:
     return [np.frombuffer((folder / name).read_bytes(), dtype=np.uint8) for name in chosen]
 
 
-def ways(images: Sequence[Pixels], views: ViewsConfig, threads: Sequence[int], device: torch.device) -> dict[str, Way]:
+def variants(
+    images: Sequence[Pixels], views: ViewsConfig, threads: Sequence[int], device: torch.device
+) -> dict[str, Variant]:
     """Return all variants, and the backends' limits. Each turn makes the views of all images."""
     usual = "PIL decodes, torchvision's own operations on PIL images, one thread"
-    found = {PLAIN: Way(usual, len(images), lambda: plain_views(images, views))}
+    found = {REFERENCE: Variant(usual, len(images), lambda: reference_views(images, views))}
     for number in threads:
         text = f"{number} thread{'s' * (number > 1)}"
         found[f"opencv {number}"] = _backend(f"the default without a GPU, {text}", images, views, OpenCV(views, number))
@@ -58,26 +60,26 @@ def ways(images: Sequence[Pixels], views: ViewsConfig, threads: Sequence[int], d
         if has_dali():
             dali = Dali(views, number, len(images), torch.device("cpu"))
             found[f"dali {number}"] = _backend(f"DALI in CPU mode, {text}", images, views, dali)
-        found[f"decode {number}"] = Way(
+        found[f"decode {number}"] = Variant(
             f"libjpeg-turbo (simplejpeg) alone, {text}", len(images), _decoding(images, number)
         )
     if has_dali() and device.type == "cuda":
         dali = Dali(views, max(threads), len(images), device)
         found["dali gpu"] = _backend("DALI on the GPU", images, views, dali)
-    found["copy"] = Way("copy of bytes of the three views' size", len(images), _copying(images, views))
+    found["copy"] = Variant("copy of bytes of the three views' size", len(images), _copying(images, views))
     return found
 
 
-def _backend(what: str, images: Sequence[Pixels], views: ViewsConfig, backend: Backend) -> Way:
+def _backend(what: str, images: Sequence[Pixels], views: ViewsConfig, backend: ViewBackend) -> Variant:
     """Work like the loader: draw parameters, then render."""
 
     def run() -> None:
-        backend.render(images, draw(0, 0, range(len(images)), views))
+        backend.render(images, sample_view_params(0, 0, range(len(images)), views))
 
-    return Way(what, len(images), run)
+    return Variant(what, len(images), run)
 
 
-def _apart(images: Sequence[Pixels], views: ViewsConfig, number: int) -> Way:
+def _apart(images: Sequence[Pixels], views: ViewsConfig, number: int) -> Variant:
     """Use as many processes as threads, which share nothing: the limit of threads on this machine."""
     pools = [ProcessPoolExecutor(1, get_context("spawn"), _begin, (images[k::number], views)) for k in range(number)]
 
@@ -85,7 +87,7 @@ def _apart(images: Sequence[Pixels], views: ViewsConfig, number: int) -> Way:
         for done in [pool.submit(_turn) for pool in pools]:
             done.result()
 
-    return Way(f"the default without a GPU, {number} processes of 1 thread", len(images), run, apart=True)
+    return Variant(f"the default without a GPU, {number} processes of 1 thread", len(images), run, apart=True)
 
 
 def _begin(images: Sequence[Pixels], views: ViewsConfig) -> None:
@@ -97,35 +99,35 @@ def _turn() -> None:
     _process["way"].run()
 
 
-def plain_views(images: Sequence[Pixels], views: ViewsConfig) -> list[tuple[torch.Tensor, ...]]:
+def reference_views(images: Sequence[Pixels], views: ViewsConfig) -> list[tuple[torch.Tensor, ...]]:
     """Work like a typical data set's __getitem__, with the same crops, factors and sigmas; tensors uint8 [3, S, S]."""
-    draws = draw(0, 0, range(len(images)), views)
+    draws = sample_view_params(0, 0, range(len(images)), views)
     made = []
     for i, data in enumerate(images):
         with Image.open(io.BytesIO(data.tobytes()), formats=["JPEG"]) as file:
             image = file.convert("RGB")
-        views_of = [_plain_view(image, view, i, views) for view in draws.views]
-        made.append((*views_of, _plain_face(image, views.face_size)))
+        views_of = [_reference_view(image, view, i, views) for view in draws.views]
+        made.append((*views_of, _reference_face(image, views.face_size)))
     return made
 
 
-def _plain_view(image: Image.Image, view: View, i: int, views: ViewsConfig) -> torch.Tensor:
+def _reference_view(image: Image.Image, view: ViewParams, i: int, views: ViewsConfig) -> torch.Tensor:
     from torchvision.transforms import functional as F
 
-    one = View(**{name: value[i : i + 1] for name, value in vars(view).items()})
-    x, y, w, h = boxes(one, [image.height], [image.width], views.ratio)[0].tolist()
+    one = ViewParams(**{name: value[i : i + 1] for name, value in vars(view).items()})
+    x, y, w, h = crop_boxes(one, [image.height], [image.width], views.ratio)[0].tolist()
     out: Any = F.resized_crop(image, y, x, h, w, [views.size, views.size])
     if view.flip[i]:
         out = F.hflip(out)
     adjust = (F.adjust_brightness, F.adjust_contrast, F.adjust_saturation, F.adjust_hue)
     for operation in view.order[i] if view.jitter[i] else ():
         out = adjust[operation](out, float(view.factors[i, operation]))
-    if view.greyscale[i]:
+    if view.grayscale[i]:
         out = F.rgb_to_grayscale(out, num_output_channels=3)
     return F.pil_to_tensor(F.gaussian_blur(out, [TAPS, TAPS], [float(view.sigma[i])] * 2))
 
 
-def _plain_face(image: Image.Image, side: int) -> torch.Tensor:
+def _reference_face(image: Image.Image, side: int) -> torch.Tensor:
     from torchvision.transforms import functional as F
 
     return F.pil_to_tensor(F.resize(image, [side, side]))

@@ -13,7 +13,7 @@ import typer
 
 from shards.files import RefusedFileError
 from shards.printable import printable
-from simfle.errors import AgreedError, PeersMissing, UserError
+from simfle.errors import CollectiveError, PeerLostError, UserError
 from simfle.terminal import plain_warnings
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full or read-only disk: not a bug in a command
@@ -57,8 +57,8 @@ def run(app: typer.Typer) -> None:
     plain_warnings()
     try:
         app()
-    except (UserError, PeersMissing) as error:
-        if isinstance(error, AgreedError) and not error.said_here:
+    except (UserError, PeerLostError) as error:
+        if isinstance(error, CollectiveError) and not error.is_reporter:
             time.sleep(1)  # torchrun stops all ranks when the first exits: let the main process report before
         else:
             echo(f"error: {error}", err=True)

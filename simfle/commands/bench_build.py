@@ -21,9 +21,9 @@ from simfle.errors import UserError
 
 if TYPE_CHECKING:
     from shards.entry import Entry
-    from shards.request import Build
+    from shards.request import BuildSpec
 
-WAYS = {
+VARIANTS = {
     "decode": "only read and decode strictly",
     "ours": "shards with every check: strict decode, conversion to RGB, sha256, fsync, resumable",
     "ours unchecked": "the same plan and tars with sha256, from the files' bytes, without decoding the image",
@@ -33,7 +33,7 @@ WAYS = {
 
 
 @dataclass(frozen=True)
-class Task:
+class BuildTask:
     """Images and output folder. The folder is deleted before each round; within a round, `again` reuses it."""
 
     files: tuple[Path, ...]
@@ -47,11 +47,11 @@ class Task:
 
         return [Entry(f"{number:06d}", file.name, file) for number, file in enumerate(self.files)]
 
-    def request(self) -> "Build":
+    def request(self) -> "BuildSpec":
         """Return the build specification."""
-        from shards.request import Build
+        from shards.request import BuildSpec
 
-        return Build(self.folder / "ours", "bench", {}, shard_samples=self.shard_samples, workers=self.workers)
+        return BuildSpec(self.folder / "ours", "bench", {}, shard_samples=self.shard_samples, workers=self.workers)
 
 
 def bench_build(
@@ -78,7 +78,7 @@ def bench_build(
         files = _pick(directory, images) if directory else _draw(folder / "drawn", images)
         if rgb:
             files = _rgb(folder / "rgb", files)
-        task = Task(tuple(files), folder / "out", shard_samples, workers)
+        task = BuildTask(tuple(files), folder / "out", shard_samples, workers)
         figures = measure(task, rounds)
     _show(figures)
     if out is not None:
@@ -121,15 +121,15 @@ def _rgb(folder: Path, files: Sequence[Path]) -> list[Path]:
     return made
 
 
-def measure(task: Task, rounds: int) -> dict[str, Any]:
+def measure(task: BuildTask, rounds: int) -> dict[str, Any]:
     """Run one warm-up round, then `rounds` measured ones, in a fixed order. Return the results as plain JSON."""
-    turns: dict[str, list[dict[str, float]]] = {name: [] for name in WAYS}
+    turns: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
     untouched = 0
     for number in range(rounds + 1):
         shutil.rmtree(task.folder, ignore_errors=True)
         task.folder.mkdir(parents=True)
-        for name in WAYS:
-            run = _ways(task)[name]
+        for name in VARIANTS:
+            run = _variants(task)[name]
             cpu, wall = _cpu(), time.perf_counter()
             result = run()
             spent = {"cpu": _cpu() - cpu, "wall": time.perf_counter() - wall}
@@ -144,7 +144,9 @@ def measure(task: Task, rounds: int) -> dict[str, Any]:
         "untouched": untouched,
         "workers": task.workers,
         "rounds": rounds,
-        "ways": {name: {"what": WAYS[name], "turns": turns[name]} | _rates(turns[name], count) for name in WAYS},
+        "ways": {
+            name: {"what": VARIANTS[name], "turns": turns[name]} | _rates(turns[name], count) for name in VARIANTS
+        },
         "machine": _machine(),
     }
 
@@ -164,7 +166,7 @@ def _cpu() -> float:
     return sum(item.ru_utime + item.ru_stime for item in used)
 
 
-def _ways(task: Task) -> dict[str, Callable[[], int]]:
+def _variants(task: BuildTask) -> dict[str, Callable[[], int]]:
     return {
         "decode": lambda: _decode(task),
         "ours": lambda: _ours(task),
@@ -174,56 +176,56 @@ def _ways(task: Task) -> dict[str, Callable[[], int]]:
     }
 
 
-def _decode(task: Task) -> int:
+def _decode(task: BuildTask) -> int:
     from shards.encode import EncodeOptions, decode
 
     options = EncodeOptions()
     return sum(bool(decode(file.read_bytes(), options).pixels.size) for file in task.files)
 
 
-def _ours(task: Task) -> int:
+def _ours(task: BuildTask) -> int:
     from shards.build import build
 
-    return build(task.request(), task.entries(), lambda *_: None).untouched
+    return build(task.request(), task.entries(), lambda *_: None).bytes_kept
 
 
-def _again(task: Task) -> int:
+def _again(task: BuildTask) -> int:
     from shards.build import build
 
     report = build(task.request(), task.entries(), lambda *_: None)
-    if not report.already:
+    if not report.up_to_date:
         raise RuntimeError("the shards of the previous variant are missing")
     return report.manifest.samples
 
 
-def _unchecked(task: Task) -> int:
+def _unchecked(task: BuildTask) -> int:
     """Do what `ours` does except decoding: the difference is the cost of the checks."""
     from contextlib import closing
 
-    from shards.encode import Encoded
-    from shards.faces import Face
+    from shards.encode import EncodedImage
+    from shards.faces import FaceSample
     from shards.index import write_index
-    from shards.plan import Plan, make_plan
-    from shards.rules import Rules
-    from shards.work import load, sample
-    from shards.writer import TarShard
+    from shards.plan import BuildPlan, make_plan
+    from shards.rules import EntryRules
+    from shards.work import read_entry_bytes, to_tar_members
+    from shards.writer import TarShardWriter
 
     folder = task.folder / "unchecked"
     folder.mkdir()
-    make_plan(folder / "plan.sqlite", task.entries(), Rules(), {}, task.shard_samples)
+    make_plan(folder / "plan.sqlite", task.entries(), EntryRules(), {}, task.shard_samples)
     written = 0
-    with closing(Plan(folder / "plan.sqlite")) as plan:
+    with closing(BuildPlan(folder / "plan.sqlite")) as plan:
         for shard in plan.shards():
-            tar = TarShard(folder / f"{shard.name}.tar")
+            tar = TarShardWriter(folder / f"{shard.name}.tar")
             for planned in plan.entries(shard):
-                face = Face(Encoded(load(planned.entry), 0, 0, untouched=True), planned.entry)
-                tar.add(planned.key, sample(planned.key, face, {}))
+                face = FaceSample(EncodedImage(read_entry_bytes(planned.entry), 0, 0, bytes_kept=True), planned.entry)
+                tar.add(planned.key, to_tar_members(planned.key, face, {}))
                 written += 1
             write_index(folder / f"{shard.name}.idx", tar.finish().index)
     return written
 
 
-def _webdataset(task: Task) -> int:
+def _webdataset(task: BuildTask) -> int:
     import webdataset
 
     folder = task.folder / "webdataset"

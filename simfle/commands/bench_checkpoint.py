@@ -18,20 +18,20 @@ def bench_checkpoint(
     out: Figures = None,
 ) -> None:
     """Measure a checkpoint: seconds to copy and to write, bytes, MB/s, and the fraction of training time it blocks."""
-    from simfle.process import loading
+    from simfle.process import gc_frozen_imports
 
-    with loading():
+    with gc_frozen_imports():
         from simfle.bench import checkpoint, turns
         from simfle.bench import rounds as timing
         from simfle.config import PretrainConfig, load
-        from simfle.train.trainer import opened
+        from simfle.train.trainer import open_trainer
     arguments = list(overrides or [])
     if config is not None and "=" in config:
         arguments, config = [config, *arguments], None
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
-    with turns.scratch(resolved) as mine, opened(mine) as run:
+    with turns.scratch(resolved) as mine, open_trainer(mine) as run:
         found, facts = checkpoint.measure(run, steps, rounds)
-        device, batch = run.world.device, run.plan.global_batch
+        device, batch = run.world.device, run.layout.global_batch
     result = {"ways": {name: each.as_dict() for name, each in found.items()}, **facts, **timing.about(device)}
     turns.show(f"a checkpoint of {facts['bytes'] / 1e6:.1f} MB, {device.type}", found)
     echo(

@@ -39,7 +39,7 @@ def bench_loader(
     torch.set_num_threads(1)  # torchvision's blur would use all cores; a loader worker has one thread
     try:
         data = views.read_images(directory, images)
-        found = timing.measure(views.ways(data, config.views, counts, device), rounds, device)
+        found = timing.measure(views.variants(data, config.views, counts, device), rounds, device)
     finally:
         torch.set_num_threads(before)
     known: dict[str, float] = {}
@@ -50,7 +50,9 @@ def bench_loader(
         known |= {f"{key}.dali": found["dali gpu"].rate for key in ("h100", "a100") if key in name}
     size = sum(image.size for image in data) / len(data)
     result = timing.report(found, device, constants=known, image_bytes=size, images=len(data))
-    timing.show(f"three views of {len(data)} images of {size / 1000:.1f} kB", found, "images per second", views.PLAIN)
+    timing.show(
+        f"three views of {len(data)} images of {size / 1000:.1f} kB", found, "images per second", views.REFERENCE
+    )
     echo(f"load average {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
 

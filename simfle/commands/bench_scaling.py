@@ -13,7 +13,7 @@ from simfle.errors import UserError
 def bench_scaling(
     words: Annotated[list[str], typer.Argument(metavar="CONFIG [KEY=VALUE]...", help="as for simfle pretrain")],
     processes: Annotated[str, typer.Option(help="numbers of processes, comma-separated")] = "1,2,4",
-    share: Annotated[int, typer.Option(help="samples per process and step", min=2)] = 12,
+    batch_per_process: Annotated[int, typer.Option(help="samples per process and step", min=2)] = 12,
     steps: Annotated[int, typer.Option(help="steps per measurement", min=4)] = 15,
     out: Figures = None,
 ) -> None:
@@ -34,8 +34,8 @@ def bench_scaling(
     from simfle.console import Console
 
     with tempfile.TemporaryDirectory() as folder:
-        found = [scaling.measure(words, number, share, steps, Path(folder)) for number in numbers]
-    table = Table(title=f"{share} samples per process and step")
+        found = [scaling.measure(words, number, batch_per_process, steps, Path(folder)) for number in numbers]
+    table = Table(title=f"{batch_per_process} samples per process and step")
     for name in ("processes", "one world, images/s", "alone, images/s", "communication", "against one process"):
         table.add_column(name, justify="right")
     for each in found:

@@ -30,7 +30,7 @@ def bench_startup(
         found = startup.measure(names, faces, Path(folder), rounds)
     result = {"ways": {name: each.as_dict() for name, each in found.items()}, **timing.about(torch.device("cpu"))}
     turns.show("start-up", found)
-    late = [name for name, each in found.items() if each.median > each.aim]
+    late = [name for name, each in found.items() if each.median > each.target_seconds]
     echo(f"slower than the target: {', '.join(late) or 'none'}")
     echo(f"load average {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)
@@ -38,16 +38,16 @@ def bench_startup(
 
 def subcommands() -> Iterator[list[str]]:
     """Return all subcommands of `simfle`, each as a list of words."""
-    from simfle.commands.main import TABLE, Entry, Group
+    from simfle.commands.main import COMMANDS, CommandEntry, CommandGroup
 
-    def walk(table: "dict[str, Entry | Group]", before: list[str]) -> Iterator[list[str]]:
+    def walk(table: "dict[str, CommandEntry | CommandGroup]", before: list[str]) -> Iterator[list[str]]:
         for name, entry in table.items():
-            if isinstance(entry, Group):
+            if isinstance(entry, CommandGroup):
                 yield from walk(entry.entries, [*before, name])
             else:
                 yield [*before, name]
 
-    yield from walk(TABLE, [])
+    yield from walk(COMMANDS, [])
 
 
 main = command(bench_startup)

@@ -16,7 +16,9 @@ def bench_step(
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. model.backbone=resnet18")] = None,
     batch: Annotated[int, typer.Option(help="images per step")] = 8,
     rounds: Annotated[int, typer.Option(help="number of rounds; each variant runs once per round")] = 5,
-    side: Annotated[int, typer.Option(help="side of the matrices whose product is measured (0 = by device)")] = 0,
+    matmul_size: Annotated[
+        int, typer.Option(help="side of the matrices whose product is measured (0 = by device)")
+    ] = 0,
     out: Figures = None,
 ) -> None:
     """Measure images per second of one step: medians over rounds, all variants in turn on the same images."""
@@ -32,19 +34,19 @@ def bench_step(
 
     from simfle.bench import rounds as timing
     from simfle.bench import step
-    from simfle.plan.count import count
-    from simfle.runtime import processes
+    from simfle.plan.count import measure_cost
+    from simfle.runtime import init_distributed
 
-    with processes(resolved.train) as world:
+    with init_distributed(resolved.train) as world:
         torch.manual_seed(0)
         cuda = world.device.type == "cuda"
-        ways = step.ways(resolved, batch, world, side or (8192 if cuda else 2048))
+        ways = step.variants(resolved, batch, world, matmul_size or (8192 if cuda else 2048))
         work = {name: step.operations(ways[name].run) / batch for name in (step.BACKBONE, step.MASKED)}
         found = timing.measure(ways, rounds, world.device)
         result = timing.report(found, world.device, constants=step.constants(found, work, world.device))
         if cuda:
             result["memory_bytes"] = torch.cuda.max_memory_allocated(world.device)
-    counted = count(resolved)
+    counted = measure_cost(resolved)
     each = counted.conv.each + counted.matmul.each
     conv, matmul = (found[name].rate * work[name] for name in (step.BACKBONE, step.MASKED))
     result |= {
@@ -54,7 +56,7 @@ def bench_step(
         "utilisation": each * found[step.OURS].rate / found[step.PRODUCT].rate,
         "model_images_per_second": 1 / (counted.conv.each / conv + counted.matmul.each / matmul),
     }
-    timing.show(f"a step of {batch} images", found, "images (operations) per second", step.PLAIN)
+    timing.show(f"a step of {batch} images", found, "images (operations) per second", step.REFERENCE)
     echo(
         f"{each / 1e9:.1f} GFLOP per image: ours reaches {result['utilisation']:.1%} of the matrix product's rate; at "
         f"the rates of backbone and autoencoder alone it would reach {result['model_images_per_second']:.3g} images/s"

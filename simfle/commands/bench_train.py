@@ -22,13 +22,13 @@ def bench_train(
     out: Figures = None,
 ) -> None:
     """Measure images/s end to end and without the loader, and the fractions of data, checkpoints and communication."""
-    from simfle.process import loading
+    from simfle.process import gc_frozen_imports
 
-    with loading():
+    with gc_frozen_imports():
         from simfle.bench import rounds as timing
         from simfle.bench import scaling, train, turns
         from simfle.config import PretrainConfig, load
-        from simfle.train.trainer import opened
+        from simfle.train.trainer import open_trainer
     arguments = list(overrides or [])
     if config is not None and "=" in config:
         arguments, config = [config, *arguments], None
@@ -40,11 +40,11 @@ def bench_train(
         if processes > 1:
             words = [*([config] if config is not None else []), *arguments]
             share = max(2, mine.train.global_batch // processes)
-            folder = Path(mine.train.run).parent
+            folder = Path(mine.train.run_dir).parent
             communication = scaling.measure(words, processes, share, steps + scaling.WARM_UP, folder).communication
-        with opened(mine) as run:
+        with open_trainer(mine) as run:
             found, shares = train.measure(run, steps, rounds)
-            device, backend, batch = run.world.device, run.loader.backend_name, run.plan.global_batch
+            device, backend, batch = run.world.device, run.loader.backend_name, run.layout.global_batch
     images = steps * batch
     result = {
         "ways": {name: each.as_dict() for name, each in found.items()},

@@ -21,7 +21,7 @@ def build_beton(
 
     FFCV must be installed; see docs/evaluation.md. An existing file of that name is replaced.
     """
-    from simfle.commands.build_report import Meter
+    from simfle.commands.build_report import ProgressMeter
     from simfle.errors import UserError
     from simfle.eval import beton
 
@@ -30,8 +30,8 @@ def build_beton(
         raise UserError(f"OUT={path}: must end in .beton. Fix: rename it.")
     if not path.parent.is_dir():
         raise UserError(f"OUT={path}: its folder does not exist. Fix: create {path.parent}.")
-    with Meter() as meter:
-        about = beton.build_beton(shards, path, split, lambda done, total: meter("beton", done, total))
+    with ProgressMeter() as meter:
+        about = beton.write_ffcv(shards, path, split, lambda done, total: meter("beton", done, total))
     echo(f"{path}: {about.samples} samples of {split!r}, {len(about.classes)} classes, {about.bytes / 1e6:.1f} MB")
 
 

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simfle.commands.app import echo
-from simfle.commands.build_options import Common, Corpus
+from simfle.commands.build_options import BuildOptions, SourceInput
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
-    from shards.build import Report
+    from shards.build import BuildReport
     from shards.encode import EncodeOptions
-    from shards.request import Build
+    from shards.request import BuildSpec
 
 
-def execute(out: Path, corpus: Corpus, common: Common) -> None:
+def execute(out: Path, corpus: SourceInput, common: BuildOptions) -> None:
     """Run the build and print its report."""
     from simfle.commands.build_report import show
 
@@ -27,49 +27,49 @@ def execute(out: Path, corpus: Corpus, common: Common) -> None:
     show(out, report, rate)
 
 
-def build_here(request: "Build", corpus: Corpus) -> "tuple[Report, float]":
+def build_here(request: "BuildSpec", corpus: SourceInput) -> "tuple[BuildReport, float]":
     """Build into the request's local folder; return the report and the images/s of the last stage."""
     from shards.build import build
     from shards.printable import one_line
-    from simfle.commands.build_report import Meter
+    from simfle.commands.build_report import ProgressMeter
 
     if request.terms:
         echo(f"terms of use of {request.corpus}: {request.terms}")
-    if corpus.photos and request.encode.crop is None and request.encode.align is None:
+    if corpus.needs_crop and request.encode.crop is None and request.encode.align is None:
         echo(
             f"note: images of {corpus.name} are whole photos that may show several people, and a box marks the "
             "labeled face: --crop 0.25 cuts it out with a margin of 0.25 of its sides, --align also levels the eyes"
         )
     for line in corpus.before():
         echo(one_line(line))
-    with Meter() as meter:
+    with ProgressMeter() as meter:
         try:
             report = build(request, corpus.entries, meter, partial(corpus.about, request))
         except KeyboardInterrupt:
-            if request.partial.exists():
-                echo(f"finished shards are kept in {request.partial}; rerun the command to resume", err=True)
+            if request.staging_dir.exists():
+                echo(f"finished shards are kept in {request.staging_dir}; rerun the command to resume", err=True)
             raise
     report.notes += corpus.notes()
     corpus.finish(request, report)
     return report, meter.rate
 
 
-def make_request(out: Path, corpus: Corpus, common: Common) -> "Build":
+def make_request(out: Path, corpus: SourceInput, common: BuildOptions) -> "BuildSpec":
     """Return the build specification for the command line's options."""
-    from shards.exclude import Exclude, parse_excluded
-    from shards.request import Build
-    from shards.rules import Rules, normal_label
+    from shards.exclude import ExclusionOptions, parse_excluded
+    from shards.request import BuildSpec
+    from shards.rules import EntryRules, normalize_label
 
     if common.group_pattern and corpus.options.get("columns", {}).get("group"):
         raise UserError("--group-column and --group-pattern: both define the person. Fix: give only one.")
-    names = tuple(normal_label(name) or "" for name in common.labels.split(",")) if common.labels else corpus.labels
+    names = tuple(normalize_label(name) or "" for name in common.labels.split(",")) if common.labels else corpus.labels
     if "" in names:
         raise UserError(f"--labels={common.labels!r}: a name is empty. Fix: write them as happiness,neutral,anger.")
-    return Build(
+    return BuildSpec(
         out=out,
         corpus=common.corpus or corpus.name,
         source=corpus.options,
-        rules=Rules(
+        rules=EntryRules(
             labels=names,
             labelled=corpus.labelled and not common.keep_unlabelled,
             group_pattern=common.group_pattern,
@@ -80,8 +80,8 @@ def make_request(out: Path, corpus: Corpus, common: Common) -> "Build":
         encode=_encode_options(common),
         face_model=common.face_model,
         max_missing=corpus.max_missing,
-        exclude=Exclude(
-            tuple(map(parse_excluded, common.exclude or ())), common.exclude_distance, not common.exclude_images_only
+        exclude=ExclusionOptions(
+            tuple(map(parse_excluded, common.exclude or ())), common.exclude_hamming, not common.exclude_images_only
         ),
         shard_samples=common.shard_samples,
         terms=common.terms or corpus.terms,
@@ -89,7 +89,7 @@ def make_request(out: Path, corpus: Corpus, common: Common) -> "Build":
     )
 
 
-def _encode_options(common: Common) -> "EncodeOptions":
+def _encode_options(common: BuildOptions) -> "EncodeOptions":
     from shards.align import AlignOptions
     from shards.encode import EncodeOptions
 
@@ -99,5 +99,5 @@ def _encode_options(common: Common) -> "EncodeOptions":
         strip_metadata=common.strip_metadata,
         crop=common.crop,
         shorter_side=common.shorter_side,
-        align=AlignOptions(common.min_face, common.min_score, common.most_faces) if common.align else None,
+        align=AlignOptions(common.min_face_size, common.min_confidence, common.max_faces) if common.align else None,
     )

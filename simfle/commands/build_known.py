@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from shards.sources.known import Known, known
-from simfle.commands.build_options import Corpus, typer_option
+from shards.sources.known import CorpusSpec, all_corpora
+from simfle.commands.build_options import SourceInput, typer_option
 from simfle.commands.build_source import source
 from simfle.console import Console
 
 if TYPE_CHECKING:
-    from shards.build import Report
-    from shards.request import Build
+    from shards.build import BuildReport
+    from shards.request import BuildSpec
 
 Counts = dict[str, dict[str, int]]  # split -> label -> samples; the label "" is the total of the split
 ALL = "all"  # replaces the split names if fractions have moved people between splits
@@ -25,18 +25,18 @@ ALL = "all"  # replaces the split names if fractions have moved people between s
 
 def add_known() -> None:
     """Add the subcommands."""
-    for corpus in known():
+    for corpus in all_corpora():
         source(_command(corpus))
 
 
-def _command(corpus: Known) -> Any:
+def _command(corpus: CorpusSpec) -> Any:
     """Return a function NAME(directory, *, options of the source) for build_source.source."""
     fields = [item for item in dataclasses.fields(corpus.source) if item.init][1:]  # type: ignore[arg-type]
 
-    def command(directory: Path, **options: Any) -> Corpus:
+    def command(directory: Path, **options: Any) -> SourceInput:
         entries = corpus.source(directory, **options)
         labels = tuple(getattr(entries, "labels", corpus.labels))
-        return Corpus(
+        return SourceInput(
             entries=entries,
             name=corpus.name,
             options=_describe(corpus, entries, options),
@@ -45,9 +45,9 @@ def _command(corpus: Known) -> Any:
             notes=getattr(entries, "notes", list),
             terms=corpus.terms,
             labels=labels,
-            about=partial(compare, corpus.expected(entries)),
-            finish=tell,
-            photos=corpus.photos(entries),
+            about=partial(compare, corpus.published_counts(entries)),
+            finish=show_count_differences,
+            needs_crop=corpus.needs_crop(entries),
         )
 
     where = Annotated[Path, typer.Argument(metavar="DIR", help="folder as you received it")]
@@ -67,15 +67,15 @@ def _command(corpus: Known) -> Any:
     return command
 
 
-def _describe(corpus: Known, entries: Any, options: dict[str, Any]) -> dict[str, Any]:
+def _describe(corpus: CorpusSpec, entries: Any, options: dict[str, Any]) -> dict[str, Any]:
     """Describe the source for the manifest, by its name: without local paths."""
     said = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
     about = {"kind": corpus.name, "name": entries.root.resolve().name}
-    found = {"release": getattr(entries, "release", ""), "first_label": corpus.first}
+    found = {"release": getattr(entries, "release", ""), "first_label": corpus.first_label_id}
     return about | {name: value for name, value in found.items() if value} | said
 
 
-def compare(expected: Counts, request: "Build", written: Counter[tuple[str, str]]) -> dict[str, Any]:
+def compare(expected: Counts, request: "BuildSpec", written: Counter[tuple[str, str]]) -> dict[str, Any]:
     """Compare the written counts with the published ones, for the manifest."""
     if not expected:
         return {}
@@ -84,7 +84,7 @@ def compare(expected: Counts, request: "Build", written: Counter[tuple[str, str]
     return {"published": {"expected": expected, "differences": rows}}
 
 
-def tell(request: "Build", report: "Report") -> None:
+def show_count_differences(request: "BuildSpec", report: "BuildReport") -> None:
     """Print the differences between the written and the published counts."""
     published = report.manifest.build.get("published")
     if not published:

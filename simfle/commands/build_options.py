@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
-    from shards.build import Report
+    from shards.build import BuildReport
     from shards.entry import Entry, Rejected
-    from shards.request import Build
+    from shards.request import BuildSpec
 
 
 def option(default: Any, text: str, kind: Any = None) -> Any:
@@ -21,7 +21,7 @@ def option(default: Any, text: str, kind: Any = None) -> Any:
 
 
 @dataclass(frozen=True)
-class Common:
+class BuildOptions:
     """Options shared by all sources."""
 
     val_fraction: float = option(0.0, "fraction of the groups of split train to move to split val")
@@ -53,9 +53,9 @@ class Common:
         "detect faces in uncropped photos (YuNet) and cut out each with level eyes and margin --crop (or 0.25); "
         "if the corpus gives a box or landmarks, only that face is kept",
     )
-    min_face: int = option(32, "--align: minimum side of a face in pixels of the photo")
-    min_score: float = option(0.8, "--align: minimum detection confidence, 0.5 to 1")
-    most_faces: int = option(
+    min_face_size: int = option(32, "--align: minimum side of a face in pixels of the photo")
+    min_confidence: float = option(0.8, "--align: minimum detection confidence, 0.5 to 1")
+    max_faces: int = option(
         0, "--align: maximum number of faces per photo, largest first (0 = all); 1 suits photos with one label each"
     )
     face_model: Path | None = option(  # noqa: RUF009 - a field
@@ -67,7 +67,7 @@ class Common:
         "images and people with the same name are rejected",
         list[str] | None,
     )
-    exclude_distance: int = option(8, "--exclude: maximum Hamming distance of near duplicates, 0 to 16 of 64 bits")
+    exclude_hamming: int = option(8, "--exclude: maximum Hamming distance of near duplicates, 0 to 16 of 64 bits")
     exclude_images_only: bool = option(
         False, "--exclude: compare images only, e.g. if two corpora number their people independently"
     )
@@ -83,7 +83,7 @@ class Common:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class SourceInput:
     """A corpus as a subcommand describes it. roots: folders that must not contain the output.
 
     notes: the source's notes, called after all entries were read; labels: their order if --labels is not given;
@@ -101,9 +101,9 @@ class Corpus:
     notes: Callable[[], list[str]] = list
     terms: str = ""
     labels: tuple[str, ...] = ()
-    about: "Callable[[Build, Counter[tuple[str, str]]], dict[str, Any]]" = lambda request, written: {}
-    finish: "Callable[[Build, Report], None]" = lambda request, report: None
-    photos: bool = False
+    about: "Callable[[BuildSpec, Counter[tuple[str, str]]], dict[str, Any]]" = lambda request, written: {}
+    finish: "Callable[[BuildSpec, BuildReport], None]" = lambda request, report: None
+    needs_crop: bool = False
     max_missing: float = 1.0
     before: Callable[[], list[str]] = list
 

@@ -11,7 +11,7 @@ from shards.files import read_text
 from shards.locks import try_lock
 from simfle.commands.app import echo
 from simfle.commands.build_here import build_here, make_request
-from simfle.commands.build_options import Common, Corpus
+from simfle.commands.build_options import BuildOptions, SourceInput
 from simfle.errors import UserError
 
 CONTAINERS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".parquet")  # files to download from a folder
@@ -23,7 +23,7 @@ class Url(str):
     __slots__ = ()
 
 
-def place(text: str) -> Path | Url:
+def parse_path_or_url(text: str) -> Path | Url:
     """Parse a command-line argument as a path or a URL."""
     return Url(text) if "://" in text else Path(text)
 
@@ -54,45 +54,45 @@ def fetch(url: str, work: Path | None) -> Path:
     Raises:
         UserError: the source cannot be read or is empty.
     """
-    from shards.redact import shown
-    from shards.remote import check_url, is_folder, join, names_in, size_of
+    from shards.redact import redact_url
+    from shards.remote import check_url, file_size, is_directory, join, list_names
 
     check_url(url)
     base = work_folder(work, url)
-    name = Path(shown(url).rstrip("/")).name
+    name = Path(redact_url(url).rstrip("/")).name
     with claimed(base):
-        if not is_folder(url):
-            _fetch_file(url, base / name, size_of(url))
+        if not is_directory(url):
+            _fetch_file(url, base / name, file_size(url))
             return base / name
-        names = [each for each in names_in(url) or () if each.lower().endswith(CONTAINERS)]
+        names = [each for each in list_names(url) or () if each.lower().endswith(CONTAINERS)]
         if not names:
-            raise UserError(f"{shown(url)}: no archives or Parquet files in this folder. Fix: download it first.")
+            raise UserError(f"{redact_url(url)}: no archives or Parquet files in this folder. Fix: download it first.")
         (base / name).mkdir(exist_ok=True)
         for each in names:
-            _fetch_file(join(url, each), base / name / each, size_of(join(url, each)))
+            _fetch_file(join(url, each), base / name / each, file_size(join(url, each)))
     return base / name
 
 
 def _fetch_file(url: str, path: Path, size: int | None) -> None:
     """Download one file. size: its size in bytes, None if unknown; then the downloaded size is recorded."""
-    from shards.redact import shown
+    from shards.redact import redact_url
     from shards.remote import download
 
     told = path.with_name(path.name + ".size")
     if path.exists() and path.stat().st_size == (size or _number(told) or path.stat().st_size):
-        echo(f"{shown(url)}: already downloaded to {path}; delete that file to download it again")
+        echo(f"{redact_url(url)}: already downloaded to {path}; delete that file to download it again")
         return
     part = path.with_name(path.name + ".part")
-    echo(f"downloading {shown(url)} to {path}")
+    echo(f"downloading {redact_url(url)} to {path}")
     try:
         download(url, part)
         found = part.stat().st_size
         if size not in (None, found):
-            raise UserError(f"{shown(url)}: downloaded {found} of {size} bytes. Fix: rerun the command.")
+            raise UserError(f"{redact_url(url)}: downloaded {found} of {size} bytes. Fix: rerun the command.")
         told.write_text(f"{found}\n")
         part.rename(path)
     except FileNotFoundError:
-        raise UserError(f"{shown(url)}: does not exist. Fix: check the URL.") from None
+        raise UserError(f"{redact_url(url)}: does not exist. Fix: check the URL.") from None
     finally:
         part.unlink(missing_ok=True)
 
@@ -112,29 +112,29 @@ def check_output(url: str) -> None:
     check_url(url, write=True)
 
 
-def execute_remote(url: str, corpus: Corpus, common: Common) -> None:
+def execute_remote(url: str, corpus: SourceInput, common: BuildOptions) -> None:
     """Build in --work, upload the shards, clean up. After an interruption, resume at the same shard or upload."""
-    from shards.build import Report, is_same
-    from shards.redact import shown
+    from shards.build import BuildReport, is_up_to_date
+    from shards.redact import redact_url
     from shards.upload import Upload, manifest_at
-    from simfle.commands.build_report import Meter, show
+    from simfle.commands.build_report import ProgressMeter, show
 
     there = manifest_at(url)
     base = work_folder(common.work, url)
     request = make_request(base / "shards", corpus, common)
     if there is not None:
-        if not is_same(request, there, corpus.entries):
-            raise UserError(f"{shown(url)}: holds shards of other images or options. Fix: choose another output.")
+        if not is_up_to_date(request, there, corpus.entries):
+            raise UserError(f"{redact_url(url)}: holds shards of other images or options. Fix: choose another output.")
         shutil.rmtree(base, ignore_errors=True)  # left by a process that was killed before its cleanup
-        show(shown(url), Report(there, already=True), 0.0)
+        show(redact_url(url), BuildReport(there, up_to_date=True), 0.0)
         return
     with claimed(base):
-        echo(f"building in {base}; the upload to {shown(url)} follows")
+        echo(f"building in {base}; the upload to {redact_url(url)} follows")
         report, rate = build_here(request, corpus)
         upload = Upload(base / "shards", url, base / "uploaded.json")
-        with Meter() as meter:
+        with ProgressMeter() as meter:
             upload.run(lambda done, total: meter("uploading", done, total))
         if upload.skipped:
             report.notes.append(f"{upload.skipped} files were already uploaded by an earlier run")
         shutil.rmtree(base)
-    show(shown(url), report, rate)
+    show(redact_url(url), report, rate)

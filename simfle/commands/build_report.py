@@ -11,16 +11,16 @@ from rich.table import Table
 
 from shards.printable import one_line
 from simfle.console import Console
-from simfle.words import shell_line, word
+from simfle.words import format_override, shell_line
 
 if TYPE_CHECKING:
-    from shards.build import Report
+    from shards.build import BuildReport
 
 LINE_EVERY = 10.0  # seconds between plain progress lines without a terminal
 MOST_LABELS = 20  # rows of the table
 
 
-class Meter:
+class ProgressMeter:
     """Progress with images/s: a bar on a terminal, otherwise an occasional plain line. Called by shards.build."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,7 +30,7 @@ class Meter:
         self._bar: Progress | None = None
         self.rate = 0.0
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> "ProgressMeter":
         if self._console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -65,11 +65,11 @@ class Meter:
             self._console.print(f"{stage} {done}/{total or '?'} {self.rate:.0f} images/s", highlight=False)
 
 
-def show(out: Path | str, report: "Report", rate: float) -> None:
+def show(out: Path | str, report: "BuildReport", rate: float) -> None:
     """Print the result: samples per label and split, rejects by reason, notes, output folder and next commands."""
     console = Console(highlight=False, soft_wrap=True)
     manifest = report.manifest
-    if report.already:
+    if report.up_to_date:
         console.print(
             f"{out} is already complete: {manifest.samples} samples of the same list and options.", markup=False
         )
@@ -95,20 +95,22 @@ def show(out: Path | str, report: "Report", rate: float) -> None:
     size = sum(shard.bytes for shard in manifest.shards) / 1e6
     console.print(f"{out}: {len(manifest.shards)} shards, {size:.1f} MB, {rate:.0f} images/s", markup=False)
     console.print(f"next: {shell_line('simfle', 'shards', 'verify', out)}", markup=False)
-    pretrain = shell_line("simfle", "pretrain", "configs/pretrain/simfle_resnet50.yaml", word("data.shards", [out]))
+    pretrain = shell_line(
+        "simfle", "pretrain", "configs/pretrain/simfle_resnet50.yaml", format_override("data.shards", [out])
+    )
     console.print(f"      {pretrain}", markup=False)
 
 
-def _written(report: "Report") -> str:
+def _written(report: "BuildReport") -> str:
     """Describe the written entries, and their samples if a photo gives several."""
     manifest = report.manifest
     first = manifest.samples - manifest.extra_samples
     if manifest.extra_samples:
-        return f"{first} written as {manifest.samples} samples ({report.untouched} kept as is)"
-    return f"{first} written ({report.untouched} kept as is)"
+        return f"{first} written as {manifest.samples} samples ({report.bytes_kept} kept as is)"
+    return f"{first} written ({report.bytes_kept} kept as is)"
 
 
-def _table(report: "Report") -> Table:
+def _table(report: "BuildReport") -> Table:
     splits, labels = report.manifest.splits, report.manifest.labels
     table = Table(title=f"{escape(report.manifest.corpus)}: samples written", title_justify="left")
     table.add_column("label")

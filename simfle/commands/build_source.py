@@ -10,8 +10,8 @@ from typing import Annotated, Any, get_args
 import typer
 
 from simfle.commands.build_here import execute
-from simfle.commands.build_options import Common, Corpus, typer_option
-from simfle.commands.build_remote import Url, check_output, execute_remote, fetch, place
+from simfle.commands.build_options import BuildOptions, SourceInput, typer_option
+from simfle.commands.build_remote import Url, check_output, execute_remote, fetch, parse_path_or_url
 
 app = typer.Typer(
     add_completion=False,
@@ -23,14 +23,14 @@ app = typer.Typer(
 )
 
 
-def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
+def source(function: Callable[..., SourceInput]) -> Callable[..., SourceInput]:
     """Register a function as a subcommand: its own arguments, then OUT, then the common options."""
     own = inspect.signature(function).parameters
-    shared = dataclasses.fields(Common)
+    shared = dataclasses.fields(BuildOptions)
 
     @wraps(function)
     def command(**values: Any) -> None:
-        common = Common(**{item.name: values[item.name] for item in shared})
+        common = BuildOptions(**{item.name: values[item.name] for item in shared})
         out = values["out"]
         if isinstance(out, Url):
             check_output(out)  # before any download
@@ -39,7 +39,9 @@ def source(function: Callable[..., Corpus]) -> Callable[..., Corpus]:
 
     arguments = [_place(item) for item in own.values() if item.default is item.empty]
     options = [item for item in own.values() if item.default is not item.empty]
-    out = Annotated[Path, typer.Argument(metavar="OUT", help="folder of shards to create, or its URL", parser=place)]
+    out = Annotated[
+        Path, typer.Argument(metavar="OUT", help="folder of shards to create, or its URL", parser=parse_path_or_url)
+    ]
     positional = [*arguments, inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, annotation=out)]
     extra = [_parameter(item) for item in shared]
     keyword = [item.replace(kind=inspect.Parameter.KEYWORD_ONLY) for item in (*positional, *options, *extra)]
@@ -53,7 +55,7 @@ def _place(item: inspect.Parameter) -> inspect.Parameter:
     """Let a path argument also accept a URL."""
     kind, about = get_args(item.annotation)
     if kind is Path:
-        about.parser = place
+        about.parser = parse_path_or_url
     return item
 
 

@@ -40,7 +40,7 @@ def doctor(  # noqa: PLR0913, PLR0917 - one argument per option
     `simfle plan --constants`.
     """
     from simfle.doctor import nodes as together
-    from simfle.doctor.checks import examine
+    from simfle.doctor.checks import run_checks
 
     measured, job, number = None, Path(), ""
     if nodes:  # submitted first: the job waits in the queue while this machine is checked
@@ -48,7 +48,7 @@ def doctor(  # noqa: PLR0913, PLR0917 - one argument per option
         asked = _cluster(cluster, {name: value for name, value in options.items() if value is not None})
         job, number = together.submit(folder, asked, _rate(network))
         echo(f"job {number} on {nodes} nodes, in {job}", err=True)
-    found = examine(folder)
+    found = run_checks(folder)
     if nodes:
         measured = together.wait(job, number, wait)
         found += together.judge(measured, nodes)

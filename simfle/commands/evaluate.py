@@ -9,7 +9,7 @@ import typer
 
 from simfle.commands.app import command
 from simfle.errors import UserError
-from simfle.words import word
+from simfle.words import format_override
 
 
 def evaluate(
@@ -20,7 +20,7 @@ def evaluate(
     run: Annotated[
         Path | None, typer.Option(help="export and evaluate this run's newest checkpoint; results go to RUN/eval")
     ] = None,
-    network: Annotated[str, typer.Option(help="--run: online, target or both")] = "online",
+    encoder: Annotated[str, typer.Option(help="--run: online, target or both")] = "online",
     backbone: Annotated[
         list[str] | None,
         typer.Option(
@@ -36,15 +36,15 @@ def evaluate(
     """
     words = list(arguments or [])
     file = Path(words.pop(0)) if words and "=" not in words[0] else None
-    if run is None and network != "online":
+    if run is None and encoder != "online":
         raise UserError("--network={network}: only valid with --run. Fix: name the files with --backbone.")
     from simfle.config import load
     from simfle.eval.config import EvalConfig
 
     chosen = list(backbone or [])
     if run is not None:
-        chosen += _exported(run, network)
-        words = [word("out", run / "eval"), *words]
+        chosen += _exported(run, encoder)
+        words = [format_override("out", run / "eval"), *words]
     config = load(EvalConfig, file, words)
     config = replace(config, backbones=[*chosen, *config.backbones])
 
@@ -60,13 +60,13 @@ def evaluate(
     console.print(f"results: {config.out}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _exported(run: Path, network: str) -> list[str]:
-    if network not in ("online", "target", "both"):
-        raise UserError(f"--network={network}: unknown. Fix: choose online, target or both.")
+def _exported(run: Path, encoder: str) -> list[str]:
+    if encoder not in ("online", "target", "both"):
+        raise UserError(f"--network={encoder}: unknown. Fix: choose online, target or both.")
     from simfle.eval.export import export_backbones
 
     written = export_backbones(run)
-    return [str(path) for name, path in written.items() if network in (name, "both")]
+    return [str(path) for name, path in written.items() if encoder in (name, "both")]
 
 
 main = command(evaluate)

@@ -9,7 +9,7 @@ from simfle.commands.app import command, echo
 from simfle.errors import UserError
 
 FORMATS = ("timm", "onnx", "huggingface")
-NETWORKS = ("online", "target", "both")
+ENCODERS = ("online", "target", "both")
 
 
 def export_backbone(
@@ -18,7 +18,7 @@ def export_backbone(
     format: Annotated[
         list[str] | None, typer.Option(help="timm (always written), onnx, huggingface (repeatable)")
     ] = None,
-    network: Annotated[str, typer.Option(help="network for onnx and huggingface: online, target or both")] = "online",
+    encoder: Annotated[str, typer.Option(help="network for onnx and huggingface: online, target or both")] = "online",
 ) -> None:
     """Export the online and the target backbone of a run's newest complete checkpoint.
 
@@ -30,13 +30,13 @@ def export_backbone(
     for name in wanted:
         if name not in FORMATS:
             raise UserError(f"--format={name}: unknown. Fix: choose one of {', '.join(FORMATS)}.")
-    if network not in NETWORKS:
-        raise UserError(f"--network={network}: unknown. Fix: choose one of {', '.join(NETWORKS)}.")
+    if encoder not in ENCODERS:
+        raise UserError(f"--network={encoder}: unknown. Fix: choose one of {', '.join(ENCODERS)}.")
     from simfle.eval.export import export_backbones
 
     for name, path in export_backbones(run, out).items():
         echo(f"{name}: {path}")
-        if network in (name, "both"):
+        if encoder in (name, "both"):
             _more(run, path, wanted)
 
 

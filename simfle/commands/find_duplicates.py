@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from simfle.commands.app import command, echo
-from simfle.commands.shards_report import DUPLICATES, beside, local
+from simfle.commands.shards_report import DUPLICATES, default_output_beside, local
 from simfle.console import Console
 from simfle.words import shell_line
 
@@ -26,9 +26,12 @@ def find_duplicates(
     ] = None,
     split: Annotated[list[str] | None, typer.Option(help="only this split (of --against if given); repeatable")] = None,
     distance: Annotated[int, typer.Option(help="maximum Hamming distance of near duplicates, 0 to 16 of 64 bits")] = 8,
-    list_file: Annotated[
+    keys_file: Annotated[
         Path | None,
-        typer.Option("--list", help="JSON Lines file to write (default: SHARDS.duplicates.jsonl beside the folder)"),
+        typer.Option(
+            "--list",
+            help="JSON Lines file to write (default: SHARDS.duplicates.jsonl default_output_beside the folder)",
+        ),
     ] = None,
     workers: Annotated[int, typer.Option(help="number of processes (0 = number of cores)")] = 0,
 ) -> None:
@@ -38,11 +41,11 @@ def find_duplicates(
     """
     from shards.duplicates import find_duplicates as find
     from shards.files import write_atomic
-    from simfle.commands.build_report import Meter
+    from simfle.commands.build_report import ProgressMeter
 
-    with Meter() as meter:
+    with ProgressMeter() as meter:
         lines = find(folder, against, tuple(split or ()), distance, workers or len(os.sched_getaffinity(0)), meter)
-    path = list_file or beside(folder, DUPLICATES)
+    path = keys_file or default_output_beside(folder, DUPLICATES)
     write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     where = f"in {against}" if against else "before it"
     if not lines:

@@ -18,9 +18,9 @@ def bench_gpu(
     rehearse: Annotated[bool, typer.Option("--rehearse", help="On the CPU, with a small network.")] = False,
 ) -> None:
     """Tests, pixels, loader, step by batch, compile, end to end, checkpoint, profile and plan: gpu.md and gpu.json."""
-    from simfle.process import loading
+    from simfle.process import gc_frozen_imports
 
-    with loading():
+    with gc_frozen_imports():
         import torch
 
         from simfle.bench import day, rounds

@@ -23,12 +23,12 @@ def index_shards(
     without a JPEG, PNG or WebP are skipped, counted and listed in rejected.jsonl. To check every image and apply its
     EXIF rotation, build shards from the folder: simfle shards build webdataset.
     """
-    from shards.foreign import index_folder, tars_in
-    from simfle.commands.build_report import Meter
+    from shards.foreign import index_folder, list_tars
+    from simfle.commands.build_report import ProgressMeter
 
-    total = len(tars_in(folder))
+    total = len(list_tars(folder))
     cores = len(os.sched_getaffinity(0))
-    with Meter() as meter:
+    with ProgressMeter() as meter:
         manifest = index_folder(
             folder, terms, workers if workers > 0 else cores, overwrite, lambda done: meter("indexing", done, total)
         )

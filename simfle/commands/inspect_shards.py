@@ -9,11 +9,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from simfle.commands.app import command
-from simfle.commands.shards_report import SHEET, beside, local
+from simfle.commands.shards_report import SHEET, default_output_beside, local
 from simfle.console import Console
 
 if TYPE_CHECKING:
-    from shards.inspect import Looked
+    from shards.inspect import ShardSummary
 
 BAR = 30  # characters of the longest bar
 MOST_LABELS = 40  # rows of the histogram
@@ -21,10 +21,13 @@ MOST_LABELS = 40  # rows of the histogram
 
 def inspect_shards(
     folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="folder with a manifest.json")],
-    sheet: Annotated[
-        Path | None, typer.Option(help="PNG of sample faces with their labels (default: SHARDS.png beside the folder)")
+    contact_sheet: Annotated[
+        Path | None,
+        typer.Option(
+            help="PNG of sample faces with their labels (default: SHARDS.png default_output_beside the folder)"
+        ),
     ] = None,
-    faces: Annotated[int, typer.Option(help="number of faces on the sheet (0 = no sheet)")] = 64,
+    samples: Annotated[int, typer.Option(help="number of faces on the sheet (0 = no sheet)")] = 64,
     side: Annotated[int, typer.Option(help="side of each face in pixels")] = 112,
     split: Annotated[list[str] | None, typer.Option(help="only this split (repeatable)")] = None,
     seed: Annotated[int, typer.Option(help="random seed; another one selects other faces")] = 0,
@@ -34,28 +37,28 @@ def inspect_shards(
     """Print label histogram, sizes, splits and people of shards, and write a contact sheet."""
     from shards.duplicates import find_duplicates
     from shards.fingerprint import NEAR
-    from shards.inspect import draw_sheet, look
-    from simfle.commands.build_report import Meter
+    from shards.inspect import draw_contact_sheet, summarize
+    from simfle.commands.build_report import ProgressMeter
     from simfle.errors import UserError
 
     if not 16 <= side <= 1024:
         raise UserError(f"--side={side}: out of range. Fix: choose 16 to 1024.")
     console = Console(highlight=False, soft_wrap=True)
-    with Meter() as meter:
-        looked = look(folder, tuple(split or ()), faces, seed, meter)
+    with ProgressMeter() as meter:
+        looked = summarize(folder, tuple(split or ()), samples, seed, meter)
     for line in _lines(folder, looked):
         console.print(line, markup=False)
     console.print(_histogram(looked))
     if duplicates:
-        with Meter() as meter:
+        with ProgressMeter() as meter:
             cores = workers or len(os.sched_getaffinity(0))
             lines = find_duplicates(folder, None, tuple(split or ()), NEAR, cores, meter)
         exact = sum(line["kind"] == "exact" for line in lines)
         console.print(f"duplicates: {exact} exact, {len(lines) - exact} near; list them with simfle shards duplicates")
-    if faces:
-        path = sheet or beside(folder, SHEET)
+    if samples:
+        path = contact_sheet or default_output_beside(folder, SHEET)
         try:
-            draw_sheet(folder, looked, side).save(path, "PNG")
+            draw_contact_sheet(folder, looked, side).save(path, "PNG")
         except OSError as error:
             raise UserError(
                 f"--sheet={path}: cannot be written: {error.strerror or error}. Fix: choose another file."
@@ -63,7 +66,7 @@ def inspect_shards(
         console.print(f"sheet: {path}, {len(looked.sheet)} faces; it contains personal data", markup=False)
 
 
-def _lines(folder: Path, looked: "Looked") -> list[str]:
+def _lines(folder: Path, looked: "ShardSummary") -> list[str]:
     """Return corpus, terms, counts and sizes in a few lines."""
     import numpy as np
 
@@ -84,7 +87,7 @@ def _lines(folder: Path, looked: "Looked") -> list[str]:
     return lines
 
 
-def _histogram(looked: "Looked") -> Table:
+def _histogram(looked: "ShardSummary") -> Table:
     splits = list(dict.fromkeys(split for split, _ in looked.counts))
     sums = {label: sum(looked.counts[split, label] for split in splits) for _, label in looked.counts}
     names = sorted(

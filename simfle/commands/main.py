@@ -8,12 +8,12 @@ import typer
 from typer.core import TyperGroup
 
 from simfle.commands.app import run
-from simfle.process import own_process
+from simfle.process import run_as_main
 from simfle.version import __version__
 
 
 @dataclass(frozen=True)
-class Entry:
+class CommandEntry:
     """Module, function and one-line help of a subcommand. module: below simfle.commands."""
 
     module: str
@@ -22,65 +22,69 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Group:
+class CommandGroup:
     """Subcommands under a common name."""
 
     help: str
-    entries: "dict[str, Entry | Group]"
+    entries: "dict[str, CommandEntry | CommandGroup]"
 
 
-SHARDS: dict[str, Entry | Group] = {
-    "build": Entry("build_shards", "commands", "convert face images to shards; knows nineteen corpora"),
-    "verify": Entry("verify_shards", "verify_shards", "check every byte and every image"),
-    "inspect": Entry("inspect_shards", "inspect_shards", "print statistics, draw a contact sheet"),
-    "statistics": Entry(
+SHARDS: dict[str, CommandEntry | CommandGroup] = {
+    "build": CommandEntry("build_shards", "commands", "convert face images to shards; knows nineteen corpora"),
+    "verify": CommandEntry("verify_shards", "verify_shards", "check every byte and every image"),
+    "inspect": CommandEntry("inspect_shards", "inspect_shards", "print statistics, draw a contact sheet"),
+    "statistics": CommandEntry(
         "shards_statistics", "shards_statistics", "mean and standard deviation of pixels, for model.mean"
     ),
-    "index": Entry("index_shards", "index_shards", "index tars from webdataset or img2dataset"),
-    "merge": Entry("merge_shards", "merge_shards", "merge several folders of shards"),
-    "split": Entry("split_shards", "split_shards", "split samples by person"),
-    "subset": Entry("subset_shards", "subset_shards", "take a fraction of the samples"),
-    "remove": Entry("remove_samples", "remove_samples", "remove samples, or all samples of a person"),
-    "beton": Entry("build_beton", "build_beton", "write labeled shards as a .beton file for FFCV"),
-    "duplicates": Entry("find_duplicates", "find_duplicates", "find duplicate images"),
+    "index": CommandEntry("index_shards", "index_shards", "index tars from webdataset or img2dataset"),
+    "merge": CommandEntry("merge_shards", "merge_shards", "merge several folders of shards"),
+    "split": CommandEntry("split_shards", "split_shards", "split samples by person"),
+    "subset": CommandEntry("subset_shards", "subset_shards", "take a fraction of the samples"),
+    "remove": CommandEntry("remove_samples", "remove_samples", "remove samples, or all samples of a person"),
+    "beton": CommandEntry("build_beton", "build_beton", "write labeled shards as a .beton file for FFCV"),
+    "duplicates": CommandEntry("find_duplicates", "find_duplicates", "find duplicate images"),
 }
-SLURM: dict[str, Entry | Group] = {
-    "pretrain": Entry("slurm_pretrain", "slurm_pretrain", "submit a pretraining job that requeues itself"),
-    "eval": Entry("slurm_eval", "slurm_eval", "submit evaluations as array jobs"),
+SLURM: dict[str, CommandEntry | CommandGroup] = {
+    "pretrain": CommandEntry("slurm_pretrain", "slurm_pretrain", "submit a pretraining job that requeues itself"),
+    "eval": CommandEntry("slurm_eval", "slurm_eval", "submit evaluations as array jobs"),
 }
-BENCH: dict[str, Entry | Group] = {
-    "build": Entry("bench_build", "bench_build", "speed of building shards"),
-    "loader": Entry("bench_loader", "bench_loader", "speed of making views"),
-    "step": Entry("bench_step", "bench_step", "speed of a training step"),
-    "train": Entry("bench_train", "bench_train", "training with and without data loading"),
-    "checkpoint": Entry("bench_checkpoint", "bench_checkpoint", "time for which checkpoints block training"),
-    "startup": Entry("bench_startup", "bench_startup", "response time of commands"),
-    "scaling": Entry("bench_scaling", "bench_scaling", "cost of communication between processes"),
-    "gpu": Entry("gpu_day", "bench_gpu", "all benchmarks on a new GPU, in twenty minutes"),
-    "wheels": Entry("collect_wheels", "collect_wheels", "collect packages for a GPU machine without network access"),
+BENCH: dict[str, CommandEntry | CommandGroup] = {
+    "build": CommandEntry("bench_build", "bench_build", "speed of building shards"),
+    "loader": CommandEntry("bench_loader", "bench_loader", "speed of making views"),
+    "step": CommandEntry("bench_step", "bench_step", "speed of a training step"),
+    "train": CommandEntry("bench_train", "bench_train", "training with and without data loading"),
+    "checkpoint": CommandEntry("bench_checkpoint", "bench_checkpoint", "time for which checkpoints block training"),
+    "startup": CommandEntry("bench_startup", "bench_startup", "response time of commands"),
+    "scaling": CommandEntry("bench_scaling", "bench_scaling", "cost of communication between processes"),
+    "gpu": CommandEntry("gpu_day", "bench_gpu", "all benchmarks on a new GPU, in twenty minutes"),
+    "wheels": CommandEntry(
+        "collect_wheels", "collect_wheels", "collect packages for a GPU machine without network access"
+    ),
 }
-TABLE: dict[str, Entry | Group] = {
-    "quickstart": Entry("quickstart", "quickstart", "run the full pipeline on synthetic or your own faces"),
-    "doctor": Entry("doctor", "doctor", "check this machine or a cluster"),
-    "shards": Group("create, check and change shards", SHARDS),
-    "pretrain": Entry("pretrain", "pretrain", "pretrain a backbone; rerun to resume"),
-    "watch": Entry("watch", "watch", "show runs live"),
-    "runs": Entry("runs", "runs", "list runs and their progress"),
-    "export": Entry("export_backbone", "export_backbone", "export a run's backbone for timm, ONNX, Hugging Face"),
-    "embed": Entry("embed", "embed", "write features of images or shards as .npz or .parquet"),
-    "evaluate": Entry("evaluate", "evaluate", "evaluate backbones: probes, kNN, fine-tuning"),
-    "compare": Entry("compare", "compare", "compare methods with intervals and paired tests"),
-    "report": Entry("report", "report", "write an HTML report about runs"),
-    "plan": Entry("plan_run", "plan_run", "estimate memory, speed and bottleneck of a run"),
-    "slurm": Group("submit to a Slurm cluster", SLURM),
-    "bench": Group("measure speed on this machine", BENCH),
+COMMANDS: dict[str, CommandEntry | CommandGroup] = {
+    "quickstart": CommandEntry("quickstart", "quickstart", "run the full pipeline on synthetic or your own faces"),
+    "doctor": CommandEntry("doctor", "doctor", "check this machine or a cluster"),
+    "shards": CommandGroup("create, check and change shards", SHARDS),
+    "pretrain": CommandEntry("pretrain", "pretrain", "pretrain a backbone; rerun to resume"),
+    "watch": CommandEntry("watch", "watch", "show runs live"),
+    "runs": CommandEntry("runs", "runs", "list runs and their progress"),
+    "export": CommandEntry(
+        "export_backbone", "export_backbone", "export a run's backbone for timm, ONNX, Hugging Face"
+    ),
+    "embed": CommandEntry("embed", "embed", "write features of images or shards as .npz or .parquet"),
+    "evaluate": CommandEntry("evaluate", "evaluate", "evaluate backbones: probes, kNN, fine-tuning"),
+    "compare": CommandEntry("compare", "compare", "compare methods with intervals and paired tests"),
+    "report": CommandEntry("report", "report", "write an HTML report about runs"),
+    "plan": CommandEntry("plan_run", "plan_run", "estimate memory, speed and bottleneck of a run"),
+    "slurm": CommandGroup("submit to a Slurm cluster", SLURM),
+    "bench": CommandGroup("measure speed on this machine", BENCH),
 }
 
 
-class Lazy(TyperGroup):
+class LazyGroup(TyperGroup):
     """Command group that knows its subcommands' names and help lines, and imports a subcommand when it is called."""
 
-    entries: dict[str, Entry | Group] = TABLE
+    entries: dict[str, CommandEntry | CommandGroup] = COMMANDS
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -97,12 +101,12 @@ class Lazy(TyperGroup):
             formatter.write_dl([(name, entry.help) for name, entry in self.entries.items()])
 
 
-def load(name: str, entry: Entry | Group) -> Any:
+def load(name: str, entry: CommandEntry | CommandGroup) -> Any:
     """Return the click command of an entry."""
-    if isinstance(entry, Group):
+    if isinstance(entry, CommandGroup):
         group = typer.Typer(
             name=name,
-            cls=type("Lazy", (Lazy,), {"entries": entry.entries}),
+            cls=type("Lazy", (LazyGroup,), {"entries": entry.entries}),
             add_completion=False,
             rich_markup_mode=None,
             no_args_is_help=True,
@@ -133,7 +137,7 @@ def _nothing() -> None:
 def app() -> typer.Typer:
     """Return the command with all its subcommands and --install-completion."""
     made = typer.Typer(
-        cls=Lazy,
+        cls=LazyGroup,
         name="simfle",
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -152,4 +156,4 @@ def main() -> None:
 
 def script() -> None:
     """Run the command line as the main function of its process."""
-    own_process(main)
+    run_as_main(main)

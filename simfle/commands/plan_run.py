@@ -13,8 +13,8 @@ from simfle.errors import UserError
 
 if TYPE_CHECKING:
     from simfle.plan.constants import Constants
-    from simfle.plan.count import Work
-    from simfle.plan.estimate import Corpus, Estimate, Machines
+    from simfle.plan.count import ModelCost
+    from simfle.plan.estimate import ClusterSpec, DatasetSpec, Estimate
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 IMAGE_BYTES = 20_000  # a face of about 224 px as JPEG
@@ -25,8 +25,8 @@ class Request:
     """Parsed command line. per_gpu: global batch per GPU (0 = the configuration's global batch)."""
 
     config: PretrainConfig
-    machines: "Machines"
-    corpus: "Corpus"
+    machines: "ClusterSpec"
+    corpus: "DatasetSpec"
     constants: "Constants"
     per_gpu: int
 
@@ -34,21 +34,21 @@ class Request:
 def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. train.zero_stage=1")] = None,
-    nodes: Annotated[int, typer.Option(help="Machines.")] = 1,
+    nodes: Annotated[int, typer.Option(help="ClusterSpec.")] = 1,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs per machine (with --gpu cpu: processes)")] = 8,
     gpu: Annotated[str, typer.Option(help="h100, a100 or cpu")] = "h100",
     network: Annotated[str, typer.Option(help="network per machine: 100gb, 400gb, ethernet25, 8x400gb")] = "400gb",
     cores: Annotated[float, typer.Option(help="CPU cores per process")] = 12,
     images: Annotated[int, typer.Option(help="number of images in the corpus (0 = from data.shards)")] = 0,
     image_bytes: Annotated[float, typer.Option(help="mean bytes per image (0 = from data.shards)")] = 0,
-    per_gpu: Annotated[
+    batch_per_gpu: Annotated[
         int, typer.Option(help="set the global batch to this times the number of GPUs (0 = train.global_batch)")
     ] = 0,
     constants: Annotated[
         list[Path] | None,
         typer.Option(help="JSON file that replaces constants, such as a benchmark's --out (repeatable)"),
     ] = None,
-    table: Annotated[bool, typer.Option("--table", help="print a Markdown table for 1 to 512 GPUs")] = False,
+    scaling_table: Annotated[bool, typer.Option("--table", help="print a Markdown table for 1 to 512 GPUs")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Estimate memory, speed and bottleneck of a run without running it. docs/scale.md explains the model."""
@@ -58,26 +58,26 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     for name, value in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node), ("--cores", cores)):
         if value <= 0:
             raise UserError(f"{name}={value}: must be above 0. Fix: raise it.")
-    if min(images, image_bytes, per_gpu) < 0:
+    if min(images, image_bytes, batch_per_gpu) < 0:
         raise UserError("--images, --image-bytes and --per-gpu must be at least 0. Fix: raise them.")
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
     from simfle.plan.constants import load_constants, network_rate
-    from simfle.plan.count import count
-    from simfle.plan.estimate import Machines
+    from simfle.plan.count import measure_cost
+    from simfle.plan.estimate import ClusterSpec
 
     known = load_constants(constants or [])
     known.of(gpu, "conv")
-    machines = Machines(nodes, gpus_per_node, gpu, network_rate(network), cores)
+    machines = ClusterSpec(nodes, gpus_per_node, gpu, network_rate(network), cores)
     _check(resolved)
-    request = Request(resolved, machines, _corpus(resolved, images, image_bytes), known, per_gpu)
-    if not table:  # refuse a batch that cannot be split before measuring the model
+    request = Request(resolved, machines, _corpus(resolved, images, image_bytes), known, batch_per_gpu)
+    if not scaling_table:  # refuse a batch that cannot be split before measuring the model
         try:
             _with_batch(request)
         except UserError as error:
             hint = f"planned for --nodes {nodes} --gpus-per-node {gpus_per_node}; --per-gpu N sets N samples per GPU"
             raise UserError(f"{error} ({hint})") from None
-    work = count(resolved)
-    if table:
+    work = measure_cost(resolved)
+    if scaling_table:
         echo(_markdown(request, work))
         return
     found = _estimate(request, work)
@@ -101,36 +101,36 @@ def _check(config: PretrainConfig) -> None:
     choose_backend(config.data.backend, torch.device("cpu"))
 
 
-def _corpus(config: PretrainConfig, images: int, image_bytes: float) -> "Corpus":
-    from simfle.plan.estimate import Corpus
+def _corpus(config: PretrainConfig, images: int, image_bytes: float) -> "DatasetSpec":
+    from simfle.plan.estimate import DatasetSpec
 
-    if config.data.shards and not config.data.streaming and not (images and image_bytes):
+    if config.data.shards and not config.data.resampled and not (images and image_bytes):
         from simfle.data.reader import open_corpus
 
         opened = open_corpus(config.data)
         shards = [shard for _, shard in opened.shards]
         samples = sum(shard.samples for shard in shards)
-        return Corpus(images or samples, image_bytes or sum(shard.bytes for shard in shards) / samples)
+        return DatasetSpec(images or samples, image_bytes or sum(shard.bytes for shard in shards) / samples)
     if not images and not config.train.steps:
         raise UserError("--images=0: the size of the corpus is unknown. Fix: give --images N or data.shards=[FOLDER].")
-    return Corpus(images, image_bytes or IMAGE_BYTES)
+    return DatasetSpec(images, image_bytes or IMAGE_BYTES)
 
 
 def _with_batch(request: Request) -> PretrainConfig:
-    from simfle.runtime import plan_batch
+    from simfle.runtime import compute_batch_layout
 
     config, processes = request.config, request.machines.processes
     if request.per_gpu:
         train = dataclasses.replace(config.train, global_batch=request.per_gpu * processes)
         config = dataclasses.replace(config, train=train)
-    plan_batch(config.train, processes)
+    compute_batch_layout(config.train, processes)
     batch, images = config.train.global_batch, request.corpus.images
     if images and images < batch:
         raise UserError(f"train.global_batch={batch}: larger than the corpus of {images} images. Fix: lower it.")
     return config
 
 
-def _estimate(request: Request, work: "Work") -> "Estimate":
+def _estimate(request: Request, work: "ModelCost") -> "Estimate":
     from simfle.plan.estimate import estimate
 
     return estimate(_with_batch(request), work, request.machines, request.corpus, request.constants)
@@ -148,7 +148,7 @@ def _concerns(name: str, device: str) -> bool:
     return owner == device or owner not in DEVICES
 
 
-def _plain(request: Request, work: "Work", found: "Estimate") -> dict[str, Any]:
+def _plain(request: Request, work: "ModelCost", found: "Estimate") -> dict[str, Any]:
     figures = {name: dataclasses.asdict(request.constants.figures[name]) for name in _used(request)}
     return {
         "machines": dataclasses.asdict(request.machines),
@@ -159,7 +159,7 @@ def _plain(request: Request, work: "Work", found: "Estimate") -> dict[str, Any]:
     }
 
 
-def _markdown(request: Request, work: "Work") -> str:
+def _markdown(request: Request, work: "ModelCost") -> str:
     """Return one row per number of GPUs, rounded up to whole nodes: with 6 per node, 12 instead of 8."""
     columns = "GPUs", "global batch", "per GPU", "memory", "sent", "images/s", "efficiency", "hours", "bottleneck"
     lines = [f"| {' | '.join(columns)} |", "|" + "---:|" * 8 + "---|"]
@@ -174,7 +174,7 @@ def _markdown(request: Request, work: "Work") -> str:
             lines.append(f"| {gpus} | refused: {error} | | | | | | | |")
             continue
         batch = found.batch
-        share = f"{batch.micro_batch}" + (f" x {batch.accumulation}" if batch.accumulation > 1 else "")
+        share = f"{batch.micro_batch}" + (f" x {batch.grad_accum_steps}" if batch.grad_accum_steps > 1 else "")
         lines.append(
             f"| {gpus} | {batch.global_batch:,} | {share} | {found.memory.total / 1e9:.1f} GB "
             f"| {found.traffic.total / 1e6:,.0f} MB | {found.images_per_second:,.0f} | {found.efficiency:.0%} "
@@ -183,7 +183,7 @@ def _markdown(request: Request, work: "Work") -> str:
     return "\n".join(lines)
 
 
-def _show(request: Request, work: "Work", found: "Estimate") -> None:
+def _show(request: Request, work: "ModelCost", found: "Estimate") -> None:
     from rich.table import Table
 
     from simfle.console import Console
@@ -209,7 +209,7 @@ def _title(request: Request) -> str:
     return f"{m.nodes} x {m.per_node} {m.device}, {m.network * 8 / 1e9:.0f} Gb/s per node"
 
 
-def _rows(request: Request, work: "Work", found: "Estimate") -> list[list[tuple[str, str]]]:
+def _rows(request: Request, work: "ModelCost", found: "Estimate") -> list[list[tuple[str, str]]]:
     held, sent, batch, processes = found.memory, found.traffic, found.batch, request.machines.processes
     limit = request.constants.of(request.machines.device, "memory")
     seconds = [
@@ -225,7 +225,7 @@ def _rows(request: Request, work: "Work", found: "Estimate") -> list[list[tuple[
     again = "read once, then from the nodes' memory" if storage["cached"] else "read in every epoch"
     return [
         [
-            ("batch", f"{batch.global_batch:,} = {processes} x {batch.micro_batch} x {batch.accumulation}"),
+            ("batch", f"{batch.global_batch:,} = {processes} x {batch.micro_batch} x {batch.grad_accum_steps}"),
             ("ZeRO stage", f"{found.stage.number}: {found.stage.reason}"),
             ("parameters", f"{work.parameters / 1e6:.1f} M, {work.trained / 1e6:.1f} M of them trainable"),
             ("arithmetic per image", f"{found.flops_per_image / 1e9:.1f} GFLOP"),

@@ -9,7 +9,7 @@ import typer
 from simfle.commands.app import command, echo
 from simfle.config import PretrainConfig, load
 from simfle.errors import RunStopped
-from simfle.process import loading
+from simfle.process import gc_frozen_imports
 from simfle.terminal import log_to_stderr
 from simfle.train.check import check
 
@@ -39,7 +39,7 @@ def pretrain(
         # The main process prints everything, including the name of the config file.
         sys.exit(launch([*([config] if config is not None else []), *arguments], processes))
     log_to_stderr()
-    with loading():
+    with gc_frozen_imports():
         from simfle.train.trainer import pretrain as run
 
     try:

@@ -16,7 +16,7 @@ from shards.redact import to_json
 from simfle.commands.app import command, echo
 from simfle.config import CONFIGS
 from simfle.errors import UserError
-from simfle.words import shell_line, word
+from simfle.words import format_override, shell_line
 
 ROOT = Path(__file__).parents[2]
 # Subcommands of `python -m simfle ...`, used without a checkout (after pip install).
@@ -34,7 +34,7 @@ MANY_FOLDERS = 100  # above this number of folders, they are people or albums ra
 
 
 @dataclass(frozen=True)
-class Stage:
+class QuickstartStage:
     """One stage: its description, its commands, and the file or folder that exists when it is complete."""
 
     name: str
@@ -45,18 +45,18 @@ class Stage:
 
 
 @dataclass
-class Record:
+class QuickstartState:
     """OUT/quickstart.json: source of the data and completed stages. stages: name -> command lines and seconds."""
 
     file: Path
     data: str
     stages: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def is_done(self, stage: Stage) -> bool:
+    def is_done(self, stage: QuickstartStage) -> bool:
         """Return whether the same commands completed and their result still exists."""
         return self.stages.get(stage.name, {}).get("commands") == stage.commands and stage.result.exists()
 
-    def finish(self, stage: Stage, seconds: float) -> None:
+    def finish(self, stage: QuickstartStage, seconds: float) -> None:
         """Record a stage as complete and the stages after it as incomplete."""
         from shards.files import write_atomic
 
@@ -106,7 +106,7 @@ def quickstart(
         _say(f"  {line}")
 
 
-def _open(out: Path, data: Path | None) -> Record:
+def _open(out: Path, data: Path | None) -> QuickstartState:
     """Return the record of this folder, or a new one. Raises UserError if the folder holds something else."""
     file = out / "quickstart.json"
     asked = str(data.resolve()) if data else "drawn faces"
@@ -115,7 +115,7 @@ def _open(out: Path, data: Path | None) -> Record:
     if file.is_file():
         try:
             found = json.loads(read_text(file))
-            record = Record(file, found["data"], found["stages"])
+            record = QuickstartState(file, found["data"], found["stages"])
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(f"--out={out}: {file} is corrupt. Fix: delete {out} or name another folder.") from None
         if record.data != asked:
@@ -127,7 +127,7 @@ def _open(out: Path, data: Path | None) -> Record:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out={out}: cannot be created: {error.strerror}. Fix: name another folder.") from None
-    return Record(file, asked)
+    return QuickstartState(file, asked)
 
 
 @dataclass(frozen=True)
@@ -144,13 +144,13 @@ class Layout:
 
 def _layout(data: Path, group_pattern: str) -> Layout:
     """Infer class folders, split folders with class folders, or no labels from the names of the first folders."""
-    from shards.rules import TEST, TRAIN, VAL, normal_split
+    from shards.rules import TEST, TRAIN, VAL, normalize_split
     from shards.sources.folder import EXTENSIONS, walk
 
     paths = [Path(path) for path in walk(data) if Path(path).suffix.lower() in EXTENSIONS]
     if len(paths) < LEAST:
         raise UserError(f"--data={data}: only {len(paths)} images. Fix: add images, at least {LEAST} are needed.")
-    splits = {normal_split(path.parts[0]) for path in paths if len(path.parts) > 1}
+    splits = {normalize_split(path.parts[0]) for path in paths if len(path.parts) > 1}
     has_splits = ({TRAIN, TEST} <= splits or splits == {TRAIN, VAL}) and all(len(path.parts) > 1 for path in paths)
     inner = [path.parts[1:] if has_splits else path.parts for path in paths]
     classes = {parts[0] for parts in inner if len(parts) > 1}
@@ -162,7 +162,9 @@ def _layout(data: Path, group_pattern: str) -> Layout:
     return replace(layout, val=VAL) if TEST in splits else replace(layout, test=VAL)
 
 
-def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, overrides: list[str]) -> list[Stage]:
+def _stages(
+    out: Path, data: Path | None, layout: Layout, group_pattern: str, overrides: list[str]
+) -> list[QuickstartStage]:
     shards, run = out / "shards", out / "run"
     backbone = run / "export/online/backbone.safetensors"
     if data is None:
@@ -174,24 +176,24 @@ def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, ov
         source += ["--group-pattern", group_pattern] if group_pattern else []
         does = f"check the images of {data} and write them to shards"
     build = [*_tool("tools/build_shards.py"), *source]
-    words = [word("data.shards", [shards]), word("train.run", run), *overrides]
+    words = [format_override("data.shards", [shards]), format_override("train.run", run), *overrides]
     train = [*_tool("launchers/pretrain.py"), str(_shown(CONFIGS / "pretrain/quickstart.yaml")), *words]
     stages = [
-        Stage(
+        QuickstartStage(
             "shards",
             does,
             [build],
             shards / "manifest.json",
             f"{shell_line('tar', 'tf', shards / 'train-000000.tar')} | head",
         ),
-        Stage(
+        QuickstartStage(
             "pretrain",
             "train SimFLE on split train, without labels; small network, few steps",
             [train],
             run / "checkpoints",
             shell_line("tensorboard", "--logdir", run / "tensorboard"),
         ),
-        Stage(
+        QuickstartStage(
             "export",
             "write the backbones as files that timm and torchvision load",
             [[*_tool("tools/export_backbone.py"), str(run)]],
@@ -200,13 +202,13 @@ def _stages(out: Path, data: Path | None, layout: Layout, group_pattern: str, ov
         ),
     ]
     if layout.labelled:
-        words = [word("shards", [shards]), word("out", run / "eval")]
+        words = [format_override("shards", [shards]), format_override("out", run / "eval")]
         words += [f"min_class_count={RARE}"] if data else []
         words += [f"test_split={layout.test}"] if layout.test != Layout.test else []
         words += [f"val_split={layout.val}"] if layout.val else []
         evaluate = [*_tool("launchers/evaluate.py"), str(_shown(CONFIGS / "eval/quick.yaml"))]
         stages.append(
-            Stage(
+            QuickstartStage(
                 "evaluate",
                 f"linear probe and kNN on split {layout.test}, with randomly initialized backbones as baselines",
                 [[*evaluate, "--backbone", str(backbone), *words]],
@@ -228,7 +230,7 @@ def _shown(path: Path) -> Path:
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 
-def _run(stage: Stage, record: Record, number: str) -> None:
+def _run(stage: QuickstartStage, record: QuickstartState, number: str) -> None:
     """Print and run a stage's commands, unless the stage is complete."""
     _say(f"\n{number} {stage.name}: {stage.does}")
     if record.is_done(stage):
@@ -258,13 +260,15 @@ def _check_shards(shards: Path, data: Path | None) -> None:
         )
 
 
-def _report(out: Path, data: Path | None, layout: Layout, stages: list[Stage], record: Record) -> Path:
+def _report(
+    out: Path, data: Path | None, layout: Layout, stages: list[QuickstartStage], record: QuickstartState
+) -> Path:
     from simfle.report.report import Extras, write_report
-    from simfle.report.report import Stage as Told
-    from simfle.report.sheet import contact_sheet
+    from simfle.report.report import ReportStage as Told
+    from simfle.report.sheet import write_contact_sheet
 
     sheet = out / "faces.png"
-    columns = contact_sheet(out / "shards", "train", sheet)
+    columns = write_contact_sheet(out / "shards", "train", sheet)
     caption = f"Columns: {', '.join(columns)}. " if columns else ""
     if data is None:
         caption += "All faces are synthetic: identity, pose, light and expression vary. Each person is in one split."

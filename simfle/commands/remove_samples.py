@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command, echo
-from simfle.commands.shards_report import DUPLICATES, SHEET, beside, local
+from simfle.commands.shards_report import DUPLICATES, SHEET, default_output_beside, local
 from simfle.words import shell_line
 
 # Of files that may hold samples: betons, tars that are not in the manifest, what a killed process left, lists of
@@ -22,7 +22,7 @@ def remove_samples(
     person: Annotated[
         str | None, typer.Option(help="remove all samples of this person (the group in their json)")
     ] = None,
-    list_file: Annotated[
+    keys_file: Annotated[
         Path | None, typer.Option("--list", help="file of keys, one per line, or JSON Lines from find_duplicates")
     ] = None,
     reason: Annotated[str, typer.Option(help="reason for the record; do not name the person here")] = "",
@@ -33,29 +33,29 @@ def remove_samples(
     runs that were trained on these shards cannot be resumed on them.
     """
     from shards.manifest import REJECTED
-    from shards.remove import RECORD, read_list
+    from shards.remove import REMOVAL_LOG, read_list
     from shards.remove import remove_samples as remove
     from simfle.errors import UserError
 
-    keys = [*(key or ()), *(read_list(list_file) if list_file else ())]
+    keys = [*(key or ()), *(read_list(keys_file) if keys_file else ())]
     if not keys and person is None:
-        if list_file is None:
+        if keys_file is None:
             raise UserError("no samples are selected. Fix: give --key, --person or --list.")
-        echo(f"{list_file} is empty")
+        echo(f"{keys_file} is empty")
         return
     done = remove(folder, keys, person, reason)
     if done.resumed:
         echo(f"an interrupted removal was {done.resumed} first")
     if done.already:
         echo(f"{done.already} of these samples were already removed")
-    if done.blanked:
-        echo(f"removed their names from {done.blanked} lines of {folder / REJECTED}")
-    if done.samples or done.resumed or done.blanked:
+    if done.anonymized_rejects:
+        echo(f"removed their names from {done.anonymized_rejects} lines of {folder / REJECTED}")
+    if done.samples or done.resumed or done.anonymized_rejects:
         for path in _others(folder):
             echo(f"delete {path}: it may contain removed samples")
     if not done.samples:
         return
-    echo(f"{done.samples} samples removed, {done.shards} shards rewritten; see {folder / RECORD}")
+    echo(f"{done.samples} samples removed, {done.shards} shards rewritten; see {folder / REMOVAL_LOG}")
     echo("sample ids have shifted: runs trained on these shards cannot be resumed; export them, or start new ones")
     echo("not changed: copies (from subset, split or merge), caches, betons, images in reports, weights of runs")
     echo(f"next: {shell_line('simfle', 'shards', 'verify', folder)}")
@@ -68,7 +68,16 @@ def _others(folder: Path) -> list[Path]:
     known = {name for info in read_manifest(folder).shards for name in (info.file, index_name(info.file))}
     inside = [path for path in sorted(folder.iterdir()) if path.name not in known and path.name.endswith(HOLDING)]
     unfinished = folder.with_name(f"{folder.name}.partial")
-    return [path for path in (*inside, beside(folder, SHEET), beside(folder, DUPLICATES), unfinished) if path.exists()]
+    return [
+        path
+        for path in (
+            *inside,
+            default_output_beside(folder, SHEET),
+            default_output_beside(folder, DUPLICATES),
+            unfinished,
+        )
+        if path.exists()
+    ]
 
 
 main = command(remove_samples)

@@ -12,7 +12,7 @@ from simfle.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from simfle.slurm.runs import Status
+    from simfle.slurm.runs import RunStatus
 
 
 def runs(
@@ -49,7 +49,7 @@ def runs(
             console.print(f"{each.run}: {each.reason}", soft_wrap=True, highlight=False, markup=False)
 
 
-def table(found: "list[Status]") -> "Table":
+def table(found: "list[RunStatus]") -> "Table":
     """Return a table with one row per run."""
     from rich.table import Table
     from rich.text import Text

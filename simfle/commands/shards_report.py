@@ -26,7 +26,7 @@ def show_made(out: Path, manifest: "Manifest") -> None:
 SHEET, DUPLICATES = ".png", ".duplicates.jsonl"
 
 
-def beside(folder: Path, ending: str) -> Path:
+def default_output_beside(folder: Path, ending: str) -> Path:
     """Return a tool's default output beside a folder of shards: SHARDS.png for SHARDS."""
     full = folder.resolve()
     return full.with_name(full.name + ending)
@@ -34,12 +34,12 @@ def beside(folder: Path, ending: str) -> Path:
 
 def local(text: str) -> Path:
     """Parse a local folder. Raises UserError for a URL: these tools read shards repeatedly and in any order."""
-    from shards.redact import shown
+    from shards.redact import redact_url
     from shards.remote import is_url
 
     if is_url(text):
         raise UserError(
-            f"{shown(text)}: not a local folder. Fix: copy the shards to this machine "
+            f"{redact_url(text)}: not a local folder. Fix: copy the shards to this machine "
             "(only training and simfle shards verify read URLs)."
         )
     return Path(text)

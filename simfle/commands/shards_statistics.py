@@ -17,12 +17,12 @@ def shards_statistics(
     images: Annotated[int, typer.Option(help="maximum number of images, taken evenly", min=1)] = 20_000,
 ) -> None:
     """Print mean and standard deviation of the pixels as overrides for `simfle pretrain`."""
-    from shards.opened import Shards
-    from shards.pixels import statistics
+    from shards.opened import ShardDataset
+    from shards.pixels import pixel_stats
 
-    every = Shards(folder)
+    every = ShardDataset(folder)
     chosen = split or (["train"] if "train" in every.manifest.splits else [])
-    found = statistics(Shards(folder, chosen), images)
+    found = pixel_stats(ShardDataset(folder, chosen), images)
     echo(f"# {found.images} images of {folder}, splits: {', '.join(chosen) or 'all'}", err=True)
     for name in ("mean", "std"):
         echo(f"model.{name}=[{','.join(f'{value:.4f}' for value in getattr(found, name))}]")

@@ -11,7 +11,7 @@ import typer
 from simfle.commands.app import command, echo
 from simfle.config import CONFIGS, load
 from simfle.errors import UserError
-from simfle.words import word
+from simfle.words import format_override
 
 if TYPE_CHECKING:
     from simfle.eval.config import EvalConfig
@@ -136,7 +136,7 @@ class Task:
 
         words = list(self.words)
         if self.run is not None and not any(word.startswith("out=") for word in words):
-            words.append(word("out", self.run / "eval"))
+            words.append(format_override("out", self.run / "eval"))
         config = load(EvalConfig, self.file, words)
         return replace(config, backbones=[*self.backbones, *exported, *config.backbones])
 

@@ -116,7 +116,7 @@ def dry(config: PretrainConfig, cluster: "ClusterConfig") -> str:
 
     from simfle.slurm import freeze, submit
 
-    run = Path(config.train.run).absolute()
+    run = Path(config.train.run_dir).absolute()
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / run.name / "slurm" / "JOB"
         place.mkdir(parents=True)

@@ -12,10 +12,10 @@ from simfle.commands.shards_report import local
 def split_shards(
     folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="folder of shards to split")],
     out: Annotated[Path, typer.Argument(metavar="OUT", parser=local, help="folder of shards to create")],
-    into: Annotated[
+    splits: Annotated[
         str, typer.Option(help="split names and fractions that sum to 1, such as train=0.8,val=0.1,test=0.1")
     ],
-    by: Annotated[
+    stratify_by: Annotated[
         str,
         typer.Option(
             help="group: by person, each in one split; label: equal fractions of each label; sample: by sample"
@@ -29,11 +29,11 @@ def split_shards(
 ) -> None:
     """Assign samples to named splits. Images are copied byte for byte; only the split in their json changes."""
     from shards.subset import split as divide
-    from simfle.commands.build_report import Meter
+    from simfle.commands.build_report import ProgressMeter
     from simfle.commands.shards_report import show_made
 
-    with Meter() as meter:
-        made = divide(folder, out, _shares(into), by, tuple(split or ()), seed, shard_samples, meter)
+    with ProgressMeter() as meter:
+        made = divide(folder, out, _shares(splits), stratify_by, tuple(split or ()), seed, shard_samples, meter)
     show_made(out, made)
 
 

@@ -13,7 +13,7 @@ def subset_shards(
     folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="folder of shards to read")],
     out: Annotated[Path, typer.Argument(metavar="OUT", parser=local, help="folder of shards to create")],
     fraction: Annotated[float, typer.Option(help="fraction to copy, in (0, 1], such as 0.01 or 0.1")],
-    by: Annotated[
+    stratify_by: Annotated[
         str,
         typer.Option(
             help="label: equal fractions of each label; sample: of all samples; group: of people, each complete"
@@ -28,11 +28,11 @@ def subset_shards(
 ) -> None:
     """Copy a fraction of the samples, byte for byte. With the same seed, 10 percent include those of 1 percent."""
     from shards.subset import subset
-    from simfle.commands.build_report import Meter
+    from simfle.commands.build_report import ProgressMeter
     from simfle.commands.shards_report import show_made
 
-    with Meter() as meter:
-        made = subset(folder, out, fraction, by, tuple(split or ()), seed, shard_samples, meter)
+    with ProgressMeter() as meter:
+        made = subset(folder, out, fraction, stratify_by, tuple(split or ()), seed, shard_samples, meter)
     show_made(out, made)
 
 

@@ -16,11 +16,11 @@ def verify_shards(
     """Check sizes, hashes, indexes, labels and images of a folder of shards. Exit code 1 if there is a problem."""
     from shards.printable import one_line
     from shards.verify import verify
-    from simfle.commands.build_report import Meter
+    from simfle.commands.build_report import ProgressMeter
     from simfle.errors import UserError
 
     cores = len(os.sched_getaffinity(0))
-    with Meter() as meter:
+    with ProgressMeter() as meter:
         verdict = verify(folder, decode, workers if workers > 0 else cores, lambda done: meter("checking", done, 0))
     for note in verdict.notes:
         echo(one_line(f"note: {note}"))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from simfle.console import Console
-    from simfle.slurm.runs import Status
+    from simfle.slurm.runs import RunStatus
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 32  # characters of the loss curve
@@ -35,7 +35,7 @@ def watch(
         list[Path] | None, typer.Argument(metavar="RUN...", help="run folders, or folders of runs")
     ] = None,
     once: Annotated[bool, typer.Option("--once", help="print one screen and exit")] = False,
-    every: Annotated[float, typer.Option(help="seconds between updates", min=0.2)] = 2.0,
+    interval: Annotated[float, typer.Option(help="seconds between updates", min=0.2)] = 2.0,
 ) -> None:
     """Show losses, images/s, data wait, GPU memory, last checkpoint, requeues and time left, until all runs have ended.
 
@@ -48,9 +48,9 @@ def watch(
     if once:
         console.print(screen(runs, console))
     elif console.is_terminal:
-        _live(runs, console, every)
+        _live(runs, console, interval)
     else:
-        _lines(runs, every)
+        _lines(runs, interval)
 
 
 def _find(places: list[Path]) -> list[Path]:
@@ -128,7 +128,7 @@ def screen(runs: list[Path], console: "Console") -> "RenderableType":
     return Group(*blocks)
 
 
-def facts(now: "Status") -> list[tuple[str, str]]:
+def facts(now: "RunStatus") -> list[tuple[str, str]]:
     """Return names and texts of the known facts about a run."""
     found = [("step", str(now.step) + (f" of {now.steps} ({now.step / now.steps:.0%})" if now.steps else ""))]
     if now.state not in ENDED and (seconds := time_left(now)) is not None:
@@ -162,7 +162,7 @@ def ranks(features: dict[str, float]) -> str:
     return text + (f"; they collapse, see {told.COLLAPSE_PAGE}" if told.is_collapsed(features) else "")
 
 
-def time_left(now: "Status") -> float | None:
+def time_left(now: "RunStatus") -> float | None:
     """Estimate the seconds left from the last metrics of this start; None if unknown."""
     lines = [line for line in _tail(now.run) if "time" in line and "step" in line]
     if len(lines) < 2 or not now.steps:

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
-from shards.cache import GB, CacheFullError, StoppedError, cost
-from simfle.data.order import Order
-from simfle.data.places import Remote
-from simfle.data.reader import Corpus
+from shards.cache import GB, CacheFullError, DownloadCancelledError, cached_bytes
+from simfle.data.order import Sampler
+from simfle.data.places import RemoteStore
+from simfle.data.reader import ShardCorpus
 from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -18,7 +18,7 @@ DOWNLOADS = 4  # concurrent downloads
 MORE = 8  # minimum number of prefetched shards beyond those in use
 
 
-class Ahead:
+class ShardPrefetcher:
     """Keeps the shards of the current and of coming windows open, and so in the cache.
 
     slots: start and stop of this process's slots in a global batch. share: this process's part of the cache, 0 to 1;
@@ -30,11 +30,11 @@ class Ahead:
         UserError: the shards in use at one time do not fit into the part.
     """
 
-    def __init__(self, corpus: Corpus, order: Order, slots: tuple[int, int], share: float) -> None:
+    def __init__(self, corpus: ShardCorpus, order: Sampler, slots: tuple[int, int], share: float) -> None:
         self._corpus, self._order, self._share = corpus, order, share
         each = order.global_batch // order.streams
         self._streams = range(slots[0] // each, -(-slots[1] // each))
-        self._budget = min(place.cache.limit for place in corpus.places if isinstance(place, Remote)) * share
+        self._budget = min(place.cache.limit for place in corpus.stores if isinstance(place, RemoteStore)) * share
         self._held: dict[int, IO[bytes]] = {}
         self._wanted: frozenset[int] = frozenset()
         self._lock = threading.Lock()
@@ -42,7 +42,7 @@ class Ahead:
         self._at: tuple[int, range] | None = None
         self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="ahead")
 
-    def reached(self, step: int) -> None:
+    def advance_to(self, step: int) -> None:
         """Release the shards of earlier steps only; start to fetch those of this step and later ones."""
         at = self._order.windows(step)
         if at == self._at:
@@ -55,7 +55,7 @@ class Ahead:
             for shard in self._held.keys() - self._wanted:
                 self._held.pop(shard).close()
             missing = [shard for shard in wanted if shard not in self._held]
-        self._corpus.keep(self._wanted)
+        self._corpus.retain_open(self._wanted)
         for shard in missing:
             self._pool.submit(self._fetch, shard)
 
@@ -106,16 +106,16 @@ class Ahead:
             for shard in self._order.window_shards(epoch, stream, window).tolist():
                 place, info = self._corpus.shards[shard]
                 if place.remote:
-                    found[shard] = cost(info)
+                    found[shard] = cached_bytes(info)
         return found
 
     def _fetch(self, shard: int) -> None:
         place, info = self._corpus.shards[shard]
-        if shard not in self._wanted or not isinstance(place, Remote):
+        if shard not in self._wanted or not isinstance(place, RemoteStore):
             return
         try:
             file = place.fetch(info, wait=0.0, stop=lambda: self._stop.is_set() or shard not in self._wanted)
-        except (CacheFullError, StoppedError):
+        except (CacheFullError, DownloadCancelledError):
             return  # other processes use the space: the shard is fetched when it is read
         except UserError as error:
             log.warning("cannot prefetch a shard: %s", error)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from simfle.config import ViewsConfig
 from simfle.data.jpeg import sizes
-from simfle.data.rendered import DAMAGED, IMAGES, Rendered
-from simfle.data.views import View, ViewDraws, blur_window, boxes
+from simfle.data.rendered import CORRUPT, IMAGES, RenderedViews
+from simfle.data.views import BatchViewParams, ViewParams, blur_window, crop_boxes
 from simfle.errors import UserError
 
 Pixels = NDArray[np.uint8]
@@ -56,7 +56,7 @@ class Dali:
             self._done = torch.cuda.Event(blocking=True)  # else a core would spin for it
         self._pipeline = self._build()
 
-    def render(self, images: Sequence[Pixels], draws: ViewDraws) -> Rendered:
+    def render(self, images: Sequence[Pixels], draws: BatchViewParams) -> RenderedViews:
         """Render views and faces of n JPEGs [bytes] uint8 with their parameters."""
         shape, good = sizes(images)
         try:
@@ -85,22 +85,22 @@ class Dali:
         return pipeline
 
     def _run(
-        self, images: Sequence[Pixels], shape: NDArray[np.int64], draws: ViewDraws, good: NDArray[np.bool_]
-    ) -> Rendered:
+        self, images: Sequence[Pixels], shape: NDArray[np.int64], draws: BatchViewParams, good: NDArray[np.bool_]
+    ) -> RenderedViews:
         blank = _blank()
         self._pipeline.feed_input("jpegs", [image if ok else blank for image, ok in zip(images, good, strict=True)])
         shape = np.where(good[:, None], shape, BLANK)  # DALI does not clamp boxes to the image
         for number, view in enumerate(draws.views):
             if IMAGES[number] not in self.images:
                 continue
-            box = boxes(view, shape[:, 0], shape[:, 1], self.views.ratio)
+            box = crop_boxes(view, shape[:, 0], shape[:, 1], self.views.ratio)
             for name, value in _parameters(view, box).items():
                 self._pipeline.feed_input(f"{name}{number}", value)
         damaged = np.flatnonzero(~good).tolist()
         made = self._take(damaged)
         none = torch.empty((len(images), 3, 0, 0), dtype=torch.uint8, device=next(iter(made.values())).device)
         view1, view2, face = (made.get(name, none) for name in IMAGES)
-        return Rendered(view1, view2, face, damaged)
+        return RenderedViews(view1, view2, face, damaged)
 
     def _take(self, damaged: list[int]) -> dict[str, Tensor]:
         """Run the pipeline; return images [n, 3, H, W] by name, as tensors that outlive its next run."""
@@ -114,7 +114,7 @@ class Dali:
                 made = [torch.from_dlpack(output.as_tensor()).clone() for output in outputs]
         for images in made if damaged else []:
             with torch.cuda.stream(self._stream) if self.gpu is not None else nullcontext():
-                images[damaged] = DAMAGED
+                images[damaged] = CORRUPT
         if self.gpu is not None:
             self._done.record(self._stream)
             self._done.synchronize()
@@ -199,7 +199,7 @@ def _input(name: str, ndim: int, dtype: Any = None) -> Any:
     return fn.external_source(name=name, ndim=ndim, dtype=dtype or types.FLOAT)
 
 
-def _parameters(view: View, box: NDArray[np.int64]) -> dict[str, NDArray]:
+def _parameters(view: ViewParams, box: NDArray[np.int64]) -> dict[str, NDArray]:
     """Return the inputs of `_graph` for one view, [n, ...] each. A flipped view is read from right to left."""
     x, y, w, h = box.T
     left, right = np.where(view.flip, x + w, x), np.where(view.flip, x, x + w)

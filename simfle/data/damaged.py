@@ -15,16 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from simfle.data.reader import Corpus, SampleError
-from simfle.data.rendered import Backend, Rendered, used_here
-from simfle.data.streaming import Stream
-from simfle.data.views import View, ViewDraws
+from simfle.data.reader import SampleError, ShardCorpus
+from simfle.data.rendered import RenderedViews, ViewBackend, used_here
+from simfle.data.streaming import ResampledStream
+from simfle.data.views import BatchViewParams, ViewParams
 from simfle.errors import UserError
 
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
-TRIES = 64  # samples after a corrupt one; if none of them decodes, the whole shard is suspect
+MAX_REPLACEMENT_TRIES = 64  # samples after a corrupt one; if none of them decodes, the whole shard is suspect
 NOTHING: Bytes = np.zeros(0, np.uint8)  # no decoder accepts it
 
 
@@ -34,68 +34,68 @@ class Replacement:
 
     step: int
     id: int
-    by: int
+    replaced_by: int
     key: str
     shard: str
 
 
-class Mender:
+class CorruptSampleReplacer:
     """Renders micro-batches and replaces corrupt samples. Costs nothing unless the backend finds one."""
 
-    def __init__(self, corpus: Corpus | Stream, backend: Backend) -> None:
+    def __init__(self, corpus: ShardCorpus | ResampledStream, backend: ViewBackend) -> None:
         self.corpus, self.backend = corpus, backend
         self._known: dict[int, int] = {}  # found earlier by this process, not tried again
         self._found: deque[Replacement] = deque()
         self._lock = threading.Lock()
 
-    def render(self, step: int, ids: Ints, draws: ViewDraws) -> tuple[Ints, Rendered]:
+    def render(self, step: int, ids: Ints, draws: BatchViewParams) -> tuple[Ints, RenderedViews]:
         """Return the views of n samples with their draws, and the ids [n] of the samples in them.
 
         Raises:
             UserError: no sample near a corrupt one can be decoded; a shard that cannot be opened.
         """
         fed = ids
-        if self._known and isinstance(self.corpus, Corpus):  # in a stream the following samples change
+        if self._known and isinstance(self.corpus, ShardCorpus):  # in a stream the following samples change
             fed = np.array([self._known.get(number, number) for number in ids.tolist()])
         rendered = self.backend.render(self._images(fed), draws)
-        if rendered.damaged:
-            fed = self._mend(fed.copy(), rendered, draws)
-            for i in rendered.damaged:
+        if rendered.corrupt:
+            fed = self._replace(fed.copy(), rendered, draws)
+            for i in rendered.corrupt:
                 self._note(step, int(ids[i]), int(fed[i]))
         return fed, rendered
 
-    def sound(self, number: int, draws: ViewDraws) -> bool:
+    def is_decodable(self, number: int, draws: BatchViewParams) -> bool:
         """Whether a sample can be decoded now. draws: those of any one sample. False in a stream."""
-        if not isinstance(self.corpus, Corpus):
+        if not isinstance(self.corpus, ShardCorpus):
             return False
         try:
-            return not self.backend.render(self._images(np.array([number])), draws).damaged
+            return not self.backend.render(self._images(np.array([number])), draws).corrupt
         except (UserError, ValueError):  # its shard cannot be opened, or is not selected
             return False
 
-    def take(self, step: int) -> list[Replacement]:
+    def pop_replacements(self, step: int) -> list[Replacement]:
         """Return and forget the replacements in steps up to `step`, each sample once."""
         with self._lock:
             return [self._found.popleft() for _ in range(sum(each.step <= step for each in self._found))]
 
-    def _mend(self, fed: Ints, rendered: Rendered, draws: ViewDraws) -> Ints:
+    def _replace(self, fed: Ints, rendered: RenderedViews, draws: BatchViewParams) -> Ints:
         """Render replacements of the corrupt samples in place; `fed` [n] gets their ids."""
-        bad = rendered.damaged
-        for _ in range(TRIES):
+        bad = rendered.corrupt
+        for _ in range(MAX_REPLACEMENT_TRIES):
             for i in bad:
-                fed[i] = self.corpus.following(int(fed[i]))
+                fed[i] = self.corpus.next_in_shard(int(fed[i]))
             again = self.backend.render(self._images(fed[bad]), rows(draws, bad))
             used_here(again.view1, again.view2, again.face)
-            good = [j for j in range(len(bad)) if j not in again.damaged]
+            good = [j for j in range(len(bad)) if j not in again.corrupt]
             places = [bad[j] for j in good]
             for name in ("view1", "view2", "face"):
                 getattr(rendered, name)[places] = getattr(again, name)[good]
-            bad = [bad[j] for j in again.damaged]
+            bad = [bad[j] for j in again.corrupt]
             if not bad:
                 return fed
         shard = self.corpus.locate(fed[bad[:1]])[0][0]
         raise UserError(
-            f"shards: {self.corpus.tar(int(shard))}: {TRIES} consecutive samples cannot be decoded. Fix: find the "
+            f"shards: {self.corpus.shard_location(int(shard))}: {MAX_REPLACEMENT_TRIES} consecutive samples cannot be decoded. Fix: find the "
             "corrupt ones with simfle shards verify; copy or build the shards again."
         )
 
@@ -105,7 +105,7 @@ class Mender:
 
     def _image(self, shard: int, sample: int) -> Bytes:
         try:
-            return self.corpus.image(shard, sample)
+            return self.corpus.read_image(shard, sample)
         except SampleError:
             return NOTHING
 
@@ -114,12 +114,14 @@ class Mender:
         self._known[number] = by
         if first:
             shard, sample = (int(part[0]) for part in self.corpus.locate([number]))
-            found = Replacement(step, number, by, self.corpus.key(shard, sample), str(self.corpus.tar(shard)))
+            found = Replacement(
+                step, number, by, self.corpus.key(shard, sample), str(self.corpus.shard_location(shard))
+            )
             with self._lock:
                 self._found.append(found)
 
 
-def rows(draws: ViewDraws, chosen: Sequence[int]) -> ViewDraws:
+def rows(draws: BatchViewParams, chosen: Sequence[int]) -> BatchViewParams:
     """Select the draws of some of n samples."""
-    first, second = (View(**{name: value[chosen] for name, value in vars(view).items()}) for view in draws.views)
-    return ViewDraws((first, second), draws.group[chosen])
+    first, second = (ViewParams(**{name: value[chosen] for name, value in vars(view).items()}) for view in draws.views)
+    return BatchViewParams((first, second), draws.group[chosen])

@@ -11,12 +11,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.cost import MOST_CHUNKS, MOST_FILL, MOST_SCANS, MOST_SEGMENTS, PNG_START, fate
+from shards.cost import MAX_SCANS, MAX_SEGMENTS, MOST_CHUNKS, MOST_FILL, PNG_START, rejection
 
 _SOI, _SOS = 0xD8, 0xDA
 _FILL = re.compile(rb"\xff+")
-MOST_PIXELS = 1 << 27  # of a decoded image: 400 MB; the builder's own limit is lower
-_MOST_PER_BYTE = 512  # pixels: a block of 8 x 8 takes at least one bit with Huffman codes (T.81, F.1.2, G.1.2)
+MAX_PIXELS = 1 << 27  # of a decoded image: 400 MB; the builder's own limit is lower
+_MAX_PIXELS_PER_BYTE = 512  # pixels: a block of 8 x 8 takes at least one bit with Huffman codes (T.81, F.1.2, G.1.2)
 _HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
 _DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # shards hold upright images
 _LONGEST = 30  # bytes of the headers of the other formats
@@ -39,14 +39,14 @@ def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
         return _size_of_other(data[:_LONGEST].tobytes())
     # Count scans only if there can be too many: each begins with these two bytes.
     marks = np.count_nonzero((data[:-1] == 0xFF) & (data[1:] == _SOS))
-    cheap = marks <= MOST_SCANS and end <= MOST_FILL
-    return _size_of_jpeg(data) if cheap or fate(data.tobytes()) is None else None
+    cheap = marks <= MAX_SCANS and end <= MOST_FILL
+    return _size_of_jpeg(data) if cheap or rejection(data.tobytes()) is None else None
 
 
 def _size_of_jpeg(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     """Return (height, width) from the frame header."""
     at, end = 2, len(data)
-    for _ in range(MOST_SEGMENTS):
+    for _ in range(MAX_SEGMENTS):
         fill = _FILL.match(data, at)  # type: ignore[call-overload] # any bytes-like object is searched
         at = fill.end() - 1 if fill else end  # any number of fill bytes may precede a marker
         if at + 9 > end:
@@ -55,7 +55,7 @@ def _size_of_jpeg(data: NDArray[np.uint8]) -> tuple[int, int] | None:
         if marker in _FRAMES:
             _, h1, h0, w1, w0 = data[at + 4 : at + 9].tolist()
             height, width = h1 << 8 | h0, w1 << 8 | w0
-            held = marker not in _HUFFMAN or height * width <= _MOST_PER_BYTE * end
+            held = marker not in _HUFFMAN or height * width <= _MAX_PIXELS_PER_BYTE * end
             return (height, width) if height and width and held else None
         if marker in _BARE:
             at += 2
@@ -98,17 +98,17 @@ def _size_of_other(head: bytes) -> tuple[int, int] | None:
 def sizes(images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Return heights and widths [n, 2] of n images, and which [n] are valid and not too large; else 1 x 1."""
     found = [size(image) for image in images]
-    found = [pair if pair and pair[0] * pair[1] <= MOST_PIXELS else None for pair in found]
+    found = [pair if pair and pair[0] * pair[1] <= MAX_PIXELS else None for pair in found]
     return np.array([pair or (1, 1) for pair in found], dtype=np.int64), np.array([pair is not None for pair in found])
 
 
 def decode(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """Decode an untrusted image [bytes] to RGB [H, W, 3]; None if it is corrupt or too large."""
     _, (good,) = sizes([image])
-    return decode_sound(image) if good else None
+    return decode_strict(image) if good else None
 
 
-def decode_sound(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+def decode_strict(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """Decode an image whose size `sizes` has validated; None if OpenCV cannot decode it."""
     try:
         return cv2.imdecode(image, _DECODE)  # type: ignore[return-value]

@@ -13,16 +13,16 @@ from dataclasses import dataclass
 
 import torch
 
-from shards.waits import awaited
+from shards.waits import current_wait
 from simfle.batch import Batch
 from simfle.config import DataConfig, ViewsConfig
-from simfle.data.ahead import Ahead
-from simfle.data.damaged import Mender, Replacement
-from simfle.data.order import Order
-from simfle.data.reader import Corpus, open_corpus
-from simfle.data.rendered import IMAGES, Backend, used_here
-from simfle.data.streaming import Stream
-from simfle.data.views import check, draw
+from simfle.data.ahead import ShardPrefetcher
+from simfle.data.damaged import CorruptSampleReplacer, Replacement
+from simfle.data.order import Sampler
+from simfle.data.reader import ShardCorpus, open_corpus
+from simfle.data.rendered import IMAGES, ViewBackend, used_here
+from simfle.data.streaming import ResampledStream
+from simfle.data.views import check, sample_view_params
 from simfle.errors import UserError
 from simfle.process import OWN_CORES
 
@@ -34,7 +34,7 @@ LAUNCHING = (
 
 
 @dataclass(frozen=True)
-class Share:
+class RankSlice:
     """The part of each global batch of one process: process `rank` of `size`, in `accumulation` micro-batches.
 
     Its samples are the slots rank * B/R ... (rank + 1) * B/R - 1, split into `accumulation` equal parts.
@@ -42,24 +42,26 @@ class Share:
     """
 
     rank: int = 0
-    size: int = 1
-    local_size: int = 1
-    accumulation: int = 1
+    world_size: int = 1
+    local_world_size: int = 1
+    grad_accum_steps: int = 1
 
 
-def make_order(corpus: Corpus, data: DataConfig, seed: int, global_batch: int) -> Order:
+def make_sampler(corpus: ShardCorpus, data: DataConfig, seed: int, global_batch: int) -> Sampler:
     """Build the order of `corpus`; streams: greatest common divisor of the configured number and the batch."""
-    streams = math.gcd(data.streams, global_batch)
-    return Order(corpus.counts, corpus.first_ids, seed, streams, data.window, global_batch)
+    streams = math.gcd(data.canonical_streams, global_batch)
+    return Sampler(corpus.counts, corpus.first_ids, seed, streams, data.shuffle_window, global_batch)
 
 
-def open_data(data: DataConfig, seed: int, global_batch: int, rank: int) -> tuple[Corpus | Stream, Order | Stream]:
+def open_data(
+    data: DataConfig, seed: int, global_batch: int, rank: int
+) -> tuple[ShardCorpus | ResampledStream, Sampler | ResampledStream]:
     """Open the data of a configuration and its order. Raises UserError."""
-    if data.streaming:
-        stream = Stream(data, seed, global_batch, rank)
+    if data.resampled:
+        stream = ResampledStream(data, seed, global_batch, rank)
         return stream, stream
     corpus = open_corpus(data)
-    return corpus, make_order(corpus, data, seed, global_batch)
+    return corpus, make_sampler(corpus, data, seed, global_batch)
 
 
 def choose_backend(name: str, device: torch.device) -> str:
@@ -108,38 +110,38 @@ class Loader:
 
     def __init__(
         self,
-        corpus: Corpus | Stream,
-        order: Order | Stream,
+        corpus: ShardCorpus | ResampledStream,
+        order: Sampler | ResampledStream,
         views: ViewsConfig,
         data: DataConfig,
-        share: Share,
+        share: RankSlice,
         device: torch.device,
         images: Sequence[str] = IMAGES,
     ) -> None:
         check(views)
-        parts = share.size * share.accumulation
+        parts = share.world_size * share.grad_accum_steps
         if order.global_batch % parts:
             raise UserError(
-                f"train.global_batch={order.global_batch}: not divisible by {share.size} processes x "
-                f"{share.accumulation} micro-batches"
+                f"train.global_batch={order.global_batch}: not divisible by {share.world_size} processes x "
+                f"{share.grad_accum_steps} micro-batches"
             )
-        self.corpus, self.order, self.views, self.share, self.device = corpus, order, views, share, device
+        self.corpus, self.sampler, self.views, self.share, self.device = corpus, order, views, share, device
         self.micro_batch = order.global_batch // parts
-        self.prefetch = max(1, data.prefetch)
-        self.waited = 0.0
+        self.prefetch = max(1, data.prefetch_batches)
+        self.data_wait_seconds = 0.0
         self._since: float | None = None  # when the consumer began to wait for the current batch
         self._thread: int | None = None
         self.backend_name = choose_backend(data.backend, device)
         on_gpu = self.backend_name == "dali" and device.type == "cuda"
-        threads = threads_per_process(data.threads, share.local_size, LAUNCHING if on_gpu else 0)
-        self._ahead: Ahead | None = None
-        if isinstance(corpus, Corpus) and isinstance(order, Order) and corpus.remote:
-            slots = order.global_batch // share.size
-            self._ahead = Ahead(
-                corpus, order, (share.rank * slots, (share.rank + 1) * slots), 1 / max(1, share.local_size)
+        threads = threads_per_process(data.decode_threads, share.local_world_size, LAUNCHING if on_gpu else 0)
+        self._shard_prefetcher: ShardPrefetcher | None = None
+        if isinstance(corpus, ShardCorpus) and isinstance(order, Sampler) and corpus.remote:
+            slots = order.global_batch // share.world_size
+            self._shard_prefetcher = ShardPrefetcher(
+                corpus, order, (share.rank * slots, (share.rank + 1) * slots), 1 / max(1, share.local_world_size)
             )
         self._backend = _make_backend(self.backend_name, views, threads, self.micro_batch, device, images)
-        self._mender = Mender(corpus, self._backend)
+        self._replacer = CorruptSampleReplacer(corpus, self._backend)
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Yield without end the `accumulation` micro-batches of each optimizer step from `start_step` on, on the
@@ -159,44 +161,44 @@ class Loader:
                 self._since = begin = time.perf_counter()
                 batch = ready.get()
                 self._since = None
-                self.waited += time.perf_counter() - begin
+                self.data_wait_seconds += time.perf_counter() - begin
                 if isinstance(batch, BaseException):
                     raise batch
-                yield _hand_over(batch, self.device)
+                yield _to_consumer_stream(batch, self.device)
         finally:
             self._since = None
             stop.set()
             thread.join()
 
-    def awaited(self) -> str:
+    def waiting_for(self) -> str:
         """Return the data that delays the current batch; "" if the consumer has waited for less than a second."""
         since = self._since
         if since is None or time.perf_counter() - since < 1:
             return ""
-        return awaited(self._thread) or f"a batch (for {time.perf_counter() - since:.0f} s)"
+        return current_wait(self._thread) or f"a batch (for {time.perf_counter() - since:.0f} s)"
 
     def batch(self, step: int, micro: int) -> Batch:
         """Make micro-batch `micro` of a step synchronously."""
-        start = (self.share.rank * self.share.accumulation + micro) * self.micro_batch
-        ids, epoch = self.order.slots(step, start, start + self.micro_batch)
-        draws = draw(self.order.seed, epoch, ids, self.views)
-        fed, rendered = self._mender.render(step, ids, draws)
+        start = (self.share.rank * self.share.grad_accum_steps + micro) * self.micro_batch
+        ids, epoch = self.sampler.slot_ids(step, start, start + self.micro_batch)
+        draws = sample_view_params(self.sampler.seed, epoch, ids, self.views)
+        fed, rendered = self._replacer.render(step, ids, draws)
         return Batch(
             rendered.view1, rendered.view2, rendered.face, torch.from_numpy(fed), torch.from_numpy(draws.group)
         )
 
-    def damaged(self, step: int) -> list[Replacement]:
+    def corrupt_samples(self, step: int) -> list[Replacement]:
         """Return the samples found corrupt in the batches up to `step`, each once."""
-        return self._mender.take(step)
+        return self._replacer.pop_replacements(step)
 
-    def is_sound(self, number: int) -> bool:
+    def is_decodable(self, number: int) -> bool:
         """Whether the sample with this id, found corrupt before, can be decoded now. Not while batches are made."""
-        return self._mender.sound(number, draw(self.order.seed, 0, [number], self.views))
+        return self._replacer.is_decodable(number, sample_view_params(self.sampler.seed, 0, [number], self.views))
 
     def close(self) -> None:
         """End the backend's threads, and downloads. Close iterators first."""
-        if self._ahead is not None:
-            self._ahead.close()
+        if self._shard_prefetcher is not None:
+            self._shard_prefetcher.close()
         self._backend.close()
 
     def _produce(self, step: int, ready: "queue.Queue[Batch | BaseException]", stop: threading.Event) -> None:
@@ -204,9 +206,9 @@ class Loader:
             if self.device.type == "cuda" and self.device.index is not None:
                 torch.cuda.set_device(self.device)  # set per thread: otherwise this thread would allocate on GPU 0
             while not stop.is_set():
-                if self._ahead is not None:
-                    self._ahead.reached(step)
-                for micro in range(self.share.accumulation):
+                if self._shard_prefetcher is not None:
+                    self._shard_prefetcher.advance_to(step)
+                for micro in range(self.share.grad_accum_steps):
                     if stop.is_set() or not _put(ready, self.batch(step, micro), stop):
                         return
                 step += 1
@@ -214,7 +216,7 @@ class Loader:
             _put(ready, error, stop)
 
 
-def _hand_over(batch: Batch, device: torch.device) -> Batch:
+def _to_consumer_stream(batch: Batch, device: torch.device) -> Batch:
     """Prepare a batch for work on the current stream of `device`."""
     used_here(batch.view1, batch.view2, batch.face)
     return batch.to(device)
@@ -233,7 +235,7 @@ def _put(ready: "queue.Queue[Batch | BaseException]", item: Batch | BaseExceptio
 
 def _make_backend(
     name: str, views: ViewsConfig, threads: int, micro_batch: int, device: torch.device, images: Sequence[str]
-) -> Backend:
+) -> ViewBackend:
     # Imported here: neither backend needs the other's library.
     if name == "opencv":
         from simfle.data.opencv import OpenCV

@@ -9,7 +9,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
-class Lru(Generic[K, V]):
+class LruCache(Generic[K, V]):
     """`cache(key, make)` returns `make(key)`, cached for the `capacity` most recently used keys.
 
     The maker is not kept: a method of the cache's owner would form a cycle that keeps files open.
@@ -39,7 +39,7 @@ class Lru(Generic[K, V]):
                 self._held.popitem(last=False)
         return value
 
-    def keep(self, wanted: Callable[[K], bool]) -> None:
+    def resize(self, wanted: Callable[[K], bool]) -> None:
         """Evict the values of all other keys."""
         with self._lock:
             for key in [key for key in self._held if not wanted(key)]:

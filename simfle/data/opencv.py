@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simfle.config import ViewsConfig
-from simfle.data.jpeg import decode_sound, sizes
-from simfle.data.rendered import DAMAGED, IMAGES, Rendered
-from simfle.data.views import View, ViewDraws, blur_window, boxes
+from simfle.data.jpeg import decode_strict, sizes
+from simfle.data.rendered import CORRUPT, IMAGES, RenderedViews
+from simfle.data.views import BatchViewParams, ViewParams, blur_window, crop_boxes
 
 Pixels = NDArray[np.uint8]
 
@@ -38,7 +38,7 @@ class OpenCV:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads - 1, thread_name_prefix="opencv") if threads > 1 else None
 
-    def render(self, images: Sequence[Pixels], draws: ViewDraws) -> Rendered:
+    def render(self, images: Sequence[Pixels], draws: BatchViewParams) -> RenderedViews:
         """Render views and faces of n JPEGs [bytes] uint8 with their parameters."""
         n = len(images)
         view1, view2, face = (
@@ -46,13 +46,13 @@ class OpenCV:
         )
         outputs = view1.numpy(), view2.numpy(), face.numpy()  # the same memory
         shape, good = sizes(images)
-        crops = [boxes(view, shape[:, 0], shape[:, 1], self.views.ratio).tolist() for view in draws.views]
+        crops = [crop_boxes(view, shape[:, 0], shape[:, 1], self.views.ratio).tolist() for view in draws.views]
 
         def sample(i: int) -> bool:
-            image = decode_sound(images[i]) if good[i] else None
+            image = decode_strict(images[i]) if good[i] else None
             if image is None:
                 for output in outputs:
-                    output[i] = DAMAGED
+                    output[i] = CORRUPT
                 return False
             for view, crop, output in zip(draws.views, crops, outputs, strict=False):
                 if output.size:
@@ -72,7 +72,7 @@ class OpenCV:
         work()
         for helper in helpers:
             helper.result()
-        return Rendered(_nchw(view1), _nchw(view2), _nchw(face), [i for i in range(n) if not done[i]])
+        return RenderedViews(_nchw(view1), _nchw(view2), _nchw(face), [i for i in range(n) if not done[i]])
 
     def close(self) -> None:
         """End the threads."""
@@ -85,14 +85,14 @@ def _nchw(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2)
 
 
-def _view(image: Pixels, box: Sequence[int], view: View, i: int, output: Pixels) -> None:
+def _view(image: Pixels, box: Sequence[int], view: ViewParams, i: int, output: Pixels) -> None:
     """Render sample i's view of `image` [H, W, 3] into `output` [S, S, 3]."""
     x, y, w, h = box
     pixels = np.empty_like(output)
     _resize(image[y : y + h, x : x + w], len(output), pixels)
     if view.flip[i]:
         cv2.flip(pixels, 1, dst=pixels)
-    if view.jitter[i] or view.greyscale[i]:
+    if view.jitter[i] or view.grayscale[i]:
         pixels = _colour(pixels, view.matrix[i], view.mean_matrix[i])
     sigma = float(view.sigma[i])
     taps = blur_window(sigma)

@@ -26,7 +26,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from simfle.data.lru import Lru
+from simfle.data.lru import LruCache
 from simfle.data.philox import ROTATION, SHARDS, WINDOW, key, permutation, philox
 from simfle.errors import UserError
 
@@ -43,7 +43,7 @@ class _Ring:
 
 
 @dataclass(frozen=True, eq=False)
-class Order:
+class Sampler:
     """The order of a corpus.
 
     counts, first_ids: [S] int64, samples of each shard and the global id of its first; first_ids must not decrease.
@@ -59,8 +59,8 @@ class Order:
     streams: int
     window: int
     global_batch: int
-    _rings: Lru[int, _Ring] = field(init=False, repr=False)
-    _windows: Lru[tuple[int, int, int], NDArray[np.uint32]] = field(init=False, repr=False)
+    _rings: LruCache[int, _Ring] = field(init=False, repr=False)
+    _windows: LruCache[tuple[int, int, int], NDArray[np.uint32]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("counts", "first_ids"):
@@ -78,8 +78,8 @@ class Order:
                 "shards and splits. Fix: use a smaller batch or more samples."
             )
         key(self.seed, SHARDS)  # refuses a seed out of range early
-        object.__setattr__(self, "_rings", Lru(2))
-        object.__setattr__(self, "_windows", Lru(self.streams + 2))
+        object.__setattr__(self, "_rings", LruCache(2))
+        object.__setattr__(self, "_windows", LruCache(self.streams + 2))
 
     @cached_property
     def samples(self) -> int:
@@ -92,15 +92,15 @@ class Order:
         return self.samples // self.global_batch
 
     @property
-    def extent(self) -> str:
+    def describe(self) -> str:
         """A description for log lines."""
         return f"{self.samples:,} samples, {self.steps_per_epoch} steps an epoch"
 
-    def batch(self, step: int) -> tuple[Ints, int]:
+    def batch_ids(self, step: int) -> tuple[Ints, int]:
         """Return global sample ids [global_batch] of a step counted over all epochs, and its epoch."""
-        return self.slots(step, 0, self.global_batch)
+        return self.slot_ids(step, 0, self.global_batch)
 
-    def slots(self, step: int, start: int, stop: int) -> tuple[Ints, int]:
+    def slot_ids(self, step: int, start: int, stop: int) -> tuple[Ints, int]:
         """Return slots start ... stop - 1 of `batch(step)`, computed without the streams of other slots."""
         epoch, turn = divmod(step, self.steps_per_epoch)
         share = self.global_batch // self.streams
@@ -132,7 +132,7 @@ class Order:
         shards = ring.shards[positions].astype(np.int64)
         return shards[self.counts[shards] > 0]
 
-    def dropped(self, epoch: int) -> Ints:
+    def dropped_ids(self, epoch: int) -> Ints:
         """Return the ids of the samples that an epoch drops: N % global_batch of them."""
         length, share = self.samples // self.streams, self.global_batch // self.streams
         used = self.steps_per_epoch * share

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from shards import foreign
-from shards.cache import GB, PATIENCE, Cache, cost, default_folder
+from shards.cache import GB, SPACE_TIMEOUT, Cache, cached_bytes, default_folder
 from shards.files import open_regular
 from shards.index import Index, index_tar, read_index
 from shards.manifest import Manifest, ShardInfo, index_name, read_manifest
-from shards.redact import shown
+from shards.redact import redact_url
 from shards.remote import is_url, join
-from shards.spots import Spots, index_spots, tar_spots
+from shards.spots import SpotCheck, check_index, check_tar
 from simfle.config import DataConfig
 from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
 
 
-class Place(Protocol):
+class ShardStore(Protocol):
     """The shards of one manifest."""
 
     @property
@@ -39,7 +39,7 @@ class Place(Protocol):
         """The folder or URL, for messages."""
         ...
 
-    def where(self, shard: ShardInfo) -> Path | str:
+    def location(self, shard: ShardInfo) -> Path | str:
         """Return the path or URL of a tar, for messages."""
         ...
 
@@ -55,13 +55,13 @@ class Place(Protocol):
         """Return the index of its samples."""
         ...
 
-    def spots(self, shard: ShardInfo) -> Spots | None:
+    def spot_check(self, shard: ShardInfo) -> SpotCheck | None:
         """Return the spot check of its files; None if the store itself compares its files with the manifest."""
         ...
 
 
 @dataclass(frozen=True)
-class Folder:
+class LocalStore:
     """A local folder. indexed: whether its indexes can be trusted; those of external tars without a manifest cannot."""
 
     path: Path
@@ -73,7 +73,7 @@ class Folder:
     def name(self) -> str:
         return str(self.path)
 
-    def where(self, shard: ShardInfo) -> Path:
+    def location(self, shard: ShardInfo) -> Path:
         return self.path / shard.file
 
     def check(self, shards: Sequence[ShardInfo]) -> None:
@@ -81,33 +81,33 @@ class Folder:
             sizes = {entry.name: entry.stat().st_size for entry in entries if entry.name.endswith(".tar")}
         for shard in shards:
             if shard.file not in sizes:
-                raise UserError(f"shards: {self.where(shard)} is missing. Fix: build or copy the shards again.")
-            _check_size(self.where(shard), sizes[shard.file], shard)
+                raise UserError(f"shards: {self.location(shard)} is missing. Fix: build or copy the shards again.")
+            _check_size(self.location(shard), sizes[shard.file], shard)
 
     def open(self, shard: ShardInfo) -> IO[bytes]:
-        file = open_regular(self.where(shard), "rb")
-        _check_size(self.where(shard), os.fstat(file.fileno()).st_size, shard)
+        file = open_regular(self.location(shard), "rb")
+        _check_size(self.location(shard), os.fstat(file.fileno()).st_size, shard)
         return file
 
     def index(self, shard: ShardInfo) -> Index:
         path = self.path / index_name(shard.file)
         if self.indexed and path.exists():
             return read_index(path)
-        if foreign.describes(self.manifest):
-            return foreign.examine(self.where(shard)).index
-        return index_tar(self.where(shard))
+        if foreign.is_external_manifest(self.manifest):
+            return foreign.scan_tar(self.location(shard)).index
+        return index_tar(self.location(shard))
 
-    def spots(self, shard: ShardInfo) -> Spots:
+    def spot_check(self, shard: ShardInfo) -> SpotCheck:
         try:
             with self.open(shard) as file:
-                tar = tar_spots(file.fileno(), shard.bytes)
-            return Spots(tar, index_spots(self.path / index_name(shard.file)) if self.indexed else "")
+                tar = check_tar(file.fileno(), shard.bytes)
+            return SpotCheck(tar, check_index(self.path / index_name(shard.file)) if self.indexed else "")
         except OSError as error:
-            raise UserError(f"shards: cannot read {self.where(shard)}: {error.strerror}") from None
+            raise UserError(f"shards: cannot read {self.location(shard)}: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteStore:
     """A URL with a manifest; its shards come through a cache."""
 
     url: str
@@ -117,20 +117,20 @@ class Remote:
 
     @property
     def name(self) -> str:
-        return shown(self.url)
+        return redact_url(self.url)
 
-    def where(self, shard: ShardInfo) -> str:
-        return shown(join(self.url, shard.file))
+    def location(self, shard: ShardInfo) -> str:
+        return redact_url(join(self.url, shard.file))
 
     def check(self, shards: Sequence[ShardInfo]) -> None:
-        largest = max(map(cost, shards), default=0)
+        largest = max(map(cached_bytes, shards), default=0)
         if largest > self.cache.limit:
             raise UserError(
                 f"data.cache_gb={self.cache.limit / GB:g}: less than one shard of {self.name}, {largest / GB:g} GB"
             )
 
     def open(self, shard: ShardInfo) -> IO[bytes]:
-        return self.fetch(shard, PATIENCE, lambda: False)
+        return self.fetch(shard, SPACE_TIMEOUT, lambda: False)
 
     def fetch(self, shard: ShardInfo, wait: float, stop: Callable[[], bool]) -> IO[bytes]:
         """Like `open`, but wait at most `wait` seconds for space, and cancel when `stop` returns true (see
@@ -141,11 +141,11 @@ class Remote:
     def index(self, shard: ShardInfo) -> Index:
         return self.cache.index(join(self.url, shard.file), shard)
 
-    def spots(self, shard: ShardInfo) -> None:
+    def spot_check(self, shard: ShardInfo) -> None:
         """Return None: the cache checks its own content."""
 
 
-def open_place(place: str | Path, cache: Cache | None) -> Place:
+def open_store(place: str | Path, cache: Cache | None) -> ShardStore:
     """Open the shards at a path or URL. cache: for URLs; None: the default one.
 
     Raises:
@@ -153,11 +153,11 @@ def open_place(place: str | Path, cache: Cache | None) -> Place:
     """
     if is_url(place):
         manifest = read_manifest(place)
-        return Remote(str(place), manifest, cache or make_cache(DataConfig()))
+        return RemoteStore(str(place), manifest, cache or make_cache(DataConfig()))
     folder = Path(place)
-    if not foreign.is_foreign(folder):
-        return Folder(folder, read_manifest(folder))
-    manifest = foreign.synthesise(folder)
+    if not foreign.is_external(folder):
+        return LocalStore(folder, read_manifest(folder))
+    manifest = foreign.infer_manifest(folder)
     left_out = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items()) or "nothing"
     log.warning(
         "%s has no manifest: %d tars indexed temporarily, %d samples, skipped: %s; simfle shards index writes a "
@@ -167,14 +167,14 @@ def open_place(place: str | Path, cache: Cache | None) -> Place:
         manifest.samples,
         left_out,
     )
-    return Folder(folder, manifest, indexed=False)
+    return LocalStore(folder, manifest, indexed=False)
 
 
 def make_cache(data: DataConfig) -> Cache:
     """Open the cache of a configuration. Raises UserError: folder not writable, invalid limit."""
     if not data.cache_gb > 0:
         raise UserError(f"data.cache_gb={data.cache_gb}: must be above 0")
-    return Cache(Path(data.cache).expanduser() if data.cache else default_folder(), int(data.cache_gb * GB))
+    return Cache(Path(data.cache_dir).expanduser() if data.cache_dir else default_folder(), int(data.cache_gb * GB))
 
 
 def _check_size(path: Path, size: int, shard: ShardInfo) -> None:

@@ -19,12 +19,12 @@ from shards.cache import Cache
 from shards.foreign import IMAGES
 from shards.index import Index
 from shards.manifest import Manifest, ShardInfo
-from shards.plain import MOST_TOLD, parse_json
+from shards.plain import MAX_JSON, loads
 from shards.remote import is_url
 from simfle.config import DataConfig
-from simfle.data.lru import Lru
+from simfle.data.lru import LruCache
 from simfle.data.order import locate
-from simfle.data.places import Place, make_cache, open_place
+from simfle.data.places import ShardStore, make_cache, open_store
 from simfle.errors import UserError
 
 Ints = NDArray[np.int64]
@@ -41,7 +41,7 @@ class SampleError(UserError):
     """The bytes of one sample cannot be read; other samples may be readable."""
 
 
-class _Tar:
+class _OpenTar:
     """An open tar, closed after its last use: one thread may evict it while another reads."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -49,7 +49,7 @@ class _Tar:
         weakref.finalize(self, file.close)
 
 
-class Corpus:
+class ShardCorpus:
     """The samples of the chosen splits of shard folders, addressed as (shard, sample in shard).
 
     folders: paths or URLs of shards or external tars (`shards.foreign`); their order determines the global sample ids,
@@ -67,13 +67,13 @@ class Corpus:
     def __init__(self, folders: Sequence[str | Path], splits: Sequence[str] = (), cache: Cache | None = None) -> None:
         if not folders:
             raise UserError("data.shards=[]: empty. Fix: make shards with simfle shards build.")
-        self.places: tuple[Place, ...] = tuple(open_place(folder, cache) for folder in folders)
-        self.folders = tuple(place.name for place in self.places)
-        self.manifests: tuple[Manifest, ...] = tuple(place.manifest for place in self.places)
+        self.stores: tuple[ShardStore, ...] = tuple(open_store(folder, cache) for folder in folders)
+        self.folders = tuple(place.name for place in self.stores)
+        self.manifests: tuple[Manifest, ...] = tuple(place.manifest for place in self.stores)
         _check_splits(self.manifests, splits)
-        self.shards: list[tuple[Place, ShardInfo]] = []  # the chosen shards, with their stores
+        self.shards: list[tuple[ShardStore, ShardInfo]] = []  # the chosen shards, with their stores
         first_ids, next_id = [], 0
-        for place in self.places:
+        for place in self.stores:
             chosen = [shard for shard in place.manifest.shards if not splits or shard.split in splits]
             place.check(chosen)
             for shard in place.manifest.shards:
@@ -85,10 +85,10 @@ class Corpus:
         self.first_ids = np.array(first_ids, dtype=np.int64)
         if not self.counts.sum():
             raise UserError(f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}")
-        self.remote = any(place.remote for place in self.places)
-        self._tars: Lru[int, _Tar] = Lru(REMOTE_TARS if self.remote else TARS)
-        self._tables: Lru[int, Ints] = Lru(TABLES)
-        self._indexes: Lru[int, Index] = Lru(INDEXES)
+        self.remote = any(place.remote for place in self.stores)
+        self._tars: LruCache[int, _OpenTar] = LruCache(REMOTE_TARS if self.remote else TARS)
+        self._tables: LruCache[int, Ints] = LruCache(TABLES)
+        self._indexes: LruCache[int, Index] = LruCache(INDEXES)
 
     def __len__(self) -> int:
         return int(self.counts.sum())
@@ -112,12 +112,12 @@ class Corpus:
         """Map global ids [n] to (shard [n], sample in shard [n]). Raises ValueError: not among the chosen shards."""
         return locate(self.counts, self.first_ids, ids)
 
-    def image(self, shard: int, sample: int) -> Bytes:
+    def read_image(self, shard: int, sample: int) -> Bytes:
         """Return a sample's image file [size] uint8, read-only. Raises SampleError: read error, truncated tar."""
         offset, size = self._tables(shard, self._table)[sample].tolist()
         return np.frombuffer(self._read(shard, sample, offset, size), dtype=np.uint8)
 
-    def following(self, sample_id: int) -> int:
+    def next_in_shard(self, sample_id: int) -> int:
         """Return the id of the next sample of the same shard; the first follows the last."""
         shard, sample = (int(part[0]) for part in self.locate([sample_id]))
         return int(self.first_ids[shard]) + (sample + 1) % int(self.counts[shard])
@@ -136,29 +136,29 @@ class Corpus:
         except ValueError:
             raise UserError(f"shards: {self._name(shard, sample)}.cls is {content[:20]!r}, not a number") from None
 
-    def meta(self, shard: int, sample: int) -> dict[str, Any]:
+    def metadata(self, shard: int, sample: int) -> dict[str, Any]:
         """Return the metadata of a sample (source, label name, group, box ...) from its `.json`; empty without one."""
         content, text = (self._member(shard, sample, name) for name in ("json", "txt"))
-        if content is not None and len(content) > MOST_TOLD:
-            raise UserError(f"shards: {self._name(shard, sample)}.json has more than {MOST_TOLD >> 20} MiB")
+        if content is not None and len(content) > MAX_JSON:
+            raise UserError(f"shards: {self._name(shard, sample)}.json has more than {MAX_JSON >> 20} MiB")
         try:
-            known = parse_json(content) if content is not None else {}
+            known = loads(content) if content is not None else {}
         except ValueError as error:
             raise UserError(f"shards: {self._name(shard, sample)}.json is not JSON ({error})") from None
         return known if text is None else {"text": text.decode("utf-8", "replace"), **known}
 
-    def tar(self, shard: int) -> Path | str:
+    def shard_location(self, shard: int) -> Path | str:
         """Return the path or URL of a shard, for messages."""
         place, info = self.shards[shard]
-        return place.where(info)
+        return place.location(info)
 
-    def keep(self, shards: Collection[int]) -> None:
+    def retain_open(self, shards: Collection[int]) -> None:
         """Close all other tars, and reserve capacity for these."""
         self._tars.capacity = max(REMOTE_TARS, min(TARS, len(shards)))
-        self._tars.keep(shards.__contains__)
+        self._tars.resize(shards.__contains__)
 
     def _name(self, shard: int, sample: int) -> str:
-        return f"{self.tar(shard)}: {self.key(shard, sample)}"
+        return f"{self.shard_location(shard)}: {self.key(shard, sample)}"
 
     def _member(self, shard: int, sample: int, extension: str) -> bytes | None:
         offsets, sizes = self._indexes(shard, self._index).column(extension)
@@ -168,28 +168,32 @@ class Corpus:
     def _read(self, shard: int, sample: int, offset: int, size: int) -> bytes:
         tar = self._tars(shard, self._open)  # referenced, and so open, until the end of this function
         if offset + size > self.shards[shard][1].bytes:  # before so many bytes are allocated
-            raise SampleError(f"shards: {self._name(shard, sample)} lies beyond the end of {self.tar(shard)}")
+            raise SampleError(
+                f"shards: {self._name(shard, sample)} lies beyond the end of {self.shard_location(shard)}"
+            )
         try:
             content = os.pread(tar.number, size, offset)
         except OSError as error:
             raise SampleError(f"shards: {self._name(shard, sample)} cannot be read: {error.strerror}") from None
         if len(content) < size:
-            raise SampleError(f"shards: {self._name(shard, sample)} is truncated: {self.tar(shard)} has become shorter")
+            raise SampleError(
+                f"shards: {self._name(shard, sample)} is truncated: {self.shard_location(shard)} has become shorter"
+            )
         return content
 
-    def _open(self, shard: int) -> _Tar:
+    def _open(self, shard: int) -> _OpenTar:
         place, info = self.shards[shard]
         try:
-            return _Tar(place.open(info))  # its lock keeps a cached shard in the cache
+            return _OpenTar(place.open(info))  # its lock keeps a cached shard in the cache
         except OSError as error:
-            raise UserError(f"shards: cannot read {self.tar(shard)}: {error}") from None
+            raise UserError(f"shards: cannot read {self.shard_location(shard)}: {error}") from None
 
     def _index(self, shard: int) -> Index:
         place, info = self.shards[shard]
         index = place.index(info)
         if len(index) != info.samples:
             raise UserError(
-                f"shards: the index of {self.tar(shard)} lists {len(index)} samples, the manifest {info.samples}. "
+                f"shards: the index of {self.shard_location(shard)} lists {len(index)} samples, the manifest {info.samples}. "
                 "Fix: build the shards again."
             )
         return index
@@ -204,16 +208,20 @@ class Corpus:
                 table = np.where(column[:, :1] >= 0, column, table)
         outside = (table < 0).any(axis=1) | (table.sum(axis=1) > self.shards[shard][1].bytes)
         if outside.any():
-            name = f"{self.tar(shard)}: {index.keys[int(outside.argmax())]}"
+            name = f"{self.shard_location(shard)}: {index.keys[int(outside.argmax())]}"
             raise UserError(f"shards: {name} has no image inside the tar. Fix: build the shards again.")
         if table[:, 1].sum() > self.shards[shard][1].bytes:  # a batch never takes more memory than its shards
-            raise UserError(f"shards: the index of {self.tar(shard)} lists more than its bytes. Fix: rebuild it.")
+            raise UserError(
+                f"shards: the index of {self.shard_location(shard)} lists more than its bytes. Fix: rebuild it."
+            )
         for offset, size in table[[0, -1]].tolist():
-            if not self._fits(shard, offset, size):
-                raise UserError(f"shards: the index of {self.tar(shard)} is of another tar. Fix: rebuild the shards.")
+            if not self._matches_tar_header(shard, offset, size):
+                raise UserError(
+                    f"shards: the index of {self.shard_location(shard)} is of another tar. Fix: rebuild the shards."
+                )
         return table
 
-    def _fits(self, shard: int, offset: int, size: int) -> bool:
+    def _matches_tar_header(self, shard: int, offset: int, size: int) -> bool:
         """Whether a member's header, 512 bytes before it, has the size of the index (in octal)."""
         tar = self._tars(shard, self._open)  # referenced, as in `_read`: its descriptor may be reused after a close
         try:
@@ -226,10 +234,10 @@ class Corpus:
             return False
 
 
-def open_corpus(data: DataConfig) -> Corpus:
+def open_corpus(data: DataConfig) -> ShardCorpus:
     """Open the corpus of a configuration, with its cache if any shard comes from a URL. Raises like `Corpus`."""
     cache = make_cache(data) if any(map(is_url, data.shards)) else None
-    return Corpus(data.shards, data.splits, cache)
+    return ShardCorpus(data.shards, data.splits, cache)
 
 
 def _check_splits(manifests: Sequence[Manifest], splits: Sequence[str]) -> None:

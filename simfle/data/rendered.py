@@ -10,14 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from simfle.data.views import ViewDraws
+from simfle.data.views import BatchViewParams
 
 IMAGES = ("view1", "view2", "face")  # possible outputs of a backend
-DAMAGED = 128  # gray level that fills the views of an undecodable sample
+CORRUPT = 128  # gray level that fills the views of an undecodable sample
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedViews:
     """view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last. damaged: samples filled with DAMAGED.
 
     Images that were not requested have side 0.
@@ -26,7 +26,7 @@ class Rendered:
     view1: Tensor
     view2: Tensor
     face: Tensor
-    damaged: list[int]
+    corrupt: list[int]
 
 
 def used_here(*images: Tensor) -> None:
@@ -39,10 +39,10 @@ def used_here(*images: Tensor) -> None:
             image.record_stream(torch.cuda.current_stream(image.device))
 
 
-class Backend(Protocol):
+class ViewBackend(Protocol):
     """Decodes images and applies view parameters; uses no random numbers."""
 
-    def render(self, images: Sequence[NDArray[np.uint8]], draws: ViewDraws) -> Rendered:
+    def render(self, images: Sequence[NDArray[np.uint8]], draws: BatchViewParams) -> RenderedViews:
         """Render the views of n JPEGs [bytes] uint8. A sample's pixels depend on that sample alone."""
         ...
 

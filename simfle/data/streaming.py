@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shards.files import open_regular
-from shards.foreign import image_of, split_of, tars_in
+from shards.foreign import image_extension, list_tars, split_from_name
 from shards.index import split_name
 from shards.manifest import NAME, read_manifest
-from shards.redact import shown
-from shards.remote import check_url, is_url, join, open_url, retried
+from shards.redact import redact_url
+from shards.remote import check_url, is_url, join, open_url, with_retries
 from shards.tarred import BoundedTar
 from simfle.config import DataConfig
 from simfle.errors import UserError
@@ -43,11 +43,11 @@ SHUFFLED = 2048  # maximum number of samples in the shuffle buffer, per process
 FAILURES = 10  # consecutive unreadable shards before the run ends
 REMEMBERED = 256  # micro-batches whose ids and names can be looked up
 TARS = (".tar", ".tar.gz", ".tgz")
-MOST_IMAGE = 64 << 20  # bytes of an image file: a compressed tar of 64 kB may hold one of 64 MiB
+MAX_IMAGE = 64 << 20  # bytes of an image file: a compressed tar of 64 kB may hold one of 64 MiB
 _NO_SAMPLE = re.compile(r"__[^/]*__($|/)")  # members in which webdataset stores metadata of the tar
 
 
-class Stream:
+class ResampledStream:
     """Replaces a `Corpus` and its `Order` in a `Loader`: returns the next samples, whatever is requested.
 
     data.shards: tars, paths or URLs, with {000..099} expanded; or folders whose manifest lists them. A sample's id is a
@@ -63,9 +63,9 @@ class Stream:
 
     def __init__(self, data: DataConfig, seed: int, global_batch: int, rank: int) -> None:
         self.urls = expand(data.shards, data.splits)
-        self.folders = tuple(shown(place) for place in data.shards)
+        self.folders = tuple(redact_url(place) for place in data.shards)
         self.seed, self.global_batch, self.rank = seed, global_batch, rank
-        self.window = min(data.window, SHUFFLED)
+        self.window = min(data.shuffle_window, SHUFFLED)
         self.skipped = 0  # samples without an image
         self._iterator: Iterator[tuple[int, str, bytes]] | None = None
         self._images: dict[int, bytes] = {}  # of the latest micro-batch
@@ -76,16 +76,16 @@ class Stream:
             log.warning("%s", PROMISES)
 
     @property
-    def extent(self) -> str:
+    def describe(self) -> str:
         """A description for log lines."""
         return f"a stream of {len(self.urls)} shards"
 
     def digest(self) -> str:
         """Return 16 hexadecimal digits that identify the list of shards; their content is unknown."""
-        names = "\n".join(shown(url) for url in self.urls)
+        names = "\n".join(redact_url(url) for url in self.urls)
         return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
 
-    def slots(self, step: int, start: int, stop: int) -> tuple[Ints, int]:
+    def slot_ids(self, step: int, start: int, stop: int) -> tuple[Ints, int]:
         """Return ids of the next stop - start samples of this process; the step replaces the epoch of their views."""
         if self._iterator is None:  # another start step gives another order of shards
             self._iterator = self._samples(f"{self.seed} {self.rank} {step}")
@@ -99,7 +99,7 @@ class Stream:
         self._taken.append((step, {number: name for number, name, _ in taken}))
         return np.array([number for number, _, _ in taken], dtype=np.int64), step
 
-    def batch(self, step: int) -> tuple[Ints, int]:
+    def batch_ids(self, step: int) -> tuple[Ints, int]:
         """Return ids that this process took for a recent step; those of other processes are unknown."""
         ids = [number for at, names in list(self._taken) if at == step for number in names]
         return np.array(ids, dtype=np.int64), step
@@ -109,11 +109,11 @@ class Stream:
         numbers = np.asarray(ids, dtype=np.int64)
         return numbers, np.zeros_like(numbers)
 
-    def image(self, number: int, _: int) -> Bytes:
+    def read_image(self, number: int, _: int) -> Bytes:
         """Return the image file [size] uint8 of a sample of the latest micro-batch."""
         return np.frombuffer(self._images[number], dtype=np.uint8)
 
-    def following(self, number: int) -> int:
+    def next_in_shard(self, number: int) -> int:
         """Return the next sample of the latest micro-batch; the first follows the last."""
         numbers = list(self._images)
         return numbers[(numbers.index(number) + 1) % len(numbers)]
@@ -122,7 +122,7 @@ class Stream:
         """Return shard and key of a recent sample; the id if it is forgotten."""
         return next((names[number] for _, names in list(self._taken) if number in names), str(number))
 
-    def tar(self, number: int) -> str:
+    def shard_location(self, number: int) -> str:
         """Return the same as `key`: a sample's name includes its shard."""
         return self.key(number, 0)
 
@@ -140,7 +140,7 @@ class Stream:
         for shard in shards:
             url = shard["url"]
             try:
-                file = retried(url, partial(_open_tar, url))
+                file = with_retries(url, partial(_open_tar, url))
             except (OSError, UserError) as error:
                 if not self._failed(error):
                     return
@@ -149,7 +149,7 @@ class Stream:
             with file:
                 yield {"url": url, "stream": file}
             # Shards are drawn without end: shards without images would loop forever.
-            if self._heard == before and not self._failed(UserError(f"{shown(url)} has no image")):
+            if self._heard == before and not self._failed(UserError(f"{redact_url(url)} has no image")):
                 return
 
     def _files(self, tars: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -169,7 +169,7 @@ class Stream:
 
     def _usable(self, samples: Iterator[dict[str, Any]]) -> Iterator[tuple[int, str, bytes]]:
         for sample in samples:
-            name = image_of(sample)
+            name = image_extension(sample)
             if name is None or not sample[name]:
                 self.skipped += 1
                 if math.log10(self.skipped).is_integer():
@@ -177,7 +177,7 @@ class Stream:
                 continue
             self._failures = 0
             self._heard += 1
-            place = f"{PurePosixPath(shown(sample['__url__'])).name}: {sample['__key__']}"
+            place = f"{PurePosixPath(redact_url(sample['__url__'])).name}: {sample['__key__']}"
             number = int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
             yield number, place, sample[name]
 
@@ -186,7 +186,7 @@ class Stream:
         self._failures += 1
         self._heard += 1
         # webdataset adds objects and the URL to an error's arguments.
-        said = ", ".join(shown(part) for part in error.args if isinstance(part, str))
+        said = ", ".join(redact_url(part) for part in error.args if isinstance(part, str))
         self._error = f"{type(error).__name__}: {said or error}"
         log.warning("data.streaming: shard skipped: %s", self._error)
         return self._failures < FAILURES
@@ -196,7 +196,7 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
     while (item := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined] # otherwise tarfile keeps every header
         if item.isreg() and not _NO_SAMPLE.match(item.name):
-            wanted = image_of([split_name(item.name)[1]]) is not None and item.size <= MOST_IMAGE
+            wanted = image_extension([split_name(item.name)[1]]) is not None and item.size <= MAX_IMAGE
             file = archive.extractfile(item) if wanted else None
             yield item.name, file.read() if file else b""
 
@@ -222,7 +222,9 @@ def expand(places: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:
             chosen = [shard for shard in read_manifest(place).shards if not splits or shard.split in splits]
             tars += [join(place, shard.file) if is_url(place) else str(Path(place) / shard.file) for shard in chosen]
         else:
-            tars += [str(tar) for tar in tars_in(Path(place)) if not splits or split_of(tar.name) in splits]
+            tars += [str(tar) for tar in list_tars(Path(place)) if not splits or split_from_name(tar.name) in splits]
     if not tars:
-        raise UserError(f"data.shards: no shards to stream in {', '.join(map(shown, places))}, splits {list(splits)}")
+        raise UserError(
+            f"data.shards: no shards to stream in {', '.join(map(redact_url, places))}, splits {list(splits)}"
+        )
     return tuple(tars)

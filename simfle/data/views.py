@@ -31,9 +31,9 @@ Flags = NDArray[np.bool_]
 
 ATTEMPTS = 10  # of RandomResizedCrop, before it falls back to a central crop
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-GREY = np.array([0.299, 0.587, 0.114])  # weights of red, green, blue in luma (ITU-R BT.601), Y of YIQ
-YIQ = np.array([GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-_TO_GREY = np.tile(GREY, (3, 1))  # [3, 3], every row is GREY
+LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green, blue in luma (ITU-R BT.601), Y of YIQ
+YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_TO_GREY = np.tile(LUMA, (3, 1))  # [3, 3], every row is GREY
 _FROM_YIQ = np.linalg.inv(YIQ)
 _ORDERS = np.array(list(itertools.permutations(range(4))))  # [24, 4]
 _BLOCKS = 8  # of four words; the words of one view, by position:
@@ -41,7 +41,7 @@ _AREA, _RATIO, _PLACE, _FLIP, _JITTER, _ORDER, _FACTORS, _GREYSCALE, _SIGMA = 0,
 
 
 @dataclass(frozen=True)
-class View:
+class ViewParams:
     """The parameters of one view of n samples.
 
     areas, ratios: [n, 10], the crop's fraction of the image area and its width/height, one per attempt;
@@ -58,17 +58,17 @@ class View:
     jitter: Flags
     factors: Floats
     order: Ints
-    greyscale: Flags
+    grayscale: Flags
     matrix: Floats
     mean_matrix: Floats
     sigma: Floats
 
 
 @dataclass(frozen=True)
-class ViewDraws:
+class BatchViewParams:
     """All random parameters of n samples: their two views, and group [n] in [0, 1) (`Batch.draw`)."""
 
-    views: tuple[View, View]
+    views: tuple[ViewParams, ViewParams]
     group: Floats
 
 
@@ -95,7 +95,7 @@ def check(views: ViewsConfig) -> None:
         raise bad("hue", "0 to 0.5 turns")
 
 
-def draw(seed: int, epochs: ArrayLike, ids: ArrayLike, views: ViewsConfig) -> ViewDraws:
+def sample_view_params(seed: int, epochs: ArrayLike, ids: ArrayLike, views: ViewsConfig) -> BatchViewParams:
     """Draw the views of the samples `ids` [n] in `epochs` ([n] or one for all).
 
     Args:
@@ -117,10 +117,10 @@ def draw(seed: int, epochs: ArrayLike, ids: ArrayLike, views: ViewsConfig) -> Vi
     words = uniform(philox(counter.reshape(-1, 4), key(seed, VIEW)))
     words = words.reshape(len(samples), 2, 4 * _BLOCKS)  # [n, view, word]
     group = uniform(philox(counter[:, 0, 0], key(seed, GROUP))[:, 0])
-    return ViewDraws((_view(words[:, 0], views), _view(words[:, 1], views)), group)
+    return BatchViewParams((_view(words[:, 0], views), _view(words[:, 1], views)), group)
 
 
-def boxes(view: View, heights: ArrayLike, widths: ArrayLike, ratio: ArrayLike) -> Ints:
+def crop_boxes(view: ViewParams, heights: ArrayLike, widths: ArrayLike, ratio: ArrayLike) -> Ints:
     """Return crop boxes [n, 4] (x, y, width, height) in images of these sizes [n]; `ratio` is `ViewsConfig.ratio`.
 
     The first of the ten attempts that fits; otherwise the largest central crop with a ratio in range, as in
@@ -150,7 +150,7 @@ def blur_window(sigma: float) -> int:
     return 2 * math.ceil(3 * sigma) + 1
 
 
-def _view(words: Floats, views: ViewsConfig) -> View:
+def _view(words: Floats, views: ViewsConfig) -> ViewParams:
     """Map uniform words [n, 32] to the parameters of one view."""
 
     def between(limits: ArrayLike, word: Floats) -> Floats:
@@ -161,26 +161,26 @@ def _view(words: Floats, views: ViewsConfig) -> View:
     factors = np.empty((len(words), 4))
     factors[:, :HUE] = between([np.maximum(0, 1 - spread), 1 + spread], words[:, _FACTORS : _FACTORS + HUE])
     factors[:, HUE] = between([-views.hue, views.hue], words[:, _FACTORS + HUE])
-    jitter = words[:, _JITTER] < views.jitter
+    jitter = words[:, _JITTER] < views.color_jitter_prob
     order = _ORDERS[np.floor(words[:, _ORDER] * len(_ORDERS)).astype(np.int64)]
-    greyscale = words[:, _GREYSCALE] < views.greyscale
-    matrix, mean_matrix = colour(jitter, factors, order, greyscale)
-    return View(
+    greyscale = words[:, _GREYSCALE] < views.grayscale_prob
+    matrix, mean_matrix = color_matrices(jitter, factors, order, greyscale)
+    return ViewParams(
         areas=between(views.scale, words[:, _AREA : _AREA + ATTEMPTS]),
         ratios=np.exp(between(np.log(views.ratio), words[:, _RATIO : _RATIO + ATTEMPTS])),
         place=words[:, _PLACE : _PLACE + 2],
-        flip=words[:, _FLIP] < views.flip,
+        flip=words[:, _FLIP] < views.flip_prob,
         jitter=jitter,
         factors=factors,
         order=order,
-        greyscale=greyscale,
+        grayscale=greyscale,
         matrix=matrix,
         mean_matrix=mean_matrix,
-        sigma=between(views.sigma, words[:, _SIGMA]),
+        sigma=between(views.blur_sigma, words[:, _SIGMA]),
     )
 
 
-def colour(jitter: Flags, factors: Floats, order: Ints, greyscale: Flags) -> tuple[Floats, Floats]:
+def color_matrices(jitter: Flags, factors: Floats, order: Ints, greyscale: Flags) -> tuple[Floats, Floats]:
     """Return M and A, both [n, 3, 3], of the chain of color operations: out = M x + A m, pixel x, mean pixel m.
 
     One operation is S y + P mean(y). On y = M x + A m, whose mean is (M + A) m, it gives S M x + (S A + P (M + A)) m.

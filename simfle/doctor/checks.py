@@ -18,17 +18,17 @@ from simfle.doctor.findings import Finding, broken, note, ok
 from simfle.doctor.gpu import examine_gpu
 
 NEEDED = ("torchvision", "timm", "deepspeed", "accelerate", "omegaconf", "safetensors", "submitit", "webdataset")
-LEAST_PYTHON = (3, 10)
-FEWEST_FILES = 1024  # a process keeps up to 256 tars open, and libraries some hundred more files
-LEAST_SHARED = 1e9  # bytes of /dev/shm, used by NCCL and torch
-LEAST_FREE = 20e9  # bytes; two checkpoints of ViT-B FaceMAE with optimizer take 6
+MIN_PYTHON = (3, 10)
+MIN_OPEN_FILES = 1024  # a process keeps up to 256 tars open, and libraries some hundred more files
+MIN_SHARED_MEMORY = 1e9  # bytes of /dev/shm, used by NCCL and torch
+MIN_FREE_DISK = 20e9  # bytes; two checkpoints of ViT-B FaceMAE with optimizer take 6
 SLOW_DISK = 100e6  # bytes/s; 5,000 faces of 20 kB
 TRIAL = 64 << 20  # bytes written and read to measure a disk
-MOST_SKEW = 2.0  # seconds; checkpoint ages and heartbeats are compared with this machine's clock
+MAX_CLOCK_SKEW = 2.0  # seconds; checkpoint ages and heartbeats are compared with this machine's clock
 SECONDS = 30
 
 
-def examine(folder: Path) -> list[Finding]:
+def run_checks(folder: Path) -> list[Finding]:
     """Run all checks of this machine; `folder` is where runs will be written.
 
     A check that itself fails is a finding, not an error: the others still run.
@@ -48,7 +48,7 @@ def examine(folder: Path) -> list[Finding]:
 
 def python() -> list[Finding]:
     text = f"{platform.python_version()} on {platform.system()} {platform.machine()}, {sys.prefix}"
-    if sys.version_info < LEAST_PYTHON:
+    if sys.version_info < MIN_PYTHON:
         return [broken("Python", text, "install Python 3.10 or newer")]
     if platform.system() != "Linux":
         return [note("Python", text, "only Linux is tested")]
@@ -141,7 +141,7 @@ def shared_memory() -> list[Finding]:
         return [note("shared memory", "no /dev/shm", "several GPUs of a machine will communicate more slowly")]
     free = shutil.disk_usage(place).free
     text = f"{free / 1e9:.1f} GB free in {place}"
-    if free < LEAST_SHARED:
+    if free < MIN_SHARED_MEMORY:
         return [note("shared memory", text, "in a container: --shm-size=8g, or --ipc=host")]
     return [ok("shared memory", text)]
 
@@ -149,8 +149,8 @@ def shared_memory() -> list[Finding]:
 def open_files() -> list[Finding]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     text = f"{soft} open files (up to {hard})"
-    if soft < FEWEST_FILES:
-        return [broken("open files", text, f"ulimit -n {max(4096, FEWEST_FILES)} in the shell or the job's setup")]
+    if soft < MIN_OPEN_FILES:
+        return [broken("open files", text, f"ulimit -n {max(4096, MIN_OPEN_FILES)} in the shell or the job's setup")]
     return [ok("open files", text)]
 
 
@@ -169,7 +169,7 @@ def disk(folder: Path) -> list[Finding]:
     text = f"{place.resolve()}: {free / 1e9:.0f} GB free"
     found = [
         ok("disk", text)
-        if free >= LEAST_FREE
+        if free >= MIN_FREE_DISK
         else note("disk", text, "a run keeps several GB of checkpoints: free disk space")
     ]
     text = f"writes {write / 1e6:.0f} MB/s, reads {read / 1e6:.0f} MB/s, without the page cache where possible"
@@ -177,7 +177,7 @@ def disk(folder: Path) -> list[Finding]:
     found.append(ok("disk speed", text) if read >= SLOW_DISK else note("disk speed", text, slow))
     text = f"the file system's is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
     late = "synchronize both clocks by NTP: ages of checkpoints and heartbeats use this machine's clock"
-    found.append(ok("clocks", text) if abs(skew) < MOST_SKEW else note("clocks", text, late))
+    found.append(ok("clocks", text) if abs(skew) < MAX_CLOCK_SKEW else note("clocks", text, late))
     return found
 
 

@@ -76,7 +76,7 @@ def decoding(device: "torch.device") -> list[Finding]:
 
     from simfle.config import ViewsConfig
     from simfle.data.loader import has_dali
-    from simfle.data.views import draw
+    from simfle.data.views import sample_view_params
 
     if not has_dali():
         return []
@@ -87,7 +87,7 @@ def decoding(device: "torch.device") -> list[Finding]:
     views = ViewsConfig(face_size=32)
     dali = Dali(views, 1, 1, device, images=["face"])
     try:
-        face = dali.render([picture.reshape(-1)], draw(0, 0, [0], views)).face
+        face = dali.render([picture.reshape(-1)], sample_view_params(0, 0, [0], views)).face
         wrong = (face.float() - GREY).abs().max().item()
     finally:
         dali.close()

@@ -11,12 +11,12 @@ from typing import Any
 
 from shards.files import read_text
 from shards.redact import to_json
-from simfle.doctor.checks import MOST_SKEW, measure_disk, read_rate
+from simfle.doctor.checks import MAX_CLOCK_SKEW, measure_disk, read_rate
 from simfle.doctor.findings import Finding, broken, note, ok
 from simfle.errors import UserError
 from simfle.slurm import queue
 from simfle.slurm.config import ClusterConfig, check
-from simfle.slurm.freeze import freeze
+from simfle.slurm.freeze import snapshot
 from simfle.slurm.submit import require_slurm, slurm_executor
 from simfle.terminal import say
 
@@ -27,7 +27,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 
 @dataclass(frozen=True)
-class Asked:
+class NodeJobConfig:
     """Configuration of the job. network: bytes/s of a node each way, 0 if unknown."""
 
     network: float = 0.0
@@ -43,7 +43,7 @@ def submit(folder: Path, cluster: ClusterConfig, network: float) -> tuple[Path, 
 
     check(cluster)
     require_slurm()
-    job = freeze(folder.absolute(), Asked(network), cluster, name="doctor")
+    job = snapshot(folder.absolute(), NodeJobConfig(network), cluster, name="doctor")
     try:
         submitted = slurm_executor(job, cluster, name="simfle-doctor", ends=False).submit(node_task, str(job))
     except refusals() as error:
@@ -85,12 +85,12 @@ def node_task(folder: str) -> None:
 
     from simfle.config import load
     from simfle.provenance import versions
-    from simfle.slurm.job import find_place, join
+    from simfle.slurm.job import current_task, set_rank_env
 
-    job, place = Path(folder), find_place()
+    job, place = Path(folder), current_task()
     cluster = load(ClusterConfig, job / "cluster.yaml")
     network = float(yaml.safe_load(read_text(job / "config.yaml"))["network"])
-    join(place, cluster)
+    set_rank_env(place, cluster)
     cuda = cluster.gpus_per_node > 0
     if cuda and not torch.cuda.is_available():
         say(f"error: GPUs were requested on {place.host}, but torch sees none there")
@@ -100,7 +100,7 @@ def node_task(folder: str) -> None:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if cuda else "gloo", init_method="env://")
     large, small = (_all_reduce(size, device) for size in (LARGE[device.type], 4))
-    written, read, skew = _shared_disk(job, place.rank, place.size)
+    written, read, skew = _shared_disk(job, place.rank, place.world_size)
     own = {
         "rank": place.rank,
         "node": place.host,
@@ -113,7 +113,7 @@ def node_task(folder: str) -> None:
         "all_reduce": large,
         "latency": small,
     }
-    every: list[Any] = [None] * place.size
+    every: list[Any] = [None] * place.world_size
     dist.all_gather_object(every, own)
     if place.rank == 0:
         found = summary(every, LARGE[device.type], network)
@@ -189,7 +189,9 @@ def judge(found: dict[str, Any], nodes: int) -> list[Finding]:
         results.append(ok("versions", "equal on all"))
     text = f"{found['skew_seconds']:.1f} s between the nodes"
     late = "synchronize the nodes' clocks by NTP"
-    results.append(ok("clocks of nodes", text) if found["skew_seconds"] < MOST_SKEW else note("clocks", text, late))
+    results.append(
+        ok("clocks of nodes", text) if found["skew_seconds"] < MAX_CLOCK_SKEW else note("clocks", text, late)
+    )
     return results
 
 

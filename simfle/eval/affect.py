@@ -5,28 +5,28 @@ import torch
 from torch import Tensor
 
 from simfle.eval import metrics
-from simfle.eval.fast import Scaling
-from simfle.eval.protocols import Choice, Job, Outcome
+from simfle.eval.fast import FeatureScaling
+from simfle.eval.protocols import ModelSelection, ProtocolInputs, ProtocolResult
 from simfle.eval.results import AFFECT
 from simfle.eval.targets import affect
 
 
-def run(job: Job) -> Outcome:
+def run(job: ProtocolInputs) -> ProtocolResult:
     """Fit with each ridge strength and select by the mean concordance on validation."""
-    splits = job.parts.train, job.parts.val, job.parts.test
+    splits = job.splits.train, job.splits.val, job.splits.test
     rows, values = zip(*(affect(split) for split in splits), strict=True)
     x, on_val, on_test = (job.features(split.only(chosen)) for split, chosen in zip(splits, rows, strict=True))
-    scale = Scaling.of(x)
+    scale = FeatureScaling.of(x)
     solve = Ridge(scale(x).double(), torch.from_numpy(values[0]).to(x.device))
     metric = metrics.MAIN[AFFECT]
-    choice = Choice(metric)
-    for strength in job.config.affect.ridges:
+    choice = ModelSelection(metric)
+    for strength in job.config.affect.ridge_alphas:
         weight, bias = solve(strength)
         guess_val, guess_test = (
             (scale(features).double() @ weight + bias).clamp(-1, 1).cpu().numpy() for features in (on_val, on_test)
         )
         scores = [metrics.measure(AFFECT, *pair)[metric] for pair in ((values[1], guess_val), (values[2], guess_test))]
-        choice.look({"ridge": strength}, scores[0], scores[1], guess_test)
+        choice.update({"ridge": strength}, scores[0], scores[1], guess_test)
     return choice.outcome(values[2], rows[2])
 
 

@@ -16,20 +16,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from shards.encode import MOST_SIDE
+from shards.encode import MAX_SIDE
 from shards.files import read_bytes
-from shards.plain import parse_json
+from shards.plain import loads
 from simfle.errors import UserError
 from simfle.models.backbone import build_backbone
 from simfle.words import shell_line
 
 FORMAT = 1
-WEIGHTS, CARD = "backbone.safetensors", "backbone.json"
+WEIGHTS, METADATA = "backbone.safetensors", "backbone.json"
 TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm modules whose networks output tokens
 
 
 @dataclass(frozen=True)
-class Card:
+class BackboneMetadata:
     """Contents of `backbone.json` for the weights beside it.
 
     name: timm's; network: online, target, random, or the kind of third-party weights (timm, ...); features: C;
@@ -50,7 +50,7 @@ class Card:
     output_stride: int = 0
 
 
-class Pooled(nn.Module):
+class PooledBackbone(nn.Module):
     """Images [B, 3, H, W] uint8 -> features [B, C] float32: normalization, feature map, global average pooling.
 
     For a vision transformer, features are the mean of its patch tokens without the class token.
@@ -59,7 +59,7 @@ class Pooled(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, card: Card) -> None:
+    def __init__(self, network: nn.Module, card: BackboneMetadata) -> None:
         super().__init__()
         self.network = network
         self.register_buffer("mean", torch.tensor(card.mean).view(1, 3, 1, 1))
@@ -79,22 +79,22 @@ class Pooled(nn.Module):
 
 
 @dataclass(frozen=True)
-class Backbone:
+class LoadedBackbone:
     """A frozen backbone in eval mode, with its card and source file (None for random or timm's weights)."""
 
-    module: Pooled
-    card: Card
+    module: PooledBackbone
+    card: BackboneMetadata
     file: Path | None = None
 
 
-def load_backbone(path: Path) -> Backbone:
+def load_backbone(path: Path) -> LoadedBackbone:
     """Read `path` (a backbone.safetensors, or a folder with one) and the backbone.json beside it.
 
     Raises:
         UserError: a missing or corrupt file, another format version, or weights of another model.
     """
     weights = find_weights(path)
-    card = read_card(weights.with_name(CARD))
+    card = read_metadata(weights.with_name(METADATA))
     try:
         content = read_bytes(weights)
         tensors = load(content)
@@ -104,14 +104,14 @@ def load_backbone(path: Path) -> Backbone:
         ) from None
     if card.sha256 and hashlib.sha256(content).hexdigest() != card.sha256:
         raise UserError(
-            f"backbone: {weights} is corrupt, or does not match its {CARD} (sha256). Fix: export it again from its run."
+            f"backbone: {weights} is corrupt, or does not match its {METADATA} (sha256). Fix: export it again from its run."
         )
     network = build_network(card.name, card.size, card.output_stride)
     difference = describe_difference(network.state_dict(), tensors)
     if difference:
         raise UserError(f"backbone: {weights} is not a {card.name}: {difference}. Fix: export it again from its run.")
     network.load_state_dict(tensors)
-    return Backbone(frozen(network, card), card, weights)
+    return LoadedBackbone(frozen(network, card), card, weights)
 
 
 def find_weights(path: Path) -> Path:
@@ -124,8 +124,8 @@ def find_weights(path: Path) -> Path:
         raise UserError(
             f"backbone: {path} is a folder without a {WEIGHTS}. Fix: run {shell_line('simfle', 'export', run)}."
         )
-    if not weights.with_name(CARD).is_file():
-        raise UserError(f"backbone: {weights} has no {CARD} beside it. Fix: run simfle export RUN.")
+    if not weights.with_name(METADATA).is_file():
+        raise UserError(f"backbone: {weights} has no {METADATA} beside it. Fix: run simfle export RUN.")
     return weights
 
 
@@ -151,15 +151,15 @@ def build_network(name: str, size: int, output_stride: int = 0) -> nn.Module:
     return network
 
 
-def random_backbone(card: Card, seed: int) -> Backbone:
+def random_backbone(card: BackboneMetadata, seed: int) -> LoadedBackbone:
     """Build the network of `card`, freshly initialized from `seed`. The caller's random state is preserved."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build_network(card.name, card.size, card.output_stride)
-    return Backbone(frozen(network, card), replace(card, network="random", run={"seed": seed}, sha256=""))
+    return LoadedBackbone(frozen(network, card), replace(card, network="random", run={"seed": seed}, sha256=""))
 
 
-def calibrate(backbone: Backbone, batches: Any) -> None:
+def recalibrate_batchnorm(backbone: LoadedBackbone, batches: Any) -> None:
     """Set BatchNorm statistics to those of the images in `batches` ([b, 3, H, W] uint8); change nothing else.
 
     A pretrained backbone has statistics of its features; an untrained one has 0 and 1, so its features are not
@@ -176,10 +176,10 @@ def calibrate(backbone: Backbone, batches: Any) -> None:
     backbone.module.eval()
 
 
-def read_card(path: Path) -> Card:
+def read_metadata(path: Path) -> BackboneMetadata:
     """Read backbone.json. Raises UserError if it is missing, corrupt or of another format version."""
     try:
-        content = parse_json(read_bytes(path))
+        content = loads(read_bytes(path))
     except FileNotFoundError:
         raise UserError(f"backbone: {path} does not exist. Fix: run simfle export RUN.") from None
     except (ValueError, OSError) as error:
@@ -188,7 +188,7 @@ def read_card(path: Path) -> Card:
     if found != FORMAT:
         raise UserError(f"backbone: {path} has format {found}, not {FORMAT}. Fix: export the backbone again.")
     try:
-        card = Card(
+        card = BackboneMetadata(
             name=str(content["name"]),
             network=str(content["network"]),
             features=int(content["features"]),
@@ -205,17 +205,17 @@ def read_card(path: Path) -> Card:
         raise UserError(f"backbone: {path} is corrupt ({error!r}). Fix: export the backbone again.") from None
 
 
-def _check_card(card: Card) -> None:
+def _check_card(card: BackboneMetadata) -> None:
     """Raise ValueError for a number that is impossible for a backbone."""
     if len(card.mean) != 3 or len(card.std) != 3:
         raise ValueError("mean and std do not have three channels")
     if not all(math.isfinite(value) for value in card.mean) or not all(0 < value < math.inf for value in card.std):
         raise ValueError("mean is not finite, or std not above 0")
-    if not 1 <= card.size <= MOST_SIDE or card.features < 1:
-        raise ValueError(f"size {card.size} is not 1 to {MOST_SIDE}, or features {card.features} below 1")
+    if not 1 <= card.size <= MAX_SIDE or card.features < 1:
+        raise ValueError(f"size {card.size} is not 1 to {MAX_SIDE}, or features {card.features} below 1")
 
 
-def frozen(network: nn.Module, card: Card) -> Pooled:
+def frozen(network: nn.Module, card: BackboneMetadata) -> PooledBackbone:
     """Freeze the network in eval mode. Raises UserError if the card has another number of features."""
     channels = int(network.num_features)  # type: ignore[arg-type]
     if channels != card.features:
@@ -223,7 +223,7 @@ def frozen(network: nn.Module, card: Card) -> Pooled:
             f"backbone: {card.name} has {channels} features, but its backbone.json has {card.features}. "
             "Fix: export it again."
         )
-    return Pooled(network, card).eval().requires_grad_(False)
+    return PooledBackbone(network, card).eval().requires_grad_(False)
 
 
 def describe_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.names import is_plain
-from simfle.config import CONFIGS, load, option
+from simfle.config import CONFIGS, config_field, load
 from simfle.errors import UserError
 from simfle.eval.config import EvalConfig
 
@@ -17,39 +17,45 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 
 @dataclass(frozen=True)
-class Normaliser:
+class NmeNormalizer:
     """Normalizer of errors in pixels. Points are numbered from 0 in the order of the shards' landmarks."""
 
-    left: list[int] = option(
+    left: list[int] = config_field(
         list, "points whose mean is one end of the distance, such as the outer corner of the left eye"
     )
-    right: list[int] = option(list, "points whose mean is the other end (both empty = box size, sqrt(width * height))")
+    right: list[int] = config_field(
+        list, "points whose mean is the other end (both empty = box size, sqrt(width * height))"
+    )
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """A labeled set of faces and its use. Without `val` and `test`, these are held out from `train`, by group."""
 
-    name: str = option("", "name in folders and tables")
-    title: str = option("", "one-line description")
-    shards: list[str] = option(list, "folders of shards; usually given on the command line as NAME=FOLDER", path=True)
-    classes: list[str] = option(list, "label names to use (empty = all in the shards)")
-    labelled: bool = option(True, "whether samples have expression labels; false for landmark sets")
-    train: str = option("train", "split to fit classifiers on")
-    val: str = option("", "split for model selection (empty = val_share of train)")
-    val_share: float = option(0.1, "fraction of train, by group, to use if val is empty")
-    test: str = option("test", "split to test on (empty = test_share of train, or folds)")
-    test_share: float = option(0.2, "fraction of train, by group, to use if test is empty and folds is 0")
-    folds: int = option(0, "number of cross-validation folds of train, by group, if test is empty")
-    min_class_count: int = option(1, "minimum number of images of a class in all splits; rarer classes are excluded")
-    protocols: list[str] = option(lambda: ["linear_fast", "knn"], "default protocols")
-    metric: str = option("balanced_accuracy", "primary metric: accuracy, balanced_accuracy or macro_f1")
-    expected: dict[str, dict[str, int]] = option(
+    name: str = config_field("", "name in folders and tables")
+    title: str = config_field("", "one-line description")
+    shards: list[str] = config_field(
+        list, "folders of shards; usually given on the command line as NAME=FOLDER", is_path=True
+    )
+    classes: list[str] = config_field(list, "label names to use (empty = all in the shards)")
+    labelled: bool = config_field(True, "whether samples have expression labels; false for landmark sets")
+    train: str = config_field("train", "split to fit classifiers on")
+    val: str = config_field("", "split for model selection (empty = val_share of train)")
+    val_fraction: float = config_field(0.1, "fraction of train, by group, to use if val is empty")
+    test: str = config_field("test", "split to test on (empty = test_share of train, or folds)")
+    test_fraction: float = config_field(0.2, "fraction of train, by group, to use if test is empty and folds is 0")
+    folds: int = config_field(0, "number of cross-validation folds of train, by group, if test is empty")
+    min_class_count: int = config_field(
+        1, "minimum number of images of a class in all splits; rarer classes are excluded"
+    )
+    protocols: list[str] = config_field(lambda: ["linear_fast", "knn"], "default protocols")
+    metric: str = config_field("balanced_accuracy", "primary metric: accuracy, balanced_accuracy or macro_f1")
+    expected: dict[str, dict[str, int]] = config_field(
         dict,
         "published counts: split -> class -> images ('' = total of the split); a mismatch is reported, not an error",
     )
-    normaliser: Normaliser = option(Normaliser, "normalizer of landmark errors")
-    points: list[int] = option(list, "landmark numbers to use (empty = all)")
+    nme_points: NmeNormalizer = config_field(NmeNormalizer, "normalizer of landmark errors")
+    landmark_indices: list[int] = config_field(list, "landmark numbers to use (empty = all)")
 
 
 def open_benchmark(word: str, config: EvalConfig) -> Benchmark:
@@ -76,7 +82,7 @@ def open_benchmark(word: str, config: EvalConfig) -> Benchmark:
     return found
 
 
-def own_benchmark(config: EvalConfig) -> Benchmark:
+def custom_benchmark(config: EvalConfig) -> Benchmark:
     """Build a benchmark from shards, *_split, val_share and min_class_count of an evaluation."""
     if not config.shards:
         raise UserError("benchmarks=[]: empty. Fix: set benchmarks=[NAME=FOLDER] or shards=[FOLDER].")
@@ -86,7 +92,7 @@ def own_benchmark(config: EvalConfig) -> Benchmark:
         shards=list(config.shards),
         train=config.train_split,
         val=config.val_split,
-        val_share=config.val_share,
+        val_fraction=config.val_fraction,
         test=config.test_split,
         min_class_count=config.min_class_count,
     )
@@ -125,7 +131,7 @@ def check(benchmark: Benchmark, place: str) -> None:
         )
     if len(set(benchmark.classes)) != len(benchmark.classes):
         raise UserError(f"{place}: classes: a name is repeated. Fix: list each class once.")
-    if bool(benchmark.normaliser.left) != bool(benchmark.normaliser.right):
+    if bool(benchmark.nme_points.left) != bool(benchmark.nme_points.right):
         raise UserError(f"{place}: normaliser: only one side has points. Fix: give points for both sides or none.")
 
 

@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from shards.files import open_regular, read_bytes, replacing, write_atomic
-from shards.plain import build
+from shards.plain import dataclass_from_json
 from shards.redact import to_json
 from simfle.data.jpeg import size
 from simfle.errors import UserError
-from simfle.eval.splits import Source, Split, read_split
+from simfle.eval.splits import Split, SplitSource, read_split
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ _JPEG_MODE = 0  # FFCV's mode for an image stored as JPEG
 
 
 @dataclass(frozen=True)
-class About:
+class BetonMetadata:
     """Metadata of a beton. source: `Source.digest` of its samples; bytes: size of the file."""
 
     format: int
@@ -64,12 +64,12 @@ def load_ffcv(name: str) -> Any:
         torch.set_num_threads(threads)
 
 
-def about_file(beton: Path) -> Path:
+def metadata_file(beton: Path) -> Path:
     """Return the metadata file of a beton."""
     return beton.with_name(beton.name + ".json")
 
 
-def build_beton(shards: Path, out: Path, name: str, progress: Progress = lambda *_: None) -> About:
+def write_ffcv(shards: Path, out: Path, name: str, progress: Progress = lambda *_: None) -> BetonMetadata:
     """Write the labeled samples of split `name` to `out`: fields image, label, id (the global sample id) and key.
 
     The write is atomic: an interrupted build leaves no file that is accepted as a beton. progress is called with the
@@ -82,11 +82,11 @@ def build_beton(shards: Path, out: Path, name: str, progress: Progress = lambda 
     load_ffcv("ffcv")
     split = read_split([str(shards)], name)
     try:
-        about_file(out).unlink(missing_ok=True)
+        metadata_file(out).unlink(missing_ok=True)
         with replacing(out) as file:
             _write(Path(file.name), split, progress)
         manifest = split.source.corpus.manifests[0]
-        about = About(
+        about = BetonMetadata(
             FORMAT,
             split.source.digest,
             manifest.corpus,
@@ -96,7 +96,7 @@ def build_beton(shards: Path, out: Path, name: str, progress: Progress = lambda 
             len(split),
             out.stat().st_size,
         )
-        write_atomic(about_file(out), to_json(asdict(about), indent=1).encode())
+        write_atomic(metadata_file(out), to_json(asdict(about), indent=1).encode())
     except OSError as error:
         raise UserError(f"{out}: cannot be written: {error.strerror or error}. Fix: choose another file.") from None
     return about
@@ -134,11 +134,11 @@ def _store(destination: NDArray, content: NDArray[np.uint8], malloc: Callable[[i
     place[:] = content
 
 
-def _image(source: Source, row: int, key: str) -> NDArray[np.uint8]:
+def _image(source: SplitSource, row: int, key: str) -> NDArray[np.uint8]:
     """Return the JPEG [bytes] of one sample."""
     shard, sample = int(source.shards[row]), int(source.samples[row])
-    content = source.corpus.image(shard, sample)
-    name = f"shards: {source.corpus.tar(shard)}: {key}"
+    content = source.corpus.read_image(shard, sample)
+    name = f"shards: {source.corpus.shard_location(shard)}: {key}"
     if content[:2].tobytes() != b"\xff\xd8" or size(content) is None:
         raise UserError(f"{name} is not a JPEG, the only format that FFCV reads. Fix: set loader=opencv.")
     if content.nbytes + len(key.encode()) > PAGE:
@@ -148,7 +148,7 @@ def _image(source: Source, row: int, key: str) -> NDArray[np.uint8]:
     return content
 
 
-def find_betons(places: Sequence[str | Path]) -> dict[str, Path]:
+def find_ffcv_files(places: Sequence[str | Path]) -> dict[str, Path]:
     """Return betons by the digest of their source. places: files, or folders that contain them.
 
     Raises:
@@ -157,22 +157,22 @@ def find_betons(places: Sequence[str | Path]) -> dict[str, Path]:
     found = {}
     for place in map(Path, places):
         for beton in sorted(place.glob("*.beton")) if place.is_dir() else [place]:
-            if place.is_dir() and not about_file(beton).is_file():
+            if place.is_dir() and not metadata_file(beton).is_file():
                 log.warning("%s is incomplete; rerun simfle shards beton", beton)
                 continue
-            found[_read_about(beton).source] = beton
+            found[_read_metadata(beton).source] = beton
     return found
 
 
-def _read_about(beton: Path) -> About:
+def _read_metadata(beton: Path) -> BetonMetadata:
     try:
-        about = build(About, read_bytes(about_file(beton)))
+        about = dataclass_from_json(BetonMetadata, read_bytes(metadata_file(beton)))
         with open_regular(beton, "rb") as file:
             actual = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise UserError(f"betons: {error.filename}: {error.strerror}. Fix: run simfle shards beton.") from None
     except ValueError as error:
-        raise UserError(f"betons: {about_file(beton)} is corrupt ({error}). Fix: build the beton again.") from None
+        raise UserError(f"betons: {metadata_file(beton)} is corrupt ({error}). Fix: build the beton again.") from None
     if about.format != FORMAT or about.bytes != actual:
         raise UserError(
             f"betons: {beton} has {actual} bytes and format {about.format}, not {about.bytes} and {FORMAT}. "

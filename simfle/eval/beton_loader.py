@@ -29,7 +29,7 @@ AHEAD = 2  # batches to prefetch
 _ROW = np.dtype([("data_ptr", "<u8")] + [(name, "<i8") for name in ("height", "width", "x", "y", "w", "h", "flip")])
 
 
-class BetonLoader:
+class FfcvLoader:
     """Images of a beton, decoded and cropped on `threads` threads in compiled code, `batch` at a time.
 
     heights, widths: [n], for all images. The code is compiled at the first batch, which takes seconds.

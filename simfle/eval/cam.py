@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from simfle.eval.fast import Scaling, candidates, fit, predict
+from simfle.eval.fast import FeatureScaling, candidates, fit, predict
 from simfle.eval.features import Maps
-from simfle.eval.protocols import Choice, Job, Outcome
+from simfle.eval.protocols import ModelSelection, ProtocolInputs, ProtocolResult
 from simfle.eval.targets import landmarks, sizes
 
 Floats = NDArray[np.float64]
@@ -21,18 +21,18 @@ GRID = 56  # side of the grid for comparing maps and discs
 CHUNK = 256
 
 
-def run(job: Job) -> Outcome:
+def run(job: ProtocolInputs) -> ProtocolResult:
     """Compute maps with the fast probe's classifier, selected on validation; localization is not used for selection."""
-    parts, config = job.parts, job.config.fast
+    parts, config = job.splits, job.config.linear_fast
     train, val = (job.features(split) for split in (parts.train, parts.val))
-    scale = Scaling.of(train)
+    scale = FeatureScaling.of(train)
     targets = torch.eye(job.classes, device=train.device)[torch.from_numpy(parts.train.labels).to(train.device)]
     weight, bias = fit(scale(train), targets, config, job.seed)
     guesses = predict(scale(val), weight, bias).argmax(2).cpu().numpy()
-    choice = Choice(job.metric)
+    choice = ModelSelection(job.metric)
     for place, (lr, decay) in enumerate(candidates(config)):
         score = job.score(parts.val, guesses[place])
-        choice.look({"lr": lr, "weight_decay": decay, "place": place}, score, score, guesses[place])
+        choice.update({"lr": lr, "weight_decay": decay, "place": place}, score, score, guesses[place])
     chosen = choice.chosen.pop("place")
 
     rows, points = landmarks(parts.test, job.points)
@@ -45,7 +45,7 @@ def run(job: Job) -> Outcome:
     total = energy.sum((1, 2))
     # A map without positive evidence for the class has no location.
     share = np.where(total > 0, (energy * mask).sum((1, 2)) / np.where(total > 0, total, 1), area)
-    return Outcome(area, share, choice.chosen, None, rows)
+    return ProtocolResult(area, share, choice.chosen, None, rows)
 
 
 def activation(maps: Maps, layer: Tensor, rest: Tensor) -> Floats:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from simfle.errors import UserError
-from simfle.eval.metrics import LOWER_IS_BETTER, Values, bounds, classes_of, draws, mean, measure
+from simfle.eval.metrics import LOWER_IS_BETTER, Values, bootstrap_weights, bounds, classes_of, mean, measure
 from simfle.eval.results import CLASSES, Result
 
 
@@ -65,7 +65,7 @@ def compare(first: Sequence[Result], second: Sequence[Result], resamples: int = 
     def score(runs: Sequence[Values], weights: Values | None = None) -> float:
         return mean([measure(a.kind, labels, run, len(a.classes), weights) for run in runs])[metric]
 
-    resampled = draws(a.samples.groups, resamples, classes_of(a.kind, labels))
+    resampled = bootstrap_weights(a.samples.groups, resamples, classes_of(a.kind, labels))
     seen = [score(runs_a, weights) - score(runs_b, weights) for weights in resampled]
     difference = score(runs_a) - score(runs_b)
     return Comparison(

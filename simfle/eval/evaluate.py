@@ -13,23 +13,23 @@ import cv2
 import numpy as np
 import torch
 
-from simfle.device import failures_told
+from simfle.device import device_errors_as_user_errors
 from simfle.errors import UserError
 from simfle.eval import kept, metrics
-from simfle.eval.backbones import Backbone, Card, calibrate, random_backbone
+from simfle.eval.backbones import BackboneMetadata, LoadedBackbone, random_backbone, recalibrate_batchnorm
 from simfle.eval.benchmarks import Benchmark, settings
 from simfle.eval.config import EvalConfig
 from simfle.eval.features import Extractor
 from simfle.eval.foreign import open_backbone
 from simfle.eval.linear import epoch_order
-from simfle.eval.loaders import Loaders
+from simfle.eval.loaders import DecoderPool
 from simfle.eval.metrics import MAIN
-from simfle.eval.parts import Data, Parts, describe, parts, read_data
-from simfle.eval.protocols import PROTOCOLS, Job, Outcome, parse
+from simfle.eval.parts import BenchmarkData, FoldSplits, describe, fold_splits, read_data
+from simfle.eval.protocols import PROTOCOLS, ProtocolInputs, ProtocolResult, parse
 from simfle.eval.results import CLASSES, FORMAT, Result, Samples, digest, read_result, write_result
-from simfle.eval.summary import Summary, summarise, write_summary
+from simfle.eval.summary import Summary, summarize, write_summary
 from simfle.eval.targets import NoTargetsError
-from simfle.eval.units import Known, Unit, identify, tensors_digest, units
+from simfle.eval.units import BackboneIdentity, EvalTask, eval_tasks, identify, tensors_digest
 from simfle.provenance import git_revision, versions
 
 log = logging.getLogger(__name__)
@@ -48,9 +48,9 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
     Raises:
         UserError: see `units`, `run_unit`; all units were skipped.
     """
-    work = units(config)
+    work = eval_tasks(config)
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    bench = Bench(config)
+    bench = Evaluator(config)
     mine: dict[int, Result] = {}
     lacking: dict[tuple[str, str], NoTargetsError] = {}
     for place in range(rank, len(work), size):
@@ -58,22 +58,22 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
         if what in lacking:
             continue
         try:
-            with failures_told("a smaller forward_batch, or a smaller batch of the protocol"):
+            with device_errors_as_user_errors("a smaller forward_batch, or a smaller batch of the protocol"):
                 mine[place] = bench.run(work[place], command)
         except NoTargetsError as error:  # other benchmarks may have the data
             lacking[what] = error
             log.warning("%s / %s is skipped: %s", *what, error)
-    found = [mine.get(place) or bench.done(unit) for place, unit in enumerate(work)]
+    found = [mine.get(place) or bench.cached_result(unit) for place, unit in enumerate(work)]
     done = [result for result in found if result is not None]
     if lacking and not done:
         raise next(iter(lacking.values()))
     log.info("%d of %d units are complete", len(done), len(work))
-    summary = summarise(done, command, asdict(config), config.resamples)
+    summary = summarize(done, command, asdict(config), config.bootstrap_samples)
     write_summary(Path(config.out) / "summary.json", summary)
     return summary
 
 
-def run_unit(config: EvalConfig, unit: Unit, command: list[str]) -> Result:
+def run_task(config: EvalConfig, task: EvalTask, command: list[str]) -> Result:
     """Compute one unit and write its file, or read the file if it exists with the same identity.
 
     On one machine, the same inputs give the same numbers; an interrupted unit starts from the beginning.
@@ -81,40 +81,40 @@ def run_unit(config: EvalConfig, unit: Unit, command: list[str]) -> Result:
     Raises:
         UserError: see `read_data`, `parts`, `open_backbone`; data for the protocol is missing; a full disk.
     """
-    return Bench(config).run(unit, command)
+    return Evaluator(config).run(task, command)
 
 
-class Bench:
+class Evaluator:
     """State shared by the units of one process: device, and the most recent backbones and data."""
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
         self.device = _device(config)
-        self._loaders = Loaders(config.loader, tuple(config.betons))
-        self._data: dict[str, Data] = {}
-        self._known: dict[str, Known] = {}
-        kept.clear(self._cache)
-        _make_repeatable(self.device)
+        self._loaders = DecoderPool(config.decoder, tuple(config.ffcv_files))
+        self._data: dict[str, BenchmarkData] = {}
+        self._known: dict[str, BackboneIdentity] = {}
+        kept.delete_incomplete(self._cache)
+        _use_deterministic_kernels(self.device)
 
-    def run(self, unit: Unit, command: list[str]) -> Result:
+    def run(self, task: EvalTask, command: list[str]) -> Result:
         """See `run_unit`."""
-        if found := self.done(unit):
-            log.info("%s: already complete", unit)
+        if found := self.cached_result(task):
+            log.info("%s: already complete", task)
             return found
-        data, known = self._read(unit.benchmark), self._identify(unit.source)
-        identity = self._identity(unit, data, known)
-        path = unit.path(self.config)
+        data, known = self._read(task.benchmark), self._identify(task.source)
+        identity = self._identity(task, data, known)
+        path = task.path(self.config)
         if path.is_file():
-            log.warning("%s: %s has other settings, data or weights; recomputing", unit, path)
-        log.info("%s", unit)
+            log.warning("%s: %s has other settings, data or weights; recomputing", task, path)
+        log.info("%s", task)
         began = time.monotonic()
-        backbone, jobs, outcomes = self._outcomes(unit, data)
-        result = self._result(unit, known, backbone, data, jobs, outcomes)
+        backbone, jobs, outcomes = self._outcomes(task, data)
+        result = self._result(task, known, backbone, data, jobs, outcomes)
         made = {**result, "identity": identity, "command": command, "seconds": round(time.monotonic() - began, 3)}
         finished = Result(**made, config=asdict(self.config), versions=versions(), git=git_revision())
         if not math.isfinite(finished.score):
             raise UserError(
-                f"protocols: {unit}: {finished.metric} is {finished.score}. "
+                f"protocols: {task}: {finished.metric} is {finished.score}. "
                 "Fix: choose smaller learning rates for this protocol, or export the backbone again."
             )
         try:
@@ -124,43 +124,43 @@ class Bench:
                 f"out={self.config.out}: {path} cannot be written: {error.strerror}. "
                 "Fix: free space or choose another folder."
             ) from None
-        log.info("%s: %s %.4f", unit, finished.metric, finished.score)
+        log.info("%s: %s %.4f", task, finished.metric, finished.score)
         return read_result(path)  # returns exactly what later reads return
 
-    def done(self, unit: Unit) -> Result | None:
+    def cached_result(self, task: EvalTask) -> Result | None:
         """Return the result of a unit if it exists for these settings, data and weights."""
-        path = unit.path(self.config)
+        path = task.path(self.config)
         if not path.is_file():
             return None
         found = read_result(path)
-        identity = self._identity(unit, self._read(unit.benchmark), self._identify(unit.source))
+        identity = self._identity(task, self._read(task.benchmark), self._identify(task.source))
         return found if found.identity == identity else None
 
-    def _read(self, benchmark: Benchmark) -> Data:
+    def _read(self, benchmark: Benchmark) -> BenchmarkData:
         if benchmark.name not in self._data:
             self._data = {benchmark.name: read_data(benchmark)}  # only one in memory: units are ordered by benchmark
         return self._data[benchmark.name]
 
-    def _identify(self, source: str) -> Known:
+    def _identify(self, source: str) -> BackboneIdentity:
         if source not in self._known:
             self._known[source] = identify(source)
         return self._known[source]
 
-    def _identity(self, unit: Unit, data: Data, known: Known) -> str:
+    def _identity(self, unit: EvalTask, data: BenchmarkData, known: BackboneIdentity) -> str:
         """Return a digest of all inputs that affect the numbers."""
         card = known.card
         shape = [card.name, card.size, card.mean, card.std]
         weights = [*(shape if unit.random else [known.sha256]), self._calibrates(unit)]
         return digest([FORMAT, weights, unit.protocol, unit.seed, self._settings(unit, data, card)])
 
-    def _settings(self, unit: Unit, data: Data, card: Card) -> dict[str, Any]:
+    def _settings(self, unit: EvalTask, data: BenchmarkData, card: BackboneMetadata) -> dict[str, Any]:
         """Return all inputs except backbone, protocol and seed; they must be equal for averaging over seeds."""
         protocol = PROTOCOLS[parse(unit.protocol)[0]]
         read = {unit.protocol: protocol.part} | ({"fast": "fast"} if protocol.module == "cam" else {})
         splits = [split for split in (data.train, data.val, data.test) if split]
         return {
             "benchmark": settings(unit.benchmark),
-            "size": self.config.size or card.size,
+            "size": self.config.image_size or card.size,
             **{name: asdict(getattr(self.config, part)) for name, part in read.items()},
             "data": data.digest(),
             "decoded": [
@@ -168,23 +168,25 @@ class Bench:
             ],  # pixels differ slightly between decoders
         }
 
-    def _outcomes(self, unit: Unit, data: Data) -> tuple[Backbone, list[Parts], list[Outcome]]:
+    def _outcomes(
+        self, unit: EvalTask, data: BenchmarkData
+    ) -> tuple[LoadedBackbone, list[FoldSplits], list[ProtocolResult]]:
         name, share = parse(unit.protocol)
         card = self._identify(unit.source).card
-        extractor = self._extractor(self.config.size or card.size)
-        found = list(parts(data, share, unit.seed))
+        extractor = self._extractor(self.config.image_size or card.size)
+        found = list(fold_splits(data, share, unit.seed))
         backbone = random_backbone(card, unit.seed) if unit.random else open_backbone(unit.source)
         backbone.module.to(self.device)
         if self._calibrates(unit) and name != "scratch":
             train = found[0].train
             rows = train.rows[epoch_order(len(train), 0, 0)[:CALIBRATION]]
-            calibrate(backbone, extractor.images(train.source, rows))
+            recalibrate_batchnorm(backbone, extractor.images(train.source, rows))
         weights = tensors_digest(backbone)
         benchmark = unit.benchmark
         outcomes = []
         for each in found:
-            normaliser = benchmark.normaliser.left, benchmark.normaliser.right
-            job = Job(
+            normaliser = benchmark.nme_points.left, benchmark.nme_points.right
+            job = ProtocolInputs(
                 backbone,
                 weights,
                 each,
@@ -193,14 +195,14 @@ class Bench:
                 benchmark.metric,
                 unit.seed,
                 extractor,
-                benchmark.points,
+                benchmark.landmark_indices,
                 normaliser,
             )
             outcomes.append(PROTOCOLS[name].run(job))
         return backbone, found, outcomes
 
-    def _calibrates(self, unit: Unit) -> bool:
-        return self.config.calibrate == "all" or (self.config.calibrate == "random" and unit.random)
+    def _calibrates(self, unit: EvalTask) -> bool:
+        return self.config.recalibrate_bn == "all" or (self.config.recalibrate_bn == "random" and unit.random)
 
     def _extractor(self, size: int) -> Extractor:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -209,10 +211,16 @@ class Bench:
 
     @property
     def _cache(self) -> Path:
-        return Path(self.config.cache or Path(self.config.out) / "features")
+        return Path(self.config.cache_dir or Path(self.config.out) / "features")
 
     def _result(
-        self, unit: Unit, known: Known, backbone: Backbone, data: Data, found: list[Parts], outcomes: list[Outcome]
+        self,
+        unit: EvalTask,
+        known: BackboneIdentity,
+        backbone: LoadedBackbone,
+        data: BenchmarkData,
+        found: list[FoldSplits],
+        outcomes: list[ProtocolResult],
     ) -> dict[str, Any]:
         """Return the fields of the result that come from the computation."""
         kind = PROTOCOLS[parse(unit.protocol)[0]].kind
@@ -223,7 +231,7 @@ class Bench:
         )
         measured: dict[str, Any] = {**metrics.measure(kind, labels, predictions, len(data.classes))}
         measured["intervals"] = metrics.intervals(
-            kind, labels, [predictions], samples.groups, len(data.classes), self.config.resamples
+            kind, labels, [predictions], samples.groups, len(data.classes), self.config.bootstrap_samples
         )
         if kind == CLASSES:
             table = metrics.confusion(labels, predictions, len(data.classes))
@@ -255,11 +263,11 @@ class Bench:
         }
 
 
-def _samples(found: Sequence[Parts], outcomes: Sequence[Outcome]) -> Samples:
+def _samples(found: Sequence[FoldSplits], outcomes: Sequence[ProtocolResult]) -> Samples:
     keys: list[str] = []
     groups: list[str] = []
     for each, outcome in zip(found, outcomes, strict=True):
-        split = each.test if outcome.kept is None else each.test.only(outcome.kept)
+        split = each.test if outcome.test_rows is None else each.test.only(outcome.test_rows)
         keys += split.keys
         groups += split.groups
     labels, predictions = (
@@ -274,7 +282,7 @@ def _plain(values: np.ndarray) -> list[Any]:
     return values.tolist() if values.dtype.kind in "iu" else np.round(values.astype(float), 6).tolist()
 
 
-def _best_on_test(outcomes: Sequence[Outcome], metric: str) -> dict[str, Any] | None:
+def _best_on_test(outcomes: Sequence[ProtocolResult], metric: str) -> dict[str, Any] | None:
     """Return the metrics of one fold, or the mean over folds weighted by their number of samples."""
     found = [outcome.best_on_test for outcome in outcomes]
     if None in found:
@@ -293,7 +301,7 @@ def _device(config: EvalConfig) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
-def _make_repeatable(device: torch.device) -> None:
+def _use_deterministic_kernels(device: torch.device) -> None:
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
         # Their backward passes add in any order, and a warning is all that the line above does about it.

@@ -14,9 +14,9 @@ from torch import Tensor
 from shards.files import regular_path, write_atomic
 from shards.redact import to_json
 from simfle import told
-from simfle.config import read_plain
+from simfle.config import load_yaml
 from simfle.errors import UserError
-from simfle.eval.backbones import CARD, WEIGHTS, Card, build_network
+from simfle.eval.backbones import METADATA, WEIGHTS, BackboneMetadata, build_network
 
 T = TypeVar("T")
 NETWORKS = ("online", "target")  # a method without a target network exports only the online one
@@ -31,7 +31,7 @@ def newest_checkpoint(run: Path) -> Path:
     """
     if not run.is_dir():
         raise UserError(f"export: {run} is not a run folder. Fix: name one that simfle pretrain wrote.")
-    if found := told.checkpoints(run):
+    if found := told.complete_checkpoint_dirs(run):
         return found[0]
     incomplete = len(list((run / "checkpoints").glob("step-*")))
     raise UserError(f"export: {run} has no complete checkpoint yet ({incomplete} incomplete). Fix: resume the run.")
@@ -81,21 +81,21 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
                 f"{len(wanted.state_dict())} expected). Fix: restore the run's own config.yaml."
             )
         weights = save(tensors)
-        card = Card(
+        card = BackboneMetadata(
             name=name,
             network=network,
             features=int(wanted.num_features),  # type: ignore[arg-type]
             mean=tuple(model["mean"]),
             std=tuple(model["std"]),
             size=size,
-            run={"folder": run.name, "checkpoint": newest.name, "step": told.step_of(newest)},
+            run={"folder": run.name, "checkpoint": newest.name, "step": told.step_from_name(newest)},
             sha256=hashlib.sha256(weights).hexdigest(),
             output_stride=stride,
         )
         folder = (out or run / "export") / network
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(folder / WEIGHTS, weights)
-        write_atomic(folder / CARD, (to_json(asdict(card), indent=1) + "\n").encode())
+        write_atomic(folder / METADATA, (to_json(asdict(card), indent=1) + "\n").encode())
         written[network] = folder / WEIGHTS
     return written
 
@@ -110,7 +110,7 @@ def _side(tensors: dict[str, Tensor]) -> int | None:
 
 def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:
     """Raise UserError if config.yaml and the checkpoint disagree about the backbone."""
-    trained = told.state(newest).get("identity")
+    trained = told.read_state(newest).get("identity")
     trained = trained if isinstance(trained, dict) else {}
     now = {f"model.{name}": model[name] for name in ("backbone", "mean", "std")} | {"views.size": views["size"]}
     for key, value in now.items():
@@ -142,7 +142,7 @@ def _config(run: Path) -> tuple[dict, dict]:
     path = run / "config.yaml"
     if not path.is_file():
         raise UserError(f"export: {path} does not exist. Fix: name a run folder.")
-    content = read_plain(path)
+    content = load_yaml(path)
     try:
         model, views = content["model"], content["views"]
         sizes = int(views["size"]), int(model.get("output_stride", 0))

@@ -9,11 +9,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from shards.files import read_bytes, read_text, write_atomic
 from shards.manifest import Manifest, read_manifest
-from shards.plain import parse_object
+from shards.plain import loads_object
 from simfle import told
-from simfle.config import read_plain
+from simfle.config import load_yaml
 from simfle.errors import UserError
-from simfle.eval.backbones import TRANSFORMERS, Backbone
+from simfle.eval.backbones import TRANSFORMERS, LoadedBackbone
 from simfle.eval.results import Result, read_results
 from simfle.eval.units import identify, tensors_digest
 from simfle.layers import flatten
@@ -47,7 +47,7 @@ with torch.no_grad():
 """
 
 
-def export_huggingface(run: Path, backbone: Backbone, folder: Path) -> Path:
+def export_huggingface(run: Path, backbone: LoadedBackbone, folder: Path) -> Path:
     """Write the folder for a backbone exported from `run`, with a model card filled from the run. Return `folder`.
 
     Raises:
@@ -67,7 +67,7 @@ def export_huggingface(run: Path, backbone: Backbone, folder: Path) -> Path:
     return folder
 
 
-def _model_card(run: Path, backbone: Backbone) -> str:
+def _model_card(run: Path, backbone: LoadedBackbone) -> str:
     text, config = _config(run)
     weights = tensors_digest(backbone) if backbone.file is None else identify(str(backbone.file)).sha256
     environment = Environment(
@@ -92,7 +92,7 @@ def _model_card(run: Path, backbone: Backbone) -> str:
 
 def _config(run: Path) -> tuple[str, dict[str, Any]]:
     path = run / "config.yaml"
-    config = read_plain(path)
+    config = load_yaml(path)
     try:
         config["model"]["method"], config["data"]["shards"], config["data"]["splits"]
     except (KeyError, TypeError) as error:
@@ -104,7 +104,7 @@ def _config(run: Path) -> tuple[str, dict[str, Any]]:
 
 def _versions(path: Path) -> dict[str, Any]:
     try:
-        return parse_object(read_bytes(path))
+        return loads_object(read_bytes(path))
     except (OSError, ValueError):
         return {"versions": "unknown"}
 
@@ -135,5 +135,5 @@ def _rows(results: list[Result], sha256: str) -> list[dict[str, Any]]:
 
 def _last(path: Path) -> dict[str, Any] | None:
     """Return the newest line of metrics with the number of images seen."""
-    lines = told.metrics(read_bytes(path)) if path.is_file() else []
+    lines = told.parse_metrics(read_bytes(path)) if path.is_file() else []
     return next((line for line in reversed(lines) if "samples" in line), None)

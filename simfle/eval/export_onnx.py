@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from simfle.errors import UserError
-from simfle.eval.backbones import Backbone
+from simfle.eval.backbones import LoadedBackbone
 
 NAME = "backbone.onnx"
 TOLERANCE = 1e-3  # maximum difference of a feature, relative to the largest feature
 
 
-def export_onnx(backbone: Backbone, path: Path) -> float:
+def export_onnx(backbone: LoadedBackbone, path: Path) -> float:
     """Write `path`: input `images` [B, 3, S, S] uint8 RGB, output `features` [B, C] float32; B is dynamic, S
     the card's size.
 
@@ -51,7 +51,7 @@ def export_onnx(backbone: Backbone, path: Path) -> float:
     return difference
 
 
-def _quietly_export(backbone: Backbone, path: Path, side: int) -> None:
+def _quietly_export(backbone: LoadedBackbone, path: Path, side: int) -> None:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
@@ -80,7 +80,7 @@ def _images(count: int, side: int) -> Tensor:
     return torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
 
 
-def _difference(backbone: Backbone, session: object, images: Tensor) -> float:
+def _difference(backbone: LoadedBackbone, session: object, images: Tensor) -> float:
     with torch.no_grad():
         wanted = backbone.module(images)
     (found,) = session.run(None, {"images": images.numpy()})  # type: ignore[attr-defined]

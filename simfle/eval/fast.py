@@ -13,50 +13,50 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from simfle.eval.config import FastConfig
+from simfle.eval.config import LinearFastConfig
 from simfle.eval.linear import epoch_order
-from simfle.eval.protocols import Choice, Job, Outcome
+from simfle.eval.protocols import ModelSelection, ProtocolInputs, ProtocolResult
 
 
 @dataclass(frozen=True)
-class Scaling:
+class FeatureScaling:
     """Subtract the mean [C] from features [b, C] and divide by their deviation [C]."""
 
     mean: Tensor
     deviation: Tensor
 
     @staticmethod
-    def of(features: Tensor) -> "Scaling":
+    def of(features: Tensor) -> "FeatureScaling":
         """Compute from training features [n, C]; a constant feature is not scaled."""
         deviation = features.std(0, correction=0)
-        return Scaling(features.mean(0), torch.where(deviation > 0, deviation, 1.0))
+        return FeatureScaling(features.mean(0), torch.where(deviation > 0, deviation, 1.0))
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.deviation
 
 
-def candidates(config: FastConfig) -> list[tuple[float, float]]:
+def candidates(config: LinearFastConfig) -> list[tuple[float, float]]:
     """Return (learning rate, weight decay) of the R candidates."""
-    return list(itertools.product(config.lrs, config.decays))
+    return list(itertools.product(config.lrs, config.weight_decays))
 
 
-def run(job: Job) -> Outcome:
+def run(job: ProtocolInputs) -> ProtocolResult:
     """Fit all candidates and select the best on validation."""
-    parts, config = job.parts, job.config.fast
+    parts, config = job.splits, job.config.linear_fast
     train, val, test = (job.features(split) for split in (parts.train, parts.val, parts.test))
-    scale = Scaling.of(train)
+    scale = FeatureScaling.of(train)
     targets = torch.eye(job.classes, device=train.device)[torch.from_numpy(parts.train.labels).to(train.device)]
     weight, bias = fit(scale(train), targets, config, job.seed)
     on_val, on_test = (predict(scale(features), weight, bias).argmax(2).cpu().numpy() for features in (val, test))
-    choice = Choice(job.metric)
+    choice = ModelSelection(job.metric)
     for place, (lr, decay) in enumerate(candidates(config)):
         what = {"lr": lr, "weight_decay": decay}
         scores = job.score(parts.val, on_val[place]), job.score(parts.test, on_test[place])
-        choice.look(what, *scores, on_test[place])
+        choice.update(what, *scores, on_test[place])
     return choice.outcome(parts.test.labels)
 
 
-def fit(features: Tensor, targets: Tensor, config: FastConfig, seed: int) -> tuple[Tensor, Tensor]:
+def fit(features: Tensor, targets: Tensor, config: LinearFastConfig, seed: int) -> tuple[Tensor, Tensor]:
     """Fit a softmax regression of targets [n, K] (each row sums to 1) on features [n, C] for all candidates.
 
     SGD with momentum on the mean cross-entropy, cosine schedule to 0, zero initialization; no weight decay on biases.

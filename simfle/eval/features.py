@@ -18,10 +18,10 @@ from simfle.data.jpeg import decode
 from simfle.data.rendered import used_here
 from simfle.errors import UserError
 from simfle.eval import kept
-from simfle.eval.backbones import Backbone
-from simfle.eval.loaders import OPENCV, Loaders
+from simfle.eval.backbones import LoadedBackbone
+from simfle.eval.loaders import OPENCV, DecoderPool
 from simfle.eval.results import digest
-from simfle.eval.splits import Source, Split
+from simfle.eval.splits import Split, SplitSource
 
 Ints = NDArray[np.int64]
 Image = NDArray[np.uint8]
@@ -43,25 +43,25 @@ class Augment:
     jitter: float = 0.0
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
-    def draw(self, ids: Ints) -> views.View:
+    def draw(self, ids: Ints) -> views.ViewParams:
         """Return the parameters of the samples `ids` [n]."""
         j = self.jitter
         config = ViewsConfig(
             scale=list(self.scale),
             ratio=list(self.ratio),
-            jitter=float(j > 0),
+            color_jitter_prob=float(j > 0),
             brightness=j,
             contrast=j,
             saturation=j,
             hue=j / 4,
-            greyscale=0.0,
+            grayscale_prob=0.0,
         )
-        return views.draw(self.seed, self.epoch, ids, config).views[0]
+        return views.sample_view_params(self.seed, self.epoch, ids, config).views[0]
 
-    def box(self, draws: views.View, place: int, height: int, width: int) -> tuple[int, int, int, int]:
+    def box(self, draws: views.ViewParams, place: int, height: int, width: int) -> tuple[int, int, int, int]:
         """Return x, y, width, height of one sample's crop."""
-        one = views.View(**{name: value[place : place + 1] for name, value in vars(draws).items()})
-        x, y, w, h = views.boxes(one, [height], [width], self.ratio)[0].tolist()
+        one = views.ViewParams(**{name: value[place : place + 1] for name, value in vars(draws).items()})
+        x, y, w, h = views.crop_boxes(one, [height], [width], self.ratio)[0].tolist()
         return x, y, w, h
 
 
@@ -77,12 +77,14 @@ class Extractor:
     device: torch.device
     threads: int
     cache: Path | None = None
-    loaders: Loaders = field(default_factory=Loaders)
+    decoders: DecoderPool = field(default_factory=DecoderPool)
 
-    def images(self, source: Source, rows: Ints, augment: Augment | None = None, batch: int = 0) -> Iterator[Tensor]:
+    def images(
+        self, source: SplitSource, rows: Ints, augment: Augment | None = None, batch: int = 0
+    ) -> Iterator[Tensor]:
         """Yield the images of `rows` of a source in batches [b, 3, S, S] uint8 on the device; complete or augmented."""
         batch = batch or self.batch
-        decode = {"opencv": self._opencv, "ffcv": self._ffcv, "dali": self._dali}[self.loaders.name(source)]
+        decode = {"opencv": self._opencv, "ffcv": self._ffcv, "dali": self._dali}[self.decoders.name(source)]
         starts = range(0, len(rows), batch)
         for start, images in zip(starts, decode(source, rows, augment, batch), strict=True):
             if self.device.type == "cuda" and not images.is_cuda:
@@ -92,7 +94,7 @@ class Extractor:
                 there = jitter(there, augment.draw(source.ids[rows[start : start + batch]]))
             yield there
 
-    def _opencv(self, source: Source, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
+    def _opencv(self, source: SplitSource, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
         """Yield batches [b, S, S, 3] without color changes."""
         with ThreadPoolExecutor(self.threads) as pool:
             waiting: list = []
@@ -109,16 +111,16 @@ class Extractor:
             if waiting:
                 yield torch.from_numpy(np.stack([job.result() for job in waiting]))
 
-    def _ffcv(self, source: Source, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
+    def _ffcv(self, source: SplitSource, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
         """Read the same batches from a beton."""
-        beton = self.loaders.beton(source, self.size, batch, self.threads)
+        beton = self.decoders.open_ffcv(source, self.size, batch, self.threads)
         heights, widths = beton.heights[rows], beton.widths[rows]
         crops = np.zeros((len(rows), 5), np.int64)
         crops[:, 2], crops[:, 3] = widths, heights
         if augment:
             for part in (slice(start, start + DRAWN) for start in range(0, len(rows), DRAWN)):
                 draws = augment.draw(source.ids[rows[part]])
-                crops[part, :4] = views.boxes(draws, heights[part], widths[part], augment.ratio)
+                crops[part, :4] = views.crop_boxes(draws, heights[part], widths[part], augment.ratio)
                 crops[part, 4] = draws.flip
         done = 0
         for images, damaged in beton.batches(rows, crops):
@@ -127,21 +129,21 @@ class Extractor:
             done += len(images)
             yield images
 
-    def _dali(self, source: Source, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
+    def _dali(self, source: SplitSource, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
         """Make the same batches with DALI's view graph without colors and blur; complete images as for faces."""
         ratio = augment.ratio if augment else (1.0, 1.0)
         name = "view1" if augment else "face"
-        dali, thread = self.loaders.dali(self.size, ratio, self.threads, batch, self.device, name)
+        dali, thread = self.decoders.dali(self.size, ratio, self.threads, batch, self.device, name)
 
         def made(chosen: Ints) -> Tensor:
-            files = [source.corpus.image(int(source.shards[row]), int(source.samples[row])) for row in chosen]
-            drawn = views.draw(0, 0, source.ids[chosen], dali.views)
+            files = [source.corpus.read_image(int(source.shards[row]), int(source.samples[row])) for row in chosen]
+            drawn = views.sample_view_params(0, 0, source.ids[chosen], dali.views)
             if augment:
                 crop = _plain(augment.draw(source.ids[chosen]))
                 drawn = replace(drawn, views=(crop, crop))
             rendered = dali.render(files, drawn)
-            if rendered.damaged:
-                raise _damaged(source, int(chosen[rendered.damaged[0]]))
+            if rendered.corrupt:
+                raise _damaged(source, int(chosen[rendered.corrupt[0]]))
             return rendered.view1 if augment else rendered.face
 
         waiting = None
@@ -153,7 +155,7 @@ class Extractor:
         if waiting is not None:
             yield _taken(waiting)
 
-    def features(self, backbone: Backbone, split: Split, augment: Augment | None = None) -> Iterator[Tensor]:
+    def features(self, backbone: LoadedBackbone, split: Split, augment: Augment | None = None) -> Iterator[Tensor]:
         """Yield features of a split in batches [b, C] float32, without caching."""
         for images in self.images(split.source, split.rows, augment):
             with torch.no_grad():  # not around the yield, where it would also apply to the caller
@@ -161,28 +163,30 @@ class Extractor:
             check_finite(found, backbone, split.source)
             yield found
 
-    def pooled(self, backbone: Backbone, split: Split, name: str) -> Tensor:
+    def pooled(self, backbone: LoadedBackbone, split: Split, name: str) -> Tensor:
         """Return features [n, C] float32 of a split on the device; `name` identifies the weights."""
         return torch.from_numpy(self._whole(backbone, split, name, maps=False)[split.rows]).to(self.device)
 
-    def maps(self, backbone: Backbone, split: Split, name: str) -> "Maps":
+    def maps(self, backbone: LoadedBackbone, split: Split, name: str) -> "Maps":
         """Return feature maps of a split."""
         return Maps(self._whole(backbone, split, name, maps=True), split.rows, self.device)
 
-    def _whole(self, backbone: Backbone, split: Split, name: str, maps: bool) -> "NDArray | kept.Rows":
+    def _whole(self, backbone: LoadedBackbone, split: Split, name: str, maps: bool) -> "NDArray | kept.FeatureRows":
         """Compute for the complete source, so that one file serves every subset of it."""
         if self.cache is None:
             return np.concatenate(list(self._compute(backbone, split.source, maps)))
         kind = "maps" if maps else "pooled"
         about = [name, split.source.digest, self.size, kind]
-        if (loader := self.loaders.name(split.source)) != OPENCV:  # pixels differ slightly between decoders
+        if (loader := self.decoders.name(split.source)) != OPENCV:  # pixels differ slightly between decoders
             about.append(loader)
         channels = backbone.card.features
         shape = (len(split.source), channels, None, None) if maps else (len(split.source), channels)
         file = self.cache / f"{digest(about)}.{kind}.npy"
-        return kept.get(file, shape, np.float16 if maps else np.float32, self._compute(backbone, split.source, maps))
+        return kept.cached_features(
+            file, shape, np.float16 if maps else np.float32, self._compute(backbone, split.source, maps)
+        )
 
-    def _compute(self, backbone: Backbone, source: Source, maps: bool) -> Iterator[NDArray]:
+    def _compute(self, backbone: LoadedBackbone, source: SplitSource, maps: bool) -> Iterator[NDArray]:
         for images in self.images(source, np.arange(len(source))):
             with torch.no_grad():
                 found = backbone.module.maps(images) if maps else backbone.module(images)
@@ -195,7 +199,7 @@ class Extractor:
 class Maps:
     """Feature maps of n samples, in half precision and, with a cache, on disk."""
 
-    array: "NDArray[np.float16] | kept.Rows"
+    array: "NDArray[np.float16] | kept.FeatureRows"
     rows: Ints
     device: torch.device
 
@@ -207,7 +211,7 @@ class Maps:
         return torch.from_numpy(self.array[self.rows[chosen]]).to(self.device).float()
 
 
-def check_finite(features: Tensor, backbone: Backbone, source: Source) -> None:
+def check_finite(features: Tensor, backbone: LoadedBackbone, source: SplitSource) -> None:
     """Raise UserError if a backbone's features [b, ...] are not finite: no score would be valid."""
     if not torch.isfinite(features).all():
         raise UserError(
@@ -216,7 +220,7 @@ def check_finite(features: Tensor, backbone: Backbone, source: Source) -> None:
         )
 
 
-def jitter(images: Tensor, draws: views.View) -> Tensor:
+def jitter(images: Tensor, draws: views.ViewParams) -> Tensor:
     """Change the colors of uint8 images [b, 3, S, S]: M x + A mean(x) for each, see simfle.data.views."""
     matrix, mean_matrix = (
         torch.from_numpy(values).to(images.device, torch.float32) for values in (draws.matrix, draws.mean_matrix)
@@ -234,23 +238,25 @@ def _taken(job: "Future[Tensor]") -> Tensor:
     return found.permute(0, 2, 3, 1)
 
 
-def _plain(crop: views.View) -> views.View:
+def _plain(crop: views.ViewParams) -> views.ViewParams:
     """Return the same crop and flip without color changes, and with a blur that has no effect."""
     n = len(crop.flip)
     keep, drop = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 3, 3))
     return replace(crop, matrix=keep, mean_matrix=drop, sigma=np.full(n, NO_BLUR))
 
 
-def _damaged(source: Source, row: int) -> UserError:
+def _damaged(source: SplitSource, row: int) -> UserError:
     shard, sample = int(source.shards[row]), int(source.samples[row])
-    name = f"{source.corpus.tar(shard)}: {source.corpus.key(shard, sample)}"
+    name = f"{source.corpus.shard_location(shard)}: {source.corpus.key(shard, sample)}"
     return UserError(f"shards: {name} cannot be decoded. Fix: run simfle shards verify.")
 
 
-def _image(source: Source, row: int, size: int, augment: Augment | None, draws: views.View | None, place: int) -> Image:
+def _image(
+    source: SplitSource, row: int, size: int, augment: Augment | None, draws: views.ViewParams | None, place: int
+) -> Image:
     """Return one image [S, S, 3] RGB uint8."""
     shard, sample = int(source.shards[row]), int(source.samples[row])
-    image = decode(source.corpus.image(shard, sample))
+    image = decode(source.corpus.read_image(shard, sample))
     if image is None:
         raise _damaged(source, row)
     flip = False

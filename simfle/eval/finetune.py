@@ -18,42 +18,42 @@ from torch.nn import functional as F
 
 from simfle.data.philox import key, philox, uniform
 from simfle.errors import UserError
-from simfle.eval.backbones import Backbone
+from simfle.eval.backbones import LoadedBackbone
 from simfle.eval.config import FinetuneConfig
 from simfle.eval.features import Augment
 from simfle.eval.linear import epoch_order
-from simfle.eval.protocols import Choice, Job, Outcome
+from simfle.eval.protocols import ModelSelection, ProtocolInputs, ProtocolResult
 from simfle.eval.splits import Split
 
 BALANCE = 17  # stream of its random numbers, see simfle.data.philox
 
 
-def run(job: Job) -> Outcome:
+def run(job: ProtocolInputs) -> ProtocolResult:
     """Train, and evaluate complete images after every epoch."""
-    parts = job.parts
-    config: FinetuneConfig = getattr(job.config, job.part)
+    parts = job.splits
+    config: FinetuneConfig = getattr(job.config, job.split_config)
     model = Classifier(job.backbone, job.classes, job.seed).to(job.extractor.device)
     optimizer = torch.optim.AdamW(parameter_groups(model, config))
     steps = max(1, len(parts.train) // config.batch)
     balance = _class_weights(parts.train).to(job.extractor.device) if config.balance == "weights" else None
-    choice = Choice(job.metric)
+    choice = ModelSelection(job.metric)
     for epoch in range(config.epochs):
         _train(model, optimizer, job, config, epoch, steps, balance)
         if not all(torch.isfinite(each).all() for each in model.state_dict().values()):
             raise UserError(
-                f"{job.part}.lr={config.lr}: the weights are not finite after epoch {epoch + 1}. "
-                f"Fix: lower {job.part}.lr, or export the backbone again if its weights are not finite."
+                f"{job.split_config}.lr={config.lr}: the weights are not finite after epoch {epoch + 1}. "
+                f"Fix: lower {job.split_config}.lr, or export the backbone again if its weights are not finite."
             )
         on_val, on_test = (_predict(model, job, split) for split in (parts.val, parts.test))
         scores = job.score(parts.val, on_val), job.score(parts.test, on_test)
-        choice.look({"epoch": epoch + 1}, *scores, on_test)
+        choice.update({"epoch": epoch + 1}, *scores, on_test)
     return choice.outcome(parts.test.labels)
 
 
 class Classifier(nn.Module):
     """A trainable copy of a backbone and a linear layer: images [b, 3, H, W] uint8 -> logits [b, K]."""
 
-    def __init__(self, backbone: Backbone, classes: int, seed: int) -> None:
+    def __init__(self, backbone: LoadedBackbone, classes: int, seed: int) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone.module).requires_grad_(True)
         self.head = nn.Linear(backbone.card.features, classes)
@@ -80,9 +80,9 @@ def parameter_groups(model: Classifier, config: FinetuneConfig) -> list[dict[str
     return [{**group, "lr": config.lr * group["lr_scale"]} for group in groups]
 
 
-def pace(step: int, steps: int, config: FinetuneConfig) -> float:
+def lr_factor(step: int, steps: int, config: FinetuneConfig) -> float:
     """Return the learning-rate factor of a step, with `steps` steps per epoch: linear warm-up, then cosine to 0."""
-    warm, total = config.warmup * steps, config.epochs * steps
+    warm, total = config.warmup_epochs * steps, config.epochs * steps
     if step < warm:
         return (step + 1) / warm
     return 0.5 + 0.5 * math.cos(math.pi * (step - warm) / max(1, total - warm))
@@ -105,21 +105,21 @@ def draw_epoch(train: Split, balanced: bool, seed: int, epoch: int) -> NDArray[n
 def _train(
     model: Classifier,
     optimizer: torch.optim.Optimizer,
-    job: Job,
+    job: ProtocolInputs,
     config: FinetuneConfig,
     epoch: int,
     steps: int,
     balance: Tensor | None,
 ) -> None:
     """Train one epoch."""
-    train, device = job.parts.train, job.extractor.device
+    train, device = job.splits.train, job.extractor.device
     order = draw_epoch(train, config.balance == "sampling", job.seed, epoch)[: steps * config.batch]
     labels = torch.from_numpy(train.labels[order]).to(device)
     augment = Augment(job.seed, epoch, (config.scale[0], config.scale[1]), config.jitter)
     model.train()
     images = job.extractor.images(train.source, train.rows[order], augment, config.batch)
     for number, (batch, truth) in enumerate(zip(images, labels.split(config.batch), strict=True)):
-        factor = pace(epoch * steps + number, steps, config)
+        factor = lr_factor(epoch * steps + number, steps, config)
         for group in optimizer.param_groups:
             group["lr"] = config.lr * group["lr_scale"] * factor
         with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16 and device.type == "cuda"):
@@ -130,7 +130,7 @@ def _train(
         optimizer.step()
 
 
-def _predict(model: Classifier, job: Job, split: Split) -> NDArray[np.int64]:
+def _predict(model: Classifier, job: ProtocolInputs, split: Split) -> NDArray[np.int64]:
     """Predict the classes [n] of a split from complete images."""
     model.eval()
     with torch.no_grad():

@@ -29,7 +29,14 @@ from torch import Tensor, nn
 
 from shards.files import regular_path
 from simfle.errors import UserError
-from simfle.eval.backbones import Backbone, Card, build_network, describe_difference, frozen, load_backbone
+from simfle.eval.backbones import (
+    BackboneMetadata,
+    LoadedBackbone,
+    build_network,
+    describe_difference,
+    frozen,
+    load_backbone,
+)
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 REFERENCE = ((0.5795, 0.4522, 0.3957), (0.2769, 0.2473, 0.2412))  # from the SimFLE reference
@@ -54,7 +61,7 @@ HARMLESS: list[Any] = [
 
 
 @dataclass(frozen=True)
-class Source:
+class BackboneSource:
     """A parsed source. kind: a key of OPTIONS; name: timm's; file: None for timm and random."""
 
     kind: str
@@ -63,7 +70,7 @@ class Source:
     options: dict[str, str] = field(default_factory=dict)
 
 
-def open_backbone(text: str) -> Backbone:
+def open_backbone(text: str) -> LoadedBackbone:
     """Load the backbone of `text`, see the module docstring.
 
     Raises:
@@ -87,11 +94,11 @@ def open_backbone(text: str) -> Backbone:
         run: dict[str, Any] = {"seed": seed}
     else:
         network, run = _of_file(source, size)
-    card = Card(source.name, kind, int(network.num_features), mean, std, size, run)  # type: ignore[arg-type]
-    return Backbone(frozen(network, card), card, source.file)
+    card = BackboneMetadata(source.name, kind, int(network.num_features), mean, std, size, run)  # type: ignore[arg-type]
+    return LoadedBackbone(frozen(network, card), card, source.file)
 
 
-def parse(text: str) -> Source:
+def parse(text: str) -> BackboneSource:
     """Parse KIND:[NAME@]FILE[+KEY=VALUE]... Raises UserError if a part is missing or unknown."""
     kind, rest = text.split(":", 1)
     options = {}
@@ -114,10 +121,10 @@ def parse(text: str) -> Source:
         raise UserError(
             f"backbone: {text}: no model is given. Fix: write {kind}:NAME{'@FILE' if file else ''} with timm's NAME."
         )
-    return Source(kind, name, file, options)
+    return BackboneSource(kind, name, file, options)
 
 
-def _of_timm(source: Source) -> Backbone:
+def _of_timm(source: BackboneSource) -> LoadedBackbone:
     """Load timm's own weights, with the normalization and the image size of their training."""
     base = source.name.split(".")[0]
     if timm.is_model(base) and not timm.models.is_model_pretrained(source.name):
@@ -135,11 +142,13 @@ def _of_timm(source: Source) -> Backbone:
         ) from None
     network.load_state_dict(pretrained.state_dict())
     features = int(network.num_features)  # type: ignore[arg-type]
-    card = Card(base, "timm", features, known.mean, known.std, known.input_size[-1], {"source": f"timm:{source.name}"})
-    return Backbone(frozen(network, card), card)
+    card = BackboneMetadata(
+        base, "timm", features, known.mean, known.std, known.input_size[-1], {"source": f"timm:{source.name}"}
+    )
+    return LoadedBackbone(frozen(network, card), card)
 
 
-def _of_file(source: Source, size: int) -> tuple[nn.Module, dict[str, Any]]:
+def _of_file(source: BackboneSource, size: int) -> tuple[nn.Module, dict[str, Any]]:
     """Return the network with the weights of the source's file, and their origin for the card."""
     tensors = read_tensors(source.file)  # type: ignore[arg-type]
     network = build_network(source.name, size)
@@ -243,7 +252,7 @@ def _normalisation(kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return REFERENCE if kind == "simfle" else IMAGENET
 
 
-def _triple(source: Source, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+def _triple(source: BackboneSource, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
     text = source.options.get(key)
     if text is None:
         return default
@@ -256,7 +265,7 @@ def _triple(source: Source, key: str, default: tuple[float, ...]) -> tuple[float
     return values
 
 
-def _whole(source: Source, key: str, default: int) -> int:
+def _whole(source: BackboneSource, key: str, default: int) -> int:
     text = source.options.get(key, str(default))
     if not text.isdecimal() or (key == "size" and int(text) < 16):
         raise UserError(

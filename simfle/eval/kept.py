@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from shards.files import CHUNK, allocate, open_regular, read_bytes, replacing, write_atomic
-from shards.plain import build
+from shards.plain import dataclass_from_json
 from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ _verified: dict[Path, tuple[int, ...]] = {}  # file -> inode facts at the time o
 
 
 @dataclass(frozen=True)
-class About:
+class FeatureFileMetadata:
     """Expected contents of an array file. shape: as text, such as 40x512; sha256: of the whole .npy file."""
 
     format: int
@@ -46,7 +46,7 @@ class About:
     sha256: str
 
 
-class Rows:
+class FeatureRows:
     """An array [n, ...] in a file; indexing with positions [m] reads those rows [m, ...] one by one."""
 
     def __init__(self, path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype, start: int) -> None:
@@ -72,7 +72,9 @@ class Rows:
         return np.frombuffer(content, self.dtype).reshape(len(rows), *self.shape[1:])
 
 
-def get(path: Path, shape: tuple[int | None, ...], dtype: DTypeLike, compute: Iterable[NDArray]) -> Rows:
+def cached_features(
+    path: Path, shape: tuple[int | None, ...], dtype: DTypeLike, compute: Iterable[NDArray]
+) -> FeatureRows:
     """Return the array in the file `path`; compute and write it if the file is missing or invalid.
 
     shape: None for a side that only the computation knows; compute: yields the rows in parts.
@@ -80,7 +82,7 @@ def get(path: Path, shape: tuple[int | None, ...], dtype: DTypeLike, compute: It
     Raises:
         UserError: the folder is full or not writable. Partial files are deleted.
     """
-    clear(path.parent)
+    delete_incomplete(path.parent)
     with _writing(path), _locked(path.with_suffix(".lock")):
         found = _open(path, shape, np.dtype(dtype))
         if found is None:
@@ -91,7 +93,7 @@ def get(path: Path, shape: tuple[int | None, ...], dtype: DTypeLike, compute: It
     return found
 
 
-def clear(folder: Path) -> None:
+def delete_incomplete(folder: Path) -> None:
     """Delete temporary files of killed processes: those whose lock is free."""
     with suppress(OSError):
         for path in folder.iterdir():
@@ -120,7 +122,7 @@ def _writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-def _open(path: Path, shape: tuple[int | None, ...], dtype: np.dtype) -> Rows | None:
+def _open(path: Path, shape: tuple[int | None, ...], dtype: np.dtype) -> FeatureRows | None:
     """Return the array; None if it is missing, or corrupt, which is logged."""
     try:
         file = open_regular(path, "rb")
@@ -135,9 +137,9 @@ def _open(path: Path, shape: tuple[int | None, ...], dtype: np.dtype) -> Rows | 
     return found
 
 
-def _verify(path: Path, file: IO[bytes], shape: tuple[int | None, ...], dtype: np.dtype) -> Rows:
+def _verify(path: Path, file: IO[bytes], shape: tuple[int | None, ...], dtype: np.dtype) -> FeatureRows:
     try:
-        about = build(About, read_bytes(path.with_suffix(".json")))
+        about = dataclass_from_json(FeatureFileMetadata, read_bytes(path.with_suffix(".json")))
     except FileNotFoundError:
         raise ValueError("no .json beside it") from None
     facts = os.fstat(file.fileno())
@@ -157,7 +159,7 @@ def _verify(path: Path, file: IO[bytes], shape: tuple[int | None, ...], dtype: n
     if facts.st_size != start + math.prod(actual) * dtype.itemsize:
         raise ValueError(f"it has {facts.st_size} bytes")
     _verified[path] = inode
-    return Rows(path, file, actual, dtype, start)
+    return FeatureRows(path, file, actual, dtype, start)
 
 
 def _sha256(file: IO[bytes]) -> str:

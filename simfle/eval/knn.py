@@ -5,23 +5,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from simfle.eval.protocols import Choice, Job, Outcome
+from simfle.eval.protocols import ModelSelection, ProtocolInputs, ProtocolResult
 
 CHUNK = 1024  # test samples per similarity matrix
 
 
-def run(job: Job) -> Outcome:
+def run(job: ProtocolInputs) -> ProtocolResult:
     """Select the number of neighbors on validation. Deterministic: uses no random numbers."""
-    parts, config = job.parts, job.config.knn
+    parts, config = job.splits, job.config.knn
     train, val, test = (job.features(split) for split in (parts.train, parts.val, parts.test))
     labels = torch.from_numpy(parts.train.labels).to(train.device)
     of_val, of_test = (neighbours(train, features, max(config.ks)) for features in (val, test))
-    choice = Choice(job.metric)
+    choice = ModelSelection(job.metric)
     for k in config.ks:
         on_val, on_test = (
             vote(*found, labels, job.classes, k, config.temperature).cpu().numpy() for found in (of_val, of_test)
         )
-        choice.look({"k": k}, job.score(parts.val, on_val), job.score(parts.test, on_test), on_test)
+        choice.update({"k": k}, job.score(parts.val, on_val), job.score(parts.test, on_test), on_test)
     return choice.outcome(parts.test.labels)
 
 

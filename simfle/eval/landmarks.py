@@ -21,7 +21,7 @@ from simfle.errors import UserError
 from simfle.eval import metrics
 from simfle.eval.features import Maps
 from simfle.eval.linear import epoch_order
-from simfle.eval.protocols import Choice, Job, Outcome
+from simfle.eval.protocols import ModelSelection, ProtocolInputs, ProtocolResult
 from simfle.eval.results import LANDMARKS
 from simfle.eval.splits import Split
 from simfle.eval.targets import boxes, landmarks, sizes
@@ -50,9 +50,9 @@ class Points:
         return np.linalg.norm(found * self.size - self.points, axis=2).mean(1) / self.unit
 
 
-def run(job: Job) -> Outcome:
+def run(job: ProtocolInputs) -> ProtocolResult:
     """Fit all learning rates and select the best on validation. `mean_shape`: error of predicting the mean shape."""
-    train, val, test = (_read(job, split) for split in (job.parts.train, job.parts.val, job.parts.test))
+    train, val, test = (_read(job, split) for split in (job.splits.train, job.splits.val, job.splits.test))
     extent = np.ptp(train.points / train.size, axis=1).mean()
     if extent < SMALL:
         log.warning("landmarks fill only %.0f %% of the images' sides; build the shards with --crop", 100 * extent)
@@ -62,24 +62,24 @@ def run(job: Job) -> Outcome:
     shape = head.shape.double().cpu().numpy()
     on_val, on_test = head.predict(val.maps), head.predict(test.maps)  # [R, n, P, 2]
     metric = metrics.MAIN[LANDMARKS]
-    choice = Choice(metric, lower=True)
+    choice = ModelSelection(metric, lower=True)
     for lr, guess_val, guess_test in zip(config.lrs, on_val, on_test, strict=True):
         error = test.error(guess_test)
-        choice.look({"lr": lr}, float(val.error(guess_val).mean()), float(error.mean()), error)
+        choice.update({"lr": lr}, float(val.error(guess_val).mean()), float(error.mean()), error)
     choice.chosen["mean_shape"] = float(test.error(shape[None]).mean())
     return choice.outcome(test.unit, test.rows)
 
 
-def _read(job: Job, split: Split) -> Points:
+def _read(job: ProtocolInputs, split: Split) -> Points:
     rows, points = landmarks(split, job.points)
     chosen = split.only(rows)
     size = sizes(chosen)
-    unit = normaliser(landmarks(split, [])[1], *job.normaliser, chosen)
+    unit = nme_normalizer(landmarks(split, [])[1], *job.normaliser, chosen)
     maps = job.extractor.maps(job.backbone, chosen, job.weights)
     return Points(rows, points, size[:, None], unit, maps)
 
 
-def normaliser(points: Floats, left: Sequence[int], right: Sequence[int], split: Split) -> Floats:
+def nme_normalizer(points: Floats, left: Sequence[int], right: Sequence[int], split: Split) -> Floats:
     """Return the normalizer [n] in pixels from all points [n, P, 2]: the distance between two ends (each the mean of
     some points), or without ends sqrt(width * height) of the face's box (of the points' box if the shards have none).
 
@@ -127,7 +127,7 @@ class Head:
         places = self.centres[:, None] + offset
         return self.shape + (heat.softmax(-1) * places).sum(-1).transpose(2, 3)  # [R, b, P, 2]
 
-    def fit(self, train: Points, job: Job) -> None:
+    def fit(self, train: Points, job: ProtocolInputs) -> None:
         """Train with AdamW on the mean absolute difference, one learning rate per candidate."""
         config = job.config.landmarks
         pairs = zip(self.weights, self.biases, self.lrs, strict=True)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from simfle.data.philox import key, permutation
 from simfle.eval.config import LinearConfig
 from simfle.eval.features import Augment
-from simfle.eval.protocols import Choice, Job, Outcome
+from simfle.eval.protocols import ModelSelection, ProtocolInputs, ProtocolResult
 
 PROBE = 16  # stream of its random numbers, see simfle.data.philox
 
@@ -24,17 +24,17 @@ Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """epoch -> batches of features [b, C] and labels [b]."""
 
 
-def run(job: Job) -> Outcome:
+def run(job: ProtocolInputs) -> ProtocolResult:
     """Fit on crops, and evaluate complete images after every epoch."""
-    parts, config = job.parts, job.config.linear
+    parts, config = job.splits, job.config.linear
     val, test = job.features(parts.val), job.features(parts.test)
     layers = linear_probe(_crops(job), job.backbone.card.features, job.classes, len(parts.train), config, job.seed)
-    choice = Choice(job.metric)
+    choice = ModelSelection(job.metric)
     for epoch, layer in enumerate(layers, 1):
         with torch.no_grad():
             on_val, on_test = (layer(features).argmax(1).cpu().numpy() for features in (val, test))
         scores = job.score(parts.val, on_val), job.score(parts.test, on_test)
-        choice.look({"epoch": epoch}, *scores, on_test)
+        choice.update({"epoch": epoch}, *scores, on_test)
     return choice.outcome(parts.test.labels)
 
 
@@ -65,9 +65,9 @@ def epoch_order(samples: int, seed: int, epoch: int) -> NDArray[int64]:
     return permutation(samples, key(seed, PROBE), (epoch, 0, 0))
 
 
-def _crops(job: Job) -> Batches:
+def _crops(job: ProtocolInputs) -> Batches:
     """Yield batches of features of randomly cropped and flipped images, with new crops in every epoch."""
-    train, config = job.parts.train, job.config.linear
+    train, config = job.splits.train, job.config.linear
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         ordered = train.only(epoch_order(len(train), job.seed, epoch))

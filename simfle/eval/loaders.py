@@ -11,12 +11,12 @@ import torch
 
 from simfle.config import ViewsConfig
 from simfle.errors import UserError
-from simfle.eval.beton import find_betons, load_ffcv
-from simfle.eval.splits import Source
+from simfle.eval.beton import find_ffcv_files, load_ffcv
+from simfle.eval.splits import SplitSource
 
 if TYPE_CHECKING:
     from simfle.data.dali import Dali
-    from simfle.eval.beton_loader import BetonLoader
+    from simfle.eval.beton_loader import FfcvLoader
 
 log = logging.getLogger(__name__)
 
@@ -25,19 +25,19 @@ _OPEN = 4  # betons open for reading at once, each with its buffers
 
 
 @dataclass
-class Loaders:
+class DecoderPool:
     """Select a decoder for each source. kind: opencv, dali, ffcv or auto; betons: files or folders with betons.
 
     A beton is used only for a source with exactly the same samples.
     """
 
     kind: str = OPENCV
-    betons: tuple[str, ...] = ()
+    ffcv_files: tuple[str, ...] = ()
     _known: dict[str, Path | None] = field(default_factory=dict)  # betons by the digest of the source
-    _ready: "dict[tuple[Path, int, int, int], BetonLoader]" = field(default_factory=dict)
+    _ready: "dict[tuple[Path, int, int, int], FfcvLoader]" = field(default_factory=dict)
     _pipelines: "dict[tuple, tuple[Dali, ThreadPoolExecutor]]" = field(default_factory=dict)
 
-    def name(self, source: Source) -> str:
+    def name(self, source: SplitSource) -> str:
         """Return opencv, dali or ffcv.
 
         Raises:
@@ -53,7 +53,7 @@ class Loaders:
             )
         return FFCV if beton else OPENCV
 
-    def beton(self, source: Source, side: int, batch: int, threads: int) -> "BetonLoader":
+    def open_ffcv(self, source: SplitSource, side: int, batch: int, threads: int) -> "FfcvLoader":
         """Open the beton of a source, compiled once per side and batch. Raises UserError if FFCV is not installed."""
         file = self._find(source)
         if file is None:
@@ -84,10 +84,10 @@ class Loaders:
             )
         return self._pipelines[asked]
 
-    def _find(self, source: Source) -> Path | None:
+    def _find(self, source: SplitSource) -> Path | None:
         if source.digest not in self._known:
             folders = [folder for folder in source.corpus.folders if Path(folder).is_dir()]
-            found = find_betons([*self.betons, *folders]).get(source.digest)
+            found = find_ffcv_files([*self.ffcv_files, *folders]).get(source.digest)
             if found and self.kind == AUTO and importlib.util.find_spec("ffcv") is None:
                 log.warning("%s exists, but ffcv is not installed (see docs/evaluation.md): using OpenCV", found)
                 found = None

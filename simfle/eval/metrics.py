@@ -100,7 +100,9 @@ def _cam(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
     return {"gain": share / chance if chance > 0 else 0.0, "share": share, "chance": chance}
 
 
-def draws(groups: Sequence[str], resamples: int, labels: Values | None = None, seed: int = 0) -> Iterator[Floats]:
+def bootstrap_weights(
+    groups: Sequence[str], resamples: int, labels: Values | None = None, seed: int = 0
+) -> Iterator[Floats]:
     """Return the number of times that each of m samples is drawn, per resample, when drawing groups with replacement.
 
     Images of one person are not independent, so people are drawn, as many as there are. labels: [m] classes, all of
@@ -129,7 +131,7 @@ def intervals(
 ) -> dict[str, Interval]:
     """Return the bootstrap 95 % interval of each metric, averaged over runs (seeds) of predictions [m, ...]."""
     found: dict[str, list[float]] = {}
-    for weights in draws(groups, resamples, classes_of(kind, labels)):
+    for weights in bootstrap_weights(groups, resamples, classes_of(kind, labels)):
         for name, value in mean([measure(kind, labels, run, classes, weights) for run in runs]).items():
             found.setdefault(name, []).append(value)
     return {name: bounds(values) for name, values in found.items()}

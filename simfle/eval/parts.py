@@ -8,13 +8,13 @@ from typing import Any
 
 from simfle.errors import UserError
 from simfle.eval.benchmarks import Benchmark, differences
-from simfle.eval.splits import Split, check_classes, cut, folds, frequent_classes, name_classes, read_split
+from simfle.eval.splits import Split, check_classes, folds, frequent_classes, holdout_split, name_classes, read_split
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
+class FoldSplits:
     """Samples to fit (train), select (val) and test (test) one classifier. No group is in two of them, unless the
     shards' own splits share groups, which is reported."""
 
@@ -24,7 +24,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Data:
+class BenchmarkData:
     """Splits of a benchmark as they are in its shards, with the selected classes; about: facts for the results."""
 
     benchmark: Benchmark
@@ -43,7 +43,7 @@ class Data:
         return [split.source.digest for split in (self.train, self.val, self.test) if split]
 
 
-def read_data(benchmark: Benchmark) -> Data:
+def read_data(benchmark: Benchmark) -> BenchmarkData:
     """Read the splits of a benchmark; log excluded samples and differences to the published counts.
 
     Raises:
@@ -78,7 +78,7 @@ def read_data(benchmark: Benchmark) -> Data:
     if train is None:
         raise UserError(f"{benchmark.name}: train is empty. Fix: set it to a split.")
     about = {"left_out": left_out, "differs": [*differ, *known], "shards": benchmark.shards, "title": benchmark.title}
-    return Data(benchmark, train, val, test, about)
+    return BenchmarkData(benchmark, train, val, test, about)
 
 
 def _known(name: str, splits: list[Split]) -> list[str]:
@@ -92,7 +92,7 @@ def _known(name: str, splits: list[Split]) -> list[str]:
     ]
 
 
-def parts(data: Data, share: float, seed: int) -> Iterator[Parts]:
+def fold_splits(data: BenchmarkData, share: float, seed: int) -> Iterator[FoldSplits]:
     """Return the parts of each fold (or one). train has the fraction `share` of the labels, with a subset per seed.
 
     Raises:
@@ -105,16 +105,16 @@ def parts(data: Data, share: float, seed: int) -> Iterator[Parts]:
         masks = folds(data.train, benchmark.folds)
         rounds = [(data.train.only(~mask), data.train.only(mask)) for mask in masks]
     else:
-        mask = cut(data.train, benchmark.test_share, "test")
+        mask = holdout_split(data.train, benchmark.test_fraction, "test")
         rounds = [(data.train.only(~mask), data.train.only(mask))]
     for train, test in rounds:
         if data.val is not None:
             val = data.val
         else:
-            mask = cut(train, benchmark.val_share, "val")
+            mask = holdout_split(train, benchmark.val_fraction, "val")
             train, val = train.only(~mask), train.only(mask)  # noqa: PLW2901 - the remaining samples
         if share < 1:
-            train = train.only(cut(train, share, f"few-{seed}", leave=False))  # noqa: PLW2901
+            train = train.only(holdout_split(train, share, f"few-{seed}", leave=False))  # noqa: PLW2901
         check_classes(train, "training")
         if not benchmark.folds:
             check_classes(test, "testing")
@@ -123,10 +123,10 @@ def parts(data: Data, share: float, seed: int) -> Iterator[Parts]:
                 raise UserError(
                     f"{benchmark.name}: no sample is left for {use} (split {split.name!r}). Fix: add people."
                 )
-        yield Parts(train, val, test)
+        yield FoldSplits(train, val, test)
 
 
-def describe(data: Data, found: list[Parts]) -> dict[str, Any]:
+def describe(data: BenchmarkData, found: list[FoldSplits]) -> dict[str, Any]:
     """Return counts for the results: samples, people and classes of each part, over all folds together."""
     about = dict(data.about)
     for name in ("train", "val", "test"):

@@ -13,28 +13,28 @@ from torch import Tensor
 
 from simfle.errors import UserError
 from simfle.eval import metrics
-from simfle.eval.backbones import Backbone
+from simfle.eval.backbones import LoadedBackbone
 from simfle.eval.config import EvalConfig
 from simfle.eval.features import Extractor
 from simfle.eval.metrics import Values
-from simfle.eval.parts import Parts
+from simfle.eval.parts import FoldSplits
 from simfle.eval.results import AFFECT, CAM, CLASSES, LANDMARKS, VOTES
 from simfle.eval.splits import Split
 
 
 @dataclass(frozen=True)
-class Job:
+class ProtocolInputs:
     """One classifier (or regressor) to fit and test: `parts` of one fold, with one seed.
 
     weights: digest of the backbone's tensors, the key of its cached features; part: section of the
     configuration that the protocol reads; metric: of the benchmark.
     """
 
-    backbone: Backbone
+    backbone: LoadedBackbone
     weights: str
-    parts: Parts
+    splits: FoldSplits
     config: EvalConfig
-    part: str
+    split_config: str
     metric: str
     seed: int
     extractor: Extractor
@@ -44,7 +44,7 @@ class Job:
     @property
     def classes(self) -> int:
         """Number of classes K."""
-        return len(self.parts.train.classes)
+        return len(self.splits.train.classes)
 
     def features(self, split: Split) -> Tensor:
         """Return features [n, C] of a split, unaugmented, on the device."""
@@ -56,7 +56,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ProtocolResult:
     """Outputs of one job. labels, predictions: [m, ...], see `results.Samples`; kept: which test samples [m] have a
     label of this kind (None: all); chosen: the selection on validation; best_on_test: the best on test."""
 
@@ -64,11 +64,11 @@ class Outcome:
     predictions: Values
     chosen: dict[str, Any]
     best_on_test: dict[str, Any] | None = None
-    kept: NDArray[np.int64] | None = None
+    test_rows: NDArray[np.int64] | None = None
 
 
 @dataclass
-class Choice:
+class ModelSelection:
     """Best epoch or candidate on validation, whose predictions are used, and the best one on the test samples.
 
     The first of equals wins. metric: its name; lower: whether a lower value is better.
@@ -80,7 +80,7 @@ class Choice:
     on_test: dict[str, Any] = field(default_factory=dict)
     predictions: Values = field(default_factory=lambda: np.empty(0))
 
-    def look(self, what: dict[str, Any], on_val: float, on_test: float, predictions: Values) -> None:
+    def update(self, what: dict[str, Any], on_val: float, on_test: float, predictions: Values) -> None:
         """Add a candidate: its description, its scores and its predictions of the test samples [m, ...]."""
         if self._beats(on_val, self.chosen):
             self.chosen, self.predictions = {**what, self.metric: on_val}, predictions
@@ -92,9 +92,9 @@ class Choice:
             return True
         return score < best[self.metric] if self.lower else score > best[self.metric]
 
-    def outcome(self, labels: Values, kept: NDArray[np.int64] | None = None) -> Outcome:
+    def outcome(self, labels: Values, kept: NDArray[np.int64] | None = None) -> ProtocolResult:
         """Return the result to report."""
-        return Outcome(labels, self.predictions, self.chosen, self.on_test, kept)
+        return ProtocolResult(labels, self.predictions, self.chosen, self.on_test, kept)
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,9 @@ class Protocol:
     part: str
     seeded: bool = True
 
-    def run(self, job: Job) -> Outcome:
+    def run(self, job: ProtocolInputs) -> ProtocolResult:
         """Fit and test."""
-        function: Callable[[Job], Outcome] = import_module(f"simfle.eval.{self.module}").run
+        function: Callable[[ProtocolInputs], ProtocolResult] = import_module(f"simfle.eval.{self.module}").run
         return function(job)
 
 

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.files import read_bytes, write_atomic
-from shards.plain import parse_object
-from shards.redact import redacted, to_json
+from shards.plain import loads_object
+from shards.redact import redact_secrets, to_json
 from simfle.errors import UserError
 
 FORMAT = 2
@@ -125,7 +125,7 @@ def write_result(out: Path, result: Result) -> Path:
     path = result_path(out, result.backbone["id"], result.benchmark, result.protocol, result.seed)
     content = {name: value for name, value in asdict(result).items() if name != "path"}
     samples = content.pop("samples")
-    content = redacted(content)
+    content = redact_secrets(content)
     content["checksum"] = _checksum({**content, "samples": samples})
     # One line per long list keeps the rest readable.
     text = to_json(content, indent=1)[:-2] + ',\n "samples": {\n'
@@ -143,7 +143,7 @@ def _checksum(content: dict[str, Any]) -> str:
 def read_result(path: Path) -> Result:
     """Read one file. Raises UserError if it is missing, corrupt or of another format version."""
     try:
-        content = parse_object(read_bytes(path))
+        content = loads_object(read_bytes(path))
         if content.get("format") != FORMAT:
             raise UserError(
                 f"results: {path} has format {content.get('format')}, not {FORMAT}. Fix: delete it and evaluate again."

@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from simfle.data.reader import Corpus
+from simfle.data.reader import ShardCorpus
 from simfle.errors import UserError
 from simfle.eval.results import digest
 
@@ -22,11 +22,11 @@ Flags = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Source:
+class SplitSource:
     """One split of shards: n samples with their location in `corpus` (ids, shards, samples: [n])."""
 
     name: str
-    corpus: Corpus
+    corpus: ShardCorpus
     ids: Ints
     shards: Ints
     samples: Ints
@@ -49,7 +49,7 @@ class Split:
     """
 
     name: str
-    source: Source
+    source: SplitSource
     rows: Ints
     labels: Ints
     keys: tuple[str, ...]
@@ -85,10 +85,10 @@ class Split:
         """Return the number of groups; None if the shards do not define any."""
         return len(set(self.groups)) if self.groups != self.keys else None
 
-    def meta(self, position: int) -> dict:
+    def metadata(self, position: int) -> dict:
         """Return the metadata of the sample at a position of this split."""
         row = self.rows[position]
-        return self.source.corpus.meta(int(self.source.shards[row]), int(self.source.samples[row]))
+        return self.source.corpus.metadata(int(self.source.shards[row]), int(self.source.samples[row]))
 
 
 def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Split:
@@ -98,7 +98,7 @@ def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Spli
         UserError: shards are missing or corrupt; unknown split (the existing ones are listed); no label in it; a label
                 outside of the manifest's.
     """
-    corpus = Corpus(folders, [name])
+    corpus = ShardCorpus(folders, [name])
     classes = corpus.labels if labelled else ()
     rows, keys, groups, unlabelled = [], [], [], 0
     taken: set[str] = set()
@@ -110,23 +110,23 @@ def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Spli
                 continue
             key = corpus.key(shard, sample)
             while key in taken:  # from another folder: names are unique within one
-                key = f"{corpus.places.index(corpus.shards[shard][0]) + 1}: {key}"
+                key = f"{corpus.stores.index(corpus.shards[shard][0]) + 1}: {key}"
             taken.add(key)
             if labelled and not 0 <= label < len(classes):
                 raise UserError(
-                    f"shards: {corpus.tar(shard)}: {key} has label {label}, but the manifest has {len(classes)}. "
+                    f"shards: {corpus.shard_location(shard)}: {key} has label {label}, but the manifest has {len(classes)}. "
                     "Fix: rebuild the shards."
                 )
             rows.append((first + sample, shard, sample, label))
             keys.append(key)
-            groups.append(str(corpus.meta(shard, sample).get("group") or key))
+            groups.append(str(corpus.metadata(shard, sample).get("group") or key))
     if not rows:
         raise UserError(
             f"shards: split {name!r} of {', '.join(map(str, folders))} has no labels. Fix: build the shards from class "
             "folders or with a label column."
         )
     ids, shards, samples, labels = np.array(rows, dtype=np.int64).T
-    source = Source(name, corpus, ids, shards, samples)
+    source = SplitSource(name, corpus, ids, shards, samples)
     return Split(name, source, np.arange(len(ids)), labels, tuple(keys), tuple(groups), classes, unlabelled)
 
 
@@ -174,7 +174,7 @@ def check_classes(split: Split, use: str) -> None:
             )
 
 
-def cut(split: Split, share: float, word: str, *, leave: bool = True) -> Flags:
+def holdout_split(split: Split, share: float, word: str, *, leave: bool = True) -> Flags:
     """Select the samples [n] of a subset with a fraction of each class, by complete groups.
 
     Classes are filled from the rarest on, each from groups in the order of a hash of `word` and their names, up to

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from shards.files import read_bytes, write_atomic
-from shards.plain import parse_object
+from shards.plain import loads_object
 from shards.redact import to_json
 from simfle.errors import UserError
 from simfle.eval import shown
@@ -27,7 +27,7 @@ FORMAT = 1
 
 
 @dataclass(frozen=True)
-class Row:
+class SummaryRow:
     """One backbone, protocol and benchmark. metrics: averaged over seeds; spread: standard deviation of the primary
     metric over seeds; interval: 95 %, over groups of test samples; best_on_test: see `Result`; samples, people: of the
     test set, people None if unknown."""
@@ -56,7 +56,7 @@ class Summary:
     config: dict[str, Any]
     versions: dict[str, str]
     git: str | None
-    table: list[Row]
+    table: list[SummaryRow]
     comparisons: list[Comparison]
     format: int = FORMAT
 
@@ -67,7 +67,7 @@ class Summary:
         return shown.text(self)
 
 
-def apart(results: Sequence[Result]) -> list[Result]:
+def disambiguate_names(results: Sequence[Result]) -> list[Result]:
     """Return results with a distinct benchmark name per data set, if several data sets share a name.
 
     The name is that of the shards' folder; if two share that too, four digits of the data's hash are added.
@@ -98,7 +98,7 @@ def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result
         UserError: two seeds differ in kind, classes, metrics or settings.
     """
     found: dict[tuple[str, str, str], list[Result]] = {}
-    for result in apart(results):
+    for result in disambiguate_names(results):
         seeds = found.setdefault((result.benchmark, result.protocol, result.backbone["id"]), [])
         for name in ("kind", "classes", "metric"):
             if seeds and getattr(seeds[0], name) != getattr(result, name):
@@ -129,12 +129,12 @@ def _different(one: dict[str, Any], other: dict[str, Any]) -> str:
     return ""
 
 
-def rows(results: Sequence[Result], resamples: int = 1000) -> list[Row]:
+def rows(results: Sequence[Result], resamples: int = 1000) -> list[SummaryRow]:
     """Return the table. If seeds of one backbone have different samples, the interval is that of the first."""
     return [_row(seeds, resamples) for seeds in grouped(results).values()]
 
 
-def _row(seeds: Sequence[Result], resamples: int) -> Row:
+def _row(seeds: Sequence[Result], resamples: int) -> SummaryRow:
     first = seeds[0]
     scores = np.array([result.score for result in seeds])
     best = [result.best_on_test[result.metric] for result in seeds if result.best_on_test]
@@ -145,7 +145,7 @@ def _row(seeds: Sequence[Result], resamples: int) -> Row:
         raise UserError(
             f"results: {first.path}: {first.metric!r} is not a metric of {first.kind}. Fix: evaluate again."
         )
-    return Row(
+    return SummaryRow(
         first.backbone["id"],
         first.backbone["kind"],
         first.backbone["model"],
@@ -184,7 +184,7 @@ def comparisons(results: Sequence[Result], resamples: int = 1000) -> list[Compar
     return found
 
 
-def summarise(results: Sequence[Result], command: list[str], config: dict[str, Any], resamples: int = 1000) -> Summary:
+def summarize(results: Sequence[Result], command: list[str], config: dict[str, Any], resamples: int = 1000) -> Summary:
     """Return everything that a summary contains."""
     table, pairs = rows(results, resamples), comparisons(results, resamples)
     return Summary(command, config, versions(), git_revision(), table, pairs)
@@ -204,7 +204,7 @@ def write_summary(path: Path, summary: Summary) -> None:
 def read_summary(path: Path) -> dict[str, Any]:
     """Read a summary as plain values. Raises UserError if it is missing, corrupt or of another format version."""
     try:
-        content = parse_object(read_bytes(path))
+        content = loads_object(read_bytes(path))
     except FileNotFoundError:
         raise UserError(f"results: {path} does not exist. Fix: run simfle evaluate.") from None
     except (ValueError, OSError) as error:

@@ -68,14 +68,14 @@ def sizes(split: Split) -> Floats:
 
 def boxes(split: Split) -> Floats | None:
     """Return width and height [n, 2] of the faces' boxes in pixels; None unless all samples have one."""
-    found = [split.meta(place).get("box") for place in range(len(split))]
+    found = [split.metadata(place).get("box") for place in range(len(split))]
     return None if None in found else np.array(found, dtype=np.float64)[:, 2:]
 
 
 def _gather(split: Split, read: Callable[[dict[str, Any]], Any], what: str, advice: str) -> tuple[Ints, Floats]:
     rows, values = [], []
     for place in range(len(split)):
-        value = read(split.meta(place))
+        value = read(split.metadata(place))
         if value is not None:
             rows.append(place)
             values.append(value)

@@ -12,8 +12,8 @@ from typing import Any
 
 from shards.files import open_regular
 from simfle.errors import UserError
-from simfle.eval.backbones import CARD, Backbone, Card, find_weights, read_card
-from simfle.eval.benchmarks import Benchmark, open_benchmark, own_benchmark
+from simfle.eval.backbones import METADATA, BackboneMetadata, LoadedBackbone, find_weights, read_metadata
+from simfle.eval.benchmarks import Benchmark, custom_benchmark, open_benchmark
 from simfle.eval.config import EvalConfig, check
 from simfle.eval.foreign import OPTIONS, open_backbone
 from simfle.eval.protocols import PROTOCOLS, parse
@@ -21,7 +21,7 @@ from simfle.eval.results import digest, result_path
 
 
 @dataclass(frozen=True)
-class Unit:
+class EvalTask:
     """source: as in config.backbones; for a random one, the backbone with its shape; id: its folder below OUT."""
 
     source: str
@@ -40,15 +40,15 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Known:
+class BackboneIdentity:
     """Facts about a backbone before its evaluation. sha256: of its file, or of its tensors if it has none."""
 
-    card: Card
+    card: BackboneMetadata
     sha256: str
     file: Path | None
 
 
-def units(config: EvalConfig) -> list[Unit]:
+def eval_tasks(config: EvalConfig) -> list[EvalTask]:
     """Return all units in a fixed order: by benchmark, then by backbone.
 
     Raises:
@@ -56,7 +56,7 @@ def units(config: EvalConfig) -> list[Unit]:
     """
     check(config)
     words = [word for word in config.benchmarks if word]
-    benchmarks = [open_benchmark(word, config) for word in words] or [own_benchmark(config)]
+    benchmarks = [open_benchmark(word, config) for word in words] or [custom_benchmark(config)]
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) != len(names):
         raise UserError(f"benchmarks=[{', '.join(names)}]: a name is repeated. Fix: give each once.")
@@ -87,20 +87,22 @@ def _protocols(config: EvalConfig, benchmark: Benchmark) -> list[str]:
 
 def _of(
     source: str, random: bool, name: str, benchmark: Benchmark, protocols: list[str], config: EvalConfig
-) -> list[Unit]:
+) -> list[EvalTask]:
     found = []
     for word in protocols:
         protocol, share = parse(word)
         if protocol == "scratch" and not random:
             continue
-        if random and protocol != "scratch" and (not config.random or protocol == "finetune"):
+        if random and protocol != "scratch" and (not config.random_baseline or protocol == "finetune"):
             continue  # equals scratch
         seeded = random or share < 1 or PROTOCOLS[protocol].seeded
-        found += [Unit(source, random, name, benchmark, word, seed) for seed in config.seeds[: None if seeded else 1]]
+        found += [
+            EvalTask(source, random, name, benchmark, word, seed) for seed in config.seeds[: None if seeded else 1]
+        ]
     return found
 
 
-def identify(source: str) -> Known:
+def identify(source: str) -> BackboneIdentity:
     """Identify a backbone source; for our exports, without reading the weights into memory.
 
     Raises:
@@ -108,11 +110,11 @@ def identify(source: str) -> Known:
     """
     if source.split(":", 1)[0] in OPTIONS and ":" in source:
         backbone = open_backbone(source)
-        return Known(backbone.card, tensors_digest(backbone), backbone.file)
+        return BackboneIdentity(backbone.card, tensors_digest(backbone), backbone.file)
     file = find_weights(Path(source))
-    card = read_card(file.with_name(CARD))
+    card = read_metadata(file.with_name(METADATA))
     with open_regular(file, "rb") as content:
-        return Known(card, _sha256(content), file)
+        return BackboneIdentity(card, _sha256(content), file)
 
 
 def _sha256(content: Any) -> str:
@@ -122,7 +124,7 @@ def _sha256(content: Any) -> str:
     return found.hexdigest()
 
 
-def tensors_digest(backbone: Backbone) -> str:
+def tensors_digest(backbone: LoadedBackbone) -> str:
     """Return the sha256 of names, shapes and values of a backbone's tensors, including its normalization."""
     found = hashlib.sha256()
     for name, tensor in sorted(backbone.module.state_dict().items()):
@@ -132,13 +134,13 @@ def tensors_digest(backbone: Backbone) -> str:
     return found.hexdigest()
 
 
-def backbone_id(source: str, known: Known) -> str:
+def backbone_id(source: str, known: BackboneIdentity) -> str:
     """Return a folder name: origin, network, and 8 digits of the hash."""
     run = known.card.run.get("folder") or known.card.name
     return f"{_plain(f'{run}-{known.card.network}')}-{known.sha256[:8]}"
 
 
-def random_id(card: Card) -> str:
+def random_id(card: BackboneMetadata) -> str:
     """Return a folder name for random backbones of a card's shape; their seeds are different initializations."""
     shape = digest([card.name, card.size, card.mean, card.std])
     return f"{_plain(f'random-{card.name}-{card.size}px')}-{shape[:4]}"

@@ -11,8 +11,8 @@ from simfle import losses
 from simfle.batch import Batch
 from simfle.config import ModelConfig, ViewsConfig
 from simfle.models.backbone import build_backbone
-from simfle.models.heads import Encoder, MLPHead
-from simfle.models.method import Losses, Method, check_momentum, follow, full, momentum_at
+from simfle.models.heads import BackboneWithHead, MLPHead
+from simfle.models.method import Losses, Method, check_momentum, ema_momentum, ema_update, to_fp32
 
 
 class Views(NamedTuple):
@@ -31,13 +31,13 @@ class BYOL(Method):
         check_momentum(model)
         backbone = build_backbone(model.backbone, model.output_stride)
         self.channels = int(backbone.num_features)  # type: ignore[arg-type]
-        self.online = Encoder(backbone, MLPHead(self.channels, model.hidden, model.projection))
-        self.predictor = MLPHead(model.projection, model.hidden, model.projection)
+        self.online = BackboneWithHead(backbone, MLPHead(self.channels, model.head_hidden_dim, model.head_out_dim))
+        self.predictor = MLPHead(model.head_out_dim, model.head_hidden_dim, model.head_out_dim)
         self.target = copy.deepcopy(self.online).requires_grad_(False)
 
     def forward(self, batch: Batch) -> Losses:
         views = self.global_branch(
-            self.normalise(batch.view1, network_only=True), self.normalise(batch.view2, network_only=True)
+            self.normalize(batch.view1, network_only=True), self.normalize(batch.view2, network_only=True)
         )
         return {"similarity": views.similarity, "total": views.similarity}
 
@@ -52,13 +52,13 @@ class BYOL(Method):
         maps2 = self.online.backbone(view2)
         pooled2 = maps2.mean(dim=(2, 3))
         projected2 = self.online.projector(pooled2)
-        self.note(features=(pooled1, pooled2), projection=(projected1, projected2))
+        self.record_features(features=(pooled1, pooled2), projection=(projected1, projected2))
         prediction1, prediction2 = self.predictor(projected1), self.predictor(projected2)
         with torch.no_grad():
             target1, target2 = self.target(view1)[1], self.target(view2)[1]
-        forth = losses.similarity(full(prediction1), full(target2))
-        back = losses.similarity(full(prediction2), full(target1))
+        forth = losses.similarity(to_fp32(prediction1), to_fp32(target2))
+        back = losses.similarity(to_fp32(prediction2), to_fp32(target1))
         return Views((maps1, maps2), (pooled1, pooled2), forth + back)
 
-    def after_step(self, progress: float = 0.0) -> None:
-        follow(self.target, self.online, momentum_at(progress, self.config))
+    def on_step_end(self, progress: float = 0.0) -> None:
+        ema_update(self.target, self.online, ema_momentum(progress, self.config))

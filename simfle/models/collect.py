@@ -9,22 +9,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_alone = False
+_is_local_only = False
 
 
-def collect(rows: Tensor) -> Tensor:
+def all_gather_with_grad(rows: Tensor) -> Tensor:
     """Gather [n, ...] of each process to [R n, ...], in the order of ranks; n must be equal on all processes.
 
     Gradients flow to all processes: with a loss averaged over processes, as DeepSpeed averages gradients, they equal
     those
     of one process with the whole batch.
     """
-    return _Collect.apply(rows) if processes() > 1 else rows
+    return _AllGatherWithGrad.apply(rows) if processes() > 1 else rows
 
 
 def processes() -> int:
     """Return the number of processes; 1 without a process group, or inside `alone`."""
-    return dist.get_world_size() if dist.is_initialized() and not _alone else 1
+    return dist.get_world_size() if dist.is_initialized() and not _is_local_only else 1
 
 
 def rank() -> int:
@@ -33,17 +33,17 @@ def rank() -> int:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def local_only() -> Iterator[None]:
     """Disable collectives in this block, for a trial that may fail on some processes only."""
-    global _alone  # noqa: PLW0603 - global like the process group
-    before, _alone = _alone, True
+    global _is_local_only  # noqa: PLW0603 - global like the process group
+    before, _is_local_only = _is_local_only, True
     try:
         yield
     finally:
-        _alone = before
+        _is_local_only = before
 
 
-class _Collect(torch.autograd.Function):
+class _AllGatherWithGrad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
         ctx.count = len(rows)

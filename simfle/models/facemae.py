@@ -31,15 +31,15 @@ class MaskedDecoder(nn.Module):
         Raises:
             UserError: incompatible width and number of heads.
         """
-        check_width("model.facemae.decoder_width", config.decoder_width, config.decoder_heads)
-        self.decoder_embed = nn.Linear(width, config.decoder_width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_width))
+        check_width("model.facemae.decoder_width", config.decoder_embed_dim, config.decoder_num_heads)
+        self.decoder_embed = nn.Linear(width, config.decoder_embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_embed_dim))
         self.decoder_blocks = nn.Sequential(
-            *(block(config.decoder_width, config.decoder_heads) for _ in range(config.decoder_depth))
+            *(block(config.decoder_embed_dim, config.decoder_num_heads) for _ in range(config.decoder_depth))
         )
-        self.decoder_norm = nn.LayerNorm(config.decoder_width, eps=1e-6)
-        self.decoder_pred = nn.Linear(config.decoder_width, patch**2 * 3)
-        self.register_buffer("decoder_positions", sincos_positions(side, config.decoder_width), persistent=False)
+        self.decoder_norm = nn.LayerNorm(config.decoder_embed_dim, eps=1e-6)
+        self.decoder_pred = nn.Linear(config.decoder_embed_dim, patch**2 * 3)
+        self.register_buffer("decoder_positions", sincos_positions(side, config.decoder_embed_dim), persistent=False)
 
     def decode(self, tokens: Tensor, visible: Tensor, context: Tensor | None = None) -> Tensor:
         """Decode tokens, with mask tokens for masked patches: [B, 1 + V, D] -> [B, L, P].
@@ -64,19 +64,19 @@ class FaceMAE(MaskedDecoder):
     def __init__(self, face_size: int, config: FaceMAEConfig, context: tuple[int, int] | None = None) -> None:
         """context: channels C and side h of the backbone's feature maps, if the decoder attends to them."""
         super().__init__()
-        self.patch = config.patch
-        if face_size % config.patch:
-            raise UserError(f"views.face_size={face_size}: not a multiple of model.facemae.patch={config.patch}")
-        check_width("model.facemae.width", config.width, config.heads)
-        side = face_size // config.patch
-        self.patch_embed = PatchEmbed(config.patch, config.width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.width))
-        self.blocks = nn.Sequential(*(block(config.width, config.heads) for _ in range(config.depth)))
-        self.norm = nn.LayerNorm(config.width, eps=1e-6)
-        self.build_decoder(side, config.patch, config.width, config)
-        self.register_buffer("positions", sincos_positions(side, config.width), persistent=False)
+        self.patch = config.patch_size
+        if face_size % config.patch_size:
+            raise UserError(f"views.face_size={face_size}: not a multiple of model.facemae.patch={config.patch_size}")
+        check_width("model.facemae.width", config.embed_dim, config.num_heads)
+        side = face_size // config.patch_size
+        self.patch_embed = PatchEmbed(config.patch_size, config.embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        self.blocks = nn.Sequential(*(block(config.embed_dim, config.num_heads) for _ in range(config.depth)))
+        self.norm = nn.LayerNorm(config.embed_dim, eps=1e-6)
+        self.build_decoder(side, config.patch_size, config.embed_dim, config)
+        self.register_buffer("positions", sincos_positions(side, config.embed_dim), persistent=False)
         if context is not None:
-            self.attention = CrossAttention(config.decoder_width, config.decoder_heads, *context)
+            self.attention = CrossAttention(config.decoder_embed_dim, config.decoder_num_heads, *context)
         self.apply(xavier)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)

@@ -20,12 +20,12 @@ class MLPHead(nn.Module):
         return self.net(features)
 
 
-def plain_head(width: int, hidden: int, out: int) -> nn.Module:
+def mlp_head_no_bn(width: int, hidden: int, out: int) -> nn.Module:
     """Linear - ReLU - Linear, without BatchNorm (SimCLR, Chen et al. 2020, section 2.1; MoCo v2)."""
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
-def deep_head(width: int, hidden: int, out: int) -> nn.Module:
+def three_layer_head(width: int, hidden: int, out: int) -> nn.Module:
     """Three linear layers, BatchNorm on each, also on the output, which has no ReLU (SimSiam, section 3)."""
     layers: list[nn.Module] = []
     for wide, narrow in ((width, hidden), (hidden, hidden)):
@@ -41,7 +41,7 @@ def expander(width: int, hidden: int, out: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(hidden, out))
 
 
-class Encoder(nn.Module):
+class BackboneWithHead(nn.Module):
     """Backbone, global average pool, projector: images [B, 3, H, H] -> y [B, C] and projection [B, out]."""
 
     def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:

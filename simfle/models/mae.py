@@ -10,7 +10,7 @@ from simfle.config import ModelConfig, ViewsConfig
 from simfle.models.backbone import build_vit
 from simfle.models.facemae import MaskedDecoder, check_width, patchify, sincos_positions, xavier
 from simfle.models.masking import random_patches, visible_patches
-from simfle.models.method import Losses, Method, Picture, full
+from simfle.models.method import Losses, Method, Reconstruction, to_fp32
 
 
 class MAE(Method):
@@ -21,21 +21,21 @@ class MAE(Method):
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
         self.online = VisibleEncoder(model.backbone, views.size)
-        self.patch = self.online.patch
-        self.visible = visible_patches(views.size, self.patch, model.facemae.mask_ratio)
-        self.decoder = Decoder(views.size // self.patch, self.patch, self.online.width, model)
+        self.patch_size = self.online.patch
+        self.visible = visible_patches(views.size, self.patch_size, model.facemae.mask_ratio)
+        self.decoder = Decoder(views.size // self.patch_size, self.patch_size, self.online.width, model)
 
     def forward(self, batch: Batch) -> Losses:
-        view = self.normalise(batch.view1)
-        patches = patchify(view, self.patch)  # [B, L, P]
-        visible = random_patches(batch.draw, patches.shape[1], self.visible)  # [B, V]
+        view = self.normalize(batch.view1)
+        patches = patchify(view, self.patch_size)  # [B, L, P]
+        visible = random_patches(batch.mask_uniform, patches.shape[1], self.visible)  # [B, V]
         tokens = self.online(view, visible)  # [B, 1 + V, D]
-        self.note(features=(tokens[:, 1:].mean(dim=1),))
-        prediction = full(self.decoder(tokens, visible))  # [B, L, P]
+        self.record_features(features=(tokens[:, 1:].mean(dim=1),))
+        prediction = to_fp32(self.decoder(tokens, visible))  # [B, L, P]
         mask = torch.ones_like(patches[:, :, 0]).scatter(1, visible, 0.0)  # [B, L], 1 where masked
         reconstruction = losses.reconstruction(prediction, patches, mask)
-        if self.keep_picture:
-            self.picture = Picture(view, visible, prediction.detach(), self.patch)
+        if self.capture_reconstruction:
+            self.reconstruction = Reconstruction(view, visible, prediction.detach(), self.patch_size)
         return {"reconstruction": reconstruction, "total": reconstruction}
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from shards.errors import UserError
 from simfle import losses
-from simfle.models.uniform import uniform
+from simfle.models.uniform import stateless_uniform
 
 GROUPINGS = ("repaired", "reference")
 MASKINGS = ("semantic", "random")
@@ -100,7 +100,7 @@ def visible_patches(face_size: int, patch: int, ratio: float) -> int:
 
 def random_patches(draw: Tensor, patches: int, visible: int) -> Tensor:
     """Sample `visible` patches uniformly without replacement: draw [B] -> [B, V], ascending (MAE, section 3)."""
-    return uniform(draw, patches).argsort(dim=1)[:, :visible].sort(dim=1).values
+    return stateless_uniform(draw, patches).argsort(dim=1)[:, :visible].sort(dim=1).values
 
 
 def patch_score_matrix(map_side: int, face_size: int, patch: int) -> Tensor:

@@ -9,7 +9,7 @@ from simfle.models.byol import BYOL
 from simfle.models.mae import MAE
 from simfle.models.method import Method
 from simfle.models.moco import MoCo
-from simfle.models.recompute import recompute
+from simfle.models.recompute import enable_activation_checkpointing
 from simfle.models.simclr import SimCLR
 from simfle.models.simfle import SimFLE
 from simfle.models.simsiam import SimSiam
@@ -36,13 +36,13 @@ def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
     """
     if model.method not in METHODS:
         raise UserError(f"model.method={model.method!r}: unknown. Fix: use one of {', '.join(METHODS)}.")
-    if model.compile and model.recompute:
+    if model.compile and model.activation_checkpointing:
         raise UserError("model.compile=true with model.recompute=true: not supported. Fix: set one of them to false.")
     kind = BYOL if model.method == "simfle" and not model.facemae.enabled else METHODS[model.method]
     method = kind(model, views)  # type: ignore[call-arg]
     for network in method.networks():
-        if model.recompute:
-            recompute(network)
+        if model.activation_checkpointing:
+            enable_activation_checkpointing(network)
         if model.compile:
             compiled(network)
     return method

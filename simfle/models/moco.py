@@ -10,16 +10,16 @@ from torch import Tensor
 from simfle.batch import Batch
 from simfle.config import ModelConfig, ViewsConfig
 from simfle.models.backbone import build_backbone
-from simfle.models.collect import collect
-from simfle.models.heads import Encoder, plain_head
+from simfle.models.collect import all_gather_with_grad
+from simfle.models.heads import BackboneWithHead, mlp_head_no_bn
 from simfle.models.method import (
     Losses,
     Method,
-    check_contrast,
+    check_contrastive,
     check_momentum,
-    follow,
-    full,
-    momentum_at,
+    ema_momentum,
+    ema_update,
+    to_fp32,
 )
 
 
@@ -36,43 +36,47 @@ class MoCo(Method):
     one GPU, needs no communication, and the order is a function of the samples' draws.
     """
 
-    alike = ("queue",)
+    replicated_buffers = ("queue",)
     queue: Tensor
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
-        check_contrast(model.contrast)
+        check_contrastive(model.contrastive)
         check_momentum(model)
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
-        self.online = Encoder(backbone, plain_head(channels, model.hidden, model.projection))
+        self.online = BackboneWithHead(backbone, mlp_head_no_bn(channels, model.head_hidden_dim, model.head_out_dim))
         self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self.register_buffer("queue", F.normalize(torch.randn(model.contrast.queue, model.projection), dim=1))
+        self.register_buffer("queue", F.normalize(torch.randn(model.contrastive.queue_size, model.head_out_dim), dim=1))
         self._fresh: list[Tensor] = []
 
     def forward(self, batch: Batch) -> Losses:
-        pooled, projected = self.online(self.normalise(batch.view1, network_only=True))
-        query = F.normalize(full(projected), dim=1)  # [n, D]
+        pooled, projected = self.online(self.normalize(batch.view1, network_only=True))
+        query = F.normalize(to_fp32(projected), dim=1)  # [n, D]
         with torch.no_grad():
-            key = F.normalize(self.keys(self.normalise(batch.view2, network_only=True), batch.draw), dim=1)  # [n, D]
-        self.note(features=(pooled,), projection=(query, key))
+            key = F.normalize(
+                self.keys(self.normalize(batch.view2, network_only=True), batch.mask_uniform), dim=1
+            )  # [n, D]
+        self.record_features(features=(pooled,), projection=(query, key))
         if self.training:
             self._fresh.append(key)
         with torch.autocast(query.device.type, enabled=False):
-            contrast, accuracy = info_nce(query, key, self.queue, self.config.contrast.temperature)
+            contrast, accuracy = info_nce(query, key, self.queue, self.config.contrastive.temperature)
         return {"contrast": contrast, "total": contrast, "accuracy": accuracy}
 
     def keys(self, view: Tensor, draw: Tensor) -> Tensor:
         """Return projections [n, D] by the key encoder, in shuffled parts of at least two samples."""
         order = draw.argsort(stable=True)
-        parts = max(1, min(self.config.contrast.splits, len(view) // 2))
-        shuffled = torch.cat([full(self.target(part)[1]) for part in view[order].tensor_split(parts)])
+        parts = max(1, min(self.config.contrastive.shuffle_bn_splits, len(view) // 2))
+        shuffled = torch.cat([to_fp32(self.target(part)[1]) for part in view[order].tensor_split(parts)])
         return shuffled[order.argsort()]
 
     @torch.no_grad()
-    def after_step(self, progress: float = 0.0) -> None:
-        follow(self.target, self.online, momentum_at(progress, self.config))
-        fresh = collect(torch.cat(self._fresh))  # [N, D], ranks first, then micro-batches: the order of the batch
+    def on_step_end(self, progress: float = 0.0) -> None:
+        ema_update(self.target, self.online, ema_momentum(progress, self.config))
+        fresh = all_gather_with_grad(
+            torch.cat(self._fresh)
+        )  # [N, D], ranks first, then micro-batches: the order of the batch
         self.queue.copy_(torch.cat([self.queue, fresh.to(self.queue.dtype)])[-len(self.queue) :])
         self._fresh.clear()
 

@@ -9,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def recompute(network: nn.Module) -> None:
+def enable_activation_checkpointing(network: nn.Module) -> None:
     """Store only the input of each block of `network`. Results stay the same, bit for bit.
 
     Blocks are the members of its sequences: bottlenecks of a ResNet, stages of a ConvNeXt, blocks of a ViT. Parameters

@@ -8,9 +8,9 @@ from torch import Tensor
 from simfle.batch import Batch
 from simfle.config import ModelConfig, ViewsConfig
 from simfle.models.backbone import build_backbone
-from simfle.models.collect import collect, rank
-from simfle.models.heads import Encoder, plain_head
-from simfle.models.method import Losses, Method, check_contrast, full
+from simfle.models.collect import all_gather_with_grad, rank
+from simfle.models.heads import BackboneWithHead, mlp_head_no_bn
+from simfle.models.method import Losses, Method, check_contrastive, to_fp32
 
 
 class SimCLR(Method):
@@ -18,19 +18,19 @@ class SimCLR(Method):
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
-        check_contrast(model.contrast)
+        check_contrastive(model.contrastive)
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
-        self.online = Encoder(backbone, plain_head(channels, model.hidden, model.projection))
+        self.online = BackboneWithHead(backbone, mlp_head_no_bn(channels, model.head_hidden_dim, model.head_out_dim))
 
     def forward(self, batch: Batch) -> Losses:
         (y1, z1), (y2, z2) = (
-            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+            self.online(self.normalize(view, network_only=True)) for view in (batch.view1, batch.view2)
         )
-        z1, z2 = full(z1), full(z2)  # [n, D]
-        self.note(features=(y1, y2), projection=(z1, z2))
+        z1, z2 = to_fp32(z1), to_fp32(z2)  # [n, D]
+        self.record_features(features=(y1, y2), projection=(z1, z2))
         with torch.autocast(z1.device.type, enabled=False):
-            contrast = nt_xent(z1, z2, self.config.contrast.temperature)
+            contrast = nt_xent(z1, z2, self.config.contrastive.temperature)
         return {"contrast": contrast, "total": contrast}
 
 
@@ -41,7 +41,7 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     whole batch, as are the gradients.
     """
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
-    everyone = torch.cat([collect(z1), collect(z2)])  # [2 N, D]
+    everyone = torch.cat([all_gather_with_grad(z1), all_gather_with_grad(z2)])  # [2 N, D]
     logits = torch.cat([z1, z2]) @ everyone.T / temperature  # [2 n, 2 N]
     first = rank() * len(z1) + torch.arange(len(z1), device=z1.device)  # [n], this process's rows in view 1
     second = first + len(everyone) // 2

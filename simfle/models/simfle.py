@@ -13,7 +13,7 @@ from simfle.models.byol import BYOL
 from simfle.models.facemae import FaceMAE, patchify
 from simfle.models.heads import MLPHead
 from simfle.models.masking import MASKINGS, SemanticMasking
-from simfle.models.method import Losses, Picture, full
+from simfle.models.method import Losses, Reconstruction, to_fp32
 
 DISTILLATIONS = ("reference", "predict")
 
@@ -32,15 +32,15 @@ class SimFLE(BYOL):
             raise UserError(
                 f"model.distillation={model.distillation!r}: unknown. Fix: use {' or '.join(DISTILLATIONS)}"
             )
-        context = feature_map_size(self.online.backbone, views.size) if model.facemae.attend else None
+        context = feature_map_size(self.online.backbone, views.size) if model.facemae.cross_attention else None
         self.facemae = FaceMAE(views.face_size, model.facemae, (self.channels, context) if context else None)
         self.masking = SemanticMasking(
             self.channels,
-            model.groups,
-            model.grouping,
+            model.mask_groups,
+            model.grouping_init,
             map_side=map_side,
             face_size=views.face_size,
-            patch=model.facemae.patch,
+            patch=model.facemae.patch_size,
             ratio=model.facemae.mask_ratio,
         )
         if model.facemae.masking not in MASKINGS:
@@ -49,30 +49,30 @@ class SimFLE(BYOL):
             )
         self.masking.choice = model.facemae.masking
         if model.distillation == "reference":
-            self.distil_global = MLPHead(self.channels, model.hidden, model.projection)
-            self.distil_face = MLPHead(model.facemae.width, model.hidden, model.projection)
+            self.distil_global = MLPHead(self.channels, model.head_hidden_dim, model.head_out_dim)
+            self.distil_face = MLPHead(model.facemae.embed_dim, model.head_hidden_dim, model.head_out_dim)
         else:
-            self.distil_global = MLPHead(self.channels, model.hidden, model.facemae.width)
-            self.standardise = nn.BatchNorm1d(model.facemae.width, affine=False)
+            self.distil_global = MLPHead(self.channels, model.head_hidden_dim, model.facemae.embed_dim)
+            self.standardize = nn.BatchNorm1d(model.facemae.embed_dim, affine=False)
 
     def forward(self, batch: Batch) -> Losses:
-        view1, view2 = (self.normalise(images, network_only=True) for images in (batch.view1, batch.view2))
-        return self.compute(view1, view2, self.normalise(batch.face), batch.draw)
+        view1, view2 = (self.normalize(images, network_only=True) for images in (batch.view1, batch.view2))
+        return self.compute(view1, view2, self.normalize(batch.face), batch.mask_uniform)
 
     def compute(self, view1: Tensor, view2: Tensor, face: Tensor, draw: Tensor) -> Losses:
         """Compute the losses of normalized images: views [B, 3, H, H], face [B, 3, F, F], draw [B] in [0, 1)."""
         loss: Losses = {}
         views = self.global_branch(view1, view2)
         loss["similarity"] = views.similarity
-        context = torch.stack(views.maps, dim=1) if self.config.facemae.attend else None  # [B, 2, C, h, h]
+        context = torch.stack(views.maps, dim=1) if self.config.facemae.cross_attention else None  # [B, 2, C, h, h]
         summary, loss["reconstruction"], loss["grouping"], overlap = self.face_branch(face, draw, context)
-        self.note(face=(summary,))
+        self.record_features(face=(summary,))
         loss["distillation"] = self.distillation(views.pooled, summary)
         loss["total"] = (
             loss["similarity"]
             + loss["reconstruction"]
-            + self.config.alpha * loss["distillation"]
-            + self.config.beta * loss["grouping"]
+            + self.config.distillation_weight * loss["distillation"]
+            + self.config.grouping_weight * loss["grouping"]
         )
         loss["overlap"] = overlap  # not a loss: the measure that the grouping loss reduces
         return loss
@@ -86,10 +86,10 @@ class SimFLE(BYOL):
         """
         if self.config.distillation == "reference":
             branches = (*map(self.distil_global, pooled), self.distil_face(summary))
-            return losses.distillation([full(branch) for branch in branches], self.config.temperature)
+            return losses.distillation([to_fp32(branch) for branch in branches], self.config.distillation_temperature)
         with torch.autocast(summary.device.type, enabled=False):
-            target = self.standardise(full(summary.detach()))
-        first, second = (losses.similarity(full(self.distil_global(each)), target) for each in pooled)
+            target = self.standardize(to_fp32(summary.detach()))
+        first, second = (losses.similarity(to_fp32(self.distil_global(each)), target) for each in pooled)
         return (first + second) / 2
 
     def face_branch(
@@ -102,7 +102,9 @@ class SimFLE(BYOL):
         patches = patchify(face, self.facemae.patch)  # [B, L, P]
         tokens, prediction = self.facemae(patches, visible, context)
         mask = torch.ones_like(patches[:, :, 0]).scatter(1, visible, 0.0)  # [B, L], 1 where masked
-        reconstruction = losses.reconstruction(full(prediction), patches, mask)
-        if self.keep_picture:
-            self.picture = Picture(face.detach(), visible, full(prediction).detach(), self.facemae.patch)
+        reconstruction = losses.reconstruction(to_fp32(prediction), patches, mask)
+        if self.capture_reconstruction:
+            self.reconstruction = Reconstruction(
+                face.detach(), visible, to_fp32(prediction).detach(), self.facemae.patch
+            )
         return tokens[:, 1:].mean(dim=1), reconstruction, grouping, overlap

@@ -7,8 +7,8 @@ from torch import Tensor
 from simfle.batch import Batch
 from simfle.config import ModelConfig, ViewsConfig
 from simfle.models.backbone import build_backbone
-from simfle.models.heads import Encoder, MLPHead, deep_head
-from simfle.models.method import Losses, Method, full
+from simfle.models.heads import BackboneWithHead, MLPHead, three_layer_head
+from simfle.models.method import Losses, Method, to_fp32
 
 
 class SimSiam(Method):
@@ -18,17 +18,17 @@ class SimSiam(Method):
         super().__init__(model)
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
-        self.online = Encoder(backbone, deep_head(channels, model.hidden, model.projection))
-        self.predictor = MLPHead(model.projection, model.bottleneck, model.projection)
+        self.online = BackboneWithHead(backbone, three_layer_head(channels, model.head_hidden_dim, model.head_out_dim))
+        self.predictor = MLPHead(model.head_out_dim, model.predictor_hidden_dim, model.head_out_dim)
 
     def forward(self, batch: Batch) -> Losses:
         (y1, z1), (y2, z2) = (
-            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+            self.online(self.normalize(view, network_only=True)) for view in (batch.view1, batch.view2)
         )  # z [B, D]
-        self.note(features=(y1, y2), projection=(z1, z2))
+        self.record_features(features=(y1, y2), projection=(z1, z2))
         p1, p2 = self.predictor(z1), self.predictor(z2)
-        similarity = (distance(full(p1), full(z2)) + distance(full(p2), full(z1))) / 2
-        return {"similarity": similarity, "total": similarity, "spread": spread(full(z1.detach()))}
+        similarity = (distance(to_fp32(p1), to_fp32(z2)) + distance(to_fp32(p2), to_fp32(z1))) / 2
+        return {"similarity": similarity, "total": similarity, "spread": feature_spread(to_fp32(z1.detach()))}
 
 
 def distance(prediction: Tensor, projection: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def distance(prediction: Tensor, projection: Tensor) -> Tensor:
     return -F.cosine_similarity(prediction, projection.detach(), dim=1).mean()
 
 
-def spread(projection: Tensor) -> Tensor:
+def feature_spread(projection: Tensor) -> Tensor:
     """Collapse measure, not a loss: std over the batch of unit vectors [B, D], times sqrt(D).
 
     0 if all outputs are equal, near 1 if they are spread evenly (section 4.1).

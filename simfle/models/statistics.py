@@ -11,7 +11,7 @@ from shards.errors import UserError
 from simfle.models.masking import SemanticMasking
 
 
-def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
+def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     """Let every BatchNorm, and the grouping loss, use the whole micro-batch of all processes.
 
     Uses torch's SyncBatchNorm on a GPU and ours on a CPU, which torch does not support. Call before ZeRO takes the
@@ -24,22 +24,22 @@ def share_statistics(model: nn.Module, device: torch.device) -> nn.Module:
         return timm.layers.convert_sync_batchnorm(model)
     for name, module in model.named_modules():
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
-            module.__class__ = SharedBatchNorm  # keeps parameters, buffers and names
+            module.__class__ = CpuSyncBatchNorm  # keeps parameters, buffers and names
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(f"train.sync_statistics=true: {name} is a {type(module).__name__}, not supported on a CPU")
     return model
 
 
-class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
     """BatchNorm (Ioffe and Szegedy 2015) over the batches of all processes, which must be of equal size."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training or not dist.is_initialized():
             return super().forward(input)
         with torch.autocast(input.device.type, enabled=False):
-            return self.shared(input.float() if input.dtype == torch.bfloat16 else input).to(input.dtype)
+            return self.synced(input.float() if input.dtype == torch.bfloat16 else input).to(input.dtype)
 
-    def shared(self, images: Tensor) -> Tensor:
+    def synced(self, images: Tensor) -> Tensor:
         """Normalize [B, C] or [B, C, H, W]. Two passes, mean first: E[x^2] - E[x]^2 would cancel in fp32."""
         world = dist.get_world_size()
         over = [dim for dim in range(images.ndim) if dim != 1]

@@ -11,8 +11,8 @@ from simfle.batch import Batch
 from simfle.config import ModelConfig, ViewsConfig
 from simfle.models.backbone import build_backbone
 from simfle.models.collect import processes
-from simfle.models.heads import Encoder, MLPHead
-from simfle.models.method import Losses, Method, check_contrast, full
+from simfle.models.heads import BackboneWithHead, MLPHead
+from simfle.models.method import Losses, Method, check_contrastive, to_fp32
 
 
 class SwAV(Method):
@@ -20,24 +20,29 @@ class SwAV(Method):
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
-        contrast = model.contrast
-        check_contrast(contrast)
-        if contrast.epsilon < 0.025:
-            raise UserError(f"model.contrast.epsilon={contrast.epsilon}: exp(score / epsilon) overflows below 0.025")
+        contrast = model.contrastive
+        check_contrastive(contrast)
+        if contrast.sinkhorn_epsilon < 0.025:
+            raise UserError(
+                f"model.contrast.epsilon={contrast.sinkhorn_epsilon}: exp(score / epsilon) overflows below 0.025"
+            )
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
-        self.online = Encoder(backbone, MLPHead(channels, model.hidden, model.projection))
-        self.prototypes = Prototypes(contrast.prototypes, model.projection)
+        self.online = BackboneWithHead(backbone, MLPHead(channels, model.head_hidden_dim, model.head_out_dim))
+        self.prototypes = Prototypes(contrast.prototypes, model.head_out_dim)
 
     def forward(self, batch: Batch) -> Losses:
         (y1, z1), (y2, z2) = (
-            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+            self.online(self.normalize(view, network_only=True)) for view in (batch.view1, batch.view2)
         )
-        self.note(features=(y1, y2), projection=(z1, z2))
-        scores1, scores2 = self.prototypes(full(z1)), self.prototypes(full(z2))  # [n, K]
-        contrast = self.config.contrast
+        self.record_features(features=(y1, y2), projection=(z1, z2))
+        scores1, scores2 = self.prototypes(to_fp32(z1)), self.prototypes(to_fp32(z2))  # [n, K]
+        contrast = self.config.contrastive
         with torch.no_grad():
-            codes1, codes2 = (sinkhorn(s.detach(), contrast.epsilon, contrast.sinkhorn) for s in (scores1, scores2))
+            codes1, codes2 = (
+                sinkhorn(s.detach(), contrast.sinkhorn_epsilon, contrast.sinkhorn_iterations)
+                for s in (scores1, scores2)
+            )
         swapped = swapped_prediction(scores1, scores2, codes1, codes2, contrast.temperature)
         return {"prediction": swapped, "total": swapped}
 

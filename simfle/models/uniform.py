@@ -10,7 +10,7 @@ _FIRST = 0xBF58476D1CE4E5B9 - 2**64
 _SECOND = 0x94D049BB133111EB - 2**64
 
 
-def uniform(draw: Tensor, count: int) -> Tensor:
+def stateless_uniform(draw: Tensor, count: int) -> Tensor:
     """Map `Batch.draw` [B], a 32-bit word as a number in [0, 1), to [B, count] float64 in [0, 1), count up to 65,536.
 
     The draw is a function of (seed, epoch, sample), and so are these numbers: the same after a resume, in any batch and

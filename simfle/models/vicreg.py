@@ -7,9 +7,9 @@ from torch import Tensor
 from simfle.batch import Batch
 from simfle.config import ModelConfig, VICRegConfig, ViewsConfig
 from simfle.models.backbone import build_backbone
-from simfle.models.collect import collect
-from simfle.models.heads import Encoder, expander
-from simfle.models.method import Losses, Method, full
+from simfle.models.collect import all_gather_with_grad
+from simfle.models.heads import BackboneWithHead, expander
+from simfle.models.method import Losses, Method, to_fp32
 
 GAMMA = 1.0  # target deviation of each dimension (section 4.1)
 EPSILON = 1e-4  # keeps the root's gradient finite (section 4.1)
@@ -22,15 +22,15 @@ class VICReg(Method):
         super().__init__(model)
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
-        self.online = Encoder(backbone, expander(channels, model.hidden, model.projection))
+        self.online = BackboneWithHead(backbone, expander(channels, model.head_hidden_dim, model.head_out_dim))
 
     def forward(self, batch: Batch) -> Losses:
         (y1, z1), (y2, z2) = (
-            self.online(self.normalise(view, network_only=True)) for view in (batch.view1, batch.view2)
+            self.online(self.normalize(view, network_only=True)) for view in (batch.view1, batch.view2)
         )
-        self.note(features=(y1, y2), projection=(z1, z2))
+        self.record_features(features=(y1, y2), projection=(z1, z2))
         with torch.autocast(z1.device.type, enabled=False):
-            return vicreg(collect(full(z1)), collect(full(z2)), self.config.vicreg)
+            return vicreg(all_gather_with_grad(to_fp32(z1)), all_gather_with_grad(to_fp32(z2)), self.config.vicreg)
 
 
 def vicreg(z1: Tensor, z2: Tensor, weights: VICRegConfig) -> Losses:

@@ -15,7 +15,7 @@ RESNET50_STEP = 3 * 2 * 4.09e9
 
 
 @dataclass(frozen=True)
-class Figure:
+class Constant:
     """A number in SI units (bytes, seconds, floating-point operations), its kind, and its source."""
 
     value: float
@@ -23,51 +23,51 @@ class Figure:
     source: str
 
 
-FIGURES: dict[str, Figure] = {
-    "h100.memory": Figure(80e9, PUBLISHED, "NVIDIA's data sheet, H100 SXM5 80 GB"),
-    "h100.bandwidth": Figure(3.35e12, PUBLISHED, "NVIDIA's data sheet"),
-    "h100.peak": Figure(989e12, PUBLISHED, "NVIDIA's data sheet, dense bf16"),
-    "h100.conv": Figure(
+CONSTANTS: dict[str, Constant] = {
+    "h100.memory": Constant(80e9, PUBLISHED, "NVIDIA's data sheet, H100 SXM5 80 GB"),
+    "h100.bandwidth": Constant(3.35e12, PUBLISHED, "NVIDIA's data sheet"),
+    "h100.peak": Constant(989e12, PUBLISHED, "NVIDIA's data sheet, dense bf16"),
+    "h100.conv": Constant(
         2470 * 3.35 / 2.04 * RESNET50_STEP, ASSUMED, "the A100's, times the ratio of memory bandwidths"
     ),
-    "h100.matmul": Figure(0.4 * 989e12, ASSUMED, "40 % of peak"),
-    "h100.nvlink": Figure(360e9, ASSUMED, "80 % of 450 GB/s each way"),
-    "h100.dali": Figure(5000, ASSUMED, "three views; the A100's decoding alone"),
-    "a100.memory": Figure(80e9, PUBLISHED, "NVIDIA's data sheet, A100 SXM4 80 GB"),
-    "a100.bandwidth": Figure(2.04e12, PUBLISHED, "NVIDIA's data sheet"),
-    "a100.peak": Figure(312e12, PUBLISHED, "NVIDIA's data sheet, dense bf16"),
-    "a100.conv": Figure(
+    "h100.matmul": Constant(0.4 * 989e12, ASSUMED, "40 % of peak"),
+    "h100.nvlink": Constant(360e9, ASSUMED, "80 % of 450 GB/s each way"),
+    "h100.dali": Constant(5000, ASSUMED, "three views; the A100's decoding alone"),
+    "a100.memory": Constant(80e9, PUBLISHED, "NVIDIA's data sheet, A100 SXM4 80 GB"),
+    "a100.bandwidth": Constant(2.04e12, PUBLISHED, "NVIDIA's data sheet"),
+    "a100.peak": Constant(312e12, PUBLISHED, "NVIDIA's data sheet, dense bf16"),
+    "a100.conv": Constant(
         2470 * RESNET50_STEP, PUBLISHED, "ResNet-50 training, 2,470 images/s, DeepLearningExamples, AMP"
     ),
-    "a100.matmul": Figure(0.4 * 312e12, ASSUMED, "40 % of peak"),
-    "a100.nvlink": Figure(240e9, ASSUMED, "80 % of 300 GB/s each way"),
-    "a100.dali": Figure(3000, ASSUMED, "three views; decoding alone is 5,000-7,000, DALI issue 5362"),
-    "cpu.memory": Figure(16e9, ASSUMED, "main memory of one process"),
-    "cpu.bandwidth": Figure(10e9, ASSUMED, "main memory, one core"),
-    "cpu.peak": Figure(348e9, MEASURED, "one core of an AMD EPYC, bf16: bench_step, docs/benchmarks.md"),
-    "cpu.conv": Figure(180e9, MEASURED, "the same: ResNet-50 forward and backward, 4 images"),
-    "cpu.matmul": Figure(132e9, MEASURED, "the same: FaceMAE forward and backward, 4 images"),
-    "cpu.nvlink": Figure(2e9, ASSUMED, "gloo over the loopback interface"),
-    "cpu.dali": Figure(140, PUBLISHED, "three views, one thread, CPU mode: a trial of this project"),
-    "fp32": Figure(0.4, ASSUMED, "speed of train.precision=fp32 (TF32 convolutions) against bf16 on a GPU"),
-    "network.efficiency": Figure(0.8, ASSUMED, "fraction of the network's rate that a ring all-reduce reaches"),
-    "network.latency": Figure(15e-6, ASSUMED, "per collective and doubling of processes"),
-    "host.operation": Figure(8e-6, ASSUMED, "host time to launch one operation on a GPU from Python"),
-    "host.copy": Figure(5e9, ASSUMED, "from a GPU to pageable host memory"),
-    "loader.core": Figure(790, MEASURED, "three views with OpenCV on one core of an AMD EPYC: bench_loader"),
-    "storage.read": Figure(10e9, ASSUMED, "the shared file system, all nodes together"),
-    "storage.write": Figure(1e9, ASSUMED, "one process writing a checkpoint"),
-    "storage.hash": Figure(1.5e9, ASSUMED, "SHA-256 on one core"),
-    "node.memory": Figure(512e9, ASSUMED, "main memory of a node, which caches shards"),
+    "a100.matmul": Constant(0.4 * 312e12, ASSUMED, "40 % of peak"),
+    "a100.nvlink": Constant(240e9, ASSUMED, "80 % of 300 GB/s each way"),
+    "a100.dali": Constant(3000, ASSUMED, "three views; decoding alone is 5,000-7,000, DALI issue 5362"),
+    "cpu.memory": Constant(16e9, ASSUMED, "main memory of one process"),
+    "cpu.bandwidth": Constant(10e9, ASSUMED, "main memory, one core"),
+    "cpu.peak": Constant(348e9, MEASURED, "one core of an AMD EPYC, bf16: bench_step, docs/benchmarks.md"),
+    "cpu.conv": Constant(180e9, MEASURED, "the same: ResNet-50 forward and backward, 4 images"),
+    "cpu.matmul": Constant(132e9, MEASURED, "the same: FaceMAE forward and backward, 4 images"),
+    "cpu.nvlink": Constant(2e9, ASSUMED, "gloo over the loopback interface"),
+    "cpu.dali": Constant(140, PUBLISHED, "three views, one thread, CPU mode: a trial of this project"),
+    "fp32": Constant(0.4, ASSUMED, "speed of train.precision=fp32 (TF32 convolutions) against bf16 on a GPU"),
+    "network.efficiency": Constant(0.8, ASSUMED, "fraction of the network's rate that a ring all-reduce reaches"),
+    "network.latency": Constant(15e-6, ASSUMED, "per collective and doubling of processes"),
+    "host.operation": Constant(8e-6, ASSUMED, "host time to launch one operation on a GPU from Python"),
+    "host.copy": Constant(5e9, ASSUMED, "from a GPU to pageable host memory"),
+    "loader.core": Constant(790, MEASURED, "three views with OpenCV on one core of an AMD EPYC: bench_loader"),
+    "storage.read": Constant(10e9, ASSUMED, "the shared file system, all nodes together"),
+    "storage.write": Constant(1e9, ASSUMED, "one process writing a checkpoint"),
+    "storage.hash": Constant(1.5e9, ASSUMED, "SHA-256 on one core"),
+    "node.memory": Constant(512e9, ASSUMED, "main memory of a node, which caches shards"),
 }
-DEVICES = tuple(sorted({name.split(".")[0] for name in FIGURES if name.endswith(".conv")}))
+DEVICES = tuple(sorted({name.split(".")[0] for name in CONSTANTS if name.endswith(".conv")}))
 
 
 @dataclass(frozen=True)
 class Constants:
     """Figures by name."""
 
-    figures: dict[str, Figure]
+    figures: dict[str, Constant]
 
     def __getitem__(self, name: str) -> float:
         return self.figures[name].value
@@ -96,7 +96,7 @@ def load_constants(files: Sequence[Path]) -> Constants:
     Raises:
         UserError: a file is missing or not such an object, a name is unknown, a value is not a positive number.
     """
-    figures = dict(FIGURES)
+    figures = dict(CONSTANTS)
     for file in files:
         try:
             found = json.loads(read_bytes(file))
@@ -106,11 +106,11 @@ def load_constants(files: Sequence[Path]) -> Constants:
         if not isinstance(values, dict):
             raise UserError(f"--constants {file}: not an object of name: value")
         for name, value in values.items():
-            if name not in FIGURES:
-                raise UserError(f"--constants {file}: unknown {name!r}; must be one of {', '.join(FIGURES)}")
+            if name not in CONSTANTS:
+                raise UserError(f"--constants {file}: unknown {name!r}; must be one of {', '.join(CONSTANTS)}")
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
                 raise UserError(f"--constants {file}: {name}={value!r}: not a positive number")
-            figures[name] = Figure(float(value), MEASURED, file.name)
+            figures[name] = Constant(float(value), MEASURED, file.name)
     return Constants(figures)
 
 

@@ -21,7 +21,7 @@ MATRICES = ("mm", "linear", "attention", "einsum", "matmul")  # in an operation'
 
 
 @dataclass(frozen=True)
-class Line:
+class LinearCost:
     """A quantity that is linear in the micro-batch."""
 
     fixed: float
@@ -32,7 +32,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Work:
+class ModelCost:
     """Cost of one process's network. Parameters are counted in numbers, buffers in bytes.
 
     trained: updated by the optimizer; narrow, narrow_trained: those, of all and of the trained, that DeepSpeed
@@ -49,13 +49,13 @@ class Work:
     optimizer_tensors: int
     norms: int
     operations: int
-    conv: Line
-    matmul: Line
-    activations: Line
-    moved: dict[str, Line] = field(default_factory=dict)
+    conv: LinearCost
+    matmul: LinearCost
+    activations: LinearCost
+    moved: dict[str, LinearCost] = field(default_factory=dict)
 
 
-def count(config: PretrainConfig) -> Work:
+def measure_cost(config: PretrainConfig) -> ModelCost:
     """Build the method of `config` without memory, run one forward and backward pass of 2 and of 3 images, and count.
 
     Raises:
@@ -73,7 +73,7 @@ def count(config: PretrainConfig) -> Work:
         model.to_empty(device="cpu")
         low, high = _step(model, config, 2), _step(model, config, 3)
     lines = {name: _line(low[name], high[name]) for name in ("conv", "matmul", "activations")}
-    return Work(
+    return ModelCost(
         parameters=sum(parameter.numel() for parameter in parameters),
         trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         narrow=sum(parameter.numel() for parameter in narrow.values()),
@@ -87,8 +87,8 @@ def count(config: PretrainConfig) -> Work:
     )
 
 
-def _line(at2: float, at3: float) -> Line:
-    return Line(at2 - 2 * (at3 - at2), at3 - at2)
+def _line(at2: float, at3: float) -> LinearCost:
+    return LinearCost(at2 - 2 * (at3 - at2), at3 - at2)
 
 
 class _Operations(TorchDispatchMode):

@@ -18,17 +18,17 @@ from typing import Any
 
 from simfle.config import PretrainConfig
 from simfle.plan.constants import Constants
-from simfle.plan.count import Work
-from simfle.plan.roofline import Part, roofline, update_bytes
-from simfle.runtime import BUCKET, BatchPlan, deepspeed_config, plan_batch
-from simfle.zero import Stage, choose, held_bytes
+from simfle.plan.count import ModelCost
+from simfle.plan.roofline import RooflinePart, roofline, update_bytes
+from simfle.runtime import BUCKET, BatchLayout, compute_batch_layout, deepspeed_config
+from simfle.zero import ZeroStage, choose_zero_stage, held_bytes
 
 FP32, BF16 = 4, 2
 SPARE = 0.92  # usable fraction of GPU memory: the rest is for the CUDA context and fragmentation
 
 
 @dataclass(frozen=True)
-class Machines:
+class ClusterSpec:
     """Resources of a run. network: bytes/s of a node each way; cores: per process."""
 
     nodes: int
@@ -43,7 +43,7 @@ class Machines:
 
 
 @dataclass(frozen=True)
-class Corpus:
+class DatasetSpec:
     """images: number of images; mean bytes per image."""
 
     images: int
@@ -106,8 +106,8 @@ class Estimate:
     roofline: the minimum time of each part of a step; of_roofline: their sum as a fraction of the step.
     """
 
-    batch: BatchPlan
-    stage: Stage
+    batch: BatchLayout
+    stage: ZeroStage
     memory: Memory
     traffic: Traffic
     times: Times
@@ -121,7 +121,7 @@ class Estimate:
     hours: float
     flops_per_image: float
     utilisation: float
-    roofline: list[Part]
+    roofline: list[RooflinePart]
     of_roofline: float
     checkpoint: dict[str, float]
     storage: dict[str, float]
@@ -134,56 +134,56 @@ class Estimate:
         return plain
 
 
-def memory(work: Work, config: PretrainConfig, batch: BatchPlan, processes: int) -> Memory:
+def memory(cost: ModelCost, config: PretrainConfig, batch: BatchLayout, processes: int) -> Memory:
     """Return the peak bytes of one process, at the end of the last forward or backward pass."""
     stage = config.train.zero_stage
     share = 1 if stage == 0 else 1 / processes
-    trained = FP32 * work.trained
-    states = trained * work.optimizer_tensors
-    kinds = [FP32, *([BF16] if work.narrow else [])]  # stages 1 and 2 keep one bucket per type, both in fp32
+    trained = FP32 * cost.trained
+    states = trained * cost.optimizer_tensors
+    kinds = [FP32, *([BF16] if cost.narrow else [])]  # stages 1 and 2 keep one bucket per type, both in fp32
     buckets = {0: min(trained, FP32 * BUCKET), 3: BUCKET * sum(kinds)}.get(stage, BUCKET * FP32 * len(kinds))
     if overlaps(config, batch) and stage in (1, 2):
         buckets *= 2
     return Memory(
-        parameters=FP32 * work.parameters * (share if stage == 3 else 1),
+        parameters=FP32 * cost.parameters * (share if stage == 3 else 1),
         optimizer=(states + (trained if stage else 0)) * share,
         gradients=trained * {0: 1, 1: 1, 2: 2 * share, 3: share}[stage],
         # Below 1e9 numbers DeepSpeed keeps every gathered parameter until its last use in the step.
-        temporary=buckets + (_gathered(work) if stage == 3 else 0),
-        activations=work.activations(batch.micro_batch),
-        buffers=work.buffers,
+        temporary=buckets + (_gathered(cost) if stage == 3 else 0),
+        activations=cost.activations(batch.micro_batch),
+        buffers=cost.buffers,
     )
 
 
-def _gathered(work: Work) -> float:
+def _gathered(work: ModelCost) -> float:
     return FP32 * (work.parameters - work.narrow) + BF16 * work.narrow
 
 
-def traffic(work: Work, config: PretrainConfig, batch: BatchPlan, processes: int) -> Traffic:
+def traffic(cost: ModelCost, config: PretrainConfig, batch: BatchLayout, processes: int) -> Traffic:
     """Return the traffic of one process in one optimizer step; rings send (N - 1) / N of a tensor, all-reduces twice
     that.
     """
-    stage, times = config.train.zero_stage, batch.accumulation
+    stage, times = config.train.zero_stage, batch.grad_accum_steps
     ring = (processes - 1) / processes
-    gradients = FP32 * (work.trained - work.narrow_trained) + BF16 * work.narrow_trained
+    gradients = FP32 * (cost.trained - cost.narrow_trained) + BF16 * cost.narrow_trained
     if stage == 0:
-        gradients = FP32 * work.trained  # DeepSpeed's plain all-reduce keeps the gradients' type
-    buckets = -(-work.trained // BUCKET) * (2 if work.narrow else 1)
+        gradients = FP32 * cost.trained  # DeepSpeed's plain all-reduce keeps the gradients' type
+    buckets = -(-cost.trained // BUCKET) * (2 if cost.narrow else 1)
     collectives = {0: buckets, 1: buckets + 1, 2: buckets * times + 1, 3: (buckets + 60) * times}[stage]
     small = 40.0  # reduced losses and flags
-    if config.train.sync_statistics:
-        collectives += 4 * work.norms * times
-        small += 8 * 2048 * work.norms * times * ring
+    if config.train.sync_batchnorm:
+        collectives += 4 * cost.norms * times
+        small += 8 * 2048 * cost.norms * times * ring
     return Traffic(
         all_reduce=2 * ring * gradients * {0: 1, 1: 1, 2: times, 3: 0}[stage],
         reduce_scatter=ring * gradients * (times if stage == 3 else 0),
-        all_gather=ring * (times * _gathered(work) if stage == 3 else FP32 * work.trained if stage else 0),
+        all_gather=ring * (times * _gathered(cost) if stage == 3 else FP32 * cost.trained if stage else 0),
         small=small,
         collectives=int(collectives) + 1 if processes > 1 else 0,
     )
 
 
-def network_seconds(sent: Traffic, machines: Machines, constants: Constants) -> float:
+def network_seconds(sent: Traffic, machines: ClusterSpec, constants: Constants) -> float:
     """Return the communication time: a ring crosses each node's border once; inside a node NVLink limits it."""
     if machines.processes == 1:
         return 0.0
@@ -193,7 +193,9 @@ def network_seconds(sent: Traffic, machines: Machines, constants: Constants) -> 
     return max(inside, between) + sent.collectives * rounds * constants["network.latency"]
 
 
-def compute_seconds(work: Work, config: PretrainConfig, batch: BatchPlan, machines: Machines, c: Constants) -> float:
+def compute_seconds(
+    work: ModelCost, config: PretrainConfig, batch: BatchLayout, machines: ClusterSpec, c: Constants
+) -> float:
     """Return the time of all micro-batches' arithmetic, and of the optimizer's and EMA's memory passes."""
     device = machines.device
     speed = c["fp32"] if config.train.precision == "fp32" else 1.0
@@ -201,76 +203,78 @@ def compute_seconds(work: Work, config: PretrainConfig, batch: BatchPlan, machin
         device, "matmul"
     )
     passes = update_bytes(config, work, machines.processes)
-    return batch.accumulation * arithmetic / speed + passes / c.of(device, "bandwidth")
+    return batch.grad_accum_steps * arithmetic / speed + passes / c.of(device, "bandwidth")
 
 
-def times(config: PretrainConfig, work: Work, machines: Machines, c: Constants) -> Times:
+def times(config: PretrainConfig, cost: ModelCost, cluster: ClusterSpec, c: Constants) -> Times:
     """Return the time of a step without data loading. Sending during backward (2/3 of the arithmetic) is free."""
-    batch = plan_batch(config.train, machines.processes)
-    compute = compute_seconds(work, config, batch, machines, c)
-    launches = 0.0 if machines.device == "cpu" else work.operations * batch.accumulation * c["host.operation"]
-    network = network_seconds(traffic(work, config, batch, machines.processes), machines, c)
+    batch = compute_batch_layout(config.train, cluster.processes)
+    compute = compute_seconds(cost, config, batch, cluster, c)
+    launches = 0.0 if cluster.device == "cpu" else cost.operations * batch.grad_accum_steps * c["host.operation"]
+    network = network_seconds(traffic(cost, config, batch, cluster.processes), cluster, c)
     hidden = 2 / 3 * max(compute, launches) if overlaps(config, batch) else 0.0
     return Times(compute, launches, network, max(0.0, network - hidden))
 
 
-def overlaps(config: PretrainConfig, batch: BatchPlan) -> bool:
+def overlaps(config: PretrainConfig, batch: BatchLayout) -> bool:
     """Whether DeepSpeed sends during the backward pass."""
     stage = config.train.zero_stage
     settings = deepspeed_config(batch, config.train, config.optim)["zero_optimization"]
     return stage > 0 and bool(settings.get("overlap_comm", stage == 3))
 
 
-def estimate(config: PretrainConfig, work: Work, machines: Machines, corpus: Corpus, c: Constants) -> Estimate:
+def estimate(
+    config: PretrainConfig, cost: ModelCost, cluster: ClusterSpec, corpus: DatasetSpec, c: Constants
+) -> Estimate:
     """Make the whole plan.
 
     Raises:
         UserError: the batch cannot be split across so many processes, or the device is unknown.
     """
-    batch = plan_batch(config.train, machines.processes)
-    stage = _stage(config, work, machines, c)
+    batch = compute_batch_layout(config.train, cluster.processes)
+    stage = _stage(config, cost, cluster, c)
     config = replace(config, train=replace(config.train, zero_stage=stage.number))
-    held, spent = memory(work, config, batch, machines.processes), times(config, work, machines, c)
-    storage, decode = _storage(corpus, c), _decode(config, machines, c)
-    loading = batch.global_batch / machines.processes / decode["possible_per_process"]
+    held, spent = memory(cost, config, batch, cluster.processes), times(config, cost, cluster, c)
+    storage, decode = _storage(corpus, c), _decode(config, cluster, c)
+    loading = batch.global_batch / cluster.processes / decode["possible_per_process"]
     reading = 0.0 if storage["cached"] else batch.global_batch * corpus.image_bytes / c["storage.read"]
     step = max(spent.total, loading, reading)
     rate = batch.global_batch / step
     bottleneck = _bottleneck(spent, loading, reading)
-    if held.total > SPARE * c.of(machines.device, "memory"):
+    if held.total > SPARE * c.of(cluster.device, "memory"):
         bottleneck = "memory"
     steps = config.train.steps or int(config.train.epochs * (corpus.images // batch.global_batch))
-    flops = work.conv.each + work.matmul.each
-    parts = roofline(config, work, batch, machines.device, c)
+    flops = cost.conv.each + cost.matmul.each
+    parts = roofline(config, cost, batch, cluster.device, c)
     return Estimate(
         batch=batch,
         stage=stage,
         memory=held,
-        traffic=traffic(work, config, batch, machines.processes),
+        traffic=traffic(cost, config, batch, cluster.processes),
         times=spent,
         step=step,
         loading=loading,
         images_per_second=rate,
         efficiency=spent.compute / step,
         bottleneck=bottleneck,
-        advice=[ADVICE[bottleneck], *_better_stage(config, work, machines, c)],
+        advice=[ADVICE[bottleneck], *_better_stage(config, cost, cluster, c)],
         steps=steps,
         hours=steps * step / 3600,
         flops_per_image=flops,
-        utilisation=flops * rate / machines.processes / c.of(machines.device, "peak"),
+        utilisation=flops * rate / cluster.processes / c.of(cluster.device, "peak"),
         roofline=parts,
         of_roofline=sum(part.seconds for part in parts) / step,
-        checkpoint=_checkpoint(config, work, machines, step, c),
-        storage=storage | {"node_bytes_per_second": rate * corpus.image_bytes / machines.nodes},
-        decode=decode | {"needed_per_process": rate / machines.processes},
+        checkpoint=_checkpoint(config, cost, cluster, step, c),
+        storage=storage | {"node_bytes_per_second": rate * corpus.image_bytes / cluster.nodes},
+        decode=decode | {"needed_per_process": rate / cluster.processes},
     )
 
 
-def _stage(config: PretrainConfig, work: Work, machines: Machines, c: Constants) -> Stage:
+def _stage(config: PretrainConfig, work: ModelCost, machines: ClusterSpec, c: Constants) -> ZeroStage:
     """Return the ZeRO stage of the planned run."""
     trained, frozen = FP32 * work.trained, FP32 * (work.parameters - work.trained)
     held = held_bytes(trained, frozen, work.optimizer_tensors)
-    return choose(config.train, config.optim, machines.processes, held, c.of(machines.device, "memory"))
+    return choose_zero_stage(config.train, config.optim, machines.processes, held, c.of(machines.device, "memory"))
 
 
 def _bottleneck(spent: Times, loading: float, reading: float) -> str:
@@ -281,9 +285,9 @@ def _bottleneck(spent: Times, loading: float, reading: float) -> str:
     return max(parts, key=lambda name: parts[name])
 
 
-def _better_stage(config: PretrainConfig, work: Work, machines: Machines, c: Constants) -> list[str]:
+def _better_stage(config: PretrainConfig, work: ModelCost, machines: ClusterSpec, c: Constants) -> list[str]:
     """Return the ZeRO stage that fits and has the shortest step, if it is worth a change."""
-    batch = plan_batch(config.train, machines.processes)
+    batch = compute_batch_layout(config.train, machines.processes)
     limit = SPARE * c.of(machines.device, "memory")
     found = {}
     for stage in range(4) if machines.processes > 1 else [0]:
@@ -301,20 +305,22 @@ def _better_stage(config: PretrainConfig, work: Work, machines: Machines, c: Con
     return [f"train.zero_stage={best}: a step of {found[best] * 1e3:,.1f} ms instead of {found[now] * 1e3:,.1f}"]
 
 
-def _decode(config: PretrainConfig, machines: Machines, c: Constants) -> dict[str, float]:
+def _decode(config: PretrainConfig, machines: ClusterSpec, c: Constants) -> dict[str, float]:
     on_device = config.data.backend == "dali" or (config.data.backend == "auto" and machines.device != "cpu")
-    cores = config.data.threads or machines.cores
+    cores = config.data.decode_threads or machines.cores
     possible = c.of(machines.device, "dali") if on_device else c["loader.core"] * cores
     return {"on_device": on_device, "cores": 0 if on_device else cores, "possible_per_process": possible}
 
 
-def _storage(corpus: Corpus, c: Constants) -> dict[str, Any]:
+def _storage(corpus: DatasetSpec, c: Constants) -> dict[str, Any]:
     """Every node reads other shards in each epoch, so only a corpus that fits into one node's memory is read once."""
     size = corpus.images * corpus.image_bytes
     return {"corpus_bytes": size, "cached": size < c["node.memory"] / 2}
 
 
-def _checkpoint(config: PretrainConfig, work: Work, machines: Machines, step: float, c: Constants) -> dict[str, float]:
+def _checkpoint(
+    config: PretrainConfig, work: ModelCost, machines: ClusterSpec, step: float, c: Constants
+) -> dict[str, float]:
     size = FP32 * (work.parameters + work.optimizer_tensors * work.trained) + work.buffers
     copied = size / (c["host.copy"] if machines.device != "cpu" else c.of("cpu", "bandwidth"))
     if config.train.zero_stage and machines.nodes > 1:  # gathered, tensor by tensor

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 from simfle.config import PretrainConfig
 from simfle.plan.constants import Constants
-from simfle.plan.count import CONVOLUTIONS, PRODUCTS, REST, Work
-from simfle.runtime import BatchPlan
+from simfle.plan.count import CONVOLUTIONS, PRODUCTS, REST, ModelCost
+from simfle.runtime import BatchLayout
 
 FP32 = 4
 
 
 @dataclass(frozen=True)
-class Part:
+class RooflinePart:
     """One part of a process's step: floating-point operations, bytes, the least seconds, and what they are bound by."""
 
     name: str
@@ -25,21 +25,25 @@ class Part:
     bound: str
 
 
-def roofline(config: PretrainConfig, work: Work, batch: BatchPlan, device: str, c: Constants) -> list[Part]:
+def roofline(
+    config: PretrainConfig, work: ModelCost, batch: BatchLayout, device: str, c: Constants
+) -> list[RooflinePart]:
     """Convolutions, matrix products, what lies between them, and the update, of one process and step."""
     peak = c.of(device, "peak") * (c["fp32"] if config.train.precision == "fp32" else 1.0)
-    bandwidth, times, micro = c.of(device, "bandwidth"), batch.accumulation, batch.micro_batch
+    bandwidth, times, micro = c.of(device, "bandwidth"), batch.grad_accum_steps, batch.micro_batch
     flops = {CONVOLUTIONS: work.conv(micro), PRODUCTS: work.matmul(micro), REST: 0.0}
     parts = [(name, times * flops[name], times * moved(micro)) for name, moved in work.moved.items()]
     parts.append(("optimizer and EMA", 0.0, update_bytes(config, work, batch.processes)))
     found = []
     for name, number, size in parts:
         seconds = number / peak, size / bandwidth
-        found.append(Part(name, number, size, max(seconds), "arithmetic" if seconds[0] > seconds[1] else "memory"))
+        found.append(
+            RooflinePart(name, number, size, max(seconds), "arithmetic" if seconds[0] > seconds[1] else "memory")
+        )
     return found
 
 
-def update_bytes(config: PretrainConfig, work: Work, processes: int) -> float:
+def update_bytes(config: PretrainConfig, work: ModelCost, processes: int) -> float:
     """What optimizer and EMA read and write in one process."""
     share = 1 if config.train.zero_stage == 0 else 1 / processes
     moved = FP32 * work.trained * share * (3 + 2 * work.optimizer_tensors)  # read p, g, states; write p, states

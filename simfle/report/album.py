@@ -13,7 +13,7 @@ from torch import Tensor
 
 from shards.manifest import Manifest, read_manifest
 from simfle.data.jpeg import decode
-from simfle.data.reader import Corpus
+from simfle.data.reader import ShardCorpus
 from simfle.errors import UserError
 
 Image = NDArray[np.uint8]
@@ -36,7 +36,7 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ReportFigure:
     """Images of one kind of one run; about: how to read them."""
 
     title: str
@@ -45,7 +45,7 @@ class Sheet:
 
 
 @dataclass(frozen=True)
-class Faces:
+class FaceBatch:
     """Decoded images [H, W, 3] RGB with their metadata from the shards. groups: people, "" if unknown."""
 
     images: list[Image]
@@ -65,11 +65,11 @@ class Faces:
 
 
 @dataclass(frozen=True)
-class Album:
+class FaceSet:
     """Faces for the images: a few as queries, and many to search and to fit classifiers on."""
 
-    queries: Faces
-    gallery: Faces
+    queries: FaceBatch
+    gallery: FaceBatch
     manifests: list[Manifest]
 
     def source(self) -> str:
@@ -77,7 +77,7 @@ class Album:
         return "; ".join(f"{each.corpus} (terms: {each.terms or 'none stated'})" for each in self.manifests)
 
 
-def read_album(shards: Sequence[str]) -> Album:
+def read_face_set(shards: Sequence[str]) -> FaceSet:
     """Select the same faces for every run: queries from test or validation, the gallery from training.
 
     Raises:
@@ -88,31 +88,31 @@ def read_album(shards: Sequence[str]) -> Album:
     asked = next((name for name in ("test", "val") if name in splits), splits[0])
     searched = "train" if "train" in splits else splits[0]
     candidates = _read(shards, asked, QUERIES * 8)
-    queries = pick(candidates, _one_of_each(candidates))
+    queries = pick_faces(candidates, _one_of_each(candidates))
     gallery = _read(shards, searched, GALLERY)
     if not queries.images:
         raise UserError(
             f"report: {', '.join(map(str, shards))} contain no decodable image. Fix: run simfle shards verify."
         )
-    return Album(queries, gallery, manifests)
+    return FaceSet(queries, gallery, manifests)
 
 
-def _read(shards: Sequence[str], split: str, most: int) -> Faces:
+def _read(shards: Sequence[str], split: str, most: int) -> FaceBatch:
     """Select up to `most` images, evenly spaced over a split."""
-    corpus = Corpus(list(shards), [split])
+    corpus = ShardCorpus(list(shards), [split])
     images, labels, groups = [], [], []
     for number in np.unique(np.linspace(0, len(corpus) - 1, min(most, len(corpus))).astype(int)):
         shard = int(np.searchsorted(np.cumsum(corpus.counts), number, side="right"))
         sample = int(number - sum(corpus.counts[:shard]))
-        pixels = decode(corpus.image(shard, sample))
+        pixels = decode(corpus.read_image(shard, sample))
         if pixels is not None:
             images.append(pixels)
             labels.append(corpus.label(shard, sample))
-            groups.append(str(corpus.meta(shard, sample).get("group") or ""))
-    return Faces(images, labels, groups, corpus.labels)
+            groups.append(str(corpus.metadata(shard, sample).get("group") or ""))
+    return FaceBatch(images, labels, groups, corpus.labels)
 
 
-def _one_of_each(faces: Faces) -> list[int]:
+def _one_of_each(faces: FaceBatch) -> list[int]:
     """Select up to QUERIES positions, spread over the classes."""
     by_class: dict[int | None, list[int]] = {}
     for place, label in enumerate(faces.labels):
@@ -121,9 +121,9 @@ def _one_of_each(faces: Faces) -> list[int]:
     return [place for _, place in sorted(rounds)][:QUERIES]
 
 
-def pick(faces: Faces, places: Sequence[int]) -> Faces:
+def pick_faces(faces: FaceBatch, places: Sequence[int]) -> FaceBatch:
     images, labels, groups = faces.images, faces.labels, faces.groups
-    return Faces(
+    return FaceBatch(
         [images[place] for place in places],
         [labels[place] for place in places],
         [groups[place] for place in places],

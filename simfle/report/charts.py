@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from shards.printable import printable
 from simfle.eval.metrics import LOWER_IS_BETTER
-from simfle.eval.summary import Row
+from simfle.eval.summary import SummaryRow
 from simfle.report.gather import Curve
 
 # Okabe and Ito's palette; lines also differ in their dashes, for prints and color-blind readers
@@ -58,7 +58,7 @@ def curves(name: str, found: Sequence[tuple[str, Curve]]) -> str:
         return _svg(figure, f"{name} over {found[0][1].steps[-1]:.0f} steps: {last}")
 
 
-def comparison(rows: Sequence[Row], names: dict[str, str], chance: float | None) -> str:
+def comparison(rows: Sequence[SummaryRow], names: dict[str, str], chance: float | None) -> str:
     """Draw one metric on one benchmark: score of each backbone and protocol with its 95 % interval, and chance."""
     metric, shown = rows[0].metric, list(rows)[::-1]
     scale = 100 if metric in SHARES else 1

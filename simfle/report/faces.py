@@ -22,20 +22,34 @@ from shards.files import regular_path
 from simfle.batch import Batch
 from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
-from simfle.eval.backbones import Backbone, Card, frozen
+from simfle.eval.backbones import BackboneMetadata, LoadedBackbone, frozen
 from simfle.eval.export import read_newest
 from simfle.models.mae import MAE
 from simfle.models.method import Method
 from simfle.models.methods import build_method
 from simfle.models.simfle import SimFLE
-from simfle.report.album import TILE, Album, Faces, Image, Sheet, Tile, beside, enlarge, grid, jpeg, pick, png, resize
-from simfle.train.pictures import draw
+from simfle.report.album import (
+    TILE,
+    FaceBatch,
+    FaceSet,
+    Image,
+    ReportFigure,
+    Tile,
+    beside,
+    enlarge,
+    grid,
+    jpeg,
+    pick_faces,
+    png,
+    resize,
+)
+from simfle.train.pictures import draw_reconstruction
 
 NEIGHBOURS, MASKED = 5, 3  # neighbors per face; faces whose masks are shown
 CHUNK = 64  # images per forward pass
 
 
-def sheets(run: Path, album: Album) -> list[Sheet]:
+def figures(run: Path, faces: FaceSet) -> list[ReportFigure]:
     """Make all images for one run's newest checkpoint.
 
     Raises:
@@ -43,8 +57,8 @@ def sheets(run: Path, album: Album) -> list[Sheet]:
     """
     method, config = _load(run)
     backbone = _backbone(method, config)
-    found = [masks(method, album, config), reconstructions(method, album, config)]
-    found += [activation(backbone, album), neighbours(backbone, album)]
+    found = [masks(method, faces, config), reconstructions(method, faces, config)]
+    found += [activation(backbone, faces), neighbours(backbone, faces)]
     return [sheet for sheet in found if sheet is not None]
 
 
@@ -69,14 +83,14 @@ def _fill(method: Method, path: Path) -> None:
         raise UserError(f"report: {path} lacks {min(lacking)}. Fix: restore the run's own config.yaml.")
 
 
-def _backbone(method: Method, config: PretrainConfig) -> Backbone:
+def _backbone(method: Method, config: PretrainConfig) -> LoadedBackbone:
     """Return the online backbone as used in evaluations."""
     network = method.online.backbone  # type: ignore[union-attr]
     model, side = config.model, config.views.size
     if isinstance(method, MAE):
         side = int(network.patch_embed.img_size[0])  # type: ignore[union-attr, index]
     channels = int(network.num_features)  # type: ignore[arg-type, union-attr]
-    card = Card(
+    card = BackboneMetadata(
         model.backbone,
         "online",
         channels,
@@ -86,17 +100,17 @@ def _backbone(method: Method, config: PretrainConfig) -> Backbone:
         {},
         output_stride=model.output_stride,
     )
-    return Backbone(frozen(network, card), card)  # type: ignore[arg-type]
+    return LoadedBackbone(frozen(network, card), card)  # type: ignore[arg-type]
 
 
 @torch.no_grad()
-def masks(method: Method, album: Album, config: PretrainConfig) -> Sheet | None:
+def masks(method: Method, album: FaceSet, config: PretrainConfig) -> ReportFigure | None:
     """Show for each face what each group would keep visible."""
     if not isinstance(method, SimFLE):
         return None
     face = album.queries.tensor(config.views.face_size)[:MASKED]
-    masking, patch = method.masking, config.model.facemae.patch
-    maps = masking.grouping(method.online.backbone(method.normalise(face))).flatten(2)  # [N, K, S]
+    masking, patch = method.masking, config.model.facemae.patch_size
+    maps = masking.grouping(method.online.backbone(method.normalize(face))).flatten(2)  # [N, K, S]
     tiles = []
     for place, image in enumerate(face):
         whole = image.permute(1, 2, 0).numpy()
@@ -115,7 +129,7 @@ def masks(method: Method, album: Album, config: PretrainConfig) -> Sheet | None:
     )
     if masking.choice == "random":
         about += " In this run masks were random; the learned groups did not select them."
-    return Sheet("Semantic masks of every group", about, tiles)
+    return ReportFigure("Semantic masks of every group", about, tiles)
 
 
 def _keep(image: Image, visible: NDArray[np.int64], patch: int) -> Image:
@@ -128,7 +142,7 @@ def _keep(image: Image, visible: NDArray[np.int64], patch: int) -> Image:
 
 
 @torch.no_grad()
-def reconstructions(method: Method, album: Album, config: PretrainConfig) -> Sheet | None:
+def reconstructions(method: Method, album: FaceSet, config: PretrainConfig) -> ReportFigure | None:
     """Show face, visible patches and reconstruction; None for methods without an autoencoder."""
     if not isinstance(method, SimFLE | MAE):
         return None
@@ -136,12 +150,15 @@ def reconstructions(method: Method, album: Album, config: PretrainConfig) -> She
     view = queries.tensor(config.views.size)
     face = queries.tensor(config.views.face_size)
     places = torch.arange(count)
-    method.keep_picture = True
+    method.capture_reconstruction = True
     method(Batch(view, view, face, places, (places + 0.5).double() / count))
-    if method.picture is None:
+    if method.reconstruction is None:
         return None
-    image, patches = draw(method.picture, method.mean, method.std, count), method.picture.prediction.shape[1]
-    visible = method.picture.visible.shape[1]
+    image, patches = (
+        draw_reconstruction(method.reconstruction, method.mean, method.std, count),
+        method.reconstruction.prediction.shape[1],
+    )
+    visible = method.reconstruction.visible.shape[1]
     rows = np.split(image, count)
     tiles = [Tile(png(enlarge(row)), queries.named(place)) for place, row in enumerate(rows)]
     about = (
@@ -149,11 +166,11 @@ def reconstructions(method: Method, album: Album, config: PretrainConfig) -> She
         "reconstruction of the others (with the true brightness and contrast of each patch, which are not predicted). "
         "Good reconstructions continue mouth, eyes and outline across the gaps."
     )
-    return Sheet("Reconstructions", about, tiles)
+    return ReportFigure("Reconstructions", about, tiles)
 
 
 @torch.no_grad()
-def activation(backbone: Backbone, album: Album) -> Sheet | None:
+def activation(backbone: LoadedBackbone, album: FaceSet) -> ReportFigure | None:
     """Class activation maps (Zhou et al. 2016) of a linear classifier fitted on the gallery; None without labels."""
     gallery, queries = album.gallery, album.queries
     asked = [_same(queries, place, gallery) for place in range(len(queries.images))]
@@ -162,7 +179,7 @@ def activation(backbone: Backbone, album: Album) -> Sheet | None:
     labels = np.array([gallery.labels[place] for place in known])
     if len(set(labels.tolist())) < 2:
         return None
-    features = _features(backbone, pick(gallery, known)).numpy()  # [n, C]
+    features = _features(backbone, pick_faces(gallery, known)).numpy()  # [n, C]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)).fit(features, labels)
     maps = backbone.module.maps(queries.tensor(backbone.card.size))  # [N, C, h, h]
     chosen = model.predict(maps.mean((2, 3)).numpy())
@@ -178,7 +195,7 @@ def activation(backbone: Backbone, album: Album) -> Sheet | None:
         f"on {len(known)} {_others(album)}), from blue (none) to yellow (most). A backbone that responds to facial "
         "landmarks is yellow on mouth, eyes and brows, not on hair or background."
     )
-    return Sheet("Class activation maps", about, tiles)
+    return ReportFigure("Class activation maps", about, tiles)
 
 
 def _weights_of(model: LogisticRegression, chosen: NDArray[Any]) -> NDArray[np.float64]:
@@ -199,7 +216,7 @@ def _heated(face: Image, evidence: NDArray[np.float32]) -> Image:
 
 
 @torch.no_grad()
-def neighbours(backbone: Backbone, album: Album) -> Sheet | None:
+def neighbours(backbone: LoadedBackbone, album: FaceSet) -> ReportFigure | None:
     """Show the most similar other faces (of other people, if known), by cosine similarity of the features."""
     asked, gallery = album.queries, album.gallery
     similar = _unit(_features(backbone, asked)) @ _unit(_features(backbone, gallery)).T  # [N, n]
@@ -215,10 +232,10 @@ def neighbours(backbone: Backbone, album: Album) -> Sheet | None:
         f"{len(gallery.images)}. Features of expression retrieve faces with the same expression; features of light, "
         "pose or hair retrieve faces with the same light, pose or hair."
     )
-    return Sheet("Nearest neighbors", about, tiles)
+    return ReportFigure("Nearest neighbors", about, tiles)
 
 
-def _same(asked: Faces, place: int, gallery: Faces) -> list[bool]:
+def _same(asked: FaceBatch, place: int, gallery: FaceBatch) -> list[bool]:
     """Mark the gallery images that are the query itself, or of the same person if people are known."""
     image, person = asked.images[place], asked.groups[place]
     return [
@@ -227,12 +244,12 @@ def _same(asked: Faces, place: int, gallery: Faces) -> list[bool]:
     ]
 
 
-def _others(album: Album) -> str:
+def _others(album: FaceSet) -> str:
     """Describe the remaining images."""
     return "images of other people" if all([*album.queries.groups, *album.gallery.groups]) else "other images"
 
 
-def _features(backbone: Backbone, faces: Faces) -> Tensor:
+def _features(backbone: LoadedBackbone, faces: FaceBatch) -> Tensor:
     """Normalize [N, C] to unit length."""
     pixels = faces.tensor(backbone.card.size)
     return torch.cat([backbone.module(part) for part in pixels.split(CHUNK)])

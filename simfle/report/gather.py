@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import read_bytes, read_text
-from shards.plain import parse_object
+from shards.plain import loads_object
 from simfle import told
-from simfle.config import read_plain
+from simfle.config import load_yaml
 from simfle.errors import UserError
 from simfle.eval.results import CLASSES, Result, read_results
 from simfle.layers import flatten
@@ -43,7 +43,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Run:
+class RunRecord:
     """A run as read from its folder. name: of the folder; last: newest line of metrics; pictures: (step, PNG)."""
 
     folder: Path
@@ -63,7 +63,7 @@ class Run:
         return statistics.median(values[1:] or values) if values else None
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
+def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """Read runs in the given order.
 
     Raises:
@@ -76,23 +76,23 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     return [run if names.count(run.name) == 1 else _renamed(run) for run in runs]
 
 
-def _renamed(run: Run) -> Run:
+def _renamed(run: RunRecord) -> RunRecord:
     """Distinguish two runs with the same name by their paths."""
-    return Run(**{**vars(run), "name": str(run.folder)})
+    return RunRecord(**{**vars(run), "name": str(run.folder)})
 
 
-def _read_run(folder: Path) -> Run:
+def _read_run(folder: Path) -> RunRecord:
     path = folder / "config.yaml"
     if not path.is_file():
         raise UserError(f"report: {folder} is not a run folder (no config.yaml). Fix: name a run folder.")
-    config = read_plain(path)
+    config = load_yaml(path)
     for part, names in SHOWN.items():
         if not isinstance(config.get(part), dict) or not all(name in config[part] for name in names):
             raise UserError(
                 f"report: {path} is corrupt ({part} lacks {' or '.join(names)}). Fix: rerun the run's command."
             )
     lines = _metrics(folder / "metrics.jsonl")
-    return Run(
+    return RunRecord(
         folder=folder,
         name=folder.resolve().name,
         config=config,
@@ -108,12 +108,12 @@ def _read_run(folder: Path) -> Run:
 
 def _versions(path: Path) -> dict[str, Any]:
     try:
-        return parse_object(read_bytes(path)) if path.is_file() else {}
+        return loads_object(read_bytes(path)) if path.is_file() else {}
     except ValueError as error:
         raise UserError(f"report: {path} is corrupt ({error}). Fix: delete it.") from None
 
 
-def results_of(runs: Sequence[Run], more: Sequence[Path] = ()) -> list[Result]:
+def results_of(runs: Sequence[RunRecord], more: Sequence[Path] = ()) -> list[Result]:
     """Read the results of evaluations in the runs' folders and in `more`, each file once.
 
     Raises:
@@ -154,7 +154,7 @@ def _is_table(table: Any, side: int) -> bool:
     )
 
 
-def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
+def differing(runs: Sequence[RunRecord]) -> list[tuple[str, list[Any]]]:
     """Return the configuration keys that differ between runs, with each run's value; paths of runs are ignored."""
     flat = [flatten(run.config) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values)
@@ -164,7 +164,7 @@ def differing(runs: Sequence[Run]) -> list[tuple[str, list[Any]]]:
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of metrics.jsonl; skip a truncated one."""
-    lines = told.metrics(read_bytes(path)) if path.is_file() else []
+    lines = told.parse_metrics(read_bytes(path)) if path.is_file() else []
     if not lines:
         raise UserError(f"report: {path} has no metrics yet. Fix: let the run reach train.log_every steps.")
     return lines
@@ -194,6 +194,6 @@ def _curve(name: str, lines: list[dict[str, Any]]) -> Curve:
 
 def _pictures(folder: Path) -> list[tuple[int, Path]]:
     """Return the first, a middle and the last image of a run."""
-    found = sorted(path for path in folder.glob("step-*.png") if told.step_of(path) is not None)
+    found = sorted(path for path in folder.glob("step-*.png") if told.step_from_name(path) is not None)
     chosen = sorted({round(place * (len(found) - 1) / (PICTURES - 1)) for place in range(PICTURES)}) if found else []
-    return [(told.step_of(found[place]) or 0, found[place]) for place in chosen]
+    return [(told.step_from_name(found[place]) or 0, found[place]) for place in chosen]

@@ -15,11 +15,11 @@ from shards.printable import printable
 from shards.redact import to_yaml
 from simfle.errors import UserError
 from simfle.report import charts
-from simfle.report.gather import Curve, Run, differing, read_runs, results_of
+from simfle.report.gather import Curve, RunRecord, differing, read_runs, results_of
 from simfle.report.tables import Tables, confusions, csv_text, json_text, markdown, show, show_interval, tables
 
 if TYPE_CHECKING:
-    from simfle.report.album import Sheet
+    from simfle.report.album import ReportFigure
 
 ENDINGS = {"html": ".html", "markdown": ".md", "csv": ".csv", "json": ".json"}
 RANDOM = "random_rank"  # a curve that is drawn together with the rank
@@ -43,7 +43,7 @@ ABOUT = {
 
 
 @dataclass(frozen=True)
-class Stage:
+class ReportStage:
     """One stage of a pipeline: description, location of its result, and seconds (None: skipped)."""
 
     name: str
@@ -58,7 +58,7 @@ class Extras:
 
     title: str = ""
     opening: str = ""
-    stages: list[Stage] = field(default_factory=list)
+    stages: list[ReportStage] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
     sample: Path | None = None
     sample_caption: str = ""
@@ -69,11 +69,11 @@ class Extras:
 class Content:
     """Everything that a report shows. pictured: images of faces by run; faces_of: corpora, "" if none is shown."""
 
-    runs: list[Run]
+    runs: list[RunRecord]
     tables: Tables
     commands: list[str]
     extras: Extras
-    pictured: list[tuple[Run, "list[Sheet]"]] = field(default_factory=list)
+    pictured: list[tuple[RunRecord, "list[ReportFigure]"]] = field(default_factory=list)
     faces_of: str = ""
 
     @property
@@ -117,7 +117,7 @@ def write_report(
     return written
 
 
-def gather(runs: list[Run], results: Sequence[Path], shards: Sequence[str], extras: Extras) -> Content:
+def gather(runs: list[RunRecord], results: Sequence[Path], shards: Sequence[str], extras: Extras) -> Content:
     """Read, measure and draw the content."""
     found = tables(results_of(runs, results))
     commands = [*extras.commands]
@@ -126,11 +126,11 @@ def gather(runs: list[Run], results: Sequence[Path], shards: Sequence[str], extr
         commands += dict.fromkeys(shlex.join(result.command) for result in found.results)
     if not shards:
         return Content(runs, found, commands, extras)
-    from simfle.report.album import read_album
-    from simfle.report.faces import sheets
+    from simfle.report.album import read_face_set
+    from simfle.report.faces import figures
 
-    album = read_album(shards)
-    return Content(runs, found, commands, extras, [(run, sheets(run.folder, album)) for run in runs], album.source())
+    album = read_face_set(shards)
+    return Content(runs, found, commands, extras, [(run, figures(run.folder, album)) for run in runs], album.source())
 
 
 def render(content: Content) -> str:
@@ -184,7 +184,7 @@ def _drawn(content: Content) -> dict[str, Any]:
     }
 
 
-def _beside_random(runs: Sequence[Run], name: str) -> list[tuple[Run, list[Curve]]]:
+def _beside_random(runs: Sequence[RunRecord], name: str) -> list[tuple[RunRecord, list[Curve]]]:
     """Return each run with its feature curves; with the rank also a random network's, as a separate run."""
     found = [(run, run.features) for run in runs]
     if name != "rank":
@@ -195,7 +195,7 @@ def _beside_random(runs: Sequence[Run], name: str) -> list[tuple[Run, list[Curve
     return found
 
 
-def _curves(name: str, found: list[tuple[Run, Any]]) -> tuple[str, str, Markup]:
+def _curves(name: str, found: list[tuple[RunRecord, Any]]) -> tuple[str, str, Markup]:
     """Return name, explanation, and the chart with a line for each run that has it."""
     lines = [(run.name, curve) for run, all_of_it in found for curve in all_of_it if curve.name == name]
     return charts.readable(name), ABOUT.get(name, ""), Markup(charts.curves(charts.readable(name), lines))

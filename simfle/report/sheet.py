@@ -8,14 +8,14 @@ import numpy as np
 
 from shards.files import write_atomic
 from simfle.data.jpeg import decode
-from simfle.data.reader import Corpus
+from simfle.data.reader import ShardCorpus
 
 TILE, ROWS, COLUMNS, SEARCHED = 88, 4, 7, 2000
 
 
-def contact_sheet(folder: Path, split: str, path: Path) -> tuple[str, ...]:
+def write_contact_sheet(folder: Path, split: str, path: Path) -> tuple[str, ...]:
     """Write a PNG of some images of a split and return the names of its columns (empty if unlabeled)."""
-    corpus = Corpus([folder], [split])
+    corpus = ShardCorpus([folder], [split])
     columns: dict[int | None, list[np.ndarray]] = {}
     named = corpus.labels[:COLUMNS]
     wanted = (len(named) or COLUMNS) * ROWS
@@ -26,7 +26,7 @@ def contact_sheet(folder: Path, split: str, path: Path) -> tuple[str, ...]:
             place = label if named else taken % COLUMNS
             if (named and (label is None or label >= len(named))) or len(columns.get(place, ())) >= ROWS:
                 continue
-            image = decode(corpus.image(shard, sample))
+            image = decode(corpus.read_image(shard, sample))
             if image is not None:
                 columns.setdefault(place, []).append(_tile(image))
                 taken += 1

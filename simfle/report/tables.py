@@ -14,9 +14,9 @@ from shards.redact import to_json
 from simfle.eval.compare import Comparison
 from simfle.eval.metrics import LOWER_IS_BETTER
 from simfle.eval.results import CLASSES, Result
-from simfle.eval.summary import Row, apart, comparisons, grouped, rows
+from simfle.eval.summary import SummaryRow, comparisons, disambiguate_names, grouped, rows
 from simfle.report.charts import SHARES, readable
-from simfle.report.gather import Run
+from simfle.report.gather import RunRecord
 
 Place = tuple[str, str]  # benchmark, protocol
 ORDER = ("linear", "linear_fast", "knn", "finetune", "scratch")
@@ -27,7 +27,7 @@ class Tables:
     """rows: one per backbone, benchmark and protocol; names: of the backbones, by id; pairs: paired tests."""
 
     results: list[Result]
-    rows: list[Row]
+    rows: list[SummaryRow]
     names: dict[str, str]
     pairs: list[Comparison]
 
@@ -36,7 +36,7 @@ class Tables:
         """Return the columns of the table of backbones by benchmarks."""
         return list(dict.fromkeys((row.benchmark, row.protocol) for row in self.rows))
 
-    def cell(self, backbone: str, place: Place) -> Row | None:
+    def cell(self, backbone: str, place: Place) -> SummaryRow | None:
         """Return the row of a backbone there."""
         return next((row for row in self.rows if row.id == backbone and (row.benchmark, row.protocol) == place), None)
 
@@ -62,7 +62,7 @@ class Confusion:
 
 def tables(results: Sequence[Result], resamples: int = 1000) -> Tables:
     """Return all tables of a report."""
-    ordered = sorted(apart(results), key=_rank)
+    ordered = sorted(disambiguate_names(results), key=_rank)
     found = rows(ordered, resamples)
     return Tables(ordered, found, _names(found), comparisons(ordered, resamples))
 
@@ -73,7 +73,7 @@ def _rank(result: Result) -> tuple[bool, int]:
     return result.backbone["kind"] == "random", ORDER.index(name) if name in ORDER else len(ORDER)
 
 
-def _names(found: Sequence[Row]) -> dict[str, str]:
+def _names(found: Sequence[SummaryRow]) -> dict[str, str]:
     """Remove the hash digits of ids where they remain distinct."""
     ids = list(dict.fromkeys(row.id for row in found))
     short = {name: re.sub(r"-[0-9a-f]{4,8}$", "", name) for name in ids}
@@ -99,12 +99,12 @@ def show(value: float, metric: str) -> str:
     return f"{100 * value:.1f} %" if metric in SHARES else f"{value:.3f}"
 
 
-def show_interval(row: Row) -> str:
+def show_interval(row: SummaryRow) -> str:
     """52.3 % to 55.1 %."""
     return f"{show(row.interval[0], row.metric)} to {show(row.interval[1], row.metric)}"
 
 
-def markdown(runs: Sequence[Run], shown: Tables, title: str, commands: Sequence[str]) -> str:
+def markdown(runs: Sequence[RunRecord], shown: Tables, title: str, commands: Sequence[str]) -> str:
     """Return the page without its images as Markdown."""
     lines = [
         f"# {_text(title)}",
@@ -175,7 +175,7 @@ def _no_formula(cell: Any) -> Any:
     return f"'{cell}" if isinstance(cell, str) and cell.startswith(("=", "+", "-", "@", "\t", "\r")) else cell
 
 
-def json_text(runs: Sequence[Run], shown: Tables, commands: Sequence[str]) -> str:
+def json_text(runs: Sequence[RunRecord], shown: Tables, commands: Sequence[str]) -> str:
     """Return runs with their last losses and configurations, rows, and paired tests as JSON."""
     about = [
         {

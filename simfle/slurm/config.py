@@ -4,7 +4,7 @@
 import re
 from dataclasses import dataclass
 
-from simfle.config import option
+from simfle.config import config_field
 from simfle.errors import UserError
 
 KNOWN_SBATCH = re.compile(r"[a-z][a-z-]*(=.*)?")
@@ -14,29 +14,35 @@ KNOWN_SBATCH = re.compile(r"[a-z][a-z-]*(=.*)?")
 class ClusterConfig:
     """Resources of jobs. Empty texts and zeros are omitted from the script: the cluster's defaults apply."""
 
-    partition: str = option("", "sbatch --partition")
-    account: str = option("", "sbatch --account")
-    qos: str = option("", "sbatch --qos")
-    constraint: str = option("", "sbatch --constraint")
-    time: str = option("24:00:00", "sbatch --time: minutes, hours:minutes:seconds or days-hours:minutes:seconds")
-    nodes: int = option(1, "number of nodes of a job")
-    min_nodes: int = option(0, "minimum number of nodes after a requeue (0 = all nodes)")
-    gpus_per_node: int = option(8, "GPUs per node, one process per GPU (0 = CPU nodes)")
-    tasks_per_node: int = option(1, "processes per node without GPUs")
-    cpus_per_task: int = option(0, "sbatch --cpus-per-task")
-    mem: str = option("", "sbatch --mem per node, such as 200G (0 = all memory)")
-    signal_seconds: int = option(120, "seconds between the stop signal and the time limit of a job")
-    max_requeues: int = option(100, "maximum number of requeues of a job, for any reason")
-    max_failures: int = option(3, "maximum number of consecutive failures without a new checkpoint")
-    setup: list[str] = option(list, "shell lines before the job, such as 'module load cuda/13.0'")
-    environment: list[str] = option(list, "NAME=VALUE for every process, such as NCCL_SOCKET_IFNAME=ib0")
-    scratch: str = option("", "cache folder on each node's local disk; may contain $VARIABLES of the job", path=True)
-    container: str = option(
-        "", "container image: apptainer for FILE.sif, otherwise srun --container-image (pyxis)", path=True
+    partition: str = config_field("", "sbatch --partition")
+    account: str = config_field("", "sbatch --account")
+    qos: str = config_field("", "sbatch --qos")
+    constraint: str = config_field("", "sbatch --constraint")
+    time: str = config_field("24:00:00", "sbatch --time: minutes, hours:minutes:seconds or days-hours:minutes:seconds")
+    nodes: int = config_field(1, "number of nodes of a job")
+    min_nodes: int = config_field(0, "minimum number of nodes after a requeue (0 = all nodes)")
+    gpus_per_node: int = config_field(8, "GPUs per node, one process per GPU (0 = CPU nodes)")
+    tasks_per_node: int = config_field(1, "processes per node without GPUs")
+    cpus_per_task: int = config_field(0, "sbatch --cpus-per-task")
+    mem: str = config_field("", "sbatch --mem per node, such as 200G (0 = all memory)")
+    signal_seconds: int = config_field(120, "seconds between the stop signal and the time limit of a job")
+    max_requeues: int = config_field(100, "maximum number of requeues of a job, for any reason")
+    max_consecutive_failures: int = config_field(3, "maximum number of consecutive failures without a new checkpoint")
+    setup: list[str] = config_field(list, "shell lines before the job, such as 'module load cuda/13.0'")
+    env: list[str] = config_field(list, "NAME=VALUE for every process, such as NCCL_SOCKET_IFNAME=ib0")
+    local_scratch: str = config_field(
+        "", "cache folder on each node's local disk; may contain $VARIABLES of the job", is_path=True
     )
-    container_python: str = option("python3", "python in the image, with this project's requirements")
-    mounts: list[str] = option(list, "additional folders to mount in the container, beside run and shards", path=True)
-    sbatch: list[str] = option(list, "additional sbatch options, such as exclusive, exclude=n13, reservation=mine")
+    container: str = config_field(
+        "", "container image: apptainer for FILE.sif, otherwise srun --container-image (pyxis)", is_path=True
+    )
+    container_python: str = config_field("python3", "python in the image, with this project's requirements")
+    mounts: list[str] = config_field(
+        list, "additional folders to mount in the container, beside run and shards", is_path=True
+    )
+    extra_sbatch: list[str] = config_field(
+        list, "additional sbatch options, such as exclusive, exclude=n13, reservation=mine"
+    )
 
     @property
     def tasks(self) -> int:
@@ -62,10 +68,10 @@ def check(config: ClusterConfig) -> None:
     for name in ("partition", "account", "qos", "constraint", "mem", "container"):
         if re.search(r"[\s\"'`$;\\]", getattr(config, name)):
             raise UserError(f"{name}={getattr(config, name)!r}: must not contain spaces, quotes or shell characters")
-    for word in config.sbatch:
+    for word in config.extra_sbatch:
         if not KNOWN_SBATCH.fullmatch(word) or "\n" in word:
             raise UserError(f"cluster.sbatch: {word!r} must be name or name=value without dashes, such as exclude=n13")
-    for word in config.environment:
+    for word in config.env:
         if not re.fullmatch(r"[A-Za-z_]\w*=[^\n]*", word):
             shown = word.partition("=")[0]  # the value may be a secret
             raise UserError(f"cluster.environment: {shown!r} is not NAME=VALUE, or VALUE has a line break")

@@ -16,7 +16,7 @@ from simfle.config import load
 from simfle.errors import UserError
 from simfle.slurm import queue, record
 from simfle.slurm.config import ClusterConfig
-from simfle.slurm.record import End
+from simfle.slurm.record import TaskExit
 from simfle.terminal import say
 
 TRIES, PAUSE = 5, 6.0  # attempts to reach Slurm, and seconds between: its controller may be busy or restarting
@@ -31,39 +31,39 @@ class Decision:
     words: str
 
 
-def decide(ends: list[End], expected: int, code: int, *, began: bool = True) -> Decision:
+def decide(exits: list[TaskExit], expected: int, code: int, *, began: bool = True) -> Decision:
     """Decide from the exit records of `expected` tasks and srun's exit code. began: at least one task has started.
 
     A requested stop is requeued; a refusal or a bug is not, because it would recur; an external failure (a killed
     process,
     a lost node, a hang) is.
     """
-    first = {end.kind: end for end in reversed(ends)}
-    known = {end.rank for end in ends}
+    first = {end.kind: end for end in reversed(exits)}
+    known = {end.rank for end in exits}
     silent = [rank for rank in range(expected) if rank not in known]
     names = ", ".join(map(str, silent[:8])) + (" and others" if len(silent) > 8 else "")
     left = f"; exit code {code}" if code else ""
-    whole = bool(ends) and not silent and set(first) <= {record.DONE, record.SPARE}
+    whole = bool(exits) and not silent and set(first) <= {record.DONE, record.IDLE}
     rules = (  # the first match applies
         (whole, False, False, (first[record.DONE].words if record.DONE in first else "") or "finished"),
-        (record.REFUSED in first, False, True, _told(first.get(record.REFUSED))),
-        (record.BUG in first, False, True, _told(first.get(record.BUG))),
-        (record.HUNG in first, True, True, _told(first.get(record.HUNG))),
-        (not ends and not began, True, True, f"no process started{left}; see the job's log"),
+        (record.USER_ERROR in first, False, True, _describe_exit(first.get(record.USER_ERROR))),
+        (record.BUG in first, False, True, _describe_exit(first.get(record.BUG))),
+        (record.HUNG in first, True, True, _describe_exit(first.get(record.HUNG))),
+        (not exits and not began, True, True, f"no process started{left}; see the job's log"),
         (bool(silent), True, True, f"rank {names} exited without reporting (killed, or its node lost){left}"),
-        (record.LOST in first, True, True, _told(first.get(record.LOST))),
+        (record.PEER_LOST in first, True, True, _describe_exit(first.get(record.PEER_LOST))),
     )
     for holds, requeue, failure, words in rules:
         if holds:
             return Decision(requeue, failure, words)
-    return Decision(True, False, first[record.STOPPED].words)  # the only kind left
+    return Decision(True, False, first[record.PREEMPTED].words)  # the only kind left
 
 
-def _told(end: End | None) -> str:
+def _describe_exit(end: TaskExit | None) -> str:
     return f"rank {end.rank} on {end.host}: {end.words}" if end else ""
 
 
-def failures_in_a_row(events: list[dict], job: str) -> int:
+def consecutive_failures(events: list[dict], job: str) -> int:
     """Return the number of failures of this job since its last new checkpoint."""
     count, step = 0, None
     for event in events:
@@ -89,7 +89,7 @@ def end(job_folder: Path, code: int) -> int:
     if superseded(events, number, start):
         return _give_way(number, start)
     began = any((each["event"], each["job"], each.get("start")) == ("started", number, start) for each in events)
-    decision = decide(record.ends(job_folder, start), expected, code, began=began)
+    decision = decide(record.task_exits(job_folder, start), expected, code, began=began)
     facts = {
         "job": number,
         "folder": job_folder.name,
@@ -100,20 +100,20 @@ def end(job_folder: Path, code: int) -> int:
     words, requeue = decision.words, decision.requeue
     if requeue and start >= cluster.max_requeues:
         requeue, words = False, f"{words}; not requeued: max_requeues={cluster.max_requeues} is reached"
-    row = failures_in_a_row([*events, {"event": "ended", **facts}], number)
-    if requeue and row >= cluster.max_failures:
+    row = consecutive_failures([*events, {"event": "ended", **facts}], number)
+    if requeue and row >= cluster.max_consecutive_failures:
         requeue, words = False, f"{words}; not requeued: {row} failures in a row without a new checkpoint"
     known = shown(number) if requeue else {}
     if _restarts(known) > start:
         return _give_way(number, start)
-    if requeue and (state := may_not_come_back(known)):
+    if requeue and (state := terminal_state(known)):
         requeue, words = False, f"{words}; not requeued: the job is {state}"
     if not decision.failure and not decision.requeue:
         code = 0  # all tasks have reported done: a kill during their exit changes nothing
-    if requeue and (refusal := put_back(number)):
+    if requeue and (refusal := requeue_with_retries(number)):
         requeue, words, code = False, f"{words}; not requeued: {refusal}", code or 1
     # Recorded after Slurm has requeued the job; this shell still has KillWait seconds then.
-    record.tell(run, "ended", **facts, requeue=requeue, reason=words, code=code)
+    record.append_event(run, "ended", **facts, requeue=requeue, reason=words, code=code)
     say(f"job {number}: {words}{'; requeued' if requeue else ''}")
     return code
 
@@ -153,7 +153,7 @@ def shown(number: str) -> dict[str, str]:
     return {}
 
 
-def put_back(number: str) -> str:
+def requeue_with_retries(number: str) -> str:
     """Requeue a job, with several attempts; return Slurm's error, or an empty text."""
     refusal = ""
     for tries in range(TRIES):
@@ -168,7 +168,7 @@ def put_back(number: str) -> str:
     return refusal
 
 
-def may_not_come_back(shown: dict[str, str]) -> str:
+def terminal_state(shown: dict[str, str]) -> str:
     """Return the state of a job that was ended on purpose, such as cancelled; empty if it may be requeued or is
     unknown.
 
@@ -183,7 +183,7 @@ def may_not_come_back(shown: dict[str, str]) -> str:
 
 def newest_step(run: Path) -> int:
     """Return the step of the newest complete checkpoint; 0 without one."""
-    return max((told.step_of(folder) or 0 for folder in told.checkpoints(run)), default=0)
+    return max((told.step_from_name(folder) or 0 for folder in told.complete_checkpoint_dirs(run)), default=0)
 
 
 def main() -> None:

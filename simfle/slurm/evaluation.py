@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from simfle.config import load
-from simfle.data.reader import Corpus
+from simfle.data.reader import ShardCorpus
 from simfle.errors import UserError
 from simfle.eval.config import EvalConfig
-from simfle.eval.units import Unit, units
+from simfle.eval.units import EvalTask, eval_tasks
 from simfle.slurm.config import ClusterConfig
-from simfle.slurm.freeze import freeze
+from simfle.slurm.freeze import snapshot
 from simfle.slurm.submit import reason, refusals, require_slurm, slurm_executor
 from simfle.terminal import log_to_stderr, say
 
@@ -26,21 +26,21 @@ def absolute(config: EvalConfig) -> EvalConfig:
         config,
         benchmarks=[f"{_yaml(name)}{sign}{_absolute(place) if sign else ''}" for name, sign, place in named],
         shards=[_absolute(place) for place in config.shards],
-        betons=[_absolute(place) for place in config.betons],
+        ffcv_files=[_absolute(place) for place in config.ffcv_files],
         backbones=[word if ":" in word else _absolute(word) for word in config.backbones],
         out=_absolute(config.out),
-        cache=_absolute(config.cache) if config.cache else "",
+        cache_dir=_absolute(config.cache_dir) if config.cache_dir else "",
     )
 
 
 def of_one_task(cluster: ClusterConfig) -> ClusterConfig:
     """Return the resources of a unit: one process, one GPU if there are any, a shared node."""
     gpus = min(1, cluster.gpus_per_node)
-    shared = [word for word in cluster.sbatch if not word.startswith("exclusive")]
-    return replace(cluster, nodes=1, min_nodes=0, gpus_per_node=gpus, tasks_per_node=1, sbatch=shared)
+    shared = [word for word in cluster.extra_sbatch if not word.startswith("exclusive")]
+    return replace(cluster, nodes=1, min_nodes=0, gpus_per_node=gpus, tasks_per_node=1, extra_sbatch=shared)
 
 
-def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path, list[Unit]]:
+def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path, list[EvalTask]]:
     """Freeze code and configuration into RUN/slurm; return the job's folder and its units.
 
     Raises:
@@ -48,20 +48,20 @@ def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path
     """
     config = absolute(config)
     found = planned(config)
-    return freeze(run, config, of_one_task(cluster), name="eval"), found
+    return snapshot(run, config, of_one_task(cluster), name="eval"), found
 
 
-def planned(config: EvalConfig) -> list[Unit]:
+def planned(config: EvalConfig) -> list[EvalTask]:
     """Return the units; check the shards once, before many tasks wait in the queue.
 
     Raises:
         UserError: see `units`; shards are missing or corrupt, or lack a split.
     """
-    found = units(config)
+    found = eval_tasks(config)
     for benchmark in {unit.benchmark.name: unit.benchmark for unit in found}.values():
         if not any("://" in place for place in benchmark.shards):
             for split in filter(None, (benchmark.train, benchmark.val, benchmark.test)):
-                Corpus(benchmark.shards, [split])
+                ShardCorpus(benchmark.shards, [split])
     return found
 
 
@@ -101,9 +101,9 @@ def evaluate_task(folder: str, index: int) -> None:
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])
     try:
         config = load(EvalConfig, Path(folder) / "config.yaml")
-        from simfle.eval.evaluate import run_unit
+        from simfle.eval.evaluate import run_task
 
-        run_unit(config, units(config)[index], ["slurm_eval", folder, str(index)])
+        run_task(config, eval_tasks(config)[index], ["slurm_eval", folder, str(index)])
     except UserError as error:
         say(f"error: {error}")
         sys.exit(65)

@@ -63,9 +63,9 @@ def follow_local(job: Path, submitted: Any, processes: int, say: Callable[[str],
         except KeyboardInterrupt:
             say("stopping: the processes save and exit")
     _print_log(file, log, say)
-    decision = decide(record.ends(job, 0), processes, 0)
+    decision = decide(record.task_exits(job, 0), processes, 0)
     facts = {"failure": decision.failure, "step": newest_step(job.parents[1]), "requeue": False}
-    record.tell(job.parents[1], "ended", job=submitted.job_id, start=0, **facts, reason=decision.words)
+    record.append_event(job.parents[1], "ended", job=submitted.job_id, start=0, **facts, reason=decision.words)
     return decision
 
 

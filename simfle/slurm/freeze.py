@@ -16,7 +16,7 @@ from simfle.slurm.config import ClusterConfig
 SCHEMES = "://"
 
 
-def freeze(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> Path:
+def snapshot(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> Path:
     """Make RUN/slurm/TIME with code/, config.yaml and cluster.yaml; return the folder, readable only by its owner.
 
     It will also contain the submission script and the output of processes, which may show values of
@@ -50,9 +50,9 @@ def absolute(config: PretrainConfig) -> PretrainConfig:
     data = dataclasses.replace(
         config.data,
         shards=[place if SCHEMES in place else str(Path(place).absolute()) for place in config.data.shards],
-        cache=str(Path(config.data.cache).absolute()) if config.data.cache else "",
+        cache_dir=str(Path(config.data.cache_dir).absolute()) if config.data.cache_dir else "",
     )
-    train = dataclasses.replace(config.train, run=str(Path(config.train.run).absolute()))
+    train = dataclasses.replace(config.train, run_dir=str(Path(config.train.run_dir).absolute()))
     return dataclasses.replace(config, data=data, train=train)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import read_bytes, replace_text
-from shards.plain import build, whole_lines
+from shards.plain import dataclass_from_json, iter_valid_lines
 from shards.redact import to_json
 
 EVENTS = "events.jsonl"
@@ -28,11 +28,11 @@ JOB = re.compile(r"[A-Za-z0-9][\w.+]*", re.ASCII)
 
 # How a process can end. A process without an exit record was killed.
 KINDS = ("done", "spare", "stopped", "refused", "bug", "lost", "hung")
-DONE, SPARE, STOPPED, REFUSED, BUG, LOST, HUNG = KINDS
+DONE, IDLE, PREEMPTED, USER_ERROR, BUG, PEER_LOST, HUNG = KINDS
 
 
 @dataclass(frozen=True)
-class End:
+class TaskExit:
     """How one process ended. kind: one of the above; words: the reason in one line."""
 
     rank: int
@@ -41,7 +41,7 @@ class End:
     words: str
 
 
-def tell(run: Path, event: str, **facts: Any) -> None:
+def append_event(run: Path, event: str, **facts: Any) -> None:
     """Append an event to the run's record."""
     folder = run / "slurm"
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def events(run: Path) -> list[dict[str, Any]]:
         content = read_bytes(run / "slurm" / EVENTS)
     except (FileNotFoundError, NotADirectoryError):
         return []
-    return [line for line in whole_lines(content) if _is_event(line)]
+    return [line for line in iter_valid_lines(content) if _is_event(line)]
 
 
 def _is_event(line: dict[str, Any]) -> bool:
@@ -69,7 +69,7 @@ def _is_event(line: dict[str, Any]) -> bool:
     )
 
 
-def write_end(job: Path, start: int, end: End) -> None:
+def write_task_exit(job: Path, start: int, end: TaskExit) -> None:
     """Record how a process of the job's start number `start` ended; the first record of a process is kept."""
     folder = job / "ends"
     folder.mkdir(exist_ok=True)
@@ -78,12 +78,12 @@ def write_end(job: Path, start: int, end: End) -> None:
         replace_text(file, file.with_suffix(".partial"), to_json(asdict(end)))
 
 
-def ends(job: Path, start: int) -> list[End]:
+def task_exits(job: Path, start: int) -> list[TaskExit]:
     """Read how the processes of a start ended, by rank; missing and corrupt records are omitted."""
     found = []
     for file in sorted((job / "ends").glob(f"{start}-*.json")):
         try:
-            end = build(End, read_bytes(file))
+            end = dataclass_from_json(TaskExit, read_bytes(file))
         except (OSError, ValueError):
             continue
         if end.kind in KINDS:

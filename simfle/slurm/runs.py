@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.files import open_regular, read_bytes
-from shards.plain import build
+from shards.plain import dataclass_from_json
 from simfle import told
 from simfle.slurm import queue, record
 from simfle.slurm.ending import newest_step
@@ -32,7 +32,7 @@ ALIVE = (
 
 
 @dataclass(frozen=True)
-class Status:
+class RunStatus:
     """Status of a run. steps: 0 if unknown; images_per_second, loss: of the last logged step, None before the first.
 
     checkpoint_age: seconds since the newest checkpoint, None without one.
@@ -79,7 +79,7 @@ def _folders(folder: Path, levels: int) -> Iterator[Path]:
             yield from _folders(folder / name, levels - 1)
 
 
-def status(run: Path) -> Status:
+def status(run: Path) -> RunStatus:
     """Read the status of a run. Writes nothing; files that are being written are read up to the last complete line.
 
     An unreadable run has the state UNREADABLE, and other runs are still shown.
@@ -91,22 +91,22 @@ def status(run: Path) -> Status:
         return _unknown(run, UNREADABLE, f"{place}{error.strerror or error}")
 
 
-def _unknown(run: Path, state: str, reason: str) -> Status:
-    return Status(run, (), state, 0, 0, None, None, {}, 0, None, 0, reason)
+def _unknown(run: Path, state: str, reason: str) -> RunStatus:
+    return RunStatus(run, (), state, 0, 0, None, None, {}, 0, None, 0, reason)
 
 
-def _status(run: Path) -> Status:
+def _status(run: Path) -> RunStatus:
     line = last_metrics(run)
     happened = record.events(run)
     here = _on_this_machine(happened)
     submitted = (event["job"] for event in happened if event["event"] == "submitted")
     jobs = tuple(dict.fromkeys(job for job in submitted if job not in here))
-    saved = max((_changed(folder / told.MARKER) for folder in told.checkpoints(run)), default=NEVER)
+    saved = max((_changed(folder / told.MARKER) for folder in told.complete_checkpoint_dirs(run)), default=NEVER)
     age = time.time() - saved if saved > NEVER else None
-    steps = told.steps_of(run)
+    steps = told.planned_steps(run)
     step = max(line.get("step", 0), newest_step(run))
     state, reason = _state(run, happened, step, steps)
-    return Status(
+    return RunStatus(
         run,
         jobs,
         state,
@@ -133,7 +133,7 @@ def tail(run: Path) -> list[dict[str, Any]]:
     try:
         with open_regular(run / "metrics.jsonl", "rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - 65536))
-            return told.metrics(stream.read())
+            return told.parse_metrics(stream.read())
     except FileNotFoundError:
         return []
 
@@ -190,7 +190,7 @@ def _silent(run: Path) -> str:
     """Describe the first process that ended without removing its heartbeat: it was killed, or its machine was lost."""
     for file in sorted(run.glob(HEARTBEATS)):
         try:
-            beat = build(Heartbeat, read_bytes(file))
+            beat = dataclass_from_json(Heartbeat, read_bytes(file))
         except (OSError, ValueError):
             continue
         return (

@@ -15,10 +15,10 @@ from typing import Any
 from shards.files import read_text
 from simfle.config import PretrainConfig, TrainConfig
 from simfle.errors import UserError
-from simfle.process import loading
+from simfle.process import gc_frozen_imports
 from simfle.slurm import record
 from simfle.slurm.config import ClusterConfig, check
-from simfle.slurm.freeze import absolute, freeze
+from simfle.slurm.freeze import absolute, snapshot
 from simfle.slurm.queue import available
 
 log = logging.getLogger(__name__)
@@ -34,25 +34,25 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool =
             the network cannot be built; the run folder holds another run.
     """
     from simfle.train.check import check as check_config
-    from simfle.train.check import check_ahead
+    from simfle.train.check import preflight
 
     check(cluster)
     check_config(config)
-    with loading():
+    with gc_frozen_imports():
         from simfle.data.loader import has_dali, open_data
-        from simfle.runtime import plan_batch
+        from simfle.runtime import compute_batch_layout
     batch = config.train.global_batch
-    plan_batch(config.train, cluster.nodes * cluster.tasks)
+    compute_batch_layout(config.train, cluster.nodes * cluster.tasks)
     if cluster.min_nodes:
-        plan_batch(replace(config.train, micro_batch=0), cluster.min_nodes * cluster.tasks)
+        compute_batch_layout(replace(config.train, micro_batch=0), cluster.min_nodes * cluster.tasks)
         _check_fewer_nodes(config.train, cluster)
     idle = [n for n in range(cluster.min_nodes or cluster.nodes, cluster.nodes) if batch % (n * cluster.tasks)]
     if idle:
         log.warning("train.global_batch=%d: on %s nodes some would be idle", batch, " or ".join(map(str, idle)))
     if not any("://" in place for place in config.data.shards):
         open_data(config.data, config.train.seed, config.train.global_batch, 0)
-    with loading():
-        check_ahead(config, network=network)
+    with gc_frozen_imports():
+        preflight(config, network=network)
     if config.data.backend == "dali" and not cluster.container and not has_dali():
         raise UserError(
             "data.backend=dali: not installed here. Fix: pip install 'simfle[dali]', or set data.backend=opencv."
@@ -61,12 +61,12 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool =
 
 def _check_fewer_nodes(train: TrainConfig, cluster: ClusterConfig) -> None:
     """Refuse what a job would refuse on any possible number of nodes. Raises UserError."""
-    from simfle.slurm.job import Place, fit_micro_batch, usable_tasks
+    from simfle.slurm.job import TaskInfo, adapt_micro_batch, usable_tasks
 
     for nodes in range(cluster.min_nodes, cluster.nodes + 1):
-        place = Place("", 0, 0, nodes * cluster.tasks, 0, cluster.tasks, ("",) * nodes)
+        place = TaskInfo("", 0, 0, nodes * cluster.tasks, 0, cluster.tasks, ("",) * nodes)
         try:
-            fit_micro_batch(train, usable_tasks(place, cluster, train.global_batch))
+            adapt_micro_batch(train, usable_tasks(place, cluster, train.global_batch))
         except UserError as error:
             raise UserError(f"on {nodes} nodes (--min-nodes {cluster.min_nodes}): {error}") from None
 
@@ -78,9 +78,9 @@ def prepare(config: PretrainConfig, cluster: ClusterConfig) -> Path:
         UserError: the folder cannot be written, or has a name with characters that are special to Slurm.
     """
     config = absolute(config)
-    if any(sign in config.train.run for sign in "%\n\\"):
-        raise UserError(f"train.run={config.train.run!r}: %, \\ and line breaks in paths are special to Slurm")
-    return freeze(Path(config.train.run), config, cluster)
+    if any(sign in config.train.run_dir for sign in "%\n\\"):
+        raise UserError(f"train.run={config.train.run_dir!r}: %, \\ and line breaks in paths are special to Slurm")
+    return snapshot(Path(config.train.run_dir), config, cluster)
 
 
 def sbatch_script(job: Path, cluster: ClusterConfig) -> str:
@@ -104,7 +104,7 @@ def submit(job: Path, cluster: ClusterConfig) -> str:
         submitted = executor.submit(pretrain_task, str(job))
     except refusals() as error:
         raise UserError(f"sbatch: {reason(error)}") from None
-    record.tell(run, "submitted", job=submitted.job_id, folder=job.name, nodes=cluster.nodes)
+    record.append_event(run, "submitted", job=submitted.job_id, folder=job.name, nodes=cluster.nodes)
     return submitted.job_id
 
 
@@ -140,7 +140,7 @@ def run_here(job: Path, cluster: ClusterConfig) -> Any:
     finally:
         os.chdir(here)
         signal.signal(signal.SIGINT, before)
-    record.tell(job.parents[1], "submitted", job=submitted.job_id, folder=job.name, nodes=1, local=True)
+    record.append_event(job.parents[1], "submitted", job=submitted.job_id, folder=job.name, nodes=1, local=True)
     return submitted
 
 
@@ -207,7 +207,7 @@ def _options(cluster: ClusterConfig) -> dict[str, Any]:
         options["cpus-per-task"] = cluster.cpus_per_task
     if cluster.gpus_per_node:
         options["gpus-per-node"] = cluster.gpus_per_node
-    for word in cluster.sbatch:
+    for word in cluster.extra_sbatch:
         option, _, value = word.partition("=")
         options[option] = value or True
     return options
@@ -223,7 +223,7 @@ def _setup(job: Path, cluster: ClusterConfig) -> list[str]:
         f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",  # a module may provide torch by it
         # Slurm 22.05 and later: srun does not inherit it from sbatch.
         *([f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"] if cluster.cpus_per_task else []),
-        *(f"export {name}={shlex.quote(value)}" for name, _, value in (w.partition("=") for w in cluster.environment)),
+        *(f"export {name}={shlex.quote(value)}" for name, _, value in (w.partition("=") for w in cluster.env)),
         "trap : TERM USR2  # outlive the tasks, to say how they ended and requeue",
     ]
     # Last, because earlier lines may use relative paths. python -m searches the current folder before PYTHONPATH:

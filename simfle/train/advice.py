@@ -7,7 +7,7 @@ WAITING = 0.1  # fraction of the time above which a run is data-bound
 
 
 @dataclass(frozen=True)
-class Facts:
+class ThroughputFacts:
     """Inputs of the advice. cores: available to the process, divided by the processes that share them."""
 
     device: str
@@ -19,7 +19,7 @@ class Facts:
     dali: bool = False
 
 
-def judge(wait: float, facts: Facts) -> str:
+def diagnose(wait: float, facts: ThroughputFacts) -> str:
     """Return one line: data-bound or compute-bound, and what to try. wait: fraction of time waiting for data, 0-1."""
     if wait < WAITING:
         steps = []

@@ -13,46 +13,46 @@ import torch.distributed as dist
 
 from shards.files import read_bytes
 from simfle.config import PretrainConfig
-from simfle.data.reader import Corpus
-from simfle.data.streaming import Stream
-from simfle.errors import AgreedError
+from simfle.data.reader import ShardCorpus
+from simfle.data.streaming import ResampledStream
+from simfle.errors import CollectiveError
 from simfle.layers import flatten
 from simfle.provenance import versions
 from simfle.runtime import World
 
 # May differ between machines: paths and thread counts. Data is compared by its content.
-OF_A_MACHINE = ("train.run", "data.shards", "data.cache", "data.cache_gb", "data.threads", "data.prefetch")
+MACHINE_SPECIFIC = ("train.run", "data.shards", "data.cache", "data.cache_gb", "data.threads", "data.prefetch")
 INTERPRETER = ("python", "machine")  # may also differ: libraries compute the results, not the interpreter
-MOST = 8  # maximum number of reported differences
+MAX_NAMED = 8  # maximum number of reported differences
 
 
-def check(config: PretrainConfig, corpus: Corpus | Stream, world: World) -> None:
+def check_ranks_match(config: PretrainConfig, corpus: ShardCorpus | ResampledStream, world: World) -> None:
     """Compare the start of this process with that of the main process. Collective.
 
     Raises:
         AgreedError: they differ; names the process and the values.
     """
-    if world.size == 1:
+    if world.world_size == 1:
         return
     mine = facts(config, corpus)
     theirs = [mine]
     dist.broadcast_object_list(theirs, src=0)
-    told: list[str] = [""] * world.size
+    told: list[str] = [""] * world.world_size
     dist.all_gather_object(told, differences(theirs[0], mine))
     if other := [rank for rank, words in enumerate(told) if words]:
         more = f" (and {len(other) - 1} more processes)" if len(other) > 1 else ""
-        raise AgreedError(
+        raise CollectiveError(
             f"process {other[0]} {told[other[0]]}{more}. Fix: start all processes of a run with the same program, "
             "configuration and shards",
-            said_here=world.is_main,
+            is_reporter=world.is_main,
         )
 
 
-def facts(config: PretrainConfig, corpus: Corpus | Stream) -> dict[str, str]:
+def facts(config: PretrainConfig, corpus: ShardCorpus | ResampledStream) -> dict[str, str]:
     """Return text by name: the configuration values that all processes must share, data, program, libraries."""
-    values = {key: str(value) for key, value in flatten(asdict(config)).items() if key not in OF_A_MACHINE}
+    values = {key: str(value) for key, value in flatten(asdict(config)).items() if key not in MACHINE_SPECIFIC}
     libraries = {name: version for name, version in versions().items() if name not in INTERPRETER}
-    return values | libraries | {"data": corpus.digest(), "program": program()}
+    return values | libraries | {"data": corpus.digest(), "program": source_digest()}
 
 
 def differences(main: dict[str, str], mine: dict[str, str]) -> str:
@@ -60,12 +60,12 @@ def differences(main: dict[str, str], mine: dict[str, str]) -> str:
     names = sorted(name for name in main.keys() | mine.keys() if main.get(name) != mine.get(name))
     if not names:
         return ""
-    shown = [f"{name} {mine.get(name, 'missing')} instead of {main.get(name, 'missing')}" for name in names[:MOST]]
-    more = [f"and {len(names) - MOST} more"] if len(names) > MOST else []
+    shown = [f"{name} {mine.get(name, 'missing')} instead of {main.get(name, 'missing')}" for name in names[:MAX_NAMED]]
+    more = [f"and {len(names) - MAX_NAMED} more"] if len(names) > MAX_NAMED else []
     return f"on {socket.gethostname()} differs from the main process: {'; '.join([*shown, *more])}"
 
 
-def program() -> str:
+def source_digest() -> str:
     """Return 16 hexadecimal digits that identify the sources of this program, in any folder."""
     import shards
     import simfle

@@ -11,7 +11,7 @@ from simfle.layers import flatten
 
 OPTIMIZERS = ("sgd", "adamw", "lars")  # those of simfle.optim, which imports torch
 DEVICES = ("auto", "cpu", "cuda")
-AT_LEAST = {
+MINIMA = {
     0: (
         *("train.images_every", "train.stop_after", "train.timeout", "train.steps", "data.threads"),
         *("optim.lr", "optim.weight_decay", "optim.warmup_steps", "optim.clip"),
@@ -25,7 +25,7 @@ AT_LEAST = {
     ),
     100: ("monitor.samples",),
 }
-MOST_PROFILED = 20  # steps: a trace of ResNet-50 and FaceMAE takes some megabytes per step
+MAX_PROFILED_STEPS = 20  # steps: a trace of ResNet-50 and FaceMAE takes some megabytes per step
 
 
 def check(config: PretrainConfig) -> None:
@@ -36,12 +36,12 @@ def check(config: PretrainConfig) -> None:
     """
     train = config.train
     check_numbers(config)
-    if not train.run:
+    if not train.run_dir:
         raise UserError("train.run=: empty. Fix: name a folder for the run, such as train.run=runs/mine.")
     if train.device not in DEVICES:
         raise UserError(f"train.device={train.device!r}: unknown. Fix: use auto, cpu or cuda.")
-    if train.checkpoint_bandwidth < 0:
-        raise UserError(f"train.checkpoint_bandwidth={train.checkpoint_bandwidth:g}: must be MB/s, or 0 for no limit")
+    if train.checkpoint_write_mbps < 0:
+        raise UserError(f"train.checkpoint_bandwidth={train.checkpoint_write_mbps:g}: must be MB/s, or 0 for no limit")
     if train.zero_stage not in (-1, 0, 1, 2, 3):
         raise UserError(f"train.zero_stage={train.zero_stage}: must be auto, 0, 1, 2 or 3")
     if config.model.compile and train.zero_stage == 3:
@@ -50,10 +50,10 @@ def check(config: PretrainConfig) -> None:
         )
     if train.precision not in ("bf16", "fp32"):
         raise UserError(f"train.precision={train.precision!r}: unknown. Fix: use bf16 or fp32.")
-    if config.data.streaming and not train.steps:
+    if config.data.resampled and not train.steps:
         raise UserError("data.streaming=true: a stream has no epochs. Fix: set train.steps.")
-    if not 0 <= config.data.max_damaged <= 1:
-        raise UserError(f"data.max_damaged={config.data.max_damaged}: must be a fraction from 0 to 1")
+    if not 0 <= config.data.max_corrupt_fraction <= 1:
+        raise UserError(f"data.max_damaged={config.data.max_corrupt_fraction}: must be a fraction from 0 to 1")
     if not config.data.shards:
         raise UserError("data.shards=[]: empty. Fix: name a shard folder, such as data.shards=[shards/faces].")
     check_places("data.shards", config.data.shards)
@@ -89,19 +89,19 @@ def check_optimizer(config: PretrainConfig) -> None:
 def check_monitor(config: PretrainConfig) -> None:
     """Refuse probes without shards, and probes that outlast the other processes' timeout. Raises UserError."""
     monitor, train = config.monitor, config.train
-    if not monitor.every:
+    if not monitor.probe_every:
         return
     if not monitor.shards:
         raise UserError("monitor.shards=[]: empty. Fix: name labeled shards, or set monitor.every=0.")
     check_places("monitor.shards", monitor.shards)
-    if train.timeout and 2 * monitor.seconds > train.timeout:
+    if train.hang_timeout and 2 * monitor.max_seconds > train.hang_timeout:
         raise UserError(
-            f"monitor.seconds={monitor.seconds:g}: other processes wait for a probe, and exit after "
-            f"train.timeout={train.timeout:g}. Fix: set monitor.seconds={train.timeout / 2:g} or less."
+            f"monitor.seconds={monitor.max_seconds:g}: other processes wait for a probe, and exit after "
+            f"train.timeout={train.hang_timeout:g}. Fix: set monitor.seconds={train.hang_timeout / 2:g} or less."
         )
 
 
-def check_ahead(config: PretrainConfig, *, network: bool) -> None:
+def preflight(config: PretrainConfig, *, network: bool) -> None:
     """Refuse what a start would refuse, on a machine that may lack GPUs: views, backend, network, run folder.
 
     The caller checks data and batch. network: build the network, without memory for its parameters.
@@ -113,7 +113,7 @@ def check_ahead(config: PretrainConfig, *, network: bool) -> None:
 
     from simfle.data.loader import choose_backend
     from simfle.data.views import check as check_views
-    from simfle.train.folder import refuse_other
+    from simfle.train.folder import check_same_config
 
     check(config)
     check_views(config.views)
@@ -123,7 +123,7 @@ def check_ahead(config: PretrainConfig, *, network: bool) -> None:
 
         with torch.device("meta"):
             build_method(config.model, config.views)
-    refuse_other(Path(config.train.run), config)
+    check_same_config(Path(config.train.run_dir), config)
 
 
 def check_numbers(config: PretrainConfig) -> None:
@@ -132,13 +132,13 @@ def check_numbers(config: PretrainConfig) -> None:
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name}={value}: must be a finite number")
-    for least, names in AT_LEAST.items():
+    for least, names in MINIMA.items():
         for name in names:
             if not values[name] >= least:
                 raise UserError(f"{name}={values[name]}: must be at least {least}")
     model, optim = config.model, config.optim
-    if not model.temperature > 0:
-        raise UserError(f"model.temperature={model.temperature}: must be above 0")
+    if not model.distillation_temperature > 0:
+        raise UserError(f"model.temperature={model.distillation_temperature}: must be above 0")
     if len(model.mean) != 3 or not all(map(math.isfinite, model.mean)):
         raise UserError(f"model.mean={model.mean}: must be three numbers, for red, green and blue")
     if len(model.std) != 3 or not all(0 < each < math.inf for each in model.std):
@@ -152,10 +152,10 @@ def check_numbers(config: PretrainConfig) -> None:
 def check_profile(train: TrainConfig) -> None:
     """Refuse invalid steps, or too many for one trace. Raises UserError."""
     steps = train.profile_steps
-    if len(steps) != 2 or not 1 <= steps[0] <= steps[1] < steps[0] + MOST_PROFILED:
+    if len(steps) != 2 or not 1 <= steps[0] <= steps[1] < steps[0] + MAX_PROFILED_STEPS:
         raise UserError(
             f"train.profile_steps={steps}: must be the first and the last step to trace, counted from this start, at "
-            f"most {MOST_PROFILED} steps, such as [3,5]"
+            f"most {MAX_PROFILED_STEPS} steps, such as [3,5]"
         )
     if not train.profile_ranks or min(train.profile_ranks) < 0:
         raise UserError(f"train.profile_ranks={train.profile_ranks}: must be ranks of processes, such as [0]")

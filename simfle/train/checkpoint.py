@@ -22,11 +22,11 @@ from typing import Any
 from safetensors import SafetensorError
 
 from shards.files import open_regular, read_bytes, read_text
-from shards.plain import parse_json, parse_object
+from shards.plain import loads, loads_object
 from simfle import told
 from simfle.errors import UserError
 from simfle.train.state import State
-from simfle.train.tensors import Pace, read_tensors, write_tensors
+from simfle.train.tensors import RateLimiter, read_tensors, write_tensors
 
 FORMAT = 1
 MARKER, STATE = told.MARKER, told.STATE
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainState:
     """Progress of a run: optimizer steps done and samples consumed, which is the whole state of the data side.
 
     config, corpus: digests of the configuration and of the data, which give the number of samples its meaning.
@@ -56,37 +56,37 @@ class Checkpoint:
     """A complete checkpoint as read from disk."""
 
     folder: Path
-    progress: Progress
+    progress: TrainState
     model: State
     optim: State
 
 
-def folder_of(run: Path, step: int) -> Path:
+def checkpoint_dir(run: Path, step: int) -> Path:
     """Return the folder of the checkpoint after `step` steps."""
     return run / "checkpoints" / f"step-{step:08d}"
 
 
-def complete(run: Path) -> list[Path]:
+def complete_checkpoints(run: Path) -> list[Path]:
     """Return folders of complete checkpoints, newest first. A folder without its marker is not complete."""
-    return told.checkpoints(run)
+    return told.complete_checkpoint_dirs(run)
 
 
-def state_of(folder: Path) -> Progress | None:
+def state_of(folder: Path) -> TrainState | None:
     """Return the state of a complete checkpoint, without its tensors; None if it is corrupt or of another format."""
-    found = told.state(folder)
+    found = told.read_state(folder)
     try:
-        return _progress(found) if found.get("format") == FORMAT else None
+        return _train_state(found) if found.get("format") == FORMAT else None
     except TypeError:
         return None
 
 
 def _step(folder: Path) -> int:
-    return told.step_of(folder) or 0
+    return told.step_from_name(folder) or 0
 
 
-def _progress(found: dict[str, Any]) -> Progress:
+def _train_state(found: dict[str, Any]) -> TrainState:
     """Build Progress from JSON. Raises TypeError: other fields, or values of another type."""
-    made = Progress(**found)
+    made = TrainState(**found)
     if type(made.step) is not int or not isinstance(made.identity, dict):
         raise TypeError("step or identity is of another type")
     return made
@@ -94,10 +94,10 @@ def _progress(found: dict[str, Any]) -> Progress:
 
 def write(
     run: Path,
-    progress: Progress,
+    progress: TrainState,
     model: State,
     optim: State,
-    pace: Pace | None = None,
+    pace: RateLimiter | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> Path:
     """Write to a temporary folder, fsync, mark, rename, fsync. Older checkpoints survive an interruption at any point.
@@ -118,8 +118,8 @@ def write(
         OSError: the disk is full or fails.
     """
     check()
-    final = folder_of(run, progress.step)
-    if final in told.copies(run):
+    final = checkpoint_dir(run, progress.step)
+    if final in told.copied_checkpoints(run):
         raise FileExistsError(f"{final} has the state of another step. Fix: move this copy out of checkpoints/")
     if (final / MARKER).exists():
         return final
@@ -139,7 +139,7 @@ def write(
     return final
 
 
-def write_files(parts: Path, model: State, optim: State, pace: Pace | None = None) -> dict[str, dict[str, Any]]:
+def write_files(parts: Path, model: State, optim: State, pace: RateLimiter | None = None) -> dict[str, dict[str, Any]]:
     """Write the tensors to a new folder and fsync them; return bytes and SHA-256 by file."""
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
@@ -150,16 +150,16 @@ def write_files(parts: Path, model: State, optim: State, pace: Pace | None = Non
     return written
 
 
-def retain(run: Path, keep: int) -> None:
+def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep` complete checkpoints, and leftovers of interrupted writes. Keep symlinks."""
-    for old in complete(run)[max(1, keep) :]:
+    for old in complete_checkpoints(run)[max(1, keep) :]:
         if not old.is_symlink():
             (old / MARKER).unlink()  # no longer a checkpoint, even if a crash leaves the rest of it
             shutil.rmtree(old)
     for left in [*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/.step-*.damaged")]:
-        if told.step_of(Path(left.stem[1:])) is not None:
+        if told.step_from_name(Path(left.stem[1:])) is not None:
             shutil.rmtree(left)
-    for left in told.folders(run):
+    for left in told.checkpoint_dirs(run):
         if not (left / MARKER).exists() and not left.is_symlink():
             shutil.rmtree(left)
 
@@ -173,14 +173,14 @@ def read_newest(run: Path) -> Checkpoint | None:
         UserError: there are checkpoints, but none is valid: the run must not silently start from step 0.
     """
     reasons = []
-    for folder in complete(run):
+    for folder in complete_checkpoints(run):
         try:
             return read(folder)
         except UserError as error:
             log.warning("%s; trying the previous checkpoint", error)
             reasons.append(str(error))
     # Old checkpoints lose their marker only after a newer one is complete: alone, a folder without one is corrupt.
-    reasons += [f"{folder.name} lacks {MARKER}" for folder in told.folders(run) if not reasons]
+    reasons += [f"{folder.name} lacks {MARKER}" for folder in told.checkpoint_dirs(run) if not reasons]
     if reasons:
         raise UserError(
             f"train.run={run}: no valid checkpoint ({'; '.join(reasons)}). Fix: restore one, or use another train.run."
@@ -188,12 +188,12 @@ def read_newest(run: Path) -> Checkpoint | None:
     return None
 
 
-def set_aside_after(run: Path, step: int) -> None:
+def quarantine_after(run: Path, step: int) -> None:
     """Rename checkpoints of later steps than the resumed one: they are corrupt.
 
     The run will write those steps again, and must not count the old ones among the kept checkpoints.
     """
-    for folder in told.folders(run):
+    for folder in told.checkpoint_dirs(run):
         if _step(folder) > step:
             aside = folder.with_name(f".{folder.name}.damaged")
             shutil.rmtree(aside, ignore_errors=True)
@@ -207,44 +207,44 @@ def read(folder: Path) -> Checkpoint:
         UserError: a file is missing, has another size or hash, or another format version.
     """
     try:
-        marker = parse_json(read_text(folder / MARKER))
+        marker = loads(read_text(folder / MARKER))
         for name in FILES:
             if (folder / name).stat().st_size != marker[name]["bytes"] or _sha256(folder / name) != marker[name][
                 "sha256"
             ]:
                 raise UserError(f"checkpoint {folder.name}: {name} is corrupt (its hash differs from the one written)")
-        progress = parse_object(read_bytes(folder / FILES[2]))
+        progress = loads_object(read_bytes(folder / FILES[2]))
         if progress.get("format") != FORMAT:
             raise UserError(
                 f"checkpoint {folder.name} has format {progress.get('format')}; this version reads {FORMAT}"
             )
-        state = _progress(progress)
-        if told.step_of(folder) not in (None, state.step):
+        state = _train_state(progress)
+        if told.step_from_name(folder) not in (None, state.step):
             raise UserError(f"checkpoint {folder.name} has the state after step {state.step}")
         return Checkpoint(folder, state, *(read_tensors(folder / name) for name in FILES[:2]))
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder.name} cannot be read: {error}") from None
 
 
-class Writer:
+class AsyncCheckpointWriter:
     """Writes checkpoints in a background thread, one at a time; an error is raised by the next call.
 
     bandwidth: maximum MB/s (0 = no limit); the limit is lifted while anything waits for the write.
     seconds, cpu, bytes: of the last write. check: see `write`.
     """
 
-    def __init__(self, run: Path, keep: int, bandwidth: float = 0.0, check: Callable[[], None] = lambda: None) -> None:
-        self.run, self.keep, self.bandwidth, self._check = run, keep, bandwidth, check
+    def __init__(self, run: Path, keep: int, write_mbps: float = 0.0, check: Callable[[], None] = lambda: None) -> None:
+        self.run, self.keep, self.write_mbps, self._check = run, keep, write_mbps, check
         self.seconds = self.cpu = 0.0
         self.bytes = 0
-        self._hurry = threading.Event()
+        self._drop_rate_limit = threading.Event()
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
 
-    def submit(self, progress: Progress, model: State, optim: State) -> None:
+    def submit(self, progress: TrainState, model: State, optim: State) -> None:
         """Start writing, after the previous write has ended."""
         self.wait()
-        self._hurry.clear()
+        self._drop_rate_limit.clear()
         self._thread = threading.Thread(target=self._work, args=(progress, model, optim), name="checkpoint")
         self._thread.start()
 
@@ -255,7 +255,7 @@ class Writer:
             UserError: it could not be written (disk full), or this run no longer owns the folder.
         """
         if self._thread is not None:
-            self._hurry.set()
+            self._drop_rate_limit.set()
             self._thread.join()
             self._thread = None
         if self._error is not None:
@@ -266,12 +266,14 @@ class Writer:
                 f"checkpoint could not be written to {self.run}: {error}; older ones are still complete"
             ) from error
 
-    def _work(self, progress: Progress, model: State, optim: State) -> None:
+    def _work(self, progress: TrainState, model: State, optim: State) -> None:
         began, used = time.perf_counter(), time.thread_time()
         try:
-            folder = write(self.run, progress, model, optim, Pace(self.bandwidth, self._hurry), self._check)
+            folder = write(
+                self.run, progress, model, optim, RateLimiter(self.write_mbps, self._drop_rate_limit), self._check
+            )
             self.bytes = sum((folder / name).stat().st_size for name in FILES)
-            retain(self.run, self.keep)
+            prune(self.run, self.keep)
             self.seconds, self.cpu = time.perf_counter() - began, time.thread_time() - used
         except (OSError, SafetensorError, UserError) as error:
             self._error = error

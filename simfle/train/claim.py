@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import IO
 
 from shards.files import RefusedFileError, read_text
-from simfle.errors import FolderHeld, UserError
+from simfle.errors import RunDirLockedError, UserError
 
 LOCK = ".lock"
-WANTED = "wanted by "
+REQUESTED = "wanted by "
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class JobStart:
         return f"job {self.job} start {self.start}"
 
 
-class Claim:
+class RunLock:
     """A run folder locked by this process. `lost` returns why the lock is lost."""
 
     def __init__(self, run: Path, file: IO[str], mine: JobStart | None) -> None:
@@ -46,7 +46,7 @@ class Claim:
         file.flush()
         self._number = os.fstat(file.fileno()).st_ino
 
-    def lost(self) -> str:
+    def loss_reason(self) -> str:
         """Return why the folder must not be written any more; empty if it is still owned, or if the disk fails."""
         path = self.run / LOCK
         try:
@@ -64,12 +64,12 @@ class Claim:
         if not same or (lines and lines[0] != self.holder):
             return self._superseded(lines[0] if lines else "another process")
         if later := [line for line in lines[1:] if self._is_later(line)]:
-            return self._superseded(later[-1].removeprefix(WANTED))
+            return self._superseded(later[-1].removeprefix(REQUESTED))
         return ""
 
     def check(self) -> None:
         """Raise a UserError if the folder is lost."""
-        if words := self.lost():
+        if words := self.loss_reason():
             raise UserError(words)
 
     def _superseded(self, by: str) -> str:
@@ -77,14 +77,14 @@ class Claim:
 
     def _is_later(self, line: str) -> bool:
         """Whether a line is of a later start of this job; no other process can request the folder."""
-        if self.mine is None or not line.startswith(f"{WANTED}job {self.mine.job} start "):
+        if self.mine is None or not line.startswith(f"{REQUESTED}job {self.mine.job} start "):
             return False
         number = line.rpartition(" ")[2]
         return number.isdecimal() and int(number) > self.mine.start
 
 
 @contextmanager
-def claimed(run: Path, patience: float = 0.0, mine: JobStart | None = None) -> Iterator[Claim]:
+def lock_run_dir(run: Path, lock_timeout: float = 0.0, mine: JobStart | None = None) -> Iterator[RunLock]:
     """Lock the folder for this run; wait up to `patience` seconds for another process that holds it.
 
     Args:
@@ -98,37 +98,37 @@ def claimed(run: Path, patience: float = 0.0, mine: JobStart | None = None) -> I
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
-        file = _opened(run / LOCK)
+        file = _open_lock_file(run / LOCK)
     except RefusedFileError as error:
         raise UserError(f"train.run={run}: {LOCK} is {error.strerror}. Fix: delete {run / LOCK}") from None
     except OSError as error:
         raise UserError(f"train.run={run} cannot be written: {error.strerror}") from None
     with file:
-        end = time.monotonic() + patience
+        end = time.monotonic() + lock_timeout
         asked = mine is None or not mine.start
-        while not _locked(run, file):
+        while not _try_lock(run, file):
             if not asked:
-                file.write(f"{WANTED}{mine}\n")
+                file.write(f"{REQUESTED}{mine}\n")
                 file.flush()
                 asked = True
             if time.monotonic() >= end:
-                _refuse(run, file, patience, mine)
+                _refuse(run, file, lock_timeout, mine)
             time.sleep(0.5)
-        yield Claim(run, file, mine)  # the kernel releases the lock when the process ends in any way
+        yield RunLock(run, file, mine)  # the kernel releases the lock when the process ends in any way
 
 
 def _refuse(run: Path, file: IO[str], patience: float, mine: JobStart | None) -> None:
     file.seek(0)
     holder = file.readline().strip() or "another process"
     if mine is not None and mine.start and f", job {mine.job} start " in holder:
-        raise FolderHeld(
+        raise RunDirLockedError(
             f"train.run={run}: still held by {holder}, {patience:.0f} s after this start requested it. "
             "Fix: end that process, on a node that lost its network"
         )
     raise UserError(f"train.run={run}: in use by {holder}. Fix: wait for it, or use another train.run.")
 
 
-def _opened(path: Path) -> IO[str]:
+def _open_lock_file(path: Path) -> IO[str]:
     """Open the lock file for writing. A link is not followed: it may lead to any file of the user.
 
     Raises:
@@ -148,7 +148,7 @@ def _opened(path: Path) -> IO[str]:
     return os.fdopen(handle, "a+")
 
 
-def _locked(run: Path, file: IO[str]) -> bool:
+def _try_lock(run: Path, file: IO[str]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):

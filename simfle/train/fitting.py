@@ -11,26 +11,26 @@ import torch
 import torch.distributed as dist
 
 from shards.files import read_bytes
-from shards.plain import parse_object
+from shards.plain import loads_object
 from simfle.batch import Batch
 from simfle.config import PretrainConfig
 from simfle.device import out_of_memory
-from simfle.errors import PeersMissing, UserError
-from simfle.models.collect import alone
+from simfle.errors import PeerLostError, UserError
+from simfle.models.collect import local_only
 from simfle.models.methods import build_method
 from simfle.optim import build_optimizer
-from simfle.runtime import AUTO, World, plan_batch
-from simfle.train.checkpoint import complete
-from simfle.train.state import trained
+from simfle.runtime import AUTO, World, compute_batch_layout
+from simfle.train.checkpoint import complete_checkpoints
+from simfle.train.state import trainable_parameters
 
 log = logging.getLogger(__name__)
 FAILED = -1.0  # answer of a process whose trial failed for another reason than memory
-LEAST = 2  # minimum samples for BatchNorm
+MIN_MICRO_BATCH = 2  # minimum samples for BatchNorm
 SPARE = 0.92  # fraction of the free memory for a trial: the rest is for NCCL, cuDNN's workspaces and fragmentation
 BUCKETS = 8e8  # bytes of DeepSpeed's buckets, two of each of two types, which a trial does not allocate
 
 
-def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
+def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
     """Resolve micro-batch auto in the configuration, without changing the global batch.
 
     A resumed run with the same number of processes and the same GPUs keeps its first micro-batch: with another one
@@ -44,8 +44,8 @@ def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
         return config
     if world.device.type != "cuda":
         return replace(config, train=replace(config.train, micro_batch=0))
-    share = plan_batch(config.train, world.size).micro_batch  # auto plans with the whole share
-    before = [kept(Path(config.train.run), world.size, device_name(world.device), share)]
+    share = compute_batch_layout(config.train, world.world_size).micro_batch  # auto plans with the whole share
+    before = [previous_micro_batch(Path(config.train.run_dir), world.world_size, device_name(world.device), share)]
     dist.broadcast_object_list(before, src=0)
     if before[0]:
         log.info("train.micro_batch=auto: %d, as in the previous start of this run", before[0])
@@ -63,28 +63,28 @@ def fitted(config: PretrainConfig, world: World) -> PretrainConfig:
         if failure is not None:
             raise failure
         if answer.item() == FAILED:
-            raise PeersMissing(f"train.micro_batch=auto: another process failed as it tried {micro} samples")
+            raise PeerLostError(f"train.micro_batch=auto: another process failed as it tried {micro} samples")
         return bool(answer.item())
 
-    micro = largest(share, fits)
+    micro = largest_fitting_divisor(share, fits)
     log.info("train.micro_batch=auto: %d of %d samples per process fit into memory", micro, share)
     return replace(config, train=replace(config.train, micro_batch=micro))
 
 
-def kept(run: Path, processes: int, device: str, share: int) -> int:
+def previous_micro_batch(run: Path, processes: int, device: str, share: int) -> int:
     """Return the micro-batch in RUN/run.json for the same number of processes and device; 0 if there is none.
 
     Before its first checkpoint a folder may still hold another configuration's.
     """
-    if not complete(run):
+    if not complete_checkpoints(run):
         return 0
     try:
-        facts = parse_object(read_bytes(run / "run.json"))
+        facts = loads_object(read_bytes(run / "run.json"))
     except (OSError, ValueError):
         return 0
     micro = facts.get("micro_batch")
     same = (facts.get("processes"), facts.get("device")) == (processes, device)
-    return micro if same and type(micro) is int and micro >= LEAST and share % micro == 0 else 0
+    return micro if same and type(micro) is int and micro >= MIN_MICRO_BATCH and share % micro == 0 else 0
 
 
 def device_name(device: torch.device) -> str:
@@ -95,13 +95,13 @@ def device_name(device: torch.device) -> str:
     return f"{about.name}, {about.total_memory >> 20} MiB"
 
 
-def largest(share: int, fits: Callable[[int], bool]) -> int:
+def largest_fitting_divisor(share: int, fits: Callable[[int], bool]) -> int:
     """Find the largest divisor of `share`, at least 2, that fits, by bisection: if one fits, smaller ones do.
 
     Raises:
         UserError: none fits, or `share` has no such divisor.
     """
-    divisors = [number for number in range(LEAST, share + 1) if share % number == 0]
+    divisors = [number for number in range(MIN_MICRO_BATCH, share + 1) if share % number == 0]
     low, high = 0, len(divisors)  # divisors[:low] fit, divisors[high:] do not
     while low < high:
         middle = (low + high) // 2
@@ -111,7 +111,7 @@ def largest(share: int, fits: Callable[[int], bool]) -> int:
             high = middle
     if not low:
         raise UserError(
-            f"train.micro_batch=auto: not even {LEAST} samples fit into this GPU. Fix: use smaller views, a smaller "
+            f"train.micro_batch=auto: not even {MIN_MICRO_BATCH} samples fit into this GPU. Fix: use smaller views, a smaller "
             "model.backbone or model.facemae, or another GPU."
         )
     return divisors[low - 1]
@@ -121,7 +121,7 @@ def _fits_here(config: PretrainConfig, micro: int, device: torch.device) -> bool
     free, _ = torch.cuda.mem_get_info(device)
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        extra = trial(config, micro, device)
+        extra = trial_step(config, micro, device)
         return torch.cuda.max_memory_allocated(device) + extra + BUCKETS < SPARE * free
     except RuntimeError as error:  # cuBLAS, cuDNN and DALI have words of their own for it
         if not out_of_memory(error):
@@ -132,7 +132,7 @@ def _fits_here(config: PretrainConfig, micro: int, device: torch.device) -> bool
         torch.cuda.empty_cache()
 
 
-def trial(config: PretrainConfig, micro: int, device: torch.device) -> int:
+def trial_step(config: PretrainConfig, micro: int, device: torch.device) -> int:
     """Run one step of `micro` samples without DeepSpeed; return the bytes of DeepSpeed's additional copies.
 
     These are a flattened copy of the parameters and one of the gradients; partitioning them across processes (ZeRO)
@@ -143,10 +143,10 @@ def trial(config: PretrainConfig, micro: int, device: torch.device) -> int:
     plain = replace(config.model, compile=False)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model = build_method(plain, config.views).to(device).train()
-    parameters = [parameter for _, parameter in trained(model)]
+    parameters = [parameter for _, parameter in trainable_parameters(model)]
     optimizer = build_optimizer(parameters, config.optim)
     bf16 = config.train.precision == "bf16"
-    with alone(), torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
+    with local_only(), torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext():
         loss = model(_batch(config, micro, device))["total"]
     loss.backward()
     optimizer.step()

@@ -9,15 +9,15 @@ from typing import Any
 from shards.files import replace_text
 from shards.manifest import NAME as MANIFEST
 from shards.redact import to_json, to_yaml
-from simfle.config import PretrainConfig, identity, load
+from simfle.config import PretrainConfig, load, run_identity
 from simfle.errors import UserError
 from simfle.provenance import git_revision, versions
 from simfle.train import claim, origin
-from simfle.train.checkpoint import complete
+from simfle.train.checkpoint import complete_checkpoints
 
 
 @contextmanager
-def writing(run: Path) -> Iterator[None]:
+def disk_errors_as_user_errors(run: Path) -> Iterator[None]:
     """Turn disk errors (full, read-only, unmounted) into one line.
 
     Raises:
@@ -33,31 +33,31 @@ def writing(run: Path) -> Iterator[None]:
 
 
 @contextmanager
-def claimed(run: Path, patience: float = 0.0, mine: claim.JobStart | None = None) -> Iterator[claim.Claim]:
+def run_dir_lock(run: Path, lock_timeout: float = 0.0, mine: claim.JobStart | None = None) -> Iterator[claim.RunLock]:
     """Lock the folder for this run, see `claim.claimed`; refuse a shard folder before anything is written."""
     _refuse_shards(run)
-    with claim.claimed(run, patience, mine) as held:
+    with claim.lock_run_dir(run, lock_timeout, mine) as held:
         yield held
 
 
-def settle_config(run: Path, config: PretrainConfig) -> None:
+def record_config(run: Path, config: PretrainConfig) -> None:
     """Write the resolved config, without secrets in URLs, and the versions; only to this run's own folder.
 
     Raises:
         UserError: the folder holds shards, or a run with another configuration; names the differing keys.
     """
-    refuse_other(run, config)
+    check_same_config(run, config)
     _replace(run / "config.yaml", to_yaml(asdict(config)))
     _replace(run / "versions.json", to_json(versions() | {"git": git_revision()}, indent=2))
 
 
-def refuse_other(run: Path, config: PretrainConfig) -> None:
+def check_same_config(run: Path, config: PretrainConfig) -> None:
     """Raise a UserError if the folder holds shards, or a run with another configuration. Writes nothing."""
     _refuse_shards(run)
     origin.refuse_copies(run)
     file = run / "config.yaml"
-    if not origin.refuse_other_checkpoints(run, config, file) and file.exists() and complete(run):
-        origin.refuse_difference(run, identity(load(PretrainConfig, file)), config)  # no valid checkpoint
+    if not origin.refuse_other_checkpoints(run, config, file) and file.exists() and complete_checkpoints(run):
+        origin.refuse_difference(run, run_identity(load(PretrainConfig, file)), config)  # no valid checkpoint
     origin.refuse_lost_checkpoints(run, file)
 
 
@@ -66,7 +66,7 @@ def _refuse_shards(run: Path) -> None:
         raise UserError(f"train.run={run}: a shard folder ({MANIFEST}). Fix: use a new folder, or that of this run.")
 
 
-def describe(run: Path, facts: dict[str, Any]) -> None:
+def write_run_json(run: Path, facts: dict[str, Any]) -> None:
     """Write RUN/run.json: facts about the run for other programs, such as its number of steps."""
     _replace(run / "run.json", to_json(facts, indent=2))
 

@@ -12,7 +12,7 @@ from simfle.train.state import State
 log = logging.getLogger(__name__)
 
 
-class Lead:
+class StopBudget:
     """Time for a stop: up to one step, then saving. `limit`: available seconds; `saving`: measured seconds."""
 
     def __init__(self, limit: float, saving: float) -> None:
@@ -36,7 +36,7 @@ class Lead:
             log.info("%s, the stop signal comes %g s before the end of the job", text, self.limit)
 
 
-def rehearse(run: Path, model: State, optim: State, keep: int) -> float:
+def measure_stop(run: Path, model: State, optim: State, keep: int) -> float:
     """Write a checkpoint, delete it, and return the seconds that the write took.
 
     Raises:
@@ -52,7 +52,7 @@ def rehearse(run: Path, model: State, optim: State, keep: int) -> float:
         raise UserError(f"train.run={run}: cannot write a checkpoint: {error.strerror}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    missing = keep + 1 - len(checkpoint.complete(run))
+    missing = keep + 1 - len(checkpoint.complete_checkpoints(run))
     if free < missing * bytes_written:
         raise UserError(
             f"train.run={run}: {free / 1e9:.1f} GB free, but {missing} more checkpoints of "

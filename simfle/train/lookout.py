@@ -8,40 +8,40 @@ import threading
 from pathlib import Path
 
 from shards.manifest import NAME, Manifest, read_manifest
-from simfle.data.places import Folder, Place, Remote
-from simfle.data.reader import Corpus
-from simfle.data.streaming import Stream
+from simfle.data.places import LocalStore, RemoteStore, ShardStore
+from simfle.data.reader import ShardCorpus
+from simfle.data.streaming import ResampledStream
 from simfle.errors import UserError
 
-PATIENCE = 10.0  # maximum seconds that the end of a run waits for the last check
+FINAL_CHECK_TIMEOUT = 10.0  # maximum seconds that the end of a run waits for the last check
 
 
-class Lookout:
+class ShardWatch:
     """`look` starts a check, unless one is in progress; `reason` is empty until a check has found other shards.
 
     A manifest that cannot be read changes nothing: the run keeps its shards. A stream has no manifest.
     """
 
-    def __init__(self, corpus: Corpus | Stream) -> None:
+    def __init__(self, corpus: ShardCorpus | ResampledStream) -> None:
         self.reason = ""
-        self._places = corpus.places if isinstance(corpus, Corpus) else ()
+        self._stores = corpus.stores if isinstance(corpus, ShardCorpus) else ()
         self._thread: threading.Thread | None = None
 
-    def look(self) -> None:
+    def check(self) -> None:
         """Read the manifests in the background."""
-        if self._places and (self._thread is None or not self._thread.is_alive()):
+        if self._stores and (self._thread is None or not self._thread.is_alive()):
             self._thread = threading.Thread(target=self._work, name="lookout", daemon=True)
             self._thread.start()
 
-    def last(self) -> str:
+    def final_check(self) -> str:
         """Check once more, wait briefly for the result, and return the reason."""
-        self.look()
+        self.check()
         if self._thread is not None:
-            self._thread.join(PATIENCE)
+            self._thread.join(FINAL_CHECK_TIMEOUT)
         return self.reason
 
     def _work(self) -> None:
-        for place in self._places:
+        for place in self._stores:
             now = _manifest(place)
             if now is not None and now.shards != place.manifest.shards:
                 self.reason = (
@@ -51,12 +51,12 @@ class Lookout:
                 )
 
 
-def _manifest(place: Place) -> Manifest | None:
+def _manifest(place: ShardStore) -> Manifest | None:
     """Read the current manifest; None if there is none, or it cannot be read."""
     where: str | Path | None = None
-    if isinstance(place, Remote):
+    if isinstance(place, RemoteStore):
         where = place.url
-    elif isinstance(place, Folder) and place.indexed:
+    elif isinstance(place, LocalStore) and place.indexed:
         where = place.path
     try:
         return read_manifest(where) if where is not None else None

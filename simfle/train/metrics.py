@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shards.files import open_regular, read_text, replace_text
-from shards.plain import parse_json
+from shards.plain import loads
 from shards.redact import to_json
 from simfle.batch import Batch
 
@@ -23,7 +23,7 @@ FILE = "metrics.jsonl"
 log = logging.getLogger(__name__)
 
 
-class Metrics:
+class MetricLogger:
     """One JSON object per logged step in RUN/metrics.jsonl, the same numbers in RUN/tensorboard.
 
     On resume, lines of steps after the checkpoint are dropped: they will be computed again.
@@ -58,7 +58,7 @@ class Metrics:
 
         self._show(scalars)
 
-    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+    def log_image(self, name: str, image: np.ndarray, step: int) -> None:
         """Write an image, [H, W, 3] uint8, to TensorBoard."""
         self._show(lambda board: board.add_image(name, image, step, dataformats="HWC"))
 
@@ -84,7 +84,7 @@ class Metrics:
             log.warning("%s/tensorboard cannot be written (%s); the run continues without it", self._run, error)
 
 
-class SampleRecord:
+class SampleLog:
     """Ids and checksums of consumed samples: RUN/samples/rank-N.jsonl, for audits and resume tests."""
 
     def __init__(self, run: Path, rank: int) -> None:
@@ -97,7 +97,9 @@ class SampleRecord:
 
     def add(self, step: int, micro: int, batch: Batch) -> None:
         """Write one line per micro-batch: sample ids, and a CRC-32 per sample over its views, face and group draw."""
-        arrays = [tensor.cpu().contiguous().numpy() for tensor in (batch.view1, batch.view2, batch.face, batch.draw)]
+        arrays = [
+            tensor.cpu().contiguous().numpy() for tensor in (batch.view1, batch.view2, batch.face, batch.mask_uniform)
+        ]
         crcs = [zlib.crc32(b"".join(array[row].tobytes() for array in arrays)) for row in range(len(batch.ids))]
         line = {"step": step, "micro": micro, "ids": batch.ids.tolist(), "crcs": crcs}
         self._file.write(json.dumps(line) + "\n")
@@ -116,6 +118,6 @@ def _torn(file: Path) -> bool:
 def _step(line: str) -> int | None:
     """Return the step of a metrics line; None for a truncated line."""
     try:
-        return int(parse_json(line)["step"])
+        return int(loads(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError):
         return None

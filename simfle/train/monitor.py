@@ -20,21 +20,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shards.files import read_bytes, write_atomic
-from shards.plain import parse_object
+from shards.plain import loads_object
 from simfle import collapse
 from simfle.config import MonitorConfig, PretrainConfig
 from simfle.data.loader import threads_per_process
-from simfle.errors import AgreedError, UserError
+from simfle.errors import CollectiveError, UserError
 from simfle.eval import fast, knn
-from simfle.eval.backbones import Backbone, Card, build_network, calibrate, frozen
-from simfle.eval.config import FastConfig
+from simfle.eval.backbones import BackboneMetadata, LoadedBackbone, build_network, frozen, recalibrate_batchnorm
+from simfle.eval.config import LinearFastConfig
 from simfle.eval.features import Extractor
 from simfle.eval.splits import Split, name_classes, read_split
 from simfle.runtime import World
-from simfle.train.state import State, model_state
+from simfle.train.state import State, gather_model_state
 
 FILE = "monitor.json"
-FAST = FastConfig(epochs=40, lrs=[0.003, 0.01, 0.03, 0.1, 0.3], decays=[0.0, 1e-3, 1e-2])
+FAST = LinearFastConfig(epochs=40, lrs=[0.003, 0.01, 0.03, 0.1, 0.3], weight_decays=[0.0, 1e-3, 1e-2])
 NEIGHBOURS = (5, 10, 20, 50, 100, 200)
 HEAT = 0.07
 HELD = 10  # one in HELD fitting images is held out, to choose the probes' settings
@@ -43,7 +43,7 @@ BELOW = "online.backbone."
 log = logging.getLogger(__name__)
 
 
-class TooSlowError(Exception):
+class ProbeTimeoutError(Exception):
     """A measurement takes longer than monitor.seconds."""
 
 
@@ -53,15 +53,15 @@ class Monitor:
     def __init__(self, config: PretrainConfig, world: World, steps: int, alive: Callable[[], None]) -> None:
         """alive: called while it measures, to keep the watchdog quiet. Raises UserError: invalid shards."""
         self.config, self.settings, self.world, self.steps = config, config.monitor, world, steps
-        self.file, self.alive = Path(config.train.run) / FILE, alive
+        self.file, self.alive = Path(config.train.run_dir) / FILE, alive
         self.random: dict[str, float] = {}
         self.splits: tuple[Split, Split] | None = None
-        if self.settings.every and self.settings.shards:
+        if self.settings.probe_every and self.settings.shards:
             self._open()
 
     def due(self, step: int) -> bool:
         """Whether a measurement follows this step; the same on every process."""
-        every = self.settings.every if self.settings.shards else 0
+        every = self.settings.probe_every if self.settings.shards else 0
         return every > 0 and (step % every == 0 or step == self.steps)
 
     def begin(self, step: int, engine: Any) -> None:
@@ -83,28 +83,28 @@ class Monitor:
         return found | self.random if found else {}
 
     def _measured(self, engine: Any, *, random: bool) -> dict[str, float]:
-        weights = model_state(engine, keep=self.world.is_main, below=BELOW)
+        weights = gather_model_state(engine, keep=self.world.is_main, below=BELOW)
         if self.splits is None:
             return {}
         try:
             return self._probe(weights, *self.splits, random=random)
-        except TooSlowError:
+        except ProbeTimeoutError:
             log.warning(
                 "monitor.seconds=%g: the probes take longer and are skipped. Fix: set monitor.samples=%d, or "
                 "raise monitor.seconds",
-                *(self.settings.seconds, self.settings.samples // 2),
+                *(self.settings.max_seconds, self.settings.fit_samples // 2),
             )
         except (UserError, OSError) as error:  # of labeled shards: not a reason to end a run
             log.warning("monitor.shards: %s; this probe is skipped, the run continues", error)
         return {}
 
     def _probe(self, weights: State, fit: Split, val: Split, *, random: bool) -> dict[str, float]:
-        end = time.monotonic() + self.settings.seconds
-        threads = threads_per_process(self.config.data.threads, self.world.local_size)
+        end = time.monotonic() + self.settings.max_seconds
+        threads = threads_per_process(self.config.data.decode_threads, self.world.local_world_size)
         extractor = Extractor(self.config.views.size, 256, self.world.device, threads)
         backbone = self._copy(weights)
         if random:
-            calibrate(backbone, extractor.images(fit.source, fit.rows[:CALIBRATION]))
+            recalibrate_batchnorm(backbone, extractor.images(fit.source, fit.rows[:CALIBRATION]))
         features = []
         for split in (fit, val):
             parts = []
@@ -112,22 +112,24 @@ class Monitor:
                 parts.append(part)
                 self.alive()
                 if time.monotonic() > end:
-                    raise TooSlowError
+                    raise ProbeTimeoutError
             features.append(torch.cat(parts).cpu())
         labels, wanted = (torch.from_numpy(split.labels) for split in (fit, val))
         linear, near = accuracies(features[0], labels, features[1], wanted)
         self.alive()
         return {"linear": linear, "knn": near, "rank": float(collapse.effective_rank(features[1]))}
 
-    def _copy(self, weights: State) -> Backbone:
+    def _copy(self, weights: State) -> LoadedBackbone:
         model, size = self.config.model, self.config.views.size
         with torch.random.fork_rng():
             network = build_network(model.backbone, size, model.output_stride)
         network.load_state_dict({name.removeprefix(BELOW): value for name, value in weights.items()})
         channels = int(network.num_features)  # type: ignore[arg-type]
         colours = tuple(model.mean), tuple(model.std)
-        card = Card(model.backbone, "online", channels, *colours, size, {}, output_stride=model.output_stride)
-        return Backbone(frozen(network.to(self.world.device), card).to(self.world.device), card)
+        card = BackboneMetadata(
+            model.backbone, "online", channels, *colours, size, {}, output_stride=model.output_stride
+        )
+        return LoadedBackbone(frozen(network.to(self.world.device), card).to(self.world.device), card)
 
     def _open(self) -> None:
         """Read the splits on the main process; if that fails, all processes exit with its reason."""
@@ -140,13 +142,13 @@ class Monitor:
                 reason = [f"monitor.shards: {error}. {advice}"]
         dist.broadcast_object_list(reason, src=0)
         if reason[0] is not None:
-            raise AgreedError(reason[0], said_here=self.world.is_main)
+            raise CollectiveError(reason[0], is_reporter=self.world.is_main)
 
 
 def read_splits(settings: MonitorConfig) -> tuple[Split, Split]:
     """Return the fitting split, `monitor.samples` fixed random images, and the validation split. Raises UserError."""
     fit, val = (read_split(settings.shards, name) for name in (settings.fit_split, settings.val_split))
-    rows = np.random.Generator(np.random.Philox(key=0)).permutation(len(fit))[: settings.samples]
+    rows = np.random.Generator(np.random.Philox(key=0)).permutation(len(fit))[: settings.fit_samples]
     return fit.only(np.sort(rows)), name_classes(val, fit.classes)
 
 
@@ -157,7 +159,7 @@ def accuracies(fit: Tensor, labels: Tensor, val: Tensor, wanted: Tensor) -> tupl
     """
     held = torch.arange(len(fit)) % HELD == 0
     classes = int(labels.max()) + 1
-    scale = fast.Scaling.of(fit[~held])
+    scale = fast.FeatureScaling.of(fit[~held])
     weight, bias = fast.fit(scale(fit[~held]), torch.eye(classes)[labels[~held]], FAST, 0)
     best = (fast.predict(scale(fit[held]), weight, bias).argmax(2) == labels[held]).float().mean(1).argmax()
     linear = (fast.predict(scale(val), weight, bias)[best].argmax(1) == wanted).float().mean()
@@ -170,7 +172,7 @@ def accuracies(fit: Tensor, labels: Tensor, val: Tensor, wanted: Tensor) -> tupl
 
 def _read(file: Path) -> dict[str, float]:
     try:
-        found = parse_object(read_bytes(file))
+        found = loads_object(read_bytes(file))
     except (OSError, ValueError):
         return {}
     return {name: float(value) for name, value in found.items() if type(value) in (int, float)}

@@ -5,17 +5,17 @@ from typing import Any
 
 from shards.files import read_bytes
 from simfle import told
-from simfle.config import PretrainConfig, digest, identity, load
+from simfle.config import PretrainConfig, config_digest, load, run_identity
 from simfle.errors import UserError
-from simfle.train.checkpoint import Progress, complete, state_of
+from simfle.train.checkpoint import TrainState, complete_checkpoints, state_of
 
 METRICS = "metrics.jsonl"
-MOST = 8  # maximum number of reported keys
+MAX_NAMED = 8  # maximum number of reported keys
 
 
 def refuse_copies(run: Path) -> None:
     """Raise a UserError if a folder named like a checkpoint has the state of another step."""
-    for folder in told.copies(run):
+    for folder in told.copied_checkpoints(run):
         raise UserError(
             f"train.run={run}: checkpoints/{folder.name} has the state of another step than its name says. "
             "Fix: move this copy out of checkpoints/, or give it another name, such as backup"
@@ -33,7 +33,7 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
     Raises:
         UserError: a checkpoint is of a run with another configuration; names the differing keys.
     """
-    states = {folder: state for folder in complete(run) if (state := state_of(folder))}
+    states = {folder: state for folder in complete_checkpoints(run) if (state := state_of(folder))}
     ours = {folder: _is_ours(state, config) for folder, state in states.items()}
     for folder, state in states.items():
         if ours[folder]:
@@ -66,9 +66,9 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
             f"train.run={run}: checkpoints is a link to {folder.readlink()}, which is not an existing folder. "
             f"Fix: mount that disk, or delete {folder} to start from step 0"
         )
-    if not file.exists() or not (run / METRICS).exists() or any(map(told.step_of, folder.glob("step-*"))):
+    if not file.exists() or not (run / METRICS).exists() or any(map(told.step_from_name, folder.glob("step-*"))):
         return
-    step = max((line["step"] for line in told.metrics(read_bytes(run / METRICS))), default=0)
+    step = max((line["step"] for line in told.parse_metrics(read_bytes(run / METRICS))), default=0)
     if step > 2 * load(PretrainConfig, file).train.checkpoint_every:
         raise UserError(
             f"train.run={run}: {METRICS} reaches step {step}, but there is no checkpoint: a disk is not mounted, or "
@@ -85,11 +85,11 @@ def refuse_difference(run: Path, before: dict[str, Any], config: PretrainConfig)
         )
 
 
-def _is_ours(state: Progress, config: PretrainConfig) -> bool:
-    return not _differing(state.identity, config) if state.identity else state.config == digest(config)
+def _is_ours(state: TrainState, config: PretrainConfig) -> bool:
+    return not _differing(state.identity, config) if state.identity else state.config == config_digest(config)
 
 
-def _refuse_by_file(run: Path, state: Progress, config: PretrainConfig, file: Path) -> None:
+def _refuse_by_file(run: Path, state: TrainState, config: PretrainConfig, file: Path) -> None:
     """Compare by the run's config.yaml, for a checkpoint that has only a digest, which differs from this run's."""
     if not file.exists():
         raise UserError(
@@ -97,8 +97,8 @@ def _refuse_by_file(run: Path, state: Progress, config: PretrainConfig, file: Pa
             f"its config.yaml. Fix: copy the config.yaml of that run to {run}, or use another train.run."
         )
     before = load(PretrainConfig, file)
-    if state.config == digest(before):
-        refuse_difference(run, identity(before), config)
+    if state.config == config_digest(before):
+        refuse_difference(run, run_identity(before), config)
     raise UserError(
         f"{file} is not the configuration of the checkpoints beside it: it was changed, or they are of another run or "
         "another version of simfle. Fix: restore config.yaml and checkpoints of the run, or use another train.run"
@@ -107,14 +107,14 @@ def _refuse_by_file(run: Path, state: Progress, config: PretrainConfig, file: Pa
 
 def _differing(before: dict[str, Any], config: PretrainConfig) -> dict[str, str]:
     """Return the keys whose values differ. A key that an earlier version did not have had its default value."""
-    new = identity(config)
-    old = identity(type(config)()) | before
+    new = run_identity(config)
+    old = run_identity(type(config)()) | before
     return {key: f"{old.get(key)} -> {new.get(key)}" for key in old if old.get(key) != new.get(key)}
 
 
 def _named(before: dict[str, Any], config: PretrainConfig) -> str:
     """Format differences as `optim.lr: 0.05 -> 0.1`, old and new; empty if nothing differs or nothing is known."""
     differing = _differing(before, config) if before else {}
-    shown = [f"{key}: {change}" for key, change in list(differing.items())[:MOST]]
-    more = [f"and {len(differing) - MOST} more"] if len(differing) > MOST else []
+    shown = [f"{key}: {change}" for key, change in list(differing.items())[:MAX_NAMED]]
+    more = [f"and {len(differing) - MAX_NAMED} more"] if len(differing) > MAX_NAMED else []
     return "; ".join([*shown, *more])

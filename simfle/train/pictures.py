@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from simfle.models.facemae import patchify, unpatchify
-from simfle.models.method import Picture
+from simfle.models.method import Reconstruction
 
 GREY = 0.5
 
 
 @torch.no_grad()
-def draw(picture: Picture, mean: Tensor, std: Tensor, count: int = 8) -> np.ndarray:
+def draw_reconstruction(picture: Reconstruction, mean: Tensor, std: Tensor, count: int = 8) -> np.ndarray:
     """Draw one row per face: the face, its visible patches, the reconstruction of the rest: [N F, 3 F, 3] uint8 RGB.
 
     FaceMAE predicts patches normalized by their own mean and variance; both are taken from the face, as in the figures
@@ -34,7 +34,7 @@ def draw(picture: Picture, mean: Tensor, std: Tensor, count: int = 8) -> np.ndar
     return (sheet * 255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def save(path: Path, image: np.ndarray) -> None:
+def save_image(path: Path, image: np.ndarray) -> None:
     """Write an image, [H, W, 3] uint8 RGB, as PNG."""
     path.parent.mkdir(exist_ok=True)
     cv2.imwrite(str(path), cv2.cvtColor(image, cv2.COLOR_RGB2BGR))

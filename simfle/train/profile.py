@@ -26,7 +26,7 @@ def phase(name: str) -> record_function:
     return record_function(f"simfle.{name}")
 
 
-class Profile:
+class StepProfiler:
     """Traces steps `profile_steps[0]` to `profile_steps[1]` of this start, without changing their results.
 
     The profiler starts one step earlier, because its start takes time.
@@ -106,6 +106,6 @@ def tables(events: Any, *, cuda: bool) -> str:
     return "\n".join(lines) + "\n"
 
 
-def opened(run: Path, train: TrainConfig, world: World) -> Profile | None:
+def open_profiler(run: Path, train: TrainConfig, world: World) -> StepProfiler | None:
     """Start a profile for the processes of `train.profile_ranks`, if requested."""
-    return Profile(run, train, world) if train.profile and world.rank in train.profile_ranks else None
+    return StepProfiler(run, train, world) if train.profile and world.rank in train.profile_ranks else None

@@ -9,19 +9,19 @@ import torch.distributed as dist
 
 from simfle import config as configs
 from simfle.config import PretrainConfig
-from simfle.data.reader import Corpus
-from simfle.data.streaming import Stream
-from simfle.errors import AgreedError, UserError
+from simfle.data.reader import ShardCorpus
+from simfle.data.streaming import ResampledStream
+from simfle.errors import CollectiveError, UserError
 from simfle.optim import STATES
 from simfle.runtime import World
 from simfle.train import checkpoint, lead, state
-from simfle.train.claim import Claim
+from simfle.train.claim import RunLock
 from simfle.train.state import State
 
 log = logging.getLogger(__name__)
 
 
-def resume(run: Path, model: Any, corpus: Corpus | Stream, world: World) -> checkpoint.Checkpoint | None:
+def resume(run: Path, model: Any, corpus: ShardCorpus | ResampledStream, world: World) -> checkpoint.Checkpoint | None:
     """Fill the model from the newest checkpoint; all processes read the one that the main process found valid."""
     found: list[Any] = [None, None]
     newest = None
@@ -34,7 +34,7 @@ def resume(run: Path, model: Any, corpus: Corpus | Stream, world: World) -> chec
             found[1] = str(error)
     dist.broadcast_object_list(found, src=0)
     if found[1] is not None:
-        raise AgreedError(found[1], said_here=world.is_main)
+        raise CollectiveError(found[1], is_reporter=world.is_main)
     if found[0] is None:
         return None
     newest = newest or checkpoint.read(found[0])
@@ -45,33 +45,40 @@ def resume(run: Path, model: Any, corpus: Corpus | Stream, world: World) -> chec
             "trained on. Fix: use the original shards (they may have moved), or another train.run"
         )
     if world.is_main:  # only now: a run with other data or another model changes nothing
-        checkpoint.set_aside_after(run, newest.progress.step)
+        checkpoint.quarantine_after(run, newest.progress.step)
     log.info("resuming %s after step %d", run, newest.progress.step)
     return newest
 
 
-class Saver:
+class CheckpointManager:
     """Copies the state to the main process's memory, which blocks training, and writes it in a thread.
 
     held_up: seconds that training was blocked by copies, and by a write that had not ended when the next one came.
     """
 
     def __init__(
-        self, engine: Any, config: PretrainConfig, corpus: Corpus | Stream, world: World, claim: Claim | None = None
+        self,
+        engine: Any,
+        config: PretrainConfig,
+        corpus: ShardCorpus | ResampledStream,
+        world: World,
+        claim: RunLock | None = None,
     ) -> None:
         self.engine, self.config, self.world = engine, config, world
-        self.run = Path(config.train.run)
-        self.digests = configs.digest(config), corpus.digest()
-        self.identity = configs.identity(config)
+        self.run = Path(config.train.run_dir)
+        self.digests = configs.config_digest(config), corpus.digest()
+        self.identity = configs.run_identity(config)
         self.claim = claim
         guard = [claim.check] if claim else []
-        self.writer = checkpoint.Writer(self.run, config.train.keep, config.train.checkpoint_bandwidth, *guard)
-        self.held_up = 0.0
+        self.writer = checkpoint.AsyncCheckpointWriter(
+            self.run, config.train.keep_checkpoints, config.train.checkpoint_write_mbps, *guard
+        )
+        self.blocked_seconds = 0.0
 
     def copy(self) -> tuple[State, State]:
         """Copy model and optimizer to the main process, nothing on the others. Collective."""
-        model = state.model_state(self.engine, keep=self.world.is_main)
-        optim = state.optimizer_state(self.engine, STATES[self.config.optim.name], keep=self.world.is_main)
+        model = state.gather_model_state(self.engine, keep=self.world.is_main)
+        optim = state.gather_optimizer_state(self.engine, STATES[self.config.optim.name], keep=self.world.is_main)
         return model, optim
 
     def save(self, step: int) -> None:
@@ -81,22 +88,24 @@ class Saver:
             AgreedError: this run no longer owns the folder.
         """
         began = time.perf_counter()
-        lost = [self.claim.lost() if self.claim else ""]
+        lost = [self.claim.loss_reason() if self.claim else ""]
         dist.broadcast_object_list(lost, src=0)
         if lost[0]:
-            raise AgreedError(lost[0], said_here=self.world.is_main)
+            raise CollectiveError(lost[0], is_reporter=self.world.is_main)
         model, optim = self.copy()
         if self.world.is_main:
             samples = step * self.config.train.global_batch
-            progress = checkpoint.Progress(step, samples, *self.digests, self.config.optim.name, identity=self.identity)
+            progress = checkpoint.TrainState(
+                step, samples, *self.digests, self.config.optim.name, identity=self.identity
+            )
             self.writer.submit(progress, model, optim)
-        self.held_up += time.perf_counter() - began
+        self.blocked_seconds += time.perf_counter() - began
 
     def wait(self) -> None:
         """Wait until all saved checkpoints are complete, written without a rate limit."""
         self.writer.wait()
 
-    def rehearse(self, limit: float) -> lead.Lead | None:
+    def measure_stop(self, limit: float) -> lead.StopBudget | None:
         """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later. Collective.
 
         Raises:
@@ -109,11 +118,11 @@ class Saver:
         found = None
         if self.world.is_main:
             try:
-                writing = lead.rehearse(self.run, model, optim, self.config.train.keep)
-                found = lead.Lead(limit, gathering + writing)
+                writing = lead.measure_stop(self.run, model, optim, self.config.train.keep_checkpoints)
+                found = lead.StopBudget(limit, gathering + writing)
             except UserError as error:
                 reason = [str(error)]
         dist.broadcast_object_list(reason, src=0)
         if reason[0] is not None:
-            raise AgreedError(reason[0], said_here=self.world.is_main)
+            raise CollectiveError(reason[0], is_reporter=self.world.is_main)
         return found

@@ -9,13 +9,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from simfle.errors import UserError
-from simfle.models.method import local
+from simfle.models.method import local_shard
 
 State = dict[str, Tensor]
 
 
 @torch.no_grad()
-def model_state(engine: Any, *, keep: bool, below: str = "") -> State:
+def gather_model_state(engine: Any, *, keep: bool, below: str = "") -> State:
     """Gather parameters and buffers, fp32 on the CPU. Collective: processes without `keep` get {}.
 
     below: prefix of the requested names; empty: all.
@@ -26,7 +26,7 @@ def model_state(engine: Any, *, keep: bool, below: str = "") -> State:
     as
     MoCo's queue, are saved bit for bit as on the main process.
     """
-    alike = getattr(engine.module, "alike", ())
+    alike = getattr(engine.module, "replicated_buffers", ())
     state: State = {}
     for name, parameter in engine.module.named_parameters():
         if not name.startswith(below):
@@ -34,7 +34,7 @@ def model_state(engine: Any, *, keep: bool, below: str = "") -> State:
         with _gathered(parameter):
             if keep:
                 state[name] = parameter.detach().to("cpu", copy=True)
-    for name, buffer in saved_buffers(engine.module).items():
+    for name, buffer in persistent_buffers(engine.module).items():
         if not name.startswith(below):
             continue
         shared = buffer.clone()
@@ -47,12 +47,12 @@ def model_state(engine: Any, *, keep: bool, below: str = "") -> State:
 
 
 @torch.no_grad()
-def optimizer_state(engine: Any, keys: tuple[str, ...], *, keep: bool) -> State:
+def gather_optimizer_state(engine: Any, keys: tuple[str, ...], *, keep: bool) -> State:
     """Gather optimizer tensors as `parameter name.key`, of the parameter's shape. Collective like `model_state`."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     state: State = {}
-    for name, parameter in trained(engine.module):
+    for name, parameter in trainable_parameters(engine.module):
         for key in keys:
             if engine.zero_optimization_stage() == 0:
                 value = engine.optimizer.state[parameter][key]
@@ -73,7 +73,7 @@ def copy_tensors(into: list[torch.Tensor], tensors: list[torch.Tensor]) -> None:
 
 def is_finite(module: nn.Module, device: torch.device) -> bool:
     """Whether all parameters and saved buffers are finite on every process. Collective."""
-    parts = [*map(local, module.parameters()), *saved_buffers(module).values()]
+    parts = [*map(local_shard, module.parameters()), *persistent_buffers(module).values()]
     # Sums of absolute values: one pass without copies, and any non-finite value makes the sum non-finite.
     sums = torch._foreach_norm([part for part in parts if part.numel() and part.is_floating_point()], 1)
     bad = (~torch.stack([value.float() for value in sums]).isfinite()).any().float().to(device)
@@ -88,7 +88,7 @@ def load_model(model: nn.Module, state: State, source: str) -> None:
     Raises:
         UserError: names or shapes are those of another model; reports the first few.
     """
-    expected = dict(model.named_parameters()) | saved_buffers(model)
+    expected = dict(model.named_parameters()) | persistent_buffers(model)
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     wrong = [name for name in expected if name in state and expected[name].shape != state[name].shape]
     for names, what in ((missing, "lacks"), (unknown, "has in excess"), (wrong, "has in another shape")):
@@ -110,7 +110,7 @@ def load_optimizer(engine: Any, keys: tuple[str, ...], state: State, steps: int)
     Args:
         engine: DeepSpeed engine.
         keys: names of the optimizer's tensors per parameter.
-        state: tensors as returned by `optimizer_state`; empty at the start of a run.
+        state: tensors as returned by `gather_optimizer_state`; empty at the start of a run.
         steps: optimizer steps done.
     """
     from deepspeed.utils import safe_set_full_optimizer_state
@@ -125,7 +125,7 @@ def load_optimizer(engine: Any, keys: tuple[str, ...], state: State, steps: int)
         engine.optimizer._lazy_init_hp_params_optimizer_state()  # links each parameter to its part of the flat tensors
     if not state:
         return
-    for name, parameter in trained(engine.module):
+    for name, parameter in trainable_parameters(engine.module):
         for key in keys:
             value = state[f"{name}.{key}"].to(parameter.device)
             if engine.zero_optimization_stage() == 0:
@@ -134,12 +134,12 @@ def load_optimizer(engine: Any, keys: tuple[str, ...], state: State, steps: int)
                 safe_set_full_optimizer_state(parameter, _padded(engine, parameter, value), key)
 
 
-def trained(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def trainable_parameters(module: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters that the optimizer updates, by name."""
     return [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
 
 
-def saved_buffers(module: nn.Module) -> State:
+def persistent_buffers(module: nn.Module) -> State:
     """Return the buffers that belong to the model's state, without constants such as positions."""
     names = module.state_dict(keep_vars=True).keys()
     return {name: buffer for name, buffer in module.named_buffers() if name in names}
@@ -154,7 +154,7 @@ def _optimized(engine: Any) -> list[Tensor]:
     """Return the tensors that the inner optimizer steps: parameters, or ZeRO's flat partitions of them."""
     stage = engine.zero_optimization_stage()
     if stage == 0:
-        return [parameter for _, parameter in trained(engine.module)]
+        return [parameter for _, parameter in trainable_parameters(engine.module)]
     if stage == 3:
         return list(engine.optimizer.fp32_partitioned_groups_flat)
     return list(engine.optimizer.single_partition_of_fp32_groups)

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shards.files import read_bytes, write_atomic
-from shards.plain import parse_object
+from shards.plain import loads_object
 from simfle import collapse, told
-from simfle.models.method import Method, full
+from simfle.models.method import Method, to_fp32
 from simfle.runtime import World
 
 FILE = "initial.json"
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 Measures = dict[str, dict[str, float]]
 
 
-class Telemetry:
+class FeatureTelemetry:
     """Measures by branch: features (the backbone's), projection, face (FaceMAE's mean token).
 
     rank: effective rank of the first view; dimensions, samples: bounds of the rank; random: the same measures of the
@@ -43,14 +43,14 @@ class Telemetry:
 
     def begin(self, due: bool) -> None:
         """Enable or disable keeping features, before the forward passes of a step."""
-        self.model.keep_features = due
-        self.model.kept.clear()
+        self.model.record_enabled = due
+        self.model.recorded_features.clear()
 
     @torch.no_grad()
     def measure(self, step: int) -> Measures:
         """Compute the measures after the forward passes of a step. Collective; empty on other processes."""
-        kept, self.model.keep_features = dict(self.model.kept), False
-        self.model.kept.clear()
+        kept, self.model.record_enabled = dict(self.model.recorded_features), False
+        self.model.recorded_features.clear()
         branches = _gathered(kept, self.world)
         if not self.world.is_main or not all(
             bool(view.isfinite().all()) for each in branches.values() for view in each
@@ -101,12 +101,12 @@ def _gathered(kept: dict[str, list[tuple[Tensor, ...]]], world: World) -> dict[s
     """Gather features of all micro-batches and processes, at most SAMPLES rows, in one all-gather of one matrix."""
     if not kept:
         return {}
-    views = [(name, full(torch.cat(parts))) for name, micros in kept.items() for parts in zip(*micros, strict=True)]
+    views = [(name, to_fp32(torch.cat(parts))) for name, micros in kept.items() for parts in zip(*micros, strict=True)]
     columns = [view for _, view in views]
     widths = [column.shape[1] for column in columns]
-    rows = torch.cat(columns, dim=1)[: max(1, SAMPLES // world.size)].contiguous()
-    if world.size > 1:
-        parts = [torch.empty_like(rows) for _ in range(world.size)]
+    rows = torch.cat(columns, dim=1)[: max(1, SAMPLES // world.world_size)].contiguous()
+    if world.world_size > 1:
+        parts = [torch.empty_like(rows) for _ in range(world.world_size)]
         dist.all_gather(parts, rows)
         rows = torch.cat(parts)
     found: dict[str, tuple[Tensor, ...]] = {}
@@ -118,7 +118,7 @@ def _gathered(kept: dict[str, list[tuple[Tensor, ...]]], world: World) -> dict[s
 def _read(file: Path) -> Measures:
     """Read the measures of the first step; empty if the file is missing or invalid."""
     try:
-        content = parse_object(read_bytes(file))
+        content = loads_object(read_bytes(file))
     except (OSError, ValueError):
         return {}
     tables = {name: each for name, each in content.items() if isinstance(each, dict)}

@@ -32,20 +32,20 @@ DTYPES = {
 }
 
 
-class Pace:
+class RateLimiter:
     """Limits a writer to `bandwidth` MB/s (0 = no limit), until `hurry` is set."""
 
     def __init__(self, bandwidth: float, hurry: threading.Event) -> None:
-        self._rate, self._hurry = bandwidth * 1e6, hurry
+        self._rate, self._unlimited = bandwidth * 1e6, hurry
         self._began, self._bytes = time.monotonic(), 0
 
-    def wrote(self, count: int) -> None:
+    def throttle(self, count: int) -> None:
         """Wait until `count` more bytes may have been written."""
         self._bytes += count
         if self._rate:
             ahead = self._bytes / self._rate - (time.monotonic() - self._began)
             if ahead > 0:
-                self._hurry.wait(ahead)
+                self._unlimited.wait(ahead)
 
 
 def read_tensors(path: Path) -> State:
@@ -54,7 +54,7 @@ def read_tensors(path: Path) -> State:
         return load_file(same)
 
 
-def write_tensors(path: Path, tensors: State, pace: Pace | None = None) -> dict[str, Any]:
+def write_tensors(path: Path, tensors: State, pace: RateLimiter | None = None) -> dict[str, Any]:
     """Write CPU tensors by name, readable with the safetensors library; return its bytes and SHA-256.
 
     Raises:
@@ -80,7 +80,7 @@ def write_tensors(path: Path, tensors: State, pace: Pace | None = None) -> dict[
                 _write(file, piece)
                 digest.update(piece)
                 if pace is not None:
-                    pace.wrote(len(piece))
+                    pace.throttle(len(piece))
     return {"bytes": len(start) + place, "sha256": digest.hexdigest()}
 
 

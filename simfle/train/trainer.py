@@ -10,22 +10,22 @@ import torch.distributed as dist
 
 from simfle.config import PretrainConfig
 from simfle.data.loader import open_data
-from simfle.device import failures_told
-from simfle.errors import AgreedError, FolderHeld, UserError
+from simfle.device import device_errors_as_user_errors
+from simfle.errors import CollectiveError, RunDirLockedError, UserError
 from simfle.models.methods import build_method
-from simfle.runtime import World, plan_batch, processes
-from simfle.stopping import StopFlag
+from simfle.runtime import World, compute_batch_layout, init_distributed
+from simfle.stopping import StopSignal
 from simfle.train import alike, fitting, folder
 from simfle.train.check import check
-from simfle.train.claim import Claim, JobStart
-from simfle.train.run import Run
+from simfle.train.claim import JobStart, RunLock
+from simfle.train.run import Trainer
 from simfle.train.watchdog import Watchdog
 
 LESS_MEMORY = "train.micro_batch=auto finds the most samples that fit; model.recompute=true keeps less of each"
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class JobContext:
     """Context of a cluster job; a run on one machine needs none of it.
 
     stop: a flag that may have been set before the run began.
@@ -35,14 +35,14 @@ class Surroundings:
     start: start of a Slurm job; a later start of the same job may take over the folder.
     """
 
-    stop: StopFlag | None = None
-    patience: float = 0.0
-    lead: float = 0.0
-    before_hang: Callable[[str], None] | None = None
+    stop: StopSignal | None = None
+    lock_timeout: float = 0.0
+    stop_grace_seconds: float = 0.0
+    on_hang: Callable[[str], None] | None = None
     start: JobStart | None = None
 
 
-def pretrain(config: PretrainConfig, around: Surroundings = Surroundings()) -> None:
+def pretrain(config: PretrainConfig, context: JobContext = JobContext()) -> None:
     """Start or resume the run in `train.run`, until its last step or a stop signal.
 
     Raises:
@@ -51,32 +51,38 @@ def pretrain(config: PretrainConfig, around: Surroundings = Surroundings()) -> N
         DeviceFailed: the GPU failed.
         RunStopped: a signal or train.stop_after stopped it early; the state is saved.
     """
-    flag = nullcontext(around.stop) if around.stop is not None else StopFlag()
-    with failures_told(LESS_MEMORY), opened(config, around) as run, flag as stop:
-        if around.lead:
-            run.rehearse_stop(around.lead)
+    flag = nullcontext(context.stop) if context.stop is not None else StopSignal()
+    with device_errors_as_user_errors(LESS_MEMORY), open_trainer(config, context) as run, flag as stop:
+        if context.stop_grace_seconds:
+            run.measure_stop_time(context.stop_grace_seconds)
         run.train(stop)
 
 
 @contextmanager
-def opened(config: PretrainConfig, around: Surroundings = Surroundings()) -> Iterator[Run]:
+def open_trainer(config: PretrainConfig, context: JobContext = JobContext()) -> Iterator[Trainer]:
     """Open a run, ready for its next step, and close its resources at the end. Raises UserError."""
     check(config)
-    with processes(config.train) as world, folder.writing(Path(config.train.run)), ExitStack() as ends:
-        config = fitting.fitted(config, world)
-        plan = plan_batch(config.train, world.size)
+    with (
+        init_distributed(config.train) as world,
+        folder.disk_errors_as_user_errors(Path(config.train.run_dir)),
+        ExitStack() as ends,
+    ):
+        config = fitting.resolve_micro_batch(config, world)
+        plan = compute_batch_layout(config.train, world.world_size)
         corpus, order = open_data(config.data, config.train.seed, plan.global_batch, world.rank)
-        alike.check(config, corpus, world)
+        alike.check_ranks_match(config, corpus, world)
         torch.manual_seed(config.train.seed)
         model = build_method(config.model, config.views)
         # The first write: all of the above may have been refused.
-        claim = claim_folder(config, world, ends, around)
-        place = Path(config.train.run), world.rank, world.size, config.train.timeout
-        watchdog = ends.enter_context(Watchdog(*place, around.before_hang, claim))
-        yield Run(config, world, plan, corpus, order, model, ends, watchdog)
+        claim = lock_run_dir_collectively(config, world, ends, context)
+        place = Path(config.train.run_dir), world.rank, world.world_size, config.train.hang_timeout
+        watchdog = ends.enter_context(Watchdog(*place, context.on_hang, claim))
+        yield Trainer(config, world, plan, corpus, order, model, ends, watchdog)
 
 
-def claim_folder(config: PretrainConfig, world: World, ends: ExitStack, around: Surroundings) -> Claim | None:
+def lock_run_dir_collectively(
+    config: PretrainConfig, world: World, ends: ExitStack, context: JobContext
+) -> RunLock | None:
     """Lock the folder in the main process, which gets the claim; if that fails, all processes exit with its reason.
 
     Raises:
@@ -86,16 +92,16 @@ def claim_folder(config: PretrainConfig, world: World, ends: ExitStack, around: 
     found: list[Exception | None] = [None]
     claim = None
     if world.is_main:
-        run = Path(config.train.run)
+        run = Path(config.train.run_dir)
         try:
-            with folder.writing(run):
-                claim = ends.enter_context(folder.claimed(run, around.patience, around.start))
-                folder.settle_config(run, config)
-        except (UserError, FolderHeld) as error:
+            with folder.disk_errors_as_user_errors(run):
+                claim = ends.enter_context(folder.run_dir_lock(run, context.lock_timeout, context.start))
+                folder.record_config(run, config)
+        except (UserError, RunDirLockedError) as error:
             found = [error]
     dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], FolderHeld):
+    if isinstance(found[0], RunDirLockedError):
         raise found[0]
     if found[0] is not None:
-        raise AgreedError(str(found[0]), said_here=world.is_main)
+        raise CollectiveError(str(found[0]), is_reporter=world.is_main)
     return claim

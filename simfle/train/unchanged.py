@@ -17,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from shards.files import read_bytes, write_atomic
-from shards.plain import build
+from shards.plain import dataclass_from_json
 from shards.redact import to_json
-from simfle.data.reader import Corpus
-from simfle.errors import AgreedError, UserError
+from simfle.data.reader import ShardCorpus
+from simfle.errors import CollectiveError, UserError
 from simfle.runtime import World
 from simfle.train import damage
 
@@ -30,7 +30,7 @@ UNKNOWN = torch.iinfo(torch.int64).min  # no file here, or another process check
 
 
 @dataclass(frozen=True)
-class Recorded:
+class ShardRecord:
     """Content of RUN/shards.json: spot checks of all tars and indexes in order, "" if there is no local file."""
 
     corpus: str
@@ -38,7 +38,7 @@ class Recorded:
     indexes: list[str]
 
 
-def check(run: Path, corpus: Corpus, world: World, *, resumed: bool) -> None:
+def check_shards_unchanged(run: Path, corpus: ShardCorpus, world: World, *, resumed: bool) -> None:
     """Compare the files of `corpus` with those at the start of the run; record them at the start. Collective.
 
     Args:
@@ -59,16 +59,16 @@ def check(run: Path, corpus: Corpus, world: World, *, resumed: bool) -> None:
             reason = [str(error)]
     dist.broadcast_object_list(reason, src=0)
     if reason[0] is not None:
-        raise AgreedError(reason[0], said_here=world.is_main)
+        raise CollectiveError(reason[0], is_reporter=world.is_main)
 
 
-def _agreed(corpus: Corpus, world: World) -> Tensor:
+def _agreed(corpus: ShardCorpus, world: World) -> Tensor:
     """Return spot checks [S, 2] int64 of tars and indexes, each checked once per machine. Raises UserError."""
     shards = len(corpus.shards)
     highest = torch.full((shards + 1, 2), UNKNOWN)
     failed: UserError | None = None
     try:
-        mine = range(world.local_rank, shards, world.local_size)
+        mine = range(world.local_rank, shards, world.local_world_size)
         with ThreadPoolExecutor(THREADS) as pool:
             for shard, numbers in zip(mine, pool.map(lambda each: _numbers(corpus, each), mine), strict=True):
                 highest[shard] = torch.tensor(numbers)
@@ -83,20 +83,20 @@ def _agreed(corpus: Corpus, world: World) -> Tensor:
     if failed is not None:
         raise failed
     if highest[shards, 0] != UNKNOWN:
-        raise AgreedError("another process cannot read the shards", said_here=False)
+        raise CollectiveError("another process cannot read the shards", is_reporter=False)
     other = ((highest != UNKNOWN) & (highest != ~lowest)).any(dim=1).nonzero().flatten().tolist()
     if other:
-        raise AgreedError(
+        raise CollectiveError(
             f"data.shards: {_named(corpus, other)} not the same on all machines. Fix: copy the shards to each "
             "machine again, and run simfle shards verify on each",
-            said_here=world.is_main,
+            is_reporter=world.is_main,
         )
     return highest[:shards]
 
 
-def _numbers(corpus: Corpus, shard: int) -> tuple[int, int]:
+def _numbers(corpus: ShardCorpus, shard: int) -> tuple[int, int]:
     place, info = corpus.shards[shard]
-    tar, index = place.spots(info) or ("", "")
+    tar, index = place.spot_check(info) or ("", "")
     return _number(tar), _number(index)
 
 
@@ -109,9 +109,9 @@ def _digits(numbers: Tensor) -> list[str]:
     return ["" if number == UNKNOWN else f"{number:016x}" for number in numbers.tolist()]
 
 
-def _compare(run: Path, corpus: Corpus, table: Tensor, resumed: bool) -> None:
+def _compare(run: Path, corpus: ShardCorpus, table: Tensor, resumed: bool) -> None:
     """Raise a UserError if files have changed; otherwise write the record if it has gained information."""
-    now = Recorded(corpus.digest(), *map(_digits, table.T))
+    now = ShardRecord(corpus.digest(), *map(_digits, table.T))
     file = run / NAME
     # A run without a checkpoint starts from step 0 and records again, as does a run of an earlier version.
     before = _read(file, len(table)) if resumed and file.exists() else None
@@ -127,7 +127,7 @@ def _compare(run: Path, corpus: Corpus, table: Tensor, resumed: bool) -> None:
                 "the manifest is the same. Fix: restore these files, or build the shards again and use another "
                 "train.run; simfle shards verify FOLDER checks every byte"
             )
-        known = Recorded(
+        known = ShardRecord(
             now.corpus,
             [
                 new if shard in restored else old or new
@@ -141,7 +141,7 @@ def _compare(run: Path, corpus: Corpus, table: Tensor, resumed: bool) -> None:
         write_atomic(file, (to_json(vars(known), separators=(",", ":")) + "\n").encode())
 
 
-def _damaged_shards(run: Path, corpus: Corpus) -> set[int]:
+def _damaged_shards(run: Path, corpus: ShardCorpus) -> set[int]:
     """Shards with a sample that the run has listed as damaged."""
     ids = np.array([line["id"] for line in damage.read_lines(run / damage.FILE)], dtype=np.int64)
     shards = np.maximum(np.searchsorted(corpus.first_ids, ids, side="right") - 1, 0)
@@ -149,9 +149,9 @@ def _damaged_shards(run: Path, corpus: Corpus) -> set[int]:
     return set(shards[known].tolist())
 
 
-def _read(file: Path, shards: int) -> Recorded:
+def _read(file: Path, shards: int) -> ShardRecord:
     try:
-        found = build(Recorded, read_bytes(file))
+        found = dataclass_from_json(ShardRecord, read_bytes(file))
     except ValueError as error:
         raise _damaged(file, str(error)) from None
     if not len(found.tars) == len(found.indexes) == shards:
@@ -166,7 +166,7 @@ def _damaged(file: Path, why: str) -> UserError:
     )
 
 
-def _named(corpus: Corpus, shards: list[int]) -> str:
+def _named(corpus: ShardCorpus, shards: list[int]) -> str:
     """Return the first of some shards, and how many more, as the subject of a sentence."""
     more = f" and {len(shards) - 1} more" if len(shards) > 1 else " or its index"
-    return f"{corpus.tar(shards[0])}{more} {'are' if len(shards) > 1 else 'is'}"
+    return f"{corpus.shard_location(shards[0])}{more} {'are' if len(shards) > 1 else 'is'}"

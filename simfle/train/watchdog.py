@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from shards.files import read_bytes, replace_text
-from shards.plain import build
+from shards.plain import dataclass_from_json
 from shards.printable import printable
 from shards.redact import to_json
-from simfle.train.claim import Claim
+from simfle.train.claim import RunLock
 
 WAITS = " waits for "
-LOST = 69  # exit code: EX_UNAVAILABLE
+PEER_LOST = 69  # exit code: EX_UNAVAILABLE
 HUNG = 76  # exit code: EX_PROTOCOL, "remote error in protocol"
 LAST_WORDS = 5.0  # maximum seconds for the last message
 
@@ -58,12 +58,12 @@ class Watchdog:
         rank: int,
         size: int,
         limit: float,
-        before_end: Callable[[str], None] | None = None,
-        claim: Claim | None = None,
+        on_hang: Callable[[str], None] | None = None,
+        run_lock: RunLock | None = None,
     ) -> None:
         self.folder, self.rank, self.size, self.limit = run / "heartbeats", rank, size, limit
-        self.awaited: Callable[[], str] = str  # the data that this process waits for, "" if none
-        self._before_end, self.claim = before_end, claim
+        self.waiting_for: Callable[[], str] = str  # the data that this process waits for, "" if none
+        self._on_hang, self.run_lock = on_hang, run_lock
         self._period = min(max(limit / 10, 0.2), 30.0) if limit else 30.0
         self._place = 0, "start"
         self._since = time.monotonic()
@@ -85,15 +85,15 @@ class Watchdog:
         self._thread.join()
         self._file(self.rank).unlink(missing_ok=True)
 
-    def reached(self, step: int, phase: str) -> None:
+    def mark_progress(self, step: int, phase: str) -> None:
         """Mark progress: the process now does `phase` of `step`. Costs nothing."""
         self._place = step, phase
         self._since = time.monotonic()
 
     def _work(self) -> None:
         while not self._stop.wait(self._period):
-            if self.claim is not None and (words := self.claim.lost()):
-                leave(f"error: {words}", LOST)
+            if self.run_lock is not None and (words := self.run_lock.loss_reason()):
+                leave(f"error: {words}", PEER_LOST)
             self._beat()
             if self.limit and time.monotonic() - self._since > self.limit:
                 message = self._diagnose()
@@ -103,7 +103,7 @@ class Watchdog:
     def _beat(self) -> None:
         self._beats += 1
         step, phase = self._place
-        if data := self.awaited():
+        if data := self.waiting_for():
             phase += f"{WAITS}{data}"
         beat = Heartbeat(self.rank, socket.gethostname(), os.getpid(), self._beats, step, phase)
         file = self._file(self.rank)
@@ -138,14 +138,14 @@ class Watchdog:
         found = {}
         for rank in range(self.size):
             try:
-                found[rank] = build(Heartbeat, read_bytes(self._file(rank)))
+                found[rank] = dataclass_from_json(Heartbeat, read_bytes(self._file(rank)))
             except (OSError, ValueError):
                 continue
         return found
 
     def _end(self, message: str) -> None:
-        if self._before_end is not None:
-            self._before_end(message)
+        if self._on_hang is not None:
+            self._on_hang(message)
         # The main thread is blocked in a collective forever.
         leave(f"error: {message}; exiting, rerun to resume", HUNG, threads=True)
 

@@ -28,7 +28,7 @@ def test_four_nodes_are_one_world_and_read_only_their_own_streams(undisturbed: P
     for rank in range(4):  # 12 streams alternate in the 24 slots of a batch: each rank reads 3 of them
         lines = [json.loads(line) for line in (undisturbed / f"samples/rank-{rank:05d}.jsonl").read_text().splitlines()]
         for line in lines:
-            batch = order.batch(line["step"] - 1)[0]
+            batch = order.batch_ids(line["step"] - 1)[0]
             assert line["ids"] == batch[rank * 6 : rank * 6 + 6].tolist()
 
 

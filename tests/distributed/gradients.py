@@ -8,10 +8,12 @@ import torch.distributed as dist
 
 from simfle.config import FaceMAEConfig, ModelConfig, ViewsConfig
 from simfle.models.simfle import SimFLE
-from simfle.models.statistics import share_statistics
+from simfle.models.statistics import convert_sync_batchnorm
 
 BATCH = 8
-TINY = FaceMAEConfig(patch=8, width=48, depth=1, heads=3, decoder_width=32, decoder_depth=1, decoder_heads=2)
+TINY = FaceMAEConfig(
+    patch_size=8, embed_dim=48, depth=1, num_heads=3, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2
+)
 
 
 def main() -> None:
@@ -19,9 +21,10 @@ def main() -> None:
     dist.init_process_group("gloo")
     torch.manual_seed(0)
     model = SimFLE(
-        ModelConfig(backbone="resnet10t", hidden=64, projection=32, facemae=TINY), ViewsConfig(size=64, face_size=64)
+        ModelConfig(backbone="resnet10t", head_hidden_dim=64, head_out_dim=32, facemae=TINY),
+        ViewsConfig(size=64, face_size=64),
     )
-    share_statistics(model.double().train(), torch.device("cpu"))
+    convert_sync_batchnorm(model.double().train(), torch.device("cpu"))
     generator = torch.Generator().manual_seed(1)
     images = [torch.randn(BATCH, 3, 64, 64, dtype=torch.float64, generator=generator) for _ in range(3)]
     draw = torch.rand(BATCH, dtype=torch.float64, generator=generator)

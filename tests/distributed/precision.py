@@ -11,18 +11,22 @@ from simfle.batch import Batch
 from simfle.config import FaceMAEConfig, ModelConfig, OptimConfig, TrainConfig, ViewsConfig
 from simfle.models.methods import build_method
 from simfle.optim import STATES, build_optimizer
-from simfle.runtime import plan_batch, processes, start_engine
+from simfle.runtime import compute_batch_layout, init_deepspeed, init_distributed
 from simfle.train import state
 
-TINY = FaceMAEConfig(patch=8, width=48, depth=1, heads=3, decoder_width=32, decoder_depth=1, decoder_heads=2)
-MODEL = ModelConfig(backbone="resnet10t", hidden=64, projection=32, groups=4, beta=1e-4, facemae=TINY)
-MOMENTUM = MODEL.momentum
+TINY = FaceMAEConfig(
+    patch_size=8, embed_dim=48, depth=1, num_heads=3, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2
+)
+MODEL = ModelConfig(
+    backbone="resnet10t", head_hidden_dim=64, head_out_dim=32, mask_groups=4, grouping_weight=1e-4, facemae=TINY
+)
+MOMENTUM = MODEL.ema_momentum
 
 
 def batch(seed: int) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     images = (torch.randint(0, 256, (8, 3, 64, 64), dtype=torch.uint8, generator=generator) for _ in range(3))
-    return Batch(*images, ids=torch.arange(8), draw=torch.rand(8, dtype=torch.float64, generator=generator))
+    return Batch(*images, ids=torch.arange(8), mask_uniform=torch.rand(8, dtype=torch.float64, generator=generator))
 
 
 def dtypes(tensors: list[torch.Tensor]) -> list[str]:
@@ -32,30 +36,30 @@ def dtypes(tensors: list[torch.Tensor]) -> list[str]:
 def main() -> None:
     train = TrainConfig(global_batch=16, zero_stage=int(sys.argv[1]), precision="bf16", device="cpu")
     optim = OptimConfig(name=sys.argv[2])
-    with processes(train) as world:
+    with init_distributed(train) as world:
         torch.manual_seed(0)
         model = build_method(MODEL, ViewsConfig(size=64, face_size=64)).train()
-        optimizer = build_optimizer([parameter for _, parameter in state.trained(model)], optim)
-        engine = start_engine(model, optimizer, plan_batch(train, world.size), train, optim)
+        optimizer = build_optimizer([parameter for _, parameter in state.trainable_parameters(model)], optim)
+        engine = init_deepspeed(model, optimizer, compute_batch_layout(train, world.world_size), train, optim)
         state.load_optimizer(engine, STATES[optim.name], {}, 0)
         for group in optimizer.param_groups:
             group["lr"] = 0.01
         seen: list[str] = []
         model.online.backbone.conv1.register_forward_hook(lambda *hook: seen.append(str(hook[2].dtype)))  # type: ignore
         names = [name for name, _ in model.named_parameters() if name.startswith("target.")]
-        before = state.model_state(engine, keep=True)
+        before = state.gather_model_state(engine, keep=True)
         target = {name: before[name].double() for name in names}
         for step in range(3):
-            losses = engine(batch(step * world.size + world.rank))
+            losses = engine(batch(step * world.world_size + world.rank))
             engine.backward(losses["total"])
             engine.step()
-            model.after_step()
-            online = state.model_state(engine, keep=True)
+            model.on_step_end()
+            online = state.gather_model_state(engine, keep=True)
             for name in names:  # reference in float64
                 moved = online[name.replace("target.", "online.", 1)].double()
                 target[name] = MOMENTUM * target[name] + (1 - MOMENTUM) * moved
-        after = state.model_state(engine, keep=True)
-        moments = state.optimizer_state(engine, STATES[optim.name], keep=True)
+        after = state.gather_model_state(engine, keep=True)
+        moments = state.gather_optimizer_state(engine, STATES[optim.name], keep=True)
         worst = max(float((after[name] - target[name]).abs().max()) for name in names)
         distance = max(
             float((after[name] - online[name.replace("target.", "online.", 1)]).abs().max()) for name in names
@@ -70,7 +74,7 @@ def main() -> None:
             "moments": dtypes(list(moments.values())),
             "moments_moved": min(float(moment.abs().max()) for moment in moments.values()),
             "computed_in": sorted(set(seen)),
-            "worlds": [int(os.environ["WORLD_SIZE"]), dist.get_world_size(), engine.dp_world_size, world.size],
+            "worlds": [int(os.environ["WORLD_SIZE"]), dist.get_world_size(), engine.dp_world_size, world.world_size],
             "ema_error": worst,
             "ema_gap": distance,
         }

@@ -7,9 +7,9 @@ from distributed.launch import ROOT, processes
 from distributed.runs import SETTINGS
 
 from simfle.config import PretrainConfig, load
-from simfle.plan.count import Work, count
+from simfle.plan.count import ModelCost, measure_cost
 from simfle.plan.estimate import memory, traffic
-from simfle.runtime import plan_batch
+from simfle.runtime import compute_batch_layout
 
 WORLD = 2
 # Two micro-batches of four, bf16: gradients of two types, sent once or twice per step. SGD: one optimizer tensor.
@@ -24,14 +24,14 @@ def measured() -> dict[int, dict[str, int]]:
 
 
 @pytest.fixture(scope="module")
-def work() -> Work:
-    return count(load(PretrainConfig, None, GIVEN))
+def work() -> ModelCost:
+    return measure_cost(load(PretrainConfig, None, GIVEN))
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_bytes_held_and_sent(measured: dict[int, dict[str, int]], work: Work, stage: int) -> None:
+def test_bytes_held_and_sent(measured: dict[int, dict[str, int]], work: ModelCost, stage: int) -> None:
     config = load(PretrainConfig, None, [*GIVEN, f"train.zero_stage={stage}"])
-    batch = plan_batch(config.train, WORLD)
+    batch = compute_batch_layout(config.train, WORLD)
     held, sent = memory(work, config, batch, WORLD), traffic(work, config, batch, WORLD)
     states = held.parameters + held.optimizer + held.buffers
     # Stage 1 has partitioned its gradients by then, as stage 2 does; stage 3 keeps their memory between steps.

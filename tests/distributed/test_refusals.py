@@ -10,7 +10,7 @@ from helpers.http_server import served
 from helpers.synthetic_shards import make_faces
 from safetensors.torch import load_file
 
-from simfle.train.checkpoint import complete
+from simfle.train.checkpoint import complete_checkpoints
 from simfle.train.watchdog import HUNG
 
 
@@ -157,7 +157,7 @@ def test_a_state_that_is_not_finite_is_never_saved(
 ) -> None:
     line = poisoned(processes, faces, tmp_path, f"train.checkpoint_every={every}", "train.zero_stage=2")
     assert wanted in line
-    saved = complete(tmp_path / "run")
+    saved = complete_checkpoints(tmp_path / "run")
     newest = "the newest checkpoint is step-00000003" if saved else "there is no checkpoint"
     assert newest in line
     assert [folder.name for folder in saved] == (["step-00000003"] if every == 3 else [])
@@ -170,7 +170,7 @@ def test_a_step_that_deepspeed_passes_over_ends_the_run(faces: Path, tmp_path: P
     line = poisoned(2, faces, tmp_path, "optim.clip=1", "train.zero_stage=2")
     assert "step 5: a gradient is not finite" in line
     assert "the state after step 4 is saved" in line
-    assert [folder.name for folder in complete(tmp_path / "run")] == ["step-00000004"]
+    assert [folder.name for folder in complete_checkpoints(tmp_path / "run")] == ["step-00000004"]
 
 
 def test_a_server_that_stalls_while_training_is_named(faces: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from simfle.batch import Batch
 from simfle.config import PretrainConfig, load
 from simfle.models.methods import build_method
 from simfle.optim import STATES, build_optimizer
-from simfle.runtime import BUCKET, plan_batch, processes, start_engine
+from simfle.runtime import BUCKET, compute_batch_layout, init_deepspeed, init_distributed
 from simfle.train import state
 
 
@@ -75,23 +75,23 @@ def main() -> None:
 
 def measure(config: PretrainConfig) -> None:
     model = build_method(config.model, config.views).train()
-    plan = plan_batch(config.train, WORLD.size)
-    optimizer = build_optimizer([parameter for _, parameter in state.trained(model)], config.optim)
-    engine = start_engine(model, optimizer, plan, config.train, config.optim)
+    plan = compute_batch_layout(config.train, WORLD.world_size)
+    optimizer = build_optimizer([parameter for _, parameter in state.trainable_parameters(model)], config.optim)
+    engine = init_deepspeed(model, optimizer, plan, config.train, config.optim)
     state.load_optimizer(engine, STATES[config.optim.name], {}, 0)
     images = batch(config.views.size, config.views.face_size, plan.micro_batch)
     images_bytes = sum(tensor.nbytes for tensor in vars(images).values())
     before = 0
     for _ in range(2):  # twice: stage 3 records the order of parameters in its first step
         before = received()
-        for micro in range(plan.accumulation):
+        for micro in range(plan.grad_accum_steps):
             losses = engine(images)
             engine.backward(losses["total"])
-            if micro == plan.accumulation - 1:
+            if micro == plan.grad_accum_steps - 1:
                 del losses
                 tensors, buckets = held(BUCKET)
             engine.step()
-        model.after_step()
+        model.on_step_end()
     after = received()
     if WORLD.is_main:
         rest, _ = held(BUCKET)
@@ -102,5 +102,5 @@ def measure(config: PretrainConfig) -> None:
 
 if __name__ == "__main__":
     faulthandler.dump_traceback_later(700, exit=True)  # before its caller gives up silently
-    with processes(load(PretrainConfig, None, sys.argv[2:]).train) as WORLD:
+    with init_distributed(load(PretrainConfig, None, sys.argv[2:]).train) as WORLD:
         main()

@@ -122,7 +122,7 @@ def ours(words: list[str]) -> list[str]:
         words = ["python", *launched(words)]
     if words[1:3] == ["-m", "simfle"]:
         return words[3:]
-    return [*path_of(Path(words[1]).stem, table.TABLE), *words[2:]]
+    return [*path_of(Path(words[1]).stem, table.COMMANDS), *words[2:]]
 
 
 def launched(words: list[str]) -> list[str]:
@@ -144,7 +144,7 @@ def launched(words: list[str]) -> list[str]:
 def path_of(module: str, entries: dict[str, Any]) -> list[str]:
     """Return the subcommand of tools/MODULE.py or launchers/MODULE.py as words."""
     for name, entry in entries.items():
-        if isinstance(entry, table.Group):
+        if isinstance(entry, table.CommandGroup):
             if below := path_of(module, entry.entries):
                 return [name, *below]
         elif entry.module == module:

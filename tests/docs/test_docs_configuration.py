@@ -12,17 +12,17 @@ from distributed.runs import SETTINGS
 
 from simfle.config import PretrainConfig, load
 from simfle.data.loader import choose_backend
-from simfle.data.order import Order
+from simfle.data.order import Sampler
 from simfle.data.places import make_cache
 from simfle.data.views import check as check_views
 from simfle.errors import UserError
-from simfle.eval.benchmarks import Benchmark, own_benchmark
+from simfle.eval.benchmarks import Benchmark, custom_benchmark
 from simfle.eval.benchmarks import check as check_benchmark
 from simfle.eval.config import EvalConfig
 from simfle.eval.config import check as check_evaluation
 from simfle.layers import keys
 from simfle.models.methods import build_method
-from simfle.runtime import plan_batch, processes
+from simfle.runtime import compute_batch_layout, init_distributed
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.config import check as check_cluster
 from simfle.train.check import check as check_training
@@ -40,10 +40,10 @@ def pretraining(config: PretrainConfig, field: str) -> None:
     check_views(config.views)
     choose_backend(config.data.backend, torch.device("cpu"))
     make_cache(config.data)
-    plan_batch(config.train, 2)
-    Order([64], [0], config.train.seed, 4, config.data.window, config.train.global_batch)
+    compute_batch_layout(config.train, 2)
+    Sampler([64], [0], config.train.seed, 4, config.data.shuffle_window, config.train.global_batch)
     if field == "train.device":
-        with processes(config.train):
+        with init_distributed(config.train):
             pass
     if field.startswith(("model.", "views.face_size")):
         build_method(config.model, config.views)
@@ -51,7 +51,7 @@ def pretraining(config: PretrainConfig, field: str) -> None:
 
 def evaluation(config: EvalConfig, field: str) -> None:
     check_evaluation(config)
-    own_benchmark(config)
+    custom_benchmark(config)
 
 
 CHECKS: dict[type, tuple[list[str], Callable[[Any, str], None]]] = {

@@ -121,19 +121,22 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ["--people", "15", "--images-per-person", "21", "--size", "64", "--workers", "1"]
     do(["shards", "build", "procedural", str(here / "all"), *options])
     faces = shards.open(here / "all")
-    people = sorted({item.known["group"] for item in faces})
+    people = sorted({item.metadata["group"] for item in faces})
     rows, seen = ["image,emotion"], Counter[tuple[str, str]]()
     for number, item in enumerate(faces):
-        person = NAMES[people.index(item.known["group"])]
+        person = NAMES[people.index(item.metadata["group"])]
         seen[person, item.label] += 1
-        write(here / f"path/to/faces/{item.label}/{person}-{seen[person, item.label]:02d}.jpg", item.file)
-        write(here / f"path/to/images/{person}_{number}.jpg", item.file)
+        write(here / f"path/to/faces/{item.label}/{person}-{seen[person, item.label]:02d}.jpg", item.image_bytes)
+        write(here / f"path/to/images/{person}_{number}.jpg", item.image_bytes)
         rows.append(f"{person}_{number}.jpg,{item.label}")
-        affectnet(here / "corpora/affectnet/train_set", number, item.file)
+        affectnet(here / "corpora/affectnet/train_set", number, item.image_bytes)
         if person in NAMES[:4]:
             split = "test" if person == "anna" else "train"
-            write(here / f"corpora/rafdb/DATASET/{split}/{faces.labels.index(item.label) + 1}/{number}.jpg", item.file)
-    affectnet(here / "corpora/affectnet/val_set", 0, item.file)
+            write(
+                here / f"corpora/rafdb/DATASET/{split}/{faces.labels.index(item.label) + 1}/{number}.jpg",
+                item.image_bytes,
+            )
+    affectnet(here / "corpora/affectnet/val_set", 0, item.image_bytes)
     (here / "list.csv").write_text("\n".join(rows) + "\n")
     for name in ("faces", "my_data_dir"):
         (here / name).symlink_to(here / "path/to/faces")

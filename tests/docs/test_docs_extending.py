@@ -48,7 +48,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows, images = [], folder / "path/to/atelier/images"
     images.mkdir(parents=True)
     for number, item in enumerate(shards.open(folder / "shards/mine")[:8]):
-        (images / f"{number}.jpg").write_bytes(item.file)
+        (images / f"{number}.jpg").write_bytes(item.image_bytes)
         rows.append(f"{number}.jpg,{('neutral', 'joy')[number % 2]},{NAMES[1:5][number // 2]}")
     (images.parent / "list.csv").write_text("\n".join([*rows, "9.jpg,joy"]) + "\n")
     return folder
@@ -82,7 +82,7 @@ def test_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.manifest.rejected == {"bad_row": 1}
     assert found.manifest.terms.startswith("Atelier: with the actors' written consent")
     assert found.manifest.build["published"]["differences"] == []
-    groups = {split: {item.known["group"] for item in found if item.split == split} for split in ("train", "test")}
+    groups = {split: {item.metadata["group"] for item in found if item.split == split} for split in ("train", "test")}
     assert groups["train"]
     assert groups["test"]
     assert not groups["train"] & groups["test"]

@@ -10,7 +10,7 @@ import tomllib
 import typer
 from docs.pages import ALL, LINES, PAGES, PROGRAMS, ROOT, Line, is_ours, ours, parse
 
-from simfle.config import PretrainConfig, helps
+from simfle.config import PretrainConfig, field_help
 from simfle.errors import UserError
 from simfle.eval.benchmarks import Benchmark
 from simfle.eval.config import EvalConfig
@@ -20,7 +20,9 @@ from simfle.slurm.config import ClusterConfig
 OURS = [line for line in LINES if is_ours(line) and "atelier" not in line.words]
 OTHERS = [line for line in LINES if not is_ours(line)]
 REFUSED: type = typer.BadParameter.__mro__[1]  # click's UsageError, wherever typer stores its click
-KNOWN = {*helps(PretrainConfig), *helps(EvalConfig), *helps(Benchmark)} | {f"cluster.{k}" for k in helps(ClusterConfig)}
+KNOWN = {*field_help(PretrainConfig), *field_help(EvalConfig), *field_help(Benchmark)} | {
+    f"cluster.{k}" for k in field_help(ClusterConfig)
+}
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ RESUMES = "resumes when rerun"
 SAYS = "one line, exit code 1; "
 
 # Fault, promise, file, test.
-ELSEWHERE = (
+COVERED_ELSEWHERE = (
     ("SIGKILL of launcher and all ranks", RESUMES, "distributed/test_resume.py", "test_killed_and_resumed"),
     ("SIGKILL of one of two ranks", f"all end, exit code 1; {RESUMES}", "faults/test_faults.py", "test_ranks"),
     (

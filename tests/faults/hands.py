@@ -8,7 +8,7 @@ import time
 from distributed import runs
 from faults.elsewhere import RESUMES, SAYS
 from faults.kinds import fault
-from faults.story import Story
+from faults.story import Scenario
 
 from shards.remove import remove_samples
 
@@ -16,7 +16,7 @@ from shards.remove import remove_samples
 @fault(
     "config.yaml edited manually, and the same values given", f"{SAYS}the keys are named; {RESUMES} with its own values"
 )
-def edited(story: Story) -> None:
+def edited(story: Scenario) -> None:
     file = story.run / "config.yaml"
     text = file.read_text()
     file.write_text(text.replace("lr: 0.05", "lr: 0.07").replace("seed: 0", "seed: 5"))
@@ -27,7 +27,7 @@ def edited(story: Story) -> None:
 
 
 @fault("a checkpoint of another seed copied in", f"{SAYS}the key is named; {RESUMES} without it")
-def another_seed(story: Story) -> None:
+def another_seed(story: Scenario) -> None:
     other = story.folder / "other"
     child = story.start(f"train.run={other}", "train.seed=3", "train.stop_after=6")
     assert child.wait() == 0, child.output
@@ -38,7 +38,7 @@ def another_seed(story: Story) -> None:
 
 
 @fault("copies of a checkpoint: `step-10`, and under another step's name", "the first is ignored; the other: one line")
-def copied(story: Story) -> None:
+def copied(story: Scenario) -> None:
     mine = shutil.copytree(story.newest, story.run / "checkpoints/step-10")
     child = story.start("train.stop_after=8")
     assert child.wait() == 0, child.output
@@ -54,7 +54,7 @@ def copied(story: Story) -> None:
     "a person is removed from the shards while training",
     f"{SAYS}the state is saved; refused with the changed shards; {RESUMES} with the same",
 )
-def withdrawn(story: Story) -> None:
+def withdrawn(story: Scenario) -> None:
     aside = shutil.copytree(story.faces, story.folder / "aside")
     child = story.start("train.steps=4000", f"train.run={story.folder / 'long'}")
     end = time.monotonic() + 120
@@ -77,7 +77,7 @@ def withdrawn(story: Story) -> None:
     "the run's folder is deleted while training",
     f"{SAYS}no further writes; {RESUMES} once it is restored",
 )
-def deleted(story: Story) -> None:
+def deleted(story: Scenario) -> None:
     aside = shutil.copytree(story.run, story.folder / "aside")
     child = story.start("train.checkpoint_every=1")
     story.reach(child, 5)
@@ -93,7 +93,7 @@ def deleted(story: Story) -> None:
     "the checkpoints of a run are gone: a link that leads nowhere, an empty folder (a disk that is not mounted)",
     f"{SAYS}no start from scratch over an old run; {RESUMES} once they are back",
 )
-def unmounted(story: Story) -> None:
+def unmounted(story: Scenario) -> None:
     child = story.start("train.stop_after=6")
     assert child.wait() == 0, child.output
     before = (story.run / "metrics.jsonl").read_bytes()

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from faults.story import Story
+from faults.story import Scenario
 
 
 @dataclass(frozen=True)
@@ -12,14 +12,14 @@ class Fault:
 
     what: str
     promise: str
-    hurt: Callable[[Story], None]
+    hurt: Callable[[Scenario], None]
 
 
 FAULTS: list[Fault] = []
 
 
-def fault(what: str, promise: str) -> Callable[[Callable[[Story], None]], Callable[[Story], None]]:
-    def add(hurt: Callable[[Story], None]) -> Callable[[Story], None]:
+def fault(what: str, promise: str) -> Callable[[Callable[[Scenario], None]], Callable[[Scenario], None]]:
+    def add(hurt: Callable[[Scenario], None]) -> Callable[[Scenario], None]:
         FAULTS.append(Fault(what, promise, hurt))
         return hurt
 

@@ -59,7 +59,7 @@ class Order:
 class Child:
     """A process started by a nursery."""
 
-    def __init__(self, nursery: "Nursery", pid: int, log: Path) -> None:
+    def __init__(self, nursery: "ForkServer", pid: int, log: Path) -> None:
         self.nursery, self.pid, self.log = nursery, pid, log
         self.code: int | None = None
 
@@ -94,7 +94,7 @@ class Child:
         return (self.output.strip().splitlines() or [""])[-1]
 
 
-class Nursery:
+class ForkServer:
     """The parent process. Temporary files of its children go to `temporary`."""
 
     def __init__(self, temporary: Path, *modules: str) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from distributed import runs
-from faults.nursery import Child, Nursery
+from faults.nursery import Child, ForkServer
 
 from shards.index import index_tar, write_index
 
@@ -44,10 +44,10 @@ STEPS = 10
 LENGTH = (f"train.steps={STEPS}", "train.checkpoint_every=2")
 
 
-class Story:
+class Scenario:
     """A run in `run` at step 4, with checkpoints of steps 2 and 4. `faces`: its own copy of the shards."""
 
-    def __init__(self, nursery: Nursery, folder: Path, base: Path) -> None:
+    def __init__(self, nursery: ForkServer, folder: Path, base: Path) -> None:
         self.nursery, self.folder = nursery, folder
         self.run = shutil.copytree(base / "run", folder / "run")
         self.faces = shutil.copytree(base / "faces", folder / "faces")

@@ -17,21 +17,21 @@ from collections.abc import Callable
 
 from distributed import runs
 from faults import hands  # noqa: F401 - rows of users' changes
-from faults.elsewhere import ELSEWHERE, RESUMES, SAYS
+from faults.elsewhere import COVERED_ELSEWHERE, RESUMES, SAYS
 from faults.kinds import FAULTS, fault
 from faults.nursery import At
-from faults.story import Story, exchange_images, kill, mounted, read_only
+from faults.story import Scenario, exchange_images, kill, mounted, read_only
 
 
 @fault("SIGKILL in a step", RESUMES)
-def killed(story: Story) -> None:
+def killed(story: Scenario) -> None:
     child = story.start()
     story.reach(child, 5)
     kill(child)
 
 
-def signalled(number: signal.Signals) -> Callable[[Story], None]:
-    def hurt(story: Story) -> None:
+def signalled(number: signal.Signals) -> Callable[[Scenario], None]:
+    def hurt(story: Scenario) -> None:
         child = story.start("train.checkpoint_every=1000")
         story.reach(child, 6)
         child.send(number)
@@ -48,7 +48,7 @@ for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
 
 
 @fault("SIGSTOP, a second later SIGCONT", "continues")
-def suspended(story: Story) -> None:
+def suspended(story: Scenario) -> None:
     child = story.start()
     story.reach(child, 5)
     child.send(signal.SIGSTOP)
@@ -60,8 +60,8 @@ def suspended(story: Story) -> None:
     assert child.wait() == 0, child.output
 
 
-def stage(at: At, stand: list[int], left: str) -> Callable[[Story], None]:
-    def hurt(story: Story) -> None:
+def stage(at: At, stand: list[int], left: str) -> Callable[[Scenario], None]:
+    def hurt(story: Scenario) -> None:
         child = story.start(at=at)
         assert child.wait() == -signal.SIGKILL, child.output
         assert story.checkpoints == stand
@@ -84,7 +84,7 @@ for words, at, stand, left in (
 
 
 @fault("killed in the middle of a write of a checkpoint's tensors", RESUMES)
-def torn(story: Story) -> None:
+def torn(story: Scenario) -> None:
     child = story.start(largest=1_000_000, deadly=True)
     assert child.wait() == -signal.SIGXFSZ, child.output
     assert story.checkpoints == [2, 4]
@@ -92,13 +92,13 @@ def torn(story: Story) -> None:
 
 
 @fault("disk full: a checkpoint", f"{SAYS}older checkpoints remain; {RESUMES} with room")
-def no_room_for_a_checkpoint(story: Story) -> None:
+def no_room_for_a_checkpoint(story: Scenario) -> None:
     story.stopped(story.start(largest=1_000_000), "checkpoint could not be written")
     assert story.checkpoints == [2, 4]
 
 
 @fault("disk full: metrics", f"{SAYS}{RESUMES} with room")
-def no_room_for_metrics(story: Story) -> None:
+def no_room_for_metrics(story: Scenario) -> None:
     child = story.start("train.checkpoint_every=1000")
     story.reach(child, 5)
     child.limit_files((story.run / "metrics.jsonl").stat().st_size + 10)
@@ -106,7 +106,7 @@ def no_room_for_metrics(story: Story) -> None:
 
 
 @fault("disk full: a real one, at any write", f"{SAYS}{RESUMES} with room")
-def no_room(story: Story) -> None:
+def no_room(story: Scenario) -> None:
     aside = story.run.rename(story.folder / "aside")
     story.run.mkdir()
     with mounted(story.run, 40):
@@ -125,7 +125,7 @@ def no_room(story: Story) -> None:
 
 
 @fault("TensorBoard's files cannot be written, or its folder is deleted", "the run continues and prints a warning")
-def no_board(story: Story) -> None:
+def no_board(story: Scenario) -> None:
     board = story.run / "tensorboard"
     child = story.start("train.stop_after=6")
     story.reach(child, 5)
@@ -142,13 +142,13 @@ def no_board(story: Story) -> None:
 
 
 @fault("the run's folder is read-only", f"{SAYS}{RESUMES} on one that is not")
-def no_pen(story: Story) -> None:
+def no_pen(story: Scenario) -> None:
     with read_only(story.run):
         story.stopped(story.start(), f"train.run={story.run} cannot be written")
 
 
 @fault("disk full, or a read-only folder: an export", f"{SAYS}an earlier export stays complete")
-def no_room_for_an_export(story: Story) -> None:
+def no_room_for_an_export(story: Scenario) -> None:
     words = ["tools/export_backbone.py", str(story.run)]
     first = story.nursery.start(words, story.folder / "first")
     assert first.wait() == 0, first.output
@@ -162,8 +162,8 @@ def no_room_for_an_export(story: Story) -> None:
     shutil.rmtree(story.run / "export")
 
 
-def damaged(name: str, how: str) -> Callable[[Story], None]:
-    def hurt(story: Story) -> None:
+def damaged(name: str, how: str) -> Callable[[Scenario], None]:
+    def hurt(story: Scenario) -> None:
         file = story.newest / name
         if how == "missing":
             file.unlink()
@@ -192,7 +192,7 @@ for how, name in (
 
 
 @fault("all checkpoints are corrupt", f"{SAYS}no start from scratch over an old run")
-def none_whole(story: Story) -> None:
+def none_whole(story: Scenario) -> None:
     aside = shutil.copytree(story.run / "checkpoints", story.folder / "aside")
     for file in story.run.glob("checkpoints/step-*/model.safetensors"):
         file.write_bytes(file.read_bytes()[:-1])
@@ -205,14 +205,14 @@ def none_whole(story: Story) -> None:
 
 
 @fault("metrics and sample records truncated inside a line, TensorBoard's files corrupt", RESUMES)
-def cut(story: Story) -> None:
+def cut(story: Scenario) -> None:
     for file in (*story.run.glob("samples/*"), story.run / "metrics.jsonl", *story.run.glob("tensorboard/*")):
         with file.open("ab") as end:
             end.write(b'{"step": 5, "ids": [1, 2')
 
 
 @fault("two runs in one folder", f"the second: {SAYS}the first continues")
-def twice(story: Story) -> None:
+def twice(story: Scenario) -> None:
     first = story.start()
     story.reach(first, 5)
     first.send(signal.SIGSTOP)
@@ -222,7 +222,7 @@ def twice(story: Story) -> None:
 
 
 @fault("the clock jumps back three years while training, files have arbitrary times", "continues")
-def clock(story: Story) -> None:
+def clock(story: Scenario) -> None:
     draw = random.Random(0)
     for path in story.run.rglob("*"):
         os.utime(path, (draw.uniform(0, 4e9), draw.uniform(0, 4e9)))
@@ -235,7 +235,7 @@ def clock(story: Story) -> None:
 @fault(
     "all shards deleted while training", f"continues with the open ones; otherwise {SAYS}{RESUMES} once they are back"
 )
-def no_shards(story: Story) -> None:
+def no_shards(story: Scenario) -> None:
     aside = story.folder / "aside"
     aside.mkdir()
     child = story.start()
@@ -249,8 +249,8 @@ def no_shards(story: Story) -> None:
         tar.rename(story.faces / tar.name)
 
 
-def unfit(pattern: str, words: str) -> Callable[[Story], None]:
-    def hurt(story: Story) -> None:
+def unfit(pattern: str, words: str) -> Callable[[Scenario], None]:
+    def hurt(story: Scenario) -> None:
         file = sorted(story.faces.glob(pattern))[0]
         content = file.read_bytes()
         file.write_bytes(content[: len(content) // 2])
@@ -269,7 +269,7 @@ for what, pattern, words in (
 
 
 @fault("an index that does not match its tar", f"{SAYS}{RESUMES} with a good one")
-def other_index(story: Story) -> None:
+def other_index(story: Scenario) -> None:
     file = sorted(story.faces.glob("train-*.idx"))[0]
     content = file.read_bytes()
     # As for a tar with one more block at its start.
@@ -282,7 +282,7 @@ def other_index(story: Story) -> None:
     "a tar and its index replaced by others of the same size and count, under the same manifest",
     f"{SAYS}{RESUMES} with the original files",
 )
-def other_files(story: Story) -> None:
+def other_files(story: Scenario) -> None:
     tar = sorted(story.faces.glob("train-*.tar"))[0]
     before = {file: file.read_bytes() for file in (tar, tar.with_suffix(".idx"))}
     exchange_images(tar)
@@ -293,7 +293,7 @@ def other_files(story: Story) -> None:
 
 
 @fault("a manifest that does not match its shards", f"{SAYS}{RESUMES} with a good one")
-def other_manifest(story: Story) -> None:
+def other_manifest(story: Scenario) -> None:
     file = story.faces / "manifest.json"
     content = file.read_text()
     told = json.loads(content)
@@ -309,7 +309,7 @@ def lines() -> list[str]:
     """Return the table in Markdown."""
     here = "`tests/faults/test_faults.py`"
     rows = [(each.what, each.promise, here) for each in FAULTS]
-    rows += [(what, promise, f"`tests/{file}`") for what, promise, file, _ in ELSEWHERE]
+    rows += [(what, promise, f"`tests/{file}`") for what, promise, file, _ in COVERED_ELSEWHERE]
     return ["| fault | promised | test |", "|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
 
 

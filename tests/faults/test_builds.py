@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.nursery import At, Nursery
+from faults.nursery import At, ForkServer
 from faults.story import read_only
 
 EVERY = 13  # tests every 13th of its file operations, about 70; make soak draws the others
@@ -24,16 +24,16 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     temporary = tmp_path_factory.mktemp("builds") / "tmp"
-    parent = Nursery(temporary, "simfle.commands.build_shards", "shards.sources.known", "shards.build")
+    parent = ForkServer(temporary, "simfle.commands.build_shards", "shards.sources.known", "shards.build")
     yield parent
     parent.close()
     assert not list(temporary.iterdir())
 
 
 @pytest.fixture(scope="module")
-def expected(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def expected(nursery: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Return the files of an undisturbed build."""
     out = tmp_path_factory.mktemp("whole") / "shards"
     child = nursery.start(words(out), out.with_name("log"))
@@ -41,7 +41,7 @@ def expected(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> dict
     return digests(out)
 
 
-def test_killed_before_file_operations(nursery: Nursery, expected: dict[str, str], tmp_path: Path) -> None:
+def test_killed_before_file_operations(nursery: ForkServer, expected: dict[str, str], tmp_path: Path) -> None:
     out, log = tmp_path / "shards", tmp_path / "log"
     killed = 0
     for moment in range(1, 1000, EVERY):
@@ -58,7 +58,7 @@ def test_killed_before_file_operations(nursery: Nursery, expected: dict[str, str
     assert killed > 3
 
 
-def test_terminated(nursery: Nursery, expected: dict[str, str], tmp_path: Path) -> None:
+def test_terminated(nursery: ForkServer, expected: dict[str, str], tmp_path: Path) -> None:
     out, log = tmp_path / "shards", tmp_path / "log"
     child = nursery.start(words(out), log)
     while not (tmp_path / "shards.partial").exists() and child.poll() is None:
@@ -69,7 +69,7 @@ def test_terminated(nursery: Nursery, expected: dict[str, str], tmp_path: Path) 
     assert digests(out) == expected
 
 
-def test_read_only(nursery: Nursery, expected: dict[str, str], tmp_path: Path) -> None:
+def test_read_only(nursery: ForkServer, expected: dict[str, str], tmp_path: Path) -> None:
     place, log = tmp_path / "place", tmp_path / "log"
     place.mkdir()
     with read_only(place):

@@ -10,10 +10,10 @@ import pytest
 from distributed import runs
 from distributed.launch import free_port
 from faults import story as telling
-from faults.elsewhere import ELSEWHERE
+from faults.elsewhere import COVERED_ELSEWHERE
 from faults.kinds import Fault
-from faults.nursery import At, Nursery
-from faults.story import Story
+from faults.nursery import At, ForkServer
+from faults.story import Scenario
 from faults.table import FAULTS, lines
 
 from simfle.train import checkpoint
@@ -31,10 +31,10 @@ def base(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def nursery(base: Path) -> Iterator[Nursery]:
+def nursery(base: Path) -> Iterator[ForkServer]:
     before = telling.shared_memory()
     temporary = base / "tmp"
-    parent = Nursery(temporary, *telling.MODULES)
+    parent = ForkServer(temporary, *telling.MODULES)
     words = runs.command(1, base / "faces", base / "run", *telling.SMALL, *telling.LENGTH, "train.stop_after=4")
     first = parent.start(words[1:], base / "log")
     assert first.wait() == 0, first.output
@@ -47,8 +47,8 @@ def nursery(base: Path) -> Iterator[Nursery]:
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
-def test_nothing_is_lost(fault: Fault, nursery: Nursery, base: Path, tmp_path: Path) -> None:
-    story = Story(nursery, tmp_path, base)
+def test_nothing_is_lost(fault: Fault, nursery: ForkServer, base: Path, tmp_path: Path) -> None:
+    story = Scenario(nursery, tmp_path, base)
     fault.hurt(story)
     story.finish()
     telling.check_same(story.run, base / "whole")
@@ -56,7 +56,7 @@ def test_nothing_is_lost(fault: Fault, nursery: Nursery, base: Path, tmp_path: P
     assert story.checkpoints == [8, 10]
 
 
-def test_killed_before_each_file_operation(nursery: Nursery, tmp_path: Path) -> None:
+def test_killed_before_each_file_operation(nursery: ForkServer, tmp_path: Path) -> None:
     """At any moment the newest complete checkpoint is valid, and the next start writes the rest."""
     script = str(TESTS / "faults" / "write_checkpoints.py")
     newest = []
@@ -87,7 +87,7 @@ def ranks(process: "runs.subprocess.Popen[str]") -> list[psutil.Process]:
     return [found[rank] for rank in sorted(found)]
 
 
-def finish_both(nursery: Nursery, faces: Path, run: Path, *settings: str) -> None:
+def finish_both(nursery: ForkServer, faces: Path, run: Path, *settings: str) -> None:
     """Run two ranks to their end, as a launcher starts them."""
     words = runs.command(1, faces, run, *settings)[1:]
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
@@ -99,7 +99,7 @@ def finish_both(nursery: Nursery, faces: Path, run: Path, *settings: str) -> Non
         assert child.wait() == 0, child.output
 
 
-def test_ranks(faces: Path, nursery: Nursery, tmp_path: Path) -> None:
+def test_ranks(faces: Path, nursery: ForkServer, tmp_path: Path) -> None:
     """Two processes under a launcher: a rank is killed, then the launcher of the same run."""
     run, whole = tmp_path / "run", tmp_path / "whole"
     settings = (*telling.SMALL, "train.steps=16", "train.checkpoint_every=4")
@@ -160,5 +160,5 @@ def test_our_own_launcher(number: signal.Signals, faces: Path, tmp_path: Path) -
 def test_the_table_is_that_of_the_docs_and_its_tests_exist() -> None:
     docs = (TESTS.parent / "docs" / "reliability.md").read_text()
     assert "\n".join(lines()) in docs, "docs/reliability.md: put in what `python tests/faults/table.py` prints"
-    for _, _, file, name in ELSEWHERE:
+    for _, _, file, name in COVERED_ELSEWHERE:
         assert f"def {name}" in (TESTS / file).read_text(), f"{file} has no {name}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from faults import story as telling
-from faults.nursery import Nursery
+from faults.nursery import ForkServer
 
 # In short sleeps: a signal between Python's last check and the system call does not end that sleep.
 WAITS = "import time\nfor _ in range(1200):\n    time.sleep(0.05)\n"
@@ -17,7 +17,7 @@ WAITS = "import time\nfor _ in range(1200):\n    time.sleep(0.05)\n"
 def test_a_signal_is_the_childs_from_its_first_moment(number: signal.Signals, code: int, tmp_path: Path) -> None:
     script = tmp_path / "waits.py"
     script.write_text(WAITS)
-    nursery = Nursery(tmp_path / "tmp")
+    nursery = ForkServer(tmp_path / "tmp")
     for attempt in range(20):
         child = nursery.start([str(script)], tmp_path / f"{attempt}.log")
         child.send(number)
@@ -29,7 +29,7 @@ def test_a_signal_is_the_childs_from_its_first_moment(number: signal.Signals, co
 def test_children_end_with_the_nursery(tmp_path: Path) -> None:
     script = tmp_path / "waits.py"
     script.write_text(WAITS)
-    nursery = Nursery(tmp_path / "tmp")
+    nursery = ForkServer(tmp_path / "tmp")
     children = [nursery.start([str(script)], tmp_path / f"{number}.log") for number in range(2)]
     assert [child.poll() for child in children] == [None, None]
     assert nursery.process.stdin is not None

@@ -8,20 +8,20 @@ import pytest
 from distributed import runs
 from distributed.launch import ROOT, free_port
 from faults import story as telling
-from faults.nursery import Child, Nursery
+from faults.nursery import Child, ForkServer
 
 from shards.remove import remove_samples
-from simfle.train.alike import differences, program
+from simfle.train.alike import differences, source_digest
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    parent = Nursery(tmp_path_factory.mktemp("nursery") / "tmp", *telling.MODULES)
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    parent = ForkServer(tmp_path_factory.mktemp("nursery") / "tmp", *telling.MODULES)
     yield parent
     parent.close()
 
 
-def start(nursery: Nursery, faces: Path, run: Path, *second: str) -> list[Child]:
+def start(nursery: ForkServer, faces: Path, run: Path, *second: str) -> list[Child]:
     """Run two ranks, the second with its own settings."""
     world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     started = []
@@ -41,7 +41,7 @@ def start(nursery: Nursery, faces: Path, run: Path, *second: str) -> list[Child]
     ],
 )
 def test_a_process_with_other_settings_or_data_ends_the_run_before_it_begins(
-    settings: list[str], words: str, nursery: Nursery, faces: Path, tmp_path: Path
+    settings: list[str], words: str, nursery: ForkServer, faces: Path, tmp_path: Path
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(faces, other)
@@ -58,11 +58,11 @@ def test_a_process_with_other_settings_or_data_ends_the_run_before_it_begins(
 def test_another_program_is_told_wherever_the_same_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import simfle
 
-    here = program()
+    here = source_digest()
     copied = shutil.copytree(ROOT / "simfle", tmp_path / "simfle", ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(simfle, "__path__", [str(copied)])
-    assert program() == here
+    assert source_digest() == here
     (copied / "optim.py").write_text((copied / "optim.py").read_text().replace("0", "1", 1))
-    assert program() != here
+    assert source_digest() != here
     assert "program b instead of a" in differences({"program": "a"}, {"program": "b"})
     assert differences({"program": "a"}, {"program": "a"}) == ""

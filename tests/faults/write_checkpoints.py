@@ -8,6 +8,6 @@ import torch
 from simfle.train import checkpoint
 
 for step in (6, 8):
-    progress = checkpoint.Progress(step, step * 8, "config", "corpus", "sgd")
+    progress = checkpoint.TrainState(step, step * 8, "config", "corpus", "sgd")
     checkpoint.write(Path(sys.argv[1]), progress, {"a": torch.full((9,), float(step))}, {"a.momentum": torch.ones(9)})
-    checkpoint.retain(Path(sys.argv[1]), 1)
+    checkpoint.prune(Path(sys.argv[1]), 1)

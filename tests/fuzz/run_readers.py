@@ -13,7 +13,7 @@ from fuzz.shard_readers import tars
 from safetensors.torch import save
 
 from simfle.config import DataConfig, PretrainConfig, load
-from simfle.data.streaming import Stream
+from simfle.data.streaming import ResampledStream
 from simfle.eval.backbones import load_backbone
 from simfle.eval.config import EvalConfig
 from simfle.eval.foreign import read_tensors
@@ -21,7 +21,7 @@ from simfle.eval.results import read_result
 from simfle.layers import flatten
 from simfle.train import checkpoint
 from simfle.train.damage import read_lines
-from simfle.train.metrics import Metrics
+from simfle.train.metrics import MetricLogger
 
 ROOT = Path(__file__).parents[2]
 PROGRESS = {"step": 4, "samples": 64, "config": "c", "corpus": "d", "optimizer": "sgd", "format": 1}
@@ -154,15 +154,15 @@ def metrics() -> list[bytes]:
 
 
 def _resumed(file: Path) -> None:
-    Metrics(file.parent, 4).close()
+    MetricLogger(file.parent, 4).close()
     read_lines(file, 4)
 
 
 def _stream(file: Path) -> None:
-    stream = Stream(DataConfig(shards=[str(file)], streaming=True, window=4), 0, 2, 0)
-    ids, _ = stream.slots(0, 0, 4)
+    stream = ResampledStream(DataConfig(shards=[str(file)], resampled=True, shuffle_window=4), 0, 2, 0)
+    ids, _ = stream.slot_ids(0, 0, 4)
     for number in ids.tolist():
-        stream.image(number, 0)
+        stream.read_image(number, 0)
 
 
 UNSAFE = (

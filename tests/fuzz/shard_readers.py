@@ -14,15 +14,15 @@ import numpy as np
 from fuzz.reader import Reader
 from PIL import Image
 
-from shards.encode import EncodeOptions, Unusable, encode
-from shards.entry import REASONS, Entry, Rejected
-from shards.foreign import examine, synthesise
+from shards.encode import EncodeOptions, ImageRejected, encode
+from shards.entry import REJECT_REASONS, Entry, Rejected
+from shards.foreign import infer_manifest, scan_tar
 from shards.index import index_tar, read_index, write_index
 from shards.manifest import Manifest, ShardInfo, parse_manifest, write_manifest
 from shards.samples import read_samples
 from shards.sources.archive import Archive
 from shards.sources.webdataset import WebDataset
-from shards.work import load
+from shards.work import read_entry_bytes
 
 OPTIONS = EncodeOptions(max_pixels=2_000_000)  # so that the bound on memory is a bound on every format's decoder
 MOST_ENTRIES = 500  # that are looked at; a reader gives them one by one
@@ -105,13 +105,13 @@ def list_of(source: Any, images: bool = True) -> None:
     """All that a source gives, and the bytes of the images that it lists, decoded."""
     for item in itertools.islice(source, MOST_ENTRIES):
         if isinstance(item, Rejected):
-            assert item.reason in REASONS, item
+            assert item.reason in REJECT_REASONS, item
             continue
         assert isinstance(item, Entry)
         json.dumps([item.key, item.label, item.split, item.group, item.box, item.landmarks, item.extras])
         if images:
-            with contextlib.suppress(Unusable):
-                encode(load(item), OPTIONS)
+            with contextlib.suppress(ImageRejected):
+                encode(read_entry_bytes(item), OPTIONS)
 
 
 def source(make: Callable[[Path], Any]) -> Callable[[Path], None]:
@@ -127,46 +127,46 @@ def _image(file: Path) -> None:
 
 def _decoded(file: Path) -> None:
     """As training does: header first, then OpenCV."""
-    from simfle.data.jpeg import decode_sound, size
+    from simfle.data.jpeg import decode_strict, size
 
     data = np.frombuffer(file.read_bytes(), np.uint8)
     found = size(data)
     if found and found[0] * found[1] <= OPTIONS.max_pixels:
-        decode_sound(data)
+        decode_strict(data)
 
 
 def _tar(file: Path) -> None:
     index_tar(file, lambda name: None)  # the seeds hold a name that leads out: without this it is refused
-    examine(file)
+    scan_tar(file)
 
 
 def _folder_of_tars(file: Path) -> None:
     """Shards that others wrote, opened without a manifest, as training does."""
-    from simfle.data.reader import Corpus
+    from simfle.data.reader import ShardCorpus
 
-    synthesise(file.parent)
-    _all_samples(Corpus([file.parent]))
+    infer_manifest(file.parent)
+    _all_samples(ShardCorpus([file.parent]))
 
 
 def _all_samples(corpus: Any) -> None:
     for shard in range(len(corpus.shards)):
         for sample in range(int(corpus.counts[shard])):
-            corpus.image(shard, sample)
+            corpus.read_image(shard, sample)
             corpus.label(shard, sample)
-            json.dumps([corpus.key(shard, sample), corpus.meta(shard, sample)])
+            json.dumps([corpus.key(shard, sample), corpus.metadata(shard, sample)])
 
 
 def _our_shards(file: Path) -> None:
     """A tar with an index, under a manifest that fits its size: what a hostile folder of shards would be."""
-    from simfle.data.reader import Corpus
+    from simfle.data.reader import ShardCorpus
 
     file.write_bytes(tars()[0])
     size = file.stat().st_size
     info = ShardInfo(file.name, "train", 3, size, "0" * 64)
     write_manifest(file.parent, Manifest(1, "c", "", ("a", "b"), 3, {}, (info,), {}))
     for sample in read_samples(file.parent, info):
-        json.dumps(sample.known)
-    _all_samples(Corpus([file.parent]))
+        json.dumps(sample.metadata)
+    _all_samples(ShardCorpus([file.parent]))
 
 
 def indexes() -> list[bytes]:
@@ -199,7 +199,7 @@ READERS = (
     Reader(
         "manifest.json", "manifest.json", manifests, lambda file: parse_manifest(file.read_bytes(), "x"), words=NAMES
     ),
-    Reader("image", "image", pictures, _image, (Unusable,)),
+    Reader("image", "image", pictures, _image, (ImageRejected,)),
     Reader("image in training", "image", pictures, _decoded),
     Reader("zip", "a.zip", zips, source(Archive)),
     Reader("archive: tar", "a.tar", tars, source(Archive)),

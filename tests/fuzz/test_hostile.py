@@ -19,14 +19,14 @@ from fuzz.guard import case, watched
 from fuzz.shard_readers import photo
 from PIL import Image
 
-from shards.encode import EncodeOptions, Unusable, encode
+from shards.encode import EncodeOptions, ImageRejected, encode
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.remote import check_url
 from shards.sources.affectnet import arrays
 from shards.sources.archive import Archive
 from shards.sources.cofw import COFW
-from shards.work import load as load_bytes
+from shards.work import read_entry_bytes as load_bytes
 from simfle.config import PretrainConfig, load
 from simfle.eval.foreign import read_tensors
 
@@ -132,12 +132,12 @@ def test_the_command_line_runs_nothing_either() -> None:
         with pytest.raises(UserError, match="config: "):
             load(PretrainConfig, None, [word])
     text = "!!python/name:os.system"  # of a field of text it is a name like any other
-    assert load(PretrainConfig, None, [f"train.run={text}"]).train.run == text
+    assert load(PretrainConfig, None, [f"train.run={text}"]).train.run_dir == text
 
 
 def test_a_configuration_may_refer_to_itself(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("train: {seed: 7, run: 'runs/seed-${train.seed}'}")
-    assert load(PretrainConfig, tmp_path / "c.yaml").train.run == "runs/seed-7"
+    assert load(PretrainConfig, tmp_path / "c.yaml").train.run_dir == "runs/seed-7"
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def bomb(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["JPEG", "png", "BMP"])
 def test_decompression_bombs_are_refused_before_they_are_unpacked(kind: str, tmp_path: Path) -> None:
     encode(photo(), EncodeOptions())
-    with watched(), case(tmp_path), pytest.raises(Unusable) as fate:
+    with watched(), case(tmp_path), pytest.raises(ImageRejected) as fate:
         encode(bomb(kind), EncodeOptions())
     assert fate.value.reason == "too_large"
 
@@ -263,7 +263,7 @@ def test_matlab_files_give_nothing_of_other_files(tmp_path: Path) -> None:
         cofw(tmp_path / "COFW_train_color.mat", **hostile)
         (face,) = COFW(tmp_path)
         assert isinstance(face, Entry)
-        with watched(), case(tmp_path), pytest.raises(Unusable):
+        with watched(), case(tmp_path), pytest.raises(ImageRejected):
             load_bytes(face)
     with h5py.File(tmp_path / "COFW_train_color.mat", "a") as data, h5py.File(tmp_path / "other.h5", "w") as other:
         other["marks"] = np.ones((87, 1))

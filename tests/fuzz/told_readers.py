@@ -12,12 +12,12 @@ from fuzz.shard_readers import manifests
 from helpers.report_fixtures import add_result, make_run
 
 from shards.manifest import read_manifest
-from shards.remove import read_list, read_record, read_rejects
+from shards.remove import read_list, read_rejects, read_removal_log
 from shards.verify import _rejects
 from simfle.commands.watch import facts, sparkline, time_left
 from simfle.config import CONFIGS, load
 from simfle.eval.benchmarks import open_benchmark
-from simfle.eval.beton import _read_about
+from simfle.eval.beton import _read_metadata
 from simfle.eval.config import EvalConfig
 from simfle.eval.export import _config
 from simfle.eval.export_huggingface import _last
@@ -108,13 +108,13 @@ def _events() -> list[bytes]:
 def _happened(file: Path) -> None:
     found = record.events(file.parents[1])
     for event in found:
-        ending.failures_in_a_row(found, event["job"])
+        ending.consecutive_failures(found, event["job"])
 
 
 def _ended(file: Path) -> None:
     """A damaged word counts as none: the job is decided about, whatever the files hold."""
-    record.write_end(file.parents[1], 0, record.End(1, "n2", record.DONE, "finished"))
-    assert ending.decide(record.ends(file.parents[1], 0), 2, 1).words
+    record.write_task_exit(file.parents[1], 0, record.TaskExit(1, "n2", record.DONE, "finished"))
+    assert ending.decide(record.task_exits(file.parents[1], 0), 2, 1).words
 
 
 def _hung(file: Path) -> None:
@@ -126,7 +126,7 @@ def _hung(file: Path) -> None:
 
 def _beton(file: Path) -> None:
     file.with_suffix("").write_bytes(bytes(9))
-    _read_about(file.with_suffix(""))
+    _read_metadata(file.with_suffix(""))
 
 
 def _shipped(folder: str) -> Callable[[], list[bytes]]:
@@ -180,6 +180,6 @@ READERS = (
         lambda file: load_constants([file]),
     ),
     Reader("list of removals", "list.txt", lambda: [b'a/1\na/2\n{"key": "a/3", "of": "a/1"}\n'], read_list),
-    Reader("record of removals", "m/removed.jsonl", _lines(REMOVED), lambda file: read_record(file.parent)),
+    Reader("record of removals", "m/removed.jsonl", _lines(REMOVED), lambda file: read_removal_log(file.parent)),
     Reader("rejected.jsonl", "n/rejected.jsonl", _lines({"source": "a", "reason": "empty", "detail": ""}), _rejected),
 )

@@ -79,7 +79,7 @@ def fill(name: str, shape: list[int]) -> np.ndarray:
 
 
 def golden_model(dtype: torch.dtype) -> SimFLE:
-    model = SimFLE(ModelConfig(grouping="reference"), ViewsConfig()).to(dtype)
+    model = SimFLE(ModelConfig(grouping_init="reference"), ViewsConfig()).to(dtype)
     parameters = dict(model.named_parameters())
     filled = {our_name(name): fill(name, shape) for name, shape in GOLDEN["parameters"]}
     trained = {name for name, parameter in parameters.items() if parameter.requires_grad}
@@ -105,7 +105,7 @@ class Run:
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.model = golden_model(dtype)
-        self.model.keep_picture = True
+        self.model.capture_reconstruction = True
         self.inputs = golden_inputs(dtype)
         self.trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(self.trained, lr=CASE["lr"], momentum=0.9, weight_decay=1e-4)
@@ -124,12 +124,12 @@ class Run:
         loss = self.model.compute(*self.inputs)
         self.optimizer.zero_grad()
         loss["total"].backward()
-        picture = self.model.picture
+        picture = self.model.reconstruction
         assert picture is not None
         parameters = dict(self.model.named_parameters())
         norms = {name: float(parameters[ours].grad.double().norm()) for name, ours in GRADIENTS.items()}  # type: ignore[union-attr]
         self.optimizer.step()
-        self.model.after_step()
+        self.model.on_step_end()
         state = self.model.state_dict()
         return {
             "losses": {name: value.item() for name, value in loss.items() if name != "overlap"},

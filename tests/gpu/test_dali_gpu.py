@@ -17,10 +17,10 @@ from shards.index import index_tar, write_index
 from shards.manifest import Manifest, ShardInfo, write_manifest
 from simfle.config import DataConfig, ViewsConfig
 from simfle.data.dali import Dali
-from simfle.data.loader import Loader, Share, choose_backend, make_order
+from simfle.data.loader import Loader, RankSlice, choose_backend, make_sampler
 from simfle.data.opencv import OpenCV
-from simfle.data.reader import Corpus
-from simfle.data.views import draw
+from simfle.data.reader import ShardCorpus
+from simfle.data.views import sample_view_params
 
 pytestmark = [
     pytest.mark.gpu,
@@ -52,7 +52,7 @@ def apart(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def test_views_are_near_to_opencvs() -> None:
-    draws = draw(3, 0, range(5), VIEWS)
+    draws = sample_view_params(3, 0, range(5), VIEWS)
     dali, opencv = Dali(VIEWS, 2, 5, CUDA), OpenCV(VIEWS, 2)
     got, expected = dali.render(images(), draws), opencv.render(images(), draws)
     for name in ("view1", "view2", "face"):
@@ -69,7 +69,7 @@ def test_views_are_near_to_opencvs() -> None:
 
 def test_a_batch_outlives_those_after_it() -> None:
     dali = Dali(VIEWS, 2, 5, CUDA)
-    draws = [draw(3, epoch, range(5), VIEWS) for epoch in range(6)]
+    draws = [sample_view_params(3, epoch, range(5), VIEWS) for epoch in range(6)]
     first = dali.render(images(), draws[0])
     kept = first.view1.cpu()
     for some in draws[1:]:
@@ -82,10 +82,10 @@ def test_a_batch_outlives_those_after_it() -> None:
 def test_pixels_do_not_depend_on_the_batch() -> None:
     """Alone, and among many: nothing of a batch goes to another decoder because of where it stands."""
     many = [np.frombuffer(picture(i, 200 + i, 180), dtype=np.uint8) for i in range(64)]
-    whole = Dali(VIEWS, 2, 64, CUDA).render(many, draw(3, 0, range(64), VIEWS))
+    whole = Dali(VIEWS, 2, 64, CUDA).render(many, sample_view_params(3, 0, range(64), VIEWS))
     alone = Dali(VIEWS, 2, 1, CUDA)
     for place in (0, 31, 63):
-        found = alone.render([many[place]], draw(3, 0, [place], VIEWS))
+        found = alone.render([many[place]], sample_view_params(3, 0, [place], VIEWS))
         for name in ("view1", "view2", "face"):
             assert torch.equal(getattr(found, name)[0], getattr(whole, name)[place])
 
@@ -94,9 +94,9 @@ def test_a_damaged_image_is_survived() -> None:
     some = images()
     some[2] = some[2][:300]
     dali = Dali(VIEWS, 2, 5, CUDA)
-    draws = draw(3, 0, range(5), VIEWS)
+    draws = sample_view_params(3, 0, range(5), VIEWS)
     got = dali.render(some, draws)
-    assert got.damaged == [2]
+    assert got.corrupt == [2]
     assert (got.view1[2] == 128).all()
     assert torch.equal(got.face[3:].cpu(), dali.render(images(), draws).face[3:].cpu())
     dali.close()
@@ -118,11 +118,11 @@ def shards(folder: Path) -> Path:
 
 def test_the_loader_on_a_gpu_gives_what_it_gives_without_one(tmp_path: Path) -> None:
     assert choose_backend("auto", CUDA) == "dali"
-    corpus = Corpus([shards(tmp_path)])
+    corpus = ShardCorpus([shards(tmp_path)])
     found = {}
     for backend, device in (("dali", CUDA), ("opencv", CUDA), ("opencv", torch.device("cpu"))):
-        data = DataConfig(backend=backend, threads=2, streams=4, window=8)
-        loader = Loader(corpus, make_order(corpus, data, 1, 8), VIEWS, data, Share(accumulation=2), device)
+        data = DataConfig(backend=backend, decode_threads=2, canonical_streams=4, shuffle_window=8)
+        loader = Loader(corpus, make_sampler(corpus, data, 1, 8), VIEWS, data, RankSlice(grad_accum_steps=2), device)
         batches = loader.batches(1)
         found[backend, device.type] = list(itertools.islice(batches, 8))
         batches.close()
@@ -131,6 +131,6 @@ def test_the_loader_on_a_gpu_gives_what_it_gives_without_one(tmp_path: Path) -> 
         assert on_gpu.view1.is_cuda
         assert on_gpu.ids.is_cuda
         assert torch.equal(on_gpu.ids.cpu(), reference.ids)
-        assert torch.equal(on_gpu.draw.cpu(), reference.draw)
+        assert torch.equal(on_gpu.mask_uniform.cpu(), reference.mask_uniform)
         assert torch.equal(uploaded.view2.cpu(), reference.view2)
         assert apart(on_gpu.view2, reference.view2).mean() < MEAN

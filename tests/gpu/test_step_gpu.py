@@ -9,8 +9,10 @@ from simfle.models.methods import build_method
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
 
-TINY = FaceMAEConfig(patch=16, width=96, depth=2, heads=3, decoder_width=64, decoder_depth=1, decoder_heads=2)
-MODEL = ModelConfig(backbone="resnet18", hidden=256, projection=64, facemae=TINY)
+TINY = FaceMAEConfig(
+    patch_size=16, embed_dim=96, depth=2, num_heads=3, decoder_embed_dim=64, decoder_depth=1, decoder_num_heads=2
+)
+MODEL = ModelConfig(backbone="resnet18", head_hidden_dim=256, head_out_dim=64, facemae=TINY)
 
 
 def batch() -> Batch:
@@ -19,7 +21,7 @@ def batch() -> Batch:
     face = torch.randint(0, 256, (16, 3, 112, 112), dtype=torch.uint8, generator=generator)
     draw = torch.rand(16, dtype=torch.float64, generator=generator)
     images = (image.contiguous(memory_format=torch.channels_last) for image in (*views, face))
-    return Batch(*images, ids=torch.arange(16), draw=draw)
+    return Batch(*images, ids=torch.arange(16), mask_uniform=draw)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 5e-2)], ids=str)

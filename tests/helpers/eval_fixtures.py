@@ -11,7 +11,7 @@ import simplejpeg
 
 from shards.index import write_index
 from shards.manifest import ShardInfo
-from shards.writer import TarShard
+from shards.writer import TarShardWriter
 
 CLASSES = ("circle", "cross", "stripes")
 MODEL = "test_resnet"  # timm's smallest
@@ -52,7 +52,7 @@ def about(split: str, label: int, number: int, size: int) -> dict[str, Any]:
 
 def write_shard(folder: Path, split: str, start: int, samples: list, labelled: bool, size: int) -> ShardInfo:
     tar = folder / f"{split}-{start:06d}.tar"
-    shard = TarShard(tar)
+    shard = TarShardWriter(tar)
     for label, number in samples:
         offset = 1000 * (split != "train") + 100 * label  # different people and images in each split and class
         members = {"jpg": picture(int(label), offset + number, size)}

@@ -14,8 +14,8 @@ from pathlib import Path
 from helpers.corpus_fixtures import encoded, picture
 from shards.build import build
 from shards.entry import Entry
-from shards.request import Build
-from shards.rules import Rules
+from shards.request import BuildSpec
+from shards.rules import EntryRules
 from shards.verify import verify
 
 FILES = 16
@@ -56,7 +56,7 @@ def main(count: int, workers: int, folder: Path) -> None:
     for number in range(FILES):
         (folder / f"{number}.jpg").write_bytes(encoded(picture(number, 24)))
     (folder / "none.jpg").write_bytes(b"none")
-    request = Build(folder / "out", "many", {}, rules=Rules(val_fraction=0.1), workers=workers)
+    request = BuildSpec(folder / "out", "many", {}, rules=EntryRules(val_fraction=0.1), workers=workers)
     figures: dict[str, object] = {"entries": count, "workers": workers, "base MB": peaks()}
     for stage in ("build", "again"):
         cpu, wall = time.process_time(), time.perf_counter()
@@ -64,7 +64,7 @@ def main(count: int, workers: int, folder: Path) -> None:
         figures[stage] = {"s": time.perf_counter() - wall, "parent's CPU s": time.process_time() - cpu, "MB": peaks()}
     manifest = report.manifest
     rejected = sum(manifest.rejected.values())
-    if not report.already or manifest.entries != count or manifest.samples + rejected != count:
+    if not report.up_to_date or manifest.entries != count or manifest.samples + rejected != count:
         raise RuntimeError(f"{manifest.entries} entries, {manifest.samples} samples, {rejected} rejected")
     figures |= {"samples": manifest.samples, "shards": len(manifest.shards)}
     figures |= {"problems": verify(request.out, 0.01, 1, lambda _: None).problems, "verified MB": peaks()}

@@ -11,13 +11,13 @@ import torch.distributed as dist
 
 from helpers.tiny_methods import VIEWS, batch, config
 from simfle.config import OptimConfig, TrainConfig, VICRegConfig
-from simfle.models.collect import alone, collect
+from simfle.models.collect import all_gather_with_grad, local_only
 from simfle.models.methods import build_method
 from simfle.models.simclr import nt_xent
 from simfle.models.swav import sinkhorn
 from simfle.models.vicreg import vicreg
 from simfle.optim import STATES, build_optimizer
-from simfle.runtime import World, plan_batch, processes, start_engine
+from simfle.runtime import World, compute_batch_layout, init_deepspeed, init_distributed
 from simfle.train import state
 
 N, WIDTH = 8, 6
@@ -29,21 +29,21 @@ def rows(seed: int) -> torch.Tensor:
 
 def shared_losses(world: World) -> dict:
     """NT-Xent, its gradients as DeepSpeed averages them, and codes, of this process's share of one global batch."""
-    mine = slice(world.rank * N // world.size, (world.rank + 1) * N // world.size)
+    mine = slice(world.rank * N // world.world_size, (world.rank + 1) * N // world.world_size)
     z1, z2 = (rows(seed)[mine].requires_grad_() for seed in (0, 1))
     loss = nt_xent(z1, z2, 0.3)
     loss.backward()
     dist.all_reduce(mean := loss.detach().clone())
-    gradients = [(z.grad / world.size).tolist() for z in (z1, z2)]  # type: ignore[operator]
+    gradients = [(z.grad / world.world_size).tolist() for z in (z1, z2)]  # type: ignore[operator]
     codes = sinkhorn(torch.tanh(rows(2)[mine]), 0.1, 3)
     y1, y2 = (rows(seed)[mine].requires_grad_() for seed in (0, 1))
-    whole = vicreg(collect(y1), collect(y2), VICRegConfig())["total"]
+    whole = vicreg(all_gather_with_grad(y1), all_gather_with_grad(y2), VICRegConfig())["total"]
     whole.backward()
-    of_vicreg = [(y.grad / world.size).tolist() for y in (y1, y2)]  # type: ignore[operator]
+    of_vicreg = [(y.grad / world.world_size).tolist() for y in (y1, y2)]  # type: ignore[operator]
     facts = {"vicreg": whole.item(), "of_vicreg": of_vicreg}
-    facts |= {"nt_xent": mean.item() / world.size, "gradients": gradients, "codes": codes.tolist()}
+    facts |= {"nt_xent": mean.item() / world.world_size, "gradients": gradients, "codes": codes.tolist()}
     if world.is_main:  # the other one does nothing of this kind, and is not waited for
-        with alone():
+        with local_only():
             codes = sinkhorn(torch.tanh(rows(2)[mine]), 0.1, 3)
             facts["alone"] = nt_xent(rows(0)[mine], rows(1)[mine], 0.3).item(), codes.tolist()
     return facts
@@ -54,12 +54,12 @@ def steps_of(name: str, train: TrainConfig, world: World) -> dict:
     torch.manual_seed(0)
     model = build_method(config(name, beta=1e-4), VIEWS).train()
     optim = OptimConfig(name="adamw")
-    optimizer = build_optimizer([parameter for _, parameter in state.trained(model)], optim)
-    engine = start_engine(model, optimizer, plan_batch(train, world.size), train, optim)
+    optimizer = build_optimizer([parameter for _, parameter in state.trainable_parameters(model)], optim)
+    engine = init_deepspeed(model, optimizer, compute_batch_layout(train, world.world_size), train, optim)
     state.load_optimizer(engine, STATES[optim.name], {}, 0)
     for group in optimizer.param_groups:
         group["lr"] = 0.01
-    before = state.model_state(engine, keep=True)
+    before = state.gather_model_state(engine, keep=True)
     target = {key: value.double() for key, value in before.items() if key.startswith("target.")}
     keys: list[torch.Tensor] = []
     for step in range(2):
@@ -69,15 +69,15 @@ def steps_of(name: str, train: TrainConfig, world: World) -> dict:
             fresh.append(model._fresh[-1] if name == "moco" else torch.zeros(1))
             engine.backward(losses["total"])
             engine.step()
-        model.after_step()
-        shares = [torch.empty_like(torch.cat(fresh)) for _ in range(world.size)]
+        model.on_step_end()
+        shares = [torch.empty_like(torch.cat(fresh)) for _ in range(world.world_size)]
         dist.all_gather(shares, torch.cat(fresh))
         keys += shares
-        after = state.model_state(engine, keep=True)
+        after = state.gather_model_state(engine, keep=True)
         moving = {key for key, _ in model.named_parameters() if key.startswith("target.")}
         for key in moving:
             target[key] = 0.99 * target[key] + 0.01 * after[key.replace("target.", "online.", 1)].double()
-    trained = {key for key, _ in state.trained(model)}
+    trained = {key for key, _ in state.trainable_parameters(model)}
     facts = {
         "finite": all(value.isfinite().item() for value in losses.values()),
         "still": sorted(key for key in trained if torch.equal(before[key], after[key])),
@@ -93,7 +93,7 @@ def steps_of(name: str, train: TrainConfig, world: World) -> dict:
 def main() -> None:
     settings = {"global_batch": 16, "micro_batch": 4, "precision": "bf16", "device": "cpu"}
     asked = [(stage, names.split(",")) for stage, names in (word.split(":") for word in sys.argv[1:])]
-    with processes(TrainConfig(**settings)) as world:
+    with init_distributed(TrainConfig(**settings)) as world:
         facts = shared_losses(world)
         for stage, names in asked:
             train = TrainConfig(zero_stage=int(stage), **settings)

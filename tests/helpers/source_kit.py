@@ -12,9 +12,9 @@ import numpy as np
 from PIL import Image
 
 from shards.build import build
-from shards.entry import REASONS, Entry, Rejected
+from shards.entry import REJECT_REASONS, Entry, Rejected
 from shards.manifest import Manifest, read_manifest
-from shards.request import Build
+from shards.request import BuildSpec
 
 
 def photo(seed: int = 0, width: int = 24, height: int = 20, kind: str = "JPEG", mode: str = "RGB") -> bytes:
@@ -43,7 +43,7 @@ def entries(source: Iterable[Entry | Rejected]) -> dict[str, Entry]:
 def rejects(source: Iterable[Entry | Rejected]) -> dict[str, str]:
     """Source -> reason of what a source itself rejects."""
     found = [item for item in source if isinstance(item, Rejected)]
-    assert all(item.reason in REASONS for item in found)
+    assert all(item.reason in REJECT_REASONS for item in found)
     return {item.source: item.reason for item in found}
 
 
@@ -52,7 +52,7 @@ def check_accounts(source: Iterable[Entry | Rejected], manifest: Manifest, out: 
     found = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert manifest.entries == len(list(source)) == manifest.samples - manifest.extra_samples + len(found)
     assert Counter(item["reason"] for item in found) == Counter(manifest.rejected)
-    assert set(manifest.rejected) <= set(REASONS)
+    assert set(manifest.rejected) <= set(REJECT_REASONS)
     assert all(set(item) == {"source", "reason", "detail"} for item in found)
 
 
@@ -60,7 +60,7 @@ def built(
     source: Iterable[Entry | Rejected], out: Path, workers: int = 1
 ) -> tuple[Manifest, dict[str, dict[str, Any]]]:
     """Build shards of a source: the manifest, and by source path the json of each sample with its image ("jpeg")."""
-    request = Build(out, "test", {}, shard_samples=4, workers=workers)
+    request = BuildSpec(out, "test", {}, shard_samples=4, workers=workers)
     build(request, source, lambda stage, done, total: None)
     manifest = read_manifest(out)
     check_accounts(source, manifest, out)

@@ -5,12 +5,20 @@ from dataclasses import replace
 import torch
 
 from simfle.batch import Batch
-from simfle.config import ContrastConfig, FaceMAEConfig, ModelConfig, ViewsConfig
+from simfle.config import ContrastiveConfig, FaceMAEConfig, ModelConfig, ViewsConfig
 
-FACEMAE = FaceMAEConfig(patch=8, width=48, depth=1, heads=3, decoder_width=32, decoder_depth=1, decoder_heads=2)
-CONTRAST = ContrastConfig(queue=24, splits=2, prototypes=12)
+FACEMAE = FaceMAEConfig(
+    patch_size=8, embed_dim=48, depth=1, num_heads=3, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2
+)
+CONTRAST = ContrastiveConfig(queue_size=24, shuffle_bn_splits=2, prototypes=12)
 TINY = ModelConfig(
-    backbone="test_resnet", hidden=32, projection=16, bottleneck=8, groups=8, facemae=FACEMAE, contrast=CONTRAST
+    backbone="test_resnet",
+    head_hidden_dim=32,
+    head_out_dim=16,
+    predictor_hidden_dim=8,
+    mask_groups=8,
+    facemae=FACEMAE,
+    contrastive=CONTRAST,
 )
 VIEWS = ViewsConfig(size=32, face_size=32)
 NAMES = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from distributed import runs
 from faults import story as telling
-from faults.nursery import Child, Nursery
+from faults.nursery import Child, ForkServer
 from helpers.synthetic_shards import make_faces
 
 
@@ -94,7 +94,7 @@ def grow(folder: Path, steps: int, seeds: int, seconds: float) -> dict[str, list
     settings += ["train.global_batch=4", "train.checkpoint_every=100", "train.log_every=10", "train.images_every=500"]
     words = ["launchers/evaluate.py", "--run", str(run), f"shards=[{faces}]", "protocols=[linear_fast,knn,linear]"]
     words += ["val_share=0.3", f"seeds={list(range(seeds))}", "resamples=20", "linear.epochs=2"]
-    nursery = Nursery(folder / "tmp", *telling.MODULES)
+    nursery = ForkServer(folder / "tmp", *telling.MODULES)
     try:
         child = nursery.start(runs.command(1, faces, run, *settings)[1:], folder / "log")
         found = {"training": watch(child, run, lambda: last_step(run / "metrics.jsonl"), steps, seconds)}

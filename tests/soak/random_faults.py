@@ -18,7 +18,7 @@ from typing import Any
 
 from distributed import runs
 from faults import story as telling
-from faults.nursery import At, Child, Nursery
+from faults.nursery import At, Child, ForkServer
 from helpers.synthetic_shards import make_faces
 
 KILLED = -signal.SIGKILL
@@ -27,7 +27,7 @@ LIVE = ("kill", "kill at a file", "torn write", "term", "int", "usr2", "disk ful
 DAMAGE = ("bit", "empty", "missing", "marker", "metrics", "board", "times", "stray")
 
 
-def soak_run(nursery: Nursery, folder: Path, faces: Path, faults: int, seed: int) -> tuple[Counter[str], str]:
+def soak_run(nursery: ForkServer, folder: Path, faces: Path, faults: int, seed: int) -> tuple[Counter[str], str]:
     """Hurt one run `faults` times; the kinds, with their number. AssertionError where anything differs in the end.
 
     Told beside: the steps that were saved when the last fault had been done, of all. Faults before a run's first
@@ -146,7 +146,7 @@ def damage(run: Path, kind: str, draw: random.Random) -> None:
         (run / "checkpoints" / f".step-{draw.randrange(10**8):08d}.partial").mkdir()
 
 
-def soak_build(nursery: Nursery, folder: Path, faults: int, seed: int) -> tuple[Counter[str], str]:
+def soak_build(nursery: ForkServer, folder: Path, faults: int, seed: int) -> tuple[Counter[str], str]:
     """Hurt builds of the same shards `faults` times, each build until it stands; all must have the same bytes.
 
     Told beside: how many builds that were hurt came to their end.
@@ -176,7 +176,7 @@ def soak_build(nursery: Nursery, folder: Path, faults: int, seed: int) -> tuple[
     return done, f"{built} builds"
 
 
-def hurt_build(nursery: Nursery, build: list[str], folder: Path, kind: str, draw: random.Random) -> bool:
+def hurt_build(nursery: ForkServer, build: list[str], folder: Path, kind: str, draw: random.Random) -> bool:
     log = folder / "log"
     if kind == "kill at a file":
         at = At(str(folder / "shards"), nth=draw.randint(1, 80))
@@ -201,11 +201,11 @@ def digests(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
-def nursery_of(folder: Path) -> Nursery:
-    return Nursery(folder / "tmp", *telling.MODULES, "simfle.commands.build_shards", "shards.sources.known")
+def nursery_of(folder: Path) -> ForkServer:
+    return ForkServer(folder / "tmp", *telling.MODULES, "simfle.commands.build_shards", "shards.sources.known")
 
 
-def soak(folder: Path, nursery: Nursery, run_faults: int, build_faults: int, seed: int) -> dict[str, Any]:
+def soak(folder: Path, nursery: ForkServer, run_faults: int, build_faults: int, seed: int) -> dict[str, Any]:
     """Both, in `folder`, which holds the nursery's; what was done, and how long it took."""
     faces = folder / "faces"
     make_faces(faces, "--people", "8", "--shard-samples", "32")

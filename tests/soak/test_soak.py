@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from distributed import runs
 from faults import story as telling
-from faults.nursery import Nursery
+from faults.nursery import ForkServer
 from soak.random_faults import nursery_of, soak
 
 
@@ -17,18 +17,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def nursery(folder: Path) -> Iterator[Nursery]:
+def nursery(folder: Path) -> Iterator[ForkServer]:
     parent = nursery_of(folder)
     yield parent
     parent.close()
 
 
-def test_soak(nursery: Nursery, folder: Path) -> None:
+def test_soak(nursery: ForkServer, folder: Path) -> None:
     found = soak(folder, nursery, 4, 6, seed=0)
     assert {name: facts["faults"] >= 4 for name, facts in found.items()} == {"build": True, "run": True}
 
 
-def test_growth(nursery: Nursery, faces: Path, tmp_path: Path) -> None:
+def test_growth(nursery: ForkServer, faces: Path, tmp_path: Path) -> None:
     """Six times as many steps, checkpoints and pictures leave as many files, threads and shared memory open."""
     settings = [*runs.SETTINGS, *telling.SMALL, f"data.shards=[{faces}]"]
     words = [str(Path(__file__).with_name("counted.py")), str(tmp_path / "runs"), *settings]

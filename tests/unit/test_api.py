@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 import shards
 import simfle
-from shards.pixels import statistics
+from shards.pixels import pixel_stats
 from simfle.api.backbone import pixels
 from simfle.config import PretrainConfig, load
 from simfle.runtime import AUTO
@@ -29,8 +29,8 @@ def pictures(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures") / "mine"
     folder.mkdir()
     for item in shards.open(faces)[:40]:
-        (folder / f"{item.key}.jpg").write_bytes(item.file)
-    (folder / "zz_damaged.jpg").write_bytes(item.file[: len(item.file) // 2])
+        (folder / f"{item.key}.jpg").write_bytes(item.image_bytes)
+    (folder / "zz_damaged.jpg").write_bytes(item.image_bytes[: len(item.image_bytes) // 2])
     return folder
 
 
@@ -172,14 +172,14 @@ def test_shards_open(faces: Path) -> None:
     opened = shards.open(faces)
     assert len(opened) == 240
     item = opened[17]
-    assert opened[item.key].file == item.file
+    assert opened[item.key].image_bytes == item.image_bytes
     assert opened[-1].key == opened.keys()[-1]
     assert item.key in opened
     assert "no such" not in opened
     assert item.image.dtype == np.uint8
     assert item.image.shape[2] == 3
-    assert item.number is not None
-    assert opened.labels[item.number] == item.label == item.known["label"]
+    assert item.label_id is not None
+    assert opened.labels[item.label_id] == item.label == item.metadata["label"]
     assert [each.key for each in opened] == opened.keys()
     train = shards.open(faces, splits=["train"])
     assert 0 < len(train) < len(opened)
@@ -193,10 +193,10 @@ def test_shards_open(faces: Path) -> None:
 
 
 def test_shards_are_a_dataset_for_loaders(faces: Path) -> None:
-    pairs = shards.open(faces).dataset(lambda image: torch.from_numpy(np.asarray(image.resize((8, 8))).copy()))
+    pairs = shards.open(faces).as_torch_dataset(lambda image: torch.from_numpy(np.asarray(image.resize((8, 8))).copy()))
     images, labels = next(iter(DataLoader(pairs, batch_size=5)))
     assert images.shape == (5, 8, 8, 3)
-    assert labels.tolist() == [shards.open(faces)[number].number for number in range(5)]
+    assert labels.tolist() == [shards.open(faces)[number].label_id for number in range(5)]
     again = pickle.loads(pickle.dumps(shards.open(faces)))  # as worker processes get it
     assert again[3].key == shards.open(faces)[3].key
 
@@ -204,11 +204,11 @@ def test_shards_are_a_dataset_for_loaders(faces: Path) -> None:
 def test_statistics_are_those_of_the_pixels(faces: Path) -> None:
     opened = shards.open(faces, splits=["test"])
     every = np.stack([item.image for item in opened]) / 255  # drawn faces are of one size
-    found = statistics(opened)
+    found = pixel_stats(opened)
     assert found.images == len(opened)
     np.testing.assert_allclose(found.mean, every.mean((0, 1, 2)), rtol=1e-9)
     np.testing.assert_allclose(found.std, every.std((0, 1, 2)), rtol=1e-9)
-    assert statistics(opened, most=10).images == 10
+    assert pixel_stats(opened, max_images=10).images == 10
 
 
 def test_words_for_values() -> None:

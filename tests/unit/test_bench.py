@@ -10,13 +10,13 @@ from distributed.runs import SETTINGS
 from typer.testing import CliRunner
 
 from simfle.bench import views as making
-from simfle.bench.plain import PlainSimFLE
-from simfle.bench.rounds import Figures, Way, measure
+from simfle.bench.plain import ReferenceSimFLE
+from simfle.bench.rounds import Timing, Variant, measure
 from simfle.bench.step import images, operations
 from simfle.commands.bench_loader import bench_loader
 from simfle.config import PretrainConfig, ViewsConfig, load
 from simfle.data.opencv import OpenCV
-from simfle.data.views import draw
+from simfle.data.views import sample_view_params
 from simfle.errors import UserError
 from simfle.models.methods import build_method
 from simfle.plan.constants import load_constants
@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 def test_rounds_are_interleaved_after_a_warm_up() -> None:
     turns: list[str] = []
-    ways = {name: Way("", 10, lambda name=name: turns.append(name)) for name in "ab"}  # type: ignore[misc]
+    ways = {name: Variant("", 10, lambda name=name: turns.append(name)) for name in "ab"}  # type: ignore[misc]
     found = measure(ways, 3, CPU)
     assert "".join(turns) == "ab" * 4
     assert [len(figures.seconds) for figures in found.values()] == [3, 3]
@@ -35,7 +35,7 @@ def test_rounds_are_interleaved_after_a_warm_up() -> None:
 
 
 def test_rate_is_of_the_median_turn() -> None:
-    plain = Figures("", 12, [1.0, 4.0, 2.0], [0.5, 1.0, 2.0]).as_dict()
+    plain = Timing("", 12, [1.0, 4.0, 2.0], [0.5, 1.0, 2.0]).as_dict()
     assert (plain["median"], plain["lowest"], plain["highest"], plain["per_cpu_second"]) == (6, 3, 12, 12)
 
 
@@ -52,7 +52,7 @@ def test_plain_step_computes_the_same_method() -> None:
     generator = torch.Generator().manual_seed(3)
     for parameter in ours.masking.grouping.parameters():  # apart: equal maps would be ranked by rounding
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    plain = PlainSimFLE(config.model, config.views).double().train()
+    plain = ReferenceSimFLE(config.model, config.views).double().train()
     plain.load_state_dict(ours.state_dict())
     batch = images(config, 4, CPU)
     expected, found = ours(batch)["total"], plain(batch)
@@ -68,7 +68,7 @@ def test_plain_step_computes_the_same_method() -> None:
         for model in (ours, plain):
             for parameter in model.online.parameters():
                 parameter.add_(0.1)
-    ours.after_step()
+    ours.on_step_end()
     plain.move_target()
     for target, wanted_target in zip(plain.target.parameters(), ours.target.parameters(), strict=True):
         torch.testing.assert_close(target, wanted_target)
@@ -76,10 +76,10 @@ def test_plain_step_computes_the_same_method() -> None:
 
 def test_plain_views_are_the_same_views() -> None:
     """Without colour, which ours composes in another way, both pipelines give the same pictures."""
-    config = ViewsConfig(size=64, face_size=48, jitter=0.0, greyscale=0.5)
+    config = ViewsConfig(size=64, face_size=48, color_jitter_prob=0.0, grayscale_prob=0.5)
     data = making.read_images(None, 6)
-    plain = making.plain_views(data, config)
-    ours = OpenCV(config, 1).render(data, draw(0, 0, range(6), config))
+    plain = making.reference_views(data, config)
+    ours = OpenCV(config, 1).render(data, sample_view_params(0, 0, range(6), config))
     for number, mine in enumerate((ours.view1, ours.view2, ours.face)):
         apart = (torch.stack([views[number] for views in plain]).int() - mine.int()).abs().float()
         assert apart.mean() < 1.5  # grey levels

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from simfle.bench.startup import SMALL
-from simfle.bench.turns import Turns, run_once
+from simfle.bench.turns import Measurement, run_once
 from simfle.commands.bench_startup import subcommands
-from simfle.commands.main import TABLE
+from simfle.commands.main import COMMANDS
 from simfle.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def test_a_turn_of_another_process_counts_its_cpu_time_and_tells_its_failure() -
 
 
 def test_turns_are_summed_up_by_their_median() -> None:
-    turns = Turns("work", 2.0, [3.0, 1.0, 2.5], [0.3, 0.1, 0.2])
+    turns = Measurement("work", 2.0, [3.0, 1.0, 2.5], [0.3, 0.1, 0.2])
     assert (turns.median, turns.cpu_median) == (2.5, 0.2)
     assert turns.as_dict() | {"lowest": 1.0, "highest": 3.0, "aim": 2.0} == turns.as_dict()
 
@@ -80,4 +80,4 @@ def test_every_subcommand_is_asked_for_its_help() -> None:
     names = [" ".join(words) for words in subcommands()]
     assert {"pretrain", "shards build", "bench startup", "slurm pretrain"} <= set(names)
     assert not set(names) & {"shards", "bench", "slurm"}  # groups
-    assert {name.split()[0] for name in names} == set(TABLE)
+    assert {name.split()[0] for name in names} == set(COMMANDS)

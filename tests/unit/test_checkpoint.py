@@ -13,21 +13,21 @@ import torch
 from shards.errors import UserError
 from simfle import told
 from simfle.train import checkpoint
-from simfle.train.checkpoint import Progress
+from simfle.train.checkpoint import TrainState
 
 MODEL = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}
 OPTIM = {"a.weight.momentum_buffer": torch.ones(2, 3)}
 
 
 def save(run: Path, step: int) -> Path:
-    return checkpoint.write(run, Progress(step, step * 8, "config", "corpus", "sgd"), MODEL, OPTIM)
+    return checkpoint.write(run, TrainState(step, step * 8, "config", "corpus", "sgd"), MODEL, OPTIM)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     save(tmp_path, 4)
     found = checkpoint.read_newest(tmp_path)
     assert found is not None
-    assert found.progress == Progress(4, 32, "config", "corpus", "sgd")
+    assert found.progress == TrainState(4, 32, "config", "corpus", "sgd")
     assert torch.equal(found.model["a.weight"], MODEL["a.weight"])
     assert found.model["a.count"].dtype == torch.int64
     assert torch.equal(found.optim["a.weight.momentum_buffer"], OPTIM["a.weight.momentum_buffer"])
@@ -42,8 +42,8 @@ def test_incomplete_folders_do_not_count_and_are_cleaned_up(tmp_path: Path) -> N
     (save(tmp_path, 8) / "COMPLETE").unlink()
     partial = tmp_path / "checkpoints" / ".step-00000012.partial"
     partial.mkdir()
-    assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["step-00000004"]
-    checkpoint.retain(tmp_path, 2)
+    assert [folder.name for folder in checkpoint.complete_checkpoints(tmp_path)] == ["step-00000004"]
+    checkpoint.prune(tmp_path, 2)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000004"]
 
 
@@ -54,12 +54,12 @@ def test_a_copy_of_the_users_own_is_no_checkpoint_and_stays(name: str, tmp_path:
     (copy / "COMPLETE").unlink()
     shutil.copytree(save(tmp_path, 2), whole := copy.with_name(f"{name}-whole"))
     save(tmp_path, 4)
-    assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["step-00000004", "step-00000002"]
+    assert [folder.name for folder in checkpoint.complete_checkpoints(tmp_path)] == ["step-00000004", "step-00000002"]
     found = checkpoint.read_newest(tmp_path)
     assert found is not None
     assert found.progress.step == 4
-    checkpoint.set_aside_after(tmp_path, 2)
-    checkpoint.retain(tmp_path, 1)
+    checkpoint.quarantine_after(tmp_path, 2)
+    checkpoint.prune(tmp_path, 1)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == sorted(
         ["step-00000002", copy.name, whole.name]
     )
@@ -73,27 +73,27 @@ def test_a_copy_under_the_name_of_another_step_is_never_read_or_touched(tmp_path
     link.symlink_to(save(tmp_path / "elsewhere", 2))
     hidden = tmp_path / "checkpoints" / ".step-mine.partial"
     hidden.mkdir()
-    assert told.copies(tmp_path) == [copy]
+    assert told.copied_checkpoints(tmp_path) == [copy]
     found = checkpoint.read_newest(tmp_path)
     assert found is not None
     assert found.folder.name == "step-00000004"
-    checkpoint.set_aside_after(tmp_path, 4)
+    checkpoint.quarantine_after(tmp_path, 4)
     with pytest.raises(FileExistsError, match="has the state of another step"):
         save(tmp_path, 8)  # the run arrives there
     save(tmp_path, 12)
-    checkpoint.retain(tmp_path, 1)
+    checkpoint.prune(tmp_path, 1)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == [hidden.name, link.name, copy.name, "step-00000012"]
     assert (link / "COMPLETE").exists()
     (copy / "state.json").write_text((copy / "state.json").read_text().replace("4", "6"))
-    assert not told.copies(tmp_path)  # damaged: the run's own
+    assert not told.copied_checkpoints(tmp_path)  # damaged: the run's own
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (2, 4, 10, 6):
         save(tmp_path, step)
-    checkpoint.retain(tmp_path, 2)
-    assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["step-00000010", "step-00000006"]
+    checkpoint.prune(tmp_path, 2)
+    assert [folder.name for folder in checkpoint.complete_checkpoints(tmp_path)] == ["step-00000010", "step-00000006"]
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optim.safetensors", "state.json", "COMPLETE"])
@@ -137,10 +137,10 @@ def test_a_disk_without_room_is_said_and_older_checkpoints_stand(tmp_path: Path)
     save(tmp_path, 4)
     program = (
         "import sys, pathlib, torch\n"
-        "from simfle.train.checkpoint import Progress, Writer\n"
+        "from simfle.train.checkpoint import TrainState, AsyncCheckpointWriter\n"
         "from shards.errors import UserError\n"
-        f"writer = Writer(pathlib.Path({str(tmp_path)!r}), 1)\n"
-        "writer.submit(Progress(8, 64, 'config', 'corpus', 'sgd'), {'a': torch.ones(10_000)}, {})\n"
+        f"writer = AsyncCheckpointWriter(pathlib.Path({str(tmp_path)!r}), 1)\n"
+        "writer.submit(TrainState(8, 64, 'config', 'corpus', 'sgd'), {'a': torch.ones(10_000)}, {})\n"
         "try:\n    writer.wait()\n"
         "except UserError as error:\n    sys.exit(str(error))\n"
     )
@@ -157,4 +157,4 @@ def test_a_disk_without_room_is_said_and_older_checkpoints_stand(tmp_path: Path)
     )
     assert done.returncode == 1, done.stderr
     assert "checkpoint could not be written" in done.stderr
-    assert [folder.name for folder in checkpoint.complete(tmp_path)] == ["step-00000004"]
+    assert [folder.name for folder in checkpoint.complete_checkpoints(tmp_path)] == ["step-00000004"]

@@ -12,19 +12,19 @@ from pathlib import Path
 import pytest
 
 from shards.files import RefusedFileError, replacing
-from simfle.errors import FolderHeld, UserError
+from simfle.errors import RunDirLockedError, UserError
 from simfle.slurm import record
 from simfle.slurm.ending import decide, end
 from simfle.train import checkpoint, folder
-from simfle.train.claim import Claim, JobStart, claimed
-from simfle.train.metrics import Metrics, SampleRecord
+from simfle.train.claim import JobStart, RunLock, lock_run_dir
+from simfle.train.metrics import MetricLogger, SampleLog
 from simfle.train.watchdog import Watchdog
 
 HOLD = """
 import sys, pathlib
-from simfle.train.claim import JobStart, claimed
+from simfle.train.claim import JobStart, lock_run_dir
 mine = JobStart(sys.argv[2], int(sys.argv[3])) if len(sys.argv) > 2 else None
-with claimed(pathlib.Path(sys.argv[1]), 0.0, mine) as claim:
+with lock_run_dir(pathlib.Path(sys.argv[1]), 0.0, mine) as claim:
     for _ in sys.stdin:
         print(claim.lost(), flush=True)
 """
@@ -52,25 +52,25 @@ def test_a_later_start_of_the_same_job_takes_the_run_over(tmp_path: Path) -> Non
     with holder(tmp_path, "17", "1") as old:
         for mine in (None, JobStart("18", 0), JobStart("18", 5), JobStart("17", 0)):  # nobody else may
             with pytest.raises(UserError, match=rf"in use by process {old.pid} on .*, job 17 start 1. Fix: wait"):
-                claimed(tmp_path, 0.0, mine).__enter__()
+                lock_run_dir(tmp_path, 0.0, mine).__enter__()
             assert ask(old) == ""
-        with pytest.raises(FolderHeld, match=rf"still held by process {old.pid} on .*, job 17 start 1,"):
-            claimed(tmp_path, 0.0, JobStart("17", 2)).__enter__()
+        with pytest.raises(RunDirLockedError, match=rf"still held by process {old.pid} on .*, job 17 start 1,"):
+            lock_run_dir(tmp_path, 0.0, JobStart("17", 2)).__enter__()
         assert "job 17 start 2 has taken over the run from" in ask(old)
-    with claimed(tmp_path, 0.0, JobStart("17", 2)) as claim:
-        assert claim.lost() == ""
+    with lock_run_dir(tmp_path, 0.0, JobStart("17", 2)) as claim:
+        assert claim.loss_reason() == ""
 
 
 def test_one_that_has_lost_its_lock_or_its_folder_writes_nothing(tmp_path: Path) -> None:
     """A file server forgets locks of a node that was cut off: the next start then has the folder already."""
     run = tmp_path / "run"
-    with claimed(run, 0.0, JobStart("17", 0)) as claim:
-        progress = checkpoint.Progress(4, 32, "config", "corpus", "sgd")
+    with lock_run_dir(run, 0.0, JobStart("17", 0)) as claim:
+        progress = checkpoint.TrainState(4, 32, "config", "corpus", "sgd")
         checkpoint.write(run, progress, {}, {}, None, claim.check)
         with (run / ".lock").open("a+") as file:
-            Claim(run, file, JobStart("17", 1))
-        later = checkpoint.Progress(8, 64, "config", "corpus", "sgd")
-        writer = checkpoint.Writer(run, 1, 0.0, claim.check)
+            RunLock(run, file, JobStart("17", 1))
+        later = checkpoint.TrainState(8, 64, "config", "corpus", "sgd")
+        writer = checkpoint.AsyncCheckpointWriter(run, 1, 0.0, claim.check)
         writer.submit(later, {}, {})
         with pytest.raises(UserError, match="job 17 start 1 has taken over the run from"):
             writer.wait()
@@ -87,21 +87,21 @@ def test_a_held_folder_is_requeued_and_an_old_start_ends_nothing(
 ) -> None:
     program = (
         "import sys, pathlib\n"
-        "from simfle.errors import FolderHeld\n"
-        "from simfle.slurm.job import Place, ending\n"
-        "with ending(pathlib.Path(sys.argv[1]), Place('17', 1, 0, 1, 0, 1, ('n1',))):\n"
-        "    raise FolderHeld('train.run=x is held by y still')\n"
+        "from simfle.errors import RunDirLockedError\n"
+        "from simfle.slurm.job import TaskInfo, record_exit\n"
+        "with record_exit(pathlib.Path(sys.argv[1]), TaskInfo('17', 1, 0, 1, 0, 1, ('n1',))):\n"
+        "    raise RunDirLockedError('train.run=x is held by y still')\n"
     )
     job = tmp_path / "slurm" / "job"
     job.mkdir(parents=True)
     subprocess.run([sys.executable, "-c", program, str(job)], check=False)
-    decision = decide(record.ends(job, 1), 1, 69)
+    decision = decide(record.task_exits(job, 1), 1, 69)
     assert (decision.requeue, decision.failure) == (True, True)
     assert decision.words == "rank 0 on n1: train.run=x is held by y still"
 
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     (job / "cluster.yaml").write_text("nodes: 1\ngpus_per_node: 0\n")
-    record.tell(tmp_path, "started", job="17", start=1)
+    record.append_event(tmp_path, "started", job="17", start=1)
     assert end(job, 137) == 0  # of start 0, on the node that was cut off
     assert [event["event"] for event in record.events(tmp_path)] == ["started"]
     assert "start 0 has ended" in capsys.readouterr().err
@@ -121,7 +121,7 @@ def test_a_lock_that_is_something_else_is_not_written_to(kind: str, tmp_path: Pa
     else:
         (run / ".lock").mkdir()
     with pytest.raises(UserError, match=r"^train\.run=.*(Fix: delete .*/\.lock|Is a directory)$"):
-        claimed(run).__enter__()
+        lock_run_dir(run).__enter__()
     assert precious.read_text() == "mine\n"
 
 
@@ -156,9 +156,9 @@ def test_what_a_run_writes_follows_no_link_at_a_temporary_name(tmp_path: Path) -
         (config / place).symlink_to(precious)
     (job / "ends/0-00000.partial").symlink_to(precious)
     (tmp_path / f".whole.{os.getpid()}.tmp").symlink_to(precious)
-    folder.describe(config, {"steps": 1})
-    Metrics(config, 1).close()
-    record.write_end(job, 0, record.End(0, "n1", record.DONE, ""))
+    folder.write_run_json(config, {"steps": 1})
+    MetricLogger(config, 1).close()
+    record.write_task_exit(job, 0, record.TaskExit(0, "n1", record.DONE, ""))
     with Watchdog(config, 0, 1, 0.0), replacing(tmp_path / "whole") as file:
         file.write(b"{}")
     assert precious.read_text() == "mine\n"
@@ -171,10 +171,10 @@ def test_records_that_are_fifos_are_refused(tmp_path: Path) -> None:
     (tmp_path / "samples").mkdir()
     os.mkfifo(tmp_path / "samples/rank-00000.jsonl")
     with pytest.raises(RefusedFileError, match="not a regular file"):
-        SampleRecord(tmp_path, 0)
+        SampleLog(tmp_path, 0)
     os.mkfifo(tmp_path / "metrics.jsonl")
     with pytest.raises(RefusedFileError, match="not a regular file but a FIFO"):
-        Metrics(tmp_path, 0)
+        MetricLogger(tmp_path, 0)
     (tmp_path / "metrics.jsonl").unlink()
-    Metrics(tmp_path, 0).close()
+    MetricLogger(tmp_path, 0).close()
     assert (tmp_path / "metrics.jsonl").stat().st_mode & 0o111 == 0

@@ -23,16 +23,16 @@ from simfle.doctor import checks
 from simfle.doctor.nodes import differing, judge, summary
 from simfle.errors import UserError
 from simfle.plan.constants import load_constants
-from simfle.train.fitting import kept, largest, trial
-from simfle.train.progress import Announcer
+from simfle.train.fitting import largest_fitting_divisor, previous_micro_batch, trial_step
+from simfle.train.progress import ProgressReporter
 
 ROOT = Path(__file__).parents[2]
 
 
-def entries(group: dict[str, table.Entry | table.Group]) -> list[table.Entry]:
+def entries(group: dict[str, table.CommandEntry | table.CommandGroup]) -> list[table.CommandEntry]:
     found = []
     for entry in group.values():
-        found += entries(entry.entries) if isinstance(entry, table.Group) else [entry]
+        found += entries(entry.entries) if isinstance(entry, table.CommandGroup) else [entry]
     return found
 
 
@@ -47,11 +47,11 @@ def simfle(*words: str, columns: int = 80) -> tuple[int, str]:
 def test_every_script_of_the_checkout_is_a_subcommand() -> None:
     scripts = {file.stem for room in ("tools", "launchers") for file in (ROOT / room).glob("*.py")}
     # check_system runs before anything is installed.
-    assert scripts - {"check_system"} <= {entry.module for entry in entries(table.TABLE)}
+    assert scripts - {"check_system"} <= {entry.module for entry in entries(table.COMMANDS)}
 
 
-@pytest.mark.parametrize("entry", entries(table.TABLE), ids=lambda entry: entry.module)
-def test_every_subcommand_is_there(entry: table.Entry) -> None:
+@pytest.mark.parametrize("entry", entries(table.COMMANDS), ids=lambda entry: entry.module)
+def test_every_subcommand_is_there(entry: table.CommandEntry) -> None:
     module = import_module(f"simfle.commands.{entry.module}")
     assert callable(module.main)
     assert table.load("it", entry).get_short_help_str()
@@ -69,7 +69,7 @@ def test_help_is_light_and_lists_every_name() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for name, entry in table.TABLE.items():
+    for name, entry in table.COMMANDS.items():
         assert f"  {name} " in done.stdout
         assert entry.help in done.stdout
 
@@ -206,7 +206,7 @@ def test_brackets_in_reasons_and_paths_are_printed_as_they_are(runs: Path, capsy
         assert code == 0
         assert reason in printed
         assert str(run) in printed
-    Announcer(1, 0, enabled=True)._say(f"run folder {run}: {reason}")
+    ProgressReporter(1, 0, enabled=True)._say(f"run folder {run}: {reason}")
     assert capsys.readouterr().err == f"run folder {run}: {reason}\n"
 
 
@@ -239,7 +239,7 @@ def test_doctor_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_check_that_fails_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "simplejpeg", None)  # as where it is not installed
     monkeypatch.setattr(checks, "TRIAL", 1 << 20)
-    (found,) = [each for each in checks.examine(tmp_path) if each.name == "jpeg"]
+    (found,) = [each for each in checks.run_checks(tmp_path) if each.name == "jpeg"]
     assert found.state == "broken"
     assert "simplejpeg" in found.found
 
@@ -292,15 +292,15 @@ def test_the_largest_divisor_that_fits_is_found(share: int, room: int) -> None:
     wanted = max((number for number in range(2, share + 1) if share % number == 0 and number <= room), default=None)
     if wanted is None:
         with pytest.raises(UserError, match="not even 2 samples"):
-            largest(share, fits)
+            largest_fitting_divisor(share, fits)
     else:
-        assert largest(share, fits) == wanted
+        assert largest_fitting_divisor(share, fits) == wanted
     assert len(set(tried)) == len(tried) <= 6
 
 
 def test_a_trial_is_a_whole_step() -> None:
     config = load(PretrainConfig, None, [*SETTINGS, "train.precision=bf16"])
-    assert trial(config, 4, torch.device("cpu")) > 100_000
+    assert trial_step(config, 4, torch.device("cpu")) > 100_000
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_a_trial_is_a_whole_step() -> None:
 )
 def test_a_micro_batch_that_was_found_is_kept_on_the_same_gpus(facts: str, wanted: int, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(facts)
-    assert kept(tmp_path, 4, "H100", 64) == 0  # nothing to go on from
+    assert previous_micro_batch(tmp_path, 4, "H100", 64) == 0  # nothing to go on from
     (tmp_path / "checkpoints/step-00000002").mkdir(parents=True)
     (tmp_path / "checkpoints/step-00000002/COMPLETE").touch()
-    assert kept(tmp_path, 4, "H100", 64) == wanted
+    assert previous_micro_batch(tmp_path, 4, "H100", 64) == wanted

@@ -9,8 +9,8 @@ from simfle import config
 from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, load
 from simfle.eval.config import EvalConfig
 from simfle.layers import keys
-from simfle.optim import learning_rate
-from simfle.runtime import plan_batch
+from simfle.optim import lr_at_step
+from simfle.runtime import compute_batch_layout
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.freeze import absolute
 
@@ -22,7 +22,7 @@ def test_yaml_then_command_line(tmp_path: Path) -> None:
     file.write_text("train: {seed: 3, epochs: 5}\nmodel: {facemae: {depth: 2}}\n")
     made = load(PretrainConfig, file, ["train.seed=4", "data.shards=[a,b]"])
     assert (made.train.seed, made.train.epochs, made.model.facemae.depth, made.data.shards) == (4, 5, 2, ["a", "b"])
-    assert made.model.facemae.width == 768
+    assert made.model.facemae.embed_dim == 768
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_a_word_that_cannot_be_read_is_named_in_one_line(word: str) -> None:
     assert "cpu.yaml" not in str(found.value)
     assert "\n" not in str(found.value)
     advised = str(found.value).split('"')[-2].removeprefix("cluster.")
-    assert load(ClusterConfig, file, [advised]).sbatch == ["exclude=n[1-2]"]
+    assert load(ClusterConfig, file, [advised]).extra_sbatch == ["exclude=n[1-2]"]
 
 
 def test_one_value_of_a_list_needs_no_brackets(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_one_value_of_a_list_needs_no_brackets(tmp_path: Path) -> None:
 
 
 def test_no_text_is_empty_text() -> None:
-    assert load(PretrainConfig, None, ["data.cache="]).data.cache == ""
+    assert load(PretrainConfig, None, ["data.cache="]).data.cache_dir == ""
     assert load(EvalConfig, None, ["val_split=", "cache=here"]).val_split == ""
 
 
@@ -85,12 +85,12 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file = tmp_path / "c.yaml"
     file.write_text("data: {shards: '~/faces'}\ntrain: {run: '~/runs/${train.seed}'}\n")
     made = load(PretrainConfig, file, ["data.cache=~/cache"])
-    assert made.data == DataConfig(shards=[f"{tmp_path}/faces"], cache=f"{tmp_path}/cache")
-    assert made.train.run == f"{tmp_path}/runs/0"
+    assert made.data == DataConfig(shards=[f"{tmp_path}/faces"], cache_dir=f"{tmp_path}/cache")
+    assert made.train.run_dir == f"{tmp_path}/runs/0"
     assert absolute(made) == made
     words = ["https://host/~me/faces?sign=~/a", "here/~/b", "~nobody-of-this-name/c", "~/d"]
     assert load(PretrainConfig, None, [f"data.shards={words}"]).data.shards == [*words[:3], f"{tmp_path}/d"]
-    assert config.digest(made) == config.digest(PretrainConfig())
+    assert config.config_digest(made) == config.config_digest(PretrainConfig())
 
 
 def test_paths_of_evaluations_and_clusters_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,10 +103,10 @@ def test_paths_of_evaluations_and_clusters_may_begin_at_home(tmp_path: Path, mon
     made = load(EvalConfig, None, [*words, "shards=~/faces", "betons=[~/betons]", "cache=~/features"])
     assert made.benchmarks == [f"rafdb={tmp_path}/rafdb", f"{tmp_path}/mine.yaml=mine"]
     assert made.backbones == [f"{tmp_path}/b", f"reference:resnet50@{tmp_path}/r.pth"]
-    assert [made.out, *made.shards, *made.betons] == [f"{tmp_path}/{name}" for name in ("eval", "faces", "betons")]
-    assert made.cache == f"{tmp_path}/features"
+    assert [made.out, *made.shards, *made.ffcv_files] == [f"{tmp_path}/{name}" for name in ("eval", "faces", "betons")]
+    assert made.cache_dir == f"{tmp_path}/features"
     cluster = load(ClusterConfig, None, ["scratch=~/$USER", "container=~/image.sif", "mounts=[~/a]", "setup=[. ~/env]"])
-    assert (cluster.scratch, cluster.container) == (f"{tmp_path}/$USER", f"{tmp_path}/image.sif")
+    assert (cluster.local_scratch, cluster.container) == (f"{tmp_path}/$USER", f"{tmp_path}/image.sif")
     assert (cluster.mounts, cluster.setup) == ([f"{tmp_path}/a"], [". ~/env"])
 
 
@@ -118,16 +118,16 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 def test_identity_knows_what_may_change() -> None:
     base = load(PretrainConfig, None)
     for free in ("train.run=x", "train.zero_stage=3", "train.micro_batch=8", "data.threads=4", "train.stop_after=7"):
-        assert config.digest(load(PretrainConfig, None, [free])) == config.digest(base), free
+        assert config.config_digest(load(PretrainConfig, None, [free])) == config.config_digest(base), free
     for other in ("train.seed=1", "optim.lr=0.1", "views.hue=0.1", "train.global_batch=512", "data.window=5"):
-        assert config.digest(load(PretrainConfig, None, [other])) != config.digest(base), other
+        assert config.config_digest(load(PretrainConfig, None, [other])) != config.config_digest(base), other
 
 
 def test_every_field_says_what_it_is() -> None:
     names = list(keys(PretrainConfig))
     assert len(names) > 50
-    assert all(text for text in config.helps(PretrainConfig).values())
-    assert set(config.helps(PretrainConfig)) == set(names)
+    assert all(text for text in config.field_help(PretrainConfig).values())
+    assert set(config.field_help(PretrainConfig)) == set(names)
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("configs/pretrain/*.yaml")), ids=lambda path: path.name)
@@ -137,23 +137,23 @@ def test_shipped_configs_load(file: Path) -> None:
 
 def test_learning_rate_warms_up_then_follows_half_a_cosine() -> None:
     optim = OptimConfig(lr=0.1, warmup_steps=4)
-    rates = [learning_rate(step, 12, 512, optim) for step in range(13)]
+    rates = [lr_at_step(step, 12, 512, optim) for step in range(13)]
     assert rates[:5] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.2])
     assert rates[8] == pytest.approx(0.1)
     assert rates[12] == pytest.approx(0, abs=1e-12)
 
 
 def test_batch_is_shared_equally_or_refused() -> None:
-    plan = plan_batch(TrainConfig(global_batch=96, micro_batch=8), 3)
-    assert (plan.micro_batch, plan.accumulation) == (8, 4)
-    assert plan_batch(TrainConfig(global_batch=96), 3).micro_batch == 32
+    plan = compute_batch_layout(TrainConfig(global_batch=96, micro_batch=8), 3)
+    assert (plan.micro_batch, plan.grad_accum_steps) == (8, 4)
+    assert compute_batch_layout(TrainConfig(global_batch=96), 3).micro_batch == 32
     for settings, processes, message in (
         ({"global_batch": 10}, 4, "global_batch=10: not divisible by 4 processes"),
         ({"global_batch": 32, "micro_batch": 5}, 2, "micro_batch=5: does not divide the 16 samples"),
         ({"global_batch": 4}, 4, "at least 2 samples"),
     ):
         with pytest.raises(UserError, match=message):
-            plan_batch(TrainConfig(**settings), processes)
+            compute_batch_layout(TrainConfig(**settings), processes)
 
 
 def test_a_time_is_no_number_to_the_base_of_60(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import torch
 from helpers.tiny_methods import VIEWS, config
 
 from simfle.config import OptimConfig, TrainConfig
-from simfle.device import device_failed, failures_told, kernels, out_of_memory, settle_accelerator
-from simfle.errors import DeviceFailed, UserError
+from simfle.device import device_errors_as_user_errors, device_failed, kernels, out_of_memory, set_ds_accelerator
+from simfle.errors import DeviceFailedError, UserError
 from simfle.models.methods import build_method
 from simfle.optim import build_optimizer
-from simfle.runtime import plan_batch, processes, start_engine
-from simfle.slurm.job import is_loss_of_peers
+from simfle.runtime import compute_batch_layout, init_deepspeed, init_distributed
+from simfle.slurm.job import is_peer_loss
 
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"),
@@ -41,25 +41,28 @@ BUGS = [
 def test_a_full_memory_is_one_line_that_says_what_helps(error: Exception) -> None:
     assert out_of_memory(error)
     assert not device_failed(error)
-    with pytest.raises(UserError, match=r"^memory is full: .*\. Fix: less of it$"), failures_told("less of it"):
+    with (
+        pytest.raises(UserError, match=r"^memory is full: .*\. Fix: less of it$"),
+        device_errors_as_user_errors("less of it"),
+    ):
         raise error
 
 
 @pytest.mark.parametrize("error", FAILED, ids=lambda error: str(error)[:30])
 def test_a_failed_gpu_is_a_lost_node(error: Exception) -> None:
     assert device_failed(error)
-    assert is_loss_of_peers(error)
-    with pytest.raises(DeviceFailed, match="the GPU failed") as told, failures_told(""):
+    assert is_peer_loss(error)
+    with pytest.raises(DeviceFailedError, match="the GPU failed") as told, device_errors_as_user_errors(""):
         raise error
-    assert is_loss_of_peers(told.value)
+    assert is_peer_loss(told.value)
 
 
 @pytest.mark.parametrize("error", BUGS, ids=lambda error: str(error)[:30])
 def test_what_would_happen_again_is_no_lost_node(error: Exception) -> None:
     assert not device_failed(error)
     assert not out_of_memory(error)
-    assert not is_loss_of_peers(error)
-    with pytest.raises(type(error)), failures_told(""):
+    assert not is_peer_loss(error)
+    with pytest.raises(type(error)), device_errors_as_user_errors(""):
         raise error
 
 
@@ -84,26 +87,26 @@ def test_deterministic_attention_is_the_plain_formula() -> None:
 @pytest.fixture
 def accelerator() -> Iterator[None]:
     yield
-    settle_accelerator("cpu")
+    set_ds_accelerator("cpu")
 
 
 @pytest.mark.usefixtures("accelerator")
 def test_a_run_on_the_cpu_fixes_no_device_for_the_next(tmp_path: Path) -> None:
     """And its engine times nothing: that would make the host wait for the GPU."""
-    train = TrainConfig(run=str(tmp_path), global_batch=4, device="cpu", precision="fp32")
-    with processes(train) as world:
+    train = TrainConfig(run_dir=str(tmp_path), global_batch=4, device="cpu", precision="fp32")
+    with init_distributed(train) as world:
         from deepspeed.accelerator import get_accelerator
 
         model = build_method(config("simsiam"), VIEWS).to(memory_format=torch.channels_last)
         optimizer = build_optimizer(list(model.parameters()), OptimConfig())
-        engine = start_engine(model, optimizer, plan_batch(train, world.size), train, OptimConfig())
+        engine = init_deepspeed(model, optimizer, compute_batch_layout(train, world.world_size), train, OptimConfig())
         assert not engine.tput_timer.config.enabled
         assert not engine.wall_clock_breakdown()
         assert all(parameter.is_contiguous() for parameter in model.parameters())
         assert engine.device.type == "cpu"
-    settle_accelerator("cuda")
+    set_ds_accelerator("cuda")
     assert get_accelerator().device_name() == "cuda"
     assert get_accelerator().communication_backend_name() == "nccl"
     os.environ["DS_ACCELERATOR"] = "cuda"  # as it stays in a process that a launcher started
-    with processes(train):
+    with init_distributed(train):
         assert get_accelerator().device_name() == "cpu"

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from simfle.bench.day import Done, Part, constants, ended, page, parts, run
+from simfle.bench.day import Done, GpuDayPart, constants, ended, page, parts, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,8 +23,8 @@ def test_a_rehearsal_measures_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_parts_are_kept_ended_at_their_limit_and_done_again_where_they_failed(tmp_path: Path) -> None:
-    def python(name: str, program: str) -> Part:
-        return Part(name, (sys.executable, "-c", program), figures=False)
+    def python(name: str, program: str) -> GpuDayPart:
+        return GpuDayPart(name, (sys.executable, "-c", program), figures=False)
 
     count = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
     good, bad = python("good", f"{count}; print('fine')"), python("bad", f"{count}; raise SystemExit(3)")
@@ -43,7 +43,9 @@ def test_parts_are_kept_ended_at_their_limit_and_done_again_where_they_failed(tm
 def test_constants_are_the_best_of_all_batches(tmp_path: Path) -> None:
     for name, value in (("a", 3.0), ("b", 5.0)):
         (tmp_path / f"{name}.figures.json").write_text(json.dumps({"constants": {"h100.conv": value}}))
-    assert constants(tmp_path, [Part("a", ()), Part("b", ()), Part("missing", ())]) == {"h100.conv": 5.0}
+    assert constants(tmp_path, [GpuDayPart("a", ()), GpuDayPart("b", ()), GpuDayPart("missing", ())]) == {
+        "h100.conv": 5.0
+    }
 
 
 def test_a_day_has_all_batches_and_a_rehearsal_no_gpu(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from distributed.launch import ROOT, environment
 
 from simfle.api.launch import PROGRAM
 from simfle.errors import UserError
-from simfle.runtime import _launched, arithmetic_threads
+from simfle.runtime import _launched, intra_op_threads
 
 WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -54,7 +54,7 @@ def test_a_launcher_need_not_tell_how_many_processes_a_machine_has(monkeypatch: 
 @pytest.mark.parametrize("text", ["0", "1" * 5000, "2,4", " ", "many"])
 def test_any_number_of_threads_is_read(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", text)
-    assert arithmetic_threads(1) >= 1
+    assert intra_op_threads(1) >= 1
 
 
 def test_processes_of_our_own_launcher_find_no_modules_in_the_current_folder(tmp_path: Path) -> None:

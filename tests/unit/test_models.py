@@ -14,8 +14,10 @@ from simfle.models.facemae import FaceMAE, patchify, sincos_positions, unpatchif
 from simfle.models.masking import ChannelGrouping, SemanticMasking, patch_score_matrix
 from simfle.models.methods import build_method
 
-TINY = FaceMAEConfig(patch=8, width=48, depth=1, heads=3, decoder_width=32, decoder_depth=1, decoder_heads=2)
-MODEL = ModelConfig(backbone="resnet10t", hidden=32, projection=16, groups=8, facemae=TINY)
+TINY = FaceMAEConfig(
+    patch_size=8, embed_dim=48, depth=1, num_heads=3, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2
+)
+MODEL = ModelConfig(backbone="resnet10t", head_hidden_dim=32, head_out_dim=16, mask_groups=8, facemae=TINY)
 VIEWS = ViewsConfig(size=64, face_size=64)
 
 
@@ -133,8 +135,12 @@ def test_grouping_and_reconstruction_do_not_reach_the_backbone() -> None:
     [
         (ModelConfig(backbone="resnet51"), VIEWS, "timm has no 'resnet51'; did you mean resnet51q or resnet50"),
         (ModelConfig(backbone="vit_tiny_patch16_224"), VIEWS, "has no feature map"),
-        (ModelConfig(backbone="resnet10t", groups=7, facemae=TINY), VIEWS, "model.groups=7: does not divide"),
-        (ModelConfig(backbone="resnet10t", grouping="mended", facemae=TINY), VIEWS, "model.grouping='mended': unknown"),
+        (ModelConfig(backbone="resnet10t", mask_groups=7, facemae=TINY), VIEWS, "model.groups=7: does not divide"),
+        (
+            ModelConfig(backbone="resnet10t", grouping_init="mended", facemae=TINY),
+            VIEWS,
+            "model.grouping='mended': unknown",
+        ),
         (
             ModelConfig(backbone="resnet10t", facemae=TINY),
             ViewsConfig(face_size=60),

@@ -52,9 +52,9 @@ def test_a_run_with_probes_trains_the_same_bit_for_bit(faces: Path, tmp_path: Pa
 def monitor(faces: Path, tmp_path: Path) -> Iterator[Monitor]:
     """On shards of its own, in a process group of one."""
     shards = shutil.copytree(faces, tmp_path / "shards")
-    settings = MonitorConfig(shards=[str(shards)], every=1, val_split="test", samples=100)
+    settings = MonitorConfig(shards=[str(shards)], probe_every=1, val_split="test", fit_samples=100)
     run = PretrainConfig(model=config("byol"), views=VIEWS, monitor=settings)
-    run = replace(run, train=replace(run.train, run=str(tmp_path)))
+    run = replace(run, train=replace(run.train, run_dir=str(tmp_path)))
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         yield Monitor(run, ALONE, 10, lambda: None)
@@ -78,11 +78,11 @@ def test_what_takes_too_long_or_cannot_be_read_is_left_out(
 ) -> None:
     """The other processes wait, and have no part in it: the run must go on."""
     engine = SimpleNamespace(module=build_method(monitor.config.model, VIEWS).train())
-    monitor.settings = replace(monitor.settings, seconds=0.0)
+    monitor.settings = replace(monitor.settings, max_seconds=0.0)
     with caplog.at_level(logging.WARNING):
         assert monitor.measure(engine) == {}
         assert "Fix: set monitor.samples=50" in caplog.text
-        monitor.settings = replace(monitor.settings, seconds=100.0)
+        monitor.settings = replace(monitor.settings, max_seconds=100.0)
         for tar in (tmp_path / "shards").rglob("*.tar"):
             with tar.open("r+b") as file:  # in place: it is mapped
                 file.write(bytes(tar.stat().st_size))

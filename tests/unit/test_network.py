@@ -17,9 +17,9 @@ from PIL import Image
 
 from shards import remote
 from shards.errors import UserError
-from shards.redact import redacted, shown
+from shards.redact import redact_secrets, redact_url
 from simfle.config import DataConfig, PretrainConfig, TrainConfig
-from simfle.train.folder import settle_config
+from simfle.train.folder import record_config
 
 ROOT = Path(__file__).parents[2]
 # Loaded by every Python process of the chain. What is not the machine itself is written down, and fails.
@@ -111,19 +111,19 @@ def test_a_build_a_run_and_its_backbone_need_no_network(tmp_path: Path) -> None:
     ],
 )
 def test_urls_for_people(url: str, expected: str) -> None:
-    assert shown(url) == expected
+    assert redact_url(url) == expected
 
 
 def test_urls_in_plain_values() -> None:
-    told = redacted({"command": ["python", f"data.shards=[{LEAKY},shards/b]"], "n": 3, "deep": [(LEAKY, None)]})
+    told = redact_secrets({"command": ["python", f"data.shards=[{LEAKY},shards/b]"], "n": 3, "deep": [(LEAKY, None)]})
     shorter = "https://host.example/faces"
     assert told == {"command": ["python", f"data.shards=[{shorter},shards/b]"], "n": 3, "deep": [(shorter, None)]}
 
 
 def test_a_run_does_not_write_down_what_is_secret_in_its_urls(tmp_path: Path) -> None:
-    config = PretrainConfig(data=DataConfig(shards=[LEAKY, "shards/b"]), train=TrainConfig(run=str(tmp_path)))
-    settle_config(tmp_path, config)
-    settle_config(tmp_path, config)  # and takes the same command for the same run again
+    config = PretrainConfig(data=DataConfig(shards=[LEAKY, "shards/b"]), train=TrainConfig(run_dir=str(tmp_path)))
+    record_config(tmp_path, config)
+    record_config(tmp_path, config)  # and takes the same command for the same run again
     written = "".join(file.read_text() for file in tmp_path.iterdir())
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["data"]["shards"] == [
         "https://host.example/faces",
@@ -139,7 +139,7 @@ def test_errors_do_not_repeat_what_is_secret_in_a_url(monkeypatch: pytest.Monkey
         raise OSError(f"cannot GET {LEAKY} as alice:hunter2")
 
     with pytest.raises(UserError) as told:
-        remote.retried(LEAKY, repeats)
+        remote.with_retries(LEAKY, repeats)
     assert "host.example" in str(told.value)
     assert not [secret for secret in SECRETS if secret in str(told.value)]
     with pytest.raises(UserError) as told:  # urllib takes a password for a port, and says which

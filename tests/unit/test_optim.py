@@ -9,25 +9,25 @@ from helpers.tiny_methods import VIEWS, config
 from simfle.config import OptimConfig, PretrainConfig, TrainConfig
 from simfle.errors import UserError
 from simfle.models.methods import build_method
-from simfle.optim import build_optimizer, parameter_groups, set_rate
+from simfle.optim import build_optimizer, parameter_groups, set_lr
 from simfle.train.check import check
-from simfle.train.state import trained
+from simfle.train.state import trainable_parameters
 
-PARTS = OptimConfig(name="sgd", weight_decay=0.1, decay_norms=False, predictor_rate=10.0)
+PARTS = OptimConfig(name="sgd", weight_decay=0.1, decay_norms=False, predictor_lr_scale=10.0)
 
 
 def test_by_default_all_parameters_are_one_group_in_their_order() -> None:
-    named = trained(build_method(config("simfle"), VIEWS))
+    named = trainable_parameters(build_method(config("simfle"), VIEWS))
     assert parameter_groups(named, OptimConfig()) == [parameter for _, parameter in named]
     assert len(build_optimizer(parameter_groups(named, OptimConfig()), OptimConfig()).param_groups) == 1
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw", "lars"])
 def test_norms_biases_and_tokens_do_not_decay_and_the_predictor_has_a_rate_of_its_own(name: str) -> None:
-    named = trained(build_method(config("simfle"), VIEWS))
+    named = trainable_parameters(build_method(config("simfle"), VIEWS))
     settings = replace(PARTS, name=name)
     optimizer = build_optimizer(parameter_groups(named, settings), settings)
-    set_rate(optimizer, 0.5)
+    set_lr(optimizer, 0.5)
     found = {id(each): group for group in optimizer.param_groups for each in group["params"]}
     assert len(found) == len(named)
     for key, parameter in named:
@@ -42,11 +42,11 @@ def test_lars_is_its_papers_algorithm() -> None:
     generator = torch.Generator().manual_seed(0)
     weight, bias = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((3, 4), (3,)))
     parameters = [torch.nn.Parameter(weight.clone()), torch.nn.Parameter(bias.clone())]
-    settings = OptimConfig(name="lars", momentum=0.9, weight_decay=0.01, trust=0.02)
+    settings = OptimConfig(name="lars", momentum=0.9, weight_decay=0.01, trust_coefficient=0.02)
     optimizer = build_optimizer(parameters, settings)
     moved, moved_bias = torch.zeros_like(weight), torch.zeros_like(bias)
     for rate in (0.3, 0.2, 0.1):
-        set_rate(optimizer, rate)
+        set_lr(optimizer, rate)
         slopes = [torch.randn(each.shape, generator=generator, dtype=torch.float64) for each in parameters]
         for parameter, slope in zip(parameters, slopes, strict=True):
             parameter.grad = slope.clone()
@@ -62,7 +62,7 @@ def test_lars_is_its_papers_algorithm() -> None:
 def test_lars_moves_a_layer_of_zeros() -> None:
     parameter = torch.nn.Parameter(torch.zeros(2, 2))
     optimizer = build_optimizer([parameter], OptimConfig(name="lars"))
-    set_rate(optimizer, 1.0)
+    set_lr(optimizer, 1.0)
     parameter.grad = torch.ones(2, 2)
     optimizer.step()
     assert torch.equal(parameter, -torch.ones(2, 2))

@@ -17,20 +17,20 @@ from simfle.config import PretrainConfig, load
 from simfle.errors import UserError
 from simfle.models.methods import build_method
 from simfle.plan.constants import load_constants, network_rate
-from simfle.plan.count import CONVOLUTIONS, PRODUCTS, REST, Line, Work, count
-from simfle.plan.estimate import Corpus, Machines, estimate, memory, traffic
+from simfle.plan.count import CONVOLUTIONS, PRODUCTS, REST, LinearCost, ModelCost, measure_cost
+from simfle.plan.estimate import ClusterSpec, DatasetSpec, estimate, memory, traffic
 from simfle.plan.roofline import roofline
-from simfle.runtime import plan_batch
+from simfle.runtime import compute_batch_layout
 from simfle.train import state
-from simfle.zero import choose
+from simfle.zero import choose_zero_stage
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "scale.md"
 CONSTANTS = load_constants([])
 RESNET50 = 2 * 4.09e9  # operations of a forward of one image of 224 px (He et al. 2016: multiply-adds)
 # A made-up network, so that the pure functions are tested without counting.
-WORK = Work(190_000_000, 160_000_000, 189_000_000, 159_000_000, 600_000, 1, 270, 4000, Line(0, 67e9), Line(0, 15e9),
-            Line(3e8, 1e8))  # fmt: skip
+WORK = ModelCost(190_000_000, 160_000_000, 189_000_000, 159_000_000, 600_000, 1, 270, 4000, LinearCost(0, 67e9), LinearCost(0, 15e9),
+            LinearCost(3e8, 1e8))  # fmt: skip
 
 
 def run(*arguments: str) -> str:
@@ -69,7 +69,7 @@ def test_rows_are_of_the_gpus_that_they_are_planned_for() -> None:
 
 
 def test_counts_the_real_network() -> None:
-    work = count(config_of("train.precision=fp32"))
+    work = measure_cost(config_of("train.precision=fp32"))
     # Two views forward and backward, two target passes and the face (a quarter of the pixels) forward only.
     assert work.conv.each == pytest.approx((2 * 3 + 2 + 0.25) * RESNET50, rel=0.02)
     assert work.conv(32) == pytest.approx(32 * work.conv.each)
@@ -80,13 +80,15 @@ def test_counts_the_real_network() -> None:
 
 def test_counts_the_checkpoint(tmp_path: Path) -> None:
     config = config_of(*SETTINGS)
-    work = count(config)
+    work = measure_cost(config)
     model = build_method(config.model, config.views)
-    whole = {name: parameter.detach() for name, parameter in model.named_parameters()} | state.saved_buffers(model)
+    whole = {name: parameter.detach() for name, parameter in model.named_parameters()} | state.persistent_buffers(model)
     save_file({name: tensor.clone() for name, tensor in whole.items()}, tmp_path / "model")
-    save_file({name: parameter.detach().clone() for name, parameter in state.trained(model)}, tmp_path / "optim")
+    save_file(
+        {name: parameter.detach().clone() for name, parameter in state.trainable_parameters(model)}, tmp_path / "optim"
+    )
     written = sum((tmp_path / name).stat().st_size for name in ("model", "optim"))
-    found = estimate(config, work, Machines(1, 2, "cpu", 1e9, 1), Corpus(100, 1e4), CONSTANTS)
+    found = estimate(config, work, ClusterSpec(1, 2, "cpu", 1e9, 1), DatasetSpec(100, 1e4), CONSTANTS)
     assert found.checkpoint["bytes"] == pytest.approx(written, rel=0.005)  # names and shapes take the rest
 
 
@@ -97,7 +99,7 @@ def test_model_is_sane(stage: int, power: int, accumulation: int) -> None:
     config = config_of(
         f"train.zero_stage={stage}", f"train.global_batch={8 * processes * accumulation}", "train.micro_batch=8"
     )
-    batch = plan_batch(config.train, processes)
+    batch = compute_batch_layout(config.train, processes)
     held, sent = memory(WORK, config, batch, processes), traffic(WORK, config, batch, processes)
     least = 4 * (2 * WORK.trained + WORK.parameters) / processes  # every parameter, gradient and momentum somewhere
     assert held.total >= least
@@ -107,7 +109,7 @@ def test_model_is_sane(stage: int, power: int, accumulation: int) -> None:
         # At least each gradient goes out and comes back in bf16, at most everything in fp32 each time.
         assert sent.total >= 2 * WORK.trained * (processes - 1) / processes
         assert sent.total <= 4 * (2 * WORK.trained + WORK.parameters) * accumulation + 1e6
-    found = estimate(config, WORK, Machines(1, processes, "a100", 1e10, 8), Corpus(10**6, 2e4), CONSTANTS)
+    found = estimate(config, WORK, ClusterSpec(1, processes, "a100", 1e10, 8), DatasetSpec(10**6, 2e4), CONSTANTS)
     assert 0 < found.efficiency <= 1
     assert found.images_per_second == pytest.approx(batch.global_batch / found.step)
 
@@ -117,7 +119,7 @@ def test_model_is_sane(stage: int, power: int, accumulation: int) -> None:
 def test_a_faster_network_never_hurts(nodes: int, stage: int) -> None:
     config = config_of(f"train.global_batch={nodes * 8 * 16}", f"train.zero_stage={stage}")
     slow, fast = (
-        estimate(config, WORK, Machines(nodes, 8, "h100", rate, 8), Corpus(10**6, 2e4), CONSTANTS)
+        estimate(config, WORK, ClusterSpec(nodes, 8, "h100", rate, 8), DatasetSpec(10**6, 2e4), CONSTANTS)
         for rate in (network_rate("100gb"), network_rate("8x400gb"))
     )
     assert fast.step <= slow.step
@@ -127,8 +129,8 @@ def test_bottlenecks_are_found_and_named() -> None:
     def bottleneck(
         *overrides: str, nodes: int = 1, cores: float = 12, network: str = "400gb", images: int = 10**6
     ) -> str:
-        machines = Machines(nodes, 8, "h100", network_rate(network), cores)
-        return estimate(config_of(*overrides), WORK, machines, Corpus(images, 2e4), CONSTANTS).bottleneck
+        machines = ClusterSpec(nodes, 8, "h100", network_rate(network), cores)
+        return estimate(config_of(*overrides), WORK, machines, DatasetSpec(images, 2e4), CONSTANTS).bottleneck
 
     assert bottleneck("train.global_batch=1024") == "compute"
     assert bottleneck("train.global_batch=1024", nodes=8, network="ethernet10") == "network"
@@ -140,14 +142,14 @@ def test_bottlenecks_are_found_and_named() -> None:
 
 def test_a_better_stage_is_offered_only_where_it_is_better() -> None:
     config = config_of("train.global_batch=1024", "train.micro_batch=16", "train.zero_stage=2")
-    machines = Machines(4, 4, "h100", network_rate("100gb"), 8)
-    hints = estimate(config, WORK, machines, Corpus(10**6, 2e4), CONSTANTS).advice
+    machines = ClusterSpec(4, 4, "h100", network_rate("100gb"), 8)
+    hints = estimate(config, WORK, machines, DatasetSpec(10**6, 2e4), CONSTANTS).advice
     better = [hint for hint in hints if "zero_stage" in hint]
     assert len(better) == 1
     stage = int(re.match(r"train\.zero_stage=([01]):", better[0])[1])  # type: ignore[index]
     best = dataclasses.replace(config, train=dataclasses.replace(config.train, zero_stage=stage))
     assert not any(
-        "zero_stage" in hint for hint in estimate(best, WORK, machines, Corpus(10**6, 2e4), CONSTANTS).advice
+        "zero_stage" in hint for hint in estimate(best, WORK, machines, DatasetSpec(10**6, 2e4), CONSTANTS).advice
     )
 
 
@@ -204,21 +206,21 @@ def test_networks(name: str, rate: float) -> None:
 def test_the_stage_is_zero_where_memory_is_no_matter_and_the_plan_says_why() -> None:
     held = zero.held_bytes(4 * WORK.trained, 4 * (WORK.parameters - WORK.trained), WORK.optimizer_tensors)
     auto, lars = config_of(), config_of("optim.name=lars")
-    assert choose(auto.train, auto.optim, 8, held, 80e9).number == 0
-    tight = choose(auto.train, auto.optim, 8, held, 8 * held - 1)
+    assert choose_zero_stage(auto.train, auto.optim, 8, held, 80e9).number == 0
+    tight = choose_zero_stage(auto.train, auto.optim, 8, held, 8 * held - 1)
     assert tight.number == 2
     assert "2.0 GB, fit 8.0 times" in tight.reason
-    assert choose(lars.train, lars.optim, 8, held, held).number == 0
-    assert choose(config_of("train.zero_stage=3").train, auto.optim, 8, held, 80e9).number == 3
-    assert choose(config_of("train.zero_stage=3").train, auto.optim, 1, held, 80e9).number == 0
-    found = estimate(auto, WORK, Machines(1, 8, "h100", 50e9, 12), Corpus(100_000, 2e4), CONSTANTS)
+    assert choose_zero_stage(lars.train, lars.optim, 8, held, held).number == 0
+    assert choose_zero_stage(config_of("train.zero_stage=3").train, auto.optim, 8, held, 80e9).number == 3
+    assert choose_zero_stage(config_of("train.zero_stage=3").train, auto.optim, 1, held, 80e9).number == 0
+    found = estimate(auto, WORK, ClusterSpec(1, 8, "h100", 50e9, 12), DatasetSpec(100_000, 2e4), CONSTANTS)
     assert (found.stage.number, found.as_dict()["stage"]["number"]) == (0, 0)
 
 
 def test_the_roofline_takes_the_longer_of_arithmetic_and_bytes() -> None:
-    moved = {CONVOLUTIONS: Line(0, 1e9), PRODUCTS: Line(0, 1e7), REST: Line(0, 2e9)}
+    moved = {CONVOLUTIONS: LinearCost(0, 1e9), PRODUCTS: LinearCost(0, 1e7), REST: LinearCost(0, 2e9)}
     work, config = dataclasses.replace(WORK, moved=moved), config_of("train.global_batch=64")
-    parts = roofline(config, work, plan_batch(config.train, 1), "h100", CONSTANTS)
+    parts = roofline(config, work, compute_batch_layout(config.train, 1), "h100", CONSTANTS)
     conv, product, rest, update = parts
     assert (conv.flops, conv.bytes, conv.bound) == (64 * 67e9, 64 * 1e9, "memory")
     assert conv.seconds == pytest.approx(64e9 / 3.35e12)
@@ -228,7 +230,7 @@ def test_the_roofline_takes_the_longer_of_arithmetic_and_bytes() -> None:
 
 
 def test_bytes_of_a_network_are_counted() -> None:
-    work = count(config_of(*SETTINGS))
+    work = measure_cost(config_of(*SETTINGS))
     assert work.moved.keys() == {CONVOLUTIONS, PRODUCTS, REST}
     # Each image's maps are read and written by convolutions and norms at least once in forward and backward.
     assert all(line.each > 0 for line in work.moved.values())

@@ -29,13 +29,13 @@ from shards import remote
 from shards.errors import UserError
 from shards.manifest import Manifest, write_manifest
 from shards.printable import one_line, printable
-from shards.samples import Sample, write_shard
+from shards.samples import StoredSample, write_shard
 from simfle import terminal
 from simfle.commands.app import echo
 from simfle.commands.logs import show_logs
 from simfle.console import Console
 from simfle.eval.shown import text as shown
-from simfle.eval.summary import summarise
+from simfle.eval.summary import summarize
 
 ROOT = Path(__file__).parents[2]
 # Set the title, clear the screen, the same in one byte, go to the line's start, turn the text round.
@@ -72,7 +72,7 @@ def hostile(folder: Path, name: str) -> Path:
     Image.new("RGB", (32, 32)).save(image, "JPEG")
     key = f"{EVIL}{name}"
     known = {"key": EVIL, "source": EVIL, "label": EVIL, "group": EVIL, "split": "train", "width": 32, "height": 32}
-    sample = Sample(key, {"jpg": image.getvalue(), "cls": b"0", "json": json.dumps(known).encode()})
+    sample = StoredSample(key, {"jpg": image.getvalue(), "cls": b"0", "json": json.dumps(known).encode()})
     info = write_shard(folder / "train-000000.tar", "train", [sample])
     (folder / "rejected.jsonl").write_text("")
     write_manifest(folder, Manifest(1, f"[/x]{EVIL}", EVIL, (f"[bold]{EVIL}",), 1, {}, (info,), {}))
@@ -217,7 +217,7 @@ def test_summaries_and_pages(tmp_path: Path) -> None:
     name = "[/x]\x1b[2J\u202e"
     results = [add_result(folder / "eval", f"backbone{number}", 0.5, names=(name, "b", "c")) for number in (1, 2)]
     assert results
-    text = shown(summarise(results, [], {}))
+    text = shown(summarize(results, [], {}))
     assert not UNSAFE & set(text)
     done = run(*tool("report"), folder, "--out", tmp_path / "page.html")
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from shards.drawing.canvas import U
 from shards.drawing.face import draw_face
 from shards.drawing.features import find_landmarks
 from shards.drawing.person import EXPRESSIONS, FULL, Actions, Person, Scene, draw_actions, draw_person, draw_scene
-from shards.entry import Entry, Recipe
+from shards.entry import Entry, LazyBytes
 from shards.errors import UserError
 from shards.sources.procedural import procedural
 
@@ -22,7 +22,7 @@ cv2.setNumThreads(1)
 
 
 def image_of(entry: Entry) -> np.ndarray:
-    assert isinstance(entry.read, Recipe)
+    assert isinstance(entry.read, LazyBytes)
     return cv2.imdecode(np.frombuffer(entry.read(), np.uint8), cv2.IMREAD_COLOR)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from simfle.process import loading
+from simfle.process import gc_frozen_imports
 
 ROOT = Path(__file__).parents[2]
 ENDS = {
@@ -22,7 +22,7 @@ ENDS = {
 }
 PROGRAM = """
 import atexit, sys, threading, time
-from simfle.process import own_process
+from simfle.process import run_as_main
 
 def main():
     print("to a pipe, so not flushed by itself", end="")
@@ -35,7 +35,7 @@ class Unending:
         sys.stderr.write("taken to pieces")
 
 kept = Unending()
-own_process(main)
+run_as_main(main)
 """
 
 
@@ -56,7 +56,7 @@ def test_loading_leaves_the_collector_as_it_was() -> None:
     try:
         for running in (True, False):
             (gc.enable if running else gc.disable)()
-            with suppress(ImportError), loading():
+            with suppress(ImportError), gc_frozen_imports():
                 assert not gc.isenabled()
                 raise ImportError
             assert gc.isenabled() is running

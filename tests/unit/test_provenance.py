@@ -54,5 +54,5 @@ def test_the_copy_of_a_submission_has_the_revision_that_it_was_made_of(foreign: 
     ours = git(ROOT, "rev-parse", "HEAD")
     assert told(ROOT) == ours
     config = PretrainConfig()
-    config = replace(config, train=replace(config.train, run=str(foreign / "runs/one")))
+    config = replace(config, train=replace(config.train, run_dir=str(foreign / "runs/one")))
     assert told(submit.prepare(config, ClusterConfig()) / "code") == ours

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.entry import Recipe
+from shards.entry import LazyBytes
 from shards.manifest import read_manifest
 from shards.sources.procedural import procedural
 from simfle.commands.quickstart import LEAST, Layout, _layout, _next, _open, _stages
@@ -28,7 +28,7 @@ def faces(tmp_path: Path) -> Path:
         if entry.label in ("happiness", "sadness") and int(entry.key[-4:]) < 28:
             path = folder / str(entry.label) / f"{str(entry.group)[-2:]}_{entry.key[-2:]}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
-            assert isinstance(entry.read, Recipe)
+            assert isinstance(entry.read, LazyBytes)
             path.write_bytes(entry.read())
     return folder
 

@@ -12,8 +12,10 @@ from simfle.errors import UserError
 from simfle.models.methods import build_method, compiled
 
 VIEWS = ViewsConfig(size=64, face_size=64)
-SMALL = FaceMAEConfig(patch=16, width=48, depth=3, heads=4, decoder_width=32, decoder_depth=2, decoder_heads=4)
-MODEL = ModelConfig(backbone="resnet18", hidden=32, projection=16, groups=8, facemae=SMALL)
+SMALL = FaceMAEConfig(
+    patch_size=16, embed_dim=48, depth=3, num_heads=4, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4
+)
+MODEL = ModelConfig(backbone="resnet18", head_hidden_dim=32, head_out_dim=16, mask_groups=8, facemae=SMALL)
 MAE = replace(MODEL, method="mae", backbone="vit_tiny_patch16_224")
 
 
@@ -42,14 +44,14 @@ def steps(model: ModelConfig, *, count: int = 2) -> tuple[dict[str, torch.Tensor
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-        method.after_step()
+        method.on_step_end()
     return {**method.state_dict(), "total": total.detach()}, most
 
 
 @pytest.mark.parametrize("model", [MODEL, MAE], ids=["simfle", "mae"])
 def test_recomputing_changes_nothing_but_what_is_kept(model: ModelConfig) -> None:
     plain, kept = steps(model)
-    again, fewer = steps(replace(model, recompute=True))
+    again, fewer = steps(replace(model, activation_checkpointing=True))
     assert plain.keys() == again.keys()
     for name, value in plain.items():
         assert torch.equal(value, again[name]), name  # BatchNorm's statistics, too
@@ -72,4 +74,4 @@ def test_what_does_not_compile_runs_all_the_same(caplog: pytest.LogCaptureFixtur
     assert list(method.state_dict()) == names
     assert "no compiler here" in caplog.text
     with pytest.raises(UserError, match=r"model\.compile=true with model\.recompute=true: not supported"):
-        build_method(replace(MODEL, compile=True, recompute=True), VIEWS)
+        build_method(replace(MODEL, compile=True, activation_checkpointing=True), VIEWS)

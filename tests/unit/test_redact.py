@@ -10,10 +10,10 @@ import pytest
 
 from shards.errors import UserError
 from shards.manifest import Manifest, read_manifest, write_manifest
-from shards.redact import redacted, to_json, to_yaml
+from shards.redact import redact_secrets, to_json, to_yaml
 from simfle.config import DataConfig, PretrainConfig, TrainConfig
 from simfle.slurm.config import ClusterConfig
-from simfle.slurm.record import End, ends, events, tell, write_end
+from simfle.slurm.record import TaskExit, append_event, events, task_exits, write_task_exit
 from simfle.slurm.submit import prepare, sbatch_script
 from simfle.terminal import Plain
 from simfle.train.watchdog import Watchdog
@@ -23,21 +23,21 @@ URL = "https://al:hunter2@h/faces?sig=deadbeef"
 # JSON and YAML that is not redacted: function -> why not. Everything else goes through shards.redact.
 REASONS = {
     "it is hashed": """
-        shards.plan.Digest.__init__ shards.plan._row shards.samples.content_digest simfle.config.digest
-        simfle.data.reader.Corpus.digest simfle.eval.results.digest
+        shards.plan.Digest.__init__ shards.plan._row shards.samples.content_digest simfle.config.config_digest
+        simfle.data.reader.ShardCorpus.digest simfle.eval.results.digest
     """,
     "it is quoted for a command line": "simfle.words._double",
-    "it is compared, or only tried": "simfle.config.read_plain simfle.eval.summary._different",
+    "it is compared, or only tried": "simfle.config.load_yaml simfle.eval.summary._different",
     "samples: keys and metadata as the corpus has them, by which results are paired": """
-        shards.work.sample shards.merge._renamed shards.subset.renamed_split simfle.eval.results.write_result
-        simfle.train.metrics.SampleRecord.add
+        shards.work.to_tar_members shards.merge._renamed shards.subset.renamed_split simfle.eval.results.write_result
+        simfle.train.metrics.SampleLog.add
     """,
     "names of the corpus's own files, which other commands read back": """
-        shards.build._manifest shards.foreign.index_folder shards.remove._stage shards.remove._write_record
+        shards.build._manifest shards.foreign.index_folder shards.remove._stage shards.remove._append_removal_log
         shards.remove._write_rejected simfle.commands.find_duplicates.find_duplicates
     """,
     "the workshop of a build, deleted at its end": """
-        shards.build._plan shards.plan.settled shards.work._write_shard shards.exclude.prepare shards.upload.Upload._put
+        shards.build._plan shards.plan.apply_rules shards.work._write_shard shards.exclude.build_exclusion_index shards.upload.Upload._put
     """,
     "only the build record of a manifest is ours, and redacted": "shards.manifest.write_manifest",
     "words for a configuration, not written": """
@@ -49,7 +49,7 @@ REASONS = {
     """,
     "numbers and hashes": """
         simfle.train.checkpoint.write simfle.train.tensors.write_tensors simfle.train.monitor.Monitor.begin
-        simfle.train.telemetry.Telemetry.measure simfle.eval.kept._write simfle.eval.results._checksum
+        simfle.train.telemetry.FeatureTelemetry.measure simfle.eval.kept._write simfle.eval.results._checksum
     """,
     "arguments of a process, not written": "simfle.api.launch.launch",
     "they are the rule": "shards.redact.to_json shards.redact.to_yaml",
@@ -95,9 +95,9 @@ def test_whatever_writes_is_redacted() -> None:
     ],
 )
 def test_urls_in_texts(text: str, expected: str) -> None:
-    assert redacted(text) == expected
-    assert redacted(redacted(text)) == expected
-    assert redacted({text: [text, (text,)]}) == {expected: [expected, (expected,)]}
+    assert redact_secrets(text) == expected
+    assert redact_secrets(redact_secrets(text)) == expected
+    assert redact_secrets({text: [text, (text,)]}) == {expected: [expected, (expected,)]}
     assert json.loads(to_json([text])) == [expected]
     assert "deadbeef" not in to_yaml({"a": text})
     assert str(UserError(text)) == expected
@@ -109,22 +109,22 @@ def test_logs_are_redacted() -> None:
 
 
 def test_records_of_a_job_and_of_a_build_are_redacted(tmp_path: Path) -> None:
-    tell(tmp_path, "ended", job="1", start=0, failure=True, step=1, reason=f"{URL} is away", requeue=False)
+    append_event(tmp_path, "ended", job="1", start=0, failure=True, step=1, reason=f"{URL} is away", requeue=False)
     assert events(tmp_path)[0]["reason"] == "https://h/faces is away"
-    write_end(tmp_path, 0, End(0, "h", "refused", f"{URL} is away"))
-    assert ends(tmp_path, 0)[0].words == "https://h/faces is away"
+    write_task_exit(tmp_path, 0, TaskExit(0, "h", "refused", f"{URL} is away"))
+    assert task_exits(tmp_path, 0)[0].words == "https://h/faces is away"
     write_manifest(tmp_path, Manifest(1, "c", "https://t/?x", ("a?b",), 0, {}, (), {"source": {"url": URL}}))
     manifest = read_manifest(tmp_path)
     assert manifest.build == {"source": {"url": "https://h/faces"}}
     assert manifest.terms == "https://t/?x"
     with Watchdog(tmp_path, 0, 1, 0) as watchdog:
-        watchdog.reached(1, URL)
+        watchdog.mark_progress(1, URL)
         watchdog._beat()
         assert "deadbeef" not in (tmp_path / "heartbeats" / "rank-00000.json").read_text()
 
 
 def test_of_a_submission_only_the_owners_configuration_has_it(tmp_path: Path) -> None:
-    config = PretrainConfig(data=DataConfig(shards=[URL]), train=TrainConfig(run=str(tmp_path / "run")))
+    config = PretrainConfig(data=DataConfig(shards=[URL]), train=TrainConfig(run_dir=str(tmp_path / "run")))
     job = prepare(config, ClusterConfig(gpus_per_node=0))
     assert "deadbeef" not in sbatch_script(job, ClusterConfig(gpus_per_node=0))
     has = [file for file in (tmp_path / "run").rglob("*") if file.is_file() and b"deadbeef" in file.read_bytes()]

@@ -19,30 +19,30 @@ from helpers.cli_runner import run, tool
 from PIL import Image
 
 from shards.cache import Cache
-from shards.encode import Unusable
+from shards.encode import ImageRejected
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.exclude import Screen
+from shards.exclude import ExclusionFilter
 from shards.files import RefusedFileError, open_regular, read_bytes, read_text, regular_path
-from shards.foreign import examine
+from shards.foreign import scan_tar
 from shards.index import index_tar, read_index
 from shards.manifest import Manifest, ShardInfo, read_manifest, write_manifest
 from shards.remote import read_url
-from shards.remove import read_list, read_record
+from shards.remove import read_list, read_removal_log
 from shards.sources import archive, cofw, ferplus, ffhq, layout, matlab, pieces, recordio, rows, tars, zips
 from shards.upload import Upload
-from shards.work import load as load_image
+from shards.work import read_entry_bytes as load_image
 from simfle.api.backbone import read_image
-from simfle.config import PretrainConfig, load, read_plain
-from simfle.data.places import Folder
-from simfle.eval.backbones import load_backbone, read_card
-from simfle.eval.beton import find_betons
+from simfle.config import PretrainConfig, load, load_yaml
+from simfle.data.places import LocalStore
+from simfle.eval.backbones import load_backbone, read_metadata
+from simfle.eval.beton import find_ffcv_files
 from simfle.eval.foreign import read_tensors
 from simfle.eval.results import read_result
 from simfle.plan.constants import load_constants
 from simfle.report.gather import read_runs
 from simfle.slurm import record
-from simfle.told import steps_of
+from simfle.told import planned_steps
 from simfle.train import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -108,18 +108,18 @@ def walked(items: Any) -> list[Any]:
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "an image of a build": ("a.jpg", lambda f: load_image(Entry("a", "a", f / "a.jpg"))),
     "an image of a backbone": ("a.jpg", lambda f: read_image(f / "a.jpg")),
-    "a piece of a pack": ("a.rec", lambda f: pieces.read(f / "a.rec", 0, 10)),
+    "a piece of a pack": ("a.rec", lambda f: pieces.read_range(f / "a.rec", 0, 10)),
     "a manifest": ("manifest.json", read_manifest),
     "an index": ("a.idx", lambda f: read_index(f / "a.idx")),
     "a tar": ("a.tar", lambda f: index_tar(f / "a.tar")),
-    "a foreign tar": ("a.tar", lambda f: examine(f / "a.tar")),
-    "a tar of a run": (INFO.file, lambda f: Folder(f, one_tar(f)).open(INFO)),
+    "a foreign tar": ("a.tar", lambda f: scan_tar(f / "a.tar")),
+    "a tar of a run": (INFO.file, lambda f: LocalStore(f, one_tar(f)).open(INFO)),
     "a tar of an upload": (INFO.file, uploaded),
     "a tar of a cache": (f"{INFO.sha256}.tar", cached),
     "a file URL": ("a.json", lambda f: read_url(f"file://{f}/a.json")),
     "a list of keys": ("keys.txt", lambda f: read_list(f / "keys.txt")),
-    "a record of removals": ("removed.jsonl", read_record),
-    "what is excluded": ("exclude.json", lambda f: Screen(f / "exclude.json")),
+    "a record of removals": ("removed.jsonl", read_removal_log),
+    "what is excluded": ("exclude.json", lambda f: ExclusionFilter(f / "exclude.json")),
     "a compressed tar": ("a.tar.gz", lambda f: walked(tars.read_tar(f / "a.tar.gz"))),
     "a zip": ("a.zip", lambda f: walked(zips.read_zip(f / "a.zip"))),
     "an archive": ("a.zip", lambda f: walked(archive.Archive(f))),
@@ -134,17 +134,17 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "an image of MATLAB 7.3": ("a.mat", lambda f: cofw.read_image(f / "a.mat", "Is", 0)),
     "RecordIO": ("a.rec", lambda f: walked(recordio.RecordIO(f))),
     "a configuration": ("c.yaml", lambda f: load(PretrainConfig, f / "c.yaml")),
-    "a run's configuration": ("config.yaml", lambda f: read_plain(f / "config.yaml")),
+    "a run's configuration": ("config.yaml", lambda f: load_yaml(f / "config.yaml")),
     "a run in a report": ("config.yaml", lambda f: read_runs([f])),
-    "the steps of a run": ("run.json", steps_of),
+    "the steps of a run": ("run.json", planned_steps),
     "events": ("slurm/events.jsonl", record.events),
     "a checkpoint's marker": ("COMPLETE", checkpoint.read),
-    "a card of a backbone": ("backbone.json", lambda f: read_card(f / "backbone.json")),
+    "a card of a backbone": ("backbone.json", lambda f: read_metadata(f / "backbone.json")),
     "a backbone": ("backbone.safetensors", load_backbone),
     "weights of others": ("w.safetensors", lambda f: read_tensors(f / "w.safetensors")),
     "weights of torch": ("w.pth", lambda f: read_tensors(f / "w.pth")),
     "a result": ("seed-0.json", lambda f: read_result(f / "seed-0.json")),
-    "a beton": ("a.beton.json", lambda f: find_betons([f / "a.beton"])),
+    "a beton": ("a.beton.json", lambda f: find_ffcv_files([f / "a.beton"])),
     "constants": ("c.json", lambda f: load_constants([f / "c.json"])),
 }
 
@@ -152,7 +152,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 def outcome(read: Callable[[Path], Any], folder: Path) -> Any:
     try:
         return read(folder)
-    except (UserError, RefusedFileError, Unusable) as error:
+    except (UserError, RefusedFileError, ImageRejected) as error:
         return error
 
 

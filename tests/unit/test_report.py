@@ -20,7 +20,7 @@ from simfle.config import ModelConfig, PretrainConfig
 from simfle.errors import UserError
 from simfle.eval.results import LANDMARKS
 from simfle.report.gather import POINTS, read_runs, results_of
-from simfle.report.report import Extras, Stage, write_report
+from simfle.report.report import Extras, ReportStage, write_report
 from simfle.report.tables import confusions, tables
 
 ROOT = Path(__file__).parents[2]
@@ -228,8 +228,8 @@ def test_text_from_files_is_escaped(tmp_path: Path) -> None:
 
 def test_extras_are_told(run: Path) -> None:
     sheet = run / "images" / "step-00000010.png"
-    stage = Stage("shards", "draw faces", "out/shards", 12.3)
-    done = Stage("export", "write", "out/export", None)
+    stage = ReportStage("shards", "draw faces", "out/shards", 12.3)
+    done = ReportStage("export", "write", "out/export", None)
     extras = Extras("A title", "An opening.", [stage, done], ["python a b"], sheet, "All drawn.", "No labels.")
     for result in run.glob("eval/**/*.json"):
         result.unlink()

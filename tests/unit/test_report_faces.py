@@ -18,16 +18,18 @@ from simfle.errors import UserError
 from simfle.models.methods import build_method
 from simfle.models.simfle import SimFLE
 from simfle.report import faces
-from simfle.report.album import GAP, Album, Faces, read_album
+from simfle.report.album import GAP, FaceBatch, FaceSet, read_face_set
 from simfle.report.report import write_report
 
-TINY = FaceMAEConfig(patch=8, width=32, depth=1, heads=4, decoder_width=32, decoder_depth=1, decoder_heads=4)
+TINY = FaceMAEConfig(
+    patch_size=8, embed_dim=32, depth=1, num_heads=4, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=4
+)
 GROUPS, SIDE = 4, 64
 
 
 def config(method: str = "simfle") -> PretrainConfig:
     backbone = "test_vit" if method == "mae" else "test_resnet"
-    model = ModelConfig(method, backbone, hidden=32, projection=16, groups=GROUPS, facemae=TINY)
+    model = ModelConfig(method, backbone, head_hidden_dim=32, head_out_dim=16, mask_groups=GROUPS, facemae=TINY)
     return PretrainConfig(views=ViewsConfig(size=SIDE, face_size=SIDE), model=model)
 
 
@@ -50,8 +52,8 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def album(shards: Path) -> Album:
-    return read_album([str(shards)])
+def album(shards: Path) -> FaceSet:
+    return read_face_set([str(shards)])
 
 
 @pytest.fixture(scope="module")
@@ -63,45 +65,45 @@ def decode(data: bytes) -> np.ndarray:
     return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 
 
-def test_album_asks_about_other_people_than_it_searches(album: Album) -> None:
+def test_album_asks_about_other_people_than_it_searches(album: FaceSet) -> None:
     assert len(album.queries.images) == 6
     assert len(set(album.queries.labels)) == 6  # one of each class first
     assert not set(album.queries.groups) & set(album.gallery.groups)
     assert album.source()
 
 
-def test_masks_are_those_of_the_model(run: Path, album: Album) -> None:
+def test_masks_are_those_of_the_model(run: Path, album: FaceSet) -> None:
     method, settings = faces._load(run)
     assert isinstance(method, SimFLE)
     sheet = faces.masks(method, album, settings)
     assert sheet is not None
     face = album.queries.tensor(SIDE)
     for group in range(GROUPS):
-        method.keep_picture = True
+        method.capture_reconstruction = True
         draw = torch.full((len(face),), (group + 0.5) / GROUPS, dtype=torch.float64)
         with torch.no_grad():
             method(Batch(face, face, face, torch.arange(len(face)), draw))
-        assert method.picture is not None
+        assert method.reconstruction is not None
         for place, tile in enumerate(sheet.tiles):
             image = decode(tile.data)
             left = SIDE + 2 * GAP + group * (SIDE + GAP)
             shown = image[:SIDE, left : left + SIDE]
             whole = face[place].permute(1, 2, 0).numpy()
             assert np.array_equal(image[:SIDE, :SIDE], whole)
-            visible = set(method.picture.visible[place].tolist())
+            visible = set(method.reconstruction.visible[place].tolist())
             for patch in range(64):
                 top, start = patch // 8 * 8, patch % 8 * 8
                 wanted = whole[top : top + 8, start : start + 8] if patch in visible else np.full((8, 8, 3), 150)
                 assert np.array_equal(shown[top : top + 8, start : start + 8], wanted), (group, patch)
 
 
-def test_neighbours_are_the_nearest_of_other_people(run: Path, album: Album) -> None:
+def test_neighbours_are_the_nearest_of_other_people(run: Path, album: FaceSet) -> None:
     backbone = faces._backbone(*faces._load(run))
     images = [image for image in album.gallery.images if image.shape == album.gallery.images[0].shape][:12]
     asked, classes = images[3] + (images[3] < 255), ("a", "b", "c", "d")
     people = [*(f"p{number}" for number in range(12)), "me", "twin", "copy"]
-    gallery = Faces([*images, images[3], images[3], asked], [0] * 12 + [1, 2, 3], people, classes)
-    sheet = faces.neighbours(backbone, Album(Faces([asked], [0], ["me"], classes), gallery, []))
+    gallery = FaceBatch([*images, images[3], images[3], asked], [0] * 12 + [1, 2, 3], people, classes)
+    sheet = faces.neighbours(backbone, FaceSet(FaceBatch([asked], [0], ["me"], classes), gallery, []))
     assert sheet is not None
     name, found = sheet.tiles[0].caption.split(": ")
     assert name == "a"
@@ -109,7 +111,7 @@ def test_neighbours_are_the_nearest_of_other_people(run: Path, album: Album) -> 
     assert sorted(found.split(", ")[:2]) == ["a", "c"]
     assert not {"b", "d"} & set(found.split(", "))
     assert "images of other people" in sheet.about
-    unknown = faces.neighbours(backbone, Album(Faces([asked], [0], [""], classes), gallery, []))
+    unknown = faces.neighbours(backbone, FaceSet(FaceBatch([asked], [0], [""], classes), gallery, []))
     assert unknown is not None
     assert "other images with" in unknown.about
 
@@ -135,8 +137,8 @@ def test_activation_weights_are_those_of_the_decision(classes: int) -> None:
         ("mae", ["Reconstructions", "Class activation maps", "Nearest neighbors"]),
     ],
 )
-def test_pictures_of_each_method(method: str, titles: list[str], album: Album, tmp_path: Path) -> None:
-    found = faces.sheets(with_checkpoint(tmp_path / "run", method), album)
+def test_pictures_of_each_method(method: str, titles: list[str], album: FaceSet, tmp_path: Path) -> None:
+    found = faces.figures(with_checkpoint(tmp_path / "run", method), album)
     assert [sheet.title for sheet in found] == titles
     for sheet in found:
         assert len(sheet.tiles) == (3 if sheet.title.startswith("Semantic") else 6)

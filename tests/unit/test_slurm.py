@@ -19,18 +19,18 @@ from simfle.errors import UserError
 from simfle.process import OWN_CORES
 from simfle.slurm import record
 from simfle.slurm.config import ClusterConfig
-from simfle.slurm.ending import decide, end, failures_in_a_row, may_not_come_back
+from simfle.slurm.ending import consecutive_failures, decide, end, terminal_state
 from simfle.slurm.follow import follow, follow_local
-from simfle.slurm.job import Place, bind_cores, fit, usable_tasks
-from simfle.slurm.record import End
+from simfle.slurm.job import TaskInfo, adapt_config, bind_cores, usable_tasks
+from simfle.slurm.record import TaskExit
 from simfle.slurm.runs import find_runs, status
 from simfle.train.watchdog import Watchdog
 
-PLACE = Place("17", 0, 0, 4, 0, 1, ("n1", "n2", "n3", "n4"))
+PLACE = TaskInfo("17", 0, 0, 4, 0, 1, ("n1", "n2", "n3", "n4"))
 
 
-def ends(**kinds: str) -> list[End]:
-    return [End(int(name[1:]), f"n{name[1:]}", kind, f"{kind} words") for name, kind in kinds.items()]
+def ends(**kinds: str) -> list[TaskExit]:
+    return [TaskExit(int(name[1:]), f"n{name[1:]}", kind, f"{kind} words") for name, kind in kinds.items()]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def ends(**kinds: str) -> list[End]:
         ([], 0, True, True, "rank 0, 1 exited without reporting (killed, or its node lost)"),  # nobody said finished
     ],
 )
-def test_ends_are_judged(found: list[End], code: int, requeue: bool, failure: bool, words: str) -> None:
+def test_ends_are_judged(found: list[TaskExit], code: int, requeue: bool, failure: bool, words: str) -> None:
     decision = decide(found, 2, code)
     assert (decision.requeue, decision.failure) == (requeue, failure)
     assert words in decision.words
@@ -75,18 +75,18 @@ def test_a_job_whose_processes_never_began_is_told_from_one_that_was_killed() ->
     ],
 )
 def test_what_somebody_ended_does_not_come_back(state: str, ran: str, limit: str, found: str) -> None:
-    assert may_not_come_back({"JobState": state, "RunTime": ran, "TimeLimit": limit}) == found
-    assert not may_not_come_back({})  # Slurm has not answered: nobody is known to have ended it
+    assert terminal_state({"JobState": state, "RunTime": ran, "TimeLimit": limit}) == found
+    assert not terminal_state({})  # Slurm has not answered: nobody is known to have ended it
 
 
 def test_failures_count_until_a_new_checkpoint_stands() -> None:
     def ended(step: int, failure: bool = True, job: str = "17") -> dict:
         return {"event": "ended", "job": job, "failure": failure, "step": step}
 
-    assert failures_in_a_row([ended(0), ended(0), ended(0)], "17") == 3
-    assert failures_in_a_row([ended(0), ended(0), ended(5)], "17") == 1
-    assert failures_in_a_row([ended(5), ended(5, failure=False), ended(5)], "17") == 1
-    assert failures_in_a_row([ended(5, job="16"), {"event": "started", "job": "17"}, ended(5)], "17") == 1
+    assert consecutive_failures([ended(0), ended(0), ended(0)], "17") == 3
+    assert consecutive_failures([ended(0), ended(0), ended(5)], "17") == 1
+    assert consecutive_failures([ended(5), ended(5, failure=False), ended(5)], "17") == 1
+    assert consecutive_failures([ended(5, job="16"), {"event": "started", "job": "17"}, ended(5)], "17") == 1
 
 
 def test_a_task_killed_on_its_way_out_does_not_fail_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +96,7 @@ def test_a_task_killed_on_its_way_out_does_not_fail_the_job(tmp_path: Path, monk
     job.mkdir(parents=True)
     (job / "cluster.yaml").write_text("nodes: 2\ngpus_per_node: 0\n")
     for rank in range(2):
-        record.write_end(job, 0, End(rank, f"n{rank}", record.DONE, ""))
+        record.write_task_exit(job, 0, TaskExit(rank, f"n{rank}", record.DONE, ""))
     assert end(job, 137) == 0
     assert [(event["reason"], event["requeue"]) for event in record.events(tmp_path)] == [("finished", False)]
 
@@ -137,7 +137,7 @@ def test_a_controller_that_does_not_answer_at_once_is_asked_again(
     job = tmp_path / "slurm" / "job"
     job.mkdir(parents=True)
     (job / "cluster.yaml").write_text("nodes: 1\ngpus_per_node: 0\n")
-    record.write_end(job, 0, End(0, "n0", record.STOPPED, "stopped words"))
+    record.write_task_exit(job, 0, TaskExit(0, "n0", record.PREEMPTED, "stopped words"))
     assert (end(job, 0) == 0) == requeued
     calls = (tmp_path / "calls").read_text().split()
     assert {name: calls.count(name) for name in called} == called
@@ -150,7 +150,7 @@ def test_a_controller_that_does_not_answer_at_once_is_asked_again(
 def test_the_most_whole_nodes_that_share_the_batch(nodes: int, least: int, gpus: int, batch: int) -> None:
     least = min(least, nodes)
     names = tuple(f"n{index}" for index in range(nodes))
-    place = replace(PLACE, nodes=names, size=nodes * gpus, local_size=gpus)
+    place = replace(PLACE, nodes=names, world_size=nodes * gpus, local_world_size=gpus)
     cluster = ClusterConfig(nodes=nodes, min_nodes=least)
     fitting = [n * gpus for n in range(least, nodes + 1) if batch % (n * gpus) == 0 and batch // (n * gpus) >= 2]
     if fitting:
@@ -166,9 +166,9 @@ def test_micro_batches_fit_their_share(size: int, per: int, micro: int) -> None:
     config = replace(config, train=replace(config.train, global_batch=size * per, micro_batch=micro))
     if micro > 1 and all(per % smaller for smaller in range(2, micro + 1)):
         with pytest.raises(UserError, match=f"train.micro_batch={micro}: none from 2 to {micro} divides the {per} "):
-            fit(config, replace(PLACE, size=size), ClusterConfig())
+            adapt_config(config, replace(PLACE, world_size=size), ClusterConfig())
         return
-    fitted = fit(config, replace(PLACE, size=size), ClusterConfig()).train.micro_batch
+    fitted = adapt_config(config, replace(PLACE, world_size=size), ClusterConfig()).train.micro_batch
     assert fitted == 0 if micro == 0 else (per % fitted == 0 and fitted <= micro)
 
 
@@ -200,12 +200,12 @@ def test_a_process_is_told_of_the_cores_that_are_its_own(
     monkeypatch.delenv(OWN_CORES)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: bound[-1])
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, given: bound.append(set(given)))
-    bind_cores(replace(PLACE, local_rank=min(1, local - 1), local_size=local))
+    bind_cores(replace(PLACE, local_rank=min(1, local - 1), local_world_size=local))
     assert bound[-1] == set(range(cores) if own is None else own)
     assert os.environ.get("OMP_NUM_THREADS") == (str(len(own)) if own else None)
     assert threads_per_process(0, local) == (len(own) if own else 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    bind_cores(replace(PLACE, local_size=1))
+    bind_cores(replace(PLACE, local_world_size=1))
     assert os.environ["OMP_NUM_THREADS"] == "1"  # the user's own word holds
 
 
@@ -215,7 +215,7 @@ def test_requeues_are_limited() -> None:
 
 
 def test_events_survive_a_line_that_was_cut_short(tmp_path: Path) -> None:
-    record.tell(tmp_path, "submitted", job="17")
+    record.append_event(tmp_path, "submitted", job="17")
     with (tmp_path / "slurm" / "events.jsonl").open("a") as file:
         file.write('{"time": 1, "eve')
     assert [event["event"] for event in record.events(tmp_path)] == ["submitted"]
@@ -227,7 +227,7 @@ def test_jobs_of_doctor_and_eval_are_no_runs(tmp_path: Path) -> None:
         (tmp_path / job).mkdir(parents=True)
         (tmp_path / job / "config.yaml").write_text("")
     for run in ("group/waits", "group/deep/er"):
-        record.tell(tmp_path / run, "submitted", job="17")
+        record.append_event(tmp_path / run, "submitted", job="17")
     assert find_runs(tmp_path) == [tmp_path / run for run in ("begun", "group/deep/er", "group/waits")]
     assert find_runs(tmp_path / "group/waits") == [tmp_path / "group/waits"]
     assert find_runs(tmp_path / "results") == []
@@ -250,20 +250,20 @@ def test_status_of_a_run_without_slurm(tmp_path: Path) -> None:
 def test_a_run_on_this_machine_is_no_job_of_slurms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its number is that of a process; Slurm may know a job of the same number, which is somebody else's."""
     monkeypatch.setattr("simfle.slurm.runs.queue.state", lambda job, _: "RUNNING")
-    record.tell(tmp_path, "submitted", job="17", folder="job", nodes=1, local=True)
-    record.tell(tmp_path, "started", job="17", start=0)
+    record.append_event(tmp_path, "submitted", job="17", folder="job", nodes=1, local=True)
+    record.append_event(tmp_path, "started", job="17", start=0)
     found = status(tmp_path)
     assert (found.state, found.jobs) == ("not started", ())
     facts = {"start": 0, "failure": True, "step": 0, "reason": "killed", "requeue": False}
-    record.tell(tmp_path, "ended", job="17", **facts)
+    record.append_event(tmp_path, "ended", job="17", **facts)
     assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", "killed")
-    record.tell(tmp_path, "submitted", job="18", folder="job", nodes=1)
+    record.append_event(tmp_path, "submitted", job="18", folder="job", nodes=1)
     assert (status(tmp_path).state, status(tmp_path).jobs) == ("running", ("18",))
 
 
 def tell_ended(run: Path, job: str, failure: bool, reason: str, ago: float) -> None:
     facts = {"start": 0, "failure": failure, "step": 0, "reason": reason, "requeue": False}
-    record.tell(run, "ended", job=job, time=time.time() - ago, **facts)
+    record.append_event(run, "ended", job=job, time=time.time() - ago, **facts)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_job_that_was_refused_does_not_tell_of_the_one_that_has_the_run(
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\n[ "$4" = 17 ] && echo JobState={first} || echo JobState={second}\n')
     (tmp_path / "scontrol").chmod(0o755)
     for job in ("17", "18"):
-        record.tell(tmp_path / "run", "submitted", job=job)
+        record.append_event(tmp_path / "run", "submitted", job=job)
     if ended:
         tell_ended(tmp_path / "run", "18", True, "in use by process 5", 0)
     now = status(tmp_path / "run")
@@ -298,7 +298,7 @@ def test_a_run_that_goes_on_elsewhere_after_its_job_ended_is_running(tmp_path: P
         assert (status(tmp_path).state, status(tmp_path).reason) == ("running", "")
         tell_ended(tmp_path, "17", True, "killed", -1)
         assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", "killed")
-    record.tell(tmp_path, "ended", job="17", time="?", start=0, failure=True, step=0, reason="", requeue=False)
+    record.append_event(tmp_path, "ended", job="17", time="?", start=0, failure=True, step=0, reason="", requeue=False)
     assert status(tmp_path).state == "failed"
 
 
@@ -357,8 +357,8 @@ def test_an_end_that_nobody_recorded_is_told_with_its_cause(
     for name in ("scontrol", "sacct"):
         (tmp_path / name).write_text(f"#!/bin/sh\n[ {name} = scontrol ] && echo '{shown}' || exit 1\n")
         (tmp_path / name).chmod(0o755)
-    record.tell(run, "submitted", job="17")
-    record.tell(run, "started", job="17", start=0)
+    record.append_event(run, "submitted", job="17")
+    record.append_event(run, "started", job="17", start=0)
     found = status(run)
     assert found.state == state
     assert words in found.reason

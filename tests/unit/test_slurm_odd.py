@@ -15,7 +15,7 @@ from simfle.errors import UserError
 from simfle.slurm import queue, record
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.ending import end
-from simfle.slurm.record import End
+from simfle.slurm.record import TaskExit
 from simfle.slurm.runs import find_runs, status
 from simfle.slurm.submit import submit
 
@@ -45,7 +45,7 @@ def test_a_wrapped_program_that_hangs_is_ended_with_what_it_started_and_others_a
     asked = len((tmp_path / "asked").read_text().split())
     for job in range(20):
         run = tmp_path / "runs" / str(job)
-        record.tell(run, "submitted", job=str(job), folder="a")
+        record.append_event(run, "submitted", job=str(job), folder="a")
         assert status(run).state == "not started"
     assert len((tmp_path / "asked").read_text().split()) == asked
     for number in (tmp_path / "started").read_text().split():
@@ -59,7 +59,7 @@ def test_another_job_of_the_same_number_does_not_tell_of_a_run(programs: Path, t
     """A controller that was set up anew counts from 1 again."""
     program(programs, "scontrol", "echo JobId=17 JobState=RUNNING StdOut=/home/other/slurm/train-17.out")
     program(programs, "sacct", "echo RUNNING")
-    record.tell(tmp_path, "submitted", job="17", folder="20260102-030405")
+    record.append_event(tmp_path, "submitted", job="17", folder="20260102-030405")
     assert status(tmp_path).state == "not started"
     mine = f"{tmp_path}/slurm/20260102-030405/17_0_log.out"
     program(programs, "scontrol", f"echo JobId=17 JobState=RUNNING StdOut={mine}")
@@ -73,13 +73,13 @@ def test_an_earlier_job_of_the_same_number_does_not_end_this_one(
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     program(programs, "scontrol", "echo JobId=17 JobState=RUNNING RunTime=00:10:00 TimeLimit=01:00:00")
     for start in range(3):
-        record.tell(tmp_path, "started", job="17", folder="old", start=start)
+        record.append_event(tmp_path, "started", job="17", folder="old", start=start)
         facts = {"start": start, "failure": True, "step": 0, "reason": "lost", "requeue": start < 2}
-        record.tell(tmp_path, "ended", job="17", folder="old", **facts)
+        record.append_event(tmp_path, "ended", job="17", folder="old", **facts)
     job = tmp_path / "slurm" / "new"
     job.mkdir()
     (job / "cluster.yaml").write_text("nodes: 1\ngpus_per_node: 0\nmax_failures: 2\n")
-    record.write_end(job, 0, End(0, "n0", record.LOST, "a peer is lost"))
+    record.write_task_exit(job, 0, TaskExit(0, "n0", record.PEER_LOST, "a peer is lost"))
     end(job, 69)
     last = record.events(tmp_path)[-1]
     assert (last["event"], last["folder"], last["requeue"]) == ("ended", "new", True)

@@ -16,10 +16,10 @@ from simfle.commands.main import app
 from simfle.config import CONFIGS, PretrainConfig, load
 from simfle.doctor.nodes import RESULT, summary
 from simfle.errors import UserError
-from simfle.eval.backbones import Card
+from simfle.eval.backbones import BackboneMetadata
 from simfle.slurm import submit
 from simfle.slurm.config import ClusterConfig, check
-from simfle.train.folder import settle_config
+from simfle.train.folder import record_config
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_what_would_fail_in_the_queue_is_refused_before_it(
     words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run={tmp_path}", "train.device=cuda"]
     cluster = ClusterConfig(nodes=2, gpus_per_node=1)
     config = load(PretrainConfig, None, words)
-    settle_config(tmp_path, config)
+    record_config(tmp_path, config)
     (tmp_path / "checkpoints/step-00000002").mkdir(parents=True)
     (tmp_path / "checkpoints/step-00000002/COMPLETE").touch()
     before = (tmp_path / "config.yaml").read_bytes()
@@ -86,7 +86,7 @@ def test_every_number_of_nodes_that_a_job_may_run_on_is_tried_before_it_is_submi
     words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run={tmp_path}", "train.micro_batch=2"]
     config = load(PretrainConfig, None, [*words, "train.global_batch=30"])
     submit.check_run(config, ClusterConfig(nodes=3, gpus_per_node=1))
-    cluster = ClusterConfig(nodes=3, min_nodes=2, gpus_per_node=1, scratch="$ONLY_ON_NODES/scratch")
+    cluster = ClusterConfig(nodes=3, min_nodes=2, gpus_per_node=1, local_scratch="$ONLY_ON_NODES/scratch")
     with pytest.raises(UserError, match=r"on 2 nodes \(--min-nodes 2\): .* divides the 15 samples"):
         submit.check_run(config, cluster)
     submit.check_run(load(PretrainConfig, None, [*words, "train.global_batch=36"]), cluster)
@@ -95,8 +95,8 @@ def test_every_number_of_nodes_that_a_job_may_run_on_is_tried_before_it_is_submi
 @pytest.mark.parametrize("name", ["plain", "two words", "it's", 'a"quote', "$(touch x)", "`touch x`", "a;b&c"])
 def test_no_name_of_a_run_becomes_shell_code(tmp_path: Path, name: str) -> None:
     config = PretrainConfig()
-    config = replace(config, train=replace(config.train, run=str(tmp_path / name)))
-    cluster = ClusterConfig(environment=["GREETING=it's $HOME"], setup=["true"])
+    config = replace(config, train=replace(config.train, run_dir=str(tmp_path / name)))
+    cluster = ClusterConfig(env=["GREETING=it's $HOME"], setup=["true"])
     job = submit.prepare(config, cluster)
     script = submit.sbatch_script(job, cluster).replace("srun ", "echo ")
     done = subprocess.run(["bash", "-c", f'{script.split("# teardown")[0]}\necho "$GREETING"'], cwd=tmp_path,
@@ -112,7 +112,7 @@ def test_no_name_of_a_run_becomes_shell_code(tmp_path: Path, name: str) -> None:
 def test_a_job_looks_for_its_own_code_first(tmp_path: Path, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As Python does with -m: in the current folder, which is that of the submission, then on PYTHONPATH."""
     monkeypatch.setenv("PYTHONPATH", before)
-    config = replace(PretrainConfig(), train=replace(PretrainConfig().train, run=str(tmp_path / "a run")))
+    config = replace(PretrainConfig(), train=replace(PretrainConfig().train, run_dir=str(tmp_path / "a run")))
     job = submit.prepare(config, ClusterConfig(setup=["cd /"]))
     setup = submit.sbatch_script(job, ClusterConfig(setup=["cd /"])).split("# command")[0]
     words = ["bash", "-c", f"{setup}\npwd; echo $PYTHONPATH"]
@@ -135,7 +135,7 @@ def test_a_job_learns_nothing_of_the_one_it_is_submitted_from(monkeypatch: pytes
 def test_names_that_slurm_would_read_as_its_own_are_refused(tmp_path: Path) -> None:
     for name in ("100%j", "a\nb"):
         config = PretrainConfig()
-        config = replace(config, train=replace(config.train, run=str(tmp_path / name)))
+        config = replace(config, train=replace(config.train, run_dir=str(tmp_path / name)))
         with pytest.raises(UserError, match="are special to Slurm"):
             submit.prepare(config, ClusterConfig())
 
@@ -146,7 +146,7 @@ def test_a_submission_is_frozen_whole_and_absolute(tmp_path: Path, monkeypatch: 
     job = submit.prepare(config, ClusterConfig())
     frozen = load(PretrainConfig, job / "config.yaml")
     assert frozen.data.shards == [str(tmp_path / "shards/a"), "s3://bucket/b"]
-    assert frozen.train.run == str(tmp_path / "runs/one")
+    assert frozen.train.run_dir == str(tmp_path / "runs/one")
     program = "import sys; sys.path.insert(0, sys.argv[1]); import shards.errors; print(shards.__path__[0])"
     words = ["python3", "-c", program, str(job / "code")]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -161,12 +161,14 @@ def test_paths_of_an_evaluation_are_absolute(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.chdir(tmp_path)
     config = EvalConfig(
-        benchmarks=["rafdb=shards/raf", "mine.yaml=shards/mine", "sfew"], backbones=["b", "timm:resnet18"], betons=["b"]
+        benchmarks=["rafdb=shards/raf", "mine.yaml=shards/mine", "sfew"],
+        backbones=["b", "timm:resnet18"],
+        ffcv_files=["b"],
     )
     found = absolute(config)
     assert found.benchmarks == [f"rafdb={tmp_path}/shards/raf", f"{tmp_path}/mine.yaml={tmp_path}/shards/mine", "sfew"]
     assert found.backbones == [f"{tmp_path}/b", "timm:resnet18"]
-    assert found.betons == [f"{tmp_path}/b"]
+    assert found.ffcv_files == [f"{tmp_path}/b"]
 
 
 def slurm_eval(*words: str) -> str:
@@ -242,14 +244,14 @@ def test_no_one_else_can_read_what_may_hold_a_secret(
 
 def test_a_wrong_word_of_the_environment_is_not_printed() -> None:
     with pytest.raises(UserError) as caught:
-        check(ClusterConfig(environment=["AWS SECRET=wJalrXUtnFEMI"]))
+        check(ClusterConfig(env=["AWS SECRET=wJalrXUtnFEMI"]))
     assert "wJalr" not in str(caught.value)
 
 
 @pytest.fixture
 def backbone(tmp_path: Path) -> Path:
     """The file of an exported backbone that fits its card; nobody reads its weights before the tasks do."""
-    card = Card("resnet18", "online", 512, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 32, {"step": 1})
+    card = BackboneMetadata("resnet18", "online", 512, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 32, {"step": 1})
     file = tmp_path / "backbone" / "backbone.safetensors"
     file.parent.mkdir()
     file.write_bytes(b"weights")

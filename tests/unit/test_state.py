@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from shards.errors import UserError
-from simfle.train.state import is_finite, load_model, saved_buffers
+from simfle.train.state import is_finite, load_model, persistent_buffers
 
 
 def network(width: int = 4, *, deep: bool = False) -> nn.Sequential:
@@ -50,4 +50,4 @@ def test_what_is_not_finite_is_found(name: str, value: float, monkeypatch: pytes
 def test_constants_are_no_state() -> None:
     model = network()
     model.register_buffer("positions", torch.zeros(2), persistent=False)
-    assert set(saved_buffers(model)) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    assert set(persistent_buffers(model)) == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}

@@ -19,7 +19,7 @@ from simfle.report.report import Content, Extras, render
 from simfle.report.tables import tables
 from simfle.runtime import World
 from simfle.slurm.runs import status
-from simfle.train.telemetry import Telemetry
+from simfle.train.telemetry import FeatureTelemetry
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -33,7 +33,7 @@ def step(model: Method) -> dict[str, Tensor]:
     """Losses, gradients and buffers of one step."""
     losses = model(batch())
     losses["total"].backward()
-    model.after_step(0.5)
+    model.on_step_end(0.5)
     gradients = {f"gradient {name}": each.grad for name, each in model.named_parameters() if each.grad is not None}
     return {**losses, **gradients, **dict(model.named_buffers())}
 
@@ -41,7 +41,7 @@ def step(model: Method) -> dict[str, Tensor]:
 @pytest.mark.parametrize("method", NAMES)
 def test_a_step_is_the_same_bit_for_bit_while_features_are_measured(method: str, tmp_path: Path) -> None:
     plain, watched = build(method), build(method)
-    telemetry = Telemetry(tmp_path, watched, ALONE, 0)
+    telemetry = FeatureTelemetry(tmp_path, watched, ALONE, 0)
     telemetry.begin(True)
     random = torch.get_rng_state()
     with_telemetry = step(watched)
@@ -52,13 +52,13 @@ def test_a_step_is_the_same_bit_for_bit_while_features_are_measured(method: str,
     assert all(torch.equal(value, without[name]) for name, value in with_telemetry.items())
     assert {"features"} <= measures.keys() <= {"features", "projection", "face"}
     assert ("face" in measures) == (method == "simfle")
-    assert not watched.kept
-    assert not watched.keep_features
+    assert not watched.recorded_features
+    assert not watched.record_enabled
 
 
 def test_it_measures_the_backbones_features_of_all_micro_batches(tmp_path: Path) -> None:
     model = build("simclr")
-    telemetry = Telemetry(tmp_path, model, ALONE, 0)
+    telemetry = FeatureTelemetry(tmp_path, model, ALONE, 0)
     telemetry.begin(True)
     pooled = []
     hook = model.online.backbone.register_forward_hook(lambda *found: pooled.append(found[2].mean((2, 3)).detach()))  # type: ignore[union-attr, operator]
@@ -72,20 +72,20 @@ def test_it_measures_the_backbones_features_of_all_micro_batches(tmp_path: Path)
     assert (found["samples"], found["dimensions"]) == (16, 96)
     telemetry.begin(False)
     model(batch())
-    assert not model.kept
+    assert not model.recorded_features
 
 
 def test_the_random_network_is_the_first_step_also_after_a_resume(tmp_path: Path) -> None:
     model = build("byol")
     measured = []
     for number, first in ((1, 0), (8, 7)):
-        telemetry = Telemetry(tmp_path, model, ALONE, first)
+        telemetry = FeatureTelemetry(tmp_path, model, ALONE, first)
         telemetry.begin(True)
         step(model)
         measured.append(telemetry.measure(number)["features"])
     assert measured[0]["random_rank"] == measured[0]["rank"] == measured[1]["random_rank"]
     (tmp_path / "initial.json").write_text('{"features": [1')
-    telemetry = Telemetry(tmp_path, model, ALONE, 7)
+    telemetry = FeatureTelemetry(tmp_path, model, ALONE, 7)
     telemetry.begin(True)
     step(model)
     assert "random_rank" not in telemetry.measure(8)["features"]  # unknown, and no reason to end a run
@@ -93,13 +93,13 @@ def test_the_random_network_is_the_first_step_also_after_a_resume(tmp_path: Path
 
 def test_a_lasting_low_rank_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = build("byol")
-    telemetry = Telemetry(tmp_path, model, ALONE, 0)
+    telemetry = FeatureTelemetry(tmp_path, model, ALONE, 0)
     line = torch.linspace(1, 2, 16)[:, None] * torch.ones(96)
     with caplog.at_level(logging.WARNING):
         for number in range(1, 9):
             telemetry.begin(True)
             spread = torch.randn(16, 96, generator=torch.Generator().manual_seed(0))
-            model.note(features=(spread if number == 1 else line + 1e-3 * spread,))
+            model.record_features(features=(spread if number == 1 else line + 1e-3 * spread,))
             telemetry.measure(number)
             assert len(caplog.records) == (number >= 4)
     text = caplog.records[0].getMessage()
@@ -110,9 +110,9 @@ def test_a_lasting_low_rank_is_told_once(tmp_path: Path, caplog: pytest.LogCaptu
 
 def test_what_is_not_finite_is_not_measured(tmp_path: Path) -> None:
     model = build("byol")
-    telemetry = Telemetry(tmp_path, model, ALONE, 0)
+    telemetry = FeatureTelemetry(tmp_path, model, ALONE, 0)
     telemetry.begin(True)
-    model.note(features=(torch.full((8, 4), float("nan")),))
+    model.record_features(features=(torch.full((8, 4), float("nan")),))
     assert telemetry.measure(1) == {}
 
 
@@ -135,4 +135,4 @@ def test_watch_and_report_show_the_rank_beside_a_random_network(tmp_path: Path) 
 
 @pytest.mark.parametrize("table", [3, {"rank": "high"}, {"rank": None}])
 def test_a_line_whose_table_holds_no_numbers_is_passed_over(table: object) -> None:
-    assert told.metrics(json.dumps(metrics_line(1) | {"features": table})) == []
+    assert told.parse_metrics(json.dumps(metrics_line(1) | {"features": table})) == []

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.autograd import DeviceType
 
-from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, digest, identity, load
+from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, config_digest, load, run_identity
 from simfle.errors import UserError
 from simfle.optim import STATES
-from simfle.runtime import arithmetic_threads
-from simfle.train.advice import WAITING, Facts, judge
+from simfle.runtime import intra_op_threads
+from simfle.train.advice import WAITING, ThroughputFacts, diagnose
 from simfle.train.check import OPTIMIZERS, check
-from simfle.train.checkpoint import Progress, write
-from simfle.train.folder import claimed, refuse_other
+from simfle.train.checkpoint import TrainState, write
+from simfle.train.folder import check_same_config, run_dir_lock
 from simfle.train.profile import tables
-from simfle.train.tensors import DTYPES, Pace, write_tensors
+from simfle.train.tensors import DTYPES, RateLimiter, write_tensors
 
-CPU = Facts(device="cpu", backend="opencv", threads=2, cores=8, precision="bf16")
+CPU = ThroughputFacts(device="cpu", backend="opencv", threads=2, cores=8, precision="bf16")
 GPU = replace(CPU, device="cuda", backend="dali", threads=8)
 FINE = PretrainConfig(data=DataConfig(shards=["faces"]))
 
@@ -45,15 +45,17 @@ FINE = PretrainConfig(data=DataConfig(shards=["faces"]))
         (0.0, GPU, ["compute-bound", "train.micro_batch=auto"], ["data.threads", "dali"]),
     ],
 )
-def test_advice_names_what_can_be_changed(wait: float, facts: Facts, wanted: list[str], unwanted: list[str]) -> None:
-    line = judge(wait, facts)
+def test_advice_names_what_can_be_changed(
+    wait: float, facts: ThroughputFacts, wanted: list[str], unwanted: list[str]
+) -> None:
+    line = diagnose(wait, facts)
     assert all(each in line for each in wanted), line
     assert not any(each in line for each in unwanted), line
 
 
 @given(st.floats(0, 1), st.sampled_from([CPU, GPU]), st.booleans(), st.integers(1, 8))
-def test_advice_is_one_line_of_either_kind(wait: float, facts: Facts, remote: bool, threads: int) -> None:
-    line = judge(wait, replace(facts, remote=remote, threads=threads))
+def test_advice_is_one_line_of_either_kind(wait: float, facts: ThroughputFacts, remote: bool, threads: int) -> None:
+    line = diagnose(wait, replace(facts, remote=remote, threads=threads))
     assert ("data-bound" in line) == (wait >= WAITING)
     assert ("compute-bound" in line) == (wait < WAITING)
     assert "\n" not in line
@@ -92,9 +94,9 @@ def test_a_paced_writer_takes_its_time_until_it_is_told_to_hurry(tmp_path: Path)
     tensors = {f"t{number}": torch.ones(25_000) for number in range(10)}  # 1 MB
     hurry = threading.Event()
     began = time.monotonic()
-    write_tensors(tmp_path / "slow", tensors, Pace(5.0, hurry))  # MB/s
+    write_tensors(tmp_path / "slow", tensors, RateLimiter(5.0, hurry))  # MB/s
     assert time.monotonic() - began >= 0.19
-    writing = threading.Thread(target=write_tensors, args=(tmp_path / "quick", tensors, Pace(1e-6, hurry)))
+    writing = threading.Thread(target=write_tensors, args=(tmp_path / "quick", tensors, RateLimiter(1e-6, hurry)))
     writing.start()
     writing.join(0.1)
     assert writing.is_alive()  # it would take eleven days
@@ -113,7 +115,7 @@ def test_a_paced_writer_takes_its_time_until_it_is_told_to_hurry(tmp_path: Path)
         (TrainConfig(profile=True, profile_steps=[1, 21]), "at most 20 steps"),
         (TrainConfig(profile=True, profile_ranks=[]), "profile_ranks"),
         (TrainConfig(profile=True, profile_ranks=[-1]), "profile_ranks"),
-        (TrainConfig(checkpoint_bandwidth=-1), "checkpoint_bandwidth=-1"),
+        (TrainConfig(checkpoint_write_mbps=-1), "checkpoint_bandwidth=-1"),
     ],
 )
 def test_values_out_of_range_are_named(train: TrainConfig, said: str) -> None:
@@ -155,7 +157,7 @@ def test_cores_are_divided_once(
     if asked is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", asked)
     monkeypatch.setattr(torch, "get_num_threads", lambda: known)
-    assert arithmetic_threads(local) == wanted
+    assert intra_op_threads(local) == wanted
 
 
 def test_optimizers_are_those_there_are() -> None:
@@ -197,7 +199,7 @@ def test_a_profile_counts_a_gpus_work_once() -> None:
 
 def test_a_folder_of_shards_is_not_claimed_for_a_run(faces: Path) -> None:
     before = sorted(faces.iterdir())
-    with pytest.raises(UserError, match="a shard folder"), claimed(faces):
+    with pytest.raises(UserError, match="a shard folder"), run_dir_lock(faces):
         pass
     assert sorted(faces.iterdir()) == before  # not even a lock
 
@@ -205,38 +207,38 @@ def test_a_folder_of_shards_is_not_claimed_for_a_run(faces: Path) -> None:
 @pytest.mark.parametrize("word", ["train.seed=5", "optim.lr=0.9", "optim.name=adamw", "train.global_batch=24"])
 def test_checkpoints_without_their_configuration_go_on_only_as_the_same_run(word: str, tmp_path: Path) -> None:
     """As a restored backup, or a branch: their folder was copied, config.yaml was not."""
-    write(tmp_path, Progress(4, 32, digest(FINE), "corpus", "sgd"), {}, {})
-    newest = write(tmp_path, Progress(6, 48, digest(FINE), "corpus", "sgd"), {}, {})
+    write(tmp_path, TrainState(4, 32, config_digest(FINE), "corpus", "sgd"), {}, {})
+    newest = write(tmp_path, TrainState(6, 48, config_digest(FINE), "corpus", "sgd"), {}, {})
     other = load(PretrainConfig, None, ["data.shards=[faces]", word])
-    refuse_other(tmp_path, replace(FINE, train=TrainConfig(run="elsewhere", micro_batch=2)))
+    check_same_config(tmp_path, replace(FINE, train=TrainConfig(run_dir="elsewhere", micro_batch=2)))
     with pytest.raises(
         UserError, match=r"another configuration.*copy the config\.yaml of that run to .*, or use another"
     ):
-        refuse_other(tmp_path, other)
+        check_same_config(tmp_path, other)
     (newest / "state.json").write_text("{")  # then the one before is what it would go on from
     with pytest.raises(UserError, match="another configuration"):
-        refuse_other(tmp_path, other)
+        check_same_config(tmp_path, other)
 
 
 def test_a_checkpoint_tells_which_keys_differ_and_what_came_later_had_its_default(tmp_path: Path) -> None:
-    values = identity(replace(FINE, train=TrainConfig(seed=3)))
+    values = run_identity(replace(FINE, train=TrainConfig(seed=3)))
     del values["optim.clip"]  # as of a version that did not have it
-    write(tmp_path, Progress(4, 32, "digest of that version", "corpus", "sgd", identity=values), {}, {})
+    write(tmp_path, TrainState(4, 32, "digest of that version", "corpus", "sgd", identity=values), {}, {})
     with pytest.raises(UserError, match=r"another configuration \(train\.seed: 3 -> 0\)\. Fix: use the old values"):
-        refuse_other(tmp_path, FINE)
-    refuse_other(tmp_path, replace(FINE, train=TrainConfig(seed=3)))
+        check_same_config(tmp_path, FINE)
+    check_same_config(tmp_path, replace(FINE, train=TrainConfig(seed=3)))
     with pytest.raises(UserError, match=r"optim\.clip: 0\.0 -> 1\.0"):
-        refuse_other(tmp_path, load(PretrainConfig, None, ["train.seed=3", "optim.clip=1"]))
+        check_same_config(tmp_path, load(PretrainConfig, None, ["train.seed=3", "optim.clip=1"]))
 
 
 def test_a_config_that_is_not_that_of_an_older_checkpoint_is_told(tmp_path: Path) -> None:
     """Those of earlier versions hold a digest only."""
-    write(tmp_path, Progress(4, 32, digest(FINE), "corpus", "sgd"), {}, {})
+    write(tmp_path, TrainState(4, 32, config_digest(FINE), "corpus", "sgd"), {}, {})
     edited = load(PretrainConfig, None, ["optim.lr=0.9"])
     (tmp_path / "config.yaml").write_text("optim: {lr: 0.9}\n")
     with pytest.raises(UserError, match=r"config\.yaml is not the configuration of the checkpoints beside it"):
-        refuse_other(tmp_path, edited)
-    refuse_other(tmp_path, FINE)
+        check_same_config(tmp_path, edited)
+    check_same_config(tmp_path, FINE)
     (tmp_path / "config.yaml").write_text("optim: {lr: 0.05}\n")
     with pytest.raises(UserError, match=r"another configuration \(optim\.lr: 0\.05 -> 0\.9\)"):
-        refuse_other(tmp_path, edited)
+        check_same_config(tmp_path, edited)

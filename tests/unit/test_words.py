@@ -11,7 +11,7 @@ from tests.unit.sources.source_kit import photo, write
 
 from shards.errors import UserError
 from simfle.config import PretrainConfig, load
-from simfle.words import parse_list, shell_line, word
+from simfle.words import format_override, parse_list, shell_line
 
 ODD = [
     "exp #1",
@@ -33,7 +33,7 @@ ODD = [
 @pytest.mark.parametrize("text", ODD)
 def test_a_text_is_taken_as_typed(text: str) -> None:
     made = load(PretrainConfig, None, [f"train.run=runs/{text}", f"model.backbone={text}", f"data.shards=in/{text}"])
-    assert (made.train.run, made.model.backbone, made.data.shards) == (f"runs/{text}", text, [f"in/{text}"])
+    assert (made.train.run_dir, made.model.backbone, made.data.shards) == (f"runs/{text}", text, [f"in/{text}"])
 
 
 def test_texts_of_a_list_are_taken_as_typed() -> None:
@@ -45,10 +45,12 @@ def test_texts_of_a_list_are_taken_as_typed() -> None:
 
 @pytest.mark.parametrize("text", [*ODD, "[x]", " ", "'q'", "a'b\"c", "${x", "tab\t", "\\", "{a,b}"])
 def test_what_our_commands_write_is_read_back(text: str) -> None:
-    assert parse_list(word("k", [text, "b", text]).partition("=")[2]) == [text, "b", text]
+    assert parse_list(format_override("k", [text, "b", text]).partition("=")[2]) == [text, "b", text]
     if "${" not in text:
-        made = load(PretrainConfig, None, [word("train.run", text), word("data.shards", [text, "b"])])
-        assert (made.train.run, made.data.shards) == (text, [text, "b"])
+        made = load(
+            PretrainConfig, None, [format_override("train.run", text), format_override("data.shards", [text, "b"])]
+        )
+        assert (made.train.run_dir, made.data.shards) == (text, [text, "b"])
 
 
 @pytest.mark.parametrize("word", ["data.shards=[a", "data.shards=['a]", "data.shards=['a'b]", "data.shards=[a,,b]"])
@@ -66,7 +68,7 @@ def test_texts_of_a_file_are_taken_as_written(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
     file.write_text("train: {run: 1.10, seed: 007}\ndata: {cache: yes, shards: [2024_01_01, 007, no]}\n")
     made = load(PretrainConfig, file)
-    assert (made.train.run, made.train.seed, made.data.cache) == ("1.10", 7, "yes")
+    assert (made.train.run_dir, made.train.seed, made.data.cache_dir) == ("1.10", 7, "yes")
     assert made.data.shards == ["2024_01_01", "007", "no"]
 
 

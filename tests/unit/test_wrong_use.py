@@ -78,7 +78,7 @@ def places(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
         (folder / name).mkdir()
     (folder / "file").write_text("neither YAML nor a picture\n")
     for item in shards.open(faces)[:3]:
-        (folder / "pictures" / f"{item.key}.jpg").write_bytes(item.file)
+        (folder / "pictures" / f"{item.key}.jpg").write_bytes(item.image_bytes)
     return {"faces": str(faces)} | {name: str(folder / name) for name in ("empty", "file", "pictures")}
 
 

@@ -15,8 +15,8 @@ from shards.sources.affectnet.arrays import read_arrays
 from shards.sources.affectnet.common import LABELS, first_name
 from shards.sources.affectnet.lists import AUTOMATIC, TRAINING, VALIDATION, read_lists
 from shards.sources.affectnet.plus import PARTS, read_plus
-from shards.sources.known import Known, check_options, option
-from shards.sources.layout import content, find
+from shards.sources.known import CorpusSpec, check_options, option
+from shards.sources.layout import describe_dir, first_existing
 
 CSV, NPY, JSON = "csv-2017", "npy-2021", "json-2024"
 
@@ -57,9 +57,10 @@ class AffectNet:
             raise UserError(f"affectnet={self.root}: not a folder. Fix: give the corpus folder")
         annotations = {first_name(self.root / split / "annotations")[-5:] for split in ("train_set", "val_set")}
         found = {
-            CSV: find(self.root, *TRAINING, *VALIDATION) or (self.automatic and find(self.root, *AUTOMATIC)),
+            CSV: first_existing(self.root, *TRAINING, *VALIDATION)
+            or (self.automatic and first_existing(self.root, *AUTOMATIC)),
             NPY: any(name.endswith(".npy") for name in annotations),
-            JSON: find(self.root, *(folder for folder, _ in PARTS)),
+            JSON: first_existing(self.root, *(folder for folder, _ in PARTS)),
         }
         there = [release for release, sign in found.items() if sign]
         if len(there) == 1:
@@ -73,7 +74,7 @@ class AffectNet:
             raise UserError(f"affectnet: {self.root} is a part of AffectNet+. Fix: give its parent folder")
         raise UserError(
             f"affectnet: no release of AffectNet in {self.root} (searched: training.csv, train_set/annotations/*.npy, "
-            f"human_annotated; found: {content(self.root)}). Fix: give the corpus folder"
+            f"human_annotated; found: {describe_dir(self.root)}). Fix: give the corpus folder"
         )
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
@@ -98,12 +99,12 @@ def expected(source: AffectNet) -> dict[str, dict[str, int]]:
     return {split: {name: found[name] for name in names if name in found} for split, found in counts.items()}
 
 
-CORPUS = Known(
+CORPUS = CorpusSpec(
     name="affectnet",
     title="AffectNet (CSV lists of 2017, npy of 2021, or AffectNet+ of 2024), 8, 7 or 11 classes.",
     source=AffectNet,
     labels=LABELS,
     terms="non-commercial research only, by those to whom its authors gave it; no copies to others",
-    expected=expected,
-    photos=lambda source: source.release == CSV,
+    published_counts=expected,
+    needs_crop=lambda source: source.release == CSV,
 )

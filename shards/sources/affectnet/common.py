@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from shards.sources.layout import names
+from shards.sources.layout import list_dir
 
 LABELS = (
     "neutral", "happy", "sad", "surprise", "fear", "disgust", "anger", "contempt", "none", "uncertain", "no-face",
@@ -23,8 +23,8 @@ class Pair(NamedTuple):
 
 def pair(images: Path, annotations: Path, ending: str) -> Iterator[Pair]:
     """Pair two folders by name; annotations are called NAME + `ending`. A missing folder counts as empty."""
-    pictures = {PurePosixPath(name).stem: name for name in names(images)} if images.is_dir() else {}
-    found = names(annotations) if annotations.is_dir() else []
+    pictures = {PurePosixPath(name).stem: name for name in list_dir(images)} if images.is_dir() else {}
+    found = list_dir(annotations) if annotations.is_dir() else []
     notes = {name.removesuffix(ending) for name in found if name.endswith(ending)}
     for ident in sorted(pictures.keys() | notes):
         yield Pair(ident, pictures.get(ident, ""), ident in notes)

@@ -7,9 +7,9 @@ from pathlib import Path
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import open_regular
-from shards.plain import MOST_LINE, lines_of
+from shards.plain import MAX_LINE, split_lines
 from shards.sources.affectnet.common import affect, named
-from shards.sources.layout import TEXT, box, find, inside, need, numbers, points
+from shards.sources.layout import TEXT, box, first_existing, numbers, points, require_path, safe_relative_path
 
 COLUMNS = (
     "subDirectory_filePath", "face_x", "face_y", "face_width", "face_height", "facial_landmarks", "expression",
@@ -35,14 +35,14 @@ AUTOMATIC_IMAGES = tuple(place.replace("Manually", "Automatically") for place in
 
 def read_lists(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
     """Yield the rows of training.csv and validation.csv, optionally of automatically_annotated.csv."""
-    manual = [(find(root, *TRAINING), "train"), (find(root, *VALIDATION), "val")]
+    manual = [(first_existing(root, *TRAINING), "train"), (first_existing(root, *VALIDATION), "val")]
     for file, split in manual:
         if file is not None:
-            images = need("affectnet", root, "folder of the images", *MANUAL_IMAGES)
+            images = require_path("affectnet", root, "folder of the images", *MANUAL_IMAGES)
             yield from read_list(root, images, file, split)
     if automatic:
-        file = need("affectnet", root, "list of the automatic labels", *AUTOMATIC)
-        images = need("affectnet", root, "folder of the automatically labeled images", *AUTOMATIC_IMAGES)
+        file = require_path("affectnet", root, "list of the automatic labels", *AUTOMATIC)
+        images = require_path("affectnet", root, "folder of the automatically labeled images", *AUTOMATIC_IMAGES)
         yield from read_list(root, images, file, "automatic")
 
 
@@ -50,7 +50,7 @@ def read_list(root: Path, images: Path, file: Path, split: str) -> Iterator[Entr
     """Yield the rows of one list, in order."""
     try:
         with open_regular(file, newline="", **TEXT) as text:
-            rows = csv.reader(lines_of(text, MOST_LINE))
+            rows = csv.reader(split_lines(text, MAX_LINE))
             order = None
             for cells in rows:
                 if order is None:
@@ -86,7 +86,7 @@ def _entry(root: Path, images: Path, split: str, cells: list[str], line: int, fi
     place = f"{file.name} line {line}"
     if len(cells) < len(COLUMNS):
         return Rejected(place, "bad_row", f"{len(cells)} columns of {len(COLUMNS)}")
-    path = inside(cells[0].strip())
+    path = safe_relative_path(cells[0].strip())
     if path is None:
         return Rejected(place, "outside", repr(cells[0]))
     source = (images / path).relative_to(root).as_posix()

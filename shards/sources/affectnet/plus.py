@@ -8,7 +8,7 @@ from typing import Any
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.files import read_bytes
-from shards.plain import MOST_TOLD
+from shards.plain import MAX_JSON
 from shards.sources.affectnet.common import affect, named, pair
 from shards.sources.layout import points
 
@@ -38,7 +38,7 @@ def read_plus(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
 def _known(file: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if it is invalid. Non-JSON numbers (NaN) become None."""
     try:
-        found = json.loads(read_bytes(file, MOST_TOLD), parse_constant=lambda _: None)
+        found = json.loads(read_bytes(file, MAX_JSON), parse_constant=lambda _: None)
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

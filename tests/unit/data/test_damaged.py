@@ -14,13 +14,13 @@ from test_loader import CPU, DATA, VIEWS, same, take, tensors
 
 from shards.index import read_index
 from simfle.data.dali import Dali
-from simfle.data.damaged import TRIES
-from simfle.data.jpeg import MOST_PIXELS
-from simfle.data.loader import Loader, Share, make_order
-from simfle.data.reader import Corpus
-from simfle.data.rendered import DAMAGED
-from simfle.data.streaming import Stream
-from simfle.data.views import draw
+from simfle.data.damaged import MAX_REPLACEMENT_TRIES
+from simfle.data.jpeg import MAX_PIXELS
+from simfle.data.loader import Loader, RankSlice, make_sampler
+from simfle.data.reader import ShardCorpus
+from simfle.data.rendered import CORRUPT
+from simfle.data.streaming import ResampledStream
+from simfle.data.views import sample_view_params
 from simfle.errors import UserError
 
 REPLACED = {3: 4, 7: 0, 11: 13, 12: 13}  # 7 is the last of its shard, 11 and 12 follow each other
@@ -57,25 +57,25 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def make(folder: Path, backend: str = "opencv", share: Share = Share()) -> Loader:  # noqa: B008
-    corpus, data = Corpus([folder]), dataclasses.replace(DATA, backend=backend)
-    return Loader(corpus, make_order(corpus, data, 5, 8), VIEWS, data, share, CPU)
+def make(folder: Path, backend: str = "opencv", share: RankSlice = RankSlice()) -> Loader:  # noqa: B008
+    corpus, data = ShardCorpus([folder]), dataclasses.replace(DATA, backend=backend)
+    return Loader(corpus, make_sampler(corpus, data, 5, 8), VIEWS, data, share, CPU)
 
 
 @BOTH
 def test_the_next_good_sample_of_the_shard_comes_with_the_views_of_the_damaged_one(folder: Path, backend: str) -> None:
     loader, epoch = make(folder, backend), 1
     for step in range(3, 6):
-        wanted, _ = loader.order.batch(step)
+        wanted, _ = loader.sampler.batch_ids(step)
         batch = loader.batch(step, 0)
         assert batch.ids.tolist() == [REPLACED.get(number, number) for number in wanted.tolist()]
-        draws = draw(5, epoch, wanted, VIEWS)  # of the slots, not of what is fed in them
-        images = [loader.corpus.image(*(int(x[0]) for x in loader.corpus.locate([n]))) for n in batch.ids.tolist()]
+        draws = sample_view_params(5, epoch, wanted, VIEWS)  # of the slots, not of what is fed in them
+        images = [loader.corpus.read_image(*(int(x[0]) for x in loader.corpus.locate([n]))) for n in batch.ids.tolist()]
         alone = loader._backend.render(images, draws)
-        assert alone.damaged == []
+        assert alone.corrupt == []
         for got, expected in ((batch.view1, alone.view1), (batch.view2, alone.view2), (batch.face, alone.face)):
             assert torch.equal(got, expected)
-        assert np.array_equal(batch.draw.numpy(), draws.group)
+        assert np.array_equal(batch.mask_uniform.numpy(), draws.group)
     loader.close()
 
 
@@ -83,7 +83,7 @@ def test_the_next_good_sample_of_the_shard_comes_with_the_views_of_the_damaged_o
 def test_the_same_on_any_number_of_processes_and_started_anywhere(folder: Path, backend: str) -> None:
     whole = take(make(folder, backend), 0, 6)
     assert same(take(make(folder, backend), 4, 2), whole[4:])
-    parts = [take(make(folder, backend, Share(rank, 2, 2, 2)), 0, 12) for rank in range(2)]
+    parts = [take(make(folder, backend, RankSlice(rank, 2, 2, 2)), 0, 12) for rank in range(2)]
     for step in range(6):
         joined = zip(*(tensors(batch) for part in parts for batch in part[2 * step : 2 * step + 2]), strict=True)
         assert all(torch.equal(torch.cat(got), want) for got, want in zip(joined, tensors(whole[step]), strict=True))
@@ -94,22 +94,22 @@ def test_each_is_told_once_with_its_step(folder: Path, backend: str) -> None:
     loader = make(folder, backend)
     for step in range(6):
         loader.batch(step, 0)
-    assert loader.damaged(-1) == []
-    first = loader.damaged(0)
+    assert loader.corrupt_samples(-1) == []
+    first = loader.corrupt_samples(0)
     assert [each.step for each in first] == [0] * len(first)
-    told = first + loader.damaged(5)
-    assert {each.id: each.by for each in told} == REPLACED
+    told = first + loader.corrupt_samples(5)
+    assert {each.id: each.replaced_by for each in told} == REPLACED
     assert len(told) == len(REPLACED)
     assert {each.id: each.key for each in told} == {number: f"s{number:06d}" for number in REPLACED}
     assert all(each.shard == str(folder / f"train-{each.id // 8:06d}.tar") for each in told)
-    assert loader.damaged(100) == []
+    assert loader.corrupt_samples(100) == []
     loader.close()
 
 
 @BOTH
 def test_a_damaged_sample_is_tried_again_by_the_decoder_that_found_it(folder: Path, backend: str) -> None:
     loader = make(folder, backend)
-    assert [loader.is_sound(number) for number in (3, 4, 7, 99)] == [False, True, False, False]
+    assert [loader.is_decodable(number) for number in (3, 4, 7, 99)] == [False, True, False, False]
     loader.close()
 
 
@@ -120,7 +120,7 @@ def test_bytes_that_cannot_be_read_count_as_damage(tmp_path: Path) -> None:
     place = read_index(folder / "train-000001.idx").members(6)["jpg"]
     os.truncate(folder / "train-000001.tar", place.offset + 1)  # open already, and shorter from now on
     fed = list(itertools.chain.from_iterable(loader.batch(step, 0).ids.tolist() for step in range(3, 6)))
-    assert {each.id: each.by for each in loader.damaged(5)} == {14: 8, 15: 8}
+    assert {each.id: each.replaced_by for each in loader.corrupt_samples(5)} == {14: 8, 15: 8}
     assert sorted(fed) == sorted([*range(14), 8, 8, *range(16, 24)])
     loader.close()
 
@@ -128,11 +128,11 @@ def test_bytes_that_cannot_be_read_count_as_damage(tmp_path: Path) -> None:
 def test_an_image_of_too_many_pixels_is_not_decoded(tmp_path: Path) -> None:
     folder = shards(tmp_path / "shards")
     hurt(folder, 5, "bomb")
-    assert MOST_PIXELS < 65535**2
+    assert MAX_PIXELS < 65535**2
     loader = make(folder)
     for step in range(3):
         loader.batch(step, 0)
-    assert [(each.id, each.by) for each in loader.damaged(2)] == [(5, 6)]
+    assert [(each.id, each.replaced_by) for each in loader.corrupt_samples(2)] == [(5, 6)]
     loader.close()
 
 
@@ -142,7 +142,7 @@ def test_a_jpeg_of_4000_scans_is_not_decoded(tmp_path: Path, backend: str) -> No
     images[5] = jpeg_of_scans(4000)
     loader = make(write_shards(tmp_path / "shards", [("train", images)]), backend)
     loader.batch(0, 0)
-    assert [(each.id, each.by) for each in loader.damaged(0)] == [(5, 6)]
+    assert [(each.id, each.replaced_by) for each in loader.corrupt_samples(0)] == [(5, 6)]
     loader.close()
 
 
@@ -151,7 +151,9 @@ def test_a_shard_without_a_good_sample_ends_the_run(tmp_path: Path) -> None:
     for number in range(8, 16):
         hurt(folder, number)
     loader = make(folder)
-    with pytest.raises(UserError, match=rf"train-000001\.tar: {TRIES} consecutive samples cannot be decoded"):
+    with pytest.raises(
+        UserError, match=rf"train-000001\.tar: {MAX_REPLACEMENT_TRIES} consecutive samples cannot be decoded"
+    ):
         [loader.batch(step, 0) for step in range(3)]
     loader.close()
 
@@ -160,14 +162,14 @@ def test_in_a_stream_the_next_of_the_micro_batch_stands_in(tmp_path: Path) -> No
     folder = shards(tmp_path / "shards")
     for number in range(0, 24, 8):
         hurt(folder, number)
-    data = dataclasses.replace(DATA, shards=[str(folder)], streaming=True)
-    stream = Stream(data, 0, 8, 0)
-    loader = Loader(stream, stream, VIEWS, data, Share(), CPU)
+    data = dataclasses.replace(DATA, shards=[str(folder)], resampled=True)
+    stream = ResampledStream(data, 0, 8, 0)
+    loader = Loader(stream, stream, VIEWS, data, RankSlice(), CPU)
     for step in range(8):
         batch = loader.batch(step, 0)
         assert len(batch.ids) == 8
-        assert not (batch.face == DAMAGED).flatten(1).all(1).any()
-    told = loader.damaged(8)
+        assert not (batch.face == CORRUPT).flatten(1).all(1).any()
+    told = loader.corrupt_samples(8)
     assert {each.key.rpartition(" ")[2] for each in told} <= {"s000000", "s000008", "s000016"}
     assert told
     loader.close()
@@ -183,7 +185,7 @@ def test_memory_that_is_at_its_end_is_no_damaged_image() -> None:
 
     dali._pipeline.run = run
     with pytest.raises(RuntimeError, match="allocation failed"):
-        dali.render(good, draw(3, 0, range(2), VIEWS))
+        dali.render(good, sample_view_params(3, 0, range(2), VIEWS))
     dali._pipeline.run = lambda: (_ for _ in ()).throw(RuntimeError("whatever it was"))
     with pytest.raises(RuntimeError, match="whatever it was"):  # each image alone can be decoded
-        dali.render(good, draw(3, 0, range(2), VIEWS))
+        dali.render(good, sample_view_params(3, 0, range(2), VIEWS))

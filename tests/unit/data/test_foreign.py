@@ -16,10 +16,10 @@ from test_loader import CPU, DATA, VIEWS, take
 from shards import foreign
 from simfle.config import ViewsConfig
 from simfle.data.dali import Dali
-from simfle.data.loader import Loader, Share, make_order
+from simfle.data.loader import Loader, RankSlice, make_sampler
 from simfle.data.opencv import OpenCV
-from simfle.data.reader import Corpus
-from simfle.data.views import draw
+from simfle.data.reader import ShardCorpus
+from simfle.data.views import sample_view_params
 from simfle.errors import UserError
 
 webdataset = pytest.importorskip("webdataset")
@@ -63,28 +63,28 @@ def downloaded(tmp_path: Path) -> Path:
 
 def test_what_shard_writer_writes_is_read_as_it_is(written: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
-        corpus = Corpus([written], ["train"])
+        corpus = ShardCorpus([written], ["train"])
     assert "no manifest: 3 tars indexed temporarily, 12 samples, skipped: nothing" in caplog.text
     assert corpus.counts.tolist() == [4, 4, 4]
     assert corpus.labels == ("0", "1", "2")
     for number in range(12):
         place = divmod(number, 4)
-        image = cv2.imdecode(corpus.image(*place), cv2.IMREAD_COLOR_RGB)
+        image = cv2.imdecode(corpus.read_image(*place), cv2.IMREAD_COLOR_RGB)
         assert np.abs(image.astype(float) - picture(number, 60, 48)).mean() < 12
         assert corpus.key(*place) == f"faces/s{number:03d}"
         assert corpus.label(*place) == number % 3
-        assert corpus.meta(*place) == {"number": number}
+        assert corpus.metadata(*place) == {"number": number}
 
 
 def test_what_img2dataset_writes_is_read_as_it_is(downloaded: Path) -> None:
-    corpus = Corpus([downloaded])
+    corpus = ShardCorpus([downloaded])
     assert len(corpus) == 10
     assert corpus.key(1, 2) == "000010002"
-    assert corpus.meta(1, 2)["text"] == corpus.meta(1, 2)["caption"] == "face 2"
-    assert corpus.image(1, 2).tobytes() == jpeg(picture(7, 40, 50))
+    assert corpus.metadata(1, 2)["text"] == corpus.metadata(1, 2)["caption"] == "face 2"
+    assert corpus.read_image(1, 2).tobytes() == jpeg(picture(7, 40, 50))
     assert corpus.label(0, 0) is None
     assert corpus.labels == ()
-    batches = take(Loader(corpus, make_order(corpus, DATA, 0, 8), VIEWS, DATA, Share(), CPU), 0, 3)
+    batches = take(Loader(corpus, make_sampler(corpus, DATA, 0, 8), VIEWS, DATA, RankSlice(), CPU), 0, 3)
     assert all(int(batch.view1.max()) > 0 for batch in batches)
 
 
@@ -98,9 +98,11 @@ def test_both_backends_decode_what_is_no_jpeg(backend: str) -> None:
         images.append(np.frombuffer(stream.getvalue(), np.uint8))
     views = ViewsConfig(size=32, face_size=24)
     maker = OpenCV(views, 1) if backend == "opencv" else Dali(views, 1, len(images), torch.device("cpu"))
-    rendered = maker.render(images, draw(0, 0, np.zeros(len(images), np.int64), views))  # one draw for all
+    rendered = maker.render(
+        images, sample_view_params(0, 0, np.zeros(len(images), np.int64), views)
+    )  # one draw for all
     maker.close()
-    assert not rendered.damaged
+    assert not rendered.corrupt
     for output in (rendered.view1, rendered.view2, rendered.face):
         pixels = output.float()
         assert (pixels[:3] - pixels[0]).abs().mean() < 2
@@ -118,36 +120,36 @@ def test_what_cannot_be_used_is_counted_and_left_out(tmp_path: Path) -> None:
         writer.write({"__key__": "d", "jpg": b"GIF89a not one of ours"})
         writer.write({"__key__": "e", "png": encoded(1, "png"), "cls": b"2"})
         writer.write({"__key__": "f", "gif": b"GIF89a"})
-    manifest = foreign.synthesise(folder)
+    manifest = foreign.infer_manifest(folder)
     assert manifest.rejected == {"empty": 1, "no_image": 2, "not_an_image": 1}
     assert manifest.entries == 6
     assert manifest.splits == ("val",)
     assert manifest.labels == ()  # not all of them are numbers
-    corpus = Corpus([folder], ["val"])
+    corpus = ShardCorpus([folder], ["val"])
     assert [corpus.key(0, n) for n in range(2)] == ["a", "e"]
-    assert corpus.image(0, 1).tobytes() == encoded(1, "png")
+    assert corpus.read_image(0, 1).tobytes() == encoded(1, "png")
     (folder / "val-00.idx").write_text("v1.2 1\njpg 0 10 wrong.jpg\n")  # someone else's index is not believed
-    assert Corpus([folder], ["val"]).key(0, 1) == "e"
+    assert ShardCorpus([folder], ["val"]).key(0, 1) == "e"
 
 
 def test_the_digest_follows_the_content(written: Path) -> None:
-    first = Corpus([written]).digest()
-    assert Corpus([written]).digest() == first
+    first = ShardCorpus([written]).digest()
+    assert ShardCorpus([written]).digest() == first
     (written / "train-000002.tar").unlink()
-    assert Corpus([written]).digest() != first
+    assert ShardCorpus([written]).digest() != first
 
 
 def test_errors(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="no manifest"):
-        Corpus([tmp_path / "empty"])
+        ShardCorpus([tmp_path / "empty"])
     with webdataset.TarWriter(str(tmp_path / "empty" / "0.tar")) as writer:
         writer.write({"__key__": "a", "txt": "no image"})
     with pytest.raises(UserError, match="no sample in its tars has an image"):
-        Corpus([tmp_path / "empty"])
+        ShardCorpus([tmp_path / "empty"])
     (tmp_path / "empty" / "1.tar").write_bytes(b"no tar" * 500)
     with pytest.raises(UserError, match=r"1\.tar cannot be indexed"):
-        Corpus([tmp_path / "empty"])
+        ShardCorpus([tmp_path / "empty"])
 
 
 @pytest.mark.parametrize(
@@ -158,4 +160,4 @@ def test_errors(tmp_path: Path) -> None:
      ("test-of-time-train-0.tar", "train"), ("contest-0.tar", "train"), ("faces.validation.00.tar", "val")],
 )  # fmt: skip
 def test_splits_from_names(name: str, split: str) -> None:
-    assert foreign.split_of(name) == split
+    assert foreign.split_from_name(name) == split

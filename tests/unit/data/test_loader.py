@@ -12,13 +12,13 @@ from helpers.data_fixtures import drawn_corpus, picture
 
 from simfle.batch import Batch
 from simfle.config import DataConfig, ViewsConfig
-from simfle.data.loader import Loader, Share, choose_backend, make_order, threads_per_process
-from simfle.data.reader import Corpus
+from simfle.data.loader import Loader, RankSlice, choose_backend, make_sampler, threads_per_process
+from simfle.data.reader import ShardCorpus
 from simfle.errors import UserError
 
 CPU = torch.device("cpu")
 VIEWS = ViewsConfig(size=32, face_size=16)
-DATA = DataConfig(backend="opencv", threads=1, streams=8, window=6)
+DATA = DataConfig(backend="opencv", decode_threads=1, canonical_streams=8, shuffle_window=6)
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return drawn_corpus(tmp_path_factory.mktemp("corpus"))
 
 
-def make(folder: Path, share: Share = Share(), data: DataConfig = DATA, batch: int = 8) -> Loader:  # noqa: B008
-    corpus = Corpus([folder], ["train"])
-    return Loader(corpus, make_order(corpus, data, 5, batch), VIEWS, data, share, CPU)
+def make(folder: Path, share: RankSlice = RankSlice(), data: DataConfig = DATA, batch: int = 8) -> Loader:  # noqa: B008
+    corpus = ShardCorpus([folder], ["train"])
+    return Loader(corpus, make_sampler(corpus, data, 5, batch), VIEWS, data, share, CPU)
 
 
 def take(loader: Loader, start: int, count: int) -> list[Batch]:
@@ -41,7 +41,7 @@ def take(loader: Loader, start: int, count: int) -> list[Batch]:
 
 
 def tensors(batch: Batch) -> list[torch.Tensor]:
-    return [batch.ids, batch.draw, batch.view1, batch.view2, batch.face]
+    return [batch.ids, batch.mask_uniform, batch.view1, batch.view2, batch.face]
 
 
 def same(a: list[Batch], b: list[Batch]) -> bool:
@@ -56,8 +56,8 @@ def test_a_batch_is_what_the_joint_says(folder: Path) -> None:
     assert batch.view1.dtype == batch.face.dtype == torch.uint8
     assert batch.view1.is_contiguous(memory_format=torch.channels_last)
     assert (batch.ids.dtype, batch.ids.shape) == (torch.int64, (8,))
-    assert (batch.draw.dtype, batch.draw.shape) == (torch.float64, (8,))
-    assert ((batch.draw >= 0) & (batch.draw < 1)).all()
+    assert (batch.mask_uniform.dtype, batch.mask_uniform.shape) == (torch.float64, (8,))
+    assert ((batch.mask_uniform >= 0) & (batch.mask_uniform < 1)).all()
 
 
 def test_faces_are_those_of_their_ids(folder: Path) -> None:
@@ -70,7 +70,7 @@ def test_faces_are_those_of_their_ids(folder: Path) -> None:
 
 def test_started_at_step_k_it_goes_on_as_if_started_at_0(folder: Path) -> None:
     """12 steps are more than two epochs of 4 steps."""
-    share = Share(accumulation=2)
+    share = RankSlice(grad_accum_steps=2)
     whole = take(make(folder, share), 0, 24)
     for step in (1, 4, 7):
         assert same(take(make(folder, share), step, 24 - 2 * step), whole[2 * step :])
@@ -80,7 +80,9 @@ def test_started_at_step_k_it_goes_on_as_if_started_at_0(folder: Path) -> None:
 def test_any_number_of_processes_sees_the_same_global_batch(folder: Path) -> None:
     reference = take(make(folder), 3, 4)
     for size, accumulation in ((1, 4), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1)):
-        parts = [take(make(folder, Share(rank, size, size, accumulation)), 3, 4 * accumulation) for rank in range(size)]
+        parts = [
+            take(make(folder, RankSlice(rank, size, size, accumulation)), 3, 4 * accumulation) for rank in range(size)
+        ]
         for step in range(4):
             micro = slice(step * accumulation, (step + 1) * accumulation)
             joined = zip(*(tensors(batch) for rank in parts for batch in rank[micro]), strict=True)
@@ -89,7 +91,7 @@ def test_any_number_of_processes_sees_the_same_global_batch(folder: Path) -> Non
 
 
 def test_prefetch_and_threads_change_nothing(folder: Path) -> None:
-    fast = DataConfig(backend="opencv", threads=3, prefetch=5, streams=8, window=6)
+    fast = DataConfig(backend="opencv", decode_threads=3, prefetch_batches=5, canonical_streams=8, shuffle_window=6)
     assert same(take(make(folder), 0, 6), take(make(folder, data=fast), 0, 6))
 
 
@@ -97,12 +99,15 @@ def test_the_same_promises_with_dali(folder: Path) -> None:
     dali = dataclasses.replace(DATA, backend="dali")
     whole = take(make(folder, data=dali), 2, 3)
     assert same(whole[1:], take(make(folder, data=dali), 3, 2))
-    halves = [take(make(folder, Share(rank, 2, 2, 2), dali), 2, 6) for rank in range(2)]
+    halves = [take(make(folder, RankSlice(rank, 2, 2, 2), dali), 2, 6) for rank in range(2)]
     for step in range(3):
         joined = zip(*(tensors(batch) for half in halves for batch in half[2 * step : 2 * step + 2]), strict=True)
         assert all(torch.equal(torch.cat(got), want) for got, want in zip(joined, tensors(whole[step]), strict=True))
     opencv = take(make(folder), 2, 3)
-    assert all(torch.equal(a.ids, b.ids) and torch.equal(a.draw, b.draw) for a, b in zip(whole, opencv, strict=True))
+    assert all(
+        torch.equal(a.ids, b.ids) and torch.equal(a.mask_uniform, b.mask_uniform)
+        for a, b in zip(whole, opencv, strict=True)
+    )
 
 
 def test_dali_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +122,7 @@ def loader_threads() -> int:
 
 def test_no_thread_stays_behind(folder: Path) -> None:
     before = loader_threads()
-    loader = make(folder, data=DataConfig(backend="opencv", threads=2, prefetch=1))
+    loader = make(folder, data=DataConfig(backend="opencv", decode_threads=2, prefetch_batches=1))
     batches = loader.batches(0)
     next(batches)
     assert loader_threads() > before
@@ -130,8 +135,8 @@ def test_no_thread_stays_behind(folder: Path) -> None:
 
 
 def test_an_error_while_preparing_reaches_the_consumer(folder: Path, tmp_path: Path) -> None:
-    corpus = Corpus([drawn_corpus(tmp_path / "shards")], ["train"])
-    loader = Loader(corpus, make_order(corpus, DATA, 5, 8), VIEWS, DATA, Share(), CPU)
+    corpus = ShardCorpus([drawn_corpus(tmp_path / "shards")], ["train"])
+    loader = Loader(corpus, make_sampler(corpus, DATA, 5, 8), VIEWS, DATA, RankSlice(), CPU)
     for path in (tmp_path / "shards").glob("*.idx"):
         path.write_text("v0.9 1\n")
     batches = loader.batches(0)
@@ -145,17 +150,19 @@ def test_waiting_is_counted(folder: Path) -> None:
     loader = make(folder)
     batches = loader.batches(0)
     next(batches)
-    first = loader.waited
+    first = loader.data_wait_seconds
     assert first > 0
     time.sleep(0.3)  # the next ones are ready by now
     next(batches)
-    assert loader.waited >= first
+    assert loader.data_wait_seconds >= first
     batches.close()
     loader.close()
 
 
-@pytest.mark.parametrize(("share", "words"), [(Share(0, 3), "3 processes"), (Share(accumulation=3), "3 micro-batches")])
-def test_a_batch_that_does_not_divide(folder: Path, share: Share, words: str) -> None:
+@pytest.mark.parametrize(
+    ("share", "words"), [(RankSlice(0, 3), "3 processes"), (RankSlice(grad_accum_steps=3), "3 micro-batches")]
+)
+def test_a_batch_that_does_not_divide(folder: Path, share: RankSlice, words: str) -> None:
     with pytest.raises(UserError, match=words):
         make(folder, share)
 
@@ -175,6 +182,6 @@ def test_threads() -> None:
 
 
 def test_streams_are_made_to_divide_the_batch(folder: Path) -> None:
-    corpus = Corpus([folder])
-    assert make_order(corpus, DataConfig(streams=64), 0, 24).streams == 8
-    assert np.array_equal(make_order(corpus, DATA, 0, 24).counts, corpus.counts)
+    corpus = ShardCorpus([folder])
+    assert make_sampler(corpus, DataConfig(canonical_streams=64), 0, 24).streams == 8
+    assert np.array_equal(make_sampler(corpus, DATA, 0, 24).counts, corpus.counts)

@@ -8,8 +8,8 @@ from helpers.data_fixtures import jpeg, picture
 
 from simfle.config import ViewsConfig
 from simfle.data.opencv import OpenCV
-from simfle.data.rendered import DAMAGED, Rendered
-from simfle.data.views import draw
+from simfle.data.rendered import CORRUPT, RenderedViews
+from simfle.data.views import sample_view_params
 
 VIEWS = ViewsConfig(size=64, face_size=32)
 
@@ -18,10 +18,10 @@ def images(count: int) -> list[np.ndarray]:
     return [np.frombuffer(jpeg(picture(i, 50 + 13 * i, 90)), dtype=np.uint8) for i in range(count)]
 
 
-def render(some: list[np.ndarray], ids: list[int], threads: int = 1) -> Rendered:
+def render(some: list[np.ndarray], ids: list[int], threads: int = 1) -> RenderedViews:
     backend = OpenCV(VIEWS, threads)
     try:
-        return backend.render(some, draw(0, 0, ids, VIEWS))
+        return backend.render(some, sample_view_params(0, 0, ids, VIEWS))
     finally:
         backend.close()
 
@@ -32,7 +32,7 @@ def test_shapes_and_memory() -> None:
         assert view.shape == (3, 3, side, side)
         assert view.dtype == torch.uint8
         assert view.is_contiguous(memory_format=torch.channels_last)
-    assert got.damaged == []
+    assert got.corrupt == []
     assert not torch.equal(got.view1, got.view2)
 
 
@@ -51,9 +51,9 @@ def test_a_sample_depends_neither_on_its_batch_nor_on_threads() -> None:
 def test_a_damaged_image_is_grey_and_named(broken: bytes) -> None:
     some = [*images(2), np.frombuffer(broken, dtype=np.uint8)]
     got = render(some, [0, 1, 2])
-    assert got.damaged == [2]
-    assert (got.view1[2] == DAMAGED).all()
-    assert (got.face[2] == DAMAGED).all()
+    assert got.corrupt == [2]
+    assert (got.view1[2] == CORRUPT).all()
+    assert (got.face[2] == CORRUPT).all()
     assert torch.equal(got.view2[:2], render(some[:2], [0, 1]).view2)
 
 

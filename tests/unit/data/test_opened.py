@@ -17,7 +17,7 @@ def mean(image: Image.Image) -> float:
 
 def test_processes_that_are_started_anew_read_the_same(tmp_path: Path) -> None:
     """With spawn, as on macOS, all that a worker gets is pickled."""
-    pairs = shards.open(drawn_corpus(tmp_path / "shards")).dataset(mean)
+    pairs = shards.open(drawn_corpus(tmp_path / "shards")).as_torch_dataset(mean)
     assert isinstance(pairs, Dataset)
     again = pickle.loads(pickle.dumps(pairs))
     assert [again[position] for position in range(len(again))] == [pairs[position] for position in range(len(pairs))]

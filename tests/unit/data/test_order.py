@@ -7,21 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simfle.data.order import Order
+from simfle.data.order import Sampler
 from simfle.errors import UserError
 
 
 def make(
     counts: list[int], *, seed: int = 0, streams: int = 4, window: int = 16, batch: int = 8, gap: int = 0
-) -> Order:
+) -> Sampler:
     """An order whose shards leave `gap` ids unused between them, as an unchosen split does."""
     first = np.concatenate([[0], np.cumsum(np.array(counts) + gap)[:-1]])
-    return Order(np.array(counts), first, seed, math.gcd(streams, batch), window, batch)
+    return Sampler(np.array(counts), first, seed, math.gcd(streams, batch), window, batch)
 
 
-def epoch_ids(order: Order, epoch: int) -> np.ndarray:
+def epoch_ids(order: Sampler, epoch: int) -> np.ndarray:
     steps = order.steps_per_epoch
-    return np.stack([order.batch(epoch * steps + t)[0] for t in range(steps)])
+    return np.stack([order.batch_ids(epoch * steps + t)[0] for t in range(steps)])
 
 
 orders = st.builds(
@@ -37,28 +37,28 @@ orders = st.builds(
 
 @given(orders, st.integers(0, 1000))
 @settings(deadline=None)
-def test_an_epoch_and_what_it_drops_are_a_permutation(order: Order, epoch: int) -> None:
-    used, dropped = epoch_ids(order, epoch), order.dropped(epoch)
+def test_an_epoch_and_what_it_drops_are_a_permutation(order: Sampler, epoch: int) -> None:
+    used, dropped = epoch_ids(order, epoch), order.dropped_ids(epoch)
     everything = np.concatenate([first + np.arange(n) for first, n in zip(order.first_ids, order.counts, strict=True)])
     assert sorted([*used.reshape(-1).tolist(), *dropped.tolist()]) == everything.tolist()
     assert len(dropped) == order.samples % order.global_batch
-    assert all(order.batch(epoch * order.steps_per_epoch + t)[1] == epoch for t in range(order.steps_per_epoch))
+    assert all(order.batch_ids(epoch * order.steps_per_epoch + t)[1] == epoch for t in range(order.steps_per_epoch))
 
 
 @given(orders, st.integers(0, 100), st.data())
 @settings(deadline=None)
-def test_the_batch_does_not_depend_on_the_number_of_processes(order: Order, step: int, data: st.DataObject) -> None:
+def test_the_batch_does_not_depend_on_the_number_of_processes(order: Sampler, step: int, data: st.DataObject) -> None:
     batch = order.global_batch
     cuts = sorted(data.draw(st.lists(st.integers(0, batch), max_size=6)))
-    fresh = Order(order.counts, order.first_ids, order.seed, order.streams, order.window, batch)
-    parts = [fresh.slots(step, a, b)[0] for a, b in zip([0, *cuts], [*cuts, batch], strict=True)]
-    assert np.concatenate(parts).tolist() == order.batch(step)[0].tolist()
+    fresh = Sampler(order.counts, order.first_ids, order.seed, order.streams, order.window, batch)
+    parts = [fresh.slot_ids(step, a, b)[0] for a, b in zip([0, *cuts], [*cuts, batch], strict=True)]
+    assert np.concatenate(parts).tolist() == order.batch_ids(step)[0].tolist()
 
 
 @given(orders, st.data())
 @settings(deadline=None)
-def test_locate_is_the_inverse_of_first_ids(order: Order, data: st.DataObject) -> None:
-    ids = order.batch(data.draw(st.integers(0, 50)))[0]
+def test_locate_is_the_inverse_of_first_ids(order: Sampler, data: st.DataObject) -> None:
+    ids = order.batch_ids(data.draw(st.integers(0, 50)))[0]
     shard, index = order.locate(ids)
     assert (order.first_ids[shard] + index).tolist() == ids.tolist()
     assert np.all((index >= 0) & (index < order.counts[shard]))
@@ -66,7 +66,7 @@ def test_locate_is_the_inverse_of_first_ids(order: Order, data: st.DataObject) -
 
 @given(orders)
 @settings(deadline=None)
-def test_every_stream_gives_an_equal_share_of_its_own_places(order: Order) -> None:
+def test_every_stream_gives_an_equal_share_of_its_own_places(order: Sampler) -> None:
     share = order.global_batch // order.streams
     used = epoch_ids(order, 0).reshape(-1, order.streams, share)  # [steps, K, q]
     ring = order._ids(0, np.arange(order.samples))
@@ -95,7 +95,7 @@ def test_epochs_and_seeds_differ() -> None:
 
 def test_other_samples_are_dropped_in_each_epoch() -> None:
     order = make([11, 10], window=4)
-    dropped = {tuple(sorted(order.dropped(epoch).tolist())) for epoch in range(20)}
+    dropped = {tuple(sorted(order.dropped_ids(epoch).tolist())) for epoch in range(20)}
     assert len(dropped) > 10
     assert {sample for some in dropped for sample in some} == set(range(21))
 
@@ -119,14 +119,14 @@ def test_every_sample_comes_at_every_time_equally_often() -> None:
 def test_the_order_is_pinned_for_ever() -> None:
     """If this fails, resumed runs would see other samples than before: the code is wrong, not the number."""
     order = make([500, 123, 0, 777, 1000], seed=20240611, streams=64, window=100, batch=96, gap=7)
-    ids = np.concatenate([order.batch(step)[0] for step in [*range(60), 10**6]])
+    ids = np.concatenate([order.batch_ids(step)[0] for step in [*range(60), 10**6]])
     assert hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()[:32] == "cd7191ed664dd43b0faa7ae7c6884e97"
     assert ids[:6].tolist() == [994, 954, 986, 1050, 1018, 1066]
 
 
 def test_wide_windows() -> None:
     order = make([70000, 70000], streams=1, window=70000, batch=2)
-    used = np.concatenate([order.batch(step)[0] for step in range(500)])
+    used = np.concatenate([order.batch_ids(step)[0] for step in range(500)])
     assert len(set(used.tolist())) == 1000
     assert order._windows((0, 0, 0), order._make_window).dtype == np.uint32
 
@@ -134,8 +134,8 @@ def test_wide_windows() -> None:
 def test_a_thousand_million_samples_in_little_memory() -> None:
     tracemalloc.start()
     counts = np.full(200_000, 5000)
-    order = Order(counts, np.arange(200_000) * 5000, 0, 64, 16384, 256)
-    ids = [order.batch(step)[0] for step in range(4)]
+    order = Sampler(counts, np.arange(200_000) * 5000, 0, 64, 16384, 256)
+    ids = [order.batch_ids(step)[0] for step in range(4)]
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert order.samples == 10**9
@@ -155,7 +155,7 @@ def test_a_thousand_million_samples_in_little_memory() -> None:
 def test_errors(change: dict[str, int], words: str) -> None:
     arguments = {"seed": 0, "streams": 4, "window": 8, "global_batch": 8} | change
     with pytest.raises(UserError, match=words):
-        Order(np.array([40]), np.array([0]), **arguments)
+        Sampler(np.array([40]), np.array([0]), **arguments)
 
 
 def test_an_id_of_another_split_is_refused() -> None:

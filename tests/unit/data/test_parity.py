@@ -29,8 +29,8 @@ from torchvision.transforms.v2 import functional as judge
 from simfle.config import ViewsConfig
 from simfle.data.dali import Dali
 from simfle.data.opencv import OpenCV
-from simfle.data.rendered import Backend
-from simfle.data.views import HUE, View, ViewDraws, boxes, colour, draw
+from simfle.data.rendered import ViewBackend
+from simfle.data.views import HUE, BatchViewParams, ViewParams, color_matrices, crop_boxes, sample_view_params
 
 VIEWS = ViewsConfig()
 SIZES = [(48, 48), (64, 48), (112, 112), (218, 178), (250, 250), (350, 350), (450, 600), (600, 600)]
@@ -67,7 +67,7 @@ DALI_OPENCV = {
 }
 
 
-def at_stage(view: View, stage: str) -> View:
+def at_stage(view: ViewParams, stage: str) -> ViewParams:
     """The parameters of a view with all but one stage (and the crop before it) switched off."""
     if stage == "whole":
         return view
@@ -78,21 +78,21 @@ def at_stage(view: View, stage: str) -> View:
     if stage == "gentle":
         factors[:, :HUE] = 1 + (factors[:, :HUE] - 1) / 8
     coloured = stage in ("gentle", "clipped", "colour")
-    jitter, greyscale = (view.jitter, view.greyscale) if coloured else (never, never)
-    matrix, mean_matrix = colour(jitter, factors, view.order, greyscale)
+    jitter, greyscale = (view.jitter, view.grayscale) if coloured else (never, never)
+    matrix, mean_matrix = color_matrices(jitter, factors, view.order, greyscale)
     return dataclasses.replace(
         view,
         flip=view.flip if stage == "flip" else never,
         factors=factors,
         jitter=jitter,
-        greyscale=greyscale,
+        grayscale=greyscale,
         matrix=matrix,
         mean_matrix=mean_matrix,
         sigma=view.sigma if stage == "blur" else np.full(len(never), NO_BLUR),
     )
 
 
-def judged(image: torch.Tensor, box: list[int], view: View, i: int) -> torch.Tensor:
+def judged(image: torch.Tensor, box: list[int], view: ViewParams, i: int) -> torch.Tensor:
     """torchvision's view of a decoded image [3, H, W]."""
     x, y, w, h = box
     out = judge.resized_crop(image, y, x, h, w, [VIEWS.size, VIEWS.size], antialias=True)
@@ -101,7 +101,7 @@ def judged(image: torch.Tensor, box: list[int], view: View, i: int) -> torch.Ten
     adjust = (judge.adjust_brightness, judge.adjust_contrast, judge.adjust_saturation, judge.adjust_hue)
     for op in view.order[i] if view.jitter[i] else ():
         out = adjust[op](out, float(view.factors[i, op]))
-    if view.greyscale[i]:
+    if view.grayscale[i]:
         out = judge.rgb_to_grayscale(out, num_output_channels=3)
     if view.sigma[i] > NO_BLUR:
         out = judge.gaussian_blur(out, [23, 23], [float(view.sigma[i])] * 2)
@@ -116,17 +116,17 @@ class Bench:
         self.images = [np.frombuffer(jpeg(p), dtype=np.uint8) for p in pictures]
         self.decoded = [judge.pil_to_tensor(Image.open(io.BytesIO(image))) for image in self.images]
         n = len(self.images)
-        self.draws = draw(11, 0, np.arange(n), VIEWS)
-        self.backends: dict[str, Backend] = {
+        self.draws = sample_view_params(11, 0, np.arange(n), VIEWS)
+        self.backends: dict[str, ViewBackend] = {
             "opencv": OpenCV(VIEWS, 1),
             "dali": Dali(VIEWS, 1, n, torch.device("cpu")),
         }
         self.made: dict[tuple[str, str], torch.Tensor] = {}
         self.shape = np.array([image.shape[1:] for image in self.decoded])
 
-    def stage(self, stage: str) -> ViewDraws:
+    def stage(self, stage: str) -> BatchViewParams:
         views = self.draws.views
-        return ViewDraws((at_stage(views[0], stage), at_stage(views[1], stage)), self.draws.group)
+        return BatchViewParams((at_stage(views[0], stage), at_stage(views[1], stage)), self.draws.group)
 
     def render(self, backend: str, stage: str) -> torch.Tensor:
         """Both views [2n, 3, S, S], or the faces [n, 3, F, F]."""
@@ -136,7 +136,7 @@ class Bench:
 
     def work(self, backend: str, stage: str) -> torch.Tensor:
         got = self.backends[backend].render(self.images, self.stage(stage))
-        assert got.damaged == []
+        assert got.corrupt == []
         return got.face.clone() if stage == "face" else torch.cat([got.view1, got.view2])
 
     def judge(self, stage: str) -> torch.Tensor:
@@ -145,7 +145,7 @@ class Bench:
             return torch.stack([judge.resize(image, size, antialias=True) for image in self.decoded])
         found = []
         for view in self.stage(stage).views:
-            crop = boxes(view, self.shape[:, 0], self.shape[:, 1], VIEWS.ratio).tolist()
+            crop = crop_boxes(view, self.shape[:, 0], self.shape[:, 1], VIEWS.ratio).tolist()
             found += [judged(image, crop[i], view, i) for i, image in enumerate(self.decoded)]
         return torch.stack(found)
 
@@ -208,9 +208,9 @@ def test_a_sample_depends_on_itself_alone(bench: Bench, backend: str) -> None:
     together = bench.render(backend, "whole")
     n = len(bench.images)
     some = list(range(n))[: n // 2 : -1]
-    views = [View(**{name: value[some] for name, value in vars(view).items()}) for view in bench.draws.views]
+    views = [ViewParams(**{name: value[some] for name, value in vars(view).items()}) for view in bench.draws.views]
     got = bench.backends[backend].render(
-        [bench.images[i] for i in some], ViewDraws((views[0], views[1]), bench.draws.group[some])
+        [bench.images[i] for i in some], BatchViewParams((views[0], views[1]), bench.draws.group[some])
     )
     assert torch.equal(got.view1, together[:n][some])
     assert torch.equal(got.view2, together[n:][some])
@@ -219,8 +219,8 @@ def test_a_sample_depends_on_itself_alone(bench: Bench, backend: str) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.9])
 def test_damaged_images_are_the_same_ones_for_both(bench: Bench, share: float) -> None:
     images = [*bench.images[:3], bench.images[3][: int(share * len(bench.images[3]))]]
-    draws = draw(0, 0, range(4), VIEWS)
+    draws = sample_view_params(0, 0, range(4), VIEWS)
     got = {name: backend.render(images, draws) for name, backend in bench.backends.items()}
-    assert got["dali"].damaged == got["opencv"].damaged == [3]
+    assert got["dali"].corrupt == got["opencv"].corrupt == [3]
     assert torch.equal(got["dali"].face[3], got["opencv"].face[3])
     assert difference(got["dali"].view1, got["opencv"].view1)[2] < 1

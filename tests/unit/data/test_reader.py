@@ -12,7 +12,7 @@ import pytest
 from helpers.data_fixtures import drawn_corpus, jpeg, picture, write_shards
 
 from simfle.data import reader
-from simfle.data.reader import Corpus, SampleError
+from simfle.data.reader import SampleError, ShardCorpus
 from simfle.errors import UserError
 
 
@@ -22,7 +22,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_samples_of_all_splits(folder: Path) -> None:
-    corpus = Corpus([folder])
+    corpus = ShardCorpus([folder])
     assert len(corpus) == 37
     assert corpus.counts.tolist() == [13, 9, 4, 11]
     assert corpus.first_ids.tolist() == [0, 13, 22, 26]
@@ -31,13 +31,13 @@ def test_samples_of_all_splits(folder: Path) -> None:
         shard, sample = (int(part[0]) for part in corpus.locate([sample_id]))
         assert corpus.key(shard, sample) == f"s{sample_id:06d}"
         assert corpus.label(shard, sample) == sample_id % 2
-        assert corpus.meta(shard, sample) == {"key": f"s{sample_id:06d}"}
+        assert corpus.metadata(shard, sample) == {"key": f"s{sample_id:06d}"}
         expected = jpeg(picture(sample_id, 64 + sample_id % 7, 64 + sample_id % 5))
-        assert corpus.image(shard, sample).tobytes() == expected
+        assert corpus.read_image(shard, sample).tobytes() == expected
 
 
 def test_choosing_a_split_changes_no_id(folder: Path) -> None:
-    train, test = Corpus([folder], ["train"]), Corpus([folder], ["test"])
+    train, test = ShardCorpus([folder], ["train"]), ShardCorpus([folder], ["test"])
     assert train.first_ids.tolist() == [0, 13, 26]
     assert test.first_ids.tolist() == [22]
     assert test.key(0, 3) == "s000025"
@@ -48,13 +48,13 @@ def test_choosing_a_split_changes_no_id(folder: Path) -> None:
 
 def test_several_folders_follow_each_other(folder: Path, tmp_path: Path) -> None:
     other = drawn_corpus(tmp_path / "other", (3, 2))
-    corpus = Corpus([folder, other], ["train"])
+    corpus = ShardCorpus([folder, other], ["train"])
     assert corpus.first_ids.tolist() == [0, 13, 26, 37, 40]
-    assert corpus.tar(3) == other / "train-000000.tar"
+    assert corpus.shard_location(3) == other / "train-000000.tar"
 
 
 def test_images_are_bytes_that_nobody_can_change(folder: Path) -> None:
-    image = Corpus([folder]).image(0, 5)
+    image = ShardCorpus([folder]).read_image(0, 5)
     assert image.dtype == np.uint8
     assert not image.flags.writeable
     assert bytes(image[:2]) == b"\xff\xd8"
@@ -62,11 +62,11 @@ def test_images_are_bytes_that_nobody_can_change(folder: Path) -> None:
 
 def test_an_image_outlives_the_tar_it_is_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "TARS", 1)
-    corpus = Corpus([folder])
-    first = corpus.image(0, 0)
+    corpus = ShardCorpus([folder])
+    first = corpus.read_image(0, 0)
     kept = first.tobytes()
     for shard in range(4):
-        corpus.image(shard, 0)
+        corpus.read_image(shard, 0)
     assert len(corpus._tars) == 1
     assert first.tobytes() == kept
 
@@ -85,14 +85,14 @@ def restless() -> Iterator[None]:
 def test_many_threads_read_the_same(turn: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "TARS", 2)
     monkeypatch.setattr(reader, "TABLES", 2)
-    corpus = Corpus([folder])
+    corpus = ShardCorpus([folder])
     places = [(shard, sample) for shard in range(4) for sample in range(4)] * 20
-    expected = {place: corpus.image(*place).tobytes() for place in places}
+    expected = {place: corpus.read_image(*place).tobytes() for place in places}
     got: dict[int, bool] = {}
 
     def read(thread: int) -> None:
         order = np.random.default_rng([turn, thread]).permutation(len(places))
-        got[thread] = all(corpus.image(*places[n]).tobytes() == expected[places[n]] for n in order)
+        got[thread] = all(corpus.read_image(*places[n]).tobytes() == expected[places[n]] for n in order)
 
     threads = [threading.Thread(target=read, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -103,9 +103,9 @@ def test_many_threads_read_the_same(turn: int, folder: Path, monkeypatch: pytest
 
 
 def test_a_missing_index_is_made_on_the_spot(folder: Path) -> None:
-    expected = Corpus([folder]).image(1, 2).tobytes()
+    expected = ShardCorpus([folder]).read_image(1, 2).tobytes()
     (folder / "train-000001.idx").unlink()
-    assert Corpus([folder]).image(1, 2).tobytes() == expected
+    assert ShardCorpus([folder]).read_image(1, 2).tobytes() == expected
 
 
 def test_samples_without_label(tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_samples_without_label(tmp_path: Path) -> None:
     lines = index.read_text().splitlines()
     words = lines[1].split(" ")
     index.write_text("\n".join([lines[0], " ".join(words[:4]), *lines[2:]]) + "\n")
-    corpus = Corpus([folder])
+    corpus = ShardCorpus([folder])
     assert corpus.label(0, 0) is None
-    assert corpus.meta(0, 0) == {}
+    assert corpus.metadata(0, 0) == {}
     assert corpus.label(0, 1) == 1
 
 
@@ -127,25 +127,25 @@ def edit(folder: Path, **changes: object) -> None:
 
 def test_errors(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"data.shards=\[\]: empty"):
-        Corpus([])
+        ShardCorpus([])
     with pytest.raises(UserError, match="nowhere"):
-        Corpus([tmp_path / "nowhere"])
+        ShardCorpus([tmp_path / "nowhere"])
     with pytest.raises(UserError, match=r"no split 'valid'.*test, train"):
-        Corpus([folder], ["train", "valid"])
+        ShardCorpus([folder], ["train", "valid"])
     with pytest.raises(UserError, match="no samples"):
-        Corpus([write_shards(tmp_path / "none", [("train", [])])])
+        ShardCorpus([write_shards(tmp_path / "none", [("train", [])])])
     tar = folder / "train-000001.tar"
     content = tar.read_bytes()
     tar.write_bytes(content[:-512])
     with pytest.raises(UserError, match=r"train-000001\.tar has \d+ bytes, \d+ in its manifest"):
-        Corpus([folder])
-    Corpus([folder], ["test"])  # the damaged one is not chosen
+        ShardCorpus([folder])
+    ShardCorpus([folder], ["test"])  # the damaged one is not chosen
     tar.unlink()
     with pytest.raises(UserError, match=r"train-000001\.tar is missing"):
-        Corpus([folder])
+        ShardCorpus([folder])
     edit(folder, format=99)
     with pytest.raises(UserError, match="format 99"):
-        Corpus([folder])
+        ShardCorpus([folder])
 
 
 def test_an_index_that_does_not_fit_is_refused(folder: Path) -> None:
@@ -153,12 +153,12 @@ def test_an_index_that_does_not_fit_is_refused(folder: Path) -> None:
     lines = index.read_text().splitlines()
     index.write_text("\n".join(["v1.2 12", *lines[1:13]]) + "\n")
     with pytest.raises(UserError, match="lists 12 samples, the manifest 13"):
-        Corpus([folder]).image(0, 0)
+        ShardCorpus([folder]).read_image(0, 0)
     words = lines[3].split(" ")
     words[1] = "99999999"
     index.write_text("\n".join([*lines[:3], " ".join(words), *lines[4:]]) + "\n")
     with pytest.raises(UserError, match="s000002 has no image inside the tar"):
-        Corpus([folder]).image(0, 0)
+        ShardCorpus([folder]).read_image(0, 0)
 
 
 def test_the_index_of_another_tar_is_refused(folder: Path) -> None:
@@ -167,7 +167,7 @@ def test_the_index_of_another_tar_is_refused(folder: Path) -> None:
     moved = re.sub(r"jpg (\d+)", lambda match: f"jpg {int(match[1]) + 512}", index.read_text())
     index.write_text(moved)
     with pytest.raises(UserError, match="is of another tar"):
-        Corpus([folder]).image(0, 0)
+        ShardCorpus([folder]).read_image(0, 0)
 
 
 def test_an_index_whose_images_overlap_is_refused(folder: Path) -> None:
@@ -178,16 +178,16 @@ def test_an_index_whose_images_overlap_is_refused(folder: Path) -> None:
     rest = [line.split(" ", 3)[3] for line in lines]
     index.write_text("\n".join([first, *(f"jpg 512 {size - 512} {words}" for words in rest)]) + "\n")
     with pytest.raises(UserError, match=r"index of .*train-000000\.tar lists more than its bytes"):
-        Corpus([folder]).image(0, 0)
+        ShardCorpus([folder]).read_image(0, 0)
 
 
 def test_a_tar_that_is_cut_while_it_is_open_costs_only_what_was_cut(folder: Path) -> None:
-    corpus = Corpus([folder])
-    first = corpus.image(0, 0).tobytes()
+    corpus = ShardCorpus([folder])
+    first = corpus.read_image(0, 0).tobytes()
     os.truncate(folder / "train-000000.tar", 4096)
-    assert corpus.image(0, 0).tobytes() == first
+    assert corpus.read_image(0, 0).tobytes() == first
     with pytest.raises(SampleError, match=r"train-000000\.tar: s000012 is truncated"):
-        corpus.image(0, 12)
+        corpus.read_image(0, 12)
 
 
 def test_files_are_closed_when_nobody_needs_them(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,9 +196,9 @@ def test_files_are_closed_when_nobody_needs_them(folder: Path, monkeypatch: pyte
         return sum(file.parent == folder and file.suffix == ".tar" for file in open_files)
 
     monkeypatch.setattr(reader, "TARS", 2)
-    corpus = Corpus([folder])
+    corpus = ShardCorpus([folder])
     for shard in range(4):
-        corpus.image(shard, 0)
+        corpus.read_image(shard, 0)
     assert tars() == 2
     del corpus
     gc.collect()
@@ -206,12 +206,12 @@ def test_files_are_closed_when_nobody_needs_them(folder: Path, monkeypatch: pyte
 
 
 def test_the_sample_behind(folder: Path) -> None:
-    corpus = Corpus([folder], ["train"])
-    assert [corpus.following(number) for number in (0, 11, 12, 13, 21, 36)] == [1, 12, 0, 14, 13, 26]
+    corpus = ShardCorpus([folder], ["train"])
+    assert [corpus.next_in_shard(number) for number in (0, 11, 12, 13, 21, 36)] == [1, 12, 0, 14, 13, 26]
 
 
 def test_different_label_names(folder: Path, tmp_path: Path) -> None:
     other = drawn_corpus(tmp_path / "other", (3, 2))
     edit(other, labels=["x"])
     with pytest.raises(UserError, match="different label names"):
-        _ = Corpus([folder, other]).labels
+        _ = ShardCorpus([folder, other]).labels

@@ -13,14 +13,14 @@ from helpers.http_server import Served, served
 from test_loader import CPU, VIEWS, same, take
 
 from shards import remote
-from shards.cache import Cache, cost
+from shards.cache import Cache, cached_bytes
 from simfle.config import DataConfig
-from simfle.data.ahead import Ahead
-from simfle.data.loader import Loader, Share, make_order
-from simfle.data.reader import REMOTE_TARS, Corpus, open_corpus
+from simfle.data.ahead import ShardPrefetcher
+from simfle.data.loader import Loader, RankSlice, make_sampler
+from simfle.data.reader import REMOTE_TARS, ShardCorpus, open_corpus
 from simfle.errors import UserError
 
-DATA = DataConfig(backend="opencv", threads=1, streams=2, window=4)
+DATA = DataConfig(backend="opencv", decode_threads=1, canonical_streams=2, shuffle_window=4)
 COUNTS = (8,) * 12
 BIG = 10**9
 
@@ -38,20 +38,20 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
         yield state
 
 
-def loader(place: str | Path, cache: Cache | None = None, share: Share = Share()) -> Loader:  # noqa: B008
-    corpus = Corpus([place], ["train"], cache)
-    return Loader(corpus, make_order(corpus, DATA, 3, 4), VIEWS, DATA, share, CPU)
+def loader(place: str | Path, cache: Cache | None = None, share: RankSlice = RankSlice()) -> Loader:  # noqa: B008
+    corpus = ShardCorpus([place], ["train"], cache)
+    return Loader(corpus, make_sampler(corpus, DATA, 3, 4), VIEWS, DATA, share, CPU)
 
 
 def test_a_url_gives_what_the_folder_gives(folder: Path, server: Served, tmp_path: Path) -> None:
     """Three epochs of 22 steps, with room for less than half of the shards."""
-    here, there = Corpus([folder]), Corpus([server.url], cache=Cache(tmp_path, BIG))
+    here, there = ShardCorpus([folder]), ShardCorpus([server.url], cache=Cache(tmp_path, BIG))
     assert there.digest() == here.digest()
     assert there.folders == (server.url,)
     assert [there.key(3, n) for n in range(8)] == [here.key(3, n) for n in range(8)]
     assert [there.label(3, n) for n in range(8)] == [here.label(3, n) for n in range(8)]
-    assert there.meta(3, 1) == here.meta(3, 1)
-    limit = 5 * max(cost(info) for _, info in here.shards)
+    assert there.metadata(3, 1) == here.metadata(3, 1)
+    limit = 5 * max(cached_bytes(info) for _, info in here.shards)
     far = loader(server.url, Cache(tmp_path / "small", limit))
     assert same(take(far, 0, 66), take(loader(folder), 0, 66))
     assert sum(path.stat().st_size for path in (tmp_path / "small").iterdir()) <= limit
@@ -60,19 +60,19 @@ def test_a_url_gives_what_the_folder_gives(folder: Path, server: Served, tmp_pat
 
 def test_shards_are_fetched_before_they_are_read(server: Served, tmp_path: Path) -> None:
     cache = Cache(tmp_path, BIG)
-    corpus = Corpus([server.url], ["train"], cache)
-    order = make_order(corpus, DATA, 3, 4)
-    ahead = Ahead(corpus, order, (0, 2), 1.0)  # the first of two streams
-    ahead.reached(0)
+    corpus = ShardCorpus([server.url], ["train"], cache)
+    order = make_sampler(corpus, DATA, 3, 4)
+    ahead = ShardPrefetcher(corpus, order, (0, 2), 1.0)  # the first of two streams
+    ahead.advance_to(0)
     ahead.wait()
     first = {int(shard) for window in range(11) for shard in order.window_shards(0, 0, window)}
     there = {number for number, (_, info) in enumerate(corpus.shards) if cache.has(info)}
     assert first <= there
     asked = server.asked.copy()
     for step in range(22):
-        ids, _ = order.slots(step, 0, 2)
+        ids, _ = order.slot_ids(step, 0, 2)
         for place in zip(*corpus.locate(ids), strict=True):
-            corpus.image(*map(int, place))
+            corpus.read_image(*map(int, place))
     assert server.asked == asked
     ahead.close()
 
@@ -80,9 +80,9 @@ def test_shards_are_fetched_before_they_are_read(server: Served, tmp_path: Path)
 def test_what_is_needed_next_stays_and_what_has_been_used_may_go(server: Served, tmp_path: Path) -> None:
     size = largest(server.url, tmp_path)
     cache = Cache(tmp_path / "near", 8 * size)
-    corpus = Corpus([server.url], ["train"], cache)
-    order = make_order(corpus, DATA, 3, 4)
-    ahead = Ahead(corpus, order, (0, 2), 0.5)
+    corpus = ShardCorpus([server.url], ["train"], cache)
+    order = make_sampler(corpus, DATA, 3, 4)
+    ahead = ShardPrefetcher(corpus, order, (0, 2), 0.5)
 
     def needed(step: int) -> set[str]:
         epoch, windows = order.windows(step)
@@ -98,7 +98,7 @@ def test_what_is_needed_next_stays_and_what_has_been_used_may_go(server: Served,
         return {info.file: server.asked[info.file] - before[info.file] for _, info in corpus.shards}
 
     for step in (0, 18):
-        ahead.reached(step)
+        ahead.advance_to(step)
         ahead.wait()
         fetched = read_all()
         assert {fetched[name] for name in needed(step)} == {0}
@@ -109,7 +109,7 @@ def test_what_is_needed_next_stays_and_what_has_been_used_may_go(server: Served,
 
 def largest(url: str, folder: Path) -> int:
     """Bytes that the largest shard takes in a cache."""
-    return max(cost(info) for _, info in Corpus([url], cache=Cache(folder / "unused", BIG)).shards)
+    return max(cached_bytes(info) for _, info in ShardCorpus([url], cache=Cache(folder / "unused", BIG)).shards)
 
 
 PROCESS = """
@@ -118,13 +118,13 @@ from pathlib import Path
 import torch
 from shards.cache import Cache
 from simfle.config import DataConfig, ViewsConfig
-from simfle.data.loader import Loader, Share, make_order
+from simfle.data.loader import Loader, RankSlice, make_sampler
 from simfle.data.reader import Corpus
 url, folder, limit, rank = sys.argv[1:]
 data = DataConfig(backend="opencv", threads=1, streams=2, window=4)
 corpus = Corpus([url], ["train"], Cache(Path(folder), int(limit)))
-views, share = ViewsConfig(size=32, face_size=16), Share(int(rank), 2, 2)
-loader = Loader(corpus, make_order(corpus, data, 3, 4), views, data, share, torch.device("cpu"))
+views, share = ViewsConfig(size=32, face_size=16), RankSlice(int(rank), 2, 2)
+loader = Loader(corpus, make_sampler(corpus, data, 3, 4), views, data, share, torch.device("cpu"))
 batches = loader.batches(0)
 print(json.dumps([[batch.ids.tolist(), int(batch.view1.sum())] for batch in itertools.islice(batches, 44)]))
 batches.close(); loader.close()
@@ -156,9 +156,9 @@ def test_two_processes_share_a_cache_that_holds_half_of_the_shards(
 def test_tars_that_nobody_needs_do_not_fill_the_cache(server: Served, tmp_path: Path) -> None:
     """Read in turn without an order, as an evaluation does."""
     size = largest(server.url, tmp_path)
-    corpus = Corpus([server.url], cache=Cache(tmp_path / "near", (REMOTE_TARS + 1) * size))
+    corpus = ShardCorpus([server.url], cache=Cache(tmp_path / "near", (REMOTE_TARS + 1) * size))
     for shard in range(12):
-        corpus.image(shard, 0)
+        corpus.read_image(shard, 0)
     assert server.asked["train-000011.tar"] == 1
 
 
@@ -177,17 +177,17 @@ def test_a_cache_that_is_too_small_is_said_before_the_first_batch(server: Served
 def test_errors_of_urls(folder: Path, server: Served, tmp_path: Path) -> None:
     cache = Cache(tmp_path, BIG)
     with pytest.raises(UserError, match=r"/nowhere/manifest\.json does not exist"):
-        Corpus([server.url + "/nowhere"], cache=cache)
+        ShardCorpus([server.url + "/nowhere"], cache=cache)
     with pytest.raises(UserError, match="is not allowed"):
-        Corpus(["pipe:curl http://x"], cache=cache)
+        ShardCorpus(["pipe:curl http://x"], cache=cache)
     with pytest.raises(UserError, match=r"data\.cache_gb=0"):
-        open_corpus(DataConfig(shards=[server.url], cache=str(tmp_path), cache_gb=0))
+        open_corpus(DataConfig(shards=[server.url], cache_dir=str(tmp_path), cache_gb=0))
     server.cut.add("train-000000.tar")
     with pytest.raises(UserError, match=r"train-000000\.tar: failed"):
-        Corpus([server.url], cache=cache).image(0, 0)
-    configured = open_corpus(DataConfig(shards=[folder.as_uri(), str(folder)], cache=str(tmp_path / "c")))
+        ShardCorpus([server.url], cache=cache).read_image(0, 0)
+    configured = open_corpus(DataConfig(shards=[folder.as_uri(), str(folder)], cache_dir=str(tmp_path / "c")))
     assert len(configured) == 2 * 88
-    assert bytes(configured.image(0, 1)) == bytes(configured.image(11, 1))
+    assert bytes(configured.read_image(0, 1)) == bytes(configured.read_image(11, 1))
 
 
 def test_the_command_line_keeps_a_url_whole(tmp_path: Path) -> None:

@@ -14,9 +14,9 @@ from test_loader import CPU, VIEWS, take
 from shards import remote
 from simfle.config import DataConfig, PretrainConfig
 from simfle.data import streaming
-from simfle.data.loader import Loader, Share, open_data
-from simfle.data.streaming import Stream, expand
-from simfle.data.views import draw
+from simfle.data.loader import Loader, RankSlice, open_data
+from simfle.data.streaming import ResampledStream, expand
+from simfle.data.views import sample_view_params
 from simfle.errors import UserError
 from simfle.train.check import check
 
@@ -44,12 +44,12 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 
 
 def config(*places: str, window: int = 8) -> DataConfig:
-    return DataConfig(shards=list(places), streaming=True, backend="opencv", threads=1, window=window)
+    return DataConfig(shards=list(places), resampled=True, backend="opencv", decode_threads=1, shuffle_window=window)
 
 
 def loader(data: DataConfig, rank: int = 0, size: int = 1) -> Loader:
     corpus, order = open_data(data, 3, 4 * size, rank)
-    return Loader(corpus, order, VIEWS, data, Share(rank, size, size), CPU)
+    return Loader(corpus, order, VIEWS, data, RankSlice(rank, size, size), CPU)
 
 
 def ids(data: DataConfig, start: int = 0, rank: int = 0) -> list[int]:
@@ -61,8 +61,10 @@ def test_a_stream_yields_the_same_kind_of_batch(server: Served) -> None:
     for step, batch in enumerate(batches, 7):
         assert batch.view1.shape == (4, 3, 32, 32)
         assert batch.view1.is_contiguous(memory_format=torch.channels_last)
-        drawn = draw(3, step, batch.ids.numpy(), VIEWS)  # the same parameters as everywhere, the step for the epoch
-        assert torch.equal(batch.draw, torch.from_numpy(drawn.group))
+        drawn = sample_view_params(
+            3, step, batch.ids.numpy(), VIEWS
+        )  # the same parameters as everywhere, the step for the epoch
+        assert torch.equal(batch.mask_uniform, torch.from_numpy(drawn.group))
     seen = {number for batch in batches for number in batch.ids.tolist()}
     assert 20 < len(seen) <= ALL
     assert all(number >= 0 for number in seen)
@@ -76,7 +78,7 @@ def test_faces_are_those_of_their_names(folder: Path) -> None:
         drawn = torch.from_numpy(picture(8 * int(shard) + int(sample), 40, 40)).float().permute(2, 0, 1)[None]
         small = torch.nn.functional.interpolate(drawn, (16, 16), mode="area")[0]
         assert (small - face).abs().mean() < 15
-    assert stream.order.batch(0)[0].tolist() == batch.ids.tolist()
+    assert stream.sampler.batch_ids(0)[0].tolist() == batch.ids.tolist()
     stream.close()
 
 
@@ -107,7 +109,7 @@ def test_shards_that_fail_are_passed_over(server: Served, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         assert len(take(stream, 0, 40)) == 40
     assert "shard skipped" in caplog.text
-    assert isinstance(stream.corpus, Stream)
+    assert isinstance(stream.corpus, ResampledStream)
     assert stream.corpus.skipped > 1
     server.fails.update({f"faces-{number:03d}.tar": 10**9 for number in range(5)})
     with pytest.raises(UserError, match=f"{streaming.FAILURES} consecutive shards"):
@@ -145,7 +147,7 @@ def test_names_tell_the_splits_where_there_is_no_manifest(tmp_path: Path) -> Non
 def test_no_commands_and_no_other_schemes(tmp_path: Path, place: str, words: str) -> None:
     mark = tmp_path / "mark"
     with pytest.raises(UserError, match=words):
-        Stream(config(place.format(mark=mark)), 0, 4, 0)
+        ResampledStream(config(place.format(mark=mark)), 0, 4, 0)
     assert not mark.exists()
 
 
@@ -163,7 +165,7 @@ def test_a_tar_is_opened_by_us_and_by_no_shell(tmp_path: Path, folder: Path, mon
 
 def test_a_stream_needs_a_number_of_steps() -> None:
     with pytest.raises(UserError, match=r"data\.streaming=true: .* train\.steps"):
-        check(PretrainConfig(data=DataConfig(shards=["x"], streaming=True)))
+        check(PretrainConfig(data=DataConfig(shards=["x"], resampled=True)))
 
 
 def test_compressed_tars_can_be_streamed(tmp_path: Path) -> None:

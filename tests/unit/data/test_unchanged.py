@@ -14,8 +14,8 @@ from faults.story import exchange_images
 from helpers.data_fixtures import drawn_corpus
 
 from shards.index import index_tar
-from simfle.data.reader import Corpus
-from simfle.errors import AgreedError, UserError
+from simfle.data.reader import ShardCorpus
+from simfle.errors import CollectiveError, UserError
 from simfle.runtime import World
 from simfle.train import unchanged
 
@@ -30,7 +30,7 @@ def group() -> Iterator[None]:
 
 
 def resume(run: Path, place: Path) -> None:
-    unchanged.check(run, Corpus([place]), ALONE, resumed=True)
+    unchanged.check_shards_unchanged(run, ShardCorpus([place]), ALONE, resumed=True)
 
 
 @pytest.fixture
@@ -38,21 +38,23 @@ def started(tmp_path: Path, group: None) -> tuple[Path, Path]:
     """A run's folder with its record, and its shards."""
     place, run = drawn_corpus(tmp_path / "faces"), tmp_path / "run"
     run.mkdir()
-    unchanged.check(run, Corpus([place]), ALONE, resumed=False)
+    unchanged.check_shards_unchanged(run, ShardCorpus([place]), ALONE, resumed=False)
     return run, place
 
 
 def test_files_of_the_same_size_and_count_are_noticed(started: tuple[Path, Path]) -> None:
     run, place = started
-    before = Corpus([place]).digest()
+    before = ShardCorpus([place]).digest()
     exchange_images(place / "train-000001.tar")
-    assert Corpus([place]).digest() == before  # what the manifest says has not changed
+    assert ShardCorpus([place]).digest() == before  # what the manifest says has not changed
     with pytest.raises(UserError, match=r"train-000001\.tar or its index is not the files .* Fix: restore"):
         resume(run, place)
     exchange_images(place / "train-000000.tar")
     with pytest.raises(UserError, match=r"train-000000\.tar and 1 more are not the files"):
         resume(run, place)
-    unchanged.check(run, Corpus([place]), ALONE, resumed=False)  # nothing has been trained yet: recorded anew
+    unchanged.check_shards_unchanged(
+        run, ShardCorpus([place]), ALONE, resumed=False
+    )  # nothing has been trained yet: recorded anew
     resume(run, place)
 
 
@@ -113,23 +115,23 @@ import sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from simfle.data.places import Folder
+from simfle.data.places import LocalStore
 from simfle.data.reader import Corpus
-from simfle.errors import AgreedError, UserError
+from simfle.errors import CollectiveError, UserError
 from simfle.runtime import World
 from simfle.train import unchanged
 
 run, same, other, unreadable = sys.argv[1:]
 dist.init_process_group("gloo")
-rank, looked, spots = dist.get_rank(), [], Folder.spots
-Folder.spots = lambda self, shard: looked.append(shard.file) or spots(self, shard)
+rank, looked, spots = dist.get_rank(), [], LocalStore.spots
+LocalStore.spots = lambda self, shard: looked.append(shard.file) or spots(self, shard)
 
 def check(place, *own):
     looked.clear()
     try:
         unchanged.check(Path(run), Corpus([place]), World(rank, 2, *own, torch.device("cpu")), resumed=True)
         print("fine", len(looked))
-    except AgreedError as error:
+    except CollectiveError as error:
         print(error.said_here, error)
     except UserError as error:
         print("mine:", error)
@@ -162,6 +164,6 @@ def test_processes_share_the_work_and_machines_are_compared(started: tuple[Path,
 def test_agreed_errors_are_said_once(started: tuple[Path, Path]) -> None:
     run, place = started
     exchange_images(place / "train-000000.tar")
-    with pytest.raises(AgreedError) as told:
+    with pytest.raises(CollectiveError) as told:
         resume(run, place)
-    assert told.value.said_here
+    assert told.value.is_reporter

@@ -12,7 +12,7 @@ from helpers.eval_fixtures import CLASSES, MODEL, MakeBackbone, MakeShards, writ
 from safetensors.torch import save_file
 
 from shards.manifest import FORMAT, Manifest, write_manifest
-from simfle.eval.backbones import Card
+from simfle.eval.backbones import BackboneMetadata
 from simfle.models.backbone import build_backbone
 
 
@@ -52,7 +52,9 @@ def make_backbone(tmp_path: Path) -> MakeBackbone:
     def make(folder: str = "backbone", model: str = MODEL, seed: int = 7, size: int = 32) -> Path:
         torch.manual_seed(seed)
         network = build_backbone(model)
-        card = Card(model, "online", int(network.num_features), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), size, {"step": 1})  # type: ignore[arg-type]
+        card = BackboneMetadata(
+            model, "online", int(network.num_features), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), size, {"step": 1}
+        )  # type: ignore[arg-type]
         path = tmp_path / folder / "backbone.safetensors"
         path.parent.mkdir(parents=True)
         save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)

@@ -15,9 +15,9 @@ from helpers.eval_fixtures import CLASSES, MakeShards
 
 from simfle.data.jpeg import size
 from simfle.errors import UserError
-from simfle.eval.beton import about_file, build_beton, find_betons, load_ffcv
+from simfle.eval.beton import find_ffcv_files, load_ffcv, metadata_file, write_ffcv
 from simfle.eval.features import Augment, Extractor
-from simfle.eval.loaders import Loaders
+from simfle.eval.loaders import DecoderPool
 from simfle.eval.splits import Split, read_split
 
 # Not by importorskip: importing ffcv directly sets torch to one thread.
@@ -35,8 +35,8 @@ def threads() -> Iterator[int]:
     torch.set_num_threads(before)
 
 
-def show(loaders: Loaders, split: Split, side: int, augment: Augment | None, threads: int = 1) -> torch.Tensor:
-    extractor = Extractor(side, 3, torch.device("cpu"), threads, loaders=loaders)
+def show(loaders: DecoderPool, split: Split, side: int, augment: Augment | None, threads: int = 1) -> torch.Tensor:
+    extractor = Extractor(side, 3, torch.device("cpu"), threads, decoders=loaders)
     return torch.cat(list(extractor.images(split.source, ROWS, augment))).int()
 
 
@@ -52,10 +52,10 @@ def test_ffcv_shows_what_opencv_shows(
     make_shards: MakeShards, tmp_path: Path, threads: int, side: int, augment: Augment | None
 ) -> None:
     shards = make_shards({"train": [7, 7, 7]})
-    build_beton(shards, tmp_path / "a.beton", "train")
+    write_ffcv(shards, tmp_path / "a.beton", "train")
     split = read_split([str(shards)], "train")
-    expected = show(Loaders("opencv"), split, side, augment)
-    loaders = Loaders("ffcv", (str(tmp_path / "a.beton"),))
+    expected = show(DecoderPool("opencv"), split, side, augment)
+    loaders = DecoderPool("ffcv", (str(tmp_path / "a.beton"),))
     found = show(loaders, split, side, augment)
     mean, most = differences(found, expected)
     assert mean < 2
@@ -72,8 +72,8 @@ def test_ffcv_shows_what_opencv_shows(
 def test_dali_shows_what_opencv_shows(make_shards: MakeShards, side: int, augment: Augment | None) -> None:
     pytest.importorskip("nvidia.dali")
     split = read_split([str(make_shards({"train": [7, 7, 7]}))], "train")
-    expected = show(Loaders("opencv"), split, side, augment)
-    found = show(Loaders("dali"), split, side, augment)
+    expected = show(DecoderPool("opencv"), split, side, augment)
+    found = show(DecoderPool("dali"), split, side, augment)
     assert differences(found, expected)[0] < 8
     assert differences(found.flip(0), expected)[0] > 20
 
@@ -82,7 +82,7 @@ def test_dali_shows_what_opencv_shows(make_shards: MakeShards, side: int, augmen
 def test_a_beton_holds_the_shards_bytes_labels_ids_and_keys(make_shards: MakeShards, tmp_path: Path) -> None:
     shards, file = make_shards({"val": [2, 2, 2], "train": [5, 6, 7]}), tmp_path / "a.beton"
     told: list[tuple[int, int]] = []
-    about = build_beton(shards, file, "train", lambda *done: told.append(done))
+    about = write_ffcv(shards, file, "train", lambda *done: told.append(done))
     split = read_split([str(shards)], "train")
     assert (about.samples, tuple(about.classes), about.corpus, told[-1]) == (18, CLASSES, "shapes", (18, 18))
     assert split.ids[0] == 6  # ids also count the other split
@@ -98,10 +98,10 @@ def test_a_beton_holds_the_shards_bytes_labels_ids_and_keys(make_shards: MakeSha
     assert [int(row["f2"]) for row in read.metadata] == split.ids.tolist()
     assert [stored(int(row["f3"]["ptr"])).decode() for row in read.metadata] == list(split.keys)
     for row, image in enumerate(read.metadata["f0"]):
-        jpeg = split.source.corpus.image(int(split.source.shards[row]), int(split.source.samples[row]))
+        jpeg = split.source.corpus.read_image(int(split.source.shards[row]), int(split.source.samples[row]))
         assert stored(int(image["data_ptr"])) == jpeg.tobytes()
         assert (int(image["height"]), int(image["width"])) == size(jpeg) == (48, 64)
-    build_beton(shards, tmp_path / "b.beton", "train")
+    write_ffcv(shards, tmp_path / "b.beton", "train")
     assert (tmp_path / "b.beton").read_bytes() == content
     assert sorted(path.name for path in tmp_path.glob("*beton*")) == [
         "a.beton", "a.beton.json", "b.beton", "b.beton.json"
@@ -112,49 +112,49 @@ def test_a_beton_holds_the_shards_bytes_labels_ids_and_keys(make_shards: MakeSha
 def test_a_damaged_image_is_named(make_shards: MakeShards) -> None:
     shards = make_shards({"train": [7, 7, 7]})
     file = shards / "train.beton"
-    build_beton(shards, file, "train")
+    write_ffcv(shards, file, "train")
     split = read_split([str(shards)], "train")
-    jpeg = split.source.corpus.image(int(split.source.shards[5]), int(split.source.samples[5])).tobytes()
+    jpeg = split.source.corpus.read_image(int(split.source.shards[5]), int(split.source.samples[5])).tobytes()
     content = file.read_bytes()
     assert content.count(jpeg) == 1
     file.write_bytes(content.replace(jpeg, bytes(len(jpeg))))
     with pytest.raises(UserError, match=f"{split.keys[5]} cannot be decoded"):
-        show(Loaders("auto"), split, 32, None)
+        show(DecoderPool("auto"), split, 32, None)
 
 
 @needs_ffcv
 def test_a_beton_serves_the_samples_that_it_was_made_of(make_shards: MakeShards, tmp_path: Path) -> None:
     shards = make_shards({"train": [3, 3, 3], "val": [2, 2, 2]})
-    build_beton(shards, shards / "train.beton", "train")
+    write_ffcv(shards, shards / "train.beton", "train")
     train, val = (read_split([str(shards)], name) for name in ("train", "val"))
     other = read_split([str(make_shards({"train": [3, 3, 4]}, "other"))], "train")
-    assert Loaders("auto").name(train.source) == "ffcv"
-    assert Loaders("auto").name(val.source) == "opencv"
-    assert Loaders("auto", (str(shards),)).name(other.source) == "opencv"
-    assert Loaders("opencv", (str(shards),)).name(train.source) == "opencv"
+    assert DecoderPool("auto").name(train.source) == "ffcv"
+    assert DecoderPool("auto").name(val.source) == "opencv"
+    assert DecoderPool("auto", (str(shards),)).name(other.source) == "opencv"
+    assert DecoderPool("opencv", (str(shards),)).name(train.source) == "opencv"
     with pytest.raises(UserError, match=r"no beton of split 'val' .* simfle shards beton"):
-        Loaders("ffcv").name(val.source)
+        DecoderPool("ffcv").name(val.source)
     with pytest.raises(UserError, match="no split 'test'"):
-        build_beton(shards, tmp_path / "a.beton", "test")
+        write_ffcv(shards, tmp_path / "a.beton", "test")
     unlabelled = make_shards({"train": [2, 2, 2]}, "unlabelled", labelled=False)
     with pytest.raises(UserError, match="has no labels"):
-        build_beton(unlabelled, tmp_path / "a.beton", "train")
+        write_ffcv(unlabelled, tmp_path / "a.beton", "train")
     with (shards / "train.beton").open("ab") as file:
         file.write(b"more")
     with pytest.raises(UserError, match="build it again"):
-        Loaders("auto").name(train.source)
+        DecoderPool("auto").name(train.source)
 
 
 def test_betons_that_are_missing_or_damaged_are_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Fix: run simfle shards beton"):
-        find_betons([tmp_path / "none.beton"])
+        find_ffcv_files([tmp_path / "none.beton"])
     file = tmp_path / "a.beton"
     file.write_bytes(b"something")
-    assert find_betons([tmp_path]) == {}  # incomplete
+    assert find_ffcv_files([tmp_path]) == {}  # incomplete
     for text in ("{", '{"format": 1}', "[]"):
-        about_file(file).write_text(text)
+        metadata_file(file).write_text(text)
         with pytest.raises(UserError, match=r"a.beton.json is corrupt .* Fix: build the beton again"):
-            find_betons([tmp_path])
+            find_ffcv_files([tmp_path])
 
 
 def test_without_ffcv_it_is_said_how_to_get_it(
@@ -163,7 +163,7 @@ def test_without_ffcv_it_is_said_how_to_get_it(
     shards = make_shards({"train": [2, 2, 2]})
     monkeypatch.setitem(sys.modules, "ffcv", None)  # Python treats None as not installed
     with pytest.raises(UserError, match=r"ffcv is not installed .* docs/evaluation.md, or set loader=opencv"):
-        build_beton(shards, tmp_path / "a.beton", "train")
+        write_ffcv(shards, tmp_path / "a.beton", "train")
     with pytest.raises(UserError, match="ffcv is not installed"):
         load_ffcv("ffcv")
     assert not list(tmp_path.glob("*.beton*"))

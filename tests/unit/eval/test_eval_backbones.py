@@ -14,7 +14,7 @@ from torch import nn
 
 import simfle
 from simfle.errors import UserError
-from simfle.eval.backbones import calibrate, load_backbone, random_backbone, read_card
+from simfle.eval.backbones import load_backbone, random_backbone, read_metadata, recalibrate_batchnorm
 from simfle.eval.units import identify
 
 
@@ -62,7 +62,7 @@ def test_calibration_sets_the_statistics_of_the_images_and_nothing_else(make_bac
     card = load_backbone(make_backbone()).card
     plain, calibrated = random_backbone(card, 0), random_backbone(card, 0)
     batches = images(12).split(4)
-    calibrate(calibrated, batches)
+    recalibrate_batchnorm(calibrated, batches)
     for (name, before), after in zip(plain.module.named_parameters(), calibrated.module.parameters(), strict=True):
         assert torch.equal(before, after), name
     first = next(name for name, module in calibrated.module.named_modules() if isinstance(module, nn.BatchNorm2d))
@@ -126,7 +126,7 @@ def test_damaged_files(make_backbone: MakeBackbone) -> None:
         load_backbone(path)
     path.with_name("backbone.json").write_text("{")
     with pytest.raises(UserError, match="corrupt"):
-        read_card(path.with_name("backbone.json"))
+        read_metadata(path.with_name("backbone.json"))
 
 
 def test_another_model_is_named_by_key_and_shape(make_backbone: MakeBackbone) -> None:

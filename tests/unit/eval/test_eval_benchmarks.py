@@ -14,11 +14,11 @@ from shards.sources.affectnet.common import LABELS as AFFECTNET
 from simfle.errors import UserError
 from simfle.eval.benchmarks import FOLDER, Benchmark, check, open_benchmark
 from simfle.eval.config import EvalConfig
-from simfle.eval.parts import describe, parts, read_data
+from simfle.eval.parts import describe, fold_splits, read_data
 from simfle.eval.protocols import parse
 
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
-MINE = Benchmark("mine", classes=["stripes", "circle"], val_share=0.25)
+MINE = Benchmark("mine", classes=["stripes", "circle"], val_fraction=0.25)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -104,7 +104,7 @@ def test_published_counts_that_differ_are_told(make_shards: MakeShards, caplog: 
 def test_parts_share_no_person(make_shards: MakeShards, change: dict) -> None:
     folder = str(make_shards({"train": [24, 24, 24], "test": [8, 8, 8], "val": [6, 6, 6]}))
     data = read_data(replace(MINE, shards=[folder], **change))
-    found = list(parts(data, 1.0, 0))
+    found = list(fold_splits(data, 1.0, 0))
     assert len(found) == (change.get("folds") or 1)
     for each in found:
         people = [set(split.groups) for split in (each.train, each.val, each.test)]
@@ -124,19 +124,19 @@ def test_parts_share_no_person(make_shards: MakeShards, change: dict) -> None:
 
 def test_few_labels_are_another_subset_for_each_seed_of_the_same_rest(make_shards: MakeShards) -> None:
     data = read_data(replace(MINE, shards=[str(make_shards({"train": [60, 60, 60], "test": [4, 4, 4]}))]))
-    whole, few, again, other = (next(parts(data, *how)) for how in ((1, 0), (0.1, 0), (0.1, 0), (0.1, 1)))
+    whole, few, again, other = (next(fold_splits(data, *how)) for how in ((1, 0), (0.1, 0), (0.1, 0), (0.1, 1)))
     assert few.train.counts() == dict.fromkeys(MINE.classes, 4)  # a tenth of 45, in people with two images
     assert few.train.keys == again.train.keys != other.train.keys
     assert set(few.train.keys) < set(whole.train.keys)
     assert few.val.keys == whole.val.keys == other.val.keys
-    one = next(parts(data, 0.001, 0))
+    one = next(fold_splits(data, 0.001, 0))
     assert one.train.counts() == dict.fromkeys(MINE.classes, 2)  # at least one person of each class
 
 
 def test_what_is_missing(make_shards: MakeShards) -> None:
     folder = str(make_shards({"train": [8, 8, 8], "test": [4, 4, 0]}))
     with pytest.raises(UserError, match="no 'stripes' in split 'test' for testing"):
-        list(parts(read_data(replace(MINE, shards=[folder])), 1.0, 0))
+        list(fold_splits(read_data(replace(MINE, shards=[folder])), 1.0, 0))
     with pytest.raises(UserError, match="at least two classes are needed, found circle"):
         read_data(replace(MINE, shards=[folder], classes=["circle"]))
     only = str(make_shards({"train": [8, 8, 8], "test": [0, 4, 0]}, name="cross"))
@@ -147,5 +147,5 @@ def test_what_is_missing(make_shards: MakeShards) -> None:
         read_data(replace(MINE, shards=[unlabelled]))
     data = read_data(replace(MINE, shards=[unlabelled], labelled=False, classes=[]))
     assert data.classes == ()
-    assert len(next(parts(data, 1.0, 0)).val) == 6
-    assert np.all(next(parts(data, 1.0, 0)).train.labels == 0)
+    assert len(next(fold_splits(data, 1.0, 0)).val) == 6
+    assert np.all(next(fold_splits(data, 1.0, 0)).train.labels == 0)

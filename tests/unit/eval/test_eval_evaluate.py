@@ -20,13 +20,13 @@ from safetensors.torch import load_file, save_file
 from shards import remote
 from simfle.config import DataConfig, PretrainConfig, TrainConfig
 from simfle.errors import UserError
-from simfle.eval.config import EvalConfig, FastConfig, KnnConfig, LinearConfig
-from simfle.eval.evaluate import evaluate, run_unit
+from simfle.eval.config import EvalConfig, KnnConfig, LinearConfig, LinearFastConfig
+from simfle.eval.evaluate import evaluate, run_task
 from simfle.eval.results import read_result, read_results
 from simfle.eval.summary import grouped, read_summary
-from simfle.eval.units import units
+from simfle.eval.units import eval_tasks
 from simfle.report.report import write_report
-from simfle.train.folder import settle_config
+from simfle.train.folder import record_config
 
 ROOT = Path(__file__).parents[3]
 COUNTS = {"train": [40, 40, 40], "test": [16, 16, 16]}
@@ -39,11 +39,11 @@ def config(make_shards: MakeShards, make_backbone: MakeBackbone, tmp_path: Path)
         backbones=[str(make_backbone())],
         protocols=["linear_fast", "knn"],
         seeds=[0, 1],
-        val_share=0.2,
-        fast=FastConfig(epochs=20, batch=32),
+        val_fraction=0.2,
+        linear_fast=LinearFastConfig(epochs=20, batch=32),
         linear=LinearConfig(epochs=2),
         threads=2,
-        resamples=50,
+        bootstrap_samples=50,
         out=str(tmp_path / "eval"),
     )
 
@@ -61,7 +61,7 @@ def contents(config: EvalConfig) -> dict[str, dict]:
 
 def test_units_for_each_backbone_protocol_and_seed(config: EvalConfig) -> None:
     wanted = replace(config, protocols=["linear_fast", "knn", "knn@0.5", "finetune", "scratch"])
-    found = [(unit.random, unit.protocol, unit.seed) for unit in units(wanted)]
+    found = [(unit.random, unit.protocol, unit.seed) for unit in eval_tasks(wanted)]
     # kNN of a given backbone does not depend on a seed unless labels are sampled; random backbones differ by seed;
     # scratch is for random backbones only, and replaces their fine-tuning.
     assert found == [
@@ -70,26 +70,26 @@ def test_units_for_each_backbone_protocol_and_seed(config: EvalConfig) -> None:
         *((False, word, seed) for word in ("knn@0.5", "finetune") for seed in (0, 1)),
         *((True, word, seed) for word in ("linear_fast", "knn", "knn@0.5", "scratch") for seed in (0, 1)),
     ]
-    assert units(wanted) == units(wanted)
-    assert len({unit.path(wanted) for unit in units(wanted)}) == len(found)
-    only = replace(config, random=False, protocols=["scratch"])
-    assert [(unit.random, unit.protocol) for unit in units(only)] == [(True, "scratch")] * 2
+    assert eval_tasks(wanted) == eval_tasks(wanted)
+    assert len({unit.path(wanted) for unit in eval_tasks(wanted)}) == len(found)
+    only = replace(config, random_baseline=False, protocols=["scratch"])
+    assert [(unit.random, unit.protocol) for unit in eval_tasks(only)] == [(True, "scratch")] * 2
 
 
 def test_one_random_backbone_for_online_and_target(config: EvalConfig, make_backbone: MakeBackbone) -> None:
     other = str(make_backbone("target", seed=8))
-    found = units(replace(config, backbones=[*config.backbones, other], protocols=["knn"], seeds=[0]))
+    found = eval_tasks(replace(config, backbones=[*config.backbones, other], protocols=["knn"], seeds=[0]))
     assert [unit.random for unit in found] == [False, True, False]
     assert len({unit.id for unit in found}) == 3
     larger = str(make_backbone("larger", size=48))
-    found = units(replace(config, backbones=[*config.backbones, larger], protocols=["knn"], seeds=[0]))
+    found = eval_tasks(replace(config, backbones=[*config.backbones, larger], protocols=["knn"], seeds=[0]))
     assert len({unit.id for unit in found if unit.random}) == 2
 
 
 def test_files_hold_what_is_needed_to_get_them_again(config: EvalConfig) -> None:
     summary = evaluate(config, ["python", "launchers/evaluate.py"])
     found = read_results([config.out])
-    assert len(found) == len(units(config)) == 7
+    assert len(found) == len(eval_tasks(config)) == 7
     online = [each for each in found if each.backbone["kind"] == "online"]
     random = [each for each in found if each.backbone["kind"] == "random" and each.protocol == "linear_fast"]
     assert random[0].samples.predictions != random[1].samples.predictions
@@ -129,7 +129,7 @@ def test_files_hold_what_is_needed_to_get_them_again(config: EvalConfig) -> None
 
 def test_shapes_are_told_apart(config: EvalConfig) -> None:
     """Even random features separate stripes, circles and crosses better than chance (1/3)."""
-    wanted = replace(config, seeds=[0], protocols=["linear_fast"], fast=FastConfig())
+    wanted = replace(config, seeds=[0], protocols=["linear_fast"], linear_fast=LinearFastConfig())
     scores = {row.kind: row.score for row in evaluate(wanted, []).table}
     assert min(scores.values()) > 0.45, scores
 
@@ -150,7 +150,7 @@ def test_twice_the_same_and_what_is_done_is_skipped(
 
 
 def test_another_setting_is_computed_again_only_where_it_counts(config: EvalConfig) -> None:
-    config = replace(config, seeds=[0], random=False)
+    config = replace(config, seeds=[0], random_baseline=False)
     evaluate(config, [])
     before = {each.protocol: each for each in read_results([config.out])}
     evaluate(replace(config, knn=KnnConfig(ks=[3])), [])
@@ -166,11 +166,11 @@ def test_other_data_and_other_decoders_are_computed_again_and_kept_apart(
 ) -> None:
     if change == "decoded":
         pytest.importorskip("nvidia.dali")
-    config = replace(config, protocols=["linear_fast"], random=False, seeds=[0])
+    config = replace(config, protocols=["linear_fast"], random_baseline=False, seeds=[0])
     evaluate(config, [])
     (first,) = read_results([config.out])
     fewer = [str(make_shards({"train": [40, 40, 36], "test": [16, 16, 16]}, name="fewer"))]
-    other = replace(config, shards=fewer) if change == "data" else replace(config, loader="dali")
+    other = replace(config, shards=fewer) if change == "data" else replace(config, decoder="dali")
     evaluate(other, [])
     (second,) = read_results([config.out])
     assert second.identity != first.identity
@@ -214,7 +214,7 @@ def test_several_processes_share_the_work(config: EvalConfig, monkeypatch: pytes
     # After a change, a unit that the other process has yet to recompute does not count as complete.
     monkeypatch.setenv("RANK", "1")
     stale = replace(config, knn=KnnConfig(ks=[3]))
-    mine = [unit for unit in units(stale)[1::2] if unit.protocol == "knn"]
+    mine = [unit for unit in eval_tasks(stale)[1::2] if unit.protocol == "knn"]
     found = {row.protocol: 0 for row in evaluate(stale, []).table}
     for row in evaluate(stale, []).table:
         found[row.protocol] += row.seeds
@@ -222,8 +222,8 @@ def test_several_processes_share_the_work(config: EvalConfig, monkeypatch: pytes
 
 
 def test_one_unit_as_a_job_array_runs_it(config: EvalConfig) -> None:
-    unit = units(config)[2]
-    found = run_unit(config, unit, ["job"])
+    unit = eval_tasks(config)[2]
+    found = run_task(config, unit, ["job"])
     assert found == read_result(unit.path(config))
     assert (found.protocol, found.seed) == (unit.protocol, unit.seed)
     assert len(list(Path(config.out).rglob("seed-*.json"))) == 1
@@ -240,7 +240,9 @@ def test_standardised_features_do_not_depend_on_their_scale(config: EvalConfig, 
     other.parent.mkdir()
     save_file(tensors, other)
     other.with_name("backbone.json").write_bytes(path.with_name("backbone.json").read_bytes())
-    both = replace(config, backbones=[str(path), str(other)], random=False, protocols=["linear_fast"], seeds=[0])
+    both = replace(
+        config, backbones=[str(path), str(other)], random_baseline=False, protocols=["linear_fast"], seeds=[0]
+    )
     evaluate(both, [])
     first, second = read_results([config.out])
     assert first.samples == second.samples
@@ -251,7 +253,7 @@ def test_folds_test_everybody_once(config: EvalConfig, tmp_path: Path) -> None:
     file = tmp_path / "folds.yaml"
     file.write_text("test: ''\nfolds: 3\nval_share: 0.2\nprotocols: [knn]\n")
     words = [f"{file}={config.shards[0]}"]
-    summary = evaluate(replace(config, benchmarks=words, protocols=[], random=False, seeds=[0]), [])
+    summary = evaluate(replace(config, benchmarks=words, protocols=[], random_baseline=False, seeds=[0]), [])
     (found,) = read_results([config.out])
     assert len(found.chosen) == 3
     assert found.benchmark == "folds"
@@ -280,7 +282,7 @@ def test_people_of_the_test_in_training_are_told(
     alone = eval_fixtures.about
     monkeypatch.setattr(eval_fixtures, "about", about)
     folder = make_shards({"train": [10, 10, 10], "test": [4, 4, 4]}, name="shared")
-    evaluate(replace(config, shards=[str(folder)], protocols=["knn"], random=False), [])
+    evaluate(replace(config, shards=[str(folder)], protocols=["knn"], random_baseline=False), [])
     line = "own: 2 people of split test are also in split train; simfle shards split divides by person"
     assert line in caplog.text
     assert read_results([config.out])[0].data["differs"] == [line]
@@ -301,7 +303,7 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
         file = tmp_path / f"{name}.yaml"
         file.write_text("val_share: 0.2\n")
         words.append(f"{file}={folder}")
-    own = replace(config, benchmarks=words, protocols=["affect", "knn"], random=False, shards=[])
+    own = replace(config, benchmarks=words, protocols=["affect", "knn"], random_baseline=False, shards=[])
     summary = evaluate(own, [])
     assert [(row.benchmark, row.protocol) for row in summary.table] == [
         ("bare", "knn"),
@@ -325,7 +327,10 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
         ({"test_split": "train"}, "not different splits: train, train"),
         ({"test_split": "val"}, "no split 'val' in these shards. Available: test, train"),
         ({"knn": KnnConfig(ks=[0])}, r"knn.ks=\[0\]: out of range. Fix: set it to one or more numbers of at least 1"),
-        ({"fast": FastConfig(lrs=[])}, r"fast.lrs=\[\]: out of range. Fix: set it to one or more numbers above 0"),
+        (
+            {"fast": LinearFastConfig(lrs=[])},
+            r"fast.lrs=\[\]: out of range. Fix: set it to one or more numbers above 0",
+        ),
         ({"backbones": []}, r"backbones=\[\]: empty"),
         ({"backbones": ["nowhere"]}, "does not exist"),
         (
@@ -427,7 +432,9 @@ def test_calibrated_backbones_are_compared_by_their_weights_alone(config: EvalCo
 
     def votes(path: Path, calibrate: str) -> list[int]:
         out = str(tmp_path / f"{path.parent.name}-{calibrate}")
-        own = replace(config, backbones=[str(path)], protocols=["knn"], random=False, calibrate=calibrate, out=out)
+        own = replace(
+            config, backbones=[str(path)], protocols=["knn"], random_baseline=False, recalibrate_bn=calibrate, out=out
+        )
         evaluate(own, [])
         return read_results([out])[0].samples.predictions
 
@@ -450,7 +457,7 @@ def test_a_signed_url_leaves_no_signature(config: EvalConfig, tmp_path: Path, mo
     assert failed.returncode == 1
     trained = tmp_path / "run"
     trained.mkdir()
-    settle_config(trained, PretrainConfig(data=DataConfig(shards=[url]), train=TrainConfig(run=str(trained))))
+    record_config(trained, PretrainConfig(data=DataConfig(shards=[url]), train=TrainConfig(run_dir=str(trained))))
     line = {"step": 10, "samples": 80, "epoch": 0.1, "lr": 0.1, "losses": {"total": 1.0}, "images_per_second": 1.0}
     (trained / "metrics.jsonl").write_text(json.dumps(line) + "\n")
     write_report([trained], results=[tmp_path / "eval"], formats=["html", "json", "csv", "markdown"])

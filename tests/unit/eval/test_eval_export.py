@@ -68,7 +68,7 @@ def test_a_config_that_says_otherwise_than_the_checkpoint_is_not_put_on_a_card(r
     tensors = make_checkpoint(run / "other", 2)["online"]
     named = {f"online.backbone.{key}": value.contiguous() for key, value in tensors.items()}
     trained = {"model.backbone": MODEL, "model.mean": [0.5, 0.5, 0.5], "optim.lr": 0.1}
-    checkpoint.write(run, checkpoint.Progress(2, 16, "config", "corpus", "sgd", identity=trained), named, {})
+    checkpoint.write(run, checkpoint.TrainState(2, 16, "config", "corpus", "sgd", identity=trained), named, {})
     with pytest.raises(UserError, match=r"model\.mean=\[0\.5, 0\.4, 0\.3\], but step-00000002 was trained with"):
         export_backbones(run)
     assert not (run / "export").exists()

@@ -21,7 +21,7 @@ from shards.manifest import read_manifest, write_manifest
 from simfle.commands.export_backbone import export_backbone
 from simfle.config import DataConfig, PretrainConfig
 from simfle.errors import UserError
-from simfle.eval.backbones import Backbone, load_backbone
+from simfle.eval.backbones import LoadedBackbone, load_backbone
 from simfle.eval.export_huggingface import export_huggingface
 from simfle.eval.export_onnx import export_onnx
 from simfle.eval.foreign import open_backbone
@@ -114,10 +114,10 @@ def _pil(image: np.ndarray) -> object:
     return Image.fromarray(image)
 
 
-def _as_exported(backbone: Backbone) -> Backbone:
+def _as_exported(backbone: LoadedBackbone) -> LoadedBackbone:
     """Return a card as from the run's tenth step."""
     card = type(backbone.card)(**{**vars(backbone.card), "network": "online", "run": {"step": 10}})
-    return Backbone(backbone.module, card, backbone.file)
+    return LoadedBackbone(backbone.module, card, backbone.file)
 
 
 def test_the_model_card_tells_the_run(run: Path, make_backbone: MakeBackbone, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_unknown_formats_are_told(run: Path) -> None:
     with pytest.raises(UserError, match=r"--format=tflite: unknown\. Fix: choose one of timm, onnx, huggingface"):
         export_backbone(run, format=["tflite"])
     with pytest.raises(UserError, match="--network=all: unknown"):
-        export_backbone(run, network="all")
+        export_backbone(run, encoder="all")
     (run / "config.yaml").write_text(json.dumps({"model": 3}))
     with pytest.raises(UserError, match=r"config\.yaml is corrupt"):
         export_huggingface(run, _as_exported(open_backbone(f"random:{MODEL}+size=32")), run / "hub")

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from simfle.eval.config import FastConfig
-from simfle.eval.fast import Scaling, candidates, fit, predict
+from simfle.eval.config import LinearFastConfig
+from simfle.eval.fast import FeatureScaling, candidates, fit, predict
 from simfle.eval.linear import epoch_order
-from simfle.eval.protocols import Choice
+from simfle.eval.protocols import ModelSelection
 
-CONFIG = FastConfig(epochs=4, batch=32, lrs=[0.1, 1.0], decays=[0.0, 0.01])
+CONFIG = LinearFastConfig(epochs=4, batch=32, lrs=[0.1, 1.0], weight_decays=[0.0, 0.01])
 
 
 def blobs(samples: int = 90, channels: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,7 +63,7 @@ def test_each_candidate_is_as_if_alone(soft: bool) -> None:
 
 def test_one_that_diverges_guesses_and_harms_no_other() -> None:
     features, labels = blobs()
-    config = FastConfig(epochs=5, batch=32, lrs=[0.1, 1e30], decays=[1.0])
+    config = LinearFastConfig(epochs=5, batch=32, lrs=[0.1, 1e30], weight_decays=[1.0])
     weight, bias = fit(features, F.one_hot(labels, 3).float(), config, 0)
     found = predict(features, weight, bias)
     assert torch.isfinite(found).all()
@@ -72,29 +72,29 @@ def test_one_that_diverges_guesses_and_harms_no_other() -> None:
 
 def test_scaling() -> None:
     features = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
-    scale = Scaling.of(features)
+    scale = FeatureScaling.of(features)
     torch.testing.assert_close(scale(features), torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
     torch.testing.assert_close(scale(torch.tensor([[2.0, 6.0]])), torch.tensor([[0.0, 1.0]]))
 
 
 def test_the_choice_is_made_on_validation_and_the_best_on_test_is_only_told() -> None:
-    choice = Choice("accuracy")
+    choice = ModelSelection("accuracy")
     for name, on_val, on_test in (("a", 0.5, 0.9), ("b", 0.7, 0.6), ("c", 0.7, 0.8), ("d", 0.6, 0.7)):
-        choice.look({"name": name}, on_val, on_test, torch.tensor([ord(name)]).numpy())
+        choice.update({"name": name}, on_val, on_test, torch.tensor([ord(name)]).numpy())
     found = choice.outcome(torch.zeros(1).numpy())
     assert found.chosen == {"name": "b", "accuracy": 0.7}
     assert found.predictions.tolist() == [ord("b")]
     assert found.best_on_test == {"name": "a", "accuracy": 0.9}
-    errors = Choice("nme", lower=True)
+    errors = ModelSelection("nme", lower=True)
     for name, on_val, on_test in (("a", 0.3, 0.1), ("b", 0.2, 0.2)):
-        errors.look({"name": name}, on_val, on_test, torch.zeros(1).numpy())
+        errors.update({"name": name}, on_val, on_test, torch.zeros(1).numpy())
     assert errors.chosen["name"] == "b"
     assert errors.on_test["name"] == "a"
 
 
 def test_a_candidate_that_diverged_is_never_chosen() -> None:
-    choice = Choice("nme", lower=True)
+    choice = ModelSelection("nme", lower=True)
     for lr, error in ((10.0, math.nan), (1.0, 0.3), (0.1, 0.2), (100.0, math.nan)):
-        choice.look({"lr": lr}, error, error, np.full(2, error))
+        choice.update({"lr": lr}, error, error, np.full(2, error))
     found = choice.outcome(np.zeros(2))
     assert (found.chosen["lr"], found.best_on_test) == (0.1, {"lr": 0.1, "nme": 0.2})

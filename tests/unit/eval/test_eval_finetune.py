@@ -15,7 +15,7 @@ from simfle.errors import UserError
 from simfle.eval.backbones import load_backbone
 from simfle.eval.config import EvalConfig, FinetuneConfig
 from simfle.eval.evaluate import evaluate
-from simfle.eval.finetune import Classifier, draw_epoch, pace, parameter_groups
+from simfle.eval.finetune import Classifier, draw_epoch, lr_factor, parameter_groups
 from simfle.eval.results import read_results
 from simfle.eval.splits import Split
 
@@ -42,8 +42,8 @@ def test_each_layer_learns_slower_than_the_one_above(make_backbone: MakeBackbone
 
 
 def test_schedule() -> None:
-    config = FinetuneConfig(epochs=10, warmup=2)
-    found = [pace(step, 5, config) for step in range(50)]
+    config = FinetuneConfig(epochs=10, warmup_epochs=2)
+    found = [lr_factor(step, 5, config) for step in range(50)]
     assert found[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert found[10:] == pytest.approx([0.5 + 0.5 * math.cos(math.pi * step / 40) for step in range(40)])
     assert found[-1] < 0.01
@@ -69,7 +69,7 @@ def test_balanced_epochs_draw_classes_equally_often() -> None:
 
 
 def test_it_learns_and_twice_the_same(make_shards: MakeShards, make_backbone: MakeBackbone, tmp_path: Path) -> None:
-    part = FinetuneConfig(epochs=8, warmup=1, batch=16, lr=1e-2, layer_decay=0.9, jitter=0.2, scale=[0.8, 1.0])
+    part = FinetuneConfig(epochs=8, warmup_epochs=1, batch=16, lr=1e-2, layer_decay=0.9, jitter=0.2, scale=[0.8, 1.0])
     file = make_backbone()
     before = load_file(file)
     config = EvalConfig(
@@ -78,8 +78,8 @@ def test_it_learns_and_twice_the_same(make_shards: MakeShards, make_backbone: Ma
         protocols=["finetune", "scratch@0.3"],
         finetune=part,
         scratch=replace(part, balance="weights"),
-        val_share=0.2,
-        resamples=10,
+        val_fraction=0.2,
+        bootstrap_samples=10,
         threads=2,
         out=str(tmp_path / "eval"),
     )
@@ -94,7 +94,9 @@ def test_it_learns_and_twice_the_same(make_shards: MakeShards, make_backbone: Ma
     evaluate(again, [])
     assert read_results([again.out])[0].samples == tuned.samples
     # A random backbone given by name is fine-tuned as others: it does not use scratch's settings.
-    named = replace(again, backbones=["random:test_resnet+size=32"], finetune=replace(part, epochs=2), resamples=1)
+    named = replace(
+        again, backbones=["random:test_resnet+size=32"], finetune=replace(part, epochs=2), bootstrap_samples=1
+    )
     found = []
     for scratch in (part, replace(part, lr=1e-9)):
         out = tmp_path / f"named-{scratch.lr}"
@@ -126,8 +128,8 @@ def test_weights_that_are_not_finite_end_it(
         backbones=[str(make_backbone())],
         protocols=["finetune"],
         seeds=[0],
-        random=False,
-        val_share=0.25,
+        random_baseline=False,
+        val_fraction=0.25,
         finetune=FinetuneConfig(epochs=1, batch=8, lr=1e30),
         out=str(tmp_path / "eval"),
     )

@@ -16,9 +16,9 @@ from helpers.eval_fixtures import MakeBackbone, MakeShards
 
 from simfle.errors import UserError
 from simfle.eval import kept
-from simfle.eval.backbones import Backbone, load_backbone
+from simfle.eval.backbones import LoadedBackbone, load_backbone
 from simfle.eval.config import EvalConfig
-from simfle.eval.evaluate import Bench
+from simfle.eval.evaluate import Evaluator
 from simfle.eval.features import Extractor
 from simfle.eval.splits import Split, read_split
 
@@ -31,7 +31,7 @@ class Kept:
 
     def __init__(self, shards: Path, backbone: Path, folder: Path) -> None:
         self.split: Split = read_split([str(shards)], "train")
-        self.backbone: Backbone = load_backbone(backbone)
+        self.backbone: LoadedBackbone = load_backbone(backbone)
         self.folder = folder
         self.extractor = Extractor(32, 4, torch.device("cpu"), 2, folder)
         self.pooled = self.read()
@@ -145,9 +145,9 @@ def test_what_a_killed_process_left_goes_at_the_next_start(tmp_path: Path, name:
     lock = folder / f"{NAME}.lock"
     with lock.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # as the process that still writes it
-        Bench(EvalConfig(out=str(tmp_path / "eval"), device="cpu"))
+        Evaluator(EvalConfig(out=str(tmp_path / "eval"), device="cpu"))
         assert (folder / name).exists()
-    Bench(EvalConfig(out=str(tmp_path / "eval"), device="cpu"))
+    Evaluator(EvalConfig(out=str(tmp_path / "eval"), device="cpu"))
     assert {path.name for path in folder.iterdir()} == {"mine.tmp", f"{NAME}.npy", lock.name}
 
 
@@ -183,7 +183,7 @@ def test_where_space_cannot_be_reserved_it_is_written(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     values = np.arange(12, dtype=np.float32).reshape(6, 2)
     path = tmp_path / f"{NAME}.npy"
-    found = kept.get(path, (6, 2), np.float32, iter((values[:4], values[4:])))
+    found = kept.cached_features(path, (6, 2), np.float32, iter((values[:4], values[4:])))
     assert np.array_equal(found[np.arange(6)], values)
     assert np.array_equal(np.load(path), values)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, log_loss
 
-from simfle.eval.metrics import concordance, confusion, draws, intervals, measure
+from simfle.eval.metrics import bootstrap_weights, concordance, confusion, intervals, measure
 from simfle.eval.results import AFFECT, CAM, CLASSES, LANDMARKS, VOTES
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2])
@@ -127,7 +127,7 @@ def test_people_are_drawn_whole() -> None:
     alone = interval(labels, [predicted], list(map(str, range(200))), 2)
     whole = interval(labels, [predicted], list(map(str, person)), 2)
     assert whole[1] - whole[0] > 3 * (alone[1] - alone[0])
-    for weights in draws(list(map(str, person)), 5):
+    for weights in bootstrap_weights(list(map(str, person)), 5):
         assert weights.sum() == 200
         assert (weights.reshape(10, 20) == weights.reshape(10, 20)[:, :1]).all()
 

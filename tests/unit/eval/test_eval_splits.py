@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simfle.errors import UserError
-from simfle.eval.splits import Split, check_classes, cut, folds, frequent_classes, name_classes, read_split
+from simfle.eval.splits import Split, check_classes, folds, frequent_classes, holdout_split, name_classes, read_split
 
 
 def split(people: list[tuple[int, list[int]]], classes: int = 3) -> Split:
@@ -37,7 +37,7 @@ def test_what_is_read(make_shards: MakeShards) -> None:
     assert train.counts() == {"circle": 30, "cross": 10, "stripes": 4}
     assert train.people() == 22
     assert train.source.digest != test.source.digest
-    assert train.meta(3)["group"] == train.groups[3]
+    assert train.metadata(3)["group"] == train.groups[3]
 
 
 def test_samples_of_two_folders_have_names_of_their_own(make_shards: MakeShards) -> None:
@@ -51,7 +51,7 @@ def test_some_samples_keep_what_belongs_to_them(make_shards: MakeShards) -> None
     whole = read_split([str(make_shards({"train": [6, 6, 6]}))], "train")
     some = whole.only(np.array([7, 2])).only(np.array([True, False]))
     assert (some.keys, some.labels.tolist(), some.ids.tolist()) == (whole.keys[7:8], [whole.labels[7]], [7])
-    assert some.meta(0) == whole.meta(7)
+    assert some.metadata(0) == whole.metadata(7)
 
 
 def test_named_classes_are_numbered_as_named(make_shards: MakeShards) -> None:
@@ -75,13 +75,13 @@ def test_rare_classes_are_left_out_by_their_count_in_all_splits() -> None:
 
 def test_a_cut_takes_whole_people_and_a_share_of_each_class() -> None:
     people = [(person, [person % 3] * 4) for person in range(60)]
-    mask = cut(split(people), 0.25, "val")
+    mask = holdout_split(split(people), 0.25, "val")
     assert mask.reshape(60, 4).all(1).sum() == mask.sum() // 4  # people are kept complete
     assert np.bincount(split(people).labels[mask]).tolist() == [20, 20, 20]
-    assert (cut(split(people), 0.25, "val") == mask).all()
-    assert (cut(split(people), 0.25, "other") != mask).any()
+    assert (holdout_split(split(people), 0.25, "val") == mask).all()
+    assert (holdout_split(split(people), 0.25, "other") != mask).any()
     backwards = split(people[::-1])
-    found = set(np.array(backwards.groups)[cut(backwards, 0.25, "val")])
+    found = set(np.array(backwards.groups)[holdout_split(backwards, 0.25, "val")])
     assert found == set(np.array(split(people).groups)[mask])  # independent of the order of shards
 
 
@@ -93,7 +93,7 @@ def test_a_cut_takes_whole_people_and_a_share_of_each_class() -> None:
 )
 def test_cuts_never_divide_a_person_nor_empty_a_class(labels: list[list[int]], share: float, leave: bool) -> None:
     whole = split(list(enumerate(labels)))
-    mask = cut(whole, share, "x", leave=leave)
+    mask = holdout_split(whole, share, "x", leave=leave)
     groups = np.array(whole.groups)
     assert not set(groups[mask]) & set(groups[~mask])
     for label in set(whole.labels.tolist()):

@@ -12,10 +12,10 @@ from helpers.eval_fixtures import MakeBackbone, MakeShards
 from simfle.errors import UserError
 from simfle.eval.affect import Ridge
 from simfle.eval.cam import GRID, activation, discs
-from simfle.eval.config import EvalConfig, FastConfig, LandmarkConfig
+from simfle.eval.config import EvalConfig, LandmarkConfig, LinearFastConfig
 from simfle.eval.evaluate import evaluate
 from simfle.eval.features import Maps
-from simfle.eval.landmarks import Head, Points, normaliser
+from simfle.eval.landmarks import Head, Points, nme_normalizer
 from simfle.eval.results import Result, read_results
 from simfle.eval.splits import read_split
 from simfle.eval.targets import affect, landmarks, sizes, votes
@@ -33,7 +33,7 @@ def test_what_is_read(shards: str) -> None:
     rows, points = landmarks(split, [])
     assert rows.tolist() == list(range(60))
     assert points.shape == (60, 4, 2)
-    assert points[5].tolist() == split.meta(5)["landmarks"]
+    assert points[5].tolist() == split.metadata(5)["landmarks"]
     assert landmarks(split, [3, 0])[1].tolist() == points[:, [3, 0]].tolist()
     assert sizes(split).tolist() == [[64, 48]] * 60
     rows, found = votes(split)
@@ -46,12 +46,12 @@ def test_what_is_read(shards: str) -> None:
 def test_normalisers(shards: str) -> None:
     split = read_split([shards], "train").only(np.arange(2))
     points = np.array([[[0, 0], [0, 2], [3, 1], [6, 9.0]], [[0, 0], [0, 2], [6, 1], [6, 9]]])
-    assert normaliser(points, [0, 1], [2], split).tolist() == [3, 6]
-    assert normaliser(points, [], [], split) == pytest.approx([np.sqrt(54)] * 2)  # no boxes here: around the points
+    assert nme_normalizer(points, [0, 1], [2], split).tolist() == [3, 6]
+    assert nme_normalizer(points, [], [], split) == pytest.approx([np.sqrt(54)] * 2)  # no boxes here: around the points
     with pytest.raises(UserError, match=r"point 4 does not exist\. Fix: choose from 0 to 3"):
-        normaliser(points, [0], [4], split)
+        nme_normalizer(points, [0], [4], split)
     with pytest.raises(UserError, match="has no extent"):
-        normaliser(points, [0], [0], split)
+        nme_normalizer(points, [0], [0], split)
 
 
 def test_errors_are_in_pixels_by_the_normaliser() -> None:
@@ -127,12 +127,12 @@ def run(shards: str, backbone: Path, out: Path, protocol: str, **values: object)
     config = EvalConfig(
         shards=[shards],
         backbones=[str(backbone)],
-        random=False,
+        random_baseline=False,
         protocols=[protocol],
-        val_share=0.2,
-        fast=FastConfig(epochs=60, batch=16),
+        val_fraction=0.2,
+        linear_fast=LinearFastConfig(epochs=60, batch=16),
         landmarks=LandmarkConfig(epochs=10, batch=16),
-        resamples=20,
+        bootstrap_samples=20,
         threads=2,
         out=str(out),
     )

@@ -15,7 +15,7 @@ from simfle.models.simfle import SimFLE
 
 def made(*, attend: bool = False, **changes: object) -> SimFLE:
     torch.manual_seed(0)
-    settings = config("simfle", facemae=replace(FACEMAE, attend=attend), **changes)
+    settings = config("simfle", facemae=replace(FACEMAE, cross_attention=attend), **changes)
     model = build_method(settings, VIEWS).double().train()
     assert isinstance(model, SimFLE)
     return model

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from simfle.config import DataConfig, ViewsConfig
-from simfle.data.loader import Loader, Share, make_order
+from simfle.data.loader import Loader, RankSlice, make_sampler
 from simfle.data.reader import open_corpus
 from simfle.models.methods import METHODS
 
@@ -15,11 +15,11 @@ VIEWS = ViewsConfig(size=32, face_size=16)
 
 @pytest.mark.parametrize("backend", ["opencv", "dali"])
 def test_loader_makes_only_the_images_that_are_read(backend: str, faces: Path) -> None:
-    data = DataConfig(shards=[str(faces)], backend=backend, threads=1)
+    data = DataConfig(shards=[str(faces)], backend=backend, decode_threads=1)
     corpus = open_corpus(data)
-    order = make_order(corpus, data, 5, 8)
+    order = make_sampler(corpus, data, 5, 8)
     loaders = {
-        images: Loader(corpus, order, VIEWS, data, Share(), torch.device("cpu"), images)
+        images: Loader(corpus, order, VIEWS, data, RankSlice(), torch.device("cpu"), images)
         for images in {method.images for method in METHODS.values()}
     }
     assert set(loaders) == {("view1", "view2", "face"), ("view1", "view2"), ("view1",)}
@@ -27,7 +27,7 @@ def test_loader_makes_only_the_images_that_are_read(backend: str, faces: Path) -
     whole = batches["view1", "view2", "face"]
     for images, batch in batches.items():
         assert torch.equal(batch.ids, whole.ids)
-        assert torch.equal(batch.draw, whole.draw)
+        assert torch.equal(batch.mask_uniform, whole.mask_uniform)
         for name in ("view1", "view2", "face"):
             found = getattr(batch, name)
             assert torch.equal(found, getattr(whole, name)) if name in images else found.shape == (8, 3, 0, 0)

@@ -11,7 +11,7 @@ from simfle.config import VICRegConfig
 from simfle.models.facemae import patchify
 from simfle.models.moco import info_nce
 from simfle.models.simclr import nt_xent
-from simfle.models.simsiam import distance, spread
+from simfle.models.simsiam import distance, feature_spread
 from simfle.models.swav import Prototypes, sinkhorn, swapped_prediction
 from simfle.models.vicreg import covariance, variance, vicreg
 
@@ -55,8 +55,8 @@ def test_simsiam_is_the_negative_cosine_without_a_gradient_to_the_projection() -
 
 
 def test_spread_is_zero_for_one_point_and_one_for_the_sphere() -> None:
-    assert spread(torch.ones(8, 4)).item() == pytest.approx(0, abs=1e-6)
-    assert spread(random(20_000, 16)).item() == pytest.approx(1, abs=0.01)
+    assert feature_spread(torch.ones(8, 4)).item() == pytest.approx(0, abs=1e-6)
+    assert feature_spread(random(20_000, 16)).item() == pytest.approx(1, abs=0.01)
 
 
 def test_simclr_is_nt_xent_over_all_other_views() -> None:

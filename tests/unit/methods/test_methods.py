@@ -15,9 +15,9 @@ from simfle.batch import Batch
 from simfle.config import ModelConfig
 from simfle.models.facemae import patchify, sincos_positions
 from simfle.models.masking import random_patches
-from simfle.models.method import momentum_at
+from simfle.models.method import ema_momentum
 from simfle.models.methods import METHODS, build_method
-from simfle.models.uniform import uniform
+from simfle.models.uniform import stateless_uniform
 
 
 def made(method: str, **changes: object) -> torch.nn.Module:
@@ -71,7 +71,7 @@ def test_the_target_network_is_a_moving_average(name: str) -> None:
             parameter.add_(torch.randn_like(parameter))
     before = {key: value.clone() for key, value in model.target.named_parameters()}
     model(batch())
-    model.after_step(0.25)
+    model.on_step_end(0.25)
     m = 1 - (1 - 0.9) * (math.cos(math.pi * 0.25) + 1) / 2  # BYOL, section 3.2
     online = dict(model.online.named_parameters())
     for key, value in model.target.named_parameters():
@@ -79,9 +79,9 @@ def test_the_target_network_is_a_moving_average(name: str) -> None:
 
 
 def test_momentum_goes_from_its_start_to_one() -> None:
-    rising = replace(TINY, momentum=0.99, momentum_schedule="cosine")
-    assert [momentum_at(progress, rising) for progress in (0, 0.5, 1)] == pytest.approx([0.99, 0.995, 1])
-    assert momentum_at(0.7, replace(TINY, momentum=0.99)) == 0.99
+    rising = replace(TINY, ema_momentum=0.99, ema_schedule="cosine")
+    assert [ema_momentum(progress, rising) for progress in (0, 0.5, 1)] == pytest.approx([0.99, 0.995, 1])
+    assert ema_momentum(0.7, replace(TINY, ema_momentum=0.99)) == 0.99
 
 
 def test_byol_is_symmetric_in_its_views() -> None:
@@ -102,7 +102,7 @@ def test_simfle_without_facemae_is_byol() -> None:
 def test_simsiam_stops_the_gradient_at_the_projection() -> None:
     """With the other view's projection as a constant the gradient is the same: so none flows through it."""
     model, images = made("simsiam").double(), batch()
-    views = [model.normalise(image) for image in (images.view1, images.view2)]
+    views = [model.normalize(image) for image in (images.view1, images.view2)]
     state = copy.deepcopy(model.state_dict())
     constants = [model.online(view)[1].detach() for view in views]
     model.load_state_dict(state)
@@ -125,10 +125,10 @@ def test_moco_queue_holds_the_newest_keys_oldest_first() -> None:
     for seed in range(4):
         images = batch(seed=seed)
         shadow = copy.deepcopy(model)  # BatchNorm in train mode: the keys depend on the batch alone
-        keys.append(F.normalize(shadow.keys(shadow.normalise(images.view2), images.draw), dim=1).detach())
+        keys.append(F.normalize(shadow.keys(shadow.normalize(images.view2), images.mask_uniform), dim=1).detach())
         model(images)
         assert torch.equal(model.queue, torch.cat([before, *keys[:-1]])[-24:])  # not before the step is done
-        model.after_step()
+        model.on_step_end()
         assert torch.allclose(model.queue, torch.cat([before, *keys])[-24:], atol=1e-6)
     assert torch.allclose(model.queue.norm(dim=1), torch.ones(24))
 
@@ -142,26 +142,26 @@ def test_moco_queue_does_not_depend_on_micro_batches() -> None:
         halves(Batch(*(getattr(images, field.name)[rows] for field in fields(Batch))))
     model(images)
     for each in (model, halves):
-        each.after_step()
+        each.on_step_end()
     assert torch.allclose(model.queue, halves.queue, atol=1e-5)
 
 
 def test_moco_keys_are_normalised_in_shuffled_parts_and_put_back() -> None:
     model, images = made("moco"), batch()
-    view = model.normalise(images.view2)
-    order = images.draw.argsort()
+    view = model.normalize(images.view2)
+    order = images.mask_uniform.argsort()
     wanted = torch.empty(8, 16)
     for part in (order[:4], order[4:]):
         wanted[part] = copy.deepcopy(model).target(view[part])[1]
-    assert torch.allclose(model.keys(view, images.draw), wanted, atol=1e-5)
-    assert not torch.allclose(model.keys(view, images.draw), model.target(view)[1], atol=1e-2)
+    assert torch.allclose(model.keys(view, images.mask_uniform), wanted, atol=1e-5)
+    assert not torch.allclose(model.keys(view, images.mask_uniform), model.target(view)[1], atol=1e-2)
 
 
 def test_mae_sees_a_quarter_of_the_patches() -> None:
     torch.manual_seed(0)
     views = replace(VIEWS, size=64)
     model = build_method(config("mae"), views).train()
-    model.keep_picture = True
+    model.capture_reconstruction = True
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4, 3, 64, 64), dtype=torch.uint8, generator=generator)
     small = replace(batch(4), view1=images)
@@ -169,7 +169,7 @@ def test_mae_sees_a_quarter_of_the_patches() -> None:
     model.online.backbone.blocks[0].register_forward_hook(lambda *hook: seen.append(hook[1][0].shape[1]))
     loss = model(small)
     assert seen == [1 + 4]  # class token, and 4 of 16 patches of 16 px
-    visible = model.picture.visible
+    visible = model.reconstruction.visible
     assert visible.shape == (4, 4)
     assert torch.equal(visible, visible.unique(dim=1).sort(dim=1).values)
     hidden = torch.ones(4, 16, dtype=torch.bool).scatter(1, visible, False)
@@ -177,11 +177,11 @@ def test_mae_sees_a_quarter_of_the_patches() -> None:
     for b, place in hidden.nonzero().tolist():
         row, column = 16 * (place // 4), 16 * (place % 4)
         masked[b, :, row : row + 16, column : column + 16] = 7
-    tokens = [model.online(model.normalise(each), visible) for each in (images, masked)]
+    tokens = [model.online(model.normalize(each), visible) for each in (images, masked)]
     assert torch.allclose(*tokens, atol=1e-6)
-    patches = patchify(model.normalise(images), 16)
+    patches = patchify(model.normalize(images), 16)
     wanted = (patches - patches.mean(2, keepdim=True)) / (patches.var(2, keepdim=True) + 1e-6).sqrt()
-    error = (model.picture.prediction - wanted).square().mean(dim=2)
+    error = (model.reconstruction.prediction - wanted).square().mean(dim=2)
     assert loss["total"].item() == pytest.approx(error[hidden].mean().item(), rel=1e-5)
     assert loss["total"].item() != pytest.approx(error.mean().item(), rel=1e-5)
 
@@ -190,7 +190,7 @@ def test_mae_encoder_is_timms_vit_with_sine_positions() -> None:
     model = made("mae", backbone="vit_tiny_patch16_224")
     vit = model.online.backbone
     assert torch.equal(vit.pos_embed[0], sincos_positions(2, 192))
-    images = model.normalise(batch().view1)
+    images = model.normalize(batch().view1)
     every = torch.arange(4).expand(8, -1)
     assert torch.allclose(vit(images), model.online(images, every), atol=1e-5)  # nothing masked: the ViT itself
     again = made("mae", backbone="vit_tiny_patch16_224").online.backbone
@@ -199,7 +199,7 @@ def test_mae_encoder_is_timms_vit_with_sine_positions() -> None:
 
 def test_uniform_numbers_are_splitmix64_of_draw_and_place() -> None:
     draws = torch.tensor([0.0, 5 / 2**32, 1 - 1 / 2**32], dtype=torch.float64)
-    got = uniform(draws, 49)
+    got = stateless_uniform(draws, 49)
     whole = 2**64 - 1
     for row, word in enumerate((0, 5, 2**32 - 1)):
         for place in (0, 1, 48):
@@ -226,10 +226,10 @@ def test_random_masking_changes_the_masks_and_nothing_else() -> None:
     semantic = made("simfle")
     random = made("simfle", facemae=replace(FACEMAE, masking="random"))
     for each in (semantic, random):
-        each.keep_picture = True
+        each.capture_reconstruction = True
     ours, theirs = semantic(batch()), random(batch())
-    assert torch.equal(random.picture.visible, random_patches(batch().draw, 16, 4))
-    assert not torch.equal(random.picture.visible, semantic.picture.visible)
+    assert torch.equal(random.reconstruction.visible, random_patches(batch().mask_uniform, 16, 4))
+    assert not torch.equal(random.reconstruction.visible, semantic.reconstruction.visible)
     for name in ("similarity", "grouping", "overlap"):
         assert torch.equal(ours[name], theirs[name])
     assert not torch.equal(ours["reconstruction"], theirs["reconstruction"])
@@ -245,7 +245,7 @@ def test_random_masking_changes_the_masks_and_nothing_else() -> None:
         (config("mae", backbone="vit_tiny_patch16_225"), "timm has no 'vit_tiny_patch16_225'; did you mean"),
         (config("mae", facemae=replace(FACEMAE, mask_ratio=0.99)), "mask_ratio=0.99: leaves 0 of 4 patches visible"),
         (
-            config("mae", facemae=replace(FACEMAE, decoder_heads=5)),
+            config("mae", facemae=replace(FACEMAE, decoder_num_heads=5)),
             "decoder_width=32: must be a multiple of its heads=5",
         ),
         (config("byol", momentum=1.5), "model.momentum=1.5: must be between 0 and 1"),
@@ -253,9 +253,9 @@ def test_random_masking_changes_the_masks_and_nothing_else() -> None:
             config("moco", momentum_schedule="linear"),
             "momentum_schedule='linear': unknown. Fix: use constant or cos",
         ),
-        (config("moco", contrast=replace(CONTRAST, queue=0)), "model.contrast.queue=0: must be at least 1"),
+        (config("moco", contrast=replace(CONTRAST, queue_size=0)), "model.contrast.queue=0: must be at least 1"),
         (config("simclr", contrast=replace(CONTRAST, temperature=0.0)), "temperature=0.0: must be above 0"),
-        (config("swav", contrast=replace(CONTRAST, epsilon=0.001)), "epsilon=0.001: .* below 0.025"),
+        (config("swav", contrast=replace(CONTRAST, sinkhorn_epsilon=0.001)), "epsilon=0.001: .* below 0.025"),
         (
             config("simfle", facemae=replace(FACEMAE, masking="rand")),
             "masking='rand': unknown. Fix: use semantic or random",

@@ -73,7 +73,7 @@ def step(model: ModelConfig) -> tuple[dict[str, torch.Tensor], Launches]:
         with Launches() as launches:
             with autocast():
                 losses = method(given)
-            method.after_step(0.5)
+            method.on_step_end(0.5)
     return losses, launches
 
 
@@ -87,14 +87,14 @@ def test_a_step_stays_on_the_gpu(name: str) -> None:
 
 
 def test_the_variants_of_simfle_stay_on_the_gpu() -> None:
-    attending = replace(config("simfle").facemae, attend=True, masking="random")
+    attending = replace(config("simfle").facemae, cross_attention=True, masking="random")
     for changes in ({"distillation": "predict"}, {"grouping": "reference"}, {"facemae": attending}):
         assert step(config("simfle", **changes))[1].devices == {CUDA}
 
 
 def test_one_pass_normalises_as_the_plain_formula() -> None:
     model, images = build_method(config("byol"), VIEWS), batch().view1
-    plain = model.normalise(images)
+    plain = model.normalize(images)
     once = scaled(images, model.scale, model.shift, torch.float32)
     assert torch.allclose(once, plain, atol=1e-6)
     assert once.is_contiguous(memory_format=torch.channels_last)

@@ -15,8 +15,16 @@ from helpers.corpus_fixtures import BUILD, encoded, run
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.duplicates import Gallery
-from shards.fingerprint import ALIKE, FINGERPRINT, NEAR, Fingerprints, fingerprint, fingerprint_pixels, likeness
+from shards.duplicates import HashIndex
+from shards.fingerprint import (
+    ALIKE,
+    HASH_DTYPE,
+    NEAR,
+    PerceptualHashes,
+    perceptual_hash,
+    perceptual_hash_pixels,
+    thumbnail_correlation,
+)
 from shards.sources.procedural import draw
 
 FIND = [BUILD[0], str(ROOT / "tools" / "find_duplicates.py")]
@@ -31,13 +39,13 @@ def faces() -> tuple[Pixels, ...]:
 
 
 @cache
-def strangers() -> Fingerprints:
+def strangers() -> PerceptualHashes:
     """Of 300 other drawn people."""
     return prints([simplejpeg.decode_jpeg(draw(7, person, 1, 128), "RGB") for person in range(300)])
 
 
-def prints(images: list[Pixels]) -> Fingerprints:
-    return np.array([fingerprint_pixels(np.ascontiguousarray(image)) for image in images], FINGERPRINT)
+def prints(images: list[Pixels]) -> PerceptualHashes:
+    return np.array([perceptual_hash_pixels(np.ascontiguousarray(image)) for image in images], HASH_DTYPE)
 
 
 def again(image: Pixels, quality: int) -> Pixels:
@@ -67,15 +75,15 @@ COPIES: dict[str, tuple[Callable[[Pixels], Pixels], float]] = {
 @pytest.mark.parametrize("kind", COPIES)
 def test_copies_are_found(kind: str) -> None:
     change, share = COPIES[kind]
-    matches = Gallery(prints(list(faces()))).look_up(prints([change(image) for image in faces()]))
-    found = (matches.of == np.arange(PEOPLE)).mean()
+    matches = HashIndex(prints(list(faces()))).query(prints([change(image) for image in faces()]))
+    found = (matches.match_index == np.arange(PEOPLE)).mean()
     assert found >= share
 
 
 def test_other_faces_are_not_alike() -> None:
     """Drawn faces are far more alike than photos: same pose range, flat backgrounds; still at most 1 % are mistaken."""
     made = strangers()
-    assert len(Gallery(made).earlier().found) <= 3
+    assert len(HashIndex(made).earlier().found) <= 3
 
 
 def test_thumbnails_keep_strangers_out() -> None:
@@ -83,21 +91,21 @@ def test_thumbnails_keep_strangers_out() -> None:
     made = strangers()
     bits = np.bitwise_count(made["hash"][:, None] ^ made["hash"])
     rows, columns = np.nonzero(np.triu(bits <= NEAR, 1))
-    alike = likeness(made["thumb"][rows], made["thumb"][columns]) >= ALIKE
+    alike = thumbnail_correlation(made["thumb"][rows], made["thumb"][columns]) >= ALIKE
     assert len(alike) > alike.sum()
 
 
 def test_likeness_is_the_correlation() -> None:
     first, second = np.random.default_rng(0).integers(0, 256, (2, 5, 16, 16)).astype(np.uint8)
     wanted = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(first, second, strict=True)]
-    np.testing.assert_allclose(likeness(first, second), wanted, atol=1e-5)
+    np.testing.assert_allclose(thumbnail_correlation(first, second), wanted, atol=1e-5)
 
 
 def test_blank_images_are_only_compared_exactly() -> None:
     blank = [np.full((40 + side, 40, 3), 90 + side, np.uint8) for side in range(5)]
-    matches = Gallery(prints([*blank, blank[2]])).earlier()
+    matches = HashIndex(prints([*blank, blank[2]])).earlier()
     assert matches.found.tolist() == [5]
-    assert matches.of[5] == 2
+    assert matches.match_index[5] == 2
     assert matches.exact[5]
 
 
@@ -105,20 +113,20 @@ def test_the_same_pixels_with_other_metadata_are_exact() -> None:
     jpeg = encoded(Image.fromarray(faces()[0]), quality=90)
     comment = b"from somewhere else"
     other = jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + jpeg[2:]
-    assert fingerprint(other)["pixels"] == fingerprint(jpeg)["pixels"]
-    assert fingerprint(encoded(Image.fromarray(faces()[1])))["pixels"] != fingerprint(jpeg)["pixels"]
+    assert perceptual_hash(other)["pixels"] == perceptual_hash(jpeg)["pixels"]
+    assert perceptual_hash(encoded(Image.fromarray(faces()[1])))["pixels"] != perceptual_hash(jpeg)["pixels"]
 
 
 def test_many_copies_leave_the_first() -> None:
     """What is left when all that are listed are gone holds no two that are alike."""
     made = prints([again(image, quality) for quality in (90, 60, 90) for image in faces()[:20]])
-    gallery = Gallery(made)
+    gallery = HashIndex(made)
     matches = gallery.earlier()
-    assert (matches.of[matches.found] < matches.found).all()
+    assert (matches.match_index[matches.found] < matches.found).all()
     assert matches.exact[40:].all()
     left = np.setdiff1d(np.arange(60), matches.found)
     assert len(left) == 20
-    assert len(Gallery(made[left]).earlier().found) == 0
+    assert len(HashIndex(made[left]).earlier().found) == 0
 
 
 @pytest.fixture(scope="module")

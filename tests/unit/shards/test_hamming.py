@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from shards import hamming
-from shards.hamming import Search, plan_bands
+from shards.hamming import HammingIndex, plan_bands
 
 
 def words(count: int, seed: int, flips: int) -> NDArray[np.uint64]:
@@ -28,7 +28,7 @@ def by_comparing(queries: NDArray[np.uint64], known: NDArray[np.uint64], distanc
     return sorted(zip(rows.tolist(), columns.tolist(), bits[rows, columns].tolist(), strict=True))
 
 
-def by_search(search: Search, queries: NDArray[np.uint64]) -> list[tuple[int, int, int]]:
+def by_search(search: HammingIndex, queries: NDArray[np.uint64]) -> list[tuple[int, int, int]]:
     found = []
     for part in search.pairs(queries):
         found += zip(*(column.tolist() for column in part), strict=True)
@@ -41,7 +41,7 @@ def test_finds_what_comparing_all_finds(known: int, queries: int, distance: int,
     both = words(known + queries, seed, distance + 3)
     before, hamming.PIECE = hamming.PIECE, piece
     try:
-        search = Search(both[:known], distance)
+        search = HammingIndex(both[:known], distance)
         assert by_search(search, both) == by_comparing(both, both[:known], distance)
     finally:
         hamming.PIECE = before
@@ -51,7 +51,7 @@ def test_finds_what_comparing_all_finds(known: int, queries: int, distance: int,
 def test_large_numbers_go_through_bands(distance: int) -> None:
     """Bands as they are planned for a hundred million words, on a few."""
     made = words(1500, 1, distance + 2)
-    search = Search(made, distance)
+    search = HammingIndex(made, distance)
     search.bands = plan_bands(100_000_000, distance)
     assert search.bands[0].width > 0
     assert by_search(search, made[:400]) == by_comparing(made[:400], made, distance)
@@ -73,7 +73,7 @@ def test_bands_cover_the_word_and_the_distance() -> None:
 def test_work_grows_slower_than_pairs() -> None:
     """Candidates looked at, counted: not a thousandth of all pairs among 200,000 words."""
     made = words(200_000, 3, 6)
-    search = Search(made, 6)
+    search = HammingIndex(made, 6)
     looked = 0
     for place, (_, starts, masks) in enumerate(search._buckets):
         values = search.bands[place].of(made[:500])[:, None] ^ masks

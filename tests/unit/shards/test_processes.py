@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UserError
-from shards.processes import on_processes, tell
+from shards.processes import parallel_map, report_progress
 
 
 def children() -> list[str]:
@@ -22,7 +22,7 @@ def children() -> list[str]:
 
 def slow_first(item: int) -> tuple[int, int]:
     time.sleep(0.5 if item == 0 else 0)
-    tell(item)
+    report_progress(item)
     return item * item, os.getpid()
 
 
@@ -33,7 +33,7 @@ def until_stopped(folder: Path, item: int) -> int:
     try:
         while True:
             time.sleep(0.01)
-            tell(item)
+            report_progress(item)
     except UserError:
         (folder / "left").touch()
         raise
@@ -48,7 +48,7 @@ def refuse(item: int) -> int:
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_answers_are_in_order_and_words_come_on_the_way(processes: int) -> None:
     told: list[int] = []
-    answers = list(on_processes(slow_first, range(8), processes, told.append))
+    answers = list(parallel_map(slow_first, range(8), processes, told.append))
     assert [value for value, _ in answers] == [n * n for n in range(8)]
     pids = {pid for _, pid in answers}
     assert len(pids) <= processes
@@ -60,25 +60,25 @@ def test_answers_are_in_order_and_words_come_on_the_way(processes: int) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_errors_for_users_arrive_as_they_are(processes: int) -> None:
     with pytest.raises(UserError, match=r"^three is too many$"):
-        list(on_processes(refuse, range(6), processes))
+        list(parallel_map(refuse, range(6), processes))
     assert not children()
 
 
 def test_a_bug_comes_with_its_traceback() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)Traceback.*ValueError: (expected|math domain)"):
-        list(on_processes(math.sqrt, [4.0, -1.0, 9.0], 2))
+        list(parallel_map(math.sqrt, [4.0, -1.0, 9.0], 2))
 
 
 def test_a_death_is_told() -> None:
     with pytest.raises(UserError, match="a worker process died"):
-        list(on_processes(os._exit, [3, 3], 2))
+        list(parallel_map(os._exit, [3, 3], 2))
     assert not children()
 
 
 def test_who_is_no_longer_heard_stops_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker has open it closes: the parent goes, and `tell` raises there."""
-    monkeypatch.setattr("shards.processes.PATIENCE", 60.0)
-    answers = on_processes(partial(until_stopped, tmp_path), range(2), 2)
+    monkeypatch.setattr("shards.processes.EXIT_TIMEOUT", 60.0)
+    answers = parallel_map(partial(until_stopped, tmp_path), range(2), 2)
     assert next(answers) == 0
     end = time.monotonic() + 120
     while not (tmp_path / "at-work").exists():
@@ -93,7 +93,7 @@ def test_a_plain_script_needs_no_guard(tmp_path: Path) -> None:
     """Python's own pools run it again in each process, unless all of it stands below `if __name__ == "__main__"`."""
     script = tmp_path / "mine.py"
     script.write_text(
-        "import math\nfrom shards.processes import on_processes\nprint(list(on_processes(math.isqrt, [4, 9, 16], 2)))\n"
+        "import math\nfrom shards.processes import parallel_map\nprint(list(parallel_map(math.isqrt, [4, 9, 16], 2)))\n"
     )
     (tmp_path / "multiprocessing.py").write_text("raise SystemExit('a file of the user, not the module')")
     words = [sys.executable, "-P", script] if sys.version_info >= (3, 11) else [sys.executable, "-I", script]

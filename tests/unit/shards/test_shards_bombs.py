@@ -17,10 +17,10 @@ from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.index import index_tar
 from shards.sources.archive import Archive
-from shards.sources.tars import MOST_PACKED, read_tar
+from shards.sources.tars import MAX_UNPACKED, read_tar
 from shards.sources.zips import read_zip
 from simfle.config import DataConfig
-from simfle.data.streaming import MOST_IMAGE, Stream
+from simfle.data.streaming import MAX_IMAGE, ResampledStream
 
 JPEG = encoded(picture(1))
 MIB = 1 << 20
@@ -115,7 +115,7 @@ def test_an_xz_file_may_not_ask_for_a_gigabyte(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pack", ["gz", "xz"])
 def test_a_member_that_unpacks_to_too_much(tmp_path: Path, pack: str) -> None:
-    size = MOST_PACKED + MIB
+    size = MAX_UNPACKED + MIB
     file = write(tmp_path / f"a.tar.{pack}", [header(tarfile.REGTYPE, size, "a.jpg"), Hole(size), GOOD], pack)
     with limited(LIMIT):
         large, good = Archive(file)
@@ -127,7 +127,7 @@ def test_a_member_that_unpacks_to_too_much(tmp_path: Path, pack: str) -> None:
 
 def test_a_deflated_member_that_unpacks_to_too_much(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as packed:
-        packed.writestr("a.jpg", bytes(MOST_PACKED + 1))
+        packed.writestr("a.jpg", bytes(MAX_UNPACKED + 1))
         packed.writestr("b.jpg", JPEG)
     large, good = read_zip(tmp_path / "a.zip")
     assert not isinstance(large, Rejected)
@@ -146,15 +146,15 @@ def test_tars_that_are_read_without_a_build(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pack", ["", "gz"])
 def test_tars_that_are_streamed(tmp_path: Path, pack: str) -> None:
-    size = MOST_IMAGE + MIB
+    size = MAX_IMAGE + MIB
     large = [header(tarfile.REGTYPE, size, name) + bytes(size) for name in ("b.jpg", "c.json")]
     bomb = header(tarfile.GNUTYPE_LONGNAME, size) + bytes(size)
     content = b"".join([GOOD, *large, member("d.jpg", JPEG), bomb, *BEHIND, bytes(1024)])
     file = tmp_path / ("a.tar" + f".{pack}" * bool(pack))
     file.write_bytes(gzip.compress(content, 1) if pack else content)
     del content, large, bomb
-    data = DataConfig(shards=[str(file)], streaming=True, window=1)
-    stream = Stream(data, 3, 2, 0)
+    data = DataConfig(shards=[str(file)], resampled=True, shuffle_window=1)
+    stream = ResampledStream(data, 3, 2, 0)
     next(stream._samples("warm"))
     with limited(LIMIT // 2):
         taken = list(islice(stream._samples("x"), 6))

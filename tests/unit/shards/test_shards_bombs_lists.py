@@ -17,14 +17,14 @@ from pyarrow import parquet
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.index import index_tar, read_index
-from shards.plain import MOST_LINE, MOST_TOLD
+from shards.plain import MAX_JSON, MAX_LINE
 from shards.sources import pages
 from shards.sources.affectnet.arrays import _array
 from shards.sources.cofw import COFW
 from shards.sources.fer2013 import FER2013
 from shards.sources.huggingface import HuggingFace
 from shards.sources.recordio import HEADER, MAGIC, MOST_LABELS, MOST_PARTS, RecordIO
-from shards.sources.rows import MOST_TEXT, columns_of, read_rows
+from shards.sources.rows import MAX_TEXT, columns_of, read_rows
 from shards.sources.webdataset import WebDataset
 
 JPEG = encoded(picture(1))
@@ -122,11 +122,11 @@ def test_a_line_without_end(tmp_path: Path, name: str) -> None:
     begin = b'{"path": "' if name == "a.jsonl" else b"path,image\n" if name == "a.csv" else b"path\timage\n"
     with file.open("wb") as data:
         data.write(begin)
-        data.truncate(MOST_TEXT * 8)
+        data.truncate(MAX_TEXT * 8)
     if name == "a.jsonl":
-        with limited(5 * MOST_TEXT), pytest.raises(UserError, match="Fix: pass a file with one row per line"):
+        with limited(5 * MAX_TEXT), pytest.raises(UserError, match="Fix: pass a file with one row per line"):
             columns_of(file)
-    for images, most in ((False, 32 * MIB), (True, 5 * MOST_TEXT)):
+    for images, most in ((False, 32 * MIB), (True, 5 * MAX_TEXT)):
         if images or name != "a.jsonl":
             with limited(most), pytest.raises(UserError, match="Fix: pass a file with one row per line"):
                 list(read_rows(file, ["path"], images))
@@ -136,7 +136,7 @@ def test_a_line_without_end_in_a_corpus(tmp_path: Path) -> None:
     with (tmp_path / "fer2013.csv").open("wb") as data:
         data.write(b"emotion,pixels,Usage\n0,")
         data.truncate(512 * MIB)
-    with limited(32 * MIB), pytest.raises(UserError, match=f"more than {MOST_LINE} characters"):
+    with limited(32 * MIB), pytest.raises(UserError, match=f"more than {MAX_LINE} characters"):
         list(FER2013(tmp_path))
 
 
@@ -214,4 +214,4 @@ def test_what_is_told_of_a_sample_has_a_limit(tmp_path: Path) -> None:
     with limited(32 * MIB):
         (rejected,) = told(tmp_path / "a.tar", 512 * MIB)
     assert isinstance(rejected, Rejected)
-    assert f"more than {MOST_TOLD >> 20} MiB" in rejected.detail
+    assert f"more than {MAX_JSON >> 20} MiB" in rejected.detail

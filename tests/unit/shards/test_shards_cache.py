@@ -19,7 +19,7 @@ from helpers.http_server import served
 
 from shards import cache as caching
 from shards import remote
-from shards.cache import Cache, CacheFullError, StoppedError, cost
+from shards.cache import Cache, CacheFullError, DownloadCancelledError, cached_bytes
 from shards.errors import UserError
 from shards.index import index_tar
 from shards.manifest import ShardInfo
@@ -108,7 +108,7 @@ def test_several_processes_ask_for_the_same_shards_and_each_is_downloaded_once(t
 
 def test_processes_that_fight_for_space_read_the_right_bytes_within_the_limit(tmp_path: Path) -> None:
     infos = make_tars(tmp_path / "far", 6)
-    cache = Cache(tmp_path / "near", 3 * cost(infos[0]))
+    cache = Cache(tmp_path / "near", 3 * cached_bytes(infos[0]))
     most = 0
     with served(tmp_path / "far") as server:
         processes = [start(cache, server.url, infos[turn:] + infos[:turn]) for turn in range(3)]
@@ -131,7 +131,7 @@ def test_processes_that_fight_for_space_read_the_right_bytes_within_the_limit(tm
 
 def test_a_killed_download_leaves_nothing_that_hurts(tmp_path: Path) -> None:
     (info,) = make_tars(tmp_path / "far", 1, 2_000_000)
-    cache = Cache(tmp_path / "near", cost(info))
+    cache = Cache(tmp_path / "near", cached_bytes(info))
     with served(tmp_path / "far") as server:
         server.slow = 0.1
         process = start(cache, server.url, [info])
@@ -156,7 +156,7 @@ def test_a_killed_download_leaves_nothing_that_hurts(tmp_path: Path) -> None:
 
 def test_a_killed_reader_holds_nothing(tmp_path: Path) -> None:
     first, second = make_tars(tmp_path / "far", 2)
-    cache = Cache(tmp_path / "near", cost(first))
+    cache = Cache(tmp_path / "near", cached_bytes(first))
     program = (
         "import sys; from pathlib import Path; from shards.cache import Cache; from shards.manifest import ShardInfo\n"
         "folder, limit, url, size, digest = sys.argv[1:]\n"
@@ -182,7 +182,7 @@ def test_a_killed_reader_holds_nothing(tmp_path: Path) -> None:
 def test_a_mapped_shard_stays_and_the_longest_unused_goes_first(tmp_path: Path) -> None:
     infos = make_tars(tmp_path / "far", 4)
     url = (tmp_path / "far").as_uri()
-    cache = Cache(tmp_path / "near", 3 * cost(infos[0]))
+    cache = Cache(tmp_path / "near", 3 * cached_bytes(infos[0]))
     cache.open(join(url, infos[0].file), infos[0]).close()
     with cache.open(join(url, infos[0].file), infos[0]) as file:
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -224,7 +224,7 @@ def test_a_download_that_is_given_up_meanwhile_is_no_error(tmp_path: Path, monke
 def test_waiting_for_space_ends_when_there_is_some(tmp_path: Path) -> None:
     first, second = make_tars(tmp_path / "far", 2)
     url = (tmp_path / "far").as_uri()
-    cache = Cache(tmp_path / "near", cost(first))
+    cache = Cache(tmp_path / "near", cached_bytes(first))
     file = cache.open(join(url, first.file), first)
     timer = threading.Timer(0.4, file.close)
     timer.start()
@@ -280,7 +280,7 @@ def test_a_damaged_copy_is_fetched_again(fault: str, tmp_path: Path, caplog: pyt
     (info,) = make_tars(tmp_path / "far", 1)
     good = (tmp_path / "far" / info.file).read_bytes()
     expected = index_tar(tmp_path / "far" / info.file)
-    cache = Cache(tmp_path / "near", cost(info))
+    cache = Cache(tmp_path / "near", cached_bytes(info))
     with served(tmp_path / "far") as server:
         url = join(server.url, info.file)
         cache.open(url, info).close()
@@ -331,7 +331,7 @@ def test_several_processes_find_the_same_damage(tmp_path: Path) -> None:
 def test_a_download_can_be_stopped(tmp_path: Path) -> None:
     (info,) = make_tars(tmp_path / "far", 1, 3_000_000)
     cache = Cache(tmp_path / "near", BIG)
-    with served(tmp_path / "far") as server, pytest.raises(StoppedError):
+    with served(tmp_path / "far") as server, pytest.raises(DownloadCancelledError):
         cache.open(join(server.url, info.file), info, stop=lambda: server.asked[info.file] > 0)
     assert [path.name for path in cache.folder.iterdir()] == ["lock"]
 
@@ -349,7 +349,7 @@ def test_what_cannot_be_cached_is_refused_at_once(tmp_path: Path) -> None:
     (info,) = make_tars(tmp_path / "far", 1)
     url = join((tmp_path / "far").as_uri(), info.file)
     with pytest.raises(CacheFullError, match=r"data\.cache_gb"):
-        Cache(tmp_path / "near", cost(info) - 1).open(url, info)
+        Cache(tmp_path / "near", cached_bytes(info) - 1).open(url, info)
     with pytest.raises(UserError, match="no valid sha256"):
         Cache(tmp_path / "near", BIG).open(url, ShardInfo(info.file, "train", 1, info.bytes, "../../x"))
     (tmp_path / "file").write_text("")
@@ -379,5 +379,5 @@ def test_urls_that_are_not_read(url: str, words: str) -> None:
 def test_urls_for_people_and_for_programs() -> None:
     assert join("https://me:secret@host/a/?sig=1", "b.tar") == "https://me:secret@host/a/b.tar?sig=1"
     assert join("s3://bucket/a/", "b.tar") == "s3://bucket/a/b.tar"
-    assert remote.shown("https://me:secret@host/a/b.tar?sig=1") == "https://host/a/b.tar"
+    assert remote.redact_url("https://me:secret@host/a/b.tar?sig=1") == "https://host/a/b.tar"
     assert not remote.is_url("/data/shards")

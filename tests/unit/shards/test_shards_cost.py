@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import shards
-from shards.cost import MOST_EXIF, MOST_SCANS, MOST_SEGMENTS, fate
-from shards.encode import EncodeOptions, Unusable, encode
+from shards.cost import MAX_EXIF, MAX_SCANS, MAX_SEGMENTS, rejection
+from shards.encode import EncodeOptions, ImageRejected, encode
 from shards.errors import UserError
-from shards.fingerprint import fingerprint
+from shards.fingerprint import perceptual_hash
 from simfle.api.backbone import read_image
 from simfle.data.jpeg import decode, size
 
@@ -30,7 +30,7 @@ def array(content: bytes) -> np.ndarray:
 
 
 def reason(data: bytes) -> str:
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(ImageRejected) as caught:
         encode(data, EncodeOptions())
     return caught.value.reason
 
@@ -40,14 +40,14 @@ def with_segments(number: int, segment: bytes) -> bytes:
 
 
 def test_a_hundred_scans_are_decoded_and_one_more_is_not() -> None:
-    assert encode(jpeg_of_scans(MOST_SCANS), EncodeOptions()).width == 64
-    assert decode(array(jpeg_of_scans(MOST_SCANS))) is not None
-    for data in (jpeg_of_scans(MOST_SCANS + 1), BOMB):
+    assert encode(jpeg_of_scans(MAX_SCANS), EncodeOptions()).width == 64
+    assert decode(array(jpeg_of_scans(MAX_SCANS))) is not None
+    for data in (jpeg_of_scans(MAX_SCANS + 1), BOMB):
         assert reason(data) == "too_many_scans"
         assert size(array(data)) is None
         assert decode(array(data)) is None
-        with pytest.raises(Unusable, match="too_many_scans"):
-            fingerprint(data)
+        with pytest.raises(ImageRejected, match="too_many_scans"):
+            perceptual_hash(data)
 
 
 def test_the_bomb_is_sound_and_is_refused_though_it_is_cut() -> None:
@@ -60,15 +60,15 @@ def test_the_bomb_is_sound_and_is_refused_though_it_is_cut() -> None:
 def test_an_encoders_progressive_jpegs_pass() -> None:
     for options in ({"progressive": True}, {"progressive": True, "subsampling": "4:4:4", "quality": 95}):
         for mode in ("RGB", "L", "CMYK"):
-            assert fate(encoded(picture(2, 99).convert(mode), **options)) is None
+            assert rejection(encoded(picture(2, 99).convert(mode), **options)) is None
 
 
 def test_marks_of_scans_in_metadata_and_behind_the_end_do_not_count() -> None:
     comment = b"\xff\xfe\xff\xff" + b"\xff\xda" * 32766 + b"\0"
     film = b"\0\0\0\x18ftypmp42" + b"\xff\xda" * 5000  # a phone writes one behind the picture
     data = with_segments(2, comment) + film
-    assert fate(data) is None
-    assert encode(data, EncodeOptions()).untouched
+    assert rejection(data) is None
+    assert encode(data, EncodeOptions()).bytes_kept
     assert size(array(data)) == (48, 56)
 
 
@@ -77,23 +77,23 @@ def test_scans_are_not_hidden_by_what_decoders_pass_over(hidden: bytes) -> None:
     """A marker that is none, bytes between two segments, fill bytes: whoever walks on alone may miss what follows."""
     place = BOMB.index(b"\xff\xda")
     place = BOMB.index(b"\xff\xc4", place)
-    assert fate(BOMB[:place] + hidden + BOMB[place:]) is not None
+    assert rejection(BOMB[:place] + hidden + BOMB[place:]) is not None
 
 
 def test_metadata_in_many_pieces_are_refused() -> None:
     exif = b"\xff\xe1\x00\x10Exif\0\0" + bytes(8)
-    assert encode(with_segments(MOST_EXIF, exif), EncodeOptions())
-    assert reason(with_segments(MOST_EXIF + 1, exif)) == "too_large"
+    assert encode(with_segments(MAX_EXIF, exif), EncodeOptions())
+    assert reason(with_segments(MAX_EXIF + 1, exif)) == "too_large"
     empty = b"\xff\xfe\0\x02"
-    assert encode(with_segments(1000, empty), EncodeOptions()).untouched
-    assert reason(with_segments(MOST_SEGMENTS + 1, empty)) == "too_large"
+    assert encode(with_segments(1000, empty), EncodeOptions()).bytes_kept
+    assert reason(with_segments(MAX_SEGMENTS + 1, empty)) == "too_large"
     assert size(array(with_segments(1000, empty))) == (48, 56)
-    assert size(array(with_segments(MOST_SEGMENTS + 1, empty))) is None
+    assert size(array(with_segments(MAX_SEGMENTS + 1, empty))) is None
 
 
 def test_fill_bytes_are_passed_in_one_step() -> None:
     data = JPEG[:2] + b"\xff" * 1_000_000 + JPEG[2:]
-    assert fate(data) is None
+    assert rejection(data) is None
     assert size(array(data)) == (48, 56)
 
 
@@ -107,8 +107,8 @@ def test_more_than_a_megabyte_of_fill_bytes_is_refused(place: int) -> None:
 
 def test_fill_bytes_in_many_rows_are_counted_together() -> None:
     restart = b"\xff" * 1000 + b"\xff\xd0"
-    assert fate(JPEG[:2] + restart * 1000 + JPEG[2:]) is None
-    assert fate(JPEG[:2] + restart * 1100 + JPEG[2:]) is not None
+    assert rejection(JPEG[:2] + restart * 1000 + JPEG[2:]) is None
+    assert rejection(JPEG[:2] + restart * 1100 + JPEG[2:]) is not None
 
 
 def test_a_png_of_millions_of_empty_chunks_is_refused() -> None:
@@ -125,7 +125,7 @@ def test_damage_of_any_kind_has_a_fate_or_none(data: st.DataObject) -> None:
     content = bytearray(jpeg_of_scans(20))
     for _ in range(data.draw(st.integers(1, 8))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    assert fate(bytes(content)) is None  # what holds few marks of scans can never have too many
+    assert rejection(bytes(content)) is None  # what holds few marks of scans can never have too many
 
 
 def test_a_build_rejects_it_and_names_why(tmp_path: Path) -> None:

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.align import AlignOptions, Found
+from shards.align import AlignOptions, Detection
 from shards.build import build
-from shards.crop import Affine, framed, shrunk, turned
-from shards.encode import EncodeOptions, Unusable, decode
+from shards.crop import Affine, crop_window, exif_transform, resized_size
+from shards.encode import EncodeOptions, ImageRejected, decode
 from shards.entry import Entry
 from shards.errors import UserError
-from shards.faces import Face, make_faces
+from shards.faces import FaceSample, extract_faces
 from shards.manifest import read_manifest
-from shards.request import Build
+from shards.request import BuildSpec
 from shards.verify import verify
 
 COLOURS = {"red": 0, "green": 1, "blue": 2}
@@ -51,7 +51,7 @@ def seen(jpeg: bytes) -> list[tuple[float, float]]:
     return [(float((x * w).sum() / w.sum()), float((y * w).sum() / w.sum())) for w in weights]
 
 
-def check_dots(face: Face, tolerance: float = 0.6) -> None:
+def check_dots(face: FaceSample, tolerance: float = 0.6) -> None:
     assert face.entry.landmarks is not None
     for found, said in zip(seen(face.image.jpeg), face.entry.landmarks, strict=True):
         assert math.dist(found, said) < tolerance
@@ -61,9 +61,9 @@ def entry(box: tuple[float, float, float, float] | None = (50, 30, 80, 60), poin
     return Entry("a", "a.png", b"", box=box, landmarks=points)
 
 
-def fate(data: bytes, what: Entry, options: EncodeOptions, found: list[Found] | None = None) -> Unusable:
-    with pytest.raises(Unusable) as caught:
-        make_faces(data, what, options, None if found is None else lambda pixels, which: found)
+def fate(data: bytes, what: Entry, options: EncodeOptions, found: list[Detection] | None = None) -> ImageRejected:
+    with pytest.raises(ImageRejected) as caught:
+        extract_faces(data, what, options, None if found is None else lambda pixels, which: found)
     return caught.value
 
 
@@ -72,11 +72,11 @@ def fate(data: bytes, what: Entry, options: EncodeOptions, found: list[Found] | 
 def test_points_and_boxes_follow_the_pixels(turn: int, options: dict) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = turn
-    (face,) = make_faces(encoded(dotted(), "PNG", exif=exif), entry(), EncodeOptions(**options))
+    (face,) = extract_faces(encoded(dotted(), "PNG", exif=exif), entry(), EncodeOptions(**options))
     check_dots(face)
     left, top, width, height = face.entry.box
     # The box is the one around the same pixels: the dots keep their places in it, turned as the image is.
-    inside = turned(turn, 1, 1).points(tuple(((x - 50) / 80, (y - 30) / 60) for x, y in DOTS))
+    inside = exif_transform(turn, 1, 1).points(tuple(((x - 50) / 80, (y - 30) / 60) for x, y in DOTS))
     for (x, y), place in zip(face.entry.landmarks, inside, strict=True):
         assert ((x - left) / width, (y - top) / height) == pytest.approx(place, abs=0.01)
     margin = options.get("crop")
@@ -92,10 +92,10 @@ def test_points_and_boxes_follow_the_pixels(turn: int, options: dict) -> None:
 
 def test_boxes_that_leave_the_image_are_clipped() -> None:
     data = encoded(dotted(), "PNG")
-    (face,) = make_faces(data, entry((-30, -20, 100, 90)), EncodeOptions(crop=0.1))
+    (face,) = extract_faces(data, entry((-30, -20, 100, 90)), EncodeOptions(crop=0.1))
     assert (face.image.width, face.image.height) == (80, 79)
     assert face.entry.box == (-30, -20, 100, 90)
-    (face,) = make_faces(data, entry((150, 100, 90, 90), None), EncodeOptions(crop=0.0))
+    (face,) = extract_faces(data, entry((150, 100, 90, 90), None), EncodeOptions(crop=0.0))
     assert (face.image.width, face.image.height) == (50, 40)
     assert (face.entry.box, face.entry.landmarks) == ((0, 0, 90, 90), None)
 
@@ -128,20 +128,20 @@ def test_what_nothing_changes_stays_byte_for_byte() -> None:
     data = encoded(dotted(), quality=90)
     for options in (EncodeOptions(shorter_side=140), EncodeOptions(shorter_side=500), EncodeOptions(crop=0.0)):
         box = (-1, -2, 300, 300)
-        (face,) = make_faces(data, entry(box), options)
+        (face,) = extract_faces(data, entry(box), options)
         assert face.image.jpeg is data
-        assert face.image.untouched
+        assert face.image.bytes_kept
         assert (face.entry, face.extra) == (entry(box), {})
 
 
 def test_shrinking_averages_and_never_enlarges() -> None:
     image = picture(4, 96)
-    (face,) = make_faces(encoded(image, "PNG"), entry(None, None), EncodeOptions(100, shorter_side=48))
+    (face,) = extract_faces(encoded(image, "PNG"), entry(None, None), EncodeOptions(100, shorter_side=48))
     assert (face.image.width, face.image.height) == (52, 48)
     wanted = np.asarray(image).reshape(48, 2, 52, 2, 3).mean((1, 3))
     got = np.asarray(Image.open(io.BytesIO(face.image.jpeg)))
     assert np.abs(got - wanted).mean() < 1.5
-    grey = make_faces(encoded(image.convert("L"), "PNG"), entry(None, None), EncodeOptions(shorter_side=48))[0]
+    grey = extract_faces(encoded(image.convert("L"), "PNG"), entry(None, None), EncodeOptions(shorter_side=48))[0]
     assert np.ptp(np.asarray(Image.open(io.BytesIO(grey.image.jpeg)).convert("RGB")).astype(int), axis=-1).max() == 0
 
 
@@ -150,7 +150,7 @@ sides = st.integers(1, 5000)
 
 @given(sides, sides, st.integers(0, 600))
 def test_shrunk_sizes(width: int, height: int, side: int) -> None:
-    new = shrunk(width, height, side)
+    new = resized_size(width, height, side)
     if side == 0 or min(width, height) <= side:
         assert new == (width, height)
     else:
@@ -166,7 +166,7 @@ lengths = st.floats(0.01, 600)
 def test_frames_lie_in_the_image_and_hold_the_box(
     left: float, top: float, wide: float, high: float, margin: float, width: int, height: int
 ) -> None:
-    edges = framed((left, top, wide, high), margin, width, height)
+    edges = crop_window((left, top, wide, high), margin, width, height)
     if left >= width or top >= height or left + wide <= 0 or top + high <= 0:
         assert edges is None
     elif edges is not None:
@@ -185,7 +185,7 @@ affines = st.builds(Affine, *[numbers] * 6)
 
 @given(affines, affines, numbers, numbers)
 def test_maps_in_a_row(first: Affine, then: Affine, x: float, y: float) -> None:
-    assert first.then(then).point(x, y) == pytest.approx(then.point(*first.point(x, y)))
+    assert first.compose(then).point(x, y) == pytest.approx(then.point(*first.point(x, y)))
 
 
 @given(affines, numbers, numbers)
@@ -204,13 +204,13 @@ def test_the_size_before_turning_is_known(turn: int, kind: str) -> None:
     assert found.size == (SIZE if turn < 5 else SIZE[::-1])
 
 
-def tilted(angle: float, at: tuple[float, float] = (160, 120), scale: float = 40) -> Found:
+def tilted(angle: float, at: tuple[float, float] = (160, 120), scale: float = 40) -> Detection:
     """A face of a perfect shape, tilted clockwise, its eyes `scale` apart; its first three points can be dots."""
     shape = ((-0.5, -0.5), (0.5, -0.5), (0, 0.1), (-0.4, 0.5), (0.4, 0.5))
     c, s = math.cos(angle) * scale, math.sin(angle) * scale
     points = tuple((at[0] + c * x - s * y, at[1] + s * x + c * y) for x, y in shape)
     half = 1.3 * scale
-    return Found((at[0] - half, at[1] - half, 2 * half, 2 * half), points, 0.9)
+    return Detection((at[0] - half, at[1] - half, 2 * half, 2 * half), points, 0.9)
 
 
 @pytest.mark.parametrize("degrees", [-170, -90, -31, -5, 0, 17, 45, 120])
@@ -219,7 +219,7 @@ def test_aligned_faces_have_level_eyes(degrees: float, options: dict) -> None:
     found = tilted(math.radians(degrees))
     data = encoded(dotted(found.points[:3], (320, 240)), "PNG")
     which = EncodeOptions(align=AlignOptions(), **options)
-    (face,) = make_faces(data, entry(None, None), which, lambda pixels, _: [found])
+    (face,) = extract_faces(data, entry(None, None), which, lambda pixels, _: [found])
     (x1, y1), (x2, y2), nose = seen(face.image.jpeg)
     assert abs(y2 - y1) < 0.02 * (x2 - x1)
     assert nose[1] > y1
@@ -235,24 +235,24 @@ def test_aligned_faces_have_level_eyes(degrees: float, options: dict) -> None:
 @pytest.mark.parametrize("turn", [3, 6])
 def test_a_turned_photo_is_searched_upright(turn: int) -> None:
     stored = tilted(0.0)
-    way = turned(turn, 320, 240)
-    upright = Found(way.box(stored.box), way.points(stored.points), 0.9)
+    way = exif_transform(turn, 320, 240)
+    upright = Detection(way.box(stored.box), way.points(stored.points), 0.9)
     exif = Image.Exif()
     exif[ORIENTATION] = turn
     data = encoded(dotted(stored.points[:3], (320, 240)), "PNG", exif=exif)
     own = entry(stored.box, stored.points[:3])
-    (face,) = make_faces(data, own, EncodeOptions(align=AlignOptions()), lambda pixels, _: [upright])
+    (face,) = extract_faces(data, own, EncodeOptions(align=AlignOptions()), lambda pixels, _: [upright])
     check_dots(face)
 
 
 def test_which_detections_count() -> None:
     large, middle, small = tilted(0, (80, 100), 40), tilted(0, (200, 100), 30), tilted(0, (290, 100), 10)
-    unsure = Found(middle.box, middle.points, 0.5)
+    unsure = Detection(middle.box, middle.points, 0.5)
     data = encoded(dotted(size=(320, 240)), "PNG")
 
-    def taken(found: list[Found], own: Entry, **options: float) -> list[float]:
+    def taken(found: list[Detection], own: Entry, **options: float) -> list[float]:
         which = EncodeOptions(align=AlignOptions(**options))
-        faces = make_faces(data, own, which, lambda pixels, _: found)
+        faces = extract_faces(data, own, which, lambda pixels, _: found)
         assert [face.suffix for face in faces] == [f"_{number}" for number in range(len(faces))]
         return [round(face.image.width / 1.5 / 2.6) for face in faces]
 
@@ -278,10 +278,10 @@ def corpus() -> list[Entry]:
 
 
 def test_a_build_crops(tmp_path: Path) -> None:
-    request = Build(tmp_path / "out", "c", {}, encode=EncodeOptions(crop=0.0, shorter_side=100))
+    request = BuildSpec(tmp_path / "out", "c", {}, encode=EncodeOptions(crop=0.0, shorter_side=100))
     report = build(request, corpus(), lambda *_: None)
     assert report.manifest.rejected == {"bad_box": 1, "no_box": 1}
-    assert (report.manifest.samples, report.untouched) == (3, 0)
+    assert (report.manifest.samples, report.bytes_kept) == (3, 0)
     with tarfile.open(tmp_path / "out" / "train-000000.tar") as tar:
         known = {name[:-5]: json.load(tar.extractfile(name)) for name in tar.getnames() if name.endswith("json")}
     assert {key: (item["width"], item["height"]) for key, item in known.items()} == {
@@ -299,7 +299,7 @@ def test_a_build_crops(tmp_path: Path) -> None:
 @pytest.mark.parametrize("bad", [{"crop": -0.5}, {"crop": math.nan}, {"shorter_side": 8}, {"quality": 0}])
 def test_options_that_cannot_be_meant(tmp_path: Path, bad: dict) -> None:
     with pytest.raises(UserError):
-        build(Build(tmp_path / "out", "c", {}, encode=EncodeOptions(**bad)), corpus(), lambda *_: None)
+        build(BuildSpec(tmp_path / "out", "c", {}, encode=EncodeOptions(**bad)), corpus(), lambda *_: None)
     assert not list(tmp_path.iterdir())
 
 
@@ -309,6 +309,6 @@ def test_threads_of_opencv_do_not_matter() -> None:
     before = cv2.getNumThreads()
     for threads in (1, 2):
         cv2.setNumThreads(threads)
-        made.append(make_faces(encoded(picture(2, 700), "PNG"), entry(None), EncodeOptions(shorter_side=211)))
+        made.append(extract_faces(encoded(picture(2, 700), "PNG"), entry(None), EncodeOptions(shorter_side=211)))
     cv2.setNumThreads(before)
     assert made[0] == made[1]

@@ -9,7 +9,7 @@ import pytest
 from helpers.corpus_fixtures import encoded, picture
 from PIL import Image, PngImagePlugin
 
-from shards.encode import EncodeOptions, Unusable, decode, decode_rgb, image_rgb
+from shards.encode import EncodeOptions, ImageRejected, decode, decode_rgb, image_rgb
 from shards.png import START
 
 FACE = picture(1)
@@ -37,7 +37,7 @@ def check_like(data: bytes, wanted: np.ndarray) -> None:
 
 
 def reason(data: bytes) -> str:
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(ImageRejected) as caught:
         decode(data, EncodeOptions())
     return str(caught.value)
 
@@ -65,7 +65,7 @@ def test_the_largest_value_of_a_tiff() -> None:
 def test_eight_bits_in_32_are_refused() -> None:
     image = Image.fromarray(GREY.astype(np.int32))
     assert "unknown range" in reason(encoded(image, "TIFF"))
-    with pytest.raises(Unusable, match="unknown range"):
+    with pytest.raises(ImageRejected, match="unknown range"):
         image_rgb(image)
 
 

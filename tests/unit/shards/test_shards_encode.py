@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from shards.encode import EncodeOptions, Unusable, encode
-from shards.entry import REASONS, Entry
-from shards.faces import make_faces
+from shards.encode import EncodeOptions, ImageRejected, encode
+from shards.entry import REJECT_REASONS, Entry
+from shards.faces import extract_faces
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 OPTIONS = EncodeOptions()
@@ -28,16 +28,16 @@ def check_rgb(data: bytes, like: Image.Image, tolerance: float = 3.0) -> None:
     """`data` becomes an RGB JPEG that looks like `like`: mean absolute difference of at most `tolerance` of 255."""
     made = encode(data, OPTIONS)
     assert simplejpeg.decode_jpeg_header(made.jpeg)[2] == "YCbCr"
-    assert b"Exif" not in made.jpeg or made.untouched
+    assert b"Exif" not in made.jpeg or made.bytes_kept
     wanted = np.asarray(like.convert("RGB")).astype(int)
     assert (made.height, made.width) == wanted.shape[:2]
     assert np.abs(pixels(made.jpeg) - wanted).mean() <= tolerance
 
 
 def reason(data: bytes, options: EncodeOptions = OPTIONS) -> str:
-    with pytest.raises(Unusable) as caught:
+    with pytest.raises(ImageRejected) as caught:
         encode(data, options)
-    assert caught.value.reason in REASONS
+    assert caught.value.reason in REJECT_REASONS
     return caught.value.reason
 
 
@@ -45,7 +45,7 @@ def reason(data: bytes, options: EncodeOptions = OPTIONS) -> str:
 def test_an_rgb_jpeg_is_left_untouched(how: dict) -> None:
     data = encoded(FACE, quality=80, **how)
     made = encode(data, OPTIONS)
-    assert made.untouched
+    assert made.bytes_kept
     assert made.jpeg is data
     assert (made.width, made.height) == FACE.size
 
@@ -76,7 +76,7 @@ def test_grey_stays_grey_exactly() -> None:
     rgb = pixels(made.jpeg)
     assert (rgb[..., 0] == rgb[..., 1]).all()
     assert (rgb[..., 1] == rgb[..., 2]).all()
-    assert not made.untouched
+    assert not made.bytes_kept
 
 
 def test_cmyk_jpegs_have_the_right_colours() -> None:
@@ -139,19 +139,19 @@ def test_exif_rotation_is_carried_out(kind: str, mode: str, turn: int) -> None:
     }[turn]
     data = encoded(image, kind, exif=exif, **how)
     check_rgb(data, image.transpose(transposed))
-    assert not encode(data, OPTIONS).untouched
+    assert not encode(data, OPTIONS).bytes_kept
 
 
 @pytest.mark.parametrize("turn", [0, 1, 9])
 def test_upright_or_senseless_exif_leaves_a_jpeg_untouched(turn: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = turn
-    assert encode(encoded(FACE, exif=exif), OPTIONS).untouched
+    assert encode(encoded(FACE, exif=exif), OPTIONS).bytes_kept
 
 
 def test_damaged_exif_does_not_cost_a_sound_picture() -> None:
     data = encoded(FACE, quality=90, exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 30)
-    assert encode(data, OPTIONS).untouched
+    assert encode(data, OPTIONS).bytes_kept
 
 
 def test_the_first_picture_of_several_is_taken() -> None:
@@ -219,7 +219,7 @@ def test_a_side_longer_than_a_jpeg_can_have() -> None:
     for mode in ("RGB", "L"):
         data = encoded(Image.new(mode, (66_000, 20)), "PNG")
         assert reason(data) == "too_large"
-        (face,) = make_faces(data, Entry("a", "a", data), EncodeOptions(shorter_side=16))
+        (face,) = extract_faces(data, Entry("a", "a", data), EncodeOptions(shorter_side=16))
         assert (face.image.width, face.image.height) == (52_800, 16)
 
 
@@ -235,9 +235,9 @@ def test_no_damage_escapes(data: st.DataObject) -> None:
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     try:
         made = encode(bytes(content[: data.draw(st.integers(0, len(content)))]), EncodeOptions(max_pixels=1_000_000))
-    except Unusable as fate:
+    except ImageRejected as fate:
         found = fate.reason
     else:
         found = ""
         assert pixels(made.jpeg).shape == (made.height, made.width, 3)
-    assert found in ("", *REASONS)
+    assert found in ("", *REJECT_REASONS)

@@ -10,11 +10,11 @@ from helpers.corpus_fixtures import BUILD, contents, run, tool, write_faces
 from test_shards_cache import make_tars
 from test_shards_hostile import make
 
-from shards.cache import Cache, cost
+from shards.cache import Cache, cached_bytes
 from shards.errors import UserError
 from shards.files import write_atomic
 from shards.remote import join
-from shards.workshop import delete_build, is_of_build
+from shards.workshop import delete_build, is_build_staging
 
 SUBSET = tool("subset_shards")
 USERS = ("thesis.doc", "work/thesis.doc", "notes/a.txt", "shards")
@@ -77,7 +77,7 @@ def test_a_cache_deletes_only_what_it_wrote(tmp_path: Path) -> None:
     mine = ["thesis.doc", ".profile", "backup.tar", "notes/a.txt", "a.part", "lock"]
     for name in mine:
         (folder / name).write_text("mine")
-    cache = Cache(folder, cost(infos[0]))
+    cache = Cache(folder, cached_bytes(infos[0]))
     for info in infos:
         cache.open(join((tmp_path / "far").as_uri(), info.file), info, wait=1).close()
     assert [(folder / name).read_text() for name in mine] == ["mine"] * len(mine)
@@ -115,7 +115,7 @@ def test_a_deletion_that_is_killed_leaves_a_folder_known_to_be_of_a_build(tmp_pa
 
     def look(event: str, _: tuple[object, ...]) -> None:
         if event in {"os.remove", "os.rmdir"} and folder.exists() and not done:
-            seen.append(is_of_build(folder))
+            seen.append(is_build_staging(folder))
 
     done: list[bool] = []
     sys.addaudithook(look)

@@ -10,10 +10,10 @@ from helpers.corpus_fixtures import BUILD, VERIFY, encoded, picture, run, tool, 
 from helpers.http_server import served
 
 from shards import remote
-from shards.foreign import describes, synthesise
+from shards.foreign import infer_manifest, is_external_manifest
 from shards.manifest import read_manifest
 from shards.verify import verify
-from simfle.data.reader import Corpus
+from simfle.data.reader import ShardCorpus
 
 webdataset = pytest.importorskip("webdataset")
 INDEX = tool("index_shards")
@@ -37,23 +37,23 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_manifest_is_written_that_reads_like_none(folder: Path) -> None:
-    before = Corpus([folder])
-    images = [before.image(*divmod(number, 4)).tobytes() for number in range(10)]
+    before = ShardCorpus([folder])
+    images = [before.read_image(*divmod(number, 4)).tobytes() for number in range(10)]
     done = run(*INDEX, folder, "--workers", "2", "--terms", "free")
     assert done.returncode == 0, done.stderr
     assert "3 tars, 11 samples = 10 usable + 1 skipped (1 no_image)" in done.stdout
     manifest = read_manifest(folder)
-    assert describes(manifest)
+    assert is_external_manifest(manifest)
     assert manifest.terms == "free"
-    assert manifest.rejected == synthesise(folder).rejected == {"no_image": 1}
+    assert manifest.rejected == infer_manifest(folder).rejected == {"no_image": 1}
     assert json.loads((folder / "rejected.jsonl").read_text())["source"] == "00002.tar: nothing"
-    after = Corpus([folder])
-    assert [after.image(*divmod(number, 4)).tobytes() for number in range(10)] == images
+    after = ShardCorpus([folder])
+    assert [after.read_image(*divmod(number, 4)).tobytes() for number in range(10)] == images
     assert after.key(2, 1) == "000000009"
-    assert after.meta(0, 0) == {"text": "a face"}
+    assert after.metadata(0, 0) == {"text": "a face"}
     (folder / "00001.idx").unlink()
     (folder / "00002.idx").unlink()
-    assert Corpus([folder]).key(2, 1) == "000000009"
+    assert ShardCorpus([folder]).key(2, 1) == "000000009"
 
 
 def test_dali_reads_them_by_our_index(folder: Path) -> None:
@@ -105,7 +105,7 @@ def test_nothing_is_overwritten_unasked(folder: Path) -> None:
 def test_a_key_that_no_index_can_hold(tmp_path: Path) -> None:
     with webdataset.TarWriter(str(tmp_path / "0.tar")) as writer:
         writer.write({"__key__": "a face", "jpg": encoded(picture(0))})
-    assert Corpus([tmp_path]).key(0, 0) == "a face"
+    assert ShardCorpus([tmp_path]).key(0, 0) == "a face"
     refused = run(*INDEX, tmp_path)
     assert refused.returncode == 1
     assert "'a face' has a space" in refused.stderr

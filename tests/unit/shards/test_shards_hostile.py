@@ -14,12 +14,12 @@ from shards.errors import UserError
 from shards.foreign import index_folder
 from shards.index import index_tar, read_index, write_index
 from shards.manifest import Manifest, read_manifest, write_manifest
-from shards.opened import Shards
+from shards.opened import ShardDataset
 from shards.remove import READY, STAGING, remove_samples
-from shards.samples import Sample, write_shard
+from shards.samples import StoredSample, write_shard
 from shards.upload import Upload
 from shards.verify import verify
-from simfle.data.reader import Corpus
+from simfle.data.reader import ShardCorpus
 
 SUBSET, SPLIT, MERGE = (tool(f"{name}_shards") for name in ("subset", "split", "merge"))
 OUTSIDE = ["/{there}/x", "../there/x", "a/../../there/x", "..", "..\\there\\x", "C:\\x", "\0x"]
@@ -35,7 +35,7 @@ def make(folder: Path, count: int = 4) -> Path:
         image = picture(number)
         known |= {"width": image.width, "height": image.height}
         members = {"jpg": encoded(image), "cls": b"0", "json": json.dumps(known).encode()}
-        made.append(Sample(key, members))
+        made.append(StoredSample(key, members))
     info = write_shard(folder / "train-000000.tar", "train", made)
     (folder / "rejected.jsonl").write_bytes(b"")
     write_manifest(folder, Manifest(1, "drawn", "", ("a",), count, {}, (info,), {}))
@@ -118,7 +118,7 @@ def test_members_that_lead_outside_are_in_no_index(name: str, tmp_path: Path) ->
     (folder / "train-000000.idx").write_text(lines)
     with pytest.raises(UserError, match="leads outside its folder"):
         read_index(folder / "train-000000.idx")
-    for use in (lambda: Shards(folder)[0], lambda: Corpus([folder]).key(0, 0)):
+    for use in (lambda: ShardDataset(folder)[0], lambda: ShardCorpus([folder]).key(0, 0)):
         with pytest.raises(UserError, match="leads outside its folder"):
             use()
     done = run(*SUBSET, folder, tmp_path / "out", "--fraction", 1)
@@ -136,7 +136,7 @@ def test_foreign_tars_lose_the_members_that_lead_outside(tmp_path: Path) -> None
     jpeg = encoded(picture())
     files = [("../../up.jpg", jpeg), ("../../up.cls", b"0"), ("/etc/abs.jpg", jpeg), ("ok.jpg", jpeg)]
     write_tar(tmp_path / "in" / "a.tar", files)
-    assert Corpus([tmp_path / "in"]).key(0, 0) == "ok"
+    assert ShardCorpus([tmp_path / "in"]).key(0, 0) == "ok"
     manifest = index_folder(tmp_path / "in", "", 1, False, lambda _: None)
     assert (manifest.samples, manifest.rejected, manifest.entries) == (1, {"outside": 2}, 3)
     assert verify(tmp_path / "in", 1.0, 1, lambda _: None).problems == []
@@ -147,7 +147,7 @@ def test_foreign_tars_lose_the_members_that_lead_outside(tmp_path: Path) -> None
 
 def test_foreign_tars_whose_names_no_manifest_can_hold(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "a\nb.tar", [("ok.jpg", encoded(picture()))])
-    for use in (lambda: Corpus([tmp_path / "in"]), lambda: index_folder(tmp_path / "in", "", 1, False, print)):
+    for use in (lambda: ShardCorpus([tmp_path / "in"]), lambda: index_folder(tmp_path / "in", "", 1, False, print)):
         with pytest.raises(UserError, match="rename this tar"):
             use()
 
@@ -183,9 +183,9 @@ def test_an_index_that_promises_more_than_its_tar_has_takes_no_memory(tmp_path: 
     index.sizes[1, index.extensions.index("json")] = 1 << 50
     write_index(folder / "train-000000.idx", index)
     with pytest.raises(UserError, match="shorter than its index says"):
-        Shards(folder)[1]
+        ShardDataset(folder)[1]
     with pytest.raises(UserError, match="beyond the end"):
-        Corpus([folder]).meta(0, 1)
+        ShardCorpus([folder]).metadata(0, 1)
     text = (folder / "train-000000.idx").read_text().replace(str(1 << 50), "-5")
     (folder / "train-000000.idx").write_text(text)
     with pytest.raises(UserError, match="negative number"):

@@ -9,7 +9,7 @@ import pytest
 from helpers.corpus_fixtures import BUILD, encoded, run, tool, write_faces
 from PIL import Image
 
-from shards.inspect import GAP, LINE, draw_sheet, look
+from shards.inspect import GAP, LINE, draw_contact_sheet, summarize
 from shards.samples import read_samples
 
 INSPECT = tool("inspect_shards")
@@ -37,7 +37,7 @@ def quiet(*_: object) -> None:
 
 
 def test_the_numbers_are_those_of_the_images(shards: Path) -> None:
-    looked = look(shards, (), 0, 0, quiet)
+    looked = summarize(shards, (), 0, 0, quiet)
     assert looked.counts == Counter({("train", "usual"): 27, ("train", "rare"): 3})
     assert sorted(looked.sides[:, 0]) == list(range(40, 70))
     assert set(looked.sides[:, 1]) == {20}
@@ -48,8 +48,8 @@ def test_the_numbers_are_those_of_the_images(shards: Path) -> None:
 
 def test_the_sheet_shows_each_chosen_image_above_its_label(shards: Path) -> None:
     """The colour in the middle of each cell is its image's; something is written under it."""
-    looked = look(shards, (), 11, 3, quiet)
-    sheet = np.asarray(draw_sheet(shards, looked, 64))
+    looked = summarize(shards, (), 11, 3, quiet)
+    sheet = np.asarray(draw_contact_sheet(shards, looked, 64))
     assert len(looked.sheet) == 11
     for number, (info, position) in enumerate(looked.sheet):
         row, column = divmod(number, 8)
@@ -63,12 +63,12 @@ def test_the_sheet_shows_each_chosen_image_above_its_label(shards: Path) -> None
 
 
 def test_the_choice_is_seeded(shards: Path) -> None:
-    first, again, other = (look(shards, (), 9, seed, quiet).sheet for seed in (1, 1, 2))
+    first, again, other = (summarize(shards, (), 9, seed, quiet).sheet for seed in (1, 1, 2))
     assert first == again != other
     assert len(set(first)) == 9
-    more = look(shards, (), 12, 1, quiet).sheet
+    more = summarize(shards, (), 12, 1, quiet).sheet
     assert set(first) < set(more)
-    assert len(look(shards, (), 64, 1, quiet).sheet) == 30
+    assert len(summarize(shards, (), 64, 1, quiet).sheet) == 30
 
 
 def test_the_command(shards: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shards.files import sync_folder
+from shards.files import fsync_dir
 from shards.locks import try_lock
 
 NO_LOCKS = """
@@ -44,6 +44,6 @@ def test_a_lock_that_is_held_is_no_error(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_durable_is_passed_over(tmp_path: Path) -> None:
     """As CIFS and FUSE answer; procfs does so, too."""
-    sync_folder(Path("/proc/self"))
+    fsync_dir(Path("/proc/self"))
     with pytest.raises(FileNotFoundError):
-        sync_folder(tmp_path / "absent")
+        fsync_dir(tmp_path / "absent")

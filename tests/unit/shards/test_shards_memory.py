@@ -10,8 +10,8 @@ from helpers.cli_runner import ROOT
 from helpers.corpus_fixtures import run
 
 from shards.entry import Entry
-from shards.plan import Plan, make_plan
-from shards.rules import Rules
+from shards.plan import BuildPlan, make_plan
+from shards.rules import EntryRules
 
 MOST = int(os.environ.get("SHARDS_MANY", "12000"))
 LIMIT = 500  # MB, whatever the number of entries
@@ -43,8 +43,8 @@ def test_names_that_all_look_alike_are_told_apart(tmp_path: Path, alphabet: str)
     """In the tar's letters they are all the same."""
     entries = [Entry(alphabet * n + ".jpg", "", b"") for n in range(1, 80)]
     entries += [Entry(alphabet * n + f"/{alphabet}.jpg", "", b"") for n in range(1, 80)]
-    make_plan(tmp_path / "plan", entries, Rules(), {}, 50)
-    plan = Plan(tmp_path / "plan")
+    make_plan(tmp_path / "plan", entries, EntryRules(), {}, 50)
+    plan = BuildPlan(tmp_path / "plan")
     keys = [item.key for shard in plan.shards() for item in plan.entries(shard)]
     plan.close()
     assert len(set(keys)) == len(keys) == len(entries)

@@ -11,8 +11,8 @@ from PIL import Image, ImageCms, JpegImagePlugin
 from shards.build import build
 from shards.encode import EncodeOptions, encode
 from shards.entry import Entry
-from shards.metadata import strip
-from shards.request import Build
+from shards.metadata import strip_metadata
+from shards.request import BuildSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO")
 
@@ -54,12 +54,12 @@ def pixels(data: bytes) -> np.ndarray:
 def test_metadata_are_taken_out_and_the_picture_stays(how: dict) -> None:
     plain = encoded(FACE, quality=85, **how)
     data = laden(plain)
-    left = strip(data)
+    left = strip_metadata(data)
     assert left == plain
     made = encode(data, EncodeOptions())
-    assert (made.jpeg, made.untouched) == (plain, True)
+    assert (made.jpeg, made.bytes_kept) == (plain, True)
     kept = encode(data, EncodeOptions(strip_metadata=False))
-    assert (kept.jpeg, kept.untouched) == (data, True)
+    assert (kept.jpeg, kept.bytes_kept) == (data, True)
 
 
 def test_comments_between_scans_go_too() -> None:
@@ -67,7 +67,7 @@ def test_comments_between_scans_go_too() -> None:
     places = [n for n in range(len(plain) - 1) if plain[n : n + 2] == b"\xff\xda"]
     assert len(places) > 2
     data = plain[: places[1]] + segment(0xFE, COMMENT) + b"\xff\xff" + plain[places[1] :]
-    left = strip(data)
+    left = strip_metadata(data)
     assert left is not None
     assert COMMENT not in left
     assert (pixels(left) == pixels(plain)).all()
@@ -76,11 +76,11 @@ def test_comments_between_scans_go_too() -> None:
 def test_what_decides_the_colours_stays() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(FACE, icc_profile=profile)
-    assert strip(data) is data
+    assert strip_metadata(data) is data
     cmyk = encoded(FACE.convert("CMYK"))  # with an Adobe segment
     assert b"Adobe" in cmyk
-    assert strip(cmyk) is cmyk
-    left = strip(laden(data))
+    assert strip_metadata(cmyk) is cmyk
+    left = strip_metadata(laden(data))
     assert left is not None
     assert Image.open(io.BytesIO(left)).info["icc_profile"] == profile
 
@@ -91,25 +91,25 @@ def test_a_thumbnail_in_jfif_goes() -> None:
     head = plain[start : start + 12]
     thumbnail = bytes(range(48))
     data = plain[:2] + segment(0xE0, head + b"\4\4" + thumbnail) + plain[start + 14 :]
-    assert strip(data) == plain
+    assert strip_metadata(data) == plain
 
 
 def test_nothing_to_take_out_is_nothing_done() -> None:
     data = encoded(FACE)
-    assert strip(data) is data
+    assert strip_metadata(data) is data
 
 
 @pytest.mark.parametrize("cut", [0, 1, 2, 3, 5, 20, 200, -1, -2])
 def test_what_is_not_built_as_a_jpeg_is_not_judged(cut: int) -> None:
-    assert strip(encoded(FACE)[:cut]) is None
-    assert strip(encoded(FACE, "PNG")) is None
+    assert strip_metadata(encoded(FACE)[:cut]) is None
+    assert strip_metadata(encoded(FACE, "PNG")) is None
 
 
 def test_a_picture_that_decodes_but_cannot_be_searched_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a decoder makes of bytes that we cannot place: nobody knows what they say, so they are not kept."""
-    monkeypatch.setattr("shards.encode.strip", lambda data: None)
+    monkeypatch.setattr("shards.encode.strip_metadata", lambda data: None)
     made = encode(laden(encoded(FACE, quality=95)), EncodeOptions())
-    assert not made.untouched
+    assert not made.bytes_kept
     assert AUTHOR not in made.jpeg
     assert np.abs(pixels(made.jpeg).astype(int) - np.asarray(FACE)).mean() < 3
 
@@ -118,7 +118,7 @@ def test_written_anew_says_nothing_either() -> None:
     tags = Image.Exif()
     tags[0x0112], tags[0x013B] = 6, AUTHOR.decode()
     made = encode(encoded(FACE, exif=tags, comment=COMMENT), EncodeOptions(strip_metadata=False))
-    assert not made.untouched
+    assert not made.bytes_kept
     assert AUTHOR not in made.jpeg
     assert COMMENT not in made.jpeg
 
@@ -141,9 +141,9 @@ def test_every_marker_between_scans_is_understood(tmp_path: Path) -> None:
     for number, how in enumerate([*HOWS, {"optimize": True, "progressive": True, "quality": 20}]):
         for seed in range(3):
             plain = encoded(picture(seed, 60 + number), **how)
-            left = strip(laden(plain))
+            left = strip_metadata(laden(plain))
             assert left is not None
             assert (pixels(left) == pixels(plain)).all()
             assert isinstance(Image.open(io.BytesIO(left)), JpegImagePlugin.JpegImageFile)
     entries = [Entry("a", "a", laden(encoded(FACE, progressive=True)))]
-    build(Build(tmp_path / "out", "c", {}), entries, lambda *_: None)
+    build(BuildSpec(tmp_path / "out", "c", {}), entries, lambda *_: None)

@@ -10,12 +10,12 @@ from helpers.corpus_fixtures import BUILD, VERIFY, encoded, picture, run, tool, 
 from shards.duplicates import find_duplicates
 from shards.errors import UserError
 from shards.fingerprint import NEAR
-from shards.foreign import synthesise
-from shards.inspect import BACKGROUND, GAP, draw_sheet, look
+from shards.foreign import infer_manifest
+from shards.inspect import BACKGROUND, GAP, draw_contact_sheet, summarize
 from shards.manifest import read_manifest
 from shards.remove import remove_samples
 from shards.samples import read_samples
-from simfle.data.reader import Corpus
+from simfle.data.reader import ShardCorpus
 
 MERGE, SPLIT, SUBSET = (tool(f"{name}_shards") for name in ("merge", "split", "subset"))
 INDEX = tool("index_shards")
@@ -120,9 +120,9 @@ def test_all_formats_are_looked_at(tmp_path: Path) -> None:
     files = {name: encoded(same if name[0] in "be" else picture(ord(name[0])), kind) for name, kind in kinds.items()}
     write_tar(tmp_path / "f" / "0.tar", files.items())
     assert run(*INDEX, tmp_path / "f").returncode == 0
-    looked = look(tmp_path / "f", (), 5, 0, lambda *_: None)
+    looked = summarize(tmp_path / "f", (), 5, 0, lambda *_: None)
     assert looked.bytes.tolist() == [len(content) for content in files.values()]
-    sheet = np.asarray(draw_sheet(tmp_path / "f", looked, 64))
+    sheet = np.asarray(draw_contact_sheet(tmp_path / "f", looked, 64))
     (info,) = looked.manifest.shards
     assert [info for info, _ in looked.sheet] == [info] * 5
     assert all(sheet[38, GAP + 32 + number * (64 + GAP)].tolist() != list(BACKGROUND) for number in range(5))
@@ -153,13 +153,16 @@ def test_their_labels_count_wherever_they_are(tmp_path: Path, kind: str) -> None
     member, (rare, usual) = KINDS[kind]
     names = {"numbers": ("0", "2"), "words": ("calm", "glad"), "json": ("0", "glad")}[kind]
     folder = labelled(tmp_path / "f", [usual] * 17 + [rare] + [usual] * 22, member)
-    looked = look(folder, (), 4, 0, lambda *_: None)
+    looked = summarize(folder, (), 4, 0, lambda *_: None)
     assert looked.counts == {("train", names[0]): 1, ("train", names[1]): 39}
     assert run(*SUBSET, folder, tmp_path / "part", "--fraction", "0.1").returncode == 0
-    assert look(tmp_path / "part", (), 0, 0, lambda *_: None).counts == {("train", names[0]): 1, ("train", names[1]): 4}
+    assert summarize(tmp_path / "part", (), 0, 0, lambda *_: None).counts == {
+        ("train", names[0]): 1,
+        ("train", names[1]): 4,
+    }
     into = [tmp_path / "halves", "--into", "train=0.5,val=0.5", "--by", "label"]
     assert run(*SPLIT, folder, *into).returncode == 0
-    halves = look(tmp_path / "halves", (), 0, 0, lambda *_: None).counts
+    halves = summarize(tmp_path / "halves", (), 0, 0, lambda *_: None).counts
     assert sum(halves[split, names[1]] for split in ("train", "val")) == 39
     assert abs(halves["train", names[1]] - halves["val", names[1]]) == 1
 
@@ -177,7 +180,7 @@ def test_a_sheet_shows_their_labels(tmp_path: Path) -> None:
     sheets = []
     for place, label in (("a", "0"), ("b", "")):
         folder = labelled(tmp_path / place, [label], "cls")
-        sheets.append(np.asarray(draw_sheet(folder, look(folder, (), 1, 0, lambda *_: None), 64)))
+        sheets.append(np.asarray(draw_contact_sheet(folder, summarize(folder, (), 1, 0, lambda *_: None), 64)))
     different = np.argwhere((sheets[0] != sheets[1]).any(-1))
     assert len(different)
     assert (different[:, 0] >= GAP + 64).all()
@@ -190,7 +193,7 @@ def test_no_image_is_told_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a has no readable image \(truncated"):
         find_duplicates(folder, None, (), NEAR, 1, lambda *_: None)
     with pytest.raises(UserError, match=r"a cannot be decoded \(truncated"):
-        draw_sheet(folder, look(folder, (), 1, 0, lambda *_: None), 64)
+        draw_contact_sheet(folder, summarize(folder, (), 1, 0, lambda *_: None), 64)
 
 
 def test_other_labels_are_other_data(tmp_path: Path) -> None:
@@ -198,7 +201,7 @@ def test_other_labels_are_other_data(tmp_path: Path) -> None:
 
     def digest(label: bytes) -> str:
         files = [("a.jpg", encoded(picture(1))), ("a.cls", label), ("a.txt", b"calm")]
-        return Corpus([write_tar(tmp_path / "f" / "0.tar", files).parent]).digest()
+        return ShardCorpus([write_tar(tmp_path / "f" / "0.tar", files).parent]).digest()
 
     assert digest(b"1") == digest(b"1") != digest(b"2")
 
@@ -206,6 +209,6 @@ def test_other_labels_are_other_data(tmp_path: Path) -> None:
 def test_large_class_numbers_are_no_labels(tmp_path: Path) -> None:
     """A thousand million names would fill the memory."""
     images = [("a.jpg", encoded(picture(1))), ("a.cls", b"99999999999999")]
-    assert synthesise(write_tar(tmp_path / "ids" / "0.tar", images).parent).labels == ()
+    assert infer_manifest(write_tar(tmp_path / "ids" / "0.tar", images).parent).labels == ()
     few = [("a.jpg", encoded(picture(1))), ("a.cls", b"8630")]
-    assert len(synthesise(write_tar(tmp_path / "few" / "0.tar", few).parent).labels) == 8631
+    assert len(infer_manifest(write_tar(tmp_path / "few" / "0.tar", few).parent).labels) == 8631

@@ -5,22 +5,22 @@ from pathlib import Path
 
 import pytest
 
-from shards.entry import Entry, Recipe
-from shards.plan import Plan, make_plan
-from shards.rules import Rules
+from shards.entry import Entry, LazyBytes
+from shards.plan import BuildPlan, make_plan
+from shards.rules import EntryRules
 
 READS = {
     "path": Path("/faces/a.jpg"),
     "bytes": b"\xff\xd8",
     "nothing": b"",
-    "recipe": Recipe("shards.x:y", (1, "two", None)),
-    "piece": Recipe("shards.x:y", (3, 4), Path("/faces/all.tar")),
+    "recipe": LazyBytes("shards.x:y", (1, "two", None)),
+    "piece": LazyBytes("shards.x:y", (3, 4), Path("/faces/all.tar")),
 }
 
 
 def planned(path: Path, reads: dict) -> tuple[str, dict]:
-    digest = make_plan(path, [Entry(key, key, read) for key, read in reads.items()], Rules(), {}, 10)
-    with closing(Plan(path)) as plan:
+    digest = make_plan(path, [Entry(key, key, read) for key, read in reads.items()], EntryRules(), {}, 10)
+    with closing(BuildPlan(path)) as plan:
         return digest, {item.entry.key: item.entry.read for shard in plan.shards() for item in plan.entries(shard)}
 
 
@@ -29,14 +29,14 @@ def test_every_kind_of_read_comes_back(tmp_path: Path) -> None:
 
 
 def test_where_the_files_lie_decides_nothing(tmp_path: Path) -> None:
-    elsewhere = READS | {"path": Path("/other/a.jpg"), "piece": Recipe("shards.x:y", (3, 4), Path("/other/all.tar"))}
+    elsewhere = READS | {"path": Path("/other/a.jpg"), "piece": LazyBytes("shards.x:y", (3, 4), Path("/other/all.tar"))}
     first = planned(tmp_path / "p", READS)[0]
     assert planned(tmp_path / "q", elsewhere)[0] == first
-    moved = READS | {"piece": Recipe("shards.x:y", (3, 5), Path("/faces/all.tar"))}
+    moved = READS | {"piece": LazyBytes("shards.x:y", (3, 5), Path("/faces/all.tar"))}
     assert planned(tmp_path / "r", moved)[0] != first
 
 
 def test_a_plan_can_be_read_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    reads = planned(tmp_path / "p", {"path": Path("a.jpg"), "piece": Recipe("shards.x:y", (), Path("b.tar"))})[1]
-    assert reads == {"path": tmp_path / "a.jpg", "piece": Recipe("shards.x:y", (), tmp_path / "b.tar")}
+    reads = planned(tmp_path / "p", {"path": Path("a.jpg"), "piece": LazyBytes("shards.x:y", (), Path("b.tar"))})[1]
+    assert reads == {"path": tmp_path / "a.jpg", "piece": LazyBytes("shards.x:y", (), tmp_path / "b.tar")}

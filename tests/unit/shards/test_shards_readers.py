@@ -7,13 +7,13 @@ import pytest
 from helpers.corpus_fixtures import BUILD, run, samples, write_faces
 
 from shards.index import index_tar, read_index
-from shards.writer import TarShard
+from shards.writer import TarShardWriter
 
 
 def test_the_tar_is_what_webdatasets_writer_makes(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     content = [(f"k{n}" + "x" * 4 * n, {"jpg": bytes([n]) * (n**3 * 100), "cls": b"1", "json": b""}) for n in range(20)]
-    ours = TarShard(tmp_path / "ours.tar")
+    ours = TarShardWriter(tmp_path / "ours.tar")
     theirs = io.BytesIO()
     with webdataset.TarWriter(theirs, user="shards", group="shards", mode=0o444, mtime=0, encoder=False) as writer:
         for key, members in content:

@@ -18,9 +18,9 @@ from helpers.corpus_fixtures import BUILD, VERIFY, contents, encoded, picture, r
 
 from shards.errors import UserError
 from shards.manifest import index_name, read_manifest, write_manifest
-from shards.remove import read_record, remove_samples
-from shards.samples import Sample, locked, read_samples, write_shard
-from simfle.data.reader import Corpus
+from shards.remove import read_removal_log, remove_samples
+from shards.samples import StoredSample, lock_dir, read_samples, write_shard
+from simfle.data.reader import ShardCorpus
 
 REMOVE = tool("remove_samples")
 
@@ -95,7 +95,7 @@ def test_a_person_goes_without_a_trace(shards: Path) -> None:
     kept = [info for info in manifest.shards if info.file in tars]
     assert kept
     assert all(info == tars[info.file] for info in kept)
-    (record,) = read_record(shards)
+    (record,) = read_removal_log(shards)
     assert (record["samples"], record["reason"], len(record["keys"])) == (3, "asked for it", 3)
 
 
@@ -122,7 +122,7 @@ def test_twice_from_the_same_shard_and_all_of_one(shards: Path) -> None:
     manifest = read_manifest(shards)
     assert len(manifest.shards) == number - 1
     assert manifest.rejected["removed"] == manifest.build["removed"] == len(first)
-    assert len(read_record(shards)) == len(first)
+    assert len(read_removal_log(shards)) == len(first)
     check_sound(shards)
 
 
@@ -187,7 +187,7 @@ def test_rejects_that_the_pattern_of_the_build_gives_to_a_person_are_blanked(num
 
 def test_a_person_who_is_among_the_rejects_alone_is_blanked(numbered: Path) -> None:
     removal = remove_samples(numbered, person="9")
-    assert (removal.samples, removal.blanked) == (0, 1)
+    assert (removal.samples, removal.anonymized_rejects) == (0, 1)
     assert rejects(numbered) == ["", "photos/p1y.jpg", "photos/p2y.jpg"]
     assert remove_samples(numbered, person="9").already == 1
     check_sound(numbered)
@@ -198,7 +198,7 @@ def test_a_removal_by_an_earlier_version_is_finished_by_the_same_command(numbere
     remove_samples(numbered, person="1")
     rest = [line for line in (numbered / "rejected.jsonl").read_text().splitlines() if '"removed"' in line]
     (numbered / "rejected.jsonl").write_text("".join(line + "\n" for line in [*told, *rest]))  # as it left them
-    assert remove_samples(numbered, person="1").blanked == 1
+    assert remove_samples(numbered, person="1").anonymized_rejects == 1
     assert "p1" not in (numbered / "rejected.jsonl").read_text()
     check_sound(numbered)
 
@@ -207,7 +207,7 @@ def test_patterns_of_the_shards_that_others_were_made_from_count(numbered: Path)
     manifest = read_manifest(numbered)
     builds = {"from": [{"build": manifest.build}, {"build": {"rules": {"group_pattern": "("}}}, 7, {"build": 7}]}
     write_manifest(numbered, replace(manifest, build={"merge": {}} | builds))
-    assert remove_samples(numbered, person="2").blanked == 1
+    assert remove_samples(numbered, person="2").anonymized_rejects == 1
     assert "p2" not in (numbered / "rejected.jsonl").read_text()
 
 
@@ -215,10 +215,12 @@ def spell_by_turns(folder: Path, group: str, spellings: list[str]) -> None:
     """Write the shards again with these names in turn for the group."""
     manifest, turns = read_manifest(folder), cycle(spellings)
 
-    def spelt(sample: Sample) -> Sample:
-        if sample.known["group"] != group:
+    def spelt(sample: StoredSample) -> StoredSample:
+        if sample.metadata["group"] != group:
             return sample
-        return Sample(sample.key, sample.members | {"json": json.dumps(sample.known | {"group": next(turns)}).encode()})
+        return StoredSample(
+            sample.key, sample.members | {"json": json.dumps(sample.metadata | {"group": next(turns)}).encode()}
+        )
 
     infos = []
     for info in manifest.shards:
@@ -245,9 +247,9 @@ def test_a_name_in_two_spellings_is_one_person(shards: Path, form: str) -> None:
 
 
 def test_runs_see_that_the_data_have_changed(shards: Path) -> None:
-    before = Corpus([shards]).digest()
+    before = ShardCorpus([shards]).digest()
     remove_samples(shards, ["Jane_1_009"])
-    assert Corpus([shards]).digest() != before
+    assert ShardCorpus([shards]).digest() != before
 
 
 def test_building_again_brings_nothing_back(built: Path, shards: Path) -> None:
@@ -284,7 +286,7 @@ def test_all_is_refused(shards: Path) -> None:
 
 
 def test_one_at_a_time(shards: Path) -> None:
-    with locked(shards), pytest.raises(UserError, match="another process"):
+    with lock_dir(shards), pytest.raises(UserError, match="another process"):
         remove_samples(shards, ["Jane_1_009"])
 
 
@@ -329,7 +331,7 @@ def readable(folder: Path) -> list[str]:
     """The keys, from shards that are as the manifest says."""
     for info in read_manifest(folder).shards:
         assert hashlib.sha256((folder / info.file).read_bytes()).hexdigest() == info.sha256
-    corpus = Corpus([folder])
+    corpus = ShardCorpus([folder])
     return [corpus.key(shard, sample) for shard, count in enumerate(corpus.counts) for sample in range(count)]
 
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.exclude import normal_person
-from shards.plan import Plan, make_plan
-from shards.rules import KEY_LENGTH, Rules, archive_key, drawn_split, label_order, normal_split, settle
-from shards.sources.folder import placed
+from shards.exclude import normalize_person
+from shards.plan import BuildPlan, make_plan
+from shards.rules import KEY_LENGTH, EntryRules, archive_key, assign_split, label_order, normalize_split, resolve_entry
+from shards.sources.folder import infer_label_and_split
 
 
 def entry(key: str, **known: str) -> Entry:
@@ -22,14 +22,16 @@ def entry(key: str, **known: str) -> Entry:
 
 @given(st.text(min_size=1), st.floats(0, 0.49), st.floats(0, 0.5), st.integers(0, 5))
 def test_the_split_is_the_groups_alone(group: str, val: float, test: float, seed: int) -> None:
-    rules = Rules(val_fraction=val, test_fraction=test, split_seed=seed)
-    settled = {settle(entry(key, group=group), rules).split for key in ("a.jpg", "b/c.png", "ü")}
-    assert settled == {drawn_split(group, rules)}
+    rules = EntryRules(val_fraction=val, test_fraction=test, split_seed=seed)
+    settled = {resolve_entry(entry(key, group=group), rules).split for key in ("a.jpg", "b/c.png", "ü")}
+    assert settled == {assign_split(group, rules)}
 
 
 def test_fractions_are_kept_and_seeds_differ() -> None:
     def draw(seed: int) -> list[str]:
-        return [drawn_split(str(n), Rules(val_fraction=0.2, test_fraction=0.1, split_seed=seed)) for n in range(5000)]
+        return [
+            assign_split(str(n), EntryRules(val_fraction=0.2, test_fraction=0.1, split_seed=seed)) for n in range(5000)
+        ]
 
     first = draw(0)
     assert abs(first.count("val") / 5000 - 0.2) < 0.02
@@ -41,53 +43,53 @@ def test_fractions_are_kept_and_seeds_differ() -> None:
 def test_a_larger_fraction_moves_nobody_back() -> None:
     """Cutting more off must not put a validation person into training: fractions are nested."""
     for number in range(300):
-        if drawn_split(str(number), Rules(val_fraction=0.1)) == "val":
-            assert drawn_split(str(number), Rules(val_fraction=0.3)) == "val"
+        if assign_split(str(number), EntryRules(val_fraction=0.1)) == "val":
+            assert assign_split(str(number), EntryRules(val_fraction=0.3)) == "val"
 
 
 def test_only_train_is_cut() -> None:
-    rules = Rules(val_fraction=0.9)
-    assert {settle(entry(f"{n}", split="Test"), rules).split for n in range(50)} == {"test"}
-    assert {settle(entry(f"{n}", split="Training"), rules).split for n in range(50)} == {"train", "val"}
+    rules = EntryRules(val_fraction=0.9)
+    assert {resolve_entry(entry(f"{n}", split="Test"), rules).split for n in range(50)} == {"test"}
+    assert {resolve_entry(entry(f"{n}", split="Training"), rules).split for n in range(50)} == {"train", "val"}
 
 
 @pytest.mark.parametrize("name", ["测试", "тест", "- 验证"])
 def test_a_split_that_cannot_be_written_is_not_train(name: str) -> None:
     """训练 and 测试 would both lose all their letters: test images among those that are trained on."""
-    item = settle(entry("a.jpg", split=name), Rules())
+    item = resolve_entry(entry("a.jpg", split=name), EntryRules())
     assert isinstance(item, Rejected)
     assert (item.reason, name in item.detail) == ("bad_row", True)
-    placed_item = placed(f"{name}/a.jpg", "a.jpg", b"", class_folders=False, split_folders=True)
+    placed_item = infer_label_and_split(f"{name}/a.jpg", "a.jpg", b"", class_folders=False, split_folders=True)
     assert isinstance(placed_item, Rejected)
-    assert {settle(entry("a.jpg", split=text), Rules()).split for text in ("", " - ", "Train", "训练 train")} == {
-        "train"
-    }
+    assert {
+        resolve_entry(entry("a.jpg", split=text), EntryRules()).split for text in ("", " - ", "Train", "训练 train")
+    } == {"train"}
 
 
 def test_the_group_is_found_in_the_path() -> None:
-    rules = Rules(group_pattern=r"^(.*)_\d+\.jpg$")
-    assert settle(entry("films/Ann_Lee_0012.jpg"), rules).group == "films/Ann_Lee"
-    assert settle(entry("other.jpg"), rules).group is None
+    rules = EntryRules(group_pattern=r"^(.*)_\d+\.jpg$")
+    assert resolve_entry(entry("films/Ann_Lee_0012.jpg"), rules).group == "films/Ann_Lee"
+    assert resolve_entry(entry("other.jpg"), rules).group is None
 
 
 @pytest.mark.parametrize("pattern", [r"^.*_\d+$", "(a)(b)", "(unclosed"])
 def test_a_pattern_without_one_group_is_refused(pattern: str) -> None:
     with pytest.raises(UserError, match="--group-pattern"):
-        Rules(group_pattern=pattern)
+        EntryRules(group_pattern=pattern)
 
 
 @pytest.mark.parametrize("fractions", [(-0.1, 0), (1, 0), (0, 1.5), (0.5, 0.5), (float("nan"), 0)])
 def test_fractions_that_cannot_be_are_refused(fractions: tuple[float, float]) -> None:
     with pytest.raises(UserError, match="fraction"):
-        Rules(val_fraction=fractions[0], test_fraction=fractions[1])
+        EntryRules(val_fraction=fractions[0], test_fraction=fractions[1])
 
 
 def test_labels_are_normalised_and_asked_for() -> None:
-    rules = Rules(labelled=True, labels=("happiness",))
-    assert settle(entry("a", label=" HAPPINESS "), rules).label == "happiness"
-    assert settle(entry("a", label="  "), rules) == Rejected("a", "unlabelled")
-    assert settle(entry("a", label="fear"), rules) == Rejected("a", "unknown_label", "fear")
-    assert settle(entry("a"), Rules()).label is None
+    rules = EntryRules(labelled=True, labels=("happiness",))
+    assert resolve_entry(entry("a", label=" HAPPINESS "), rules).label == "happiness"
+    assert resolve_entry(entry("a", label="  "), rules) == Rejected("a", "unlabelled")
+    assert resolve_entry(entry("a", label="fear"), rules) == Rejected("a", "unknown_label", "fear")
+    assert resolve_entry(entry("a"), EntryRules()).label is None
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -97,25 +99,25 @@ def test_two_spellings_of_a_name_are_one(form: str) -> None:
     def spelt(text: str) -> str:
         return unicodedata.normalize(form, text)
 
-    rules = Rules(labels=("überraschung",), val_fraction=0.3, test_fraction=0.3)
-    plain = settle(entry("1.jpg", label="Überraschung", group="José García"), rules)
-    found = settle(entry("1.jpg", label=spelt("ÜBERRASCHUNG"), group=spelt("José García")), rules)
+    rules = EntryRules(labels=("überraschung",), val_fraction=0.3, test_fraction=0.3)
+    plain = resolve_entry(entry("1.jpg", label="Überraschung", group="José García"), rules)
+    found = resolve_entry(entry("1.jpg", label=spelt("ÜBERRASCHUNG"), group=spelt("José García")), rules)
     assert (found.label, found.group, found.split) == ("überraschung", "José García", plain.split)
     for pattern in (r"^(\w+)_\d", r"^(José)", spelt(r"^(José)")):
-        assert settle(entry(spelt("José_1.jpg")), Rules(group_pattern=pattern)).group == "José"
-    assert normal_person(spelt("José García")) == "josé_garcía"
+        assert resolve_entry(entry(spelt("José_1.jpg")), EntryRules(group_pattern=pattern)).group == "José"
+    assert normalize_person(spelt("José García")) == "josé_garcía"
 
 
 @given(st.text(st.characters(codec="utf-8")))
 def test_names_of_one_spelling_stay_as_they_are(name: str) -> None:
     name = unicodedata.normalize("NFC", name)
-    found = settle(entry("a", label=name, group=name), Rules())
+    found = resolve_entry(entry("a", label=name, group=name), EntryRules())
     assert (found.label, found.group) == (name.strip().casefold() or None, name)
 
 
 def test_names_that_are_no_utf8_have_a_spelling_too() -> None:
     name = "caf\udce9 e\u0301"
-    found = settle(entry("a", label=name, group=name), Rules())
+    found = resolve_entry(entry("a", label=name, group=name), EntryRules())
     assert (found.label, found.group) == (r"caf\udce9 é", "caf\udce9 é")
 
 
@@ -141,20 +143,20 @@ def test_keys_read_like_the_paths_they_come_from() -> None:
 
 @given(st.text(max_size=20))
 def test_a_split_is_a_file_name(name: str) -> None:
-    split = normal_split(name)
+    split = normalize_split(name)
     assert split or not name.isascii()
-    assert split in ("", normal_split(split))
+    assert split in ("", normalize_split(split))
     assert all(letter.isascii() and (letter.isalnum() or letter == "-") for letter in split)
 
 
 def listing(plan: Path) -> list[tuple[str, str, str | None]]:
-    with closing(Plan(plan)) as opened:
+    with closing(BuildPlan(plan)) as opened:
         return [(s.name, item.key, item.entry.label) for s in opened.shards() for item in opened.entries(s)]
 
 
 def test_the_order_of_the_listing_does_not_matter(tmp_path: Path) -> None:
     entries = [entry(f"c{n % 3}/{n}.jpg", label=str(n % 3), group=str(n % 17)) for n in range(200)]
-    rules = Rules(val_fraction=0.3)
+    rules = EntryRules(val_fraction=0.3)
     make_plan(tmp_path / "a", entries, rules, {}, 30)
     random.Random(3).shuffle(entries)
     make_plan(tmp_path / "b", entries, rules, {}, 30)
@@ -165,8 +167,8 @@ def test_the_order_of_the_listing_does_not_matter(tmp_path: Path) -> None:
 
 
 def test_shards_are_of_nearly_equal_size(tmp_path: Path) -> None:
-    make_plan(tmp_path / "p", [entry(f"{n}") for n in range(103)], Rules(), {}, 25)
-    with closing(Plan(tmp_path / "p")) as plan:
+    make_plan(tmp_path / "p", [entry(f"{n}") for n in range(103)], EntryRules(), {}, 25)
+    with closing(BuildPlan(tmp_path / "p")) as plan:
         sizes = [shard.entries for shard in plan.shards()]
         assert sum(sizes) == plan.planned() == 103
         assert sorted(sizes) == [20, 20, 21, 21, 21]
@@ -183,8 +185,8 @@ def test_repeated_and_conflicting_rows(tmp_path: Path) -> None:
         entry("fine", label="b"),
         entry("bare"),
     ]
-    make_plan(tmp_path / "p", entries, Rules(labelled=True), {}, 10)
-    with closing(Plan(tmp_path / "p")) as plan:
+    make_plan(tmp_path / "p", entries, EntryRules(labelled=True), {}, 10)
+    with closing(BuildPlan(tmp_path / "p")) as plan:
         written = sorted(item.entry.key for shard in plan.shards() for item in plan.entries(shard))
         assert written == ["fine", "same"]
         assert plan.reasons() == {"conflicting_label": 3, "repeated": 1, "unlabelled": 1}
@@ -194,7 +196,7 @@ def test_repeated_and_conflicting_rows(tmp_path: Path) -> None:
 def test_names_that_look_alike_get_keys_of_their_own(tmp_path: Path) -> None:
     names = ["a b.jpg", "a_b.jpg", "a.b.jpg", "a_b.png", "a/b.jpg", "plain.jpg"]
     for path, order in ((tmp_path / "p", names), (tmp_path / "q", names[::-1])):
-        make_plan(path, [entry(name) for name in order], Rules(), {}, 10)
+        make_plan(path, [entry(name) for name in order], EntryRules(), {}, 10)
     keys = [key for _, key, _ in listing(tmp_path / "p")]
     assert len(set(keys)) == len(names)
     assert "plain" in keys
@@ -208,7 +210,7 @@ def test_an_entry_comes_back_from_the_plan_as_it_went_in(tmp_path: Path) -> None
         odd, odd, Path("/x") / odd, "a", "val", "g", (1.0, 2.0, 3.0, 4.5), ((1.0, 2.0),), {"age": 3, "votes": [1, 2]}
     )
     two = Entry("bytes", "bytes", b"\0\xff", "a", "val", "g")
-    make_plan(tmp_path / "p", [one, two], Rules(), {}, 10)
-    with closing(Plan(tmp_path / "p")) as plan:
+    make_plan(tmp_path / "p", [one, two], EntryRules(), {}, 10)
+    with closing(BuildPlan(tmp_path / "p")) as plan:
         found = {item.entry.key: item.entry for shard in plan.shards() for item in plan.entries(shard)}
     assert found == {odd: one, "bytes": two}

@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.manifest import read_manifest
-from shards.samples import Sample, read_samples
-from shards.subset import Ranks, divide, take_share
+from shards.samples import StoredSample, read_samples
+from shards.subset import Ranks, assign_ranges, take_fraction
 from shards.verify import verify
 
 SUBSET, SPLIT, MERGE = (tool(f"{name}_shards") for name in ("subset", "split", "merge"))
@@ -42,7 +42,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def samples(folder: Path) -> dict[str, tuple[str, Sample]]:
+def samples(folder: Path) -> dict[str, tuple[str, StoredSample]]:
     """Key -> split and sample, in order."""
     found = [(info.split, sample) for info in read_manifest(folder).shards for sample in read_samples(folder, info)]
     assert len({sample.key for _, sample in found}) == len(found)
@@ -59,8 +59,8 @@ def made(command: list[str], *arguments: object) -> Path:
     return out
 
 
-def labels(found: dict[str, tuple[str, Sample]]) -> Counter[tuple[str, str]]:
-    return Counter((split, sample.known["label"]) for split, sample in found.values())
+def labels(found: dict[str, tuple[str, StoredSample]]) -> Counter[tuple[str, str]]:
+    return Counter((split, sample.metadata["label"]) for split, sample in found.values())
 
 
 def test_shares_of_labels_are_nested_and_unchanged(built: Path, tmp_path: Path) -> None:
@@ -90,8 +90,8 @@ def test_a_share_of_people_holds_them_whole(built: Path, tmp_path: Path) -> None
     large = samples(made(SUBSET, built / "one-shards", tmp_path / "large", "--fraction", 0.6, *options))
     assert set(small) < set(large)
 
-    def people(found: dict[str, tuple[str, Sample]], split: str) -> Counter[str]:
-        return Counter(sample.known["group"] for place, sample in found.values() if place == split)
+    def people(found: dict[str, tuple[str, StoredSample]], split: str) -> Counter[str]:
+        return Counter(sample.metadata["group"] for place, sample in found.values() if place == split)
 
     for found, fraction in ((small, 0.2), (large, 0.6)):
         assert people(found, "test") == people(whole, "test")
@@ -114,11 +114,11 @@ def test_people_are_not_divided(built: Path, tmp_path: Path) -> None:
     assert set(found) == set(whole)
     people: dict[str, set[str]] = {}
     for split, sample in found.values():
-        people.setdefault(split, set()).add(sample.known["group"])
+        people.setdefault(split, set()).add(sample.metadata["group"])
     assert {split: len(names) for split, names in people.items()} == {"train": 10, "val": 4, "probe": 6}
     assert len(set().union(*people.values())) == 20
     for key, (split, sample) in found.items():
-        assert sample.known == whole[key][1].known | {"split": split}
+        assert sample.metadata == whole[key][1].metadata | {"split": split}
         for kind in ("jpg", "cls"):
             assert sample.members[kind] == whole[key][1].members[kind]
 
@@ -151,7 +151,7 @@ def test_labels_are_merged_by_name(built: Path, tmp_path: Path) -> None:
         == Counter(split for split, _ in samples(parts[0]).values())["test"]
     )
     for _, sample in found.values():
-        assert sample.members["cls"] == str(manifest.labels.index(sample.known["label"])).encode()
+        assert sample.members["cls"] == str(manifest.labels.index(sample.metadata["label"])).encode()
     pictures = Counter(sample.members["jpg"] for _, sample in found.values())
     assert pictures == sum((Counter(s.members["jpg"] for _, s in samples(part).values()) for part in parts), Counter())
     kept = samples(parts[0])
@@ -167,7 +167,7 @@ def test_people_of_one_name_are_told(built: Path, tmp_path: Path) -> None:
     def people(folder: Path) -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
         for split, sample in samples(folder).values():
-            found.setdefault(sample.known["group"], set()).add(split)
+            found.setdefault(sample.metadata["group"], set()).add(split)
         return found
 
     done = run(*MERGE, *parts, tmp_path / "out", "--collisions", "suffix")
@@ -203,7 +203,7 @@ def test_merging_the_parts_of_a_split_gives_all_again(built: Path, tmp_path: Pat
     out = made(MERGE, built / "one-shards", built / "three-shards", tmp_path / "out", "--corpus", "both")
     assert read_manifest(out).corpus == "both"
     assert samples(out) == samples(built / "one-shards") | {
-        key: (split, Sample(key, sample.members | {"cls": b"3"}))
+        key: (split, StoredSample(key, sample.members | {"cls": b"3"}))
         for key, (split, sample) in samples(built / "three-shards").items()
     }
 
@@ -211,15 +211,15 @@ def test_merging_the_parts_of_a_split_gives_all_again(built: Path, tmp_path: Pat
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=60), st.floats(0.001, 1), st.floats(0.001, 1))
 def test_shares_are_nested(ranks: list[int], first: float, second: float) -> None:
     order = Ranks(np.array(ranks), np.full(len(ranks), max(ranks) + 1))
-    small, large = (take_share(order, share) for share in sorted((first, second)))
+    small, large = (take_fraction(order, share) for share in sorted((first, second)))
     assert (small <= large).all()
-    assert take_share(order, 1).all()
+    assert take_fraction(order, 1).all()
 
 
 @given(st.integers(1, 200), st.lists(st.integers(1, 9), min_size=2, max_size=5))
 def test_parts_have_their_shares(count: int, weights: list[int]) -> None:
     fractions = [weight / sum(weights) for weight in weights]
-    part = divide(Ranks(np.arange(count), np.full(count, count)), fractions)
+    part = assign_ranges(Ranks(np.arange(count), np.full(count, count)), fractions)
     assert (np.diff(part) >= 0).all()
     assert part.max() < len(weights)
     for number, fraction in enumerate(fractions):

@@ -17,7 +17,7 @@ from shards import remote
 from shards.entry import Rejected
 from shards.errors import UserError
 from shards.index import index_tar
-from shards.opened import Shards
+from shards.opened import ShardDataset
 from shards.remote import open_url, read_url
 from shards.sources.tars import read_tar
 
@@ -77,7 +77,7 @@ def test_an_index_that_lists_more_than_its_tar_has(how: str, tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="shorter than its index says"):
-        Shards(bad)[0]
+        ShardDataset(bad)[0]
 
 
 @pytest.mark.usefixtures("_soon")

@@ -161,8 +161,8 @@ def test_a_webdataset_from_a_url(local: Path, tmp_path: Path) -> None:
 
 
 def test_http_has_no_size_and_is_no_folder() -> None:
-    assert remote.size_of("https://host/x") is None
-    assert not remote.is_folder("https://host/x")
-    assert remote.names_in("https://host/x") is None
+    assert remote.file_size("https://host/x") is None
+    assert not remote.is_directory("https://host/x")
+    assert remote.list_names("https://host/x") is None
     with pytest.raises(UserError, match="does not exist"):
-        remote.is_folder("file:///nowhere/at/all")
+        remote.is_directory("file:///nowhere/at/all")

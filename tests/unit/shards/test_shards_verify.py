@@ -11,7 +11,7 @@ from helpers.corpus_fixtures import BUILD, VERIFY, encoded, picture, run, write_
 from shards.index import index_tar, read_index, write_index
 from shards.manifest import read_manifest
 from shards.verify import verify
-from shards.writer import TarShard
+from shards.writer import TarShardWriter
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def rewrite(shards: Path, change: Callable[[str, dict[str, bytes]], tuple[str, d
     with tarfile.open(path) as tar:
         contents = {name: tar.extractfile(name).read() for name in tar.getnames()}
     keys = list(dict.fromkeys(name.split(".")[0] for name in contents))
-    tar = TarShard(path)
+    tar = TarShardWriter(path)
     for key in keys:
         tar.add(*change(key, {kind: contents[f"{key}.{kind}"] for kind in ("jpg", "cls", "json")}))
     written = tar.finish()

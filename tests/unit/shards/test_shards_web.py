@@ -17,9 +17,9 @@ from helpers.scripted_server import Asked, Scripted, scripted, whole
 from shards import remote, web
 from shards.errors import UserError
 from shards.manifest import read_manifest
-from shards.redact import shown
+from shards.redact import redact_url
 from shards.remote import download, open_url, read_url
-from shards.waits import awaited
+from shards.waits import current_wait
 
 SECRET = "sig=deadbeef"
 
@@ -36,7 +36,7 @@ def refused(url: str) -> str:
     with pytest.raises(UserError) as told:
         read_url(url)
     line = str(told.value)
-    assert line.startswith(shown(url) + ": ")
+    assert line.startswith(redact_url(url) + ": ")
     assert len(line.splitlines()) == 1
     assert "deadbeef" not in line
     assert "hunter2" not in line
@@ -207,12 +207,12 @@ def test_what_a_reader_waits_for_can_be_asked(tmp_path: Path) -> None:
     with scripted(answer) as server:
         thread = threading.Thread(target=download, args=(f"{server.url}/x?{SECRET}", tmp_path / "x"))
         thread.start()
-        while "bytes received" not in (told := awaited(thread.ident)) or " 0 bytes" in told:
+        while "bytes received" not in (told := current_wait(thread.ident)) or " 0 bytes" in told:
             os.sched_yield()
         go.set()
         thread.join()
     assert told.startswith(f"{server.url}/x, ")
-    assert awaited(thread.ident) == ""
+    assert current_wait(thread.ident) == ""
     assert (tmp_path / "x").read_bytes() == bytes(100)
 
 

@@ -17,7 +17,7 @@ from test_source_rafdb import write_rafdb
 
 from shards.manifest import read_manifest
 from shards.sources.affectnet.common import LABELS
-from shards.sources.known import known
+from shards.sources.known import all_corpora
 from simfle.commands.build_known import differences
 
 
@@ -166,7 +166,7 @@ def test_differences_where_fractions_moved_people() -> None:
 
 
 def test_every_known_corpus_is_described() -> None:
-    corpora = known()
+    corpora = all_corpora()
     assert len({corpus.name for corpus in corpora}) == len(corpora)
     for corpus in corpora:
         assert corpus.title.endswith(".")

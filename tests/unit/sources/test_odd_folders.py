@@ -12,9 +12,9 @@ from helpers.source_kit import built, entries, photo, rejects, write
 from shards.build import build
 from shards.errors import UserError
 from shards.manifest import read_manifest
-from shards.opened import Shards
-from shards.request import Build
-from shards.rules import Rules
+from shards.opened import ShardDataset
+from shards.request import BuildSpec
+from shards.rules import EntryRules
 from shards.sources.fer2013 import FER2013
 from shards.sources.folder import Folder
 from shards.sources.ibug300w import read_pts
@@ -53,16 +53,16 @@ def write_numbers(folder: Path, numbers: list[int]) -> Table:
 @pytest.mark.parametrize(("numbers", "first"), [([0, 1, 2], 0), ([1, 2, 3, 4], 1), ([0, 3], 0), ([4, 2], 1)])
 def test_numbers_mean_the_names_that_are_given(tmp_path: Path, numbers: list[int], first: int) -> None:
     source = write_numbers(tmp_path / "in", numbers)
-    request = Build(tmp_path / "out", "test", {}, Rules(labels=("d", "b", "c", "a"), labelled=True))
+    request = BuildSpec(tmp_path / "out", "test", {}, EntryRules(labels=("d", "b", "c", "a"), labelled=True))
     report = build(request, source, quiet)
     assert (report.manifest.labels, report.manifest.rejected) == (("d", "b", "c", "a"), {})
     assert {label for _, label in report.written} == {"dbca"[number - first] for number in numbers}
-    assert build(request, source, quiet).already
+    assert build(request, source, quiet).up_to_date
 
 
 @pytest.mark.parametrize(("numbers", "words"), [([1, 2], "may start at 0 or 1"), ([0, 4], "do not match 4 names")])
 def test_numbers_that_could_be_other_names_are_refused(tmp_path: Path, numbers: list[int], words: str) -> None:
-    request = Build(tmp_path / "out", "test", {}, Rules(labels=("a", "b", "c", "d"), labelled=True))
+    request = BuildSpec(tmp_path / "out", "test", {}, EntryRules(labels=("a", "b", "c", "d"), labelled=True))
     with pytest.raises(UserError, match=words):
         build(request, write_numbers(tmp_path / "in", numbers), quiet)
 
@@ -90,13 +90,13 @@ def test_points_without_a_header(tmp_path: Path) -> None:
 def test_copies_in_two_splits_and_unknown_people_are_said(tmp_path: Path) -> None:
     for number in range(40):
         write(tmp_path / f"in/{number}.jpg", photo(number % 20))
-    rules = Rules(test_fraction=0.5)
-    report = build(Build(tmp_path / "out", "test", {}, rules, shard_samples=8), Folder(tmp_path / "in"), quiet)
+    rules = EntryRules(test_fraction=0.5)
+    report = build(BuildSpec(tmp_path / "out", "test", {}, rules, shard_samples=8), Folder(tmp_path / "in"), quiet)
     _, found = built(Folder(tmp_path / "in"), tmp_path / "other")
     assert len(found) == 40
     splits: dict[bytes, set[str]] = {}
-    for item in Shards(tmp_path / "out"):
-        splits.setdefault(item.file, set()).add(item.split)
+    for item in ShardDataset(tmp_path / "out"):
+        splits.setdefault(item.image_bytes, set()).add(item.split)
     both = sum(len(each) == 2 for each in splits.values())
     assert both > 0
     assert any(note.startswith(f"{both} images are exact copies of images in another split") for note in report.notes)

@@ -9,11 +9,11 @@ from helpers.source_kit import built, photo
 
 from shards.build import build
 from shards.errors import UserError
-from shards.foreign import index_folder, synthesise
-from shards.request import Build
+from shards.foreign import index_folder, infer_manifest
+from shards.request import BuildSpec
 from shards.sources.webdataset import WebDataset
 from shards.verify import verify
-from simfle.data.reader import Corpus
+from simfle.data.reader import ShardCorpus
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
@@ -46,8 +46,8 @@ def test_what_comes_again_is_counted_by_a_build(tmp_path: Path, case: str) -> No
 @pytest.mark.parametrize("case", TWICE)
 def test_what_comes_again_is_counted_by_an_index(tmp_path: Path, case: str) -> None:
     folder = write_tar(tmp_path / "in/train-000000.tar", TWICE[case]).parent
-    assert synthesise(folder).rejected == {"repeated": 4}
-    assert [Corpus([folder]).key(0, place) for place in (0, 1)] == ["0001", "0002"]
+    assert infer_manifest(folder).rejected == {"repeated": 4}
+    assert [ShardCorpus([folder]).key(0, place) for place in (0, 1)] == ["0001", "0002"]
     manifest = index_folder(folder, "", 1, False, quiet)
     assert (manifest.samples, manifest.rejected) == (2, {"repeated": 4})
     assert verify(folder, 1.0, 1, quiet).problems == []
@@ -65,7 +65,7 @@ def test_a_tar_that_is_not_sorted_is_refused(tmp_path: Path) -> None:
     folder = write_tar(tmp_path / "in/a.tar", [*members[::2], *members[1::2]]).parent
     told = r"a\.tar is not sorted: the members of '0001' \(jpg, cls\) are not adjacent\. Fix: .*tar --sort=name"
     with pytest.raises(UserError, match=told):
-        build(Build(tmp_path / "out", "test", {}), WebDataset(folder), quiet)
-    for use in (lambda: index_folder(folder, "", 1, False, quiet), lambda: Corpus([folder])):
+        build(BuildSpec(tmp_path / "out", "test", {}), WebDataset(folder), quiet)
+    for use in (lambda: index_folder(folder, "", 1, False, quiet), lambda: ShardCorpus([folder])):
         with pytest.raises(UserError, match=told):
             use()

@@ -235,7 +235,9 @@ def test_what_is_no_release_is_refused(tmp_path: Path) -> None:
 def test_published_counts(tmp_path: Path) -> None:
     lists, arrays = write_lists(tmp_path / "a"), write_arrays(tmp_path / "b")
     totals = {
-        (root.name, classes): [sum(counts.values()) for counts in CORPUS.expected(AffectNet(root, classes)).values()]
+        (root.name, classes): [
+            sum(counts.values()) for counts in CORPUS.published_counts(AffectNet(root, classes)).values()
+        ]
         for root in (lists, arrays)
         for classes in (7, 8, 11)
     }

@@ -124,10 +124,10 @@ def test_archives_of_splits_are_told_from_those_of_classes(tmp_path: Path) -> No
 
 def test_below_a_folder_of_the_archive(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", ("faces/images/train/happy/1.jpg", "faces/docs/2.jpg"))
-    source = Archive(tmp_path / "a.tar", class_folders=True, split_folders=True, below="faces/images/")
+    source = Archive(tmp_path / "a.tar", class_folders=True, split_folders=True, subdir="faces/images/")
     assert {key: entry.label for key, entry in entries(source).items()} == {"train/happy/1.jpg": "happy"}
     with pytest.raises(UserError, match="no images below 'photos'"):
-        list(Archive(tmp_path / "a.tar", below="photos"))
+        list(Archive(tmp_path / "a.tar", subdir="photos"))
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -117,11 +117,11 @@ def test_photos_alone(tmp_path: Path) -> None:
     assert entries(source)["000001.jpg"].split is None
     assert len(entries(source)) == 1
     assert "list_eval_partition" in source.notes()[0]
-    assert CORPUS.expected(source) == {"train": {"": 202_599}}
+    assert CORPUS.published_counts(source) == {"train": {"": 202_599}}
 
 
 def test_what_it_holds_is_known(tmp_path: Path) -> None:
-    counts = CORPUS.expected(CelebA(write_celeba(tmp_path)))
+    counts = CORPUS.published_counts(CelebA(write_celeba(tmp_path)))
     assert sum(count for split in counts.values() for count in split.values()) == 202_599
 
 

@@ -91,7 +91,7 @@ def test_what_is_not_ckplus_is_refused(tmp_path: Path) -> None:
 
 
 def test_published_counts(tmp_path: Path) -> None:
-    counts = CORPUS.expected(CKPlus(tmp_path, neutral=False))
+    counts = CORPUS.published_counts(CKPlus(tmp_path, neutral=False))
     assert sum(counts["train"].values()) == 327
-    assert CORPUS.expected(CKPlus(tmp_path))["train"]["neutral"] == 593
-    assert CORPUS.expected(CKPlus(tmp_path, last=3)) == {}
+    assert CORPUS.published_counts(CKPlus(tmp_path))["train"]["neutral"] == 593
+    assert CORPUS.published_counts(CKPlus(tmp_path, last=3)) == {}

@@ -9,7 +9,7 @@ from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.build import build
 from shards.errors import UserError
-from shards.request import Build
+from shards.request import BuildSpec
 from shards.sources.table import Table
 
 NAMES = {"path_column": "Datei", "label_column": "Emotion", "valence_column": "Valenz"}
@@ -83,11 +83,11 @@ def test_many_missing_files_are_an_error_that_names_three(tmp_path: Path) -> Non
     for number in range(20):
         write(tmp_path / "faces" / f"{number}.jpg", photo(number))
     write(tmp_path / "list.csv", "path\n" + "".join(f"{n}.jpg\n" for n in range(20)) + "x/a.jpg\nx/b.jpg\nx/c.jpg\n")
-    request = Build(tmp_path / "out", "test", {}, max_missing=0.1)
+    request = BuildSpec(tmp_path / "out", "test", {}, max_missing=0.1)
     source = Table(tmp_path / "list.csv", tmp_path / "faces")
     with pytest.raises(UserError, match=r"3 of 23 listed images are missing, for example ('x/[abc]\.jpg'(, )?){3}"):
         build(request, source, lambda stage, done, total: None)
-    assert not request.partial.exists()
+    assert not request.staging_dir.exists()
     manifest, _ = built(source, tmp_path / "out")
     assert (manifest.samples, manifest.rejected) == (20, {"missing": 3})
 

@@ -72,4 +72,4 @@ def test_what_is_not_expw_is_refused(tmp_path: Path) -> None:
 
 
 def test_published_counts(tmp_path: Path) -> None:
-    assert sum(CORPUS.expected(ExpW(tmp_path))["train"].values()) == 91_793
+    assert sum(CORPUS.published_counts(ExpW(tmp_path))["train"].values()) == 91_793

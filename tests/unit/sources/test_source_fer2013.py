@@ -54,7 +54,7 @@ def test_the_contest_has_a_test_without_labels(tmp_path: Path) -> None:
     assert [face.split for face in found.values()] == ["train"] * 6 + ["test"] * 6
     assert [face.label for face in found.values()] == [*(NAMES[n] for n in EMOTIONS[:6]), *[None] * 6]
     assert list(found)[6] == "test-00000"
-    assert fer2013.CORPUS.expected(source)["test"] == {"": 7178}
+    assert fer2013.CORPUS.published_counts(source)["test"] == {"": 7178}
 
 
 def test_the_list_of_all_rows_is_preferred(tmp_path: Path) -> None:
@@ -148,11 +148,11 @@ def test_damaged_votes(tmp_path: Path) -> None:
 
 def test_published_counts(tmp_path: Path) -> None:
     totals = {
-        rule: [sum(counts.values()) for counts in CORPUS.expected(FERPlus(tmp_path, rule=rule)).values()]
+        rule: [sum(counts.values()) for counts in CORPUS.published_counts(FERPlus(tmp_path, rule=rule)).values()]
         for rule in ("majority", "argmax")
     }
     assert totals == {"majority": [25_060, 3_199, 3_153], "argmax": [28_389, 3_553, 3_546]}
-    counts = fer2013.CORPUS.expected(FER2013(write_fer2013(tmp_path / "fer")))
+    counts = fer2013.CORPUS.published_counts(FER2013(write_fer2013(tmp_path / "fer")))
     assert [sum(split.values()) for split in counts.values()] == [28_709, 3_589, 3_589]
     assert LABELS[0] == "neutral"
 
@@ -207,7 +207,7 @@ def test_images_of_two_splits_are_kept_out_where_that_is_asked_for(tmp_path: Pat
     assert {source for source, reason in rejects(images).items() if reason == "leaked"} == leaked
     assert [row for row in range(12) if f"fer2013-{row:05d}" not in entries(images)] == [2, 6, 7, 9]
     assert "dropped from the first" in images.notes()[0]
-    assert set(CORPUS.expected(images)) == {"train"}
+    assert set(CORPUS.published_counts(images)) == {"train"}
 
     root = write_fer2013(tmp_path / "fer")
     text_of = (root / "fer2013.csv").read_text().replace(text(7), text(0)).replace(text(10), text(7))
@@ -217,6 +217,6 @@ def test_images_of_two_splits_are_kept_out_where_that_is_asked_for(tmp_path: Pat
     assert kept.notes()[0].endswith("1 of test are in train; add --leaks drop to drop them from the first")
     assert rejects(dropped) == {f"fer2013.csv row {row}": "leaked" for row in (7, 11)}
     assert len(entries(FERPlus(write_ferplus(root), leaks="drop"))) == 10
-    assert set(fer2013.CORPUS.expected(dropped)) == {"train"}
+    assert set(fer2013.CORPUS.published_counts(dropped)) == {"train"}
     with pytest.raises(UserError, match=r"--leaks=all: unknown. Fix: give one of keep, drop"):
         FER2013(root, leaks="all")

@@ -79,7 +79,7 @@ def test_images_without_the_json(tmp_path: Path) -> None:
     source = FFHQ(root)
     assert set(entries(source)) == {"00000", "00001", "01000", "60000"}
     assert "licenses" in source.notes()[0]
-    assert CORPUS.expected(source) == {"train": {"": 70_000}}
+    assert CORPUS.published_counts(source) == {"train": {"": 70_000}}
 
 
 def test_missing_outside_and_damaged(tmp_path: Path) -> None:

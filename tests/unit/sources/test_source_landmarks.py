@@ -92,7 +92,7 @@ def test_wflw(tmp_path: Path) -> None:
     assert second.extras == {"flags": ["expression", "occlusion"]}
     assert second.group == second.source == "0--Parade/0_Parade_1_116.jpg"
     assert found["test/50--Party/50_Party_2_9/1"].extras == {"flags": []}
-    assert wflw.CORPUS.expected(source) == {"train": {"": 7500}, "test": {"": 2500}}
+    assert wflw.CORPUS.published_counts(source) == {"train": {"": 7500}, "test": {"": 2500}}
 
 
 def test_wflw_damaged_lines(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_cofw_of_another_kind(tmp_path: Path) -> None:
         list(COFW(tmp_path))
     (tmp_path / "COFW_train_color.mat").unlink()
     assert len(entries(COFW(tmp_path))) == 3
-    assert cofw.CORPUS.expected(COFW(tmp_path)) == {"test": {"": 507}}
+    assert cofw.CORPUS.published_counts(COFW(tmp_path)) == {"test": {"": 507}}
 
 
 def test_cofw_coordinates_and_pixels_that_are_none(tmp_path: Path) -> None:
@@ -180,7 +180,7 @@ def test_aflw19_lists_everybody(aflw: Path) -> None:
     assert [item.split for item in found if isinstance(item, Entry)].count("train") == 20_000
     assert len({item.key for item in found}) == len(found) == AFLW_FACES
     assert found[0].group == found[1].group == found[1].source == "0/image00000.jpg"
-    assert sum(aflw19.CORPUS.expected(AFLW19(aflw))[split][""] for split in ("train", "test")) == AFLW_FACES
+    assert sum(aflw19.CORPUS.published_counts(AFLW19(aflw))[split][""] for split in ("train", "test")) == AFLW_FACES
 
 
 def test_aflw19_of_another_kind(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from shards.sources import mtfl
 from shards.sources.mtfl import MTFL
 from simfle.eval.benchmarks import open_benchmark
 from simfle.eval.config import EvalConfig
-from simfle.eval.landmarks import normaliser
+from simfle.eval.landmarks import nme_normalizer
 from simfle.eval.splits import read_split
 from simfle.eval.targets import landmarks
 
@@ -47,9 +47,9 @@ def test_landmark_probes_and_smiles_read_its_shards(tmp_path: Path) -> None:
     assert samples["net_7876/a b.jpg"]["extras"]["pose"] == "left profile"
     benchmark = open_benchmark(f"mtfl={tmp_path / 'out'}", EvalConfig())
     split = read_split(benchmark.shards, "train")
-    rows, points = landmarks(split, benchmark.points)
+    rows, points = landmarks(split, benchmark.landmark_indices)
     assert points.shape == (3, 5, 2)
-    unit = normaliser(points, benchmark.normaliser.left, benchmark.normaliser.right, split.only(rows))
+    unit = nme_normalizer(points, benchmark.nme_points.left, benchmark.nme_points.right, split.only(rows))
     np.testing.assert_allclose(unit, np.hypot(POINTS[0] - POINTS[1], POINTS[5] - POINTS[6]))
     assert {split.classes[label] for label in split.labels} == set(benchmark.classes) == set(mtfl.SMILES)
 

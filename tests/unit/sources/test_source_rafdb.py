@@ -169,6 +169,6 @@ def test_what_is_not_rafdb_is_refused(tmp_path: Path) -> None:
 
 
 def test_published_counts(tmp_path: Path) -> None:
-    counts = CORPUS.expected(RAFDB(tmp_path))
+    counts = CORPUS.published_counts(RAFDB(tmp_path))
     assert [sum(split.values()) for split in counts.values()] == [12_271, 3_068]
     assert counts["train"]["fear"] == 281

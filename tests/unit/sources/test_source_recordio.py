@@ -7,7 +7,7 @@ import pytest
 from helpers.recordio_corpus import MAGIC, packed, record, with_magic, write_pack
 from helpers.source_kit import built, entries, photo, pixels, rejects, write
 
-from shards.entry import Entry, Recipe
+from shards.entry import Entry, LazyBytes
 from shards.errors import UserError
 from shards.sources.recordio import CORPUS, RecordIO
 
@@ -15,7 +15,7 @@ FACES = [(7, photo(1)), (7, photo(2)), (3, with_magic(photo(3), 1)), (0, with_ma
 
 
 def images(root: Path) -> dict[str, bytes]:
-    return {key: entry.read() for key, entry in entries(RecordIO(root)).items() if isinstance(entry.read, Recipe)}
+    return {key: entry.read() for key, entry in entries(RecordIO(root)).items() if isinstance(entry.read, LazyBytes)}
 
 
 @pytest.mark.parametrize("indexed", [True, False])
@@ -135,9 +135,9 @@ def test_an_image_of_zero_bytes_is_counted(tmp_path: Path) -> None:
 
 def test_what_packs_hold_is_known(tmp_path: Path) -> None:
     write(tmp_path / "property", "93431,112,112\n")
-    assert CORPUS.expected(RecordIO(tmp_path)) == {"train": {"": 5_179_510}}
+    assert CORPUS.published_counts(RecordIO(tmp_path)) == {"train": {"": 5_179_510}}
     write(tmp_path / "property", "2,112,112")
-    assert CORPUS.expected(RecordIO(tmp_path)) == {}
+    assert CORPUS.published_counts(RecordIO(tmp_path)) == {}
 
 
 def test_a_folder_without_packs_is_refused(tmp_path: Path) -> None:

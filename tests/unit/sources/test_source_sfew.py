@@ -63,4 +63,4 @@ def test_what_is_not_sfew_is_refused(tmp_path: Path) -> None:
 
 
 def test_published_counts(tmp_path: Path) -> None:
-    assert CORPUS.expected(SFEW(tmp_path)) == {"train": {"": 891}, "val": {"": 431}}
+    assert CORPUS.published_counts(SFEW(tmp_path)) == {"train": {"": 891}, "val": {"": 431}}

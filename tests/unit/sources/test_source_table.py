@@ -129,7 +129,7 @@ def test_boxes(tmp_path: Path) -> None:
     assert four[0].key == four[2].key != four[1].key
     rows = [{"path": "a.jpg", "box": [1, 2, 31, 42]}, {"path": "b.jpg", "box": None}]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "one.parquet")
-    one = Table(tmp_path / "one.parquet", tmp_path, box_columns="box", box_order="xyxy")
+    one = Table(tmp_path / "one.parquet", tmp_path, box_columns="box", box_format="xyxy")
     assert [item.box for item in one] == [(1, 2, 30, 40), None]
     write(tmp_path / "text.tsv", "path\tbox\na.jpg\t[1, 2, 30, 40]\n")
     assert [item.box for item in Table(tmp_path / "text.tsv", tmp_path, box_columns="box")] == [(1, 2, 30, 40)]

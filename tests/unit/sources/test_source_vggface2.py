@@ -56,7 +56,7 @@ def test_lists_may_be_absent(tmp_path: Path) -> None:
     found = entries(VGGFace2(tmp_path))
     assert {entry.box for entry in found.values()} == {None}
     assert {entry.group for entry in found.values()} == {"n000002"}
-    assert CORPUS.expected(VGGFace2(tmp_path)) == {"train": {"": 3_141_890}}
+    assert CORPUS.published_counts(VGGFace2(tmp_path)) == {"train": {"": 3_141_890}}
 
 
 def test_listed_and_absent_unlisted_and_there(tmp_path: Path) -> None:

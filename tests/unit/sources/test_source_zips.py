@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from helpers.source_kit import write
 
-from shards.encode import Unusable
+from shards.encode import ImageRejected
 from shards.entry import Rejected
-from shards.sources.tars import Member
+from shards.sources.tars import ArchiveMember
 from shards.sources.zips import read_zip
 
 NAMES = ("a/1.jpg", "caf\u00e9/\u9854.png", "b/", "b/2.txt", "b/empty.jpg")
@@ -35,7 +35,7 @@ def check(file: Path) -> None:
     with zipfile.ZipFile(file) as archive:
         expected = {item.filename: archive.read(item) for item in archive.infolist() if not item.is_dir()}
     members = list(read_zip(file))
-    assert all(isinstance(member, Member) for member in members)
+    assert all(isinstance(member, ArchiveMember) for member in members)
     assert {member.name: member.content() for member in members} == expected
     assert [member.name for member in members] == list(expected)
     assert [member.size for member in members] == list(map(len, expected.values()))
@@ -97,7 +97,7 @@ def test_damage_of_a_member(tmp_path: Path) -> None:
     made[made.index(b"2.jpg") + 7] ^= 1
     first, second = read_zip(write(tmp_path / "a.zip", bytes(made)))
     assert first.content() == content("1.jpg")
-    with pytest.raises(Unusable, match="unreadable"):
+    with pytest.raises(ImageRejected, match="unreadable"):
         second.read()
 
 
@@ -105,7 +105,7 @@ def test_memory_does_not_grow_with_the_members(tmp_path: Path) -> None:
     file = write(tmp_path / "a.zip", zipped(tuple(f"faces/{number:06d}.jpg" for number in range(6000))))
     tracemalloc.start()
     try:
-        assert sum(isinstance(member, Member) for member in read_zip(file)) == 6000
+        assert sum(isinstance(member, ArchiveMember) for member in read_zip(file)) == 6000
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
