@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from simfle.config import PretrainConfig
-from simfle.eval.benchmarks import Benchmark
+from simfle.config.schema import PretrainConfig
 from simfle.eval.config import EvalConfig
+from simfle.eval.data.benchmarks import Benchmark
 from simfle.slurm.config import ClusterConfig
 
 PAGE = Path(__file__).with_suffix(".md")

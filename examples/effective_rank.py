@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from simfle import collapse
-from simfle.config import PretrainConfig, load
-from simfle.eval.backbones import BackboneMetadata, LoadedBackbone, frozen, recalibrate_batchnorm
-from simfle.eval.features import Extractor
-from simfle.eval.splits import Split, read_split
-from simfle.models.methods import build_method
-from simfle.train.monitor import accuracies
+from simfle.config.schema import PretrainConfig, load
+from simfle.eval.backbones.load import BackboneMetadata, LoadedBackbone, frozen, recalibrate_batchnorm
+from simfle.eval.data.splits import Split, read_split
+from simfle.eval.features.extractor import Extractor
+from simfle.models import collapse_metrics
+from simfle.models.registry import build_method
+from simfle.train.telemetry.monitor import accuracies
 
 FIT = 8000  # training images to fit the probes on
 
@@ -60,8 +60,8 @@ def main(shards: str, names: list[str]) -> None:
         of_fit, of_val = features(fit), features(val)
         linear, near = accuracies(of_fit, torch.from_numpy(fit.labels), of_val, torch.from_numpy(val.labels))
         print(
-            f"{name[-40:]:40} {collapse.effective_rank(of_val):4.1f} {channels:4} {collapse.rankme(of_val):7.1f} "
-            f"{collapse.spread(of_val):7.3f} {100 * linear:6.1f} {100 * near:6.1f}",
+            f"{name[-40:]:40} {collapse_metrics.effective_rank(of_val):4.1f} {channels:4} {collapse_metrics.rankme(of_val):7.1f} "
+            f"{collapse_metrics.spread(of_val):7.3f} {100 * linear:6.1f} {100 * near:6.1f}",
             flush=True,
         )
 

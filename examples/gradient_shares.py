@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file
 
 from simfle.batch import Batch
-from simfle.config import PretrainConfig, load
+from simfle.config.schema import PretrainConfig, load
 from simfle.data.loader import Loader, RankSlice, open_data
-from simfle.models.methods import build_method
+from simfle.models.registry import build_method
 
 
 def first_batch(config: PretrainConfig) -> Batch:

@@ -1,6 +1,6 @@
 """Submit a pretraining job to Slurm. See --help."""
 
-from simfle.commands.slurm_pretrain import main
+from simfle.commands.slurm.pretrain import main
 
 if __name__ == "__main__":
     main()

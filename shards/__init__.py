@@ -7,7 +7,7 @@ faces = shards.open("shards/mine")      # len(faces), faces[0], faces["key"], fo
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shards.opened import Sample, ShardDataset, open
+    from shards.reading.dataset import Sample, ShardDataset, open
 
 __all__ = ["Sample", "ShardDataset", "open"]
 
@@ -15,7 +15,7 @@ __all__ = ["Sample", "ShardDataset", "open"]
 def __getattr__(name: str) -> Any:
     """Import numpy and the decoders on first use (PEP 562): `--help` must not wait for them."""
     if name in __all__:
-        from shards import opened
+        from shards.reading import dataset
 
-        return getattr(opened, name)
+        return getattr(dataset, name)
     raise AttributeError(f"module 'shards' has no attribute {name!r}")

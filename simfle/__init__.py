@@ -15,7 +15,7 @@ from simfle.version import __version__
 if TYPE_CHECKING:
     from simfle.api.backbone import Backbone, load_backbone
     from simfle.api.embedding import embed
-    from simfle.api.runs import evaluate, pretrain
+    from simfle.api.functions import evaluate, pretrain
     from simfle.errors import RunStopped, UserError
 
 __all__ = [
@@ -33,9 +33,9 @@ _PLACES = {
     "RunStopped": "simfle.errors",
     "UserError": "simfle.errors",
     "embed": "simfle.api.embedding",
-    "evaluate": "simfle.api.runs",
+    "evaluate": "simfle.api.functions",
     "load_backbone": "simfle.api.backbone",
-    "pretrain": "simfle.api.runs",
+    "pretrain": "simfle.api.functions",
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simfle.config import OptimConfig
+from simfle.config.schema import OptimConfig
 
 STATES = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq"), "lars": ("momentum_buffer",)}
 """Optimizer state tensors per parameter, of the parameter's shape, as saved in checkpoints."""

@@ -1,6 +1,6 @@
-"""Time the building of shards; see simfle/commands/bench_build.py."""
+"""Time the building of shards; see simfle/commands/bench/build.py."""
 
-from simfle.commands.bench_build import main
+from simfle.commands.bench.build import main
 
 if __name__ == "__main__":
     main()

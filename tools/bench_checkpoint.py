@@ -1,6 +1,6 @@
-"""Time checkpoints; see simfle/commands/bench_checkpoint.py."""
+"""Time checkpoints; see simfle/commands/bench/checkpoint.py."""
 
-from simfle.commands.bench_checkpoint import main
+from simfle.commands.bench.checkpoint import main
 
 if __name__ == "__main__":
     main()

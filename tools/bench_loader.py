@@ -1,6 +1,6 @@
-"""Time the rendering of views; see simfle/commands/bench_loader.py."""
+"""Time the rendering of views; see simfle/commands/bench/loader.py."""
 
-from simfle.commands.bench_loader import main
+from simfle.commands.bench.loader import main
 
 if __name__ == "__main__":
     main()

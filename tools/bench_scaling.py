@@ -1,6 +1,6 @@
 """Measure weak scaling over processes. See --help."""
 
-from simfle.commands.bench_scaling import main
+from simfle.commands.bench.scaling import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""Time the startup of commands; see simfle/commands/bench_startup.py."""
+"""Time the startup of commands; see simfle/commands/bench/startup.py."""
 
-from simfle.commands.bench_startup import main
+from simfle.commands.bench.startup import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""Time a training step; see simfle/commands/bench_step.py."""
+"""Time a training step; see simfle/commands/bench/step.py."""
 
-from simfle.commands.bench_step import main
+from simfle.commands.bench.step import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""Time training with data; see simfle/commands/bench_train.py."""
+"""Time training with data; see simfle/commands/bench/train.py."""
 
-from simfle.commands.bench_train import main
+from simfle.commands.bench.train import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Build shards from faces. See `python tools/build_shards.py --help`."""
 
-from simfle.commands.build_shards import main
+from simfle.commands.shards.build import main
 
 if __name__ == "__main__":
     main()

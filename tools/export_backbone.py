@@ -1,6 +1,6 @@
-"""Export a run's backbones; see simfle/commands/export_backbone.py."""
+"""Export a run's backbones; see simfle/commands/export.py."""
 
-from simfle.commands.export_backbone import main
+from simfle.commands.export import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Write indexes and a manifest for external tars: python tools/index_shards.py DIR."""
 
-from simfle.commands.index_shards import main
+from simfle.commands.shards.index import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Summarize a folder of shards. See `python tools/inspect_shards.py --help`."""
 
-from simfle.commands.inspect_shards import main
+from simfle.commands.shards.summary import main
 
 if __name__ == "__main__":
     main()

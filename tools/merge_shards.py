@@ -1,6 +1,6 @@
 """Merge several folders of shards. See `python tools/merge_shards.py --help`."""
 
-from simfle.commands.merge_shards import main
+from simfle.commands.shards.merge import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
-"""Predict resources and speed of a run; see simfle/commands/plan_run.py."""
+"""Predict resources and speed of a run; see simfle/commands/plan.py."""
 
-from simfle.commands.plan_run import main
+from simfle.commands.plan import main
 
 if __name__ == "__main__":
     main()

@@ -1,6 +1,6 @@
 """Assign the samples of shards to splits. See `python tools/split_shards.py --help`."""
 
-from simfle.commands.split_shards import main
+from simfle.commands.shards.split import main
 
 if __name__ == "__main__":
     main()

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from shards.files import expand_home, read_bytes
+from shards.io.atomic import expand_home, read_bytes
+from simfle.config.overrides import shell_line
 from simfle.errors import UserError
-from simfle.eval.backbones import METADATA, BackboneMetadata, read_metadata
-from simfle.eval.export import newest_checkpoint
-from simfle.eval.foreign import open_backbone
-from simfle.words import shell_line
+from simfle.eval.backbones.external import open_backbone
+from simfle.eval.backbones.load import METADATA, BackboneMetadata, read_metadata
+from simfle.export.timm import newest_checkpoint
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,7 +78,7 @@ class Backbone:
 def load_backbone(path: str | Path, device: str = "auto") -> Backbone:
     """Load the backbone in `path`: a backbone.safetensors, a folder with one, or a run folder.
 
-    Third-party weights are named as in timm:resnet50, see simfle/eval/foreign.py. device: auto, cpu or cuda.
+    Third-party weights are named as in timm:resnet50, see simfle/eval/backbones/external.py. device: auto, cpu or cuda.
 
     Raises:
         UserError: a file is missing, corrupt or of another model, or the device does not exist.
@@ -156,7 +156,7 @@ def pixels(image: One) -> "NDArray[np.uint8]":
 
 def read_image(file: Path) -> "NDArray[np.uint8]":
     """Read a file as [H, W, 3] uint8 RGB with its EXIF rotation applied. Raises UserError if it is no valid image."""
-    from shards.encode import ImageRejected, decode_rgb
+    from shards.imaging.codec import ImageRejected, decode_rgb
 
     try:
         return decode_rgb(read_bytes(file))
@@ -168,7 +168,7 @@ def read_image(file: Path) -> "NDArray[np.uint8]":
 
 def read_pillow(image: Image.Image) -> "NDArray[np.uint8]":
     """Convert a PIL image as its file would be read. Raises UserError for its mode or if it is corrupt."""
-    from shards.encode import ImageRejected, image_rgb
+    from shards.imaging.codec import ImageRejected, image_rgb
 
     try:
         return image_rgb(image)
@@ -180,7 +180,7 @@ def read_pillow(image: Image.Image) -> "NDArray[np.uint8]":
 
 
 def resize(image: "NDArray[np.uint8]", size: int) -> "NDArray[np.uint8]":
-    """Resize [H, W, 3] to [size, size, 3] as simfle.eval.features does."""
+    """Resize [H, W, 3] to [size, size, 3] as simfle.eval.features.extractor does."""
     import cv2
 
     shrinks = min(image.shape[:2]) >= size

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from shards.files import expand_home, write_atomic
-from shards.manifest import NAME
-from shards.opened import ShardDataset, split_names
+from shards.format.manifest import NAME
+from shards.io.atomic import expand_home, write_atomic
+from shards.reading.dataset import ShardDataset, split_names
 from simfle.api.backbone import Backbone, each, load_backbone, pixels, read_image, resize
 from simfle.errors import UserError
 
@@ -116,7 +116,7 @@ def _samples(data: Any, splits: Sequence[str], size: int) -> Iterator[dict[str, 
 
 
 def _names(folder: Path) -> list[str]:
-    from shards.sources.folder import EXTENSIONS, walk
+    from shards.sources.generic.folder import EXTENSIONS, walk
 
     if "://" in str(folder):
         raise UserError(f"embed: {folder} is a URL. Fix: copy the shards to a local folder.")

@@ -4,9 +4,9 @@ import itertools
 from contextlib import closing
 from typing import Any
 
+from simfle.bench.runs import Measurement
 from simfle.bench.train import COPY, WRITE, take
-from simfle.bench.turns import Measurement
-from simfle.train.run import Trainer
+from simfle.train.trainer import Trainer
 
 ALONE, BESIDE = "steps", "steps beside writing"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
+from simfle.config.overrides import format_override
 from simfle.errors import UserError
-from simfle.words import format_override
 
 WARM_UP = 3  # steps that are not measured
 

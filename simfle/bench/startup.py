@@ -6,8 +6,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from simfle.bench.turns import Measurement, run_once
-from simfle.words import format_override
+from simfle.bench.runs import Measurement, run_once
+from simfle.config.overrides import format_override
 
 # A small model with all parts.
 SMALL = """

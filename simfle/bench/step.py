@@ -9,16 +9,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from simfle.batch import Batch
-from simfle.bench.plain import ReferenceSimFLE
-from simfle.bench.rounds import Timing, Variant
-from simfle.config import PretrainConfig
+from simfle.bench.reference_model import ReferenceSimFLE
+from simfle.bench.timing import Timing, Variant
+from simfle.config.schema import PretrainConfig
 from simfle.models.backbone import build_backbone
-from simfle.models.facemae import FaceMAE
-from simfle.models.methods import build_method
+from simfle.models.layers.facemae import FaceMAE
+from simfle.models.registry import build_method
 from simfle.optim import build_optimizer
-from simfle.runtime import BatchLayout, World, init_deepspeed
-from simfle.train import state
-from simfle.train.verdict import StepReduction
+from simfle.runtime.distributed import BatchLayout, World, init_deepspeed
+from simfle.train.checkpointing import state_dict
+from simfle.train.step_status import StepReduction
 
 REFERENCE, OURS, BACKBONE, MASKED, PRODUCT = "plain", "ours", "backbone", "masked autoencoder", "matrix product"
 
@@ -67,20 +67,20 @@ def reference(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
 
 
 def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], None]:
-    """Make a step of the configured method through DeepSpeed, as in simfle/train/run.py."""
+    """Make a step of the configured method through DeepSpeed, as in simfle/train/trainer.py."""
     model: Any = build_method(config.model, config.views).to(world.device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(trained, config.optim)
     count = len(batch.ids)
     train = replace(config.train, global_batch=count, micro_batch=count)
     engine = init_deepspeed(model, optimizer, BatchLayout(count, count, 1), train, config.optim)
-    buffers = list(state.persistent_buffers(model).values())
+    buffers = list(state_dict.persistent_buffers(model).values())
     before = [buffer.clone() for buffer in buffers]
 
     def step() -> None:
         for group in optimizer.param_groups:
             group["lr"] = 1e-3
-        state.copy_tensors(before, buffers)
+        state_dict.copy_tensors(before, buffers)
         losses = engine(batch)
         ballot = StepReduction(losses, 1, stop=False, corrupt=0)
         engine.backward(losses["total"])

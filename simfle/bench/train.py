@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from simfle.batch import Batch
-from simfle.bench.turns import Measurement
-from simfle.train.run import Trainer
+from simfle.bench.runs import Measurement
+from simfle.train.trainer import Trainer
 
 DATA, FREE, COPY, WRITE = "with data", "loader-free", "copy", "write"
 

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shards.errors import UserError
-from simfle.bench.rounds import Variant
-from simfle.config import ViewsConfig
-from simfle.data.dali import Dali
+from simfle.bench.timing import Variant
+from simfle.config.schema import ViewsConfig
+from simfle.data.backends.base import ViewBackend
+from simfle.data.backends.dali import Dali
+from simfle.data.backends.opencv import OpenCV
 from simfle.data.loader import has_dali
-from simfle.data.opencv import OpenCV
-from simfle.data.rendered import ViewBackend
 from simfle.data.views import ViewParams, crop_boxes, sample_view_params
 
 Pixels = NDArray[np.uint8]
@@ -31,11 +31,11 @@ REFERENCE = "plain"
 def read_images(folder: Path | None, count: int) -> list[Pixels]:
     """Read files of a folder as bytes [size] uint8, evenly spread; without a folder, synthetic faces."""
     if folder is None:
-        from shards.sources.procedural import draw as draw_face
+        from shards.sources.synthetic.procedural import draw as draw_face
 
         drawn = [np.frombuffer(draw_face(0, person, 0, 224), dtype=np.uint8) for person in range(min(count, 64))]
         return [drawn[number % len(drawn)] for number in range(count)]
-    from shards.sources.folder import walk
+    from shards.sources.generic.folder import walk
 
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder")

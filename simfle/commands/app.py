@@ -11,10 +11,10 @@ from typing import Annotated
 
 import typer
 
-from shards.files import RefusedFileError
+from shards.io.atomic import RefusedFileError
 from shards.printable import printable
 from simfle.errors import CollectiveError, PeerLostError, UserError
-from simfle.terminal import plain_warnings
+from simfle.runtime.logs import plain_warnings
 
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full or read-only disk: not a bug in a command
 # A path of the wrong kind or without permission: not a bug either.

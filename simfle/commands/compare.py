@@ -10,7 +10,7 @@ from simfle.commands.app import command, echo
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
-    from simfle.eval.results import Result
+    from simfle.eval.analysis.results import Result
 
 HEAD = ("benchmark", "protocol", "metric", "method", "runs", "score", "95 % interval", "less {against}", "p")
 
@@ -31,8 +31,8 @@ def compare(
 
     For example: simfle compare "simfle=runs/simfle-*/eval" "byol=runs/byol-*/eval"
     """
-    from simfle.eval.compare import compare as paired
-    from simfle.eval.summary import grouped, rows
+    from simfle.eval.analysis.compare import compare as paired
+    from simfle.eval.analysis.summary import grouped, rows
 
     named: dict[str, list[str]] = {}
     for word in methods:
@@ -64,7 +64,7 @@ def compare(
 
 def _results(name: str, places: list[str]) -> "list[Result]":
     """Return the results below the folders, one backbone per folder, under the method's name."""
-    from simfle.eval.results import read_results
+    from simfle.eval.analysis.results import read_results
 
     # With nested folders, the inner one is read first, and each result once.
     folders = {found for place in places for found in _folders(place)}

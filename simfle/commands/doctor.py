@@ -66,7 +66,7 @@ def show(found: "list[Finding]") -> None:
     """Print one line per finding, and one more for its advice."""
     from rich.text import Text
 
-    from simfle.console import Console
+    from simfle.runtime.console import Console
 
     console = Console(highlight=False, soft_wrap=True)
     width = max(len(each.name) for each in found)
@@ -85,7 +85,7 @@ def show(found: "list[Finding]") -> None:
 
 
 def _cluster(file: Path | None, options: "dict[str, int | str]") -> "ClusterConfig":
-    from simfle.config import CONFIGS, load
+    from simfle.config.schema import CONFIGS, load
     from simfle.slurm.config import ClusterConfig
 
     words = [f"{name}={json.dumps(value)}" for name, value in options.items()]
@@ -94,7 +94,7 @@ def _cluster(file: Path | None, options: "dict[str, int | str]") -> "ClusterConf
 
 
 def _rate(network: str) -> float:
-    from simfle.plan.constants import network_rate
+    from simfle.plan.hardware import network_rate
 
     return network_rate(network) if network else 0.0
 

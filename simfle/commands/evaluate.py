@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command
+from simfle.config.overrides import format_override
 from simfle.errors import UserError
-from simfle.words import format_override
 
 
 def evaluate(
@@ -38,7 +38,7 @@ def evaluate(
     file = Path(words.pop(0)) if words and "=" not in words[0] else None
     if run is None and encoder != "online":
         raise UserError("--network={network}: only valid with --run. Fix: name the files with --backbone.")
-    from simfle.config import load
+    from simfle.config.schema import load
     from simfle.eval.config import EvalConfig
 
     chosen = list(backbone or [])
@@ -49,8 +49,8 @@ def evaluate(
     config = replace(config, backbones=[*chosen, *config.backbones])
 
     from simfle.commands.logs import show_logs
-    from simfle.console import Console
-    from simfle.eval.evaluate import evaluate as run_evaluation
+    from simfle.eval.evaluator import evaluate as run_evaluation
+    from simfle.runtime.console import Console
 
     # In a file or a pipe, do not wrap the table.
     console = Console() if sys.stdout.isatty() else Console(width=160)
@@ -63,7 +63,7 @@ def evaluate(
 def _exported(run: Path, encoder: str) -> list[str]:
     if encoder not in ("online", "target", "both"):
         raise UserError(f"--network={encoder}: unknown. Fix: choose online, target or both.")
-    from simfle.eval.export import export_backbones
+    from simfle.export.timm import export_backbones
 
     written = export_backbones(run)
     return [str(path) for name, path in written.items() if encoder in (name, "both")]

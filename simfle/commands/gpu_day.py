@@ -18,32 +18,32 @@ def bench_gpu(
     rehearse: Annotated[bool, typer.Option("--rehearse", help="On the CPU, with a small network.")] = False,
 ) -> None:
     """Tests, pixels, loader, step by batch, compile, end to end, checkpoint, profile and plan: gpu.md and gpu.json."""
-    from simfle.process import gc_frozen_imports
+    from simfle.runtime.entrypoint import gc_frozen_imports
 
     with gc_frozen_imports():
         import torch
 
-        from simfle.bench import day, rounds
+        from simfle.bench import gpu_day, timing
     if not (ROOT / "tests" / "gpu").is_dir():
         raise UserError(f"{ROOT} has no tests/gpu: run it from a checkout, python tools/gpu_day.py")
     if not rehearse and not torch.cuda.is_available():
         raise UserError("torch sees no GPU. Fix: mend the driver (simfle doctor), or rehearse it here with --rehearse")
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
-    chosen = day.parts(out / "faces", rehearsal=rehearse)
+    chosen = gpu_day.parts(out / "faces", rehearsal=rehearse)
     names = [part.name for part in chosen]
     wanted = [word for word in only.split(",") if word]
     if unknown := [word for word in wanted if word not in names]:
         raise UserError(f"--only {unknown[0]}: no such part; known are {', '.join(names)}")
     chosen = [part for part in chosen if not wanted or part.name in wanted]
-    found = day.run(chosen, out, minutes * 60, ROOT)
+    found = gpu_day.run(chosen, out, minutes * 60, ROOT)
     device = "CPU, a rehearsal" if rehearse else torch.cuda.get_device_name()
-    (out / "gpu.md").write_text(day.page(device, found, out, chosen))
-    ways = {part.name: day.figures(out, part).get("ways", {}) for part in chosen if part.figures}
+    (out / "gpu.md").write_text(gpu_day.page(device, found, out, chosen))
+    ways = {part.name: gpu_day.figures(out, part).get("ways", {}) for part in chosen if part.figures}
     parts = {done.name: {"code": done.code, "seconds": done.seconds} for done in found}
-    about = rounds.machine(torch.device("cpu" if rehearse else "cuda"))
-    known = day.constants(out, chosen)
-    rounds.save(
+    about = timing.machine(torch.device("cpu" if rehearse else "cuda"))
+    known = gpu_day.constants(out, chosen)
+    timing.save(
         {"device": device, "parts": parts, "ways": ways, "constants": known, "machine": about}, out / "gpu.json"
     )
     for done in found:

@@ -2,7 +2,7 @@
 
 import logging
 
-from simfle.terminal import plain_handler
+from simfle.runtime.logs import plain_handler
 
 
 def show_logs(level: int = logging.INFO) -> None:

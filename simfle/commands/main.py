@@ -8,7 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from simfle.commands.app import run
-from simfle.process import run_as_main
+from simfle.runtime.entrypoint import run_as_main
 from simfle.version import __version__
 
 
@@ -30,32 +30,32 @@ class CommandGroup:
 
 
 SHARDS: dict[str, CommandEntry | CommandGroup] = {
-    "build": CommandEntry("build_shards", "commands", "convert face images to shards; knows nineteen corpora"),
-    "verify": CommandEntry("verify_shards", "verify_shards", "check every byte and every image"),
-    "inspect": CommandEntry("inspect_shards", "inspect_shards", "print statistics, draw a contact sheet"),
+    "build": CommandEntry("shards.build", "commands", "convert face images to shards; knows nineteen corpora"),
+    "verify": CommandEntry("shards.verify", "verify_shards", "check every byte and every image"),
+    "inspect": CommandEntry("shards.summary", "inspect_shards", "print statistics, draw a contact sheet"),
     "statistics": CommandEntry(
         "shards_statistics", "shards_statistics", "mean and standard deviation of pixels, for model.mean"
     ),
-    "index": CommandEntry("index_shards", "index_shards", "index tars from webdataset or img2dataset"),
-    "merge": CommandEntry("merge_shards", "merge_shards", "merge several folders of shards"),
-    "split": CommandEntry("split_shards", "split_shards", "split samples by person"),
-    "subset": CommandEntry("subset_shards", "subset_shards", "take a fraction of the samples"),
-    "remove": CommandEntry("remove_samples", "remove_samples", "remove samples, or all samples of a person"),
-    "beton": CommandEntry("build_beton", "build_beton", "write labeled shards as a .beton file for FFCV"),
-    "duplicates": CommandEntry("find_duplicates", "find_duplicates", "find duplicate images"),
+    "index": CommandEntry("shards.index", "index_shards", "index tars from webdataset or img2dataset"),
+    "merge": CommandEntry("shards.merge", "merge_shards", "merge several folders of shards"),
+    "split": CommandEntry("shards.split", "split_shards", "split samples by person"),
+    "subset": CommandEntry("shards.subset", "subset_shards", "take a fraction of the samples"),
+    "remove": CommandEntry("shards.remove", "remove_samples", "remove samples, or all samples of a person"),
+    "beton": CommandEntry("shards.ffcv", "build_beton", "write labeled shards as a .beton file for FFCV"),
+    "duplicates": CommandEntry("shards.duplicates", "find_duplicates", "find duplicate images"),
 }
 SLURM: dict[str, CommandEntry | CommandGroup] = {
-    "pretrain": CommandEntry("slurm_pretrain", "slurm_pretrain", "submit a pretraining job that requeues itself"),
-    "eval": CommandEntry("slurm_eval", "slurm_eval", "submit evaluations as array jobs"),
+    "pretrain": CommandEntry("slurm.pretrain", "slurm_pretrain", "submit a pretraining job that requeues itself"),
+    "eval": CommandEntry("slurm.evaluate", "slurm_eval", "submit evaluations as array jobs"),
 }
 BENCH: dict[str, CommandEntry | CommandGroup] = {
-    "build": CommandEntry("bench_build", "bench_build", "speed of building shards"),
-    "loader": CommandEntry("bench_loader", "bench_loader", "speed of making views"),
-    "step": CommandEntry("bench_step", "bench_step", "speed of a training step"),
-    "train": CommandEntry("bench_train", "bench_train", "training with and without data loading"),
-    "checkpoint": CommandEntry("bench_checkpoint", "bench_checkpoint", "time for which checkpoints block training"),
-    "startup": CommandEntry("bench_startup", "bench_startup", "response time of commands"),
-    "scaling": CommandEntry("bench_scaling", "bench_scaling", "cost of communication between processes"),
+    "build": CommandEntry("bench.build", "bench_build", "speed of building shards"),
+    "loader": CommandEntry("bench.loader", "bench_loader", "speed of making views"),
+    "step": CommandEntry("bench.step", "bench_step", "speed of a training step"),
+    "train": CommandEntry("bench.train", "bench_train", "training with and without data loading"),
+    "checkpoint": CommandEntry("bench.checkpoint", "bench_checkpoint", "time for which checkpoints block training"),
+    "startup": CommandEntry("bench.startup", "bench_startup", "response time of commands"),
+    "scaling": CommandEntry("bench.scaling", "bench_scaling", "cost of communication between processes"),
     "gpu": CommandEntry("gpu_day", "bench_gpu", "all benchmarks on a new GPU, in twenty minutes"),
     "wheels": CommandEntry(
         "collect_wheels", "collect_wheels", "collect packages for a GPU machine without network access"
@@ -75,7 +75,7 @@ COMMANDS: dict[str, CommandEntry | CommandGroup] = {
     "evaluate": CommandEntry("evaluate", "evaluate", "evaluate backbones: probes, kNN, fine-tuning"),
     "compare": CommandEntry("compare", "compare", "compare methods with intervals and paired tests"),
     "report": CommandEntry("report", "report", "write an HTML report about runs"),
-    "plan": CommandEntry("plan_run", "plan_run", "estimate memory, speed and bottleneck of a run"),
+    "plan": CommandEntry("plan", "plan_run", "estimate memory, speed and bottleneck of a run"),
     "slurm": CommandGroup("submit to a Slurm cluster", SLURM),
     "bench": CommandGroup("measure speed on this machine", BENCH),
 }

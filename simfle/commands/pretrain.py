@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 
 from simfle.commands.app import command, echo
-from simfle.config import PretrainConfig, load
+from simfle.config.schema import PretrainConfig, load
 from simfle.errors import RunStopped
-from simfle.process import gc_frozen_imports
-from simfle.terminal import log_to_stderr
-from simfle.train.check import check
+from simfle.runtime.entrypoint import gc_frozen_imports
+from simfle.runtime.logs import log_to_stderr
+from simfle.train.validate import check
 
 
 def pretrain(
@@ -34,13 +34,13 @@ def pretrain(
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
     check(resolved)
     if processes > 1:
-        from simfle.api.launch import launch
+        from simfle.api.local_launcher import launch
 
         # The main process prints everything, including the name of the config file.
         sys.exit(launch([*([config] if config is not None else []), *arguments], processes))
     log_to_stderr()
     with gc_frozen_imports():
-        from simfle.train.trainer import pretrain as run
+        from simfle.train.pretrain import pretrain as run
 
     try:
         run(resolved)

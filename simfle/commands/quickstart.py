@@ -11,12 +11,12 @@ from typing import Annotated, Any
 
 import typer
 
-from shards.files import read_text
+from shards.io.atomic import read_text
 from shards.redact import to_json
 from simfle.commands.app import command, echo
-from simfle.config import CONFIGS
+from simfle.config.overrides import format_override, shell_line
+from simfle.config.schema import CONFIGS
 from simfle.errors import UserError
-from simfle.words import format_override, shell_line
 
 ROOT = Path(__file__).parents[2]
 # Subcommands of `python -m simfle ...`, used without a checkout (after pip install).
@@ -58,7 +58,7 @@ class QuickstartState:
 
     def finish(self, stage: QuickstartStage, seconds: float) -> None:
         """Record a stage as complete and the stages after it as incomplete."""
-        from shards.files import write_atomic
+        from shards.io.atomic import write_atomic
 
         later = list(STAGES)[STAGES.index(stage.name) + 1 :]
         self.stages = {name: value for name, value in self.stages.items() if name not in later}
@@ -145,7 +145,7 @@ class Layout:
 def _layout(data: Path, group_pattern: str) -> Layout:
     """Infer class folders, split folders with class folders, or no labels from the names of the first folders."""
     from shards.rules import TEST, TRAIN, VAL, normalize_split
-    from shards.sources.folder import EXTENSIONS, walk
+    from shards.sources.generic.folder import EXTENSIONS, walk
 
     paths = [Path(path) for path in walk(data) if Path(path).suffix.lower() in EXTENSIONS]
     if len(paths) < LEAST:
@@ -250,7 +250,7 @@ def _run(stage: QuickstartStage, record: QuickstartState, number: str) -> None:
 
 
 def _check_shards(shards: Path, data: Path | None) -> None:
-    from shards.manifest import read_manifest
+    from shards.format.manifest import read_manifest
 
     manifest = read_manifest(shards)
     count = sum(shard.samples for shard in manifest.shards if shard.split == "train")
@@ -263,9 +263,9 @@ def _check_shards(shards: Path, data: Path | None) -> None:
 def _report(
     out: Path, data: Path | None, layout: Layout, stages: list[QuickstartStage], record: QuickstartState
 ) -> Path:
+    from simfle.report.contact_sheet import write_contact_sheet
     from simfle.report.report import Extras, write_report
     from simfle.report.report import ReportStage as Told
-    from simfle.report.sheet import write_contact_sheet
 
     sheet = out / "faces.png"
     columns = write_contact_sheet(out / "shards", "train", sheet)

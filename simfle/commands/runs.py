@@ -12,7 +12,7 @@ from simfle.errors import UserError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from simfle.slurm.runs import RunStatus
+    from simfle.slurm.status import RunStatus
 
 
 def runs(
@@ -26,8 +26,8 @@ def runs(
     """List runs: jobs, state, step, images/s, last checkpoint, requeues. Works with and without Slurm accounting."""
     import dataclasses
 
-    from simfle.console import Console
-    from simfle.slurm.runs import find_runs, status
+    from simfle.runtime.console import Console
+    from simfle.slurm.status import find_runs, status
 
     places = folders or [Path("runs")]
     for place in places:

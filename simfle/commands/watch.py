@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from simfle import told
 from simfle.commands.app import command, echo
 from simfle.commands.runs import age
 from simfle.errors import UserError
+from simfle.runtime import run_files
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from simfle.console import Console
-    from simfle.slurm.runs import RunStatus
+    from simfle.runtime.console import Console
+    from simfle.slurm.status import RunStatus
 
 BARS = "▁▂▃▄▅▆▇█"
 CURVE = 32  # characters of the loss curve
@@ -41,7 +41,7 @@ def watch(
 
     Reads files only, so it works from a login node on a shared file system. In a pipe, prints one line per new step.
     """
-    from simfle.console import Console
+    from simfle.runtime.console import Console
 
     console = Console(highlight=False)
     runs = _find(folders or [Path("runs")])
@@ -54,7 +54,7 @@ def watch(
 
 
 def _find(places: list[Path]) -> list[Path]:
-    from simfle.slurm.runs import find_runs
+    from simfle.slurm.status import find_runs
 
     for place in places:
         if not place.is_dir():
@@ -78,7 +78,7 @@ def _live(runs: list[Path], console: "Console", every: float) -> None:
 
 def _lines(runs: list[Path], every: float) -> None:
     """Print one line for each new step or state of a run, for logs and pipes."""
-    from simfle.slurm.runs import status
+    from simfle.slurm.status import status
 
     before: dict[Path, tuple[str, int]] = {}
     while True:
@@ -94,7 +94,7 @@ def _lines(runs: list[Path], every: float) -> None:
 
 
 def _ended(runs: list[Path]) -> bool:
-    from simfle.slurm.runs import status
+    from simfle.slurm.status import status
 
     return all(status(run).state in ENDED for run in runs)
 
@@ -106,7 +106,7 @@ def screen(runs: list[Path], console: "Console") -> "RenderableType":
     from rich.table import Table
     from rich.text import Text
 
-    from simfle.slurm.runs import status
+    from simfle.slurm.status import status
 
     blocks: list[RenderableType] = []
     for run in runs:
@@ -159,7 +159,7 @@ def ranks(features: dict[str, float]) -> str:
     """Describe the rank of the backbone's features and of a random network's; warn if it is too low."""
     found = {name: f"{value:.1f}" for name, value in features.items()}
     text = f"rank {found.get('rank', '?')}, random network {found.get('random_rank', '?')}"
-    return text + (f"; they collapse, see {told.COLLAPSE_PAGE}" if told.is_collapsed(features) else "")
+    return text + (f"; they collapse, see {run_files.COLLAPSE_PAGE}" if run_files.is_collapsed(features) else "")
 
 
 def time_left(now: "RunStatus") -> float | None:
@@ -180,7 +180,7 @@ def time_left(now: "RunStatus") -> float | None:
 
 def _tail(run: Path) -> "list[dict[str, Any]]":
     """Return the last metrics of a run; empty if they cannot be read, which the run's state reports."""
-    from simfle.slurm.runs import tail
+    from simfle.slurm.status import tail
 
     with suppress(OSError):
         return tail(run)

@@ -1,0 +1,1 @@
+"""Samples in order, their views, and the loader."""

@@ -13,18 +13,18 @@ from dataclasses import dataclass
 
 import torch
 
-from shards.waits import current_wait
+from shards.io.wait_status import current_wait
 from simfle.batch import Batch
-from simfle.config import DataConfig, ViewsConfig
-from simfle.data.ahead import ShardPrefetcher
-from simfle.data.damaged import CorruptSampleReplacer, Replacement
-from simfle.data.order import Sampler
-from simfle.data.reader import ShardCorpus, open_corpus
-from simfle.data.rendered import IMAGES, ViewBackend, used_here
-from simfle.data.streaming import ResampledStream
+from simfle.config.schema import DataConfig, ViewsConfig
+from simfle.data.backends.base import IMAGES, ViewBackend, used_here
+from simfle.data.corrupt_samples import CorruptSampleReplacer, Replacement
+from simfle.data.dataset import ShardCorpus, open_corpus
+from simfle.data.prefetch import ShardPrefetcher
+from simfle.data.sampler import Sampler
+from simfle.data.storage.resampled import ResampledStream
 from simfle.data.views import check, sample_view_params
 from simfle.errors import UserError
-from simfle.process import OWN_CORES
+from simfle.runtime.entrypoint import OWN_CORES
 
 log = logging.getLogger(__name__)
 BACKENDS = ("auto", "opencv", "dali")
@@ -101,7 +101,7 @@ class Loader:
 
     The same step gives the same ids, draws and pixels, independent of earlier steps and of the number of processes.
     `waited`: seconds that the consumer has waited for batches so far. Ids of a batch are those of the samples in it: an
-    undecodable sample is replaced (see `simfle.data.damaged`). images: the requested images of a `Batch`; the others
+    undecodable sample is replaced (see `simfle.data.corrupt_samples`). images: the requested images of a `Batch`; the others
     have side 0.
 
     Raises:
@@ -238,9 +238,9 @@ def _make_backend(
 ) -> ViewBackend:
     # Imported here: neither backend needs the other's library.
     if name == "opencv":
-        from simfle.data.opencv import OpenCV
+        from simfle.data.backends.opencv import OpenCV
 
         return OpenCV(views, threads, pin=device.type == "cuda", images=images)
-    from simfle.data.dali import Dali
+    from simfle.data.backends.dali import Dali
 
     return Dali(views, threads, micro_batch, device, images=images)

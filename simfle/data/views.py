@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from simfle.config import ViewsConfig
+from simfle.config.schema import ViewsConfig
 from simfle.data.philox import GROUP, VIEW, key, philox, uniform
 from simfle.errors import UserError
 

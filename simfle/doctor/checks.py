@@ -13,7 +13,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from shards.files import open_regular
+from shards.io.atomic import open_regular
 from simfle.doctor.findings import Finding, broken, note, ok
 from simfle.doctor.gpu import examine_gpu
 

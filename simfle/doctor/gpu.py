@@ -74,13 +74,13 @@ def decoding(device: "torch.device") -> list[Finding]:
     import cv2
     import numpy as np
 
-    from simfle.config import ViewsConfig
+    from simfle.config.schema import ViewsConfig
     from simfle.data.loader import has_dali
     from simfle.data.views import sample_view_params
 
     if not has_dali():
         return []
-    from simfle.data.dali import Dali
+    from simfle.data.backends.dali import Dali
 
     name = f"JPEG on {device}"
     picture = cv2.imencode(".jpg", np.full((64, 64, 3), GREY, np.uint8))[1]

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.files import read_text
+from shards.io.atomic import read_text
 from shards.redact import to_json
 from simfle.doctor.checks import MAX_CLOCK_SKEW, measure_disk, read_rate
 from simfle.doctor.findings import Finding, broken, note, ok
 from simfle.errors import UserError
-from simfle.slurm import queue
+from simfle.runtime.logs import say
+from simfle.slurm import scheduler
 from simfle.slurm.config import ClusterConfig, check
-from simfle.slurm.freeze import snapshot
+from simfle.slurm.snapshot import snapshot
 from simfle.slurm.submit import require_slurm, slurm_executor
-from simfle.terminal import say
 
 RESULT = "doctor.json"
 LARGE = {"cuda": 256 << 20, "cpu": 16 << 20}  # bytes of the all-reduce for the bandwidth
@@ -60,14 +60,14 @@ def wait(job: Path, number: str, seconds: float) -> dict[str, Any]:
     end = time.monotonic() + seconds
     state = ""
     while not (job / RESULT).is_file():
-        state = queue.state(number)
+        state = scheduler.state(number)
         if state in ENDED:
             time.sleep(1.0)  # a shared file system may show the file a little later
             if (job / RESULT).is_file():
                 break
             raise UserError(f"job {number} {state.lower()}: {_last_line(job)}; its logs are in {job}")
         if time.monotonic() > end:
-            waits = queue.show(number).get("Reason", "")
+            waits = scheduler.show(number).get("Reason", "")
             raise UserError(
                 f"job {number} is {state.lower() or 'unknown'} ({waits}) after {seconds:.0f} s; a longer --wait helps; "
                 f"scancel {number} ends it; the result will be {job / RESULT}"
@@ -83,9 +83,9 @@ def node_task(folder: str) -> None:
     import torch.distributed as dist
     import yaml
 
-    from simfle.config import load
-    from simfle.provenance import versions
-    from simfle.slurm.job import current_task, set_rank_env
+    from simfle.config.schema import load
+    from simfle.runtime.provenance import versions
+    from simfle.slurm.task import current_task, set_rank_env
 
     job, place = Path(folder), current_task()
     cluster = load(ClusterConfig, job / "cluster.yaml")

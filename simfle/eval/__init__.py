@@ -1,0 +1,1 @@
+"""Evaluate backbones on benchmarks."""

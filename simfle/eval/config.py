@@ -3,7 +3,7 @@
 # ruff: noqa: RUF009 - option() is a dataclass field
 from dataclasses import dataclass
 
-from simfle.config import config_field
+from simfle.config.schema import config_field
 from simfle.errors import UserError
 
 
@@ -113,7 +113,9 @@ class EvalConfig:
         1, "without benchmarks: minimum number of images of a class in all splits; rarer classes are excluded"
     )
     backbones: list[str] = config_field(
-        list, "backbone.safetensors files, or sources of third-party weights (simfle/eval/foreign.py)", is_path=True
+        list,
+        "backbone.safetensors files, or sources of third-party weights (simfle/eval/backbones/external.py)",
+        is_path=True,
     )
     random_baseline: bool = config_field(
         True, "also evaluate a randomly initialized backbone of each shape, one per seed"

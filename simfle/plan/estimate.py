@@ -16,12 +16,12 @@ reduce-scatter: DeepSpeed's default.
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from simfle.config import PretrainConfig
-from simfle.plan.constants import Constants
-from simfle.plan.count import ModelCost
+from simfle.config.schema import PretrainConfig
+from simfle.plan.hardware import Constants
+from simfle.plan.model_cost import ModelCost
 from simfle.plan.roofline import RooflinePart, roofline, update_bytes
-from simfle.runtime import BUCKET, BatchLayout, compute_batch_layout, deepspeed_config
-from simfle.zero import ZeroStage, choose_zero_stage, held_bytes
+from simfle.runtime.distributed import BUCKET, BatchLayout, compute_batch_layout, deepspeed_config
+from simfle.runtime.zero_stage import ZeroStage, choose_zero_stage, held_bytes
 
 FP32, BF16 = 4, 2
 SPARE = 0.92  # usable fraction of GPU memory: the rest is for the CUDA context and fragmentation

@@ -6,10 +6,10 @@ there. Fused kernels (compile) move fewer, so that they can be faster than this.
 
 from dataclasses import dataclass
 
-from simfle.config import PretrainConfig
-from simfle.plan.constants import Constants
-from simfle.plan.count import CONVOLUTIONS, PRODUCTS, REST, ModelCost
-from simfle.runtime import BatchLayout
+from simfle.config.schema import PretrainConfig
+from simfle.plan.hardware import Constants
+from simfle.plan.model_cost import CONVOLUTIONS, PRODUCTS, REST, ModelCost
+from simfle.runtime.distributed import BatchLayout
 
 FP32 = 4
 

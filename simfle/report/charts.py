@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from shards.printable import printable
-from simfle.eval.metrics import LOWER_IS_BETTER
-from simfle.eval.summary import SummaryRow
-from simfle.report.gather import Curve
+from simfle.eval.analysis.metrics import LOWER_IS_BETTER
+from simfle.eval.analysis.summary import SummaryRow
+from simfle.report.load_runs import Curve
 
 # Okabe and Ito's palette; lines also differ in their dashes, for prints and color-blind readers
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from shards.files import read_bytes, write_atomic
+from shards.io.atomic import read_bytes, write_atomic
 from shards.printable import printable
 from shards.redact import to_yaml
 from simfle.errors import UserError
 from simfle.report import charts
-from simfle.report.gather import Curve, RunRecord, differing, read_runs, results_of
+from simfle.report.load_runs import Curve, RunRecord, differing, read_runs, results_of
 from simfle.report.tables import Tables, confusions, csv_text, json_text, markdown, show, show_interval, tables
 
 if TYPE_CHECKING:
-    from simfle.report.album import ReportFigure
+    from simfle.report.face_samples import ReportFigure
 
 ENDINGS = {"html": ".html", "markdown": ".md", "csv": ".csv", "json": ".json"}
 RANDOM = "random_rank"  # a curve that is drawn together with the rank
@@ -126,8 +126,8 @@ def gather(runs: list[RunRecord], results: Sequence[Path], shards: Sequence[str]
         commands += dict.fromkeys(shlex.join(result.command) for result in found.results)
     if not shards:
         return Content(runs, found, commands, extras)
-    from simfle.report.album import read_face_set
-    from simfle.report.faces import figures
+    from simfle.report.face_samples import read_face_set
+    from simfle.report.visualizations import figures
 
     album = read_face_set(shards)
     return Content(runs, found, commands, extras, [(run, figures(run.folder, album)) for run in runs], album.source())

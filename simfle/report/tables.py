@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from shards.redact import to_json
-from simfle.eval.compare import Comparison
-from simfle.eval.metrics import LOWER_IS_BETTER
-from simfle.eval.results import CLASSES, Result
-from simfle.eval.summary import SummaryRow, comparisons, disambiguate_names, grouped, rows
+from simfle.eval.analysis.compare import Comparison
+from simfle.eval.analysis.metrics import LOWER_IS_BETTER
+from simfle.eval.analysis.results import CLASSES, Result
+from simfle.eval.analysis.summary import SummaryRow, comparisons, disambiguate_names, grouped, rows
 from simfle.report.charts import SHARES, readable
-from simfle.report.gather import RunRecord
+from simfle.report.load_runs import RunRecord
 
 Place = tuple[str, str]  # benchmark, protocol
 ORDER = ("linear", "linear_fast", "knn", "finetune", "scratch")

@@ -1,0 +1,1 @@
+"""Submit, requeue and follow Slurm jobs."""

@@ -4,7 +4,7 @@
 import re
 from dataclasses import dataclass
 
-from simfle.config import config_field
+from simfle.config.schema import config_field
 from simfle.errors import UserError
 
 KNOWN_SBATCH = re.compile(r"[a-z][a-z-]*(=.*)?")

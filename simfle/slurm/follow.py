@@ -7,10 +7,10 @@ from typing import IO, Any
 
 import psutil
 
-from shards.files import open_regular
-from simfle.slurm import queue, record
-from simfle.slurm.ending import Decision, decide, newest_step
-from simfle.slurm.runs import unrecorded
+from shards.io.atomic import open_regular
+from simfle.slurm import events, scheduler
+from simfle.slurm.requeue import Decision, decide, newest_step
+from simfle.slurm.status import unrecorded
 
 SECONDS = 2.0
 FORGOTTEN = 15  # polls of a job unknown to Slurm before it counts as gone
@@ -22,7 +22,7 @@ def follow(job: Path, number: str, say: Callable[[str], None], state: Callable[[
 
     state: function that returns the job's state, by default from Slurm.
     """
-    ask = state or (lambda: queue.state(number))
+    ask = state or (lambda: scheduler.state(number))
     log: IO[str] | None = None
     told, before, unknown = 0, "", 0
     while True:
@@ -31,7 +31,7 @@ def follow(job: Path, number: str, say: Callable[[str], None], state: Callable[[
             say(f"[{number}] {now.lower()}{_reason(number) if now == 'PENDING' else ''}")
         before = now or before
         log = _print_log(job / f"{number}_0_log.out", log, say)
-        happened = [event for event in record.events(job.parents[1]) if event.get("job") == number]
+        happened = [event for event in events.events(job.parents[1]) if event.get("job") == number]
         for event in happened[told:]:
             told += 1
             if event["event"] == "ended":
@@ -63,9 +63,9 @@ def follow_local(job: Path, submitted: Any, processes: int, say: Callable[[str],
         except KeyboardInterrupt:
             say("stopping: the processes save and exit")
     _print_log(file, log, say)
-    decision = decide(record.task_exits(job, 0), processes, 0)
+    decision = decide(events.task_exits(job, 0), processes, 0)
     facts = {"failure": decision.failure, "step": newest_step(job.parents[1]), "requeue": False}
-    record.append_event(job.parents[1], "ended", job=submitted.job_id, start=0, **facts, reason=decision.words)
+    events.append_event(job.parents[1], "ended", job=submitted.job_id, start=0, **facts, reason=decision.words)
     return decision
 
 
@@ -86,6 +86,6 @@ def _print_log(file: Path, log: IO[str] | None, say: Callable[[str], None]) -> I
 
 def _reason(number: str) -> str:
     """Return Slurm's reason for waiting, such as Resources or Priority."""
-    words = queue.show(number)
+    words = scheduler.show(number)
     reason = words.get("Reason", "")
     return f" ({reason})" if reason not in ("", "None") else ""

@@ -12,14 +12,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from shards.files import read_text
-from simfle.config import PretrainConfig, TrainConfig
+from shards.io.atomic import read_text
+from simfle.config.schema import PretrainConfig, TrainConfig
 from simfle.errors import UserError
-from simfle.process import gc_frozen_imports
-from simfle.slurm import record
+from simfle.runtime.entrypoint import gc_frozen_imports
+from simfle.slurm import events
 from simfle.slurm.config import ClusterConfig, check
-from simfle.slurm.freeze import absolute, snapshot
-from simfle.slurm.queue import available
+from simfle.slurm.scheduler import available
+from simfle.slurm.snapshot import absolute, snapshot
 
 log = logging.getLogger(__name__)
 OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_")
@@ -33,14 +33,14 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool =
         UserError: shards are not named, missing or unreadable; the batch cannot be shared; values out of range;
             the network cannot be built; the run folder holds another run.
     """
-    from simfle.train.check import check as check_config
-    from simfle.train.check import preflight
+    from simfle.train.validate import check as check_config
+    from simfle.train.validate import preflight
 
     check(cluster)
     check_config(config)
     with gc_frozen_imports():
         from simfle.data.loader import has_dali, open_data
-        from simfle.runtime import compute_batch_layout
+        from simfle.runtime.distributed import compute_batch_layout
     batch = config.train.global_batch
     compute_batch_layout(config.train, cluster.nodes * cluster.tasks)
     if cluster.min_nodes:
@@ -61,7 +61,7 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool =
 
 def _check_fewer_nodes(train: TrainConfig, cluster: ClusterConfig) -> None:
     """Refuse what a job would refuse on any possible number of nodes. Raises UserError."""
-    from simfle.slurm.job import TaskInfo, adapt_micro_batch, usable_tasks
+    from simfle.slurm.task import TaskInfo, adapt_micro_batch, usable_tasks
 
     for nodes in range(cluster.min_nodes, cluster.nodes + 1):
         place = TaskInfo("", 0, 0, nodes * cluster.tasks, 0, cluster.tasks, ("",) * nodes)
@@ -95,7 +95,7 @@ def submit(job: Path, cluster: ClusterConfig) -> str:
     Raises:
         UserError: Slurm is missing, or it refuses the job, with its message.
     """
-    from simfle.slurm.job import pretrain_task
+    from simfle.slurm.task import pretrain_task
 
     require_slurm()
     run = job.parents[1]
@@ -104,7 +104,7 @@ def submit(job: Path, cluster: ClusterConfig) -> str:
         submitted = executor.submit(pretrain_task, str(job))
     except refusals() as error:
         raise UserError(f"sbatch: {reason(error)}") from None
-    record.append_event(run, "submitted", job=submitted.job_id, folder=job.name, nodes=cluster.nodes)
+    events.append_event(run, "submitted", job=submitted.job_id, folder=job.name, nodes=cluster.nodes)
     return submitted.job_id
 
 
@@ -120,7 +120,7 @@ def run_here(job: Path, cluster: ClusterConfig) -> Any:
     """Run the same job through submitit's local executor, all processes on this machine; return submitit's job."""
     import submitit
 
-    from simfle.slurm.job import pretrain_task
+    from simfle.slurm.task import pretrain_task
 
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(job / "code"), os.environ.get("PYTHONPATH")]))
     executor = submitit.LocalExecutor(folder=job)
@@ -140,7 +140,7 @@ def run_here(job: Path, cluster: ClusterConfig) -> Any:
     finally:
         os.chdir(here)
         signal.signal(signal.SIGINT, before)
-    record.append_event(job.parents[1], "submitted", job=submitted.job_id, folder=job.name, nodes=1, local=True)
+    events.append_event(job.parents[1], "submitted", job=submitted.job_id, folder=job.name, nodes=1, local=True)
     return submitted
 
 
@@ -232,7 +232,7 @@ def _setup(job: Path, cluster: ClusterConfig) -> list[str]:
 
 
 def _teardown(job: Path) -> list[str]:
-    words = [sys.executable, "-m", "simfle.slurm.ending", str(job)]
+    words = [sys.executable, "-m", "simfle.slurm.requeue", str(job)]
     return ["code=$?", f"{shlex.join(words)} $code", "exit $?"]
 
 

@@ -18,11 +18,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from shards.files import read_bytes, replace_text
-from shards.plain import dataclass_from_json
+from shards.io.atomic import read_bytes, replace_text
+from shards.io.jsonl import dataclass_from_json
 from shards.printable import printable
 from shards.redact import to_json
-from simfle.train.claim import RunLock
+from simfle.train.run_lock import RunLock
 
 WAITS = " waits for "
 PEER_LOST = 69  # exit code: EX_UNAVAILABLE

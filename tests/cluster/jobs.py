@@ -11,7 +11,7 @@ from cluster.slurm import Cluster, until
 from distributed.launch import ROOT, environment
 from distributed.runs import SETTINGS, metrics
 
-from simfle.slurm import record
+from simfle.slurm import events
 
 # 24 samples: 4, 3 and 2 nodes split them equally, and as many streams let each node read only its own shards.
 BATCH = ["train.global_batch=24", "data.streams=12", "train.record_samples=true", "train.checkpoint_every=10"]
@@ -35,11 +35,11 @@ class Job:
 
     @property
     def starts(self) -> int:
-        return sum(event["event"] == "started" for event in record.events(self.run))
+        return sum(event["event"] == "started" for event in events.events(self.run))
 
     @property
     def ends(self) -> list[dict[str, Any]]:
-        return [event for event in record.events(self.run) if event["event"] == "ended"]
+        return [event for event in events.events(self.run) if event["event"] == "ended"]
 
     def step(self) -> int:
         return max((line["step"] for line in metrics(self.run)), default=0)
@@ -82,7 +82,7 @@ class Job:
 
     def tell(self) -> str:
         logs = "".join(f"{file.name}:\n{file.read_text()[-1500:]}" for file in self.run.glob("slurm/*/*.out"))
-        return f"{self.state}\n{record.events(self.run)}\nstep {self.step()}\n{logs}"
+        return f"{self.state}\n{events.events(self.run)}\nstep {self.step()}\n{logs}"
 
 
 def submit(slurm: Cluster, faces: Path, run: Path, *words: str, nodes: int = 4) -> Job:

@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.slurm import Cluster
 from distributed.launch import ROOT, environment
 
-from simfle.plan.constants import load_constants
+from simfle.plan.hardware import load_constants
 
 
 def test_two_nodes_are_measured_together(slurm: Cluster, tmp_path: Path) -> None:

@@ -10,16 +10,16 @@ from cluster.jobs import Job, launch, submit
 from cluster.slurm import Cluster, until
 from distributed.runs import losses, metrics, samples
 
-from simfle.config import PretrainConfig, load
+from simfle.config.schema import PretrainConfig, load
 from simfle.data.loader import open_data
-from simfle.slurm import record
-from simfle.slurm.runs import status
+from simfle.slurm import events
+from simfle.slurm.status import status
 
 
 def test_four_nodes_are_one_world_and_read_only_their_own_streams(undisturbed: Path) -> None:
     assert [line["step"] for line in metrics(undisturbed)] == list(range(1, 17))
     assert {line["processes"] for line in metrics(undisturbed)} == {4}
-    (ended,) = [event for event in record.events(undisturbed) if event["event"] == "ended"]
+    (ended,) = [event for event in events.events(undisturbed) if event["event"] == "ended"]
     assert (ended["reason"], ended["requeue"]) == ("finished", False)
     (log,) = undisturbed.glob("slurm/*[0-9]/*_0_log.out")  # not those of evaluations
     assert "stopping takes about" in log.read_text()  # measured, and compared with the lead time of the stop signal
@@ -159,7 +159,7 @@ def test_fewer_and_more_nodes_the_same_samples(slurm: Cluster, faces: Path, undi
         job.wait_end()
     finally:
         slurm.call("scontrol", "update", "NodeName=n[3-4]", "State=resume", check=False)
-    started = [event for event in record.events(job.run) if event["event"] == "started"]
+    started = [event for event in events.events(job.run) if event["event"] == "started"]
     assert [event["processes"] for event in started] == [4, 2, 3]
     assert samples(job.run) == samples(undisturbed)
     assert "global batch 24 = 3 processes x 2 accumulation steps x 4 samples" in job.log()
@@ -213,8 +213,8 @@ def test_a_submitted_job_runs_the_code_of_its_submission_and_tells_where_it_is(
     job = submit(slurm, faces, tmp_path / "run", "train.steps=1000", "cluster.sbatch=[hold]", nodes=1)
     (code,) = job.run.glob("slurm/*/code")
     for file, words, other in (
-        ("simfle/slurm/job.py", 'f"job {place.job}, start', 'f"the copy of job {place.job}, start'),
-        ("simfle/slurm/ending.py", 'f"job {number}: ', 'f"the copy of job {number}: '),
+        ("simfle/slurm/task.py", 'f"job {place.job}, start', 'f"the copy of job {place.job}, start'),
+        ("simfle/slurm/requeue.py", 'f"job {number}: ', 'f"the copy of job {number}: '),
     ):
         text = (code / file).read_text()
         assert words in text

@@ -6,9 +6,9 @@ import os
 import torch
 import torch.distributed as dist
 
-from simfle.config import FaceMAEConfig, ModelConfig, ViewsConfig
-from simfle.models.simfle import SimFLE
-from simfle.models.statistics import convert_sync_batchnorm
+from simfle.config.schema import FaceMAEConfig, ModelConfig, ViewsConfig
+from simfle.models.layers.sync_batchnorm import convert_sync_batchnorm
+from simfle.models.methods.simfle import SimFLE
 
 BATCH = 8
 TINY = FaceMAEConfig(

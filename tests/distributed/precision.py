@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 
 from simfle.batch import Batch
-from simfle.config import FaceMAEConfig, ModelConfig, OptimConfig, TrainConfig, ViewsConfig
-from simfle.models.methods import build_method
+from simfle.config.schema import FaceMAEConfig, ModelConfig, OptimConfig, TrainConfig, ViewsConfig
+from simfle.models.registry import build_method
 from simfle.optim import STATES, build_optimizer
-from simfle.runtime import compute_batch_layout, init_deepspeed, init_distributed
-from simfle.train import state
+from simfle.runtime.distributed import compute_batch_layout, init_deepspeed, init_distributed
+from simfle.train.checkpointing import state_dict
 
 TINY = FaceMAEConfig(
     patch_size=8, embed_dim=48, depth=1, num_heads=3, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2
@@ -39,27 +39,27 @@ def main() -> None:
     with init_distributed(train) as world:
         torch.manual_seed(0)
         model = build_method(MODEL, ViewsConfig(size=64, face_size=64)).train()
-        optimizer = build_optimizer([parameter for _, parameter in state.trainable_parameters(model)], optim)
+        optimizer = build_optimizer([parameter for _, parameter in state_dict.trainable_parameters(model)], optim)
         engine = init_deepspeed(model, optimizer, compute_batch_layout(train, world.world_size), train, optim)
-        state.load_optimizer(engine, STATES[optim.name], {}, 0)
+        state_dict.load_optimizer(engine, STATES[optim.name], {}, 0)
         for group in optimizer.param_groups:
             group["lr"] = 0.01
         seen: list[str] = []
         model.online.backbone.conv1.register_forward_hook(lambda *hook: seen.append(str(hook[2].dtype)))  # type: ignore
         names = [name for name, _ in model.named_parameters() if name.startswith("target.")]
-        before = state.gather_model_state(engine, keep=True)
+        before = state_dict.gather_model_state(engine, keep=True)
         target = {name: before[name].double() for name in names}
         for step in range(3):
             losses = engine(batch(step * world.world_size + world.rank))
             engine.backward(losses["total"])
             engine.step()
             model.on_step_end()
-            online = state.gather_model_state(engine, keep=True)
+            online = state_dict.gather_model_state(engine, keep=True)
             for name in names:  # reference in float64
                 moved = online[name.replace("target.", "online.", 1)].double()
                 target[name] = MOMENTUM * target[name] + (1 - MOMENTUM) * moved
-        after = state.gather_model_state(engine, keep=True)
-        moments = state.gather_optimizer_state(engine, STATES[optim.name], keep=True)
+        after = state_dict.gather_model_state(engine, keep=True)
+        moments = state_dict.gather_optimizer_state(engine, STATES[optim.name], keep=True)
         worst = max(float((after[name] - target[name]).abs().max()) for name in names)
         distance = max(
             float((after[name] - online[name.replace("target.", "online.", 1)]).abs().max()) for name in names

@@ -8,7 +8,7 @@ from pathlib import Path
 from distributed.launch import ROOT, environment
 from distributed.runs import SETTINGS
 
-from simfle.plan.constants import load_constants
+from simfle.plan.hardware import load_constants
 
 
 def test_step_bench(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from distributed import runs
 
-from shards.index import read_index
+from shards.format.index import read_index
 
 # One epoch of the 240 faces reads every corrupt one.
 SETTINGS = ("train.steps=15", "train.record_samples=true", "train.checkpoint_every=100", "data.splits=[]")

@@ -6,10 +6,10 @@ import pytest
 from distributed.launch import ROOT, processes
 from distributed.runs import SETTINGS
 
-from simfle.config import PretrainConfig, load
-from simfle.plan.count import ModelCost, measure_cost
+from simfle.config.schema import PretrainConfig, load
 from simfle.plan.estimate import memory, traffic
-from simfle.runtime import compute_batch_layout
+from simfle.plan.model_cost import ModelCost, measure_cost
+from simfle.runtime.distributed import compute_batch_layout
 
 WORLD = 2
 # Two micro-batches of four, bf16: gradients of two types, sent once or twice per step. SGD: one optimizer tensor.

@@ -10,7 +10,7 @@ from helpers.http_server import served
 from helpers.synthetic_shards import make_faces
 from safetensors.torch import load_file
 
-from simfle.train.checkpoint import complete_checkpoints
+from simfle.train.checkpointing.checkpoint import complete_checkpoints
 from simfle.train.watchdog import HUNG
 
 
@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_after_saving(faces: Path, tmp_p
 
 # The training script with a non-finite gradient in step 5 and a finite loss: the derivative of the square root at 0.
 POISONED = """
-from simfle.models.simfle import SimFLE
+from simfle.models.methods.simfle import SimFLE
 
 forward, calls = SimFLE.forward, []
 

@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 
 from simfle.batch import Batch
-from simfle.config import PretrainConfig, load
-from simfle.models.methods import build_method
+from simfle.config.schema import PretrainConfig, load
+from simfle.models.registry import build_method
 from simfle.optim import STATES, build_optimizer
-from simfle.runtime import BUCKET, compute_batch_layout, init_deepspeed, init_distributed
-from simfle.train import state
+from simfle.runtime.distributed import BUCKET, compute_batch_layout, init_deepspeed, init_distributed
+from simfle.train.checkpointing import state_dict
 
 
 def received() -> int:
@@ -76,9 +76,9 @@ def main() -> None:
 def measure(config: PretrainConfig) -> None:
     model = build_method(config.model, config.views).train()
     plan = compute_batch_layout(config.train, WORLD.world_size)
-    optimizer = build_optimizer([parameter for _, parameter in state.trainable_parameters(model)], config.optim)
+    optimizer = build_optimizer([parameter for _, parameter in state_dict.trainable_parameters(model)], config.optim)
     engine = init_deepspeed(model, optimizer, plan, config.train, config.optim)
-    state.load_optimizer(engine, STATES[config.optim.name], {}, 0)
+    state_dict.load_optimizer(engine, STATES[config.optim.name], {}, 0)
     images = batch(config.views.size, config.views.face_size, plan.micro_batch)
     images_bytes = sum(tensor.nbytes for tensor in vars(images).values())
     before = 0

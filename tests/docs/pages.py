@@ -15,7 +15,7 @@ from typing import Any
 
 from simfle.commands import main as table
 from simfle.commands.main import app
-from simfle.config import PretrainConfig, load
+from simfle.config.schema import PretrainConfig, load
 from simfle.eval.config import EvalConfig
 from simfle.slurm.config import ClusterConfig
 

@@ -10,22 +10,22 @@ import pytest
 import torch
 from distributed.runs import SETTINGS
 
-from simfle.config import PretrainConfig, load
+from simfle.config.parsing import keys
+from simfle.config.schema import PretrainConfig, load
 from simfle.data.loader import choose_backend
-from simfle.data.order import Sampler
-from simfle.data.places import make_cache
+from simfle.data.sampler import Sampler
+from simfle.data.storage.stores import make_cache
 from simfle.data.views import check as check_views
 from simfle.errors import UserError
-from simfle.eval.benchmarks import Benchmark, custom_benchmark
-from simfle.eval.benchmarks import check as check_benchmark
 from simfle.eval.config import EvalConfig
 from simfle.eval.config import check as check_evaluation
-from simfle.layers import keys
-from simfle.models.methods import build_method
-from simfle.runtime import compute_batch_layout, init_distributed
+from simfle.eval.data.benchmarks import Benchmark, custom_benchmark
+from simfle.eval.data.benchmarks import check as check_benchmark
+from simfle.models.registry import build_method
+from simfle.runtime.distributed import compute_batch_layout, init_distributed
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.config import check as check_cluster
-from simfle.train.check import check as check_training
+from simfle.train.validate import check as check_training
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))

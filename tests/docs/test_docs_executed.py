@@ -27,10 +27,10 @@ from docs.pages import PAGES as FILES
 import shards
 import simfle
 from simfle.commands.main import main
-from simfle.config import load
+from simfle.config.schema import load
 from simfle.doctor import checks
-from simfle.eval.benchmarks import Benchmark
-from simfle.eval.benchmarks import check as check_benchmark
+from simfle.eval.data.benchmarks import Benchmark
+from simfle.eval.data.benchmarks import check as check_benchmark
 from simfle.slurm.config import ClusterConfig
 
 NAMES = (

@@ -13,12 +13,12 @@ from docs.test_docs_executed import NAMES, added, do
 
 import shards
 import simfle
-from shards.sources import known
+from shards.sources import registry
 from simfle.batch import Batch
-from simfle.commands import build_shards, build_source
-from simfle.config import PretrainConfig, load
-from simfle.models import methods
-from simfle.models.methods import build_method
+from simfle.commands.shards import build, build_source
+from simfle.config.schema import PretrainConfig, load
+from simfle.models import registry as models_registry
+from simfle.models.registry import build_method
 
 BLOCKS = [block for block in ALL if block.page == "docs/extending.md"]
 FILES = {match[1]: block for block in BLOCKS if (match := re.match(r"# ([\w/]+\.\w+)\n", block.text))}
@@ -63,20 +63,20 @@ def test_the_page_has_its_files() -> None:
     assert set(FILES) == {
         "shards/sources/atelier.py",
         "simfle/models/pebble.py",
-        "simfle/models/vicreg.py",
+        "simfle/models/methods/vicreg.py",
         "clinic.yaml",
     }
 
 
 def test_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     module("shards/sources/atelier.py", monkeypatch)
-    monkeypatch.setattr(known, "SOURCES", (*known.SOURCES, "atelier"))
+    monkeypatch.setattr(registry, "SOURCES", (*registry.SOURCES, "atelier"))
     monkeypatch.setattr(build_source, "app", typer.Typer(no_args_is_help=True))
-    build_shards.commands.cache_clear()
+    build.commands.cache_clear()
     try:
         do(line("atelier"))
     finally:
-        build_shards.commands.cache_clear()
+        build.commands.cache_clear()
     found = shards.open("shards/atelier")
     assert len(found) == 8
     assert found.manifest.rejected == {"bad_row": 1}
@@ -98,10 +98,10 @@ def test_a_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = module("simfle/models/vicreg.py", monkeypatch)
+    made = module("simfle/models/methods/vicreg.py", monkeypatch)
     (entry,) = [block.text for block in BLOCKS if block.text.startswith("METHODS[")]
-    monkeypatch.setattr(methods, "METHODS", dict(methods.METHODS))
-    exec(entry, {"METHODS": methods.METHODS, "VICReg": made.VICReg})
+    monkeypatch.setattr(models_registry, "METHODS", dict(models_registry.METHODS))
+    exec(entry, {"METHODS": models_registry.METHODS, "VICReg": made.VICReg})
     do(line("vicreg"))
     do(["export", "runs/vicreg"])
     assert simfle.load_backbone("runs/vicreg")(shards.open("shards/mine")[0].image).shape[0] == 1

@@ -10,10 +10,10 @@ import tomllib
 import typer
 from docs.pages import ALL, LINES, PAGES, PROGRAMS, ROOT, Line, is_ours, ours, parse
 
-from simfle.config import PretrainConfig, field_help
+from simfle.config.schema import PretrainConfig, field_help
 from simfle.errors import UserError
-from simfle.eval.benchmarks import Benchmark
 from simfle.eval.config import EvalConfig
+from simfle.eval.data.benchmarks import Benchmark
 from simfle.slurm.config import ClusterConfig
 
 # The example corpus of docs/extending.md is built by the test that runs that page.

@@ -10,7 +10,7 @@ from faults.elsewhere import RESUMES, SAYS
 from faults.kinds import fault
 from faults.story import Scenario
 
-from shards.remove import remove_samples
+from shards.edit.remove import remove_samples
 
 
 @fault(

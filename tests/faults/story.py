@@ -18,16 +18,16 @@ import pytest
 from distributed import runs
 from faults.nursery import Child, ForkServer
 
-from shards.index import index_tar, write_index
+from shards.format.index import index_tar, write_index
 
 MODULES = (
     *("deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer"),  # the latter imports torch's compiler, for seconds
     *(
-        "simfle.train.trainer",
-        "simfle.train.pictures",
-        "simfle.data.opencv",
-        "simfle.models.simfle",
-        "simfle.eval.export",
+        "simfle.train.pretrain",
+        "simfle.train.telemetry.reconstructions",
+        "simfle.data.backends.opencv",
+        "simfle.models.methods.simfle",
+        "simfle.export.timm",
     ),
     *("simfle.commands.app", "rich.progress", "omegaconf", "timm.models.byobnet"),
 )

@@ -26,7 +26,7 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
     temporary = tmp_path_factory.mktemp("builds") / "tmp"
-    parent = ForkServer(temporary, "simfle.commands.build_shards", "shards.sources.known", "shards.build")
+    parent = ForkServer(temporary, "simfle.commands.shards.build", "shards.sources.registry", "shards.build.builder")
     yield parent
     parent.close()
     assert not list(temporary.iterdir())

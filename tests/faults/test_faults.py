@@ -16,7 +16,7 @@ from faults.nursery import At, ForkServer
 from faults.story import Scenario
 from faults.table import FAULTS, lines
 
-from simfle.train import checkpoint
+from simfle.train.checkpointing import checkpoint
 
 TESTS = Path(__file__).parents[1]
 

@@ -10,8 +10,8 @@ from distributed.launch import ROOT, free_port
 from faults import story as telling
 from faults.nursery import Child, ForkServer
 
-from shards.remove import remove_samples
-from simfle.train.alike import differences, source_digest
+from shards.edit.remove import remove_samples
+from simfle.train.rank_consistency import differences, source_digest
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from simfle.train import checkpoint
+from simfle.train.checkpointing import checkpoint
 
 for step in (6, 8):
     progress = checkpoint.TrainState(step, step * 8, "config", "corpus", "sgd")

@@ -9,15 +9,15 @@ from fuzz.list_readers import fer2013
 from fuzz.reader import Reader
 from fuzz.shard_readers import list_of, photo
 
-from shards.sources.celeba import CelebA
-from shards.sources.ckplus import CKPlus
-from shards.sources.digiface import DigiFace, expected
-from shards.sources.facesynthetics import FaceSynthetics
-from shards.sources.ferplus import VOTES, FERPlus
-from shards.sources.lfw import LFW
-from shards.sources.rafdb import RAFDB
-from shards.sources.sfew import SFEW
-from shards.sources.vggface2 import VGGFace2
+from shards.sources.corpora.celeba import CelebA
+from shards.sources.corpora.ckplus import CKPlus
+from shards.sources.corpora.digiface import DigiFace, expected
+from shards.sources.corpora.facesynthetics import FaceSynthetics
+from shards.sources.corpora.ferplus import VOTES, FERPlus
+from shards.sources.corpora.lfw import LFW
+from shards.sources.corpora.rafdb import RAFDB
+from shards.sources.corpora.sfew import SFEW
+from shards.sources.corpora.vggface2 import VGGFace2
 
 MOST_NAMES = 30
 

@@ -14,20 +14,20 @@ from fuzz.reader import Reader
 from fuzz.shard_readers import list_of, photo, source
 
 from shards.errors import UserError
-from shards.sources.affectnet import AffectNet, arrays, plus
-from shards.sources.affectnet.lists import COLUMNS as COLUMNS_2017
-from shards.sources.aflw19 import _read
-from shards.sources.celeba import CelebA
-from shards.sources.cofw import COFW
-from shards.sources.expw import ExpW
-from shards.sources.fer2013 import FER2013
-from shards.sources.ffhq import FFHQ
-from shards.sources.huggingface import HuggingFace
-from shards.sources.ibug300w import IBug300W
-from shards.sources.rafdb import RAFDB
-from shards.sources.recordio import RecordIO
-from shards.sources.table import Table
-from shards.sources.wflw import WFLW
+from shards.sources.corpora.affectnet import AffectNet, arrays, plus
+from shards.sources.corpora.affectnet.lists import COLUMNS as COLUMNS_2017
+from shards.sources.corpora.aflw19 import _read
+from shards.sources.corpora.celeba import CelebA
+from shards.sources.corpora.cofw import COFW
+from shards.sources.corpora.expw import ExpW
+from shards.sources.corpora.fer2013 import FER2013
+from shards.sources.corpora.ffhq import FFHQ
+from shards.sources.corpora.ibug300w import IBug300W
+from shards.sources.corpora.rafdb import RAFDB
+from shards.sources.corpora.recordio import RecordIO
+from shards.sources.corpora.wflw import WFLW
+from shards.sources.generic.huggingface import HuggingFace
+from shards.sources.generic.table import Table
 
 ROWS = [
     ["path", "label", "split", "group", "box"],

@@ -12,16 +12,16 @@ from fuzz.reader import Reader
 from fuzz.shard_readers import tars
 from safetensors.torch import save
 
-from simfle.config import DataConfig, PretrainConfig, load
-from simfle.data.streaming import ResampledStream
-from simfle.eval.backbones import load_backbone
+from simfle.config.parsing import flatten
+from simfle.config.schema import DataConfig, PretrainConfig, load
+from simfle.data.storage.resampled import ResampledStream
+from simfle.eval.analysis.results import read_result
+from simfle.eval.backbones.external import read_tensors
+from simfle.eval.backbones.load import load_backbone
 from simfle.eval.config import EvalConfig
-from simfle.eval.foreign import read_tensors
-from simfle.eval.results import read_result
-from simfle.layers import flatten
-from simfle.train import checkpoint
-from simfle.train.damage import read_lines
-from simfle.train.metrics import MetricLogger
+from simfle.train.checkpointing import checkpoint
+from simfle.train.telemetry.corrupt_log import read_lines
+from simfle.train.telemetry.metrics import MetricLogger
 
 ROOT = Path(__file__).parents[2]
 PROGRESS = {"step": 4, "samples": 64, "config": "c", "corpus": "d", "optimizer": "sgd", "format": 1}

@@ -14,15 +14,15 @@ import numpy as np
 from fuzz.reader import Reader
 from PIL import Image
 
-from shards.encode import EncodeOptions, ImageRejected, encode
+from shards.build.shard_task import read_entry_bytes
 from shards.entry import REJECT_REASONS, Entry, Rejected
-from shards.foreign import infer_manifest, scan_tar
-from shards.index import index_tar, read_index, write_index
-from shards.manifest import Manifest, ShardInfo, parse_manifest, write_manifest
-from shards.samples import read_samples
-from shards.sources.archive import Archive
-from shards.sources.webdataset import WebDataset
-from shards.work import read_entry_bytes
+from shards.format.external_tars import infer_manifest, scan_tar
+from shards.format.index import index_tar, read_index, write_index
+from shards.format.manifest import Manifest, ShardInfo, parse_manifest, write_manifest
+from shards.format.samples import read_samples
+from shards.imaging.codec import EncodeOptions, ImageRejected, encode
+from shards.sources.generic.archive import Archive
+from shards.sources.generic.webdataset import WebDataset
 
 OPTIONS = EncodeOptions(max_pixels=2_000_000)  # so that the bound on memory is a bound on every format's decoder
 MOST_ENTRIES = 500  # that are looked at; a reader gives them one by one
@@ -127,7 +127,7 @@ def _image(file: Path) -> None:
 
 def _decoded(file: Path) -> None:
     """As training does: header first, then OpenCV."""
-    from simfle.data.jpeg import decode_strict, size
+    from simfle.data.backends.jpeg_header import decode_strict, size
 
     data = np.frombuffer(file.read_bytes(), np.uint8)
     found = size(data)
@@ -142,7 +142,7 @@ def _tar(file: Path) -> None:
 
 def _folder_of_tars(file: Path) -> None:
     """Shards that others wrote, opened without a manifest, as training does."""
-    from simfle.data.reader import ShardCorpus
+    from simfle.data.dataset import ShardCorpus
 
     infer_manifest(file.parent)
     _all_samples(ShardCorpus([file.parent]))
@@ -158,7 +158,7 @@ def _all_samples(corpus: Any) -> None:
 
 def _our_shards(file: Path) -> None:
     """A tar with an index, under a manifest that fits its size: what a hostile folder of shards would be."""
-    from simfle.data.reader import ShardCorpus
+    from simfle.data.dataset import ShardCorpus
 
     file.write_bytes(tars()[0])
     size = file.stat().st_size

@@ -19,16 +19,16 @@ from fuzz.guard import case, watched
 from fuzz.shard_readers import photo
 from PIL import Image
 
-from shards.encode import EncodeOptions, ImageRejected, encode
+from shards.build.shard_task import read_entry_bytes as load_bytes
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.remote import check_url
-from shards.sources.affectnet import arrays
-from shards.sources.archive import Archive
-from shards.sources.cofw import COFW
-from shards.work import read_entry_bytes as load_bytes
-from simfle.config import PretrainConfig, load
-from simfle.eval.foreign import read_tensors
+from shards.imaging.codec import EncodeOptions, ImageRejected, encode
+from shards.io.urls import check_url
+from shards.sources.corpora.affectnet import arrays
+from shards.sources.corpora.cofw import COFW
+from shards.sources.generic.archive import Archive
+from simfle.config.schema import PretrainConfig, load
+from simfle.eval.backbones.external import read_tensors
 
 ROOT = Path(__file__).parents[2]
 CODE = [file for room in ("simfle", "shards", "tools", "launchers") for file in sorted((ROOT / room).rglob("*.py"))]

@@ -11,23 +11,23 @@ from fuzz.reader import Reader
 from fuzz.shard_readers import manifests
 from helpers.report_fixtures import add_result, make_run
 
-from shards.manifest import read_manifest
-from shards.remove import read_list, read_rejects, read_removal_log
-from shards.verify import _rejects
+from shards.edit.remove import read_list, read_rejects, read_removal_log
+from shards.edit.verify import _rejects
+from shards.format.manifest import read_manifest
 from simfle.commands.watch import facts, sparkline, time_left
-from simfle.config import CONFIGS, load
-from simfle.eval.benchmarks import open_benchmark
-from simfle.eval.beton import _read_metadata
+from simfle.config.schema import CONFIGS, load
+from simfle.eval.analysis.summary import read_summary
 from simfle.eval.config import EvalConfig
-from simfle.eval.export import _config
-from simfle.eval.export_huggingface import _last
-from simfle.eval.summary import read_summary
-from simfle.plan.constants import load_constants
-from simfle.report.gather import read_runs, results_of
+from simfle.eval.data.benchmarks import open_benchmark
+from simfle.eval.features.ffcv_format import _read_metadata
+from simfle.export.huggingface import _last
+from simfle.export.timm import _config
+from simfle.plan.hardware import load_constants
+from simfle.report.load_runs import read_runs, results_of
 from simfle.report.report import Content, Extras, _told
 from simfle.report.tables import confusions, csv_text, json_text, markdown, tables
 from simfle.slurm import config as cluster
-from simfle.slurm import ending, record, runs
+from simfle.slurm import events, requeue, status
 from simfle.train.watchdog import Watchdog
 
 FEW = 5  # resamples of an interval: how many does not matter here
@@ -72,9 +72,9 @@ def _export(file: Path) -> None:
 def _watch(file: Path) -> None:
     """As `simfle watch` does, of a run that no job was submitted for."""
     run = _in_a_run(file)
-    now = runs.status(run)
+    now = status.status(run)
     json.dumps([facts(now), time_left(now), asdict(now)], default=str)
-    sparkline([line["losses"]["total"] for line in runs.tail(run) if "total" in line["losses"]], 32)
+    sparkline([line["losses"]["total"] for line in status.tail(run) if "total" in line["losses"]], 32)
 
 
 def _results() -> list[bytes]:
@@ -106,15 +106,15 @@ def _events() -> list[bytes]:
 
 
 def _happened(file: Path) -> None:
-    found = record.events(file.parents[1])
+    found = events.events(file.parents[1])
     for event in found:
-        ending.consecutive_failures(found, event["job"])
+        requeue.consecutive_failures(found, event["job"])
 
 
 def _ended(file: Path) -> None:
     """A damaged word counts as none: the job is decided about, whatever the files hold."""
-    record.write_task_exit(file.parents[1], 0, record.TaskExit(1, "n2", record.DONE, "finished"))
-    assert ending.decide(record.task_exits(file.parents[1], 0), 2, 1).words
+    events.write_task_exit(file.parents[1], 0, events.TaskExit(1, "n2", events.DONE, "finished"))
+    assert requeue.decide(events.task_exits(file.parents[1], 0), 2, 1).words
 
 
 def _hung(file: Path) -> None:

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from simfle.config import ModelConfig, ViewsConfig
-from simfle.models.simfle import SimFLE
+from simfle.config.schema import ModelConfig, ViewsConfig
+from simfle.models.methods.simfle import SimFLE
 
 GOLDEN = json.loads((Path(__file__).parent / "simfle_step.json").read_text())
 CASE = GOLDEN["case"]

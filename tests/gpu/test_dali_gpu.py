@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from shards.index import index_tar, write_index
-from shards.manifest import Manifest, ShardInfo, write_manifest
-from simfle.config import DataConfig, ViewsConfig
-from simfle.data.dali import Dali
+from shards.format.index import index_tar, write_index
+from shards.format.manifest import Manifest, ShardInfo, write_manifest
+from simfle.config.schema import DataConfig, ViewsConfig
+from simfle.data.backends.dali import Dali
+from simfle.data.backends.opencv import OpenCV
+from simfle.data.dataset import ShardCorpus
 from simfle.data.loader import Loader, RankSlice, choose_backend, make_sampler
-from simfle.data.opencv import OpenCV
-from simfle.data.reader import ShardCorpus
 from simfle.data.views import sample_view_params
 
 pytestmark = [

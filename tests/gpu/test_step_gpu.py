@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from simfle.batch import Batch
-from simfle.config import FaceMAEConfig, ModelConfig, ViewsConfig
-from simfle.models.methods import build_method
+from simfle.config.schema import FaceMAEConfig, ModelConfig, ViewsConfig
+from simfle.models.registry import build_method
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from helpers.cli_runner import run, tool
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
 
 BUILD, VERIFY = tool("build_shards"), tool("verify_shards")
 

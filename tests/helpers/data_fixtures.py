@@ -11,8 +11,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from shards.index import index_tar, write_index
-from shards.manifest import Manifest, ShardInfo, write_manifest
+from shards.format.index import index_tar, write_index
+from shards.format.manifest import Manifest, ShardInfo, write_manifest
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import simplejpeg
 
-from shards.index import write_index
-from shards.manifest import ShardInfo
-from shards.writer import TarShardWriter
+from shards.format.index import write_index
+from shards.format.manifest import ShardInfo
+from shards.format.tar_writer import TarShardWriter
 
 CLASSES = ("circle", "cross", "stripes")
 MODEL = "test_resnet"  # timm's smallest

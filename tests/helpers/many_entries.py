@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from helpers.corpus_fixtures import encoded, picture
-from shards.build import build
+from shards.build.builder import build
+from shards.build.spec import BuildSpec
+from shards.edit.verify import verify
 from shards.entry import Entry
-from shards.request import BuildSpec
 from shards.rules import EntryRules
-from shards.verify import verify
 
 FILES = 16
 

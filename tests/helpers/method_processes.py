@@ -10,15 +10,15 @@ import torch
 import torch.distributed as dist
 
 from helpers.tiny_methods import VIEWS, batch, config
-from simfle.config import OptimConfig, TrainConfig, VICRegConfig
-from simfle.models.collect import all_gather_with_grad, local_only
-from simfle.models.methods import build_method
-from simfle.models.simclr import nt_xent
-from simfle.models.swav import sinkhorn
-from simfle.models.vicreg import vicreg
+from simfle.config.schema import OptimConfig, TrainConfig, VICRegConfig
+from simfle.models.layers.all_gather import all_gather_with_grad, local_only
+from simfle.models.methods.simclr import nt_xent
+from simfle.models.methods.swav import sinkhorn
+from simfle.models.methods.vicreg import vicreg
+from simfle.models.registry import build_method
 from simfle.optim import STATES, build_optimizer
-from simfle.runtime import World, compute_batch_layout, init_deepspeed, init_distributed
-from simfle.train import state
+from simfle.runtime.distributed import World, compute_batch_layout, init_deepspeed, init_distributed
+from simfle.train.checkpointing import state_dict
 
 N, WIDTH = 8, 6
 
@@ -54,12 +54,12 @@ def steps_of(name: str, train: TrainConfig, world: World) -> dict:
     torch.manual_seed(0)
     model = build_method(config(name, beta=1e-4), VIEWS).train()
     optim = OptimConfig(name="adamw")
-    optimizer = build_optimizer([parameter for _, parameter in state.trainable_parameters(model)], optim)
+    optimizer = build_optimizer([parameter for _, parameter in state_dict.trainable_parameters(model)], optim)
     engine = init_deepspeed(model, optimizer, compute_batch_layout(train, world.world_size), train, optim)
-    state.load_optimizer(engine, STATES[optim.name], {}, 0)
+    state_dict.load_optimizer(engine, STATES[optim.name], {}, 0)
     for group in optimizer.param_groups:
         group["lr"] = 0.01
-    before = state.gather_model_state(engine, keep=True)
+    before = state_dict.gather_model_state(engine, keep=True)
     target = {key: value.double() for key, value in before.items() if key.startswith("target.")}
     keys: list[torch.Tensor] = []
     for step in range(2):
@@ -73,11 +73,11 @@ def steps_of(name: str, train: TrainConfig, world: World) -> dict:
         shares = [torch.empty_like(torch.cat(fresh)) for _ in range(world.world_size)]
         dist.all_gather(shares, torch.cat(fresh))
         keys += shares
-        after = state.gather_model_state(engine, keep=True)
+        after = state_dict.gather_model_state(engine, keep=True)
         moving = {key for key, _ in model.named_parameters() if key.startswith("target.")}
         for key in moving:
             target[key] = 0.99 * target[key] + 0.01 * after[key.replace("target.", "online.", 1)].double()
-    trained = {key for key, _ in state.trainable_parameters(model)}
+    trained = {key for key, _ in state_dict.trainable_parameters(model)}
     facts = {
         "finite": all(value.isfinite().item() for value in losses.values()),
         "still": sorted(key for key in trained if torch.equal(before[key], after[key])),

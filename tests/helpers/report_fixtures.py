@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import yaml
 
-from simfle.config import PretrainConfig
-from simfle.eval import metrics
-from simfle.eval.results import CLASSES, LANDMARKS, Result, Samples, write_result
+from simfle.config.schema import PretrainConfig
+from simfle.eval.analysis import metrics
+from simfle.eval.analysis.results import CLASSES, LANDMARKS, Result, Samples, write_result
 
 NAMES = ("anger", "joy", "fear")
 PEOPLE, EACH = 12, 5

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from shards.build import build
+from shards.build.builder import build
+from shards.build.spec import BuildSpec
 from shards.entry import REJECT_REASONS, Entry, Rejected
-from shards.manifest import Manifest, read_manifest
-from shards.request import BuildSpec
+from shards.format.manifest import Manifest, read_manifest
 
 
 def photo(seed: int = 0, width: int = 24, height: int = 20, kind: str = "JPEG", mode: str = "RGB") -> bytes:

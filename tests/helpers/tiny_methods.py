@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 
 from simfle.batch import Batch
-from simfle.config import ContrastiveConfig, FaceMAEConfig, ModelConfig, ViewsConfig
+from simfle.config.schema import ContrastiveConfig, FaceMAEConfig, ModelConfig, ViewsConfig
 
 FACEMAE = FaceMAEConfig(
     patch_size=8, embed_dim=48, depth=1, num_heads=3, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2

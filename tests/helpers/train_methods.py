@@ -8,9 +8,9 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from simfle.config import PretrainConfig, load
+from simfle.config.schema import PretrainConfig, load
 from simfle.errors import RunStopped
-from simfle.train.trainer import pretrain
+from simfle.train.pretrain import pretrain
 
 # Mild views and little else to learn than one small network, so that thirty steps show whether it learns.
 SETTINGS = """

@@ -6,8 +6,8 @@ import sys
 import threading
 from pathlib import Path
 
-from simfle.config import PretrainConfig, load
-from simfle.train.trainer import pretrain
+from simfle.config.schema import PretrainConfig, load
+from simfle.train.pretrain import pretrain
 
 STEPS = (4, 4, 24)  # the first opens what stays open for good
 

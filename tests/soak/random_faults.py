@@ -202,7 +202,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def nursery_of(folder: Path) -> ForkServer:
-    return ForkServer(folder / "tmp", *telling.MODULES, "simfle.commands.build_shards", "shards.sources.known")
+    return ForkServer(folder / "tmp", *telling.MODULES, "simfle.commands.shards.build", "shards.sources.registry")
 
 
 def soak(folder: Path, nursery: ForkServer, run_faults: int, build_faults: int, seed: int) -> dict[str, Any]:

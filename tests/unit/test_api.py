@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 import shards
 import simfle
-from shards.pixels import pixel_stats
+from shards.edit.pixel_stats import pixel_stats
 from simfle.api.backbone import pixels
-from simfle.config import PretrainConfig, load
-from simfle.runtime import AUTO
+from simfle.config.schema import PretrainConfig, load
+from simfle.runtime.distributed import AUTO
 
 TINY: dict[str, object] = dict(word.split("=", 1) for word in SETTINGS)
 

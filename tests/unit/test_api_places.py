@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 import shards
 import simfle
-from simfle.api.runs import _written
-from simfle.runtime import FOR_LIBRARIES, LAUNCHED
+from simfle.api.functions import _written
+from simfle.runtime.distributed import FOR_LIBRARIES, LAUNCHED
 
 TINY: dict[str, object] = dict(word.split("=", 1) for word in SETTINGS) | {"train.steps": 1, "train.images_every": 0}
 

@@ -10,16 +10,16 @@ from distributed.runs import SETTINGS
 from typer.testing import CliRunner
 
 from simfle.bench import views as making
-from simfle.bench.plain import ReferenceSimFLE
-from simfle.bench.rounds import Timing, Variant, measure
+from simfle.bench.reference_model import ReferenceSimFLE
 from simfle.bench.step import images, operations
-from simfle.commands.bench_loader import bench_loader
-from simfle.config import PretrainConfig, ViewsConfig, load
-from simfle.data.opencv import OpenCV
+from simfle.bench.timing import Timing, Variant, measure
+from simfle.commands.bench.loader import bench_loader
+from simfle.config.schema import PretrainConfig, ViewsConfig, load
+from simfle.data.backends.opencv import OpenCV
 from simfle.data.views import sample_view_params
 from simfle.errors import UserError
-from simfle.models.methods import build_method
-from simfle.plan.constants import load_constants
+from simfle.models.registry import build_method
+from simfle.plan.hardware import load_constants
 
 CPU = torch.device("cpu")
 

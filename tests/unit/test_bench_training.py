@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from simfle.bench.runs import Measurement, run_once
 from simfle.bench.startup import SMALL
-from simfle.bench.turns import Measurement, run_once
-from simfle.commands.bench_startup import subcommands
+from simfle.commands.bench.startup import subcommands
 from simfle.commands.main import COMMANDS
 from simfle.errors import UserError
 

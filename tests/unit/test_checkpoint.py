@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from shards.errors import UserError
-from simfle import told
-from simfle.train import checkpoint
-from simfle.train.checkpoint import TrainState
+from simfle.runtime import run_files
+from simfle.train.checkpointing import checkpoint
+from simfle.train.checkpointing.checkpoint import TrainState
 
 MODEL = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}
 OPTIM = {"a.weight.momentum_buffer": torch.ones(2, 3)}
@@ -73,7 +73,7 @@ def test_a_copy_under_the_name_of_another_step_is_never_read_or_touched(tmp_path
     link.symlink_to(save(tmp_path / "elsewhere", 2))
     hidden = tmp_path / "checkpoints" / ".step-mine.partial"
     hidden.mkdir()
-    assert told.copied_checkpoints(tmp_path) == [copy]
+    assert run_files.copied_checkpoints(tmp_path) == [copy]
     found = checkpoint.read_newest(tmp_path)
     assert found is not None
     assert found.folder.name == "step-00000004"
@@ -86,7 +86,7 @@ def test_a_copy_under_the_name_of_another_step_is_never_read_or_touched(tmp_path
     assert left == [hidden.name, link.name, copy.name, "step-00000012"]
     assert (link / "COMPLETE").exists()
     (copy / "state.json").write_text((copy / "state.json").read_text().replace("4", "6"))
-    assert not told.copied_checkpoints(tmp_path)  # damaged: the run's own
+    assert not run_files.copied_checkpoints(tmp_path)  # damaged: the run's own
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_a_disk_without_room_is_said_and_older_checkpoints_stand(tmp_path: Path)
     save(tmp_path, 4)
     program = (
         "import sys, pathlib, torch\n"
-        "from simfle.train.checkpoint import TrainState, AsyncCheckpointWriter\n"
+        "from simfle.train.checkpointing.checkpoint import TrainState, AsyncCheckpointWriter\n"
         "from shards.errors import UserError\n"
         f"writer = AsyncCheckpointWriter(pathlib.Path({str(tmp_path)!r}), 1)\n"
         "writer.submit(TrainState(8, 64, 'config', 'corpus', 'sgd'), {'a': torch.ones(10_000)}, {})\n"

@@ -11,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
-from shards.files import RefusedFileError, replacing
+from shards.io.atomic import RefusedFileError, replacing
 from simfle.errors import RunDirLockedError, UserError
-from simfle.slurm import record
-from simfle.slurm.ending import decide, end
-from simfle.train import checkpoint, folder
-from simfle.train.claim import JobStart, RunLock, lock_run_dir
-from simfle.train.metrics import MetricLogger, SampleLog
+from simfle.slurm import events
+from simfle.slurm.requeue import decide, end
+from simfle.train import run_dir
+from simfle.train.checkpointing import checkpoint
+from simfle.train.run_lock import JobStart, RunLock, lock_run_dir
+from simfle.train.telemetry.metrics import MetricLogger, SampleLog
 from simfle.train.watchdog import Watchdog
 
 HOLD = """
 import sys, pathlib
-from simfle.train.claim import JobStart, lock_run_dir
+from simfle.train.run_lock import JobStart, lock_run_dir
 mine = JobStart(sys.argv[2], int(sys.argv[3])) if len(sys.argv) > 2 else None
 with lock_run_dir(pathlib.Path(sys.argv[1]), 0.0, mine) as claim:
     for _ in sys.stdin:
@@ -88,22 +89,22 @@ def test_a_held_folder_is_requeued_and_an_old_start_ends_nothing(
     program = (
         "import sys, pathlib\n"
         "from simfle.errors import RunDirLockedError\n"
-        "from simfle.slurm.job import TaskInfo, record_exit\n"
+        "from simfle.slurm.task import TaskInfo, record_exit\n"
         "with record_exit(pathlib.Path(sys.argv[1]), TaskInfo('17', 1, 0, 1, 0, 1, ('n1',))):\n"
         "    raise RunDirLockedError('train.run=x is held by y still')\n"
     )
     job = tmp_path / "slurm" / "job"
     job.mkdir(parents=True)
     subprocess.run([sys.executable, "-c", program, str(job)], check=False)
-    decision = decide(record.task_exits(job, 1), 1, 69)
+    decision = decide(events.task_exits(job, 1), 1, 69)
     assert (decision.requeue, decision.failure) == (True, True)
     assert decision.words == "rank 0 on n1: train.run=x is held by y still"
 
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     (job / "cluster.yaml").write_text("nodes: 1\ngpus_per_node: 0\n")
-    record.append_event(tmp_path, "started", job="17", start=1)
+    events.append_event(tmp_path, "started", job="17", start=1)
     assert end(job, 137) == 0  # of start 0, on the node that was cut off
-    assert [event["event"] for event in record.events(tmp_path)] == ["started"]
+    assert [event["event"] for event in events.events(tmp_path)] == ["started"]
     assert "start 0 has ended" in capsys.readouterr().err
 
 
@@ -156,9 +157,9 @@ def test_what_a_run_writes_follows_no_link_at_a_temporary_name(tmp_path: Path) -
         (config / place).symlink_to(precious)
     (job / "ends/0-00000.partial").symlink_to(precious)
     (tmp_path / f".whole.{os.getpid()}.tmp").symlink_to(precious)
-    folder.write_run_json(config, {"steps": 1})
+    run_dir.write_run_json(config, {"steps": 1})
     MetricLogger(config, 1).close()
-    record.write_task_exit(job, 0, record.TaskExit(0, "n1", record.DONE, ""))
+    events.write_task_exit(job, 0, events.TaskExit(0, "n1", events.DONE, ""))
     with Watchdog(config, 0, 1, 0.0), replacing(tmp_path / "whole") as file:
         file.write(b"{}")
     assert precious.read_text() == "mine\n"

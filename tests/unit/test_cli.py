@@ -18,13 +18,13 @@ from typer.testing import CliRunner
 
 from simfle.commands import main as table
 from simfle.commands.watch import BARS, sparkline
-from simfle.config import CONFIGS, PretrainConfig, load
+from simfle.config.schema import CONFIGS, PretrainConfig, load
 from simfle.doctor import checks
 from simfle.doctor.nodes import differing, judge, summary
 from simfle.errors import UserError
-from simfle.plan.constants import load_constants
-from simfle.train.fitting import largest_fitting_divisor, previous_micro_batch, trial_step
-from simfle.train.progress import ProgressReporter
+from simfle.plan.hardware import load_constants
+from simfle.train.auto_batch import largest_fitting_divisor, previous_micro_batch, trial_step
+from simfle.train.telemetry.progress import ProgressReporter
 
 ROOT = Path(__file__).parents[2]
 

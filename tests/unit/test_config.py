@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UserError
-from simfle import config
-from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, load
+from simfle.config import schema
+from simfle.config.parsing import keys
+from simfle.config.schema import DataConfig, OptimConfig, PretrainConfig, TrainConfig, load
 from simfle.eval.config import EvalConfig
-from simfle.layers import keys
 from simfle.optim import lr_at_step
-from simfle.runtime import compute_batch_layout
+from simfle.runtime.distributed import compute_batch_layout
 from simfle.slurm.config import ClusterConfig
-from simfle.slurm.freeze import absolute
+from simfle.slurm.snapshot import absolute
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,7 +90,7 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert absolute(made) == made
     words = ["https://host/~me/faces?sign=~/a", "here/~/b", "~nobody-of-this-name/c", "~/d"]
     assert load(PretrainConfig, None, [f"data.shards={words}"]).data.shards == [*words[:3], f"{tmp_path}/d"]
-    assert config.config_digest(made) == config.config_digest(PretrainConfig())
+    assert schema.config_digest(made) == schema.config_digest(PretrainConfig())
 
 
 def test_paths_of_evaluations_and_clusters_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,16 +118,16 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 def test_identity_knows_what_may_change() -> None:
     base = load(PretrainConfig, None)
     for free in ("train.run=x", "train.zero_stage=3", "train.micro_batch=8", "data.threads=4", "train.stop_after=7"):
-        assert config.config_digest(load(PretrainConfig, None, [free])) == config.config_digest(base), free
+        assert schema.config_digest(load(PretrainConfig, None, [free])) == schema.config_digest(base), free
     for other in ("train.seed=1", "optim.lr=0.1", "views.hue=0.1", "train.global_batch=512", "data.window=5"):
-        assert config.config_digest(load(PretrainConfig, None, [other])) != config.config_digest(base), other
+        assert schema.config_digest(load(PretrainConfig, None, [other])) != schema.config_digest(base), other
 
 
 def test_every_field_says_what_it_is() -> None:
     names = list(keys(PretrainConfig))
     assert len(names) > 50
-    assert all(text for text in config.field_help(PretrainConfig).values())
-    assert set(config.field_help(PretrainConfig)) == set(names)
+    assert all(text for text in schema.field_help(PretrainConfig).values())
+    assert set(schema.field_help(PretrainConfig)) == set(names)
 
 
 @pytest.mark.parametrize("file", sorted(ROOT.glob("configs/pretrain/*.yaml")), ids=lambda path: path.name)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from simfle.train.damage import read_lines
+from simfle.train.telemetry.corrupt_log import read_lines
 
 
 def test_lines_of_later_steps_and_truncated_lines_are_skipped(tmp_path: Path) -> None:

@@ -8,13 +8,19 @@ import pytest
 import torch
 from helpers.tiny_methods import VIEWS, config
 
-from simfle.config import OptimConfig, TrainConfig
-from simfle.device import device_errors_as_user_errors, device_failed, kernels, out_of_memory, set_ds_accelerator
+from simfle.config.schema import OptimConfig, TrainConfig
 from simfle.errors import DeviceFailedError, UserError
-from simfle.models.methods import build_method
+from simfle.models.registry import build_method
 from simfle.optim import build_optimizer
-from simfle.runtime import compute_batch_layout, init_deepspeed, init_distributed
-from simfle.slurm.job import is_peer_loss
+from simfle.runtime.device import (
+    device_errors_as_user_errors,
+    device_failed,
+    kernels,
+    out_of_memory,
+    set_ds_accelerator,
+)
+from simfle.runtime.distributed import compute_batch_layout, init_deepspeed, init_distributed
+from simfle.slurm.task import is_peer_loss
 
 FULL = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB"),

@@ -10,15 +10,15 @@ import pytest
 from faults.story import mounted
 
 from shards.errors import UserError
-from shards.files import _temporary_files, replacing, write_atomic
-from shards.manifest import read_manifest
-from shards.samples import read_samples
+from shards.format.manifest import read_manifest
+from shards.format.samples import read_samples
+from shards.io.atomic import _temporary_files, replacing, write_atomic
 
 ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys, time
 from pathlib import Path
-from shards.files import replacing
+from shards.io.atomic import replacing
 with replacing(Path(sys.argv[1])) as file:
     file.write(b"half")
     file.flush()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from simfle.bench.day import Done, GpuDayPart, constants, ended, page, parts, run
+from simfle.bench.gpu_day import Done, GpuDayPart, constants, ended, page, parts, run
 
 ROOT = Path(__file__).parents[2]
 

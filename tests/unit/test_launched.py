@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from distributed.launch import ROOT, environment
 
-from simfle.api.launch import PROGRAM
+from simfle.api.local_launcher import PROGRAM
 from simfle.errors import UserError
-from simfle.runtime import _launched, intra_op_threads
+from simfle.runtime.distributed import _launched, intra_op_threads
 
 WHOLE = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.special import rel_entr, softmax
 
-from simfle import losses
+from simfle.models import losses
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

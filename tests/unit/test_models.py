@@ -8,11 +8,11 @@ import torch.nn.functional as F
 
 from shards.errors import UserError
 from simfle.batch import Batch
-from simfle.config import FaceMAEConfig, ModelConfig, ViewsConfig
+from simfle.config.schema import FaceMAEConfig, ModelConfig, ViewsConfig
 from simfle.models.backbone import build_backbone, feature_map_size
-from simfle.models.facemae import FaceMAE, patchify, sincos_positions, unpatchify
-from simfle.models.masking import ChannelGrouping, SemanticMasking, patch_score_matrix
-from simfle.models.methods import build_method
+from simfle.models.layers.facemae import FaceMAE, patchify, sincos_positions, unpatchify
+from simfle.models.layers.masking import ChannelGrouping, SemanticMasking, patch_score_matrix
+from simfle.models.registry import build_method
 
 TINY = FaceMAEConfig(
     patch_size=8, embed_dim=48, depth=1, num_heads=3, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2

@@ -13,10 +13,10 @@ from distributed.runs import finish, metrics
 from helpers.tiny_methods import VIEWS, config
 from safetensors.torch import load_file
 
-from simfle.config import MonitorConfig, PretrainConfig
-from simfle.models.methods import build_method
-from simfle.runtime import World
-from simfle.train.monitor import Monitor, accuracies
+from simfle.config.schema import MonitorConfig, PretrainConfig
+from simfle.models.registry import build_method
+from simfle.runtime.distributed import World
+from simfle.train.telemetry.monitor import Monitor, accuracies
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 STEPS = ("train.steps=4", "train.checkpoint_every=100", "train.log_every=4")

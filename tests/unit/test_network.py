@@ -15,11 +15,11 @@ from distributed.runs import SETTINGS
 from helpers.http_server import served
 from PIL import Image
 
-from shards import remote
 from shards.errors import UserError
+from shards.io import urls
 from shards.redact import redact_secrets, redact_url
-from simfle.config import DataConfig, PretrainConfig, TrainConfig
-from simfle.train.folder import record_config
+from simfle.config.schema import DataConfig, PretrainConfig, TrainConfig
+from simfle.train.run_dir import record_config
 
 ROOT = Path(__file__).parents[2]
 # Loaded by every Python process of the chain. What is not the machine itself is written down, and fails.
@@ -48,7 +48,7 @@ CHAIN = """
 import sys
 from pathlib import Path
 from simfle.commands import build_shards, export_backbone
-from simfle.config import PretrainConfig, load
+from simfle.config.schema import PretrainConfig, load
 
 def command(main, *words):
     sys.argv = [main.__module__, *words]
@@ -59,11 +59,11 @@ def command(main, *words):
 
 people = ["--people", "8", "--images-per-person", "8", "--size", "64", "--workers", "1"]
 command(build_shards.main, "procedural", "shards", *people)
-from simfle.train.trainer import pretrain
+from simfle.train.pretrain import pretrain
 pretrain(load(PretrainConfig, None, {settings!r}))
-from simfle.eval.export import export_backbones
+from simfle.export.timm import export_backbones
 weights = export_backbones(Path("run"))["online"]
-from simfle.eval.backbones import load_backbone
+from simfle.eval.backbones.load import load_backbone
 import torch
 print(load_backbone(weights).module(torch.zeros(1, 3, 64, 64, dtype=torch.uint8)).shape)
 try:
@@ -133,17 +133,17 @@ def test_a_run_does_not_write_down_what_is_secret_in_its_urls(tmp_path: Path) ->
 
 
 def test_errors_do_not_repeat_what_is_secret_in_a_url(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAUSE", 0.0)
+    monkeypatch.setattr(urls, "PAUSE", 0.0)
 
     def repeats() -> None:
         raise OSError(f"cannot GET {LEAKY} as alice:hunter2")
 
     with pytest.raises(UserError) as told:
-        remote.with_retries(LEAKY, repeats)
+        urls.with_retries(LEAKY, repeats)
     assert "host.example" in str(told.value)
     assert not [secret for secret in SECRETS if secret in str(told.value)]
     with pytest.raises(UserError) as told:  # urllib takes a password for a port, and says which
-        remote.read_url("http://alice:hunter2@127.0.0.1/x?sig=deadbeef")
+        urls.read_url("http://alice:hunter2@127.0.0.1/x?sig=deadbeef")
     assert not [secret for secret in SECRETS if secret in str(told.value)]
 
 

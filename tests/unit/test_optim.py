@@ -6,12 +6,12 @@ import pytest
 import torch
 from helpers.tiny_methods import VIEWS, config
 
-from simfle.config import OptimConfig, PretrainConfig, TrainConfig
+from simfle.config.schema import OptimConfig, PretrainConfig, TrainConfig
 from simfle.errors import UserError
-from simfle.models.methods import build_method
+from simfle.models.registry import build_method
 from simfle.optim import build_optimizer, parameter_groups, set_lr
-from simfle.train.check import check
-from simfle.train.state import trainable_parameters
+from simfle.train.checkpointing.state_dict import trainable_parameters
+from simfle.train.validate import check
 
 PARTS = OptimConfig(name="sgd", weight_decay=0.1, decay_norms=False, predictor_lr_scale=10.0)
 

@@ -12,17 +12,17 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
-from simfle import zero
-from simfle.config import PretrainConfig, load
+from simfle.config.schema import PretrainConfig, load
 from simfle.errors import UserError
-from simfle.models.methods import build_method
-from simfle.plan.constants import load_constants, network_rate
-from simfle.plan.count import CONVOLUTIONS, PRODUCTS, REST, LinearCost, ModelCost, measure_cost
+from simfle.models.registry import build_method
 from simfle.plan.estimate import ClusterSpec, DatasetSpec, estimate, memory, traffic
+from simfle.plan.hardware import load_constants, network_rate
+from simfle.plan.model_cost import CONVOLUTIONS, PRODUCTS, REST, LinearCost, ModelCost, measure_cost
 from simfle.plan.roofline import roofline
-from simfle.runtime import compute_batch_layout
-from simfle.train import state
-from simfle.zero import choose_zero_stage
+from simfle.runtime import zero_stage
+from simfle.runtime.distributed import compute_batch_layout
+from simfle.runtime.zero_stage import choose_zero_stage
+from simfle.train.checkpointing import state_dict
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "scale.md"
@@ -37,7 +37,7 @@ def run(*arguments: str) -> str:
     """What the command prints, run in this process."""
     import typer
 
-    from simfle.commands.plan_run import plan_run
+    from simfle.commands.plan import plan_run
 
     app = typer.Typer()
     app.command()(plan_run)
@@ -82,10 +82,13 @@ def test_counts_the_checkpoint(tmp_path: Path) -> None:
     config = config_of(*SETTINGS)
     work = measure_cost(config)
     model = build_method(config.model, config.views)
-    whole = {name: parameter.detach() for name, parameter in model.named_parameters()} | state.persistent_buffers(model)
+    whole = {name: parameter.detach() for name, parameter in model.named_parameters()} | state_dict.persistent_buffers(
+        model
+    )
     save_file({name: tensor.clone() for name, tensor in whole.items()}, tmp_path / "model")
     save_file(
-        {name: parameter.detach().clone() for name, parameter in state.trainable_parameters(model)}, tmp_path / "optim"
+        {name: parameter.detach().clone() for name, parameter in state_dict.trainable_parameters(model)},
+        tmp_path / "optim",
     )
     written = sum((tmp_path / name).stat().st_size for name in ("model", "optim"))
     found = estimate(config, work, ClusterSpec(1, 2, "cpu", 1e9, 1), DatasetSpec(100, 1e4), CONSTANTS)
@@ -204,7 +207,7 @@ def test_networks(name: str, rate: float) -> None:
 
 
 def test_the_stage_is_zero_where_memory_is_no_matter_and_the_plan_says_why() -> None:
-    held = zero.held_bytes(4 * WORK.trained, 4 * (WORK.parameters - WORK.trained), WORK.optimizer_tensors)
+    held = zero_stage.held_bytes(4 * WORK.trained, 4 * (WORK.parameters - WORK.trained), WORK.optimizer_tensors)
     auto, lars = config_of(), config_of("optim.name=lars")
     assert choose_zero_stage(auto.train, auto.optim, 8, held, 80e9).number == 0
     tight = choose_zero_stage(auto.train, auto.optim, 8, held, 8 * held - 1)

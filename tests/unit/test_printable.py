@@ -25,17 +25,17 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from shards import remote
 from shards.errors import UserError
-from shards.manifest import Manifest, write_manifest
+from shards.format.manifest import Manifest, write_manifest
+from shards.format.samples import StoredSample, write_shard
+from shards.io import urls
 from shards.printable import one_line, printable
-from shards.samples import StoredSample, write_shard
-from simfle import terminal
 from simfle.commands.app import echo
 from simfle.commands.logs import show_logs
-from simfle.console import Console
-from simfle.eval.shown import text as shown
-from simfle.eval.summary import summarize
+from simfle.eval.analysis.summary import summarize
+from simfle.eval.analysis.summary_table import text as shown
+from simfle.runtime import logs
+from simfle.runtime.console import Console
 
 ROOT = Path(__file__).parents[2]
 # Set the title, clear the screen, the same in one byte, go to the line's start, turn the text round.
@@ -156,7 +156,7 @@ def test_consoles() -> None:
 def test_logs(name: str) -> None:
     said = io.StringIO()
     with redirect_stderr(said):
-        handler = terminal.plain_handler()
+        handler = logs.plain_handler()
     logger = logging.getLogger(name)
     logger.addHandler(handler)
     try:
@@ -170,18 +170,18 @@ def test_every_log_of_a_command_is_plain(monkeypatch: pytest.MonkeyPatch) -> Non
     for name in ("", "simfle", "shards"):
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])
     show_logs()
-    terminal.log_to_stderr()
+    logs.log_to_stderr()
     handlers = [handler for name in ("", "simfle", "shards") for handler in logging.getLogger(name).handlers]
     assert len(handlers) == 3
-    assert all(isinstance(handler.formatter, terminal.Plain) for handler in handlers)
+    assert all(isinstance(handler.formatter, logs.Plain) for handler in handlers)
 
 
 def test_lines_and_warnings(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.say(EVIL)
+    logs.say(EVIL)
     echo(EVIL)
     echo(EVIL, err=True)
-    terminal.plain_warnings()
-    terminal.plain_warnings()
+    logs.plain_warnings()
+    logs.plain_warnings()
     assert safe(warnings.formatwarning(EVIL, UserWarning, f"/a/{EVIL}.py", 1))
     out, err = capsys.readouterr()
     assert (out, err) == (f"{SAFE}\n", f"{SAFE}\n" * 2)
@@ -198,7 +198,7 @@ class Hostile(http.server.BaseHTTPRequestHandler):
 
 
 def test_status_lines_of_servers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAUSE", 0)
+    monkeypatch.setattr(urls, "PAUSE", 0)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -226,11 +226,11 @@ def test_summaries_and_pages(tmp_path: Path) -> None:
     assert r"\x1b[2J\u202e" in page
 
 
-ALLOWED = {"simfle/terminal.py", "simfle/console.py", "simfle/commands/app.py"}
+ALLOWED = {"simfle/runtime/logs.py", "simfle/runtime/console.py", "simfle/commands/app.py"}
 # Its version; lines of a process that has escaped them.
 SAID = {
     "simfle/commands/main.py": "typer.echo",
-    "simfle/api/launch.py": "sys.stderr.write",
+    "simfle/api/local_launcher.py": "sys.stderr.write",
     "simfle/train/watchdog.py": "sys.stderr.write",  # escaped before, and written by a thread that may be left behind
 }
 

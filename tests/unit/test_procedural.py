@@ -10,13 +10,22 @@ import cv2
 import numpy as np
 import pytest
 
-from shards.drawing.canvas import U
-from shards.drawing.face import draw_face
-from shards.drawing.features import find_landmarks
-from shards.drawing.person import EXPRESSIONS, FULL, Actions, Person, Scene, draw_actions, draw_person, draw_scene
 from shards.entry import Entry, LazyBytes
 from shards.errors import UserError
-from shards.sources.procedural import procedural
+from shards.sources.synthetic.drawing.canvas import U
+from shards.sources.synthetic.drawing.face import draw_face
+from shards.sources.synthetic.drawing.features import find_landmarks
+from shards.sources.synthetic.drawing.person import (
+    EXPRESSIONS,
+    FULL,
+    Actions,
+    Person,
+    Scene,
+    draw_actions,
+    draw_person,
+    draw_scene,
+)
+from shards.sources.synthetic.procedural import procedural
 
 cv2.setNumThreads(1)
 
@@ -44,7 +53,7 @@ def test_same_bytes_in_another_process() -> None:
     entries = list(procedural(4, 2, 64, seed=5))
     here = [entry.read() for entry in entries]  # type: ignore[operator]
     program = (
-        "import sys\nfrom shards.sources.procedural import procedural\n"
+        "import sys\nfrom shards.sources.synthetic.procedural import procedural\n"
         "for entry in procedural(4, 2, 64, seed=5): sys.stdout.buffer.write(entry.read())"
     )
     there = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from simfle.process import gc_frozen_imports
+from simfle.runtime.entrypoint import gc_frozen_imports
 
 ROOT = Path(__file__).parents[2]
 ENDS = {
@@ -22,7 +22,7 @@ ENDS = {
 }
 PROGRAM = """
 import atexit, sys, threading, time
-from simfle.process import run_as_main
+from simfle.runtime.entrypoint import run_as_main
 
 def main():
     print("to a pipe, so not flushed by itself", end="")

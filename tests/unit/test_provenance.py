@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from simfle.config import PretrainConfig
+from simfle.config.schema import PretrainConfig
 from simfle.slurm import submit
 from simfle.slurm.config import ClusterConfig
 
@@ -23,9 +23,7 @@ def git(folder: Path, *words: str) -> str:
 
 def told(code: Path) -> str:
     """What the copy of this program in `code` says."""
-    program = (
-        f"import sys; sys.path.insert(0, {str(code)!r}); from simfle.provenance import git_revision as r; print(r())"
-    )
+    program = f"import sys; sys.path.insert(0, {str(code)!r}); from simfle.runtime.provenance import git_revision as r; print(r())"
     return subprocess.run(
         [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True
     ).stdout.strip()

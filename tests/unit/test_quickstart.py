@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from shards.entry import LazyBytes
-from shards.manifest import read_manifest
-from shards.sources.procedural import procedural
+from shards.format.manifest import read_manifest
+from shards.sources.synthetic.procedural import procedural
 from simfle.commands.quickstart import LEAST, Layout, _layout, _next, _open, _stages
 from simfle.errors import UserError
 

@@ -7,9 +7,9 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from simfle.batch import Batch
-from simfle.config import FaceMAEConfig, ModelConfig, ViewsConfig
+from simfle.config.schema import FaceMAEConfig, ModelConfig, ViewsConfig
 from simfle.errors import UserError
-from simfle.models.methods import build_method, compiled
+from simfle.models.registry import build_method, compiled
 
 VIEWS = ViewsConfig(size=64, face_size=64)
 SMALL = FaceMAEConfig(

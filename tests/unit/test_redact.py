@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UserError
-from shards.manifest import Manifest, read_manifest, write_manifest
+from shards.format.manifest import Manifest, read_manifest, write_manifest
 from shards.redact import redact_secrets, to_json, to_yaml
-from simfle.config import DataConfig, PretrainConfig, TrainConfig
+from simfle.config.schema import DataConfig, PretrainConfig, TrainConfig
+from simfle.runtime.logs import Plain
 from simfle.slurm.config import ClusterConfig
-from simfle.slurm.record import TaskExit, append_event, events, task_exits, write_task_exit
+from simfle.slurm.events import TaskExit, append_event, events, task_exits, write_task_exit
 from simfle.slurm.submit import prepare, sbatch_script
-from simfle.terminal import Plain
 from simfle.train.watchdog import Watchdog
 
 ROOT = Path(__file__).parents[2]
@@ -23,35 +23,35 @@ URL = "https://al:hunter2@h/faces?sig=deadbeef"
 # JSON and YAML that is not redacted: function -> why not. Everything else goes through shards.redact.
 REASONS = {
     "it is hashed": """
-        shards.plan.Digest.__init__ shards.plan._row shards.samples.content_digest simfle.config.config_digest
-        simfle.data.reader.ShardCorpus.digest simfle.eval.results.digest
+        shards.build.plan.Digest.__init__ shards.build.plan._row shards.format.samples.content_digest simfle.config.schema.config_digest
+        simfle.data.dataset.ShardCorpus.digest simfle.eval.analysis.results.digest
     """,
-    "it is quoted for a command line": "simfle.words._double",
-    "it is compared, or only tried": "simfle.config.load_yaml simfle.eval.summary._different",
+    "it is quoted for a command line": "simfle.config.overrides._double",
+    "it is compared, or only tried": "simfle.config.schema.load_yaml simfle.eval.analysis.summary._different",
     "samples: keys and metadata as the corpus has them, by which results are paired": """
-        shards.work.to_tar_members shards.merge._renamed shards.subset.renamed_split simfle.eval.results.write_result
-        simfle.train.metrics.SampleLog.add
+        shards.build.shard_task.to_tar_members shards.edit.merge._renamed shards.edit.subset.renamed_split simfle.eval.analysis.results.write_result
+        simfle.train.telemetry.metrics.SampleLog.add
     """,
     "names of the corpus's own files, which other commands read back": """
-        shards.build._manifest shards.foreign.index_folder shards.remove._stage shards.remove._append_removal_log
-        shards.remove._write_rejected simfle.commands.find_duplicates.find_duplicates
+        shards.build.builder._manifest shards.format.external_tars.index_folder shards.edit.remove._stage shards.edit.remove._append_removal_log
+        shards.edit.remove._write_rejected simfle.commands.shards.duplicates.find_duplicates
     """,
     "the workshop of a build, deleted at its end": """
-        shards.build._plan shards.plan.apply_rules shards.work._write_shard shards.exclude.build_exclusion_index shards.upload.Upload._put
+        shards.build.builder._plan shards.build.plan.apply_rules shards.build.shard_task._write_shard shards.build.exclusion.build_exclusion_index shards.edit.upload.Upload._put
     """,
-    "only the build record of a manifest is ours, and redacted": "shards.manifest.write_manifest",
+    "only the build record of a manifest is ours, and redacted": "shards.format.manifest.write_manifest",
     "words for a configuration, not written": """
-        simfle.api.runs._written simfle.commands.doctor._cluster simfle.commands.slurm_eval._cluster
-        simfle.commands.slurm_pretrain._yaml
+        simfle.api.functions._written simfle.commands.doctor._cluster simfle.commands.slurm.evaluate._cluster
+        simfle.commands.slurm.pretrain._yaml
     """,
     "for its owner alone, mode 0600: the program that it is for needs all of it": """
-        simfle.slurm.freeze.write simfle.api.runs._launch
+        simfle.slurm.snapshot.write simfle.api.functions._launch
     """,
     "numbers and hashes": """
-        simfle.train.checkpoint.write simfle.train.tensors.write_tensors simfle.train.monitor.Monitor.begin
-        simfle.train.telemetry.FeatureTelemetry.measure simfle.eval.kept._write simfle.eval.results._checksum
+        simfle.train.checkpointing.checkpoint.write simfle.train.checkpointing.safetensors_writer.write_tensors simfle.train.telemetry.monitor.Monitor.begin
+        simfle.train.telemetry.feature_telemetry.FeatureTelemetry.measure simfle.eval.features.feature_cache._write simfle.eval.analysis.results._checksum
     """,
-    "arguments of a process, not written": "simfle.api.launch.launch",
+    "arguments of a process, not written": "simfle.api.local_launcher.launch",
     "they are the rule": "shards.redact.to_json shards.redact.to_yaml",
 }
 

@@ -18,32 +18,35 @@ import pytest
 from helpers.cli_runner import run, tool
 from PIL import Image
 
-from shards.cache import Cache
-from shards.encode import ImageRejected
+from shards.build.exclusion import ExclusionFilter
+from shards.build.shard_task import read_entry_bytes as load_image
+from shards.edit.remove import read_list, read_removal_log
+from shards.edit.upload import Upload
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.exclude import ExclusionFilter
-from shards.files import RefusedFileError, open_regular, read_bytes, read_text, regular_path
-from shards.foreign import scan_tar
-from shards.index import index_tar, read_index
-from shards.manifest import Manifest, ShardInfo, read_manifest, write_manifest
-from shards.remote import read_url
-from shards.remove import read_list, read_removal_log
-from shards.sources import archive, cofw, ferplus, ffhq, layout, matlab, pieces, recordio, rows, tars, zips
-from shards.upload import Upload
-from shards.work import read_entry_bytes as load_image
+from shards.format.external_tars import scan_tar
+from shards.format.index import index_tar, read_index
+from shards.format.manifest import Manifest, ShardInfo, read_manifest, write_manifest
+from shards.imaging.codec import ImageRejected
+from shards.io.atomic import RefusedFileError, open_regular, read_bytes, read_text, regular_path
+from shards.io.urls import read_url
+from shards.reading.cache import Cache
+from shards.sources import corpus_files
+from shards.sources.containers import byte_range, matlab, tars, zips
+from shards.sources.corpora import cofw, ferplus, ffhq, recordio
+from shards.sources.generic import archive, rows
 from simfle.api.backbone import read_image
-from simfle.config import PretrainConfig, load, load_yaml
-from simfle.data.places import LocalStore
-from simfle.eval.backbones import load_backbone, read_metadata
-from simfle.eval.beton import find_ffcv_files
-from simfle.eval.foreign import read_tensors
-from simfle.eval.results import read_result
-from simfle.plan.constants import load_constants
-from simfle.report.gather import read_runs
-from simfle.slurm import record
-from simfle.told import planned_steps
-from simfle.train import checkpoint
+from simfle.config.schema import PretrainConfig, load, load_yaml
+from simfle.data.storage.stores import LocalStore
+from simfle.eval.analysis.results import read_result
+from simfle.eval.backbones.external import read_tensors
+from simfle.eval.backbones.load import load_backbone, read_metadata
+from simfle.eval.features.ffcv_format import find_ffcv_files
+from simfle.plan.hardware import load_constants
+from simfle.report.load_runs import read_runs
+from simfle.runtime.run_files import planned_steps
+from simfle.slurm import events
+from simfle.train.checkpointing import checkpoint
 
 ROOT = Path(__file__).parents[2]
 
@@ -108,7 +111,7 @@ def walked(items: Any) -> list[Any]:
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "an image of a build": ("a.jpg", lambda f: load_image(Entry("a", "a", f / "a.jpg"))),
     "an image of a backbone": ("a.jpg", lambda f: read_image(f / "a.jpg")),
-    "a piece of a pack": ("a.rec", lambda f: pieces.read_range(f / "a.rec", 0, 10)),
+    "a piece of a pack": ("a.rec", lambda f: byte_range.read_range(f / "a.rec", 0, 10)),
     "a manifest": ("manifest.json", read_manifest),
     "an index": ("a.idx", lambda f: read_index(f / "a.idx")),
     "a tar": ("a.tar", lambda f: index_tar(f / "a.tar")),
@@ -126,7 +129,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "CSV": ("a.csv", lambda f: rows.columns_of(f / "a.csv")),
     "JSON lines": ("a.jsonl", lambda f: walked(rows.read_rows(f / "a.jsonl", ["a"]))),
     "Parquet": ("a.parquet", lambda f: rows.columns_of(f / "a.parquet")),
-    "a list of a corpus": ("a.txt", lambda f: walked(layout.lines(f / "a.txt"))),
+    "a list of a corpus": ("a.txt", lambda f: walked(corpus_files.lines(f / "a.txt"))),
     "FERPlus": ("a.csv", lambda f: walked(ferplus._votes_of(f / "a.csv"))),
     "FFHQ": ("a.json", lambda f: walked(ffhq.members(f / "a.json"))),
     "MATLAB 5": ("a.mat", lambda f: matlab.read_variables(f / "a.mat", ["a"], [])),
@@ -137,7 +140,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "a run's configuration": ("config.yaml", lambda f: load_yaml(f / "config.yaml")),
     "a run in a report": ("config.yaml", lambda f: read_runs([f])),
     "the steps of a run": ("run.json", planned_steps),
-    "events": ("slurm/events.jsonl", record.events),
+    "events": ("slurm/events.jsonl", events.events),
     "a checkpoint's marker": ("COMPLETE", checkpoint.read),
     "a card of a backbone": ("backbone.json", lambda f: read_metadata(f / "backbone.json")),
     "a backbone": ("backbone.safetensors", load_backbone),
@@ -263,16 +266,16 @@ def test_what_opens_files_reads_them_as_python_does(tmp_path: Path) -> None:
 
 # Files that nobody but the program itself writes, or the kernel.
 OWN = {
-    "shards/files.py",
-    "shards/remote.py",  # fsspec's open
-    "simfle/provenance.py",
-    "simfle/eval/features.py",
+    "shards/io/atomic.py",
+    "shards/io/urls.py",  # fsspec's open
+    "simfle/runtime/provenance.py",
+    "simfle/eval/features/extractor.py",
 }
 READING = ("read_bytes", "read_text", "open", "load_file", "safe_open", "memmap", "fromfile", "ParquetFile")
 
 
 def bare_reads(file: Path) -> Iterator[str]:
-    """Calls that open a file for reading by its path, and not by shards.files."""
+    """Calls that open a file for reading by its path, and not by shards.io.atomic."""
     tree = ast.parse(file.read_text())
     held = {
         ast.unparse(item.optional_vars)

@@ -16,10 +16,10 @@ import pytest
 import yaml
 from helpers.report_fixtures import EACH, PEOPLE, add_result, make_run, metrics_line
 
-from simfle.config import ModelConfig, PretrainConfig
+from simfle.config.schema import ModelConfig, PretrainConfig
 from simfle.errors import UserError
-from simfle.eval.results import LANDMARKS
-from simfle.report.gather import POINTS, read_runs, results_of
+from simfle.eval.analysis.results import LANDMARKS
+from simfle.report.load_runs import POINTS, read_runs, results_of
 from simfle.report.report import Extras, ReportStage, write_report
 from simfle.report.tables import confusions, tables
 

@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from sklearn.linear_model import LogisticRegression
 
 from simfle.batch import Batch
-from simfle.config import FaceMAEConfig, ModelConfig, PretrainConfig, ViewsConfig
+from simfle.config.schema import FaceMAEConfig, ModelConfig, PretrainConfig, ViewsConfig
 from simfle.errors import UserError
-from simfle.models.methods import build_method
-from simfle.models.simfle import SimFLE
-from simfle.report import faces
-from simfle.report.album import GAP, FaceBatch, FaceSet, read_face_set
+from simfle.models.methods.simfle import SimFLE
+from simfle.models.registry import build_method
+from simfle.report import visualizations
+from simfle.report.face_samples import GAP, FaceBatch, FaceSet, read_face_set
 from simfle.report.report import write_report
 
 TINY = FaceMAEConfig(
@@ -73,9 +73,9 @@ def test_album_asks_about_other_people_than_it_searches(album: FaceSet) -> None:
 
 
 def test_masks_are_those_of_the_model(run: Path, album: FaceSet) -> None:
-    method, settings = faces._load(run)
+    method, settings = visualizations._load(run)
     assert isinstance(method, SimFLE)
-    sheet = faces.masks(method, album, settings)
+    sheet = visualizations.masks(method, album, settings)
     assert sheet is not None
     face = album.queries.tensor(SIDE)
     for group in range(GROUPS):
@@ -98,12 +98,12 @@ def test_masks_are_those_of_the_model(run: Path, album: FaceSet) -> None:
 
 
 def test_neighbours_are_the_nearest_of_other_people(run: Path, album: FaceSet) -> None:
-    backbone = faces._backbone(*faces._load(run))
+    backbone = visualizations._backbone(*visualizations._load(run))
     images = [image for image in album.gallery.images if image.shape == album.gallery.images[0].shape][:12]
     asked, classes = images[3] + (images[3] < 255), ("a", "b", "c", "d")
     people = [*(f"p{number}" for number in range(12)), "me", "twin", "copy"]
     gallery = FaceBatch([*images, images[3], images[3], asked], [0] * 12 + [1, 2, 3], people, classes)
-    sheet = faces.neighbours(backbone, FaceSet(FaceBatch([asked], [0], ["me"], classes), gallery, []))
+    sheet = visualizations.neighbours(backbone, FaceSet(FaceBatch([asked], [0], ["me"], classes), gallery, []))
     assert sheet is not None
     name, found = sheet.tiles[0].caption.split(": ")
     assert name == "a"
@@ -111,7 +111,7 @@ def test_neighbours_are_the_nearest_of_other_people(run: Path, album: FaceSet) -
     assert sorted(found.split(", ")[:2]) == ["a", "c"]
     assert not {"b", "d"} & set(found.split(", "))
     assert "images of other people" in sheet.about
-    unknown = faces.neighbours(backbone, FaceSet(FaceBatch([asked], [0], [""], classes), gallery, []))
+    unknown = visualizations.neighbours(backbone, FaceSet(FaceBatch([asked], [0], [""], classes), gallery, []))
     assert unknown is not None
     assert "other images with" in unknown.about
 
@@ -122,7 +122,7 @@ def test_activation_weights_are_those_of_the_decision(classes: int) -> None:
     features, labels = rng.normal(size=(60, 5)), np.arange(60) % classes + 3
     model = LogisticRegression().fit(features, labels)
     chosen = model.predict(features)
-    scores = (features * faces._weights_of(model, chosen)).sum(1)
+    scores = (features * visualizations._weights_of(model, chosen)).sum(1)
     decision = model.decision_function(features) - model.intercept_
     rows = np.searchsorted(model.classes_, chosen)
     wanted = np.where(rows == 0, -decision, decision) if classes == 2 else decision[np.arange(60), rows]
@@ -138,7 +138,7 @@ def test_activation_weights_are_those_of_the_decision(classes: int) -> None:
     ],
 )
 def test_pictures_of_each_method(method: str, titles: list[str], album: FaceSet, tmp_path: Path) -> None:
-    found = faces.figures(with_checkpoint(tmp_path / "run", method), album)
+    found = visualizations.figures(with_checkpoint(tmp_path / "run", method), album)
     assert [sheet.title for sheet in found] == titles
     for sheet in found:
         assert len(sheet.tiles) == (3 if sheet.title.startswith("Semantic") else 6)

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simfle.config import PretrainConfig
+from simfle.config.schema import PretrainConfig
 from simfle.data.loader import threads_per_process
 from simfle.errors import UserError
-from simfle.process import OWN_CORES
-from simfle.slurm import record
+from simfle.runtime.entrypoint import OWN_CORES
+from simfle.slurm import events
 from simfle.slurm.config import ClusterConfig
-from simfle.slurm.ending import consecutive_failures, decide, end, terminal_state
+from simfle.slurm.events import TaskExit
 from simfle.slurm.follow import follow, follow_local
-from simfle.slurm.job import TaskInfo, adapt_config, bind_cores, usable_tasks
-from simfle.slurm.record import TaskExit
-from simfle.slurm.runs import find_runs, status
+from simfle.slurm.requeue import consecutive_failures, decide, end, terminal_state
+from simfle.slurm.status import find_runs, status
+from simfle.slurm.task import TaskInfo, adapt_config, bind_cores, usable_tasks
 from simfle.train.watchdog import Watchdog
 
 PLACE = TaskInfo("17", 0, 0, 4, 0, 1, ("n1", "n2", "n3", "n4"))
@@ -96,9 +96,9 @@ def test_a_task_killed_on_its_way_out_does_not_fail_the_job(tmp_path: Path, monk
     job.mkdir(parents=True)
     (job / "cluster.yaml").write_text("nodes: 2\ngpus_per_node: 0\n")
     for rank in range(2):
-        record.write_task_exit(job, 0, TaskExit(rank, f"n{rank}", record.DONE, ""))
+        events.write_task_exit(job, 0, TaskExit(rank, f"n{rank}", events.DONE, ""))
     assert end(job, 137) == 0
-    assert [(event["reason"], event["requeue"]) for event in record.events(tmp_path)] == [("finished", False)]
+    assert [(event["reason"], event["requeue"]) for event in events.events(tmp_path)] == [("finished", False)]
 
 
 # Slurm's program, which fails as often as each of its commands is told to.
@@ -129,7 +129,7 @@ def test_a_controller_that_does_not_answer_at_once_is_asked_again(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    monkeypatch.setattr("simfle.slurm.ending.PAUSE", 0.0)
+    monkeypatch.setattr("simfle.slurm.requeue.PAUSE", 0.0)
     (tmp_path / "show").write_text(str(shows))
     (tmp_path / "requeue").write_text(str(requeues))
     (tmp_path / "scontrol").write_text(SCONTROL)
@@ -137,11 +137,11 @@ def test_a_controller_that_does_not_answer_at_once_is_asked_again(
     job = tmp_path / "slurm" / "job"
     job.mkdir(parents=True)
     (job / "cluster.yaml").write_text("nodes: 1\ngpus_per_node: 0\n")
-    record.write_task_exit(job, 0, TaskExit(0, "n0", record.PREEMPTED, "stopped words"))
+    events.write_task_exit(job, 0, TaskExit(0, "n0", events.PREEMPTED, "stopped words"))
     assert (end(job, 0) == 0) == requeued
     calls = (tmp_path / "calls").read_text().split()
     assert {name: calls.count(name) for name in called} == called
-    (ended,) = record.events(tmp_path)
+    (ended,) = events.events(tmp_path)
     assert ended["requeue"] == requeued
     assert re.search(words, ended["reason"])
 
@@ -181,7 +181,7 @@ def test_a_local_job_whose_processes_were_killed_did_not_finish(tmp_path: Path) 
     killed.wait()
     assert decision.failure
     assert decision.words.startswith("rank 0, 1 exited without reporting")
-    assert [event["failure"] for event in record.events(tmp_path)] == [True]
+    assert [event["failure"] for event in events.events(tmp_path)] == [True]
 
 
 @pytest.mark.parametrize(
@@ -215,10 +215,10 @@ def test_requeues_are_limited() -> None:
 
 
 def test_events_survive_a_line_that_was_cut_short(tmp_path: Path) -> None:
-    record.append_event(tmp_path, "submitted", job="17")
+    events.append_event(tmp_path, "submitted", job="17")
     with (tmp_path / "slurm" / "events.jsonl").open("a") as file:
         file.write('{"time": 1, "eve')
-    assert [event["event"] for event in record.events(tmp_path)] == ["submitted"]
+    assert [event["event"] for event in events.events(tmp_path)] == ["submitted"]
 
 
 def test_jobs_of_doctor_and_eval_are_no_runs(tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_jobs_of_doctor_and_eval_are_no_runs(tmp_path: Path) -> None:
         (tmp_path / job).mkdir(parents=True)
         (tmp_path / job / "config.yaml").write_text("")
     for run in ("group/waits", "group/deep/er"):
-        record.append_event(tmp_path / run, "submitted", job="17")
+        events.append_event(tmp_path / run, "submitted", job="17")
     assert find_runs(tmp_path) == [tmp_path / run for run in ("begun", "group/deep/er", "group/waits")]
     assert find_runs(tmp_path / "group/waits") == [tmp_path / "group/waits"]
     assert find_runs(tmp_path / "results") == []
@@ -249,21 +249,21 @@ def test_status_of_a_run_without_slurm(tmp_path: Path) -> None:
 
 def test_a_run_on_this_machine_is_no_job_of_slurms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its number is that of a process; Slurm may know a job of the same number, which is somebody else's."""
-    monkeypatch.setattr("simfle.slurm.runs.queue.state", lambda job, _: "RUNNING")
-    record.append_event(tmp_path, "submitted", job="17", folder="job", nodes=1, local=True)
-    record.append_event(tmp_path, "started", job="17", start=0)
+    monkeypatch.setattr("simfle.slurm.status.queue.state", lambda job, _: "RUNNING")
+    events.append_event(tmp_path, "submitted", job="17", folder="job", nodes=1, local=True)
+    events.append_event(tmp_path, "started", job="17", start=0)
     found = status(tmp_path)
     assert (found.state, found.jobs) == ("not started", ())
     facts = {"start": 0, "failure": True, "step": 0, "reason": "killed", "requeue": False}
-    record.append_event(tmp_path, "ended", job="17", **facts)
+    events.append_event(tmp_path, "ended", job="17", **facts)
     assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", "killed")
-    record.append_event(tmp_path, "submitted", job="18", folder="job", nodes=1)
+    events.append_event(tmp_path, "submitted", job="18", folder="job", nodes=1)
     assert (status(tmp_path).state, status(tmp_path).jobs) == ("running", ("18",))
 
 
 def tell_ended(run: Path, job: str, failure: bool, reason: str, ago: float) -> None:
     facts = {"start": 0, "failure": failure, "step": 0, "reason": reason, "requeue": False}
-    record.append_event(run, "ended", job=job, time=time.time() - ago, **facts)
+    events.append_event(run, "ended", job=job, time=time.time() - ago, **facts)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_job_that_was_refused_does_not_tell_of_the_one_that_has_the_run(
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\n[ "$4" = 17 ] && echo JobState={first} || echo JobState={second}\n')
     (tmp_path / "scontrol").chmod(0o755)
     for job in ("17", "18"):
-        record.append_event(tmp_path / "run", "submitted", job=job)
+        events.append_event(tmp_path / "run", "submitted", job=job)
     if ended:
         tell_ended(tmp_path / "run", "18", True, "in use by process 5", 0)
     now = status(tmp_path / "run")
@@ -298,7 +298,7 @@ def test_a_run_that_goes_on_elsewhere_after_its_job_ended_is_running(tmp_path: P
         assert (status(tmp_path).state, status(tmp_path).reason) == ("running", "")
         tell_ended(tmp_path, "17", True, "killed", -1)
         assert (status(tmp_path).state, status(tmp_path).reason) == ("failed", "killed")
-    record.append_event(tmp_path, "ended", job="17", time="?", start=0, failure=True, step=0, reason="", requeue=False)
+    events.append_event(tmp_path, "ended", job="17", time="?", start=0, failure=True, step=0, reason="", requeue=False)
     assert status(tmp_path).state == "failed"
 
 
@@ -357,8 +357,8 @@ def test_an_end_that_nobody_recorded_is_told_with_its_cause(
     for name in ("scontrol", "sacct"):
         (tmp_path / name).write_text(f"#!/bin/sh\n[ {name} = scontrol ] && echo '{shown}' || exit 1\n")
         (tmp_path / name).chmod(0o755)
-    record.append_event(run, "submitted", job="17")
-    record.append_event(run, "started", job="17", start=0)
+    events.append_event(run, "submitted", job="17")
+    events.append_event(run, "started", job="17", start=0)
     found = status(run)
     assert found.state == state
     assert words in found.reason
@@ -384,6 +384,6 @@ def test_a_copy_of_a_checkpoint_is_not_the_last_one(tmp_path: Path) -> None:
 
 def test_a_task_hears_a_stop_before_torch_is_loaded() -> None:
     """Until then submitit's own handler answers, which saves nothing and counts a failure."""
-    program = "import sys, simfle.slurm.job as job; job.StopFlag; print('torch' in sys.modules)"
+    program = "import sys, simfle.slurm.task as job; job.StopFlag; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

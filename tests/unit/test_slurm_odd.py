@@ -10,13 +10,13 @@ import pytest
 from distributed.launch import ROOT, environment
 
 from simfle.commands.watch import ENDED, facts, screen
-from simfle.console import Console
 from simfle.errors import UserError
-from simfle.slurm import queue, record
+from simfle.runtime.console import Console
+from simfle.slurm import events, scheduler
 from simfle.slurm.config import ClusterConfig
-from simfle.slurm.ending import end
-from simfle.slurm.record import TaskExit
-from simfle.slurm.runs import find_runs, status
+from simfle.slurm.events import TaskExit
+from simfle.slurm.requeue import end
+from simfle.slurm.status import find_runs, status
 from simfle.slurm.submit import submit
 
 
@@ -30,7 +30,7 @@ def program(folder: Path, name: str, text: str) -> None:
 def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of programs that come before all others."""
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
-    monkeypatch.setattr(queue, "_silences", [])
+    monkeypatch.setattr(scheduler, "_silences", [])
     return tmp_path / "bin"
 
 
@@ -38,28 +38,28 @@ def test_a_wrapped_program_that_hangs_is_ended_with_what_it_started_and_others_a
     programs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A site's script around scontrol: killed alone, it would leave a process that holds the pipe open."""
-    monkeypatch.setattr(queue, "SECONDS", 0.5)
+    monkeypatch.setattr(scheduler, "SECONDS", 0.5)
     for name in ("scontrol", "sacct"):
         program(programs, name, f"echo $$ >> {tmp_path}/asked\nsleep 600 &\necho $! >> {tmp_path}/started\nwait")
-    assert queue.state("17") == ""
+    assert scheduler.state("17") == ""
     asked = len((tmp_path / "asked").read_text().split())
     for job in range(20):
         run = tmp_path / "runs" / str(job)
-        record.append_event(run, "submitted", job=str(job), folder="a")
+        events.append_event(run, "submitted", job=str(job), folder="a")
         assert status(run).state == "not started"
     assert len((tmp_path / "asked").read_text().split()) == asked
     for number in (tmp_path / "started").read_text().split():
         state = Path(f"/proc/{number}/stat")
         assert not state.exists() or state.read_text().rpartition(")")[2].split()[0] in "ZX"
     with pytest.raises(UserError, match=r"job 17 could not be requeued: .*timed out"):
-        queue.requeue("17")
+        scheduler.requeue("17")
 
 
 def test_another_job_of_the_same_number_does_not_tell_of_a_run(programs: Path, tmp_path: Path) -> None:
     """A controller that was set up anew counts from 1 again."""
     program(programs, "scontrol", "echo JobId=17 JobState=RUNNING StdOut=/home/other/slurm/train-17.out")
     program(programs, "sacct", "echo RUNNING")
-    record.append_event(tmp_path, "submitted", job="17", folder="20260102-030405")
+    events.append_event(tmp_path, "submitted", job="17", folder="20260102-030405")
     assert status(tmp_path).state == "not started"
     mine = f"{tmp_path}/slurm/20260102-030405/17_0_log.out"
     program(programs, "scontrol", f"echo JobId=17 JobState=RUNNING StdOut={mine}")
@@ -73,15 +73,15 @@ def test_an_earlier_job_of_the_same_number_does_not_end_this_one(
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     program(programs, "scontrol", "echo JobId=17 JobState=RUNNING RunTime=00:10:00 TimeLimit=01:00:00")
     for start in range(3):
-        record.append_event(tmp_path, "started", job="17", folder="old", start=start)
+        events.append_event(tmp_path, "started", job="17", folder="old", start=start)
         facts = {"start": start, "failure": True, "step": 0, "reason": "lost", "requeue": start < 2}
-        record.append_event(tmp_path, "ended", job="17", folder="old", **facts)
+        events.append_event(tmp_path, "ended", job="17", folder="old", **facts)
     job = tmp_path / "slurm" / "new"
     job.mkdir()
     (job / "cluster.yaml").write_text("nodes: 1\ngpus_per_node: 0\nmax_failures: 2\n")
-    record.write_task_exit(job, 0, TaskExit(0, "n0", record.PEER_LOST, "a peer is lost"))
+    events.write_task_exit(job, 0, TaskExit(0, "n0", events.PEER_LOST, "a peer is lost"))
     end(job, 69)
-    last = record.events(tmp_path)[-1]
+    last = events.events(tmp_path)[-1]
     assert (last["event"], last["folder"], last["requeue"]) == ("ended", "new", True)
 
 
@@ -93,11 +93,11 @@ def test_sbatch_that_names_no_job_is_told_in_one_line(says: str, programs: Path,
     job.mkdir(parents=True)
     with pytest.raises(UserError, match=r'^sbatch: it reported no job number but ".*"?\. Fix: check .*squeue --me'):
         submit(job, ClusterConfig(gpus_per_node=0))
-    assert not record.events(tmp_path / "run")
+    assert not events.events(tmp_path / "run")
 
 
 def test_the_end_of_a_job_whose_folder_was_deleted_is_one_line(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "simfle.slurm.ending", str(tmp_path / "run/slurm/job"), "0"]
+    words = [sys.executable, "-m", "simfle.slurm.requeue", str(tmp_path / "run/slurm/job"), "0"]
     own = environment(SLURM_JOB_ID="17")
     done = subprocess.run(words, cwd=ROOT, env=own, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -13,13 +13,13 @@ from distributed.runs import SETTINGS
 from typer.testing import CliRunner
 
 from simfle.commands.main import app
-from simfle.config import CONFIGS, PretrainConfig, load
+from simfle.config.schema import CONFIGS, PretrainConfig, load
 from simfle.doctor.nodes import RESULT, summary
 from simfle.errors import UserError
-from simfle.eval.backbones import BackboneMetadata
+from simfle.eval.backbones.load import BackboneMetadata
 from simfle.slurm import submit
 from simfle.slurm.config import ClusterConfig, check
-from simfle.train.folder import record_config
+from simfle.train.run_dir import record_config
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_submission_is_frozen_whole_and_absolute(tmp_path: Path, monkeypatch: 
 
 def test_paths_of_an_evaluation_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from simfle.eval.config import EvalConfig
-    from simfle.slurm.evaluation import absolute
+    from simfle.slurm.eval_array import absolute
 
     monkeypatch.chdir(tmp_path)
     config = EvalConfig(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from shards.errors import UserError
-from simfle.train.state import is_finite, load_model, persistent_buffers
+from simfle.train.checkpointing.state_dict import is_finite, load_model, persistent_buffers
 
 
 def network(width: int = 4, *, deep: bool = False) -> nn.Sequential:

@@ -10,16 +10,17 @@ from helpers.report_fixtures import make_run, metrics_line
 from helpers.tiny_methods import NAMES, VIEWS, batch, config
 from torch import Tensor
 
-from simfle import collapse, told
 from simfle.commands.watch import facts
-from simfle.models.method import Method
-from simfle.models.methods import build_method
-from simfle.report.gather import read_runs
+from simfle.models import collapse_metrics
+from simfle.models.base import Method
+from simfle.models.registry import build_method
+from simfle.report.load_runs import read_runs
 from simfle.report.report import Content, Extras, render
 from simfle.report.tables import tables
-from simfle.runtime import World
-from simfle.slurm.runs import status
-from simfle.train.telemetry import FeatureTelemetry
+from simfle.runtime import run_files
+from simfle.runtime.distributed import World
+from simfle.slurm.status import status
+from simfle.train.telemetry.feature_telemetry import FeatureTelemetry
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -67,8 +68,8 @@ def test_it_measures_the_backbones_features_of_all_micro_batches(tmp_path: Path)
     hook.remove()
     found = telemetry.measure(1)["features"]
     first, second = torch.cat(pooled[::2]), torch.cat(pooled[1::2])
-    assert found["rank"] == pytest.approx(float(collapse.effective_rank(first)), rel=1e-5)
-    assert found["alignment"] == pytest.approx(float(collapse.alignment(first, second)), rel=1e-5)
+    assert found["rank"] == pytest.approx(float(collapse_metrics.effective_rank(first)), rel=1e-5)
+    assert found["alignment"] == pytest.approx(float(collapse_metrics.alignment(first, second)), rel=1e-5)
     assert (found["samples"], found["dimensions"]) == (16, 96)
     telemetry.begin(False)
     model(batch())
@@ -105,7 +106,7 @@ def test_a_lasting_low_rank_is_told_once(tmp_path: Path, caplog: pytest.LogCaptu
     text = caplog.records[0].getMessage()
     assert "of 96 dimensions" in text
     assert "Fix: " in text
-    assert told.COLLAPSE_PAGE in text
+    assert run_files.COLLAPSE_PAGE in text
 
 
 def test_what_is_not_finite_is_not_measured(tmp_path: Path) -> None:
@@ -135,4 +136,4 @@ def test_watch_and_report_show_the_rank_beside_a_random_network(tmp_path: Path) 
 
 @pytest.mark.parametrize("table", [3, {"rank": "high"}, {"rank": None}])
 def test_a_line_whose_table_holds_no_numbers_is_passed_over(table: object) -> None:
-    assert told.parse_metrics(json.dumps(metrics_line(1) | {"features": table})) == []
+    assert run_files.parse_metrics(json.dumps(metrics_line(1) | {"features": table})) == []

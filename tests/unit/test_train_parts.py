@@ -16,16 +16,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch.autograd import DeviceType
 
-from simfle.config import DataConfig, OptimConfig, PretrainConfig, TrainConfig, config_digest, load, run_identity
+from simfle.config.schema import DataConfig, OptimConfig, PretrainConfig, TrainConfig, config_digest, load, run_identity
 from simfle.errors import UserError
 from simfle.optim import STATES
-from simfle.runtime import intra_op_threads
-from simfle.train.advice import WAITING, ThroughputFacts, diagnose
-from simfle.train.check import OPTIMIZERS, check
-from simfle.train.checkpoint import TrainState, write
-from simfle.train.folder import check_same_config, run_dir_lock
-from simfle.train.profile import tables
-from simfle.train.tensors import DTYPES, RateLimiter, write_tensors
+from simfle.runtime.distributed import intra_op_threads
+from simfle.train.checkpointing.checkpoint import TrainState, write
+from simfle.train.checkpointing.safetensors_writer import DTYPES, RateLimiter, write_tensors
+from simfle.train.run_dir import check_same_config, run_dir_lock
+from simfle.train.telemetry.bottleneck import WAITING, ThroughputFacts, diagnose
+from simfle.train.telemetry.profiler import tables
+from simfle.train.validate import OPTIMIZERS, check
 
 CPU = ThroughputFacts(device="cpu", backend="opencv", threads=2, cores=8, precision="bf16")
 GPU = replace(CPU, device="cuda", backend="dali", threads=8)

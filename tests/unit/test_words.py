@@ -10,8 +10,8 @@ import pytest
 from tests.unit.sources.source_kit import photo, write
 
 from shards.errors import UserError
-from simfle.config import PretrainConfig, load
-from simfle.words import format_override, parse_list, shell_line
+from simfle.config.overrides import format_override, parse_list, shell_line
+from simfle.config.schema import PretrainConfig, load
 
 ODD = [
     "exp #1",

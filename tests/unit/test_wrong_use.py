@@ -122,8 +122,8 @@ def test_a_missing_extra_names_the_command_that_installs_it(
 ) -> None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         monkeypatch.setitem(sys.modules, name, None)  # as where it is not installed
-    from simfle.eval.export_onnx import export_onnx
-    from simfle.eval.foreign import open_backbone
+    from simfle.eval.backbones.external import open_backbone
+    from simfle.export.onnx import export_onnx
 
     with pytest.raises(simfle.UserError, match=r"pip install .*onnx"):
         export_onnx(open_backbone("random:resnet18+size=32"), tmp_path / "backbone.onnx")

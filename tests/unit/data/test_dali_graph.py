@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from simfle.config import ViewsConfig
+from simfle.config.schema import ViewsConfig
+from simfle.data.backends.base import IMAGES
 from simfle.data.loader import LAUNCHING, threads_per_process
-from simfle.data.rendered import IMAGES
 
 dali = pytest.importorskip("nvidia.dali")
 
@@ -25,7 +25,7 @@ def operators(edges: list[Any]) -> Iterator[Any]:
 
 
 def graph(*, on_gpu: bool) -> list[Any]:
-    from simfle.data.dali import _graph
+    from simfle.data.backends.dali import _graph
 
     with dali.Pipeline(4, 2, 0 if on_gpu else None, prefetch_queue_depth=1):
         return _graph(ViewsConfig(), IMAGES, on_gpu=on_gpu)

@@ -12,14 +12,14 @@ from helpers.bombs import jpeg_of_scans
 from helpers.data_fixtures import jpeg, picture, write_shards
 from test_loader import CPU, DATA, VIEWS, same, take, tensors
 
-from shards.index import read_index
-from simfle.data.dali import Dali
-from simfle.data.damaged import MAX_REPLACEMENT_TRIES
-from simfle.data.jpeg import MAX_PIXELS
+from shards.format.index import read_index
+from simfle.data.backends.base import CORRUPT
+from simfle.data.backends.dali import Dali
+from simfle.data.backends.jpeg_header import MAX_PIXELS
+from simfle.data.corrupt_samples import MAX_REPLACEMENT_TRIES
+from simfle.data.dataset import ShardCorpus
 from simfle.data.loader import Loader, RankSlice, make_sampler
-from simfle.data.reader import ShardCorpus
-from simfle.data.rendered import CORRUPT
-from simfle.data.streaming import ResampledStream
+from simfle.data.storage.resampled import ResampledStream
 from simfle.data.views import sample_view_params
 from simfle.errors import UserError
 

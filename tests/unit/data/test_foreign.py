@@ -13,12 +13,12 @@ from helpers.data_fixtures import jpeg, picture
 from PIL import Image
 from test_loader import CPU, DATA, VIEWS, take
 
-from shards import foreign
-from simfle.config import ViewsConfig
-from simfle.data.dali import Dali
+from shards.format import external_tars
+from simfle.config.schema import ViewsConfig
+from simfle.data.backends.dali import Dali
+from simfle.data.backends.opencv import OpenCV
+from simfle.data.dataset import ShardCorpus
 from simfle.data.loader import Loader, RankSlice, make_sampler
-from simfle.data.opencv import OpenCV
-from simfle.data.reader import ShardCorpus
 from simfle.data.views import sample_view_params
 from simfle.errors import UserError
 
@@ -120,7 +120,7 @@ def test_what_cannot_be_used_is_counted_and_left_out(tmp_path: Path) -> None:
         writer.write({"__key__": "d", "jpg": b"GIF89a not one of ours"})
         writer.write({"__key__": "e", "png": encoded(1, "png"), "cls": b"2"})
         writer.write({"__key__": "f", "gif": b"GIF89a"})
-    manifest = foreign.infer_manifest(folder)
+    manifest = external_tars.infer_manifest(folder)
     assert manifest.rejected == {"empty": 1, "no_image": 2, "not_an_image": 1}
     assert manifest.entries == 6
     assert manifest.splits == ("val",)
@@ -160,4 +160,4 @@ def test_errors(tmp_path: Path) -> None:
      ("test-of-time-train-0.tar", "train"), ("contest-0.tar", "train"), ("faces.validation.00.tar", "val")],
 )  # fmt: skip
 def test_splits_from_names(name: str, split: str) -> None:
-    assert foreign.split_from_name(name) == split
+    assert external_tars.split_from_name(name) == split

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from simfle.data.jpeg import decode, size, sizes
+from simfle.data.backends.jpeg_header import decode, size, sizes
 
 
 def array(content: bytes) -> np.ndarray:

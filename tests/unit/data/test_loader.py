@@ -11,9 +11,9 @@ import torch
 from helpers.data_fixtures import drawn_corpus, picture
 
 from simfle.batch import Batch
-from simfle.config import DataConfig, ViewsConfig
+from simfle.config.schema import DataConfig, ViewsConfig
+from simfle.data.dataset import ShardCorpus
 from simfle.data.loader import Loader, RankSlice, choose_backend, make_sampler, threads_per_process
-from simfle.data.reader import ShardCorpus
 from simfle.errors import UserError
 
 CPU = torch.device("cpu")

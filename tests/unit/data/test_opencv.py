@@ -6,9 +6,9 @@ import pytest
 import torch
 from helpers.data_fixtures import jpeg, picture
 
-from simfle.config import ViewsConfig
-from simfle.data.opencv import OpenCV
-from simfle.data.rendered import CORRUPT, RenderedViews
+from simfle.config.schema import ViewsConfig
+from simfle.data.backends.base import CORRUPT, RenderedViews
+from simfle.data.backends.opencv import OpenCV
 from simfle.data.views import sample_view_params
 
 VIEWS = ViewsConfig(size=64, face_size=32)

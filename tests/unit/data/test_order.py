@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simfle.data.order import Sampler
+from simfle.data.sampler import Sampler
 from simfle.errors import UserError
 
 

@@ -26,10 +26,10 @@ from helpers.data_fixtures import jpeg, picture
 from PIL import Image
 from torchvision.transforms.v2 import functional as judge
 
-from simfle.config import ViewsConfig
-from simfle.data.dali import Dali
-from simfle.data.opencv import OpenCV
-from simfle.data.rendered import ViewBackend
+from simfle.config.schema import ViewsConfig
+from simfle.data.backends.base import ViewBackend
+from simfle.data.backends.dali import Dali
+from simfle.data.backends.opencv import OpenCV
 from simfle.data.views import HUE, BatchViewParams, ViewParams, color_matrices, crop_boxes, sample_view_params
 
 VIEWS = ViewsConfig()

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from helpers.data_fixtures import drawn_corpus, jpeg, picture, write_shards
 
-from simfle.data import reader
-from simfle.data.reader import SampleError, ShardCorpus
+from simfle.data import dataset
+from simfle.data.dataset import SampleError, ShardCorpus
 from simfle.errors import UserError
 
 
@@ -61,7 +61,7 @@ def test_images_are_bytes_that_nobody_can_change(folder: Path) -> None:
 
 
 def test_an_image_outlives_the_tar_it_is_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "TARS", 1)
+    monkeypatch.setattr(dataset, "TARS", 1)
     corpus = ShardCorpus([folder])
     first = corpus.read_image(0, 0)
     kept = first.tobytes()
@@ -83,8 +83,8 @@ def restless() -> Iterator[None]:
 @pytest.mark.usefixtures("restless")
 @pytest.mark.parametrize("turn", range(4))
 def test_many_threads_read_the_same(turn: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "TARS", 2)
-    monkeypatch.setattr(reader, "TABLES", 2)
+    monkeypatch.setattr(dataset, "TARS", 2)
+    monkeypatch.setattr(dataset, "TABLES", 2)
     corpus = ShardCorpus([folder])
     places = [(shard, sample) for shard in range(4) for sample in range(4)] * 20
     expected = {place: corpus.read_image(*place).tobytes() for place in places}
@@ -195,7 +195,7 @@ def test_files_are_closed_when_nobody_needs_them(folder: Path, monkeypatch: pyte
         open_files = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
         return sum(file.parent == folder and file.suffix == ".tar" for file in open_files)
 
-    monkeypatch.setattr(reader, "TARS", 2)
+    monkeypatch.setattr(dataset, "TARS", 2)
     corpus = ShardCorpus([folder])
     for shard in range(4):
         corpus.read_image(shard, 0)

@@ -12,12 +12,12 @@ from helpers.data_fixtures import drawn_corpus
 from helpers.http_server import Served, served
 from test_loader import CPU, VIEWS, same, take
 
-from shards import remote
-from shards.cache import Cache, cached_bytes
-from simfle.config import DataConfig
-from simfle.data.ahead import ShardPrefetcher
+from shards.io import urls
+from shards.reading.cache import Cache, cached_bytes
+from simfle.config.schema import DataConfig
+from simfle.data.dataset import REMOTE_TARS, ShardCorpus, open_corpus
 from simfle.data.loader import Loader, RankSlice, make_sampler
-from simfle.data.reader import REMOTE_TARS, ShardCorpus, open_corpus
+from simfle.data.prefetch import ShardPrefetcher
 from simfle.errors import UserError
 
 DATA = DataConfig(backend="opencv", decode_threads=1, canonical_streams=2, shuffle_window=4)
@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    monkeypatch.setattr(urls, "PAUSE", 0.01)
     with served(folder) as state:
         yield state
 
@@ -94,7 +94,7 @@ def test_what_is_needed_next_stays_and_what_has_been_used_may_go(server: Served,
         before = server.asked.copy()
         for _ in range(2):
             for _, info in corpus.shards:
-                cache.open(remote.join(server.url, info.file), info, wait=5).close()
+                cache.open(urls.join(server.url, info.file), info, wait=5).close()
         return {info.file: server.asked[info.file] - before[info.file] for _, info in corpus.shards}
 
     for step in (0, 18):
@@ -116,10 +116,10 @@ PROCESS = """
 import itertools, json, sys
 from pathlib import Path
 import torch
-from shards.cache import Cache
-from simfle.config import DataConfig, ViewsConfig
+from shards.reading.cache import Cache
+from simfle.config.schema import DataConfig, ViewsConfig
 from simfle.data.loader import Loader, RankSlice, make_sampler
-from simfle.data.reader import Corpus
+from simfle.data.dataset import Corpus
 url, folder, limit, rank = sys.argv[1:]
 data = DataConfig(backend="opencv", threads=1, streams=2, window=4)
 corpus = Corpus([url], ["train"], Cache(Path(folder), int(limit)))

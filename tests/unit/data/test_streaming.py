@@ -11,14 +11,14 @@ from helpers.data_fixtures import drawn_corpus, jpeg, picture
 from helpers.http_server import Served, served
 from test_loader import CPU, VIEWS, take
 
-from shards import remote
-from simfle.config import DataConfig, PretrainConfig
-from simfle.data import streaming
+from shards.io import urls as url_io
+from simfle.config.schema import DataConfig, PretrainConfig
 from simfle.data.loader import Loader, RankSlice, open_data
-from simfle.data.streaming import ResampledStream, expand
+from simfle.data.storage import resampled
+from simfle.data.storage.resampled import ResampledStream, expand
 from simfle.data.views import sample_view_params
 from simfle.errors import UserError
-from simfle.train.check import check
+from simfle.train.validate import check
 
 webdataset = pytest.importorskip("webdataset")
 ALL = 40
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    monkeypatch.setattr(url_io, "PAUSE", 0.01)
     with served(folder) as state:
         yield state
 
@@ -112,7 +112,7 @@ def test_shards_that_fail_are_passed_over(server: Served, caplog: pytest.LogCapt
     assert isinstance(stream.corpus, ResampledStream)
     assert stream.corpus.skipped > 1
     server.fails.update({f"faces-{number:03d}.tar": 10**9 for number in range(5)})
-    with pytest.raises(UserError, match=f"{streaming.FAILURES} consecutive shards"):
+    with pytest.raises(UserError, match=f"{resampled.FAILURES} consecutive shards"):
         take(loader(config(server.url + "/faces-{000..004}.tar")), 0, 1)
 
 

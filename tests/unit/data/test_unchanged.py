@@ -13,11 +13,11 @@ from distributed.launch import processes
 from faults.story import exchange_images
 from helpers.data_fixtures import drawn_corpus
 
-from shards.index import index_tar
-from simfle.data.reader import ShardCorpus
+from shards.format.index import index_tar
+from simfle.data.dataset import ShardCorpus
 from simfle.errors import CollectiveError, UserError
-from simfle.runtime import World
-from simfle.train import unchanged
+from simfle.runtime.distributed import World
+from simfle.train import shard_record
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -30,7 +30,7 @@ def group() -> Iterator[None]:
 
 
 def resume(run: Path, place: Path) -> None:
-    unchanged.check_shards_unchanged(run, ShardCorpus([place]), ALONE, resumed=True)
+    shard_record.check_shards_unchanged(run, ShardCorpus([place]), ALONE, resumed=True)
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def started(tmp_path: Path, group: None) -> tuple[Path, Path]:
     """A run's folder with its record, and its shards."""
     place, run = drawn_corpus(tmp_path / "faces"), tmp_path / "run"
     run.mkdir()
-    unchanged.check_shards_unchanged(run, ShardCorpus([place]), ALONE, resumed=False)
+    shard_record.check_shards_unchanged(run, ShardCorpus([place]), ALONE, resumed=False)
     return run, place
 
 
@@ -52,7 +52,7 @@ def test_files_of_the_same_size_and_count_are_noticed(started: tuple[Path, Path]
     exchange_images(place / "train-000000.tar")
     with pytest.raises(UserError, match=r"train-000000\.tar and 1 more are not the files"):
         resume(run, place)
-    unchanged.check_shards_unchanged(
+    shard_record.check_shards_unchanged(
         run, ShardCorpus([place]), ALONE, resumed=False
     )  # nothing has been trained yet: recorded anew
     resume(run, place)
@@ -78,7 +78,7 @@ def test_an_index_alone_and_a_tar_alone(started: tuple[Path, Path]) -> None:
 
 def test_what_is_the_same_is_not_refused(started: tuple[Path, Path], tmp_path: Path) -> None:
     run, place = started
-    record = (run / unchanged.NAME).read_bytes()
+    record = (run / shard_record.NAME).read_bytes()
     moved = shutil.copytree(place, tmp_path / "moved")
     for number, file in enumerate(moved.iterdir()):
         os.utime(file, (number, number))
@@ -89,12 +89,12 @@ def test_what_is_the_same_is_not_refused(started: tuple[Path, Path], tmp_path: P
     for file in moved.glob("*.idx"):
         file.unlink()  # indexes are then made on the spot
     resume(run, moved)
-    assert (run / unchanged.NAME).read_bytes() == record
+    assert (run / shard_record.NAME).read_bytes() == record
 
 
 def test_a_record_that_says_less_is_completed_and_a_damaged_one_refused(started: tuple[Path, Path]) -> None:
     run, place = started
-    file = run / unchanged.NAME
+    file = run / shard_record.NAME
     whole = file.read_bytes()
     file.unlink()  # as of an earlier version
     resume(run, place)
@@ -115,10 +115,10 @@ import sys
 from pathlib import Path
 import torch
 import torch.distributed as dist
-from simfle.data.places import LocalStore
-from simfle.data.reader import Corpus
+from simfle.data.storage.stores import LocalStore
+from simfle.data.dataset import Corpus
 from simfle.errors import CollectiveError, UserError
-from simfle.runtime import World
+from simfle.runtime.distributed import World
 from simfle.train import unchanged
 
 run, same, other, unreadable = sys.argv[1:]

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simfle.config import ViewsConfig
+from simfle.config.schema import ViewsConfig
 from simfle.data.views import (
     HUE,
     LUMA,

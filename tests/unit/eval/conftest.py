@@ -11,8 +11,8 @@ import torch
 from helpers.eval_fixtures import CLASSES, MODEL, MakeBackbone, MakeShards, write_shard
 from safetensors.torch import save_file
 
-from shards.manifest import FORMAT, Manifest, write_manifest
-from simfle.eval.backbones import BackboneMetadata
+from shards.format.manifest import FORMAT, Manifest, write_manifest
+from simfle.eval.backbones.load import BackboneMetadata
 from simfle.models.backbone import build_backbone
 
 

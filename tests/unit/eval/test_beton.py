@@ -13,12 +13,12 @@ import pytest
 import torch
 from helpers.eval_fixtures import CLASSES, MakeShards
 
-from simfle.data.jpeg import size
+from simfle.data.backends.jpeg_header import size
 from simfle.errors import UserError
-from simfle.eval.beton import find_ffcv_files, load_ffcv, metadata_file, write_ffcv
-from simfle.eval.features import Augment, Extractor
-from simfle.eval.loaders import DecoderPool
-from simfle.eval.splits import Split, read_split
+from simfle.eval.data.splits import Split, read_split
+from simfle.eval.features.decoders import DecoderPool
+from simfle.eval.features.extractor import Augment, Extractor
+from simfle.eval.features.ffcv_format import find_ffcv_files, load_ffcv, metadata_file, write_ffcv
 
 # Not by importorskip: importing ffcv directly sets torch to one thread.
 needs_ffcv = pytest.mark.skipif(find_spec("ffcv") is None, reason="ffcv is optional: docs/evaluation.md")

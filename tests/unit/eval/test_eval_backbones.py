@@ -14,8 +14,8 @@ from torch import nn
 
 import simfle
 from simfle.errors import UserError
-from simfle.eval.backbones import load_backbone, random_backbone, read_metadata, recalibrate_batchnorm
-from simfle.eval.units import identify
+from simfle.eval.backbones.load import load_backbone, random_backbone, read_metadata, recalibrate_batchnorm
+from simfle.eval.tasks import identify
 
 
 def images(count: int = 4, side: int = 32) -> torch.Tensor:

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from helpers.eval_fixtures import MakeShards
 
-from shards.sources import ckplus, expw, ferplus, ibug300w, rafdb, sfew, wflw
-from shards.sources.affectnet import TRAIN
-from shards.sources.affectnet.common import LABELS as AFFECTNET
+from shards.sources.corpora import ckplus, expw, ferplus, ibug300w, rafdb, sfew, wflw
+from shards.sources.corpora.affectnet import TRAIN
+from shards.sources.corpora.affectnet.common import LABELS as AFFECTNET
 from simfle.errors import UserError
-from simfle.eval.benchmarks import FOLDER, Benchmark, check, open_benchmark
 from simfle.eval.config import EvalConfig
-from simfle.eval.parts import describe, fold_splits, read_data
-from simfle.eval.protocols import parse
+from simfle.eval.data.benchmarks import FOLDER, Benchmark, check, open_benchmark
+from simfle.eval.data.folds import describe, fold_splits, read_data
+from simfle.eval.protocols.base import parse
 
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
 MINE = Benchmark("mine", classes=["stripes", "circle"], val_fraction=0.25)

@@ -10,9 +10,9 @@ from test_eval_results import result
 
 from simfle.commands.compare import compare as show
 from simfle.errors import UserError
-from simfle.eval.compare import compare, mcnemar
-from simfle.eval.results import LANDMARKS, Result, Samples, write_result
-from simfle.eval.summary import comparisons, grouped, rows
+from simfle.eval.analysis.compare import compare, mcnemar
+from simfle.eval.analysis.results import LANDMARKS, Result, Samples, write_result
+from simfle.eval.analysis.summary import comparisons, grouped, rows
 
 RNG = np.random.default_rng(0)
 LABELS = RNG.integers(0, 2, 400)

@@ -17,16 +17,16 @@ from helpers.eval_fixtures import MakeBackbone, MakeShards
 from helpers.http_server import served
 from safetensors.torch import load_file, save_file
 
-from shards import remote
-from simfle.config import DataConfig, PretrainConfig, TrainConfig
+from shards.io import urls
+from simfle.config.schema import DataConfig, PretrainConfig, TrainConfig
 from simfle.errors import UserError
+from simfle.eval.analysis.results import read_result, read_results
+from simfle.eval.analysis.summary import grouped, read_summary
 from simfle.eval.config import EvalConfig, KnnConfig, LinearConfig, LinearFastConfig
-from simfle.eval.evaluate import evaluate, run_task
-from simfle.eval.results import read_result, read_results
-from simfle.eval.summary import grouped, read_summary
-from simfle.eval.units import eval_tasks
+from simfle.eval.evaluator import evaluate, run_task
+from simfle.eval.tasks import eval_tasks
 from simfle.report.report import write_report
-from simfle.train.folder import record_config
+from simfle.train.run_dir import record_config
 
 ROOT = Path(__file__).parents[3]
 COUNTS = {"train": [40, 40, 40], "test": [16, 16, 16]}
@@ -451,7 +451,7 @@ def test_a_signed_url_leaves_no_signature(config: EvalConfig, tmp_path: Path, mo
         command = [sys.executable, str(ROOT / "launchers" / "evaluate.py"), *words, f"out={tmp_path / 'eval'}"]
         done = run(*command)
         assert done.returncode == 0, done.stderr
-        monkeypatch.setattr(remote, "PAUSE", 0.0)
+        monkeypatch.setattr(urls, "PAUSE", 0.0)
         server.fails["manifest.json"] = 1000
         failed = run(*command)
     assert failed.returncode == 1

@@ -15,10 +15,10 @@ from helpers.eval_fixtures import MODEL
 from safetensors.torch import load_file, save_file
 
 from simfle.errors import UserError
-from simfle.eval.backbones import load_backbone, random_backbone
-from simfle.eval.export import export_backbones, newest_checkpoint, read_backbones, read_newest
+from simfle.eval.backbones.load import load_backbone, random_backbone
+from simfle.export.timm import export_backbones, newest_checkpoint, read_backbones, read_newest
 from simfle.models.backbone import build_backbone
-from simfle.train import checkpoint
+from simfle.train.checkpointing import checkpoint
 
 ROOT = Path(__file__).parents[3]
 

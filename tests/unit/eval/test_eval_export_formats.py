@@ -17,15 +17,15 @@ import yaml
 from helpers.eval_fixtures import MODEL, MakeBackbone, MakeShards, picture
 from torch import nn
 
-from shards.manifest import read_manifest, write_manifest
-from simfle.commands.export_backbone import export_backbone
-from simfle.config import DataConfig, PretrainConfig
+from shards.format.manifest import read_manifest, write_manifest
+from simfle.commands.export import export_backbone
+from simfle.config.schema import DataConfig, PretrainConfig
 from simfle.errors import UserError
-from simfle.eval.backbones import LoadedBackbone, load_backbone
-from simfle.eval.export_huggingface import export_huggingface
-from simfle.eval.export_onnx import export_onnx
-from simfle.eval.foreign import open_backbone
-from simfle.eval.results import Result, Samples, write_result
+from simfle.eval.analysis.results import Result, Samples, write_result
+from simfle.eval.backbones.external import open_backbone
+from simfle.eval.backbones.load import LoadedBackbone, load_backbone
+from simfle.export.huggingface import export_huggingface
+from simfle.export.onnx import export_onnx
 
 ROOT = Path(__file__).parents[3]
 
@@ -73,7 +73,7 @@ def test_onnx_computes_what_torch_computes(source: str, tmp_path: Path) -> None:
 
 def test_onnx_that_differs_is_not_given_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-    monkeypatch.setattr("simfle.eval.export_onnx.TOLERANCE", 1e-12)
+    monkeypatch.setattr("simfle.export.onnx.TOLERANCE", 1e-12)
     with pytest.raises(UserError, match="differ from torch's by"):
         export_onnx(open_backbone(f"random:{MODEL}+size=32"), tmp_path / "backbone.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from simfle.eval.config import LinearFastConfig
-from simfle.eval.fast import FeatureScaling, candidates, fit, predict
-from simfle.eval.linear import epoch_order
-from simfle.eval.protocols import ModelSelection
+from simfle.eval.protocols.base import ModelSelection
+from simfle.eval.protocols.linear import epoch_order
+from simfle.eval.protocols.linear_fast import FeatureScaling, candidates, fit, predict
 
 CONFIG = LinearFastConfig(epochs=4, batch=32, lrs=[0.1, 1.0], weight_decays=[0.0, 0.01])
 

@@ -10,9 +10,9 @@ import torch
 from helpers.eval_fixtures import MakeBackbone, MakeShards, picture
 
 from simfle.errors import UserError
-from simfle.eval.backbones import load_backbone
-from simfle.eval.features import Augment, Extractor, jitter
-from simfle.eval.splits import read_split
+from simfle.eval.backbones.load import load_backbone
+from simfle.eval.data.splits import read_split
+from simfle.eval.features.extractor import Augment, Extractor, jitter
 
 CPU = torch.device("cpu")
 

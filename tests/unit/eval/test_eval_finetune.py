@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from simfle.errors import UserError
-from simfle.eval.backbones import load_backbone
+from simfle.eval.analysis.results import read_results
+from simfle.eval.backbones.load import load_backbone
 from simfle.eval.config import EvalConfig, FinetuneConfig
-from simfle.eval.evaluate import evaluate
-from simfle.eval.finetune import Classifier, draw_epoch, lr_factor, parameter_groups
-from simfle.eval.results import read_results
-from simfle.eval.splits import Split
+from simfle.eval.data.splits import Split
+from simfle.eval.evaluator import evaluate
+from simfle.eval.protocols.finetune import Classifier, draw_epoch, lr_factor, parameter_groups
 
 
 def test_each_layer_learns_slower_than_the_one_above(make_backbone: MakeBackbone) -> None:

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from simfle.errors import UserError
-from simfle.eval.backbones import load_backbone, random_backbone
-from simfle.eval.foreign import IMAGENET, REFERENCE, open_backbone, read_tensors
+from simfle.eval.backbones.external import IMAGENET, REFERENCE, open_backbone, read_tensors
+from simfle.eval.backbones.load import load_backbone, random_backbone
 
 VIT = "test_vit"
 

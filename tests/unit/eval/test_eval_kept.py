@@ -15,12 +15,12 @@ from faults.story import mounted
 from helpers.eval_fixtures import MakeBackbone, MakeShards
 
 from simfle.errors import UserError
-from simfle.eval import kept
-from simfle.eval.backbones import LoadedBackbone, load_backbone
+from simfle.eval.backbones.load import LoadedBackbone, load_backbone
 from simfle.eval.config import EvalConfig
-from simfle.eval.evaluate import Evaluator
-from simfle.eval.features import Extractor
-from simfle.eval.splits import Split, read_split
+from simfle.eval.data.splits import Split, read_split
+from simfle.eval.evaluator import Evaluator
+from simfle.eval.features import feature_cache
+from simfle.eval.features.extractor import Extractor
 
 ROOT = Path(__file__).parents[3]
 NAME = "0123456789abcdef.pooled"
@@ -104,7 +104,7 @@ def test_other_arrays_with_the_right_hash_are_not_taken(known: Kept, shape: tupl
     file = known.file("pooled")
     np.save(file, np.zeros(shape, dtype), allow_pickle=True)
     with file.open("rb") as content:
-        digest = kept._sha256(content)
+        digest = feature_cache._sha256(content)
     told = {"format": 1, "shape": "x".join(map(str, shape)), "dtype": np.dtype(dtype).str, "sha256": digest}
     file.with_suffix(".json").write_text(json.dumps(told))
     assert torch.equal(known.read(), known.pooled)
@@ -183,7 +183,7 @@ def test_where_space_cannot_be_reserved_it_is_written(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "posix_fallocate", refuse)
     values = np.arange(12, dtype=np.float32).reshape(6, 2)
     path = tmp_path / f"{NAME}.npy"
-    found = kept.cached_features(path, (6, 2), np.float32, iter((values[:4], values[4:])))
+    found = feature_cache.cached_features(path, (6, 2), np.float32, iter((values[:4], values[4:])))
     assert np.array_equal(found[np.arange(6)], values)
     assert np.array_equal(np.load(path), values)
 

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simfle.eval import knn as module
-from simfle.eval.knn import neighbours, vote
+from simfle.eval.protocols import knn as module
+from simfle.eval.protocols.knn import neighbours, vote
 
 
 def knn(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from simfle.eval.config import LinearConfig
-from simfle.eval.linear import Batches, _rebatched, epoch_order, linear_probe
+from simfle.eval.protocols.linear import Batches, _rebatched, epoch_order, linear_probe
 
 
 def blobs(samples: int = 90, channels: int = 6) -> tuple[torch.Tensor, torch.Tensor]:

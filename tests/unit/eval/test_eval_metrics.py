@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, f1_score, log_loss
 
-from simfle.eval.metrics import bootstrap_weights, concordance, confusion, intervals, measure
-from simfle.eval.results import AFFECT, CAM, CLASSES, LANDMARKS, VOTES
+from simfle.eval.analysis.metrics import bootstrap_weights, concordance, confusion, intervals, measure
+from simfle.eval.analysis.results import AFFECT, CAM, CLASSES, LANDMARKS, VOTES
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 2, 2])
 PREDICTED = np.array([0, 0, 0, 1, 1, 0, 2, 2])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from simfle.errors import UserError
-from simfle.eval.results import Result, Samples, digest, read_result, read_results, write_result
+from simfle.eval.analysis.results import Result, Samples, digest, read_result, read_results, write_result
 
 
 def result(**values: object) -> Result:

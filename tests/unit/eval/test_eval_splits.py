@@ -10,7 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simfle.errors import UserError
-from simfle.eval.splits import Split, check_classes, folds, frequent_classes, holdout_split, name_classes, read_split
+from simfle.eval.data.splits import (
+    Split,
+    check_classes,
+    folds,
+    frequent_classes,
+    holdout_split,
+    name_classes,
+    read_split,
+)
 
 
 def split(people: list[tuple[int, list[int]]], classes: int = 3) -> Split:

@@ -10,15 +10,15 @@ import torch
 from helpers.eval_fixtures import MakeBackbone, MakeShards
 
 from simfle.errors import UserError
-from simfle.eval.affect import Ridge
-from simfle.eval.cam import GRID, activation, discs
+from simfle.eval.analysis.results import Result, read_results
 from simfle.eval.config import EvalConfig, LandmarkConfig, LinearFastConfig
-from simfle.eval.evaluate import evaluate
-from simfle.eval.features import Maps
-from simfle.eval.landmarks import Head, Points, nme_normalizer
-from simfle.eval.results import Result, read_results
-from simfle.eval.splits import read_split
-from simfle.eval.targets import affect, landmarks, sizes, votes
+from simfle.eval.data.splits import read_split
+from simfle.eval.data.targets import affect, landmarks, sizes, votes
+from simfle.eval.evaluator import evaluate
+from simfle.eval.features.extractor import Maps
+from simfle.eval.protocols.cam import GRID, activation, discs
+from simfle.eval.protocols.landmarks import Head, Points, nme_normalizer
+from simfle.eval.protocols.valence_arousal import Ridge
 
 CPU = torch.device("cpu")
 

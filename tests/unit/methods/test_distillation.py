@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from helpers.tiny_methods import FACEMAE, VIEWS, batch, config
 
 from shards.errors import UserError
-from simfle.models.facemae import CrossAttention
-from simfle.models.methods import build_method
-from simfle.models.simfle import SimFLE
+from simfle.models.layers.facemae import CrossAttention
+from simfle.models.methods.simfle import SimFLE
+from simfle.models.registry import build_method
 
 
 def made(*, attend: bool = False, **changes: object) -> SimFLE:

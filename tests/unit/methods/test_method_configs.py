@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from simfle.config import PretrainConfig, load
-from simfle.models.methods import METHODS, build_method
+from simfle.config.schema import PretrainConfig, load
+from simfle.models.registry import METHODS, build_method
 
 FOLDER = Path(__file__).parents[3] / "configs/pretrain/methods"
 # Parameters of the backbone that are trained, of all the rest that is, and numbers in the queue.

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from simfle.config import DataConfig, ViewsConfig
+from simfle.config.schema import DataConfig, ViewsConfig
+from simfle.data.dataset import open_corpus
 from simfle.data.loader import Loader, RankSlice, make_sampler
-from simfle.data.reader import open_corpus
-from simfle.models.methods import METHODS
+from simfle.models.registry import METHODS
 
 VIEWS = ViewsConfig(size=32, face_size=16)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from simfle import losses
-from simfle.config import VICRegConfig
-from simfle.models.facemae import patchify
-from simfle.models.moco import info_nce
-from simfle.models.simclr import nt_xent
-from simfle.models.simsiam import distance, feature_spread
-from simfle.models.swav import Prototypes, sinkhorn, swapped_prediction
-from simfle.models.vicreg import covariance, variance, vicreg
+from simfle.config.schema import VICRegConfig
+from simfle.models import losses
+from simfle.models.layers.facemae import patchify
+from simfle.models.methods.moco import info_nce
+from simfle.models.methods.simclr import nt_xent
+from simfle.models.methods.simsiam import distance, feature_spread
+from simfle.models.methods.swav import Prototypes, sinkhorn, swapped_prediction
+from simfle.models.methods.vicreg import covariance, variance, vicreg
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

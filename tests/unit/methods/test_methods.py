@@ -12,12 +12,12 @@ from helpers.tiny_methods import CONTRAST, EMA, FACEMAE, NAMES, TINY, VIEWS, bat
 
 from shards.errors import UserError
 from simfle.batch import Batch
-from simfle.config import ModelConfig
-from simfle.models.facemae import patchify, sincos_positions
-from simfle.models.masking import random_patches
-from simfle.models.method import ema_momentum
-from simfle.models.methods import METHODS, build_method
-from simfle.models.uniform import stateless_uniform
+from simfle.config.schema import ModelConfig
+from simfle.models.base import ema_momentum
+from simfle.models.layers.facemae import patchify, sincos_positions
+from simfle.models.layers.masking import random_patches
+from simfle.models.layers.stateless_random import stateless_uniform
+from simfle.models.registry import METHODS, build_method
 
 
 def made(method: str, **changes: object) -> torch.nn.Module:

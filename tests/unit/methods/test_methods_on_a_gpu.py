@@ -12,10 +12,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from simfle.batch import Batch
-from simfle.config import ModelConfig
-from simfle.models.method import scaled
-from simfle.models.methods import build_method
-from simfle.train.state import copy_tensors
+from simfle.config.schema import ModelConfig
+from simfle.models.base import scaled
+from simfle.models.registry import build_method
+from simfle.train.checkpointing.state_dict import copy_tensors
 
 CUDA = torch.device("cuda:0")
 # Launches of forward and EMA, counted, and a tenth more. A view is none. (Backward needs a driver: autograd has a

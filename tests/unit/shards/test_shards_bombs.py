@@ -15,12 +15,12 @@ from helpers.corpus_fixtures import encoded, picture
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.index import index_tar
-from shards.sources.archive import Archive
-from shards.sources.tars import MAX_UNPACKED, read_tar
-from shards.sources.zips import read_zip
-from simfle.config import DataConfig
-from simfle.data.streaming import MAX_IMAGE, ResampledStream
+from shards.format.index import index_tar
+from shards.sources.containers.tars import MAX_UNPACKED, read_tar
+from shards.sources.containers.zips import read_zip
+from shards.sources.generic.archive import Archive
+from simfle.config.schema import DataConfig
+from simfle.data.storage.resampled import MAX_IMAGE, ResampledStream
 
 JPEG = encoded(picture(1))
 MIB = 1 << 20

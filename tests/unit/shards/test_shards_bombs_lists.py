@@ -16,16 +16,16 @@ from pyarrow import parquet
 
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.index import index_tar, read_index
-from shards.plain import MAX_JSON, MAX_LINE
-from shards.sources import pages
-from shards.sources.affectnet.arrays import _array
-from shards.sources.cofw import COFW
-from shards.sources.fer2013 import FER2013
-from shards.sources.huggingface import HuggingFace
-from shards.sources.recordio import HEADER, MAGIC, MOST_LABELS, MOST_PARTS, RecordIO
-from shards.sources.rows import MAX_TEXT, columns_of, read_rows
-from shards.sources.webdataset import WebDataset
+from shards.format.index import index_tar, read_index
+from shards.io.jsonl import MAX_JSON, MAX_LINE
+from shards.sources.containers import parquet_pages
+from shards.sources.corpora.affectnet.arrays import _array
+from shards.sources.corpora.cofw import COFW
+from shards.sources.corpora.fer2013 import FER2013
+from shards.sources.corpora.recordio import HEADER, MAGIC, MOST_LABELS, MOST_PARTS, RecordIO
+from shards.sources.generic.huggingface import HuggingFace
+from shards.sources.generic.rows import MAX_TEXT, columns_of, read_rows
+from shards.sources.generic.webdataset import WebDataset
 
 JPEG = encoded(picture(1))
 MIB = 1 << 20
@@ -98,9 +98,9 @@ def test_sound_files_give_all_their_rows(tmp_path: Path, codec: str, version: st
         table, file, compression=codec, data_page_version=version, use_dictionary=dictionary, row_group_size=300,
         data_page_size=4000, write_page_index=dictionary, write_page_checksum=dictionary, **encoding,
     )  # fmt: skip
-    pages.check_footer(file)
+    parquet_pages.check_footer(file)
     with parquet.ParquetFile(file) as opened:
-        found = pa.Table.from_batches(list(pages.batches(file, opened, table.column_names, 64)))
+        found = pa.Table.from_batches(list(parquet_pages.batches(file, opened, table.column_names, 64)))
     assert found.select(table.column_names).to_pylist() == table.to_pylist()
 
 

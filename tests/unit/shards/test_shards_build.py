@@ -19,7 +19,7 @@ from helpers.corpus_fixtures import (
     write_faces,
 )
 
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
 
 
 def test_a_folder_with_classes_and_people(tmp_path: Path) -> None:

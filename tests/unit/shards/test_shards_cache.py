@@ -17,20 +17,20 @@ from pathlib import Path
 import pytest
 from helpers.http_server import served
 
-from shards import cache as caching
-from shards import remote
-from shards.cache import Cache, CacheFullError, DownloadCancelledError, cached_bytes
 from shards.errors import UserError
-from shards.index import index_tar
-from shards.manifest import ShardInfo
-from shards.remote import join
+from shards.format.index import index_tar
+from shards.format.manifest import ShardInfo
+from shards.io import urls
+from shards.io.urls import join
+from shards.reading import cache as caching
+from shards.reading.cache import Cache, CacheFullError, DownloadCancelledError, cached_bytes
 
 BIG = 10**9
 
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    monkeypatch.setattr(urls, "PAUSE", 0.01)
 
 
 def make_tar(folder: Path, name: str, size: int = 100_000) -> ShardInfo:
@@ -61,8 +61,8 @@ def in_it(cache: Cache) -> int:
 READER = """
 import hashlib, sys
 from pathlib import Path
-from shards.cache import Cache
-from shards.manifest import ShardInfo
+from shards.reading.cache import Cache
+from shards.format.manifest import ShardInfo
 folder, limit, url, *infos = sys.argv[1:]
 cache = Cache(Path(folder), int(limit))
 print("ready", flush=True)
@@ -158,7 +158,7 @@ def test_a_killed_reader_holds_nothing(tmp_path: Path) -> None:
     first, second = make_tars(tmp_path / "far", 2)
     cache = Cache(tmp_path / "near", cached_bytes(first))
     program = (
-        "import sys; from pathlib import Path; from shards.cache import Cache; from shards.manifest import ShardInfo\n"
+        "import sys; from pathlib import Path; from shards.reading.cache import Cache; from shards.format.manifest import ShardInfo\n"
         "folder, limit, url, size, digest = sys.argv[1:]\n"
         "file = Cache(Path(folder), int(limit)).open(url, ShardInfo('t.tar', 'train', 1, int(size), digest))\n"
         "print('held', flush=True); sys.stdin.readline()"
@@ -251,7 +251,7 @@ def test_what_is_not_as_the_manifest_says_never_becomes_visible(tmp_path: Path) 
         cache.open(join(server.url, info.file), info).close()
         server.cut.add(info.file)
         (cache.folder / f"{info.sha256}.tar").unlink()
-        with pytest.raises(UserError, match=f"failed {remote.TRIES} times"):
+        with pytest.raises(UserError, match=f"failed {urls.TRIES} times"):
             cache.open(join(server.url, info.file), info)
     assert not list(cache.folder.glob("*.part"))
 
@@ -371,13 +371,13 @@ def test_what_cannot_be_cached_is_refused_at_once(tmp_path: Path) -> None:
 )
 def test_urls_that_are_not_read(url: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        remote.check_url(url)
+        urls.check_url(url)
     with pytest.raises(UserError, match="is read-only"):
-        remote.check_url("https://x/y", write=True)
+        urls.check_url("https://x/y", write=True)
 
 
 def test_urls_for_people_and_for_programs() -> None:
     assert join("https://me:secret@host/a/?sig=1", "b.tar") == "https://me:secret@host/a/b.tar?sig=1"
     assert join("s3://bucket/a/", "b.tar") == "s3://bucket/a/b.tar"
-    assert remote.redact_url("https://me:secret@host/a/b.tar?sig=1") == "https://host/a/b.tar"
-    assert not remote.is_url("/data/shards")
+    assert urls.redact_url("https://me:secret@host/a/b.tar?sig=1") == "https://host/a/b.tar"
+    assert not urls.is_url("/data/shards")

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import shards
-from shards.cost import MAX_EXIF, MAX_SCANS, MAX_SEGMENTS, rejection
-from shards.encode import EncodeOptions, ImageRejected, encode
+from shards.dedup.perceptual_hash import perceptual_hash
 from shards.errors import UserError
-from shards.fingerprint import perceptual_hash
+from shards.imaging.codec import EncodeOptions, ImageRejected, encode
+from shards.imaging.jpeg_limits import MAX_EXIF, MAX_SCANS, MAX_SEGMENTS, rejection
 from simfle.api.backbone import read_image
-from simfle.data.jpeg import decode, size
+from simfle.data.backends.jpeg_header import decode, size
 
 BOMB = jpeg_of_scans(4000)
 JPEG = encoded(picture(1))

@@ -15,16 +15,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.align import AlignOptions, Detection
-from shards.build import build
-from shards.crop import Affine, crop_window, exif_transform, resized_size
-from shards.encode import EncodeOptions, ImageRejected, decode
+from shards.build.builder import build
+from shards.build.spec import BuildSpec
+from shards.edit.verify import verify
 from shards.entry import Entry
 from shards.errors import UserError
-from shards.faces import FaceSample, extract_faces
-from shards.manifest import read_manifest
-from shards.request import BuildSpec
-from shards.verify import verify
+from shards.format.manifest import read_manifest
+from shards.imaging.align import AlignOptions, Detection
+from shards.imaging.codec import EncodeOptions, ImageRejected, decode
+from shards.imaging.face_crops import FaceSample, extract_faces
+from shards.imaging.geometry import Affine, crop_window, exif_transform, resized_size
 
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 DOTS = ((61.0, 40.0), (120.5, 44.5), (90.0, 83.0))

@@ -9,8 +9,8 @@ import pytest
 from helpers.corpus_fixtures import encoded, picture
 from PIL import Image, PngImagePlugin
 
-from shards.encode import EncodeOptions, ImageRejected, decode, decode_rgb, image_rgb
-from shards.png import START
+from shards.imaging.codec import EncodeOptions, ImageRejected, decode, decode_rgb, image_rgb
+from shards.imaging.png_chunks import START
 
 FACE = picture(1)
 GREY, COLOUR = np.asarray(FACE.convert("L")), np.asarray(FACE)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import EpsImagePlugin, Image
 
-from shards.encode import EncodeOptions, ImageRejected, encode
 from shards.entry import REJECT_REASONS, Entry
-from shards.faces import extract_faces
+from shards.imaging.codec import EncodeOptions, ImageRejected, encode
+from shards.imaging.face_crops import extract_faces
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 OPTIONS = EncodeOptions()

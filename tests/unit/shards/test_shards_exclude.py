@@ -12,8 +12,8 @@ import pytest
 import simplejpeg
 from helpers.corpus_fixtures import BUILD, VERIFY, contents, rejected, run
 
-from shards.manifest import read_manifest
-from shards.sources.procedural import draw
+from shards.format.manifest import read_manifest
+from shards.sources.synthetic.procedural import draw
 
 PEOPLE = r"^(.+)_\d"
 

@@ -10,11 +10,11 @@ from helpers.corpus_fixtures import BUILD, contents, run, tool, write_faces
 from test_shards_cache import make_tars
 from test_shards_hostile import make
 
-from shards.cache import Cache, cached_bytes
 from shards.errors import UserError
-from shards.files import write_atomic
-from shards.remote import join
-from shards.workshop import delete_build, is_build_staging
+from shards.io.atomic import write_atomic
+from shards.io.staging import delete_build, is_build_staging
+from shards.io.urls import join
+from shards.reading.cache import Cache, cached_bytes
 
 SUBSET = tool("subset_shards")
 USERS = ("thesis.doc", "work/thesis.doc", "notes/a.txt", "shards")

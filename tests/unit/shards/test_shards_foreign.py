@@ -9,11 +9,11 @@ import pytest
 from helpers.corpus_fixtures import BUILD, VERIFY, encoded, picture, run, tool, write_faces
 from helpers.http_server import served
 
-from shards import remote
-from shards.foreign import infer_manifest, is_external_manifest
-from shards.manifest import read_manifest
-from shards.verify import verify
-from simfle.data.reader import ShardCorpus
+from shards.edit.verify import verify
+from shards.format.external_tars import infer_manifest, is_external_manifest
+from shards.format.manifest import read_manifest
+from shards.io import urls
+from simfle.data.dataset import ShardCorpus
 
 webdataset = pytest.importorskip("webdataset")
 INDEX = tool("index_shards")
@@ -149,7 +149,7 @@ def test_shards_behind_a_url_are_verified(ours: Path, tmp_path: Path) -> None:
 def test_the_library_streams_our_shards_by_url(ours: Path) -> None:
     """webdataset's own reader of a tar stream, given the bytes that the server sends."""
     with served(ours) as server:
-        content = remote.read_url(f"{server.url}/train-000002.tar")
+        content = urls.read_url(f"{server.url}/train-000002.tar")
     files = webdataset.tariterators.tar_file_iterator(io.BytesIO(content))
     names = [item["fname"] for item in files]
     assert len(names) == 3 * read_manifest(ours).shards[2].samples

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from helpers.corpus_fixtures import contents, encoded, picture, run, tool, write_tar
 
+from shards.edit.remove import READY, STAGING, remove_samples
+from shards.edit.upload import Upload
+from shards.edit.verify import verify
 from shards.errors import UserError
-from shards.foreign import index_folder
-from shards.index import index_tar, read_index, write_index
-from shards.manifest import Manifest, read_manifest, write_manifest
-from shards.opened import ShardDataset
-from shards.remove import READY, STAGING, remove_samples
-from shards.samples import StoredSample, write_shard
-from shards.upload import Upload
-from shards.verify import verify
-from simfle.data.reader import ShardCorpus
+from shards.format.external_tars import index_folder
+from shards.format.index import index_tar, read_index, write_index
+from shards.format.manifest import Manifest, read_manifest, write_manifest
+from shards.format.samples import StoredSample, write_shard
+from shards.reading.dataset import ShardDataset
+from simfle.data.dataset import ShardCorpus
 
 SUBSET, SPLIT, MERGE = (tool(f"{name}_shards") for name in ("subset", "split", "merge"))
 OUTSIDE = ["/{there}/x", "../there/x", "a/../../there/x", "..", "..\\there\\x", "C:\\x", "\0x"]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.errors import UserError
-from shards.index import index_tar, make_index, read_index, split_name, write_index
-from shards.manifest import Manifest, ShardInfo, read_manifest, write_manifest
+from shards.format.index import index_tar, make_index, read_index, split_name, write_index
+from shards.format.manifest import Manifest, ShardInfo, read_manifest, write_manifest
 
 
 def write_tar(path: Path, names: list[str], kind: int = tarfile.GNU_FORMAT) -> dict[str, bytes]:

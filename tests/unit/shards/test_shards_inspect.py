@@ -9,8 +9,8 @@ import pytest
 from helpers.corpus_fixtures import BUILD, encoded, run, tool, write_faces
 from PIL import Image
 
-from shards.inspect import GAP, LINE, draw_contact_sheet, summarize
-from shards.samples import read_samples
+from shards.edit.summary import GAP, LINE, draw_contact_sheet, summarize
+from shards.format.samples import read_samples
 
 INSPECT = tool("inspect_shards")
 

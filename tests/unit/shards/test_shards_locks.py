@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from shards.files import fsync_dir
-from shards.locks import try_lock
+from shards.io.atomic import fsync_dir
+from shards.io.locks import try_lock
 
 NO_LOCKS = """
 import errno, sys

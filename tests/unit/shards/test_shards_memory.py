@@ -9,8 +9,8 @@ import pytest
 from helpers.cli_runner import ROOT
 from helpers.corpus_fixtures import run
 
+from shards.build.plan import BuildPlan, make_plan
 from shards.entry import Entry
-from shards.plan import BuildPlan, make_plan
 from shards.rules import EntryRules
 
 MOST = int(os.environ.get("SHARDS_MANY", "12000"))

@@ -8,11 +8,11 @@ import pytest
 from helpers.corpus_fixtures import BUILD, encoded, picture, run
 from PIL import Image, ImageCms, JpegImagePlugin
 
-from shards.build import build
-from shards.encode import EncodeOptions, encode
+from shards.build.builder import build
+from shards.build.spec import BuildSpec
 from shards.entry import Entry
-from shards.metadata import strip_metadata
-from shards.request import BuildSpec
+from shards.imaging.codec import EncodeOptions, encode
+from shards.imaging.jpeg_metadata import strip_metadata
 
 pytestmark = pytest.mark.filterwarnings("ignore:Image appears to be a malformed MPO")
 
@@ -107,7 +107,7 @@ def test_what_is_not_built_as_a_jpeg_is_not_judged(cut: int) -> None:
 
 def test_a_picture_that_decodes_but_cannot_be_searched_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever a decoder makes of bytes that we cannot place: nobody knows what they say, so they are not kept."""
-    monkeypatch.setattr("shards.encode.strip_metadata", lambda data: None)
+    monkeypatch.setattr("shards.imaging.codec.strip_metadata", lambda data: None)
     made = encode(laden(encoded(FACE, quality=95)), EncodeOptions())
     assert not made.bytes_kept
     assert AUTHOR not in made.jpeg

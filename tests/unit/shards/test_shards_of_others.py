@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from helpers.corpus_fixtures import BUILD, VERIFY, encoded, picture, run, tool, write_faces, write_tar
 
-from shards.duplicates import find_duplicates
+from shards.dedup.duplicates import find_duplicates
+from shards.dedup.perceptual_hash import NEAR
+from shards.edit.remove import remove_samples
+from shards.edit.summary import BACKGROUND, GAP, draw_contact_sheet, summarize
 from shards.errors import UserError
-from shards.fingerprint import NEAR
-from shards.foreign import infer_manifest
-from shards.inspect import BACKGROUND, GAP, draw_contact_sheet, summarize
-from shards.manifest import read_manifest
-from shards.remove import remove_samples
-from shards.samples import read_samples
-from simfle.data.reader import ShardCorpus
+from shards.format.external_tars import infer_manifest
+from shards.format.manifest import read_manifest
+from shards.format.samples import read_samples
+from simfle.data.dataset import ShardCorpus
 
 MERGE, SPLIT, SUBSET = (tool(f"{name}_shards") for name in ("merge", "split", "subset"))
 INDEX = tool("index_shards")

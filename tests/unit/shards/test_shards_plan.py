@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from shards.build.plan import BuildPlan, make_plan
 from shards.entry import Entry, LazyBytes
-from shards.plan import BuildPlan, make_plan
 from shards.rules import EntryRules
 
 READS = {

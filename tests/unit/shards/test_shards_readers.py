@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from helpers.corpus_fixtures import BUILD, run, samples, write_faces
 
-from shards.index import index_tar, read_index
-from shards.writer import TarShardWriter
+from shards.format.index import index_tar, read_index
+from shards.format.tar_writer import TarShardWriter
 
 
 def test_the_tar_is_what_webdatasets_writer_makes(tmp_path: Path) -> None:

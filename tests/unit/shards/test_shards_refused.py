@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from helpers.corpus_fixtures import BUILD, contents, run, write_faces
 
-from simfle.commands.build_shards import main
+from simfle.commands.shards.build import main
 
 BAD = {
     "no such folder": (["folder", "absent", "out"], "folder=absent: not a folder"),

@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 from helpers.corpus_fixtures import BUILD, VERIFY, contents, encoded, picture, run, tool
 
+from shards.edit.remove import read_removal_log, remove_samples
 from shards.errors import UserError
-from shards.manifest import index_name, read_manifest, write_manifest
-from shards.remove import read_removal_log, remove_samples
-from shards.samples import StoredSample, lock_dir, read_samples, write_shard
-from simfle.data.reader import ShardCorpus
+from shards.format.manifest import index_name, read_manifest, write_manifest
+from shards.format.samples import StoredSample, lock_dir, read_samples, write_shard
+from simfle.data.dataset import ShardCorpus
 
 REMOVE = tool("remove_samples")
 
@@ -127,7 +127,11 @@ def test_twice_from_the_same_shard_and_all_of_one(shards: Path) -> None:
 
 
 def test_what_other_tools_made_of_the_shards_is_named(shards: Path) -> None:
-    made = [shards / "train.beton", shards.with_name("shards.png"), shards.with_name("shards.duplicates.jsonl")]
+    made = [
+        shards / "train.beton",
+        shards.with_name("shards.imaging.png_chunks"),
+        shards.with_name("shards.dedup.duplicates.jsonl"),
+    ]
     done = run(*REMOVE, shards, "--person", "Jane_1")
     assert "delete " not in done.stdout
     for path in made:

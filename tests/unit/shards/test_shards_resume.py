@@ -14,7 +14,7 @@ from typing import TypeVar
 import pytest
 from helpers.corpus_fixtures import BUILD, contents, encoded, picture, run, samples, write_faces
 
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ def busy(process: "subprocess.Popen[bytes]") -> list[int]:
     return [
         pid
         for pid in children(process)
-        if "shards.processes" in Path(f"/proc/{pid}/cmdline").read_text()
+        if "shards.io.worker_pool" in Path(f"/proc/{pid}/cmdline").read_text()
         and "plan.sqlite" in " ".join(map(_target, Path(f"/proc/{pid}/fd").iterdir()))
     ]
 

@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shards.build.exclusion import normalize_person
+from shards.build.plan import BuildPlan, make_plan
 from shards.entry import Entry, Rejected
 from shards.errors import UserError
-from shards.exclude import normalize_person
-from shards.plan import BuildPlan, make_plan
 from shards.rules import KEY_LENGTH, EntryRules, archive_key, assign_split, label_order, normalize_split, resolve_entry
-from shards.sources.folder import infer_label_and_split
+from shards.sources.generic.folder import infer_label_and_split
 
 
 def entry(key: str, **known: str) -> Entry:

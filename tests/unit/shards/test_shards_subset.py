@@ -14,10 +14,10 @@ from helpers.corpus_fixtures import BUILD, contents, run, tool, write_faces
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.manifest import read_manifest
-from shards.samples import StoredSample, read_samples
-from shards.subset import Ranks, assign_ranges, take_fraction
-from shards.verify import verify
+from shards.edit.subset import Ranks, assign_ranges, take_fraction
+from shards.edit.verify import verify
+from shards.format.manifest import read_manifest
+from shards.format.samples import StoredSample, read_samples
 
 SUBSET, SPLIT, MERGE = (tool(f"{name}_shards") for name in ("subset", "split", "merge"))
 

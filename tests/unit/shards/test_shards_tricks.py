@@ -13,13 +13,13 @@ from helpers.corpus_fixtures import encoded, picture, run, tool
 from helpers.scripted_server import Asked, Scripted, scripted, whole
 from test_shards_hostile import change, make
 
-from shards import remote
 from shards.entry import Rejected
 from shards.errors import UserError
-from shards.index import index_tar
-from shards.opened import ShardDataset
-from shards.remote import open_url, read_url
-from shards.sources.tars import read_tar
+from shards.format.index import index_tar
+from shards.io import urls
+from shards.io.urls import open_url, read_url
+from shards.reading.dataset import ShardDataset
+from shards.sources.containers.tars import read_tar
 
 JPEG = encoded(picture(1))
 SUBSET = tool("subset_shards")
@@ -35,7 +35,7 @@ def member(name: str, **headers: str) -> bytes:
 
 @pytest.fixture
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    monkeypatch.setattr(urls, "PAUSE", 0.01)
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
 

@@ -14,9 +14,9 @@ import pytest
 from helpers.corpus_fixtures import BUILD, VERIFY, contents, run, write_faces
 from helpers.http_server import served
 
-from shards import remote
+from shards.edit.upload import Upload, manifest_at
 from shards.errors import UserError
-from shards.upload import Upload, manifest_at
+from shards.io import urls
 
 
 @pytest.fixture(scope="module")
@@ -161,8 +161,8 @@ def test_a_webdataset_from_a_url(local: Path, tmp_path: Path) -> None:
 
 
 def test_http_has_no_size_and_is_no_folder() -> None:
-    assert remote.file_size("https://host/x") is None
-    assert not remote.is_directory("https://host/x")
-    assert remote.list_names("https://host/x") is None
+    assert urls.file_size("https://host/x") is None
+    assert not urls.is_directory("https://host/x")
+    assert urls.list_names("https://host/x") is None
     with pytest.raises(UserError, match="does not exist"):
-        remote.is_directory("file:///nowhere/at/all")
+        urls.is_directory("file:///nowhere/at/all")

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from helpers.corpus_fixtures import BUILD, VERIFY, encoded, picture, run, write_faces
 
-from shards.index import index_tar, read_index, write_index
-from shards.manifest import read_manifest
-from shards.verify import verify
-from shards.writer import TarShardWriter
+from shards.edit.verify import verify
+from shards.format.index import index_tar, read_index, write_index
+from shards.format.manifest import read_manifest
+from shards.format.tar_writer import TarShardWriter
 
 
 @pytest.fixture(scope="module")

@@ -14,19 +14,19 @@ from pathlib import Path
 import pytest
 from helpers.scripted_server import Asked, Scripted, scripted, whole
 
-from shards import remote, web
 from shards.errors import UserError
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
+from shards.io import urls, web_client
+from shards.io.urls import download, open_url, read_url
+from shards.io.wait_status import current_wait
 from shards.redact import redact_url
-from shards.remote import download, open_url, read_url
-from shards.waits import current_wait
 
 SECRET = "sig=deadbeef"
 
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAUSE", 0.01)
+    monkeypatch.setattr(urls, "PAUSE", 0.01)
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
 
@@ -45,7 +45,7 @@ def refused(url: str) -> str:
 
 @pytest.mark.parametrize("how", ["no length", "chunked", "a length that is too large"])
 def test_a_manifest_without_end(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "LARGEST", 4 << 20)
+    monkeypatch.setattr(urls, "LARGEST", 4 << 20)
     block = bytes(1 << 18)
     head = {"chunked": b"Transfer-Encoding: chunked\r\n", "no length": b""}.get(
         how, b"Content-Length: 999999999999\r\n"
@@ -66,7 +66,7 @@ def test_a_manifest_without_end(how: str, monkeypatch: pytest.MonkeyPatch) -> No
 
 @pytest.mark.parametrize("slow", ["status line", "headers", "body", "chunk sizes", "trailers"])
 def test_a_server_that_sends_a_byte_now_and_then(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "GRACE", 0.2)
+    monkeypatch.setattr(web_client, "GRACE", 0.2)
     starts = {
         "status line": b"",
         "headers": b"HTTP/1.1 200 OK\r\nX: ",
@@ -88,7 +88,7 @@ def test_a_server_that_sends_a_byte_now_and_then(slow: str, monkeypatch: pytest.
 
 
 def test_a_reader_that_takes_its_time_is_not_a_slow_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(web, "GRACE", 0.05)
+    monkeypatch.setattr(web_client, "GRACE", 0.05)
 
     def answer(server: Scripted, _: Asked) -> Iterator[bytes]:
         yield whole(bytes(3))
@@ -160,8 +160,8 @@ def test_user_and_password_are_sent_to_their_own_server_only() -> None:
     [
         (400, "HTTP 400 Bad Request", 1),
         (418, "HTTP 418", 1),
-        (503, "HTTP 503", remote.TRIES),
-        (429, "429", remote.TRIES),
+        (503, "HTTP 503", urls.TRIES),
+        (429, "429", urls.TRIES),
     ],
 )
 def test_only_what_may_pass_is_tried_again(code: int, words: str, times: int) -> None:
@@ -182,7 +182,7 @@ def test_a_file_that_ends_before_its_length_is_no_file(tmp_path: Path) -> None:
         assert "IncompleteRead" in refused(f"{server.url}/x")
         with pytest.raises(UserError, match="IncompleteRead"):
             download(f"{server.url}/x", tmp_path / "x")
-        assert len(server.asked) == 2 * remote.TRIES
+        assert len(server.asked) == 2 * urls.TRIES
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
@@ -235,5 +235,5 @@ def test_https_is_read_under_the_same_limits(tmp_path: Path, monkeypatch: pytest
         assert "certificate" in refused(f"{url}/x")  # nobody vouches for it
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
         assert read_url(f"{url}/x") == content
-        monkeypatch.setattr(web, "TIMEOUT", 0.2)
+        monkeypatch.setattr(web_client, "TIMEOUT", 0.2)
         assert "timed out" in refused(f"{url}/slow")

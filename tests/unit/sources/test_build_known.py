@@ -15,10 +15,10 @@ from test_source_ckplus import write_ckplus
 from test_source_expw import write_expw
 from test_source_rafdb import write_rafdb
 
-from shards.manifest import read_manifest
-from shards.sources.affectnet.common import LABELS
-from shards.sources.known import all_corpora
-from simfle.commands.build_known import differences
+from shards.format.manifest import read_manifest
+from shards.sources.corpora.affectnet.common import LABELS
+from shards.sources.registry import all_corpora
+from simfle.commands.shards.build_corpus import differences
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -74,7 +74,7 @@ def test_the_comparison_is_in_the_manifest_from_the_first_moment(
     faces, out = write_ckplus(tmp_path / "ck"), tmp_path / "out"
     command = ("ckplus", faces, out, "--workers", 1, "--keep-unlabelled")
     with monkeypatch.context() as killed:
-        killed.setattr("shards.build._notes", lambda *_: sys.exit(9))  # what comes next
+        killed.setattr("shards.build.builder._notes", lambda *_: sys.exit(9))  # what comes next
         assert run(*command).returncode == 9
     rows = {row["label"]: row["found"] for row in read_manifest(out).build["published"]["differences"]}
     assert rows == {

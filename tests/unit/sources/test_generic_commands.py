@@ -14,7 +14,7 @@ from helpers.cli_runner import ROOT, run, tool
 from helpers.source_kit import photo, write
 from pyarrow import parquet
 
-from shards.manifest import read_manifest
+from shards.format.manifest import read_manifest
 
 
 def build(*command: object) -> subprocess.CompletedProcess[str]:

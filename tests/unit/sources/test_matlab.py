@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy.io import savemat
 
-from shards.sources import matlab
-from shards.sources.matlab import read_variables
+from shards.sources.containers import matlab
+from shards.sources.containers.matlab import read_variables
 
 KINDS = ("f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")
 NUMBERS = st.sampled_from(KINDS).flatmap(

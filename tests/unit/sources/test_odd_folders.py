@@ -9,18 +9,18 @@ from helpers.fer2013_corpus import text, write_fer2013
 from helpers.landmark_corpora import pts
 from helpers.source_kit import built, entries, photo, rejects, write
 
-from shards.build import build
+from shards.build.builder import build
+from shards.build.spec import BuildSpec
 from shards.errors import UserError
-from shards.manifest import read_manifest
-from shards.opened import ShardDataset
-from shards.request import BuildSpec
+from shards.format.manifest import read_manifest
+from shards.reading.dataset import ShardDataset
 from shards.rules import EntryRules
-from shards.sources.fer2013 import FER2013
-from shards.sources.folder import Folder
-from shards.sources.ibug300w import read_pts
-from shards.sources.table import Table
-from simfle.config import PretrainConfig, load
-from simfle.train.check import check
+from shards.sources.corpora.fer2013 import FER2013
+from shards.sources.corpora.ibug300w import read_pts
+from shards.sources.generic.folder import Folder
+from shards.sources.generic.table import Table
+from simfle.config.schema import PretrainConfig, load
+from simfle.train.validate import check
 
 SYSTEM = ["@eaDir", "$RECYCLE.BIN", "__MACOSX", "System Volume Information", "lost+found", "#recycle", ".Trash-1000"]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from helpers.source_kit import built, photo
 
-from shards.build import build
+from shards.build.builder import build
+from shards.build.spec import BuildSpec
+from shards.edit.verify import verify
 from shards.errors import UserError
-from shards.foreign import index_folder, infer_manifest
-from shards.request import BuildSpec
-from shards.sources.webdataset import WebDataset
-from shards.verify import verify
-from simfle.data.reader import ShardCorpus
+from shards.format.external_tars import index_folder, infer_manifest
+from shards.sources.generic.webdataset import WebDataset
+from simfle.data.dataset import ShardCorpus
 
 
 def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:

@@ -20,8 +20,8 @@ from helpers.affectnet_corpus import (
 from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
-from shards.sources.affectnet import CORPUS, AffectNet
-from shards.sources.affectnet.common import LABELS
+from shards.sources.corpora.affectnet import CORPUS, AffectNet
+from shards.sources.corpora.affectnet.common import LABELS
 
 FOLDER = "Manually_Annotated_Images"
 

@@ -11,7 +11,7 @@ from helpers.source_kit import built, entries, photo, pixels, rejects, write
 from PIL import Image
 
 from shards.errors import UserError
-from shards.sources.archive import Archive
+from shards.sources.generic.archive import Archive
 
 NAMES = ("train/happy/1.jpg", "train/sad/2.png", "test/happy/3.JPG", "notes.txt")
 

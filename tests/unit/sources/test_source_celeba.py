@@ -6,7 +6,7 @@ import pytest
 from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
-from shards.sources.celeba import CORPUS, CelebA
+from shards.sources.corpora.celeba import CORPUS, CelebA
 
 ATTRIBUTES = ("5_o_Clock_Shadow", "Male", "Smiling", "Young")
 FACES = (  # name, split, person, attributes

@@ -6,7 +6,7 @@ import pytest
 from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
-from shards.sources.ckplus import CORPUS, CKPlus
+from shards.sources.corpora.ckplus import CORPUS, CKPlus
 
 SEQUENCES = {("S005", "001"): 3, ("S005", "002"): None, ("S010", "001"): 7, ("S999", "001"): 1}
 LENGTH = 5

@@ -6,9 +6,9 @@ import pytest
 from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
-from shards.sources import digiface, facesynthetics
-from shards.sources.digiface import DigiFace
-from shards.sources.facesynthetics import FaceSynthetics
+from shards.sources.corpora import digiface, facesynthetics
+from shards.sources.corpora.digiface import DigiFace
+from shards.sources.corpora.facesynthetics import FaceSynthetics
 
 POINTS = "".join(f"{200 + n}.25 {100 + n}.5\n" for n in range(70))
 

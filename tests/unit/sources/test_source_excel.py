@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from helpers.source_kit import built, entries, photo, rejects, write
 
-from shards.build import build
+from shards.build.builder import build
+from shards.build.spec import BuildSpec
 from shards.errors import UserError
-from shards.request import BuildSpec
-from shards.sources.table import Table
+from shards.sources.generic.table import Table
 
 NAMES = {"path_column": "Datei", "label_column": "Emotion", "valence_column": "Valenz"}
 ROWS = (("Datei", "Emotion", "Valenz"), ("a\\1.jpg", "froh", "0,5"), ("a\\2.jpg", "3,0", "-1"), ("b.jpg", "froh", ""))

@@ -6,7 +6,7 @@ import pytest
 from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
-from shards.sources.expw import CORPUS, ExpW
+from shards.sources.corpora.expw import CORPUS, ExpW
 
 LINES = (
     "angry_actor_104.jpg 0 28 113 226 141 22.9362 0",

@@ -20,9 +20,9 @@ from helpers.source_kit import built, entries, photo, pixels, rejects, write
 from PIL import Image
 
 from shards.errors import UserError
-from shards.sources import fer2013
-from shards.sources.fer2013 import FER2013
-from shards.sources.ferplus import CORPUS, LABELS, FERPlus, majority
+from shards.sources.corpora import fer2013
+from shards.sources.corpora.fer2013 import FER2013
+from shards.sources.corpora.ferplus import CORPUS, LABELS, FERPlus, majority
 
 NAMES = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 SPLITS = ["train"] * 6 + ["val"] * 3 + ["test"] * 3

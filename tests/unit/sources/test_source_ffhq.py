@@ -7,8 +7,8 @@ import pytest
 from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
-from shards.sources import ffhq
-from shards.sources.ffhq import CORPUS, FFHQ, members
+from shards.sources.corpora import ffhq
+from shards.sources.corpora.ffhq import CORPUS, FFHQ, members
 
 LICENCES = ("Attribution License", "Public Domain Mark", "Attribution-NonCommercial License")
 

@@ -9,7 +9,7 @@ from helpers.source_kit import built, entries, photo, rejects, write
 from pyarrow import parquet
 
 from shards.errors import UserError
-from shards.sources.huggingface import HuggingFace, split_of
+from shards.sources.generic.huggingface import HuggingFace, split_of
 
 NAMES = ["Angry", "Happy", "Neutral"]
 IMAGE = pa.struct({"bytes": pa.binary(), "path": pa.string()})

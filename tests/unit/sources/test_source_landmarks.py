@@ -20,11 +20,11 @@ from helpers.source_kit import built, entries, photo, pixels, rejects, write
 
 from shards.entry import Entry
 from shards.errors import UserError
-from shards.sources import aflw19, cofw, ibug300w, wflw
-from shards.sources.aflw19 import AFLW19
-from shards.sources.cofw import COFW
-from shards.sources.ibug300w import IBug300W
-from shards.sources.wflw import WFLW
+from shards.sources.corpora import aflw19, cofw, ibug300w, wflw
+from shards.sources.corpora.aflw19 import AFLW19
+from shards.sources.corpora.cofw import COFW
+from shards.sources.corpora.ibug300w import IBug300W
+from shards.sources.corpora.wflw import WFLW
 
 
 def test_300w(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from helpers.source_kit import built, entries, photo, write
 
 from shards.errors import UserError
-from shards.sources.lfw import LFW
+from shards.sources.corpora.lfw import LFW
 
 PHOTOS = ("Ann_Lee/Ann_Lee_0001.jpg", "Ann_Lee/Ann_Lee_0002.jpg", "J_O'Neil/J_O'Neil_0001.jpg")
 

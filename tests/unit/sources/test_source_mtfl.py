@@ -8,13 +8,13 @@ from helpers.mtfl_corpus import POINTS, TEST, TRAIN, line, packed, write_mtfl
 from helpers.source_kit import built, entries, rejects, write
 
 from shards.errors import UserError
-from shards.sources import mtfl
-from shards.sources.mtfl import MTFL
-from simfle.eval.benchmarks import open_benchmark
+from shards.sources.corpora import mtfl
+from shards.sources.corpora.mtfl import MTFL
 from simfle.eval.config import EvalConfig
-from simfle.eval.landmarks import nme_normalizer
-from simfle.eval.splits import read_split
-from simfle.eval.targets import landmarks
+from simfle.eval.data.benchmarks import open_benchmark
+from simfle.eval.data.splits import read_split
+from simfle.eval.data.targets import landmarks
+from simfle.eval.protocols.landmarks import nme_normalizer
 
 
 def given(tmp_path: Path, how: str) -> Path:

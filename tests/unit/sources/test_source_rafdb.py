@@ -6,7 +6,7 @@ import pytest
 from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
-from shards.sources.rafdb import CORPUS, RAFDB
+from shards.sources.corpora.rafdb import CORPUS, RAFDB
 
 ROWS = (
     ("train_00001", 5),

@@ -9,7 +9,7 @@ from helpers.source_kit import built, entries, photo, pixels, rejects, write
 
 from shards.entry import Entry, LazyBytes
 from shards.errors import UserError
-from shards.sources.recordio import CORPUS, RecordIO
+from shards.sources.corpora.recordio import CORPUS, RecordIO
 
 FACES = [(7, photo(1)), (7, photo(2)), (3, with_magic(photo(3), 1)), (0, with_magic(photo(4), 3)), (3, photo(5))]
 

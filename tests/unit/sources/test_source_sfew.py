@@ -6,7 +6,7 @@ import pytest
 from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
-from shards.sources.sfew import CORPUS, SFEW
+from shards.sources.corpora.sfew import CORPUS, SFEW
 
 TRAIN = ("Angry/Airheads_000519240_00000005.png", "Happy/Harry_Potter_1_000519240_00000012.png")
 VAL = ("Neutral/21_000520280_00000021.png", "Sad/Still_Alice_00.png")

@@ -12,7 +12,7 @@ from helpers.source_kit import built, entries, photo, rejects, write
 from pyarrow import parquet
 
 from shards.errors import UserError
-from shards.sources.table import Table
+from shards.sources.generic.table import Table
 
 ROWS = (
     {"file": "a/1.jpg", "emotion": "Happy", "part": "train", "person": "7"},

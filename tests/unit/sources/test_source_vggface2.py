@@ -6,7 +6,7 @@ import pytest
 from helpers.source_kit import built, entries, photo, rejects, write
 
 from shards.errors import UserError
-from shards.sources.vggface2 import CORPUS, VGGFace2
+from shards.sources.corpora.vggface2 import CORPUS, VGGFace2
 
 MARKS = "75.8,110.2,103.6,104.8,90.7,125.4,84.4,149.5,107.5,143.3"
 HEADER = "NAME_ID,P1X,P1Y,P2X,P2Y,P3X,P3Y,P4X,P4Y,P5X,P5Y"

@@ -12,7 +12,7 @@ from helpers.source_kit import built, entries, photo, rejects, write
 from pyarrow import parquet
 
 from shards.errors import UserError
-from shards.sources.webdataset import WebDataset
+from shards.sources.generic.webdataset import WebDataset
 
 
 def write_tar(file: Path, members: dict[str, bytes]) -> Path:

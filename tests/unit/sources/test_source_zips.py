@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from helpers.source_kit import write
 
-from shards.encode import ImageRejected
 from shards.entry import Rejected
-from shards.sources.tars import ArchiveMember
-from shards.sources.zips import read_zip
+from shards.imaging.codec import ImageRejected
+from shards.sources.containers.tars import ArchiveMember
+from shards.sources.containers.zips import read_zip
 
 NAMES = ("a/1.jpg", "caf\u00e9/\u9854.png", "b/", "b/2.txt", "b/empty.jpg")
 PACKED = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}

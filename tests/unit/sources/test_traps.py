@@ -4,7 +4,7 @@ import ast
 import re
 from pathlib import Path
 
-from shards.sources.known import SOURCES
+from shards.sources.registry import SOURCES
 
 HERE = Path(__file__).parent
 ROWS = re.findall(r"^\|.*\| `(.*\.py)::(\w+)` \|$", (HERE / "TRAPS.md").read_text(), re.MULTILINE)

@@ -1,0 +1,1 @@
+"""Build shards from the entries of a source."""

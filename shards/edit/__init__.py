@@ -1,0 +1,1 @@
+"""Check, summarize and change finished shards."""

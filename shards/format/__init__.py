@@ -1,0 +1,1 @@
+"""The format of shards: manifest, indexes, samples, tars."""

@@ -1,0 +1,1 @@
+"""Decode, align, crop and encode faces."""

@@ -1,0 +1,1 @@
+"""Files, URLs, JSON lines and worker processes."""

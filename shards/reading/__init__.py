@@ -1,0 +1,1 @@
+"""Read finished shards: by key, as a torch dataset, from a cache."""

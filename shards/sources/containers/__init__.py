@@ -1,0 +1,1 @@
+"""Readers of container formats: tar, zip, MATLAB, Parquet."""

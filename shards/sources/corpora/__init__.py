@@ -1,0 +1,1 @@
+"""The public corpora that are known by name."""

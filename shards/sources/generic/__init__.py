@@ -1,0 +1,1 @@
+"""Sources for any user's data: folders, tables, archives, webdataset, Hugging Face."""

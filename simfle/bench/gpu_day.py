@@ -1,0 +1,150 @@
+"""Run the GPU benchmarks one after another, each within a time limit; results are saved to allow a resume."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.io.atomic import read_bytes, replace_text
+from shards.io.jsonl import loads_object
+from shards.redact import to_json
+from simfle.bench.startup import SMALL
+
+BATCHES = (32, 64, 128, 256)
+LONGEST = 480.0  # seconds of one part: what a queue of short jobs lets a command have
+CONFIG = "configs/pretrain/simfle_resnet50.yaml"
+SIMFLE = (sys.executable, "-m", "simfle")
+
+
+@dataclass(frozen=True)
+class GpuDayPart:
+    """name: of its files; command: as words; figures: whether it writes NAME.figures.json through --out."""
+
+    name: str
+    command: tuple[str, ...]
+    figures: bool = True
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a part ended. code: of its process, None where it was ended at its limit; words: its last lines."""
+
+    name: str
+    code: int | None
+    seconds: float
+    words: str
+
+
+def parts(faces: Path, *, rehearsal: bool) -> list[GpuDayPart]:
+    """What is run, in order of what it tells. rehearsal: on the CPU, with a network for seconds.
+
+    ZeRO stages above 0 need two GPUs; peers (lightly) need packages of their own: neither is here.
+    """
+    given = (*SMALL, "train.device=cpu", "train.precision=fp32") if rehearsal else (CONFIG, "train.device=cuda")
+    data = (f"data.shards=[{faces}]", f"train.global_batch={16 if rehearsal else 128}")
+    short = ("--rounds", "1") if rehearsal else ()
+    steps = ("--steps", "2", *short) if rehearsal else ()
+    step = (*SIMFLE, "bench", "step", *given, *short, *(("--side", "256") if rehearsal else ()), "--batch")
+    device, most = ("train.device=cpu", "16") if rehearsal else ("train.device=cuda", "256")
+    people = "16" if rehearsal else "512"
+    pytest = (sys.executable, "-m", "pytest", "-n", "0", "-q")
+    traced = (f"train.run={faces.parent / 'profile'}", "train.steps=6", "train.profile=true")
+    machine = ("--gpus-per-node", "1", "--gpu", "cpu" if rehearsal else "h100", "--images", "4096")
+    drawn = ("shards", "build", "procedural", str(faces), "--people", people, "--images-per-person", "8")
+    found = [
+        GpuDayPart("doctor", (*SIMFLE, "doctor"), figures=False),
+        GpuDayPart("shards", (*SIMFLE, *drawn), figures=False),
+        GpuDayPart("tests", (*pytest, "tests/gpu"), figures=False),
+        GpuDayPart("loader", (*SIMFLE, "bench", "loader", "--images", most, *short, device)),
+        *(GpuDayPart(f"step-{batch}", (*step, str(batch))) for batch in ((4,) if rehearsal else BATCHES)),
+        GpuDayPart("train", (*SIMFLE, "bench", "train", *given, *data, *steps)),
+        GpuDayPart("checkpoint", (*SIMFLE, "bench", "checkpoint", *given, *data, *steps)),
+        GpuDayPart("plan", (*SIMFLE, "plan", *given, *data, *machine), figures=False),
+    ]
+    if rehearsal:
+        return found
+    return [
+        *found,
+        GpuDayPart("step-compile", (*step, "128", "model.compile=true")),
+        GpuDayPart("profile", (*SIMFLE, "pretrain", *given, *data, *traced), figures=False),
+        GpuDayPart("golden", (*pytest, "tests/golden"), figures=False),
+    ]
+
+
+def run(chosen: Sequence[GpuDayPart], out: Path, seconds: float, root: Path) -> list[Done]:
+    """Run the parts that have not ended well before, until `seconds` are over; all that have ended, in order."""
+    end, found = time.monotonic() + seconds, []
+    for part in chosen:
+        done = ended(out, part)
+        left = end - time.monotonic()
+        if (done is None or done.code != 0) and left > 0:
+            done = run_part(part, out, min(LONGEST, left), root)
+            file = out / f"{part.name}.json"
+            replace_text(file, file.with_suffix(".partial"), to_json(asdict(done), indent=1))
+        if done is not None:
+            found.append(done)
+    return found
+
+
+def run_part(part: GpuDayPart, out: Path, limit: float, root: Path) -> Done:
+    """One command, its output in NAME.log; ended at `limit` seconds."""
+    words = [*part.command, *(("--out", str(out / f"{part.name}.figures.json")) if part.figures else ())]
+    began, log = time.monotonic(), out / f"{part.name}.log"
+    with log.open("w") as stream:
+        try:
+            code: int | None = subprocess.run(
+                words, cwd=root, stdout=stream, stderr=subprocess.STDOUT, timeout=limit, check=False, env=_environment()
+            ).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+    said = read_bytes(log).decode(errors="replace").strip().splitlines()
+    return Done(part.name, code, round(time.monotonic() - began, 1), "\n".join(said[-12:]))
+
+
+def _environment() -> dict[str, str]:
+    """No network: nothing may try to reach a hub."""
+    return os.environ | {"HF_HUB_OFFLINE": "1"}
+
+
+def ended(out: Path, part: GpuDayPart) -> Done | None:
+    """How a part ended before."""
+    try:
+        return Done(**loads_object(read_bytes(out / f"{part.name}.json")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def figures(out: Path, part: GpuDayPart) -> dict[str, Any]:
+    """What a bench wrote; nothing where it did not end."""
+    try:
+        return json.loads(read_bytes(out / f"{part.name}.figures.json"))
+    except (OSError, ValueError):
+        return {}
+
+
+def constants(out: Path, chosen: Sequence[GpuDayPart]) -> dict[str, float]:
+    """Of all benches together, for `simfle plan --constants`; of several batches the best rate of each."""
+    found: dict[str, float] = {}
+    for part in chosen:
+        for name, value in figures(out, part).get("constants", {}).items():
+            found[name] = max(value, found.get(name, 0.0))
+    return found
+
+
+def page(device: str, found: Sequence[Done], out: Path, chosen: Sequence[GpuDayPart]) -> str:
+    """A Markdown page: what ended how, and the rates of each bench's ways."""
+    lines = [f"# On a {device}", "", "| part | ended | seconds |", "|---|---|---:|"]
+    for done in found:
+        code = {0: "well", None: "at its limit"}.get(done.code, f"with code {done.code}")
+        lines.append(f"| {done.name} | {code} | {done.seconds:.1f} |")
+    lines += ["", "| part | way | units a second |", "|---|---|---:|"]
+    for part in chosen:
+        for way, measured in figures(out, part).get("ways", {}).items():
+            if "median" in measured:
+                lines.append(f"| {part.name} | {way} | {measured['median']:.4g} |")
+    return "\n".join(lines) + "\n"

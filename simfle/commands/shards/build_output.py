@@ -1,0 +1,126 @@
+"""Progress and final report of a build."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from shards.printable import one_line
+from simfle.config.overrides import format_override, shell_line
+from simfle.runtime.console import Console
+
+if TYPE_CHECKING:
+    from shards.build.builder import BuildReport
+
+LINE_EVERY = 10.0  # seconds between plain progress lines without a terminal
+MOST_LABELS = 20  # rows of the table
+
+
+class ProgressMeter:
+    """Progress with images/s: a bar on a terminal, otherwise an occasional plain line. Called by shards.build.builder."""
+
+    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console = console or Console(stderr=True)
+        self._clock = clock
+        self._stage, self._start, self._first, self._said = "", 0.0, 0, 0.0
+        self._bar: Progress | None = None
+        self.rate = 0.0
+
+    def __enter__(self) -> "ProgressMeter":
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]:.0f} images/s"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Progress(*columns, console=self._console)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Update the progress of a stage; total 0: not known yet."""
+        now = self._clock()
+        if stage != self._stage:
+            self._stage, self._start, self._first, self._said = stage, now, done, now
+            if self._bar is not None:
+                for task in self._bar.task_ids:
+                    self._bar.remove_task(task)
+                self._bar.add_task(stage, total=total or None, completed=done, rate=0.0)
+        passed = now - self._start
+        self.rate = (done - self._first) / passed if passed > 0 else 0.0
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[-1], completed=done, total=total or None, rate=self.rate)
+        elif now - self._said >= LINE_EVERY:
+            self._said = now
+            self._console.print(f"{stage} {done}/{total or '?'} {self.rate:.0f} images/s", highlight=False)
+
+
+def show(out: Path | str, report: "BuildReport", rate: float) -> None:
+    """Print the result: samples per label and split, rejects by reason, notes, output folder and next commands."""
+    console = Console(highlight=False, soft_wrap=True)
+    manifest = report.manifest
+    if report.up_to_date:
+        console.print(
+            f"{out} is already complete: {manifest.samples} samples of the same list and options.", markup=False
+        )
+        # The source files are not read again.
+        if rejected := sum(manifest.rejected.values()) - manifest.rejected.get("removed", 0):
+            console.print(
+                f"rejected when it was built: {rejected}, see {out}/rejected.jsonl; if files were fixed "
+                "or replaced since, delete that folder and rerun the command",
+                markup=False,
+            )
+        return
+    console.print(_table(report))
+    counts = ", ".join(f"{count} {reason}" for reason, count in manifest.rejected.items())
+    console.print(
+        f"{manifest.entries} entries = {_written(report)} "
+        f"+ {sum(manifest.rejected.values())} rejected{f' ({counts}): see {out}/rejected.jsonl' if counts else ''}",
+        markup=False,
+    )
+    if report.resumed:
+        console.print(f"{report.resumed} shards were kept from an earlier run.")
+    for note in report.notes:
+        console.print(one_line(f"note: {note}"), markup=False)
+    size = sum(shard.bytes for shard in manifest.shards) / 1e6
+    console.print(f"{out}: {len(manifest.shards)} shards, {size:.1f} MB, {rate:.0f} images/s", markup=False)
+    console.print(f"next: {shell_line('simfle', 'shards', 'verify', out)}", markup=False)
+    pretrain = shell_line(
+        "simfle", "pretrain", "configs/pretrain/simfle_resnet50.yaml", format_override("data.shards", [out])
+    )
+    console.print(f"      {pretrain}", markup=False)
+
+
+def _written(report: "BuildReport") -> str:
+    """Describe the written entries, and their samples if a photo gives several."""
+    manifest = report.manifest
+    first = manifest.samples - manifest.extra_samples
+    if manifest.extra_samples:
+        return f"{first} written as {manifest.samples} samples ({report.bytes_kept} kept as is)"
+    return f"{first} written ({report.bytes_kept} kept as is)"
+
+
+def _table(report: "BuildReport") -> Table:
+    splits, labels = report.manifest.splits, report.manifest.labels
+    table = Table(title=f"{escape(report.manifest.corpus)}: samples written", title_justify="left")
+    table.add_column("label")
+    for split in splits:
+        table.add_column(split, justify="right")
+    names = [*labels, ""] if any(report.written[split, ""] for split in splits) else list(labels)
+    for name in names[:MOST_LABELS]:
+        table.add_row(escape(name) or "(unlabelled)", *(str(report.written[split, name]) for split in splits))
+    if len(names) > MOST_LABELS:
+        table.add_row(f"({len(names) - MOST_LABELS} more)", *("..." for _ in splits))
+    totals = (sum(count for (place, _), count in report.written.items() if place == split) for split in splits)
+    table.add_row("all", *map(str, totals), end_section=True)
+    return table

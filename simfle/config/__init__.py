@@ -1,0 +1,1 @@
+"""The schema of a configuration, and how its layers are parsed."""

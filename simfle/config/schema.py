@@ -1,0 +1,374 @@
+"""Configuration: dataclasses -> YAML -> key=value, strict, never mutated.
+
+The dataclasses below are the schema. Each field carries its help text. `free=True` marks fields that do not change the
+result of a run (speed, logging, number of processes). All other fields together are the identity of a run: a run folder
+cannot be resumed with another identity.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import io
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from simfle.config.parsing import (
+    check_keys,
+    describe_type_error,
+    fields,
+    flatten,
+    normalize_values,
+    parse_overrides,
+    read_yaml,
+    texts_as_written,
+)
+from simfle.errors import UserError
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+CONFIGS = (Path(__file__).parent / "configs").resolve()  # in a checkout a symlink, in a wheel a copy
+
+
+def config_field(
+    default: Any, text: str, *, resume_safe: bool = False, aliases: dict[str, Any] | None = None, is_path: bool = False
+) -> Any:
+    """Make a dataclass field with its help text.
+
+    Args:
+        default: default value, or a function that makes it.
+        text: help text.
+        free: whether the value may change when a run is resumed.
+        words: names for some of the values, such as auto for -1.
+        path: whether the field holds paths, in which ~ is expanded.
+    """
+    metadata = {"help": text, "free": resume_safe, "words": aliases or {}, "path": is_path}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    shards: list[str] = config_field(list, "shard folders or URLs", resume_safe=True, is_path=True)
+    splits: list[str] = config_field(lambda: ["train"], "splits to train on (empty = all)")
+    backend: str = config_field("auto", "auto (dali with a GPU, otherwise opencv), opencv or dali", resume_safe=True)
+    decode_threads: int = config_field(
+        0, "decoding threads per process (0 = cores / local processes)", resume_safe=True
+    )
+    prefetch_batches: int = config_field(2, "prefetched batches per process", resume_safe=True)
+    canonical_streams: int = config_field(
+        64, "canonical streams (uses the greatest common divisor with the global batch)"
+    )
+    shuffle_window: int = config_field(16384, "shuffle window in samples of a stream")
+    max_corrupt_fraction: float = config_field(
+        0.001,
+        "maximum fraction of corrupt samples before the run stops (0 = none allowed, otherwise at least 10 samples)",
+        resume_safe=True,
+    )
+    cache_dir: str = config_field(
+        "",
+        "cache folder for shards from URLs, on a local disk (empty = ~/.cache/simfle/shards)",
+        resume_safe=True,
+        is_path=True,
+    )
+    cache_gb: float = config_field(
+        50.0, "maximum size of the cache folder in GB, for all processes of a machine", resume_safe=True
+    )
+    resampled: bool = config_field(
+        False, "stream tars without an index or a cache, such as data.shards=['https://host/{000..099}.tar']"
+    )
+
+
+@dataclass(frozen=True)
+class ViewsConfig:
+    size: int = config_field(224, "side of the two augmented views in pixels")
+    face_size: int = config_field(112, "side of the unaugmented face in pixels")
+    scale: list[float] = config_field(lambda: [0.08, 1.0], "range of the crop's fraction of the image area")
+    ratio: list[float] = config_field(lambda: [3 / 4, 4 / 3], "range of the crop's aspect ratio (width / height)")
+    flip_prob: float = config_field(0.5, "probability of a horizontal flip")
+    color_jitter_prob: float = config_field(0.8, "probability of color jitter")
+    brightness: float = config_field(0.8, "brightness factor drawn from [1 - b, 1 + b]")
+    contrast: float = config_field(0.8, "contrast factor drawn from [1 - c, 1 + c]")
+    saturation: float = config_field(0.8, "saturation factor drawn from [1 - s, 1 + s]")
+    hue: float = config_field(0.2, "hue shift drawn from [-h, h] turns")
+    grayscale_prob: float = config_field(0.2, "probability of grayscale")
+    blur_sigma: list[float] = config_field(
+        lambda: [0.1, 2.0], "range of the Gaussian blur's sigma in pixels; always applied"
+    )
+
+
+@dataclass(frozen=True)
+class FaceMAEConfig:
+    enabled: bool = config_field(True, "enable the FaceMAE branch (false = BYOL with SimFLE's heads)")
+    patch_size: int = config_field(16, "patch side in pixels (method mae takes its encoder from model.backbone)")
+    embed_dim: int = config_field(768, "encoder width")
+    depth: int = config_field(12, "encoder blocks")
+    num_heads: int = config_field(12, "encoder attention heads")
+    decoder_embed_dim: int = config_field(512, "decoder width")
+    decoder_depth: int = config_field(8, "decoder blocks")
+    decoder_num_heads: int = config_field(16, "decoder attention heads")
+    mask_ratio: float = config_field(0.75, "fraction of masked patches")
+    cross_attention: bool = config_field(
+        False, "let the decoder attend to the feature maps of both views: the reconstruction loss trains the backbone"
+    )
+    masking: str = config_field(
+        "semantic", "semantic (by the backbone's channels) or random, at the same cost; mae: random"
+    )
+
+
+@dataclass(frozen=True)
+class ContrastiveConfig:
+    temperature: float = config_field(0.2, "temperature of SimCLR, MoCo and SwAV")
+    queue_size: int = config_field(65536, "queue size: keys of earlier batches that MoCo keeps as negatives")
+    shuffle_bn_splits: int = config_field(
+        4, "parts of a shuffled micro-batch in MoCo's key encoder, each with separate BatchNorm statistics"
+    )
+    prototypes: int = config_field(3000, "number of SwAV's prototypes")
+    sinkhorn_epsilon: float = config_field(0.05, "epsilon (entropy weight) of SwAV's Sinkhorn-Knopp")
+    sinkhorn_iterations: int = config_field(3, "iterations of SwAV's Sinkhorn-Knopp")
+
+
+@dataclass(frozen=True)
+class VICRegConfig:
+    invariance: float = config_field(25.0, "weight of VICReg's invariance loss")
+    variance: float = config_field(25.0, "weight of VICReg's variance loss")
+    covariance: float = config_field(1.0, "weight of VICReg's covariance loss")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    method: str = config_field("simfle", "simfle, byol, simsiam, simclr, moco, swav, vicreg or mae")
+    backbone: str = config_field("resnet50", "timm model with a feature map (method mae: a timm ViT)")
+    output_stride: int = config_field(
+        0, "output stride: 8, 16, or 0 (network's default, 32); a smaller stride keeps more detail of small faces"
+    )
+    head_hidden_dim: int = config_field(4096, "hidden width of the MLP heads")
+    head_out_dim: int = config_field(256, "output width of the MLP heads")
+    predictor_hidden_dim: int = config_field(512, "hidden width of SimSiam's predictor")
+    ema_momentum: float = config_field(0.99, "EMA momentum of the target network")
+    ema_schedule: str = config_field("constant", "constant, or cosine from model.momentum to 1 over the run")
+    mask_groups: int = config_field(32, "channel groups of the semantic masking")
+    grouping_init: str = config_field(
+        "repaired", "repaired (groups separate) or reference (the paper's initialization: groups collapse)"
+    )
+    distillation: str = config_field(
+        "reference",
+        "reference (the paper's, which constant heads minimize) or predict (each view predicts FaceMAE's mean token, "
+        "standardized; no gradient to FaceMAE)",
+    )
+    distillation_weight: float = config_field(0.3, "weight of the distillation loss")
+    grouping_weight: float = config_field(0.03, "weight of the grouping loss")
+    distillation_temperature: float = config_field(4.0, "temperature of the distillation loss")
+    facemae: FaceMAEConfig = config_field(FaceMAEConfig, "the masked autoencoder")
+    contrastive: ContrastiveConfig = config_field(
+        ContrastiveConfig, "settings of the methods with negatives or prototypes"
+    )
+    vicreg: VICRegConfig = config_field(VICRegConfig, "weights of VICReg's losses")
+    activation_checkpointing: bool = config_field(
+        False, "activation checkpointing: less memory, one more forward pass, the same results", resume_safe=True
+    )
+    compile: bool = config_field(
+        False,
+        "torch.compile for backbones and FaceMAE: takes minutes at the start, then faster; not at ZeRO stage 3",
+        resume_safe=True,
+    )
+    mean: list[float] = config_field(lambda: [0.5795, 0.4522, 0.3957], "channel means of normalization, in [0, 1]")
+    std: list[float] = config_field(lambda: [0.2769, 0.2473, 0.2412], "channel deviations of normalization, in [0, 1]")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    name: str = config_field("sgd", "sgd, adamw or lars (lars needs train.zero_stage=0)")
+    lr: float = config_field(0.05, "learning rate for a global batch of 256; scaled linearly with the global batch")
+    momentum: float = config_field(0.9, "momentum of sgd and lars")
+    betas: list[float] = config_field(lambda: [0.9, 0.95], "betas of adamw")
+    weight_decay: float = config_field(1e-4, "weight decay, applied to every parameter unless decay_norms is false")
+    decay_norms: bool = config_field(True, "apply weight decay to norms, biases and tokens as well")
+    predictor_lr_scale: float = config_field(1.0, "learning rate factor of the predictor (BYOL, SimFLE, SimSiam)")
+    trust_coefficient: float = config_field(0.001, "trust coefficient of lars")
+    warmup_steps: int = config_field(0, "linear warm-up in steps, before the cosine")
+    max_grad_norm: float = config_field(0.0, "maximum gradient norm (0 = no clipping)")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    run_dir: str = config_field("runs/simfle", "run folder", resume_safe=True, is_path=True)
+    seed: int = config_field(0, "seed of initialization, sample order, views and groups")
+    epochs: float = config_field(100.0, "length of the run in epochs, if steps is 0")
+    steps: int = config_field(0, "length of the run in optimizer steps (0 = from epochs)")
+    global_batch: int = config_field(256, "samples per optimizer step, over all processes")
+    micro_batch: int = config_field(
+        0,
+        "samples per forward pass of one process (0 = global batch / processes; auto = the most that fit into GPU "
+        "memory, found by trial; the global batch is unchanged)",
+        resume_safe=True,
+        aliases={"auto": -1},
+    )
+    zero_stage: int = config_field(
+        -1,
+        "DeepSpeed ZeRO stage, 0 to 3 (auto = 0 if parameters, gradients and optimizer fit eight times into the "
+        "memory of a process, otherwise 2)",
+        resume_safe=True,
+        aliases={"auto": -1},
+    )
+    precision: str = config_field("bf16", "bf16 (autocast; parameters, BatchNorm, EMA and optimizer stay fp32) or fp32")
+    sync_batchnorm: bool = config_field(False, "synchronize BatchNorm and grouping statistics across processes")
+    device: str = config_field("auto", "auto, cpu or cuda", resume_safe=True)
+    hang_timeout: float = config_field(
+        600.0,
+        "seconds without progress before a hanging run exits and reports the processes it waits for (0 = never)",
+        resume_safe=True,
+    )
+    deterministic: bool = config_field(
+        False,
+        "use deterministic GPU kernels, slower: a resumed run has the losses of an uninterrupted run (always the case "
+        "on a CPU)",
+        resume_safe=True,
+    )
+    stop_after_step: int = config_field(
+        0, "save and exit after this step, schedule unchanged (0 = run to the end)", resume_safe=True
+    )
+    log_every: int = config_field(10, "steps between log lines", resume_safe=True)
+    log_images_every: int = config_field(
+        500, "steps between images of masks and reconstructions (0 = none)", resume_safe=True
+    )
+    checkpoint_every: int = config_field(500, "steps between checkpoints", resume_safe=True)
+    keep_checkpoints: int = config_field(2, "number of complete checkpoints to keep", resume_safe=True)
+    checkpoint_write_mbps: float = config_field(
+        0.0, "maximum background write rate of checkpoints in MB/s (0 = no limit)", resume_safe=True
+    )
+    log_sample_ids: bool = config_field(
+        False, "write ids and checksums of all consumed samples to RUN/samples", resume_safe=True
+    )
+    profile: bool = config_field(
+        False, "trace some steps to RUN/profile, for https://ui.perfetto.dev", resume_safe=True
+    )
+    profile_steps: list[int] = config_field(
+        lambda: [3, 5], "first and last traced step, counted from this start", resume_safe=True
+    )
+    profile_ranks: list[int] = config_field(lambda: [0], "ranks of the traced processes", resume_safe=True)
+
+
+@dataclass(frozen=True)
+class MonitorConfig:
+    shards: list[str] = config_field(
+        list, "folders of labeled shards for probes during training", resume_safe=True, is_path=True
+    )
+    probe_every: int = config_field(0, "steps between probes, kNN and linear (0 = none)", resume_safe=True)
+    fit_split: str = config_field("train", "split for fitting the probes", resume_safe=True)
+    val_split: str = config_field("val", "split for measuring the probes", resume_safe=True)
+    fit_samples: int = config_field(5000, "number of images for fitting the probes, sampled once", resume_safe=True)
+    max_seconds: float = config_field(
+        120.0, "maximum seconds that training waits for a probe before it is abandoned", resume_safe=True
+    )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Configuration of a pretraining run, filled from `configs/pretrain/*.yaml` and key=value arguments."""
+
+    data: DataConfig = config_field(DataConfig, "samples")
+    views: ViewsConfig = config_field(ViewsConfig, "augmentation")
+    model: ModelConfig = config_field(ModelConfig, "method and networks")
+    optim: OptimConfig = config_field(OptimConfig, "optimizer and schedule")
+    train: TrainConfig = config_field(TrainConfig, "training loop")
+    monitor: MonitorConfig = config_field(MonitorConfig, "probes of the features during training")
+
+
+def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T:
+    """Build a frozen `schema` from its defaults, a YAML file and `key=value` overrides, in this order.
+
+    Raises:
+        UserError: missing file, invalid YAML, unknown key (with the nearest known key), wrong type.
+    """
+    # Imported here: `--help` must not wait for OmegaConf and PyYAML.
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    for text in overrides:
+        if "=" not in text:
+            raise UserError(f"config: {text!r} is not key=value. Fix: write it like train.seed=1.")
+    layers = []
+    try:
+        if file is not None:
+            file = find_config(file)
+            layers.append((str(file), OmegaConf.load(io.StringIO(texts_as_written(schema, read_yaml(file))))))
+    except FileNotFoundError:
+        raise UserError(_missing(file)) from None
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
+        raise UserError(f"config: cannot read {file}: {error}") from None
+    layers.append(("command line", parse_overrides(schema, overrides)))
+    merged = OmegaConf.structured(schema)
+    for place, layer in layers:
+        if not OmegaConf.is_dict(layer):
+            raise UserError(f"config: {place}: a list or a bare value, not keys with values")
+        check_keys(schema, layer, place)
+        normalize_values(schema, layer)
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            raise UserError(f"config: {place}: {describe_type_error(schema, layer, error)}") from None
+    try:
+        return cast(T, OmegaConf.to_object(merged))
+    except OmegaConfBaseException as error:  # unresolved or circular reference
+        raise UserError(f"config: {str(error).splitlines()[0]} ({error.full_key})") from None
+
+
+def load_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML file without a schema, such as the configuration of a run of another version of this program.
+
+    Raises:
+        UserError: missing file, invalid YAML, or values other than text, numbers, lists and keys; also see `load`.
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(read_yaml(file))
+        json.dumps(found)  # refuses dates, sets and circular structures
+    except FileNotFoundError:
+        raise UserError(f"config: {file} does not exist") from None
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError, OSError) as error:
+        raise UserError(f"config: {file} is corrupt: {error!r}") from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise UserError(f"config: {file} is corrupt: no keys")
+    return found
+
+
+def find_config(file: Path) -> Path:
+    """Return `file`, or the bundled config of the same name if `file` is missing and its path is configs/..."""
+    if file.exists() or not file.parts or file.parts[0] != "configs":
+        return file
+    ours = CONFIGS.joinpath(*file.parts[1:])
+    if ours.is_file():
+        log.warning("config: %s not found; using the bundled config %s", file, ours)
+        return ours
+    return file
+
+
+def _missing(file: Path | None) -> str:
+    """Make the message for a missing configuration file, with the nearest bundled one."""
+    ours = [str(Path("configs") / path.relative_to(CONFIGS)) for path in sorted(CONFIGS.rglob("*.yaml"))]
+    near = difflib.get_close_matches(str(file), ours, n=1, cutoff=0.6)
+    return f"config: {file} does not exist; " + (f"did you mean {near[0]}?" if near else f"see {CONFIGS}")
+
+
+def run_identity(config: Any) -> dict[str, Any]:
+    """Return the values that identify a run: every leaf that is not marked free."""
+    free = {name for name, field in fields(type(config)) if field.metadata.get("free")}
+    return {key: value for key, value in flatten(dataclasses.asdict(config)).items() if key not in free}
+
+
+def config_digest(config: Any) -> str:
+    """Return 16 hexadecimal digits that identify the non-free values of a config."""
+    text = json.dumps(run_identity(config), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def field_help(schema: Any) -> dict[str, str]:
+    """Return the help text of every leaf field, by dotted name."""
+    return {name: str(field.metadata.get("help", "")) for name, field in fields(schema)}

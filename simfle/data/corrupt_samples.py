@@ -1,0 +1,127 @@
+"""Replace samples that cannot be read or decoded.
+
+The replacement is the next decodable sample of the same shard (the first follows the last), with the views and the
+group of the corrupt sample: no image appears twice in the same view. It depends only on the shards and the decoder, not
+on the process, the number of processes, or earlier samples. Decoders tolerate different errors: a run resumed with
+another backend may replace other samples.
+"""
+
+# n samples of a micro-batch
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from simfle.data.backends.base import RenderedViews, ViewBackend, used_here
+from simfle.data.dataset import SampleError, ShardCorpus
+from simfle.data.storage.resampled import ResampledStream
+from simfle.data.views import BatchViewParams, ViewParams
+from simfle.errors import UserError
+
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+MAX_REPLACEMENT_TRIES = 64  # samples after a corrupt one; if none of them decodes, the whole shard is suspect
+NOTHING: Bytes = np.zeros(0, np.uint8)  # no decoder accepts it
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Sample `id`, `key` in `shard`, could not be decoded when `step` (from 0) needed it; `by` replaced it."""
+
+    step: int
+    id: int
+    replaced_by: int
+    key: str
+    shard: str
+
+
+class CorruptSampleReplacer:
+    """Renders micro-batches and replaces corrupt samples. Costs nothing unless the backend finds one."""
+
+    def __init__(self, corpus: ShardCorpus | ResampledStream, backend: ViewBackend) -> None:
+        self.corpus, self.backend = corpus, backend
+        self._known: dict[int, int] = {}  # found earlier by this process, not tried again
+        self._found: deque[Replacement] = deque()
+        self._lock = threading.Lock()
+
+    def render(self, step: int, ids: Ints, draws: BatchViewParams) -> tuple[Ints, RenderedViews]:
+        """Return the views of n samples with their draws, and the ids [n] of the samples in them.
+
+        Raises:
+            UserError: no sample near a corrupt one can be decoded; a shard that cannot be opened.
+        """
+        fed = ids
+        if self._known and isinstance(self.corpus, ShardCorpus):  # in a stream the following samples change
+            fed = np.array([self._known.get(number, number) for number in ids.tolist()])
+        rendered = self.backend.render(self._images(fed), draws)
+        if rendered.corrupt:
+            fed = self._replace(fed.copy(), rendered, draws)
+            for i in rendered.corrupt:
+                self._note(step, int(ids[i]), int(fed[i]))
+        return fed, rendered
+
+    def is_decodable(self, number: int, draws: BatchViewParams) -> bool:
+        """Whether a sample can be decoded now. draws: those of any one sample. False in a stream."""
+        if not isinstance(self.corpus, ShardCorpus):
+            return False
+        try:
+            return not self.backend.render(self._images(np.array([number])), draws).corrupt
+        except (UserError, ValueError):  # its shard cannot be opened, or is not selected
+            return False
+
+    def pop_replacements(self, step: int) -> list[Replacement]:
+        """Return and forget the replacements in steps up to `step`, each sample once."""
+        with self._lock:
+            return [self._found.popleft() for _ in range(sum(each.step <= step for each in self._found))]
+
+    def _replace(self, fed: Ints, rendered: RenderedViews, draws: BatchViewParams) -> Ints:
+        """Render replacements of the corrupt samples in place; `fed` [n] gets their ids."""
+        bad = rendered.corrupt
+        for _ in range(MAX_REPLACEMENT_TRIES):
+            for i in bad:
+                fed[i] = self.corpus.next_in_shard(int(fed[i]))
+            again = self.backend.render(self._images(fed[bad]), rows(draws, bad))
+            used_here(again.view1, again.view2, again.face)
+            good = [j for j in range(len(bad)) if j not in again.corrupt]
+            places = [bad[j] for j in good]
+            for name in ("view1", "view2", "face"):
+                getattr(rendered, name)[places] = getattr(again, name)[good]
+            bad = [bad[j] for j in again.corrupt]
+            if not bad:
+                return fed
+        shard = self.corpus.locate(fed[bad[:1]])[0][0]
+        raise UserError(
+            f"shards: {self.corpus.shard_location(int(shard))}: {MAX_REPLACEMENT_TRIES} consecutive samples cannot be decoded. Fix: find the "
+            "corrupt ones with simfle shards verify; copy or build the shards again."
+        )
+
+    def _images(self, ids: Ints) -> list[Bytes]:
+        shards, samples = self.corpus.locate(ids)
+        return [self._image(int(shard), int(sample)) for shard, sample in zip(shards, samples, strict=True)]
+
+    def _image(self, shard: int, sample: int) -> Bytes:
+        try:
+            return self.corpus.read_image(shard, sample)
+        except SampleError:
+            return NOTHING
+
+    def _note(self, step: int, number: int, by: int) -> None:
+        first = number not in self._known
+        self._known[number] = by
+        if first:
+            shard, sample = (int(part[0]) for part in self.corpus.locate([number]))
+            found = Replacement(
+                step, number, by, self.corpus.key(shard, sample), str(self.corpus.shard_location(shard))
+            )
+            with self._lock:
+                self._found.append(found)
+
+
+def rows(draws: BatchViewParams, chosen: Sequence[int]) -> BatchViewParams:
+    """Select the draws of some of n samples."""
+    first, second = (ViewParams(**{name: value[chosen] for name, value in vars(view).items()}) for view in draws.views)
+    return BatchViewParams((first, second), draws.group[chosen])

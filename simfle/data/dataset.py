@@ -1,0 +1,247 @@
+"""Read a corpus: the shards of one or more folders, samples by position, each read by one pread.
+
+Memory maps are not used: on a disk error, or a truncated tar, a map kills the process (SIGBUS).
+"""
+
+# S shards, n samples
+import hashlib
+import json
+import os
+import weakref
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shards.format.external_tars import IMAGES
+from shards.format.index import Index
+from shards.format.manifest import Manifest, ShardInfo
+from shards.io.jsonl import MAX_JSON, loads
+from shards.io.urls import is_url
+from shards.reading.cache import Cache
+from simfle.config.schema import DataConfig
+from simfle.data.sampler import locate
+from simfle.data.storage.lru_cache import LruCache
+from simfle.data.storage.stores import ShardStore, make_cache, open_store
+from simfle.errors import UserError
+
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+TARS = 256  # open tars: each holds one file descriptor, of which a process usually may have 1,024
+HEADER, SIZE_AT = 512, 124  # bytes of a tar member's header, and the position of the size field in it
+TABLES = 1024  # shards whose offsets stay in memory, 16 bytes per sample
+INDEXES = 4  # shards whose keys, labels and metadata stay in memory
+REMOTE_TARS = 8  # the same for shards from URLs, unless kept explicitly: an open tar keeps its place in the cache
+
+
+class SampleError(UserError):
+    """The bytes of one sample cannot be read; other samples may be readable."""
+
+
+class _OpenTar:
+    """An open tar, closed after its last use: one thread may evict it while another reads."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.number = file.fileno()
+        weakref.finalize(self, file.close)
+
+
+class ShardCorpus:
+    """The samples of the chosen splits of shard folders, addressed as (shard, sample in shard).
+
+    folders: paths or URLs of shards or external tars (`shards.format.external_tars`); their order determines the global sample ids,
+    counted over all shards of all splits: the choice of splits changes no id. splits: names; empty: all.
+    cache: for URLs; None: the default one. The constructor reads manifests and compares the sizes of local tars; tars
+    are
+    fetched and opened, and indexes read, on first use. All methods are thread-safe.
+
+    counts, first_ids: [S] int64, samples of each chosen shard and the global id of its first.
+
+    Raises:
+        UserError: a folder, manifest or tar is missing or differs from the manifest, an unknown split, no samples.
+    """
+
+    def __init__(self, folders: Sequence[str | Path], splits: Sequence[str] = (), cache: Cache | None = None) -> None:
+        if not folders:
+            raise UserError("data.shards=[]: empty. Fix: make shards with simfle shards build.")
+        self.stores: tuple[ShardStore, ...] = tuple(open_store(folder, cache) for folder in folders)
+        self.folders = tuple(place.name for place in self.stores)
+        self.manifests: tuple[Manifest, ...] = tuple(place.manifest for place in self.stores)
+        _check_splits(self.manifests, splits)
+        self.shards: list[tuple[ShardStore, ShardInfo]] = []  # the chosen shards, with their stores
+        first_ids, next_id = [], 0
+        for place in self.stores:
+            chosen = [shard for shard in place.manifest.shards if not splits or shard.split in splits]
+            place.check(chosen)
+            for shard in place.manifest.shards:
+                if not splits or shard.split in splits:
+                    self.shards.append((place, shard))
+                    first_ids.append(next_id)
+                next_id += shard.samples
+        self.counts = np.array([shard.samples for _, shard in self.shards], dtype=np.int64)
+        self.first_ids = np.array(first_ids, dtype=np.int64)
+        if not self.counts.sum():
+            raise UserError(f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}")
+        self.remote = any(place.remote for place in self.stores)
+        self._tars: LruCache[int, _OpenTar] = LruCache(REMOTE_TARS if self.remote else TARS)
+        self._tables: LruCache[int, Ints] = LruCache(TABLES)
+        self._indexes: LruCache[int, Index] = LruCache(INDEXES)
+
+    def __len__(self) -> int:
+        return int(self.counts.sum())
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels. Raises UserError if folders differ in them."""
+        if len({manifest.labels for manifest in self.manifests}) > 1:
+            raise UserError(f"data.shards: {', '.join(self.folders)} have different label names")
+        return self.manifests[0].labels
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that identify the data: hashes and sizes of all shards, in order."""
+        shards = [
+            (shard.split, shard.samples, shard.sha256) for manifest in self.manifests for shard in manifest.shards
+        ]
+        chosen = [shard.sha256 for _, shard in self.shards]
+        return hashlib.blake2b(json.dumps([shards, chosen]).encode(), digest_size=8).hexdigest()
+
+    def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
+        """Map global ids [n] to (shard [n], sample in shard [n]). Raises ValueError: not among the chosen shards."""
+        return locate(self.counts, self.first_ids, ids)
+
+    def read_image(self, shard: int, sample: int) -> Bytes:
+        """Return a sample's image file [size] uint8, read-only. Raises SampleError: read error, truncated tar."""
+        offset, size = self._tables(shard, self._table)[sample].tolist()
+        return np.frombuffer(self._read(shard, sample, offset, size), dtype=np.uint8)
+
+    def next_in_shard(self, sample_id: int) -> int:
+        """Return the id of the next sample of the same shard; the first follows the last."""
+        shard, sample = (int(part[0]) for part in self.locate([sample_id]))
+        return int(self.first_ids[shard]) + (sample + 1) % int(self.counts[shard])
+
+    def key(self, shard: int, sample: int) -> str:
+        """Return the key of a sample, its name in the tar without extension."""
+        return self._indexes(shard, self._index).keys[sample]
+
+    def label(self, shard: int, sample: int) -> int | None:
+        """Return the label, a position in `labels`; None if the sample has none."""
+        content = self._member(shard, sample, "cls")
+        if content is None:
+            return None
+        try:
+            return int(content)
+        except ValueError:
+            raise UserError(f"shards: {self._name(shard, sample)}.cls is {content[:20]!r}, not a number") from None
+
+    def metadata(self, shard: int, sample: int) -> dict[str, Any]:
+        """Return the metadata of a sample (source, label name, group, box ...) from its `.json`; empty without one."""
+        content, text = (self._member(shard, sample, name) for name in ("json", "txt"))
+        if content is not None and len(content) > MAX_JSON:
+            raise UserError(f"shards: {self._name(shard, sample)}.json has more than {MAX_JSON >> 20} MiB")
+        try:
+            known = loads(content) if content is not None else {}
+        except ValueError as error:
+            raise UserError(f"shards: {self._name(shard, sample)}.json is not JSON ({error})") from None
+        return known if text is None else {"text": text.decode("utf-8", "replace"), **known}
+
+    def shard_location(self, shard: int) -> Path | str:
+        """Return the path or URL of a shard, for messages."""
+        place, info = self.shards[shard]
+        return place.location(info)
+
+    def retain_open(self, shards: Collection[int]) -> None:
+        """Close all other tars, and reserve capacity for these."""
+        self._tars.capacity = max(REMOTE_TARS, min(TARS, len(shards)))
+        self._tars.resize(shards.__contains__)
+
+    def _name(self, shard: int, sample: int) -> str:
+        return f"{self.shard_location(shard)}: {self.key(shard, sample)}"
+
+    def _member(self, shard: int, sample: int, extension: str) -> bytes | None:
+        offsets, sizes = self._indexes(shard, self._index).column(extension)
+        start = int(offsets[sample])
+        return None if start < 0 else self._read(shard, sample, start, int(sizes[sample]))
+
+    def _read(self, shard: int, sample: int, offset: int, size: int) -> bytes:
+        tar = self._tars(shard, self._open)  # referenced, and so open, until the end of this function
+        if offset + size > self.shards[shard][1].bytes:  # before so many bytes are allocated
+            raise SampleError(
+                f"shards: {self._name(shard, sample)} lies beyond the end of {self.shard_location(shard)}"
+            )
+        try:
+            content = os.pread(tar.number, size, offset)
+        except OSError as error:
+            raise SampleError(f"shards: {self._name(shard, sample)} cannot be read: {error.strerror}") from None
+        if len(content) < size:
+            raise SampleError(
+                f"shards: {self._name(shard, sample)} is truncated: {self.shard_location(shard)} has become shorter"
+            )
+        return content
+
+    def _open(self, shard: int) -> _OpenTar:
+        place, info = self.shards[shard]
+        try:
+            return _OpenTar(place.open(info))  # its lock keeps a cached shard in the cache
+        except OSError as error:
+            raise UserError(f"shards: cannot read {self.shard_location(shard)}: {error}") from None
+
+    def _index(self, shard: int) -> Index:
+        place, info = self.shards[shard]
+        index = place.index(info)
+        if len(index) != info.samples:
+            raise UserError(
+                f"shards: the index of {self.shard_location(shard)} lists {len(index)} samples, the manifest {info.samples}. "
+                "Fix: build the shards again."
+            )
+        return index
+
+    def _table(self, shard: int) -> Ints:
+        """Return offset and size of each sample's image, [samples, 2]."""
+        index = self._index(shard)
+        table = np.full((len(index), 2), -1, dtype=np.int64)
+        for wanted in reversed(IMAGES):  # the first extension wins
+            for name in (name for name in index.extensions if name.lower() == wanted):
+                column = np.stack(index.column(name), axis=1)
+                table = np.where(column[:, :1] >= 0, column, table)
+        outside = (table < 0).any(axis=1) | (table.sum(axis=1) > self.shards[shard][1].bytes)
+        if outside.any():
+            name = f"{self.shard_location(shard)}: {index.keys[int(outside.argmax())]}"
+            raise UserError(f"shards: {name} has no image inside the tar. Fix: build the shards again.")
+        if table[:, 1].sum() > self.shards[shard][1].bytes:  # a batch never takes more memory than its shards
+            raise UserError(
+                f"shards: the index of {self.shard_location(shard)} lists more than its bytes. Fix: rebuild it."
+            )
+        for offset, size in table[[0, -1]].tolist():
+            if not self._matches_tar_header(shard, offset, size):
+                raise UserError(
+                    f"shards: the index of {self.shard_location(shard)} is of another tar. Fix: rebuild the shards."
+                )
+        return table
+
+    def _matches_tar_header(self, shard: int, offset: int, size: int) -> bool:
+        """Whether a member's header, 512 bytes before it, has the size of the index (in octal)."""
+        tar = self._tars(shard, self._open)  # referenced, as in `_read`: its descriptor may be reused after a close
+        try:
+            field = os.pread(tar.number, 12, offset - HEADER + SIZE_AT).strip(b"\0 ")
+        except OSError:
+            return True  # a failing disk costs single samples
+        try:
+            return len(field) == 0 or field[0] >= 0x80 or int(field, 8) == size  # above 8 GiB: a binary number
+        except ValueError:
+            return False
+
+
+def open_corpus(data: DataConfig) -> ShardCorpus:
+    """Open the corpus of a configuration, with its cache if any shard comes from a URL. Raises like `Corpus`."""
+    cache = make_cache(data) if any(map(is_url, data.shards)) else None
+    return ShardCorpus(data.shards, data.splits, cache)
+
+
+def _check_splits(manifests: Sequence[Manifest], splits: Sequence[str]) -> None:
+    known = sorted({split for manifest in manifests for split in manifest.splits})
+    for split in splits:
+        if split not in known:
+            raise UserError(f"data.splits: no split {split!r} in these shards. Available: {', '.join(known)}")

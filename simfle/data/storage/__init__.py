@@ -1,0 +1,1 @@
+"""Where shards are stored: local, remote, resampled."""

@@ -1,0 +1,230 @@
+"""Stream samples of tars without index or cache, with the webdataset library: random shards, without end.
+
+Its guarantees are weaker than those of `simfle.data.sampler`, see `PROMISES`.
+"""
+
+# n samples
+import hashlib
+import logging
+import math
+import random
+import re
+import tarfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from shards.format.external_tars import image_extension, list_tars, split_from_name
+from shards.format.index import split_name
+from shards.format.manifest import NAME, read_manifest
+from shards.io.atomic import open_regular
+from shards.io.bounded_tar import BoundedTar
+from shards.io.urls import check_url, is_url, join, open_url, with_retries
+from shards.redact import redact_url
+from simfle.config.schema import DataConfig
+from simfle.errors import UserError
+
+log = logging.getLogger(__name__)
+Ints = NDArray[np.int64]
+Bytes = NDArray[np.uint8]
+
+PROMISES = (
+    "data.streaming=true: each process draws shards at random with replacement. There are no epochs: some samples "
+    "come more often than others. A resumed run, or one on another number of processes, gets other samples. "
+    "Nothing is compared with a manifest. Views still depend on (seed, step, sample) only. For exact order and resume "
+    "use shards with a manifest"
+)
+SHUFFLED = 2048  # maximum number of samples in the shuffle buffer, per process
+FAILURES = 10  # consecutive unreadable shards before the run ends
+REMEMBERED = 256  # micro-batches whose ids and names can be looked up
+TARS = (".tar", ".tar.gz", ".tgz")
+MAX_IMAGE = 64 << 20  # bytes of an image file: a compressed tar of 64 kB may hold one of 64 MiB
+_NO_SAMPLE = re.compile(r"__[^/]*__($|/)")  # members in which webdataset stores metadata of the tar
+
+
+class ResampledStream:
+    """Replaces a `Corpus` and its `Order` in a `Loader`: returns the next samples, whatever is requested.
+
+    data.shards: tars, paths or URLs, with {000..099} expanded; or folders whose manifest lists them. A sample's id is a
+    hash of its shard's name and its key. samples, steps_per_epoch: unknown, 0 and infinite.
+
+    Raises:
+        UserError: no shards, a URL that is not allowed; later: shards that cannot be read.
+    """
+
+    remote = False
+    samples = 0
+    steps_per_epoch = math.inf
+
+    def __init__(self, data: DataConfig, seed: int, global_batch: int, rank: int) -> None:
+        self.urls = expand(data.shards, data.splits)
+        self.folders = tuple(redact_url(place) for place in data.shards)
+        self.seed, self.global_batch, self.rank = seed, global_batch, rank
+        self.window = min(data.shuffle_window, SHUFFLED)
+        self.skipped = 0  # samples without an image
+        self._iterator: Iterator[tuple[int, str, bytes]] | None = None
+        self._images: dict[int, bytes] = {}  # of the latest micro-batch
+        self._taken: deque[tuple[int, dict[int, str]]] = deque(maxlen=REMEMBERED)
+        self._failures, self._error = 0, ""
+        self._heard = 0  # samples and failures so far
+        if rank == 0:
+            log.warning("%s", PROMISES)
+
+    @property
+    def describe(self) -> str:
+        """A description for log lines."""
+        return f"a stream of {len(self.urls)} shards"
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that identify the list of shards; their content is unknown."""
+        names = "\n".join(redact_url(url) for url in self.urls)
+        return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
+
+    def slot_ids(self, step: int, start: int, stop: int) -> tuple[Ints, int]:
+        """Return ids of the next stop - start samples of this process; the step replaces the epoch of their views."""
+        if self._iterator is None:  # another start step gives another order of shards
+            self._iterator = self._samples(f"{self.seed} {self.rank} {step}")
+        taken = []
+        for _ in range(start, stop):
+            sample = next(self._iterator, None)
+            if sample is None:
+                raise UserError(f"data.shards: {FAILURES} consecutive shards cannot be read; last error: {self._error}")
+            taken.append(sample)
+        self._images = {number: image for number, _, image in taken}
+        self._taken.append((step, {number: name for number, name, _ in taken}))
+        return np.array([number for number, _, _ in taken], dtype=np.int64), step
+
+    def batch_ids(self, step: int) -> tuple[Ints, int]:
+        """Return ids that this process took for a recent step; those of other processes are unknown."""
+        ids = [number for at, names in list(self._taken) if at == step for number in names]
+        return np.array(ids, dtype=np.int64), step
+
+    def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
+        """Return arguments for `image`, `key` and `tar`: the ids themselves."""
+        numbers = np.asarray(ids, dtype=np.int64)
+        return numbers, np.zeros_like(numbers)
+
+    def read_image(self, number: int, _: int) -> Bytes:
+        """Return the image file [size] uint8 of a sample of the latest micro-batch."""
+        return np.frombuffer(self._images[number], dtype=np.uint8)
+
+    def next_in_shard(self, number: int) -> int:
+        """Return the next sample of the latest micro-batch; the first follows the last."""
+        numbers = list(self._images)
+        return numbers[(numbers.index(number) + 1) % len(numbers)]
+
+    def key(self, number: int, _: int) -> str:
+        """Return shard and key of a recent sample; the id if it is forgotten."""
+        return next((names[number] for _, names in list(self._taken) if number in names), str(number))
+
+    def shard_location(self, number: int) -> str:
+        """Return the same as `key`: a sample's name includes its shard."""
+        return self.key(number, 0)
+
+    def _samples(self, seed: str) -> Iterator[tuple[int, str, bytes]]:
+        """Yield id, name and image file without end."""
+        from webdataset import ResampledShards, filters, tariterators  # slow: it imports torch's data loaders
+
+        shards = ResampledShards(list(self.urls), worker_seed=lambda: seed, deterministic=True)
+        samples = tariterators.group_by_keys(self._files(self._open(shards)), handler=self._failed)
+        shuffled = filters.shuffle(self.window, self.window // 2, rng=random.Random(seed))
+        yield from shuffled(self._usable(samples))
+
+    def _open(self, shards: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Open shards. webdataset's own opener would run `pipe:` URLs, and curl for others, in a shell."""
+        for shard in shards:
+            url = shard["url"]
+            try:
+                file = with_retries(url, partial(_open_tar, url))
+            except (OSError, UserError) as error:
+                if not self._failed(error):
+                    return
+                continue
+            before = self._heard
+            with file:
+                yield {"url": url, "stream": file}
+            # Shards are drawn without end: shards without images would loop forever.
+            if self._heard == before and not self._failed(UserError(f"{redact_url(url)} has no image")):
+                return
+
+    def _files(self, tars: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """Yield name and content of each member, {} after the last one of a tar; webdataset's own reader has no limits.
+
+        Members that are not images, or too large for one, come without content.
+        """
+        for tar in tars:
+            try:
+                with BoundedTar.open(fileobj=tar["stream"], mode="r|*") as archive:
+                    for name, content in _members(archive):
+                        yield {"fname": name, "data": content, "__url__": tar["url"]}
+                yield {}
+            except Exception as error:  # noqa: BLE001 - corrupt tars and failing networks raise anything
+                if not self._failed(error):
+                    return
+
+    def _usable(self, samples: Iterator[dict[str, Any]]) -> Iterator[tuple[int, str, bytes]]:
+        for sample in samples:
+            name = image_extension(sample)
+            if name is None or not sample[name]:
+                self.skipped += 1
+                if math.log10(self.skipped).is_integer():
+                    log.warning("data.streaming: %d samples so far had no image", self.skipped)
+                continue
+            self._failures = 0
+            self._heard += 1
+            place = f"{PurePosixPath(redact_url(sample['__url__'])).name}: {sample['__key__']}"
+            number = int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
+            yield number, place, sample[name]
+
+    def _failed(self, error: Exception) -> bool:
+        """Report a failed shard; whether to continue with another one."""
+        self._failures += 1
+        self._heard += 1
+        # webdataset adds objects and the URL to an error's arguments.
+        said = ", ".join(redact_url(part) for part in error.args if isinstance(part, str))
+        self._error = f"{type(error).__name__}: {said or error}"
+        log.warning("data.streaming: shard skipped: %s", self._error)
+        return self._failures < FAILURES
+
+
+def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    while (item := archive.next()) is not None:
+        archive.members.clear()  # type: ignore[attr-defined] # otherwise tarfile keeps every header
+        if item.isreg() and not _NO_SAMPLE.match(item.name):
+            wanted = image_extension([split_name(item.name)[1]]) is not None and item.size <= MAX_IMAGE
+            file = archive.extractfile(item) if wanted else None
+            yield item.name, file.read() if file else b""
+
+
+def _open_tar(url: str) -> IO[bytes]:
+    return open_url(url) if is_url(url) else open_regular(Path(url), "rb")
+
+
+def expand(places: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:
+    """Return the tars of `data.shards` for streaming: in folders only those of `splits`. Raises UserError."""
+    import braceexpand
+
+    tars: list[str] = []
+    for place in (each for pattern in places for each in braceexpand.braceexpand(pattern)):
+        if is_url(place):
+            check_url(place)
+        path = place.partition("?")[0]
+        if path.endswith(TARS):
+            if not is_url(place) and not Path(place).is_file():
+                raise UserError(f"data.shards: {place} does not exist")
+            tars.append(place)
+        elif is_url(place) or (Path(place) / NAME).exists():
+            chosen = [shard for shard in read_manifest(place).shards if not splits or shard.split in splits]
+            tars += [join(place, shard.file) if is_url(place) else str(Path(place) / shard.file) for shard in chosen]
+        else:
+            tars += [str(tar) for tar in list_tars(Path(place)) if not splits or split_from_name(tar.name) in splits]
+    if not tars:
+        raise UserError(
+            f"data.shards: no shards to stream in {', '.join(map(redact_url, places))}, splits {list(splits)}"
+        )
+    return tuple(tars)

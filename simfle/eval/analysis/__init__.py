@@ -1,0 +1,1 @@
+"""Results, metrics, comparisons and summaries."""

@@ -1,0 +1,1 @@
+"""Load backbones: our own and external ones."""

@@ -1,0 +1,1 @@
+"""Export backbones for timm, ONNX and Hugging Face."""

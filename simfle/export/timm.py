@@ -1,0 +1,158 @@
+"""Export a run's newest complete checkpoint to backbone files: timm's parameter names, safetensors and JSON."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from shards.io.atomic import regular_path, write_atomic
+from shards.redact import to_json
+from simfle.config.schema import load_yaml
+from simfle.errors import UserError
+from simfle.eval.backbones.load import METADATA, WEIGHTS, BackboneMetadata, build_network
+from simfle.runtime import run_files
+
+T = TypeVar("T")
+NETWORKS = ("online", "target")  # a method without a target network exports only the online one
+TRIES = 5  # attempts, since a run may delete a checkpoint during reading
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """Return the newest complete checkpoint folder of a run.
+
+    Raises:
+        UserError: no such run, or no complete checkpoint in it.
+    """
+    if not run.is_dir():
+        raise UserError(f"export: {run} is not a run folder. Fix: name one that simfle pretrain wrote.")
+    if found := run_files.complete_checkpoint_dirs(run):
+        return found[0]
+    incomplete = len(list((run / "checkpoints").glob("step-*")))
+    raise UserError(f"export: {run} has no complete checkpoint yet ({incomplete} incomplete). Fix: resume the run.")
+
+
+def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
+    """Return a run's newest complete checkpoint folder and the result of `read` on it.
+
+    A training run deletes old checkpoints after each new one. If the chosen checkpoint disappears meanwhile, the new
+    one is read.
+
+    Raises:
+        UserError: see `newest_checkpoint`; `read` fails on an existing checkpoint, or checkpoints are deleted too fast.
+    """
+    for _ in range(TRIES):
+        newest = newest_checkpoint(run)
+        try:
+            return newest, read(newest)
+        except UserError:
+            if (newest / run_files.MARKER).exists():  # deletion removes the marker first
+                raise
+    raise UserError(f"export: {run} deletes its checkpoints before they are read. Fix: wait for its end and retry.")
+
+
+def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
+    """Write online and target backbone of a run's newest checkpoint to `out`/{online,target} (default RUN/export).
+
+    Return network -> its backbone.safetensors.
+
+    Raises:
+        UserError: no run, no complete checkpoint, or a checkpoint of another model.
+    """
+    newest, found = read_newest(run, read_backbones)
+    model, views = _config(run)
+    _refuse_edited(run, newest, model, views)
+    name = model["backbone"]
+    written = {}
+    for network, tensors in found.items():
+        if not tensors and network != NETWORKS[0]:
+            continue
+        size = _side(tensors) or int(views["size"])
+        stride = int(model.get("output_stride", 0))  # missing in runs of older versions
+        wanted = build_network(name, size, stride)
+        if tensors.keys() != wanted.state_dict().keys():
+            raise UserError(
+                f"export: {newest} holds no {network} {name} ({len(tensors)} tensors under {network}.backbone., "
+                f"{len(wanted.state_dict())} expected). Fix: restore the run's own config.yaml."
+            )
+        weights = save(tensors)
+        card = BackboneMetadata(
+            name=name,
+            network=network,
+            features=int(wanted.num_features),  # type: ignore[arg-type]
+            mean=tuple(model["mean"]),
+            std=tuple(model["std"]),
+            size=size,
+            run={"folder": run.name, "checkpoint": newest.name, "step": run_files.step_from_name(newest)},
+            sha256=hashlib.sha256(weights).hexdigest(),
+            output_stride=stride,
+        )
+        folder = (out or run / "export") / network
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / WEIGHTS, weights)
+        write_atomic(folder / METADATA, (to_json(asdict(card), indent=1) + "\n").encode())
+        written[network] = folder / WEIGHTS
+    return written
+
+
+def _side(tensors: dict[str, Tensor]) -> int | None:
+    """Return the image side in pixels of a vision transformer's position embeddings; None for a CNN."""
+    if "pos_embed" not in tensors:
+        return None
+    places = tensors["pos_embed"].shape[1] - ("cls_token" in tensors)
+    return math.isqrt(places) * tensors["patch_embed.proj.weight"].shape[-1]
+
+
+def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:
+    """Raise UserError if config.yaml and the checkpoint disagree about the backbone."""
+    trained = run_files.read_state(newest).get("identity")
+    trained = trained if isinstance(trained, dict) else {}
+    now = {f"model.{name}": model[name] for name in ("backbone", "mean", "std")} | {"views.size": views["size"]}
+    for key, value in now.items():
+        if trained.get(key, value) != value:
+            raise UserError(
+                f"export: {run}/config.yaml: {key}={value}, but {newest.name} was trained with {trained[key]}. "
+                f"Fix: set it to {trained[key]}, or rerun the run's own command, which restores it."
+            )
+
+
+def read_backbones(folder: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the backbone's tensors of each network, with timm's names; empty for a network that the method lacks."""
+    path = folder / "model.safetensors"
+    try:
+        with regular_path(path) as same, safe_open(same, "pt") as file:
+            return {network: _below(f"{network}.backbone.", file) for network in NETWORKS}
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"export: cannot read {path}: {error}. Fix: check the file and its disk.") from None
+
+
+def _below(prefix: str, file: Any) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, without the prefix."""
+    names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a mapping
+    return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+
+
+def _config(run: Path) -> tuple[dict, dict]:
+    """Return the model and views sections of the run's resolved configuration."""
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise UserError(f"export: {path} does not exist. Fix: name a run folder.")
+    content = load_yaml(path)
+    try:
+        model, views = content["model"], content["views"]
+        sizes = int(views["size"]), int(model.get("output_stride", 0))
+        plain = [model["backbone"], *sizes, *map(float, (*model["mean"], *model["std"]))]
+    except (KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise UserError(
+            f"export: {path} is corrupt ({error!r}). Fix: rerun the run's command, which restores it."
+        ) from None
+    if not isinstance(plain[0], str) or len(plain) != 9:
+        raise UserError(
+            f"export: {path} is corrupt (model.backbone, model.mean or model.std). Fix: rerun the run's command."
+        )
+    return model, views

@@ -1,0 +1,1 @@
+"""Heads, masking and other building blocks."""

@@ -1,0 +1,1 @@
+"""SimFLE and the baselines, one module each."""

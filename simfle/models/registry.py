@@ -1,0 +1,54 @@
+"""The pretraining methods by name."""
+
+import torch
+from torch import nn
+
+from shards.errors import UserError
+from simfle.config.schema import ModelConfig, ViewsConfig
+from simfle.models.base import Method
+from simfle.models.layers.activation_checkpointing import enable_activation_checkpointing
+from simfle.models.methods.byol import BYOL
+from simfle.models.methods.mae import MAE
+from simfle.models.methods.moco import MoCo
+from simfle.models.methods.simclr import SimCLR
+from simfle.models.methods.simfle import SimFLE
+from simfle.models.methods.simsiam import SimSiam
+from simfle.models.methods.swav import SwAV
+from simfle.models.methods.vicreg import VICReg
+
+METHODS: dict[str, type[Method]] = {
+    "simfle": SimFLE,
+    "byol": BYOL,
+    "simsiam": SimSiam,
+    "simclr": SimCLR,
+    "moco": MoCo,
+    "swav": SwAV,
+    "vicreg": VICReg,
+    "mae": MAE,
+}
+
+
+def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
+    """The root module that `model.method` names; SimFLE without FaceMAE is BYOL with SimFLE's heads.
+
+    Raises:
+        UserError: there is no such method, or its configuration cannot be.
+    """
+    if model.method not in METHODS:
+        raise UserError(f"model.method={model.method!r}: unknown. Fix: use one of {', '.join(METHODS)}.")
+    if model.compile and model.activation_checkpointing:
+        raise UserError("model.compile=true with model.recompute=true: not supported. Fix: set one of them to false.")
+    kind = BYOL if model.method == "simfle" and not model.facemae.enabled else METHODS[model.method]
+    method = kind(model, views)  # type: ignore[call-arg]
+    for network in method.networks():
+        if model.activation_checkpointing:
+            enable_activation_checkpointing(network)
+        if model.compile:
+            compiled(network)
+    return method
+
+
+def compiled(network: nn.Module, backend: str = "inductor") -> None:
+    """Compile `network` in place with torch.compile; names do not change. On failure it logs and runs uncompiled."""
+    torch._dynamo.config.suppress_errors = True
+    network.compile(backend=backend)

@@ -1,0 +1,259 @@
+"""Images of a model's behavior on given faces: masks, reconstructions, class activation maps, nearest neighbors.
+
+Computed from a run's newest complete checkpoint, on the CPU, for a few hundred images.
+"""
+
+# N faces, n faces searched, C channels, h x h feature map, G groups, K maps, S positions of a map
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from shards.io.atomic import regular_path
+from simfle.batch import Batch
+from simfle.config.schema import PretrainConfig, load
+from simfle.errors import UserError
+from simfle.eval.backbones.load import BackboneMetadata, LoadedBackbone, frozen
+from simfle.export.timm import read_newest
+from simfle.models.base import Method
+from simfle.models.methods.mae import MAE
+from simfle.models.methods.simfle import SimFLE
+from simfle.models.registry import build_method
+from simfle.report.face_samples import (
+    TILE,
+    FaceBatch,
+    FaceSet,
+    Image,
+    ReportFigure,
+    Tile,
+    beside,
+    enlarge,
+    grid,
+    jpeg,
+    pick_faces,
+    png,
+    resize,
+)
+from simfle.train.telemetry.reconstructions import draw_reconstruction
+
+NEIGHBOURS, MASKED = 5, 3  # neighbors per face; faces whose masks are shown
+CHUNK = 64  # images per forward pass
+
+
+def figures(run: Path, faces: FaceSet) -> list[ReportFigure]:
+    """Make all images for one run's newest checkpoint.
+
+    Raises:
+        UserError: no complete checkpoint, or one that is corrupt or of another configuration.
+    """
+    method, config = _load(run)
+    backbone = _backbone(method, config)
+    found = [masks(method, faces, config), reconstructions(method, faces, config)]
+    found += [activation(backbone, faces), neighbours(backbone, faces)]
+    return [sheet for sheet in found if sheet is not None]
+
+
+def _load(run: Path) -> tuple[Method, PretrainConfig]:
+    config = load(PretrainConfig, run / "config.yaml")
+    method = build_method(config.model, config.views).eval()
+    read_newest(run, lambda checkpoint: _fill(method, checkpoint / "model.safetensors"))
+    return method, config
+
+
+def _fill(method: Method, path: Path) -> None:
+    """Load a checkpoint's weights into the method. Raises UserError if it is corrupt or of another method."""
+    try:
+        with regular_path(path) as same:
+            unknown = method.load_state_dict(load_file(same), strict=False)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise UserError(
+            f"report: {path} cannot be loaded ({str(error).splitlines()[0]}). Fix: delete this checkpoint."
+        ) from None
+    lacking = set(unknown.missing_keys) & {name for name, _ in method.named_parameters()}
+    if lacking:
+        raise UserError(f"report: {path} lacks {min(lacking)}. Fix: restore the run's own config.yaml.")
+
+
+def _backbone(method: Method, config: PretrainConfig) -> LoadedBackbone:
+    """Return the online backbone as used in evaluations."""
+    network = method.online.backbone  # type: ignore[union-attr]
+    model, side = config.model, config.views.size
+    if isinstance(method, MAE):
+        side = int(network.patch_embed.img_size[0])  # type: ignore[union-attr, index]
+    channels = int(network.num_features)  # type: ignore[arg-type, union-attr]
+    card = BackboneMetadata(
+        model.backbone,
+        "online",
+        channels,
+        tuple(model.mean),
+        tuple(model.std),
+        side,
+        {},
+        output_stride=model.output_stride,
+    )
+    return LoadedBackbone(frozen(network, card), card)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def masks(method: Method, album: FaceSet, config: PretrainConfig) -> ReportFigure | None:
+    """Show for each face what each group would keep visible."""
+    if not isinstance(method, SimFLE):
+        return None
+    face = album.queries.tensor(config.views.face_size)[:MASKED]
+    masking, patch = method.masking, config.model.facemae.patch_size
+    maps = masking.grouping(method.online.backbone(method.normalize(face))).flatten(2)  # [N, K, S]
+    tiles = []
+    for place, image in enumerate(face):
+        whole = image.permute(1, 2, 0).numpy()
+        shown = []
+        for group in range(masking.groups):
+            scores = masking.patch_scores(maps[place : place + 1].float(), torch.tensor([group]))
+            shown.append(_keep(whole, masking.most_active(scores)[0].numpy(), patch))
+        caption = (
+            f"Face {place + 1} ({album.queries.named(place)}), then the patches kept by groups 1 to {masking.groups}"
+        )
+        tiles.append(Tile(png(beside(whole, grid(shown))), caption, wide=True))
+    about = (
+        f"Left: the face; then one image for each of the {masking.groups} channel groups, row by row, with the "
+        f"{masking.visible} patches of the group's strongest response kept. Separated groups show different parts of a "
+        "face, and each group the same part of different faces. If all images are alike, the groups have collapsed."
+    )
+    if masking.choice == "random":
+        about += " In this run masks were random; the learned groups did not select them."
+    return ReportFigure("Semantic masks of every group", about, tiles)
+
+
+def _keep(image: Image, visible: NDArray[np.int64], patch: int) -> Image:
+    """Return the image with all patches except the visible ones in gray."""
+    side = image.shape[0] // patch
+    kept = np.zeros(side * side, bool)
+    kept[visible] = True
+    mask = np.kron(kept.reshape(side, side), np.ones((patch, patch), bool))[:, :, None]
+    return np.where(mask, image, np.uint8(150)).astype(np.uint8)
+
+
+@torch.no_grad()
+def reconstructions(method: Method, album: FaceSet, config: PretrainConfig) -> ReportFigure | None:
+    """Show face, visible patches and reconstruction; None for methods without an autoencoder."""
+    if not isinstance(method, SimFLE | MAE):
+        return None
+    queries, count = album.queries, len(album.queries.images)
+    view = queries.tensor(config.views.size)
+    face = queries.tensor(config.views.face_size)
+    places = torch.arange(count)
+    method.capture_reconstruction = True
+    method(Batch(view, view, face, places, (places + 0.5).double() / count))
+    if method.reconstruction is None:
+        return None
+    image, patches = (
+        draw_reconstruction(method.reconstruction, method.mean, method.std, count),
+        method.reconstruction.prediction.shape[1],
+    )
+    visible = method.reconstruction.visible.shape[1]
+    rows = np.split(image, count)
+    tiles = [Tile(png(enlarge(row)), queries.named(place)) for place, row in enumerate(rows)]
+    about = (
+        f"Left: the face. Middle: the {visible} of {patches} patches that the autoencoder sees. Right: its "
+        "reconstruction of the others (with the true brightness and contrast of each patch, which are not predicted). "
+        "Good reconstructions continue mouth, eyes and outline across the gaps."
+    )
+    return ReportFigure("Reconstructions", about, tiles)
+
+
+@torch.no_grad()
+def activation(backbone: LoadedBackbone, album: FaceSet) -> ReportFigure | None:
+    """Class activation maps (Zhou et al. 2016) of a linear classifier fitted on the gallery; None without labels."""
+    gallery, queries = album.gallery, album.queries
+    asked = [_same(queries, place, gallery) for place in range(len(queries.images))]
+    apart = [not any(same) for same in zip(*asked, strict=True)]  # [n]
+    known = [place for place, label in enumerate(gallery.labels) if label is not None and apart[place]]
+    labels = np.array([gallery.labels[place] for place in known])
+    if len(set(labels.tolist())) < 2:
+        return None
+    features = _features(backbone, pick_faces(gallery, known)).numpy()  # [n, C]
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)).fit(features, labels)
+    maps = backbone.module.maps(queries.tensor(backbone.card.size))  # [N, C, h, h]
+    chosen = model.predict(maps.mean((2, 3)).numpy())
+    weights = torch.from_numpy(_weights_of(model[-1], chosen) / model[0].scale_).float()  # [N, C], of raw features
+    evidence = torch.einsum("nchw,nc->nhw", maps, weights).clamp_min(0)
+    tiles = []
+    for place, image in enumerate(queries.images):
+        face = resize(image, 2 * TILE)
+        said = f"{queries.named(place)}, predicted as {gallery.classes[int(chosen[place])]}"
+        tiles.append(Tile(jpeg(grid([face, _heated(face, evidence[place].numpy())])), said))
+    about = (
+        f"Evidence for the class that a linear classifier predicts from the frozen features (fitted for these images "
+        f"on {len(known)} {_others(album)}), from blue (none) to yellow (most). A backbone that responds to facial "
+        "landmarks is yellow on mouth, eyes and brows, not on hair or background."
+    )
+    return ReportFigure("Class activation maps", about, tiles)
+
+
+def _weights_of(model: LogisticRegression, chosen: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the weights [N, C] for each predicted class; with two classes, the model stores only the second's."""
+    rows = np.searchsorted(model.classes_, chosen)
+    if len(model.classes_) == 2:
+        return model.coef_ * np.where(rows == 0, -1, 1)[:, None]
+    return model.coef_[rows]
+
+
+def _heated(face: Image, evidence: NDArray[np.float32]) -> Image:
+    """Overlay the map [h, h] on the face, blue (none) to yellow (most): cividis, which suits color-blind readers."""
+    side = face.shape[0]
+    heat = cv2.resize(evidence, (side, side), interpolation=cv2.INTER_LINEAR)
+    heat = (255 * heat / max(float(heat.max()), 1e-12)).astype(np.uint8)
+    coloured = cv2.cvtColor(cv2.applyColorMap(heat, cv2.COLORMAP_CIVIDIS), cv2.COLOR_BGR2RGB)
+    return (0.45 * face + 0.55 * coloured).astype(np.uint8)
+
+
+@torch.no_grad()
+def neighbours(backbone: LoadedBackbone, album: FaceSet) -> ReportFigure | None:
+    """Show the most similar other faces (of other people, if known), by cosine similarity of the features."""
+    asked, gallery = album.queries, album.gallery
+    similar = _unit(_features(backbone, asked)) @ _unit(_features(backbone, gallery)).T  # [N, n]
+    tiles = []
+    for place, image in enumerate(asked.images):
+        scores = similar[place].masked_fill(torch.tensor(_same(asked, place, gallery)), -2)
+        nearest = scores.topk(min(NEIGHBOURS, len(scores))).indices.tolist()
+        shown = [resize(image, TILE), *(resize(gallery.images[other], TILE) for other in nearest)]
+        said = ", ".join(gallery.named(other) for other in nearest)
+        tiles.append(Tile(jpeg(grid(shown)), f"{asked.named(place)}: {said}"))
+    about = (
+        f"Left: a face; then the {NEIGHBOURS} {_others(album)} with the most similar features among "
+        f"{len(gallery.images)}. Features of expression retrieve faces with the same expression; features of light, "
+        "pose or hair retrieve faces with the same light, pose or hair."
+    )
+    return ReportFigure("Nearest neighbors", about, tiles)
+
+
+def _same(asked: FaceBatch, place: int, gallery: FaceBatch) -> list[bool]:
+    """Mark the gallery images that are the query itself, or of the same person if people are known."""
+    image, person = asked.images[place], asked.groups[place]
+    return [
+        np.array_equal(image, other) or (person != "" and group == person)
+        for other, group in zip(gallery.images, gallery.groups, strict=True)
+    ]
+
+
+def _others(album: FaceSet) -> str:
+    """Describe the remaining images."""
+    return "images of other people" if all([*album.queries.groups, *album.gallery.groups]) else "other images"
+
+
+def _features(backbone: LoadedBackbone, faces: FaceBatch) -> Tensor:
+    """Normalize [N, C] to unit length."""
+    pixels = faces.tensor(backbone.card.size)
+    return torch.cat([backbone.module(part) for part in pixels.split(CHUNK)])
+
+
+def _unit(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features, dim=1)

@@ -1,0 +1,1 @@
+"""Processes, devices, signals, logs and the files of a run."""

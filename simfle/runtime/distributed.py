@@ -1,0 +1,339 @@
+"""Processes, devices and the DeepSpeed engine: the environment of a run."""
+
+import ctypes
+import logging
+import os
+import re
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from simfle.config.schema import OptimConfig, TrainConfig
+from simfle.errors import CollectiveError, PeerLostError, RunStopped, UserError
+from simfle.optim import STATES
+from simfle.runtime import zero_stage
+from simfle.runtime.device import kernels, memory_bytes, set_ds_accelerator
+from simfle.runtime.entrypoint import LAUNCHER
+
+log = logging.getLogger(__name__)
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+FOR_LIBRARIES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG")  # removed at exit: a later process may use another device
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+AUTO = -1  # train.micro_batch=auto: found by trial, see simfle.train.auto_batch
+BUCKET = 50_000_000  # elements of a gradient bucket
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all: rank of size, local_rank of local_size on this machine, and its device."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    """How a global batch is split: global_batch = processes * accumulation * micro_batch."""
+
+    global_batch: int
+    micro_batch: int
+    grad_accum_steps: int
+
+    @property
+    def processes(self) -> int:
+        return self.global_batch // (self.grad_accum_steps * self.micro_batch)
+
+
+def compute_batch_layout(config: TrainConfig, processes: int) -> BatchLayout:
+    """Compute micro-batch and accumulation for the number of processes.
+
+    Raises:
+        UserError: the global batch cannot be split equally.
+    """
+    total, micro = config.global_batch, config.micro_batch
+    if total < 1 or total % processes:
+        raise UserError(f"train.global_batch={total}: not divisible by {processes} processes")
+    share = total // processes
+    micro = share if micro in (0, AUTO) else micro
+    if micro < 1 or share % micro:
+        raise UserError(
+            f"train.micro_batch={micro}: does not divide the {share} samples per process of "
+            f"train.global_batch={total} and {processes} processes"
+        )
+    if micro < 2:
+        raise UserError(f"train.micro_batch={micro}: BatchNorm needs at least 2 samples per process and forward pass")
+    return BatchLayout(total, micro, share // micro)
+
+
+def intra_op_threads(local_size: int) -> int:
+    """Return the number of CPU compute threads of this process: its part of the cores of `local_world_size` processes.
+
+    OMP_NUM_THREADS is taken as the number per process: the user or the launcher has already divided it.
+    """
+    known = torch.get_num_threads()
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return max(1, min(known, int(asked[:9])) if asked.isdecimal() else known // local_size)
+
+
+@contextmanager
+def init_distributed(config: TrainConfig) -> Iterator[World]:
+    """Join the processes that a launcher started (accelerate, torchrun, Slurm), or run as the only one.
+
+    Raises:
+        UserError: a requested GPU is missing, or the launcher started fewer processes than requested.
+    """
+    changes = nullcontext() if "WORLD_SIZE" in os.environ else preserve_process_state()
+    with changes, _deterministic_kernels(config.deterministic), _process_group(config) as world:
+        yield world
+
+
+@contextmanager
+def preserve_process_state() -> Iterator[None]:
+    """Restore what a run or an evaluation changes in its process, which may belong to a notebook."""
+    set_before = set(os.environ)
+    random = torch.get_rng_state()
+    hook = sys.excepthook  # torch's hook prefixes each line with the rank
+    try:
+        yield
+    finally:
+        for name in (*LAUNCHED, *FOR_LIBRARIES):
+            if name not in set_before:
+                os.environ.pop(name, None)
+        sys.excepthook = hook
+        torch.set_rng_state(random)
+
+
+@contextmanager
+def _deterministic_kernels(wanted: bool) -> Iterator[None]:
+    """Use kernels with a fixed order of summation if torch has them; a warning names an operator without one."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+@contextmanager
+def _process_group(config: TrainConfig) -> Iterator[World]:
+    environment = _launched()
+    if "TORCHELASTIC_RUN_ID" in os.environ or LAUNCHER in os.environ:
+        _leave_with_launcher()
+    cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    if config.device not in ("auto", "cpu", "cuda"):
+        raise UserError(f"train.device={config.device!r}: unknown. Fix: use auto, cpu or cuda.")
+    if cuda and not torch.cuda.is_available():
+        raise UserError("train.device=cuda: torch sees no GPU. Fix: set train.device=cpu or fix the driver.")
+    device = torch.device("cuda", _gpu(environment["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed also picks its GPU by this variable
+    _start_group(device, config.hang_timeout)
+    import deepspeed  # after its accelerator is set
+
+    world = World(
+        dist.get_rank(), dist.get_world_size(), environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"], device
+    )
+    if world.world_size != environment["WORLD_SIZE"]:
+        raise RuntimeError(
+            f"launched as one of {environment['WORLD_SIZE']}, but the process group has {world.world_size}"
+        )
+    together = True
+    try:
+        with kernels(device, deterministic=config.deterministic):
+            yield world
+    except (CollectiveError, RunStopped):
+        raise
+    except BaseException:
+        together = world.world_size == 1
+        raise
+    finally:
+        # Destroying NCCL waits for pending work: if only this process fails, forever, and its error is never reported.
+        if together or device.type == "cpu":
+            deepspeed.comm.destroy_process_group()  # also clears DeepSpeed's state: a notebook may start another run
+
+
+def _leave_with_launcher() -> None:
+    """Send SIGTERM to this process when its launcher dies: it saves, exits and releases the run folder."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):  # the launcher has died already
+        signal.raise_signal(signal.SIGTERM)
+
+
+def _gpu(local_rank: int) -> int:
+    """Return the GPU of a process: by local rank, or the only one that the cluster makes visible."""
+    seen = torch.cuda.device_count()
+    if local_rank < seen:
+        return local_rank
+    if seen == 1 and "SLURM_PROCID" in os.environ:  # --gpus-per-task: each task sees its GPU as number 0
+        return 0
+    raise UserError(f"process {local_rank} of this machine: torch sees {seen} GPUs. Fix: start one process per GPU.")
+
+
+def _launched() -> dict[str, int]:
+    """Read the launcher's environment variables; set those of a single process if there are none."""
+    under_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if "WORLD_SIZE" not in os.environ and under_accelerate and "MASTER_PORT" in os.environ:
+        raise UserError(
+            "accelerate was configured for several processes but started only this one, as it does without a GPU. "
+            "Fix: add --use_deepspeed: accelerate launch --use_deepspeed --num_processes 2 -m simfle pretrain ..."
+        )
+    if "WORLD_SIZE" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # any free port
+    os.environ.setdefault("LOCAL_WORLD_SIZE", "1")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    try:
+        found = {name: int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"the launcher's environment is incomplete: {error}. Fix: set both RANK and WORLD_SIZE, or neither."
+        ) from None
+    _check_launched(found)
+    return found
+
+
+def _check_launched(found: dict[str, int]) -> None:
+    """Refuse variables on which torch would wait forever or raise a traceback, such as those of another job's shell.
+
+    Raises:
+        UserError: the variable, its value and the allowed values.
+    """
+    sound = 0 <= found["RANK"] < found["WORLD_SIZE"] and found["LOCAL_RANK"] >= 0 and found["LOCAL_WORLD_SIZE"] >= 1
+    if not sound:
+        told = " ".join(f"{name}={value}" for name, value in found.items())
+        raise UserError(
+            f"{told}: ranks range from 0 to WORLD_SIZE - 1. Fix: start all processes with one launcher, or "
+            "unset RANK and WORLD_SIZE to start a single process"
+        )
+    address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
+    if not address or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) >= 1 << 16:
+        raise UserError(
+            f"MASTER_ADDR={address} MASTER_PORT={port}: not an address and a port from 0 to 65535. Fix: set both to "
+            "those of the main process, or unset RANK and WORLD_SIZE to start a single process"
+        )
+
+
+def _start_group(device: torch.device, seconds: float) -> None:
+    # DeepSpeed picks its accelerator from this variable. It would pick CUDA for a CUDA build of torch without a GPU.
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    with _interrupts_held():  # after an interrupted import it could not be imported again
+        import deepspeed
+
+    set_ds_accelerator(device.type)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns about every optimizer that is not DeepSpeed's
+    # On a CPU DeepSpeed would compile a C++ all-reduce at the first start (25 s, needs a compiler); gloo does the same.
+    # Set without reading first: a read would try all extensions, with a compiler and files in /tmp.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # The watchdog ends a hanging run after `seconds` with a better message. This limit covers the time before it
+    # starts.
+    limit = timedelta(seconds=2 * seconds) if seconds else timedelta(days=1)
+    try:
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=limit)
+    except (dist.DistStoreError, dist.DistNetworkError) as error:  # of the main process, of the other processes
+        words = str(error).splitlines()[0]
+        raise PeerLostError(
+            f"the processes of this run did not connect within {limit}: {words}. Fix: start all of them "
+            "with the same MASTER_ADDR and MASTER_PORT."
+        ) from None
+
+
+def init_deepspeed(
+    model: nn.Module, optimizer: torch.optim.Optimizer, layout: BatchLayout, train: TrainConfig, optim: OptimConfig
+) -> Any:
+    """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from our configuration alone."""
+    import deepspeed
+
+    for parameter in model.parameters():  # in channels_last; ZeRO flattens views, and a broadcast needs plain strides
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
+    train = settled(train, optim, layout, model)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=deepspeed_config(layout, train, optim), dist_init_required=False
+    )
+    if engine.dp_world_size != dist.get_world_size():
+        raise RuntimeError(f"DeepSpeed sees {engine.dp_world_size} processes, torch {dist.get_world_size()}")
+    if dist.get_world_size() == 1:
+        engine.enable_backward_allreduce = False  # it would copy all gradients to a bucket and back, without any use
+    return engine
+
+
+def settled(train: TrainConfig, optim: OptimConfig, plan: BatchLayout, model: nn.Module) -> TrainConfig:
+    """Return the configuration with the effective ZeRO stage, the same on all processes."""
+    if plan.processes > 1 and train.zero_stage == zero_stage.AUTO:
+        parameters = list(model.parameters())
+        trained, frozen = (
+            sum(each.nbytes for each in parameters if each.requires_grad == moved) for moved in (True, False)
+        )
+        memory = torch.tensor(memory_bytes(parameters[0].device), device=parameters[0].device)
+        dist.all_reduce(memory, dist.ReduceOp.MIN)
+        held = zero_stage.held_bytes(trained, frozen, len(STATES[optim.name]))
+        stage = zero_stage.choose_zero_stage(train, optim, plan.processes, held, memory.item())
+        log.info("train.zero_stage=auto: %d; %s", stage.number, stage.reason)
+    else:
+        stage = zero_stage.choose_zero_stage(train, optim, plan.processes, 0, 0)
+    return replace(train, zero_stage=stage.number)
+
+
+def deepspeed_config(layout: BatchLayout, train: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
+    """Translate the configuration, with its stage settled. Never set `bf16.enabled`: it skips BatchNorm buffers."""
+    return {
+        "train_batch_size": layout.global_batch,
+        "train_micro_batch_size_per_gpu": layout.micro_batch,
+        "gradient_accumulation_steps": layout.grad_accum_steps,
+        "gradient_clipping": optim.max_grad_norm,
+        "zero_optimization": {
+            "stage": train.zero_stage,
+            # Reduced during the backward pass, in buckets of 200 MB: the default is 2 GB, and two such buffers are kept
+            # for each type of gradient.
+            "overlap_comm": True,
+            "reduce_bucket_size": BUCKET,
+            # The norm is only needed for clipping. Computing it makes the host wait for the GPU in each step, and skips
+            # a step with non-finite gradients silently, which a single process does not.
+            **({"compute_grad_norm": False} if train.zero_stage in (1, 2) and not optim.max_grad_norm else {}),
+            # Partition every parameter: the EMA works on partitions, and persistent parameters are not partitioned.
+            "stage3_param_persistence_threshold": 0,
+        },
+        "zero_allow_untested_optimizer": True,  # SGD and AdamW are elementwise, as flattened parameters require
+        "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": 10**9,
+        # Its throughput timer, on by default, makes the host wait for the GPU at each forward and each step.
+        "timers": {"throughput": {"enabled": False}},
+    }
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Delay Ctrl-C to the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,128 @@
+"""Save the state of a run from the engine to its folder, and load it."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from simfle.config import schema as configs
+from simfle.config.schema import PretrainConfig
+from simfle.data.dataset import ShardCorpus
+from simfle.data.storage.resampled import ResampledStream
+from simfle.errors import CollectiveError, UserError
+from simfle.optim import STATES
+from simfle.runtime.distributed import World
+from simfle.train.checkpointing import checkpoint, state_dict, stop_budget
+from simfle.train.checkpointing.state_dict import State
+from simfle.train.run_lock import RunLock
+
+log = logging.getLogger(__name__)
+
+
+def resume(run: Path, model: Any, corpus: ShardCorpus | ResampledStream, world: World) -> checkpoint.Checkpoint | None:
+    """Fill the model from the newest checkpoint; all processes read the one that the main process found valid."""
+    found: list[Any] = [None, None]
+    newest = None
+    if world.is_main:
+        try:
+            newest = checkpoint.read_newest(run)
+            if newest is not None:
+                found[0] = newest.folder
+        except UserError as error:
+            found[1] = str(error)
+    dist.broadcast_object_list(found, src=0)
+    if found[1] is not None:
+        raise CollectiveError(found[1], is_reporter=world.is_main)
+    if found[0] is None:
+        return None
+    newest = newest or checkpoint.read(found[0])
+    state_dict.load_model(model, newest.model, newest.folder.name)
+    if newest.progress.corpus != corpus.digest():
+        raise UserError(
+            f"data.shards: {', '.join(map(str, corpus.folders))} have other data than {run} was "
+            "trained on. Fix: use the original shards (they may have moved), or another train.run"
+        )
+    if world.is_main:  # only now: a run with other data or another model changes nothing
+        checkpoint.quarantine_after(run, newest.progress.step)
+    log.info("resuming %s after step %d", run, newest.progress.step)
+    return newest
+
+
+class CheckpointManager:
+    """Copies the state to the main process's memory, which blocks training, and writes it in a thread.
+
+    held_up: seconds that training was blocked by copies, and by a write that had not ended when the next one came.
+    """
+
+    def __init__(
+        self,
+        engine: Any,
+        config: PretrainConfig,
+        corpus: ShardCorpus | ResampledStream,
+        world: World,
+        claim: RunLock | None = None,
+    ) -> None:
+        self.engine, self.config, self.world = engine, config, world
+        self.run = Path(config.train.run_dir)
+        self.digests = configs.config_digest(config), corpus.digest()
+        self.identity = configs.run_identity(config)
+        self.claim = claim
+        guard = [claim.check] if claim else []
+        self.writer = checkpoint.AsyncCheckpointWriter(
+            self.run, config.train.keep_checkpoints, config.train.checkpoint_write_mbps, *guard
+        )
+        self.blocked_seconds = 0.0
+
+    def copy(self) -> tuple[State, State]:
+        """Copy model and optimizer to the main process, nothing on the others. Collective."""
+        model = state_dict.gather_model_state(self.engine, keep=self.world.is_main)
+        optim = state_dict.gather_optimizer_state(self.engine, STATES[self.config.optim.name], keep=self.world.is_main)
+        return model, optim
+
+    def save(self, step: int) -> None:
+        """Save the state after `step` steps. Collective.
+
+        Raises:
+            AgreedError: this run no longer owns the folder.
+        """
+        began = time.perf_counter()
+        lost = [self.claim.loss_reason() if self.claim else ""]
+        dist.broadcast_object_list(lost, src=0)
+        if lost[0]:
+            raise CollectiveError(lost[0], is_reporter=self.world.is_main)
+        model, optim = self.copy()
+        if self.world.is_main:
+            samples = step * self.config.train.global_batch
+            progress = checkpoint.TrainState(
+                step, samples, *self.digests, self.config.optim.name, identity=self.identity
+            )
+            self.writer.submit(progress, model, optim)
+        self.blocked_seconds += time.perf_counter() - began
+
+    def wait(self) -> None:
+        """Wait until all saved checkpoints are complete, written without a rate limit."""
+        self.writer.wait()
+
+    def measure_stop(self, limit: float) -> stop_budget.StopBudget | None:
+        """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later. Collective.
+
+        Raises:
+            UserError: the main process cannot write a checkpoint, or lacks disk space.
+        """
+        began = time.perf_counter()
+        model, optim = self.copy()
+        gathering = time.perf_counter() - began
+        reason: list[str | None] = [None]
+        found = None
+        if self.world.is_main:
+            try:
+                writing = stop_budget.measure_stop(self.run, model, optim, self.config.train.keep_checkpoints)
+                found = stop_budget.StopBudget(limit, gathering + writing)
+            except UserError as error:
+                reason = [str(error)]
+        dist.broadcast_object_list(reason, src=0)
+        if reason[0] is not None:
+            raise CollectiveError(reason[0], is_reporter=self.world.is_main)
+        return found

@@ -1,0 +1,120 @@
+"""Check that the checkpoints in a folder belong to this run: each records the values that identify its run."""
+
+from pathlib import Path
+from typing import Any
+
+from shards.io.atomic import read_bytes
+from simfle.config.schema import PretrainConfig, config_digest, load, run_identity
+from simfle.errors import UserError
+from simfle.runtime import run_files
+from simfle.train.checkpointing.checkpoint import TrainState, complete_checkpoints, state_of
+
+METRICS = "metrics.jsonl"
+MAX_NAMED = 8  # maximum number of reported keys
+
+
+def refuse_copies(run: Path) -> None:
+    """Raise a UserError if a folder named like a checkpoint has the state of another step."""
+    for folder in run_files.copied_checkpoints(run):
+        raise UserError(
+            f"train.run={run}: checkpoints/{folder.name} has the state of another step than its name says. "
+            "Fix: move this copy out of checkpoints/, or give it another name, such as backup"
+        )
+
+
+def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> int:
+    """Return the number of valid checkpoints of this run.
+
+    Args:
+        run: run folder.
+        config: configuration of this start.
+        file: config.yaml of the run, which names the keys that differ from checkpoints of an earlier version.
+
+    Raises:
+        UserError: a checkpoint is of a run with another configuration; names the differing keys.
+    """
+    states = {folder: state for folder in complete_checkpoints(run) if (state := state_of(folder))}
+    ours = {folder: _is_ours(state, config) for folder, state in states.items()}
+    for folder, state in states.items():
+        if ours[folder]:
+            continue
+        if any(ours.values()):
+            raise UserError(
+                f"train.run={run}: checkpoints/{folder.name} is of a run with another configuration "
+                f"({_named(state.identity, config) or 'not recorded by the earlier version'}). "
+                "Fix: move it out of checkpoints/"
+            )
+        if state.identity:
+            refuse_difference(run, state.identity, config)
+        _refuse_by_file(run, state, config, file)
+    return len(states)
+
+
+def refuse_lost_checkpoints(run: Path, file: Path) -> None:
+    """Refuse to start from step 0 over a run whose checkpoints are missing: a disk may not be mounted.
+
+    file: config.yaml of the run. A run that was killed before its first checkpoint was complete does start from step 0:
+    it
+    had at most twice train.checkpoint_every steps, because a second checkpoint waits for the first.
+
+    Raises:
+        UserError: checkpoints/ is a broken link, or the metrics have more steps than that.
+    """
+    folder = run / "checkpoints"
+    if folder.is_symlink() and not folder.is_dir():
+        raise UserError(
+            f"train.run={run}: checkpoints is a link to {folder.readlink()}, which is not an existing folder. "
+            f"Fix: mount that disk, or delete {folder} to start from step 0"
+        )
+    if not file.exists() or not (run / METRICS).exists() or any(map(run_files.step_from_name, folder.glob("step-*"))):
+        return
+    step = max((line["step"] for line in run_files.parse_metrics(read_bytes(run / METRICS))), default=0)
+    if step > 2 * load(PretrainConfig, file).train.checkpoint_every:
+        raise UserError(
+            f"train.run={run}: {METRICS} reaches step {step}, but there is no checkpoint: a disk is not mounted, or "
+            f"they were deleted. Fix: restore them, or use another train.run; to start from step 0 here delete "
+            f"{run / METRICS}"
+        )
+
+
+def refuse_difference(run: Path, before: dict[str, Any], config: PretrainConfig) -> None:
+    """Raise a UserError that names the keys in which the values `before` of a run differ from `config`."""
+    if named := _named(before, config):
+        raise UserError(
+            f"train.run={run}: a run with another configuration ({named}). Fix: use the old values or another train.run"
+        )
+
+
+def _is_ours(state: TrainState, config: PretrainConfig) -> bool:
+    return not _differing(state.identity, config) if state.identity else state.config == config_digest(config)
+
+
+def _refuse_by_file(run: Path, state: TrainState, config: PretrainConfig, file: Path) -> None:
+    """Compare by the run's config.yaml, for a checkpoint that has only a digest, which differs from this run's."""
+    if not file.exists():
+        raise UserError(
+            f"train.run={run}: checkpoints of a run with another configuration or another version of simfle, without "
+            f"its config.yaml. Fix: copy the config.yaml of that run to {run}, or use another train.run."
+        )
+    before = load(PretrainConfig, file)
+    if state.config == config_digest(before):
+        refuse_difference(run, run_identity(before), config)
+    raise UserError(
+        f"{file} is not the configuration of the checkpoints beside it: it was changed, or they are of another run or "
+        "another version of simfle. Fix: restore config.yaml and checkpoints of the run, or use another train.run"
+    )
+
+
+def _differing(before: dict[str, Any], config: PretrainConfig) -> dict[str, str]:
+    """Return the keys whose values differ. A key that an earlier version did not have had its default value."""
+    new = run_identity(config)
+    old = run_identity(type(config)()) | before
+    return {key: f"{old.get(key)} -> {new.get(key)}" for key in old if old.get(key) != new.get(key)}
+
+
+def _named(before: dict[str, Any], config: PretrainConfig) -> str:
+    """Format differences as `optim.lr: 0.05 -> 0.1`, old and new; empty if nothing differs or nothing is known."""
+    differing = _differing(before, config) if before else {}
+    shown = [f"{key}: {change}" for key, change in list(differing.items())[:MAX_NAMED]]
+    more = [f"and {len(differing) - MAX_NAMED} more"] if len(differing) > MAX_NAMED else []
+    return "; ".join([*shown, *more])

@@ -1,0 +1,107 @@
+"""Run pretraining from a configuration to its end."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from simfle.config.schema import PretrainConfig
+from simfle.data.loader import open_data
+from simfle.errors import CollectiveError, RunDirLockedError, UserError
+from simfle.models.registry import build_method
+from simfle.runtime.device import device_errors_as_user_errors
+from simfle.runtime.distributed import World, compute_batch_layout, init_distributed
+from simfle.runtime.signals import StopSignal
+from simfle.train import auto_batch, rank_consistency, run_dir
+from simfle.train.run_lock import JobStart, RunLock
+from simfle.train.trainer import Trainer
+from simfle.train.validate import check
+from simfle.train.watchdog import Watchdog
+
+LESS_MEMORY = "train.micro_batch=auto finds the most samples that fit; model.recompute=true keeps less of each"
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """Context of a cluster job; a run on one machine needs none of it.
+
+    stop: a flag that may have been set before the run began.
+    patience: seconds to wait for a run folder that exiting processes of an earlier start still hold.
+    lead: seconds between the stop signal and the end of the job; 0: unknown.
+    before_hang: called with the reason just before a hanging process exits.
+    start: start of a Slurm job; a later start of the same job may take over the folder.
+    """
+
+    stop: StopSignal | None = None
+    lock_timeout: float = 0.0
+    stop_grace_seconds: float = 0.0
+    on_hang: Callable[[str], None] | None = None
+    start: JobStart | None = None
+
+
+def pretrain(config: PretrainConfig, context: JobContext = JobContext()) -> None:
+    """Start or resume the run in `train.run`, until its last step or a stop signal.
+
+    Raises:
+        UserError: invalid configuration, data, checkpoint or folder; a non-finite loss; a full or failing disk; full
+            memory.
+        DeviceFailed: the GPU failed.
+        RunStopped: a signal or train.stop_after stopped it early; the state is saved.
+    """
+    flag = nullcontext(context.stop) if context.stop is not None else StopSignal()
+    with device_errors_as_user_errors(LESS_MEMORY), open_trainer(config, context) as run, flag as stop:
+        if context.stop_grace_seconds:
+            run.measure_stop_time(context.stop_grace_seconds)
+        run.train(stop)
+
+
+@contextmanager
+def open_trainer(config: PretrainConfig, context: JobContext = JobContext()) -> Iterator[Trainer]:
+    """Open a run, ready for its next step, and close its resources at the end. Raises UserError."""
+    check(config)
+    with (
+        init_distributed(config.train) as world,
+        run_dir.disk_errors_as_user_errors(Path(config.train.run_dir)),
+        ExitStack() as ends,
+    ):
+        config = auto_batch.resolve_micro_batch(config, world)
+        plan = compute_batch_layout(config.train, world.world_size)
+        corpus, order = open_data(config.data, config.train.seed, plan.global_batch, world.rank)
+        rank_consistency.check_ranks_match(config, corpus, world)
+        torch.manual_seed(config.train.seed)
+        model = build_method(config.model, config.views)
+        # The first write: all of the above may have been refused.
+        claim = lock_run_dir_collectively(config, world, ends, context)
+        place = Path(config.train.run_dir), world.rank, world.world_size, config.train.hang_timeout
+        watchdog = ends.enter_context(Watchdog(*place, context.on_hang, claim))
+        yield Trainer(config, world, plan, corpus, order, model, ends, watchdog)
+
+
+def lock_run_dir_collectively(
+    config: PretrainConfig, world: World, ends: ExitStack, context: JobContext
+) -> RunLock | None:
+    """Lock the folder in the main process, which gets the claim; if that fails, all processes exit with its reason.
+
+    Raises:
+        UserError: the folder belongs to another run, is in use, or cannot be written.
+        FolderHeld: an earlier start of this job holds it.
+    """
+    found: list[Exception | None] = [None]
+    claim = None
+    if world.is_main:
+        run = Path(config.train.run_dir)
+        try:
+            with run_dir.disk_errors_as_user_errors(run):
+                claim = ends.enter_context(run_dir.run_dir_lock(run, context.lock_timeout, context.start))
+                run_dir.record_config(run, config)
+        except (UserError, RunDirLockedError) as error:
+            found = [error]
+    dist.broadcast_object_list(found, src=0)
+    if isinstance(found[0], RunDirLockedError):
+        raise found[0]
+    if found[0] is not None:
+        raise CollectiveError(str(found[0]), is_reporter=world.is_main)
+    return claim

@@ -1,0 +1,77 @@
+"""The run folder: one run at a time, one configuration for all starts, recorded versions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from shards.format.manifest import NAME as MANIFEST
+from shards.io.atomic import replace_text
+from shards.redact import to_json, to_yaml
+from simfle.config.schema import PretrainConfig, load, run_identity
+from simfle.errors import UserError
+from simfle.runtime.provenance import git_revision, versions
+from simfle.train import identity_check, run_lock
+from simfle.train.checkpointing.checkpoint import complete_checkpoints
+
+
+@contextmanager
+def disk_errors_as_user_errors(run: Path) -> Iterator[None]:
+    """Turn disk errors (full, read-only, unmounted) into one line.
+
+    Raises:
+        UserError: with the file, if the system names one.
+    """
+    try:
+        yield
+    except ConnectionError:
+        raise  # other processes were lost: not a disk error
+    except OSError as error:
+        words = f"train.run={run}: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+        raise UserError(f"{words}. Fix: resolve this and rerun; training resumes from the last checkpoint") from error
+
+
+@contextmanager
+def run_dir_lock(
+    run: Path, lock_timeout: float = 0.0, mine: run_lock.JobStart | None = None
+) -> Iterator[run_lock.RunLock]:
+    """Lock the folder for this run, see `claim.claimed`; refuse a shard folder before anything is written."""
+    _refuse_shards(run)
+    with run_lock.lock_run_dir(run, lock_timeout, mine) as held:
+        yield held
+
+
+def record_config(run: Path, config: PretrainConfig) -> None:
+    """Write the resolved config, without secrets in URLs, and the versions; only to this run's own folder.
+
+    Raises:
+        UserError: the folder holds shards, or a run with another configuration; names the differing keys.
+    """
+    check_same_config(run, config)
+    _replace(run / "config.yaml", to_yaml(asdict(config)))
+    _replace(run / "versions.json", to_json(versions() | {"git": git_revision()}, indent=2))
+
+
+def check_same_config(run: Path, config: PretrainConfig) -> None:
+    """Raise a UserError if the folder holds shards, or a run with another configuration. Writes nothing."""
+    _refuse_shards(run)
+    identity_check.refuse_copies(run)
+    file = run / "config.yaml"
+    if not identity_check.refuse_other_checkpoints(run, config, file) and file.exists() and complete_checkpoints(run):
+        identity_check.refuse_difference(run, run_identity(load(PretrainConfig, file)), config)  # no valid checkpoint
+    identity_check.refuse_lost_checkpoints(run, file)
+
+
+def _refuse_shards(run: Path) -> None:
+    if (run / MANIFEST).exists():
+        raise UserError(f"train.run={run}: a shard folder ({MANIFEST}). Fix: use a new folder, or that of this run.")
+
+
+def write_run_json(run: Path, facts: dict[str, Any]) -> None:
+    """Write RUN/run.json: facts about the run for other programs, such as its number of steps."""
+    _replace(run / "run.json", to_json(facts, indent=2))
+
+
+def _replace(path: Path, text: str) -> None:
+    replace_text(path, path.with_name(f".{path.name}.partial"), text)

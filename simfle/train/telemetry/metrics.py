@@ -1,0 +1,123 @@
+"""Outputs of a run: metrics.jsonl, TensorBoard, and the consumed samples on request."""
+
+import json
+import logging
+import threading
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from shards.io.atomic import open_regular, read_text, replace_text
+from shards.io.jsonl import loads
+from shards.redact import to_json
+from simfle.batch import Batch
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+FILE = "metrics.jsonl"
+log = logging.getLogger(__name__)
+
+
+class MetricLogger:
+    """One JSON object per logged step in RUN/metrics.jsonl, the same numbers in RUN/tensorboard.
+
+    On resume, lines of steps after the checkpoint are dropped: they will be computed again.
+    """
+
+    def __init__(self, run: Path, resumed_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # only the main process needs it
+
+        file = run / FILE
+        if file.exists():
+            lines = [line for line in read_text(file, errors="replace").splitlines() if _step(line) is not None]
+            kept = [line for line in lines if (_step(line) or 0) <= resumed_step]
+            replace_text(file, file.with_suffix(".partial"), "".join(f"{line}\n" for line in kept))
+        self._file = open_regular(file, "a", buffering=1)
+        self._run = run
+        self._hook = threading.excepthook
+        threading.excepthook = self._thread_failed
+        self._board: SummaryWriter | None = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1)
+
+    def log(self, step: int, values: dict[str, Any]) -> None:
+        """Log `values`, numbers or dicts of numbers such as losses. A line also has the time, in seconds since 1970."""
+        self._file.write(to_json({"step": step, "time": round(time.time(), 3), **values}) + "\n")
+        numbers = {
+            f"{name}/{part}" if part else name: number
+            for name, value in values.items()
+            for part, number in (value.items() if isinstance(value, dict) else [("", value)])
+        }
+
+        def scalars(board: "SummaryWriter") -> None:
+            for name, number in numbers.items():
+                board.add_scalar(name, number, step)
+
+        self._show(scalars)
+
+    def log_image(self, name: str, image: np.ndarray, step: int) -> None:
+        """Write an image, [H, W, 3] uint8, to TensorBoard."""
+        self._show(lambda board: board.add_image(name, image, step, dataformats="HWC"))
+
+    def close(self) -> None:
+        self._show(lambda board: board.close())
+        threading.excepthook = self._hook
+        self._file.close()
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        """Ignore a write error in TensorBoard's thread: its next call raises the same error, which `_show` reports."""
+        ours = type(failure.thread).__module__.startswith("tensorboard.")
+        if not (ours and isinstance(failure.exc_value, OSError)):
+            self._hook(failure)
+
+    def _show(self, write: Callable[["SummaryWriter"], object]) -> None:
+        """Write to TensorBoard until it fails: the run continues, because metrics.jsonl has the same numbers."""
+        if self._board is None:
+            return
+        try:
+            write(self._board)
+        except OSError as error:
+            self._board = None
+            log.warning("%s/tensorboard cannot be written (%s); the run continues without it", self._run, error)
+
+
+class SampleLog:
+    """Ids and checksums of consumed samples: RUN/samples/rank-N.jsonl, for audits and resume tests."""
+
+    def __init__(self, run: Path, rank: int) -> None:
+        folder = run / "samples"
+        folder.mkdir(exist_ok=True)
+        file = folder / f"rank-{rank:05d}.jsonl"
+        self._file = open_regular(file, "a", buffering=1)
+        if _torn(file):  # by a kill or a full disk: the next line must not be appended to it
+            self._file.write("\n")
+
+    def add(self, step: int, micro: int, batch: Batch) -> None:
+        """Write one line per micro-batch: sample ids, and a CRC-32 per sample over its views, face and group draw."""
+        arrays = [
+            tensor.cpu().contiguous().numpy() for tensor in (batch.view1, batch.view2, batch.face, batch.mask_uniform)
+        ]
+        crcs = [zlib.crc32(b"".join(array[row].tobytes() for array in arrays)) for row in range(len(batch.ids))]
+        line = {"step": step, "micro": micro, "ids": batch.ids.tolist(), "crcs": crcs}
+        self._file.write(json.dumps(line) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _torn(file: Path) -> bool:
+    """Whether the last line of a file is incomplete."""
+    with open_regular(file, "rb") as content:
+        content.seek(max(0, file.stat().st_size - 1))
+        return content.read() not in (b"", b"\n")
+
+
+def _step(line: str) -> int | None:
+    """Return the step of a metrics line; None for a truncated line."""
+    try:
+        return int(loads(line)["step"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return None

@@ -1,0 +1,129 @@
+"""Print progress: a bar on a terminal, a line every few seconds in a log."""
+
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from simfle.data.loader import has_dali, threads_per_process
+from simfle.runtime.console import Console
+from simfle.train.telemetry.bottleneck import STEPS, ThroughputFacts, diagnose
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class ProgressReporter:
+    """Prints the plan before step 1, then the progress. Only on the main process."""
+
+    def __init__(self, steps: int, first: int, *, enabled: bool) -> None:
+        self.steps, self.enabled = steps, enabled
+        self._console = Console(file=sys.stderr)
+        self._bar: Progress | None = None
+        self._last_line = 0.0
+        self._seen = 0
+        self._speed = 0.0
+        self._wait = 0.0
+        self._rank = self._probe = ""
+        self._seconds = self._waited = 0.0
+        self._facts: ThroughputFacts | None = None
+        if enabled and self._console.is_terminal:
+            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
+            self._task = self._bar.add_task("starting", total=steps, completed=first)
+
+    def __enter__(self) -> "ProgressReporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._write_or_mute(self._bar.stop)
+
+    def start(self, run: Any) -> None:
+        """Print data, batch, learning rate, processes and run folder."""
+        if not self.enabled:
+            return
+        plan, train, world = run.layout, run.config.train, run.world
+        peak = run.config.optim.lr * plan.global_batch / 256
+        stage = run.engine.zero_optimization_stage()
+        self._say(
+            f"{run.config.model.method} with {run.config.model.backbone} on {run.sampler.describe}, {run.steps} steps; "
+            f"{'resuming after step ' + str(run.step) if run.step else 'from the start'}"
+        )
+        self._say(
+            f"global batch {plan.global_batch} = {world.world_size} processes x {plan.grad_accum_steps} accumulation steps x "
+            f"{plan.micro_batch} samples; peak learning rate {peak:g}; ZeRO stage {stage}, "
+            f"{train.precision}, {world.device.type}, {run.loader.backend_name}; run folder {run.run_dir}"
+        )
+        if self._bar is not None:
+            self._write_or_mute(self._bar.start)
+        self._facts = throughput_facts(run)
+
+    def advance(
+        self, step: int, loss: float, speed: float, seconds: float, waited: float, measures: dict[str, dict[str, float]]
+    ) -> None:
+        """Print the progress after a step.
+
+        Args:
+            step: finished step.
+            loss: total loss.
+            speed: images/s over all processes.
+            seconds: duration of the step.
+            waited: seconds of it spent waiting for data.
+            measures: measures of telemetry and the monitor in this step, if any.
+        """
+        if not self.enabled:
+            return
+        # Smoothed over about ten steps, because a single step is noisy; the first, which warms up, is ignored.
+        self._seen += 1
+        keep = 0.9 if self._seen > 2 else 0.0
+        self._speed = keep * self._speed + (1 - keep) * speed
+        self._wait = keep * self._wait + (1 - keep) * waited / seconds
+        if features := measures.get("features"):
+            self._rank = f"  rank {features['rank']:.1f} (random {features.get('random_rank', math.nan):.1f})"
+        if probe := measures.get("monitor"):
+            self._probe = f"  linear {probe['linear']:.3f}  kNN {probe['knn']:.3f}"
+        text = f"loss {loss:.4f}  {self._speed:.1f} images/s  data wait {self._wait:.0%}{self._rank}{self._probe}"
+        if self._bar is not None:
+            self._write_or_mute(partial(self._bar.update, self._task, completed=step, description=text))
+        elif step == self.steps or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:
+            self._last_line = time.monotonic()
+            self._say(f"step {step}/{self.steps}  {text}")
+        if self._seen > 1:
+            self._seconds += seconds
+            self._waited += waited
+        if self._seen == 1 + STEPS and self._facts is not None:  # once
+            self._say(diagnose(self._waited / self._seconds, self._facts))
+
+    def _say(self, text: str) -> None:
+        self._write_or_mute(partial(self._console.print, text, highlight=False, markup=False, soft_wrap=True))
+
+    def _write_or_mute(self, write: Callable[[], object]) -> None:
+        """Write; on an error continue silently: `| head` closed the pipe, or the terminal was closed."""
+        try:
+            write()
+        except (OSError, SystemExit):  # SystemExit: rich's reaction to a closed pipe
+            self.enabled, self._console.quiet = False, True
+            with suppress(OSError, ValueError):  # ValueError: a notebook's stderr has no file descriptor
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, sys.stderr.fileno())
+                os.close(null)
+
+
+def throughput_facts(run: Any) -> ThroughputFacts:
+    """Return the inputs of the advice on a run's speed."""
+    data, world = run.config.data, run.world
+    return ThroughputFacts(
+        device=world.device.type,
+        backend=run.loader.backend_name,
+        threads=threads_per_process(data.decode_threads, world.local_world_size),
+        cores=threads_per_process(0, world.local_world_size),
+        precision=run.config.train.precision,
+        remote=run.corpus.remote or data.resampled,
+        dali=has_dali(),
+    )
