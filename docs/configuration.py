@@ -22,7 +22,8 @@ HEAD = """# Configuration
 A configuration combines the defaults below, a YAML file and `key=value` on the command line; later values take
 precedence. An error for an unknown key names the nearest key; one for a wrong type or range lists valid values.
 Write lists as `[a,b]`, or a single value without brackets. A value may refer to another key, as in
-`train.run=runs/${model.method}`. A path may begin with `~`. Text is taken as typed: `train.run="runs/exp #1"`, `007`
+`train.run_dir=runs/${model.method}`. A path may begin with `~`. Text is taken as typed: `train.run_dir="runs/exp #1"`,
+`007`
 and `yes` are names. In a list, quote text that contains a comma or a bracket.
 
     simfle pretrain configs/pretrain/faces_cpu.yaml data.shards=[shards/mine] train.steps=200
@@ -55,20 +56,20 @@ RISING = "two rising numbers above 0"
 RANGES: dict[type, dict[str, str]] = {
     PretrainConfig: {
         "data.backend": "auto, opencv, dali",
-        "data.window": AT_LEAST_1,
-        "data.threads": AT_LEAST_0,
-        "data.prefetch": AT_LEAST_1,
-        "data.streams": AT_LEAST_1,
-        "data.max_damaged": SHARE,
+        "data.shuffle_window": AT_LEAST_1,
+        "data.decode_threads": AT_LEAST_0,
+        "data.prefetch_batches": AT_LEAST_1,
+        "data.canonical_streams": AT_LEAST_1,
+        "data.max_corrupt_fraction": SHARE,
         "data.cache_gb": ABOVE_0,
         "views.size": AT_LEAST_1,
-        "views.face_size": "a multiple of `model.facemae.patch`",
+        "views.face_size": "a multiple of `model.facemae.patch_size`",
         "views.scale": f"{RISING} and at most 1",
         "views.ratio": RISING,
-        "views.sigma": RISING,
-        "views.flip": SHARE,
-        "views.jitter": SHARE,
-        "views.greyscale": SHARE,
+        "views.blur_sigma": RISING,
+        "views.flip_prob": SHARE,
+        "views.color_jitter_prob": SHARE,
+        "views.grayscale_prob": SHARE,
         "views.brightness": AT_LEAST_0,
         "views.contrast": AT_LEAST_0,
         "views.saturation": AT_LEAST_0,
@@ -76,35 +77,42 @@ RANGES: dict[type, dict[str, str]] = {
         "model.method": "simfle, byol, simsiam, simclr, moco, swav, vicreg, mae",
         "model.backbone": "a name that timm knows",
         "model.output_stride": "0, 8, 16, 32, as the network can",
-        **{f"model.{name}": AT_LEAST_1 for name in ("hidden", "projection", "bottleneck")},
-        "model.momentum": SHARE,
-        "model.momentum_schedule": "constant, cosine",
-        "model.groups": "divides the backbone's channels",
-        "model.grouping": "repaired, reference",
+        **{f"model.{name}": AT_LEAST_1 for name in ("head_hidden_dim", "head_out_dim", "predictor_hidden_dim")},
+        "model.ema_momentum": SHARE,
+        "model.ema_schedule": "constant, cosine",
+        "model.mask_groups": "divides the backbone's channels",
+        "model.grouping_init": "repaired, reference",
         "model.distillation": "reference, predict",
-        "model.temperature": ABOVE_0,
+        "model.distillation_temperature": ABOVE_0,
         "model.mean": "three numbers",
         "model.std": "three numbers above 0",
         **{
             f"model.facemae.{name}": AT_LEAST_1
-            for name in ("patch", "depth", "heads", "decoder_depth", "decoder_heads")
+            for name in ("patch_size", "depth", "num_heads", "decoder_depth", "decoder_num_heads")
         },
-        "model.facemae.width": "a multiple of its heads and of 4",
-        "model.facemae.decoder_width": "a multiple of its heads and of 4",
+        "model.facemae.embed_dim": "a multiple of its heads and of 4",
+        "model.facemae.decoder_embed_dim": "a multiple of its heads and of 4",
         "model.facemae.mask_ratio": "leaves at least one patch visible and one masked",
         "model.facemae.masking": "semantic, random",
-        "model.contrast.temperature": ABOVE_0,
-        "model.contrast.queue": AT_LEAST_1,
-        "model.contrast.splits": AT_LEAST_1,
-        "model.contrast.prototypes": AT_LEAST_1,
-        "model.contrast.epsilon": "at least 0.025",
-        "model.contrast.sinkhorn": AT_LEAST_1,
+        "model.contrastive.temperature": ABOVE_0,
+        "model.contrastive.queue_size": AT_LEAST_1,
+        "model.contrastive.shuffle_bn_splits": AT_LEAST_1,
+        "model.contrastive.prototypes": AT_LEAST_1,
+        "model.contrastive.sinkhorn_epsilon": "at least 0.025",
+        "model.contrastive.sinkhorn_iterations": AT_LEAST_1,
         "optim.name": "sgd, adamw, lars",
         "optim.momentum": "at least 0, below 1",
         "optim.betas": "two numbers, at least 0, below 1",
         **{
             f"optim.{name}": AT_LEAST_0
-            for name in ("lr", "weight_decay", "warmup_steps", "clip", "predictor_rate", "trust")
+            for name in (
+                "lr",
+                "weight_decay",
+                "warmup_steps",
+                "max_grad_norm",
+                "predictor_lr_scale",
+                "trust_coefficient",
+            )
         },
         "train.seed": "0 to 4294967295",
         "train.global_batch": "divisible by the processes",
@@ -113,35 +121,35 @@ RANGES: dict[type, dict[str, str]] = {
         "train.precision": "bf16, fp32",
         "train.device": "auto, cpu, cuda",
         "train.steps": AT_LEAST_0,
-        "train.timeout": AT_LEAST_0,
-        "train.stop_after": AT_LEAST_0,
+        "train.hang_timeout": AT_LEAST_0,
+        "train.stop_after_step": AT_LEAST_0,
         "train.log_every": AT_LEAST_1,
-        "train.images_every": AT_LEAST_0,
+        "train.log_images_every": AT_LEAST_0,
         "train.checkpoint_every": AT_LEAST_1,
-        "train.keep": AT_LEAST_1,
-        "monitor.every": AT_LEAST_0,
-        "monitor.samples": "at least 100",
-        "monitor.seconds": "at least 1, at most half of `train.timeout`",
+        "train.keep_checkpoints": AT_LEAST_1,
+        "monitor.probe_every": AT_LEAST_0,
+        "monitor.fit_samples": "at least 100",
+        "monitor.max_seconds": "at least 1, at most half of `train.hang_timeout`",
     },
     EvalConfig: {
         "min_class_count": AT_LEAST_1,
-        "val_share": "above 0, at most 0.5",
-        "resamples": AT_LEAST_1,
+        "val_fraction": "above 0, at most 0.5",
+        "bootstrap_samples": AT_LEAST_1,
         "forward_batch": AT_LEAST_1,
-        "size": AT_LEAST_0,
+        "image_size": AT_LEAST_0,
         "threads": AT_LEAST_0,
         "seeds": "at least one, each once, from 0 on",
-        "loader": "auto, opencv, dali, ffcv",
+        "decoder": "auto, opencv, dali, ffcv",
         "device": "auto, cpu, cuda",
-        "fast.lrs": "numbers above 0, at least one",
-        "fast.decays": "numbers from 0 on, at least one",
+        "linear_fast.lrs": "numbers above 0, at least one",
+        "linear_fast.weight_decays": "numbers from 0 on, at least one",
         "landmarks.lrs": "numbers above 0, at least one",
         "knn.ks": "numbers from 1 on, at least one",
         "knn.temperature": ABOVE_0,
-        "affect.ridges": "numbers above 0, at least one",
+        "affect.ridge_alphas": "numbers above 0, at least one",
         "cam.radius": ABOVE_0,
-        **{f"{part}.epochs": AT_LEAST_1 for part in ("linear", "fast", "finetune", "scratch", "landmarks")},
-        **{f"{part}.batch": AT_LEAST_1 for part in ("linear", "fast", "landmarks")},
+        **{f"{part}.epochs": AT_LEAST_1 for part in ("linear", "linear_fast", "finetune", "scratch", "landmarks")},
+        **{f"{part}.batch": AT_LEAST_1 for part in ("linear", "linear_fast", "landmarks")},
         "linear.lr": ABOVE_0,
         **{
             f"{part}.{name}": text
@@ -158,8 +166,8 @@ RANGES: dict[type, dict[str, str]] = {
     },
     Benchmark: {
         "metric": "accuracy, balanced_accuracy, macro_f1",
-        "val_share": "above 0, at most 0.5",
-        "test_share": "above 0, at most 0.5",
+        "val_fraction": "above 0, at most 0.5",
+        "test_fraction": "above 0, at most 0.5",
         "folds": "0, or at least 2",
         "min_class_count": AT_LEAST_1,
     },
@@ -171,10 +179,10 @@ RANGES: dict[type, dict[str, str]] = {
         "cpus_per_task": AT_LEAST_0,
         "signal_seconds": "at least 10, less than `time`",
         "max_requeues": AT_LEAST_0,
-        "max_failures": AT_LEAST_1,
+        "max_consecutive_failures": AT_LEAST_1,
         "time": "30, 12:00:00, 2-00:00:00",
-        "sbatch": "name or name=value, each",
-        "environment": "NAME=VALUE, each",
+        "extra_sbatch": "name or name=value, each",
+        "env": "NAME=VALUE, each",
     },
 }
 
@@ -199,7 +207,7 @@ def fields(schema: type, prefix: str = "", value: Any = None) -> Iterator[Field]
             yield from fields(type(found), f"{prefix}{item.name}.", found)
         else:
             kind = item.type.__name__ if isinstance(item.type, type) and "[" not in str(item.type) else str(item.type)
-            free = bool(item.metadata.get("free"))
+            free = bool(item.metadata.get("resume_safe"))
             yield Field(f"{prefix}{item.name}", kind, written(found), item.metadata["help"], free)
 
 

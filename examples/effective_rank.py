@@ -60,7 +60,8 @@ def main(shards: str, names: list[str]) -> None:
         of_fit, of_val = features(fit), features(val)
         linear, near = accuracies(of_fit, torch.from_numpy(fit.labels), of_val, torch.from_numpy(val.labels))
         print(
-            f"{name[-40:]:40} {collapse_metrics.effective_rank(of_val):4.1f} {channels:4} {collapse_metrics.rankme(of_val):7.1f} "
+            f"{name[-40:]:40} {collapse_metrics.effective_rank(of_val):4.1f} {channels:4} "
+            f"{collapse_metrics.rankme(of_val):7.1f} "
             f"{collapse_metrics.spread(of_val):7.3f} {100 * linear:6.1f} {100 * near:6.1f}",
             flush=True,
         )

@@ -16,7 +16,7 @@ class CollectiveError(UserError):
 class RunStopped(Exception):  # noqa: N818 - not an error: the run stopped as requested
     """The run was asked to stop and has saved a checkpoint. It resumes at the next sample.
 
-    by_signal: the request was a signal, not train.stop_after.
+    by_signal: the request was a signal, not train.stop_after_step.
     """
 
     def __init__(self, words: str, *, by_signal: bool) -> None:

@@ -88,7 +88,7 @@ def entry_to_json(entry: Entry) -> dict[str, Any]:
     known = {name: getattr(entry, name) for name in ("source", "label", "group", "split", "box", "landmarks")}
     known["extras"] = entry.extras or None
     if isinstance(entry.read, LazyBytes):
-        known["recipe"] = {"function": entry.read.reader, "arguments": entry.read.arguments}
+        known["recipe"] = {"reader": entry.read.reader, "arguments": entry.read.arguments}
     return {name: value for name, value in known.items() if value is not None}
 
 
@@ -272,7 +272,7 @@ class BuildPlan:
 def _read(path: str | None, data: bytes | None, recipe: dict[str, Any] | None) -> Path | bytes | LazyBytes:
     """Restore an entry's `read` field."""
     if recipe is not None:
-        return LazyBytes(recipe["function"], tuple(recipe["arguments"]), Path(path) if path else None)
+        return LazyBytes(recipe["reader"], tuple(recipe["arguments"]), Path(path) if path else None)
     return Path(path) if path else data or b""
 
 

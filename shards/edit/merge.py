@@ -54,7 +54,7 @@ def merge(
         raise UserError("merge: needs at least two different folders. Fix: list two or more folders of shards")
     if on_collision not in (REFUSE, SUFFIX) or shard_samples < 1:
         raise UserError(
-            f"--collisions={on_collision}, --shard-samples={shard_samples}: out of range. "
+            f"--on-collision={on_collision}, --shard-samples={shard_samples}: out of range. "
             f"Fix: give {REFUSE} or {SUFFIX}, and at least 1"
         )
     manifests = [read_manifest(folder) for folder in folders]
@@ -65,7 +65,7 @@ def merge(
         one = _colliding_keys(folders[number], manifests[number], taken[number])
         raise UserError(
             f"{sum(map(len, taken))} keys are in more than one folder, for example {one!r} in {folders[number]}. "
-            "Fix: add --collisions suffix to rename the later ones"
+            "Fix: add --on-collision suffix to rename the later ones"
         )
     counts: Counter[str] = Counter()
     for manifest in manifests:

@@ -61,7 +61,7 @@ def rank_samples(
         progress: called with stage, done, total.
     """
     if stratify_by not in BY:
-        raise UserError(f"--by={stratify_by}: unknown. Fix: give one of {', '.join(BY)}")
+        raise UserError(f"--stratify-by={stratify_by}: unknown. Fix: give one of {', '.join(BY)}")
     check_sizes(folder, shards)
     purpose = f"subset {seed}"
     total = sum(info.samples for info in shards)
@@ -156,7 +156,8 @@ def split(
     empty = [name for number, name in enumerate(shares) if not (part == number).any()]
     if empty:
         raise UserError(
-            f"--into: split {', '.join(empty)} would be empty. Fix: give it a larger share, or use --by sample"
+            f"--splits: split {', '.join(empty)} would be empty. Fix: give it a larger share, or use "
+            "--stratify-by sample"
         )
     places: list[tuple[ShardInfo, Sequence[int], str]] = []
     first = 0
@@ -174,12 +175,14 @@ def split(
 def _check_shares(shares: dict[str, float], manifest: Manifest, divided: set[str]) -> None:
     if not shares or any(not 0 < share < 1 for share in shares.values()) or not math.isclose(sum(shares.values()), 1):
         told = ",".join(f"{name}={share:g}" for name, share in shares.items())
-        raise UserError(f"--into={told!r}: not at least two shares above 0 that sum to 1. Fix: write train=0.8,val=0.2")
+        raise UserError(
+            f"--splits={told!r}: not at least two shares above 0 that sum to 1. Fix: write train=0.8,val=0.2"
+        )
     for name in shares:
         if name != normalize_split(name):
-            raise UserError(f"--into: {name!r} is not a split name. Fix: write {normalize_split(name) or VAL!r}")
+            raise UserError(f"--splits: {name!r} is not a split name. Fix: write {normalize_split(name) or VAL!r}")
         if name in manifest.splits and name not in divided:
-            raise UserError(f"--into: split {name!r} exists and is not being split. Fix: choose another name")
+            raise UserError(f"--splits: split {name!r} exists and is not being split. Fix: choose another name")
 
 
 def _write(

@@ -52,7 +52,7 @@ def summarize(
         UserError: the shards or a split do not exist, or the shards do not match the manifest.
     """
     if not 0 <= samples <= MAX_CELLS:
-        raise UserError(f"--faces={samples}: out of range. Fix: give 0 to {MAX_CELLS}")
+        raise UserError(f"--samples={samples}: out of range. Fix: give 0 to {MAX_CELLS}")
     manifest = read_manifest(folder)
     shards = select_shards(manifest, splits, "--split")
     check_sizes(folder, shards)

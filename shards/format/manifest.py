@@ -13,7 +13,7 @@ from shards.io.jsonl import loads
 from shards.io.urls import check_url, is_url, join, read_url
 from shards.redact import redact_secrets, redact_url
 
-FORMAT = 1
+FORMAT = 2
 NAME = "manifest.json"
 REJECTED = "rejected.jsonl"
 MAX_BYTES = 1 << 50  # of one tar: sums over many tars stay far below 2**63

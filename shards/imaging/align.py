@@ -49,12 +49,12 @@ class AlignOptions:
         """Raise UserError for options out of range."""
         if self.min_face_size < MIN_CONFIDENCE_RANGE:
             raise UserError(
-                f"--min-face={self.min_face_size}: too small to detect. Fix: give at least {MIN_CONFIDENCE_RANGE}"
+                f"--min-face-size={self.min_face_size}: too small to detect. Fix: give at least {MIN_CONFIDENCE_RANGE}"
             )
         if not SURE <= self.min_confidence <= 1:
-            raise UserError(f"--min-score={self.min_confidence:g}: out of range. Fix: give {SURE} to 1")
+            raise UserError(f"--min-confidence={self.min_confidence:g}: out of range. Fix: give {SURE} to 1")
         if self.max_faces < 0:
-            raise UserError(f"--most-faces={self.max_faces}: negative. Fix: give 0 for all faces")
+            raise UserError(f"--max-faces={self.max_faces}: negative. Fix: give 0 for all faces")
 
 
 @dataclass(frozen=True)

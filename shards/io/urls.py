@@ -175,7 +175,8 @@ def with_retries(url: str, action: Callable[[], T]) -> T:
             raise
         except PermissionError as error:
             raise UserError(
-                f"{redact_url(url)}: access is refused ({without_secrets(str(error), url)}). Fix: check your credentials"
+                f"{redact_url(url)}: access is refused ({without_secrets(str(error), url)}). Fix: check your "
+                "credentials"
             ) from None
         except Exception as error:  # noqa: BLE001 - each driver has errors of its own
             if not left:

@@ -80,7 +80,7 @@ class Cache:
                 pass
         except OSError as error:
             raise UserError(
-                f"data.cache={self.folder}: cannot be used ({error.strerror}). Fix: choose another folder"
+                f"data.cache_dir={self.folder}: cannot be used ({error.strerror}). Fix: choose another folder"
             ) from None
 
     def open(
@@ -179,7 +179,8 @@ class Cache:
                         os.posix_fallocate(file.fileno(), 0, cached_bytes(info))
                     except OSError as error:
                         raise UserError(
-                            f"data.cache={self.folder}: {error.strerror}. Fix: lower data.cache_gb, or free some space"
+                            f"data.cache_dir={self.folder}: {error.strerror}. Fix: lower data.cache_gb, or free "
+                            "some space"
                         ) from None
                     return
             if stop():
@@ -203,8 +204,9 @@ class Cache:
                         name.unlink(missing_ok=True)
                 except OSError as error:
                     raise UserError(
-                        f"data.cache: {path} is corrupt and cannot be deleted ({error.strerror}). Fix: delete it, or "
-                        "choose another data.cache"
+                        f"data.cache_dir: {path} is corrupt and cannot be deleted ({error.strerror}). Fix: "
+                        "delete it, or "
+                        "choose another data.cache_dir"
                     ) from None
 
     @contextlib.contextmanager
@@ -305,7 +307,7 @@ def _lock_download(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes]
         try:
             file = _create(part)
         except OSError as error:
-            raise UserError(f"data.cache: {part} cannot be used ({error.strerror}). Fix: delete it") from None
+            raise UserError(f"data.cache_dir: {part} cannot be used ({error.strerror}). Fix: delete it") from None
         if try_lock(file, part) and _is(file, part):
             return file
         file.close()

@@ -41,7 +41,7 @@ SOURCES: tuple[str, ...] = (
     "aflw19",
     "mtfl",
 )
-"""Modules below shards.sources that define a CORPUS, in the order of the command's listing."""
+"""Modules below shards.sources.corpora that define a CORPUS, in the order of the command's listing."""
 
 
 @dataclass(frozen=True)
@@ -83,4 +83,4 @@ def check_options(source: Any) -> None:
 
 def all_corpora() -> list[CorpusSpec]:
     """Return all known corpora."""
-    return [import_module(f"shards.sources.{name}").CORPUS for name in SOURCES]
+    return [import_module(f"shards.sources.corpora.{name}").CORPUS for name in SOURCES]

@@ -48,7 +48,7 @@ def pretrain(
 
     Raises:
         UserError: an invalid setting, invalid data or folder; a failed process; or this process is one of several.
-        RunStopped: a signal or train.stop_after stopped it early; a checkpoint is saved.
+        RunStopped: a signal or train.stop_after_step stopped it early; a checkpoint is saved.
         KeyboardInterrupt: Ctrl-C before there was anything to save, or twice.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -56,11 +56,11 @@ def pretrain(
             "simfle.pretrain: a launcher started this script as one of several processes. Fix: start it once with "
             "processes=N, or launch -m simfle pretrain."
         )
-    _refuse(settings, {"train.run": "out", "data.shards": "data"})
+    _refuse(settings, {"train.run_dir": "out", "data.shards": "data"})
     run = expand_home(out)
     names = ("shards" if number == 0 else f"shards{number}" for number in itertools.count())
     shards = [_as_shards(place, run / name) for place, name in zip(_several(data), names, strict=False)]
-    words = [f"data.shards={_written(shards)}", f"train.run={_written(str(run))}"]
+    words = [f"data.shards={_written(shards)}", f"train.run_dir={_written(str(run))}"]
     words += [f"{name}={_written(value)}" for name, value in (settings or {}).items()]
     file = Path(config) if config is not None else CONFIGS / "pretrain" / "simfle_resnet50.yaml"
     resolved = load(PretrainConfig, file, words)  # refused here instead of in each process

@@ -53,7 +53,7 @@ def parts(faces: Path, *, rehearsal: bool) -> list[GpuDayPart]:
     device, most = ("train.device=cpu", "16") if rehearsal else ("train.device=cuda", "256")
     people = "16" if rehearsal else "512"
     pytest = (sys.executable, "-m", "pytest", "-n", "0", "-q")
-    traced = (f"train.run={faces.parent / 'profile'}", "train.steps=6", "train.profile=true")
+    traced = (f"train.run_dir={faces.parent / 'profile'}", "train.steps=6", "train.profile=true")
     machine = ("--gpus-per-node", "1", "--gpu", "cpu" if rehearsal else "h100", "--images", "4096")
     drawn = ("shards", "build", "procedural", str(faces), "--people", people, "--images-per-person", "8")
     found = [

@@ -1,7 +1,7 @@
 """Reference implementation of SimFLE, close to the paper and not optimized: fp32, channels first.
 
-The baseline of `bench_step`. Parameters have the names of the real model (model.grouping=reference): a test gives both
-the same weights and compares the losses.
+The baseline of `bench_step`. Parameters have the names of the real model (model.grouping_init=reference): a test gives
+both the same weights and compares the losses.
 """
 
 # B batch, C channels, G groups, h x h feature map, L patches, V visible, D width, d decoder width

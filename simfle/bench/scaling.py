@@ -60,14 +60,14 @@ def _start(
     environment |= {"MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
     program = "from simfle.commands.pretrain import main; main()"
     settings = [
-        format_override("train.run", run),
+        format_override("train.run_dir", run),
         f"train.global_batch={batch}",
         f"train.steps={steps}",
         "train.log_every=1",
     ]
-    settings += ["train.images_every=0", f"train.checkpoint_every={steps}", "train.micro_batch=0"]
+    settings += ["train.log_images_every=0", f"train.checkpoint_every={steps}", "train.micro_batch=0"]
     if not torch.cuda.is_available():  # else decoding would take the cores of the processes' arithmetic
-        settings.append("data.threads=1")
+        settings.append("data.decode_threads=1")
     command = [sys.executable, "-c", program, *words, *settings]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=pipe, text=True)

@@ -11,10 +11,11 @@ from simfle.config.overrides import format_override
 
 # A small model with all parts.
 SMALL = """
-    views.size=64 views.face_size=64 model.backbone=resnet10t model.hidden=64 model.projection=32 model.groups=4
-    model.facemae.patch=8 model.facemae.width=48 model.facemae.depth=1 model.facemae.heads=3
-    model.facemae.decoder_width=32 model.facemae.decoder_depth=1 model.facemae.decoder_heads=2
-    train.global_batch=16 train.steps=1 train.log_every=1 train.images_every=0
+    views.size=64 views.face_size=64 model.backbone=resnet10t model.head_hidden_dim=64 model.head_out_dim=32
+    model.mask_groups=4
+    model.facemae.patch_size=8 model.facemae.embed_dim=48 model.facemae.depth=1 model.facemae.num_heads=3
+    model.facemae.decoder_embed_dim=32 model.facemae.decoder_depth=1 model.facemae.decoder_num_heads=2
+    train.global_batch=16 train.steps=1 train.log_every=1 train.log_images_every=0
 """.split()  # noqa: SIM905 - one line per room of the config reads better than twenty quoted words
 HELP, CHECK, DRY, FIRST = 0.5, 2.0, 2.0, 15.0  # targets, seconds
 
@@ -34,7 +35,7 @@ def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: i
             "pretrain",
             "--dry-run",
             data,
-            format_override("train.run", f"{folder}/dry"),
+            format_override("train.run_dir", f"{folder}/dry"),
             "train.global_batch=16",
         ],
         DRY,
@@ -52,7 +53,9 @@ def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: i
                 found[name].cpu.append(cpu)
         run = folder / f"run{number}"
         began = time.time()
-        _, cpu = run_once([*ours, "pretrain", *SMALL, data, format_override("train.run", run), "train.device=cpu"], [0])
+        _, cpu = run_once(
+            [*ours, "pretrain", *SMALL, data, format_override("train.run_dir", run), "train.device=cpu"], [0]
+        )
         if number:
             line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
             found["first step"].seconds.append(line["time"] - began)

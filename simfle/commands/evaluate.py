@@ -37,7 +37,7 @@ def evaluate(
     words = list(arguments or [])
     file = Path(words.pop(0)) if words and "=" not in words[0] else None
     if run is None and encoder != "online":
-        raise UserError("--network={network}: only valid with --run. Fix: name the files with --backbone.")
+        raise UserError("--encoder={network}: only valid with --run. Fix: name the files with --backbone.")
     from simfle.config.schema import load
     from simfle.eval.config import EvalConfig
 
@@ -62,7 +62,7 @@ def evaluate(
 
 def _exported(run: Path, encoder: str) -> list[str]:
     if encoder not in ("online", "target", "both"):
-        raise UserError(f"--network={encoder}: unknown. Fix: choose online, target or both.")
+        raise UserError(f"--encoder={encoder}: unknown. Fix: choose online, target or both.")
     from simfle.export.timm import export_backbones
 
     written = export_backbones(run)

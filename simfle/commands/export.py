@@ -31,7 +31,7 @@ def export_backbone(
         if name not in FORMATS:
             raise UserError(f"--format={name}: unknown. Fix: choose one of {', '.join(FORMATS)}.")
     if encoder not in ENCODERS:
-        raise UserError(f"--network={encoder}: unknown. Fix: choose one of {', '.join(ENCODERS)}.")
+        raise UserError(f"--encoder={encoder}: unknown. Fix: choose one of {', '.join(ENCODERS)}.")
     from simfle.export.timm import export_backbones
 
     for name, path in export_backbones(run, out).items():

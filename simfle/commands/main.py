@@ -41,7 +41,7 @@ SHARDS: dict[str, CommandEntry | CommandGroup] = {
     "split": CommandEntry("shards.split", "split_shards", "split samples by person"),
     "subset": CommandEntry("shards.subset", "subset_shards", "take a fraction of the samples"),
     "remove": CommandEntry("shards.remove", "remove_samples", "remove samples, or all samples of a person"),
-    "beton": CommandEntry("shards.ffcv", "build_beton", "write labeled shards as a .beton file for FFCV"),
+    "ffcv": CommandEntry("shards.ffcv", "build_beton", "write labeled shards as a .beton file for FFCV"),
     "duplicates": CommandEntry("shards.duplicates", "find_duplicates", "find duplicate images"),
 }
 SLURM: dict[str, CommandEntry | CommandGroup] = {

@@ -48,7 +48,9 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
         list[Path] | None,
         typer.Option(help="JSON file that replaces constants, such as a benchmark's --out (repeatable)"),
     ] = None,
-    scaling_table: Annotated[bool, typer.Option("--table", help="print a Markdown table for 1 to 512 GPUs")] = False,
+    scaling_table: Annotated[
+        bool, typer.Option("--scaling-table", help="print a Markdown table for 1 to 512 GPUs")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
     """Estimate memory, speed and bottleneck of a run without running it. docs/scale.md explains the model."""
@@ -59,7 +61,7 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
         if value <= 0:
             raise UserError(f"{name}={value}: must be above 0. Fix: raise it.")
     if min(images, image_bytes, batch_per_gpu) < 0:
-        raise UserError("--images, --image-bytes and --per-gpu must be at least 0. Fix: raise them.")
+        raise UserError("--images, --image-bytes and --batch-per-gpu must be at least 0. Fix: raise them.")
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
     from simfle.plan.estimate import ClusterSpec
     from simfle.plan.hardware import load_constants, network_rate
@@ -74,7 +76,9 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
         try:
             _with_batch(request)
         except UserError as error:
-            hint = f"planned for --nodes {nodes} --gpus-per-node {gpus_per_node}; --per-gpu N sets N samples per GPU"
+            hint = (
+                f"planned for --nodes {nodes} --gpus-per-node {gpus_per_node}; --batch-per-gpu N sets N samples per GPU"
+            )
             raise UserError(f"{error} ({hint})") from None
     work = measure_cost(resolved)
     if scaling_table:

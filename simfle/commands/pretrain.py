@@ -23,7 +23,7 @@ def pretrain(
 ) -> None:
     """Pretrain with SimFLE. Rerun with the same configuration to resume.
 
-    For example: simfle pretrain configs/pretrain/simfle_resnet50.yaml data.shards=[shards/mine] train.run=runs/mine
+    For example: simfle pretrain configs/pretrain/simfle_resnet50.yaml data.shards=[shards/mine] train.run_dir=runs/mine
 
     Several processes: --processes 8, or any launcher, such as
     accelerate launch --use_deepspeed --num_processes 8 -m simfle pretrain CONFIG key=value ...

@@ -176,7 +176,7 @@ def _stages(
         source += ["--group-pattern", group_pattern] if group_pattern else []
         does = f"check the images of {data} and write them to shards"
     build = [*_tool("tools/build_shards.py"), *source]
-    words = [format_override("data.shards", [shards]), format_override("train.run", run), *overrides]
+    words = [format_override("data.shards", [shards]), format_override("train.run_dir", run), *overrides]
     train = [*_tool("launchers/pretrain.py"), str(_shown(CONFIGS / "pretrain/quickstart.yaml")), *words]
     stages = [
         QuickstartStage(

@@ -8,7 +8,7 @@ import re
 import shlex
 from typing import Any
 
-EXAMPLE = "cluster.sbatch=['exclude=n[1-2]']"
+EXAMPLE = "cluster.extra_sbatch=['exclude=n[1-2]']"
 # One text in quotes, as in YAML: within single quotes '' is a quote, within double quotes a backslash escapes.
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 LIST_SYNTAX = re.compile(r"[\[\]\x00]")  # in an item of a list without quotes

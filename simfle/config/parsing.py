@@ -4,13 +4,13 @@ A schema is a dataclass whose fields `simfle.config.schema.config_field` makes, 
 """
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast, get_args, get_origin
 
 from shards.io.atomic import expand_home, read_text
+from simfle.config.key_aliases import nearest_key
 from simfle.config.overrides import EXAMPLE, parse_list, parse_text
 from simfle.errors import UserError
 
@@ -35,8 +35,8 @@ def check_keys(schema: Any, layer: Any, place: str) -> None:
                 f"config: {key}={value} in {place}: {key} is a group. Fix: set one of its keys, such as {inner[0]}."
             )
         if key not in known and not inner and not key.startswith(_tables(schema)):
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            near = nearest_key(key, known)
+            hint = f"; did you mean {near}?" if near else ""
             raise UserError(f"config: unknown key {key!r} in {place}{hint}")
 
 
@@ -47,21 +47,21 @@ def normalize_values(schema: Any, layer: Any) -> None:
     known = dict(fields(schema))
     for key, value in _leaves(layer):
         field = known.get(key)
-        if field is not None and field.metadata.get("path"):
+        if field is not None and field.metadata.get("is_path"):
             value = _expand_home(value)  # noqa: PLW2901
             OmegaConf.update(layer, key, value)
         if value is None and (field is None or field.type is str):  # a group with only comments, or val=
             OmegaConf.update(layer, key, {} if field is None else "")
         elif field is None:
             continue
-        elif isinstance(value, str) and value in field.metadata.get("words", {}):
-            OmegaConf.update(layer, key, field.metadata["words"][value])
+        elif isinstance(value, str) and value in field.metadata.get("aliases", {}):
+            OmegaConf.update(layer, key, field.metadata["aliases"][value])
         elif isinstance(value, str | int | float) and get_origin(field.type) is list and "${" not in str(value):
             OmegaConf.update(layer, key, [value])
 
 
 def _expand_home(value: Any) -> Any:
-    """Expand ~ in a path or a list of paths: the shell does not expand it after train.run=."""
+    """Expand ~ in a path or a list of paths: the shell does not expand it after train.run_dir=."""
     if isinstance(value, list):
         return [_expand_home(each) for each in value]
     if not isinstance(value, str) or "://" in value:

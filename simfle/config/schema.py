@@ -30,7 +30,7 @@ from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-CONFIGS = (Path(__file__).parent / "configs").resolve()  # in a checkout a symlink, in a wheel a copy
+CONFIGS = (Path(__file__).parents[1] / "configs").resolve()  # in a checkout a symlink, in a wheel a copy
 
 
 def config_field(
@@ -45,7 +45,7 @@ def config_field(
         words: names for some of the values, such as auto for -1.
         path: whether the field holds paths, in which ~ is expanded.
     """
-    metadata = {"help": text, "free": resume_safe, "words": aliases or {}, "path": is_path}
+    metadata = {"help": text, "resume_safe": resume_safe, "aliases": aliases or {}, "is_path": is_path}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -150,7 +150,7 @@ class ModelConfig:
     head_out_dim: int = config_field(256, "output width of the MLP heads")
     predictor_hidden_dim: int = config_field(512, "hidden width of SimSiam's predictor")
     ema_momentum: float = config_field(0.99, "EMA momentum of the target network")
-    ema_schedule: str = config_field("constant", "constant, or cosine from model.momentum to 1 over the run")
+    ema_schedule: str = config_field("constant", "constant, or cosine from model.ema_momentum to 1 over the run")
     mask_groups: int = config_field(32, "channel groups of the semantic masking")
     grouping_init: str = config_field(
         "repaired", "repaired (groups separate) or reference (the paper's initialization: groups collapse)"
@@ -359,7 +359,7 @@ def _missing(file: Path | None) -> str:
 
 def run_identity(config: Any) -> dict[str, Any]:
     """Return the values that identify a run: every leaf that is not marked free."""
-    free = {name for name, field in fields(type(config)) if field.metadata.get("free")}
+    free = {name for name, field in fields(type(config)) if field.metadata.get("resume_safe")}
     return {key: value for key, value in flatten(dataclasses.asdict(config)).items() if key not in free}
 
 

@@ -95,7 +95,8 @@ class CorruptSampleReplacer:
                 return fed
         shard = self.corpus.locate(fed[bad[:1]])[0][0]
         raise UserError(
-            f"shards: {self.corpus.shard_location(int(shard))}: {MAX_REPLACEMENT_TRIES} consecutive samples cannot be decoded. Fix: find the "
+            f"shards: {self.corpus.shard_location(int(shard))}: {MAX_REPLACEMENT_TRIES} consecutive samples "
+            "cannot be decoded. Fix: find the "
             "corrupt ones with simfle shards verify; copy or build the shards again."
         )
 

@@ -52,8 +52,9 @@ class _OpenTar:
 class ShardCorpus:
     """The samples of the chosen splits of shard folders, addressed as (shard, sample in shard).
 
-    folders: paths or URLs of shards or external tars (`shards.format.external_tars`); their order determines the global sample ids,
-    counted over all shards of all splits: the choice of splits changes no id. splits: names; empty: all.
+    folders: paths or URLs of shards or external tars (`shards.format.external_tars`); their order determines the
+    global sample ids, counted over all shards of all splits: the choice of splits changes no id. splits: names; empty:
+    all.
     cache: for URLs; None: the default one. The constructor reads manifests and compares the sizes of local tars; tars
     are
     fetched and opened, and indexes read, on first use. All methods are thread-safe.
@@ -193,7 +194,8 @@ class ShardCorpus:
         index = place.index(info)
         if len(index) != info.samples:
             raise UserError(
-                f"shards: the index of {self.shard_location(shard)} lists {len(index)} samples, the manifest {info.samples}. "
+                f"shards: the index of {self.shard_location(shard)} lists {len(index)} samples, the manifest "
+                f"{info.samples}. "
                 "Fix: build the shards again."
             )
         return index

@@ -101,8 +101,8 @@ class Loader:
 
     The same step gives the same ids, draws and pixels, independent of earlier steps and of the number of processes.
     `waited`: seconds that the consumer has waited for batches so far. Ids of a batch are those of the samples in it: an
-    undecodable sample is replaced (see `simfle.data.corrupt_samples`). images: the requested images of a `Batch`; the others
-    have side 0.
+    undecodable sample is replaced (see `simfle.data.corrupt_samples`). images: the requested images of a `Batch`; the
+    others have side 0.
 
     Raises:
         UserError: B does not divide by processes and micro-batches, views out of range, an unknown or missing backend.
@@ -147,8 +147,8 @@ class Loader:
         """Yield without end the `accumulation` micro-batches of each optimizer step from `start_step` on, on the
         device.
 
-        One thread prefetches `data.prefetch` micro-batches. Its errors are raised here; it ends when the iterator is
-        closed or
+        One thread prefetches `data.prefetch_batches` micro-batches. Its errors are raised here; it ends when the
+        iterator is closed or
         garbage-collected. Use one iterator at a time: iterators share the backend.
         """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(self.prefetch)

@@ -82,7 +82,7 @@ class ShardPrefetcher:
             raise UserError(
                 f"data.cache_gb: this process uses shards of {used / GB:.3g} GB at one time, its part of the cache is "
                 f"{self._budget / GB:.3g} GB. Fix: set data.cache_gb to at least {used / self._share / GB:.3g}, or "
-                "reduce data.streams or data.window"
+                "reduce data.canonical_streams or data.shuffle_window"
             )
         for more in self._later(epoch, windows):
             for shard, size in more.items():

@@ -81,11 +81,11 @@ def check(views: ViewsConfig) -> None:
     for field in ("size", "face_size"):
         if getattr(views, field) < 1:
             raise bad(field, "at least 1")
-    for field, top in (("scale", 1.0), ("ratio", math.inf), ("sigma", math.inf)):
+    for field, top in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
         value = getattr(views, field)
         if len(value) != 2 or not 0 < value[0] <= value[1] <= top:
             raise bad(field, f"two rising numbers above 0{'' if top == math.inf else ' and at most 1'}")
-    for field in ("flip", "jitter", "greyscale"):
+    for field in ("flip_prob", "color_jitter_prob", "grayscale_prob"):
         if not 0 <= getattr(views, field) <= 1:
             raise bad(field, "a probability, 0 to 1")
     for field in ("brightness", "contrast", "saturation"):

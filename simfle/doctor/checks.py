@@ -173,7 +173,7 @@ def disk(folder: Path) -> list[Finding]:
         else note("disk", text, "a run keeps several GB of checkpoints: free disk space")
     ]
     text = f"writes {write / 1e6:.0f} MB/s, reads {read / 1e6:.0f} MB/s, without the page cache where possible"
-    slow = "slower than 5,000 faces/s: keep shards on a local disk (data.cache), or on a faster file system"
+    slow = "slower than 5,000 faces/s: keep shards on a local disk (data.cache_dir), or on a faster file system"
     found.append(ok("disk speed", text) if read >= SLOW_DISK else note("disk speed", text, slow))
     text = f"the file system's is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
     late = "synchronize both clocks by NTP: ages of checkpoints and heartbeats use this machine's clock"

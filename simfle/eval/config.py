@@ -148,7 +148,7 @@ class EvalConfig:
     )
     ffcv_files: list[str] = config_field(
         list,
-        "betons of the splits (simfle shards beton), or their folders; those beside the shards are found automatically",
+        "betons of the splits (simfle shards ffcv), or their folders; those beside the shards are found automatically",
         is_path=True,
     )
     out: str = config_field(
@@ -170,11 +170,11 @@ def check(config: EvalConfig) -> None:
             raise UserError(f"{field}={value!r}: out of range. Fix: set it to {what}.")
 
     need(bool(config.out), "out", "a folder for the results")
-    for field in ("min_class_count", "resamples", "forward_batch"):
+    for field in ("min_class_count", "bootstrap_samples", "forward_batch"):
         need(getattr(config, field) >= 1, field, "at least 1")
-    for field in ("size", "threads"):
+    for field in ("image_size", "threads"):
         need(getattr(config, field) >= 0, field, "0 or more")
-    for name in ("linear", "fast", "finetune", "scratch", "landmarks"):
+    for name in ("linear", "linear_fast", "finetune", "scratch", "landmarks"):
         part = getattr(config, name)
         need(part.epochs >= 1, f"{name}.epochs", "at least 1")
         need(part.batch >= 1, f"{name}.batch", "at least 1")
@@ -185,7 +185,7 @@ def check(config: EvalConfig) -> None:
     for name in ("linear", "finetune", "scratch"):
         scale = getattr(config, name).scale
         need(len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, f"{name}.scale", "two fractions, 0 < low <= high <= 1")
-    for name in ("linear", "fast"):
+    for name in ("linear", "linear_fast"):
         need(0 <= getattr(config, name).momentum < 1, f"{name}.momentum", "at least 0 and below 1")
     for name in ("finetune", "scratch"):
         part = getattr(config, name)
@@ -194,13 +194,17 @@ def check(config: EvalConfig) -> None:
         need(0 < part.layer_decay <= 1, f"{name}.layer_decay", "above 0 and at most 1")
         need(0 <= part.smoothing < 1, f"{name}.smoothing", "at least 0 and below 1")
         need(0 <= part.jitter <= 1, f"{name}.jitter", "a number from 0 to 1")
-    need(min(config.linear_fast.weight_decays, default=-1) >= 0, "fast.decays", "one or more numbers of at least 0")
+    need(
+        min(config.linear_fast.weight_decays, default=-1) >= 0,
+        "linear_fast.weight_decays",
+        "one or more numbers of at least 0",
+    )
     need(min(config.knn.ks, default=0) >= 1, "knn.ks", "one or more numbers of at least 1")
     need(config.knn.temperature > 0, "knn.temperature", "more than 0")
-    need(min(config.affect.ridge_alphas, default=0) > 0, "affect.ridges", "one or more numbers above 0")
+    need(min(config.affect.ridge_alphas, default=0) > 0, "affect.ridge_alphas", "one or more numbers above 0")
     need(config.cam.radius > 0, "cam.radius", "more than 0")
-    need(config.recalibrate_bn in ("random", "all", "none"), "calibrate", "random, all or none")
-    need(config.decoder in ("auto", "opencv", "dali", "ffcv"), "loader", "auto, opencv, dali or ffcv")
+    need(config.recalibrate_bn in ("random", "all", "none"), "recalibrate_bn", "random, all or none")
+    need(config.decoder in ("auto", "opencv", "dali", "ffcv"), "decoder", "auto, opencv, dali or ffcv")
     need(config.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda")
     need(len(config.seeds) == len(set(config.seeds)) > 0, "seeds", "one or more distinct seeds")
     need(min(config.seeds) >= 0, "seeds", "seeds of at least 0")

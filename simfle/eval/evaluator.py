@@ -157,7 +157,7 @@ class Evaluator:
     def _settings(self, unit: EvalTask, data: BenchmarkData, card: BackboneMetadata) -> dict[str, Any]:
         """Return all inputs except backbone, protocol and seed; they must be equal for averaging over seeds."""
         protocol = PROTOCOLS[parse(unit.protocol)[0]]
-        read = {unit.protocol: protocol.part} | ({"fast": "fast"} if protocol.module == "cam" else {})
+        read = {unit.protocol: protocol.part} | ({"linear_fast": "linear_fast"} if protocol.module == "cam" else {})
         splits = [split for split in (data.train, data.val, data.test) if split]
         return {
             "benchmark": settings(unit.benchmark),

@@ -72,7 +72,9 @@ def eval_tasks(config: EvalConfig) -> list[EvalTask]:
                 found += _of(source, True, shape, benchmark, wanted, config)
             shapes.add(shape)
     if not found:
-        raise UserError("protocols: no unit to run. Fix: add backbones, or set random=true or the protocol scratch.")
+        raise UserError(
+            "protocols: no unit to run. Fix: add backbones, or set random_baseline=true or the protocol scratch."
+        )
     return found
 
 

@@ -27,7 +27,7 @@ ABOUT: dict[str, Any] = dict.fromkeys((*SOURCES, "description", "notes")) | {"li
 RECIPE = (
     ("method", "model.method"),
     ("backbone", "model.backbone"),
-    ("grouping", "model.grouping"),
+    ("grouping", "model.grouping_init"),
     ("views, px", "views.size"),
     ("face, px", "views.face_size"),
     ("optimizer", "optim.name"),
@@ -71,7 +71,7 @@ def _model_card(run: Path, backbone: LoadedBackbone) -> str:
     text, config = _config(run)
     weights = tensors_digest(backbone) if backbone.file is None else identify(str(backbone.file)).sha256
     environment = Environment(
-        loader=PackageLoader("simfle.eval", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("simfle.export", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     shards = [str(folder) for folder in config["data"]["shards"]]
     return environment.get_template("card.md").render(

@@ -37,7 +37,9 @@ def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
     if model.method not in METHODS:
         raise UserError(f"model.method={model.method!r}: unknown. Fix: use one of {', '.join(METHODS)}.")
     if model.compile and model.activation_checkpointing:
-        raise UserError("model.compile=true with model.recompute=true: not supported. Fix: set one of them to false.")
+        raise UserError(
+            "model.compile=true with model.activation_checkpointing=true: not supported. Fix: set one of them to false."
+        )
     kind = BYOL if model.method == "simfle" and not model.facemae.enabled else METHODS[model.method]
     method = kind(model, views)  # type: ignore[call-arg]
     for network in method.networks():

@@ -158,7 +158,7 @@ def differing(runs: Sequence[RunRecord]) -> list[tuple[str, list[Any]]]:
     """Return the configuration keys that differ between runs, with each run's value; paths of runs are ignored."""
     flat = [flatten(run.config) for run in runs]
     keys = dict.fromkeys(key for values in flat for key in values)
-    rows = [(key, [values.get(key) for values in flat]) for key in keys if key != "train.run"]
+    rows = [(key, [values.get(key) for values in flat]) for key in keys if key != "train.run_dir"]
     return [(key, values) for key, values in rows if any(value != values[0] for value in values)]
 
 

@@ -122,7 +122,7 @@ def gather(runs: list[RunRecord], results: Sequence[Path], shards: Sequence[str]
     found = tables(results_of(runs, results))
     commands = [*extras.commands]
     if not commands:
-        commands = [f"simfle pretrain {run.folder / 'config.yaml'} train.run=ANOTHER_RUN" for run in runs]
+        commands = [f"simfle pretrain {run.folder / 'config.yaml'} train.run_dir=ANOTHER_RUN" for run in runs]
         commands += dict.fromkeys(shlex.join(result.command) for result in found.results)
     if not shards:
         return Content(runs, found, commands, extras)

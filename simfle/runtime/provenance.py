@@ -16,7 +16,7 @@ PACKAGES = (
     "nvidia-dali-cuda130",
     "opencv-python-headless",
 )
-REVISION = "revision.txt"  # beside this file, in a copy of the program without git
+REVISION = "revision.txt"  # in the package's folder, in a copy of the program without git
 
 
 def versions() -> dict[str, str]:
@@ -33,7 +33,7 @@ def versions() -> dict[str, str]:
 def git_revision() -> str | None:
     """Return the commit of this program's checkout, or of the checkout that it was copied from; None if neither."""
     here = Path(__file__)
-    copied = here.with_name(REVISION)
+    copied = here.parents[1] / REVISION
     if copied.is_file():
         return copied.read_text().strip() or None
     if _git("ls-files", "--error-unmatch", here.name) is None:

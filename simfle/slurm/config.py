@@ -54,7 +54,12 @@ def check(config: ClusterConfig) -> None:
     """Raise a UserError that names the first invalid value."""
     for name, least in (("nodes", 1), ("min_nodes", 0), ("gpus_per_node", 0), ("tasks_per_node", 1)):
         _at_least(config, name, least)
-    for name, least in (("cpus_per_task", 0), ("signal_seconds", 10), ("max_requeues", 0), ("max_failures", 1)):
+    for name, least in (
+        ("cpus_per_task", 0),
+        ("signal_seconds", 10),
+        ("max_requeues", 0),
+        ("max_consecutive_failures", 1),
+    ):
         _at_least(config, name, least)
     if config.min_nodes > config.nodes:
         raise UserError(f"--min-nodes {config.min_nodes}: more than --nodes {config.nodes}")
@@ -70,11 +75,13 @@ def check(config: ClusterConfig) -> None:
             raise UserError(f"{name}={getattr(config, name)!r}: must not contain spaces, quotes or shell characters")
     for word in config.extra_sbatch:
         if not KNOWN_SBATCH.fullmatch(word) or "\n" in word:
-            raise UserError(f"cluster.sbatch: {word!r} must be name or name=value without dashes, such as exclude=n13")
+            raise UserError(
+                f"cluster.extra_sbatch: {word!r} must be name or name=value without dashes, such as exclude=n13"
+            )
     for word in config.env:
         if not re.fullmatch(r"[A-Za-z_]\w*=[^\n]*", word):
             shown = word.partition("=")[0]  # the value may be a secret
-            raise UserError(f"cluster.environment: {shown!r} is not NAME=VALUE, or VALUE has a line break")
+            raise UserError(f"cluster.env: {shown!r} is not NAME=VALUE, or VALUE has a line break")
     if any("\n" in line for line in config.setup):
         raise UserError("cluster.setup: a line contains a line break. Fix: give each line separately.")
 

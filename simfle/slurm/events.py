@@ -27,7 +27,7 @@ FACTS: dict[str, dict[str, type]] = {
 JOB = re.compile(r"[A-Za-z0-9][\w.+]*", re.ASCII)
 
 # How a process can end. A process without an exit record was killed.
-KINDS = ("done", "spare", "stopped", "refused", "bug", "lost", "hung")
+KINDS = ("done", "idle", "preempted", "user_error", "bug", "peer_lost", "hung")
 DONE, IDLE, PREEMPTED, USER_ERROR, BUG, PEER_LOST, HUNG = KINDS
 
 

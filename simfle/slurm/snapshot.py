@@ -20,7 +20,7 @@ def snapshot(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> 
     """Make RUN/slurm/TIME with code/, config.yaml and cluster.yaml; return the folder, readable only by its owner.
 
     It will also contain the submission script and the output of processes, which may show values of
-    cluster.environment.
+    cluster.env.
 
     Raises:
         UserError: the run folder cannot be written.
@@ -33,7 +33,7 @@ def snapshot(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> 
             _copy_package(package, job / "code")
         (job / "code" / "simfle" / REVISION).write_text(git_revision() or "")
     except OSError as error:
-        raise UserError(f"train.run={run}: cannot be written: {error.strerror}") from None
+        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}") from None
     write(job / "config.yaml", config)
     write(job / "cluster.yaml", cluster)
     return job

@@ -79,7 +79,7 @@ def prepare(config: PretrainConfig, cluster: ClusterConfig) -> Path:
     """
     config = absolute(config)
     if any(sign in config.train.run_dir for sign in "%\n\\"):
-        raise UserError(f"train.run={config.train.run_dir!r}: %, \\ and line breaks in paths are special to Slurm")
+        raise UserError(f"train.run_dir={config.train.run_dir!r}: %, \\ and line breaks in paths are special to Slurm")
     return snapshot(Path(config.train.run_dir), config, cluster)
 
 
@@ -170,7 +170,7 @@ def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool =
             try:
                 with outside_of_jobs():
                     return super()._internal_process_submissions(delayed_submissions)
-            finally:  # the script contains cluster.environment; not by a umask, which sbatch would pass on to the job
+            finally:  # the script contains cluster.env; not by a umask, which sbatch would pass on to the job
                 for script in job.glob("*.sh"):
                     script.chmod(0o600)
 

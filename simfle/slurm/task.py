@@ -122,7 +122,8 @@ def usable_tasks(task: TaskInfo, cluster: ClusterConfig, global_batch: int) -> i
         if global_batch % tasks == 0 and global_batch // tasks >= 2:
             return tasks
     raise UserError(
-        f"train.global_batch={global_batch}: cannot be shared by {task.local_world_size} processes on each of {least} to "
+        f"train.global_batch={global_batch}: cannot be shared by {task.local_world_size} processes on each of "
+        f"{least} to "
         f"{here} nodes. Fix: use a batch that these numbers divide, or other numbers of nodes."
     )
 
@@ -170,13 +171,13 @@ def local_scratch_dir(cluster: ClusterConfig) -> Path | None:
     text = os.path.expandvars(cluster.local_scratch)
     if "$" in text:
         raise UserError(
-            f"cluster.scratch={cluster.local_scratch}: uses an environment variable that is not set in this job"
+            f"cluster.local_scratch={cluster.local_scratch}: uses an environment variable that is not set in this job"
         )
     folder = Path(text) / "simfle"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cluster.scratch={folder}: cannot be created: {error.strerror}") from None
+        raise UserError(f"cluster.local_scratch={folder}: cannot be created: {error.strerror}") from None
     return folder
 
 

@@ -7,7 +7,7 @@ from shards.io.atomic import read_bytes
 from simfle.config.schema import PretrainConfig, config_digest, load, run_identity
 from simfle.errors import UserError
 from simfle.runtime import run_files
-from simfle.train.checkpointing.checkpoint import TrainState, complete_checkpoints, state_of
+from simfle.train.checkpointing.checkpoint import FORMAT, TrainState, complete_checkpoints, state_of
 
 METRICS = "metrics.jsonl"
 MAX_NAMED = 8  # maximum number of reported keys
@@ -17,9 +17,20 @@ def refuse_copies(run: Path) -> None:
     """Raise a UserError if a folder named like a checkpoint has the state of another step."""
     for folder in run_files.copied_checkpoints(run):
         raise UserError(
-            f"train.run={run}: checkpoints/{folder.name} has the state of another step than its name says. "
+            f"train.run_dir={run}: checkpoints/{folder.name} has the state of another step than its name says. "
             "Fix: move this copy out of checkpoints/, or give it another name, such as backup"
         )
+
+
+def refuse_old_format(run: Path) -> None:
+    """Raise a UserError where checkpoints are of another format version: their keys have other names."""
+    for folder in complete_checkpoints(run):
+        found = run_files.read_state(folder).get("format", FORMAT)
+        if found != FORMAT:
+            raise UserError(
+                f"train.run_dir={run}: {folder.name} has format {found}, this version reads {FORMAT}. "
+                "Fix: use a new train.run_dir, or resume with the version that wrote it"
+            )
 
 
 def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> int:
@@ -40,7 +51,7 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
             continue
         if any(ours.values()):
             raise UserError(
-                f"train.run={run}: checkpoints/{folder.name} is of a run with another configuration "
+                f"train.run_dir={run}: checkpoints/{folder.name} is of a run with another configuration "
                 f"({_named(state.identity, config) or 'not recorded by the earlier version'}). "
                 "Fix: move it out of checkpoints/"
             )
@@ -63,7 +74,7 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
     folder = run / "checkpoints"
     if folder.is_symlink() and not folder.is_dir():
         raise UserError(
-            f"train.run={run}: checkpoints is a link to {folder.readlink()}, which is not an existing folder. "
+            f"train.run_dir={run}: checkpoints is a link to {folder.readlink()}, which is not an existing folder. "
             f"Fix: mount that disk, or delete {folder} to start from step 0"
         )
     if not file.exists() or not (run / METRICS).exists() or any(map(run_files.step_from_name, folder.glob("step-*"))):
@@ -71,8 +82,9 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
     step = max((line["step"] for line in run_files.parse_metrics(read_bytes(run / METRICS))), default=0)
     if step > 2 * load(PretrainConfig, file).train.checkpoint_every:
         raise UserError(
-            f"train.run={run}: {METRICS} reaches step {step}, but there is no checkpoint: a disk is not mounted, or "
-            f"they were deleted. Fix: restore them, or use another train.run; to start from step 0 here delete "
+            f"train.run_dir={run}: {METRICS} reaches step {step}, but there is no checkpoint: a disk is not "
+            "mounted, or "
+            f"they were deleted. Fix: restore them, or use another train.run_dir; to start from step 0 here delete "
             f"{run / METRICS}"
         )
 
@@ -81,7 +93,8 @@ def refuse_difference(run: Path, before: dict[str, Any], config: PretrainConfig)
     """Raise a UserError that names the keys in which the values `before` of a run differ from `config`."""
     if named := _named(before, config):
         raise UserError(
-            f"train.run={run}: a run with another configuration ({named}). Fix: use the old values or another train.run"
+            f"train.run_dir={run}: a run with another configuration ({named}). Fix: use the old values or "
+            "another train.run_dir"
         )
 
 
@@ -93,15 +106,16 @@ def _refuse_by_file(run: Path, state: TrainState, config: PretrainConfig, file: 
     """Compare by the run's config.yaml, for a checkpoint that has only a digest, which differs from this run's."""
     if not file.exists():
         raise UserError(
-            f"train.run={run}: checkpoints of a run with another configuration or another version of simfle, without "
-            f"its config.yaml. Fix: copy the config.yaml of that run to {run}, or use another train.run."
+            f"train.run_dir={run}: checkpoints of a run with another configuration or another version of "
+            "simfle, without "
+            f"its config.yaml. Fix: copy the config.yaml of that run to {run}, or use another train.run_dir."
         )
     before = load(PretrainConfig, file)
     if state.config == config_digest(before):
         refuse_difference(run, run_identity(before), config)
     raise UserError(
         f"{file} is not the configuration of the checkpoints beside it: it was changed, or they are of another run or "
-        "another version of simfle. Fix: restore config.yaml and checkpoints of the run, or use another train.run"
+        "another version of simfle. Fix: restore config.yaml and checkpoints of the run, or use another train.run_dir"
     )
 
 

@@ -21,7 +21,9 @@ from simfle.train.trainer import Trainer
 from simfle.train.validate import check
 from simfle.train.watchdog import Watchdog
 
-LESS_MEMORY = "train.micro_batch=auto finds the most samples that fit; model.recompute=true keeps less of each"
+LESS_MEMORY = (
+    "train.micro_batch=auto finds the most samples that fit; model.activation_checkpointing=true keeps less of each"
+)
 
 
 @dataclass(frozen=True)
@@ -43,13 +45,13 @@ class JobContext:
 
 
 def pretrain(config: PretrainConfig, context: JobContext = JobContext()) -> None:
-    """Start or resume the run in `train.run`, until its last step or a stop signal.
+    """Start or resume the run in `train.run_dir`, until its last step or a stop signal.
 
     Raises:
         UserError: invalid configuration, data, checkpoint or folder; a non-finite loss; a full or failing disk; full
             memory.
         DeviceFailed: the GPU failed.
-        RunStopped: a signal or train.stop_after stopped it early; the state is saved.
+        RunStopped: a signal or train.stop_after_step stopped it early; the state is saved.
     """
     flag = nullcontext(context.stop) if context.stop is not None else StopSignal()
     with device_errors_as_user_errors(LESS_MEMORY), open_trainer(config, context) as run, flag as stop:

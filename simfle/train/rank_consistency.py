@@ -21,7 +21,14 @@ from simfle.runtime.distributed import World
 from simfle.runtime.provenance import versions
 
 # May differ between machines: paths and thread counts. Data is compared by its content.
-MACHINE_SPECIFIC = ("train.run", "data.shards", "data.cache", "data.cache_gb", "data.threads", "data.prefetch")
+MACHINE_SPECIFIC = (
+    "train.run_dir",
+    "data.shards",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.decode_threads",
+    "data.prefetch_batches",
+)
 INTERPRETER = ("python", "machine")  # may also differ: libraries compute the results, not the interpreter
 MAX_NAMED = 8  # maximum number of reported differences
 

@@ -28,7 +28,7 @@ def disk_errors_as_user_errors(run: Path) -> Iterator[None]:
     except ConnectionError:
         raise  # other processes were lost: not a disk error
     except OSError as error:
-        words = f"train.run={run}: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+        words = f"train.run_dir={run}: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         raise UserError(f"{words}. Fix: resolve this and rerun; training resumes from the last checkpoint") from error
 
 
@@ -56,6 +56,7 @@ def record_config(run: Path, config: PretrainConfig) -> None:
 def check_same_config(run: Path, config: PretrainConfig) -> None:
     """Raise a UserError if the folder holds shards, or a run with another configuration. Writes nothing."""
     _refuse_shards(run)
+    identity_check.refuse_old_format(run)
     identity_check.refuse_copies(run)
     file = run / "config.yaml"
     if not identity_check.refuse_other_checkpoints(run, config, file) and file.exists() and complete_checkpoints(run):
@@ -65,7 +66,9 @@ def check_same_config(run: Path, config: PretrainConfig) -> None:
 
 def _refuse_shards(run: Path) -> None:
     if (run / MANIFEST).exists():
-        raise UserError(f"train.run={run}: a shard folder ({MANIFEST}). Fix: use a new folder, or that of this run.")
+        raise UserError(
+            f"train.run_dir={run}: a shard folder ({MANIFEST}). Fix: use a new folder, or that of this run."
+        )
 
 
 def write_run_json(run: Path, facts: dict[str, Any]) -> None:

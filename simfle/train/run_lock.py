@@ -58,7 +58,7 @@ class RunLock:
             return ""
         if not lines and not same:
             return (
-                f"train.run={self.run}: the folder was deleted or moved while the run was training; nothing is "
+                f"train.run_dir={self.run}: the folder was deleted or moved while the run was training; nothing is "
                 "written to it any more. Fix: restore it and rerun, or start a new run"
             )
         if not same or (lines and lines[0] != self.holder):
@@ -73,7 +73,7 @@ class RunLock:
             raise UserError(words)
 
     def _superseded(self, by: str) -> str:
-        return f"train.run={self.run}: {by} has taken over the run from {self.holder}, which exits without writing"
+        return f"train.run_dir={self.run}: {by} has taken over the run from {self.holder}, which exits without writing"
 
     def _is_later(self, line: str) -> bool:
         """Whether a line is of a later start of this job; no other process can request the folder."""
@@ -100,9 +100,9 @@ def lock_run_dir(run: Path, lock_timeout: float = 0.0, mine: JobStart | None = N
         run.mkdir(parents=True, exist_ok=True)
         file = _open_lock_file(run / LOCK)
     except RefusedFileError as error:
-        raise UserError(f"train.run={run}: {LOCK} is {error.strerror}. Fix: delete {run / LOCK}") from None
+        raise UserError(f"train.run_dir={run}: {LOCK} is {error.strerror}. Fix: delete {run / LOCK}") from None
     except OSError as error:
-        raise UserError(f"train.run={run} cannot be written: {error.strerror}") from None
+        raise UserError(f"train.run_dir={run} cannot be written: {error.strerror}") from None
     with file:
         end = time.monotonic() + lock_timeout
         asked = mine is None or not mine.start
@@ -122,10 +122,10 @@ def _refuse(run: Path, file: IO[str], patience: float, mine: JobStart | None) ->
     holder = file.readline().strip() or "another process"
     if mine is not None and mine.start and f", job {mine.job} start " in holder:
         raise RunDirLockedError(
-            f"train.run={run}: still held by {holder}, {patience:.0f} s after this start requested it. "
+            f"train.run_dir={run}: still held by {holder}, {patience:.0f} s after this start requested it. "
             "Fix: end that process, on a node that lost its network"
         )
-    raise UserError(f"train.run={run}: in use by {holder}. Fix: wait for it, or use another train.run.")
+    raise UserError(f"train.run_dir={run}: in use by {holder}. Fix: wait for it, or use another train.run_dir.")
 
 
 def _open_lock_file(path: Path) -> IO[str]:
@@ -155,7 +155,7 @@ def _try_lock(run: Path, file: IO[str]) -> bool:
         return False
     except OSError as error:  # Lustre and some NFS servers with default mount options
         raise UserError(
-            f"train.run={run}: files there cannot be locked ({error.strerror}), and two runs could write to one "
-            "folder. Fix: mount that file system with locks (Lustre: -o flock), or use a train.run on another one"
+            f"train.run_dir={run}: files there cannot be locked ({error.strerror}), and two runs could write to one "
+            "folder. Fix: mount that file system with locks (Lustre: -o flock), or use a train.run_dir on another one"
         ) from None
     return True

@@ -125,7 +125,7 @@ def _compare(run: Path, corpus: ShardCorpus, table: Tensor, resumed: bool) -> No
             raise UserError(
                 f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} was trained on, though "
                 "the manifest is the same. Fix: restore these files, or build the shards again and use another "
-                "train.run; simfle shards verify FOLDER checks every byte"
+                "train.run_dir; simfle shards verify FOLDER checks every byte"
             )
         known = ShardRecord(
             now.corpus,
@@ -161,7 +161,8 @@ def _read(file: Path, shards: int) -> ShardRecord:
 
 def _damaged(file: Path, why: str) -> UserError:
     return UserError(
-        f"train.run: {file} is corrupt ({why}). Fix: restore it, or run simfle shards verify on the shards and delete "
+        f"train.run_dir: {file} is corrupt ({why}). Fix: restore it, or run simfle shards verify on the shards "
+        "and delete "
         "it: the files are then recorded in their current state"
     )
 

@@ -38,7 +38,7 @@ from simfle.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 # All of these belong to the identity of a run.
-NONFINITE_HINT = "Fix: start a new train.run with a lower optim.lr, optim.clip=1 or train.precision=fp32"
+NONFINITE_HINT = "Fix: start a new train.run_dir with a lower optim.lr, optim.max_grad_norm=1 or train.precision=fp32"
 
 
 class Trainer:
@@ -135,7 +135,7 @@ class Trainer:
             log.warning("%s", reason)
         self.watchdog.mark_progress(self.step, "end")
         if self.step < self.steps:
-            other = "a signal to another process" if signalled else "train.stop_after"
+            other = "a signal to another process" if signalled else "train.stop_after_step"
             why = stop.signal.name if stop.signal is not None else other
             words = f"stopped on {why} after step {self.step} of {self.steps}; saved, rerun to resume"
             raise RunStopped(words, by_signal=signalled)
@@ -170,7 +170,7 @@ class Trainer:
             with phase("backward"):
                 self.engine.backward(losses["total"])
             if last:
-                with phase("vote"):
+                with phase("reduce"):
                     verdict = ballot.read()
                 if not verdict.finite:
                     self.abort_nonfinite_step(number, "loss", verdict)

@@ -13,17 +13,23 @@ OPTIMIZERS = ("sgd", "adamw", "lars")  # those of simfle.optim, which imports to
 DEVICES = ("auto", "cpu", "cuda")
 MINIMA = {
     0: (
-        *("train.images_every", "train.stop_after", "train.timeout", "train.steps", "data.threads"),
-        *("optim.lr", "optim.weight_decay", "optim.warmup_steps", "optim.clip"),
-        *("optim.predictor_rate", "optim.trust", "monitor.every"),
+        *(
+            "train.log_images_every",
+            "train.stop_after_step",
+            "train.hang_timeout",
+            "train.steps",
+            "data.decode_threads",
+        ),
+        *("optim.lr", "optim.weight_decay", "optim.warmup_steps", "optim.max_grad_norm"),
+        *("optim.predictor_lr_scale", "optim.trust_coefficient", "monitor.probe_every"),
     ),
     1: (
-        *("data.prefetch", "data.streams"),
-        *("train.log_every", "train.checkpoint_every", "train.keep", "model.facemae.patch"),
-        *("model.hidden", "model.projection", "model.bottleneck", "monitor.seconds"),
-        *(f"model.facemae.{part}{name}" for part in ("", "decoder_") for name in ("width", "depth", "heads")),
+        *("data.prefetch_batches", "data.canonical_streams"),
+        *("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "model.facemae.patch_size"),
+        *("model.head_hidden_dim", "model.head_out_dim", "model.predictor_hidden_dim", "monitor.max_seconds"),
+        *(f"model.facemae.{part}{name}" for part in ("", "decoder_") for name in ("embed_dim", "depth", "num_heads")),
     ),
-    100: ("monitor.samples",),
+    100: ("monitor.fit_samples",),
 }
 MAX_PROFILED_STEPS = 20  # steps: a trace of ResNet-50 and FaceMAE takes some megabytes per step
 
@@ -37,11 +43,11 @@ def check(config: PretrainConfig) -> None:
     train = config.train
     check_numbers(config)
     if not train.run_dir:
-        raise UserError("train.run=: empty. Fix: name a folder for the run, such as train.run=runs/mine.")
+        raise UserError("train.run_dir=: empty. Fix: name a folder for the run, such as train.run_dir=runs/mine.")
     if train.device not in DEVICES:
         raise UserError(f"train.device={train.device!r}: unknown. Fix: use auto, cpu or cuda.")
     if train.checkpoint_write_mbps < 0:
-        raise UserError(f"train.checkpoint_bandwidth={train.checkpoint_write_mbps:g}: must be MB/s, or 0 for no limit")
+        raise UserError(f"train.checkpoint_write_mbps={train.checkpoint_write_mbps:g}: must be MB/s, or 0 for no limit")
     if train.zero_stage not in (-1, 0, 1, 2, 3):
         raise UserError(f"train.zero_stage={train.zero_stage}: must be auto, 0, 1, 2 or 3")
     if config.model.compile and train.zero_stage == 3:
@@ -51,9 +57,9 @@ def check(config: PretrainConfig) -> None:
     if train.precision not in ("bf16", "fp32"):
         raise UserError(f"train.precision={train.precision!r}: unknown. Fix: use bf16 or fp32.")
     if config.data.resampled and not train.steps:
-        raise UserError("data.streaming=true: a stream has no epochs. Fix: set train.steps.")
+        raise UserError("data.resampled=true: a stream has no epochs. Fix: set train.steps.")
     if not 0 <= config.data.max_corrupt_fraction <= 1:
-        raise UserError(f"data.max_damaged={config.data.max_corrupt_fraction}: must be a fraction from 0 to 1")
+        raise UserError(f"data.max_corrupt_fraction={config.data.max_corrupt_fraction}: must be a fraction from 0 to 1")
     if not config.data.shards:
         raise UserError("data.shards=[]: empty. Fix: name a shard folder, such as data.shards=[shards/faces].")
     check_places("data.shards", config.data.shards)
@@ -92,12 +98,13 @@ def check_monitor(config: PretrainConfig) -> None:
     if not monitor.probe_every:
         return
     if not monitor.shards:
-        raise UserError("monitor.shards=[]: empty. Fix: name labeled shards, or set monitor.every=0.")
+        raise UserError("monitor.shards=[]: empty. Fix: name labeled shards, or set monitor.probe_every=0.")
     check_places("monitor.shards", monitor.shards)
     if train.hang_timeout and 2 * monitor.max_seconds > train.hang_timeout:
         raise UserError(
-            f"monitor.seconds={monitor.max_seconds:g}: other processes wait for a probe, and exit after "
-            f"train.timeout={train.hang_timeout:g}. Fix: set monitor.seconds={train.hang_timeout / 2:g} or less."
+            f"monitor.max_seconds={monitor.max_seconds:g}: other processes wait for a probe, and exit after "
+            f"train.hang_timeout={train.hang_timeout:g}. Fix: set "
+            f"monitor.max_seconds={train.hang_timeout / 2:g} or less."
         )
 
 
@@ -138,7 +145,7 @@ def check_numbers(config: PretrainConfig) -> None:
                 raise UserError(f"{name}={values[name]}: must be at least {least}")
     model, optim = config.model, config.optim
     if not model.distillation_temperature > 0:
-        raise UserError(f"model.temperature={model.distillation_temperature}: must be above 0")
+        raise UserError(f"model.distillation_temperature={model.distillation_temperature}: must be above 0")
     if len(model.mean) != 3 or not all(map(math.isfinite, model.mean)):
         raise UserError(f"model.mean={model.mean}: must be three numbers, for red, green and blue")
     if len(model.std) != 3 or not all(0 < each < math.inf for each in model.std):

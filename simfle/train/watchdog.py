@@ -121,7 +121,7 @@ class Watchdog:
         silent = [rank for rank in silent if rank != self.rank]
         step, phase = self._place
         seconds = time.monotonic() - self._since
-        head = f"no progress for {seconds:.0f} s (train.timeout={self.limit:g}) in {phase} of step {step}"
+        head = f"no progress for {seconds:.0f} s (train.hang_timeout={self.limit:g}) in {phase} of step {step}"
         if silent:
             names = ", ".join(_name(rank, after.get(rank)) for rank in silent[:8])
             return f"{head}: no heartbeat from {names}{' and others' if len(silent) > 8 else ''}"

@@ -14,7 +14,7 @@ from distributed.runs import SETTINGS, metrics
 from simfle.slurm import events
 
 # 24 samples: 4, 3 and 2 nodes split them equally, and as many streams let each node read only its own shards.
-BATCH = ["train.global_batch=24", "data.streams=12", "train.record_samples=true", "train.checkpoint_every=10"]
+BATCH = ["train.global_batch=24", "data.canonical_streams=12", "train.log_sample_ids=true", "train.checkpoint_every=10"]
 
 
 class Job:
@@ -95,7 +95,7 @@ def submit(slurm: Cluster, faces: Path, run: Path, *words: str, nodes: int = 4) 
 def launch(slurm: Cluster, faces: Path, run: Path, *words: str, nodes: int = 4, code: int = 0) -> str:
     command = [sys.executable, "launchers/slurm_pretrain.py", "configs/pretrain/faces_cpu.yaml"]
     command += ["--cluster", "configs/cluster/cpu.yaml", "--nodes", str(nodes)]
-    command += [*SETTINGS, *BATCH, f"data.shards=[{faces}]", f"train.run={run}", *words]
+    command += [*SETTINGS, *BATCH, f"data.shards=[{faces}]", f"train.run_dir={run}", *words]
     done = subprocess.run(
         command,
         cwd=ROOT,

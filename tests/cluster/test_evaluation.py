@@ -15,7 +15,7 @@ UNITS = 4  # linear_fast and knn, for the run's backbone and a random one
 def submit(slurm: Cluster, run: Path, faces: Path, *words: str) -> tuple[str, str]:
     """Return the printed output and the job number."""
     command = [sys.executable, "launchers/slurm_eval.py", "--run", str(run), "--cluster", "configs/cluster/cpu.yaml"]
-    command += ["--protocols", "linear_fast,knn", f"shards=[{faces}]", "val_share=0.3", *words]
+    command += ["--protocols", "linear_fast,knn", f"shards=[{faces}]", "val_fraction=0.3", *words]
     own = environment(**slurm.environment)
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=800, check=False)
     assert done.returncode == 0, done.stderr

@@ -68,7 +68,7 @@ def test_comes_back_by_itself_with_the_same_samples_and_losses(
     slurm: Cluster, faces: Path, undisturbed: Path, tmp_path: Path, name: str
 ) -> None:
     hurt, words = FAULTS[name]
-    job = submit(slurm, faces, tmp_path / "run", "train.steps=16", "train.checkpoint_every=4", "train.timeout=20")
+    job = submit(slurm, faces, tmp_path / "run", "train.steps=16", "train.checkpoint_every=4", "train.hang_timeout=20")
     job.wait_step(5)
     hurt(job)
     until(lambda: job.starts > 1, 120, job.tell)
@@ -171,11 +171,11 @@ def test_zero_stages_across_nodes_and_over_checkpoints(
     """Resume a stage-1 checkpoint of 4 nodes at stage 3, compared with stage 2; then at stage 0 on one node."""
     run = tmp_path / "run"
     for nodes, stage, until_step in ((4, 1, 2), (4, 3, 4), (1, 0, 8)):
-        words = [f"train.zero_stage={stage}", f"train.stop_after={until_step}", "train.steps=16"]
+        words = [f"train.zero_stage={stage}", f"train.stop_after_step={until_step}", "train.steps=16"]
         job = submit(slurm, faces, run, *words, nodes=nodes)
         job.wait_end()
     assert [line["step"] for line in metrics(run)] == list(range(1, 9))
-    words = ["train.zero_stage=2", "train.steps=16", "train.stop_after=4"]
+    words = ["train.zero_stage=2", "train.steps=16", "train.stop_after_step=4"]
     whole = submit(slurm, faces, tmp_path / "stage2", *words, nodes=4)
     whole.wait_end()
     for ours, theirs in zip(losses(run)[:4], losses(whole.run), strict=True):
@@ -210,7 +210,7 @@ def test_a_submitted_job_runs_the_code_of_its_submission_and_tells_where_it_is(
     within another job; and on a cluster that gives jobs no environment."""
     for name, value in {"SLURM_RESTART_COUNT": "1", "SLURM_NTASKS": "1", "SBATCH_EXPORT": "NONE"}.items():
         monkeypatch.setenv(name, value)
-    job = submit(slurm, faces, tmp_path / "run", "train.steps=1000", "cluster.sbatch=[hold]", nodes=1)
+    job = submit(slurm, faces, tmp_path / "run", "train.steps=1000", "cluster.extra_sbatch=[hold]", nodes=1)
     (code,) = job.run.glob("slurm/*/code")
     for file, words, other in (
         ("simfle/slurm/task.py", 'f"job {place.job}, start', 'f"the copy of job {place.job}, start'),
@@ -228,7 +228,7 @@ def test_a_submitted_job_runs_the_code_of_its_submission_and_tells_where_it_is(
 
 
 def test_failures_without_progress_end_the_job(slurm: Cluster, faces: Path, tmp_path: Path) -> None:
-    words = ["train.steps=1000", "train.checkpoint_every=1000", "cluster.max_failures=2"]
+    words = ["train.steps=1000", "train.checkpoint_every=1000", "cluster.max_consecutive_failures=2"]
     job = submit(slurm, faces, tmp_path / "run", *words, nodes=1)
     for start in (1, 2):
         job.wait_step(1, starts=start)

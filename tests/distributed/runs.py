@@ -11,11 +11,12 @@ from distributed.launch import ROOT, environment, free_port
 # Takes seconds on a core. Four groups with a small loss weight: the gradient of that loss is so steep that rounding
 # errors would change the loss curve within three steps.
 SETTINGS = """
-    views.size=64 views.face_size=64 model.backbone=resnet10t model.hidden=64 model.projection=32 model.groups=4
-    model.facemae.patch=8 model.facemae.width=48 model.facemae.depth=1 model.facemae.heads=3
-    model.facemae.decoder_width=32 model.facemae.decoder_depth=1 model.facemae.decoder_heads=2
-    train.global_batch=16 train.precision=fp32 train.device=cpu train.log_every=1 train.images_every=0
-    data.streams=8 data.threads=1 data.backend=opencv
+    views.size=64 views.face_size=64 model.backbone=resnet10t model.head_hidden_dim=64 model.head_out_dim=32
+    model.mask_groups=4
+    model.facemae.patch_size=8 model.facemae.embed_dim=48 model.facemae.depth=1 model.facemae.num_heads=3
+    model.facemae.decoder_embed_dim=32 model.facemae.decoder_depth=1 model.facemae.decoder_num_heads=2
+    train.global_batch=16 train.precision=fp32 train.device=cpu train.log_every=1 train.log_images_every=0
+    data.canonical_streams=8 data.decode_threads=1 data.backend=opencv
 """.split()  # noqa: SIM905 - one line per config section is more readable than twenty quoted words
 
 
@@ -25,7 +26,7 @@ def command(processes: int, faces: Path, run: Path, *settings: str) -> list[str]
     if processes > 1:
         start += ["-m", "accelerate.commands.launch", "--use_deepspeed", "--num_processes", str(processes)]
         start += ["--main_process_port", str(free_port())]
-    places = [f"data.shards=[{faces}]", f"train.run={run}"]
+    places = [f"data.shards=[{faces}]", f"train.run_dir={run}"]
     return [*start, "launchers/pretrain.py", *SETTINGS, *places, *settings]
 
 

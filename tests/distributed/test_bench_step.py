@@ -13,7 +13,7 @@ from simfle.plan.hardware import load_constants
 
 def test_step_bench(tmp_path: Path) -> None:
     out = tmp_path / "step.json"
-    options = ["--batch", "2", "--rounds", "1", "--side", "64", "--out", str(out)]
+    options = ["--batch", "2", "--rounds", "1", "--matmul-size", "64", "--out", str(out)]
     words = [sys.executable, "tools/bench_step.py", *SETTINGS, *options]
     done = subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

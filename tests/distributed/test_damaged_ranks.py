@@ -10,7 +10,7 @@ from distributed import runs
 from shards.format.index import read_index
 
 # One epoch of the 240 faces reads every corrupt one.
-SETTINGS = ("train.steps=15", "train.record_samples=true", "train.checkpoint_every=100", "data.splits=[]")
+SETTINGS = ("train.steps=15", "train.log_sample_ids=true", "train.checkpoint_every=100", "data.splits=[]")
 
 
 @pytest.fixture
@@ -49,9 +49,9 @@ def test_damage_changes_nothing_but_the_damaged_samples(hurt: tuple[Path, list[s
     assert sorted(line["key"] for line in told(alone)) == sorted(keys)
     assert all(output.count(f"{key} cannot be decoded") == 1 for key in keys)
     # With none allowed, two processes stop together at the first one; otherwise one process finishes as two do.
-    output = runs.finish(2, folder, shared, *SETTINGS, "data.max_damaged=0", code=1)
+    output = runs.finish(2, folder, shared, *SETTINGS, "data.max_corrupt_fraction=0", code=1)
     assert "1 of " in output
-    assert "data.max_damaged=0 allows 0" in output
+    assert "data.max_corrupt_fraction=0 allows 0" in output
     assert "Traceback" not in output.partition("error:")[0]
     stopped = told(shared)[0]["step"]
     assert (shared / "checkpoints" / f"step-{stopped:08d}" / "COMPLETE").exists()

@@ -8,8 +8,14 @@ from safetensors.torch import load_file
 
 # Large factors expose a parameter in the wrong group.
 SETTINGS = (
-    *("train.steps=4", "train.sync_statistics=true", "optim.lr=1e-4", "model.beta=1e-4", "train.checkpoint_every=100"),
-    *("optim.weight_decay=1000", "optim.decay_norms=false", "optim.predictor_rate=5"),
+    *(
+        "train.steps=4",
+        "train.sync_batchnorm=true",
+        "optim.lr=1e-4",
+        "model.grouping_weight=1e-4",
+        "train.checkpoint_every=100",
+    ),
+    *("optim.weight_decay=1000", "optim.decay_norms=false", "optim.predictor_lr_scale=5"),
 )
 
 
@@ -21,7 +27,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def test_groups_stay_with_their_parameters_at_every_stage(faces: Path, tmp_path: Path) -> None:
     alone, many = tmp_path / "alone", tmp_path / "many"
     finish(1, faces, alone, *SETTINGS, "train.zero_stage=0")
-    finish(2, faces, many, *SETTINGS, "train.zero_stage=2", "train.stop_after=2")
+    finish(2, faces, many, *SETTINGS, "train.zero_stage=2", "train.stop_after_step=2")
     finish(2, faces, many, *SETTINGS, "train.zero_stage=3")
     assert len(losses(many)) == 4
     found, wanted = weights(many), weights(alone)
@@ -33,8 +39,8 @@ def test_groups_stay_with_their_parameters_at_every_stage(faces: Path, tmp_path:
 def test_lars_goes_on_bit_for_bit(faces: Path, tmp_path: Path) -> None:
     """Two processes at stage 0, the only stage with complete layers."""
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    words = ("train.steps=4", "train.zero_stage=0", "optim.name=lars", "optim.lr=3", "model.beta=1e-4")
+    words = ("train.steps=4", "train.zero_stage=0", "optim.name=lars", "optim.lr=3", "model.grouping_weight=1e-4")
     finish(2, faces, whole, *words)
-    finish(2, faces, halves, *words, "train.stop_after=2")
+    finish(2, faces, halves, *words, "train.stop_after_step=2")
     finish(2, faces, halves, *words)
     assert losses(halves) == losses(whole)

@@ -22,7 +22,7 @@ def last_line(output: str) -> str:
     ("setting", "message"),
     [
         ("train.global_batch=17", "train.global_batch=17: not divisible by 2 processes"),
-        ("model.groups=5", "model.groups=5: does not divide the backbone's 512 channels"),
+        ("model.mask_groups=5", "model.mask_groups=5: does not divide the backbone's 512 channels"),
         ("optim.nmae=sgd", "config: unknown key 'optim.nmae' in command line; did you mean optim.name?"),
     ],
 )
@@ -51,7 +51,7 @@ def test_accelerate_starting_fewer_processes_than_asked_is_noticed(faces: Path, 
 def test_a_process_whose_others_do_not_come_says_so_in_one_line(rank: int, faces: Path, tmp_path: Path) -> None:
     own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     own |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "DS_ACCELERATOR": "cpu"}
-    words = [*runs.command(1, faces, tmp_path / "run"), "train.timeout=1"]
+    words = [*runs.command(1, faces, tmp_path / "run"), "train.hang_timeout=1"]
     done = runs.subprocess.run(
         words, cwd=runs.ROOT, env=runs.environment(**own), capture_output=True, text=True, timeout=800, check=False
     )
@@ -64,7 +64,7 @@ def test_a_process_whose_others_do_not_come_says_so_in_one_line(rank: int, faces
 def test_a_run_is_only_ever_one_run(faces: Path, tmp_path: Path) -> None:
     """In use by another process; another configuration; a checkpoint of another model; a corrupt checkpoint."""
     run = tmp_path / "run"
-    settings = ("train.steps=400", "train.checkpoint_every=2", "train.keep=2")
+    settings = ("train.steps=400", "train.checkpoint_every=2", "train.keep_checkpoints=2")
     first = runs.start(1, faces, run, *settings)
     runs.wait_for_step(first, run, 5)
     assert f"{run}: in use by process {first.pid}" in last_line(runs.finish(1, faces, run, *settings, code=1))
@@ -90,7 +90,7 @@ def test_a_run_is_only_ever_one_run(faces: Path, tmp_path: Path) -> None:
     damaged = bytearray((newest / "model.safetensors").read_bytes())
     damaged[-1] ^= 1  # one bit
     (newest / "model.safetensors").write_bytes(damaged)
-    output = runs.finish(1, moved, run, *settings, f"train.stop_after={done + 1}")
+    output = runs.finish(1, moved, run, *settings, f"train.stop_after_step={done + 1}")
     assert "model.safetensors is corrupt" in output
     assert f"resuming after step {int(older.name[5:])}" in output
 
@@ -167,7 +167,7 @@ def test_a_state_that_is_not_finite_is_never_saved(
 
 def test_a_step_that_deepspeed_passes_over_ends_the_run(faces: Path, tmp_path: Path) -> None:
     """With gradient clipping, DeepSpeed skips such steps silently and their samples would be lost."""
-    line = poisoned(2, faces, tmp_path, "optim.clip=1", "train.zero_stage=2")
+    line = poisoned(2, faces, tmp_path, "optim.max_grad_norm=1", "train.zero_stage=2")
     assert "step 5: a gradient is not finite" in line
     assert "the state after step 4 is saved" in line
     assert [folder.name for folder in complete_checkpoints(tmp_path / "run")] == ["step-00000004"]
@@ -175,10 +175,10 @@ def test_a_step_that_deepspeed_passes_over_ends_the_run(faces: Path, tmp_path: P
 
 def test_a_server_that_stalls_while_training_is_named(faces: Path, tmp_path: Path) -> None:
     """All processes live and one waits for a tar: the last line names the tar, without its URL signature."""
-    cached = f"data.cache={tmp_path / 'cache'}"
+    cached = f"data.cache_dir={tmp_path / 'cache'}"
     with served(faces) as server:
         server.stalled = {file.name for file in faces.glob("train-*.tar")}
-        settings = (f"data.shards=[{server.url}?sig=deadbeef]", cached, "train.steps=4", "train.timeout=4")
+        settings = (f"data.shards=[{server.url}?sig=deadbeef]", cached, "train.steps=4", "train.hang_timeout=4")
         output = runs.finish(1, faces, tmp_path / "run", *settings, code=HUNG)
         (line,) = (each for each in output.splitlines() if each.startswith("error: "))
         assert line.startswith("error: no progress for ")

@@ -9,16 +9,16 @@ import psutil
 import pytest
 from distributed import runs
 
-SETTINGS = ("train.steps=12", "train.checkpoint_every=4", "train.record_samples=true", "train.images_every=5")
+SETTINGS = ("train.steps=12", "train.checkpoint_every=4", "train.log_sample_ids=true", "train.log_images_every=5")
 # Changes that must have no effect.
 BESIDE = (
     "train.profile=true",
     "train.profile_steps=[2,3]",
     "train.profile_ranks=[0,1]",
-    "train.checkpoint_bandwidth=2",
+    "train.checkpoint_write_mbps=2",
     "train.deterministic=true",
 )
-PHASES = ("data", "forward", "backward", "vote", "optimizer", "ema", "report")
+PHASES = ("data", "forward", "backward", "reduce", "optimizer", "ema", "report")
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +60,8 @@ def test_resumed_on_other_numbers_of_processes_it_sees_the_same_samples_and_pixe
     undisturbed: Path, faces: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    runs.finish(1, faces, run, *SETTINGS, "train.stop_after=4", "train.micro_batch=8")
-    runs.finish(4, faces, run, *SETTINGS, "train.stop_after=8", "train.zero_stage=3")
+    runs.finish(1, faces, run, *SETTINGS, "train.stop_after_step=4", "train.micro_batch=8")
+    runs.finish(4, faces, run, *SETTINGS, "train.stop_after_step=8", "train.zero_stage=3")
     runs.finish(1, faces, run, *SETTINGS, "train.zero_stage=0")
     assert runs.samples(run) == runs.samples(undisturbed)
     assert [line["processes"] for line in runs.metrics(run)] == [1] * 4 + [4] * 4 + [1] * 4

@@ -18,7 +18,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 def test_two_processes_train_the_same_with_and_without_telemetry(faces: Path, tmp_path: Path) -> None:
     watched, plain = tmp_path / "watched", tmp_path / "plain"
     finish(2, faces, watched, *STEPS)
-    finish(2, faces, plain, *STEPS, "train.log_every=6", "train.stop_after=4")
+    finish(2, faces, plain, *STEPS, "train.log_every=6", "train.stop_after_step=4")
     finish(2, faces, plain, *STEPS, "train.log_every=6")
     (last,) = metrics(plain)[-1:]
     assert last["losses"] == metrics(watched)[-1]["losses"]

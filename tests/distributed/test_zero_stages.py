@@ -9,7 +9,13 @@ from safetensors.torch import load_file
 
 # A small learning rate: the randomly initialized network amplifies rounding about tenfold per step, independent of
 # ZeRO. The optimizer's updates are compared separately below.
-SETTINGS = ("train.steps=6", "train.sync_statistics=true", "optim.lr=1e-4", "model.beta=1e-4", "optim.clip=5.0")
+SETTINGS = (
+    "train.steps=6",
+    "train.sync_batchnorm=true",
+    "optim.lr=1e-4",
+    "model.grouping_weight=1e-4",
+    "optim.max_grad_norm=5.0",
+)
 
 
 @pytest.fixture(scope="module")

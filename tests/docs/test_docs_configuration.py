@@ -55,7 +55,7 @@ def evaluation(config: EvalConfig, field: str) -> None:
 
 
 CHECKS: dict[type, tuple[list[str], Callable[[Any, str], None]]] = {
-    PretrainConfig: ([*SETTINGS, "data.shards=[x]", "data.cache=CACHE"], pretraining),
+    PretrainConfig: ([*SETTINGS, "data.shards=[x]", "data.cache_dir=CACHE"], pretraining),
     EvalConfig: (["backbones=[x]", "shards=[x]"], evaluation),
     Benchmark: (["name=mine", "test=''", "shards=[x]"], lambda config, field: check_benchmark(config, "mine.yaml")),
     ClusterConfig: ([], lambda config, field: check_cluster(config)),
@@ -67,7 +67,7 @@ EDGES: dict[str, tuple[list[str], list[str]]] = {
     "at least 2": (["2"], ["1"]),
     "at least 10, less than `time`": (["10", "86399"], ["9", "86400"]),
     "at least 100": (["100"], ["99"]),
-    "at least 1, at most half of `train.timeout`": (["1", "300"], ["0", "301"]),
+    "at least 1, at most half of `train.hang_timeout`": (["1", "300"], ["0", "301"]),
     "0, 8, 16, 32, as the network can": (["0", "8", "16", "32"], ["5", "-8"]),
     "at least 0.025": (["0.025"], ["0.0249"]),
     "above 0": (["0.001"], ["0", "-1"]),
@@ -85,11 +85,11 @@ EDGES: dict[str, tuple[list[str], list[str]]] = {
     "numbers from 0 on, at least one": (["[0.0]"], ["[]", "[-1]"]),
     "numbers from 1 on, at least one": (["[1]"], ["[]", "[0]"]),
     "at least one, each once, from 0 on": (["[0,1]"], ["[]", "[1,1]", "[-1]"]),
-    "a multiple of `model.facemae.patch`": (["64"], ["60"]),
+    "a multiple of `model.facemae.patch_size`": (["64"], ["60"]),
     "a name that timm knows": (["resnet10t"], ["resnet10x"]),
     "divides the backbone's channels": (["8"], ["7", "0"]),
     "a multiple of its heads and of 4": (["24"], ["25", "20"]),
-    "model.facemae.decoder_width": (["24"], ["25", "22"]),
+    "model.facemae.decoder_embed_dim": (["24"], ["25", "22"]),
     "leaves at least one patch visible and one masked": (["0.5"], ["0", "0.999", "1"]),
     "divisible by the processes": (["16"], ["15", "0"]),
     "auto, 0, or at least 2 and a divisor of global batch / processes": (["auto", "0", "4"], ["1", "3", "16"]),
@@ -101,17 +101,17 @@ EDGES: dict[str, tuple[list[str], list[str]]] = {
     "NAME=VALUE, each": (["[A=1]"], ["[A]"]),
     "train.device": (["auto", "cpu"], ["gpu"]),  # cuda is refused without a GPU
     "views.size": (["1"], ["0"]),
-    "model.facemae.patch": (["8", "16"], ["0", "-8"]),  # must also divide views.face_size
+    "model.facemae.patch_size": (["8", "16"], ["0", "-8"]),  # must also divide views.face_size
     "model.method": (["simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg"], ["dino"]),  # mae needs a ViT
     # Fields of methods other than SimFLE.
-    "model.contrast.epsilon": (["0.025"], ["0.0249", "0"]),
+    "model.contrastive.sinkhorn_epsilon": (["0.025"], ["0.0249", "0"]),
 }
 WITH = {
-    "model.contrast.epsilon": ["model.method=swav", "model.contrast.prototypes=8"],
-    "model.contrast.": ["model.method=swav", "model.contrast.queue=16", "model.contrast.prototypes=8"],
+    "model.contrastive.sinkhorn_epsilon": ["model.method=swav", "model.contrastive.prototypes=8"],
+    "model.contrastive.": ["model.method=swav", "model.contrastive.queue_size=16", "model.contrastive.prototypes=8"],
     "folds": ["test=''"],
     "optim.name": ["train.zero_stage=0"],
-    "monitor.": ["monitor.shards=[x]", "monitor.every=1"],
+    "monitor.": ["monitor.shards=[x]", "monitor.probe_every=1"],
 }
 
 

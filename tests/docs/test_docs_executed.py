@@ -68,8 +68,8 @@ ELSEWHERE = {
 }
 DONE_BY_OTHERS = {"SLURM.md": "tests/cluster/test_slurm_page.py"}
 TRAINING = [*SETTINGS, "train.steps=2", "train.checkpoint_every=2"]
-EVALUATION = ["size=32", "threads=1", "seeds=[0]", "protocols=[linear_fast,knn]", "fast.epochs=2",
-              "linear.epochs=1", "resamples=20"]  # fmt: skip
+EVALUATION = ["image_size=32", "threads=1", "seeds=[0]", "protocols=[linear_fast,knn]", "linear_fast.epochs=2",
+              "linear.epochs=1", "bootstrap_samples=20"]  # fmt: skip
 ALWAYS = ("train.steps", "--rounds", "--images", "--batch")  # also if the line gives another number
 ADDED = {
     "pretrain": TRAINING,
@@ -170,7 +170,7 @@ def earlier(drawn: Path) -> Path:
         (drawn / "films" / name).symlink_to(folder)
     options = ["--class-folders", "--val-fraction", "0.25", "--workers", "1"]
     do(["shards", "build", "folder", str(drawn / "films"), str(here / "sfew"), *options])
-    words = [f"data.shards=[{here / 'shards'}]", f"train.run={here / 'run'}"]
+    words = [f"data.shards=[{here / 'shards'}]", f"train.run_dir={here / 'run'}"]
     do(["pretrain", *words, *TRAINING])
     return here
 
@@ -234,7 +234,7 @@ def execute(line: Line) -> None:
     said = " ".join(line.words) + " " + " ".join(words)
     if any(name in said for name in ELSEWHERE):
         return
-    if words[:2] == ["shards", "beton"] and importlib.util.find_spec("ffcv") is None:
+    if words[:2] == ["shards", "ffcv"] and importlib.util.find_spec("ffcv") is None:
         return
     if words[0] == "shards" and "NAME" in line.words:
         words = ["anna" if word == "folder" else word for word in words]

@@ -61,15 +61,15 @@ def inside(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_page_has_its_files() -> None:
     assert set(FILES) == {
-        "shards/sources/atelier.py",
-        "simfle/models/pebble.py",
+        "shards/sources/corpora/atelier.py",
+        "simfle/models/methods/pebble.py",
         "simfle/models/methods/vicreg.py",
         "clinic.yaml",
     }
 
 
 def test_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    module("shards/sources/atelier.py", monkeypatch)
+    module("shards/sources/corpora/atelier.py", monkeypatch)
     monkeypatch.setattr(registry, "SOURCES", (*registry.SOURCES, "atelier"))
     monkeypatch.setattr(build_source, "app", typer.Typer(no_args_is_help=True))
     build.commands.cache_clear()
@@ -89,7 +89,7 @@ def test_a_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
-    module("simfle/models/pebble.py", monkeypatch)
+    module("simfle/models/methods/pebble.py", monkeypatch)
     do(line("pebble"))
     do(["export", "runs/pebble"])
     model = simfle.load_backbone("runs/pebble")
@@ -121,7 +121,7 @@ def test_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_benchmark(here: Path) -> None:
-    words = [f"data.shards=[{here / 'shards/mine'}]", "train.run=runs/mine"]
+    words = [f"data.shards=[{here / 'shards/mine'}]", "train.run_dir=runs/mine"]
     do(["pretrain", *words, *added(["pretrain", *words])])
     text = FILES["clinic.yaml"].text.replace("happy", "happiness")  # the synthetic faces' label name
     (here / "clinic.yaml").write_text(text)

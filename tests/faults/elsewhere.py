@@ -27,14 +27,14 @@ COVERED_ELSEWHERE = (
         "test_nobody_reads_any_more",
     ),
     (
-        "SIGSTOP of a rank, for longer than train.timeout",
+        "SIGSTOP of a rank, for longer than train.hang_timeout",
         "all end and name it; the job is requeued",
         "cluster/test_pretrain.py",
         "test_comes_back_by_itself",
     ),
     (
         "its output is a full pipe without a reader, and the run hangs",
-        "ends after train.timeout, exit code 76",
+        "ends after train.hang_timeout, exit code 76",
         "unit/test_last_words.py",
         "test_a_pipe_that_nobody_reads",
     ),
@@ -172,7 +172,7 @@ COVERED_ELSEWHERE = (
     ),
     (
         "an HTTP server that stalls in a tar while training",
-        f"the request is repeated; after train.timeout all processes end and name the tar; {RESUMES}",
+        f"the request is repeated; after train.hang_timeout all processes end and name the tar; {RESUMES}",
         "distributed/test_refusals.py",
         "test_a_server_that_stalls",
     ),

@@ -29,7 +29,7 @@ def edited(story: Scenario) -> None:
 @fault("a checkpoint of another seed copied in", f"{SAYS}the key is named; {RESUMES} without it")
 def another_seed(story: Scenario) -> None:
     other = story.folder / "other"
-    child = story.start(f"train.run={other}", "train.seed=3", "train.stop_after=6")
+    child = story.start(f"train.run_dir={other}", "train.seed=3", "train.stop_after_step=6")
     assert child.wait() == 0, child.output
     copied = shutil.copytree(other / "checkpoints/step-00000006", story.run / "checkpoints/step-00000006")
     story.stopped(story.start(), "step-00000006 is of a run with another configuration (train.seed: 3 -> 0)")
@@ -40,7 +40,7 @@ def another_seed(story: Scenario) -> None:
 @fault("copies of a checkpoint: `step-10`, and under another step's name", "the first is ignored; the other: one line")
 def copied(story: Scenario) -> None:
     mine = shutil.copytree(story.newest, story.run / "checkpoints/step-10")
-    child = story.start("train.stop_after=8")
+    child = story.start("train.stop_after_step=8")
     assert child.wait() == 0, child.output
     assert "resuming after step 4" in child.output
     assert {path.name for path in mine.parent.iterdir()} == {"step-10", "step-00000006", "step-00000008"}
@@ -56,7 +56,7 @@ def copied(story: Scenario) -> None:
 )
 def withdrawn(story: Scenario) -> None:
     aside = shutil.copytree(story.faces, story.folder / "aside")
-    child = story.start("train.steps=4000", f"train.run={story.folder / 'long'}")
+    child = story.start("train.steps=4000", f"train.run_dir={story.folder / 'long'}")
     end = time.monotonic() + 120
     while not runs.metrics(story.folder / "long"):
         assert child.poll() is None, child.output
@@ -69,7 +69,9 @@ def withdrawn(story: Scenario) -> None:
     story.stopped(story.start(), "have other data than")
     shutil.rmtree(story.faces)
     aside.rename(story.faces)
-    child = story.start("train.steps=4000", f"train.run={story.folder / 'long'}", f"train.stop_after={saved + 1}")
+    child = story.start(
+        "train.steps=4000", f"train.run_dir={story.folder / 'long'}", f"train.stop_after_step={saved + 1}"
+    )
     assert child.wait() == 0, child.output
 
 
@@ -84,7 +86,7 @@ def deleted(story: Scenario) -> None:
     child.send(signal.SIGSTOP)
     shutil.rmtree(story.run)
     child.send(signal.SIGCONT)
-    story.stopped(child, f"train.run={story.run}: the folder was deleted or moved while the run was training")
+    story.stopped(child, f"train.run_dir={story.run}: the folder was deleted or moved while the run was training")
     assert not story.run.exists()
     aside.rename(story.run)
 
@@ -94,7 +96,7 @@ def deleted(story: Scenario) -> None:
     f"{SAYS}no start from scratch over an old run; {RESUMES} once they are back",
 )
 def unmounted(story: Scenario) -> None:
-    child = story.start("train.stop_after=6")
+    child = story.start("train.stop_after_step=6")
     assert child.wait() == 0, child.output
     before = (story.run / "metrics.jsonl").read_bytes()
     disk, folder = story.folder / "disk", story.run / "checkpoints"
@@ -108,7 +110,7 @@ def unmounted(story: Scenario) -> None:
     folder.rmdir()
     assert (story.run / "metrics.jsonl").read_bytes() == before
     folder.symlink_to(disk)
-    child = story.start("train.stop_after=8")
+    child = story.start("train.stop_after_step=8")
     assert child.wait() == 0, child.output
     assert "resuming after step 6" in child.output
     folder.unlink()

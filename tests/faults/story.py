@@ -36,9 +36,9 @@ SMALL = (
     "views.size=32",
     "views.face_size=32",
     "model.backbone=test_resnet",
-    "model.facemae.width=24",
+    "model.facemae.embed_dim=24",
     "train.global_batch=8",
-    "train.record_samples=true",
+    "train.log_sample_ids=true",
 )
 STEPS = 10
 LENGTH = (f"train.steps={STEPS}", "train.checkpoint_every=2")

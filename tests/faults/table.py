@@ -102,7 +102,7 @@ def no_room_for_metrics(story: Scenario) -> None:
     child = story.start("train.checkpoint_every=1000")
     story.reach(child, 5)
     child.limit_files((story.run / "metrics.jsonl").stat().st_size + 10)
-    story.stopped(child, f"train.run={story.run}: File too large")
+    story.stopped(child, f"train.run_dir={story.run}: File too large")
 
 
 @fault("disk full: a real one, at any write", f"{SAYS}{RESUMES} with room")
@@ -127,7 +127,7 @@ def no_room(story: Scenario) -> None:
 @fault("TensorBoard's files cannot be written, or its folder is deleted", "the run continues and prints a warning")
 def no_board(story: Scenario) -> None:
     board = story.run / "tensorboard"
-    child = story.start("train.stop_after=6")
+    child = story.start("train.stop_after_step=6")
     story.reach(child, 5)
     shutil.rmtree(board)
     board.write_text("a file in the folder's place")
@@ -135,7 +135,7 @@ def no_board(story: Scenario) -> None:
     assert "tensorboard cannot be written" in child.output
     assert "Traceback" not in child.output
     board.unlink()
-    child = story.start("train.stop_after=8")
+    child = story.start("train.stop_after_step=8")
     story.reach(child, 7)
     shutil.rmtree(board)
     assert child.wait() == 0, child.output
@@ -144,7 +144,7 @@ def no_board(story: Scenario) -> None:
 @fault("the run's folder is read-only", f"{SAYS}{RESUMES} on one that is not")
 def no_pen(story: Scenario) -> None:
     with read_only(story.run):
-        story.stopped(story.start(), f"train.run={story.run} cannot be written")
+        story.stopped(story.start(), f"train.run_dir={story.run} cannot be written")
 
 
 @fault("disk full, or a read-only folder: an export", f"{SAYS}an earlier export stays complete")
@@ -173,7 +173,7 @@ def damaged(name: str, how: str) -> Callable[[Scenario], None]:
             content = bytearray(file.read_bytes())
             content[len(content) // 2] ^= 1
             file.write_bytes(content)
-        child = story.start("train.stop_after=4")  # until the step of the corrupt one, which is written again
+        child = story.start("train.stop_after_step=4")  # until the step of the corrupt one, which is written again
         assert child.wait() == 0, child.output
         assert "resuming after step 2" in child.output
         assert story.checkpoints == [2, 4]
@@ -300,7 +300,7 @@ def other_manifest(story: Scenario) -> None:
     next(shard for shard in told["shards"] if shard["split"] == "train")["samples"] -= 1
     told["entries"] -= 1
     file.write_text(json.dumps(told))
-    story.stopped(story.start("train.run=" + str(story.folder / "fresh")), "manifest")
+    story.stopped(story.start("train.run_dir=" + str(story.folder / "fresh")), "manifest")
     story.stopped(story.start(), "shards")  # the run does not resume with other data either
     file.write_text(content)
 

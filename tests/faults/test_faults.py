@@ -35,7 +35,7 @@ def nursery(base: Path) -> Iterator[ForkServer]:
     before = telling.shared_memory()
     temporary = base / "tmp"
     parent = ForkServer(temporary, *telling.MODULES)
-    words = runs.command(1, base / "faces", base / "run", *telling.SMALL, *telling.LENGTH, "train.stop_after=4")
+    words = runs.command(1, base / "faces", base / "run", *telling.SMALL, *telling.LENGTH, "train.stop_after_step=4")
     first = parent.start(words[1:], base / "log")
     assert first.wait() == 0, first.output
     yield parent

@@ -103,12 +103,12 @@ def test_objects_in_arrays_and_weights_are_not_made(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("train: {seed: '${oc.env:HOME}'}", "only references to keys are allowed"),
-        ("train: {run: '${oc.env:HOME}'}", "only references to keys are allowed"),
+        ("train: {run_dir: '${oc.env:HOME}'}", "only references to keys are allowed"),
         ("data: {shards: ['a', '${oc.env:HOME}']}", "only references to keys are allowed"),
-        ("train: {run: '${oc.decode:x}'}", "only references to keys are allowed"),
+        ("train: {run_dir: '${oc.decode:x}'}", "only references to keys are allowed"),
         ("train: {run: 'a ${oc.${a}:x}'}", "only references to keys are allowed"),
-        ("train: {run: '${nothing.here}'}", "nothing.here"),
-        ("train: {run: '${train.run}'}", "config:"),
+        ("train: {run_dir: '${nothing.here}'}", "nothing.here"),
+        ("train: {run_dir: '${train.run_dir}'}", "config:"),
         ("train: !!python/object/apply:os.system [touch pwned]", "cannot read"),
         ("train: !!python/name:os.system", "cannot read"),
         ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", "alias"),
@@ -128,15 +128,15 @@ def test_configurations_run_nothing_and_stay_small(
 
 
 def test_the_command_line_runs_nothing_either() -> None:
-    for word in ("train.run=${oc.env:HOME}", "train.seed=" + "[" * 5000, "train.seed=!!python/name:os.system"):
+    for word in ("train.run_dir=${oc.env:HOME}", "train.seed=" + "[" * 5000, "train.seed=!!python/name:os.system"):
         with pytest.raises(UserError, match="config: "):
             load(PretrainConfig, None, [word])
     text = "!!python/name:os.system"  # of a field of text it is a name like any other
-    assert load(PretrainConfig, None, [f"train.run={text}"]).train.run_dir == text
+    assert load(PretrainConfig, None, [f"train.run_dir={text}"]).train.run_dir == text
 
 
 def test_a_configuration_may_refer_to_itself(tmp_path: Path) -> None:
-    (tmp_path / "c.yaml").write_text("train: {seed: 7, run: 'runs/seed-${train.seed}'}")
+    (tmp_path / "c.yaml").write_text("train: {seed: 7, run_dir: 'runs/seed-${train.seed}'}")
     assert load(PretrainConfig, tmp_path / "c.yaml").train.run_dir == "runs/seed-7"
 
 

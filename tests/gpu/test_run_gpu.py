@@ -16,13 +16,13 @@ DEVICE = "cuda"
 SETTINGS = [
     *(word for word in runs.SETTINGS if not word.startswith(("train.device", "train.precision", "data.backend"))),
     *(f"train.device={DEVICE}", "train.precision=bf16", "data.backend=auto"),
-    *("train.steps=8", "train.checkpoint_every=3", "train.record_samples=true"),
+    *("train.steps=8", "train.checkpoint_every=3", "train.log_sample_ids=true"),
     "train.deterministic=true",
 ]
 
 
 def start(processes: int, faces: Path, run: Path, *settings: str) -> "subprocess.Popen[str]":
-    words = [sys.executable, "-m", "simfle", "pretrain", *SETTINGS, f"data.shards=[{faces}]", f"train.run={run}"]
+    words = [sys.executable, "-m", "simfle", "pretrain", *SETTINGS, f"data.shards=[{faces}]", f"train.run_dir={run}"]
     words += [*settings, *(["--processes", str(processes)] if processes > 1 else [])]
     seen = {name: os.environ[name] for name in ("CUDA_VISIBLE_DEVICES",) if name in os.environ}
     own = {name: value for name, value in environment().items() if name != "CUDA_VISIBLE_DEVICES"} | seen
@@ -55,7 +55,9 @@ def test_a_killed_run_goes_on_with_the_same_samples_and_pixels(undisturbed: Path
     assert runs.losses(run) == runs.losses(undisturbed)
 
 
-@pytest.mark.parametrize("settings", [["train.micro_batch=4"], ["train.micro_batch=auto"], ["model.recompute=true"]])
+@pytest.mark.parametrize(
+    "settings", [["train.micro_batch=4"], ["train.micro_batch=auto"], ["model.activation_checkpointing=true"]]
+)
 def test_settings_change_no_sample_and_no_pixel(
     settings: list[str], undisturbed: Path, faces: Path, tmp_path: Path
 ) -> None:

@@ -14,15 +14,17 @@ from simfle.train.pretrain import pretrain
 
 # Mild views and little else to learn than one small network, so that thirty steps show whether it learns.
 SETTINGS = """
-    views.size=32 views.face_size=32 views.scale=[0.9,1.0] views.sigma=[0.1,0.5] views.jitter=0.2 views.greyscale=0
-    model.backbone=test_resnet model.hidden=64 model.projection=32 model.bottleneck=16 model.groups=4 model.beta=1e-4
-    model.facemae.patch=8 model.facemae.width=48 model.facemae.depth=1 model.facemae.heads=3
-    model.facemae.decoder_width=32 model.facemae.decoder_depth=1 model.facemae.decoder_heads=2
-    model.contrast.queue=40 model.contrast.splits=2 model.contrast.prototypes=12
+    views.size=32 views.face_size=32 views.scale=[0.9,1.0] views.blur_sigma=[0.1,0.5] views.color_jitter_prob=0.2
+    views.grayscale_prob=0
+    model.backbone=test_resnet model.head_hidden_dim=64 model.head_out_dim=32 model.predictor_hidden_dim=16
+    model.mask_groups=4 model.grouping_weight=1e-4
+    model.facemae.patch_size=8 model.facemae.embed_dim=48 model.facemae.depth=1 model.facemae.num_heads=3
+    model.facemae.decoder_embed_dim=32 model.facemae.decoder_depth=1 model.facemae.decoder_num_heads=2
+    model.contrastive.queue_size=40 model.contrastive.shuffle_bn_splits=2 model.contrastive.prototypes=12
     optim.name=adamw optim.lr=0.1 optim.weight_decay=0.01
     train.global_batch=16 train.precision=fp32 train.zero_stage=0 train.device=cpu train.log_every=1
-    train.images_every=30 train.checkpoint_every=100 train.steps=30
-    data.streams=8 data.threads=1 data.backend=opencv
+    train.log_images_every=30 train.checkpoint_every=100 train.steps=30
+    data.canonical_streams=8 data.decode_threads=1 data.backend=opencv
 """.split()  # noqa: SIM905
 METHODS = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae")
 # MAE learns first what all faces have in common: strong colours help.
@@ -31,14 +33,14 @@ OTHERS = {
         "model.backbone=test_vit",
         "optim.lr=0.03",
         "views.scale=[0.5,1.0]",
-        "views.jitter=0.8",
-        "views.greyscale=0.2",
+        "views.color_jitter_prob=0.8",
+        "views.grayscale_prob=0.2",
     ]
 }
 
 
 def train(faces: str, run: Path, *settings: str) -> None:
-    places = [f"data.shards=[{faces}]", f"train.run={run}"]
+    places = [f"data.shards=[{faces}]", f"train.run_dir={run}"]
     child = multiprocessing.get_context("fork").Process(target=work, args=([*SETTINGS, *places, *settings],))
     child.start()
     child.join()
@@ -55,7 +57,7 @@ def main() -> None:
     faces, out = sys.argv[1], Path(sys.argv[2])
     for method in METHODS:
         train(faces, out / method, f"model.method={method}", *OTHERS.get(method, []))
-    for part in ("train.stop_after=13", "train.stop_after=0"):
+    for part in ("train.stop_after_step=13", "train.stop_after_step=0"):
         train(faces, out / "halves", "model.method=moco", part)
 
 

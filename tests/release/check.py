@@ -15,7 +15,7 @@ import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["train.steps=3", "train.global_batch=16", "train.images_every=0", "train.device=cpu"]
+SMALL = ["train.steps=3", "train.global_batch=16", "train.log_images_every=0", "train.device=cpu"]
 DRAWN = ["--people", "8", "--images-per-person", "7", "--size", "64"]
 QUICK = "configs/pretrain/quickstart.yaml"
 LINES = [
@@ -24,11 +24,11 @@ LINES = [
     ["simfle", "doctor"],
     ["simfle", "shards", "build", "procedural", "shards/faces", *DRAWN],
     ["simfle", "shards", "verify", "shards/faces"],
-    ["simfle", "pretrain", QUICK, "data.shards=[shards/faces]", "train.run=runs/first", *SMALL],
+    ["simfle", "pretrain", QUICK, "data.shards=[shards/faces]", "train.run_dir=runs/first", *SMALL],
     ["simfle", "export", "runs/first"],
     ["simfle", "embed", "shards/faces", "runs/first", "features.npz"],
     ["simfle", "evaluate", "configs/eval/quick.yaml", "--run", "runs/first", "shards=[shards/faces]", "protocols=[knn]",
-     "seeds=[0]", "resamples=20"],
+     "seeds=[0]", "bootstrap_samples=20"],
     ["simfle", "report", "runs/first"],
     ["simfle", "watch", "runs/first", "--once"],
 ]  # fmt: skip

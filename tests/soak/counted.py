@@ -12,7 +12,7 @@ from simfle.train.pretrain import pretrain
 STEPS = (4, 4, 24)  # the first opens what stays open for good
 
 for number, steps in enumerate(STEPS):
-    settings = [*sys.argv[2:], f"train.run={sys.argv[1]}/{number}", f"train.steps={steps}"]
+    settings = [*sys.argv[2:], f"train.run_dir={sys.argv[1]}/{number}", f"train.steps={steps}"]
     pretrain(load(PretrainConfig, None, settings))
     gc.collect()
     maps = Path("/proc/self/maps").read_text().splitlines()

@@ -90,10 +90,15 @@ def grow(folder: Path, steps: int, seeds: int, seconds: float) -> dict[str, list
     """Train one run of the tests' model in one process, and evaluate its backbone with many seeds in another."""
     faces, run = folder / "faces", folder / "run"
     make_faces(faces, "--people", "8", "--shard-samples", "32")
-    settings = [*telling.SMALL, "train.record_samples=false", f"train.steps={steps}"]
-    settings += ["train.global_batch=4", "train.checkpoint_every=100", "train.log_every=10", "train.images_every=500"]
+    settings = [*telling.SMALL, "train.log_sample_ids=false", f"train.steps={steps}"]
+    settings += [
+        "train.global_batch=4",
+        "train.checkpoint_every=100",
+        "train.log_every=10",
+        "train.log_images_every=500",
+    ]
     words = ["launchers/evaluate.py", "--run", str(run), f"shards=[{faces}]", "protocols=[linear_fast,knn,linear]"]
-    words += ["val_share=0.3", f"seeds={list(range(seeds))}", "resamples=20", "linear.epochs=2"]
+    words += ["val_fraction=0.3", f"seeds={list(range(seeds))}", "bootstrap_samples=20", "linear.epochs=2"]
     nursery = ForkServer(folder / "tmp", *telling.MODULES)
     try:
         child = nursery.start(runs.command(1, faces, run, *settings)[1:], folder / "log")

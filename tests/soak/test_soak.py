@@ -32,7 +32,7 @@ def test_growth(nursery: ForkServer, faces: Path, tmp_path: Path) -> None:
     """Six times as many steps, checkpoints and pictures leave as many files, threads and shared memory open."""
     settings = [*runs.SETTINGS, *telling.SMALL, f"data.shards=[{faces}]"]
     words = [str(Path(__file__).with_name("counted.py")), str(tmp_path / "runs"), *settings]
-    child = nursery.start([*words, "train.checkpoint_every=2", "train.images_every=2"], tmp_path / "log")
+    child = nursery.start([*words, "train.checkpoint_every=2", "train.log_images_every=2"], tmp_path / "log")
     assert child.wait() == 0, child.output
     found = [json.loads(line[6:]) for line in child.log.read_text().splitlines() if line.startswith("open: ")]
     assert len(found) == 3

@@ -37,7 +37,7 @@ def pictures(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def backbone(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """From a folder of images, in this process."""
-    settings = TINY | {"train.steps": 2, "train.images_every": 0}
+    settings = TINY | {"train.steps": 2, "train.log_images_every": 0}
     return simfle.pretrain(pictures, tmp_path_factory.mktemp("api") / "run", settings=settings)
 
 
@@ -73,11 +73,11 @@ def test_pretraining_on_images_makes_shards_and_goes_on(backbone: Path, pictures
 
 
 def test_a_stopped_run_of_several_processes_is_not_taken_for_a_finished_one(faces: Path, tmp_path: Path) -> None:
-    settings = TINY | {"train.steps": 2, "train.images_every": 0}
+    settings = TINY | {"train.steps": 2, "train.log_images_every": 0}
     with pytest.raises(
         simfle.RunStopped, match="was stopped after step 1 of 2 with a checkpoint; call again to resume"
     ) as end:
-        simfle.pretrain(faces, tmp_path, processes=2, settings=settings | {"train.stop_after": 1})
+        simfle.pretrain(faces, tmp_path, processes=2, settings=settings | {"train.stop_after_step": 1})
     assert not end.value.by_signal
     assert simfle.pretrain(faces, tmp_path, settings=settings).is_file()
 
@@ -159,7 +159,7 @@ def test_embedding_gives_the_same_of_shards_folder_and_images(
 
 
 def test_evaluating_ends_in_a_table(backbone: Path, faces: Path, tmp_path: Path) -> None:
-    settings = {"protocols": ["knn"], "resamples": 20}
+    settings = {"protocols": ["knn"], "bootstrap_samples": 20}
     summary = simfle.evaluate(backbone.parents[2], shards=faces, out=tmp_path / "eval", settings=settings)
     assert "95 % interval" in str(summary)  # a table for people
     assert f"only {summary.table[0].people} people in this test" in str(summary)

@@ -133,7 +133,7 @@ def test_an_item_is_in_its_shards_and_is_told_in_a_line(faces: Path, tmp_path: P
     assert item in opened
     assert item.key in opened
     assert item not in shards.open(faces, splits=[name for name in opened.manifest.splits if name != item.split])
-    for other in (None, 3, [item.key], {}, replace(item, file=b""), replace(item, key="no such")):
+    for other in (None, 3, [item.key], {}, replace(item, image_bytes=b""), replace(item, key="no such")):
         assert other not in opened
     assert {item, opened[3], opened[4]} == {item, opened[4]}
     assert f"key={item.key!r}" in repr(item)

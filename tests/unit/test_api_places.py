@@ -21,7 +21,10 @@ import simfle
 from simfle.api.functions import _written
 from simfle.runtime.distributed import FOR_LIBRARIES, LAUNCHED
 
-TINY: dict[str, object] = dict(word.split("=", 1) for word in SETTINGS) | {"train.steps": 1, "train.images_every": 0}
+TINY: dict[str, object] = dict(word.split("=", 1) for word in SETTINGS) | {
+    "train.steps": 1,
+    "train.log_images_every": 0,
+}
 
 
 def state() -> dict[str, object]:
@@ -39,7 +42,7 @@ def test_in_a_thread_and_again_and_again(faces: Path, tmp_path: Path) -> None:
         for number in range(3):
             out = tmp_path / f"run {number} \U0001f642"
             found.append(simfle.pretrain(opened, out, settings=TINY | {"train.seed": np.int64(number)}))
-            settings = {"protocols": ["knn"], "resamples": 20, "seeds": range(1)}
+            settings = {"protocols": ["knn"], "bootstrap_samples": 20, "seeds": range(1)}
             simfle.evaluate(found[-1], shards=opened, out=out / "eval", settings=settings)
             files.append(len(list(Path("/proc/self/fd").iterdir())))
 
@@ -53,7 +56,7 @@ def test_in_a_thread_and_again_and_again(faces: Path, tmp_path: Path) -> None:
 
 def test_what_another_argument_says_is_refused(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(simfle.UserError, match=r"settings: train\.run is set by out="):
-        simfle.pretrain(faces, tmp_path / "a", settings={"train.run": "b"})
+        simfle.pretrain(faces, tmp_path / "a", settings={"train.run_dir": "b"})
     with pytest.raises(simfle.UserError, match="settings: out is set by out="):
         simfle.evaluate("x", settings={"out": "b"})
     with pytest.raises(simfle.UserError, match="backbones: a Module has no name"):

@@ -46,7 +46,7 @@ def test_operations_of_a_product() -> None:
 
 def test_plain_step_computes_the_same_method() -> None:
     """In float64, same weights, same images: the same loss, gradients and target. So both steps do the same work."""
-    config = load(PretrainConfig, None, [*SETTINGS, "model.grouping=reference", "model.facemae.mask_ratio=0.75"])
+    config = load(PretrainConfig, None, [*SETTINGS, "model.grouping_init=reference", "model.facemae.mask_ratio=0.75"])
     torch.manual_seed(0)
     ours = build_method(config.model, config.views).double().train()
     generator = torch.Generator().manual_seed(3)

@@ -43,7 +43,16 @@ print("SEEN", seen)
 
 
 def test_training_and_checkpoints_are_measured_on_a_real_run(faces: Path, tmp_path: Path) -> None:
-    words = [sys.executable, "-c", PROGRAM, str(faces), str(tmp_path), *SMALL, "train.device=cpu", "data.threads=1"]
+    words = [
+        sys.executable,
+        "-c",
+        PROGRAM,
+        str(faces),
+        str(tmp_path),
+        *SMALL,
+        "train.device=cpu",
+        "data.decode_threads=1",
+    ]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     # Two rounds, the first to warm up: prefetch + 1 steps, 2 with data, 2 without; 2 + 1 + 2 for checkpoints.

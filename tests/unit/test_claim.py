@@ -91,14 +91,14 @@ def test_a_held_folder_is_requeued_and_an_old_start_ends_nothing(
         "from simfle.errors import RunDirLockedError\n"
         "from simfle.slurm.task import TaskInfo, record_exit\n"
         "with record_exit(pathlib.Path(sys.argv[1]), TaskInfo('17', 1, 0, 1, 0, 1, ('n1',))):\n"
-        "    raise RunDirLockedError('train.run=x is held by y still')\n"
+        "    raise RunDirLockedError('train.run_dir=x is held by y still')\n"
     )
     job = tmp_path / "slurm" / "job"
     job.mkdir(parents=True)
     subprocess.run([sys.executable, "-c", program, str(job)], check=False)
     decision = decide(events.task_exits(job, 1), 1, 69)
     assert (decision.requeue, decision.failure) == (True, True)
-    assert decision.words == "rank 0 on n1: train.run=x is held by y still"
+    assert decision.words == "rank 0 on n1: train.run_dir=x is held by y still"
 
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     (job / "cluster.yaml").write_text("nodes: 1\ngpus_per_node: 0\n")

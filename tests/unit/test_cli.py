@@ -115,7 +115,7 @@ def test_configurations_of_checkout_and_package_are_the_same_files() -> None:
 
 def test_pretraining_starts_several_processes_itself(faces: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run={run}", "train.steps=2"]
+    words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run_dir={run}", "train.steps=2"]
     command = [sys.executable, "-m", "simfle", "pretrain", "--processes", "2", *words]
     own = environment(DS_ACCELERATOR="cpu")
     done = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, timeout=800, check=False)

@@ -39,7 +39,7 @@ def test_yaml_then_command_line(tmp_path: Path) -> None:
         (
             "train: [1, 2]",
             [],
-            r"train=\[1, 2\] in .*c.yaml: train is a group. Fix: .* such as train.run",
+            r"train=\[1, 2\] in .*c.yaml: train is a group. Fix: .* such as train.run_dir",
         ),
         ("- 1", [], "a list or a bare value"),
         ("a: [", [], "cannot read"),
@@ -53,7 +53,7 @@ def test_mistakes_are_named(text: str, overrides: list[str], message: str, tmp_p
         load(PretrainConfig, file, overrides)
 
 
-@pytest.mark.parametrize("word", ["sbatch=[exclude=n[1-2]]", "setup=['a: b]", "time=${nodes", "[=1", "time=\0"])
+@pytest.mark.parametrize("word", ["extra_sbatch=[exclude=n[1-2]]", "setup=['a: b]", "time=${nodes", "[=1", "time=\0"])
 def test_a_word_that_cannot_be_read_is_named_in_one_line(word: str) -> None:
     file = ROOT / "configs/cluster/cpu.yaml"
     with pytest.raises(UserError) as found:
@@ -75,16 +75,16 @@ def test_one_value_of_a_list_needs_no_brackets(tmp_path: Path) -> None:
 
 
 def test_no_text_is_empty_text() -> None:
-    assert load(PretrainConfig, None, ["data.cache="]).data.cache_dir == ""
-    assert load(EvalConfig, None, ["val_split=", "cache=here"]).val_split == ""
+    assert load(PretrainConfig, None, ["data.cache_dir="]).data.cache_dir == ""
+    assert load(EvalConfig, None, ["val_split=", "cache_dir=here"]).val_split == ""
 
 
 def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which a shell leaves as it is after train.run=, and nobody expands in a file."""
+    """Which a shell leaves as it is after train.run_dir=, and nobody expands in a file."""
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / "c.yaml"
-    file.write_text("data: {shards: '~/faces'}\ntrain: {run: '~/runs/${train.seed}'}\n")
-    made = load(PretrainConfig, file, ["data.cache=~/cache"])
+    file.write_text("data: {shards: '~/faces'}\ntrain: {run_dir: '~/runs/${train.seed}'}\n")
+    made = load(PretrainConfig, file, ["data.cache_dir=~/cache"])
     assert made.data == DataConfig(shards=[f"{tmp_path}/faces"], cache_dir=f"{tmp_path}/cache")
     assert made.train.run_dir == f"{tmp_path}/runs/0"
     assert absolute(made) == made
@@ -100,12 +100,14 @@ def test_paths_of_evaluations_and_clusters_may_begin_at_home(tmp_path: Path, mon
         "benchmarks=[rafdb=~/rafdb,~/mine.yaml=mine]",
         "backbones=[~/b,'reference:resnet50@~/r.pth']",
     ]
-    made = load(EvalConfig, None, [*words, "shards=~/faces", "betons=[~/betons]", "cache=~/features"])
+    made = load(EvalConfig, None, [*words, "shards=~/faces", "ffcv_files=[~/betons]", "cache_dir=~/features"])
     assert made.benchmarks == [f"rafdb={tmp_path}/rafdb", f"{tmp_path}/mine.yaml=mine"]
     assert made.backbones == [f"{tmp_path}/b", f"reference:resnet50@{tmp_path}/r.pth"]
     assert [made.out, *made.shards, *made.ffcv_files] == [f"{tmp_path}/{name}" for name in ("eval", "faces", "betons")]
     assert made.cache_dir == f"{tmp_path}/features"
-    cluster = load(ClusterConfig, None, ["scratch=~/$USER", "container=~/image.sif", "mounts=[~/a]", "setup=[. ~/env]"])
+    cluster = load(
+        ClusterConfig, None, ["local_scratch=~/$USER", "container=~/image.sif", "mounts=[~/a]", "setup=[. ~/env]"]
+    )
     assert (cluster.local_scratch, cluster.container) == (f"{tmp_path}/$USER", f"{tmp_path}/image.sif")
     assert (cluster.mounts, cluster.setup) == ([f"{tmp_path}/a"], [". ~/env"])
 
@@ -117,9 +119,15 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_identity_knows_what_may_change() -> None:
     base = load(PretrainConfig, None)
-    for free in ("train.run=x", "train.zero_stage=3", "train.micro_batch=8", "data.threads=4", "train.stop_after=7"):
+    for free in (
+        "train.run_dir=x",
+        "train.zero_stage=3",
+        "train.micro_batch=8",
+        "data.decode_threads=4",
+        "train.stop_after_step=7",
+    ):
         assert schema.config_digest(load(PretrainConfig, None, [free])) == schema.config_digest(base), free
-    for other in ("train.seed=1", "optim.lr=0.1", "views.hue=0.1", "train.global_batch=512", "data.window=5"):
+    for other in ("train.seed=1", "optim.lr=0.1", "views.hue=0.1", "train.global_batch=512", "data.shuffle_window=5"):
         assert schema.config_digest(load(PretrainConfig, None, [other])) != schema.config_digest(base), other
 
 

@@ -135,16 +135,16 @@ def test_grouping_and_reconstruction_do_not_reach_the_backbone() -> None:
     [
         (ModelConfig(backbone="resnet51"), VIEWS, "timm has no 'resnet51'; did you mean resnet51q or resnet50"),
         (ModelConfig(backbone="vit_tiny_patch16_224"), VIEWS, "has no feature map"),
-        (ModelConfig(backbone="resnet10t", mask_groups=7, facemae=TINY), VIEWS, "model.groups=7: does not divide"),
+        (ModelConfig(backbone="resnet10t", mask_groups=7, facemae=TINY), VIEWS, "model.mask_groups=7: does not divide"),
         (
             ModelConfig(backbone="resnet10t", grouping_init="mended", facemae=TINY),
             VIEWS,
-            "model.grouping='mended': unknown",
+            "model.grouping_init='mended': unknown",
         ),
         (
             ModelConfig(backbone="resnet10t", facemae=TINY),
             ViewsConfig(face_size=60),
-            "not a multiple of model.facemae.patch",
+            "not a multiple of model.facemae.patch_size",
         ),
         (ModelConfig(method="simsiam2"), VIEWS, "model.method='simsiam2': unknown. Fix: use one of"),
     ],

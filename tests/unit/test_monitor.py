@@ -34,8 +34,8 @@ def test_probes_tell_clusters_apart_and_guess_where_there_are_none() -> None:
 def test_a_run_with_probes_trains_the_same_bit_for_bit(faces: Path, tmp_path: Path) -> None:
     """Two processes, parameters in partitions (stage 3), stopped and started again."""
     probed, plain = tmp_path / "probed", tmp_path / "plain"
-    probes = (f"monitor.shards=[{faces}]", "monitor.val_split=test", "monitor.every=2", "monitor.samples=100")
-    finish(2, faces, probed, *STEPS, *probes, "train.zero_stage=3", "train.stop_after=3")
+    probes = (f"monitor.shards=[{faces}]", "monitor.val_split=test", "monitor.probe_every=2", "monitor.fit_samples=100")
+    finish(2, faces, probed, *STEPS, *probes, "train.zero_stage=3", "train.stop_after_step=3")
     finish(2, faces, probed, *STEPS, *probes, "train.zero_stage=3")
     finish(2, faces, plain, *STEPS, "train.zero_stage=3")
     lines = {line["step"]: line for line in metrics(probed)}
@@ -81,7 +81,7 @@ def test_what_takes_too_long_or_cannot_be_read_is_left_out(
     monitor.settings = replace(monitor.settings, max_seconds=0.0)
     with caplog.at_level(logging.WARNING):
         assert monitor.measure(engine) == {}
-        assert "Fix: set monitor.samples=50" in caplog.text
+        assert "Fix: set monitor.fit_samples=50" in caplog.text
         monitor.settings = replace(monitor.settings, max_seconds=100.0)
         for tar in (tmp_path / "shards").rglob("*.tar"):
             with tar.open("r+b") as file:  # in place: it is mapped
@@ -92,7 +92,7 @@ def test_what_takes_too_long_or_cannot_be_read_is_left_out(
 
 
 def test_shards_without_the_split_are_refused_in_a_line(faces: Path, tmp_path: Path) -> None:
-    probes = (f"monitor.shards=[{faces}]", "monitor.every=2", "monitor.val_split=none")
+    probes = (f"monitor.shards=[{faces}]", "monitor.probe_every=2", "monitor.val_split=none")
     said = finish(1, faces, tmp_path / "run", *STEPS, *probes, code=1)
     assert "Traceback" not in said
     assert "error: monitor.shards: " in said

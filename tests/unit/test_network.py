@@ -80,7 +80,7 @@ def test_a_build_a_run_and_its_backbone_need_no_network(tmp_path: Path) -> None:
     """Also in a network namespace that has nothing but the loopback, where the machine allows to make one."""
     log = tmp_path / "attempts"
     (tmp_path / "sitecustomize.py").write_text(HOOK.replace("{log!r}", repr(str(log))))
-    settings = [*SETTINGS, "data.shards=[shards]", "train.run=run", "train.steps=2"]
+    settings = [*SETTINGS, "data.shards=[shards]", "train.run_dir=run", "train.steps=2"]
     (tmp_path / "chain.py").write_text(CHAIN.replace("{settings!r}", repr(settings)))
     command = [sys.executable, "chain.py"]
     alone = ["unshare", "-rn", "sh", "-c", 'ip link set lo up 2>/dev/null; exec "$@"', "sh"]

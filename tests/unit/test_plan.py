@@ -29,7 +29,8 @@ PAGE = ROOT / "docs" / "scale.md"
 CONSTANTS = load_constants([])
 RESNET50 = 2 * 4.09e9  # operations of a forward of one image of 224 px (He et al. 2016: multiply-adds)
 # A made-up network, so that the pure functions are tested without counting.
-WORK = ModelCost(190_000_000, 160_000_000, 189_000_000, 159_000_000, 600_000, 1, 270, 4000, LinearCost(0, 67e9), LinearCost(0, 15e9),
+WORK = ModelCost(190_000_000, 160_000_000, 189_000_000, 159_000_000, 600_000, 1, 270, 4000, LinearCost(0, 67e9),
+    LinearCost(0, 15e9),
             LinearCost(3e8, 1e8))  # fmt: skip
 
 
@@ -61,7 +62,7 @@ def test_page_is_what_the_command_prints() -> None:
 
 def test_rows_are_of_the_gpus_that_they_are_planned_for() -> None:
     """Nodes of six GPUs: 8 of them are two whole nodes."""
-    words = ["--images", "10000", "--gpus-per-node", "6", "--per-gpu", "4", "--table"]
+    words = ["--images", "10000", "--gpus-per-node", "6", "--batch-per-gpu", "4", "--scaling-table"]
     rows = [line.split("|") for line in run(*SETTINGS, *words).splitlines() if line.startswith("| ")]
     numbers = [(int(row[1]), int(row[2].replace(",", ""))) for row in rows[1:]]
     assert [gpus for gpus, _ in numbers] == [1, 2, 4, 12, 18, 36, 66, 132, 258, 516]

@@ -85,7 +85,7 @@ def test_commands_on_shards(tmp_path: Path) -> None:
         "inspect": [*tool("inspect_shards"), one],
         "verify": [*tool("verify_shards"), one],
         "merge": [*tool("merge_shards"), one, two, tmp_path / "out"],
-        "merged": [*tool("merge_shards"), one, two, tmp_path / f"out{EVIL}", "--collisions", "suffix"],
+        "merged": [*tool("merge_shards"), one, two, tmp_path / f"out{EVIL}", "--on-collision", "suffix"],
         "subset": [*tool("subset_shards"), one, tmp_path / f"part{EVIL}", "--fraction", 1],
         "no split": [*tool("subset_shards"), two, tmp_path / "x", "--fraction", 1, "--split", EVIL],
         "duplicates": [*tool("find_duplicates"), one],

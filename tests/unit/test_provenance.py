@@ -23,7 +23,10 @@ def git(folder: Path, *words: str) -> str:
 
 def told(code: Path) -> str:
     """What the copy of this program in `code` says."""
-    program = f"import sys; sys.path.insert(0, {str(code)!r}); from simfle.runtime.provenance import git_revision as r; print(r())"
+    program = (
+        f"import sys; sys.path.insert(0, {str(code)!r}); from simfle.runtime.provenance import "
+        "git_revision as r; print(r())"
+    )
     return subprocess.run(
         [sys.executable, "-I", "-c", program], capture_output=True, text=True, check=True
     ).stdout.strip()

@@ -111,7 +111,7 @@ def test_logs_are_redacted() -> None:
 def test_records_of_a_job_and_of_a_build_are_redacted(tmp_path: Path) -> None:
     append_event(tmp_path, "ended", job="1", start=0, failure=True, step=1, reason=f"{URL} is away", requeue=False)
     assert events(tmp_path)[0]["reason"] == "https://h/faces is away"
-    write_task_exit(tmp_path, 0, TaskExit(0, "h", "refused", f"{URL} is away"))
+    write_task_exit(tmp_path, 0, TaskExit(0, "h", "user_error", f"{URL} is away"))
     assert task_exits(tmp_path, 0)[0].words == "https://h/faces is away"
     write_manifest(tmp_path, Manifest(1, "c", "https://t/?x", ("a?b",), 0, {}, (), {"source": {"url": URL}}))
     manifest = read_manifest(tmp_path)

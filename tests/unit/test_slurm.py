@@ -37,15 +37,15 @@ def ends(**kinds: str) -> list[TaskExit]:
     ("found", "code", "requeue", "failure", "words"),
     [
         (ends(r0="done", r1="done"), 0, False, False, "done words"),
-        (ends(r0="done", r1="spare"), 0, False, False, "done words"),
+        (ends(r0="done", r1="idle"), 0, False, False, "done words"),
         (ends(r0="done", r1="done"), 143, False, False, "done words"),  # ended by Slurm when all was done
-        (ends(r0="stopped", r1="stopped"), 0, True, False, "stopped words"),
-        (ends(r0="refused", r1="lost"), 65, False, True, "rank 0 on n0: refused words"),
-        (ends(r0="lost", r1="bug"), 70, False, True, "rank 1 on n1: bug words"),
-        (ends(r0="hung", r1="lost"), 76, True, True, "hung words"),
-        (ends(r0="lost"), 137, True, True, "rank 1 exited without reporting"),
-        (ends(r0="stopped"), 137, True, True, "rank 1 exited without reporting"),  # killed while it saved
-        (ends(r0="lost", r1="lost"), 69, True, True, "lost words"),
+        (ends(r0="preempted", r1="preempted"), 0, True, False, "preempted words"),
+        (ends(r0="user_error", r1="peer_lost"), 65, False, True, "rank 0 on n0: user_error words"),
+        (ends(r0="peer_lost", r1="bug"), 70, False, True, "rank 1 on n1: bug words"),
+        (ends(r0="hung", r1="peer_lost"), 76, True, True, "hung words"),
+        (ends(r0="peer_lost"), 137, True, True, "rank 1 exited without reporting"),
+        (ends(r0="preempted"), 137, True, True, "rank 1 exited without reporting"),  # killed while it saved
+        (ends(r0="peer_lost", r1="peer_lost"), 69, True, True, "peer_lost words"),
         ([], 1, True, True, "rank 0, 1 exited without reporting (killed, or its node lost); exit code 1"),
         ([], 0, True, True, "rank 0, 1 exited without reporting (killed, or its node lost)"),  # nobody said finished
     ],
@@ -60,7 +60,7 @@ def test_a_job_whose_processes_never_began_is_told_from_one_that_was_killed() ->
     decision = decide([], 2, 1, began=False)
     assert (decision.requeue, decision.failure) == (True, True)
     assert decision.words == "no process started; exit code 1; see the job's log"
-    assert "rank 1 exited without reporting" in decide(ends(r0="lost"), 2, 137, began=False).words
+    assert "rank 1 exited without reporting" in decide(ends(r0="peer_lost"), 2, 137, began=False).words
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_a_controller_that_does_not_answer_at_once_is_asked_again(
     job = tmp_path / "slurm" / "job"
     job.mkdir(parents=True)
     (job / "cluster.yaml").write_text("nodes: 1\ngpus_per_node: 0\n")
-    events.write_task_exit(job, 0, TaskExit(0, "n0", events.PREEMPTED, "stopped words"))
+    events.write_task_exit(job, 0, TaskExit(0, "n0", events.PREEMPTED, "preempted words"))
     assert (end(job, 0) == 0) == requeued
     calls = (tmp_path / "calls").read_text().split()
     assert {name: calls.count(name) for name in called} == called
@@ -249,7 +249,7 @@ def test_status_of_a_run_without_slurm(tmp_path: Path) -> None:
 
 def test_a_run_on_this_machine_is_no_job_of_slurms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its number is that of a process; Slurm may know a job of the same number, which is somebody else's."""
-    monkeypatch.setattr("simfle.slurm.status.queue.state", lambda job, _: "RUNNING")
+    monkeypatch.setattr("simfle.slurm.status.scheduler.state", lambda job, _: "RUNNING")
     events.append_event(tmp_path, "submitted", job="17", folder="job", nodes=1, local=True)
     events.append_event(tmp_path, "started", job="17", start=0)
     found = status(tmp_path)

@@ -29,8 +29,8 @@ from simfle.train.run_dir import record_config
         (["nodes=2", "min_nodes=3"], "--min-nodes 3: more than --nodes 2"),
         (["time='tomorrow'"], "--time 'tomorrow'"),
         (["partition='gpu; rm -rf /'"], "must not contain spaces, quotes or shell characters"),
-        (["sbatch=['--exclusive']"], "without dashes"),
-        (["environment=['=x']"], "NAME=VALUE"),
+        (["extra_sbatch=['--exclusive']"], "without dashes"),
+        (["env=['=x']"], "NAME=VALUE"),
         (["gpu_per_node=8"], "unknown key 'gpu_per_node'.*did you mean gpus_per_node"),
     ],
 )
@@ -56,7 +56,7 @@ def test_a_job_that_would_be_told_to_stop_at_its_start_is_refused(time: str, sec
     [
         ("model.method=simfel", "model.method='simfel': unknown. Fix: use one of simfle"),
         ("model.backbone=resnet5O", "model.backbone: timm has no 'resnet5O'; did you mean resnet50"),
-        ("model.groups=5", "model.groups=5: does not divide"),
+        ("model.mask_groups=5", "model.mask_groups=5: does not divide"),
         ("data.backend=dalli", "data.backend='dalli': must be one of"),
         ("views.size=-3", "views.size=-3: must be at least 1"),
         ("train.device=gpu", "train.device='gpu': unknown"),
@@ -67,7 +67,7 @@ def test_what_would_fail_in_the_queue_is_refused_before_it(
     word: str, expected: str, faces: Path, tmp_path: Path
 ) -> None:
     """train.device=cuda is none of it: machines that jobs are submitted from have no GPU."""
-    words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run={tmp_path}", "train.device=cuda"]
+    words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run_dir={tmp_path}", "train.device=cuda"]
     cluster = ClusterConfig(nodes=2, gpus_per_node=1)
     config = load(PretrainConfig, None, words)
     record_config(tmp_path, config)
@@ -83,7 +83,7 @@ def test_what_would_fail_in_the_queue_is_refused_before_it(
 def test_every_number_of_nodes_that_a_job_may_run_on_is_tried_before_it_is_submitted(
     faces: Path, tmp_path: Path
 ) -> None:
-    words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run={tmp_path}", "train.micro_batch=2"]
+    words = [*SETTINGS, f"data.shards=[{faces}]", f"train.run_dir={tmp_path}", "train.micro_batch=2"]
     config = load(PretrainConfig, None, [*words, "train.global_batch=30"])
     submit.check_run(config, ClusterConfig(nodes=3, gpus_per_node=1))
     cluster = ClusterConfig(nodes=3, min_nodes=2, gpus_per_node=1, local_scratch="$ONLY_ON_NODES/scratch")
@@ -142,7 +142,7 @@ def test_names_that_slurm_would_read_as_its_own_are_refused(tmp_path: Path) -> N
 
 def test_a_submission_is_frozen_whole_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    config = load(PretrainConfig, None, ["train.run=runs/one", "data.shards=[shards/a,'s3://bucket/b']"])
+    config = load(PretrainConfig, None, ["train.run_dir=runs/one", "data.shards=[shards/a,'s3://bucket/b']"])
     job = submit.prepare(config, ClusterConfig())
     frozen = load(PretrainConfig, job / "config.yaml")
     assert frozen.data.shards == [str(tmp_path / "shards/a"), "s3://bucket/b"]
@@ -196,7 +196,7 @@ def test_printed_commands_can_be_typed_whatever_the_folders_are_called(
     def printed(*words: str) -> str:
         return CliRunner().invoke(app(), [*words, *cluster]).output
 
-    told = printed("slurm", "pretrain", *SETTINGS, f"data.shards=[{faces}]", f"train.run={runs}/one")
+    told = printed("slurm", "pretrain", *SETTINGS, f"data.shards=[{faces}]", f"train.run_dir={runs}/one")
     (command,) = re.findall("progress: (.*); log", told)
     assert shlex.split(command) == ["simfle", "runs", f"{runs}/one"]
     (command,) = re.findall("use them with: (simfle plan .*)", printed("doctor", "--folder", str(runs)))
@@ -222,7 +222,7 @@ def test_no_one_else_can_read_what_may_hold_a_secret(
     try:
         words = ["--cluster", str(mine), f"shards=[{faces}]", "device=cpu", "--backbone", str(backbone)]
         commands = (
-            ["pretrain", "--cluster", str(mine), *SETTINGS, f"data.shards=[{faces}]", "train.run=run"],
+            ["pretrain", "--cluster", str(mine), *SETTINGS, f"data.shards=[{faces}]", "train.run_dir=run"],
             ["eval", *words, "out=run"],
         )
         told = [CliRunner().invoke(app(), ["slurm", *command]) for command in commands]

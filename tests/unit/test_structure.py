@@ -3,117 +3,100 @@
 import ast
 import subprocess
 import sys
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[2]
-LIGHT = {
-    "simfle.errors",
-    "simfle.config.parsing",
-    "simfle.config.overrides",
-    "simfle.version",
-    "simfle.config.schema",
-    "simfle.batch",
-    "simfle.runtime.provenance",
-    "simfle.runtime.entrypoint",
-    "simfle.runtime.signals",
-    "simfle.runtime.run_files",
-    "simfle.runtime.logs",
-    "simfle.runtime.console",
-}
-# What each room may import beside itself and LIGHT. Commands may import all rooms; nobody imports commands.
+# What each package or module may import beside itself. Commands may import all; nobody imports commands.
 ALLOWED = {
-    "shards": {"shards"},
-    "simfle.config.schema": set(),
-    "simfle.config.parsing": {"shards.io.atomic"},
-    "simfle.config.overrides": set(),
-    "simfle.batch": set(),
-    "simfle.errors": {"shards.errors"},
-    "simfle.version": set(),
-    "simfle.runtime.provenance": set(),
-    "simfle.runtime.entrypoint": set(),
-    "simfle.runtime.signals": set(),
-    "simfle.runtime.run_files": {"shards.io.atomic", "shards.io.jsonl"},
-    "simfle.runtime.logs": {"shards.printable", "shards.redact"},
-    "simfle.runtime.console": {"shards.printable"},
-    "simfle.models.losses": set(),
-    "simfle.models.collapse_metrics": set(),
-    "simfle.optim": set(),
-    "simfle.runtime.device": set(),
-    "simfle.runtime.zero_stage": set(),
-    "simfle.runtime.distributed": {"simfle.runtime.device", "simfle.optim", "simfle.runtime.zero_stage"},
-    "simfle.models": {"shards.errors", "simfle.models.losses"},
-    "simfle.data": {"shards"},
-    "simfle.train": {
-        "shards",
-        "simfle.models.collapse_metrics",
-        "simfle.eval",
-        "simfle.data",
-        "simfle.models",
-        "simfle.models.losses",
-        "simfle.optim",
-        "simfle.runtime.device",
-        "simfle.runtime.distributed",
-        "simfle.runtime.zero_stage",
+    "shards.printable": set(),
+    "shards.redact": set(),
+    "shards.errors": {"shards.printable", "shards.redact"},
+    "shards.entry": set(),
+    "shards.rules": {"shards.entry", "shards.errors"},
+    "shards.io": {"shards.errors", "shards.printable", "shards.redact"},
+    "shards.imaging": {"shards.entry", "shards.errors", "shards.io"},
+    "shards.format": {"shards.entry", "shards.errors", "shards.io", "shards.redact", "shards.rules"},
+    "shards.dedup": {"shards.errors", "shards.format", "shards.imaging", "shards.io"},
+    "shards.reading": {"shards.errors", "shards.format", "shards.imaging", "shards.io", "shards.redact"},
+    "shards.build": {
+        *("shards.entry", "shards.errors", "shards.rules", "shards.redact"),
+        *("shards.dedup", "shards.format", "shards.imaging", "shards.io"),
     },
-    "simfle.eval": {
-        "shards",
-        "simfle.data",
-        "simfle.models",
-        "simfle.models.losses",
+    "shards.edit": {
+        *("shards.entry", "shards.errors", "shards.rules", "shards.redact"),
+        *("shards.dedup", "shards.format", "shards.imaging", "shards.io", "shards.reading"),
+    },
+    "shards.sources": {
+        *("shards.entry", "shards.errors", "shards.rules", "shards.printable", "shards.redact"),
+        *("shards.format", "shards.imaging", "shards.io"),
+    },
+    "simfle.version": set(),
+    "simfle.errors": {"shards.errors"},
+    "simfle.batch": set(),
+    "simfle.config": {"simfle.errors", "shards.io"},
+    "simfle.optim": {"simfle.config"},
+    "simfle.runtime": {
+        "simfle.config",
+        "simfle.errors",
         "simfle.optim",
-        "simfle.runtime.device",
-        "simfle.runtime.distributed",
+        "shards.io",
+        "shards.printable",
+        "shards.redact",
+    },
+    "simfle.models": {"simfle.batch", "simfle.config", "simfle.errors", "shards.errors"},
+    "simfle.data": {"simfle.batch", "simfle.config", "simfle.errors", "simfle.runtime", "shards"},
+    "simfle.eval": {
+        *("simfle.config", "simfle.errors", "simfle.runtime"),
+        *("simfle.data", "simfle.models", "simfle.optim", "shards"),
+    },
+    "simfle.train": {
+        *("simfle.batch", "simfle.config", "simfle.errors", "simfle.runtime"),
+        *("simfle.data", "simfle.eval", "simfle.models", "simfle.optim", "shards"),
+    },
+    "simfle.export": {"simfle.config", "simfle.errors", "simfle.eval", "simfle.runtime", "shards"},
+    "simfle.plan": {
+        *("simfle.batch", "simfle.config", "simfle.errors", "simfle.runtime"),
+        *("simfle.models", "simfle.optim", "shards.io"),
     },
     "simfle.bench": {
-        "shards",
-        "simfle.data",
-        "simfle.models",
-        "simfle.optim",
-        "simfle.runtime.device",
-        "simfle.runtime.distributed",
-        "simfle.train",
-    },
-    "simfle.api": {
-        "shards",
-        "simfle.data",
-        "simfle.train",
-        "simfle.eval",
-        "simfle.runtime.device",
-        "simfle.runtime.distributed",
-    },
-    "simfle.doctor": {"shards", "simfle.runtime.device", "simfle.runtime.distributed", "simfle.slurm", "simfle.data"},
-    "simfle.plan": {
-        "shards.io.atomic",
-        "simfle.models",
-        "simfle.optim",
-        "simfle.runtime.distributed",
-        "simfle.runtime.zero_stage",
-    },
-    # What a page shows is computed by the rooms below it.
-    "simfle.report": {
-        "shards",
-        "simfle.data",
-        "simfle.models",
-        "simfle.eval",
-        "simfle.train.telemetry.reconstructions",
+        *("simfle.batch", "simfle.config", "simfle.errors", "simfle.runtime"),
+        *("simfle.data", "simfle.models", "simfle.optim", "simfle.plan", "simfle.train", "shards"),
     },
     "simfle.slurm": {
-        "shards",
-        "simfle.data",
-        "simfle.runtime.device",
-        "simfle.runtime.distributed",
-        "simfle.train",
-        "simfle.eval",
+        *("simfle.config", "simfle.errors", "simfle.runtime"),
+        *("simfle.data", "simfle.eval", "simfle.train", "shards"),
+    },
+    "simfle.doctor": {"simfle.config", "simfle.errors", "simfle.runtime", "simfle.data", "simfle.slurm", "shards"},
+    # What a page shows is computed by the packages below it.
+    "simfle.report": {
+        *("simfle.batch", "simfle.config", "simfle.errors", "simfle.runtime", "simfle.train.telemetry"),
+        *("simfle.data", "simfle.eval", "simfle.export", "simfle.models", "shards"),
+    },
+    "simfle.api": {
+        *("simfle.config", "simfle.errors", "simfle.runtime"),
+        *("simfle.data", "simfle.eval", "simfle.export", "simfle.train", "shards"),
     },
 }
-FILES = sorted([*ROOT.glob("shards/**/*.py"), *ROOT.glob("simfle/**/*.py")])
+# Class names that two packages may share: each is a term of the field on its own.
+SHARED_CLASSES: set[str] = set()
+FILES = [
+    file
+    for file in sorted([*ROOT.glob("shards/**/*.py"), *ROOT.glob("simfle/**/*.py")])
+    if "configs" not in file.relative_to(ROOT).parts
+]
 COMMANDS = sorted([*ROOT.glob("tools/*.py"), *ROOT.glob("launchers/*.py")])
 
 
 def module_name(file: Path) -> str:
     return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_module(name: str) -> bool:
+    path = ROOT / name.replace(".", "/")
+    return path.is_dir() or path.with_name(f"{path.name}.py").is_file()
 
 
 def imports(file: Path) -> set[str]:
@@ -123,28 +106,70 @@ def imports(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            found |= {
-                f"{node.module}.{name.name}" for name in node.names if (ROOT / node.module.replace(".", "/")).is_dir()
-            }
+            for name in node.names:
+                full = f"{node.module}.{name.name}"
+                found.add(full if is_module(full) else node.module)
     return {name for name in found if name.split(".")[0] in ("simfle", "shards", "tools", "launchers")}
 
 
-def within(name: str, rooms: set[str]) -> bool:
-    return any(name == room or name.startswith(room + ".") for room in rooms)
+def within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
 
 
 @pytest.mark.parametrize("file", FILES, ids=module_name)
 def test_imports_run_one_way(file: Path) -> None:
     name = module_name(file)
-    if name in ("simfle", "simfle.version", "simfle.__main__") or within(name, {"simfle.commands"}):
+    if name in ("simfle", "shards", "simfle.__main__") or within(name, {"simfle.commands"}):
         assert not any(within(other, {"tools", "launchers"}) for other in imports(file))
         return
-    room = next((room for room in sorted(ALLOWED, key=len, reverse=True) if within(name, {room})), None)
-    assert room, f"{name} is in no room of the architecture"
-    allowed = ALLOWED[room] | {room} | (LIGHT if room != "shards" else set())
-    wrong = [other for other in imports(file) if not within(other, allowed) and other not in ("simfle", "shards")]
+    package = ".".join(name.split(".")[:2])
+    assert package in ALLOWED, f"{name} is in no package of the architecture"
+    allowed = ALLOWED[package] | {package}
+    wrong = [other for other in imports(file) if not within(other, allowed) and other not in ("shards", "simfle")]
     assert not wrong, f"{name} must not import {', '.join(sorted(wrong))}"
+
+
+def test_no_circle_between_siblings() -> None:
+    """At each level: packages and modules in one folder import each other one way."""
+    graph: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for file in FILES:
+        own = module_name(file).split(".")
+        for name in imports(file):
+            other = name.split(".")
+            common = next((i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), 0)
+            if 0 < common < min(len(own), len(other)):
+                graph[".".join(own[:common])][own[common]].add(other[common])
+    circles = {parent: circle for parent, edges in graph.items() if (circle := find_circle(edges))}
+    assert not circles
+
+
+def find_circle(edges: dict[str, set[str]]) -> list[str]:
+    """The nodes that are left when all without imports are taken away, again and again."""
+    left = {node: set(others) for node, others in edges.items()}
+    while free := [node for node, others in left.items() if not others & left.keys()]:
+        for node in free:
+            del left[node]
+    return sorted(left)
+
+
+def test_no_module_shadows_the_standard_library() -> None:
+    names = [module_name(file) for file in FILES if file.name != "__init__.py"]
+    assert not [name for name in names if name.rpartition(".")[2] in sys.stdlib_module_names]
+
+
+def test_no_class_name_stands_for_two_things() -> None:
+    places = defaultdict(list)
+    for file in FILES:
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(module_name(file))
+    assert {name: found for name, found in places.items() if len(found) > 1 and name not in SHARED_CLASSES} == {}
+
+
+def test_names_of_test_files_differ() -> None:
+    """pytest imports them by their names alone."""
+    names = Counter(file.name for file in ROOT.glob("tests/**/test_*.py"))
+    assert not [name for name, count in names.items() if count > 1]
 
 
 @pytest.mark.parametrize("file", COMMANDS, ids=lambda file: f"{file.parent.name}/{file.name}")

@@ -32,7 +32,9 @@ ODD = [
 
 @pytest.mark.parametrize("text", ODD)
 def test_a_text_is_taken_as_typed(text: str) -> None:
-    made = load(PretrainConfig, None, [f"train.run=runs/{text}", f"model.backbone={text}", f"data.shards=in/{text}"])
+    made = load(
+        PretrainConfig, None, [f"train.run_dir=runs/{text}", f"model.backbone={text}", f"data.shards=in/{text}"]
+    )
     assert (made.train.run_dir, made.model.backbone, made.data.shards) == (f"runs/{text}", text, [f"in/{text}"])
 
 
@@ -48,7 +50,7 @@ def test_what_our_commands_write_is_read_back(text: str) -> None:
     assert parse_list(format_override("k", [text, "b", text]).partition("=")[2]) == [text, "b", text]
     if "${" not in text:
         made = load(
-            PretrainConfig, None, [format_override("train.run", text), format_override("data.shards", [text, "b"])]
+            PretrainConfig, None, [format_override("train.run_dir", text), format_override("data.shards", [text, "b"])]
         )
         assert (made.train.run_dir, made.data.shards) == (text, [text, "b"])
 
@@ -66,7 +68,7 @@ def test_numbers_and_switches_are_still_typed() -> None:
 
 def test_texts_of_a_file_are_taken_as_written(tmp_path: Path) -> None:
     file = tmp_path / "c.yaml"
-    file.write_text("train: {run: 1.10, seed: 007}\ndata: {cache: yes, shards: [2024_01_01, 007, no]}\n")
+    file.write_text("train: {run_dir: 1.10, seed: 007}\ndata: {cache_dir: yes, shards: [2024_01_01, 007, no]}\n")
     made = load(PretrainConfig, file)
     assert (made.train.run_dir, made.train.seed, made.data.cache_dir) == ("1.10", 7, "yes")
     assert made.data.shards == ["2024_01_01", "007", "no"]

@@ -115,7 +115,7 @@ def _placed(item: tarfile.TarInfo, file: Path) -> ArchiveMember:
     return ArchiveMember(
         item.name,
         item.size,
-        LazyBytes("shards.sources.containers.byte_range:read_range", (item.offset_data, item.size), file),
+        LazyBytes("byte_range", (item.offset_data, item.size), file),
     )
 
 

@@ -149,9 +149,7 @@ def _member(file: Path, item: ZipEntry) -> ArchiveMember:
     else:
         fate = ()
     arguments = (item.header, item.packed, item.size, item.crc, item.method == DEFLATED)
-    return ArchiveMember(
-        item.name, item.size, LazyBytes("shards.sources.containers.zips:read_zipped", arguments, file), fate
-    )
+    return ArchiveMember(item.name, item.size, LazyBytes("zip_member", arguments, file), fate)
 
 
 def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, packed: bool) -> bytes:

@@ -66,7 +66,7 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
         yield Entry(
             key=f"{split}/{number:04d}",
             source=source,
-            read=LazyBytes("shards.sources.corpora.cofw:read_image", (f"Is{mark}", number), file),
+            read=LazyBytes("cofw_image", (f"Is{mark}", number), file),
             split=split,
             box=box(*map(float, boxes[number])),
             landmarks=tuple(zip(values[:LANDMARKS], values[LANDMARKS : 2 * LANDMARKS], strict=True)),

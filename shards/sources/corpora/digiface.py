@@ -44,7 +44,8 @@ class DigiFace:
                 yield Rejected(relative, "bad_row", "not in the folder of a subject, such as 0/0.png")
         if not found:
             raise UserError(
-                f"digiface: no <subject>/<number>.png such as 0/0.png in {self.root} (found: {describe_dir(self.root)}). "
+                f"digiface: no <subject>/<number>.png such as 0/0.png in {self.root} (found: "
+                f"{describe_dir(self.root)}). "
                 "Fix: give the folder that contains the subjects"
             )
 

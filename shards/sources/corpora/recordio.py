@@ -118,7 +118,7 @@ class RecordIO:
         return Entry(
             key=f"{pack.stem}/{key:08d}",
             source=source,
-            read=LazyBytes("shards.sources.corpora.recordio:read_image", (offset,), pack),
+            read=LazyBytes("recordio_image", (offset,), pack),
             label=name if self.label_is_class else None,
             split=split if split in (TRAIN, VAL, TEST) else None,
             group=None if self.label_is_class else name,

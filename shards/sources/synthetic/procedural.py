@@ -58,7 +58,7 @@ def list_entry(seed: int, person: int, index: int, size: int) -> Entry:
     return Entry(
         key=key,
         source=f"procedural/{seed}/{key}.jpg",
-        read=LazyBytes("shards.sources.synthetic.procedural:draw", (seed, person, index, size)),
+        read=LazyBytes("drawn_face", (seed, person, index, size)),
         label=label,
         split="test" if person % TEST_EVERY == TEST_EVERY - 1 else "train",
         group=f"p{person:05d}",

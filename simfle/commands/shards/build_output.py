@@ -21,7 +21,8 @@ MOST_LABELS = 20  # rows of the table
 
 
 class ProgressMeter:
-    """Progress with images/s: a bar on a terminal, otherwise an occasional plain line. Called by shards.build.builder."""
+    """Progress with images/s: a bar on a terminal, otherwise an occasional plain line. Called by
+    shards.build.builder."""
 
     def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console or Console(stderr=True)

@@ -47,7 +47,7 @@ def _shares(text: str) -> dict[str, float]:
             shares[name.strip()] = float(share)
         except ValueError:
             raise UserError(
-                f"--into={text!r}: {item!r} is not NAME=FRACTION. Fix: write it as train=0.8,val=0.2."
+                f"--splits={text!r}: {item!r} is not NAME=FRACTION. Fix: write it as train=0.8,val=0.2."
             ) from None
     return shares
 

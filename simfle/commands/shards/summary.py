@@ -61,7 +61,7 @@ def inspect_shards(
             draw_contact_sheet(folder, looked, side).save(path, "PNG")
         except OSError as error:
             raise UserError(
-                f"--sheet={path}: cannot be written: {error.strerror or error}. Fix: choose another file."
+                f"--contact-sheet={path}: cannot be written: {error.strerror or error}. Fix: choose another file."
             ) from None
         console.print(f"sheet: {path}, {len(looked.sheet)} faces; it contains personal data", markup=False)
 

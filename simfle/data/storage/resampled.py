@@ -34,7 +34,7 @@ Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 PROMISES = (
-    "data.streaming=true: each process draws shards at random with replacement. There are no epochs: some samples "
+    "data.resampled=true: each process draws shards at random with replacement. There are no epochs: some samples "
     "come more often than others. A resumed run, or one on another number of processes, gets other samples. "
     "Nothing is compared with a manifest. Views still depend on (seed, step, sample) only. For exact order and resume "
     "use shards with a manifest"
@@ -173,7 +173,7 @@ class ResampledStream:
             if name is None or not sample[name]:
                 self.skipped += 1
                 if math.log10(self.skipped).is_integer():
-                    log.warning("data.streaming: %d samples so far had no image", self.skipped)
+                    log.warning("data.resampled: %d samples so far had no image", self.skipped)
                 continue
             self._failures = 0
             self._heard += 1
@@ -188,7 +188,7 @@ class ResampledStream:
         # webdataset adds objects and the URL to an error's arguments.
         said = ", ".join(redact_url(part) for part in error.args if isinstance(part, str))
         self._error = f"{type(error).__name__}: {said or error}"
-        log.warning("data.streaming: shard skipped: %s", self._error)
+        log.warning("data.resampled: shard skipped: %s", self._error)
         return self._failures < FAILURES
 
 

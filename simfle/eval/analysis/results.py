@@ -22,7 +22,7 @@ from shards.io.jsonl import loads_object
 from shards.redact import redact_secrets, to_json
 from simfle.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 NOT_MEASURED = ("checksum", "command", "config", "seconds")
 MOST = 1e100  # limit of any number, which keeps squares and sums finite
 TYPES = {

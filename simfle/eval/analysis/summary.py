@@ -23,7 +23,7 @@ from simfle.eval.analysis.metrics import intervals, mean
 from simfle.eval.analysis.results import Result, digest
 from simfle.runtime.provenance import git_revision, versions
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,8 @@ def load_backbone(path: Path) -> LoadedBackbone:
         ) from None
     if card.sha256 and hashlib.sha256(content).hexdigest() != card.sha256:
         raise UserError(
-            f"backbone: {weights} is corrupt, or does not match its {METADATA} (sha256). Fix: export it again from its run."
+            f"backbone: {weights} is corrupt, or does not match its {METADATA} (sha256). Fix: export it again "
+            "from its run."
         )
     network = build_network(card.name, card.size, card.output_stride)
     difference = describe_difference(network.state_dict(), tensors)

@@ -106,7 +106,7 @@ def check(benchmark: Benchmark, place: str) -> None:
         raise UserError(f"{place}: name={benchmark.name!r}: not a valid folder name. Fix: use a name without /.")
     if benchmark.metric not in METRICS:
         raise UserError(f"{place}: metric={benchmark.metric}: unknown. Fix: choose one of {', '.join(METRICS)}.")
-    for field in ("val_share", "test_share"):
+    for field in ("val_fraction", "test_fraction"):
         if not 0 < getattr(benchmark, field) <= 0.5:
             raise UserError(
                 f"{place}: {field}={getattr(benchmark, field)}: out of range. Fix: choose more than 0 and at most 0.5."

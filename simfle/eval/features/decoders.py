@@ -48,8 +48,8 @@ class DecoderPool:
         beton = self._find(source)
         if self.kind == FFCV and beton is None:
             raise UserError(
-                f"loader=ffcv: no beton of split {source.name!r} of {', '.join(source.corpus.folders)}. Fix: run "
-                "simfle shards beton, or set loader=auto."
+                f"decoder=ffcv: no beton of split {source.name!r} of {', '.join(source.corpus.folders)}. Fix: run "
+                "simfle shards ffcv, or set decoder=auto."
             )
         return FFCV if beton else OPENCV
 

@@ -61,7 +61,7 @@ class FeatureRows:
         size = math.prod(self.shape[1:]) * self.dtype.itemsize
         content = bytearray(len(rows) * size)
         whole = memoryview(content)
-        name = f"cache={self.path.parent}: {self.path.name}"
+        name = f"cache_dir={self.path.parent}: {self.path.name}"
         for place, row in enumerate(rows.tolist()):
             try:
                 read = os.preadv(self._number, [whole[place * size : (place + 1) * size]], self.start + row * size)
@@ -89,7 +89,9 @@ def cached_features(
             _write(path, shape[0] or 0, np.dtype(dtype), compute)
             found = _open(path, shape, np.dtype(dtype))
     if found is None:
-        raise UserError(f"cache={path.parent}: {path.name} does not contain the written data. Fix: check this disk.")
+        raise UserError(
+            f"cache_dir={path.parent}: {path.name} does not contain the written data. Fix: check this disk."
+        )
     return found
 
 
@@ -117,8 +119,8 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"cache={path.parent}: features cannot be written: {error.strerror or error}. "
-            "Fix: free space there, or choose another folder with cache=FOLDER."
+            f"cache_dir={path.parent}: features cannot be written: {error.strerror or error}. "
+            "Fix: free space there, or choose another folder with cache_dir=FOLDER."
         ) from None
 
 

@@ -58,7 +58,7 @@ def load_ffcv(name: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: a shared library of FFCV is missing
         raise UserError(
-            f"ffcv is not installed ({error}). Fix: install it as in docs/evaluation.md, or set loader=opencv."
+            f"ffcv is not installed ({error}). Fix: install it as in docs/evaluation.md, or set decoder=opencv."
         ) from None
     finally:
         torch.set_num_threads(threads)
@@ -140,7 +140,7 @@ def _image(source: SplitSource, row: int, key: str) -> NDArray[np.uint8]:
     content = source.corpus.read_image(shard, sample)
     name = f"shards: {source.corpus.shard_location(shard)}: {key}"
     if content[:2].tobytes() != b"\xff\xd8" or size(content) is None:
-        raise UserError(f"{name} is not a JPEG, the only format that FFCV reads. Fix: set loader=opencv.")
+        raise UserError(f"{name} is not a JPEG, the only format that FFCV reads. Fix: set decoder=opencv.")
     if content.nbytes + len(key.encode()) > PAGE:
         raise UserError(
             f"{name} has {content.nbytes} bytes, more than a beton page of {PAGE}. Fix: build shards of smaller images."
@@ -158,7 +158,7 @@ def find_ffcv_files(places: Sequence[str | Path]) -> dict[str, Path]:
     for place in map(Path, places):
         for beton in sorted(place.glob("*.beton")) if place.is_dir() else [place]:
             if place.is_dir() and not metadata_file(beton).is_file():
-                log.warning("%s is incomplete; rerun simfle shards beton", beton)
+                log.warning("%s is incomplete; rerun simfle shards ffcv", beton)
                 continue
             found[_read_metadata(beton).source] = beton
     return found
@@ -170,7 +170,7 @@ def _read_metadata(beton: Path) -> BetonMetadata:
         with open_regular(beton, "rb") as file:
             actual = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise UserError(f"betons: {error.filename}: {error.strerror}. Fix: run simfle shards beton.") from None
+        raise UserError(f"betons: {error.filename}: {error.strerror}. Fix: run simfle shards ffcv.") from None
     except ValueError as error:
         raise UserError(f"betons: {metadata_file(beton)} is corrupt ({error}). Fix: build the beton again.") from None
     if about.format != FORMAT or about.bytes != actual:

@@ -110,20 +110,20 @@ class Protocol:
 
     def run(self, job: ProtocolInputs) -> ProtocolResult:
         """Fit and test."""
-        function: Callable[[ProtocolInputs], ProtocolResult] = import_module(f"simfle.eval.{self.module}").run
+        function: Callable[[ProtocolInputs], ProtocolResult] = import_module(f"simfle.eval.protocols.{self.module}").run
         return function(job)
 
 
 PROTOCOLS = {
     "linear": Protocol(CLASSES, "linear", "linear"),
-    "linear_fast": Protocol(CLASSES, "fast", "fast"),
+    "linear_fast": Protocol(CLASSES, "linear_fast", "linear_fast"),
     "knn": Protocol(CLASSES, "knn", "knn", seeded=False),
     "finetune": Protocol(CLASSES, "finetune", "finetune"),
     "scratch": Protocol(CLASSES, "finetune", "scratch"),
     "landmarks": Protocol(LANDMARKS, "landmarks", "landmarks"),
     "cam": Protocol(CAM, "cam", "cam"),
-    "affect": Protocol(AFFECT, "affect", "affect", seeded=False),
-    "votes": Protocol(VOTES, "votes", "fast"),
+    "affect": Protocol(AFFECT, "valence_arousal", "affect", seeded=False),
+    "votes": Protocol(VOTES, "label_distribution", "linear_fast"),
 }
 """scratch is `finetune` of a randomly initialized backbone, with its own settings."""
 

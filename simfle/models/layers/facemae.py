@@ -31,7 +31,7 @@ class MaskedDecoder(nn.Module):
         Raises:
             UserError: incompatible width and number of heads.
         """
-        check_width("model.facemae.decoder_width", config.decoder_embed_dim, config.decoder_num_heads)
+        check_width("model.facemae.decoder_embed_dim", config.decoder_embed_dim, config.decoder_num_heads)
         self.decoder_embed = nn.Linear(width, config.decoder_embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.decoder_embed_dim))
         self.decoder_blocks = nn.Sequential(
@@ -66,8 +66,10 @@ class FaceMAE(MaskedDecoder):
         super().__init__()
         self.patch = config.patch_size
         if face_size % config.patch_size:
-            raise UserError(f"views.face_size={face_size}: not a multiple of model.facemae.patch={config.patch_size}")
-        check_width("model.facemae.width", config.embed_dim, config.num_heads)
+            raise UserError(
+                f"views.face_size={face_size}: not a multiple of model.facemae.patch_size={config.patch_size}"
+            )
+        check_width("model.facemae.embed_dim", config.embed_dim, config.num_heads)
         side = face_size // config.patch_size
         self.patch_embed = PatchEmbed(config.patch_size, config.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))

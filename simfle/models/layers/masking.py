@@ -24,9 +24,9 @@ class ChannelGrouping(nn.Module):
     def __init__(self, channels: int, groups: int, kind: str) -> None:
         super().__init__()
         if kind not in GROUPINGS:
-            raise UserError(f"model.grouping={kind!r}: unknown. Fix: use {' or '.join(GROUPINGS)}.")
+            raise UserError(f"model.grouping_init={kind!r}: unknown. Fix: use {' or '.join(GROUPINGS)}.")
         if groups < 1 or channels % groups:
-            raise UserError(f"model.groups={groups}: does not divide the backbone's {channels} channels")
+            raise UserError(f"model.mask_groups={groups}: does not divide the backbone's {channels} channels")
         self.convolution = nn.Conv2d(channels, channels if kind == "reference" else groups, 1)
         self.norm = nn.BatchNorm2d(self.convolution.out_channels)
         if kind == "reference":

@@ -24,7 +24,8 @@ class SwAV(Method):
         check_contrastive(contrast)
         if contrast.sinkhorn_epsilon < 0.025:
             raise UserError(
-                f"model.contrast.epsilon={contrast.sinkhorn_epsilon}: exp(score / epsilon) overflows below 0.025"
+                f"model.contrastive.sinkhorn_epsilon={contrast.sinkhorn_epsilon}: exp(score / epsilon) "
+                "overflows below 0.025"
             )
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]

@@ -28,7 +28,7 @@ from simfle.runtime import run_files
 from simfle.train.checkpointing.safetensors_writer import RateLimiter, read_tensors, write_tensors
 from simfle.train.checkpointing.state_dict import State
 
-FORMAT = 1
+FORMAT = 2
 MARKER, STATE = run_files.MARKER, run_files.STATE
 FILES = ("model.safetensors", "optim.safetensors", STATE)
 log = logging.getLogger(__name__)
@@ -183,7 +183,8 @@ def read_newest(run: Path) -> Checkpoint | None:
     reasons += [f"{folder.name} lacks {MARKER}" for folder in run_files.checkpoint_dirs(run) if not reasons]
     if reasons:
         raise UserError(
-            f"train.run={run}: no valid checkpoint ({'; '.join(reasons)}). Fix: restore one, or use another train.run."
+            f"train.run_dir={run}: no valid checkpoint ({'; '.join(reasons)}). Fix: restore one, or use another "
+            "train.run_dir."
         )
     return None
 

@@ -42,7 +42,7 @@ def resume(run: Path, model: Any, corpus: ShardCorpus | ResampledStream, world: 
     if newest.progress.corpus != corpus.digest():
         raise UserError(
             f"data.shards: {', '.join(map(str, corpus.folders))} have other data than {run} was "
-            "trained on. Fix: use the original shards (they may have moved), or another train.run"
+            "trained on. Fix: use the original shards (they may have moved), or another train.run_dir"
         )
     if world.is_main:  # only now: a run with other data or another model changes nothing
         checkpoint.quarantine_after(run, newest.progress.step)

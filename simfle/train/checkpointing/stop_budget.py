@@ -49,13 +49,14 @@ def measure_stop(run: Path, model: State, optim: State, keep: int) -> float:
         seconds = time.perf_counter() - began
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise UserError(f"train.run={run}: cannot write a checkpoint: {error.strerror}") from None
+        raise UserError(f"train.run_dir={run}: cannot write a checkpoint: {error.strerror}") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     missing = keep + 1 - len(checkpoint.complete_checkpoints(run))
     if free < missing * bytes_written:
         raise UserError(
-            f"train.run={run}: {free / 1e9:.1f} GB free, but {missing} more checkpoints of "
-            f"{bytes_written / 1e9:.2f} GB are needed (train.keep={keep}). Fix: free disk space, or lower train.keep"
+            f"train.run_dir={run}: {free / 1e9:.1f} GB free, but {missing} more checkpoints of "
+            f"{bytes_written / 1e9:.2f} GB are needed (train.keep_checkpoints={keep}). Fix: free disk space, or "
+            "lower train.keep_checkpoints"
         )
     return seconds

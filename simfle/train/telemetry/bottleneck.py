@@ -31,7 +31,7 @@ def diagnose(wait: float, facts: ThroughputFacts) -> str:
         return f"data wait {wait:.0%}: compute-bound; to speed up, try {_listed(steps)}; train.profile=true shows where"
     steps = []
     if facts.threads < facts.cores:
-        steps.append(f"more data.threads ({facts.threads} of {facts.cores} cores now)")
+        steps.append(f"more data.decode_threads ({facts.threads} of {facts.cores} cores now)")
     if facts.device == "cuda" and facts.backend != "dali":
         steps.append("data.backend=dali" if facts.dali else "DALI (pip install 'simfle[dali]')")
     if facts.remote:

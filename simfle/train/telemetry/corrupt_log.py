@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 class CorruptSampleLog:
     """Corrupt samples, known to all processes; the main process logs and writes.
 
-    run: run folder. limit: `data.max_corrupt_fraction`. resumed_step: lines of later steps are dropped, they will be written
-    again.
+    run: run folder. limit: `data.max_corrupt_fraction`. resumed_step: lines of later steps are dropped, they will be
+    written again.
     is_sound: whether a listed sample can be decoded now; None: samples cannot be tried again, as in a stream, and each
     start counts from 0.
     """
@@ -82,7 +82,8 @@ class CorruptSampleLog:
         if len(self.ids) <= allowed:
             return ""
         return (
-            f"{len(self.ids)} of {seen} samples are corrupt, data.max_damaged={self._limit:g} allows {int(allowed)}; "
+            f"{len(self.ids)} of {seen} samples are corrupt, data.max_corrupt_fraction={self._limit:g} allows "
+            f"{int(allowed)}; "
             f"listed in {self._file}. Fix: restore the shards and rerun, which tries them again; or allow more"
         )
 

@@ -1,8 +1,8 @@
 """Probe a run on labeled shards during training: kNN and a linear probe, compared with a random network.
 
-At every `monitor.every`-th step the main process copies the backbone and measures the copy in eval mode. The run's
-state and random state do not change. Meanwhile the other processes wait in the next collective, so a measurement that
-takes longer than `monitor.seconds` is abandoned.
+At every `monitor.probe_every`-th step the main process copies the backbone and measures the copy in eval mode. The
+run's state and random state do not change. Meanwhile the other processes wait in the next collective, so a measurement
+that takes longer than `monitor.max_seconds` is abandoned.
 """
 
 # n fitting samples, m validation samples, C channels
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 
 class ProbeTimeoutError(Exception):
-    """A measurement takes longer than monitor.seconds."""
+    """A measurement takes longer than monitor.max_seconds."""
 
 
 class Monitor:
@@ -90,8 +90,8 @@ class Monitor:
             return self._probe(weights, *self.splits, random=random)
         except ProbeTimeoutError:
             log.warning(
-                "monitor.seconds=%g: the probes take longer and are skipped. Fix: set monitor.samples=%d, or "
-                "raise monitor.seconds",
+                "monitor.max_seconds=%g: the probes take longer and are skipped. Fix: set monitor.fit_samples=%d, or "
+                "raise monitor.max_seconds",
                 *(self.settings.max_seconds, self.settings.fit_samples // 2),
             )
         except (UserError, OSError) as error:  # of labeled shards: not a reason to end a run
@@ -146,7 +146,8 @@ class Monitor:
 
 
 def read_splits(settings: MonitorConfig) -> tuple[Split, Split]:
-    """Return the fitting split, `monitor.samples` fixed random images, and the validation split. Raises UserError."""
+    """Return the fitting split, `monitor.fit_samples` fixed random images, and the validation split. Raises
+    UserError."""
     fit, val = (read_split(settings.shards, name) for name in (settings.fit_split, settings.val_split))
     rows = np.random.Generator(np.random.Philox(key=0)).permutation(len(fit))[: settings.fit_samples]
     return fit.only(np.sort(rows)), name_classes(val, fit.classes)

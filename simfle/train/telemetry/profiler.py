@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from simfle.config.schema import TrainConfig
 from simfle.runtime.distributed import World
 
-PHASES = ("data", "forward", "backward", "vote", "optimizer", "ema", "report")
+PHASES = ("data", "forward", "backward", "reduce", "optimizer", "ema", "report")
 OPERATORS = 25  # lines of the table
 log = logging.getLogger(__name__)
 

@@ -56,7 +56,8 @@ class ProgressReporter:
             f"{'resuming after step ' + str(run.step) if run.step else 'from the start'}"
         )
         self._say(
-            f"global batch {plan.global_batch} = {world.world_size} processes x {plan.grad_accum_steps} accumulation steps x "
+            f"global batch {plan.global_batch} = {world.world_size} processes x {plan.grad_accum_steps} "
+            "accumulation steps x "
             f"{plan.micro_batch} samples; peak learning rate {peak:g}; ZeRO stage {stage}, "
             f"{train.precision}, {world.device.type}, {run.loader.backend_name}; run folder {run.run_dir}"
         )

@@ -132,7 +132,7 @@ def test_a_beton_serves_the_samples_that_it_was_made_of(make_shards: MakeShards,
     assert DecoderPool("auto").name(val.source) == "opencv"
     assert DecoderPool("auto", (str(shards),)).name(other.source) == "opencv"
     assert DecoderPool("opencv", (str(shards),)).name(train.source) == "opencv"
-    with pytest.raises(UserError, match=r"no beton of split 'val' .* simfle shards beton"):
+    with pytest.raises(UserError, match=r"no beton of split 'val' .* simfle shards ffcv"):
         DecoderPool("ffcv").name(val.source)
     with pytest.raises(UserError, match="no split 'test'"):
         write_ffcv(shards, tmp_path / "a.beton", "test")
@@ -146,7 +146,7 @@ def test_a_beton_serves_the_samples_that_it_was_made_of(make_shards: MakeShards,
 
 
 def test_betons_that_are_missing_or_damaged_are_told_in_one_line(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Fix: run simfle shards beton"):
+    with pytest.raises(UserError, match=r"Fix: run simfle shards ffcv"):
         find_ffcv_files([tmp_path / "none.beton"])
     file = tmp_path / "a.beton"
     file.write_bytes(b"something")
@@ -162,7 +162,7 @@ def test_without_ffcv_it_is_said_how_to_get_it(
 ) -> None:
     shards = make_shards({"train": [2, 2, 2]})
     monkeypatch.setitem(sys.modules, "ffcv", None)  # Python treats None as not installed
-    with pytest.raises(UserError, match=r"ffcv is not installed .* docs/evaluation.md, or set loader=opencv"):
+    with pytest.raises(UserError, match=r"ffcv is not installed .* docs/evaluation.md, or set decoder=opencv"):
         write_ffcv(shards, tmp_path / "a.beton", "train")
     with pytest.raises(UserError, match="ffcv is not installed"):
         load_ffcv("ffcv")

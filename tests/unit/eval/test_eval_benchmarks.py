@@ -75,7 +75,7 @@ def test_unknown_names_and_shards() -> None:
         ({"metric": "f1"}, "metric=f1: unknown"),
         ({"name": "../mine"}, "name='../mine': not a valid folder name"),
         ({"name": "/elsewhere/mine"}, "not a valid folder name"),
-        ({"val_share": 0.0}, "val_share=0.0: out of range. Fix: choose more than 0"),
+        ({"val_fraction": 0.0}, "val_fraction=0.0: out of range. Fix: choose more than 0"),
         ({"folds": 1}, "set folds to 0 or at least 2"),
         ({"folds": 5}, "not empty, but folds are made from train"),
         ({"folds": 5, "test": "", "val": "v"}, "val=v: not empty, but with folds"),

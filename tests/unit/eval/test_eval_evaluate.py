@@ -251,7 +251,7 @@ def test_standardised_features_do_not_depend_on_their_scale(config: EvalConfig, 
 
 def test_folds_test_everybody_once(config: EvalConfig, tmp_path: Path) -> None:
     file = tmp_path / "folds.yaml"
-    file.write_text("test: ''\nfolds: 3\nval_share: 0.2\nprotocols: [knn]\n")
+    file.write_text("test: ''\nfolds: 3\nval_fraction: 0.2\nprotocols: [knn]\n")
     words = [f"{file}={config.shards[0]}"]
     summary = evaluate(replace(config, benchmarks=words, protocols=[], random_baseline=False, seeds=[0]), [])
     (found,) = read_results([config.out])
@@ -301,7 +301,7 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
     words = []
     for name, folder in (("bare", make_shards(COUNTS, name="without")), ("whole", config.shards[0])):
         file = tmp_path / f"{name}.yaml"
-        file.write_text("val_share: 0.2\n")
+        file.write_text("val_fraction: 0.2\n")
         words.append(f"{file}={folder}")
     own = replace(config, benchmarks=words, protocols=["affect", "knn"], random_baseline=False, shards=[])
     summary = evaluate(own, [])
@@ -328,8 +328,8 @@ def test_a_protocol_without_its_labels_is_left_out_where_they_lack(
         ({"test_split": "val"}, "no split 'val' in these shards. Available: test, train"),
         ({"knn": KnnConfig(ks=[0])}, r"knn.ks=\[0\]: out of range. Fix: set it to one or more numbers of at least 1"),
         (
-            {"fast": LinearFastConfig(lrs=[])},
-            r"fast.lrs=\[\]: out of range. Fix: set it to one or more numbers above 0",
+            {"linear_fast": LinearFastConfig(lrs=[])},
+            r"linear_fast.lrs=\[\]: out of range. Fix: set it to one or more numbers above 0",
         ),
         ({"backbones": []}, r"backbones=\[\]: empty"),
         ({"backbones": ["nowhere"]}, "does not exist"),
@@ -378,11 +378,11 @@ def test_command_line(config: EvalConfig, tmp_path: Path) -> None:
     assert sources == {config.backbones[0], "random:test_resnet+size=32", "random, seed 0"}
     found = read_results([out])[0]
     assert found.command == ["python", *words[1:]]
-    assert found.config["fast"]["epochs"] == 2
+    assert found.config["linear_fast"]["epochs"] == 2
     failed = subprocess.run([*words, "fast.epoch=2"], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: config: unknown key 'fast.epoch'")
-    assert failed.stderr.endswith("did you mean fast.epochs?\n")
+    assert failed.stderr.endswith("did you mean linear_fast.epochs?\n")
     assert failed.stderr.count("\n") == 1
 
 
@@ -447,7 +447,7 @@ def test_a_signed_url_leaves_no_signature(config: EvalConfig, tmp_path: Path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with served(Path(config.shards[0])) as server:
         url = f"{server.url.replace('//', '//al:hunter2@')}?X-Sig=dead,beef"
-        words = [f"shards=['{url}']", f"backbones=[{config.backbones[0]}]", "protocols=[knn]", "random=false"]
+        words = [f"shards=['{url}']", f"backbones=[{config.backbones[0]}]", "protocols=[knn]", "random_baseline=false"]
         command = [sys.executable, str(ROOT / "launchers" / "evaluate.py"), *words, f"out={tmp_path / 'eval'}"]
         done = run(*command)
         assert done.returncode == 0, done.stderr

@@ -184,7 +184,7 @@ def test_the_example_runs(run: Path, tmp_path: Path, make_backbone: MakeBackbone
 def test_unknown_formats_are_told(run: Path) -> None:
     with pytest.raises(UserError, match=r"--format=tflite: unknown\. Fix: choose one of timm, onnx, huggingface"):
         export_backbone(run, format=["tflite"])
-    with pytest.raises(UserError, match="--network=all: unknown"):
+    with pytest.raises(UserError, match="--encoder=all: unknown"):
         export_backbone(run, encoder="all")
     (run / "config.yaml").write_text(json.dumps({"model": 3}))
     with pytest.raises(UserError, match=r"config\.yaml is corrupt"):

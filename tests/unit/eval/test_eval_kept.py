@@ -158,8 +158,14 @@ def test_a_full_disk_ends_an_evaluation_with_one_line(
     shards = make_shards({"train": [40, 40, 40], "test": [16, 16, 16]})
     disk = tmp_path / "disk"
     disk.mkdir()
-    words = [f"shards=[{shards}]", f"backbones=[{make_backbone()}]", "protocols=[landmarks]", "device=cpu", "size=224"]
-    words += [f"out={disk / 'eval'}", "val_share=0.2", "random=false", "threads=1"]
+    words = [
+        f"shards=[{shards}]",
+        f"backbones=[{make_backbone()}]",
+        "protocols=[landmarks]",
+        "device=cpu",
+        "image_size=224",
+    ]
+    words += [f"out={disk / 'eval'}", "val_fraction=0.2", "random_baseline=false", "threads=1"]
     own = {**os.environ, "PYTHONPATH": str(ROOT)}
     with mounted(disk, 1):
         done = subprocess.run(
@@ -168,7 +174,9 @@ def test_a_full_disk_ends_an_evaluation_with_one_line(
         left = [path.name for path in disk.rglob("*") if path.is_file() and path.suffix != ".lock"]
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
-    assert last.startswith(f"error: cache={disk}/eval/features: features cannot be written: No space left on device")
+    assert last.startswith(
+        f"error: cache_dir={disk}/eval/features: features cannot be written: No space left on device"
+    )
     assert "Fix: free space there" in last
     assert "Traceback" not in done.stderr
     assert not left

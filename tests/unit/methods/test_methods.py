@@ -248,12 +248,15 @@ def test_random_masking_changes_the_masks_and_nothing_else() -> None:
             config("mae", facemae=replace(FACEMAE, decoder_num_heads=5)),
             "decoder_width=32: must be a multiple of its heads=5",
         ),
-        (config("byol", momentum=1.5), "model.momentum=1.5: must be between 0 and 1"),
+        (config("byol", momentum=1.5), "model.ema_momentum=1.5: must be between 0 and 1"),
         (
             config("moco", momentum_schedule="linear"),
             "momentum_schedule='linear': unknown. Fix: use constant or cos",
         ),
-        (config("moco", contrast=replace(CONTRAST, queue_size=0)), "model.contrast.queue=0: must be at least 1"),
+        (
+            config("moco", contrast=replace(CONTRAST, queue_size=0)),
+            "model.contrastive.queue_size=0: must be at least 1",
+        ),
         (config("simclr", contrast=replace(CONTRAST, temperature=0.0)), "temperature=0.0: must be above 0"),
         (config("swav", contrast=replace(CONTRAST, sinkhorn_epsilon=0.001)), "epsilon=0.001: .* below 0.025"),
         (

@@ -93,7 +93,8 @@ def test_a_plain_script_needs_no_guard(tmp_path: Path) -> None:
     """Python's own pools run it again in each process, unless all of it stands below `if __name__ == "__main__"`."""
     script = tmp_path / "mine.py"
     script.write_text(
-        "import math\nfrom shards.io.worker_pool import parallel_map\nprint(list(parallel_map(math.isqrt, [4, 9, 16], 2)))\n"
+        "import math\nfrom shards.io.worker_pool import parallel_map\nprint(list(parallel_map(math.isqrt, [4, "
+        "9, 16], 2)))\n"
     )
     (tmp_path / "multiprocessing.py").write_text("raise SystemExit('a file of the user, not the module')")
     words = [sys.executable, "-P", script] if sys.version_info >= (3, 11) else [sys.executable, "-I", script]

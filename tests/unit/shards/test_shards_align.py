@@ -92,7 +92,8 @@ def set_of(keys: list[str]) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--min-face", 3), ("--min-score", 1.5), ("--most-faces", -1), ("--face-model", "absent")]
+    ("option", "value"),
+    [("--min-face-size", 3), ("--min-confidence", 1.5), ("--max-faces", -1), ("--face-model", "absent")],
 )
 def test_options_that_cannot_be_meant(tmp_path: Path, option: str, value: float) -> None:
     (tmp_path / "a.jpg").write_bytes(encoded(picture()))

@@ -244,7 +244,7 @@ def test_the_folder_that_one_is_in_can_be_the_output(tmp_path: Path, monkeypatch
         check_whole(tmp_path / name)
     (tmp_path / "both").mkdir()
     monkeypatch.chdir(tmp_path / "both")
-    merged = run(*tool("merge_shards"), tmp_path / "a", tmp_path / "b", ".", "--collisions", "suffix")
+    merged = run(*tool("merge_shards"), tmp_path / "a", tmp_path / "b", ".", "--on-collision", "suffix")
     assert merged.returncode == 0, merged.stderr
     check_whole(tmp_path / "both")
 

@@ -158,7 +158,8 @@ def test_a_killed_reader_holds_nothing(tmp_path: Path) -> None:
     first, second = make_tars(tmp_path / "far", 2)
     cache = Cache(tmp_path / "near", cached_bytes(first))
     program = (
-        "import sys; from pathlib import Path; from shards.reading.cache import Cache; from shards.format.manifest import ShardInfo\n"
+        "import sys; from pathlib import Path; from shards.reading.cache import Cache; from "
+        "shards.format.manifest import ShardInfo\n"
         "folder, limit, url, size, digest = sys.argv[1:]\n"
         "file = Cache(Path(folder), int(limit)).open(url, ShardInfo('t.tar', 'train', 1, int(size), digest))\n"
         "print('held', flush=True); sys.stdin.readline()"

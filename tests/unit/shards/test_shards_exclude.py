@@ -128,7 +128,7 @@ def test_killed_and_resumed_with_other_workers_ends_with_the_same_bytes(bench: P
 BAD = {
     "no shards": (["--exclude", "absent"], "absent is not a folder"),
     "no such split": (["--exclude", "{}:tset"], "no split 'tset'"),
-    "a distance": (["--exclude", "{}", "--exclude-distance", "99"], "--distance=99"),
+    "a distance": (["--exclude", "{}", "--exclude-hamming", "99"], "--distance=99"),
 }
 
 

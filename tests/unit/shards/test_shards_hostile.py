@@ -58,7 +58,7 @@ def victim(tmp_path: Path) -> Path:
 COMMANDS: dict[str, Callable[[Path, Path, Path], list[object]]] = {
     "subset": lambda bad, good, out: [*SUBSET, bad, out, "--fraction", 1],
     "merge": lambda bad, good, out: [*MERGE, bad, good, out],
-    "split": lambda bad, good, out: [*SPLIT, bad, out, "--into", "train=0.5,val=0.5", "--by", "sample"],
+    "split": lambda bad, good, out: [*SPLIT, bad, out, "--splits", "train=0.5,val=0.5", "--stratify-by", "sample"],
     "verify": lambda bad, good, out: [*tool("verify_shards"), bad],
     "inspect": lambda bad, good, out: [*tool("inspect_shards"), bad],
     "duplicates": lambda bad, good, out: [*tool("find_duplicates"), bad],

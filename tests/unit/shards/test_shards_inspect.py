@@ -72,7 +72,7 @@ def test_the_choice_is_seeded(shards: Path) -> None:
 
 
 def test_the_command(shards: Path, tmp_path: Path) -> None:
-    done = run(*INSPECT, shards, "--sheet", tmp_path / "sheet.png", "--faces", 10, "--side", 32)
+    done = run(*INSPECT, shards, "--contact-sheet", tmp_path / "sheet.png", "--samples", 10, "--side", 32)
     assert done.returncode == 0, done.stderr
     assert "terms of use: for tests" in done.stdout
     assert "width: 40 to 69, median" in done.stdout
@@ -120,7 +120,7 @@ def test_brackets_in_names_are_names(tmp_path: Path) -> None:
     [
         (["--split", "no"], "no split 'no'"),
         (["--side", "3"], "--side=3"),
-        (["--sheet", "/absent/x.png"], "cannot be written"),
+        (["--contact-sheet", "/absent/x.png"], "cannot be written"),
     ],
 )
 def test_bad_arguments_get_one_line(shards: Path, arguments: list[str], words: str) -> None:

@@ -79,11 +79,11 @@ def test_parts_and_merges_of_them_stay_foreign(tmp_path: Path) -> None:
     ours = write_faces(tmp_path / "faces", 4)
     assert run(*BUILD, "folder", ours, tmp_path / "ours").returncode == 0
     commands: list[list[object]] = [
-        [*SUBSET, first, tmp_path / "subset", "--fraction", "0.5", "--by", "sample"],
-        [*SPLIT, first, tmp_path / "split", "--into", "train=0.5,val=0.5", "--by", "sample"],
+        [*SUBSET, first, tmp_path / "subset", "--fraction", "0.5", "--stratify-by", "sample"],
+        [*SPLIT, first, tmp_path / "split", "--splits", "train=0.5,val=0.5", "--stratify-by", "sample"],
         [*MERGE, first, second, tmp_path / "merge"],
         [*MERGE, tmp_path / "ours", first, tmp_path / "mixed"],
-        [*SUBSET, tmp_path / "merge", tmp_path / "again", "--fraction", "0.5", "--by", "sample"],
+        [*SUBSET, tmp_path / "merge", tmp_path / "again", "--fraction", "0.5", "--stratify-by", "sample"],
     ]
     for command in commands:
         done = run(*command)
@@ -101,7 +101,7 @@ def test_names_that_no_short_header_holds(tmp_path: Path) -> None:
     before = {
         sample.key: sample.members for info in read_manifest(folder).shards for sample in read_samples(folder, info)
     }
-    done = run(*SUBSET, folder, tmp_path / "subset", "--fraction", "0.75", "--by", "sample")
+    done = run(*SUBSET, folder, tmp_path / "subset", "--fraction", "0.75", "--stratify-by", "sample")
     assert done.returncode == 0, done.stderr
     check_sound(tmp_path / "subset")
     remove_samples(folder, ["p"])
@@ -160,7 +160,7 @@ def test_their_labels_count_wherever_they_are(tmp_path: Path, kind: str) -> None
         ("train", names[0]): 1,
         ("train", names[1]): 4,
     }
-    into = [tmp_path / "halves", "--into", "train=0.5,val=0.5", "--by", "label"]
+    into = [tmp_path / "halves", "--splits", "train=0.5,val=0.5", "--stratify-by", "label"]
     assert run(*SPLIT, folder, *into).returncode == 0
     halves = summarize(tmp_path / "halves", (), 0, 0, lambda *_: None).counts
     assert sum(halves[split, names[1]] for split in ("train", "val")) == 39

@@ -85,7 +85,7 @@ def test_shares_of_labels_are_nested_and_unchanged(built: Path, tmp_path: Path) 
 
 def test_a_share_of_people_holds_them_whole(built: Path, tmp_path: Path) -> None:
     whole = samples(built / "one-shards")
-    options = ["--by", "group", "--split", "train"]
+    options = ["--stratify-by", "group", "--split", "train"]
     small = samples(made(SUBSET, built / "one-shards", tmp_path / "small", "--fraction", 0.2, *options))
     large = samples(made(SUBSET, built / "one-shards", tmp_path / "large", "--fraction", 0.6, *options))
     assert set(small) < set(large)
@@ -110,7 +110,7 @@ def test_subsets_are_the_same_bytes_each_time(built: Path, tmp_path: Path) -> No
 
 def test_people_are_not_divided(built: Path, tmp_path: Path) -> None:
     whole = samples(built / "one-shards")
-    found = samples(made(SPLIT, built / "one-shards", tmp_path / "out", "--into", "train=0.5,val=0.2,probe=0.3"))
+    found = samples(made(SPLIT, built / "one-shards", tmp_path / "out", "--splits", "train=0.5,val=0.2,probe=0.3"))
     assert set(found) == set(whole)
     people: dict[str, set[str]] = {}
     for split, sample in found.values():
@@ -125,7 +125,7 @@ def test_people_are_not_divided(built: Path, tmp_path: Path) -> None:
 
 def test_one_split_is_divided_by_label(built: Path, tmp_path: Path) -> None:
     whole, counts = samples(built / "one-shards"), labels(samples(built / "one-shards"))
-    options = ["--into", "train=0.75,val=0.25", "--by", "label", "--split", "train"]
+    options = ["--splits", "train=0.75,val=0.25", "--stratify-by", "label", "--split", "train"]
     found = samples(made(SPLIT, built / "one-shards", tmp_path / "out", *options))
     for label in ("calm", "happy", "sad"):
         assert abs(labels(found)["val", label] - counts["train", label] / 4) <= 0.5
@@ -139,7 +139,7 @@ def test_labels_are_merged_by_name(built: Path, tmp_path: Path) -> None:
     assert refused.returncode == 1
     assert "keys are in more than one folder, for example '" in refused.stderr
     assert not list(tmp_path.iterdir())
-    out = made(MERGE, *parts, tmp_path / "out", "--collisions", "suffix")
+    out = made(MERGE, *parts, tmp_path / "out", "--on-collision", "suffix")
     manifest = read_manifest(out)
     assert manifest.labels == ("calm", "happy", "sad", "anger", "zeal", "x")
     assert (manifest.entries, manifest.rejected) == (225, {"empty": 3})
@@ -161,7 +161,7 @@ def test_labels_are_merged_by_name(built: Path, tmp_path: Path) -> None:
 
 def test_people_of_one_name_are_told(built: Path, tmp_path: Path) -> None:
     """Numbers of two corpora mean other people; copied as they are, they are one person to remove and to splits."""
-    apart = made(SPLIT, built / "two-shards", tmp_path / "apart", "--into", "train=0.5,test=0.5")
+    apart = made(SPLIT, built / "two-shards", tmp_path / "apart", "--splits", "train=0.5,test=0.5")
     parts = [built / "one-shards", apart, built / "three-shards"]
 
     def people(folder: Path) -> dict[str, set[str]]:
@@ -170,7 +170,7 @@ def test_people_of_one_name_are_told(built: Path, tmp_path: Path) -> None:
             found.setdefault(sample.metadata["group"], set()).add(split)
         return found
 
-    done = run(*MERGE, *parts, tmp_path / "out", "--collisions", "suffix")
+    done = run(*MERGE, *parts, tmp_path / "out", "--on-collision", "suffix")
     shared, divided = (line for line in done.stdout.splitlines() if line.startswith("note: "))
     folders = Counter(name for part in parts for name in people(part))
     assert f"note: {sum(count > 1 for count in folders.values())} person names" in shared
@@ -192,10 +192,10 @@ def test_people_of_different_names_need_no_word(built: Path, tmp_path: Path) -> 
 def test_merged_shards_can_be_merged_again(built: Path, tmp_path: Path) -> None:
     """The second time a key would get the mark that it got the first time, for the same place."""
     one, two = built / "one-shards", built / "two-shards"
-    once = made(MERGE, one, two, tmp_path / "once", "--collisions", "suffix")
-    again = made(MERGE, once, two, tmp_path / "again", "--collisions", "suffix")
+    once = made(MERGE, one, two, tmp_path / "once", "--on-collision", "suffix")
+    again = made(MERGE, once, two, tmp_path / "again", "--on-collision", "suffix")
     assert len(samples(again)) == len(samples(one)) + 2 * len(samples(two))
-    turned = made(MERGE, two, one, once, tmp_path / "turned", "--collisions", "suffix")
+    turned = made(MERGE, two, one, once, tmp_path / "turned", "--on-collision", "suffix")
     assert len(samples(turned)) == len(samples(again)) + len(samples(one))
 
 
@@ -228,17 +228,17 @@ def test_parts_have_their_shares(count: int, weights: list[int]) -> None:
 
 BAD = {
     "a fraction": ([*SUBSET, "{one}", "out", "--fraction", "2"], "--fraction=2"),
-    "a way": ([*SUBSET, "{one}", "out", "--fraction", "0.1", "--by", "age"], "--by=age"),
+    "a way": ([*SUBSET, "{one}", "out", "--fraction", "0.1", "--stratify-by", "age"], "--stratify-by=age"),
     "a split": ([*SUBSET, "{one}", "out", "--fraction", "0.1", "--split", "no"], "no split 'no'"),
     "an output": ([*SUBSET, "{one}", "{two}", "--fraction", "0.1"], "exists"),
-    "no shares": ([*SPLIT, "{one}", "out", "--into", "train"], "NAME=FRACTION"),
-    "shares": ([*SPLIT, "{one}", "out", "--into", "train=0.5,val=0.1"], "sum to 1"),
-    "a name": ([*SPLIT, "{one}", "out", "--into", "a/b=0.5,val=0.5"], "'a-b'"),
-    "a taken name": ([*SPLIT, "{one}", "out", "--into", "train=0.5,test=0.5", "--split", "train"], "'test' exists"),
-    "an empty part": ([*SPLIT, "{one}", "out", "--into", "train=0.999,val=0.001"], "split val would be empty"),
+    "no shares": ([*SPLIT, "{one}", "out", "--splits", "train"], "NAME=FRACTION"),
+    "shares": ([*SPLIT, "{one}", "out", "--splits", "train=0.5,val=0.1"], "sum to 1"),
+    "a name": ([*SPLIT, "{one}", "out", "--splits", "a/b=0.5,val=0.5"], "'a-b'"),
+    "a taken name": ([*SPLIT, "{one}", "out", "--splits", "train=0.5,test=0.5", "--split", "train"], "'test' exists"),
+    "an empty part": ([*SPLIT, "{one}", "out", "--splits", "train=0.999,val=0.001"], "split val would be empty"),
     "one folder": ([*MERGE, "{one}", "out"], "two different folders"),
     "twice the same": ([*MERGE, "{one}", "{one}", "out"], "two different folders"),
-    "collisions": ([*MERGE, "{one}", "{two}", "out", "--collisions", "drop"], "--collisions"),
+    "collisions": ([*MERGE, "{one}", "{two}", "out", "--on-collision", "drop"], "--on-collision"),
 }
 
 

@@ -13,7 +13,7 @@ COMMANDS: dict[str, list[str]] = {
     "shards_statistics": [URL],
     "remove_samples": [URL, "--key", "a"],
     "subset_shards": [URL, "out", "--fraction", "0.1"],
-    "split_shards": [URL, "out", "--into", "a=0.5,b=0.5"],
+    "split_shards": [URL, "out", "--splits", "a=0.5,b=0.5"],
     "merge_shards": [URL, "here", "out"],
 }
 
