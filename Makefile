@@ -62,7 +62,7 @@ fuzz: $(STAMP)
 # FAULTS random faults over one run and as many over one build of shards; then what a long run takes of the machine.
 soak: $(STAMP)
 	PYTHONPATH=.:tests $(BIN)/python tests/soak/random_faults.py --faults $(FAULTS)
-	PYTHONPATH=.:tests $(BIN)/python tests/soak/growth.py --steps $(STEPS)
+	PYTHONPATH=.:tests $(BIN)/python tests/soak/leak_check.py --steps $(STEPS)
 
 clean:
 	rm -rf $(VENV) build dist site ./*.egg-info

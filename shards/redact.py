@@ -1,7 +1,7 @@
 """Remove user, password, signature and other parameters from URLs before they are shown or written.
 
 All output (files for others, prints, logs) passes its values through `redacted`. `to_json` and `to_yaml` write the JSON
-and YAML files; tests/unit/test_redact.py lists the few exceptions and the reason for each.
+and YAML files; tests/unit/shards/test_redact.py lists the few exceptions and the reason for each.
 """
 
 import json

@@ -13,7 +13,7 @@ each stream; together exactly N % global_batch samples. The used and the dropped
 Shards, ring and windows are drawn again in each epoch, so each epoch drops other samples.
 
 Only Philox words and a stable sort determine the order, never Generator.permutation or shuffle, which numpy may change
-between versions: an order never changes. tests/unit/data/test_order.py pins it.
+between versions: an order never changes. tests/unit/simfle/data/test_sampler.py pins it.
 
 Memory grows with the number of shards (some 50 bytes each), plus the shuffled windows in use, one per stream, of 2
 bytes per place (4 if a window is larger than 65,536).

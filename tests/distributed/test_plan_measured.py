@@ -18,7 +18,7 @@ GIVEN = [*SETTINGS, "train.precision=bf16", "train.micro_batch=4"]
 
 @pytest.fixture(scope="module")
 def measured() -> dict[int, dict[str, int]]:
-    out = processes(WORLD, ROOT / "tests" / "distributed" / "traffic.py", "[0, 1, 2, 3]", *GIVEN)[0]
+    out = processes(WORLD, ROOT / "tests" / "distributed" / "comm_bytes.py", "[0, 1, 2, 3]", *GIVEN)[0]
     lines = [json.loads(line) for line in out.splitlines() if line.startswith('{"stage"')]
     return {line["stage"]: line for line in lines}
 

@@ -52,15 +52,15 @@ NAMES = (
 )
 # Words of a command line, and the test that covers it.
 ELSEWHERE = {
-    "simfle quickstart": "tests/unit/test_quickstart.py",
-    "--align": "tests/unit/shards/test_shards_align.py",
+    "simfle quickstart": "tests/unit/simfle/commands/test_quickstart.py",
+    "--align": "tests/unit/shards/imaging/test_align.py",
     "--nodes 2": "tests/cluster/test_doctor.py",
-    "bench startup": "tests/unit/test_bench_training.py",
+    "bench startup": "tests/unit/simfle/bench/test_bench_training.py",
     "bench scaling": "tests/cluster/test_slurm_page.py",
-    "bench gpu": "tests/unit/test_gpu_day.py",
+    "bench gpu": "tests/unit/simfle/bench/test_gpu_day.py",
     "[options]": "tests/unit/sources",
     "configs/compare/": "tests/docs/test_docs_parsed.py",  # uses the corpus of docs/results.md
-    "simfle compare": "tests/unit/eval/test_eval_compare.py",
+    "simfle compare": "tests/unit/simfle/eval/analysis/test_compare.py",
     "CONFIG": "tests/docs/test_docs_parsed.py",  # a synopsis
     "atelier": "tests/docs/test_docs_extending.py",
     "model.backbone=pebble": "tests/docs/test_docs_extending.py",

@@ -1,4 +1,4 @@
-"""Changes that users make to the files of a run, intended or not. Rows of the table like those of `table.py`."""
+"""Changes that users make to the files of a run, intended or not. Rows of the table like those of `fault_cases.py`."""
 
 import re
 import shutil
@@ -6,9 +6,9 @@ import signal
 import time
 
 from distributed import runs
-from faults.elsewhere import RESUMES, SAYS
+from faults.faults_covered_elsewhere import RESUMES, SAYS
 from faults.kinds import fault
-from faults.story import Scenario
+from faults.scenario import Scenario
 
 from shards.edit.remove import remove_samples
 

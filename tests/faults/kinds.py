@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from faults.story import Scenario
+from faults.scenario import Scenario
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from faults.nursery import At, ForkServer
-from faults.story import read_only
+from faults.fork_server import At, ForkServer
+from faults.scenario import read_only
 
 EVERY = 13  # tests every 13th of its file operations, about 70; make soak draws the others
 

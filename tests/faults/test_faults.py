@@ -9,12 +9,12 @@ import psutil
 import pytest
 from distributed import runs
 from distributed.launch import free_port
-from faults import story as telling
-from faults.elsewhere import COVERED_ELSEWHERE
+from faults import scenario as telling
+from faults.fault_cases import FAULTS, lines
+from faults.faults_covered_elsewhere import COVERED_ELSEWHERE
+from faults.fork_server import At, ForkServer
 from faults.kinds import Fault
-from faults.nursery import At, ForkServer
-from faults.story import Scenario
-from faults.table import FAULTS, lines
+from faults.scenario import Scenario
 
 from simfle.train.checkpointing import checkpoint
 
@@ -159,6 +159,6 @@ def test_our_own_launcher(number: signal.Signals, faces: Path, tmp_path: Path) -
 
 def test_the_table_is_that_of_the_docs_and_its_tests_exist() -> None:
     docs = (TESTS.parent / "docs" / "reliability.md").read_text()
-    assert "\n".join(lines()) in docs, "docs/reliability.md: put in what `python tests/faults/table.py` prints"
+    assert "\n".join(lines()) in docs, "docs/reliability.md: put in what `python tests/faults/fault_cases.py` prints"
     for _, _, file, name in COVERED_ELSEWHERE:
         assert f"def {name}" in (TESTS / file).read_text(), f"{file} has no {name}"

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from distributed import runs
 from distributed.launch import ROOT, free_port
-from faults import story as telling
-from faults.nursery import Child, ForkServer
+from faults import scenario as telling
+from faults.fork_server import Child, ForkServer
 
 from shards.edit.remove import remove_samples
 from simfle.train.rank_consistency import differences, source_digest

@@ -1,6 +1,7 @@
 """All fuzzed readers."""
 
-from fuzz import corpus_readers, list_readers, run_readers, shard_readers, told_readers
+from fuzz import corpus_readers, list_readers, run_readers, shard_readers
+from fuzz import run_file_readers as told_readers
 
 READERS = (
     *shard_readers.READERS,

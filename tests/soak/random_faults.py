@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from distributed import runs
-from faults import story as telling
-from faults.nursery import At, Child, ForkServer
+from faults import scenario as telling
+from faults.fork_server import At, Child, ForkServer
 from helpers.synthetic_shards import make_faces
 
 KILLED = -signal.SIGKILL

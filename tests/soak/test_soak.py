@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from distributed import runs
-from faults import story as telling
-from faults.nursery import ForkServer
+from faults import scenario as telling
+from faults.fork_server import ForkServer
 from soak.random_faults import nursery_of, soak
 
 
@@ -31,7 +31,7 @@ def test_soak(nursery: ForkServer, folder: Path) -> None:
 def test_growth(nursery: ForkServer, faces: Path, tmp_path: Path) -> None:
     """Six times as many steps, checkpoints and pictures leave as many files, threads and shared memory open."""
     settings = [*runs.SETTINGS, *telling.SMALL, f"data.shards=[{faces}]"]
-    words = [str(Path(__file__).with_name("counted.py")), str(tmp_path / "runs"), *settings]
+    words = [str(Path(__file__).with_name("resource_counts.py")), str(tmp_path / "runs"), *settings]
     child = nursery.start([*words, "train.checkpoint_every=2", "train.log_images_every=2"], tmp_path / "log")
     assert child.wait() == 0, child.output
     found = [json.loads(line[6:]) for line in child.log.read_text().splitlines() if line.startswith("open: ")]

@@ -1,7 +1,7 @@
 """Render views on CPU threads with OpenCV: decode once, then crop, resize, flip, color, blur; default without a GPU.
 
-Each stage computes the same as the DALI graph, from the same parameters; tests/unit/data/test_parity.py bounds the
-differences between the two and to torchvision.
+Each stage computes the same as the DALI graph, from the same parameters;
+tests/unit/simfle/data/backends/test_parity.py bounds the differences between the two and to torchvision.
 """
 
 # n samples, S side of a view, F side of the face
