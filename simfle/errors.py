@@ -24,7 +24,7 @@ class RunStopped(Exception):  # noqa: N818 - not an error: the run stopped as re
         self.by_signal = by_signal
 
 
-class PeerLostError(Exception):  # noqa: N818 - like RunStopped, not an error of this program
+class PeerLostError(Exception):
     """Other processes of the run did not start, or were lost. A rerun may succeed."""
 
 

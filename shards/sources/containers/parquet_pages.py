@@ -25,7 +25,7 @@ _BYTES = ("BYTE_ARRAY", "FIXED_LEN_BYTE_ARRAY")
 _DEPTH = 16
 
 
-class CorruptParquetError(ValueError):  # noqa: N818 - the result for one file
+class CorruptParquetError(ValueError):
     """Pages that cannot be read or take too much memory. The message gives the reason."""
 
 
