@@ -52,7 +52,7 @@ def shared_losses(world: World) -> dict:
 def steps_of(name: str, train: TrainConfig, world: World) -> dict:
     """Two optimizer steps of two micro-batches each: what moved, and how far target and queue are from expected."""
     torch.manual_seed(0)
-    model = build_method(config(name, beta=1e-4), VIEWS).train()
+    model = build_method(config(name, grouping_weight=1e-4), VIEWS).train()
     optim = OptimConfig(name="adamw")
     optimizer = build_optimizer([parameter for _, parameter in state_dict.trainable_parameters(model)], optim)
     engine = init_deepspeed(model, optimizer, compute_batch_layout(train, world.world_size), train, optim)

@@ -23,21 +23,25 @@ URL = "https://al:hunter2@h/faces?sig=deadbeef"
 # JSON and YAML that is not redacted: function -> why not. Everything else goes through shards.redact.
 REASONS = {
     "it is hashed": """
-        shards.build.plan.Digest.__init__ shards.build.plan._row shards.format.samples.content_digest simfle.config.schema.config_digest
+        shards.build.plan.Digest.__init__ shards.build.plan._row shards.format.samples.content_digest
+        simfle.config.schema.config_digest
         simfle.data.dataset.ShardCorpus.digest simfle.eval.analysis.results.digest
     """,
     "it is quoted for a command line": "simfle.config.overrides._double",
     "it is compared, or only tried": "simfle.config.schema.load_yaml simfle.eval.analysis.summary._different",
     "samples: keys and metadata as the corpus has them, by which results are paired": """
-        shards.build.shard_task.to_tar_members shards.edit.merge._renamed shards.edit.subset.renamed_split simfle.eval.analysis.results.write_result
+        shards.build.shard_task.to_tar_members shards.edit.merge._renamed shards.edit.subset.renamed_split
+        simfle.eval.analysis.results.write_result
         simfle.train.telemetry.metrics.SampleLog.add
     """,
     "names of the corpus's own files, which other commands read back": """
-        shards.build.builder._manifest shards.format.external_tars.index_folder shards.edit.remove._stage shards.edit.remove._append_removal_log
+        shards.build.builder._manifest shards.format.external_tars.index_folder shards.edit.remove._stage
+        shards.edit.remove._append_removal_log
         shards.edit.remove._write_rejected simfle.commands.shards.duplicates.find_duplicates
     """,
     "the workshop of a build, deleted at its end": """
-        shards.build.builder._plan shards.build.plan.apply_rules shards.build.shard_task._write_shard shards.build.exclusion.build_exclusion_index shards.edit.upload.Upload._put
+        shards.build.builder._plan shards.build.plan.apply_rules shards.build.shard_task._write_shard
+        shards.build.exclusion.build_exclusion_index shards.edit.upload.Upload._put
     """,
     "only the build record of a manifest is ours, and redacted": "shards.format.manifest.write_manifest",
     "words for a configuration, not written": """
@@ -48,8 +52,10 @@ REASONS = {
         simfle.slurm.snapshot.write simfle.api.functions._launch
     """,
     "numbers and hashes": """
-        simfle.train.checkpointing.checkpoint.write simfle.train.checkpointing.safetensors_writer.write_tensors simfle.train.telemetry.monitor.Monitor.begin
-        simfle.train.telemetry.feature_telemetry.FeatureTelemetry.measure simfle.eval.features.feature_cache._write simfle.eval.analysis.results._checksum
+        simfle.train.checkpointing.checkpoint.write simfle.train.checkpointing.safetensors_writer.write_tensors
+        simfle.train.telemetry.monitor.Monitor.begin
+        simfle.train.telemetry.feature_telemetry.FeatureTelemetry.measure simfle.eval.features.feature_cache._write
+        simfle.eval.analysis.results._checksum
     """,
     "arguments of a process, not written": "simfle.api.local_launcher.launch",
     "they are the rule": "shards.redact.to_json shards.redact.to_yaml",

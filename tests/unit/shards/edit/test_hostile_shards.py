@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from helpers.corpus_fixtures import contents, encoded, picture, run, tool, write_tar
+from helpers.small_shards import change, make
 
 from shards.edit.remove import READY, STAGING, remove_samples
 from shards.edit.upload import Upload
@@ -16,37 +17,12 @@ from shards.edit.verify import verify
 from shards.errors import UserError
 from shards.format.external_tars import index_folder
 from shards.format.index import index_tar, read_index, write_index
-from shards.format.manifest import Manifest, read_manifest, write_manifest
-from shards.format.samples import StoredSample, write_shard
+from shards.format.manifest import read_manifest
 from shards.reading.dataset import ShardDataset
 from simfle.data.dataset import ShardCorpus
 
 SUBSET, SPLIT, MERGE = (tool(f"{name}_shards") for name in ("subset", "split", "merge"))
 OUTSIDE = ["/{there}/x", "../there/x", "a/../../there/x", "..", "..\\there\\x", "C:\\x", "\0x"]
-
-
-def make(folder: Path, count: int = 4) -> Path:
-    """Shards as a build makes them: `count` samples of split train."""
-    folder.mkdir(parents=True)
-    made = []
-    for number in range(count):
-        key = f"{folder.name}-{number}"
-        known = {"key": key, "source": f"{key}.jpg", "label": "a", "group": f"p{number}", "split": "train"}
-        image = picture(number)
-        known |= {"width": image.width, "height": image.height}
-        members = {"jpg": encoded(image), "cls": b"0", "json": json.dumps(known).encode()}
-        made.append(StoredSample(key, members))
-    info = write_shard(folder / "train-000000.tar", "train", made)
-    (folder / "rejected.jsonl").write_bytes(b"")
-    write_manifest(folder, Manifest(1, "drawn", "", ("a",), count, {}, (info,), {}))
-    return folder
-
-
-def change(folder: Path, **values: Any) -> None:
-    """Write other values into the first shard of a manifest."""
-    content = json.loads((folder / "manifest.json").read_text())
-    content["shards"][0] |= values
-    (folder / "manifest.json").write_text(json.dumps(content))
 
 
 @pytest.fixture

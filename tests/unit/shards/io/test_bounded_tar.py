@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from helpers.corpus_fixtures import encoded, picture, run, tool
 from helpers.scripted_server import Asked, Scripted, scripted, whole
-from test_shards_hostile import change, make
+from helpers.small_shards import change, make
 
 from shards.entry import Rejected
 from shards.errors import UserError

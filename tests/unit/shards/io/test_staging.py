@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from helpers.corpus_fixtures import BUILD, contents, run, tool, write_faces
-from test_shards_cache import make_tars
-from test_shards_hostile import make
+from helpers.small_shards import make
+from helpers.small_tars import make_tars
 
 from shards.errors import UserError
 from shards.io.atomic import write_atomic

@@ -2,13 +2,11 @@
 
 import contextlib
 import hashlib
-import io
 import mmap
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from helpers.http_server import served
+from helpers.small_tars import make_tar, make_tars
 
 from shards.errors import UserError
 from shards.format.index import index_tar
@@ -31,23 +30,6 @@ BIG = 10**9
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(urls, "PAUSE", 0.01)
-
-
-def make_tar(folder: Path, name: str, size: int = 100_000) -> ShardInfo:
-    """A tar with one member of `size` bytes, different for each name."""
-    folder.mkdir(exist_ok=True)
-    content = hashlib.shake_256(name.encode()).digest(size)
-    with tarfile.open(folder / name, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for extension, data in (("jpg", content), ("cls", b"0")):
-            item = tarfile.TarInfo(f"{Path(name).stem}.{extension}")
-            item.size = len(data)
-            tar.addfile(item, io.BytesIO(data))
-    whole = (folder / name).read_bytes()
-    return ShardInfo(name, "train", 1, len(whole), hashlib.sha256(whole).hexdigest())
-
-
-def make_tars(folder: Path, count: int, size: int = 100_000) -> list[ShardInfo]:
-    return [make_tar(folder, f"train-{number:06d}.tar", size) for number in range(count)]
 
 
 def held(cache: Cache) -> set[str]:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.unit.sources.source_kit import photo, write
+from helpers.source_kit import photo, write
 
 from shards.errors import UserError
 from simfle.config.overrides import format_override, parse_list, shell_line

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.bombs import jpeg_of_scans
 from helpers.data_fixtures import jpeg, picture, write_shards
-from test_loader import CPU, DATA, VIEWS, same, take, tensors
+from helpers.loader_cases import CPU, DATA, VIEWS, same, take, tensors
 
 from shards.format.index import read_index
 from simfle.data.backends.base import CORRUPT

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from helpers.data_fixtures import jpeg, picture
+from helpers.loader_cases import CPU, DATA, VIEWS, take
 from PIL import Image
-from test_loader import CPU, DATA, VIEWS, take
 
 from shards.format import external_tars
 from simfle.config.schema import ViewsConfig

@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import sys
 import threading
 import time
@@ -9,16 +8,12 @@ import numpy as np
 import pytest
 import torch
 from helpers.data_fixtures import drawn_corpus, picture
+from helpers.loader_cases import CPU, DATA, VIEWS, same, take, tensors
 
-from simfle.batch import Batch
-from simfle.config.schema import DataConfig, ViewsConfig
+from simfle.config.schema import DataConfig
 from simfle.data.dataset import ShardCorpus
 from simfle.data.loader import Loader, RankSlice, choose_backend, make_sampler, threads_per_process
 from simfle.errors import UserError
-
-CPU = torch.device("cpu")
-VIEWS = ViewsConfig(size=32, face_size=16)
-DATA = DataConfig(backend="opencv", decode_threads=1, canonical_streams=8, shuffle_window=6)
 
 
 @pytest.fixture(scope="module")
@@ -29,24 +24,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(folder: Path, share: RankSlice = RankSlice(), data: DataConfig = DATA, batch: int = 8) -> Loader:  # noqa: B008
     corpus = ShardCorpus([folder], ["train"])
     return Loader(corpus, make_sampler(corpus, data, 5, batch), VIEWS, data, share, CPU)
-
-
-def take(loader: Loader, start: int, count: int) -> list[Batch]:
-    batches = loader.batches(start)
-    try:
-        return list(itertools.islice(batches, count))
-    finally:
-        batches.close()
-        loader.close()
-
-
-def tensors(batch: Batch) -> list[torch.Tensor]:
-    return [batch.ids, batch.mask_uniform, batch.view1, batch.view2, batch.face]
-
-
-def same(a: list[Batch], b: list[Batch]) -> bool:
-    pairs = [zip(tensors(x), tensors(y), strict=True) for x, y in zip(a, b, strict=True)]
-    return all(torch.equal(s, t) for pair in pairs for s, t in pair)
 
 
 def test_a_batch_is_what_the_joint_says(folder: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from helpers import cli_runner
 from helpers.affectnet_corpus import write_lists
+from helpers.ckplus_corpus import write_ckplus
+from helpers.expw_corpus import write_expw
 from helpers.fer2013_corpus import write_fer2013, write_ferplus
-from test_source_ckplus import write_ckplus
-from test_source_expw import write_expw
-from test_source_rafdb import write_rafdb
+from helpers.rafdb_corpus import write_rafdb
 
 from shards.format.manifest import read_manifest
 from shards.sources.corpora.affectnet.common import LABELS

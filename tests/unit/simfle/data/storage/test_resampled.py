@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers.data_fixtures import drawn_corpus, jpeg, picture
 from helpers.http_server import Served, served
-from test_loader import CPU, VIEWS, take
+from helpers.loader_cases import CPU, VIEWS, take
 
 from shards.io import urls as url_io
 from simfle.config.schema import DataConfig, PretrainConfig

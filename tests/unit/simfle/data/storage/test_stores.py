@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.data_fixtures import drawn_corpus
 from helpers.http_server import Served, served
-from test_loader import CPU, VIEWS, same, take
+from helpers.loader_cases import CPU, VIEWS, same, take
 
 from shards.io import urls
 from shards.reading.cache import Cache, cached_bytes

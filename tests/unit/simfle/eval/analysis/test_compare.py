@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_eval_results import result
+from helpers.small_result import result
 
 from simfle.commands.compare import compare as show
 from simfle.errors import UserError

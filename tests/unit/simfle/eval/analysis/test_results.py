@@ -1,38 +1,13 @@
 """The store: results are read as written, and incomplete files are named in errors."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.small_result import result
 
 from simfle.errors import UserError
-from simfle.eval.analysis.results import Result, Samples, digest, read_result, read_results, write_result
-
-
-def result(**values: object) -> Result:
-    """Return a small result of two classes."""
-    made = Result(
-        backbone={"id": "run-online-1a2b3c4d", "kind": "online", "model": "resnet18", "sha256": "1a2b", "card": {}},
-        benchmark="rafdb",
-        protocol="linear",
-        seed=0,
-        kind="classes",
-        classes=["anger", "joy"],
-        metric="balanced_accuracy",
-        metrics={"balanced_accuracy": 0.75, "accuracy": 2 / 3},
-        chosen=[{"epoch": 3, "balanced_accuracy": 0.5}],
-        best_on_test={"epoch": 2, "balanced_accuracy": 1.0},
-        data={"test": {"samples": 3}},
-        samples=Samples(["a", "b", "c"], ["p", "p", "q"], [0, 1, 0], [0, 1, 1]),
-        settings={"epochs": 5},
-        identity="0123",
-        command=["python", "launchers/evaluate.py"],
-        config={"seeds": [0]},
-        versions={"torch": "2"},
-        git=None,
-    )
-    return replace(made, **values)  # type: ignore[arg-type]
+from simfle.eval.analysis.results import Samples, digest, read_result, read_results, write_result
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_nothing_is_drawn_during_a_step(name: str) -> None:
 
 @pytest.mark.parametrize("name", EMA)
 def test_the_target_network_is_a_moving_average(name: str) -> None:
-    model = made(name, momentum=0.9, momentum_schedule="cosine")
+    model = made(name, ema_momentum=0.9, ema_schedule="cosine")
     with torch.no_grad():
         for parameter in model.online.parameters():
             parameter.add_(torch.randn_like(parameter))
@@ -248,17 +248,17 @@ def test_random_masking_changes_the_masks_and_nothing_else() -> None:
             config("mae", facemae=replace(FACEMAE, decoder_num_heads=5)),
             "decoder_width=32: must be a multiple of its heads=5",
         ),
-        (config("byol", momentum=1.5), "model.ema_momentum=1.5: must be between 0 and 1"),
+        (config("byol", ema_momentum=1.5), "model.ema_momentum=1.5: must be between 0 and 1"),
         (
-            config("moco", momentum_schedule="linear"),
+            config("moco", ema_schedule="linear"),
             "momentum_schedule='linear': unknown. Fix: use constant or cos",
         ),
         (
-            config("moco", contrast=replace(CONTRAST, queue_size=0)),
+            config("moco", contrastive=replace(CONTRAST, queue_size=0)),
             "model.contrastive.queue_size=0: must be at least 1",
         ),
-        (config("simclr", contrast=replace(CONTRAST, temperature=0.0)), "temperature=0.0: must be above 0"),
-        (config("swav", contrast=replace(CONTRAST, sinkhorn_epsilon=0.001)), "epsilon=0.001: .* below 0.025"),
+        (config("simclr", contrastive=replace(CONTRAST, temperature=0.0)), "temperature=0.0: must be above 0"),
+        (config("swav", contrastive=replace(CONTRAST, sinkhorn_epsilon=0.001)), "epsilon=0.001: .* below 0.025"),
         (
             config("simfle", facemae=replace(FACEMAE, masking="rand")),
             "masking='rand': unknown. Fix: use semantic or random",

@@ -88,7 +88,7 @@ def test_a_step_stays_on_the_gpu(name: str) -> None:
 
 def test_the_variants_of_simfle_stay_on_the_gpu() -> None:
     attending = replace(config("simfle").facemae, cross_attention=True, masking="random")
-    for changes in ({"distillation": "predict"}, {"grouping": "reference"}, {"facemae": attending}):
+    for changes in ({"distillation": "predict"}, {"grouping_init": "reference"}, {"facemae": attending}):
         assert step(config("simfle", **changes))[1].devices == {CUDA}
 
 
