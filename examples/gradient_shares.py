@@ -13,13 +13,14 @@ from safetensors.torch import load_file
 
 from simfle.batch import Batch
 from simfle.config.schema import PretrainConfig, load
-from simfle.data.loader import Loader, RankSlice, open_data
+from simfle.data.loader import Loader, RankSlice
+from simfle.data.training_data import open_data
 from simfle.models.registry import build_method
 
 
 def first_batch(config: PretrainConfig) -> Batch:
-    corpus, order = open_data(config.data, config.train.seed, config.train.global_batch, 0)
-    loader = Loader(corpus, order, config.views, config.data, RankSlice(0, 1, 1, 1), torch.device("cpu"))
+    data = open_data(config.data, config.train.seed, config.train.global_batch, 0)
+    loader = Loader(data, config.views, config.data, RankSlice(0, 1, 1, 1), torch.device("cpu"))
     batches = loader.batches(0)
     try:
         return next(batches)

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from simfle.data.backends.base import RenderedViews, ViewBackend, used_here
-from simfle.data.dataset import SampleError, ShardCorpus
-from simfle.data.storage.resampled import ResampledStream
+from simfle.data.dataset import SampleError
+from simfle.data.training_data import TrainingData
 from simfle.data.views import BatchViewParams, ViewParams
 from simfle.errors import UserError
 
@@ -42,8 +42,8 @@ class Replacement:
 class CorruptSampleReplacer:
     """Renders micro-batches and replaces corrupt samples. Costs nothing unless the backend finds one."""
 
-    def __init__(self, corpus: ShardCorpus | ResampledStream, backend: ViewBackend) -> None:
-        self.corpus, self.backend = corpus, backend
+    def __init__(self, data: TrainingData, backend: ViewBackend) -> None:
+        self.data, self.backend = data, backend
         self._known: dict[int, int] = {}  # found earlier by this process, not tried again
         self._found: deque[Replacement] = deque()
         self._lock = threading.Lock()
@@ -55,7 +55,7 @@ class CorruptSampleReplacer:
             UserError: no sample near a corrupt one can be decoded; a shard that cannot be opened.
         """
         fed = ids
-        if self._known and isinstance(self.corpus, ShardCorpus):  # in a stream the following samples change
+        if self._known and self.data.corpus is not None:  # in a stream the following samples change
             fed = np.array([self._known.get(number, number) for number in ids.tolist()])
         rendered = self.backend.render(self._images(fed), draws)
         if rendered.corrupt:
@@ -66,12 +66,17 @@ class CorruptSampleReplacer:
 
     def is_decodable(self, number: int, draws: BatchViewParams) -> bool:
         """Whether a sample can be decoded now. draws: those of any one sample. False in a stream."""
-        if not isinstance(self.corpus, ShardCorpus):
+        if self.data.corpus is None:
             return False
         try:
             return not self.backend.render(self._images(np.array([number])), draws).corrupt
         except (UserError, ValueError):  # its shard cannot be opened, or is not selected
             return False
+
+    def count_replacements(self, step: int) -> int:
+        """Return the number of replacements in steps up to `step` that have not been returned yet."""
+        with self._lock:
+            return sum(each.step <= step for each in self._found)
 
     def pop_replacements(self, step: int) -> list[Replacement]:
         """Return and forget the replacements in steps up to `step`, each sample once."""
@@ -83,7 +88,7 @@ class CorruptSampleReplacer:
         bad = rendered.corrupt
         for _ in range(MAX_REPLACEMENT_TRIES):
             for i in bad:
-                fed[i] = self.corpus.next_in_shard(int(fed[i]))
+                fed[i] = self.data.next_in_shard(int(fed[i]))
             again = self.backend.render(self._images(fed[bad]), rows(draws, bad))
             used_here(again.view1, again.view2, again.face)
             good = [j for j in range(len(bad)) if j not in again.corrupt]
@@ -93,20 +98,17 @@ class CorruptSampleReplacer:
             bad = [bad[j] for j in again.corrupt]
             if not bad:
                 return fed
-        shard = self.corpus.locate(fed[bad[:1]])[0][0]
         raise UserError(
-            f"shards: {self.corpus.shard_location(int(shard))}: {MAX_REPLACEMENT_TRIES} consecutive samples "
-            "cannot be decoded. Fix: find the "
-            "corrupt ones with simfle shards verify; copy or build the shards again."
+            f"shards: {self.data.shard_location(int(fed[bad[0]]))}: {MAX_REPLACEMENT_TRIES} consecutive samples "
+            "cannot be decoded. Fix: find the corrupt ones with simfle shards verify; copy or build the shards again."
         )
 
     def _images(self, ids: Ints) -> list[Bytes]:
-        shards, samples = self.corpus.locate(ids)
-        return [self._image(int(shard), int(sample)) for shard, sample in zip(shards, samples, strict=True)]
+        return [self._image(number) for number in ids.tolist()]
 
-    def _image(self, shard: int, sample: int) -> Bytes:
+    def _image(self, number: int) -> Bytes:
         try:
-            return self.corpus.read_image(shard, sample)
+            return self.data.read_image(number)
         except SampleError:
             return NOTHING
 
@@ -114,10 +116,7 @@ class CorruptSampleReplacer:
         first = number not in self._known
         self._known[number] = by
         if first:
-            shard, sample = (int(part[0]) for part in self.corpus.locate([number]))
-            found = Replacement(
-                step, number, by, self.corpus.key(shard, sample), str(self.corpus.shard_location(shard))
-            )
+            found = Replacement(step, number, by, self.data.key(number), self.data.shard_location(number))
             with self._lock:
                 self._found.append(found)
 

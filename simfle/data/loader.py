@@ -3,7 +3,6 @@
 # B global batch, R processes, n samples of a micro-batch
 import importlib.util
 import logging
-import math
 import os
 import queue
 import threading
@@ -18,10 +17,7 @@ from simfle.batch import Batch
 from simfle.config.schema import DataConfig, ViewsConfig
 from simfle.data.backends.base import IMAGES, ViewBackend, used_here
 from simfle.data.corrupt_samples import CorruptSampleReplacer, Replacement
-from simfle.data.dataset import ShardCorpus, open_corpus
-from simfle.data.prefetch import ShardPrefetcher
-from simfle.data.sampler import Sampler
-from simfle.data.storage.resampled import ResampledStream
+from simfle.data.training_data import TrainingData
 from simfle.data.views import check, sample_view_params
 from simfle.errors import UserError
 from simfle.runtime.entrypoint import OWN_CORES
@@ -45,23 +41,6 @@ class RankSlice:
     world_size: int = 1
     local_world_size: int = 1
     grad_accum_steps: int = 1
-
-
-def make_sampler(corpus: ShardCorpus, data: DataConfig, seed: int, global_batch: int) -> Sampler:
-    """Build the order of `corpus`; streams: greatest common divisor of the configured number and the batch."""
-    streams = math.gcd(data.canonical_streams, global_batch)
-    return Sampler(corpus.counts, corpus.first_ids, seed, streams, data.shuffle_window, global_batch)
-
-
-def open_data(
-    data: DataConfig, seed: int, global_batch: int, rank: int
-) -> tuple[ShardCorpus | ResampledStream, Sampler | ResampledStream]:
-    """Open the data of a configuration and its order. Raises UserError."""
-    if data.resampled:
-        stream = ResampledStream(data, seed, global_batch, rank)
-        return stream, stream
-    corpus = open_corpus(data)
-    return corpus, make_sampler(corpus, data, seed, global_batch)
 
 
 def choose_backend(name: str, device: torch.device) -> str:
@@ -110,8 +89,7 @@ class Loader:
 
     def __init__(
         self,
-        corpus: ShardCorpus | ResampledStream,
-        order: Sampler | ResampledStream,
+        source: TrainingData,
         views: ViewsConfig,
         data: DataConfig,
         share: RankSlice,
@@ -120,13 +98,13 @@ class Loader:
     ) -> None:
         check(views)
         parts = share.world_size * share.grad_accum_steps
-        if order.global_batch % parts:
+        if source.global_batch % parts:
             raise UserError(
-                f"train.global_batch={order.global_batch}: not divisible by {share.world_size} processes x "
+                f"train.global_batch={source.global_batch}: not divisible by {share.world_size} processes x "
                 f"{share.grad_accum_steps} micro-batches"
             )
-        self.corpus, self.sampler, self.views, self.share, self.device = corpus, order, views, share, device
-        self.micro_batch = order.global_batch // parts
+        self.source, self.views, self.share, self.device = source, views, share, device
+        self.micro_batch = source.global_batch // parts
         self.prefetch = max(1, data.prefetch_batches)
         self.data_wait_seconds = 0.0
         self._since: float | None = None  # when the consumer began to wait for the current batch
@@ -134,14 +112,10 @@ class Loader:
         self.backend_name = choose_backend(data.backend, device)
         on_gpu = self.backend_name == "dali" and device.type == "cuda"
         threads = threads_per_process(data.decode_threads, share.local_world_size, LAUNCHING if on_gpu else 0)
-        self._shard_prefetcher: ShardPrefetcher | None = None
-        if isinstance(corpus, ShardCorpus) and isinstance(order, Sampler) and corpus.remote:
-            slots = order.global_batch // share.world_size
-            self._shard_prefetcher = ShardPrefetcher(
-                corpus, order, (share.rank * slots, (share.rank + 1) * slots), 1 / max(1, share.local_world_size)
-            )
+        slots = source.global_batch // share.world_size
+        source.start_prefetch((share.rank * slots, (share.rank + 1) * slots), 1 / max(1, share.local_world_size))
         self._backend = _make_backend(self.backend_name, views, threads, self.micro_batch, device, images)
-        self._replacer = CorruptSampleReplacer(corpus, self._backend)
+        self._replacer = CorruptSampleReplacer(source, self._backend)
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Yield without end the `accumulation` micro-batches of each optimizer step from `start_step` on, on the
@@ -180,12 +154,16 @@ class Loader:
     def batch(self, step: int, micro: int) -> Batch:
         """Make micro-batch `micro` of a step synchronously."""
         start = (self.share.rank * self.share.grad_accum_steps + micro) * self.micro_batch
-        ids, epoch = self.sampler.slot_ids(step, start, start + self.micro_batch)
-        draws = sample_view_params(self.sampler.seed, epoch, ids, self.views)
+        ids, epoch = self.source.slot_ids(step, start, start + self.micro_batch)
+        draws = sample_view_params(self.source.seed, epoch, ids, self.views)
         fed, rendered = self._replacer.render(step, ids, draws)
         return Batch(
             rendered.view1, rendered.view2, rendered.face, torch.from_numpy(fed), torch.from_numpy(draws.group)
         )
+
+    def count_corrupt(self, step: int) -> int:
+        """Return the number of samples that `corrupt_samples` would return."""
+        return self._replacer.count_replacements(step)
 
     def corrupt_samples(self, step: int) -> list[Replacement]:
         """Return the samples found corrupt in the batches up to `step`, each once."""
@@ -193,12 +171,11 @@ class Loader:
 
     def is_decodable(self, number: int) -> bool:
         """Whether the sample with this id, found corrupt before, can be decoded now. Not while batches are made."""
-        return self._replacer.is_decodable(number, sample_view_params(self.sampler.seed, 0, [number], self.views))
+        return self._replacer.is_decodable(number, sample_view_params(self.source.seed, 0, [number], self.views))
 
     def close(self) -> None:
         """End the backend's threads, and downloads. Close iterators first."""
-        if self._shard_prefetcher is not None:
-            self._shard_prefetcher.close()
+        self.source.close()
         self._backend.close()
 
     def _produce(self, step: int, ready: "queue.Queue[Batch | BaseException]", stop: threading.Event) -> None:
@@ -206,8 +183,7 @@ class Loader:
             if self.device.type == "cuda" and self.device.index is not None:
                 torch.cuda.set_device(self.device)  # set per thread: otherwise this thread would allocate on GPU 0
             while not stop.is_set():
-                if self._shard_prefetcher is not None:
-                    self._shard_prefetcher.advance_to(step)
+                self.source.advance_to(step)
                 for micro in range(self.share.grad_accum_steps):
                     if stop.is_set() or not _put(ready, self.batch(step, micro), stop):
                         return

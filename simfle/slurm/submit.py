@@ -39,7 +39,8 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool =
     check(cluster)
     check_config(config)
     with gc_frozen_imports():
-        from simfle.data.loader import has_dali, open_data
+        from simfle.data.loader import has_dali
+        from simfle.data.training_data import open_data
         from simfle.runtime.distributed import compute_batch_layout
     batch = config.train.global_batch
     compute_batch_layout(config.train, cluster.nodes * cluster.tasks)

@@ -1,7 +1,7 @@
 """Run pretraining from a configuration to its end."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,15 +9,21 @@ import torch
 import torch.distributed as dist
 
 from simfle.config.schema import PretrainConfig
-from simfle.data.loader import open_data
+from simfle.data.loader import Loader, RankSlice
+from simfle.data.training_data import TrainingData, open_data
 from simfle.errors import CollectiveError, RunDirLockedError, UserError
 from simfle.models.registry import build_method
 from simfle.runtime.device import device_errors_as_user_errors
-from simfle.runtime.distributed import World, compute_batch_layout, init_distributed
+from simfle.runtime.distributed import BatchLayout, World, compute_batch_layout, init_distributed
 from simfle.runtime.signals import StopSignal
 from simfle.train import auto_batch, rank_consistency, run_dir
+from simfle.train.checkpointing.manager import CheckpointManager
+from simfle.train.engine import TrainEngine, start_engine
 from simfle.train.run_lock import JobStart, RunLock
-from simfle.train.trainer import Trainer
+from simfle.train.shard_watch import ShardWatch
+from simfle.train.telemetry.corrupt_log import CorruptSampleLog
+from simfle.train.telemetry.step_log import StepLog
+from simfle.train.trainer import Trainer, samples_seen
 from simfle.train.validate import check
 from simfle.train.watchdog import Watchdog
 
@@ -54,10 +60,10 @@ def pretrain(config: PretrainConfig, context: JobContext = JobContext()) -> None
         RunStopped: a signal or train.stop_after_step stopped it early; the state is saved.
     """
     flag = nullcontext(context.stop) if context.stop is not None else StopSignal()
-    with device_errors_as_user_errors(LESS_MEMORY), open_trainer(config, context) as run, flag as stop:
+    with device_errors_as_user_errors(LESS_MEMORY), open_trainer(config, context) as trainer, flag as stop:
         if context.stop_grace_seconds:
-            run.measure_stop_time(context.stop_grace_seconds)
-        run.train(stop)
+            trainer.measure_stop_time(context.stop_grace_seconds)
+        trainer.train(stop)
 
 
 @contextmanager
@@ -70,16 +76,58 @@ def open_trainer(config: PretrainConfig, context: JobContext = JobContext()) -> 
         ExitStack() as ends,
     ):
         config = auto_batch.resolve_micro_batch(config, world)
-        plan = compute_batch_layout(config.train, world.world_size)
-        corpus, order = open_data(config.data, config.train.seed, plan.global_batch, world.rank)
-        rank_consistency.check_ranks_match(config, corpus, world)
+        layout = compute_batch_layout(config.train, world.world_size)
+        data = open_data(config.data, config.train.seed, layout.global_batch, world.rank)
+        rank_consistency.check_ranks_match(config, data, world)
         torch.manual_seed(config.train.seed)
         model = build_method(config.model, config.views)
         # The first write: all of the above may have been refused.
         claim = lock_run_dir_collectively(config, world, ends, context)
         place = Path(config.train.run_dir), world.rank, world.world_size, config.train.hang_timeout
         watchdog = ends.enter_context(Watchdog(*place, context.on_hang, claim))
-        yield Trainer(config, world, plan, corpus, order, model, ends, watchdog)
+        engine = start_engine(config, world, layout, data, model)
+        with closing(build_trainer(config, world, layout, data, engine, watchdog)) as trainer:
+            yield trainer
+
+
+def build_trainer(
+    config: PretrainConfig,
+    world: World,
+    layout: BatchLayout,
+    data: TrainingData,
+    engine: TrainEngine,
+    watchdog: Watchdog,
+) -> Trainer:
+    """Build the other components of a trainer. Collective. Raises CollectiveError: too many corrupt samples."""
+    rank_slice = RankSlice(world.rank, world.world_size, world.local_world_size, layout.grad_accum_steps)
+    loader = Loader(data, config.views, config.data, rank_slice, world.device, engine.model.images)
+    watchdog.watch_data(loader.waiting_for)
+
+    def is_decodable(number: int) -> bool:
+        watchdog.mark_phase("trying corrupt samples again")
+        return loader.is_decodable(number)
+
+    with ExitStack() as on_error:
+        on_error.callback(loader.close)
+        checkpoints = CheckpointManager(engine.deepspeed, config, data, world, watchdog.run_lock)
+        step_log = StepLog(config, world, data, engine, watchdog)
+        on_error.callback(step_log.close)
+        corrupt_log = CorruptSampleLog(
+            Path(config.train.run_dir),
+            config.data.max_corrupt_fraction,
+            engine.step,
+            world,
+            is_decodable if data.corpus is not None else None,
+        )
+        if reason := corrupt_log.limit_exceeded(samples_seen(data, engine.step)):
+            raise CollectiveError(reason, is_reporter=world.is_main)
+        watched = data.corpus.stores if world.is_main and data.corpus is not None else ()
+        on_error.pop_all()
+    return Trainer(
+        *(config, world, layout, data, engine, loader, checkpoints, step_log, corrupt_log),
+        ShardWatch(watched),
+        watchdog,
+    )
 
 
 def lock_run_dir_collectively(

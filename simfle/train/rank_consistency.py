@@ -14,8 +14,7 @@ import torch.distributed as dist
 from shards.io.atomic import read_bytes
 from simfle.config.parsing import flatten
 from simfle.config.schema import PretrainConfig
-from simfle.data.dataset import ShardCorpus
-from simfle.data.storage.resampled import ResampledStream
+from simfle.data.training_data import TrainingData
 from simfle.errors import CollectiveError
 from simfle.runtime.distributed import World
 from simfle.runtime.provenance import versions
@@ -33,7 +32,7 @@ INTERPRETER = ("python", "machine")  # may also differ: libraries compute the re
 MAX_NAMED = 8  # maximum number of reported differences
 
 
-def check_ranks_match(config: PretrainConfig, corpus: ShardCorpus | ResampledStream, world: World) -> None:
+def check_ranks_match(config: PretrainConfig, data: TrainingData, world: World) -> None:
     """Compare the start of this process with that of the main process. Collective.
 
     Raises:
@@ -41,7 +40,7 @@ def check_ranks_match(config: PretrainConfig, corpus: ShardCorpus | ResampledStr
     """
     if world.world_size == 1:
         return
-    mine = facts(config, corpus)
+    mine = facts(config, data)
     theirs = [mine]
     dist.broadcast_object_list(theirs, src=0)
     told: list[str] = [""] * world.world_size
@@ -55,11 +54,11 @@ def check_ranks_match(config: PretrainConfig, corpus: ShardCorpus | ResampledStr
         )
 
 
-def facts(config: PretrainConfig, corpus: ShardCorpus | ResampledStream) -> dict[str, str]:
+def facts(config: PretrainConfig, data: TrainingData) -> dict[str, str]:
     """Return text by name: the configuration values that all processes must share, data, program, libraries."""
     values = {key: str(value) for key, value in flatten(asdict(config)).items() if key not in MACHINE_SPECIFIC}
     libraries = {name: version for name, version in versions().items() if name not in INTERPRETER}
-    return values | libraries | {"data": corpus.digest(), "program": source_digest()}
+    return values | libraries | {"data": data.digest(), "program": source_digest()}
 
 
 def differences(main: dict[str, str], mine: dict[str, str]) -> str:

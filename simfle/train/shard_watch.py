@@ -5,11 +5,10 @@ of its epochs from open files or from a cache.
 """
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 from shards.format.manifest import NAME, Manifest, read_manifest
-from simfle.data.dataset import ShardCorpus
-from simfle.data.storage.resampled import ResampledStream
 from simfle.data.storage.stores import LocalStore, RemoteStore, ShardStore
 from simfle.errors import UserError
 
@@ -22,9 +21,9 @@ class ShardWatch:
     A manifest that cannot be read changes nothing: the run keeps its shards. A stream has no manifest.
     """
 
-    def __init__(self, corpus: ShardCorpus | ResampledStream) -> None:
+    def __init__(self, stores: Sequence[ShardStore]) -> None:
         self.reason = ""
-        self._stores = corpus.stores if isinstance(corpus, ShardCorpus) else ()
+        self._stores = tuple(stores)
         self._thread: threading.Thread | None = None
 
     def check(self) -> None:

@@ -62,7 +62,7 @@ class Watchdog:
         run_lock: RunLock | None = None,
     ) -> None:
         self.folder, self.rank, self.size, self.limit = run / "heartbeats", rank, size, limit
-        self.waiting_for: Callable[[], str] = str  # the data that this process waits for, "" if none
+        self._waiting_for: Callable[[], str] = str
         self._on_hang, self.run_lock = on_hang, run_lock
         self._period = min(max(limit / 10, 0.2), 30.0) if limit else 30.0
         self._place = 0, "start"
@@ -90,6 +90,14 @@ class Watchdog:
         self._place = step, phase
         self._since = time.monotonic()
 
+    def mark_phase(self, phase: str) -> None:
+        """Mark progress within the current step."""
+        self.mark_progress(self._place[0], phase)
+
+    def watch_data(self, waiting_for: Callable[[], str]) -> None:
+        """Name in heartbeats the data that the process waits for; "" if none."""
+        self._waiting_for = waiting_for
+
     def _work(self) -> None:
         while not self._stop.wait(self._period):
             if self.run_lock is not None and (words := self.run_lock.loss_reason()):
@@ -103,7 +111,7 @@ class Watchdog:
     def _beat(self) -> None:
         self._beats += 1
         step, phase = self._place
-        if data := self.waiting_for():
+        if data := self._waiting_for():
             phase += f"{WAITS}{data}"
         beat = Heartbeat(self.rank, socket.gethostname(), os.getpid(), self._beats, step, phase)
         file = self._file(self.rank)

@@ -11,7 +11,7 @@ from cluster.slurm import Cluster, until
 from distributed.runs import losses, metrics, samples
 
 from simfle.config.schema import PretrainConfig, load
-from simfle.data.loader import open_data
+from simfle.data.training_data import open_data
 from simfle.slurm import events
 from simfle.slurm.status import status
 
@@ -24,7 +24,7 @@ def test_four_nodes_are_one_world_and_read_only_their_own_streams(undisturbed: P
     (log,) = undisturbed.glob("slurm/*[0-9]/*_0_log.out")  # not those of evaluations
     assert "stopping takes about" in log.read_text()  # measured, and compared with the lead time of the stop signal
     config = load(PretrainConfig, undisturbed / "config.yaml")
-    _, order = open_data(config.data, config.train.seed, 24, 0)
+    order = open_data(config.data, config.train.seed, 24, 0)
     for rank in range(4):  # 12 streams alternate in the 24 slots of a batch: each rank reads 3 of them
         lines = [json.loads(line) for line in (undisturbed / f"samples/rank-{rank:05d}.jsonl").read_text().splitlines()]
         for line in lines:

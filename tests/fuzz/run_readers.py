@@ -162,7 +162,7 @@ def _stream(file: Path) -> None:
     stream = ResampledStream(DataConfig(shards=[str(file)], resampled=True, shuffle_window=4), 0, 2, 0)
     ids, _ = stream.slot_ids(0, 0, 4)
     for number in ids.tolist():
-        stream.read_image(number, 0)
+        stream.read_image(number)
 
 
 UNSAFE = (

@@ -19,7 +19,8 @@ from simfle.config.schema import DataConfig, ViewsConfig
 from simfle.data.backends.dali import Dali
 from simfle.data.backends.opencv import OpenCV
 from simfle.data.dataset import ShardCorpus
-from simfle.data.loader import Loader, RankSlice, choose_backend, make_sampler
+from simfle.data.loader import Loader, RankSlice, choose_backend
+from simfle.data.training_data import OrderedShards, make_sampler
 from simfle.data.views import sample_view_params
 
 pytestmark = [
@@ -122,7 +123,9 @@ def test_the_loader_on_a_gpu_gives_what_it_gives_without_one(tmp_path: Path) -> 
     found = {}
     for backend, device in (("dali", CUDA), ("opencv", CUDA), ("opencv", torch.device("cpu"))):
         data = DataConfig(backend=backend, decode_threads=2, canonical_streams=4, shuffle_window=8)
-        loader = Loader(corpus, make_sampler(corpus, data, 1, 8), VIEWS, data, RankSlice(grad_accum_steps=2), device)
+        loader = Loader(
+            OrderedShards(corpus, make_sampler(corpus, data, 1, 8)), VIEWS, data, RankSlice(grad_accum_steps=2), device
+        )
         batches = loader.batches(1)
         found[backend, device.type] = list(itertools.islice(batches, 8))
         batches.close()

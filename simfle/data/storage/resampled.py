@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from shards.format.external_tars import image_extension, list_tars, split_from_name
 from shards.format.index import split_name
@@ -48,7 +48,7 @@ _NO_SAMPLE = re.compile(r"__[^/]*__($|/)")  # members in which webdataset stores
 
 
 class ResampledStream:
-    """Replaces a `Corpus` and its `Order` in a `Loader`: returns the next samples, whatever is requested.
+    """`TrainingData` without order: returns the next samples, whatever is requested.
 
     data.shards: tars, paths or URLs, with {000..099} expanded; or folders whose manifest lists them. A sample's id is a
     hash of its shard's name and its key. samples, steps_per_epoch: unknown, 0 and infinite.
@@ -57,6 +57,7 @@ class ResampledStream:
         UserError: no shards, a URL that is not allowed; later: shards that cannot be read.
     """
 
+    corpus = None
     remote = False
     samples = 0
     steps_per_epoch = math.inf
@@ -76,7 +77,7 @@ class ResampledStream:
             log.warning("%s", PROMISES)
 
     @property
-    def describe(self) -> str:
+    def description(self) -> str:
         """A description for log lines."""
         return f"a stream of {len(self.urls)} shards"
 
@@ -104,27 +105,31 @@ class ResampledStream:
         ids = [number for at, names in list(self._taken) if at == step for number in names]
         return np.array(ids, dtype=np.int64), step
 
-    def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
-        """Return arguments for `image`, `key` and `tar`: the ids themselves."""
-        numbers = np.asarray(ids, dtype=np.int64)
-        return numbers, np.zeros_like(numbers)
-
-    def read_image(self, number: int, _: int) -> Bytes:
+    def read_image(self, sample_id: int) -> Bytes:
         """Return the image file [size] uint8 of a sample of the latest micro-batch."""
-        return np.frombuffer(self._images[number], dtype=np.uint8)
+        return np.frombuffer(self._images[sample_id], dtype=np.uint8)
 
-    def next_in_shard(self, number: int) -> int:
+    def next_in_shard(self, sample_id: int) -> int:
         """Return the next sample of the latest micro-batch; the first follows the last."""
         numbers = list(self._images)
-        return numbers[(numbers.index(number) + 1) % len(numbers)]
+        return numbers[(numbers.index(sample_id) + 1) % len(numbers)]
 
-    def key(self, number: int, _: int) -> str:
+    def key(self, sample_id: int) -> str:
         """Return shard and key of a recent sample; the id if it is forgotten."""
-        return next((names[number] for _, names in list(self._taken) if number in names), str(number))
+        return next((names[sample_id] for _, names in list(self._taken) if sample_id in names), str(sample_id))
 
-    def shard_location(self, number: int) -> str:
+    def shard_location(self, sample_id: int) -> str:
         """Return the same as `key`: a sample's name includes its shard."""
-        return self.key(number, 0)
+        return self.key(sample_id)
+
+    def start_prefetch(self, slots: tuple[int, int], share: float) -> None:
+        """Do nothing: shards are read while they arrive."""
+
+    def advance_to(self, step: int) -> None:
+        """Do nothing: each call of `slot_ids` returns the next samples."""
+
+    def close(self) -> None:
+        """Do nothing: open shards close with the iterator."""
 
     def _samples(self, seed: str) -> Iterator[tuple[int, str, bytes]]:
         """Yield id, name and image file without end."""

@@ -9,8 +9,7 @@ import torch.distributed as dist
 
 from simfle.config import schema as configs
 from simfle.config.schema import PretrainConfig
-from simfle.data.dataset import ShardCorpus
-from simfle.data.storage.resampled import ResampledStream
+from simfle.data.training_data import TrainingData
 from simfle.errors import CollectiveError, UserError
 from simfle.optim import STATES
 from simfle.runtime.distributed import World
@@ -21,7 +20,7 @@ from simfle.train.run_lock import RunLock
 log = logging.getLogger(__name__)
 
 
-def resume(run: Path, model: Any, corpus: ShardCorpus | ResampledStream, world: World) -> checkpoint.Checkpoint | None:
+def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoint.Checkpoint | None:
     """Fill the model from the newest checkpoint; all processes read the one that the main process found valid."""
     found: list[Any] = [None, None]
     newest = None
@@ -39,9 +38,9 @@ def resume(run: Path, model: Any, corpus: ShardCorpus | ResampledStream, world: 
         return None
     newest = newest or checkpoint.read(found[0])
     state_dict.load_model(model, newest.model, newest.folder.name)
-    if newest.progress.corpus != corpus.digest():
+    if newest.progress.corpus != data.digest():
         raise UserError(
-            f"data.shards: {', '.join(map(str, corpus.folders))} have other data than {run} was "
+            f"data.shards: {', '.join(map(str, data.folders))} have other data than {run} was "
             "trained on. Fix: use the original shards (they may have moved), or another train.run_dir"
         )
     if world.is_main:  # only now: a run with other data or another model changes nothing
@@ -60,13 +59,13 @@ class CheckpointManager:
         self,
         engine: Any,
         config: PretrainConfig,
-        corpus: ShardCorpus | ResampledStream,
+        data: TrainingData,
         world: World,
         claim: RunLock | None = None,
     ) -> None:
         self.engine, self.config, self.world = engine, config, world
         self.run = Path(config.train.run_dir)
-        self.digests = configs.config_digest(config), corpus.digest()
+        self.digests = configs.config_digest(config), data.digest()
         self.identity = configs.run_identity(config)
         self.claim = claim
         guard = [claim.check] if claim else []
@@ -74,6 +73,7 @@ class CheckpointManager:
             self.run, config.train.keep_checkpoints, config.train.checkpoint_write_mbps, *guard
         )
         self.blocked_seconds = 0.0
+        self._stop_budget: stop_budget.StopBudget | None = None
 
     def copy(self) -> tuple[State, State]:
         """Copy model and optimizer to the main process, nothing on the others. Collective."""
@@ -105,7 +105,12 @@ class CheckpointManager:
         """Wait until all saved checkpoints are complete, written without a rate limit."""
         self.writer.wait()
 
-    def measure_stop(self, limit: float) -> stop_budget.StopBudget | None:
+    def count_step(self, seconds: float) -> None:
+        """Record the duration of a step, of which a stop waits for one."""
+        if self._stop_budget is not None:
+            self._stop_budget.step(seconds)
+
+    def measure_stop(self, limit: float) -> None:
         """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later. Collective.
 
         Raises:
@@ -115,14 +120,12 @@ class CheckpointManager:
         model, optim = self.copy()
         gathering = time.perf_counter() - began
         reason: list[str | None] = [None]
-        found = None
         if self.world.is_main:
             try:
                 writing = stop_budget.measure_stop(self.run, model, optim, self.config.train.keep_checkpoints)
-                found = stop_budget.StopBudget(limit, gathering + writing)
+                self._stop_budget = stop_budget.StopBudget(limit, gathering + writing)
             except UserError as error:
                 reason = [str(error)]
         dist.broadcast_object_list(reason, src=0)
         if reason[0] is not None:
             raise CollectiveError(reason[0], is_reporter=self.world.is_main)
-        return found

@@ -7,11 +7,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from simfle.data.loader import has_dali, threads_per_process
 from simfle.runtime.console import Console
 from simfle.train.telemetry.bottleneck import STEPS, ThroughputFacts, diagnose
 
@@ -44,26 +42,15 @@ class ProgressReporter:
         if self._bar is not None:
             self._write_or_mute(self._bar.stop)
 
-    def start(self, run: Any) -> None:
-        """Print data, batch, learning rate, processes and run folder."""
+    def start(self, plan: str, facts: ThroughputFacts) -> None:
+        """Print the lines of the plan. facts: for the advice on speed after the first steps."""
         if not self.enabled:
             return
-        plan, train, world = run.layout, run.config.train, run.world
-        peak = run.config.optim.lr * plan.global_batch / 256
-        stage = run.engine.zero_optimization_stage()
-        self._say(
-            f"{run.config.model.method} with {run.config.model.backbone} on {run.sampler.describe}, {run.steps} steps; "
-            f"{'resuming after step ' + str(run.step) if run.step else 'from the start'}"
-        )
-        self._say(
-            f"global batch {plan.global_batch} = {world.world_size} processes x {plan.grad_accum_steps} "
-            "accumulation steps x "
-            f"{plan.micro_batch} samples; peak learning rate {peak:g}; ZeRO stage {stage}, "
-            f"{train.precision}, {world.device.type}, {run.loader.backend_name}; run folder {run.run_dir}"
-        )
+        for line in plan.splitlines():
+            self._say(line)
         if self._bar is not None:
             self._write_or_mute(self._bar.start)
-        self._facts = throughput_facts(run)
+        self._facts = facts
 
     def advance(
         self, step: int, loss: float, speed: float, seconds: float, waited: float, measures: dict[str, dict[str, float]]
@@ -114,17 +101,3 @@ class ProgressReporter:
                 null = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(null, sys.stderr.fileno())
                 os.close(null)
-
-
-def throughput_facts(run: Any) -> ThroughputFacts:
-    """Return the inputs of the advice on a run's speed."""
-    data, world = run.config.data, run.world
-    return ThroughputFacts(
-        device=world.device.type,
-        backend=run.loader.backend_name,
-        threads=threads_per_process(data.decode_threads, world.local_world_size),
-        cores=threads_per_process(0, world.local_world_size),
-        precision=run.config.train.precision,
-        remote=run.corpus.remote or data.resampled,
-        dali=has_dali(),
-    )

@@ -18,8 +18,9 @@ from simfle.data.backends.dali import Dali
 from simfle.data.backends.jpeg_header import MAX_PIXELS
 from simfle.data.corrupt_samples import MAX_REPLACEMENT_TRIES
 from simfle.data.dataset import ShardCorpus
-from simfle.data.loader import Loader, RankSlice, make_sampler
+from simfle.data.loader import Loader, RankSlice
 from simfle.data.storage.resampled import ResampledStream
+from simfle.data.training_data import OrderedShards, make_sampler
 from simfle.data.views import sample_view_params
 from simfle.errors import UserError
 
@@ -59,18 +60,18 @@ def folder(tmp_path: Path) -> Path:
 
 def make(folder: Path, backend: str = "opencv", share: RankSlice = RankSlice()) -> Loader:  # noqa: B008
     corpus, data = ShardCorpus([folder]), dataclasses.replace(DATA, backend=backend)
-    return Loader(corpus, make_sampler(corpus, data, 5, 8), VIEWS, data, share, CPU)
+    return Loader(OrderedShards(corpus, make_sampler(corpus, data, 5, 8)), VIEWS, data, share, CPU)
 
 
 @BOTH
 def test_the_next_good_sample_of_the_shard_comes_with_the_views_of_the_damaged_one(folder: Path, backend: str) -> None:
     loader, epoch = make(folder, backend), 1
     for step in range(3, 6):
-        wanted, _ = loader.sampler.batch_ids(step)
+        wanted, _ = loader.source.batch_ids(step)
         batch = loader.batch(step, 0)
         assert batch.ids.tolist() == [REPLACED.get(number, number) for number in wanted.tolist()]
         draws = sample_view_params(5, epoch, wanted, VIEWS)  # of the slots, not of what is fed in them
-        images = [loader.corpus.read_image(*(int(x[0]) for x in loader.corpus.locate([n]))) for n in batch.ids.tolist()]
+        images = [loader.source.read_image(n) for n in batch.ids.tolist()]
         alone = loader._backend.render(images, draws)
         assert alone.corrupt == []
         for got, expected in ((batch.view1, alone.view1), (batch.view2, alone.view2), (batch.face, alone.face)):
@@ -164,7 +165,7 @@ def test_in_a_stream_the_next_of_the_micro_batch_stands_in(tmp_path: Path) -> No
         hurt(folder, number)
     data = dataclasses.replace(DATA, shards=[str(folder)], resampled=True)
     stream = ResampledStream(data, 0, 8, 0)
-    loader = Loader(stream, stream, VIEWS, data, RankSlice(), CPU)
+    loader = Loader(stream, VIEWS, data, RankSlice(), CPU)
     for step in range(8):
         batch = loader.batch(step, 0)
         assert len(batch.ids) == 8

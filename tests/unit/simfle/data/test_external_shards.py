@@ -18,7 +18,8 @@ from simfle.config.schema import ViewsConfig
 from simfle.data.backends.dali import Dali
 from simfle.data.backends.opencv import OpenCV
 from simfle.data.dataset import ShardCorpus
-from simfle.data.loader import Loader, RankSlice, make_sampler
+from simfle.data.loader import Loader, RankSlice
+from simfle.data.training_data import OrderedShards, make_sampler
 from simfle.data.views import sample_view_params
 from simfle.errors import UserError
 
@@ -84,7 +85,7 @@ def test_what_img2dataset_writes_is_read_as_it_is(downloaded: Path) -> None:
     assert corpus.read_image(1, 2).tobytes() == jpeg(picture(7, 40, 50))
     assert corpus.label(0, 0) is None
     assert corpus.labels == ()
-    batches = take(Loader(corpus, make_sampler(corpus, DATA, 0, 8), VIEWS, DATA, RankSlice(), CPU), 0, 3)
+    batches = take(Loader(OrderedShards(corpus, make_sampler(corpus, DATA, 0, 8)), VIEWS, DATA, RankSlice(), CPU), 0, 3)
     assert all(int(batch.view1.max()) > 0 for batch in batches)
 
 

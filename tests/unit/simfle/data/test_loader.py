@@ -12,7 +12,8 @@ from helpers.loader_cases import CPU, DATA, VIEWS, same, take, tensors
 
 from simfle.config.schema import DataConfig
 from simfle.data.dataset import ShardCorpus
-from simfle.data.loader import Loader, RankSlice, choose_backend, make_sampler, threads_per_process
+from simfle.data.loader import Loader, RankSlice, choose_backend, threads_per_process
+from simfle.data.training_data import OrderedShards, make_sampler
 from simfle.errors import UserError
 
 
@@ -23,7 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(folder: Path, share: RankSlice = RankSlice(), data: DataConfig = DATA, batch: int = 8) -> Loader:  # noqa: B008
     corpus = ShardCorpus([folder], ["train"])
-    return Loader(corpus, make_sampler(corpus, data, 5, batch), VIEWS, data, share, CPU)
+    return Loader(OrderedShards(corpus, make_sampler(corpus, data, 5, batch)), VIEWS, data, share, CPU)
 
 
 def test_a_batch_is_what_the_joint_says(folder: Path) -> None:
@@ -113,7 +114,7 @@ def test_no_thread_stays_behind(folder: Path) -> None:
 
 def test_an_error_while_preparing_reaches_the_consumer(folder: Path, tmp_path: Path) -> None:
     corpus = ShardCorpus([drawn_corpus(tmp_path / "shards")], ["train"])
-    loader = Loader(corpus, make_sampler(corpus, DATA, 5, 8), VIEWS, DATA, RankSlice(), CPU)
+    loader = Loader(OrderedShards(corpus, make_sampler(corpus, DATA, 5, 8)), VIEWS, DATA, RankSlice(), CPU)
     for path in (tmp_path / "shards").glob("*.idx"):
         path.write_text("v0.9 1\n")
     batches = loader.batches(0)

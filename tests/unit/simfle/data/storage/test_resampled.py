@@ -13,9 +13,10 @@ from helpers.loader_cases import CPU, VIEWS, take
 
 from shards.io import urls as url_io
 from simfle.config.schema import DataConfig, PretrainConfig
-from simfle.data.loader import Loader, RankSlice, open_data
+from simfle.data.loader import Loader, RankSlice
 from simfle.data.storage import resampled
 from simfle.data.storage.resampled import ResampledStream, expand
+from simfle.data.training_data import open_data
 from simfle.data.views import sample_view_params
 from simfle.errors import UserError
 from simfle.train.validate import check
@@ -48,8 +49,8 @@ def config(*places: str, window: int = 8) -> DataConfig:
 
 
 def loader(data: DataConfig, rank: int = 0, size: int = 1) -> Loader:
-    corpus, order = open_data(data, 3, 4 * size, rank)
-    return Loader(corpus, order, VIEWS, data, RankSlice(rank, size, size), CPU)
+    source = open_data(data, 3, 4 * size, rank)
+    return Loader(source, VIEWS, data, RankSlice(rank, size, size), CPU)
 
 
 def ids(data: DataConfig, start: int = 0, rank: int = 0) -> list[int]:
@@ -74,11 +75,11 @@ def test_faces_are_those_of_their_names(folder: Path) -> None:
     stream = loader(config(str(folder)))
     batch = stream.batch(0, 0)
     for number, face in zip(batch.ids.tolist(), batch.face, strict=True):
-        shard, sample = stream.corpus.key(number, 0).split(": s")[1]
+        shard, sample = stream.source.key(number).split(": s")[1]
         drawn = torch.from_numpy(picture(8 * int(shard) + int(sample), 40, 40)).float().permute(2, 0, 1)[None]
         small = torch.nn.functional.interpolate(drawn, (16, 16), mode="area")[0]
         assert (small - face).abs().mean() < 15
-    assert stream.sampler.batch_ids(0)[0].tolist() == batch.ids.tolist()
+    assert stream.source.batch_ids(0)[0].tolist() == batch.ids.tolist()
     stream.close()
 
 
@@ -109,8 +110,8 @@ def test_shards_that_fail_are_passed_over(server: Served, caplog: pytest.LogCapt
     with caplog.at_level(logging.WARNING):
         assert len(take(stream, 0, 40)) == 40
     assert "shard skipped" in caplog.text
-    assert isinstance(stream.corpus, ResampledStream)
-    assert stream.corpus.skipped > 1
+    assert isinstance(stream.source, ResampledStream)
+    assert stream.source.skipped > 1
     server.fails.update({f"faces-{number:03d}.tar": 10**9 for number in range(5)})
     with pytest.raises(UserError, match=f"{resampled.FAILURES} consecutive shards"):
         take(loader(config(server.url + "/faces-{000..004}.tar")), 0, 1)

@@ -16,8 +16,9 @@ from shards.io import urls
 from shards.reading.cache import Cache, cached_bytes
 from simfle.config.schema import DataConfig
 from simfle.data.dataset import REMOTE_TARS, ShardCorpus, open_corpus
-from simfle.data.loader import Loader, RankSlice, make_sampler
+from simfle.data.loader import Loader, RankSlice
 from simfle.data.prefetch import ShardPrefetcher
+from simfle.data.training_data import OrderedShards, make_sampler
 from simfle.errors import UserError
 
 DATA = DataConfig(backend="opencv", decode_threads=1, canonical_streams=2, shuffle_window=4)
@@ -40,7 +41,7 @@ def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
 
 def loader(place: str | Path, cache: Cache | None = None, share: RankSlice = RankSlice()) -> Loader:  # noqa: B008
     corpus = ShardCorpus([place], ["train"], cache)
-    return Loader(corpus, make_sampler(corpus, DATA, 3, 4), VIEWS, DATA, share, CPU)
+    return Loader(OrderedShards(corpus, make_sampler(corpus, DATA, 3, 4)), VIEWS, DATA, share, CPU)
 
 
 def test_a_url_gives_what_the_folder_gives(folder: Path, server: Served, tmp_path: Path) -> None:
@@ -118,13 +119,14 @@ from pathlib import Path
 import torch
 from shards.reading.cache import Cache
 from simfle.config.schema import DataConfig, ViewsConfig
-from simfle.data.loader import Loader, RankSlice, make_sampler
+from simfle.data.loader import Loader, RankSlice
+from simfle.data.training_data import OrderedShards, make_sampler
 from simfle.data.dataset import Corpus
 url, folder, limit, rank = sys.argv[1:]
 data = DataConfig(backend="opencv", threads=1, streams=2, window=4)
 corpus = Corpus([url], ["train"], Cache(Path(folder), int(limit)))
 views, share = ViewsConfig(size=32, face_size=16), RankSlice(int(rank), 2, 2)
-loader = Loader(corpus, make_sampler(corpus, data, 3, 4), views, data, share, torch.device("cpu"))
+loader = Loader(OrderedShards(corpus, make_sampler(corpus, data, 3, 4)), views, data, share, torch.device("cpu"))
 batches = loader.batches(0)
 print(json.dumps([[batch.ids.tolist(), int(batch.view1.sum())] for batch in itertools.islice(batches, 44)]))
 batches.close(); loader.close()

@@ -7,7 +7,8 @@ import torch
 
 from simfle.config.schema import DataConfig, ViewsConfig
 from simfle.data.dataset import open_corpus
-from simfle.data.loader import Loader, RankSlice, make_sampler
+from simfle.data.loader import Loader, RankSlice
+from simfle.data.training_data import OrderedShards, make_sampler
 from simfle.models.registry import METHODS
 
 VIEWS = ViewsConfig(size=32, face_size=16)
@@ -17,9 +18,9 @@ VIEWS = ViewsConfig(size=32, face_size=16)
 def test_loader_makes_only_the_images_that_are_read(backend: str, faces: Path) -> None:
     data = DataConfig(shards=[str(faces)], backend=backend, decode_threads=1)
     corpus = open_corpus(data)
-    order = make_sampler(corpus, data, 5, 8)
+    source = OrderedShards(corpus, make_sampler(corpus, data, 5, 8))
     loaders = {
-        images: Loader(corpus, order, VIEWS, data, RankSlice(), torch.device("cpu"), images)
+        images: Loader(source, VIEWS, data, RankSlice(), torch.device("cpu"), images)
         for images in {method.images for method in METHODS.values()}
     }
     assert set(loaders) == {("view1", "view2", "face"), ("view1", "view2"), ("view1",)}

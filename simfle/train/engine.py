@@ -1,0 +1,112 @@
+"""The engine of a run: model, optimizer and DeepSpeed, restored from the newest checkpoint."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simfle.batch import Batch
+from simfle.config.schema import PretrainConfig
+from simfle.data.training_data import TrainingData
+from simfle.errors import UserError
+from simfle.models.base import Losses, Method
+from simfle.models.layers.sync_batchnorm import convert_sync_batchnorm
+from simfle.optim import STATES, build_optimizer, lr_at_step, parameter_groups, set_lr
+from simfle.runtime.distributed import BatchLayout, World, init_deepspeed, intra_op_threads
+from simfle.runtime.zero_stage import wait_for_partitions
+from simfle.train import shard_record
+from simfle.train.checkpointing import manager, state_dict
+
+
+class TrainEngine:
+    """Forward, backward and update of a method, at any ZeRO stage.
+
+    step: number of finished optimizer steps. steps: length of the run. deepspeed: the engine of DeepSpeed.
+    """
+
+    def __init__(
+        self, deepspeed: Any, optimizer: torch.optim.Optimizer, config: PretrainConfig, world: World, steps: int
+    ) -> None:
+        self.deepspeed, self.steps, self.step = deepspeed, steps, 0
+        self.model: Method = deepspeed.module
+        self._device, self._optim, self._global_batch = world.device, config.optim, config.train.global_batch
+        self._optimizer = optimizer
+        self._buffers = list(state_dict.persistent_buffers(self.model).values())
+        self._before = [buffer.clone() for buffer in self._buffers]  # as they were before the step in progress
+
+    @property
+    def zero_stage(self) -> int:
+        """ZeRO stage, 0 to 3."""
+        return int(self.deepspeed.zero_optimization_stage())
+
+    def begin_step(self) -> float:
+        """Keep the buffers, set the learning rate of the next step, and return it."""
+        state_dict.copy_tensors(self._before, self._buffers)
+        rate = lr_at_step(self.step, self.steps, self._global_batch, self._optim)
+        set_lr(self._optimizer, rate)
+        return rate
+
+    def forward(self, batch: Batch) -> Losses:
+        """Compute the losses of a micro-batch."""
+        losses: Losses = self.deepspeed(batch)
+        return losses
+
+    def backward(self, total: Tensor) -> None:
+        """Accumulate the gradients of a micro-batch; DeepSpeed averages them over processes."""
+        self.deepspeed.backward(total)
+
+    def optimizer_step(self) -> None:
+        """Update the parameters after the last micro-batch; do nothing after the others."""
+        self.deepspeed.step()
+
+    @property
+    def has_skipped(self) -> bool:
+        """Whether DeepSpeed has skipped a step with a non-finite gradient."""
+        return bool(self.deepspeed.skipped_steps)
+
+    def end_step(self) -> None:
+        """Count the step, after the EMA and what else of the method follows an update."""
+        self.model.on_step_end((self.step + 1) / self.steps)
+        wait_for_partitions(self.deepspeed)
+        self.step += 1
+
+    def restore_buffers(self) -> None:
+        """Undo the changes of buffers in the step in progress."""
+        state_dict.copy_tensors(self._buffers, self._before)
+
+    def is_finite(self) -> bool:
+        """Whether all parameters and buffers are finite on every process. Collective."""
+        return state_dict.is_finite(self.model, self._device)
+
+
+def start_engine(
+    config: PretrainConfig, world: World, layout: BatchLayout, data: TrainingData, model: Method
+) -> TrainEngine:
+    """Fill the method from the newest checkpoint, if any, and start DeepSpeed. Collective.
+
+    Raises:
+        UserError: a run of less than one step; an unreadable checkpoint, or one of other data; shards that have changed
+            since.
+    """
+    run, train = Path(config.train.run_dir), config.train
+    steps = train.steps or int(train.epochs * data.steps_per_epoch)
+    if steps < 1:
+        raise UserError(
+            f"train.epochs={train.epochs}: less than one step. Fix: raise train.epochs, or set train.steps."
+        )
+    torch.set_num_threads(intra_op_threads(world.local_world_size))
+    resumed = manager.resume(run, model, data, world)
+    if data.corpus is not None:
+        shard_record.check_shards_unchanged(run, data.corpus, world, resumed=resumed is not None)
+    model.to(world.device).train()
+    if train.sync_batchnorm:
+        convert_sync_batchnorm(model, world.device)
+    parameters = parameter_groups(state_dict.trainable_parameters(model), config.optim)
+    optimizer = build_optimizer(parameters, config.optim)
+    deepspeed = init_deepspeed(model, optimizer, layout, train, config.optim)
+    engine = TrainEngine(deepspeed, optimizer, config, world, steps)
+    engine.step = resumed.progress.step if resumed else 0
+    optim = resumed.optim if resumed else {}
+    state_dict.load_optimizer(deepspeed, STATES[config.optim.name], optim, engine.step)
+    return engine
