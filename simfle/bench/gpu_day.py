@@ -49,7 +49,7 @@ def parts(faces: Path, *, rehearsal: bool) -> list[GpuDayPart]:
     data = (f"data.shards=[{faces}]", f"train.global_batch={16 if rehearsal else 128}")
     short = ("--rounds", "1") if rehearsal else ()
     steps = ("--steps", "2", *short) if rehearsal else ()
-    step = (*SIMFLE, "bench", "step", *given, *short, *(("--side", "256") if rehearsal else ()), "--batch")
+    step = (*SIMFLE, "bench", "step", *given, *short, *(("--matmul-size", "256") if rehearsal else ()), "--batch")
     device, most = ("train.device=cpu", "16") if rehearsal else ("train.device=cuda", "256")
     people = "16" if rehearsal else "512"
     pytest = (sys.executable, "-m", "pytest", "-n", "0", "-q")

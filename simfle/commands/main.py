@@ -34,7 +34,7 @@ SHARDS: dict[str, CommandEntry | CommandGroup] = {
     "verify": CommandEntry("shards.verify", "verify_shards", "check every byte and every image"),
     "inspect": CommandEntry("shards.summary", "inspect_shards", "print statistics, draw a contact sheet"),
     "statistics": CommandEntry(
-        "shards_statistics", "shards_statistics", "mean and standard deviation of pixels, for model.mean"
+        "shards.pixel_stats", "shards_statistics", "mean and standard deviation of pixels, for model.mean"
     ),
     "index": CommandEntry("shards.index", "index_shards", "index tars from webdataset or img2dataset"),
     "merge": CommandEntry("shards.merge", "merge_shards", "merge several folders of shards"),
@@ -68,9 +68,7 @@ COMMANDS: dict[str, CommandEntry | CommandGroup] = {
     "pretrain": CommandEntry("pretrain", "pretrain", "pretrain a backbone; rerun to resume"),
     "watch": CommandEntry("watch", "watch", "show runs live"),
     "runs": CommandEntry("runs", "runs", "list runs and their progress"),
-    "export": CommandEntry(
-        "export_backbone", "export_backbone", "export a run's backbone for timm, ONNX, Hugging Face"
-    ),
+    "export": CommandEntry("export", "export_backbone", "export a run's backbone for timm, ONNX, Hugging Face"),
     "embed": CommandEntry("embed", "embed", "write features of images or shards as .npz or .parquet"),
     "evaluate": CommandEntry("evaluate", "evaluate", "evaluate backbones: probes, kNN, fine-tuning"),
     "compare": CommandEntry("compare", "compare", "compare methods with intervals and paired tests"),

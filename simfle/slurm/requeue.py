@@ -25,7 +25,7 @@ TRIES, PAUSE = 5, 6.0  # attempts to reach Slurm, and seconds between: its contr
 
 @dataclass(frozen=True)
 class Decision:
-    """requeue, failure (counts against max_failures), and the reason in one line."""
+    """requeue, failure (counts against max_consecutive_failures), and the reason in one line."""
 
     requeue: bool
     failure: bool

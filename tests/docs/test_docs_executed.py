@@ -58,13 +58,13 @@ ELSEWHERE = {
     "bench startup": "tests/unit/simfle/bench/test_bench_training.py",
     "bench scaling": "tests/cluster/test_slurm_page.py",
     "bench gpu": "tests/unit/simfle/bench/test_gpu_day.py",
-    "[options]": "tests/unit/sources",
+    "[options]": "tests/unit/shards/sources",
     "configs/compare/": "tests/docs/test_docs_parsed.py",  # uses the corpus of docs/results.md
     "simfle compare": "tests/unit/simfle/eval/analysis/test_compare.py",
     "CONFIG": "tests/docs/test_docs_parsed.py",  # a synopsis
     "atelier": "tests/docs/test_docs_extending.py",
     "model.backbone=pebble": "tests/docs/test_docs_extending.py",
-    "model.method=vicreg": "tests/docs/test_docs_extending.py",
+    "model.method=barlow": "tests/docs/test_docs_extending.py",
 }
 DONE_BY_OTHERS = {"SLURM.md": "tests/cluster/test_slurm_page.py"}
 TRAINING = [*SETTINGS, "train.steps=2", "train.checkpoint_every=2"]

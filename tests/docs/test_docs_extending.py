@@ -63,7 +63,7 @@ def test_the_page_has_its_files() -> None:
     assert set(FILES) == {
         "shards/sources/corpora/atelier.py",
         "simfle/models/methods/pebble.py",
-        "simfle/models/methods/vicreg.py",
+        "simfle/models/methods/barlow.py",
         "clinic.yaml",
     }
 
@@ -98,11 +98,11 @@ def test_a_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = module("simfle/models/methods/vicreg.py", monkeypatch)
+    made = module("simfle/models/methods/barlow.py", monkeypatch)
     (entry,) = [block.text for block in BLOCKS if block.text.startswith("METHODS[")]
     monkeypatch.setattr(models_registry, "METHODS", dict(models_registry.METHODS))
-    exec(entry, {"METHODS": models_registry.METHODS, "VICReg": made.VICReg})
-    do(line("vicreg"))
+    exec(entry, {"METHODS": models_registry.METHODS, "BarlowTwins": made.BarlowTwins})
+    do(line("barlow"))
     do(["export", "runs/vicreg"])
     assert simfle.load_backbone("runs/vicreg")(shards.open("shards/mine")[0].image).shape[0] == 1
     # Equations 1, 3 and 4 by loops.

@@ -96,7 +96,7 @@ def _compared(file: Path) -> None:
 
 
 def _summaries() -> list[bytes]:
-    return [json.dumps({"command": [], "config": {}, "versions": {}, "table": [], "format": 1}).encode()]
+    return [json.dumps({"command": [], "config": {}, "versions": {}, "table": [], "format": 2}).encode()]
 
 
 def _events() -> list[bytes]:
@@ -146,7 +146,7 @@ def _lines(*values: object) -> Callable[[], list[bytes]]:
 BEAT = {"rank": 0, "host": "n1", "pid": 7, "beats": 3, "step": 4, "phase": "data"}
 END = {"rank": 0, "host": "n1", "kind": "bug", "words": "ValueError: x"}
 BETON = {
-    "format": 1,
+    "format": 3,
     "source": "0",
     "corpus": "c",
     "terms": "",

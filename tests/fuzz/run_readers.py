@@ -24,7 +24,7 @@ from simfle.train.telemetry.corrupt_log import read_lines
 from simfle.train.telemetry.metrics import MetricLogger
 
 ROOT = Path(__file__).parents[2]
-PROGRESS = {"step": 4, "samples": 64, "config": "c", "corpus": "d", "optimizer": "sgd", "format": 1}
+PROGRESS = {"step": 4, "samples": 64, "config": "c", "corpus": "d", "optimizer": "sgd", "format": 2}
 TENSORS = {"online.conv.weight": torch.arange(24.0).reshape(2, 3, 4), "online.bn.bias": torch.zeros(2)}
 
 

@@ -18,7 +18,7 @@ from shards.build.shard_task import read_entry_bytes
 from shards.entry import REJECT_REASONS, Entry, Rejected
 from shards.format.external_tars import infer_manifest, scan_tar
 from shards.format.index import index_tar, read_index, write_index
-from shards.format.manifest import Manifest, ShardInfo, parse_manifest, write_manifest
+from shards.format.manifest import FORMAT, Manifest, ShardInfo, parse_manifest, write_manifest
 from shards.format.samples import read_samples
 from shards.imaging.codec import EncodeOptions, ImageRejected, encode
 from shards.sources.generic.archive import Archive
@@ -163,7 +163,7 @@ def _our_shards(file: Path) -> None:
     file.write_bytes(tars()[0])
     size = file.stat().st_size
     info = ShardInfo(file.name, "train", 3, size, "0" * 64)
-    write_manifest(file.parent, Manifest(1, "c", "", ("a", "b"), 3, {}, (info,), {}))
+    write_manifest(file.parent, Manifest(FORMAT, "c", "", ("a", "b"), 3, {}, (info,), {}))
     for sample in read_samples(file.parent, info):
         json.dumps(sample.metadata)
     _all_samples(ShardCorpus([file.parent]))
@@ -181,7 +181,14 @@ def indexes() -> list[bytes]:
 
 def manifests() -> list[bytes]:
     info = {"file": "train-000000.tar", "split": "train", "samples": 3, "bytes": 10240, "sha256": "0" * 64}
-    content = {"format": 1, "corpus": "c", "terms": "t", "labels": ["a", "b"], "entries": 4, "rejected": {"empty": 1}}
+    content = {
+        "format": FORMAT,
+        "corpus": "c",
+        "terms": "t",
+        "labels": ["a", "b"],
+        "entries": 4,
+        "rejected": {"empty": 1},
+    }
     return [json.dumps(content | {"shards": [info], "build": {"source": {"kind": "folder"}}}).encode()]
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from shards.format.index import index_tar, write_index
-from shards.format.manifest import Manifest, ShardInfo, write_manifest
+from shards.format.manifest import FORMAT, Manifest, ShardInfo, write_manifest
 from simfle.config.schema import DataConfig, ViewsConfig
 from simfle.data.backends.dali import Dali
 from simfle.data.backends.opencv import OpenCV
@@ -113,7 +113,7 @@ def shards(folder: Path) -> Path:
             tar.addfile(member, io.BytesIO(content))
     write_index(path.with_suffix(".idx"), index_tar(path))
     info = ShardInfo(path.name, "train", 24, path.stat().st_size, "0" * 64)
-    write_manifest(folder, Manifest(1, "drawn", "none", (), 24, {}, (info,), {}))
+    write_manifest(folder, Manifest(FORMAT, "drawn", "none", (), 24, {}, (info,), {}))
     return folder
 
 

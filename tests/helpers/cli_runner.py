@@ -5,6 +5,7 @@ Tests of what a process does (signals, limits, environment, several at once) sta
 
 import contextlib
 import io
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -28,7 +29,8 @@ def run(*command: object, timeout: float = 60) -> subprocess.CompletedProcess[st
         return subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
     if name in WORKING and len(words) > 2 and "--workers" not in words:
         words += ["--workers", "1"]
-    main = import_module(f"simfle.commands.{name}").main
+    (module,) = re.findall(r"^from (simfle\.commands\.[\w.]+) import main$", Path(words[1]).read_text(), re.MULTILINE)
+    main = import_module(module).main
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), patch.object(sys, "argv", words[1:]):
         try:

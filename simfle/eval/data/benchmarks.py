@@ -40,7 +40,7 @@ class Benchmark:
     classes: list[str] = config_field(list, "label names to use (empty = all in the shards)")
     labelled: bool = config_field(True, "whether samples have expression labels; false for landmark sets")
     train: str = config_field("train", "split to fit classifiers on")
-    val: str = config_field("", "split for model selection (empty = val_share of train)")
+    val: str = config_field("", "split for model selection (empty = val_fraction of train)")
     val_fraction: float = config_field(0.1, "fraction of train, by group, to use if val is empty")
     test: str = config_field("test", "split to test on (empty = test_share of train, or folds)")
     test_fraction: float = config_field(0.2, "fraction of train, by group, to use if test is empty and folds is 0")
@@ -83,7 +83,7 @@ def open_benchmark(word: str, config: EvalConfig) -> Benchmark:
 
 
 def custom_benchmark(config: EvalConfig) -> Benchmark:
-    """Build a benchmark from shards, *_split, val_share and min_class_count of an evaluation."""
+    """Build a benchmark from shards, *_split, val_fraction and min_class_count of an evaluation."""
     if not config.shards:
         raise UserError("benchmarks=[]: empty. Fix: set benchmarks=[NAME=FOLDER] or shards=[FOLDER].")
     found = Benchmark(

@@ -170,12 +170,14 @@ def _read_metadata(beton: Path) -> BetonMetadata:
         with open_regular(beton, "rb") as file:
             actual = os.fstat(file.fileno()).st_size
     except OSError as error:
-        raise UserError(f"betons: {error.filename}: {error.strerror}. Fix: run simfle shards ffcv.") from None
+        raise UserError(f"ffcv_files: {error.filename}: {error.strerror}. Fix: run simfle shards ffcv.") from None
     except ValueError as error:
-        raise UserError(f"betons: {metadata_file(beton)} is corrupt ({error}). Fix: build the beton again.") from None
+        raise UserError(
+            f"ffcv_files: {metadata_file(beton)} is corrupt ({error}). Fix: build the beton again."
+        ) from None
     if about.format != FORMAT or about.bytes != actual:
         raise UserError(
-            f"betons: {beton} has {actual} bytes and format {about.format}, not {about.bytes} and {FORMAT}. "
+            f"ffcv_files: {beton} has {actual} bytes and format {about.format}, not {about.bytes} and {FORMAT}. "
             "Fix: build it again."
         )
     return about

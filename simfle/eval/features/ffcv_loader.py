@@ -88,7 +88,7 @@ class FfcvLoader:
                 if alive:
                     continue
                 raise UserError(
-                    f"betons: ffcv failed on {self.file}, see its message above. Fix: set decoder=opencv."
+                    f"ffcv_files: ffcv failed on {self.file}, see its message above. Fix: set decoder=opencv."
                 ) from None
             return None if found is None else found[1][0]
 

@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from shards.errors import UserError
-from shards.format.manifest import Manifest, write_manifest
+from shards.format.manifest import FORMAT, Manifest, write_manifest
 from shards.format.samples import StoredSample, write_shard
 from shards.io import urls
 from shards.printable import one_line, printable
@@ -75,7 +75,7 @@ def hostile(folder: Path, name: str) -> Path:
     sample = StoredSample(key, {"jpg": image.getvalue(), "cls": b"0", "json": json.dumps(known).encode()})
     info = write_shard(folder / "train-000000.tar", "train", [sample])
     (folder / "rejected.jsonl").write_text("")
-    write_manifest(folder, Manifest(1, f"[/x]{EVIL}", EVIL, (f"[bold]{EVIL}",), 1, {}, (info,), {}))
+    write_manifest(folder, Manifest(FORMAT, f"[/x]{EVIL}", EVIL, (f"[bold]{EVIL}",), 1, {}, (info,), {}))
     return folder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UserError
-from shards.format.manifest import Manifest, read_manifest, write_manifest
+from shards.format.manifest import FORMAT, Manifest, read_manifest, write_manifest
 from shards.redact import redact_secrets, to_json, to_yaml
 from simfle.config.schema import DataConfig, PretrainConfig, TrainConfig
 from simfle.runtime.logs import Plain
@@ -119,7 +119,7 @@ def test_records_of_a_job_and_of_a_build_are_redacted(tmp_path: Path) -> None:
     assert events(tmp_path)[0]["reason"] == "https://h/faces is away"
     write_task_exit(tmp_path, 0, TaskExit(0, "h", "user_error", f"{URL} is away"))
     assert task_exits(tmp_path, 0)[0].words == "https://h/faces is away"
-    write_manifest(tmp_path, Manifest(1, "c", "https://t/?x", ("a?b",), 0, {}, (), {"source": {"url": URL}}))
+    write_manifest(tmp_path, Manifest(FORMAT, "c", "https://t/?x", ("a?b",), 0, {}, (), {"source": {"url": URL}}))
     manifest = read_manifest(tmp_path)
     assert manifest.build == {"source": {"url": "https://h/faces"}}
     assert manifest.terms == "https://t/?x"

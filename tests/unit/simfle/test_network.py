@@ -47,7 +47,7 @@ sys.addaudithook(look)
 CHAIN = """
 import sys
 from pathlib import Path
-from simfle.commands import build_shards, export_backbone
+from simfle.commands.shards import build
 from simfle.config.schema import PretrainConfig, load
 
 def command(main, *words):
@@ -58,7 +58,7 @@ def command(main, *words):
         assert not end.code, end.code
 
 people = ["--people", "8", "--images-per-person", "8", "--size", "64", "--workers", "1"]
-command(build_shards.main, "procedural", "shards", *people)
+command(build.main, "procedural", "shards", *people)
 from simfle.train.pretrain import pretrain
 pretrain(load(PretrainConfig, None, {settings!r}))
 from simfle.export.timm import export_backbones

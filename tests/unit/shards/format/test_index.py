@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shards.errors import UserError
 from shards.format.index import index_tar, make_index, read_index, split_name, write_index
-from shards.format.manifest import Manifest, ShardInfo, read_manifest, write_manifest
+from shards.format.manifest import FORMAT, Manifest, ShardInfo, read_manifest, write_manifest
 
 
 def write_tar(path: Path, names: list[str], kind: int = tarfile.GNU_FORMAT) -> dict[str, bytes]:
@@ -106,7 +106,7 @@ def test_what_is_no_tar_is_refused(tmp_path: Path) -> None:
 
 
 MANIFEST = Manifest(
-    format=1,
+    format=FORMAT,
     corpus="drawn",
     terms="free",
     labels=("calm", "glad"),
@@ -135,7 +135,7 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(tmp_path: Path) -> None:
     good = path.read_text()
     wrong = {
         good[:-20]: "is corrupt",
-        good.replace('"format": 1', '"format": 7'): "format 7",
+        good.replace('"format": 2', '"format": 7'): "format 7",
         "[]": "format None",
         good.replace('"samples": 2', '"samples": "2"'): "is corrupt",
         good.replace('"samples": 2', '"samples": -2'): "is corrupt",

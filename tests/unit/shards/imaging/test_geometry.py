@@ -257,9 +257,9 @@ def test_which_detections_count() -> None:
         return [round(face.image.width / 1.5 / 2.6) for face in faces]
 
     nobody = entry(None, None)
-    assert taken([small, middle, large], nobody, min_face=16) == [40, 30, 10]
+    assert taken([small, middle, large], nobody, min_face_size=16) == [40, 30, 10]
     assert taken([small, middle, large], nobody) == [40, 30]
-    assert taken([small, middle, large], nobody, most_faces=1) == [40]
+    assert taken([small, middle, large], nobody, max_faces=1) == [40]
     assert taken([large, unsure], nobody) == [40]
     # The corpus has one face in this photo, and one label: it is that face's.
     assert taken([large, middle], entry((160, 60, 80, 80), None)) == [30]

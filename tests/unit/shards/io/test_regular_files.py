@@ -26,7 +26,7 @@ from shards.entry import Entry, Rejected
 from shards.errors import UserError
 from shards.format.external_tars import scan_tar
 from shards.format.index import index_tar, read_index
-from shards.format.manifest import Manifest, ShardInfo, read_manifest, write_manifest
+from shards.format.manifest import FORMAT, Manifest, ShardInfo, read_manifest, write_manifest
 from shards.imaging.codec import ImageRejected
 from shards.io.atomic import RefusedFileError, open_regular, read_bytes, read_text, regular_path
 from shards.io.urls import read_url
@@ -88,7 +88,7 @@ INFO = ShardInfo("train-000000.tar", "train", 0, 0, "0" * 64)
 
 
 def one_tar(folder: Path) -> Manifest:
-    return Manifest(1, "c", "", (), 0, {}, (INFO,), {})
+    return Manifest(FORMAT, "c", "", (), 0, {}, (INFO,), {})
 
 
 def cached(folder: Path) -> Any:

@@ -336,7 +336,7 @@ def test_what_cannot_be_cached_is_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no valid sha256"):
         Cache(tmp_path / "near", BIG).open(url, ShardInfo(info.file, "train", 1, info.bytes, "../../x"))
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"data\.cache=.*: cannot be used"):
+    with pytest.raises(UserError, match=r"data\.cache_dir=.*: cannot be used"):
         Cache(tmp_path / "file", BIG)
     assert caching.default_folder().name == "shards"
 

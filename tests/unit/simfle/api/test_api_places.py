@@ -55,7 +55,7 @@ def test_in_a_thread_and_again_and_again(faces: Path, tmp_path: Path) -> None:
 
 
 def test_what_another_argument_says_is_refused(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(simfle.UserError, match=r"settings: train\.run is set by out="):
+    with pytest.raises(simfle.UserError, match=r"settings: train\.run_dir is set by out="):
         simfle.pretrain(faces, tmp_path / "a", settings={"train.run_dir": "b"})
     with pytest.raises(simfle.UserError, match="settings: out is set by out="):
         simfle.evaluate("x", settings={"out": "b"})

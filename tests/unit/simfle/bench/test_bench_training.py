@@ -18,9 +18,9 @@ ROOT = Path(__file__).parents[4]
 PROGRAM = """
 import sys
 from pathlib import Path
-from simfle.bench import checkpoint, train, turns
+from simfle.bench import checkpoint, train
 from simfle.commands.app import run
-from simfle.commands import bench_checkpoint, bench_train
+from simfle.commands.bench import checkpoint as bench_checkpoint, train as bench_train
 
 faces, out, *settings = sys.argv[1:]
 seen = []
@@ -28,7 +28,7 @@ for module, room in ((bench_train, train), (bench_checkpoint, checkpoint)):
     measure = room.measure
     def spied(run, steps, rounds, measure=measure):
         found = measure(run, steps, rounds)
-        folders = sorted(path.name for path in Path(run.folder).glob("checkpoints/step-*"))
+        folders = sorted(path.name for path in run.run_dir.glob("checkpoints/step-*"))
         seen.append((run.step, len(folders), run.loader.prefetch))
         return found
     room.measure = spied

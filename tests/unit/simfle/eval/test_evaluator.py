@@ -188,7 +188,7 @@ def test_killed_and_started_again_gives_the_same(config: EvalConfig, tmp_path: P
     evaluate(config, [])
     program = (
         "import os, signal\n"
-        "from simfle.eval import evaluate as e\n"
+        "from simfle.eval import evaluator as e\n"
         "from simfle.eval.config import *\n"
         "write = e.write_result\n"
         "def die(*words):\n"
@@ -366,7 +366,7 @@ def test_a_backbone_of_another_shape(config: EvalConfig) -> None:
 def test_command_line(config: EvalConfig, tmp_path: Path) -> None:
     file = tmp_path / "eval.yaml"
     peers = "backbones: ['random:test_resnet+size=32']"
-    file.write_text(f"shards: ['{config.shards[0]}']\nfast: {{epochs: 2}}\nresamples: 20\n{peers}\n")
+    file.write_text(f"shards: ['{config.shards[0]}']\nlinear_fast: {{epochs: 2}}\nbootstrap_samples: 20\n{peers}\n")
     launcher = [sys.executable, str(ROOT / "launchers/evaluate.py")]
     out = f"{config.out} of [d]"  # a name that rich would parse as markup
     words = [*launcher, str(file), "--backbone", config.backbones[0], f"out={out}", "protocols=[knn]"]

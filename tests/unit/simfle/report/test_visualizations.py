@@ -161,7 +161,9 @@ def test_errors(run: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no complete checkpoint yet"):
         write_report([empty], shards=[str(shards)])
     other = with_checkpoint(tmp_path / "other")
-    (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("hidden: 32", "hidden: 48"))
+    (other / "config.yaml").write_text(
+        (other / "config.yaml").read_text().replace("head_hidden_dim: 32", "head_hidden_dim: 48")
+    )
     with pytest.raises(UserError, match=r"model\.safetensors cannot be loaded"):
         write_report([other], shards=[str(shards)])
     (other / "config.yaml").write_text((run / "config.yaml").read_text())

@@ -44,9 +44,9 @@ def foreign(tmp_path: Path) -> Path:
 
 def test_installed_inside_of_another_repository_it_has_no_revision(foreign: Path) -> None:
     installed = foreign / ".venv" / "lib"
-    (installed / "simfle").mkdir(parents=True)
-    for name in ("__init__", "version", "provenance"):
-        shutil.copy(ROOT / f"simfle/{name}.py", installed / "simfle")
+    (installed / "simfle/runtime").mkdir(parents=True)
+    for name in ("__init__", "version", "runtime/__init__", "runtime/provenance"):
+        shutil.copy(ROOT / f"simfle/{name}.py", installed / f"simfle/{name}.py")
     assert told(installed) == "None"
 
 

@@ -112,8 +112,8 @@ if [ "$(grep -c "$1" calls)" -le "$(cat "$1")" ]; then echo "Unable to contact s
 @pytest.mark.parametrize(
     ("shows", "requeues", "called", "requeued", "words"),
     [
-        (2, 1, {"show": 3, "requeue": 2}, True, "stopped words"),
-        (99, 0, {"show": 5, "requeue": 1}, True, "stopped words"),
+        (2, 1, {"show": 3, "requeue": 2}, True, "preempted words"),
+        (99, 0, {"show": 5, "requeue": 1}, True, "preempted words"),
         (0, 99, {"show": 1, "requeue": 5}, False, "not requeued: job 17.*Unable to contact slurm controller"),
     ],
 )
@@ -384,6 +384,6 @@ def test_a_copy_of_a_checkpoint_is_not_the_last_one(tmp_path: Path) -> None:
 
 def test_a_task_hears_a_stop_before_torch_is_loaded() -> None:
     """Until then submitit's own handler answers, which saves nothing and counts a failure."""
-    program = "import sys, simfle.slurm.task as job; job.StopFlag; print('torch' in sys.modules)"
+    program = "import sys, simfle.slurm.task as job; job.StopSignal; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"

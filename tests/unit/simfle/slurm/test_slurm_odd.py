@@ -78,7 +78,7 @@ def test_an_earlier_job_of_the_same_number_does_not_end_this_one(
         events.append_event(tmp_path, "ended", job="17", folder="old", **facts)
     job = tmp_path / "slurm" / "new"
     job.mkdir()
-    (job / "cluster.yaml").write_text("nodes: 1\ngpus_per_node: 0\nmax_failures: 2\n")
+    (job / "cluster.yaml").write_text("nodes: 1\ngpus_per_node: 0\nmax_consecutive_failures: 2\n")
     events.write_task_exit(job, 0, TaskExit(0, "n0", events.PEER_LOST, "a peer is peer_lost"))
     end(job, 69)
     last = events.events(tmp_path)[-1]

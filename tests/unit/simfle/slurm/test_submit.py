@@ -217,7 +217,7 @@ def test_no_one_else_can_read_what_may_hold_a_secret(
         (tmp_path / name).chmod(0o755)
     monkeypatch.chdir(tmp_path)
     mine = tmp_path / "mine.yaml"
-    mine.write_text("gpus_per_node: 0\nenvironment: [AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI]\n")
+    mine.write_text("gpus_per_node: 0\nenv: [AWS_SECRET_ACCESS_KEY=wJalrXUtnFEMI]\n")
     before = os.umask(0o022)
     try:
         words = ["--cluster", str(mine), f"shards=[{faces}]", "device=cpu", "--backbone", str(backbone)]

@@ -27,7 +27,7 @@ from simfle.train.run_lock import JobStart, lock_run_dir
 mine = JobStart(sys.argv[2], int(sys.argv[3])) if len(sys.argv) > 2 else None
 with lock_run_dir(pathlib.Path(sys.argv[1]), 0.0, mine) as claim:
     for _ in sys.stdin:
-        print(claim.lost(), flush=True)
+        print(claim.loss_reason(), flush=True)
 """
 
 
@@ -121,7 +121,7 @@ def test_a_lock_that_is_something_else_is_not_written_to(kind: str, tmp_path: Pa
         os.mkfifo(run / ".lock")
     else:
         (run / ".lock").mkdir()
-    with pytest.raises(UserError, match=r"^train\.run=.*(Fix: delete .*/\.lock|Is a directory)$"):
+    with pytest.raises(UserError, match=r"^train\.run_dir=.*(Fix: delete .*/\.lock|Is a directory)$"):
         lock_run_dir(run).__enter__()
     assert precious.read_text() == "mine\n"
 

@@ -176,7 +176,7 @@ def test_damaged_images_in_the_table(tmp_path: Path) -> None:
         ("a.parquet", "text", {}, "cannot be read as Parquet"),
         ("a.tsv", "path,label\n", {}, "no column 'path'"),
         ("a.csv", "path\n1\n", {"box_columns": "a,b"}, "one or four columns"),
-        ("a.csv", "path\n1\n", {"box_order": "yxhw"}, "the order xywh or xyxy"),
+        ("a.csv", "path\n1\n", {"box_format": "yxhw"}, "the order xywh or xyxy"),
         ("a.csv", "path\n1\n", {"bytes_column": "image"}, "no column 'image'"),
     ],
 )

@@ -165,7 +165,7 @@ def test_a_tar_is_opened_by_us_and_by_no_shell(tmp_path: Path, folder: Path, mon
 
 
 def test_a_stream_needs_a_number_of_steps() -> None:
-    with pytest.raises(UserError, match=r"data\.streaming=true: .* train\.steps"):
+    with pytest.raises(UserError, match=r"data\.resampled=true: .* train\.steps"):
         check(PretrainConfig(data=DataConfig(shards=["x"], resampled=True)))
 
 

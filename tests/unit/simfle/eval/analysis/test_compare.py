@@ -175,7 +175,7 @@ def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert float(table["ours"]["p"]) < 0.05
     show([f"ours={tmp_path}/ours-0", f"ours={tmp_path}/ours-1"], against="", resamples=50)
     assert f"| ours | 2 | {scores['ours']:.3f}" in capsys.readouterr().out  # one folder per run
-    show([f"random_baseline={tmp_path}/*/random"], against="", resamples=50)
+    show([f"random={tmp_path}/*/random"], against="", resamples=50)
     assert "| random | 4 | 0.000" in capsys.readouterr().out  # with nothing else there, random backbones are meant
     write_result(tmp_path / "ours-0", replace(one, backbone={**one.backbone, "id": "another-checkpoint"}))
     with pytest.raises(

@@ -42,10 +42,10 @@ def test_all_below_a_folder_each_once(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda text: text[:-20], "is corrupt"),
-        (lambda text: text.replace('"format": 2', '"format": 1'), "has format 1, not 2"),
+        (lambda text: text.replace('"format": 3', '"format": 1'), "has format 1, not 3"),
         (lambda text: text.replace('["p","p","q"]', '["p","p"]'), "differ in length"),
         (lambda text: "[]", "is corrupt"),
-        (lambda text: json.dumps({"format": 2}), "is corrupt"),
+        (lambda text: json.dumps({"format": 3}), "is corrupt"),
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, change: object, message: str) -> None:

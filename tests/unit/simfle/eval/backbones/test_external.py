@@ -151,7 +151,7 @@ def test_timm_offline_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("timm:resnet1O", "timm has no 'resnet1O'"),
         ("timm:coatnet_0_224", "timm has no weights of coatnet_0_224"),
         ("timm:resnet18+size=32", "unknown option \\+size=. Fix: timm: takes no options"),
-        ("random:resnet18+size=small", "image_size=small is not an integer"),
+        ("random:resnet18+size=small", "size=small is not an integer"),
         ("weights:resnet18@x.pth+mean=0.5", "not three numbers"),
         ("weights:resnet18@x.pth+std=0.5:0.5:0", "not three numbers"),
         ("random:swin_tiny_patch4_window7_224", "no feature map"),

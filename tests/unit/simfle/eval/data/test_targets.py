@@ -174,7 +174,9 @@ def test_shards_without_what_is_asked_for(faces_without: str, make_backbone: Mak
 @pytest.fixture
 def faces_without(make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch) -> str:
     """Make shards with labels and people only."""
-    monkeypatch.setattr("eval_fixtures.about", lambda split, label, number, size: {"group": f"{split}{number // 2}"})
+    monkeypatch.setattr(
+        "helpers.eval_fixtures.about", lambda split, label, number, size: {"group": f"{split}{number // 2}"}
+    )
     return str(make_shards({"train": [10, 10, 10], "test": [4, 4, 4]}))
 
 
