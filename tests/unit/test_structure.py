@@ -100,9 +100,13 @@ def is_module(name: str) -> bool:
 
 
 def imports(file: Path) -> set[str]:
-    """Our own modules that a file imports, anywhere in it."""
+    """Our own modules that a file imports, anywhere in it, except for type checkers alone."""
     found = set()
-    for node in ast.walk(ast.parse(file.read_text())):
+    tree = ast.parse(file.read_text())
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test))
+    ]
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
