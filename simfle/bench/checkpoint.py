@@ -15,8 +15,7 @@ def measure(run: Trainer, steps: int, rounds: int) -> tuple[dict[str, Measuremen
     """Time rounds of `steps` steps on one batch, a copy, an undisturbed write, and steps during a write.
 
     One round before them warms up. Also returns bytes, MB/s, and the fraction of a run at its interval for which
-    training
-    is blocked.
+    training is blocked.
     """
     found = {
         ALONE: Measurement(f"{steps} steps on one batch in memory"),

@@ -27,8 +27,7 @@ def measure(run: Trainer, steps: int, rounds: int) -> tuple[dict[str, Measuremen
     """Time rounds of `steps` steps with data and as many without, in turn; after each a checkpoint.
 
     One round before them warms up. Before the clock of a turn with data starts, the batches that were prefetched
-    meanwhile
-    are consumed.
+    meanwhile are consumed.
     """
     found = {
         DATA: Measurement(f"{steps} steps of the trainer with its loader"),

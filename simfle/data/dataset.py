@@ -56,8 +56,7 @@ class ShardCorpus:
     global sample ids, counted over all shards of all splits: the choice of splits changes no id. splits: names; empty:
     all.
     cache: for URLs; None: the default one. The constructor reads manifests and compares the sizes of local tars; tars
-    are
-    fetched and opened, and indexes read, on first use. All methods are thread-safe.
+    are fetched and opened, and indexes read, on first use. All methods are thread-safe.
 
     counts, first_ids: [S] int64, samples of each chosen shard and the global id of its first.
 

@@ -122,8 +122,7 @@ class Loader:
         device.
 
         One thread prefetches `data.prefetch_batches` micro-batches. Its errors are raised here; it ends when the
-        iterator is closed or
-        garbage-collected. Use one iterator at a time: iterators share the backend.
+        iterator is closed or garbage-collected. Use one iterator at a time: iterators share the backend.
         """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(self.prefetch)
         stop = threading.Event()

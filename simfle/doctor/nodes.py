@@ -127,8 +127,7 @@ def summary(every: list[dict[str, Any]], size: int, network: float) -> dict[str,
     """Combine the measurements of all processes. `constants` are names that `simfle plan` reads.
 
     Bandwidth of an all-reduce of n processes and b bytes in t seconds is 2 (n - 1) / n * b / t: the traffic of each
-    link of
-    a ring.
+    link of a ring.
     """
     processes = len(every)
     nodes = sorted({own["node"] for own in every})

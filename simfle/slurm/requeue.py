@@ -36,8 +36,7 @@ def decide(exits: list[TaskExit], expected: int, code: int, *, began: bool = Tru
     """Decide from the exit records of `expected` tasks and srun's exit code. began: at least one task has started.
 
     A requested stop is requeued; a refusal or a bug is not, because it would recur; an external failure (a killed
-    process,
-    a lost node, a hang) is.
+    process, a lost node, a hang) is.
     """
     first = {end.kind: end for end in reversed(exits)}
     known = {end.rank for end in exits}

@@ -20,8 +20,7 @@ def state(job: str, folder: str = "") -> str:
     """Return the state of a job, such as RUNNING, PENDING, COMPLETED; empty if Slurm does not know it.
 
     folder: the name of its folder in RUN/slurm. A controller that has lost its records reuses numbers, and the job of
-    this
-    number may be another one, with another log folder.
+    this number may be another one, with another log folder.
     """
     text = _output(*SHOW, job)
     if folder and "StdOut=" in text and f"/slurm/{folder}/" not in text:

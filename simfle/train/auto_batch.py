@@ -137,8 +137,7 @@ def trial_step(config: PretrainConfig, micro: int, device: torch.device) -> int:
     """Run one step of `micro` samples without DeepSpeed; return the bytes of DeepSpeed's additional copies.
 
     These are a flattened copy of the parameters and one of the gradients; partitioning them across processes (ZeRO)
-    only
-    makes them smaller.
+    only makes them smaller.
     """
     # Compiled it needs rather less, and each trial would take the compiler's minutes.
     plain = replace(config.model, compile=False)

@@ -65,8 +65,7 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
     """Refuse to start from step 0 over a run whose checkpoints are missing: a disk may not be mounted.
 
     file: config.yaml of the run. A run that was killed before its first checkpoint was complete does start from step 0:
-    it
-    had at most twice train.checkpoint_every steps, because a second checkpoint waits for the first.
+    it had at most twice train.checkpoint_every steps, because a second checkpoint waits for the first.
 
     Raises:
         UserError: checkpoints/ is a broken link, or the metrics have more steps than that.

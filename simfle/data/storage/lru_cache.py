@@ -14,8 +14,7 @@ class LruCache(Generic[K, V]):
 
     The maker is not kept: a method of the cache's owner would form a cycle that keeps files open.
     An evicted value lives on while it is referenced (an array over a memory map). Two threads may make the same value
-    at
-    the same time; both get the one that was stored first.
+    at the same time; both get the one that was stored first.
     """
 
     def __init__(self, capacity: int) -> None:

@@ -61,10 +61,8 @@ class SemanticMasking(nn.Module):
         """features [B, C, h, h], draw [B] in [0, 1) -> visible patches [B, V], ascending, grouping loss, overlap.
 
         The overlap measures whether groups separate: the mean correlation of channels of different groups, 1 if all
-        maps are
-        equal, 0 if no two groups are active at the same position. If `choice` is random, groups are learned but do not
-        select:
-        an ablation of the selection alone, at the same cost and with the same BatchNorm.
+        maps are equal, 0 if no two groups are active at the same position. If `choice` is random, groups are learned
+        but do not select: an ablation of the selection alone, at the same cost and with the same BatchNorm.
         """
         maps = self.grouping(features.detach()).flatten(2)  # [B, K, S]
         with torch.autocast(features.device.type, enabled=False):  # normalized, squared, ranked: not for bf16

@@ -19,13 +19,11 @@ class MoCo(Method):
     """Query encoder `online`, key encoder `target` (its moving average), and the queue, oldest keys first.
 
     All keys of an optimizer step enter the queue after it, in the order of the global batch: the queue does not depend
-    on
-    the number of processes and micro-batches.
+    on the number of processes and micro-batches.
 
     The paper shuffles samples among GPUs (section 3.3), to hide from BatchNorm which key shares a batch with the query.
     Instead, each process shuffles its micro-batch and runs the key encoder on `contrast.splits` parts of it. This works
-    on
-    one GPU, needs no communication, and the order is a function of the samples' draws.
+    on one GPU, needs no communication, and the order is a function of the samples' draws.
     """
 
     replicated_buffers = ("queue",)

@@ -37,8 +37,7 @@ def vicreg(z1: Tensor, z2: Tensor, weights: VICRegConfig) -> Losses:
     """Equation 6 for two batches of projections [N, D], and its parts.
 
     The invariance is also averaged over dimensions, as in the paper's algorithm 1 with these weights; equation 5 sums
-    over
-    them.
+    over them.
     """
     invariance = (z1 - z2).square().mean()
     spread = variance(z1) + variance(z2)

@@ -21,10 +21,8 @@ def gather_model_state(engine: Any, *, keep: bool, below: str = "") -> State:
     below: prefix of the requested names; empty: all.
 
     Buffers are BatchNorm statistics, which each process computes from its own samples: their mean is saved. (It follows
-    the
-    same recursion as each of them, so an interrupted run arrives at the same mean.) Buffers in a method's `alike`, such
-    as
-    MoCo's queue, are saved bit for bit as on the main process.
+    the same recursion as each of them, so an interrupted run arrives at the same mean.) Buffers in a method's `alike`,
+    such as MoCo's queue, are saved bit for bit as on the main process.
     """
     alike = getattr(engine.module, "replicated_buffers", ())
     state: State = {}
@@ -104,8 +102,7 @@ def load_optimizer(engine: Any, keys: tuple[str, ...], state: State, steps: int)
     """Set every optimizer tensor, to zeros if `state` has none, and AdamW's step count.
 
     Also called at the start of a run: zero momentum leaves the first steps of SGD and AdamW unchanged, and saving
-    always
-    finds optimizer tensors.
+    always finds optimizer tensors.
 
     Args:
         engine: DeepSpeed engine.
