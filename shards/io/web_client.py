@@ -43,9 +43,8 @@ class SpeedLimit:
         self.got += got
         if self.seconds > GRACE and self.got < (self.seconds - GRACE) * MIN_BYTES_PER_SECOND:
             raise UserError(
-                f"{redact_url(self.url)}: the server is too slow ({self.got:,} bytes in {self.seconds:.0f} s). "
-                "Fix: try "
-                "again later, or copy the files to this machine by other means"
+                f"{redact_url(self.url)}: the server is too slow ({self.got:,} bytes in {self.seconds:.0f} s). Fix: "
+                "try again later, or copy the files to this machine by other means"
             )
 
 
@@ -170,9 +169,8 @@ def open_web(url: str) -> IO[bytes]:
             raise UserError(f"{redact_url(url)}: not a valid URL. Fix: check its host and its characters") from None
         if at in seen or len(seen) > REDIRECTS:
             raise UserError(
-                f"{redact_url(url)}: the server redirects without end, last to {redact_url(at)}. Fix: check the "
-                "URL, or give "
-                "its final target"
+                f"{redact_url(url)}: the server redirects without end, last to {redact_url(at)}. Fix: check the URL, "
+                "or give its final target"
             )
         seen.add(at)
 

@@ -204,9 +204,8 @@ class Cache:
                         name.unlink(missing_ok=True)
                 except OSError as error:
                     raise UserError(
-                        f"data.cache_dir: {path} is corrupt and cannot be deleted ({error.strerror}). Fix: "
-                        "delete it, or "
-                        "choose another data.cache_dir"
+                        f"data.cache_dir: {path} is corrupt and cannot be deleted ({error.strerror}). Fix: delete it, "
+                        "or choose another data.cache_dir"
                     ) from None
 
     @contextlib.contextmanager

@@ -194,8 +194,7 @@ class ShardCorpus:
         if len(index) != info.samples:
             raise UserError(
                 f"shards: the index of {self.shard_location(shard)} lists {len(index)} samples, the manifest "
-                f"{info.samples}. "
-                "Fix: build the shards again."
+                f"{info.samples}. Fix: build the shards again."
             )
         return index
 

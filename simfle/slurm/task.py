@@ -122,9 +122,8 @@ def usable_tasks(task: TaskInfo, cluster: ClusterConfig, global_batch: int) -> i
         if global_batch % tasks == 0 and global_batch // tasks >= 2:
             return tasks
     raise UserError(
-        f"train.global_batch={global_batch}: cannot be shared by {task.local_world_size} processes on each of "
-        f"{least} to "
-        f"{here} nodes. Fix: use a batch that these numbers divide, or other numbers of nodes."
+        f"train.global_batch={global_batch}: cannot be shared by {task.local_world_size} processes on each of {least} "
+        f"to {here} nodes. Fix: use a batch that these numbers divide, or other numbers of nodes."
     )
 
 

@@ -111,9 +111,8 @@ def largest_fitting_divisor(share: int, fits: Callable[[int], bool]) -> int:
             high = middle
     if not low:
         raise UserError(
-            f"train.micro_batch=auto: not even {MIN_MICRO_BATCH} samples fit into this GPU. Fix: use smaller "
-            "views, a smaller "
-            "model.backbone or model.facemae, or another GPU."
+            f"train.micro_batch=auto: not even {MIN_MICRO_BATCH} samples fit into this GPU. Fix: use smaller views, a "
+            "smaller model.backbone or model.facemae, or another GPU."
         )
     return divisors[low - 1]
 

@@ -81,9 +81,8 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
     step = max((line["step"] for line in run_files.parse_metrics(read_bytes(run / METRICS))), default=0)
     if step > 2 * load(PretrainConfig, file).train.checkpoint_every:
         raise UserError(
-            f"train.run_dir={run}: {METRICS} reaches step {step}, but there is no checkpoint: a disk is not "
-            "mounted, or "
-            f"they were deleted. Fix: restore them, or use another train.run_dir; to start from step 0 here delete "
+            f"train.run_dir={run}: {METRICS} reaches step {step}, but there is no checkpoint: a disk is not mounted, "
+            "or they were deleted. Fix: restore them, or use another train.run_dir; to start from step 0 here delete "
             f"{run / METRICS}"
         )
 
@@ -105,9 +104,8 @@ def _refuse_by_file(run: Path, state: TrainState, config: PretrainConfig, file: 
     """Compare by the run's config.yaml, for a checkpoint that has only a digest, which differs from this run's."""
     if not file.exists():
         raise UserError(
-            f"train.run_dir={run}: checkpoints of a run with another configuration or another version of "
-            "simfle, without "
-            f"its config.yaml. Fix: copy the config.yaml of that run to {run}, or use another train.run_dir."
+            f"train.run_dir={run}: checkpoints of a run with another configuration or another version of simfle, "
+            f"without its config.yaml. Fix: copy the config.yaml of that run to {run}, or use another train.run_dir."
         )
     before = load(PretrainConfig, file)
     if state.config == config_digest(before):

@@ -161,9 +161,8 @@ def _read(file: Path, shards: int) -> ShardRecord:
 
 def _damaged(file: Path, why: str) -> UserError:
     return UserError(
-        f"train.run_dir: {file} is corrupt ({why}). Fix: restore it, or run simfle shards verify on the shards "
-        "and delete "
-        "it: the files are then recorded in their current state"
+        f"train.run_dir: {file} is corrupt ({why}). Fix: restore it, or run simfle shards verify on the shards and "
+        "delete it: the files are then recorded in their current state"
     )
 
 

@@ -45,9 +45,8 @@ class ShardWatch:
             if now is not None and now.shards != place.manifest.shards:
                 self.reason = (
                     f"data.shards={place.name}: its {NAME} lists other shards than when this run started, as after "
-                    "simfle shards remove. Fix: start a new run with another train.run_dir; this run can resume "
-                    "only with "
-                    "the original shards"
+                    "simfle shards remove. Fix: start a new run with another train.run_dir; this run can resume only "
+                    "with the original shards"
                 )
 
 

@@ -45,8 +45,7 @@ class DigiFace:
         if not found:
             raise UserError(
                 f"digiface: no <subject>/<number>.png such as 0/0.png in {self.root} (found: "
-                f"{describe_dir(self.root)}). "
-                "Fix: give the folder that contains the subjects"
+                f"{describe_dir(self.root)}). Fix: give the folder that contains the subjects"
             )
 
 

@@ -39,16 +39,14 @@ def merge_shards(
     if merged.shared_people:
         echo(
             f"note: {merged.shared_people} person names (groups) occur in several folders and now count as one person "
-            "for remove, split and tests. If equal names mean different people, such as numbers in two corpora, "
-            f"delete {out} and train on the separate folders: "
-            f"{shell_line(format_override('data.shards', folders[:-1]))}"
+            "for remove, split and tests. If equal names mean different people, such as numbers in two corpora, delete "
+            f"{out} and train on the separate folders: {shell_line(format_override('data.shards', folders[:-1]))}"
         )
     if merged.people_across_splits:
         split = shell_line("simfle", "shards", "split", out, f"{out}-split", "--splits", "train=0.8,test=0.2")
         echo(
-            f"note: {merged.people_across_splits} people (groups) are in more than one split, so test people "
-            "may have been "
-            f"seen in training. To split by person: {split}"
+            f"note: {merged.people_across_splits} people (groups) are in more than one split, so test people may have "
+            f"been seen in training. To split by person: {split}"
         )
 
 

@@ -115,8 +115,7 @@ def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Spli
             if labelled and not 0 <= label < len(classes):
                 raise UserError(
                     f"shards: {corpus.shard_location(shard)}: {key} has label {label}, but the manifest has "
-                    f"{len(classes)}. "
-                    "Fix: rebuild the shards."
+                    f"{len(classes)}. Fix: rebuild the shards."
                 )
             rows.append((first + sample, shard, sample, label))
             keys.append(key)

@@ -79,9 +79,8 @@ def warning(features: dict[str, float]) -> str:
     """Return one line: the problem and how to fix it."""
     return (
         f"features use {features['rank']:.1f} of {features['dimensions']:.0f} dimensions, a random network of this "
-        f"shape {features['random_rank']:.1f}: they collapse. Fix: start a new train.run_dir with a lower "
-        "optim.lr, or use "
-        f"a recipe of {run_files.COLLAPSE_PAGE}"
+        f"shape {features['random_rank']:.1f}: they collapse. Fix: start a new train.run_dir with a lower optim.lr, or "
+        f"use a recipe of {run_files.COLLAPSE_PAGE}"
     )
 
 
