@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UserError
-from shards.format.manifest import FORMAT, REJECTED, Manifest, read_manifest, write_manifest
+from shards.format.manifest import FORMAT, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
 from shards.format.samples import StoredSample, provenance, read_samples, shard_index, staged_output_dir, write_split
 from shards.io.atomic import read_bytes, write_atomic
 from shards.rules import disambiguated_key, is_text, keyed_hash, normalize_unicode
@@ -26,9 +26,9 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 class MergeReport:
     """Result of a merge.
 
-    renamed: samples whose key already existed and got a suffix; renumbered: samples with a new `.cls`;
-    shared: group names (people) in several folders, which are now one person; divided: groups with samples in more than
-    one split.
+    renamed_keys: samples whose key already existed and got a suffix; relabelled: samples with a new `.cls`;
+    shared_people: group names (people) in several folders, which are now one person; people_across_splits: groups with
+    samples in more than one split.
     """
 
     manifest: Manifest
@@ -50,6 +50,28 @@ def merge(
     Raises:
         UserError: fewer than two folders, common keys, the output exists, a disk error.
     """
+    _check_request(folders, on_collision, shard_samples)
+    manifests = [read_manifest(folder) for folder in folders]
+    labels = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.labels))
+    taken, known = _collisions(folders, manifests, progress)
+    if on_collision == REFUSE:
+        _refuse_collisions(folders, manifests, taken)
+    samples = _MergedSamples(folders, manifests, labels, taken, known, progress)
+    with staged_output_dir(out) as partial:
+        shards = [
+            info
+            for split, number in samples.counts.items()
+            for info in write_split(partial, split, number, samples.read(split), shard_samples)
+        ]
+        write_atomic(partial / REJECTED, b"".join(map(_rejects, folders)))
+        merged = _merged_manifest(manifests, labels, shards, corpus, on_collision)
+        write_manifest(partial, merged)
+    changed, people = samples.changed, samples.people
+    return MergeReport(merged, changed["renamed"], changed["renumbered"], people.in_several(0), people.in_several(1))
+
+
+def _check_request(folders: Sequence[Path], on_collision: str, shard_samples: int) -> None:
+    """Refuse fewer than two different folders, and options out of range. Raises UserError."""
     if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
         raise UserError("merge: needs at least two different folders. Fix: list two or more folders of shards")
     if on_collision not in (REFUSE, SUFFIX) or shard_samples < 1:
@@ -57,55 +79,75 @@ def merge(
             f"--on-collision={on_collision}, --shard-samples={shard_samples}: out of range. "
             f"Fix: give {REFUSE} or {SUFFIX}, and at least 1"
         )
-    manifests = [read_manifest(folder) for folder in folders]
-    labels = tuple(dict.fromkeys(name for manifest in manifests for name in manifest.labels))
-    taken, known = _collisions(folders, manifests, progress)
-    if on_collision == REFUSE and any(map(len, taken)):
-        number = next(number for number, keys in enumerate(taken) if len(keys))
-        one = _colliding_keys(folders[number], manifests[number], taken[number])
-        raise UserError(
-            f"{sum(map(len, taken))} keys are in more than one folder, for example {one!r} in {folders[number]}. "
-            "Fix: add --on-collision suffix to rename the later ones"
-        )
-    counts: Counter[str] = Counter()
-    for manifest in manifests:
-        for info in manifest.shards:
-            counts[info.split] += info.samples
-    changed = Counter[str]()
-    people = _People()
 
-    def copied(split: str) -> Iterator[StoredSample]:
-        for number, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
-            numbers = {place: labels.index(name) for place, name in enumerate(manifest.labels)}
+
+def _refuse_collisions(
+    folders: Sequence[Path], manifests: Sequence[Manifest], taken: Sequence[NDArray[np.uint64]]
+) -> None:
+    """Refuse keys that are in more than one folder. Raises UserError."""
+    number = next((number for number, keys in enumerate(taken) if len(keys)), None)
+    if number is None:
+        return
+    one = _colliding_keys(folders[number], manifests[number], taken[number])
+    raise UserError(
+        f"{sum(map(len, taken))} keys are in more than one folder, for example {one!r} in {folders[number]}. "
+        "Fix: add --on-collision suffix to rename the later ones"
+    )
+
+
+def _merged_manifest(
+    manifests: Sequence[Manifest], labels: tuple[str, ...], shards: Sequence[ShardInfo], corpus: str, on_collision: str
+) -> Manifest:
+    """Make the manifest of the merged shards."""
+    return Manifest(
+        format=FORMAT,
+        corpus=corpus or "+".join(manifest.corpus for manifest in manifests),
+        terms=_terms(manifests),
+        labels=labels,
+        entries=sum(manifest.entries for manifest in manifests),
+        rejected=dict(sum((Counter(manifest.rejected) for manifest in manifests), Counter[str]())),
+        shards=tuple(shards),
+        build={"merge": {"collisions": on_collision}} | provenance(*manifests),
+        extra_samples=sum(manifest.extra_samples for manifest in manifests),
+    )
+
+
+class _MergedSamples:
+    """Samples of all folders with unique keys and the labels' new numbers.
+
+    counts: samples per split. changed: number of samples done, renamed and renumbered. people: groups of the samples.
+    """
+
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        manifests: Sequence[Manifest],
+        labels: tuple[str, ...],
+        taken: Sequence[NDArray[np.uint64]],
+        known: NDArray[np.uint64],
+        progress: Progress,
+    ) -> None:
+        self._folders, self._manifests, self._labels = folders, manifests, labels
+        self._taken, self._known, self._progress = taken, known, progress
+        self.counts: Counter[str] = Counter()
+        for manifest in manifests:
+            for info in manifest.shards:
+                self.counts[info.split] += info.samples
+        self.changed = Counter[str]()
+        self.people = _People()
+
+    def read(self, split: str) -> Iterator[StoredSample]:
+        """Yield the samples of a split, in the order of the folders."""
+        for number, (folder, manifest) in enumerate(zip(self._folders, self._manifests, strict=True)):
+            numbers = {place: self._labels.index(name) for place, name in enumerate(manifest.labels)}
             for info in manifest.shards:
                 if info.split == split:
                     for sample in read_samples(folder, info):
-                        changed["done"] += 1
-                        people.add(number, split, sample)
-                        renamed = _renamed(sample, number, taken[number], known, changed)
-                        yield _renumbered(renamed, numbers, manifest.corpus, changed)
-                    progress("copying", changed["done"], sum(counts.values()))
-
-    with staged_output_dir(out) as partial:
-        shards = [
-            info
-            for split, number in counts.items()
-            for info in write_split(partial, split, number, copied(split), shard_samples)
-        ]
-        write_atomic(partial / REJECTED, b"".join(map(_rejects, folders)))
-        merged = Manifest(
-            format=FORMAT,
-            corpus=corpus or "+".join(manifest.corpus for manifest in manifests),
-            terms=_terms(manifests),
-            labels=labels,
-            entries=sum(manifest.entries for manifest in manifests),
-            rejected=dict(sum((Counter(manifest.rejected) for manifest in manifests), Counter[str]())),
-            shards=tuple(shards),
-            build={"merge": {"collisions": on_collision}} | provenance(*manifests),
-            extra_samples=sum(manifest.extra_samples for manifest in manifests),
-        )
-        write_manifest(partial, merged)
-    return MergeReport(merged, changed["renamed"], changed["renumbered"], people.in_several(0), people.in_several(1))
+                        self.changed["done"] += 1
+                        self.people.add(number, split, sample)
+                        renamed = _renamed(sample, number, self._taken[number], self._known, self.changed)
+                        yield _renumbered(renamed, numbers, manifest.corpus, self.changed)
+                    self._progress("copying", self.changed["done"], sum(self.counts.values()))
 
 
 class _People:

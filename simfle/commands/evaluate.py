@@ -37,7 +37,7 @@ def evaluate(
     words = list(arguments or [])
     file = Path(words.pop(0)) if words and "=" not in words[0] else None
     if run is None and encoder != "online":
-        raise UserError("--encoder={network}: only valid with --run. Fix: name the files with --backbone.")
+        raise UserError(f"--encoder={encoder}: only valid with --run. Fix: name the files with --backbone.")
     from simfle.config.schema import load
     from simfle.eval.config import EvalConfig
 

@@ -94,12 +94,10 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
 def _check(config: PretrainConfig) -> None:
     """Make the checks of the trainer."""
     from simfle.data.loader import choose_backend
-    from simfle.data.views import check as check_views
     from simfle.train.validate import check
 
     shards = config.data.shards or ["planned"]
     check(dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards)))
-    check_views(config.views)
     import torch
 
     choose_backend(config.data.backend, torch.device("cpu"))

@@ -1,8 +1,8 @@
 """Configuration: dataclasses -> YAML -> key=value, strict, never mutated.
 
-The dataclasses below are the schema. Each field carries its help text. `free=True` marks fields that do not change the
-result of a run (speed, logging, number of processes). All other fields together are the identity of a run: a run folder
-cannot be resumed with another identity.
+The dataclasses below are the schema. Each field carries its help text and its limits, which `simfle.config.validate`
+checks. `resume_safe=True` marks fields that do not change the result of a run (speed, logging, number of processes).
+All other fields together are the identity of a run: a run folder cannot be resumed with another identity.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from simfle.config.parsing import (
     read_yaml,
     texts_as_written,
 )
+from simfle.config.validate import Limits
 from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -34,18 +35,26 @@ CONFIGS = (Path(__file__).parents[1] / "configs").resolve()  # in a checkout a s
 
 
 def config_field(
-    default: Any, text: str, *, resume_safe: bool = False, aliases: dict[str, Any] | None = None, is_path: bool = False
+    default: Any,
+    text: str,
+    *,
+    resume_safe: bool = False,
+    aliases: dict[str, Any] | None = None,
+    is_path: bool = False,
+    **limits: Any,
 ) -> Any:
-    """Make a dataclass field with its help text.
+    """Make a dataclass field with its help text and its limits.
 
     Args:
         default: default value, or a function that makes it.
         text: help text.
-        free: whether the value may change when a run is resumed.
-        words: names for some of the values, such as auto for -1.
-        path: whether the field holds paths, in which ~ is expanded.
+        resume_safe: whether the value may change when a run is resumed.
+        aliases: names for some of the values, such as auto for -1.
+        is_path: whether the field holds paths, in which ~ is expanded.
+        limits: accepted values, as in `simfle.config.validate.Limits`: min, max, above, below, choices, length, ...
     """
     metadata = {"help": text, "resume_safe": resume_safe, "aliases": aliases or {}, "is_path": is_path}
+    metadata["limits"] = Limits(**limits)
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -55,19 +64,26 @@ def config_field(
 class DataConfig:
     shards: list[str] = config_field(list, "shard folders or URLs", resume_safe=True, is_path=True)
     splits: list[str] = config_field(lambda: ["train"], "splits to train on (empty = all)")
-    backend: str = config_field("auto", "auto (dali with a GPU, otherwise opencv), opencv or dali", resume_safe=True)
+    backend: str = config_field(
+        "auto",
+        "auto (dali with a GPU, otherwise opencv), opencv or dali",
+        resume_safe=True,
+        choices=("auto", "opencv", "dali"),
+    )
     decode_threads: int = config_field(
-        0, "decoding threads per process (0 = cores / local processes)", resume_safe=True
+        0, "decoding threads per process (0 = cores / local processes)", resume_safe=True, min=0
     )
-    prefetch_batches: int = config_field(2, "prefetched batches per process", resume_safe=True)
+    prefetch_batches: int = config_field(2, "prefetched batches per process", resume_safe=True, min=1)
     canonical_streams: int = config_field(
-        64, "canonical streams (uses the greatest common divisor with the global batch)"
+        64, "canonical streams (uses the greatest common divisor with the global batch)", min=1
     )
-    shuffle_window: int = config_field(16384, "shuffle window in samples of a stream")
+    shuffle_window: int = config_field(16384, "shuffle window in samples of a stream", min=1)
     max_corrupt_fraction: float = config_field(
         0.001,
         "maximum fraction of corrupt samples before the run stops (0 = none allowed, otherwise at least 10 samples)",
         resume_safe=True,
+        min=0,
+        max=1,
     )
     cache_dir: str = config_field(
         "",
@@ -76,7 +92,7 @@ class DataConfig:
         is_path=True,
     )
     cache_gb: float = config_field(
-        50.0, "maximum size of the cache folder in GB, for all processes of a machine", resume_safe=True
+        50.0, "maximum size of the cache folder in GB, for all processes of a machine", resume_safe=True, above=0
     )
     resampled: bool = config_field(
         False, "stream tars without an index or a cache, such as data.shards=['https://host/{000..099}.tar']"
@@ -85,51 +101,66 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ViewsConfig:
-    size: int = config_field(224, "side of the two augmented views in pixels")
-    face_size: int = config_field(112, "side of the unaugmented face in pixels")
-    scale: list[float] = config_field(lambda: [0.08, 1.0], "range of the crop's fraction of the image area")
-    ratio: list[float] = config_field(lambda: [3 / 4, 4 / 3], "range of the crop's aspect ratio (width / height)")
-    flip_prob: float = config_field(0.5, "probability of a horizontal flip")
-    color_jitter_prob: float = config_field(0.8, "probability of color jitter")
-    brightness: float = config_field(0.8, "brightness factor drawn from [1 - b, 1 + b]")
-    contrast: float = config_field(0.8, "contrast factor drawn from [1 - c, 1 + c]")
-    saturation: float = config_field(0.8, "saturation factor drawn from [1 - s, 1 + s]")
-    hue: float = config_field(0.2, "hue shift drawn from [-h, h] turns")
-    grayscale_prob: float = config_field(0.2, "probability of grayscale")
+    size: int = config_field(224, "side of the two augmented views in pixels", min=1)
+    face_size: int = config_field(
+        112, "side of the unaugmented face in pixels", min=1, rule="a multiple of `model.facemae.patch_size`"
+    )
+    scale: list[float] = config_field(
+        lambda: [0.08, 1.0], "range of the crop's fraction of the image area", length=2, ascending=True, above=0, max=1
+    )
+    ratio: list[float] = config_field(
+        lambda: [3 / 4, 4 / 3], "range of the crop's aspect ratio (width / height)", length=2, ascending=True, above=0
+    )
+    flip_prob: float = config_field(0.5, "probability of a horizontal flip", min=0, max=1)
+    color_jitter_prob: float = config_field(0.8, "probability of color jitter", min=0, max=1)
+    brightness: float = config_field(0.8, "brightness factor drawn from [1 - b, 1 + b]", min=0)
+    contrast: float = config_field(0.8, "contrast factor drawn from [1 - c, 1 + c]", min=0)
+    saturation: float = config_field(0.8, "saturation factor drawn from [1 - s, 1 + s]", min=0)
+    hue: float = config_field(0.2, "hue shift drawn from [-h, h] turns", min=0, max=0.5)
+    grayscale_prob: float = config_field(0.2, "probability of grayscale", min=0, max=1)
     blur_sigma: list[float] = config_field(
-        lambda: [0.1, 2.0], "range of the Gaussian blur's sigma in pixels; always applied"
+        lambda: [0.1, 2.0],
+        "range of the Gaussian blur's sigma in pixels; always applied",
+        length=2,
+        ascending=True,
+        above=0,
     )
 
 
 @dataclass(frozen=True)
 class FaceMAEConfig:
     enabled: bool = config_field(True, "enable the FaceMAE branch (false = BYOL with SimFLE's heads)")
-    patch_size: int = config_field(16, "patch side in pixels (method mae takes its encoder from model.backbone)")
-    embed_dim: int = config_field(768, "encoder width")
-    depth: int = config_field(12, "encoder blocks")
-    num_heads: int = config_field(12, "encoder attention heads")
-    decoder_embed_dim: int = config_field(512, "decoder width")
-    decoder_depth: int = config_field(8, "decoder blocks")
-    decoder_num_heads: int = config_field(16, "decoder attention heads")
-    mask_ratio: float = config_field(0.75, "fraction of masked patches")
+    patch_size: int = config_field(16, "patch side in pixels (method mae takes its encoder from model.backbone)", min=1)
+    embed_dim: int = config_field(768, "encoder width", min=1, rule="a multiple of its heads and of 4")
+    depth: int = config_field(12, "encoder blocks", min=1)
+    num_heads: int = config_field(12, "encoder attention heads", min=1)
+    decoder_embed_dim: int = config_field(512, "decoder width", min=1, rule="a multiple of its heads and of 4")
+    decoder_depth: int = config_field(8, "decoder blocks", min=1)
+    decoder_num_heads: int = config_field(16, "decoder attention heads", min=1)
+    mask_ratio: float = config_field(
+        0.75, "fraction of masked patches", rule="leaves at least one patch visible and one masked"
+    )
     cross_attention: bool = config_field(
         False, "let the decoder attend to the feature maps of both views: the reconstruction loss trains the backbone"
     )
     masking: str = config_field(
-        "semantic", "semantic (by the backbone's channels) or random, at the same cost; mae: random"
+        "semantic",
+        "semantic (by the backbone's channels) or random, at the same cost; mae: random",
+        choices=("semantic", "random"),
     )
 
 
 @dataclass(frozen=True)
 class ContrastiveConfig:
-    temperature: float = config_field(0.2, "temperature of SimCLR, MoCo and SwAV")
-    queue_size: int = config_field(65536, "queue size: keys of earlier batches that MoCo keeps as negatives")
+    temperature: float = config_field(0.2, "temperature of SimCLR, MoCo and SwAV", above=0)
+    queue_size: int = config_field(65536, "queue size: keys of earlier batches that MoCo keeps as negatives", min=1)
     shuffle_bn_splits: int = config_field(
-        4, "parts of a shuffled micro-batch in MoCo's key encoder, each with separate BatchNorm statistics"
+        4, "parts of a shuffled micro-batch in MoCo's key encoder, each with separate BatchNorm statistics", min=1
     )
-    prototypes: int = config_field(3000, "number of SwAV's prototypes")
-    sinkhorn_epsilon: float = config_field(0.05, "epsilon (entropy weight) of SwAV's Sinkhorn-Knopp")
-    sinkhorn_iterations: int = config_field(3, "iterations of SwAV's Sinkhorn-Knopp")
+    prototypes: int = config_field(3000, "number of SwAV's prototypes", min=1)
+    # exp(score / epsilon) overflows below 0.025
+    sinkhorn_epsilon: float = config_field(0.05, "epsilon (entropy weight) of SwAV's Sinkhorn-Knopp", min=0.025)
+    sinkhorn_iterations: int = config_field(3, "iterations of SwAV's Sinkhorn-Knopp", min=1)
 
 
 @dataclass(frozen=True)
@@ -141,28 +172,43 @@ class VICRegConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    method: str = config_field("simfle", "simfle, byol, simsiam, simclr, moco, swav, vicreg or mae")
-    backbone: str = config_field("resnet50", "timm model with a feature map (method mae: a timm ViT)")
-    output_stride: int = config_field(
-        0, "output stride: 8, 16, or 0 (network's default, 32); a smaller stride keeps more detail of small faces"
+    method: str = config_field(
+        "simfle",
+        "simfle, byol, simsiam, simclr, moco, swav, vicreg or mae",
+        choices=("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae"),
     )
-    head_hidden_dim: int = config_field(4096, "hidden width of the MLP heads")
-    head_out_dim: int = config_field(256, "output width of the MLP heads")
-    predictor_hidden_dim: int = config_field(512, "hidden width of SimSiam's predictor")
-    ema_momentum: float = config_field(0.99, "EMA momentum of the target network")
-    ema_schedule: str = config_field("constant", "constant, or cosine from model.ema_momentum to 1 over the run")
-    mask_groups: int = config_field(32, "channel groups of the semantic masking")
+    backbone: str = config_field(
+        "resnet50", "timm model with a feature map (method mae: a timm ViT)", rule="a name that timm knows"
+    )
+    output_stride: int = config_field(
+        0,
+        "output stride: 8, 16, or 0 (network's default, 32); a smaller stride keeps more detail of small faces",
+        rule="0, 8, 16 or 32, as the network allows",
+    )
+    head_hidden_dim: int = config_field(4096, "hidden width of the MLP heads", min=1)
+    head_out_dim: int = config_field(256, "output width of the MLP heads", min=1)
+    predictor_hidden_dim: int = config_field(512, "hidden width of SimSiam's predictor", min=1)
+    ema_momentum: float = config_field(0.99, "EMA momentum of the target network", min=0, max=1)
+    ema_schedule: str = config_field(
+        "constant", "constant, or cosine from model.ema_momentum to 1 over the run", choices=("constant", "cosine")
+    )
+    mask_groups: int = config_field(
+        32, "channel groups of the semantic masking", min=1, rule="divides the backbone's channels"
+    )
     grouping_init: str = config_field(
-        "repaired", "repaired (groups separate) or reference (the paper's initialization: groups collapse)"
+        "repaired",
+        "repaired (groups separate) or reference (the paper's initialization: groups collapse)",
+        choices=("repaired", "reference"),
     )
     distillation: str = config_field(
         "reference",
         "reference (the paper's, which constant heads minimize) or predict (each view predicts FaceMAE's mean token, "
         "standardized; no gradient to FaceMAE)",
+        choices=("reference", "predict"),
     )
     distillation_weight: float = config_field(0.3, "weight of the distillation loss")
     grouping_weight: float = config_field(0.03, "weight of the grouping loss")
-    distillation_temperature: float = config_field(4.0, "temperature of the distillation loss")
+    distillation_temperature: float = config_field(4.0, "temperature of the distillation loss", above=0)
     facemae: FaceMAEConfig = config_field(FaceMAEConfig, "the masked autoencoder")
     contrastive: ContrastiveConfig = config_field(
         ContrastiveConfig, "settings of the methods with negatives or prototypes"
@@ -176,37 +222,52 @@ class ModelConfig:
         "torch.compile for backbones and FaceMAE: takes minutes at the start, then faster; not at ZeRO stage 3",
         resume_safe=True,
     )
-    mean: list[float] = config_field(lambda: [0.5795, 0.4522, 0.3957], "channel means of normalization, in [0, 1]")
-    std: list[float] = config_field(lambda: [0.2769, 0.2473, 0.2412], "channel deviations of normalization, in [0, 1]")
+    mean: list[float] = config_field(
+        lambda: [0.5795, 0.4522, 0.3957], "channel means of normalization, in [0, 1]", length=3
+    )
+    std: list[float] = config_field(
+        lambda: [0.2769, 0.2473, 0.2412], "channel deviations of normalization, in [0, 1]", length=3, above=0
+    )
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    name: str = config_field("sgd", "sgd, adamw or lars (lars needs train.zero_stage=0)")
-    lr: float = config_field(0.05, "learning rate for a global batch of 256; scaled linearly with the global batch")
-    momentum: float = config_field(0.9, "momentum of sgd and lars")
-    betas: list[float] = config_field(lambda: [0.9, 0.95], "betas of adamw")
-    weight_decay: float = config_field(1e-4, "weight decay, applied to every parameter unless decay_norms is false")
+    name: str = config_field(
+        "sgd", "sgd, adamw or lars (lars needs train.zero_stage=0)", choices=("sgd", "adamw", "lars")
+    )
+    lr: float = config_field(
+        0.05, "learning rate for a global batch of 256; scaled linearly with the global batch", min=0
+    )
+    momentum: float = config_field(0.9, "momentum of sgd and lars", min=0, below=1)
+    betas: list[float] = config_field(lambda: [0.9, 0.95], "betas of adamw", length=2, min=0, below=1)
+    weight_decay: float = config_field(
+        1e-4, "weight decay, applied to every parameter unless decay_norms is false", min=0
+    )
     decay_norms: bool = config_field(True, "apply weight decay to norms, biases and tokens as well")
-    predictor_lr_scale: float = config_field(1.0, "learning rate factor of the predictor (BYOL, SimFLE, SimSiam)")
-    trust_coefficient: float = config_field(0.001, "trust coefficient of lars")
-    warmup_steps: int = config_field(0, "linear warm-up in steps, before the cosine")
-    max_grad_norm: float = config_field(0.0, "maximum gradient norm (0 = no clipping)")
+    predictor_lr_scale: float = config_field(
+        1.0, "learning rate factor of the predictor (BYOL, SimFLE, SimSiam)", min=0
+    )
+    trust_coefficient: float = config_field(0.001, "trust coefficient of lars", min=0)
+    warmup_steps: int = config_field(0, "linear warm-up in steps, before the cosine", min=0)
+    max_grad_norm: float = config_field(0.0, "maximum gradient norm (0 = no clipping)", min=0)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    run_dir: str = config_field("runs/simfle", "run folder", resume_safe=True, is_path=True)
-    seed: int = config_field(0, "seed of initialization, sample order, views and groups")
+    run_dir: str = config_field("runs/simfle", "run folder", resume_safe=True, is_path=True, nonempty=True)
+    seed: int = config_field(0, "seed of initialization, sample order, views and groups", min=0, max=2**32 - 1)
     epochs: float = config_field(100.0, "length of the run in epochs, if steps is 0")
-    steps: int = config_field(0, "length of the run in optimizer steps (0 = from epochs)")
-    global_batch: int = config_field(256, "samples per optimizer step, over all processes")
+    steps: int = config_field(0, "length of the run in optimizer steps (0 = from epochs)", min=0)
+    global_batch: int = config_field(
+        256, "samples per optimizer step, over all processes", min=1, rule="divisible by the number of processes"
+    )
     micro_batch: int = config_field(
         0,
         "samples per forward pass of one process (0 = global batch / processes; auto = the most that fit into GPU "
         "memory, found by trial; the global batch is unchanged)",
         resume_safe=True,
         aliases={"auto": -1},
+        rule="auto, 0, or at least 2 and a divisor of global batch / processes",
     )
     zero_stage: int = config_field(
         -1,
@@ -214,14 +275,18 @@ class TrainConfig:
         "memory of a process, otherwise 2)",
         resume_safe=True,
         aliases={"auto": -1},
+        choices=(-1, 0, 1, 2, 3),
     )
-    precision: str = config_field("bf16", "bf16 (autocast; parameters, BatchNorm, EMA and optimizer stay fp32) or fp32")
+    precision: str = config_field(
+        "bf16", "bf16 (autocast; parameters, BatchNorm, EMA and optimizer stay fp32) or fp32", choices=("bf16", "fp32")
+    )
     sync_batchnorm: bool = config_field(False, "synchronize BatchNorm and grouping statistics across processes")
-    device: str = config_field("auto", "auto, cpu or cuda", resume_safe=True)
+    device: str = config_field("auto", "auto, cpu or cuda", resume_safe=True, choices=("auto", "cpu", "cuda"))
     hang_timeout: float = config_field(
         600.0,
         "seconds without progress before a hanging run exits and reports the processes it waits for (0 = never)",
         resume_safe=True,
+        min=0,
     )
     deterministic: bool = config_field(
         False,
@@ -230,16 +295,16 @@ class TrainConfig:
         resume_safe=True,
     )
     stop_after_step: int = config_field(
-        0, "save and exit after this step, schedule unchanged (0 = run to the end)", resume_safe=True
+        0, "save and exit after this step, schedule unchanged (0 = run to the end)", resume_safe=True, min=0
     )
-    log_every: int = config_field(10, "steps between log lines", resume_safe=True)
+    log_every: int = config_field(10, "steps between log lines", resume_safe=True, min=1)
     log_images_every: int = config_field(
-        500, "steps between images of masks and reconstructions (0 = none)", resume_safe=True
+        500, "steps between images of masks and reconstructions (0 = none)", resume_safe=True, min=0
     )
-    checkpoint_every: int = config_field(500, "steps between checkpoints", resume_safe=True)
-    keep_checkpoints: int = config_field(2, "number of complete checkpoints to keep", resume_safe=True)
+    checkpoint_every: int = config_field(500, "steps between checkpoints", resume_safe=True, min=1)
+    keep_checkpoints: int = config_field(2, "number of complete checkpoints to keep", resume_safe=True, min=1)
     checkpoint_write_mbps: float = config_field(
-        0.0, "maximum background write rate of checkpoints in MB/s (0 = no limit)", resume_safe=True
+        0.0, "maximum background write rate of checkpoints in MB/s (0 = no limit)", resume_safe=True, min=0
     )
     log_sample_ids: bool = config_field(
         False, "write ids and checksums of all consumed samples to RUN/samples", resume_safe=True
@@ -248,9 +313,17 @@ class TrainConfig:
         False, "trace some steps to RUN/profile, for https://ui.perfetto.dev", resume_safe=True
     )
     profile_steps: list[int] = config_field(
-        lambda: [3, 5], "first and last traced step, counted from this start", resume_safe=True
+        lambda: [3, 5],
+        "first and last traced step, counted from this start",
+        resume_safe=True,
+        length=2,
+        ascending=True,
+        min=1,
+        rule="at most 20 steps",
     )
-    profile_ranks: list[int] = config_field(lambda: [0], "ranks of the traced processes", resume_safe=True)
+    profile_ranks: list[int] = config_field(
+        lambda: [0], "ranks of the traced processes", resume_safe=True, nonempty=True, min=0
+    )
 
 
 @dataclass(frozen=True)
@@ -258,12 +331,18 @@ class MonitorConfig:
     shards: list[str] = config_field(
         list, "folders of labeled shards for probes during training", resume_safe=True, is_path=True
     )
-    probe_every: int = config_field(0, "steps between probes, kNN and linear (0 = none)", resume_safe=True)
+    probe_every: int = config_field(0, "steps between probes, kNN and linear (0 = none)", resume_safe=True, min=0)
     fit_split: str = config_field("train", "split for fitting the probes", resume_safe=True)
     val_split: str = config_field("val", "split for measuring the probes", resume_safe=True)
-    fit_samples: int = config_field(5000, "number of images for fitting the probes, sampled once", resume_safe=True)
+    fit_samples: int = config_field(
+        5000, "number of images for fitting the probes, sampled once", resume_safe=True, min=100
+    )
     max_seconds: float = config_field(
-        120.0, "maximum seconds that training waits for a probe before it is abandoned", resume_safe=True
+        120.0,
+        "maximum seconds that training waits for a probe before it is abandoned",
+        resume_safe=True,
+        min=1,
+        rule="at most half of `train.hang_timeout`",
     )
 
 

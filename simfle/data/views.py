@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from simfle.config.schema import ViewsConfig
+from simfle.config.validate import validate
 from simfle.data.philox import GROUP, VIEW, key, philox, uniform
-from simfle.errors import UserError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -73,26 +73,8 @@ class BatchViewParams:
 
 
 def check(views: ViewsConfig) -> None:
-    """Raise a UserError for the first field out of range."""
-
-    def bad(field: str, need: str) -> UserError:
-        return UserError(f"views.{field}={getattr(views, field)}: must be {need}")
-
-    for field in ("size", "face_size"):
-        if getattr(views, field) < 1:
-            raise bad(field, "at least 1")
-    for field, top in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
-        value = getattr(views, field)
-        if len(value) != 2 or not 0 < value[0] <= value[1] <= top:
-            raise bad(field, f"two rising numbers above 0{'' if top == math.inf else ' and at most 1'}")
-    for field in ("flip_prob", "color_jitter_prob", "grayscale_prob"):
-        if not 0 <= getattr(views, field) <= 1:
-            raise bad(field, "a probability, 0 to 1")
-    for field in ("brightness", "contrast", "saturation"):
-        if getattr(views, field) < 0:
-            raise bad(field, "at least 0")
-    if not 0 <= views.hue <= 0.5:
-        raise bad("hue", "0 to 0.5 turns")
+    """Refuse the first field out of range. Raises UserError."""
+    validate(views, "views")
 
 
 def sample_view_params(seed: int, epochs: ArrayLike, ids: ArrayLike, views: ViewsConfig) -> BatchViewParams:

@@ -1,9 +1,10 @@
 """Configuration of an evaluation, from `configs/eval/*.yaml` and key=value arguments."""
 
-# ruff: noqa: RUF009 - option() is a dataclass field
+# ruff: noqa: RUF009 - config_field() is a dataclass field
 from dataclasses import dataclass
 
 from simfle.config.schema import config_field
+from simfle.config.validate import validate
 from simfle.errors import UserError
 
 
@@ -11,49 +12,66 @@ from simfle.errors import UserError
 class LinearConfig:
     """Published linear probe: random crops and flips in each epoch, constant learning rate, unnormalized features."""
 
-    epochs: int = config_field(100, "epochs")
-    batch: int = config_field(1024, "batch size, at most the number of training images")
-    lr: float = config_field(0.5, "constant learning rate for a batch of 256; scaled linearly with the batch size")
-    momentum: float = config_field(0.9, "SGD momentum")
-    scale: list[float] = config_field(lambda: [0.08, 1.0], "crop area range, as fractions of the image area")
+    epochs: int = config_field(100, "epochs", min=1)
+    batch: int = config_field(1024, "batch size, at most the number of training images", min=1)
+    lr: float = config_field(
+        0.5, "constant learning rate for a batch of 256; scaled linearly with the batch size", above=0
+    )
+    momentum: float = config_field(0.9, "SGD momentum", min=0, below=1)
+    scale: list[float] = config_field(
+        lambda: [0.08, 1.0], "crop area range, as fractions of the image area", length=2, ascending=True, above=0, max=1
+    )
 
 
 @dataclass(frozen=True)
 class LinearFastConfig:
     """Fast linear probe: features computed once, all learning rates and weight decays trained in parallel."""
 
-    epochs: int = config_field(100, "number of epochs, with a cosine schedule to 0")
-    batch: int = config_field(256, "batch size, at most the number of training images")
-    lrs: list[float] = config_field(lambda: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "learning rates to select from")
-    weight_decays: list[float] = config_field(lambda: [0.0, 1e-4, 1e-3, 1e-2], "weight decays to select from")
-    momentum: float = config_field(0.9, "SGD momentum")
+    epochs: int = config_field(100, "number of epochs, with a cosine schedule to 0", min=1)
+    batch: int = config_field(256, "batch size, at most the number of training images", min=1)
+    lrs: list[float] = config_field(
+        lambda: [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0], "learning rates to select from", nonempty=True, above=0
+    )
+    weight_decays: list[float] = config_field(
+        lambda: [0.0, 1e-4, 1e-3, 1e-2], "weight decays to select from", nonempty=True, min=0
+    )
+    momentum: float = config_field(0.9, "SGD momentum", min=0, below=1)
 
 
 @dataclass(frozen=True)
 class KnnConfig:
     """Weighted k-nearest neighbors; k is selected on validation."""
 
-    ks: list[int] = config_field(lambda: [1, 5, 10, 20, 50, 100, 200], "numbers of neighbors to select from")
-    temperature: float = config_field(0.07, "temperature of the vote weights exp(cosine / temperature)")
+    ks: list[int] = config_field(
+        lambda: [1, 5, 10, 20, 50, 100, 200], "numbers of neighbors to select from", nonempty=True, min=1
+    )
+    temperature: float = config_field(0.07, "temperature of the vote weights exp(cosine / temperature)", above=0)
 
 
 @dataclass(frozen=True)
 class FinetuneConfig:
     """Fine-tuning of the whole network; the epoch is selected on validation."""
 
-    epochs: int = config_field(30, "number of epochs, with a cosine schedule to 0")
+    epochs: int = config_field(30, "number of epochs, with a cosine schedule to 0", min=1)
     warmup_epochs: int = config_field(3, "number of linear warm-up epochs before the cosine schedule")
-    batch: int = config_field(64, "batch size")
-    lr: float = config_field(5e-4, "maximum learning rate, used for the classifier")
-    layer_decay: float = config_field(0.75, "learning-rate factor per layer below the classifier")
+    batch: int = config_field(64, "batch size", min=2)
+    lr: float = config_field(5e-4, "maximum learning rate, used for the classifier", above=0)
+    layer_decay: float = config_field(0.75, "learning-rate factor per layer below the classifier", above=0, max=1)
     weight_decay: float = config_field(0.05, "AdamW weight decay, except for biases and normalization")
-    smoothing: float = config_field(0.1, "label smoothing")
+    smoothing: float = config_field(0.1, "label smoothing", min=0, below=1)
     balance: str = config_field(
-        "sampling", "class balancing: sampling (classes equally often), weights (in the loss) or none"
+        "sampling",
+        "class balancing: sampling (classes equally often), weights (in the loss) or none",
+        choices=("sampling", "weights", "none"),
     )
-    scale: list[float] = config_field(lambda: [0.5, 1.0], "crop area range, as fractions of the image area")
+    scale: list[float] = config_field(
+        lambda: [0.5, 1.0], "crop area range, as fractions of the image area", length=2, ascending=True, above=0, max=1
+    )
     jitter: float = config_field(
-        0.4, "color jitter j: brightness, contrast and saturation from [1 - j, 1 + j], hue up to j / 4 turns"
+        0.4,
+        "color jitter j: brightness, contrast and saturation from [1 - j, 1 + j], hue up to j / 4 turns",
+        min=0,
+        max=1,
     )
     bf16: bool = config_field(True, "use bf16 autocast on a GPU")
 
@@ -62,9 +80,11 @@ class FinetuneConfig:
 class LandmarkConfig:
     """Landmark regression from frozen feature maps."""
 
-    epochs: int = config_field(100, "number of epochs, with a cosine schedule to 0")
-    batch: int = config_field(64, "batch size")
-    lrs: list[float] = config_field(lambda: [3e-4, 1e-3, 3e-3, 1e-2], "AdamW learning rates to select from")
+    epochs: int = config_field(100, "number of epochs, with a cosine schedule to 0", min=1)
+    batch: int = config_field(64, "batch size", min=1)
+    lrs: list[float] = config_field(
+        lambda: [3e-4, 1e-3, 3e-3, 1e-2], "AdamW learning rates to select from", nonempty=True, above=0
+    )
     weight_decay: float = config_field(1e-4, "AdamW weight decay")
 
 
@@ -72,7 +92,9 @@ class LandmarkConfig:
 class CamConfig:
     """Comparison of class activation maps with landmarks."""
 
-    radius: float = config_field(0.1, "radius around a landmark, as a fraction of the side of the landmarks' box")
+    radius: float = config_field(
+        0.1, "radius around a landmark, as a fraction of the side of the landmarks' box", above=0
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +102,10 @@ class AffectConfig:
     """Regression of valence and arousal from frozen features."""
 
     ridge_alphas: list[float] = config_field(
-        lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0], "ridge strengths per training sample to select from"
+        lambda: [1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0],
+        "ridge strengths per training sample to select from",
+        nonempty=True,
+        above=0,
     )
 
 
@@ -107,10 +132,10 @@ class EvalConfig:
     )
     test_split: str = config_field("test", "without benchmarks: split to test on")
     val_fraction: float = config_field(
-        0.1, "without benchmarks: fraction of train_split to hold out for model selection, by person"
+        0.1, "without benchmarks: fraction of train_split to hold out for model selection, by person", above=0, max=0.5
     )
     min_class_count: int = config_field(
-        1, "without benchmarks: minimum number of images of a class in all splits; rarer classes are excluded"
+        1, "without benchmarks: minimum number of images of a class in all splits; rarer classes are excluded", min=1
     )
     backbones: list[str] = config_field(
         list,
@@ -122,14 +147,16 @@ class EvalConfig:
     )
     recalibrate_bn: str = config_field(
         "random", "backbones whose BatchNorm statistics are recomputed on the training images: random, all "
-        "(pretraining used other images and views), or none"
+        "(pretraining used other images and views), or none", choices=("random", "all", "none")
     )  # fmt: skip
     protocols: list[str] = config_field(
         list, "linear, linear_fast, knn, finetune, scratch, landmarks, cam, affect, votes; NAME@0.01 trains on 1 % of "
         "the labels (empty = those of each benchmark)"
     )  # fmt: skip
-    seeds: list[int] = config_field(lambda: [0], "seeds of classifiers, label subsets and random backbones")
-    image_size: int = config_field(0, "side of the images in pixels (0 = size of the backbone's training views)")
+    seeds: list[int] = config_field(
+        lambda: [0], "seeds of classifiers, label subsets and random backbones", nonempty=True, distinct=True, min=0
+    )
+    image_size: int = config_field(0, "side of the images in pixels (0 = size of the backbone's training views)", min=0)
     linear: LinearConfig = config_field(LinearConfig, "published linear probe")
     linear_fast: LinearFastConfig = config_field(LinearFastConfig, "linear_fast, and votes")
     knn: KnnConfig = config_field(KnnConfig, "nearest neighbors")
@@ -138,13 +165,16 @@ class EvalConfig:
     landmarks: LandmarkConfig = config_field(LandmarkConfig, "landmarks")
     cam: CamConfig = config_field(CamConfig, "class activation maps")
     affect: AffectConfig = config_field(AffectConfig, "valence and arousal")
-    bootstrap_samples: int = config_field(1000, "number of bootstrap resamples for 95 % intervals, by person if known")
-    forward_batch: int = config_field(256, "images per forward pass of a frozen backbone")
-    device: str = config_field("auto", "auto, cpu or cuda")
-    threads: int = config_field(0, "number of decoding threads (0 = cores divided by local processes)")
+    bootstrap_samples: int = config_field(
+        1000, "number of bootstrap resamples for 95 % intervals, by person if known", min=1
+    )
+    forward_batch: int = config_field(256, "images per forward pass of a frozen backbone", min=1)
+    device: str = config_field("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
+    threads: int = config_field(0, "number of decoding threads (0 = cores divided by local processes)", min=0)
     decoder: str = config_field(
         "auto",
         "image decoder: opencv, dali, ffcv or auto (ffcv if it is installed and a beton exists, otherwise opencv)",
+        choices=("auto", "opencv", "dali", "ffcv"),
     )
     ffcv_files: list[str] = config_field(
         list,
@@ -152,7 +182,7 @@ class EvalConfig:
         is_path=True,
     )
     out: str = config_field(
-        "eval", "output folder; its summary.json holds the table of all requested results", is_path=True
+        "eval", "output folder; its summary.json holds the table of all requested results", is_path=True, nonempty=True
     )
     cache_dir: str = config_field(
         "", "folder of cached features, which can be deleted at any time (empty = OUT/features)", is_path=True
@@ -160,53 +190,7 @@ class EvalConfig:
 
 
 def check(config: EvalConfig) -> None:
-    """Raise UserError for the first field that is out of range."""
-
-    def need(good: bool, field: str, what: str) -> None:
-        if not good:
-            value: object = config
-            for name in field.split("."):
-                value = getattr(value, name)
-            raise UserError(f"{field}={value!r}: out of range. Fix: set it to {what}.")
-
-    need(bool(config.out), "out", "a folder for the results")
-    for field in ("min_class_count", "bootstrap_samples", "forward_batch"):
-        need(getattr(config, field) >= 1, field, "at least 1")
-    for field in ("image_size", "threads"):
-        need(getattr(config, field) >= 0, field, "0 or more")
-    for name in ("linear", "linear_fast", "finetune", "scratch", "landmarks"):
-        part = getattr(config, name)
-        need(part.epochs >= 1, f"{name}.epochs", "at least 1")
-        need(part.batch >= 1, f"{name}.batch", "at least 1")
-        if hasattr(part, "lrs"):
-            need(min(part.lrs, default=0) > 0, f"{name}.lrs", "one or more numbers above 0")
-        else:
-            need(part.lr > 0, f"{name}.lr", "more than 0")
-    for name in ("linear", "finetune", "scratch"):
-        scale = getattr(config, name).scale
-        need(len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1, f"{name}.scale", "two fractions, 0 < low <= high <= 1")
-    for name in ("linear", "linear_fast"):
-        need(0 <= getattr(config, name).momentum < 1, f"{name}.momentum", "at least 0 and below 1")
-    for name in ("finetune", "scratch"):
-        part = getattr(config, name)
-        need(part.balance in ("sampling", "weights", "none"), f"{name}.balance", "sampling, weights or none")
-        need(part.batch >= 2, f"{name}.batch", "at least 2, for BatchNorm")
-        need(0 < part.layer_decay <= 1, f"{name}.layer_decay", "above 0 and at most 1")
-        need(0 <= part.smoothing < 1, f"{name}.smoothing", "at least 0 and below 1")
-        need(0 <= part.jitter <= 1, f"{name}.jitter", "a number from 0 to 1")
-    need(
-        min(config.linear_fast.weight_decays, default=-1) >= 0,
-        "linear_fast.weight_decays",
-        "one or more numbers of at least 0",
-    )
-    need(min(config.knn.ks, default=0) >= 1, "knn.ks", "one or more numbers of at least 1")
-    need(config.knn.temperature > 0, "knn.temperature", "more than 0")
-    need(min(config.affect.ridge_alphas, default=0) > 0, "affect.ridge_alphas", "one or more numbers above 0")
-    need(config.cam.radius > 0, "cam.radius", "more than 0")
-    need(config.recalibrate_bn in ("random", "all", "none"), "recalibrate_bn", "random, all or none")
-    need(config.decoder in ("auto", "opencv", "dali", "ffcv"), "decoder", "auto, opencv, dali or ffcv")
-    need(config.device in ("auto", "cpu", "cuda"), "device", "auto, cpu or cuda")
-    need(len(config.seeds) == len(set(config.seeds)) > 0, "seeds", "one or more distinct seeds")
-    need(min(config.seeds) >= 0, "seeds", "seeds of at least 0")
+    """Refuse values out of range, and an evaluation without backbones. Raises UserError."""
+    validate(config, unused=("val_fraction",) if config.benchmarks else ())
     if not config.backbones:
         raise UserError("backbones=[]: empty. Fix: give --run RUN, --backbone FILE or backbones=[FILE].")

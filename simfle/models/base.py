@@ -8,13 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from shards.errors import UserError
-from simfle.config.schema import ContrastiveConfig, ModelConfig
+from simfle.config.schema import ModelConfig
 
 Losses = dict[str, Tensor]
 """Named scalars from the paper, `total`, and measures. A plain dict, in which ZeRO stage 3 finds tensors."""
-
-SCHEDULES = ("constant", "cosine")
 
 
 @dataclass
@@ -105,24 +102,6 @@ def ema_momentum(progress: float, model: ModelConfig) -> float:
     if model.ema_schedule == "constant":
         return model.ema_momentum
     return 1 - (1 - model.ema_momentum) * (math.cos(math.pi * min(1.0, progress)) + 1) / 2
-
-
-def check_momentum(model: ModelConfig) -> None:
-    """Raise a UserError for an invalid momentum or schedule."""
-    if model.ema_schedule not in SCHEDULES:
-        raise UserError(f"model.ema_schedule={model.ema_schedule!r}: unknown. Fix: use {' or '.join(SCHEDULES)}.")
-    if not 0 <= model.ema_momentum <= 1:
-        raise UserError(f"model.ema_momentum={model.ema_momentum}: must be between 0 and 1")
-
-
-def check_contrastive(contrast: ContrastiveConfig) -> None:
-    """Raise a UserError that names the first field out of range."""
-    for name in ("queue_size", "shuffle_bn_splits", "prototypes", "sinkhorn_iterations"):
-        if getattr(contrast, name) < 1:
-            raise UserError(f"model.contrastive.{name}={getattr(contrast, name)}: must be at least 1")
-    for name in ("temperature", "sinkhorn_epsilon"):
-        if not getattr(contrast, name) > 0:
-            raise UserError(f"model.contrastive.{name}={getattr(contrast, name)}: must be above 0")
 
 
 def to_fp32(tensor: Tensor) -> Tensor:

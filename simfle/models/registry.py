@@ -5,6 +5,8 @@ from torch import nn
 
 from shards.errors import UserError
 from simfle.config.schema import ModelConfig, ViewsConfig
+from simfle.config.unused_fields import unused_model_fields
+from simfle.config.validate import validate
 from simfle.models.base import Method
 from simfle.models.layers.activation_checkpointing import enable_activation_checkpointing
 from simfle.models.methods.byol import BYOL
@@ -32,10 +34,9 @@ def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
     """The root module that `model.method` names; SimFLE without FaceMAE is BYOL with SimFLE's heads.
 
     Raises:
-        UserError: there is no such method, or its configuration cannot be.
+        UserError: a value out of range, or values that do not fit each other.
     """
-    if model.method not in METHODS:
-        raise UserError(f"model.method={model.method!r}: unknown. Fix: use one of {', '.join(METHODS)}.")
+    validate(model, "model", unused_model_fields(model))
     if model.compile and model.activation_checkpointing:
         raise UserError(
             "model.compile=true with model.activation_checkpointing=true: not supported. Fix: set one of them to false."

@@ -68,7 +68,7 @@ def compute_batch_layout(config: TrainConfig, processes: int) -> BatchLayout:
         UserError: the global batch cannot be split equally.
     """
     total, micro = config.global_batch, config.micro_batch
-    if total < 1 or total % processes:
+    if total % processes:
         raise UserError(f"train.global_batch={total}: not divisible by {processes} processes")
     share = total // processes
     micro = share if micro in (0, AUTO) else micro
@@ -139,8 +139,6 @@ def _process_group(config: TrainConfig) -> Iterator[World]:
     if "TORCHELASTIC_RUN_ID" in os.environ or LAUNCHER in os.environ:
         _leave_with_launcher()
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
-    if config.device not in ("auto", "cpu", "cuda"):
-        raise UserError(f"train.device={config.device!r}: unknown. Fix: use auto, cpu or cuda.")
     if cuda and not torch.cuda.is_available():
         raise UserError("train.device=cuda: torch sees no GPU. Fix: set train.device=cpu or fix the driver.")
     device = torch.device("cuda", _gpu(environment["LOCAL_RANK"])) if cuda else torch.device("cpu")

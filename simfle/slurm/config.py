@@ -1,10 +1,11 @@
 """Configuration of a cluster, from `configs/cluster/*.yaml`, launcher options and key=value arguments."""
 
-# ruff: noqa: RUF009 - option() is a dataclass field
+# ruff: noqa: RUF009 - config_field() is a dataclass field
 import re
 from dataclasses import dataclass
 
 from simfle.config.schema import config_field
+from simfle.config.validate import validate
 from simfle.errors import UserError
 
 KNOWN_SBATCH = re.compile(r"[a-z][a-z-]*(=.*)?")
@@ -18,18 +19,30 @@ class ClusterConfig:
     account: str = config_field("", "sbatch --account")
     qos: str = config_field("", "sbatch --qos")
     constraint: str = config_field("", "sbatch --constraint")
-    time: str = config_field("24:00:00", "sbatch --time: minutes, hours:minutes:seconds or days-hours:minutes:seconds")
-    nodes: int = config_field(1, "number of nodes of a job")
-    min_nodes: int = config_field(0, "minimum number of nodes after a requeue (0 = all nodes)")
-    gpus_per_node: int = config_field(8, "GPUs per node, one process per GPU (0 = CPU nodes)")
-    tasks_per_node: int = config_field(1, "processes per node without GPUs")
-    cpus_per_task: int = config_field(0, "sbatch --cpus-per-task")
+    time: str = config_field(
+        "24:00:00",
+        "sbatch --time: minutes, hours:minutes:seconds or days-hours:minutes:seconds",
+        rule="30, 12:00:00, 2-00:00:00",
+    )
+    nodes: int = config_field(1, "number of nodes of a job", min=1)
+    min_nodes: int = config_field(
+        0, "minimum number of nodes after a requeue (0 = all nodes)", min=0, rule="at most `nodes`"
+    )
+    gpus_per_node: int = config_field(8, "GPUs per node, one process per GPU (0 = CPU nodes)", min=0)
+    tasks_per_node: int = config_field(1, "processes per node without GPUs", min=1)
+    cpus_per_task: int = config_field(0, "sbatch --cpus-per-task", min=0)
     mem: str = config_field("", "sbatch --mem per node, such as 200G (0 = all memory)")
-    signal_seconds: int = config_field(120, "seconds between the stop signal and the time limit of a job")
-    max_requeues: int = config_field(100, "maximum number of requeues of a job, for any reason")
-    max_consecutive_failures: int = config_field(3, "maximum number of consecutive failures without a new checkpoint")
+    signal_seconds: int = config_field(
+        120, "seconds between the stop signal and the time limit of a job", min=10, rule="less than `time`"
+    )
+    max_requeues: int = config_field(100, "maximum number of requeues of a job, for any reason", min=0)
+    max_consecutive_failures: int = config_field(
+        3, "maximum number of consecutive failures without a new checkpoint", min=1
+    )
     setup: list[str] = config_field(list, "shell lines before the job, such as 'module load cuda/13.0'")
-    env: list[str] = config_field(list, "NAME=VALUE for every process, such as NCCL_SOCKET_IFNAME=ib0")
+    env: list[str] = config_field(
+        list, "NAME=VALUE for every process, such as NCCL_SOCKET_IFNAME=ib0", rule="NAME=VALUE, each"
+    )
     local_scratch: str = config_field(
         "", "cache folder on each node's local disk; may contain $VARIABLES of the job", is_path=True
     )
@@ -41,7 +54,9 @@ class ClusterConfig:
         list, "additional folders to mount in the container, beside run and shards", is_path=True
     )
     extra_sbatch: list[str] = config_field(
-        list, "additional sbatch options, such as exclusive, exclude=n13, reservation=mine"
+        list,
+        "additional sbatch options, such as exclusive, exclude=n13, reservation=mine",
+        rule="name or name=value, each",
     )
 
     @property
@@ -51,16 +66,8 @@ class ClusterConfig:
 
 
 def check(config: ClusterConfig) -> None:
-    """Raise a UserError that names the first invalid value."""
-    for name, least in (("nodes", 1), ("min_nodes", 0), ("gpus_per_node", 0), ("tasks_per_node", 1)):
-        _at_least(config, name, least)
-    for name, least in (
-        ("cpus_per_task", 0),
-        ("signal_seconds", 10),
-        ("max_requeues", 0),
-        ("max_consecutive_failures", 1),
-    ):
-        _at_least(config, name, least)
+    """Refuse values out of range, and values that do not fit each other. Raises UserError."""
+    validate(config, "cluster")
     if config.min_nodes > config.nodes:
         raise UserError(f"--min-nodes {config.min_nodes}: more than --nodes {config.nodes}")
     if not re.fullmatch(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}", config.time):
@@ -92,8 +99,3 @@ def seconds(time: str) -> int:
     parts = [int(part) for part in clock.split(":")]
     units = (3600, 60, 1) if dash or len(parts) == 3 else (60, 1)
     return int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
-
-
-def _at_least(config: ClusterConfig, name: str, least: int) -> None:
-    if getattr(config, name) < least:
-        raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least {least}")

@@ -1,72 +1,37 @@
-"""Refuse invalid configuration values that no later code refuses, before anything heavy is imported."""
+"""Refuse invalid pretraining configurations before anything heavy is imported."""
 
-import math
 import os
-from dataclasses import asdict
 from pathlib import Path
 
-from simfle.config.parsing import flatten
-from simfle.config.schema import PretrainConfig, TrainConfig
+from simfle.config.schema import MonitorConfig, OptimConfig, PretrainConfig, TrainConfig
+from simfle.config.unused_fields import unused_fields
+from simfle.config.validate import validate
 from simfle.errors import UserError
 
-OPTIMIZERS = ("sgd", "adamw", "lars")  # those of simfle.optim, which imports torch
-DEVICES = ("auto", "cpu", "cuda")
-MINIMA = {
-    0: (
-        *(
-            "train.log_images_every",
-            "train.stop_after_step",
-            "train.hang_timeout",
-            "train.steps",
-            "data.decode_threads",
-        ),
-        *("optim.lr", "optim.weight_decay", "optim.warmup_steps", "optim.max_grad_norm"),
-        *("optim.predictor_lr_scale", "optim.trust_coefficient", "monitor.probe_every"),
-    ),
-    1: (
-        *("data.prefetch_batches", "data.canonical_streams"),
-        *("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "model.facemae.patch_size"),
-        *("model.head_hidden_dim", "model.head_out_dim", "model.predictor_hidden_dim", "monitor.max_seconds"),
-        *(f"model.facemae.{part}{name}" for part in ("", "decoder_") for name in ("embed_dim", "depth", "num_heads")),
-    ),
-    100: ("monitor.fit_samples",),
-}
 MAX_PROFILED_STEPS = 20  # steps: a trace of ResNet-50 and FaceMAE takes some megabytes per step
 
 
 def check(config: PretrainConfig) -> None:
-    """Refuse values that no later code refuses.
+    """Refuse values out of range, and values that do not fit each other.
 
     Raises:
-        UserError: field, value and allowed values.
+        UserError: field, value and accepted values.
     """
-    train = config.train
-    check_numbers(config)
-    if not train.run_dir:
-        raise UserError("train.run_dir=: empty. Fix: name a folder for the run, such as train.run_dir=runs/mine.")
-    if train.device not in DEVICES:
-        raise UserError(f"train.device={train.device!r}: unknown. Fix: use auto, cpu or cuda.")
-    if train.checkpoint_write_mbps < 0:
-        raise UserError(f"train.checkpoint_write_mbps={train.checkpoint_write_mbps:g}: must be MB/s, or 0 for no limit")
-    if train.zero_stage not in (-1, 0, 1, 2, 3):
-        raise UserError(f"train.zero_stage={train.zero_stage}: must be auto, 0, 1, 2 or 3")
+    validate(config, unused=unused_fields(config))
+    data, train = config.data, config.train
     if config.model.compile and train.zero_stage == 3:
         raise UserError(
             "model.compile=true with train.zero_stage=3: ZeRO replaces parameters at runtime. Fix: train.zero_stage=2."
         )
-    if train.precision not in ("bf16", "fp32"):
-        raise UserError(f"train.precision={train.precision!r}: unknown. Fix: use bf16 or fp32.")
-    if config.data.resampled and not train.steps:
+    if data.resampled and not train.steps:
         raise UserError("data.resampled=true: a stream has no epochs. Fix: set train.steps.")
-    if not 0 <= config.data.max_corrupt_fraction <= 1:
-        raise UserError(f"data.max_corrupt_fraction={config.data.max_corrupt_fraction}: must be a fraction from 0 to 1")
-    if not config.data.shards:
+    if not data.shards:
         raise UserError("data.shards=[]: empty. Fix: name a shard folder, such as data.shards=[shards/faces].")
-    check_places("data.shards", config.data.shards)
-    check_monitor(config)
+    check_places("data.shards", data.shards)
+    check_monitor(config.monitor, train)
     if train.profile:
         check_profile(train)
-    check_optimizer(config)
+    check_optimizer(config.optim, train)
 
 
 def check_places(field: str, places: list[str]) -> None:
@@ -80,21 +45,17 @@ def check_places(field: str, places: list[str]) -> None:
         seen[real] = place
 
 
-def check_optimizer(config: PretrainConfig) -> None:
-    """Refuse an unknown optimizer, or one that cannot work on ZeRO's flattened parameters. Raises UserError."""
-    stage = config.train.zero_stage
-    if config.optim.name not in OPTIMIZERS:
-        raise UserError(f"optim.name={config.optim.name!r}: unknown. Fix: use one of {', '.join(OPTIMIZERS)}.")
-    if config.optim.name == "lars" and stage > 0:
+def check_optimizer(optim: OptimConfig, train: TrainConfig) -> None:
+    """Refuse an optimizer that cannot use ZeRO's flattened parameters. Raises UserError."""
+    if optim.name == "lars" and train.zero_stage > 0:
         raise UserError(
-            f"train.zero_stage={stage}: ZeRO flattens parameters, and optim.name=lars needs the norm of each layer. "
-            "Fix: set train.zero_stage=0."
+            f"train.zero_stage={train.zero_stage}: ZeRO flattens parameters, and optim.name=lars needs the norm of "
+            "each layer. Fix: set train.zero_stage=0."
         )
 
 
-def check_monitor(config: PretrainConfig) -> None:
+def check_monitor(monitor: MonitorConfig, train: TrainConfig) -> None:
     """Refuse probes without shards, and probes that outlast the other processes' timeout. Raises UserError."""
-    monitor, train = config.monitor, config.train
     if not monitor.probe_every:
         return
     if not monitor.shards:
@@ -109,7 +70,7 @@ def check_monitor(config: PretrainConfig) -> None:
 
 
 def preflight(config: PretrainConfig, *, network: bool) -> None:
-    """Refuse what a start would refuse, on a machine that may lack GPUs: views, backend, network, run folder.
+    """Refuse what a start would refuse, on a machine that may lack GPUs: values, backend, network, run folder.
 
     The caller checks data and batch. network: build the network, without memory for its parameters.
 
@@ -119,11 +80,9 @@ def preflight(config: PretrainConfig, *, network: bool) -> None:
     import torch
 
     from simfle.data.loader import choose_backend
-    from simfle.data.views import check as check_views
     from simfle.train.run_dir import check_same_config
 
     check(config)
-    check_views(config.views)
     choose_backend(config.data.backend, torch.device("cpu"))
     if network:
         from simfle.models.registry import build_method
@@ -133,36 +92,11 @@ def preflight(config: PretrainConfig, *, network: bool) -> None:
     check_same_config(Path(config.train.run_dir), config)
 
 
-def check_numbers(config: PretrainConfig) -> None:
-    """Refuse numbers out of range, NaN included. Raises UserError."""
-    values = flatten(asdict(config))
-    for name, value in values.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{name}={value}: must be a finite number")
-    for least, names in MINIMA.items():
-        for name in names:
-            if not values[name] >= least:
-                raise UserError(f"{name}={values[name]}: must be at least {least}")
-    model, optim = config.model, config.optim
-    if not model.distillation_temperature > 0:
-        raise UserError(f"model.distillation_temperature={model.distillation_temperature}: must be above 0")
-    if len(model.mean) != 3 or not all(map(math.isfinite, model.mean)):
-        raise UserError(f"model.mean={model.mean}: must be three numbers, for red, green and blue")
-    if len(model.std) != 3 or not all(0 < each < math.inf for each in model.std):
-        raise UserError(f"model.std={model.std}: must be three numbers above 0, for red, green and blue")
-    if not 0 <= optim.momentum < 1:
-        raise UserError(f"optim.momentum={optim.momentum}: must be at least 0 and below 1")
-    if len(optim.betas) != 2 or not all(0 <= each < 1 for each in optim.betas):
-        raise UserError(f"optim.betas={optim.betas}: must be two numbers, each at least 0 and below 1")
-
-
 def check_profile(train: TrainConfig) -> None:
-    """Refuse invalid steps, or too many for one trace. Raises UserError."""
-    steps = train.profile_steps
-    if len(steps) != 2 or not 1 <= steps[0] <= steps[1] < steps[0] + MAX_PROFILED_STEPS:
+    """Refuse too many steps for one trace. Raises UserError."""
+    first, last = train.profile_steps
+    if last - first >= MAX_PROFILED_STEPS:
         raise UserError(
-            f"train.profile_steps={steps}: must be the first and the last step to trace, counted from this start, at "
-            f"most {MAX_PROFILED_STEPS} steps, such as [3,5]"
+            f"train.profile_steps={train.profile_steps}: a trace has at most {MAX_PROFILED_STEPS} steps. "
+            f"Fix: set train.profile_steps=[{first},{first + MAX_PROFILED_STEPS - 1}]."
         )
-    if not train.profile_ranks or min(train.profile_ranks) < 0:
-        raise UserError(f"train.profile_ranks={train.profile_ranks}: must be ranks of processes, such as [0]")

@@ -82,6 +82,7 @@ ALLOWED = {
 }
 # Class names that two packages may share: each is a term of the field on its own.
 SHARED_CLASSES: set[str] = set()
+MAX_FUNCTION_LINES = 60  # with the signature and the docstring
 FILES = [
     file
     for file in sorted([*ROOT.glob("shards/**/*.py"), *ROOT.glob("simfle/**/*.py")])
@@ -168,6 +169,16 @@ def test_no_class_name_stands_for_two_things() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(module_name(file))
     assert {name: found for name, found in places.items() if len(found) > 1 and name not in SHARED_CLASSES} == {}
+
+
+@pytest.mark.parametrize("file", [*FILES, *COMMANDS], ids=lambda file: str(file.relative_to(ROOT)))
+def test_functions_are_short(file: Path) -> None:
+    lengths = [
+        (node.name, node.end_lineno - node.lineno + 1)
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None
+    ]
+    assert [(name, lines) for name, lines in lengths if lines > MAX_FUNCTION_LINES] == []
 
 
 def test_names_of_test_files_differ() -> None:

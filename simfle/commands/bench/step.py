@@ -8,6 +8,8 @@ import typer
 
 from simfle.commands.app import Figures, command, echo
 from simfle.config.schema import PretrainConfig, load
+from simfle.config.unused_fields import unused_fields
+from simfle.config.validate import validate
 from simfle.errors import UserError
 
 
@@ -28,6 +30,7 @@ def bench_step(
     if batch < 2:
         raise UserError(f"--batch={batch}: BatchNorm needs at least 2 images. Fix: raise it.")
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
+    validate(resolved, unused=unused_fields(resolved))
     if resolved.model.method != "simfle":
         raise UserError(f"model.method={resolved.model.method}: no plain step. Fix: set model.method=simfle.")
     import torch

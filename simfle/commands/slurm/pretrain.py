@@ -69,20 +69,37 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
     if config is not None and "=" in config:
         words, config = [config, *words], None
     resolved, asked = read_configs(config, words, cluster, options)
+    check_and_submit(resolved, asked, dry_run=dry_run, local=local, follow=follow)
 
+
+def check_and_submit(
+    config: PretrainConfig, cluster: "ClusterConfig", *, dry_run: bool, local: bool, follow: bool
+) -> None:
+    """Check a job, then submit it, run it on this machine, or print its script.
+
+    Args:
+        config: the run.
+        cluster: resources of the job.
+        dry_run: print the sbatch script instead of submitting it.
+        local: run all processes on this machine, then exit.
+        follow: print progress until the submitted job ends, then exit.
+
+    Raises:
+        UserError: the job would fail, or cannot be submitted.
+    """
     from simfle.commands.logs import show_logs
     from simfle.slurm import submit
 
     show_logs()
-    submit.check_run(resolved, asked, network=not dry_run)
+    submit.check_run(config, cluster, network=not dry_run)
     if dry_run:
-        echo(dry(resolved, asked))
+        echo(dry(config, cluster))
         return
-    job = submit.prepare(resolved, asked)
+    job = submit.prepare(config, cluster)
     if local:
-        sys.exit(_follow_here(job, submit.run_here(job, asked), asked.nodes * asked.tasks))
-    number = submit.submit(job, asked)
-    _tell(f"job {number}: {asked.nodes} nodes x {asked.tasks} processes; frozen in {job}")
+        sys.exit(_follow_here(job, submit.run_here(job, cluster), cluster.nodes * cluster.tasks))
+    number = submit.submit(job, cluster)
+    _tell(f"job {number}: {cluster.nodes} nodes x {cluster.tasks} processes; frozen in {job}")
     if follow:
         from simfle.slurm.follow import follow as follow_job
 

@@ -16,6 +16,7 @@ from shards.io.urls import is_url, join
 from shards.reading.cache import GB, SPACE_TIMEOUT, Cache, cached_bytes, default_folder
 from shards.redact import redact_url
 from simfle.config.schema import DataConfig
+from simfle.config.validate import validate
 from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -171,9 +172,8 @@ def open_store(place: str | Path, cache: Cache | None) -> ShardStore:
 
 
 def make_cache(data: DataConfig) -> Cache:
-    """Open the cache of a configuration. Raises UserError: folder not writable, invalid limit."""
-    if not data.cache_gb > 0:
-        raise UserError(f"data.cache_gb={data.cache_gb}: must be above 0")
+    """Open the cache of a configuration. Raises UserError: folder not writable, a value out of range."""
+    validate(data, "data")
     return Cache(Path(data.cache_dir).expanduser() if data.cache_dir else default_folder(), int(data.cache_gb * GB))
 
 

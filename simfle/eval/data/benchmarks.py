@@ -1,6 +1,6 @@
 """Benchmarks: shards, classes, splits, protocols and metric, one YAML file each."""
 
-# ruff: noqa: RUF009 - option() is a dataclass field
+# ruff: noqa: RUF009 - config_field() is a dataclass field
 import dataclasses
 import difflib
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import Any
 
 from shards.io.file_names import is_plain
 from simfle.config.schema import CONFIGS, config_field, load
+from simfle.config.validate import validate
 from simfle.errors import UserError
 from simfle.eval.config import EvalConfig
 
@@ -41,15 +42,21 @@ class Benchmark:
     labelled: bool = config_field(True, "whether samples have expression labels; false for landmark sets")
     train: str = config_field("train", "split to fit classifiers on")
     val: str = config_field("", "split for model selection (empty = val_fraction of train)")
-    val_fraction: float = config_field(0.1, "fraction of train, by group, to use if val is empty")
-    test: str = config_field("test", "split to test on (empty = test_share of train, or folds)")
-    test_fraction: float = config_field(0.2, "fraction of train, by group, to use if test is empty and folds is 0")
-    folds: int = config_field(0, "number of cross-validation folds of train, by group, if test is empty")
+    val_fraction: float = config_field(0.1, "fraction of train, by group, to use if val is empty", above=0, max=0.5)
+    test: str = config_field("test", "split to test on (empty = test_fraction of train, or folds)")
+    test_fraction: float = config_field(
+        0.2, "fraction of train, by group, to use if test is empty and folds is 0", above=0, max=0.5
+    )
+    folds: int = config_field(
+        0, "number of cross-validation folds of train, by group, if test is empty", min=0, rule="not 1"
+    )
     min_class_count: int = config_field(
-        1, "minimum number of images of a class in all splits; rarer classes are excluded"
+        1, "minimum number of images of a class in all splits; rarer classes are excluded", min=1
     )
     protocols: list[str] = config_field(lambda: ["linear_fast", "knn"], "default protocols")
-    metric: str = config_field("balanced_accuracy", "primary metric: accuracy, balanced_accuracy or macro_f1")
+    metric: str = config_field(
+        "balanced_accuracy", "primary metric: accuracy, balanced_accuracy or macro_f1", choices=METRICS
+    )
     expected: dict[str, dict[str, int]] = config_field(
         dict,
         "published counts: split -> class -> images ('' = total of the split); a mismatch is reported, not an error",
@@ -104,18 +111,12 @@ def check(benchmark: Benchmark, place: str) -> None:
     """Raise UserError for the first field that is out of range."""
     if not is_plain(benchmark.name):
         raise UserError(f"{place}: name={benchmark.name!r}: not a valid folder name. Fix: use a name without /.")
-    if benchmark.metric not in METRICS:
-        raise UserError(f"{place}: metric={benchmark.metric}: unknown. Fix: choose one of {', '.join(METRICS)}.")
-    for field in ("val_fraction", "test_fraction"):
-        if not 0 < getattr(benchmark, field) <= 0.5:
-            raise UserError(
-                f"{place}: {field}={getattr(benchmark, field)}: out of range. Fix: choose more than 0 and at most 0.5."
-            )
-    if benchmark.folds == 1 or benchmark.folds < 0 or benchmark.min_class_count < 1:
-        raise UserError(
-            f"{place}: folds or min_class_count is out of range. "
-            "Fix: set folds to 0 or at least 2, min_class_count to at least 1."
-        )
+    try:
+        validate(benchmark)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
+    if benchmark.folds == 1:
+        raise UserError(f"{place}: folds=1: one fold leaves nothing to train on. Fix: set folds to 0 or at least 2.")
     if benchmark.folds and benchmark.test:
         raise UserError(
             f"{place}: test={benchmark.test}: not empty, but folds are made from train. Fix: set test= or folds=0."

@@ -14,18 +14,13 @@ from shards.errors import UserError
 from simfle.models import losses
 from simfle.models.layers.stateless_random import stateless_uniform
 
-GROUPINGS = ("repaired", "reference")
-MASKINGS = ("semantic", "random")
-
 
 class ChannelGrouping(nn.Module):
     """1x1 convolution, BatchNorm, ReLU: [B, C, h, h] -> activation maps [B, K, h, h]."""
 
     def __init__(self, channels: int, groups: int, kind: str) -> None:
         super().__init__()
-        if kind not in GROUPINGS:
-            raise UserError(f"model.grouping_init={kind!r}: unknown. Fix: use {' or '.join(GROUPINGS)}.")
-        if groups < 1 or channels % groups:
+        if channels % groups:
             raise UserError(f"model.mask_groups={groups}: does not divide the backbone's {channels} channels")
         self.convolution = nn.Conv2d(channels, channels if kind == "reference" else groups, 1)
         self.norm = nn.BatchNorm2d(self.convolution.out_channels)

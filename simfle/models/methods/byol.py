@@ -11,7 +11,7 @@ from simfle.batch import Batch
 from simfle.config.schema import ModelConfig, ViewsConfig
 from simfle.models import losses
 from simfle.models.backbone import build_backbone
-from simfle.models.base import Losses, Method, check_momentum, ema_momentum, ema_update, to_fp32
+from simfle.models.base import Losses, Method, ema_momentum, ema_update, to_fp32
 from simfle.models.layers.heads import BackboneWithHead, MLPHead
 
 
@@ -28,7 +28,6 @@ class BYOL(Method):
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
-        check_momentum(model)
         backbone = build_backbone(model.backbone, model.output_stride)
         self.channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = BackboneWithHead(backbone, MLPHead(self.channels, model.head_hidden_dim, model.head_out_dim))

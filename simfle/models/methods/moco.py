@@ -10,7 +10,7 @@ from torch import Tensor
 from simfle.batch import Batch
 from simfle.config.schema import ModelConfig, ViewsConfig
 from simfle.models.backbone import build_backbone
-from simfle.models.base import Losses, Method, check_contrastive, check_momentum, ema_momentum, ema_update, to_fp32
+from simfle.models.base import Losses, Method, ema_momentum, ema_update, to_fp32
 from simfle.models.layers.all_gather import all_gather_with_grad
 from simfle.models.layers.heads import BackboneWithHead, mlp_head_no_bn
 
@@ -31,8 +31,6 @@ class MoCo(Method):
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
-        check_contrastive(model.contrastive)
-        check_momentum(model)
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = BackboneWithHead(backbone, mlp_head_no_bn(channels, model.head_hidden_dim, model.head_out_dim))

@@ -12,10 +12,8 @@ from simfle.models.backbone import feature_map_size
 from simfle.models.base import Losses, Reconstruction, to_fp32
 from simfle.models.layers.facemae import FaceMAE, patchify
 from simfle.models.layers.heads import MLPHead
-from simfle.models.layers.masking import MASKINGS, SemanticMasking
+from simfle.models.layers.masking import SemanticMasking
 from simfle.models.methods.byol import BYOL
-
-DISTILLATIONS = ("reference", "predict")
 
 
 class SimFLE(BYOL):
@@ -28,10 +26,6 @@ class SimFLE(BYOL):
         map_side = feature_map_size(self.online.backbone, views.face_size)
         if map_side is None:
             raise UserError(f"model.backbone={model.backbone}: no feature map for views.face_size={views.face_size}")
-        if model.distillation not in DISTILLATIONS:
-            raise UserError(
-                f"model.distillation={model.distillation!r}: unknown. Fix: use {' or '.join(DISTILLATIONS)}"
-            )
         context = feature_map_size(self.online.backbone, views.size) if model.facemae.cross_attention else None
         self.facemae = FaceMAE(views.face_size, model.facemae, (self.channels, context) if context else None)
         self.masking = SemanticMasking(
@@ -43,10 +37,6 @@ class SimFLE(BYOL):
             patch=model.facemae.patch_size,
             ratio=model.facemae.mask_ratio,
         )
-        if model.facemae.masking not in MASKINGS:
-            raise UserError(
-                f"model.facemae.masking={model.facemae.masking!r}: unknown. Fix: use {' or '.join(MASKINGS)}"
-            )
         self.masking.choice = model.facemae.masking
         if model.distillation == "reference":
             self.distil_global = MLPHead(self.channels, model.head_hidden_dim, model.head_out_dim)

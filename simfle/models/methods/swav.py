@@ -6,11 +6,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shards.errors import UserError
 from simfle.batch import Batch
 from simfle.config.schema import ModelConfig, ViewsConfig
 from simfle.models.backbone import build_backbone
-from simfle.models.base import Losses, Method, check_contrastive, to_fp32
+from simfle.models.base import Losses, Method, to_fp32
 from simfle.models.layers.all_gather import processes
 from simfle.models.layers.heads import BackboneWithHead, MLPHead
 
@@ -20,17 +19,10 @@ class SwAV(Method):
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)
-        contrast = model.contrastive
-        check_contrastive(contrast)
-        if contrast.sinkhorn_epsilon < 0.025:
-            raise UserError(
-                f"model.contrastive.sinkhorn_epsilon={contrast.sinkhorn_epsilon}: exp(score / epsilon) "
-                "overflows below 0.025"
-            )
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = BackboneWithHead(backbone, MLPHead(channels, model.head_hidden_dim, model.head_out_dim))
-        self.prototypes = Prototypes(contrast.prototypes, model.head_out_dim)
+        self.prototypes = Prototypes(model.contrastive.prototypes, model.head_out_dim)
 
     def forward(self, batch: Batch) -> Losses:
         (y1, z1), (y2, z2) = (

@@ -139,14 +139,18 @@ def test_grouping_and_reconstruction_do_not_reach_the_backbone() -> None:
         (
             ModelConfig(backbone="resnet10t", grouping_init="mended", facemae=TINY),
             VIEWS,
-            "model.grouping_init='mended': unknown",
+            "model.grouping_init='mended': must be repaired or reference",
         ),
         (
             ModelConfig(backbone="resnet10t", facemae=TINY),
             ViewsConfig(face_size=60),
             "not a multiple of model.facemae.patch_size",
         ),
-        (ModelConfig(method="simsiam2"), VIEWS, "model.method='simsiam2': unknown. Fix: use one of"),
+        (
+            ModelConfig(method="simsiam2"),
+            VIEWS,
+            "model.method='simsiam2': must be simfle, byol, .* or mae. Fix: set model.method=simsiam",
+        ),
     ],
 )
 def test_impossible_models_are_refused_by_name(model: ModelConfig, views: ViewsConfig, message: str) -> None:

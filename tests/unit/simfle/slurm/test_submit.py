@@ -25,7 +25,7 @@ from simfle.train.run_dir import record_config
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["nodes=0"], "--nodes 0"),
+        (["nodes=0"], "cluster.nodes=0: must be at least 1"),
         (["nodes=2", "min_nodes=3"], "--min-nodes 3: more than --nodes 2"),
         (["time='tomorrow'"], "--time 'tomorrow'"),
         (["partition='gpu; rm -rf /'"], "must not contain spaces, quotes or shell characters"),
@@ -54,12 +54,12 @@ def test_a_job_that_would_be_told_to_stop_at_its_start_is_refused(time: str, sec
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
-        ("model.method=simfel", "model.method='simfel': unknown. Fix: use one of simfle"),
+        ("model.method=simfel", "model.method='simfel': must be simfle, byol, .* Fix: set model.method=simfle"),
         ("model.backbone=resnet5O", "model.backbone: timm has no 'resnet5O'; did you mean resnet50"),
         ("model.mask_groups=5", "model.mask_groups=5: does not divide"),
-        ("data.backend=dalli", "data.backend='dalli': must be one of"),
+        ("data.backend=dalli", "data.backend='dalli': must be auto, opencv or dali. Fix: set data.backend=dali"),
         ("views.size=-3", "views.size=-3: must be at least 1"),
-        ("train.device=gpu", "train.device='gpu': unknown"),
+        ("train.device=gpu", "train.device='gpu': must be auto, cpu or cuda"),
         ("train.seed=7", "a run with another configuration .train.seed: 0 -> 7"),
     ],
 )

@@ -72,11 +72,13 @@ def test_unknown_names_and_shards() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"metric": "f1"}, "metric=f1: unknown"),
+        ({"metric": "f1"}, "mine.yaml: metric='f1': must be accuracy, balanced_accuracy or macro_f1"),
         ({"name": "../mine"}, "name='../mine': not a valid folder name"),
         ({"name": "/elsewhere/mine"}, "not a valid folder name"),
-        ({"val_fraction": 0.0}, "val_fraction=0.0: out of range. Fix: choose more than 0"),
-        ({"folds": 1}, "set folds to 0 or at least 2"),
+        ({"val_fraction": 0.0}, "val_fraction=0.0: must be above 0, at most 0.5"),
+        ({"folds": 1}, "folds=1: .* set folds to 0 or at least 2"),
+        ({"folds": -1}, "folds=-1: must be at least 0"),
+        ({"min_class_count": 0}, "min_class_count=0: must be at least 1"),
         ({"folds": 5}, "not empty, but folds are made from train"),
         ({"folds": 5, "test": "", "val": "v"}, "val=v: not empty, but with folds"),
         ({"val": "test"}, "not different splits: train, test, test"),

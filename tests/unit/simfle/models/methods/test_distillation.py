@@ -91,5 +91,5 @@ def test_cross_attention_is_torchs_own() -> None:
 
 
 def test_an_unknown_distillation_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model.distillation='dense': unknown. Fix: use reference or predict"):
+    with pytest.raises(UserError, match=r"model.distillation='dense': must be reference or predict"):
         made(distillation="dense")
