@@ -20,7 +20,7 @@ from shards.format.manifest import Manifest, ShardInfo, index_name
 from shards.format.tar_writer import TarShardWriter
 from shards.io.atomic import fsync_dir, open_regular, resolve_output_dir
 from shards.io.jsonl import MAX_JSON, loads
-from shards.io.locks import try_lock
+from shards.io.locks import lock_dir
 from shards.io.staging import refuse_foreign_files
 
 MAX_MEMBER = 2 << 30  # maximum bytes of a member, which is read whole; a build accepts images up to 1 GiB
@@ -231,25 +231,6 @@ def staged_output_dir(out: Path) -> Iterator[Path]:
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-
-
-@contextmanager
-def lock_dir(folder: Path) -> Iterator[None]:
-    """Allow one writer at a time; the lock is released with the process and leaves no file."""
-    with ExitStack() as stack:
-        descriptor = _open_folder(folder, stack)
-        if not try_lock(descriptor, folder):
-            raise UserError(f"{folder} is being written by another process. Fix: wait for it, or stop it")
-        yield
-
-
-def _open_folder(folder: Path, stack: ExitStack) -> int:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be opened ({error.strerror}). Fix: check the path") from None
-    stack.callback(os.close, descriptor)
-    return descriptor
 
 
 def write_split(

@@ -1,7 +1,6 @@
 """Read regular files only, and write files atomically and durably."""
 
 import errno
-import fcntl
 import os
 import re
 import stat
@@ -10,6 +9,8 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
+
+from shards.io.locks import flock
 
 CHUNK = 1 << 20
 NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # errors of file systems that cannot preallocate
@@ -133,7 +134,7 @@ def _open_locked_temporary(path: Path) -> IO[bytes]:
         file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w+b")
         try:
             with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+                flock(file)
             # Before the lock was acquired, another process may have deleted it as abandoned.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -149,7 +150,7 @@ def _delete_abandoned(path: Path) -> None:
     """Delete abandoned temporary files of `path`: those that no process has locked."""
     for left in _temporary_files(path.parent).pop(path.name, ()):
         with suppress(OSError), left.open("rb") as file:  # deleted, locked, or on a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(file, wait=False)
             left.unlink()
 
 

@@ -5,7 +5,6 @@ Files are not memory-mapped: if a disk is full or fails, or a file is truncated 
 """
 
 # n rows
-import fcntl
 import hashlib
 import io
 import json
@@ -25,6 +24,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from shards.io.atomic import CHUNK, allocate, open_regular, read_bytes, replacing, write_atomic
 from shards.io.jsonl import dataclass_from_json
+from shards.io.locks import flock
 from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def _locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold a lock, since several processes may compute the same features. Raises OSError if it is not available."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(lock, wait=wait)
         yield
 
 
