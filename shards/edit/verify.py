@@ -1,6 +1,5 @@
 """Verify a folder of shards against its manifest: sizes, hashes, indexes, samples, images, rejects."""
 
-import hashlib
 import io
 import tempfile
 from collections import Counter
@@ -25,6 +24,7 @@ from shards.format.manifest import NAME, REJECTED, Manifest, ShardInfo, index_na
 from shards.format.samples import read_at
 from shards.imaging.codec import FORMATS, ImageRejected, check_cost
 from shards.io.atomic import open_regular
+from shards.io.hashing import hash_file
 from shards.io.jsonl import loads, loads_object
 from shards.io.urls import download, is_url, join, list_names
 from shards.io.worker_pool import parallel_map
@@ -158,12 +158,9 @@ def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode:
 
 
 def _hash(path: Path) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
     with open_regular(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
+        digest = hash_file(file)
+        return file.tell(), digest
 
 
 def _check_samples(

@@ -1,7 +1,5 @@
 """Read samples of existing shards one by one, and write chosen samples to a new folder of shards."""
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +17,7 @@ from shards.format.index import Index, index_tar, read_index, write_index
 from shards.format.manifest import Manifest, ShardInfo, index_name
 from shards.format.tar_writer import TarShardWriter
 from shards.io.atomic import fsync_dir, open_regular, resolve_output_dir
+from shards.io.hashing import digest
 from shards.io.jsonl import MAX_JSON, loads
 from shards.io.locks import lock_dir
 from shards.io.staging import refuse_foreign_files
@@ -183,8 +182,7 @@ def _check_size(path: Path, size: int, info: ShardInfo) -> None:
 
 def content_digest(shards: Iterable[ShardInfo]) -> str:
     """Return 16 hexadecimal digits that identify the content of shards, independent of their location."""
-    told = json.dumps([(info.split, info.samples, info.sha256) for info in shards])
-    return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+    return digest([(info.split, info.samples, info.sha256) for info in shards])
 
 
 def provenance(*manifests: Manifest) -> dict[str, Any]:

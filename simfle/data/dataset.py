@@ -4,8 +4,6 @@ Memory maps are not used: on a disk error, or a truncated tar, a map kills the p
 """
 
 # S shards, n samples
-import hashlib
-import json
 import os
 import weakref
 from collections.abc import Collection, Sequence
@@ -18,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from shards.format.external_tars import IMAGES
 from shards.format.index import Index
 from shards.format.manifest import Manifest, ShardInfo
+from shards.io.hashing import digest
 from shards.io.jsonl import MAX_JSON, loads
 from shards.io.urls import is_url
 from shards.reading.cache import Cache
@@ -107,7 +106,7 @@ class ShardCorpus:
             (shard.split, shard.samples, shard.sha256) for manifest in self.manifests for shard in manifest.shards
         ]
         chosen = [shard.sha256 for _, shard in self.shards]
-        return hashlib.blake2b(json.dumps([shards, chosen]).encode(), digest_size=8).hexdigest()
+        return digest([shards, chosen])
 
     def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
         """Map global ids [n] to (shard [n], sample in shard [n]). Raises ValueError: not among the chosen shards."""

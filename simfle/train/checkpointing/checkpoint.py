@@ -21,7 +21,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from shards.io.atomic import open_regular, read_bytes, read_text
+from shards.io.atomic import read_bytes, read_text
+from shards.io.hashing import hash_file
 from shards.io.jsonl import loads, loads_object
 from simfle.errors import UserError
 from simfle.runtime import run_files
@@ -210,9 +211,8 @@ def read(folder: Path) -> Checkpoint:
     try:
         marker = loads(read_text(folder / MARKER))
         for name in FILES:
-            if (folder / name).stat().st_size != marker[name]["bytes"] or _sha256(folder / name) != marker[name][
-                "sha256"
-            ]:
+            size, sha256 = marker[name]["bytes"], marker[name]["sha256"]
+            if (folder / name).stat().st_size != size or hash_file(folder / name) != sha256:
                 raise UserError(f"checkpoint {folder.name}: {name} is corrupt (its hash differs from the one written)")
         progress = loads_object(read_bytes(folder / FILES[2]))
         if progress.get("format") != FORMAT:
@@ -278,14 +278,6 @@ class AsyncCheckpointWriter:
             self.seconds, self.cpu = time.perf_counter() - began, time.thread_time() - used
         except (OSError, SafetensorError, UserError) as error:
             self._error = error
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path, "rb") as file:
-        digest: Any = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:
