@@ -16,7 +16,7 @@ from shards.format.external_tars import is_external_manifest
 from shards.format.index import Index, index_tar, read_index, write_index
 from shards.format.manifest import Manifest, ShardInfo, index_name
 from shards.format.tar_writer import TarShardWriter
-from shards.io.atomic import fsync_dir, open_regular, resolve_output_dir
+from shards.io.atomic import open_regular, publish_dir, resolve_output_dir
 from shards.io.hashing import digest
 from shards.io.jsonl import MAX_JSON, loads
 from shards.io.locks import lock_dir
@@ -223,9 +223,7 @@ def staged_output_dir(out: Path) -> Iterator[Path]:
             left.unlink()
         try:
             yield partial
-            fsync_dir(partial)
-            partial.rename(out)
-            fsync_dir(out.parent)
+            publish_dir(partial, out)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise

@@ -50,7 +50,7 @@ class CorruptSampleLog:
                 if line["id"] in restored:
                     line[RESTORED] = True
             text = "".join(to_json(line) + "\n" for line in lines)
-            replace_text(self._file, self._file.with_suffix(".partial"), text)
+            replace_text(self._file, text)
         if world.is_main and restored:
             log.info("%d corrupt samples can be decoded again; marked in %s", len(restored), self._file)
 

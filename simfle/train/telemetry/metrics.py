@@ -36,7 +36,7 @@ class MetricLogger:
         if file.exists():
             lines = [line for line in read_text(file, errors="replace").splitlines() if _step(line) is not None]
             kept = [line for line in lines if (_step(line) or 0) <= resumed_step]
-            replace_text(file, file.with_suffix(".partial"), "".join(f"{line}\n" for line in kept))
+            replace_text(file, "".join(f"{line}\n" for line in kept))
         self._file = open_regular(file, "a", buffering=1)
         self._run = run
         self._hook = threading.excepthook
