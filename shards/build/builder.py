@@ -7,7 +7,6 @@ the number of workers nor an interruption can change a byte.
 
 import errno
 import json
-import os
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +25,7 @@ from shards.build.split_copies import copies_across_splits
 from shards.entry import REJECT_REASONS, Entry, Rejected
 from shards.errors import UserError
 from shards.format.manifest import FORMAT, NAME, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
-from shards.io.atomic import fsync_dir, read_bytes, write_atomic
+from shards.io.atomic import publish_dir, read_bytes, replacing, write_atomic
 from shards.io.locks import try_lock
 from shards.io.staging import LOCK, delete_build, is_build_staging, refuse_foreign_files
 from shards.io.unicode_paths import exists
@@ -255,12 +254,11 @@ def _manifest(request: BuildSpec, plan: BuildPlan, shards: list[ShardSpec], labe
     one: Rejected | None = None  # an example for the error message
     infos = []
     extra = 0
-    temporary = folder / f".{REJECTED}.tmp"
-    with temporary.open("w") as lines:
+    with replacing(folder / REJECTED) as lines:
         for item in plan.rejected():
             one = one or item
             counts[item.reason] += 1
-            lines.write(json.dumps(asdict(item)) + "\n")
+            lines.write(json.dumps(asdict(item)).encode() + b"\n")
         for result in _results(request.staging_dir, shards):
             if result.samples:
                 infos.append(ShardInfo(result.file, result.split, result.samples, result.bytes, result.sha256))
@@ -268,13 +266,10 @@ def _manifest(request: BuildSpec, plan: BuildPlan, shards: list[ShardSpec], labe
             for item in result.rejected:
                 one = one or item
                 counts[item.reason] += 1
-                lines.write(json.dumps(asdict(item)) + "\n")
-        lines.flush()
-        os.fsync(lines.fileno())
-    if not infos:
-        request.plan_marker.unlink()
-        raise UserError(_nothing_to_write(counts, one))
-    temporary.replace(folder / REJECTED)
+                lines.write(json.dumps(asdict(item)).encode() + b"\n")
+        if not infos:
+            request.plan_marker.unlink()
+            raise UserError(_nothing_to_write(counts, one))
     digest = json.loads(read_bytes(request.plan_marker))["digest"]
     return Manifest(
         format=FORMAT,
@@ -293,9 +288,7 @@ def _publish(request: BuildSpec, manifest: Manifest) -> None:
     """Write the manifest, then publish OUT with one rename."""
     folder = request.staging_dir / "shards"
     write_manifest(folder, manifest)
-    fsync_dir(folder)
-    folder.rename(request.out)
-    fsync_dir(request.out.parent)
+    publish_dir(folder, request.out)
 
 
 def _notes(request: BuildSpec, plan: BuildPlan, report: BuildReport) -> Iterator[str]:

@@ -7,7 +7,6 @@ people independently of the order of the file system or list.
 
 import hashlib
 import json
-import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing
@@ -17,7 +16,7 @@ from typing import Any
 
 from shards.entry import Entry, LazyBytes, Rejected
 from shards.errors import UserError
-from shards.io.atomic import open_regular
+from shards.io.atomic import fsync_file
 from shards.rules import EntryRules, archive_key, disambiguated_key, keyed_hash, label_order, resolve_entry
 
 SCHEMA = """
@@ -139,8 +138,7 @@ def make_plan(
         base.executescript(REPEATS)
         _disambiguate_keys(base)
         _assign_shards(base, shard_samples)
-    with open_regular(path, "rb") as file:
-        os.fsync(file.fileno())
+    fsync_file(path)
     return digest.value()
 
 

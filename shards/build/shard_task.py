@@ -12,7 +12,7 @@ from typing import Any
 
 from shards.build.exclusion import ExclusionFilter, load_filter
 from shards.build.plan import BuildPlan, ShardSpec, entry_to_json
-from shards.build.split_copies import image_hash, write_hashes
+from shards.build.split_copies import write_hashes
 from shards.entry import Entry, LazyBytes, Rejected
 from shards.errors import UserError
 from shards.format.index import write_index
@@ -21,6 +21,7 @@ from shards.imaging.align import Detector, build_detector
 from shards.imaging.codec import MAX_BYTES, EncodeOptions, ImageRejected
 from shards.imaging.face_crops import FaceSample, extract_faces
 from shards.io.atomic import open_regular, read_bytes, write_atomic
+from shards.io.hashing import short_hash
 from shards.io.unicode_paths import find_spelling
 
 # Errors of open() that are the file's fault. Any other error is the machine's and must not reject an image.
@@ -107,7 +108,7 @@ def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]
                     for face in faces:
                         key = planned.key + face.suffix
                         tar.add(key, to_tar_members(key, face, numbers))
-                        hashes += image_hash(face.image.jpeg)
+                        hashes += short_hash(face.image.jpeg)
                         result.bytes_kept += face.image.bytes_kept
                     result.samples += len(faces)
                     counts[planned.entry.label or ""] += len(faces)

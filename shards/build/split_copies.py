@@ -1,6 +1,5 @@
 """Count exact copies of an image across splits: a test split with training images overestimates performance."""
 
-import hashlib
 from collections.abc import Iterable
 from functools import reduce
 from pathlib import Path
@@ -13,13 +12,8 @@ from shards.io.atomic import read_bytes, write_atomic
 ENDING = ".images"
 
 
-def image_hash(image: bytes) -> bytes:
-    """Return an 8-byte hash of an image file."""
-    return hashlib.blake2b(image, digest_size=8).digest()
-
-
 def write_hashes(work: Path, shard: str, hashes: bytes) -> None:
-    """Save the hashes of a shard's images for the duration of a build."""
+    """Save the 8-byte hashes of a shard's images for the duration of a build."""
     write_atomic(work / f"{shard}{ENDING}", hashes)
 
 

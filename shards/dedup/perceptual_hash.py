@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from shards.errors import UserError
 from shards.format.external_tars import IMAGES, image_extension
 from shards.format.manifest import ShardInfo
-from shards.format.samples import check_sizes, read_samples
+from shards.format.samples import read_samples
+from shards.format.shard_reader import check_sizes
 from shards.imaging.codec import JPEG_START, ImageRejected, check_cost, decode_rgb
 from shards.io.atomic import allocate
 from shards.io.worker_pool import parallel_map

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.format.manifest import FORMAT, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
-from shards.format.samples import StoredSample, provenance, read_samples, shard_index, staged_output_dir, write_split
+from shards.format.samples import StoredSample, provenance, read_samples, staged_output_dir, write_split
+from shards.format.shard_reader import shard_index
 from shards.io.atomic import read_bytes, write_atomic
 from shards.rules import disambiguated_key, is_text, keyed_hash, normalize_unicode
 

@@ -27,10 +27,12 @@ from typing import Any
 from shards.edit.reject_matching import rejects_naming
 from shards.errors import UserError
 from shards.format.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest, write_manifest
-from shards.format.samples import lock_dir, read_samples, shard_index, write_shard
+from shards.format.samples import read_samples, write_shard
+from shards.format.shard_reader import shard_index
 from shards.io.atomic import fsync_dir, read_bytes, read_text, write_atomic
 from shards.io.file_names import is_plain
 from shards.io.jsonl import loads_object
+from shards.io.locks import lock_dir
 from shards.rules import keyed_hash, normalize_unicode
 
 STAGING = ".removal"

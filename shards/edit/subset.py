@@ -20,13 +20,13 @@ from shards.errors import UserError
 from shards.format.manifest import FORMAT, REJECTED, Manifest, ShardInfo, read_manifest, write_manifest
 from shards.format.samples import (
     StoredSample,
-    check_sizes,
     provenance,
     read_samples,
     select_shards,
     staged_output_dir,
     write_split,
 )
+from shards.format.shard_reader import check_sizes
 from shards.io.atomic import write_atomic
 from shards.rules import VAL, keyed_hash, normalize_split
 

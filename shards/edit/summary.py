@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from shards.errors import UserError
 from shards.format.external_tars import IMAGES, image_extension
 from shards.format.manifest import Manifest, ShardInfo, read_manifest
-from shards.format.samples import StoredSample, check_sizes, read_samples, select_shards, shard_index
+from shards.format.samples import StoredSample, read_samples, select_shards
+from shards.format.shard_reader import check_sizes, shard_index
 from shards.imaging.codec import ImageRejected, decode_rgb
 from shards.rules import keyed_hash
 

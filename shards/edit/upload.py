@@ -1,6 +1,5 @@
 """Upload a complete folder of shards to a URL; skip files that are already there and write the manifest last."""
 
-import hashlib
 import json
 import os
 import threading
@@ -12,6 +11,7 @@ from pathlib import Path
 from shards.errors import UserError
 from shards.format.manifest import NAME, REJECTED, Manifest, index_name, parse_manifest, read_manifest
 from shards.io.atomic import open_regular, read_bytes, write_atomic
+from shards.io.hashing import hash_file
 from shards.io.urls import check_url, file_size, join, list_names, read_url, upload
 from shards.redact import redact_url
 
@@ -89,7 +89,7 @@ class Upload:
         path, url = self.folder / name, join(self.url, name)
         with open_regular(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
-        known: list[int | str] = [size, sha256 or hashlib.sha256(read_bytes(path)).hexdigest()]
+        known: list[int | str] = [size, sha256 or hash_file(path)]
         if self._done.get(name) == known and file_size(url) == known[0]:
             self.skipped += 1
             return

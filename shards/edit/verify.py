@@ -1,6 +1,5 @@
 """Verify a folder of shards against its manifest: sizes, hashes, indexes, samples, images, rejects."""
 
-import hashlib
 import io
 import tempfile
 from collections import Counter
@@ -22,9 +21,10 @@ from shards.errors import UserError
 from shards.format import external_tars
 from shards.format.index import Index, index_tar, is_same_index, read_index
 from shards.format.manifest import NAME, REJECTED, Manifest, ShardInfo, index_name, read_manifest
-from shards.format.samples import read_at
+from shards.format.shard_reader import open_tar
 from shards.imaging.codec import FORMATS, ImageRejected, check_cost
 from shards.io.atomic import open_regular
+from shards.io.hashing import hash_file
 from shards.io.jsonl import loads, loads_object
 from shards.io.urls import download, is_url, join, list_names
 from shards.io.worker_pool import parallel_map
@@ -158,22 +158,21 @@ def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode:
 
 
 def _hash(path: Path) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
     with open_regular(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return size, digest.hexdigest()
+        digest = hash_file(file)
+        return file.tell(), digest
 
 
 def _check_samples(
     path: Path, index: Index, labels: tuple[str, ...], decode: float, ours: bool, checked: ShardCheck
 ) -> None:
     groups = []
-    with open_regular(path, "rb") as file:
+    with open_tar(path) as tar:
         for sample, key in enumerate(index.keys):
-            places = index.members(sample)
-            members = {name: read_at(file, path, item.offset, item.size) for name, item in places.items()}
+            try:
+                members = tar.read_members(index, sample)
+            except OSError as error:
+                raise UserError(f"shards: {path} cannot be read ({error.strerror}). Fix: copy it again") from None
             wanted = _share(key) < decode
             checked.decoded += wanted
             if ours:

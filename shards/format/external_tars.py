@@ -30,6 +30,7 @@ from shards.format.manifest import (
 )
 from shards.io.atomic import open_regular, write_atomic
 from shards.io.file_names import is_plain
+from shards.io.hashing import hash_file
 from shards.io.worker_pool import parallel_map
 from shards.rules import SPLIT_NAMES, TEST, TRAIN, VAL
 
@@ -245,9 +246,5 @@ def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, TarScan]:
     if path.exists() and not overwrite and not is_same_index(read_index(path), found.index):
         raise UserError(f"shards: {path} exists with other content. Fix: add --overwrite to replace it")
     write_index(path, found.index)
-    digest = hashlib.sha256()
-    with open_regular(tar, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
     # The samples are not needed any more; do not pickle them.
-    return shard_info(tar, found, digest.hexdigest()), replace(found, index=make_index(()), labels=b"")
+    return shard_info(tar, found, hash_file(tar)), replace(found, index=make_index(()), labels=b"")

@@ -1,29 +1,24 @@
 """Read samples of existing shards one by one, and write chosen samples to a new folder of shards."""
 
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
+from typing import Any
 
 from shards.errors import UserError
 from shards.format.external_tars import is_external_manifest
-from shards.format.index import Index, index_tar, read_index, write_index
-from shards.format.manifest import Manifest, ShardInfo, index_name
+from shards.format.index import write_index
+from shards.format.manifest import Manifest, ShardInfo
+from shards.format.shard_reader import check_size, open_tar, shard_index
 from shards.format.tar_writer import TarShardWriter
-from shards.io.atomic import fsync_dir, open_regular, resolve_output_dir
+from shards.io.atomic import publish_dir, resolve_output_dir
+from shards.io.hashing import digest
 from shards.io.jsonl import MAX_JSON, loads
-from shards.io.locks import try_lock
+from shards.io.locks import lock_dir
 from shards.io.staging import refuse_foreign_files
-
-MAX_MEMBER = 2 << 30  # maximum bytes of a member, which is read whole; a build accepts images up to 1 GiB
 
 
 @dataclass(frozen=True)
@@ -79,28 +74,6 @@ def label_number(content: bytes, labels: int, where: str) -> int:
     return number
 
 
-def shard_index(folder: Path, info: ShardInfo) -> Index:
-    """Read the index of a shard; compute it if there is no index file.
-
-    Raises:
-        UserError: the index is corrupt, or its number of samples differs from the manifest's.
-    """
-    path = folder / index_name(info.file)
-    index = read_index(path) if path.exists() else index_tar(folder / info.file)
-    if len(index) != info.samples:
-        raise UserError(
-            f"shards: {path} lists {len(index)} samples, the manifest {info.samples}. Fix: rebuild the shards"
-        )
-    largest = int(index.sizes.max(initial=0))
-    # Check each size first: the sum of sizes near 2**63 would overflow.
-    if largest > min(info.bytes, MAX_MEMBER) or int(np.maximum(index.sizes, 0).sum()) > info.bytes:
-        raise UserError(
-            f"shards: {folder / info.file} is shorter than its index says, or a member has more than "
-            f"{MAX_MEMBER >> 30} GiB. Fix: copy the shards again from a trusted source"
-        )
-    return index
-
-
 def read_samples(
     folder: Path, info: ShardInfo, chosen: Iterable[int] | None = None, only: Sequence[str] = ()
 ) -> Iterator[StoredSample]:
@@ -117,42 +90,18 @@ def read_samples(
     """
     index = shard_index(folder, info)
     path = folder / info.file
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(open_regular(path, "rb"))
-            size = os.fstat(file.fileno()).st_size
-        except OSError as error:
-            raise UserError(f"shards: {path} cannot be read ({error}). Fix: copy it again") from None
-        _check_size(path, size, info)
-        for number in range(len(index)) if chosen is None else chosen:
-            places = index.members(number)
-            yield StoredSample(
-                index.keys[number],
-                {
-                    name: read_at(file, path, place.offset, place.size)
-                    for name, place in places.items()
-                    if not only or name.lower() in only
-                },
-            )
-
-
-def read_at(file: IO[bytes], path: Path, offset: int, size: int) -> bytes:
-    """Read a part of an open file; `path` is for messages.
-
-    A memory map would raise SIGBUS if a disk fails or the file is truncated meanwhile.
-
-    Raises:
-        UserError: the file cannot be read or is too short.
-    """
     try:
-        content = os.pread(file.fileno(), size, offset)
-        while len(content) < size and (more := os.pread(file.fileno(), size - len(content), offset + len(content))):
-            content += more
+        tar = open_tar(path)
     except OSError as error:
-        raise UserError(f"shards: {path} cannot be read ({error.strerror}). Fix: copy it again") from None
-    if len(content) < size:
-        raise UserError(f"shards: {path} was truncated while it was read. Fix: copy it again")
-    return content
+        raise UserError(f"shards: {path} cannot be read ({error}). Fix: copy it again") from None
+    with tar:
+        check_size(path, tar.size, info)
+        for number in range(len(index)) if chosen is None else chosen:
+            try:
+                members = tar.read_members(index, number, only)
+            except OSError as error:
+                raise UserError(f"shards: {path} cannot be read ({error.strerror}). Fix: copy it again") from None
+            yield StoredSample(index.keys[number], members)
 
 
 def select_shards(manifest: Manifest, splits: Sequence[str], option: str) -> list[ShardInfo]:
@@ -165,26 +114,9 @@ def select_shards(manifest: Manifest, splits: Sequence[str], option: str) -> lis
     return [info for info in manifest.shards if not splits or info.split in splits]
 
 
-def check_sizes(folder: Path, shards: Iterable[ShardInfo]) -> None:
-    """Raise UserError if a tar's size differs from the manifest, before memory is allocated for its samples."""
-    for info in shards:
-        path = folder / info.file
-        try:
-            size = path.stat().st_size
-        except OSError as error:
-            raise UserError(f"shards: {path} cannot be read ({error}). Fix: copy it again") from None
-        _check_size(path, size, info)
-
-
-def _check_size(path: Path, size: int, info: ShardInfo) -> None:
-    if size != info.bytes:
-        raise UserError(f"shards: {path} has {size} bytes, the manifest says {info.bytes}. Fix: copy it again")
-
-
 def content_digest(shards: Iterable[ShardInfo]) -> str:
     """Return 16 hexadecimal digits that identify the content of shards, independent of their location."""
-    told = json.dumps([(info.split, info.samples, info.sha256) for info in shards])
-    return hashlib.blake2b(told.encode(), digest_size=8).hexdigest()
+    return digest([(info.split, info.samples, info.sha256) for info in shards])
 
 
 def provenance(*manifests: Manifest) -> dict[str, Any]:
@@ -225,31 +157,10 @@ def staged_output_dir(out: Path) -> Iterator[Path]:
             left.unlink()
         try:
             yield partial
-            fsync_dir(partial)
-            partial.rename(out)
-            fsync_dir(out.parent)
+            publish_dir(partial, out)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
-
-
-@contextmanager
-def lock_dir(folder: Path) -> Iterator[None]:
-    """Allow one writer at a time; the lock is released with the process and leaves no file."""
-    with ExitStack() as stack:
-        descriptor = _open_folder(folder, stack)
-        if not try_lock(descriptor, folder):
-            raise UserError(f"{folder} is being written by another process. Fix: wait for it, or stop it")
-        yield
-
-
-def _open_folder(folder: Path, stack: ExitStack) -> int:
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be opened ({error.strerror}). Fix: check the path") from None
-    stack.callback(os.close, descriptor)
-    return descriptor
 
 
 def write_split(

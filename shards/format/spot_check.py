@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.io.atomic import read_bytes
+from shards.io.hashing import short_hash
 
 BLOCKS, BLOCK = 4, 4096  # number of blocks read per tar, and their size in bytes
 
@@ -35,4 +36,4 @@ def check_index(path: Path) -> str:
         content = read_bytes(path)
     except FileNotFoundError:
         return ""
-    return hashlib.blake2b(content.rstrip(), digest_size=8).hexdigest()
+    return short_hash(content.rstrip()).hex()

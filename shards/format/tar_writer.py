@@ -5,15 +5,13 @@ standard library's tarfile, which this module uses in the same way; a test asser
 """
 
 import hashlib
-import os
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from shards.format.index import Index, make_index
-from shards.io.atomic import fsync_dir
+from shards.io.atomic import PendingFile
 
 OWNER = "shards"
 MODE = 0o444
@@ -59,9 +57,8 @@ class TarShardWriter:
     """One tar: written to a temporary name beside `path`, hashed while it is written, renamed by `finish`."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self._file: IO[bytes] = self._temporary.open("wb", buffering=1 << 20)
+        self._pending = PendingFile(path, buffering=1 << 20)
+        self._write = self._pending.file.write
         self._hash = hashlib.sha256()
         self._offset = 0
         self._members: list[tuple[str, int, int]] = []
@@ -79,19 +76,14 @@ class TarShardWriter:
         """Close the archive, fsync it and rename it to its final name."""
         end = self._offset + 2 * tarfile.BLOCKSIZE
         self._put(bytes(end + -end % tarfile.RECORDSIZE - self._offset))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._temporary.replace(self._path)
-        fsync_dir(self._path.parent)
+        self._pending.commit()
         return TarSummary(self._offset, self._hash.hexdigest(), make_index(self._members))
 
     def abort(self) -> None:
         """Close and delete the temporary file."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._pending.discard()
 
     def _put(self, data: bytes) -> None:
-        self._file.write(data)
+        self._write(data)
         self._hash.update(data)
         self._offset += len(data)

@@ -4,7 +4,6 @@ YuNet (Wu, Peng, Yu: YuNet: a tiny millisecond-level face detector, 2023) runs i
 file of 0.23 MB is not part of this program.
 """
 
-import hashlib
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 
 from shards.errors import UserError
 from shards.imaging.geometry import Affine, Box, Points
-from shards.io.atomic import read_bytes
+from shards.io.hashing import hash_file
 
 MARGIN = 0.25  # fraction of the detection's longer side, unless --crop is given
 MODEL = "face_detection_yunet_*.onnx"
@@ -96,7 +95,7 @@ def find_model(given: Path | None) -> Path:
 
 def model_digest(model: Path) -> str:
     """Return the sha256 of a model."""
-    return hashlib.sha256(read_bytes(model)).hexdigest()
+    return hash_file(model)
 
 
 def build_detector(model: Path) -> Detector:

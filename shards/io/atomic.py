@@ -1,15 +1,16 @@
 """Read regular files only, and write files atomically and durably."""
 
 import errno
-import fcntl
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
+
+from shards.io.locks import flock
 
 CHUNK = 1 << 20
 NOT_SUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)  # errors of file systems that cannot preallocate
@@ -90,14 +91,17 @@ def regular_path(path: Path) -> Iterator[Path]:
         yield same if same.exists() else path
 
 
-def replace_text(path: Path, partial: Path, text: str) -> None:
-    """Write `text` to `partial` and rename it to `path`. Not durable. Follows no link at either name: in a folder
-    that others can write to, a link could lead to a file of the user."""
-    partial.unlink(missing_ok=True)
+def replace_text(path: Path, text: str) -> None:
+    """Write `text` to a temporary name and rename it to `path`. Not durable, for files that are written often.
+
+    Follows no link at either name: in a folder that others can write to, a link could lead to a file of the user.
+    """
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    with os.fdopen(os.open(partial, flags, 0o666), "w", encoding="utf-8") as file:
+    with os.fdopen(os.open(temporary, flags, 0o666), "w", encoding="utf-8") as file:
         file.write(text)
-    partial.replace(path)
+    temporary.replace(path)
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -106,34 +110,62 @@ def write_atomic(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def write_synced(path: Path, data: bytes) -> None:
+    """Write `data` to `path` and fsync it, for a file of a folder that `publish_dir` publishes as a whole."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that replaces `path` durably at the end of the block; `file.name` is its path.
 
-    The file is locked while it is written. It is deleted if the caller or the disk fails; if the process is killed, the
-    next writer of `path` deletes it.
+    See `PendingFile`. Libraries that write to a path themselves may write to that of the temporary file.
     """
-    _delete_abandoned(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    file = _open_locked_temporary(temporary)
+    pending = PendingFile(path)
     try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            temporary.replace(path)
+        yield pending.file
+        pending.commit()
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        pending.discard()
         raise
-    fsync_dir(path.parent)
 
 
-def _open_locked_temporary(path: Path) -> IO[bytes]:
+class PendingFile:
+    """A temporary file beside `path`, open in `file`: `commit` replaces `path` by it, `discard` deletes it.
+
+    The file is locked while it is written. If the process is killed, the next writer of `path` deletes it.
+    """
+
+    def __init__(self, path: Path, buffering: int = -1) -> None:
+        _delete_abandoned(path)
+        self.path = path
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self.file = _open_locked_temporary(self._temporary, buffering)
+
+    def commit(self) -> None:
+        """Fsync the file, rename it to its final name, close it, fsync the folder."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self._temporary.replace(self.path)
+        self.file.close()
+        fsync_dir(self.path.parent)
+
+    def discard(self) -> None:
+        """Close and delete the temporary file; do nothing after `commit`."""
+        with suppress(OSError):  # the disk is full: closing cannot write the rest either
+            self.file.close()
+        self._temporary.unlink(missing_ok=True)
+
+
+def _open_locked_temporary(path: Path, buffering: int) -> IO[bytes]:
     while True:
-        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w+b")
+        file = open(path, "w+b", buffering, opener=_create_without_following)  # noqa: SIM115 - returned
         try:
             with suppress(OSError):  # a file system without locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+                flock(file)
             # Before the lock was acquired, another process may have deleted it as abandoned.
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -145,11 +177,15 @@ def _open_locked_temporary(path: Path) -> IO[bytes]:
         file.close()
 
 
+def _create_without_following(path: str, _: int) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # not truncated: it may be locked
+
+
 def _delete_abandoned(path: Path) -> None:
     """Delete abandoned temporary files of `path`: those that no process has locked."""
     for left in _temporary_files(path.parent).pop(path.name, ()):
         with suppress(OSError), left.open("rb") as file:  # deleted, locked, or on a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            flock(file, wait=False)
             left.unlink()
 
 
@@ -178,6 +214,26 @@ def allocate(file: IO[bytes], size: int) -> None:
             file.write(bytes(min(CHUNK, size - start)))
         file.flush()
         file.seek(0)
+
+
+def fsync_file(path: Path) -> None:
+    """Fsync a file that was written by its path."""
+    with open_regular(path, "rb", buffering=0) as file:
+        os.fsync(file.fileno())
+
+
+def publish_dir(staging: Path, folder: Path, before_rename: Callable[[], object] = lambda: None) -> None:
+    """Rename a folder of fsynced files to its final name, durably: after a crash either name has all files.
+
+    Args:
+        staging: folder on the same file system.
+        folder: final name, free or an empty folder.
+        before_rename: called when the staging folder is durable; its exceptions prevent the rename.
+    """
+    fsync_dir(staging)
+    before_rename()
+    staging.rename(folder)
+    fsync_dir(folder.parent)
 
 
 def fsync_dir(folder: Path) -> None:

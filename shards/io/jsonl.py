@@ -38,7 +38,7 @@ def split_lines(text: IO[str], most: int) -> Iterator[str]:
 
 
 def iter_valid_lines(text: str | bytes) -> Iterator[dict[str, Any]]:
-    """Yield the JSON objects of a file with one object per line; skip invalid lines."""
+    """Yield the JSON objects of a file with one object per line; skip invalid lines, such as a truncated last one."""
     for line in text.splitlines():
         try:
             yield loads_object(line)

@@ -1,34 +1,82 @@
-"""Kernel file locks (flock), with an error message for file systems without them."""
+"""Kernel file locks (flock). A lock belongs to an open file or folder and is released with the process."""
 
 import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from shards.errors import UserError
 
+LOCAL_DISK = "use a local disk, or mount the file system with locks (Lustre: -o flock; NFS: without nolock)"
 
-def try_lock(file: Any, path: Path) -> bool:
-    """Take the exclusive lock of an open file or folder; return False if another process holds it.
+
+def flock(file: Any, *, shared: bool = False, wait: bool = True) -> None:
+    """Take the lock of an open file or folder.
+
+    Args:
+        file: file object or descriptor.
+        shared: take a shared lock instead of the exclusive one.
+        wait: wait until the lock is free.
 
     Raises:
-        UserError: the file system has no locks (some NFS, Lustre and FUSE mounts).
+        BlockingIOError: `wait` is false, and another process holds the lock.
+        OSError: the file system has no locks (some NFS, Lustre and FUSE mounts).
     """
-    return _flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB, path)
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
 
 
-def lock(file: Any, path: Path, *, shared: bool = False) -> None:
+def try_lock(file: Any, place: object, fix: str = LOCAL_DISK) -> bool:
+    """Take the exclusive lock of an open file or folder; return False if another process holds it.
+
+    Args:
+        file: file object or descriptor.
+        place: the file or folder, for messages.
+        fix: advice for a file system without locks.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
+    with _no_locks_as_user_error(place, fix):
+        try:
+            flock(file, wait=False)
+        except (BlockingIOError, PermissionError):  # some network file systems answer with the second one
+            return False
+    return True
+
+
+def lock(file: Any, place: object, *, shared: bool = False) -> None:
     """Wait for the lock of an open file. Raises UserError like `try_lock`."""
-    _flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, path)
+    with _no_locks_as_user_error(place, LOCAL_DISK):
+        flock(file, shared=shared)
 
 
-def _flock(file: Any, how: int, path: Path) -> bool:
+@contextmanager
+def lock_dir(folder: Path) -> Iterator[None]:
+    """Allow one writer of a folder at a time; the lock leaves no file.
+
+    Raises:
+        UserError: the folder cannot be opened, another process holds the lock, the file system has no locks.
+    """
     try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        return False
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be opened ({error.strerror}). Fix: check the path") from None
+    try:
+        if not try_lock(descriptor, folder):
+            raise UserError(f"{folder} is being written by another process. Fix: wait for it, or stop it")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _no_locks_as_user_error(place: object, fix: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise UserError(
-            f"{path}: files there cannot be locked ({error.strerror}), so two processes could write to it. Fix: use a "
-            "local disk, or mount the file system with locks (Lustre: -o flock; NFS: without nolock)"
+            f"{place}: files there cannot be locked ({error.strerror}), so two processes could write to it. Fix: {fix}"
         ) from None
-    return True

@@ -28,6 +28,7 @@ from shards.format.index import Index, index_tar, read_index, write_index
 from shards.format.manifest import ShardInfo
 from shards.format.spot_check import check_index, check_tar
 from shards.io.atomic import open_regular, read_text, write_atomic
+from shards.io.hashing import hash_file
 from shards.io.locks import lock, try_lock
 from shards.io.urls import CHUNK, open_url, with_retries
 from shards.io.wait_status import waiting_for
@@ -266,11 +267,9 @@ def _is_sound(file: IO[bytes], path: Path, info: ShardInfo) -> bool:
     try:
         tar_sum, index_sum = read_text(path.with_suffix(".sum")).split()
     except (OSError, ValueError):  # missing, corrupt or of an earlier version: hash the whole tar
-        digest = hashlib.sha256()
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
+        digest = hash_file(file)
         file.seek(0)
-        if digest.hexdigest() != info.sha256:
+        if digest != info.sha256:
             return False
         write_index(index, index_tar(path))
         _write_sum(file, path)

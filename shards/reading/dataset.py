@@ -1,7 +1,6 @@
 """Python access to shards: length, samples by position or key, iteration, a dataset for PyTorch data loaders."""
 
 import bisect
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,9 +15,10 @@ from shards.errors import UserError
 from shards.format.external_tars import image_extension
 from shards.format.index import Index
 from shards.format.manifest import Manifest, read_manifest
-from shards.format.samples import StoredSample, label_number, select_shards, shard_index
+from shards.format.samples import StoredSample, label_number, select_shards
+from shards.format.shard_reader import open_tar, shard_index
 from shards.imaging.codec import ImageRejected, decode_rgb
-from shards.io.atomic import expand_home, open_regular
+from shards.io.atomic import expand_home
 from shards.io.urls import is_url
 from shards.redact import redact_url
 
@@ -134,16 +134,9 @@ class ShardDataset(Sequence[Sample]):
     def _read(self, shard: int, number: int) -> Sample:
         info, index = self._shards[shard], self._index(shard)
         tar = self.folder / info.file
-        members = {}
         try:
-            with open_regular(tar, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                for name, place in index.members(number).items():
-                    if place.offset + place.size > size:  # checked before memory is allocated
-                        raise UserError(f"shards: {tar} is shorter than its index says. Fix: copy it again")
-                    members[name] = os.pread(file.fileno(), place.size, place.offset)
-                    if len(members[name]) < place.size:
-                        raise UserError(f"shards: {tar} is shorter than its index says. Fix: copy it again")
+            with open_tar(tar) as opened:
+                members = opened.read_members(index, number)
         except OSError as error:
             raise UserError(f"shards: cannot read {tar}: {error.strerror}") from None
         sample = StoredSample(index.keys[number], members)

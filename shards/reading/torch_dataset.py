@@ -1,19 +1,16 @@
 """Shards as a PyTorch dataset. Separate from `shards.reading.dataset`, which works without torch."""
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from PIL import Image
 from torch.utils.data import Dataset
-
-if TYPE_CHECKING:
-    from shards.reading.dataset import ShardDataset
 
 
 class ImageLabelDataset(Dataset):
     """Dataset of (image, label number; -1 without label). Can be pickled if `transform` can."""
 
-    def __init__(self, shards: "ShardDataset", transform: Callable[[Any], Any] | None) -> None:
+    def __init__(self, shards: Sequence[Any], transform: Callable[[Any], Any] | None) -> None:
         self._shards, self._transform = shards, transform
 
     def __len__(self) -> int:

@@ -1,11 +1,11 @@
 """Find identical image files in several splits of a corpus; report or drop them."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from shards.entry import Entry, Rejected
+from shards.io.hashing import short_hash
 from shards.sources.containers.corpus_archive import digest_of
 
 KEEP, DROP = "keep", "drop"
@@ -48,7 +48,7 @@ class LeakReport:
     def _hash_item(self, item: Entry | Rejected) -> bytes | None:
         if not isinstance(item, Entry) or item.split is None or not (data := digest_of(item.read)):
             return None
-        digest = hashlib.blake2b(data, digest_size=16).digest()
+        digest = short_hash(data, 16)
         self.seen.setdefault(digest, set()).add(item.split)
         return digest
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import Any
 from simfle.errors import UserError
 from simfle.runtime.entrypoint import LAUNCHER
 from simfle.runtime.logs import say
+from simfle.runtime.ports import free_port
 from simfle.runtime.signals import STOP_SIGNALS
 
 GRACE = 30.0  # seconds for the other processes to report errors after one has failed
@@ -58,7 +58,7 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
         )
     with ExitStack() as ends:
         files = [ends.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes - 1)]
-        shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": _free_port()}
+        shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": free_port()}
         running: list[subprocess.Popen[bytes]] = []
         with _handed_on(running) as signals:  # from the first process on, so that none is left running
             for rank in range(processes):
@@ -136,9 +136,3 @@ def _handed_on(running: "list[subprocess.Popen[bytes]]") -> Iterator[list[int]]:
         for process in running:
             if process.poll() is None:
                 process.kill()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -85,7 +85,7 @@ def run(chosen: Sequence[GpuDayPart], out: Path, seconds: float, root: Path) -> 
         if (done is None or done.code != 0) and left > 0:
             done = run_part(part, out, min(LONGEST, left), root)
             file = out / f"{part.name}.json"
-            replace_text(file, file.with_suffix(".partial"), to_json(asdict(done), indent=1))
+            replace_text(file, to_json(asdict(done), indent=1))
         if done is not None:
             found.append(done)
     return found

@@ -1,8 +1,6 @@
 """Weak scaling: the same work per process on 1, 2, 4 ... processes, in one world and in separate ones."""
 
-import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -11,8 +9,11 @@ from pathlib import Path
 
 import torch
 
+from shards.io.atomic import read_bytes
 from simfle.config.overrides import format_override
 from simfle.errors import UserError
+from simfle.runtime.ports import free_port
+from simfle.runtime.run_files import parse_metrics
 
 WARM_UP = 3  # steps that are not measured
 
@@ -40,10 +41,10 @@ def measure(words: list[str], processes: int, share: int, steps: int, folder: Pa
         UserError: a process failed, with its last message.
     """
     one_world = [_start(words, folder / f"together{processes}", share * processes, steps, rank, processes, port)
-                 for port in [_free_port()] for rank in range(processes)]  # fmt: skip
+                 for port in [free_port()] for rank in range(processes)]  # fmt: skip
     _wait(one_world)
     alone = [
-        _start(words, folder / f"alone{processes}-{k}", share, steps, 0, 1, _free_port(), local_rank=k)
+        _start(words, folder / f"alone{processes}-{k}", share, steps, 0, 1, free_port(), local_rank=k)
         for k in range(processes)
     ]
     _wait(alone)
@@ -83,11 +84,5 @@ def _wait(running: "list[subprocess.Popen[str]]") -> None:
 
 
 def _speed(run: Path) -> float:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = parse_metrics(read_bytes(run / "metrics.jsonl"))
     return statistics.median(line["images_per_second"] for line in lines[WARM_UP:])
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

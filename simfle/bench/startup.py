@@ -1,13 +1,14 @@
 """Startup time of commands, and of a run to its first step."""
 
-import json
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.io.atomic import read_bytes
 from simfle.bench.runs import Measurement, run_once
 from simfle.config.overrides import format_override
+from simfle.runtime.run_files import parse_metrics
 
 # A small model with all parts.
 SMALL = """
@@ -57,7 +58,7 @@ def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: i
             [*ours, "pretrain", *SMALL, data, format_override("train.run_dir", run), "train.device=cpu"], [0]
         )
         if number:
-            line = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+            line = parse_metrics(read_bytes(run / "metrics.jsonl"))[0]
             found["first step"].seconds.append(line["time"] - began)
             found["first step"].cpu.append(cpu)
     return found

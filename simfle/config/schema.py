@@ -7,7 +7,6 @@ All other fields together are the identity of a run: a run folder cannot be resu
 
 import dataclasses
 import difflib
-import hashlib
 import io
 import json
 import logging
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from shards.io.hashing import digest
 from simfle.config.parsing import (
     check_keys,
     describe_type_error,
@@ -444,8 +444,7 @@ def run_identity(config: Any) -> dict[str, Any]:
 
 def config_digest(config: Any) -> str:
     """Return 16 hexadecimal digits that identify the non-free values of a config."""
-    text = json.dumps(run_identity(config), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+    return digest(run_identity(config))
 
 
 def field_help(schema: Any) -> dict[str, str]:

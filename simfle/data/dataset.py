@@ -4,20 +4,17 @@ Memory maps are not used: on a disk error, or a truncated tar, a map kills the p
 """
 
 # S shards, n samples
-import hashlib
-import json
-import os
-import weakref
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from shards.format.external_tars import IMAGES
 from shards.format.index import Index
 from shards.format.manifest import Manifest, ShardInfo
+from shards.format.shard_reader import OpenTar, TarTooShortError, image_table
+from shards.io.hashing import digest
 from shards.io.jsonl import MAX_JSON, loads
 from shards.io.urls import is_url
 from shards.reading.cache import Cache
@@ -31,7 +28,6 @@ Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
 TARS = 256  # open tars: each holds one file descriptor, of which a process usually may have 1,024
-HEADER, SIZE_AT = 512, 124  # bytes of a tar member's header, and the position of the size field in it
 TABLES = 1024  # shards whose offsets stay in memory, 16 bytes per sample
 INDEXES = 4  # shards whose keys, labels and metadata stay in memory
 REMOTE_TARS = 8  # the same for shards from URLs, unless kept explicitly: an open tar keeps its place in the cache
@@ -39,14 +35,6 @@ REMOTE_TARS = 8  # the same for shards from URLs, unless kept explicitly: an ope
 
 class SampleError(UserError):
     """The bytes of one sample cannot be read; other samples may be readable."""
-
-
-class _OpenTar:
-    """An open tar, closed after its last use: one thread may evict it while another reads."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.number = file.fileno()
-        weakref.finalize(self, file.close)
 
 
 class ShardCorpus:
@@ -86,7 +74,7 @@ class ShardCorpus:
         if not self.counts.sum():
             raise UserError(f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}")
         self.remote = any(place.remote for place in self.stores)
-        self._tars: LruCache[int, _OpenTar] = LruCache(REMOTE_TARS if self.remote else TARS)
+        self._tars: LruCache[int, OpenTar] = LruCache(REMOTE_TARS if self.remote else TARS)
         self._tables: LruCache[int, Ints] = LruCache(TABLES)
         self._indexes: LruCache[int, Index] = LruCache(INDEXES)
 
@@ -106,7 +94,7 @@ class ShardCorpus:
             (shard.split, shard.samples, shard.sha256) for manifest in self.manifests for shard in manifest.shards
         ]
         chosen = [shard.sha256 for _, shard in self.shards]
-        return hashlib.blake2b(json.dumps([shards, chosen]).encode(), digest_size=8).hexdigest()
+        return digest([shards, chosen])
 
     def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
         """Map global ids [n] to (shard [n], sample in shard [n]). Raises ValueError: not among the chosen shards."""
@@ -167,24 +155,19 @@ class ShardCorpus:
 
     def _read(self, shard: int, sample: int, offset: int, size: int) -> bytes:
         tar = self._tars(shard, self._open)  # referenced, and so open, until the end of this function
-        if offset + size > self.shards[shard][1].bytes:  # before so many bytes are allocated
-            raise SampleError(
-                f"shards: {self._name(shard, sample)} lies beyond the end of {self.shard_location(shard)}"
-            )
         try:
-            content = os.pread(tar.number, size, offset)
+            return tar.read(offset, size)
+        except TarTooShortError as error:
+            place = self.shard_location(shard)
+            what = f"is truncated: {place} has become shorter" if error.truncated else f"lies beyond the end of {place}"
+            raise SampleError(f"shards: {self._name(shard, sample)} {what}") from None
         except OSError as error:
             raise SampleError(f"shards: {self._name(shard, sample)} cannot be read: {error.strerror}") from None
-        if len(content) < size:
-            raise SampleError(
-                f"shards: {self._name(shard, sample)} is truncated: {self.shard_location(shard)} has become shorter"
-            )
-        return content
 
-    def _open(self, shard: int) -> _OpenTar:
+    def _open(self, shard: int) -> OpenTar:
         place, info = self.shards[shard]
         try:
-            return _OpenTar(place.open(info))  # its lock keeps a cached shard in the cache
+            return OpenTar(place.open(info), place.location(info))  # its lock keeps a cached shard in the cache
         except OSError as error:
             raise UserError(f"shards: cannot read {self.shard_location(shard)}: {error}") from None
 
@@ -201,11 +184,7 @@ class ShardCorpus:
     def _table(self, shard: int) -> Ints:
         """Return offset and size of each sample's image, [samples, 2]."""
         index = self._index(shard)
-        table = np.full((len(index), 2), -1, dtype=np.int64)
-        for wanted in reversed(IMAGES):  # the first extension wins
-            for name in (name for name in index.extensions if name.lower() == wanted):
-                column = np.stack(index.column(name), axis=1)
-                table = np.where(column[:, :1] >= 0, column, table)
+        table = image_table(index)
         outside = (table < 0).any(axis=1) | (table.sum(axis=1) > self.shards[shard][1].bytes)
         if outside.any():
             name = f"{self.shard_location(shard)}: {index.keys[int(outside.argmax())]}"
@@ -214,24 +193,13 @@ class ShardCorpus:
             raise UserError(
                 f"shards: the index of {self.shard_location(shard)} lists more than its bytes. Fix: rebuild it."
             )
+        tar = self._tars(shard, self._open)
         for offset, size in table[[0, -1]].tolist():
-            if not self._matches_tar_header(shard, offset, size):
+            if not tar.has_member(offset, size):
                 raise UserError(
                     f"shards: the index of {self.shard_location(shard)} is of another tar. Fix: rebuild the shards."
                 )
         return table
-
-    def _matches_tar_header(self, shard: int, offset: int, size: int) -> bool:
-        """Whether a member's header, 512 bytes before it, has the size of the index (in octal)."""
-        tar = self._tars(shard, self._open)  # referenced, as in `_read`: its descriptor may be reused after a close
-        try:
-            field = os.pread(tar.number, 12, offset - HEADER + SIZE_AT).strip(b"\0 ")
-        except OSError:
-            return True  # a failing disk costs single samples
-        try:
-            return len(field) == 0 or field[0] >= 0x80 or int(field, 8) == size  # above 8 GiB: a binary number
-        except ValueError:
-            return False
 
 
 def open_corpus(data: DataConfig) -> ShardCorpus:

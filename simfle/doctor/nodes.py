@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.io.atomic import read_text
+from shards.io.atomic import read_text, replace_text
 from shards.redact import to_json
 from simfle.doctor.checks import MAX_CLOCK_SKEW, measure_disk, read_rate
 from simfle.doctor.findings import Finding, broken, note, ok
@@ -117,9 +117,7 @@ def node_task(folder: str) -> None:
     dist.all_gather_object(every, own)
     if place.rank == 0:
         found = summary(every, LARGE[device.type], network)
-        partial = job / f"{RESULT}.partial"
-        partial.write_text(to_json(found, indent=1) + "\n")
-        partial.replace(job / RESULT)
+        replace_text(job / RESULT, to_json(found, indent=1) + "\n")
     dist.destroy_process_group()
 
 

@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 import torch
 
+from shards.io.hashing import digest
 from simfle.errors import UserError
 from simfle.eval.analysis import metrics
 from simfle.eval.analysis.metrics import MAIN
-from simfle.eval.analysis.results import CLASSES, FORMAT, Result, Samples, digest, read_result, write_result
+from simfle.eval.analysis.results import CLASSES, FORMAT, Result, Samples, read_result, write_result
 from simfle.eval.analysis.summary import Summary, summarize, write_summary
 from simfle.eval.backbones.external import open_backbone
 from simfle.eval.backbones.load import BackboneMetadata, LoadedBackbone, random_backbone, recalibrate_batchnorm

@@ -8,11 +8,10 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from shards.io.atomic import open_regular
+from shards.io.hashing import digest, hash_file
 from simfle.errors import UserError
-from simfle.eval.analysis.results import digest, result_path
+from simfle.eval.analysis.results import result_path
 from simfle.eval.backbones.external import OPTIONS, open_backbone
 from simfle.eval.backbones.load import METADATA, BackboneMetadata, LoadedBackbone, find_weights, read_metadata
 from simfle.eval.config import EvalConfig, check
@@ -115,15 +114,7 @@ def identify(source: str) -> BackboneIdentity:
         return BackboneIdentity(backbone.card, tensors_digest(backbone), backbone.file)
     file = find_weights(Path(source))
     card = read_metadata(file.with_name(METADATA))
-    with open_regular(file, "rb") as content:
-        return BackboneIdentity(card, _sha256(content), file)
-
-
-def _sha256(content: Any) -> str:
-    found = hashlib.sha256()
-    while part := content.read(1 << 20):
-        found.update(part)
-    return found.hexdigest()
+    return BackboneIdentity(card, hash_file(file), file)
 
 
 def tensors_digest(backbone: LoadedBackbone) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shards.io.atomic import replacing
 from simfle.errors import UserError
 from simfle.eval.backbones.load import LoadedBackbone
 
@@ -32,8 +33,8 @@ def export_onnx(backbone: LoadedBackbone, path: Path) -> float:
     except ImportError as error:
         raise UserError(f"export: {error.name} is not installed. Fix: pip install 'simfle[onnx]'.") from None
     side = backbone.card.size
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    with replacing(path) as file:
+        partial = Path(file.name)
         _quietly_export(backbone, partial, side)
         onnx.checker.check_model(str(partial), full_check=True)
         options = onnxruntime.SessionOptions()
@@ -45,9 +46,6 @@ def export_onnx(backbone: LoadedBackbone, path: Path) -> float:
                 f"export: the ONNX features of {backbone.card.name} differ from torch's by {difference:.1e} of the "
                 f"largest one, more than {TOLERANCE}. Fix: use another format."
             )
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
     return difference
 
 

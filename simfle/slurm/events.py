@@ -75,7 +75,7 @@ def write_task_exit(job: Path, start: int, end: TaskExit) -> None:
     folder.mkdir(exist_ok=True)
     file = folder / f"{start}-{end.rank:05d}.json"
     if not file.exists():
-        replace_text(file, file.with_suffix(".partial"), to_json(asdict(end)))
+        replace_text(file, to_json(asdict(end)))
 
 
 def task_exits(job: Path, start: int) -> list[TaskExit]:

@@ -18,6 +18,7 @@ from simfle.errors import PeerLostError, UserError
 from simfle.models.layers.all_gather import local_only
 from simfle.models.registry import build_method
 from simfle.optim import build_optimizer
+from simfle.runtime.collective import main_process_value
 from simfle.runtime.device import out_of_memory
 from simfle.runtime.distributed import AUTO, World, compute_batch_layout
 from simfle.train.checkpointing.checkpoint import complete_checkpoints
@@ -45,11 +46,11 @@ def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
     if world.device.type != "cuda":
         return replace(config, train=replace(config.train, micro_batch=0))
     share = compute_batch_layout(config.train, world.world_size).micro_batch  # auto plans with the whole share
-    before = [previous_micro_batch(Path(config.train.run_dir), world.world_size, device_name(world.device), share)]
-    dist.broadcast_object_list(before, src=0)
-    if before[0]:
-        log.info("train.micro_batch=auto: %d, as in the previous start of this run", before[0])
-        return replace(config, train=replace(config.train, micro_batch=before[0]))
+    run = Path(config.train.run_dir)
+    before = main_process_value(previous_micro_batch(run, world.world_size, device_name(world.device), share))
+    if before:
+        log.info("train.micro_batch=auto: %d, as in the previous start of this run", before)
+        return replace(config, train=replace(config.train, micro_batch=before))
 
     def fits(micro: int) -> bool:
         """Whether it fits on all processes. Another failure is shared, because the others wait for an answer."""

@@ -16,6 +16,7 @@ from simfle.config.parsing import flatten
 from simfle.config.schema import PretrainConfig
 from simfle.data.training_data import TrainingData
 from simfle.errors import CollectiveError
+from simfle.runtime.collective import main_process_value
 from simfle.runtime.distributed import World
 from simfle.runtime.provenance import versions
 
@@ -36,15 +37,14 @@ def check_ranks_match(config: PretrainConfig, data: TrainingData, world: World) 
     """Compare the start of this process with that of the main process. Collective.
 
     Raises:
-        AgreedError: they differ; names the process and the values.
+        CollectiveError: they differ; names the process and the values.
     """
     if world.world_size == 1:
         return
     mine = facts(config, data)
-    theirs = [mine]
-    dist.broadcast_object_list(theirs, src=0)
+    theirs = main_process_value(mine)
     told: list[str] = [""] * world.world_size
-    dist.all_gather_object(told, differences(theirs[0], mine))
+    dist.all_gather_object(told, differences(theirs, mine))
     if other := [rank for rank, words in enumerate(told) if words]:
         more = f" (and {len(other) - 1} more processes)" if len(other) > 1 else ""
         raise CollectiveError(

@@ -49,8 +49,8 @@ def record_config(run: Path, config: PretrainConfig) -> None:
         UserError: the folder holds shards, or a run with another configuration; names the differing keys.
     """
     check_same_config(run, config)
-    _replace(run / "config.yaml", to_yaml(asdict(config)))
-    _replace(run / "versions.json", to_json(versions() | {"git": git_revision()}, indent=2))
+    replace_text(run / "config.yaml", to_yaml(asdict(config)))
+    replace_text(run / "versions.json", to_json(versions() | {"git": git_revision()}, indent=2))
 
 
 def check_same_config(run: Path, config: PretrainConfig) -> None:
@@ -73,8 +73,4 @@ def _refuse_shards(run: Path) -> None:
 
 def write_run_json(run: Path, facts: dict[str, Any]) -> None:
     """Write RUN/run.json: facts about the run for other programs, such as its number of steps."""
-    _replace(run / "run.json", to_json(facts, indent=2))
-
-
-def _replace(path: Path, text: str) -> None:
-    replace_text(path, path.with_name(f".{path.name}.partial"), text)
+    replace_text(run / "run.json", to_json(facts, indent=2))

@@ -6,7 +6,6 @@ read that line.
 """
 
 import errno
-import fcntl
 import os
 import socket
 import stat
@@ -18,10 +17,12 @@ from pathlib import Path
 from typing import IO
 
 from shards.io.atomic import RefusedFileError, read_text
+from shards.io.locks import try_lock
 from simfle.errors import RunDirLockedError, UserError
 
 LOCK = ".lock"
 REQUESTED = "wanted by "
+SHARED_DISK = "mount that file system with locks (Lustre: -o flock), or use a train.run_dir on another one"
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def lock_run_dir(run: Path, lock_timeout: float = 0.0, mine: JobStart | None = N
     with file:
         end = time.monotonic() + lock_timeout
         asked = mine is None or not mine.start
-        while not _try_lock(run, file):
+        while not try_lock(file, f"train.run_dir={run}", SHARED_DISK):
             if not asked:
                 file.write(f"{REQUESTED}{mine}\n")
                 file.flush()
@@ -146,16 +147,3 @@ def _open_lock_file(path: Path) -> IO[str]:
         os.close(handle)
         raise RefusedFileError(errno.EINVAL, "not a regular file", str(path))
     return os.fdopen(handle, "a+")
-
-
-def _try_lock(run: Path, file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:  # Lustre and some NFS servers with default mount options
-        raise UserError(
-            f"train.run_dir={run}: files there cannot be locked ({error.strerror}), and two runs could write to one "
-            "folder. Fix: mount that file system with locks (Lustre: -o flock), or use a train.run_dir on another one"
-        ) from None
-    return True

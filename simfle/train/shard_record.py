@@ -21,6 +21,7 @@ from shards.io.jsonl import dataclass_from_json
 from shards.redact import to_json
 from simfle.data.dataset import ShardCorpus
 from simfle.errors import CollectiveError, UserError
+from simfle.runtime.collective import main_process_tries
 from simfle.runtime.distributed import World
 from simfle.train.telemetry import corrupt_log
 
@@ -51,15 +52,7 @@ def check_shards_unchanged(run: Path, corpus: ShardCorpus, world: World, *, resu
         UserError: files have changed, or differ between machines, or cannot be read; the record is corrupt.
     """
     table = _agreed(corpus, world)
-    reason: list[str | None] = [None]
-    if world.is_main:
-        try:
-            _compare(run, corpus, table, resumed)
-        except UserError as error:
-            reason = [str(error)]
-    dist.broadcast_object_list(reason, src=0)
-    if reason[0] is not None:
-        raise CollectiveError(reason[0], is_reporter=world.is_main)
+    main_process_tries(world, lambda: _compare(run, corpus, table, resumed))
 
 
 def _agreed(corpus: ShardCorpus, world: World) -> Tensor:

@@ -116,7 +116,7 @@ class Watchdog:
         beat = Heartbeat(self.rank, socket.gethostname(), os.getpid(), self._beats, step, phase)
         file = self._file(self.rank)
         with suppress(OSError):  # a full disk or a lost file system must not end a run that makes progress
-            replace_text(file, file.with_suffix(".partial"), to_json(asdict(beat)))
+            replace_text(file, to_json(asdict(beat)))
 
     def _diagnose(self) -> str:
         """Find the silent ranks: heartbeats whose counter does not change during the check, because clocks differ."""

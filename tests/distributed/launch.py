@@ -1,18 +1,13 @@
 """Run a script of this folder on several real processes, as torchrun does, and collect their output."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
+from simfle.runtime.ports import free_port
+
 ROOT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def environment(**more: str) -> dict[str, str]:

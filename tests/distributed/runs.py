@@ -6,7 +6,9 @@ import sys
 import time
 from pathlib import Path
 
-from distributed.launch import ROOT, environment, free_port
+from distributed.launch import ROOT, environment
+
+from simfle.runtime.ports import free_port
 
 # Takes seconds on a core. Four groups with a small loss weight: the gradient of that loss is so steep that rounding
 # errors would change the loss curve within three steps.

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 from distributed import runs
-from distributed.launch import free_port
 from helpers.http_server import served
 from helpers.synthetic_shards import make_faces
 from safetensors.torch import load_file
 
+from simfle.runtime.ports import free_port
 from simfle.train.checkpointing.checkpoint import complete_checkpoints
 from simfle.train.watchdog import HUNG
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import runs
-from distributed.launch import free_port
 from faults import scenario as telling
 from faults.fault_cases import FAULTS, lines
 from faults.faults_covered_elsewhere import COVERED_ELSEWHERE
@@ -16,6 +15,7 @@ from faults.fork_server import At, ForkServer
 from faults.kinds import Fault
 from faults.scenario import Scenario
 
+from simfle.runtime.ports import free_port
 from simfle.train.checkpointing import checkpoint
 
 TESTS = Path(__file__).parents[1]

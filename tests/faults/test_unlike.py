@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from distributed import runs
-from distributed.launch import ROOT, free_port
+from distributed.launch import ROOT
 from faults import scenario as telling
 from faults.fork_server import Child, ForkServer
 
 from shards.edit.remove import remove_samples
+from simfle.runtime.ports import free_port
 from simfle.train.rank_consistency import differences, source_digest
 
 

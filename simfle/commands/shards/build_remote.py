@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from shards.io.atomic import read_text
+from shards.io.atomic import read_text, replacing
 from shards.io.locks import try_lock
 from simfle.commands.app import echo
 from simfle.commands.shards.build_local import build_here, make_request
@@ -82,19 +82,16 @@ def _fetch_file(url: str, path: Path, size: int | None) -> None:
     if path.exists() and path.stat().st_size == (size or _number(told) or path.stat().st_size):
         echo(f"{redact_url(url)}: already downloaded to {path}; delete that file to download it again")
         return
-    part = path.with_name(path.name + ".part")
     echo(f"downloading {redact_url(url)} to {path}")
     try:
-        download(url, part)
-        found = part.stat().st_size
-        if size not in (None, found):
-            raise UserError(f"{redact_url(url)}: downloaded {found} of {size} bytes. Fix: rerun the command.")
-        told.write_text(f"{found}\n")
-        part.rename(path)
+        with replacing(path) as file:
+            download(url, Path(file.name))
+            found = os.fstat(file.fileno()).st_size
+            if size not in (None, found):
+                raise UserError(f"{redact_url(url)}: downloaded {found} of {size} bytes. Fix: rerun the command.")
+            told.write_text(f"{found}\n")
     except FileNotFoundError:
         raise UserError(f"{redact_url(url)}: does not exist. Fix: check the URL.") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _number(file: Path) -> int | None:

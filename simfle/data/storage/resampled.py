@@ -4,7 +4,6 @@ Its guarantees are weaker than those of `simfle.data.sampler`, see `PROMISES`.
 """
 
 # n samples
-import hashlib
 import logging
 import math
 import random
@@ -24,6 +23,7 @@ from shards.format.index import split_name
 from shards.format.manifest import NAME, read_manifest
 from shards.io.atomic import open_regular
 from shards.io.bounded_tar import BoundedTar
+from shards.io.hashing import short_hash
 from shards.io.urls import check_url, is_url, join, open_url, with_retries
 from shards.redact import redact_url
 from simfle.config.schema import DataConfig
@@ -84,7 +84,7 @@ class ResampledStream:
     def digest(self) -> str:
         """Return 16 hexadecimal digits that identify the list of shards; their content is unknown."""
         names = "\n".join(redact_url(url) for url in self.urls)
-        return hashlib.blake2b(names.encode(), digest_size=8).hexdigest()
+        return short_hash(names.encode()).hex()
 
     def slot_ids(self, step: int, start: int, stop: int) -> tuple[Ints, int]:
         """Return ids of the next stop - start samples of this process; the step replaces the epoch of their views."""
@@ -183,7 +183,7 @@ class ResampledStream:
             self._failures = 0
             self._heard += 1
             place = f"{PurePosixPath(redact_url(sample['__url__'])).name}: {sample['__key__']}"
-            number = int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "big") >> 1
+            number = int.from_bytes(short_hash(place.encode()), "big") >> 1
             yield number, place, sample[name]
 
     def _failed(self, error: Exception) -> bool:

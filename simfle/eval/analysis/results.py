@@ -7,7 +7,6 @@ confusion matrices and paired tests are computed from these later, without anoth
 """
 
 # m test samples, K classes
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.io.atomic import read_bytes, write_atomic
+from shards.io.hashing import digest
 from shards.io.jsonl import loads_object
 from shards.redact import redact_secrets, to_json
 from simfle.errors import UserError
@@ -113,11 +113,6 @@ def _array(values: list[Any], kind: str) -> NDArray[Any]:
 def result_path(out: Path, backbone: str, benchmark: str, protocol: str, seed: int) -> Path:
     """Return the path of a unit's file."""
     return out / backbone / benchmark / protocol / f"seed-{seed}.json"
-
-
-def digest(values: Any) -> str:
-    """Return a digest of plain values: 16 hexadecimal digits."""
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def write_result(out: Path, result: Result) -> Path:

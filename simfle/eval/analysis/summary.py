@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from shards.io.atomic import read_bytes, write_atomic
+from shards.io.hashing import digest
 from shards.io.jsonl import loads_object
 from shards.redact import to_json
 from simfle.config.parsing import flatten
@@ -20,7 +21,7 @@ from simfle.errors import UserError
 from simfle.eval.analysis import summary_table
 from simfle.eval.analysis.compare import Comparison, compare
 from simfle.eval.analysis.metrics import intervals, mean
-from simfle.eval.analysis.results import Result, digest
+from simfle.eval.analysis.results import Result
 from simfle.runtime.provenance import git_revision, versions
 
 FORMAT = 2

@@ -5,7 +5,6 @@ keeps groups complete.
 """
 
 # n samples, K classes, G groups
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,9 +12,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.io.hashing import digest, short_hash
 from simfle.data.dataset import ShardCorpus
 from simfle.errors import UserError
-from simfle.eval.analysis.results import digest
 
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -34,7 +33,7 @@ class SplitSource:
     @cached_property
     def digest(self) -> str:
         """Identify the samples and their content, independent of the shards' location."""
-        return digest([self.corpus.digest(), self.name, hashlib.blake2b(self.ids.tobytes(), digest_size=8).hexdigest()])
+        return digest([self.corpus.digest(), self.name, short_hash(self.ids.tobytes()).hex()])
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -185,7 +184,7 @@ def holdout_split(split: Split, share: float, word: str, *, leave: bool = True) 
     np.add.at(table, (group, split.labels), 1)
     total = table.sum(0)  # [K]
     wanted = np.maximum(1, np.rint(share * total)).astype(np.int64)
-    order = np.array(sorted(range(len(names)), key=lambda i: _hash(word, str(names[i]))))
+    order = np.array(sorted(range(len(names)), key=lambda i: short_hash(f"{word}/{names[i]}".encode())))
     taken, have = np.zeros(len(names), bool), np.zeros_like(total)
     for place in np.argsort(total, kind="stable"):
         for g in order[table[order, place] > 0]:
@@ -204,7 +203,3 @@ def folds(split: Split, count: int) -> list[Flags]:
     if len(names) < count:
         raise UserError(f"shards: folds={count}: split {split.name!r} has only {len(names)} people. Fix: lower it.")
     return [group % count == fold for fold in range(count)]
-
-
-def _hash(word: str, name: str) -> bytes:
-    return hashlib.blake2b(f"{word}/{name}".encode(), digest_size=8).digest()

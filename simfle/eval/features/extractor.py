@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from shards.io.hashing import digest
 from simfle.config.schema import ViewsConfig
 from simfle.data import views
 from simfle.data.backends.base import used_here
 from simfle.data.backends.jpeg_header import decode
 from simfle.errors import UserError
-from simfle.eval.analysis.results import digest
 from simfle.eval.backbones.load import LoadedBackbone
 from simfle.eval.data.splits import Split, SplitSource
 from simfle.eval.features import feature_cache

@@ -5,7 +5,6 @@ Files are not memory-mapped: if a disk is full or fails, or a file is truncated 
 """
 
 # n rows
-import fcntl
 import hashlib
 import io
 import json
@@ -23,8 +22,10 @@ from typing import IO
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from shards.io.atomic import CHUNK, allocate, open_regular, read_bytes, replacing, write_atomic
+from shards.io.atomic import allocate, open_regular, read_bytes, replacing, write_atomic
+from shards.io.hashing import hash_file
 from shards.io.jsonl import dataclass_from_json
+from shards.io.locks import flock
 from simfle.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def _locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold a lock, since several processes may compute the same features. Raises OSError if it is not available."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        flock(lock, wait=wait)
         yield
 
 
@@ -147,7 +148,7 @@ def _verify(path: Path, file: IO[bytes], shape: tuple[int | None, ...], dtype: n
     facts = os.fstat(file.fileno())
     inode = facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
     if _verified.get(path) != inode:
-        if _sha256(file) != about.sha256:
+        if hash_file(file) != about.sha256:
             raise ValueError("its hash differs from its .json")
         file.seek(0)
     np.lib.format.read_magic(file)
@@ -162,13 +163,6 @@ def _verify(path: Path, file: IO[bytes], shape: tuple[int | None, ...], dtype: n
         raise ValueError(f"it has {facts.st_size} bytes")
     _verified[path] = inode
     return FeatureRows(path, file, actual, dtype, start)
-
-
-def _sha256(file: IO[bytes]) -> str:
-    digest = hashlib.sha256()
-    while part := file.read(CHUNK):
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def _words(shape: tuple[int | None, ...]) -> str:

@@ -10,7 +10,6 @@ RUN/checkpoints/step-00000500/
 import hashlib
 import json
 import logging
-import os
 import shutil
 import threading
 import time
@@ -21,7 +20,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from shards.io.atomic import open_regular, read_bytes, read_text
+from shards.io.atomic import fsync_file, publish_dir, read_bytes, read_text, write_synced
+from shards.io.hashing import hash_file
 from shards.io.jsonl import loads, loads_object
 from simfle.errors import UserError
 from simfle.runtime import run_files
@@ -126,16 +126,15 @@ def write(
     parts = final.with_name(f".{final.name}.partial")
     marker = write_files(parts, model, optim, pace)
     text = json.dumps(asdict(progress), indent=2).encode()
-    (parts / FILES[2]).write_bytes(text)
-    _sync(parts / FILES[2])
+    write_synced(parts / FILES[2], text)
     marker[FILES[2]] = {"bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
-    (parts / MARKER).write_text(json.dumps(marker, indent=2))
-    _sync(parts / MARKER)
-    _sync(parts)
-    check()
-    shutil.rmtree(final, ignore_errors=True)  # one without a marker, partly deleted
-    parts.rename(final)
-    _sync(final.parent)
+    write_synced(parts / MARKER, json.dumps(marker, indent=2).encode())
+
+    def make_room() -> None:
+        check()
+        shutil.rmtree(final, ignore_errors=True)  # one without a marker, partly deleted
+
+    publish_dir(parts, final, make_room)
     return final
 
 
@@ -146,7 +145,7 @@ def write_files(parts: Path, model: State, optim: State, pace: RateLimiter | Non
     written = {}
     for name, tensors in zip(FILES, (model, optim), strict=False):
         written[name] = write_tensors(parts / name, tensors, pace)
-        _sync(parts / name)
+        fsync_file(parts / name)
     return written
 
 
@@ -210,9 +209,8 @@ def read(folder: Path) -> Checkpoint:
     try:
         marker = loads(read_text(folder / MARKER))
         for name in FILES:
-            if (folder / name).stat().st_size != marker[name]["bytes"] or _sha256(folder / name) != marker[name][
-                "sha256"
-            ]:
+            size, sha256 = marker[name]["bytes"], marker[name]["sha256"]
+            if (folder / name).stat().st_size != size or hash_file(folder / name) != sha256:
                 raise UserError(f"checkpoint {folder.name}: {name} is corrupt (its hash differs from the one written)")
         progress = loads_object(read_bytes(folder / FILES[2]))
         if progress.get("format") != FORMAT:
@@ -278,19 +276,3 @@ class AsyncCheckpointWriter:
             self.seconds, self.cpu = time.perf_counter() - began, time.thread_time() - used
         except (OSError, SafetensorError, UserError) as error:
             self._error = error
-
-
-def _sha256(path: Path) -> str:
-    with open_regular(path, "rb") as file:
-        digest: Any = hashlib.sha256()
-        while block := file.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,13 +5,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
 from simfle.config import schema as configs
 from simfle.config.schema import PretrainConfig
 from simfle.data.training_data import TrainingData
-from simfle.errors import CollectiveError, UserError
+from simfle.errors import UserError
 from simfle.optim import STATES
+from simfle.runtime.collective import main_process_tries, main_process_value
 from simfle.runtime.distributed import World
 from simfle.train.checkpointing import checkpoint, state_dict, stop_budget
 from simfle.train.checkpointing.state_dict import State
@@ -22,21 +21,11 @@ log = logging.getLogger(__name__)
 
 def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoint.Checkpoint | None:
     """Fill the model from the newest checkpoint; all processes read the one that the main process found valid."""
-    found: list[Any] = [None, None]
-    newest = None
-    if world.is_main:
-        try:
-            newest = checkpoint.read_newest(run)
-            if newest is not None:
-                found[0] = newest.folder
-        except UserError as error:
-            found[1] = str(error)
-    dist.broadcast_object_list(found, src=0)
-    if found[1] is not None:
-        raise CollectiveError(found[1], is_reporter=world.is_main)
-    if found[0] is None:
+    newest = main_process_tries(world, lambda: checkpoint.read_newest(run))
+    folder = main_process_value(newest.folder if newest is not None else None)
+    if folder is None:
         return None
-    newest = newest or checkpoint.read(found[0])
+    newest = newest or checkpoint.read(folder)
     state_dict.load_model(model, newest.model, newest.folder.name)
     if newest.progress.corpus != data.digest():
         raise UserError(
@@ -85,13 +74,10 @@ class CheckpointManager:
         """Save the state after `step` steps. Collective.
 
         Raises:
-            AgreedError: this run no longer owns the folder.
+            CollectiveError: this run no longer owns the folder.
         """
         began = time.perf_counter()
-        lost = [self.claim.loss_reason() if self.claim else ""]
-        dist.broadcast_object_list(lost, src=0)
-        if lost[0]:
-            raise CollectiveError(lost[0], is_reporter=self.world.is_main)
+        main_process_tries(self.world, lambda: self.claim.check() if self.claim else None)
         model, optim = self.copy()
         if self.world.is_main:
             samples = step * self.config.train.global_batch
@@ -119,13 +105,8 @@ class CheckpointManager:
         began = time.perf_counter()
         model, optim = self.copy()
         gathering = time.perf_counter() - began
-        reason: list[str | None] = [None]
-        if self.world.is_main:
-            try:
-                writing = stop_budget.measure_stop(self.run, model, optim, self.config.train.keep_checkpoints)
-                self._stop_budget = stop_budget.StopBudget(limit, gathering + writing)
-            except UserError as error:
-                reason = [str(error)]
-        dist.broadcast_object_list(reason, src=0)
-        if reason[0] is not None:
-            raise CollectiveError(reason[0], is_reporter=self.world.is_main)
+        writing = main_process_tries(
+            self.world, lambda: stop_budget.measure_stop(self.run, model, optim, self.config.train.keep_checkpoints)
+        )
+        if writing is not None:
+            self._stop_budget = stop_budget.StopBudget(limit, gathering + writing)

@@ -6,6 +6,7 @@ stays listed, marked as restored, and is no longer counted.
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from typing import Any
 import torch.distributed as dist
 
 from shards.io.atomic import read_text, replace_text
-from shards.io.jsonl import loads
+from shards.io.jsonl import iter_valid_lines
 from shards.redact import to_json
 from simfle.data.corrupt_samples import Replacement
+from simfle.runtime.collective import main_process_value
 from simfle.runtime.distributed import World
 
 FILE = "damaged.jsonl"
@@ -37,11 +39,7 @@ class CorruptSampleLog:
         self, run: Path, limit: float, resumed_step: int, world: World, is_sound: Callable[[int], bool] | None
     ) -> None:
         self._file, self._limit, self._world = run / FILE, limit, world
-        kept: list[Any] = [None]
-        if world.is_main:
-            kept = [read_lines(self._file, resumed_step)]
-        dist.broadcast_object_list(kept, src=0)
-        lines: list[dict[str, Any]] = kept[0]
+        lines = main_process_value(read_lines(self._file, resumed_step) if world.is_main else [])
         self.ids = {line["id"] for line in lines if not line.get(RESTORED)} if is_sound else set()
         restored = self._still_corrupt(is_sound) if is_sound else set()
         self.ids -= restored
@@ -50,7 +48,7 @@ class CorruptSampleLog:
                 if line["id"] in restored:
                     line[RESTORED] = True
             text = "".join(to_json(line) + "\n" for line in lines)
-            replace_text(self._file, self._file.with_suffix(".partial"), text)
+            replace_text(self._file, text)
         if world.is_main and restored:
             log.info("%d corrupt samples can be decoded again; marked in %s", len(restored), self._file)
 
@@ -91,11 +89,8 @@ class CorruptSampleLog:
 def read_lines(file: Path, last_step: int = 1 << 62) -> list[dict[str, Any]]:
     """Read the lines up to a step; skip truncated lines."""
     lines = []
-    for text in read_text(file, errors="replace").splitlines() if file.exists() else []:
-        try:
-            line = loads(text)
+    for line in iter_valid_lines(read_text(file, errors="replace") if file.exists() else ""):
+        with suppress(ValueError, KeyError, TypeError, OverflowError):
             if int(line["step"]) <= last_step and 0 <= int(line["id"]) < 1 << 63:
                 lines.append(line | {"id": int(line["id"])})
-        except (ValueError, KeyError, TypeError):
-            continue
     return lines

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import threading
 import time
 import zlib
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from shards.io.atomic import open_regular, read_text, replace_text
-from shards.io.jsonl import loads
+from shards.io.jsonl import iter_valid_lines
 from shards.redact import to_json
 from simfle.batch import Batch
 
@@ -34,9 +35,9 @@ class MetricLogger:
 
         file = run / FILE
         if file.exists():
-            lines = [line for line in read_text(file, errors="replace").splitlines() if _step(line) is not None]
-            kept = [line for line in lines if (_step(line) or 0) <= resumed_step]
-            replace_text(file, file.with_suffix(".partial"), "".join(f"{line}\n" for line in kept))
+            lines = read_text(file, errors="replace").splitlines()
+            kept = [line for line in lines if any(_step(found) <= resumed_step for found in iter_valid_lines(line))]
+            replace_text(file, "".join(f"{line}\n" for line in kept))
         self._file = open_regular(file, "a", buffering=1)
         self._run = run
         self._hook = threading.excepthook
@@ -115,9 +116,9 @@ def _torn(file: Path) -> bool:
         return content.read() not in (b"", b"\n")
 
 
-def _step(line: str) -> int | None:
-    """Return the step of a metrics line; None for a truncated line."""
+def _step(line: dict[str, Any]) -> float:
+    """Return the step of a metrics line; infinity for a line without one."""
     try:
-        return int(loads(line)["step"])
+        return int(line["step"])
     except (ValueError, KeyError, TypeError, OverflowError):
-        return None
+        return math.inf

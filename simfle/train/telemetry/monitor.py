@@ -16,20 +16,20 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from shards.io.atomic import read_bytes, write_atomic
 from shards.io.jsonl import loads_object
 from simfle.config.schema import MonitorConfig, PretrainConfig
 from simfle.data.loader import threads_per_process
-from simfle.errors import CollectiveError, UserError
+from simfle.errors import UserError
 from simfle.eval.backbones.load import BackboneMetadata, LoadedBackbone, build_network, frozen, recalibrate_batchnorm
 from simfle.eval.config import LinearFastConfig
 from simfle.eval.data.splits import Split, name_classes, read_split
 from simfle.eval.features.extractor import Extractor
 from simfle.eval.protocols import knn, linear_fast
 from simfle.models import collapse_metrics
+from simfle.runtime.collective import main_process_tries
 from simfle.runtime.distributed import World
 from simfle.train.checkpointing.state_dict import State, gather_model_state
 
@@ -133,16 +133,15 @@ class Monitor:
 
     def _open(self) -> None:
         """Read the splits on the main process; if that fails, all processes exit with its reason."""
-        reason: list[str | None] = [None]
-        if self.world.is_main:
+
+        def read() -> tuple[Split, Split]:
             try:
-                self.splits = read_splits(self.settings)
+                return read_splits(self.settings)
             except UserError as error:
                 advice = "Fix: set monitor.fit_split and monitor.val_split to splits with labels"
-                reason = [f"monitor.shards: {error}. {advice}"]
-        dist.broadcast_object_list(reason, src=0)
-        if reason[0] is not None:
-            raise CollectiveError(reason[0], is_reporter=self.world.is_main)
+                raise UserError(f"monitor.shards: {error}. {advice}") from None
+
+        self.splits = main_process_tries(self.world, read)
 
 
 def read_splits(settings: MonitorConfig) -> tuple[Split, Split]:

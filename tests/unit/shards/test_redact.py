@@ -23,9 +23,7 @@ URL = "https://al:hunter2@h/faces?sig=deadbeef"
 # JSON and YAML that is not redacted: function -> why not. Everything else goes through shards.redact.
 REASONS = {
     "it is hashed": """
-        shards.build.plan.Digest.__init__ shards.build.plan._row shards.format.samples.content_digest
-        simfle.config.schema.config_digest
-        simfle.data.dataset.ShardCorpus.digest simfle.eval.analysis.results.digest
+        shards.build.plan.Digest.__init__ shards.build.plan._row shards.io.hashing.digest
     """,
     "it is quoted for a command line": "simfle.config.overrides._double",
     "it is compared, or only tried": "simfle.config.schema.load_yaml simfle.eval.analysis.summary._different",

@@ -19,7 +19,8 @@ from helpers.corpus_fixtures import BUILD, VERIFY, contents, encoded, picture, r
 from shards.edit.remove import read_removal_log, remove_samples
 from shards.errors import UserError
 from shards.format.manifest import index_name, read_manifest, write_manifest
-from shards.format.samples import StoredSample, lock_dir, read_samples, write_shard
+from shards.format.samples import StoredSample, read_samples, write_shard
+from shards.io.locks import lock_dir
 from simfle.data.dataset import ShardCorpus
 
 REMOVE = tool("remove_samples")

@@ -148,7 +148,7 @@ def test_archives_and_tars_from_urls(local: Path, tmp_path: Path) -> None:
     assert folder.returncode == 0, folder.stderr  # both archives: each name is the first folder, the label
     empty = run(*BUILD, "folder", (local / "faces").as_uri(), tmp_path / "raw", "--work", work)
     assert "no archives or Parquet files" in empty.stderr
-    assert not list(work.rglob("*.part"))
+    assert not list(work.rglob("*.tmp"))
 
 
 def test_a_webdataset_from_a_url(local: Path, tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ from faults.scenario import mounted
 from shards.errors import UserError
 from shards.format.manifest import read_manifest
 from shards.format.samples import read_samples
-from shards.io.atomic import _temporary_files, replacing, write_atomic
+from shards.io.atomic import (
+    PendingFile,
+    _temporary_files,
+    fsync_file,
+    publish_dir,
+    replace_text,
+    replacing,
+    write_atomic,
+    write_synced,
+)
 
 ROOT = Path(__file__).parents[4]
 WRITER = """
@@ -76,6 +85,55 @@ def test_what_fails_in_between_leaves_the_file_as_it_was(tmp_path: Path) -> None
     assert writing.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None) is False
     assert path.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_library_may_write_to_the_path_of_the_temporary_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    with replacing(path) as file:
+        Path(file.name).write_bytes(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pending_file_is_discarded_once(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    pending = PendingFile(path, buffering=1 << 20)
+    pending.file.write(b"half")
+    pending.discard()
+    assert list(tmp_path.iterdir()) == []
+    pending = PendingFile(path)
+    pending.file.write(b"whole")
+    pending.commit()
+    pending.discard()
+    assert path.read_bytes() == b"whole"
+
+
+def test_a_text_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    for text in ("before", "after"):
+        replace_text(path, text)
+    assert path.read_text() == "after"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_published_as_a_whole(tmp_path: Path) -> None:
+    staging, folder = tmp_path / "out.partial", tmp_path / "out"
+    staging.mkdir()
+    write_synced(staging / "a", b"1")
+    (staging / "b").write_bytes(b"2")
+    fsync_file(staging / "b")
+
+    def refuse() -> None:
+        raise UserError("lost")
+
+    with pytest.raises(UserError, match="lost"):
+        publish_dir(staging, folder, refuse)
+    assert staging.exists()
+    assert not folder.exists()
+    publish_dir(staging, folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {"a": b"1", "b": b"2"}
+    assert not staging.exists()
 
 
 def test_a_full_disk_ends_a_search_for_duplicates_with_one_line(faces: Path, tmp_path: Path) -> None:

@@ -153,9 +153,9 @@ def test_what_a_run_writes_follows_no_link_at_a_temporary_name(tmp_path: Path) -
     (config / "heartbeats").mkdir(parents=True)
     (job / "ends").mkdir(parents=True)
     (config / "metrics.jsonl").write_text('{"step": 1, "losses": {}}\n')
-    for place in (".run.json.partial", "metrics.partial", "heartbeats/rank-00000.partial"):
+    for place in (".run.json.partial", ".metrics.jsonl.partial", "heartbeats/.rank-00000.json.partial"):
         (config / place).symlink_to(precious)
-    (job / "ends/0-00000.partial").symlink_to(precious)
+    (job / "ends/.0-00000.json.partial").symlink_to(precious)
     (tmp_path / f".whole.{os.getpid()}.tmp").symlink_to(precious)
     run_dir.write_run_json(config, {"steps": 1})
     MetricLogger(config, 1).close()

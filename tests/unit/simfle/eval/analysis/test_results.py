@@ -7,7 +7,7 @@ import pytest
 from helpers.small_result import result
 
 from simfle.errors import UserError
-from simfle.eval.analysis.results import Samples, digest, read_result, read_results, write_result
+from simfle.eval.analysis.results import Samples, read_result, read_results, write_result
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -59,11 +59,6 @@ def test_damaged_files_are_named(tmp_path: Path, change: object, message: str) -
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"seed-0\.json does not exist"):
         read_result(tmp_path / "seed-0.json")
-
-
-def test_digests_name_values_not_their_order() -> None:
-    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
-    assert digest({"a": 1}) != digest({"a": 2})
 
 
 @pytest.mark.parametrize(

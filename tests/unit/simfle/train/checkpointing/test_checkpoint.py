@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from shards.errors import UserError
+from shards.io.hashing import hash_file
 from simfle.runtime import run_files
 from simfle.train.checkpointing import checkpoint
 from simfle.train.checkpointing.checkpoint import TrainState
@@ -125,7 +126,7 @@ def test_another_format_is_named(tmp_path: Path) -> None:
     marker = json.loads((folder / "COMPLETE").read_text())
     marker["state.json"] = {
         "bytes": (folder / "state.json").stat().st_size,
-        "sha256": checkpoint._sha256(folder / "state.json"),
+        "sha256": hash_file(folder / "state.json"),
     }
     (folder / "COMPLETE").write_text(json.dumps(marker))
     with pytest.raises(UserError, match="format 99"):
