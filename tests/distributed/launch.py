@@ -19,7 +19,8 @@ def environment(**more: str) -> dict[str, str]:
     """Return this process's environment without launcher variables; one thread each, for a fixed order of sums."""
     dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     kept = {name: value for name, value in os.environ.items() if name not in dropped}
-    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)} | more
+    path = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    return kept | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path} | more
 
 
 def processes(count: int, script: Path, *arguments: str) -> list[str]:
