@@ -246,12 +246,12 @@ def test_random_masking_changes_the_masks_and_nothing_else() -> None:
         (config("mae", facemae=replace(FACEMAE, mask_ratio=0.99)), "mask_ratio=0.99: leaves 0 of 4 patches visible"),
         (
             config("mae", facemae=replace(FACEMAE, decoder_num_heads=5)),
-            "decoder_width=32: must be a multiple of its heads=5",
+            "decoder_embed_dim=32: must be a multiple of its heads=5",
         ),
         (config("byol", ema_momentum=1.5), "model.ema_momentum=1.5: must be between 0 and 1"),
         (
             config("moco", ema_schedule="linear"),
-            "momentum_schedule='linear': unknown. Fix: use constant or cos",
+            "ema_schedule='linear': unknown. Fix: use constant or cos",
         ),
         (
             config("moco", contrastive=replace(CONTRAST, queue_size=0)),
