@@ -128,8 +128,8 @@ class ContrastiveConfig:
         4, "parts of a shuffled micro-batch in MoCo's key encoder, each with separate BatchNorm statistics"
     )
     prototypes: int = config_field(3000, "number of SwAV's prototypes")
-    sinkhorn_epsilon: float = config_field(0.05, "epsilon (entropy weight) of SwAV's Sinkhorn-Knopp")
-    sinkhorn_iterations: int = config_field(3, "iterations of SwAV's Sinkhorn-Knopp")
+    sinkhorn_epsilon: float = config_field(0.05, "epsilon (entropy weight) of SwAV's and FRA's Sinkhorn-Knopp")
+    sinkhorn_iterations: int = config_field(3, "iterations of SwAV's and FRA's Sinkhorn-Knopp")
 
 
 @dataclass(frozen=True)
@@ -140,8 +140,42 @@ class VICRegConfig:
 
 
 @dataclass(frozen=True)
+class DINOConfig:
+    prototypes: int = config_field(65536, "number of DINO's prototypes, the outputs of its head")
+    student_temperature: float = config_field(0.1, "temperature of DINO's student")
+    teacher_temperature: float = config_field(0.04, "temperature of DINO's teacher after the warm-up")
+    warmup_teacher_temperature: float = config_field(0.04, "temperature of DINO's teacher at the start of the warm-up")
+    warmup_fraction: float = config_field(
+        0.0, "fraction of the run over which the teacher's temperature changes linearly (0 = no warm-up)"
+    )
+    center_momentum: float = config_field(0.9, "EMA momentum of the center of the teacher's outputs")
+    frozen_fraction: float = config_field(
+        0.0, "fraction of the run, from its start, in which the prototypes get no gradient (0 = none)"
+    )
+
+
+@dataclass(frozen=True)
+class CAREConfig:
+    embed_dim: int = config_field(512, "width of CARE's transformer")
+    depth: int = config_field(4, "attention blocks of CARE's transformer")
+    num_heads: int = config_field(8, "attention heads of CARE's transformer")
+    attention_weight: float = config_field(100.0, "weight of CARE's attention loss (the paper's lambda)")
+
+
+@dataclass(frozen=True)
+class FRAConfig:
+    regions: int = config_field(8, "number of FRA's facial regions")
+    embed_dim: int = config_field(256, "width of FRA's mask embeddings")
+    num_heads: int = config_field(8, "attention heads of FRA's queries")
+    mask_temperature: float = config_field(0.1, "temperature of FRA's masks, a softmax over regions")
+    temperature: float = config_field(0.1, "temperature of the assignments in FRA's relation loss")
+    region_weight: float = config_field(1.0, "weight of FRA's consistency loss of regions")
+    relation_weight: float = config_field(1.0, "weight of FRA's relation loss")
+
+
+@dataclass(frozen=True)
 class ModelConfig:
-    method: str = config_field("simfle", "simfle, byol, simsiam, simclr, moco, swav, vicreg or mae")
+    method: str = config_field("simfle", "simfle, byol, simsiam, simclr, moco, swav, vicreg, mae, dino, care or fra")
     backbone: str = config_field("resnet50", "timm model with a feature map (method mae: a timm ViT)")
     output_stride: int = config_field(
         0, "output stride: 8, 16, or 0 (network's default, 32); a smaller stride keeps more detail of small faces"
@@ -168,6 +202,9 @@ class ModelConfig:
         ContrastiveConfig, "settings of the methods with negatives or prototypes"
     )
     vicreg: VICRegConfig = config_field(VICRegConfig, "weights of VICReg's losses")
+    dino: DINOConfig = config_field(DINOConfig, "settings of DINO")
+    care: CAREConfig = config_field(CAREConfig, "settings of CARE")
+    fra: FRAConfig = config_field(FRAConfig, "settings of FRA")
     activation_checkpointing: bool = config_field(
         False, "activation checkpointing: less memory, one more forward pass, the same results", resume_safe=True
     )
