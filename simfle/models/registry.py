@@ -8,6 +8,7 @@ from simfle.config.schema import ModelConfig, ViewsConfig
 from simfle.models.base import Method
 from simfle.models.layers.activation_checkpointing import enable_activation_checkpointing
 from simfle.models.methods.byol import BYOL
+from simfle.models.methods.care import CARE
 from simfle.models.methods.dino import DINO
 from simfle.models.methods.mae import MAE
 from simfle.models.methods.moco import MoCo
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
     "vicreg": VICReg,
     "mae": MAE,
     "dino": DINO,
+    "care": CARE,
 }
 
 

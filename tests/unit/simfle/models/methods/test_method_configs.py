@@ -14,6 +14,7 @@ FOLDER = Path(__file__).parents[5] / "configs/pretrain/methods"
 RESNET50 = 23_508_032
 BLOCK = 512 * (3 * 512 + 512 + 2 * 2048) + 3 * 512 + 512 + 2048 + 512 + 4 * 512  # a transformer block, 512 wide
 BYOL_HEADS = 2 * (4096 + 2 * 4096 + 256) + 4096 * (2048 + 256 + 256 + 256)  # projector and predictor
+PREDICTOR = 4096 * (256 + 256) + 3 * 4096 + 256
 SIZES = {
     "byol": (RESNET50, BYOL_HEADS, 0),
     "simsiam": (
@@ -27,6 +28,11 @@ SIZES = {
     "vicreg": (RESNET50, 8192 * (2048 + 8192 + 8192) + 7 * 8192, 0),
     "mae": (85_798_656 - 197 * 768, 768 * 512 + 512 + 512 + 8 * BLOCK + 1024 + 512 * 768 + 768, 0),
     "dino": (RESNET50, 2 * 2048 * (2048 + 1) + 256 * (2048 + 1) + 65536 * 256, 0),
+    "care": (
+        RESNET50,
+        BYOL_HEADS + PREDICTOR + 512 * (2048 + 1) + 4 * BLOCK + 1024 + 4096 * (512 + 256) + 3 * 4096 + 256,
+        0,
+    ),
 }
 
 
