@@ -10,6 +10,7 @@ from simfle.models.layers.activation_checkpointing import enable_activation_chec
 from simfle.models.methods.byol import BYOL
 from simfle.models.methods.care import CARE
 from simfle.models.methods.dino import DINO
+from simfle.models.methods.fra import FRA
 from simfle.models.methods.mae import MAE
 from simfle.models.methods.moco import MoCo
 from simfle.models.methods.simclr import SimCLR
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     "mae": MAE,
     "dino": DINO,
     "care": CARE,
+    "fra": FRA,
 }
 
 

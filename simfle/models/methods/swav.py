@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from shards.errors import UserError
 from simfle.batch import Batch
-from simfle.config.schema import ModelConfig, ViewsConfig
+from simfle.config.schema import ContrastiveConfig, ModelConfig, ViewsConfig
 from simfle.models.backbone import build_backbone
 from simfle.models.base import Losses, Method, check_contrastive, to_fp32
 from simfle.models.layers.all_gather import processes
@@ -22,11 +22,7 @@ class SwAV(Method):
         super().__init__(model)
         contrast = model.contrastive
         check_contrastive(contrast)
-        if contrast.sinkhorn_epsilon < 0.025:
-            raise UserError(
-                f"model.contrastive.sinkhorn_epsilon={contrast.sinkhorn_epsilon}: exp(score / epsilon) "
-                "overflows below 0.025"
-            )
+        check_sinkhorn(contrast)
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
         self.online = BackboneWithHead(backbone, MLPHead(channels, model.head_hidden_dim, model.head_out_dim))
@@ -86,6 +82,15 @@ def swapped_prediction(scores1: Tensor, scores2: Tensor, codes1: Tensor, codes2:
     forth = -(codes2 * F.log_softmax(scores1 / temperature, dim=1)).sum(dim=1)  # [n]
     back = -(codes1 * F.log_softmax(scores2 / temperature, dim=1)).sum(dim=1)
     return (forth + back).mean() / 2
+
+
+def check_sinkhorn(contrast: ContrastiveConfig) -> None:
+    """Raise a UserError if epsilon is too small for cosines in fp32."""
+    if contrast.sinkhorn_epsilon < 0.025:
+        raise UserError(
+            f"model.contrastive.sinkhorn_epsilon={contrast.sinkhorn_epsilon}: exp(score / epsilon) "
+            "overflows below 0.025"
+        )
 
 
 def _reduced(values: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:

@@ -15,6 +15,7 @@ RESNET50 = 23_508_032
 BLOCK = 512 * (3 * 512 + 512 + 2 * 2048) + 3 * 512 + 512 + 2048 + 512 + 4 * 512  # a transformer block, 512 wide
 BYOL_HEADS = 2 * (4096 + 2 * 4096 + 256) + 4096 * (2048 + 256 + 256 + 256)  # projector and predictor
 PREDICTOR = 4096 * (256 + 256) + 3 * 4096 + 256
+ATTENTION = 2 * 256 + 2 * 2048 + 256 * (2048 + 1) + 4 * 256 * (256 + 1)  # two norms, the maps' embedding, four products
 SIZES = {
     "byol": (RESNET50, BYOL_HEADS, 0),
     "simsiam": (
@@ -31,6 +32,11 @@ SIZES = {
     "care": (
         RESNET50,
         BYOL_HEADS + PREDICTOR + 512 * (2048 + 1) + 4 * BLOCK + 1024 + 4096 * (512 + 256) + 3 * 4096 + 256,
+        0,
+    ),
+    "fra": (
+        RESNET50,
+        2 * BYOL_HEADS + 8 * 256 + ATTENTION + 2 * 256 + 1024 * (256 + 1) + 256 * (1024 + 1) + 256 * (2048 + 1),
         0,
     ),
 }
