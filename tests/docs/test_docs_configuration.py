@@ -90,6 +90,7 @@ EDGES: dict[str, tuple[list[str], list[str]]] = {
     "divides the backbone's channels": (["8"], ["7", "0"]),
     "a multiple of its heads and of 4": (["24"], ["25", "20"]),
     "model.facemae.decoder_embed_dim": (["24"], ["25", "22"]),
+    "model.fra.embed_dim": (["24"], ["25", "22"]),  # with one head
     "leaves at least one patch visible and one masked": (["0.5"], ["0", "0.999", "1"]),
     "divisible by the processes": (["16"], ["15", "0"]),
     "auto, 0, or at least 2 and a divisor of global batch / processes": (["auto", "0", "4"], ["1", "3", "16"]),
@@ -102,13 +103,19 @@ EDGES: dict[str, tuple[list[str], list[str]]] = {
     "train.device": (["auto", "cpu"], ["gpu"]),  # cuda is refused without a GPU
     "views.size": (["1"], ["0"]),
     "model.facemae.patch_size": (["8", "16"], ["0", "-8"]),  # must also divide views.face_size
-    "model.method": (["simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg"], ["dino"]),  # mae needs a ViT
+    "model.method": (
+        ["simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "dino", "care", "fra"],
+        ["dinov2"],
+    ),  # mae needs a ViT
     # Fields of methods other than SimFLE.
     "model.contrastive.sinkhorn_epsilon": (["0.025"], ["0.0249", "0"]),
 }
 WITH = {
     "model.contrastive.sinkhorn_epsilon": ["model.method=swav", "model.contrastive.prototypes=8"],
     "model.contrastive.": ["model.method=swav", "model.contrastive.queue_size=16", "model.contrastive.prototypes=8"],
+    "model.dino.": ["model.method=dino", "model.dino.prototypes=8"],
+    "model.care.": ["model.method=care", "model.care.depth=1", "model.care.num_heads=3", "model.care.embed_dim=24"],
+    "model.fra.": ["model.method=fra", "model.fra.num_heads=1"],
     "folds": ["test=''"],
     "optim.name": ["train.zero_stage=0"],
     "monitor.": ["monitor.shards=[x]", "monitor.probe_every=1"],
