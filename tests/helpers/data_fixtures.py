@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 from shards.format.index import index_tar, write_index
-from shards.format.manifest import Manifest, ShardInfo, write_manifest
+from shards.format.manifest import FORMAT, Manifest, ShardInfo, write_manifest
 
 
 def picture(seed: int, height: int, width: int) -> np.ndarray:
@@ -56,7 +56,7 @@ def write_shards(folder: Path, shards: Sequence[tuple[str, Sequence[bytes]]]) ->
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         infos.append(ShardInfo(path.name, split, len(images), path.stat().st_size, digest))
     labels = ("calm", "glad")
-    write_manifest(folder, Manifest(1, "drawn", "none", labels, count, {}, tuple(infos), {}))
+    write_manifest(folder, Manifest(FORMAT, "drawn", "none", labels, count, {}, tuple(infos), {}))
     return folder
 
 

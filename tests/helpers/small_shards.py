@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from helpers.corpus_fixtures import encoded, picture
-from shards.format.manifest import Manifest, write_manifest
+from shards.format.manifest import FORMAT, Manifest, write_manifest
 from shards.format.samples import StoredSample, write_shard
 
 
@@ -22,7 +22,7 @@ def make(folder: Path, count: int = 4) -> Path:
         made.append(StoredSample(key, members))
     info = write_shard(folder / "train-000000.tar", "train", made)
     (folder / "rejected.jsonl").write_bytes(b"")
-    write_manifest(folder, Manifest(1, "drawn", "", ("a",), count, {}, (info,), {}))
+    write_manifest(folder, Manifest(FORMAT, "drawn", "", ("a",), count, {}, (info,), {}))
     return folder
 
 
