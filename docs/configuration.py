@@ -62,6 +62,8 @@ RANGES: dict[type, dict[str, str]] = {
         "data.canonical_streams": AT_LEAST_1,
         "data.max_corrupt_fraction": SHARE,
         "data.cache_gb": ABOVE_0,
+        "data.pair": "image, clip",
+        "data.pair_window": AT_LEAST_0,
         "views.size": AT_LEAST_1,
         "views.face_size": "a multiple of `model.facemae.patch_size`",
         "views.scale": f"{RISING} and at most 1",

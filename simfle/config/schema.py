@@ -81,6 +81,12 @@ class DataConfig:
     resampled: bool = config_field(
         False, "stream tars without an index or a cache, such as data.shards=['https://host/{000..099}.tar']"
     )
+    pair: str = config_field(
+        "image", "source of view 2: image (that of view 1), or clip (another frame of its clip, where samples know it)"
+    )
+    pair_window: float = config_field(
+        0.0, "maximum distance of both frames of data.pair=clip in frames (0 = the whole clip)"
+    )
 
 
 @dataclass(frozen=True)

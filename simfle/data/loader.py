@@ -17,6 +17,7 @@ from shards.io.wait_status import current_wait
 from simfle.batch import Batch
 from simfle.config.schema import DataConfig, ViewsConfig
 from simfle.data.backends.base import IMAGES, ViewBackend, used_here
+from simfle.data.clip_pairs import ClipPairs, check_pair
 from simfle.data.corrupt_samples import CorruptSampleReplacer, Replacement
 from simfle.data.dataset import ShardCorpus, open_corpus
 from simfle.data.prefetch import ShardPrefetcher
@@ -140,6 +141,12 @@ class Loader:
             self._shard_prefetcher = ShardPrefetcher(
                 corpus, order, (share.rank * slots, (share.rank + 1) * slots), 1 / max(1, share.local_world_size)
             )
+        check_pair(data, remote=not isinstance(corpus, ShardCorpus) or corpus.remote)
+        self._pairs: ClipPairs | None = None
+        if data.pair == "clip" and isinstance(corpus, ShardCorpus) and "view2" in images:
+            second = _make_backend(self.backend_name, views, threads, self.micro_batch, device, ("view2",))
+            self._pairs = ClipPairs(corpus, data, order.seed, second)
+            images = [name for name in images if name != "view2"]
         self._backend = _make_backend(self.backend_name, views, threads, self.micro_batch, device, images)
         self._replacer = CorruptSampleReplacer(corpus, self._backend)
 
@@ -183,9 +190,8 @@ class Loader:
         ids, epoch = self.sampler.slot_ids(step, start, start + self.micro_batch)
         draws = sample_view_params(self.sampler.seed, epoch, ids, self.views)
         fed, rendered = self._replacer.render(step, ids, draws)
-        return Batch(
-            rendered.view1, rendered.view2, rendered.face, torch.from_numpy(fed), torch.from_numpy(draws.group)
-        )
+        view2 = rendered.view2 if self._pairs is None else self._pairs.view2(epoch, fed, draws)
+        return Batch(rendered.view1, view2, rendered.face, torch.from_numpy(fed), torch.from_numpy(draws.group))
 
     def corrupt_samples(self, step: int) -> list[Replacement]:
         """Return the samples found corrupt in the batches up to `step`, each once."""
@@ -199,6 +205,8 @@ class Loader:
         """End the backend's threads, and downloads. Close iterators first."""
         if self._shard_prefetcher is not None:
             self._shard_prefetcher.close()
+        if self._pairs is not None:
+            self._pairs.close()
         self._backend.close()
 
     def _produce(self, step: int, ready: "queue.Queue[Batch | BaseException]", stop: threading.Event) -> None:

@@ -58,6 +58,10 @@ def check(config: PretrainConfig) -> None:
         raise UserError(f"train.precision={train.precision!r}: unknown. Fix: use bf16 or fp32.")
     if config.data.resampled and not train.steps:
         raise UserError("data.resampled=true: a stream has no epochs. Fix: set train.steps.")
+    if config.data.pair not in ("image", "clip"):
+        raise UserError(f"data.pair={config.data.pair!r}: unknown. Fix: use image or clip.")
+    if not config.data.pair_window >= 0:
+        raise UserError(f"data.pair_window={config.data.pair_window}: must be at least 0")
     if not 0 <= config.data.max_corrupt_fraction <= 1:
         raise UserError(f"data.max_corrupt_fraction={config.data.max_corrupt_fraction}: must be a fraction from 0 to 1")
     if not config.data.shards:
