@@ -132,11 +132,13 @@ def data(corpus: ShardCorpus) -> DataConfig:
     return DataConfig(shards=[str(corpus.folders[0])], backend="opencv", decode_threads=1, canonical_streams=4)
 
 
+@pytest.mark.parametrize("backend", ["opencv", "dali"])
 def test_the_loader_takes_view_2_from_the_partner_and_nothing_else_changes(
-    data: DataConfig, corpus: ShardCorpus
+    backend: str, data: DataConfig, corpus: ShardCorpus
 ) -> None:
+    data = replace(data, backend=backend)
     plain, paired = make_loader(data), make_loader(replace(data, pair="clip", pair_window=3))
-    only = OpenCV(VIEWS, 1)
+    only = make_loader(data)._backend
     table = read_clips(corpus)
     for step in range(6):
         ours, theirs = paired.batch(step, 0), plain.batch(step, 0)
@@ -150,7 +152,8 @@ def test_the_loader_takes_view_2_from_the_partner_and_nothing_else_changes(
         assert torch.equal(ours.view2, wanted)
         moved = (ours.view2 != theirs.view2).flatten(1).any(dim=1).numpy()
         assert np.array_equal(moved, partners != ids)
-    for each in (plain, paired, only):
+    only.close()
+    for each in (plain, paired):
         each.close()
 
 

@@ -73,5 +73,7 @@ def test_what_does_not_compile_runs_all_the_same(caplog: pytest.LogCaptureFixtur
     assert torch.equal(method(batch())["total"], wanted)
     assert list(method.state_dict()) == names
     assert "no compiler here" in caplog.text
-    with pytest.raises(UserError, match=r"model\.compile=true with model\.recompute=true: not supported"):
+    with pytest.raises(
+        UserError, match=r"model\.compile=true with model\.activation_checkpointing=true: not supported"
+    ):
         build_method(replace(MODEL, compile=True, activation_checkpointing=True), VIEWS)
