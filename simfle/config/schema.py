@@ -97,6 +97,14 @@ class DataConfig:
     resampled: bool = config_field(
         False, "stream tars without an index or a cache, such as data.shards=['https://host/{000..099}.tar']"
     )
+    pair: str = config_field(
+        "image",
+        "source of view 2: image (that of view 1), or clip (another frame of its clip, where samples know it)",
+        choices=("image", "clip"),
+    )
+    pair_window: float = config_field(
+        0.0, "maximum distance of both frames of data.pair=clip in frames (0 = the whole clip)", min=0
+    )
 
 
 @dataclass(frozen=True)
@@ -159,8 +167,10 @@ class ContrastiveConfig:
     )
     prototypes: int = config_field(3000, "number of SwAV's prototypes", min=1)
     # exp(score / epsilon) overflows below 0.025
-    sinkhorn_epsilon: float = config_field(0.05, "epsilon (entropy weight) of SwAV's Sinkhorn-Knopp", min=0.025)
-    sinkhorn_iterations: int = config_field(3, "iterations of SwAV's Sinkhorn-Knopp", min=1)
+    sinkhorn_epsilon: float = config_field(
+        0.05, "epsilon (entropy weight) of SwAV's and FRA's Sinkhorn-Knopp", min=0.025
+    )
+    sinkhorn_iterations: int = config_field(3, "iterations of SwAV's and FRA's Sinkhorn-Knopp", min=1)
 
 
 @dataclass(frozen=True)
@@ -171,11 +181,47 @@ class VICRegConfig:
 
 
 @dataclass(frozen=True)
+class DINOConfig:
+    prototypes: int = config_field(65536, "number of DINO's prototypes, the outputs of its head", min=1)
+    student_temperature: float = config_field(0.1, "temperature of DINO's student", above=0)
+    teacher_temperature: float = config_field(0.04, "temperature of DINO's teacher after the warm-up", above=0)
+    warmup_teacher_temperature: float = config_field(
+        0.04, "temperature of DINO's teacher at the start of the warm-up", above=0
+    )
+    warmup_fraction: float = config_field(
+        0.0, "fraction of the run over which the teacher's temperature changes linearly (0 = no warm-up)", min=0, max=1
+    )
+    center_momentum: float = config_field(0.9, "EMA momentum of the center of the teacher's outputs", min=0, max=1)
+    frozen_fraction: float = config_field(
+        0.0, "fraction of the run, from its start, in which the prototypes get no gradient (0 = none)", min=0, max=1
+    )
+
+
+@dataclass(frozen=True)
+class CAREConfig:
+    embed_dim: int = config_field(512, "width of CARE's transformer", min=1, rule="a multiple of its heads and of 4")
+    depth: int = config_field(4, "attention blocks of CARE's transformer", min=1)
+    num_heads: int = config_field(8, "attention heads of CARE's transformer", min=1)
+    attention_weight: float = config_field(100.0, "weight of CARE's attention loss (the paper's lambda)", min=0)
+
+
+@dataclass(frozen=True)
+class FRAConfig:
+    regions: int = config_field(8, "number of FRA's facial regions", min=2)
+    embed_dim: int = config_field(256, "width of FRA's mask embeddings", min=1, rule="a multiple of its heads and of 4")
+    num_heads: int = config_field(8, "attention heads of FRA's queries", min=1)
+    mask_temperature: float = config_field(0.1, "temperature of FRA's masks, a softmax over regions", above=0)
+    temperature: float = config_field(0.1, "temperature of the assignments in FRA's relation loss", above=0)
+    region_weight: float = config_field(1.0, "weight of FRA's consistency loss of regions", min=0)
+    relation_weight: float = config_field(1.0, "weight of FRA's relation loss", min=0)
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     method: str = config_field(
         "simfle",
-        "simfle, byol, simsiam, simclr, moco, swav, vicreg or mae",
-        choices=("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae"),
+        "simfle, byol, simsiam, simclr, moco, swav, vicreg, mae, dino, care or fra",
+        choices=("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae", "dino", "care", "fra"),
     )
     backbone: str = config_field(
         "resnet50", "timm model with a feature map (method mae: a timm ViT)", rule="a name that timm knows"
@@ -214,6 +260,9 @@ class ModelConfig:
         ContrastiveConfig, "settings of the methods with negatives or prototypes"
     )
     vicreg: VICRegConfig = config_field(VICRegConfig, "weights of VICReg's losses")
+    dino: DINOConfig = config_field(DINOConfig, "settings of DINO")
+    care: CAREConfig = config_field(CAREConfig, "settings of CARE")
+    fra: FRAConfig = config_field(FRAConfig, "settings of FRA")
     activation_checkpointing: bool = config_field(
         False, "activation checkpointing: less memory, one more forward pass, the same results", resume_safe=True
     )

@@ -16,6 +16,7 @@ from shards.io.wait_status import current_wait
 from simfle.batch import Batch
 from simfle.config.schema import DataConfig, ViewsConfig
 from simfle.data.backends.base import IMAGES, ViewBackend, used_here
+from simfle.data.clip_pairs import ClipPairs, check_pair
 from simfle.data.corrupt_samples import CorruptSampleReplacer, Replacement
 from simfle.data.training_data import TrainingData
 from simfle.data.views import check, sample_view_params
@@ -114,6 +115,12 @@ class Loader:
         threads = threads_per_process(data.decode_threads, share.local_world_size, LAUNCHING if on_gpu else 0)
         slots = source.global_batch // share.world_size
         source.start_prefetch((share.rank * slots, (share.rank + 1) * slots), 1 / max(1, share.local_world_size))
+        check_pair(data, remote=source.corpus is None or source.remote)
+        self._pairs: ClipPairs | None = None
+        if data.pair == "clip" and source.corpus is not None and "view2" in images:
+            second = _make_backend(self.backend_name, views, threads, self.micro_batch, device, ("view2",))
+            self._pairs = ClipPairs(source.corpus, data, source.seed, second)
+            images = [name for name in images if name != "view2"]
         self._backend = _make_backend(self.backend_name, views, threads, self.micro_batch, device, images)
         self._replacer = CorruptSampleReplacer(source, self._backend)
 
@@ -156,9 +163,8 @@ class Loader:
         ids, epoch = self.source.slot_ids(step, start, start + self.micro_batch)
         draws = sample_view_params(self.source.seed, epoch, ids, self.views)
         fed, rendered = self._replacer.render(step, ids, draws)
-        return Batch(
-            rendered.view1, rendered.view2, rendered.face, torch.from_numpy(fed), torch.from_numpy(draws.group)
-        )
+        view2 = rendered.view2 if self._pairs is None else self._pairs.view2(epoch, fed, draws)
+        return Batch(rendered.view1, view2, rendered.face, torch.from_numpy(fed), torch.from_numpy(draws.group))
 
     def count_corrupt(self, step: int) -> int:
         """Return the number of samples that `corrupt_samples` would return."""
@@ -175,6 +181,8 @@ class Loader:
     def close(self) -> None:
         """End the backend's threads, and downloads. Close iterators first."""
         self.source.close()
+        if self._pairs is not None:
+            self._pairs.close()
         self._backend.close()
 
     def _produce(self, step: int, ready: "queue.Queue[Batch | BaseException]", stop: threading.Event) -> None:

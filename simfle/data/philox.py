@@ -18,7 +18,7 @@ _HALF = np.uint64(32)
 _ROUNDS = 10
 
 # Purposes of random words. The purpose is half of the key, so no two purposes share a word.
-SHARDS, ROTATION, WINDOW, VIEW, GROUP = 1, 2, 3, 4, 5
+SHARDS, ROTATION, WINDOW, VIEW, GROUP, PARTNER = 1, 2, 3, 4, 5, 6
 
 
 def key(seed: int, purpose: int) -> NDArray[np.uint32]:

@@ -10,6 +10,9 @@ from simfle.config.validate import validate
 from simfle.models.base import Method
 from simfle.models.layers.activation_checkpointing import enable_activation_checkpointing
 from simfle.models.methods.byol import BYOL
+from simfle.models.methods.care import CARE
+from simfle.models.methods.dino import DINO
+from simfle.models.methods.fra import FRA
 from simfle.models.methods.mae import MAE
 from simfle.models.methods.moco import MoCo
 from simfle.models.methods.simclr import SimCLR
@@ -27,6 +30,9 @@ METHODS: dict[str, type[Method]] = {
     "swav": SwAV,
     "vicreg": VICReg,
     "mae": MAE,
+    "dino": DINO,
+    "care": CARE,
+    "fra": FRA,
 }
 
 

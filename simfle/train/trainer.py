@@ -27,10 +27,10 @@ from simfle.train.checkpointing import checkpoint
 from simfle.train.checkpointing.manager import CheckpointManager
 from simfle.train.engine import TrainEngine
 from simfle.train.shard_watch import ShardWatch
+from simfle.train.step_log import StepLog, plan_text, throughput_facts
 from simfle.train.step_status import StepReduction, StepStatus
 from simfle.train.telemetry.corrupt_log import CorruptSampleLog
 from simfle.train.telemetry.profiler import phase
-from simfle.train.telemetry.step_log import StepLog, plan_text, throughput_facts
 from simfle.train.watchdog import Watchdog
 
 log = logging.getLogger(__name__)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from helpers.cli_runner import command_module
+
 from simfle.commands import main as table
 from simfle.commands.main import app
 from simfle.config.schema import PretrainConfig, load
@@ -122,7 +124,8 @@ def ours(words: list[str]) -> list[str]:
         words = ["python", *launched(words)]
     if words[1:3] == ["-m", "simfle"]:
         return words[3:]
-    return [*path_of(Path(words[1]).stem, table.COMMANDS), *words[2:]]
+    module = command_module(ROOT / words[1]).removeprefix("simfle.commands.")
+    return [*path_of(module, table.COMMANDS), *words[2:]]
 
 
 def launched(words: list[str]) -> list[str]:
@@ -142,7 +145,7 @@ def launched(words: list[str]) -> list[str]:
 
 
 def path_of(module: str, entries: dict[str, Any]) -> list[str]:
-    """Return the subcommand of tools/MODULE.py or launchers/MODULE.py as words."""
+    """Return the subcommand of a module below simfle.commands as words."""
     for name, entry in entries.items():
         if isinstance(entry, table.CommandGroup):
             if below := path_of(module, entry.entries):

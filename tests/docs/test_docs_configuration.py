@@ -110,11 +110,17 @@ EDGES: dict[str, tuple[list[str], list[str]]] = {
     "train.device": (["auto", "cpu"], ["gpu"]),  # cuda is refused without a GPU
     "views.size": (["1"], ["0"]),
     "model.facemae.patch_size": (["8", "16"], ["0", "-8"]),  # must also divide views.face_size
-    "model.method": (["simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg"], ["dino"]),  # mae needs a ViT
+    "model.method": (
+        ["simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "dino", "care", "fra"],
+        ["dinov2"],
+    ),  # mae needs a ViT
 }
 # Settings with which a run uses the field.
 WITH = {
     "model.contrastive.": ["model.method=swav", "model.contrastive.queue_size=16", "model.contrastive.prototypes=8"],
+    "model.dino.": ["model.method=dino", "model.dino.prototypes=8"],
+    "model.care.": ["model.method=care", "model.care.depth=1", "model.care.num_heads=3", "model.care.embed_dim=24"],
+    "model.fra.": ["model.method=fra", "model.fra.num_heads=1"],
     "folds": ["test=''"],
     "optim.name": ["train.zero_stage=0"],
     "monitor.": ["monitor.shards=[x]", "monitor.probe_every=1"],

@@ -16,6 +16,12 @@ ROOT = Path(__file__).parents[2]
 WORKING = ("build_shards", "verify_shards", "find_duplicates", "inspect_shards", "index_shards")  # have --workers
 
 
+def command_module(script: Path) -> str:
+    """The module whose `main` a script of tools/ or launchers/ calls."""
+    (module,) = re.findall(r"^from (simfle\.commands\.[\w.]+) import main$", script.read_text(), re.MULTILINE)
+    return module
+
+
 def tool(name: str) -> list[object]:
     """The words that start tools/NAME.py."""
     return [sys.executable, str(ROOT / "tools" / f"{name}.py")]
@@ -29,8 +35,7 @@ def run(*command: object, timeout: float = 60) -> subprocess.CompletedProcess[st
         return subprocess.run(words, capture_output=True, text=True, timeout=timeout, check=False)
     if name in WORKING and len(words) > 2 and "--workers" not in words:
         words += ["--workers", "1"]
-    (module,) = re.findall(r"^from (simfle\.commands\.[\w.]+) import main$", Path(words[1]).read_text(), re.MULTILINE)
-    main = import_module(module).main
+    main = import_module(command_module(Path(words[1]))).main
     out, err, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), patch.object(sys, "argv", words[1:]):
         try:

@@ -62,17 +62,20 @@ def steps_of(name: str, train: TrainConfig, world: World) -> dict:
     before = state_dict.gather_model_state(engine, keep=True)
     target = {key: value.double() for key, value in before.items() if key.startswith("target.")}
     keys: list[torch.Tensor] = []
+    center = torch.zeros(())
     for step in range(2):
         fresh = []
         for micro in range(2):
             losses = engine(batch(4, seed=100 * step + 10 * world.rank + micro))
-            fresh.append(model._fresh[-1] if name == "moco" else torch.zeros(1))
+            kept = {"moco": "_fresh", "dino": "_means"}.get(name)
+            fresh.append(getattr(model, kept)[-1] if kept else torch.zeros(1))
             engine.backward(losses["total"])
             engine.step()
         model.on_step_end()
         shares = [torch.empty_like(torch.cat(fresh)) for _ in range(world.world_size)]
         dist.all_gather(shares, torch.cat(fresh))
         keys += shares
+        center = 0.9 * center + 0.1 * torch.cat(shares).view(4, -1).mean(dim=0)  # 2 processes x 2 micro-batches
         after = state_dict.gather_model_state(engine, keep=True)
         moving = {key for key, _ in model.named_parameters() if key.startswith("target.")}
         for key in moving:
@@ -87,6 +90,10 @@ def steps_of(name: str, train: TrainConfig, world: World) -> dict:
     if name == "moco":
         expected = torch.cat([before["queue"], *keys])[-24:]
         facts["queue"] = [torch.equal(each, expected) for each in (model.queue, after["queue"])]
+    if name == "dino":
+        facts["center"] = model.center.tolist()
+        facts["saved"] = torch.equal(model.center, after["center"]) if world.is_main else True
+        facts["error"] = float((model.center - center).abs().max())
     return facts
 
 

@@ -5,7 +5,15 @@ from dataclasses import replace
 import torch
 
 from simfle.batch import Batch
-from simfle.config.schema import ContrastiveConfig, FaceMAEConfig, ModelConfig, ViewsConfig
+from simfle.config.schema import (
+    CAREConfig,
+    ContrastiveConfig,
+    DINOConfig,
+    FaceMAEConfig,
+    FRAConfig,
+    ModelConfig,
+    ViewsConfig,
+)
 
 FACEMAE = FaceMAEConfig(
     patch_size=8, embed_dim=48, depth=1, num_heads=3, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2
@@ -19,16 +27,21 @@ TINY = ModelConfig(
     mask_groups=8,
     facemae=FACEMAE,
     contrastive=CONTRAST,
+    dino=DINOConfig(prototypes=12),
+    care=CAREConfig(embed_dim=32, depth=1, num_heads=2),
+    fra=FRAConfig(regions=3, embed_dim=16, num_heads=2),
 )
 VIEWS = ViewsConfig(size=32, face_size=32)
-NAMES = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae")
-EMA = ("simfle", "byol", "moco")
+NAMES = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae", "dino", "care", "fra")
+EMA = ("simfle", "byol", "moco", "dino", "care", "fra")
+MAPS = {"care": 8, "fra": 8}  # methods that read a feature map: a stride that leaves several positions of 32 px
 
 
 def config(method: str, **changes: object) -> ModelConfig:
     """The tiny model of a method; MAE's encoder is a ViT."""
     backbone = "test_vit" if method == "mae" else TINY.backbone
-    return replace(TINY, **{"method": method, "backbone": backbone, **changes})  # type: ignore[arg-type]
+    own = {"method": method, "backbone": backbone, "output_stride": MAPS.get(method, 0)}
+    return replace(TINY, **{**own, **changes})  # type: ignore[arg-type]
 
 
 def batch(size: int = 8, seed: int = 0) -> Batch:

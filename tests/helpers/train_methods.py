@@ -1,4 +1,4 @@
-"""Train every method, one after the other, as launchers/pretrain.py does; MoCo also in two halves.
+"""Train every method, one after the other, as launchers/pretrain.py does; some also in two halves.
 
 Each run in a fork of this process: importing torch once is enough, but DeepSpeed starts once per process only.
 """
@@ -26,7 +26,8 @@ SETTINGS = """
     train.log_images_every=30 train.checkpoint_every=100 train.steps=30
     data.canonical_streams=8 data.decode_threads=1 data.backend=opencv
 """.split()  # noqa: SIM905
-METHODS = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae")
+METHODS = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae", "dino", "care", "fra")
+HALVES = ("moco", "dino")  # methods with state other than parameters and BatchNorm statistics
 # MAE learns first what all faces have in common: strong colours help.
 OTHERS = {
     "mae": [
@@ -35,7 +36,17 @@ OTHERS = {
         "views.scale=[0.5,1.0]",
         "views.color_jitter_prob=0.8",
         "views.grayscale_prob=0.2",
-    ]
+    ],
+    # The cross-entropy is small before the center has followed the outputs: a center that follows fast.
+    "dino": [
+        "optim.lr=0.03",
+        "model.dino.prototypes=12",
+        "model.dino.center_momentum=0.5",
+        "model.dino.warmup_fraction=0.5",
+        "model.dino.teacher_temperature=0.045",
+    ],
+    "care": ["model.output_stride=8", "model.care.embed_dim=32", "model.care.depth=1", "model.care.num_heads=2"],
+    "fra": ["model.output_stride=8", "model.fra.regions=3", "model.fra.embed_dim=16", "model.fra.num_heads=2"],
 }
 
 
@@ -57,8 +68,9 @@ def main() -> None:
     faces, out = sys.argv[1], Path(sys.argv[2])
     for method in METHODS:
         train(faces, out / method, f"model.method={method}", *OTHERS.get(method, []))
-    for part in ("train.stop_after_step=13", "train.stop_after_step=0"):
-        train(faces, out / "halves", "model.method=moco", part)
+    for method in HALVES:
+        for part in ("train.stop_after_step=13", "train.stop_after_step=0"):
+            train(faces, out / f"{method}-halves", f"model.method={method}", *OTHERS.get(method, []), part)
 
 
 if __name__ == "__main__":

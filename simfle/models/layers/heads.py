@@ -41,6 +41,13 @@ def expander(width: int, hidden: int, out: int) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(hidden, out))
 
 
+def gelu_head(width: int, hidden: int, out: int) -> nn.Module:
+    """Three linear layers, GELU between them, no BatchNorm: [B, width] -> [B, out] (DINO, section 3.1)."""
+    return nn.Sequential(
+        nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out)
+    )
+
+
 class BackboneWithHead(nn.Module):
     """Backbone, global average pool, projector: images [B, 3, H, H] -> y [B, C] and projection [B, out]."""
 

@@ -130,8 +130,8 @@ def test_twice_from_the_same_shard_and_all_of_one(shards: Path) -> None:
 def test_what_other_tools_made_of_the_shards_is_named(shards: Path) -> None:
     made = [
         shards / "train.beton",
-        shards.with_name("shards.imaging.png_chunks"),
-        shards.with_name("shards.dedup.duplicates.jsonl"),
+        shards.with_name("shards.png"),
+        shards.with_name("shards.duplicates.jsonl"),
     ]
     done = run(*REMOVE, shards, "--person", "Jane_1")
     assert "delete " not in done.stdout

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers.cli_runner import command_module
 from helpers.corpus_fixtures import BUILD, contents, run, tool, write_faces
 from hypothesis import given
 from hypothesis import strategies as st
@@ -251,7 +252,7 @@ def test_bad_arguments_get_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [tool, *(word.format(**places) for word in arguments)])
     with pytest.raises(SystemExit) as end:
-        import_module(f"simfle.commands.{Path(tool).stem}").main()
+        import_module(command_module(Path(tool))).main()
     assert end.value.code == 1
     errors = capsys.readouterr().err
     assert len(errors.splitlines()) == 1, errors

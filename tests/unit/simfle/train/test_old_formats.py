@@ -17,7 +17,7 @@ def test_a_build_of_an_earlier_format(tmp_path: Path) -> None:
     make_faces(tmp_path / "faces", "--people", "4")
     file = tmp_path / "faces" / NAME
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 1}))
-    with pytest.raises(UserError, match=r"has format 1, this version reads 2") as found:
+    with pytest.raises(UserError, match=r"has format 1, but this version reads 2") as found:
         read_manifest(tmp_path / "faces")
     assert "\n" not in str(found.value)
 

@@ -116,23 +116,23 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from simfle.data.storage.stores import LocalStore
-from simfle.data.dataset import Corpus
+from simfle.data.dataset import ShardCorpus
 from simfle.errors import CollectiveError, UserError
 from simfle.runtime.distributed import World
-from simfle.train import unchanged
+from simfle.train import shard_record
 
 run, same, other, unreadable = sys.argv[1:]
 dist.init_process_group("gloo")
-rank, looked, spots = dist.get_rank(), [], LocalStore.spots
-LocalStore.spots = lambda self, shard: looked.append(shard.file) or spots(self, shard)
+rank, looked, spots = dist.get_rank(), [], LocalStore.spot_check
+LocalStore.spot_check = lambda self, shard: looked.append(shard.file) or spots(self, shard)
 
 def check(place, *own):
     looked.clear()
     try:
-        unchanged.check(Path(run), Corpus([place]), World(rank, 2, *own, torch.device("cpu")), resumed=True)
+        shard_record.check_shards_unchanged(Path(run), ShardCorpus([place]), World(rank, 2, *own, torch.device("cpu")), resumed=True)
         print("fine", len(looked))
     except CollectiveError as error:
-        print(error.said_here, error)
+        print(error.is_reporter, error)
     except UserError as error:
         print("mine:", error)
 

@@ -121,10 +121,10 @@ from shards.reading.cache import Cache
 from simfle.config.schema import DataConfig, ViewsConfig
 from simfle.data.loader import Loader, RankSlice
 from simfle.data.training_data import OrderedShards, make_sampler
-from simfle.data.dataset import Corpus
+from simfle.data.dataset import ShardCorpus
 url, folder, limit, rank = sys.argv[1:]
-data = DataConfig(backend="opencv", threads=1, streams=2, window=4)
-corpus = Corpus([url], ["train"], Cache(Path(folder), int(limit)))
+data = DataConfig(backend="opencv", decode_threads=1, canonical_streams=2, shuffle_window=4)
+corpus = ShardCorpus([url], ["train"], Cache(Path(folder), int(limit)))
 views, share = ViewsConfig(size=32, face_size=16), RankSlice(int(rank), 2, 2)
 loader = Loader(OrderedShards(corpus, make_sampler(corpus, data, 3, 4)), views, data, share, torch.device("cpu"))
 batches = loader.batches(0)

@@ -13,8 +13,11 @@ FOLDER = Path(__file__).parents[5] / "configs/pretrain/methods"
 # Heads: 2048 x 4096 + 4096 x 256 and so on, with biases and BatchNorms.
 RESNET50 = 23_508_032
 BLOCK = 512 * (3 * 512 + 512 + 2 * 2048) + 3 * 512 + 512 + 2048 + 512 + 4 * 512  # a transformer block, 512 wide
+BYOL_HEADS = 2 * (4096 + 2 * 4096 + 256) + 4096 * (2048 + 256 + 256 + 256)  # projector and predictor
+PREDICTOR = 4096 * (256 + 256) + 3 * 4096 + 256
+ATTENTION = 2 * 256 + 2 * 2048 + 256 * (2048 + 1) + 4 * 256 * (256 + 1)  # two norms, the maps' embedding, four products
 SIZES = {
-    "byol": (RESNET50, 2 * (4096 + 2 * 4096 + 256) + 4096 * (2048 + 256 + 256 + 256), 0),
+    "byol": (RESNET50, BYOL_HEADS, 0),
     "simsiam": (
         RESNET50,
         3 * (2048 * 2048 + 3 * 2048) + (2048 * 512 + 3 * 512) + (512 * 2048 + 2048),
@@ -25,6 +28,17 @@ SIZES = {
     "swav": (RESNET50, 2048 * 2048 + 3 * 2048 + 2048 * 128 + 128 + 3000 * 128, 0),
     "vicreg": (RESNET50, 8192 * (2048 + 8192 + 8192) + 7 * 8192, 0),
     "mae": (85_798_656 - 197 * 768, 768 * 512 + 512 + 512 + 8 * BLOCK + 1024 + 512 * 768 + 768, 0),
+    "dino": (RESNET50, 2 * 2048 * (2048 + 1) + 256 * (2048 + 1) + 65536 * 256, 0),
+    "care": (
+        RESNET50,
+        BYOL_HEADS + PREDICTOR + 512 * (2048 + 1) + 4 * BLOCK + 1024 + 4096 * (512 + 256) + 3 * 4096 + 256,
+        0,
+    ),
+    "fra": (
+        RESNET50,
+        2 * BYOL_HEADS + 8 * 256 + ATTENTION + 2 * 256 + 1024 * (256 + 1) + 256 * (1024 + 1) + 256 * (2048 + 1),
+        0,
+    ),
 }
 
 

@@ -29,6 +29,9 @@ BUDGET = {
     "swav": 740,
     "vicreg": 750,
     "mae": 1710,
+    "dino": 1140,
+    "care": 2210,
+    "fra": 2860,
 }
 
 
@@ -90,6 +93,11 @@ def test_the_variants_of_simfle_stay_on_the_gpu() -> None:
     attending = replace(config("simfle").facemae, cross_attention=True, masking="random")
     for changes in ({"distillation": "predict"}, {"grouping_init": "reference"}, {"facemae": attending}):
         assert step(config("simfle", **changes))[1].devices == {CUDA}
+
+
+def test_dino_with_a_warm_up_and_frozen_prototypes_stays_on_the_gpu() -> None:
+    warm = replace(config("dino").dino, warmup_fraction=0.3, frozen_fraction=0.1)
+    assert step(config("dino", dino=warm))[1].devices == {CUDA}
 
 
 def test_one_pass_normalises_as_the_plain_formula() -> None:

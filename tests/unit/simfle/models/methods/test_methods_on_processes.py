@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).parents[4] / "helpers" / "method_processes.py"
 
 
 # Stage 3 partitions parameters; 1 and 2 keep flat copies of what is trained.
-CASES = {"1": ["moco"], "3": ["simclr", "moco", "swav", "vicreg", "mae"]}
+CASES = {"1": ["moco"], "3": ["simclr", "moco", "swav", "vicreg", "mae", "dino", "care", "fra"]}
 EACH = [f"{stage}:{name}" for stage, names in CASES.items() for name in names]
 
 
@@ -71,3 +71,12 @@ def test_a_step_moves_what_is_trained_and_the_target_follows(case: str, ranks: l
 @pytest.mark.parametrize("stage", CASES)
 def test_moco_queue_is_the_global_batch_in_order_everywhere(stage: str, ranks: list[dict]) -> None:
     assert [rank[f"{stage}:moco"]["queue"] for rank in ranks] == [[True, True]] * 2
+
+
+def test_dino_center_is_the_mean_of_the_global_batch_everywhere(ranks: list[dict]) -> None:
+    facts = [rank["3:dino"] for rank in ranks]
+    assert facts[0]["center"] == facts[1]["center"]
+    assert max(map(abs, facts[0]["center"])) > 0.01
+    for each in facts:
+        assert each["saved"]
+        assert each["error"] < 1e-6

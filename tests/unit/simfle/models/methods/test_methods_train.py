@@ -1,4 +1,4 @@
-"""Every method learns in thirty steps of a real run; MoCo goes on bit for bit; what is learnt is exported."""
+"""Every method learns in thirty steps of a real run, resumes bit for bit, and exports what it has learned."""
 
 import json
 import subprocess
@@ -10,6 +10,7 @@ import pytest
 import torch
 from distributed.launch import ROOT, environment
 from helpers.tiny_methods import EMA, NAMES
+from helpers.train_methods import HALVES
 from safetensors.torch import load_file
 
 from simfle.eval.backbones.load import load_backbone
@@ -44,8 +45,9 @@ def test_autoencoders_show_what_they_made(runs: Path) -> None:
     assert drawn == dict.fromkeys(("simfle", "mae"), (8 * 32, 3 * 32, 3))  # 8 faces: whole, seen, made
 
 
-def test_moco_goes_on_bit_for_bit(runs: Path) -> None:
-    assert losses(runs / "halves") == losses(runs / "moco")
+@pytest.mark.parametrize("name", HALVES)
+def test_a_resumed_run_is_equal_bit_for_bit(name: str, runs: Path) -> None:
+    assert losses(runs / f"{name}-halves") == losses(runs / name)
 
 
 @pytest.mark.parametrize("name", NAMES)
