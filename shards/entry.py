@@ -73,7 +73,7 @@ class Entry:
     """One face as its corpus lists it. Cheap and picklable; the image is not read yet.
 
     key: name, unique in the corpus (usually the relative path); the key in the shards is derived from it.
-    source: relative path as text, for people; read: a path, the bytes, or a `Recipe`.
+    source: relative path as text, for people; read: a path, the bytes, or a `LazyBytes`.
     label, split, group: None if unknown; a group (person, film) is never split across splits.
     box: left, top, width, height in pixels; landmarks: (x, y) in pixels; extras: other fields, plain JSON.
     """

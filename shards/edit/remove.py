@@ -43,7 +43,8 @@ MAX_NAMED = 5
 
 @dataclass
 class RemovalReport:
-    """Result of a removal. samples: removed; shards: rewritten or deleted; blanked: rejects that named removed samples.
+    """Result of a removal. samples: removed; shards: rewritten or deleted; anonymized_rejects: rejects that named
+    removed samples.
 
     already: number of requested keys (1 for the person) that had been removed before; resumed: "finished" or "undone"
     if an interrupted removal was found.

@@ -46,8 +46,8 @@ _LONGEST = 12
 class TarScan:
     """One tar: the index of its usable samples, the rejected ones, and the content of its .cls members.
 
-    numbered: whether all .cls are numbers; top: the largest one, -1 if there are none; labels: all .cls, in order, one
-    per line.
+    all_numbers: whether all .cls are numbers; max_label: the largest one, -1 if there are none; labels: all .cls, in
+    order, one per line.
     """
 
     index: Index

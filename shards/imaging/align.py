@@ -36,8 +36,9 @@ STRAIGHT = ((-0.5, -0.52), (0.5, -0.52), (0.0, 0.02), (-0.42, 0.51), (0.42, 0.51
 class AlignOptions:
     """Which detections are kept.
 
-    min_face: minimum shorter side of the box in pixels of the photo; min_score: minimum confidence, SURE to 1;
-    most_faces: maximum number of faces per photo, largest first (0 = all).
+    min_face_size: minimum shorter side of the box in pixels of the photo; min_confidence: minimum confidence, SURE to
+    1;
+    max_faces: maximum number of faces per photo, largest first (0 = all).
     """
 
     min_face_size: int = 32

@@ -101,7 +101,7 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An RGB JPEG and its size in pixels; untouched: its image data is the source's, byte for byte."""
+    """An RGB JPEG and its size in pixels; bytes_kept: its image data is the source's, byte for byte."""
 
     jpeg: bytes
     width: int

@@ -96,8 +96,8 @@ class Cache:
             stop: polled; return True to cancel the download.
 
         Raises:
-            CacheFullError: no space within `wait` seconds. StoppedError: canceled by `stop`. UserError: the shard
-            cannot be downloaded, or does not match its manifest.
+            CacheFullError: no space within `wait` seconds. DownloadCancelledError: canceled by `stop`. UserError: the
+            shard cannot be downloaded, or does not match its manifest.
         """
         path = self._tar(info)
         if cached_bytes(info) > self.limit:

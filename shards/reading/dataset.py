@@ -27,8 +27,8 @@ from shards.redact import redact_url
 class Sample:
     """One sample.
 
-    label: its name ("" without label); number: the label's position in `Shards.labels` or None; split: split of its
-    shard; known: its json (source, group, box ...); file: the image's bytes.
+    label: its name ("" without label); label_id: the label's position in `ShardDataset.labels` or None; split: split of
+    its shard; metadata: its json (source, group, box ...); image_bytes: the image's bytes.
     """
 
     key: str
@@ -52,8 +52,8 @@ class Sample:
 class ShardDataset(Sequence[Sample]):
     """A folder of shards, read-only. Samples are in the order of the tars and are read on access.
 
-    It is a map-style dataset: `torch.utils.data.DataLoader(shards, collate_fn=...)` accepts it; `dataset` returns
-    one of (image, label) pairs. It can be pickled.
+    It is a map-style dataset: `torch.utils.data.DataLoader(shards, collate_fn=...)` accepts it; `as_torch_dataset`
+    returns one of (image, label) pairs. It can be pickled.
     """
 
     def __init__(self, folder: str | Path, splits: str | Sequence[str] | None = None) -> None:

@@ -52,7 +52,7 @@ class CorpusSpec:
     if unlabeled; terms: terms of use in one sentence, for the manifest.
     expected(source) -> {split: {label: count}} as published for the release in the source's root, {} if nothing is
     published; the label "" counts a whole split. A mismatch is reported but not refused.
-    first: number of the corpus's first label; in shards, numbers start at 0.
+    first_label_id: number of the corpus's first label; in shards, numbers start at 0.
     photos(source) -> whether its images are whole photos whose box locates an entry's face: building them without
     cropping prints a note.
     """

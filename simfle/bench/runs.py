@@ -18,7 +18,7 @@ from simfle.errors import UserError
 
 @dataclass
 class Measurement:
-    """Work that is repeated. aim: target in wall-clock seconds (0 = none)."""
+    """Work that is repeated. target_seconds: target in wall-clock seconds (0 = none)."""
 
     what: str
     target_seconds: float = 0.0

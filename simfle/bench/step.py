@@ -52,7 +52,7 @@ def variants(config: PretrainConfig, count: int, world: World, side: int) -> dic
 
 
 def reference(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
-    """Make a step of `PlainSimFLE`."""
+    """Make a step of `ReferenceSimFLE`."""
     model = ReferenceSimFLE(config.model, config.views).to(batch.view1.device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=1e-4)

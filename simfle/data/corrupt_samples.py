@@ -30,7 +30,7 @@ NOTHING: Bytes = np.zeros(0, np.uint8)  # no decoder accepts it
 
 @dataclass(frozen=True)
 class Replacement:
-    """Sample `id`, `key` in `shard`, could not be decoded when `step` (from 0) needed it; `by` replaced it."""
+    """Sample `id`, `key` in `shard`, could not be decoded when `step` (from 0) needed it; `replaced_by` replaced it."""
 
     step: int
     id: int

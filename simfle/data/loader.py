@@ -32,10 +32,11 @@ LAUNCHING = (
 
 @dataclass(frozen=True)
 class RankSlice:
-    """The part of each global batch of one process: process `rank` of `size`, in `accumulation` micro-batches.
+    """The part of each global batch of one process: process `rank` of `world_size`, in `grad_accum_steps`
+    micro-batches.
 
-    Its samples are the slots rank * B/R ... (rank + 1) * B/R - 1, split into `accumulation` equal parts.
-    local_size: processes on this machine, which share its cores.
+    Its samples are the slots rank * B/R ... (rank + 1) * B/R - 1, split into `grad_accum_steps` equal parts.
+    local_world_size: processes on this machine, which share its cores.
     """
 
     rank: int = 0
@@ -80,9 +81,9 @@ class Loader:
     """The micro-batches of one process. Its only state is the step at which `batches` starts.
 
     The same step gives the same ids, draws and pixels, independent of earlier steps and of the number of processes.
-    `waited`: seconds that the consumer has waited for batches so far. Ids of a batch are those of the samples in it: an
-    undecodable sample is replaced (see `simfle.data.corrupt_samples`). images: the requested images of a `Batch`; the
-    others have side 0.
+    `data_wait_seconds`: seconds that the consumer has waited for batches so far. Ids of a batch are those of the
+    samples in it: an undecodable sample is replaced (see `simfle.data.corrupt_samples`). images: the requested images
+    of a `Batch`; the others have side 0.
 
     Raises:
         UserError: B does not divide by processes and micro-batches, views out of range, an unknown or missing backend.

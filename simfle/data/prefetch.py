@@ -24,7 +24,7 @@ class ShardPrefetcher:
     slots: start and stop of this process's slots in a global batch. share: this process's part of the cache, 0 to 1;
     no process keeps more than its part, so processes never wait for each other's.
 
-    Call `reached` before the samples of a step are read, and `close` at the end.
+    Call `advance_to` before the samples of a step are read, and `close` at the end.
 
     Raises:
         UserError: the shards in use at one time do not fit into the part.

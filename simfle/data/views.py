@@ -47,7 +47,7 @@ class ViewParams:
     areas, ratios: [n, 10], the crop's fraction of the image area and its width/height, one per attempt;
     place: [n, 2] in [0, 1), position of the crop in the free space to its right and below; flip: [n];
     jitter: [n], whether factors [n, 4] (brightness, contrast, saturation; hue in turns) are applied, in the order
-    `order` [n, 4] (of BRIGHTNESS ... HUE); greyscale: [n]; matrix M, mean_matrix A: [n, 3, 3], the combined transform;
+    `order` [n, 4] (of BRIGHTNESS ... HUE); grayscale: [n]; matrix M, mean_matrix A: [n, 3, 3], the combined transform;
     sigma: [n], of the Gaussian blur, pixels.
     """
 

@@ -28,13 +28,13 @@ class Reconstruction:
 
 
 class Method(nn.Module):
-    """A pretraining method as one root module: `forward(batch) -> Losses`, then `after_step()` per optimizer step.
+    """A pretraining method as one root module: `forward(batch) -> Losses`, then `on_step_end()` per optimizer step.
 
     Exported backbones are `online.backbone.` and, if a method has an EMA copy of it, `target.backbone.`; both have
     timm's key names.
 
-    images: the images of a `Batch` that it reads. alike: names of saved buffers that are equal on every process, which
-    a checkpoint keeps bit for bit (other buffers, BatchNorm's statistics, are averaged).
+    images: the images of a `Batch` that it reads. replicated_buffers: names of saved buffers that are equal on every
+    process, which a checkpoint keeps bit for bit (other buffers, BatchNorm's statistics, are averaged).
     """
 
     images: ClassVar[tuple[str, ...]] = ("view1", "view2")

@@ -87,7 +87,7 @@ def device_errors_as_user_errors(fix: str) -> Iterator[None]:
 
     Raises:
         UserError: the memory is full; the same run would fill it again.
-        DeviceFailed: the GPU failed; the run may resume on another node.
+        DeviceFailedError: the GPU failed; the run may resume on another node.
     """
     try:
         yield

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from simfle.config.schema import PretrainConfig
 from simfle.data.loader import Loader, RankSlice
 from simfle.data.training_data import TrainingData, open_data
-from simfle.errors import CollectiveError, RunDirLockedError, UserError
+from simfle.errors import CollectiveError
 from simfle.models.registry import build_method
+from simfle.runtime.collective import main_process_tries
 from simfle.runtime.device import device_errors_as_user_errors
 from simfle.runtime.distributed import BatchLayout, World, compute_batch_layout, init_distributed
 from simfle.runtime.signals import StopSignal
@@ -37,9 +37,9 @@ class JobContext:
     """Context of a cluster job; a run on one machine needs none of it.
 
     stop: a flag that may have been set before the run began.
-    patience: seconds to wait for a run folder that exiting processes of an earlier start still hold.
-    lead: seconds between the stop signal and the end of the job; 0: unknown.
-    before_hang: called with the reason just before a hanging process exits.
+    lock_timeout: seconds to wait for a run folder that exiting processes of an earlier start still hold.
+    stop_grace_seconds: seconds between the stop signal and the end of the job; 0: unknown.
+    on_hang: called with the reason just before a hanging process exits.
     start: start of a Slurm job; a later start of the same job may take over the folder.
     """
 
@@ -56,7 +56,7 @@ def pretrain(config: PretrainConfig, context: JobContext = JobContext()) -> None
     Raises:
         UserError: invalid configuration, data, checkpoint or folder; a non-finite loss; a full or failing disk; full
             memory.
-        DeviceFailed: the GPU failed.
+        DeviceFailedError: the GPU failed.
         RunStopped: a signal or train.stop_after_step stopped it early; the state is saved.
     """
     flag = nullcontext(context.stop) if context.stop is not None else StopSignal()
@@ -133,25 +133,18 @@ def build_trainer(
 def lock_run_dir_collectively(
     config: PretrainConfig, world: World, ends: ExitStack, context: JobContext
 ) -> RunLock | None:
-    """Lock the folder in the main process, which gets the claim; if that fails, all processes exit with its reason.
+    """Lock the folder in the main process, which gets the lock; if that fails, all processes exit with its reason.
 
     Raises:
         UserError: the folder belongs to another run, is in use, or cannot be written.
-        FolderHeld: an earlier start of this job holds it.
+        RunDirLockedError: an earlier start of this job holds it.
     """
-    found: list[Exception | None] = [None]
-    claim = None
-    if world.is_main:
-        run = Path(config.train.run_dir)
-        try:
-            with run_dir.disk_errors_as_user_errors(run):
-                claim = ends.enter_context(run_dir.run_dir_lock(run, context.lock_timeout, context.start))
-                run_dir.record_config(run, config)
-        except (UserError, RunDirLockedError) as error:
-            found = [error]
-    dist.broadcast_object_list(found, src=0)
-    if isinstance(found[0], RunDirLockedError):
-        raise found[0]
-    if found[0] is not None:
-        raise CollectiveError(str(found[0]), is_reporter=world.is_main)
-    return claim
+    run = Path(config.train.run_dir)
+
+    def lock() -> RunLock:
+        with run_dir.disk_errors_as_user_errors(run):
+            held = ends.enter_context(run_dir.run_dir_lock(run, context.lock_timeout, context.start))
+            run_dir.record_config(run, config)
+            return held
+
+    return main_process_tries(world, lock)

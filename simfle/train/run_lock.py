@@ -37,7 +37,7 @@ class JobStart:
 
 
 class RunLock:
-    """A run folder locked by this process. `lost` returns why the lock is lost."""
+    """A run folder locked by this process. `loss_reason` returns why the lock is lost."""
 
     def __init__(self, run: Path, file: IO[str], mine: JobStart | None) -> None:
         self.run, self.mine = run, mine
@@ -86,16 +86,16 @@ class RunLock:
 
 @contextmanager
 def lock_run_dir(run: Path, lock_timeout: float = 0.0, mine: JobStart | None = None) -> Iterator[RunLock]:
-    """Lock the folder for this run; wait up to `patience` seconds for another process that holds it.
+    """Lock the folder for this run; wait up to `lock_timeout` seconds for another process that holds it.
 
     Args:
         run: run folder.
-        patience: seconds to wait for the lock.
+        lock_timeout: seconds to wait for the lock.
         mine: start of a Slurm job, if any.
 
     Raises:
         UserError: another run holds the lock, or the folder cannot be written.
-        FolderHeld: an earlier start of this job still holds it.
+        RunDirLockedError: an earlier start of this job still holds it.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)

@@ -16,7 +16,7 @@ FINAL_CHECK_TIMEOUT = 10.0  # maximum seconds that the end of a run waits for th
 
 
 class ShardWatch:
-    """`look` starts a check, unless one is in progress; `reason` is empty until a check has found other shards.
+    """`check` starts a check, unless one is in progress; `reason` is empty until a check has found other shards.
 
     A manifest that cannot be read changes nothing: the run keeps its shards. A stream has no manifest.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepStatus:
-    """Result, the same on every process. losses: means over processes and micro-batches; damaged: new corrupt ones."""
+    """Result, the same on every process. losses: means over processes and micro-batches; corrupt: new corrupt ones."""
 
     losses: dict[str, float]
     finite: bool

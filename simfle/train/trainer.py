@@ -20,6 +20,7 @@ from simfle.config.schema import PretrainConfig
 from simfle.data.loader import Loader
 from simfle.data.training_data import TrainingData
 from simfle.errors import CollectiveError, RunStopped
+from simfle.runtime.collective import main_process_value
 from simfle.runtime.distributed import BatchLayout, World
 from simfle.runtime.signals import StopSignal
 from simfle.train import auto_batch, run_dir
@@ -204,11 +205,9 @@ class Trainer:
 
     def _end_if_shards_changed(self) -> None:
         """Save and stop if the main process has found changed shards."""
-        reason = [self.shard_watch.reason]
-        dist.broadcast_object_list(reason, src=0)
-        if reason[0]:
+        if reason := main_process_value(self.shard_watch.reason):
             self.save()
-            self._abort_together(f"stopped after step {self.step}, which is saved: {reason[0]}")
+            self._abort_together(f"stopped after step {self.step}, which is saved: {reason}")
 
     def _last_good_checkpoint(self) -> str:
         """Describe the last good checkpoint after the gradient of a finite loss has corrupted the state."""

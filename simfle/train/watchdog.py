@@ -46,10 +46,11 @@ class Heartbeat:
 
 
 class Watchdog:
-    """Writes heartbeats while the process runs; exits with code 76 if `reached` is not called for `limit` seconds.
+    """Writes heartbeats while the process runs; exits with code 76 if `mark_progress` is not called for `limit`
+    seconds.
 
     before_end: called with the message just before the exit. limit 0: never exits.
-    claim: lock of the main process; if it is lost the process exits, even if it waits for an unresponsive process.
+    run_lock: lock of the main process; if it is lost the process exits, even if it waits for an unresponsive process.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ TOO_LARGE = f"more than {MAX_UNPACKED >> 20} MiB in a compressed archive; unpack
 
 @dataclass(frozen=True, slots=True)
 class ArchiveMember:
-    """One file in an archive. size: bytes; read: content or its location; fate: why it cannot be read, () if it can."""
+    """A file in an archive. size: bytes; read: content or its location; rejection: why it cannot be read, else ()."""
 
     name: str
     size: int

@@ -19,7 +19,7 @@ from shards.sources.generic.folder import EXTENSIONS, count_folder, infer_label_
 class Archive:
     """Images of one archive, or of all archives below a folder (each archive's name is then the first folder).
 
-    class_folders, split_folders: as in shards.sources.generic.folder; below: read only this folder of the archive;
+    class_folders, split_folders: as in shards.sources.generic.folder; subdir: read only this folder of the archive;
     folder names count from there.
     """
 

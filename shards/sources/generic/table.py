@@ -23,7 +23,7 @@ class Table:
     """Rows of a table with named columns. "" means that there is no such column.
 
     images: base folder of the paths. bytes_column: image files, binary in Parquet, base64 in text; the path is then
-    only a name. box_columns: one column, or four joined by commas; box_order: left, top and width, height (xywh) or
+    only a name. box_columns: one column, or four joined by commas; box_format: left, top and width, height (xywh) or
     right, bottom (xyxy), in pixels. The same path with another box is another face.
     valence_column, arousal_column: numbers in [-1, 1]. A path with backslashes is read with
     slashes if that file exists.

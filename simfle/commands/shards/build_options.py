@@ -88,9 +88,9 @@ class SourceInput:
 
     notes: the source's notes, called after all entries were read; labels: their order if --labels is not given;
     about: called with the samples written by (split, label) before the shards are published; its result goes into the
-    manifest; finish: called with the published shards, before the report is printed; photos: images are whole photos,
-    and an entry is one face in one of them, given by its box; max_missing: maximum fraction of listed
-    files that may be missing; before: notes to print before the entries are read.
+    manifest; finish: called with the published shards, before the report is printed; needs_crop: images are whole
+    photos, and an entry is one face in one of them, given by its box; max_missing: maximum fraction of listed files
+    that may be missing; before: notes to print before the entries are read.
     """
 
     entries: "Iterable[Entry | Rejected]"

@@ -18,7 +18,7 @@ CORRUPT = 128  # gray level that fills the views of an undecodable sample
 
 @dataclass(frozen=True)
 class RenderedViews:
-    """view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last. damaged: samples filled with DAMAGED.
+    """view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last. corrupt: samples filled with CORRUPT.
 
     Images that were not requested have side 0.
     """

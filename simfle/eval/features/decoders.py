@@ -26,7 +26,7 @@ _OPEN = 4  # betons open for reading at once, each with its buffers
 
 @dataclass
 class DecoderPool:
-    """Select a decoder for each source. kind: opencv, dali, ffcv or auto; betons: files or folders with betons.
+    """Select a decoder for each source. kind: opencv, dali, ffcv or auto; ffcv_files: files or folders with betons.
 
     A beton is used only for a source with exactly the same samples.
     """

@@ -69,7 +69,7 @@ class Augment:
 class Extractor:
     """Computation of features: image side in pixels, images per forward pass, device, decoding threads.
 
-    cache: folder for features of complete, unaugmented sources, None for no cache; loaders: image decoders.
+    cache: folder for features of complete, unaugmented sources, None for no cache; decoders: image decoders.
     """
 
     size: int

@@ -24,9 +24,9 @@ from simfle.eval.features.extractor import Extractor
 
 @dataclass(frozen=True)
 class ProtocolInputs:
-    """One classifier (or regressor) to fit and test: `parts` of one fold, with one seed.
+    """One classifier (or regressor) to fit and test: `splits` of one fold, with one seed.
 
-    weights: digest of the backbone's tensors, the key of its cached features; part: section of the
+    weights: digest of the backbone's tensors, the key of its cached features; split_config: section of the
     configuration that the protocol reads; metric: of the benchmark.
     """
 
@@ -57,8 +57,8 @@ class ProtocolInputs:
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """Outputs of one job. labels, predictions: [m, ...], see `results.Samples`; kept: which test samples [m] have a
-    label of this kind (None: all); chosen: the selection on validation; best_on_test: the best on test."""
+    """Outputs of one job. labels, predictions: [m, ...], see `results.Samples`; test_rows: which test samples [m] have
+    a label of this kind (None: all); chosen: the selection on validation; best_on_test: the best on test."""
 
     labels: Values
     predictions: Values

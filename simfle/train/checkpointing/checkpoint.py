@@ -228,7 +228,7 @@ def read(folder: Path) -> Checkpoint:
 class AsyncCheckpointWriter:
     """Writes checkpoints in a background thread, one at a time; an error is raised by the next call.
 
-    bandwidth: maximum MB/s (0 = no limit); the limit is lifted while anything waits for the write.
+    write_mbps: maximum MB/s (0 = no limit); the limit is lifted while anything waits for the write.
     seconds, cpu, bytes: of the last write. check: see `write`.
     """
 

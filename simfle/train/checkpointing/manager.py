@@ -41,7 +41,8 @@ def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoin
 class CheckpointManager:
     """Copies the state to the main process's memory, which blocks training, and writes it in a thread.
 
-    held_up: seconds that training was blocked by copies, and by a write that had not ended when the next one came.
+    blocked_seconds: seconds that training was blocked by copies, and by a write that had not ended when the next one
+    came.
     """
 
     def __init__(

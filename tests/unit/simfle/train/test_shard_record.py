@@ -129,7 +129,8 @@ LocalStore.spot_check = lambda self, shard: looked.append(shard.file) or spots(s
 def check(place, *own):
     looked.clear()
     try:
-        shard_record.check_shards_unchanged(Path(run), ShardCorpus([place]), World(rank, 2, *own, torch.device("cpu")), resumed=True)
+        world = World(rank, 2, *own, torch.device("cpu"))
+        shard_record.check_shards_unchanged(Path(run), ShardCorpus([place]), world, resumed=True)
         print("fine", len(looked))
     except CollectiveError as error:
         print(error.is_reporter, error)
