@@ -13,7 +13,7 @@ STEPS ?= 20000
 # Files whose spelling and words are checked (docs/style.md).
 PROSE := README.md SLURM.md CONTRIBUTING.md CHANGELOG.md mkdocs.yml $(filter-out docs/configuration.md,$(wildcard docs/*))
 
-.PHONY: quickstart test lint docs release-check fuzz soak clean programs
+.PHONY: quickstart test test-fast lint docs release-check fuzz soak clean programs
 .DELETE_ON_ERROR:
 
 quickstart: $(STAMP)
@@ -23,6 +23,10 @@ quickstart: $(STAMP)
 # tests of a file share what is made once.
 test: lint programs
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# Tests of the packages, without those that start processes or train: an answer in a minute on two idle cores.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile -q
 
 # A real Slurm and a real browser, for the tests that need them; where they cannot be installed, those skip with a word.
 programs:

@@ -21,6 +21,8 @@ from shards.redact import redact_secrets, redact_url
 from simfle.config.schema import DataConfig, PretrainConfig, TrainConfig
 from simfle.train.run_dir import record_config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 # Loaded by every Python process of the chain. What is not the machine itself is written down, and fails.
 HOOK = """

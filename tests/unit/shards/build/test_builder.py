@@ -21,6 +21,8 @@ from helpers.corpus_fixtures import (
 
 from shards.format.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_folder_with_classes_and_people(tmp_path: Path) -> None:
     faces = write_faces(tmp_path / "faces", 60, ("glad", "calm"), people=15)

@@ -14,7 +14,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 from helpers.corpus_fixtures import BUILD, VERIFY, run
+
+pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("SHARDS_KILLS", "4"))
 FACES = os.environ.get("SHARDS_KILL_FACES", "")

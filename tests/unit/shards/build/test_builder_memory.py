@@ -13,6 +13,8 @@ from shards.build.plan import BuildPlan, make_plan
 from shards.entry import Entry
 from shards.rules import EntryRules
 
+pytestmark = pytest.mark.slow
+
 MOST = int(os.environ.get("SHARDS_MANY", "12000"))
 LIMIT = 500  # MB, whatever the number of entries
 

@@ -16,6 +16,8 @@ from helpers.corpus_fixtures import BUILD, contents, encoded, picture, run, samp
 
 from shards.format.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 T = TypeVar("T")
 
 

@@ -21,6 +21,8 @@ from shards.format.manifest import read_manifest
 from shards.reading.dataset import ShardDataset
 from simfle.data.dataset import ShardCorpus
 
+pytestmark = pytest.mark.slow
+
 SUBSET, SPLIT, MERGE = (tool(f"{name}_shards") for name in ("subset", "split", "merge"))
 OUTSIDE = ["/{there}/x", "../there/x", "a/../../there/x", "..", "..\\there\\x", "C:\\x", "\0x"]
 

@@ -23,6 +23,8 @@ from shards.format.samples import StoredSample, read_samples, write_shard
 from shards.io.locks import lock_dir
 from simfle.data.dataset import ShardCorpus
 
+pytestmark = pytest.mark.slow
+
 REMOVE = tool("remove_samples")
 
 

@@ -18,6 +18,8 @@ from shards.edit.upload import Upload, manifest_at
 from shards.errors import UserError
 from shards.io import urls
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -13,6 +13,8 @@ from shards.format.index import index_tar, read_index, write_index
 from shards.format.manifest import read_manifest
 from shards.format.tar_writer import TarShardWriter
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,6 +22,8 @@ from shards.sources.generic.archive import Archive
 from simfle.config.schema import DataConfig
 from simfle.data.storage.resampled import MAX_IMAGE, ResampledStream
 
+pytestmark = pytest.mark.slow
+
 JPEG = encoded(picture(1))
 MIB = 1 << 20
 BIG = 128 * MIB  # what a bomb unpacks to

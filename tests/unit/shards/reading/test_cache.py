@@ -24,6 +24,8 @@ from shards.io.urls import join
 from shards.reading import cache as caching
 from shards.reading.cache import Cache, CacheFullError, DownloadCancelledError, cached_bytes
 
+pytestmark = pytest.mark.slow
+
 BIG = 10**9
 
 

@@ -9,6 +9,8 @@ from helpers.corpus_fixtures import BUILD, run, samples, write_faces
 from shards.format.index import index_tar, read_index
 from shards.format.tar_writer import TarShardWriter
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_tar_is_what_webdatasets_writer_makes(tmp_path: Path) -> None:
     webdataset = pytest.importorskip("webdataset")

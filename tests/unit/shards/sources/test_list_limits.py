@@ -27,6 +27,8 @@ from shards.sources.generic.huggingface import HuggingFace
 from shards.sources.generic.rows import MAX_TEXT, columns_of, read_rows
 from shards.sources.generic.webdataset import WebDataset
 
+pytestmark = pytest.mark.slow
+
 JPEG = encoded(picture(1))
 MIB = 1 << 20
 

@@ -21,6 +21,8 @@ import simfle
 from simfle.api.functions import _written
 from simfle.runtime.distributed import FOR_LIBRARIES, LAUNCHED
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, object] = dict(word.split("=", 1) for word in SETTINGS) | {
     "train.steps": 1,
     "train.log_images_every": 0,

@@ -20,6 +20,8 @@ from simfle.api.backbone import pixels
 from simfle.config.schema import PretrainConfig, load
 from simfle.runtime.distributed import AUTO
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, object] = dict(word.split("=", 1) for word in SETTINGS)
 
 

@@ -11,6 +11,8 @@ import shards
 import simfle
 from simfle.commands.main import app, main
 
+pytestmark = pytest.mark.slow
+
 CPU = "configs/pretrain/faces_cpu.yaml"
 
 # (id, words, exit code, what the line must say). {faces}, {empty}, {file}, {pictures}: see `places`.

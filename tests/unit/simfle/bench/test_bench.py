@@ -21,6 +21,8 @@ from simfle.errors import UserError
 from simfle.models.registry import build_method
 from simfle.plan.hardware import load_constants
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

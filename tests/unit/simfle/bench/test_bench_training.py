@@ -13,6 +13,8 @@ from simfle.commands.bench.startup import subcommands
 from simfle.commands.main import COMMANDS
 from simfle.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 # Both in one process, for importing torch takes seconds; and that the run has really gone on, and has been saved.
 PROGRAM = """

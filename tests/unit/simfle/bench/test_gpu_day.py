@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from simfle.bench.gpu_day import Done, GpuDayPart, constants, ended, page, parts, run
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[4]
 

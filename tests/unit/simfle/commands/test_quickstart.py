@@ -16,6 +16,8 @@ from shards.sources.synthetic.procedural import procedural
 from simfle.commands.quickstart import LEAST, Layout, _layout, _next, _open, _stages
 from simfle.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 TINY = ["train.steps=2", "model.backbone=test_resnet", "views.size=32", "train.global_batch=16", "train.log_every=1"]
 

@@ -28,6 +28,8 @@ from simfle.eval.tasks import eval_tasks
 from simfle.report.report import write_report
 from simfle.train.run_dir import record_config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 COUNTS = {"train": [40, 40, 40], "test": [16, 16, 16]}
 

@@ -27,6 +27,8 @@ from simfle.eval.backbones.load import LoadedBackbone, load_backbone
 from simfle.export.huggingface import export_huggingface
 from simfle.export.onnx import export_onnx
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 
 

@@ -20,6 +20,8 @@ from simfle.export.timm import export_backbones, newest_checkpoint, read_backbon
 from simfle.models.backbone import build_backbone
 from simfle.train.checkpointing import checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 
 

@@ -24,6 +24,8 @@ from simfle.runtime.distributed import compute_batch_layout
 from simfle.runtime.zero_stage import choose_zero_stage
 from simfle.train.checkpointing import state_dict
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 PAGE = ROOT / "docs" / "scale.md"
 CONSTANTS = load_constants([])

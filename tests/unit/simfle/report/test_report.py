@@ -23,6 +23,8 @@ from simfle.report.load_runs import POINTS, read_runs, results_of
 from simfle.report.report import Extras, ReportStage, write_report
 from simfle.report.tables import confusions, tables
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 VOID = {"meta", "link", "img", "br"}
 

@@ -21,6 +21,8 @@ from simfle.report import visualizations
 from simfle.report.face_samples import GAP, FaceBatch, FaceSet, read_face_set
 from simfle.report.report import write_report
 
+pytestmark = pytest.mark.slow
+
 TINY = FaceMAEConfig(
     patch_size=8, embed_dim=32, depth=1, num_heads=4, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=4
 )

@@ -21,6 +21,8 @@ from simfle.slurm import submit
 from simfle.slurm.config import ClusterConfig, check
 from simfle.train.run_dir import record_config
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("words", "expected"),

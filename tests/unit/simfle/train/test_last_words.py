@@ -6,6 +6,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 HANG = """
 import sys, time, pathlib
 from simfle.train.watchdog import Watchdog

@@ -21,6 +21,8 @@ from simfle.train.run_lock import JobStart, RunLock, lock_run_dir
 from simfle.train.telemetry.metrics import MetricLogger, SampleLog
 from simfle.train.watchdog import Watchdog
 
+pytestmark = pytest.mark.slow
+
 HOLD = """
 import sys, pathlib
 from simfle.train.run_lock import JobStart, lock_run_dir

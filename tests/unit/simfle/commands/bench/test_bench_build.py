@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from helpers.corpus_fixtures import encoded, picture, run, tool
 
+pytestmark = pytest.mark.slow
+
 BENCH = tool("bench_build")
 
 

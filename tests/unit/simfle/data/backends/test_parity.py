@@ -32,6 +32,8 @@ from simfle.data.backends.dali import Dali
 from simfle.data.backends.opencv import OpenCV
 from simfle.data.views import HUE, BatchViewParams, ViewParams, color_matrices, crop_boxes, sample_view_params
 
+pytestmark = pytest.mark.slow
+
 VIEWS = ViewsConfig()
 SIZES = [(48, 48), (64, 48), (112, 112), (218, 178), (250, 250), (350, 350), (450, 600), (600, 600)]
 STAGES = ("resize", "flip", "gentle", "clipped", "colour", "blur", "whole", "face")

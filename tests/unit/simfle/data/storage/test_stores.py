@@ -21,6 +21,8 @@ from simfle.data.prefetch import ShardPrefetcher
 from simfle.data.training_data import OrderedShards, make_sampler
 from simfle.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 DATA = DataConfig(backend="opencv", decode_threads=1, canonical_streams=2, shuffle_window=4)
 COUNTS = (8,) * 12
 BIG = 10**9

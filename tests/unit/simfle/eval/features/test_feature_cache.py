@@ -23,6 +23,8 @@ from simfle.eval.evaluator import Evaluator
 from simfle.eval.features import feature_cache
 from simfle.eval.features.extractor import Extractor
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[5]
 NAME = "0123456789abcdef.pooled"
 

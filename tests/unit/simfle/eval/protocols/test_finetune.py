@@ -19,6 +19,8 @@ from simfle.eval.data.splits import Split
 from simfle.eval.evaluator import evaluate
 from simfle.eval.protocols.finetune import Classifier, draw_epoch, lr_factor, parameter_groups
 
+pytestmark = pytest.mark.slow
+
 
 def test_each_layer_learns_slower_than_the_one_above(make_backbone: MakeBackbone) -> None:
     """resnet10t: a stem and four blocks below the classifier."""

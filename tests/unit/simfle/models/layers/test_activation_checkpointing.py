@@ -11,6 +11,8 @@ from simfle.config.schema import FaceMAEConfig, ModelConfig, ViewsConfig
 from simfle.errors import UserError
 from simfle.models.registry import build_method, compiled
 
+pytestmark = pytest.mark.slow
+
 VIEWS = ViewsConfig(size=64, face_size=64)
 SMALL = FaceMAEConfig(
     patch_size=16, embed_dim=48, depth=3, num_heads=4, decoder_embed_dim=32, decoder_depth=2, decoder_num_heads=4

@@ -17,6 +17,8 @@ from simfle.models.base import scaled
 from simfle.models.registry import build_method
 from simfle.train.checkpointing.state_dict import copy_tensors
 
+pytestmark = pytest.mark.slow
+
 CUDA = torch.device("cuda:0")
 # Launches of forward and EMA, counted, and a tenth more. A view is none. (Backward needs a driver: autograd has a
 # thread for each GPU.)

@@ -13,6 +13,8 @@ from simfle.models.methods.simclr import nt_xent
 from simfle.models.methods.swav import sinkhorn
 from simfle.models.methods.vicreg import vicreg
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[4] / "helpers" / "method_processes.py"
 
 

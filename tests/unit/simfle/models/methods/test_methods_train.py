@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from simfle.eval.backbones.load import load_backbone
 from simfle.export.timm import export_backbones
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[4] / "helpers" / "train_methods.py"
 
 

@@ -22,6 +22,8 @@ from simfle.runtime.distributed import World
 from simfle.slurm.status import status
 from simfle.train.telemetry.feature_telemetry import FeatureTelemetry
 
+pytestmark = pytest.mark.slow
+
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 

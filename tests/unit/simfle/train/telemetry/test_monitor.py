@@ -18,6 +18,8 @@ from simfle.models.registry import build_method
 from simfle.runtime.distributed import World
 from simfle.train.telemetry.monitor import Monitor, accuracies
 
+pytestmark = pytest.mark.slow
+
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 STEPS = ("train.steps=4", "train.checkpoint_every=100", "train.log_every=4")
 
