@@ -45,9 +45,9 @@ def main(shards: str, names: list[str]) -> None:
         network, config = network_of(Path(name.removeprefix("random:")), random)
         model, size = config.model, config.views.size
         channels = int(network.num_features)  # type: ignore[arg-type]
-        colours = tuple(model.mean), tuple(model.std)
+        colors = tuple(model.mean), tuple(model.std)
         card = BackboneMetadata(
-            model.backbone, "online", channels, *colours, size, {}, output_stride=model.output_stride
+            model.backbone, "online", channels, *colors, size, {}, output_stride=model.output_stride
         )
         backbone = LoadedBackbone(frozen(network, card), card)
         extractor = Extractor(size, 256, torch.device("cpu"), 1)

@@ -28,7 +28,7 @@ REJECT_REASONS = {
     "excluded_image": "an exact or near duplicate of an image in the shards of --exclude",
     "excluded_person": "shows a person in the shards of --exclude",
     "removed": "removed by simfle shards remove; no other information is kept",
-    "unlabelled": "no label, but labels are required",
+    "unlabeled": "no label, but labels are required",
     "unknown_label": "its label is not in --labels",
 }
 

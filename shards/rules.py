@@ -22,13 +22,13 @@ FEW = 4096  # cached label and split names: a corpus repeats a few of them milli
 class EntryRules:
     """Rules that resolve labels, groups and splits.
 
-    labels: accepted names in order (empty = all); labelled: an entry needs a label;
+    labels: accepted names in order (empty = all); labeled: an entry needs a label;
     group_pattern: regular expression with one group, searched in the source; val_fraction, test_fraction: fractions
     of the groups of split train, in [0, 1).
     """
 
     labels: tuple[str, ...] = ()
-    labelled: bool = False
+    labeled: bool = False
     group_pattern: str = ""
     val_fraction: float = 0.0
     test_fraction: float = 0.0
@@ -64,8 +64,8 @@ def check_pattern(pattern: str) -> None:
 def resolve_entry(entry: Entry, rules: EntryRules) -> Entry | Rejected:
     """Return the entry with its final label, group and split, or the reason why it is rejected."""
     label = normalize_label(entry.label)
-    if label is None and rules.labelled:
-        return Rejected(entry.source, "unlabelled")
+    if label is None and rules.labeled:
+        return Rejected(entry.source, "unlabeled")
     if label is not None and rules.labels and label not in rules.labels:
         return Rejected(entry.source, "unknown_label", label)
     group = entry.group

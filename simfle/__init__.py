@@ -3,7 +3,7 @@
 import simfle
 backbone = simfle.pretrain(data="path/to/faces", out="runs/mine")    # images or shards -> backbone.safetensors
 found = simfle.embed("path/to/faces", backbone)                      # {"keys": [n], "features": [n, C]}
-summary = simfle.evaluate(backbone, shards="shards/labelled")        # probes beside a random backbone
+summary = simfle.evaluate(backbone, shards="shards/labeled")        # probes beside a random backbone
 model = simfle.load_backbone(backbone); model(images)                # a timm module with its preprocessing
 """
 

@@ -71,8 +71,8 @@ def perceptual_hash_pixels(pixels: NDArray[np.uint8]) -> np.void:
     found = np.zeros((), HASH_DTYPE)
     digest = hashlib.sha256(np.array(pixels.shape, "<u4").tobytes())  # hardware-accelerated
     digest.update(np.ascontiguousarray(pixels).data)
-    grey = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)  # [H, W]
-    small = cv2.resize(grey, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
+    gray = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)  # [H, W]
+    small = cv2.resize(gray, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.float32)
     signs = cv2.dct(small)[_ROWS, _COLUMNS] > 0  # [64]
     thumb = cv2.resize(small, (THUMB, THUMB), interpolation=cv2.INTER_AREA)
     found["pixels"] = int.from_bytes(digest.digest()[:8], "little")
@@ -84,12 +84,12 @@ def perceptual_hash_pixels(pixels: NDArray[np.uint8]) -> np.void:
 
 def thumbnail_correlation(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return the correlation [n] in [-1, 1] of thumbnails [n, 16, 16], pair by pair."""
-    a, b = (_centred(thumbs) for thumbs in (first, second))
+    a, b = (_centered(thumbs) for thumbs in (first, second))
     norms = np.sqrt((a * a).sum(1) * (b * b).sum(1))
     return np.asarray((a * b).sum(1) / np.maximum(norms, 1e-6), np.float32)
 
 
-def _centred(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _centered(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
     flat = thumbs.reshape(len(thumbs), THUMB * THUMB).astype(np.float32)
     return np.asarray(flat - flat.mean(1, keepdims=True), np.float32)
 

@@ -27,14 +27,14 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 class MergeReport:
     """Result of a merge.
 
-    renamed_keys: samples whose key already existed and got a suffix; relabelled: samples with a new `.cls`;
+    renamed_keys: samples whose key already existed and got a suffix; relabeled: samples with a new `.cls`;
     shared_people: group names (people) in several folders, which are now one person; people_across_splits: groups with
     samples in more than one split.
     """
 
     manifest: Manifest
     renamed_keys: int
-    relabelled: int
+    relabeled: int
     shared_people: int
     people_across_splits: int
 

@@ -220,12 +220,12 @@ def _check_foreign(members: dict[str, bytes]) -> str:
 def _check_image(jpeg: bytes, known: dict[str, Any]) -> str:
     try:
         check_cost(jpeg)
-        colours = simplejpeg.decode_jpeg_header(jpeg, strict=True)[2]
+        colors = simplejpeg.decode_jpeg_header(jpeg, strict=True)[2]
         height, width = simplejpeg.decode_jpeg(jpeg, "RGB", strict=True).shape[:2]
     except (ImageRejected, ValueError) as error:
         return f"its image is corrupt ({error})"
-    if colours not in ("YCbCr", "RGB"):
-        return f"its image is {colours}, not RGB"
+    if colors not in ("YCbCr", "RGB"):
+        return f"its image is {colors}, not RGB"
     if [width, height] != [known.get("width"), known.get("height")]:
         return f"its image is {width} x {height}, its json says {known.get('width')} x {known.get('height')}"
     return ""

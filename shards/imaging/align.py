@@ -109,13 +109,13 @@ def build_detector(model: Path) -> Detector:
     def detect(pixels: NDArray[np.uint8], options: AlignOptions) -> list[Detection]:
         import cv2
 
-        colours = cv2.COLOR_GRAY2BGR if pixels.ndim == 2 else cv2.COLOR_RGB2BGR
-        colour = np.asarray(cv2.cvtColor(pixels, colours), np.uint8)
+        colors = cv2.COLOR_GRAY2BGR if pixels.ndim == 2 else cv2.COLOR_RGB2BGR
+        color = np.asarray(cv2.cvtColor(pixels, colors), np.uint8)
         network = _network(model)
         longer = max(pixels.shape[:2])
         sides = _sides(longer, options.min_face_size)
-        seen = [face for side in sides for face in _search(network, colour, min(1.0, side / longer))]
-        return non_max_suppression(_redetect_upright(network, colour, face) for face in non_max_suppression(seen))
+        seen = [face for side in sides for face in _search(network, color, min(1.0, side / longer))]
+        return non_max_suppression(_redetect_upright(network, color, face) for face in non_max_suppression(seen))
 
     return detect
 

@@ -134,18 +134,18 @@ def decode(data: bytes, options: EncodeOptions) -> DecodedImage:
     if not data.startswith(JPEG_START):
         return _decode(data, options)
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data, strict=True)
     except ValueError:  # a subsampling unknown to libjpeg-turbo's simple interface, or a corrupt header
         return _decode(data, options)
     _check_size(width, height, options)
-    if colours in ("YCbCr", "RGB", "Gray") and _orientation(data) == 1:
-        if colours == "Gray":
+    if colors in ("YCbCr", "RGB", "Gray") and _orientation(data) == 1:
+        if colors == "Gray":
             return DecodedImage(_strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))[:, :, 0])
         kept = strip_metadata(data) if options.strip_metadata else data
         # Decode the bytes that will be written, not the original ones.
         pixels = _strict(lambda: simplejpeg.decode_jpeg(kept or data, "RGB", strict=True))
         return DecodedImage(pixels, kept or b"")
-    if colours != "CMYK":  # Pillow ignores corruption that the strict decoder reports
+    if colors != "CMYK":  # Pillow ignores corruption that the strict decoder reports
         _strict(lambda: simplejpeg.decode_jpeg(data, "GRAY", strict=True))
     return _decode(data, options)
 
@@ -190,7 +190,7 @@ def encode_jpeg(picture: DecodedImage, options: EncodeOptions) -> EncodedImage:
     if max(width, height) > MAX_SIDE:
         raise ImageRejected("too_large", f"{width} x {height}, a JPEG has at most {MAX_SIDE} per side")
     if picture.pixels.ndim == 2:
-        return EncodedImage(_encode_grey(picture.pixels, options.quality), width, height, bytes_kept=False)
+        return EncodedImage(_encode_gray(picture.pixels, options.quality), width, height, bytes_kept=False)
     pixels = np.ascontiguousarray(picture.pixels)
     jpeg = simplejpeg.encode_jpeg(pixels, quality=options.quality, colorspace="RGB", colorsubsampling="444")
     return EncodedImage(jpeg, width, height, bytes_kept=False)
@@ -292,7 +292,7 @@ def _over_white(image: Image.Image) -> NDArray[np.uint8]:
     return pixels
 
 
-def _encode_grey(pixels: NDArray[np.uint8], quality: int) -> bytes:
+def _encode_gray(pixels: NDArray[np.uint8], quality: int) -> bytes:
     """Encode a grayscale image [H, W] as a YCbCr JPEG: constant chroma at a quarter of the size is almost free."""
     height, width = pixels.shape
     chroma = _neutral((height + 1) // 2, (width + 1) // 2)

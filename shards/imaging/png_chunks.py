@@ -29,8 +29,8 @@ def significant_bits(data: bytes) -> int | None:
     for kind, start, end in chunks(data):
         if kind == b"sBIT":
             bits = data[start + 8 : end - 4]
-            colours = bits[:-1] if data[25:26] in (b"\x04", b"\x06") else bits  # the last one is the alpha channel
-            return max(colours, default=0) or None
+            colors = bits[:-1] if data[25:26] in (b"\x04", b"\x06") else bits  # the last one is the alpha channel
+            return max(colors, default=0) or None
         if kind == b"IDAT":
             return None
     return None

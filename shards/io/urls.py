@@ -178,7 +178,7 @@ def with_retries(url: str, action: Callable[[], T]) -> T:
                 f"{redact_url(url)}: access is refused ({without_secrets(str(error), url)}). Fix: check your "
                 "credentials"
             ) from None
-        except Exception as error:  # noqa: BLE001 - each driver has errors of its own
+        except Exception as error:  # noqa: BLE001 - each driver raises its own errors
             if not left:
                 said = without_secrets(f"{type(error).__name__}: {error}", url)
                 raise UserError(

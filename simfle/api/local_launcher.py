@@ -19,7 +19,7 @@ from simfle.runtime.ports import free_port
 from simfle.runtime.signals import STOP_SIGNALS
 
 GRACE = 30.0  # seconds for the other processes to report errors after one has failed
-COLOURS = (
+COLORS = (
     "FORCE_COLOR",
     "CLICOLOR_FORCE",
     "TTY_COMPATIBLE",
@@ -88,7 +88,7 @@ def _environment(rank: int, processes: int, shared: dict[str, int], plain: bool)
     own: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", **shared}
     own[LAUNCHER] = os.getpid()
     own.setdefault("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", threads))
-    kept = {name: value for name, value in os.environ.items() if not (plain and name in COLOURS)}
+    kept = {name: value for name, value in os.environ.items() if not (plain and name in COLORS)}
     return kept | {name: str(value) for name, value in own.items()}
 
 

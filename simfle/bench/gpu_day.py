@@ -41,9 +41,9 @@ class Done:
 
 
 def parts(faces: Path, *, rehearsal: bool) -> list[GpuDayPart]:
-    """What is run, in order of what it tells. rehearsal: on the CPU, with a network for seconds.
+    """Return the parts, the most informative first. rehearsal: on the CPU, with a network for seconds.
 
-    ZeRO stages above 0 need two GPUs; peers (lightly) need packages of their own: neither is here.
+    ZeRO stages above 0 need two GPUs; peers (lightly) need additional packages; this machine has neither.
     """
     given = (*SMALL, "train.device=cpu", "train.precision=fp32") if rehearsal else (CONFIG, "train.device=cuda")
     data = (f"data.shards=[{faces}]", f"train.global_batch={16 if rehearsal else 128}")
@@ -120,7 +120,7 @@ def ended(out: Path, part: GpuDayPart) -> Done | None:
 
 
 def figures(out: Path, part: GpuDayPart) -> dict[str, Any]:
-    """What a bench wrote; nothing where it did not end."""
+    """Return the result of a bench; empty if it did not finish."""
     try:
         return json.loads(read_bytes(out / f"{part.name}.figures.json"))
     except (OSError, ValueError):
@@ -128,7 +128,7 @@ def figures(out: Path, part: GpuDayPart) -> dict[str, Any]:
 
 
 def constants(out: Path, chosen: Sequence[GpuDayPart]) -> dict[str, float]:
-    """Of all benches together, for `simfle plan --constants`; of several batches the best rate of each."""
+    """Merge the results of all benches, for `simfle plan --constants`; of several batches the best rate of each."""
     found: dict[str, float] = {}
     for part in chosen:
         for name, value in figures(out, part).get("constants", {}).items():

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 def collect_wheels(
     out: Annotated[Path, typer.Option(help="Folder for the wheels.")],
-    extras: Annotated[str, typer.Option(help="Extras of simfle that the machine shall have.")] = "dali,dev",
-    present: Annotated[str, typer.Option(help="Packages that the machine has already, with commas between.")] = "",
+    extras: Annotated[str, typer.Option(help="extras of simfle to install on the machine")] = "dali,dev",
+    present: Annotated[str, typer.Option(help="packages that the machine has already, separated by commas")] = "",
 ) -> None:
     """Download simfle's requirements at the tested versions, and build its own wheel."""
     constraints = ROOT / "constraints.txt"

@@ -12,8 +12,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def bench_gpu(
-    out: Annotated[Path, typer.Option(help="Folder for logs, figures and the page; the same again goes on.")],
-    minutes: Annotated[float, typer.Option(help="Of all parts together; each has 8 at most.", min=0.1)] = 20,
+    out: Annotated[
+        Path, typer.Option(help="folder for logs, figures and the page; rerun with the same folder to resume")
+    ],
+    minutes: Annotated[float, typer.Option(help="maximum minutes of all parts; each has at most 8", min=0.1)] = 20,
     only: Annotated[str, typer.Option(help="Parts by name, with commas between them; else all.")] = "",
     rehearse: Annotated[bool, typer.Option("--rehearse", help="On the CPU, with a small network.")] = False,
 ) -> None:
@@ -27,7 +29,7 @@ def bench_gpu(
     if not (ROOT / "tests" / "gpu").is_dir():
         raise UserError(f"{ROOT} has no tests/gpu: run it from a checkout, python tools/gpu_day.py")
     if not rehearse and not torch.cuda.is_available():
-        raise UserError("torch sees no GPU. Fix: mend the driver (simfle doctor), or rehearse it here with --rehearse")
+        raise UserError("torch sees no GPU. Fix: repair the driver (simfle doctor), or add --rehearse.")
     out = out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     chosen = gpu_day.parts(out / "faces", rehearsal=rehearse)

@@ -252,7 +252,7 @@ def _rows(request: Request, work: "ModelCost", found: "Estimate") -> list[list[t
         + [("share of the roofline", f"{found.of_roofline:.0%}, of an eager step; compile moves fewer bytes")],
         [
             ("speed", f"{found.images_per_second:,.0f} images/s"),
-            ("efficiency", f"{found.efficiency:.0%} of arithmetic alone; {found.utilisation:.1%} of peak"),
+            ("efficiency", f"{found.efficiency:.0%} of arithmetic alone; {found.utilization:.1%} of peak"),
             ("run", f"{found.steps:,} steps, {found.hours:,.2f} hours"),
             ("checkpoint", f"{saved['bytes'] / 1e9:.2f} GB, {took}"),
             ("storage", f"{storage['node_bytes_per_second'] / 1e6:,.1f} MB/s per node; {again}"),

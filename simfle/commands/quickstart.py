@@ -93,7 +93,7 @@ def quickstart(
     """
     record = _open(out, data)
     began = time.monotonic()
-    layout = _layout(data, group_pattern) if data else Layout(labelled=True)
+    layout = _layout(data, group_pattern) if data else Layout(labeled=True)
     stages = _stages(out, data, layout, group_pattern, overrides or [])
     for number, stage in enumerate(stages, 1):
         _run(stage, record, f"[{number}/{len(stages) + 1}]")
@@ -134,7 +134,7 @@ def _open(out: Path, data: Path | None) -> QuickstartState:
 class Layout:
     """Folder layout of the user's images. flags: matching options of tools/build_shards.py."""
 
-    labelled: bool
+    labeled: bool
     splits: bool = False
     flags: tuple[str, ...] = ()
     people: bool = True  # whether people are known, so that training and test share none
@@ -154,9 +154,9 @@ def _layout(data: Path, group_pattern: str) -> Layout:
     has_splits = ({TRAIN, TEST} <= splits or splits == {TRAIN, VAL}) and all(len(path.parts) > 1 for path in paths)
     inner = [path.parts[1:] if has_splits else path.parts for path in paths]
     classes = {parts[0] for parts in inner if len(parts) > 1}
-    labelled = 2 <= len(classes) <= MANY_FOLDERS and all(len(parts) > 1 for parts in inner)
-    flags = ["--class-folders"] * labelled + ["--split-folders"] * has_splits
-    layout = Layout(labelled, has_splits, tuple(flags), people=bool(group_pattern) or has_splits)
+    labeled = 2 <= len(classes) <= MANY_FOLDERS and all(len(parts) > 1 for parts in inner)
+    flags = ["--class-folders"] * labeled + ["--split-folders"] * has_splits
+    layout = Layout(labeled, has_splits, tuple(flags), people=bool(group_pattern) or has_splits)
     if not has_splits or VAL not in splits:
         return layout
     return replace(layout, val=VAL) if TEST in splits else replace(layout, test=VAL)
@@ -201,7 +201,7 @@ def _stages(
             f"timm.create_model(...).load_state_dict(safetensors.torch.load_file({str(backbone)!r}))",
         ),
     ]
-    if layout.labelled:
+    if layout.labeled:
         words = [format_override("shards", [shards]), format_override("out", run / "eval")]
         words += [f"min_class_count={RARE}"] if data else []
         words += [f"test_split={layout.test}"] if layout.test != Layout.test else []
@@ -274,8 +274,8 @@ def _report(
         caption += "All faces are synthetic: identity, pose, light and expression vary. Each person is in one split."
     else:
         caption += "This page contains images of faces: share it accordingly."
-    note = "" if layout.labelled else "No labels: the images are not in class folders, so there is no probe."
-    if layout.labelled and not layout.people:
+    note = "" if layout.labeled else "No labels: the images are not in class folders, so there is no probe."
+    if layout.labeled and not layout.people:
         caption += " People are not known, so one person may be in both training and test; set --group-pattern."
     extras = Extras(
         title="SimFLE quickstart",

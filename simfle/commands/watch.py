@@ -27,7 +27,7 @@ ENDED = (
     *("finished", "failed", "stopped", "killed", "gone"),
     *("cancelled", "timeout", "node_fail", "out_of_memory", "deadline", "boot_fail"),  # Slurm's
 )
-COLOURS = {"running": "green", "finished": "cyan", "pending": "yellow", "failed": "red", "killed": "red"}
+COLORS = {"running": "green", "finished": "cyan", "pending": "yellow", "failed": "red", "killed": "red"}
 
 
 def watch(
@@ -111,9 +111,9 @@ def screen(runs: list[Path], console: "Console") -> "RenderableType":
     blocks: list[RenderableType] = []
     for run in runs:
         now = status(run)
-        colour = COLOURS.get(now.state, "yellow")
+        color = COLORS.get(now.state, "yellow")
         jobs = f"  job {now.jobs[-1]}" if now.jobs else ""
-        blocks.append(Text.assemble((str(run), "bold"), f"{jobs}  ", (now.state, colour), overflow="fold"))
+        blocks.append(Text.assemble((str(run), "bold"), f"{jobs}  ", (now.state, color), overflow="fold"))
         table = Table.grid(padding=(0, 2))
         table.add_column(style="dim", no_wrap=True)
         table.add_column(overflow="fold")

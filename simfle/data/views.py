@@ -33,11 +33,11 @@ ATTEMPTS = 10  # of RandomResizedCrop, before it falls back to a central crop
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green, blue in luma (ITU-R BT.601), Y of YIQ
 YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-_TO_GREY = np.tile(LUMA, (3, 1))  # [3, 3], every row is GREY
+_TO_GRAY = np.tile(LUMA, (3, 1))  # [3, 3], every row is GRAY
 _FROM_YIQ = np.linalg.inv(YIQ)
 _ORDERS = np.array(list(itertools.permutations(range(4))))  # [24, 4]
 _BLOCKS = 8  # of four words; the words of one view, by position:
-_AREA, _RATIO, _PLACE, _FLIP, _JITTER, _ORDER, _FACTORS, _GREYSCALE, _SIGMA = 0, 10, 20, 22, 23, 24, 25, 29, 30
+_AREA, _RATIO, _PLACE, _FLIP, _JITTER, _ORDER, _FACTORS, _GRAYSCALE, _SIGMA = 0, 10, 20, 22, 23, 24, 25, 29, 30
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def _view(words: Floats, views: ViewsConfig) -> ViewParams:
     factors[:, HUE] = between([-views.hue, views.hue], words[:, _FACTORS + HUE])
     jitter = words[:, _JITTER] < views.color_jitter_prob
     order = _ORDERS[np.floor(words[:, _ORDER] * len(_ORDERS)).astype(np.int64)]
-    greyscale = words[:, _GREYSCALE] < views.grayscale_prob
-    matrix, mean_matrix = color_matrices(jitter, factors, order, greyscale)
+    grayscale = words[:, _GRAYSCALE] < views.grayscale_prob
+    matrix, mean_matrix = color_matrices(jitter, factors, order, grayscale)
     return ViewParams(
         areas=between(views.scale, words[:, _AREA : _AREA + ATTEMPTS]),
         ratios=np.exp(between(np.log(views.ratio), words[:, _RATIO : _RATIO + ATTEMPTS])),
@@ -155,14 +155,14 @@ def _view(words: Floats, views: ViewsConfig) -> ViewParams:
         jitter=jitter,
         factors=factors,
         order=order,
-        grayscale=greyscale,
+        grayscale=grayscale,
         matrix=matrix,
         mean_matrix=mean_matrix,
         sigma=between(views.blur_sigma, words[:, _SIGMA]),
     )
 
 
-def color_matrices(jitter: Flags, factors: Floats, order: Ints, greyscale: Flags) -> tuple[Floats, Floats]:
+def color_matrices(jitter: Flags, factors: Floats, order: Ints, grayscale: Flags) -> tuple[Floats, Floats]:
     """Return M and A, both [n, 3, 3], of the chain of color operations: out = M x + A m, pixel x, mean pixel m.
 
     One operation is S y + P mean(y). On y = M x + A m, whose mean is (M + A) m, it gives S M x + (S A + P (M + A)) m.
@@ -173,17 +173,17 @@ def color_matrices(jitter: Flags, factors: Floats, order: Ints, greyscale: Flags
     pixel = np.empty((n, 4, 3, 3))  # S of each operation
     pixel[:, BRIGHTNESS] = f[:, BRIGHTNESS] * eye
     pixel[:, CONTRAST] = f[:, CONTRAST] * eye
-    pixel[:, SATURATION] = f[:, SATURATION] * eye + (1 - f[:, SATURATION]) * _TO_GREY
+    pixel[:, SATURATION] = f[:, SATURATION] * eye + (1 - f[:, SATURATION]) * _TO_GRAY
     pixel[:, HUE] = _hue(factors[:, HUE])
     mean = np.zeros((n, 4, 3, 3))  # P of each operation: only contrast uses the mean
-    mean[:, CONTRAST] = (1 - f[:, CONTRAST]) * _TO_GREY
+    mean[:, CONTRAST] = (1 - f[:, CONTRAST]) * _TO_GRAY
     pixel[~jitter], mean[~jitter] = eye, 0
     matrix, mean_matrix = np.tile(eye, (n, 1, 1)), np.zeros((n, 3, 3))
     each = np.arange(n)
     for turn in range(4):
         s, p = pixel[each, order[:, turn]], mean[each, order[:, turn]]
         matrix, mean_matrix = s @ matrix, s @ mean_matrix + p @ (matrix + mean_matrix)
-    last = np.where(greyscale[:, None, None], _TO_GREY, eye)
+    last = np.where(grayscale[:, None, None], _TO_GRAY, eye)
     return last @ matrix, last @ mean_matrix
 
 

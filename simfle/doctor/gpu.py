@@ -9,7 +9,7 @@ from simfle.doctor.findings import Finding, broken, note, ok
 if TYPE_CHECKING:
     import torch
 
-GREY = 90  # of the picture that is decoded
+GRAY = 90  # of the picture that is decoded
 SIDE = 256  # of the matrices that are multiplied
 
 
@@ -83,12 +83,12 @@ def decoding(device: "torch.device") -> list[Finding]:
     from simfle.data.backends.dali import Dali
 
     name = f"JPEG on {device}"
-    picture = cv2.imencode(".jpg", np.full((64, 64, 3), GREY, np.uint8))[1]
+    picture = cv2.imencode(".jpg", np.full((64, 64, 3), GRAY, np.uint8))[1]
     views = ViewsConfig(face_size=32)
     dali = Dali(views, 1, 1, device, images=["face"])
     try:
         face = dali.render([picture.reshape(-1)], sample_view_params(0, 0, [0], views)).face
-        wrong = (face.float() - GREY).abs().max().item()
+        wrong = (face.float() - GRAY).abs().max().item()
     finally:
         dali.close()
     if wrong > 2:

@@ -187,7 +187,7 @@ class Evaluator:
         benchmark = unit.benchmark
         outcomes = []
         for each in found:
-            normaliser = benchmark.nme_points.left, benchmark.nme_points.right
+            normalizer = benchmark.nme_points.left, benchmark.nme_points.right
             job = ProtocolInputs(
                 backbone,
                 weights,
@@ -198,7 +198,7 @@ class Evaluator:
                 unit.seed,
                 extractor,
                 benchmark.landmark_indices,
-                normaliser,
+                normalizer,
             )
             outcomes.append(PROTOCOLS[name].run(job))
         return backbone, found, outcomes

@@ -80,7 +80,7 @@ def eval_tasks(config: EvalConfig) -> list[EvalTask]:
 def _protocols(config: EvalConfig, benchmark: Benchmark) -> list[str]:
     """Return the protocols for a benchmark; a set without expressions only supports landmarks."""
     wanted = list(dict.fromkeys(config.protocols or benchmark.protocols))
-    fitting = [word for word in wanted if benchmark.labelled or parse(word)[0] == "landmarks"]
+    fitting = [word for word in wanted if benchmark.labeled or parse(word)[0] == "landmarks"]
     if not fitting:
         raise UserError(f"protocols: {benchmark.name} has no expression labels. Fix: use landmarks.")
     return fitting

@@ -102,7 +102,7 @@ class Times:
 class Estimate:
     """A whole plan, in seconds and bytes.
 
-    times, step, loading: of one step. efficiency: arithmetic's fraction of a step. utilisation: of the device's peak.
+    times, step, loading: of one step. efficiency: arithmetic's fraction of a step. utilization: of the device's peak.
     roofline: the minimum time of each part of a step; of_roofline: their sum as a fraction of the step.
     """
 
@@ -120,7 +120,7 @@ class Estimate:
     steps: int
     hours: float
     flops_per_image: float
-    utilisation: float
+    utilization: float
     roofline: list[RooflinePart]
     of_roofline: float
     checkpoint: dict[str, float]
@@ -229,7 +229,7 @@ def estimate(
     """Make the whole plan.
 
     Raises:
-        UserError: the batch cannot be split across so many processes, or the device is unknown.
+        UserError: the batch cannot be split across this number of processes, or the device is unknown.
     """
     batch = compute_batch_layout(config.train, cluster.processes)
     stage = _stage(config, cost, cluster, c)
@@ -261,7 +261,7 @@ def estimate(
         steps=steps,
         hours=steps * step / 3600,
         flops_per_image=flops,
-        utilisation=flops * rate / cluster.processes / c.of(cluster.device, "peak"),
+        utilization=flops * rate / cluster.processes / c.of(cluster.device, "peak"),
         roofline=parts,
         of_roofline=sum(part.seconds for part in parts) / step,
         checkpoint=_checkpoint(config, cost, cluster, step, c),

@@ -44,7 +44,7 @@ def roofline(
 
 
 def update_bytes(config: PretrainConfig, work: ModelCost, processes: int) -> float:
-    """What optimizer and EMA read and write in one process."""
+    """Return the bytes that optimizer and EMA read and write in one process."""
     share = 1 if config.train.zero_stage == 0 else 1 / processes
     moved = FP32 * work.trained * share * (3 + 2 * work.optimizer_tensors)  # read p, g, states; write p, states
     return moved + 3 * FP32 * (work.parameters - work.trained) * (share if config.train.zero_stage == 3 else 1)

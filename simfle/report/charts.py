@@ -15,7 +15,7 @@ from simfle.eval.analysis.summary import SummaryRow
 from simfle.report.load_runs import Curve
 
 # Okabe and Ito's palette; lines also differ in their dashes, for prints and color-blind readers
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GREY = (
+BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GRAY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#767676",
 )  # fmt: skip
 LINES = [BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, "#222222"]
@@ -43,10 +43,10 @@ def curves(name: str, found: Sequence[tuple[str, Curve]]) -> str:
         figure = Figure(figsize=(4.2, 2.6 + 0.24 * len(found) * (len(found) > 1)), layout="constrained")
         axes = figure.subplots()
         for place, (run, curve) in enumerate(found):
-            colour, dashes = LINES[place % len(LINES)], DASHES[place // len(LINES) % len(DASHES)]
+            color, dashes = LINES[place % len(LINES)], DASHES[place // len(LINES) % len(DASHES)]
             if len(found) > 1:
                 dashes = DASHES[place % len(DASHES)]
-            axes.plot(curve.steps, curve.values, color=colour, linestyle=dashes, linewidth=1.8, label=_plain(run))
+            axes.plot(curve.steps, curve.values, color=color, linestyle=dashes, linewidth=1.8, label=_plain(run))
         values = [value for _, curve in found for value in curve.values]
         if min(values) > 0 and max(values) > 100 * min(values):
             axes.set_yscale("log")
@@ -67,9 +67,9 @@ def comparison(rows: Sequence[SummaryRow], names: dict[str, str], chance: float 
         axes = figure.subplots()
         for place, row in enumerate(shown):
             low, high = (scale * value for value in row.interval)
-            colour, mark = (GREY, "s") if row.kind == "random" else (BLUE, "o")
-            axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="round", alpha=0.45)
-            axes.plot([scale * row.score], [place], mark, color=colour, markersize=7)
+            color, mark = (GRAY, "s") if row.kind == "random" else (BLUE, "o")
+            axes.plot([low, high], [place, place], color=color, linewidth=3, solid_capstyle="round", alpha=0.45)
+            axes.plot([scale * row.score], [place], mark, color=color, markersize=7)
         labels = [printable(f"{names[row.id]}, {row.protocol}") for row in shown]
         axes.set_yticks(range(len(shown)), labels, parse_math=False)
         axes.set_ylim(-0.6, len(shown) - 0.4)
@@ -99,8 +99,8 @@ def confusion(table: Sequence[Sequence[float]], classes: Sequence[str], salt: st
         axes.set_aspect("equal")
         for row, values in enumerate(share):
             for column, value in enumerate(values):
-                colour = "white" if value > 55 else "#222222"
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=9)
+                color = "white" if value > 55 else "#222222"
+                axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color, fontsize=9)
         labels = [name if len(name) <= LONGEST else name[: LONGEST - 1] + "…" for name in map(printable, classes)]
         axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", parse_math=False)
         axes.set_yticks(range(len(labels)), labels, parse_math=False)

@@ -45,7 +45,7 @@ from simfle.report.face_samples import (
 )
 from simfle.train.telemetry.reconstructions import draw_reconstruction
 
-NEIGHBOURS, MASKED = 5, 3  # neighbors per face; faces whose masks are shown
+NEIGHBORS, MASKED = 5, 3  # neighbors per face; faces whose masks are shown
 CHUNK = 64  # images per forward pass
 
 
@@ -58,7 +58,7 @@ def figures(run: Path, faces: FaceSet) -> list[ReportFigure]:
     method, config = _load(run)
     backbone = _backbone(method, config)
     found = [masks(method, faces, config), reconstructions(method, faces, config)]
-    found += [activation(backbone, faces), neighbours(backbone, faces)]
+    found += [activation(backbone, faces), neighbors(backbone, faces)]
     return [sheet for sheet in found if sheet is not None]
 
 
@@ -211,24 +211,24 @@ def _heated(face: Image, evidence: NDArray[np.float32]) -> Image:
     side = face.shape[0]
     heat = cv2.resize(evidence, (side, side), interpolation=cv2.INTER_LINEAR)
     heat = (255 * heat / max(float(heat.max()), 1e-12)).astype(np.uint8)
-    coloured = cv2.cvtColor(cv2.applyColorMap(heat, cv2.COLORMAP_CIVIDIS), cv2.COLOR_BGR2RGB)
-    return (0.45 * face + 0.55 * coloured).astype(np.uint8)
+    colored = cv2.cvtColor(cv2.applyColorMap(heat, cv2.COLORMAP_CIVIDIS), cv2.COLOR_BGR2RGB)
+    return (0.45 * face + 0.55 * colored).astype(np.uint8)
 
 
 @torch.no_grad()
-def neighbours(backbone: LoadedBackbone, album: FaceSet) -> ReportFigure | None:
+def neighbors(backbone: LoadedBackbone, album: FaceSet) -> ReportFigure | None:
     """Show the most similar other faces (of other people, if known), by cosine similarity of the features."""
     asked, gallery = album.queries, album.gallery
     similar = _unit(_features(backbone, asked)) @ _unit(_features(backbone, gallery)).T  # [N, n]
     tiles = []
     for place, image in enumerate(asked.images):
         scores = similar[place].masked_fill(torch.tensor(_same(asked, place, gallery)), -2)
-        nearest = scores.topk(min(NEIGHBOURS, len(scores))).indices.tolist()
+        nearest = scores.topk(min(NEIGHBORS, len(scores))).indices.tolist()
         shown = [resize(image, TILE), *(resize(gallery.images[other], TILE) for other in nearest)]
         said = ", ".join(gallery.named(other) for other in nearest)
         tiles.append(Tile(jpeg(grid(shown)), f"{asked.named(place)}: {said}"))
     about = (
-        f"Left: a face; then the {NEIGHBOURS} {_others(album)} with the most similar features among "
+        f"Left: a face; then the {NEIGHBORS} {_others(album)} with the most similar features among "
         f"{len(gallery.images)}. Features of expression retrieve faces with the same expression; features of light, "
         "pose or hair retrieve faces with the same light, pose or hair."
     )

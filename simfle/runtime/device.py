@@ -11,7 +11,7 @@ from simfle.errors import DeviceFailedError, UserError
 OUT_OF_MEMORY = ("out of memory", "alloc_failed", "allocation_failed", "memoryallocation", "defaultcpuallocator")
 # AcceleratorError on these repeats on every node: a bug, or a GPU that this build of torch does not know.
 NOT_RETRYABLE = ("device-side assert", "no kernel image", "invalid device", "invalid argument", "invalid configuration")
-# The same faults where cuDNN, cuBLAS or DALI tell of them in a plain RuntimeError.
+# The same faults where cuDNN, cuBLAS or DALI report them in a plain RuntimeError.
 DEVICE_FAILURE = (
     "uncorrectable ecc",
     "eccuncorrectable",
@@ -98,6 +98,6 @@ def device_errors_as_user_errors(fix: str) -> Iterator[None]:
         if device_failed(error):
             raise DeviceFailedError(
                 f"the GPU failed: {words}. Fix: start again, on another node; nvidia-smi -q -d ECC and the kernel's "
-                "log (Xid) tell of this one"
+                "log (Xid) show why"
             ) from error
         raise

@@ -29,7 +29,7 @@ def choose_zero_stage(train: TrainConfig, optim: OptimConfig, processes: int, he
     held: bytes of parameters, gradients and optimizer at stage 0. memory: bytes of one process, the least of all.
     """
     if processes == 1:
-        return ZeroStage(0, "one process shares with nobody")
+        return ZeroStage(0, "there is one process, so nothing to share")
     if train.zero_stage != AUTO:
         return ZeroStage(train.zero_stage, "as configured")
     if optim.name == "lars":
@@ -50,7 +50,7 @@ def held_bytes(trained: float, frozen: float, optimizer_tensors: int) -> float:
 def wait_for_partitions(engine: Any) -> None:
     """At stage 3, wait until optimizer and EMA have written the partitions.
 
-    DeepSpeed gathers them on a stream of its own that waits for no other: the next forward could read old numbers.
+    DeepSpeed gathers them on a separate stream that waits for no other: the next forward could read old numbers.
     """
     if engine.zero_optimization_stage() == 3 and engine.device.type == "cuda":
         torch.cuda.current_stream(engine.device).synchronize()

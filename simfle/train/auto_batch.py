@@ -124,7 +124,7 @@ def _fits_here(config: PretrainConfig, micro: int, device: torch.device) -> bool
     try:
         extra = trial_step(config, micro, device)
         return torch.cuda.max_memory_allocated(device) + extra + BUCKETS < SPARE * free
-    except RuntimeError as error:  # cuBLAS, cuDNN and DALI have words of their own for it
+    except RuntimeError as error:  # cuBLAS, cuDNN and DALI report it in a plain RuntimeError
         if not out_of_memory(error):
             raise
         return False

@@ -113,7 +113,7 @@ def _compare(run: Path, corpus: ShardCorpus, table: Tensor, resumed: bool) -> No
         tars, indexes = (
             {shard for shard, (old, new) in enumerate(kind) if old and new and old != new} for kind in pairs
         )
-        restored = tars & _damaged_shards(run, corpus) if tars else set()
+        restored = tars & _corrupt_shards(run, corpus) if tars else set()
         if changed := tars - restored | indexes:
             raise UserError(
                 f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} was trained on, though "
@@ -134,8 +134,8 @@ def _compare(run: Path, corpus: ShardCorpus, table: Tensor, resumed: bool) -> No
         write_atomic(file, (to_json(vars(known), separators=(",", ":")) + "\n").encode())
 
 
-def _damaged_shards(run: Path, corpus: ShardCorpus) -> set[int]:
-    """Shards with a sample that the run has listed as damaged."""
+def _corrupt_shards(run: Path, corpus: ShardCorpus) -> set[int]:
+    """Return the shards with a sample that the run has listed as corrupt."""
     ids = np.array([line["id"] for line in corrupt_log.read_lines(run / corrupt_log.FILE)], dtype=np.int64)
     shards = np.maximum(np.searchsorted(corpus.first_ids, ids, side="right") - 1, 0)
     known = (ids >= corpus.first_ids[shards]) & (ids - corpus.first_ids[shards] < corpus.counts[shards])
@@ -146,13 +146,13 @@ def _read(file: Path, shards: int) -> ShardRecord:
     try:
         found = dataclass_from_json(ShardRecord, read_bytes(file))
     except ValueError as error:
-        raise _damaged(file, str(error)) from None
+        raise _corrupt_error(file, str(error)) from None
     if not len(found.tars) == len(found.indexes) == shards:
-        raise _damaged(file, f"not {shards} shards")
+        raise _corrupt_error(file, f"not {shards} shards")
     return found
 
 
-def _damaged(file: Path, why: str) -> UserError:
+def _corrupt_error(file: Path, why: str) -> UserError:
     return UserError(
         f"train.run_dir: {file} is corrupt ({why}). Fix: restore it, or run simfle shards verify on the shards and "
         "delete it: the files are then recorded in their current state"

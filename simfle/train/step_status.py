@@ -39,6 +39,6 @@ class StepReduction:
         """Wait for the reduction and return its result."""
         if self._ready is not None:
             self._ready.synchronize()
-        *values, bad, stops, damaged = self._reduced.tolist()
+        *values, bad, stops, corrupt = self._reduced.tolist()
         mean = [value / dist.get_world_size() for value in values]
-        return StepStatus(dict(zip(self._names, mean, strict=True)), bad == 0, stops > 0, round(damaged))
+        return StepStatus(dict(zip(self._names, mean, strict=True)), bad == 0, stops > 0, round(corrupt))

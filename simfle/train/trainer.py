@@ -81,22 +81,22 @@ class Trainer:
             CollectiveError: a non-finite loss, too many corrupt samples, changed shards.
         """
         self._begin()
-        signalled = False
+        signaled = False
         limit = min(self.engine.steps, self.config.train.stop_after_step or self.engine.steps)
         with closing(self.loader.batches(self.step)) as batches:
-            while self.step < limit and not signalled:
+            while self.step < limit and not signaled:
                 status = self.train_step(batches, bool(self.shard_watch.reason) or stop.signal is not None)
-                signalled = self.after_step(status, limit)
+                signaled = self.after_step(status, limit)
         self.save()
         self.checkpoints.wait()
         if reason := self.shard_watch.final_check():
             log.warning("%s", reason)
         self.watchdog.mark_progress(self.step, "end")
         if self.step < self.engine.steps:
-            other = "a signal to another process" if signalled else "train.stop_after_step"
+            other = "a signal to another process" if signaled else "train.stop_after_step"
             why = stop.signal.name if stop.signal is not None else other
             words = f"stopped on {why} after step {self.step} of {self.engine.steps}; saved, rerun to resume"
-            raise RunStopped(words, by_signal=signalled)
+            raise RunStopped(words, by_signal=signaled)
 
     def train_step(self, batches: Iterator[Batch], stop: bool) -> StepStatus:
         """Run one optimizer step. stop: this process wants to stop after it."""

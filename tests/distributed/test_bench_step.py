@@ -19,7 +19,7 @@ def test_step_bench(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(out.read_text())
     assert set(result["ways"]) == {"plain", "ours", "backbone", "masked autoencoder", "matrix product"}
-    assert result["utilisation"] > 0
+    assert result["utilization"] > 0
     assert result["operations_per_image"] > 3 * result["ways"]["backbone"]["items"]
     assert load_constants([out])["cpu.conv"] == result["constants"]["cpu.conv"] > 0
     assert "GFLOP per image" in done.stdout

@@ -39,7 +39,7 @@ def hurt_every(folder: Path, sample: int) -> None:
 
 
 def told(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "damaged.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (run / "corrupt_samples.jsonl").read_text().splitlines()]
 
 
 def test_damage_changes_nothing_but_the_damaged_samples(hurt: tuple[Path, list[str]], tmp_path: Path) -> None:

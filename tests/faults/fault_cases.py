@@ -30,7 +30,7 @@ def killed(story: Scenario) -> None:
     kill(child)
 
 
-def signalled(number: signal.Signals) -> Callable[[Scenario], None]:
+def signaled(number: signal.Signals) -> Callable[[Scenario], None]:
     def hurt(story: Scenario) -> None:
         child = story.start("train.checkpoint_every=1000")
         story.reach(child, 6)
@@ -44,7 +44,7 @@ def signalled(number: signal.Signals) -> Callable[[Scenario], None]:
 
 
 for each in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP):
-    fault(each.name, f"the step is finished and saved, exit code 0; {RESUMES}")(signalled(each))
+    fault(each.name, f"the step is finished and saved, exit code 0; {RESUMES}")(signaled(each))
 
 
 @fault("SIGSTOP, a second later SIGCONT", "continues")

@@ -103,7 +103,15 @@ def check_same(run: Path, undisturbed: Path) -> None:
 def check_tidy(run: Path) -> None:
     """Check that a finished run leaves only documented files."""
     left = {path.name for path in run.iterdir()} - {
-        *("config.yaml", "versions.json", "run.json", "metrics.jsonl", "damaged.jsonl", "samples", "tensorboard"),
+        *(
+            "config.yaml",
+            "versions.json",
+            "run.json",
+            "metrics.jsonl",
+            "corrupt_samples.jsonl",
+            "samples",
+            "tensorboard",
+        ),
         *("checkpoints", "heartbeats", ".lock", "images", "shards.json", "initial.json"),
     }
     assert not left

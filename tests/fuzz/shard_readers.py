@@ -37,7 +37,7 @@ def photo(number: int = 0, kind: str = "JPEG", mode: str = "RGB", **how: Any) ->
 
 
 def deep_photo(number: int) -> bytes:
-    """A grey PNG of 24 x 20 pixels of 16 bits, with values up to the largest."""
+    """A gray PNG of 24 x 20 pixels of 16 bits, with values up to the largest."""
     pixels = np.random.default_rng(number).integers(0, 255, (20, 24), np.uint8)
     content = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint16) * 257).save(content, "PNG")

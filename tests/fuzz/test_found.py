@@ -33,7 +33,7 @@ FOUND: dict[str, bytes | Callable[[Reader], bytes]] = {
     ".mat": replaced(b"\x06\0\0\0\x08\0\0\0\x01\0\0\0", b"\x06\0\0\0\x08\0\0\0\x06\0\0\0"),
     # A field that the csv module does not take: csv.Error.
     "vggface2 people": b'"' + b"a" * 140_000,
-    # No object: AttributeError; a number without end: OverflowError; four colours: RuntimeError.
+    # No object: AttributeError; a number without end: OverflowError; four colors: RuntimeError.
     "checkpoint: state": b'"format"',
     "metrics": b'{"step": 1e9998, "losses": {"total": 1.0}}\n',
     "backbone.json": replaced(b"0.5, 0.5]", b"0.5, 0.5, 0.5]"),

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 VIEWS = ViewsConfig()
 CUDA = torch.device("cuda")
-MEAN, MOST = 1.5, 8.0  # grey levels: mean difference, 99th percentile
+MEAN, MOST = 1.5, 8.0  # gray levels: mean difference, 99th percentile
 
 
 def picture(seed: int, height: int, width: int) -> bytes:
@@ -38,8 +38,8 @@ def picture(seed: int, height: int, width: int) -> bytes:
     image = np.full((height, width, 3), rng.integers(0, 256, 3), dtype=np.uint8)
     for _ in range(8):
         center = (int(rng.integers(width)), int(rng.integers(height)))
-        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-        cv2.circle(image, center, int(rng.integers(3, 9 + width // 4)), colour, -1, cv2.LINE_AA)
+        color = tuple(int(c) for c in rng.integers(0, 256, 3))
+        cv2.circle(image, center, int(rng.integers(3, 9 + width // 4)), color, -1, cv2.LINE_AA)
     return cv2.imencode(".jpg", image)[1].tobytes()
 
 

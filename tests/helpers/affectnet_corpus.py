@@ -21,7 +21,7 @@ def row(name: str, label: object, box: str = "2,3,10,9", marks: str = MARKS, aff
 
 
 def write_lists(root: Path, header: bool = True) -> Path:
-    """The release of 2017: eight labelled faces in the validation list, which has no header if so asked."""
+    """The release of 2017: eight labeled faces in the validation list, which has no header if so asked."""
     images = root / "Manually_Annotated_Images"
     for number, name in enumerate(NAMES):
         write(images / name, photo(number, kind=KINDS.get(name[-3:].lower(), "JPEG")))
@@ -49,7 +49,7 @@ def write_lists(root: Path, header: bool = True) -> Path:
 
 
 def add_automatic(root: Path) -> Path:
-    """The images that only a network has labelled; one has the name of a manually labelled one."""
+    """The images that only a network has labeled; one has the name of a manually labeled one."""
     for name in ("1/a0.jpg", "1/auto.jpg"):
         write(root / "Automatically_Annotated_Images" / name, photo(90))
     write(root / "automatically_annotated.csv", "\n".join([HEADER, row("1/a0.jpg", 6), row("1/auto.jpg", 6), ""]))

@@ -33,7 +33,7 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
 
 
 def write_faces(folder: Path, count: int, classes: tuple[str, ...] = (), people: int = 0) -> Path:
-    """`count` small JPEGs, named person_number.jpg, in class folders if there are any; every fourth one is grey."""
+    """`count` small JPEGs, named person_number.jpg, in class folders if there are any; every fourth one is gray."""
     for number in range(count):
         below = folder / classes[number % len(classes)] if classes else folder
         below.mkdir(parents=True, exist_ok=True)

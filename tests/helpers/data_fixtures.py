@@ -24,8 +24,8 @@ def picture(seed: int, height: int, width: int) -> np.ndarray:
     for _ in range(6):
         center = (int(rng.integers(width)), int(rng.integers(height)))
         axes = (int(rng.integers(2, width // 3 + 3)), int(rng.integers(2, height // 3 + 3)))
-        colour = tuple(int(c) for c in rng.integers(0, 256, 3))
-        cv2.ellipse(image, center, axes, float(rng.uniform(0, 180)), 0, 360, colour, -1, cv2.LINE_AA)
+        color = tuple(int(c) for c in rng.integers(0, 256, 3))
+        cv2.ellipse(image, center, axes, float(rng.uniform(0, 180)), 0, 360, color, -1, cv2.LINE_AA)
     noise = rng.normal(0, 4, image.shape)
     return (image + noise).clip(0, 255).astype(np.uint8)
 

@@ -50,13 +50,13 @@ def about(split: str, label: int, number: int, size: int) -> dict[str, Any]:
     }
 
 
-def write_shard(folder: Path, split: str, start: int, samples: list, labelled: bool, size: int) -> ShardInfo:
+def write_shard(folder: Path, split: str, start: int, samples: list, labeled: bool, size: int) -> ShardInfo:
     tar = folder / f"{split}-{start:06d}.tar"
     shard = TarShardWriter(tar)
     for label, number in samples:
         offset = 1000 * (split != "train") + 100 * label  # different people and images in each split and class
         members = {"jpg": picture(int(label), offset + number, size)}
-        if labelled:
+        if labeled:
             members["cls"] = str(label).encode()
         members["json"] = json.dumps(about(split, int(label), number, size)).encode()
         shard.add(f"{split}-{label}-{number}", members)

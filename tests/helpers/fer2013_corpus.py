@@ -27,7 +27,7 @@ VOTES = (
 )
 
 
-def grey(row: int) -> np.ndarray:
+def gray(row: int) -> np.ndarray:
     """The pixels [48, 48] of a row."""
     y, x = np.mgrid[0:48, 0:48]
     return ((x * (row + 1) + y * 3) % 256).astype(np.uint8)
@@ -35,7 +35,7 @@ def grey(row: int) -> np.ndarray:
 
 def text(row: int) -> str:
     """They as the lists hold them."""
-    return " ".join(map(str, grey(row).reshape(-1)))
+    return " ".join(map(str, gray(row).reshape(-1)))
 
 
 def write_fer2013(root: Path, name: str = "fer2013.csv") -> Path:
@@ -85,6 +85,6 @@ def write_images(root: Path) -> Path:
     for row, (usage, name, *_) in enumerate(cells):
         if name:
             file = io.BytesIO()
-            Image.fromarray(grey(same.get(row, row))).save(file, "PNG")
+            Image.fromarray(gray(same.get(row, row))).save(file, "PNG")
             write(root / folders[usage] / name, file.getvalue())
     return root

@@ -51,7 +51,7 @@ def write_wflw(root: Path) -> Path:
 
 
 def cofw_pixels(number: int) -> np.ndarray:
-    """Colour [20, 28, 3], but every third image grey [20, 28]."""
+    """Color [20, 28, 3], but every third image gray [20, 28]."""
     pixels = np.random.default_rng(number).integers(0, 255, (20, 28, 3), np.uint8)
     return pixels[:, :, 0] if number % 3 == 2 else pixels
 

@@ -28,7 +28,7 @@ SETTINGS = """
 """.split()  # noqa: SIM905
 METHODS = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae", "dino", "care", "fra")
 HALVES = ("moco", "dino")  # methods with state other than parameters and BatchNorm statistics
-# MAE learns first what all faces have in common: strong colours help.
+# MAE learns first what all faces have in common: strong colors help.
 OTHERS = {
     "mae": [
         "model.backbone=test_vit",

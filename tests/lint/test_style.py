@@ -38,7 +38,7 @@ def test_a_clean_file_is_accepted(tmp_path: Path) -> None:
         ("a.md", "`it goes on`, ``it goes on``", []),  # quoted
         ("a.md", "```text\nit goes on\n```", [2]),  # a block is text, too
         ("a.md", "it goes on <!-- style: ok -->", []),
-        ("a.md", "recommend, RUN/damaged.jsonl, it goes once", []),  # parts of words, names of files
+        ("a.md", "recommend, RUN/corrupt_samples.jsonl, it goes once", []),  # parts of words, names of files
         ("a.py", "mend(anew)  # mend it\n", [1]),  # code is no prose
         ("a.py", 'x = "goes on"\n', [1]),
         ("a.py", 'x = f"{run} goes on"\n', [1]),

@@ -91,7 +91,7 @@ def main() -> None:
                 [programs / line[0], *line[1:]], cwd=here, env=own, check=True, stdout=subprocess.PIPE, text=True
             )
             print(done.stdout, flush=True)
-            assert "\x1b" not in done.stdout, "colours in a pipe"
+            assert "\x1b" not in done.stdout, "colors in a pipe"
         for made in MADE:
             assert (here / made).stat().st_size, made
         print(f"\n{wheel.name} works by itself")

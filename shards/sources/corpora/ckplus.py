@@ -29,7 +29,7 @@ class CKPlus:
     root: Path
     last: int = option(1, "Number of frames at the end of a sequence that show its expression (often 3).")
     neutral: bool = option(True, "Use the first frame of each sequence as neutral.")
-    all_frames: bool = option(False, "Also read the frames between, without a label; needs --keep-unlabelled.")
+    all_frames: bool = option(False, "Also read the frames between, without a label; needs --keep-unlabeled.")
 
     def __post_init__(self) -> None:
         """Raises UserError unless at least one frame shows the expression."""

@@ -142,10 +142,10 @@ def label_of(emotion: str) -> str | None:
 def picture(pixels: str) -> bytes | None:
     """Return a grayscale image file (PGM: lossless, without encoder) from numbers in text."""
     try:
-        grey = bytes(map(int, pixels.split()))
+        gray = bytes(map(int, pixels.split()))
     except ValueError:
         return None
-    return b"P5\n%d %d\n255\n" % (SIDE, SIDE) + grey if len(grey) == SIDE * SIDE else None
+    return b"P5\n%d %d\n255\n" % (SIDE, SIDE) + gray if len(gray) == SIDE * SIDE else None
 
 
 def expected(source: FER2013) -> dict[str, dict[str, int]]:

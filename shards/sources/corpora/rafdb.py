@@ -168,7 +168,7 @@ def _attributes(file: Path) -> tuple[tuple[tuple[float, float], ...] | None, dic
         return None, {}
     values = numbers(text, 13)
     if values is None:
-        return None, {"attributes": "damaged"}
+        return None, {"attributes": "corrupt"}
     kinds = zip(("gender", "race", "age"), (GENDERS, RACES, AGES), map(int, values[10:]), strict=True)
     person = {kind: known[number] if 0 <= number < len(known) else str(number) for kind, known, number in kinds}
     return points(values[:10]), person

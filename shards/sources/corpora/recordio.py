@@ -152,7 +152,7 @@ def _parts(data: int, offset: int) -> list[tuple[int, int]]:
     """Return (offset, size) of the parts of one record, and last (offset, 0) of the next record.
 
     Raises:
-        Damaged: no record starts there, or the file ends within it.
+        DamagedRecord: no record starts there, or the file ends within it.
     """
     size = os.fstat(data).st_size
     found: list[tuple[int, int]] = []
@@ -186,7 +186,7 @@ def read_record(data: int, offset: int) -> RecordIORecord:
     """Read a record's labels and image size; `data` is a file descriptor.
 
     Raises:
-        Damaged: there is no complete record.
+        DamagedRecord: there is no complete record.
     """
     *parts, _ = _parts(data, offset)
     size = sum(length for _, length in parts) + 4 * (len(parts) - 1)

@@ -71,7 +71,7 @@ class Folder:
         return found + unused_folder_notes(self.root, self.folders, self.class_folders, self.split_folders)
 
     def before(self) -> list[str]:
-        """What --class-folders makes of the folders, by their names alone."""
+        """Describe how --class-folders reads the folders, by their names alone."""
         if not self.class_folders or not self.root.is_dir():
             return []
         classes: Counter[str] = Counter()
@@ -88,7 +88,7 @@ class Folder:
             said.append(f"note: {', '.join(sorted(dated)[:MOST_SEEN])}: a number, year or date; a class, or an album?")
         if loose:
             said.append(
-                f"note: {loose} images are in no class folder, so they are unlabelled: --keep-unlabelled keeps them"
+                f"note: {loose} images are in no class folder, so they are unlabeled: --keep-unlabeled keeps them"
             )
         return said
 

@@ -70,7 +70,7 @@ class Table:
 
     def _rows(self) -> Iterator[Entry | Rejected]:
         root, kind = self.images.absolute(), kind_of(self.file)
-        labelled = rows = 0
+        labeled = rows = 0
         columns = self._columns()
         for place, values in read_rows(self.file, [name for name in columns if name], bool(self.bytes_column)):
             rows += 1
@@ -81,7 +81,7 @@ class Table:
             found = [next(given) if column else None for column in columns]
             path, label, split, group, data, valence, arousal, *edges = found
             name = _label(label, kind)
-            labelled += bool(name)
+            labeled += bool(name)
             about = {"label": name or None, "split": text_of(split) or None, "group": text_of(group) or None}
             try:
                 about["box"] = _box(edges, self.box_format)  # type: ignore[assignment]
@@ -94,7 +94,7 @@ class Table:
                 yield Rejected(place, "bad_row", str(error))
         if not rows:
             raise UserError(f"{kind}: {self.file} has a header but no rows. Fix: check the path")
-        if self.label_column and not labelled:
+        if self.label_column and not labeled:
             raise UserError(
                 f"--label-column={self.label_column}: no row of {self.file} has a label. Fix: give another column"
             )

@@ -124,7 +124,7 @@ def _rgb(folder: Path, files: Sequence[Path]) -> list[Path]:
 def measure(task: BuildTask, rounds: int) -> dict[str, Any]:
     """Run one warm-up round, then `rounds` measured ones, in a fixed order. Return the results as plain JSON."""
     turns: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    untouched = 0
+    bytes_kept = 0
     for number in range(rounds + 1):
         shutil.rmtree(task.folder, ignore_errors=True)
         task.folder.mkdir(parents=True)
@@ -134,14 +134,14 @@ def measure(task: BuildTask, rounds: int) -> dict[str, Any]:
             result = run()
             spent = {"cpu": _cpu() - cpu, "wall": time.perf_counter() - wall}
             if name == "ours":
-                untouched = result
+                bytes_kept = result
             if number:
                 turns[name].append(spent)
     count = len(task.files)
     return {
         "images": count,
         "bytes": sum(file.stat().st_size for file in task.files),
-        "untouched": untouched,
+        "bytes_kept": bytes_kept,
         "workers": task.workers,
         "rounds": rounds,
         "ways": {
@@ -274,7 +274,7 @@ def _show(figures: dict[str, Any]) -> None:
         console.print(f"{name}: {way['what']}")
     size = figures["bytes"] / figures["images"] / 1000
     console.print(
-        f"{figures['images']} images of {size:.1f} kB, {figures['untouched']} kept as is, the others re-encoded; "
+        f"{figures['images']} images of {size:.1f} kB, {figures['bytes_kept']} kept as is, the others re-encoded; "
         f"{figures['rounds']} rounds; load average {figures['machine']['load']:.1f} on "
         f"{figures['machine']['cores']} cores"
     )

@@ -55,12 +55,12 @@ def bench_step(
         "config": dataclasses.asdict(resolved),
         "batch": batch,
         "operations_per_image": each,
-        "utilisation": each * found[step.OURS].rate / found[step.PRODUCT].rate,
+        "utilization": each * found[step.OURS].rate / found[step.PRODUCT].rate,
         "model_images_per_second": 1 / (counted.conv.each / conv + counted.matmul.each / matmul),
     }
     timing.show(f"a step of {batch} images", found, "images (operations) per second", step.REFERENCE)
     echo(
-        f"{each / 1e9:.1f} GFLOP per image: ours reaches {result['utilisation']:.1%} of the matrix product's rate; at "
+        f"{each / 1e9:.1f} GFLOP per image: ours reaches {result['utilization']:.1%} of the matrix product's rate; at "
         f"the rates of backbone and autoencoder alone it would reach {result['model_images_per_second']:.3g} images/s"
     )
     echo(f"load average {result['machine']['load']} on {result['machine']['cores']} cores")

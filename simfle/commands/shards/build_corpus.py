@@ -40,7 +40,7 @@ def _command(corpus: CorpusSpec) -> Any:
             entries=entries,
             name=corpus.name,
             options=_describe(corpus, entries, options),
-            labelled=bool(labels),
+            labeled=bool(labels),
             roots=(directory,),
             notes=getattr(entries, "notes", list),
             terms=corpus.terms,

@@ -71,7 +71,7 @@ def make_request(out: Path, corpus: SourceInput, common: BuildOptions) -> "Build
         source=corpus.options,
         rules=EntryRules(
             labels=names,
-            labelled=corpus.labelled and not common.keep_unlabelled,
+            labeled=corpus.labeled and not common.keep_unlabeled,
             group_pattern=common.group_pattern,
             val_fraction=common.val_fraction,
             test_fraction=common.test_fraction,

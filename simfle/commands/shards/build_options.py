@@ -33,7 +33,7 @@ class BuildOptions:
     labels: str = option(
         "", "label names in the order of their ids, comma-separated; images with other labels are rejected"
     )
-    keep_unlabelled: bool = option(False, "keep images without a label where labels are required")
+    keep_unlabeled: bool = option(False, "keep images without a label where labels are required")
     quality: int = option(95, "JPEG quality of re-encoded images")
     max_pixels: int = option(100_000_000, "maximum number of pixels; larger images are rejected")
     strip_metadata: bool = option(
@@ -96,7 +96,7 @@ class SourceInput:
     entries: "Iterable[Entry | Rejected]"
     name: str
     options: dict[str, Any]
-    labelled: bool = False
+    labeled: bool = False
     roots: tuple[Path, ...] = ()
     notes: Callable[[], list[str]] = list
     terms: str = ""

@@ -119,7 +119,7 @@ def _table(report: "BuildReport") -> Table:
         table.add_column(split, justify="right")
     names = [*labels, ""] if any(report.written[split, ""] for split in splits) else list(labels)
     for name in names[:MOST_LABELS]:
-        table.add_row(escape(name) or "(unlabelled)", *(str(report.written[split, name]) for split in splits))
+        table.add_row(escape(name) or "(unlabeled)", *(str(report.written[split, name]) for split in splits))
     if len(names) > MOST_LABELS:
         table.add_row(f"({len(names) - MOST_LABELS} more)", *("..." for _ in splits))
     totals = (sum(count for (place, _), count in report.written.items() if place == split) for split in splits)

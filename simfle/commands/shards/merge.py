@@ -34,8 +34,8 @@ def merge_shards(
     show_made(out, merged.manifest)
     if merged.renamed_keys:
         echo(f"{merged.renamed_keys} samples were renamed, since an earlier folder has the same key")
-    if merged.relabelled:
-        echo(f"{merged.relabelled} samples got another id for the same label")
+    if merged.relabeled:
+        echo(f"{merged.relabeled} samples got another id for the same label")
     if merged.shared_people:
         echo(
             f"note: {merged.shared_people} person names (groups) occur in several folders and now count as one person "

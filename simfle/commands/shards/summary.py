@@ -100,7 +100,7 @@ def _histogram(looked: "ShardSummary") -> Table:
     table.add_column("")
     for label in names[:MOST_LABELS]:
         bar = "\u2588" * max(1, round(BAR * sums[label] / max(sums.values())))
-        table.add_row(escape(label) or "(unlabelled)", *(str(looked.counts[split, label]) for split in splits), bar)
+        table.add_row(escape(label) or "(unlabeled)", *(str(looked.counts[split, label]) for split in splits), bar)
     if len(names) > MOST_LABELS:
         table.add_row(f"({len(names) - MOST_LABELS} more)", *("..." for _ in splits), "")
     return table

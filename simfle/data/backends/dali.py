@@ -96,13 +96,13 @@ class Dali:
             box = crop_boxes(view, shape[:, 0], shape[:, 1], self.views.ratio)
             for name, value in _parameters(view, box).items():
                 self._pipeline.feed_input(f"{name}{number}", value)
-        damaged = np.flatnonzero(~good).tolist()
-        made = self._take(damaged)
+        corrupt = np.flatnonzero(~good).tolist()
+        made = self._take(corrupt)
         none = torch.empty((len(images), 3, 0, 0), dtype=torch.uint8, device=next(iter(made.values())).device)
         view1, view2, face = (made.get(name, none) for name in IMAGES)
-        return RenderedViews(view1, view2, face, damaged)
+        return RenderedViews(view1, view2, face, corrupt)
 
-    def _take(self, damaged: list[int]) -> dict[str, Tensor]:
+    def _take(self, corrupt: list[int]) -> dict[str, Tensor]:
         """Run the pipeline; return images [n, 3, H, W] by name, as tensors that outlive its next run."""
         if self.gpu is None:  # no copy: DALI keeps the memory until the tensor is freed
             made = [torch.from_dlpack(output.as_tensor()) for output in self._pipeline.run()]
@@ -112,9 +112,9 @@ class Dali:
             with torch.cuda.device(self.gpu), torch.cuda.stream(self._stream):
                 outputs = self._pipeline.run(self._stream)
                 made = [torch.from_dlpack(output.as_tensor()).clone() for output in outputs]
-        for images in made if damaged else []:
+        for images in made if corrupt else []:
             with torch.cuda.stream(self._stream) if self.gpu is not None else nullcontext():
-                images[damaged] = CORRUPT
+                images[corrupt] = CORRUPT
         if self.gpu is not None:
             self._done.record(self._stream)
             self._done.synchronize()

@@ -93,13 +93,13 @@ def _view(image: Pixels, box: Sequence[int], view: ViewParams, i: int, output: P
     if view.flip[i]:
         cv2.flip(pixels, 1, dst=pixels)
     if view.jitter[i] or view.grayscale[i]:
-        pixels = _colour(pixels, view.matrix[i], view.mean_matrix[i])
+        pixels = _color(pixels, view.matrix[i], view.mean_matrix[i])
     sigma = float(view.sigma[i])
     taps = blur_window(sigma)
     cv2.GaussianBlur(pixels, (taps, taps), sigma, dst=output, borderType=cv2.BORDER_REFLECT_101)
 
 
-def _colour(pixels: Pixels, matrix: NDArray[np.float64], mean_matrix: NDArray[np.float64]) -> Pixels:
+def _color(pixels: Pixels, matrix: NDArray[np.float64], mean_matrix: NDArray[np.float64]) -> Pixels:
     """M x + A mean(x), rounded (with 10 fractional bits of M, so that one in 30 values is off by 1) and clipped."""
     shift = mean_matrix @ np.array(cv2.mean(pixels)[:3])
     return cv2.transform(pixels, np.column_stack([matrix, shift]))  # type: ignore[return-value]

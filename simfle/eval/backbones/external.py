@@ -84,7 +84,7 @@ def open_backbone(text: str) -> LoadedBackbone:
         return _of_timm(source)
     size = _whole(source, "size", SIZE)
     mean, std = (
-        _triple(source, key, default) for key, default in zip(("mean", "std"), _normalisation(kind), strict=True)
+        _triple(source, key, default) for key, default in zip(("mean", "std"), _normalization(kind), strict=True)
     )
     if kind == "random":
         seed = _whole(source, "seed", 0)
@@ -248,7 +248,7 @@ def _numbered(name: str) -> str:
     return f"{NUMBERED.get(head, head)}.{rest}"
 
 
-def _normalisation(kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _normalization(kind: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return REFERENCE if kind == "simfle" else IMAGENET
 
 

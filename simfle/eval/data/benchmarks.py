@@ -39,7 +39,7 @@ class Benchmark:
         list, "folders of shards; usually given on the command line as NAME=FOLDER", is_path=True
     )
     classes: list[str] = config_field(list, "label names to use (empty = all in the shards)")
-    labelled: bool = config_field(True, "whether samples have expression labels; false for landmark sets")
+    labeled: bool = config_field(True, "whether samples have expression labels; false for landmark sets")
     train: str = config_field("train", "split to fit classifiers on")
     val: str = config_field("", "split for model selection (empty = val_fraction of train)")
     val_fraction: float = config_field(0.1, "fraction of train, by group, to use if val is empty", above=0, max=0.5)
@@ -133,7 +133,7 @@ def check(benchmark: Benchmark, place: str) -> None:
     if len(set(benchmark.classes)) != len(benchmark.classes):
         raise UserError(f"{place}: classes: a name is repeated. Fix: list each class once.")
     if bool(benchmark.nme_points.left) != bool(benchmark.nme_points.right):
-        raise UserError(f"{place}: normaliser: only one side has points. Fix: give points for both sides or none.")
+        raise UserError(f"{place}: nme_points: only one side has points. Fix: give points for both sides or none.")
 
 
 def differences(benchmark: Benchmark, counts: dict[str, dict[str, int]]) -> list[str]:

@@ -58,9 +58,9 @@ def read_data(benchmark: Benchmark) -> BenchmarkData:
         UserError: see `read_split`; a class is missing in a split, or there are fewer than two classes.
     """
     names = [benchmark.train, benchmark.val, benchmark.test]
-    read = {name: read_split(benchmark.shards, name, benchmark.labelled) for name in names if name}
+    read = {name: read_split(benchmark.shards, name, benchmark.labeled) for name in names if name}
     left_out: dict[str, int] = {}
-    if benchmark.labelled:
+    if benchmark.labeled:
         if benchmark.classes:
             read = {name: name_classes(split, benchmark.classes) for name, split in read.items()}
         kept, left_out = frequent_classes(list(read.values()), benchmark.min_class_count)
@@ -71,8 +71,8 @@ def read_data(benchmark: Benchmark) -> BenchmarkData:
                 f"{benchmark.name}: split {name!r} has no sample of {', '.join(split.classes)}. "
                 "Fix: choose another split."
             )
-        if split.unlabelled:
-            log.warning("%s: split %s: %d images without a label are excluded", benchmark.name, name, split.unlabelled)
+        if split.unlabeled:
+            log.warning("%s: split %s: %d images without a label are excluded", benchmark.name, name, split.unlabeled)
     for name, count in left_out.items():
         least = benchmark.min_class_count
         log.warning("%s: class %s is excluded: %d images, min_class_count=%d", benchmark.name, name, count, least)

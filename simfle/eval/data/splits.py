@@ -44,7 +44,7 @@ class Split:
     """Selected samples of a source.
 
     rows: [n], positions in `source`; labels: [n], positions in `classes` (0 if the set has no classes); keys,
-    groups: n names (the key replaces an unknown group); unlabelled: number of samples skipped for lack of a label.
+    groups: n names (the key replaces an unknown group); unlabeled: number of samples skipped for lack of a label.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Split:
     keys: tuple[str, ...]
     groups: tuple[str, ...]
     classes: tuple[str, ...]
-    unlabelled: int = 0
+    unlabeled: int = 0
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -90,7 +90,7 @@ class Split:
         return self.source.corpus.metadata(int(self.source.shards[row]), int(self.source.samples[row]))
 
 
-def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Split:
+def read_split(folders: Sequence[str], name: str, labeled: bool = True) -> Split:
     """Read a split: its labeled samples, or all of them without labels.
 
     Raises:
@@ -98,20 +98,20 @@ def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Spli
                 outside of the manifest's.
     """
     corpus = ShardCorpus(folders, [name])
-    classes = corpus.labels if labelled else ()
-    rows, keys, groups, unlabelled = [], [], [], 0
+    classes = corpus.labels if labeled else ()
+    rows, keys, groups, unlabeled = [], [], [], 0
     taken: set[str] = set()
     for shard, (count, first) in enumerate(zip(corpus.counts.tolist(), corpus.first_ids.tolist(), strict=True)):
         for sample in range(count):
-            label = corpus.label(shard, sample) if labelled else 0
+            label = corpus.label(shard, sample) if labeled else 0
             if label is None:
-                unlabelled += 1
+                unlabeled += 1
                 continue
             key = corpus.key(shard, sample)
             while key in taken:  # from another folder: names are unique within one
                 key = f"{corpus.stores.index(corpus.shards[shard][0]) + 1}: {key}"
             taken.add(key)
-            if labelled and not 0 <= label < len(classes):
+            if labeled and not 0 <= label < len(classes):
                 raise UserError(
                     f"shards: {corpus.shard_location(shard)}: {key} has label {label}, but the manifest has "
                     f"{len(classes)}. Fix: rebuild the shards."
@@ -126,7 +126,7 @@ def read_split(folders: Sequence[str], name: str, labelled: bool = True) -> Spli
         )
     ids, shards, samples, labels = np.array(rows, dtype=np.int64).T
     source = SplitSource(name, corpus, ids, shards, samples)
-    return Split(name, source, np.arange(len(ids)), labels, tuple(keys), tuple(groups), classes, unlabelled)
+    return Split(name, source, np.arange(len(ids)), labels, tuple(keys), tuple(groups), classes, unlabeled)
 
 
 def name_classes(split: Split, names: Sequence[str]) -> Split:

@@ -123,9 +123,9 @@ class Extractor:
                 crops[part, :4] = views.crop_boxes(draws, heights[part], widths[part], augment.ratio)
                 crops[part, 4] = draws.flip
         done = 0
-        for images, damaged in beton.batches(rows, crops):
-            if damaged.any():
-                raise _damaged(source, int(rows[done + int(damaged.argmax())]))
+        for images, corrupt in beton.batches(rows, crops):
+            if corrupt.any():
+                raise _corrupt_error(source, int(rows[done + int(corrupt.argmax())]))
             done += len(images)
             yield images
 
@@ -143,7 +143,7 @@ class Extractor:
                 drawn = replace(drawn, views=(crop, crop))
             rendered = dali.render(files, drawn)
             if rendered.corrupt:
-                raise _damaged(source, int(chosen[rendered.corrupt[0]]))
+                raise _corrupt_error(source, int(chosen[rendered.corrupt[0]]))
             return rendered.view1 if augment else rendered.face
 
         waiting = None
@@ -229,8 +229,8 @@ def jitter(images: Tensor, draws: views.ViewParams) -> Tensor:
     )  # [b, 3, 3]
     pixels = images.float()
     shift = torch.einsum("bij,bj->bi", mean_matrix, pixels.mean((2, 3)))  # [b, 3]
-    coloured = torch.einsum("bij,bjhw->bihw", matrix, pixels) + shift[:, :, None, None]
-    return coloured.round_().clamp_(0, 255).to(torch.uint8)
+    colored = torch.einsum("bij,bjhw->bihw", matrix, pixels) + shift[:, :, None, None]
+    return colored.round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _taken(job: "Future[Tensor]") -> Tensor:
@@ -247,7 +247,7 @@ def _plain(crop: views.ViewParams) -> views.ViewParams:
     return replace(crop, matrix=keep, mean_matrix=drop, sigma=np.full(n, NO_BLUR))
 
 
-def _damaged(source: SplitSource, row: int) -> UserError:
+def _corrupt_error(source: SplitSource, row: int) -> UserError:
     shard, sample = int(source.shards[row]), int(source.samples[row])
     name = f"{source.corpus.shard_location(shard)}: {source.corpus.key(shard, sample)}"
     return UserError(f"shards: {name} cannot be decoded. Fix: run simfle shards verify.")
@@ -260,7 +260,7 @@ def _image(
     shard, sample = int(source.shards[row]), int(source.samples[row])
     image = decode(source.corpus.read_image(shard, sample))
     if image is None:
-        raise _damaged(source, row)
+        raise _corrupt_error(source, row)
     flip = False
     if augment is not None and draws is not None:
         x, y, w, h = augment.box(draws, place, *image.shape[:2])

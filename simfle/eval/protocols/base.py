@@ -39,7 +39,7 @@ class ProtocolInputs:
     seed: int
     extractor: Extractor
     points: list[int]
-    normaliser: tuple[list[int], list[int]]
+    normalizer: tuple[list[int], list[int]]
 
     @property
     def classes(self) -> int:

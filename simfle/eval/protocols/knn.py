@@ -15,7 +15,7 @@ def run(job: ProtocolInputs) -> ProtocolResult:
     parts, config = job.splits, job.config.knn
     train, val, test = (job.features(split) for split in (parts.train, parts.val, parts.test))
     labels = torch.from_numpy(parts.train.labels).to(train.device)
-    of_val, of_test = (neighbours(train, features, max(config.ks)) for features in (val, test))
+    of_val, of_test = (neighbors(train, features, max(config.ks)) for features in (val, test))
     choice = ModelSelection(job.metric)
     for k in config.ks:
         on_val, on_test = (
@@ -25,7 +25,7 @@ def run(job: ProtocolInputs) -> ProtocolResult:
     return choice.outcome(parts.test.labels)
 
 
-def neighbours(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def neighbors(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return cosines and positions [m, k] of the k training samples [n, C] nearest to each test sample [m, C], sorted.
 
     Returns all of them if there are fewer than k.

@@ -74,7 +74,7 @@ def _read(job: ProtocolInputs, split: Split) -> Points:
     rows, points = landmarks(split, job.points)
     chosen = split.only(rows)
     size = sizes(chosen)
-    unit = nme_normalizer(landmarks(split, [])[1], *job.normaliser, chosen)
+    unit = nme_normalizer(landmarks(split, [])[1], *job.normalizer, chosen)
     maps = job.extractor.maps(job.backbone, chosen, job.weights)
     return Points(rows, points, size[:, None], unit, maps)
 
@@ -89,14 +89,14 @@ def nme_normalizer(points: Floats, left: Sequence[int], right: Sequence[int], sp
     if left:
         if max(*left, *right) >= points.shape[1]:
             raise UserError(
-                f"normaliser: point {max(*left, *right)} does not exist. Fix: choose from 0 to {points.shape[1] - 1}."
+                f"nme_points: point {max(*left, *right)} does not exist. Fix: choose from 0 to {points.shape[1] - 1}."
             )
         unit = np.linalg.norm(points[:, list(left)].mean(1) - points[:, list(right)].mean(1), axis=1)
     else:
         found = boxes(split)
         unit = np.sqrt((np.ptp(points, axis=1) if found is None else found).prod(1))
     if (unit <= 0).any():
-        raise UserError(f"normaliser: {split.keys[int(unit.argmin())]} has no extent. Fix: choose other points.")
+        raise UserError(f"nme_points: {split.keys[int(unit.argmin())]} has no extent. Fix: choose other points.")
     return unit
 
 
@@ -117,14 +117,14 @@ class Head:
             (torch.arange(columns, device=device) + 0.5) / columns,
             indexing="ij",
         )
-        self.centres = torch.stack([x.flatten(), y.flatten()]) - 0.5  # [2, h w]
+        self.centers = torch.stack([x.flatten(), y.flatten()]) - 0.5  # [2, h w]
 
     def __call__(self, maps: Tensor) -> Tensor:
         """Maps [b, C, h, w] -> points [R, b, P, 2] as fractions of the image."""
         cells = (maps.flatten(2) - self.mean) / self.deviation  # [b, C, h w]
         found = torch.stack(list(self.weights))[:, None] @ cells + torch.stack(list(self.biases))[:, None]
         heat, offset = found.unflatten(2, (3, -1)).split([1, 2], dim=2)  # [R, b, 1, P, h w], [R, b, 2, P, h w]
-        places = self.centres[:, None] + offset
+        places = self.centers[:, None] + offset
         return self.shape + (heat.softmax(-1) * places).sum(-1).transpose(2, 3)  # [R, b, P, 2]
 
     def fit(self, train: Points, job: ProtocolInputs) -> None:

@@ -35,9 +35,9 @@ class Ridge:
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
         self.mean_x, self.mean_y = x.mean(0), y.mean(0)
-        centred = x - self.mean_x
-        self.values, self.vectors = torch.linalg.eigh(centred.T @ centred / len(x))  # [C], [C, C]
-        self.projected = self.vectors.T @ (centred.T @ (y - self.mean_y)) / len(x)  # [C, T]
+        centered = x - self.mean_x
+        self.values, self.vectors = torch.linalg.eigh(centered.T @ centered / len(x))  # [C], [C, C]
+        self.projected = self.vectors.T @ (centered.T @ (y - self.mean_y)) / len(x)  # [C, T]
 
     def __call__(self, strength: float) -> tuple[Tensor, Tensor]:
         """Return weights [C, T] and biases [T]."""

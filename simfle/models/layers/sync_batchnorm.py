@@ -45,13 +45,13 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         over = [dim for dim in range(images.ndim) if dim != 1]
         shape = [1, -1] + [1] * (images.ndim - 2)
         mean = all_reduce(images.mean(over)) / world  # [C]
-        centred = images - mean.view(shape)
-        variance = all_reduce(centred.square().mean(over)) / world  # [C]
+        centered = images - mean.view(shape)
+        variance = all_reduce(centered.square().mean(over)) / world  # [C]
         self._track(mean.detach(), variance.detach(), world * images.numel() // images.shape[1])
         scale = (variance + self.eps).rsqrt()
         if self.weight is None:  # affine=False
-            return centred * scale.view(shape)
-        return centred * (self.weight * scale).view(shape) + self.bias.view(shape)
+            return centered * scale.view(shape)
+        return centered * (self.weight * scale).view(shape) + self.bias.view(shape)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:

@@ -68,9 +68,9 @@ class SimFLE(BYOL):
         return loss
 
     def distillation(self, pooled: tuple[Tensor, Tensor], summary: Tensor) -> Tensor:
-        """What ties both branches: y of both views [B, C] and FaceMAE's mean token [B, D].
+        """Compute the loss that ties both branches: y of both views [B, C] and FaceMAE's mean token [B, D].
 
-        reference: the paper's divergence of three heads from their mean, which heads of a constant answer minimise.
+        reference: the paper's divergence of three heads from their mean, which heads of a constant answer minimize.
         predict: a head on each view predicts the token, which gets no gradient and is standardized per dimension, so
         that a constant answer is no minimum; 2 - 2 cos, mean over both views.
         """

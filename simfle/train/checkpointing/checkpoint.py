@@ -155,7 +155,7 @@ def prune(run: Path, keep: int) -> None:
         if not old.is_symlink():
             (old / MARKER).unlink()  # no longer a checkpoint, even if a crash leaves the rest of it
             shutil.rmtree(old)
-    for left in [*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/.step-*.damaged")]:
+    for left in [*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/.step-*.corrupt")]:
         if run_files.step_from_name(Path(left.stem[1:])) is not None:
             shutil.rmtree(left)
     for left in run_files.checkpoint_dirs(run):
@@ -195,7 +195,7 @@ def quarantine_after(run: Path, step: int) -> None:
     """
     for folder in run_files.checkpoint_dirs(run):
         if _step(folder) > step:
-            aside = folder.with_name(f".{folder.name}.damaged")
+            aside = folder.with_name(f".{folder.name}.corrupt")
             shutil.rmtree(aside, ignore_errors=True)
             folder.rename(aside)
 

@@ -1,4 +1,4 @@
-"""Record corrupt samples of a run in RUN/damaged.jsonl, and stop the run if there are too many.
+"""Record corrupt samples of a run in RUN/corrupt_samples.jsonl, and stop the run if there are too many.
 
 At each start the listed samples are tried again, because shards may have been restored. A sample that decodes again
 stays listed, marked as restored, and is no longer counted.
@@ -20,7 +20,7 @@ from simfle.data.corrupt_samples import Replacement
 from simfle.runtime.collective import main_process_value
 from simfle.runtime.distributed import World
 
-FILE = "damaged.jsonl"
+FILE = "corrupt_samples.jsonl"
 RESTORED = "restored"
 FREE = 10  # corrupt samples that never stop a run, unless none at all is allowed
 log = logging.getLogger(__name__)

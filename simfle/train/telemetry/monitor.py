@@ -35,7 +35,7 @@ from simfle.train.checkpointing.state_dict import State, gather_model_state
 
 FILE = "monitor.json"
 FAST = LinearFastConfig(epochs=40, lrs=[0.003, 0.01, 0.03, 0.1, 0.3], weight_decays=[0.0, 1e-3, 1e-2])
-NEIGHBOURS = (5, 10, 20, 50, 100, 200)
+NEIGHBORS = (5, 10, 20, 50, 100, 200)
 HEAT = 0.07
 HELD = 10  # one in HELD fitting images is held out, to choose the probes' settings
 CALIBRATION = 2000  # images for the BatchNorm statistics of a random network
@@ -125,9 +125,9 @@ class Monitor:
             network = build_network(model.backbone, size, model.output_stride)
         network.load_state_dict({name.removeprefix(BELOW): value for name, value in weights.items()})
         channels = int(network.num_features)  # type: ignore[arg-type]
-        colours = tuple(model.mean), tuple(model.std)
+        colors = tuple(model.mean), tuple(model.std)
         card = BackboneMetadata(
-            model.backbone, "online", channels, *colours, size, {}, output_stride=model.output_stride
+            model.backbone, "online", channels, *colors, size, {}, output_stride=model.output_stride
         )
         return LoadedBackbone(frozen(network.to(self.world.device), card).to(self.world.device), card)
 
@@ -163,10 +163,10 @@ def accuracies(fit: Tensor, labels: Tensor, val: Tensor, wanted: Tensor) -> tupl
     weight, bias = linear_fast.fit(scale(fit[~held]), torch.eye(classes)[labels[~held]], FAST, 0)
     best = (linear_fast.predict(scale(fit[held]), weight, bias).argmax(2) == labels[held]).float().mean(1).argmax()
     linear = (linear_fast.predict(scale(val), weight, bias)[best].argmax(1) == wanted).float().mean()
-    cosines, places = knn.neighbours(fit[~held], fit[held], max(NEIGHBOURS))
-    votes = {k: knn.vote(cosines, places, labels[~held], classes, k, HEAT) for k in NEIGHBOURS}
-    k = max(NEIGHBOURS, key=lambda each: int((votes[each] == labels[held]).sum()))
-    near = knn.vote(*knn.neighbours(fit, val, k), labels, classes, k, HEAT)
+    cosines, places = knn.neighbors(fit[~held], fit[held], max(NEIGHBORS))
+    votes = {k: knn.vote(cosines, places, labels[~held], classes, k, HEAT) for k in NEIGHBORS}
+    k = max(NEIGHBORS, key=lambda each: int((votes[each] == labels[held]).sum()))
+    near = knn.vote(*knn.neighbors(fit, val, k), labels, classes, k, HEAT)
     return float(linear), float((near == wanted).float().mean())
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from simfle.models.base import Reconstruction
 from simfle.models.layers.facemae import patchify, unpatchify
 
-GREY = 0.5
+GRAY = 0.5
 
 
 @torch.no_grad()
@@ -26,8 +26,8 @@ def draw_reconstruction(picture: Reconstruction, mean: Tensor, std: Tensor, coun
     seen = torch.zeros_like(patches[:, :, :1]).scatter(1, picture.visible[:count, :, None], 1.0)  # [N, L, 1]
     level, spread = patches.mean(2, keepdim=True), (patches.var(2, keepdim=True) + 1e-6).sqrt()
     made = picture.prediction[:count] * spread + level
-    grey = patchify(((GREY - mean) / std).expand_as(face).float(), patch)
-    columns = [patches, patches * seen + grey * (1 - seen), patches * seen + made * (1 - seen)]
+    gray = patchify(((GRAY - mean) / std).expand_as(face).float(), patch)
+    columns = [patches, patches * seen + gray * (1 - seen), patches * seen + made * (1 - seen)]
     images = [(unpatchify(column, patch) * std + mean).clamp(0, 1) for column in columns]
     sheet = torch.cat([torch.cat(list(image), dim=1) for image in images], dim=2)  # [3, N F, 3 F]
     return (sheet * 255).round().byte().permute(1, 2, 0).cpu().numpy()

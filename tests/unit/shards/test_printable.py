@@ -110,7 +110,7 @@ def test_builds_from_names_of_others(tmp_path: Path) -> None:
 
 
 def test_runs_on_a_terminal(tmp_path: Path) -> None:
-    """A real one: its own colours and lines come through, what names of folders hold does not."""
+    """A real one: its own colors and lines come through, what names of folders hold does not."""
     make_run(tmp_path / f"run{EVIL}")
     ours, theirs = pty.openpty()
     process = subprocess.Popen(

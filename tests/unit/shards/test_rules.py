@@ -85,9 +85,9 @@ def test_fractions_that_cannot_be_are_refused(fractions: tuple[float, float]) ->
 
 
 def test_labels_are_normalised_and_asked_for() -> None:
-    rules = EntryRules(labelled=True, labels=("happiness",))
+    rules = EntryRules(labeled=True, labels=("happiness",))
     assert resolve_entry(entry("a", label=" HAPPINESS "), rules).label == "happiness"
-    assert resolve_entry(entry("a", label="  "), rules) == Rejected("a", "unlabelled")
+    assert resolve_entry(entry("a", label="  "), rules) == Rejected("a", "unlabeled")
     assert resolve_entry(entry("a", label="fear"), rules) == Rejected("a", "unknown_label", "fear")
     assert resolve_entry(entry("a"), EntryRules()).label is None
 
@@ -185,11 +185,11 @@ def test_repeated_and_conflicting_rows(tmp_path: Path) -> None:
         entry("fine", label="b"),
         entry("bare"),
     ]
-    make_plan(tmp_path / "p", entries, EntryRules(labelled=True), {}, 10)
+    make_plan(tmp_path / "p", entries, EntryRules(labeled=True), {}, 10)
     with closing(BuildPlan(tmp_path / "p")) as plan:
         written = sorted(item.entry.key for shard in plan.shards() for item in plan.entries(shard))
         assert written == ["fine", "same"]
-        assert plan.reasons() == {"conflicting_label": 3, "repeated": 1, "unlabelled": 1}
+        assert plan.reasons() == {"conflicting_label": 3, "repeated": 1, "unlabeled": 1}
         assert plan.count() == plan.planned() + len(list(plan.rejected())) == 7
 
 

@@ -27,7 +27,7 @@ def make_shards(tmp_path: Path) -> MakeShards:
     """make_shards(counts): {split: images per class}, two images per person, several shards per split."""
 
     def make(
-        counts: dict[str, list[int]], name: str = "shards", labelled: bool = True, size: int = 48, per_shard: int = 20
+        counts: dict[str, list[int]], name: str = "shards", labeled: bool = True, size: int = 48, per_shard: int = 20
     ) -> Path:
         folder = tmp_path / name
         folder.mkdir()
@@ -36,9 +36,9 @@ def make_shards(tmp_path: Path) -> MakeShards:
             samples = [(label, number) for label, count in enumerate(each) for number in range(count)]
             np.random.default_rng(0).shuffle(samples)
             for start in range(0, len(samples), per_shard):
-                infos.append(write_shard(folder, split, start, samples[start : start + per_shard], labelled, size))
+                infos.append(write_shard(folder, split, start, samples[start : start + per_shard], labeled, size))
         total = sum(info.samples for info in infos)
-        labels = CLASSES if labelled else ()
+        labels = CLASSES if labeled else ()
         write_manifest(folder, Manifest(FORMAT, "shapes", "none", labels, total, {}, tuple(infos), {}))
         return folder
 

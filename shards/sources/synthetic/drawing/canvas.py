@@ -29,7 +29,7 @@ class Canvas:
         self.picture = np.zeros((self.side, self.side, 3), np.uint8)
         self.shadow = np.zeros((self.side, self.side), np.uint8)
         self.unit = scene.scale * self.side
-        self.centre = self.side * (0.5 + np.array(scene.shift))
+        self.center = self.side * (0.5 + np.array(scene.shift))
         self.cos_yaw, self.sin_yaw = math.cos(scene.yaw), math.sin(scene.yaw)
         self.cos_pitch, self.sin_pitch = math.cos(scene.pitch), math.sin(scene.pitch)
         cos, sin = math.cos(scene.roll) * self.unit, math.sin(scene.roll) * self.unit
@@ -47,22 +47,22 @@ class Canvas:
 
     def flat(self, points: Points) -> Points:
         """Map face coordinates that do not rotate (the head's outline) to canvas pixels."""
-        return points @ self.roll + self.centre
+        return points @ self.roll + self.center
 
-    def fill(self, points: Points, colour: tuple[float, ...]) -> None:
-        cv2.fillPoly(self.picture, [fixed(points)], colour, cv2.LINE_AA, SHIFT)
+    def fill(self, points: Points, color: tuple[float, ...]) -> None:
+        cv2.fillPoly(self.picture, [fixed(points)], color, cv2.LINE_AA, SHIFT)
 
-    def line(self, points: Points, colour: tuple[float, ...], width: float) -> None:
+    def line(self, points: Points, color: tuple[float, ...], width: float) -> None:
         """Draw a line of `width` in face units."""
         thickness = max(round(width * self.unit), 1)
-        cv2.polylines(self.picture, [fixed(points)], False, colour, thickness, cv2.LINE_AA, SHIFT)
+        cv2.polylines(self.picture, [fixed(points)], False, color, thickness, cv2.LINE_AA, SHIFT)
 
     def shade(self, points: Points, strength: float, width: float) -> None:
         """Draw a soft dark line (a wrinkle, a fold); strength 0 to 1."""
         if strength > 0.05:
             thickness = max(round(width * self.unit), 1)
-            grey = round(min(strength, 1.0) * 255)
-            cv2.polylines(self.shadow, [fixed(points)], False, grey, thickness, cv2.LINE_AA, SHIFT)
+            gray = round(min(strength, 1.0) * 255)
+            cv2.polylines(self.shadow, [fixed(points)], False, gray, thickness, cv2.LINE_AA, SHIFT)
 
 
 def fixed(points: Points) -> NDArray[np.int32]:
@@ -97,12 +97,12 @@ def paint_background(canvas: Canvas, rng: np.random.Generator) -> None:
     corners = muted[:4].reshape(2, 2, 3).astype(np.uint8)
     wall = np.zeros((small, small, 3), np.uint8)
     cv2.resize(corners, (small, small), dst=wall, interpolation=cv2.INTER_LINEAR)
-    for colour in muted[4 : 4 + int(rng.integers(1, 7))].tolist():
+    for color in muted[4 : 4 + int(rng.integers(1, 7))].tolist():
         x, y, w, h = (int(v) for v in rng.integers(0, small, 4))
         if rng.random() < 0.5:
-            cv2.rectangle(wall, (x, y), (x + w // 2, y + h // 2), colour, -1)
+            cv2.rectangle(wall, (x, y), (x + w // 2, y + h // 2), color, -1)
         else:
-            cv2.circle(wall, (x, y), w // 4 + 1, colour, -1, cv2.LINE_AA)
+            cv2.circle(wall, (x, y), w // 4 + 1, color, -1, cv2.LINE_AA)
     cv2.GaussianBlur(wall, (0, 0), float(rng.uniform(0.4, 1.6)), dst=wall)
     cv2.resize(wall, (canvas.side, canvas.side), dst=canvas.picture, interpolation=cv2.INTER_LINEAR)
 
@@ -134,8 +134,8 @@ def _soft(mask: cv2.typing.MatLike, sigma: float) -> NDArray[np.float32]:
 def _shading(canvas: Canvas, person: Person, scene: Scene, size: int) -> NDArray[np.float32]:
     """Lambert shading of an ellipsoid [size, size]; about 1 where the light is perpendicular."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) * OVERSAMPLING
-    x = (axis[None, :] - np.float32(canvas.centre[0])) / np.float32(canvas.unit * person.width * 1.15)
-    y = (axis[:, None] - np.float32(canvas.centre[1])) / np.float32(canvas.unit * 1.15)
+    x = (axis[None, :] - np.float32(canvas.center[0])) / np.float32(canvas.unit * person.width * 1.15)
+    y = (axis[:, None] - np.float32(canvas.center[1])) / np.float32(canvas.unit * 1.15)
     z = np.sqrt(np.clip(1 - x * x - y * y, 0.02, 1))
     right, down, front = (np.float32(v) for v in scene.light)
     facing = np.clip(x * right + y * down + z * front, 0, 1)

@@ -63,7 +63,7 @@ def _behind(canvas: Canvas, person: Person, scene: Scene) -> None:
         canvas.fill(canvas.flat(xy(x * (1 + 0.1 * (y > 0)), np.where(y > 0, y * length, y * 1.08))), person.hair)
     drop = np.array([0, 0.1 * np.sin(scene.pitch)])
     shirt = np.array([[-1.3, 2.4], [-1.2, 1.45], [-0.4, 1.12], [0.4, 1.12], [1.2, 1.45], [1.3, 2.4]])
-    canvas.fill(shirt * canvas.unit + canvas.centre, scene.shirt)
+    canvas.fill(shirt * canvas.unit + canvas.center, scene.shirt)
     neck = np.array([[-0.52, 0.5], [0.52, 0.5], [0.56, 1.2], [0.0, 1.42], [-0.56, 1.2]]) * [w / 0.75, 1] + drop
     canvas.fill(canvas.flat(neck), mix(person.skin, (0, 0, 0), 0.25))
     for side in (-1, 1):
@@ -80,9 +80,9 @@ def _skin(canvas: Canvas, person: Person, rng: np.random.Generator) -> None:
             canvas.fill(canvas.project(cheek, person.width), blush)
     if person.freckles:
         spots = rng.normal(0, 1, (person.freckles, 2)) * np.array([0.3, 0.1]) + np.array([0, 0.14])
-        colour = mix(person.skin, (110, 60, 36), 0.5)
+        color = mix(person.skin, (110, 60, 36), 0.5)
         for spot in canvas.project(spots, person.width):
-            cv2.circle(canvas.picture, point(spot), 16, colour, -1, cv2.LINE_AA, SHIFT)
+            cv2.circle(canvas.picture, point(spot), 16, color, -1, cv2.LINE_AA, SHIFT)
 
 
 def _hair(canvas: Canvas, person: Person) -> None:

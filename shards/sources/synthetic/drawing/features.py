@@ -59,10 +59,10 @@ def paint_eye(canvas: Canvas, person: Person, scene: Scene, actions: Actions, si
     upper = xy(x + U * w, y - up * bow + slant)
     lower = xy(x + U * w, y + down * bow + slant)
     lids = canvas.project(np.concatenate([upper, lower[::-1]]), person.width, 0.02)
-    centre = canvas.project(
+    center = canvas.project(
         np.array([[x + 0.35 * w * scene.gaze[0], y + 0.4 * w * scene.gaze[1] - 0.01]]), person.width, 0.02
     )
-    _eyeball(canvas, person, lids, centre[0])
+    _eyeball(canvas, person, lids, center[0])
     half = len(U)
     canvas.line(lids[:half], mix(person.skin, (20, 10, 8), 0.85), 0.03)
     canvas.line(lids[half:], mix(person.skin, (60, 24, 16), 0.5), 0.014)
@@ -72,7 +72,7 @@ def paint_eye(canvas: Canvas, person: Person, scene: Scene, actions: Actions, si
     canvas.shade(canvas.project(bag[3:-3], person.width, 0.02), 0.15 + 0.5 * actions.lid_tight + 0.2 * person.age, 0.02)
 
 
-def _eyeball(canvas: Canvas, person: Person, lids: Points, centre: Points) -> None:
+def _eyeball(canvas: Canvas, person: Person, lids: Points, center: Points) -> None:
     """Paint white, iris, pupil and highlight, clipped to the lids."""
     low = np.floor(lids.min(0)).astype(int) - 2
     high = np.ceil(lids.max(0)).astype(int) + 3
@@ -85,10 +85,10 @@ def _eyeball(canvas: Canvas, person: Person, lids: Points, centre: Points) -> No
     cv2.fillPoly(mask, [fixed(lids - corner)], 255, cv2.LINE_AA, SHIFT)
     ball = np.full_like(window, (236, 232, 228))
     radius = 0.082 * canvas.unit
-    middle = point(centre - corner)
-    for share, colour in ((1.0, mix(person.iris, (0, 0, 0), 0.4)), (0.85, person.iris), (0.45, (12, 10, 10))):
-        cv2.circle(ball, middle, round(radius * share * (1 << SHIFT)), colour, -1, cv2.LINE_AA, SHIFT)
-    cv2.circle(ball, point(centre - corner - radius * 0.35), 20, (250, 250, 250), -1, cv2.LINE_AA, SHIFT)
+    middle = point(center - corner)
+    for share, color in ((1.0, mix(person.iris, (0, 0, 0), 0.4)), (0.85, person.iris), (0.45, (12, 10, 10))):
+        cv2.circle(ball, middle, round(radius * share * (1 << SHIFT)), color, -1, cv2.LINE_AA, SHIFT)
+    cv2.circle(ball, point(center - corner - radius * 0.35), 20, (250, 250, 250), -1, cv2.LINE_AA, SHIFT)
     weight = (mask.astype(np.float32) / 255)[..., None]  # [h, w, 1]
     window[:] = (ball * weight + window * (1 - weight)).astype(np.uint8)
 
@@ -105,8 +105,8 @@ def paint_brow(canvas: Canvas, person: Person, actions: Actions, side: int) -> N
     y += -person.brow_arch * np.sin(np.pi * t) + 0.05 * t**2
     thick = person.brow_thickness * (1 - 0.7 * t**2) * np.clip(6 * t + 0.5, 0, 1)
     stroke = np.concatenate([xy(x, y - thick), xy(x, y + thick)[::-1]]) * [side, 1]
-    colour = mix(person.hair, (30, 20, 16), 0.35)
-    canvas.fill(canvas.project(stroke, person.width, 0.04), mix(colour, person.skin, 0.12))
+    color = mix(person.hair, (30, 20, 16), 0.35)
+    canvas.fill(canvas.project(stroke, person.width, 0.04), mix(color, person.skin, 0.12))
 
 
 def _mouth_line(person: Person, actions: Actions) -> tuple[float, Points]:

@@ -9,7 +9,7 @@ import numpy as np
 
 EXPRESSIONS = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 
-Colour = tuple[float, float, float]  # RGB, 0 to 255
+Color = tuple[float, float, float]  # RGB, 0 to 255
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ FULL = {
 class Person:
     """Properties shared by all images of a person. Lengths are in half face heights."""
 
-    skin: Colour
-    hair: Colour
-    iris: Colour
-    lips: Colour
+    skin: Color
+    hair: Color
+    iris: Color
+    lips: Color
     width: float  # half width of the head
     jaw_width: float  # of the chin, as a fraction of width
     forehead: float
@@ -92,9 +92,9 @@ class Scene:
     light: tuple[float, float, float]  # unit vector towards the light: right, down, to the camera
     ambient: float
     exposure: float
-    tint: Colour  # color of the light, about 1
+    tint: Color  # color of the light, about 1
     gaze: tuple[float, float]
-    shirt: Colour
+    shirt: Color
     blur: float  # sigma, pixels of the final image
     noise: float  # standard deviation on a scale of 0 to 255
 
@@ -120,10 +120,10 @@ def draw_person(rng: np.random.Generator) -> Person:
     irises = ((62, 40, 24), (84, 58, 30), (70, 100, 120), (84, 110, 70), (40, 30, 24))
     lips = skin * np.array([0.88, 0.56, 0.58]) + np.array([u(0, 26), 0, u(0, 12)])
     return Person(
-        skin=_colour(skin),
-        hair=_colour(np.array(hairs[rng.integers(len(hairs) if tone > 0.45 else 2)]) * u(0.8, 1.2)),
+        skin=_color(skin),
+        hair=_color(np.array(hairs[rng.integers(len(hairs) if tone > 0.45 else 2)]) * u(0.8, 1.2)),
         iris=irises[rng.integers(len(irises))],
-        lips=_colour(lips),
+        lips=_color(lips),
         width=u(0.68, 0.84),
         jaw_width=u(0.45, 0.75),
         forehead=u(0.86, 1.0),
@@ -169,12 +169,12 @@ def draw_scene(rng: np.random.Generator) -> Scene:
         exposure=u(0.75, 1.12),
         tint=(1 + warmth, 1.0, 1 - warmth),
         gaze=(float(rng.normal(0, 0.3)), float(rng.normal(0, 0.15))),
-        shirt=_colour(rng.uniform(20, 230, 3)),
+        shirt=_color(rng.uniform(20, 230, 3)),
         blur=u(0.0, 0.7),
         noise=u(0.5, 2.5),
     )
 
 
-def _colour(values: np.ndarray) -> Colour:
+def _color(values: np.ndarray) -> Color:
     red, green, blue = (float(value) for value in np.clip(values, 0, 255))
     return red, green, blue

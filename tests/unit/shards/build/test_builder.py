@@ -76,7 +76,7 @@ def test_labels_in_the_order_asked_for(tmp_path: Path) -> None:
     faces = write_faces(tmp_path / "faces", 9, ("anger", "fear", "Joy"))
     write_faces(faces, 1)
     command = [*BUILD, "folder", faces, tmp_path / "out", "--class-folders", "--labels", "joy,Anger"]
-    assert run(*command, "--keep-unlabelled", "--terms", "research only").returncode == 0
+    assert run(*command, "--keep-unlabeled", "--terms", "research only").returncode == 0
     manifest = read_manifest(tmp_path / "out")
     assert (manifest.labels, manifest.terms) == (("joy", "anger"), "research only")
     assert manifest.rejected == {"unknown_label": 3}
@@ -85,7 +85,7 @@ def test_labels_in_the_order_asked_for(tmp_path: Path) -> None:
     check_whole(tmp_path / "out")
 
 
-def test_a_folder_of_folders_is_unlabelled_unless_asked(tmp_path: Path) -> None:
+def test_a_folder_of_folders_is_unlabeled_unless_asked(tmp_path: Path) -> None:
     faces = write_faces(tmp_path / "faces", 4, ("a", "b"))
     done = run(*BUILD, "folder", faces, tmp_path / "out")
     assert "add --class-folders to use them as labels" in done.stdout
@@ -175,7 +175,7 @@ def test_a_list_with_every_trap(tmp_path: Path) -> None:
         "repeated": 1,
         "too_small": 1,
         "truncated": 1,
-        "unlabelled": 1,
+        "unlabeled": 1,
         "unreadable": 1,
     }
     reasons = rejected(tmp_path / "out")

@@ -19,7 +19,7 @@ BAD = {
     ),
     "class folders, but flat": (
         ["folder", "faces", "out", "--class-folders"],
-        r"rejected \(4 unlabelled\); for example p_0000.jpg: unlabelled, no label, but",
+        r"rejected \(4 unlabeled\); for example p_0000.jpg: unlabeled, no label, but",
     ),
     "split folders, but none": (["folder", "classes", "out", "--split-folders"], "rejected .*4 no_split"),
     "two groups": (

@@ -64,7 +64,7 @@ COPIES: dict[str, tuple[Callable[[Pixels], Pixels], float]] = {
     "half the size": (lambda image: cv2.resize(image, (64, 64), interpolation=cv2.INTER_AREA), 1.0),
     "48 px": (lambda image: cv2.resize(image, (48, 48), interpolation=cv2.INTER_AREA), 0.99),
     "other proportions": (lambda image: cv2.resize(image, (178, 218), interpolation=cv2.INTER_LINEAR), 1.0),
-    "grey": (lambda image: cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), 1.0),
+    "gray": (lambda image: cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB), 1.0),
     "brighter": (lambda image: np.clip(image * 1.1 + 8, 0, 255).astype(np.uint8), 0.95),
     "1 % cropped": (lambda image: crop(image, 0.01), 0.95),
     # Three of 128 pixels a side: 0.55 of drawn faces that fill the frame (0.95 with room around them; photos 0.91).

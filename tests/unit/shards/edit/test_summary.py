@@ -15,18 +15,18 @@ from shards.format.samples import read_samples
 INSPECT = tool("inspect_shards")
 
 
-def colour(number: int) -> tuple[int, int, int]:
+def color(number: int) -> tuple[int, int, int]:
     return (40 + 30 * (number % 7), 60 + 25 * (number // 7), 200 - 5 * number)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 images of one colour each, 40 x 20 to 69 x 20, of five people; two labels, one of them rare."""
+    """30 images of one color each, 40 x 20 to 69 x 20, of five people; two labels, one of them rare."""
     folder = tmp_path_factory.mktemp("inspect")
     for number in range(30):
         place = folder / "faces" / ("rare" if number % 10 == 0 else "usual") / f"p{number % 5}_{number:02d}.jpg"
         place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_bytes(encoded(Image.new("RGB", (40 + number, 20), colour(number)), quality=95))
+        place.write_bytes(encoded(Image.new("RGB", (40 + number, 20), color(number)), quality=95))
     options = ["--class-folders", "--group-pattern", r"(p\d)_", "--shard-samples", 7, "--terms", "for tests"]
     assert run(*BUILD, "folder", folder / "faces", folder / "out", *options).returncode == 0
     return folder / "out"
@@ -47,7 +47,7 @@ def test_the_numbers_are_those_of_the_images(shards: Path) -> None:
 
 
 def test_the_sheet_shows_each_chosen_image_above_its_label(shards: Path) -> None:
-    """The colour in the middle of each cell is its image's; something is written under it."""
+    """The color in the middle of each cell is its image's; something is written under it."""
     looked = summarize(shards, (), 11, 3, quiet)
     sheet = np.asarray(draw_contact_sheet(shards, looked, 64))
     assert len(looked.sheet) == 11
@@ -55,7 +55,7 @@ def test_the_sheet_shows_each_chosen_image_above_its_label(shards: Path) -> None
         row, column = divmod(number, 8)
         left, top = GAP + column * (64 + GAP), GAP + row * (64 + GAP + 2 * LINE)
         key = next(read_samples(shards, info, [position])).key
-        wanted = colour(int(key.rsplit("_", 1)[1]))
+        wanted = color(int(key.rsplit("_", 1)[1]))
         np.testing.assert_allclose(sheet[top + 32, left + 32], wanted, atol=4)
         for line in (0, 1):
             text = sheet[top + 64 + line * LINE : top + 64 + (line + 1) * LINE, left : left + 64]

@@ -94,7 +94,7 @@ def rewrite(shards: Path, change: Callable[[str, dict[str, bytes]], tuple[str, d
     edit(shards, lambda manifest: manifest | {"shards": [manifest["shards"][0] | update, *manifest["shards"][1:]]})
 
 
-def make_grey(shards: Path) -> None:
+def make_gray(shards: Path) -> None:
     rewrite(shards, lambda key, sample: (key, sample | {"jpg": encoded(picture(0, mode="L"))}))
 
 
@@ -140,7 +140,7 @@ FAULTS = [
     (leave_a_removal, ".removal: a removal was interrupted"),
     (miscount, "manifest.json: 26 entries are not 24 samples"),
     (rename_labels, "cls '0' does not match label 'a'"),
-    (make_grey, "its image is Gray, not RGB"),
+    (make_gray, "its image is Gray, not RGB"),
     (damage_images, "its image is corrupt"),
     (resize_images, "its image is 58 x 50, its json says 56 x 48"),
     (drop_labels, "cls 'absent' does not match label"),

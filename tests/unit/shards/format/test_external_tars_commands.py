@@ -114,7 +114,7 @@ def test_names_that_no_short_header_holds(tmp_path: Path) -> None:
 
 
 def test_all_formats_are_looked_at(tmp_path: Path) -> None:
-    """Whatever index and verify take: also webp, png, grey, and extensions in capitals."""
+    """Whatever index and verify take: also webp, png, gray, and extensions in capitals."""
     kinds = {"a.jpg": "JPEG", "b.PNG": "PNG", "c.webp": "WEBP", "d.JPEG": "JPEG", "e.png": "PNG"}
     same = picture(3).convert("L")
     files = {name: encoded(same if name[0] in "be" else picture(ord(name[0])), kind) for name, kind in kinds.items()}
@@ -130,7 +130,7 @@ def test_all_formats_are_looked_at(tmp_path: Path) -> None:
     assert [(line["key"], line["of"], line["kind"]) for line in lines] == [("e", "b", "exact")]
 
 
-def labelled(folder: Path, labels: list[str], member: str) -> Path:
+def labeled(folder: Path, labels: list[str], member: str) -> Path:
     """An indexed tar of samples 000, 001, ... with these labels in their members of one kind."""
     files = []
     for number, label in enumerate(labels):
@@ -152,7 +152,7 @@ def test_their_labels_count_wherever_they_are(tmp_path: Path, kind: str) -> None
     """One of 40 is of another class; no part may lose it, and none may hold it twice."""
     member, (rare, usual) = KINDS[kind]
     names = {"numbers": ("0", "2"), "words": ("calm", "glad"), "json": ("0", "glad")}[kind]
-    folder = labelled(tmp_path / "f", [usual] * 17 + [rare] + [usual] * 22, member)
+    folder = labeled(tmp_path / "f", [usual] * 17 + [rare] + [usual] * 22, member)
     looked = summarize(folder, (), 4, 0, lambda *_: None)
     assert looked.counts == {("train", names[0]): 1, ("train", names[1]): 39}
     assert run(*SUBSET, folder, tmp_path / "part", "--fraction", "0.1").returncode == 0
@@ -176,10 +176,10 @@ def test_duplicates_of_another_label_are_told(tmp_path: Path) -> None:
 
 
 def test_a_sheet_shows_their_labels(tmp_path: Path) -> None:
-    """The same image, once labelled and once not: only what is written under it differs."""
+    """The same image, once labeled and once not: only what is written under it differs."""
     sheets = []
     for place, label in (("a", "0"), ("b", "")):
-        folder = labelled(tmp_path / place, [label], "cls")
+        folder = labeled(tmp_path / place, [label], "cls")
         sheets.append(np.asarray(draw_contact_sheet(folder, summarize(folder, (), 1, 0, lambda *_: None), 64)))
     different = np.argwhere((sheets[0] != sheets[1]).any(-1))
     assert len(different)

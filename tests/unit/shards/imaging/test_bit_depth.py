@@ -13,7 +13,7 @@ from shards.imaging.codec import EncodeOptions, ImageRejected, decode, decode_rg
 from shards.imaging.png_chunks import START
 
 FACE = picture(1)
-GREY, COLOUR = np.asarray(FACE.convert("L")), np.asarray(FACE)
+GRAY, COLOR = np.asarray(FACE.convert("L")), np.asarray(FACE)
 XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}"/></x:xmpmeta>'
 
 
@@ -43,36 +43,36 @@ def reason(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("bits", [10, 12, 14])
-@pytest.mark.parametrize("pixels", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("pixels", [GRAY, COLOR], ids=["gray", "color"])
 def test_significant_bits_of_a_png(pixels: np.ndarray, bits: int) -> None:
     values = pixels.astype(np.uint32) * ((1 << bits) - 1) // 255
     check_like(deep_png(values, bytes([bits] * (3 if pixels.ndim == 3 else 1))), pixels)
     assert "unknown range" in reason(deep_png(values))
 
 
-@pytest.mark.parametrize("pixels", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("pixels", [GRAY, COLOR], ids=["gray", "color"])
 def test_values_that_are_scaled_to_16_bits_stay(pixels: np.ndarray) -> None:
     check_like(deep_png(pixels.astype(int) * 257), pixels)
     check_like(deep_png(pixels.astype(int) * 257, bytes([12] * (3 if pixels.ndim == 3 else 1))), pixels)
 
 
 def test_the_largest_value_of_a_tiff() -> None:
-    values = Image.fromarray((GREY.astype(np.uint32) * 4095 // 255).astype(np.uint16))
-    check_like(encoded(values, "TIFF", tiffinfo={281: 4095}), GREY)
+    values = Image.fromarray((GRAY.astype(np.uint32) * 4095 // 255).astype(np.uint16))
+    check_like(encoded(values, "TIFF", tiffinfo={281: 4095}), GRAY)
     assert "unknown range" in reason(encoded(values, "TIFF"))
 
 
 def test_eight_bits_in_32_are_refused() -> None:
-    image = Image.fromarray(GREY.astype(np.int32))
+    image = Image.fromarray(GRAY.astype(np.int32))
     assert "unknown range" in reason(encoded(image, "TIFF"))
     with pytest.raises(ImageRejected, match="unknown range"):
         image_rgb(image)
 
 
 def test_a_pgm_says_its_range() -> None:
-    values = (GREY.astype(int) * 1023 // 255).astype(">u2")
-    height, width = GREY.shape
-    check_like(b"P5\n%d %d\n1023\n" % (width, height) + values.tobytes(), GREY)
+    values = (GRAY.astype(int) * 1023 // 255).astype(">u2")
+    height, width = GRAY.shape
+    check_like(b"P5\n%d %d\n1023\n" % (width, height) + values.tobytes(), GRAY)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -106,5 +106,5 @@ def test_a_sound_png_with_large_words(kind: bytes) -> None:
     plain = encoded(FACE, "PNG")
     many = chunk(kind, content) * (40 if kind == b"tEXt" else 1)
     data = plain[:33] + many + plain[33:]
-    assert np.array_equal(decode_rgb(data), COLOUR)
+    assert np.array_equal(decode_rgb(data), COLOR)
     assert reason(data[:-40]).startswith(("truncated", "unreadable"))

@@ -71,7 +71,7 @@ def test_other_formats_become_rgb_jpeg(kind: str, mode: str, how: dict) -> None:
     check_rgb(encoded(image, kind, **how), image, tolerance=8.0 if mode == "1" else 3.0)
 
 
-def test_grey_stays_grey_exactly() -> None:
+def test_gray_stays_gray_exactly() -> None:
     made = encode(encoded(picture(3, 49, "L"), quality=95), OPTIONS)
     rgb = pixels(made.jpeg)
     assert (rgb[..., 0] == rgb[..., 1]).all()
@@ -79,11 +79,11 @@ def test_grey_stays_grey_exactly() -> None:
     assert not made.bytes_kept
 
 
-def test_cmyk_jpegs_have_the_right_colours() -> None:
+def test_cmyk_jpegs_have_the_right_colors() -> None:
     check_rgb(encoded(FACE.convert("CMYK"), quality=95), FACE, tolerance=4.0)
 
 
-def test_palette_images_keep_their_colours() -> None:
+def test_palette_images_keep_their_colors() -> None:
     image = FACE.quantize(64)
     check_rgb(encoded(image, "PNG"), image, tolerance=6.0)  # dithered: more noise than JPEG keeps
 
@@ -100,13 +100,13 @@ def test_transparency_becomes_white() -> None:
 
 
 def test_sixteen_bits_become_eight() -> None:
-    grey = np.asarray(FACE.convert("L"))
-    deep = Image.fromarray(grey.astype(np.uint16) * 257)
+    gray = np.asarray(FACE.convert("L"))
+    deep = Image.fromarray(gray.astype(np.uint16) * 257)
     check_rgb(encoded(deep, "PNG"), FACE.convert("L"))
     check_rgb(encoded(deep, "TIFF"), FACE.convert("L"))
 
 
-def test_sixteen_bits_of_colour() -> None:
+def test_sixteen_bits_of_color() -> None:
     """A 16-bit RGB PNG, put together by hand: Pillow cannot write one."""
     values = np.asarray(FACE).astype(">u2") * 257
     height, width = values.shape[:2]

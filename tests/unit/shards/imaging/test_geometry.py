@@ -26,7 +26,7 @@ from shards.imaging.codec import EncodeOptions, ImageRejected, decode
 from shards.imaging.face_crops import FaceSample, extract_faces
 from shards.imaging.geometry import Affine, crop_window, exif_transform, resized_size
 
-COLOURS = {"red": 0, "green": 1, "blue": 2}
+COLORS = {"red": 0, "green": 1, "blue": 2}
 DOTS = ((61.0, 40.0), (120.5, 44.5), (90.0, 83.0))
 SIZE = (200, 140)
 ORIENTATION = 0x0112
@@ -35,19 +35,19 @@ ORIENTATION = 0x0112
 def dotted(
     points: Sequence[tuple[float, float]] = DOTS, size: tuple[int, int] = SIZE, radius: float = 4
 ) -> Image.Image:
-    """A grey image with soft dots, red, green and blue, in continuous coordinates."""
+    """A gray image with soft dots, red, green and blue, in continuous coordinates."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]] + 0.5
     pixels = np.full((size[1], size[0], 3), 60.0)
-    for colour, (px, py) in enumerate(points):
-        pixels[..., colour] += 180 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * radius**2))
+    for color, (px, py) in enumerate(points):
+        pixels[..., color] += 180 * np.exp(-((x - px) ** 2 + (y - py) ** 2) / (2 * radius**2))
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
 def seen(jpeg: bytes) -> list[tuple[float, float]]:
-    """Where the dots are: the centres of mass of each colour."""
+    """Where the dots are: the centers of mass of each color."""
     pixels = np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB")).astype(float)
     y, x = np.mgrid[0 : pixels.shape[0], 0 : pixels.shape[1]] + 0.5
-    weights = [np.maximum(pixels[..., c] - pixels.min(-1) - 30, 0) for c in COLOURS.values()]
+    weights = [np.maximum(pixels[..., c] - pixels.min(-1) - 30, 0) for c in COLORS.values()]
     return [(float((x * w).sum() / w.sum()), float((y * w).sum() / w.sum())) for w in weights]
 
 
@@ -141,8 +141,8 @@ def test_shrinking_averages_and_never_enlarges() -> None:
     wanted = np.asarray(image).reshape(48, 2, 52, 2, 3).mean((1, 3))
     got = np.asarray(Image.open(io.BytesIO(face.image.jpeg)))
     assert np.abs(got - wanted).mean() < 1.5
-    grey = extract_faces(encoded(image.convert("L"), "PNG"), entry(None, None), EncodeOptions(shorter_side=48))[0]
-    assert np.ptp(np.asarray(Image.open(io.BytesIO(grey.image.jpeg)).convert("RGB")).astype(int), axis=-1).max() == 0
+    gray = extract_faces(encoded(image.convert("L"), "PNG"), entry(None, None), EncodeOptions(shorter_side=48))[0]
+    assert np.ptp(np.asarray(Image.open(io.BytesIO(gray.image.jpeg)).convert("RGB")).astype(int), axis=-1).max() == 0
 
 
 sides = st.integers(1, 5000)

@@ -73,7 +73,7 @@ def test_comments_between_scans_go_too() -> None:
     assert (pixels(left) == pixels(plain)).all()
 
 
-def test_what_decides_the_colours_stays() -> None:
+def test_what_decides_the_colors_stays() -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     data = encoded(FACE, icc_profile=profile)
     assert strip_metadata(data) is data

@@ -34,7 +34,7 @@ def cut_out(side: int = 32) -> Image.Image:
 
 
 def deep(mode: str) -> Image.Image:
-    """Grey of 16 bits, in the modes that Pillow has for it."""
+    """Gray of 16 bits, in the modes that Pillow has for it."""
     values = np.linspace(0, 65535, 32 * 40).reshape(32, 40).astype(np.uint16)
     if mode == "I;16B":
         return Image.frombytes(mode, (40, 32), values.astype(">u2").tobytes())
@@ -46,7 +46,7 @@ def in_mode(mode: str) -> Image.Image:
         return deep(mode)
     if mode == "P, transparent":
         return cut_out().quantize(64)
-    if mode == "RGB, one colour transparent":
+    if mode == "RGB, one color transparent":
         image = cut_out().convert("RGB")
         image.info["transparency"] = image.getpixel((0, 0))
         return image
@@ -62,7 +62,7 @@ def in_mode(mode: str) -> Image.Image:
         *((mode, "tif") for mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "I", "I;16", "I;16B")),
         *((mode, "webp") for mode in ("RGBA", "RGBa", "PA")),
         *((mode, "jpg") for mode in ("L", "RGB", "CMYK")),
-        ("RGB, one colour transparent", "png"),
+        ("RGB, one color transparent", "png"),
     ],
 )
 @pytest.mark.parametrize("turn", [1, 6])
@@ -115,8 +115,8 @@ def test_one_image_is_embedded_as_one(model: Backbone, tmp_path: Path) -> None:
         assert found["keys"].tolist() == [0]
         assert np.array_equal(found["features"], wanted)
         assert np.array_equal(model(one), wanted)
-    for grey in (array[:, :, 0], tensor[0]):
-        assert np.array_equal(simfle.embed(grey, model)["features"], model(grey))
+    for gray in (array[:, :, 0], tensor[0]):
+        assert np.array_equal(simfle.embed(gray, model)["features"], model(gray))
     assert simfle.embed((each for each in [image, array]), model)["keys"].tolist() == [0, 1]
     (tmp_path / "file.txt").write_text("no picture")
     with pytest.raises(simfle.UserError, match=r"file\.txt: not a usable image"):

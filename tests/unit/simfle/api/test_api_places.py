@@ -87,7 +87,7 @@ def test_home_is_known(faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert simfle.pretrain("~/faces", "~/run", settings=TINY) == tmp_path / "run/export/online/backbone.safetensors"
 
 
-def test_a_notebooks_colours_are_not_relayed(
+def test_a_notebooks_colors_are_not_relayed(
     faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With them the progress is a bar that is drawn over itself, and comes as one block at the end."""

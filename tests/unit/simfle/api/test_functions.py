@@ -97,7 +97,7 @@ def test_a_backbone_takes_any_kind_of_image_and_gives_the_same_features(backbone
         assert torch.equal(features, found[0])
     assert model([image, array]).shape == (2, model.features)
     assert model.maps(image).shape == (1, model.features, 2, 2)
-    # By hand: timm's module on the normalised image.
+    # By hand: timm's module on the normalized image.
     prepared = model.preprocess(image).float() / 255
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (model.card.mean, model.card.std))
     with torch.no_grad():
@@ -122,12 +122,12 @@ def test_a_photo_on_its_side_is_turned_upright(tmp_path: Path) -> None:
         assert pixels(kind).shape == (40, 20, 3)
 
 
-def test_pixels_of_grey_images_have_three_channels() -> None:
-    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
-    for kind in (grey, Image.fromarray(grey), torch.from_numpy(grey)):
+def test_pixels_of_gray_images_have_three_channels() -> None:
+    gray = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    for kind in (gray, Image.fromarray(gray), torch.from_numpy(gray)):
         found = pixels(kind)
         assert found.shape == (8, 8, 3)
-        assert (found == grey[:, :, None]).all()
+        assert (found == gray[:, :, None]).all()
 
 
 def test_embedding_gives_the_same_of_shards_folder_and_images(

@@ -77,14 +77,14 @@ def test_plain_step_computes_the_same_method() -> None:
 
 
 def test_plain_views_are_the_same_views() -> None:
-    """Without colour, which ours composes in another way, both pipelines give the same pictures."""
+    """Without color, which ours composes in another way, both pipelines give the same pictures."""
     config = ViewsConfig(size=64, face_size=48, color_jitter_prob=0.0, grayscale_prob=0.5)
     data = making.read_images(None, 6)
     plain = making.reference_views(data, config)
     ours = OpenCV(config, 1).render(data, sample_view_params(0, 0, range(6), config))
     for number, mine in enumerate((ours.view1, ours.view2, ours.face)):
         apart = (torch.stack([views[number] for views in plain]).int() - mine.int()).abs().float()
-        assert apart.mean() < 1.5  # grey levels
+        assert apart.mean() < 1.5  # gray levels
 
 
 def test_loader_bench(tmp_path: Path) -> None:

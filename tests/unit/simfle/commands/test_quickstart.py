@@ -120,7 +120,7 @@ def test_hundreds_of_folders_are_people_not_classes(tmp_path: Path) -> None:
     for number in range(150):
         (tmp_path / f"Name_{number}").mkdir()
         (tmp_path / f"Name_{number}" / "1.jpg").touch()
-    assert not _layout(tmp_path, "").labelled
+    assert not _layout(tmp_path, "").labeled
 
 
 def test_the_probe_is_measured_on_the_split_that_is_there(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_both_backends_decode_what_is_no_jpeg(backend: str) -> None:
         pixels = output.float()
         assert (pixels[:3] - pixels[0]).abs().mean() < 2
         assert (pixels[4] - pixels[1]).abs().mean() == 0  # an opaque alpha channel changes nothing
-        assert (pixels[5] - pixels[1]).abs().mean() < 25  # 256 colours
+        assert (pixels[5] - pixels[1]).abs().mean() < 25  # 256 colors
 
 
 def test_what_cannot_be_used_is_counted_and_left_out(tmp_path: Path) -> None:

@@ -129,22 +129,22 @@ def test_the_draws_are_pinned_for_ever() -> None:
         [1.6640081674791873, 1.6548017900437118, 0.27499839989468455],
         [0.18452894559595734, 1.4026319216703997, 1.6271654496667907],
     ]
-    colours = [
+    colors = [
         [1.1142710990130977, 0.8676886314083033, 0.19634542257555093],
         [0.4132193257994326, 1.356725203759133, 0.46255699918605586],
     ]
     np.testing.assert_allclose([view.sigma for view in draws.views], sigma, rtol=1e-12)
-    np.testing.assert_allclose([v.matrix[:, 0, 0] + v.mean_matrix[:, 2, 1] for v in draws.views], colours, rtol=1e-12)
+    np.testing.assert_allclose([v.matrix[:, 0, 0] + v.mean_matrix[:, 2, 1] for v in draws.views], colors, rtol=1e-12)
     np.testing.assert_allclose(draws.group, [0.5873400177806616, 0.16545682027935982, 0.29676794703118503], rtol=1e-12)
 
 
-def one(*, factors: tuple[float, float, float, float], order: tuple[int, ...], grey: bool = False) -> tuple:
-    parts = np.array([True]), np.array([factors]), np.array([order]), np.array([grey])
+def one(*, factors: tuple[float, float, float, float], order: tuple[int, ...], gray: bool = False) -> tuple:
+    parts = np.array([True]), np.array([factors]), np.array([order]), np.array([gray])
     matrix, mean_matrix = color_matrices(*parts)
     return matrix[0], mean_matrix[0]
 
 
-def test_colour_chain_against_one_step_at_a_time() -> None:
+def test_color_chain_against_one_step_at_a_time() -> None:
     rng = np.random.default_rng(0)
     pixels = rng.uniform(0, 255, (50, 3))
     view = sample_view_params(3, 0, np.arange(200), CONFIG).views[0]
@@ -152,13 +152,13 @@ def test_colour_chain_against_one_step_at_a_time() -> None:
         expected = pixels
         for op in view.order[i] if view.jitter[i] else ():
             f = view.factors[i, op]
-            grey = expected @ LUMA
+            gray = expected @ LUMA
             if op == 0:
                 expected = f * expected
             elif op == 1:
-                expected = f * expected + (1 - f) * grey.mean()
+                expected = f * expected + (1 - f) * gray.mean()
             elif op == 2:
-                expected = f * expected + (1 - f) * grey[:, None]
+                expected = f * expected + (1 - f) * gray[:, None]
             else:
                 expected = expected @ one(factors=(1, 1, 1, f), order=(0, 1, 2, 3))[0].T
         if view.grayscale[i]:
@@ -171,19 +171,19 @@ def test_hue_keeps_luma_and_turns_red_to_green() -> None:
     matrix, mean_matrix = one(factors=(1, 1, 1, 1 / 3), order=(3, 2, 1, 0))
     assert not mean_matrix.any()
     np.testing.assert_allclose(LUMA @ matrix, LUMA, atol=1e-12)
-    np.testing.assert_allclose(matrix @ np.ones(3), np.ones(3), atol=1e-12)  # grey stays grey
+    np.testing.assert_allclose(matrix @ np.ones(3), np.ones(3), atol=1e-12)  # gray stays gray
     assert (matrix @ np.array([1.0, 0, 0])).argmax() == 1
     back = one(factors=(1, 1, 1, -1 / 3), order=(3, 2, 1, 0))[0]
     np.testing.assert_allclose(back @ matrix, np.eye(3), atol=1e-12)
 
 
-def test_greyscale_gives_three_equal_channels() -> None:
-    matrix, mean_matrix = one(factors=(1.5, 0.3, 0.4, 0.1), order=(2, 1, 3, 0), grey=True)
+def test_grayscale_gives_three_equal_channels() -> None:
+    matrix, mean_matrix = one(factors=(1.5, 0.3, 0.4, 0.1), order=(2, 1, 3, 0), gray=True)
     assert np.ptp(matrix, axis=0).max() < 1e-12
     assert np.ptp(mean_matrix, axis=0).max() < 1e-12
 
 
-def test_without_jitter_and_greyscale_nothing_changes() -> None:
+def test_without_jitter_and_grayscale_nothing_changes() -> None:
     view = sample_view_params(
         0, 0, np.arange(100), dataclasses.replace(CONFIG, color_jitter_prob=0.0, grayscale_prob=0.0)
     ).views[0]

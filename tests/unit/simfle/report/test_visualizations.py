@@ -1,4 +1,4 @@
-"""Pictures on a page show what the models do: masks are the model's own, neighbours the nearest."""
+"""Pictures on a page show what the models do: masks are the model's own, neighbors the nearest."""
 
 import re
 from pathlib import Path
@@ -99,13 +99,13 @@ def test_masks_are_those_of_the_model(run: Path, album: FaceSet) -> None:
                 assert np.array_equal(shown[top : top + 8, start : start + 8], wanted), (group, patch)
 
 
-def test_neighbours_are_the_nearest_of_other_people(run: Path, album: FaceSet) -> None:
+def test_neighbors_are_the_nearest_of_other_people(run: Path, album: FaceSet) -> None:
     backbone = visualizations._backbone(*visualizations._load(run))
     images = [image for image in album.gallery.images if image.shape == album.gallery.images[0].shape][:12]
     asked, classes = images[3] + (images[3] < 255), ("a", "b", "c", "d")
     people = [*(f"p{number}" for number in range(12)), "me", "twin", "copy"]
     gallery = FaceBatch([*images, images[3], images[3], asked], [0] * 12 + [1, 2, 3], people, classes)
-    sheet = visualizations.neighbours(backbone, FaceSet(FaceBatch([asked], [0], ["me"], classes), gallery, []))
+    sheet = visualizations.neighbors(backbone, FaceSet(FaceBatch([asked], [0], ["me"], classes), gallery, []))
     assert sheet is not None
     name, found = sheet.tiles[0].caption.split(": ")
     assert name == "a"
@@ -113,7 +113,7 @@ def test_neighbours_are_the_nearest_of_other_people(run: Path, album: FaceSet) -
     assert sorted(found.split(", ")[:2]) == ["a", "c"]
     assert not {"b", "d"} & set(found.split(", "))
     assert "images of other people" in sheet.about
-    unknown = visualizations.neighbours(backbone, FaceSet(FaceBatch([asked], [0], [""], classes), gallery, []))
+    unknown = visualizations.neighbors(backbone, FaceSet(FaceBatch([asked], [0], [""], classes), gallery, []))
     assert unknown is not None
     assert "other images with" in unknown.about
 

@@ -8,7 +8,7 @@ import pytest
 from helpers.fer2013_corpus import (
     EMOTIONS,
     VOTES,
-    grey,
+    gray,
     text,
     write_contest,
     write_fer2013,
@@ -36,7 +36,7 @@ def test_lists_of_all_rows(tmp_path: Path, name: str) -> None:
     assert [face.label for face in found.values()] == [NAMES[emotion] for emotion in EMOTIONS]
     assert [face.split for face in found.values()] == SPLITS
     for row, face in enumerate(found.values()):
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(face.read))), grey(row))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(face.read))), gray(row))
 
 
 def test_the_built_images_are_the_texts(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_the_built_images_are_the_texts(tmp_path: Path) -> None:
     assert (manifest.samples, manifest.rejected) == (12, {})
     image = pixels(samples["fer2013.csv row 4"]["jpeg"])
     assert image.shape == (48, 48, 3)
-    assert np.abs(image - grey(4)[:, :, None].astype(int)).mean() < 6
+    assert np.abs(image - gray(4)[:, :, None].astype(int)).mean() < 6
     assert np.ptp(image, axis=2).max() <= 1
 
 
@@ -96,7 +96,7 @@ def test_votes_are_joined_by_position(tmp_path: Path, rule: str, labels: str) ->
     assert [face.label for face in found.values()] == labels.split()
     assert [face.split for face in found.values()] == SPLITS
     for row, face in enumerate(found.values()):
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(face.read))), grey(row))
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(face.read))), gray(row))
         assert tuple(face.extras["votes"].values()) == VOTES[row]
         assert face.extras["fer2013"] == NAMES[EMOTIONS[row]]
     assert list(found["fer2013-00000"].extras["votes"])[-2:] == ["unknown", "nf"]
@@ -178,7 +178,7 @@ def test_the_images_of_microsofts_script(tmp_path: Path, how: str) -> None:
     manifest, samples = built(source, tmp_path / "out")
     assert (manifest.samples, manifest.rejected) == (11, {"unknown_label": 1})
     image = pixels(samples["FER2013Train/fer0000003.png"]["jpeg"])
-    assert np.abs(image - grey(4)[:, :, None].astype(int)).mean() < 6
+    assert np.abs(image - gray(4)[:, :, None].astype(int)).mean() < 6
 
 
 def test_images_that_are_not_there(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from shards.errors import UserError
 from shards.sources.corpora import ffhq
 from shards.sources.corpora.ffhq import CORPUS, FFHQ, members
 
-LICENCES = ("Attribution License", "Public Domain Mark", "Attribution-NonCommercial License")
+LICENSES = ("Attribution License", "Public Domain Mark", "Attribution-NonCommercial License")
 
 
 def item(number: int) -> dict:
@@ -24,8 +24,8 @@ def item(number: int) -> dict:
             "photo_title": "a \u201ctitle\u201d, with } and {",
             "author": f"Author {number}",
             "country": "",
-            "license": LICENCES[number % 3],
-            "license_url": "https://licences.example",
+            "license": LICENSES[number % 3],
+            "license_url": "https://licenses.example",
             "date_uploaded": "2007-08-16",
             "date_crawled": "2018-10-10",
         },
@@ -45,11 +45,11 @@ def write_ffhq(root: Path, *kinds: str, numbers: tuple[int, ...] = (0, 1, 1000, 
     return root
 
 
-def test_licences_landmarks_and_splits(tmp_path: Path) -> None:
+def test_licenses_landmarks_and_splits(tmp_path: Path) -> None:
     manifest, found = built(FFHQ(write_ffhq(tmp_path / "ffhq", "image")), tmp_path / "out")
     assert (manifest.samples, manifest.splits) == (4, ("train", "val"))
     image = found["images1024x1024/01000/01000.png"]
-    assert image["extras"]["license"] == LICENCES[1000 % 3]
+    assert image["extras"]["license"] == LICENSES[1000 % 3]
     assert image["extras"]["author"] == "Author 1000"
     assert (image["width"], image["landmarks"][67]) == (32, [670, 1536])
     assert found["images1024x1024/60000/60000.png"]["split"] == "val"

@@ -123,7 +123,7 @@ def test_cofw(tmp_path: Path) -> None:
 
 
 def test_cofw_images_are_as_they_were(tmp_path: Path) -> None:
-    """Axes, channels and values; grey ones too. PNG loses nothing."""
+    """Axes, channels and values; gray ones too. PNG loses nothing."""
     faces = list(entries(COFW(write_cofw(tmp_path))).values())
     assert len(faces) == 7
     for number, face in enumerate(faces[:4]):

@@ -61,7 +61,7 @@ def test_attributes_may_be_absent_or_damaged(tmp_path: Path) -> None:
     write(root / "Annotation" / "boundingbox" / "train_00001_boundingbox.txt", "9 9 9 20")
     found = entries(RAFDB(root, images="original"))
     assert (found["train_00001"].extras, found["train_00001"].landmarks, found["train_00001"].box) == ({}, None, None)
-    assert found["train_00002"].extras == {"attributes": "damaged"}
+    assert found["train_00002"].extras == {"attributes": "corrupt"}
     assert found["train_00003"].extras == {"gender": "male", "race": "3", "age": "9"}
 
 

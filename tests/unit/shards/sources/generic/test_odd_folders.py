@@ -53,7 +53,7 @@ def write_numbers(folder: Path, numbers: list[int]) -> Table:
 @pytest.mark.parametrize(("numbers", "first"), [([0, 1, 2], 0), ([1, 2, 3, 4], 1), ([0, 3], 0), ([4, 2], 1)])
 def test_numbers_mean_the_names_that_are_given(tmp_path: Path, numbers: list[int], first: int) -> None:
     source = write_numbers(tmp_path / "in", numbers)
-    request = BuildSpec(tmp_path / "out", "test", {}, EntryRules(labels=("d", "b", "c", "a"), labelled=True))
+    request = BuildSpec(tmp_path / "out", "test", {}, EntryRules(labels=("d", "b", "c", "a"), labeled=True))
     report = build(request, source, quiet)
     assert (report.manifest.labels, report.manifest.rejected) == (("d", "b", "c", "a"), {})
     assert {label for _, label in report.written} == {"dbca"[number - first] for number in numbers}
@@ -62,7 +62,7 @@ def test_numbers_mean_the_names_that_are_given(tmp_path: Path, numbers: list[int
 
 @pytest.mark.parametrize(("numbers", "words"), [([1, 2], "may start at 0 or 1"), ([0, 4], "do not match 4 names")])
 def test_numbers_that_could_be_other_names_are_refused(tmp_path: Path, numbers: list[int], words: str) -> None:
-    request = BuildSpec(tmp_path / "out", "test", {}, EntryRules(labels=("a", "b", "c", "d"), labelled=True))
+    request = BuildSpec(tmp_path / "out", "test", {}, EntryRules(labels=("a", "b", "c", "d"), labeled=True))
     with pytest.raises(UserError, match=words):
         build(request, write_numbers(tmp_path / "in", numbers), quiet)
 
@@ -111,9 +111,9 @@ def test_class_folders_are_said_before_building(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[:3] == [
         "classes from folders: 2 with 3 images: 2023 sommer (1), happy (2)",
         "note: 2023 sommer: a number, year or date; a class, or an album?",
-        "note: 1 images are in no class folder, so they are unlabelled: --keep-unlabelled keeps them",
+        "note: 1 images are in no class folder, so they are unlabeled: --keep-unlabeled keeps them",
     ]
-    assert read_manifest(tmp_path / "out").rejected == {"unlabelled": 1}
+    assert read_manifest(tmp_path / "out").rejected == {"unlabeled": 1}
 
 
 def test_shards_that_are_named_twice_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

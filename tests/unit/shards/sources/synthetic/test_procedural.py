@@ -113,11 +113,11 @@ def test_landmarks_lie_on_what_they_name() -> None:
         person, scene = plain(seed)
         for roll in (-0.25, 0.0, 0.25):
             turned = dataclasses.replace(scene, roll=roll)
-            grey = paint(person, turned, Actions()).sum(2)
+            gray = paint(person, turned, Actions()).sum(2)
             left, right, nose, *_ = np.round(np.array(find_landmarks(person, turned, Actions(), 128))).astype(int)
             for x, y in (left, right):
-                patch = grey[y - 3 : y + 4, x - 3 : x + 4]
-                assert patch.min() < 0.35 * grey[nose[1] - 3, nose[0]]
+                patch = gray[y - 3 : y + 4, x - 3 : x + 4]
+                assert patch.min() < 0.35 * gray[nose[1] - 3, nose[0]]
 
 
 def test_expressions_move_the_face_and_nothing_else() -> None:

@@ -22,7 +22,7 @@ def test_every_way_is_measured(tmp_path: Path) -> None:
     done = run(*BENCH, tmp_path / "faces", *options, "--out", tmp_path / "figures.json", timeout=800)
     assert done.returncode == 0, done.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert (figures["images"], figures["rounds"], figures["untouched"]) == (8, 2, 5)
+    assert (figures["images"], figures["rounds"], figures["bytes_kept"]) == (8, 2, 5)
     assert set(figures["ways"]) == {"decode", "ours", "ours unchecked", "webdataset", "again"}
     for name, way in figures["ways"].items():
         assert len(way["turns"]) == 2

@@ -72,7 +72,7 @@ def test_the_comparison_is_in_the_manifest_from_the_first_moment(
 ) -> None:
     """A build that is killed as its shards appear has it too, and told again it shows it."""
     faces, out = write_ckplus(tmp_path / "ck"), tmp_path / "out"
-    command = ("ckplus", faces, out, "--workers", 1, "--keep-unlabelled")
+    command = ("ckplus", faces, out, "--workers", 1, "--keep-unlabeled")
     with monkeypatch.context() as killed:
         killed.setattr("shards.build.builder._notes", lambda *_: sys.exit(9))  # what comes next
         assert run(*command).returncode == 9
@@ -128,7 +128,7 @@ def test_people_stay_whole_and_counts_are_summed_where_splits_are_drawn(tmp_path
     manifest = read_manifest(out)
     assert set(manifest.splits) == {"train", "test"}
     assert {row["split"] for row in manifest.build["published"]["differences"]} == {"all"}
-    assert manifest.rejected == {"unlabelled": 1}
+    assert manifest.rejected == {"unlabeled": 1}
 
 
 def test_another_folder_is_refused_in_one_line(tmp_path: Path) -> None:

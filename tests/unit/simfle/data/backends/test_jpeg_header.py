@@ -26,9 +26,9 @@ def test_size_is_what_decoders_see(height: int, width: int, progressive: bool) -
     content = array(stream.getvalue())
     assert size(content) == (height, width)
     assert cv2.imdecode(content, cv2.IMREAD_COLOR).shape[:2] == (height, width)
-    grey = io.BytesIO()
-    image.convert("L").save(grey, "jpeg")
-    assert size(array(grey.getvalue())) == (height, width)
+    gray = io.BytesIO()
+    image.convert("L").save(gray, "jpeg")
+    assert size(array(gray.getvalue())) == (height, width)
 
 
 @pytest.mark.parametrize(

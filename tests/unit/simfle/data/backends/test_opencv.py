@@ -48,7 +48,7 @@ def test_a_sample_depends_neither_on_its_batch_nor_on_threads() -> None:
 
 
 @pytest.mark.parametrize("broken", [b"", b"no image", jpeg(picture(0, 40, 40))[:200]])
-def test_a_damaged_image_is_grey_and_named(broken: bytes) -> None:
+def test_a_damaged_image_is_gray_and_named(broken: bytes) -> None:
     some = [*images(2), np.frombuffer(broken, dtype=np.uint8)]
     got = render(some, [0, 1, 2])
     assert got.corrupt == [2]

@@ -1,4 +1,4 @@
-"""DALI, OpenCV and torchvision on the same parameters: how near their views are, stage by stage, in grey levels.
+"""DALI, OpenCV and torchvision on the same parameters: how near their views are, stage by stage, in gray levels.
 
 Where they differ, and why:
 - decode: libjpeg-turbo below all three (Pillow reads for torchvision): the same pixels. A GPU's decoder has another
@@ -6,13 +6,13 @@ Where they differ, and why:
 - resize: torchvision and DALI weigh with a triangle as wide as the scale, OpenCV gets there by a Gaussian and linear
   interpolation (equal variance, another shape), and interpolates with 11 fractional bits. Along a crop's edge DALI also
   reads the pixels just beyond it; the others repeat the edge.
-- gentle (colour without hue, factors near 1, so that little is clipped): torchvision cuts off the fraction after each
+- gentle (color without hue, factors near 1, so that little is clipped): torchvision cuts off the fraction after each
   of the operations.
-- clipped (colour without hue): torchvision also clips to 0 ... 255 after each operation, we do once, at the end.
-- colour: torchvision turns the hue of HSV, we turn YIQ, which keeps luma: other colours, on these drawn images of full
+- clipped (color without hue): torchvision also clips to 0 ... 255 after each operation, we do once, at the end.
+- color: torchvision turns the hue of HSV, we turn YIQ, which keeps luma: other colors, on these drawn images of full
   saturation far more than on faces. Both backends are also held against the affine transform itself in float64.
 - blur: 2 * ceil(3 sigma) + 1 taps here, the 23 of the method's paper for torchvision; OpenCV's weights have 8 bits.
-- whole: the above together; what colour does to a view, blur can only soften.
+- whole: the above together; what color does to a view, blur can only soften.
 """
 
 import dataclasses
@@ -36,8 +36,8 @@ pytestmark = pytest.mark.slow
 
 VIEWS = ViewsConfig()
 SIZES = [(48, 48), (64, 48), (112, 112), (218, 178), (250, 250), (350, 350), (450, 600), (600, 600)]
-STAGES = ("resize", "flip", "gentle", "clipped", "colour", "blur", "whole", "face")
-NO_BLUR = 0.05  # a sigma whose neighbours weigh nothing
+STAGES = ("resize", "flip", "gentle", "clipped", "color", "blur", "whole", "face")
+NO_BLUR = 0.05  # a sigma whose neighbors weigh nothing
 
 # stage: mean difference over all pixels, its 99th percentile, the mean of the sample that differs most; measured values
 # are some three quarters of these limits
@@ -46,7 +46,7 @@ OPENCV_TORCHVISION = {
     "flip": (0.32, 1, 0.65),
     "gentle": (1.6, 4, 2.6),
     "clipped": (3.7, 60, 28.0),
-    "colour": (15.0, 130, 66.0),
+    "color": (15.0, 130, 66.0),
     "blur": (0.23, 1, 0.4),
     "whole": (15.0, 130, 66.0),
     "face": (0.26, 1, 0.45),
@@ -62,7 +62,7 @@ DALI_OPENCV = {
     "flip": (0.27, 1, 0.6),
     "gentle": (0.32, 2, 0.6),
     "clipped": (0.29, 2, 0.75),
-    "colour": (0.3, 2, 0.9),
+    "color": (0.3, 2, 0.9),
     "blur": (0.22, 1, 0.45),
     "whole": (0.22, 2, 0.8),
     "face": (0.2, 1, 0.4),
@@ -79,15 +79,15 @@ def at_stage(view: ViewParams, stage: str) -> ViewParams:
         factors[:, HUE] = 0
     if stage == "gentle":
         factors[:, :HUE] = 1 + (factors[:, :HUE] - 1) / 8
-    coloured = stage in ("gentle", "clipped", "colour")
-    jitter, greyscale = (view.jitter, view.grayscale) if coloured else (never, never)
-    matrix, mean_matrix = color_matrices(jitter, factors, view.order, greyscale)
+    colored = stage in ("gentle", "clipped", "color")
+    jitter, grayscale = (view.jitter, view.grayscale) if colored else (never, never)
+    matrix, mean_matrix = color_matrices(jitter, factors, view.order, grayscale)
     return dataclasses.replace(
         view,
         flip=view.flip if stage == "flip" else never,
         factors=factors,
         jitter=jitter,
-        grayscale=greyscale,
+        grayscale=grayscale,
         matrix=matrix,
         mean_matrix=mean_matrix,
         sigma=view.sigma if stage == "blur" else np.full(len(never), NO_BLUR),
@@ -164,7 +164,7 @@ def bench() -> Iterator[Bench]:
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float, float]:
-    """Mean, 99th percentile and the largest mean of one sample of the absolute difference, in grey levels."""
+    """Mean, 99th percentile and the largest mean of one sample of the absolute difference, in gray levels."""
     apart = (a.int() - b.int()).abs().float()
     return apart.mean().item(), float(np.percentile(apart.numpy(), 99)), apart.mean((1, 2, 3)).max().item()
 
@@ -191,9 +191,9 @@ def test_dali_against_opencv(bench: Bench, stage: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["opencv", "dali"])
-def test_colour_is_the_affine_transform(bench: Bench, backend: str) -> None:
+def test_color_is_the_affine_transform(bench: Bench, backend: str) -> None:
     """out = M x + A mean(x) in float64, rounded and clipped, of the very pixels the backend resized."""
-    before, after = bench.render(backend, "resize"), bench.render(backend, "colour")
+    before, after = bench.render(backend, "resize"), bench.render(backend, "color")
     matrix = np.concatenate([view.matrix for view in bench.draws.views])
     mean_matrix = np.concatenate([view.mean_matrix for view in bench.draws.views])
     pixels = before.double().numpy()

@@ -25,7 +25,7 @@ def images(side: int = 64) -> Tensor:
     return torch.randint(0, 256, (2, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def normalised(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+def normalized(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
     return (pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
 
 
@@ -37,7 +37,7 @@ def resnet() -> nn.Module:
     torch.manual_seed(5)
     network = resnet18().train()
     with torch.no_grad():
-        network(normalised(images(), *IMAGENET))
+        network(normalized(images(), *IMAGENET))
     return network.eval()
 
 
@@ -57,7 +57,7 @@ def test_torchvision_state_dict(tmp_path: Path, resnet: nn.Module) -> None:
     torch.save(resnet.state_dict(), tmp_path / "a@b+c.pth")
     found = open_backbone(f"torchvision:resnet18@{tmp_path / 'a@b+c.pth'}")
     assert (found.card.name, found.card.network, found.card.features) == ("resnet18", "torchvision", 512)
-    torch.testing.assert_close(found.module(images()), judge(resnet, normalised(images(), *IMAGENET)))
+    torch.testing.assert_close(found.module(images()), judge(resnet, normalized(images(), *IMAGENET)))
 
 
 def test_reference_checkpoint(tmp_path: Path, resnet: nn.Module) -> None:
@@ -70,13 +70,13 @@ def test_reference_checkpoint(tmp_path: Path, resnet: nn.Module) -> None:
     torch.save(content, tmp_path / "last.pth")
     found = open_backbone(f"simfle:resnet18@{tmp_path / 'last.pth'}")
     assert found.card.run == {"source": "simfle:last.pth", "prefix": "state_dict.module.online_network.encoder"}
-    torch.testing.assert_close(found.module(images()), judge(resnet, normalised(images(), *REFERENCE)))
+    torch.testing.assert_close(found.module(images()), judge(resnet, normalized(images(), *REFERENCE)))
     prefix = "state_dict.module.target_network.encoder"
     other = open_backbone(f"simfle:resnet18@{tmp_path / 'last.pth'}+prefix={prefix}")
     assert torch.equal(other.module.network.conv1.weight, 2 * found.module.network.conv1.weight)
 
 
-def test_safetensors_with_a_name_and_a_normalisation(tmp_path: Path, make_backbone: MakeBackbone) -> None:
+def test_safetensors_with_a_name_and_a_normalization(tmp_path: Path, make_backbone: MakeBackbone) -> None:
     ours = make_backbone()
     kept = tmp_path / "kept.safetensors"
     ours.rename(kept)
@@ -96,7 +96,7 @@ def test_transformers_give_the_mean_of_their_patch_tokens(tmp_path: Path) -> Non
     network = timm.create_model(VIT, num_classes=0, img_size=64).eval()
     save_file(network.state_dict(), tmp_path / "vit.safetensors")
     found = open_backbone(f"weights:{VIT}@{tmp_path / 'vit.safetensors'}+size=64")
-    tokens = network.forward_features(normalised(images(), *IMAGENET))
+    tokens = network.forward_features(normalized(images(), *IMAGENET))
     torch.testing.assert_close(found.module(images()), tokens[:, 1:].mean(1))
     maps = found.module.maps(images())
     assert maps.shape == (2, 64, 4, 4)

@@ -28,8 +28,8 @@ def test_features_are_those_of_timm_with_the_same_weights(make_backbone: MakeBac
     backbone = load_backbone(path)
     judge = timm.create_model(MODEL, num_classes=0).eval()
     judge.load_state_dict(load_file(path))
-    normalised = (images() / 255 - 0.5) / 0.25
-    torch.testing.assert_close(backbone.module(images()), judge(normalised))
+    normalized = (images() / 255 - 0.5) / 0.25
+    torch.testing.assert_close(backbone.module(images()), judge(normalized))
     assert not any(parameter.requires_grad for parameter in backbone.module.parameters())
     assert not backbone.module.training
 

@@ -27,7 +27,7 @@ def test_shipped_ones_open(name: str) -> None:
     assert (found.name, found.shards) == (name, ["shards/x"])
     assert found.title
     assert all(parse(word) for word in found.protocols)
-    assert found.labelled == bool(found.classes)
+    assert found.labeled == bool(found.classes)
     for counts in found.expected.values():
         assert set(counts) in (set(found.classes), {""})
 
@@ -144,10 +144,10 @@ def test_what_is_missing(make_shards: MakeShards) -> None:
     only = str(make_shards({"train": [8, 8, 8], "test": [0, 4, 0]}, name="cross"))
     with pytest.raises(UserError, match="split 'test' has no sample of stripes, circle"):
         read_data(replace(MINE, shards=[only]))
-    unlabelled = str(make_shards({"train": [8, 8, 8], "test": [4, 4, 4]}, name="bare", labelled=False))
+    unlabeled = str(make_shards({"train": [8, 8, 8], "test": [4, 4, 4]}, name="bare", labeled=False))
     with pytest.raises(UserError, match="has no labels"):
-        read_data(replace(MINE, shards=[unlabelled]))
-    data = read_data(replace(MINE, shards=[unlabelled], labelled=False, classes=[]))
+        read_data(replace(MINE, shards=[unlabeled]))
+    data = read_data(replace(MINE, shards=[unlabeled], labeled=False, classes=[]))
     assert data.classes == ()
     assert len(next(fold_splits(data, 1.0, 0)).val) == 6
     assert np.all(next(fold_splits(data, 1.0, 0)).train.labels == 0)

@@ -127,11 +127,11 @@ def test_unknown_split_names_those_there_are(make_shards: MakeShards) -> None:
         read_split([str(make_shards({"train": [2, 2, 2], "test": [1, 1, 1]}))], "tset")
 
 
-def test_unlabelled_shards(make_shards: MakeShards) -> None:
-    folder = str(make_shards({"train": [2, 2, 2]}, labelled=False))
+def test_unlabeled_shards(make_shards: MakeShards) -> None:
+    folder = str(make_shards({"train": [2, 2, 2]}, labeled=False))
     with pytest.raises(UserError, match=r"split 'train' of .* has no labels. Fix: build the shards"):
         read_split([folder], "train")
-    assert len(read_split([folder], "train", labelled=False)) == 6
+    assert len(read_split([folder], "train", labeled=False)) == 6
 
 
 def test_a_label_outside_the_list(make_shards: MakeShards) -> None:

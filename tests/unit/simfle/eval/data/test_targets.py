@@ -43,7 +43,7 @@ def test_what_is_read(shards: str) -> None:
         landmarks(split, [9])
 
 
-def test_normalisers(shards: str) -> None:
+def test_normalizers(shards: str) -> None:
     split = read_split([shards], "train").only(np.arange(2))
     points = np.array([[[0, 0], [0, 2], [3, 1], [6, 9.0]], [[0, 0], [0, 2], [6, 1], [6, 9]]])
     assert nme_normalizer(points, [0, 1], [2], split).tolist() == [3, 6]
@@ -54,7 +54,7 @@ def test_normalisers(shards: str) -> None:
         nme_normalizer(points, [0], [0], split)
 
 
-def test_errors_are_in_pixels_by_the_normaliser() -> None:
+def test_errors_are_in_pixels_by_the_normalizer() -> None:
     maps = Maps(np.zeros((1, 1, 2, 2), np.float16), np.arange(1), CPU)
     truth = Points(np.arange(1), np.array([[[10, 20], [30, 20.0]]]), np.array([[[100, 50.0]]]), np.array([20.0]), maps)
     found = np.array([[[0.13, 0.48], [0.3, 0.4]]])  # off by (3, 4) pixels, and exact
@@ -66,8 +66,8 @@ def test_the_head_finds_a_bright_cell() -> None:
     rng = np.random.default_rng(0)
     places = rng.uniform(0.15, 0.85, (300, 1, 2))
     y, x = np.mgrid[:7, :7]
-    centres = (np.stack([x, y]) + 0.5) / 7
-    distance = ((centres[None] - places[:, 0, :, None, None]) ** 2).sum(1)
+    centers = (np.stack([x, y]) + 0.5) / 7
+    distance = ((centers[None] - places[:, 0, :, None, None]) ** 2).sum(1)
     maps = np.stack([np.exp(-distance / 0.02), rng.normal(size=distance.shape)], 1).astype(np.float16)
     size, unit = np.full((300, 1, 2), 100.0), np.full(300, 100.0)
 
@@ -117,8 +117,8 @@ def test_ridge_is_the_textbooks() -> None:
     rng = np.random.default_rng(0)
     x, y = torch.from_numpy(rng.normal(size=(30, 5)) + 2), torch.from_numpy(rng.normal(size=(30, 2)))
     weight, bias = Ridge(x, y)(0.3)
-    centred = x - x.mean(0)
-    judge = torch.linalg.solve(centred.T @ centred / 30 + 0.3 * torch.eye(5), centred.T @ (y - y.mean(0)) / 30)
+    centered = x - x.mean(0)
+    judge = torch.linalg.solve(centered.T @ centered / 30 + 0.3 * torch.eye(5), centered.T @ (y - y.mean(0)) / 30)
     torch.testing.assert_close(weight, judge)
     torch.testing.assert_close((x @ weight + bias).mean(0), y.mean(0))
 

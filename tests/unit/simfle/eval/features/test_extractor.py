@@ -68,10 +68,10 @@ def test_whole_crops_are_the_image_or_its_mirror(make_shards: MakeShards) -> Non
     assert 5 < sum(mirrored) < 25
 
 
-def test_colours_are_the_affine_map_of_the_drawn_parameters(make_shards: MakeShards) -> None:
+def test_colors_are_the_affine_map_of_the_drawn_parameters(make_shards: MakeShards) -> None:
     split = read_split([str(make_shards({"train": [3, 3, 3]}))], "train")
     rows = np.arange(9)
-    plain, coloured = (
+    plain, colored = (
         torch.cat(list(extractor().images(split.source, rows, Augment(0, 0, (0.5, 1.0), strength))))
         for strength in (0.0, 0.4)
     )
@@ -79,7 +79,7 @@ def test_colours_are_the_affine_map_of_the_drawn_parameters(make_shards: MakeSha
     assert draws.jitter.all()
     assert (np.abs(draws.factors[:, :3] - 1) <= 0.4).all()
     assert (np.abs(draws.factors[:, 3]) <= 0.1).all()
-    for image, judge, m, a in zip(coloured, plain, draws.matrix, draws.mean_matrix, strict=True):
+    for image, judge, m, a in zip(colored, plain, draws.matrix, draws.mean_matrix, strict=True):
         pixels = judge.permute(1, 2, 0).reshape(-1, 3).double().numpy()
         expected = np.clip(np.rint(pixels @ m.T + a @ pixels.mean(0)), 0, 255)
         assert np.abs(image.permute(1, 2, 0).reshape(-1, 3).numpy() - expected).max() <= 1

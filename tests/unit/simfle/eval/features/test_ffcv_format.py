@@ -47,7 +47,7 @@ def differences(a: torch.Tensor, b: torch.Tensor) -> tuple[float, float]:
 
 
 @needs_ffcv
-@pytest.mark.parametrize(("side", "augment"), [(32, None), (64, CROPS)], ids=["whole", "crops, colours"])
+@pytest.mark.parametrize(("side", "augment"), [(32, None), (64, CROPS)], ids=["whole", "crops, colors"])
 def test_ffcv_shows_what_opencv_shows(
     make_shards: MakeShards, tmp_path: Path, threads: int, side: int, augment: Augment | None
 ) -> None:
@@ -68,7 +68,7 @@ def test_ffcv_shows_what_opencv_shows(
         assert torch.equal(show(loaders, split, side, augment, threads=2), found)
 
 
-@pytest.mark.parametrize(("side", "augment"), [(32, None), (40, CROPS)], ids=["whole", "crops, colours"])
+@pytest.mark.parametrize(("side", "augment"), [(32, None), (40, CROPS)], ids=["whole", "crops, colors"])
 def test_dali_shows_what_opencv_shows(make_shards: MakeShards, side: int, augment: Augment | None) -> None:
     pytest.importorskip("nvidia.dali")
     split = read_split([str(make_shards({"train": [7, 7, 7]}))], "train")
@@ -136,9 +136,9 @@ def test_a_beton_serves_the_samples_that_it_was_made_of(make_shards: MakeShards,
         DecoderPool("ffcv").name(val.source)
     with pytest.raises(UserError, match="no split 'test'"):
         write_ffcv(shards, tmp_path / "a.beton", "test")
-    unlabelled = make_shards({"train": [2, 2, 2]}, "unlabelled", labelled=False)
+    unlabeled = make_shards({"train": [2, 2, 2]}, "unlabeled", labeled=False)
     with pytest.raises(UserError, match="has no labels"):
-        write_ffcv(unlabelled, tmp_path / "a.beton", "train")
+        write_ffcv(unlabeled, tmp_path / "a.beton", "train")
     with (shards / "train.beton").open("ab") as file:
         file.write(b"more")
     with pytest.raises(UserError, match="build it again"):

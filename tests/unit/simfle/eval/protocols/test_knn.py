@@ -7,13 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simfle.eval.protocols import knn as module
-from simfle.eval.protocols.knn import neighbours, vote
+from simfle.eval.protocols.knn import neighbors, vote
 
 
 def knn(
     train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, classes: int, k: int = 20, temperature: float = 0.07
 ) -> torch.Tensor:
-    return vote(*neighbours(train, test, k), labels, classes, k, temperature)
+    return vote(*neighbors(train, test, k), labels, classes, k, temperature)
 
 
 def slow(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, classes: int, k: int, t: float) -> list[int]:
@@ -44,7 +44,7 @@ def test_one_search_serves_every_smaller_k() -> None:
     generator = torch.Generator().manual_seed(3)
     train, test = torch.randn(40, 4, generator=generator), torch.randn(9, 4, generator=generator)
     labels = torch.randint(0, 3, (40,), generator=generator)
-    found = neighbours(train, test, 30)
+    found = neighbors(train, test, 30)
     for k in (1, 7, 30):
         assert torch.equal(vote(*found, labels, 3, k, 0.07), knn(train, labels, test, 3, k))
 

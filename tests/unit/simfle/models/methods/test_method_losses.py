@@ -37,7 +37,7 @@ def agree(ours: Tensor, theirs: Tensor, *inputs: Tensor) -> None:
 
 
 def test_byol_is_the_distance_of_unit_vectors_both_ways() -> None:
-    """Grill et al. 2020, equation 2: || q - z' ||^2 of normalised q and z', then with the views exchanged."""
+    """Grill et al. 2020, equation 2: || q - z' ||^2 of normalized q and z', then with the views exchanged."""
     q1, q2, z1, z2 = (random(4, 6, seed=seed).requires_grad_() for seed in range(4))
     theirs = torch.zeros((), dtype=torch.float64)
     for n in range(4):
@@ -150,7 +150,7 @@ def test_prototypes_score_by_cosine_however_long_they_are() -> None:
 
 
 def test_mae_counts_masked_patches_normalised_each_by_itself() -> None:
-    """He et al. 2022, section 3: mean squared error on masked patches only, pixels normalised per patch."""
+    """He et al. 2022, section 3: mean squared error on masked patches only, pixels normalized per patch."""
     image, prediction = random(2, 3, 16, 16), random(2, 4, 192, seed=1).requires_grad_()
     mask = torch.tensor([[1.0, 0, 1, 1], [0, 1, 1, 1]], dtype=torch.float64)
     theirs, count = torch.zeros((), dtype=torch.float64), 0
