@@ -20,7 +20,7 @@ from simfle.eval.data.splits import Split, read_split
 from simfle.eval.features.extractor import Extractor
 from simfle.models import collapse_metrics
 from simfle.models.registry import build_method
-from simfle.train.telemetry.monitor import accuracies
+from simfle.train.telemetry.probe_monitor import accuracies
 
 FIT = 8000  # training images to fit the probes on
 

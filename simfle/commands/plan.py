@@ -94,7 +94,7 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
 def _check(config: PretrainConfig) -> None:
     """Make the checks of the trainer."""
     from simfle.data.loader import choose_backend
-    from simfle.train.validate import check
+    from simfle.train.preflight import check
 
     shards = config.data.shards or ["planned"]
     check(dataclasses.replace(config, data=dataclasses.replace(config.data, shards=shards)))

@@ -11,7 +11,7 @@ from simfle.config.schema import PretrainConfig, load
 from simfle.errors import RunStopped
 from simfle.runtime.entrypoint import gc_frozen_imports
 from simfle.runtime.logs import log_to_stderr
-from simfle.train.validate import check
+from simfle.train.preflight import check
 
 
 def pretrain(

@@ -33,8 +33,8 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool =
         UserError: shards are not named, missing or unreadable; the batch cannot be shared; values out of range;
             the network cannot be built; the run folder holds another run.
     """
-    from simfle.train.validate import check as check_config
-    from simfle.train.validate import preflight
+    from simfle.train.preflight import check as check_config
+    from simfle.train.preflight import preflight
 
     check(cluster)
     check_config(config)

@@ -83,7 +83,7 @@ class TrainEngine:
 def start_engine(
     config: PretrainConfig, world: World, layout: BatchLayout, data: TrainingData, model: Method
 ) -> TrainEngine:
-    """Fill the method from the newest checkpoint, if any, and start DeepSpeed. Collective.
+    """Fill model and optimizer from the newest checkpoint, if any, and start DeepSpeed. Collective.
 
     Raises:
         UserError: a run of less than one step; an unreadable checkpoint, or one of other data; shards that have changed

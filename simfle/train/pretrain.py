@@ -19,12 +19,12 @@ from simfle.runtime.signals import StopSignal
 from simfle.train import auto_batch, rank_consistency, run_dir
 from simfle.train.checkpointing.manager import CheckpointManager
 from simfle.train.engine import TrainEngine, start_engine
+from simfle.train.preflight import check
 from simfle.train.run_lock import JobStart, RunLock
 from simfle.train.shard_watch import ShardWatch
 from simfle.train.step_log import StepLog
 from simfle.train.telemetry.corrupt_log import CorruptSampleLog
 from simfle.train.trainer import Trainer, samples_seen
-from simfle.train.validate import check
 from simfle.train.watchdog import Watchdog
 
 LESS_MEMORY = (

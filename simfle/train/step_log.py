@@ -17,9 +17,9 @@ from simfle.train.engine import TrainEngine
 from simfle.train.step_status import StepStatus
 from simfle.train.telemetry import profiler, reconstructions
 from simfle.train.telemetry.bottleneck import ThroughputFacts
-from simfle.train.telemetry.feature_telemetry import FeatureTelemetry, Measures
+from simfle.train.telemetry.collapse_monitor import FeatureTelemetry, Measures
 from simfle.train.telemetry.metrics import MetricLogger, SampleLog
-from simfle.train.telemetry.monitor import Monitor
+from simfle.train.telemetry.probe_monitor import Monitor
 from simfle.train.telemetry.progress import ProgressReporter
 from simfle.train.watchdog import Watchdog
 

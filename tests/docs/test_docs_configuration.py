@@ -25,7 +25,7 @@ from simfle.models.registry import build_method
 from simfle.runtime.distributed import compute_batch_layout, init_distributed
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.config import check as check_cluster
-from simfle.train.validate import check as check_training
+from simfle.train.preflight import check as check_training
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "docs"))

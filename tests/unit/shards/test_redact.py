@@ -51,8 +51,8 @@ REASONS = {
     """,
     "numbers and hashes": """
         simfle.train.checkpointing.checkpoint.write simfle.train.checkpointing.safetensors_writer.write_tensors
-        simfle.train.telemetry.monitor.Monitor.begin
-        simfle.train.telemetry.feature_telemetry.FeatureTelemetry.measure simfle.eval.features.feature_cache._write
+        simfle.train.telemetry.probe_monitor.Monitor.begin
+        simfle.train.telemetry.collapse_monitor.FeatureTelemetry.measure simfle.eval.features.feature_cache._write
         simfle.eval.analysis.results._checksum
     """,
     "arguments of a process, not written": "simfle.api.local_launcher.launch",

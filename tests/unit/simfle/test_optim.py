@@ -11,7 +11,7 @@ from simfle.errors import UserError
 from simfle.models.registry import build_method
 from simfle.optim import build_optimizer, parameter_groups, set_lr
 from simfle.train.checkpointing.state_dict import trainable_parameters
-from simfle.train.validate import check
+from simfle.train.preflight import check
 
 PARTS = OptimConfig(name="sgd", weight_decay=0.1, decay_norms=False, predictor_lr_scale=10.0)
 

@@ -21,10 +21,10 @@ from simfle.errors import UserError
 from simfle.runtime.distributed import intra_op_threads
 from simfle.train.checkpointing.checkpoint import TrainState, write
 from simfle.train.checkpointing.safetensors_writer import DTYPES, RateLimiter, write_tensors
+from simfle.train.preflight import check
 from simfle.train.run_dir import check_same_config, run_dir_lock
 from simfle.train.telemetry.bottleneck import WAITING, ThroughputFacts, diagnose
 from simfle.train.telemetry.profiler import tables
-from simfle.train.validate import check
 
 CPU = ThroughputFacts(device="cpu", backend="opencv", threads=2, cores=8, precision="bf16")
 GPU = replace(CPU, device="cuda", backend="dali", threads=8)

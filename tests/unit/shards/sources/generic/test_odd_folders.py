@@ -20,7 +20,7 @@ from shards.sources.corpora.ibug300w import read_pts
 from shards.sources.generic.folder import Folder
 from shards.sources.generic.table import Table
 from simfle.config.schema import PretrainConfig, load
-from simfle.train.validate import check
+from simfle.train.preflight import check
 
 SYSTEM = ["@eaDir", "$RECYCLE.BIN", "__MACOSX", "System Volume Information", "lost+found", "#recycle", ".Trash-1000"]
 

@@ -19,7 +19,7 @@ from simfle.data.storage.resampled import ResampledStream, expand
 from simfle.data.training_data import open_data
 from simfle.data.views import sample_view_params
 from simfle.errors import UserError
-from simfle.train.validate import check
+from simfle.train.preflight import check
 
 webdataset = pytest.importorskip("webdataset")
 ALL = 40

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from simfle.config.schema import MonitorConfig, PretrainConfig
 from simfle.models.registry import build_method
 from simfle.runtime.distributed import World
-from simfle.train.telemetry.monitor import Monitor, accuracies
+from simfle.train.telemetry.probe_monitor import Monitor, accuracies
 
 pytestmark = pytest.mark.slow
 

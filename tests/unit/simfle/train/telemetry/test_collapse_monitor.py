@@ -20,7 +20,7 @@ from simfle.report.tables import tables
 from simfle.runtime import run_files
 from simfle.runtime.distributed import World
 from simfle.slurm.status import status
-from simfle.train.telemetry.feature_telemetry import FeatureTelemetry
+from simfle.train.telemetry.collapse_monitor import FeatureTelemetry
 
 pytestmark = pytest.mark.slow
 
