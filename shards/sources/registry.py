@@ -5,7 +5,8 @@ A source file defines one frozen dataclass, the source, and one `CORPUS = Corpus
 `option`; bool, int, str, Path or `Path | None`). Iterating yields an Entry or Rejected for everything that the corpus
 lists, in a fixed order, any number of times.
 
-A source can also have: `labels` (a property: the names selected by its options, instead of CorpusSpec.labels), `release` (a
+A source can also have: `labels` (a property: the names selected by its options, instead of CorpusSpec.labels),
+`release` (a
 property: the release found in its root, for the manifest), `notes()` (hints for the user, after iterating).
 
 Imports here and at the top of a source file must be fast: every `--help` of the command imports all of them.
@@ -50,8 +51,8 @@ class CorpusSpec:
 
     name: the subcommand; title: one line for people; source: the dataclass; labels: names in the corpus's numbering, ()
     if unlabeled; terms: terms of use in one sentence, for the manifest.
-    published_counts(source) -> {split: {label: count}} as published for the release in the source's root, {} if nothing is
-    published; the label "" counts a whole split. A mismatch is reported but not refused.
+    published_counts(source) -> {split: {label: count}} as published for the release in the source's root, {} if nothing
+    is published; the label "" counts a whole split. A mismatch is reported but not refused.
     first_label_id: number of the corpus's first label; in shards, numbers start at 0.
     needs_crop(source) -> whether its images are whole photos whose box locates an entry's face: building them without
     cropping prints a note.

@@ -16,7 +16,8 @@ from simfle.models.backbone import build_backbone
 from simfle.models.layers.facemae import FaceMAE
 from simfle.models.registry import build_method
 from simfle.optim import build_optimizer
-from simfle.runtime.distributed import BatchLayout, World, init_deepspeed
+from simfle.runtime.deepspeed_engine import init_deepspeed
+from simfle.runtime.distributed import BatchLayout, World
 from simfle.train.checkpointing import state_dict
 from simfle.train.step_status import StepReduction
 

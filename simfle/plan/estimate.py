@@ -20,7 +20,8 @@ from simfle.config.schema import PretrainConfig
 from simfle.plan.hardware import Constants
 from simfle.plan.model_cost import ModelCost
 from simfle.plan.roofline import RooflinePart, roofline, update_bytes
-from simfle.runtime.distributed import BUCKET, BatchLayout, compute_batch_layout, deepspeed_config
+from simfle.runtime.deepspeed_engine import BUCKET, deepspeed_config
+from simfle.runtime.distributed import BatchLayout, compute_batch_layout
 from simfle.runtime.zero_stage import ZeroStage, choose_zero_stage, held_bytes
 
 FP32, BF16 = 4, 2

@@ -13,7 +13,8 @@ from simfle.errors import UserError
 from simfle.models.base import Losses, Method
 from simfle.models.layers.sync_batchnorm import convert_sync_batchnorm
 from simfle.optim import STATES, build_optimizer, lr_at_step, parameter_groups, set_lr
-from simfle.runtime.distributed import BatchLayout, World, init_deepspeed, intra_op_threads
+from simfle.runtime.deepspeed_engine import init_deepspeed
+from simfle.runtime.distributed import BatchLayout, World, intra_op_threads
 from simfle.runtime.zero_stage import wait_for_partitions
 from simfle.train import shard_record
 from simfle.train.checkpointing import manager, state_dict

@@ -16,7 +16,8 @@ from simfle.batch import Batch
 from simfle.config.schema import PretrainConfig, load
 from simfle.models.registry import build_method
 from simfle.optim import STATES, build_optimizer
-from simfle.runtime.distributed import BUCKET, compute_batch_layout, init_deepspeed, init_distributed
+from simfle.runtime.deepspeed_engine import BUCKET, init_deepspeed
+from simfle.runtime.distributed import compute_batch_layout, init_distributed
 from simfle.train.checkpointing import state_dict
 
 

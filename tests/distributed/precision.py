@@ -11,7 +11,8 @@ from simfle.batch import Batch
 from simfle.config.schema import FaceMAEConfig, ModelConfig, OptimConfig, TrainConfig, ViewsConfig
 from simfle.models.registry import build_method
 from simfle.optim import STATES, build_optimizer
-from simfle.runtime.distributed import compute_batch_layout, init_deepspeed, init_distributed
+from simfle.runtime.deepspeed_engine import init_deepspeed
+from simfle.runtime.distributed import compute_batch_layout, init_distributed
 from simfle.train.checkpointing import state_dict
 
 TINY = FaceMAEConfig(

@@ -17,7 +17,8 @@ from simfle.models.methods.swav import sinkhorn
 from simfle.models.methods.vicreg import vicreg
 from simfle.models.registry import build_method
 from simfle.optim import STATES, build_optimizer
-from simfle.runtime.distributed import World, compute_batch_layout, init_deepspeed, init_distributed
+from simfle.runtime.deepspeed_engine import init_deepspeed
+from simfle.runtime.distributed import World, compute_batch_layout, init_distributed
 from simfle.train.checkpointing import state_dict
 
 N, WIDTH = 8, 6

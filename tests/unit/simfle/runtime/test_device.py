@@ -12,6 +12,7 @@ from simfle.config.schema import OptimConfig, TrainConfig
 from simfle.errors import DeviceFailedError, UserError
 from simfle.models.registry import build_method
 from simfle.optim import build_optimizer
+from simfle.runtime.deepspeed_engine import init_deepspeed
 from simfle.runtime.device import (
     device_errors_as_user_errors,
     device_failed,
@@ -19,7 +20,7 @@ from simfle.runtime.device import (
     out_of_memory,
     set_ds_accelerator,
 )
-from simfle.runtime.distributed import compute_batch_layout, init_deepspeed, init_distributed
+from simfle.runtime.distributed import compute_batch_layout, init_distributed
 from simfle.slurm.task import is_peer_loss
 
 FULL = [
