@@ -15,6 +15,9 @@ UNUSED_BY_METHOD: dict[str, tuple[str, ...]] = {
     "swav": (*EMA, *SIMFLE),
     "vicreg": (CONTRASTIVE, *EMA, *SIMFLE),
     "mae": (CONTRASTIVE, *EMA, *SIMFLE),
+    "dino": (CONTRASTIVE, *SIMFLE),
+    "care": (CONTRASTIVE, *SIMFLE),
+    "fra": SIMFLE,
 }
 
 
