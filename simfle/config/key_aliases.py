@@ -15,6 +15,10 @@ ALIASES = {
     "views.grayscale_prob": "greyscale grayscale random_gray_scale",
     "model.method": "method ssl_method algorithm",
     "model.backbone": "arch model_name encoder architecture",
+    "model.init": (
+        "init init_from init_weights init_ckpt init_checkpoint pretrained pretrained_weights pretrained_path "
+        "ckpt_path resume_from resume_from_checkpoint finetune_from load_from initial_checkpoint weights checkpoint"
+    ),
     "model.ema_momentum": "ema ema_decay ema_m momentum_teacher teacher_momentum moco_m",
     "model.activation_checkpointing": "gradient_checkpointing grad_checkpointing activation_checkpoint recompute",
     "model.compile": "torch_compile torchcompile",
@@ -37,6 +41,7 @@ ALIASES = {
     "train.seed": "seed random_seed manual_seed",
     "train.epochs": "epochs num_epochs num_train_epochs max_epochs",
     "train.steps": "steps max_steps num_steps total_steps train_steps training_steps iterations max_iters",
+    "train.extend": "extend continue continue_training extra_steps",
     "train.global_batch": "batch_size batch train_batch_size global_batch_size total_batch_size",
     "train.micro_batch": (
         "micro_batch_size batch_size_per_gpu per_gpu_batch_size per_device_train_batch_size local_batch_size "

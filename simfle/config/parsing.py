@@ -69,6 +69,15 @@ def _expand_home(value: Any) -> Any:
     return TILDE.sub(lambda found: str(expand_home(found[0])), value)
 
 
+def absolute_source(text: str) -> str:
+    """Make the path in a source of weights absolute: PATH, KIND:PATH or KIND:NAME@PATH; keep names and URLs."""
+    head = re.match(r"(timm|random):|((torchvision|weights|simfle):)?([\w.]+@)?", text) if text else None
+    if head is None or head[1] or "://" in text:
+        return text
+    start = head[0] if head[2] else ""
+    return start + str(Path(text.removeprefix(start)).absolute())
+
+
 def _leaves(layer: Any) -> list[tuple[str, Any]]:
     """Return dotted names and values of a layer, unresolved."""
     from omegaconf import OmegaConf

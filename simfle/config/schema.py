@@ -17,6 +17,7 @@ from typing import Any, TypeVar, cast
 
 from shards.io.hashing import digest
 from simfle.config.parsing import (
+    absolute_source,
     check_keys,
     describe_type_error,
     fields,
@@ -226,6 +227,12 @@ class ModelConfig:
     backbone: str = config_field(
         "resnet50", "timm model with a feature map (method mae: a timm ViT)", rule="a name that timm knows"
     )
+    init: str = config_field(
+        "",
+        "weights to start from: a run folder, a backbone.safetensors, a checkpoint of tensors (.pth, .ckpt), timm:NAME "
+        "or torchvision:NAME@FILE (empty = random, from train.seed)",
+        is_path=True,
+    )
     output_stride: int = config_field(
         0,
         "output stride: 8, 16, or 0 (network's default, 32); a smaller stride keeps more detail of small faces",
@@ -307,6 +314,12 @@ class TrainConfig:
     seed: int = config_field(0, "seed of initialization, sample order, views and groups", min=0, max=2**32 - 1)
     epochs: float = config_field(100.0, "length of the run in epochs, if steps is 0")
     steps: int = config_field(0, "length of the run in optimizer steps (0 = from epochs)", min=0)
+    extend: bool = config_field(
+        False,
+        "allow a greater train.steps or train.epochs than those of the run, which then trains longer; its schedules "
+        "follow the new length",
+        resume_safe=True,
+    )
     global_batch: int = config_field(
         256, "samples per optimizer step, over all processes", min=1, rule="divisible by the number of processes"
     )
@@ -486,9 +499,12 @@ def _missing(file: Path | None) -> str:
 
 
 def run_identity(config: Any) -> dict[str, Any]:
-    """Return the values that identify a run: every leaf that is not marked free."""
-    free = {name for name, field in fields(type(config)) if field.metadata.get("resume_safe")}
-    return {key: value for key, value in flatten(dataclasses.asdict(config)).items() if key not in free}
+    """Return the values that identify a run: every leaf that is not marked free; paths are absolute."""
+    known = {name: field.metadata for name, field in fields(type(config))}
+    values = flatten(dataclasses.asdict(config))
+    kept = {key: value for key, value in values.items() if not known.get(key, {}).get("resume_safe")}
+    paths = [key for key, value in kept.items() if isinstance(value, str) and known.get(key, {}).get("is_path")]
+    return kept | {key: absolute_source(kept[key]) for key in paths}
 
 
 def config_digest(config: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from simfle.config.parsing import absolute_source
 from simfle.config.schema import PretrainConfig
 from simfle.errors import UserError
 from simfle.runtime.provenance import REVISION, git_revision
@@ -52,8 +53,9 @@ def absolute(config: PretrainConfig) -> PretrainConfig:
         shards=[place if SCHEMES in place else str(Path(place).absolute()) for place in config.data.shards],
         cache_dir=str(Path(config.data.cache_dir).absolute()) if config.data.cache_dir else "",
     )
+    model = dataclasses.replace(config.model, init=absolute_source(config.model.init))
     train = dataclasses.replace(config.train, run_dir=str(Path(config.train.run_dir).absolute()))
-    return dataclasses.replace(config, data=data, train=train)
+    return dataclasses.replace(config, data=data, model=model, train=train)
 
 
 def _copy_package(package: str, code: Path) -> None:

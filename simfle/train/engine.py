@@ -1,5 +1,6 @@
 """The engine of a run: model, optimizer and DeepSpeed, restored from the newest checkpoint."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from simfle.optim import STATES, build_optimizer, lr_at_step, parameter_groups, 
 from simfle.runtime.deepspeed_engine import init_deepspeed
 from simfle.runtime.distributed import BatchLayout, World, intra_op_threads
 from simfle.runtime.zero_stage import wait_for_partitions
-from simfle.train import shard_record
+from simfle.train import extend, init_weights, shard_record
 from simfle.train.checkpointing import manager, state_dict
 
 
@@ -24,12 +25,22 @@ class TrainEngine:
     """Forward, backward and update of a method, at any ZeRO stage.
 
     step: number of finished optimizer steps. steps: length of the run. deepspeed: the engine of DeepSpeed.
+    init: SHA-256 of the weights of model.init; empty without. notes: lines about the start of the run, to print.
     """
 
     def __init__(
-        self, deepspeed: Any, optimizer: torch.optim.Optimizer, config: PretrainConfig, world: World, steps: int
+        self,
+        deepspeed: Any,
+        optimizer: torch.optim.Optimizer,
+        config: PretrainConfig,
+        world: World,
+        steps: int,
+        extensions: Sequence[extend.Extension] = (),
     ) -> None:
         self.deepspeed, self.steps, self.step = deepspeed, steps, 0
+        self.init = ""
+        self.notes: list[str] = []
+        self._extensions = extensions
         self.model: Method = deepspeed.module
         self._device, self._optim, self._global_batch = world.device, config.optim, config.train.global_batch
         self._optimizer = optimizer
@@ -44,7 +55,7 @@ class TrainEngine:
     def begin_step(self) -> float:
         """Keep the buffers, set the learning rate of the next step, and return it."""
         state_dict.copy_tensors(self._before, self._buffers)
-        rate = lr_at_step(self.step, self.steps, self._global_batch, self._optim)
+        rate = lr_at_step(self.step, self._schedule_steps(), self._global_batch, self._optim)
         set_lr(self._optimizer, rate)
         return rate
 
@@ -68,9 +79,13 @@ class TrainEngine:
 
     def end_step(self) -> None:
         """Count the step, after the EMA and what else of the method follows an update."""
-        self.model.on_step_end((self.step + 1) / self.steps)
+        self.model.on_step_end((self.step + 1) / self._schedule_steps())
         wait_for_partitions(self.deepspeed)
         self.step += 1
+
+    def _schedule_steps(self) -> int:
+        """Return the length of the run that the schedules of the step in progress use."""
+        return extend.steps_at(self.step, self.steps, self._extensions)
 
     def restore_buffers(self) -> None:
         """Undo the changes of buffers in the step in progress."""
@@ -84,11 +99,11 @@ class TrainEngine:
 def start_engine(
     config: PretrainConfig, world: World, layout: BatchLayout, data: TrainingData, model: Method
 ) -> TrainEngine:
-    """Fill model and optimizer from the newest checkpoint, if any, and start DeepSpeed. Collective.
+    """Fill model and optimizer from the newest checkpoint, or the model from model.init, and start DeepSpeed. Collective.
 
     Raises:
         UserError: a run of less than one step; an unreadable checkpoint, or one of other data; shards that have changed
-            since.
+            since; weights of model.init that cannot be read or do not fit; an extension that is not longer.
     """
     run, train = Path(config.train.run_dir), config.train
     steps = train.steps or int(train.epochs * data.steps_per_epoch)
@@ -100,13 +115,21 @@ def start_engine(
     resumed = manager.resume(run, model, data, world)
     if data.corpus is not None:
         shard_record.check_shards_unchanged(run, data.corpus, world, resumed=resumed is not None)
+    notes: list[str] = []
+    if resumed is None:
+        init = init_weights.initialize(model, config, world, notes.append)
+    else:
+        init = init_weights.recorded(run, resumed.progress.init)
+    progress = (resumed.progress.step, extend.length_of(resumed.progress.identity)) if resumed else None
+    extensions = extend.begin(run, config, (steps, data.steps_per_epoch), progress, world, notes.append)
     model.to(world.device).train()
     if train.sync_batchnorm:
         convert_sync_batchnorm(model, world.device)
     parameters = parameter_groups(state_dict.trainable_parameters(model), config.optim)
     optimizer = build_optimizer(parameters, config.optim)
     deepspeed = init_deepspeed(model, optimizer, layout, train, config.optim)
-    engine = TrainEngine(deepspeed, optimizer, config, world, steps)
+    engine = TrainEngine(deepspeed, optimizer, config, world, steps, extensions)
+    engine.init, engine.notes = init, notes
     engine.step = resumed.progress.step if resumed else 0
     optim = resumed.optim if resumed else {}
     state_dict.load_optimizer(deepspeed, STATES[config.optim.name], optim, engine.step)

@@ -7,6 +7,7 @@ from shards.io.atomic import read_bytes
 from simfle.config.schema import PretrainConfig, config_digest, load, run_identity
 from simfle.errors import UserError
 from simfle.runtime import run_files
+from simfle.train import extend
 from simfle.train.checkpointing.checkpoint import FORMAT, TrainState, complete_checkpoints, state_of
 
 METRICS = "metrics.jsonl"
@@ -42,10 +43,12 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
         file: config.yaml of the run, which names the keys that differ from checkpoints of an earlier version.
 
     Raises:
-        UserError: a checkpoint is of a run with another configuration; names the differing keys.
+        UserError: a checkpoint is of a run with another configuration; names the differing keys. The run was extended,
+            and the configuration has another length.
     """
     states = {folder: state for folder in complete_checkpoints(run) if (state := state_of(folder))}
-    ours = {folder: _is_ours(state, config) for folder, state in states.items()}
+    lengths = _accepted_lengths(run, config, states)
+    ours = {folder: _is_ours(state, config, lengths) for folder, state in states.items()}
     for folder, state in states.items():
         if ours[folder]:
             continue
@@ -90,14 +93,43 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
 def refuse_difference(run: Path, before: dict[str, Any], config: PretrainConfig) -> None:
     """Raise a UserError that names the keys in which the values `before` of a run differ from `config`."""
     if named := _named(before, config):
+        only_length = _differing(before, config).keys() <= set(extend.LENGTH) and not config.train.extend
+        more = ", or add train.extend=true to train longer" if only_length else ""
         raise UserError(
             f"train.run_dir={run}: a run with another configuration ({named}). Fix: use the old values or "
-            "another train.run_dir"
+            f"another train.run_dir{more}"
         )
 
 
-def _is_ours(state: TrainState, config: PretrainConfig) -> bool:
-    return not _differing(state.identity, config) if state.identity else state.config == config_digest(config)
+def _accepted_lengths(run: Path, config: PretrainConfig, states: dict[Path, TrainState]) -> list[dict[str, Any]]:
+    """Return the lengths that checkpoints of this run may have besides that of `config`.
+
+    Raises:
+        UserError: the run was extended, and `config` has another length without train.extend.
+    """
+    known = extend.read(run) if states else []
+    if not known:
+        newest = next((state.identity for state in states.values() if state.identity), None)
+        return [extend.length_of(_complete(newest, config))] if newest and config.train.extend else []
+    now, last = extend.length_of(run_identity(config)), known[-1]
+    if now != last.new and not config.train.extend:
+        changed = [key for key in extend.LENGTH if now[key] != last.new.get(key)]
+        raise UserError(
+            f"train.run_dir={run}: the run was extended to {last.new_steps} steps "
+            f"({', '.join(f'{key}: {last.new.get(key)} -> {now[key]}' for key in changed)}). "
+            f"Fix: set {' '.join(f'{key}={last.new.get(key)}' for key in changed)}, "
+            "or add train.extend=true to train longer"
+        )
+    return [length for each in known for length in (each.old, each.new)]
+
+
+def _is_ours(state: TrainState, config: PretrainConfig, lengths: list[dict[str, Any]]) -> bool:
+    """Whether a checkpoint is of this run: the same identity, but for one of the lengths that the run has had."""
+    if not state.identity:
+        return state.config == config_digest(config)
+    differing = _differing(state.identity, config).keys()
+    own = extend.length_of(_complete(state.identity, config))
+    return not differing or (differing <= set(extend.LENGTH) and own in lengths)
 
 
 def _refuse_by_file(run: Path, state: TrainState, config: PretrainConfig, file: Path) -> None:
@@ -118,9 +150,12 @@ def _refuse_by_file(run: Path, state: TrainState, config: PretrainConfig, file: 
 
 def _differing(before: dict[str, Any], config: PretrainConfig) -> dict[str, str]:
     """Return the keys whose values differ. A key that an earlier version did not have had its default value."""
-    new = run_identity(config)
-    old = run_identity(type(config)()) | before
+    new, old = run_identity(config), _complete(before, config)
     return {key: f"{old.get(key)} -> {new.get(key)}" for key in old if old.get(key) != new.get(key)}
+
+
+def _complete(before: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
+    return run_identity(type(config)()) | before
 
 
 def _named(before: dict[str, Any], config: PretrainConfig) -> str:

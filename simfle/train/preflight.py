@@ -80,6 +80,8 @@ def preflight(config: PretrainConfig, *, network: bool) -> None:
     import torch
 
     from simfle.data.loader import choose_backend
+    from simfle.train.checkpointing.checkpoint import complete_checkpoints
+    from simfle.train.init_source import check_place
     from simfle.train.run_dir import check_same_config
 
     check(config)
@@ -89,7 +91,10 @@ def preflight(config: PretrainConfig, *, network: bool) -> None:
 
         with torch.device("meta"):
             build_method(config.model, config.views)
-    check_same_config(Path(config.train.run_dir), config)
+    run = Path(config.train.run_dir)
+    check_same_config(run, config)
+    if config.model.init and not complete_checkpoints(run):  # a resumed run does not read them
+        check_place(config.model.init)
 
 
 def check_profile(train: TrainConfig) -> None:

@@ -50,6 +50,8 @@ class StepLog:
             if each is not None:
                 self._closing.callback(each.close)
         self._progress = self._closing.enter_context(ProgressReporter(engine.steps, engine.step, enabled=world.is_main))
+        if config.model.init:
+            self._progress.baseline = "at the start"
 
     def begin_run(self, plan: str, facts: ThroughputFacts) -> None:
         """Print the plan, and measure the random network if probes are configured. Collective."""
@@ -143,15 +145,21 @@ class StepLog:
 def plan_text(
     config: PretrainConfig, world: World, layout: BatchLayout, data: TrainingData, engine: TrainEngine, backend: str
 ) -> str:
-    """Describe a run before its first step: data, batch, learning rate, processes and run folder; two lines."""
+    """Describe a run before its first step: data, batch, learning rate, processes and run folder; two lines.
+
+    Further lines report weights from model.init and an extension.
+    """
     peak = config.optim.lr * layout.global_batch / 256
     start = f"resuming after step {engine.step}" if engine.step else "from the start"
-    return (
+    if engine.step >= engine.steps:
+        start += ", the last; a greater train.steps with train.extend=true trains longer"
+    text = (
         f"{config.model.method} with {config.model.backbone} on {data.description}, {engine.steps} steps; {start}\n"
         f"global batch {layout.global_batch} = {world.world_size} processes x {layout.grad_accum_steps} accumulation "
         f"steps x {layout.micro_batch} samples; peak learning rate {peak:g}; ZeRO stage {engine.zero_stage}, "
         f"{config.train.precision}, {world.device.type}, {backend}; run folder {Path(config.train.run_dir)}"
     )
+    return "\n".join([text, *engine.notes])
 
 
 def throughput_facts(config: PretrainConfig, world: World, backend: str, *, remote: bool) -> ThroughputFacts:

@@ -64,6 +64,7 @@ ELSEWHERE = {
     "CONFIG": "tests/docs/test_docs_parsed.py",  # a synopsis
     "atelier": "tests/docs/test_docs_extending.py",
     "model.backbone=pebble": "tests/docs/test_docs_extending.py",
+    "train.extend=true": "tests/unit/simfle/train/test_extend.py",
     "model.method=barlow": "tests/docs/test_docs_extending.py",
 }
 DONE_BY_OTHERS = {"SLURM.md": "tests/cluster/test_slurm_page.py"}

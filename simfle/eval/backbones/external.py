@@ -214,11 +214,11 @@ def find_network(
         UserError: none matches (the closest is reported), or several do.
     """
     first = next(iter(wanted))
-    numbered = _numbered(first)
+    numbered = numbered_name(first)
     found: dict[str, dict[str, Tensor]] = {}
     misses = []
     for key in tensors:
-        for tail, rename in ((first, str), (numbered, _numbered)):
+        for tail, rename in ((first, str), (numbered, numbered_name)):
             if key != tail and not key.endswith("." + tail):
                 continue
             head = key.removesuffix(tail)
@@ -242,7 +242,7 @@ def find_network(
     raise UserError(f"backbone: {file} does not contain that model: {why}. Fix: choose another model or file.")
 
 
-def _numbered(name: str) -> str:
+def numbered_name(name: str) -> str:
     """layer1.0.conv1.weight -> 4.0.conv1.weight; other names are unchanged."""
     head, _, rest = name.partition(".")
     return f"{NUMBERED.get(head, head)}.{rest}"

@@ -40,6 +40,7 @@ class TrainState:
 
     config, corpus: digests of the configuration and of the data, which give the number of samples its meaning.
     identity: the values behind `config`, by key, to report differences; empty in older checkpoints.
+    init: SHA-256 of the weights of model.init; empty without.
     """
 
     step: int
@@ -49,6 +50,7 @@ class TrainState:
     optimizer: str
     format: int = FORMAT
     identity: dict[str, Any] = field(default_factory=dict)
+    init: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ def _step(folder: Path) -> int:
 def _train_state(found: dict[str, Any]) -> TrainState:
     """Build Progress from JSON. Raises TypeError: other fields, or values of another type."""
     made = TrainState(**found)
-    if type(made.step) is not int or not isinstance(made.identity, dict):
-        raise TypeError("step or identity is of another type")
+    if type(made.step) is not int or not isinstance(made.identity, dict) or not isinstance(made.init, str):
+        raise TypeError("step, identity or init is of another type")
     return made
 
 

@@ -52,12 +52,14 @@ class CheckpointManager:
         data: TrainingData,
         world: World,
         claim: RunLock | None = None,
+        init: str = "",
     ) -> None:
+        """claim: lock of the run folder. init: SHA-256 of the weights of model.init, or empty."""
         self.engine, self.config, self.world = engine, config, world
         self.run = Path(config.train.run_dir)
         self.digests = configs.config_digest(config), data.digest()
         self.identity = configs.run_identity(config)
-        self.claim = claim
+        self.claim, self.init = claim, init
         guard = [claim.check] if claim else []
         self.writer = checkpoint.AsyncCheckpointWriter(
             self.run, config.train.keep_checkpoints, config.train.checkpoint_write_mbps, *guard
@@ -83,7 +85,7 @@ class CheckpointManager:
         if self.world.is_main:
             samples = step * self.config.train.global_batch
             progress = checkpoint.TrainState(
-                step, samples, *self.digests, self.config.optim.name, identity=self.identity
+                *(step, samples, *self.digests, self.config.optim.name), identity=self.identity, init=self.init
             )
             self.writer.submit(progress, model, optim)
         self.blocked_seconds += time.perf_counter() - began

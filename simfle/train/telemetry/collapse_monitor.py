@@ -2,7 +2,8 @@
 
 On every `train.log_every`-th step the methods keep the features of that step (`Method.note`). One all-gather brings at
 most SAMPLES of them to the main process, which computes the measures. Other steps cost nothing. The first step has the
-features of the initial weights: a random network of the same shape, the baseline for all later measures.
+features of the initial weights: a random network of the same shape (with model.init: its weights), the baseline for
+all later measures.
 """
 
 # n samples, C dimensions
@@ -72,14 +73,15 @@ class FeatureTelemetry:
         self._low = self._low + 1 if run_files.is_collapsed(features) else 0
         if self._low == LASTING and not self._warned:
             self._warned = True
-            log.warning("%s", warning(features))
+            log.warning("%s", warning(features, self.model.config.init))
 
 
-def warning(features: dict[str, float]) -> str:
-    """Return one line: the problem and how to fix it."""
+def warning(features: dict[str, float], init: str = "") -> str:
+    """Return one line: the problem and how to fix it. init: model.init of the run."""
+    baseline = f"the weights of model.init={init}" if init else "a random network of this shape"
     return (
-        f"features use {features['rank']:.1f} of {features['dimensions']:.0f} dimensions, a random network of this "
-        f"shape {features['random_rank']:.1f}: they collapse. Fix: start a new train.run_dir with a lower optim.lr, or "
+        f"features use {features['rank']:.1f} of {features['dimensions']:.0f} dimensions, {baseline} "
+        f"{features['random_rank']:.1f}: they collapse. Fix: start a new train.run_dir with a lower optim.lr, or "
         f"use a recipe of {run_files.COLLAPSE_PAGE}"
     )
 

@@ -102,7 +102,8 @@ class Monitor:
         end = time.monotonic() + self.settings.max_seconds
         threads = threads_per_process(self.config.data.decode_threads, self.world.local_world_size)
         extractor = Extractor(self.config.views.size, 256, self.world.device, threads)
-        backbone = self._copy(weights)
+        # The first weights of a run from model.init are not random: compare with a new network.
+        backbone = self._copy({} if random and self.config.model.init else weights)
         if random:
             recalibrate_batchnorm(backbone, extractor.images(fit.source, fit.rows[:CALIBRATION]))
         features = []
@@ -123,7 +124,8 @@ class Monitor:
         model, size = self.config.model, self.config.views.size
         with torch.random.fork_rng():
             network = build_network(model.backbone, size, model.output_stride)
-        network.load_state_dict({name.removeprefix(BELOW): value for name, value in weights.items()})
+        if weights:
+            network.load_state_dict({name.removeprefix(BELOW): value for name, value in weights.items()})
         channels = int(network.num_features)  # type: ignore[arg-type]
         colors = tuple(model.mean), tuple(model.std)
         card = BackboneMetadata(

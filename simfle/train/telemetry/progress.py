@@ -28,6 +28,7 @@ class ProgressReporter:
         self._speed = 0.0
         self._wait = 0.0
         self._rank = self._probe = ""
+        self.baseline = "random"  # name of the initial weights
         self._seconds = self._waited = 0.0
         self._facts: ThroughputFacts | None = None
         if enabled and self._console.is_terminal:
@@ -73,7 +74,8 @@ class ProgressReporter:
         self._speed = keep * self._speed + (1 - keep) * speed
         self._wait = keep * self._wait + (1 - keep) * waited / seconds
         if features := measures.get("features"):
-            self._rank = f"  rank {features['rank']:.1f} (random {features.get('random_rank', math.nan):.1f})"
+            initial = features.get("random_rank", math.nan)
+            self._rank = f"  rank {features['rank']:.1f} ({self.baseline} {initial:.1f})"
         if probe := measures.get("monitor"):
             self._probe = f"  linear {probe['linear']:.3f}  kNN {probe['knn']:.3f}"
         text = f"loss {loss:.4f}  {self._speed:.1f} images/s  data wait {self._wait:.0%}{self._rank}{self._probe}"
