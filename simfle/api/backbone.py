@@ -110,8 +110,8 @@ def _checked(images: Tensor) -> Tensor:
     least, most = (float(value) for value in torch.aminmax(images.detach())) if len(images) else (0.0, 1.0)
     if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # also for NaN
         raise UserError(
-            f"backbone: a tensor of floats from {least:.3g} to {most:.3g}. Fix: give floats from 0 to 1, not normalized; "
-            "the backbone normalizes them."
+            f"backbone: a tensor of floats from {least:.3g} to {most:.3g}. Fix: give floats from 0 to 1, "
+            "not normalized; the backbone normalizes them."
         )
     return images
 

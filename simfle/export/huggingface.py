@@ -1,4 +1,4 @@
-"""Export a Hugging Face folder that timm and transformers read: config.json, model.safetensors, README.md (the model card)."""
+"""Export a folder that timm and transformers read: config.json, model.safetensors, README.md (the model card)."""
 
 import logging
 from pathlib import Path

@@ -3,7 +3,6 @@
 # N faces
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np

@@ -1,4 +1,4 @@
-"""Images and features: decoded on threads, resized (`resize.py`) or augmented, passed through a frozen backbone, cached on disk."""
+"""Images and features: decoded on threads, resized or augmented, passed through a frozen backbone, cached on disk."""
 
 # n samples, b of a batch, S side, C channels, h x w feature map
 from collections.abc import Iterator

@@ -100,9 +100,9 @@ class FfcvLoader:
 class Crop(SimpleRGBImageDecoder):
     """FFCV operation: decode, crop, resize and mirror with the row's own parameters.
 
-    Output: [b, S * S * 3 + 1] uint8, pixels and a flag for a JPEG that cannot be decoded. Complete images are resized as
-    in `features.resize`, crops as in `extractor._image`: area average if both sides shrink (by FFCV's OpenCV), otherwise
-    bilinear.
+    Output: [b, S * S * 3 + 1] uint8, pixels and a flag for a JPEG that cannot be decoded. Complete images are resized
+    as in `features.resize`, crops as in `extractor._image`: area average if both sides shrink (by FFCV's OpenCV),
+    otherwise bilinear.
     """
 
     def __init__(self, side: int) -> None:

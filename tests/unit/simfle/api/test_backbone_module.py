@@ -145,7 +145,7 @@ def test_tables_join_with_files(faces: Path, model: Backbone, tmp_path: Path) ->
     assert [row["path"] for row in rows] == found["path"].tolist()
     features = np.array([[float(row[f"f{n}"]) for n in range(model.features)] for row in rows], np.float32)
     assert np.array_equal(features, found["features"])
-    pictures = tmp_path / "a, \"b\" ü"
+    pictures = tmp_path / 'a, "b" ü'
     pictures.mkdir()
     (pictures / 'x, "y" é.jpg').write_bytes(items[0].image_bytes)
     for name in ("b.npz", "b.parquet", "b.csv"):
