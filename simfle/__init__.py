@@ -2,17 +2,22 @@
 
 import simfle
 backbone = simfle.pretrain(data="path/to/faces", out="runs/mine")    # images or shards -> backbone.safetensors
-found = simfle.embed("path/to/faces", backbone)                      # {"keys": [n], "features": [n, C]}
+found = simfle.embed("path/to/faces", backbone)                      # {"path": [n], ..., "features": [n, C]}
 summary = simfle.evaluate(backbone, shards="shards/labeled")        # probes beside a random backbone
-model = simfle.load_backbone(backbone); model(images)                # a timm module with its preprocessing
+model = simfle.load_backbone(backbone); model(images)                # an nn.Module, for images of any size
+faces = simfle.shards.open("shards/labeled")                         # the package shards
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simfle.version import __version__
 
 if TYPE_CHECKING:
+    import shards as shards
     from simfle.api.backbone import Backbone, load_backbone
     from simfle.api.embedding import embed
     from simfle.api.functions import evaluate, pretrain
@@ -27,6 +32,7 @@ __all__ = [
     "evaluate",
     "load_backbone",
     "pretrain",
+    "shards",
 ]
 _PLACES = {
     "Backbone": "simfle.api.backbone",
@@ -37,10 +43,35 @@ _PLACES = {
     "load_backbone": "simfle.api.backbone",
     "pretrain": "simfle.api.functions",
 }
+_SHARDS = Path(__file__).resolve().parents[1] / "shards" / "__init__.py"
+
+
+def _own_shards() -> None:
+    """Import our package `shards`, also if a folder shards/ in the working folder precedes it on Python's path.
+
+    Such a folder without an __init__.py is a namespace package to Python.
+
+    Raises:
+        ImportError: another module of this name is imported or installed first.
+    """
+    found = sys.modules["shards"].__spec__ if "shards" in sys.modules else find_spec("shards")
+    place = found.origin if found else None  # None of a namespace package
+    if place is not None and Path(place).resolve() == _SHARDS:
+        return
+    own = spec_from_file_location("shards", _SHARDS, submodule_search_locations=[str(_SHARDS.parent)])
+    if place is not None or own is None or own.loader is None or not _SHARDS.is_file():
+        raise ImportError(f"simfle: another module shards is found first: {place}. Fix: rename it.")
+    sys.modules["shards"] = module = module_from_spec(own)
+    own.loader.exec_module(module)
+
+
+_own_shards()
 
 
 def __getattr__(name: str) -> Any:
     """Import everything but the version on first use (PEP 562): `import simfle` takes milliseconds."""
+    if name == "shards":
+        return import_module("shards")
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'simfle' has no attribute {name!r}")

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from shards.io.atomic import expand_home, read_bytes
 from simfle.config.overrides import shell_line
 from simfle.errors import UserError
 from simfle.eval.backbones.external import open_backbone
-from simfle.eval.backbones.load import METADATA, BackboneMetadata, read_metadata
+from simfle.eval.backbones.load import METADATA, BackboneMetadata, PooledBackbone, read_metadata
+from simfle.eval.features.resize import resize, resize_tensor
 from simfle.export.timm import newest_checkpoint
 
 if TYPE_CHECKING:
@@ -22,63 +23,104 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# One image: a PIL image, [H, W, 3] or [H, W] uint8, a uint8 tensor [3, H, W], or a file path.
+# One image: a PIL image, [H, W, 3] or [H, W] uint8, a tensor [3, H, W] of uint8 or of floats in [0, 1], or a file path.
 One: TypeAlias = "Image.Image | NDArray[np.uint8] | Tensor | str | Path"
+ROUNDING = 1e-3  # by which floats of an interpolated image may leave [0, 1]
 
 
-class Backbone:
-    """A frozen pretrained backbone in eval mode. Call it with images of any size.
+class Backbone(PooledBackbone):
+    """A pretrained backbone as an `nn.Module`: images of any size to features [B, C] float32.
 
-    network: timm's module without its head, for normalized images [B, 3, H, W]; card: name, mean, std, run ...;
-    features: C; size: side in pixels that images are resized to.
+    One image or several: tensors [B, 3, H, W] or [3, H, W] of uint8 or of floats in [0, 1], uint8 arrays [H, W, 3], PIL
+    images and file paths. They are resized to `size` as in evaluations and normalized. It is loaded in eval mode. In
+    eval mode, gradients are recorded only if the images require them; in train mode, as in any module.
+
+    network: timm's module without its head, for images from `preprocess`; card: name, mean, std, run ...
     """
 
-    def __init__(self, module: Any, card: BackboneMetadata, device: torch.device) -> None:
-        self._pooled = module.to(device)
-        self.card, self.device = card, device
+    def __init__(self, module: PooledBackbone, card: BackboneMetadata, device: torch.device) -> None:
+        super().__init__(module.network, card)
+        self.card = card
+        self.requires_grad_(True).eval().to(device)
 
     @property
-    def network(self) -> nn.Module:
-        return self._pooled.network
+    def device(self) -> torch.device:
+        return self.mean.device
 
     @property
     def features(self) -> int:
+        """C, the number of features."""
         return self.card.features
 
     @property
     def size(self) -> int:
+        """Side in pixels that images are resized to."""
         return self.card.size
 
-    def __call__(self, images: "One | Sequence[One]") -> Tensor:
-        """Return features [B, C] float32 of one image (B = 1) or several, without augmentation."""
-        with torch.no_grad():
-            return self._pooled(self.preprocess(images)).float()
-
-    def maps(self, images: "One | Sequence[One]") -> Tensor:
-        """Return feature maps [B, C, h, w] float32."""
-        with torch.no_grad():
-            return self._pooled.maps(self.preprocess(images)).float()
-
-    def preprocess(self, images: "One | Sequence[One]") -> Tensor:
-        """Return images as [B, 3, S, S] uint8 on the device, resized as in an evaluation. The module normalizes them.
+    def forward(self, images: "One | Sequence[One]") -> Tensor:
+        """Return features [B, C] float32 of one image (B = 1) or several, without augmentation.
 
         Raises:
-            UserError: not an image, a corrupt one, or an array or tensor that is not 8-bit RGB or grayscale.
+            UserError: see `preprocess`.
         """
-        resized = [resize(pixels(image), self.size) for image in each(images)]
-        if not resized:
+        return self.maps(images).mean(dim=(2, 3))  # [B, C, h, w] -> [B, C]
+
+    def maps(self, images: "One | Sequence[One]") -> Tensor:
+        """Return feature maps [B, C, h, w] float32. Raises UserError, see `preprocess`."""
+        ready = self.preprocess(images)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and (self.training or ready.requires_grad)):
+            return self.feature_map(ready).float()
+
+    def preprocess(self, images: "One | Sequence[One]") -> Tensor:
+        """Return normalized images [B, 3, S, S] on the device, the input of `network`, as timm's transform does.
+
+        Raises:
+            UserError: not an image, a corrupt one, an array that is not 8-bit RGB or grayscale, or a tensor that is
+                neither uint8 nor floats in [0, 1].
+        """
+        if isinstance(images, Tensor) and images.ndim == 4:
+            resized = [resize_tensor(_checked(images).to(self.device), self.size)]
+        else:
+            resized = [self._resized(image) for image in each(images)]
+        if not sum(map(len, resized)):
             raise UserError("backbone: no images were given. Fix: give at least one.")
-        batch = np.stack(resized)  # [B, S, S, 3]
-        return torch.from_numpy(batch).permute(0, 3, 1, 2).contiguous().to(self.device)  # [B, 3, S, S]
+        if len({image.dtype for image in resized}) > 1:
+            resized = [image if image.is_floating_point() else image.float() / 255 for image in resized]
+        return self.normalize(torch.cat(resized).to(self.device)).to(self.mean.dtype)  # [B, 3, S, S]
+
+    def _resized(self, image: One) -> Tensor:
+        """Return one image as [1, 3, S, S], uint8 or floats."""
+        if isinstance(image, Tensor) and image.ndim == 3:
+            return resize_tensor(_checked(image[None]).to(self.device), self.size)
+        return torch.from_numpy(resize(pixels(image), self.size).copy()).permute(2, 0, 1)[None]
 
     def __repr__(self) -> str:
         return f"Backbone({self.card.name}, {self.card.network}, {self.features} features, {self.size} px)"
 
 
-def load_backbone(path: str | Path, device: str = "auto") -> Backbone:
-    """Load the backbone in `path`: a backbone.safetensors, a folder with one, or a run folder.
+def _checked(images: Tensor) -> Tensor:
+    """Return images [B, 3, H, W]. Raises UserError for another shape or type, or floats outside [0, 1]."""
+    if images.shape[1] != 3 or 0 in images.shape[1:] or not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise UserError(
+            f"backbone: image {tuple(images.shape[1:])} of {images.dtype}. "
+            "Fix: give tensor [3, H, W] of uint8, 0 to 255, or of floats, 0 to 1."
+        )
+    if not images.is_floating_point() or torch.compiler.is_compiling():
+        return images
+    least, most = (float(value) for value in torch.aminmax(images.detach())) if len(images) else (0.0, 1.0)
+    if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # also for NaN
+        raise UserError(
+            f"backbone: a tensor of floats from {least:.3g} to {most:.3g}. Fix: give floats from 0 to 1, "
+            "not normalized; the backbone normalizes them."
+        )
+    return images
 
-    Third-party weights are named as in timm:resnet50, see simfle/eval/backbones/external.py. device: auto, cpu or cuda.
+
+def load_backbone(path: str | Path, device: str | torch.device = "auto") -> Backbone:
+    """Load the backbone in `path`, in eval mode: a backbone.safetensors, a folder with one, or a run folder.
+
+    Third-party weights are named as in timm:resnet50, see simfle/eval/backbones/external.py. device: auto, cpu, cuda,
+    one GPU such as cuda:1, or a torch.device.
 
     Raises:
         UserError: a file is missing, corrupt or of another model, or the device does not exist.
@@ -111,13 +153,21 @@ def _mind_newer(run: Path, exported: Path) -> None:
         )
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str | torch.device) -> torch.device:
     """auto: the GPU, if there is one. Raises UserError for an unknown or missing device."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"device={name!r}: unknown. Fix: choose auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device=cuda: torch finds no GPU. Fix: set device=cpu, or run simfle doctor.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError, ValueError):
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"device={name}: unknown. Fix: choose auto, cpu or cuda, or one GPU such as cuda:1.")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name}: torch finds no GPU. Fix: set device=cpu, or run simfle doctor.")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name}: this machine has {torch.cuda.device_count()} GPUs. Fix: give a lower number.")
+    return device
 
 
 def each(images: Any) -> Iterator[Any]:
@@ -177,12 +227,3 @@ def read_pillow(image: Image.Image) -> "NDArray[np.uint8]":
             f"backbone: a PIL image of mode {image.mode} cannot be used ({error.detail}). "
             "Fix: give a valid 8-bit image."
         ) from None
-
-
-def resize(image: "NDArray[np.uint8]", size: int) -> "NDArray[np.uint8]":
-    """Resize [H, W, 3] to [size, size, 3] as simfle.eval.features.extractor does."""
-    import cv2
-
-    shrinks = min(image.shape[:2]) >= size
-    method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return np.asarray(cv2.resize(np.ascontiguousarray(image), (size, size), interpolation=method), dtype=np.uint8)

@@ -1,8 +1,11 @@
-"""Compute features of a folder, shards, or images in memory, as arrays or as a file with keys."""
+"""Compute features of a folder, shards, or images in memory, as arrays or as a file with paths, keys and labels."""
 
+import csv
+import io
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +16,16 @@ import torch
 from shards.format.manifest import NAME
 from shards.io.atomic import expand_home, write_atomic
 from shards.reading.dataset import ShardDataset, split_names
-from simfle.api.backbone import Backbone, each, load_backbone, pixels, read_image, resize
+from simfle.api.backbone import Backbone, each, load_backbone, read_image
 from simfle.errors import UserError
+from simfle.eval.features.resize import resize
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
-FORMATS = (".npz", ".parquet")
+FORMATS = (".npz", ".parquet", ".csv")
+COLUMNS = ("path", "key", "split", "label", "person")
 THREADS = 4
 
 
@@ -31,7 +36,7 @@ def embed(
     *,
     splits: str | Sequence[str] | None = None,
     batch: int = 64,
-    device: str = "auto",
+    device: str | torch.device = "auto",
 ) -> "dict[str, NDArray[Any]]":
     """Compute the features of every image in `data`, in order.
 
@@ -39,31 +44,34 @@ def embed(
         data: a folder of shards, any folder of images (flat or nested), or the input of a backbone: a PIL image, a
             uint8 array, a tensor, a file path, or several of them.
         backbone: input or result of `load_backbone`.
-        out: .npz or .parquet file to write the results to.
+        out: .npz, .parquet or .csv file to write the results to.
         splits: one or several splits of shards (default: all).
         batch: images per forward pass.
+        device: see `load_backbone`; of a loaded backbone, its own.
 
     Returns:
-        keys [n] (for shards: theirs; for a folder: paths; otherwise 0, 1, ...) and features [n, C] float32; for shards
-        also splits [n] and labels [n] (names, "" without one). Unreadable images in a folder are skipped and logged.
+        Columns [n] and features [n, C] float32. path: of the image; for shards that of its source, relative to the
+        folder that was built, for a folder relative to it. key: of shards, theirs; of a folder, the path; otherwise 0,
+        1, .... split, label and person: names of shards. What is unknown is "". Unreadable images in a folder are
+        skipped and logged.
 
     Raises:
-        UserError: no such data or backbone, no image in it, or a file name that ends in neither .npz nor .parquet.
+        UserError: no such data or backbone, no image in it, or a file name with another ending.
     """
     target = expand_home(out) if out is not None else None
-    if target is not None and target.suffix not in FORMATS:
-        raise UserError(f"out={target}: unknown format. Fix: use a name that ends in {' or '.join(FORMATS)}.")
+    if target is not None and target.suffix.lower() not in FORMATS:
+        raise UserError(f"out={target}: unknown format. Fix: use a name that ends in {', '.join(FORMATS)}.")
     if batch < 1:
         raise UserError(f"batch={batch}: must be at least 1. Fix: raise it.")
     model = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, device)
-    known: dict[str, list[Any]] = {}
+    known: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     features = []
-    for rows in _batches(_samples(data, split_names(splits), model.size), batch):
-        images = torch.from_numpy(np.stack([row.pop("image") for row in rows])).permute(0, 3, 1, 2)  # [b, 3, S, S]
-        features.append(model(images).cpu().numpy())
-        for row in rows:
-            for name, value in row.items():
-                known.setdefault(name, []).append(value)
+    with torch.no_grad(), _eval_mode(model):
+        for rows in _batches(_samples(data, split_names(splits), model.size), batch):
+            features.append(model([row.pop("image") for row in rows]).cpu().numpy())
+            for row in rows:
+                for name, values in known.items():
+                    values.append(row.get(name, ""))
     if not features:
         raise UserError(
             f"embed: no image in {data if isinstance(data, str | Path) else 'the data'} could be read. "
@@ -75,13 +83,29 @@ def embed(
     return found
 
 
-def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
-    """Write arrays of equal length as .npz (without pickle) or .parquet (features as a column of lists)."""
-    import io
+@contextmanager
+def _eval_mode(model: Backbone) -> Iterator[None]:
+    """Put every module in eval mode, and back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
+
+def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
+    """Write columns of equal length as .npz (without pickle), .parquet (features: a list) or .csv (f0, f1, ...).
+
+    Raises:
+        UserError: the file cannot be written.
+    """
     content = io.BytesIO()
-    if file.suffix == ".npz":
+    if file.suffix.lower() == ".npz":
         np.savez(content, allow_pickle=False, **found)
+    elif file.suffix.lower() == ".csv":
+        content.write(_csv(found).encode("utf-8", "surrogateescape"))
     else:
         import pyarrow as pa
         from pyarrow import parquet
@@ -96,8 +120,20 @@ def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
         raise UserError(f"out={file}: cannot be written: {error.strerror}. Fix: choose another file.") from None
 
 
+def _csv(found: "dict[str, NDArray[Any]]") -> str:
+    """Return a table with a header; each float32 in the fewest digits that give it back."""
+    text = io.StringIO()
+    names = [name for name in found if name != "features"]
+    features = found["features"]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*names, *(f"f{number}" for number in range(features.shape[1]))])
+    for row, values in enumerate(features):
+        writer.writerow([*(found[name][row] for name in names), *map(str, values)])
+    return text.getvalue()
+
+
 def _samples(data: Any, splits: Sequence[str], size: int) -> Iterator[dict[str, Any]]:
-    """Yield one dict per sample: keys and similar fields, and image [S, S, 3] uint8."""
+    """Yield one dict per sample: known columns, and image, [S, S, 3] uint8 or as it was given."""
     if isinstance(data, str | Path):
         data = expand_home(data)
     if isinstance(data, ShardDataset) or (isinstance(data, Path) and (data / NAME).is_file()):
@@ -112,7 +148,10 @@ def _samples(data: Any, splits: Sequence[str], size: int) -> Iterator[dict[str, 
     if isinstance(data, Path) and not data.is_file():
         folder, names = data, _names(data)
         return _parallel(lambda name: _of_file(folder, name, size), names)
-    return ({"keys": number, "image": resize(pixels(image), size)} for number, image in enumerate(each(data)))
+    return (
+        {"path": str(image) if isinstance(image, str | Path) else "", "key": number, "image": image}
+        for number, image in enumerate(each(data))
+    )
 
 
 def _names(folder: Path) -> list[str]:
@@ -130,12 +169,13 @@ def _names(folder: Path) -> list[str]:
 
 def _of_shards(shards: ShardDataset, number: int, size: int) -> dict[str, Any]:
     item = shards[number]
-    return {"keys": item.key, "splits": item.split, "labels": item.label, "image": resize(item.image, size)}
+    about = {name: str(item.metadata.get(known) or "") for name, known in (("path", "source"), ("person", "group"))}
+    return {"key": item.key, "split": item.split, "label": item.label, "image": resize(item.image, size), **about}
 
 
 def _of_file(folder: Path, name: str, size: int) -> dict[str, Any] | None:
     try:
-        return {"keys": name, "image": resize(read_image(folder / name), size)}
+        return {"path": name, "key": name, "image": resize(read_image(folder / name), size)}
     except UserError as error:
         log.warning("skipped: %s", error)
         return None

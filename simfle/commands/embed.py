@@ -13,12 +13,12 @@ def embed(
     backbone: Annotated[
         str, typer.Argument(metavar="BACKBONE", help="run folder, backbone.safetensors, or a name such as timm:NAME")
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="file to write, .npz or .parquet")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="file to write: .npz, .parquet or .csv")],
     split: Annotated[list[str] | None, typer.Option(help="split of the shards (repeatable; default: all)")] = None,
     batch: Annotated[int, typer.Option(help="images per forward pass", min=1)] = 64,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, or one GPU such as cuda:1")] = "auto",
 ) -> None:
-    """Write keys and features [n, C] of all images; for shards also splits and labels.
+    """Write path, key, split, label, person and features [n, C] of all images; what is unknown is empty.
 
     For example: simfle embed shards/mine runs/mine features.npz
     """

@@ -23,8 +23,8 @@ def export_backbone(
     """Export the online and the target backbone of a run's newest complete checkpoint.
 
     timm: backbone.safetensors (timm's parameter names; for ResNets torchvision's, without fc) and backbone.json.
-    onnx: backbone.onnx, uint8 images to features, checked against torch with onnxruntime.
-    huggingface: a folder for timm with config.json, model.safetensors and a model card.
+    onnx: backbone.onnx, uint8 images of any size to features, checked against torch with onnxruntime.
+    huggingface: a folder for timm and transformers with config.json, model.safetensors and a model card.
     """
     wanted = format or []
     for name in wanted:

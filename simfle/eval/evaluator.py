@@ -28,6 +28,7 @@ from simfle.eval.data.targets import NoTargetsError
 from simfle.eval.features import feature_cache
 from simfle.eval.features.decoders import DecoderPool
 from simfle.eval.features.extractor import Extractor
+from simfle.eval.features.resize import RULE
 from simfle.eval.protocols.base import PROTOCOLS, ProtocolInputs, ProtocolResult, parse
 from simfle.eval.protocols.linear import epoch_order
 from simfle.eval.tasks import BackboneIdentity, EvalTask, eval_tasks, identify, tensors_digest
@@ -163,6 +164,7 @@ class Evaluator:
         return {
             "benchmark": settings(unit.benchmark),
             "size": self.config.image_size or card.size,
+            "resize": RULE,
             **{name: asdict(getattr(self.config, part)) for name, part in read.items()},
             "data": data.digest(),
             "decoded": [

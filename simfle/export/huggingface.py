@@ -1,4 +1,4 @@
-"""Export a Hugging Face folder that timm reads: config.json, model.safetensors, README.md (the model card)."""
+"""Export a folder that timm and transformers read: config.json, model.safetensors, README.md (the model card)."""
 
 import logging
 from pathlib import Path
@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from shards.format.manifest import Manifest, read_manifest
 from shards.io.atomic import read_bytes, read_text, write_atomic
 from shards.io.jsonl import loads_object
+from shards.redact import to_json
 from simfle.config.parsing import flatten
 from simfle.config.schema import load_yaml
 from simfle.errors import UserError
@@ -38,12 +39,13 @@ RECIPE = (
     ("seed", "train.seed"),
 )
 EXAMPLE = """import timm, torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True, num_classes=0).eval()
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+image = ImageOps.exif_transpose(Image.open("face.jpg")).convert("RGB")
 with torch.no_grad():
-    features = model(transform(Image.open("face.jpg").convert("RGB"))[None])  # [1, C]
+    features = model(transform(image)[None])  # [1, C]
 """
 
 
@@ -57,14 +59,24 @@ def export_huggingface(run: Path, backbone: LoadedBackbone, folder: Path) -> Pat
     options: dict[str, Any] = {}
     if timm.models.is_model_in_modules(card.name, TRANSFORMERS):  # our pooling: the mean of the patch tokens
         options = {"img_size": card.size, "dynamic_img_size": True, "global_pool": "avg", "fc_norm": False}
+    elif card.output_stride:
+        options = {"output_stride": card.output_stride}
     network = timm.create_model(card.name, num_classes=0, pretrained_cfg_overlay=ABOUT, **options)
     network.load_state_dict(backbone.module.network.state_dict())
     data: dict[str, Any] = {"input_size": (3, card.size, card.size), "mean": card.mean, "std": card.std}
     data |= {"crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}  # the whole image, as in evaluations
     folder.mkdir(parents=True, exist_ok=True)
     timm.models.save_for_hf(network, str(folder), safe_serialization=True, data_config=data)
+    _keep_for_transformers(folder / "config.json")
     write_atomic(folder / "README.md", _model_card(run, backbone).encode())
     return folder
+
+
+def _keep_for_transformers(path: Path) -> None:
+    """Remove `num_classes` from the model's arguments: transformers passes it itself, timm reads it at the root."""
+    config = loads_object(read_bytes(path))
+    if config.get("model_args", {}).pop("num_classes", None) is not None:
+        write_atomic(path, (to_json(config, indent=2) + "\n").encode())
 
 
 def _model_card(run: Path, backbone: LoadedBackbone) -> str:

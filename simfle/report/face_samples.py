@@ -3,7 +3,6 @@
 # N faces
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +14,7 @@ from shards.format.manifest import Manifest, read_manifest
 from simfle.data.backends.jpeg_header import decode
 from simfle.data.dataset import ShardCorpus
 from simfle.errors import UserError
+from simfle.eval.features.resize import resize
 
 Image = NDArray[np.uint8]
 QUERIES, GALLERY = 6, 600  # number of query faces; number of searched faces
@@ -129,12 +129,6 @@ def pick_faces(faces: FaceBatch, places: Sequence[int]) -> FaceBatch:
         [groups[place] for place in places],
         faces.classes,
     )
-
-
-def resize(image: Image, side: int) -> Image:
-    shrinks = image.shape[0] >= side and image.shape[1] >= side
-    found: Any = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return found
 
 
 def enlarge(image: Image, height: int = TILE) -> Image:

@@ -51,7 +51,7 @@ class BackboneMetadata:
 
 
 class PooledBackbone(nn.Module):
-    """Images [B, 3, H, W] uint8 -> features [B, C] float32: normalization, feature map, global average pooling.
+    """Images [B, 3, H, W], uint8 or floats in [0, 1] -> features [B, C]: normalization, feature map, average pooling.
 
     For a vision transformer, features are the mean of its patch tokens without the class token.
     """
@@ -69,8 +69,17 @@ class PooledBackbone(nn.Module):
         return self.maps(images).mean(dim=(2, 3))  # [B, C, h, w] -> [B, C]
 
     def maps(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] uint8 -> feature map [B, C, h, w]; for a transformer, its patch tokens as a grid."""
-        found = self.network((images.float() / 255 - self.mean) / self.std)
+        """Images [B, 3, H, W], as in `forward` -> feature map [B, C, h, w]."""
+        return self.feature_map(self.normalize(images))
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return (x - mean) / std of values in [0, 1]; uint8 is divided by 255."""
+        values = images if images.is_floating_point() else images.float() / 255
+        return (values - self.mean) / self.std
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Normalized images [B, 3, H, W] -> feature map [B, C, h, w]; of a transformer, its patch tokens as a grid."""
+        found = self.network(images)
         if found.ndim == 4:
             return found
         patches = found[:, int(self.network.num_prefix_tokens) :]  # type: ignore[arg-type]  # [B, h w, C]

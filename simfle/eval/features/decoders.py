@@ -62,7 +62,7 @@ class DecoderPool:
         if asked not in self._ready:
             while len(self._ready) >= _OPEN:
                 self._ready.pop(next(iter(self._ready)))
-            self._ready[asked] = load_ffcv("simfle.eval.features.ffcv_loader").BetonLoader(*asked)
+            self._ready[asked] = load_ffcv("simfle.eval.features.ffcv_loader").FfcvLoader(*asked)
         return self._ready[asked]
 
     def dali(

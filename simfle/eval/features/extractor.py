@@ -22,6 +22,7 @@ from simfle.eval.backbones.load import LoadedBackbone
 from simfle.eval.data.splits import Split, SplitSource
 from simfle.eval.features import feature_cache
 from simfle.eval.features.decoders import OPENCV, DecoderPool
+from simfle.eval.features.resize import RULE, resize
 
 Ints = NDArray[np.int64]
 Image = NDArray[np.uint8]
@@ -115,8 +116,8 @@ class Extractor:
         """Read the same batches from a beton."""
         beton = self.decoders.open_ffcv(source, self.size, batch, self.threads)
         heights, widths = beton.heights[rows], beton.widths[rows]
-        crops = np.zeros((len(rows), 5), np.int64)
-        crops[:, 2], crops[:, 3] = widths, heights
+        crops = np.zeros((len(rows), 6), np.int64)
+        crops[:, 2], crops[:, 3], crops[:, 5] = widths, heights, augment is None
         if augment:
             for part in (slice(start, start + DRAWN) for start in range(0, len(rows), DRAWN)):
                 draws = augment.draw(source.ids[rows[part]])
@@ -178,7 +179,7 @@ class Extractor:
         if self.cache is None:
             return np.concatenate(list(self._compute(backbone, split.source, maps)))
         kind = "maps" if maps else "pooled"
-        about = [name, split.source.digest, self.size, kind]
+        about = [name, split.source.digest, self.size, kind, RULE]
         if (loader := self.decoders.name(split.source)) != OPENCV:  # pixels differ slightly between decoders
             about.append(loader)
         channels = backbone.card.features
@@ -261,10 +262,10 @@ def _image(
     image = decode(source.corpus.read_image(shard, sample))
     if image is None:
         raise _corrupt_error(source, row)
-    flip = False
-    if augment is not None and draws is not None:
-        x, y, w, h = augment.box(draws, place, *image.shape[:2])
-        image, flip = image[y : y + h, x : x + w], bool(draws.flip[place])
+    if augment is None or draws is None:
+        return resize(image, size)
+    x, y, w, h = augment.box(draws, place, *image.shape[:2])
+    image, flip = image[y : y + h, x : x + w], bool(draws.flip[place])
     shrinks = image.shape[0] >= size and image.shape[1] >= size
     resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
     return np.ascontiguousarray(resized[:, ::-1] if flip else resized, dtype=np.uint8)

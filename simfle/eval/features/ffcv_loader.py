@@ -22,11 +22,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from simfle.errors import UserError
+from simfle.eval.features.resize import fill_resized
 
 Ints = NDArray[np.int64]
 AHEAD = 2  # batches to prefetch
-# Fields of a row that `Crop` reads: location and size of its JPEG, box and flip in this epoch.
-_ROW = np.dtype([("data_ptr", "<u8")] + [(name, "<i8") for name in ("height", "width", "x", "y", "w", "h", "flip")])
+# Fields of a row that `Crop` reads: location and size of its JPEG; box, flip and whether complete in this epoch.
+_ROW = np.dtype(
+    [("data_ptr", "<u8")] + [(name, "<i8") for name in ("height", "width", "x", "y", "w", "h", "flip", "whole")]
+)
 
 
 class FfcvLoader:
@@ -60,12 +63,13 @@ class FfcvLoader:
     def batches(self, rows: Ints, crops: Ints) -> Iterator[tuple[Tensor, NDArray[np.bool_]]]:
         """Yield images [b, S, S, 3] uint8 of `rows` [m] in order, and which of them [b] could not be decoded.
 
-        crops: [m, 5], x, y, width, height in pixels and flip; a repeated row has the same crop each time.
+        crops: [m, 6], x, y, width, height in pixels, flip, and whether the image is complete, not augmented; a repeated
+        row has the same crop each time.
         """
         if not len(rows):
             return
         table = self._table.copy()
-        for name, values in zip(("x", "y", "w", "h", "flip"), crops.T, strict=True):
+        for name, values in zip(("x", "y", "w", "h", "flip", "whole"), crops.T, strict=True):
             table[name][rows] = values
         # FFCV passes only rows of the file's table to its compiled decoder, so the crops are stored there.
         self._loader.reader.metadata = {"f0": table}
@@ -96,8 +100,9 @@ class FfcvLoader:
 class Crop(SimpleRGBImageDecoder):
     """FFCV operation: decode, crop, resize and mirror with the row's own parameters.
 
-    Output: [b, S * S * 3 + 1] uint8, pixels and a flag for a JPEG that cannot be decoded. Resized as in
-    `features._image`: area average if both sides shrink (by FFCV's OpenCV), otherwise bilinear.
+    Output: [b, S * S * 3 + 1] uint8, pixels and a flag for a JPEG that cannot be decoded. Complete images are resized
+    as in `features.resize`, crops as in `extractor._image`: area average if both sides shrink (by FFCV's OpenCV),
+    otherwise bilinear.
     """
 
     def __init__(self, side: int) -> None:
@@ -113,6 +118,7 @@ class Crop(SimpleRGBImageDecoder):
         plane = side * side * 3
         decode_jpeg, average = Compiler.compile(imdecode), Compiler.compile(resize_crop)
         bilinear, mirror = Compiler.compile(_bilinear), Compiler.compile(_mirror)
+        antialiased = Compiler.compile(fill_resized)
         each = Compiler.get_iterator()
 
         def decode(rows, made, table, storage):  # type: ignore[no-untyped-def]
@@ -125,7 +131,9 @@ class Crop(SimpleRGBImageDecoder):
                 content = read(row["data_ptr"], storage)
                 failed = decode_jpeg(content, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
                 made[place][plane] = 1 if failed != 0 else 0
-                if h >= side and w >= side:
+                if row["whole"] != 0:
+                    antialiased(pixels, image)
+                elif h >= side and w >= side:
                     average(pixels, y, y + h, x, x + w, image)
                 else:
                     bilinear(pixels[y : y + h, x : x + w], image)

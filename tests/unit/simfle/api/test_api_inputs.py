@@ -112,12 +112,12 @@ def test_one_image_is_embedded_as_one(model: Backbone, tmp_path: Path) -> None:
     wanted = model(image).numpy()
     for one in (image, array, tensor, file, str(file), [image], array[None], tensor[None], np.array([str(file)])):
         found = simfle.embed(one, model)
-        assert found["keys"].tolist() == [0]
+        assert found["key"].tolist() == [0]
         assert np.array_equal(found["features"], wanted)
         assert np.array_equal(model(one), wanted)
     for gray in (array[:, :, 0], tensor[0]):
         assert np.array_equal(simfle.embed(gray, model)["features"], model(gray))
-    assert simfle.embed((each for each in [image, array]), model)["keys"].tolist() == [0, 1]
+    assert simfle.embed((each for each in [image, array]), model)["key"].tolist() == [0, 1]
     (tmp_path / "file.txt").write_text("no picture")
     with pytest.raises(simfle.UserError, match=r"file\.txt: not a usable image"):
         simfle.embed(tmp_path / "file.txt", model)
@@ -148,8 +148,8 @@ def test_splits_are_one_name_several_or_all(faces: Path, model: Backbone) -> Non
     with pytest.raises(simfle.UserError, match="no split 'tran' in"):
         shards.open(faces, "tran")
     test = simfle.embed(faces, model, splits="test")
-    assert test["keys"].tolist() == shards.open(faces, ["test"]).keys()
-    assert simfle.embed(faces, model, splits=None)["keys"].tolist() == opened.keys()
+    assert test["key"].tolist() == shards.open(faces, ["test"]).keys()
+    assert simfle.embed(faces, model, splits=None)["key"].tolist() == opened.keys()
     with pytest.raises(simfle.UserError, match=r"splits=\['test'\]: only shards have splits"):
         simfle.embed(opened[0].image, model, splits="test")
     with pytest.raises(simfle.UserError, match=r"pass splits to shards\.open"):
@@ -171,10 +171,10 @@ def test_home_is_a_place(faces: Path, model: Backbone, tmp_path: Path, monkeypat
     (tmp_path / "pictures").mkdir()
     cut_out().save(tmp_path / "pictures" / "one.png")
     assert len(shards.open("~/faces")) == 240
-    assert len(simfle.embed("~/faces", model, splits="test")["keys"]) < 240
-    assert simfle.embed(Path("~/pictures"), model, "~/all.npz")["keys"].tolist() == ["one.png"]
+    assert len(simfle.embed("~/faces", model, splits="test")["key"]) < 240
+    assert simfle.embed(Path("~/pictures"), model, "~/all.npz")["key"].tolist() == ["one.png"]
     assert (tmp_path / "all.npz").is_file()
-    assert simfle.embed("~/pictures/one.png", model)["keys"].tolist() == [0]
+    assert simfle.embed("~/pictures/one.png", model)["key"].tolist() == [0]
     assert model(["~/pictures/one.png"]).shape == (1, model.features)
     save_file(model.network.state_dict(), tmp_path / "backbone.safetensors")
     (tmp_path / "backbone.json").write_text(json.dumps(asdict(model.card)))

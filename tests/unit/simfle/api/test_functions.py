@@ -98,10 +98,8 @@ def test_a_backbone_takes_any_kind_of_image_and_gives_the_same_features(backbone
     assert model([image, array]).shape == (2, model.features)
     assert model.maps(image).shape == (1, model.features, 2, 2)
     # By hand: timm's module on the normalized image.
-    prepared = model.preprocess(image).float() / 255
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (model.card.mean, model.card.std))
     with torch.no_grad():
-        by_hand = model.network((prepared - mean) / std).mean((2, 3))
+        by_hand = model.network(model.preprocess(image)).mean((2, 3))
     torch.testing.assert_close(found[0], by_hand)
     for wrong, words in (
         (array.astype(np.float32), "of uint8"),
@@ -136,28 +134,28 @@ def test_embedding_gives_the_same_of_shards_folder_and_images(
     model = simfle.load_backbone(backbone)
     of_shards = simfle.embed(faces, model, tmp_path / "all.npz", batch=7)
     opened = shards.open(faces)
-    assert of_shards["keys"].tolist() == opened.keys()
-    assert of_shards["labels"].tolist() == [item.label for item in opened]
-    assert set(of_shards["splits"]) == {"train", "test"}
+    assert of_shards["key"].tolist() == opened.keys()
+    assert of_shards["label"].tolist() == [item.label for item in opened]
+    assert set(of_shards["split"]) == {"train", "test"}
     assert of_shards["features"].shape == (len(opened), model.features)
     with np.load(tmp_path / "all.npz", allow_pickle=False) as kept:
         assert all(np.array_equal(kept[name], of_shards[name]) for name in of_shards)
 
     of_folder = simfle.embed(pictures, model, tmp_path / "folder.parquet")
     assert "skipped" in caplog.text
-    assert of_folder["keys"].tolist() == sorted(f"{item.key}.jpg" for item in opened[:40])
-    same = [opened.keys().index(name.removesuffix(".jpg")) for name in of_folder["keys"]]
+    assert of_folder["key"].tolist() == sorted(f"{item.key}.jpg" for item in opened[:40])
+    same = [opened.keys().index(name.removesuffix(".jpg")) for name in of_folder["key"]]
     np.testing.assert_allclose(of_folder["features"], of_shards["features"][same], rtol=1e-4, atol=1e-5)
     table = parquet.read_table(tmp_path / "folder.parquet")
-    assert table.column("keys").to_pylist() == of_folder["keys"].tolist()
+    assert table.column("key").to_pylist() == of_folder["key"].tolist()
     assert np.array_equal(np.array(table.column("features").to_pylist(), np.float32), of_folder["features"])
 
     of_images = simfle.embed([item.image for item in opened[:3]], model)
     np.testing.assert_allclose(of_images["features"], of_shards["features"][:3], rtol=1e-4, atol=1e-5)
     only = simfle.embed(faces, model, splits=["test"])
-    assert set(only["splits"]) == {"test"}
+    assert set(only["split"]) == {"test"}
     with pytest.raises(simfle.UserError, match="a name that ends in"):
-        simfle.embed(faces, model, tmp_path / "all.csv")
+        simfle.embed(faces, model, tmp_path / "all.txt")
 
 
 def test_evaluating_ends_in_a_table(backbone: Path, faces: Path, tmp_path: Path) -> None:

@@ -59,11 +59,12 @@ def test_a_crop_belongs_to_seed_epoch_and_sample(make_shards: MakeShards) -> Non
 def test_whole_crops_are_the_image_or_its_mirror(make_shards: MakeShards) -> None:
     split = read_split([str(make_shards({"train": [10, 10, 10]}))], "train")
     rows = np.arange(30)
-    plain = torch.cat(list(extractor().images(split.source, rows)))
+    plain = torch.cat(list(extractor(size=48).images(split.source, rows))).int()
     same = Augment(0, 0, (1.0, 1.0), ratio=(64 / 48, 64 / 48))  # the images are 64 x 48
-    found = torch.cat(list(extractor().images(split.source, rows, same)))
-    mirrored = [torch.equal(image, judge.flip(2)) for image, judge in zip(found, plain, strict=True)]
-    upright = [torch.equal(image, judge) for image, judge in zip(found, plain, strict=True)]
+    found = torch.cat(list(extractor(size=48).images(split.source, rows, same))).int()
+    # Crops are resized with another filter: the difference is larger along edges, small on average.
+    mirrored = [(image - judge.flip(2)).abs().float().mean() < 3 for image, judge in zip(found, plain, strict=True)]
+    upright = [(image - judge).abs().float().mean() < 3 for image, judge in zip(found, plain, strict=True)]
     assert all(a or b for a, b in zip(mirrored, upright, strict=True))
     assert 5 < sum(mirrored) < 25
 
