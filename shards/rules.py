@@ -85,7 +85,7 @@ def resolve_entry(entry: Entry, rules: EntryRules) -> Entry | Rejected:
 
 
 def is_text(text: str) -> bool:
-    """Return whether text can be encoded: JSON can spell a lone surrogate ("\\ud83d"), which cannot."""
+    """Return whether text can be encoded as UTF-8; a lone surrogate ("\ud83d"), which JSON can spell, cannot."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -119,7 +119,7 @@ def normalize_split(split: str | None) -> str:
 
 
 def assign_split(group: str, rules: EntryRules) -> str:
-    """Draw train, val or test by a keyed hash of the group only: independent of all other groups."""
+    """Assign train, val or test by a keyed hash of the group only, independent of all other groups."""
     if not rules.val_fraction and not rules.test_fraction:
         return TRAIN
     draw = int.from_bytes(keyed_hash(group, f"split {rules.split_seed}")[:8], "big") / 2**64

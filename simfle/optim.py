@@ -38,7 +38,7 @@ def is_weight(name: str, parameter: nn.Parameter) -> bool:
 
 
 def build_optimizer(parameters: Iterable[Any], config: OptimConfig) -> torch.optim.Optimizer:
-    """Build SGD with momentum, AdamW or LARS from parameters or groups; `set_rate` sets the rate before each step.
+    """Build SGD with momentum, AdamW or LARS from parameters or groups; `set_lr` sets the rate before each step.
 
     Fused kernels make one pass over parameter, gradient and state instead of one per operation.
     """

@@ -63,7 +63,8 @@ def build(
         request: specification of the build.
         entries: listing of the corpus; iterated several times.
         progress: called with stage, done, total.
-        about: returns extra fields for the manifest's `build` from the label counts; called before `out` is published.
+        extra_manifest: returns extra fields for the manifest's `build` from the label counts; called before `out` is
+            published.
 
     Raises:
         UserError: the output exists or belongs to another build, nothing to write, a full disk, a dead worker. Finished
@@ -120,7 +121,7 @@ def _check_existing(request: BuildSpec, entries: Iterable[Entry | Rejected]) -> 
 
 
 def is_up_to_date(request: BuildSpec, manifest: Manifest, entries: Iterable[Entry | Rejected]) -> bool:
-    """Return whether shards with this manifest are equal to those of the request."""
+    """Return whether shards with this manifest are equal to those that the request would produce."""
     entries = map_numbered_labels(entries, request.rules.labels)
     return manifest.build.get("digest") == digest_entries(entries, request.rules, request.digest_options())
 
@@ -190,7 +191,7 @@ def _check_plan(request: BuildSpec, plan: BuildPlan) -> None:
 
 
 def _check_files(request: BuildSpec, plan: BuildPlan) -> None:
-    """Raise UserError if too many listed files are missing: wrong base folder, or an unmounted disk."""
+    """Raise UserError if too many listed files are missing, as with a wrong base folder or an unmounted disk."""
     if request.max_missing >= 1:
         return
     total, missing = 0, []
@@ -320,7 +321,7 @@ def _notes(request: BuildSpec, plan: BuildPlan, report: BuildReport) -> Iterator
 
 
 def _nothing_to_write(reasons: dict[str, int], one: Rejected | None) -> str:
-    """Return a message that everything was rejected, with one example, because no rejected.jsonl remains."""
+    """Return the message for a build whose entries are all rejected, with one example: no rejected.jsonl remains."""
     example = f"; for example {one.source}: {one.reason}, {one.detail or REJECT_REASONS[one.reason]}" if one else ""
     return f"nothing to write: every entry was rejected ({_counts(reasons)}){example}"
 

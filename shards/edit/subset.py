@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 @dataclass(frozen=True)
 class Ranks:
-    """For each sample [n]: its rank in the order of its stratum, and the size of that order."""
+    """Rank of each sample [n] in the order of its stratum, and the size of that stratum."""
 
     rank: Ints
     size: Ints
@@ -54,9 +54,9 @@ def rank_samples(
         folder: folder of the shards.
         shards: shards to rank.
         labels: label names of the manifest.
-        by: "sample" ranks all samples of a split; "label" ranks each label of a split, so that every part keeps the
-        label
-            proportions; "group" ranks the groups of all splits together (samples without group: each one alone).
+        stratify_by: "sample" ranks all samples of a split; "label" ranks the samples of each label of a split, so that
+            every part keeps the label proportions; "group" ranks the groups of all splits together (a sample without
+            group counts as its own group).
         seed: seed of the keyed hash.
         progress: called with stage, done, total.
     """
@@ -89,7 +89,7 @@ def rank_samples(
 
 
 def take_fraction(ranks: Ranks, fraction: float) -> NDArray[np.bool_]:
-    """Return which samples [n] are in a fraction: the first of each stratum, rounded up so that none is empty."""
+    """Return a mask [n] of the samples in a fraction: the first of each stratum, rounded up so that none is empty."""
     return np.asarray(ranks.rank < np.ceil(np.round(ranks.size * fraction, ROUNDING)))
 
 

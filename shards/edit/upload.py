@@ -1,4 +1,4 @@
-"""Upload a complete folder of shards to a URL; skip files that are already there and write the manifest last."""
+"""Upload a complete folder of shards to a URL; skip files that exist there and write the manifest last."""
 
 import json
 import os
@@ -19,7 +19,7 @@ AT_ONCE = 4
 
 
 def manifest_at(url: str) -> Manifest | None:
-    """Return the manifest of the shards at a writable URL, None if there is none.
+    """Return the manifest of the shards at a writable URL; None if the URL has no manifest.
 
     Raises:
         UserError: the URL is not writable or not readable, or the manifest is corrupt.

@@ -1,4 +1,5 @@
-"""Folders of tars written by other tools (webdataset's ShardWriter, img2dataset): find usable samples, make a manifest.
+"""Folders of tars written by other tools (webdataset's ShardWriter, img2dataset): find usable samples, write a
+manifest.
 
 A sample is usable if it has an image in a format that all backends decode. This module neither decodes images nor turns
 them upright; to check every image, build shards from such a folder.
@@ -44,10 +45,11 @@ _LONGEST = 12
 
 @dataclass(frozen=True)
 class TarScan:
-    """One tar: the index of its usable samples, the rejected ones, and the content of its .cls members.
+    """Scan of one tar: the index of its usable samples, the rejected samples, and the content of its .cls members.
 
-    all_numbers: whether all .cls are numbers; max_label: the largest one, -1 if there are none; labels: all .cls, in
-    order, one per line.
+    all_numbers: whether all .cls are numbers; max_label: the largest number, -1 without .cls; labels: all .cls, in
+    order,
+    one per line.
     """
 
     index: Index
@@ -137,14 +139,14 @@ def check_sorted(tar: Path, key: str, before: Collection[str], members: Iterable
 def split_from_name(file: str) -> str:
     """Infer the split: val for 'val-000000.tar' or 'faces-dev-000000.tar'; train if the name contains no split.
 
-    The last split word wins, because a corpus name at the start may contain one.
+    The last split name wins, because a corpus name at the start may contain one.
     """
     words = re.split(r"[\W\d_]+", file.removesuffix(".tar").lower())
     return next((SPLITS[word] for word in reversed(words) if word in SPLITS), TRAIN)
 
 
 def list_tars(folder: Path) -> list[Path]:
-    """Return the tars of a folder by name. Raises UserError if there are none."""
+    """Return the tars of a folder by name. Raises UserError if the folder contains no tar."""
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise UserError(f"shards={folder}: contains no .tar. Fix: give a folder of shards")
@@ -162,7 +164,7 @@ def shard_info(tar: Path, scan: TarScan, sha256: str) -> ShardInfo:
 def make_manifest(
     folder: Path, scans: Iterable[tuple[ShardInfo, TarScan]], terms: str = ""
 ) -> tuple[Manifest, list[Rejected]]:
-    """Return the manifest of a folder of examined tars, and all rejected samples."""
+    """Return the manifest of a folder of scanned tars, and all rejected samples."""
     infos: list[ShardInfo] = []
     rejected: list[Rejected] = []
     counts: Counter[str] = Counter()

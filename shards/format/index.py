@@ -116,8 +116,8 @@ def index_tar(
 ) -> Index:
     """Read the index of any tar from its headers. repeated: see `make_index`.
 
-    left_out: called with the name of each member that leads outside the folder; the member is skipped. None: such a
-    member is an error.
+    left_out: called with the name of each member that leads outside the folder; the member is skipped. If None, such a
+    member raises an error.
 
     Raises:
         UserError: the tar is missing or invalid, or a member's name leads outside the folder.
@@ -171,7 +171,7 @@ def read_index(path: Path) -> Index:
 def _inside(
     members: Iterable[tuple[str, int, int]], path: Path, left_out: Callable[[str], object] | None = None
 ) -> Iterator[tuple[str, int, int]]:
-    """Yield the members whose names stay inside the folder that the tar is extracted to."""
+    """Yield the members whose names stay inside the folder into which the tar is extracted."""
     for member in members:
         if not leads_outside(member[0]):
             yield member

@@ -1,4 +1,4 @@
-"""The manifest of a shard folder: content, origin and rejected entries. Written last, atomically."""
+"""Manifest of a shard folder: content, origin and rejected entries. Written last, atomically."""
 
 import json
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A shard folder. Always, entries == samples of all shards - extra_samples + all rejected.
+    """Manifest of a shard folder. Invariant: entries == samples of all shards - extra_samples + all rejected.
 
     corpus: name of the corpus; terms: terms of use of its images; labels: names, whose position is the number in
     `.cls`; entries: number listed by the source; rejected: reason -> count; build: source, options, versions,
@@ -91,7 +91,7 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
 
 
 def _read(folder: str | Path) -> tuple[str, bytes]:
-    """Return the manifest's location, for messages, and its bytes."""
+    """Return the manifest's location (for messages) and its bytes."""
     if is_url(folder):
         check_url(str(folder))
         url = join(str(folder), NAME)

@@ -58,10 +58,10 @@ class StoredSample:
 
 
 def label_number(content: bytes, labels: int, where: str) -> int:
-    """Parse the number in a `.cls`; labels: number of labels in the manifest, 0 for any; where: for messages.
+    """Parse the number in a `.cls`; labels: number of labels in the manifest (0 = any); where: place, for messages.
 
     Raises:
-        UserError: the content is not a number, or not that of a label.
+        UserError: the content is not a number, or is not the number of a label.
     """
     try:
         number = int(content)
@@ -122,7 +122,8 @@ def content_digest(shards: Iterable[ShardInfo]) -> str:
 def provenance(*manifests: Manifest) -> dict[str, Any]:
     """Return the provenance of derived shards, for the manifest's `build`.
 
-    Shards derived from external samples count as external: verify would otherwise expect members that only we write.
+    Shards derived from external samples count as external: verify would otherwise expect members that only
+    `simfle shards build` writes.
     """
     source = next((manifest.build["source"] for manifest in manifests if is_external_manifest(manifest)), None)
     came = [

@@ -1,4 +1,4 @@
-"""Parse JSON that other programs wrote or that a crash truncated."""
+"""Parse JSON from other programs, and JSON that a crash truncated."""
 
 import json
 from collections.abc import Iterator

@@ -41,7 +41,7 @@ def is_url(place: str | Path) -> bool:
 
 
 def check_url(url: str, *, write: bool = False) -> None:
-    """Refuse a URL that cannot be read (or written), before any other work.
+    """Raise UserError if a URL cannot be read (or written), before any other work.
 
     Raises:
         UserError: the scheme is not allowed, its driver is not installed, or http(s) is to be written.
@@ -67,7 +67,7 @@ def open_url(url: str) -> IO[bytes]:
     """Open a byte stream of a file; the caller closes it.
 
     Raises:
-        FileNotFoundError, PermissionError, and errors of the driver (see `retried`).
+        FileNotFoundError, PermissionError, and errors of the driver (see `with_retries`).
     """
     check_url(url)
     if _scheme(url) in HTTP:
@@ -130,7 +130,7 @@ def upload(path: Path, url: str) -> None:
 
 
 def file_size(url: str) -> int | None:
-    """Return the size of a file in bytes; None if it does not exist or the size is unknown (http)."""
+    """Return the size of a file in bytes; None if the file does not exist or its size is unknown (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)
@@ -142,7 +142,7 @@ def file_size(url: str) -> int | None:
 
 
 def is_directory(url: str) -> bool:
-    """Return whether a URL is a folder (never for http). Raises UserError if it does not exist."""
+    """Return whether a URL is a folder (never for http). Raises UserError if the URL does not exist."""
     if _scheme(url) in HTTP:
         return False
     system, path = _file_system(url)
@@ -153,7 +153,7 @@ def is_directory(url: str) -> bool:
 
 
 def list_names(url: str) -> list[str] | None:
-    """Return the file names in a folder; None if they cannot be listed (http)."""
+    """Return the file names in a folder; None if the server cannot list them (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)

@@ -1,4 +1,4 @@
-"""Read http and https with the standard library; slow, endless and redirecting servers end in a clear error.
+"""Read http and https with the standard library; report slow, endless and redirecting servers.
 
 fsspec's HTTP needs aiohttp and aborts every download after five minutes.
 """
@@ -84,7 +84,7 @@ class _Socket:
 
 
 class _Answer(http.client.HTTPResponse):
-    """A response with limits that the standard library lacks."""
+    """Response with limits that the standard library lacks."""
 
     def begin(self) -> None:
         """Read the status line and headers. Raises HTTPException for too many "100 Continue"."""

@@ -27,8 +27,9 @@ from shards.redact import redact_url
 class Sample:
     """One sample.
 
-    label: its name ("" without label); label_id: the label's position in `ShardDataset.labels` or None; split: split of
-    its shard; metadata: its json (source, group, box ...); image_bytes: the image's bytes.
+    label: label name ("" without label); label_id: position in `ShardDataset.labels`, or None; split: split of its
+    shard;
+    metadata: content of its json (source, group, box ...); image_bytes: bytes of the image.
     """
 
     key: str
@@ -50,10 +51,11 @@ class Sample:
 
 
 class ShardDataset(Sequence[Sample]):
-    """A folder of shards, read-only. Samples are in the order of the tars and are read on access.
+    """Folder of shards, read-only. Samples are in the order of the tars and are read on access.
 
     It is a map-style dataset: `torch.utils.data.DataLoader(shards, collate_fn=...)` accepts it; `as_torch_dataset`
-    returns one of (image, label) pairs. It can be pickled.
+    returns
+    a dataset of (image, label) pairs. It can be pickled.
     """
 
     def __init__(self, folder: str | Path, splits: str | Sequence[str] | None = None) -> None:
@@ -94,7 +96,7 @@ class ShardDataset(Sequence[Sample]):
         return self._read(shard, position - (self._ends[shard] - self._shards[shard].samples))
 
     def __contains__(self, what: object) -> bool:
-        """Return whether a sample with this key, or this item, exists."""
+        """Return whether a sample with this key, or this sample, exists."""
         if isinstance(what, Sample):
             return what.key in self._keys and self[what.key] == what
         return isinstance(what, str) and what in self._keys

@@ -1,4 +1,4 @@
-"""Shared helpers of the sources of known corpora: find their parts and read their lists."""
+"""Shared helpers of the sources of known corpora: find the parts of a corpus and read its lists."""
 
 import math
 import os
@@ -21,7 +21,7 @@ def first_existing(root: Path, *places: str) -> Path | None:
 
 
 def require_path(corpus: str, root: Path, what: str, *places: str) -> Path:
-    """Return a path like `find`.
+    """Return a path like `first_existing`.
 
     Raises:
         UserError: `root` is not a folder, or no path exists.

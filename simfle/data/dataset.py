@@ -203,7 +203,7 @@ class ShardCorpus:
 
 
 def open_corpus(data: DataConfig) -> ShardCorpus:
-    """Open the corpus of a configuration, with its cache if any shard comes from a URL. Raises like `Corpus`."""
+    """Open the corpus of a configuration, with its cache if any shard comes from a URL. Raises like `ShardCorpus`."""
     cache = make_cache(data) if any(map(is_url, data.shards)) else None
     return ShardCorpus(data.shards, data.splits, cache)
 

@@ -124,7 +124,7 @@ class OrderedShards:
 
 
 def make_sampler(corpus: ShardCorpus, data: DataConfig, seed: int, global_batch: int) -> Sampler:
-    """Build the sampler of `corpus`; streams: greatest common divisor of the configured number and the batch."""
+    """Build the sampler of `corpus`; its streams are the gcd of data.canonical_streams and the global batch."""
     streams = math.gcd(data.canonical_streams, global_batch)
     return Sampler(corpus.counts, corpus.first_ids, seed, streams, data.shuffle_window, global_batch)
 

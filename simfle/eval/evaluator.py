@@ -40,15 +40,15 @@ CALIBRATION = 1024  # training images for recomputing a random backbone's BatchN
 
 
 def evaluate(config: EvalConfig, command: list[str]) -> Summary:
-    """Run this process's part of the units, and write the summary of all complete ones.
+    """Run this process's part of the tasks, and write the summary of all complete ones.
 
-    Processes (torchrun, accelerate: RANK and WORLD_SIZE) take every n-th unit without communicating. Each writes the
+    Processes (torchrun, accelerate: RANK and WORLD_SIZE) take every n-th task without communicating. Each writes the
     summary at its end, so the last one writes the complete summary.
 
     A benchmark that lacks the data for a protocol (votes, landmarks) is skipped with a warning.
 
     Raises:
-        UserError: see `units`, `run_unit`; all units were skipped.
+        UserError: see `eval_tasks` and `run_task`; all tasks were skipped.
     """
     work = eval_tasks(config)
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
@@ -99,7 +99,7 @@ class Evaluator:
         _use_deterministic_kernels(self.device)
 
     def run(self, task: EvalTask, command: list[str]) -> Result:
-        """See `run_unit`."""
+        """See `run_task`."""
         if found := self.cached_result(task):
             log.info("%s: already complete", task)
             return found

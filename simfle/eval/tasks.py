@@ -1,7 +1,7 @@
-"""Units of work: one per backbone, benchmark, protocol and seed, independent of each other and in a fixed order.
+"""Evaluation tasks: one per backbone, benchmark, protocol and seed, independent of each other and in a fixed order.
 
-A dispatcher (processes of one machine, an array job) calls `units(config)`, takes its part by position and passes each
-unit to `run_unit`, which skips complete ones.
+A dispatcher (processes of one machine, an array job) calls `eval_tasks(config)`, takes its part by position and passes
+each task to `run_task`, which skips complete tasks.
 """
 
 import hashlib

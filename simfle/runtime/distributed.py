@@ -50,7 +50,7 @@ class World:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How a global batch is split: global_batch = processes * accumulation * micro_batch."""
+    """Split of a global batch: global_batch = processes * grad_accum_steps * micro_batch."""
 
     global_batch: int
     micro_batch: int
@@ -62,7 +62,7 @@ class BatchLayout:
 
 
 def compute_batch_layout(config: TrainConfig, processes: int) -> BatchLayout:
-    """Compute micro-batch and accumulation for the number of processes.
+    """Compute the micro-batch size and the gradient accumulation steps for the number of processes.
 
     Raises:
         UserError: the global batch cannot be split equally.

@@ -52,10 +52,10 @@ def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path
 
 
 def planned(config: EvalConfig) -> list[EvalTask]:
-    """Return the units; check the shards once, before many tasks wait in the queue.
+    """Return the evaluation tasks; check the shards once, before many array tasks wait in the queue.
 
     Raises:
-        UserError: see `units`; shards are missing or corrupt, or lack a split.
+        UserError: see `eval_tasks`; shards are missing or corrupt, or lack a split.
     """
     found = eval_tasks(config)
     for benchmark in {unit.benchmark.name: unit.benchmark for unit in found}.values():

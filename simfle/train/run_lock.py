@@ -37,7 +37,7 @@ class JobStart:
 
 
 class RunLock:
-    """A run folder locked by this process. `loss_reason` returns why the lock is lost."""
+    """Lock of a run folder, held by this process. `lost_because` returns why the lock is lost."""
 
     def __init__(self, run: Path, file: IO[str], mine: JobStart | None) -> None:
         self.run, self.mine = run, mine
@@ -47,7 +47,7 @@ class RunLock:
         file.flush()
         self._number = os.fstat(file.fileno()).st_ino
 
-    def loss_reason(self) -> str:
+    def lost_because(self) -> str:
         """Return why the folder must not be written any more; empty if it is still owned, or if the disk fails."""
         path = self.run / LOCK
         try:
@@ -70,7 +70,7 @@ class RunLock:
 
     def check(self) -> None:
         """Raise a UserError if the folder is lost."""
-        if words := self.loss_reason():
+        if words := self.lost_because():
             raise UserError(words)
 
     def _superseded(self, by: str) -> str:

@@ -46,11 +46,10 @@ class Heartbeat:
 
 
 class Watchdog:
-    """Writes heartbeats while the process runs; exits with code 76 if `mark_progress` is not called for `limit`
-    seconds.
+    """Write heartbeats while the process runs; exit with code 76 if `mark_progress` is not called for `limit` seconds.
 
-    before_end: called with the message just before the exit. limit 0: never exits.
-    run_lock: lock of the main process; if it is lost the process exits, even if it waits for an unresponsive process.
+    on_hang: called with the message just before the exit; limit: seconds (0 = never exit); run_lock: lock of the main
+    process. If the lock is lost, the process exits, even while another process does not respond.
     """
 
     def __init__(
@@ -101,7 +100,7 @@ class Watchdog:
 
     def _work(self) -> None:
         while not self._stop.wait(self._period):
-            if self.run_lock is not None and (words := self.run_lock.loss_reason()):
+            if self.run_lock is not None and (words := self.run_lock.lost_because()):
                 leave(f"error: {words}", PEER_LOST)
             self._beat()
             if self.limit and time.monotonic() - self._since > self.limit:

@@ -112,7 +112,7 @@ def _in_zip(archive: Path, anchor: str, folder: str) -> CorpusFiles | None:
 
 
 def require_corpus_files(corpus: str, root: Path, anchor: str, folder: str) -> CorpusFiles:
-    """Return the files like `find_files`. Raises UserError if there are none."""
+    """Return the files like `find_corpus_files`. Raises UserError if there are none."""
     found = find_corpus_files(root, anchor, folder)
     if found is None:
         there = f" (found: {describe_dir(root)})" if root.is_dir() else ""

@@ -2,7 +2,7 @@
 
 `AFLWinfo_release.mat` (MATLAB 5): `nameList` (0/image00002.jpg), `data` (19 x, then 19 y), `mask_new` (visible or not),
 `bbox` (xmin xmax ymin ymax), `ra` (a permutation from 1: the first 20,000 are train, the others test); AFLW's photos
-are in `data/flickr/{0,2,3}/`. Coordinates are kept as delivered.
+are in `data/flickr/{0,2,3}/`. Coordinates are kept as in the file.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ IMAGE_FOLDERS = ("data/flickr", "flickr", "aflw/data/flickr", "images", ".")
 
 @dataclass(frozen=True)
 class AFLW19:
-    """The faces listed in the file."""
+    """Source: the faces listed in the file."""
 
     root: Path
 

@@ -45,7 +45,7 @@ class Lists:
 
 @dataclass(frozen=True)
 class CelebA:
-    """The photos in `list_eval_partition`, or all photos without that list."""
+    """Source: the photos in `list_eval_partition`, or all photos without that list."""
 
     root: Path
     unaligned: bool = option(False, "Use the photos of img_celeba with boxes instead of the aligned ones.")
@@ -75,7 +75,7 @@ class CelebA:
 
     @property
     def release(self) -> str:
-        """Kind of photos that is read."""
+        """Kind of photos that the source reads."""
         return "unaligned" if self.unaligned else "aligned"
 
     def notes(self) -> list[str]:

@@ -21,7 +21,7 @@ LANDMARKS = ("Landmarks", "Landmarks/Landmarks", "CK+/Landmarks")
 
 @dataclass(frozen=True)
 class CKPlus:
-    """All frames are in split train; split them by person with --val-fraction and --test-fraction. Group: person.
+    """Source: all frames in split train, to be split by person with --val-fraction and --test-fraction. Group: person.
 
     Frames of a sequence without a label are rejected unless unlabeled entries are kept.
     """

@@ -20,7 +20,7 @@ FIRST_PART, SECOND_PART = 720_000, 499_995  # 10,000 subjects x 72 images; 99,99
 
 @dataclass(frozen=True)
 class DigiFace:
-    """All images below the subject folders."""
+    """Source: all images below the subject folders."""
 
     root: Path
 

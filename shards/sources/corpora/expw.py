@@ -18,7 +18,8 @@ FIELDS = 8  # name, number of the face, top, left, right, bottom, confidence, la
 
 @dataclass(frozen=True)
 class ExpW:
-    """All faces are in split train. An entry is a face; box locates it in the photo. Group: photo (may show several).
+    """Source: all faces in split train. An entry is a face; box locates it in the photo. Group: photo (may show
+    several).
 
     Extras: number of the face in its photo, confidence of the detector that drew the box.
     """

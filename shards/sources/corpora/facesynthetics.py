@@ -22,7 +22,7 @@ LANDMARKS = 70
 
 @dataclass(frozen=True)
 class FaceSynthetics:
-    """All images, including those known only from their other files."""
+    """Source: all images, including those known only from their other files."""
 
     root: Path
 

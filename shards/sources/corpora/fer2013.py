@@ -42,7 +42,7 @@ class FER2013Row(NamedTuple):
 
 @dataclass(frozen=True)
 class FER2013:
-    """Splits train, val (the public test) and test (the private one)."""
+    """Source with splits train, val (the public test) and test (the private one)."""
 
     root: Path
     leaks: str = option(KEEP, HELP, CHOICES)
@@ -131,7 +131,7 @@ def entry(name: str, prefix: str, row: FER2013Row, split: str | None = None) -> 
 
 
 def label_of(emotion: str) -> str | None:
-    """The label of a number from 0 to 6, also as 3.0 (pandas), or of a name; None of anything else."""
+    """Return the label of a number from 0 to 6, also as 3.0 (pandas), or of a name; None for any other text."""
     name = emotion.strip().casefold()
     if name in LABELS:
         return name

@@ -1,7 +1,8 @@
-"""FFHQ: 70,000 faces from Flickr, aligned, 1024 x 1024 or as thumbnails of 128 x 128; Karras et al., CVPR 2019.
+"""Source of FFHQ: 70,000 faces from Flickr, aligned, 1024 x 1024 or as thumbnails of 128 x 128; Karras et al., CVPR
+2019.
 
 `images1024x1024/00000/00000.png`, `thumbnails128x128/00000/00000.png` (flat in some copies); `ffhq-dataset-v2.json`
-lists each image's author, license (they differ), 68 landmarks in pixels of the large image, and split.
+lists for each image the author, the license (which differs), 68 landmarks in pixels of the large image, and the split.
 """
 
 import json
@@ -31,7 +32,7 @@ DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class FFHQ:
-    """The aligned faces in the JSON, or all images without JSON."""
+    """Source: the aligned faces in the JSON, or all images without JSON."""
 
     root: Path
     thumbnails: bool = option(False, "Use the thumbnails of 128 x 128 even if the large images exist.")
@@ -53,7 +54,7 @@ class FFHQ:
 
     @property
     def release(self) -> str:
-        """Kind of images that is read."""
+        """Kind of images that the source reads."""
         return require_path("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL))).name
 
     def notes(self) -> list[str]:

@@ -31,7 +31,7 @@ LANDMARKS = 68
 
 @dataclass(frozen=True)
 class IBug300W:
-    """The faces of all parts present."""
+    """Source: the faces of all parts present."""
 
     root: Path
 

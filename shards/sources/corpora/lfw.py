@@ -18,7 +18,7 @@ RELEASES = ("lfw", "lfw_funneled", "lfw-funneled", "lfw-deepfunneled", "lfw_deep
 
 @dataclass(frozen=True)
 class LFW:
-    """All photos of one release."""
+    """Source: all photos of one release."""
 
     root: Path
 

@@ -1,7 +1,7 @@
 """RAF-DB, basic expressions: as its authors deliver it, or as a folder DATASET with numbered classes.
 
 Labels are 1 surprise, 2 fear, 3 disgust, 4 happiness, 5 sadness, 6 anger, 7 neutral. The list of compound expressions
-has the same name but other meanings of the numbers; it is recognized by numbers above 7 and refused.
+has the same name, but its numbers have other meanings. It is recognized by numbers above 7 and raises an error.
 """
 
 import csv
@@ -135,8 +135,10 @@ def _folders(root: Path, base: Path) -> Iterator[Entry | Rejected]:
 
 
 def _beside(root: Path, base: Path) -> Path:
-    """Return the folder of Kaggle's lists, the parent of DATASET. Beside a folder of another name there may be
-    unrelated lists, so in that case it is the folder itself."""
+    """Return the folder of Kaggle's lists: the parent of a folder DATASET, otherwise the folder itself.
+
+    Beside a folder of another name, there may be unrelated lists.
+    """
     if base != root:
         return root
     full = root.resolve()

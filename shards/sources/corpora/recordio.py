@@ -36,8 +36,8 @@ IMAGES = {
 }  # number of people -> images: MS1MV2, MS1MV3, Glint360K
 
 
-class DamagedRecord(Exception):  # noqa: N818 - the result for one record, like Unusable
-    """There is no complete record at that offset."""
+class DamagedRecord(Exception):  # noqa: N818 - the result for one record, like ImageRejected
+    """Error: there is no complete record at that offset."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -54,7 +54,7 @@ class RecordIORecord(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordIO:
-    """The images of one .rec file, or of all in a folder."""
+    """Source: the images of one .rec file, or of all .rec files in a folder."""
 
     root: Path
     label_is_class: bool = option(False, "Use a record's label as class, not as person.")
@@ -212,7 +212,7 @@ def read_image(file: Path, offset: int) -> bytes:
     """Return the image of the record at `offset`; runs in a worker.
 
     Raises:
-        Unusable: there is no complete record.
+        ImageRejected: there is no complete record.
     """
     from shards.imaging.codec import ImageRejected
 

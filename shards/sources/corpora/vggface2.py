@@ -57,7 +57,7 @@ class RowRuns:
 
 @dataclass(frozen=True)
 class VGGFace2:
-    """The photos on disk and those in the lists."""
+    """Source: the photos on disk and those in the lists."""
 
     root: Path
 
@@ -148,7 +148,7 @@ Described = tuple[tuple[float, float, float, float] | None, tuple[tuple[float, f
 
 
 def _describe(edges: Row | None, landmarks: Row | None) -> Described | str:
-    """Parse box and landmarks from their lines, or return what is wrong."""
+    """Parse box and landmarks from their lines, or return the problem."""
     values = []
     for row, count in ((edges, 4), (landmarks, 10)):
         values.append(None if row is None else numbers(row[1], count, ","))

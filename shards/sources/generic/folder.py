@@ -111,7 +111,7 @@ def infer_label_and_split(
 
 
 def count_folder(key: str, folders: set[str]) -> None:
-    """Add the first folder of a key to `folders`, up to the number that `overlooked` needs."""
+    """Add the first folder of a key to `folders`, up to the number that `unused_folder_notes` needs."""
     first, slash, _ = key.partition("/")
     if slash and len(folders) < MOST_SEEN:
         folders.add(first)

@@ -26,7 +26,7 @@ ROWS = 64  # maximum rows in memory at a time
 
 @dataclass(frozen=True)
 class Columns:
-    """Roles of the columns of a file. names: of an integer label, () if the label itself is a name."""
+    """Roles of the columns of a file. names: names of an integer label, () if the label itself is a name."""
 
     image: str
     label: str
@@ -36,7 +36,7 @@ class Columns:
 
 @dataclass
 class HuggingFace:
-    """Rows of one Parquet file, or of all below a folder.
+    """Rows of one Parquet file, or of all Parquet files below a folder.
 
     image_column: default: the column of type Image; label_column: default: the only ClassLabel, or the column "label".
     """

@@ -119,9 +119,9 @@ def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[
 
 
 def _header(lines: IO[str], kind: str, most: int, wanted: Sequence[str]) -> tuple[list[str], int, Any]:
-    """The names of the columns, the number of lines that they take, and a reader of the rows below.
+    """Return the names of the columns, the number of header lines, and a reader of the rows after the header.
 
-    The delimiter is the first with which the header has all of `wanted`, else the one that gives most columns.
+    The delimiter is the first with which the header has all of `wanted`, else the one that gives the most columns.
     """
     rest, named = _csv_lines(lines, kind, most)
     head, before = next(rest, ""), 1 + bool(named)

@@ -20,13 +20,15 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a table with named columns. "" means that there is no such column.
+    """Rows of a table with named columns; "" means that the table has no such column.
 
-    images: base folder of the paths. bytes_column: image files, binary in Parquet, base64 in text; the path is then
-    only a name. box_columns: one column, or four joined by commas; box_format: left, top and width, height (xywh) or
+    images: base folder of the paths; bytes_column: column of image files, binary in Parquet, base64 in text (the path
+    is
+    then only a name); box_columns: one column, or four joined by commas; box_format: left, top and width, height (xywh)
+    or
     right, bottom (xyxy), in pixels. The same path with another box is another face.
-    valence_column, arousal_column: numbers in [-1, 1]. A path with backslashes is read with
-    slashes if that file exists.
+    valence_column, arousal_column: numbers in [-1, 1]. A path with backslashes is read with slashes if that file
+    exists.
     """
 
     file: Path
@@ -157,12 +159,12 @@ def _box(edges: list[Any], order: str) -> Box | None:
 
 
 def _point(text: str) -> str:
-    """A number that may have a decimal comma, as in most of Europe's tables."""
+    """Convert a number that may have a decimal comma, as in most European tables."""
     return text.replace(",", ".") if re.fullmatch(r"[+-]?\d*,\d+", text) else text
 
 
 def _affect(valence: Any, arousal: Any) -> dict[str, float]:
-    """Valence and arousal, as far as they are given. Raises ValueError: not a number from -1 to 1."""
+    """Return valence and arousal, if present. Raises ValueError for a value that is not a number from -1 to 1."""
     found = {}
     for name, value in (("valence", valence), ("arousal", arousal)):
         if text := text_of(value):

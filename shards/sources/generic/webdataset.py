@@ -1,8 +1,8 @@
-"""An existing WebDataset: tars of samples, as written by webdataset's ShardWriter and img2dataset.
+"""Source of existing WebDatasets: tars of samples, as written by webdataset's ShardWriter and img2dataset.
 
 A sample is a run of members whose names agree up to the first dot: an image and, optionally, `.cls` (a number or a
-name), `.txt` (a caption), `.json` (anything). For `00000.tar`, img2dataset adds `00000.parquet`, which repeats the
-.json members and lists failed downloads, and `00000_stats.json` with the number of successful ones.
+name), `.txt` (a caption), `.json` (any object). For `00000.tar`, img2dataset adds `00000.parquet`, which repeats the
+.json members and lists failed downloads, and `00000_stats.json` with the number of successful downloads.
 """
 
 import re
@@ -28,11 +28,12 @@ MOST_NAMED = 5  # maximum number of tars in a note
 
 @dataclass
 class WebDataset:
-    """The samples of one tar, or of all tars below a folder.
+    """Source: the samples of one tar, or of all tars below a folder.
 
     image: extension of the image member of samples with several ("input.jpg"); label_field, group_field: fields of the
-    .json; split_pattern: a regular expression with one group, searched in the tar's path. Without a pattern the last
-    split word of the path wins, as for tars that are read without a build.
+    .json; split_pattern: a regular expression with one group, searched in the tar's path. Without a pattern, the last
+    split
+    name in the path wins, as for tars that are read without a build.
     """
 
     root: Path

@@ -59,7 +59,7 @@ class Result:
     """One evaluated unit.
 
     backbone: id (its folder below OUT), kind (online, target, random, or the card's), model (timm's name), sha256 (of
-    the weights file, or of the tensors), file, card, calibrated (see `backbones.calibrate`).
+    the weights file, or of the tensors), file, card, calibrated (see `recalibrate_bn`).
     benchmark: its name; protocol: with the fraction of labels if not all are used (finetune@0.01).
     kind: type of prediction; classes: names, () if there are none.
     metric: the primary one; metrics: on the test samples, for the candidate selected on validation, by name.

@@ -51,7 +51,7 @@ class SummaryRow:
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """Request, versions, and all results in two tables, which `print` shows."""
+    """Request, versions, and all results in two tables; `print(summary)` prints the tables."""
 
     command: list[str]
     config: dict[str, Any]

@@ -35,7 +35,7 @@ _JPEG_MODE = 0  # FFCV's mode for an image stored as JPEG
 
 @dataclass(frozen=True)
 class BetonMetadata:
-    """Metadata of a beton. source: `Source.digest` of its samples; bytes: size of the file."""
+    """Metadata of a beton. source: `Split.digest` of its samples; bytes: size of the file."""
 
     format: int
     source: str

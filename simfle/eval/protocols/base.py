@@ -99,9 +99,10 @@ class ModelSelection:
 
 @dataclass(frozen=True)
 class Protocol:
-    """kind: type of prediction; module: a file with `run(job) -> Outcome`; part: section of the configuration;
-    seeded:
-    whether a seed has an effect when all labels are used."""
+    """Evaluation protocol. kind: type of prediction; module: a file with `run(job) -> ProtocolResult`.
+
+    part: section of the configuration; seeded: whether a seed has an effect when all labels are used.
+    """
 
     kind: str
     module: str

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class MLPHead(nn.Module):
-    """Linear - BatchNorm - ReLU - Linear: [B, width] -> [B, out] (BYOL, Grill et al. 2020, section 3.3)."""
+    """Projector or predictor, Linear - BatchNorm - ReLU - Linear: [B, width] -> [B, out] (BYOL, section 3.3)."""
 
     def __init__(self, width: int, hidden: int, out: int) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from simfle.models.methods.byol import BYOL
 
 
 class SimFLE(BYOL):
-    """The whole method as one root module: `forward(batch) -> Losses`, then `after_step()` once per optimizer step."""
+    """SimFLE as one root module: `forward(batch) -> Losses`, then `on_step_end()` once per optimizer step."""
 
     images = ("view1", "view2", "face")
 

@@ -18,11 +18,11 @@ State = dict[str, Tensor]
 def gather_model_state(engine: Any, *, keep: bool, below: str = "") -> State:
     """Gather parameters and buffers, fp32 on the CPU. Collective: processes without `keep` get {}.
 
-    below: prefix of the requested names; empty: all.
+    below: prefix of the requested names (empty = all).
 
     Buffers are BatchNorm statistics, which each process computes from its own samples: their mean is saved. (It follows
-    the same recursion as each of them, so an interrupted run arrives at the same mean.) Buffers in a method's `alike`,
-    such as MoCo's queue, are saved bit for bit as on the main process.
+    the same recursion as each of them, so an interrupted run arrives at the same mean.) Buffers in a method's
+    `replicated_buffers`, such as MoCo's queue, are saved bit-identical to those of the main process.
     """
     alike = getattr(engine.module, "replicated_buffers", ())
     state: State = {}
@@ -46,7 +46,10 @@ def gather_model_state(engine: Any, *, keep: bool, below: str = "") -> State:
 
 @torch.no_grad()
 def gather_optimizer_state(engine: Any, keys: tuple[str, ...], *, keep: bool) -> State:
-    """Gather optimizer tensors as `parameter name.key`, of the parameter's shape. Collective like `model_state`."""
+    """Gather optimizer tensors as `parameter name.key`, in the parameter's shape.
+
+    Collective, like `gather_model_state`.
+    """
     from deepspeed.utils import safe_get_full_optimizer_state
 
     state: State = {}

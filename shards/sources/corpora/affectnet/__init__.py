@@ -78,7 +78,7 @@ class AffectNet:
         )
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield everything that the release lists, split by split.
+        """Yield all entries that the release lists, split by split.
 
         Raises:
             UserError: not AffectNet, a list with other columns, missing images.
@@ -88,7 +88,7 @@ class AffectNet:
 
 
 def expected(source: AffectNet) -> dict[str, dict[str, int]]:
-    """Return the published counts; there are none for the automatic labels."""
+    """Return the published counts; for the automatic labels, no counts are published."""
     train, val = list(TRAIN), [500] * len(LABELS)
     release = source.release
     if release == NPY:  # without none, uncertain and no-face; it lacks one contempt face

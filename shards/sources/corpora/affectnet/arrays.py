@@ -17,7 +17,7 @@ FOLDERS = (("train_set", "train"), ("val_set", "val"))
 
 
 def read_arrays(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
-    """Yield everything below train_set and val_set by name: a number is a different face in each of them."""
+    """Yield all entries below train_set and val_set by name; a number means a different face in each of them."""
     if automatic:
         raise UserError("affectnet: the release of 2021 has no automatically labeled images. Fix: remove --automatic")
     for folder, split in FOLDERS:

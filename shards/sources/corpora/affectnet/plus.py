@@ -18,7 +18,7 @@ PARTS = (*HUMAN, MACHINE)
 
 
 def read_plus(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
-    """Yield everything below human_annotated, and optionally no_human_annotated, by name."""
+    """Yield all entries below human_annotated, and optionally no_human_annotated, by name."""
     if automatic and not (root / MACHINE[0]).is_dir():
         raise UserError(f"affectnet: {root} has no {MACHINE[0]}. Fix: remove --automatic")
     for folder, split in PARTS if automatic else HUMAN:
