@@ -40,7 +40,7 @@ _PLACES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import everything but the version on first use (PEP 562): `import simfle` takes milliseconds."""
+    """Import all names but the version on first use (PEP 562), so that `import simfle` takes milliseconds."""
     if name in _PLACES:
         return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'simfle' has no attribute {name!r}")

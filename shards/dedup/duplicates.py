@@ -94,7 +94,7 @@ class HashIndex:
     def _near(
         self, prints: PerceptualHashes, chosen: Ints, before: bool = False
     ) -> Iterator[tuple[Ints, Ints, NDArray[np.uint8]]]:
-        """Yield near pairs (image of prints, image of the index, distance); before: only earlier images of the index."""
+        """Yield near pairs (image of prints, image of the index, distance); before: earlier images only."""
         for start in range(0, len(chosen), CHUNK):
             part = chosen[start : start + CHUNK]
             for query, word, bits in self._search.pairs(np.asarray(prints["hash"][part])):

@@ -13,7 +13,7 @@ MAX_IMAGES = 20_000  # image means have a standard deviation of about 0.15, so t
 
 @dataclass(frozen=True)
 class PixelStats:
-    """Mean and standard deviation of red, green and blue in [0, 1], with equal weight per image; images: image count."""
+    """Mean and standard deviation of red, green and blue in [0, 1], equal weight per image; images: image count."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]

@@ -137,7 +137,7 @@ class Cache:
         return self.folder / f"{info.sha256}.tar"
 
     def _fetch(self, url: str, info: ShardInfo, path: Path, wait: float, stop: Callable[[], bool]) -> IO[bytes] | None:
-        """Download and lock a shard; None if another process downloaded or evicted it, so that the caller checks again."""
+        """Download and lock a shard; None if another process downloaded or evicted it (the caller checks again)."""
         part = path.with_suffix(".part")
         file = _lock_download(part, path, stop)
         if file is None:

@@ -1,4 +1,4 @@
-"""A backbone with its preprocessing: images to features."""
+"""Backbone with its preprocessing: images to features."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,10 +27,11 @@ One: TypeAlias = "Image.Image | NDArray[np.uint8] | Tensor | str | Path"
 
 
 class Backbone:
-    """A frozen pretrained backbone in eval mode. Call it with images of any size.
+    """Frozen pretrained backbone in eval mode. Call it with images of any size.
 
     network: timm's module without its head, for normalized images [B, 3, H, W]; card: name, mean, std, run ...;
-    features: C; size: side in pixels that images are resized to.
+    features:
+    number of features C; size: side in pixels to which images are resized.
     """
 
     def __init__(self, module: Any, card: BackboneMetadata, device: torch.device) -> None:
@@ -60,10 +61,10 @@ class Backbone:
             return self._pooled.maps(self.preprocess(images)).float()
 
     def preprocess(self, images: "One | Sequence[One]") -> Tensor:
-        """Return images as [B, 3, S, S] uint8 on the device, resized as in an evaluation. The module normalizes them.
+        """Return images as [B, 3, S, S] uint8 on the device, resized as in an evaluation, not yet normalized.
 
         Raises:
-            UserError: not an image, a corrupt one, or an array or tensor that is not 8-bit RGB or grayscale.
+            UserError: an input is not an image, is corrupt, or is an array or tensor other than 8-bit RGB or grayscale.
         """
         resized = [resize(pixels(image), self.size) for image in each(images)]
         if not resized:
@@ -112,7 +113,8 @@ def _mind_newer(run: Path, exported: Path) -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """auto: the GPU, if there is one. Raises UserError for an unknown or missing device."""
+    """Return the device of this name; auto: the GPU if there is one. Raises UserError for an unknown or missing
+    device."""
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"device={name!r}: unknown. Fix: choose auto, cpu or cuda.")
     if name == "cuda" and not torch.cuda.is_available():
@@ -121,9 +123,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def each(images: Any) -> Iterator[Any]:
-    """Yield the images one by one, or the only one.
+    """Yield the images one by one, or the single image.
 
-    The dimensions of an array decide: [H, W, 3], [3, H, W] and [H, W] are one image, others are several.
+    The dimensions of an array decide: [H, W, 3], [3, H, W] and [H, W] are one image, other shapes are several.
     """
     if isinstance(images, Tensor | np.ndarray):
         one = images.ndim in (0, 2, 3)
@@ -155,7 +157,7 @@ def pixels(image: One) -> "NDArray[np.uint8]":
 
 
 def read_image(file: Path) -> "NDArray[np.uint8]":
-    """Read a file as [H, W, 3] uint8 RGB with its EXIF rotation applied. Raises UserError if it is no valid image."""
+    """Read a file as [H, W, 3] uint8 RGB with its EXIF rotation applied. Raises UserError for an invalid image."""
     from shards.imaging.codec import ImageRejected, decode_rgb
 
     try:

@@ -44,8 +44,9 @@ def embed(
         batch: images per forward pass.
 
     Returns:
-        keys [n] (for shards: theirs; for a folder: paths; otherwise 0, 1, ...) and features [n, C] float32; for shards
-        also splits [n] and labels [n] (names, "" without one). Unreadable images in a folder are skipped and logged.
+        keys [n] (of the shards' samples; for a folder, paths; otherwise 0, 1, ...) and features [n, C] float32; for
+        shards also splits [n] and labels [n] (names, "" without one). Unreadable images in a folder are skipped and
+        logged.
 
     Raises:
         UserError: no such data or backbone, no image in it, or a file name that ends in neither .npz nor .parquet.

@@ -1,4 +1,4 @@
-"""`tools/collect_wheels.py`: what a machine with a GPU and no network installs from, collected beforehand elsewhere."""
+"""`simfle collect-wheels`: packages to install simfle on a machine without a network, collected on another machine."""
 
 import subprocess
 import sys

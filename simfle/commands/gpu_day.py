@@ -1,4 +1,4 @@
-"""`tools/gpu_day.py`, `simfle bench gpu`: all that is to be known of a GPU on its first day, in twenty minutes."""
+"""`simfle bench gpu`: all measurements of a GPU on its first day, in twenty minutes."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""tools/plan_run.py: estimate memory, network traffic, speed and bottleneck of a run."""
+"""`simfle plan`: estimate memory, network traffic, speed and bottleneck of a run."""
 
 import dataclasses
 from pathlib import Path
@@ -92,7 +92,7 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
 
 
 def _check(config: PretrainConfig) -> None:
-    """Make the checks of the trainer."""
+    """Run the checks of the trainer."""
     from simfle.data.loader import choose_backend
     from simfle.train.preflight import check
 

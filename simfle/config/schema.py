@@ -43,10 +43,10 @@ def config_field(
     is_path: bool = False,
     **limits: Any,
 ) -> Any:
-    """Make a dataclass field with its help text and its limits.
+    """Define a dataclass field with its help text and its limits.
 
     Args:
-        default: default value, or a function that makes it.
+        default: default value, or a function that returns it.
         text: help text.
         resume_safe: whether the value may change when a run is resumed.
         aliases: names for some of the values, such as auto for -1.
@@ -451,7 +451,7 @@ def load_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML file without a schema, such as the configuration of a run of another version of this program.
 
     Raises:
-        UserError: missing file, invalid YAML, or values other than text, numbers, lists and keys; also see `load`.
+        UserError: missing file, invalid YAML, or values other than text, numbers, lists and keys; see also `load`.
     """
     import yaml
 
@@ -468,7 +468,7 @@ def load_yaml(file: Path) -> dict[str, Any]:
 
 
 def find_config(file: Path) -> Path:
-    """Return `file`, or the bundled config of the same name if `file` is missing and its path is configs/..."""
+    """Return `file`, or the bundled config of the same name if `file` is missing and its path begins with configs/."""
     if file.exists() or not file.parts or file.parts[0] != "configs":
         return file
     ours = CONFIGS.joinpath(*file.parts[1:])
@@ -479,20 +479,20 @@ def find_config(file: Path) -> Path:
 
 
 def _missing(file: Path | None) -> str:
-    """Make the message for a missing configuration file, with the nearest bundled one."""
+    """Return the message for a missing configuration file, with the most similar bundled one."""
     ours = [str(Path("configs") / path.relative_to(CONFIGS)) for path in sorted(CONFIGS.rglob("*.yaml"))]
     near = difflib.get_close_matches(str(file), ours, n=1, cutoff=0.6)
     return f"config: {file} does not exist; " + (f"did you mean {near[0]}?" if near else f"see {CONFIGS}")
 
 
 def run_identity(config: Any) -> dict[str, Any]:
-    """Return the values that identify a run: every leaf that is not marked free."""
+    """Return the values that identify a run: every leaf that is not marked resume_safe."""
     free = {name for name, field in fields(type(config)) if field.metadata.get("resume_safe")}
     return {key: value for key, value in flatten(dataclasses.asdict(config)).items() if key not in free}
 
 
 def config_digest(config: Any) -> str:
-    """Return 16 hexadecimal digits that identify the non-free values of a config."""
+    """Return 16 hexadecimal digits that identify the values of a config that are not resume_safe."""
     return digest(run_identity(config))
 
 

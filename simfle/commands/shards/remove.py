@@ -1,4 +1,4 @@
-"""tools/remove_samples.py: remove samples or a person from finished shards."""
+"""`simfle shards remove`: remove samples or a person from finished shards."""
 
 from pathlib import Path
 from typing import Annotated
