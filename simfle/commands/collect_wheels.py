@@ -1,4 +1,4 @@
-"""`simfle collect-wheels`: packages to install simfle on a machine without a network, collected on another machine."""
+"""`simfle bench wheels`: wheels to install simfle on a GPU machine without a network."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Evaluate backbones: independent units of work, skipped if complete, split across processes."""
+"""Evaluate backbones: independent tasks, skipped if complete, split across processes."""
 
 import logging
 import math
@@ -76,18 +76,18 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
 
 
 def run_task(config: EvalConfig, task: EvalTask, command: list[str]) -> Result:
-    """Compute one unit and write its file, or read the file if it exists with the same identity.
+    """Compute one task and write its file, or read the file if it exists with the same identity.
 
-    On one machine, the same inputs give the same numbers; an interrupted unit starts from the beginning.
+    On one machine, the same inputs give the same numbers; an interrupted task starts from the beginning.
 
     Raises:
-        UserError: see `read_data`, `parts`, `open_backbone`; data for the protocol is missing; a full disk.
+        UserError: see `read_data`, `fold_splits`, `open_backbone`; data for the protocol is missing; a full disk.
     """
     return Evaluator(config).run(task, command)
 
 
 class Evaluator:
-    """State shared by the units of one process: device, and the most recent backbones and data."""
+    """State shared by the tasks of one process: device, and the most recent backbones and data."""
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
@@ -130,7 +130,7 @@ class Evaluator:
         return read_result(path)  # returns exactly what later reads return
 
     def cached_result(self, task: EvalTask) -> Result | None:
-        """Return the result of a unit if it exists for these settings, data and weights."""
+        """Return the result of a task if it exists for these settings, data and weights."""
         path = task.path(self.config)
         if not path.is_file():
             return None

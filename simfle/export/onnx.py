@@ -17,11 +17,11 @@ TOLERANCE = 1e-3  # maximum difference of a feature, relative to the largest fea
 
 
 def export_onnx(backbone: LoadedBackbone, path: Path) -> float:
-    """Write `path`: input `images` [B, 3, S, S] uint8 RGB, output `features` [B, C] float32; B is dynamic, S
-    the card's size.
+    """Write `path`: input `images` [B, 3, S, S] uint8 RGB, output `features` [B, C] float32.
 
-    Return the maximum difference between onnxruntime's and torch's features, relative to the largest feature, over
-    batches of 1 and of 3 random images.
+    B is dynamic, S is the card's size. Returns the maximum difference between onnxruntime's and torch's features,
+    relative
+    to the largest feature, over batches of 1 and of 3 random images.
 
     Raises:
         UserError: the extra is not installed, the network cannot be exported, or the difference exceeds TOLERANCE.

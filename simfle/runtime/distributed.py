@@ -1,4 +1,4 @@
-"""Processes, devices and the DeepSpeed engine: the environment of a run."""
+"""Environment of a run: processes, devices and the DeepSpeed engine."""
 
 import ctypes
 import logging
@@ -35,7 +35,8 @@ BUCKET = 50_000_000  # elements of a gradient bucket
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: rank of size, local_rank of local_size on this machine, and its device."""
+    """Process group as seen by this process: rank of world_size, local_rank of local_world_size on this machine, and
+    its device."""
 
     rank: int
     world_size: int
@@ -106,7 +107,7 @@ def init_distributed(config: TrainConfig) -> Iterator[World]:
 
 @contextmanager
 def preserve_process_state() -> Iterator[None]:
-    """Restore what a run or an evaluation changes in its process, which may belong to a notebook."""
+    """Restore the process state that a run or an evaluation changes; the process may be a notebook's."""
     set_before = set(os.environ)
     random = torch.get_rng_state()
     hook = sys.excepthook  # torch's hook prefixes each line with the rank
@@ -211,10 +212,10 @@ def _launched() -> dict[str, int]:
 
 
 def _check_launched(found: dict[str, int]) -> None:
-    """Refuse variables on which torch would wait forever or raise a traceback, such as those of another job's shell.
+    """Raise UserError for variables on which torch would wait forever or fail, such as those of another job's shell.
 
     Raises:
-        UserError: the variable, its value and the allowed values.
+        UserError: names the variable, its value and the allowed values.
     """
     sound = 0 <= found["RANK"] < found["WORLD_SIZE"] and found["LOCAL_RANK"] >= 0 and found["LOCAL_WORLD_SIZE"] >= 1
     if not sound:

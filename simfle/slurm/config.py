@@ -66,7 +66,7 @@ class ClusterConfig:
 
 
 def check(config: ClusterConfig) -> None:
-    """Refuse values out of range, and values that do not fit each other. Raises UserError."""
+    """Raise UserError for values out of range, or values that do not fit each other."""
     validate(config, "cluster")
     if config.min_nodes > config.nodes:
         raise UserError(f"--min-nodes {config.min_nodes}: more than --nodes {config.nodes}")

@@ -1,4 +1,4 @@
-"""Freeze a submission: copy code, configuration and cluster beside the run. Later edits have no effect on it."""
+"""Freeze a submission: copy code, configuration and cluster beside the run, so that later edits do not affect it."""
 
 import dataclasses
 import shutil
@@ -17,9 +17,9 @@ SCHEMES = "://"
 
 
 def snapshot(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> Path:
-    """Make RUN/slurm/TIME with code/, config.yaml and cluster.yaml; return the folder, readable only by its owner.
+    """Create RUN/slurm/TIME with code/, config.yaml and cluster.yaml; return the folder, readable only by its owner.
 
-    It will also contain the submission script and the output of processes, which may show values of
+    The folder will also contain the submission script and the output of processes, which may show values of
     cluster.env.
 
     Raises:

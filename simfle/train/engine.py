@@ -1,4 +1,4 @@
-"""The engine of a run: model, optimizer and DeepSpeed, restored from the newest checkpoint."""
+"""Engine of a run: model, optimizer and DeepSpeed, restored from the newest checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class TrainEngine:
         return int(self.deepspeed.zero_optimization_stage())
 
     def begin_step(self) -> float:
-        """Keep the buffers, set the learning rate of the next step, and return it."""
+        """Save a copy of the buffers, set the learning rate of the next step, and return it."""
         state_dict.copy_tensors(self._before, self._buffers)
         rate = lr_at_step(self.step, self.steps, self._global_batch, self._optim)
         set_lr(self._optimizer, rate)
@@ -62,11 +62,11 @@ class TrainEngine:
 
     @property
     def has_skipped(self) -> bool:
-        """Whether DeepSpeed has skipped a step with a non-finite gradient."""
+        """Return whether DeepSpeed has skipped a step with a non-finite gradient."""
         return bool(self.deepspeed.skipped_steps)
 
     def end_step(self) -> None:
-        """Count the step, after the EMA and what else of the method follows an update."""
+        """Run the method's `on_step_end` (EMA and similar), then count the step."""
         self.model.on_step_end((self.step + 1) / self.steps)
         wait_for_partitions(self.deepspeed)
         self.step += 1
@@ -76,7 +76,7 @@ class TrainEngine:
         state_dict.copy_tensors(self._buffers, self._before)
 
     def is_finite(self) -> bool:
-        """Whether all parameters and buffers are finite on every process. Collective."""
+        """Return whether all parameters and buffers are finite on every process. Collective."""
         return state_dict.is_finite(self.model, self._device)
 
 
@@ -87,7 +87,7 @@ def start_engine(
 
     Raises:
         UserError: a run of less than one step; an unreadable checkpoint, or one of other data; shards that have changed
-            since.
+            since the checkpoint.
     """
     run, train = Path(config.train.run_dir), config.train
     steps = train.steps or int(train.epochs * data.steps_per_epoch)

@@ -23,7 +23,7 @@ def refuse_copies(run: Path) -> None:
 
 
 def refuse_old_format(run: Path) -> None:
-    """Raise a UserError where checkpoints are of another format version: their keys have other names."""
+    """Raise a UserError if checkpoints are of another format version: their keys have other names."""
     for folder in complete_checkpoints(run):
         found = run_files.read_state(folder).get("format", FORMAT)
         if found != FORMAT:
@@ -42,7 +42,7 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
         file: config.yaml of the run, which names the keys that differ from checkpoints of an earlier version.
 
     Raises:
-        UserError: a checkpoint is of a run with another configuration; names the differing keys.
+        UserError: a checkpoint is of a run with another configuration; the message names the differing keys.
     """
     states = {folder: state for folder in complete_checkpoints(run) if (state := state_of(folder))}
     ours = {folder: _is_ours(state, config) for folder, state in states.items()}
@@ -62,10 +62,11 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
 
 
 def refuse_lost_checkpoints(run: Path, file: Path) -> None:
-    """Refuse to start from step 0 over a run whose checkpoints are missing: a disk may not be mounted.
+    """Raise UserError before a start from step 0 over a run whose checkpoints are missing: a disk may not be mounted.
 
     file: config.yaml of the run. A run that was killed before its first checkpoint was complete does start from step 0:
-    it had at most twice train.checkpoint_every steps, because a second checkpoint waits for the first.
+    it
+    had at most twice train.checkpoint_every steps, because a second checkpoint waits for the first.
 
     Raises:
         UserError: checkpoints/ is a broken link, or the metrics have more steps than that.

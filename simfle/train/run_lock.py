@@ -27,7 +27,7 @@ SHARED_DISK = "mount that file system with locks (Lustre: -o flock), or use a tr
 
 @dataclass(frozen=True)
 class JobStart:
-    """A start of a Slurm job. start: 0, then one more with each requeue."""
+    """Start of a Slurm job. start: 0 at first, plus 1 with each requeue."""
 
     job: str
     start: int
@@ -48,7 +48,8 @@ class RunLock:
         self._number = os.fstat(file.fileno()).st_ino
 
     def lost_because(self) -> str:
-        """Return why the folder must not be written any more; empty if it is still owned, or if the disk fails."""
+        """Return why the folder must not be written any more; empty if this process still owns it, or if the disk
+        fails."""
         path = self.run / LOCK
         try:
             lines = read_text(path, errors="replace").splitlines()
@@ -77,7 +78,7 @@ class RunLock:
         return f"train.run_dir={self.run}: {by} has taken over the run from {self.holder}, which exits without writing"
 
     def _is_later(self, line: str) -> bool:
-        """Whether a line is of a later start of this job; no other process can request the folder."""
+        """Return whether a line is of a later start of this job; no other process can request the folder."""
         if self.mine is None or not line.startswith(f"{REQUESTED}job {self.mine.job} start "):
             return False
         number = line.rpartition(" ")[2]
@@ -133,7 +134,7 @@ def _open_lock_file(path: Path) -> IO[str]:
     """Open the lock file for writing. A link is not followed: it may lead to any file of the user.
 
     Raises:
-        RefusedFileError: it is a link or not a regular file.
+        RefusedFileError: the lock file is a link or not a regular file.
         OSError: it cannot be opened.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -2,8 +2,8 @@
 
 The hashes in the manifests identify a run's data. Only `simfle shards verify`, which reads every byte, can check files
 against them. A run therefore records spot checks of its files in RUN/shards.json when it starts, and compares them on
-each resume. The processes of a machine share the work, and machines are compared as well. Tars with samples
-that the run found corrupt may change, because they have to be restored.
+each resume. The processes of a machine share the work, and machines are compared as well. A tar in which the run found
+corrupt samples may change, because the samples have to be restored.
 """
 
 # S shards
@@ -160,6 +160,6 @@ def _corrupt_error(file: Path, why: str) -> UserError:
 
 
 def _named(corpus: ShardCorpus, shards: list[int]) -> str:
-    """Return the first of some shards, and how many more, as the subject of a sentence."""
+    """Return the first of some shards, and the number of further ones, as the subject of a sentence."""
     more = f" and {len(shards) - 1} more" if len(shards) > 1 else " or its index"
     return f"{corpus.shard_location(shards[0])}{more} {'are' if len(shards) > 1 else 'is'}"

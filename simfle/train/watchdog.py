@@ -1,8 +1,8 @@
-"""End a hanging run and report the processes it waits for.
+"""End a hanging run and report the processes for which it waits.
 
-When one process of a run stops (suspended, a node without network, a file system that hangs), the others wait for it in
-a collective forever. Each process therefore writes a heartbeat to RUN/heartbeats, and ends the run by exiting when it
-has made no progress for `limit` seconds.
+When one process of a run stops (suspended, a node without network, a file system that hangs), the other processes wait
+for it in a collective forever. Each process therefore writes a heartbeat to RUN/heartbeats, and exits when it has made
+no progress for `limit` seconds.
 """
 
 import faulthandler
@@ -32,9 +32,9 @@ LAST_WORDS = 5.0  # maximum seconds for the last message
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """beats: a counter; step and phase: last progress of the process.
+    """Heartbeat of a process. beats: a counter; step and phase: last progress of the process.
 
-    phase also names the data that the process waits for, after WAITS.
+    phase also names the data for which the process waits, after WAITS.
     """
 
     rank: int
@@ -86,7 +86,7 @@ class Watchdog:
         self._file(self.rank).unlink(missing_ok=True)
 
     def mark_progress(self, step: int, phase: str) -> None:
-        """Mark progress: the process now does `phase` of `step`. Costs nothing."""
+        """Mark progress: the process now executes `phase` of `step`. Costs nothing."""
         self._place = step, phase
         self._since = time.monotonic()
 
@@ -95,7 +95,7 @@ class Watchdog:
         self.mark_progress(self._place[0], phase)
 
     def watch_data(self, waiting_for: Callable[[], str]) -> None:
-        """Name in heartbeats the data that the process waits for; "" if none."""
+        """Name in heartbeats the data for which the process waits; "" if none."""
         self._waiting_for = waiting_for
 
     def _work(self) -> None:
@@ -162,7 +162,7 @@ class Watchdog:
 
 
 def leave(words: str, code: int, *, threads: bool = False) -> NoReturn:
-    """Exit the process with a last message and the stacks of its threads, without them if stderr is blocked.
+    """Exit the process with a last message and the stacks of its threads, without the stacks if stderr is blocked.
 
     A full pipe without a reader blocks the writer, which may be why the run hangs.
     """
