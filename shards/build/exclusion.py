@@ -72,7 +72,7 @@ class ExclusionOptions:
 def parse_excluded(text: str) -> ExcludedShards:
     """Parse `FOLDER` or `FOLDER:SPLIT`. Raises UserError for a URL and if there are no such shards."""
     if is_url(text):
-        raise UserError(f"--exclude={redact_url(text)}: is a URL. Fix: copy the shards here and give their folder")
+        raise UserError(f"--exclude={redact_url(text)}: is a URL. Fix: copy the shards here and give their folder.")
     folder, colon, split = text.rpartition(":")
     if not colon or (Path(text) / NAME).is_file():  # a folder name can contain a colon
         folder, split = text, ""
@@ -142,7 +142,7 @@ class ExclusionFilter:
             with regular_path(path.with_suffix(".npy")) as prints:
                 self._gallery = HashIndex(np.load(prints, allow_pickle=False), content["distance"], at_once=1)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path}: cannot be read ({error}). Fix: delete it and rerun the command") from None
+            raise UserError(f"{path}: cannot be read ({error}). Fix: delete it and rerun the command.") from None
         self._keys: list[str] = content["keys"]
         self._people: dict[str, str] = content["people"]
 

@@ -47,6 +47,6 @@ def map_numbered_labels(entries: Iterable[Entry | Rejected], names: tuple[str, .
         why = "may start at 0 or 1" if fitting else f"do not match {len(names)} names"
         raise UserError(
             f"--labels={','.join(names)}: the labels are the numbers {told}, which {why}. "
-            "Fix: remove --labels, or write names to the list"
+            "Fix: remove --labels, or write names to the list."
         )
     return NamedLabels(entries, names, fitting[0])

@@ -168,7 +168,7 @@ def _disambiguate_keys(base: sqlite3.Connection) -> None:
     base.execute(f"UPDATE found SET key = marked(key, ident) WHERE reason IS NULL AND key IN ({ALIKE})")
     left = base.execute(ALIKE).fetchone()
     if left:
-        raise UserError(f"two entries get the same key {left[0]!r}. Fix: rename one of the files")
+        raise UserError(f"two entries get the same key {left[0]!r}. Fix: rename one of the files.")
 
 
 def _assign_shards(base: sqlite3.Connection, shard_samples: int) -> None:

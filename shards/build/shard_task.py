@@ -128,7 +128,7 @@ def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(
             f"{error.strerror or error}{where} while writing {shard.name}; finished shards are kept. "
-            "Fix: fix this and rerun the command"
+            "Fix: resolve this and rerun the command."
         ) from None
     finally:
         plan.close()

@@ -122,7 +122,7 @@ def check_distance(distance: int) -> None:
     """Raise UserError if the distance is out of range."""
     if not 0 <= distance <= MAX_NEAR:
         raise UserError(
-            f"--distance={distance}: out of range. Fix: give 0 (equal hashes only) to {MAX_NEAR}; {NEAR} is usual"
+            f"--distance={distance}: out of range. Fix: give 0 (equal hashes only) to {MAX_NEAR}; {NEAR} is usual."
         )
 
 
@@ -188,7 +188,7 @@ def find_duplicates(
             shards = [info for info in shards if info not in others]
             if not shards:
                 raise UserError(
-                    "--against: names the same shards. Fix: name the splits to compare the others with: --split"
+                    "--against: names the same shards. Fix: pass --split with the splits to compare the others with."
                 )
         theirs = _hash_shards(against, other, others, work / "theirs.npy", workers, progress)
         side = _hash_shards(folder, manifest, shards, work / "own.npy", workers, progress)

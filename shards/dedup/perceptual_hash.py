@@ -106,7 +106,7 @@ def perceptual_hash_shard(folder: Path, info: ShardInfo) -> PerceptualHashes:
         except (ValueError, ImageRejected) as error:
             raise UserError(
                 f"shards: {folder / info.file}: {sample.key} has no readable image ({error}). "
-                "Fix: run simfle shards verify"
+                "Fix: run simfle shards verify on this folder."
             ) from None
     return found
 
@@ -133,7 +133,7 @@ def perceptual_hash_shards(
     except OSError as error:
         raise UserError(
             f"TMPDIR={path.parent}: cannot write {size} bytes of fingerprints ({error.strerror}). "
-            "Fix: free that much space there, or set TMPDIR to a folder with more space"
+            "Fix: free that much space there, or set TMPDIR to a folder with more space."
         ) from None
     done = 0
     for part in parallel_map(partial(perceptual_hash_shard, folder), shards, workers):

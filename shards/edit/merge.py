@@ -74,11 +74,11 @@ def merge(
 def _check_request(folders: Sequence[Path], on_collision: str, shard_samples: int) -> None:
     """Raise UserError for fewer than two different folders, or options out of range."""
     if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("merge: needs at least two different folders. Fix: list two or more folders of shards")
+        raise UserError("merge: needs at least two different folders. Fix: list two or more folders of shards.")
     if on_collision not in (REFUSE, SUFFIX) or shard_samples < 1:
         raise UserError(
             f"--on-collision={on_collision}, --shard-samples={shard_samples}: out of range. "
-            f"Fix: give {REFUSE} or {SUFFIX}, and at least 1"
+            f"Fix: give {REFUSE} or {SUFFIX}, and at least 1."
         )
 
 
@@ -92,7 +92,7 @@ def _refuse_collisions(
     one = _colliding_keys(folders[number], manifests[number], taken[number])
     raise UserError(
         f"{sum(map(len, taken))} keys are in more than one folder, for example {one!r} in {folders[number]}. "
-        "Fix: add --on-collision suffix to rename the later ones"
+        "Fix: add --on-collision suffix to rename the later ones."
     )
 
 
@@ -243,7 +243,7 @@ def _renumbered(sample: StoredSample, numbers: dict[int, int], corpus: str, chan
         number = str(numbers[int(before)]).encode()
     except (ValueError, KeyError):
         raise UserError(
-            f"{sample.key}.cls contains {before[:20]!r}, but {corpus} has no such label. Fix: rebuild the shards"
+            f"{sample.key}.cls contains {before[:20]!r}, but {corpus} has no such label. Fix: rebuild the shards."
         ) from None
     changed["renumbered"] += number != before
     return StoredSample(sample.key, sample.members | {"cls": number})

@@ -31,7 +31,7 @@ def pixel_stats(shards: ShardDataset, max_images: int = MAX_IMAGES) -> PixelStat
     """
     count = min(len(shards), max_images)
     if count < 1:
-        raise UserError(f"shards={shards.folder}: contains no images. Fix: give a folder with samples")
+        raise UserError(f"shards={shards.folder}: contains no images. Fix: give a folder with samples.")
     sums = np.zeros((2, 3))  # [mean, mean square; channel]
     for number in range(count):
         sums += moments(shards[number * len(shards) // count].image)

@@ -46,8 +46,7 @@ class RemovalReport:
     """Result of a removal. samples: number removed; shards: number rewritten or deleted.
 
     anonymized_rejects: rejects that named removed samples; already: number of requested keys (1 for the person) that
-    had
-    been removed before; resumed: "finished" or "undone" if an interrupted removal was found.
+    had been removed before; resumed: "finished" or "undone" if an interrupted removal was found.
     """
 
     samples: int = 0
@@ -105,7 +104,9 @@ def remove_samples(
                 _stage(folder, manifest, found, person, reason)
             except (OSError, UserError) as error:
                 shutil.rmtree(folder / STAGING, ignore_errors=True)
-                raise UserError(f"{getattr(error, 'strerror', None) or error}. Nothing was removed") from None
+                raise UserError(
+                    f"{getattr(error, 'strerror', None) or error}. Nothing was removed. Fix: resolve this and rerun."
+                ) from None
             recover(folder)
     return done
 
@@ -116,7 +117,7 @@ def read_list(path: Path) -> list[str]:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         return [str(loads_object(line)["key"]) if line.startswith("{") else line for line in lines]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--list={path}: {error!r}. Fix: write one key per line, or JSON lines with a key") from None
+        raise UserError(f"--list={path}: {error!r}. Fix: write one key per line, or JSON lines with a key.") from None
 
 
 def recover(folder: Path) -> str:
@@ -133,7 +134,7 @@ def recover(folder: Path) -> str:
         _move(folder, staging, _read_plan(staging / READY))
     except OSError as error:
         raise UserError(
-            f"cannot finish the removal in {staging} ({error}). Fix: fix this and rerun the command"
+            f"cannot finish the removal in {staging} ({error}). Fix: resolve this and rerun the command."
         ) from None
     return "finished"
 
@@ -202,12 +203,14 @@ def _check(folder: Path, found: _Found, keys: set[str], person: str | None, reje
         named = ", ".join(map(repr, absent[:MAX_NAMED]))
         raise UserError(
             f"{folder} has no sample {named}{' ...' if len(absent) > MAX_NAMED else ''}. Nothing was removed. "
-            "Fix: check the keys"
+            "Fix: check the keys."
         )
     gone = len(keys - found.keys)
     if person is not None and not found.keys:
         if before.isdisjoint(_key_hashes(person)) and not rejected:
-            raise UserError(f"{folder} has no sample of the person (group) {person!r}. Nothing was removed")
+            raise UserError(
+                f"{folder} has no sample of the person (group) {person!r}. Nothing was removed. Fix: check the name."
+            )
         gone += not rejected
     return gone
 
@@ -229,10 +232,10 @@ def _read_lines(path: Path, needed: dict[str, type]) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}). Fix: correct the file, or move it away") from None
+        raise UserError(f"{path} cannot be read ({error}). Fix: correct the file, or move it away.") from None
     for name, kind in needed.items():
         if not all(isinstance(item.get(name), kind) for item in found):
-            raise UserError(f"{path} cannot be read (a line without {name}). Fix: correct the file, or move it away")
+            raise UserError(f"{path} cannot be read (a line without {name}). Fix: correct the file, or move it away.")
     return found
 
 
@@ -268,7 +271,7 @@ def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, 
             _as_private(folder / info.file, path, path.with_name(index_name(path.name)))
             place += [path.name, index_name(path.name)]
     if not shards:
-        raise UserError(f"no sample of {folder} would be left; delete the folder instead")
+        raise UserError(f"no sample of {folder} would be left. Fix: delete the folder instead.")
     _write_rejected(folder, staging, manifest, found, person)
     _append_removal_log(folder, staging, found, person, reason)
     _as_private(folder / REJECTED, staging / REJECTED)
@@ -290,7 +293,7 @@ def _refuse_links(folder: Path, manifest: Manifest) -> None:
         if path.is_symlink():
             raise UserError(
                 f"{path}: is a link, and {path.resolve()} would keep the samples. Nothing was removed. "
-                "Fix: remove them from the shards that the link leads to"
+                "Fix: remove them from the shards that the link leads to."
             )
 
 

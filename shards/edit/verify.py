@@ -68,7 +68,7 @@ def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[
         UserError: the manifest cannot be read, or `decode` is not in [0, 1].
     """
     if not 0 <= decode <= 1:
-        raise UserError(f"--decode={decode:g}: must be in [0, 1]. Fix: give 1 for all images, 0 for none")
+        raise UserError(f"--decode={decode:g}: must be in [0, 1]. Fix: give 1 for all images, 0 for none.")
     manifest = read_manifest(folder)
     verdict = VerifyReport(manifest)
     keys: list[NDArray[np.uint64]] = []
@@ -172,7 +172,7 @@ def _check_samples(
             try:
                 members = tar.read_members(index, sample)
             except OSError as error:
-                raise UserError(f"shards: {path} cannot be read ({error.strerror}). Fix: copy it again") from None
+                raise UserError(f"shards: {path} cannot be read ({error.strerror}). Fix: copy it again.") from None
             wanted = _share(key) < decode
             checked.decoded += wanted
             if ours:
@@ -279,7 +279,7 @@ def _unexpected_files(folder: str | Path, manifest: Manifest) -> tuple[list[str]
     listed = list_names(str(folder)) if is_url(folder) else sorted(path.name for path in Path(folder).iterdir())
     found = [name for name in listed or () if name not in known]
     if STAGING in found:
-        return [f"{STAGING}: a removal was interrupted. Fix: rerun the same simfle shards remove command"], []
+        return [f"{STAGING}: a removal was interrupted. Fix: rerun the same simfle shards remove command."], []
     wrong = [f"{name}: not in the manifest" for name in found if name.endswith((".tar", ".idx"))]
     left = [f"{name}: left by a killed process. Fix: delete it" for name in found if name.endswith(".tmp")]
     others = [name for name in found if not name.endswith((".tar", ".idx", ".tmp"))]

@@ -48,8 +48,7 @@ class TarScan:
     """Scan of one tar: the index of its usable samples, the rejected samples, and the content of its .cls members.
 
     all_numbers: whether all .cls are numbers; max_label: the largest number, -1 without .cls; labels: all .cls, in
-    order,
-    one per line.
+    order, one per line.
     """
 
     index: Index
@@ -132,7 +131,7 @@ def check_sorted(tar: Path, key: str, before: Collection[str], members: Iterable
     if not set(before) & set(members):
         raise UserError(
             f"shards: {tar} is not sorted: the members of {key!r} ({', '.join([*before, *members])}) are not adjacent. "
-            "Fix: repack it with tar --sort=name"
+            "Fix: use tar --sort=name to repack it."
         )
 
 
@@ -149,10 +148,10 @@ def list_tars(folder: Path) -> list[Path]:
     """Return the tars of a folder by name. Raises UserError if the folder contains no tar."""
     tars = sorted(folder.glob("*.tar"))
     if not tars:
-        raise UserError(f"shards={folder}: contains no .tar. Fix: give a folder of shards")
+        raise UserError(f"shards={folder}: contains no .tar. Fix: give a folder of shards.")
     for tar in tars:
         if not is_plain(tar.name):
-            raise UserError(f"shards={folder}: {tar.name!r} is not a valid shard name. Fix: rename this tar")
+            raise UserError(f"shards={folder}: {tar.name!r} is not a valid shard name. Fix: rename this tar.")
     return tars
 
 
@@ -177,7 +176,7 @@ def make_manifest(
     samples = sum(info.samples for info in infos)
     if not samples:
         raise UserError(
-            f"shards={folder}: no sample in its tars has an image ({', '.join(IMAGES)}). Fix: give other shards"
+            f"shards={folder}: no sample in its tars has an image ({', '.join(IMAGES)}). Fix: give other shards."
         )
     manifest = Manifest(
         format=FORMAT,
@@ -224,7 +223,7 @@ def index_folder(folder: Path, terms: str, workers: int, overwrite: bool, progre
     """
     tars = list_tars(folder)
     if (folder / NAME).exists() and not (overwrite and is_external_manifest(read_manifest(folder))):
-        raise UserError(f"shards={folder}: has a {NAME}. Fix: use the folder as it is, or add --overwrite")
+        raise UserError(f"shards={folder}: has a {NAME}. Fix: use the folder as it is, or add --overwrite.")
     examined = []
     for done, item in enumerate(parallel_map(partial(_index_tar, overwrite=overwrite), tars, workers), 1):
         examined.append(item)
@@ -242,11 +241,11 @@ def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, TarScan]:
     if spaced is not None:
         raise UserError(
             f"shards: {tar}: the key {spaced!r} has a space, which DALI's index format cannot store. "
-            "Fix: read this folder without a manifest, or build shards from it"
+            "Fix: read this folder without a manifest, or build shards from it."
         )
     path = tar.with_name(index_name(tar.name))
     if path.exists() and not overwrite and not is_same_index(read_index(path), found.index):
-        raise UserError(f"shards: {path} exists with other content. Fix: add --overwrite to replace it")
+        raise UserError(f"shards: {path} exists with other content. Fix: add --overwrite to replace it.")
     write_index(path, found.index)
     # The samples are not needed any more; do not pickle them.
     return shard_info(tar, found, hash_file(tar)), replace(found, index=make_index(()), labels=b"")

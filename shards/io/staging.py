@@ -19,20 +19,20 @@ def refuse_foreign_files(folder: Path, *, build: bool) -> None:
     """
     if folder.is_symlink():
         raise UserError(
-            f"{folder}: is a link, but the command creates and deletes this folder. Fix: choose another output"
+            f"{folder}: is a link, but the command creates and deletes this folder. Fix: choose another output."
         )
     try:
         found = sorted(folder.iterdir())
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"{folder}: cannot be created ({error.strerror}). Fix: choose another output") from None
+        raise UserError(f"{folder}: cannot be created ({error.strerror}). Fix: choose another output.") from None
     is_ours = _is_build_entry if build else _is_shard_file
     other = next((path.name for path in found if not is_ours(path)), None)
     if other is not None:
         raise UserError(
             f"{folder}: the command creates and deletes this folder, but {other!r} in it does not belong to an "
-            "unfinished build. Fix: move the folder away, or choose another output"
+            "unfinished build. Fix: move the folder away, or choose another output."
         )
 
 

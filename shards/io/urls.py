@@ -48,9 +48,9 @@ def check_url(url: str, *, write: bool = False) -> None:
     """
     scheme = _scheme(url)
     if scheme not in DRIVERS:
-        raise UserError(f"{redact_url(url)}: scheme {scheme!r} is not allowed. Fix: use one of {', '.join(DRIVERS)}")
+        raise UserError(f"{redact_url(url)}: scheme {scheme!r} is not allowed. Fix: use one of {', '.join(DRIVERS)}.")
     if write and scheme in HTTP:
-        raise UserError(f"{redact_url(url)}: {scheme} is read-only. Fix: write to a bucket or a folder")
+        raise UserError(f"{redact_url(url)}: {scheme} is read-only. Fix: write to a bucket or a folder.")
     if scheme not in HTTP:
         _file_system(url)
 
@@ -77,7 +77,7 @@ def open_url(url: str) -> IO[bytes]:
         try:
             return open_regular(path, "rb")
         except RefusedFileError as error:  # not a network error: retries are useless
-            raise UserError(f"{redact_url(url)}: {error.strerror}. Fix: give a regular file") from None
+            raise UserError(f"{redact_url(url)}: {error.strerror}. Fix: give a regular file.") from None
     return cast(IO[bytes], system.open(path, "rb"))
 
 
@@ -92,7 +92,7 @@ def read_url(url: str) -> bytes:
                 if len(content) > LARGEST:
                     raise UserError(
                         f"{redact_url(url)}: has more than {LARGEST >> 20} MiB, too much for this kind of file. "
-                        "Fix: check the URL"
+                        "Fix: check the URL."
                     )
         return bytes(content)
 
@@ -111,7 +111,7 @@ def download(url: str, path: Path) -> None:
                         left = left[target.write(left) :]
                 except OSError as error:  # not a network error
                     raise UserError(
-                        f"{path}: cannot be written ({error.strerror}). Fix: free some space there"
+                        f"{path}: cannot be written ({error.strerror}). Fix: free some space there."
                     ) from None
 
     with_retries(url, copy)
@@ -149,7 +149,7 @@ def is_directory(url: str) -> bool:
     try:
         return bool(with_retries(url, lambda: system.info(path))["type"] == "directory")
     except FileNotFoundError:
-        raise UserError(f"{redact_url(url)}: does not exist. Fix: check the URL") from None
+        raise UserError(f"{redact_url(url)}: does not exist. Fix: check the URL.") from None
 
 
 def list_names(url: str) -> list[str] | None:
@@ -176,13 +176,13 @@ def with_retries(url: str, action: Callable[[], T]) -> T:
         except PermissionError as error:
             raise UserError(
                 f"{redact_url(url)}: access is refused ({without_secrets(str(error), url)}). Fix: check your "
-                "credentials"
+                "credentials."
             ) from None
         except Exception as error:  # noqa: BLE001 - each driver raises its own errors
             if not left:
                 said = without_secrets(f"{type(error).__name__}: {error}", url)
                 raise UserError(
-                    f"{redact_url(url)}: failed {TRIES} times, last with {said}. Fix: check the network"
+                    f"{redact_url(url)}: failed {TRIES} times, last with {said}. Fix: check the network."
                 ) from None
         time.sleep(PAUSE * 2 ** (TRIES - 1 - left))
     raise AssertionError("unreachable: the last try returns or raises")

@@ -130,7 +130,7 @@ def _receive(worker: "Connection[Any, Any]") -> Any:
 def _died() -> UserError:
     return UserError(
         "a worker process died (killed, out of memory, or a decoder crash); finished work is kept. "
-        "Fix: rerun the command, with fewer --workers if memory ran out"
+        "Fix: rerun the command, with fewer --workers if memory ran out."
     )
 
 

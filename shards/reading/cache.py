@@ -81,7 +81,7 @@ class Cache:
                 pass
         except OSError as error:
             raise UserError(
-                f"data.cache_dir={self.folder}: cannot be used ({error.strerror}). Fix: choose another folder"
+                f"data.cache_dir={self.folder}: cannot be used ({error.strerror}). Fix: choose another folder."
             ) from None
 
     def open(
@@ -133,7 +133,7 @@ class Cache:
 
     def _tar(self, info: ShardInfo) -> Path:
         if len(info.sha256) != 64 or not set(info.sha256) <= set("0123456789abcdef"):
-            raise UserError(f"shards: {info.file} has no valid sha256 in its manifest. Fix: rebuild the shards")
+            raise UserError(f"shards: {info.file} has no valid sha256 in its manifest. Fix: rebuild the shards.")
         return self.folder / f"{info.sha256}.tar"
 
     def _fetch(self, url: str, info: ShardInfo, path: Path, wait: float, stop: Callable[[], bool]) -> IO[bytes] | None:
@@ -158,7 +158,7 @@ class Cache:
         except FileNotFoundError:
             _abandon(file, part)
             raise UserError(
-                f"shards: {redact_url(url)} does not exist, but its manifest lists it. Fix: upload it again"
+                f"shards: {redact_url(url)} does not exist, but its manifest lists it. Fix: upload it again."
             ) from None
         except BaseException:
             _abandon(file, part)
@@ -181,7 +181,7 @@ class Cache:
                     except OSError as error:
                         raise UserError(
                             f"data.cache_dir={self.folder}: {error.strerror}. Fix: lower data.cache_gb, or free "
-                            "some space"
+                            "some space."
                         ) from None
                     return
             if stop():
@@ -206,7 +206,7 @@ class Cache:
                 except OSError as error:
                     raise UserError(
                         f"data.cache_dir: {path} is corrupt and cannot be deleted ({error.strerror}). Fix: delete it, "
-                        "or choose another data.cache_dir"
+                        "or choose another data.cache_dir."
                     ) from None
 
     @contextlib.contextmanager
@@ -305,7 +305,7 @@ def _lock_download(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes]
         try:
             file = _create(part)
         except OSError as error:
-            raise UserError(f"data.cache_dir: {part} cannot be used ({error.strerror}). Fix: delete it") from None
+            raise UserError(f"data.cache_dir: {part} cannot be used ({error.strerror}). Fix: delete it.") from None
         if try_lock(file, part) and _is(file, part):
             return file
         file.close()

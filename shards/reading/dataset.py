@@ -46,7 +46,8 @@ class Sample:
             return decode_rgb(self.image_bytes)
         except ImageRejected as error:
             raise UserError(
-                f"shards: the image of {self.key} is corrupt ({error.reason}). Fix: run simfle shards verify"
+                f"shards: the image of {self.key} is corrupt ({error.reason}). "
+                "Fix: run simfle shards verify on the folder."
             ) from None
 
 
@@ -54,14 +55,13 @@ class ShardDataset(Sequence[Sample]):
     """Folder of shards, read-only. Samples are in the order of the tars and are read on access.
 
     It is a map-style dataset: `torch.utils.data.DataLoader(shards, collate_fn=...)` accepts it; `as_torch_dataset`
-    returns
-    a dataset of (image, label) pairs. It can be pickled.
+    returns a dataset of (image, label) pairs. It can be pickled.
     """
 
     def __init__(self, folder: str | Path, splits: str | Sequence[str] | None = None) -> None:
         """See `open`."""
         if is_url(folder):
-            raise UserError(f"shards: {redact_url(str(folder))} is a URL. Fix: copy the shards to this machine")
+            raise UserError(f"shards: {redact_url(str(folder))} is a URL. Fix: copy the shards to this machine.")
         place = expand_home(folder)
         self.manifest: Manifest = read_manifest(place)
         self.folder = place.absolute()  # tars are opened later, when the working folder may differ
@@ -140,11 +140,14 @@ class ShardDataset(Sequence[Sample]):
             with open_tar(tar) as opened:
                 members = opened.read_members(index, number)
         except OSError as error:
-            raise UserError(f"shards: cannot read {tar}: {error.strerror}") from None
+            raise UserError(f"shards: cannot read {tar}: {error.strerror}. Fix: copy it again.") from None
         sample = StoredSample(index.keys[number], members)
         image = image_extension(members)
         if image is None:
-            raise UserError(f"shards: {tar}: {sample.key} has no image, only: {', '.join(members) or 'none'}")
+            raise UserError(
+                f"shards: {tar}: {sample.key} has no image, only: {', '.join(members) or 'none'}. "
+                "Fix: rebuild the shards."
+            )
         content = members.get("cls")
         label = None if content is None else label_number(content, len(self.labels), f"{tar}: {sample.key}")
         name = "" if label is None or not self.labels else self.labels[label]

@@ -43,9 +43,8 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
     """Run `simfle pretrain WORDS` in several processes; return the exit code of the first failed one, 0 if none failed.
 
     The main process writes to this terminal; relay: through sys.stderr, which a notebook displays. Of the other
-    processes,
-    only the last lines of a failed process are printed. Stop signals are forwarded to all processes: the run saves a
-    checkpoint and ends, and the same call resumes it.
+    processes, only the last lines of a failed process are printed. Stop signals are forwarded to all processes: the run
+    saves a checkpoint and ends, and the same call resumes it.
 
     Raises:
         UserError: an invalid number of processes, or this process is itself one of several.

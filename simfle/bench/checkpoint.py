@@ -15,8 +15,7 @@ def measure(run: Trainer, steps: int, rounds: int) -> tuple[dict[str, Measuremen
     """Time rounds: `steps` steps on one batch, a copy, an undisturbed write, and steps during a write.
 
     One warm-up round runs first. Also returns bytes, MB/s, and the fraction of a run for which checkpoints at its
-    interval
-    block training.
+    interval block training.
     """
     found = {
         ALONE: Measurement(f"{steps} steps on one batch in memory"),

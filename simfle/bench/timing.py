@@ -67,7 +67,7 @@ def measure(variants: Mapping[str, Variant], rounds: int, device: torch.device) 
     A temporary slowdown of the machine affects all variants. On a GPU, the clock is read after synchronization.
     """
     if rounds < 1:
-        raise UserError(f"--rounds {rounds}: must be at least 1")
+        raise UserError(f"--rounds={rounds}: must be at least 1. Fix: pass --rounds 1 or more.")
     found = {name: Timing(way.what, way.items) for name, way in variants.items()}
     for number in range(rounds + 1):
         for name, way in variants.items():

@@ -28,8 +28,7 @@ def measure(run: Trainer, steps: int, rounds: int) -> tuple[dict[str, Measuremen
     """Time rounds of `steps` steps with data and as many without data; write a checkpoint after each.
 
     One warm-up round runs first. Before the clock of a repetition with data starts, the batches prefetched in the
-    meantime
-    are consumed.
+    meantime are consumed.
     """
     found = {
         DATA: Measurement(f"{steps} steps of the trainer with its loader"),

@@ -38,10 +38,10 @@ def read_images(folder: Path | None, count: int) -> list[Pixels]:
     from shards.sources.generic.folder import walk
 
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
+        raise UserError(f"{folder} is not a folder. Fix: pass a folder of JPEGs.")
     names = [name for name in walk(folder) if Path(name).suffix.lower() in (".jpg", ".jpeg")]
     if not names:
-        raise UserError(f"no JPEGs in {folder}")
+        raise UserError(f"no JPEGs in {folder}. Fix: pass a folder of JPEGs.")
     chosen = [names[number * len(names) // count] for number in range(count)]
     return [np.frombuffer((folder / name).read_bytes(), dtype=np.uint8) for name in chosen]
 

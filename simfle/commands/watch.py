@@ -40,8 +40,7 @@ def watch(
     """Show losses, images/s, data wait, GPU memory, last checkpoint, requeues and time left, until all runs have ended.
 
     Reads files only, so it works from a login node on a shared file system. If the output is a pipe, prints one line
-    per
-    new step.
+    per new step.
     """
     from simfle.runtime.console import Console
 

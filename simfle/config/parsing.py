@@ -113,7 +113,7 @@ def read_yaml(file: Path) -> str:
     import yaml
 
     if file.stat().st_size > MAX_YAML:
-        raise UserError(f"config: {file}: more than {MAX_YAML} bytes, not a configuration")
+        raise UserError(f"config: {file}: more than {MAX_YAML} bytes, not a configuration. Fix: check the path.")
     text = read_text(file)
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -123,7 +123,10 @@ def read_yaml(file: Path) -> str:
             raise UserError(f"config: {file}: YAML reads {event.value} as a number. Fix: write '{event.value}'.")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_YAML_DEPTH:
-            raise UserError(f"config: {file}: nested more than {MAX_YAML_DEPTH} levels deep, not a configuration")
+            raise UserError(
+                f"config: {file}: nested more than {MAX_YAML_DEPTH} levels deep, not a configuration. "
+                "Fix: check the path."
+            )
     return text
 
 

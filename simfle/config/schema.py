@@ -429,12 +429,12 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
     except FileNotFoundError:
         raise UserError(_missing(file)) from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
-        raise UserError(f"config: cannot read {file}: {error}") from None
+        raise UserError(f"config: cannot read {file}: {error}. Fix: correct the file.") from None
     layers.append(("command line", parse_overrides(schema, overrides)))
     merged = OmegaConf.structured(schema)
     for place, layer in layers:
         if not OmegaConf.is_dict(layer):
-            raise UserError(f"config: {place}: a list or a bare value, not keys with values")
+            raise UserError(f"config: {place}: a list or a bare value. Fix: write keys with values.")
         check_keys(schema, layer, place)
         normalize_values(schema, layer)
         try:
@@ -459,11 +459,11 @@ def load_yaml(file: Path) -> dict[str, Any]:
         found = yaml.safe_load(read_yaml(file))
         json.dumps(found)  # refuses dates, sets and circular structures
     except FileNotFoundError:
-        raise UserError(f"config: {file} does not exist") from None
+        raise UserError(f"config: {file} does not exist. Fix: check the path.") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError, OSError) as error:
-        raise UserError(f"config: {file} is corrupt: {error!r}") from None
+        raise UserError(f"config: {file} is corrupt: {error!r}. Fix: restore it.") from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise UserError(f"config: {file} is corrupt: no keys")
+        raise UserError(f"config: {file} is corrupt: no keys. Fix: restore it.")
     return found
 
 

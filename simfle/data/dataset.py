@@ -42,11 +42,9 @@ class ShardCorpus:
 
     folders: paths or URLs of shards or external tars (`shards.format.external_tars`). Their order determines the global
     sample ids, which are counted over all shards of all splits: the choice of splits changes no id. splits: names
-    (empty =
-    all); cache: for URLs (None = the default cache).
+    (empty = all); cache: for URLs (None = the default cache).
     The constructor reads manifests and compares the sizes of local tars; tars are fetched and opened, and indexes read,
-    on
-    first use. All methods are thread-safe.
+    on first use. All methods are thread-safe.
 
     counts, first_ids: [S] int64, number of samples of each chosen shard and global id of its first sample.
 
@@ -74,7 +72,9 @@ class ShardCorpus:
         self.counts = np.array([shard.samples for _, shard in self.shards], dtype=np.int64)
         self.first_ids = np.array(first_ids, dtype=np.int64)
         if not self.counts.sum():
-            raise UserError(f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}")
+            raise UserError(
+                f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}. Fix: check data.splits."
+            )
         self.remote = any(place.remote for place in self.stores)
         self._tars: LruCache[int, OpenTar] = LruCache(REMOTE_TARS if self.remote else TARS)
         self._tables: LruCache[int, Ints] = LruCache(TABLES)
@@ -87,7 +87,10 @@ class ShardCorpus:
     def labels(self) -> tuple[str, ...]:
         """Names of the labels. Raises UserError if the folders have different ones."""
         if len({manifest.labels for manifest in self.manifests}) > 1:
-            raise UserError(f"data.shards: {', '.join(self.folders)} have different label names")
+            raise UserError(
+                f"data.shards: {', '.join(self.folders)} have different label names. "
+                "Fix: merge them with simfle shards merge first."
+            )
         return self.manifests[0].labels
 
     def digest(self) -> str:
@@ -125,17 +128,23 @@ class ShardCorpus:
         try:
             return int(content)
         except ValueError:
-            raise UserError(f"shards: {self._name(shard, sample)}.cls is {content[:20]!r}, not a number") from None
+            raise UserError(
+                f"shards: {self._name(shard, sample)}.cls is {content[:20]!r}, not a number. Fix: rebuild the shards."
+            ) from None
 
     def metadata(self, shard: int, sample: int) -> dict[str, Any]:
         """Return the metadata of a sample (source, label name, group, box ...) from its `.json`; empty without one."""
         content, text = (self._member(shard, sample, name) for name in ("json", "txt"))
         if content is not None and len(content) > MAX_JSON:
-            raise UserError(f"shards: {self._name(shard, sample)}.json has more than {MAX_JSON >> 20} MiB")
+            raise UserError(
+                f"shards: {self._name(shard, sample)}.json has more than {MAX_JSON >> 20} MiB. Fix: rebuild the shards."
+            )
         try:
             known = loads(content) if content is not None else {}
         except ValueError as error:
-            raise UserError(f"shards: {self._name(shard, sample)}.json is not JSON ({error})") from None
+            raise UserError(
+                f"shards: {self._name(shard, sample)}.json is not JSON ({error}). Fix: rebuild the shards."
+            ) from None
         return known if text is None else {"text": text.decode("utf-8", "replace"), **known}
 
     def shard_location(self, shard: int) -> Path | str:
@@ -172,7 +181,7 @@ class ShardCorpus:
         try:
             return OpenTar(place.open(info), place.location(info))  # its lock keeps a cached shard in the cache
         except OSError as error:
-            raise UserError(f"shards: cannot read {self.shard_location(shard)}: {error}") from None
+            raise UserError(f"shards: cannot read {self.shard_location(shard)}: {error}. Fix: copy it again.") from None
 
     def _index(self, shard: int) -> Index:
         place, info = self.shards[shard]
@@ -215,4 +224,4 @@ def _check_splits(manifests: Sequence[Manifest], splits: Sequence[str]) -> None:
     known = sorted({split for manifest in manifests for split in manifest.splits})
     for split in splits:
         if split not in known:
-            raise UserError(f"data.splits: no split {split!r} in these shards. Available: {', '.join(known)}")
+            raise UserError(f"data.splits: no split {split!r} in these shards. Fix: choose from {', '.join(known)}.")

@@ -51,7 +51,7 @@ def choose_backend(name: str, device: torch.device) -> str:
         UserError: unknown name.
     """
     if name not in BACKENDS:
-        raise UserError(f"data.backend={name!r}: must be one of {', '.join(BACKENDS)}")
+        raise UserError(f"data.backend={name!r}: unknown. Fix: choose from {', '.join(BACKENDS)}.")
     if name != "auto":
         return name
     if device.type != "cuda":
@@ -81,10 +81,8 @@ class Loader:
 
     The same step gives the same ids, view parameters and pixels, independent of earlier steps and of the number of
     processes. `data_wait_seconds`: seconds that the consumer has waited for batches so far. The ids of a batch are
-    those of
-    its actual samples: an undecodable sample is replaced (see `simfle.data.corrupt_samples`). images: the requested
-    images
-    of a `Batch`; the others have side 0.
+    those of its actual samples: an undecodable sample is replaced (see `simfle.data.corrupt_samples`). images: the
+    requested images of a `Batch`; the others have side 0.
 
     Raises:
         UserError: B is not divisible by processes and micro-batches, views out of range, an unknown or missing backend.
@@ -104,7 +102,7 @@ class Loader:
         if source.global_batch % parts:
             raise UserError(
                 f"train.global_batch={source.global_batch}: not divisible by {share.world_size} processes x "
-                f"{share.grad_accum_steps} micro-batches"
+                f"{share.grad_accum_steps} micro-batches. Fix: choose a multiple of {parts}."
             )
         self.source, self.views, self.share, self.device = source, views, share, device
         self.micro_batch = source.global_batch // parts
@@ -130,8 +128,8 @@ class Loader:
         """Yield the `grad_accum_steps` micro-batches of each optimizer step from `start_step`, endlessly.
 
         Batches are on the device. One thread prefetches `data.prefetch_batches` micro-batches. Its errors are raised
-        here; it
-        ends when the iterator is closed or garbage-collected. Use one iterator at a time: iterators share the backend.
+        here; it ends when the iterator is closed or garbage-collected. Use one iterator at a time: iterators share the
+        backend.
         """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(self.prefetch)
         stop = threading.Event()

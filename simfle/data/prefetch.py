@@ -22,8 +22,7 @@ class ShardPrefetcher:
     """Keep the shards of the current and the next windows open, and therefore in the cache.
 
     slots: start and stop of this process's slots in a global batch; share: this process's fraction of the cache, 0 to
-    1. No
-    process keeps more than its fraction, so that processes never wait for each other.
+    1. No process keeps more than its fraction, so that processes never wait for each other.
 
     Call `advance_to` before the samples of a step are read, and `close` at the end.
 
@@ -83,7 +82,7 @@ class ShardPrefetcher:
             raise UserError(
                 f"data.cache_gb: this process uses shards of {used / GB:.3g} GB at one time, its part of the cache is "
                 f"{self._budget / GB:.3g} GB. Fix: set data.cache_gb to at least {used / self._share / GB:.3g}, or "
-                "reduce data.canonical_streams or data.shuffle_window"
+                "reduce data.canonical_streams or data.shuffle_window."
             )
         for more in self._later(epoch, windows):
             for shard, size in more.items():

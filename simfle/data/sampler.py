@@ -69,9 +69,12 @@ class Sampler:
             raise ValueError("counts and first_ids must have the same length, and first_ids must not decrease")
         for name in ("streams", "window", "global_batch"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1. Fix: increase it.")
         if self.global_batch % self.streams:
-            raise UserError(f"streams={self.streams}: does not divide the global batch of {self.global_batch}")
+            raise UserError(
+                f"streams={self.streams}: does not divide the global batch of {self.global_batch}. "
+                "Fix: choose a divisor."
+            )
         if self.samples < self.global_batch:
             raise UserError(
                 f"train.global_batch={self.global_batch}: more than the {self.samples} samples of the chosen "

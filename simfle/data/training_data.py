@@ -25,10 +25,8 @@ class TrainingData(Protocol):
     """Samples in the order of training, addressed by their ids.
 
     folders: shards, for messages; corpus: the shards with their manifests, None if there is no manifest; remote:
-    whether
-    local files are copies of shards at a URL; seed: of the order and of the views; samples: number per epoch (0 = there
-    are
-    no epochs, and steps_per_epoch is infinite).
+    whether local files are copies of shards at a URL; seed: of the order and of the views; samples: number per epoch (0
+    = there are no epochs, and steps_per_epoch is infinite).
     """
 
     @property

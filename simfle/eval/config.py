@@ -193,4 +193,4 @@ def check(config: EvalConfig) -> None:
     """Raise UserError for values out of range, or an evaluation without backbones."""
     validate(config, unused=("val_fraction",) if config.benchmarks else ())
     if not config.backbones:
-        raise UserError("backbones=[]: empty. Fix: give --run RUN, --backbone FILE or backbones=[FILE].")
+        raise UserError("backbones=[]: empty. Fix: pass --run RUN, --backbone FILE or backbones=[FILE].")

@@ -20,8 +20,7 @@ def export_onnx(backbone: LoadedBackbone, path: Path) -> float:
     """Write `path`: input `images` [B, 3, S, S] uint8 RGB, output `features` [B, C] float32.
 
     B is dynamic, S is the card's size. Returns the maximum difference between onnxruntime's and torch's features,
-    relative
-    to the largest feature, over batches of 1 and of 3 random images.
+    relative to the largest feature, over batches of 1 and of 3 random images.
 
     Raises:
         UserError: the extra is not installed, the network cannot be exported, or the difference exceeds TOLERANCE.

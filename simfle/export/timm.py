@@ -41,8 +41,7 @@ def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
     """Return a run's newest complete checkpoint folder and the result of `read` on it.
 
     A training run deletes old checkpoints after each new one. If the chosen checkpoint is deleted in the meantime, the
-    new
-    one is read.
+    new one is read.
 
     Raises:
         UserError: see `newest_checkpoint`; `read` fails on an existing checkpoint, or checkpoints are deleted too fast.

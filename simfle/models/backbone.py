@@ -64,7 +64,9 @@ def build_vit(name: str, side: int) -> Any:
         raise refusal
     patch = network.patch_embed.patch_size[0]
     if side % patch:
-        raise UserError(f"views.size={side}: not a multiple of the {patch} pixels of a patch of {name}")
+        raise UserError(
+            f"views.size={side}: not a multiple of the {patch} pixels of a patch of {name}. Fix: choose a multiple."
+        )
     return network
 
 

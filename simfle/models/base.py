@@ -31,12 +31,10 @@ class Method(nn.Module):
     """Pretraining method as one root module: `forward(batch) -> Losses`, then `on_step_end()` per optimizer step.
 
     Exported backbones are `online.backbone.` and, if a method has an EMA copy of it, `target.backbone.`; both have
-    timm's
-    key names.
+    timm's key names.
 
     images: images of a `Batch` that the method reads. replicated_buffers: names of saved buffers that are equal on
-    every
-    process, saved bit-identical in a checkpoint (other buffers, BatchNorm's statistics, are averaged).
+    every process, saved bit-identical in a checkpoint (other buffers, BatchNorm's statistics, are averaged).
     """
 
     images: ClassVar[tuple[str, ...]] = ("view1", "view2")

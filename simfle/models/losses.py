@@ -42,8 +42,7 @@ def correlation(maps: Tensor, *, shared: bool = False) -> Tensor:
     """Compute R, the correlation of any two maps over positions: [B, K, S] -> [K, K], 0 to 1 for maps >= 0.
 
     Each map + 0.001 is L2-normalized over its positions. Inner products are averaged over the batch, and over the
-    batches
-    of all processes if `shared` (the loss squares R, so averaging the loss instead would change its value).
+    batches of all processes if `shared` (the loss squares R, so averaging the loss instead would change its value).
     """
     unit = F.normalize(maps + 0.001, dim=2)
     flat = unit.transpose(0, 1).flatten(1)  # [K, B S]: one matrix product instead of B small ones

@@ -102,15 +102,15 @@ def load_constants(files: Sequence[Path]) -> Constants:
         try:
             found = json.loads(read_bytes(file))
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"--constants {file}: cannot be read as JSON: {error}") from None
+            raise UserError(f"--constants {file}: cannot be read as JSON: {error}. Fix: correct the file.") from None
         values = found.get("constants", found) if isinstance(found, dict) else None
         if not isinstance(values, dict):
-            raise UserError(f"--constants {file}: not an object of name: value")
+            raise UserError(f"--constants {file}: not a JSON object. Fix: write one of name: value.")
         for name, value in values.items():
             if name not in CONSTANTS:
-                raise UserError(f"--constants {file}: unknown {name!r}; must be one of {', '.join(CONSTANTS)}")
+                raise UserError(f"--constants {file}: unknown {name!r}. Fix: choose from {', '.join(CONSTANTS)}.")
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise UserError(f"--constants {file}: {name}={value!r}: not a positive number")
+                raise UserError(f"--constants {file}: {name}={value!r}: not a positive number. Fix: correct it.")
             figures[name] = Constant(float(value), MEASURED, file.name)
     return Constants(figures)
 

@@ -36,11 +36,9 @@ class ModelCost:
     """Cost of one process's network. Parameters are counted in numbers, buffers in bytes.
 
     trained: parameters updated by the optimizer; narrow, narrow_trained: all and trained parameters that DeepSpeed
-    sends in
-    bf16 under autocast; norms: BatchNorm passes of a forward pass; operations: launches per micro-batch.
+    sends in bf16 under autocast; norms: BatchNorm passes of a forward pass; operations: launches per micro-batch.
     conv, matmul: floating-point operations, forward and backward; activations: bytes kept for backward; moved: bytes
-    read
-    and written by each kind of operation. All of these are for B images.
+    read and written by each kind of operation. All of these are for B images.
     """
 
     parameters: int

@@ -27,8 +27,7 @@ def kernels(device: torch.device, *, deterministic: bool) -> Iterator[None]:
 
     The backward passes of flash, memory-efficient and cuDNN attention add in any order, and
     `use_deterministic_algorithms(warn_only=True)` does not disable them. On a CPU, torch's flash attention takes three
-    to
-    four times as long in bf16 as its plain formula.
+    to four times as long in bf16 as its plain formula.
     """
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled(), cudnn.benchmark
@@ -96,7 +95,7 @@ def device_errors_as_user_errors(fix: str) -> Iterator[None]:
     except RuntimeError as error:
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
         if out_of_memory(error):
-            raise UserError(f"memory is full: {words}. Fix: {fix}") from error
+            raise UserError(f"memory is full: {words}. Fix: {fix}.") from error
         if device_failed(error):
             raise DeviceFailedError(
                 f"the GPU failed: {words}. Fix: start again, on another node; nvidia-smi -q -d ECC and the kernel's "

@@ -70,13 +70,16 @@ def compute_batch_layout(config: TrainConfig, processes: int) -> BatchLayout:
     """
     total, micro = config.global_batch, config.micro_batch
     if total % processes:
-        raise UserError(f"train.global_batch={total}: not divisible by {processes} processes")
+        raise UserError(
+            f"train.global_batch={total}: not divisible by {processes} processes. "
+            f"Fix: choose a multiple of {processes}."
+        )
     share = total // processes
     micro = share if micro in (0, AUTO) else micro
     if micro < 1 or share % micro:
         raise UserError(
             f"train.micro_batch={micro}: does not divide the {share} samples per process of "
-            f"train.global_batch={total} and {processes} processes"
+            f"train.global_batch={total} and {processes} processes. Fix: choose a divisor of {share}."
         )
     if micro < 2:
         raise UserError(f"train.micro_batch={micro}: BatchNorm needs at least 2 samples per process and forward pass")
@@ -222,13 +225,13 @@ def _check_launched(found: dict[str, int]) -> None:
         told = " ".join(f"{name}={value}" for name, value in found.items())
         raise UserError(
             f"{told}: ranks range from 0 to WORLD_SIZE - 1. Fix: start all processes with one launcher, or "
-            "unset RANK and WORLD_SIZE to start a single process"
+            "unset RANK and WORLD_SIZE to start a single process."
         )
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if not address or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) >= 1 << 16:
         raise UserError(
             f"MASTER_ADDR={address} MASTER_PORT={port}: not an address and a port from 0 to 65535. Fix: set both to "
-            "those of the main process, or unset RANK and WORLD_SIZE to start a single process"
+            "those of the main process, or unset RANK and WORLD_SIZE to start a single process."
         )
 
 

@@ -23,10 +23,8 @@ def choose_zero_stage(train: TrainConfig, optim: OptimConfig, processes: int, he
     """Return the effective ZeRO stage.
 
     A single process cannot split tensors, and would only pay for the copies. Stages 1 and 2 call a hook for each
-    parameter,
-    at 12 to 19 times stage 0's cost for the host, and wait for the GPU after each backward pass: auto chooses stage 0
-    if
-    memory suffices.
+    parameter, at 12 to 19 times stage 0's cost for the host, and wait for the GPU after each backward pass: auto
+    chooses stage 0 if memory suffices.
 
     held: bytes of parameters, gradients and optimizer at stage 0. memory: bytes of one process, the minimum over all.
     """
@@ -53,8 +51,7 @@ def wait_for_partitions(engine: Any) -> None:
     """Wait at stage 3 until optimizer and EMA have written the partitions.
 
     DeepSpeed gathers partitions on a separate stream that waits for no other stream: the next forward pass could read
-    old
-    values.
+    old values.
     """
     if engine.zero_optimization_stage() == 3 and engine.device.type == "cuda":
         torch.cuda.current_stream(engine.device).synchronize()

@@ -37,8 +37,7 @@ def decide(exits: list[TaskExit], expected: int, code: int, *, began: bool = Tru
     """Decide from the exit records of `expected` tasks and srun's exit code. began: at least one task has started.
 
     A requested stop and an external failure (a killed process, a lost node, a hang) are requeued. A user error or a bug
-    is
-    not requeued, because it would recur.
+    is not requeued, because it would recur.
     """
     first = {end.kind: end for end in reversed(exits)}
     known = {end.rank for end in exits}
@@ -200,7 +199,7 @@ def main() -> None:
     try:
         sys.exit(end(job, code))
     except (UserError, OSError) as error:  # the job's folder was deleted, or its disk is full
-        say(f"error: {job}: {error}; not requeued. Fix: submit the run again; it resumes from its last checkpoint")
+        say(f"error: {job}: {error}; not requeued. Fix: submit the run again; it resumes from its last checkpoint.")
         sys.exit(code or 1)
 
 

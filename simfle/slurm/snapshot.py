@@ -33,7 +33,7 @@ def snapshot(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> 
             _copy_package(package, job / "code")
         (job / "code" / "simfle" / REVISION).write_text(git_revision() or "")
     except OSError as error:
-        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}") from None
+        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}. Fix: use another one.") from None
     write(job / "config.yaml", config)
     write(job / "cluster.yaml", cluster)
     return job
@@ -72,4 +72,4 @@ def _new_folder(parent: Path, stamp: str) -> Path:
         except FileExistsError:
             continue
         return folder
-    raise UserError(f"{parent}: a thousand submissions in this second")
+    raise UserError(f"{parent}: a thousand submissions in this second. Fix: rerun the command.")

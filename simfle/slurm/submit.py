@@ -80,7 +80,10 @@ def prepare(config: PretrainConfig, cluster: ClusterConfig) -> Path:
     """
     config = absolute(config)
     if any(sign in config.train.run_dir for sign in "%\n\\"):
-        raise UserError(f"train.run_dir={config.train.run_dir!r}: %, \\ and line breaks in paths are special to Slurm")
+        raise UserError(
+            f"train.run_dir={config.train.run_dir!r}: %, \\ and line breaks in paths are special to Slurm. "
+            "Fix: rename it."
+        )
     return snapshot(Path(config.train.run_dir), config, cluster)
 
 

@@ -170,13 +170,16 @@ def local_scratch_dir(cluster: ClusterConfig) -> Path | None:
     text = os.path.expandvars(cluster.local_scratch)
     if "$" in text:
         raise UserError(
-            f"cluster.local_scratch={cluster.local_scratch}: uses an environment variable that is not set in this job"
+            f"cluster.local_scratch={cluster.local_scratch}: uses an environment variable that is not set in this job. "
+            "Fix: use one that is set."
         )
     folder = Path(text) / "simfle"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cluster.local_scratch={folder}: cannot be created: {error.strerror}") from None
+        raise UserError(
+            f"cluster.local_scratch={folder}: cannot be created: {error.strerror}. Fix: use another folder."
+        ) from None
     return folder
 
 

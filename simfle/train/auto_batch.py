@@ -36,8 +36,7 @@ def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
 
     A resumed run with the same number of processes and the same GPUs keeps its first micro-batch: with another one,
     BatchNorm would normalize other samples together. Without a GPU, auto is the whole share of each process: main
-    memory
-    does not limit training on a CPU.
+    memory does not limit training on a CPU.
 
     Raises:
         UserError: not even the smallest micro-batch fits.
@@ -139,8 +138,7 @@ def trial_step(config: PretrainConfig, micro: int, device: torch.device) -> int:
     """Run one step of `micro` samples without DeepSpeed; return the bytes of DeepSpeed's additional copies.
 
     These copies are a flattened copy of the parameters and one of the gradients; partitioning them across processes
-    (ZeRO)
-    only makes them smaller.
+    (ZeRO) only makes them smaller.
     """
     # Compiled it needs rather less, and each trial would take the compiler's minutes.
     plain = replace(config.model, compile=False)

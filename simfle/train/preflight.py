@@ -41,7 +41,7 @@ def check_places(field: str, places: list[str]) -> None:
         real = place.rstrip("/") if "://" in place else os.path.realpath(place)
         if real in seen:
             both = place if place == seen[real] else f"{seen[real]} and {place} are the same folder, which"
-            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: name it once")
+            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: name it once.")
         seen[real] = place
 
 

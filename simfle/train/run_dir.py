@@ -29,7 +29,7 @@ def disk_errors_as_user_errors(run: Path) -> Iterator[None]:
         raise  # other processes were lost: not a disk error
     except OSError as error:
         words = f"train.run_dir={run}: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
-        raise UserError(f"{words}. Fix: resolve this and rerun; training resumes from the last checkpoint") from error
+        raise UserError(f"{words}. Fix: resolve this and rerun; training resumes from the last checkpoint.") from error
 
 
 @contextmanager

@@ -61,7 +61,7 @@ class RunLock:
         if not lines and not same:
             return (
                 f"train.run_dir={self.run}: the folder was deleted or moved while the run was training; nothing is "
-                "written to it any more. Fix: restore it and rerun, or start a new run"
+                "written to it any more. Fix: restore it and rerun, or start a new run."
             )
         if not same or (lines and lines[0] != self.holder):
             return self._superseded(lines[0] if lines else "another process")
@@ -102,9 +102,11 @@ def lock_run_dir(run: Path, lock_timeout: float = 0.0, mine: JobStart | None = N
         run.mkdir(parents=True, exist_ok=True)
         file = _open_lock_file(run / LOCK)
     except RefusedFileError as error:
-        raise UserError(f"train.run_dir={run}: {LOCK} is {error.strerror}. Fix: delete {run / LOCK}") from None
+        raise UserError(
+            f"train.run_dir={run}: {LOCK} is {error.strerror}. Fix: delete {run / LOCK} and rerun."
+        ) from None
     except OSError as error:
-        raise UserError(f"train.run_dir={run} cannot be written: {error.strerror}") from None
+        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}. Fix: use another one.") from None
     with file:
         end = time.monotonic() + lock_timeout
         asked = mine is None or not mine.start
@@ -125,7 +127,7 @@ def _refuse(run: Path, file: IO[str], patience: float, mine: JobStart | None) ->
     if mine is not None and mine.start and f", job {mine.job} start " in holder:
         raise RunDirLockedError(
             f"train.run_dir={run}: still held by {holder}, {patience:.0f} s after this start requested it. "
-            "Fix: end that process, on a node that lost its network"
+            "Fix: end that process, on a node that lost its network."
         )
     raise UserError(f"train.run_dir={run}: in use by {holder}. Fix: wait for it, or use another train.run_dir.")
 

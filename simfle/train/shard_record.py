@@ -81,7 +81,7 @@ def _agreed(corpus: ShardCorpus, world: World) -> Tensor:
     if other:
         raise CollectiveError(
             f"data.shards: {_named(corpus, other)} not the same on all machines. Fix: copy the shards to each "
-            "machine again, and run simfle shards verify on each",
+            "machine again, and run simfle shards verify on each.",
             is_reporter=world.is_main,
         )
     return highest[:shards]
@@ -118,7 +118,7 @@ def _compare(run: Path, corpus: ShardCorpus, table: Tensor, resumed: bool) -> No
             raise UserError(
                 f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} was trained on, though "
                 "the manifest is the same. Fix: restore these files, or build the shards again and use another "
-                "train.run_dir; simfle shards verify FOLDER checks every byte"
+                "train.run_dir; simfle shards verify FOLDER checks every byte."
             )
         known = ShardRecord(
             now.corpus,
@@ -155,7 +155,7 @@ def _read(file: Path, shards: int) -> ShardRecord:
 def _corrupt_error(file: Path, why: str) -> UserError:
     return UserError(
         f"train.run_dir: {file} is corrupt ({why}). Fix: restore it, or run simfle shards verify on the shards and "
-        "delete it: the files are then recorded in their current state"
+        "delete it: the files are then recorded in their current state."
     )
 
 

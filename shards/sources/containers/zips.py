@@ -54,8 +54,7 @@ def read_zip(file: Path) -> Iterator[ArchiveMember | Rejected]:
     """Yield the members of a zip in the order of its directory.
 
     Yields a Rejected (source "") if the file is not a zip, is truncated (the directory is its last part) or has a
-    corrupt
-    directory.
+    corrupt directory.
 
     Raises:
         OSError: the file cannot be read at all.

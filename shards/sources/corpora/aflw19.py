@@ -44,7 +44,7 @@ class AFLW19:
             places = ", ".join(f"{folder}/{first}" for folder in IMAGE_FOLDERS)
             raise UserError(
                 f"aflw19: no photos in {self.root} (searched: {places}; found: {describe_dir(self.root)}). "
-                "Fix: give the folder as delivered"
+                "Fix: give the folder as delivered."
             )
         train = set(table[ORDER][:TRAIN].tolist())
         faces: Counter[str] = Counter()
@@ -96,7 +96,7 @@ def _read(file: Path) -> dict[str, Any]:
         if len(lists[NAMES]) != count:
             raise ValueError(f"{NAMES} is not {count} x 1")  # noqa: TRY301
     except (ValueError, OSError) as error:
-        raise UserError(f"aflw19: {file} cannot be read ({error}). Fix: use the file as delivered") from None
+        raise UserError(f"aflw19: {file} cannot be read ({error}). Fix: use the original, unmodified file.") from None
     return {**arrays, **lists, ORDER: order}
 
 

@@ -144,7 +144,9 @@ def _rows(file: Path | None, header: bool = False) -> tuple[tuple[str, ...], dic
             continue
         if header and not columns:
             if numbers(rest, len(rest.split())) is not None:
-                raise UserError(f"celeba: {file} has no header with column names. Fix: use the file as delivered")
+                raise UserError(
+                    f"celeba: {file} has no header with column names. Fix: use the original, unmodified file."
+                )
             columns = (*(() if name == "image_id" else (name,)), *rest.split())
         else:
             found[name] = (number, rest)

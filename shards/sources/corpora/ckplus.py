@@ -34,7 +34,7 @@ class CKPlus:
     def __post_init__(self) -> None:
         """Raises UserError unless at least one frame shows the expression."""
         if self.last < 1:
-            raise UserError(f"--last={self.last}: no frame shows the expression. Fix: give at least 1")
+            raise UserError(f"--last={self.last}: no frame shows the expression. Fix: give at least 1.")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield frames by person, sequence and number.

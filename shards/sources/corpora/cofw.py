@@ -55,7 +55,7 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
     except Exception as error:  # noqa: BLE001 - h5py raises anything for corrupt files
         fields = f"Is{mark}, phis{mark}, bboxes{mark}"
         raise UserError(
-            f"cofw: {file} is not MATLAB 7.3 (HDF5) with {fields} ({error}). Fix: use the file as delivered"
+            f"cofw: {file} is not MATLAB 7.3 (HDF5) with {fields} ({error}). Fix: use the original, unmodified file."
         ) from None
     for number in range(count):
         source = f"{file.name}/{number}"

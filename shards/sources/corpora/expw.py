@@ -43,7 +43,7 @@ class ExpW:
         if not usable:
             raise UserError(
                 f"expw: no line of {file} has the {FIELDS} fields: name face top left right bottom confidence label. "
-                "Fix: use the file as delivered"
+                "Fix: use the original, unmodified file."
             )
 
     def _entry(self, images: Path, place: str, fields: list[str]) -> Entry | Rejected:

@@ -69,7 +69,7 @@ class FFHQ:
                 found = True
                 yield Entry(PurePosixPath(relative).stem, f"{folder.name}/{relative}", folder.absolute() / relative)
         if not found:
-            raise UserError(f"ffhq: no images in {folder} (found: {describe_dir(folder)}). Fix: unpack the images")
+            raise UserError(f"ffhq: no images in {folder} (found: {describe_dir(folder)}). Fix: unpack the images.")
 
     def _entry(self, folder: Path, flat: bool, number: str, item: Any) -> Entry | Rejected:
         kind, scale = ("thumbnail", 128 / 1024) if folder.name == SMALL else ("image", 1.0)
@@ -97,7 +97,7 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
     with open_regular(file, **TEXT) as text:
         buffer, place = text.read(CHUNK), 0
         if not buffer.lstrip().startswith("{"):
-            raise UserError(f"ffhq: {file} does not start with an object. Fix: use the file as delivered")
+            raise UserError(f"ffhq: {file} does not start with an object. Fix: use the original, unmodified file.")
         place = buffer.index("{") + 1
         while True:
             try:
@@ -105,7 +105,9 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
             except (ValueError, RecursionError) as error:
                 more = "" if len(buffer) - place > LONGEST else text.read(CHUNK)
                 if not more:
-                    raise UserError(f"ffhq: {file} is corrupt or truncated ({error}). Fix: download it again") from None
+                    raise UserError(
+                        f"ffhq: {file} is corrupt or truncated ({error}). Fix: download it again."
+                    ) from None
                 buffer, place = buffer[place:] + more, 0
             else:
                 if name is None:

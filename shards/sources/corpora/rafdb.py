@@ -71,7 +71,7 @@ class RAFDB:
             yield from self._listed(require_path("rafdb", self.root, "list of labels", *LISTS))
         elif self.images == "original":
             raise UserError(
-                f"rafdb: {self.root} only has class folders of aligned faces. Fix: remove --images original"
+                f"rafdb: {self.root} only has class folders of aligned faces. Fix: remove --images original."
             )
         else:
             yield from _folders(self.root, require_path("rafdb", self.root, "class folders", *FOLDERS).parent)
@@ -82,7 +82,7 @@ class RAFDB:
         if beyond:
             raise UserError(
                 f"rafdb: {file} line {beyond[0]} has a compound expression. "
-                "Fix: give the folder of the basic expressions"
+                "Fix: give the folder of the basic expressions."
             )
         base = file.parent.parent
         require_path("rafdb", base, f"folder of {self.images} images", f"Image/{self.images}")
@@ -155,11 +155,11 @@ def _labels(file: Path) -> dict[str, str]:
             if not {"image", "label"} <= set(rows.fieldnames or ()):
                 raise UserError(
                     f"rafdb: {file} lacks the columns image, label (columns: {rows.fieldnames}). "
-                    "Fix: use the file as delivered"
+                    "Fix: use the original, unmodified file."
                 )
             return {(row["image"] or "").strip(): (row["label"] or "").strip() for row in rows}
     except csv.Error as error:
-        raise UserError(f"rafdb: {file} is not valid CSV ({error}). Fix: use the file as delivered") from None
+        raise UserError(f"rafdb: {file} is not valid CSV ({error}). Fix: use the original, unmodified file.") from None
 
 
 def _attributes(file: Path) -> tuple[tuple[tuple[float, float], ...] | None, dict[str, str]]:

@@ -43,7 +43,7 @@ class Folder:
             UserError: the folder does not exist or contains no image.
         """
         if not self.root.is_dir():
-            raise UserError(f"folder={self.root}: not a folder. Fix: check the path")
+            raise UserError(f"folder={self.root}: not a folder. Fix: check the path.")
         self.others.clear()
         self.folders.clear()
         self.skipped.clear()
@@ -57,7 +57,7 @@ class Folder:
                 self.others[extension or "no extension"] += 1
         if not found:
             seen = ", ".join(f"{count} {extension}" for extension, count in self.others.most_common(5))
-            raise UserError(f"folder: no images in {self.root} (found: {seen or 'nothing'}). Fix: check the path")
+            raise UserError(f"folder: no images in {self.root} (found: {seen or 'nothing'}). Fix: check the path.")
 
     def notes(self) -> list[str]:
         """Return hints for the user, after iterating."""

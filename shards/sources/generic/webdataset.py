@@ -32,8 +32,7 @@ class WebDataset:
 
     image: extension of the image member of samples with several ("input.jpg"); label_field, group_field: fields of the
     .json; split_pattern: a regular expression with one group, searched in the tar's path. Without a pattern, the last
-    split
-    name in the path wins, as for tars that are read without a build.
+    split name in the path wins, as for tars that are read without a build.
     """
 
     root: Path
@@ -67,7 +66,7 @@ class WebDataset:
                 else:
                     yield self._entry(name, split, *sample)
         if not any(self.found.values()):
-            raise UserError(f"webdataset: no samples in {self.root} ({len(self.found)} tars). Fix: check the path")
+            raise UserError(f"webdataset: no samples in {self.root} ({len(self.found)} tars). Fix: check the path.")
 
     def notes(self) -> list[str]:
         """Return notes about tars whose content differs from img2dataset's statistics."""
@@ -95,11 +94,11 @@ class WebDataset:
         if self.root.is_file():
             return [(self.root.name, self.root.absolute())]
         if not self.root.is_dir():
-            raise UserError(f"webdataset={self.root}: does not exist. Fix: check the path")
+            raise UserError(f"webdataset={self.root}: does not exist. Fix: check the path.")
         names = [name for name in walk(self.root) if name.lower().endswith(TAR_ENDINGS)]
         if not names:
             raise UserError(
-                f"webdataset: no .tar in {self.root} (found: {describe_dir(self.root)}). Fix: check the path"
+                f"webdataset: no .tar in {self.root} (found: {describe_dir(self.root)}). Fix: check the path."
             )
         return [(name, self.root.absolute() / name) for name in names]
 
@@ -108,12 +107,12 @@ class WebDataset:
             pattern = re.compile(self.split_pattern)
         except re.error as error:
             raise UserError(
-                f"--split-pattern={self.split_pattern!r}: not a regular expression ({error}). Fix: correct it"
+                f"--split-pattern={self.split_pattern!r}: not a regular expression ({error}). Fix: correct it."
             ) from None
         if self.split_pattern and pattern.groups != 1:
             raise UserError(
                 f"--split-pattern={self.split_pattern!r}: has {pattern.groups} groups, needs one. Fix: put one pair of "
-                "parentheses around the split name, as in '^(train|val)-'"
+                "parentheses around the split name, as in '^(train|val)-'."
             )
         return pattern if self.split_pattern else None
 

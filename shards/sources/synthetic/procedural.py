@@ -47,7 +47,7 @@ def procedural(people: int, images_per_person: int, size: int = 128, seed: int =
     if people < TEST_EVERY or images_per_person < 1 or size < 64:
         raise UserError(
             f"procedural: {people} people with {images_per_person} images of {size} px is out of range. "
-            f"Fix: give at least {TEST_EVERY} people, 1 image each, 64 px"
+            f"Fix: give at least {TEST_EVERY} people, 1 image each, 64 px."
         )
     return (list_entry(seed, person, i, size) for person in range(people) for i in range(images_per_person))
 

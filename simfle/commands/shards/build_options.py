@@ -88,12 +88,9 @@ class SourceInput:
 
     notes: the source's notes, called after all entries were read; labels: their order if --labels is not given;
     about: function of the number of samples written by (split, label), called before the shards are published, whose
-    result
-    is added to the manifest; finish: called with the published shards, before the report is printed; needs_crop:
-    whether
-    images are whole photos, in which an entry is one face given by its box; max_missing: maximum fraction of listed
-    files
-    that may be missing; before: notes to print before the entries are read.
+    result is added to the manifest; finish: called with the published shards, before the report is printed; needs_crop:
+    whether images are whole photos, in which an entry is one face given by its box; max_missing: maximum fraction of
+    listed files that may be missing; before: notes to print before the entries are read.
     """
 
     entries: "Iterable[Entry | Rejected]"

@@ -29,8 +29,7 @@ def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     """Return (height, width) in pixels of the image `data` [bytes] uint8.
 
     Returns None if `data` is not an image, has a truncated header, declares more pixels than its bytes can hold
-    (decoders
-    allocate the declared size), or is a JPEG with more scans than `shards.imaging.jpeg_limits` allows.
+    (decoders allocate the declared size), or is a JPEG with more scans than `shards.imaging.jpeg_limits` allows.
     """
     end = len(data)
     if end < 4 or data[0] != 0xFF or data[1] != _SOI:

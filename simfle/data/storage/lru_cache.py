@@ -14,8 +14,7 @@ class LruCache(Generic[K, V]):
 
     The cache holds no reference to `make`: a method of the cache's owner would form a cycle that keeps files open. An
     evicted value lives as long as it is referenced (an array over a memory map). Two threads may compute the same value
-    at
-    the same time; both get the value that was stored first.
+    at the same time; both get the value that was stored first.
     """
 
     def __init__(self, capacity: int) -> None:

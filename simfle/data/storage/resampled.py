@@ -221,7 +221,7 @@ def expand(places: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:
         path = place.partition("?")[0]
         if path.endswith(TARS):
             if not is_url(place) and not Path(place).is_file():
-                raise UserError(f"data.shards: {place} does not exist")
+                raise UserError(f"data.shards: {place} does not exist. Fix: check the path.")
             tars.append(place)
         elif is_url(place) or (Path(place) / NAME).exists():
             chosen = [shard for shard in read_manifest(place).shards if not splits or shard.split in splits]
@@ -230,6 +230,7 @@ def expand(places: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:
             tars += [str(tar) for tar in list_tars(Path(place)) if not splits or split_from_name(tar.name) in splits]
     if not tars:
         raise UserError(
-            f"data.shards: no shards to stream in {', '.join(map(redact_url, places))}, splits {list(splits)}"
+            f"data.shards: no shards to stream in {', '.join(map(redact_url, places))}, splits {list(splits)}. "
+            "Fix: check data.shards and data.splits."
         )
     return tuple(tars)

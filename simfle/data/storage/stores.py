@@ -105,7 +105,9 @@ class LocalStore:
                 tar = check_tar(file.fileno(), shard.bytes)
             return SpotCheck(tar, check_index(self.path / index_name(shard.file)) if self.indexed else "")
         except OSError as error:
-            raise UserError(f"shards: cannot read {self.location(shard)}: {error.strerror}") from None
+            raise UserError(
+                f"shards: cannot read {self.location(shard)}: {error.strerror}. Fix: copy it again."
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ class RemoteStore:
         largest = max(map(cached_bytes, shards), default=0)
         if largest > self.cache.limit:
             raise UserError(
-                f"data.cache_gb={self.cache.limit / GB:g}: less than one shard of {self.name}, {largest / GB:g} GB"
+                f"data.cache_gb={self.cache.limit / GB:g}: less than one shard of {self.name}, {largest / GB:g} GB. "
+                "Fix: increase data.cache_gb."
             )
 
     def open(self, shard: ShardInfo) -> IO[bytes]:

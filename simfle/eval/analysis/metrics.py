@@ -114,8 +114,7 @@ def bootstrap_weights(
     """Return the number of times that each of m samples is drawn, per resample, when drawing groups with replacement.
 
     Images of one person are not independent, so each resample draws as many people as there are. labels: [m] classes,
-    all
-    of which each resample must contain: without a rare difficult class, a mean over classes would be higher.
+    all of which each resample must contain: without a rare difficult class, a mean over classes would be higher.
     """
     names, group = np.unique(np.array(groups), return_inverse=True)
     rng = np.random.default_rng(seed)

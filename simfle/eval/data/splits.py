@@ -178,8 +178,7 @@ def holdout_split(split: Split, share: float, word: str, *, leave: bool = True) 
     """Select the samples [n] of a subset with a fraction of each class, by complete groups.
 
     Classes are filled in ascending order of their size, each with groups in the order of a hash of `word` and their
-    names,
-    up to its fraction (rounded, at least one sample). leave: never take the last group of a class.
+    names, up to its fraction (rounded, at least one sample). leave: never take the last group of a class.
     """
     names, group = np.unique(np.array(split.groups), return_inverse=True)
     table = np.zeros((len(names), max(1, len(split.classes))), np.int64)  # [G, K] samples

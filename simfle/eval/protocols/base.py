@@ -27,8 +27,7 @@ class ProtocolInputs:
     """Inputs of one classifier (or regressor) to fit and test: `splits` of one fold, with one seed.
 
     weights: digest of the backbone's tensors, the key of its cached features; split_config: section of the
-    configuration
-    for the protocol; metric: of the benchmark.
+    configuration for the protocol; metric: of the benchmark.
     """
 
     backbone: LoadedBackbone

@@ -85,8 +85,7 @@ def nme_normalizer(points: Floats, left: Sequence[int], right: Sequence[int], sp
     """Return the normalizer [n] in pixels from all points [n, P, 2].
 
     The normalizer is the distance between two ends (each the mean of some points), or without ends sqrt(width * height)
-    of
-    the face's box (of the points' box if the shards have no boxes).
+    of the face's box (of the points' box if the shards have no boxes).
 
     Raises:
         UserError: a point number out of range, or a face without extent.

@@ -16,8 +16,7 @@ def all_gather_with_grad(rows: Tensor) -> Tensor:
     """Gather [n, ...] of each process to [R n, ...], in the order of ranks; n must be equal on all processes.
 
     Gradients flow to all processes: with a loss averaged over processes, as DeepSpeed averages gradients, they equal
-    the
-    gradients of one process with the whole batch.
+    the gradients of one process with the whole batch.
     """
     return _AllGatherWithGrad.apply(rows) if processes() > 1 else rows
 

@@ -69,7 +69,8 @@ class FaceMAE(MaskedDecoder):
         self.patch = config.patch_size
         if face_size % config.patch_size:
             raise UserError(
-                f"views.face_size={face_size}: not a multiple of model.facemae.patch_size={config.patch_size}"
+                f"views.face_size={face_size}: not a multiple of model.facemae.patch_size={config.patch_size}. "
+                "Fix: choose a multiple."
             )
         check_width("model.facemae.embed_dim", config.embed_dim, config.num_heads)
         side = face_size // config.patch_size
@@ -181,7 +182,9 @@ def block(width: int, heads: int) -> Block:
 def check_width(field: str, width: int, heads: int) -> None:
     """Raise a UserError if `width` is not divisible by the attention heads and by the sines and cosines of two axes."""
     if width % heads or width % 4:
-        raise UserError(f"{field}={width}: must be a multiple of its heads={heads} and of 4")
+        raise UserError(
+            f"{field}={width}: must be a multiple of its heads={heads} and of 4. Fix: choose a multiple of both."
+        )
 
 
 def xavier(module: nn.Module) -> None:

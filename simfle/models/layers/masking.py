@@ -21,7 +21,10 @@ class ChannelGrouping(nn.Module):
     def __init__(self, channels: int, groups: int, kind: str) -> None:
         super().__init__()
         if channels % groups:
-            raise UserError(f"model.mask_groups={groups}: does not divide the backbone's {channels} channels")
+            raise UserError(
+                f"model.mask_groups={groups}: does not divide the backbone's {channels} channels. "
+                "Fix: choose a divisor."
+            )
         self.convolution = nn.Conv2d(channels, channels if kind == "reference" else groups, 1)
         self.norm = nn.BatchNorm2d(self.convolution.out_channels)
         if kind == "reference":
@@ -56,10 +59,8 @@ class SemanticMasking(nn.Module):
         """Map features [B, C, h, h], draw [B] in [0, 1) -> visible patches [B, V], ascending, grouping loss, overlap.
 
         The overlap measures whether groups separate: the mean correlation of channels of different groups, 1 if all
-        maps are
-        equal, 0 if no two groups are active at the same position. If `choice` is random, groups are learned but do not
-        select
-        patches: an ablation of the selection alone, at the same cost and with the same BatchNorm.
+        maps are equal, 0 if no two groups are active at the same position. If `choice` is random, groups are learned
+        but do not select patches: an ablation of the selection alone, at the same cost and with the same BatchNorm.
         """
         maps = self.grouping(features.detach()).flatten(2)  # [B, K, S]
         with torch.autocast(features.device.type, enabled=False):  # normalized, squared, ranked: not for bf16

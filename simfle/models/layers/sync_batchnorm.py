@@ -26,7 +26,10 @@ def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = CpuSyncBatchNorm  # keeps parameters, buffers and names
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UserError(f"train.sync_batchnorm=true: {name} is a {type(module).__name__}, not supported on a CPU")
+            raise UserError(
+                f"train.sync_batchnorm=true: {name} is a {type(module).__name__}, not supported on a CPU. "
+                "Fix: use a GPU."
+            )
     return model
 
 

@@ -23,8 +23,7 @@ class DINO(Method):
     (equation
     4, algorithm 1). It changes at the end of a step: a loss uses the center of the previous steps.
     progress: completed fraction of the run, which determines the teacher's temperature. Both are saved, so that a
-    resumed
-    run is bit-identical.
+    resumed run is bit-identical.
     """
 
     replicated_buffers = ("center", "progress")

@@ -22,10 +22,9 @@ class MoCo(Method):
     depend on the number of processes and micro-batches.
 
     The paper shuffles samples among GPUs (section 3.3), so that BatchNorm does not reveal which key shares a batch with
-    the
-    query. Instead, each process shuffles its micro-batch and runs the key encoder on `contrastive.shuffle_bn_splits`
-    parts
-    of it. This works on one GPU, needs no communication, and the order is a function of the samples' random words.
+    the query. Instead, each process shuffles its micro-batch and runs the key encoder on
+    `contrastive.shuffle_bn_splits` parts of it. This works on one GPU, needs no communication, and the order is a
+    function of the samples' random words.
     """
 
     replicated_buffers = ("queue",)

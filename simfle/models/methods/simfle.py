@@ -72,8 +72,7 @@ class SimFLE(BYOL):
 
         distillation=reference: the paper's divergence of three heads from their mean, which heads with constant outputs
         minimize. distillation=predict: a head on each view predicts the token, which gets no gradient and is
-        standardized per
-        dimension, so that a constant output is no minimum; 2 - 2 cos, mean over both views.
+        standardized per dimension, so that a constant output is no minimum; 2 - 2 cos, mean over both views.
         """
         if self.config.distillation == "reference":
             branches = (*map(self.distil_global, pooled), self.distil_face(summary))

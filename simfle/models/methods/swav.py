@@ -44,8 +44,7 @@ class Prototypes(nn.Module):
     """Cosines of projections with K trained unit vectors: [n, D] -> [n, K].
 
     The vectors are normalized in each forward pass, not in place after each step as in the authors' code: ZeRO would
-    miss
-    that update.
+    miss that update.
     """
 
     def __init__(self, count: int, width: int) -> None:

@@ -263,7 +263,8 @@ class AsyncCheckpointWriter:
             if isinstance(error, UserError):
                 raise error
             raise UserError(
-                f"checkpoint could not be written to {self.run}: {error}; older ones are still complete"
+                f"checkpoint could not be written to {self.run}: {error}; older ones are still complete. "
+                "Fix: resolve this and rerun."
             ) from error
 
     def _work(self, progress: TrainState, model: State, optim: State) -> None:

@@ -30,7 +30,7 @@ def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoin
     if newest.progress.corpus != data.digest():
         raise UserError(
             f"data.shards: {', '.join(map(str, data.folders))} have other data than {run} was "
-            "trained on. Fix: use the original shards (they may have moved), or another train.run_dir"
+            "trained on. Fix: use the original shards (they may have moved), or another train.run_dir."
         )
     if world.is_main:  # only now: a run with other data or another model changes nothing
         checkpoint.quarantine_after(run, newest.progress.step)
@@ -42,8 +42,7 @@ class CheckpointManager:
     """Copy the state to the main process's memory, which blocks training, and write it in a thread.
 
     blocked_seconds: seconds for which training was blocked by copies, and by a write that had not ended when the next
-    one
-    began.
+    one began.
     """
 
     def __init__(

@@ -33,9 +33,8 @@ class FeatureTelemetry:
     """Measures by branch: features (the backbone's), projection, face (FaceMAE's mean token).
 
     Names of the measures: rank (effective rank of the first view), dimensions and samples (bounds of the rank), random
-    (the
-    same measures of the initial weights), alignment (if a branch has two views). The class uses no random number and
-    changes no loss.
+    (the same measures of the initial weights), alignment (if a branch has two views). The class uses no random number
+    and changes no loss.
     """
 
     def __init__(self, run: Path, model: Method, world: World, first: int) -> None:

@@ -30,9 +30,8 @@ class CorruptSampleLog:
     """Corrupt samples, known to all processes; the main process logs and writes.
 
     run: run folder; limit: `data.max_corrupt_fraction`; resumed_step: lines of later steps are dropped, because they
-    will be
-    written again; is_sound: whether a listed sample can be decoded now (None = samples cannot be tried again, as in a
-    stream, and each start counts from 0).
+    will be written again; is_sound: whether a listed sample can be decoded now (None = samples cannot be tried again,
+    as in a stream, and each start counts from 0).
     """
 
     def __init__(
