@@ -13,7 +13,7 @@ __all__ = ["Sample", "ShardDataset", "open"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import numpy and the decoders on first use (PEP 562): `--help` must not wait for them."""
+    """Import numpy and the decoders on first use (PEP 562), so that `--help` stays fast."""
     if name in __all__:
         from shards.reading import dataset
 

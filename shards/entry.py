@@ -1,4 +1,4 @@
-"""The items of a corpus listing: an Entry for each face, or a Rejected with the reason."""
+"""Items of a corpus listing: an Entry for each face, or a Rejected with the reason."""
 
 import importlib
 from dataclasses import dataclass, field
@@ -45,7 +45,7 @@ READERS = {
 
 @dataclass(frozen=True, slots=True)
 class LazyBytes:
-    """Image bytes computed on demand: call the reader of this name in `READERS` with `arguments` (plain JSON).
+    """Image bytes computed on demand by the reader of this name in `READERS`, with `arguments` (plain JSON).
 
     file: input file, passed as the first argument. Like an entry's path, it does not determine the shards.
 
@@ -73,7 +73,7 @@ class Entry:
     """One face as its corpus lists it. Cheap and picklable; the image is not read yet.
 
     key: name, unique in the corpus (usually the relative path); the key in the shards is derived from it.
-    source: relative path as text, for people; read: a path, the bytes, or a `LazyBytes`.
+    source: relative path as text, for messages; read: a path, the bytes, or a `LazyBytes`.
     label, split, group: None if unknown; a group (person, film) is never split across splits.
     box: left, top, width, height in pixels; landmarks: (x, y) in pixels; extras: other fields, plain JSON.
     """
@@ -91,7 +91,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A rejected entry: source, reason (one of REASONS) and detail."""
+    """A rejected entry: source, reason (one of REJECT_REASONS) and detail."""
 
     source: str
     reason: str

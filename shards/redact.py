@@ -1,7 +1,7 @@
 """Remove user, password, signature and other parameters from URLs before they are shown or written.
 
-All output (files for others, prints, logs) passes its values through `redacted`. `to_json` and `to_yaml` write the JSON
-and YAML files; tests/unit/shards/test_redact.py lists the few exceptions and the reason for each.
+All output (files for others, prints, logs) passes its values through `redact_secrets`. `to_json` and `to_yaml` write
+the JSON and YAML files; tests/unit/shards/test_redact.py lists the few exceptions and the reason for each.
 """
 
 import json
@@ -35,7 +35,7 @@ def redact_url(url: str) -> str:
 
 
 def redact_secrets(value: Any) -> Any:
-    """Return plain values with every URL in every text redacted by `shown`."""
+    """Return plain values with every URL in every text redacted by `redact_url`."""
     if isinstance(value, dict):
         return {redact_secrets(name): redact_secrets(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -39,11 +39,11 @@ class EntryRules:
         check_pattern(self.group_pattern)
         for name, value in (("--val-fraction", self.val_fraction), ("--test-fraction", self.test_fraction)):
             if not 0 <= value < 1:
-                raise UserError(f"{name}={value:g}: must be in [0, 1). Fix: give 0.2 for a fifth of the groups")
+                raise UserError(f"{name}={value:g}: must be in [0, 1). Fix: give 0.2 for a fifth of the groups.")
         if self.val_fraction + self.test_fraction >= 1:
-            raise UserError("--val-fraction, --test-fraction: no group is left to train on. Fix: keep the sum below 1")
+            raise UserError("--val-fraction, --test-fraction: no group is left to train on. Fix: keep the sum below 1.")
         if len({normalize_label(name) for name in self.labels}) != len(self.labels):
-            raise UserError(f"--labels={','.join(self.labels)}: a label is listed twice. Fix: list each label once")
+            raise UserError(f"--labels={','.join(self.labels)}: a label is listed twice. Fix: list each label once.")
 
 
 def check_pattern(pattern: str) -> None:
@@ -52,12 +52,12 @@ def check_pattern(pattern: str) -> None:
         groups = re.compile(pattern).groups if pattern else 1
     except re.error as error:
         raise UserError(
-            f"--group-pattern={pattern!r}: not a regular expression ({error}). Fix: correct the pattern"
+            f"--group-pattern={pattern!r}: not a regular expression ({error}). Fix: correct the pattern."
         ) from None
     if groups != 1:
         raise UserError(
             f"--group-pattern={pattern!r}: has {groups} groups, needs one. Fix: put one pair of parentheses around the "
-            r"part that identifies the person, as in '^(.*)_\d+\.jpg$'"
+            r"part that identifies the person, as in '^(.*)_\d+\.jpg$'."
         )
 
 
@@ -85,7 +85,7 @@ def resolve_entry(entry: Entry, rules: EntryRules) -> Entry | Rejected:
 
 
 def is_text(text: str) -> bool:
-    """Return whether text can be encoded: JSON can spell a lone surrogate ("\\ud83d"), which cannot."""
+    """Return whether text can be encoded as UTF-8; a lone surrogate ("\ud83d"), which JSON can spell, cannot."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
@@ -119,7 +119,7 @@ def normalize_split(split: str | None) -> str:
 
 
 def assign_split(group: str, rules: EntryRules) -> str:
-    """Draw train, val or test by a keyed hash of the group only: independent of all other groups."""
+    """Assign train, val or test by a keyed hash of the group only, independent of all other groups."""
     if not rules.val_fraction and not rules.test_fraction:
         return TRAIN
     draw = int.from_bytes(keyed_hash(group, f"split {rules.split_seed}")[:8], "big") / 2**64

@@ -12,7 +12,8 @@ class Batch:
     """Views and face crops of B images, uint8 in channels_last memory; the model normalizes them.
 
     view1, view2: [B, 3, S, S]; face: [B, 3, F, F]; ids: [B] int64, global sample ids;
-    mask_uniform: [B] float64 in [0, 1), selects the channel group that masks the face: group = floor(draw * groups).
+    mask_uniform: [B] float64 in [0, 1), selects the channel group that masks the face: group = floor(mask_uniform *
+    groups).
     """
 
     view1: Tensor

@@ -1,4 +1,4 @@
-"""Expected ways for a command to end early. Commands print them as one line, without a traceback."""
+"""Expected errors that end a command early. Commands print them as one line, without a traceback."""
 
 from shards.errors import UserError
 
@@ -6,7 +6,7 @@ __all__ = ["CollectiveError", "DeviceFailedError", "PeerLostError", "RunStopped"
 
 
 class CollectiveError(UserError):
-    """An error on which all processes of a run exit together. Only the main process prints it (`is_reporter`)."""
+    """Error on which all processes of a run exit together. Only the main process prints it (`is_reporter`)."""
 
     def __init__(self, words: str, *, is_reporter: bool) -> None:
         super().__init__(words)
@@ -14,9 +14,9 @@ class CollectiveError(UserError):
 
 
 class RunStopped(Exception):  # noqa: N818 - not an error: the run stopped as requested
-    """The run was asked to stop and has saved a checkpoint. It resumes at the next sample.
+    """Notice that the run was asked to stop and has saved a checkpoint. It resumes at the next sample.
 
-    by_signal: the request was a signal, not train.stop_after_step.
+    by_signal: whether a signal requested the stop, not train.stop_after_step.
     """
 
     def __init__(self, words: str, *, by_signal: bool) -> None:
@@ -25,12 +25,12 @@ class RunStopped(Exception):  # noqa: N818 - not an error: the run stopped as re
 
 
 class PeerLostError(Exception):
-    """Other processes of the run did not start, or were lost. A rerun may succeed."""
+    """Error: other processes of the run did not start, or were lost. A rerun may succeed."""
 
 
 class DeviceFailedError(PeerLostError):
-    """This process's GPU failed, such as by an ECC error. The run can resume on another node."""
+    """Error: this process's GPU failed, for example with an ECC error. The run can resume on another node."""
 
 
 class RunDirLockedError(PeerLostError):
-    """An earlier start of this job holds the lock of the run folder. A rerun succeeds after it has ended."""
+    """Error: an earlier start of this job holds the lock of the run folder. A rerun succeeds after it has ended."""

@@ -33,12 +33,12 @@ def parameter_groups(
 
 
 def is_weight(name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter is a weight of a layer: no bias, no scale of a norm, no token."""
+    """Return whether a parameter is a weight of a layer: no bias, no scale of a norm, no token."""
     return parameter.ndim > 1 and name.rpartition(".")[2] not in TOKENS
 
 
 def build_optimizer(parameters: Iterable[Any], config: OptimConfig) -> torch.optim.Optimizer:
-    """Build SGD with momentum, AdamW or LARS from parameters or groups; `set_rate` sets the rate before each step.
+    """Build SGD with momentum, AdamW or LARS from parameters or groups; `set_lr` sets the rate before each step.
 
     Fused kernels make one pass over parameter, gradient and state instead of one per operation.
     """
@@ -63,7 +63,7 @@ def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rates (You, Gitman, Ginsburg 2017, arXiv 1708.03888, algorithm 1).
+    """Optimizer LARS, layer-wise adaptive rates (You, Gitman, Ginsburg 2017, arXiv 1708.03888, algorithm 1).
 
     Vectors (biases, norms) use the plain rate, as in BYOL and SimCLR. Needs whole layers: ZeRO stage 0 only.
     """
@@ -94,7 +94,7 @@ class LARS(torch.optim.Optimizer):
 
 
 def lr_at_step(step: int, total_steps: int, global_batch: int, config: OptimConfig) -> float:
-    """Learning rate of step `step`, counted from 0: linear warm-up, then half a cosine to 0.
+    """Return the learning rate of step `step`, counted from 0: linear warm-up, then half a cosine to 0.
 
     Scaled linearly with the global batch (Goyal et al. 2017): lr * global_batch / 256.
 

@@ -1,4 +1,4 @@
-"""The packages that a machine without a network lacks, as wheels; see simfle/commands/collect_wheels.py."""
+"""Collect the packages that a machine without a network lacks, as wheels; see simfle/commands/collect_wheels.py."""
 
 from simfle.commands.collect_wheels import main
 

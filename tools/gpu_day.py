@@ -1,4 +1,4 @@
-"""All that is to be known of a GPU on its first day; see simfle.commands.gpu_day.py."""
+"""Run all measurements of a GPU on its first day; see simfle/commands/gpu_day.py."""
 
 from simfle.commands.gpu_day import main
 

@@ -63,7 +63,8 @@ def build(
         request: specification of the build.
         entries: listing of the corpus; iterated several times.
         progress: called with stage, done, total.
-        about: returns extra fields for the manifest's `build` from the label counts; called before `out` is published.
+        extra_manifest: returns extra fields for the manifest's `build` from the label counts; called before `out` is
+            published.
 
     Raises:
         UserError: the output exists or belongs to another build, nothing to write, a full disk, a dead worker. Finished
@@ -73,7 +74,7 @@ def build(
     request.encode.check()
     entries = map_numbered_labels(entries, request.rules.labels)
     if request.shard_samples < 1:
-        raise UserError(f"--shard-samples={request.shard_samples}: too small. Fix: give at least 1")
+        raise UserError(f"--shard-samples={request.shard_samples}: too small. Fix: give at least 1.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         return _check_existing(request, entries)
     request.digest_options()  # reports missing packages before anything is created
@@ -97,21 +98,21 @@ def _cause(error: OSError | sqlite3.Error, partial: Path) -> str:
     if isinstance(error, sqlite3.OperationalError) and "lock" in str(error):
         return (
             f"{error}: the file system of {partial} lacks the file locks that SQLite needs (NFS, Lustre, FUSE). "
-            "Fix: build on a local disk, then copy the shards"
+            "Fix: build on a local disk, then copy the shards."
         )
     if (isinstance(error, OSError) and error.errno == errno.EMFILE) or "unable to open database" in str(error):
-        return f"{error}: too many open files. Fix: run ulimit -n 4096 or lower --workers, then rerun the command"
-    return f"{error}. Fix: fix this and rerun the command"
+        return f"{error}: too many open files. Fix: run ulimit -n 4096 or lower --workers, then rerun the command."
+    return f"{error}. Fix: resolve this and rerun the command."
 
 
 def _check_existing(request: BuildSpec, entries: Iterable[Entry | Rejected]) -> BuildReport:
     """Accept an existing OUT if it is the same build; otherwise raise UserError."""
     if not (request.out / NAME).is_file():
-        raise UserError(f"{request.out} exists and is not a folder of shards. Fix: choose another output")
+        raise UserError(f"{request.out} exists and is not a folder of shards. Fix: choose another output.")
     manifest = read_manifest(request.out)
     if not is_up_to_date(request, manifest, entries):
         raise UserError(
-            f"{request.out} holds shards of other images or options. Fix: choose another output, or delete that folder"
+            f"{request.out} holds shards of other images or options. Fix: choose another output, or delete that folder."
         )
     # A build killed between its last rename and its cleanup leaves its staging folder.
     if is_build_staging(request.staging_dir):
@@ -120,7 +121,7 @@ def _check_existing(request: BuildSpec, entries: Iterable[Entry | Rejected]) -> 
 
 
 def is_up_to_date(request: BuildSpec, manifest: Manifest, entries: Iterable[Entry | Rejected]) -> bool:
-    """Return whether shards with this manifest are equal to those of the request."""
+    """Return whether shards with this manifest are equal to those that the request would produce."""
     entries = map_numbered_labels(entries, request.rules.labels)
     return manifest.build.get("digest") == digest_entries(entries, request.rules, request.digest_options())
 
@@ -139,10 +140,10 @@ def _lock(partial: Path) -> Iterator[None]:
     try:
         (partial / "work").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{partial} cannot be created ({error.strerror}). Fix: choose another output") from None
+        raise UserError(f"{partial} cannot be created ({error.strerror}). Fix: choose another output.") from None
     with (partial / "work" / LOCK).open("w") as file:
         if not try_lock(file, partial):
-            raise UserError(f"{partial} is being built by another process. Fix: wait for it, or stop it")
+            raise UserError(f"{partial} is being built by another process. Fix: wait for it, or stop it.")
         yield
 
 
@@ -155,7 +156,7 @@ def _plan(request: BuildSpec, entries: Iterable[Entry | Rejected], progress: Pro
         if json.loads(read_bytes(request.plan_marker))["digest"] != digest:
             raise UserError(
                 f"{request.staging_dir} holds an unfinished build of other images or options. "
-                "Fix: resume with the same ones, or delete that folder"
+                "Fix: resume with the same ones, or delete that folder."
             )
         return BuildPlan(base)
     digest = make_plan(base, counted, request.rules, request.digest_options(), request.shard_samples)
@@ -183,14 +184,14 @@ def _check_plan(request: BuildSpec, plan: BuildPlan) -> None:
     for split, fraction in (("val", request.rules.val_fraction), ("test", request.rules.test_fraction)):
         if fraction and split not in splits:
             raise UserError(
-                f"no group is in split {split}. Fix: give a larger --{split}-fraction or another --split-seed"
+                f"no group is in split {split}. Fix: give a larger --{split}-fraction or another --split-seed."
             )
     if "train" not in splits and (request.rules.val_fraction or request.rules.test_fraction):
-        raise UserError("no group is in split train. Fix: give smaller fractions or another --split-seed")
+        raise UserError("no group is in split train. Fix: give smaller fractions or another --split-seed.")
 
 
 def _check_files(request: BuildSpec, plan: BuildPlan) -> None:
-    """Raise UserError if too many listed files are missing: wrong base folder, or an unmounted disk."""
+    """Raise UserError if too many listed files are missing, as with a wrong base folder or an unmounted disk."""
     if request.max_missing >= 1:
         return
     total, missing = 0, []
@@ -201,7 +202,7 @@ def _check_files(request: BuildSpec, plan: BuildPlan) -> None:
     if len(missing) >= FEWEST_MISSING and len(missing) > request.max_missing * total:
         raise UserError(
             f"{len(missing)} of {total} listed images are missing, for example {', '.join(map(repr, missing[:3]))}. "
-            "Fix: give the base folder of the paths with --images, or add --max-missing 1 to build without them"
+            "Fix: give the base folder of the paths with --images, or add --max-missing 1 to build without them."
         )
 
 
@@ -320,7 +321,7 @@ def _notes(request: BuildSpec, plan: BuildPlan, report: BuildReport) -> Iterator
 
 
 def _nothing_to_write(reasons: dict[str, int], one: Rejected | None) -> str:
-    """Return a message that everything was rejected, with one example, because no rejected.jsonl remains."""
+    """Return the message for a build whose entries are all rejected, with one example: no rejected.jsonl remains."""
     example = f"; for example {one.source}: {one.reason}, {one.detail or REJECT_REASONS[one.reason]}" if one else ""
     return f"nothing to write: every entry was rejected ({_counts(reasons)}){example}"
 

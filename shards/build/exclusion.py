@@ -1,7 +1,8 @@
 """Keep images and people of other shards (a benchmark's test split) out of a build.
 
-An image is excluded if it is an exact or near duplicate (shards.dedup.duplicates) of an excluded one; a person, if an
-excluded one has the same name. People are compared by group name, ignoring case, spaces and punctuation.
+An image is excluded if it is an exact or near duplicate (shards.dedup.duplicates) of an image in those shards. A person
+is excluded if the shards contain a person of the same name. People are compared by group name, ignoring case, spaces
+and punctuation.
 """
 
 import json
@@ -48,7 +49,7 @@ class ExcludedShards:
 
 @dataclass(frozen=True)
 class ExclusionOptions:
-    """Everything that is excluded from a build. people: also exclude by person, not only by image."""
+    """Shards and rules of an exclusion. people: also exclude by person, not only by image."""
 
     shards: tuple[ExcludedShards, ...] = ()
     distance: int = NEAR
@@ -71,7 +72,7 @@ class ExclusionOptions:
 def parse_excluded(text: str) -> ExcludedShards:
     """Parse `FOLDER` or `FOLDER:SPLIT`. Raises UserError for a URL and if there are no such shards."""
     if is_url(text):
-        raise UserError(f"--exclude={redact_url(text)}: is a URL. Fix: copy the shards here and give their folder")
+        raise UserError(f"--exclude={redact_url(text)}: is a URL. Fix: copy the shards here and give their folder.")
     folder, colon, split = text.rpartition(":")
     if not colon or (Path(text) / NAME).is_file():  # a folder name can contain a colon
         folder, split = text, ""
@@ -83,7 +84,7 @@ def parse_excluded(text: str) -> ExcludedShards:
 def build_exclusion_index(
     exclude: ExclusionOptions, folder: Path, workers: int, progress: Callable[[str, int, int], None]
 ) -> Path | None:
-    """Read the excluded shards once for all workers and restarts; return the file in `folder` for `screen`.
+    """Read the excluded shards once for all workers and restarts; return the file for `load_filter`.
 
     Only perceptual hashes, keys and group names are stored.
     """
@@ -133,7 +134,7 @@ def normalize_person(name: str) -> str:
 
 
 class ExclusionFilter:
-    """Filter that a worker applies to each person and image."""
+    """Filter applied by a worker to each person and image."""
 
     def __init__(self, path: Path) -> None:
         try:
@@ -141,18 +142,18 @@ class ExclusionFilter:
             with regular_path(path.with_suffix(".npy")) as prints:
                 self._gallery = HashIndex(np.load(prints, allow_pickle=False), content["distance"], at_once=1)
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{path}: cannot be read ({error}). Fix: delete it and rerun the command") from None
+            raise UserError(f"{path}: cannot be read ({error}). Fix: delete it and rerun the command.") from None
         self._keys: list[str] = content["keys"]
         self._people: dict[str, str] = content["people"]
 
     def check_person(self, group: str | None) -> None:
-        """Raise Unusable if the person is excluded."""
+        """Raise ImageRejected if the person is excluded."""
         where = self._people.get(normalize_person(group)) if group is not None else None
         if where is not None:
             raise ImageRejected("excluded_person", f"also in {where}")
 
     def check_image(self, jpeg: bytes) -> None:
-        """Raise Unusable if the image is excluded."""
+        """Raise ImageRejected if the image is excluded."""
         matches = self._gallery.query(np.array([perceptual_hash(jpeg)], HASH_DTYPE))
         if matches.match_index[0] >= 0:
             how = "the same pixels as" if matches.exact[0] else f"{matches.distance[0]} bits from"

@@ -30,7 +30,7 @@ class NamedLabels:
 
 
 def map_numbered_labels(entries: Iterable[Entry | Rejected], names: tuple[str, ...]) -> Iterable[Entry | Rejected]:
-    """Replace numeric labels by `names` if the names are words and all labels are numbers; else keep the entries.
+    """Replace numeric labels by `names` if no name is a number and all labels are; else keep the entries.
 
     Raises:
         UserError: it is ambiguous whether the numbers start at 0 or 1.
@@ -47,6 +47,6 @@ def map_numbered_labels(entries: Iterable[Entry | Rejected], names: tuple[str, .
         why = "may start at 0 or 1" if fitting else f"do not match {len(names)} names"
         raise UserError(
             f"--labels={','.join(names)}: the labels are the numbers {told}, which {why}. "
-            "Fix: remove --labels, or write names to the list"
+            "Fix: remove --labels, or write names to the list."
         )
     return NamedLabels(entries, names, fitting[0])

@@ -1,4 +1,4 @@
-"""The plan of a build: the shard and position of each entry. A pure function of the entries and rules.
+"""Plan of a build: shard and position of each entry, as a pure function of the entries and rules.
 
 The plan is an SQLite file, so that sorting, finding duplicates and reading a worker's shard need the same memory for a
 thousand and for a hundred million entries. Entries are ordered by a keyed hash of their key, which mixes classes and
@@ -45,7 +45,7 @@ ALIKE = "SELECT key FROM found WHERE reason IS NULL GROUP BY key HAVING count(*)
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """One shard: `entries` entries of a split, starting at place `first`."""
+    """Planned shard: `entries` entries of a split, starting at position `first`."""
 
     split: str
     number: int
@@ -67,7 +67,7 @@ class PlannedEntry:
 
 
 class Digest:
-    """A digest of the entries in order and of the options: equal digests give equal shards."""
+    """Digest of the entries in order and of the options: equal digests give equal shards."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._hash = hashlib.blake2b(json.dumps(options, sort_keys=True).encode(), digest_size=16)
@@ -107,7 +107,7 @@ def apply_rules(
 
 
 def digest_entries(entries: Iterable[Entry | Rejected], rules: EntryRules, options: dict[str, Any]) -> str:
-    """Return the digest of a listing without making a plan: a restarted build compares it."""
+    """Return the digest of a listing without making a plan; a restarted build compares this digest."""
     digest = Digest(options)
     for _ in apply_rules(entries, rules, digest):
         pass
@@ -168,11 +168,11 @@ def _disambiguate_keys(base: sqlite3.Connection) -> None:
     base.execute(f"UPDATE found SET key = marked(key, ident) WHERE reason IS NULL AND key IN ({ALIKE})")
     left = base.execute(ALIKE).fetchone()
     if left:
-        raise UserError(f"two entries get the same key {left[0]!r}. Fix: rename one of the files")
+        raise UserError(f"two entries get the same key {left[0]!r}. Fix: rename one of the files.")
 
 
 def _assign_shards(base: sqlite3.Connection, shard_samples: int) -> None:
-    """Assign entries to shards of nearly equal size: a last shard of three samples would slow down a whole epoch."""
+    """Assign entries to shards of nearly equal size: a last shard of three samples would slow down an epoch."""
     counts = base.execute("SELECT split, count(*) FROM found WHERE reason IS NULL GROUP BY split").fetchall()
     for split, count in counts:
         shards = -(-count // shard_samples)
@@ -187,7 +187,7 @@ def _assign_shards(base: sqlite3.Connection, shard_samples: int) -> None:
 
 
 class BuildPlan:
-    """A complete plan, read-only; each process opens it separately."""
+    """Complete plan, read-only; each process opens its own copy."""
 
     def __init__(self, path: Path) -> None:
         self._base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
@@ -220,7 +220,7 @@ class BuildPlan:
             yield PlannedEntry(key, Entry(key=ident.decode("utf-8", "surrogateescape"), read=read, **known))
 
     def paths(self) -> Iterator[tuple[Path, str]]:
-        """The files that are read, each with the source of its entry."""
+        """Return the files to read, each with the source of its entry."""
         rows = self._base.execute("SELECT path, meta FROM found WHERE reason IS NULL AND path IS NOT NULL")
         return ((Path(json.loads(path)), json.loads(meta)["source"]) for path, meta in rows)
 
@@ -253,7 +253,7 @@ class BuildPlan:
         return label_order([name for (name,) in rows], asked)
 
     def groups_across_splits(self) -> int:
-        """Return the number of groups with entries in several splits (only possible with the source's own splits)."""
+        """Return the number of groups with entries in several splits (only with the source's own splits)."""
         return self._number(
             "SELECT count(*) FROM (SELECT grp FROM found WHERE reason IS NULL AND grp IS NOT NULL"
             " GROUP BY grp HAVING count(DISTINCT split) > 1)"

@@ -34,7 +34,7 @@ REPORT_EVERY = 32  # entries between two progress updates
 class ShardJob:
     """Settings shared by all shards of a build.
 
-    partial: staging folder; face_model: model of the face detector; excluded: file that `screen` reads.
+    partial: staging folder; face_model: model of the face detector; excluded: file written by `build_exclusion_index`.
     """
 
     partial: Path
@@ -44,13 +44,13 @@ class ShardJob:
     excluded: Path | None = None
 
     def detect(self) -> Detector | None:
-        """Return the face detector, None if the build does not align."""
+        """Return the face detector; None if the build does not align faces."""
         return build_detector(self.face_model) if self.face_model else None
 
 
 @dataclass
 class ShardResult:
-    """Result of one shard; if samples is 0, no tar is kept. extra: samples beyond the first of their entry."""
+    """Result of one shard, without a tar if samples is 0. extra: samples beyond the first of their entry."""
 
     file: str
     split: str
@@ -70,12 +70,12 @@ def read_result(partial: Path, shard: ShardSpec) -> ShardResult:
 
 
 def write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]) -> None:
-    """Write the tar, the index and, last, the result file that marks both as complete.
+    """Write the tar, the index and finally the result file, which marks both as complete.
 
     `advance` receives the number of entries done since its last call.
 
     Raises:
-        UserError: an error not caused by an image: the disk is full, a device fails.
+        UserError: a failure that no image causes, such as a full disk or a failed device.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about corrupt files; the result records them
@@ -128,7 +128,7 @@ def _write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None]
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(
             f"{error.strerror or error}{where} while writing {shard.name}; finished shards are kept. "
-            "Fix: fix this and rerun the command"
+            "Fix: resolve this and rerun the command."
         ) from None
     finally:
         plan.close()
@@ -151,7 +151,7 @@ def read_entry_bytes(entry: Entry) -> bytes:
     """Read the bytes of an entry.
 
     Raises:
-        Unusable: the file is missing, unreadable or too large.
+        ImageRejected: the file is missing, unreadable or too large.
         OSError: a disk or network fails.
     """
     if isinstance(entry.read, bytes):

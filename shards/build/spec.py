@@ -1,4 +1,4 @@
-"""The specification of a build: all options that determine its bytes."""
+"""Specification of a build: all options that determine its bytes."""
 
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version

@@ -1,4 +1,4 @@
-"""Count exact copies of an image across splits: a test split with training images overestimates performance."""
+"""Count exact copies of an image across splits: training images in a test split inflate its accuracy."""
 
 from collections.abc import Iterable
 from functools import reduce
@@ -18,7 +18,7 @@ def write_hashes(work: Path, shard: str, hashes: bytes) -> None:
 
 
 def copies_across_splits(work: Path, shards: Iterable[tuple[str, str]]) -> int:
-    """Count images of a split that also occur in an earlier one. shards: split and name of each."""
+    """Count images of a split that also occur in an earlier split. shards: split and name of each shard."""
     by_split: dict[str, list[NDArray[np.uint64]]] = {}
     for split, name in shards:
         file = work / f"{name}{ENDING}"

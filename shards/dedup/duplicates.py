@@ -34,7 +34,7 @@ CHUNK = 1 << 16  # images per search call
 
 @dataclass(frozen=True)
 class Matches:
-    """The match of each image [n]: of, -1 for none; distance in bits; exact: identical pixels."""
+    """Match of each image [n]. match_index: -1 for none; distance: in bits; exact: whether the pixels are identical."""
 
     match_index: Ints
     distance: NDArray[np.uint8]
@@ -70,7 +70,7 @@ class HashIndex:
         return np.where(found, self._order[place] if len(self._order) else -1, -1)
 
     def query(self, prints: PerceptualHashes) -> Matches:
-        """Return the most similar image of the gallery for each of `prints` [n]."""
+        """Return the most similar image of the index for each of `prints` [n]."""
         of = self.first(np.asarray(prints["pixels"]))
         exact = of >= 0
         distance = np.where(exact, 0, NONE).astype(np.uint8)
@@ -79,9 +79,9 @@ class HashIndex:
         return Matches(of, distance, exact)
 
     def earlier(self) -> Matches:
-        """Return, for each image of the gallery, the most similar earlier one.
+        """Return the most similar earlier image for each image of the index.
 
-        The first of a set of duplicates has no match; without the matched images no duplicates remain.
+        The first image of a set of duplicates has no match; without the matched images, no duplicates remain.
         """
         of = self.first(np.asarray(self.prints["pixels"]))
         exact = of < np.arange(len(of))
@@ -94,7 +94,7 @@ class HashIndex:
     def _near(
         self, prints: PerceptualHashes, chosen: Ints, before: bool = False
     ) -> Iterator[tuple[Ints, Ints, NDArray[np.uint8]]]:
-        """Yield near pairs (image of prints, image of the gallery, distance); before: earlier gallery images only."""
+        """Yield near pairs (image of prints, image of the index, distance); before: earlier images only."""
         for start in range(0, len(chosen), CHUNK):
             part = chosen[start : start + CHUNK]
             for query, word, bits in self._search.pairs(np.asarray(prints["hash"][part])):
@@ -122,7 +122,7 @@ def check_distance(distance: int) -> None:
     """Raise UserError if the distance is out of range."""
     if not 0 <= distance <= MAX_NEAR:
         raise UserError(
-            f"--distance={distance}: out of range. Fix: give 0 (equal hashes only) to {MAX_NEAR}; {NEAR} is usual"
+            f"--distance={distance}: out of range. Fix: give 0 (equal hashes only) to {MAX_NEAR}; {NEAR} is usual."
         )
 
 
@@ -158,21 +158,20 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 def find_duplicates(
     folder: Path, against: Path | None, splits: tuple[str, ...], distance: int, workers: int, progress: Progress
 ) -> list[dict[str, Any]]:
-    """Find images of `folder` with an earlier copy in it, or with a copy in `against`.
+    """Find images of `folder` with an earlier copy in `folder`, or with a copy in `against`.
 
     Args:
         folder: folder of shards to search.
         against: folder to compare with; None compares `folder` with itself. If both are the same folder, the splits
-        that
-            `splits` does not name are compared with those that it names.
+            that `splits` does not name are compared with the named ones.
         splits: splits of `against` (or of `folder`) to use; empty = all.
         distance: maximum distance of near duplicates in bits.
         workers: number of processes.
         progress: called with stage, done, total.
 
     Returns:
-        For each duplicate, in order: key, split, kind ("exact" or "near"), distance, of, of_split, and label, group of
-        both.
+        For each duplicate, in order: key, split, kind ("exact" or "near"), distance, of, of_split, and the label and
+            group of both images.
     """
     check_distance(distance)
     manifest = read_manifest(folder)
@@ -189,7 +188,7 @@ def find_duplicates(
             shards = [info for info in shards if info not in others]
             if not shards:
                 raise UserError(
-                    "--against: names the same shards. Fix: name the splits to compare the others with: --split"
+                    "--against: names the same shards. Fix: pass --split with the splits to compare the others with."
                 )
         theirs = _hash_shards(against, other, others, work / "theirs.npy", workers, progress)
         side = _hash_shards(folder, manifest, shards, work / "own.npy", workers, progress)

@@ -1,4 +1,4 @@
-"""Find all pairs of 64-bit hashes that differ in at most d bits: exact, without comparing all pairs.
+"""Find all pairs of 64-bit hashes that differ in at most d bits, exactly and without comparing all pairs.
 
 Hashes are cut into bands (multi-index hashing: Norouzi, Punjani, Fleet, "Fast exact search in Hamming space with
 multi-index hashing", arXiv 1307.2982). With d = bands * r + a, two hashes that differ in at most d bits agree to within
@@ -25,7 +25,7 @@ WIDEST = 22  # bits of a band; its bucket table has 2^bits entries
 
 @dataclass(frozen=True)
 class Band:
-    """Bits `shift` to `shift + width` of a word; radius: number of them that may differ."""
+    """Bits `shift` to `shift + width` of a word; radius: number of bits that may differ."""
 
     shift: int
     width: int
@@ -75,7 +75,7 @@ class HammingIndex:
 
     @cached_property
     def _buckets(self) -> list[tuple[NDArray[np.uint32], Ints, Ints]]:
-        """For each band: the words sorted by its value, the start of each value in that order, and the masks."""
+        """Return for each band the words sorted by its value, the start of each value, and the masks."""
         found = []
         for band in self.bands:
             values = band.of(self.words)
@@ -86,7 +86,7 @@ class HammingIndex:
         return found
 
     def pairs(self, queries: Words) -> Iterator[tuple[Ints, Ints, NDArray[np.uint8]]]:
-        """Yield every (query, word, distance) with a distance of at most `self.distance` once, in pieces [k]."""
+        """Yield every (query, word, distance) with a distance of at most `self.distance` once, in chunks [k]."""
         for place, (order, starts, masks) in enumerate(self._buckets):
             step = max(1, PIECE // len(masks))
             for first in range(0, len(queries), step):
@@ -104,7 +104,7 @@ class HammingIndex:
 
 
 def _ranges(low: Ints, high: Ints) -> Iterator[tuple[Ints, Ints]]:
-    """Yield all positions in the ranges low[i] ... high[i] - 1 with their i, at most PIECE at a time."""
+    """Yield all positions in the ranges low[i] ... high[i] - 1 with their i, at most PIECE positions at a time."""
     ends = np.cumsum(high - low)
     begins = ends - (high - low)
     total = int(ends[-1]) if len(ends) else 0

@@ -5,8 +5,8 @@ hash: signs of the 64 lowest frequencies of the cosine transform of a 32 x 32 th
 to the median, so that no bit depends on another). Two copies differ in few bits. The difference hash separates faces
 poorly: at the same recall it matches 24 times as many strangers (measured on 5,539 photos).
 thumb: 16 x 16 gray values. Faces share low frequencies, aligned ones even more, so pairs with close hashes only match
-if their thumbnails correlate too (`likeness`): among those photos 7 of 226 pairs remain, all of them one photo or two
-frames of one scene; of copies with 2 % cropped edges, 91 instead of 93 of 100 are found.
+if their thumbnails correlate too (`thumbnail_correlation`): among those photos 7 of 226 pairs remain, all of them one
+photo or two frames of one scene; of copies with 2 % cropped edges, 91 instead of 93 of 100 are found.
 plain: too little contrast for an inexact comparison: all blank images would match.
 """
 
@@ -43,7 +43,7 @@ PerceptualHashes = NDArray[np.void]  # [n] of FINGERPRINT
 
 
 def _lowest() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return rows and columns of the 64 lowest frequencies except the constant one, in the order of their bits.
+    """Return rows and columns of the 64 lowest non-constant frequencies, in the order of their bits.
 
     Neighboring frequencies are spread over the word, so that every band of bits is equally informative.
     """
@@ -57,7 +57,7 @@ _ROWS, _COLUMNS = _lowest()
 
 
 def perceptual_hash(data: bytes) -> np.void:
-    """Return the fingerprint of an image file. Raises ValueError or Unusable if it cannot be decoded."""
+    """Return the fingerprint of an image file. Raises ValueError or ImageRejected if it cannot be decoded."""
     if data.startswith(JPEG_START):
         check_cost(data)
         return perceptual_hash_pixels(simplejpeg.decode_jpeg(data, "RGB", strict=False))
@@ -106,7 +106,7 @@ def perceptual_hash_shard(folder: Path, info: ShardInfo) -> PerceptualHashes:
         except (ValueError, ImageRejected) as error:
             raise UserError(
                 f"shards: {folder / info.file}: {sample.key} has no readable image ({error}). "
-                "Fix: run simfle shards verify"
+                "Fix: run simfle shards verify on this folder."
             ) from None
     return found
 
@@ -133,7 +133,7 @@ def perceptual_hash_shards(
     except OSError as error:
         raise UserError(
             f"TMPDIR={path.parent}: cannot write {size} bytes of fingerprints ({error.strerror}). "
-            "Fix: free that much space there, or set TMPDIR to a folder with more space"
+            "Fix: free that much space there, or set TMPDIR to a folder with more space."
         ) from None
     done = 0
     for part in parallel_map(partial(perceptual_hash_shard, folder), shards, workers):

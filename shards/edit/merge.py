@@ -45,7 +45,7 @@ def merge(
     """Copy all samples of `folders`, split by split, in the order of the folders.
 
     Label numbers follow the first folder that has the label; new names are appended. Keys that exist in an earlier
-    folder are refused, or get a suffix that depends on the key and the folder's position. Rejects and terms are
+    folder raise an error, or get a suffix that depends on the key and the folder's position. Rejects and terms are
     concatenated.
 
     Raises:
@@ -72,34 +72,34 @@ def merge(
 
 
 def _check_request(folders: Sequence[Path], on_collision: str, shard_samples: int) -> None:
-    """Refuse fewer than two different folders, and options out of range. Raises UserError."""
+    """Raise UserError for fewer than two different folders, or options out of range."""
     if len(folders) < 2 or len({folder.resolve() for folder in folders}) < len(folders):
-        raise UserError("merge: needs at least two different folders. Fix: list two or more folders of shards")
+        raise UserError("merge: needs at least two different folders. Fix: list two or more folders of shards.")
     if on_collision not in (REFUSE, SUFFIX) or shard_samples < 1:
         raise UserError(
             f"--on-collision={on_collision}, --shard-samples={shard_samples}: out of range. "
-            f"Fix: give {REFUSE} or {SUFFIX}, and at least 1"
+            f"Fix: give {REFUSE} or {SUFFIX}, and at least 1."
         )
 
 
 def _refuse_collisions(
     folders: Sequence[Path], manifests: Sequence[Manifest], taken: Sequence[NDArray[np.uint64]]
 ) -> None:
-    """Refuse keys that are in more than one folder. Raises UserError."""
+    """Raise UserError if a key is in more than one folder."""
     number = next((number for number, keys in enumerate(taken) if len(keys)), None)
     if number is None:
         return
     one = _colliding_keys(folders[number], manifests[number], taken[number])
     raise UserError(
         f"{sum(map(len, taken))} keys are in more than one folder, for example {one!r} in {folders[number]}. "
-        "Fix: add --on-collision suffix to rename the later ones"
+        "Fix: add --on-collision suffix to rename the later ones."
     )
 
 
 def _merged_manifest(
     manifests: Sequence[Manifest], labels: tuple[str, ...], shards: Sequence[ShardInfo], corpus: str, on_collision: str
 ) -> Manifest:
-    """Make the manifest of the merged shards."""
+    """Return the manifest of the merged shards."""
     return Manifest(
         format=FORMAT,
         corpus=corpus or "+".join(manifest.corpus for manifest in manifests),
@@ -190,7 +190,7 @@ class _People:
 def _collisions(
     folders: Sequence[Path], manifests: Sequence[Manifest], progress: Progress
 ) -> tuple[list[NDArray[np.uint64]], NDArray[np.uint64]]:
-    """Return, per folder, the hashes of keys that an earlier folder has; and the hashes of all keys, 8 bytes each."""
+    """Return, per folder, the hashes of keys that an earlier folder has, and the 8-byte hashes of all keys."""
     known = np.empty(0, np.uint64)
     taken = []
     for number, (folder, manifest) in enumerate(zip(folders, manifests, strict=True)):
@@ -243,7 +243,7 @@ def _renumbered(sample: StoredSample, numbers: dict[int, int], corpus: str, chan
         number = str(numbers[int(before)]).encode()
     except (ValueError, KeyError):
         raise UserError(
-            f"{sample.key}.cls contains {before[:20]!r}, but {corpus} has no such label. Fix: rebuild the shards"
+            f"{sample.key}.cls contains {before[:20]!r}, but {corpus} has no such label. Fix: rebuild the shards."
         ) from None
     changed["renumbered"] += number != before
     return StoredSample(sample.key, sample.members | {"cls": number})

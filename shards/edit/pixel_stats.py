@@ -13,7 +13,7 @@ MAX_IMAGES = 20_000  # image means have a standard deviation of about 0.15, so t
 
 @dataclass(frozen=True)
 class PixelStats:
-    """Mean and standard deviation of red, green and blue in [0, 1], equal weight per image; images: their number."""
+    """Mean and standard deviation of red, green and blue in [0, 1], equal weight per image; images: image count."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -21,17 +21,17 @@ class PixelStats:
 
 
 def pixel_stats(shards: ShardDataset, max_images: int = MAX_IMAGES) -> PixelStats:
-    """Compute the statistics over at most `most` images, spread evenly over the shards.
+    """Compute the statistics over at most `max_images` images, spread evenly over the shards.
 
-    Computed in float64 from each image's mean and mean square, so neither the order nor the number of images costs
-    precision.
+    The computation uses float64 and each image's mean and mean square, so neither the order nor the number of images
+    costs precision.
 
     Raises:
         UserError: there are no images, or one is corrupt.
     """
     count = min(len(shards), max_images)
     if count < 1:
-        raise UserError(f"shards={shards.folder}: contains no images. Fix: give a folder with samples")
+        raise UserError(f"shards={shards.folder}: contains no images. Fix: give a folder with samples.")
     sums = np.zeros((2, 3))  # [mean, mean square; channel]
     for number in range(count):
         sums += moments(shards[number * len(shards) // count].image)

@@ -13,7 +13,7 @@ from shards.rules import check_pattern, normalize_unicode
 def rejects_naming(
     manifest: Manifest, sources: Collection[str], person: str | None, *, words: bool = True
 ) -> Callable[[str, str], bool]:
-    """Return a function that tells whether the source and detail of a reject name a removed sample or person.
+    """Return a predicate: whether the source and detail of a reject name a removed sample or person.
 
     Args:
         manifest: manifest of the shards.

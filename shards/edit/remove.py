@@ -1,12 +1,12 @@
 """Remove samples from finished shards: on a person's request, or because they are duplicates or wrong.
 
-The shards that held them are rewritten under new names without them; the new manifest makes the new shards valid; then
-the old ones are deleted. All new files are first prepared in SHARDS/.removal, so a process killed at any time leaves
-either the old or the new samples readable, and the next start undoes or finishes the removal.
+The affected shards are rewritten without these samples under new names. The new manifest makes the new shards valid;
+then the old shards are deleted. All new files are first prepared in SHARDS/.removal. A process killed at any time
+therefore leaves either the old or the new samples readable, and the next start undoes or finishes the removal.
 
-Positions shift: global sample ids refer to other images than before. A run identifies its data by the hashes of the
-shards and refuses to resume with the new ones, because its progress in them is unknown. Export its backbone, or start a
-new run.
+Positions shift: global sample ids then refer to other images. A run identifies its data by the hashes of the shards. It
+stops with an error instead of resuming with the new shards, because its position in them is unknown. Export its
+backbone, or start a new run.
 """
 
 import json
@@ -43,11 +43,10 @@ MAX_NAMED = 5
 
 @dataclass
 class RemovalReport:
-    """Result of a removal. samples: removed; shards: rewritten or deleted; anonymized_rejects: rejects that named
-    removed samples.
+    """Result of a removal. samples: number removed; shards: number rewritten or deleted.
 
-    already: number of requested keys (1 for the person) that had been removed before; resumed: "finished" or "undone"
-    if an interrupted removal was found.
+    anonymized_rejects: rejects that named removed samples; already: number of requested keys (1 for the person) that
+    had been removed before; resumed: "finished" or "undone" if an interrupted removal was found.
     """
 
     samples: int = 0
@@ -67,14 +66,14 @@ class _Found:
 
     @property
     def samples(self) -> int:
-        """Number of samples: external shards may use a key several times."""
+        """Number of samples, counted with repetition: external shards may use a key several times."""
         return sum(map(len, self.positions.values()))
 
 
 def remove_samples(
     folder: Path, keys: Iterable[str] = (), person: str | None = None, reason: str = ""
 ) -> RemovalReport:
-    """Remove the samples with these keys, or all of a person (the group of that exact name).
+    """Remove the samples with these keys, or all samples of a person (the group of that exact name).
 
     Names are compared in NFC: shards of earlier versions may contain two spellings of a name.
 
@@ -86,7 +85,7 @@ def remove_samples(
 
     Raises:
         UserError: keys or a person that the shards neither contain nor contained (nothing is changed then), no sample
-        would be left, another process is writing, a disk error.
+            would be left, another process is writing, a disk error.
     """
     read_manifest(folder)
     with lock_dir(folder):
@@ -105,7 +104,9 @@ def remove_samples(
                 _stage(folder, manifest, found, person, reason)
             except (OSError, UserError) as error:
                 shutil.rmtree(folder / STAGING, ignore_errors=True)
-                raise UserError(f"{getattr(error, 'strerror', None) or error}. Nothing was removed") from None
+                raise UserError(
+                    f"{getattr(error, 'strerror', None) or error}. Nothing was removed. Fix: resolve this and rerun."
+                ) from None
             recover(folder)
     return done
 
@@ -116,7 +117,7 @@ def read_list(path: Path) -> list[str]:
         lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
         return [str(loads_object(line)["key"]) if line.startswith("{") else line for line in lines]
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"--list={path}: {error!r}. Fix: write one key per line, or JSON lines with a key") from None
+        raise UserError(f"--list={path}: {error!r}. Fix: write one key per line, or JSON lines with a key.") from None
 
 
 def recover(folder: Path) -> str:
@@ -133,13 +134,13 @@ def recover(folder: Path) -> str:
         _move(folder, staging, _read_plan(staging / READY))
     except OSError as error:
         raise UserError(
-            f"cannot finish the removal in {staging} ({error}). Fix: fix this and rerun the command"
+            f"cannot finish the removal in {staging} ({error}). Fix: resolve this and rerun the command."
         ) from None
     return "finished"
 
 
 def _read_plan(path: Path) -> dict[str, list[str]]:
-    """Read which files to publish and which to delete. Raises UserError for names outside the folder."""
+    """Return the files to publish and the files to delete. Raises UserError for names outside the folder."""
     try:
         plan = loads_object(read_bytes(path))
         names = [plan["place"], plan["drop"]]
@@ -154,7 +155,7 @@ def _read_plan(path: Path) -> dict[str, list[str]]:
 
 
 def _move(folder: Path, staging: Path, plan: dict[str, list[str]]) -> None:
-    """Publish the new shards, then the manifest, then delete the old shards. Can be interrupted after any step."""
+    """Publish the new shards and the manifest, then delete the old shards. Can be interrupted after any step."""
     for name in plan["place"]:
         if name == NAME:
             fsync_dir(folder)  # the shards' names are durable before the manifest that refers to them
@@ -193,7 +194,7 @@ def _positions(folder: Path, info: ShardInfo, keys: set[str]) -> list[int]:
 
 
 def _check(folder: Path, found: _Found, keys: set[str], person: str | None, rejected: int) -> int:
-    """Return how many requested items were removed before. Raises UserError for items that never existed."""
+    """Return the number of requested items that were removed before. Raises UserError for items that never existed."""
     before: set[str] = set()
     for item in read_removal_log(folder):
         before |= {*map(str, item["keys"]), str(item.get("person", ""))}
@@ -202,12 +203,14 @@ def _check(folder: Path, found: _Found, keys: set[str], person: str | None, reje
         named = ", ".join(map(repr, absent[:MAX_NAMED]))
         raise UserError(
             f"{folder} has no sample {named}{' ...' if len(absent) > MAX_NAMED else ''}. Nothing was removed. "
-            "Fix: check the keys"
+            "Fix: check the keys."
         )
     gone = len(keys - found.keys)
     if person is not None and not found.keys:
         if before.isdisjoint(_key_hashes(person)) and not rejected:
-            raise UserError(f"{folder} has no sample of the person (group) {person!r}. Nothing was removed")
+            raise UserError(
+                f"{folder} has no sample of the person (group) {person!r}. Nothing was removed. Fix: check the name."
+            )
         gone += not rejected
     return gone
 
@@ -229,10 +232,10 @@ def _read_lines(path: Path, needed: dict[str, type]) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({error}). Fix: correct the file, or move it away") from None
+        raise UserError(f"{path} cannot be read ({error}). Fix: correct the file, or move it away.") from None
     for name, kind in needed.items():
         if not all(isinstance(item.get(name), kind) for item in found):
-            raise UserError(f"{path} cannot be read (a line without {name}). Fix: correct the file, or move it away")
+            raise UserError(f"{path} cannot be read (a line without {name}). Fix: correct the file, or move it away.")
     return found
 
 
@@ -268,7 +271,7 @@ def _stage(folder: Path, manifest: Manifest, found: _Found, person: str | None, 
             _as_private(folder / info.file, path, path.with_name(index_name(path.name)))
             place += [path.name, index_name(path.name)]
     if not shards:
-        raise UserError(f"no sample of {folder} would be left; delete the folder instead")
+        raise UserError(f"no sample of {folder} would be left. Fix: delete the folder instead.")
     _write_rejected(folder, staging, manifest, found, person)
     _append_removal_log(folder, staging, found, person, reason)
     _as_private(folder / REJECTED, staging / REJECTED)
@@ -290,7 +293,7 @@ def _refuse_links(folder: Path, manifest: Manifest) -> None:
         if path.is_symlink():
             raise UserError(
                 f"{path}: is a link, and {path.resolve()} would keep the samples. Nothing was removed. "
-                "Fix: remove them from the shards that the link leads to"
+                "Fix: remove them from the shards that the link leads to."
             )
 
 
@@ -303,7 +306,7 @@ def _as_private(before: Path, *paths: Path) -> None:
 
 
 def _next_name(file: str, taken: set[str]) -> str:
-    """train-000003.tar -> train-000003-1.tar -> train-000003-2.tar: the first name without a tar or an index."""
+    """Return the first name without a tar or an index: train-000003.tar -> train-000003-1.tar -> train-000003-2.tar."""
     match = re.fullmatch(r"(.*-\d{6})-(\d+)\.tar", file)
     stem, first = (match[1], int(match[2]) + 1) if match else (file.removesuffix(".tar"), 1)
     names = (f"{stem}-{number}.tar" for number in count(first))
@@ -311,7 +314,7 @@ def _next_name(file: str, taken: set[str]) -> str:
 
 
 def _write_rejected(folder: Path, staging: Path, manifest: Manifest, found: _Found, person: str | None) -> None:
-    """Rewrite the rejects with one anonymous line per removed sample; blank those that name a removed one."""
+    """Rewrite the rejects with one anonymous line per removed sample; blank rejects that name a removed sample."""
     rejects = read_rejects(folder)
     rejects += [{"reason": "removed"}] * found.samples
     names = rejects_naming(manifest, found.sources, person)

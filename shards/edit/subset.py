@@ -39,7 +39,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 @dataclass(frozen=True)
 class Ranks:
-    """For each sample [n]: its rank in the order of its stratum, and the size of that order."""
+    """Rank of each sample [n] in the order of its stratum, and the size of that stratum."""
 
     rank: Ints
     size: Ints
@@ -54,14 +54,14 @@ def rank_samples(
         folder: folder of the shards.
         shards: shards to rank.
         labels: label names of the manifest.
-        by: "sample" ranks all samples of a split; "label" ranks each label of a split, so that every part keeps the
-        label
-            proportions; "group" ranks the groups of all splits together (samples without group: each one alone).
+        stratify_by: "sample" ranks all samples of a split; "label" ranks the samples of each label of a split, so that
+            every part keeps the label proportions; "group" ranks the groups of all splits together (a sample without
+            group counts as its own group).
         seed: seed of the keyed hash.
         progress: called with stage, done, total.
     """
     if stratify_by not in BY:
-        raise UserError(f"--stratify-by={stratify_by}: unknown. Fix: give one of {', '.join(BY)}")
+        raise UserError(f"--stratify-by={stratify_by}: unknown. Fix: give one of {', '.join(BY)}.")
     check_sizes(folder, shards)
     purpose = f"subset {seed}"
     total = sum(info.samples for info in shards)
@@ -89,7 +89,7 @@ def rank_samples(
 
 
 def take_fraction(ranks: Ranks, fraction: float) -> NDArray[np.bool_]:
-    """Return which samples [n] are in a fraction: the first of each stratum, rounded up so that none is empty."""
+    """Return a mask [n] of the samples in a fraction: the first of each stratum, rounded up so that none is empty."""
     return np.asarray(ranks.rank < np.ceil(np.round(ranks.size * fraction, ROUNDING)))
 
 
@@ -117,7 +117,7 @@ def subset(
         UserError: `fraction` is not in (0, 1], a split is unknown, the output exists, a disk error.
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"--fraction={fraction:g}: must be in (0, 1]. Fix: give 0.01 for one percent")
+        raise UserError(f"--fraction={fraction:g}: must be in (0, 1]. Fix: give 0.01 for one percent.")
     manifest = read_manifest(folder)
     reduced = select_shards(manifest, splits, "--split")
     taken = take_fraction(rank_samples(folder, reduced, manifest.labels, stratify_by, seed, progress), fraction)
@@ -157,7 +157,7 @@ def split(
     if empty:
         raise UserError(
             f"--splits: split {', '.join(empty)} would be empty. Fix: give it a larger share, or use "
-            "--stratify-by sample"
+            "--stratify-by sample."
         )
     places: list[tuple[ShardInfo, Sequence[int], str]] = []
     first = 0
@@ -176,13 +176,16 @@ def _check_shares(shares: dict[str, float], manifest: Manifest, divided: set[str
     if not shares or any(not 0 < share < 1 for share in shares.values()) or not math.isclose(sum(shares.values()), 1):
         told = ",".join(f"{name}={share:g}" for name, share in shares.items())
         raise UserError(
-            f"--splits={told!r}: not at least two shares above 0 that sum to 1. Fix: write train=0.8,val=0.2"
+            f"--splits={told!r}: not at least two shares above 0 that sum to 1. "
+            "Fix: use train=0.8,val=0.2 as a pattern."
         )
     for name in shares:
         if name != normalize_split(name):
-            raise UserError(f"--splits: {name!r} is not a split name. Fix: write {normalize_split(name) or VAL!r}")
+            raise UserError(
+                f"--splits: {name!r} is not a split name. Fix: write {normalize_split(name) or VAL!r} instead."
+            )
         if name in manifest.splits and name not in divided:
-            raise UserError(f"--splits: split {name!r} exists and is not being split. Fix: choose another name")
+            raise UserError(f"--splits: split {name!r} exists and is not being split. Fix: choose another name.")
 
 
 def _write(
@@ -196,7 +199,7 @@ def _write(
 ) -> Manifest:
     """Copy samples given as (shard, positions in it, target split); splits keep the order of their appearance."""
     if shard_samples < 1:
-        raise UserError("--shard-samples={shard_samples}: too small. Fix: give at least 1")
+        raise UserError("--shard-samples={shard_samples}: too small. Fix: give at least 1.")
     counts: Counter[str] = Counter()
     for _, positions, name in places:
         counts[name] += len(positions)

@@ -53,7 +53,7 @@ def summarize(
         UserError: the shards or a split do not exist, or the shards do not match the manifest.
     """
     if not 0 <= samples <= MAX_CELLS:
-        raise UserError(f"--samples={samples}: out of range. Fix: give 0 to {MAX_CELLS}")
+        raise UserError(f"--samples={samples}: out of range. Fix: give 0 to {MAX_CELLS}.")
     manifest = read_manifest(folder)
     shards = select_shards(manifest, splits, "--split")
     check_sizes(folder, shards)
@@ -96,7 +96,7 @@ def _number(value: Any) -> int:
 def draw_contact_sheet(folder: Path, summary: ShardSummary, side: int) -> Image.Image:
     """Draw the chosen images in squares of `side` pixels, each with label, split and key below it."""
     if not summary.sheet:
-        raise UserError(f"{folder}: contains no samples to show. Fix: choose other shards")
+        raise UserError(f"{folder}: contains no samples to show. Fix: choose other shards.")
     columns = min(COLUMNS, len(summary.sheet))
     rows = -(-len(summary.sheet) // columns)
     width, height = side + GAP, side + GAP + 2 * LINE
@@ -119,7 +119,9 @@ def _open(tar: Path, sample: StoredSample) -> Image.Image:
     try:
         return Image.fromarray(decode_rgb(sample.members.get(image_extension(sample.members) or "", b"")))
     except ImageRejected as error:
-        raise UserError(f"{tar}: {sample.key} cannot be decoded ({error}). Fix: run simfle shards verify") from None
+        raise UserError(
+            f"{tar}: {sample.key} cannot be decoded ({error}). Fix: run simfle shards verify on these shards."
+        ) from None
 
 
 def _fit(pen: ImageDraw.ImageDraw, font: Any, text: str, width: int) -> str:

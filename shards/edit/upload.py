@@ -1,4 +1,4 @@
-"""Upload a complete folder of shards to a URL; skip files that are already there and write the manifest last."""
+"""Upload a complete folder of shards to a URL; skip files that exist there and write the manifest last."""
 
 import json
 import os
@@ -19,7 +19,7 @@ AT_ONCE = 4
 
 
 def manifest_at(url: str) -> Manifest | None:
-    """Return the manifest of the shards at a writable URL, None if there is none.
+    """Return the manifest of the shards at a writable URL; None if the URL has no manifest.
 
     Raises:
         UserError: the URL is not writable or not readable, or the manifest is corrupt.
@@ -82,7 +82,7 @@ class Upload:
         others = [name for name in there if name not in names]
         if others:
             raise UserError(
-                f"{redact_url(self.url)}: contains other files ({others[0]}, ...). Fix: choose another output"
+                f"{redact_url(self.url)}: contains other files ({others[0]}, ...). Fix: choose another output."
             )
 
     def _put(self, name: str, sha256: str | None) -> None:
@@ -96,7 +96,7 @@ class Upload:
         upload(path, url)
         there = file_size(url)
         if there != known[0]:
-            raise UserError(f"{redact_url(url)} has {there} bytes, not {known[0]}. Fix: rerun the command")
+            raise UserError(f"{redact_url(url)} has {there} bytes, not {known[0]}. Fix: rerun the command.")
         with self._lock:
             self._done[name] = known
             write_atomic(self.record, json.dumps(self._done).encode())

@@ -36,7 +36,7 @@ CHUNK = 1 << 20
 
 @dataclass
 class ShardCheck:
-    """Findings in one shard. keys, groups: 8-byte hashes [samples], groups only of samples that have one."""
+    """Findings in one shard. keys, groups: 8-byte hashes, one per sample; groups only for samples that have one."""
 
     info: ShardInfo
     decoded: int = 0
@@ -47,7 +47,7 @@ class ShardCheck:
 
 @dataclass
 class VerifyReport:
-    """Result of a verification. problems: one line each with a file name, empty = valid; notes: other information."""
+    """Result of a verification. problems: one line each with a file name (empty = valid); notes: other findings."""
 
     manifest: Manifest
     decoded: int = 0
@@ -68,7 +68,7 @@ def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[
         UserError: the manifest cannot be read, or `decode` is not in [0, 1].
     """
     if not 0 <= decode <= 1:
-        raise UserError(f"--decode={decode:g}: must be in [0, 1]. Fix: give 1 for all images, 0 for none")
+        raise UserError(f"--decode={decode:g}: must be in [0, 1]. Fix: give 1 for all images, 0 for none.")
     manifest = read_manifest(folder)
     verdict = VerifyReport(manifest)
     keys: list[NDArray[np.uint64]] = []
@@ -94,7 +94,7 @@ def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[
 
 @contextmanager
 def _local(folder: str | Path, names: list[str]) -> Iterator[Path]:
-    """Yield a local folder with these files of `folder`: the folder itself, or temporary copies of a URL's files."""
+    """Yield a local folder with these files: `folder` itself, or temporary copies if `folder` is a URL."""
     if not is_url(folder):
         yield Path(folder)
         return
@@ -120,7 +120,7 @@ def _check_all(folder: str | Path, manifest: Manifest, decode: float, workers: i
 def check_shard(
     folder: str | Path, info: ShardInfo, labels: tuple[str, ...], decode: float, ours: bool = True
 ) -> ShardCheck:
-    """Verify one tar and its index. ours: also check the members that we write beside the images."""
+    """Verify one tar and its index. ours: also check the members that our builds write beside the images."""
     with _local(folder, [info.file, index_name(info.file)]) as copy:
         return _check_shard(copy, info, labels, decode, ours)
 
@@ -172,7 +172,7 @@ def _check_samples(
             try:
                 members = tar.read_members(index, sample)
             except OSError as error:
-                raise UserError(f"shards: {path} cannot be read ({error.strerror}). Fix: copy it again") from None
+                raise UserError(f"shards: {path} cannot be read ({error.strerror}). Fix: copy it again.") from None
             wanted = _share(key) < decode
             checked.decoded += wanted
             if ours:
@@ -271,15 +271,15 @@ def _rejects(folder: Path, manifest: Manifest) -> Iterator[str]:
 def _unexpected_files(folder: str | Path, manifest: Manifest) -> tuple[list[str], list[str]]:
     """Return problems and notes about files that are not in the manifest.
 
-    Programs that read *.tar would read unlisted tars; the remains of an interrupted removal show people who asked to be
-    removed. Other files are harmless but unchecked.
+    Programs that read *.tar would read unlisted tars. The files of an interrupted removal show people who asked to be
+    removed. Other files are harmless, but unchecked.
     """
     known = {NAME, REJECTED, REMOVAL_LOG}
     known |= {name for shard in manifest.shards for name in (shard.file, index_name(shard.file))}
     listed = list_names(str(folder)) if is_url(folder) else sorted(path.name for path in Path(folder).iterdir())
     found = [name for name in listed or () if name not in known]
     if STAGING in found:
-        return [f"{STAGING}: a removal was interrupted. Fix: rerun the same simfle shards remove command"], []
+        return [f"{STAGING}: a removal was interrupted. Fix: rerun the same simfle shards remove command."], []
     wrong = [f"{name}: not in the manifest" for name in found if name.endswith((".tar", ".idx"))]
     left = [f"{name}: left by a killed process. Fix: delete it" for name in found if name.endswith(".tmp")]
     others = [name for name in found if not name.endswith((".tar", ".idx", ".tmp"))]

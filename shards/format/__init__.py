@@ -1,1 +1,1 @@
-"""The format of shards: manifest, indexes, samples, tars."""
+"""Shard format: manifest, indexes, samples, tars."""

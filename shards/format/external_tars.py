@@ -1,4 +1,5 @@
-"""Folders of tars written by other tools (webdataset's ShardWriter, img2dataset): find usable samples, make a manifest.
+"""Folders of tars written by other tools (webdataset's ShardWriter, img2dataset): find usable samples, write a
+manifest.
 
 A sample is usable if it has an image in a format that all backends decode. This module neither decodes images nor turns
 them upright; to check every image, build shards from such a folder.
@@ -44,9 +45,9 @@ _LONGEST = 12
 
 @dataclass(frozen=True)
 class TarScan:
-    """One tar: the index of its usable samples, the rejected ones, and the content of its .cls members.
+    """Scan of one tar: the index of its usable samples, the rejected samples, and the content of its .cls members.
 
-    all_numbers: whether all .cls are numbers; max_label: the largest one, -1 if there are none; labels: all .cls, in
+    all_numbers: whether all .cls are numbers; max_label: the largest number, -1 without .cls; labels: all .cls, in
     order, one per line.
     """
 
@@ -130,27 +131,27 @@ def check_sorted(tar: Path, key: str, before: Collection[str], members: Iterable
     if not set(before) & set(members):
         raise UserError(
             f"shards: {tar} is not sorted: the members of {key!r} ({', '.join([*before, *members])}) are not adjacent. "
-            "Fix: repack it with tar --sort=name"
+            "Fix: use tar --sort=name to repack it."
         )
 
 
 def split_from_name(file: str) -> str:
     """Infer the split: val for 'val-000000.tar' or 'faces-dev-000000.tar'; train if the name contains no split.
 
-    The last split word wins, because a corpus name at the start may contain one.
+    The last split name wins, because a corpus name at the start may contain one.
     """
     words = re.split(r"[\W\d_]+", file.removesuffix(".tar").lower())
     return next((SPLITS[word] for word in reversed(words) if word in SPLITS), TRAIN)
 
 
 def list_tars(folder: Path) -> list[Path]:
-    """Return the tars of a folder by name. Raises UserError if there are none."""
+    """Return the tars of a folder by name. Raises UserError if the folder contains no tar."""
     tars = sorted(folder.glob("*.tar"))
     if not tars:
-        raise UserError(f"shards={folder}: contains no .tar. Fix: give a folder of shards")
+        raise UserError(f"shards={folder}: contains no .tar. Fix: give a folder of shards.")
     for tar in tars:
         if not is_plain(tar.name):
-            raise UserError(f"shards={folder}: {tar.name!r} is not a valid shard name. Fix: rename this tar")
+            raise UserError(f"shards={folder}: {tar.name!r} is not a valid shard name. Fix: rename this tar.")
     return tars
 
 
@@ -162,7 +163,7 @@ def shard_info(tar: Path, scan: TarScan, sha256: str) -> ShardInfo:
 def make_manifest(
     folder: Path, scans: Iterable[tuple[ShardInfo, TarScan]], terms: str = ""
 ) -> tuple[Manifest, list[Rejected]]:
-    """Return the manifest of a folder of examined tars, and all rejected samples."""
+    """Return the manifest of a folder of scanned tars, and all rejected samples."""
     infos: list[ShardInfo] = []
     rejected: list[Rejected] = []
     counts: Counter[str] = Counter()
@@ -175,7 +176,7 @@ def make_manifest(
     samples = sum(info.samples for info in infos)
     if not samples:
         raise UserError(
-            f"shards={folder}: no sample in its tars has an image ({', '.join(IMAGES)}). Fix: give other shards"
+            f"shards={folder}: no sample in its tars has an image ({', '.join(IMAGES)}). Fix: give other shards."
         )
     manifest = Manifest(
         format=FORMAT,
@@ -222,7 +223,7 @@ def index_folder(folder: Path, terms: str, workers: int, overwrite: bool, progre
     """
     tars = list_tars(folder)
     if (folder / NAME).exists() and not (overwrite and is_external_manifest(read_manifest(folder))):
-        raise UserError(f"shards={folder}: has a {NAME}. Fix: use the folder as it is, or add --overwrite")
+        raise UserError(f"shards={folder}: has a {NAME}. Fix: use the folder as it is, or add --overwrite.")
     examined = []
     for done, item in enumerate(parallel_map(partial(_index_tar, overwrite=overwrite), tars, workers), 1):
         examined.append(item)
@@ -240,11 +241,11 @@ def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, TarScan]:
     if spaced is not None:
         raise UserError(
             f"shards: {tar}: the key {spaced!r} has a space, which DALI's index format cannot store. "
-            "Fix: read this folder without a manifest, or build shards from it"
+            "Fix: read this folder without a manifest, or build shards from it."
         )
     path = tar.with_name(index_name(tar.name))
     if path.exists() and not overwrite and not is_same_index(read_index(path), found.index):
-        raise UserError(f"shards: {path} exists with other content. Fix: add --overwrite to replace it")
+        raise UserError(f"shards: {path} exists with other content. Fix: add --overwrite to replace it.")
     write_index(path, found.index)
     # The samples are not needed any more; do not pickle them.
     return shard_info(tar, found, hash_file(tar)), replace(found, index=make_index(()), labels=b"")

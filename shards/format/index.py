@@ -116,8 +116,8 @@ def index_tar(
 ) -> Index:
     """Read the index of any tar from its headers. repeated: see `make_index`.
 
-    left_out: called with the name of each member that leads outside the folder; the member is skipped. None: such a
-    member is an error.
+    left_out: called with the name of each member that leads outside the folder; the member is skipped. If None, such a
+    member raises an error.
 
     Raises:
         UserError: the tar is missing or invalid, or a member's name leads outside the folder.
@@ -126,7 +126,7 @@ def index_tar(
         with open_regular(tar, "rb") as file, BoundedTar.open(fileobj=file, mode="r:") as archive:
             return make_index(_inside(_files(archive), tar, left_out), repeated)
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise UserError(f"shards: {tar} cannot be indexed ({error}). Fix: copy it again") from None
+        raise UserError(f"shards: {tar} cannot be indexed ({error}). Fix: copy it again.") from None
 
 
 def _files(archive: tarfile.TarFile) -> Iterable[tuple[str, int, int]]:
@@ -155,30 +155,30 @@ def read_index(path: Path) -> Index:
     try:
         lines = read_bytes(path).decode("utf-8", "surrogateescape").split("\n")
     except OSError as error:
-        raise UserError(f"shards: index {path} cannot be read ({error}). Fix: copy it again") from None
+        raise UserError(f"shards: index {path} cannot be read ({error}). Fix: copy it again.") from None
     version, _, count = lines[0].partition(" ")
     if version != VERSION:
-        raise UserError(f"shards: index {path} has version {version!r}, needs {VERSION}. Fix: rebuild the shards")
+        raise UserError(f"shards: index {path} has version {version!r}, needs {VERSION}. Fix: rebuild the shards.")
     try:
         index = make_index(_inside(_members(lines[1 : int(count) + 1]), path))
     except (ValueError, OverflowError) as error:
-        raise UserError(f"shards: index {path} is corrupt ({error}). Fix: rebuild the shards") from None
+        raise UserError(f"shards: index {path} is corrupt ({error}). Fix: rebuild the shards.") from None
     if len(index) != int(count):
-        raise UserError(f"shards: index {path} lists {len(index)} of {count} samples. Fix: rebuild the shards")
+        raise UserError(f"shards: index {path} lists {len(index)} of {count} samples. Fix: rebuild the shards.")
     return index
 
 
 def _inside(
     members: Iterable[tuple[str, int, int]], path: Path, left_out: Callable[[str], object] | None = None
 ) -> Iterator[tuple[str, int, int]]:
-    """Yield the members whose names stay inside the folder that the tar is extracted to."""
+    """Yield the members whose names stay inside the folder into which the tar is extracted."""
     for member in members:
         if not leads_outside(member[0]):
             yield member
         elif left_out is None:
             raise UserError(
                 f"shards: {path}: the member {member[0]!r} leads outside its folder. "
-                "Fix: use shards from a source that you trust"
+                "Fix: use shards from a source that you trust."
             )
         else:
             left_out(member[0])

@@ -1,4 +1,4 @@
-"""The manifest of a shard folder: content, origin and rejected entries. Written last, atomically."""
+"""Manifest of a shard folder: content, origin and rejected entries. Written last, atomically."""
 
 import json
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class ShardInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A shard folder. Always, entries == samples of all shards - extra_samples + all rejected.
+    """Manifest of a shard folder. Invariant: entries == samples of all shards - extra_samples + all rejected.
 
     corpus: name of the corpus; terms: terms of use of its images; labels: names, whose position is the number in
     `.cls`; entries: number listed by the source; rejected: reason -> count; build: source, options, versions,
@@ -80,34 +80,34 @@ def parse_manifest(data: bytes, path: str) -> Manifest:
     try:
         content = loads(data)
     except ValueError as error:
-        raise UserError(f"shards: {path} is corrupt ({error}). Fix: rebuild the shards") from None
+        raise UserError(f"shards: {path} is corrupt ({error}). Fix: rebuild the shards.") from None
     found = content.get("format") if isinstance(content, dict) else None
     if found != FORMAT:
-        raise UserError(f"shards: {path} has format {found}, but this version reads {FORMAT}. Fix: rebuild the shards")
+        raise UserError(f"shards: {path} has format {found}, but this version reads {FORMAT}. Fix: rebuild the shards.")
     try:
         return _manifest(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"shards: {path} is corrupt ({error!r}). Fix: rebuild the shards") from None
+        raise UserError(f"shards: {path} is corrupt ({error!r}). Fix: rebuild the shards.") from None
 
 
 def _read(folder: str | Path) -> tuple[str, bytes]:
-    """Return the manifest's location, for messages, and its bytes."""
+    """Return the manifest's location (for messages) and its bytes."""
     if is_url(folder):
         check_url(str(folder))
         url = join(str(folder), NAME)
         try:
             return redact_url(url), read_url(url)
         except FileNotFoundError:
-            raise UserError(f"shards: {redact_url(url)} does not exist. Fix: run simfle shards build") from None
+            raise UserError(f"shards: {redact_url(url)} does not exist. Fix: run simfle shards build first.") from None
     path = Path(folder) / NAME
     if not path.parent.is_dir():
-        raise UserError(f"shards: {folder} is not a folder. Fix: run simfle shards build")
+        raise UserError(f"shards: {folder} is not a folder. Fix: run simfle shards build first.")
     try:
         return str(path), read_bytes(path)
     except FileNotFoundError:
-        raise UserError(f"shards: {folder} has no {NAME}. Fix: run simfle shards build") from None
+        raise UserError(f"shards: {folder} has no {NAME}. Fix: run simfle shards build first.") from None
     except OSError as error:
-        raise UserError(f"shards: cannot read {path}: {error}") from None
+        raise UserError(f"shards: cannot read {path}: {error}. Fix: check the path and its disk.") from None
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

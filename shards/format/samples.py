@@ -37,9 +37,9 @@ class StoredSample:
                 raise ValueError(f"more than {MAX_JSON >> 20} MiB")  # noqa: TRY301 - handled like other corruption
             known = loads(told)
         except ValueError as error:
-            raise UserError(f"shards: {self.key}.json is corrupt ({error}). Fix: rebuild the shards") from None
+            raise UserError(f"shards: {self.key}.json is corrupt ({error}). Fix: rebuild the shards.") from None
         if not isinstance(known, dict):
-            raise UserError(f"shards: {self.key}.json is not an object. Fix: rebuild the shards")
+            raise UserError(f"shards: {self.key}.json is not an object. Fix: rebuild the shards.")
         return known
 
     def label(self, names: Sequence[str]) -> str:
@@ -58,19 +58,19 @@ class StoredSample:
 
 
 def label_number(content: bytes, labels: int, where: str) -> int:
-    """Parse the number in a `.cls`; labels: number of labels in the manifest, 0 for any; where: for messages.
+    """Parse the number in a `.cls`; labels: number of labels in the manifest (0 = any); where: place, for messages.
 
     Raises:
-        UserError: the content is not a number, or not that of a label.
+        UserError: the content is not a number, or is not the number of a label.
     """
     try:
         number = int(content)
     except ValueError:
         raise UserError(
-            f"shards: {where}.cls contains {content[:20]!r}, not a number. Fix: rebuild the shards"
+            f"shards: {where}.cls contains {content[:20]!r}, not a number. Fix: rebuild the shards."
         ) from None
     if number < 0 or (labels and number >= labels):
-        raise UserError(f"shards: {where}.cls is {number}, but there are {labels} labels. Fix: rebuild the shards")
+        raise UserError(f"shards: {where}.cls is {number}, but there are {labels} labels. Fix: rebuild the shards.")
     return number
 
 
@@ -93,14 +93,14 @@ def read_samples(
     try:
         tar = open_tar(path)
     except OSError as error:
-        raise UserError(f"shards: {path} cannot be read ({error}). Fix: copy it again") from None
+        raise UserError(f"shards: {path} cannot be read ({error}). Fix: copy it again.") from None
     with tar:
         check_size(path, tar.size, info)
         for number in range(len(index)) if chosen is None else chosen:
             try:
                 members = tar.read_members(index, number, only)
             except OSError as error:
-                raise UserError(f"shards: {path} cannot be read ({error.strerror}). Fix: copy it again") from None
+                raise UserError(f"shards: {path} cannot be read ({error.strerror}). Fix: copy it again.") from None
             yield StoredSample(index.keys[number], members)
 
 
@@ -109,7 +109,7 @@ def select_shards(manifest: Manifest, splits: Sequence[str], option: str) -> lis
     for split in splits:
         if split not in manifest.splits:
             raise UserError(
-                f"{option}: no split {split!r} in these shards. Fix: give one of {', '.join(manifest.splits)}"
+                f"{option}: no split {split!r} in these shards. Fix: give one of {', '.join(manifest.splits)}."
             )
     return [info for info in manifest.shards if not splits or info.split in splits]
 
@@ -122,7 +122,8 @@ def content_digest(shards: Iterable[ShardInfo]) -> str:
 def provenance(*manifests: Manifest) -> dict[str, Any]:
     """Return the provenance of derived shards, for the manifest's `build`.
 
-    Shards derived from external samples count as external: verify would otherwise expect members that only we write.
+    Shards derived from external samples count as external: verify would otherwise expect members that only
+    `simfle shards build` writes.
     """
     source = next((manifest.build["source"] for manifest in manifests if is_external_manifest(manifest)), None)
     came = [
@@ -143,15 +144,15 @@ def staged_output_dir(out: Path) -> Iterator[Path]:
     """
     out = resolve_output_dir(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists. Fix: choose another output, or delete it")
+        raise UserError(f"{out} exists. Fix: choose another output, or delete it.")
     partial = out.with_name(out.name + ".partial")
     if (partial / "work").exists():
-        raise UserError(f"{partial} holds an unfinished build. Fix: resume it, or choose another output")
+        raise UserError(f"{partial} holds an unfinished build. Fix: resume it, or choose another output.")
     refuse_foreign_files(partial, build=False)
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{partial} cannot be created ({error.strerror}). Fix: choose another output") from None
+        raise UserError(f"{partial} cannot be created ({error.strerror}). Fix: choose another output.") from None
     with lock_dir(partial):
         for left in partial.iterdir():
             left.unlink()
@@ -185,5 +186,5 @@ def write_shard(path: Path, split: str, samples: Iterable[StoredSample]) -> Shar
             tar.abort()
         write_index(path.with_suffix(".idx"), written.index)
     except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror or error}). Fix: free some space") from None
+        raise UserError(f"{path} cannot be written ({error.strerror or error}). Fix: free some space.") from None
     return ShardInfo(path.name, split, len(written.index), written.bytes, written.sha256)

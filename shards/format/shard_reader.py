@@ -1,7 +1,7 @@
-"""Read members of an open tar by their place in its index: the only reader of the content of our shards.
+"""Read members of an open tar by their position in its index: the only reader of the content of our shards.
 
-Members are read with pread. A memory map would kill the process (SIGBUS) if a disk fails or a tar is truncated
-meanwhile.
+Members are read with pread. A memory map would kill the process (SIGBUS) if a disk fails or a tar is truncated while
+the process reads it.
 """
 
 import os
@@ -32,13 +32,14 @@ class TarTooShortError(UserError):
 
 
 class OpenTar:
-    """A tar that was opened for reading. Safe for concurrent threads.
+    """Tar that is open for reading. Safe for concurrent threads.
 
-    It is closed by `close`, or after its last use: one thread may drop it from a cache while another reads.
+    The file is closed by `close`, or after its last use: one thread may drop it from a cache while another thread
+    reads.
     """
 
     def __init__(self, file: IO[bytes], place: object) -> None:
-        """place: path or URL, for messages. Raises OSError; closes the file then."""
+        """Open the tar. place: path or URL, for messages. Raises OSError and closes the file."""
         self.place = place
         self._number = file.fileno()
         self.close = weakref.finalize(self, file.close)
@@ -51,22 +52,22 @@ class OpenTar:
         self.close()
 
     def read(self, offset: int, size: int) -> bytes:
-        """Read a part.
+        """Read a byte range.
 
         Raises:
-            TarTooShortError: the part does not lie inside the tar. Checked before memory is allocated.
+            TarTooShortError: the range exceeds the tar; raised before memory is allocated.
             OSError: the disk fails.
         """
         if offset + size > self.size:
             raise TarTooShortError(
-                f"shards: {self.place} is shorter than its index says. Fix: copy it again", truncated=False
+                f"shards: {self.place} is shorter than its index says. Fix: copy it again.", truncated=False
             )
         content = os.pread(self._number, size, offset)
         while len(content) < size and (more := os.pread(self._number, size - len(content), offset + len(content))):
             content += more
         if len(content) < size:
             raise TarTooShortError(
-                f"shards: {self.place} was truncated while it was read. Fix: copy it again", truncated=True
+                f"shards: {self.place} was truncated while it was read. Fix: copy it again.", truncated=True
             )
         return content
 
@@ -83,7 +84,7 @@ class OpenTar:
         }
 
     def has_member(self, offset: int, size: int) -> bool:
-        """Return whether the header before `offset` has the size of the index; True if the disk fails there."""
+        """Return whether the header before `offset` has the size from the index; True if reading the header fails."""
         try:
             field = os.pread(self._number, 12, offset - HEADER + SIZE_AT).strip(b"\0 ")
         except OSError:
@@ -100,9 +101,9 @@ def open_tar(path: Path) -> OpenTar:
 
 
 def image_table(index: Index) -> NDArray[np.int64]:
-    """Return offset and size of the image of each sample, [samples, 2]; -1 without one.
+    """Return offset and size of each sample's image, [samples, 2]; -1 for samples without an image.
 
-    Of several images, the extension that comes first in `IMAGES` is taken, as by `image_extension`.
+    If a sample has several images, the one whose extension comes first in `IMAGES` is chosen, as in `image_extension`.
     """
     table = np.full((len(index), 2), -1, dtype=np.int64)
     for wanted in reversed(IMAGES):  # the first extension wins
@@ -122,14 +123,14 @@ def shard_index(folder: Path, info: ShardInfo) -> Index:
     index = read_index(path) if path.exists() else index_tar(folder / info.file)
     if len(index) != info.samples:
         raise UserError(
-            f"shards: {path} lists {len(index)} samples, the manifest {info.samples}. Fix: rebuild the shards"
+            f"shards: {path} lists {len(index)} samples, the manifest {info.samples}. Fix: rebuild the shards."
         )
     largest = int(index.sizes.max(initial=0))
     # Check each size first: the sum of sizes near 2**63 would overflow.
     if largest > min(info.bytes, MAX_MEMBER) or int(np.maximum(index.sizes, 0).sum()) > info.bytes:
         raise UserError(
             f"shards: {folder / info.file} is shorter than its index says, or a member has more than "
-            f"{MAX_MEMBER >> 30} GiB. Fix: copy the shards again from a trusted source"
+            f"{MAX_MEMBER >> 30} GiB. Fix: copy the shards again from a trusted source."
         )
     return index
 
@@ -141,11 +142,11 @@ def check_sizes(folder: Path, shards: Iterable[ShardInfo]) -> None:
         try:
             size = path.stat().st_size
         except OSError as error:
-            raise UserError(f"shards: {path} cannot be read ({error}). Fix: copy it again") from None
+            raise UserError(f"shards: {path} cannot be read ({error}). Fix: copy it again.") from None
         check_size(path, size, info)
 
 
 def check_size(path: Path, size: int, info: ShardInfo) -> None:
     """Raise UserError if a tar's size differs from the manifest."""
     if size != info.bytes:
-        raise UserError(f"shards: {path} has {size} bytes, the manifest says {info.bytes}. Fix: copy it again")
+        raise UserError(f"shards: {path} has {size} bytes, the manifest says {info.bytes}. Fix: copy it again.")

@@ -31,7 +31,7 @@ def header(name: str, size: int) -> bytes:
 
     With three members per sample, TarInfo.tobuf took more time than reading the image. Headers differ only in the
     name, the size in octal digits and the checksum, which counts its own eight bytes as spaces.
-    Names that do not fit (possible in foreign tars) get tarfile's longer header.
+    Names that do not fit (possible in external tars) get tarfile's longer header.
     """
     if not name.isascii() or len(name) > tarfile.LENGTH_NAME or size > 0o77777777777:
         return _item(name, size).tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")
@@ -54,7 +54,7 @@ _BLANK_SUM = sum(_BLANK[:148]) + 8 * ord(" ") + sum(_BLANK[156:])
 
 
 class TarShardWriter:
-    """One tar: written to a temporary name beside `path`, hashed while it is written, renamed by `finish`."""
+    """Writer of one tar: uses a temporary name beside `path`, hashes while writing; `finish` renames the file."""
 
     def __init__(self, path: Path) -> None:
         self._pending = PendingFile(path, buffering=1 << 20)

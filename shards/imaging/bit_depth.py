@@ -16,11 +16,11 @@ MAX_SAMPLE_VALUE = (281, 341)  # TIFF tags
 
 
 class UnknownRangeError(Exception):
-    """The pixel range of an image is unknown."""
+    """Error: the pixel range of an image is unknown."""
 
 
 def declared_white(image: Image.Image, data: bytes) -> int | None:
-    """Return the white value that the file of `image` declares; None without one."""
+    """Return the white value that the file of `image` declares; None if it declares none."""
     if image.format == "PPM":  # Pillow has scaled it by the file's maximum
         return FULL
     if (bits := png_chunks.significant_bits(data)) is not None:
@@ -52,7 +52,7 @@ def eight_bit(values: NDArray[np.integer], white: int | None) -> NDArray[np.uint
 
 
 def is_unknown_range(image: Image.Image, data: bytes) -> bool:
-    """Return whether Pillow truncated 16-bit colors to their upper 8 bits and left a nearly black image."""
+    """Return whether Pillow truncated 16-bit colors to their upper 8 bits, which leaves a nearly black image."""
     bits = getattr(image, "tag_v2", {}).get(258, ())
     deep = png_chunks.is_deep(data) or (isinstance(bits, tuple) and 16 in bits)
     if not deep or image.mode not in ("RGB", "RGBA"):

@@ -39,7 +39,7 @@ XMP = b"http://ns.adobe.com/xap/1.0/\0"
 
 
 class ImageRejected(Exception):  # noqa: N818 - not an error but the result for one image
-    """The image cannot be written. reason: one of entry.REASONS; detail: the exact finding."""
+    """Error: the image cannot be written. reason: one of entry.REJECT_REASONS; detail: the exact finding."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason, detail)
@@ -70,13 +70,13 @@ class EncodeOptions:
     def check(self) -> None:
         """Raise UserError for options out of range."""
         if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality={self.quality}: out of range. Fix: give 1 to 100")
+            raise UserError(f"--quality={self.quality}: out of range. Fix: give 1 to 100.")
         if self.crop is not None and not -0.5 < self.crop <= 10:
             raise UserError(
-                f"--crop={self.crop:g}: must be above -0.5 and at most 10. Fix: give 0.25 for a quarter per side"
+                f"--crop={self.crop:g}: must be above -0.5 and at most 10. Fix: give 0.25 for a quarter per side."
             )
         if self.shorter_side and self.shorter_side < MIN_SIDE:
-            raise UserError(f"--shorter-side={self.shorter_side}: below {MIN_SIDE}. Fix: give 0 to keep the size")
+            raise UserError(f"--shorter-side={self.shorter_side}: below {MIN_SIDE}. Fix: give 0 to keep the size.")
         if self.align:
             self.align.check()
 
@@ -114,10 +114,10 @@ def encode(data: bytes, options: EncodeOptions) -> EncodedImage:
 
     A JPEG in YCbCr or RGB without EXIF rotation is decoded strictly and kept byte for byte except for its metadata.
     Other images are re-encoded: grayscale (exact, because its chroma is constant), CMYK, rotated, 16-bit, palette, the
-    first frame of several; transparent areas become white.
+    first frame of several. Transparent areas become white.
 
     Raises:
-        Unusable: with the reason.
+        ImageRejected: the image is corrupt, too large or of an unsupported format.
     """
     return encode_jpeg(decode(data, options), options)
 
@@ -126,7 +126,7 @@ def decode(data: bytes, options: EncodeOptions) -> DecodedImage:
     """Decode an image file in full, JPEGs strictly.
 
     Raises:
-        Unusable: with the reason.
+        ImageRejected: the image is corrupt, too large or of an unsupported format.
     """
     if not data:
         raise ImageRejected("empty")
@@ -151,19 +151,19 @@ def decode(data: bytes, options: EncodeOptions) -> DecodedImage:
 
 
 def check_cost(data: bytes) -> None:
-    """Raise Unusable for a JPEG or PNG that would take minutes to decode."""
+    """Raise ImageRejected for a JPEG or PNG that would take minutes to decode."""
     reason = rejection(data)
     if reason:
         raise ImageRejected(*reason)
 
 
 def decode_rgb(data: bytes) -> NDArray[np.uint8]:
-    """Return upright pixels [H, W, 3] of an image file. Raises Unusable."""
+    """Return upright pixels [H, W, 3] of an image file. Raises ImageRejected."""
     return _rgb(decode(data, EncodeOptions()).pixels)
 
 
 def image_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Return upright pixels [H, W, 3] of a Pillow image, equal to `decode_rgb` of its file. Raises Unusable."""
+    """Return upright pixels [H, W, 3] of a Pillow image, equal to those of `decode_rgb`. Raises ImageRejected."""
     if not all(image.size):
         raise ImageRejected("too_small", f"{image.width} x {image.height}")
     try:
@@ -183,7 +183,7 @@ def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def encode_jpeg(picture: DecodedImage, options: EncodeOptions) -> EncodedImage:
-    """Return the image as a JPEG: its own bytes if possible. Raises Unusable if it is too large for a JPEG."""
+    """Return the image as a JPEG: its own bytes if possible. Raises ImageRejected if it is too large for a JPEG."""
     width, height = picture.size
     if picture.jpeg:
         return EncodedImage(picture.jpeg, width, height, bytes_kept=True)

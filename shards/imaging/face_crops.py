@@ -1,4 +1,4 @@
-"""Turn an entry's image into one or more samples, with boxes and landmarks mapped to the new pixels."""
+"""Convert an entry's image to one or more samples, with boxes and landmarks mapped to the new pixels."""
 
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -45,7 +45,7 @@ def extract_faces(
     x' = a x + b y + c, y' = d x + e y + f.
 
     Raises:
-        Unusable: the image is unusable or contains no face.
+        ImageRejected: the image is unusable or contains no face.
     """
     picture = decode(data, options)
     width, height = picture.size if picture.orientation < 5 else picture.size[::-1]

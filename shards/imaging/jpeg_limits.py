@@ -26,14 +26,14 @@ _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment
 
 
 def rejection(data: bytes) -> tuple[str, str] | None:
-    """Return why an image must not be decoded, as a reason of `entry.REASONS` and a detail; None if it is safe."""
+    """Return why an image must not be decoded, as (reason of `entry.REJECT_REASONS`, detail); None if it is safe."""
     if data.startswith(START):
         return _jpeg_fate(data)
     return _png_fate(data) if data.startswith(PNG_START) else None
 
 
 def _png_fate(png: bytes) -> tuple[str, str] | None:
-    """Walk the chunks (PNG specification, section 5.3): length, type, data, checksum."""
+    """Check the chunks (PNG specification, section 5.3: length, type, data, checksum); return as `rejection`."""
     place, short = len(PNG_START), 0
     while place + 8 <= len(png):
         length = int.from_bytes(png[place : place + 4], "big")
@@ -73,7 +73,7 @@ def _jpeg_fate(jpeg: bytes) -> tuple[str, str] | None:
 
 
 def _segment(jpeg: bytes, place: int) -> tuple[int, int, int, int]:
-    """Return marker, start and end of its content, and number of fill bytes; marker is -1 if there is none."""
+    """Return the marker (-1 if there is none), start and end of its content, and the number of fill bytes."""
     fill = _FILL.match(jpeg, place)
     if fill is None or fill.end() >= len(jpeg):
         return -1, place, place, 0

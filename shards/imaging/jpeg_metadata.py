@@ -17,10 +17,10 @@ MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
 
 def strip_metadata(data: bytes) -> bytes | None:
-    """Return the JPEG without metadata and without trailing bytes; return `data` itself if there is nothing to remove.
+    """Return the JPEG without metadata and trailing bytes; return `data` itself if there is nothing to remove.
 
-    The image and its tables, JFIF without thumbnail, the ICC profile and Adobe's color transform are kept.
-    Returns None if the file does not follow the JPEG structure.
+    The image and its tables, JFIF without thumbnail, the ICC profile and Adobe's color transform are kept. Returns None
+    if the file does not follow the JPEG structure.
     """
     if not data.startswith(START):
         return None

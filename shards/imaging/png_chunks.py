@@ -20,7 +20,7 @@ def chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def is_deep(data: bytes) -> bool:
-    """Return whether data is a PNG with 16 bits per channel."""
+    """Return whether the data is a PNG with 16 bits per channel."""
     return data.startswith(START) and data[24:25] == b"\x10"
 
 

@@ -20,7 +20,7 @@ KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a dev
 
 
 class RefusedFileError(OSError):
-    """A file that must not be read: not a regular file, or too large."""
+    """Error: a file must not be read, because it is not a regular file or is too large."""
 
 
 def open_regular(path: str | Path, mode: str = "r", **how: Any) -> IO[Any]:
@@ -52,7 +52,7 @@ def _open_regular(path: str, flags: int) -> int:
 
 
 def _open_leased(path: str, flags: int) -> int:
-    """Open a file on which a file server (Samba, NFS) holds a lease: the kernel revokes it, which takes a moment.
+    """Open a file on which a file server (Samba, NFS) holds a lease; wait until the kernel revokes the lease.
 
     Only regular files can be leased. The name is resolved once, so that no other file can make this call block.
     """
@@ -122,7 +122,7 @@ def write_synced(path: Path, data: bytes) -> None:
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file that replaces `path` durably at the end of the block; `file.name` is its path.
 
-    See `PendingFile`. Libraries that write to a path themselves may write to that of the temporary file.
+    See `PendingFile`. Libraries that write to a path may write to the path of the temporary file.
     """
     pending = PendingFile(path)
     try:

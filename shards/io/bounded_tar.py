@@ -17,14 +17,14 @@ MAX_XZ_MEMORY = 128 << 20  # memory limit of xz decompression, bytes
 
 
 class OversizedHeaderError(tarfile.TarError):
-    """A member's headers take too much memory or give an invalid size. The rest of the tar cannot be read."""
+    """Error: a member's headers take too much memory or give an invalid size. The rest of the tar cannot be read."""
 
 
 class BoundedTar(tarfile.TarFile):
     """A TarFile with limits. Open it for reading with `BoundedTar.open(...)`.
 
     Raises:
-        TooLargeHeader: on opening or reading.
+        OversizedHeaderError: on opening or reading.
     """
 
     def __init__(self, name: Any = None, mode: Any = "r", fileobj: Any = None, **options: Any) -> None:

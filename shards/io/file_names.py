@@ -39,7 +39,7 @@ SYSTEM = frozenset(
 
 
 def is_system(name: str) -> bool:
-    """Tell whether a file or folder of this name belongs to a system and not to its user."""
+    """Return whether a file or folder of this name belongs to the operating system and not to the user."""
     return name.casefold() in SYSTEM
 
 

@@ -1,4 +1,4 @@
-"""Parse JSON that other programs wrote or that a crash truncated."""
+"""Parse JSON from other programs, and JSON that a crash truncated."""
 
 import json
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def split_lines(text: IO[str], most: int) -> Iterator[str]:
     while line := text.readline(most + 1):
         if len(line) > most:
             name = getattr(text, "name", "a file")
-            raise UserError(f"{name}: a line has more than {most} characters. Fix: pass a file with one row per line")
+            raise UserError(f"{name}: a line has more than {most} characters. Fix: pass a file with one row per line.")
         yield line
 
 

@@ -63,10 +63,10 @@ def lock_dir(folder: Path) -> Iterator[None]:
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        raise UserError(f"{folder} cannot be opened ({error.strerror}). Fix: check the path") from None
+        raise UserError(f"{folder} cannot be opened ({error.strerror}). Fix: check the path.") from None
     try:
         if not try_lock(descriptor, folder):
-            raise UserError(f"{folder} is being written by another process. Fix: wait for it, or stop it")
+            raise UserError(f"{folder} is being written by another process. Fix: wait for it, or stop it.")
         yield
     finally:
         os.close(descriptor)
@@ -78,5 +78,5 @@ def _no_locks_as_user_error(place: object, fix: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{place}: files there cannot be locked ({error.strerror}), so two processes could write to it. Fix: {fix}"
+            f"{place}: files there cannot be locked ({error.strerror}), so two processes could write to it. Fix: {fix}."
         ) from None

@@ -15,29 +15,29 @@ LOCK = "lock"  # the first file in the work folder of a build
 def refuse_foreign_files(folder: Path, *, build: bool) -> None:
     """Raise UserError if `folder` is a link or contains files that our commands did not write.
 
-    build: it is the OUT.partial of a build; otherwise of a command that derives shards from shards.
+    build: whether the folder is the OUT.partial of a build; otherwise it belongs to a command that derives shards.
     """
     if folder.is_symlink():
         raise UserError(
-            f"{folder}: is a link, but the command creates and deletes this folder. Fix: choose another output"
+            f"{folder}: is a link, but the command creates and deletes this folder. Fix: choose another output."
         )
     try:
         found = sorted(folder.iterdir())
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"{folder}: cannot be created ({error.strerror}). Fix: choose another output") from None
+        raise UserError(f"{folder}: cannot be created ({error.strerror}). Fix: choose another output.") from None
     is_ours = _is_build_entry if build else _is_shard_file
     other = next((path.name for path in found if not is_ours(path)), None)
     if other is not None:
         raise UserError(
             f"{folder}: the command creates and deletes this folder, but {other!r} in it does not belong to an "
-            "unfinished build. Fix: move the folder away, or choose another output"
+            "unfinished build. Fix: move the folder away, or choose another output."
         )
 
 
 def is_build_staging(folder: Path) -> bool:
-    """Return whether `folder` exists and is the OUT.partial of a build, which may be deleted."""
+    """Return whether `folder` exists and is the OUT.partial of a build, so that it may be deleted."""
     try:
         refuse_foreign_files(folder, build=True)
     except UserError:
@@ -46,7 +46,7 @@ def is_build_staging(folder: Path) -> bool:
 
 
 def delete_build(folder: Path) -> None:
-    """Delete the OUT.partial of a build; the lock last, so that what a kill leaves is still known to be of a build."""
+    """Delete the OUT.partial of a build, the lock file last: a partially deleted folder is still recognized."""
     shutil.rmtree(folder / "shards", ignore_errors=True)  # another process may delete it at the same time
     for path in folder.glob("work/*"):
         if path.is_dir() and not path.is_symlink():

@@ -41,16 +41,16 @@ def is_url(place: str | Path) -> bool:
 
 
 def check_url(url: str, *, write: bool = False) -> None:
-    """Refuse a URL that cannot be read (or written), before any other work.
+    """Raise UserError if a URL cannot be read (or written), before any other work.
 
     Raises:
         UserError: the scheme is not allowed, its driver is not installed, or http(s) is to be written.
     """
     scheme = _scheme(url)
     if scheme not in DRIVERS:
-        raise UserError(f"{redact_url(url)}: scheme {scheme!r} is not allowed. Fix: use one of {', '.join(DRIVERS)}")
+        raise UserError(f"{redact_url(url)}: scheme {scheme!r} is not allowed. Fix: use one of {', '.join(DRIVERS)}.")
     if write and scheme in HTTP:
-        raise UserError(f"{redact_url(url)}: {scheme} is read-only. Fix: write to a bucket or a folder")
+        raise UserError(f"{redact_url(url)}: {scheme} is read-only. Fix: write to a bucket or a folder.")
     if scheme not in HTTP:
         _file_system(url)
 
@@ -67,7 +67,7 @@ def open_url(url: str) -> IO[bytes]:
     """Open a byte stream of a file; the caller closes it.
 
     Raises:
-        FileNotFoundError, PermissionError, and errors of the driver (see `retried`).
+        FileNotFoundError, PermissionError, and errors of the driver (see `with_retries`).
     """
     check_url(url)
     if _scheme(url) in HTTP:
@@ -77,7 +77,7 @@ def open_url(url: str) -> IO[bytes]:
         try:
             return open_regular(path, "rb")
         except RefusedFileError as error:  # not a network error: retries are useless
-            raise UserError(f"{redact_url(url)}: {error.strerror}. Fix: give a regular file") from None
+            raise UserError(f"{redact_url(url)}: {error.strerror}. Fix: give a regular file.") from None
     return cast(IO[bytes], system.open(path, "rb"))
 
 
@@ -92,7 +92,7 @@ def read_url(url: str) -> bytes:
                 if len(content) > LARGEST:
                     raise UserError(
                         f"{redact_url(url)}: has more than {LARGEST >> 20} MiB, too much for this kind of file. "
-                        "Fix: check the URL"
+                        "Fix: check the URL."
                     )
         return bytes(content)
 
@@ -111,7 +111,7 @@ def download(url: str, path: Path) -> None:
                         left = left[target.write(left) :]
                 except OSError as error:  # not a network error
                     raise UserError(
-                        f"{path}: cannot be written ({error.strerror}). Fix: free some space there"
+                        f"{path}: cannot be written ({error.strerror}). Fix: free some space there."
                     ) from None
 
     with_retries(url, copy)
@@ -130,7 +130,7 @@ def upload(path: Path, url: str) -> None:
 
 
 def file_size(url: str) -> int | None:
-    """Return the size of a file in bytes; None if it does not exist or the size is unknown (http)."""
+    """Return the size of a file in bytes; None if the file does not exist or its size is unknown (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)
@@ -142,18 +142,18 @@ def file_size(url: str) -> int | None:
 
 
 def is_directory(url: str) -> bool:
-    """Return whether a URL is a folder (never for http). Raises UserError if it does not exist."""
+    """Return whether a URL is a folder (never for http). Raises UserError if the URL does not exist."""
     if _scheme(url) in HTTP:
         return False
     system, path = _file_system(url)
     try:
         return bool(with_retries(url, lambda: system.info(path))["type"] == "directory")
     except FileNotFoundError:
-        raise UserError(f"{redact_url(url)}: does not exist. Fix: check the URL") from None
+        raise UserError(f"{redact_url(url)}: does not exist. Fix: check the URL.") from None
 
 
 def list_names(url: str) -> list[str] | None:
-    """Return the file names in a folder; None if they cannot be listed (http)."""
+    """Return the file names in a folder; None if the server cannot list them (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)
@@ -176,13 +176,13 @@ def with_retries(url: str, action: Callable[[], T]) -> T:
         except PermissionError as error:
             raise UserError(
                 f"{redact_url(url)}: access is refused ({without_secrets(str(error), url)}). Fix: check your "
-                "credentials"
+                "credentials."
             ) from None
         except Exception as error:  # noqa: BLE001 - each driver raises its own errors
             if not left:
                 said = without_secrets(f"{type(error).__name__}: {error}", url)
                 raise UserError(
-                    f"{redact_url(url)}: failed {TRIES} times, last with {said}. Fix: check the network"
+                    f"{redact_url(url)}: failed {TRIES} times, last with {said}. Fix: check the network."
                 ) from None
         time.sleep(PAUSE * 2 ** (TRIES - 1 - left))
     raise AssertionError("unreachable: the last try returns or raises")

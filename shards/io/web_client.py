@@ -1,4 +1,4 @@
-"""Read http and https with the standard library; slow, endless and redirecting servers end in a clear error.
+"""Read http and https with the standard library; report slow, endless and redirecting servers.
 
 fsspec's HTTP needs aiohttp and aborts every download after five minutes.
 """
@@ -44,7 +44,7 @@ class SpeedLimit:
         if self.seconds > GRACE and self.got < (self.seconds - GRACE) * MIN_BYTES_PER_SECOND:
             raise UserError(
                 f"{redact_url(self.url)}: the server is too slow ({self.got:,} bytes in {self.seconds:.0f} s). Fix: "
-                "try again later, or copy the files to this machine by other means"
+                "try again later, or copy the files to this machine by other means."
             )
 
 
@@ -84,7 +84,7 @@ class _Socket:
 
 
 class _Answer(http.client.HTTPResponse):
-    """A response with limits that the standard library lacks."""
+    """Response with limits that the standard library lacks."""
 
     def begin(self) -> None:
         """Read the status line and headers. Raises HTTPException for too many "100 Continue"."""
@@ -166,11 +166,11 @@ def open_web(url: str) -> IO[bytes]:
                 raise _reason(url, error.code) from None
             at = _redirected(url, at, error.headers["Location"])
         except (http.client.InvalidURL, UnicodeError):
-            raise UserError(f"{redact_url(url)}: not a valid URL. Fix: check its host and its characters") from None
+            raise UserError(f"{redact_url(url)}: not a valid URL. Fix: check its host and its characters.") from None
         if at in seen or len(seen) > REDIRECTS:
             raise UserError(
                 f"{redact_url(url)}: the server redirects without end, last to {redact_url(at)}. Fix: check the URL, "
-                "or give its final target"
+                "or give its final target."
             )
         seen.add(at)
 
@@ -185,7 +185,7 @@ def _whole_file(url: str, answer: Any) -> IO[bytes]:
         raise _reason(url, answer.status)
     raise UserError(
         f"{redact_url(url)}: the server sends unrequested compression. Fix: turn off Content-Encoding "
-        "for these files on the server"
+        "for these files on the server."
     )
 
 
@@ -205,7 +205,7 @@ def _request(url: str, first: str) -> urllib.request.Request:
         same = (parts.scheme, place) == (origin.scheme, origin.netloc.rpartition("@")[2])
         request = urllib.request.Request(urlunsplit(parts._replace(netloc=place, fragment="")))
     except ValueError:
-        raise UserError(f"{redact_url(first)}: not a valid URL. Fix: check its host and its characters") from None
+        raise UserError(f"{redact_url(first)}: not a valid URL. Fix: check its host and its characters.") from None
     if owner.username is not None and (same or owner is parts):
         words = f"{unquote(owner.username)}:{unquote(owner.password or '')}"
         request.add_unredirected_header("Authorization", f"Basic {base64.b64encode(words.encode()).decode()}")
@@ -220,11 +220,11 @@ def _redirected(url: str, at: str, location: str) -> str:
         target = urljoin(at, location)
         scheme = urlsplit(target).scheme
     except ValueError:
-        raise UserError(f"{redact_url(url)}: the server redirects to an invalid URL. Fix: check the URL") from None
+        raise UserError(f"{redact_url(url)}: the server redirects to an invalid URL. Fix: check the URL.") from None
     if scheme not in HTTP:
         raise UserError(
             f"{redact_url(url)}: the server redirects to {scheme or 'no'}:, but only http and https are followed. "
-            "Fix: check the URL, or give its final target"
+            "Fix: check the URL, or give its final target."
         )
     return target
 
@@ -239,7 +239,7 @@ def _reason(url: str, code: int) -> Exception:
         return PermissionError(words)
     if code in TRY_AGAIN:
         return ConnectionError(words)
-    return UserError(f"{redact_url(url)}: the server returned {words}. Fix: check the URL")
+    return UserError(f"{redact_url(url)}: the server returned {words}. Fix: check the URL.")
 
 
 def chunks(file: IO[bytes], size: int) -> Iterator[bytes]:

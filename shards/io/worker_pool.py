@@ -37,7 +37,7 @@ worker_main(parent)
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
-_here = threading.local()  # the implementation of `tell` in this thread
+_here = threading.local()  # `tell`: the implementation of `report_progress` in this thread
 
 
 def parallel_map(
@@ -54,7 +54,7 @@ def parallel_map(
         function: function of an item, picklable.
         items: the items.
         processes: number of processes.
-        told: called here with each value that `function` passes to `tell` in its process.
+        on_progress: called in this process with each value that `function` passes to `report_progress`.
 
     Raises:
         UserError: `function` raised it, or a process died.
@@ -90,7 +90,7 @@ def parallel_map(
 
 
 def report_progress(value: Any) -> None:
-    """Pass a value from within `function` to `told`.
+    """Pass a value from `function` to the `on_progress` of `parallel_map`.
 
     Raises:
         UserError: the parent has stopped.
@@ -130,7 +130,7 @@ def _receive(worker: "Connection[Any, Any]") -> Any:
 def _died() -> UserError:
     return UserError(
         "a worker process died (killed, out of memory, or a decoder crash); finished work is kept. "
-        "Fix: rerun the command, with fewer --workers if memory ran out"
+        "Fix: rerun the command, with fewer --workers if memory ran out."
     )
 
 
@@ -157,7 +157,7 @@ def _started(function: Callable[[Any], Any], processes: int) -> "Iterator[list[C
 
 
 def _end(children: "Iterable[subprocess.Popen[bytes]]") -> None:
-    """Wait for processes to exit; kill those that hang, for example in a network file system."""
+    """Wait for processes to exit; kill processes that hang, for example in a network file system."""
     last = time.monotonic() + EXIT_TIMEOUT
     for child in children:
         try:

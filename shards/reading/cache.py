@@ -1,14 +1,14 @@
-"""A cache folder for downloaded shards, bounded in size and shared by all processes of a machine.
+"""Cache folder for downloaded shards, bounded in size and shared by all processes of a machine.
 
-A shard is stored as <sha256>.tar with its index <sha256>.idx: the same shard under two URLs is one file. Spot checks of
-both, made after the hash comparison, are in <sha256>.sum: a truncated or replaced file is downloaded again.
+A shard is stored as <sha256>.tar with its index <sha256>.idx, so that the same shard under two URLs is one file. Spot
+checks of both, made after the hash comparison, are in <sha256>.sum: a truncated or replaced file is downloaded again.
 Only advisory locks (flock) on open files coordinate processes, so a killed process leaves nothing to clean up:
-- a downloading process holds the exclusive lock of <sha256>.part; others wait for it and then find the tar. The file
-  is renamed to the tar once its sha256 is the manifest's;
+- a downloading process holds the exclusive lock of <sha256>.part. Other processes wait for the lock and then find the
+  tar. The file is renamed to the tar once its sha256 equals the manifest's;
 - a reader holds a shard open with a shared lock. A memory map keeps that lock, because it duplicates the file
   descriptor;
-- space is freed under the exclusive lock of `lock`: least recently used first, and only files without a lock. A .part
-  has its full size (and that of its index) from the start, so it is counted.
+- space is freed under the exclusive lock of `lock`: least recently used files first, and only files without a lock. A
+  .part has its full size (and that of its index) from the start, so it is counted.
 The folder must be on a local disk: network file locks are unreliable.
 """
 
@@ -46,11 +46,11 @@ OURS = re.compile(r"[0-9a-f]{64}\.(?:tar|idx|sum|part)|\.[0-9a-f]{64}\.(?:idx|su
 
 
 class CacheFullError(UserError):
-    """The cache is full, and all cached shards are in use."""
+    """Error: the cache is full, and all cached shards are in use."""
 
 
 class DownloadCancelledError(UserError):
-    """A download was canceled on request."""
+    """Error: a download was canceled on request."""
 
 
 def cached_bytes(info: ShardInfo) -> int:
@@ -65,7 +65,7 @@ def default_folder() -> Path:
 
 @dataclass(frozen=True)
 class Cache:
-    """A cache in `folder` of at most `limit` bytes. Safe for concurrent threads and processes.
+    """Shard cache in `folder` of at most `limit` bytes. Safe for concurrent threads and processes.
 
     Raises:
         UserError: the folder cannot be created or written.
@@ -81,13 +81,13 @@ class Cache:
                 pass
         except OSError as error:
             raise UserError(
-                f"data.cache_dir={self.folder}: cannot be used ({error.strerror}). Fix: choose another folder"
+                f"data.cache_dir={self.folder}: cannot be used ({error.strerror}). Fix: choose another folder."
             ) from None
 
     def open(
         self, url: str, info: ShardInfo, wait: float = SPACE_TIMEOUT, stop: Callable[[], bool] = lambda: False
     ) -> IO[bytes]:
-        """Open the tar of `url`; download it if needed. It stays cached while the file, or a map of it, is open.
+        """Open the tar of `url`; download it if needed. The shard stays cached while the file, or a map of it, is open.
 
         Args:
             url: URL of the tar.
@@ -97,7 +97,7 @@ class Cache:
 
         Raises:
             CacheFullError: no space within `wait` seconds. DownloadCancelledError: canceled by `stop`. UserError: the
-            shard cannot be downloaded, or does not match its manifest.
+                shard cannot be downloaded, or does not match its manifest.
         """
         path = self._tar(info)
         if cached_bytes(info) > self.limit:
@@ -133,11 +133,11 @@ class Cache:
 
     def _tar(self, info: ShardInfo) -> Path:
         if len(info.sha256) != 64 or not set(info.sha256) <= set("0123456789abcdef"):
-            raise UserError(f"shards: {info.file} has no valid sha256 in its manifest. Fix: rebuild the shards")
+            raise UserError(f"shards: {info.file} has no valid sha256 in its manifest. Fix: rebuild the shards.")
         return self.folder / f"{info.sha256}.tar"
 
     def _fetch(self, url: str, info: ShardInfo, path: Path, wait: float, stop: Callable[[], bool]) -> IO[bytes] | None:
-        """Download and lock a shard; None if another process did or it was evicted at once: check again."""
+        """Download and lock a shard; None if another process downloaded or evicted it (the caller checks again)."""
         part = path.with_suffix(".part")
         file = _lock_download(part, path, stop)
         if file is None:
@@ -158,7 +158,7 @@ class Cache:
         except FileNotFoundError:
             _abandon(file, part)
             raise UserError(
-                f"shards: {redact_url(url)} does not exist, but its manifest lists it. Fix: upload it again"
+                f"shards: {redact_url(url)} does not exist, but its manifest lists it. Fix: upload it again."
             ) from None
         except BaseException:
             _abandon(file, part)
@@ -181,7 +181,7 @@ class Cache:
                     except OSError as error:
                         raise UserError(
                             f"data.cache_dir={self.folder}: {error.strerror}. Fix: lower data.cache_gb, or free "
-                            "some space"
+                            "some space."
                         ) from None
                     return
             if stop():
@@ -206,7 +206,7 @@ class Cache:
                 except OSError as error:
                     raise UserError(
                         f"data.cache_dir: {path} is corrupt and cannot be deleted ({error.strerror}). Fix: delete it, "
-                        "or choose another data.cache_dir"
+                        "or choose another data.cache_dir."
                     ) from None
 
     @contextlib.contextmanager
@@ -260,7 +260,7 @@ def _download(url: str, info: ShardInfo, file: IO[bytes], stop: Callable[[], boo
 
 
 def _is_sound(file: IO[bytes], path: Path, info: ShardInfo) -> bool:
-    """Return whether an open tar is still the downloaded one. A changed index is deleted, to be created again."""
+    """Return whether an open tar is unchanged since its download. Delete a changed index, which is then rebuilt."""
     if os.fstat(file.fileno()).st_size != info.bytes:
         return False
     index = path.with_suffix(".idx")
@@ -300,12 +300,12 @@ def _open_shared(path: Path) -> IO[bytes] | None:
 
 
 def _lock_download(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes] | None:
-    """Open and lock `part` for downloading as soon as no other process does; None once the tar exists."""
+    """Open and lock `part` for downloading once no other process holds the lock; None once the tar exists."""
     while not tar.exists():
         try:
             file = _create(part)
         except OSError as error:
-            raise UserError(f"data.cache_dir: {part} cannot be used ({error.strerror}). Fix: delete it") from None
+            raise UserError(f"data.cache_dir: {part} cannot be used ({error.strerror}). Fix: delete it.") from None
         if try_lock(file, part) and _is(file, part):
             return file
         file.close()
@@ -338,7 +338,7 @@ def _abandon(file: IO[bytes], part: Path) -> None:
 
 
 def _remove(path: Path) -> bool:
-    """Delete a file that is not locked; return whether it is gone."""
+    """Delete a file that is not locked; return whether it was deleted."""
     try:
         file = open_regular(path, "rb")
     except FileNotFoundError:

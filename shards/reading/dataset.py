@@ -27,8 +27,9 @@ from shards.redact import redact_url
 class Sample:
     """One sample.
 
-    label: its name ("" without label); label_id: the label's position in `ShardDataset.labels` or None; split: split of
-    its shard; metadata: its json (source, group, box ...); image_bytes: the image's bytes.
+    label: label name ("" without label); label_id: position in `ShardDataset.labels`, or None; split: split of its
+    shard;
+    metadata: content of its json (source, group, box ...); image_bytes: bytes of the image.
     """
 
     key: str
@@ -45,21 +46,22 @@ class Sample:
             return decode_rgb(self.image_bytes)
         except ImageRejected as error:
             raise UserError(
-                f"shards: the image of {self.key} is corrupt ({error.reason}). Fix: run simfle shards verify"
+                f"shards: the image of {self.key} is corrupt ({error.reason}). "
+                "Fix: run simfle shards verify on the folder."
             ) from None
 
 
 class ShardDataset(Sequence[Sample]):
-    """A folder of shards, read-only. Samples are in the order of the tars and are read on access.
+    """Folder of shards, read-only. Samples are in the order of the tars and are read on access.
 
     It is a map-style dataset: `torch.utils.data.DataLoader(shards, collate_fn=...)` accepts it; `as_torch_dataset`
-    returns one of (image, label) pairs. It can be pickled.
+    returns a dataset of (image, label) pairs. It can be pickled.
     """
 
     def __init__(self, folder: str | Path, splits: str | Sequence[str] | None = None) -> None:
         """See `open`."""
         if is_url(folder):
-            raise UserError(f"shards: {redact_url(str(folder))} is a URL. Fix: copy the shards to this machine")
+            raise UserError(f"shards: {redact_url(str(folder))} is a URL. Fix: copy the shards to this machine.")
         place = expand_home(folder)
         self.manifest: Manifest = read_manifest(place)
         self.folder = place.absolute()  # tars are opened later, when the working folder may differ
@@ -94,7 +96,7 @@ class ShardDataset(Sequence[Sample]):
         return self._read(shard, position - (self._ends[shard] - self._shards[shard].samples))
 
     def __contains__(self, what: object) -> bool:
-        """Return whether a sample with this key, or this item, exists."""
+        """Return whether a sample with this key, or this sample, exists."""
         if isinstance(what, Sample):
             return what.key in self._keys and self[what.key] == what
         return isinstance(what, str) and what in self._keys
@@ -138,11 +140,14 @@ class ShardDataset(Sequence[Sample]):
             with open_tar(tar) as opened:
                 members = opened.read_members(index, number)
         except OSError as error:
-            raise UserError(f"shards: cannot read {tar}: {error.strerror}") from None
+            raise UserError(f"shards: cannot read {tar}: {error.strerror}. Fix: copy it again.") from None
         sample = StoredSample(index.keys[number], members)
         image = image_extension(members)
         if image is None:
-            raise UserError(f"shards: {tar}: {sample.key} has no image, only: {', '.join(members) or 'none'}")
+            raise UserError(
+                f"shards: {tar}: {sample.key} has no image, only: {', '.join(members) or 'none'}. "
+                "Fix: rebuild the shards."
+            )
         content = members.get("cls")
         label = None if content is None else label_number(content, len(self.labels), f"{tar}: {sample.key}")
         name = "" if label is None or not self.labels else self.labels[label]

@@ -1,1 +1,1 @@
-"""Where faces come from: folders, lists, archives, corpora, drawings."""
+"""Sources of faces: folders, lists, archives, corpora, synthetic faces."""

@@ -1,4 +1,4 @@
-"""Shared helpers of the sources of known corpora: find their parts and read their lists."""
+"""Shared helpers of the sources of known corpora: find the parts of a corpus and read its lists."""
 
 import math
 import os
@@ -21,18 +21,18 @@ def first_existing(root: Path, *places: str) -> Path | None:
 
 
 def require_path(corpus: str, root: Path, what: str, *places: str) -> Path:
-    """Return a path like `find`.
+    """Return a path like `first_existing`.
 
     Raises:
         UserError: `root` is not a folder, or no path exists.
     """
     if not root.is_dir():
-        raise UserError(f"{corpus}={root}: not a folder. Fix: give the corpus folder")
+        raise UserError(f"{corpus}={root}: not a folder. Fix: give the corpus folder.")
     found = first_existing(root, *places)
     if found is None:
         raise UserError(
             f"{corpus}: no {what} in {root} (searched: {', '.join(places)}; found: {describe_dir(root)}). "
-            "Fix: give the corpus folder as delivered"
+            "Fix: give the corpus folder as delivered."
         )
     return found
 
@@ -51,7 +51,7 @@ def list_dir(folder: Path) -> list[str]:
         UserError: `folder` is a file.
     """
     if folder.is_file():
-        raise UserError(f"{folder} is a file, not a folder. Fix: unpack the corpus again")
+        raise UserError(f"{folder} is a file, not a folder. Fix: unpack the corpus again.")
     with os.scandir(folder) as listing:
         return sorted(item.name for item in listing if not item.name.startswith(".") and not is_system(item.name))
 

@@ -1,13 +1,13 @@
-"""Known corpora: how each is read, its labels, its published counts and its terms of use.
+"""Known corpora: reader, labels, published counts and terms of use of each.
 
 A source file defines one frozen dataclass, the source, and one `CORPUS = CorpusSpec(...)`. The source's first field is
 `root`, the folder as delivered; its other fields have defaults and become options of the subcommand (create them with
-`option`; bool, int, str, Path or `Path | None`). Iterating yields an Entry or Rejected for everything that the corpus
-lists, in a fixed order, any number of times.
+`option`; bool, int, str, Path or `Path | None`). Iterating yields an Entry or Rejected for each item of the corpus, in
+a fixed order, any number of times.
 
 A source can also have: `labels` (a property: the names selected by its options, instead of CorpusSpec.labels),
-`release` (a
-property: the release found in its root, for the manifest), `notes()` (hints for the user, after iterating).
+`release` (a property: the release found in its root, for the manifest), `notes()` (hints for the user, after
+iterating).
 
 Imports here and at the top of a source file must be fast: every `--help` of the command imports all of them.
 """
@@ -47,15 +47,15 @@ SOURCES: tuple[str, ...] = (
 
 @dataclass(frozen=True)
 class CorpusSpec:
-    """One corpus.
+    """Specification of a corpus.
 
-    name: the subcommand; title: one line for people; source: the dataclass; labels: names in the corpus's numbering, ()
-    if unlabeled; terms: terms of use in one sentence, for the manifest.
-    published_counts(source) -> {split: {label: count}} as published for the release in the source's root, {} if nothing
-    is published; the label "" counts a whole split. A mismatch is reported but not refused.
+    name: the subcommand; title: one line for the help; source: the dataclass; labels: names in the corpus's numbering,
+    () if unlabeled; terms: terms of use in one sentence, for the manifest.
+    published_counts(source) -> {split: {label: count}} as published for the release in the source's root, {} if no
+    counts are published; the label "" counts a whole split. A mismatch is reported, but is no error.
     first_label_id: number of the corpus's first label; in shards, numbers start at 0.
-    needs_crop(source) -> whether its images are whole photos whose box locates an entry's face: building them without
-    cropping prints a note.
+    needs_crop(source) -> whether the images are whole photos in which a box locates the face of an entry: building them
+    without cropping prints a note.
     """
 
     name: str
@@ -79,7 +79,7 @@ def check_options(source: Any) -> None:
         choices, value = item.metadata.get("choices"), getattr(source, item.name)
         if choices and value not in choices:
             name = item.name.replace("_", "-")
-            raise UserError(f"--{name}={value!s}: unknown. Fix: give one of {', '.join(map(str, choices))}")
+            raise UserError(f"--{name}={value!s}: unknown. Fix: give one of {', '.join(map(str, choices))}.")
 
 
 def all_corpora() -> list[CorpusSpec]:

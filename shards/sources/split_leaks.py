@@ -25,7 +25,7 @@ class LeakReport:
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def check(self, items: Items, leaks: str) -> Iterator[Entry | Rejected]:
-        """Yield the same items in order; with "drop", leaked ones as Rejected. `items` is called once or twice."""
+        """Yield the same items in order; with "drop", shared images as Rejected. `items` is called once or twice."""
         self.seen.clear()
         self.counts.clear()
         if leaks == DROP:

@@ -1,4 +1,4 @@
-"""A backbone with its preprocessing: images to features."""
+"""Backbone with its preprocessing: images to features."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -171,9 +171,9 @@ def pick_device(name: str | torch.device) -> torch.device:
 
 
 def each(images: Any) -> Iterator[Any]:
-    """Yield the images one by one, or the only one.
+    """Yield the images one by one, or the single image.
 
-    The dimensions of an array decide: [H, W, 3], [3, H, W] and [H, W] are one image, others are several.
+    The dimensions of an array decide: [H, W, 3], [3, H, W] and [H, W] are one image, other shapes are several.
     """
     if isinstance(images, Tensor | np.ndarray):
         one = images.ndim in (0, 2, 3)
@@ -205,7 +205,7 @@ def pixels(image: One) -> "NDArray[np.uint8]":
 
 
 def read_image(file: Path) -> "NDArray[np.uint8]":
-    """Read a file as [H, W, 3] uint8 RGB with its EXIF rotation applied. Raises UserError if it is no valid image."""
+    """Read a file as [H, W, 3] uint8 RGB with its EXIF rotation applied. Raises UserError for an invalid image."""
     from shards.imaging.codec import ImageRejected, decode_rgb
 
     try:

@@ -41,15 +41,16 @@ def pretrain(
             shards are built in OUT/shards first.
         out: run folder.
         config: YAML file (default: configs/pretrain/simfle_resnet50.yaml, the paper's recipe).
-        processes: 1 runs in this process; more are started on this machine, one per GPU or sharing its cores.
+        processes: 1 trains in this process; larger numbers start processes on this machine, one per GPU or sharing its
+            cores.
         settings: configuration values by dotted name: {"train.steps": 1000, "model.backbone": "resnet18"}.
 
-    Call again with the same arguments to resume; a finished run is only exported again.
+    Call again with the same arguments to resume; for a finished run, only the export is repeated.
 
     Raises:
         UserError: an invalid setting, invalid data or folder; a failed process; or this process is one of several.
-        RunStopped: a signal or train.stop_after_step stopped it early; a checkpoint is saved.
-        KeyboardInterrupt: Ctrl-C before there was anything to save, or twice.
+        RunStopped: a signal or train.stop_after_step stopped the run early; a checkpoint is saved.
+        KeyboardInterrupt: Ctrl-C before there was a state to save, or a second Ctrl-C.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
@@ -231,7 +232,7 @@ def _written(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Convert values that JSON lacks: NumPy and torch numbers and arrays, ranges, sets; the rest becomes text."""
+    """Convert values that JSON lacks: NumPy and torch numbers and arrays, ranges, sets; other values become text."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, range | Set):

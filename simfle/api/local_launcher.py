@@ -40,15 +40,15 @@ LAST_WORDS = 2000  # maximum characters printed from a failed process's output
 
 
 def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
-    """Run `simfle pretrain WORDS` in several processes; return the exit code of the first that failed, 0 if none did.
+    """Run `simfle pretrain WORDS` in several processes; return the exit code of the first failed one, 0 if none failed.
 
-    The main process writes to this terminal; relay: through sys.stderr, which a notebook displays. Of the others, only
-    the end of a failed process's output is printed. Stop signals are forwarded to all: the run saves a checkpoint and
-    ends, and the same call resumes it.
+    The main process writes to this terminal; relay: through sys.stderr, which a notebook displays. Of the other
+    processes, only the last lines of a failed process are printed. Stop signals are forwarded to all processes: the run
+    saves a checkpoint and ends, and the same call resumes it.
 
     Raises:
         UserError: an invalid number of processes, or this process is itself one of several.
-        KeyboardInterrupt: relay, and Ctrl-C before there was anything to save.
+        KeyboardInterrupt: with relay, Ctrl-C before there was a state to save.
     """
     if processes < 1:
         raise UserError(f"processes={processes}: must be at least 1. Fix: raise it.")
@@ -83,7 +83,8 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
 
 
 def _environment(rank: int, processes: int, shared: dict[str, int], plain: bool) -> dict[str, str]:
-    """plain: disable colors; a notebook claims to support them, but relayed output arrives line by line."""
+    """Return the environment of the processes. plain: disable colors; a notebook claims to support them, but relayed
+    output arrives line by line."""
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     own: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", **shared}
     own[LAUNCHER] = os.getpid()
@@ -98,7 +99,8 @@ def _relay(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _wait(running: "list[subprocess.Popen[bytes]]") -> int:
-    """Wait for all processes; return the rank of the first that failed, -1 if none did. A failure stops the others."""
+    """Wait for all processes; return the rank of the first that failed, -1 if none failed. A failure stops all
+    others."""
     first, deadline = -1, float("inf")
     while any(process.poll() is None for process in running):
         failed = [rank for rank, process in enumerate(running) if process.poll()]
@@ -113,7 +115,7 @@ def _wait(running: "list[subprocess.Popen[bytes]]") -> int:
 
 @contextmanager
 def _handed_on(running: "list[subprocess.Popen[bytes]]") -> Iterator[list[int]]:
-    """Forward stop signals to all processes; yield those received. Outside of the main thread, do nothing."""
+    """Forward stop signals to all processes and yield the received ones. Outside of the main thread, do nothing."""
     came: list[int] = []
 
     def hand_on(number: int, _: object) -> None:

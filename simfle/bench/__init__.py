@@ -1,1 +1,1 @@
-"""Benchmarks: several variants of the same work, in turn, in one process."""
+"""Benchmarks: several variants of the same work, alternating in one process."""

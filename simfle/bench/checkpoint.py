@@ -12,10 +12,10 @@ ALONE, BESIDE = "steps", "steps beside writing"
 
 
 def measure(run: Trainer, steps: int, rounds: int) -> tuple[dict[str, Measurement], dict[str, Any]]:
-    """Time rounds of `steps` steps on one batch, a copy, an undisturbed write, and steps during a write.
+    """Time rounds: `steps` steps on one batch, a copy, an undisturbed write, and steps during a write.
 
-    One round before them warms up. Also returns bytes, MB/s, and the fraction of a run at its interval for which
-    training is blocked.
+    One warm-up round runs first. Also returns bytes, MB/s, and the fraction of a run for which checkpoints at its
+    interval block training.
     """
     found = {
         ALONE: Measurement(f"{steps} steps on one batch in memory"),

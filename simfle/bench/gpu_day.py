@@ -23,7 +23,8 @@ SIMFLE = (sys.executable, "-m", "simfle")
 
 @dataclass(frozen=True)
 class GpuDayPart:
-    """name: of its files; command: as words; figures: whether it writes NAME.figures.json through --out."""
+    """Part of the GPU benchmark. name: prefix of its files; command: as words; figures: whether the command writes
+    NAME.figures.json through --out."""
 
     name: str
     command: tuple[str, ...]
@@ -32,7 +33,8 @@ class GpuDayPart:
 
 @dataclass(frozen=True)
 class Done:
-    """How a part ended. code: of its process, None where it was ended at its limit; words: its last lines."""
+    """Outcome of a part. code: exit code of its process, None if stopped at the time limit; words: last lines of its
+    output."""
 
     name: str
     code: int | None
@@ -41,9 +43,9 @@ class Done:
 
 
 def parts(faces: Path, *, rehearsal: bool) -> list[GpuDayPart]:
-    """Return the parts, the most informative first. rehearsal: on the CPU, with a network for seconds.
+    """Return the parts, most informative first. rehearsal: a variant for the CPU with a tiny network.
 
-    ZeRO stages above 0 need two GPUs; peers (lightly) need additional packages; this machine has neither.
+    ZeRO stages above 0 need two GPUs, and peers (lightly) need additional packages; this benchmark uses neither.
     """
     given = (*SMALL, "train.device=cpu", "train.precision=fp32") if rehearsal else (CONFIG, "train.device=cuda")
     data = (f"data.shards=[{faces}]", f"train.global_batch={16 if rehearsal else 128}")
@@ -77,7 +79,7 @@ def parts(faces: Path, *, rehearsal: bool) -> list[GpuDayPart]:
 
 
 def run(chosen: Sequence[GpuDayPart], out: Path, seconds: float, root: Path) -> list[Done]:
-    """Run the parts that have not ended well before, until `seconds` are over; all that have ended, in order."""
+    """Run the parts that have not yet succeeded until `seconds` are over; return all finished parts, in order."""
     end, found = time.monotonic() + seconds, []
     for part in chosen:
         done = ended(out, part)
@@ -92,7 +94,7 @@ def run(chosen: Sequence[GpuDayPart], out: Path, seconds: float, root: Path) -> 
 
 
 def run_part(part: GpuDayPart, out: Path, limit: float, root: Path) -> Done:
-    """One command, its output in NAME.log; ended at `limit` seconds."""
+    """Run one command with its output in NAME.log; stop it after `limit` seconds."""
     words = [*part.command, *(("--out", str(out / f"{part.name}.figures.json")) if part.figures else ())]
     began, log = time.monotonic(), out / f"{part.name}.log"
     with log.open("w") as stream:
@@ -107,12 +109,12 @@ def run_part(part: GpuDayPart, out: Path, limit: float, root: Path) -> Done:
 
 
 def _environment() -> dict[str, str]:
-    """No network: nothing may try to reach a hub."""
+    """Return the environment of the commands, with network access to model hubs disabled."""
     return os.environ | {"HF_HUB_OFFLINE": "1"}
 
 
 def ended(out: Path, part: GpuDayPart) -> Done | None:
-    """How a part ended before."""
+    """Return the outcome of a part in an earlier run."""
     try:
         return Done(**loads_object(read_bytes(out / f"{part.name}.json")))
     except (OSError, ValueError, TypeError):
@@ -128,7 +130,7 @@ def figures(out: Path, part: GpuDayPart) -> dict[str, Any]:
 
 
 def constants(out: Path, chosen: Sequence[GpuDayPart]) -> dict[str, float]:
-    """Merge the results of all benches, for `simfle plan --constants`; of several batches the best rate of each."""
+    """Merge the results of all benches, for `simfle plan --constants`; of several batches, keep the best rate."""
     found: dict[str, float] = {}
     for part in chosen:
         for name, value in figures(out, part).get("constants", {}).items():
@@ -137,7 +139,7 @@ def constants(out: Path, chosen: Sequence[GpuDayPart]) -> dict[str, float]:
 
 
 def page(device: str, found: Sequence[Done], out: Path, chosen: Sequence[GpuDayPart]) -> str:
-    """A Markdown page: what ended how, and the rates of each bench's ways."""
+    """Return a Markdown page: the outcome of each part, and the rates of each variant."""
     lines = [f"# On a {device}", "", "| part | ended | seconds |", "|---|---|---:|"]
     for done in found:
         code = {0: "well", None: "at its limit"}.get(done.code, f"with code {done.code}")

@@ -1,7 +1,7 @@
 """Reference implementation of SimFLE, close to the paper and not optimized: fp32, channels first.
 
-The baseline of `bench_step`. Parameters have the names of the real model (model.grouping_init=reference): a test gives
-both the same weights and compares the losses.
+The baseline of `bench_step`. Parameters have the names of the real model (model.grouping_init=reference): a test loads
+the same weights into both and compares the losses.
 """
 
 # B batch, C channels, G groups, h x h feature map, L patches, V visible, D width, d decoder width
@@ -29,13 +29,13 @@ class ReferenceEncoder(nn.Module):
         self.projector = _head(int(self.backbone.num_features), model)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, 3, H, H] -> y [B, C], projection [B, out]."""
+        """Encode images [B, 3, H, H] -> y [B, C], projection [B, out]."""
         pooled = F.adaptive_avg_pool2d(self.backbone(images), 1).flatten(1)
         return pooled, self.projector(pooled)
 
 
 class ReferenceFaceMAE(nn.Module):
-    """Embeds all patches, then keeps the visible ones."""
+    """Masked autoencoder that embeds all patches and then keeps the visible ones."""
 
     positions: Tensor
     decoder_positions: Tensor
@@ -59,7 +59,8 @@ class ReferenceFaceMAE(nn.Module):
         self.register_buffer("decoder_positions", sincos_positions(side, decoder), persistent=False)
 
     def forward(self, face: Tensor, order: Tensor, seen: int) -> tuple[Tensor, Tensor]:
-        """face [B, 3, F, F]; order [B, L], patches by falling score -> tokens [B, 1 + V, D], prediction [B, L, P]."""
+        """Encode face [B, 3, F, F]; order [B, L], patches by falling score -> tokens [B, 1 + V, D], prediction [B, L,
+        P]."""
         tokens = self.patch_embed(face).flatten(2).transpose(1, 2) + self.positions[1:]  # [B, L, D]
         tokens = tokens.gather(1, order[:, :seen, None].expand(-1, -1, tokens.shape[2]))  # [B, V, D]
         first = (self.cls_token + self.positions[:1]).expand(len(tokens), -1, -1)
@@ -126,7 +127,7 @@ class ReferenceSimFLE(nn.Module):
         )
 
     def patches_by_score(self, maps: Tensor, draw: Tensor) -> Tensor:
-        """Upsample the drawn group's summed map to the face, average per patch, sort: [B, C, h, h] -> [B, L]."""
+        """Upsample the selected group's summed map to the face, average per patch, sort: [B, C, h, h] -> [B, L]."""
         grouped = maps.unflatten(1, (self.config.mask_groups, -1)).sum(2)  # [B, G, h, h]
         chosen = grouped[torch.arange(len(maps)), (draw * self.config.mask_groups).long()]  # [B, h, h]
         image = F.interpolate(chosen[:, None], size=(self.size, self.size), mode="bilinear", align_corners=False)
@@ -134,7 +135,7 @@ class ReferenceSimFLE(nn.Module):
         return scores.argsort(dim=1, descending=True, stable=True)
 
     def reconstruction(self, face: Tensor, prediction: Tensor, order: Tensor, seen: int) -> Tensor:
-        """Squared error on masked patches, pixels normalized per patch."""
+        """Compute the squared error on masked patches, with pixels normalized per patch."""
         side, p = self.size // self.facemae.patch, self.facemae.patch
         patches = face.reshape(len(face), 3, side, p, side, p).permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
         wanted = (patches - patches.mean(2, keepdim=True)) / (patches.var(2, keepdim=True) + 1e-6).sqrt()
@@ -142,14 +143,14 @@ class ReferenceSimFLE(nn.Module):
         return ((prediction - wanted).square().mean(2) * mask).sum() / mask.sum()
 
     def distillation(self, branches: list[Tensor]) -> Tensor:
-        """KL of each branch to the mean of the three."""
+        """Compute the KL divergence of each branch to the mean of the three."""
         t = self.config.distillation_temperature
         teacher = F.softmax(torch.stack(branches).mean(0).detach() / t, 1)
         terms = [F.kl_div(F.log_softmax(branch / t, 1), teacher, reduction="batchmean") for branch in branches]
         return torch.stack(terms).sum() * t**2
 
     def grouping_loss(self, maps: Tensor) -> Tensor:
-        """R of all channels, one C x C product per image."""
+        """Compute the grouping loss from R of all channels, one C x C product per image."""
         unit = F.normalize(maps.flatten(2) + 0.001, dim=2)  # [B, C, h h]
         r = torch.bmm(unit, unit.transpose(1, 2)).mean(0)  # [C, C]
         channels = len(r)

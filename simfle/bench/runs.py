@@ -1,4 +1,4 @@
-"""Wall-clock and CPU seconds of repeated turns, as a table; training runs for measurements."""
+"""Wall-clock and CPU seconds of repeated measurements, as a table; training runs for measurements."""
 
 import os
 import statistics
@@ -34,7 +34,7 @@ class Measurement:
         return statistics.median(self.cpu)
 
     def add(self, work: Callable[[], object]) -> None:
-        """Time one more turn in this process; `work` itself synchronizes the GPU."""
+        """Time one more repetition in this process; `work` itself synchronizes the GPU."""
         began, used = time.perf_counter(), time.process_time()
         work()
         self.seconds.append(time.perf_counter() - began)
@@ -54,7 +54,7 @@ class Measurement:
 
 
 def show(title: str, found: Mapping[str, Measurement]) -> None:
-    """Print the table: median, fastest and slowest turn in seconds, CPU seconds, the target."""
+    """Print the table: median, fastest and slowest repetition in seconds, CPU seconds, the target."""
     from rich.table import Table
 
     from simfle.runtime.console import Console
@@ -72,7 +72,7 @@ def show(title: str, found: Mapping[str, Measurement]) -> None:
 def scratch(config: PretrainConfig) -> Iterator[PretrainConfig]:
     """Return the configuration with a temporary run folder and, without named shards, synthetic faces.
 
-    Writes nothing else: no images, no regular checkpoints.
+    The run writes no images and no regular checkpoints.
     """
     with tempfile.TemporaryDirectory(prefix="simfle-bench-") as name:
         folder = Path(name)
@@ -98,7 +98,7 @@ def run_once(command: Sequence[str], codes: Sequence[int]) -> tuple[float, float
     """Return wall-clock and CPU seconds of a process and its children, from start to end.
 
     Raises:
-        UserError: its exit code is not among `codes`, with its last message.
+        UserError: the exit code is not among `codes`; contains the process's last message.
     """
     with tempfile.TemporaryFile("w+") as errors:
         began = time.perf_counter()

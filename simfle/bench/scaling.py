@@ -1,4 +1,4 @@
-"""Weak scaling: the same work per process on 1, 2, 4 ... processes, in one world and in separate ones."""
+"""Weak scaling: the same work per process on 1, 2, 4 ... processes, in one process group and in separate ones."""
 
 import os
 import statistics
@@ -20,7 +20,7 @@ WARM_UP = 3  # steps that are not measured
 
 @dataclass(frozen=True)
 class ScalingResult:
-    """Images/s of `processes` processes: in one world, and separate but concurrent, without communication."""
+    """Images/s of `processes` processes: in one process group, and separate but concurrent, without communication."""
 
     processes: int
     together: float
@@ -28,7 +28,7 @@ class ScalingResult:
 
     @property
     def communication(self) -> float:
-        """Fraction of the time for communication and waiting, 0 to 1."""
+        """Fraction of the time spent on communication and waiting, 0 to 1."""
         return max(0.0, 1 - self.together / self.alone)
 
 
@@ -38,7 +38,7 @@ def measure(words: list[str], processes: int, share: int, steps: int, folder: Pa
     words: config and key=value as for simfle pretrain.
 
     Raises:
-        UserError: a process failed, with its last message.
+        UserError: a process failed; contains its last message.
     """
     one_world = [_start(words, folder / f"together{processes}", share * processes, steps, rank, processes, port)
                  for port in [free_port()] for rank in range(processes)]  # fmt: skip

@@ -22,9 +22,9 @@ HELP, CHECK, DRY, FIRST = 0.5, 2.0, 2.0, 15.0  # targets, seconds
 
 
 def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: int) -> dict[str, Measurement]:
-    """Time one warm-up turn of each command, then rounds with one turn of each.
+    """Time one warm-up repetition of each command, then rounds with one repetition of each command.
 
-    names: subcommands, as words; faces: shards; folder: for runs, must be empty.
+    names: subcommands, as words; faces: shards; folder: empty folder for runs.
     """
     ours = [sys.executable, "-m", "simfle"]
     data = format_override("data.shards", [faces])

@@ -25,7 +25,7 @@ REFERENCE, OURS, BACKBONE, MASKED, PRODUCT = "plain", "ours", "backbone", "maske
 
 
 def images(config: PretrainConfig, count: int, device: torch.device) -> Batch:
-    """Make noise in the shapes and memory format of the loader's batches."""
+    """Generate noise in the shapes and memory format of the loader's batches."""
     generator = torch.Generator().manual_seed(0)
     sides = (config.views.size, config.views.size, config.views.face_size)
     view1, view2, face = (
@@ -53,7 +53,7 @@ def variants(config: PretrainConfig, count: int, world: World, side: int) -> dic
 
 
 def reference(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
-    """Make a step of `ReferenceSimFLE`."""
+    """Build a step of `ReferenceSimFLE`."""
     model = ReferenceSimFLE(config.model, config.views).to(batch.view1.device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9, weight_decay=1e-4)
@@ -68,7 +68,7 @@ def reference(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
 
 
 def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], None]:
-    """Make a step of the configured method through DeepSpeed, as in simfle/train/trainer.py."""
+    """Build a step of the configured method through DeepSpeed, as in simfle/train/trainer.py."""
     model: Any = build_method(config.model, config.views).to(world.device).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(trained, config.optim)
@@ -93,7 +93,7 @@ def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], Non
 
 
 def backbone(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
-    """Make a forward and backward pass of the backbone in our memory format and precision."""
+    """Build a forward and backward pass of the backbone in our memory format and precision."""
     model = (
         build_backbone(config.model.backbone, config.model.output_stride)
         .to(batch.view1.device)
@@ -105,7 +105,7 @@ def backbone(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
 
 
 def masked(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
-    """Make the same of FaceMAE, on the first patches."""
+    """Build a forward and backward pass of FaceMAE on the first patches."""
     sizes = config.model.facemae
     model = FaceMAE(config.views.face_size, sizes).to(batch.face.device).train()
     total = (config.views.face_size // sizes.patch_size) ** 2
@@ -131,14 +131,14 @@ def _both(
 
 
 def product(config: PretrainConfig, side: int, device: torch.device) -> Callable[[], object]:
-    """Make a matrix product in our precision: the machine's peak."""
+    """Build a matrix product in our precision: the machine's peak."""
     kind = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
     return lambda: left @ right
 
 
 def operations(run: Callable[[], object]) -> float:
-    """Return the floating-point operations of one turn."""
+    """Return the floating-point operations of one repetition."""
     with FlopCounterMode(display=False) as counter:
         run()
     return float(counter.get_total_flops())

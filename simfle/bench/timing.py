@@ -19,7 +19,7 @@ from simfle.runtime.provenance import git_revision, versions
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of the work. run: one turn of `items` units (images, operations).
+    """One variant of the work. run: one repetition of `items` units (images, operations).
 
     apart: other processes do the work, so its CPU time is not measured here.
     """
@@ -32,7 +32,7 @@ class Variant:
 
 @dataclass
 class Timing:
-    """Wall-clock and CPU seconds of each turn of a variant, and the units of a turn."""
+    """Wall-clock and CPU seconds of each repetition of a variant, and the units of a repetition."""
 
     what: str
     items: float
@@ -41,16 +41,16 @@ class Timing:
 
     @property
     def rate(self) -> float:
-        """Units per second, by the median turn."""
+        """Units per second, by the median repetition."""
         return self.items / statistics.median(self.seconds)
 
     @property
     def cpu_rate(self) -> float | None:
-        """Units per second of CPU time, independent of other load on the core. None: not measured."""
+        """Units per second of CPU time, independent of other load on the core; None if not measured."""
         return self.items / statistics.median(self.cpu) if self.cpu else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain numbers: the median rate, the rates of the slowest and fastest turn, and that per CPU second."""
+        """Return plain numbers: median rate, rates of the slowest and fastest repetition, rate per CPU second."""
         slowest, fastest = self.items / max(self.seconds), self.items / min(self.seconds)
         return {"what": self.what, "items": self.items, "seconds": self.seconds} | {
             "median": self.rate,
@@ -62,12 +62,12 @@ class Timing:
 
 
 def measure(variants: Mapping[str, Variant], rounds: int, device: torch.device) -> dict[str, Timing]:
-    """Run one warm-up turn of each variant, then `rounds` rounds with one turn of each.
+    """Run one warm-up repetition of each variant, then `rounds` rounds with one repetition of each variant.
 
-    A temporary slowdown of the machine affects all of them. On a GPU the clock is read after synchronization.
+    A temporary slowdown of the machine affects all variants. On a GPU, the clock is read after synchronization.
     """
     if rounds < 1:
-        raise UserError(f"--rounds {rounds}: must be at least 1")
+        raise UserError(f"--rounds={rounds}: must be at least 1. Fix: pass --rounds 1 or more.")
     found = {name: Timing(way.what, way.items) for name, way in variants.items()}
     for number in range(rounds + 1):
         for name, way in variants.items():
@@ -83,7 +83,7 @@ def measure(variants: Mapping[str, Variant], rounds: int, device: torch.device) 
 
 
 def report(timings: Mapping[str, Timing], device: torch.device, **more: Any) -> dict[str, Any]:
-    """Return everything as plain JSON: figures, command, machine, versions."""
+    """Return the report as plain JSON: figures, command, machine, versions."""
     return {"ways": {name: figures.as_dict() for name, figures in timings.items()}, **more, **about(device)}
 
 
@@ -97,7 +97,7 @@ def about(device: torch.device) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Describe the machine. load: of the last minute; figures of a busy machine are unreliable."""
+    """Describe the machine. load: average over the last minute; figures of a busy machine are unreliable."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     return {
@@ -110,7 +110,8 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def show(title: str, found: Mapping[str, Timing], unit: str, against: str) -> None:
-    """Print median, slowest and fastest turn, the same per CPU second, and ratios to the variant `against`."""
+    """Print the rates of the median, slowest and fastest repetition, the rates per CPU second, and ratios to the
+    variant `against`."""
     from rich.table import Table
 
     from simfle.runtime.console import Console

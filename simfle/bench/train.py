@@ -16,7 +16,8 @@ DATA, FREE, COPY, WRITE = "with data", "loader-free", "copy", "write"
 
 @dataclass(frozen=True)
 class Shares:
-    """Fractions of the time of steps with data: waiting for data; blocked by checkpoints at the configured interval."""
+    """Fractions of the time of steps with data: waiting for data, and blocked by checkpoints at the configured
+    interval."""
 
     data: float
     checkpoints: float
@@ -24,10 +25,10 @@ class Shares:
 
 
 def measure(run: Trainer, steps: int, rounds: int) -> tuple[dict[str, Measurement], Shares]:
-    """Time rounds of `steps` steps with data and as many without, in turn; after each a checkpoint.
+    """Time rounds of `steps` steps with data and as many without data; write a checkpoint after each.
 
-    One round before them warms up. Before the clock of a turn with data starts, the batches that were prefetched
-    meanwhile are consumed.
+    One warm-up round runs first. Before the clock of a repetition with data starts, the batches prefetched in the
+    meantime are consumed.
     """
     found = {
         DATA: Measurement(f"{steps} steps of the trainer with its loader"),

@@ -38,10 +38,10 @@ def read_images(folder: Path | None, count: int) -> list[Pixels]:
     from shards.sources.generic.folder import walk
 
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder")
+        raise UserError(f"{folder} is not a folder. Fix: pass a folder of JPEGs.")
     names = [name for name in walk(folder) if Path(name).suffix.lower() in (".jpg", ".jpeg")]
     if not names:
-        raise UserError(f"no JPEGs in {folder}")
+        raise UserError(f"no JPEGs in {folder}. Fix: pass a folder of JPEGs.")
     chosen = [names[number * len(names) // count] for number in range(count)]
     return [np.frombuffer((folder / name).read_bytes(), dtype=np.uint8) for name in chosen]
 
@@ -49,7 +49,7 @@ def read_images(folder: Path | None, count: int) -> list[Pixels]:
 def variants(
     images: Sequence[Pixels], views: ViewsConfig, threads: Sequence[int], device: torch.device
 ) -> dict[str, Variant]:
-    """Return all variants, and the backends' limits. Each turn makes the views of all images."""
+    """Return all variants, and the backends' limits. Each repetition makes the views of all images."""
     usual = "PIL decodes, torchvision's own operations on PIL images, one thread"
     found = {REFERENCE: Variant(usual, len(images), lambda: reference_views(images, views))}
     for number in threads:
@@ -71,7 +71,7 @@ def variants(
 
 
 def _backend(what: str, images: Sequence[Pixels], views: ViewsConfig, backend: ViewBackend) -> Variant:
-    """Work like the loader: draw parameters, then render."""
+    """Work like the loader: sample parameters, then render."""
 
     def run() -> None:
         backend.render(images, sample_view_params(0, 0, range(len(images)), views))
@@ -80,7 +80,7 @@ def _backend(what: str, images: Sequence[Pixels], views: ViewsConfig, backend: V
 
 
 def _apart(images: Sequence[Pixels], views: ViewsConfig, number: int) -> Variant:
-    """Use as many processes as threads, which share nothing: the limit of threads on this machine."""
+    """Use as many independent processes as threads: the upper bound for threads on this machine."""
     pools = [ProcessPoolExecutor(1, get_context("spawn"), _begin, (images[k::number], views)) for k in range(number)]
 
     def run() -> None:

@@ -22,7 +22,7 @@ PLACE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, e
 
 
 def echo(text: str, err: bool = False) -> None:
-    """Print a line. Control characters are escaped, since quoted text may come from anywhere."""
+    """Print a line. Control characters are escaped, because quoted text is untrusted."""
     typer.echo(printable(text), err=err)
 
 
@@ -42,7 +42,7 @@ Figures = Annotated[Path | None, typer.Option(help="JSON file for the results", 
 
 
 def command(function: Callable[..., None]) -> Callable[[], None]:
-    """Turn a typed function into the main() of a single-command program."""
+    """Convert a typed function to the main() of a single-command program."""
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
     app.command()(function)
     return lambda: run(app)

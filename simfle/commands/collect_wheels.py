@@ -1,4 +1,4 @@
-"""`tools/collect_wheels.py`: what a machine with a GPU and no network installs from, collected beforehand elsewhere."""
+"""`simfle bench wheels`: wheels to install simfle on a GPU machine without a network."""
 
 import subprocess
 import sys
@@ -21,12 +21,12 @@ def collect_wheels(
     """Download simfle's requirements at the tested versions, and build its own wheel."""
     constraints = ROOT / "constraints.txt"
     if not constraints.is_file():
-        raise UserError(f"{constraints} does not exist: run it from a checkout")
+        raise UserError(f"{constraints} does not exist. Fix: run this command from a checkout.")
     pip = [sys.executable, "-m", "pip"]
     place = ["--constraint", str(constraints), f"{ROOT}[{extras}]" if extras else str(ROOT)]
     done = subprocess.run([*pip, "wheel", "--wheel-dir", str(out), *place], check=False)
     if done.returncode:
-        raise UserError(f"pip ended with code {done.returncode}; what it said is above")
+        raise UserError(f"pip exited with code {done.returncode}. Fix: see its output above.")
     left_out = {name.strip().lower().replace("-", "_") for name in present.split(",") if name.strip()}
     wheels = sorted(out.glob("*.whl"))
     for wheel in wheels:

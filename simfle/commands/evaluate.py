@@ -1,4 +1,4 @@
-"""`launchers/evaluate.py`: evaluate backbones on benchmarks with several protocols and seeds."""
+"""`simfle evaluate`: evaluate backbones on benchmarks with several protocols and seeds."""
 
 import sys
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""`tools/export_backbone.py`: export a run's backbone for timm, torchvision, onnxruntime and model hubs."""
+"""`simfle export`: export a run's backbone for timm, torchvision, onnxruntime and model hubs."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`tools/gpu_day.py`, `simfle bench gpu`: all that is to be known of a GPU on its first day, in twenty minutes."""
+"""`simfle bench gpu`: all measurements of a GPU on its first day, in twenty minutes."""
 
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ def bench_gpu(
 
         from simfle.bench import gpu_day, timing
     if not (ROOT / "tests" / "gpu").is_dir():
-        raise UserError(f"{ROOT} has no tests/gpu: run it from a checkout, python tools/gpu_day.py")
+        raise UserError(f"{ROOT} has no tests/gpu. Fix: run python tools/gpu_day.py in a checkout.")
     if not rehearse and not torch.cuda.is_available():
         raise UserError("torch sees no GPU. Fix: repair the driver (simfle doctor), or add --rehearse.")
     out = out.resolve()
@@ -36,7 +36,7 @@ def bench_gpu(
     names = [part.name for part in chosen]
     wanted = [word for word in only.split(",") if word]
     if unknown := [word for word in wanted if word not in names]:
-        raise UserError(f"--only {unknown[0]}: no such part; known are {', '.join(names)}")
+        raise UserError(f"--only={unknown[0]}: unknown part. Fix: choose from {', '.join(names)}.")
     chosen = [part for part in chosen if not wanted or part.name in wanted]
     found = gpu_day.run(chosen, out, minutes * 60, ROOT)
     device = "CPU, a rehearsal" if rehearse else torch.cuda.get_device_name()

@@ -1,4 +1,4 @@
-"""The command `simfle`: all tools and launchers as subcommands, each imported only when called."""
+"""Command `simfle`: all tools and launchers as subcommands, each imported only when called."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -89,7 +89,7 @@ class LazyGroup(TyperGroup):
         self.commands = dict.fromkeys(self.entries)  # type: ignore[assignment]  # names only, for suggestions
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import and return the subcommand; None if there is none of this name."""
+        """Import and return the subcommand; None if no subcommand has this name."""
         entry = self.entries.get(cmd_name)
         return None if entry is None else load(cmd_name, entry)
 

@@ -1,4 +1,4 @@
-"""tools/plan_run.py: estimate memory, network traffic, speed and bottleneck of a run."""
+"""`simfle plan`: estimate memory, network traffic, speed and bottleneck of a run."""
 
 import dataclasses
 from pathlib import Path
@@ -76,10 +76,11 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
         try:
             _with_batch(request)
         except UserError as error:
-            hint = (
-                f"planned for --nodes {nodes} --gpus-per-node {gpus_per_node}; --batch-per-gpu N sets N samples per GPU"
-            )
-            raise UserError(f"{error} ({hint})") from None
+            problem = str(error).partition(". Fix:")[0]
+            raise UserError(
+                f"{problem} (planned for --nodes {nodes} --gpus-per-node {gpus_per_node}). "
+                "Fix: change it, or pass --batch-per-gpu N for N samples per GPU."
+            ) from None
     work = measure_cost(resolved)
     if scaling_table:
         echo(_markdown(request, work))
@@ -92,7 +93,7 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
 
 
 def _check(config: PretrainConfig) -> None:
-    """Make the checks of the trainer."""
+    """Run the checks of the trainer."""
     from simfle.data.loader import choose_backend
     from simfle.train.preflight import check
 
@@ -114,7 +115,7 @@ def _corpus(config: PretrainConfig, images: int, image_bytes: float) -> "Dataset
         samples = sum(shard.samples for shard in shards)
         return DatasetSpec(images or samples, image_bytes or sum(shard.bytes for shard in shards) / samples)
     if not images and not config.train.steps:
-        raise UserError("--images=0: the size of the corpus is unknown. Fix: give --images N or data.shards=[FOLDER].")
+        raise UserError("--images=0: the size of the corpus is unknown. Fix: pass --images N or data.shards=[FOLDER].")
     return DatasetSpec(images, image_bytes or IMAGE_BYTES)
 
 
@@ -173,7 +174,8 @@ def _markdown(request: Request, work: "ModelCost") -> str:
         try:
             found = _estimate(row, work)
         except UserError as error:
-            lines.append(f"| {gpus} | refused: {error} | | | | | | | |")
+            problem = str(error).partition(". Fix:")[0]
+            lines.append(f"| {gpus} | refused: {problem} | | | | | | | |")
             continue
         batch = found.batch
         share = f"{batch.micro_batch}" + (f" x {batch.grad_accum_steps}" if batch.grad_accum_steps > 1 else "")

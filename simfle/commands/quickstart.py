@@ -1,4 +1,4 @@
-"""`tools/quickstart.py`: the full pipeline on one machine in minutes, in resumable stages."""
+"""`simfle quickstart`: the full pipeline on one machine in minutes, in resumable stages."""
 
 import json
 import shlex
@@ -107,7 +107,7 @@ def quickstart(
 
 
 def _open(out: Path, data: Path | None) -> QuickstartState:
-    """Return the record of this folder, or a new one. Raises UserError if the folder holds something else."""
+    """Return the record of this folder, or a new one. Raises UserError if the folder holds other files."""
     file = out / "quickstart.json"
     asked = str(data.resolve()) if data else "drawn faces"
     if data is not None and not data.is_dir():
@@ -132,7 +132,7 @@ def _open(out: Path, data: Path | None) -> QuickstartState:
 
 @dataclass(frozen=True)
 class Layout:
-    """Folder layout of the user's images. flags: matching options of tools/build_shards.py."""
+    """Folder layout of the user's images. flags: matching options of `simfle shards build`."""
 
     labeled: bool
     splits: bool = False

@@ -1,4 +1,4 @@
-"""`tools/report.py`: write a report about one or several runs."""
+"""`simfle report`: write a report about one or several runs."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`launchers/runs.py`: list runs and their progress."""
+"""`simfle runs`: list runs and their progress."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated

@@ -39,7 +39,8 @@ def watch(
 ) -> None:
     """Show losses, images/s, data wait, GPU memory, last checkpoint, requeues and time left, until all runs have ended.
 
-    Reads files only, so it works from a login node on a shared file system. In a pipe, prints one line per new step.
+    Reads files only, so it works from a login node on a shared file system. If the output is a pipe, prints one line
+    per new step.
     """
     from simfle.runtime.console import Console
 
@@ -179,7 +180,7 @@ def time_left(now: "RunStatus") -> float | None:
 
 
 def _tail(run: Path) -> "list[dict[str, Any]]":
-    """Return the last metrics of a run; empty if they cannot be read, which the run's state reports."""
+    """Return the last metrics of a run; empty if they cannot be read (the run's state reports this)."""
     from simfle.slurm.status import tail
 
     with suppress(OSError):

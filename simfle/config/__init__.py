@@ -1,1 +1,1 @@
-"""The schema of a configuration, and how its layers are parsed."""
+"""Schema of a configuration, and parsing of its layers."""

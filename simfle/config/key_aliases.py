@@ -82,11 +82,12 @@ def nearest_key(key: str, known: Sequence[str]) -> str:
     """Find the field that was most likely meant by an unknown key.
 
     Args:
-        key: dotted name as it was written, such as lr or train.batch_size.
-        known: dotted names of the fields that there are.
+        key: dotted name as typed, such as lr or train.batch_size.
+        known: dotted names of the existing fields.
 
     Returns:
-        A field of this name elsewhere, the field of an alias, or the one spelled most like it; "" if there is none.
+        A field of this name in another group, the field of an alias, or the field with the most similar name; "" if
+        there is none.
     """
     last = key.rpartition(".")[2].lower().replace("-", "_")
     if near := difflib.get_close_matches(key, known, n=1, cutoff=0.9):

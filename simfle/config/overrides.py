@@ -1,6 +1,6 @@
-"""key=value words of a command line: texts are taken as typed, lists are split at commas, both may be quoted.
+"""Parse key=value words of a command line: texts are taken as typed, lists are split at commas, both may be quoted.
 
-A folder may be called `exp #1`, `007` or `yes`: YAML would make a comment, a number and a truth value of these names.
+A folder may be called `exp #1`, `007` or `yes`: YAML would parse these names as a comment, a number and a truth value.
 """
 
 import json
@@ -17,14 +17,14 @@ ITEM_SYNTAX = re.compile(r"[\[\]{},]|^$")
 
 
 def parse_text(value: str) -> str:
-    """Return the text of a value, without quotes around all of it. Raises ValueError."""
+    """Return the text of a value without the quotes around it. Raises ValueError."""
     if "\0" in value:
         raise ValueError("a zero byte")
     return _unquoted(value) if QUOTED.fullmatch(value) else value
 
 
 def parse_list(value: str) -> list[str]:
-    """The texts of a list such as [a, 'b, c']; of anything else a list of one. Raises ValueError."""
+    """Return the texts of a list such as [a, 'b, c']; for any other text, a list of that text. Raises ValueError."""
     inner = value.strip()
     if not inner.startswith("["):
         return [parse_text(value)]
@@ -38,7 +38,7 @@ def parse_list(value: str) -> list[str]:
 
 
 def _first(rest: str) -> tuple[str, str]:
-    """The first item of a list, and what follows its comma."""
+    """Return the first item of a list, and the text after its comma."""
     quoted = QUOTED.match(rest)
     if quoted is None and rest[0] in "'\"":
         raise ValueError("a quote without its end")
@@ -68,7 +68,7 @@ def _unquoted(text: str) -> str:
 
 
 def format_override(key: str, value: Any) -> str:
-    """`key=value` that is read back as `value`, a text, a path or a list of them; quoted only where it has to be."""
+    """Format `key=value` so that it parses to `value`, a text, a path or a list of them; quote only where necessary."""
     if not isinstance(value, list | tuple):
         text = str(value)
         return f"{key}={_double(text) if SYNTAX.search(text) else text}"
@@ -81,5 +81,5 @@ def _double(text: str) -> str:
 
 
 def shell_line(*words: Any) -> str:
-    """A command as it may be pasted into a shell."""
+    """Format a command so that it can be pasted into a shell."""
     return shlex.join(map(str, words))

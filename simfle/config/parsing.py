@@ -1,6 +1,7 @@
 """Check one configuration layer, a YAML file or the command line, against its schema.
 
-A schema is a dataclass whose fields `simfle.config.schema.config_field` makes, or a dataclass of such dataclasses.
+A schema is a dataclass whose fields are created by `simfle.config.schema.config_field`, or a dataclass of such
+dataclasses.
 """
 
 import dataclasses
@@ -25,7 +26,7 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def check_keys(schema: Any, layer: Any, place: str) -> None:
-    """Refuse keys that `schema` does not have, and references to anything but keys. Raises UserError."""
+    """Raise UserError for keys that `schema` does not have, and for references to anything but keys."""
     known = list(keys(schema))
     for key, value in _leaves(layer):
         _check_references(key, value, place)
@@ -104,7 +105,7 @@ def describe_type_error(schema: Any, layer: Any, error: Any) -> str:
 
 
 def _check_references(key: str, value: Any, place: str) -> None:
-    """Refuse references to anything but keys, such as the environment or a function. Raises UserError."""
+    """Raise UserError for references to anything but keys, such as the environment or a function."""
     if "${" in REFERENCE.sub("", str(value)):
         raise UserError(
             f"config: {key}={value!r} in {place}: only references to keys are allowed, such as ${{train.seed}}. Fix: "
@@ -113,7 +114,7 @@ def _check_references(key: str, value: Any, place: str) -> None:
 
 
 def read_yaml(file: Path) -> str:
-    """Read the text of a YAML file; refuse aliases, deep nesting and large files, which a configuration never needs.
+    """Read the text of a YAML file; reject aliases, deep nesting and large files, which a configuration never needs.
 
     Raises:
         UserError, YAMLError, OSError.
@@ -121,7 +122,7 @@ def read_yaml(file: Path) -> str:
     import yaml
 
     if file.stat().st_size > MAX_YAML:
-        raise UserError(f"config: {file}: more than {MAX_YAML} bytes, not a configuration")
+        raise UserError(f"config: {file}: more than {MAX_YAML} bytes, not a configuration. Fix: check the path.")
     text = read_text(file)
     depth = 0
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
@@ -131,7 +132,10 @@ def read_yaml(file: Path) -> str:
             raise UserError(f"config: {file}: YAML reads {event.value} as a number. Fix: write '{event.value}'.")
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > MAX_YAML_DEPTH:
-            raise UserError(f"config: {file}: nested more than {MAX_YAML_DEPTH} levels deep, not a configuration")
+            raise UserError(
+                f"config: {file}: nested more than {MAX_YAML_DEPTH} levels deep, not a configuration. "
+                "Fix: check the path."
+            )
     return text
 
 

@@ -44,10 +44,10 @@ def config_field(
     is_path: bool = False,
     **limits: Any,
 ) -> Any:
-    """Make a dataclass field with its help text and its limits.
+    """Define a dataclass field with its help text and its limits.
 
     Args:
-        default: default value, or a function that makes it.
+        default: default value, or a function that returns it.
         text: help text.
         resume_safe: whether the value may change when a run is resumed.
         aliases: names for some of the values, such as auto for -1.
@@ -442,12 +442,12 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
     except FileNotFoundError:
         raise UserError(_missing(file)) from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
-        raise UserError(f"config: cannot read {file}: {error}") from None
+        raise UserError(f"config: cannot read {file}: {error}. Fix: correct the file.") from None
     layers.append(("command line", parse_overrides(schema, overrides)))
     merged = OmegaConf.structured(schema)
     for place, layer in layers:
         if not OmegaConf.is_dict(layer):
-            raise UserError(f"config: {place}: a list or a bare value, not keys with values")
+            raise UserError(f"config: {place}: a list or a bare value. Fix: write keys with values.")
         check_keys(schema, layer, place)
         normalize_values(schema, layer)
         try:
@@ -464,7 +464,7 @@ def load_yaml(file: Path) -> dict[str, Any]:
     """Read a YAML file without a schema, such as the configuration of a run of another version of this program.
 
     Raises:
-        UserError: missing file, invalid YAML, or values other than text, numbers, lists and keys; also see `load`.
+        UserError: missing file, invalid YAML, or values other than text, numbers, lists and keys; see also `load`.
     """
     import yaml
 
@@ -472,16 +472,16 @@ def load_yaml(file: Path) -> dict[str, Any]:
         found = yaml.safe_load(read_yaml(file))
         json.dumps(found)  # refuses dates, sets and circular structures
     except FileNotFoundError:
-        raise UserError(f"config: {file} does not exist") from None
+        raise UserError(f"config: {file} does not exist. Fix: check the path.") from None
     except (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError, OSError) as error:
-        raise UserError(f"config: {file} is corrupt: {error!r}") from None
+        raise UserError(f"config: {file} is corrupt: {error!r}. Fix: restore it.") from None
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise UserError(f"config: {file} is corrupt: no keys")
+        raise UserError(f"config: {file} is corrupt: no keys. Fix: restore it.")
     return found
 
 
 def find_config(file: Path) -> Path:
-    """Return `file`, or the bundled config of the same name if `file` is missing and its path is configs/..."""
+    """Return `file`, or the bundled config of the same name if `file` is missing and its path begins with configs/."""
     if file.exists() or not file.parts or file.parts[0] != "configs":
         return file
     ours = CONFIGS.joinpath(*file.parts[1:])
@@ -492,7 +492,7 @@ def find_config(file: Path) -> Path:
 
 
 def _missing(file: Path | None) -> str:
-    """Make the message for a missing configuration file, with the nearest bundled one."""
+    """Return the message for a missing configuration file, with the most similar bundled one."""
     ours = [str(Path("configs") / path.relative_to(CONFIGS)) for path in sorted(CONFIGS.rglob("*.yaml"))]
     near = difflib.get_close_matches(str(file), ours, n=1, cutoff=0.6)
     return f"config: {file} does not exist; " + (f"did you mean {near[0]}?" if near else f"see {CONFIGS}")
@@ -508,7 +508,7 @@ def run_identity(config: Any) -> dict[str, Any]:
 
 
 def config_digest(config: Any) -> str:
-    """Return 16 hexadecimal digits that identify the non-free values of a config."""
+    """Return 16 hexadecimal digits that identify the values of a config that are not resume_safe."""
     return digest(run_identity(config))
 
 

@@ -86,16 +86,16 @@ def _bounds(limits: Limits) -> str:
 
 
 def validate(config: Any, group: str = "", unused: Collection[str] = ()) -> None:
-    """Refuse the first value that is out of the limits of its field, and numbers that are NaN or infinite.
+    """Raise UserError for the first value that is out of the limits of its field, or that is NaN or infinite.
 
     Args:
         config: instance of a schema or of one of its groups.
         group: dotted name of `config` in its schema, such as model.
-        unused: dotted names of fields and groups that this configuration does not use; only NaN and infinity are
-            refused in them.
+        unused: dotted names of fields and groups that this configuration does not use; they are only checked for NaN
+            and infinity.
 
     Raises:
-        UserError: field, value and accepted values.
+        UserError: names the field, its value and the accepted values.
     """
     for name, field, value in _values(config, f"{group}." if group else ""):
         numbers = value if isinstance(value, list | tuple) else (value,)
@@ -120,13 +120,13 @@ def _is_unused(name: str, unused: Collection[str]) -> bool:
 
 
 def _refusal(name: str, field: Any, value: Any, accepted: str) -> UserError:
-    """Make the error of an invalid value."""
+    """Return the error for an invalid value."""
     shown = repr(value) if isinstance(value, str) else str(value)
     return UserError(f"{name}={shown}: must be {accepted}. Fix: set {name}={_suggestion(field, value)}.")
 
 
 def _suggestion(field: Any, value: Any) -> str:
-    """Return an accepted value as a user types it: the nearest choice or bound, otherwise the default."""
+    """Return an accepted value as the user would type it: the nearest choice or bound, otherwise the default."""
     limits: Limits = field.metadata["limits"]
     default = field.default_factory() if field.default is dataclasses.MISSING else field.default
     if limits.choices and isinstance(value, str):

@@ -1,9 +1,9 @@
-"""Take view 2 from another frame of the same clip, for corpora that know their clips.
+"""Use another frame of the same clip as view 2, for corpora with clip metadata.
 
 Source: TimeAug in Shu, Gu, Yang, Lo 2022 (arXiv 2210.03853): the positives of contrastive learning are two frames of
 one video, a short time apart. Chosen here: the second frame is uniform among the clip's other samples within a window,
-a pure function of (seed, epoch, sample id). The sample order does not change: an epoch still takes every sample once
-as view 1.
+a pure function of (seed, epoch, sample id). The sample order does not change: an epoch still uses every sample once as
+view 1.
 
 A clip is the samples of one shard folder with equal `group` and `extras.sequence` in their metadata, ordered by
 `extras.frame`, such as CK+ built with --all-frames. A build spreads the frames of a clip over all shards, so view 2
@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class ClipTable:
-    """The samples that know their clip, by clip, frame and id.
+    """Table of the samples with clip metadata, sorted by clip, frame and id.
 
     ids: [N] int64, global sample ids; clips: [N] int64, 0, 1, 2, ... without a gap; frames: [N], positions in the clip.
     """
@@ -50,13 +50,13 @@ class ClipTable:
         return np.argsort(self.ids)
 
     def partners(self, seed: int, epoch: int, ids: ArrayLike, window: float = 0.0) -> Ints:
-        """Return for each sample the id of another frame of its clip, or its own id without one.
+        """Return for each sample the id of another frame of its clip; its own id if there is none.
 
         Args:
             seed: seed of the run.
             epoch: epoch of the samples.
             ids: global sample ids [n].
-            window: maximum distance of both frames, in units of `extras.frame`; 0: the whole clip.
+            window: maximum distance of both frames, in units of `extras.frame` (0 = the whole clip).
 
         Returns:
             Global sample ids [n].
@@ -85,14 +85,14 @@ class ClipTable:
 
 
 class ClipPairs:
-    """Renders view 2 from each sample's partner. backend: renders `view2` alone."""
+    """Render view 2 from each sample's partner. backend: renders `view2` alone."""
 
     def __init__(self, corpus: ShardCorpus, data: DataConfig, seed: int, backend: ViewBackend) -> None:
         self.corpus, self.seed, self.window, self.backend = corpus, seed, data.pair_window, backend
         self.table = read_clips(corpus)
 
     def view2(self, epoch: int, ids: Ints, draws: BatchViewParams) -> Tensor:
-        """Render view 2 [n, 3, S, S] of samples `ids` [n], which can be decoded, with their draws.
+        """Render view 2 [n, 3, S, S] of decodable samples `ids` [n] with their view parameters.
 
         A partner that cannot be decoded is replaced by the sample itself.
         """
@@ -118,7 +118,7 @@ class ClipPairs:
 
 
 def check_pair(data: DataConfig, remote: bool = False) -> None:
-    """Raise a UserError for a pairing that this data cannot have."""
+    """Raise a UserError if this data does not support the configured pairing."""
     if data.pair == "clip" and (data.resampled or remote):
         what = "data.resampled=true" if data.resampled else "shards from URLs"
         raise UserError(f"data.pair=clip: not possible with {what}. Fix: use local shards, or data.pair=image.")
@@ -156,7 +156,7 @@ def read_clips(corpus: ShardCorpus) -> ClipTable:
 
 
 def _clip(known: dict[str, object]) -> tuple[str, str, float] | None:
-    """Return group, sequence and frame of a sample's metadata; None if one of the last two is missing or no number."""
+    """Return group, sequence and frame of a sample's metadata; None if sequence or frame is missing or not a number."""
     extras = known.get("extras")
     if not isinstance(extras, dict):
         return None

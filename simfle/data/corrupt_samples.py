@@ -1,9 +1,9 @@
 """Replace samples that cannot be read or decoded.
 
-The replacement is the next decodable sample of the same shard (the first follows the last), with the views and the
-group of the corrupt sample: no image appears twice in the same view. It depends only on the shards and the decoder, not
-on the process, the number of processes, or earlier samples. Decoders tolerate different errors: a run resumed with
-another backend may replace other samples.
+The replacement is the next decodable sample of the same shard (after the last sample, the first). It gets the view
+parameters and the group of the corrupt sample, so that no image appears twice in the same view. The replacement depends
+only on the shards and the decoder, not on the process, the number of processes, or earlier samples. Decoders tolerate
+different errors: a run resumed with another backend may replace other samples.
 """
 
 # n samples of a micro-batch
@@ -30,7 +30,8 @@ NOTHING: Bytes = np.zeros(0, np.uint8)  # no decoder accepts it
 
 @dataclass(frozen=True)
 class Replacement:
-    """Sample `id`, `key` in `shard`, could not be decoded when `step` (from 0) needed it; `replaced_by` replaced it."""
+    """Record that sample `id`, `key` in `shard`, was replaced by `replaced_by` at `step` (from 0), being
+    undecodable."""
 
     step: int
     id: int
@@ -40,7 +41,7 @@ class Replacement:
 
 
 class CorruptSampleReplacer:
-    """Renders micro-batches and replaces corrupt samples. Costs nothing unless the backend finds one."""
+    """Render micro-batches and replace corrupt samples, at no cost unless the backend finds one."""
 
     def __init__(self, data: TrainingData, backend: ViewBackend) -> None:
         self.data, self.backend = data, backend
@@ -49,10 +50,10 @@ class CorruptSampleReplacer:
         self._lock = threading.Lock()
 
     def render(self, step: int, ids: Ints, draws: BatchViewParams) -> tuple[Ints, RenderedViews]:
-        """Return the views of n samples with their draws, and the ids [n] of the samples in them.
+        """Return the views of n samples, rendered with their view parameters, and the ids [n] of the samples in them.
 
         Raises:
-            UserError: no sample near a corrupt one can be decoded; a shard that cannot be opened.
+            UserError: no sample near a corrupt one can be decoded; a shard cannot be opened.
         """
         fed = ids
         if self._known and self.data.corpus is not None:  # in a stream the following samples change
@@ -65,7 +66,7 @@ class CorruptSampleReplacer:
         return fed, rendered
 
     def is_decodable(self, number: int, draws: BatchViewParams) -> bool:
-        """Whether a sample can be decoded now. draws: those of any one sample. False in a stream."""
+        """Return whether a sample can be decoded now; False in a stream. draws: view parameters of any one sample."""
         if self.data.corpus is None:
             return False
         try:
@@ -84,7 +85,7 @@ class CorruptSampleReplacer:
             return [self._found.popleft() for _ in range(sum(each.step <= step for each in self._found))]
 
     def _replace(self, fed: Ints, rendered: RenderedViews, draws: BatchViewParams) -> Ints:
-        """Render replacements of the corrupt samples in place; `fed` [n] gets their ids."""
+        """Render replacements of the corrupt samples in place and write their ids to `fed` [n]."""
         bad = rendered.corrupt
         for _ in range(MAX_REPLACEMENT_TRIES):
             for i in bad:
@@ -122,6 +123,6 @@ class CorruptSampleReplacer:
 
 
 def rows(draws: BatchViewParams, chosen: Sequence[int]) -> BatchViewParams:
-    """Select the draws of some of n samples."""
+    """Select the view parameters of some of n samples."""
     first, second = (ViewParams(**{name: value[chosen] for name, value in vars(view).items()}) for view in draws.views)
     return BatchViewParams((first, second), draws.group[chosen])

@@ -1,6 +1,6 @@
 """Read a corpus: the shards of one or more folders, samples by position, each read by one pread.
 
-Memory maps are not used: on a disk error, or a truncated tar, a map kills the process (SIGBUS).
+Memory maps are not used: on a disk error, or if a tar is truncated, a map kills the process (SIGBUS).
 """
 
 # S shards, n samples
@@ -34,19 +34,19 @@ REMOTE_TARS = 8  # the same for shards from URLs, unless kept explicitly: an ope
 
 
 class SampleError(UserError):
-    """The bytes of one sample cannot be read; other samples may be readable."""
+    """Error: the bytes of one sample cannot be read; other samples may be readable."""
 
 
 class ShardCorpus:
-    """The samples of the chosen splits of shard folders, addressed as (shard, sample in shard).
+    """Samples of the chosen splits of shard folders, addressed as (shard, sample in shard).
 
-    folders: paths or URLs of shards or external tars (`shards.format.external_tars`); their order determines the
-    global sample ids, counted over all shards of all splits: the choice of splits changes no id. splits: names; empty:
-    all.
-    cache: for URLs; None: the default one. The constructor reads manifests and compares the sizes of local tars; tars
-    are fetched and opened, and indexes read, on first use. All methods are thread-safe.
+    folders: paths or URLs of shards or external tars (`shards.format.external_tars`). Their order determines the global
+    sample ids, which are counted over all shards of all splits: the choice of splits changes no id. splits: names
+    (empty = all); cache: for URLs (None = the default cache).
+    The constructor reads manifests and compares the sizes of local tars; tars are fetched and opened, and indexes read,
+    on first use. All methods are thread-safe.
 
-    counts, first_ids: [S] int64, samples of each chosen shard and the global id of its first.
+    counts, first_ids: [S] int64, number of samples of each chosen shard and global id of its first sample.
 
     Raises:
         UserError: a folder, manifest or tar is missing or differs from the manifest, an unknown split, no samples.
@@ -72,7 +72,9 @@ class ShardCorpus:
         self.counts = np.array([shard.samples for _, shard in self.shards], dtype=np.int64)
         self.first_ids = np.array(first_ids, dtype=np.int64)
         if not self.counts.sum():
-            raise UserError(f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}")
+            raise UserError(
+                f"data.shards: no samples in {', '.join(self.folders)}, splits {list(splits)}. Fix: check data.splits."
+            )
         self.remote = any(place.remote for place in self.stores)
         self._tars: LruCache[int, OpenTar] = LruCache(REMOTE_TARS if self.remote else TARS)
         self._tables: LruCache[int, Ints] = LruCache(TABLES)
@@ -83,9 +85,12 @@ class ShardCorpus:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the labels. Raises UserError if folders differ in them."""
+        """Names of the labels. Raises UserError if the folders have different ones."""
         if len({manifest.labels for manifest in self.manifests}) > 1:
-            raise UserError(f"data.shards: {', '.join(self.folders)} have different label names")
+            raise UserError(
+                f"data.shards: {', '.join(self.folders)} have different label names. "
+                "Fix: merge them with simfle shards merge first."
+            )
         return self.manifests[0].labels
 
     def digest(self) -> str:
@@ -97,16 +102,17 @@ class ShardCorpus:
         return digest([shards, chosen])
 
     def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
-        """Map global ids [n] to (shard [n], sample in shard [n]). Raises ValueError: not among the chosen shards."""
+        """Map global ids [n] to (shard [n], sample in shard [n]). Raises ValueError for an id outside of the chosen
+        shards."""
         return locate(self.counts, self.first_ids, ids)
 
     def read_image(self, shard: int, sample: int) -> Bytes:
-        """Return a sample's image file [size] uint8, read-only. Raises SampleError: read error, truncated tar."""
+        """Return a sample's image file [size] uint8, read-only. Raises SampleError on a read error."""
         offset, size = self._tables(shard, self._table)[sample].tolist()
         return np.frombuffer(self._read(shard, sample, offset, size), dtype=np.uint8)
 
     def next_in_shard(self, sample_id: int) -> int:
-        """Return the id of the next sample of the same shard; the first follows the last."""
+        """Return the id of the next sample of the same shard; after the last sample, the first."""
         shard, sample = (int(part[0]) for part in self.locate([sample_id]))
         return int(self.first_ids[shard]) + (sample + 1) % int(self.counts[shard])
 
@@ -122,17 +128,23 @@ class ShardCorpus:
         try:
             return int(content)
         except ValueError:
-            raise UserError(f"shards: {self._name(shard, sample)}.cls is {content[:20]!r}, not a number") from None
+            raise UserError(
+                f"shards: {self._name(shard, sample)}.cls is {content[:20]!r}, not a number. Fix: rebuild the shards."
+            ) from None
 
     def metadata(self, shard: int, sample: int) -> dict[str, Any]:
         """Return the metadata of a sample (source, label name, group, box ...) from its `.json`; empty without one."""
         content, text = (self._member(shard, sample, name) for name in ("json", "txt"))
         if content is not None and len(content) > MAX_JSON:
-            raise UserError(f"shards: {self._name(shard, sample)}.json has more than {MAX_JSON >> 20} MiB")
+            raise UserError(
+                f"shards: {self._name(shard, sample)}.json has more than {MAX_JSON >> 20} MiB. Fix: rebuild the shards."
+            )
         try:
             known = loads(content) if content is not None else {}
         except ValueError as error:
-            raise UserError(f"shards: {self._name(shard, sample)}.json is not JSON ({error})") from None
+            raise UserError(
+                f"shards: {self._name(shard, sample)}.json is not JSON ({error}). Fix: rebuild the shards."
+            ) from None
         return known if text is None else {"text": text.decode("utf-8", "replace"), **known}
 
     def shard_location(self, shard: int) -> Path | str:
@@ -141,7 +153,7 @@ class ShardCorpus:
         return place.location(info)
 
     def retain_open(self, shards: Collection[int]) -> None:
-        """Close all other tars, and reserve capacity for these."""
+        """Close all tars except these, and reserve capacity for these."""
         self._tars.capacity = max(REMOTE_TARS, min(TARS, len(shards)))
         self._tars.resize(shards.__contains__)
 
@@ -169,7 +181,7 @@ class ShardCorpus:
         try:
             return OpenTar(place.open(info), place.location(info))  # its lock keeps a cached shard in the cache
         except OSError as error:
-            raise UserError(f"shards: cannot read {self.shard_location(shard)}: {error}") from None
+            raise UserError(f"shards: cannot read {self.shard_location(shard)}: {error}. Fix: copy it again.") from None
 
     def _index(self, shard: int) -> Index:
         place, info = self.shards[shard]
@@ -203,7 +215,7 @@ class ShardCorpus:
 
 
 def open_corpus(data: DataConfig) -> ShardCorpus:
-    """Open the corpus of a configuration, with its cache if any shard comes from a URL. Raises like `Corpus`."""
+    """Open the corpus of a configuration, with its cache if any shard comes from a URL. Raises like `ShardCorpus`."""
     cache = make_cache(data) if any(map(is_url, data.shards)) else None
     return ShardCorpus(data.shards, data.splits, cache)
 
@@ -212,4 +224,4 @@ def _check_splits(manifests: Sequence[Manifest], splits: Sequence[str]) -> None:
     known = sorted({split for manifest in manifests for split in manifest.splits})
     for split in splits:
         if split not in known:
-            raise UserError(f"data.splits: no split {split!r} in these shards. Available: {', '.join(known)}")
+            raise UserError(f"data.splits: no split {split!r} in these shards. Fix: choose from {', '.join(known)}.")

@@ -32,11 +32,10 @@ LAUNCHING = (
 
 @dataclass(frozen=True)
 class RankSlice:
-    """The part of each global batch of one process: process `rank` of `world_size`, in `grad_accum_steps`
-    micro-batches.
+    """Part of each global batch for one process: process `rank` of `world_size`, in `grad_accum_steps` micro-batches.
 
     Its samples are the slots rank * B/R ... (rank + 1) * B/R - 1, split into `grad_accum_steps` equal parts.
-    local_world_size: processes on this machine, which share its cores.
+    local_world_size: number of processes on this machine, which share its cores.
     """
 
     rank: int = 0
@@ -52,7 +51,7 @@ def choose_backend(name: str, device: torch.device) -> str:
         UserError: unknown name.
     """
     if name not in BACKENDS:
-        raise UserError(f"data.backend={name!r}: must be one of {', '.join(BACKENDS)}")
+        raise UserError(f"data.backend={name!r}: unknown. Fix: choose from {', '.join(BACKENDS)}.")
     if name != "auto":
         return name
     if device.type != "cuda":
@@ -64,7 +63,7 @@ def choose_backend(name: str, device: torch.device) -> str:
 
 
 def has_dali() -> bool:
-    """Whether DALI is installed, without importing it."""
+    """Return whether DALI is installed, without importing it."""
     return importlib.util.find_spec("nvidia") is not None and importlib.util.find_spec("nvidia.dali") is not None
 
 
@@ -78,15 +77,15 @@ def threads_per_process(threads: int, local_size: int, spare: int = 0) -> int:
 
 
 class Loader:
-    """The micro-batches of one process. Its only state is the step at which `batches` starts.
+    """Loader of the micro-batches of one process. Its only state is the step at which `batches` starts.
 
-    The same step gives the same ids, draws and pixels, independent of earlier steps and of the number of processes.
-    `data_wait_seconds`: seconds that the consumer has waited for batches so far. Ids of a batch are those of the
-    samples in it: an undecodable sample is replaced (see `simfle.data.corrupt_samples`). images: the requested images
-    of a `Batch`; the others have side 0.
+    The same step gives the same ids, view parameters and pixels, independent of earlier steps and of the number of
+    processes. `data_wait_seconds`: seconds that the consumer has waited for batches so far. The ids of a batch are
+    those of its actual samples: an undecodable sample is replaced (see `simfle.data.corrupt_samples`). images: the
+    requested images of a `Batch`; the others have side 0.
 
     Raises:
-        UserError: B does not divide by processes and micro-batches, views out of range, an unknown or missing backend.
+        UserError: B is not divisible by processes and micro-batches, views out of range, an unknown or missing backend.
     """
 
     def __init__(
@@ -103,7 +102,7 @@ class Loader:
         if source.global_batch % parts:
             raise UserError(
                 f"train.global_batch={source.global_batch}: not divisible by {share.world_size} processes x "
-                f"{share.grad_accum_steps} micro-batches"
+                f"{share.grad_accum_steps} micro-batches. Fix: choose a multiple of {parts}."
             )
         self.source, self.views, self.share, self.device = source, views, share, device
         self.micro_batch = source.global_batch // parts
@@ -126,11 +125,11 @@ class Loader:
         self._replacer = CorruptSampleReplacer(source, self._backend)
 
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
-        """Yield without end the `accumulation` micro-batches of each optimizer step from `start_step` on, on the
-        device.
+        """Yield the `grad_accum_steps` micro-batches of each optimizer step from `start_step`, endlessly.
 
-        One thread prefetches `data.prefetch_batches` micro-batches. Its errors are raised here; it ends when the
-        iterator is closed or garbage-collected. Use one iterator at a time: iterators share the backend.
+        Batches are on the device. One thread prefetches `data.prefetch_batches` micro-batches. Its errors are raised
+        here; it ends when the iterator is closed or garbage-collected. Use one iterator at a time: iterators share the
+        backend.
         """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(self.prefetch)
         stop = threading.Event()
@@ -176,11 +175,11 @@ class Loader:
         return self._replacer.pop_replacements(step)
 
     def is_decodable(self, number: int) -> bool:
-        """Whether the sample with this id, found corrupt before, can be decoded now. Not while batches are made."""
+        """Return whether a sample that was found corrupt can be decoded now. Do not call while batches are made."""
         return self._replacer.is_decodable(number, sample_view_params(self.source.seed, 0, [number], self.views))
 
     def close(self) -> None:
-        """End the backend's threads, and downloads. Close iterators first."""
+        """Stop the backend's threads and downloads. Close iterators first."""
         self.source.close()
         if self._pairs is not None:
             self._pairs.close()
@@ -207,7 +206,7 @@ def _to_consumer_stream(batch: Batch, device: torch.device) -> Batch:
 
 
 def _put(ready: "queue.Queue[Batch | BaseException]", item: Batch | BaseException, stop: threading.Event) -> bool:
-    """Put into a bounded queue unless stopped; return false when stopped."""
+    """Put into a bounded queue unless stopped; return False if stopped."""
     while not stop.is_set():
         try:
             ready.put(item, timeout=0.1)

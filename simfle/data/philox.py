@@ -24,7 +24,7 @@ SHARDS, ROTATION, WINDOW, VIEW, GROUP, PARTNER = 1, 2, 3, 4, 5, 6
 def key(seed: int, purpose: int) -> NDArray[np.uint32]:
     """Return the key [2] of a run's seed and a purpose. Raises UserError if the seed is not in 0 ... 2**32 - 1."""
     if not 0 <= seed < 2**32:
-        raise UserError(f"train.seed={seed}: must be between 0 and {2**32 - 1}")
+        raise UserError(f"train.seed={seed}: out of range. Fix: choose 0 to {2**32 - 1}.")
     return np.array([seed, purpose], dtype=np.uint32)
 
 

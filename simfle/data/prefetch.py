@@ -19,15 +19,15 @@ MORE = 8  # minimum number of prefetched shards beyond those in use
 
 
 class ShardPrefetcher:
-    """Keeps the shards of the current and of coming windows open, and so in the cache.
+    """Keep the shards of the current and the next windows open, and therefore in the cache.
 
-    slots: start and stop of this process's slots in a global batch. share: this process's part of the cache, 0 to 1;
-    no process keeps more than its part, so processes never wait for each other's.
+    slots: start and stop of this process's slots in a global batch; share: this process's fraction of the cache, 0 to
+    1. No process keeps more than its fraction, so that processes never wait for each other.
 
     Call `advance_to` before the samples of a step are read, and `close` at the end.
 
     Raises:
-        UserError: the shards in use at one time do not fit into the part.
+        UserError: the shards in use at one time do not fit into the fraction.
     """
 
     def __init__(self, corpus: ShardCorpus, order: Sampler, slots: tuple[int, int], share: float) -> None:
@@ -43,7 +43,7 @@ class ShardPrefetcher:
         self._pool = ThreadPoolExecutor(DOWNLOADS, thread_name_prefix="ahead")
 
     def advance_to(self, step: int) -> None:
-        """Release the shards of earlier steps only; start to fetch those of this step and later ones."""
+        """Release the shards used only by earlier steps; start to fetch those of this step and later ones."""
         at = self._order.windows(step)
         if at == self._at:
             return
@@ -82,7 +82,7 @@ class ShardPrefetcher:
             raise UserError(
                 f"data.cache_gb: this process uses shards of {used / GB:.3g} GB at one time, its part of the cache is "
                 f"{self._budget / GB:.3g} GB. Fix: set data.cache_gb to at least {used / self._share / GB:.3g}, or "
-                "reduce data.canonical_streams or data.shuffle_window"
+                "reduce data.canonical_streams or data.shuffle_window."
             )
         for more in self._later(epoch, windows):
             for shard, size in more.items():

@@ -5,12 +5,12 @@ An epoch arranges all N samples as follows:
 2. the ring is cut into `streams` contiguous streams of N // streams places;
 3. inside a stream, each window of `window` consecutive places is shuffled;
 4. global batch t takes the next q = global_batch / streams places of every stream. Its slots are stream-major: slots
-   k*q ... (k+1)*q - 1 belong to stream k, so a process that takes a contiguous range of slots opens only its streams'
-   shards.
+k*q ... (k+1)*q - 1 belong to stream k, so a process that takes a contiguous range of slots opens only its streams'
+shards.
 
 An epoch drops the N - streams * (N // streams) places outside all streams, and the last (N // streams) % q places of
 each stream; together exactly N % global_batch samples. The used and the dropped places are a permutation of the corpus.
-Shards, ring and windows are drawn again in each epoch, so each epoch drops other samples.
+Each epoch permutes shards, ring and windows again, so that each epoch drops other samples.
 
 Only Philox words and a stable sort determine the order, never Generator.permutation or shuffle, which numpy may change
 between versions: an order never changes. tests/unit/simfle/data/test_sampler.py pins it.
@@ -44,10 +44,10 @@ class _Ring:
 
 @dataclass(frozen=True, eq=False)
 class Sampler:
-    """The order of a corpus.
+    """Sample order of a corpus.
 
-    counts, first_ids: [S] int64, samples of each shard and the global id of its first; first_ids must not decrease.
-    streams: must divide global_batch (`math.gcd(config.streams, global_batch)`).
+    counts, first_ids: [S] int64, number of samples of each shard and global id of its first sample; first_ids must not
+    decrease. streams: must divide global_batch (`math.gcd(config.streams, global_batch)`).
 
     Raises:
         UserError: fewer samples than one global batch, streams that do not divide it, a seed out of range.
@@ -69,9 +69,12 @@ class Sampler:
             raise ValueError("counts and first_ids must have the same length, and first_ids must not decrease")
         for name in ("streams", "window", "global_batch"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: must be at least 1")
+                raise UserError(f"{name}={getattr(self, name)}: must be at least 1. Fix: increase it.")
         if self.global_batch % self.streams:
-            raise UserError(f"streams={self.streams}: does not divide the global batch of {self.global_batch}")
+            raise UserError(
+                f"streams={self.streams}: does not divide the global batch of {self.global_batch}. "
+                "Fix: choose a divisor."
+            )
         if self.samples < self.global_batch:
             raise UserError(
                 f"train.global_batch={self.global_batch}: more than the {self.samples} samples of the chosen "
@@ -83,17 +86,17 @@ class Sampler:
 
     @cached_property
     def samples(self) -> int:
-        """N, the number of samples in the order."""
+        """Number of samples N in the order."""
         return int(self.counts.sum())
 
     @property
     def steps_per_epoch(self) -> int:
-        """Global batches of an epoch: N // global_batch."""
+        """Number of global batches per epoch, N // global_batch."""
         return self.samples // self.global_batch
 
     @property
     def describe(self) -> str:
-        """A description for log lines."""
+        """Return a description for log lines."""
         return f"{self.samples:,} samples, {self.steps_per_epoch} steps an epoch"
 
     def batch_ids(self, step: int) -> tuple[Ints, int]:
@@ -101,7 +104,7 @@ class Sampler:
         return self.slot_ids(step, 0, self.global_batch)
 
     def slot_ids(self, step: int, start: int, stop: int) -> tuple[Ints, int]:
-        """Return slots start ... stop - 1 of `batch(step)`, computed without the streams of other slots."""
+        """Return the ids of slots start ... stop - 1 of a step, computed without the streams of other slots."""
         epoch, turn = divmod(step, self.steps_per_epoch)
         share = self.global_batch // self.streams
         places = []
@@ -141,7 +144,8 @@ class Sampler:
         return self._ids(epoch, np.concatenate(places))
 
     def locate(self, ids: ArrayLike) -> tuple[Ints, Ints]:
-        """Map global ids [n] to (index into counts [n], index in the shard [n]). Raises ValueError: unknown id."""
+        """Map global ids [n] to (index into counts [n], index in the shard [n]). Raises ValueError for an unknown
+        id."""
         return locate(self.counts, self.first_ids, ids)
 
     def _places(self, epoch: int, stream: int, low: int, high: int) -> Ints:

@@ -1,7 +1,7 @@
-"""Training data: which samples each step takes, and their image files.
+"""Training data: the samples of each step, and their image files.
 
-`TrainingData` is what the loader and the trainer know of it. It has two implementations: `OrderedShards`, with an
-exact order, and `simfle.data.storage.resampled.ResampledStream`, with webdataset's random shards.
+`TrainingData` is the interface that the loader and the trainer use. It has two implementations: `OrderedShards`, with
+an exact order, and `simfle.data.storage.resampled.ResampledStream`, with webdataset's random shards.
 """
 
 # n samples of a micro-batch
@@ -24,9 +24,9 @@ Bytes = NDArray[np.uint8]
 class TrainingData(Protocol):
     """Samples in the order of training, addressed by their ids.
 
-    folders: shards, for messages. corpus: the shards with their manifests; None if there is no manifest. remote: local
-    files are copies of shards at a URL. seed: of the order and of the views. samples: per epoch, 0 if there are no
-    epochs; steps_per_epoch is infinite then.
+    folders: shards, for messages; corpus: the shards with their manifests, None if there is no manifest; remote:
+    whether local files are copies of shards at a URL; seed: of the order and of the views; samples: number per epoch (0
+    = there are no epochs, and steps_per_epoch is infinite).
     """
 
     @property
@@ -56,7 +56,7 @@ class TrainingData(Protocol):
         """Return the ids in slots start ... stop - 1 of a step's global batch [n], and the epoch of their views."""
 
     def read_image(self, sample_id: int) -> Bytes:
-        """Return an image file [size] uint8, read-only. Raises SampleError: these bytes cannot be read."""
+        """Return an image file [size] uint8, read-only. Raises SampleError if its bytes cannot be read."""
 
     def next_in_shard(self, sample_id: int) -> int:
         """Return the id of the sample that replaces this one if it cannot be decoded."""
@@ -78,7 +78,7 @@ class TrainingData(Protocol):
 
 
 class OrderedShards:
-    """The samples of a corpus in the exact order of its sampler; local shards, or shards fetched into a cache."""
+    """Samples of a corpus in the exact order of its sampler; local shards, or shards fetched into a cache."""
 
     def __init__(self, corpus: ShardCorpus, sampler: Sampler) -> None:
         self.corpus, self.sampler = corpus, sampler
@@ -91,7 +91,7 @@ class OrderedShards:
         self._prefetcher: ShardPrefetcher | None = None
 
     def read_image(self, sample_id: int) -> Bytes:
-        """Return an image file [size] uint8, read-only. Raises SampleError: read error, truncated tar."""
+        """Return an image file [size] uint8, read-only. Raises SampleError on a read error."""
         return self.corpus.read_image(*self._locate(sample_id))
 
     def key(self, sample_id: int) -> str:
@@ -103,7 +103,7 @@ class OrderedShards:
         return str(self.corpus.shard_location(self._locate(sample_id)[0]))
 
     def start_prefetch(self, slots: tuple[int, int], share: float) -> None:
-        """Prefetch remote shards; local ones need none. Raises UserError: they do not fit into the cache."""
+        """Prefetch remote shards; local shards need none. Raises UserError if they do not fit into the cache."""
         if self.remote and self._prefetcher is None:
             self._prefetcher = ShardPrefetcher(self.corpus, self.sampler, slots, share)
 
@@ -124,7 +124,7 @@ class OrderedShards:
 
 
 def make_sampler(corpus: ShardCorpus, data: DataConfig, seed: int, global_batch: int) -> Sampler:
-    """Build the sampler of `corpus`; streams: greatest common divisor of the configured number and the batch."""
+    """Build the sampler of `corpus`; its streams are the gcd of data.canonical_streams and the global batch."""
     streams = math.gcd(data.canonical_streams, global_batch)
     return Sampler(corpus.counts, corpus.first_ids, seed, streams, data.shuffle_window, global_batch)
 

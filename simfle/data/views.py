@@ -42,7 +42,7 @@ _AREA, _RATIO, _PLACE, _FLIP, _JITTER, _ORDER, _FACTORS, _GRAYSCALE, _SIGMA = 0,
 
 @dataclass(frozen=True)
 class ViewParams:
-    """The parameters of one view of n samples.
+    """Parameters of one view of n samples.
 
     areas, ratios: [n, 10], the crop's fraction of the image area and its width/height, one per attempt;
     place: [n, 2] in [0, 1), position of the crop in the free space to its right and below; flip: [n];
@@ -66,19 +66,19 @@ class ViewParams:
 
 @dataclass(frozen=True)
 class BatchViewParams:
-    """All random parameters of n samples: their two views, and group [n] in [0, 1) (`Batch.draw`)."""
+    """All random parameters of n samples: their two views, and group [n] in [0, 1) (`Batch.mask_uniform`)."""
 
     views: tuple[ViewParams, ViewParams]
     group: Floats
 
 
 def check(views: ViewsConfig) -> None:
-    """Refuse the first field out of range. Raises UserError."""
+    """Raise UserError for the first field out of range."""
     validate(views, "views")
 
 
 def sample_view_params(seed: int, epochs: ArrayLike, ids: ArrayLike, views: ViewsConfig) -> BatchViewParams:
-    """Draw the views of the samples `ids` [n] in `epochs` ([n] or one for all).
+    """Sample the view parameters of the samples `ids` [n] in `epochs` ([n] or one for all).
 
     Args:
         seed: seed of the run.
@@ -105,7 +105,7 @@ def sample_view_params(seed: int, epochs: ArrayLike, ids: ArrayLike, views: View
 def crop_boxes(view: ViewParams, heights: ArrayLike, widths: ArrayLike, ratio: ArrayLike) -> Ints:
     """Return crop boxes [n, 4] (x, y, width, height) in images of these sizes [n]; `ratio` is `ViewsConfig.ratio`.
 
-    The first of the ten attempts that fits; otherwise the largest central crop with a ratio in range, as in
+    A box is the first of the ten attempts that fits; otherwise the largest central crop with a ratio in range, as in
     torchvision.
     """
     height = np.asarray(heights, dtype=np.int64)[:, None]
@@ -128,7 +128,7 @@ def crop_boxes(view: ViewParams, heights: ArrayLike, widths: ArrayLike, ratio: A
 
 
 def blur_window(sigma: float) -> int:
-    """Return the number of taps of a Gaussian: three sigmas to each side hold 99.7 % of it."""
+    """Return the number of taps of a Gaussian: three sigmas to each side contain 99.7 % of it."""
     return 2 * math.ceil(3 * sigma) + 1
 
 

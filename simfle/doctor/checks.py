@@ -31,7 +31,7 @@ SECONDS = 30
 def run_checks(folder: Path) -> list[Finding]:
     """Run all checks of this machine; `folder` is where runs will be written.
 
-    A check that itself fails is a finding, not an error: the others still run.
+    A check that fails itself is a finding, not an error: the other checks still run.
     """
     checks: list[Callable[[], list[Finding]]] = [
         python, packages, torch_and_gpu, dali, jpeg, ffcv, shared_memory, open_files, lambda: disk(folder), slurm,
@@ -92,7 +92,7 @@ def torch_and_gpu() -> list[Finding]:
 
 
 def _gpu(number: int) -> list[Finding]:
-    """See `examine_gpu`; a GPU that fails in its trial is a finding, and the others are still looked at."""
+    """Run `examine_gpu`; report a failed trial as a finding and continue with the other GPUs."""
     try:
         return examine_gpu(number)
     except Exception as error:  # noqa: BLE001 - CUDA, cuDNN and DALI raise what they like
@@ -113,7 +113,7 @@ def dali() -> list[Finding]:
 
 
 def jpeg() -> list[Finding]:
-    """Check libjpeg-turbo through simplejpeg, and OpenCV: encode and decode an image."""
+    """Check libjpeg-turbo (through simplejpeg) and OpenCV: encode and decode an image."""
     import cv2
     import numpy as np
     import simplejpeg
@@ -206,7 +206,7 @@ def read_rate(file: Path) -> float:
 
 
 def slurm() -> list[Finding]:
-    """Check whether this machine can submit jobs, the controller answers, and finished jobs are remembered."""
+    """Check whether this machine can submit jobs, the controller answers, and finished jobs remain in accounting."""
     if not shutil.which("sbatch"):
         return [ok("Slurm", "not installed here; only `simfle slurm` needs it")]
     version = _said("sbatch", "--version")

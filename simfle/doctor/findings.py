@@ -1,4 +1,4 @@
-"""One finding of the doctor."""
+"""Finding of the doctor."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,9 @@ OK, NOTE, BROKEN = "ok", "note", "broken"
 
 @dataclass(frozen=True)
 class Finding:
-    """name: subject of the check; state: ok, note (works, with a warning) or broken; found: current state; advice:
-    action.
+    """Finding. name: subject of the check; state: ok, note (works, with a warning) or broken; found: current state.
 
-    advice is empty if there is nothing to do.
+    advice: action, empty if none is needed.
     """
 
     name: str

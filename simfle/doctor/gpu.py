@@ -1,4 +1,4 @@
-"""Whether a GPU that is seen also works: kernels for it, arithmetic, and JPEGs decoded on it."""
+"""Check that a visible GPU works: kernels for it, arithmetic, and JPEG decoding."""
 
 import re
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SIDE = 256  # of the matrices that are multiplied
 
 
 def examine_gpu(number: int) -> list[Finding]:
-    """Kernels, memory and bf16 of GPU `number`; where there are kernels, a trial of arithmetic and of decoding."""
+    """Check kernels, memory and bf16 of GPU `number`; if torch has kernels for it, also try arithmetic and decoding."""
     import torch
 
     known, name = torch.cuda.get_device_properties(number), f"GPU {number}"
@@ -34,10 +34,10 @@ def examine_gpu(number: int) -> list[Finding]:
 
 
 def has_kernels(capability: tuple[int, int], built: Sequence[str]) -> bool:
-    """Whether a build of torch can run on a GPU.
+    """Return whether a build of torch can run on a GPU.
 
-    built: as `torch.cuda.get_arch_list` gives them. sm_XY runs on XY and later minors of X; compute_XY, which the
-    driver translates, on all later GPUs.
+    built: list from `torch.cuda.get_arch_list`. sm_XY runs on XY and later minors of X; compute_XY, which the driver
+    translates, on all later GPUs.
     """
     for each in built:
         match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", each)
@@ -52,7 +52,7 @@ def has_kernels(capability: tuple[int, int], built: Sequence[str]) -> bool:
 
 
 def arithmetic(device: "torch.device") -> list[Finding]:
-    """A product, a convolution and an attention in bf16, whose results are known."""
+    """Compute a product, a convolution and an attention in bf16, and compare them with the known results."""
     import torch
     import torch.nn.functional as F
 
@@ -70,7 +70,7 @@ def arithmetic(device: "torch.device") -> list[Finding]:
 
 
 def decoding(device: "torch.device") -> list[Finding]:
-    """A JPEG through DALI's graph: on a GPU nvJPEG decodes it. Nothing is said where DALI is not installed."""
+    """Decode a JPEG through DALI's graph (on a GPU, with nvJPEG); report nothing if DALI is not installed."""
     import cv2
     import numpy as np
 

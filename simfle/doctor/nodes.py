@@ -34,7 +34,7 @@ class NodeJobConfig:
 
 
 def submit(folder: Path, cluster: ClusterConfig, network: float) -> tuple[Path, str]:
-    """Freeze the code below `folder`, which all nodes see, and submit; return the job's folder and number.
+    """Freeze the code below `folder`, which all nodes can read, and submit; return the job's folder and number.
 
     Raises:
         UserError: Slurm is missing or refuses the job, values out of range, the folder cannot be written.
@@ -55,7 +55,7 @@ def wait(job: Path, number: str, seconds: float) -> dict[str, Any]:
     """Return the job's measurements.
 
     Raises:
-        UserError: it failed, or did not end in time; names the folder of its logs.
+        UserError: the job failed, or did not end in time; names the folder of its logs.
     """
     end = time.monotonic() + seconds
     state = ""
@@ -78,7 +78,7 @@ def wait(job: Path, number: str, seconds: float) -> dict[str, Any]:
 
 
 def node_task(folder: str) -> None:
-    """Run one process of the job: join the others, measure, rank 0 writes the result."""
+    """Run one process of the job: join the other processes, measure; rank 0 writes the result."""
     import torch
     import torch.distributed as dist
     import yaml
@@ -213,7 +213,7 @@ def _all_reduce(size: int, device: Any) -> float:
 def _shared_disk(job: Path, rank: int, size: int) -> tuple[float, float, float]:
     """Return bytes/s written and read, and the skew of the file system's clock.
 
-    Each process reads a file of another process, which is not in its node's memory. All write, then all read.
+    Each process reads a file of another process, which is not in its node's memory. All processes write, then all read.
     """
     import torch.distributed as dist
 

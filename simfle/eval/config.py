@@ -190,7 +190,7 @@ class EvalConfig:
 
 
 def check(config: EvalConfig) -> None:
-    """Refuse values out of range, and an evaluation without backbones. Raises UserError."""
+    """Raise UserError for values out of range, or an evaluation without backbones."""
     validate(config, unused=("val_fraction",) if config.benchmarks else ())
     if not config.backbones:
-        raise UserError("backbones=[]: empty. Fix: give --run RUN, --backbone FILE or backbones=[FILE].")
+        raise UserError("backbones=[]: empty. Fix: pass --run RUN, --backbone FILE or backbones=[FILE].")

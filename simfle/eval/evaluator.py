@@ -1,4 +1,4 @@
-"""Evaluate backbones: independent units of work, skipped if complete, split across processes."""
+"""Evaluate backbones: independent tasks, skipped if complete, split across processes."""
 
 import logging
 import math
@@ -41,15 +41,15 @@ CALIBRATION = 1024  # training images for recomputing a random backbone's BatchN
 
 
 def evaluate(config: EvalConfig, command: list[str]) -> Summary:
-    """Run this process's part of the units, and write the summary of all complete ones.
+    """Run this process's part of the tasks, and write the summary of all complete ones.
 
-    Processes (torchrun, accelerate: RANK and WORLD_SIZE) take every n-th unit without communicating. Each writes the
+    Processes (torchrun, accelerate: RANK and WORLD_SIZE) take every n-th task without communicating. Each writes the
     summary at its end, so the last one writes the complete summary.
 
     A benchmark that lacks the data for a protocol (votes, landmarks) is skipped with a warning.
 
     Raises:
-        UserError: see `units`, `run_unit`; all units were skipped.
+        UserError: see `eval_tasks` and `run_task`; all tasks were skipped.
     """
     work = eval_tasks(config)
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
@@ -77,18 +77,18 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
 
 
 def run_task(config: EvalConfig, task: EvalTask, command: list[str]) -> Result:
-    """Compute one unit and write its file, or read the file if it exists with the same identity.
+    """Compute one task and write its file, or read the file if it exists with the same identity.
 
-    On one machine, the same inputs give the same numbers; an interrupted unit starts from the beginning.
+    On one machine, the same inputs give the same numbers; an interrupted task starts from the beginning.
 
     Raises:
-        UserError: see `read_data`, `parts`, `open_backbone`; data for the protocol is missing; a full disk.
+        UserError: see `read_data`, `fold_splits`, `open_backbone`; data for the protocol is missing; a full disk.
     """
     return Evaluator(config).run(task, command)
 
 
 class Evaluator:
-    """State shared by the units of one process: device, and the most recent backbones and data."""
+    """State shared by the tasks of one process: device, and the most recent backbones and data."""
 
     def __init__(self, config: EvalConfig) -> None:
         self.config = config
@@ -100,7 +100,7 @@ class Evaluator:
         _use_deterministic_kernels(self.device)
 
     def run(self, task: EvalTask, command: list[str]) -> Result:
-        """See `run_unit`."""
+        """See `run_task`."""
         if found := self.cached_result(task):
             log.info("%s: already complete", task)
             return found
@@ -131,7 +131,7 @@ class Evaluator:
         return read_result(path)  # returns exactly what later reads return
 
     def cached_result(self, task: EvalTask) -> Result | None:
-        """Return the result of a unit if it exists for these settings, data and weights."""
+        """Return the result of a task if it exists for these settings, data and weights."""
         path = task.path(self.config)
         if not path.is_file():
             return None

@@ -1,7 +1,7 @@
-"""Units of work: one per backbone, benchmark, protocol and seed, independent of each other and in a fixed order.
+"""Evaluation tasks: one per backbone, benchmark, protocol and seed, independent of each other and in a fixed order.
 
-A dispatcher (processes of one machine, an array job) calls `units(config)`, takes its part by position and passes each
-unit to `run_unit`, which skips complete ones.
+A dispatcher (processes of one machine, an array job) calls `eval_tasks(config)`, takes its part by position and passes
+each task to `run_task`, which skips complete tasks.
 """
 
 import hashlib
@@ -21,7 +21,11 @@ from simfle.eval.protocols.base import PROTOCOLS, parse
 
 @dataclass(frozen=True)
 class EvalTask:
-    """source: as in config.backbones; for a random one, the backbone with its shape; id: its folder below OUT."""
+    """Evaluation task. source: as in config.backbones; for a random backbone, the source of the backbone with its
+    shape.
+
+    id: folder of the backbone below OUT.
+    """
 
     source: str
     random: bool
@@ -31,7 +35,7 @@ class EvalTask:
     seed: int
 
     def path(self, config: EvalConfig) -> Path:
-        """Return the file of its result."""
+        """Return the file of the result."""
         return result_path(Path(config.out), self.id, self.benchmark.name, self.protocol, self.seed)
 
     def __str__(self) -> str:
@@ -40,7 +44,7 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class BackboneIdentity:
-    """Facts about a backbone before its evaluation. sha256: of its file, or of its tensors if it has none."""
+    """Facts about a backbone before its evaluation. sha256: of its file, or of its tensors if it has no file."""
 
     card: BackboneMetadata
     sha256: str
@@ -48,7 +52,7 @@ class BackboneIdentity:
 
 
 def eval_tasks(config: EvalConfig) -> list[EvalTask]:
-    """Return all units in a fixed order: by benchmark, then by backbone.
+    """Return all tasks in a fixed order: by benchmark, then by backbone.
 
     Raises:
         UserError: a field out of range, or an unknown benchmark, protocol or backbone.
@@ -107,7 +111,7 @@ def identify(source: str) -> BackboneIdentity:
     """Identify a backbone source; for our exports, without reading the weights into memory.
 
     Raises:
-        UserError: it is missing, corrupt or unknown.
+        UserError: the backbone is missing, corrupt or unknown.
     """
     if source.split(":", 1)[0] in OPTIONS and ":" in source:
         backbone = open_backbone(source)
@@ -134,7 +138,7 @@ def backbone_id(source: str, known: BackboneIdentity) -> str:
 
 
 def random_id(card: BackboneMetadata) -> str:
-    """Return a folder name for random backbones of a card's shape; their seeds are different initializations."""
+    """Return a folder name for random backbones of a card's shape; different seeds are different initializations."""
     shape = digest([card.name, card.size, card.mean, card.std])
     return f"{_plain(f'random-{card.name}-{card.size}px')}-{shape[:4]}"
 

@@ -40,8 +40,8 @@ def newest_checkpoint(run: Path) -> Path:
 def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
     """Return a run's newest complete checkpoint folder and the result of `read` on it.
 
-    A training run deletes old checkpoints after each new one. If the chosen checkpoint disappears meanwhile, the new
-    one is read.
+    A training run deletes old checkpoints after each new one. If the chosen checkpoint is deleted in the meantime, the
+    new one is read.
 
     Raises:
         UserError: see `newest_checkpoint`; `read` fails on an existing checkpoint, or checkpoints are deleted too fast.
@@ -59,7 +59,7 @@ def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
 def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     """Write online and target backbone of a run's newest checkpoint to `out`/{online,target} (default RUN/export).
 
-    Return network -> its backbone.safetensors.
+    Returns network -> its backbone.safetensors.
 
     Raises:
         UserError: no run, no complete checkpoint, or a checkpoint of another model.

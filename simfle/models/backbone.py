@@ -14,7 +14,8 @@ from shards.errors import UserError
 def build_backbone(name: str, output_stride: int = 0) -> nn.Module:
     """Build a randomly initialized timm network: images [B, 3, H, W] -> feature map [B, C, H/stride, W/stride].
 
-    output_stride: a smaller stride than the network's own (0), by dilation: at 8 a 48 px face keeps 6 x 6 positions.
+    output_stride: stride below the network's default (0 = default), by dilation: at 8, a 48 px face keeps 6 x 6
+    positions.
     Keys and shapes of parameters do not change.
 
     Its keys are timm's (and, for ResNets, torchvision's); `num_features` is C.
@@ -38,10 +39,10 @@ def build_backbone(name: str, output_stride: int = 0) -> nn.Module:
 
 
 def build_vit(name: str, side: int) -> Any:
-    """Build a randomly initialized timm ViT for side x side images: [B, 3, side, side] -> normalized tokens [B, 1 + L,
-    C].
+    """Build a randomly initialized timm ViT for side x side images.
 
-    Its keys are timm's; the first token is the class token; `num_features` is C.
+    Maps [B, 3, side, side] -> normalized tokens [B, 1 + L, C]. Its keys are timm's; the first token is the class token;
+    `num_features` is C.
 
     Raises:
         UserError: timm does not know the name, it is not a plain ViT, or its patches do not divide `side`.
@@ -63,7 +64,9 @@ def build_vit(name: str, side: int) -> Any:
         raise refusal
     patch = network.patch_embed.patch_size[0]
     if side % patch:
-        raise UserError(f"views.size={side}: not a multiple of the {patch} pixels of a patch of {name}")
+        raise UserError(
+            f"views.size={side}: not a multiple of the {patch} pixels of a patch of {name}. Fix: choose a multiple."
+        )
     return network
 
 
@@ -74,7 +77,7 @@ def _check_name(name: str, example: str) -> None:
 
 
 def feature_map_size(network: nn.Module, side: int) -> int | None:
-    """Return the side h of the square feature map for a `side` x `side` image; None if there is no such map."""
+    """Return the side h of the square feature map for a `side` x `side` image; None if the network has none."""
     was_training = network.training
     parameter = next(network.parameters())
     network.eval()  # does not update the BatchNorm statistics

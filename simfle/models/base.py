@@ -1,4 +1,4 @@
-"""The base class of all methods: the root module that the trainer drives."""
+"""Base class of all methods: the root module that the trainer calls."""
 
 # B batch, H x H image, D FaceMAE's width, F side of the face, L patches, V visible patches, P values of a patch
 import math
@@ -28,13 +28,13 @@ class Reconstruction:
 
 
 class Method(nn.Module):
-    """A pretraining method as one root module: `forward(batch) -> Losses`, then `on_step_end()` per optimizer step.
+    """Pretraining method as one root module: `forward(batch) -> Losses`, then `on_step_end()` per optimizer step.
 
     Exported backbones are `online.backbone.` and, if a method has an EMA copy of it, `target.backbone.`; both have
     timm's key names.
 
-    images: the images of a `Batch` that it reads. replicated_buffers: names of saved buffers that are equal on every
-    process, which a checkpoint keeps bit for bit (other buffers, BatchNorm's statistics, are averaged).
+    images: images of a `Batch` that the method reads. replicated_buffers: names of saved buffers that are equal on
+    every process, saved bit-identical in a checkpoint (other buffers, BatchNorm's statistics, are averaged).
     """
 
     images: ClassVar[tuple[str, ...]] = ("view1", "view2")
@@ -59,7 +59,7 @@ class Method(nn.Module):
     def normalize(self, images: Tensor, *, network_only: bool = False) -> Tensor:
         """Normalize uint8 [B, 3, H, H] to zero mean and unit variance; the memory format does not change.
 
-        network_only: only a network under autocast reads the result; on a GPU it has autocast's type.
+        network_only: whether only a network under autocast reads the result, which on a GPU then has autocast's type.
         """
         if not images.is_cuda:  # keeps the bits of CPU runs
             return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
@@ -82,7 +82,7 @@ class Method(nn.Module):
 
 
 def scaled(images: Tensor, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> Tensor:
-    """Compute uint8 [B, 3, H, H] x scale + shift [1, 3, 1, 1] in fp32, rounded to `dtype`, in one pass over memory."""
+    """Compute uint8 [B, 3, H, H] x scale + shift [1, 3, 1, 1] in fp32, rounded to `dtype` in one pass over memory."""
     return torch.addcmul(shift, images, scale, out=torch.empty_like(images, dtype=dtype))
 
 
@@ -105,13 +105,13 @@ def ema_momentum(progress: float, model: ModelConfig) -> float:
 
 
 def to_fp32(tensor: Tensor) -> Tensor:
-    """Cast bf16 of autocast to fp32 for the losses; fp64 does not change."""
+    """Cast bf16 of autocast to fp32 for the losses; keep fp64."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def local_shard(parameter: Tensor) -> Tensor:
-    """Return this process's part of a parameter: its ZeRO stage 3 partition, otherwise all of it.
+    """Return this process's part of a parameter: its ZeRO stage 3 partition, otherwise the whole parameter.
 
-    Online and target have the same partitions, and an EMA is elementwise: no gathering needed.
+    Online and target have the same partitions, and an EMA is elementwise, so no gathering is needed.
     """
     return getattr(parameter, "ds_tensor", parameter.data)

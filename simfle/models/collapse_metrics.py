@@ -1,7 +1,8 @@
 """Measures of collapse: effective dimension of features, their spread, and the distance of two views of an image.
 
 No measure needs labels. All are pure functions of features. Small batches bias the ranks downwards (a batch of n
-features has at most n - 1 dimensions): compare a value only with that of a random network on as many features.
+features has at most n - 1 dimensions): compare a value only with that of a random network on the same number of
+features.
 """
 
 # n samples, C dimensions
@@ -13,36 +14,37 @@ TINY = 1e-7
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """exp of the entropy of the covariance's eigenvalues (Roy and Vetterli 2007): [n, C] -> scalar, 1 to min(n - 1, C).
+    """Compute exp(entropy) of the covariance eigenvalues (Roy and Vetterli 2007): [n, C] -> scalar, 1 to min(n - 1, C).
 
-    Computed from the smaller of both Gram matrices, in float32.
+    The smaller of both Gram matrices is used, in float64.
     """
     return _exp_entropy(_eigenvalues(features - features.mean(dim=0)))
 
 
 def rankme(features: Tensor) -> Tensor:
-    """exp of the entropy of the singular values, not centered (Garrido et al. 2023, arXiv 2210.02885, equation 1)."""
+    """Compute exp(entropy) of the singular values, not centered (Garrido et al. 2023, arXiv 2210.02885, equation 1)."""
     return _exp_entropy(_eigenvalues(features).sqrt())
 
 
 def spread(features: Tensor) -> Tensor:
-    """Mean over dimensions of the deviation of unit vectors, times sqrt(C): 0 if all are equal, near 1 if uniform.
+    """Compute the mean over dimensions of the standard deviation of unit vectors, times sqrt(C).
 
-    Source: Chen and He 2021, SimSiam (arXiv 2011.10566), section 4.1.
+    The value is 0 if all vectors are equal, near 1 if they are uniform. Source: Chen and He 2021, SimSiam (arXiv
+    2011.10566), section 4.1.
     """
     return F.normalize(features, dim=1).std(dim=0, correction=0).mean() * features.shape[1] ** 0.5
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared distance of the unit vectors of two views of an image, both [n, C]: 0 to 4 (equation 1, alpha 2).
+    """Compute the mean squared distance of the unit vectors of two views of an image, both [n, C]: 0 to 4.
 
-    Source: Wang and Isola 2020, arXiv 2005.10242.
+    Source: Wang and Isola 2020, arXiv 2005.10242, equation 1, alpha 2.
     """
     return (F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(dim=1).mean()
 
 
 def uniformity(features: Tensor) -> Tensor:
-    """log of the mean of exp(-2 |x - y|^2) over pairs of unit vectors (equation 2, t 2): 0 if all are equal."""
+    """Compute log of the mean of exp(-2 |x - y|^2) over pairs of unit vectors (equation 2, t 2): 0 if all are equal."""
     unit = F.normalize(features, dim=1)
     squared = (2 - 2 * unit @ unit.T).clamp(min=0)  # [n, n]
     pairs = len(unit) * (len(unit) - 1)
@@ -51,7 +53,7 @@ def uniformity(features: Tensor) -> Tensor:
 
 
 def _eigenvalues(features: Tensor) -> Tensor:
-    """Squared singular values [min(n, C)], not negative."""
+    """Compute the squared singular values [min(n, C)], not negative."""
     features = features.float()
     tall = features.shape[0] >= features.shape[1]
     gram = features.T @ features if tall else features @ features.T

@@ -11,12 +11,12 @@ from torch.distributed.nn.functional import all_reduce
 
 
 def similarity(prediction: Tensor, target: Tensor) -> Tensor:
-    """2 - 2 cos(prediction, target), mean over the batch; both [B, D] (BYOL, Grill et al. 2020, equation 2)."""
+    """Compute 2 - 2 cos(prediction, target), mean over the batch; both [B, D] (BYOL, Grill et al. 2020, equation 2)."""
     return 2 - 2 * F.cosine_similarity(prediction, target, dim=1).mean()
 
 
 def reconstruction(prediction: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error on masked patches against pixels normalized per patch (MAE, He et al. 2022, section 3).
+    """Compute the mean squared error on masked patches, normalized per patch (MAE, He et al. 2022, section 3).
 
     prediction, patches: [B, L, P]; mask: [B, L], 1 for masked patches.
     """
@@ -28,7 +28,7 @@ def reconstruction(prediction: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
 
 
 def distillation(logits: Sequence[Tensor], temperature: float) -> Tensor:
-    """Sum over the branches of KL(softmax(teacher/T) || softmax(branch/T)) T^2, batch mean; each branch [B, D].
+    """Sum KL(softmax(teacher/T) || softmax(branch/T)) T^2 over the branches [B, D] each, mean over the batch.
 
     The teacher is the detached mean of the branches.
     """
@@ -39,7 +39,7 @@ def distillation(logits: Sequence[Tensor], temperature: float) -> Tensor:
 
 
 def correlation(maps: Tensor, *, shared: bool = False) -> Tensor:
-    """R, the correlation of any two maps over positions: [B, K, S] -> [K, K], 0 to 1 for maps >= 0.
+    """Compute R, the correlation of any two maps over positions: [B, K, S] -> [K, K], 0 to 1 for maps >= 0.
 
     Each map + 0.001 is L2-normalized over its positions. Inner products are averaged over the batch, and over the
     batches of all processes if `shared` (the loss squares R, so averaging the loss instead would change its value).
@@ -53,10 +53,10 @@ def correlation(maps: Tensor, *, shared: bool = False) -> Tensor:
 
 
 def grouping(correlations: Tensor, groups: int, channels: int) -> Tensor:
-    """g^2 with g = 0.001 sum((R - I)^2) / (C/512)^2, I = 1 where two of the C channels share a group.
+    """Compute g^2 with g = 0.001 sum((R - I)^2) / (C/512)^2, I = 1 where two of the C channels share a group.
 
-    `correlations` [K, K] covers all channels (K = C) or one map per group (K = G). Each entry then represents (C/G)^2
-    equal entries, and the value is the same.
+    `correlations` [K, K] covers all channels (K = C) or one map per group (K = G). With one map per group, each entry
+    represents (C/G)^2 equal entries, and the value is the same.
     """
     wanted = same_group(correlations, groups).to(correlations.dtype)
     repeats = (channels / len(correlations)) ** 2
@@ -65,12 +65,13 @@ def grouping(correlations: Tensor, groups: int, channels: int) -> Tensor:
 
 
 def overlap(correlations: Tensor, groups: int) -> Tensor:
-    """Mean correlation of maps of different groups: [K, K] -> scalar, 1 if all are equal. A metric, not a loss."""
+    """Compute the mean correlation of maps of different groups: [K, K] -> scalar, 1 if all are equal. A metric, not a
+    loss."""
     pairs = correlations.numel() * (1 - 1 / groups)  # computed, because counting a mask would wait for the GPU
     return correlations.masked_fill(same_group(correlations, groups), 0).sum() / max(1.0, pairs)
 
 
 def same_group(correlations: Tensor, groups: int) -> Tensor:
-    """[K, K] bool: whether two maps belong to one group. Group g owns maps g K/G ... (g + 1) K/G - 1."""
+    """Return [K, K] bool: whether two maps belong to one group. Group g owns maps g K/G ... (g + 1) K/G - 1."""
     owner = torch.arange(len(correlations), device=correlations.device) // (len(correlations) // groups)  # [K]
     return owner[:, None] == owner[None, :]

@@ -1,4 +1,4 @@
-"""The pretraining methods by name."""
+"""Pretraining methods by name."""
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ METHODS: dict[str, type[Method]] = {
 
 
 def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
-    """The root module that `model.method` names; SimFLE without FaceMAE is BYOL with SimFLE's heads.
+    """Build the root module of `model.method`; SimFLE without FaceMAE is BYOL with SimFLE's heads.
 
     Raises:
         UserError: a value out of range, or values that do not fit each other.
@@ -58,6 +58,6 @@ def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
 
 
 def compiled(network: nn.Module, backend: str = "inductor") -> None:
-    """Compile `network` in place with torch.compile; names do not change. On failure it logs and runs uncompiled."""
+    """Compile `network` in place with torch.compile; names do not change. On failure, log it and run uncompiled."""
     torch._dynamo.config.suppress_errors = True
     network.compile(backend=backend)

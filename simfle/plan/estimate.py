@@ -45,7 +45,7 @@ class ClusterSpec:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """images: number of images; mean bytes per image."""
+    """Size of a data set. images: number of images; mean bytes per image."""
 
     images: int
     image_bytes: float
@@ -86,7 +86,7 @@ class Traffic:
 class Times:
     """Seconds of one step without data loading.
 
-    compute: arithmetic; launches: host time, in parallel; network: sending; exposed: sending that is not overlapped.
+    compute: arithmetic; launches: host time, in parallel; network: sending; exposed: sending that does not overlap.
     """
 
     compute: float
@@ -101,10 +101,10 @@ class Times:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A whole plan, in seconds and bytes.
+    """Complete plan, in seconds and bytes.
 
-    times, step, loading: of one step. efficiency: arithmetic's fraction of a step. utilization: of the device's peak.
-    roofline: the minimum time of each part of a step; of_roofline: their sum as a fraction of the step.
+    times, step, loading: of one step; efficiency: fraction of a step spent on arithmetic; utilization: fraction of the
+    device's peak; roofline: the minimum time of each part of a step; of_roofline: their sum as a fraction of the step.
     """
 
     batch: BatchLayout
@@ -161,8 +161,9 @@ def _gathered(work: ModelCost) -> float:
 
 
 def traffic(cost: ModelCost, config: PretrainConfig, batch: BatchLayout, processes: int) -> Traffic:
-    """Return the traffic of one process in one optimizer step; rings send (N - 1) / N of a tensor, all-reduces twice
-    that.
+    """Return the traffic of one process in one optimizer step.
+
+    Rings send (N - 1) / N of a tensor, all-reduces twice that.
     """
     stage, times = config.train.zero_stage, batch.grad_accum_steps
     ring = (processes - 1) / processes
@@ -218,7 +219,7 @@ def times(config: PretrainConfig, cost: ModelCost, cluster: ClusterSpec, c: Cons
 
 
 def overlaps(config: PretrainConfig, batch: BatchLayout) -> bool:
-    """Whether DeepSpeed sends during the backward pass."""
+    """Return whether DeepSpeed sends during the backward pass."""
     stage = config.train.zero_stage
     settings = deepspeed_config(batch, config.train, config.optim)["zero_optimization"]
     return stage > 0 and bool(settings.get("overlap_comm", stage == 3))
@@ -227,7 +228,7 @@ def overlaps(config: PretrainConfig, batch: BatchLayout) -> bool:
 def estimate(
     config: PretrainConfig, cost: ModelCost, cluster: ClusterSpec, corpus: DatasetSpec, c: Constants
 ) -> Estimate:
-    """Make the whole plan.
+    """Compute the complete plan.
 
     Raises:
         UserError: the batch cannot be split across this number of processes, or the device is unknown.
@@ -279,7 +280,7 @@ def _stage(config: PretrainConfig, work: ModelCost, machines: ClusterSpec, c: Co
 
 
 def _bottleneck(spent: Times, loading: float, reading: float) -> str:
-    """Return the longest of the parallel parts; of a step, its longest part."""
+    """Return the longest of the parallel parts; within a step, its longest part."""
     if max(loading, reading) > spent.total:
         return "loading" if loading > reading else "storage"
     parts = {"compute": spent.compute, "launches": spent.launches, "network": spent.exposed}
@@ -314,7 +315,8 @@ def _decode(config: PretrainConfig, machines: ClusterSpec, c: Constants) -> dict
 
 
 def _storage(corpus: DatasetSpec, c: Constants) -> dict[str, Any]:
-    """Every node reads other shards in each epoch, so only a corpus that fits into one node's memory is read once."""
+    """Return storage figures: every node reads other shards in each epoch, so only a corpus that fits into one node's
+    memory is read once."""
     size = corpus.images * corpus.image_bytes
     return {"corpus_bytes": size, "cached": size < c["node.memory"] / 2}
 

@@ -1,4 +1,4 @@
-"""Constants of the planner that cannot be computed, each with its source. JSON of the benches replaces them."""
+"""Constants of the planner that cannot be computed, each with its source. Bench results in JSON replace them."""
 
 import json
 import re
@@ -16,7 +16,7 @@ RESNET50_STEP = 3 * 2 * 4.09e9
 
 @dataclass(frozen=True)
 class Constant:
-    """A number in SI units (bytes, seconds, floating-point operations), its kind, and its source."""
+    """Number in SI units (bytes, seconds, floating-point operations), its kind, and its source."""
 
     value: float
     kind: str
@@ -65,7 +65,7 @@ DEVICES = tuple(sorted({name.split(".")[0] for name in CONSTANTS if name.endswit
 
 @dataclass(frozen=True)
 class Constants:
-    """Figures by name."""
+    """Constants by name."""
 
     figures: dict[str, Constant]
 
@@ -73,10 +73,10 @@ class Constants:
         return self.figures[name].value
 
     def of(self, device: str, name: str) -> float:
-        """Return a figure for a kind of device.
+        """Return a constant for a kind of device.
 
         Raises:
-            UserError: there are none for this device.
+            UserError: this device has no such constant.
         """
         if device not in DEVICES:
             raise UserError(
@@ -90,8 +90,9 @@ class Constants:
 
 
 def load_constants(files: Sequence[Path]) -> Constants:
-    """Return the table above; each file, a JSON object of name: value or a bench's JSON with `constants`, replaces
-    some.
+    """Return the table above, in which the values of the files replace constants.
+
+    A file is a JSON object of name: value, or a bench's JSON with `constants`.
 
     Raises:
         UserError: a file is missing or not such an object, a name is unknown, a value is not a positive number.
@@ -101,15 +102,15 @@ def load_constants(files: Sequence[Path]) -> Constants:
         try:
             found = json.loads(read_bytes(file))
         except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"--constants {file}: cannot be read as JSON: {error}") from None
+            raise UserError(f"--constants {file}: cannot be read as JSON: {error}. Fix: correct the file.") from None
         values = found.get("constants", found) if isinstance(found, dict) else None
         if not isinstance(values, dict):
-            raise UserError(f"--constants {file}: not an object of name: value")
+            raise UserError(f"--constants {file}: not a JSON object. Fix: write one of name: value.")
         for name, value in values.items():
             if name not in CONSTANTS:
-                raise UserError(f"--constants {file}: unknown {name!r}; must be one of {', '.join(CONSTANTS)}")
+                raise UserError(f"--constants {file}: unknown {name!r}. Fix: choose from {', '.join(CONSTANTS)}.")
             if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise UserError(f"--constants {file}: {name}={value!r}: not a positive number")
+                raise UserError(f"--constants {file}: {name}={value!r}: not a positive number. Fix: correct it.")
             figures[name] = Constant(float(value), MEASURED, file.name)
     return Constants(figures)
 
@@ -118,7 +119,7 @@ def network_rate(name: str) -> float:
     """Parse bytes per second of a node each way: 100gb, 400gb, ethernet25, 8x400gb (eight adapters).
 
     Raises:
-        UserError: not such a name.
+        UserError: the name has another form.
     """
     match = re.fullmatch(r"(?:(\d+)x)?(?:ethernet|ib)?(\d+)(?:gb)?", name.lower())
     if match is None or not int(match[2]) or match[1] == "0":

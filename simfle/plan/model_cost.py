@@ -35,10 +35,10 @@ class LinearCost:
 class ModelCost:
     """Cost of one process's network. Parameters are counted in numbers, buffers in bytes.
 
-    trained: updated by the optimizer; narrow, narrow_trained: those, of all and of the trained, that DeepSpeed
+    trained: parameters updated by the optimizer; narrow, narrow_trained: all and trained parameters that DeepSpeed
     sends in bf16 under autocast; norms: BatchNorm passes of a forward pass; operations: launches per micro-batch.
     conv, matmul: floating-point operations, forward and backward; activations: bytes kept for backward; moved: bytes
-    read and written by each kind of operation. All of B images.
+    read and written by each kind of operation. All of these are for B images.
     """
 
     parameters: int
@@ -56,7 +56,7 @@ class ModelCost:
 
 
 def measure_cost(config: PretrainConfig) -> ModelCost:
-    """Build the method of `config` without memory, run one forward and backward pass of 2 and of 3 images, and count.
+    """Build the method of `config` without memory, run a forward and backward pass of 2 and of 3 images, and count.
 
     Raises:
         UserError: the model cannot be built.
@@ -92,7 +92,7 @@ def _line(at2: float, at3: float) -> LinearCost:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts launched operations, without views, BatchNorms, and the bytes read and written."""
+    """Count launched operations, without views, BatchNorms, and the bytes read and written."""
 
     def __init__(self) -> None:
         super().__init__()

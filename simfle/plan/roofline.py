@@ -1,7 +1,7 @@
-"""The least time that a step can take on a device: each part by its arithmetic or by its bytes, whichever is longer.
+"""Minimum time of a step: for each part the longer of compute time and memory time.
 
 Bytes are those of an eager step: each operation reads its operands from the device's memory and writes its results
-there. Fused kernels (compile) move fewer, so that they can be faster than this.
+there. Fused kernels (compile) move fewer bytes, so they can be faster than this minimum.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ FP32 = 4
 
 @dataclass(frozen=True)
 class RooflinePart:
-    """One part of a process's step: floating-point operations, bytes, the least seconds, and what they are bound by."""
+    """Part of a process's step: floating-point operations, bytes, the minimum seconds, and their bound."""
 
     name: str
     flops: float
@@ -28,7 +28,7 @@ class RooflinePart:
 def roofline(
     config: PretrainConfig, work: ModelCost, batch: BatchLayout, device: str, c: Constants
 ) -> list[RooflinePart]:
-    """Convolutions, matrix products, what lies between them, and the update, of one process and step."""
+    """Return convolutions, matrix products, other operations, and the update, of one process and step."""
     peak = c.of(device, "peak") * (c["fp32"] if config.train.precision == "fp32" else 1.0)
     bandwidth, times, micro = c.of(device, "bandwidth"), batch.grad_accum_steps, batch.micro_batch
     flops = {CONVOLUTIONS: work.conv(micro), PRODUCTS: work.matmul(micro), REST: 0.0}

@@ -112,7 +112,7 @@ def confusion(table: Sequence[Sequence[float]], classes: Sequence[str], salt: st
 
 
 def readable(metric: str) -> str:
-    """balanced_accuracy -> balanced accuracy."""
+    """Convert balanced_accuracy -> balanced accuracy."""
     return metric.replace("_", " ")
 
 

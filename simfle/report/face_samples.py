@@ -23,7 +23,7 @@ TILE, GAP, PER_ROW = 96, 4, 8  # pixels, pixels, tiles
 
 @dataclass(frozen=True)
 class Tile:
-    """An image with its caption. data: PNG or JPEG; wide: use the full width of the page."""
+    """Image with its caption. data: PNG or JPEG; wide: use the full width of the page."""
 
     data: bytes
     caption: str
@@ -37,7 +37,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """Images of one kind of one run; about: how to read them."""
+    """Images of one kind of one run; about: explanation for the reader."""
 
     title: str
     about: str
@@ -150,7 +150,7 @@ def grid(images: Sequence[Image]) -> Image:
 
 
 def beside(first: Image, sheet: Image) -> Image:
-    """Place an image left of a sheet, with twice the gap between them."""
+    """Place an image left of another one, with twice the gap between them."""
     column = np.full((len(sheet), first.shape[1] + 2 * GAP, 3), 255, np.uint8)
     column[: len(first), : first.shape[1]] = first
     return np.concatenate([column, sheet], axis=1)

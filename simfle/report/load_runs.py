@@ -1,4 +1,4 @@
-"""Read everything that a report shows about runs from their folders. Missing parts are omitted."""
+"""Read the content of a report about runs from their folders. Missing parts are omitted."""
 
 import math
 import statistics
@@ -44,7 +44,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as read from its folder. name: of the folder; last: newest line of metrics; pictures: (step, PNG)."""
+    """Run as read from its folder. name: of the folder; last: newest line of metrics; pictures: (step, PNG)."""
 
     folder: Path
     name: str
@@ -128,7 +128,7 @@ def results_of(runs: Sequence[RunRecord], more: Sequence[Path] = ()) -> list[Res
 
 
 def _lacking(result: Result) -> str | None:
-    """Return the first problem for the page."""
+    """Return the first field that the page needs and a result lacks."""
     data, chance = result.data, result.data.get("chance")
     parts: dict[str, dict[str, Any]] = {}
     for name in PARTS:
@@ -163,7 +163,7 @@ def differing(runs: Sequence[RunRecord]) -> list[tuple[str, list[Any]]]:
 
 
 def _metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the lines of metrics.jsonl; skip a truncated one."""
+    """Read the lines of metrics.jsonl; skip a truncated line."""
     lines = run_files.parse_metrics(read_bytes(path)) if path.is_file() else []
     if not lines:
         raise UserError(f"report: {path} has no metrics yet. Fix: let the run reach train.log_every steps.")

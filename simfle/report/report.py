@@ -67,7 +67,7 @@ class Extras:
 
 @dataclass(frozen=True)
 class Content:
-    """Everything that a report shows. pictured: images of faces by run; faces_of: corpora, "" if none is shown."""
+    """Content of a report. pictured: images of faces by run; faces_of: corpora, "" if no faces are shown."""
 
     runs: list[RunRecord]
     tables: Tables
@@ -101,7 +101,7 @@ def write_report(
         shards: source of faces; without shards, the page contains no face, not even from training.
 
     Raises:
-        UserError: an unknown format; see `read_runs`, `results_of`, `read_album`, `sheets`.
+        UserError: an unknown format; see `read_runs`, `results_of`, `read_face_set`, `figures`.
     """
     unknown = [name for name in formats if name not in ENDINGS]
     if unknown:
@@ -185,7 +185,7 @@ def _drawn(content: Content) -> dict[str, Any]:
 
 
 def _beside_random(runs: Sequence[RunRecord], name: str) -> list[tuple[RunRecord, list[Curve]]]:
-    """Return each run with its feature curves; with the rank also a random network's, as a separate run."""
+    """Return each run with its feature curves; for the rank, also a random network's as a separate run."""
     found = [(run, run.features) for run in runs]
     if name != "rank":
         return found
@@ -196,7 +196,7 @@ def _beside_random(runs: Sequence[RunRecord], name: str) -> list[tuple[RunRecord
 
 
 def _curves(name: str, found: list[tuple[RunRecord, Any]]) -> tuple[str, str, Markup]:
-    """Return name, explanation, and the chart with a line for each run that has it."""
+    """Return name, explanation, and the chart with a line for each run that has the curve."""
     lines = [(run.name, curve) for run, all_of_it in found for curve in all_of_it if curve.name == name]
     return charts.readable(name), ABOUT.get(name, ""), Markup(charts.curves(charts.readable(name), lines))
 

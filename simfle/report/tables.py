@@ -24,7 +24,8 @@ ORDER = ("linear", "linear_fast", "knn", "finetune", "scratch")
 
 @dataclass(frozen=True)
 class Tables:
-    """rows: one per backbone, benchmark and protocol; names: of the backbones, by id; pairs: paired tests."""
+    """Tables of results. rows: one per backbone, benchmark and protocol; names: of the backbones, by id; pairs: paired
+    tests."""
 
     results: list[Result]
     rows: list[SummaryRow]
@@ -37,22 +38,23 @@ class Tables:
         return list(dict.fromkeys((row.benchmark, row.protocol) for row in self.rows))
 
     def cell(self, backbone: str, place: Place) -> SummaryRow | None:
-        """Return the row of a backbone there."""
+        """Return the row of a backbone in one column."""
         return next((row for row in self.rows if row.id == backbone and (row.benchmark, row.protocol) == place), None)
 
     def best(self, place: Place) -> str:
-        """Return the backbone with the best score there."""
+        """Return the backbone with the best score in one column."""
         found = [row for row in self.rows if (row.benchmark, row.protocol) == place]
         return min(found, key=lambda row: row.score if row.metric in LOWER_IS_BETTER else -row.score).id
 
     def first(self, place: Place) -> Result:
-        """Return any row there, for facts that all of them share."""
+        """Return any row of one column, for facts that all its rows share."""
         return next(result for result in self.results if (result.benchmark, result.protocol) == place)
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Summed over seeds; table [K][K], rows are true classes; recall [K], None for a class without samples."""
+    """Confusion matrix summed over seeds; table [K][K], rows are true classes; recall [K], None for a class without
+    samples."""
 
     title: str
     classes: list[str]
@@ -68,7 +70,7 @@ def tables(results: Sequence[Result], resamples: int = 1000) -> Tables:
 
 
 def _rank(result: Result) -> tuple[bool, int]:
-    """Sort rows: random backbones last; protocols in the order of ORDER, others after them."""
+    """Sort rows: random backbones last; protocols in the order of ORDER, then all others."""
     name = result.protocol.partition("@")[0]
     return result.backbone["kind"] == "random", ORDER.index(name) if name in ORDER else len(ORDER)
 
@@ -95,12 +97,12 @@ def confusions(shown: Tables) -> list[Confusion]:
 
 
 def show(value: float, metric: str) -> str:
-    """0.523 -> 52.3 % for fractions; other metrics with three decimals."""
+    """Format 0.523 as 52.3 % for fractions; other metrics with three decimals."""
     return f"{100 * value:.1f} %" if metric in SHARES else f"{value:.3f}"
 
 
 def show_interval(row: SummaryRow) -> str:
-    """52.3 % to 55.1 %."""
+    """Format an interval as 52.3 % to 55.1 %."""
     return f"{show(row.interval[0], row.metric)} to {show(row.interval[1], row.metric)}"
 
 

@@ -53,7 +53,7 @@ def figures(run: Path, faces: FaceSet) -> list[ReportFigure]:
     """Make all images for one run's newest checkpoint.
 
     Raises:
-        UserError: no complete checkpoint, or one that is corrupt or of another configuration.
+        UserError: no complete checkpoint, or a checkpoint that is corrupt or of another configuration.
     """
     method, config = _load(run)
     backbone = _backbone(method, config)
@@ -105,7 +105,7 @@ def _backbone(method: Method, config: PretrainConfig) -> LoadedBackbone:
 
 @torch.no_grad()
 def masks(method: Method, album: FaceSet, config: PretrainConfig) -> ReportFigure | None:
-    """Show for each face what each group would keep visible."""
+    """Show for each face the patches that each group would keep visible."""
     if not isinstance(method, SimFLE):
         return None
     face = album.queries.tensor(config.views.face_size)[:MASKED]
@@ -171,7 +171,8 @@ def reconstructions(method: Method, album: FaceSet, config: PretrainConfig) -> R
 
 @torch.no_grad()
 def activation(backbone: LoadedBackbone, album: FaceSet) -> ReportFigure | None:
-    """Class activation maps (Zhou et al. 2016) of a linear classifier fitted on the gallery; None without labels."""
+    """Draw class activation maps (Zhou et al. 2016) of a linear classifier fitted on the gallery; None without
+    labels."""
     gallery, queries = album.gallery, album.queries
     asked = [_same(queries, place, gallery) for place in range(len(queries.images))]
     apart = [not any(same) for same in zip(*asked, strict=True)]  # [n]
@@ -199,7 +200,8 @@ def activation(backbone: LoadedBackbone, album: FaceSet) -> ReportFigure | None:
 
 
 def _weights_of(model: LogisticRegression, chosen: NDArray[Any]) -> NDArray[np.float64]:
-    """Return the weights [N, C] for each predicted class; with two classes, the model stores only the second's."""
+    """Return the weights [N, C] for each predicted class; with two classes, the model stores only those of the
+    second."""
     rows = np.searchsorted(model.classes_, chosen)
     if len(model.classes_) == 2:
         return model.coef_ * np.where(rows == 0, -1, 1)[:, None]

@@ -1,4 +1,4 @@
-"""Actions of the main process whose outcome all processes learn. All functions are collective."""
+"""Run actions on the main process and share their outcome with all processes. All functions are collective."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -22,11 +22,11 @@ def main_process_tries(world: World, action: Callable[[], T]) -> T | None:
     """Call `action` on the main process alone; all processes exit together if it fails.
 
     Returns:
-        The result on the main process, which need not be picklable; None on the others.
+        The result on the main process, which need not be picklable; None on the other processes.
 
     Raises:
         CollectiveError: the action raised a UserError; the main process reports it.
-        PeerLostError: the action raised it; all processes raise the same, so that each is restarted.
+        PeerLostError: the action raised PeerLostError; all processes raise the same, so that each is restarted.
     """
     result: T | None = None
     failure: str | PeerLostError | None = None

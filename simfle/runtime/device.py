@@ -1,4 +1,4 @@
-"""The device of this process: its kernels, DeepSpeed's idea of it, its memory, and what torch raises when it fails."""
+"""Device of this process: kernels, DeepSpeed's accelerator, memory, and torch's errors on failure."""
 
 import os
 from collections.abc import Iterator
@@ -23,11 +23,11 @@ DEVICE_FAILURE = (
 
 @contextmanager
 def kernels(device: torch.device, *, deterministic: bool) -> Iterator[None]:
-    """Choose attention's and cuDNN's kernels for a while: the fastest, or those that give the same bits each time.
+    """Choose the kernels of attention and cuDNN within a block: the fastest, or deterministic ones.
 
     The backward passes of flash, memory-efficient and cuDNN attention add in any order, and
-    `use_deterministic_algorithms(warn_only=True)` leaves them on. On a CPU torch's flash attention takes three to four
-    times as long in bf16 as its plain formula.
+    `use_deterministic_algorithms(warn_only=True)` does not disable them. On a CPU, torch's flash attention takes three
+    to four times as long in bf16 as its plain formula.
     """
     cuda, cudnn = torch.backends.cuda, torch.backends.cudnn
     before = cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled(), cuda.cudnn_sdp_enabled(), cudnn.benchmark
@@ -47,7 +47,8 @@ def kernels(device: torch.device, *, deterministic: bool) -> Iterator[None]:
 
 
 def set_ds_accelerator(kind: str) -> None:
-    """Let DeepSpeed work on `kind` ("cpu" or "cuda"). It keeps the first for the life of a process: a notebook's."""
+    """Make DeepSpeed use `kind` ("cpu" or "cuda"). DeepSpeed keeps its first choice for the life of a process, such as
+    a notebook."""
     from deepspeed.accelerator import get_accelerator, set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
     from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
@@ -57,7 +58,7 @@ def set_ds_accelerator(kind: str) -> None:
 
 
 def memory_bytes(device: torch.device) -> float:
-    """The memory of a GPU; on a CPU this process's share of the machine's."""
+    """Return the memory of a GPU in bytes; on a CPU, this process's part of the machine's memory."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -65,14 +66,14 @@ def memory_bytes(device: torch.device) -> float:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether torch, cuBLAS, cuDNN or DALI found no memory, on the GPU or in the machine."""
+    """Return whether torch, cuBLAS, cuDNN or DALI ran out of memory, on the GPU or in the machine."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
 
 
 def device_failed(error: BaseException) -> bool:
-    """Whether the GPU failed (an ECC error, a launch failure): the run may resume on another one."""
+    """Return whether the GPU failed (an ECC error, a launch failure): the run may resume on another GPU."""
     if not isinstance(error, RuntimeError) or out_of_memory(error):
         return False
     text = str(error).lower()
@@ -83,10 +84,10 @@ def device_failed(error: BaseException) -> bool:
 
 @contextmanager
 def device_errors_as_user_errors(fix: str) -> Iterator[None]:
-    """Turn a full memory and a failed GPU into one line. fix: what needs less memory.
+    """Convert out-of-memory errors and GPU failures to one line. fix: action that needs less memory.
 
     Raises:
-        UserError: the memory is full; the same run would fill it again.
+        UserError: the memory is full; a rerun would fill it again.
         DeviceFailedError: the GPU failed; the run may resume on another node.
     """
     try:
@@ -94,7 +95,7 @@ def device_errors_as_user_errors(fix: str) -> Iterator[None]:
     except RuntimeError as error:
         words = (str(error).strip() or type(error).__name__).splitlines()[0]
         if out_of_memory(error):
-            raise UserError(f"memory is full: {words}. Fix: {fix}") from error
+            raise UserError(f"memory is full: {words}. Fix: {fix}.") from error
         if device_failed(error):
             raise DeviceFailedError(
                 f"the GPU failed: {words}. Fix: start again, on another node; nvidia-smi -q -d ECC and the kernel's "

@@ -1,4 +1,4 @@
-"""Processes, devices and the DeepSpeed engine: the environment of a run."""
+"""Environment of a run: processes, devices and the DeepSpeed engine."""
 
 import ctypes
 import logging
@@ -30,7 +30,8 @@ AUTO = -1  # train.micro_batch=auto: found by trial, see simfle.train.auto_batch
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: rank of size, local_rank of local_size on this machine, and its device."""
+    """Process group as seen by this process: rank of world_size, local_rank of local_world_size on this machine, and
+    its device."""
 
     rank: int
     world_size: int
@@ -45,7 +46,7 @@ class World:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    """How a global batch is split: global_batch = processes * accumulation * micro_batch."""
+    """Split of a global batch: global_batch = processes * grad_accum_steps * micro_batch."""
 
     global_batch: int
     micro_batch: int
@@ -57,20 +58,23 @@ class BatchLayout:
 
 
 def compute_batch_layout(config: TrainConfig, processes: int) -> BatchLayout:
-    """Compute micro-batch and accumulation for the number of processes.
+    """Compute the micro-batch size and the gradient accumulation steps for the number of processes.
 
     Raises:
         UserError: the global batch cannot be split equally.
     """
     total, micro = config.global_batch, config.micro_batch
     if total % processes:
-        raise UserError(f"train.global_batch={total}: not divisible by {processes} processes")
+        raise UserError(
+            f"train.global_batch={total}: not divisible by {processes} processes. "
+            f"Fix: choose a multiple of {processes}."
+        )
     share = total // processes
     micro = share if micro in (0, AUTO) else micro
     if micro < 1 or share % micro:
         raise UserError(
             f"train.micro_batch={micro}: does not divide the {share} samples per process of "
-            f"train.global_batch={total} and {processes} processes"
+            f"train.global_batch={total} and {processes} processes. Fix: choose a divisor of {share}."
         )
     if micro < 2:
         raise UserError(f"train.micro_batch={micro}: BatchNorm needs at least 2 samples per process and forward pass")
@@ -101,7 +105,7 @@ def init_distributed(config: TrainConfig) -> Iterator[World]:
 
 @contextmanager
 def preserve_process_state() -> Iterator[None]:
-    """Restore what a run or an evaluation changes in its process, which may belong to a notebook."""
+    """Restore the process state that a run or an evaluation changes; the process may be a notebook's."""
     set_before = set(os.environ)
     random = torch.get_rng_state()
     hook = sys.excepthook  # torch's hook prefixes each line with the rank
@@ -206,23 +210,23 @@ def _launched() -> dict[str, int]:
 
 
 def _check_launched(found: dict[str, int]) -> None:
-    """Refuse variables on which torch would wait forever or raise a traceback, such as those of another job's shell.
+    """Raise UserError for variables on which torch would wait forever or fail, such as those of another job's shell.
 
     Raises:
-        UserError: the variable, its value and the allowed values.
+        UserError: names the variable, its value and the allowed values.
     """
     sound = 0 <= found["RANK"] < found["WORLD_SIZE"] and found["LOCAL_RANK"] >= 0 and found["LOCAL_WORLD_SIZE"] >= 1
     if not sound:
         told = " ".join(f"{name}={value}" for name, value in found.items())
         raise UserError(
             f"{told}: ranks range from 0 to WORLD_SIZE - 1. Fix: start all processes with one launcher, or "
-            "unset RANK and WORLD_SIZE to start a single process"
+            "unset RANK and WORLD_SIZE to start a single process."
         )
     address, port = os.environ.get("MASTER_ADDR", ""), os.environ.get("MASTER_PORT", "")
     if not address or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) >= 1 << 16:
         raise UserError(
             f"MASTER_ADDR={address} MASTER_PORT={port}: not an address and a port from 0 to 65535. Fix: set both to "
-            "those of the main process, or unset RANK and WORLD_SIZE to start a single process"
+            "those of the main process, or unset RANK and WORLD_SIZE to start a single process."
         )
 
 

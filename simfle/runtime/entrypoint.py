@@ -33,8 +33,8 @@ def gc_frozen_imports() -> Iterator[None]:
 def run_as_main(main: Callable[[], None]) -> None:
     """Run `main` as the only task of this process, and skip the teardown of modules, which takes a second.
 
-    Otherwise the exit is normal: threads are joined, atexit functions registered since are called, output is flushed,
-    the exit code is that of `main`.
+    Otherwise the exit is normal: threads are joined, atexit functions registered by `main` are called, output is
+    flushed, the exit code is that of `main`.
     """
     code = 1
 

@@ -10,14 +10,14 @@ from shards.redact import redact_secrets
 
 
 class Plain(logging.Formatter):
-    """Format a message without control characters."""
+    """Formatter of messages without control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(str(redact_secrets(super().format(record))))
 
 
 def plain_handler() -> logging.Handler:
-    """Make a handler that writes escaped messages to stderr."""
+    """Return a handler that writes escaped messages to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Plain("%(message)s"))
     return handler

@@ -25,12 +25,12 @@ def parse_metrics(text: str | bytes) -> list[dict[str, Any]]:
 
 
 def is_collapsed(features: dict[str, float]) -> bool:
-    """Whether features use far fewer dimensions than those of a random network of the same shape."""
+    """Return whether features use far fewer dimensions than those of a random network of the same shape."""
     return features.get("rank", math.inf) < COLLAPSED * features.get("random_rank", 0.0)
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a valid number of steps or samples."""
+    """Return whether a value is a valid number of steps or samples."""
     return type(value) is int and 0 <= value < 1 << 53
 
 
@@ -47,7 +47,7 @@ def complete_checkpoint_dirs(run: Path) -> list[Path]:
 
 
 def checkpoint_dirs(run: Path) -> list[Path]:
-    """Return checkpoint folders, complete or not; a user's copy such as step-00000002-backup is not one."""
+    """Return checkpoint folders, complete or not; a user's copy such as step-00000002-backup does not count."""
     return [folder for folder in _named(run) if not _is_copy(folder)]
 
 
@@ -71,7 +71,7 @@ def _named(run: Path) -> list[Path]:
 
 
 def _is_copy(folder: Path) -> bool:
-    """Whether a valid state.json has another step than the folder's name; a corrupt one may have any."""
+    """Return whether a valid state.json has another step than the folder's name; a corrupt one may have any step."""
     try:
         step = loads_object(read_bytes(folder / STATE)).get("step")
     except (OSError, ValueError):
@@ -102,5 +102,5 @@ def _is_metrics(line: dict[str, Any]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a number, infinity and NaN included: a loss may be non-finite."""
+    """Return whether a value is a number, infinity and NaN included: a loss may be non-finite."""
     return type(value) in (int, float) and (not abs(value) > MAX_NUMBER or abs(value) == float("inf"))

@@ -1,4 +1,4 @@
-"""Stop signals. Imports nothing heavy: a job must receive them while torch is still being imported."""
+"""Stop signals. This module imports nothing heavy: a job must receive signals while torch is still being imported."""
 
 import signal
 import threading
@@ -9,7 +9,8 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGHUP)  #
 
 
 class StopSignal:
-    """Set by `STOP_SIGNALS`; the training loop checks it at step boundaries only. SIGHUP stays ignored under nohup.
+    """Flag set by `STOP_SIGNALS`; the training loop checks it at step boundaries only. SIGHUP stays ignored under
+    nohup.
 
     Only the main thread of a process can handle signals: in another thread the flag is never set.
     """

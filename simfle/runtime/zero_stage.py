@@ -1,4 +1,4 @@
-"""Which of ZeRO's stages a run takes, and what DeepSpeed leaves to us at stage 3."""
+"""Choose the ZeRO stage; synchronize partitions at stage 3."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,20 +13,20 @@ STAGE_0_HEADROOM = 8  # times that all a run keeps between steps must fit into a
 
 @dataclass(frozen=True)
 class ZeroStage:
-    """A ZeRO stage, and why it is taken."""
+    """ZeRO stage, and the reason for its choice."""
 
     number: int
     reason: str
 
 
 def choose_zero_stage(train: TrainConfig, optim: OptimConfig, processes: int, held: float, memory: float) -> ZeroStage:
-    """The stage as it runs.
+    """Return the effective ZeRO stage.
 
     A single process cannot split tensors, and would only pay for the copies. Stages 1 and 2 call a hook for each
-    parameter, at 12 to 19 times stage 0's cost for the host, and wait for the GPU after each backward: auto takes
-    stage 0 where memory is no matter.
+    parameter, at 12 to 19 times stage 0's cost for the host, and wait for the GPU after each backward pass: auto
+    chooses stage 0 if memory suffices.
 
-    held: bytes of parameters, gradients and optimizer at stage 0. memory: bytes of one process, the least of all.
+    held: bytes of parameters, gradients and optimizer at stage 0. memory: bytes of one process, the minimum over all.
     """
     if processes == 1:
         return ZeroStage(0, "there is one process, so nothing to share")
@@ -43,14 +43,15 @@ def choose_zero_stage(train: TrainConfig, optim: OptimConfig, processes: int, he
 
 
 def held_bytes(trained: float, frozen: float, optimizer_tensors: int) -> float:
-    """Bytes kept at stage 0: trained and frozen parameters [bytes], gradients, the optimizer's tensors."""
+    """Return the bytes kept at stage 0: trained and frozen parameters [bytes], gradients, the optimizer's tensors."""
     return frozen + trained * (2 + optimizer_tensors)
 
 
 def wait_for_partitions(engine: Any) -> None:
-    """At stage 3, wait until optimizer and EMA have written the partitions.
+    """Wait at stage 3 until optimizer and EMA have written the partitions.
 
-    DeepSpeed gathers them on a separate stream that waits for no other: the next forward could read old numbers.
+    DeepSpeed gathers partitions on a separate stream that waits for no other stream: the next forward pass could read
+    old values.
     """
     if engine.zero_optimization_stage() == 3 and engine.device.type == "cuda":
         torch.cuda.current_stream(engine.device).synchronize()

@@ -34,14 +34,14 @@ def absolute(config: EvalConfig) -> EvalConfig:
 
 
 def of_one_task(cluster: ClusterConfig) -> ClusterConfig:
-    """Return the resources of a unit: one process, one GPU if there are any, a shared node."""
+    """Return the resources of a task: one process, one GPU if the cluster has GPUs, a shared node."""
     gpus = min(1, cluster.gpus_per_node)
     shared = [word for word in cluster.extra_sbatch if not word.startswith("exclusive")]
     return replace(cluster, nodes=1, min_nodes=0, gpus_per_node=gpus, tasks_per_node=1, extra_sbatch=shared)
 
 
 def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path, list[EvalTask]]:
-    """Freeze code and configuration into RUN/slurm; return the job's folder and its units.
+    """Freeze code and configuration into RUN/slurm; return the job's folder and its evaluation tasks.
 
     Raises:
         UserError: see `planned`; a folder cannot be written.
@@ -52,10 +52,10 @@ def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path
 
 
 def planned(config: EvalConfig) -> list[EvalTask]:
-    """Return the units; check the shards once, before many tasks wait in the queue.
+    """Return the evaluation tasks; check the shards once, before many array tasks wait in the queue.
 
     Raises:
-        UserError: see `units`; shards are missing or corrupt, or lack a split.
+        UserError: see `eval_tasks`; shards are missing or corrupt, or lack a split.
     """
     found = eval_tasks(config)
     for benchmark in {unit.benchmark.name: unit.benchmark for unit in found}.values():
@@ -74,7 +74,7 @@ def script(run: Path, job: Path, cluster: ClusterConfig, count: int, parallel: i
 
 
 def submit(job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:
-    """Submit the units to Slurm, at most `parallel` at once; return the number of the array job.
+    """Submit the tasks to Slurm, at most `parallel` at once; return the number of the array job.
 
     Raises:
         UserError: Slurm is missing, or it refuses the job.
@@ -92,7 +92,7 @@ def submit(job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:
 
 
 def evaluate_task(folder: str, index: int) -> None:
-    """Compute unit number `index` of the job in `folder`; an interrupted unit starts from scratch when resubmitted."""
+    """Compute task number `index` of the job in `folder`; an interrupted task starts from scratch when resubmitted."""
     signal.signal(signal.SIGUSR2, signal.SIG_DFL)  # submitit would requeue without saving
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.register(signal.SIGQUIT)

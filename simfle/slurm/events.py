@@ -33,7 +33,7 @@ DONE, IDLE, PREEMPTED, USER_ERROR, BUG, PEER_LOST, HUNG = KINDS
 
 @dataclass(frozen=True)
 class TaskExit:
-    """How one process ended. kind: one of the above; words: the reason in one line."""
+    """Exit of one process. kind: one of the above; words: the reason in one line."""
 
     rank: int
     host: str
@@ -70,7 +70,7 @@ def _is_event(line: dict[str, Any]) -> bool:
 
 
 def write_task_exit(job: Path, start: int, end: TaskExit) -> None:
-    """Record how a process of the job's start number `start` ended; the first record of a process is kept."""
+    """Record the exit of a process of the job's start number `start`; the first record of a process is kept."""
     folder = job / "ends"
     folder.mkdir(exist_ok=True)
     file = folder / f"{start}-{end.rank:05d}.json"
@@ -79,7 +79,7 @@ def write_task_exit(job: Path, start: int, end: TaskExit) -> None:
 
 
 def task_exits(job: Path, start: int) -> list[TaskExit]:
-    """Read how the processes of a start ended, by rank; missing and corrupt records are omitted."""
+    """Read the exits of the processes of a start, by rank; missing and corrupt records are omitted."""
     found = []
     for file in sorted((job / "ends").glob(f"{start}-*.json")):
         try:

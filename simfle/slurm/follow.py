@@ -1,4 +1,4 @@
-"""Follow a submitted job from the submitting machine: print its state and the log of rank 0, until it ends for good."""
+"""Follow a submitted job from the submitting machine: print its state and the log of rank 0, until its final end."""
 
 import time
 from collections.abc import Callable
@@ -49,7 +49,7 @@ def follow(job: Path, number: str, say: Callable[[str], None], state: Callable[[
 
 
 def follow_local(job: Path, submitted: Any, processes: int, say: Callable[[str], None]) -> Decision:
-    """Print rank 0's log of a job on this machine until all its processes have ended; return how they ended.
+    """Print rank 0's log of a job on this machine until all its processes have ended; return their exits.
 
     Ctrl-C also reaches the processes, which save and exit; this function waits for them.
     """

@@ -1,4 +1,4 @@
-"""The end of a job, in its batch shell: decide whether to requeue, and record why.
+"""End a job in its batch shell: decide whether to requeue, and record why.
 
     python -m simfle.slurm.requeue JOB_FOLDER EXIT_CODE
 
@@ -25,7 +25,8 @@ TRIES, PAUSE = 5, 6.0  # attempts to reach Slurm, and seconds between: its contr
 
 @dataclass(frozen=True)
 class Decision:
-    """requeue, failure (counts against max_consecutive_failures), and the reason in one line."""
+    """Decision about a requeue: requeue, failure (counts against max_consecutive_failures), and the reason in one
+    line."""
 
     requeue: bool
     failure: bool
@@ -35,8 +36,8 @@ class Decision:
 def decide(exits: list[TaskExit], expected: int, code: int, *, began: bool = True) -> Decision:
     """Decide from the exit records of `expected` tasks and srun's exit code. began: at least one task has started.
 
-    A requested stop is requeued; a refusal or a bug is not, because it would recur; an external failure (a killed
-    process, a lost node, a hang) is.
+    A requested stop and an external failure (a killed process, a lost node, a hang) are requeued. A user error or a bug
+    is not requeued, because it would recur.
     """
     first = {end.kind: end for end in reversed(exits)}
     known = {end.rank for end in exits}
@@ -128,7 +129,8 @@ def of_submission(events: list[dict], number: str, folder: str) -> list[dict]:
 
 
 def superseded(events: list[dict], number: str, start: int) -> bool:
-    """Whether a later start of the job has begun: this one's node lost its network, and Slurm has requeued the job."""
+    """Return whether a later start of the job has begun: the node of this start lost its network, and Slurm requeued
+    the job."""
     return any((each["event"], each["job"]) == ("started", number) and each["start"] > start for each in events)
 
 
@@ -144,7 +146,7 @@ def _give_way(number: str, start: int) -> int:
 
 
 def shown(number: str) -> dict[str, str]:
-    """Return Slurm's description of a job; empty if it has not answered several times."""
+    """Return Slurm's description of a job; empty if Slurm has not answered several times."""
     for tries in range(TRIES):
         if tries:
             time.sleep(PAUSE)
@@ -172,7 +174,8 @@ def terminal_state(shown: dict[str, str]) -> str:
     """Return the state of a job that was ended on purpose, such as cancelled; empty if it may be requeued or is
     unknown.
 
-    While its processes exit a job is COMPLETING, whether cancelled or out of time: the elapsed time tells which.
+    While its processes exit, a job is COMPLETING, whether cancelled or out of time: the elapsed time distinguishes the
+    two.
     """
     state = shown.get("JobState", "")
     out_of_time = scheduler.seconds(shown.get("RunTime", "")) >= scheduler.seconds(shown.get("TimeLimit", ""))
@@ -187,7 +190,7 @@ def newest_step(run: Path) -> int:
 
 
 def main() -> None:
-    """Entry point of the batch script."""
+    """Run the module as the batch script does."""
     import signal
 
     for name in (signal.SIGTERM, signal.SIGUSR2):  # Slurm signals all processes of a job at once; this one must survive
@@ -196,7 +199,7 @@ def main() -> None:
     try:
         sys.exit(end(job, code))
     except (UserError, OSError) as error:  # the job's folder was deleted, or its disk is full
-        say(f"error: {job}: {error}; not requeued. Fix: submit the run again; it resumes from its last checkpoint")
+        say(f"error: {job}: {error}; not requeued. Fix: submit the run again; it resumes from its last checkpoint.")
         sys.exit(code or 1)
 
 

@@ -19,8 +19,8 @@ _silences: list[float] = []  # times at which Slurm did not answer
 def state(job: str, folder: str = "") -> str:
     """Return the state of a job, such as RUNNING, PENDING, COMPLETED; empty if Slurm does not know it.
 
-    folder: the name of its folder in RUN/slurm. A controller that has lost its records reuses numbers, and the job of
-    this number may be another one, with another log folder.
+    folder: the name of its folder in RUN/slurm. A controller that has lost its records reuses numbers: the job of this
+    number may be another one, with another log folder.
     """
     text = _output(*SHOW, job)
     if folder and "StdOut=" in text and f"/slurm/{folder}/" not in text:
@@ -57,7 +57,7 @@ def requeue(job: str) -> None:
     """Requeue a job under its number.
 
     Raises:
-        UserError: Slurm refuses, with its message; or does not answer.
+        UserError: Slurm refuses (with its message), or does not answer.
     """
     try:
         done = _run("scontrol", "requeue", job)
@@ -68,7 +68,7 @@ def requeue(job: str) -> None:
 
 
 def available() -> bool:
-    """Whether this machine can submit jobs."""
+    """Return whether this machine can submit jobs."""
     return shutil.which("sbatch") is not None and shutil.which("srun") is not None
 
 
@@ -95,8 +95,8 @@ def _run(*words: str) -> "subprocess.CompletedProcess[str]":
     Slurm's programs are often wrapped in scripts, whose children would keep the output open.
 
     Raises:
-        OSError: it cannot be started.
-        subprocess.TimeoutExpired: it did not end.
+        OSError: the program cannot be started.
+        subprocess.TimeoutExpired: the program did not end.
     """
     pipe = subprocess.PIPE
     with subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Freeze a submission: copy code, configuration and cluster beside the run. Later edits have no effect on it."""
+"""Freeze a submission: copy code, configuration and cluster beside the run, so that later edits do not affect it."""
 
 import dataclasses
 import shutil
@@ -18,9 +18,9 @@ SCHEMES = "://"
 
 
 def snapshot(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> Path:
-    """Make RUN/slurm/TIME with code/, config.yaml and cluster.yaml; return the folder, readable only by its owner.
+    """Create RUN/slurm/TIME with code/, config.yaml and cluster.yaml; return the folder, readable only by its owner.
 
-    It will also contain the submission script and the output of processes, which may show values of
+    The folder will also contain the submission script and the output of processes, which may show values of
     cluster.env.
 
     Raises:
@@ -34,7 +34,7 @@ def snapshot(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> 
             _copy_package(package, job / "code")
         (job / "code" / "simfle" / REVISION).write_text(git_revision() or "")
     except OSError as error:
-        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}") from None
+        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}. Fix: use another one.") from None
     write(job / "config.yaml", config)
     write(job / "cluster.yaml", cluster)
     return job
@@ -74,4 +74,4 @@ def _new_folder(parent: Path, stamp: str) -> Path:
         except FileExistsError:
             continue
         return folder
-    raise UserError(f"{parent}: a thousand submissions in this second")
+    raise UserError(f"{parent}: a thousand submissions in this second. Fix: rerun the command.")

@@ -33,7 +33,7 @@ ALIVE = (
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Status of a run. steps: 0 if unknown; images_per_second, loss: of the last logged step, None before the first.
+    """Status of a run. steps: total (0 = unknown); images_per_second, losses: of the last logged step, None before it.
 
     checkpoint_age: seconds since the newest checkpoint, None without one.
     """
@@ -55,7 +55,7 @@ class RunStatus:
 def find_runs(folder: Path) -> list[Path]:
     """Return run folders at `folder` or up to LEVELS below it, by name.
 
-    A folder slurm/ alone is not a run: jobs of simfle doctor and simfle slurm eval also make one.
+    A folder with only slurm/ is not a run: jobs of simfle doctor and simfle slurm eval also create slurm/.
     """
     if _is_run(folder):
         return [folder]
@@ -67,7 +67,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _folders(folder: Path, levels: int) -> Iterator[Path]:
-    """Return subfolders except slurm/; none of a folder that vanishes or may not be read."""
+    """Return subfolders except slurm/; nothing for a folder that vanished or may not be read."""
     try:
         with os.scandir(folder) as entries:
             found = [entry.name for entry in entries if entry.name != "slurm" and entry.is_dir()]
@@ -131,7 +131,7 @@ def last_metrics(run: Path) -> dict[str, Any]:
 
 
 def tail(run: Path) -> list[dict[str, Any]]:
-    """Return the last complete lines of RUN/metrics.jsonl, some hundred of them, from the file's end only."""
+    """Return the last complete lines of RUN/metrics.jsonl, a few hundred, read from the file's end only."""
     try:
         with open_regular(run / "metrics.jsonl", "rb") as stream:
             stream.seek(max(0, os.fstat(stream.fileno()).st_size - 65536))
@@ -143,7 +143,7 @@ def tail(run: Path) -> list[dict[str, Any]]:
 def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> tuple[str, str]:
     """Return running, pending, finished, stopped, failed ..., and the reason of the last end.
 
-    The last event alone is not enough: it may be of a job that was refused because another one has the run.
+    The last event alone is not sufficient: it may belong to a job that exited because another job holds the run.
     """
     if steps and newest_step(run) >= steps:
         return "finished", ""
@@ -162,7 +162,8 @@ def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> 
 
 
 def _without_an_end(run: Path, last: dict[str, Any], asked: dict[str, str], step: int) -> tuple[str, str]:
-    """Return state and reason if the last event is not an end. asked: states from Slurm; empty: forgotten."""
+    """Return state and reason if the last event is not an end. asked: states from Slurm, empty if Slurm forgot the
+    job."""
     left = any(run.glob(HEARTBEATS))
     state = asked.get(last.get("job", ""), "").lower() or ("killed" if left else "stopped" if step else "not started")
     if last.get("event") == "started" and last["job"] in asked:
@@ -213,9 +214,9 @@ def _asked(happened: list[dict[str, Any]]) -> dict[str, str]:
 
 
 def _beats(run: Path, happened: list[dict[str, Any]], over: str) -> bool:
-    """Whether a process of the run is alive: its heartbeat is recent, and newer than the last known end.
+    """Return whether a process of the run is alive: its heartbeat is recent, and newer than the last known end.
 
-    over: a job that has ended according to Slurm, without a recorded end; its processes may run a little longer.
+    over: whether a job has ended according to Slurm, without a recorded end; its processes may run a little longer.
     """
     last = max(map(_changed, run.glob(HEARTBEATS)), default=NEVER)
     ends = [event.get("time") for event in happened if event["event"] == "ended"]
@@ -232,6 +233,6 @@ def _changed(file: Path) -> float:
 
 
 def _on_this_machine(happened: list[dict[str, Any]]) -> set[str]:
-    """Return the numbers of jobs started with --local: of processes, not of Slurm's jobs."""
+    """Return the numbers of jobs started with --local, which are process ids and not Slurm's job numbers."""
     local = {event["job"]: bool(event.get("local")) for event in happened if event["event"] == "submitted"}
     return {job for job, is_local in local.items() if is_local}

@@ -27,10 +27,10 @@ OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # how to reach Slur
 
 
 def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool = True) -> None:
-    """Refuse what would fail after hours in the queue. network: also build it, which takes a second of imports.
+    """Raise UserError for a job that would fail after hours in the queue. network: also build it (a second of imports).
 
     Raises:
-        UserError: shards are not named, missing or unreadable; the batch cannot be shared; values out of range;
+        UserError: shards are not named, missing or unreadable; the batch cannot be split equally; values out of range;
             the network cannot be built; the run folder holds another run.
     """
     from simfle.train.preflight import check as check_config
@@ -61,7 +61,7 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool =
 
 
 def _check_fewer_nodes(train: TrainConfig, cluster: ClusterConfig) -> None:
-    """Refuse what a job would refuse on any possible number of nodes. Raises UserError."""
+    """Raise UserError for a configuration that would fail on any possible number of nodes."""
     from simfle.slurm.task import TaskInfo, adapt_micro_batch, usable_tasks
 
     for nodes in range(cluster.min_nodes, cluster.nodes + 1):
@@ -80,7 +80,10 @@ def prepare(config: PretrainConfig, cluster: ClusterConfig) -> Path:
     """
     config = absolute(config)
     if any(sign in config.train.run_dir for sign in "%\n\\"):
-        raise UserError(f"train.run_dir={config.train.run_dir!r}: %, \\ and line breaks in paths are special to Slurm")
+        raise UserError(
+            f"train.run_dir={config.train.run_dir!r}: %, \\ and line breaks in paths are special to Slurm. "
+            "Fix: rename it."
+        )
     return snapshot(Path(config.train.run_dir), config, cluster)
 
 
@@ -149,7 +152,7 @@ def run_here(job: Path, cluster: ClusterConfig) -> Any:
 def outside_of_jobs() -> Iterator[None]:
     """Remove Slurm's variables of a job or session around this process.
 
-    Its numbers of tasks and of restarts, and its limits of memory would apply to the new job.
+    Otherwise its numbers of tasks and of restarts, and its limits of memory, would apply to the new job.
     """
     own = {name: value for name, value in os.environ.items() if name.startswith(OF_A_JOB) and name not in OF_THE_USER}
     for name in own:
@@ -161,11 +164,11 @@ def outside_of_jobs() -> Iterator[None]:
 
 
 def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool = True) -> Any:
-    """Return submitit's executor for a job of this cluster. ends: the batch shell decides on a requeue."""
+    """Return submitit's executor for a job of this cluster. ends: whether the batch shell decides on a requeue."""
     import submitit
 
     class Executor(submitit.SlurmExecutor):
-        """Makes scripts without Slurm for --dry-run; jobs inherit nothing of a surrounding job."""
+        """Executor that creates scripts without Slurm for --dry-run; jobs inherit nothing of a surrounding job."""
 
         def _internal_process_submissions(self, delayed_submissions: Any) -> Any:
             try:

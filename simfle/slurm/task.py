@@ -36,7 +36,7 @@ PORTS = 20000, 12000  # first port and number of ports: above the usual services
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """This task in its job. start: 0, then one more with each requeue."""
+    """This task in its job. start: 0 at first, plus 1 with each requeue."""
 
     job: str
     start: int
@@ -52,9 +52,8 @@ class TaskInfo:
 
     @property
     def port(self) -> int:
-        """Port of the rendezvous: derived from the job, another one after each requeue (the old one may still be
-        bound).
-        """
+        """Port of the rendezvous, derived from the job and its start: after a requeue, the old port may still be
+        bound."""
         number = int("".join(filter(str.isdigit, self.job)) or 0)
         return PORTS[0] + (number * 61 + self.start) % PORTS[1]
 
@@ -104,14 +103,14 @@ def pretrain_task(folder: str) -> None:
 
 
 class IdleTask(Exception):  # noqa: N818 - an expected exit, not an error
-    """This task is not needed for the global batch."""
+    """Notice that this task is not needed for the global batch."""
 
 
 def usable_tasks(task: TaskInfo, cluster: ClusterConfig, global_batch: int) -> int:
     """Return the maximum number of tasks, on whole nodes, that can share the global batch.
 
     Raises:
-        UserError: none of the allowed numbers of nodes can, or requeues are used up.
+        UserError: none of the allowed numbers of nodes divides it, or requeues are used up.
     """
     if task.start > cluster.max_requeues:
         raise UserError(f"requeued {task.start} times, max_requeues={cluster.max_requeues}. Fix: submit the run again.")
@@ -128,7 +127,8 @@ def usable_tasks(task: TaskInfo, cluster: ClusterConfig, global_batch: int) -> i
 
 
 def adapt_config(config: PretrainConfig, task: TaskInfo, cluster: ClusterConfig) -> PretrainConfig:
-    """Adapt the config to the number of processes: a micro-batch that divides the share of each, node-local caches.
+    """Adapt the config to the number of processes: a micro-batch that divides the share of each process, node-local
+    caches.
 
     Raises:
         UserError: there is no such micro-batch, or no folder for caches.
@@ -145,7 +145,7 @@ def adapt_micro_batch(train: TrainConfig, processes: int) -> int:
     """Return the largest micro-batch, up to the configured one, that divides the share of each process.
 
     Raises:
-        UserError: there is none of 2 samples or more.
+        UserError: there is no such micro-batch of 2 samples or more.
     """
     share, most = train.global_batch // processes, train.micro_batch
     if not most or share % most == 0:
@@ -163,20 +163,23 @@ def local_scratch_dir(cluster: ClusterConfig) -> Path | None:
     """Create and return the node-local folder for caches; None if none is configured.
 
     Raises:
-        UserError: it cannot be created, or uses an environment variable that is not set in this job.
+        UserError: the folder cannot be created, or uses an environment variable that is not set in this job.
     """
     if not cluster.local_scratch:
         return None
     text = os.path.expandvars(cluster.local_scratch)
     if "$" in text:
         raise UserError(
-            f"cluster.local_scratch={cluster.local_scratch}: uses an environment variable that is not set in this job"
+            f"cluster.local_scratch={cluster.local_scratch}: uses an environment variable that is not set in this job. "
+            "Fix: use one that is set."
         )
     folder = Path(text) / "simfle"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cluster.local_scratch={folder}: cannot be created: {error.strerror}") from None
+        raise UserError(
+            f"cluster.local_scratch={folder}: cannot be created: {error.strerror}. Fix: use another folder."
+        ) from None
     return folder
 
 
@@ -195,7 +198,7 @@ def set_rank_env(task: TaskInfo, cluster: ClusterConfig) -> None:
 
 
 def rendezvous_address(task: TaskInfo) -> str:
-    """Return the first node's name, or, if the network cannot resolve it, the address that srun was started from."""
+    """Return the first node's name, or, if the network cannot resolve it, the address from which srun was started."""
     if len(task.nodes) == 1:
         return "127.0.0.1"
     try:
@@ -206,9 +209,9 @@ def rendezvous_address(task: TaskInfo) -> str:
 
 
 def bind_cores(task: TaskInfo) -> None:
-    """Bind each process of a node to separate cores if Slurm has not (no task/affinity plugin, no cpus-per-task).
+    """Bind each process of a node to separate cores unless Slurm did (no task/affinity plugin, no cpus-per-task).
 
-    OWN_CORES and, if the user has not set it, OMP_NUM_THREADS record this: cores must not be divided again.
+    OWN_CORES and, if the user has not set it, OMP_NUM_THREADS record this: the cores must not be divided again.
     """
     cores = sorted(os.sched_getaffinity(0))
     unbound = os.environ.get("SLURM_CPU_BIND_TYPE", "none") in ("none", "")
@@ -242,7 +245,7 @@ def log_start(job: Path, task: TaskInfo, config: PretrainConfig, cluster: Cluste
 
 @contextmanager
 def record_exit(job: Path, task: TaskInfo) -> Iterator[None]:
-    """Record how this task ended, print it in one line, and exit with its code. Only bugs print a traceback."""
+    """Record the exit of this task, print it in one line, and exit with its code. Only bugs print a traceback."""
     kind, words = events.DONE, ""
     try:
         yield
@@ -271,7 +274,7 @@ def record_exit(job: Path, task: TaskInfo) -> Iterator[None]:
 
 
 def is_peer_loss(error: Exception) -> bool:
-    """Whether a torch error means that other processes or the GPU are gone; gloo raises a plain RuntimeError."""
+    """Return whether a torch error means that other processes or the GPU are lost; gloo raises a plain RuntimeError."""
     import torch.distributed as dist
 
     from simfle.runtime.device import device_failed

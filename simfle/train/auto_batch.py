@@ -34,9 +34,9 @@ BUCKETS = 8e8  # bytes of DeepSpeed's buckets, two of each of two types, which a
 def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
     """Resolve micro-batch auto in the configuration, without changing the global batch.
 
-    A resumed run with the same number of processes and the same GPUs keeps its first micro-batch: with another one
-    BatchNorm would see other samples together. Without a GPU, auto is the whole share of each process: main memory does
-    not limit training on a CPU.
+    A resumed run with the same number of processes and the same GPUs keeps its first micro-batch: with another one,
+    BatchNorm would normalize other samples together. Without a GPU, auto is the whole share of each process: main
+    memory does not limit training on a CPU.
 
     Raises:
         UserError: not even the smallest micro-batch fits.
@@ -53,7 +53,8 @@ def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
         return replace(config, train=replace(config.train, micro_batch=before))
 
     def fits(micro: int) -> bool:
-        """Whether it fits on all processes. Another failure is shared, because the others wait for an answer."""
+        """Return whether a micro-batch fits on all processes. Any other failure is shared, because all processes wait
+        for an answer."""
         failure: Exception | None = None
         try:
             here = float(_fits_here(config, micro, world.device))
@@ -75,7 +76,7 @@ def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
 def previous_micro_batch(run: Path, processes: int, device: str, share: int) -> int:
     """Return the micro-batch in RUN/run.json for the same number of processes and device; 0 if there is none.
 
-    Before its first checkpoint a folder may still hold another configuration's.
+    Before its first checkpoint, a folder may still hold the file of another configuration.
     """
     if not complete_checkpoints(run):
         return 0
@@ -97,7 +98,7 @@ def device_name(device: torch.device) -> str:
 
 
 def largest_fitting_divisor(share: int, fits: Callable[[int], bool]) -> int:
-    """Find the largest divisor of `share`, at least 2, that fits, by bisection: if one fits, smaller ones do.
+    """Find the largest divisor of `share`, at least 2, that fits, by bisection: divisors below a fitting one fit too.
 
     Raises:
         UserError: none fits, or `share` has no such divisor.
@@ -136,8 +137,8 @@ def _fits_here(config: PretrainConfig, micro: int, device: torch.device) -> bool
 def trial_step(config: PretrainConfig, micro: int, device: torch.device) -> int:
     """Run one step of `micro` samples without DeepSpeed; return the bytes of DeepSpeed's additional copies.
 
-    These are a flattened copy of the parameters and one of the gradients; partitioning them across processes (ZeRO)
-    only makes them smaller.
+    These copies are a flattened copy of the parameters and one of the gradients; partitioning them across processes
+    (ZeRO) only makes them smaller.
     """
     # Compiled it needs rather less, and each trial would take the compiler's minutes.
     plain = replace(config.model, compile=False)
@@ -154,7 +155,7 @@ def trial_step(config: PretrainConfig, micro: int, device: torch.device) -> int:
 
 
 def _batch(config: PretrainConfig, micro: int, device: torch.device) -> Batch:
-    """Make a batch of noise with the layout of the loader's."""
+    """Create a batch of noise with the layout of the loader's batches."""
 
     def images(side: int) -> torch.Tensor:
         made = torch.randint(0, 256, (micro, 3, side, side), dtype=torch.uint8, device=device)

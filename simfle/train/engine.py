@@ -1,4 +1,4 @@
-"""The engine of a run: model, optimizer and DeepSpeed, restored from the newest checkpoint."""
+"""Engine of a run: model, optimizer and DeepSpeed, restored from the newest checkpoint."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,7 +53,7 @@ class TrainEngine:
         return int(self.deepspeed.zero_optimization_stage())
 
     def begin_step(self) -> float:
-        """Keep the buffers, set the learning rate of the next step, and return it."""
+        """Save a copy of the buffers, set the learning rate of the next step, and return it."""
         state_dict.copy_tensors(self._before, self._buffers)
         rate = lr_at_step(self.step, self._schedule_steps(), self._global_batch, self._optim)
         set_lr(self._optimizer, rate)
@@ -74,7 +74,7 @@ class TrainEngine:
 
     @property
     def has_skipped(self) -> bool:
-        """Whether DeepSpeed has skipped a step with a non-finite gradient."""
+        """Return whether DeepSpeed has skipped a step with a non-finite gradient."""
         return bool(self.deepspeed.skipped_steps)
 
     def end_step(self) -> None:
@@ -92,7 +92,7 @@ class TrainEngine:
         state_dict.copy_tensors(self._buffers, self._before)
 
     def is_finite(self) -> bool:
-        """Whether all parameters and buffers are finite on every process. Collective."""
+        """Return whether all parameters and buffers are finite on every process. Collective."""
         return state_dict.is_finite(self.model, self._device)
 
 

@@ -19,18 +19,18 @@ def refuse_copies(run: Path) -> None:
     for folder in run_files.copied_checkpoints(run):
         raise UserError(
             f"train.run_dir={run}: checkpoints/{folder.name} has the state of another step than its name says. "
-            "Fix: move this copy out of checkpoints/, or give it another name, such as backup"
+            "Fix: move this copy out of checkpoints/, or give it another name, such as backup."
         )
 
 
 def refuse_old_format(run: Path) -> None:
-    """Raise a UserError where checkpoints are of another format version: their keys have other names."""
+    """Raise a UserError if checkpoints are of another format version: their keys have other names."""
     for folder in complete_checkpoints(run):
         found = run_files.read_state(folder).get("format", FORMAT)
         if found != FORMAT:
             raise UserError(
                 f"train.run_dir={run}: {folder.name} has format {found}, this version reads {FORMAT}. "
-                "Fix: use a new train.run_dir, or resume with the version that wrote it"
+                "Fix: use a new train.run_dir, or resume with the version that wrote it."
             )
 
 
@@ -56,7 +56,7 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
             raise UserError(
                 f"train.run_dir={run}: checkpoints/{folder.name} is of a run with another configuration "
                 f"({_named(state.identity, config) or 'not recorded by the earlier version'}). "
-                "Fix: move it out of checkpoints/"
+                "Fix: move it out of checkpoints/."
             )
         if state.identity:
             refuse_difference(run, state.identity, config)
@@ -65,7 +65,7 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
 
 
 def refuse_lost_checkpoints(run: Path, file: Path) -> None:
-    """Refuse to start from step 0 over a run whose checkpoints are missing: a disk may not be mounted.
+    """Raise UserError before a start from step 0 over a run whose checkpoints are missing: a disk may not be mounted.
 
     file: config.yaml of the run. A run that was killed before its first checkpoint was complete does start from step 0:
     it had at most twice train.checkpoint_every steps, because a second checkpoint waits for the first.
@@ -77,7 +77,7 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
     if folder.is_symlink() and not folder.is_dir():
         raise UserError(
             f"train.run_dir={run}: checkpoints is a link to {folder.readlink()}, which is not an existing folder. "
-            f"Fix: mount that disk, or delete {folder} to start from step 0"
+            f"Fix: mount that disk, or delete {folder} to start from step 0."
         )
     if not file.exists() or not (run / METRICS).exists() or any(map(run_files.step_from_name, folder.glob("step-*"))):
         return
@@ -85,8 +85,9 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
     if step > 2 * load(PretrainConfig, file).train.checkpoint_every:
         raise UserError(
             f"train.run_dir={run}: {METRICS} reaches step {step}, but there is no checkpoint: a disk is not mounted, "
-            "or they were deleted. Fix: restore them, or use another train.run_dir; to start from step 0 here delete "
-            f"{run / METRICS}"
+            "or they were deleted. "
+            f"Fix: restore them, use another train.run_dir, or delete {run / METRICS} to start from "
+            "step 0."
         )
 
 
@@ -144,7 +145,7 @@ def _refuse_by_file(run: Path, state: TrainState, config: PretrainConfig, file: 
         refuse_difference(run, run_identity(before), config)
     raise UserError(
         f"{file} is not the configuration of the checkpoints beside it: it was changed, or they are of another run or "
-        "another version of simfle. Fix: restore config.yaml and checkpoints of the run, or use another train.run_dir"
+        "another version of simfle. Fix: restore config.yaml and checkpoints of the run, or use another train.run_dir."
     )
 
 

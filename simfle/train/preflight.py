@@ -1,4 +1,4 @@
-"""Refuse invalid pretraining configurations before anything heavy is imported."""
+"""Check pretraining configurations before any heavy import."""
 
 import os
 from pathlib import Path
@@ -12,10 +12,10 @@ MAX_PROFILED_STEPS = 20  # steps: a trace of ResNet-50 and FaceMAE takes some me
 
 
 def check(config: PretrainConfig) -> None:
-    """Refuse values out of range, and values that do not fit each other.
+    """Raise UserError for values out of range, or values that do not fit each other.
 
     Raises:
-        UserError: field, value and accepted values.
+        UserError: names the field, its value and the accepted values.
     """
     validate(config, unused=unused_fields(config))
     data, train = config.data, config.train
@@ -35,18 +35,18 @@ def check(config: PretrainConfig) -> None:
 
 
 def check_places(field: str, places: list[str]) -> None:
-    """Refuse shards that are named twice, whose samples would count twice. Raises UserError."""
+    """Raise UserError if shards are named twice: their samples would count twice."""
     seen: dict[str, str] = {}
     for place in places:
         real = place.rstrip("/") if "://" in place else os.path.realpath(place)
         if real in seen:
             both = place if place == seen[real] else f"{seen[real]} and {place} are the same folder, which"
-            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: name it once")
+            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: name it once.")
         seen[real] = place
 
 
 def check_optimizer(optim: OptimConfig, train: TrainConfig) -> None:
-    """Refuse an optimizer that cannot use ZeRO's flattened parameters. Raises UserError."""
+    """Raise UserError for an optimizer that cannot use ZeRO's flattened parameters."""
     if optim.name == "lars" and train.zero_stage > 0:
         raise UserError(
             f"train.zero_stage={train.zero_stage}: ZeRO flattens parameters, and optim.name=lars needs the norm of "
@@ -55,7 +55,7 @@ def check_optimizer(optim: OptimConfig, train: TrainConfig) -> None:
 
 
 def check_monitor(monitor: MonitorConfig, train: TrainConfig) -> None:
-    """Refuse probes without shards, and probes that outlast the other processes' timeout. Raises UserError."""
+    """Raise UserError for probes without shards, or probes that outlast the other processes' timeout."""
     if not monitor.probe_every:
         return
     if not monitor.shards:
@@ -70,9 +70,9 @@ def check_monitor(monitor: MonitorConfig, train: TrainConfig) -> None:
 
 
 def preflight(config: PretrainConfig, *, network: bool) -> None:
-    """Refuse what a start would refuse, on a machine that may lack GPUs: values, backend, network, run folder.
+    """Run the checks of a start on a machine that may lack GPUs: values, backend, network, run folder.
 
-    The caller checks data and batch. network: build the network, without memory for its parameters.
+    The caller checks data and batch. network: whether to build the network, without memory for its parameters.
 
     Raises:
         UserError: as raised by the functions that a start calls.
@@ -98,7 +98,7 @@ def preflight(config: PretrainConfig, *, network: bool) -> None:
 
 
 def check_profile(train: TrainConfig) -> None:
-    """Refuse too many steps for one trace. Raises UserError."""
+    """Raise UserError for too many steps in one trace."""
     first, last = train.profile_steps
     if last - first >= MAX_PROFILED_STEPS:
         raise UserError(

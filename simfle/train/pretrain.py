@@ -34,11 +34,11 @@ LESS_MEMORY = (
 
 @dataclass(frozen=True)
 class JobContext:
-    """Context of a cluster job; a run on one machine needs none of it.
+    """Context of a cluster job; a run on one machine needs no context.
 
-    stop: a flag that may have been set before the run began.
+    stop: flag that may have been set before the run began.
     lock_timeout: seconds to wait for a run folder that exiting processes of an earlier start still hold.
-    stop_grace_seconds: seconds between the stop signal and the end of the job; 0: unknown.
+    stop_grace_seconds: seconds between the stop signal and the end of the job (0 = unknown).
     on_hang: called with the reason just before a hanging process exits.
     start: start of a Slurm job; a later start of the same job may take over the folder.
     """
@@ -57,7 +57,7 @@ def pretrain(config: PretrainConfig, context: JobContext = JobContext()) -> None
         UserError: invalid configuration, data, checkpoint or folder; a non-finite loss; a full or failing disk; full
             memory.
         DeviceFailedError: the GPU failed.
-        RunStopped: a signal or train.stop_after_step stopped it early; the state is saved.
+        RunStopped: a signal or train.stop_after_step stopped the run early; the state is saved.
     """
     flag = nullcontext(context.stop) if context.stop is not None else StopSignal()
     with device_errors_as_user_errors(LESS_MEMORY), open_trainer(config, context) as trainer, flag as stop:
@@ -98,7 +98,7 @@ def build_trainer(
     engine: TrainEngine,
     watchdog: Watchdog,
 ) -> Trainer:
-    """Build the other components of a trainer. Collective. Raises CollectiveError: too many corrupt samples."""
+    """Build the other components of a trainer. Collective. Raises CollectiveError for too many corrupt samples."""
     rank_slice = RankSlice(world.rank, world.world_size, world.local_world_size, layout.grad_accum_steps)
     loader = Loader(data, config.views, config.data, rank_slice, world.device, engine.model.images)
     watchdog.watch_data(loader.waiting_for)
@@ -133,7 +133,7 @@ def build_trainer(
 def lock_run_dir_collectively(
     config: PretrainConfig, world: World, ends: ExitStack, context: JobContext
 ) -> RunLock | None:
-    """Lock the folder in the main process, which gets the lock; if that fails, all processes exit with its reason.
+    """Lock the folder in the main process, which gets the lock; on failure all processes exit with its reason.
 
     Raises:
         UserError: the folder belongs to another run, is in use, or cannot be written.

@@ -37,7 +37,7 @@ def check_ranks_match(config: PretrainConfig, data: TrainingData, world: World) 
     """Compare the start of this process with that of the main process. Collective.
 
     Raises:
-        CollectiveError: they differ; names the process and the values.
+        CollectiveError: the two differ; the message names the process and the values.
     """
     if world.world_size == 1:
         return
@@ -49,7 +49,7 @@ def check_ranks_match(config: PretrainConfig, data: TrainingData, world: World) 
         more = f" (and {len(other) - 1} more processes)" if len(other) > 1 else ""
         raise CollectiveError(
             f"process {other[0]} {told[other[0]]}{more}. Fix: start all processes of a run with the same program, "
-            "configuration and shards",
+            "configuration and shards.",
             is_reporter=world.is_main,
         )
 

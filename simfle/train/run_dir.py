@@ -1,4 +1,4 @@
-"""The run folder: one run at a time, one configuration for all starts, recorded versions."""
+"""Run folder: one run at a time, one configuration for all starts, recorded versions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +18,10 @@ from simfle.train.checkpointing.checkpoint import complete_checkpoints
 
 @contextmanager
 def disk_errors_as_user_errors(run: Path) -> Iterator[None]:
-    """Turn disk errors (full, read-only, unmounted) into one line.
+    """Convert disk errors (full, read-only, unmounted) to one line.
 
     Raises:
-        UserError: with the file, if the system names one.
+        UserError: names the file, if the system names one.
     """
     try:
         yield
@@ -29,14 +29,15 @@ def disk_errors_as_user_errors(run: Path) -> Iterator[None]:
         raise  # other processes were lost: not a disk error
     except OSError as error:
         words = f"train.run_dir={run}: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
-        raise UserError(f"{words}. Fix: resolve this and rerun; training resumes from the last checkpoint") from error
+        raise UserError(f"{words}. Fix: resolve this and rerun; training resumes from the last checkpoint.") from error
 
 
 @contextmanager
 def run_dir_lock(
     run: Path, lock_timeout: float = 0.0, mine: run_lock.JobStart | None = None
 ) -> Iterator[run_lock.RunLock]:
-    """Lock the folder for this run, see `claim.claimed`; refuse a shard folder before anything is written."""
+    """Lock the folder for this run, see `run_lock.lock_run_dir`; raise UserError for a shard folder before any
+    write."""
     _refuse_shards(run)
     with run_lock.lock_run_dir(run, lock_timeout, mine) as held:
         yield held
@@ -46,7 +47,7 @@ def record_config(run: Path, config: PretrainConfig) -> None:
     """Write the resolved config, without secrets in URLs, and the versions; only to this run's own folder.
 
     Raises:
-        UserError: the folder holds shards, or a run with another configuration; names the differing keys.
+        UserError: the folder holds shards, or a run with another configuration; the message names the differing keys.
     """
     check_same_config(run, config)
     replace_text(run / "config.yaml", to_yaml(asdict(config)))

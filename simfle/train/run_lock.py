@@ -27,7 +27,7 @@ SHARED_DISK = "mount that file system with locks (Lustre: -o flock), or use a tr
 
 @dataclass(frozen=True)
 class JobStart:
-    """A start of a Slurm job. start: 0, then one more with each requeue."""
+    """Start of a Slurm job. start: 0 at first, plus 1 with each requeue."""
 
     job: str
     start: int
@@ -37,7 +37,7 @@ class JobStart:
 
 
 class RunLock:
-    """A run folder locked by this process. `loss_reason` returns why the lock is lost."""
+    """Lock of a run folder, held by this process. `lost_because` returns why the lock is lost."""
 
     def __init__(self, run: Path, file: IO[str], mine: JobStart | None) -> None:
         self.run, self.mine = run, mine
@@ -47,8 +47,9 @@ class RunLock:
         file.flush()
         self._number = os.fstat(file.fileno()).st_ino
 
-    def loss_reason(self) -> str:
-        """Return why the folder must not be written any more; empty if it is still owned, or if the disk fails."""
+    def lost_because(self) -> str:
+        """Return why the folder must not be written any more; empty if this process still owns it, or if the disk
+        fails."""
         path = self.run / LOCK
         try:
             lines = read_text(path, errors="replace").splitlines()
@@ -60,7 +61,7 @@ class RunLock:
         if not lines and not same:
             return (
                 f"train.run_dir={self.run}: the folder was deleted or moved while the run was training; nothing is "
-                "written to it any more. Fix: restore it and rerun, or start a new run"
+                "written to it any more. Fix: restore it and rerun, or start a new run."
             )
         if not same or (lines and lines[0] != self.holder):
             return self._superseded(lines[0] if lines else "another process")
@@ -70,14 +71,14 @@ class RunLock:
 
     def check(self) -> None:
         """Raise a UserError if the folder is lost."""
-        if words := self.loss_reason():
+        if words := self.lost_because():
             raise UserError(words)
 
     def _superseded(self, by: str) -> str:
         return f"train.run_dir={self.run}: {by} has taken over the run from {self.holder}, which exits without writing"
 
     def _is_later(self, line: str) -> bool:
-        """Whether a line is of a later start of this job; no other process can request the folder."""
+        """Return whether a line is of a later start of this job; no other process can request the folder."""
         if self.mine is None or not line.startswith(f"{REQUESTED}job {self.mine.job} start "):
             return False
         number = line.rpartition(" ")[2]
@@ -101,9 +102,11 @@ def lock_run_dir(run: Path, lock_timeout: float = 0.0, mine: JobStart | None = N
         run.mkdir(parents=True, exist_ok=True)
         file = _open_lock_file(run / LOCK)
     except RefusedFileError as error:
-        raise UserError(f"train.run_dir={run}: {LOCK} is {error.strerror}. Fix: delete {run / LOCK}") from None
+        raise UserError(
+            f"train.run_dir={run}: {LOCK} is {error.strerror}. Fix: delete {run / LOCK} and rerun."
+        ) from None
     except OSError as error:
-        raise UserError(f"train.run_dir={run} cannot be written: {error.strerror}") from None
+        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}. Fix: use another one.") from None
     with file:
         end = time.monotonic() + lock_timeout
         asked = mine is None or not mine.start
@@ -124,7 +127,7 @@ def _refuse(run: Path, file: IO[str], patience: float, mine: JobStart | None) ->
     if mine is not None and mine.start and f", job {mine.job} start " in holder:
         raise RunDirLockedError(
             f"train.run_dir={run}: still held by {holder}, {patience:.0f} s after this start requested it. "
-            "Fix: end that process, on a node that lost its network"
+            "Fix: end that process, on a node that lost its network."
         )
     raise UserError(f"train.run_dir={run}: in use by {holder}. Fix: wait for it, or use another train.run_dir.")
 
@@ -133,7 +136,7 @@ def _open_lock_file(path: Path) -> IO[str]:
     """Open the lock file for writing. A link is not followed: it may lead to any file of the user.
 
     Raises:
-        RefusedFileError: it is a link or not a regular file.
+        RefusedFileError: the lock file is a link or not a regular file.
         OSError: it cannot be opened.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC

@@ -2,8 +2,8 @@
 
 The hashes in the manifests identify a run's data. Only `simfle shards verify`, which reads every byte, can check files
 against them. A run therefore records spot checks of its files in RUN/shards.json when it starts, and compares them on
-each resume. The processes of a machine share the work, and machines are compared as well. Tars with samples
-that the run found corrupt may change, because they have to be restored.
+each resume. The processes of a machine share the work, and machines are compared as well. A tar in which the run found
+corrupt samples may change, because the samples have to be restored.
 """
 
 # S shards
@@ -81,7 +81,7 @@ def _agreed(corpus: ShardCorpus, world: World) -> Tensor:
     if other:
         raise CollectiveError(
             f"data.shards: {_named(corpus, other)} not the same on all machines. Fix: copy the shards to each "
-            "machine again, and run simfle shards verify on each",
+            "machine again, and run simfle shards verify on each.",
             is_reporter=world.is_main,
         )
     return highest[:shards]
@@ -118,7 +118,7 @@ def _compare(run: Path, corpus: ShardCorpus, table: Tensor, resumed: bool) -> No
             raise UserError(
                 f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} was trained on, though "
                 "the manifest is the same. Fix: restore these files, or build the shards again and use another "
-                "train.run_dir; simfle shards verify FOLDER checks every byte"
+                "train.run_dir; simfle shards verify FOLDER checks every byte."
             )
         known = ShardRecord(
             now.corpus,
@@ -155,11 +155,11 @@ def _read(file: Path, shards: int) -> ShardRecord:
 def _corrupt_error(file: Path, why: str) -> UserError:
     return UserError(
         f"train.run_dir: {file} is corrupt ({why}). Fix: restore it, or run simfle shards verify on the shards and "
-        "delete it: the files are then recorded in their current state"
+        "delete it: the files are then recorded in their current state."
     )
 
 
 def _named(corpus: ShardCorpus, shards: list[int]) -> str:
-    """Return the first of some shards, and how many more, as the subject of a sentence."""
+    """Return the first of some shards, and the number of further ones, as the subject of a sentence."""
     more = f" and {len(shards) - 1} more" if len(shards) > 1 else " or its index"
     return f"{corpus.shard_location(shards[0])}{more} {'are' if len(shards) > 1 else 'is'}"

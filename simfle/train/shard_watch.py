@@ -1,7 +1,7 @@
 """Detect changed shards during a run: read their manifests again at each checkpoint.
 
-A thread reads them, because a server may answer slowly. A person may have been removed: the run must not feed the rest
-of its epochs from open files or from a cache.
+A thread reads the manifests, because a server may answer slowly. A person may have been removed: the run must not use
+removed images from open files or from a cache for the rest of its epochs.
 """
 
 import threading
@@ -16,7 +16,8 @@ FINAL_CHECK_TIMEOUT = 10.0  # maximum seconds that the end of a run waits for th
 
 
 class ShardWatch:
-    """`check` starts a check, unless one is in progress; `reason` is empty until a check has found other shards.
+    """Watch of the shards: `check` starts a check, unless one is in progress; `reason` is empty until a check finds
+    other shards.
 
     A manifest that cannot be read changes nothing: the run keeps its shards. A stream has no manifest.
     """

@@ -1,4 +1,4 @@
-"""Everything that a run reports of its steps: progress, metrics, features, probes, images, sample ids, a profile."""
+"""Write progress, metrics, features, probes, images, sample ids and a profile of a run's steps."""
 
 import time
 from contextlib import ExitStack
@@ -26,14 +26,14 @@ from simfle.train.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class StepTime:
-    """Durations of a step in seconds: all of it, and waiting for data."""
+    """Durations of a step in seconds: in total, and waiting for data."""
 
     seconds: float
     data_wait: float
 
 
 class StepLog:
-    """Reports the steps of a run. Only the main process prints and writes, except sample ids and profiles."""
+    """Report the steps of a run. Only the main process prints and writes, except sample ids and profiles."""
 
     def __init__(
         self, config: PretrainConfig, world: World, data: TrainingData, engine: TrainEngine, watchdog: Watchdog
@@ -59,7 +59,7 @@ class StepLog:
         self._monitor.begin(self._engine.step, self._engine.deepspeed)
 
     def begin_step(self) -> None:
-        """Decide what the next step records."""
+        """Decide which outputs the next step records."""
         number = self._engine.step + 1
         image = self._is_due(self._train.log_images_every, number) and self._world.is_main
         self._engine.model.capture_reconstruction = image
@@ -74,9 +74,9 @@ class StepLog:
         """Report a finished step. Collective.
 
         Args:
-            status: its reduced status.
+            status: reduced status of the step.
             rate: learning rate.
-            began: its start, of `time.perf_counter`.
+            began: start of the step, from `time.perf_counter`.
             data_wait: seconds spent waiting for data.
         """
         step = self._engine.step

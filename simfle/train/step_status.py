@@ -9,7 +9,8 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StepStatus:
-    """Result, the same on every process. losses: means over processes and micro-batches; corrupt: new corrupt ones."""
+    """Status of a step, the same on every process. losses: means over processes and micro-batches; corrupt: number of
+    new corrupt samples."""
 
     losses: dict[str, float]
     finite: bool
@@ -20,7 +21,7 @@ class StepStatus:
 class StepReduction:
     """All-reduce that starts between the last forward pass and its backward pass, read after the backward is queued.
 
-    The host waits while the GPU has work: nothing stalls, and a bad loss is known before the optimizer steps.
+    The host waits while the GPU has work, so that nothing stalls, and a bad loss is known before the optimizer steps.
     """
 
     def __init__(self, losses: dict[str, Tensor], grad_accum_steps: int, stop: bool, corrupt: int) -> None:

@@ -1,4 +1,4 @@
-"""The training loop and the ways in which it ends.
+"""Training loop, and its normal and early ends.
 
 `open_trainer` of simfle/train/pretrain.py builds the components; the `Trainer` owns and closes them.
 """
@@ -43,7 +43,7 @@ NONFINITE_HINT = "Fix: start a new train.run_dir with a lower optim.lr, optim.ma
 class Trainer:
     """One start of a run, ready for its next step: its components, and the loop over them.
 
-    Every method is collective: all processes call it, and end together.
+    Every method is collective: all processes call it, and all end together.
     """
 
     config: PretrainConfig
@@ -60,7 +60,7 @@ class Trainer:
 
     @property
     def run_dir(self) -> Path:
-        """The run folder."""
+        """Run folder."""
         return Path(self.config.train.run_dir)
 
     @property
@@ -99,7 +99,7 @@ class Trainer:
             raise RunStopped(words, by_signal=signaled)
 
     def train_step(self, batches: Iterator[Batch], stop: bool) -> StepStatus:
-        """Run one optimizer step. stop: this process wants to stop after it."""
+        """Run one optimizer step. stop: whether this process wants to stop after it."""
         began, waited = time.perf_counter(), self.loader.data_wait_seconds
         self.watchdog.mark_progress(self.step + 1, "step")
         self.step_log.begin_step()
@@ -237,7 +237,8 @@ class Trainer:
         )
 
     def _abort_together(self, why: str) -> NoReturn:
-        """Exit after the main process has written everything: a launcher ends the others when the first one exits."""
+        """Exit after the main process has written its output: a launcher ends all processes when the first one
+        exits."""
         self.checkpoints.wait()
         dist.barrier()
         raise CollectiveError(why, is_reporter=self.world.is_main)

@@ -1,8 +1,8 @@
-"""End a hanging run and report the processes it waits for.
+"""End a hanging run and report the processes for which it waits.
 
-When one process of a run stops (suspended, a node without network, a file system that hangs), the others wait for it in
-a collective forever. Each process therefore writes a heartbeat to RUN/heartbeats, and ends the run by exiting when it
-has made no progress for `limit` seconds.
+When one process of a run stops (suspended, a node without network, a file system that hangs), the other processes wait
+for it in a collective forever. Each process therefore writes a heartbeat to RUN/heartbeats, and exits when it has made
+no progress for `limit` seconds.
 """
 
 import faulthandler
@@ -32,9 +32,9 @@ LAST_WORDS = 5.0  # maximum seconds for the last message
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """beats: a counter; step and phase: last progress of the process.
+    """Heartbeat of a process. beats: a counter; step and phase: last progress of the process.
 
-    phase also names the data that the process waits for, after WAITS.
+    phase also names the data for which the process waits, after WAITS.
     """
 
     rank: int
@@ -46,11 +46,10 @@ class Heartbeat:
 
 
 class Watchdog:
-    """Writes heartbeats while the process runs; exits with code 76 if `mark_progress` is not called for `limit`
-    seconds.
+    """Write heartbeats while the process runs; exit with code 76 if `mark_progress` is not called for `limit` seconds.
 
-    before_end: called with the message just before the exit. limit 0: never exits.
-    run_lock: lock of the main process; if it is lost the process exits, even if it waits for an unresponsive process.
+    on_hang: called with the message just before the exit; limit: seconds (0 = never exit); run_lock: lock of the main
+    process. If the lock is lost, the process exits, even while another process does not respond.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class Watchdog:
         self._file(self.rank).unlink(missing_ok=True)
 
     def mark_progress(self, step: int, phase: str) -> None:
-        """Mark progress: the process now does `phase` of `step`. Costs nothing."""
+        """Mark progress: the process now executes `phase` of `step`. Costs nothing."""
         self._place = step, phase
         self._since = time.monotonic()
 
@@ -96,12 +95,12 @@ class Watchdog:
         self.mark_progress(self._place[0], phase)
 
     def watch_data(self, waiting_for: Callable[[], str]) -> None:
-        """Name in heartbeats the data that the process waits for; "" if none."""
+        """Name in heartbeats the data for which the process waits; "" if none."""
         self._waiting_for = waiting_for
 
     def _work(self) -> None:
         while not self._stop.wait(self._period):
-            if self.run_lock is not None and (words := self.run_lock.loss_reason()):
+            if self.run_lock is not None and (words := self.run_lock.lost_because()):
                 leave(f"error: {words}", PEER_LOST)
             self._beat()
             if self.limit and time.monotonic() - self._since > self.limit:
@@ -163,7 +162,7 @@ class Watchdog:
 
 
 def leave(words: str, code: int, *, threads: bool = False) -> NoReturn:
-    """Exit the process with a last message and the stacks of its threads, without them if stderr is blocked.
+    """Exit the process with a last message and the stacks of its threads, without the stacks if stderr is blocked.
 
     A full pipe without a reader blocks the writer, which may be why the run hangs.
     """

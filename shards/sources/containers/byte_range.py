@@ -9,7 +9,8 @@ def read_range(file: Path, offset: int, size: int) -> bytes:
     """Read `size` bytes from `offset`.
 
     Raises:
-        Unusable: the file ends early. OSError: the file cannot be read at all, which is not the image's fault.
+        ImageRejected: the file ends early.
+        OSError: the file cannot be read at all, a failure that no image causes.
     """
     from shards.imaging.codec import MAX_BYTES, ImageRejected
 

@@ -55,12 +55,14 @@ class CorpusFiles:
         found = self.read(name)
         recipe = found.arguments if isinstance(found, LazyBytes) else ()
         if isinstance(found, Path) and found.is_file() and found.stat().st_size > LIST_BYTES:
-            raise UserError(f"{corpus}: {found} has more than {LIST_BYTES} bytes. Fix: use the file as delivered")
+            raise UserError(
+                f"{corpus}: {found} has more than {LIST_BYTES} bytes. Fix: use the original, unmodified file."
+            )
         if recipe and int(recipe[2]) > LIST_BYTES:
-            raise UserError(f"{corpus}: {name} in {self.where} is too large. Fix: use the file as delivered")
+            raise UserError(f"{corpus}: {name} in {self.where} is too large. Fix: use the original, unmodified file.")
         data = self.bytes(name)
         if not data:
-            raise UserError(f"{corpus}: {name} in {self.where} is missing, empty or corrupt. Fix: download it again")
+            raise UserError(f"{corpus}: {name} in {self.where} is missing, empty or corrupt. Fix: download it again.")
         return data.decode("utf-8-sig", "surrogateescape")
 
 
@@ -100,7 +102,7 @@ def _in_zip(archive: Path, anchor: str, folder: str) -> CorpusFiles | None:
     members: dict[str, tuple[LazyBytes | bytes, tuple[str, ...]]] = {}
     for member in read_zip(archive.absolute()):
         if isinstance(member, Rejected):
-            raise UserError(f"{archive}: {member.detail}. Fix: download it again")
+            raise UserError(f"{archive}: {member.detail}. Fix: download it again.")
         if (name := safe_relative_path(member.name)) is not None:
             members[name] = member.read, member.rejection
     places = {name.removesuffix(anchor).rstrip("/") for name in members if f"/{name}".endswith(f"/{anchor}")}
@@ -112,9 +114,9 @@ def _in_zip(archive: Path, anchor: str, folder: str) -> CorpusFiles | None:
 
 
 def require_corpus_files(corpus: str, root: Path, anchor: str, folder: str) -> CorpusFiles:
-    """Return the files like `find_files`. Raises UserError if there are none."""
+    """Return the files like `find_corpus_files`. Raises UserError if there are none."""
     found = find_corpus_files(root, anchor, folder)
     if found is None:
         there = f" (found: {describe_dir(root)})" if root.is_dir() else ""
-        raise UserError(f"{corpus}: no {anchor} beside {folder}/ in {root}{there}. Fix: give the zip or folder")
+        raise UserError(f"{corpus}: no {anchor} beside {folder}/ in {root}{there}. Fix: give the zip or folder.")
     return found

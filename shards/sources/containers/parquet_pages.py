@@ -45,7 +45,7 @@ class Chunk:
 
 
 def check_footer(file: Path) -> None:
-    """Raise DamagedPages if the footer is too large: in memory it takes a hundred times its size."""
+    """Raise CorruptParquetError if the footer is too large: in memory it takes a hundred times its size."""
     with open_regular(file, "rb") as data:
         size = data.seek(0, 2)
         data.seek(max(0, size - 8))
@@ -58,7 +58,7 @@ def batches(file: Path, table: Any, columns: Collection[str], rows: int) -> Iter
     """Yield record batches of a `pyarrow.parquet.ParquetFile` with at most `rows` rows, fewer if they may be large.
 
     Raises:
-        DamagedPages: the pages cannot be read or take too much memory; and any error of pyarrow.
+        CorruptParquetError: the pages cannot be read or take too much memory; and any error of pyarrow.
     """
     wanted = sorted(set(columns))
     with open_regular(file, "rb") as data:

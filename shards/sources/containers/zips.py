@@ -27,7 +27,7 @@ STORED, DEFLATED = 0, 8
 
 
 class DamagedZip(Exception):  # noqa: N818 - the result for one archive
-    """The file is not a complete zip. The message gives the reason."""
+    """Error: the file is not a complete zip. The message gives the reason."""
 
 
 class ZipEntry(NamedTuple):
@@ -53,7 +53,8 @@ class Directory(NamedTuple):
 def read_zip(file: Path) -> Iterator[ArchiveMember | Rejected]:
     """Yield the members of a zip in the order of its directory.
 
-    A Rejected (source "") if it is not a zip, is truncated (the directory is its last part) or has a corrupt directory.
+    Yields a Rejected (source "") if the file is not a zip, is truncated (the directory is its last part) or has a
+    corrupt directory.
 
     Raises:
         OSError: the file cannot be read at all.
@@ -156,7 +157,7 @@ def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, pac
     """Read a member by the offset of its header, without the directory; runs in a worker.
 
     Raises:
-        Unusable: the member is corrupt. OSError: the file cannot be read at all.
+        ImageRejected: the member is corrupt. OSError: the file cannot be read at all.
     """
     from shards.imaging.codec import MAX_BYTES, ImageRejected
     from shards.sources.containers.byte_range import read_range

@@ -1,1 +1,1 @@
-"""The public corpora that are known by name."""
+"""Known public corpora, one module each."""

@@ -2,7 +2,7 @@
 
 `AFLWinfo_release.mat` (MATLAB 5): `nameList` (0/image00002.jpg), `data` (19 x, then 19 y), `mask_new` (visible or not),
 `bbox` (xmin xmax ymin ymax), `ra` (a permutation from 1: the first 20,000 are train, the others test); AFLW's photos
-are in `data/flickr/{0,2,3}/`. Coordinates are kept as delivered.
+are in `data/flickr/{0,2,3}/`. Coordinates are kept as in the file.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ IMAGE_FOLDERS = ("data/flickr", "flickr", "aflw/data/flickr", "images", ".")
 
 @dataclass(frozen=True)
 class AFLW19:
-    """The faces listed in the file."""
+    """Source: the faces listed in the file."""
 
     root: Path
 
@@ -44,7 +44,7 @@ class AFLW19:
             places = ", ".join(f"{folder}/{first}" for folder in IMAGE_FOLDERS)
             raise UserError(
                 f"aflw19: no photos in {self.root} (searched: {places}; found: {describe_dir(self.root)}). "
-                "Fix: give the folder as delivered"
+                "Fix: give the folder as delivered."
             )
         train = set(table[ORDER][:TRAIN].tolist())
         faces: Counter[str] = Counter()
@@ -96,7 +96,7 @@ def _read(file: Path) -> dict[str, Any]:
         if len(lists[NAMES]) != count:
             raise ValueError(f"{NAMES} is not {count} x 1")  # noqa: TRY301
     except (ValueError, OSError) as error:
-        raise UserError(f"aflw19: {file} cannot be read ({error}). Fix: use the file as delivered") from None
+        raise UserError(f"aflw19: {file} cannot be read ({error}). Fix: use the original, unmodified file.") from None
     return {**arrays, **lists, ORDER: order}
 
 

@@ -45,7 +45,7 @@ class Lists:
 
 @dataclass(frozen=True)
 class CelebA:
-    """The photos in `list_eval_partition`, or all photos without that list."""
+    """Source: the photos in `list_eval_partition`, or all photos without that list."""
 
     root: Path
     unaligned: bool = option(False, "Use the photos of img_celeba with boxes instead of the aligned ones.")
@@ -75,7 +75,7 @@ class CelebA:
 
     @property
     def release(self) -> str:
-        """Kind of photos that is read."""
+        """Kind of photos that the source reads."""
         return "unaligned" if self.unaligned else "aligned"
 
     def notes(self) -> list[str]:
@@ -144,7 +144,9 @@ def _rows(file: Path | None, header: bool = False) -> tuple[tuple[str, ...], dic
             continue
         if header and not columns:
             if numbers(rest, len(rest.split())) is not None:
-                raise UserError(f"celeba: {file} has no header with column names. Fix: use the file as delivered")
+                raise UserError(
+                    f"celeba: {file} has no header with column names. Fix: use the original, unmodified file."
+                )
             columns = (*(() if name == "image_id" else (name,)), *rest.split())
         else:
             found[name] = (number, rest)

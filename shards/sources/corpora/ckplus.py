@@ -21,7 +21,7 @@ LANDMARKS = ("Landmarks", "Landmarks/Landmarks", "CK+/Landmarks")
 
 @dataclass(frozen=True)
 class CKPlus:
-    """All frames are in split train; split them by person with --val-fraction and --test-fraction. Group: person.
+    """Source: all frames in split train, to be split by person with --val-fraction and --test-fraction. Group: person.
 
     Frames of a sequence without a label are rejected unless unlabeled entries are kept.
     """
@@ -34,7 +34,7 @@ class CKPlus:
     def __post_init__(self) -> None:
         """Raises UserError unless at least one frame shows the expression."""
         if self.last < 1:
-            raise UserError(f"--last={self.last}: no frame shows the expression. Fix: give at least 1")
+            raise UserError(f"--last={self.last}: no frame shows the expression. Fix: give at least 1.")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield frames by person, sequence and number.

@@ -2,7 +2,7 @@
 
 `COFW_{train,test}_color.mat`, MATLAB 7.3 (HDF5): cells of images `IsTr` or `IsT`, `phisTr` or `phisT` (29 x, 29 y, 29
 occlusion flags), `bboxesTr` or `bboxesT` (left, top, width, height). HDF5 reverses MATLAB's axes; some images are
-grayscale with two axes. Coordinates are kept as delivered.
+grayscale with two axes. Coordinates are kept as in the file.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ MOST = 1 << 28  # maximum bytes of a dataset; a small HDF5 file can declare any 
 
 @dataclass(frozen=True)
 class COFW:
-    """The faces of both files."""
+    """Source: the faces of both files."""
 
     root: Path
 
@@ -55,7 +55,7 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
     except Exception as error:  # noqa: BLE001 - h5py raises anything for corrupt files
         fields = f"Is{mark}, phis{mark}, bboxes{mark}"
         raise UserError(
-            f"cofw: {file} is not MATLAB 7.3 (HDF5) with {fields} ({error}). Fix: use the file as delivered"
+            f"cofw: {file} is not MATLAB 7.3 (HDF5) with {fields} ({error}). Fix: use the original, unmodified file."
         ) from None
     for number in range(count):
         source = f"{file.name}/{number}"
@@ -106,7 +106,7 @@ def read_image(file: Path, field: str, number: int) -> bytes:
     """Return image `number` of the cells in `field` as PNG; runs in a worker.
 
     Raises:
-        Unusable: it is not a byte array with two or three axes.
+        ImageRejected: it is not a byte array with two or three axes.
     """
     import io
 

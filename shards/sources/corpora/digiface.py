@@ -20,7 +20,7 @@ FIRST_PART, SECOND_PART = 720_000, 499_995  # 10,000 subjects x 72 images; 99,99
 
 @dataclass(frozen=True)
 class DigiFace:
-    """All images below the subject folders."""
+    """Source: all images below the subject folders."""
 
     root: Path
 
@@ -31,7 +31,7 @@ class DigiFace:
             UserError: the folder or its subject folders are missing.
         """
         if not self.root.is_dir():
-            raise UserError(f"digiface={self.root}: not a folder. Fix: give the corpus folder")
+            raise UserError(f"digiface={self.root}: not a folder. Fix: give the corpus folder.")
         found = False
         for relative in walk(self.root):
             file = Path(relative)
@@ -45,7 +45,7 @@ class DigiFace:
         if not found:
             raise UserError(
                 f"digiface: no <subject>/<number>.png such as 0/0.png in {self.root} (found: "
-                f"{describe_dir(self.root)}). Fix: give the folder that contains the subjects"
+                f"{describe_dir(self.root)}). Fix: give the folder that contains the subjects."
             )
 
 

@@ -18,7 +18,8 @@ FIELDS = 8  # name, number of the face, top, left, right, bottom, confidence, la
 
 @dataclass(frozen=True)
 class ExpW:
-    """All faces are in split train. An entry is a face; box locates it in the photo. Group: photo (may show several).
+    """Source: all faces in split train. An entry is a face; box locates it in the photo. Group: photo (may show
+    several).
 
     Extras: number of the face in its photo, confidence of the detector that drew the box.
     """
@@ -42,7 +43,7 @@ class ExpW:
         if not usable:
             raise UserError(
                 f"expw: no line of {file} has the {FIELDS} fields: name face top left right bottom confidence label. "
-                "Fix: use the file as delivered"
+                "Fix: use the original, unmodified file."
             )
 
     def _entry(self, images: Path, place: str, fields: list[str]) -> Entry | Rejected:

@@ -22,7 +22,7 @@ LANDMARKS = 70
 
 @dataclass(frozen=True)
 class FaceSynthetics:
-    """All images, including those known only from their other files."""
+    """Source: all images, including those known only from their other files."""
 
     root: Path
 
@@ -41,7 +41,7 @@ class FaceSynthetics:
         if not any(".png" in found for found in kinds.values()):
             raise UserError(
                 f"facesynthetics: no images such as 000000.png in {folder} (found: {describe_dir(folder)}). "
-                "Fix: give the corpus folder"
+                "Fix: give the corpus folder."
             )
         for number, found in kinds.items():
             yield self._entry(folder.absolute(), number, found)
@@ -53,7 +53,7 @@ class FaceSynthetics:
 
     def _folder(self) -> Path:
         if not self.root.is_dir():
-            raise UserError(f"facesynthetics={self.root}: not a folder. Fix: give the corpus folder")
+            raise UserError(f"facesynthetics={self.root}: not a folder. Fix: give the corpus folder.")
         return first_existing(self.root, *RELEASES) or self.root
 
     def _entry(self, folder: Path, number: str, found: set[str]) -> Entry | Rejected:

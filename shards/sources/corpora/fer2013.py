@@ -42,7 +42,7 @@ class FER2013Row(NamedTuple):
 
 @dataclass(frozen=True)
 class FER2013:
-    """Splits train, val (the public test) and test (the private one)."""
+    """Source with splits train, val (the public test) and test (the private one)."""
 
     root: Path
     leaks: str = option(KEEP, HELP, CHOICES)
@@ -89,7 +89,7 @@ def find_list(root: Path) -> Path:
     if (root / "train").is_dir() and first_existing(root, *FULL, TRAIN) is None:
         raise UserError(
             f"fer2013: {root} is the version in folders, which has lost the order of the rows. "
-            "Fix: build it with `folder --split-folders --class-folders`"
+            "Fix: build it with `folder --split-folders --class-folders`."
         )
     return require_path("fer2013", root, "list of faces", *FULL, TRAIN)
 
@@ -103,14 +103,16 @@ def read_rows(file: Path) -> Iterator[FER2013Row]:
             if "pixels" not in titles:
                 raise UserError(
                     f"fer2013: {file} has no column pixels (columns: {', '.join(titles) or 'none'}). "
-                    "Fix: use the file as delivered"
+                    "Fix: use the original, unmodified file."
                 )
             places = [titles.index(name) if name in titles else None for name in ("emotion", "pixels", "usage")]
             for number, cells in enumerate(filter(None, rows)):
                 found = [None if i is None else cells[i].strip() if i < len(cells) else "" for i in places]
                 yield FER2013Row(number, found[0], found[1] or "", found[2])
     except csv.Error as error:
-        raise UserError(f"fer2013: {file} is not valid CSV ({error}). Fix: use the file as delivered") from None
+        raise UserError(
+            f"fer2013: {file} is not valid CSV ({error}). Fix: use the original, unmodified file."
+        ) from None
 
 
 def entry(name: str, prefix: str, row: FER2013Row, split: str | None = None) -> Entry | Rejected:
@@ -131,7 +133,7 @@ def entry(name: str, prefix: str, row: FER2013Row, split: str | None = None) -> 
 
 
 def label_of(emotion: str) -> str | None:
-    """The label of a number from 0 to 6, also as 3.0 (pandas), or of a name; None of anything else."""
+    """Return the label of a number from 0 to 6, also as 3.0 (pandas), or of a name; None for any other text."""
     name = emotion.strip().casefold()
     if name in LABELS:
         return name

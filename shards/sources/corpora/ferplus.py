@@ -113,14 +113,14 @@ class FERPlus:
         for row, vote in zip_longest(read_rows(faces), _votes_of(votes)):
             if row is None or vote is None:
                 raise UserError(
-                    f"ferplus: {faces} and {votes} have different numbers of rows. Fix: download both lists again"
+                    f"ferplus: {faces} and {votes} have different numbers of rows. Fix: download both lists again."
                 )
             usage, _, counts = vote
             parts = [SPLITS.get((name or "").lower()) for name in (row.usage, usage)]
             if None not in parts and parts[0] != parts[1]:
                 raise UserError(
                     f"ferplus: row {row.number} is {row.usage} in {faces} and {usage} in {votes}. "
-                    "Fix: use both lists in their original order"
+                    "Fix: use both lists in their original order."
                 )
             found = entry(faces.name, "fer2013", row)
             if isinstance(found, Entry):
@@ -166,7 +166,7 @@ def read_votes(text: IO[str], where: object) -> Iterator[Vote]:
         if absent:
             raise UserError(
                 f"ferplus: {where} has no column {', '.join(absent)} (columns: {', '.join(titles)}). "
-                "Fix: use the file as delivered"
+                "Fix: use the original, unmodified file."
             )
         usage, *places = [titles.index(name) for name in ("usage", *VOTES)]
         named = titles.index("image name") if "image name" in titles else len(titles)
@@ -174,7 +174,9 @@ def read_votes(text: IO[str], where: object) -> Iterator[Vote]:
             said, name = (cells[at].strip() if at < len(cells) else "" for at in (usage, named))
             yield Vote(said, name, _counts(cells, places))
     except csv.Error as error:
-        raise UserError(f"ferplus: {where} is not valid CSV ({error}). Fix: use the file as delivered") from None
+        raise UserError(
+            f"ferplus: {where} is not valid CSV ({error}). Fix: use the original, unmodified file."
+        ) from None
 
 
 def _find_images(root: Path) -> CorpusFiles | None:

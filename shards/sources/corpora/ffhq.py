@@ -1,7 +1,8 @@
-"""FFHQ: 70,000 faces from Flickr, aligned, 1024 x 1024 or as thumbnails of 128 x 128; Karras et al., CVPR 2019.
+"""Source of FFHQ: 70,000 faces from Flickr, aligned, 1024 x 1024 or as thumbnails of 128 x 128; Karras et al., CVPR
+2019.
 
 `images1024x1024/00000/00000.png`, `thumbnails128x128/00000/00000.png` (flat in some copies); `ffhq-dataset-v2.json`
-lists each image's author, license (they differ), 68 landmarks in pixels of the large image, and split.
+lists for each image the author, the license (which differs), 68 landmarks in pixels of the large image, and the split.
 """
 
 import json
@@ -31,7 +32,7 @@ DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class FFHQ:
-    """The aligned faces in the JSON, or all images without JSON."""
+    """Source: the aligned faces in the JSON, or all images without JSON."""
 
     root: Path
     thumbnails: bool = option(False, "Use the thumbnails of 128 x 128 even if the large images exist.")
@@ -53,7 +54,7 @@ class FFHQ:
 
     @property
     def release(self) -> str:
-        """Kind of images that is read."""
+        """Kind of images that the source reads."""
         return require_path("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL))).name
 
     def notes(self) -> list[str]:
@@ -68,7 +69,7 @@ class FFHQ:
                 found = True
                 yield Entry(PurePosixPath(relative).stem, f"{folder.name}/{relative}", folder.absolute() / relative)
         if not found:
-            raise UserError(f"ffhq: no images in {folder} (found: {describe_dir(folder)}). Fix: unpack the images")
+            raise UserError(f"ffhq: no images in {folder} (found: {describe_dir(folder)}). Fix: unpack the images.")
 
     def _entry(self, folder: Path, flat: bool, number: str, item: Any) -> Entry | Rejected:
         kind, scale = ("thumbnail", 128 / 1024) if folder.name == SMALL else ("image", 1.0)
@@ -96,7 +97,7 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
     with open_regular(file, **TEXT) as text:
         buffer, place = text.read(CHUNK), 0
         if not buffer.lstrip().startswith("{"):
-            raise UserError(f"ffhq: {file} does not start with an object. Fix: use the file as delivered")
+            raise UserError(f"ffhq: {file} does not start with an object. Fix: use the original, unmodified file.")
         place = buffer.index("{") + 1
         while True:
             try:
@@ -104,7 +105,9 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
             except (ValueError, RecursionError) as error:
                 more = "" if len(buffer) - place > LONGEST else text.read(CHUNK)
                 if not more:
-                    raise UserError(f"ffhq: {file} is corrupt or truncated ({error}). Fix: download it again") from None
+                    raise UserError(
+                        f"ffhq: {file} is corrupt or truncated ({error}). Fix: download it again."
+                    ) from None
                 buffer, place = buffer[place:] + more, 0
             else:
                 if name is None:

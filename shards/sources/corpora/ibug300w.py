@@ -31,7 +31,7 @@ LANDMARKS = 68
 
 @dataclass(frozen=True)
 class IBug300W:
-    """The faces of all parts present."""
+    """Source: the faces of all parts present."""
 
     root: Path
 
@@ -45,7 +45,7 @@ class IBug300W:
         if not parts:
             found = describe_dir(self.root) if self.root.is_dir() else "no folder"
             raise UserError(
-                f"300w: none of {', '.join(PARTS)} in {self.root} (found: {found}). Fix: give the corpus folder"
+                f"300w: none of {', '.join(PARTS)} in {self.root} (found: {found}). Fix: give the corpus folder."
             )
         for part, folder in parts.items():
             images: dict[str, str] = {}

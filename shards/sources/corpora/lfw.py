@@ -18,7 +18,7 @@ RELEASES = ("lfw", "lfw_funneled", "lfw-funneled", "lfw-deepfunneled", "lfw_deep
 
 @dataclass(frozen=True)
 class LFW:
-    """All photos of one release."""
+    """Source: all photos of one release."""
 
     root: Path
 
@@ -41,7 +41,7 @@ class LFW:
 
     def _folder(self) -> Path:
         if not self.root.is_dir():
-            raise UserError(f"lfw={self.root}: not a folder. Fix: give the corpus folder")
+            raise UserError(f"lfw={self.root}: not a folder. Fix: give the corpus folder.")
         if _has_people(self.root):
             return self.root
         found = [
@@ -53,12 +53,12 @@ class LFW:
         if len(found) > 1:
             both = ", ".join(str(folder.relative_to(self.root)) for folder in found)
             raise UserError(
-                f"lfw: {self.root} contains the same photos more than once ({both}). Fix: give one of these folders"
+                f"lfw: {self.root} contains the same photos more than once ({both}). Fix: give one of these folders."
             )
         if not found:
             raise UserError(
                 f"lfw: no person folders in {self.root} (searched: Name/Name_0001.jpg, also below "
-                f"{', '.join(RELEASES)}; found: {describe_dir(self.root)}). Fix: give the corpus folder"
+                f"{', '.join(RELEASES)}; found: {describe_dir(self.root)}). Fix: give the corpus folder."
             )
         return found[0]
 

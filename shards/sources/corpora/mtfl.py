@@ -34,13 +34,13 @@ ATTRIBUTES = {
 
 @dataclass(frozen=True)
 class MTFL:
-    """The faces of both lists. Label: smiling or not; extras: all attributes by name."""
+    """Source: the faces of both lists. Label: smiling or not; extras: all attributes by name."""
 
     root: Path
 
     @cached_property
     def files(self) -> CorpusFiles:
-        """The corpus's files. Raises UserError if the folder or zip does not contain them."""
+        """Files of the corpus. Raises UserError if the folder or zip does not contain them."""
         return require_corpus_files("mtfl", self.root, LISTS["test"], "AFLW")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:

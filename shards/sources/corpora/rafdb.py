@@ -1,7 +1,7 @@
 """RAF-DB, basic expressions: as its authors deliver it, or as a folder DATASET with numbered classes.
 
 Labels are 1 surprise, 2 fear, 3 disgust, 4 happiness, 5 sadness, 6 anger, 7 neutral. The list of compound expressions
-has the same name but other meanings of the numbers; it is recognized by numbers above 7 and refused.
+has the same name, but its numbers have other meanings. It is recognized by numbers above 7 and raises an error.
 """
 
 import csv
@@ -71,7 +71,7 @@ class RAFDB:
             yield from self._listed(require_path("rafdb", self.root, "list of labels", *LISTS))
         elif self.images == "original":
             raise UserError(
-                f"rafdb: {self.root} only has class folders of aligned faces. Fix: remove --images original"
+                f"rafdb: {self.root} only has class folders of aligned faces. Fix: remove --images original."
             )
         else:
             yield from _folders(self.root, require_path("rafdb", self.root, "class folders", *FOLDERS).parent)
@@ -82,7 +82,7 @@ class RAFDB:
         if beyond:
             raise UserError(
                 f"rafdb: {file} line {beyond[0]} has a compound expression. "
-                "Fix: give the folder of the basic expressions"
+                "Fix: give the folder of the basic expressions."
             )
         base = file.parent.parent
         require_path("rafdb", base, f"folder of {self.images} images", f"Image/{self.images}")
@@ -135,8 +135,10 @@ def _folders(root: Path, base: Path) -> Iterator[Entry | Rejected]:
 
 
 def _beside(root: Path, base: Path) -> Path:
-    """Return the folder of Kaggle's lists, the parent of DATASET. Beside a folder of another name there may be
-    unrelated lists, so in that case it is the folder itself."""
+    """Return the folder of Kaggle's lists: the parent of a folder DATASET, otherwise the folder itself.
+
+    Beside a folder of another name, there may be unrelated lists.
+    """
     if base != root:
         return root
     full = root.resolve()
@@ -153,11 +155,11 @@ def _labels(file: Path) -> dict[str, str]:
             if not {"image", "label"} <= set(rows.fieldnames or ()):
                 raise UserError(
                     f"rafdb: {file} lacks the columns image, label (columns: {rows.fieldnames}). "
-                    "Fix: use the file as delivered"
+                    "Fix: use the original, unmodified file."
                 )
             return {(row["image"] or "").strip(): (row["label"] or "").strip() for row in rows}
     except csv.Error as error:
-        raise UserError(f"rafdb: {file} is not valid CSV ({error}). Fix: use the file as delivered") from None
+        raise UserError(f"rafdb: {file} is not valid CSV ({error}). Fix: use the original, unmodified file.") from None
 
 
 def _attributes(file: Path) -> tuple[tuple[tuple[float, float], ...] | None, dict[str, str]]:

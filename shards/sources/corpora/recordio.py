@@ -36,8 +36,8 @@ IMAGES = {
 }  # number of people -> images: MS1MV2, MS1MV3, Glint360K
 
 
-class DamagedRecord(Exception):  # noqa: N818 - the result for one record, like Unusable
-    """There is no complete record at that offset."""
+class DamagedRecord(Exception):  # noqa: N818 - the result for one record, like ImageRejected
+    """Error: there is no complete record at that offset."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
@@ -54,7 +54,7 @@ class RecordIORecord(NamedTuple):
 
 @dataclass(frozen=True)
 class RecordIO:
-    """The images of one .rec file, or of all in a folder."""
+    """Source: the images of one .rec file, or of all .rec files in a folder."""
 
     root: Path
     label_is_class: bool = option(False, "Use a record's label as class, not as person.")
@@ -73,11 +73,11 @@ class RecordIO:
         if self.root.suffix == ".rec" and self.root.is_file():
             return [self.root]
         if not self.root.is_dir():
-            raise UserError(f"recordio={self.root}: neither a folder nor a .rec file. Fix: check the path")
+            raise UserError(f"recordio={self.root}: neither a folder nor a .rec file. Fix: check the path.")
         packs = [self.root / name for name in list_dir(self.root) if name.endswith(".rec")]
         if not packs:
             raise UserError(
-                f"recordio: no .rec file in {self.root} (found: {describe_dir(self.root)}). Fix: check the path"
+                f"recordio: no .rec file in {self.root} (found: {describe_dir(self.root)}). Fix: check the path."
             )
         return packs
 
@@ -86,14 +86,14 @@ class RecordIO:
             first = read_record(data, 0)
         except DamagedRecord as damage:
             raise UserError(
-                f"recordio: {pack} does not begin with a complete record ({damage.detail}). Fix: download it again"
+                f"recordio: {pack} does not begin with a complete record ({damage.detail}). Fix: download it again."
             ) from None
         # Keys 1 to count - 1 are images; the others list the keys of each person.
         count = int(first.labels[0]) if len(first.labels) > 1 and not first.image else None
         most = os.fstat(data).st_size // (FRAME.size + HEADER.size) + 1
         if count is not None and not 0 <= count <= most:
             raise UserError(
-                f"recordio: {pack} declares {count} records, but has room for {most}. Fix: download it again"
+                f"recordio: {pack} declares {count} records, but has room for {most}. Fix: download it again."
             )
         seen = bytearray(count or 0)
         index = pack.with_suffix(".idx")
@@ -212,7 +212,7 @@ def read_image(file: Path, offset: int) -> bytes:
     """Return the image of the record at `offset`; runs in a worker.
 
     Raises:
-        Unusable: there is no complete record.
+        ImageRejected: there is no complete record.
     """
     from shards.imaging.codec import ImageRejected
 

@@ -57,7 +57,7 @@ class RowRuns:
 
 @dataclass(frozen=True)
 class VGGFace2:
-    """The photos on disk and those in the lists."""
+    """Source: the photos on disk and those in the lists."""
 
     root: Path
 
@@ -82,7 +82,7 @@ class VGGFace2:
         if not any(PERSON.fullmatch(name) for name in people):
             raise UserError(
                 f"vggface2: no folders such as n000002 in {folder} (found: {describe_dir(folder)}). "
-                "Fix: give the corpus folder"
+                "Fix: give the corpus folder."
             )
         boxes = self._blocks(f"loose_bb_{split}.csv", "NAME_ID,X,Y,W,H")
         marks = self._blocks(f"loose_landmark_{split}.csv", "NAME_ID,P1X,P1Y,P2X,P2Y,P3X,P3Y,P4X,P4Y,P5X,P5Y")
@@ -115,7 +115,9 @@ class VGGFace2:
         with open_regular(file, "rb") as data:
             first = data.readline()
             if first.decode(errors="replace").replace('"', "").replace(" ", "").strip("\ufeff\r\n") != header:
-                raise UserError(f"vggface2: the first line of {file} is not {header}. Fix: use the file as delivered")
+                raise UserError(
+                    f"vggface2: the first line of {file} is not {header}. Fix: use the original, unmodified file."
+                )
             before, offset = None, len(first)
             for number, line in enumerate(data, 2):
                 person = line.lstrip(b'" ').partition(b"/")[0].decode(errors="surrogateescape")
@@ -141,14 +143,16 @@ class VGGFace2:
                 rows = csv.reader(split_lines(text, MAX_LINE), skipinitialspace=True)
                 return {row[0]: row[-1].strip() for row in rows if len(row) > 1 and row[-1].strip() in ("f", "m")}
         except csv.Error as error:
-            raise UserError(f"vggface2: {file} is not valid CSV ({error}). Fix: use the file as delivered") from None
+            raise UserError(
+                f"vggface2: {file} is not valid CSV ({error}). Fix: use the original, unmodified file."
+            ) from None
 
 
 Described = tuple[tuple[float, float, float, float] | None, tuple[tuple[float, float], ...] | None]
 
 
 def _describe(edges: Row | None, landmarks: Row | None) -> Described | str:
-    """Parse box and landmarks from their lines, or return what is wrong."""
+    """Parse box and landmarks from their lines, or return the problem."""
     values = []
     for row, count in ((edges, 4), (landmarks, 10)):
         values.append(None if row is None else numbers(row[1], count, ","))

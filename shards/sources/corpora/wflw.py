@@ -26,7 +26,7 @@ LANDMARKS = 98
 
 @dataclass(frozen=True)
 class WFLW:
-    """The faces of both lists."""
+    """Source: the faces of both lists."""
 
     root: Path
 

@@ -1,1 +1,1 @@
-"""Sources for any user's data: folders, tables, archives, webdataset, Hugging Face."""
+"""Sources for the user's own data: folders, tables, archives, webdataset, Hugging Face."""

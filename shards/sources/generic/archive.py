@@ -57,7 +57,7 @@ class Archive:
             seen = [f"{count} {extension}" for extension, count in self.others.most_common(5)]
             where = f"below {self.subdir!r} in {self.root}" if self.subdir else f"in {self.root}"
             raise UserError(
-                f"archive: no images {where} (found: {', '.join(seen) or damage or 'nothing'}). Fix: check the path"
+                f"archive: no images {where} (found: {', '.join(seen) or damage or 'nothing'}). Fix: check the path."
             )
 
     def notes(self) -> list[str]:
@@ -75,12 +75,12 @@ class Archive:
         if self.root.is_file():
             return [(self.root.name, self.root.absolute())]
         if not self.root.is_dir():
-            raise UserError(f"archive={self.root}: does not exist. Fix: check the path")
+            raise UserError(f"archive={self.root}: does not exist. Fix: check the path.")
         names = [name for name in walk(self.root) if name.lower().endswith(ENDINGS)]
         if not names:
             raise UserError(
                 f"archive: no archive ({', '.join(ENDINGS)}) in {self.root} (found: {describe_dir(self.root)}). "
-                "Fix: check the path"
+                "Fix: check the path."
             )
         return [(name, self.root.absolute() / name) for name in names]
 

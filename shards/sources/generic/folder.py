@@ -43,7 +43,7 @@ class Folder:
             UserError: the folder does not exist or contains no image.
         """
         if not self.root.is_dir():
-            raise UserError(f"folder={self.root}: not a folder. Fix: check the path")
+            raise UserError(f"folder={self.root}: not a folder. Fix: check the path.")
         self.others.clear()
         self.folders.clear()
         self.skipped.clear()
@@ -57,7 +57,7 @@ class Folder:
                 self.others[extension or "no extension"] += 1
         if not found:
             seen = ", ".join(f"{count} {extension}" for extension, count in self.others.most_common(5))
-            raise UserError(f"folder: no images in {self.root} (found: {seen or 'nothing'}). Fix: check the path")
+            raise UserError(f"folder: no images in {self.root} (found: {seen or 'nothing'}). Fix: check the path.")
 
     def notes(self) -> list[str]:
         """Return hints for the user, after iterating."""
@@ -111,7 +111,7 @@ def infer_label_and_split(
 
 
 def count_folder(key: str, folders: set[str]) -> None:
-    """Add the first folder of a key to `folders`, up to the number that `overlooked` needs."""
+    """Add the first folder of a key to `folders`, up to the number that `unused_folder_notes` needs."""
     first, slash, _ = key.partition("/")
     if slash and len(folders) < MOST_SEEN:
         folders.add(first)

@@ -26,7 +26,7 @@ ROWS = 64  # maximum rows in memory at a time
 
 @dataclass(frozen=True)
 class Columns:
-    """Roles of the columns of a file. names: of an integer label, () if the label itself is a name."""
+    """Roles of the columns of a file. names: names of an integer label, () if the label itself is a name."""
 
     image: str
     label: str
@@ -36,7 +36,7 @@ class Columns:
 
 @dataclass
 class HuggingFace:
-    """Rows of one Parquet file, or of all below a folder.
+    """Rows of one Parquet file, or of all Parquet files below a folder.
 
     image_column: default: the column of type Image; label_column: default: the only ClassLabel, or the column "label".
     """
@@ -75,11 +75,11 @@ class HuggingFace:
         if self.root.is_file():
             return [(self.root.name, self.root)]
         if not self.root.is_dir():
-            raise UserError(f"huggingface={self.root}: does not exist. Fix: check the path")
+            raise UserError(f"huggingface={self.root}: does not exist. Fix: check the path.")
         names = [name for name in walk(self.root) if name.lower().endswith(".parquet")]
         if not names:
             raise UserError(
-                f"huggingface: no .parquet in {self.root} (found: {describe_dir(self.root)}). Fix: check the path"
+                f"huggingface: no .parquet in {self.root} (found: {describe_dir(self.root)}). Fix: check the path."
             )
         return [(name, self.root / name) for name in names]
 
@@ -92,7 +92,7 @@ class HuggingFace:
             schema = read_schema(file)
         except (pyarrow.ArrowException, OSError, CorruptParquetError) as error:
             raise UserError(
-                f"huggingface: {file} cannot be read as Parquet ({error}). Fix: download it again"
+                f"huggingface: {file} cannot be read as Parquet ({error}). Fix: download it again."
             ) from None
         features = _features(schema.metadata or {})
         image = self.image_column or _first_image(schema, features)
@@ -107,11 +107,12 @@ class HuggingFace:
         for name in filter(None, (image, label, self.group_column)):
             if name not in schema.names:
                 raise UserError(
-                    f"huggingface: {file} has no column {name!r}. Fix: give one of {', '.join(schema.names)}"
+                    f"huggingface: {file} has no column {name!r}. Fix: give one of {', '.join(schema.names)}."
                 )
         if not image:
             raise UserError(
-                f"huggingface: {file} has no image column (columns: {', '.join(schema.names)}). Fix: add --image-column"
+                f"huggingface: {file} has no image column (columns: {', '.join(schema.names)}). "
+                "Fix: add --image-column."
             )
         self.unused = () if label else tuple(named)
         others = tuple(name for name in schema.names if name not in (image, label, self.group_column))

@@ -38,9 +38,9 @@ def check_kind(file: Path) -> None:
     """Raise UserError for a workbook or a list in an archive."""
     suffix = file.suffix.lower()
     if suffix in WORKBOOKS:
-        raise UserError(f"table: {file} is a workbook. Fix: save its sheet as 'CSV UTF-8' and give that file")
+        raise UserError(f"table: {file} is a workbook. Fix: save its sheet as 'CSV UTF-8' and give that file.")
     if suffix in PACKED or (suffix == ".gz" and _plain_suffix(file) == ".parquet"):
-        raise UserError(f"table: {file} is compressed, but only .gz of text is supported. Fix: unpack it")
+        raise UserError(f"table: {file} is compressed, but only .gz of text is supported. Fix: unpack it.")
 
 
 def _plain_suffix(file: Path) -> str:
@@ -59,7 +59,7 @@ def _open_text(file: Path) -> Iterator[IO[str]]:
             with io.TextIOWrapper(plain, encoding=encoding, newline="") as lines:
                 yield lines
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise UserError(f"{kind_of(file)}: {file} is corrupt ({error}). Fix: copy it again") from None
+            raise UserError(f"{kind_of(file)}: {file} is corrupt ({error}). Fix: copy it again.") from None
 
 
 def _csv_lines(lines: IO[str], kind: str, most: int) -> tuple[Iterator[str], str]:
@@ -84,7 +84,7 @@ def columns_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
         if kind == "jsonl":
             if lines.read(4096).lstrip().startswith("["):
                 raise UserError(
-                    f"jsonl: {file} is a JSON array. Fix: write one object per line, for example with jq -c '.[]'"
+                    f"jsonl: {file} is a JSON array. Fix: use, for example, jq -c '.[]' to write one object per line."
                 )
             lines.seek(0)
             head = (_object(line) or {} for _, line in zip(range(HEAD), split_lines(lines, MAX_TEXT), strict=False))
@@ -92,7 +92,7 @@ def columns_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
         else:
             names = _header(lines, kind, MAX_LINE, wanted)[0]
     if not names:
-        raise UserError(f"{kind}: {file} is empty. Fix: check the path")
+        raise UserError(f"{kind}: {file} is empty. Fix: check the path.")
     return names
 
 
@@ -119,9 +119,9 @@ def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[
 
 
 def _header(lines: IO[str], kind: str, most: int, wanted: Sequence[str]) -> tuple[list[str], int, Any]:
-    """The names of the columns, the number of lines that they take, and a reader of the rows below.
+    """Return the names of the columns, the number of header lines, and a reader of the rows after the header.
 
-    The delimiter is the first with which the header has all of `wanted`, else the one that gives most columns.
+    The delimiter is the first with which the header has all of `wanted`, else the one that gives the most columns.
     """
     rest, named = _csv_lines(lines, kind, most)
     head, before = next(rest, ""), 1 + bool(named)
@@ -178,7 +178,7 @@ def _parquet(file: Path) -> Any:
             check_footer(path)
             return ParquetFile(path, buffer_size=1 << 20)
     except (pyarrow.ArrowException, OSError, CorruptParquetError) as error:
-        raise UserError(f"parquet: {file} cannot be read as Parquet ({error}). Fix: download it again") from None
+        raise UserError(f"parquet: {file} cannot be read as Parquet ({error}). Fix: download it again.") from None
 
 
 def _parquet_rows(file: Path, columns: list[str], batch_rows: int) -> Iterator[Row]:
@@ -193,4 +193,4 @@ def _parquet_rows(file: Path, columns: list[str], batch_rows: int) -> Iterator[R
                     number += 1
                     yield f"row {number}", row
     except (pyarrow.ArrowException, OSError, CorruptParquetError) as error:
-        raise UserError(f"parquet: {file} is corrupt after row {number} ({error}). Fix: download it again") from None
+        raise UserError(f"parquet: {file} is corrupt after row {number} ({error}). Fix: download it again.") from None

@@ -20,13 +20,13 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a table with named columns. "" means that there is no such column.
+    """Rows of a table with named columns; "" means that the table has no such column.
 
-    images: base folder of the paths. bytes_column: image files, binary in Parquet, base64 in text; the path is then
-    only a name. box_columns: one column, or four joined by commas; box_format: left, top and width, height (xywh) or
-    right, bottom (xyxy), in pixels. The same path with another box is another face.
-    valence_column, arousal_column: numbers in [-1, 1]. A path with backslashes is read with
-    slashes if that file exists.
+    images: base folder of the paths; bytes_column: column of image files, binary in Parquet, base64 in text (the path
+    is then only a name); box_columns: one column, or four joined by commas; box_format: left, top and width, height
+    (xywh) or right, bottom (xyxy), in pixels. The same path with another box is another face.
+    valence_column, arousal_column: numbers in [-1, 1]. A path with backslashes is read with slashes if that file
+    exists.
     """
 
     file: Path
@@ -50,22 +50,22 @@ class Table:
         kind = kind_of(self.file)
         check_kind(self.file)
         if not self.file.is_file():
-            raise UserError(f"{kind}={self.file}: not a file. Fix: check the path")
+            raise UserError(f"{kind}={self.file}: not a file. Fix: check the path.")
         if not self.images.is_dir():
-            raise UserError(f"--images={self.images}: folder does not exist. Fix: give the base folder of the paths")
+            raise UserError(f"--images={self.images}: folder does not exist. Fix: give the base folder of the paths.")
         if self.box_format not in BOX_FORMATS or len(self._box_columns()) not in (0, 1, 4):
             raise UserError(
-                f"{kind}: a box needs one or four columns and the order {' or '.join(BOX_FORMATS)}. Fix: correct --box"
+                f"{kind}: a box needs one or four columns and the order {' or '.join(BOX_FORMATS)}. Fix: correct --box."
             )
         try:
             yield from self._rows()
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{kind}: {self.file} is not UTF-8 ({error}). Fix: convert it, for example with iconv"
+                f"{kind}: {self.file} is not UTF-8 ({error}). Fix: convert it, for example with iconv."
             ) from None
         except csv.Error as error:
             raise UserError(
-                f"{kind}: {self.file} is not valid {kind.upper()} ({error}). Fix: correct the file"
+                f"{kind}: {self.file} is not valid {kind.upper()} ({error}). Fix: correct the file."
             ) from None
 
     def _rows(self) -> Iterator[Entry | Rejected]:
@@ -93,10 +93,10 @@ class Table:
             except ValueError as error:
                 yield Rejected(place, "bad_row", str(error))
         if not rows:
-            raise UserError(f"{kind}: {self.file} has a header but no rows. Fix: check the path")
+            raise UserError(f"{kind}: {self.file} has a header but no rows. Fix: check the path.")
         if self.label_column and not labeled:
             raise UserError(
-                f"--label-column={self.label_column}: no row of {self.file} has a label. Fix: give another column"
+                f"--label-column={self.label_column}: no row of {self.file} has a label. Fix: give another column."
             )
 
     def _held(self, place: str, path: str, data: Any, about: dict[str, Any]) -> Entry | Rejected:
@@ -126,7 +126,8 @@ class Table:
                 near = difflib.get_close_matches(name, header, n=1, cutoff=0.5)
                 hint = f". Did you mean {near[0]!r}?" if near else ""
                 raise UserError(
-                    f"{kind_of(self.file)}: {self.file} has no column {name!r}{hint} (columns: {', '.join(header)})"
+                    f"{kind_of(self.file)}: {self.file} has no column {name!r}{hint} (columns: {', '.join(header)}). "
+                    "Fix: use one of its columns."
                 )
         return [path, *asked, *self._box_columns()]
 
@@ -157,12 +158,12 @@ def _box(edges: list[Any], order: str) -> Box | None:
 
 
 def _point(text: str) -> str:
-    """A number that may have a decimal comma, as in most of Europe's tables."""
+    """Convert a number that may have a decimal comma, as in most European tables."""
     return text.replace(",", ".") if re.fullmatch(r"[+-]?\d*,\d+", text) else text
 
 
 def _affect(valence: Any, arousal: Any) -> dict[str, float]:
-    """Valence and arousal, as far as they are given. Raises ValueError: not a number from -1 to 1."""
+    """Return valence and arousal, if present. Raises ValueError for a value that is not a number from -1 to 1."""
     found = {}
     for name, value in (("valence", valence), ("arousal", arousal)):
         if text := text_of(value):

@@ -1,8 +1,8 @@
-"""An existing WebDataset: tars of samples, as written by webdataset's ShardWriter and img2dataset.
+"""Source of existing WebDatasets: tars of samples, as written by webdataset's ShardWriter and img2dataset.
 
 A sample is a run of members whose names agree up to the first dot: an image and, optionally, `.cls` (a number or a
-name), `.txt` (a caption), `.json` (anything). For `00000.tar`, img2dataset adds `00000.parquet`, which repeats the
-.json members and lists failed downloads, and `00000_stats.json` with the number of successful ones.
+name), `.txt` (a caption), `.json` (any object). For `00000.tar`, img2dataset adds `00000.parquet`, which repeats the
+.json members and lists failed downloads, and `00000_stats.json` with the number of successful downloads.
 """
 
 import re
@@ -28,11 +28,11 @@ MOST_NAMED = 5  # maximum number of tars in a note
 
 @dataclass
 class WebDataset:
-    """The samples of one tar, or of all tars below a folder.
+    """Source: the samples of one tar, or of all tars below a folder.
 
     image: extension of the image member of samples with several ("input.jpg"); label_field, group_field: fields of the
-    .json; split_pattern: a regular expression with one group, searched in the tar's path. Without a pattern the last
-    split word of the path wins, as for tars that are read without a build.
+    .json; split_pattern: a regular expression with one group, searched in the tar's path. Without a pattern, the last
+    split name in the path wins, as for tars that are read without a build.
     """
 
     root: Path
@@ -66,7 +66,7 @@ class WebDataset:
                 else:
                     yield self._entry(name, split, *sample)
         if not any(self.found.values()):
-            raise UserError(f"webdataset: no samples in {self.root} ({len(self.found)} tars). Fix: check the path")
+            raise UserError(f"webdataset: no samples in {self.root} ({len(self.found)} tars). Fix: check the path.")
 
     def notes(self) -> list[str]:
         """Return notes about tars whose content differs from img2dataset's statistics."""
@@ -94,11 +94,11 @@ class WebDataset:
         if self.root.is_file():
             return [(self.root.name, self.root.absolute())]
         if not self.root.is_dir():
-            raise UserError(f"webdataset={self.root}: does not exist. Fix: check the path")
+            raise UserError(f"webdataset={self.root}: does not exist. Fix: check the path.")
         names = [name for name in walk(self.root) if name.lower().endswith(TAR_ENDINGS)]
         if not names:
             raise UserError(
-                f"webdataset: no .tar in {self.root} (found: {describe_dir(self.root)}). Fix: check the path"
+                f"webdataset: no .tar in {self.root} (found: {describe_dir(self.root)}). Fix: check the path."
             )
         return [(name, self.root.absolute() / name) for name in names]
 
@@ -107,12 +107,12 @@ class WebDataset:
             pattern = re.compile(self.split_pattern)
         except re.error as error:
             raise UserError(
-                f"--split-pattern={self.split_pattern!r}: not a regular expression ({error}). Fix: correct it"
+                f"--split-pattern={self.split_pattern!r}: not a regular expression ({error}). Fix: correct it."
             ) from None
         if self.split_pattern and pattern.groups != 1:
             raise UserError(
                 f"--split-pattern={self.split_pattern!r}: has {pattern.groups} groups, needs one. Fix: put one pair of "
-                "parentheses around the split name, as in '^(train|val)-'"
+                "parentheses around the split name, as in '^(train|val)-'."
             )
         return pattern if self.split_pattern else None
 

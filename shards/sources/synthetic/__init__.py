@@ -1,1 +1,1 @@
-"""Drawn faces, for tests and the quickstart."""
+"""Synthetic faces, for tests and the quickstart."""

@@ -1,6 +1,7 @@
-"""A synthetic face corpus: people with identity, pose, light and seven expressions.
+"""Synthetic face corpus: people with identity, pose, light and seven expressions.
 
-All later stages can be tried and tested with it anywhere. Each image is a pure function of (seed, person, index).
+With this corpus, all later stages can be tried and tested on any machine. Each image is a pure function of (seed,
+person, index).
 """
 
 from collections.abc import Iterator
@@ -31,8 +32,8 @@ _PERSON, _IMAGE, _DECK = 0, 1, 2  # purposes of random streams
 def procedural(people: int, images_per_person: int, size: int = 128, seed: int = 0) -> Iterator[Entry]:
     """Yield synthetic faces, person by person, expressions equally often; label = expression, group = person.
 
-    Three of four people are in split "train", the fourth in "test". Images are drawn lazily (a Recipe). Five landmarks:
-    eyes, nose tip, mouth corners.
+    Three of four people are in split "train", the fourth in "test". Images are drawn lazily (`LazyBytes`). Five
+    landmarks: eyes, nose tip, mouth corners.
 
     Args:
         people: number of people, at least 4.
@@ -46,7 +47,7 @@ def procedural(people: int, images_per_person: int, size: int = 128, seed: int =
     if people < TEST_EVERY or images_per_person < 1 or size < 64:
         raise UserError(
             f"procedural: {people} people with {images_per_person} images of {size} px is out of range. "
-            f"Fix: give at least {TEST_EVERY} people, 1 image each, 64 px"
+            f"Fix: give at least {TEST_EVERY} people, 1 image each, 64 px."
         )
     return (list_entry(seed, person, i, size) for person in range(people) for i in range(images_per_person))
 

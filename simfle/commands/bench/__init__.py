@@ -1,1 +1,1 @@
-"""The commands of `simfle bench`."""
+"""Commands of `simfle bench`."""

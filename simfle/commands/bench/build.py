@@ -1,4 +1,4 @@
-"""tools/bench_build.py: speed of building shards, compared with webdataset's ShardWriter on the same images."""
+"""`simfle bench build`: speed of building shards, compared with webdataset's ShardWriter on the same images."""
 
 import os
 import platform
@@ -70,7 +70,8 @@ def bench_build(
     ] = None,
     out: Figures = None,
 ) -> None:
-    """Measure images per second and per CPU second: medians over rounds, all variants in turn on the same images."""
+    """Measure images per second and per CPU second: medians over rounds, all variants alternating on the same
+    images."""
     if images < 1 or rounds < 1 or workers < 1:
         raise UserError("--images, --rounds and --workers must be at least 1. Fix: raise them.")
     with tempfile.TemporaryDirectory(prefix="bench_build-", dir=scratch) as made:
@@ -152,7 +153,7 @@ def measure(task: BuildTask, rounds: int) -> dict[str, Any]:
 
 
 def _rates(turns: list[dict[str, float]], count: int) -> dict[str, dict[str, float]]:
-    """Images per CPU second and per wall-clock second: median, lowest, highest."""
+    """Return images per CPU second and per wall-clock second: median, lowest, highest."""
     rates = {}
     for clock in ("cpu", "wall"):
         each = [count / turn[clock] for turn in turns]
@@ -161,7 +162,7 @@ def _rates(turns: list[dict[str, float]], count: int) -> dict[str, dict[str, flo
 
 
 def _cpu() -> float:
-    """CPU seconds of this process and of its terminated children."""
+    """Return the CPU seconds of this process and of its terminated children."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(item.ru_utime + item.ru_stime for item in used)
 
@@ -199,7 +200,7 @@ def _again(task: BuildTask) -> int:
 
 
 def _unchecked(task: BuildTask) -> int:
-    """Do what `ours` does except decoding: the difference is the cost of the checks."""
+    """Do the work of `ours` except decoding: the difference is the cost of the checks."""
     from contextlib import closing
 
     from shards.build.plan import BuildPlan, make_plan

@@ -1,4 +1,4 @@
-"""tools/bench_checkpoint.py: time for which a checkpoint blocks training, and cost of its background write."""
+"""`simfle bench checkpoint`: time for which a checkpoint blocks training, and cost of its background write."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""tools/bench_loader.py: speed of making the three views of an image, compared with the usual PIL pipeline."""
+"""`simfle bench loader`: speed of making the three views of an image, compared with the usual PIL pipeline."""
 
 from pathlib import Path
 from typing import Annotated

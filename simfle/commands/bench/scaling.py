@@ -1,4 +1,4 @@
-"""`tools/bench_scaling.py`: cost of communication between processes."""
+"""`simfle bench scaling`: cost of communication between processes."""
 
 import tempfile
 from pathlib import Path
@@ -17,7 +17,8 @@ def bench_scaling(
     steps: Annotated[int, typer.Option(help="steps per measurement", min=4)] = 15,
     out: Figures = None,
 ) -> None:
-    """Measure weak scaling on this machine: images/s of N processes in one process group, and of N independent ones.
+    """Measure weak scaling on this machine: images/s of N processes in one process group, and of N independent
+    processes.
 
     Both share the machine's cores equally, so the difference is the cost of communication and waiting.
     """

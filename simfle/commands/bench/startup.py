@@ -1,4 +1,4 @@
-"""tools/bench_startup.py: response time of commands, and time of a run to its first step."""
+"""`simfle bench startup`: response time of commands, and time of a run to its first step."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""tools/bench_step.py: a SimFLE training step, compared with a plain one, its backbone alone and the hardware limit."""
+"""`simfle bench step`: a SimFLE training step, compared with a plain step, its backbone alone and the hardware
+limit."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tools/bench_train.py: training with and without data loading; cost of data and checkpoints."""
+"""`simfle bench train`: training with and without data loading; cost of data and checkpoints."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -69,7 +69,8 @@ def _communication(words: list[str], train: "TrainConfig", processes: int, steps
 
 
 def _rates(found: "dict[str, Measurement]", images: int) -> dict[str, float]:
-    """Compute images per second with data, and the speed relative to steps without a loader; `images`: of a turn."""
+    """Compute images per second with data, and the speed relative to steps without a loader; `images`: per
+    repetition."""
     from simfle.bench.train import DATA, FREE
 
     return {

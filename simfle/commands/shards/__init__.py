@@ -1,1 +1,1 @@
-"""The commands of `simfle shards`."""
+"""Commands of `simfle shards`."""

@@ -1,4 +1,4 @@
-"""tools/build_shards.py: convert face images in common formats to shards."""
+"""`simfle shards build`: convert face images in common formats to shards."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""One subcommand of build_shards per corpus in shards.sources: its options, terms and published counts."""
+"""Subcommands of `simfle shards build` for known corpora: options, terms and published counts of each."""
 
 import dataclasses
 import inspect

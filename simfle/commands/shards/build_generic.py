@@ -1,4 +1,5 @@
-"""Subcommands of build_shards for any corpus: folders, lists, archives, WebDatasets, Parquet, synthetic faces."""
+"""Subcommands of `simfle shards build` for any corpus: folders, lists, archives, WebDatasets, Parquet, synthetic
+faces."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Options shared by the subcommands of build_shards, and the description of a corpus."""
+"""Options shared by the subcommands of `simfle shards build`, and the description of a corpus."""
 
 import dataclasses
 from collections import Counter
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def option(default: Any, text: str, kind: Any = None) -> Any:
-    """Return a field of Common with its help text; kind: its type if the default does not show it."""
+    """Return a field of BuildOptions with its help text; kind: its type if the default does not show it."""
     return dataclasses.field(default=default, metadata={"help": text, "kind": kind or type(default)})
 
 
@@ -84,13 +84,13 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class SourceInput:
-    """A corpus as a subcommand describes it. roots: folders that must not contain the output.
+    """Corpus as a subcommand describes it. roots: folders that must not contain the output.
 
     notes: the source's notes, called after all entries were read; labels: their order if --labels is not given;
-    about: called with the samples written by (split, label) before the shards are published; its result goes into the
-    manifest; finish: called with the published shards, before the report is printed; needs_crop: images are whole
-    photos, and an entry is one face in one of them, given by its box; max_missing: maximum fraction of listed files
-    that may be missing; before: notes to print before the entries are read.
+    about: function of the number of samples written by (split, label), called before the shards are published, whose
+    result is added to the manifest; finish: called with the published shards, before the report is printed; needs_crop:
+    whether images are whole photos, in which an entry is one face given by its box; max_missing: maximum fraction of
+    listed files that may be missing; before: notes to print before the entries are read.
     """
 
     entries: "Iterable[Entry | Rejected]"

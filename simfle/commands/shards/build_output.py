@@ -103,7 +103,7 @@ def show(out: Path | str, report: "BuildReport", rate: float) -> None:
 
 
 def _written(report: "BuildReport") -> str:
-    """Describe the written entries, and their samples if a photo gives several."""
+    """Describe the written entries, and the number of samples if a photo gives several."""
     manifest = report.manifest
     first = manifest.samples - manifest.extra_samples
     if manifest.extra_samples:

@@ -1,4 +1,4 @@
-"""build_shards with URLs: sources are downloaded to --work; shards are built there and uploaded."""
+"""`simfle shards build` with URLs: sources are downloaded to --work; shards are built there and uploaded."""
 
 import hashlib
 import os
@@ -95,7 +95,7 @@ def _fetch_file(url: str, path: Path, size: int | None) -> None:
 
 
 def _number(file: Path) -> int | None:
-    """Read an integer from a file; None if there is none."""
+    """Read an integer from a file; None if the file contains none."""
     try:
         return int(read_text(file))
     except (OSError, ValueError):

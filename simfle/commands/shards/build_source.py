@@ -1,4 +1,4 @@
-"""Make subcommands of build_shards from functions that open a corpus."""
+"""Create subcommands of `simfle shards build` from functions that open a corpus."""
 
 import dataclasses
 import inspect
@@ -24,7 +24,7 @@ app = typer.Typer(
 
 
 def source(function: Callable[..., SourceInput]) -> Callable[..., SourceInput]:
-    """Register a function as a subcommand: its own arguments, then OUT, then the common options."""
+    """Register a function as a subcommand: the function's arguments, then OUT, then the common options."""
     own = inspect.signature(function).parameters
     shared = dataclasses.fields(BuildOptions)
 
@@ -60,7 +60,7 @@ def _place(item: inspect.Parameter) -> inspect.Parameter:
 
 
 def _parameter(item: "dataclasses.Field[Any]") -> inspect.Parameter:
-    """Convert a field of Common to a parameter of a subcommand."""
+    """Convert a field of BuildOptions to a parameter of a subcommand."""
     kind, about = item.metadata["kind"], typer_option(item.name, item.metadata["help"], item.default)
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=item.default, annotation=Annotated[kind, about]

@@ -1,4 +1,4 @@
-"""tools/find_duplicates.py: find duplicate images within a corpus or between corpora."""
+"""`simfle shards duplicates`: find duplicate images within a corpus or between corpora."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""`tools/build_beton.py`: a labeled split of shards as one file for FFCV, which evaluation reads if present."""
+"""`simfle shards ffcv`: write a labeled split of shards as one FFCV file, which evaluation reads if present."""
 
 from pathlib import Path
 from typing import Annotated

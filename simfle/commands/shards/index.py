@@ -1,4 +1,4 @@
-"""tools/index_shards.py: write a manifest for tars from webdataset or img2dataset."""
+"""`simfle shards index`: write a manifest for tars from webdataset or img2dataset."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tools/merge_shards.py: merge several folders of shards."""
+"""`simfle shards merge`: merge several folders of shards."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""Shared code of the tools for finished shards: their folder argument and final report."""
+"""Shared code of the commands for finished shards: folder argument and final report."""
 
 from collections import Counter
 from pathlib import Path
@@ -27,13 +27,13 @@ SHEET, DUPLICATES = ".png", ".duplicates.jsonl"
 
 
 def default_output_beside(folder: Path, ending: str) -> Path:
-    """Return a tool's default output beside a folder of shards: SHARDS.png for SHARDS."""
+    """Return a command's default output beside a folder of shards: SHARDS.png for SHARDS."""
     full = folder.resolve()
     return full.with_name(full.name + ending)
 
 
 def local(text: str) -> Path:
-    """Parse a local folder. Raises UserError for a URL: these tools read shards repeatedly and in any order."""
+    """Parse a local folder. Raises UserError for a URL: the commands read shards repeatedly and in any order."""
     from shards.io.urls import is_url
     from shards.redact import redact_url
 

@@ -1,4 +1,4 @@
-"""tools/remove_samples.py: remove samples or a person from finished shards."""
+"""`simfle shards remove`: remove samples or a person from finished shards."""
 
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +40,7 @@ def remove_samples(
     keys = [*(key or ()), *(read_list(keys_file) if keys_file else ())]
     if not keys and person is None:
         if keys_file is None:
-            raise UserError("no samples are selected. Fix: give --key, --person or --list.")
+            raise UserError("no samples are selected. Fix: pass --key, --person or --list.")
         echo(f"{keys_file} is empty")
         return
     done = remove(folder, keys, person, reason)

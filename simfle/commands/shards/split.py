@@ -1,4 +1,4 @@
-"""tools/split_shards.py: assign the samples of shards to splits."""
+"""`simfle shards split`: assign the samples of shards to splits."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""tools/subset_shards.py: copy a fraction of the samples of shards."""
+"""`simfle shards subset`: copy a fraction of the samples of shards."""
 
 from pathlib import Path
 from typing import Annotated
@@ -26,7 +26,8 @@ def subset_shards(
     seed: Annotated[int, typer.Option(help="random seed; another one selects other samples")] = 0,
     shard_samples: Annotated[int, typer.Option(help="maximum number of samples per shard")] = 2048,
 ) -> None:
-    """Copy a fraction of the samples, byte for byte. With the same seed, 10 percent include those of 1 percent."""
+    """Copy a fraction of the samples, byte for byte. With the same seed, 10 percent contain the samples of 1
+    percent."""
     from shards.edit.subset import subset
     from simfle.commands.shards.build_output import ProgressMeter
     from simfle.commands.shards.output import show_made

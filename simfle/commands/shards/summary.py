@@ -1,4 +1,4 @@
-"""tools/inspect_shards.py: summarize a folder of shards in numbers and as a contact sheet."""
+"""`simfle shards inspect`: summarize a folder of shards in numbers and as a contact sheet."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""tools/verify_shards.py: check shards against their manifest."""
+"""`simfle shards verify`: check shards against their manifest."""
 
 import os
 from typing import Annotated

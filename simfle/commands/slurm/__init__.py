@@ -1,1 +1,1 @@
-"""The commands of `simfle slurm`."""
+"""Commands of `simfle slurm`."""

@@ -1,4 +1,4 @@
-"""`launchers/slurm_eval.py`: run evaluations as array jobs on a Slurm cluster."""
+"""`simfle slurm eval`: run evaluations as array jobs on a Slurm cluster."""
 
 import shlex
 import time

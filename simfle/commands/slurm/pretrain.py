@@ -1,4 +1,4 @@
-"""`launchers/slurm_pretrain.py`: submit pretraining to a Slurm cluster."""
+"""`simfle slurm pretrain`: submit pretraining to a Slurm cluster."""
 
 import shlex
 import sys

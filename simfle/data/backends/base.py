@@ -18,9 +18,9 @@ CORRUPT = 128  # gray level that fills the views of an undecodable sample
 
 @dataclass(frozen=True)
 class RenderedViews:
-    """view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last. corrupt: samples filled with CORRUPT.
+    """Rendered micro-batch. view1, view2: [n, 3, S, S]; face: [n, 3, F, F]; uint8, channels_last.
 
-    Images that were not requested have side 0.
+    corrupt: positions of the samples filled with CORRUPT. Images that were not requested have side 0.
     """
 
     view1: Tensor
@@ -30,9 +30,10 @@ class RenderedViews:
 
 
 def used_here(*images: Tensor) -> None:
-    """Say that images made on a backend's stream are read on the current one.
+    """Record that images produced on a backend's stream are read on the current stream.
 
-    Else their memory could go back to the backend's stream, and be written there, before this one is done.
+    Otherwise their memory could be returned to the backend's stream and overwritten before the current stream has read
+    it.
     """
     for image in images:
         if image.is_cuda:

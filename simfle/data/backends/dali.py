@@ -29,9 +29,9 @@ BLANK = 8  # side of the placeholder for a corrupt image, pixels
 
 
 class Dali:
-    """Renders micro-batches of up to `batch` samples on `device`, with `threads` CPU threads.
+    """Render micro-batches of up to `batch` samples on `device`, with `threads` CPU threads.
 
-    On a GPU the views stay on it, in memory of torch's allocator. images: the requested outputs.
+    On a GPU, the views stay in GPU memory of torch's allocator. images: the requested outputs.
 
     Raises:
         UserError: DALI is not installed.
@@ -142,7 +142,7 @@ class Dali:
 
 
 def _import(name: str = "nvidia.dali") -> Any:
-    """Import a module of DALI; Any, because its operators and types are created on import."""
+    """Import a module of DALI; typed as Any, because its operators and types are created on import."""
     try:
         return importlib.import_module(name)
     except ImportError:
@@ -215,5 +215,5 @@ def _parameters(view: ViewParams, box: NDArray[np.int64]) -> dict[str, NDArray]:
 
 
 def _blank() -> Pixels:
-    """Encode a placeholder JPEG for an unreadable one."""
+    """Encode a placeholder JPEG for an unreadable image."""
     return cv2.imencode(".jpg", np.zeros((BLANK, BLANK, 3), np.uint8))[1]

@@ -28,8 +28,8 @@ _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment
 def size(data: NDArray[np.uint8]) -> tuple[int, int] | None:
     """Return (height, width) in pixels of the image `data` [bytes] uint8.
 
-    None if it is not an image, has a truncated header, declares more pixels than its bytes can hold (decoders allocate
-    the declared size), or is a JPEG with more scans than `shards.imaging.jpeg_limits` allows.
+    Returns None if `data` is not an image, has a truncated header, declares more pixels than its bytes can hold
+    (decoders allocate the declared size), or is a JPEG with more scans than `shards.imaging.jpeg_limits` allows.
     """
     end = len(data)
     if end < 4 or data[0] != 0xFF or data[1] != _SOI:
@@ -64,7 +64,7 @@ def _size_of_jpeg(data: NDArray[np.uint8]) -> tuple[int, int] | None:
 
 
 def _has_all_chunks(png: NDArray[np.uint8]) -> bool:
-    """Whether every chunk of a PNG, to its last one, lies within its bytes."""
+    """Return whether every chunk of a PNG, including its last one, lies within its bytes."""
     at = len(PNG_START)
     for _ in range(MOST_CHUNKS):
         if at + 12 > len(png):  # length, name, content, checksum
@@ -95,7 +95,8 @@ def _size_of_other(head: bytes) -> tuple[int, int] | None:
 
 
 def sizes(images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return heights and widths [n, 2] of n images, and which [n] are valid and not too large; else 1 x 1."""
+    """Return heights and widths [n, 2] of n images (1 x 1 if invalid), and a mask [n] of the valid, not too large
+    ones."""
     found = [size(image) for image in images]
     found = [pair if pair and pair[0] * pair[1] <= MAX_PIXELS else None for pair in found]
     return np.array([pair or (1, 1) for pair in found], dtype=np.int64), np.array([pair is not None for pair in found])

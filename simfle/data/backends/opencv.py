@@ -24,7 +24,7 @@ Pixels = NDArray[np.uint8]
 
 
 class OpenCV:
-    """Renders micro-batches on `threads` threads. Close it to end them.
+    """Render micro-batches on `threads` threads. Call `close` to end the threads.
 
     OpenCV's own threads are disabled for the whole process: samples are the better unit of parallel work.
     pin: allocate views in page-locked memory, from which a GPU copies without waiting. images: the requested outputs.
@@ -81,7 +81,7 @@ class OpenCV:
 
 
 def _nchw(images: Tensor) -> Tensor:
-    """[n, H, W, 3] -> [n, 3, H, W] in channels_last memory, without a copy."""
+    """Permute [n, H, W, 3] -> [n, 3, H, W] in channels_last memory, without a copy."""
     return images.permute(0, 3, 1, 2)
 
 
@@ -100,7 +100,8 @@ def _view(image: Pixels, box: Sequence[int], view: ViewParams, i: int, output: P
 
 
 def _color(pixels: Pixels, matrix: NDArray[np.float64], mean_matrix: NDArray[np.float64]) -> Pixels:
-    """M x + A mean(x), rounded (with 10 fractional bits of M, so that one in 30 values is off by 1) and clipped."""
+    """Compute M x + A mean(x), rounded (with 10 fractional bits of M, so that one in 30 values is off by 1) and
+    clipped."""
     shift = mean_matrix @ np.array(cv2.mean(pixels)[:3])
     return cv2.transform(pixels, np.column_stack([matrix, shift]))  # type: ignore[return-value]
 

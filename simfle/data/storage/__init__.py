@@ -1,1 +1,1 @@
-"""Where shards are stored: local, remote, resampled."""
+"""Storage of shards: local, remote, resampled."""

@@ -10,11 +10,11 @@ V = TypeVar("V")
 
 
 class LruCache(Generic[K, V]):
-    """`cache(key, make)` returns `make(key)`, cached for the `capacity` most recently used keys.
+    """Cache: `cache(key, make)` returns `make(key)`, cached for the `capacity` most recently used keys.
 
-    The maker is not kept: a method of the cache's owner would form a cycle that keeps files open.
-    An evicted value lives on while it is referenced (an array over a memory map). Two threads may make the same value
-    at the same time; both get the one that was stored first.
+    The cache holds no reference to `make`: a method of the cache's owner would form a cycle that keeps files open. An
+    evicted value lives as long as it is referenced (an array over a memory map). Two threads may compute the same value
+    at the same time; both get the value that was stored first.
     """
 
     def __init__(self, capacity: int) -> None:

@@ -1,4 +1,4 @@
-"""Stream samples of tars without index or cache, with the webdataset library: random shards, without end.
+"""Stream samples of tars without index or cache, with the webdataset library: random shards, endlessly.
 
 Its guarantees are weaker than those of `simfle.data.sampler`, see `PROMISES`.
 """
@@ -48,13 +48,13 @@ _NO_SAMPLE = re.compile(r"__[^/]*__($|/)")  # members in which webdataset stores
 
 
 class ResampledStream:
-    """`TrainingData` without order: returns the next samples, whatever is requested.
+    """`TrainingData` without order: returns the next samples, regardless of the requested slots.
 
     data.shards: tars, paths or URLs, with {000..099} expanded; or folders whose manifest lists them. A sample's id is a
-    hash of its shard's name and its key. samples, steps_per_epoch: unknown, 0 and infinite.
+    hash of its shard's name and its key. samples is 0 and steps_per_epoch infinite, because both are unknown.
 
     Raises:
-        UserError: no shards, a URL that is not allowed; later: shards that cannot be read.
+        UserError: no shards, or a URL that is not allowed; while reading, shards that cannot be read.
     """
 
     corpus = None
@@ -78,7 +78,7 @@ class ResampledStream:
 
     @property
     def description(self) -> str:
-        """A description for log lines."""
+        """Return a description for log lines."""
         return f"a stream of {len(self.urls)} shards"
 
     def digest(self) -> str:
@@ -110,12 +110,12 @@ class ResampledStream:
         return np.frombuffer(self._images[sample_id], dtype=np.uint8)
 
     def next_in_shard(self, sample_id: int) -> int:
-        """Return the next sample of the latest micro-batch; the first follows the last."""
+        """Return the next sample of the latest micro-batch; after the last sample, the first."""
         numbers = list(self._images)
         return numbers[(numbers.index(sample_id) + 1) % len(numbers)]
 
     def key(self, sample_id: int) -> str:
-        """Return shard and key of a recent sample; the id if it is forgotten."""
+        """Return shard and key of a recent sample; the id of an older sample."""
         return next((names[sample_id] for _, names in list(self._taken) if sample_id in names), str(sample_id))
 
     def shard_location(self, sample_id: int) -> str:
@@ -132,7 +132,7 @@ class ResampledStream:
         """Do nothing: open shards close with the iterator."""
 
     def _samples(self, seed: str) -> Iterator[tuple[int, str, bytes]]:
-        """Yield id, name and image file without end."""
+        """Yield id, name and image file endlessly."""
         from webdataset import ResampledShards, filters, tariterators  # slow: it imports torch's data loaders
 
         shards = ResampledShards(list(self.urls), worker_seed=lambda: seed, deterministic=True)
@@ -158,9 +158,9 @@ class ResampledStream:
                 return
 
     def _files(self, tars: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield name and content of each member, {} after the last one of a tar; webdataset's own reader has no limits.
+        """Yield name and content of each member, {} at the end of a tar; webdataset's own reader has no limits.
 
-        Members that are not images, or too large for one, come without content.
+        Members that are not images, or are too large for an image, are yielded without content.
         """
         for tar in tars:
             try:
@@ -187,7 +187,7 @@ class ResampledStream:
             yield number, place, sample[name]
 
     def _failed(self, error: Exception) -> bool:
-        """Report a failed shard; whether to continue with another one."""
+        """Report a failed shard; return whether to continue with another one."""
         self._failures += 1
         self._heard += 1
         # webdataset adds objects and the URL to an error's arguments.
@@ -221,7 +221,7 @@ def expand(places: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:
         path = place.partition("?")[0]
         if path.endswith(TARS):
             if not is_url(place) and not Path(place).is_file():
-                raise UserError(f"data.shards: {place} does not exist")
+                raise UserError(f"data.shards: {place} does not exist. Fix: check the path.")
             tars.append(place)
         elif is_url(place) or (Path(place) / NAME).exists():
             chosen = [shard for shard in read_manifest(place).shards if not splits or shard.split in splits]
@@ -230,6 +230,7 @@ def expand(places: Sequence[str], splits: Sequence[str]) -> tuple[str, ...]:
             tars += [str(tar) for tar in list_tars(Path(place)) if not splits or split_from_name(tar.name) in splits]
     if not tars:
         raise UserError(
-            f"data.shards: no shards to stream in {', '.join(map(redact_url, places))}, splits {list(splits)}"
+            f"data.shards: no shards to stream in {', '.join(map(redact_url, places))}, splits {list(splits)}. "
+            "Fix: check data.shards and data.splits."
         )
     return tuple(tars)

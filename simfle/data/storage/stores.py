@@ -23,21 +23,21 @@ log = logging.getLogger(__name__)
 
 
 class ShardStore(Protocol):
-    """The shards of one manifest."""
+    """Store of the shards of one manifest."""
 
     @property
     def manifest(self) -> Manifest:
-        """The manifest."""
+        """Manifest of the shards."""
         ...
 
     @property
     def remote(self) -> bool:
-        """Whether shards must be fetched before they are opened."""
+        """Return whether shards must be fetched before they are opened."""
         ...
 
     @property
     def name(self) -> str:
-        """The folder or URL, for messages."""
+        """Folder or URL, for messages."""
         ...
 
     def location(self, shard: ShardInfo) -> Path | str:
@@ -53,7 +53,7 @@ class ShardStore(Protocol):
         ...
 
     def index(self, shard: ShardInfo) -> Index:
-        """Return the index of its samples."""
+        """Return the index of a shard's samples."""
         ...
 
     def spot_check(self, shard: ShardInfo) -> SpotCheck | None:
@@ -63,7 +63,8 @@ class ShardStore(Protocol):
 
 @dataclass(frozen=True)
 class LocalStore:
-    """A local folder. indexed: whether its indexes can be trusted; those of external tars without a manifest cannot."""
+    """Store in a local folder. indexed: whether its indexes can be trusted, unlike those of external tars without a
+    manifest."""
 
     path: Path
     manifest: Manifest = field(repr=False)
@@ -104,12 +105,14 @@ class LocalStore:
                 tar = check_tar(file.fileno(), shard.bytes)
             return SpotCheck(tar, check_index(self.path / index_name(shard.file)) if self.indexed else "")
         except OSError as error:
-            raise UserError(f"shards: cannot read {self.location(shard)}: {error.strerror}") from None
+            raise UserError(
+                f"shards: cannot read {self.location(shard)}: {error.strerror}. Fix: copy it again."
+            ) from None
 
 
 @dataclass(frozen=True)
 class RemoteStore:
-    """A URL with a manifest; its shards come through a cache."""
+    """Store at a URL with a manifest; its shards are read through a cache."""
 
     url: str
     manifest: Manifest = field(repr=False)
@@ -127,16 +130,16 @@ class RemoteStore:
         largest = max(map(cached_bytes, shards), default=0)
         if largest > self.cache.limit:
             raise UserError(
-                f"data.cache_gb={self.cache.limit / GB:g}: less than one shard of {self.name}, {largest / GB:g} GB"
+                f"data.cache_gb={self.cache.limit / GB:g}: less than one shard of {self.name}, {largest / GB:g} GB. "
+                "Fix: increase data.cache_gb."
             )
 
     def open(self, shard: ShardInfo) -> IO[bytes]:
         return self.fetch(shard, SPACE_TIMEOUT, lambda: False)
 
     def fetch(self, shard: ShardInfo, wait: float, stop: Callable[[], bool]) -> IO[bytes]:
-        """Like `open`, but wait at most `wait` seconds for space, and cancel when `stop` returns true (see
-        `Cache.open`).
-        """
+        """Open like `open`, but wait at most `wait` seconds for space, and cancel when `stop` returns true (see
+        `Cache.open`)."""
         return self.cache.open(join(self.url, shard.file), shard, wait, stop)
 
     def index(self, shard: ShardInfo) -> Index:
@@ -172,7 +175,7 @@ def open_store(place: str | Path, cache: Cache | None) -> ShardStore:
 
 
 def make_cache(data: DataConfig) -> Cache:
-    """Open the cache of a configuration. Raises UserError: folder not writable, a value out of range."""
+    """Open the cache of a configuration. Raises UserError if the folder is not writable or a value is out of range."""
     validate(data, "data")
     return Cache(Path(data.cache_dir).expanduser() if data.cache_dir else default_folder(), int(data.cache_gb * GB))
 

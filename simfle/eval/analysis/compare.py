@@ -20,10 +20,10 @@ from simfle.eval.analysis.results import CLASSES, Result
 
 @dataclass(frozen=True)
 class Comparison:
-    """Metric of `first` minus that of `second`, both averaged over seeds.
+    """Metric of `first` minus metric of `second`, both averaged over seeds.
 
     interval: paired bootstrap, 95 %; p: of a two-sided permutation test that swaps the predictions of whole groups;
-    mcnemar: exact, on the first seed of each, None unless classes; it assumes independent samples.
+    mcnemar: exact, on the first seed of each backbone, None unless the labels are classes; assumes independent samples.
     """
 
     benchmark: str
@@ -38,12 +38,12 @@ class Comparison:
 
     @property
     def first_is_better(self) -> bool:
-        """Return whether the first is better; the difference may still be chance."""
+        """Return whether the first backbone is better; the difference may still be chance."""
         return (self.difference < 0) == (self.metric in LOWER_IS_BETTER)
 
 
 def compare(first: Sequence[Result], second: Sequence[Result], resamples: int = 1000, metric: str = "") -> Comparison:
-    """Compare two backbones (each with its seeds) on one benchmark by one protocol; metric: the primary one.
+    """Compare two backbones (each with its seeds) on one benchmark by one protocol; metric: the primary metric.
 
     Raises:
         UserError: they were measured on other benchmarks, protocols or samples.
@@ -82,14 +82,14 @@ def compare(first: Sequence[Result], second: Sequence[Result], resamples: int = 
 
 
 def mcnemar(labels: Values, first: Values, second: Values) -> float:
-    """Return McNemar's exact two-sided p (1947), from the samples that only one of the two got right."""
+    """Return McNemar's exact two-sided p (1947), from the samples that exactly one of the two predicted correctly."""
     right_a, right_b = first == labels, second == labels
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
 
 def _aligned(results: Sequence[Result], like: Result) -> tuple[Values, list[Values]]:
-    """Return labels and predictions of every seed, in the order of `like`'s samples."""
+    """Return labels and predictions of every seed, in the sample order of `like`."""
     runs: list[Values] = []
     labels: Values = np.empty(0)
     for result in results:

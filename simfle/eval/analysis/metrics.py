@@ -27,7 +27,7 @@ LOWER_IS_BETTER = frozenset({"cross_entropy", "kl", "rmse_valence", "rmse_arousa
 def measure(
     kind: str, labels: Values, predictions: Values, classes: int = 0, weights: Floats | None = None
 ) -> dict[str, float]:
-    """Return all metrics of one kind by name. weights: [m]; None: all 1."""
+    """Return all metrics of one kind by name. weights: [m]; None = all 1."""
     w = np.ones(len(labels)) if weights is None else weights
     if kind == CLASSES:
         return of_confusion(confusion(labels, predictions, classes, w))
@@ -40,8 +40,10 @@ def confusion(labels: Values, predictions: Values, classes: int, weights: Floats
 
 
 def of_confusion(table: Floats) -> dict[str, float]:
-    """Return accuracy; balanced_accuracy: mean recall of the classes that occur; macro_f1: mean F1 of the classes that
-    occur or are predicted (F1 = 2 TP / (2 TP + FP + FN)). All from 0 to 1."""
+    """Return accuracy, balanced_accuracy (mean recall of the classes that occur) and macro_f1, all from 0 to 1.
+
+    macro_f1: mean F1 of the classes that occur or are predicted (F1 = 2 TP / (2 TP + FP + FN)).
+    """
     right, truth, predicted = table.diagonal(), table.sum(1), table.sum(0)
     there, any_of_it = truth > 0, truth + predicted > 0
     return {
@@ -52,7 +54,8 @@ def of_confusion(table: Floats) -> dict[str, float]:
 
 
 def _votes(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
-    """Metrics of distributions [m, K]: cross_entropy and kl in nats, accuracy for the class with the most votes."""
+    """Return metrics of distributions [m, K]: cross_entropy and kl in nats, accuracy for the class with the most
+    votes."""
     least = 1e-12
     cross = -(labels * np.log(np.maximum(predictions, least))).sum(1)
     entropy = -(labels * np.log(np.maximum(labels, least))).sum(1)
@@ -74,7 +77,8 @@ def concordance(truth: Floats, found: Floats, w: Floats) -> float:
 
 
 def _affect(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
-    """Metrics of valence and arousal [m, 2]: concordance and root mean squared error of both; ccc is their mean."""
+    """Return metrics of valence and arousal [m, 2]: concordance and root mean squared error of both; ccc is their
+    mean."""
     found: dict[str, float] = {}
     for place, name in enumerate(("valence", "arousal")):
         truth, guess = labels[:, place], predictions[:, place]
@@ -84,8 +88,11 @@ def _affect(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
 
 
 def _landmarks(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
-    """Metrics of errors [m]: nme, their mean; the fraction of failures; auc, the area below the cumulative error
-    distribution from 0 to the limit, divided by the limit (the mean of max(0, 1 - error / limit))."""
+    """Return metrics of errors [m]: nme, their mean; the fraction of failures; auc.
+
+    auc: area below the cumulative error distribution from 0 to the limit, divided by the limit (the mean of max(0, 1 -
+    error / limit)).
+    """
     found = {"nme": float(np.average(predictions, weights=w))}
     for limit in LIMITS:
         name = f"{100 * limit:02.0f}"
@@ -95,7 +102,8 @@ def _landmarks(labels: Floats, predictions: Floats, w: Floats) -> dict[str, floa
 
 
 def _cam(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
-    """Metrics of fractions [m]: share, of the energy near landmarks; chance, of the area; gain, share / chance."""
+    """Return metrics of fractions [m]: share, of the energy near landmarks; chance, of the area; gain, share /
+    chance."""
     share, chance = float(np.average(predictions, weights=w)), float(np.average(labels, weights=w))
     return {"gain": share / chance if chance > 0 else 0.0, "share": share, "chance": chance}
 
@@ -105,8 +113,8 @@ def bootstrap_weights(
 ) -> Iterator[Floats]:
     """Return the number of times that each of m samples is drawn, per resample, when drawing groups with replacement.
 
-    Images of one person are not independent, so people are drawn, as many as there are. labels: [m] classes, all of
-    which each resample must contain: without a rare difficult class, a mean over classes would be higher.
+    Images of one person are not independent, so each resample draws as many people as there are. labels: [m] classes,
+    all of which each resample must contain: without a rare difficult class, a mean over classes would be higher.
     """
     names, group = np.unique(np.array(groups), return_inverse=True)
     rng = np.random.default_rng(seed)

@@ -3,7 +3,7 @@
     OUT/<backbone>/<benchmark>/<protocol>/seed-<n>.json
 
 A file holds everything needed to reproduce its numbers, and the label and prediction of each test sample. Intervals,
-confusion matrices and paired tests are computed from these later, without another evaluation.
+confusion matrices and paired tests are later computed from these, without another evaluation.
 """
 
 # m test samples, K classes
@@ -56,18 +56,19 @@ class Samples:
 
 @dataclass(frozen=True)
 class Result:
-    """One evaluated unit.
+    """Result of one evaluation task.
 
     backbone: id (its folder below OUT), kind (online, target, random, or the card's), model (timm's name), sha256 (of
-    the weights file, or of the tensors), file, card, calibrated (see `backbones.calibrate`).
+    the weights file, or of the tensors), file, card, calibrated (see `recalibrate_bn`).
     benchmark: its name; protocol: with the fraction of labels if not all are used (finetune@0.01).
     kind: type of prediction; classes: names, () if there are none.
-    metric: the primary one; metrics: on the test samples, for the candidate selected on validation, by name.
+    metric: the primary metric; metrics: on the test samples, by name, for the candidate selected on validation.
     chosen: the selection on validation (one entry per fold) and its metric there. best_on_test: the best epoch or
     candidate selected *on the test samples*: optimistic, only for comparison with published tables.
     data: counts of the splits, chance, excluded classes, differences to the published counts and people shared by
-    splits. settings: of protocol and benchmark, size, data, decoders; identity: digest of all inputs that affect the
-    numbers. seconds: computing time.
+    splits.
+    settings: of protocol and benchmark, size, data, decoders; identity: digest of all inputs that affect the numbers.
+    seconds: computing time.
     """
 
     backbone: dict[str, Any]
@@ -111,7 +112,7 @@ def _array(values: list[Any], kind: str) -> NDArray[Any]:
 
 
 def result_path(out: Path, backbone: str, benchmark: str, protocol: str, seed: int) -> Path:
-    """Return the path of a unit's file."""
+    """Return the path of a task's file."""
     return out / backbone / benchmark / protocol / f"seed-{seed}.json"
 
 

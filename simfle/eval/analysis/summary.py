@@ -1,6 +1,6 @@
-"""Table of all results: one row per backbone, benchmark and protocol, averaged over seeds; and paired tests.
+"""Table of all results, with one row per backbone, benchmark and protocol, averaged over seeds; and paired tests.
 
-Everything is computed from the files of the store, which are not changed.
+All values are computed from the files of the store, which are not changed.
 """
 
 import itertools
@@ -29,9 +29,12 @@ FORMAT = 2
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One backbone, protocol and benchmark. metrics: averaged over seeds; spread: standard deviation of the primary
-    metric over seeds; interval: 95 %, over groups of test samples; best_on_test: see `Result`; samples, people: of the
-    test set, people None if unknown."""
+    """Row for one backbone, protocol and benchmark. metrics: averaged over seeds.
+
+    spread: standard deviation of the primary metric over seeds; interval: 95 %, over groups of test samples;
+    best_on_test:
+    see `Result`; samples, people: counts of the test set, people None if unknown.
+    """
 
     id: str
     kind: str
@@ -51,7 +54,7 @@ class SummaryRow:
 
 @dataclass(frozen=True, repr=False)
 class Summary:
-    """Request, versions, and all results in two tables, which `print` shows."""
+    """Request, versions, and all results in two tables; `print(summary)` prints the tables."""
 
     command: list[str]
     config: dict[str, Any]
@@ -71,7 +74,8 @@ class Summary:
 def disambiguate_names(results: Sequence[Result]) -> list[Result]:
     """Return results with a distinct benchmark name per data set, if several data sets share a name.
 
-    The name is that of the shards' folder; if two share that too, four digits of the data's hash are added.
+    The new name is that of the shards' folder; if two data sets share that name too, four digits of the data's hash are
+    added.
     """
     sets: dict[str, dict[str, str]] = {}  # benchmark -> digest of its data -> folder
     for result in results:
@@ -93,7 +97,7 @@ def _data(result: Result) -> str:
 
 
 def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result]]:
-    """(benchmark, protocol, backbone id) -> its seeds in input order; see `apart`.
+    """Return (benchmark, protocol, backbone id) -> its seeds in input order; see `disambiguate_names`.
 
     Raises:
         UserError: two seeds differ in kind, classes, metrics or settings.
@@ -131,7 +135,7 @@ def _different(one: dict[str, Any], other: dict[str, Any]) -> str:
 
 
 def rows(results: Sequence[Result], resamples: int = 1000) -> list[SummaryRow]:
-    """Return the table. If seeds of one backbone have different samples, the interval is that of the first."""
+    """Return the table. If seeds of one backbone have different samples, the interval is that of the first seed."""
     return [_row(seeds, resamples) for seeds in grouped(results).values()]
 
 
@@ -186,7 +190,7 @@ def comparisons(results: Sequence[Result], resamples: int = 1000) -> list[Compar
 
 
 def summarize(results: Sequence[Result], command: list[str], config: dict[str, Any], resamples: int = 1000) -> Summary:
-    """Return everything that a summary contains."""
+    """Return the summary of all results."""
     table, pairs = rows(results, resamples), comparisons(results, resamples)
     return Summary(command, config, versions(), git_revision(), table, pairs)
 

@@ -62,7 +62,7 @@ HARMLESS: list[Any] = [
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """A parsed source. kind: a key of OPTIONS; name: timm's; file: None for timm and random."""
+    """Parsed source. kind: a key of OPTIONS; name: timm's; file: None for timm and random."""
 
     kind: str
     name: str
@@ -71,7 +71,7 @@ class BackboneSource:
 
 
 def open_backbone(text: str) -> LoadedBackbone:
-    """Load the backbone of `text`, see the module docstring.
+    """Load the backbone of `text`; see the module docstring.
 
     Raises:
         UserError: unknown kind, option or model; a file that is missing, corrupt, contains code or another model.
@@ -161,7 +161,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return all tensors in a file by dotted name; reads safetensors, or torch.save's format without running code.
 
     Raises:
-        UserError: missing, corrupt, or a pickle with anything but tensors and plain values.
+        UserError: the file is missing, corrupt, or a pickle with other content than tensors and plain values.
     """
     if not path.is_file():
         raise UserError(f"backbone: {path} does not exist. Fix: check the path.")
@@ -208,10 +208,10 @@ def find_network(
 ) -> tuple[str, dict[str, Tensor]]:
     """Find the tensors named in `wanted` under any prefix; return the prefix and the state dict.
 
-    If several prefixes match, one with "online" in it is preferred.
+    If several prefixes match, a prefix that contains "online" is preferred.
 
     Raises:
-        UserError: none matches (the closest is reported), or several do.
+        UserError: no prefix matches (the closest is reported), or several do.
     """
     first = next(iter(wanted))
     numbered = numbered_name(first)

@@ -1,6 +1,6 @@
 """Load backbones to evaluate: a backbone.safetensors file, or a random initialization of the same shape.
 
-foreign.py loads third-party weights (timm, torchvision, checkpoints of the reference implementation).
+external.py loads third-party weights (timm, torchvision, checkpoints of the reference implementation).
 """
 
 # B batch, H x W image, C channels, h x w feature map, T tokens
@@ -30,12 +30,12 @@ TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm modules whose netwo
 
 @dataclass(frozen=True)
 class BackboneMetadata:
-    """Contents of `backbone.json` for the weights beside it.
+    """Content of the `backbone.json` beside the weights.
 
-    name: timm's; network: online, target, random, or the kind of third-party weights (timm, ...); features: C;
-    mean, std: of the normalization, for values in [0, 1]; size: side of the training views in pixels; run: its origin
-    (run folder, step, ...); sha256: of the weights file, "" if unknown (earlier exports);
-    output_stride: of the feature map (0 = the network's default).
+    name: timm's; network: online, target, random, or the kind of third-party weights (timm, ...); features: number C;
+    mean, std: of the normalization, for values in [0, 1]; size: side of the training views in pixels; run: origin (run
+    folder, step, ...); sha256: of the weights file, "" if unknown (earlier exports); output_stride: of the feature map
+    (0 = the network's default).
     """
 
     name: str
@@ -89,7 +89,7 @@ class PooledBackbone(nn.Module):
 
 @dataclass(frozen=True)
 class LoadedBackbone:
-    """A frozen backbone in eval mode, with its card and source file (None for random or timm's weights)."""
+    """Frozen backbone in eval mode, with its card and source file (None for random or timm's weights)."""
 
     module: PooledBackbone
     card: BackboneMetadata
@@ -125,7 +125,7 @@ def load_backbone(path: Path) -> LoadedBackbone:
 
 
 def find_weights(path: Path) -> Path:
-    """Return the backbone.safetensors at or in `path`. Raises UserError if it or its card is missing."""
+    """Return the backbone.safetensors at or in `path`. Raises UserError if the file or its backbone.json is missing."""
     weights = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
         raise UserError(f"backbone: {path} does not exist. Fix: run simfle export RUN, or name timm:NAME.")
@@ -172,8 +172,8 @@ def random_backbone(card: BackboneMetadata, seed: int) -> LoadedBackbone:
 def recalibrate_batchnorm(backbone: LoadedBackbone, batches: Any) -> None:
     """Set BatchNorm statistics to those of the images in `batches` ([b, 3, H, W] uint8); change nothing else.
 
-    A pretrained backbone has statistics of its features; an untrained one has 0 and 1, so its features are not
-    normalized. After this step, a comparison of the two depends on the weights only.
+    A pretrained backbone has statistics of its features; an untrained one has 0 and 1, so that its features are not
+    normalized. After recalibration, a comparison of the two depends on the weights only.
     """
     norms = [module for module in backbone.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     for norm in norms:

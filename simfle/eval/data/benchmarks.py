@@ -19,7 +19,7 @@ METRICS = ("accuracy", "balanced_accuracy", "macro_f1")
 
 @dataclass(frozen=True)
 class NmeNormalizer:
-    """Normalizer of errors in pixels. Points are numbered from 0 in the order of the shards' landmarks."""
+    """Normalizer of landmark errors in pixels. Points are numbered from 0 in the order of the shards' landmarks."""
 
     left: list[int] = config_field(
         list, "points whose mean is one end of the distance, such as the outer corner of the left eye"
@@ -31,7 +31,7 @@ class NmeNormalizer:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A labeled set of faces and its use. Without `val` and `test`, these are held out from `train`, by group."""
+    """Labeled set of faces and its use. If `val` or `test` is empty, it is held out from `train`, by group."""
 
     name: str = config_field("", "name in folders and tables")
     title: str = config_field("", "one-line description")

@@ -23,8 +23,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FoldSplits:
-    """Samples to fit (train), select (val) and test (test) one classifier. No group is in two of them, unless the
-    shards' own splits share groups, which is reported."""
+    """Samples to fit (train), select (val) and test (test) one classifier. No group is in two of them.
+
+    Exception: splits of the shards that share groups, which is reported.
+    """
 
     train: Split
     val: Split
@@ -33,7 +35,7 @@ class FoldSplits:
 
 @dataclass(frozen=True)
 class BenchmarkData:
-    """Splits of a benchmark as they are in its shards, with the selected classes; about: facts for the results."""
+    """Splits of a benchmark as stored in its shards, with the selected classes; about: facts for the results."""
 
     benchmark: Benchmark
     train: Split
@@ -90,7 +92,7 @@ def read_data(benchmark: Benchmark) -> BenchmarkData:
 
 
 def _known(name: str, splits: list[Split]) -> list[str]:
-    """Return a line for each two splits with common people: their scores are for people seen in training."""
+    """Return a line for each pair of splits with common people: their scores are for people seen in training."""
     people = [set(split.groups) - set(split.keys) for split in splits]  # unknown people have the sample's key
     return [
         f"{name}: {count} people of split {splits[b].name} are also in split {splits[a].name}; "

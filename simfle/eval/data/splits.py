@@ -1,6 +1,6 @@
-"""Splits of labeled shards: samples, classes, and subsets held out for validation, tests and few labels.
+"""Splits of labeled shards: samples, classes, and subsets held out for validation, for tests and as few labels.
 
-Every subset is a pure function of the group names (people, films, photos) and a word, is stratified by class, and
+Every subset is a pure function of the group names (people, films, photos) and a word. It is stratified by class and
 keeps groups complete.
 """
 
@@ -22,7 +22,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class SplitSource:
-    """One split of shards: n samples with their location in `corpus` (ids, shards, samples: [n])."""
+    """Split of shards: n samples with their location in `corpus` (ids, shards, samples: [n])."""
 
     name: str
     corpus: ShardCorpus
@@ -65,7 +65,7 @@ class Split:
         return self.source.ids[self.rows]
 
     def only(self, chosen: Ints | Flags) -> "Split":
-        """Return some of its samples, in the given order (or those selected by a mask)."""
+        """Return a split with some of the samples, in the given order (or selected by a mask)."""
         picked = np.nonzero(chosen)[0] if chosen.dtype == bool else chosen
         return replace(
             self,
@@ -81,7 +81,7 @@ class Split:
         return dict(zip(self.classes, found, strict=True)) if self.classes else {"": len(self)}
 
     def people(self) -> int | None:
-        """Return the number of groups; None if the shards do not define any."""
+        """Return the number of groups; None if the shards define no groups."""
         return len(set(self.groups)) if self.groups != self.keys else None
 
     def metadata(self, position: int) -> dict:
@@ -91,11 +91,11 @@ class Split:
 
 
 def read_split(folders: Sequence[str], name: str, labeled: bool = True) -> Split:
-    """Read a split: its labeled samples, or all of them without labels.
+    """Read a split: its labeled samples, or all samples as unlabeled ones.
 
     Raises:
-        UserError: shards are missing or corrupt; unknown split (the existing ones are listed); no label in it; a label
-                outside of the manifest's.
+        UserError: shards are missing or corrupt; unknown split (the existing ones are listed); no label in the split; a
+            label that is not in the manifest.
     """
     corpus = ShardCorpus(folders, [name])
     classes = corpus.labels if labeled else ()
@@ -145,7 +145,8 @@ def name_classes(split: Split, names: Sequence[str]) -> Split:
 
 
 def frequent_classes(splits: Sequence[Split], least: int) -> tuple[list[str], dict[str, int]]:
-    """Return the names of the classes with at least `least` samples in all splits together, and the others' counts.
+    """Return the names of the classes with at least `least` samples in all splits together, and the other classes'
+    counts.
 
     Raises:
         UserError: fewer than two classes remain.
@@ -176,8 +177,8 @@ def check_classes(split: Split, use: str) -> None:
 def holdout_split(split: Split, share: float, word: str, *, leave: bool = True) -> Flags:
     """Select the samples [n] of a subset with a fraction of each class, by complete groups.
 
-    Classes are filled from the rarest on, each from groups in the order of a hash of `word` and their names, up to
-    its fraction (rounded, at least one sample). leave: never take the last group of a class.
+    Classes are filled in ascending order of their size, each with groups in the order of a hash of `word` and their
+    names, up to its fraction (rounded, at least one sample). leave: never take the last group of a class.
     """
     names, group = np.unique(np.array(split.groups), return_inverse=True)
     table = np.zeros((len(names), max(1, len(split.classes))), np.int64)  # [G, K] samples

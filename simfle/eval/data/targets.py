@@ -15,7 +15,7 @@ Floats = NDArray[np.float64]
 
 
 class NoTargetsError(UserError):
-    """No sample of a split has the targets of a protocol."""
+    """Error: no sample of a split has the targets of a protocol."""
 
 
 def votes(split: Split) -> tuple[Ints, Floats]:
@@ -35,7 +35,7 @@ def votes(split: Split) -> tuple[Ints, Floats]:
 
 
 def affect(split: Split) -> tuple[Ints, Floats]:
-    """Return positions [n] of the samples with valence and arousal, and these [n, 2], from -1 to 1."""
+    """Return positions [n] of the samples with valence and arousal, and both values [n, 2], from -1 to 1."""
 
     def read(meta: dict[str, Any]) -> list[float] | None:
         extras = meta.get("extras", {})
@@ -67,7 +67,7 @@ def sizes(split: Split) -> Floats:
 
 
 def boxes(split: Split) -> Floats | None:
-    """Return width and height [n, 2] of the faces' boxes in pixels; None unless all samples have one."""
+    """Return width and height [n, 2] of the faces' boxes in pixels; None unless all samples have a box."""
     found = [split.metadata(place).get("box") for place in range(len(split))]
     return None if None in found else np.array(found, dtype=np.float64)[:, 2:]
 

@@ -68,7 +68,7 @@ class DecoderPool:
     def dali(
         self, size: int, ratio: tuple[float, float], threads: int, batch: int, device: torch.device, image: str
     ) -> "tuple[Dali, ThreadPoolExecutor]":
-        """A pipeline that makes `image` of `size`, and the one thread to run it on: built once for all passes."""
+        """Return a pipeline that makes `image` of `size`, and its only thread; both are built once for all passes."""
         from simfle.data.backends.dali import Dali
 
         asked = size, ratio, threads, batch, device, image

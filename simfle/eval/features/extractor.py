@@ -45,7 +45,7 @@ class Augment:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
 
     def draw(self, ids: Ints) -> views.ViewParams:
-        """Return the parameters of the samples `ids` [n]."""
+        """Sample the parameters of the samples `ids` [n]."""
         j = self.jitter
         config = ViewsConfig(
             scale=list(self.scale),
@@ -68,9 +68,9 @@ class Augment:
 
 @dataclass(frozen=True)
 class Extractor:
-    """Computation of features: image side in pixels, images per forward pass, device, decoding threads.
+    """Feature extractor: image side in pixels, images per forward pass, device, decoding threads.
 
-    cache: folder for features of complete, unaugmented sources, None for no cache; decoders: image decoders.
+    cache: folder for features of complete, unaugmented sources (None = no cache); decoders: image decoders.
     """
 
     size: int
@@ -96,7 +96,7 @@ class Extractor:
             yield there
 
     def _opencv(self, source: SplitSource, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
-        """Yield batches [b, S, S, 3] without color changes."""
+        """Yield batches [b, S, S, 3] decoded with OpenCV, without color changes."""
         with ThreadPoolExecutor(self.threads) as pool:
             waiting: list = []
             for start in range(0, len(rows), batch):
@@ -113,7 +113,7 @@ class Extractor:
                 yield torch.from_numpy(np.stack([job.result() for job in waiting]))
 
     def _ffcv(self, source: SplitSource, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
-        """Read the same batches from a beton."""
+        """Yield the same batches, read from a beton."""
         beton = self.decoders.open_ffcv(source, self.size, batch, self.threads)
         heights, widths = beton.heights[rows], beton.widths[rows]
         crops = np.zeros((len(rows), 6), np.int64)
@@ -131,7 +131,7 @@ class Extractor:
             yield images
 
     def _dali(self, source: SplitSource, rows: Ints, augment: Augment | None, batch: int) -> Iterator[Tensor]:
-        """Make the same batches with DALI's view graph without colors and blur; complete images as for faces."""
+        """Yield the same batches from DALI's view graph, without colors and blur; complete images as for faces."""
         ratio = augment.ratio if augment else (1.0, 1.0)
         name = "view1" if augment else "face"
         dali, thread = self.decoders.dali(self.size, ratio, self.threads, batch, self.device, name)
@@ -224,7 +224,7 @@ def check_finite(features: Tensor, backbone: LoadedBackbone, source: SplitSource
 
 
 def jitter(images: Tensor, draws: views.ViewParams) -> Tensor:
-    """Change the colors of uint8 images [b, 3, S, S]: M x + A mean(x) for each, see simfle.data.views."""
+    """Change the colors of uint8 images [b, 3, S, S] to M x + A mean(x) each; see simfle.data.views."""
     matrix, mean_matrix = (
         torch.from_numpy(values).to(images.device, torch.float32) for values in (draws.matrix, draws.mean_matrix)
     )  # [b, 3, 3]
@@ -235,7 +235,7 @@ def jitter(images: Tensor, draws: views.ViewParams) -> Tensor:
 
 
 def _taken(job: "Future[Tensor]") -> Tensor:
-    """[b, S, S, 3] for work on the current stream."""
+    """Make [b, S, S, 3] available to the current stream."""
     found = job.result()
     used_here(found)
     return found.permute(0, 2, 3, 1)

@@ -35,7 +35,7 @@ _JPEG_MODE = 0  # FFCV's mode for an image stored as JPEG
 
 @dataclass(frozen=True)
 class BetonMetadata:
-    """Metadata of a beton. source: `Source.digest` of its samples; bytes: size of the file."""
+    """Metadata of a beton. source: `Split.digest` of its samples; bytes: size of the file."""
 
     format: int
     source: str
@@ -103,7 +103,7 @@ def write_ffcv(shards: Path, out: Path, name: str, progress: Progress = lambda *
 
 
 def _write(path: Path, split: Split, progress: Progress) -> None:
-    """Run all steps of FFCV's writer in this process: if one of its worker processes failed, it would wait forever."""
+    """Run all steps of FFCV's writer in this process: it would wait forever for a failed worker process."""
     kinds, writing = load_ffcv("ffcv.fields"), load_ffcv("ffcv.writer")
     image = kinds.RGBImageField(write_mode="jpg")
     image.encode = _store
@@ -127,7 +127,7 @@ def _write(path: Path, split: Split, progress: Progress) -> None:
 
 
 def _store(destination: NDArray, content: NDArray[np.uint8], malloc: Callable[[int], tuple[int, NDArray]]) -> None:
-    """`encode` of FFCV's image field for a JPEG [bytes] that is kept as is."""
+    """Store a JPEG [bytes] as is, in place of the `encode` of FFCV's image field."""
     destination["mode"] = _JPEG_MODE
     destination["height"], destination["width"] = size(content) or (0, 0)
     destination["data_ptr"], place = malloc(content.nbytes)

@@ -1,6 +1,6 @@
-"""Read a .beton with FFCV's loader and our own crops instead of FFCV's random ones.
+"""Read a .beton with FFCV's loader and our own crops instead of FFCV's random crops.
 
-Importing this needs FFCV; use `simfle.eval.features.ffcv_format.load_ffcv`.
+Importing this module needs FFCV; use `simfle.eval.features.ffcv_format.load_ffcv`.
 """
 
 # n rows of a beton, b of a batch, S side
@@ -61,7 +61,7 @@ class FfcvLoader:
         return self._table["width"]
 
     def batches(self, rows: Ints, crops: Ints) -> Iterator[tuple[Tensor, NDArray[np.bool_]]]:
-        """Yield images [b, S, S, 3] uint8 of `rows` [m] in order, and which of them [b] could not be decoded.
+        """Yield images [b, S, S, 3] uint8 of `rows` [m] in order, and a mask [b] of undecodable images.
 
         crops: [m, 6], x, y, width, height in pixels, flip, and whether the image is complete, not augmented; a repeated
         row has the same crop each time.
@@ -177,7 +177,7 @@ def _mirror(image):  # type: ignore[no-untyped-def]
 
 
 def _leave_torch_alone() -> None:
-    """Keep torch's number of threads: FFCV sets it at each epoch, from two threads; only numba's may be set."""
+    """Keep torch's number of threads: at each epoch, FFCV sets it from two threads. Only numba's number may be set."""
 
     def set_num_threads(cls: Any, count: int) -> None:
         cls.num_threads = count

@@ -24,10 +24,10 @@ from simfle.eval.features.extractor import Extractor
 
 @dataclass(frozen=True)
 class ProtocolInputs:
-    """One classifier (or regressor) to fit and test: `splits` of one fold, with one seed.
+    """Inputs of one classifier (or regressor) to fit and test: `splits` of one fold, with one seed.
 
     weights: digest of the backbone's tensors, the key of its cached features; split_config: section of the
-    configuration that the protocol reads; metric: of the benchmark.
+    configuration for the protocol; metric: of the benchmark.
     """
 
     backbone: LoadedBackbone
@@ -57,8 +57,11 @@ class ProtocolInputs:
 
 @dataclass(frozen=True)
 class ProtocolResult:
-    """Outputs of one job. labels, predictions: [m, ...], see `results.Samples`; test_rows: which test samples [m] have
-    a label of this kind (None: all); chosen: the selection on validation; best_on_test: the best on test."""
+    """Outputs of one fit. labels, predictions: [m, ...], see `results.Samples`.
+
+    test_rows: mask of the test samples [m] that have a label of this kind (None = all); chosen: the selection on
+    validation; best_on_test: the best candidate on test.
+    """
 
     labels: Values
     predictions: Values
@@ -71,7 +74,7 @@ class ProtocolResult:
 class ModelSelection:
     """Best epoch or candidate on validation, whose predictions are used, and the best one on the test samples.
 
-    The first of equals wins. metric: its name; lower: whether a lower value is better.
+    The first of equal candidates wins. metric: name of the metric; lower: whether a lower value is better.
     """
 
     metric: str
@@ -99,9 +102,10 @@ class ModelSelection:
 
 @dataclass(frozen=True)
 class Protocol:
-    """kind: type of prediction; module: a file with `run(job) -> Outcome`; part: section of the configuration;
-    seeded:
-    whether a seed has an effect when all labels are used."""
+    """Evaluation protocol. kind: type of prediction; module: a file with `run(job) -> ProtocolResult`.
+
+    part: section of the configuration; seeded: whether a seed has an effect when all labels are used.
+    """
 
     kind: str
     module: str
@@ -129,7 +133,8 @@ PROTOCOLS = {
 
 
 def parse(word: str) -> tuple[str, float]:
-    """Parse finetune@0.01 to ("finetune", 0.01). Raises UserError if it is unknown or not in (0, 1]."""
+    """Parse finetune@0.01 to ("finetune", 0.01). Raises UserError for an unknown protocol or a fraction outside of (0,
+    1]."""
     name, _, text = word.partition("@")
     if name not in PROTOCOLS:
         raise UserError(f"protocols={name}: unknown. Fix: choose from {', '.join(PROTOCOLS)}.")

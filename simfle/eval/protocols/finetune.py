@@ -1,7 +1,7 @@
 """Fine-tuning of the whole network with lower learning rates for lower layers. `scratch` starts from random weights.
 
 AdamW, linear warm-up and cosine schedule; crops, flips and colors are a pure function of (seed, epoch, sample id). The
-epoch is selected on validation. An interrupted unit starts from the beginning.
+epoch is selected on validation. An interrupted task starts from the beginning.
 """
 
 # n training samples, b of a batch, C channels, K classes
@@ -89,7 +89,8 @@ def lr_factor(step: int, steps: int, config: FinetuneConfig) -> float:
 
 
 def draw_epoch(train: Split, balanced: bool, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return positions [n] of an epoch's training samples: each once, or classes equally often (samples repeat)."""
+    """Return positions [n] of an epoch's training samples: each sample once, or classes equally often (samples
+    repeat)."""
     if not balanced:
         return epoch_order(len(train), seed, epoch)
     counter = np.zeros((len(train), 4), np.uint32)

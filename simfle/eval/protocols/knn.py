@@ -28,7 +28,7 @@ def run(job: ProtocolInputs) -> ProtocolResult:
 def neighbors(train: Tensor, test: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return cosines and positions [m, k] of the k training samples [n, C] nearest to each test sample [m, C], sorted.
 
-    Returns all of them if there are fewer than k.
+    Returns all training samples if there are fewer than k.
     """
     bank = F.normalize(train, dim=1)
     found = [(chunk @ bank.T).topk(min(k, len(train)), dim=1) for chunk in F.normalize(test, dim=1).split(CHUNK)]

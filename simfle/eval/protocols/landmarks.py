@@ -36,8 +36,10 @@ SMALL = 0.25  # below this fraction of the image's side, the shards contain whol
 
 @dataclass(frozen=True)
 class Points:
-    """Landmarks of one split: rows [n] with landmarks; points [n, P, 2] and size [n, 1, 2] in pixels;
-    unit [n], the normalizer in pixels; maps, of the same n samples."""
+    """Landmarks of one split: rows [n] with landmarks; points [n, P, 2] and size [n, 1, 2] in pixels.
+
+    unit [n]: normalizer in pixels; maps: feature maps of the same n samples.
+    """
 
     rows: Ints
     points: Floats
@@ -80,8 +82,10 @@ def _read(job: ProtocolInputs, split: Split) -> Points:
 
 
 def nme_normalizer(points: Floats, left: Sequence[int], right: Sequence[int], split: Split) -> Floats:
-    """Return the normalizer [n] in pixels from all points [n, P, 2]: the distance between two ends (each the mean of
-    some points), or without ends sqrt(width * height) of the face's box (of the points' box if the shards have none).
+    """Return the normalizer [n] in pixels from all points [n, P, 2].
+
+    The normalizer is the distance between two ends (each the mean of some points), or without ends sqrt(width * height)
+    of the face's box (of the points' box if the shards have no boxes).
 
     Raises:
         UserError: a point number out of range, or a face without extent.
@@ -101,7 +105,7 @@ def nme_normalizer(points: Floats, left: Sequence[int], right: Sequence[int], sp
 
 
 class Head:
-    """Layers of all R candidates, initialized with zeros: before the first step each predicts the mean shape."""
+    """Layers of all R candidates, initialized with zeros, so that they first predict the mean shape."""
 
     def __init__(self, train: Points, lrs: Sequence[float]) -> None:
         first = train.maps[np.arange(1)]
@@ -120,7 +124,7 @@ class Head:
         self.centers = torch.stack([x.flatten(), y.flatten()]) - 0.5  # [2, h w]
 
     def __call__(self, maps: Tensor) -> Tensor:
-        """Maps [b, C, h, w] -> points [R, b, P, 2] as fractions of the image."""
+        """Map feature maps [b, C, h, w] -> points [R, b, P, 2] as fractions of the image."""
         cells = (maps.flatten(2) - self.mean) / self.deviation  # [b, C, h w]
         found = torch.stack(list(self.weights))[:, None] @ cells + torch.stack(list(self.biases))[:, None]
         heat, offset = found.unflatten(2, (3, -1)).split([1, 2], dim=2)  # [R, b, 1, P, h w], [R, b, 2, P, h w]
@@ -160,7 +164,7 @@ def _chunks(many: int) -> list[Ints]:
 
 
 def _statistics(maps: Maps) -> tuple[Tensor, Tensor]:
-    """Return mean and deviation [C, 1] of each channel over samples and cells; a deviation of 0 becomes 1."""
+    """Return mean and standard deviation [C, 1] of each channel over samples and cells; a deviation of 0 becomes 1."""
     sums, cells = [], 0
     for chosen in _chunks(len(maps)):
         part = maps[chosen].double().flatten(2)  # [b, C, h w]

@@ -1,4 +1,4 @@
-"""The linear probe: one fully connected layer on frozen features, trained by SGD with the paper's settings.
+"""Linear probe: one fully connected layer on frozen features, trained by SGD with the paper's settings.
 
 Random crops and flips in each epoch need a forward pass over the training images per epoch; `linear_fast` needs only
 one. The epoch is selected on validation.
@@ -41,7 +41,7 @@ def run(job: ProtocolInputs) -> ProtocolResult:
 def linear_probe(
     batches: Batches, channels: int, classes: int, samples: int, config: LinearConfig, seed: int
 ) -> Iterator[nn.Linear]:
-    """Yield the classifier after each epoch (one object, which continues to train)."""
+    """Yield the classifier after each epoch (always the same object, whose training continues)."""
     generator = torch.Generator().manual_seed(seed)
     layer = nn.Linear(channels, classes)
     with torch.no_grad():

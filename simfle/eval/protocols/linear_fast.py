@@ -1,4 +1,4 @@
-"""The fast linear probe: features computed once, all learning rates and weight decays trained in parallel.
+"""Fast linear probe: features computed once, all learning rates and weight decays trained in parallel.
 
 A candidate is a pair (learning rate, weight decay). All R candidates see the same batches, so their layers form one
 matrix and a step is one matrix product. Features are standardized with the training samples. The candidate is
@@ -20,14 +20,14 @@ from simfle.eval.protocols.linear import epoch_order
 
 @dataclass(frozen=True)
 class FeatureScaling:
-    """Subtract the mean [C] from features [b, C] and divide by their deviation [C]."""
+    """Subtract the mean [C] from features [b, C] and divide by their standard deviation [C]."""
 
     mean: Tensor
     deviation: Tensor
 
     @staticmethod
     def of(features: Tensor) -> "FeatureScaling":
-        """Compute from training features [n, C]; a constant feature is not scaled."""
+        """Compute mean and standard deviation from training features [n, C]; a constant feature is not scaled."""
         deviation = features.std(0, correction=0)
         return FeatureScaling(features.mean(0), torch.where(deviation > 0, deviation, 1.0))
 
@@ -60,7 +60,7 @@ def fit(features: Tensor, targets: Tensor, config: LinearFastConfig, seed: int) 
     """Fit a softmax regression of targets [n, K] (each row sums to 1) on features [n, C] for all candidates.
 
     SGD with momentum on the mean cross-entropy, cosine schedule to 0, zero initialization; no weight decay on biases.
-    Return weights [C, R, K] and biases [R, K].
+    Returns weights [C, R, K] and biases [R, K].
     """
     grid = torch.tensor(candidates(config), device=features.device)  # [R, 2]
     rates, decays = grid[:, :1], grid[:, 1:]  # [R, 1]

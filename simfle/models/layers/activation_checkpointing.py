@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 def enable_activation_checkpointing(network: nn.Module) -> None:
-    """Store only the input of each block of `network`. Results stay the same, bit for bit.
+    """Store only the input of each block of `network`. Results are bit-identical.
 
     Blocks are the members of its sequences: bottlenecks of a ResNet, stages of a ConvNeXt, blocks of a ViT. Parameters
     and buffers keep their names.
@@ -38,7 +38,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 
 @contextmanager
 def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Protect BatchNorm's running statistics from the second forward pass of the same batch: it updates copies."""
+    """Protect BatchNorm's running statistics from the second forward pass of a batch, which updates copies."""
     norms = [module for module in block.modules() if isinstance(module, _BatchNorm)]
     kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:

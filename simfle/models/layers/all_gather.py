@@ -16,18 +16,18 @@ def all_gather_with_grad(rows: Tensor) -> Tensor:
     """Gather [n, ...] of each process to [R n, ...], in the order of ranks; n must be equal on all processes.
 
     Gradients flow to all processes: with a loss averaged over processes, as DeepSpeed averages gradients, they equal
-    those of one process with the whole batch.
+    the gradients of one process with the whole batch.
     """
     return _AllGatherWithGrad.apply(rows) if processes() > 1 else rows
 
 
 def processes() -> int:
-    """Return the number of processes; 1 without a process group, or inside `alone`."""
+    """Return the number of processes; 1 without a process group, or inside `local_only`."""
     return dist.get_world_size() if dist.is_initialized() and not _is_local_only else 1
 
 
 def rank() -> int:
-    """Return the rank of this process; 0 without a process group, or inside `alone`."""
+    """Return the rank of this process; 0 without a process group, or inside `local_only`."""
     return dist.get_rank() if processes() > 1 else 0
 
 

@@ -14,7 +14,7 @@ from simfle.config.schema import FaceMAEConfig
 
 
 class MaskedDecoder(nn.Module):
-    """The decoder of a masked autoencoder, shared by FaceMAE and MAE."""
+    """Decoder of a masked autoencoder, shared by FaceMAE and MAE."""
 
     decoder_positions: Tensor
     attention: nn.Module
@@ -57,17 +57,20 @@ class MaskedDecoder(nn.Module):
 
 
 class FaceMAE(MaskedDecoder):
-    """face [B, 3, F, F], visible [B, V] -> encoder tokens [B, 1 + V, D] and predicted patches [B, L, P]."""
+    """Masked autoencoder: face [B, 3, F, F], visible [B, V] -> encoder tokens [B, 1 + V, D] and predicted patches [B,
+    L, P]."""
 
     positions: Tensor
 
     def __init__(self, face_size: int, config: FaceMAEConfig, context: tuple[int, int] | None = None) -> None:
-        """context: channels C and side h of the backbone's feature maps, if the decoder attends to them."""
+        """Build the layers. context: channels C and side h of the backbone's feature maps, if the decoder attends to
+        them."""
         super().__init__()
         self.patch = config.patch_size
         if face_size % config.patch_size:
             raise UserError(
-                f"views.face_size={face_size}: not a multiple of model.facemae.patch_size={config.patch_size}"
+                f"views.face_size={face_size}: not a multiple of model.facemae.patch_size={config.patch_size}. "
+                "Fix: choose a multiple."
             )
         check_width("model.facemae.embed_dim", config.embed_dim, config.num_heads)
         side = face_size // config.patch_size
@@ -84,12 +87,13 @@ class FaceMAE(MaskedDecoder):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, patches: Tensor, visible: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """patches [B, L, P] of the normalized face, visible [B, V] -> tokens [B, 1 + V, D], prediction [B, L, P]."""
+        """Map patches [B, L, P] of the normalized face, visible [B, V] -> tokens [B, 1 + V, D], prediction [B, L,
+        P]."""
         tokens = self.encode(patches, visible)
         return tokens, self.decode(tokens, visible, context)
 
     def encode(self, patches: Tensor, visible: Tensor) -> Tensor:
-        """Encode only visible patches and the class token: -> [B, 1 + V, D]."""
+        """Encode only visible patches and the class token to [B, 1 + V, D]."""
         seen = patches.gather(1, visible[:, :, None].expand(-1, -1, patches.shape[2]))  # [B, V, P]
         tokens = self.patch_embed(seen) + self.positions[1:][visible]  # [B, V, D]
         first = (self.cls_token + self.positions[:1]).expand(len(tokens), -1, -1)  # [B, 1, D]
@@ -129,7 +133,7 @@ class CrossAttention(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A patch-sized convolution, applied to selected patches only: [B, V, P] -> [B, V, D]."""
+    """Patch-sized convolution, applied to selected patches only: [B, V, P] -> [B, V, D]."""
 
     def __init__(self, patch: int, width: int) -> None:
         super().__init__()
@@ -142,21 +146,21 @@ class PatchEmbed(nn.Module):
 
 
 def patchify(image: Tensor, patch: int) -> Tensor:
-    """[B, 3, F, F] -> [B, L, patch patch 3], patches row by row, a vector ordered (row, column, channel)."""
+    """Convert [B, 3, F, F] -> [B, L, patch patch 3], patches row by row, a vector ordered (row, column, channel)."""
     batch, channels, height, width = image.shape
     blocks = image.reshape(batch, channels, height // patch, patch, width // patch, patch)
     return blocks.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, patch * patch * channels)
 
 
 def unpatchify(patches: Tensor, patch: int) -> Tensor:
-    """The inverse of `patchify`: [B, L, patch patch 3] -> [B, 3, F, F]."""
+    """Invert `patchify`: [B, L, patch patch 3] -> [B, 3, F, F]."""
     side = int(patches.shape[1] ** 0.5)
     blocks = patches.unflatten(1, (side, side)).unflatten(3, (patch, patch, 3))  # [B, row, column, y, x, 3]
     return blocks.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), 3, side * patch, side * patch)
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
-    """Fixed positions of a side x side grid after a zero one for the class token: [1 + side side, width].
+    """Compute the positions of a side x side grid, with zeros for the class token first: [1 + side side, width].
 
     The first half encodes the column, the second the row; each as sines then cosines of position / 10000^(i / (D/4)).
     Stored in float32 as in the reference, even if the model runs in float64.
@@ -171,14 +175,16 @@ def sincos_positions(side: int, width: int) -> Tensor:
 
 
 def block(width: int, heads: int) -> Block:
-    """A pre-norm ViT block with MLP ratio 4."""
+    """Build a pre-norm ViT block with MLP ratio 4."""
     return Block(width, heads, mlp_ratio=4.0, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))  # type: ignore[arg-type]
 
 
 def check_width(field: str, width: int, heads: int) -> None:
-    """Raise a UserError if attention heads, or sines and cosines of two axes, cannot share a width equally."""
+    """Raise a UserError if `width` is not divisible by the attention heads and by the sines and cosines of two axes."""
     if width % heads or width % 4:
-        raise UserError(f"{field}={width}: must be a multiple of its heads={heads} and of 4")
+        raise UserError(
+            f"{field}={width}: must be a multiple of its heads={heads} and of 4. Fix: choose a multiple of both."
+        )
 
 
 def xavier(module: nn.Module) -> None:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 class MLPHead(nn.Module):
-    """Linear - BatchNorm - ReLU - Linear: [B, width] -> [B, out] (BYOL, Grill et al. 2020, section 3.3)."""
+    """Projector or predictor, Linear - BatchNorm - ReLU - Linear: [B, width] -> [B, out] (BYOL, section 3.3)."""
 
     def __init__(self, width: int, hidden: int, out: int) -> None:
         super().__init__()
@@ -21,12 +21,12 @@ class MLPHead(nn.Module):
 
 
 def mlp_head_no_bn(width: int, hidden: int, out: int) -> nn.Module:
-    """Linear - ReLU - Linear, without BatchNorm (SimCLR, Chen et al. 2020, section 2.1; MoCo v2)."""
+    """Build Linear - ReLU - Linear, without BatchNorm (SimCLR, Chen et al. 2020, section 2.1; MoCo v2)."""
     return nn.Sequential(nn.Linear(width, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
 
 
 def three_layer_head(width: int, hidden: int, out: int) -> nn.Module:
-    """Three linear layers, BatchNorm on each, also on the output, which has no ReLU (SimSiam, section 3)."""
+    """Build three linear layers, each with BatchNorm, and ReLU on all but the output (SimSiam, section 3)."""
     layers: list[nn.Module] = []
     for wide, narrow in ((width, hidden), (hidden, hidden)):
         layers += [nn.Linear(wide, narrow), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True)]
@@ -34,7 +34,7 @@ def three_layer_head(width: int, hidden: int, out: int) -> nn.Module:
 
 
 def expander(width: int, hidden: int, out: int) -> nn.Module:
-    """Three linear layers, BatchNorm and ReLU on the first two (VICReg, section 4.2)."""
+    """Build three linear layers, with BatchNorm and ReLU on the first two (VICReg, section 4.2)."""
     layers: list[nn.Module] = []
     for wide, narrow in ((width, hidden), (hidden, hidden)):
         layers += [nn.Linear(wide, narrow), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True)]
@@ -42,7 +42,7 @@ def expander(width: int, hidden: int, out: int) -> nn.Module:
 
 
 def gelu_head(width: int, hidden: int, out: int) -> nn.Module:
-    """Three linear layers, GELU between them, no BatchNorm: [B, width] -> [B, out] (DINO, section 3.1)."""
+    """Build three linear layers, GELU between them, no BatchNorm: [B, width] -> [B, out] (DINO, section 3.1)."""
     return nn.Sequential(
         nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out)
     )

@@ -2,7 +2,7 @@
 
 The reference starts with all grouping channels equal. They then stay equal inside a group forever, and groups separate
 only through rounding noise. `repaired` keeps the paper's equations and changes two things: one map per group (which
-equals a group of equal channels, at G/C of the cost) and a random start, which lets groups separate.
+equals a group of equal channels, at G/C of the cost) and a random start, so that groups can separate.
 """
 
 # B batch, C channels, G groups, K maps (C in the reference, G in ours), h x h feature map, S = h h, L patches, V seen
@@ -21,7 +21,10 @@ class ChannelGrouping(nn.Module):
     def __init__(self, channels: int, groups: int, kind: str) -> None:
         super().__init__()
         if channels % groups:
-            raise UserError(f"model.mask_groups={groups}: does not divide the backbone's {channels} channels")
+            raise UserError(
+                f"model.mask_groups={groups}: does not divide the backbone's {channels} channels. "
+                "Fix: choose a divisor."
+            )
         self.convolution = nn.Conv2d(channels, channels if kind == "reference" else groups, 1)
         self.norm = nn.BatchNorm2d(self.convolution.out_channels)
         if kind == "reference":
@@ -53,11 +56,11 @@ class SemanticMasking(nn.Module):
         self.register_buffer("scores_of_map", patch_score_matrix(map_side, face_size, patch), persistent=False)
 
     def forward(self, features: Tensor, draw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """features [B, C, h, h], draw [B] in [0, 1) -> visible patches [B, V], ascending, grouping loss, overlap.
+        """Map features [B, C, h, h], draw [B] in [0, 1) -> visible patches [B, V], ascending, grouping loss, overlap.
 
         The overlap measures whether groups separate: the mean correlation of channels of different groups, 1 if all
         maps are equal, 0 if no two groups are active at the same position. If `choice` is random, groups are learned
-        but do not select: an ablation of the selection alone, at the same cost and with the same BatchNorm.
+        but do not select patches: an ablation of the selection alone, at the same cost and with the same BatchNorm.
         """
         maps = self.grouping(features.detach()).flatten(2)  # [B, K, S]
         with torch.autocast(features.device.type, enabled=False):  # normalized, squared, ranked: not for bf16
@@ -83,7 +86,7 @@ class SemanticMasking(nn.Module):
 
 
 def visible_patches(face_size: int, patch: int, ratio: float) -> int:
-    """Return the number of visible patches at mask ratio `ratio`. Raises UserError: none, or all of them."""
+    """Return the number of visible patches at mask ratio `ratio`. Raises UserError if it is 0 or all patches."""
     patches = (face_size // patch) ** 2
     visible = int(patches * (1 - ratio))
     if not 0 < visible < patches:
@@ -97,9 +100,9 @@ def random_patches(draw: Tensor, patches: int, visible: int) -> Tensor:
 
 
 def patch_score_matrix(map_side: int, face_size: int, patch: int) -> Tensor:
-    """Bilinear upsampling of a map to face_size pixels, then averaging over each patch, as one matrix [L, S].
+    """Return bilinear upsampling to face_size pixels and averaging over each patch as one matrix [L, S].
 
-    Both steps are linear, so this is exact; the reference computes the whole 112 x 112 image for each face.
+    Both operations are linear, so the matrix is exact; the reference computes the whole 112 x 112 image for each face.
     """
     basis = torch.eye(map_side**2, dtype=torch.float64).unflatten(1, (1, map_side, map_side))  # [S, 1, h, h]
     pixels = F.interpolate(basis, size=(face_size, face_size), mode="bilinear", align_corners=False)

@@ -1,4 +1,4 @@
-"""Synchronize batch statistics across processes: results do not depend on the number of processes."""
+"""Synchronize batch statistics across processes, so that results do not depend on the number of processes."""
 
 # B batch of this process, C channels
 import timm.layers
@@ -12,10 +12,10 @@ from simfle.models.layers.masking import SemanticMasking
 
 
 def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
-    """Let every BatchNorm, and the grouping loss, use the whole micro-batch of all processes.
+    """Make every BatchNorm, and the grouping loss, use the whole micro-batch of all processes.
 
-    Uses torch's SyncBatchNorm on a GPU and ours on a CPU, which torch does not support. Call before ZeRO takes the
-    parameters.
+    Uses torch's SyncBatchNorm on a GPU and `CpuSyncBatchNorm` on a CPU, which torch does not support. Call before ZeRO
+    partitions the parameters.
     """
     for module in model.modules():
         if isinstance(module, SemanticMasking):
@@ -26,7 +26,10 @@ def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
         if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d):
             module.__class__ = CpuSyncBatchNorm  # keeps parameters, buffers and names
         elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UserError(f"train.sync_batchnorm=true: {name} is a {type(module).__name__}, not supported on a CPU")
+            raise UserError(
+                f"train.sync_batchnorm=true: {name} is a {type(module).__name__}, not supported on a CPU. "
+                "Fix: use a GPU."
+            )
     return model
 
 
@@ -40,7 +43,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             return self.synced(input.float() if input.dtype == torch.bfloat16 else input).to(input.dtype)
 
     def synced(self, images: Tensor) -> Tensor:
-        """Normalize [B, C] or [B, C, H, W]. Two passes, mean first: E[x^2] - E[x]^2 would cancel in fp32."""
+        """Normalize [B, C] or [B, C, H, W] in two passes, mean first: E[x^2] - E[x]^2 would cancel in fp32."""
         world = dist.get_world_size()
         over = [dim for dim in range(images.ndim) if dim != 1]
         shape = [1, -1] + [1] * (images.ndim - 2)

@@ -24,7 +24,7 @@ class Views(NamedTuple):
 
 
 class BYOL(Method):
-    """Online backbone, projector and predictor; the target network is a moving average of the first two."""
+    """Online backbone, projector and predictor; the target network is a moving average of backbone and projector."""
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model)

@@ -61,7 +61,8 @@ class CARE(Method):
 
 
 class TwoStreams(nn.Module):
-    """images [B, 3, H, H] -> y [B, C], projections of the CNN and of the transformer stream [B, D] each."""
+    """Two streams: images [B, 3, H, H] -> y [B, C], projections of the CNN and of the transformer stream [B, D]
+    each."""
 
     def __init__(self, backbone: nn.Module, projector: nn.Module, transformer: "TransformerStream") -> None:
         super().__init__()
@@ -95,11 +96,11 @@ class TransformerStream(nn.Module):
 
 
 def both_ways(prediction1: Tensor, prediction2: Tensor, target1: Tensor, target2: Tensor) -> Tensor:
-    """BYOL's distance of each view's prediction to the other view's target, summed over both; all [B, D] (L_C, L_T)."""
+    """Compute BYOL's distance of each view's prediction to the other view's target, summed; all [B, D] (L_C, L_T)."""
     forth = losses.similarity(to_fp32(prediction1), to_fp32(target2))
     return forth + losses.similarity(to_fp32(prediction2), to_fp32(target1))
 
 
 def attention_loss(projection: Tensor, transformer: Tensor) -> Tensor:
-    """2 - 2 cos of a view's two projections [B, D], 0 to 4, batch mean; only the CNN's gets a gradient (L_att)."""
+    """Compute 2 - 2 cos of a view's two projections [B, D], batch mean; only the CNN's gets a gradient (L_att)."""
     return losses.similarity(projection, transformer.detach())

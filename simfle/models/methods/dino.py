@@ -20,9 +20,10 @@ class DINO(Method):
     """Student `online` and teacher `target`, its moving average, on two views: the paper's global views, no multi-crop.
 
     center [K]: moving average of the teacher's mean output over both views, micro-batches and processes of a step
-    (equation 4, algorithm 1). It changes at the end of a step: a loss uses the center of the steps before.
-    progress: completed fraction of the run, from which the teacher's temperature follows. Both are saved: a resumed run
-    continues bit for bit.
+    (equation
+    4, algorithm 1). It changes at the end of a step: a loss uses the center of the previous steps.
+    progress: completed fraction of the run, which determines the teacher's temperature. Both are saved, so that a
+    resumed run is bit-identical.
     """
 
     replicated_buffers = ("center", "progress")
@@ -91,7 +92,7 @@ class Network(nn.Module):
 
 
 class UnitPrototypes(nn.Module):
-    """The weight-normalized last layer, without bias and with gain 1: unit vectors [n, D] -> cosines [n, K], in fp32.
+    """Weight-normalized last layer, no bias, gain 1: unit vectors [n, D] -> cosines [n, K], in fp32.
 
     A gain of 1 is the stable choice: the outputs stay within -1 and 1.
     """
@@ -121,14 +122,14 @@ def teacher_temperature(progress: Tensor, dino: DINOConfig) -> Tensor | float:
 
 
 def teacher_distribution(outputs: Tensor, center: Tensor, temperature: Tensor | float) -> Tensor:
-    """P_t = softmax((g - c) / T), centered and sharpened: outputs [n, K], center [K] -> [n, K] (equation 1)."""
+    """Compute P_t = softmax((g - c) / T), centered and sharpened: outputs [n, K], center [K] -> [n, K] (equation 1)."""
     return F.softmax((outputs - center) / temperature, dim=1)
 
 
 def cross_entropy(student1: Tensor, student2: Tensor, codes1: Tensor, codes2: Tensor, temperature: float) -> Tensor:
-    """H(P_t, P_s) of each view's student with the other view's teacher (equations 1 to 3), all [n, K].
+    """Compute H(P_t, P_s) of each view's student with the other view's teacher (equations 1 to 3), all [n, K].
 
-    The mean over the batch and over both pairs of views, as in algorithm 1; equation 3 is the sum over pairs.
+    The mean is over the batch and over both pairs of views, as in algorithm 1; equation 3 is the sum over pairs.
 
     Args:
         student1: outputs of the student for view 1.

@@ -77,13 +77,15 @@ class FRA(Method):
         return {"similarity": similarity, "regions": regions, "relation": relation, "total": total, "entropy": entropy}
 
     def consistency(self, name: str, online1: Tensor, online2: Tensor, target1: Tensor, target2: Tensor) -> Tensor:
-        """Semantic consistency, BYOL's loss both ways of projections [n, D]; name: the predictor."""
+        """Compute the semantic consistency, BYOL's loss in both directions of projections [n, D]; name: the
+        predictor."""
         predict = self.predictor[name]
         prediction1, prediction2 = to_fp32(predict(online1)), to_fp32(predict(online2))
         return losses.similarity(prediction1, to_fp32(target2)) + losses.similarity(prediction2, to_fp32(target1))
 
     def relation(self, online1: Embeddings, online2: Embeddings, target1: Embeddings, target2: Embeddings) -> Tensor:
-        """Semantic relation: cross-entropy of each region's assignment with the other view's balanced code."""
+        """Compute the semantic relation: cross-entropy of each region's assignment with the other view's balanced
+        code."""
         contrast = self.config.contrastive
         with torch.no_grad():
             codes1, codes2 = (
@@ -141,21 +143,21 @@ class RegionMasks(nn.Module):
 
 
 def cosines(first: Tensor, second: Tensor) -> Tensor:
-    """Cosine similarities of all pairs: [B, M, d], [B, N, d] -> [B, M, N]."""
+    """Compute cosine similarities of all pairs: [B, M, d], [B, N, d] -> [B, M, N]."""
     return F.normalize(first, dim=2) @ F.normalize(second, dim=2).transpose(1, 2)
 
 
 def heatmaps(embeddings: Tensor, positions: Tensor, temperature: float) -> Tensor:
-    """Soft masks: softmax over the K regions of cosines / T: [B, K, d], [B, S, d] -> [B, K, S]."""
+    """Compute soft masks, a softmax over the K regions of cosines / T: [B, K, d], [B, S, d] -> [B, K, S]."""
     return F.softmax(cosines(embeddings, positions) / temperature, dim=1)
 
 
 def pool(masks: Tensor, features: Tensor) -> Tensor:
-    """Mean of the features of all positions, weighted by each mask: [B, K, S], [B, S, C] -> [B, K, C]."""
+    """Average the features of all positions, weighted by each mask: [B, K, S], [B, S, C] -> [B, K, C]."""
     weights = masks / masks.sum(dim=2, keepdim=True).clamp(min=torch.finfo(masks.dtype).tiny)
     return weights @ features
 
 
 def mask_entropy(masks: Tensor) -> Tensor:
-    """Entropy of the masks over regions, mean over positions: [B, K, S] -> scalar, log K if no region is distinct."""
+    """Compute the entropy of the masks over regions, mean over positions: [B, K, S] -> scalar, at most log K."""
     return torch.special.entr(masks).sum(dim=1).mean()

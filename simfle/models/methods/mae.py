@@ -14,7 +14,7 @@ from simfle.models.layers.masking import random_patches, visible_patches
 
 
 class MAE(Method):
-    """A timm ViT on the visible patches of view 1, and a light decoder; the mask is a function of the draw."""
+    """Timm ViT on the visible patches of view 1, and a light decoder; the mask is a function of the draw."""
 
     images = ("view1",)
 
@@ -40,7 +40,7 @@ class MAE(Method):
 
 
 class VisibleEncoder(nn.Module):
-    """A timm ViT with fixed sine-cosine positions: images [B, 3, H, H], visible [B, V] -> tokens [B, 1 + V, D]."""
+    """Timm ViT with fixed sine-cosine positions: images [B, 3, H, H], visible [B, V] -> tokens [B, 1 + V, D]."""
 
     def __init__(self, name: str, side: int) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class VisibleEncoder(nn.Module):
 
 
 class Decoder(MaskedDecoder):
-    """Tokens [B, 1 + V, D], visible [B, V] -> predicted patches [B, L, P]."""
+    """Decoder: tokens [B, 1 + V, D], visible [B, V] -> predicted patches [B, L, P]."""
 
     def __init__(self, side: int, patch: int, width: int, model: ModelConfig) -> None:
         super().__init__()

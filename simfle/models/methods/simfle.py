@@ -17,7 +17,7 @@ from simfle.models.methods.byol import BYOL
 
 
 class SimFLE(BYOL):
-    """The whole method as one root module: `forward(batch) -> Losses`, then `after_step()` once per optimizer step."""
+    """SimFLE as one root module: `forward(batch) -> Losses`, then `on_step_end()` once per optimizer step."""
 
     images = ("view1", "view2", "face")
 
@@ -70,9 +70,9 @@ class SimFLE(BYOL):
     def distillation(self, pooled: tuple[Tensor, Tensor], summary: Tensor) -> Tensor:
         """Compute the loss that ties both branches: y of both views [B, C] and FaceMAE's mean token [B, D].
 
-        reference: the paper's divergence of three heads from their mean, which heads of a constant answer minimize.
-        predict: a head on each view predicts the token, which gets no gradient and is standardized per dimension, so
-        that a constant answer is no minimum; 2 - 2 cos, mean over both views.
+        distillation=reference: the paper's divergence of three heads from their mean, which heads with constant outputs
+        minimize. distillation=predict: a head on each view predicts the token, which gets no gradient and is
+        standardized per dimension, so that a constant output is no minimum; 2 - 2 cos, mean over both views.
         """
         if self.config.distillation == "reference":
             branches = (*map(self.distil_global, pooled), self.distil_face(summary))
@@ -85,7 +85,8 @@ class SimFLE(BYOL):
     def face_branch(
         self, face: Tensor, draw: Tensor, context: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """FFL: -> mean of the encoder's patch tokens [B, D], reconstruction loss, grouping loss, groups' overlap."""
+        """Compute the face branch (FFL): mean of the encoder's patch tokens [B, D], reconstruction loss, grouping loss,
+        overlap."""
         with torch.no_grad():
             features = self.online.backbone(face)  # [B, C, h, h]
         visible, grouping, overlap = self.masking(features, draw)

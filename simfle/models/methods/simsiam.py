@@ -32,14 +32,14 @@ class SimSiam(Method):
 
 
 def distance(prediction: Tensor, projection: Tensor) -> Tensor:
-    """D(p, stopgrad(z)) = -cos(p, z), mean over the batch, -1 to 1; both [B, D] (equations 1 and 3)."""
+    """Compute D(p, stopgrad(z)) = -cos(p, z), mean over the batch, -1 to 1; both [B, D] (equations 1 and 3)."""
     return -F.cosine_similarity(prediction, projection.detach(), dim=1).mean()
 
 
 def feature_spread(projection: Tensor) -> Tensor:
-    """Collapse measure, not a loss: std over the batch of unit vectors [B, D], times sqrt(D).
+    """Compute a collapse measure, not a loss: std over the batch of unit vectors [B, D], times sqrt(D).
 
-    0 if all outputs are equal, near 1 if they are spread evenly (section 4.1).
+    The value is 0 if all outputs are equal, near 1 if they are spread evenly (section 4.1).
     """
     unit = F.normalize(projection, dim=1)
     return unit.std(dim=0, correction=0).mean() * projection.shape[1] ** 0.5

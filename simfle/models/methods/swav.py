@@ -43,7 +43,8 @@ class SwAV(Method):
 class Prototypes(nn.Module):
     """Cosines of projections with K trained unit vectors: [n, D] -> [n, K].
 
-    Normalized in each forward pass, not in place after each step as by the authors: ZeRO would miss that update.
+    The vectors are normalized in each forward pass, not in place after each step as in the authors' code: ZeRO would
+    miss that update.
     """
 
     def __init__(self, count: int, width: int) -> None:
@@ -71,7 +72,8 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 
 
 def swapped_prediction(scores1: Tensor, scores2: Tensor, codes1: Tensor, codes2: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of each view's softmax(scores / T) with the other's codes (equations 1 and 2), all [n, K].
+    """Compute the cross-entropy of each view's softmax(scores / T) with the other's codes (equations 1 and 2), all [n,
+    K].
 
     Mean over the batch and over both directions (equation 1 is their sum).
     """

@@ -34,7 +34,7 @@ class VICReg(Method):
 
 
 def vicreg(z1: Tensor, z2: Tensor, weights: VICRegConfig) -> Losses:
-    """Equation 6 for two batches of projections [N, D], and its parts.
+    """Compute equation 6 for two batches of projections [N, D], and its parts.
 
     The invariance is also averaged over dimensions, as in the paper's algorithm 1 with these weights; equation 5 sums
     over them.
@@ -47,13 +47,13 @@ def vicreg(z1: Tensor, z2: Tensor, weights: VICRegConfig) -> Losses:
 
 
 def variance(projections: Tensor) -> Tensor:
-    """Mean over dimensions of the deviation's deficit to GAMMA: [N, D] -> scalar (equations 1 and 2)."""
+    """Average over dimensions how far the standard deviation is below GAMMA: [N, D] -> scalar (equations 1 and 2)."""
     deviation = (projections.var(dim=0) + EPSILON).sqrt()  # [D], unbiased
     return (GAMMA - deviation).clamp(min=0).mean()
 
 
 def covariance(projections: Tensor) -> Tensor:
-    """Sum of squared covariances of different dimensions, over D: [N, D] -> scalar (equations 3 and 4)."""
+    """Sum the squared covariances of different dimensions, divided by D: [N, D] -> scalar (equations 3 and 4)."""
     centered = projections - projections.mean(dim=0)
     matrix = centered.T @ centered / (len(projections) - 1)  # [D, D]
     return (matrix.square().sum() - matrix.diagonal().square().sum()) / projections.shape[1]

@@ -4,7 +4,7 @@ RUN/checkpoints/step-00000500/
     model.safetensors   parameters and buffers
     optim.safetensors   optimizer tensors
     state.json          step, samples consumed, identity of the configuration, digests of configuration and data
-    COMPLETE            size and SHA-256 of the three, written last
+    COMPLETE            size and SHA-256 of these files, written last
 """
 
 import hashlib
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainState:
-    """Progress of a run: optimizer steps done and samples consumed, which is the whole state of the data side.
+    """Progress of a run: optimizer steps done and samples consumed, which is the complete state of the data.
 
     config, corpus: digests of the configuration and of the data, which give the number of samples its meaning.
     identity: the values behind `config`, by key, to report differences; empty in older checkpoints.
@@ -55,7 +55,7 @@ class TrainState:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete checkpoint as read from disk."""
+    """Complete checkpoint as read from disk."""
 
     folder: Path
     progress: TrainState
@@ -87,7 +87,7 @@ def _step(folder: Path) -> int:
 
 
 def _train_state(found: dict[str, Any]) -> TrainState:
-    """Build Progress from JSON. Raises TypeError: other fields, or values of another type."""
+    """Build TrainState from JSON. Raises TypeError for other fields, or values of another type."""
     made = TrainState(**found)
     if type(made.step) is not int or not isinstance(made.identity, dict) or not isinstance(made.init, str):
         raise TypeError("step, identity or init is of another type")
@@ -109,7 +109,7 @@ def write(
         progress: state for state.json.
         model: parameters and buffers.
         optim: optimizer tensors.
-        pace: rate limit; None: no limit.
+        pace: rate limit (None = no limit).
         check: raises a UserError if this run no longer owns the folder; called before any write or rename.
 
     Returns:
@@ -168,7 +168,7 @@ def prune(run: Path, keep: int) -> None:
 def read_newest(run: Path) -> Checkpoint | None:
     """Read the newest valid checkpoint; return None if a run has none yet.
 
-    A corrupt checkpoint is reported and skipped for the previous one.
+    A corrupt checkpoint is reported and skipped, and the previous one is read.
 
     Raises:
         UserError: there are checkpoints, but none is valid: the run must not silently start from step 0.
@@ -191,9 +191,9 @@ def read_newest(run: Path) -> Checkpoint | None:
 
 
 def quarantine_after(run: Path, step: int) -> None:
-    """Rename checkpoints of later steps than the resumed one: they are corrupt.
+    """Rename checkpoints of later steps than the resumed step: they are corrupt.
 
-    The run will write those steps again, and must not count the old ones among the kept checkpoints.
+    The run will write checkpoints of those steps again, and must not count the corrupt ones among the kept checkpoints.
     """
     for folder in run_files.checkpoint_dirs(run):
         if _step(folder) > step:
@@ -228,9 +228,9 @@ def read(folder: Path) -> Checkpoint:
 
 
 class AsyncCheckpointWriter:
-    """Writes checkpoints in a background thread, one at a time; an error is raised by the next call.
+    """Write checkpoints in a background thread, one at a time; an error is raised by the next call.
 
-    write_mbps: maximum MB/s (0 = no limit); the limit is lifted while anything waits for the write.
+    write_mbps: maximum MB/s (0 = no limit); the limit is lifted while a thread waits for the write.
     seconds, cpu, bytes: of the last write. check: see `write`.
     """
 
@@ -253,7 +253,7 @@ class AsyncCheckpointWriter:
         """Wait until the last submitted checkpoint is complete.
 
         Raises:
-            UserError: it could not be written (disk full), or this run no longer owns the folder.
+            UserError: the checkpoint could not be written (disk full), or this run no longer owns the folder.
         """
         if self._thread is not None:
             self._drop_rate_limit.set()
@@ -264,7 +264,8 @@ class AsyncCheckpointWriter:
             if isinstance(error, UserError):
                 raise error
             raise UserError(
-                f"checkpoint could not be written to {self.run}: {error}; older ones are still complete"
+                f"checkpoint could not be written to {self.run}: {error}; older ones are still complete. "
+                "Fix: resolve this and rerun."
             ) from error
 
     def _work(self, progress: TrainState, model: State, optim: State) -> None:

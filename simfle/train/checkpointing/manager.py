@@ -30,7 +30,7 @@ def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoin
     if newest.progress.corpus != data.digest():
         raise UserError(
             f"data.shards: {', '.join(map(str, data.folders))} have other data than {run} was "
-            "trained on. Fix: use the original shards (they may have moved), or another train.run_dir"
+            "trained on. Fix: use the original shards (they may have moved), or another train.run_dir."
         )
     if world.is_main:  # only now: a run with other data or another model changes nothing
         checkpoint.quarantine_after(run, newest.progress.step)
@@ -39,10 +39,10 @@ def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoin
 
 
 class CheckpointManager:
-    """Copies the state to the main process's memory, which blocks training, and writes it in a thread.
+    """Copy the state to the main process's memory, which blocks training, and write it in a thread.
 
-    blocked_seconds: seconds that training was blocked by copies, and by a write that had not ended when the next one
-    came.
+    blocked_seconds: seconds for which training was blocked by copies, and by a write that had not ended when the next
+    one began.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class CheckpointManager:
         self._stop_budget: stop_budget.StopBudget | None = None
 
     def copy(self) -> tuple[State, State]:
-        """Copy model and optimizer to the main process, nothing on the others. Collective."""
+        """Copy model and optimizer to the main process; nothing on the other processes. Collective."""
         model = state_dict.gather_model_state(self.engine, keep=self.world.is_main)
         optim = state_dict.gather_optimizer_state(self.engine, STATES[self.config.optim.name], keep=self.world.is_main)
         return model, optim
@@ -95,7 +95,7 @@ class CheckpointManager:
         self.writer.wait()
 
     def count_step(self, seconds: float) -> None:
-        """Record the duration of a step, of which a stop waits for one."""
+        """Record the duration of a step: a stop waits for up to one step."""
         if self._stop_budget is not None:
             self._stop_budget.step(seconds)
 

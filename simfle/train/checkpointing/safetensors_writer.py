@@ -1,7 +1,7 @@
 """Write tensors to a safetensors file in pieces: hashed during the write, without a copy, with a rate limit.
 
-The library's own writer first copies all tensors, and writes at full speed. The format is the same:
-8 bytes length of the header, little-endian; the header, JSON, padded to 8 bytes; the tensors one after another.
+The library's own writer first copies all tensors, and writes at full speed. The format is the same: 8 bytes length of
+the header, little-endian; the header, JSON, padded to 8 bytes; the tensors one after another.
 """
 
 import hashlib
@@ -33,14 +33,14 @@ DTYPES = {
 
 
 class RateLimiter:
-    """Limits a writer to `bandwidth` MB/s (0 = no limit), until `hurry` is set."""
+    """Limit a writer to `bandwidth` MB/s (0 = no limit), until `hurry` is set."""
 
     def __init__(self, bandwidth: float, hurry: threading.Event) -> None:
         self._rate, self._unlimited = bandwidth * 1e6, hurry
         self._began, self._bytes = time.monotonic(), 0
 
     def throttle(self, count: int) -> None:
-        """Wait until `count` more bytes may have been written."""
+        """Wait until `count` more bytes may be written."""
         self._bytes += count
         if self._rate:
             ahead = self._bytes / self._rate - (time.monotonic() - self._began)
@@ -49,13 +49,13 @@ class RateLimiter:
 
 
 def read_tensors(path: Path) -> State:
-    """Read a file of `write_tensors`. Raises OSError, SafetensorError."""
+    """Read a file written by `write_tensors`. Raises OSError, SafetensorError."""
     with regular_path(path) as same:
         return load_file(same)
 
 
 def write_tensors(path: Path, tensors: State, pace: RateLimiter | None = None) -> dict[str, Any]:
-    """Write CPU tensors by name, readable with the safetensors library; return its bytes and SHA-256.
+    """Write CPU tensors by name, readable with the safetensors library; return the file's bytes and SHA-256.
 
     Raises:
         OSError: the disk is full or fails.

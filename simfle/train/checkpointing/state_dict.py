@@ -1,4 +1,4 @@
-"""Full tensors by name, in and out of a DeepSpeed engine, at any ZeRO stage and number of processes."""
+"""Full tensors by name, to and from a DeepSpeed engine, at any ZeRO stage and number of processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +18,11 @@ State = dict[str, Tensor]
 def gather_model_state(engine: Any, *, keep: bool, below: str = "") -> State:
     """Gather parameters and buffers, fp32 on the CPU. Collective: processes without `keep` get {}.
 
-    below: prefix of the requested names; empty: all.
+    below: prefix of the requested names (empty = all).
 
     Buffers are BatchNorm statistics, which each process computes from its own samples: their mean is saved. (It follows
-    the same recursion as each of them, so an interrupted run arrives at the same mean.) Buffers in a method's `alike`,
-    such as MoCo's queue, are saved bit for bit as on the main process.
+    the same recursion as each of them, so an interrupted run arrives at the same mean.) Buffers in a method's
+    `replicated_buffers`, such as MoCo's queue, are saved bit-identical to those of the main process.
     """
     alike = getattr(engine.module, "replicated_buffers", ())
     state: State = {}
@@ -46,7 +46,10 @@ def gather_model_state(engine: Any, *, keep: bool, below: str = "") -> State:
 
 @torch.no_grad()
 def gather_optimizer_state(engine: Any, keys: tuple[str, ...], *, keep: bool) -> State:
-    """Gather optimizer tensors as `parameter name.key`, of the parameter's shape. Collective like `model_state`."""
+    """Gather optimizer tensors as `parameter name.key`, in the parameter's shape.
+
+    Collective, like `gather_model_state`.
+    """
     from deepspeed.utils import safe_get_full_optimizer_state
 
     state: State = {}
@@ -63,14 +66,14 @@ def gather_optimizer_state(engine: Any, keys: tuple[str, ...], *, keep: bool) ->
 
 @torch.no_grad()
 def copy_tensors(into: list[torch.Tensor], tensors: list[torch.Tensor]) -> None:
-    """Copy tensors in as few launches as there are types, instead of one for each tensor."""
+    """Copy tensors with one launch per type, instead of one per tensor."""
     for kind in dict.fromkeys(each.dtype for each in tensors):
         pairs = [pair for pair in zip(into, tensors, strict=True) if pair[1].dtype == kind]
         torch._foreach_copy_([pair[0] for pair in pairs], [pair[1] for pair in pairs])
 
 
 def is_finite(module: nn.Module, device: torch.device) -> bool:
-    """Whether all parameters and saved buffers are finite on every process. Collective."""
+    """Return whether all parameters and saved buffers are finite on every process. Collective."""
     parts = [*map(local_shard, module.parameters()), *persistent_buffers(module).values()]
     # Sums of absolute values: one pass without copies, and any non-finite value makes the sum non-finite.
     sums = torch._foreach_norm([part for part in parts if part.numel() and part.is_floating_point()], 1)
@@ -81,7 +84,7 @@ def is_finite(module: nn.Module, device: torch.device) -> bool:
 
 @torch.no_grad()
 def load_model(model: nn.Module, state: State, source: str) -> None:
-    """Fill parameters and buffers, before DeepSpeed takes the model.
+    """Fill parameters and buffers, before DeepSpeed wraps the model.
 
     Raises:
         UserError: names or shapes are those of another model; reports the first few.

@@ -40,7 +40,7 @@ def measure_stop(run: Path, model: State, optim: State, keep: int) -> float:
     """Write a checkpoint, delete it, and return the seconds that the write took.
 
     Raises:
-        UserError: it cannot be written, or there is no space for `keep` checkpoints.
+        UserError: the checkpoint cannot be written, or there is no space for `keep` checkpoints.
     """
     folder = run / "checkpoints" / ".rehearsal.partial"
     began = time.perf_counter()
@@ -49,7 +49,9 @@ def measure_stop(run: Path, model: State, optim: State, keep: int) -> float:
         seconds = time.perf_counter() - began
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        raise UserError(f"train.run_dir={run}: cannot write a checkpoint: {error.strerror}") from None
+        raise UserError(
+            f"train.run_dir={run}: cannot write a checkpoint: {error.strerror}. Fix: free space there."
+        ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     missing = keep + 1 - len(checkpoint.complete_checkpoints(run))
@@ -57,6 +59,6 @@ def measure_stop(run: Path, model: State, optim: State, keep: int) -> float:
         raise UserError(
             f"train.run_dir={run}: {free / 1e9:.1f} GB free, but {missing} more checkpoints of "
             f"{bytes_written / 1e9:.2f} GB are needed (train.keep_checkpoints={keep}). Fix: free disk space, or "
-            "lower train.keep_checkpoints"
+            "lower train.keep_checkpoints."
         )
     return seconds

@@ -1,4 +1,4 @@
-"""Diagnose whether data or compute limits a run, from its first steps, and what to change."""
+"""Diagnose from its first steps whether data or compute limits a run, and recommend a change."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ class ThroughputFacts:
 
 
 def diagnose(wait: float, facts: ThroughputFacts) -> str:
-    """Return one line: data-bound or compute-bound, and what to try. wait: fraction of time waiting for data, 0-1."""
+    """Return one line: data-bound or compute-bound, and advice. wait: fraction of time waiting for data, 0 to 1."""
     if wait < WAITING:
         steps = []
         if facts.precision == "fp32":

@@ -1,4 +1,4 @@
-"""Detect collapse of features during training, from what each method's forward pass computes anyway.
+"""Detect collapse of features during training, from the features that each method's forward pass computes anyway.
 
 On every `train.log_every`-th step the methods keep the features of that step (`Method.note`). One all-gather brings at
 most SAMPLES of them to the main process, which computes the measures. Other steps cost nothing. The first step has the
@@ -33,8 +33,9 @@ Measures = dict[str, dict[str, float]]
 class FeatureTelemetry:
     """Measures by branch: features (the backbone's), projection, face (FaceMAE's mean token).
 
-    rank: effective rank of the first view; dimensions, samples: bounds of the rank; random: the same measures of the
-    initial weights; alignment: if a branch has two views. Uses no random number and changes no loss.
+    Names of the measures: rank (effective rank of the first view), dimensions and samples (bounds of the rank), random
+    (the same measures of the initial weights), alignment (if a branch has two views). The class uses no random number
+    and changes no loss.
     """
 
     def __init__(self, run: Path, model: Method, world: World, first: int) -> None:

@@ -29,10 +29,9 @@ log = logging.getLogger(__name__)
 class CorruptSampleLog:
     """Corrupt samples, known to all processes; the main process logs and writes.
 
-    run: run folder. limit: `data.max_corrupt_fraction`. resumed_step: lines of later steps are dropped, they will be
-    written again.
-    is_sound: whether a listed sample can be decoded now; None: samples cannot be tried again, as in a stream, and each
-    start counts from 0.
+    run: run folder; limit: `data.max_corrupt_fraction`; resumed_step: lines of later steps are dropped, because they
+    will be written again; is_sound: whether a listed sample can be decoded now (None = samples cannot be tried again,
+    as in a stream, and each start counts from 0).
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class CorruptSampleLog:
         self._file, self._limit, self._world = run / FILE, limit, world
         lines = main_process_value(read_lines(self._file, resumed_step) if world.is_main else [])
         self.ids = {line["id"] for line in lines if not line.get(RESTORED)} if is_sound else set()
-        restored = self._still_corrupt(is_sound) if is_sound else set()
+        restored = self._decodable_again(is_sound) if is_sound else set()
         self.ids -= restored
         if world.is_main and self._file.exists():
             for line in lines:
@@ -52,7 +51,7 @@ class CorruptSampleLog:
         if world.is_main and restored:
             log.info("%d corrupt samples can be decoded again; marked in %s", len(restored), self._file)
 
-    def _still_corrupt(self, is_sound: Callable[[int], bool]) -> set[int]:
+    def _decodable_again(self, is_sound: Callable[[int], bool]) -> set[int]:
         """Return the listed samples that can be decoded now. Each process tries a range of ids, which share shards."""
         listed = sorted(self.ids)
         share = -(-len(listed) // self._world.world_size)
@@ -62,7 +61,8 @@ class CorruptSampleLog:
         return {number for part in parts for number in part}
 
     def add(self, found: list[Replacement]) -> None:
-        """Record the samples that this process found corrupt in this step. Collective; only in steps with any."""
+        """Record the samples that this process found corrupt in this step. Collective; call only in steps with corrupt
+        samples."""
         parts: list[Any] = [None] * self._world.world_size
         dist.all_gather_object(parts, found)
         new = {each.id: each for part in parts for each in part if each.id not in self.ids}

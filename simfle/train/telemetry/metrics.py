@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 
 class MetricLogger:
-    """One JSON object per logged step in RUN/metrics.jsonl, the same numbers in RUN/tensorboard.
+    """Logger of one JSON object per logged step in RUN/metrics.jsonl, and the same numbers in RUN/tensorboard.
 
-    On resume, lines of steps after the checkpoint are dropped: they will be computed again.
+    On resume, lines of steps after the checkpoint are dropped, because these steps will be computed again.
     """
 
     def __init__(self, run: Path, resumed_step: int) -> None:
@@ -110,7 +110,7 @@ class SampleLog:
 
 
 def _torn(file: Path) -> bool:
-    """Whether the last line of a file is incomplete."""
+    """Return whether the last line of a file is incomplete."""
     with open_regular(file, "rb") as content:
         content.seek(max(0, file.stat().st_size - 1))
         return content.read() not in (b"", b"\n")

@@ -44,14 +44,16 @@ log = logging.getLogger(__name__)
 
 
 class ProbeTimeoutError(Exception):
-    """A measurement takes longer than monitor.max_seconds."""
+    """Error: a measurement takes longer than monitor.max_seconds."""
 
 
 class Monitor:
-    """`due(step)`, then `measure(step, ...)` on all processes: knn, linear, rank, and those of the random network."""
+    """Monitor: `due(step)`, then `measure(step, ...)` on all processes: knn, linear, rank, and those of the random
+    network."""
 
     def __init__(self, config: PretrainConfig, world: World, steps: int, alive: Callable[[], None]) -> None:
-        """alive: called while it measures, to keep the watchdog quiet. Raises UserError: invalid shards."""
+        """Open the shards. alive: called during a measurement, to prevent a timeout of the watchdog. Raises UserError
+        for invalid shards."""
         self.config, self.settings, self.world, self.steps = config, config.monitor, world, steps
         self.file, self.alive = Path(config.train.run_dir) / FILE, alive
         self.random: dict[str, float] = {}
@@ -60,12 +62,12 @@ class Monitor:
             self._open()
 
     def due(self, step: int) -> bool:
-        """Whether a measurement follows this step; the same on every process."""
+        """Return whether a measurement follows this step; the same on every process."""
         every = self.settings.probe_every if self.settings.shards else 0
         return every > 0 and (step % every == 0 or step == self.steps)
 
     def begin(self, step: int, engine: Any) -> None:
-        """Before the first step, measure the random network; in a resumed run, read that measurement."""
+        """Measure the random network before the first step; in a resumed run, read that measurement."""
         if not self.due(self.steps):
             return
         if step:
@@ -78,7 +80,8 @@ class Monitor:
                 write_atomic(self.file, json.dumps(self.random, indent=1).encode())
 
     def measure(self, engine: Any) -> dict[str, float]:
-        """Measure the backbone. Collective; the main process gets the measures, others and a timeout nothing."""
+        """Measure the backbone. Collective; returns the measures on the main process, nothing on others or on a
+        timeout."""
         found = self._measured(engine, random=False)
         return found | self.random if found else {}
 
@@ -140,8 +143,9 @@ class Monitor:
             try:
                 return read_splits(self.settings)
             except UserError as error:
-                advice = "Fix: set monitor.fit_split and monitor.val_split to splits with labels"
-                raise UserError(f"monitor.shards: {error}. {advice}") from None
+                problem = str(error).partition(". Fix:")[0]
+                advice = "Fix: set monitor.fit_split and monitor.val_split to splits with labels."
+                raise UserError(f"monitor.shards: {problem}. {advice}") from None
 
         self.splits = main_process_tries(self.world, read)
 
@@ -157,7 +161,7 @@ def read_splits(settings: MonitorConfig) -> tuple[Split, Split]:
 def accuracies(fit: Tensor, labels: Tensor, val: Tensor, wanted: Tensor) -> tuple[float, float]:
     """Return accuracies of a linear probe and of kNN on validation features [m, C], fitted on `fit` [n, C].
 
-    A tenth of `fit` selects their settings; validation is used once.
+    A tenth of `fit` selects the settings of both; validation is used once.
     """
     held = torch.arange(len(fit)) % HELD == 0
     classes = int(labels.max()) + 1

@@ -27,7 +27,7 @@ def phase(name: str) -> record_function:
 
 
 class StepProfiler:
-    """Traces steps `profile_steps[0]` to `profile_steps[1]` of this start, without changing their results.
+    """Trace steps `profile_steps[0]` to `profile_steps[1]` of this start, without changing their results.
 
     The profiler starts one step earlier, because its start takes time.
     """

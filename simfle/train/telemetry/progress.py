@@ -17,7 +17,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class ProgressReporter:
-    """Prints the plan before step 1, then the progress. Only on the main process."""
+    """Print the plan before step 1, then the progress. Only on the main process."""
 
     def __init__(self, steps: int, first: int, *, enabled: bool) -> None:
         self.steps, self.enabled = steps, enabled
@@ -94,7 +94,7 @@ class ProgressReporter:
         self._write_or_mute(partial(self._console.print, text, highlight=False, markup=False, soft_wrap=True))
 
     def _write_or_mute(self, write: Callable[[], object]) -> None:
-        """Write; on an error continue silently: `| head` closed the pipe, or the terminal was closed."""
+        """Write; on an error, mute further output: `| head` closed the pipe, or the terminal was closed."""
         try:
             write()
         except (OSError, SystemExit):  # SystemExit: rich's reaction to a closed pipe

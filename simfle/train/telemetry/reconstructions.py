@@ -18,8 +18,8 @@ GRAY = 0.5
 def draw_reconstruction(picture: Reconstruction, mean: Tensor, std: Tensor, count: int = 8) -> np.ndarray:
     """Draw one row per face: the face, its visible patches, the reconstruction of the rest: [N F, 3 F, 3] uint8 RGB.
 
-    FaceMAE predicts patches normalized by their own mean and variance; both are taken from the face, as in the figures
-    of MAE's authors.
+    FaceMAE predicts patches normalized by their own mean and variance; mean and variance are taken from the face, as in
+    the figures of MAE's authors.
     """
     face, patch = picture.face[:count].float(), picture.patch
     patches = patchify(face, patch)  # [N, L, P]

@@ -54,7 +54,7 @@ class AffectNet:
             UserError: the root contains no release, or several.
         """
         if not self.root.is_dir():
-            raise UserError(f"affectnet={self.root}: not a folder. Fix: give the corpus folder")
+            raise UserError(f"affectnet={self.root}: not a folder. Fix: give the corpus folder.")
         annotations = {first_name(self.root / split / "annotations")[-5:] for split in ("train_set", "val_set")}
         found = {
             CSV: first_existing(self.root, *TRAINING, *VALIDATION)
@@ -68,17 +68,17 @@ class AffectNet:
         if there:
             raise UserError(
                 f"affectnet: {self.root} contains several releases ({', '.join(there)}). "
-                "Fix: move them to separate folders"
+                "Fix: move them to separate folders."
             )
         if ".json" in annotations:
-            raise UserError(f"affectnet: {self.root} is a part of AffectNet+. Fix: give its parent folder")
+            raise UserError(f"affectnet: {self.root} is a part of AffectNet+. Fix: give its parent folder.")
         raise UserError(
             f"affectnet: no release of AffectNet in {self.root} (searched: training.csv, train_set/annotations/*.npy, "
-            f"human_annotated; found: {describe_dir(self.root)}). Fix: give the corpus folder"
+            f"human_annotated; found: {describe_dir(self.root)}). Fix: give the corpus folder."
         )
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield everything that the release lists, split by split.
+        """Yield all entries that the release lists, split by split.
 
         Raises:
             UserError: not AffectNet, a list with other columns, missing images.
@@ -88,7 +88,7 @@ class AffectNet:
 
 
 def expected(source: AffectNet) -> dict[str, dict[str, int]]:
-    """Return the published counts; there are none for the automatic labels."""
+    """Return the published counts; for the automatic labels, no counts are published."""
     train, val = list(TRAIN), [500] * len(LABELS)
     release = source.release
     if release == NPY:  # without none, uncertain and no-face; it lacks one contempt face

@@ -17,9 +17,9 @@ FOLDERS = (("train_set", "train"), ("val_set", "val"))
 
 
 def read_arrays(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
-    """Yield everything below train_set and val_set by name: a number is a different face in each of them."""
+    """Yield all entries below train_set and val_set by name; a number means a different face in each of them."""
     if automatic:
-        raise UserError("affectnet: the release of 2021 has no automatically labeled images. Fix: remove --automatic")
+        raise UserError("affectnet: the release of 2021 has no automatically labeled images. Fix: remove --automatic.")
     for folder, split in FOLDERS:
         annotations = root / folder / "annotations"
         for ident, image, annotated in pair(root / folder / "images", annotations, "_exp.npy"):

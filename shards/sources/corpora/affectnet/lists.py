@@ -60,7 +60,9 @@ def read_list(root: Path, images: Path, file: Path, split: str) -> Iterator[Entr
                 if cells:
                     yield _entry(root, images, split, [cells[i] for i in order if i < len(cells)], rows.line_num, file)
     except csv.Error as error:
-        raise UserError(f"affectnet: {file} is not valid CSV ({error}). Fix: use the file as delivered") from None
+        raise UserError(
+            f"affectnet: {file} is not valid CSV ({error}). Fix: use the original, unmodified file."
+        ) from None
 
 
 def _order(file: Path, cells: list[str]) -> tuple[list[int], bool]:
@@ -71,14 +73,14 @@ def _order(file: Path, cells: list[str]) -> tuple[list[int], bool]:
         if absent:
             raise UserError(
                 f"affectnet: {file} has no column {', '.join(absent)} (columns: {', '.join(titles)}). "
-                "Fix: use the file as delivered"
+                "Fix: use the original, unmodified file."
             )
         return [titles.index(name) for name in COLUMNS], True
     if len(cells) == len(COLUMNS) and named(cells[6]) is not None:
         return list(range(len(COLUMNS))), False
     raise UserError(
         f"affectnet: {file} has neither a header nor the {len(COLUMNS)} columns {', '.join(COLUMNS)}. "
-        "Fix: use the file as delivered"
+        "Fix: use the original, unmodified file."
     )
 
 

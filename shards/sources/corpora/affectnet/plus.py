@@ -18,9 +18,9 @@ PARTS = (*HUMAN, MACHINE)
 
 
 def read_plus(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
-    """Yield everything below human_annotated, and optionally no_human_annotated, by name."""
+    """Yield all entries below human_annotated, and optionally no_human_annotated, by name."""
     if automatic and not (root / MACHINE[0]).is_dir():
-        raise UserError(f"affectnet: {root} has no {MACHINE[0]}. Fix: remove --automatic")
+        raise UserError(f"affectnet: {root} has no {MACHINE[0]}. Fix: remove --automatic.")
     for folder, split in PARTS if automatic else HUMAN:
         annotations = root / folder / "annotations"
         for ident, image, annotated in pair(root / folder / "images", annotations, ".json"):

@@ -1,7 +1,7 @@
-"""The canvas: an image, soft shadows, and the map from face coordinates to pixels.
+"""Canvas: an image, soft shadows, and the map from face coordinates to pixels.
 
-Face coordinates: origin between eyes and nose tip, x to the right of the image, y down, unit = half a face height.
-The canvas has twice the image's side and is averaged down at the end, which smooths every edge.
+Face coordinates: origin between eyes and nose tip, x to the right of the image, y down, unit = half a face height. The
+canvas has twice the image's side and is averaged down at the end, which smooths every edge.
 """
 
 import math
@@ -132,7 +132,7 @@ def _soft(mask: cv2.typing.MatLike, sigma: float) -> NDArray[np.float32]:
 
 
 def _shading(canvas: Canvas, person: Person, scene: Scene, size: int) -> NDArray[np.float32]:
-    """Lambert shading of an ellipsoid [size, size]; about 1 where the light is perpendicular."""
+    """Return the Lambert shading of an ellipsoid [size, size]; about 1 where the light is perpendicular."""
     axis = (np.arange(size, dtype=np.float32) + 0.5) * OVERSAMPLING
     x = (axis[None, :] - np.float32(canvas.center[0])) / np.float32(canvas.unit * person.width * 1.15)
     y = (axis[:, None] - np.float32(canvas.center[1])) / np.float32(canvas.unit * 1.15)

@@ -1,4 +1,4 @@
-"""Facial features that expressions move: eyes, brows, nose, mouth, wrinkles; and the beard."""
+"""Facial features that depend on the expression (eyes, brows, nose, mouth, wrinkles), and the beard."""
 
 import cv2
 import numpy as np

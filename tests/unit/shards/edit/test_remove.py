@@ -272,7 +272,7 @@ def test_building_again_brings_nothing_back(built: Path, shards: Path) -> None:
         (["--key", "absent"], "no sample 'absent'"),
         (["--key", "Jane_1_009", "--key", "absent"], "no sample 'absent'"),
         (["--person", "Jane"], "no sample of the person (group) 'Jane'"),
-        ([], "give --key, --person or --list"),
+        ([], "pass --key, --person or --list"),
         (["--list", "absent"], "--list=absent"),
     ],
 )

@@ -61,7 +61,7 @@ TABLE = [
      "sbatch and srun are not installed here. Fix: submit from a login node, or add --dry-run"),
     ("no Slurm for the doctor", "doctor --folder {empty} --nodes 2", 1, "sbatch and srun are not installed here"),
     ("no benchmark", "evaluate benchmarks=[rafbd={faces}] backbones=[{file}]", 1, "Fix: use rafdb"),
-    ("evaluate nothing", "evaluate configs/eval/quick.yaml shards=[{faces}]", 1, "give --run RUN, --backbone FILE"),
+    ("evaluate nothing", "evaluate configs/eval/quick.yaml shards=[{faces}]", 1, "pass --run RUN, --backbone FILE"),
     ("figures below a file", "bench loader {pictures} --out {file}/figures.json", 1,
      "figures.json: cannot be written"),
     ("figures in place of a folder", "bench startup --out {empty}", 1,

@@ -149,7 +149,7 @@ def test_backends() -> None:
     assert choose_backend("auto", CPU) == "opencv"
     assert choose_backend("dali", CPU) == "dali"
     assert choose_backend("opencv", torch.device("cuda")) == "opencv"
-    with pytest.raises(UserError, match=r"data\.backend='pil': must be one of"):
+    with pytest.raises(UserError, match=r"data\.backend='pil': unknown\. Fix: choose from"):
         choose_backend("pil", CPU)
 
 

@@ -49,7 +49,7 @@ def test_a_full_memory_is_one_line_that_says_what_helps(error: Exception) -> Non
     assert out_of_memory(error)
     assert not device_failed(error)
     with (
-        pytest.raises(UserError, match=r"^memory is full: .*\. Fix: less of it$"),
+        pytest.raises(UserError, match=r"^memory is full: .*\. Fix: less of it\.$"),
         device_errors_as_user_errors("less of it"),
     ):
         raise error

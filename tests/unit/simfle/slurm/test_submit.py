@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
     ("words", "expected"),
     [
         (["nodes=0"], "cluster.nodes=0: must be at least 1"),
-        (["nodes=2", "min_nodes=3"], "--min-nodes 3: more than --nodes 2"),
+        (["nodes=2", "min_nodes=3"], "--min-nodes=3: more than --nodes=2"),
         (["time='tomorrow'"], "--time 'tomorrow'"),
         (["partition='gpu; rm -rf /'"], "must not contain spaces, quotes or shell characters"),
         (["extra_sbatch=['--exclusive']"], "without dashes"),
@@ -266,7 +266,7 @@ def backbone(tmp_path: Path) -> Path:
     ("words", "expected"),
     [
         (["shards=[nope]"], "nope is not a folder"),
-        (["shards=[{faces}]", "test_split=exam"], "no split 'exam' in these shards. Available: test, train"),
+        (["shards=[{faces}]", "test_split=exam"], "no split 'exam' in these shards. Fix: choose from test, train."),
         (["--benchmarks", "rafdb=nope"], "nope is not a folder"),
     ],
 )

@@ -29,7 +29,7 @@ from simfle.train.run_lock import JobStart, lock_run_dir
 mine = JobStart(sys.argv[2], int(sys.argv[3])) if len(sys.argv) > 2 else None
 with lock_run_dir(pathlib.Path(sys.argv[1]), 0.0, mine) as claim:
     for _ in sys.stdin:
-        print(claim.loss_reason(), flush=True)
+        print(claim.lost_because(), flush=True)
 """
 
 
@@ -61,7 +61,7 @@ def test_a_later_start_of_the_same_job_takes_the_run_over(tmp_path: Path) -> Non
             lock_run_dir(tmp_path, 0.0, JobStart("17", 2)).__enter__()
         assert "job 17 start 2 has taken over the run from" in ask(old)
     with lock_run_dir(tmp_path, 0.0, JobStart("17", 2)) as claim:
-        assert claim.loss_reason() == ""
+        assert claim.lost_because() == ""
 
 
 def test_one_that_has_lost_its_lock_or_its_folder_writes_nothing(tmp_path: Path) -> None:
@@ -123,7 +123,8 @@ def test_a_lock_that_is_something_else_is_not_written_to(kind: str, tmp_path: Pa
         os.mkfifo(run / ".lock")
     else:
         (run / ".lock").mkdir()
-    with pytest.raises(UserError, match=r"^train\.run_dir=.*(Fix: delete .*/\.lock|Is a directory)$"):
+    told = r"^train\.run_dir=.*(Fix: delete .*/\.lock and rerun|Is a directory\. Fix: use another one)\.$"
+    with pytest.raises(UserError, match=told):
         lock_run_dir(run).__enter__()
     assert precious.read_text() == "mine\n"
 

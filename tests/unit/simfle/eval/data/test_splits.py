@@ -123,7 +123,7 @@ def test_folds_deal_out_people_in_the_order_of_their_names() -> None:
 
 
 def test_unknown_split_names_those_there_are(make_shards: MakeShards) -> None:
-    with pytest.raises(UserError, match=r"no split 'tset'.*Available: test, train"):
+    with pytest.raises(UserError, match=r"no split 'tset'.*Fix: choose from test, train\."):
         read_split([str(make_shards({"train": [2, 2, 2], "test": [1, 1, 1]}))], "tset")
 
 
