@@ -60,7 +60,9 @@ def embed(
     """
     target = expand_home(out) if out is not None else None
     if target is not None and target.suffix.lower() not in FORMATS:
-        raise UserError(f"out={target}: unknown format. Fix: use a name that ends in {', '.join(FORMATS)}.")
+        raise UserError(
+            f"out={target}: unknown format. Fix: use a name that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
+        )
     if batch < 1:
         raise UserError(f"batch={batch}: must be at least 1. Fix: raise it.")
     model = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, device)

@@ -69,7 +69,7 @@ COMMANDS: dict[str, CommandEntry | CommandGroup] = {
     "watch": CommandEntry("watch", "watch", "show runs live"),
     "runs": CommandEntry("runs", "runs", "list runs and their progress"),
     "export": CommandEntry("export", "export_backbone", "export a run's backbone for timm, ONNX, Hugging Face"),
-    "embed": CommandEntry("embed", "embed", "write features of images or shards as .npz or .parquet"),
+    "embed": CommandEntry("embed", "embed", "write features of images or shards as .npz, .parquet or .csv"),
     "evaluate": CommandEntry("evaluate", "evaluate", "evaluate backbones: probes, kNN, fine-tuning"),
     "compare": CommandEntry("compare", "compare", "compare methods with intervals and paired tests"),
     "report": CommandEntry("report", "report", "write an HTML report about runs"),

@@ -2,8 +2,8 @@
 
 `embed`, evaluations, `load_backbone`, reports and the exported formats all use this rule. Pillow's algorithm is the
 reference (Pillow, src/libImaging/Resample.c): a triangle filter, widened by the factor of an axis that shrinks, with
-weights of 22 fractional bits; one axis, rounded to 8 bits, then the other. Training views and augmented crops have
-resizes of their own.
+weights of 22 fractional bits; one axis, rounded to 8 bits, then the other. Training views and augmented crops use
+other resizes.
 """
 
 # B batch, H x W image, S side
@@ -49,8 +49,10 @@ def resize_tensor(images: Tensor, side: int) -> Tensor:
 
 
 def rows_first(height: int, width: int, side: int) -> bool:
-    """Return whether Pillow 13 resizes the rows of an image first. Earlier versions always begin with the columns,
-    which changes a part of the pixels of tall images by one gray level."""
+    """Return whether Pillow 13 resizes the rows of an image first.
+
+    Earlier versions always begin with the columns, which changes some pixels of tall images by one gray level.
+    """
     return height > side and 2 * width < height + side
 
 

@@ -49,7 +49,7 @@ TABLE = [
     ("no such runs", "runs nowhere", 1, "nowhere: not a folder"),
     ("report of nothing", "report nowhere", 1, "nowhere"),
     ("swapped data and backbone", "embed {file} {faces} out.npz", 1, "backbone"),
-    ("embeddings as text", "embed {faces} timm:resnet18 out.txt", 1, "use a name that ends in .npz or .parquet"),
+    ("embeddings as text", "embed {faces} timm:resnet18 out.txt", 1, "use a name that ends in .npz, .parquet or .csv"),
     ("no such model", "embed {faces} random:resnet1800 out.npz", 1, "resnet1800"),
     ("no GPU", "embed {faces} random:resnet18 out.npz --device cuda", 1, "torch finds no GPU. Fix: set device=cpu"),
     ("no GPU to train on", f"pretrain {CPU} data.shards=[{{faces}}] train.device=cuda", 1, "torch sees no GPU"),
