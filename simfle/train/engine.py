@@ -99,7 +99,9 @@ class TrainEngine:
 def start_engine(
     config: PretrainConfig, world: World, layout: BatchLayout, data: TrainingData, model: Method
 ) -> TrainEngine:
-    """Fill model and optimizer from the newest checkpoint, or the model from model.init, and start DeepSpeed. Collective.
+    """Fill model and optimizer from the newest checkpoint, or the model from model.init, and start DeepSpeed.
+
+    Collective.
 
     Raises:
         UserError: a run of less than one step; an unreadable checkpoint, or one of other data; shards that have changed

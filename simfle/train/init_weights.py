@@ -94,7 +94,12 @@ def initialize(model: nn.Module, config: PretrainConfig, world: World, report: C
     if world.is_main:
         report(f"model.init={text}: {loaded.text}")
         _warn_of_normalization(weights, config)
-        facts = {"source": text, "sha256": weights.sha256, "method": weights.method, "backbone": weights.backbone}
+        facts: dict[str, Any] = {
+            "source": text,
+            "sha256": weights.sha256,
+            "method": weights.method,
+            "backbone": weights.backbone,
+        }
         counts = {name: len(getattr(loaded, name)) for name in ("missing", "mismatched", "unexpected")}
         names = {f"{name}_names": getattr(loaded, name) for name in counts}
         facts |= {"networks": loaded.networks, "prefix": loaded.prefix}

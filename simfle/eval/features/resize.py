@@ -2,8 +2,8 @@
 
 `embed`, evaluations, `load_backbone`, reports and the exported formats all use this rule. Pillow's algorithm is the
 reference (Pillow, src/libImaging/Resample.c): a triangle filter, widened by the factor of an axis that shrinks, with
-weights of 22 fractional bits; one axis, rounded to 8 bits, then the other. Training views and augmented crops use
-other resizes.
+weights of 22 fractional bits; one axis, rounded to 8 bits, then the other. Training views and augmented crops are
+resized by their own rules.
 """
 
 # B batch, H x W image, S side
