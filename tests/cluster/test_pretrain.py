@@ -213,7 +213,7 @@ def test_a_submitted_job_runs_the_code_of_its_submission_and_tells_where_it_is(
     job = submit(slurm, faces, tmp_path / "run", "train.steps=1000", "cluster.extra_sbatch=[hold]", nodes=1)
     (code,) = job.run.glob("slurm/*/code")
     for file, words, other in (
-        ("simfle/slurm/task.py", 'f"job {place.job}, start', 'f"the copy of job {place.job}, start'),
+        ("simfle/slurm/task.py", 'f"job {task.job}, start', 'f"the copy of job {task.job}, start'),
         ("simfle/slurm/requeue.py", 'f"job {number}: ', 'f"the copy of job {number}: '),
     ):
         text = (code / file).read_text()

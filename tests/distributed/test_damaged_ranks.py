@@ -61,7 +61,7 @@ def test_damage_changes_nothing_but_the_damaged_samples(hurt: tuple[Path, list[s
     assert {line["id"]: line for line in told(shared)} == by_id
     fed = {number for pairs in runs.samples(alone).values() for number, _ in pairs}
     assert not fed & by_id.keys()
-    assert fed >= {line["by"] for line in by_id.values()}
+    assert fed >= {line["replaced_by"] for line in by_id.values()}
 
 
 def test_restored_samples_no_longer_count_and_the_run_goes_on(faces: Path, tmp_path: Path) -> None:

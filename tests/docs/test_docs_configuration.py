@@ -100,6 +100,7 @@ EDGES: dict[str, tuple[list[str], list[str]]] = {
     "a name that timm knows": (["resnet10t"], ["resnet10x"]),
     "at least 1; divides the backbone's channels": (["8"], ["7", "0"]),
     "at least 1; a multiple of its heads and of 4": (["24"], ["25", "20", "0"]),
+    "model.fra.embed_dim": (["24"], ["25", "22", "0"]),  # with one head
     "model.facemae.decoder_embed_dim": (["24"], ["25", "22", "0"]),
     "leaves at least one patch visible and one masked": (["0.5"], ["0", "0.999", "1"]),
     "at least 1; divisible by the number of processes": (["16"], ["15", "0"]),

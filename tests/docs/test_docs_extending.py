@@ -1,5 +1,6 @@
 """Add and use the corpus, backbone, method and benchmark of docs/extending.md."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import simfle
 from shards.sources import registry
 from simfle.batch import Batch
 from simfle.commands.shards import build, build_source
-from simfle.config.schema import PretrainConfig, load
+from simfle.config.schema import ModelConfig, PretrainConfig, load
 from simfle.models import registry as models_registry
 from simfle.models.registry import build_method
 
@@ -102,6 +103,8 @@ def test_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
     (entry,) = [block.text for block in BLOCKS if block.text.startswith("METHODS[")]
     monkeypatch.setattr(models_registry, "METHODS", dict(models_registry.METHODS))
     exec(entry, {"METHODS": models_registry.METHODS, "BarlowTwins": made.BarlowTwins})
+    limits = {field.name: field for field in dataclasses.fields(ModelConfig)}["method"].metadata["limits"]
+    monkeypatch.setitem(vars(limits), "choices", (*limits.choices, "barlow"))
     do(line("barlow"))
     do(["export", "runs/barlow"])
     assert simfle.load_backbone("runs/barlow")(shards.open("shards/mine")[0].image).shape[0] == 1

@@ -146,7 +146,7 @@ def _lines(*values: object) -> Callable[[], list[bytes]]:
 BEAT = {"rank": 0, "host": "n1", "pid": 7, "beats": 3, "step": 4, "phase": "data"}
 END = {"rank": 0, "host": "n1", "kind": "bug", "words": "ValueError: x"}
 BETON = {
-    "format": 3,
+    "format": 1,
     "source": "0",
     "corpus": "c",
     "terms": "",

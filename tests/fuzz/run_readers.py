@@ -141,7 +141,7 @@ def results() -> list[bytes]:
         "config": {},
         "versions": {},
         "git": None,
-        "format": 2,
+        "format": 3,
     }
     return [json.dumps(result).encode()]
 
