@@ -67,6 +67,7 @@ ELSEWHERE = {
     "train.extend=true": "tests/unit/simfle/train/test_extend.py",
     "model.method=barlow": "tests/docs/test_docs_extending.py",
     "path/to/ck+": "tests/unit/simfle/data/test_clip_pairs.py",
+    "shards/ck": "tests/unit/simfle/data/test_clip_pairs.py",
 }
 DONE_BY_OTHERS = {"SLURM.md": "tests/cluster/test_slurm_page.py"}
 TRAINING = [*SETTINGS, "train.steps=2", "train.checkpoint_every=2"]
