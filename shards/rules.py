@@ -85,7 +85,7 @@ def resolve_entry(entry: Entry, rules: EntryRules) -> Entry | Rejected:
 
 
 def is_text(text: str) -> bool:
-    """Return whether text can be encoded as UTF-8; a lone surrogate ("\ud83d"), which JSON can spell, cannot."""
+    """Return whether text can be encoded as UTF-8; a lone surrogate ("\\ud83d"), which JSON can spell, cannot."""
     try:
         text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

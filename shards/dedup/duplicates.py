@@ -187,9 +187,7 @@ def find_duplicates(
         if against.resolve() == folder.resolve():
             shards = [info for info in shards if info not in others]
             if not shards:
-                raise UserError(
-                    "--against: names the same shards. Fix: pass --split with the splits to compare the others with."
-                )
+                raise UserError("--against: names the same shards. Fix: pass --split with the splits to compare with.")
         theirs = _hash_shards(against, other, others, work / "theirs.npy", workers, progress)
         side = _hash_shards(folder, manifest, shards, work / "own.npy", workers, progress)
         return _lines(side, theirs, HashIndex(theirs.prints, distance).query(side.prints))

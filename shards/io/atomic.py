@@ -136,7 +136,8 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 class PendingFile:
     """A temporary file beside `path`, open in `file`: `commit` replaces `path` by it, `discard` deletes it.
 
-    The file is locked while it is written. If the process is killed, the next writer of `path` deletes it.
+    The file is locked while it is written. If the process is killed, the next writer of `path` deletes the temporary
+    file.
     """
 
     def __init__(self, path: Path, buffering: int = -1) -> None:

@@ -57,7 +57,7 @@ def parallel_map(
         on_progress: called in this process with each value that `function` passes to `report_progress`.
 
     Raises:
-        UserError: `function` raised it, or a process died.
+        UserError: `function` raised a UserError, or a process died.
         RuntimeError: `function` raised another error in a process; the message holds its traceback.
     """
     processes = min(processes, len(items))

@@ -77,7 +77,10 @@ def compute_batch_layout(config: TrainConfig, processes: int) -> BatchLayout:
             f"train.global_batch={total} and {processes} processes. Fix: choose a divisor of {share}."
         )
     if micro < 2:
-        raise UserError(f"train.micro_batch={micro}: BatchNorm needs at least 2 samples per process and forward pass")
+        raise UserError(
+            f"train.micro_batch={micro}: BatchNorm needs at least 2 samples per process and forward pass. "
+            "Fix: use fewer processes or a larger batch."
+        )
     return BatchLayout(total, micro, share // micro)
 
 

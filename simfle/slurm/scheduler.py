@@ -62,7 +62,7 @@ def requeue(job: str) -> None:
     try:
         done = _run("scontrol", "requeue", job)
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UserError(f"job {job} could not be requeued: {error}") from None
+        raise UserError(f"job {job} could not be requeued: {error}. Fix: submit the run again.") from None
     if done.returncode:
         raise UserError(f"job {job} could not be requeued: {done.stderr.strip()}")
 

@@ -33,7 +33,7 @@ class ArchiveMember:
         """Read the bytes.
 
         Raises:
-            ValueError: they cannot be read.
+            ValueError: the bytes cannot be read.
         """
         from shards.imaging.codec import ImageRejected
 
@@ -44,9 +44,10 @@ class ArchiveMember:
 
 
 def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[ArchiveMember | Rejected]:
-    """Yield all files of a tar in order; a Rejected (source "") if it is corrupt or truncated.
+    """Yield all files of a tar in order; yield a Rejected (source "") if the tar is corrupt or truncated.
 
-    A compressed tar has no random access: members come with their bytes, members that are not `wanted` without.
+    A compressed tar has no random access: members come with their bytes, and members that are not `wanted` without
+    bytes.
 
     Raises:
         OSError: the tar cannot be read at all.

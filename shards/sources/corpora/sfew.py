@@ -55,7 +55,7 @@ class SFEW:
 
 
 def _descend(folder: Path) -> Path:
-    """Return the folder of the classes: archives nest a folder of the same name, or one without _new."""
+    """Return the folder of the classes: archives nest a folder of the same name, or of the name without _new."""
     for _ in range(MOST_NESTED):
         below = list_dir(folder)
         inner = next((name for name in below if "_aligned_faces" in name.lower() and (folder / name).is_dir()), None)

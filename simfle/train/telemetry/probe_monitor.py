@@ -143,9 +143,9 @@ class Monitor:
             try:
                 return read_splits(self.settings)
             except UserError as error:
-                problem = str(error).partition(". Fix:")[0]
-                advice = "Fix: set monitor.fit_split and monitor.val_split to splits with labels."
-                raise UserError(f"monitor.shards: {problem}. {advice}") from None
+                advice = "set monitor.fit_split and monitor.val_split to splits with labels."
+                joined = f" Or {advice}" if "Fix: " in str(error) else f". Fix: {advice}"
+                raise UserError(f"monitor.shards: {error}{joined}") from None
 
         self.splits = main_process_tries(self.world, read)
 

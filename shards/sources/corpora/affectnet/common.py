@@ -1,4 +1,4 @@
-"""Shared by the releases of AffectNet: numbering, and images paired with annotation files."""
+"""Helpers shared by the releases of AffectNet: numbering, and images paired with annotation files."""
 
 import os
 from collections.abc import Iterator

@@ -109,7 +109,7 @@ def test_options_of_the_source(tmp_path: Path) -> None:
     assert manifest.labels[:2] == ("neutral", "happiness")
     assert manifest.rejected == {"unknown_label": 3}
     done = run("ferplus", votes, tmp_path / "no", "--fer2013", tmp_path / "fer", "--rule", "mean")
-    assert (done.returncode, done.stderr) == (1, "error: --rule=mean: unknown. Fix: give one of majority, argmax\n")
+    assert (done.returncode, done.stderr) == (1, "error: --rule=mean: unknown. Fix: give one of majority, argmax.\n")
 
 
 def test_the_first_number_of_a_corpus_is_kept(tmp_path: Path) -> None:
