@@ -149,7 +149,7 @@ def test_grouping_and_reconstruction_do_not_reach_the_backbone() -> None:
         (
             ModelConfig(method="simsiam2"),
             VIEWS,
-            "model.method='simsiam2': must be simfle, byol, .* or mae. Fix: set model.method=simsiam",
+            "model.method='simsiam2': must be simfle, byol, .* or fra. Fix: set model.method=simsiam",
         ),
     ],
 )

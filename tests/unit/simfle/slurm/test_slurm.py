@@ -334,7 +334,7 @@ def test_an_end_that_nobody_recorded_is_told_with_its_cause(
         "import sys, pathlib\n"
         "from simfle.train.watchdog import Watchdog\n"
         "with Watchdog(pathlib.Path(sys.argv[1]), 0, 1, 0.0) as watchdog:\n"
-        "    watchdog.reached(7, 'step')\n"
+        "    watchdog.mark_progress(7, 'step')\n"
         "    watchdog._beat()\n"
         "    print('beating', flush=True)\n"
         "    sys.stdin.read()\n"

@@ -53,7 +53,7 @@ def test_a_step_is_the_same_bit_for_bit_while_features_are_measured(method: str,
     without = step(plain)
     assert with_telemetry.keys() == without.keys()
     assert all(torch.equal(value, without[name]) for name, value in with_telemetry.items())
-    assert {"features"} <= measures.keys() <= {"features", "projection", "face"}
+    assert {"features"} <= measures.keys() <= {"features", "projection", "face", "transformer"}
     assert ("face" in measures) == (method == "simfle")
     assert not watched.recorded_features
     assert not watched.record_enabled
