@@ -1,6 +1,7 @@
 """Engine of a run: model, optimizer and DeepSpeed, restored from the newest checkpoint."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,26 @@ from simfle.train import extend, init_weights, shard_record
 from simfle.train.checkpointing import manager, state_dict
 
 
+@dataclass(frozen=True)
+class StartPoint:
+    """Where a start of a run begins.
+
+    step: number of finished optimizer steps. steps: length of the run. extensions: changes of that length. init:
+    SHA-256 of the weights of model.init; empty without. notes: lines about the start, to print.
+    """
+
+    step: int
+    steps: int
+    extensions: Sequence[extend.Extension]
+    init: str
+    notes: list[str]
+
+
 class TrainEngine:
     """Forward, backward and update of a method, at any ZeRO stage.
 
-    step: number of finished optimizer steps. steps: length of the run. deepspeed: the engine of DeepSpeed.
-    init: SHA-256 of the weights of model.init; empty without. notes: lines about the start of the run, to print.
+    step: number of finished optimizer steps. start: where this start of the run began. deepspeed: the engine of
+    DeepSpeed.
     """
 
     def __init__(
@@ -34,18 +50,19 @@ class TrainEngine:
         optimizer: torch.optim.Optimizer,
         config: PretrainConfig,
         world: World,
-        steps: int,
-        extensions: Sequence[extend.Extension] = (),
+        start: StartPoint,
     ) -> None:
-        self.deepspeed, self.steps, self.step = deepspeed, steps, 0
-        self.init = ""
-        self.notes: list[str] = []
-        self._extensions = extensions
+        self.deepspeed, self.start, self.step = deepspeed, start, start.step
         self.model: Method = deepspeed.module
         self._device, self._optim, self._global_batch = world.device, config.optim, config.train.global_batch
         self._optimizer = optimizer
         self._buffers = list(state_dict.persistent_buffers(self.model).values())
         self._before = [buffer.clone() for buffer in self._buffers]  # as they were before the step in progress
+
+    @property
+    def steps(self) -> int:
+        """Length of the run in steps."""
+        return self.start.steps
 
     @property
     def zero_stage(self) -> int:
@@ -85,7 +102,7 @@ class TrainEngine:
 
     def _schedule_steps(self) -> int:
         """Return the length of the run that the schedules of the step in progress use."""
-        return extend.steps_at(self.step, self.steps, self._extensions)
+        return extend.steps_at(self.step, self.steps, self.start.extensions)
 
     def restore_buffers(self) -> None:
         """Undo the changes of buffers in the step in progress."""
@@ -130,9 +147,7 @@ def start_engine(
     parameters = parameter_groups(state_dict.trainable_parameters(model), config.optim)
     optimizer = build_optimizer(parameters, config.optim)
     deepspeed = init_deepspeed(model, optimizer, layout, train, config.optim)
-    engine = TrainEngine(deepspeed, optimizer, config, world, steps, extensions)
-    engine.init, engine.notes = init, notes
-    engine.step = resumed.progress.step if resumed else 0
-    optim = resumed.optim if resumed else {}
-    state_dict.load_optimizer(deepspeed, STATES[config.optim.name], optim, engine.step)
+    start = StartPoint(resumed.progress.step if resumed else 0, steps, extensions, init, notes)
+    engine = TrainEngine(deepspeed, optimizer, config, world, start)
+    state_dict.load_optimizer(deepspeed, STATES[config.optim.name], resumed.optim if resumed else {}, start.step)
     return engine

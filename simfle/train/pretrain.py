@@ -109,7 +109,7 @@ def build_trainer(
 
     with ExitStack() as on_error:
         on_error.callback(loader.close)
-        checkpoints = CheckpointManager(engine.deepspeed, config, data, world, watchdog.run_lock, engine.init)
+        checkpoints = CheckpointManager(engine.deepspeed, config, data, world, watchdog.run_lock, engine.start.init)
         step_log = StepLog(config, world, data, engine, watchdog)
         on_error.callback(step_log.close)
         corrupt_log = CorruptSampleLog(

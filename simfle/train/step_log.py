@@ -159,7 +159,7 @@ def plan_text(
         f"steps x {layout.micro_batch} samples; peak learning rate {peak:g}; ZeRO stage {engine.zero_stage}, "
         f"{config.train.precision}, {world.device.type}, {backend}; run folder {Path(config.train.run_dir)}"
     )
-    return "\n".join([text, *engine.notes])
+    return "\n".join([text, *engine.start.notes])
 
 
 def throughput_facts(config: PretrainConfig, world: World, backend: str, *, remote: bool) -> ThroughputFacts:
