@@ -45,7 +45,8 @@ class StoredSample:
     def label(self, names: Sequence[str]) -> str:
         """Return the label name: `.cls` as a position in `names` (from the manifest), else the json's label, or "".
 
-        Other tools also write words to `.cls`. Without `names`, words are labels and numbers are ids.
+        Other tools also write words to `.cls`. Without `names`, a word in `.cls` is the label; a number is
+        ignored, and the label comes from the JSON.
         """
         content = self.members.get("cls")
         if content is not None and names:

@@ -171,7 +171,10 @@ class Cache:
         return None
 
     def _make_space(self, file: IO[bytes], part: Path, info: ShardInfo, wait: float, stop: Callable[[], bool]) -> None:
-        """Allocate the size of the shard and its index for `file` (at path `part`), within the limit."""
+        """Reserve disk space for the shard and its index in `file` (at path `part`).
+
+        Evict other shards and wait, if needed, to stay within the limit.
+        """
         end = time.monotonic() + wait
         while True:
             with self._exclusive_lock():

@@ -96,7 +96,7 @@ class ShardDataset(Sequence[Sample]):
         return self._read(shard, position - (self._ends[shard] - self._shards[shard].samples))
 
     def __contains__(self, what: object) -> bool:
-        """Return whether a sample with this key, or this sample, exists."""
+        """Return whether the dataset contains this key or this sample."""
         if isinstance(what, Sample):
             return what.key in self._keys and self[what.key] == what
         return isinstance(what, str) and what in self._keys

@@ -85,7 +85,7 @@ class CorruptSampleReplacer:
             return [self._found.popleft() for _ in range(sum(each.step <= step for each in self._found))]
 
     def _replace(self, fed: Ints, rendered: RenderedViews, draws: BatchViewParams) -> Ints:
-        """Render replacements of the corrupt samples in place and write their ids to `fed` [n]."""
+        """Render a decodable sample in place of each corrupt one and write the id of that sample to `fed` [n]."""
         bad = rendered.corrupt
         for _ in range(MAX_REPLACEMENT_TRIES):
             for i in bad:

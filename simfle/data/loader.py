@@ -85,7 +85,8 @@ class Loader:
     requested images of a `Batch`; the others have side 0.
 
     Raises:
-        UserError: B is not divisible by processes and micro-batches, views out of range, an unknown or missing backend.
+        UserError: the global batch is not divisible by processes x micro-batches; a setting of the views is out of
+            range; the backend is unknown or not installed.
     """
 
     def __init__(

@@ -68,7 +68,10 @@ class TrainingData(Protocol):
         """Return the path or URL of a sample's shard, for messages."""
 
     def start_prefetch(self, slots: tuple[int, int], share: float) -> None:
-        """Prefetch remote shards of slots `slots[0]` ... `slots[1]` - 1 into this process's `share` of the cache."""
+        """Prefetch the remote shards of positions slots[0] ... slots[1] - 1 of each global batch.
+
+        share: fraction of the cache for this process, 0 to 1.
+        """
 
     def advance_to(self, step: int) -> None:
         """Prefetch the shards of this step and later ones."""

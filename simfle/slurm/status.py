@@ -216,7 +216,8 @@ def _asked(happened: list[dict[str, Any]]) -> dict[str, str]:
 def _beats(run: Path, happened: list[dict[str, Any]], over: str) -> bool:
     """Return whether a process of the run is alive: its heartbeat is recent, and newer than the last known end.
 
-    over: whether a job has ended according to Slurm, without a recorded end; its processes may run a little longer.
+    over: id of a job that has ended according to Slurm but has no recorded end, or ""; its processes may run for a
+    short time.
     """
     last = max(map(_changed, run.glob(HEARTBEATS)), default=NEVER)
     ends = [event.get("time") for event in happened if event["event"] == "ended"]

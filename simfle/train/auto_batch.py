@@ -32,7 +32,7 @@ BUCKETS = 8e8  # bytes of DeepSpeed's buckets, two of each of two types, which a
 
 
 def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
-    """Resolve micro-batch auto in the configuration, without changing the global batch.
+    """Replace train.micro_batch=auto by a number; keep the global batch.
 
     A resumed run with the same number of processes and the same GPUs keeps its first micro-batch: with another one,
     BatchNorm would normalize other samples together. Without a GPU, auto is the whole share of each process: main

@@ -95,7 +95,7 @@ class Watchdog:
         self.mark_progress(self._place[0], phase)
 
     def watch_data(self, waiting_for: Callable[[], str]) -> None:
-        """Name in heartbeats the data for which the process waits; "" if none."""
+        """Record in heartbeats the data that the process waits for. waiting_for: returns its name, "" if none."""
         self._waiting_for = waiting_for
 
     def _work(self) -> None:

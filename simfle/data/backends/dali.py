@@ -31,7 +31,7 @@ BLANK = 8  # side of the placeholder for a corrupt image, pixels
 class Dali:
     """Render micro-batches of up to `batch` samples on `device`, with `threads` CPU threads.
 
-    On a GPU, the views stay in GPU memory of torch's allocator. images: the requested outputs.
+    On a GPU, the views are stored in memory that torch has allocated. images: the requested outputs.
 
     Raises:
         UserError: DALI is not installed.

@@ -95,8 +95,10 @@ def _size_of_other(head: bytes) -> tuple[int, int] | None:
 
 
 def sizes(images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Return heights and widths [n, 2] of n images (1 x 1 if invalid), and a mask [n] of the valid, not too large
-    ones."""
+    """Return heights and widths [n, 2] of n images, and a mask [n] of the usable ones.
+
+    An image that is invalid or has too many pixels gets size 1 x 1.
+    """
     found = [size(image) for image in images]
     found = [pair if pair and pair[0] * pair[1] <= MAX_PIXELS else None for pair in found]
     return np.array([pair or (1, 1) for pair in found], dtype=np.int64), np.array([pair is not None for pair in found])

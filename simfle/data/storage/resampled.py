@@ -35,7 +35,7 @@ Bytes = NDArray[np.uint8]
 
 PROMISES = (
     "data.resampled=true: each process draws shards at random with replacement. There are no epochs: some samples "
-    "come more often than others. A resumed run, or one on another number of processes, gets other samples. "
+    "come more often than others. A resumed run, or one with a different number of processes, gets other samples. "
     "Nothing is compared with a manifest. Views still depend on (seed, step, sample) only. For exact order and resume "
     "use shards with a manifest"
 )

@@ -39,7 +39,7 @@ class Samples:
     """Test samples, m in each list; with folds, those of all folds.
 
     keys: names in the shards; groups: the person (or film, or photo), or the key if unknown.
-    Labels and predictions by kind of result:
+    Labels | predictions, for each kind of result:
 
     - classes: positions in `classes` | the same;
     - votes: distributions over the classes [m, K] | the same;

@@ -78,7 +78,10 @@ class PooledBackbone(nn.Module):
         return (values - self.mean) / self.std
 
     def feature_map(self, images: Tensor) -> Tensor:
-        """Normalized images [B, 3, H, W] -> feature map [B, C, h, w]; of a transformer, its patch tokens as a grid."""
+        """Compute the feature map [B, C, h, w] of normalized images [B, 3, H, W].
+
+        The patch tokens of a transformer are arranged as a grid.
+        """
         found = self.network(images)
         if found.ndim == 4:
             return found

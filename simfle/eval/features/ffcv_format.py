@@ -58,7 +58,7 @@ def load_ffcv(name: str) -> Any:
         return importlib.import_module(name)
     except (ImportError, OSError) as error:  # OSError: a shared library of FFCV is missing
         raise UserError(
-            f"ffcv is not installed ({error}). Fix: install it as in docs/evaluation.md, or set decoder=opencv."
+            f"ffcv cannot be imported ({error}). Fix: install it as in docs/evaluation.md, or set decoder=opencv."
         ) from None
     finally:
         torch.set_num_threads(threads)

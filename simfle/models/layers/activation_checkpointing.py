@@ -26,7 +26,10 @@ def enable_activation_checkpointing(network: nn.Module) -> None:
 
 
 def blocks(network: nn.Module) -> list[nn.Module]:
-    """Return the composite members of the outermost sequences. (A single layer has only its input to store.)"""
+    """Return the children of the outermost nn.Sequential that have submodules.
+
+    Checkpointing a single layer would save no memory.
+    """
     if isinstance(network, nn.Sequential):
         return [member for member in network.children() if any(True for _ in member.children())]
     return [block for child in network.children() for block in blocks(child)]

@@ -160,7 +160,8 @@ def unpatchify(patches: Tensor, patch: int) -> Tensor:
 
 
 def sincos_positions(side: int, width: int) -> Tensor:
-    """Compute the positions of a side x side grid, with zeros for the class token first: [1 + side side, width].
+    """Compute the positional embeddings of a side x side grid [1 + side * side, width]; row 0, the class token's, is
+    zero.
 
     The first half encodes the column, the second the row; each as sines then cosines of position / 10000^(i / (D/4)).
     Stored in float32 as in the reference, even if the model runs in float64.

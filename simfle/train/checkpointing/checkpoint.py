@@ -243,7 +243,7 @@ class AsyncCheckpointWriter:
         self._error: Exception | None = None
 
     def submit(self, progress: TrainState, model: State, optim: State) -> None:
-        """Start writing, after the previous write has ended."""
+        """Wait for the previous write, then write this checkpoint in a thread."""
         self.wait()
         self._drop_rate_limit.clear()
         self._thread = threading.Thread(target=self._work, args=(progress, model, optim), name="checkpoint")

@@ -70,7 +70,7 @@ class FeatureTelemetry:
         return found
 
     def _warn(self, features: dict[str, float]) -> None:
-        """Warn once per start, after the rank has stayed low."""
+        """Log one warning when LASTING consecutive measurements show collapsed features."""
         self._low = self._low + 1 if run_files.is_collapsed(features) else 0
         if self._low == LASTING and not self._warned:
             self._warned = True
