@@ -148,7 +148,7 @@ def read_clips(corpus: ShardCorpus) -> ClipTable:
     clips = np.cumsum([0, *(a != b for a, b in pairwise(names))], dtype=np.int64)[: len(names)]
     if len(set(names)) == len(names):
         raise UserError(
-            "data.pair=clip: no two samples of these shards have the same group and extras.sequence, with extras.frame. "
+            "data.pair=clip: no two samples of these shards have the same group and extras.sequence and a frame. "
             "Fix: build shards with the frames of each sequence, such as ckplus --all-frames, or set data.pair=image."
         )
     ids = np.array([number for _, _, number in found], dtype=np.int64)

@@ -89,7 +89,7 @@ class DecoderPool:
             folders = [folder for folder in source.corpus.folders if Path(folder).is_dir()]
             found = find_ffcv_files([*self.ffcv_files, *folders]).get(source.digest)
             if found and self.kind == AUTO and importlib.util.find_spec("ffcv") is None:
-                log.warning("%s exists, but ffcv is not installed (see docs/evaluation.md): using OpenCV", found)
+                log.warning("%s exists, but ffcv cannot be imported (see docs/evaluation.md): using OpenCV", found)
                 found = None
             self._known[source.digest] = found
         return self._known[source.digest]
