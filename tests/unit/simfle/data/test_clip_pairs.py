@@ -147,7 +147,7 @@ def test_the_loader_takes_view_2_from_the_partner_and_nothing_else_changes(
         for name in ("view1", "face", "ids", "mask_uniform"):
             assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
         ids = ours.ids.numpy()
-        epoch = plain.sampler.slot_ids(step, 0, 8)[1]
+        epoch = plain.source.slot_ids(step, 0, 8)[1]
         partners = table.partners(5, epoch, ids, 3)
         images = [corpus.read_image(*map(int, place)) for place in zip(*corpus.locate(partners), strict=True)]
         wanted = only.render(images, sample_view_params(5, epoch, ids, VIEWS)).view2  # view 2's draws of the sample
