@@ -4,7 +4,6 @@ RUN/extensions.jsonl has one line per extension. Learning rate and EMA momentum 
 that the run had at this step, so a run that resumes before an extension repeats its steps with the old schedule.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from shards.io.atomic import read_bytes, replace_text
 from shards.io.jsonl import iter_valid_lines
+from shards.redact import to_json
 from simfle.config.schema import PretrainConfig, run_identity
 from simfle.config.unused_fields import unused_model_fields
 from simfle.errors import UserError
@@ -124,7 +124,7 @@ def begin(
             lr_at_step(done, length, config.train.global_batch, config.optim) for length in (old_steps, total)
         )
         made = Extension(done, old_steps, total, old, new, old_lr, new_lr, time.time())
-        replace_text(run / FILE, "".join(json.dumps(asdict(each)) + "\n" for each in [*known, made]))
+        replace_text(run / FILE, "".join(to_json(asdict(each)) + "\n" for each in [*known, made]))
         report(describe(made, config))
         return [*known, made]
 

@@ -144,7 +144,7 @@ def no_board(story: Scenario) -> None:
 @fault("the run's folder is read-only", f"{SAYS}{RESUMES} on one that is not")
 def no_pen(story: Scenario) -> None:
     with read_only(story.run):
-        story.stopped(story.start(), f"train.run_dir={story.run} cannot be written")
+        story.stopped(story.start(), f"train.run_dir={story.run}: cannot be written")
 
 
 @fault("disk full, or a read-only folder: an export", f"{SAYS}an earlier export stays complete")

@@ -45,8 +45,10 @@ def foreign(tmp_path: Path) -> Path:
 def test_installed_inside_of_another_repository_it_has_no_revision(foreign: Path) -> None:
     installed = foreign / ".venv" / "lib"
     (installed / "simfle/runtime").mkdir(parents=True)
-    for name in ("__init__", "version", "runtime/__init__", "runtime/provenance"):
-        shutil.copy(ROOT / f"simfle/{name}.py", installed / f"simfle/{name}.py")
+    (installed / "shards").mkdir()
+    for name in ("simfle/__init__", "simfle/version", "simfle/runtime/__init__", "simfle/runtime/provenance"):
+        shutil.copy(ROOT / f"{name}.py", installed / f"{name}.py")
+    shutil.copy(ROOT / "shards/__init__.py", installed / "shards")
     assert told(installed) == "None"
 
 
