@@ -37,6 +37,8 @@ from simfle.eval.analysis.summary_table import text as shown
 from simfle.runtime import logs
 from simfle.runtime.console import Console
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[3]
 # Set the title, clear the screen, the same in one byte, go to the line's start, turn the text round.
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b2J\r\u202eevil\u2066\x7f"

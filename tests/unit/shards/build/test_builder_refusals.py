@@ -9,6 +9,8 @@ from helpers.corpus_fixtures import BUILD, contents, run, write_faces
 
 from simfle.commands.shards.build import main
 
+pytestmark = pytest.mark.slow
+
 BAD = {
     "no such folder": (["folder", "absent", "out"], "folder=absent: not a folder"),
     "an empty folder": (["folder", "empty", "out"], "no images in empty"),

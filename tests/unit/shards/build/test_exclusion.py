@@ -15,6 +15,8 @@ from helpers.corpus_fixtures import BUILD, VERIFY, contents, rejected, run
 from shards.format.manifest import read_manifest
 from shards.sources.synthetic.procedural import draw
 
+pytestmark = pytest.mark.slow
+
 PEOPLE = r"^(.+)_\d"
 
 

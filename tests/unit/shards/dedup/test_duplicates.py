@@ -27,6 +27,8 @@ from shards.dedup.perceptual_hash import (
 )
 from shards.sources.synthetic.procedural import draw
 
+pytestmark = pytest.mark.slow
+
 FIND = [BUILD[0], str(ROOT / "tools" / "find_duplicates.py")]
 PEOPLE = 120
 Pixels = NDArray[np.uint8]

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from shards.dedup import hamming_index
 from shards.dedup.hamming_index import HammingIndex, plan_bands
 
+pytestmark = pytest.mark.slow
+
 
 def words(count: int, seed: int, flips: int) -> NDArray[np.uint64]:
     """Random words, half of them copies of others with up to `flips` bits changed, some of them equal."""

@@ -20,6 +20,8 @@ from shards.edit.verify import verify
 from shards.format.manifest import read_manifest
 from shards.format.samples import StoredSample, read_samples
 
+pytestmark = pytest.mark.slow
+
 SUBSET, SPLIT, MERGE = (tool(f"{name}_shards") for name in ("subset", "split", "merge"))
 
 

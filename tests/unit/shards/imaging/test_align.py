@@ -33,6 +33,8 @@ from shards.imaging.codec import EncodeOptions
 from shards.imaging.geometry import Affine
 from shards.sources.synthetic.procedural import draw, list_entry
 
+pytestmark = pytest.mark.slow
+
 
 def model_there() -> bool:
     try:

@@ -48,6 +48,8 @@ from simfle.runtime.run_files import planned_steps
 from simfle.slurm import events
 from simfle.train.checkpointing import checkpoint
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 
 

@@ -21,6 +21,8 @@ from shards.io.urls import download, open_url, read_url
 from shards.io.wait_status import current_wait
 from shards.redact import redact_url
 
+pytestmark = pytest.mark.slow
+
 SECRET = "sig=deadbeef"
 
 

@@ -13,6 +13,8 @@ import pytest
 from shards.errors import UserError
 from shards.io.worker_pool import parallel_map, report_progress
 
+pytestmark = pytest.mark.slow
+
 
 def children() -> list[str]:
     """Workers that are left; this process may have other children, of tests before."""

@@ -15,6 +15,8 @@ import shards
 import simfle
 from simfle.api.backbone import Backbone, pixels
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model() -> Backbone:

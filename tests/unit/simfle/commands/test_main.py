@@ -27,6 +27,8 @@ from simfle.plan.hardware import load_constants
 from simfle.train.auto_batch import largest_fitting_divisor, previous_micro_batch, trial_step
 from simfle.train.telemetry.progress import ProgressReporter
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[4]
 
 

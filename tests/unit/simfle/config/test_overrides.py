@@ -13,6 +13,8 @@ from shards.errors import UserError
 from simfle.config.overrides import format_override, parse_list, shell_line
 from simfle.config.schema import PretrainConfig, load
 
+pytestmark = pytest.mark.slow
+
 ODD = [
     "exp #1",
     "1.10",

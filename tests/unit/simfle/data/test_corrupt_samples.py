@@ -24,6 +24,8 @@ from simfle.data.training_data import OrderedShards, make_sampler
 from simfle.data.views import sample_view_params
 from simfle.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 REPLACED = {3: 4, 7: 0, 11: 13, 12: 13}  # 7 is the last of its shard, 11 and 12 follow each other
 BOTH = pytest.mark.parametrize("backend", ["opencv", "dali"])
 

@@ -14,6 +14,8 @@ from simfle.models.layers.facemae import FaceMAE, patchify, sincos_positions, un
 from simfle.models.layers.masking import ChannelGrouping, SemanticMasking, patch_score_matrix
 from simfle.models.registry import build_method
 
+pytestmark = pytest.mark.slow
+
 TINY = FaceMAEConfig(
     patch_size=8, embed_dim=48, depth=1, num_heads=3, decoder_embed_dim=32, decoder_depth=1, decoder_num_heads=2
 )

@@ -19,6 +19,8 @@ from simfle.slurm.requeue import end
 from simfle.slurm.status import find_runs, status
 from simfle.slurm.submit import submit
 
+pytestmark = pytest.mark.slow
+
 
 def program(folder: Path, name: str, text: str) -> None:
     folder.mkdir(exist_ok=True)

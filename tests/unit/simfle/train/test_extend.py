@@ -17,6 +17,8 @@ from simfle.train import extend
 from simfle.train.checkpointing.checkpoint import TrainState, write
 from simfle.train.run_dir import check_same_config
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[3] / "helpers" / "run_sequence.py"
 OLD = PretrainConfig(data=DataConfig(shards=["faces"]), train=TrainConfig(steps=4))
 

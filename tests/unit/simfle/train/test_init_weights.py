@@ -31,6 +31,8 @@ from simfle.train.checkpointing.checkpoint import TrainState, write
 from simfle.train.init_source import check_place, read
 from simfle.train.init_weights import Loaded, fill
 
+pytestmark = pytest.mark.slow
+
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 BACKBONE = "test_resnet"
 SCRIPT = Path(__file__).parents[3] / "helpers" / "run_sequence.py"

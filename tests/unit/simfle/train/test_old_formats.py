@@ -12,6 +12,8 @@ from shards.format.manifest import NAME, read_manifest
 from simfle.config.schema import PretrainConfig
 from simfle.train.run_dir import check_same_config
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_build_of_an_earlier_format(tmp_path: Path) -> None:
     make_faces(tmp_path / "faces", "--people", "4")

@@ -19,6 +19,8 @@ from simfle.errors import CollectiveError, UserError
 from simfle.runtime.distributed import World
 from simfle.train import shard_record
 
+pytestmark = pytest.mark.slow
+
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 

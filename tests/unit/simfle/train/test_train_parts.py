@@ -26,6 +26,8 @@ from simfle.train.run_dir import check_same_config, run_dir_lock
 from simfle.train.telemetry.bottleneck import WAITING, ThroughputFacts, diagnose
 from simfle.train.telemetry.profiler import tables
 
+pytestmark = pytest.mark.slow
+
 CPU = ThroughputFacts(device="cpu", backend="opencv", threads=2, cores=8, precision="bf16")
 GPU = replace(CPU, device="cuda", backend="dali", threads=8)
 FINE = PretrainConfig(data=DataConfig(shards=["faces"]))

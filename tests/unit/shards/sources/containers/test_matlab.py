@@ -12,6 +12,8 @@ from scipy.io import savemat
 from shards.sources.containers import matlab
 from shards.sources.containers.matlab import read_variables
 
+pytestmark = pytest.mark.slow
+
 KINDS = ("f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8")
 NUMBERS = st.sampled_from(KINDS).flatmap(
     lambda kind: arrays.arrays(kind, arrays.array_shapes(min_dims=2, max_dims=3, min_side=0, max_side=5))

@@ -26,6 +26,8 @@ from shards.sources.corpora.cofw import COFW
 from shards.sources.corpora.ibug300w import IBug300W
 from shards.sources.corpora.wflw import WFLW
 
+pytestmark = pytest.mark.slow
+
 
 def test_300w(tmp_path: Path) -> None:
     manifest, found = built(IBug300W(write_300w(tmp_path / "300w")), tmp_path / "out")

@@ -27,6 +27,8 @@ from shards.sources.synthetic.drawing.person import (
 )
 from shards.sources.synthetic.procedural import procedural
 
+pytestmark = pytest.mark.slow
+
 cv2.setNumThreads(1)
 
 

@@ -20,6 +20,8 @@ from shards.sources.corpora.affectnet.common import LABELS
 from shards.sources.registry import all_corpora
 from simfle.commands.shards.build_corpus import differences
 
+pytestmark = pytest.mark.slow
+
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
     return cli_runner.run(*cli_runner.tool("build_shards"), *words)

@@ -16,6 +16,8 @@ from pyarrow import parquet
 
 from shards.format.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 
 def build(*command: object) -> subprocess.CompletedProcess[str]:
     return run(*tool("build_shards"), *command)

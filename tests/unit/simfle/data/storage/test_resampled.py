@@ -21,6 +21,8 @@ from simfle.data.views import sample_view_params
 from simfle.errors import UserError
 from simfle.train.preflight import check
 
+pytestmark = pytest.mark.slow
+
 webdataset = pytest.importorskip("webdataset")
 ALL = 40
 

@@ -18,6 +18,8 @@ from simfle.errors import UserError
 from simfle.eval.backbones.external import IMAGENET, REFERENCE, open_backbone, read_tensors
 from simfle.eval.backbones.load import load_backbone, random_backbone
 
+pytestmark = pytest.mark.slow
+
 VIT = "test_vit"
 
 

@@ -17,6 +17,8 @@ from simfle.errors import UserError
 from simfle.eval.backbones.load import load_backbone, random_backbone, read_metadata, recalibrate_batchnorm
 from simfle.eval.tasks import identify
 
+pytestmark = pytest.mark.slow
+
 
 def images(count: int = 4, side: int = 32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)

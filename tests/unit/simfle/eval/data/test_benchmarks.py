@@ -17,6 +17,8 @@ from simfle.eval.data.benchmarks import FOLDER, Benchmark, check, open_benchmark
 from simfle.eval.data.folds import describe, fold_splits, read_data
 from simfle.eval.protocols.base import parse
 
+pytestmark = pytest.mark.slow
+
 NAMES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
 MINE = Benchmark("mine", classes=["stripes", "circle"], val_fraction=0.25)
 

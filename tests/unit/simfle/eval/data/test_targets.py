@@ -20,6 +20,8 @@ from simfle.eval.protocols.cam import GRID, activation, discs
 from simfle.eval.protocols.landmarks import Head, Points, nme_normalizer
 from simfle.eval.protocols.valence_arousal import Ridge
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 

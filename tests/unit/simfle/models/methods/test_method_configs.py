@@ -8,6 +8,8 @@ import torch
 from simfle.config.schema import PretrainConfig, load
 from simfle.models.registry import METHODS, build_method
 
+pytestmark = pytest.mark.slow
+
 FOLDER = Path(__file__).parents[5] / "configs/pretrain/methods"
 # Parameters of the backbone that are trained, of all the rest that is, and numbers in the queue.
 # Heads: 2048 x 4096 + 4096 x 256 and so on, with biases and BatchNorms.

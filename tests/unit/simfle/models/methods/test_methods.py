@@ -19,6 +19,8 @@ from simfle.models.layers.masking import random_patches
 from simfle.models.layers.stateless_random import stateless_uniform
 from simfle.models.registry import METHODS, build_method
 
+pytestmark = pytest.mark.slow
+
 
 def made(method: str, **changes: object) -> torch.nn.Module:
     torch.manual_seed(0)

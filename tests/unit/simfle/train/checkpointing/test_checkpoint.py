@@ -16,6 +16,8 @@ from simfle.runtime import run_files
 from simfle.train.checkpointing import checkpoint
 from simfle.train.checkpointing.checkpoint import TrainState
 
+pytestmark = pytest.mark.slow
+
 MODEL = {"a.weight": torch.arange(6.0).view(2, 3), "a.count": torch.tensor(3)}
 OPTIM = {"a.weight.momentum_buffer": torch.ones(2, 3)}
 
