@@ -90,3 +90,24 @@ def feature_map_size(network: nn.Module, side: int) -> int | None:
         network.train(was_training)
     is_map = len(shape) == 4 and shape[1] == getattr(network, "num_features", None)
     return int(shape[2]) if is_map else None
+
+
+def require_feature_map(network: nn.Module, name: str, field: str, side: int) -> int:
+    """Return the side h of the feature map for a `side` x `side` image.
+
+    Args:
+        network: backbone without its head.
+        name: model.backbone, for the message.
+        field: configuration field of the image's side, for the message.
+        side: side of the image in pixels.
+
+    Raises:
+        UserError: the network has no square feature map for this image.
+    """
+    found = feature_map_size(network, side)
+    if found is None:
+        raise UserError(
+            f"model.backbone={name}: no feature map for {field}={side}. Fix: choose a CNN such as resnet50, or another "
+            f"{field}."
+        )
+    return found

@@ -13,11 +13,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from shards.errors import UserError
 from simfle.batch import Batch
 from simfle.config.schema import CAREConfig, ModelConfig, ViewsConfig
 from simfle.models import losses
-from simfle.models.backbone import build_backbone, feature_map_size
+from simfle.models.backbone import build_backbone, require_feature_map
 from simfle.models.base import Losses, Method, ema_momentum, ema_update, to_fp32
 from simfle.models.layers.facemae import block, check_width, sincos_positions, xavier
 from simfle.models.layers.heads import MLPHead
@@ -31,9 +30,7 @@ class CARE(Method):
         check_width("model.care.embed_dim", model.care.embed_dim, model.care.num_heads)
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
-        side = feature_map_size(backbone, views.size)
-        if side is None:
-            raise UserError(f"model.backbone={model.backbone}: no feature map for views.size={views.size}")
+        side = require_feature_map(backbone, model.backbone, "views.size", views.size)
         hidden, out = model.head_hidden_dim, model.head_out_dim
         stream = TransformerStream(channels, side, model.care, MLPHead(model.care.embed_dim, hidden, out))
         self.online = TwoStreams(backbone, MLPHead(channels, hidden, out), stream)

@@ -20,11 +20,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from shards.errors import UserError
 from simfle.batch import Batch
 from simfle.config.schema import FRAConfig, ModelConfig, ViewsConfig
 from simfle.models import losses
-from simfle.models.backbone import build_backbone, feature_map_size
+from simfle.models.backbone import build_backbone, require_feature_map
 from simfle.models.base import Losses, Method, ema_momentum, ema_update, to_fp32
 from simfle.models.layers.facemae import CrossAttention, check_width
 from simfle.models.layers.heads import MLPHead
@@ -53,9 +52,7 @@ class FRA(Method):
         check_width("model.fra.embed_dim", model.fra.embed_dim, model.fra.num_heads)
         backbone = build_backbone(model.backbone, model.output_stride)
         channels = int(backbone.num_features)  # type: ignore[arg-type]
-        side = feature_map_size(backbone, views.size)
-        if side is None:
-            raise UserError(f"model.backbone={model.backbone}: no feature map for views.size={views.size}")
+        side = require_feature_map(backbone, model.backbone, "views.size", views.size)
         hidden, out = model.head_hidden_dim, model.head_out_dim
         heads = MLPHead(channels, hidden, out), MLPHead(channels, hidden, out)
         self.online = RegionNetwork(backbone, *heads, RegionMasks(channels, side, model.fra))

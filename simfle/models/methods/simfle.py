@@ -4,11 +4,10 @@
 import torch
 from torch import Tensor, nn
 
-from shards.errors import UserError
 from simfle.batch import Batch
 from simfle.config.schema import ModelConfig, ViewsConfig
 from simfle.models import losses
-from simfle.models.backbone import feature_map_size
+from simfle.models.backbone import feature_map_size, require_feature_map
 from simfle.models.base import Losses, Reconstruction, to_fp32
 from simfle.models.layers.facemae import FaceMAE, patchify
 from simfle.models.layers.heads import MLPHead
@@ -23,9 +22,7 @@ class SimFLE(BYOL):
 
     def __init__(self, model: ModelConfig, views: ViewsConfig) -> None:
         super().__init__(model, views)
-        map_side = feature_map_size(self.online.backbone, views.face_size)
-        if map_side is None:
-            raise UserError(f"model.backbone={model.backbone}: no feature map for views.face_size={views.face_size}")
+        map_side = require_feature_map(self.online.backbone, model.backbone, "views.face_size", views.face_size)
         context = feature_map_size(self.online.backbone, views.size) if model.facemae.cross_attention else None
         self.facemae = FaceMAE(views.face_size, model.facemae, (self.channels, context) if context else None)
         self.masking = SemanticMasking(
