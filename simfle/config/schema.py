@@ -245,6 +245,9 @@ class ModelConfig:
     ema_schedule: str = config_field(
         "constant", "constant, or cosine from model.ema_momentum to 1 over the run", choices=("constant", "cosine")
     )
+    decorrelation_weight: float = config_field(
+        0.0, "weight of a loss that keeps dimensions of the projections uncorrelated (not in the papers)", min=0
+    )
     mask_groups: int = config_field(
         32, "channel groups of the semantic masking", min=1, rule="divides the backbone's channels"
     )

@@ -4,20 +4,21 @@ from simfle.config.schema import ModelConfig, PretrainConfig
 
 CONTRASTIVE = "model.contrastive"
 EMA = ("model.ema_momentum", "model.ema_schedule")
+DECORRELATION = "model.decorrelation_weight"
 SIMFLE = ("model.mask_groups", "model.grouping_init", "model.distillation", "model.facemae.masking")
 # A method that is not listed uses all fields.
 UNUSED_BY_METHOD: dict[str, tuple[str, ...]] = {
     "simfle": (CONTRASTIVE,),
     "byol": (CONTRASTIVE, *SIMFLE),
-    "simsiam": (CONTRASTIVE, *EMA, *SIMFLE),
-    "simclr": (*EMA, *SIMFLE),
-    "moco": SIMFLE,
-    "swav": (*EMA, *SIMFLE),
-    "vicreg": (CONTRASTIVE, *EMA, *SIMFLE),
-    "mae": (CONTRASTIVE, *EMA, *SIMFLE),
-    "dino": (CONTRASTIVE, *SIMFLE),
-    "care": (CONTRASTIVE, *SIMFLE),
-    "fra": SIMFLE,
+    "simsiam": (DECORRELATION, CONTRASTIVE, *EMA, *SIMFLE),
+    "simclr": (DECORRELATION, *EMA, *SIMFLE),
+    "moco": (DECORRELATION, *SIMFLE),
+    "swav": (DECORRELATION, *EMA, *SIMFLE),
+    "vicreg": (DECORRELATION, CONTRASTIVE, *EMA, *SIMFLE),
+    "mae": (DECORRELATION, CONTRASTIVE, *EMA, *SIMFLE),
+    "dino": (DECORRELATION, CONTRASTIVE, *SIMFLE),
+    "care": (DECORRELATION, CONTRASTIVE, *SIMFLE),
+    "fra": (DECORRELATION, *SIMFLE),
 }
 
 

@@ -15,6 +15,19 @@ def similarity(prediction: Tensor, target: Tensor) -> Tensor:
     return 2 - 2 * F.cosine_similarity(prediction, target, dim=1).mean()
 
 
+def decorrelation(projections: Tensor) -> Tensor:
+    """Sum the squared correlations of different dimensions over the batch, divided by D: [N, D] -> scalar.
+
+    The value is 0 for uncorrelated dimensions, D - 1 if all dimensions repeat one, and about (D - 1) / N for random
+    ones. This is VICReg's covariance term (Bardes et al. 2022, equations 3 and 4) on standardized dimensions, so that
+    the scale of the projections, which a cosine loss ignores, does not matter.
+    """
+    centered = projections - projections.mean(dim=0)
+    unit = F.normalize(centered, dim=0)  # each dimension has length 1 over the batch
+    correlations = unit.T @ unit  # [D, D]
+    return (correlations.square().sum() - correlations.diagonal().square().sum()) / projections.shape[1]
+
+
 def reconstruction(prediction: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
     """Compute the mean squared error on masked patches, normalized per patch (MAE, He et al. 2022, section 3).
 

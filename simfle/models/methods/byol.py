@@ -12,15 +12,20 @@ from simfle.config.schema import ModelConfig, ViewsConfig
 from simfle.models import losses
 from simfle.models.backbone import build_backbone
 from simfle.models.base import Losses, Method, ema_momentum, ema_update, to_fp32
+from simfle.models.layers.all_gather import all_gather_with_grad
 from simfle.models.layers.heads import BackboneWithHead, MLPHead
 
 
 class Views(NamedTuple):
-    """Outputs of the online network for both views: maps [B, C, h, h], y [B, C]; and the similarity loss."""
+    """Outputs of the online network for both views: maps [B, C, h, h], y [B, C]; and the losses on them.
+
+    `losses` contains "similarity" and, with model.decorrelation_weight, "decorrelation"; `total` is their weighted sum.
+    """
 
     maps: tuple[Tensor, Tensor]
     pooled: tuple[Tensor, Tensor]
-    similarity: Tensor
+    losses: Losses
+    total: Tensor
 
 
 class BYOL(Method):
@@ -38,12 +43,13 @@ class BYOL(Method):
         views = self.global_branch(
             self.normalize(batch.view1, network_only=True), self.normalize(batch.view2, network_only=True)
         )
-        return {"similarity": views.similarity, "total": views.similarity}
+        return {**views.losses, "total": views.total}
 
     def global_branch(self, view1: Tensor, view2: Tensor) -> "Views":
         """Compute features of normalized views [B, 3, H, H] and the similarity loss (equations 2 and 3, symmetrized).
 
-        BatchNorm sees one view at a time.
+        BatchNorm sees one view at a time. Not in the paper: model.decorrelation_weight adds the decorrelation of the
+        projections, averaged over both views, so that they do not collapse to a few dimensions.
         """
         maps1 = self.online.backbone(view1)
         pooled1 = maps1.mean(dim=(2, 3))
@@ -57,7 +63,18 @@ class BYOL(Method):
             target1, target2 = self.target(view1)[1], self.target(view2)[1]
         forth = losses.similarity(to_fp32(prediction1), to_fp32(target2))
         back = losses.similarity(to_fp32(prediction2), to_fp32(target1))
-        return Views((maps1, maps2), (pooled1, pooled2), forth + back)
+        found: Losses = {"similarity": forth + back}
+        total = found["similarity"]
+        if self.config.decorrelation_weight:
+            found["decorrelation"] = self.decorrelation(projected1, projected2)
+            total = total + self.config.decorrelation_weight * found["decorrelation"]
+        return Views((maps1, maps2), (pooled1, pooled2), found, total)
+
+    def decorrelation(self, *projections: Tensor) -> Tensor:
+        """Average the decorrelation loss over views [n, D]; the statistics cover the micro-batches of all processes."""
+        with torch.autocast(projections[0].device.type, enabled=False):
+            gathered = [all_gather_with_grad(to_fp32(projection)) for projection in projections]
+            return torch.stack([losses.decorrelation(projection) for projection in gathered]).mean()
 
     def on_step_end(self, progress: float = 0.0) -> None:
         ema_update(self.target, self.online, ema_momentum(progress, self.config))

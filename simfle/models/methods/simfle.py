@@ -48,15 +48,14 @@ class SimFLE(BYOL):
 
     def compute(self, view1: Tensor, view2: Tensor, face: Tensor, draw: Tensor) -> Losses:
         """Compute the losses of normalized images: views [B, 3, H, H], face [B, 3, F, F], draw [B] in [0, 1)."""
-        loss: Losses = {}
         views = self.global_branch(view1, view2)
-        loss["similarity"] = views.similarity
+        loss: Losses = dict(views.losses)
         context = torch.stack(views.maps, dim=1) if self.config.facemae.cross_attention else None  # [B, 2, C, h, h]
         summary, loss["reconstruction"], loss["grouping"], overlap = self.face_branch(face, draw, context)
         self.record_features(face=(summary,))
         loss["distillation"] = self.distillation(views.pooled, summary)
         loss["total"] = (
-            loss["similarity"]
+            views.total
             + loss["reconstruction"]
             + self.config.distillation_weight * loss["distillation"]
             + self.config.grouping_weight * loss["grouping"]
