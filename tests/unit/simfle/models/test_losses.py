@@ -20,6 +20,20 @@ def test_similarity_is_squared_distance_of_unit_vectors() -> None:
     assert losses.similarity(p, -p).item() == pytest.approx(4)
 
 
+def test_decorrelation_sums_squared_correlations_of_different_dimensions() -> None:
+    projections = torch.randn(50, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    correlations = np.corrcoef(projections.numpy().T)
+    expected = (np.square(correlations).sum() - 6) / 6
+    assert losses.decorrelation(projections).item() == pytest.approx(expected, rel=1e-9)
+    scaled = projections * torch.logspace(-3, 3, 6, dtype=torch.float64) + 5
+    assert losses.decorrelation(scaled).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_decorrelation_is_largest_when_all_dimensions_repeat_one() -> None:
+    one = torch.randn(50, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    assert losses.decorrelation(one.expand(50, 6)).item() == pytest.approx(5)
+
+
 def test_reconstruction_counts_masked_patches_only() -> None:
     patches, prediction = random(2, 4, 12), random(2, 4, 12, seed=1)
     mask = torch.tensor([[1.0, 0, 1, 1], [0, 1, 1, 1]], dtype=torch.float64)

@@ -101,6 +101,19 @@ def test_simfle_without_facemae_is_byol() -> None:
     assert torch.equal(alone(batch())["similarity"], made("simfle")(batch())["similarity"])
 
 
+@pytest.mark.parametrize("name", ["byol", "simfle"])
+def test_the_decorrelation_of_both_projections_is_added_to_the_total(name: str) -> None:
+    plain, weighted = made(name)(batch()), made(name, decorrelation_weight=0.5)
+    weighted.record_enabled = True
+    found = weighted(batch())
+    first, second = (view.double().numpy() for view in weighted.recorded_features["projection"][0])
+    squares = [np.square(np.corrcoef(view.T)).sum() - view.shape[1] for view in (first, second)]
+    assert found["decorrelation"].item() == pytest.approx(sum(squares) / 2 / first.shape[1], rel=1e-4)
+    added = found["total"] - plain["total"]
+    assert added.item() == pytest.approx(0.5 * found["decorrelation"].item(), rel=1e-4)
+    assert "decorrelation" not in plain
+
+
 def test_simsiam_stops_the_gradient_at_the_projection() -> None:
     """With the other view's projection as a constant the gradient is the same: so none flows through it."""
     model, images = made("simsiam").double(), batch()
