@@ -12,6 +12,7 @@ import typer
 from simfle.commands.shards.build_local import execute
 from simfle.commands.shards.build_options import BuildOptions, SourceInput, typer_option
 from simfle.commands.shards.build_remote import Url, check_output, execute_remote, fetch, parse_path_or_url
+from simfle.errors import UserError
 
 app = typer.Typer(
     add_completion=False,
@@ -34,6 +35,8 @@ def source(function: Callable[..., SourceInput]) -> Callable[..., SourceInput]:
         out = values["out"]
         if isinstance(out, Url):
             check_output(out)  # before any download
+        for item in arguments:
+            _require_path(item, values[item.name])
         given = {name: fetch(item, common.work) if isinstance(item := values[name], Url) else item for name in own}
         (execute_remote if isinstance(out, Url) else execute)(out, function(**given), common)
 
@@ -49,6 +52,19 @@ def source(function: Callable[..., SourceInput]) -> Callable[..., SourceInput]:
     command.__annotations__ = {item.name: item.annotation for item in keyword}
     app.command(function.__name__)(command)
     return function
+
+
+def _require_path(item: inspect.Parameter, value: object) -> None:
+    """Raise UserError if a path argument names nothing, before a source reports it as a file of a wrong kind."""
+    if not isinstance(value, Path):
+        return
+    try:
+        value.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        name = get_args(item.annotation)[1].metavar or item.name.upper()
+        raise UserError(f"{name}={value}: does not exist. Fix: check the path.") from None
+    except OSError:
+        return  # the source reports the reason
 
 
 def _place(item: inspect.Parameter) -> inspect.Parameter:
