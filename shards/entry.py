@@ -16,7 +16,7 @@ REJECT_REASONS = {
     "too_small": "a side of less than 16 pixels",
     "too_large": "more pixels than --max-pixels, a side of more than 65,500, or a file of more than 1 GiB",
     "too_many_scans": "a progressive JPEG of more than 100 scans, which would take minutes to decode",
-    "no_box": "cropping is requested, but the corpus gives no box",
+    "no_box": "cropping is requested, but the corpus has no box for this face",
     "bad_box": "a box without area or outside the image",
     "no_face": "no face detected, or none where the corpus expects it",
     "no_image": "a tar sample without an image member",
@@ -50,7 +50,7 @@ class LazyBytes:
     file: input file, passed as the first argument. Like an entry's path, it does not determine the shards.
 
     Raises:
-        ValueError: when called, for a reader that is not in `READERS`.
+        ValueError: If the reader is not in `READERS`; raised when called.
     """
 
     reader: str

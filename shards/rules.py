@@ -39,7 +39,7 @@ class EntryRules:
         check_pattern(self.group_pattern)
         for name, value in (("--val-fraction", self.val_fraction), ("--test-fraction", self.test_fraction)):
             if not 0 <= value < 1:
-                raise UserError(f"{name}={value:g}: must be in [0, 1). Fix: give 0.2 for a fifth of the groups.")
+                raise UserError(f"{name}={value:g}: must be in [0, 1). Fix: pass 0.2 for a fifth of the groups.")
         if self.val_fraction + self.test_fraction >= 1:
             raise UserError("--val-fraction, --test-fraction: no group is left to train on. Fix: keep the sum below 1.")
         if len({normalize_label(name) for name in self.labels}) != len(self.labels):

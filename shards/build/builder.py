@@ -67,14 +67,14 @@ def build(
             published.
 
     Raises:
-        UserError: the output exists or belongs to another build, nothing to write, a full disk, a dead worker. Finished
-        work remains in OUT.partial if the build can resume; otherwise nothing remains.
+        UserError: If the output exists or belongs to another build, there is nothing to write, the disk is full, or a
+            worker died. Finished work remains in OUT.partial if the build can resume; otherwise nothing remains.
     """
     out = request.out
     request.encode.check()
     entries = map_numbered_labels(entries, request.rules.labels)
     if request.shard_samples < 1:
-        raise UserError(f"--shard-samples={request.shard_samples}: too small. Fix: give at least 1.")
+        raise UserError(f"--shard-samples={request.shard_samples}: too small. Fix: pass at least 1.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         return _check_existing(request, entries)
     request.digest_options()  # reports missing packages before anything is created
@@ -183,11 +183,9 @@ def _check_plan(request: BuildSpec, plan: BuildPlan) -> None:
     splits = {shard.split for shard in plan.shards()}
     for split, fraction in (("val", request.rules.val_fraction), ("test", request.rules.test_fraction)):
         if fraction and split not in splits:
-            raise UserError(
-                f"no group is in split {split}. Fix: give a larger --{split}-fraction or another --split-seed."
-            )
+            raise UserError(f"no group is in split {split}. Fix: increase --{split}-fraction or change --split-seed.")
     if "train" not in splits and (request.rules.val_fraction or request.rules.test_fraction):
-        raise UserError("no group is in split train. Fix: give smaller fractions or another --split-seed.")
+        raise UserError("no group is in split train. Fix: lower the fractions or change --split-seed.")
 
 
 def _check_files(request: BuildSpec, plan: BuildPlan) -> None:
@@ -202,7 +200,7 @@ def _check_files(request: BuildSpec, plan: BuildPlan) -> None:
     if len(missing) >= FEWEST_MISSING and len(missing) > request.max_missing * total:
         raise UserError(
             f"{len(missing)} of {total} listed images are missing, for example {', '.join(map(repr, missing[:3]))}. "
-            "Fix: give the base folder of the paths with --images, or add --max-missing 1 to build without them."
+            "Fix: pass the base folder of the paths with --images, or add --max-missing 1 to build without them."
         )
 
 

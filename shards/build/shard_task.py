@@ -75,7 +75,7 @@ def write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None])
     `advance` receives the number of entries done since its last call.
 
     Raises:
-        UserError: a failure that no image causes, such as a full disk or a failed device.
+        UserError: If a failure occurs that no image causes, such as a full disk or a failed device.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about corrupt files; the result records them
@@ -151,8 +151,8 @@ def read_entry_bytes(entry: Entry) -> bytes:
     """Read the bytes of an entry.
 
     Raises:
-        ImageRejected: the file is missing, unreadable or too large.
-        OSError: a disk or network fails.
+        ImageRejected: If the file is missing, unreadable or too large.
+        OSError: If a disk or network fails.
     """
     if isinstance(entry.read, bytes):
         return entry.read

@@ -122,7 +122,7 @@ def check_distance(distance: int) -> None:
     """Raise UserError if the distance is out of range."""
     if not 0 <= distance <= MAX_NEAR:
         raise UserError(
-            f"--distance={distance}: out of range. Fix: give 0 (equal hashes only) to {MAX_NEAR}; {NEAR} is usual."
+            f"--distance={distance}: out of range. Fix: pass 0 (equal hashes) to {MAX_NEAR}; the default is {NEAR}."
         )
 
 

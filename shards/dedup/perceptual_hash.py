@@ -119,7 +119,7 @@ def perceptual_hash_shards(
     `progress` receives the number of images done.
 
     Raises:
-        UserError: the disk is full; a shard is missing or corrupt.
+        UserError: If the disk is full, or a shard is missing or corrupt.
     """
     check_sizes(folder, shards)
     total = sum(info.samples for info in shards)

@@ -84,8 +84,8 @@ def remove_samples(
         reason: text for the removal log.
 
     Raises:
-        UserError: keys or a person that the shards neither contain nor contained (nothing is changed then), no sample
-            would be left, another process is writing, a disk error.
+        UserError: If the shards neither contain nor contained a key or the person (nothing is changed then), no sample
+            would be left, another process is writing, or the disk fails.
     """
     read_manifest(folder)
     with lock_dir(folder):

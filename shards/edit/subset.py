@@ -61,7 +61,7 @@ def rank_samples(
         progress: called with stage, done, total.
     """
     if stratify_by not in BY:
-        raise UserError(f"--stratify-by={stratify_by}: unknown. Fix: give one of {', '.join(BY)}.")
+        raise UserError(f"--stratify-by={stratify_by}: unknown. Fix: choose one of {', '.join(BY)}.")
     check_sizes(folder, shards)
     purpose = f"subset {seed}"
     total = sum(info.samples for info in shards)
@@ -114,10 +114,10 @@ def subset(
     """Write a fraction of the samples of `splits` (empty = all splits); copy the other splits whole.
 
     Raises:
-        UserError: `fraction` is not in (0, 1], a split is unknown, the output exists, a disk error.
+        UserError: If `fraction` is not in (0, 1], a split is unknown, the output exists, or the disk fails.
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"--fraction={fraction:g}: must be in (0, 1]. Fix: give 0.01 for one percent.")
+        raise UserError(f"--fraction={fraction:g}: must be in (0, 1]. Fix: pass 0.01 for one percent.")
     manifest = read_manifest(folder)
     reduced = select_shards(manifest, splits, "--split")
     taken = take_fraction(rank_samples(folder, reduced, manifest.labels, stratify_by, seed, progress), fraction)
@@ -144,8 +144,8 @@ def split(
     """Split the samples of `splits` (empty = all) into new splits, name -> share; keep the other splits.
 
     Raises:
-        UserError: shares that do not sum to 1, a name of another split, a part without samples, the output exists, a
-        disk error.
+        UserError: If the shares do not sum to 1, a name is that of another split, a part has no samples, the output
+            exists, or the disk fails.
     """
     manifest = read_manifest(folder)
     divided = select_shards(manifest, splits, "--split")
@@ -156,8 +156,7 @@ def split(
     empty = [name for number, name in enumerate(shares) if not (part == number).any()]
     if empty:
         raise UserError(
-            f"--splits: split {', '.join(empty)} would be empty. Fix: give it a larger share, or use "
-            "--stratify-by sample."
+            f"--splits: split {', '.join(empty)} would be empty. Fix: increase its share, or use --stratify-by sample."
         )
     places: list[tuple[ShardInfo, Sequence[int], str]] = []
     first = 0
@@ -199,7 +198,7 @@ def _write(
 ) -> Manifest:
     """Copy samples given as (shard, positions in it, target split); splits keep the order of their appearance."""
     if shard_samples < 1:
-        raise UserError("--shard-samples={shard_samples}: too small. Fix: give at least 1.")
+        raise UserError(f"--shard-samples={shard_samples}: too small. Fix: pass at least 1.")
     counts: Counter[str] = Counter()
     for _, positions, name in places:
         counts[name] += len(positions)

@@ -65,10 +65,10 @@ def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[
         progress: called with the number of samples done.
 
     Raises:
-        UserError: the manifest cannot be read, or `decode` is not in [0, 1].
+        UserError: If the manifest cannot be read, or `decode` is not in [0, 1].
     """
     if not 0 <= decode <= 1:
-        raise UserError(f"--decode={decode:g}: must be in [0, 1]. Fix: give 1 for all images, 0 for none.")
+        raise UserError(f"--decode={decode:g}: must be in [0, 1]. Fix: pass 1 for all images or 0 for none.")
     manifest = read_manifest(folder)
     verdict = VerifyReport(manifest)
     keys: list[NDArray[np.uint64]] = []

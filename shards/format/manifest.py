@@ -69,7 +69,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Read and check the manifest.json of a folder or URL.
 
     Raises:
-        UserError: the folder or manifest is missing, corrupt or of another format version; a URL cannot be read.
+        UserError: If the folder or manifest is missing, corrupt or of another format version, or the URL cannot be
+            read.
     """
     path, content = _read(folder)
     return parse_manifest(content, path)

@@ -55,8 +55,8 @@ class OpenTar:
         """Read a byte range.
 
         Raises:
-            TarTooShortError: the range exceeds the tar; raised before memory is allocated.
-            OSError: the disk fails.
+            TarTooShortError: If the range exceeds the tar; raised before memory is allocated.
+            OSError: If the disk fails.
         """
         if offset + size > self.size:
             raise TarTooShortError(
@@ -75,7 +75,7 @@ class OpenTar:
         """Read the members of a sample by extension, in tar order; only: lower-case extensions, empty = all.
 
         Raises:
-            TarTooShortError, OSError: see `read`.
+            TarTooShortError, OSError: See `read`.
         """
         return {
             name: self.read(member.offset, member.size)
@@ -117,7 +117,7 @@ def shard_index(folder: Path, info: ShardInfo) -> Index:
     """Read the index of a shard; compute it if there is no index file.
 
     Raises:
-        UserError: the index is corrupt, or its number of samples differs from the manifest's.
+        UserError: If the index is corrupt, or its number of samples differs from the manifest's.
     """
     path = folder / index_name(info.file)
     index = read_index(path) if path.exists() else index_tar(folder / info.file)

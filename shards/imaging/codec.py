@@ -70,13 +70,13 @@ class EncodeOptions:
     def check(self) -> None:
         """Raise UserError for options out of range."""
         if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality={self.quality}: out of range. Fix: give 1 to 100.")
+            raise UserError(f"--quality={self.quality}: out of range. Fix: pass 1 to 100.")
         if self.crop is not None and not -0.5 < self.crop <= 10:
             raise UserError(
-                f"--crop={self.crop:g}: must be above -0.5 and at most 10. Fix: give 0.25 for a quarter per side."
+                f"--crop={self.crop:g}: must be above -0.5 and at most 10. Fix: pass 0.25 for a quarter per side."
             )
         if self.shorter_side and self.shorter_side < MIN_SIDE:
-            raise UserError(f"--shorter-side={self.shorter_side}: below {MIN_SIDE}. Fix: give 0 to keep the size.")
+            raise UserError(f"--shorter-side={self.shorter_side}: below {MIN_SIDE}. Fix: raise it, or pass 0.")
         if self.align:
             self.align.check()
 
@@ -117,7 +117,7 @@ def encode(data: bytes, options: EncodeOptions) -> EncodedImage:
     first frame of several. Transparent areas become white.
 
     Raises:
-        ImageRejected: the image is corrupt, too large or of an unsupported format.
+        ImageRejected: If the image is corrupt, too large or of an unsupported format.
     """
     return encode_jpeg(decode(data, options), options)
 
@@ -126,7 +126,7 @@ def decode(data: bytes, options: EncodeOptions) -> DecodedImage:
     """Decode an image file in full, JPEGs strictly.
 
     Raises:
-        ImageRejected: the image is corrupt, too large or of an unsupported format.
+        ImageRejected: If the image is corrupt, too large or of an unsupported format.
     """
     if not data:
         raise ImageRejected("empty")

@@ -45,7 +45,7 @@ def extract_faces(
     x' = a x + b y + c, y' = d x + e y + f.
 
     Raises:
-        ImageRejected: the image is unusable or contains no face.
+        ImageRejected: If the image is unusable or contains no face.
     """
     picture = decode(data, options)
     width, height = picture.size if picture.orientation < 5 else picture.size[::-1]

@@ -30,7 +30,8 @@ def open_regular(path: str | Path, mode: str = "r", **how: Any) -> IO[Any]:
     refer to another file a moment later.
 
     Raises:
-        RefusedFileError: it is not a regular file. OSError: like the built-in open.
+        RefusedFileError: If it is not a regular file.
+        OSError: As by the built-in open.
     """
     return open(path, mode, opener=_open_regular, **how)
 
@@ -84,7 +85,7 @@ def regular_path(path: Path) -> Iterator[Path]:
     """Yield a path to an open regular file for libraries that open paths themselves; via /proc where possible.
 
     Raises:
-        RefusedFileError, OSError: see `open_regular`.
+        RefusedFileError, OSError: See `open_regular`.
     """
     with open_regular(path, "rb", buffering=0) as file:
         same = Path(f"/proc/self/fd/{file.fileno()}")

@@ -24,7 +24,7 @@ class BoundedTar(tarfile.TarFile):
     """A TarFile with limits. Open it for reading with `BoundedTar.open(...)`.
 
     Raises:
-        OversizedHeaderError: on opening or reading.
+        OversizedHeaderError: If a header takes too much memory or is invalid; raised on opening or reading.
     """
 
     def __init__(self, name: Any = None, mode: Any = "r", fileobj: Any = None, **options: Any) -> None:

@@ -44,7 +44,7 @@ def check_url(url: str, *, write: bool = False) -> None:
     """Raise UserError if a URL cannot be read (or written), before any other work.
 
     Raises:
-        UserError: the scheme is not allowed, its driver is not installed, or http(s) is to be written.
+        UserError: If the scheme is not allowed, its driver is not installed, or http(s) is to be written.
     """
     scheme = _scheme(url)
     if scheme not in DRIVERS:
@@ -77,7 +77,7 @@ def open_url(url: str) -> IO[bytes]:
         try:
             return open_regular(path, "rb")
         except RefusedFileError as error:  # not a network error: retries are useless
-            raise UserError(f"{redact_url(url)}: {error.strerror}. Fix: give a regular file.") from None
+            raise UserError(f"{redact_url(url)}: {error.strerror}. Fix: pass a regular file.") from None
     return cast(IO[bytes], system.open(path, "rb"))
 
 
@@ -166,7 +166,8 @@ def with_retries(url: str, action: Callable[[], T]) -> T:
     """Call `action` and retry errors that the network may have caused.
 
     Raises:
-        FileNotFoundError: the file does not exist. UserError: access refused, or `TRIES` attempts failed.
+        FileNotFoundError: If the file does not exist.
+        UserError: If access is refused, or `TRIES` attempts failed.
     """
     for left in range(TRIES - 1, -1, -1):
         try:

@@ -148,9 +148,10 @@ def open_web(url: str) -> IO[bytes]:
     """Open a byte stream of a file; the caller closes it. read(n) returns n bytes except at the end of the file.
 
     Raises:
-        FileNotFoundError: the file does not exist. PermissionError: access is refused.
-        UserError: an invalid URL, a slow server, an unsupported redirect; errors that a retry cannot fix.
-        OSError, HTTPException: errors that a retry may fix.
+        FileNotFoundError: If the file does not exist.
+        PermissionError: If access is refused.
+        UserError: If the URL is invalid, the server is too slow, or a redirect is not supported. A retry cannot help.
+        OSError, HTTPException: If another error occurs, which a retry may fix.
     """
     pace = SpeedLimit(url)
     opener = urllib.request.OpenerDirector()  # without the default handlers of ftp, file and data
@@ -170,7 +171,7 @@ def open_web(url: str) -> IO[bytes]:
         if at in seen or len(seen) > REDIRECTS:
             raise UserError(
                 f"{redact_url(url)}: the server redirects without end, last to {redact_url(at)}. Fix: check the URL, "
-                "or give its final target."
+                "or pass the final URL."
             )
         seen.add(at)
 
@@ -224,7 +225,7 @@ def _redirected(url: str, at: str, location: str) -> str:
     if scheme not in HTTP:
         raise UserError(
             f"{redact_url(url)}: the server redirects to {scheme or 'no'}:, but only http and https are followed. "
-            "Fix: check the URL, or give its final target."
+            "Fix: check the URL, or pass the final URL."
         )
     return target
 

@@ -57,8 +57,8 @@ def parallel_map(
         on_progress: called in this process with each value that `function` passes to `report_progress`.
 
     Raises:
-        UserError: `function` raised a UserError, or a process died.
-        RuntimeError: `function` raised another error in a process; the message holds its traceback.
+        UserError: If `function` raised a UserError, or a process died.
+        RuntimeError: If `function` raised another error in a process; the message contains its traceback.
     """
     processes = min(processes, len(items))
     if processes <= 1:
@@ -93,7 +93,7 @@ def report_progress(value: Any) -> None:
     """Pass a value from `function` to the `on_progress` of `parallel_map`.
 
     Raises:
-        UserError: the parent has stopped.
+        UserError: If the parent has stopped.
     """
     if _here.tell:
         _here.tell(value)

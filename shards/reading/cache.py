@@ -68,7 +68,7 @@ class Cache:
     """Shard cache in `folder` of at most `limit` bytes. Safe for concurrent threads and processes.
 
     Raises:
-        UserError: the folder cannot be created or written.
+        UserError: If the folder cannot be created or written.
     """
 
     folder: Path
@@ -96,8 +96,9 @@ class Cache:
             stop: polled; return True to cancel the download.
 
         Raises:
-            CacheFullError: no space within `wait` seconds. DownloadCancelledError: canceled by `stop`. UserError: the
-                shard cannot be downloaded, or does not match its manifest.
+            CacheFullError: If no space becomes free within `wait` seconds.
+            DownloadCancelledError: If `stop` canceled the download.
+            UserError: If the shard cannot be downloaded, or does not match its manifest.
         """
         path = self._tar(info)
         if cached_bytes(info) > self.limit:

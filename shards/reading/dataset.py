@@ -82,8 +82,8 @@ class ShardDataset(Sequence[Sample]):
         """Return the sample at a position (negative: from the end) or with a key; for a slice, a list of samples.
 
         Raises:
-            IndexError, KeyError: there is no such sample.
-            UserError: the tar or its index is corrupt.
+            IndexError, KeyError: If there is no such sample.
+            UserError: If the tar or its index is corrupt.
         """
         if isinstance(which, slice):
             return [self[position] for position in range(*which.indices(len(self)))]
@@ -166,6 +166,6 @@ def open(folder: str | Path, splits: str | Sequence[str] | None = None) -> Shard
     >>> len(faces), faces[0].key, faces["some-key"].image.shape
 
     Raises:
-        UserError: the folder or its manifest is missing or corrupt, or a split is unknown.
+        UserError: If the folder or its manifest is missing or corrupt, or a split is unknown.
     """
     return ShardDataset(folder, splits)

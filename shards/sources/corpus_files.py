@@ -24,15 +24,15 @@ def require_path(corpus: str, root: Path, what: str, *places: str) -> Path:
     """Return a path like `first_existing`.
 
     Raises:
-        UserError: `root` is not a folder, or no path exists.
+        UserError: If `root` is not a folder, or no path exists.
     """
     if not root.is_dir():
-        raise UserError(f"{corpus}={root}: not a folder. Fix: give the corpus folder.")
+        raise UserError(f"{corpus}={root}: not a folder. Fix: pass the corpus folder.")
     found = first_existing(root, *places)
     if found is None:
         raise UserError(
             f"{corpus}: no {what} in {root} (searched: {', '.join(places)}; found: {describe_dir(root)}). "
-            "Fix: give the corpus folder as delivered."
+            "Fix: pass the corpus folder as downloaded."
         )
     return found
 
@@ -48,7 +48,7 @@ def list_dir(folder: Path) -> list[str]:
     """Return the names in `folder`, sorted, without hidden ones (.DS_Store, Thumbs.db and the ._ files of archives).
 
     Raises:
-        UserError: `folder` is a file.
+        UserError: If `folder` is a file.
     """
     if folder.is_file():
         raise UserError(f"{folder} is a file, not a folder. Fix: unpack the corpus again.")

@@ -79,7 +79,7 @@ def check_options(source: Any) -> None:
         choices, value = item.metadata.get("choices"), getattr(source, item.name)
         if choices and value not in choices:
             name = item.name.replace("_", "-")
-            raise UserError(f"--{name}={value!s}: unknown. Fix: give one of {', '.join(map(str, choices))}.")
+            raise UserError(f"--{name}={value!s}: unknown. Fix: choose one of {', '.join(map(str, choices))}.")
 
 
 def all_corpora() -> list[CorpusSpec]:

@@ -56,7 +56,8 @@ def embed(
         skipped and logged.
 
     Raises:
-        UserError: no such data or backbone, no image in it, or a file name with another ending.
+        UserError: If the data or the backbone does not exist, the data contain no image, or the file name has another
+            ending.
     """
     target = expand_home(out) if out is not None else None
     if target is not None and target.suffix.lower() not in FORMATS:
@@ -77,7 +78,7 @@ def embed(
     if not features:
         raise UserError(
             f"embed: no image in {data if isinstance(data, str | Path) else 'the data'} could be read. "
-            "Fix: give other images."
+            "Fix: pass other images."
         )
     found = {name: np.array(values) for name, values in known.items()} | {"features": np.concatenate(features)}
     if target is not None:
@@ -101,7 +102,7 @@ def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
     """Write columns of equal length as .npz (without pickle), .parquet (features: a list) or .csv (f0, f1, ...).
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: If the file cannot be written.
     """
     content = io.BytesIO()
     if file.suffix.lower() == ".npz":
@@ -162,7 +163,7 @@ def _names(folder: Path) -> list[str]:
     if "://" in str(folder):
         raise UserError(f"embed: {folder} is a URL. Fix: copy the shards to a local folder.")
     if not folder.is_dir():
-        raise UserError(f"embed: {folder} is not a folder. Fix: name shards or a folder of images, or give images.")
+        raise UserError(f"embed: {folder} is not a folder. Fix: pass a folder of shards or of images, or images.")
     names = [name for name in walk(folder) if Path(name).suffix.lower() in EXTENSIONS]
     if not names:
         raise UserError(f"embed: no images in {folder}. Fix: name a folder of images.")

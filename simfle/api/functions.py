@@ -48,9 +48,9 @@ def pretrain(
     Call again with the same arguments to resume; for a finished run, only the export is repeated.
 
     Raises:
-        UserError: an invalid setting, invalid data or folder; a failed process; or this process is one of several.
-        RunStopped: a signal or train.stop_after_step stopped the run early; a checkpoint is saved.
-        KeyboardInterrupt: Ctrl-C before there was a state to save, or a second Ctrl-C.
+        UserError: If a setting, the data or the folder is invalid, a process failed, or this process is one of several.
+        RunStopped: If a signal or train.stop_after_step stopped the run early; a checkpoint is saved.
+        KeyboardInterrupt: On Ctrl-C before there was a state to save, or on a second Ctrl-C.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
@@ -113,7 +113,7 @@ def evaluate(
         A summary: a table of results with 95 % intervals, and paired comparisons.
 
     Raises:
-        UserError: an invalid setting, backbone or shards.
+        UserError: If a setting, the backbone or the shards are invalid.
     """
     from simfle.eval.config import EvalConfig
     from simfle.eval.evaluator import evaluate as run_evaluation
@@ -137,7 +137,7 @@ def build_folder(images: Path, out: Path) -> None:
     """Build unlabeled shards from a folder of images, ignoring class folders. Complete shards are kept.
 
     Raises:
-        UserError: no such folder, no image in it, or the output cannot be written.
+        UserError: If the folder does not exist or contains no image, or the output cannot be written.
     """
     from shards.build.builder import build
     from shards.build.spec import BuildSpec
@@ -206,7 +206,7 @@ def _file(place: str | Path) -> str | Path:
     """Return the exported backbone of a run folder; anything else unchanged."""
     if not isinstance(place, str | Path):
         kind = type(place).__name__
-        raise UserError(f"backbones: a {kind} has no name for the results. Fix: give its file or name instead.")
+        raise UserError(f"backbones: a {kind} has no name for the results. Fix: pass its file or name instead.")
     here = expand_home(place)
     exported = here / "export" / "online"
     return exported if exported.is_dir() else here if here.exists() else place
@@ -216,7 +216,7 @@ def _written(value: Any) -> str:
     """Format a value for the command line.
 
     Raises:
-        UserError: a file name that is not UTF-8.
+        UserError: If a file name is not UTF-8.
     """
     if value is None:
         return ""

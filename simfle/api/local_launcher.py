@@ -47,8 +47,8 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
     saves a checkpoint and ends, and the same call resumes it.
 
     Raises:
-        UserError: an invalid number of processes, or this process is itself one of several.
-        KeyboardInterrupt: with relay, Ctrl-C before there was a state to save.
+        UserError: If the number of processes is invalid, or this process is itself one of several.
+        KeyboardInterrupt: With `relay`, on Ctrl-C before there was a state to save.
     """
     if processes < 1:
         raise UserError(f"processes={processes}: must be at least 1. Fix: raise it.")

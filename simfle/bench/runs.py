@@ -98,7 +98,7 @@ def run_once(command: Sequence[str], codes: Sequence[int]) -> tuple[float, float
     """Return wall-clock and CPU seconds of a process and its children, from start to end.
 
     Raises:
-        UserError: the exit code is not among `codes`; contains the process's last message.
+        UserError: If the exit code is not among `codes`. The error contains the process's last message.
     """
     with tempfile.TemporaryFile("w+") as errors:
         began = time.perf_counter()

@@ -38,7 +38,7 @@ def measure(words: list[str], processes: int, share: int, steps: int, folder: Pa
     words: config and key=value as for simfle pretrain.
 
     Raises:
-        UserError: a process failed; contains its last message.
+        UserError: If a process failed. The error contains its last message.
     """
     one_world = [_start(words, folder / f"together{processes}", share * processes, steps, rank, processes, port)
                  for port in [free_port()] for rank in range(processes)]  # fmt: skip

@@ -128,7 +128,7 @@ def read_clips(corpus: ShardCorpus) -> ClipTable:
     """Read the clip of every sample from its metadata; samples that cannot be read have none.
 
     Raises:
-        UserError: no two samples share a clip; the metadata of a sample are corrupt.
+        UserError: If no two samples share a clip, or a sample's metadata are corrupt.
     """
     folders = {id(store): number for number, store in enumerate(corpus.stores)}
     found: list[tuple[tuple[int, str, str], float, int]] = []  # clip, frame, id

@@ -53,7 +53,7 @@ class CorruptSampleReplacer:
         """Return the views of n samples, rendered with their view parameters, and the ids [n] of the samples in them.
 
         Raises:
-            UserError: no sample near a corrupt one can be decoded; a shard cannot be opened.
+            UserError: If no sample near a corrupt one can be decoded, or a shard cannot be opened.
         """
         fed = ids
         if self._known and self.data.corpus is not None:  # in a stream the following samples change

@@ -49,7 +49,8 @@ class ShardCorpus:
     counts, first_ids: [S] int64, number of samples of each chosen shard and global id of its first sample.
 
     Raises:
-        UserError: a folder, manifest or tar is missing or differs from the manifest, an unknown split, no samples.
+        UserError: If a folder, manifest or tar is missing, a tar differs from the manifest, a split is unknown, or
+            there are no samples.
     """
 
     def __init__(self, folders: Sequence[str | Path], splits: Sequence[str] = (), cache: Cache | None = None) -> None:

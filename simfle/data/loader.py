@@ -48,7 +48,7 @@ def choose_backend(name: str, device: torch.device) -> str:
     """Return opencv or dali for `DataConfig.backend`; auto is dali with a GPU and DALI, otherwise opencv.
 
     Raises:
-        UserError: unknown name.
+        UserError: If the name is unknown.
     """
     if name not in BACKENDS:
         raise UserError(f"data.backend={name!r}: unknown. Fix: choose from {', '.join(BACKENDS)}.")
@@ -85,8 +85,8 @@ class Loader:
     requested images of a `Batch`; the others have side 0.
 
     Raises:
-        UserError: the global batch is not divisible by processes x micro-batches; a setting of the views is out of
-            range; the backend is unknown or not installed.
+        UserError: If the global batch is not divisible by processes x micro-batches, a setting of the views is out of
+            range, or the backend is unknown or not installed.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ class ShardPrefetcher:
     Call `advance_to` before the samples of a step are read, and `close` at the end.
 
     Raises:
-        UserError: the shards in use at one time do not fit into the fraction.
+        UserError: If the shards in use at one time do not fit into the fraction.
     """
 
     def __init__(self, corpus: ShardCorpus, order: Sampler, slots: tuple[int, int], share: float) -> None:

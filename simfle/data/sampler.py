@@ -50,7 +50,8 @@ class Sampler:
     decrease. streams: must divide global_batch (`math.gcd(config.streams, global_batch)`).
 
     Raises:
-        UserError: fewer samples than one global batch, streams that do not divide it, a seed out of range.
+        UserError: If there are fewer samples than one global batch, the streams do not divide it, or the seed is out of
+            range.
     """
 
     counts: Ints
@@ -184,7 +185,7 @@ def locate(counts: Ints, first_ids: Ints, ids: ArrayLike) -> tuple[Ints, Ints]:
     """Map global ids [n] to (shard [n], sample in its shard [n]), for shards of these sizes and first ids [S].
 
     Raises:
-        ValueError: an id lies in none of the shards.
+        ValueError: If an id lies in none of the shards.
     """
     wanted = np.asarray(ids, dtype=np.int64)
     shard = np.searchsorted(first_ids, wanted, side="right") - 1

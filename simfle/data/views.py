@@ -87,7 +87,7 @@ def sample_view_params(seed: int, epochs: ArrayLike, ids: ArrayLike, views: View
         views: ranges and probabilities.
 
     Raises:
-        UserError: a seed or a field of `views` out of range.
+        UserError: If the seed or a field of `views` is out of range.
     """
     check(views)
     samples = np.asarray(ids, dtype=np.int64).astype(np.uint64)

@@ -37,7 +37,7 @@ def submit(folder: Path, cluster: ClusterConfig, network: float) -> tuple[Path, 
     """Freeze the code below `folder`, which all nodes can read, and submit; return the job's folder and number.
 
     Raises:
-        UserError: Slurm is missing or refuses the job, values out of range, the folder cannot be written.
+        UserError: If Slurm is missing or refuses the job, values are out of range, or the folder cannot be written.
     """
     from simfle.slurm.submit import reason, refusals
 
@@ -55,7 +55,7 @@ def wait(job: Path, number: str, seconds: float) -> dict[str, Any]:
     """Return the job's measurements.
 
     Raises:
-        UserError: the job failed, or did not end in time; names the folder of its logs.
+        UserError: If the job failed or did not end in time. The error names the folder of the job's logs.
     """
     end = time.monotonic() + seconds
     state = ""
@@ -181,7 +181,7 @@ def judge(found: dict[str, Any], nodes: int) -> list[Finding]:
     results.append(note("shared disk", text, advice) if uneven else ok("shared disk", text))
     if found["versions_differ"]:
         text = "; ".join(f"{name}: {' and '.join(values)}" for name, values in found["versions_differ"].items())
-        results.append(broken("versions", text, "give all nodes the same environment, or a container"))
+        results.append(broken("versions", text, "use the same environment or container on all nodes"))
     else:
         results.append(ok("versions", "equal on all"))
     text = f"{found['skew_seconds']:.1f} s between the nodes"

@@ -49,7 +49,7 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
     A benchmark that lacks the data for a protocol (votes, landmarks) is skipped with a warning.
 
     Raises:
-        UserError: see `eval_tasks` and `run_task`; all tasks were skipped.
+        UserError: If all tasks were skipped; see also `eval_tasks` and `run_task`.
     """
     work = eval_tasks(config)
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
@@ -82,7 +82,8 @@ def run_task(config: EvalConfig, task: EvalTask, command: list[str]) -> Result:
     On one machine, the same inputs give the same numbers; an interrupted task starts from the beginning.
 
     Raises:
-        UserError: see `read_data`, `fold_splits`, `open_backbone`; data for the protocol is missing; a full disk.
+        UserError: If data for the protocol is missing, or the disk is full; see also `read_data`, `fold_splits` and
+            `open_backbone`.
     """
     return Evaluator(config).run(task, command)
 

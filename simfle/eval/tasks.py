@@ -55,14 +55,14 @@ def eval_tasks(config: EvalConfig) -> list[EvalTask]:
     """Return all tasks in a fixed order: by benchmark, then by backbone.
 
     Raises:
-        UserError: a field out of range, or an unknown benchmark, protocol or backbone.
+        UserError: If a field is out of range, or a benchmark, protocol or backbone is unknown.
     """
     check(config)
     words = [word for word in config.benchmarks if word]
     benchmarks = [open_benchmark(word, config) for word in words] or [custom_benchmark(config)]
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) != len(names):
-        raise UserError(f"benchmarks=[{', '.join(names)}]: a name is repeated. Fix: give each once.")
+        raise UserError(f"benchmarks=[{', '.join(names)}]: a name is repeated. Fix: list each name once.")
     known = {source: identify(source) for source in dict.fromkeys(config.backbones)}
     found = []
     for benchmark in benchmarks:
@@ -111,7 +111,7 @@ def identify(source: str) -> BackboneIdentity:
     """Identify a backbone source; for our exports, without reading the weights into memory.
 
     Raises:
-        UserError: the backbone is missing, corrupt or unknown.
+        UserError: If the backbone is missing, corrupt or unknown.
     """
     if source.split(":", 1)[0] in OPTIONS and ":" in source:
         backbone = open_backbone(source)

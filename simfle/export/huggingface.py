@@ -53,7 +53,7 @@ def export_huggingface(run: Path, backbone: LoadedBackbone, folder: Path) -> Pat
     """Write the folder for a backbone exported from `run`, with a model card filled from the run. Return `folder`.
 
     Raises:
-        UserError: the run's configuration is missing or corrupt; an evaluation result in it is corrupt.
+        UserError: If the run's configuration is missing or corrupt, or one of its evaluation results is corrupt.
     """
     card = backbone.card
     options: dict[str, Any] = {}

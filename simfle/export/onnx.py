@@ -88,7 +88,7 @@ def export_onnx(backbone: LoadedBackbone, path: Path) -> float:
     batches of 1 to 3 random images, of the network's size and of others.
 
     Raises:
-        UserError: the extra is not installed, the network cannot be exported, or the difference exceeds TOLERANCE.
+        UserError: If the extra is not installed, the network cannot be exported, or the difference exceeds TOLERANCE.
     """
     try:
         import onnx

@@ -27,7 +27,7 @@ def newest_checkpoint(run: Path) -> Path:
     """Return the newest complete checkpoint folder of a run.
 
     Raises:
-        UserError: no such run, or no complete checkpoint in it.
+        UserError: If the run does not exist or has no complete checkpoint.
     """
     if not run.is_dir():
         raise UserError(f"export: {run} is not a run folder. Fix: name one that simfle pretrain wrote.")
@@ -44,7 +44,8 @@ def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
     new one is read.
 
     Raises:
-        UserError: see `newest_checkpoint`; `read` fails on an existing checkpoint, or checkpoints are deleted too fast.
+        UserError: If `read` fails on an existing checkpoint, or checkpoints are deleted too fast; see also
+            `newest_checkpoint`.
     """
     for _ in range(TRIES):
         newest = newest_checkpoint(run)
@@ -62,7 +63,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     Returns network -> its backbone.safetensors.
 
     Raises:
-        UserError: no run, no complete checkpoint, or a checkpoint of another model.
+        UserError: If the run does not exist, has no complete checkpoint, or its checkpoint is of another model.
     """
     newest, found = read_newest(run, read_backbones)
     model, views = _config(run)

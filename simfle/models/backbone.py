@@ -21,7 +21,7 @@ def build_backbone(name: str, output_stride: int = 0) -> nn.Module:
     Its keys are timm's (and, for ResNets, torchvision's); `num_features` is C.
 
     Raises:
-        UserError: timm does not know the name, or the network has no feature map.
+        UserError: If timm does not know the name, or the network has no feature map.
     """
     _check_name(name, "resnet50")
     # The reference starts from torchvision's initialization; timm would zero the last BatchNorm of each block.
@@ -45,7 +45,7 @@ def build_vit(name: str, side: int) -> Any:
     `num_features` is C.
 
     Raises:
-        UserError: timm does not know the name, it is not a plain ViT, or its patches do not divide `side`.
+        UserError: If timm does not know the name, it is not a plain ViT, or its patches do not divide `side`.
     """
     _check_name(name, "vit_base_patch16_224")
     refusal = UserError(
@@ -102,7 +102,7 @@ def require_feature_map(network: nn.Module, name: str, field: str, side: int) ->
         side: side of the image in pixels.
 
     Raises:
-        UserError: the network has no square feature map for this image.
+        UserError: If the network has no square feature map for this image.
     """
     found = feature_map_size(network, side)
     if found is None:

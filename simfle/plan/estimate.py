@@ -231,7 +231,7 @@ def estimate(
     """Compute the complete plan.
 
     Raises:
-        UserError: the batch cannot be split across this number of processes, or the device is unknown.
+        UserError: If the batch cannot be split across this number of processes, or the device is unknown.
     """
     batch = compute_batch_layout(config.train, cluster.processes)
     stage = _stage(config, cost, cluster, c)

@@ -76,7 +76,7 @@ class Constants:
         """Return a constant for a kind of device.
 
         Raises:
-            UserError: this device has no such constant.
+            UserError: If this device has no such constant.
         """
         if device not in DEVICES:
             raise UserError(
@@ -95,7 +95,8 @@ def load_constants(files: Sequence[Path]) -> Constants:
     A file is a JSON object of name: value, or a bench's JSON with `constants`.
 
     Raises:
-        UserError: a file is missing or not such an object, a name is unknown, a value is not a positive number.
+        UserError: If a file is missing or does not hold such an object, a name is unknown, or a value is not a positive
+            number.
     """
     figures = dict(CONSTANTS)
     for file in files:
@@ -119,7 +120,7 @@ def network_rate(name: str) -> float:
     """Parse bytes per second of a node each way: 100gb, 400gb, ethernet25, 8x400gb (eight adapters).
 
     Raises:
-        UserError: the name has another form.
+        UserError: If the name has another form.
     """
     match = re.fullmatch(r"(?:(\d+)x)?(?:ethernet|ib)?(\d+)(?:gb)?", name.lower())
     if match is None or not int(match[2]) or match[1] == "0":

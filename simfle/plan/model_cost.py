@@ -59,7 +59,7 @@ def measure_cost(config: PretrainConfig) -> ModelCost:
     """Build the method of `config` without memory, run a forward and backward pass of 2 and of 3 images, and count.
 
     Raises:
-        UserError: the model cannot be built.
+        UserError: If the model cannot be built.
     """
     with torch.device("meta"):
         model = build_method(config.model, config.views).train()

@@ -81,7 +81,7 @@ def read_face_set(shards: Sequence[str]) -> FaceSet:
     """Select the same faces for every run: queries from test or validation, the gallery from training.
 
     Raises:
-        UserError: shards are missing or corrupt, or contain no decodable image.
+        UserError: If shards are missing or corrupt, or contain no decodable image.
     """
     manifests = [read_manifest(folder) for folder in shards]
     splits = list(dict.fromkeys(name for each in manifests for name in each.splits))

@@ -67,10 +67,10 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """Read runs in the given order.
 
     Raises:
-        UserError: no run is given; a folder is not a run, has no metrics yet, or is corrupt.
+        UserError: If no run is given, or a folder is not a run, has no metrics yet or is corrupt.
     """
     if not folders:
-        raise UserError("report: no run is given. Fix: name one or several run folders.")
+        raise UserError("report: no run is given. Fix: pass one or several run folders.")
     runs = [_read_run(folder) for folder in dict.fromkeys(folders)]
     names = [run.name for run in runs]
     return [run if names.count(run.name) == 1 else _renamed(run) for run in runs]
@@ -117,7 +117,7 @@ def results_of(runs: Sequence[RunRecord], more: Sequence[Path] = ()) -> list[Res
     """Read the results of evaluations in the runs' folders and in `more`, each file once.
 
     Raises:
-        UserError: see `read_results`; a result lacks a field that a report needs.
+        UserError: If a result lacks a field that a report needs; see also `read_results`.
     """
     found = read_results([*(run.folder for run in runs), *more])
     for result in found:

@@ -101,7 +101,7 @@ def write_report(
         shards: source of faces; without shards, the page contains no face, not even from training.
 
     Raises:
-        UserError: an unknown format; see `read_runs`, `results_of`, `read_face_set`, `figures`.
+        UserError: If a format is unknown; see also `read_runs`, `results_of`, `read_face_set` and `figures`.
     """
     unknown = [name for name in formats if name not in ENDINGS]
     if unknown:

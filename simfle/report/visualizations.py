@@ -53,7 +53,7 @@ def figures(run: Path, faces: FaceSet) -> list[ReportFigure]:
     """Make all images for one run's newest checkpoint.
 
     Raises:
-        UserError: no complete checkpoint, or a checkpoint that is corrupt or of another configuration.
+        UserError: If there is no complete checkpoint, or the checkpoint is corrupt or of another configuration.
     """
     method, config = _load(run)
     backbone = _backbone(method, config)

@@ -87,8 +87,8 @@ def device_errors_as_user_errors(fix: str) -> Iterator[None]:
     """Convert out-of-memory errors and GPU failures to one line. fix: action that needs less memory.
 
     Raises:
-        UserError: the memory is full; a rerun would fill it again.
-        DeviceFailedError: the GPU failed; the run may resume on another node.
+        UserError: If the memory is full; a rerun would fill it again.
+        DeviceFailedError: If the GPU failed; the run may resume on another node.
     """
     try:
         yield

@@ -61,7 +61,7 @@ def compute_batch_layout(config: TrainConfig, processes: int) -> BatchLayout:
     """Compute the micro-batch size and the gradient accumulation steps for the number of processes.
 
     Raises:
-        UserError: the global batch cannot be split equally.
+        UserError: If the global batch cannot be split equally.
     """
     total, micro = config.global_batch, config.micro_batch
     if total % processes:
@@ -99,7 +99,7 @@ def init_distributed(config: TrainConfig) -> Iterator[World]:
     """Join the processes that a launcher started (accelerate, torchrun, Slurm), or run as the only one.
 
     Raises:
-        UserError: a requested GPU is missing, or the launcher started fewer processes than requested.
+        UserError: If a requested GPU is missing, or the launcher started fewer processes than requested.
     """
     changes = nullcontext() if "WORLD_SIZE" in os.environ else preserve_process_state()
     with changes, _deterministic_kernels(config.deterministic), _process_group(config) as world:
@@ -216,7 +216,7 @@ def _check_launched(found: dict[str, int]) -> None:
     """Raise UserError for variables on which torch would wait forever or fail, such as those of another job's shell.
 
     Raises:
-        UserError: names the variable, its value and the allowed values.
+        UserError: If a variable is invalid. The error names the variable, its value and the allowed values.
     """
     sound = 0 <= found["RANK"] < found["WORLD_SIZE"] and found["LOCAL_RANK"] >= 0 and found["LOCAL_WORLD_SIZE"] >= 1
     if not sound:

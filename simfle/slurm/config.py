@@ -94,7 +94,7 @@ def check(config: ClusterConfig) -> None:
             shown = word.partition("=")[0]  # the value may be a secret
             raise UserError(f"cluster.env: {shown!r} is not NAME=VALUE without a line break. Fix: correct it.")
     if any("\n" in line for line in config.setup):
-        raise UserError("cluster.setup: a line contains a line break. Fix: give each line separately.")
+        raise UserError("cluster.setup: a line contains a line break. Fix: write each line as a separate item.")
 
 
 def seconds(time: str) -> int:

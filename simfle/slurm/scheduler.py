@@ -57,7 +57,7 @@ def requeue(job: str) -> None:
     """Requeue a job under its number.
 
     Raises:
-        UserError: Slurm refuses (with its message), or does not answer.
+        UserError: If Slurm does not answer, or refuses the request (the error contains Slurm's message).
     """
     try:
         done = _run("scontrol", "requeue", job)
@@ -95,8 +95,8 @@ def _run(*words: str) -> "subprocess.CompletedProcess[str]":
     Slurm's programs are often wrapped in scripts, whose children would keep the output open.
 
     Raises:
-        OSError: the program cannot be started.
-        subprocess.TimeoutExpired: the program did not end.
+        OSError: If the program cannot be started.
+        subprocess.TimeoutExpired: If the program did not end.
     """
     pipe = subprocess.PIPE
     with subprocess.Popen(

@@ -24,7 +24,7 @@ def snapshot(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> 
     cluster.env.
 
     Raises:
-        UserError: the run folder cannot be written.
+        UserError: If the run folder cannot be written.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S") + (f"-{name}" if name else "")
     try:

@@ -30,8 +30,8 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool =
     """Raise UserError for a job that would fail after hours in the queue. network: also build it (a second of imports).
 
     Raises:
-        UserError: shards are not named, missing or unreadable; the batch cannot be split equally; values out of range;
-            the network cannot be built; the run folder holds another run.
+        UserError: If shards are not named, are missing or are unreadable, the batch cannot be split equally, values are
+            out of range, the network cannot be built, or the run folder holds another run.
     """
     from simfle.train.preflight import check as check_config
     from simfle.train.preflight import preflight
@@ -76,7 +76,7 @@ def prepare(config: PretrainConfig, cluster: ClusterConfig) -> Path:
     """Freeze code and configuration into the run folder; return the job's folder.
 
     Raises:
-        UserError: the folder cannot be written, or has a name with characters that are special to Slurm.
+        UserError: If the folder cannot be written, or its name has characters that are special to Slurm.
     """
     config = absolute(config)
     if any(sign in config.train.run_dir for sign in "%\n\\"):
@@ -97,7 +97,7 @@ def submit(job: Path, cluster: ClusterConfig) -> str:
     """Submit a prepared job to Slurm; return its number.
 
     Raises:
-        UserError: Slurm is missing, or it refuses the job, with its message.
+        UserError: If Slurm is missing or refuses the job (the error contains Slurm's message).
     """
     from simfle.slurm.task import pretrain_task
 

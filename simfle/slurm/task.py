@@ -110,7 +110,7 @@ def usable_tasks(task: TaskInfo, cluster: ClusterConfig, global_batch: int) -> i
     """Return the maximum number of tasks, on whole nodes, that can share the global batch.
 
     Raises:
-        UserError: none of the allowed numbers of nodes divides it, or requeues are used up.
+        UserError: If no allowed number of nodes divides the batch, or the requeues are used up.
     """
     if task.start > cluster.max_requeues:
         raise UserError(f"requeued {task.start} times, max_requeues={cluster.max_requeues}. Fix: submit the run again.")
@@ -131,7 +131,7 @@ def adapt_config(config: PretrainConfig, task: TaskInfo, cluster: ClusterConfig)
     caches.
 
     Raises:
-        UserError: there is no such micro-batch, or no folder for caches.
+        UserError: If there is no such micro-batch, or no folder for caches.
     """
     data = config.data
     scratch = local_scratch_dir(cluster)
@@ -145,7 +145,7 @@ def adapt_micro_batch(train: TrainConfig, processes: int) -> int:
     """Return the largest micro-batch, up to the configured one, that divides the share of each process.
 
     Raises:
-        UserError: there is no such micro-batch of 2 samples or more.
+        UserError: If there is no such micro-batch of 2 samples or more.
     """
     share, most = train.global_batch // processes, train.micro_batch
     if not most or share % most == 0:
@@ -163,7 +163,7 @@ def local_scratch_dir(cluster: ClusterConfig) -> Path | None:
     """Create and return the node-local folder for caches; None if none is configured.
 
     Raises:
-        UserError: the folder cannot be created, or uses an environment variable that is not set in this job.
+        UserError: If the folder cannot be created, or uses an environment variable that is not set in this job.
     """
     if not cluster.local_scratch:
         return None

@@ -39,7 +39,7 @@ def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
     memory does not limit training on a CPU.
 
     Raises:
-        UserError: not even the smallest micro-batch fits.
+        UserError: If not even the smallest micro-batch fits.
     """
     if config.train.micro_batch != AUTO:
         return config
@@ -101,7 +101,7 @@ def largest_fitting_divisor(share: int, fits: Callable[[int], bool]) -> int:
     """Find the largest divisor of `share`, at least 2, that fits, by bisection: divisors below a fitting one fit too.
 
     Raises:
-        UserError: none fits, or `share` has no such divisor.
+        UserError: If no micro-batch fits, or `share` has no such divisor.
     """
     divisors = [number for number in range(MIN_MICRO_BATCH, share + 1) if share % number == 0]
     low, high = 0, len(divisors)  # divisors[:low] fit, divisors[high:] do not

@@ -121,8 +121,8 @@ def start_engine(
     Collective.
 
     Raises:
-        UserError: a run of less than one step; an unreadable checkpoint, or one of other data; shards that have changed
-            since; weights of model.init that cannot be read or do not fit; an extension that is not longer.
+        UserError: If the run has less than one step, a checkpoint is unreadable or of other data, shards have changed
+            since, weights of model.init cannot be read or do not fit, or an extension is not longer.
     """
     run, train = Path(config.train.run_dir), config.train
     steps = train.steps or int(train.epochs * data.steps_per_epoch)

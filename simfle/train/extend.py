@@ -101,7 +101,7 @@ def begin(
         report: gets a line to print, on the main process.
 
     Raises:
-        CollectiveError: the new length is not greater than the old one.
+        CollectiveError: If the new length is not greater than the old one.
     """
 
     def work() -> list[Extension]:

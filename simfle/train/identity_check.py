@@ -19,7 +19,7 @@ def refuse_copies(run: Path) -> None:
     for folder in run_files.copied_checkpoints(run):
         raise UserError(
             f"train.run_dir={run}: checkpoints/{folder.name} has the state of another step than its name says. "
-            "Fix: move this copy out of checkpoints/, or give it another name, such as backup."
+            "Fix: move this copy out of checkpoints/, or rename it, for example to backup."
         )
 
 
@@ -43,8 +43,8 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
         file: config.yaml of the run, which names the keys that differ from checkpoints of an earlier version.
 
     Raises:
-        UserError: a checkpoint is of a run with another configuration; names the differing keys. The run was extended,
-            and the configuration has another length.
+        UserError: If a checkpoint is of a run with another configuration (the error names the differing keys), or the
+            run was extended and the configuration has another length.
     """
     states = {folder: state for folder in complete_checkpoints(run) if (state := state_of(folder))}
     lengths = _accepted_lengths(run, config, states)
@@ -71,7 +71,7 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
     it had at most twice train.checkpoint_every steps, because a second checkpoint waits for the first.
 
     Raises:
-        UserError: checkpoints/ is a broken link, or the metrics have more steps than that.
+        UserError: If checkpoints/ is a broken link, or the metrics have more steps than such a run can have.
     """
     folder = run / "checkpoints"
     if folder.is_symlink() and not folder.is_dir():
@@ -106,7 +106,7 @@ def _accepted_lengths(run: Path, config: PretrainConfig, states: dict[Path, Trai
     """Return the lengths that checkpoints of this run may have besides that of `config`.
 
     Raises:
-        UserError: the run was extended, and `config` has another length without train.extend.
+        UserError: If the run was extended, and `config` has another length without train.extend.
     """
     known = extend.read(run) if states else []
     if not known:

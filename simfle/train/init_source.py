@@ -45,7 +45,7 @@ def read(text: str) -> InitialWeights:
     """Read the weights of a source, see the module docstring.
 
     Raises:
-        UserError: unknown source; missing, corrupt or refused file; a value that is not finite.
+        UserError: If the source is unknown, the file is missing, corrupt or refused, or a value is not finite.
     """
     try:
         found = _read(text)

@@ -72,7 +72,7 @@ def initialize(model: nn.Module, config: PretrainConfig, world: World, report: C
     lines to print, on the main process.
 
     Raises:
-        CollectiveError: the source cannot be read by a process, differs between processes, or fits nowhere.
+        CollectiveError: If the source cannot be read by a process, differs between processes, or fits nowhere.
     """
     text, file = config.model.init, Path(config.train.run_dir) / FILE
     if not text:
@@ -112,7 +112,7 @@ def recorded(run: Path, digest: str) -> str:
     """Return the SHA-256 of the initial weights that a checkpoint records; the weights are not read again.
 
     Raises:
-        UserError: RUN/init.json is of other weights.
+        UserError: If RUN/init.json records other weights.
     """
     try:
         found = loads_object(read_bytes(run / FILE)).get("sha256", "")
@@ -131,7 +131,7 @@ def fill(model: nn.Module, weights: InitialWeights, config: PretrainConfig) -> L
     """Copy the weights into a model: all of a run of the same method, otherwise the backbone.
 
     Raises:
-        UserError: another backbone, or less than half of the backbone's values fit.
+        UserError: If the weights are of another backbone, or less than half of the backbone's values fit.
     """
     text, backbone = config.model.init, config.model.backbone
     if weights.backbone and weights.backbone.split(".")[0] != backbone.split(".")[0]:
@@ -190,7 +190,7 @@ def _find(wanted: State, weights: InitialWeights, text: str) -> tuple[str, State
     The prefix below which most values fit is taken; among equals a trained network before its moving average.
 
     Raises:
-        UserError: the file has no network below the prefix that was asked for.
+        UserError: If the file has no network below the prefix that was asked for.
     """
     own = {name: name for name in wanted}
     numbered = {external.numbered_name(name): name for name in wanted}  # nn.Sequential's numbers of a ResNet's children
@@ -258,7 +258,7 @@ def _compare(text: str, digest: str, failure: str, world: World) -> None:
         if words or other != told[0][0]:
             why = words or f"model.init={text}: reads other weights (sha256 {other[:12]}) than the main process"
             raise CollectiveError(
-                f"process {rank}: {why}. Fix: give all machines the same file", is_reporter=world.is_main
+                f"process {rank}: {why}. Fix: use the same file on all machines", is_reporter=world.is_main
             )
 
 

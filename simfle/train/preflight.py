@@ -15,7 +15,7 @@ def check(config: PretrainConfig) -> None:
     """Raise UserError for values out of range, or values that do not fit each other.
 
     Raises:
-        UserError: names the field, its value and the accepted values.
+        UserError: If a field is invalid. The error names the field, its value and the accepted values.
     """
     validate(config, unused=unused_fields(config))
     data, train = config.data, config.train
@@ -75,7 +75,7 @@ def preflight(config: PretrainConfig, *, network: bool) -> None:
     The caller checks data and batch. network: whether to build the network, without memory for its parameters.
 
     Raises:
-        UserError: as raised by the functions that a start calls.
+        UserError: As raised by the functions that a start calls.
     """
     import torch
 

@@ -54,10 +54,10 @@ def pretrain(config: PretrainConfig, context: JobContext = JobContext()) -> None
     """Start or resume the run in `train.run_dir`, until its last step or a stop signal.
 
     Raises:
-        UserError: invalid configuration, data, checkpoint or folder; a non-finite loss; a full or failing disk; full
-            memory.
-        DeviceFailedError: the GPU failed.
-        RunStopped: a signal or train.stop_after_step stopped the run early; the state is saved.
+        UserError: If the configuration, data, checkpoint or folder is invalid, a loss is not finite, the disk is full
+            or fails, or the memory is full.
+        DeviceFailedError: If the GPU failed.
+        RunStopped: If a signal or train.stop_after_step stopped the run early; the state is saved.
     """
     flag = nullcontext(context.stop) if context.stop is not None else StopSignal()
     with device_errors_as_user_errors(LESS_MEMORY), open_trainer(config, context) as trainer, flag as stop:
@@ -136,8 +136,8 @@ def lock_run_dir_collectively(
     """Lock the folder in the main process, which gets the lock; on failure all processes exit with its reason.
 
     Raises:
-        UserError: the folder belongs to another run, is in use, or cannot be written.
-        RunDirLockedError: an earlier start of this job holds it.
+        UserError: If the folder belongs to another run, is in use, or cannot be written.
+        RunDirLockedError: If an earlier start of this job holds the folder.
     """
     run = Path(config.train.run_dir)
 

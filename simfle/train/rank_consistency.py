@@ -37,7 +37,7 @@ def check_ranks_match(config: PretrainConfig, data: TrainingData, world: World) 
     """Compare the start of this process with that of the main process. Collective.
 
     Raises:
-        CollectiveError: the two differ; the message names the process and the values.
+        CollectiveError: If the two differ. The message names the process and the values.
     """
     if world.world_size == 1:
         return

@@ -21,7 +21,7 @@ def disk_errors_as_user_errors(run: Path) -> Iterator[None]:
     """Convert disk errors (full, read-only, unmounted) to one line.
 
     Raises:
-        UserError: names the file, if the system names one.
+        UserError: If the disk is full or fails. The error names the file if the system names one.
     """
     try:
         yield
@@ -47,7 +47,8 @@ def record_config(run: Path, config: PretrainConfig) -> None:
     """Write the resolved config, without secrets in URLs, and the versions; only to this run's own folder.
 
     Raises:
-        UserError: the folder holds shards, or a run with another configuration; the message names the differing keys.
+        UserError: If the folder holds shards, or a run with another configuration (the message names the differing
+            keys).
     """
     check_same_config(run, config)
     replace_text(run / "config.yaml", to_yaml(asdict(config)))

@@ -95,8 +95,8 @@ def lock_run_dir(run: Path, lock_timeout: float = 0.0, mine: JobStart | None = N
         mine: start of a Slurm job, if any.
 
     Raises:
-        UserError: another run holds the lock, or the folder cannot be written.
-        RunDirLockedError: an earlier start of this job still holds it.
+        UserError: If another run holds the lock, or the folder cannot be written.
+        RunDirLockedError: If an earlier start of this job still holds it.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -136,8 +136,8 @@ def _open_lock_file(path: Path) -> IO[str]:
     """Open the lock file for writing. A link is not followed: it may lead to any file of the user.
 
     Raises:
-        RefusedFileError: the lock file is a link or not a regular file.
-        OSError: it cannot be opened.
+        RefusedFileError: If the lock file is a link or not a regular file.
+        OSError: If the lock file cannot be opened.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

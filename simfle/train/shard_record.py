@@ -49,7 +49,7 @@ def check_shards_unchanged(run: Path, corpus: ShardCorpus, world: World, *, resu
         resumed: whether the run resumes from a checkpoint.
 
     Raises:
-        UserError: files have changed, or differ between machines, or cannot be read; the record is corrupt.
+        UserError: If files have changed, differ between machines or cannot be read, or the record is corrupt.
     """
     table = _agreed(corpus, world)
     main_process_tries(world, lambda: _compare(run, corpus, table, resumed))

@@ -77,8 +77,8 @@ class Trainer:
         """Train to the last step or to a stop; the last state is always saved.
 
         Raises:
-            RunStopped: a signal or train.stop_after_step stopped the run early.
-            CollectiveError: a non-finite loss, too many corrupt samples, changed shards.
+            RunStopped: If a signal or train.stop_after_step stopped the run early.
+            CollectiveError: If a loss is not finite, too many samples are corrupt, or shards have changed.
         """
         self._begin()
         signaled = False
@@ -163,7 +163,7 @@ class Trainer:
         """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later.
 
         Raises:
-            UserError: the main process cannot write a checkpoint, or lacks disk space.
+            UserError: If the main process cannot write a checkpoint, or lacks disk space.
         """
         self.watchdog.mark_phase("rehearsal")
         self.checkpoints.measure_stop(limit)

@@ -9,8 +9,8 @@ def read_range(file: Path, offset: int, size: int) -> bytes:
     """Read `size` bytes from `offset`.
 
     Raises:
-        ImageRejected: the file ends early.
-        OSError: the file cannot be read at all, a failure that no image causes.
+        ImageRejected: If the file ends early.
+        OSError: If the file cannot be read at all, a failure that no image causes.
     """
     from shards.imaging.codec import MAX_BYTES, ImageRejected
 

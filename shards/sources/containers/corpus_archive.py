@@ -50,7 +50,7 @@ class CorpusFiles:
         """Read a list as text; bytes that are not UTF-8 round-trip unchanged.
 
         Raises:
-            UserError: the list is missing, corrupt or too large.
+            UserError: If the list is missing, corrupt or too large.
         """
         found = self.read(name)
         recipe = found.arguments if isinstance(found, LazyBytes) else ()
@@ -84,7 +84,7 @@ def find_corpus_files(root: Path, anchor: str, folder: str) -> CorpusFiles | Non
     It may be one level deeper, and a folder may contain the corpus as its only zip.
 
     Raises:
-        UserError: the zip is corrupt.
+        UserError: If the zip is corrupt.
     """
     if root.is_file() and root.suffix.lower() == ".zip":
         return _in_zip(root, anchor, folder)
@@ -118,5 +118,5 @@ def require_corpus_files(corpus: str, root: Path, anchor: str, folder: str) -> C
     found = find_corpus_files(root, anchor, folder)
     if found is None:
         there = f" (found: {describe_dir(root)})" if root.is_dir() else ""
-        raise UserError(f"{corpus}: no {anchor} beside {folder}/ in {root}{there}. Fix: give the zip or folder.")
+        raise UserError(f"{corpus}: no {anchor} beside {folder}/ in {root}{there}. Fix: pass its zip or folder.")
     return found

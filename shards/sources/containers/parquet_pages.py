@@ -58,7 +58,7 @@ def batches(file: Path, table: Any, columns: Collection[str], rows: int) -> Iter
     """Yield record batches of a `pyarrow.parquet.ParquetFile` with at most `rows` rows, fewer if they may be large.
 
     Raises:
-        CorruptParquetError: the pages cannot be read or take too much memory; and any error of pyarrow.
+        CorruptParquetError: If the pages cannot be read or take too much memory. Errors of pyarrow are passed on.
     """
     wanted = sorted(set(columns))
     with open_regular(file, "rb") as data:

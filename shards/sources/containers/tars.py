@@ -33,7 +33,7 @@ class ArchiveMember:
         """Read the bytes.
 
         Raises:
-            ValueError: the bytes cannot be read.
+            ValueError: If the bytes cannot be read.
         """
         from shards.imaging.codec import ImageRejected
 
@@ -50,7 +50,7 @@ def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[Archi
     bytes.
 
     Raises:
-        OSError: the tar cannot be read at all.
+        OSError: If the tar cannot be read at all.
     """
     try:
         plain = _opens(file, "r:")

@@ -57,7 +57,7 @@ def read_zip(file: Path) -> Iterator[ArchiveMember | Rejected]:
     corrupt directory.
 
     Raises:
-        OSError: the file cannot be read at all.
+        OSError: If the file cannot be read at all.
     """
     with open_regular(file, "rb") as data:
         try:
@@ -157,7 +157,8 @@ def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, pac
     """Read a member by the offset of its header, without the directory; runs in a worker.
 
     Raises:
-        ImageRejected: the member is corrupt. OSError: the file cannot be read at all.
+        ImageRejected: If the member is corrupt.
+        OSError: If the file cannot be read at all.
     """
     from shards.imaging.codec import MAX_BYTES, ImageRejected
     from shards.sources.containers.byte_range import read_range

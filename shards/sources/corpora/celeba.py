@@ -54,7 +54,7 @@ class CelebA:
         """Yield photos with group = person; extras: the attributes present. No labels.
 
         Raises:
-            UserError: there is no image folder, or a list lacks its header.
+            UserError: If there is no image folder, or a list lacks its header.
         """
         folders = UNALIGNED if self.unaligned else ALIGNED
         folder = require_path(

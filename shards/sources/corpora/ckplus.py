@@ -34,13 +34,13 @@ class CKPlus:
     def __post_init__(self) -> None:
         """Raises UserError unless at least one frame shows the expression."""
         if self.last < 1:
-            raise UserError(f"--last={self.last}: no frame shows the expression. Fix: give at least 1.")
+            raise UserError(f"--last={self.last}: no frame would show the expression. Fix: pass at least 1.")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield frames by person, sequence and number.
 
         Raises:
-            UserError: the root contains no sequences, or no labels.
+            UserError: If the root contains no sequences or no labels.
         """
         images = require_path("ckplus", self.root, "folder of sequences", *IMAGES)
         emotions = require_path("ckplus", self.root, "folder of labels", *EMOTIONS)

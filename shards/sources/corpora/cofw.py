@@ -32,7 +32,7 @@ class COFW:
         """Yield faces with landmarks and box; extras: occluded landmarks.
 
         Raises:
-            UserError: both files are missing, or one lacks these fields.
+            UserError: If both files are missing, or one lacks these fields.
         """
         require_path("cofw", self.root, "file", *(file for file, _, _ in SPLITS.values()))
         for split, (name, _, _) in SPLITS.items():
@@ -106,7 +106,7 @@ def read_image(file: Path, field: str, number: int) -> bytes:
     """Return image `number` of the cells in `field` as PNG; runs in a worker.
 
     Raises:
-        ImageRejected: it is not a byte array with two or three axes.
+        ImageRejected: If the cell is not a byte array with two or three axes.
     """
     import io
 

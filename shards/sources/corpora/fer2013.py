@@ -61,7 +61,7 @@ class FER2013:
         """Yield faces in the order of the rows.
 
         Raises:
-            UserError: there is no list, or one without a column pixels.
+            UserError: If there is no list, or it has no column `pixels`.
         """
         yield from self._found.check(self._rows, self.leaks)
 
@@ -84,7 +84,7 @@ def find_list(root: Path) -> Path:
     """Return the list of all rows, or train.csv.
 
     Raises:
-        UserError: neither exists, or the root is the version in folders.
+        UserError: If neither exists, or the root is the version in folders.
     """
     if (root / "train").is_dir() and first_existing(root, *FULL, TRAIN) is None:
         raise UserError(

@@ -70,7 +70,7 @@ class FERPlus:
         """Yield faces in the order of the rows.
 
         Raises:
-            UserError: a list is missing, lacks columns, or has other rows than the other list.
+            UserError: If a list is missing, lacks columns, or has other rows than the other list.
         """
         self._doubled.clear()
         files = None if self.fer2013 or first_existing(self.root, *FULL) else _find_images(self.root)

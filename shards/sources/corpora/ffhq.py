@@ -41,7 +41,7 @@ class FFHQ:
         """Yield faces with landmarks; extras: license, author and URL of the photo. No labels, no identities.
 
         Raises:
-            UserError: the image folder is missing or empty, or the JSON is corrupt.
+            UserError: If the image folder is missing or empty, or the JSON is corrupt.
         """
         folder = require_path("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL)))
         listed = first_existing(self.root, *LISTS)
@@ -92,7 +92,7 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield name and value of each member of the object in a JSON file of any size.
 
     Raises:
-        UserError: the file is corrupt or truncated.
+        UserError: If the file is corrupt or truncated.
     """
     with open_regular(file, **TEXT) as text:
         buffer, place = text.read(CHUNK), 0

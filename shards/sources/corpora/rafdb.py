@@ -65,7 +65,7 @@ class RAFDB:
         """Yield faces in the order of the list, or folder by folder.
 
         Raises:
-            UserError: not RAF-DB, the compound expressions, or the images are missing.
+            UserError: If the folder is not RAF-DB or has the compound expressions, or images are missing.
         """
         if self.release == "official":
             yield from self._listed(require_path("rafdb", self.root, "list of labels", *LISTS))
@@ -82,7 +82,7 @@ class RAFDB:
         if beyond:
             raise UserError(
                 f"rafdb: {file} line {beyond[0]} has a compound expression. "
-                "Fix: give the folder of the basic expressions."
+                "Fix: pass the folder of the basic expressions."
             )
         base = file.parent.parent
         require_path("rafdb", base, f"folder of {self.images} images", f"Image/{self.images}")

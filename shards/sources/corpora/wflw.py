@@ -34,7 +34,7 @@ class WFLW:
         """Yield faces with landmarks, box, group = photo (it may show several faces); extras: the flags that are set.
 
         Raises:
-            UserError: the images or both lists are missing.
+            UserError: If the images or both lists are missing.
         """
         images = require_path("wflw", self.root, "images", "WFLW_images", "images").absolute()
         require_path("wflw", self.root, "list", *self._places("train"), *self._places("test"))

@@ -35,7 +35,7 @@ class Archive:
         """Yield entries in the order of the archives' names and of their members.
 
         Raises:
-            UserError: there is no archive, or no image in any.
+            UserError: If there is no archive, or no image in any.
         """
         self.others.clear()
         self.packed.clear()

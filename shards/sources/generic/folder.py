@@ -40,7 +40,7 @@ class Folder:
         """Yield entries sorted by path.
 
         Raises:
-            UserError: the folder does not exist or contains no image.
+            UserError: If the folder does not exist or contains no image.
         """
         if not self.root.is_dir():
             raise UserError(f"folder={self.root}: not a folder. Fix: check the path.")

@@ -53,7 +53,7 @@ class HuggingFace:
         Images are read immediately, because Parquet has no random access to single values.
 
         Raises:
-            UserError: there is no Parquet file, or the first one lacks a column.
+            UserError: If there is no Parquet file, or the first one lacks a column.
         """
         files = self._files()
         self._columns(files[0][1])
@@ -107,7 +107,7 @@ class HuggingFace:
         for name in filter(None, (image, label, self.group_column)):
             if name not in schema.names:
                 raise UserError(
-                    f"huggingface: {file} has no column {name!r}. Fix: give one of {', '.join(schema.names)}."
+                    f"huggingface: {file} has no column {name!r}. Fix: choose one of {', '.join(schema.names)}."
                 )
         if not image:
             raise UserError(

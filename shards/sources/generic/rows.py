@@ -38,7 +38,7 @@ def check_kind(file: Path) -> None:
     """Raise UserError for a workbook or a list in an archive."""
     suffix = file.suffix.lower()
     if suffix in WORKBOOKS:
-        raise UserError(f"table: {file} is a workbook. Fix: save its sheet as 'CSV UTF-8' and give that file.")
+        raise UserError(f"table: {file} is a workbook. Fix: save its sheet as 'CSV UTF-8' and pass that file.")
     if suffix in PACKED or (suffix == ".gz" and _plain_suffix(file) == ".parquet"):
         raise UserError(f"table: {file} is compressed, but only .gz of text is supported. Fix: unpack it.")
 
@@ -75,7 +75,7 @@ def columns_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
     """Return the column names. wanted: columns that determine the delimiter of a .csv.
 
     Raises:
-        UserError: the file is empty, or not of its format.
+        UserError: If the file is empty or not of its format.
     """
     kind = kind_of(file)
     if kind == "parquet":

@@ -45,14 +45,15 @@ class Table:
         """Yield entries in the order of the rows.
 
         Raises:
-            UserError: a missing file or folder, no UTF-8, no rows, an unknown column, no row with a label.
+            UserError: If the file or a folder is missing, the file is not UTF-8 or has no rows, a column is unknown, or
+                no row has a label.
         """
         kind = kind_of(self.file)
         check_kind(self.file)
         if not self.file.is_file():
             raise UserError(f"{kind}={self.file}: not a file. Fix: check the path.")
         if not self.images.is_dir():
-            raise UserError(f"--images={self.images}: folder does not exist. Fix: give the base folder of the paths.")
+            raise UserError(f"--images={self.images}: not a folder. Fix: pass the base folder of the paths.")
         if self.box_format not in BOX_FORMATS or len(self._box_columns()) not in (0, 1, 4):
             raise UserError(
                 f"{kind}: a box needs one or four columns and the order {' or '.join(BOX_FORMATS)}. Fix: correct --box."
@@ -96,7 +97,7 @@ class Table:
             raise UserError(f"{kind}: {self.file} has a header but no rows. Fix: check the path.")
         if self.label_column and not labeled:
             raise UserError(
-                f"--label-column={self.label_column}: no row of {self.file} has a label. Fix: give another column."
+                f"--label-column={self.label_column}: no row of {self.file} has a label. Fix: choose another column."
             )
 
     def _held(self, place: str, path: str, data: Any, about: dict[str, Any]) -> Entry | Rejected:

@@ -34,7 +34,7 @@ class Dali:
     On a GPU, the views are stored in memory that torch has allocated. images: the requested outputs.
 
     Raises:
-        UserError: DALI is not installed.
+        UserError: If DALI is not installed.
     """
 
     def __init__(

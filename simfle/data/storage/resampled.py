@@ -54,7 +54,7 @@ class ResampledStream:
     hash of its shard's name and its key. samples is 0 and steps_per_epoch infinite, because both are unknown.
 
     Raises:
-        UserError: no shards, or a URL that is not allowed; while reading, shards that cannot be read.
+        UserError: If there are no shards, or a URL is not allowed. While reading, if shards cannot be read.
     """
 
     corpus = None

@@ -153,7 +153,7 @@ def open_store(place: str | Path, cache: Cache | None) -> ShardStore:
     """Open the shards at a path or URL. cache: for URLs; None: the default one.
 
     Raises:
-        UserError: missing or corrupt; a URL that is not allowed or has no manifest.
+        UserError: If the folder is missing or corrupt, or the URL is not allowed or has no manifest.
     """
     if is_url(place):
         manifest = read_manifest(place)

@@ -46,7 +46,7 @@ def compare(first: Sequence[Result], second: Sequence[Result], resamples: int = 
     """Compare two backbones (each with its seeds) on one benchmark by one protocol; metric: the primary metric.
 
     Raises:
-        UserError: they were measured on other benchmarks, protocols or samples.
+        UserError: If the results were measured on different benchmarks, protocols or samples.
     """
     a, b = first[0], second[0]
     labels, runs_a = _aligned(first, a)

@@ -194,7 +194,7 @@ def read_results(folders: Iterable[str | Path]) -> list[Result]:
     """Read all results below some folders (OUT of an evaluation, or a run), sorted by path.
 
     Raises:
-        UserError: a folder is missing, or a file is corrupt or of another format.
+        UserError: If a folder is missing, or a file is corrupt or of another format.
     """
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):

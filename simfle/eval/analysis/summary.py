@@ -100,7 +100,7 @@ def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result
     """Return (benchmark, protocol, backbone id) -> its seeds in input order; see `disambiguate_names`.
 
     Raises:
-        UserError: two seeds differ in kind, classes, metrics or settings.
+        UserError: If two seeds differ in kind, classes, metrics or settings.
     """
     found: dict[tuple[str, str, str], list[Result]] = {}
     for result in disambiguate_names(results):

@@ -74,7 +74,8 @@ def open_backbone(text: str) -> LoadedBackbone:
     """Load the backbone of `text`; see the module docstring.
 
     Raises:
-        UserError: unknown kind, option or model; a file that is missing, corrupt, contains code or another model.
+        UserError: If the kind, an option or the model is unknown, or the file is missing, is corrupt, contains code or
+            holds another model.
     """
     kind = text.split(":", 1)[0]
     if kind not in OPTIONS or ":" not in text:
@@ -138,7 +139,7 @@ def _of_timm(source: BackboneSource) -> LoadedBackbone:
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"backbone: the weights of timm:{source.name} are not cached and the download failed ({_line(error)}). "
-            f"Fix: download them on a machine with network access, or give weights:{base}@FILE."
+            f"Fix: download them on a machine with network access, or use weights:{base}@FILE."
         ) from None
     network.load_state_dict(pretrained.state_dict())
     features = int(network.num_features)  # type: ignore[arg-type]
@@ -161,7 +162,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return all tensors in a file by dotted name; reads safetensors, or torch.save's format without running code.
 
     Raises:
-        UserError: the file is missing, corrupt, or a pickle with other content than tensors and plain values.
+        UserError: If the file is missing, is corrupt, or is a pickle with content other than tensors and plain values.
     """
     if not path.is_file():
         raise UserError(f"backbone: {path} does not exist. Fix: check the path.")
@@ -211,7 +212,7 @@ def find_network(
     If several prefixes match, a prefix that contains "online" is preferred.
 
     Raises:
-        UserError: no prefix matches (the closest is reported), or several do.
+        UserError: If no prefix matches (the closest is reported), or several prefixes match.
     """
     first = next(iter(wanted))
     numbered = numbered_name(first)
@@ -270,7 +271,7 @@ def _whole(source: BackboneSource, key: str, default: int) -> int:
     if not text.isdecimal() or (key == "size" and int(text) < 16):
         raise UserError(
             f"backbone: +{key}={text} is not an integer. "
-            f"Fix: give an integer{' of at least 16 pixels' * (key == 'size')}."
+            f"Fix: use an integer{' of at least 16 pixels' * (key == 'size')}."
         )
     return int(text)
 

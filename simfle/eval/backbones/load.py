@@ -103,7 +103,8 @@ def load_backbone(path: Path) -> LoadedBackbone:
     """Read `path` (a backbone.safetensors, or a folder with one) and the backbone.json beside it.
 
     Raises:
-        UserError: a missing or corrupt file, another format version, or weights of another model.
+        UserError: If a file is missing, is corrupt or has another format version, or the weights are those of another
+            model.
     """
     weights = find_weights(path)
     card = read_metadata(weights.with_name(METADATA))
@@ -148,7 +149,7 @@ def build_network(name: str, size: int, output_stride: int = 0) -> nn.Module:
     A vision transformer's position embeddings are for `size` px and interpolated for other image sizes.
 
     Raises:
-        UserError: timm does not know the name, or the network outputs neither.
+        UserError: If timm does not know the name, or the network outputs neither.
     """
     if not (timm.is_model(name) and timm.models.is_model_in_modules(name, TRANSFORMERS)):
         return build_backbone(name, output_stride)

@@ -69,7 +69,7 @@ def open_benchmark(word: str, config: EvalConfig) -> Benchmark:
     """Load the benchmark of `word`: NAME or FILE.yaml, optionally with =FOLDER for its shards.
 
     Raises:
-        UserError: an unknown benchmark, an invalid field, or no shards.
+        UserError: If the benchmark is unknown, a field is invalid, or there are no shards.
     """
     name, _, folder = word.partition("=")
     file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
@@ -133,7 +133,7 @@ def check(benchmark: Benchmark, place: str) -> None:
     if len(set(benchmark.classes)) != len(benchmark.classes):
         raise UserError(f"{place}: classes: a name is repeated. Fix: list each class once.")
     if bool(benchmark.nme_points.left) != bool(benchmark.nme_points.right):
-        raise UserError(f"{place}: nme_points: only one side has points. Fix: give points for both sides or none.")
+        raise UserError(f"{place}: nme_points: only one side has points. Fix: list points for both sides or for none.")
 
 
 def differences(benchmark: Benchmark, counts: dict[str, dict[str, int]]) -> list[str]:

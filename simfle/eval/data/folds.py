@@ -57,7 +57,7 @@ def read_data(benchmark: Benchmark) -> BenchmarkData:
     """Read the splits of a benchmark; log excluded samples and differences to the published counts.
 
     Raises:
-        UserError: see `read_split`; a class is missing in a split, or there are fewer than two classes.
+        UserError: If a class is missing in a split, or there are fewer than two classes; see also `read_split`.
     """
     names = [benchmark.train, benchmark.val, benchmark.test]
     read = {name: read_split(benchmark.shards, name, benchmark.labeled) for name in names if name}
@@ -106,7 +106,7 @@ def fold_splits(data: BenchmarkData, share: float, seed: int) -> Iterator[FoldSp
     """Return the parts of each fold (or one). train has the fraction `share` of the labels, with a subset per seed.
 
     Raises:
-        UserError: a required class is missing.
+        UserError: If a required class is missing.
     """
     benchmark = data.benchmark
     if data.test is not None:

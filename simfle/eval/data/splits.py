@@ -94,8 +94,8 @@ def read_split(folders: Sequence[str], name: str, labeled: bool = True) -> Split
     """Read a split: its labeled samples, or all samples as unlabeled ones.
 
     Raises:
-        UserError: shards are missing or corrupt; unknown split (the existing ones are listed); no label in the split; a
-            label that is not in the manifest.
+        UserError: If shards are missing or corrupt, the split is unknown (the existing splits are listed) or has no
+            label, or a label is not in the manifest.
     """
     corpus = ShardCorpus(folders, [name])
     classes = corpus.labels if labeled else ()
@@ -149,7 +149,7 @@ def frequent_classes(splits: Sequence[Split], least: int) -> tuple[list[str], di
     counts.
 
     Raises:
-        UserError: fewer than two classes remain.
+        UserError: If fewer than two classes remain.
     """
     total: dict[str, int] = {}
     for split in splits:

@@ -41,7 +41,7 @@ class DecoderPool:
         """Return opencv, dali or ffcv.
 
         Raises:
-            UserError: ffcv is requested without a beton, or a given beton is missing or corrupt.
+            UserError: If ffcv is requested without a beton, or a given beton is missing or corrupt.
         """
         if self.kind not in (FFCV, AUTO):
             return self.kind

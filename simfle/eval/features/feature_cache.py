@@ -81,7 +81,7 @@ def cached_features(
     shape: None for a side that only the computation knows; compute: yields the rows in parts.
 
     Raises:
-        UserError: the folder is full or not writable. Partial files are deleted.
+        UserError: If the disk is full or the folder is not writable. Partial files are deleted.
     """
     delete_incomplete(path.parent)
     with _writing(path), _locked(path.with_suffix(".lock")):

@@ -51,7 +51,7 @@ def load_ffcv(name: str) -> Any:
     """Import a module that needs FFCV. The import sets torch to one thread, which is undone.
 
     Raises:
-        UserError: FFCV is not installed.
+        UserError: If FFCV is not installed.
     """
     threads = torch.get_num_threads()
     try:
@@ -76,8 +76,8 @@ def write_ffcv(shards: Path, out: Path, name: str, progress: Progress = lambda *
     numbers of written and of all samples.
 
     Raises:
-        UserError: FFCV is not installed; shards are missing or corrupt; unknown split; no labels; an image that is
-            not a JPEG or is larger than a page; a file that cannot be written.
+        UserError: If FFCV is not installed, shards are missing or corrupt, the split is unknown or has no labels, an
+            image is not a JPEG or is larger than a page, or a file cannot be written.
     """
     load_ffcv("ffcv")
     split = read_split([str(shards)], name)
@@ -152,7 +152,7 @@ def find_ffcv_files(places: Sequence[str | Path]) -> dict[str, Path]:
     """Return betons by the digest of their source. places: files, or folders that contain them.
 
     Raises:
-        UserError: a file is missing or corrupt.
+        UserError: If a file is missing or corrupt.
     """
     found = {}
     for place in map(Path, places):

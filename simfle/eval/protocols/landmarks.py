@@ -88,7 +88,7 @@ def nme_normalizer(points: Floats, left: Sequence[int], right: Sequence[int], sp
     of the face's box (of the points' box if the shards have no boxes).
 
     Raises:
-        UserError: a point number out of range, or a face without extent.
+        UserError: If a point number is out of range, or a face has no extent.
     """
     if left:
         if max(*left, *right) >= points.shape[1]:

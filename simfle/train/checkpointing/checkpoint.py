@@ -116,8 +116,8 @@ def write(
         The folder of the checkpoint.
 
     Raises:
-        FileExistsError: the folder holds the state of another step.
-        OSError: the disk is full or fails.
+        FileExistsError: If the folder holds the state of another step.
+        OSError: If the disk is full or fails.
     """
     check()
     final = checkpoint_dir(run, progress.step)
@@ -171,7 +171,7 @@ def read_newest(run: Path) -> Checkpoint | None:
     A corrupt checkpoint is reported and skipped, and the previous one is read.
 
     Raises:
-        UserError: there are checkpoints, but none is valid: the run must not silently start from step 0.
+        UserError: If there are checkpoints but none is valid, because the run must not silently start from step 0.
     """
     reasons = []
     for folder in complete_checkpoints(run):
@@ -206,7 +206,7 @@ def read(folder: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        UserError: a file is missing, has another size or hash, or another format version.
+        UserError: If a file is missing, or has another size, hash or format version.
     """
     try:
         marker = loads(read_text(folder / MARKER))
@@ -253,7 +253,8 @@ class AsyncCheckpointWriter:
         """Wait until the last submitted checkpoint is complete.
 
         Raises:
-            UserError: the checkpoint could not be written (disk full), or this run no longer owns the folder.
+            UserError: If the checkpoint could not be written (for example because the disk is full), or this run no
+                longer owns the folder.
         """
         if self._thread is not None:
             self._drop_rate_limit.set()

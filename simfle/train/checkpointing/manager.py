@@ -77,7 +77,7 @@ class CheckpointManager:
         """Save the state after `step` steps. Collective.
 
         Raises:
-            CollectiveError: this run no longer owns the folder.
+            CollectiveError: If this run no longer owns the folder.
         """
         began = time.perf_counter()
         main_process_tries(self.world, lambda: self.claim.check() if self.claim else None)
@@ -103,7 +103,7 @@ class CheckpointManager:
         """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later. Collective.
 
         Raises:
-            UserError: the main process cannot write a checkpoint, or lacks disk space.
+            UserError: If the main process cannot write a checkpoint, or lacks disk space.
         """
         began = time.perf_counter()
         model, optim = self.copy()

@@ -58,7 +58,7 @@ def write_tensors(path: Path, tensors: State, pace: RateLimiter | None = None) -
     """Write CPU tensors by name, readable with the safetensors library; return the file's bytes and SHA-256.
 
     Raises:
-        OSError: the disk is full or fails.
+        OSError: If the disk is full or fails.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps all tensors aligned
     header, place = {}, 0

@@ -87,7 +87,7 @@ def load_model(model: nn.Module, state: State, source: str) -> None:
     """Fill parameters and buffers, before DeepSpeed wraps the model.
 
     Raises:
-        UserError: names or shapes are those of another model; reports the first few.
+        UserError: If names or shapes are those of another model. The error lists the first few.
     """
     expected = dict(model.named_parameters()) | persistent_buffers(model)
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())

@@ -40,7 +40,7 @@ def measure_stop(run: Path, model: State, optim: State, keep: int) -> float:
     """Write a checkpoint, delete it, and return the seconds that the write took.
 
     Raises:
-        UserError: the checkpoint cannot be written, or there is no space for `keep` checkpoints.
+        UserError: If the checkpoint cannot be written, or there is no space for `keep` checkpoints.
     """
     folder = run / "checkpoints" / ".rehearsal.partial"
     began = time.perf_counter()

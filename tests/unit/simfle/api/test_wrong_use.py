@@ -43,7 +43,7 @@ TABLE = [
     ("output inside the images", "shards build folder {pictures} {pictures}/out", 1, "inside the source"),
     ("a folder without images", "shards build folder {empty} {empty}-out", 1, "no images in"),
     ("a file for a folder", "shards verify {file}", 1, "is not a folder"),
-    ("no such split", "shards statistics {faces} --split trian", 1, "no split 'trian' in these shards. Fix: give one"),
+    ("no such split", "shards statistics {faces} --split trian", 1, "no split 'trian' in these shards. Fix: choose"),
     ("no such run", "export runs/none", 1, "runs/none is not a run folder"),
     ("shards for a run", "watch {faces}", 1, "no folder with a config.yaml"),
     ("no such runs", "runs nowhere", 1, "nowhere: not a folder"),

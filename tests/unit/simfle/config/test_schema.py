@@ -41,7 +41,7 @@ def test_yaml_then_command_line(tmp_path: Path) -> None:
             [],
             r"train=\[1, 2\] in .*c.yaml: train is a group. Fix: .* such as train.run_dir",
         ),
-        ("- 1", [], "a list or a bare value"),
+        ("- 1", [], "a list or a single value"),
         ("a: [", [], "cannot read"),
         ("", ["train.seed"], "is not key=value"),
     ],
