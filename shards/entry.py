@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# All reasons for rejecting an entry, with their meaning. A closed set: reports and tests rely on it.
+# All reasons for rejecting an entry, with their meaning. The set is closed, because reports and tests rely on it.
 REJECT_REASONS = {
     "missing": "listed, but the file does not exist",
     "outside": "listed with a path outside the image folder",
@@ -33,7 +33,7 @@ REJECT_REASONS = {
 }
 
 
-# Readers of image bytes by name. The names are part of a build's digest: modules may move, names stay.
+# Readers of image bytes by name. Names are part of a build's digest and must not change; modules may move.
 READERS = {
     "byte_range": "shards.sources.containers.byte_range:read_range",
     "zip_member": "shards.sources.containers.zips:read_zipped",

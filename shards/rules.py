@@ -35,7 +35,7 @@ class EntryRules:
     split_seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises UserError for an invalid pattern, fraction or list of labels."""
+        """Raise UserError for an invalid pattern, fraction or list of labels."""
         check_pattern(self.group_pattern)
         for name, value in (("--val-fraction", self.val_fraction), ("--test-fraction", self.test_fraction)):
             if not 0 <= value < 1:
@@ -100,7 +100,7 @@ def normalize_unicode(name: str) -> str:
 
 @lru_cache(FEW)
 def normalize_label(label: str | None) -> str | None:
-    """Return a label in NFC, stripped and casefolded; None if nothing is left."""
+    """Return a label in NFC, stripped and casefolded, or None if nothing is left."""
     # A folder name may not be valid UTF-8, but a label must be encodable.
     text = (label or "").encode("utf-8", "backslashreplace").decode()
     return normalize_unicode(text).strip().casefold() or None

@@ -32,7 +32,7 @@ from shards.io.unicode_paths import exists
 from shards.io.worker_pool import parallel_map, report_progress
 
 MAX_NAMED = 10  # maximum number of labels in a note
-FEWEST_MISSING = 3  # number of missing files that a list may always have
+FEWEST_MISSING = 3  # number of missing files that is always tolerated
 
 
 ProgressCallback = Callable[[str, int, int], None]  # stage, done, total
@@ -41,7 +41,7 @@ LabelCounts = Counter[tuple[str, str]]  # (split, label) -> samples; label "" fo
 
 @dataclass
 class BuildReport:
-    """Result of a build. notes: information for the user."""
+    """Result of a build. `notes` contains information for the user."""
 
     manifest: Manifest
     written: LabelCounts = field(default_factory=Counter)
@@ -135,7 +135,7 @@ def _clean_up(partial: Path, made: list[Path]) -> None:
 
 @contextmanager
 def _lock(partial: Path) -> Iterator[None]:
-    """Allow one build at a time; the lock is released with the process."""
+    """Allow one build at a time; the lock is released when the process ends."""
     refuse_foreign_files(partial, build=True)
     try:
         (partial / "work").mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def _plan(request: BuildSpec, entries: Iterable[Entry | Rejected], progress: Pro
         if json.loads(read_bytes(request.plan_marker))["digest"] != digest:
             raise UserError(
                 f"{request.staging_dir} holds an unfinished build of other images or options. "
-                "Fix: resume with the same ones, or delete that folder."
+                "Fix: rerun with the same images and options, or delete that folder."
             )
         return BuildPlan(base)
     digest = make_plan(base, counted, request.rules, request.digest_options(), request.shard_samples)
@@ -247,7 +247,7 @@ def _results(partial: Path, shards: Iterable[ShardSpec]) -> Iterator[ShardResult
 
 
 def _manifest(request: BuildSpec, plan: BuildPlan, shards: list[ShardSpec], labels: tuple[str, ...]) -> Manifest:
-    """Return the manifest of the written shards; write rejected.jsonl on the way."""
+    """Write rejected.jsonl and return the manifest of the written shards."""
     folder = request.staging_dir / "shards"
     counts: Counter[str] = Counter()
     one: Rejected | None = None  # an example for the error message
@@ -303,12 +303,12 @@ def _notes(request: BuildSpec, plan: BuildPlan, report: BuildReport) -> Iterator
         )
     drawn = request.rules.val_fraction or request.rules.test_fraction
     if drawn and plan.ungrouped_count() == plan.planned():
-        yield "people are unknown, so splits may share them. Fix: add --group-pattern to find the person in a path"
+        yield "people are unknown, so a person may be in several splits. Fix: find people in paths with --group-pattern"
     if request.rules.group_pattern and plan.ungrouped_count():
         yield f"{plan.ungrouped_count()} entries do not match --group-pattern; each is a separate group"
     if people := manifest.rejected.get("excluded_person"):
         yield (
-            f"{people} images excluded because people of the same name are in the shards of --exclude; if such names "
+            f"{people} images were excluded because the shards of --exclude have people of the same name; if such names "
             "belong to different people (for example numbers of two corpora), use --exclude-images-only"
         )
     for split in manifest.splits:
@@ -319,7 +319,7 @@ def _notes(request: BuildSpec, plan: BuildPlan, report: BuildReport) -> Iterator
 
 
 def _nothing_to_write(reasons: dict[str, int], one: Rejected | None) -> str:
-    """Return the message for a build whose entries are all rejected, with one example: no rejected.jsonl remains."""
+    """Return the message for a build whose entries are all rejected, with one example, as no rejected.jsonl remains."""
     example = f"; for example {one.source}: {one.reason}, {one.detail or REJECT_REASONS[one.reason]}" if one else ""
     return f"nothing to write: every entry was rejected ({_counts(reasons)}){example}"
 

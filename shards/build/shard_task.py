@@ -24,7 +24,7 @@ from shards.io.atomic import open_regular, read_bytes, write_atomic
 from shards.io.hashing import short_hash
 from shards.io.unicode_paths import find_spelling
 
-# Errors of open() that are the file's fault. Any other error is the machine's and must not reject an image.
+# Errors of open() that the file causes. Any other error is caused by the machine and must not reject an image.
 MISSING = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 UNREADABLE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL)
 REPORT_EVERY = 32  # entries between two progress updates
@@ -44,7 +44,7 @@ class ShardJob:
     excluded: Path | None = None
 
     def detect(self) -> Detector | None:
-        """Return the face detector; None if the build does not align faces."""
+        """Return the face detector, or None if the build does not align faces."""
         return build_detector(self.face_model) if self.face_model else None
 
 

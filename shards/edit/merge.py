@@ -93,7 +93,7 @@ def _refuse_collisions(
     one = _colliding_keys(folders[number], manifests[number], taken[number])
     raise UserError(
         f"{sum(map(len, taken))} keys are in more than one folder, for example {one!r} in {folders[number]}. "
-        "Fix: add --on-collision suffix to rename the later ones."
+        "Fix: add --on-collision suffix to rename the later samples."
     )
 
 

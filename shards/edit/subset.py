@@ -72,7 +72,7 @@ def rank_samples(
     for info in shards:
         for sample in read_samples(folder, info, only=("cls", "json")):
             group = sample.metadata.get("group") if stratify_by == "group" else None
-            # The prefixes keep keys and groups of the same name apart.
+            # The prefixes distinguish keys from groups of the same name.
             unit = f"key {sample.key}" if group is None else f"group {group}"
             units[number] = int.from_bytes(keyed_hash(unit, purpose)[:8], "big")
             label = sample.label(labels) if stratify_by == "label" else ""
@@ -111,7 +111,7 @@ def subset(
     shard_samples: int,
     progress: Progress,
 ) -> Manifest:
-    """Write a fraction of the samples of `splits` (empty = all splits); copy the other splits whole.
+    """Write a fraction of the samples of `splits` (empty = all splits); copy the other splits completely.
 
     Raises:
         UserError: If `fraction` is not in (0, 1], a split is unknown, the output exists, or the disk fails.
@@ -175,8 +175,7 @@ def _check_shares(shares: dict[str, float], manifest: Manifest, divided: set[str
     if not shares or any(not 0 < share < 1 for share in shares.values()) or not math.isclose(sum(shares.values()), 1):
         told = ",".join(f"{name}={share:g}" for name, share in shares.items())
         raise UserError(
-            f"--splits={told!r}: not at least two shares above 0 that sum to 1. "
-            "Fix: use train=0.8,val=0.2 as a pattern."
+            f"--splits={told!r}: not at least two shares above 0 that sum to 1. Fix: write them like train=0.8,val=0.2."
         )
     for name in shares:
         if name != normalize_split(name):

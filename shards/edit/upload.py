@@ -19,7 +19,7 @@ AT_ONCE = 4
 
 
 def manifest_at(url: str) -> Manifest | None:
-    """Return the manifest of the shards at a writable URL; None if the URL has no manifest.
+    """Return the manifest of the shards at a writable URL, or None if the URL has no manifest.
 
     Raises:
         UserError: If the URL is not writable or not readable, or the manifest is corrupt.

@@ -136,7 +136,7 @@ def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode:
     if size != info.bytes:
         checked.problems.append(f"{info.file}: {size} bytes, the manifest says {info.bytes}")
     elif digest != info.sha256:
-        checked.problems.append(f"{info.file}: its sha256 is not the manifest's")
+        checked.problems.append(f"{info.file}: its sha256 differs from the manifest's")
     try:
         index = index_tar(path) if ours else external_tars.scan_tar(path).index
         listed = read_index(folder / index_name(info.file))

@@ -38,7 +38,7 @@ from shards.rules import SPLIT_NAMES, TEST, TRAIN, VAL
 IMAGES = ("jpg", "jpeg", "png", "webp")  # lower-case extensions of image members; the first one present wins
 SPLITS = {name: name for name in (TRAIN, VAL, TEST)} | SPLIT_NAMES
 KIND = "foreign"
-MAX_LABELS = 100_000  # or the number of samples: a larger number is an id, and its label names would fill the memory
+MAX_LABELS = 100_000  # or the number of samples, if greater; larger numbers are ids, whose names would fill the memory
 _SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 _LONGEST = 12
 

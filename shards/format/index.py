@@ -158,7 +158,7 @@ def read_index(path: Path) -> Index:
         raise UserError(f"shards: index {path} cannot be read ({error}). Fix: copy it again.") from None
     version, _, count = lines[0].partition(" ")
     if version != VERSION:
-        raise UserError(f"shards: index {path} has version {version!r}, needs {VERSION}. Fix: rebuild the shards.")
+        raise UserError(f"shards: index {path} has version {version!r}, not {VERSION}. Fix: rebuild the shards.")
     try:
         index = make_index(_inside(_members(lines[1 : int(count) + 1]), path))
     except (ValueError, OverflowError) as error:

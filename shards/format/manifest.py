@@ -16,7 +16,7 @@ from shards.redact import redact_secrets, redact_url
 FORMAT = 2
 NAME = "manifest.json"
 REJECTED = "rejected.jsonl"
-MAX_BYTES = 1 << 50  # of one tar: sums over many tars stay far below 2**63
+MAX_BYTES = 1 << 50  # maximum bytes of one tar; sums over many tars then stay far below 2**63
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,9 @@ class OpenTar:
         try:
             field = os.pread(self._number, 12, offset - HEADER + SIZE_AT).strip(b"\0 ")
         except OSError:
-            return True  # a failing disk costs single samples
+            return True  # a failing disk only affects single samples
         try:
-            return len(field) == 0 or field[0] >= 0x80 or int(field, 8) == size  # above 8 GiB: a binary number
+            return len(field) == 0 or field[0] >= 0x80 or int(field, 8) == size  # a size above 8 GiB is a binary number
         except ValueError:
             return False
 
@@ -101,7 +101,7 @@ def open_tar(path: Path) -> OpenTar:
 
 
 def image_table(index: Index) -> NDArray[np.int64]:
-    """Return offset and size of each sample's image, [samples, 2]; -1 for samples without an image.
+    """Return offset and size of each sample's image, [samples, 2], or -1 for samples without an image.
 
     If a sample has several images, the one whose extension comes first in `IMAGES` is chosen, as in `image_extension`.
     """

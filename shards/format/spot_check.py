@@ -31,7 +31,7 @@ def check_tar(descriptor: int, size: int) -> str:
 
 
 def check_index(path: Path) -> str:
-    """Return the digest of an index file, ignoring a final line break; "" if the file is missing. Raises OSError."""
+    """Return the digest of an index file, ignoring a final line break, or "" if the file is missing. Raises OSError."""
     try:
         content = read_bytes(path)
     except FileNotFoundError:

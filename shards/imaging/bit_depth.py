@@ -20,7 +20,7 @@ class UnknownRangeError(Exception):
 
 
 def declared_white(image: Image.Image, data: bytes) -> int | None:
-    """Return the white value that the file of `image` declares; None if it declares none."""
+    """Return the white value that the file of `image` declares, or None if it declares none."""
     if image.format == "PPM":  # Pillow has scaled it by the file's maximum
         return FULL
     if (bits := png_chunks.significant_bits(data)) is not None:

@@ -111,7 +111,7 @@ def _aligned(
 
 
 def _own_box(entry: Entry, upright: Affine) -> Box | None:
-    """Return the corpus's face box in the upright image; None without box and landmarks."""
+    """Return the corpus's face box in the upright image, or None without box and landmarks."""
     if entry.box is not None:
         if not has_area(entry.box):
             raise ImageRejected("bad_box", _text(entry.box))

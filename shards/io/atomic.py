@@ -93,7 +93,7 @@ def regular_path(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `text` to a temporary name and rename it to `path`. Not durable, for files that are written often.
+    """Write `text` to a temporary name and rename it to `path`. Not durable: use it for files that are written often.
 
     Follows no link at either name: in a folder that others can write to, a link could lead to a file of the user.
     """
@@ -244,14 +244,14 @@ def fsync_dir(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in NOT_SUPPORTED:  # CIFS and some FUSE file systems cannot, and keep names themselves
+        if error.errno not in NOT_SUPPORTED:  # CIFS and some FUSE file systems do not support fsync of folders
             raise
     finally:
         os.close(descriptor)
 
 
 def resolve_output_dir(folder: Path) -> Path:
-    """Return a path with a final name, which "." lacks: sibling folders are created beside it."""
+    """Return a path with a final name, which "." lacks, because sibling folders are created beside it."""
     return folder if folder.name else folder.absolute()
 
 
@@ -259,5 +259,5 @@ def expand_home(place: str | Path) -> Path:
     """Expand ~ and ~name to the home folder, if there is one."""
     try:
         return Path(place).expanduser()
-    except RuntimeError:  # no such user: an ordinary name
+    except RuntimeError:  # there is no such user, so this is an ordinary name
         return Path(place)

@@ -39,7 +39,7 @@ class BoundedTar(tarfile.TarFile):
             raise
 
     def next(self) -> tarfile.TarInfo | None:
-        """Return the next member, None at the end."""
+        """Return the next member, or None at the end."""
         self._meter.left = MAX_HEADERS
         try:
             item = super().next()
@@ -47,7 +47,7 @@ class BoundedTar(tarfile.TarFile):
             raise OversizedHeaderError("a member has too many headers") from None
         finally:
             self._meter.left = None
-        # A pax record can give a member a negative size: the next member would precede it, an endless loop.
+        # A pax record can declare a negative size: the next member would precede it, which causes an endless loop.
         if item is not None and (item.size < 0 or self.offset < item.offset_data):
             raise OversizedHeaderError("a member has a negative size")
         if len(self.pax_headers) > MAX_GLOBAL_RECORDS:
@@ -109,7 +109,7 @@ class _Xz(io.RawIOBase):
         return True
 
     def seekable(self) -> Literal[True]:
-        """Return True: forward seeks only."""
+        """Return True, although only forward seeks work."""
         return True
 
     def close(self) -> None:

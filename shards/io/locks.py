@@ -1,4 +1,4 @@
-"""Kernel file locks (flock). A lock belongs to an open file or folder and is released with the process."""
+"""Kernel file locks (flock). A lock belongs to an open file or folder and is released when the process ends."""
 
 import fcntl
 import os
@@ -42,7 +42,7 @@ def try_lock(file: Any, place: object, fix: str = LOCAL_DISK) -> bool:
     with _no_locks_as_user_error(place, fix):
         try:
             flock(file, wait=False)
-        except (BlockingIOError, PermissionError):  # some network file systems answer with the second one
+        except (BlockingIOError, PermissionError):  # some network file systems raise the second one
             return False
     return True
 

@@ -16,7 +16,7 @@ from shards.redact import HTTP, redact_url, without_secrets
 
 T = TypeVar("T")
 
-# Scheme -> the package that fsspec needs ("" = none). A closed set: no fsspec chains, no commands (pipe:).
+# Scheme -> the package that fsspec needs ("" = none). A closed set: fsspec chains and commands (pipe:) are refused.
 DRIVERS = {
     "file": "",
     "memory": "",
@@ -130,7 +130,7 @@ def upload(path: Path, url: str) -> None:
 
 
 def file_size(url: str) -> int | None:
-    """Return the size of a file in bytes; None if the file does not exist or its size is unknown (http)."""
+    """Return the size of a file in bytes, or None if the file does not exist or its size is unknown (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)
@@ -153,7 +153,7 @@ def is_directory(url: str) -> bool:
 
 
 def list_names(url: str) -> list[str] | None:
-    """Return the file names in a folder; None if the server cannot list them (http)."""
+    """Return the file names in a folder, or None if the server cannot list them (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)

@@ -138,7 +138,7 @@ class Cache:
         return self.folder / f"{info.sha256}.tar"
 
     def _fetch(self, url: str, info: ShardInfo, path: Path, wait: float, stop: Callable[[], bool]) -> IO[bytes] | None:
-        """Download and lock a shard; None if another process downloaded or evicted it (the caller checks again)."""
+        """Download and lock a shard; return None if another process downloaded or evicted it (then check again)."""
         part = path.with_suffix(".part")
         file = _lock_download(part, path, stop)
         if file is None:
@@ -291,7 +291,7 @@ def _write_sum(file: IO[bytes], path: Path) -> None:
 
 
 def _open_shared(path: Path) -> IO[bytes] | None:
-    """Open a file with the shared lock; None if it does not exist."""
+    """Open a file with the shared lock; return None if it does not exist."""
     try:
         file = open_regular(path, "rb")
     except FileNotFoundError:

@@ -112,7 +112,7 @@ class ShardDataset(Sequence[Sample]):
         return list(self._keys)
 
     def as_torch_dataset(self, transform: Callable[[Any], Any] | None = None) -> Any:
-        """Return a torch.utils.data.Dataset of (image, label number; -1 without label).
+        """Return a torch.utils.data.Dataset of (image, label number, or -1 without label).
 
         The image is a PIL image, or the result of `transform` (for example torchvision's) on one.
         """

@@ -87,5 +87,5 @@ def points(values: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
 
 
 def box(left: float, top: float, width: float, height: float) -> tuple[float, float, float, float] | None:
-    """Return a box, None if it has no area. The box may extend beyond the image; cropping must clip it."""
+    """Return a box, or None if it has no area. The box may extend beyond the image; cropping must clip it."""
     return (left, top, width, height) if width > 0 and height > 0 else None

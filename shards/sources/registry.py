@@ -52,7 +52,7 @@ class CorpusSpec:
     name: the subcommand; title: one line for the help; source: the dataclass; labels: names in the corpus's numbering,
     () if unlabeled; terms: terms of use in one sentence, for the manifest.
     published_counts(source) -> {split: {label: count}} as published for the release in the source's root, {} if no
-    counts are published; the label "" counts a whole split. A mismatch is reported, but is no error.
+    counts are published; the label "" counts a whole split. A mismatch is reported, but is not an error.
     first_label_id: number of the corpus's first label; in shards, numbers start at 0.
     needs_crop(source) -> whether the images are whole photos in which a box locates the face of an entry: building them
     without cropping prints a note.

@@ -122,7 +122,7 @@ class ShardCorpus:
         return self._indexes(shard, self._index).keys[sample]
 
     def label(self, shard: int, sample: int) -> int | None:
-        """Return the label, a position in `labels`; None if the sample has none."""
+        """Return the label, a position in `labels`, or None if the sample has none."""
         content = self._member(shard, sample, "cls")
         if content is None:
             return None

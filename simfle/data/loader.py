@@ -152,7 +152,7 @@ class Loader:
             thread.join()
 
     def waiting_for(self) -> str:
-        """Return the data that delays the current batch; "" if the consumer has waited for less than a second."""
+        """Return the data that delays the current batch, or "" if the consumer has waited for less than a second."""
         since = self._since
         if since is None or time.perf_counter() - since < 1:
             return ""

@@ -9,8 +9,8 @@ from simfle.doctor.findings import Finding, broken, note, ok
 if TYPE_CHECKING:
     import torch
 
-GRAY = 90  # of the picture that is decoded
-SIDE = 256  # of the matrices that are multiplied
+GRAY = 90  # gray level of the picture that is decoded
+SIDE = 256  # side of the matrices that are multiplied
 
 
 def examine_gpu(number: int) -> list[Finding]:

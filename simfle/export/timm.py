@@ -102,7 +102,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
 
 
 def _side(tensors: dict[str, Tensor]) -> int | None:
-    """Return the image side in pixels of a vision transformer's position embeddings; None for a CNN."""
+    """Return the image side in pixels of a vision transformer's position embeddings, or None for a CNN."""
     if "pos_embed" not in tensors:
         return None
     places = tensors["pos_embed"].shape[1] - ("cls_token" in tensors)

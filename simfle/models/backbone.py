@@ -77,7 +77,7 @@ def _check_name(name: str, example: str) -> None:
 
 
 def feature_map_size(network: nn.Module, side: int) -> int | None:
-    """Return the side h of the square feature map for a `side` x `side` image; None if the network has none."""
+    """Return the side h of the square feature map for a `side` x `side` image, or None if the network has none."""
     was_training = network.training
     parameter = next(network.parameters())
     network.eval()  # does not update the BatchNorm statistics

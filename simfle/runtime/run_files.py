@@ -9,7 +9,7 @@ from typing import Any
 from shards.io.atomic import read_bytes
 from shards.io.jsonl import iter_valid_lines, loads_object
 
-MAX_NUMBER = 1e100  # sums and axes overflow beyond it
+MAX_NUMBER = 1e100  # larger numbers overflow sums and axes
 MARKER = "COMPLETE"  # marks a complete checkpoint: written last
 STATE = "state.json"
 # Eight digits, more only for larger steps: a user's copy `step-10` is not a checkpoint.
@@ -35,7 +35,7 @@ def is_count(value: Any) -> bool:
 
 
 def step_from_name(path: Path) -> int | None:
-    """Return the step in the name of a checkpoint folder or an image, `step-00000010`; None for other names."""
+    """Return the step in the name of a checkpoint folder or an image, `step-00000010`, or None for other names."""
     match = CHECKPOINT.fullmatch(path.name)
     return int(match[1]) if match else None
 
@@ -102,5 +102,5 @@ def _is_metrics(line: dict[str, Any]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a value is a number, infinity and NaN included: a loss may be non-finite."""
+    """Return whether a value is a number. Infinity and NaN count, because a loss may be non-finite."""
     return type(value) in (int, float) and (not abs(value) > MAX_NUMBER or abs(value) == float("inf"))

@@ -1,4 +1,4 @@
-"""Stop signals. This module imports nothing heavy: a job must receive signals while torch is still being imported."""
+"""Stop signals. This module has no slow imports: a job must receive signals while torch is still being imported."""
 
 import signal
 import threading

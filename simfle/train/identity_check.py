@@ -24,12 +24,12 @@ def refuse_copies(run: Path) -> None:
 
 
 def refuse_old_format(run: Path) -> None:
-    """Raise a UserError if checkpoints are of another format version: their keys have other names."""
+    """Raise a UserError if checkpoints have another format version, because their keys have other names."""
     for folder in complete_checkpoints(run):
         found = run_files.read_state(folder).get("format", FORMAT)
         if found != FORMAT:
             raise UserError(
-                f"train.run_dir={run}: {folder.name} has format {found}, this version reads {FORMAT}. "
+                f"train.run_dir={run}: {folder.name} has format {found}, but this version reads {FORMAT}. "
                 "Fix: use a new train.run_dir, or resume with the version that wrote it."
             )
 
@@ -103,7 +103,7 @@ def refuse_difference(run: Path, before: dict[str, Any], config: PretrainConfig)
 
 
 def _accepted_lengths(run: Path, config: PretrainConfig, states: dict[Path, TrainState]) -> list[dict[str, Any]]:
-    """Return the lengths that checkpoints of this run may have besides that of `config`.
+    """Return the lengths that checkpoints of this run may have in addition to that of `config`.
 
     Raises:
         UserError: If the run was extended, and `config` has another length without train.extend.
@@ -125,7 +125,7 @@ def _accepted_lengths(run: Path, config: PretrainConfig, states: dict[Path, Trai
 
 
 def _is_ours(state: TrainState, config: PretrainConfig, lengths: list[dict[str, Any]]) -> bool:
-    """Whether a checkpoint is of this run: the same identity, but for one of the lengths that the run has had."""
+    """Return whether a checkpoint is of this run: its identity is equal except for a length that the run has had."""
     if not state.identity:
         return state.config == config_digest(config)
     differing = _differing(state.identity, config).keys()
@@ -144,7 +144,7 @@ def _refuse_by_file(run: Path, state: TrainState, config: PretrainConfig, file: 
     if state.config == config_digest(before):
         refuse_difference(run, run_identity(before), config)
     raise UserError(
-        f"{file} is not the configuration of the checkpoints beside it: it was changed, or they are of another run or "
+        f"{file} is not the configuration of the checkpoints beside it: it was edited, or they are of another run or "
         "another version of simfle. Fix: restore config.yaml and checkpoints of the run, or use another train.run_dir."
     )
 

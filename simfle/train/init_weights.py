@@ -1,7 +1,7 @@
 """Start a run from the weights that `model.init` names, and record in RUN/init.json what was loaded.
 
-A run of the same method gives all tensors of equal name and shape, every other source
-its backbone, which also becomes that of an EMA target. A resumed run does not read the source again.
+A run of the same method provides all tensors of equal name and shape. Every other source
+provides its backbone, which is also copied to an EMA target. A resumed run does not read the source again.
 """
 
 # L patches, D width, C class tokens
@@ -30,7 +30,7 @@ from simfle.train.init_source import InitialWeights, first_names, read
 FILE = "init.json"
 BACKBONES = ("online.backbone.", "target.backbone.")
 SCHEDULE = ("progress",)  # DINO's fraction of the run, which starts from 0
-COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it
+COUNTER = "num_batches_tracked"  # a buffer of BatchNorm, which older files lack
 TRAINED, AVERAGED = ("online", "student"), ("momentum", "target", "teacher", "ema")
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 class Loaded:
     """Counts and names of the tensors that a model received.
 
-    wanted: number of tensors that it could take. networks: filled networks, in words. prefix: of the backbone in the
-    source.
+    wanted: number of tensors that the model could take. networks: description of the filled networks. prefix: prefix
+    of the backbone in the source.
     """
 
     networks: str
@@ -53,7 +53,7 @@ class Loaded:
 
     @property
     def text(self) -> str:
-        """Describe it in one line."""
+        """Return one line that describes the counts."""
         place = f" from {self.prefix}" if self.prefix else ""
         words = [f"loaded {self.loaded} of {self.wanted} tensors of {self.networks}{place}"]
         for what, names in (
@@ -66,10 +66,10 @@ class Loaded:
 
 
 def initialize(model: nn.Module, config: PretrainConfig, world: World, report: Callable[[str], None]) -> str:
-    """Fill a model from `model.init` before DeepSpeed takes it; write RUN/init.json; return the SHA-256. Collective.
+    """Fill a model from `model.init` before DeepSpeed wraps it; write RUN/init.json; return the SHA-256. Collective.
 
-    The main process reads first: a download is then in the cache. All processes must have read the same. report: gets
-    lines to print, on the main process.
+    The main process reads first, so that a download is then in the cache. All processes must read the same weights.
+    `report` is called with lines to print, on the main process.
 
     Raises:
         CollectiveError: If the source cannot be read by a process, differs between processes, or fits nowhere.
@@ -77,7 +77,7 @@ def initialize(model: nn.Module, config: PretrainConfig, world: World, report: C
     text, file = config.model.init, Path(config.train.run_dir) / FILE
     if not text:
         if world.is_main:
-            file.unlink(missing_ok=True)  # of a start without a checkpoint, with another configuration
+            file.unlink(missing_ok=True)  # remains of a start with another configuration and no checkpoint
         return ""
     weights, failure = main_process_tries(world, lambda: read(text)), ""
     if weights is None:
@@ -89,7 +89,7 @@ def initialize(model: nn.Module, config: PretrainConfig, world: World, report: C
     assert weights is not None
     try:
         loaded = fill(model, weights, config)
-    except UserError as error:  # the same on all processes
+    except UserError as error:  # all processes raise the same error
         raise CollectiveError(str(error), is_reporter=world.is_main) from None
     if world.is_main:
         report(f"model.init={text}: {loaded.text}")
@@ -187,7 +187,7 @@ def _fill_all(tensors: State, weights: InitialWeights, config: PretrainConfig) -
 def _find(wanted: State, weights: InitialWeights, text: str) -> tuple[str, State]:
     """Find the network in a file: return its prefix, and its tensors by the names in `wanted`, of any shape.
 
-    The prefix below which most values fit is taken; among equals a trained network before its moving average.
+    The prefix with the most fitting values is used; of equal ones, a trained network precedes its moving average.
 
     Raises:
         UserError: If the file has no network below the prefix that was asked for.
@@ -219,7 +219,7 @@ def _find(wanted: State, weights: InitialWeights, text: str) -> tuple[str, State
         kind = any(word in words for word in TRAINED) - any(word in words for word in AVERAGED)
         return _values(wanted, fits), kind
 
-    chosen = max(candidates, key=rank)  # the first of equals
+    chosen = max(candidates, key=rank)  # if several are equal, the first
     return chosen[0], candidates[chosen]
 
 

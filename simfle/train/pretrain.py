@@ -28,7 +28,7 @@ from simfle.train.trainer import Trainer, samples_seen
 from simfle.train.watchdog import Watchdog
 
 LESS_MEMORY = (
-    "train.micro_batch=auto finds the most samples that fit; model.activation_checkpointing=true keeps less of each"
+    "set train.micro_batch=auto, which finds the largest batch that fits, or model.activation_checkpointing=true"
 )
 
 
@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig, context: JobContext = JobContext()) -> None
 
 @contextmanager
 def open_trainer(config: PretrainConfig, context: JobContext = JobContext()) -> Iterator[Trainer]:
-    """Open a run, ready for its next step, and close its resources at the end. Raises UserError."""
+    """Open a run, ready for its next step, and close its resources at the end. Raises UserError like `pretrain`."""
     check(config)
     with (
         init_distributed(config.train) as world,
@@ -81,7 +81,7 @@ def open_trainer(config: PretrainConfig, context: JobContext = JobContext()) -> 
         rank_consistency.check_ranks_match(config, data, world)
         torch.manual_seed(config.train.seed)
         model = build_method(config.model, config.views)
-        # The first write: all of the above may have been refused.
+        # This is the first write: any of the steps above may have refused the run.
         claim = lock_run_dir_collectively(config, world, ends, context)
         place = Path(config.train.run_dir), world.rank, world.world_size, config.train.hang_timeout
         watchdog = ends.enter_context(Watchdog(*place, context.on_hang, claim))
@@ -133,7 +133,7 @@ def build_trainer(
 def lock_run_dir_collectively(
     config: PretrainConfig, world: World, ends: ExitStack, context: JobContext
 ) -> RunLock | None:
-    """Lock the folder in the main process, which gets the lock; on failure all processes exit with its reason.
+    """Lock the folder in the main process, which receives the lock; on failure all processes exit with the reason.
 
     Raises:
         UserError: If the folder belongs to another run, is in use, or cannot be written.

@@ -1,7 +1,7 @@
 """Check that all processes of a run were started with the same program, configuration and data.
 
 Each process computes its samples and random numbers independently. A process that was started with another seed or
-from another checkout would train on silently, and the run would not be reproducible.
+from another checkout would silently continue to train, and the run would not be reproducible.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from simfle.runtime.collective import main_process_value
 from simfle.runtime.distributed import World
 from simfle.runtime.provenance import versions
 
-# May differ between machines: paths and thread counts. Data is compared by its content.
+# Values that may differ between machines: paths and thread counts. Data is compared by its content.
 MACHINE_SPECIFIC = (
     "train.run_dir",
     "data.shards",

@@ -26,7 +26,7 @@ def disk_errors_as_user_errors(run: Path) -> Iterator[None]:
     try:
         yield
     except ConnectionError:
-        raise  # other processes were lost: not a disk error
+        raise  # other processes were lost, which is not a disk error
     except OSError as error:
         words = f"train.run_dir={run}: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         raise UserError(f"{words}. Fix: resolve this and rerun; training resumes from the last checkpoint.") from error

@@ -52,7 +52,7 @@ class ShardWatch:
 
 
 def _manifest(place: ShardStore) -> Manifest | None:
-    """Read the current manifest; None if there is none, or it cannot be read."""
+    """Read the current manifest, or None if there is none, or it cannot be read."""
     where: str | Path | None = None
     if isinstance(place, RemoteStore):
         where = place.url

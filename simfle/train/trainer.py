@@ -116,7 +116,7 @@ class Trainer:
     def forward_backward(self, batches: Iterator[Batch], stop: bool) -> StepStatus:
         """Run all micro-batches forward and backward, and reduce the status of the step; abort on a bad loss.
 
-        DeepSpeed's call for the optimizer's step belongs to each micro-batch; that of the last one is in `update`.
+        DeepSpeed's step function must be called after each micro-batch; for the last one, `update` calls it.
         """
         total: dict[str, torch.Tensor] = {}
         last = self.layout.grad_accum_steps - 1
@@ -169,7 +169,7 @@ class Trainer:
         self.checkpoints.measure_stop(limit)
 
     def save(self) -> None:
-        """Copy the state to the main process's memory and write it in a thread; stop if it is not finite."""
+        """Copy the state to the main process's memory and write it in a thread. Stop if the state is not finite."""
         self.watchdog.mark_progress(self.step, "checkpoint")
         if not self.engine.is_finite():
             self._abort_together(

@@ -16,7 +16,7 @@ def read_range(file: Path, offset: int, size: int) -> bytes:
 
     if size > MAX_BYTES:
         raise ImageRejected("too_large", "more than 1 GiB")
-    if not 0 <= offset < 1 << 63:  # from a corrupt directory
+    if not 0 <= offset < 1 << 63:  # the directory is corrupt
         raise ImageRejected("truncated", f"{file.name} has no byte {offset}")
     with open_regular(file, "rb", buffering=0) as data:
         data.seek(offset)

@@ -42,7 +42,7 @@ class CorpusFiles:
         return found.is_file() if isinstance(found, Path) else not isinstance(found, Rejected)
 
     def bytes(self, name: str) -> bytes:
-        """Read a file's bytes; b"" if it cannot be read (the decoder then reports the reason)."""
+        """Read a file's bytes, or b"" if it cannot be read (the decoder then reports the reason)."""
         found = self.read(name)
         return b"" if isinstance(found, Rejected) else digest_of(found)
 
@@ -67,7 +67,7 @@ class CorpusFiles:
 
 
 def digest_of(read: Path | bytes | LazyBytes) -> bytes:
-    """Read the bytes of an entry's image; b"" if they cannot be read."""
+    """Read the bytes of an entry's image, or b"" if they cannot be read."""
     from shards.imaging.codec import ImageRejected
 
     if isinstance(read, bytes):

@@ -96,7 +96,7 @@ def _end(tail: bytes) -> int:
 
 
 def _end_64(data: IO[bytes], end: int) -> tuple[int, int, int, int, int] | None:
-    """Return disk numbers, length, offset and end of the directory in 64-bit form; None without it."""
+    """Return disk numbers, length, offset and end of the directory in 64-bit form, or None without it."""
     place = end - LOCATOR.size - END_64.size
     if place < 0:
         return None

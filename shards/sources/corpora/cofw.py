@@ -119,7 +119,7 @@ def read_image(file: Path, field: str, number: int) -> bytes:
     with regular_path(file) as path, h5py.File(path, "r") as data:
         try:
             pixels = np.asarray(_own(data, _own(data, field)[()].ravel()[number])).T  # [H, W] or [H, W, 3]
-        except Exception as error:  # as above
+        except Exception as error:  # h5py raises anything, as above
             if getattr(error, "errno", None) is not None:  # a disk error, not a corrupt file
                 raise
             raise ImageRejected("unreadable", str(error)) from None

@@ -1,7 +1,7 @@
 """FER2013 in each of its CSV forms: grayscale faces of 48 x 48 px, written as numbers in text.
 
-fer2013.csv and icml_face_data.csv list all rows in the order that FERPlus refers to; train.csv and test.csv are the
-contest's, the second without labels. The version in folders has lost that order: read it with the command `folder`.
+fer2013.csv and icml_face_data.csv list all rows in the order that FERPlus refers to. train.csv and test.csv are from
+the contest; test.csv has no labels. The version in folders has lost that order: read it with the command `folder`.
 """
 
 import csv
@@ -49,7 +49,7 @@ class FER2013:
     _found: LeakReport = field(default_factory=LeakReport, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises UserError for an invalid option."""
+        """Raise UserError for an invalid option."""
         check_options(self)
 
     @property
@@ -133,7 +133,7 @@ def entry(name: str, prefix: str, row: FER2013Row, split: str | None = None) -> 
 
 
 def label_of(emotion: str) -> str | None:
-    """Return the label of a number from 0 to 6, also as 3.0 (pandas), or of a name; None for any other text."""
+    """Return the label of a number from 0 to 6, also as 3.0 (pandas), or of a name, or None for any other text."""
     name = emotion.strip().casefold()
     if name in LABELS:
         return name

@@ -35,7 +35,7 @@ class FFHQ:
     """Source: the aligned faces in the JSON, or all images without JSON."""
 
     root: Path
-    thumbnails: bool = option(False, "Use the thumbnails of 128 x 128 even if the large images exist.")
+    thumbnails: bool = option(False, "use the thumbnails of 128 x 128 even if the large images exist")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield faces with landmarks; extras: license, author and URL of the photo. No labels, no identities.
@@ -117,7 +117,7 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _member(buffer: str, place: int) -> tuple[str | None, Any, int]:
-    """Return the member at a position and its end, None at the end of the object. Raises ValueError if truncated."""
+    """Return the member at a position and its end, or None at the end of the object. Raises ValueError if truncated."""
     place = GAP.match(buffer, place).end()  # type: ignore[union-attr]
     if buffer.startswith("}", place):
         return None, None, place

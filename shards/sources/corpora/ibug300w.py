@@ -87,7 +87,7 @@ class IBug300W:
 
 
 def read_pts(file: Path) -> tuple[tuple[float, float], ...] | None:
-    """Return the points of a .pts file (with or without header), starting at 0; None unless there are 68."""
+    """Return the points of a .pts file (with or without header), starting at 0, or None unless there are 68."""
     rows = [line for _, line in lines(file)]
     if "{" in rows and "}" in rows:
         rows = rows[rows.index("{") + 1 : rows.index("}")]

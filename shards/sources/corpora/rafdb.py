@@ -48,11 +48,11 @@ class RAFDB:
 
     root: Path
     images: str = option(
-        "aligned", "Images to use: aligned (faces of 100 px) or original (whole photos).", ("aligned", "original")
+        "aligned", "images to use: aligned (faces of 100 px) or original (whole photos)", ("aligned", "original")
     )
 
     def __post_init__(self) -> None:
-        """Raises UserError for another kind of images."""
+        """Raise UserError for another kind of images."""
         check_options(self)
 
     @property

@@ -57,7 +57,7 @@ class RecordIO:
     """Source: the images of one .rec file, or of all .rec files in a folder."""
 
     root: Path
-    label_is_class: bool = option(False, "Use a record's label as class, not as person.")
+    label_is_class: bool = option(False, "use a record's label as the class, not as the person")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield images with group = person, or label = class; split by file name.

@@ -199,7 +199,7 @@ def split_of(name: str) -> str | None:
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """Return the features written to the schema by Hugging Face's library; {} without them."""
+    """Return the features written to the schema by Hugging Face's library, or {} without them."""
     try:
         features = loads(metadata[b"huggingface"])["info"]["features"]
         return {str(name): about for name, about in features.items() if isinstance(about, dict)}

@@ -19,7 +19,7 @@ from shards.sources.containers.parquet_pages import CorruptParquetError, batches
 KINDS = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers")
 PACKED = (".zip", ".bz2", ".xz", ".zst", ".7z")
-DELIMITERS = (",", ";", "\t", "|")  # of a .csv; Excel writes the list separator of its locale
+DELIMITERS = (",", ";", "\t", "|")  # delimiters of a .csv; Excel writes the list separator of its locale
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
 HEAD = 1000  # lines of JSON in which every column must occur
 MAX_TEXT = 128 << 20  # maximum characters of a row, which may contain a base64 image

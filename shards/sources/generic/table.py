@@ -116,7 +116,7 @@ class Table:
         return [name.strip() for name in self.box_columns.split(",")] if self.box_columns else []
 
     def _columns(self) -> list[str]:
-        """Return the columns of path, label, split, group, bytes, affect and box; "" for missing ones."""
+        """Return the columns of path, label, split, group, bytes, affect and box, or "" for missing ones."""
         affect = (self.valence_column, self.arousal_column)
         asked = (self.label_column, self.split_column, self.group_column, self.bytes_column, *affect)
         wanted = [*([] if self.bytes_column else [self.path_column]), *filter(None, asked), *self._box_columns()]
@@ -141,7 +141,7 @@ def _label(value: Any, kind: str) -> str:
 
 
 def _box(edges: list[Any], order: str) -> Box | None:
-    """Parse a box from four values, or from one that contains four; None without values. Raises ValueError."""
+    """Parse a box from four values, or from one that contains four; return None without values. Raises ValueError."""
     words = edges[0] if len(edges) == 1 and isinstance(edges[0], list | tuple) else edges
     if len(edges) == 4:
         words = [_point(text_of(edge)) for edge in edges]
@@ -170,7 +170,7 @@ def _affect(valence: Any, arousal: Any) -> dict[str, float]:
         if text := text_of(value):
             number = numbers(_point(text), 1)
             if number is None or not -1 <= number[0] <= 1:
-                raise ValueError(f"{name} {text[:60]!r} is no number from -1 to 1")
+                raise ValueError(f"{name} {text[:60]!r} is not a number from -1 to 1")
             found[name] = number[0]
     return found
 

@@ -218,7 +218,7 @@ def _told(member: ArchiveMember) -> bytes:
 
 
 def _stats(file: Path) -> dict[str, int] | None:
-    """Return the numbers of attempted and successful downloads; None without a valid file."""
+    """Return the numbers of attempted and successful downloads, or None without a valid file."""
     try:
         found = loads(read_bytes(file))
         return {name: int(found[name]) for name in ("count", "successes")}

@@ -105,13 +105,13 @@ def sizes(images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.int64], NDArr
 
 
 def decode(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Decode an untrusted image [bytes] to RGB [H, W, 3]; None if it is corrupt or too large."""
+    """Decode an untrusted image [bytes] to RGB [H, W, 3], or None if it is corrupt or too large."""
     _, (good,) = sizes([image])
     return decode_strict(image) if good else None
 
 
 def decode_strict(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Decode an image whose size `sizes` has validated; None if OpenCV cannot decode it."""
+    """Decode an image whose size `sizes` has validated, or None if OpenCV cannot decode it."""
     try:
         return cv2.imdecode(image, _DECODE)  # type: ignore[return-value]
     except cv2.error:

@@ -57,7 +57,7 @@ class ShardStore(Protocol):
         ...
 
     def spot_check(self, shard: ShardInfo) -> SpotCheck | None:
-        """Return the spot check of its files; None if the store itself compares its files with the manifest."""
+        """Return the spot check of its files, or None if the store itself compares its files with the manifest."""
         ...
 
 

@@ -126,7 +126,7 @@ def _how(result: Result) -> dict[str, Any]:
 
 
 def _different(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Return the first setting that differs, with both values as stored in files; "" if all are equal."""
+    """Return the first setting that differs, with both values as stored in files, or "" if all are equal."""
     first, second = (flatten(json.loads(json.dumps(each))) for each in (one, other))
     for name in sorted(first.keys() | second.keys()):
         if first.get(name) != second.get(name):

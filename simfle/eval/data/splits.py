@@ -81,7 +81,7 @@ class Split:
         return dict(zip(self.classes, found, strict=True)) if self.classes else {"": len(self)}
 
     def people(self) -> int | None:
-        """Return the number of groups; None if the shards define no groups."""
+        """Return the number of groups, or None if the shards define no groups."""
         return len(set(self.groups)) if self.groups != self.keys else None
 
     def metadata(self, position: int) -> dict:

@@ -126,7 +126,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def _open(path: Path, shape: tuple[int | None, ...], dtype: np.dtype) -> FeatureRows | None:
-    """Return the array; None if it is missing, or corrupt, which is logged."""
+    """Return the array, or None if it is missing, or corrupt, which is logged."""
     try:
         file = open_regular(path, "rb")
     except FileNotFoundError:

@@ -74,7 +74,7 @@ def complete_checkpoints(run: Path) -> list[Path]:
 
 
 def state_of(folder: Path) -> TrainState | None:
-    """Return the state of a complete checkpoint, without its tensors; None if it is corrupt or of another format."""
+    """Return the state of a complete checkpoint, without its tensors, or None if it is corrupt or of another format."""
     found = run_files.read_state(folder)
     try:
         return _train_state(found) if found.get("format") == FORMAT else None
@@ -87,10 +87,10 @@ def _step(folder: Path) -> int:
 
 
 def _train_state(found: dict[str, Any]) -> TrainState:
-    """Build TrainState from JSON. Raises TypeError for other fields, or values of another type."""
+    """Build TrainState from JSON. Raises TypeError for unknown fields, or values of the wrong type."""
     made = TrainState(**found)
     if type(made.step) is not int or not isinstance(made.identity, dict) or not isinstance(made.init, str):
-        raise TypeError("step, identity or init is of another type")
+        raise TypeError("step, identity or init has the wrong type")
     return made
 
 
@@ -134,7 +134,7 @@ def write(
 
     def make_room() -> None:
         check()
-        shutil.rmtree(final, ignore_errors=True)  # one without a marker, partly deleted
+        shutil.rmtree(final, ignore_errors=True)  # a partly deleted checkpoint without a marker
 
     publish_dir(parts, final, make_room)
     return final
@@ -152,7 +152,7 @@ def write_files(parts: Path, model: State, optim: State, pace: RateLimiter | Non
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` complete checkpoints, and leftovers of interrupted writes. Keep symlinks."""
+    """Delete all but the newest `keep` complete checkpoints, and the remains of interrupted writes. Keep symlinks."""
     for old in complete_checkpoints(run)[max(1, keep) :]:
         if not old.is_symlink():
             (old / MARKER).unlink()  # no longer a checkpoint, even if a crash leaves the rest of it
@@ -180,7 +180,7 @@ def read_newest(run: Path) -> Checkpoint | None:
         except UserError as error:
             log.warning("%s; trying the previous checkpoint", error)
             reasons.append(str(error))
-    # Old checkpoints lose their marker only after a newer one is complete: alone, a folder without one is corrupt.
+    # Old checkpoints lose their marker only after a newer one is complete: a single folder without marker is corrupt.
     reasons += [f"{folder.name} lacks {MARKER}" for folder in run_files.checkpoint_dirs(run) if not reasons]
     if reasons:
         raise UserError(
@@ -265,7 +265,7 @@ class AsyncCheckpointWriter:
             if isinstance(error, UserError):
                 raise error
             raise UserError(
-                f"checkpoint could not be written to {self.run}: {error}; older ones are still complete. "
+                f"checkpoint could not be written to {self.run}: {error}; older checkpoints are complete. "
                 "Fix: resolve this and rerun."
             ) from error
 

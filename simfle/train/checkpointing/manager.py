@@ -30,9 +30,9 @@ def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoin
     if newest.progress.corpus != data.digest():
         raise UserError(
             f"data.shards: {', '.join(map(str, data.folders))} have other data than {run} was "
-            "trained on. Fix: use the original shards (they may have moved), or another train.run_dir."
+            "trained on. Fix: use the original shards (from any location), or another train.run_dir."
         )
-    if world.is_main:  # only now: a run with other data or another model changes nothing
+    if world.is_main:  # after the checks, so that a run with other data or another model changes nothing
         checkpoint.quarantine_after(run, newest.progress.step)
     log.info("resuming %s after step %d", run, newest.progress.step)
     return newest
@@ -41,8 +41,7 @@ def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoin
 class CheckpointManager:
     """Copy the state to the main process's memory, which blocks training, and write it in a thread.
 
-    blocked_seconds: seconds for which training was blocked by copies, and by a write that had not ended when the next
-    one began.
+    blocked_seconds: seconds for which training was blocked by copies, and by waiting for the previous write.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class CheckpointManager:
         claim: RunLock | None = None,
         init: str = "",
     ) -> None:
-        """claim: lock of the run folder. init: SHA-256 of the weights of model.init, or empty."""
+        """Create the manager. claim: lock of the run folder. init: SHA-256 of the weights of model.init, or empty."""
         self.engine, self.config, self.world = engine, config, world
         self.run = Path(config.train.run_dir)
         self.digests = configs.config_digest(config), data.digest()

@@ -24,7 +24,7 @@ from simfle.runtime import run_files
 from simfle.runtime.distributed import World
 
 FILE = "initial.json"
-SAMPLES = 256  # over all processes: the eigenvalues of their Gram matrix take 5 ms on one core
+SAMPLES = 256  # samples over all processes; the eigenvalues of their Gram matrix take 5 ms on one core
 LASTING = 3  # consecutive low measures before a warning
 log = logging.getLogger(__name__)
 Measures = dict[str, dict[str, float]]
@@ -45,7 +45,7 @@ class FeatureTelemetry:
         self._warned = False
 
     def begin(self, due: bool) -> None:
-        """Enable or disable keeping features, before the forward passes of a step."""
+        """Set whether the methods keep features; called before the forward passes of a step."""
         self.model.record_enabled = due
         self.model.recorded_features.clear()
 
@@ -82,8 +82,8 @@ def warning(features: dict[str, float], init: str = "") -> str:
     baseline = f"the weights of model.init={init}" if init else "a random network of this shape"
     return (
         f"features use {features['rank']:.1f} of {features['dimensions']:.0f} dimensions, {baseline} "
-        f"{features['random_rank']:.1f}: they collapse. Fix: start a new train.run_dir with a lower optim.lr, or "
-        f"use a recipe of {run_files.COLLAPSE_PAGE}"
+        f"{features['random_rank']:.1f}: the features collapse. Fix: start a new train.run_dir with a lower optim.lr, "
+        f"or use a recipe of {run_files.COLLAPSE_PAGE}"
     )
 
 

@@ -93,7 +93,7 @@ class SampleLog:
         folder.mkdir(exist_ok=True)
         file = folder / f"rank-{rank:05d}.jsonl"
         self._file = open_regular(file, "a", buffering=1)
-        if _torn(file):  # by a kill or a full disk: the next line must not be appended to it
+        if _torn(file):  # a kill or a full disk truncated the last line: do not append to this line
             self._file.write("\n")
 
     def add(self, step: int, micro: int, batch: Batch) -> None:

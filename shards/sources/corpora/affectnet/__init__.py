@@ -33,12 +33,12 @@ class AffectNet:
 
     root: Path
     classes: int = option(
-        8, "Number of classes: 8, 7 (without contempt) or 11 (with none, uncertain and no-face).", (8, 7, 11)
+        8, "number of classes: 8, 7 (without contempt) or 11 (with none, uncertain and no-face)", (8, 7, 11)
     )
-    automatic: bool = option(False, "Also read the automatically labeled images, as split automatic.")
+    automatic: bool = option(False, "also read the automatically labeled images, as split automatic")
 
     def __post_init__(self) -> None:
-        """Raises UserError for another number of classes."""
+        """Raise UserError for another number of classes."""
         check_options(self)
 
     @property

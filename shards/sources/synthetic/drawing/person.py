@@ -54,7 +54,7 @@ class Person:
     iris: Color
     lips: Color
     width: float  # half width of the head
-    jaw_width: float  # of the chin, as a fraction of width
+    jaw_width: float  # width of the chin, as a fraction of `width`
     forehead: float
     hair_style: int  # 0 bald, 1 short, 2 fringe, 3 parted, 4 long, 5 curly
     hair_line: float

@@ -130,7 +130,7 @@ def repeat_a_key(shards: Path) -> None:
 
 
 FAULTS = [
-    (flip_a_byte, "train-000001.tar: its sha256 is not the manifest's"),
+    (flip_a_byte, "train-000001.tar: its sha256 differs from the manifest's"),
     (cut_a_tar, "train-000000.tar: .* bytes, the manifest says"),
     (lose_a_tar, "train-000002.tar: No such file"),
     (lose_an_index, "train-000002.tar: shards: index "),
