@@ -308,7 +308,7 @@ def _notes(request: BuildSpec, plan: BuildPlan, report: BuildReport) -> Iterator
         yield f"{plan.ungrouped_count()} entries do not match --group-pattern; each is a separate group"
     if people := manifest.rejected.get("excluded_person"):
         yield (
-            f"{people} images were excluded because the shards of --exclude have people of the same name; if such names "
+            f"{people} images were excluded because --exclude has people of the same name; if such names "
             "belong to different people (for example numbers of two corpora), use --exclude-images-only"
         )
     for split in manifest.splits:

@@ -21,8 +21,8 @@ from simfle.eval.protocols.base import PROTOCOLS, parse
 
 @dataclass(frozen=True)
 class EvalTask:
-    """Evaluation task. source: as in config.backbones; for a random backbone, the source of the backbone with its
-    shape.
+    """Evaluation task. source: as in config.backbones; for a random backbone, the source of the backbone that has its
+    architecture.
 
     id: folder of the backbone below OUT.
     """
@@ -44,7 +44,7 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class BackboneIdentity:
-    """Facts about a backbone before its evaluation. sha256: of its file, or of its tensors if it has no file."""
+    """Facts about a backbone before its evaluation. sha256: SHA-256 of its file, or of its tensors without a file."""
 
     card: BackboneMetadata
     sha256: str
@@ -76,7 +76,7 @@ def eval_tasks(config: EvalConfig) -> list[EvalTask]:
             shapes.add(shape)
     if not found:
         raise UserError(
-            "protocols: no unit to run. Fix: add backbones, or set random_baseline=true or the protocol scratch."
+            "protocols: no task to run. Fix: add backbones, or set random_baseline=true or the protocol scratch."
         )
     return found
 

@@ -85,7 +85,7 @@ def export_onnx(backbone: LoadedBackbone, path: Path) -> float:
     """Write `path`: input `images` [B, 3, H, W] uint8 RGB, output `features` [B, C] float32; B, H and W are dynamic.
 
     Return the maximum difference between onnxruntime's and torch's features, relative to the largest feature, over
-    batches of 1 to 3 random images, of the network's size and of others.
+    batches of 1 to 3 random images, of the network's size and of other sizes.
 
     Raises:
         UserError: If the extra is not installed, the network cannot be exported, or the difference exceeds TOLERANCE.
@@ -111,7 +111,7 @@ def export_onnx(backbone: LoadedBackbone, path: Path) -> float:
         if not difference <= TOLERANCE:  # also true for NaN
             raise UserError(
                 f"export: the ONNX features of {backbone.card.name} differ from torch's by {difference:.1e} of the "
-                f"largest one, more than {TOLERANCE}. Fix: use another format."
+                f"largest feature, more than {TOLERANCE}. Fix: use another format."
             )
     return difference
 

@@ -30,7 +30,7 @@ def newest_checkpoint(run: Path) -> Path:
         UserError: If the run does not exist or has no complete checkpoint.
     """
     if not run.is_dir():
-        raise UserError(f"export: {run} is not a run folder. Fix: name one that simfle pretrain wrote.")
+        raise UserError(f"export: {run} is not a run folder. Fix: pass a folder that simfle pretrain wrote.")
     if found := run_files.complete_checkpoint_dirs(run):
         return found[0]
     incomplete = len(list((run / "checkpoints").glob("step-*")))
@@ -54,7 +54,7 @@ def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
         except UserError:
             if (newest / run_files.MARKER).exists():  # deletion removes the marker first
                 raise
-    raise UserError(f"export: {run} deletes its checkpoints before they are read. Fix: wait for its end and retry.")
+    raise UserError(f"export: {run} deletes its checkpoints before they are read. Fix: rerun after the run's end.")
 
 
 def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
@@ -110,7 +110,7 @@ def _side(tensors: dict[str, Tensor]) -> int | None:
 
 
 def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:
-    """Raise UserError if config.yaml and the checkpoint disagree about the backbone."""
+    """Raise UserError if config.yaml and the checkpoint describe different backbones."""
     trained = run_files.read_state(newest).get("identity")
     trained = trained if isinstance(trained, dict) else {}
     now = {f"model.{name}": model[name] for name in ("backbone", "mean", "std")} | {"views.size": views["size"]}
@@ -118,7 +118,7 @@ def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:
         if trained.get(key, value) != value:
             raise UserError(
                 f"export: {run}/config.yaml: {key}={value}, but {newest.name} was trained with {trained[key]}. "
-                f"Fix: set it to {trained[key]}, or rerun the run's own command, which restores it."
+                f"Fix: set it to {trained[key]}, or rerun the run's command, which restores the file."
             )
 
 
@@ -142,7 +142,7 @@ def _config(run: Path) -> tuple[dict, dict]:
     """Return the model and views sections of the run's resolved configuration."""
     path = run / "config.yaml"
     if not path.is_file():
-        raise UserError(f"export: {path} does not exist. Fix: name a run folder.")
+        raise UserError(f"export: {path} does not exist. Fix: pass a run folder.")
     content = load_yaml(path)
     try:
         model, views = content["model"], content["views"]

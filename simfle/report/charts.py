@@ -14,7 +14,7 @@ from simfle.eval.analysis.metrics import LOWER_IS_BETTER
 from simfle.eval.analysis.summary import SummaryRow
 from simfle.report.load_runs import Curve
 
-# Okabe and Ito's palette; lines also differ in their dashes, for prints and color-blind readers
+# Okabe and Ito's palette. Lines also differ in their dashes, for prints and color-blind readers.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GRAY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#767676",
 )  # fmt: skip

@@ -17,8 +17,8 @@ from simfle.errors import UserError
 from simfle.eval.features.resize import resize
 
 Image = NDArray[np.uint8]
-QUERIES, GALLERY = 6, 600  # number of query faces; number of searched faces
-TILE, GAP, PER_ROW = 96, 4, 8  # pixels, pixels, tiles
+QUERIES, GALLERY = 6, 600  # numbers of query faces and of searched faces
+TILE, GAP, PER_ROW = 96, 4, 8  # side of a tile and gap in pixels, tiles per row
 
 
 @dataclass(frozen=True)

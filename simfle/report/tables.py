@@ -53,7 +53,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Confusion matrix summed over seeds; table [K][K], rows are true classes; recall [K], None for a class without
+    """Confusion matrix summed over seeds. table: [K][K], rows are true classes. recall: [K], None for a class without
     samples."""
 
     title: str

@@ -1,4 +1,4 @@
-"""Table of all results, with one row per backbone, benchmark and protocol, averaged over seeds; and paired tests.
+"""Table of all results, with one row per backbone, benchmark and protocol (averaged over seeds), and paired tests.
 
 All values are computed from the files of the store, which are not changed.
 """
@@ -109,7 +109,7 @@ def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result
             if seeds and getattr(seeds[0], name) != getattr(result, name):
                 raise UserError(
                     f"results: {seeds[0].path} and {result.path} differ in {name}. "
-                    "Fix: evaluate both again or move one away."
+                    "Fix: evaluate both again, or move one of the files away."
                 )
         if seeds and (name := _different(_how(seeds[0]), _how(result))):
             raise UserError(
@@ -202,7 +202,7 @@ def write_summary(path: Path, summary: Summary) -> None:
         write_atomic(path, (to_json(asdict(summary), indent=1) + "\n").encode())
     except OSError as error:
         raise UserError(
-            f"summary: {path} cannot be written: {error.strerror}. Fix: free space or choose another folder."
+            f"summary: {path} cannot be written: {error.strerror}. Fix: check the disk, or choose another folder."
         ) from None
 
 

@@ -10,7 +10,7 @@ A source is text, as in `backbones=[...]` of an evaluation:
     weights:vit_base_patch16_224@mae.pth+mean=0.5:0.5:0.5+std=0.5:0.5:0.5+size=224
 
 For the last three, +prefix=NAME selects one of several networks in a file. Files are safetensors or from torch.save,
-with tensors only: loading never runs code from a file.
+with tensors only. Loading never runs code from a file.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from simfle.eval.backbones.load import (
 )
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-REFERENCE = ((0.5795, 0.4522, 0.3957), (0.2769, 0.2473, 0.2412))  # from the SimFLE reference
+REFERENCE = ((0.5795, 0.4522, 0.3957), (0.2769, 0.2473, 0.2412))  # mean and deviation of the SimFLE reference
 SIZE = 224
 OPTIONS = {
     "timm": (),
@@ -225,7 +225,7 @@ def find_network(
             head = key.removesuffix(tail)
             state = {name: tensors[head + rename(name)] for name in wanted if head + rename(name) in tensors}
             counters = {name: zero for name, zero in wanted.items() if name.endswith("num_batches_tracked")}
-            state = {**counters, **state}  # missing in files from before torch 0.4.1
+            state = {**counters, **state}  # files from before torch 0.4.1 lack the counters
             difference = describe_difference(wanted, state)
             if difference:
                 misses.append(difference)

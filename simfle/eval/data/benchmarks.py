@@ -31,7 +31,7 @@ class NmeNormalizer:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Labeled set of faces and its use. If `val` or `test` is empty, it is held out from `train`, by group."""
+    """Labeled set of faces and its use. If `val` or `test` is empty, the split is held out from `train`, by group."""
 
     name: str = config_field("", "name in folders and tables")
     title: str = config_field("", "one-line description")
@@ -128,7 +128,7 @@ def check(benchmark: Benchmark, place: str) -> None:
     parts = [part for part in (benchmark.train, benchmark.val, benchmark.test) if part]
     if len(set(parts)) != len(parts):
         raise UserError(
-            f"{place}: train, val and test are not different splits: {', '.join(parts)}. Fix: choose different ones."
+            f"{place}: train, val and test are not different splits: {', '.join(parts)}. Fix: choose different splits."
         )
     if len(set(benchmark.classes)) != len(benchmark.classes):
         raise UserError(f"{place}: classes: a name is repeated. Fix: list each class once.")

@@ -35,7 +35,7 @@ class FoldSplits:
 
 @dataclass(frozen=True)
 class BenchmarkData:
-    """Splits of a benchmark as stored in its shards, with the selected classes; about: facts for the results."""
+    """Splits of a benchmark as stored in its shards, with the selected classes. `about` holds facts for the results."""
 
     benchmark: Benchmark
     train: Split
@@ -92,18 +92,19 @@ def read_data(benchmark: Benchmark) -> BenchmarkData:
 
 
 def _known(name: str, splits: list[Split]) -> list[str]:
-    """Return a line for each pair of splits with common people: their scores are for people seen in training."""
+    """Return a line for each pair of splits with common people, whose scores are for people seen in training."""
     people = [set(split.groups) - set(split.keys) for split in splits]  # unknown people have the sample's key
     return [
         f"{name}: {count} people of split {splits[b].name} are also in split {splits[a].name}; "
-        "simfle shards split divides by person"
+        "simfle shards split assigns each person to one split"
         for a, b in itertools.combinations(range(len(splits)), 2)
         if (count := len(people[a] & people[b]))
     ]
 
 
 def fold_splits(data: BenchmarkData, share: float, seed: int) -> Iterator[FoldSplits]:
-    """Return the parts of each fold (or one). train has the fraction `share` of the labels, with a subset per seed.
+    """Return the parts of each fold (or of a single fold). `train` has the fraction `share` of the labels, and each
+    seed has another subset.
 
     Raises:
         UserError: If a required class is missing.

@@ -96,6 +96,6 @@ class DecoderPool:
 
 
 def _set_device(device: torch.device) -> None:
-    """Select the GPU of this thread; the default of each thread is GPU 0."""
+    """Select the GPU of this thread, because each thread starts with GPU 0."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)

@@ -48,7 +48,7 @@ class BetonMetadata:
 
 
 def load_ffcv(name: str) -> Any:
-    """Import a module that needs FFCV. The import sets torch to one thread, which is undone.
+    """Import a module that needs FFCV, and restore torch's number of threads, which the import sets to one.
 
     Raises:
         UserError: If FFCV is not installed.
@@ -103,7 +103,7 @@ def write_ffcv(shards: Path, out: Path, name: str, progress: Progress = lambda *
 
 
 def _write(path: Path, split: Split, progress: Progress) -> None:
-    """Run all steps of FFCV's writer in this process: it would wait forever for a failed worker process."""
+    """Run all steps of FFCV's writer in this process, because FFCV waits forever for a failed worker process."""
     kinds, writing = load_ffcv("ffcv.fields"), load_ffcv("ffcv.writer")
     image = kinds.RGBImageField(write_mode="jpg")
     image.encode = _store
@@ -140,7 +140,7 @@ def _image(source: SplitSource, row: int, key: str) -> NDArray[np.uint8]:
     content = source.corpus.read_image(shard, sample)
     name = f"shards: {source.corpus.shard_location(shard)}: {key}"
     if content[:2].tobytes() != b"\xff\xd8" or size(content) is None:
-        raise UserError(f"{name} is not a JPEG, the only format that FFCV reads. Fix: set decoder=opencv.")
+        raise UserError(f"{name} is not a JPEG, the only format that FFCV reads. Fix: evaluate with decoder=opencv.")
     if content.nbytes + len(key.encode()) > PAGE:
         raise UserError(
             f"{name} has {content.nbytes} bytes, more than a beton page of {PAGE}. Fix: build shards of smaller images."
@@ -149,7 +149,7 @@ def _image(source: SplitSource, row: int, key: str) -> NDArray[np.uint8]:
 
 
 def find_ffcv_files(places: Sequence[str | Path]) -> dict[str, Path]:
-    """Return betons by the digest of their source. places: files, or folders that contain them.
+    """Return betons by the digest of their source. `places` are files, or folders that contain betons.
 
     Raises:
         UserError: If a file is missing or corrupt.

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 CHUNK = 256  # maps in memory at once
-SMALL = 0.25  # below this fraction of the image's side, the shards contain whole photos
+SMALL = 0.25  # if landmarks fill less than this fraction of the sides, the shards contain whole photos
 
 
 @dataclass(frozen=True)
