@@ -25,15 +25,16 @@ log = logging.getLogger(__name__)
 
 # One image: a PIL image, [H, W, 3] or [H, W] uint8, a tensor [3, H, W] of uint8 or of floats in [0, 1], or a file path.
 One: TypeAlias = "Image.Image | NDArray[np.uint8] | Tensor | str | Path"
-ROUNDING = 1e-3  # by which floats of an interpolated image may leave [0, 1]
+ROUNDING = 1e-3  # maximum distance by which floats of an interpolated image may leave [0, 1]
 
 
 class Backbone(PooledBackbone):
     """A pretrained backbone as an `nn.Module`: images of any size to features [B, C] float32.
 
-    One image or several: tensors [B, 3, H, W] or [3, H, W] of uint8 or of floats in [0, 1], uint8 arrays [H, W, 3], PIL
-    images and file paths. They are resized to `size` as in evaluations and normalized. It is loaded in eval mode. In
-    eval mode, gradients are recorded only if the images require them; in train mode, as in any module.
+    The input is one image or several: tensors [B, 3, H, W] or [3, H, W] of uint8 or of floats in [0, 1], uint8 arrays
+    [H, W, 3], PIL images and file paths. Images are resized to `size` as in evaluations and normalized. The module is
+    loaded in eval mode. In eval mode, gradients are recorded only if the images require them; in train mode, gradients
+    are recorded as in any module.
 
     network: timm's module without its head, for images from `preprocess`; card: name, mean, std, run ...
     """
@@ -66,7 +67,7 @@ class Backbone(PooledBackbone):
         return self.maps(images).mean(dim=(2, 3))  # [B, C, h, w] -> [B, C]
 
     def maps(self, images: "One | Sequence[One]") -> Tensor:
-        """Return feature maps [B, C, h, w] float32. Raises UserError, see `preprocess`."""
+        """Return feature maps [B, C, h, w] float32. Raises UserError like `preprocess`."""
         ready = self.preprocess(images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and (self.training or ready.requires_grad)):
             return self.feature_map(ready).float()
@@ -126,7 +127,7 @@ def load_backbone(path: str | Path, device: str | torch.device = "auto") -> Back
         UserError: If a file is missing, corrupt or of another model, or the device does not exist.
     """
     if not str(path):
-        raise UserError("backbone='': empty. Fix: name a run, a backbone.safetensors, or timm:NAME.")
+        raise UserError("backbone='': empty. Fix: pass a run, a backbone.safetensors, or timm:NAME.")
     place = expand_home(path)
     exported = place / "export" / "online"
     if place.is_dir() and (place / "checkpoints").is_dir():
@@ -137,7 +138,7 @@ def load_backbone(path: str | Path, device: str | torch.device = "auto") -> Back
             )
         _mind_newer(place, exported)
         place = exported
-    found = open_backbone(str(place) if place.exists() else str(path))  # Path may drop a slash of timm:NAME
+    found = open_backbone(str(place) if place.exists() else str(path))  # Path may drop a slash from timm:NAME
     return Backbone(found.module, found.card, pick_device(device))
 
 
@@ -154,7 +155,7 @@ def _mind_newer(run: Path, exported: Path) -> None:
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """auto: the GPU, if there is one. Raises UserError for an unknown or missing device."""
+    """Return a device; auto is the GPU, if there is one. Raises UserError for an unknown or missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -173,7 +174,7 @@ def pick_device(name: str | torch.device) -> torch.device:
 def each(images: Any) -> Iterator[Any]:
     """Yield the images one by one, or the single image.
 
-    The dimensions of an array decide: [H, W, 3], [3, H, W] and [H, W] are one image, other shapes are several.
+    The shape of an array decides: [H, W, 3], [3, H, W] and [H, W] are one image; other shapes are several images.
     """
     if isinstance(images, Tensor | np.ndarray):
         one = images.ndim in (0, 2, 3)

@@ -67,7 +67,7 @@ def _start(
         "train.log_every=1",
     ]
     settings += ["train.log_images_every=0", f"train.checkpoint_every={steps}", "train.micro_batch=0"]
-    if not torch.cuda.is_available():  # else decoding would take the cores of the processes' arithmetic
+    if not torch.cuda.is_available():  # otherwise decoding would take cores from the processes' arithmetic
         settings.append("data.decode_threads=1")
     command = [sys.executable, "-c", program, *words, *settings]
     pipe = subprocess.PIPE
@@ -80,7 +80,7 @@ def _wait(running: "list[subprocess.Popen[str]]") -> None:
         if process.returncode:
             for other in running:
                 other.kill()
-            raise UserError(f"a process of the bench failed: {(errors.strip().splitlines() or ['no message'])[-1]}")
+            raise UserError(f"a process of the benchmark failed: {(errors.strip().splitlines() or ['no message'])[-1]}")
 
 
 def _speed(run: Path) -> float:

@@ -1,4 +1,4 @@
-"""From step numbers to batches: order -> bytes -> views, prefetched by a background thread."""
+"""Convert step numbers to batches: order -> bytes -> views, prefetched by a background thread."""
 
 # B global batch, R processes, n samples of a micro-batch
 import importlib.util
@@ -68,7 +68,7 @@ def has_dali() -> bool:
 
 
 def threads_per_process(threads: int, local_size: int, spare: int = 0) -> int:
-    """Return the decoding threads: as configured, or the available cores divided by the sharing processes.
+    """Return the number of decoding threads: as configured, or the available cores divided by the sharing processes.
 
     spare: cores of the process that stay free for other threads.
     """
@@ -109,7 +109,7 @@ class Loader:
         self.micro_batch = source.global_batch // parts
         self.prefetch = max(1, data.prefetch_batches)
         self.data_wait_seconds = 0.0
-        self._since: float | None = None  # when the consumer began to wait for the current batch
+        self._since: float | None = None  # time at which the consumer began to wait for the current batch
         self._thread: int | None = None
         self.backend_name = choose_backend(data.backend, device)
         on_gpu = self.backend_name == "dali" and device.type == "cuda"
@@ -189,7 +189,7 @@ class Loader:
     def _produce(self, step: int, ready: "queue.Queue[Batch | BaseException]", stop: threading.Event) -> None:
         try:
             if self.device.type == "cuda" and self.device.index is not None:
-                torch.cuda.set_device(self.device)  # set per thread: otherwise this thread would allocate on GPU 0
+                torch.cuda.set_device(self.device)  # set in each thread: this one would otherwise allocate on GPU 0
             while not stop.is_set():
                 self.source.advance_to(step)
                 for micro in range(self.share.grad_accum_steps):

@@ -1,4 +1,4 @@
-"""Finding of the doctor."""
+"""Findings of `simfle doctor`."""
 
 from dataclasses import dataclass
 

@@ -53,7 +53,7 @@ def uniformity(features: Tensor) -> Tensor:
 
 
 def _eigenvalues(features: Tensor) -> Tensor:
-    """Compute the squared singular values [min(n, C)], not negative."""
+    """Compute the squared singular values [min(n, C)], clamped to at least 0."""
     features = features.float()
     tall = features.shape[0] >= features.shape[1]
     gram = features.T @ features if tall else features @ features.T

@@ -69,7 +69,7 @@ def script(run: Path, job: Path, cluster: ClusterConfig, count: int, parallel: i
     """Return the text of the sbatch script."""
     executor = slurm_executor(job, of_one_task(cluster), name=f"{run.name}-eval", ends=False)
     executor.update_parameters(array_parallelism=parallel)
-    executor.parameters["map_count"] = count  # as in submitit's own array submission; update_parameters refuses it
+    executor.parameters["map_count"] = count  # set as submitit does for arrays; update_parameters refuses it
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
 
 
@@ -97,7 +97,7 @@ def evaluate_task(folder: str, index: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.register(signal.SIGQUIT)
     log_to_stderr()
-    with suppress(KeyError, OSError):  # a benchmark's file may name shards relative to the folder of submission
+    with suppress(KeyError, OSError):  # a benchmark's file may name shards relative to the submission's folder
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])
     try:
         config = load(EvalConfig, Path(folder) / "config.yaml")

@@ -18,7 +18,7 @@ from shards.redact import to_json
 
 EVENTS = "events.jsonl"
 
-# Fields of each event beside its time. A job number may become an argument of Slurm's programs.
+# Fields of each event in addition to its time. A job number may become an argument of Slurm's programs.
 FACTS: dict[str, dict[str, type]] = {
     "submitted": {"job": str},
     "started": {"job": str, "start": int},
@@ -33,7 +33,7 @@ DONE, IDLE, PREEMPTED, USER_ERROR, BUG, PEER_LOST, HUNG = KINDS
 
 @dataclass(frozen=True)
 class TaskExit:
-    """Exit of one process. kind: one of the above; words: the reason in one line."""
+    """Exit of one process. kind: one of the kinds above; words: the reason in one line."""
 
     rank: int
     host: str

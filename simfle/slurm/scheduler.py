@@ -19,8 +19,8 @@ _silences: list[float] = []  # times at which Slurm did not answer
 def state(job: str, folder: str = "") -> str:
     """Return the state of a job, such as RUNNING, PENDING, COMPLETED; empty if Slurm does not know it.
 
-    folder: the name of its folder in RUN/slurm. A controller that has lost its records reuses numbers: the job of this
-    number may be another one, with another log folder.
+    folder: the name of its folder in RUN/slurm. A controller that has lost its records reuses numbers, so the job of
+    this number may be another job with another log folder.
     """
     text = _output(*SHOW, job)
     if folder and "StdOut=" in text and f"/slurm/{folder}/" not in text:

@@ -34,7 +34,7 @@ def snapshot(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> 
             _copy_package(package, job / "code")
         (job / "code" / "simfle" / REVISION).write_text(git_revision() or "")
     except OSError as error:
-        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}. Fix: use another one.") from None
+        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}. Fix: use another folder.") from None
     write(job / "config.yaml", config)
     write(job / "cluster.yaml", cluster)
     return job

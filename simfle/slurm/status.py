@@ -16,7 +16,7 @@ from simfle.slurm import events, scheduler
 from simfle.slurm.requeue import newest_step
 from simfle.train.watchdog import Heartbeat
 
-DYING = 60.0  # seconds that processes may run after the end of their job: Slurm's KillWait, and a heartbeat
+DYING = 60.0  # seconds that processes may run after the end of their job: Slurm's KillWait plus a heartbeat
 QUIET = 120.0  # seconds without a heartbeat after which a run without a job counts as stopped
 HEARTBEATS = "heartbeats/rank-*.json"
 NEVER = -1.0  # modification time of a missing file
@@ -28,7 +28,7 @@ ALIVE = (
     "CONFIGURING",
     "SUSPENDED",
     "PENDING",
-)  # the first of these states wins
+)  # the first matching state is shown
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _folders(folder: Path, levels: int) -> Iterator[Path]:
 
 
 def status(run: Path) -> RunStatus:
-    """Read the status of a run. Writes nothing; files that are being written are read up to the last complete line.
+    """Read the status of a run without writing. Files that are being written are read up to the last complete line.
 
     An unreadable run has the state UNREADABLE, and other runs are still shown.
     """
@@ -125,7 +125,7 @@ def _status(run: Path) -> RunStatus:
 
 
 def last_metrics(run: Path) -> dict[str, Any]:
-    """Return the last complete line of RUN/metrics.jsonl; empty without one."""
+    """Return the last complete line of RUN/metrics.jsonl, or nothing if there is none."""
     lines = tail(run)
     return lines[-1] if lines else {}
 
@@ -153,7 +153,7 @@ def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> 
     alive = [job for state in ALIVE for job, words in asked.items() if words == state]
     over = "" if alive or last.get("event") != "started" else last["job"]
     if (not alive or asked[alive[0]] == "PENDING") and _beats(run, happened, over if asked.get(over) else ""):
-        return "running", ""  # outside Slurm, or Slurm does not answer
+        return "running", ""  # the run is outside Slurm, or Slurm does not answer
     if alive:
         return asked[alive[0]].lower(), reason if alive[0] == last["job"] else ""
     if last and last["event"] == "ended":
@@ -229,7 +229,7 @@ def _beats(run: Path, happened: list[dict[str, Any]], over: str) -> bool:
 def _changed(file: Path) -> float:
     try:
         return file.stat().st_mtime
-    except FileNotFoundError:  # a process removes its heartbeat when it ends, a run its old checkpoints
+    except FileNotFoundError:  # a process removes its heartbeat when it ends, and a run removes old checkpoints
         return NEVER
 
 

@@ -35,12 +35,12 @@ Bytes = NDArray[np.uint8]
 
 PROMISES = (
     "data.resampled=true: each process draws shards at random with replacement. There are no epochs: some samples "
-    "come more often than others. A resumed run, or one with a different number of processes, gets other samples. "
-    "Nothing is compared with a manifest. Views still depend on (seed, step, sample) only. For exact order and resume "
-    "use shards with a manifest"
+    "are drawn more often than others. A resumed run, or a run with a different number of processes, uses other "
+    "samples. Nothing is compared with a manifest. Views still depend on (seed, step, sample) only. For exact order "
+    "and resume use shards with a manifest"
 )
 SHUFFLED = 2048  # maximum number of samples in the shuffle buffer, per process
-FAILURES = 10  # consecutive unreadable shards before the run ends
+FAILURES = 10  # number of consecutive unreadable shards that ends the run
 REMEMBERED = 256  # micro-batches whose ids and names can be looked up
 TARS = (".tar", ".tar.gz", ".tgz")
 MAX_IMAGE = 64 << 20  # bytes of an image file: a compressed tar of 64 kB may hold one of 64 MiB
@@ -69,7 +69,7 @@ class ResampledStream:
         self.window = min(data.shuffle_window, SHUFFLED)
         self.skipped = 0  # samples without an image
         self._iterator: Iterator[tuple[int, str, bytes]] | None = None
-        self._images: dict[int, bytes] = {}  # of the latest micro-batch
+        self._images: dict[int, bytes] = {}  # images of the latest micro-batch
         self._taken: deque[tuple[int, dict[int, str]]] = deque(maxlen=REMEMBERED)
         self._failures, self._error = 0, ""
         self._heard = 0  # samples and failures so far

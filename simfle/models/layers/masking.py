@@ -1,4 +1,4 @@
-"""Semantic masking: the backbone's own channels select the patches that FaceMAE sees.
+"""Semantic masking: the backbone's channels select the patches that FaceMAE sees.
 
 The reference starts with all grouping channels equal. They then stay equal inside a group forever, and groups separate
 only through rounding noise. `repaired` keeps the paper's equations and changes two things: one map per group (which
@@ -63,7 +63,7 @@ class SemanticMasking(nn.Module):
         but do not select patches: an ablation of the selection alone, at the same cost and with the same BatchNorm.
         """
         maps = self.grouping(features.detach()).flatten(2)  # [B, K, S]
-        with torch.autocast(features.device.type, enabled=False):  # normalized, squared, ranked: not for bf16
+        with torch.autocast(features.device.type, enabled=False):  # bf16 is too coarse to normalize, square and rank
             maps = maps.to(self.scores_of_map.dtype)
             correlations = losses.correlation(maps, shared=self.sync)
             loss = losses.grouping(correlations, self.groups, self.channels)

@@ -136,7 +136,7 @@ def test_a_missing_extra_names_the_command_that_installs_it(
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda p: simfle.pretrain(p["file"], "out"), "is not a folder. Fix: name shards or a folder of images"),
+        (lambda p: simfle.pretrain(p["file"], "out"), "is not a folder. Fix: pass shards or a folder of images"),
         (lambda p: simfle.pretrain(p["pictures"], p["pictures"] + "/out"), "is inside the images"),
         (lambda p: simfle.pretrain(p["faces"], "out", settings={"train.sedd": 1}), "did you mean train.seed"),
         (lambda p: simfle.pretrain(p["faces"], "out", processes=0), "processes=0: must be at least 1"),
