@@ -11,7 +11,7 @@ CASES ?= 10000
 FAULTS ?= 100
 STEPS ?= 20000
 # Files whose wording is checked (docs/style.md); spelling is checked everywhere.
-PROSE := README.md SLURM.md CONTRIBUTING.md CHANGELOG.md mkdocs.yml docs simfle shards launchers tools examples configs
+PROSE := README.md SLURM.md CONTRIBUTING.md CHANGELOG.md mkdocs.yml docs simfle shards launchers tools examples configs tests
 
 .PHONY: quickstart test test-fast lint docs release-check fuzz soak clean programs
 .DELETE_ON_ERROR:

@@ -1,4 +1,4 @@
-"""What a build refuses: one line, and nothing is left."""
+"""Inputs that a build refuses with one line, without leaving files."""
 
 import re
 import sys

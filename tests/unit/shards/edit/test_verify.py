@@ -80,7 +80,7 @@ def edit(shards: Path, change: Callable[[dict], dict]) -> None:
 
 
 def rewrite(shards: Path, change: Callable[[str, dict[str, bytes]], tuple[str, dict[str, bytes]]]) -> None:
-    """Write the first shard anew with other samples, and a manifest and index that agree with it."""
+    """Rewrite the first shard with other samples, and a manifest and index that match it."""
     path = shards / "train-000000.tar"
     with tarfile.open(path) as tar:
         contents = {name: tar.extractfile(name).read() for name in tar.getnames()}

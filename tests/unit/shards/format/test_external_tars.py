@@ -20,7 +20,7 @@ INDEX = tool("index_shards")
 
 
 def quiet(_: int) -> None:
-    """Nobody looks."""
+    """Ignore the progress."""
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ TINY: dict[str, object] = dict(word.split("=", 1) for word in SETTINGS)
 
 @pytest.fixture(scope="module")
 def pictures(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty drawn faces as a folder of JPEGs, one of them damaged."""
+    """Forty synthetic faces as a folder of JPEGs, one of them corrupt."""
     folder = tmp_path_factory.mktemp("pictures") / "mine"
     folder.mkdir()
     for item in shards.open(faces)[:40]:

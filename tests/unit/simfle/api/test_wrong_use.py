@@ -99,7 +99,7 @@ def test_wrong_use_is_told_in_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm, whatever the machine has
     monkeypatch.setenv("COLUMNS", "300")
-    for name in (None, "simfle", "shards"):  # each test has a stderr of its own
+    for name in (None, "simfle", "shards"):  # each test has its own stderr
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])
     monkeypatch.setattr("simfle.doctor.checks.TRIAL", 1 << 20)
     monkeypatch.setattr(sys, "argv", ["simfle", *words.format(**places).split()])

@@ -1,4 +1,4 @@
-"""The first day of a GPU, rehearsed on the CPU: parts run, are kept, and go on where they were."""
+"""The GPU benchmark, rehearsed on the CPU: parts run, are kept, and resume."""
 
 import json
 import subprocess

@@ -139,7 +139,7 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
     tar.write_bytes(content[:-512])
     with pytest.raises(UserError, match=r"train-000001\.tar has \d+ bytes, \d+ in its manifest"):
         ShardCorpus([folder])
-    ShardCorpus([folder], ["test"])  # the damaged one is not chosen
+    ShardCorpus([folder], ["test"])  # the corrupt shard is not chosen
     tar.unlink()
     with pytest.raises(UserError, match=r"train-000001\.tar is missing"):
         ShardCorpus([folder])

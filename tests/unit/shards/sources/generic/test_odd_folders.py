@@ -26,7 +26,7 @@ SYSTEM = ["@eaDir", "$RECYCLE.BIN", "__MACOSX", "System Volume Information", "lo
 
 
 def quiet(*_: object) -> None:
-    """Nobody looks."""
+    """Ignore the progress."""
 
 
 def test_system_folders_are_skipped_with_a_note(tmp_path: Path) -> None:
