@@ -52,7 +52,7 @@ class BuildSpec:
 
     @property
     def model(self) -> Path | None:
-        """Model of the face detector, None without encode.align. Raises UserError if the file is missing."""
+        """Model of the face detector, or None without encode.align. Raises UserError if the file is missing."""
         return find_model(self.face_model) if self.encode.align else None
 
     def digest_options(self) -> dict[str, Any]:

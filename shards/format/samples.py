@@ -30,7 +30,7 @@ class StoredSample:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Metadata from the json member; empty without one. Raises UserError if it is corrupt."""
+        """Metadata from the json member, or {} if there is none. Raises UserError if it is corrupt."""
         try:
             told = self.members.get("json", b"{}")
             if len(told) > MAX_JSON:

@@ -233,14 +233,14 @@ def _decode(data: bytes, options: EncodeOptions) -> DecodedImage:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             _check_size(width, height, options)
-            orientation = _turn(image)  # before load(), which rotates some formats and drops the tag
+            orientation = _turn(image)  # read before load(), which rotates some formats and drops the tag
             image.load()
             white = bit_depth.declared_white(image, data)
             if bit_depth.is_unknown_range(image, data):
                 pixels = bit_depth.reduce_bit_depth(image, data)
                 image = Image.fromarray(pixels)  # noqa: PLW2901 - as Pillow should have opened it
                 image.getexif()[ORIENTATION] = orientation
-            ImageOps.exif_transpose(image, in_place=True)  # in place: avoids a copy
+            ImageOps.exif_transpose(image, in_place=True)  # avoids a copy
             return DecodedImage(np.ascontiguousarray(_eight_bit(image, white)), b"", orientation)
     except ImageRejected:
         raise

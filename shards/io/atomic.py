@@ -180,7 +180,7 @@ def _open_locked_temporary(path: Path, buffering: int) -> IO[bytes]:
 
 
 def _create_without_following(path: str, _: int) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # not truncated: it may be locked
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # not truncated, because it may be locked
 
 
 def _delete_abandoned(path: Path) -> None:

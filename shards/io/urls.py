@@ -76,7 +76,7 @@ def open_url(url: str) -> IO[bytes]:
     if _scheme(url) == "file":
         try:
             return open_regular(path, "rb")
-        except RefusedFileError as error:  # not a network error: retries are useless
+        except RefusedFileError as error:  # this is not a network error, so retries are useless
             raise UserError(f"{redact_url(url)}: {error.strerror}. Fix: pass a regular file.") from None
     return cast(IO[bytes], system.open(path, "rb"))
 

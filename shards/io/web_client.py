@@ -154,7 +154,7 @@ def open_web(url: str) -> IO[bytes]:
         OSError, HTTPException: If another error occurs, which a retry may fix.
     """
     pace = SpeedLimit(url)
-    opener = urllib.request.OpenerDirector()  # without the default handlers of ftp, file and data
+    opener = urllib.request.OpenerDirector()  # omits the default handlers of ftp, file and data
     for handler in (urllib.request.ProxyHandler(), _Handler(pace), urllib.request.HTTPErrorProcessor(), _Raises()):
         opener.add_handler(handler)
     at, seen = url, {url}

@@ -150,7 +150,7 @@ class Cache:
             self._make_space(file, part, info, wait, stop)
             with_retries(url, lambda: _download(url, info, file, stop))
             index = index_tar(part)
-            with self._exclusive_lock():  # no other process may take the space reserved for the index
+            with self._exclusive_lock():  # so that no other process takes the space reserved for the index
                 os.ftruncate(file.fileno(), info.bytes)
                 os.fsync(file.fileno())
                 write_index(path.with_suffix(".idx"), index)
@@ -299,7 +299,7 @@ def _open_shared(path: Path) -> IO[bytes] | None:
     lock(file, path, shared=True)
     if os.fstat(file.fileno()).st_nlink:
         return file
-    file.close()  # it was deleted before it was locked
+    file.close()  # the file was deleted before it was locked
     return None
 
 

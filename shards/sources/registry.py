@@ -74,7 +74,7 @@ def option(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
 
 
 def check_options(source: Any) -> None:
-    """Raise UserError for a field whose value is not among its choices; for a source's __post_init__."""
+    """Raise UserError for a field whose value is not among its choices. A source's __post_init__ calls this."""
     for item in dataclasses.fields(source):
         choices, value = item.metadata.get("choices"), getattr(source, item.name)
         if choices and value not in choices:

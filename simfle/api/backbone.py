@@ -109,7 +109,7 @@ def _checked(images: Tensor) -> Tensor:
     if not images.is_floating_point() or torch.compiler.is_compiling():
         return images
     least, most = (float(value) for value in torch.aminmax(images.detach())) if len(images) else (0.0, 1.0)
-    if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # also for NaN
+    if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # this is also true for NaN
         raise UserError(
             f"backbone: a tensor of floats from {least:.3g} to {most:.3g}. Fix: pass floats from 0 to 1, "
             "not normalized; the backbone normalizes them."
@@ -146,7 +146,7 @@ def _mind_newer(run: Path, exported: Path) -> None:
     """Warn if a run has newer checkpoints than its exported backbone."""
     try:
         newest = newest_checkpoint(run).name
-    except UserError:  # only the exported backbone was kept
+    except UserError:  # the user kept only the exported backbone
         return
     if read_metadata(exported / METADATA).run.get("checkpoint") != newest:
         log.warning(
@@ -182,7 +182,7 @@ def each(images: Any) -> Iterator[Any]:
         one = isinstance(images, str | bytes | Path | Image.Image | Mapping)
     try:
         return iter([images] if one else images)
-    except TypeError:  # not a sequence: `pixels` reports what it is
+    except TypeError:  # this is not a sequence; `pixels` reports the type
         return iter([images])
 
 

@@ -33,8 +33,8 @@ class GpuDayPart:
 
 @dataclass(frozen=True)
 class Done:
-    """Outcome of a part. code: exit code of its process, None if stopped at the time limit; words: last lines of its
-    output."""
+    """Outcome of a part. code: exit code of its process, or None if it was stopped at the time limit; words: last lines
+    of its output."""
 
     name: str
     code: int | None

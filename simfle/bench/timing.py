@@ -46,7 +46,7 @@ class Timing:
 
     @property
     def cpu_rate(self) -> float | None:
-        """Units per second of CPU time, independent of other load on the core; None if not measured."""
+        """Units per second of CPU time, independent of other load on the core, or None if it was not measured."""
         return self.items / statistics.median(self.cpu) if self.cpu else None
 
     def as_dict(self) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def run(app: typer.Typer) -> None:
     code 1; Ctrl-C exits with code 130."""
     if isinstance(
         sys.stdout, io.TextIOWrapper
-    ):  # for characters outside the terminal's encoding, undecodable file names
+    ):  # raised for characters outside the terminal's encoding, and for undecodable file names
         sys.stdout.reconfigure(errors="backslashreplace")
     plain_warnings()
     try:
@@ -65,7 +65,7 @@ def run(app: typer.Typer) -> None:
             echo(f"error: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        place = error.filename2 or error.filename  # for a rename, its target
+        place = error.filename2 or error.filename  # the target of a rename
         if (error.errno in PLACE or isinstance(error, RefusedFileError)) and place:
             echo(f"error: {place}: {error.strerror}. Fix: choose another path, or correct this one.", err=True)
             sys.exit(1)

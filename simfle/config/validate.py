@@ -63,7 +63,7 @@ class Limits:
 
 
 def describe_limits(field: Any) -> str:
-    """Describe the limits of a dataclass field, such as "at least 1", "auto, cpu or cuda"; empty without limits."""
+    """Describe the limits of a dataclass field, such as "at least 1", "auto, cpu or cuda", or "" if it has none."""
     limits: Limits = field.metadata["limits"]
     names = _value_names(field)
     *most, last = [names.get(value, str(value)) for value in limits.choices] or [""]

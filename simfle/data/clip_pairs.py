@@ -156,7 +156,7 @@ def read_clips(corpus: ShardCorpus) -> ClipTable:
 
 
 def _clip(known: dict[str, object]) -> tuple[str, str, float] | None:
-    """Return group, sequence and frame of a sample's metadata; None if sequence or frame is missing or not a number."""
+    """Return group, sequence and frame of a sample's metadata, or None if sequence or frame is missing or invalid."""
     extras = known.get("extras")
     if not isinstance(extras, dict):
         return None

@@ -134,7 +134,7 @@ class ShardCorpus:
             ) from None
 
     def metadata(self, shard: int, sample: int) -> dict[str, Any]:
-        """Return the metadata of a sample (source, label name, group, box ...) from its `.json`; empty without one."""
+        """Return the metadata of a sample (source, label name, group, box ...) from its `.json`, or {} without one."""
         content, text = (self._member(shard, sample, name) for name in ("json", "txt"))
         if content is not None and len(content) > MAX_JSON:
             raise UserError(

@@ -114,7 +114,7 @@ class Loader:
         self.backend_name = choose_backend(data.backend, device)
         on_gpu = self.backend_name == "dali" and device.type == "cuda"
         threads = threads_per_process(data.decode_threads, share.local_world_size, LAUNCHING if on_gpu else 0)
-        check_pair(data, remote=source.corpus is None or source.remote)  # before downloads start
+        check_pair(data, remote=source.corpus is None or source.remote)  # checked before downloads start
         slots = source.global_batch // share.world_size
         source.start_prefetch((share.rank * slots, (share.rank + 1) * slots), 1 / max(1, share.local_world_size))
         self._pairs: ClipPairs | None = None

@@ -223,7 +223,7 @@ def slurm() -> list[Finding]:
 
 
 def _said(*words: str, code: bool = False) -> str:
-    """Return a program's output, or its exit code; empty if it fails."""
+    """Return a program's output, or "" if it fails. With `code`, return its exit code."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -28,7 +28,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 @dataclass(frozen=True)
 class NodeJobConfig:
-    """Configuration of the job. network: bytes/s of a node each way, 0 if unknown."""
+    """Configuration of the job. network: bytes/s of a node in each direction (0 = unknown)."""
 
     network: float = 0.0
 

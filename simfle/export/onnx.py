@@ -1,4 +1,4 @@
-"""Export to ONNX: images of any size to features, resize and normalization included, checked with onnxruntime."""
+"""Export a network from images of any size to features, with resize and normalization, and check it in onnxruntime."""
 
 # B batch, H x W image, S side of the network's images, C features
 import logging
@@ -108,7 +108,7 @@ def export_onnx(backbone: LoadedBackbone, path: Path) -> float:
         session = onnxruntime.InferenceSession(str(partial), options, providers=["CPUExecutionProvider"])
         shapes = ((1, side, side), (3, side, side), (3, side + side // 2, side), (2, side, 2 * side))
         difference = max(_difference(backbone, session, _images(*shape)) for shape in shapes)
-        if not difference <= TOLERANCE:  # also true for NaN
+        if not difference <= TOLERANCE:  # this is also true for NaN
             raise UserError(
                 f"export: the ONNX features of {backbone.card.name} differ from torch's by {difference:.1e} of the "
                 f"largest feature, more than {TOLERANCE}. Fix: use another format."

@@ -123,7 +123,7 @@ def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:
 
 
 def read_backbones(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the backbone's tensors of each network, with timm's names; empty for a network that the method lacks."""
+    """Return the backbone's tensors of each network, with timm's names, or none for a network that the method lacks."""
     path = folder / "model.safetensors"
     try:
         with regular_path(path) as same, safe_open(same, "pt") as file:

@@ -48,7 +48,7 @@ def uniformity(features: Tensor) -> Tensor:
     unit = F.normalize(features, dim=1)
     squared = (2 - 2 * unit @ unit.T).clamp(min=0)  # [n, n]
     pairs = len(unit) * (len(unit) - 1)
-    total = (-2 * squared).exp().sum() - len(unit)  # without the pairs of a vector with itself
+    total = (-2 * squared).exp().sum() - len(unit)  # excludes the pairs of a vector with itself
     return (total / pairs).clamp(min=TINY).log()
 
 

@@ -94,7 +94,7 @@ def confusion(table: Sequence[Sequence[float]], classes: Sequence[str], salt: st
         figure = Figure(figsize=(side, side), layout="constrained")
         axes = figure.subplots()
         edges = np.arange(len(classes) + 1) - 0.5
-        axes.pcolormesh(edges, edges, share, cmap="Blues", vmin=0, vmax=100, edgecolors="white")  # one hue
+        axes.pcolormesh(edges, edges, share, cmap="Blues", vmin=0, vmax=100, edgecolors="white")  # a palette of one hue
         axes.invert_yaxis()
         axes.set_aspect("equal")
         for row, values in enumerate(share):

@@ -143,7 +143,7 @@ def _keep(image: Image, visible: NDArray[np.int64], patch: int) -> Image:
 
 @torch.no_grad()
 def reconstructions(method: Method, album: FaceSet, config: PretrainConfig) -> ReportFigure | None:
-    """Show face, visible patches and reconstruction; None for methods without an autoencoder."""
+    """Show face, visible patches and reconstruction, or return None for methods without an autoencoder."""
     if not isinstance(method, SimFLE | MAE):
         return None
     queries, count = album.queries, len(album.queries.images)

@@ -147,7 +147,7 @@ def _process_group(config: TrainConfig) -> Iterator[World]:
     if cuda:
         os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed also picks its GPU by this variable
     _start_group(device, config.hang_timeout)
-    import deepspeed  # after its accelerator is set
+    import deepspeed  # imported after its accelerator is set
 
     world = World(
         dist.get_rank(), dist.get_world_size(), environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"], device
@@ -240,7 +240,7 @@ def _start_group(device: torch.device, seconds: float) -> None:
         import deepspeed
 
     set_ds_accelerator(device.type)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns about every optimizer that is not DeepSpeed's
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # DeepSpeed warns about every optimizer of another library
     # On a CPU DeepSpeed would compile a C++ all-reduce at the first start (25 s, needs a compiler); gloo does the same.
     # It is set without reading it first: a read would try all extensions, with a compiler and files in /tmp.
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
@@ -252,7 +252,7 @@ def _start_group(device: torch.device, seconds: float) -> None:
     limit = timedelta(seconds=2 * seconds) if seconds else timedelta(days=1)
     try:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=limit)
-    except (dist.DistStoreError, dist.DistNetworkError) as error:  # in the main, in other processes
+    except (dist.DistStoreError, dist.DistNetworkError) as error:  # main process; others
         words = str(error).splitlines()[0]
         raise PeerLostError(
             f"the processes of this run did not connect within {limit}: {words}. Fix: start all of them "

@@ -57,7 +57,7 @@ def copied_checkpoints(run: Path) -> list[Path]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return state.json of a complete checkpoint, checked by the hash in its marker; empty if either is corrupt."""
+    """Return state.json of a complete checkpoint, checked by the hash in its marker, or {} if either is corrupt."""
     try:
         marker = loads_object(read_bytes(folder / MARKER))
         content = read_bytes(folder / STATE)
@@ -82,7 +82,7 @@ def _is_copy(folder: Path) -> bool:
 
 
 def planned_steps(run: Path) -> int:
-    """Return the total number of steps in run.json; 0 if the file is missing or truncated."""
+    """Return the total number of steps in run.json, or 0 if the file is missing or truncated."""
     try:
         found = loads_object(read_bytes(run / "run.json")).get("steps")
     except (OSError, ValueError):

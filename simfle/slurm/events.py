@@ -48,7 +48,7 @@ def append_event(run: Path, event: str, **facts: Any) -> None:
     line = to_json({"time": round(time.time(), 3), "event": event, **facts}) + "\n"
     handle = os.open(folder / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, line.encode())  # one write: lines of several writers do not interleave
+        os.write(handle, line.encode())  # a single write, so that lines of several writers do not interleave
     finally:
         os.close(handle)
 

@@ -21,7 +21,7 @@ from simfle.slurm import scheduler
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.events import TaskExit
 
-TRIES, PAUSE = 5, 6.0  # attempts to reach Slurm, and seconds between: its controller may be busy or restarting
+TRIES, PAUSE = 5, 6.0  # attempts to reach Slurm's controller, which may be busy or restarting, and seconds between them
 
 
 @dataclass(frozen=True)

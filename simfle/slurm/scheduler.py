@@ -17,7 +17,7 @@ _silences: list[float] = []  # times at which Slurm did not answer
 
 
 def state(job: str, folder: str = "") -> str:
-    """Return the state of a job, such as RUNNING, PENDING, COMPLETED; empty if Slurm does not know it.
+    """Return the state of a job, such as RUNNING, PENDING or COMPLETED, or "" if Slurm does not know the job.
 
     folder: the name of its folder in RUN/slurm. A controller that has lost its records reuses numbers, so the job of
     this number may be another job with another log folder.
@@ -35,7 +35,7 @@ def state_of_many(job: str, folder: str = "") -> str:
 
 
 def show(job: str) -> dict[str, str]:
-    """Return `scontrol show job` as names and values; empty if the controller has forgotten the job."""
+    """Return `scontrol show job` as names and values, or {} if the controller has forgotten the job."""
     return _words(_output(*SHOW, job))
 
 

@@ -67,7 +67,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _folders(folder: Path, levels: int) -> Iterator[Path]:
-    """Return subfolders except slurm/; nothing for a folder that vanished or may not be read."""
+    """Return subfolders except slurm/, or none for a folder that vanished or cannot be read."""
     try:
         with os.scandir(folder) as entries:
             found = [entry.name for entry in entries if entry.name != "slurm" and entry.is_dir()]

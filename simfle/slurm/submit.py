@@ -133,7 +133,7 @@ def run_here(job: Path, cluster: ClusterConfig) -> Any:
     executor.update_parameters(
         tasks_per_node=cluster.nodes * cluster.tasks,
         gpus_per_node=cluster.gpus_per_node,
-        timeout_min=60 * 24 * 365,  # no limit on this machine
+        timeout_min=60 * 24 * 365,  # there is no time limit on this machine
         stderr_to_stdout=True,
     )
     # Ctrl-C in a terminal reaches the tasks, which save; submitit's controller would kill them within a second.

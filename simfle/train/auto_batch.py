@@ -74,7 +74,7 @@ def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
 
 
 def previous_micro_batch(run: Path, processes: int, device: str, share: int) -> int:
-    """Return the micro-batch in RUN/run.json for the same number of processes and device; 0 if there is none.
+    """Return the micro-batch in RUN/run.json for the same number of processes and device, or 0 if there is none.
 
     Before its first checkpoint, a folder may still hold the file of another configuration.
     """

@@ -27,7 +27,7 @@ class StartPoint:
     """Where a start of a run begins.
 
     step: number of finished optimizer steps. steps: length of the run. extensions: changes of that length. init:
-    SHA-256 of the weights of model.init; empty without. notes: lines about the start, to print.
+    SHA-256 of the weights of model.init, or "". notes: lines about the start, to print.
     """
 
     step: int

@@ -160,7 +160,7 @@ def _complete(before: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
 
 
 def _named(before: dict[str, Any], config: PretrainConfig) -> str:
-    """Format differences as `optim.lr: 0.05 -> 0.1`, old and new; empty if nothing differs or nothing is known."""
+    """Format differences as `optim.lr: 0.05 -> 0.1`, old and new, or "" if nothing differs or is known."""
     differing = _differing(before, config) if before else {}
     shown = [f"{key}: {change}" for key, change in list(differing.items())[:MAX_NAMED]]
     more = [f"and {len(differing) - MAX_NAMED} more"] if len(differing) > MAX_NAMED else []

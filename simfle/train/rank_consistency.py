@@ -62,7 +62,7 @@ def facts(config: PretrainConfig, data: TrainingData) -> dict[str, str]:
 
 
 def differences(main: dict[str, str], mine: dict[str, str]) -> str:
-    """Return `on HOST differs from the main process: NAME VALUE instead of VALUE; ...`; empty if all are equal."""
+    """Return `on HOST differs from the main process: NAME VALUE instead of VALUE; ...`, or "" if all are equal."""
     names = sorted(name for name in main.keys() | mine.keys() if main.get(name) != mine.get(name))
     if not names:
         return ""

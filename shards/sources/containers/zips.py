@@ -88,7 +88,7 @@ def _directory(data: IO[bytes]) -> Directory:
 
 
 def _end(tail: bytes) -> int:
-    """Return the offset of the end-of-directory record in the last bytes of a zip, -1 if missing; a comment follows."""
+    """Return the offset of the end-of-directory record in the last bytes of a zip, or -1. A comment may follow."""
     place = tail.rfind(b"PK\5\6", 0, max(len(tail) - END.size + 4, 0))
     while place >= 0 and END.unpack_from(tail, place)[-1] > len(tail) - place - END.size:
         place = tail.rfind(b"PK\5\6", 0, place + 3)

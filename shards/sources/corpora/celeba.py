@@ -51,7 +51,7 @@ class CelebA:
     unaligned: bool = option(False, "use the photos of img_celeba, with boxes, instead of the aligned photos")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield photos with group = person; extras: the attributes present. No labels.
+        """Yield photos with group = person; extras: the attributes present. There are no labels.
 
         Raises:
             UserError: If there is no image folder, or a list lacks its header.

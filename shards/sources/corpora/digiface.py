@@ -25,7 +25,7 @@ class DigiFace:
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield images with group = subject. No labels, no splits.
+        """Yield images with group = subject. There are no labels or splits.
 
         Raises:
             UserError: If the folder or its subject folders are missing.

@@ -27,7 +27,7 @@ class FaceSynthetics:
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield faces with landmarks: the 68 of 300-W, projected from 3D, and the pupils. No labels, no splits.
+        """Yield faces with landmarks: the 68 of 300-W, projected from 3D, and the pupils; no labels or splits.
 
         Raises:
             UserError: If the folder or its images are missing.

@@ -38,7 +38,7 @@ class FFHQ:
     thumbnails: bool = option(False, "use the thumbnails of 128 x 128 even if the large images exist")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield faces with landmarks; extras: license, author and URL of the photo. No labels, no identities.
+        """Yield faces with landmarks; extras: license, author and URL of the photo. There are no labels or identities.
 
         Raises:
             UserError: If the image folder is missing or empty, or the JSON is corrupt.

@@ -23,7 +23,7 @@ class LFW:
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield photos with group = person. No labels, no splits: its pair lists are for recognition.
+        """Yield photos with group = person. There are no labels or splits; LFW's pair lists are for face recognition.
 
         Raises:
             UserError: If there are no person folders, or there is more than one release.

@@ -146,7 +146,7 @@ def _beside(root: Path, base: Path) -> Path:
 
 
 def _labels(file: Path) -> dict[str, str]:
-    """Read a list `image,label`: name -> number as text; empty without a list."""
+    """Read a list `image,label`: name -> number as text, or {} without a list."""
     if not file.is_file():
         return {}
     try:

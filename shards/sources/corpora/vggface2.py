@@ -62,7 +62,7 @@ class VGGFace2:
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield photos with group = person; box and landmarks from the lists, if present; extras: gender. No labels.
+        """Yield unlabeled photos with group = person; box and landmarks from the lists, if present; extras: gender.
 
         Raises:
             UserError: If there are no person folders, or a list lacks its header.

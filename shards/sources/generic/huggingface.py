@@ -62,7 +62,7 @@ class HuggingFace:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label names in the schema's order; () if it has none."""
+        """Label names in the schema's order, or () if there are none."""
         names = [normalize_label(name) or "" for name in self._columns(self._files()[0][1]).names]
         return tuple(names) if len(set(names)) == len(names) and all(names) else ()
 

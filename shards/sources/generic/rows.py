@@ -26,7 +26,7 @@ MAX_TEXT = 128 << 20  # maximum characters of a row, which may contain a base64 
 FEW, MANY = 64, 4096  # rows of Parquet in memory: with images, without
 
 Row = tuple[str, tuple[Any, ...] | None]
-"""Location ("line 3") and values in the order of the requested columns; None if the row is corrupt."""
+"""Location ("line 3") and values in the order of the requested columns, or None if the row is corrupt."""
 
 
 def kind_of(file: Path) -> str:
@@ -97,7 +97,7 @@ def columns_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
 
 
 def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[Row]:
-    """Yield the values of each row in `columns`, None if missing; images: a column contains files."""
+    """Yield the values of each row in `columns`, None if missing. images: whether a column contains files."""
     kind = kind_of(file)
     if kind == "parquet":
         yield from _parquet_rows(file, columns, FEW if images else MANY)

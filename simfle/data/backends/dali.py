@@ -104,7 +104,7 @@ class Dali:
 
     def _take(self, corrupt: list[int]) -> dict[str, Tensor]:
         """Run the pipeline; return images [n, 3, H, W] by name, as tensors that outlive its next run."""
-        if self.gpu is None:  # no copy: DALI keeps the memory until the tensor is freed
+        if self.gpu is None:  # no copy is needed: DALI keeps the memory until the tensor is freed
             made = [torch.from_dlpack(output.as_tensor()) for output in self._pipeline.run()]
         else:
             # DALI may reuse its memory when the host drops it, while the GPU still reads it. Copy on the stream of the

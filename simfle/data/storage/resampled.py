@@ -158,7 +158,7 @@ class ResampledStream:
                 return
 
     def _files(self, tars: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield name and content of each member, {} at the end of a tar; webdataset's own reader has no limits.
+        """Yield name and content of each member, and {} at the end of a tar. webdataset's own reader has no limits.
 
         Members that are not images, or are too large for an image, are yielded without content.
         """

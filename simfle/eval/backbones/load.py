@@ -241,7 +241,7 @@ def frozen(network: nn.Module, card: BackboneMetadata) -> PooledBackbone:
 
 
 def describe_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """Describe the first differences between two sets of named tensors; empty if names and shapes match."""
+    """Describe the first differences between two sets of named tensors, or return "" if names and shapes match."""
     words = []
     for what, names in (("lacks", wanted.keys() - found.keys()), ("has unknown", found.keys() - wanted.keys())):
         if names:

@@ -45,7 +45,7 @@ class BenchmarkData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; () if the set has none."""
+        """Names of the classes, or () if the set has none."""
         return self.train.classes
 
     def digest(self) -> list[str]:

@@ -40,7 +40,7 @@ class FfcvLoader:
 
     def __init__(self, file: Path, side: int, batch: int, threads: int) -> None:
         _leave_torch_alone()
-        others = dict.fromkeys(("label", "id", "key"))  # not loaded: evaluation reads them from the shards
+        others = dict.fromkeys(("label", "id", "key"))  # not loaded, because evaluation reads the shards
         workers = min(threads, vars(numba.config)["NUMBA_NUM_THREADS"])
         self.file, self.side = file, side
         self._loader = Loader(

@@ -40,7 +40,7 @@ class TrainState:
 
     config, corpus: digests of the configuration and of the data, which give the number of samples its meaning.
     identity: the values behind `config`, by key, to report differences; empty in older checkpoints.
-    init: SHA-256 of the weights of model.init; empty without.
+    init: SHA-256 of the weights of model.init, or "" without model.init.
     """
 
     step: int
@@ -155,7 +155,7 @@ def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep` complete checkpoints, and the remains of interrupted writes. Keep symlinks."""
     for old in complete_checkpoints(run)[max(1, keep) :]:
         if not old.is_symlink():
-            (old / MARKER).unlink()  # no longer a checkpoint, even if a crash leaves the rest of it
+            (old / MARKER).unlink()  # the folder is no checkpoint any more, even if a crash leaves the rest
             shutil.rmtree(old)
     for left in [*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/.step-*.corrupt")]:
         if run_files.step_from_name(Path(left.stem[1:])) is not None:

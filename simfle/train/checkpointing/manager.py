@@ -67,7 +67,7 @@ class CheckpointManager:
         self._stop_budget: stop_budget.StopBudget | None = None
 
     def copy(self) -> tuple[State, State]:
-        """Copy model and optimizer to the main process; nothing on the other processes. Collective."""
+        """Copy model and optimizer to the main process; other processes get {}. Collective."""
         model = state_dict.gather_model_state(self.engine, keep=self.world.is_main)
         optim = state_dict.gather_optimizer_state(self.engine, STATES[self.config.optim.name], keep=self.world.is_main)
         return model, optim

@@ -51,7 +51,7 @@ class FeatureTelemetry:
 
     @torch.no_grad()
     def measure(self, step: int) -> Measures:
-        """Compute the measures after the forward passes of a step. Collective; empty on other processes."""
+        """Compute the measures after the forward passes of a step. Collective; returns {} on other processes."""
         kept, self.model.record_enabled = dict(self.model.recorded_features), False
         self.model.recorded_features.clear()
         branches = _gathered(kept, self.world)
@@ -120,7 +120,7 @@ def _gathered(kept: dict[str, list[tuple[Tensor, ...]]], world: World) -> dict[s
 
 
 def _read(file: Path) -> Measures:
-    """Read the measures of the first step; empty if the file is missing or invalid."""
+    """Read the measures of the first step, or return {} if the file is missing or invalid."""
     try:
         content = loads_object(read_bytes(file))
     except (OSError, ValueError):

@@ -76,7 +76,7 @@ class CorruptSampleLog:
                 log.warning("%s: %s cannot be decoded; replaced by sample %d", each.shard, each.key, each.replaced_by)
 
     def limit_exceeded(self, seen: int) -> str:
-        """Return why the run must stop after `seen` samples; empty if it may continue."""
+        """Return why the run must stop after `seen` samples, or "" if it may continue."""
         allowed = max(FREE, self._limit * seen) if self._limit else 0
         if len(self.ids) <= allowed:
             return ""

@@ -33,7 +33,7 @@ class StepProfiler:
     """
 
     def __init__(self, run: Path, train: TrainConfig, world: World) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it logs its start, and warns if there is no GPU
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # Kineto would log its start and warn if there is no GPU
         first, last = train.profile_steps
         self._stem = run / "profile" / f"rank-{world.rank:05d}"
         self._title = f"steps {first} to {last} of this start, rank {world.rank}"

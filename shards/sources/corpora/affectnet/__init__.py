@@ -91,7 +91,7 @@ def expected(source: AffectNet) -> dict[str, dict[str, int]]:
     """Return the published counts; for the automatic labels, no counts are published."""
     train, val = list(TRAIN), [500] * len(LABELS)
     release = source.release
-    if release == NPY:  # without none, uncertain and no-face; it lacks one contempt face
+    if release == NPY:  # this release lacks none, uncertain, no-face and one contempt face
         train, val = train[:8], val[:8]
         val[7] = 499
     counts = {"train": dict(zip(LABELS, train, strict=False)), "val": dict(zip(LABELS, val, strict=False))}

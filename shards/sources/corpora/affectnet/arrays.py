@@ -78,7 +78,7 @@ def _read(file: Path) -> Any:
             if os.fstat(data.fileno()).st_size > MOST:
                 return None
             array = np.lib.format.read_array(data, allow_pickle=False)  # numpy.load would also accept an archive
-            if math.prod(max(side, 1) for side in array.shape) > MOST:  # also counts items and empty rows of zero bytes
+            if math.prod(max(side, 1) for side in array.shape) > MOST:  # also limits items of zero bytes
                 return None
             array.tolist()  # text with invalid code points fails on access
             return array
