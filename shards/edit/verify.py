@@ -56,7 +56,7 @@ class VerifyReport:
 
 
 def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[int], None]) -> VerifyReport:
-    """Verify a folder or URL shard by shard; decode a fraction of the images, always the same ones.
+    """Verify a folder or URL shard by shard; decode a fraction of the images, always the same images.
 
     Args:
         folder: folder or URL of the shards.
@@ -120,7 +120,7 @@ def _check_all(folder: str | Path, manifest: Manifest, decode: float, workers: i
 def check_shard(
     folder: str | Path, info: ShardInfo, labels: tuple[str, ...], decode: float, ours: bool = True
 ) -> ShardCheck:
-    """Verify one tar and its index. ours: also check the members that our builds write beside the images."""
+    """Verify one tar and its index. ours: also check the members that a build writes beside the images."""
     with _local(folder, [info.file, index_name(info.file)]) as copy:
         return _check_shard(copy, info, labels, decode, ours)
 

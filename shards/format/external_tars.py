@@ -248,5 +248,5 @@ def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, TarScan]:
     if path.exists() and not overwrite and not is_same_index(read_index(path), found.index):
         raise UserError(f"shards: {path} exists with other content. Fix: add --overwrite to replace it.")
     write_index(path, found.index)
-    # The samples are not needed any more; do not pickle them.
+    # The samples are no longer needed; do not pickle them.
     return shard_info(tar, found, hash_file(tar)), replace(found, index=make_index(()), labels=b"")

@@ -1,4 +1,4 @@
-"""Read members of an open tar by their position in its index: the only reader of the content of our shards.
+"""Read members of an open tar by their position in its index: the only reader of the content of shards.
 
 Members are read with pread. A memory map would kill the process (SIGBUS) if a disk fails or a tar is truncated while
 the process reads it.

@@ -28,7 +28,7 @@ DRIVERS = {
     "az": "adlfs",
     "hf": "huggingface_hub",
 }
-EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}  # package -> our extra that installs it
+EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}  # package -> simfle's extra that installs it
 TRIES = 4
 PAUSE = 1.0  # seconds before the second try; doubled before each further one
 CHUNK = 1 << 20

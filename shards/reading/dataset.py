@@ -36,7 +36,7 @@ class Sample:
     split: str
     label: str
     label_id: int | None
-    metadata: dict[str, Any] = field(hash=False)  # the key is enough: equal items have equal keys
+    metadata: dict[str, Any] = field(hash=False)  # the key is sufficient, because equal items have equal keys
     image_bytes: bytes = field(repr=False)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Pretraining and evaluation as functions, with the commands' configurations."""
+"""Functions for pretraining and evaluation, with the same configurations as the commands."""
 
 import gc
 import itertools

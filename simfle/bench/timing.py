@@ -41,7 +41,7 @@ class Timing:
 
     @property
     def rate(self) -> float:
-        """Units per second, by the median repetition."""
+        """Units per second of the median repetition."""
         return self.items / statistics.median(self.seconds)
 
     @property

@@ -7,8 +7,8 @@ sample once as view 1.
 
 A clip is the samples of one shard folder with equal `group` and `extras.sequence` in their metadata, ordered by
 `extras.frame`, such as CK+ built with --all-frames. A build spreads the frames of a clip over all shards, so view 2
-reads other shards than view 1, and shards must be local. The table of clips takes 32 bytes per sample and is read once,
-at the start, from the metadata of every sample.
+reads different shards from view 1, and shards must be local. The table of clips takes 32 bytes per sample and is read
+once, at the start, from the metadata of every sample.
 """
 
 # N samples with a clip, n samples of a micro-batch, S side of a view

@@ -1,6 +1,6 @@
 """Replace samples that cannot be read or decoded.
 
-The replacement is the next decodable sample of the same shard (after the last sample, the first). It gets the view
+The replacement is the next decodable sample of the same shard (after the last sample, the first). It receives the view
 parameters and the group of the corrupt sample, so that no image appears twice in the same view. The replacement depends
 only on the shards and the decoder, not on the process, the number of processes, or earlier samples. Decoders tolerate
 different errors: a run resumed with another backend may replace other samples.

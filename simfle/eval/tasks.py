@@ -108,7 +108,7 @@ def _of(
 
 
 def identify(source: str) -> BackboneIdentity:
-    """Identify a backbone source; for our exports, without reading the weights into memory.
+    """Identify a backbone source; for exported backbones, without reading the weights into memory.
 
     Raises:
         UserError: If the backbone is missing, corrupt or unknown.

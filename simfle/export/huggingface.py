@@ -57,7 +57,7 @@ def export_huggingface(run: Path, backbone: LoadedBackbone, folder: Path) -> Pat
     """
     card = backbone.card
     options: dict[str, Any] = {}
-    if timm.models.is_model_in_modules(card.name, TRANSFORMERS):  # our pooling: the mean of the patch tokens
+    if timm.models.is_model_in_modules(card.name, TRANSFORMERS):  # pool to the mean of the patch tokens
         options = {"img_size": card.size, "dynamic_img_size": True, "global_pool": "avg", "fc_norm": False}
     elif card.output_stride:
         options = {"output_stride": card.output_stride}

@@ -134,7 +134,7 @@ def gather(runs: list[RunRecord], results: Sequence[Path], shards: Sequence[str]
 
 
 def render(content: Content) -> str:
-    """Render the page. All text from files is escaped; charts are our own markup."""
+    """Render the page. All text from files is escaped; charts are trusted markup."""
     environment = Environment(
         loader=PackageLoader("simfle.report", "."),
         autoescape=True,

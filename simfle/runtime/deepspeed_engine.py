@@ -21,7 +21,7 @@ BUCKET = 50_000_000  # elements of a gradient bucket
 def init_deepspeed(
     model: nn.Module, optimizer: torch.optim.Optimizer, layout: BatchLayout, train: TrainConfig, optim: OptimConfig
 ) -> Any:
-    """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from our configuration alone."""
+    """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from the run's configuration alone."""
     import deepspeed
 
     # ZeRO flattens views, and a broadcast needs plain strides instead of channels_last.

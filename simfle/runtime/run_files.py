@@ -71,7 +71,7 @@ def _named(run: Path) -> list[Path]:
 
 
 def _is_copy(folder: Path) -> bool:
-    """Return whether a valid state.json has another step than the folder's name; a corrupt one may have any step."""
+    """Return whether a valid state.json does not have its folder's step. A corrupt file may have any step."""
     try:
         step = loads_object(read_bytes(folder / STATE)).get("step")
     except (OSError, ValueError):

@@ -21,7 +21,7 @@ QUIET = 120.0  # seconds without a heartbeat after which a run without a job cou
 HEARTBEATS = "heartbeats/rank-*.json"
 NEVER = -1.0  # modification time of a missing file
 LEVELS = 3  # depth of the search for runs
-GONE, UNREADABLE = "gone", "unreadable"  # states beside those of Slurm and of a run's own record
+GONE, UNREADABLE = "gone", "unreadable"  # states in addition to those of Slurm and of a run's record
 ALIVE = (
     "RUNNING",
     "COMPLETING",

@@ -256,7 +256,7 @@ def _srun_arguments(job: Path, cluster: ClusterConfig) -> list[str]:
 
 
 def _python(job: Path, cluster: ClusterConfig) -> str:
-    """Return the command before `-m`: this interpreter, or the one in the container."""
+    """Return the command before `-m`: this interpreter, or the interpreter in the container."""
     if not cluster.container:
         return shlex.quote(sys.executable)
     if not cluster.container.endswith(".sif"):

@@ -25,7 +25,7 @@ from simfle.train.checkpointing.checkpoint import complete_checkpoints
 from simfle.train.checkpointing.state_dict import trainable_parameters
 
 log = logging.getLogger(__name__)
-FAILED = -1.0  # answer of a process whose trial failed for another reason than memory
+FAILED = -1.0  # answer of a process whose trial failed for a reason other than memory
 MIN_MICRO_BATCH = 2  # minimum samples for BatchNorm
 SPARE = 0.92  # fraction of the free memory for a trial: the rest is for NCCL, cuDNN's workspaces and fragmentation
 BUCKETS = 8e8  # bytes of DeepSpeed's buckets (two of each of two types), which a trial does not allocate

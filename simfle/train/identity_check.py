@@ -18,7 +18,7 @@ def refuse_copies(run: Path) -> None:
     """Raise a UserError if a folder named like a checkpoint has the state of another step."""
     for folder in run_files.copied_checkpoints(run):
         raise UserError(
-            f"train.run_dir={run}: checkpoints/{folder.name} has the state of another step than its name says. "
+            f"train.run_dir={run}: checkpoints/{folder.name} has the state of a step other than its name says. "
             "Fix: move this copy out of checkpoints/, or rename it, for example to backup."
         )
 

@@ -45,7 +45,7 @@ def copied(story: Scenario) -> None:
     assert "resuming after step 4" in child.output
     assert {path.name for path in mine.parent.iterdir()} == {"step-10", "step-00000006", "step-00000008"}
     wrong = mine.rename(mine.with_name("step-00000099"))
-    story.stopped(story.start(), "checkpoints/step-00000099 has the state of another step than its name says")
+    story.stopped(story.start(), "checkpoints/step-00000099 has the state of a step other than its name says")
     assert len(list(wrong.iterdir())) == 4
     shutil.rmtree(wrong)
 
@@ -63,10 +63,10 @@ def withdrawn(story: Scenario) -> None:
         assert time.monotonic() < end, child.output
         time.sleep(0.01)
     remove_samples(story.faces, person="p00000", reason="test")
-    story.stopped(child, f"data.shards={story.faces}: its manifest.json lists other shards than when this run started")
+    story.stopped(child, f"data.shards={story.faces}: its manifest.json no longer lists the shards of this run's start")
     saved = int(re.search(r"stopped after step (\d+), which is saved", child.last_line)[1])
     assert (story.folder / "long" / "checkpoints" / f"step-{saved:08d}" / "COMPLETE").exists()
-    story.stopped(story.start(), "have other data than")
+    story.stopped(story.start(), "do not contain the data that")
     shutil.rmtree(story.faces)
     aside.rename(story.faces)
     child = story.start(

@@ -18,7 +18,7 @@ CONTAINERS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".parque
 
 
 class Url(str):
-    """A URL given in place of a path."""
+    """A URL that was given instead of a path."""
 
     __slots__ = ()
 

@@ -20,7 +20,7 @@ _MAX_PIXELS_PER_BYTE = 512  # pixels: a block of 8 x 8 takes at least one bit wi
 _HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
 _DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # shards hold upright images
 _LONGEST = 30  # maximum header bytes of the other formats
-# Start-of-frame markers of all coding processes; C4, C8 and CC between them are tables.
+# Start-of-frame markers of all coding processes; C4, C8 and CC in between are tables.
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment
 

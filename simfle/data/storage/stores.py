@@ -45,7 +45,7 @@ class ShardStore(Protocol):
         ...
 
     def check(self, shards: Sequence[ShardInfo]) -> None:
-        """Raise a UserError for a shard that is visibly missing."""
+        """Raise a UserError for a shard that is missing, has another size, or does not fit into the cache."""
         ...
 
     def open(self, shard: ShardInfo) -> IO[bytes]:

@@ -2,7 +2,7 @@
 
 A source is text, as in `backbones=[...]` of an evaluation:
 
-        RUN/export/online/backbone.safetensors   our export, with backbone.json beside it (or the folder with both)
+        RUN/export/online/backbone.safetensors   an export, with backbone.json beside it (or the folder with both)
     timm:resnet50                            timm's pretrained weights, from its cache or downloaded
         random:resnet50+seed=3                   a random initialization
         torchvision:resnet18@resnet18.pth        a state dict; any prefix, ImageNet normalization

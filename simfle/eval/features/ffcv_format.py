@@ -127,7 +127,7 @@ def _write(path: Path, split: Split, progress: Progress) -> None:
 
 
 def _store(destination: NDArray, content: NDArray[np.uint8], malloc: Callable[[int], tuple[int, NDArray]]) -> None:
-    """Store a JPEG [bytes] as is, in place of the `encode` of FFCV's image field."""
+    """Store a JPEG [bytes] unchanged, instead of the `encode` of FFCV's image field."""
     destination["mode"] = _JPEG_MODE
     destination["height"], destination["width"] = size(content) or (0, 0)
     destination["data_ptr"], place = malloc(content.nbytes)

@@ -1,4 +1,4 @@
-"""Read a .beton with FFCV's loader and our own crops instead of FFCV's random crops.
+"""Read a .beton with FFCV's loader, but with simfle's crops instead of FFCV's random crops.
 
 Importing this module needs FFCV; use `simfle.eval.features.ffcv_format.load_ffcv`.
 """

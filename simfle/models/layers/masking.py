@@ -5,7 +5,7 @@ only through rounding noise. `repaired` keeps the paper's equations and changes 
 equals a group of equal channels, at G/C of the cost) and a random start, so that groups can separate.
 """
 
-# B batch, C channels, G groups, K maps (C in the reference, G in ours), h x h feature map, S = h h, L patches, V seen
+# B batch, C channels, G groups, K maps (C in the reference, G here), h x h feature map, S = h h, L patches, V seen
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

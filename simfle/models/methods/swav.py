@@ -66,8 +66,8 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     top = _reduced(scores.max(), dist.ReduceOp.MAX)  # cancels out, but keeps exp() within range
     codes = ((scores - top) / epsilon).exp()  # [n, K]
     for _ in range(iterations):
-        codes = codes / _reduced(codes.sum(dim=0), dist.ReduceOp.SUM)  # each prototype: 1 over all samples
-        codes = codes / codes.sum(dim=1, keepdim=True)  # each sample: 1 over all prototypes
+        codes = codes / _reduced(codes.sum(dim=0), dist.ReduceOp.SUM)  # each prototype sums to 1 over all samples
+        codes = codes / codes.sum(dim=1, keepdim=True)  # each sample sums to 1 over all prototypes
     return codes
 
 

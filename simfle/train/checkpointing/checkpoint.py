@@ -155,7 +155,7 @@ def prune(run: Path, keep: int) -> None:
     """Delete all but the newest `keep` complete checkpoints, and the remains of interrupted writes. Keep symlinks."""
     for old in complete_checkpoints(run)[max(1, keep) :]:
         if not old.is_symlink():
-            (old / MARKER).unlink()  # the folder is no checkpoint any more, even if a crash leaves the rest
+            (old / MARKER).unlink()  # the folder is no longer a checkpoint, even if a crash leaves the rest
             shutil.rmtree(old)
     for left in [*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/.step-*.corrupt")]:
         if run_files.step_from_name(Path(left.stem[1:])) is not None:
@@ -213,7 +213,7 @@ def read(folder: Path) -> Checkpoint:
         for name in FILES:
             size, sha256 = marker[name]["bytes"], marker[name]["sha256"]
             if (folder / name).stat().st_size != size or hash_file(folder / name) != sha256:
-                raise UserError(f"checkpoint {folder.name}: {name} is corrupt (its hash differs from the one written)")
+                raise UserError(f"checkpoint {folder.name}: {name} is corrupt (its hash differs from the recorded one)")
         progress = loads_object(read_bytes(folder / FILES[2]))
         if progress.get("format") != FORMAT:
             raise UserError(

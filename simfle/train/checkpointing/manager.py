@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoint.Checkpoint | None:
-    """Fill the model from the newest checkpoint; all processes read the one that the main process found valid."""
+    """Fill the model from the newest checkpoint; all processes read the one that the main process validated."""
     newest = main_process_tries(world, lambda: checkpoint.read_newest(run))
     folder = main_process_value(newest.folder if newest is not None else None)
     if folder is None:
@@ -29,7 +29,7 @@ def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoin
     state_dict.load_model(model, newest.model, newest.folder.name)
     if newest.progress.corpus != data.digest():
         raise UserError(
-            f"data.shards: {', '.join(map(str, data.folders))} have other data than {run} was "
+            f"data.shards: {', '.join(map(str, data.folders))} do not contain the data that {run} was "
             "trained on. Fix: use the original shards (from any location), or another train.run_dir."
         )
     if world.is_main:  # after the checks, so that a run with other data or another model changes nothing
