@@ -1,8 +1,8 @@
 """Find duplicate images in a folder of shards, or between two folders (for example a benchmark's test split).
 
-Exact: identical decoded pixels. Near: perceptual hashes at most `distance` bits apart and correlated thumbnails. This
-finds re-encoded, resized, brightened and slightly cropped copies, and neighboring video frames. It does not find
-mirrored or rotated copies, or copies cropped by more than a few percent per side.
+Exact duplicates have identical decoded pixels. Near duplicates have perceptual hashes at most `distance` bits apart and
+correlated thumbnails. This finds re-encoded, resized, brightened and slightly cropped copies, and neighboring video
+frames. It does not find mirrored or rotated copies, or copies cropped by more than a few percent per side.
 """
 
 import tempfile

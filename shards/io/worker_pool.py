@@ -1,7 +1,7 @@
 """Map a function over items in several processes; a crash, a full disk or Ctrl-C stops all of them cleanly.
 
 Each process is connected by pipes only. Python's own pools share semaphores, which are files in /dev/shm and remain
-there if all processes are killed at once (a control group, a container out of memory). They also rerun the user's
+there if all processes are killed together (a control group, a container out of memory). They also rerun the user's
 script in each process, so that a script without `if __name__ == "__main__"` fails.
 """
 

@@ -204,7 +204,7 @@ class ShardCorpus:
             raise UserError(f"shards: {name} has no image inside the tar. Fix: build the shards again.")
         if table[:, 1].sum() > self.shards[shard][1].bytes:  # so a batch never takes more memory than its shards
             raise UserError(
-                f"shards: the index of {self.shard_location(shard)} lists more than its bytes. Fix: rebuild it."
+                f"shards: the index of {self.shard_location(shard)} lists more bytes than the tar has. Fix: rebuild it."
             )
         tar = self._tars(shard, self._open)
         for offset, size in table[[0, -1]].tolist():

@@ -180,7 +180,7 @@ def _leave_with_launcher() -> None:
 
 
 def _gpu(local_rank: int) -> int:
-    """Return the GPU of a process: by local rank, or the only one that the cluster makes visible."""
+    """Return the GPU of a process: by local rank, or the only GPU that the cluster makes visible."""
     seen = torch.cuda.device_count()
     if local_rank < seen:
         return local_rank

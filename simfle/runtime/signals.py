@@ -33,5 +33,5 @@ class StopSignal:
 
     def _raise(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C interrupts at once
+            raise KeyboardInterrupt  # a second Ctrl-C interrupts immediately
         self.signal = signal.Signals(number)

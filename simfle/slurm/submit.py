@@ -243,7 +243,7 @@ def _teardown(job: Path) -> list[str]:
 
 
 def _srun_arguments(job: Path, cluster: ClusterConfig) -> list[str]:
-    """Return srun's options: a killed task ends all tasks at once; idle tasks may exit early.
+    """Return srun's options: a killed task ends all tasks immediately; idle tasks may exit early.
 
     --export=ALL passes the script's variables even if jobs are submitted without an environment (SBATCH_EXPORT=NONE).
     """

@@ -69,7 +69,7 @@ class Trainer:
         return self.engine.step
 
     def close(self) -> None:
-        """Close files, threads and downloads."""
+        """Close files, and stop threads and downloads."""
         self.step_log.close()
         self.loader.close()
 

@@ -83,7 +83,7 @@ def _own(data: Any, name: Any) -> Any:
     found = data[name]
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
         raise ValueError(f"{name} is not in this file")
-    whole = max(found.nbytes, prod(found.chunks or ()) * found.dtype.itemsize)  # a chunk is decompressed whole
+    whole = max(found.nbytes, prod(found.chunks or ()) * found.dtype.itemsize)  # chunks are decompressed completely
     if whole > MOST:
         raise ValueError(f"{name} has {whole} bytes")
     if found.dtype.kind not in "fiu" and not h5py.check_ref_dtype(
