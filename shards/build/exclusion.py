@@ -1,4 +1,4 @@
-"""Keep images and people of other shards (a benchmark's test split) out of a build.
+"""Exclude images and people of other shards (such as a benchmark's test split) from a build.
 
 An image is excluded if it is an exact or near duplicate (shards.dedup.duplicates) of an image in those shards. A person
 is excluded if the shards contain a person of the same name. People are compared by group name, ignoring case, spaces

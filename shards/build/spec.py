@@ -13,7 +13,7 @@ from shards.io.atomic import resolve_output_dir
 from shards.rules import EntryRules
 
 BYTE_AFFECTING_PACKAGES = ("pillow", "simplejpeg")  # packages whose version can change the bytes
-RESIZE_PACKAGE = "opencv-python-headless"  # the same, for builds that resize or align
+RESIZE_PACKAGE = "opencv-python-headless"  # its version can change the bytes of builds that resize or align
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ pixels: hash of the decoded pixels; it finds bit-identical images and ignores fi
 hash: signs of the 64 lowest frequencies of the cosine transform of a 32 x 32 thumbnail (pHash, thresholded at 0, close
 to the median, so that no bit depends on another). Two copies differ in few bits. The difference hash separates faces
 poorly: at the same recall it matches 24 times as many strangers (measured on 5,539 photos).
-thumb: 16 x 16 gray values. Faces share low frequencies, aligned ones even more, so pairs with close hashes only match
-if their thumbnails correlate too (`thumbnail_correlation`): among those photos 7 of 226 pairs remain, all of them one
-photo or two frames of one scene; of copies with 2 % cropped edges, 91 instead of 93 of 100 are found.
+thumb: 16 x 16 gray values. Faces share low frequencies, and aligned faces share even more. Pairs with close hashes
+therefore match only if their thumbnails also correlate (`thumbnail_correlation`). Of 226 pairs among those photos, 7
+remain, all of the same photo or of two frames of one scene. Of 100 copies with 2 % cropped edges, 91 are found instead
+of 93.
 plain: whether the contrast is too low for an inexact comparison, in which all blank images would match.
 """
 

@@ -24,7 +24,7 @@ HEADER, SIZE_AT = 512, 124  # bytes of a tar member's header, and the position o
 
 
 class TarTooShortError(UserError):
-    """A tar ends before a member. truncated: the tar was long enough when it was opened."""
+    """Error: a tar ends before a member. truncated: whether the tar was long enough when it was opened."""
 
     def __init__(self, words: str, *, truncated: bool) -> None:
         super().__init__(words)

@@ -16,7 +16,7 @@ TINY = 1e-7
 def effective_rank(features: Tensor) -> Tensor:
     """Compute exp(entropy) of the covariance eigenvalues (Roy and Vetterli 2007): [n, C] -> scalar, 1 to min(n - 1, C).
 
-    The smaller of both Gram matrices is used, in float64.
+    The smaller of the two Gram matrices is used, in float64.
     """
     return _exp_entropy(_eigenvalues(features - features.mean(dim=0)))
 

@@ -194,7 +194,7 @@ def main() -> None:
     """Run the module as the batch script does."""
     import signal
 
-    for name in (signal.SIGTERM, signal.SIGUSR2):  # Slurm signals all processes of a job together; this process must survive
+    for name in (signal.SIGTERM, signal.SIGUSR2):  # Slurm signals all processes of a job; this one must survive
         signal.signal(name, signal.SIG_IGN)
     job, code = Path(sys.argv[1]), int(sys.argv[2])
     try:

@@ -33,7 +33,8 @@ ALIVE = (
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Status of a run. steps: total (0 = unknown); images_per_second, losses: of the last logged step, None before it.
+    """Status of a run. steps: total number (0 = unknown); images_per_second, losses: values of the last logged step, or
+    None if there is no such step.
 
     checkpoint_age: seconds since the newest checkpoint, None without one.
     """

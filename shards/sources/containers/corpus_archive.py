@@ -81,7 +81,7 @@ def digest_of(read: Path | bytes | LazyBytes) -> bytes:
 def find_corpus_files(root: Path, anchor: str, folder: str) -> CorpusFiles | None:
     """Find the folder, in the folder or zip `root`, that contains the file `anchor` and the folder `folder`.
 
-    It may be one level deeper, and a folder may contain the corpus as its only zip.
+    The folder may be one level deeper. If `root` is a folder, it may contain the corpus as its only zip.
 
     Raises:
         UserError: If the zip is corrupt.

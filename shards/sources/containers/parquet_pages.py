@@ -1,7 +1,7 @@
 """Limit the rows read at once from a Parquet file, using its page headers before any page is decompressed.
 
 A page can expand a thousandfold, and one long text in a dictionary can represent every row. The file's footer may be
-wrong; Arrow allocates memory by the page headers. Layout: PageHeader in parquet.thrift, in Thrift's compact protocol
+wrong; Arrow allocates memory according to the page headers. Layout: PageHeader in parquet.thrift, in Thrift's compact protocol
 (doc/specs/thrift-compact-protocol.md).
 """
 
@@ -26,7 +26,7 @@ _DEPTH = 16
 
 
 class CorruptParquetError(ValueError):
-    """Pages that cannot be read or take too much memory. The message gives the reason."""
+    """Error: pages cannot be read or take too much memory. The message gives the reason."""
 
 
 @dataclass

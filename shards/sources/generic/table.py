@@ -24,7 +24,7 @@ class Table:
 
     images: base folder of the paths; bytes_column: column of image files, binary in Parquet, base64 in text (the path
     is then only a name); box_columns: one column, or four joined by commas; box_format: left, top and width, height
-    (xywh) or right, bottom (xyxy), in pixels. The same path with another box is another face.
+    (xywh) or right, bottom (xyxy), in pixels. A path with different boxes stands for different faces.
     valence_column, arousal_column: numbers in [-1, 1]. A path with backslashes is read with slashes if that file
     exists.
     """

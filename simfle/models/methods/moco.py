@@ -23,7 +23,7 @@ class MoCo(Method):
 
     The paper shuffles samples among GPUs (section 3.3), so that BatchNorm does not reveal which key shares a batch with
     the query. Instead, each process shuffles its micro-batch and runs the key encoder on
-    `contrastive.shuffle_bn_splits` parts of it. This works on one GPU, needs no communication, and the order is a
+    `contrastive.shuffle_bn_splits` parts of it. This works on one GPU and needs no communication. The order is a
     function of the samples' random words.
     """
 
