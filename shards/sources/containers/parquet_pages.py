@@ -1,8 +1,8 @@
 """Limit the rows read at once from a Parquet file, using its page headers before any page is decompressed.
 
 A page can expand a thousandfold, and one long text in a dictionary can represent every row. The file's footer may be
-wrong; Arrow allocates memory according to the page headers. Layout: PageHeader in parquet.thrift, in Thrift's compact protocol
-(doc/specs/thrift-compact-protocol.md).
+wrong; Arrow allocates memory according to the page headers. Layout: PageHeader in parquet.thrift, in Thrift's compact
+protocol (doc/specs/thrift-compact-protocol.md).
 """
 
 from collections.abc import Collection, Iterator
