@@ -55,9 +55,9 @@ class ImageRejected(Exception):  # noqa: N818 - not an error but the result for 
 class EncodeOptions:
     """Options of the conversion to JPEG.
 
-    quality: of re-encoded JPEGs, 1 to 100; max_pixels: larger images are rejected before they fill the memory;
-    strip_metadata: remove metadata from JPEGs that are kept; crop: margin around the box as a fraction of its sides,
-    None for the whole image; shorter_side: maximum in pixels (0 = keep); align: detect faces.
+    quality: JPEG quality of re-encoded images, 1 to 100; max_pixels: larger images are rejected before they fill the
+    memory; strip_metadata: remove metadata from JPEGs that are kept; crop: margin around the box as a fraction of its
+    sides, None for the whole image; shorter_side: maximum in pixels (0 = keep); align: detect faces.
     """
 
     quality: int = 95
@@ -101,7 +101,7 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An RGB JPEG and its size in pixels; bytes_kept: its image data is the source's, byte for byte."""
+    """An RGB JPEG and its size in pixels; bytes_kept: whether its image data equals the source's, byte for byte."""
 
     jpeg: bytes
     width: int
@@ -270,7 +270,7 @@ def _damage(error: Exception) -> ImageRejected:
 
 
 def _eight_bit(image: Image.Image, white: int | None = None) -> NDArray[np.uint8]:
-    if image.mode.startswith("I"):  # 16 bits, which Pillow may open as 32
+    if image.mode.startswith("I"):  # an image of 16 bits, which Pillow may open as 32
         return bit_depth.eight_bit(np.asarray(image), white)
     if image.mode == "F":
         raise ImageRejected("unreadable", "floating-point pixels without a known range")

@@ -24,7 +24,7 @@ from shards.imaging.geometry import (
 
 @dataclass(frozen=True)
 class FaceSample:
-    """One sample. entry: with box and landmarks in pixels of `image`; extra: additional fields, plain JSON.
+    """One sample. entry: the entry, with box and landmarks in pixels of `image`; extra: additional fields, plain JSON.
 
     suffix: appended to the entry's key to give each of its faces a unique key.
     """

@@ -46,7 +46,7 @@ def parallel_map(
     processes: int,
     on_progress: Callable[[Any], None] | None = None,
 ) -> Iterator[Answer]:
-    """Yield `function` of each item, in order, computed by several processes (1 process or item: in this one).
+    """Yield `function` of each item, in order, computed by several processes, or by this one if 1 suffices.
 
     Processes are started fresh, and arguments and results are pickled.
 

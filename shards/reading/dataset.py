@@ -155,7 +155,7 @@ class ShardDataset(Sequence[Sample]):
 
 
 def split_names(splits: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return one or several split names as a tuple; empty means all splits."""
+    """Return one or several split names as a tuple; an empty tuple means all splits."""
     return (splits,) if isinstance(splits, str) else tuple(splits or ())
 
 

@@ -20,7 +20,7 @@ WARM_UP = 3  # steps that are not measured
 
 @dataclass(frozen=True)
 class ScalingResult:
-    """Images/s of `processes` processes: in one process group, and separate but concurrent, without communication."""
+    """Images/s of `processes` processes: in one process group, and as concurrent processes without communication."""
 
     processes: int
     together: float

@@ -176,7 +176,7 @@ class Loader:
         return self._replacer.pop_replacements(step)
 
     def is_decodable(self, number: int) -> bool:
-        """Return whether a sample that was found corrupt can be decoded now. Not while batches are made."""
+        """Return whether a sample found to be corrupt can be decoded now. Do not call this while batches are made."""
         return self._replacer.is_decodable(number, sample_view_params(self.source.seed, 0, [number], self.views))
 
     def close(self) -> None:

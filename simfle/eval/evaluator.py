@@ -309,7 +309,7 @@ def _device(config: EvalConfig) -> torch.device:
 def _use_deterministic_kernels(device: torch.device) -> None:
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # Their backward passes add in any order, and a warning is all that the line above does about it.
+        # The backward passes of these kernels add in any order; for them, the line above only prints a warning.
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)

@@ -103,8 +103,9 @@ class Times:
 class Estimate:
     """Complete plan, in seconds and bytes.
 
-    times, step, loading: of one step; efficiency: fraction of a step spent on arithmetic; utilization: fraction of the
-    device's peak; roofline: the minimum time of each part of a step; of_roofline: their sum as a fraction of the step.
+    times, step, loading: times of one step; efficiency: fraction of a step spent on arithmetic; utilization: fraction
+    of the device's peak; roofline: the minimum time of each part of a step; of_roofline: their sum as a fraction of the
+    step.
     """
 
     batch: BatchLayout

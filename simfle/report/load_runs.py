@@ -44,7 +44,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Run as read from its folder. name: of the folder; last: newest line of metrics; pictures: (step, PNG)."""
+    """Run as read from its folder. name: name of the folder; last: newest line of metrics; pictures: (step, PNG)."""
 
     folder: Path
     name: str

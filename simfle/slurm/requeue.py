@@ -35,7 +35,7 @@ class Decision:
 
 
 def decide(exits: list[TaskExit], expected: int, code: int, *, began: bool = True) -> Decision:
-    """Decide from the exit records of `expected` tasks and srun's exit code. began: at least one task has started.
+    """Decide from the exit records of `expected` tasks and srun's exit code. began: whether a task has started.
 
     A requested stop and an external failure (a killed process, a lost node, a hang) are requeued. A user error or a bug
     is not requeued, because it would recur.

@@ -26,7 +26,7 @@ from simfle.train.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class StepTime:
-    """Durations of a step in seconds: in total, and waiting for data."""
+    """Durations of a step in seconds: the total, and the wait for data."""
 
     seconds: float
     data_wait: float

@@ -16,7 +16,7 @@ from shards.io.bounded_tar import BoundedTar, OversizedHeaderError
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ENDINGS = (*TAR_ENDINGS, ".zip")
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-MAX_UNPACKED = 256 << 20  # maximum bytes of a compressed member: its compressed size can be a thousandth
+MAX_UNPACKED = 256 << 20  # maximum bytes of a compressed member, whose compressed size can be a thousandth
 TOO_LARGE = f"more than {MAX_UNPACKED >> 20} MiB in a compressed archive; unpack the archive first"
 
 

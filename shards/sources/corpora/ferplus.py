@@ -145,7 +145,7 @@ def majority(counts: tuple[int, ...]) -> str:
 
 
 class Vote(NamedTuple):
-    """One row of fer2013new.csv. counts: in the order of VOTES, None if corrupt."""
+    """One row of fer2013new.csv. counts: votes in the order of VOTES, None if corrupt."""
 
     usage: str
     name: str

@@ -23,7 +23,7 @@ DELIMITERS = (",", ";", "\t", "|")  # delimiters of a .csv; Excel writes the lis
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
 HEAD = 1000  # lines of JSON in which every column must occur
 MAX_TEXT = 128 << 20  # maximum characters of a row, which may contain a base64 image
-FEW, MANY = 64, 4096  # rows of Parquet in memory: with images, without
+FEW, MANY = 64, 4096  # rows of Parquet in memory, with and without images
 
 Row = tuple[str, tuple[Any, ...] | None]
 """Location ("line 3") and values in the order of the requested columns, or None if the row is corrupt."""

@@ -60,15 +60,17 @@ class Result:
 
     backbone: id (its folder below OUT), kind (online, target, random, or the card's), model (timm's name), sha256 (of
     the weights file, or of the tensors), file, card, calibrated (see `recalibrate_bn`).
-    benchmark: its name; protocol: with the fraction of labels if not all are used (finetune@0.01).
+    benchmark: its name; protocol: its name, with the fraction of labels if not all are used (finetune@0.01).
     kind: type of prediction; classes: names, () if there are none.
-    metric: the primary metric; metrics: on the test samples, by name, for the candidate selected on validation.
-    chosen: the selection on validation (one entry per fold) and its metric there. best_on_test: the best epoch or
-    candidate selected *on the test samples*: optimistic, only for comparison with published tables.
-    data: counts of the splits, chance, excluded classes, differences to the published counts and people shared by
+    metric: the primary metric; metrics: all metrics on the test samples, by name, of the candidate selected on
+    validation.
+    chosen: the selection on validation (one entry per fold) and its metric there.
+    best_on_test: the best epoch or candidate selected *on the test samples*: optimistic, only for comparison with
+    published tables.
+    data: counts of the splits, chance, excluded classes, differences from the published counts, and people shared by
     splits.
-    settings: of protocol and benchmark, size, data, decoders; identity: digest of all inputs that affect the numbers.
-    seconds: computing time.
+    settings: settings of protocol and benchmark, size, data and decoders.
+    identity: digest of all inputs that affect the numbers. seconds: computing time.
     """
 
     backbone: dict[str, Any]

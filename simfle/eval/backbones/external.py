@@ -62,7 +62,7 @@ HARMLESS: list[Any] = [
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """Parsed source. kind: a key of OPTIONS; name: timm's; file: None for timm and random."""
+    """Parsed source. kind: a key of OPTIONS; name: timm's name; file: None for timm and random."""
 
     kind: str
     name: str

@@ -54,7 +54,7 @@ class DecoderPool:
         return FFCV if beton else OPENCV
 
     def open_ffcv(self, source: SplitSource, side: int, batch: int, threads: int) -> "FfcvLoader":
-        """Open the beton of a source, compiled once per side and batch. Raises UserError if FFCV is not installed."""
+        """Open the beton of a source; compile its loader once per side and batch. Raises UserError without FFCV."""
         file = self._find(source)
         if file is None:
             raise ValueError(f"no beton of split {source.name!r}; call name() first")

@@ -231,7 +231,7 @@ class AsyncCheckpointWriter:
     """Write checkpoints in a background thread, one at a time; an error is raised by the next call.
 
     write_mbps: maximum MB/s (0 = no limit); the limit is lifted while a thread waits for the write.
-    seconds, cpu, bytes: of the last write. check: see `write`.
+    seconds, cpu, bytes: measures of the last write. check: see `write`.
     """
 
     def __init__(self, run: Path, keep: int, write_mbps: float = 0.0, check: Callable[[], None] = lambda: None) -> None:

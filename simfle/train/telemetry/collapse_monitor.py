@@ -2,7 +2,7 @@
 
 On every `train.log_every`-th step the methods keep the features of that step (`Method.note`). One all-gather brings at
 most SAMPLES of them to the main process, which computes the measures. Other steps cost nothing. The first step has the
-features of the initial weights: a random network of the same shape (with model.init: its weights), the baseline for
+features of the initial weights: a random network of the same shape (or the weights of model.init), the baseline for
 all later measures.
 """
 
