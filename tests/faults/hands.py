@@ -14,7 +14,8 @@ from shards.edit.remove import remove_samples
 
 
 @fault(
-    "config.yaml edited manually, and the same values given", f"{SAYS}the keys are named; {RESUMES} with its own values"
+    "config.yaml edited manually, and the same values passed",
+    f"{SAYS}the keys are named; {RESUMES} with its own values",
 )
 def edited(story: Scenario) -> None:
     file = story.run / "config.yaml"
@@ -37,7 +38,10 @@ def another_seed(story: Scenario) -> None:
     shutil.rmtree(copied)
 
 
-@fault("copies of a checkpoint: `step-10`, and under another step's name", "the first is ignored; the other: one line")
+@fault(
+    "copies of a checkpoint: `step-10`, and under another step's name",
+    "the first copy is ignored; the second causes a one-line error",
+)
 def copied(story: Scenario) -> None:
     mine = shutil.copytree(story.newest, story.run / "checkpoints/step-10")
     child = story.start("train.stop_after_step=8")
@@ -77,7 +81,7 @@ def withdrawn(story: Scenario) -> None:
 
 @fault(
     "the run's folder is deleted while training",
-    f"{SAYS}no further writes; {RESUMES} once it is restored",
+    f"{SAYS}no further writes; {RESUMES} after it is restored",
 )
 def deleted(story: Scenario) -> None:
     aside = shutil.copytree(story.run, story.folder / "aside")
@@ -92,8 +96,8 @@ def deleted(story: Scenario) -> None:
 
 
 @fault(
-    "the checkpoints of a run are gone: a link that leads nowhere, an empty folder (a disk that is not mounted)",
-    f"{SAYS}no start from scratch over an old run; {RESUMES} once they are back",
+    "the checkpoints of a run are missing: a broken link, an empty folder (a disk that is not mounted)",
+    f"{SAYS}the run does not start from scratch; {RESUMES} after they are restored",
 )
 def unmounted(story: Scenario) -> None:
     child = story.start("train.stop_after_step=6")
