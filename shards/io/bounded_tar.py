@@ -63,7 +63,7 @@ class BoundedTar(tarfile.TarFile):
     @classmethod
     def xzopen(cls, name: Any, mode: Any = "r", fileobj: Any = None, *_: Any, **options: Any) -> "BoundedTar":
         """Open an xz-compressed tar; called by `open`."""
-        packed = fileobj or open_regular(name, "rb")  # owned by the tar from here on
+        packed = fileobj or open_regular(name, "rb")  # from here on, the tar owns this file
         try:
             tar = cls.taropen(name, mode, io.BufferedReader(_Xz(packed), 1 << 16), **options)
         except (lzma.LZMAError, EOFError) as error:

@@ -322,7 +322,7 @@ def _lock_download(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes]
 def _create(path: Path) -> IO[bytes]:
     """Open a file for writing, creating it if needed and keeping its content. Raises OSError if it is a link.
 
-    A folder that several users can write to may contain a link with this name that leads to a file of the user's.
+    A folder that several users can write to may contain a link with this name to one of the user's files.
     """
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644), "r+b")
 

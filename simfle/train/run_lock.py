@@ -78,7 +78,7 @@ class RunLock:
         return f"train.run_dir={self.run}: {by} has taken over the run from {self.holder}, which exits without writing"
 
     def _is_later(self, line: str) -> bool:
-        """Return whether a line is of a later start of this job; no other process can request the folder."""
+        """Return whether a later start of this job wrote a line; no other process can request the folder."""
         if self.mine is None or not line.startswith(f"{REQUESTED}job {self.mine.job} start "):
             return False
         number = line.rpartition(" ")[2]

@@ -160,6 +160,6 @@ def _corrupt_error(file: Path, why: str) -> UserError:
 
 
 def _named(corpus: ShardCorpus, shards: list[int]) -> str:
-    """Return the first of some shards, and the number of further ones, as the subject of a sentence."""
+    """Return the first of some shards and the number of the others, as the subject of a sentence."""
     more = f" and {len(shards) - 1} more" if len(shards) > 1 else " or its index"
     return f"{corpus.shard_location(shards[0])}{more} {'are' if len(shards) > 1 else 'is'}"

@@ -57,7 +57,7 @@ COVERED_ELSEWHERE = (
     ),
     (
         "variables of another launcher in the environment: impossible ranks, sizes and ports",
-        "one line, exit code 1",
+        "a one-line error, exit code 1",
         "unit/simfle/api/test_local_launcher.py",
         "test_a_place_that_cannot_be_is_refused",
     ),
@@ -81,13 +81,13 @@ COVERED_ELSEWHERE = (
     ),
     (
         "Slurm: sbatch prints no job ID",
-        "one line, exit code 1",
+        "a one-line error, exit code 1",
         "unit/simfle/slurm/test_slurm_odd.py",
         "test_sbatch_that_names_no_job",
     ),
     (
         "Slurm: a job's folder is deleted while it runs",
-        "one line, exit code not 0; not requeued",
+        "a one-line error, exit code not 0; not requeued",
         "unit/simfle/slurm/test_slurm_odd.py",
         "test_the_end_of_a_job_whose_folder",
     ),
@@ -195,7 +195,7 @@ COVERED_ELSEWHERE = (
     ),
     (
         "bombs in lists, tables and packs",
-        "rejected or one line, within the memory below",
+        "rejected, or a one-line error, within the memory below",
         "unit/shards/sources/test_list_limits.py",
         "test_one_large_value",
     ),
@@ -247,19 +247,19 @@ COVERED_ELSEWHERE = (
     ),
     (
         "features truncated while an evaluation reads them",
-        "one line, exit code 1",
+        "a one-line error, exit code 1",
         "unit/simfle/eval/features/test_feature_cache.py",
         "test_features_cut_while",
     ),
     (
         "a tar truncated while a command reads it",
-        "one line, exit code 1",
+        "a one-line error, exit code 1",
         "unit/shards/io/test_atomic.py",
         "test_a_tar_cut_while",
     ),
     (
         "features that are not finite",
-        "one line, exit code 1",
+        "a one-line error, exit code 1",
         "unit/simfle/eval/features/test_feature_cache.py",
         "test_features_of_crops_that_are_not_finite",
     ),

@@ -75,7 +75,7 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
 
 
 def _own(data: Any, name: Any) -> Any:
-    """Return a dataset of this file; refuse links to other files, as in malicious files. Raises ValueError."""
+    """Return a dataset of this file; refuse links to other files, as in attacks. Raises ValueError."""
     import h5py
 
     if isinstance(name, str) and not isinstance(data.get(name, getlink=True), h5py.HardLink):
