@@ -182,4 +182,4 @@ def make_cache(data: DataConfig) -> Cache:
 
 def _check_size(path: Path, size: int, shard: ShardInfo) -> None:
     if size != shard.bytes:
-        raise UserError(f"shards: {path} has {size} bytes, not {shard.bytes}. Fix: build or copy it again.")
+        raise UserError(f"shards: {path} has {size} bytes, its manifest says {shard.bytes}. Fix: copy it again.")

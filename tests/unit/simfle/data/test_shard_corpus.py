@@ -137,7 +137,7 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
     tar = folder / "train-000001.tar"
     content = tar.read_bytes()
     tar.write_bytes(content[:-512])
-    with pytest.raises(UserError, match=r"train-000001\.tar has \d+ bytes, \d+ in its manifest"):
+    with pytest.raises(UserError, match=r"train-000001\.tar has \d+ bytes, its manifest says \d+"):
         ShardCorpus([folder])
     ShardCorpus([folder], ["test"])  # the corrupt shard is not chosen
     tar.unlink()

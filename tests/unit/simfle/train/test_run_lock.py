@@ -123,7 +123,7 @@ def test_a_lock_that_is_something_else_is_not_written_to(kind: str, tmp_path: Pa
         os.mkfifo(run / ".lock")
     else:
         (run / ".lock").mkdir()
-    told = r"^train\.run_dir=.*(Fix: delete .*/\.lock and rerun|Is a directory\. Fix: use another one)\.$"
+    told = r"^train\.run_dir=.*(Fix: delete .*/\.lock and rerun|Is a directory\. Fix: use another folder)\.$"
     with pytest.raises(UserError, match=told):
         lock_run_dir(run).__enter__()
     assert precious.read_text() == "mine\n"
