@@ -128,9 +128,9 @@ class Loader:
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Yield the `grad_accum_steps` micro-batches of each optimizer step from `start_step`, endlessly.
 
-        Batches are on the device. One thread prefetches `data.prefetch_batches` micro-batches. Its errors are raised
-        here; it ends when the iterator is closed or garbage-collected. Use one iterator at a time: iterators share the
-        backend.
+        Batches are on the device. One thread prefetches `data.prefetch_batches` micro-batches. The thread's errors are
+        raised here; the thread ends when the iterator is closed or garbage-collected. Use one iterator at a time:
+        iterators share the backend.
         """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(self.prefetch)
         stop = threading.Event()

@@ -48,7 +48,7 @@ class ViewParams:
     place: [n, 2] in [0, 1), position of the crop in the free space to its right and below; flip: [n];
     jitter: [n], whether factors [n, 4] (brightness, contrast, saturation; hue in turns) are applied, in the order
     `order` [n, 4] (of BRIGHTNESS ... HUE); grayscale: [n]; matrix M, mean_matrix A: [n, 3, 3], the combined transform;
-    sigma: [n], of the Gaussian blur, pixels.
+    sigma: [n], sigma of the Gaussian blur in pixels.
     """
 
     areas: Floats

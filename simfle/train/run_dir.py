@@ -69,7 +69,7 @@ def check_same_config(run: Path, config: PretrainConfig) -> None:
 def _refuse_shards(run: Path) -> None:
     if (run / MANIFEST).exists():
         raise UserError(
-            f"train.run_dir={run}: a shard folder ({MANIFEST}). Fix: use a new folder, or that of this run."
+            f"train.run_dir={run}: a shard folder ({MANIFEST}). Fix: use a new folder, or the folder of this run."
         )
 
 
