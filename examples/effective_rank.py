@@ -2,8 +2,8 @@
 
 python examples/effective_rank.py SHARDS runs/mine ... [random:runs/mine]
 
-The probes are fitted on training images, with their settings selected on a tenth of those; the validation split is
-measured once, and the test split is not read. random:RUN is a network of RUN's shape with its initial weights.
+The probes are fitted on training images, and their settings are selected on a tenth of these images. The validation
+split is measured once, and the test split is not read. random:RUN is RUN's network with its initial weights.
 """
 
 import sys

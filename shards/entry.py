@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# All reasons for rejecting an entry, with their meaning. A closed set: reports and tests rely on it.
+# All reasons for rejecting an entry, with their meaning. The set is closed, because reports and tests rely on it.
 REJECT_REASONS = {
     "missing": "listed, but the file does not exist",
     "outside": "listed with a path outside the image folder",
@@ -16,7 +16,7 @@ REJECT_REASONS = {
     "too_small": "a side of less than 16 pixels",
     "too_large": "more pixels than --max-pixels, a side of more than 65,500, or a file of more than 1 GiB",
     "too_many_scans": "a progressive JPEG of more than 100 scans, which would take minutes to decode",
-    "no_box": "cropping is requested, but the corpus gives no box",
+    "no_box": "cropping is requested, but the corpus has no box for this face",
     "bad_box": "a box without area or outside the image",
     "no_face": "no face detected, or none where the corpus expects it",
     "no_image": "a tar sample without an image member",
@@ -33,7 +33,7 @@ REJECT_REASONS = {
 }
 
 
-# Readers of image bytes by name. The names are part of a build's digest: modules may move, names stay.
+# Readers of image bytes by name. Names are part of a build's digest and must not change; modules may move.
 READERS = {
     "byte_range": "shards.sources.containers.byte_range:read_range",
     "zip_member": "shards.sources.containers.zips:read_zipped",
@@ -50,7 +50,7 @@ class LazyBytes:
     file: input file, passed as the first argument. Like an entry's path, it does not determine the shards.
 
     Raises:
-        ValueError: when called, for a reader that is not in `READERS`.
+        ValueError: If the reader is not in `READERS`; raised when called.
     """
 
     reader: str

@@ -5,7 +5,7 @@ from shards.redact import redact_secrets
 
 
 class UserError(Exception):
-    """Problem that the user can fix: an input, a file, a configuration. The message names problem, place and fix.
+    """Error that the user can fix: an input, a file, a configuration. The message names problem, place and fix.
 
     The text contains no URL secrets and no control characters, no matter which code prints or records it.
     """

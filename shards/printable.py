@@ -12,5 +12,5 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Escape like `printable`, and line feeds too, so that a name cannot imitate one of our messages."""
+    """Escape like `printable`, and line feeds too, so that a name cannot imitate a message of the program."""
     return printable(text.replace("\n", "\\n"))

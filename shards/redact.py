@@ -43,7 +43,7 @@ def redact_secrets(value: Any) -> Any:
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if not isinstance(value, str) or "://" not in value:
         return value
-    if ALONE.fullmatch(value):  # only a URL: a comma is part of it
+    if ALONE.fullmatch(value):  # the value is only a URL, so a comma is part of it
         return redact_url(value)
     return URL.sub(_in_text, value)
 

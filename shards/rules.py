@@ -35,11 +35,11 @@ class EntryRules:
     split_seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises UserError for an invalid pattern, fraction or list of labels."""
+        """Raise UserError for an invalid pattern, fraction or list of labels."""
         check_pattern(self.group_pattern)
         for name, value in (("--val-fraction", self.val_fraction), ("--test-fraction", self.test_fraction)):
             if not 0 <= value < 1:
-                raise UserError(f"{name}={value:g}: must be in [0, 1). Fix: give 0.2 for a fifth of the groups.")
+                raise UserError(f"{name}={value:g}: must be in [0, 1). Fix: pass 0.2 for a fifth of the groups.")
         if self.val_fraction + self.test_fraction >= 1:
             raise UserError("--val-fraction, --test-fraction: no group is left to train on. Fix: keep the sum below 1.")
         if len({normalize_label(name) for name in self.labels}) != len(self.labels):
@@ -100,7 +100,7 @@ def normalize_unicode(name: str) -> str:
 
 @lru_cache(FEW)
 def normalize_label(label: str | None) -> str | None:
-    """Return a label in NFC, stripped and casefolded; None if nothing is left."""
+    """Return a label in NFC, stripped and casefolded, or None if nothing is left."""
     # A folder name may not be valid UTF-8, but a label must be encodable.
     text = (label or "").encode("utf-8", "backslashreplace").decode()
     return normalize_unicode(text).strip().casefold() or None

@@ -47,15 +47,15 @@ _SHARDS = Path(__file__).resolve().parents[1] / "shards" / "__init__.py"
 
 
 def _own_shards() -> None:
-    """Import our package `shards`, also if a folder shards/ in the working folder precedes it on Python's path.
+    """Import the package `shards`, also if a folder shards/ in the working folder precedes it on Python's path.
 
     Such a folder without an __init__.py is a namespace package to Python.
 
     Raises:
-        ImportError: another module of this name is imported or installed first.
+        ImportError: If another module of this name is imported or installed first.
     """
     found = sys.modules["shards"].__spec__ if "shards" in sys.modules else find_spec("shards")
-    place = found.origin if found else None  # None of a namespace package
+    place = found.origin if found else None  # None for a namespace package
     if place is not None and Path(place).resolve() == _SHARDS:
         return
     own = spec_from_file_location("shards", _SHARDS, submodule_search_locations=[str(_SHARDS.parent)])
@@ -69,7 +69,7 @@ _own_shards()
 
 
 def __getattr__(name: str) -> Any:
-    """Import everything but the version on first use (PEP 562): `import simfle` takes milliseconds."""
+    """Import everything except the version on first use (PEP 562), so that `import simfle` takes milliseconds."""
     if name == "shards":
         return import_module("shards")
     if name in _PLACES:

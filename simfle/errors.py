@@ -16,7 +16,7 @@ class CollectiveError(UserError):
 class RunStopped(Exception):  # noqa: N818 - not an error: the run stopped as requested
     """Notice that the run was asked to stop and has saved a checkpoint. It resumes at the next sample.
 
-    by_signal: whether a signal requested the stop, not train.stop_after_step.
+    by_signal: whether a signal, and not train.stop_after_step, requested the stop.
     """
 
     def __init__(self, words: str, *, by_signal: bool) -> None:

@@ -17,9 +17,9 @@ TOKENS = ("cls_token", "mask_token", "pos_embed")
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], config: OptimConfig
 ) -> list[nn.Parameter] | list[dict[str, Any]]:
-    """Split parameters into groups with a weight decay and a learning-rate factor `rate` each.
+    """Split parameters into groups, each with a weight decay and a learning-rate factor `rate`.
 
-    Returns the bare parameters if all share both, which is the default.
+    Returns the parameters without groups if all have the same values, which is the default.
     """
     named = list(named)
     if config.decay_norms and config.predictor_lr_scale == 1:
@@ -33,7 +33,7 @@ def parameter_groups(
 
 
 def is_weight(name: str, parameter: nn.Parameter) -> bool:
-    """Return whether a parameter is a weight of a layer: no bias, no scale of a norm, no token."""
+    """Return whether a parameter is a weight of a layer, and not a bias, a scale of a norm or a token."""
     return parameter.ndim > 1 and name.rpartition(".")[2] not in TOKENS
 
 
@@ -63,9 +63,9 @@ def set_lr(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 class LARS(torch.optim.Optimizer):
-    """Optimizer LARS, layer-wise adaptive rates (You, Gitman, Ginsburg 2017, arXiv 1708.03888, algorithm 1).
+    """LARS: layer-wise adaptive rate scaling (You, Gitman, Ginsburg 2017, arXiv 1708.03888, algorithm 1).
 
-    Vectors (biases, norms) use the plain rate, as in BYOL and SimCLR. Needs whole layers: ZeRO stage 0 only.
+    Vectors (biases, norms) use the plain rate, as in BYOL and SimCLR. LARS needs whole layers: ZeRO stage 0 only.
     """
 
     def __init__(self, parameters: Iterable[Any], momentum: float, weight_decay: float, trust: float) -> None:
@@ -96,7 +96,7 @@ class LARS(torch.optim.Optimizer):
 def lr_at_step(step: int, total_steps: int, global_batch: int, config: OptimConfig) -> float:
     """Return the learning rate of step `step`, counted from 0: linear warm-up, then half a cosine to 0.
 
-    Scaled linearly with the global batch (Goyal et al. 2017): lr * global_batch / 256.
+    The rate is scaled linearly with the global batch (Goyal et al. 2017): lr * global_batch / 256.
 
     Args:
         step: optimizer step, from 0.

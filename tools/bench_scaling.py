@@ -1,4 +1,4 @@
-"""Measure weak scaling over processes. See --help."""
+"""Measure weak scaling over processes; see simfle/commands/bench/scaling.py."""
 
 from simfle.commands.bench.scaling import main
 

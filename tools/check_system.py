@@ -1,4 +1,4 @@
-"""Check the machine before installation. Uses only the standard library, because there is no venv yet."""
+"""Check the machine before installation, with the standard library only, because there is no venv yet."""
 
 import importlib.util
 import shutil
@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Measured in a fresh environment: torch, CUDA libraries and DALI take 7.9 GB unpacked, with pip's temporary copies
-# up to 10.9 GB. The copies may be on another disk (TMPDIR), so only the first value is required.
+# Measured in a fresh environment: torch, CUDA libraries and DALI take 7.9 GB unpacked, and up to 10.9 GB with pip's
+# temporary copies. The copies may be on another disk (TMPDIR), so only the first value is required.
 KEPT_GB = 8
 HEIGHT_GB = 11
 
@@ -25,10 +25,10 @@ def lacks() -> list[str]:
 
 
 def too_little(free_gb: float) -> str | None:
-    """Return why a fresh installation does not fit into the free space; None if it fits."""
+    """Return why a new installation does not fit into the free space, or None if it fits."""
     if free_gb >= KEPT_GB:
         return None
-    return f"{free_gb:.1f} GB free on this disk, the packages take {KEPT_GB} GB. Fix: free disk space"
+    return f"{free_gb:.1f} GB free on this disk, but the packages take {KEPT_GB} GB. Fix: free disk space"
 
 
 def may_not_do(free_gb: float) -> str | None:
@@ -36,7 +36,7 @@ def may_not_do(free_gb: float) -> str | None:
     if not KEPT_GB <= free_gb < HEIGHT_GB:
         return None
     return (
-        f"{free_gb:.1f} GB free on this disk, installation takes up to {HEIGHT_GB} GB, {KEPT_GB} afterwards. "
+        f"{free_gb:.1f} GB free on this disk, but installation takes up to {HEIGHT_GB} GB ({KEPT_GB} afterwards). "
         "Fix, if it fails: free disk space or set TMPDIR to another disk"
     )
 

@@ -32,7 +32,7 @@ from shards.io.unicode_paths import exists
 from shards.io.worker_pool import parallel_map, report_progress
 
 MAX_NAMED = 10  # maximum number of labels in a note
-FEWEST_MISSING = 3  # number of missing files that a list may always have
+FEWEST_MISSING = 3  # number of missing files that is always tolerated
 
 
 ProgressCallback = Callable[[str, int, int], None]  # stage, done, total
@@ -41,7 +41,7 @@ LabelCounts = Counter[tuple[str, str]]  # (split, label) -> samples; label "" fo
 
 @dataclass
 class BuildReport:
-    """Result of a build. notes: information for the user."""
+    """Result of a build. `notes` contains information for the user."""
 
     manifest: Manifest
     written: LabelCounts = field(default_factory=Counter)
@@ -67,14 +67,14 @@ def build(
             published.
 
     Raises:
-        UserError: the output exists or belongs to another build, nothing to write, a full disk, a dead worker. Finished
-        work remains in OUT.partial if the build can resume; otherwise nothing remains.
+        UserError: If the output exists or belongs to another build, there is nothing to write, the disk is full, or a
+            worker died. Finished work remains in OUT.partial if the build can resume; otherwise nothing remains.
     """
     out = request.out
     request.encode.check()
     entries = map_numbered_labels(entries, request.rules.labels)
     if request.shard_samples < 1:
-        raise UserError(f"--shard-samples={request.shard_samples}: too small. Fix: give at least 1.")
+        raise UserError(f"--shard-samples={request.shard_samples}: too small. Fix: pass at least 1.")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         return _check_existing(request, entries)
     request.digest_options()  # reports missing packages before anything is created
@@ -135,7 +135,7 @@ def _clean_up(partial: Path, made: list[Path]) -> None:
 
 @contextmanager
 def _lock(partial: Path) -> Iterator[None]:
-    """Allow one build at a time; the lock is released with the process."""
+    """Allow one build at a time; the lock is released when the process ends."""
     refuse_foreign_files(partial, build=True)
     try:
         (partial / "work").mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def _plan(request: BuildSpec, entries: Iterable[Entry | Rejected], progress: Pro
         if json.loads(read_bytes(request.plan_marker))["digest"] != digest:
             raise UserError(
                 f"{request.staging_dir} holds an unfinished build of other images or options. "
-                "Fix: resume with the same ones, or delete that folder."
+                "Fix: rerun with the same images and options, or delete that folder."
             )
         return BuildPlan(base)
     digest = make_plan(base, counted, request.rules, request.digest_options(), request.shard_samples)
@@ -183,11 +183,9 @@ def _check_plan(request: BuildSpec, plan: BuildPlan) -> None:
     splits = {shard.split for shard in plan.shards()}
     for split, fraction in (("val", request.rules.val_fraction), ("test", request.rules.test_fraction)):
         if fraction and split not in splits:
-            raise UserError(
-                f"no group is in split {split}. Fix: give a larger --{split}-fraction or another --split-seed."
-            )
+            raise UserError(f"no group is in split {split}. Fix: increase --{split}-fraction or change --split-seed.")
     if "train" not in splits and (request.rules.val_fraction or request.rules.test_fraction):
-        raise UserError("no group is in split train. Fix: give smaller fractions or another --split-seed.")
+        raise UserError("no group is in split train. Fix: lower the fractions or change --split-seed.")
 
 
 def _check_files(request: BuildSpec, plan: BuildPlan) -> None:
@@ -202,7 +200,7 @@ def _check_files(request: BuildSpec, plan: BuildPlan) -> None:
     if len(missing) >= FEWEST_MISSING and len(missing) > request.max_missing * total:
         raise UserError(
             f"{len(missing)} of {total} listed images are missing, for example {', '.join(map(repr, missing[:3]))}. "
-            "Fix: give the base folder of the paths with --images, or add --max-missing 1 to build without them."
+            "Fix: pass the base folder of the paths with --images, or add --max-missing 1 to build without them."
         )
 
 
@@ -249,7 +247,7 @@ def _results(partial: Path, shards: Iterable[ShardSpec]) -> Iterator[ShardResult
 
 
 def _manifest(request: BuildSpec, plan: BuildPlan, shards: list[ShardSpec], labels: tuple[str, ...]) -> Manifest:
-    """Return the manifest of the written shards; write rejected.jsonl on the way."""
+    """Write rejected.jsonl and return the manifest of the written shards."""
     folder = request.staging_dir / "shards"
     counts: Counter[str] = Counter()
     one: Rejected | None = None  # an example for the error message
@@ -305,12 +303,12 @@ def _notes(request: BuildSpec, plan: BuildPlan, report: BuildReport) -> Iterator
         )
     drawn = request.rules.val_fraction or request.rules.test_fraction
     if drawn and plan.ungrouped_count() == plan.planned():
-        yield "people are unknown, so splits may share them. Fix: add --group-pattern to find the person in a path"
+        yield "people are unknown, so a person may be in several splits. Fix: find people in paths with --group-pattern"
     if request.rules.group_pattern and plan.ungrouped_count():
         yield f"{plan.ungrouped_count()} entries do not match --group-pattern; each is a separate group"
     if people := manifest.rejected.get("excluded_person"):
         yield (
-            f"{people} images excluded because people of the same name are in the shards of --exclude; if such names "
+            f"{people} images were excluded because --exclude has people of the same name; if such names "
             "belong to different people (for example numbers of two corpora), use --exclude-images-only"
         )
     for split in manifest.splits:
@@ -321,7 +319,7 @@ def _notes(request: BuildSpec, plan: BuildPlan, report: BuildReport) -> Iterator
 
 
 def _nothing_to_write(reasons: dict[str, int], one: Rejected | None) -> str:
-    """Return the message for a build whose entries are all rejected, with one example: no rejected.jsonl remains."""
+    """Return the message for a build whose entries are all rejected, with one example, as no rejected.jsonl remains."""
     example = f"; for example {one.source}: {one.reason}, {one.detail or REJECT_REASONS[one.reason]}" if one else ""
     return f"nothing to write: every entry was rejected ({_counts(reasons)}){example}"
 

@@ -1,4 +1,4 @@
-"""Keep images and people of other shards (a benchmark's test split) out of a build.
+"""Exclude images and people of other shards (such as a benchmark's test split) from a build.
 
 An image is excluded if it is an exact or near duplicate (shards.dedup.duplicates) of an image in those shards. A person
 is excluded if the shards contain a person of the same name. People are compared by group name, ignoring case, spaces
@@ -72,7 +72,7 @@ class ExclusionOptions:
 def parse_excluded(text: str) -> ExcludedShards:
     """Parse `FOLDER` or `FOLDER:SPLIT`. Raises UserError for a URL and if there are no such shards."""
     if is_url(text):
-        raise UserError(f"--exclude={redact_url(text)}: is a URL. Fix: copy the shards here and give their folder.")
+        raise UserError(f"--exclude={redact_url(text)}: is a URL. Fix: pass a local copy of the shards.")
     folder, colon, split = text.rpartition(":")
     if not colon or (Path(text) / NAME).is_file():  # a folder name can contain a colon
         folder, split = text, ""

@@ -33,7 +33,7 @@ def map_numbered_labels(entries: Iterable[Entry | Rejected], names: tuple[str, .
     """Replace numeric labels by `names` if no name is a number and all labels are; else keep the entries.
 
     Raises:
-        UserError: it is ambiguous whether the numbers start at 0 or 1.
+        UserError: If it is ambiguous whether the numbers start at 0 or 1.
     """
     if not names or any(NUMBER.fullmatch(name) for name in names):
         return entries

@@ -24,7 +24,7 @@ from shards.io.atomic import open_regular, read_bytes, write_atomic
 from shards.io.hashing import short_hash
 from shards.io.unicode_paths import find_spelling
 
-# Errors of open() that are the file's fault. Any other error is the machine's and must not reject an image.
+# Errors of open() that the file causes. Any other error is caused by the machine and must not reject an image.
 MISSING = (errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 UNREADABLE = (errno.EACCES, errno.EPERM, errno.EISDIR, errno.EINVAL)
 REPORT_EVERY = 32  # entries between two progress updates
@@ -44,7 +44,7 @@ class ShardJob:
     excluded: Path | None = None
 
     def detect(self) -> Detector | None:
-        """Return the face detector; None if the build does not align faces."""
+        """Return the face detector, or None if the build does not align faces."""
         return build_detector(self.face_model) if self.face_model else None
 
 
@@ -75,7 +75,7 @@ def write_shard(job: ShardJob, shard: ShardSpec, advance: Callable[[int], None])
     `advance` receives the number of entries done since its last call.
 
     Raises:
-        UserError: a failure that no image causes, such as a full disk or a failed device.
+        UserError: If a failure occurs that no image causes, such as a full disk or a failed device.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns about corrupt files; the result records them
@@ -151,8 +151,8 @@ def read_entry_bytes(entry: Entry) -> bytes:
     """Read the bytes of an entry.
 
     Raises:
-        ImageRejected: the file is missing, unreadable or too large.
-        OSError: a disk or network fails.
+        ImageRejected: If the file is missing, unreadable or too large.
+        OSError: If a disk or network fails.
     """
     if isinstance(entry.read, bytes):
         return entry.read

@@ -13,7 +13,7 @@ from shards.io.atomic import resolve_output_dir
 from shards.rules import EntryRules
 
 BYTE_AFFECTING_PACKAGES = ("pillow", "simplejpeg")  # packages whose version can change the bytes
-RESIZE_PACKAGE = "opencv-python-headless"  # the same, for builds that resize or align
+RESIZE_PACKAGE = "opencv-python-headless"  # its version can change the bytes of builds that resize or align
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class BuildSpec:
 
     @property
     def model(self) -> Path | None:
-        """Model of the face detector, None without encode.align. Raises UserError if the file is missing."""
+        """Model of the face detector, or None without encode.align. Raises UserError if the file is missing."""
         return find_model(self.face_model) if self.encode.align else None
 
     def digest_options(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def write_hashes(work: Path, shard: str, hashes: bytes) -> None:
 
 
 def copies_across_splits(work: Path, shards: Iterable[tuple[str, str]]) -> int:
-    """Count images of a split that also occur in an earlier split. shards: split and name of each shard."""
+    """Count images of a split that also occur in an earlier split. `shards` are split and name of each shard."""
     by_split: dict[str, list[NDArray[np.uint64]]] = {}
     for split, name in shards:
         file = work / f"{name}{ENDING}"

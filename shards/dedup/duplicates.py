@@ -1,8 +1,8 @@
 """Find duplicate images in a folder of shards, or between two folders (for example a benchmark's test split).
 
-Exact: identical decoded pixels. Near: perceptual hashes at most `distance` bits apart and correlated thumbnails. This
-finds re-encoded, resized, brightened and slightly cropped copies, and neighboring video frames. It does not find
-mirrored or rotated copies, or copies cropped by more than a few percent per side.
+Exact duplicates have identical decoded pixels. Near duplicates have perceptual hashes at most `distance` bits apart and
+correlated thumbnails. This finds re-encoded, resized, brightened and slightly cropped copies, and neighboring video
+frames. It does not find mirrored or rotated copies, or copies cropped by more than a few percent per side.
 """
 
 import tempfile
@@ -55,7 +55,7 @@ class HashIndex:
         pixels = np.asarray(prints["pixels"])
         self._order = np.argsort(pixels, kind="stable")
         self._pixels = pixels[self._order]
-        # Only the first of identical images is searched: a placeholder repeated a million times costs one.
+        # Of identical images, only the first is searched: a placeholder repeated a million times costs one search.
         first = np.ones(len(pixels), bool)
         first[1:] = self._pixels[1:] != self._pixels[:-1]
         firsts = np.sort(self._order[first])
@@ -63,7 +63,7 @@ class HashIndex:
         self._search = HammingIndex(np.asarray(prints["hash"])[self._comparable], distance, at_once)
 
     def first(self, pixels: NDArray[np.uint64]) -> Ints:
-        """Return the first image with identical pixels, -1 if there is none."""
+        """Return the first image with identical pixels, or -1 if there is none."""
         place = np.searchsorted(self._pixels, pixels)
         place[place == len(self._pixels)] = 0
         found = self._pixels[place] == pixels if len(self._pixels) else np.zeros(len(pixels), bool)
@@ -122,7 +122,7 @@ def check_distance(distance: int) -> None:
     """Raise UserError if the distance is out of range."""
     if not 0 <= distance <= MAX_NEAR:
         raise UserError(
-            f"--distance={distance}: out of range. Fix: give 0 (equal hashes only) to {MAX_NEAR}; {NEAR} is usual."
+            f"--distance={distance}: out of range. Fix: pass 0 (equal hashes) to {MAX_NEAR}; the default is {NEAR}."
         )
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Words = NDArray[np.uint64]
 Ints = NDArray[np.int64]
 
-PIECE = 1 << 20  # candidates per step: bounds the memory besides the words
+PIECE = 1 << 20  # candidates per step; limits the memory needed in addition to the words
 PROBE_COST = 4.0  # cost of one bucket lookup, in candidates
 CALL_COST = 5000.0  # cost per band and call, in candidates: matters for single queries
 WIDEST = 22  # bits of a band; its bucket table has 2^bits entries

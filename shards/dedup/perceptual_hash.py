@@ -1,13 +1,14 @@
 """Perceptual hashes of images: find the same image again in any file format.
 
-pixels: hash of the decoded pixels: finds bit-identical images, ignoring file metadata.
+pixels: hash of the decoded pixels; it finds bit-identical images and ignores file metadata.
 hash: signs of the 64 lowest frequencies of the cosine transform of a 32 x 32 thumbnail (pHash, thresholded at 0, close
 to the median, so that no bit depends on another). Two copies differ in few bits. The difference hash separates faces
 poorly: at the same recall it matches 24 times as many strangers (measured on 5,539 photos).
-thumb: 16 x 16 gray values. Faces share low frequencies, aligned ones even more, so pairs with close hashes only match
-if their thumbnails correlate too (`thumbnail_correlation`): among those photos 7 of 226 pairs remain, all of them one
-photo or two frames of one scene; of copies with 2 % cropped edges, 91 instead of 93 of 100 are found.
-plain: too little contrast for an inexact comparison: all blank images would match.
+thumb: 16 x 16 gray values. Faces share low frequencies, and aligned faces share even more. Pairs with close hashes
+therefore match only if their thumbnails also correlate (`thumbnail_correlation`). Of 226 pairs among those photos, 7
+remain, all of the same photo or of two frames of one scene. Of 100 copies with 2 % cropped edges, 91 are found instead
+of 93.
+plain: whether the contrast is too low for an inexact comparison, in which all blank images would match.
 """
 
 import hashlib
@@ -29,13 +30,13 @@ from shards.imaging.codec import JPEG_START, ImageRejected, check_cost, decode_r
 from shards.io.atomic import allocate
 from shards.io.worker_pool import parallel_map
 
-VERSION = 1  # of the fingerprint format
+VERSION = 1  # version of the fingerprint format
 BITS = 64
-SIDE = 32  # of the transformed thumbnail, pixels
+SIDE = 32  # side of the transformed thumbnail in pixels
 THUMB = 16
 PLAIN = 3.0  # minimum standard deviation in gray levels for a comparison
 HASH_DTYPE = np.dtype([("pixels", "<u8"), ("hash", "<u8"), ("plain", "?"), ("thumb", "u1", (THUMB, THUMB))])
-MAX_NEAR = 16  # maximum distance in bits; beyond it, strangers far outnumber copies
+MAX_NEAR = 16  # maximum distance in bits; at larger distances, strangers far outnumber copies
 NEAR = 8  # default distance in bits
 ALIKE = 0.94  # minimum correlation of the thumbnails of one image
 
@@ -119,7 +120,7 @@ def perceptual_hash_shards(
     `progress` receives the number of images done.
 
     Raises:
-        UserError: the disk is full; a shard is missing or corrupt.
+        UserError: If the disk is full, or a shard is missing or corrupt.
     """
     check_sizes(folder, shards)
     total = sum(info.samples for info in shards)

@@ -49,7 +49,8 @@ def merge(
     concatenated.
 
     Raises:
-        UserError: fewer than two folders, common keys, the output exists, a disk error.
+        UserError: If there are fewer than two folders, folders have a key in common, the output exists, or the disk
+            fails.
     """
     _check_request(folders, on_collision, shard_samples)
     manifests = [read_manifest(folder) for folder in folders]
@@ -78,7 +79,7 @@ def _check_request(folders: Sequence[Path], on_collision: str, shard_samples: in
     if on_collision not in (REFUSE, SUFFIX) or shard_samples < 1:
         raise UserError(
             f"--on-collision={on_collision}, --shard-samples={shard_samples}: out of range. "
-            f"Fix: give {REFUSE} or {SUFFIX}, and at least 1."
+            f"Fix: pass --on-collision {REFUSE} or {SUFFIX}, and at least 1 for --shard-samples."
         )
 
 
@@ -92,7 +93,7 @@ def _refuse_collisions(
     one = _colliding_keys(folders[number], manifests[number], taken[number])
     raise UserError(
         f"{sum(map(len, taken))} keys are in more than one folder, for example {one!r} in {folders[number]}. "
-        "Fix: add --on-collision suffix to rename the later ones."
+        "Fix: add --on-collision suffix to rename the later samples."
     )
 
 

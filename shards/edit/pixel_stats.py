@@ -27,11 +27,11 @@ def pixel_stats(shards: ShardDataset, max_images: int = MAX_IMAGES) -> PixelStat
     costs precision.
 
     Raises:
-        UserError: there are no images, or one is corrupt.
+        UserError: If there are no images, or one is corrupt.
     """
     count = min(len(shards), max_images)
     if count < 1:
-        raise UserError(f"shards={shards.folder}: contains no images. Fix: give a folder with samples.")
+        raise UserError(f"shards={shards.folder}: contains no images. Fix: pass a folder with samples.")
     sums = np.zeros((2, 3))  # [mean, mean square; channel]
     for number in range(count):
         sums += moments(shards[number * len(shards) // count].image)

@@ -84,8 +84,8 @@ def remove_samples(
         reason: text for the removal log.
 
     Raises:
-        UserError: keys or a person that the shards neither contain nor contained (nothing is changed then), no sample
-            would be left, another process is writing, a disk error.
+        UserError: If the shards neither contain nor contained a key or the person (nothing is changed then), no sample
+            would be left, another process is writing, or the disk fails.
     """
     read_manifest(folder)
     with lock_dir(folder):
@@ -94,7 +94,7 @@ def remove_samples(
         _refuse_links(folder, manifest)
         wanted = set(keys)
         found = _find(folder, manifest, wanted, person)
-        # A person found only in rejects must match the group pattern: a word of a file name may mean anybody.
+        # A person found only in rejects must match the group pattern, because a word may be part of any file name.
         rejected = _count_named(folder, rejects_naming(manifest, (), person, words=False))
         done.already = _check(folder, found, wanted, person, rejected)
         done.anonymized_rejects = _count_named(folder, rejects_naming(manifest, found.sources, person))
@@ -155,7 +155,7 @@ def _read_plan(path: Path) -> dict[str, list[str]]:
 
 
 def _move(folder: Path, staging: Path, plan: dict[str, list[str]]) -> None:
-    """Publish the new shards and the manifest, then delete the old shards. Can be interrupted after any step."""
+    """Publish the new shards and the manifest, then delete the old shards. This can be interrupted after any step."""
     for name in plan["place"]:
         if name == NAME:
             fsync_dir(folder)  # the shards' names are durable before the manifest that refers to them
@@ -245,7 +245,7 @@ def _key_hash(name: str) -> str:
 
 
 def _key_hashes(person: str) -> set[str]:
-    """Return all hashes that a log of any version may hold for a person: earlier ones kept the name as typed."""
+    """Return all hashes that a log may hold for a person: earlier versions hashed the name as typed."""
     return {_key_hash(name) for name in (person, normalize_unicode(person), unicodedata.normalize("NFD", person))}
 
 

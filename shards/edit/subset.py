@@ -61,7 +61,7 @@ def rank_samples(
         progress: called with stage, done, total.
     """
     if stratify_by not in BY:
-        raise UserError(f"--stratify-by={stratify_by}: unknown. Fix: give one of {', '.join(BY)}.")
+        raise UserError(f"--stratify-by={stratify_by}: unknown. Fix: choose one of {', '.join(BY)}.")
     check_sizes(folder, shards)
     purpose = f"subset {seed}"
     total = sum(info.samples for info in shards)
@@ -72,7 +72,7 @@ def rank_samples(
     for info in shards:
         for sample in read_samples(folder, info, only=("cls", "json")):
             group = sample.metadata.get("group") if stratify_by == "group" else None
-            # The prefixes keep keys and groups of the same name apart.
+            # The prefixes distinguish keys from groups of the same name.
             unit = f"key {sample.key}" if group is None else f"group {group}"
             units[number] = int.from_bytes(keyed_hash(unit, purpose)[:8], "big")
             label = sample.label(labels) if stratify_by == "label" else ""
@@ -111,13 +111,13 @@ def subset(
     shard_samples: int,
     progress: Progress,
 ) -> Manifest:
-    """Write a fraction of the samples of `splits` (empty = all splits); copy the other splits whole.
+    """Write a fraction of the samples of `splits` (empty = all splits); copy the other splits completely.
 
     Raises:
-        UserError: `fraction` is not in (0, 1], a split is unknown, the output exists, a disk error.
+        UserError: If `fraction` is not in (0, 1], a split is unknown, the output exists, or the disk fails.
     """
     if not 0 < fraction <= 1:
-        raise UserError(f"--fraction={fraction:g}: must be in (0, 1]. Fix: give 0.01 for one percent.")
+        raise UserError(f"--fraction={fraction:g}: must be in (0, 1]. Fix: pass 0.01 for one percent.")
     manifest = read_manifest(folder)
     reduced = select_shards(manifest, splits, "--split")
     taken = take_fraction(rank_samples(folder, reduced, manifest.labels, stratify_by, seed, progress), fraction)
@@ -144,8 +144,8 @@ def split(
     """Split the samples of `splits` (empty = all) into new splits, name -> share; keep the other splits.
 
     Raises:
-        UserError: shares that do not sum to 1, a name of another split, a part without samples, the output exists, a
-        disk error.
+        UserError: If the shares do not sum to 1, a name is that of another split, a part has no samples, the output
+            exists, or the disk fails.
     """
     manifest = read_manifest(folder)
     divided = select_shards(manifest, splits, "--split")
@@ -156,8 +156,7 @@ def split(
     empty = [name for number, name in enumerate(shares) if not (part == number).any()]
     if empty:
         raise UserError(
-            f"--splits: split {', '.join(empty)} would be empty. Fix: give it a larger share, or use "
-            "--stratify-by sample."
+            f"--splits: split {', '.join(empty)} would be empty. Fix: increase its share, or use --stratify-by sample."
         )
     places: list[tuple[ShardInfo, Sequence[int], str]] = []
     first = 0
@@ -176,8 +175,7 @@ def _check_shares(shares: dict[str, float], manifest: Manifest, divided: set[str
     if not shares or any(not 0 < share < 1 for share in shares.values()) or not math.isclose(sum(shares.values()), 1):
         told = ",".join(f"{name}={share:g}" for name, share in shares.items())
         raise UserError(
-            f"--splits={told!r}: not at least two shares above 0 that sum to 1. "
-            "Fix: use train=0.8,val=0.2 as a pattern."
+            f"--splits={told!r}: not at least two shares above 0 that sum to 1. Fix: write them like train=0.8,val=0.2."
         )
     for name in shares:
         if name != normalize_split(name):
@@ -199,7 +197,7 @@ def _write(
 ) -> Manifest:
     """Copy samples given as (shard, positions in it, target split); splits keep the order of their appearance."""
     if shard_samples < 1:
-        raise UserError("--shard-samples={shard_samples}: too small. Fix: give at least 1.")
+        raise UserError(f"--shard-samples={shard_samples}: too small. Fix: pass at least 1.")
     counts: Counter[str] = Counter()
     for _, positions, name in places:
         counts[name] += len(positions)

@@ -50,10 +50,10 @@ def summarize(
     """Read the labels, json and sizes of all samples and draw `faces` of them for a contact sheet.
 
     Raises:
-        UserError: the shards or a split do not exist, or the shards do not match the manifest.
+        UserError: If the shards or a split do not exist, or the shards do not match the manifest.
     """
     if not 0 <= samples <= MAX_CELLS:
-        raise UserError(f"--samples={samples}: out of range. Fix: give 0 to {MAX_CELLS}.")
+        raise UserError(f"--samples={samples}: out of range. Fix: pass 0 to {MAX_CELLS}.")
     manifest = read_manifest(folder)
     shards = select_shards(manifest, splits, "--split")
     check_sizes(folder, shards)

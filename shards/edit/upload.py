@@ -19,10 +19,10 @@ AT_ONCE = 4
 
 
 def manifest_at(url: str) -> Manifest | None:
-    """Return the manifest of the shards at a writable URL; None if the URL has no manifest.
+    """Return the manifest of the shards at a writable URL, or None if the URL has no manifest.
 
     Raises:
-        UserError: the URL is not writable or not readable, or the manifest is corrupt.
+        UserError: If the URL is not writable or not readable, or the manifest is corrupt.
     """
     check_url(url, write=True)
     place = join(url, NAME)
@@ -47,8 +47,8 @@ class Upload:
         """Upload all files, the manifest last. `progress` receives the number of files done and of all files.
 
         Raises:
-            UserError: the URL holds other files or the manifest of another build, or an upload failed permanently.
-            A rerun skips files that are already uploaded.
+            UserError: If the URL holds other files or the manifest of another build, or an upload failed permanently. A
+                rerun skips files that are already uploaded.
         """
         manifest = read_manifest(self.folder)
         hashes = {shard.file: shard.sha256 for shard in manifest.shards}

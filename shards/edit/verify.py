@@ -56,7 +56,7 @@ class VerifyReport:
 
 
 def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[int], None]) -> VerifyReport:
-    """Verify a folder or URL shard by shard; decode a fraction of the images, always the same ones.
+    """Verify a folder or URL shard by shard; decode a fraction of the images, always the same images.
 
     Args:
         folder: folder or URL of the shards.
@@ -65,10 +65,10 @@ def verify(folder: str | Path, decode: float, workers: int, progress: Callable[[
         progress: called with the number of samples done.
 
     Raises:
-        UserError: the manifest cannot be read, or `decode` is not in [0, 1].
+        UserError: If the manifest cannot be read, or `decode` is not in [0, 1].
     """
     if not 0 <= decode <= 1:
-        raise UserError(f"--decode={decode:g}: must be in [0, 1]. Fix: give 1 for all images, 0 for none.")
+        raise UserError(f"--decode={decode:g}: must be in [0, 1]. Fix: pass 1 for all images or 0 for none.")
     manifest = read_manifest(folder)
     verdict = VerifyReport(manifest)
     keys: list[NDArray[np.uint64]] = []
@@ -120,7 +120,7 @@ def _check_all(folder: str | Path, manifest: Manifest, decode: float, workers: i
 def check_shard(
     folder: str | Path, info: ShardInfo, labels: tuple[str, ...], decode: float, ours: bool = True
 ) -> ShardCheck:
-    """Verify one tar and its index. ours: also check the members that our builds write beside the images."""
+    """Verify one tar and its index. ours: also check the members that a build writes beside the images."""
     with _local(folder, [info.file, index_name(info.file)]) as copy:
         return _check_shard(copy, info, labels, decode, ours)
 
@@ -136,7 +136,7 @@ def _check_shard(folder: Path, info: ShardInfo, labels: tuple[str, ...], decode:
     if size != info.bytes:
         checked.problems.append(f"{info.file}: {size} bytes, the manifest says {info.bytes}")
     elif digest != info.sha256:
-        checked.problems.append(f"{info.file}: its sha256 is not the manifest's")
+        checked.problems.append(f"{info.file}: its sha256 differs from the manifest's")
     try:
         index = index_tar(path) if ours else external_tars.scan_tar(path).index
         listed = read_index(folder / index_name(info.file))

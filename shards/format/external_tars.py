@@ -38,7 +38,7 @@ from shards.rules import SPLIT_NAMES, TEST, TRAIN, VAL
 IMAGES = ("jpg", "jpeg", "png", "webp")  # lower-case extensions of image members; the first one present wins
 SPLITS = {name: name for name in (TRAIN, VAL, TEST)} | SPLIT_NAMES
 KIND = "foreign"
-MAX_LABELS = 100_000  # or the number of samples: a larger number is an id, and its label names would fill the memory
+MAX_LABELS = 100_000  # or the number of samples, if greater; larger numbers are ids, whose names would fill the memory
 _SIGNATURES = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|RIFF....WEBP", re.DOTALL)
 _LONGEST = 12
 
@@ -79,7 +79,7 @@ def scan_tar(tar: Path) -> TarScan:
     """Index a tar and check the first bytes of each image.
 
     Raises:
-        UserError: the tar is invalid or cannot be read.
+        UserError: If the tar is invalid or cannot be read.
     """
     outside: dict[str, None] = {}  # keys, in their order
     again: list[str] = []  # members with a repeated name
@@ -148,7 +148,7 @@ def list_tars(folder: Path) -> list[Path]:
     """Return the tars of a folder by name. Raises UserError if the folder contains no tar."""
     tars = sorted(folder.glob("*.tar"))
     if not tars:
-        raise UserError(f"shards={folder}: contains no .tar. Fix: give a folder of shards.")
+        raise UserError(f"shards={folder}: contains no .tar. Fix: pass a folder of shards.")
     for tar in tars:
         if not is_plain(tar.name):
             raise UserError(f"shards={folder}: {tar.name!r} is not a valid shard name. Fix: rename this tar.")
@@ -176,7 +176,7 @@ def make_manifest(
     samples = sum(info.samples for info in infos)
     if not samples:
         raise UserError(
-            f"shards={folder}: no sample in its tars has an image ({', '.join(IMAGES)}). Fix: give other shards."
+            f"shards={folder}: no sample in its tars has an image ({', '.join(IMAGES)}). Fix: pass other shards."
         )
     manifest = Manifest(
         format=FORMAT,
@@ -219,7 +219,8 @@ def index_folder(folder: Path, terms: str, workers: int, overwrite: bool, progre
         progress: called with the number of tars done.
 
     Raises:
-        UserError: no tars, an existing manifest or different index, a key that an index cannot store, no usable sample.
+        UserError: If there are no tars, a manifest or a different index exists, an index cannot store a key, or no
+            sample is usable.
     """
     tars = list_tars(folder)
     if (folder / NAME).exists() and not (overwrite and is_external_manifest(read_manifest(folder))):
@@ -247,5 +248,5 @@ def _index_tar(tar: Path, overwrite: bool) -> tuple[ShardInfo, TarScan]:
     if path.exists() and not overwrite and not is_same_index(read_index(path), found.index):
         raise UserError(f"shards: {path} exists with other content. Fix: add --overwrite to replace it.")
     write_index(path, found.index)
-    # The samples are not needed any more; do not pickle them.
+    # The samples are no longer needed; do not pickle them.
     return shard_info(tar, found, hash_file(tar)), replace(found, index=make_index(()), labels=b"")

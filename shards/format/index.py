@@ -120,7 +120,7 @@ def index_tar(
     member raises an error.
 
     Raises:
-        UserError: the tar is missing or invalid, or a member's name leads outside the folder.
+        UserError: If the tar is missing or invalid, or a member's name leads outside the folder.
     """
     try:
         with open_regular(tar, "rb") as file, BoundedTar.open(fileobj=file, mode="r:") as archive:
@@ -150,7 +150,7 @@ def read_index(path: Path) -> Index:
     """Read an index in DALI's format.
 
     Raises:
-        UserError: the index is missing, corrupt or of another version.
+        UserError: If the index is missing, corrupt or of another version.
     """
     try:
         lines = read_bytes(path).decode("utf-8", "surrogateescape").split("\n")
@@ -158,7 +158,7 @@ def read_index(path: Path) -> Index:
         raise UserError(f"shards: index {path} cannot be read ({error}). Fix: copy it again.") from None
     version, _, count = lines[0].partition(" ")
     if version != VERSION:
-        raise UserError(f"shards: index {path} has version {version!r}, needs {VERSION}. Fix: rebuild the shards.")
+        raise UserError(f"shards: index {path} has version {version!r}, not {VERSION}. Fix: rebuild the shards.")
     try:
         index = make_index(_inside(_members(lines[1 : int(count) + 1]), path))
     except (ValueError, OverflowError) as error:

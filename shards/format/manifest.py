@@ -16,7 +16,7 @@ from shards.redact import redact_secrets, redact_url
 FORMAT = 2
 NAME = "manifest.json"
 REJECTED = "rejected.jsonl"
-MAX_BYTES = 1 << 50  # of one tar: sums over many tars stay far below 2**63
+MAX_BYTES = 1 << 50  # maximum bytes of one tar; sums over many tars then stay far below 2**63
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def read_manifest(folder: str | Path) -> Manifest:
     """Read and check the manifest.json of a folder or URL.
 
     Raises:
-        UserError: the folder or manifest is missing, corrupt or of another format version; a URL cannot be read.
+        UserError: If the folder or manifest is missing, corrupt or of another format version, or the URL cannot be
+            read.
     """
     path, content = _read(folder)
     return parse_manifest(content, path)

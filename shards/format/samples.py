@@ -30,7 +30,7 @@ class StoredSample:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """Metadata from the json member; empty without one. Raises UserError if it is corrupt."""
+        """Metadata from the json member, or {} if there is none. Raises UserError if it is corrupt."""
         try:
             told = self.members.get("json", b"{}")
             if len(told) > MAX_JSON:
@@ -62,7 +62,7 @@ def label_number(content: bytes, labels: int, where: str) -> int:
     """Parse the number in a `.cls`; labels: number of labels in the manifest (0 = any); where: place, for messages.
 
     Raises:
-        UserError: the content is not a number, or is not the number of a label.
+        UserError: If the content is not a number, or is not the number of a label.
     """
     try:
         number = int(content)
@@ -87,7 +87,7 @@ def read_samples(
         only: lower-case extensions to read; empty = all.
 
     Raises:
-        UserError: the tar or its index is missing or does not match the manifest.
+        UserError: If the tar or its index is missing or does not match the manifest.
     """
     index = shard_index(folder, info)
     path = folder / info.file
@@ -110,7 +110,7 @@ def select_shards(manifest: Manifest, splits: Sequence[str], option: str) -> lis
     for split in splits:
         if split not in manifest.splits:
             raise UserError(
-                f"{option}: no split {split!r} in these shards. Fix: give one of {', '.join(manifest.splits)}."
+                f"{option}: no split {split!r} in these shards. Fix: choose one of {', '.join(manifest.splits)}."
             )
     return [info for info in manifest.shards if not splits or info.split in splits]
 
@@ -141,7 +141,7 @@ def staged_output_dir(out: Path) -> Iterator[Path]:
     Files left by a killed process are deleted.
 
     Raises:
-        UserError: `out` exists, is being written by another process, or cannot be created.
+        UserError: If `out` exists, is being written by another process, or cannot be created.
     """
     out = resolve_output_dir(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

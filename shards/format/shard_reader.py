@@ -1,4 +1,4 @@
-"""Read members of an open tar by their position in its index: the only reader of the content of our shards.
+"""Read members of an open tar by their position in its index: the only reader of the content of shards.
 
 Members are read with pread. A memory map would kill the process (SIGBUS) if a disk fails or a tar is truncated while
 the process reads it.
@@ -24,7 +24,7 @@ HEADER, SIZE_AT = 512, 124  # bytes of a tar member's header, and the position o
 
 
 class TarTooShortError(UserError):
-    """A tar ends before a member. truncated: the tar was long enough when it was opened."""
+    """Error: a tar ends before a member. truncated: whether the tar was long enough when it was opened."""
 
     def __init__(self, words: str, *, truncated: bool) -> None:
         super().__init__(words)
@@ -55,8 +55,8 @@ class OpenTar:
         """Read a byte range.
 
         Raises:
-            TarTooShortError: the range exceeds the tar; raised before memory is allocated.
-            OSError: the disk fails.
+            TarTooShortError: If the range exceeds the tar; raised before memory is allocated.
+            OSError: If the disk fails.
         """
         if offset + size > self.size:
             raise TarTooShortError(
@@ -75,7 +75,7 @@ class OpenTar:
         """Read the members of a sample by extension, in tar order; only: lower-case extensions, empty = all.
 
         Raises:
-            TarTooShortError, OSError: see `read`.
+            TarTooShortError, OSError: See `read`.
         """
         return {
             name: self.read(member.offset, member.size)
@@ -88,9 +88,9 @@ class OpenTar:
         try:
             field = os.pread(self._number, 12, offset - HEADER + SIZE_AT).strip(b"\0 ")
         except OSError:
-            return True  # a failing disk costs single samples
+            return True  # a failing disk only affects single samples
         try:
-            return len(field) == 0 or field[0] >= 0x80 or int(field, 8) == size  # above 8 GiB: a binary number
+            return len(field) == 0 or field[0] >= 0x80 or int(field, 8) == size  # a size above 8 GiB is a binary number
         except ValueError:
             return False
 
@@ -101,7 +101,7 @@ def open_tar(path: Path) -> OpenTar:
 
 
 def image_table(index: Index) -> NDArray[np.int64]:
-    """Return offset and size of each sample's image, [samples, 2]; -1 for samples without an image.
+    """Return offset and size of each sample's image, [samples, 2], or -1 for samples without an image.
 
     If a sample has several images, the one whose extension comes first in `IMAGES` is chosen, as in `image_extension`.
     """
@@ -117,7 +117,7 @@ def shard_index(folder: Path, info: ShardInfo) -> Index:
     """Read the index of a shard; compute it if there is no index file.
 
     Raises:
-        UserError: the index is corrupt, or its number of samples differs from the manifest's.
+        UserError: If the index is corrupt, or its number of samples differs from the manifest's.
     """
     path = folder / index_name(info.file)
     index = read_index(path) if path.exists() else index_tar(folder / info.file)

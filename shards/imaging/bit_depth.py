@@ -20,7 +20,7 @@ class UnknownRangeError(Exception):
 
 
 def declared_white(image: Image.Image, data: bytes) -> int | None:
-    """Return the white value that the file of `image` declares; None if it declares none."""
+    """Return the white value that the file of `image` declares, or None if it declares none."""
     if image.format == "PPM":  # Pillow has scaled it by the file's maximum
         return FULL
     if (bits := png_chunks.significant_bits(data)) is not None:
@@ -38,7 +38,7 @@ def eight_bit(values: NDArray[np.integer], white: int | None) -> NDArray[np.uint
     """Scale integers of any shape to 8 bits. white: the white value that the file declares, or None.
 
     Raises:
-        UnknownRangeError: values below 0 or above 65535, or so small that they may have fewer bits.
+        UnknownRangeError: If values are below 0 or above 65535, or so small that they may have fewer bits.
     """
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > FULL:

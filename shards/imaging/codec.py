@@ -55,9 +55,9 @@ class ImageRejected(Exception):  # noqa: N818 - not an error but the result for 
 class EncodeOptions:
     """Options of the conversion to JPEG.
 
-    quality: of re-encoded JPEGs, 1 to 100; max_pixels: larger images are rejected before they fill the memory;
-    strip_metadata: remove metadata from JPEGs that are kept; crop: margin around the box as a fraction of its sides,
-    None for the whole image; shorter_side: maximum in pixels (0 = keep); align: detect faces.
+    quality: JPEG quality of re-encoded images, 1 to 100; max_pixels: larger images are rejected before they fill the
+    memory; strip_metadata: remove metadata from JPEGs that are kept; crop: margin around the box as a fraction of its
+    sides, None for the whole image; shorter_side: maximum in pixels (0 = keep); align: detect faces.
     """
 
     quality: int = 95
@@ -70,13 +70,13 @@ class EncodeOptions:
     def check(self) -> None:
         """Raise UserError for options out of range."""
         if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality={self.quality}: out of range. Fix: give 1 to 100.")
+            raise UserError(f"--quality={self.quality}: out of range. Fix: pass 1 to 100.")
         if self.crop is not None and not -0.5 < self.crop <= 10:
             raise UserError(
-                f"--crop={self.crop:g}: must be above -0.5 and at most 10. Fix: give 0.25 for a quarter per side."
+                f"--crop={self.crop:g}: must be above -0.5 and at most 10. Fix: pass 0.25 for a quarter per side."
             )
         if self.shorter_side and self.shorter_side < MIN_SIDE:
-            raise UserError(f"--shorter-side={self.shorter_side}: below {MIN_SIDE}. Fix: give 0 to keep the size.")
+            raise UserError(f"--shorter-side={self.shorter_side}: below {MIN_SIDE}. Fix: raise it, or pass 0.")
         if self.align:
             self.align.check()
 
@@ -101,7 +101,7 @@ class DecodedImage:
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """An RGB JPEG and its size in pixels; bytes_kept: its image data is the source's, byte for byte."""
+    """An RGB JPEG and its size in pixels; bytes_kept: whether its image data equals the source's, byte for byte."""
 
     jpeg: bytes
     width: int
@@ -117,7 +117,7 @@ def encode(data: bytes, options: EncodeOptions) -> EncodedImage:
     first frame of several. Transparent areas become white.
 
     Raises:
-        ImageRejected: the image is corrupt, too large or of an unsupported format.
+        ImageRejected: If the image is corrupt, too large or of an unsupported format.
     """
     return encode_jpeg(decode(data, options), options)
 
@@ -126,7 +126,7 @@ def decode(data: bytes, options: EncodeOptions) -> DecodedImage:
     """Decode an image file in full, JPEGs strictly.
 
     Raises:
-        ImageRejected: the image is corrupt, too large or of an unsupported format.
+        ImageRejected: If the image is corrupt, too large or of an unsupported format.
     """
     if not data:
         raise ImageRejected("empty")
@@ -233,14 +233,14 @@ def _decode(data: bytes, options: EncodeOptions) -> DecodedImage:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             _check_size(width, height, options)
-            orientation = _turn(image)  # before load(), which rotates some formats and drops the tag
+            orientation = _turn(image)  # read before load(), which rotates some formats and drops the tag
             image.load()
             white = bit_depth.declared_white(image, data)
             if bit_depth.is_unknown_range(image, data):
                 pixels = bit_depth.reduce_bit_depth(image, data)
                 image = Image.fromarray(pixels)  # noqa: PLW2901 - as Pillow should have opened it
                 image.getexif()[ORIENTATION] = orientation
-            ImageOps.exif_transpose(image, in_place=True)  # in place: avoids a copy
+            ImageOps.exif_transpose(image, in_place=True)  # avoids a copy
             return DecodedImage(np.ascontiguousarray(_eight_bit(image, white)), b"", orientation)
     except ImageRejected:
         raise
@@ -270,7 +270,7 @@ def _damage(error: Exception) -> ImageRejected:
 
 
 def _eight_bit(image: Image.Image, white: int | None = None) -> NDArray[np.uint8]:
-    if image.mode.startswith("I"):  # 16 bits, which Pillow may open as 32
+    if image.mode.startswith("I"):  # an image of 16 bits, which Pillow may open as 32
         return bit_depth.eight_bit(np.asarray(image), white)
     if image.mode == "F":
         raise ImageRejected("unreadable", "floating-point pixels without a known range")

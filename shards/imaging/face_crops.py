@@ -24,7 +24,7 @@ from shards.imaging.geometry import (
 
 @dataclass(frozen=True)
 class FaceSample:
-    """One sample. entry: with box and landmarks in pixels of `image`; extra: additional fields, plain JSON.
+    """One sample. entry: the entry, with box and landmarks in pixels of `image`; extra: additional fields, plain JSON.
 
     suffix: appended to the entry's key to give each of its faces a unique key.
     """
@@ -45,7 +45,7 @@ def extract_faces(
     x' = a x + b y + c, y' = d x + e y + f.
 
     Raises:
-        ImageRejected: the image is unusable or contains no face.
+        ImageRejected: If the image is unusable or contains no face.
     """
     picture = decode(data, options)
     width, height = picture.size if picture.orientation < 5 else picture.size[::-1]
@@ -111,7 +111,7 @@ def _aligned(
 
 
 def _own_box(entry: Entry, upright: Affine) -> Box | None:
-    """Return the corpus's face box in the upright image; None without box and landmarks."""
+    """Return the corpus's face box in the upright image, or None without box and landmarks."""
     if entry.box is not None:
         if not has_area(entry.box):
             raise ImageRejected("bad_box", _text(entry.box))

@@ -17,7 +17,7 @@ MAX_EXIF = 64  # EXIF segments (one is normal); for each, Pillow copies all prev
 _EXIF = b"Exif\0\0"
 _SCANS = re.compile(rb"\xff\xda")
 _FILL = re.compile(rb"\xff+")
-_ROW = b"\xff" * MOST_FILL  # in entropy-coded data, where markers are searched
+_ROW = b"\xff" * MOST_FILL  # a run of fill bytes in entropy-coded data, where markers are searched
 _FILLED = ("too_large", f"more than {MOST_FILL} bytes of fill")
 PNG_START = b"\x89PNG\r\n\x1a\n"
 # Markers that decoders know: frames and tables, APPn, COM. Anything can follow other markers.
@@ -26,7 +26,7 @@ _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment
 
 
 def rejection(data: bytes) -> tuple[str, str] | None:
-    """Return why an image must not be decoded, as (reason of `entry.REJECT_REASONS`, detail); None if it is safe."""
+    """Return why an image must not be decoded, as (reason of `entry.REJECT_REASONS`, detail), or None if it is safe."""
     if data.startswith(START):
         return _jpeg_fate(data)
     return _png_fate(data) if data.startswith(PNG_START) else None

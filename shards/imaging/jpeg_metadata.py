@@ -1,7 +1,7 @@
 """Remove JPEG metadata (GPS position, names, thumbnails, comments) without changing the pixels.
 
 A camera records where, when and by whom a photo was taken, and a thumbnail that cropping does not change. Training on
-faces needs none of it. The stripped file decodes to exactly the same pixels.
+faces does not need this data. The stripped file decodes to exactly the same pixels.
 """
 
 import re

@@ -25,7 +25,7 @@ def is_deep(data: bytes) -> bool:
 
 
 def significant_bits(data: bytes) -> int | None:
-    """Return the largest bit depth that sBIT declares for a color channel; None without sBIT."""
+    """Return the largest bit depth that sBIT declares for a color channel, or None without sBIT."""
     for kind, start, end in chunks(data):
         if kind == b"sBIT":
             bits = data[start + 8 : end - 4]

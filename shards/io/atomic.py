@@ -30,7 +30,8 @@ def open_regular(path: str | Path, mode: str = "r", **how: Any) -> IO[Any]:
     refer to another file a moment later.
 
     Raises:
-        RefusedFileError: it is not a regular file. OSError: like the built-in open.
+        RefusedFileError: If it is not a regular file.
+        OSError: As by the built-in open.
     """
     return open(path, mode, opener=_open_regular, **how)
 
@@ -84,7 +85,7 @@ def regular_path(path: Path) -> Iterator[Path]:
     """Yield a path to an open regular file for libraries that open paths themselves; via /proc where possible.
 
     Raises:
-        RefusedFileError, OSError: see `open_regular`.
+        RefusedFileError, OSError: See `open_regular`.
     """
     with open_regular(path, "rb", buffering=0) as file:
         same = Path(f"/proc/self/fd/{file.fileno()}")
@@ -92,7 +93,7 @@ def regular_path(path: Path) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write `text` to a temporary name and rename it to `path`. Not durable, for files that are written often.
+    """Write `text` to a temporary name and rename it to `path`. Not durable: use it for files that are written often.
 
     Follows no link at either name: in a folder that others can write to, a link could lead to a file of the user.
     """
@@ -179,7 +180,7 @@ def _open_locked_temporary(path: Path, buffering: int) -> IO[bytes]:
 
 
 def _create_without_following(path: str, _: int) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # not truncated: it may be locked
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)  # not truncated, because it may be locked
 
 
 def _delete_abandoned(path: Path) -> None:
@@ -243,14 +244,14 @@ def fsync_dir(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in NOT_SUPPORTED:  # CIFS and some FUSE file systems cannot, and keep names themselves
+        if error.errno not in NOT_SUPPORTED:  # CIFS and some FUSE file systems do not support fsync of folders
             raise
     finally:
         os.close(descriptor)
 
 
 def resolve_output_dir(folder: Path) -> Path:
-    """Return a path with a final name, which "." lacks: sibling folders are created beside it."""
+    """Return a path with a final name, which "." lacks, because sibling folders are created beside it."""
     return folder if folder.name else folder.absolute()
 
 
@@ -258,5 +259,5 @@ def expand_home(place: str | Path) -> Path:
     """Expand ~ and ~name to the home folder, if there is one."""
     try:
         return Path(place).expanduser()
-    except RuntimeError:  # no such user: an ordinary name
+    except RuntimeError:  # there is no such user, so this is an ordinary name
         return Path(place)

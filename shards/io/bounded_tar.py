@@ -24,7 +24,7 @@ class BoundedTar(tarfile.TarFile):
     """A TarFile with limits. Open it for reading with `BoundedTar.open(...)`.
 
     Raises:
-        OversizedHeaderError: on opening or reading.
+        OversizedHeaderError: If a header takes too much memory or is invalid; raised on opening or reading.
     """
 
     def __init__(self, name: Any = None, mode: Any = "r", fileobj: Any = None, **options: Any) -> None:
@@ -39,7 +39,7 @@ class BoundedTar(tarfile.TarFile):
             raise
 
     def next(self) -> tarfile.TarInfo | None:
-        """Return the next member, None at the end."""
+        """Return the next member, or None at the end."""
         self._meter.left = MAX_HEADERS
         try:
             item = super().next()
@@ -47,7 +47,7 @@ class BoundedTar(tarfile.TarFile):
             raise OversizedHeaderError("a member has too many headers") from None
         finally:
             self._meter.left = None
-        # A pax record can give a member a negative size: the next member would precede it, an endless loop.
+        # A pax record can declare a negative size: the next member would precede it, which causes an endless loop.
         if item is not None and (item.size < 0 or self.offset < item.offset_data):
             raise OversizedHeaderError("a member has a negative size")
         if len(self.pax_headers) > MAX_GLOBAL_RECORDS:
@@ -63,7 +63,7 @@ class BoundedTar(tarfile.TarFile):
     @classmethod
     def xzopen(cls, name: Any, mode: Any = "r", fileobj: Any = None, *_: Any, **options: Any) -> "BoundedTar":
         """Open an xz-compressed tar; called by `open`."""
-        packed = fileobj or open_regular(name, "rb")  # owned by the tar from here on
+        packed = fileobj or open_regular(name, "rb")  # from here on, the tar owns this file
         try:
             tar = cls.taropen(name, mode, io.BufferedReader(_Xz(packed), 1 << 16), **options)
         except (lzma.LZMAError, EOFError) as error:
@@ -109,7 +109,7 @@ class _Xz(io.RawIOBase):
         return True
 
     def seekable(self) -> Literal[True]:
-        """Return True: forward seeks only."""
+        """Return True, although only forward seeks work."""
         return True
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 import re
 
 MAX_LENGTH = (
-    200  # characters of a split or file name: with its number and a temporary suffix it must fit into 255 bytes
+    200  # maximum characters of a split or file name, which must fit into 255 bytes with number and temporary suffix
 )
 SPLIT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 # Characters that a plain file name must not contain: path separators of any system and control characters.

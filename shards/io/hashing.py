@@ -12,7 +12,7 @@ def hash_file(source: str | Path | IO[bytes], algorithm: str = "sha256") -> str:
     """Return the digest of a file's bytes in hexadecimal digits. An open file is read from its position to its end.
 
     Raises:
-        RefusedFileError, OSError: see `open_regular`.
+        RefusedFileError, OSError: See `open_regular`.
     """
     if isinstance(source, str | Path):
         with open_regular(source, "rb") as file:

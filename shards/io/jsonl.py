@@ -8,8 +8,8 @@ from typing import IO, Any, TypeVar
 from shards.errors import UserError
 
 T = TypeVar("T")
-MAX_JSON = 4 << 20  # bytes of one sample's JSON: parsed, a text takes up to 30 times its size
-MAX_LINE = 1 << 20  # characters in one line of a list
+MAX_JSON = 4 << 20  # maximum bytes of one sample's JSON, which takes up to 30 times as much memory when parsed
+MAX_LINE = 1 << 20  # maximum characters in one line of a list
 
 
 def loads(text: str | bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Kernel file locks (flock). A lock belongs to an open file or folder and is released with the process."""
+"""Kernel file locks (flock). A lock belongs to an open file or folder and is released when the process ends."""
 
 import fcntl
 import os
@@ -21,8 +21,8 @@ def flock(file: Any, *, shared: bool = False, wait: bool = True) -> None:
         wait: wait until the lock is free.
 
     Raises:
-        BlockingIOError: `wait` is false, and another process holds the lock.
-        OSError: the file system has no locks (some NFS, Lustre and FUSE mounts).
+        BlockingIOError: If `wait` is false, and another process holds the lock.
+        OSError: If the file system has no locks (some NFS, Lustre and FUSE mounts).
     """
     how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     fcntl.flock(file, how if wait else how | fcntl.LOCK_NB)
@@ -37,12 +37,12 @@ def try_lock(file: Any, place: object, fix: str = LOCAL_DISK) -> bool:
         fix: advice for a file system without locks.
 
     Raises:
-        UserError: the file system has no locks.
+        UserError: If the file system has no locks.
     """
     with _no_locks_as_user_error(place, fix):
         try:
             flock(file, wait=False)
-        except (BlockingIOError, PermissionError):  # some network file systems answer with the second one
+        except (BlockingIOError, PermissionError):  # some network file systems raise the second one
             return False
     return True
 
@@ -58,7 +58,7 @@ def lock_dir(folder: Path) -> Iterator[None]:
     """Allow one writer of a folder at a time; the lock leaves no file.
 
     Raises:
-        UserError: the folder cannot be opened, another process holds the lock, the file system has no locks.
+        UserError: If the folder cannot be opened, another process holds the lock, or the file system has no locks.
     """
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,4 +1,4 @@
-"""Guard the folders that commands create and delete: they may only contain files that our commands write."""
+"""Guard the folders that commands create and delete: they may only contain files that simfle's commands write."""
 
 import re
 import shutil
@@ -13,7 +13,7 @@ LOCK = "lock"  # the first file in the work folder of a build
 
 
 def refuse_foreign_files(folder: Path, *, build: bool) -> None:
-    """Raise UserError if `folder` is a link or contains files that our commands did not write.
+    """Raise UserError if `folder` is a link or contains files that simfle's commands did not write.
 
     build: whether the folder is the OUT.partial of a build; otherwise it belongs to a command that derives shards.
     """

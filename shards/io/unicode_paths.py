@@ -9,7 +9,7 @@ MAX_FOLDERS = 64  # number of cached folder listings
 
 
 def find_spelling(path: Path) -> Path | None:
-    """Return the file that `path` means in another Unicode form; None if there is none or more than one."""
+    """Return the file that `path` means in another Unicode form, or None if there is none or more than one."""
     if str(path).isascii():
         return None
     found = Path(path.anchor)

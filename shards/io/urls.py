@@ -16,7 +16,7 @@ from shards.redact import HTTP, redact_url, without_secrets
 
 T = TypeVar("T")
 
-# Scheme -> the package that fsspec needs ("" = none). A closed set: no fsspec chains, no commands (pipe:).
+# Scheme -> the package that fsspec needs ("" = none). A closed set: fsspec chains and commands (pipe:) are refused.
 DRIVERS = {
     "file": "",
     "memory": "",
@@ -28,7 +28,7 @@ DRIVERS = {
     "az": "adlfs",
     "hf": "huggingface_hub",
 }
-EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}  # package -> our extra that installs it
+EXTRAS = {"s3fs": "s3", "gcsfs": "gcs", "adlfs": "azure"}  # package -> simfle's extra that installs it
 TRIES = 4
 PAUSE = 1.0  # seconds before the second try; doubled before each further one
 CHUNK = 1 << 20
@@ -44,7 +44,7 @@ def check_url(url: str, *, write: bool = False) -> None:
     """Raise UserError if a URL cannot be read (or written), before any other work.
 
     Raises:
-        UserError: the scheme is not allowed, its driver is not installed, or http(s) is to be written.
+        UserError: If the scheme is not allowed, its driver is not installed, or http(s) is to be written.
     """
     scheme = _scheme(url)
     if scheme not in DRIVERS:
@@ -76,8 +76,8 @@ def open_url(url: str) -> IO[bytes]:
     if _scheme(url) == "file":
         try:
             return open_regular(path, "rb")
-        except RefusedFileError as error:  # not a network error: retries are useless
-            raise UserError(f"{redact_url(url)}: {error.strerror}. Fix: give a regular file.") from None
+        except RefusedFileError as error:  # this is not a network error, so retries are useless
+            raise UserError(f"{redact_url(url)}: {error.strerror}. Fix: pass a regular file.") from None
     return cast(IO[bytes], system.open(path, "rb"))
 
 
@@ -130,7 +130,7 @@ def upload(path: Path, url: str) -> None:
 
 
 def file_size(url: str) -> int | None:
-    """Return the size of a file in bytes; None if the file does not exist or its size is unknown (http)."""
+    """Return the size of a file in bytes, or None if the file does not exist or its size is unknown (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)
@@ -153,7 +153,7 @@ def is_directory(url: str) -> bool:
 
 
 def list_names(url: str) -> list[str] | None:
-    """Return the file names in a folder; None if the server cannot list them (http)."""
+    """Return the file names in a folder, or None if the server cannot list them (http)."""
     if _scheme(url) in HTTP:
         return None
     system, path = _file_system(url)
@@ -166,7 +166,8 @@ def with_retries(url: str, action: Callable[[], T]) -> T:
     """Call `action` and retry errors that the network may have caused.
 
     Raises:
-        FileNotFoundError: the file does not exist. UserError: access refused, or `TRIES` attempts failed.
+        FileNotFoundError: If the file does not exist.
+        UserError: If access is refused, or `TRIES` attempts failed.
     """
     for left in range(TRIES - 1, -1, -1):
         try:

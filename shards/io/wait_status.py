@@ -24,7 +24,7 @@ def waiting_for(what: object) -> Iterator[None]:
 
 
 def current_wait(thread: int | None) -> str:
-    """Return the resource for which a thread waits, and the seconds so far; "" if the thread does not wait."""
+    """Return the resource for which a thread waits, and the seconds so far, or "" if the thread does not wait."""
     found = _now.get(thread or 0)
     if found is None:
         return ""

@@ -20,9 +20,9 @@ from shards.io.wait_status import waiting_for
 from shards.redact import HTTP, redact_url
 
 TIMEOUT = 60.0  # seconds without a byte before a connection is aborted
-# A file of n bytes takes at most GRACE + n / SLOWEST seconds, and one more TIMEOUT.
+# A file of n bytes may take at most GRACE + n / MIN_BYTES_PER_SECOND seconds, plus one TIMEOUT.
 GRACE = 60.0  # seconds
-MIN_BYTES_PER_SECOND = 10_000  # bytes a second
+MIN_BYTES_PER_SECOND = 10_000
 REDIRECTS = 10
 MAX_HEADER_LINES, MAX_HEADER_BYTES = 100, 1 << 16  # lines before and after a response, and bytes of each
 TRY_AGAIN = (408, 425, 429, 500, 502, 503, 504)
@@ -148,12 +148,13 @@ def open_web(url: str) -> IO[bytes]:
     """Open a byte stream of a file; the caller closes it. read(n) returns n bytes except at the end of the file.
 
     Raises:
-        FileNotFoundError: the file does not exist. PermissionError: access is refused.
-        UserError: an invalid URL, a slow server, an unsupported redirect; errors that a retry cannot fix.
-        OSError, HTTPException: errors that a retry may fix.
+        FileNotFoundError: If the file does not exist.
+        PermissionError: If access is refused.
+        UserError: If the URL is invalid, the server is too slow, or a redirect is not supported. A retry cannot help.
+        OSError, HTTPException: If another error occurs, which a retry may fix.
     """
     pace = SpeedLimit(url)
-    opener = urllib.request.OpenerDirector()  # without the default handlers of ftp, file and data
+    opener = urllib.request.OpenerDirector()  # omits the default handlers of ftp, file and data
     for handler in (urllib.request.ProxyHandler(), _Handler(pace), urllib.request.HTTPErrorProcessor(), _Raises()):
         opener.add_handler(handler)
     at, seen = url, {url}
@@ -161,7 +162,7 @@ def open_web(url: str) -> IO[bytes]:
         try:
             return _whole_file(url, opener.open(_request(at, url), timeout=TIMEOUT))
         except urllib.error.HTTPError as error:
-            error.close()  # without reading it: it may be endless
+            error.close()  # the body is not read, because it may be endless
             if not 300 <= error.code < 400 or not error.headers.get("Location"):
                 raise _reason(url, error.code) from None
             at = _redirected(url, at, error.headers["Location"])
@@ -170,7 +171,7 @@ def open_web(url: str) -> IO[bytes]:
         if at in seen or len(seen) > REDIRECTS:
             raise UserError(
                 f"{redact_url(url)}: the server redirects without end, last to {redact_url(at)}. Fix: check the URL, "
-                "or give its final target."
+                "or pass the final URL."
             )
         seen.add(at)
 
@@ -224,7 +225,7 @@ def _redirected(url: str, at: str, location: str) -> str:
     if scheme not in HTTP:
         raise UserError(
             f"{redact_url(url)}: the server redirects to {scheme or 'no'}:, but only http and https are followed. "
-            "Fix: check the URL, or give its final target."
+            "Fix: check the URL, or pass the final URL."
         )
     return target
 
@@ -247,5 +248,5 @@ def chunks(file: IO[bytes], size: int) -> Iterator[bytes]:
     read: Callable[[int], bytes] = file.read
     while chunk := read(size):
         yield chunk
-    if missing := getattr(file, "length", None):  # of an HTTPResponse: the number of unread bytes
+    if missing := getattr(file, "length", None):  # an HTTPResponse has the number of unread bytes
         raise http.client.IncompleteRead(b"", int(missing))

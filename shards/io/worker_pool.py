@@ -1,7 +1,7 @@
 """Map a function over items in several processes; a crash, a full disk or Ctrl-C stops all of them cleanly.
 
 Each process is connected by pipes only. Python's own pools share semaphores, which are files in /dev/shm and remain
-there if all processes are killed at once (a control group, a container out of memory). They also rerun the user's
+there if all processes are killed together (a control group, a container out of memory). They also rerun the user's
 script in each process, so that a script without `if __name__ == "__main__"` fails.
 """
 
@@ -46,7 +46,7 @@ def parallel_map(
     processes: int,
     on_progress: Callable[[Any], None] | None = None,
 ) -> Iterator[Answer]:
-    """Yield `function` of each item, in order, computed by several processes (1 process or item: in this one).
+    """Yield `function` of each item, in order, computed by several processes, or by this one if 1 suffices.
 
     Processes are started fresh, and arguments and results are pickled.
 
@@ -57,8 +57,8 @@ def parallel_map(
         on_progress: called in this process with each value that `function` passes to `report_progress`.
 
     Raises:
-        UserError: `function` raised a UserError, or a process died.
-        RuntimeError: `function` raised another error in a process; the message holds its traceback.
+        UserError: If `function` raised a UserError, or a process died.
+        RuntimeError: If `function` raised another error in a process; the message contains its traceback.
     """
     processes = min(processes, len(items))
     if processes <= 1:
@@ -93,7 +93,7 @@ def report_progress(value: Any) -> None:
     """Pass a value from `function` to the `on_progress` of `parallel_map`.
 
     Raises:
-        UserError: the parent has stopped.
+        UserError: If the parent has stopped.
     """
     if _here.tell:
         _here.tell(value)

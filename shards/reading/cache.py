@@ -68,7 +68,7 @@ class Cache:
     """Shard cache in `folder` of at most `limit` bytes. Safe for concurrent threads and processes.
 
     Raises:
-        UserError: the folder cannot be created or written.
+        UserError: If the folder cannot be created or written.
     """
 
     folder: Path
@@ -96,8 +96,9 @@ class Cache:
             stop: polled; return True to cancel the download.
 
         Raises:
-            CacheFullError: no space within `wait` seconds. DownloadCancelledError: canceled by `stop`. UserError: the
-                shard cannot be downloaded, or does not match its manifest.
+            CacheFullError: If no space becomes free within `wait` seconds.
+            DownloadCancelledError: If `stop` canceled the download.
+            UserError: If the shard cannot be downloaded, or does not match its manifest.
         """
         path = self._tar(info)
         if cached_bytes(info) > self.limit:
@@ -137,7 +138,7 @@ class Cache:
         return self.folder / f"{info.sha256}.tar"
 
     def _fetch(self, url: str, info: ShardInfo, path: Path, wait: float, stop: Callable[[], bool]) -> IO[bytes] | None:
-        """Download and lock a shard; None if another process downloaded or evicted it (the caller checks again)."""
+        """Download and lock a shard; return None if another process downloaded or evicted it (then check again)."""
         part = path.with_suffix(".part")
         file = _lock_download(part, path, stop)
         if file is None:
@@ -149,7 +150,7 @@ class Cache:
             self._make_space(file, part, info, wait, stop)
             with_retries(url, lambda: _download(url, info, file, stop))
             index = index_tar(part)
-            with self._exclusive_lock():  # no other process may take the space reserved for the index
+            with self._exclusive_lock():  # so that no other process takes the space reserved for the index
                 os.ftruncate(file.fileno(), info.bytes)
                 os.fsync(file.fileno())
                 write_index(path.with_suffix(".idx"), index)
@@ -290,7 +291,7 @@ def _write_sum(file: IO[bytes], path: Path) -> None:
 
 
 def _open_shared(path: Path) -> IO[bytes] | None:
-    """Open a file with the shared lock; None if it does not exist."""
+    """Open a file with the shared lock; return None if it does not exist."""
     try:
         file = open_regular(path, "rb")
     except FileNotFoundError:
@@ -298,7 +299,7 @@ def _open_shared(path: Path) -> IO[bytes] | None:
     lock(file, path, shared=True)
     if os.fstat(file.fileno()).st_nlink:
         return file
-    file.close()  # it was deleted before it was locked
+    file.close()  # the file was deleted before it was locked
     return None
 
 
@@ -321,7 +322,7 @@ def _lock_download(part: Path, tar: Path, stop: Callable[[], bool]) -> IO[bytes]
 def _create(path: Path) -> IO[bytes]:
     """Open a file for writing, creating it if needed and keeping its content. Raises OSError if it is a link.
 
-    A folder that several users can write to may contain a link with this name that leads to a file of the user's.
+    A folder that several users can write to may contain a link with this name to one of the user's files.
     """
     return os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644), "r+b")
 

@@ -36,7 +36,7 @@ class Sample:
     split: str
     label: str
     label_id: int | None
-    metadata: dict[str, Any] = field(hash=False)  # the key is enough: equal items have equal keys
+    metadata: dict[str, Any] = field(hash=False)  # the key is sufficient, because equal items have equal keys
     image_bytes: bytes = field(repr=False)
 
     @cached_property
@@ -82,8 +82,8 @@ class ShardDataset(Sequence[Sample]):
         """Return the sample at a position (negative: from the end) or with a key; for a slice, a list of samples.
 
         Raises:
-            IndexError, KeyError: there is no such sample.
-            UserError: the tar or its index is corrupt.
+            IndexError, KeyError: If there is no such sample.
+            UserError: If the tar or its index is corrupt.
         """
         if isinstance(which, slice):
             return [self[position] for position in range(*which.indices(len(self)))]
@@ -112,7 +112,7 @@ class ShardDataset(Sequence[Sample]):
         return list(self._keys)
 
     def as_torch_dataset(self, transform: Callable[[Any], Any] | None = None) -> Any:
-        """Return a torch.utils.data.Dataset of (image, label number; -1 without label).
+        """Return a torch.utils.data.Dataset of (image, label number, or -1 without label).
 
         The image is a PIL image, or the result of `transform` (for example torchvision's) on one.
         """
@@ -155,7 +155,7 @@ class ShardDataset(Sequence[Sample]):
 
 
 def split_names(splits: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Return one or several split names as a tuple; empty means all splits."""
+    """Return one or several split names as a tuple; an empty tuple means all splits."""
     return (splits,) if isinstance(splits, str) else tuple(splits or ())
 
 
@@ -166,6 +166,6 @@ def open(folder: str | Path, splits: str | Sequence[str] | None = None) -> Shard
     >>> len(faces), faces[0].key, faces["some-key"].image.shape
 
     Raises:
-        UserError: the folder or its manifest is missing or corrupt, or a split is unknown.
+        UserError: If the folder or its manifest is missing or corrupt, or a split is unknown.
     """
     return ShardDataset(folder, splits)

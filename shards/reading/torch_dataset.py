@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 
 class ImageLabelDataset(Dataset):
-    """Dataset of (image, label number; -1 without label). Can be pickled if `transform` can."""
+    """Dataset of (image, label number, or -1 without label). Can be pickled if `transform` can."""
 
     def __init__(self, shards: Sequence[Any], transform: Callable[[Any], Any] | None) -> None:
         self._shards, self._transform = shards, transform

@@ -24,15 +24,15 @@ def require_path(corpus: str, root: Path, what: str, *places: str) -> Path:
     """Return a path like `first_existing`.
 
     Raises:
-        UserError: `root` is not a folder, or no path exists.
+        UserError: If `root` is not a folder, or no path exists.
     """
     if not root.is_dir():
-        raise UserError(f"{corpus}={root}: not a folder. Fix: give the corpus folder.")
+        raise UserError(f"{corpus}={root}: not a folder. Fix: pass the corpus folder.")
     found = first_existing(root, *places)
     if found is None:
         raise UserError(
             f"{corpus}: no {what} in {root} (searched: {', '.join(places)}; found: {describe_dir(root)}). "
-            "Fix: give the corpus folder as delivered."
+            "Fix: pass the corpus folder as downloaded."
         )
     return found
 
@@ -48,7 +48,7 @@ def list_dir(folder: Path) -> list[str]:
     """Return the names in `folder`, sorted, without hidden ones (.DS_Store, Thumbs.db and the ._ files of archives).
 
     Raises:
-        UserError: `folder` is a file.
+        UserError: If `folder` is a file.
     """
     if folder.is_file():
         raise UserError(f"{folder} is a file, not a folder. Fix: unpack the corpus again.")
@@ -87,5 +87,5 @@ def points(values: tuple[float, ...]) -> tuple[tuple[float, float], ...]:
 
 
 def box(left: float, top: float, width: float, height: float) -> tuple[float, float, float, float] | None:
-    """Return a box, None if it has no area. The box may extend beyond the image; cropping must clip it."""
+    """Return a box, or None if it has no area. The box may extend beyond the image; cropping must clip it."""
     return (left, top, width, height) if width > 0 and height > 0 else None

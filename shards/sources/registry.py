@@ -52,7 +52,7 @@ class CorpusSpec:
     name: the subcommand; title: one line for the help; source: the dataclass; labels: names in the corpus's numbering,
     () if unlabeled; terms: terms of use in one sentence, for the manifest.
     published_counts(source) -> {split: {label: count}} as published for the release in the source's root, {} if no
-    counts are published; the label "" counts a whole split. A mismatch is reported, but is no error.
+    counts are published; the label "" counts a whole split. A mismatch is reported, but is not an error.
     first_label_id: number of the corpus's first label; in shards, numbers start at 0.
     needs_crop(source) -> whether the images are whole photos in which a box locates the face of an entry: building them
     without cropping prints a note.
@@ -74,12 +74,12 @@ def option(default: Any, text: str, choices: tuple[Any, ...] = ()) -> Any:
 
 
 def check_options(source: Any) -> None:
-    """Raise UserError for a field whose value is not among its choices; for a source's __post_init__."""
+    """Raise UserError for a field whose value is not among its choices. A source's __post_init__ calls this."""
     for item in dataclasses.fields(source):
         choices, value = item.metadata.get("choices"), getattr(source, item.name)
         if choices and value not in choices:
             name = item.name.replace("_", "-")
-            raise UserError(f"--{name}={value!s}: unknown. Fix: give one of {', '.join(map(str, choices))}.")
+            raise UserError(f"--{name}={value!s}: unknown. Fix: choose one of {', '.join(map(str, choices))}.")
 
 
 def all_corpora() -> list[CorpusSpec]:

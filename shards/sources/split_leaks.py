@@ -10,7 +10,7 @@ from shards.sources.containers.corpus_archive import digest_of
 
 KEEP, DROP = "keep", "drop"
 CHOICES = (KEEP, DROP)
-HELP = "Images of val or test that are also in train (for val, also in test): keep or drop."
+HELP = "images of val or test that are also in train (for val, also in test): keep or drop"
 # split -> splits that have precedence over it
 YIELDS = {"val": ("train", "test"), "test": ("train",)}
 

@@ -25,15 +25,16 @@ log = logging.getLogger(__name__)
 
 # One image: a PIL image, [H, W, 3] or [H, W] uint8, a tensor [3, H, W] of uint8 or of floats in [0, 1], or a file path.
 One: TypeAlias = "Image.Image | NDArray[np.uint8] | Tensor | str | Path"
-ROUNDING = 1e-3  # by which floats of an interpolated image may leave [0, 1]
+ROUNDING = 1e-3  # maximum distance by which floats of an interpolated image may leave [0, 1]
 
 
 class Backbone(PooledBackbone):
     """A pretrained backbone as an `nn.Module`: images of any size to features [B, C] float32.
 
-    One image or several: tensors [B, 3, H, W] or [3, H, W] of uint8 or of floats in [0, 1], uint8 arrays [H, W, 3], PIL
-    images and file paths. They are resized to `size` as in evaluations and normalized. It is loaded in eval mode. In
-    eval mode, gradients are recorded only if the images require them; in train mode, as in any module.
+    The input is one image or several: tensors [B, 3, H, W] or [3, H, W] of uint8 or of floats in [0, 1], uint8 arrays
+    [H, W, 3], PIL images and file paths. Images are resized to `size` as in evaluations and normalized. The module is
+    loaded in eval mode. In eval mode, gradients are recorded only if the images require them; in train mode, gradients
+    are recorded as in any module.
 
     network: timm's module without its head, for images from `preprocess`; card: name, mean, std, run ...
     """
@@ -61,12 +62,12 @@ class Backbone(PooledBackbone):
         """Return features [B, C] float32 of one image (B = 1) or several, without augmentation.
 
         Raises:
-            UserError: see `preprocess`.
+            UserError: See `preprocess`.
         """
         return self.maps(images).mean(dim=(2, 3))  # [B, C, h, w] -> [B, C]
 
     def maps(self, images: "One | Sequence[One]") -> Tensor:
-        """Return feature maps [B, C, h, w] float32. Raises UserError, see `preprocess`."""
+        """Return feature maps [B, C, h, w] float32. Raises UserError like `preprocess`."""
         ready = self.preprocess(images)
         with torch.set_grad_enabled(torch.is_grad_enabled() and (self.training or ready.requires_grad)):
             return self.feature_map(ready).float()
@@ -75,7 +76,7 @@ class Backbone(PooledBackbone):
         """Return normalized images [B, 3, S, S] on the device, the input of `network`, as timm's transform does.
 
         Raises:
-            UserError: not an image, a corrupt one, an array that is not 8-bit RGB or grayscale, or a tensor that is
+            UserError: If an input is not an image or is corrupt, an array is not 8-bit RGB or grayscale, or a tensor is
                 neither uint8 nor floats in [0, 1].
         """
         if isinstance(images, Tensor) and images.ndim == 4:
@@ -83,7 +84,7 @@ class Backbone(PooledBackbone):
         else:
             resized = [self._resized(image) for image in each(images)]
         if not sum(map(len, resized)):
-            raise UserError("backbone: no images were given. Fix: give at least one.")
+            raise UserError("backbone: no images. Fix: pass at least one image.")
         if len({image.dtype for image in resized}) > 1:
             resized = [image if image.is_floating_point() else image.float() / 255 for image in resized]
         return self.normalize(torch.cat(resized).to(self.device)).to(self.mean.dtype)  # [B, 3, S, S]
@@ -103,14 +104,14 @@ def _checked(images: Tensor) -> Tensor:
     if images.shape[1] != 3 or 0 in images.shape[1:] or not (images.is_floating_point() or images.dtype == torch.uint8):
         raise UserError(
             f"backbone: image {tuple(images.shape[1:])} of {images.dtype}. "
-            "Fix: give tensor [3, H, W] of uint8, 0 to 255, or of floats, 0 to 1."
+            "Fix: pass a tensor [3, H, W] of uint8, 0 to 255, or of floats, 0 to 1."
         )
     if not images.is_floating_point() or torch.compiler.is_compiling():
         return images
     least, most = (float(value) for value in torch.aminmax(images.detach())) if len(images) else (0.0, 1.0)
-    if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # also for NaN
+    if not (least >= -ROUNDING and most <= 1 + ROUNDING):  # this is also true for NaN
         raise UserError(
-            f"backbone: a tensor of floats from {least:.3g} to {most:.3g}. Fix: give floats from 0 to 1, "
+            f"backbone: a tensor of floats from {least:.3g} to {most:.3g}. Fix: pass floats from 0 to 1, "
             "not normalized; the backbone normalizes them."
         )
     return images
@@ -123,10 +124,10 @@ def load_backbone(path: str | Path, device: str | torch.device = "auto") -> Back
     one GPU such as cuda:1, or a torch.device.
 
     Raises:
-        UserError: a file is missing, corrupt or of another model, or the device does not exist.
+        UserError: If a file is missing, corrupt or of another model, or the device does not exist.
     """
     if not str(path):
-        raise UserError("backbone='': empty. Fix: name a run, a backbone.safetensors, or timm:NAME.")
+        raise UserError("backbone='': empty. Fix: pass a run, a backbone.safetensors, or timm:NAME.")
     place = expand_home(path)
     exported = place / "export" / "online"
     if place.is_dir() and (place / "checkpoints").is_dir():
@@ -137,7 +138,7 @@ def load_backbone(path: str | Path, device: str | torch.device = "auto") -> Back
             )
         _mind_newer(place, exported)
         place = exported
-    found = open_backbone(str(place) if place.exists() else str(path))  # Path may drop a slash of timm:NAME
+    found = open_backbone(str(place) if place.exists() else str(path))  # Path may drop a slash from timm:NAME
     return Backbone(found.module, found.card, pick_device(device))
 
 
@@ -145,7 +146,7 @@ def _mind_newer(run: Path, exported: Path) -> None:
     """Warn if a run has newer checkpoints than its exported backbone."""
     try:
         newest = newest_checkpoint(run).name
-    except UserError:  # only the exported backbone was kept
+    except UserError:  # the user kept only the exported backbone
         return
     if read_metadata(exported / METADATA).run.get("checkpoint") != newest:
         log.warning(
@@ -154,7 +155,7 @@ def _mind_newer(run: Path, exported: Path) -> None:
 
 
 def pick_device(name: str | torch.device) -> torch.device:
-    """auto: the GPU, if there is one. Raises UserError for an unknown or missing device."""
+    """Return a device; auto is the GPU, if there is one. Raises UserError for an unknown or missing device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -166,14 +167,14 @@ def pick_device(name: str | torch.device) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UserError(f"device={name}: torch finds no GPU. Fix: set device=cpu, or run simfle doctor.")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device={name}: this machine has {torch.cuda.device_count()} GPUs. Fix: give a lower number.")
+        raise UserError(f"device={name}: this machine has {torch.cuda.device_count()} GPUs. Fix: use a lower number.")
     return device
 
 
 def each(images: Any) -> Iterator[Any]:
     """Yield the images one by one, or the single image.
 
-    The dimensions of an array decide: [H, W, 3], [3, H, W] and [H, W] are one image, other shapes are several.
+    The shape of an array decides: [H, W, 3], [3, H, W] and [H, W] are one image; other shapes are several images.
     """
     if isinstance(images, Tensor | np.ndarray):
         one = images.ndim in (0, 2, 3)
@@ -181,7 +182,7 @@ def each(images: Any) -> Iterator[Any]:
         one = isinstance(images, str | bytes | Path | Image.Image | Mapping)
     try:
         return iter([images] if one else images)
-    except TypeError:  # not a sequence: `pixels` reports what it is
+    except TypeError:  # this is not a sequence; `pixels` reports the type
         return iter([images])
 
 
@@ -193,14 +194,14 @@ def pixels(image: One) -> "NDArray[np.uint8]":
         return read_pillow(image)
     if not isinstance(image, Tensor | np.ndarray):
         raise UserError(
-            f"backbone: {type(image).__name__} is not an image. Fix: give PIL images, uint8 arrays, tensors or paths."
+            f"backbone: {type(image).__name__} is not an image. Fix: pass PIL images, uint8 arrays, tensors or paths."
         )
     array = image.permute(1, 2, 0).cpu().numpy() if isinstance(image, Tensor) and image.ndim == 3 else np.asarray(image)
     if array.ndim == 2:
         array = np.repeat(array[:, :, None], 3, axis=2)
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3 or not array.size:
         kind = "tensor [3, H, W]" if isinstance(image, Tensor) else "array [H, W, 3]"
-        raise UserError(f"backbone: image {tuple(image.shape)} of {image.dtype}. Fix: give {kind} of uint8, 0 to 255.")
+        raise UserError(f"backbone: image {tuple(image.shape)} of {image.dtype}. Fix: pass {kind} of uint8, 0 to 255.")
     return array
 
 
@@ -213,7 +214,7 @@ def read_image(file: Path) -> "NDArray[np.uint8]":
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}. Fix: check the path.") from None
     except ImageRejected as error:
-        raise UserError(f"{file}: not a usable image: {error.reason}. Fix: give another one.") from None
+        raise UserError(f"{file}: not a usable image: {error.reason}. Fix: pass another image.") from None
 
 
 def read_pillow(image: Image.Image) -> "NDArray[np.uint8]":
@@ -225,5 +226,5 @@ def read_pillow(image: Image.Image) -> "NDArray[np.uint8]":
     except ImageRejected as error:
         raise UserError(
             f"backbone: a PIL image of mode {image.mode} cannot be used ({error.detail}). "
-            "Fix: give a valid 8-bit image."
+            "Fix: pass a valid 8-bit image."
         ) from None

@@ -47,16 +47,17 @@ def embed(
         out: .npz, .parquet or .csv file to write the results to.
         splits: one or several splits of shards (default: all).
         batch: images per forward pass.
-        device: see `load_backbone`; of a loaded backbone, its own.
+        device: see `load_backbone`; a loaded backbone keeps its device.
 
     Returns:
-        Columns [n] and features [n, C] float32. path: of the image; for shards that of its source, relative to the
-        folder that was built, for a folder relative to it. key: of shards, theirs; of a folder, the path; otherwise 0,
-        1, .... split, label and person: names of shards. What is unknown is "". Unreadable images in a folder are
+        Columns [n] and features [n, C] float32. path: path of the image, relative to the folder; for shards, path of
+        its source, relative to the folder that was built. key: key in the shards, or path in a folder, otherwise 0, 1,
+        .... split, label and person: names in the shards. Unknown values are "". Unreadable images in a folder are
         skipped and logged.
 
     Raises:
-        UserError: no such data or backbone, no image in it, or a file name with another ending.
+        UserError: If the data or the backbone does not exist, the data contain no image, or the file name has another
+            ending.
     """
     target = expand_home(out) if out is not None else None
     if target is not None and target.suffix.lower() not in FORMATS:
@@ -77,7 +78,7 @@ def embed(
     if not features:
         raise UserError(
             f"embed: no image in {data if isinstance(data, str | Path) else 'the data'} could be read. "
-            "Fix: give other images."
+            "Fix: pass other images."
         )
     found = {name: np.array(values) for name, values in known.items()} | {"features": np.concatenate(features)}
     if target is not None:
@@ -87,7 +88,7 @@ def embed(
 
 @contextmanager
 def _eval_mode(model: Backbone) -> Iterator[None]:
-    """Put every module in eval mode, and back."""
+    """Put every module in eval mode, and restore each module's mode at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -101,7 +102,7 @@ def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
     """Write columns of equal length as .npz (without pickle), .parquet (features: a list) or .csv (f0, f1, ...).
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: If the file cannot be written.
     """
     content = io.BytesIO()
     if file.suffix.lower() == ".npz":
@@ -123,7 +124,7 @@ def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
 
 
 def _csv(found: "dict[str, NDArray[Any]]") -> str:
-    """Return a table with a header; each float32 in the fewest digits that give it back."""
+    """Return a table with a header; each float32 has the minimum number of digits that restore it exactly."""
     text = io.StringIO()
     names = [name for name in found if name != "features"]
     features = found["features"]
@@ -135,7 +136,7 @@ def _csv(found: "dict[str, NDArray[Any]]") -> str:
 
 
 def _samples(data: Any, splits: Sequence[str], size: int) -> Iterator[dict[str, Any]]:
-    """Yield one dict per sample: known columns, and image, [S, S, 3] uint8 or as it was given."""
+    """Yield one dict per sample: known columns, and `image`, [S, S, 3] uint8 or unchanged."""
     if isinstance(data, str | Path):
         data = expand_home(data)
     if isinstance(data, ShardDataset) or (isinstance(data, Path) and (data / NAME).is_file()):
@@ -162,10 +163,10 @@ def _names(folder: Path) -> list[str]:
     if "://" in str(folder):
         raise UserError(f"embed: {folder} is a URL. Fix: copy the shards to a local folder.")
     if not folder.is_dir():
-        raise UserError(f"embed: {folder} is not a folder. Fix: name shards or a folder of images, or give images.")
+        raise UserError(f"embed: {folder} is not a folder. Fix: pass a folder of shards or of images, or images.")
     names = [name for name in walk(folder) if Path(name).suffix.lower() in EXTENSIONS]
     if not names:
-        raise UserError(f"embed: no images in {folder}. Fix: name a folder of images.")
+        raise UserError(f"embed: no images in {folder}. Fix: pass a folder of images.")
     return names
 
 
@@ -184,7 +185,7 @@ def _of_file(folder: Path, name: str, size: int) -> dict[str, Any] | None:
 
 
 def _parallel(read: Any, places: Iterable[Any]) -> Iterator[dict[str, Any]]:
-    """Decode on a few threads, in order, at most one batch ahead."""
+    """Decode on a few threads, in order, and prefetch at most one batch."""
     with ThreadPoolExecutor(THREADS) as pool:
         rest = iter(places)
         while some := list(islice(rest, 16 * THREADS)):

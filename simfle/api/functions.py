@@ -1,4 +1,4 @@
-"""Pretraining and evaluation as functions, with the commands' configurations."""
+"""Functions for pretraining and evaluation, with the same configurations as the commands."""
 
 import gc
 import itertools
@@ -45,12 +45,12 @@ def pretrain(
             cores.
         settings: configuration values by dotted name: {"train.steps": 1000, "model.backbone": "resnet18"}.
 
-    Call again with the same arguments to resume; for a finished run, only the export is repeated.
+    Call this function again with the same arguments to resume. For a finished run, only the export is repeated.
 
     Raises:
-        UserError: an invalid setting, invalid data or folder; a failed process; or this process is one of several.
-        RunStopped: a signal or train.stop_after_step stopped the run early; a checkpoint is saved.
-        KeyboardInterrupt: Ctrl-C before there was a state to save, or a second Ctrl-C.
+        UserError: If a setting, the data or the folder is invalid, a process failed, or this process is one of several.
+        RunStopped: If a signal or train.stop_after_step stopped the run early; a checkpoint is saved.
+        KeyboardInterrupt: On Ctrl-C before there was a state to save, or on a second Ctrl-C.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UserError(
@@ -84,7 +84,7 @@ def _train_and_export(config: PretrainConfig, processes: int) -> Path:
         _launch(config, processes)
     run = Path(config.train.run_dir)
     step, steps = run_files.step_from_name(newest_checkpoint(run)) or 0, run_files.planned_steps(run)
-    if step < steps:  # several processes exit alike when finished and when stopped
+    if step < steps:  # the exit code is the same for finished and stopped runs
         why = f"{run} was stopped after step {step} of {steps} with a checkpoint; call again to resume"
         raise RunStopped(why, by_signal=step != config.train.stop_after_step)
     return export_backbones(run)["online"]
@@ -99,7 +99,7 @@ def evaluate(
     config: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> "Summary":
-    """Evaluate backbones, with randomly initialized baselines of the same shape. Existing results in `out` are skipped.
+    """Evaluate backbones and randomly initialized baselines of the same architecture. Existing results are skipped.
 
     Args:
         backbones: one or several inputs of `load_backbone`, by name.
@@ -113,7 +113,7 @@ def evaluate(
         A summary: a table of results with 95 % intervals, and paired comparisons.
 
     Raises:
-        UserError: an invalid setting, backbone or shards.
+        UserError: If a setting, the backbone or the shards are invalid.
     """
     from simfle.eval.config import EvalConfig
     from simfle.eval.evaluator import evaluate as run_evaluation
@@ -137,14 +137,14 @@ def build_folder(images: Path, out: Path) -> None:
     """Build unlabeled shards from a folder of images, ignoring class folders. Complete shards are kept.
 
     Raises:
-        UserError: no such folder, no image in it, or the output cannot be written.
+        UserError: If the folder does not exist or contains no image, or the output cannot be written.
     """
     from shards.build.builder import build
     from shards.build.spec import BuildSpec
     from shards.sources.generic.folder import Folder
 
     if out.resolve().is_relative_to(images.resolve()):
-        raise UserError(f"out: {out.parent} is inside the images {images}. Fix: choose a folder outside of them.")
+        raise UserError(f"out: {out.parent} is inside the images {images}. Fix: choose another folder.")
     # Same options as `simfle shards build folder`, so that both write the same bytes.
     source = {"kind": "folder", "name": images.resolve().name, "class_folders": False, "split_folders": False}
     workers = len(os.sched_getaffinity(0))
@@ -160,7 +160,7 @@ def _as_shards(place: str | Path | ShardDataset, out: Path) -> str:
         return place
     folder = Path(place)
     if not folder.is_dir():
-        raise UserError(f"data: {folder} is not a folder. Fix: name shards or a folder of images.")
+        raise UserError(f"data: {folder} is not a folder. Fix: pass shards or a folder of images.")
     if (folder / NAME).is_file() or any(folder.glob("*.tar")):
         return str(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +177,7 @@ def _launch(config: PretrainConfig, processes: int) -> None:
 
     with tempfile.NamedTemporaryFile(
         "w", suffix=".yaml"
-    ) as file:  # readable only by its owner, since URLs may contain signatures
+    ) as file:  # readable only by its owner, because URLs may contain signatures
         yaml.safe_dump(dataclasses.asdict(config), file)
         file.flush()
         if code := launch([file.name], processes, relay=True):
@@ -203,10 +203,10 @@ def _place(place: str | Path | ShardDataset) -> str:
 
 
 def _file(place: str | Path) -> str | Path:
-    """Return the exported backbone of a run folder; anything else unchanged."""
+    """Return the exported backbone of a run folder; return other values unchanged."""
     if not isinstance(place, str | Path):
         kind = type(place).__name__
-        raise UserError(f"backbones: a {kind} has no name for the results. Fix: give its file or name instead.")
+        raise UserError(f"backbones: a {kind} has no name for the results. Fix: pass its file or name instead.")
     here = expand_home(place)
     exported = here / "export" / "online"
     return exported if exported.is_dir() else here if here.exists() else place
@@ -216,7 +216,7 @@ def _written(value: Any) -> str:
     """Format a value for the command line.
 
     Raises:
-        UserError: a file name that is not UTF-8.
+        UserError: If a file name is not UTF-8.
     """
     if value is None:
         return ""

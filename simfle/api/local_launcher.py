@@ -25,8 +25,8 @@ COLORS = (
     "TTY_COMPATIBLE",
     "TTY_INTERACTIVE",
 )  # variables that make rich assume a terminal
-# Uses this process's module paths: `python -m simfle` would search the current folder first, which may contain a
-# random.py or another simfle.
+# The program uses this process's module paths, because `python -m simfle` would search the current folder first, which
+# may contain a random.py or another simfle.
 PROGRAM = """
 import sys
 sys.path[:] = filter(None, sys.path)
@@ -40,15 +40,15 @@ LAST_WORDS = 2000  # maximum characters printed from a failed process's output
 
 
 def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
-    """Run `simfle pretrain WORDS` in several processes; return the exit code of the first failed one, 0 if none failed.
+    """Run `simfle pretrain WORDS` in several processes; return the exit code of the first one that failed, or 0.
 
-    The main process writes to this terminal; relay: through sys.stderr, which a notebook displays. Of the other
+    The main process writes to this terminal, or with `relay` to sys.stderr, which a notebook displays. For the other
     processes, only the last lines of a failed process are printed. Stop signals are forwarded to all processes: the run
     saves a checkpoint and ends, and the same call resumes it.
 
     Raises:
-        UserError: an invalid number of processes, or this process is itself one of several.
-        KeyboardInterrupt: with relay, Ctrl-C before there was a state to save.
+        UserError: If the number of processes is invalid, or this process is itself one of several.
+        KeyboardInterrupt: With `relay`, on Ctrl-C before there was a state to save.
     """
     if processes < 1:
         raise UserError(f"processes={processes}: must be at least 1. Fix: raise it.")
@@ -60,7 +60,7 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
         files = [ends.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes - 1)]
         shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_PORT": free_port()}
         running: list[subprocess.Popen[bytes]] = []
-        with _handed_on(running) as signals:  # from the first process on, so that none is left running
+        with _handed_on(running) as signals:  # before the first process starts, so that no process is left running
             for rank in range(processes):
                 process = subprocess.Popen(
                     [sys.executable, "-c", PROGRAM, json.dumps(sys.path), "pretrain", *words],
@@ -83,7 +83,7 @@ def launch(words: Sequence[str], processes: int, *, relay: bool = False) -> int:
 
 
 def _environment(rank: int, processes: int, shared: dict[str, int], plain: bool) -> dict[str, str]:
-    """Return the environment of the processes. plain: disable colors; a notebook claims to support them, but relayed
+    """Return the environment of the processes. `plain` disables colors: a notebook claims to support them, but relayed
     output arrives line by line."""
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     own: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", **shared}
@@ -99,8 +99,7 @@ def _relay(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _wait(running: "list[subprocess.Popen[bytes]]") -> int:
-    """Wait for all processes; return the rank of the first that failed, -1 if none failed. A failure stops all
-    others."""
+    """Wait for all processes; return the rank of the first that failed, or -1. A failure stops all other processes."""
     first, deadline = -1, float("inf")
     while any(process.poll() is None for process in running):
         failed = [rank for rank, process in enumerate(running) if process.poll()]

@@ -20,7 +20,7 @@ def measure(run: Trainer, steps: int, rounds: int) -> tuple[dict[str, Measuremen
     found = {
         ALONE: Measurement(f"{steps} steps on one batch in memory"),
         COPY: Measurement("copy of the state from the engine, which blocks training"),
-        WRITE: Measurement("written by its thread while training waits: fsync and hash included, no rate limit"),
+        WRITE: Measurement("write by its thread while training waits, with fsync and hash, without a rate limit"),
         BESIDE: Measurement(f"{steps} steps during a write; CPU time of both"),
     }
     with closing(run.loader.batches(run.step)) as batches:
@@ -33,7 +33,7 @@ def measure(run: Trainer, steps: int, rounds: int) -> tuple[dict[str, Measuremen
         run.checkpoints.wait()
         turns[WRITE].seconds.append(run.checkpoints.writer.seconds)
         turns[WRITE].cpu.append(run.checkpoints.writer.cpu)
-        take(run, itertools.repeat(first), 1)  # a first step, otherwise there is nothing to write
+        take(run, itertools.repeat(first), 1)  # without a first step, there is nothing to write
         run.save()
         turns[BESIDE].add(lambda: take(run, itertools.repeat(first), steps))
         run.checkpoints.wait()

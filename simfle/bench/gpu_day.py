@@ -16,15 +16,15 @@ from shards.redact import to_json
 from simfle.bench.startup import SMALL
 
 BATCHES = (32, 64, 128, 256)
-LONGEST = 480.0  # seconds of one part: what a queue of short jobs lets a command have
+LONGEST = 480.0  # maximum seconds of one part: a typical limit in queues for short jobs
 CONFIG = "configs/pretrain/simfle_resnet50.yaml"
 SIMFLE = (sys.executable, "-m", "simfle")
 
 
 @dataclass(frozen=True)
 class GpuDayPart:
-    """Part of the GPU benchmark. name: prefix of its files; command: as words; figures: whether the command writes
-    NAME.figures.json through --out."""
+    """Part of the GPU benchmark. name: prefix of its files; command: list of words; figures: whether the command
+    writes NAME.figures.json through --out."""
 
     name: str
     command: tuple[str, ...]
@@ -33,8 +33,8 @@ class GpuDayPart:
 
 @dataclass(frozen=True)
 class Done:
-    """Outcome of a part. code: exit code of its process, None if stopped at the time limit; words: last lines of its
-    output."""
+    """Outcome of a part. code: exit code of its process, or None if it was stopped at the time limit; words: last lines
+    of its output."""
 
     name: str
     code: int | None
@@ -122,7 +122,7 @@ def ended(out: Path, part: GpuDayPart) -> Done | None:
 
 
 def figures(out: Path, part: GpuDayPart) -> dict[str, Any]:
-    """Return the result of a bench; empty if it did not finish."""
+    """Return the result of a benchmark, or nothing if it did not finish."""
     try:
         return json.loads(read_bytes(out / f"{part.name}.figures.json"))
     except (OSError, ValueError):
@@ -130,7 +130,7 @@ def figures(out: Path, part: GpuDayPart) -> dict[str, Any]:
 
 
 def constants(out: Path, chosen: Sequence[GpuDayPart]) -> dict[str, float]:
-    """Merge the results of all benches, for `simfle plan --constants`; of several batches, keep the best rate."""
+    """Merge the results of all benchmarks for `simfle plan --constants`; keep the best rate over several batches."""
     found: dict[str, float] = {}
     for part in chosen:
         for name, value in figures(out, part).get("constants", {}).items():

@@ -1,7 +1,7 @@
 """Reference implementation of SimFLE, close to the paper and not optimized: fp32, channels first.
 
-The baseline of `bench_step`. Parameters have the names of the real model (model.grouping_init=reference): a test loads
-the same weights into both and compares the losses.
+This is the baseline of `simfle bench step`. Parameters have the names of the real model (with
+model.grouping_init=reference): a test loads the same weights into both models and compares the losses.
 """
 
 # B batch, C channels, G groups, h x h feature map, L patches, V visible, D width, d decoder width
@@ -69,7 +69,7 @@ class ReferenceFaceMAE(nn.Module):
         masked = self.mask_token.expand(len(small), order.shape[1] - seen, -1)
         full = torch.cat([small[:, 1:], masked], 1)  # [B, L, d], by falling score
         back = order.argsort(dim=1)
-        full = full.gather(1, back[:, :, None].expand(-1, -1, full.shape[2]))  # in the order of positions
+        full = full.gather(1, back[:, :, None].expand(-1, -1, full.shape[2]))  # restores the order of positions
         full = torch.cat([small[:, :1], full], 1) + self.decoder_positions
         return tokens, self.decoder_pred(self.decoder_norm(self.decoder_blocks(full)))[:, 1:]
 

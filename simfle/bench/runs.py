@@ -18,7 +18,7 @@ from simfle.errors import UserError
 
 @dataclass
 class Measurement:
-    """Work that is repeated. target_seconds: target in wall-clock seconds (0 = none)."""
+    """Repeated work. target_seconds: target in wall-clock seconds (0 = none)."""
 
     what: str
     target_seconds: float = 0.0
@@ -34,7 +34,7 @@ class Measurement:
         return statistics.median(self.cpu)
 
     def add(self, work: Callable[[], object]) -> None:
-        """Time one more repetition in this process; `work` itself synchronizes the GPU."""
+        """Time another repetition in this process; `work` itself synchronizes the GPU."""
         began, used = time.perf_counter(), time.process_time()
         work()
         self.seconds.append(time.perf_counter() - began)
@@ -84,7 +84,7 @@ def scratch(config: PretrainConfig) -> Iterator[PretrainConfig]:
 
 
 def drawn(out: Path, people: int = 64) -> Path:
-    """Build shards of synthetic faces. Raises UserError."""
+    """Build shards of synthetic faces. Raises UserError if the build fails."""
     command = [sys.executable, "-m", "simfle", "shards", "build", "procedural", str(out), "--people", str(people)]
     done = subprocess.run([*command, "--images-per-person", "8"], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -98,7 +98,7 @@ def run_once(command: Sequence[str], codes: Sequence[int]) -> tuple[float, float
     """Return wall-clock and CPU seconds of a process and its children, from start to end.
 
     Raises:
-        UserError: the exit code is not among `codes`; contains the process's last message.
+        UserError: If the exit code is not among `codes`. The error contains the process's last message.
     """
     with tempfile.TemporaryFile("w+") as errors:
         began = time.perf_counter()

@@ -20,7 +20,7 @@ WARM_UP = 3  # steps that are not measured
 
 @dataclass(frozen=True)
 class ScalingResult:
-    """Images/s of `processes` processes: in one process group, and separate but concurrent, without communication."""
+    """Images/s of `processes` processes: in one process group, and as concurrent processes without communication."""
 
     processes: int
     together: float
@@ -38,7 +38,7 @@ def measure(words: list[str], processes: int, share: int, steps: int, folder: Pa
     words: config and key=value as for simfle pretrain.
 
     Raises:
-        UserError: a process failed; contains its last message.
+        UserError: If a process failed. The error contains its last message.
     """
     one_world = [_start(words, folder / f"together{processes}", share * processes, steps, rank, processes, port)
                  for port in [free_port()] for rank in range(processes)]  # fmt: skip
@@ -67,7 +67,7 @@ def _start(
         "train.log_every=1",
     ]
     settings += ["train.log_images_every=0", f"train.checkpoint_every={steps}", "train.micro_batch=0"]
-    if not torch.cuda.is_available():  # else decoding would take the cores of the processes' arithmetic
+    if not torch.cuda.is_available():  # otherwise decoding would take cores from the processes' arithmetic
         settings.append("data.decode_threads=1")
     command = [sys.executable, "-c", program, *words, *settings]
     pipe = subprocess.PIPE
@@ -80,7 +80,7 @@ def _wait(running: "list[subprocess.Popen[str]]") -> None:
         if process.returncode:
             for other in running:
                 other.kill()
-            raise UserError(f"a process of the bench failed: {(errors.strip().splitlines() or ['no message'])[-1]}")
+            raise UserError(f"a process of the benchmark failed: {(errors.strip().splitlines() or ['no message'])[-1]}")
 
 
 def _speed(run: Path) -> float:

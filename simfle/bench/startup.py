@@ -29,8 +29,8 @@ def measure(names: Sequence[Sequence[str]], faces: Path, folder: Path, rounds: i
     ours = [sys.executable, "-m", "simfle"]
     data = format_override("data.shards", [faces])
     commands = {f"{' '.join(name)} --help": ([*name, "--help"], HELP, 0) for name in names}
-    commands["a wrong value refused"] = (["pretrain", data, "train.zero_stage=7"], CHECK, 1)
-    commands["checked, script of a job printed"] = (
+    commands["an invalid value, refused"] = (["pretrain", data, "train.zero_stage=7"], CHECK, 1)
+    commands["checks, and printing a job's script"] = (
         [
             "slurm",
             "pretrain",

@@ -93,7 +93,7 @@ def ours(config: PretrainConfig, batch: Batch, world: World) -> Callable[[], Non
 
 
 def backbone(config: PretrainConfig, batch: Batch) -> Callable[[], None]:
-    """Build a forward and backward pass of the backbone in our memory format and precision."""
+    """Build a forward and backward pass of the backbone in the trainer's memory format and precision."""
     model = (
         build_backbone(config.model.backbone, config.model.output_stride)
         .to(batch.view1.device)
@@ -131,7 +131,7 @@ def _both(
 
 
 def product(config: PretrainConfig, side: int, device: torch.device) -> Callable[[], object]:
-    """Build a matrix product in our precision: the machine's peak."""
+    """Build a matrix product in the configured precision, which measures the machine's peak."""
     kind = torch.bfloat16 if config.train.precision == "bf16" else torch.float32
     left, right = (torch.randn(side, side, device=device).to(kind) for _ in range(2))
     return lambda: left @ right
@@ -147,7 +147,7 @@ def operations(run: Callable[[], object]) -> float:
 def constants(found: dict[str, Timing], work: dict[str, float], device: torch.device) -> dict[str, float]:
     """Return constants for `plan_run --constants`: rates of convolutions, of the masked autoencoder, and of a matmul.
 
-    work: operations per image. Empty for a GPU that the planner does not know.
+    work: operations per image. The result is empty for a GPU that the planner does not know.
     """
     name = torch.cuda.get_device_name(device).lower() if device.type == "cuda" else "cpu"
     known = next((key for key in ("h100", "a100", "cpu") if key in name), None)

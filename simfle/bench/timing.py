@@ -1,4 +1,4 @@
-"""Timing rounds, tables and JSON that the benches share."""
+"""Timing rounds, tables and JSON that the benchmarks share."""
 
 import os
 import platform
@@ -19,9 +19,9 @@ from simfle.runtime.provenance import git_revision, versions
 
 @dataclass(frozen=True)
 class Variant:
-    """One variant of the work. run: one repetition of `items` units (images, operations).
+    """One variant of the work. `run` does one repetition of `items` units (images, operations).
 
-    apart: other processes do the work, so its CPU time is not measured here.
+    apart: whether other processes do the work, so that its CPU time is not measured here.
     """
 
     what: str
@@ -41,12 +41,12 @@ class Timing:
 
     @property
     def rate(self) -> float:
-        """Units per second, by the median repetition."""
+        """Units per second of the median repetition."""
         return self.items / statistics.median(self.seconds)
 
     @property
     def cpu_rate(self) -> float | None:
-        """Units per second of CPU time, independent of other load on the core; None if not measured."""
+        """Units per second of CPU time, independent of other load on the core, or None if it was not measured."""
         return self.items / statistics.median(self.cpu) if self.cpu else None
 
     def as_dict(self) -> dict[str, Any]:

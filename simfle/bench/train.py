@@ -34,7 +34,7 @@ def measure(run: Trainer, steps: int, rounds: int) -> tuple[dict[str, Measuremen
         DATA: Measurement(f"{steps} steps of the trainer with its loader"),
         FREE: Measurement(f"{steps} steps of the trainer on one batch in memory"),
         COPY: Measurement("copy of a checkpoint's state from the engine, which blocks training"),
-        WRITE: Measurement("a checkpoint written by its thread, fsync and hash included"),
+        WRITE: Measurement("write of a checkpoint by its thread, with fsync and hash"),
     }
     waited = 0.0
     written = 0
@@ -46,7 +46,7 @@ def measure(run: Trainer, steps: int, rounds: int) -> tuple[dict[str, Measuremen
             before = run.loader.data_wait_seconds
             warm[DATA].add(lambda batches=batches: take(run, batches, steps))  # type: ignore[misc]
             waited += (run.loader.data_wait_seconds - before) if number else 0.0
-        # The loader has ended: otherwise it would fill its queue during the other turns.
+        # The loader has ended, because it would otherwise fill its queue during the other repetitions.
         warm[FREE].add(lambda first=first: take(run, itertools.repeat(first), steps))  # type: ignore[misc]
         warm[COPY].add(run.checkpoints.copy)
         run.save()

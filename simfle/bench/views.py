@@ -23,8 +23,8 @@ from simfle.data.loader import has_dali
 from simfle.data.views import ViewParams, crop_boxes, sample_view_params
 
 Pixels = NDArray[np.uint8]
-_process: dict[str, Variant] = {}  # in a process of `_apart`
-TAPS = 23  # of the paper's Gaussian blur
+_process: dict[str, Variant] = {}  # variants in a process of `_apart`
+TAPS = 23  # taps of the paper's Gaussian blur
 REFERENCE = "plain"
 
 
@@ -49,8 +49,8 @@ def read_images(folder: Path | None, count: int) -> list[Pixels]:
 def variants(
     images: Sequence[Pixels], views: ViewsConfig, threads: Sequence[int], device: torch.device
 ) -> dict[str, Variant]:
-    """Return all variants, and the backends' limits. Each repetition makes the views of all images."""
-    usual = "PIL decodes, torchvision's own operations on PIL images, one thread"
+    """Return all variants, including the backends' limits. Each repetition makes the views of all images."""
+    usual = "PIL decoding and torchvision's operations on PIL images, one thread"
     found = {REFERENCE: Variant(usual, len(images), lambda: reference_views(images, views))}
     for number in threads:
         text = f"{number} thread{'s' * (number > 1)}"
@@ -80,7 +80,7 @@ def _backend(what: str, images: Sequence[Pixels], views: ViewsConfig, backend: V
 
 
 def _apart(images: Sequence[Pixels], views: ViewsConfig, number: int) -> Variant:
-    """Use as many independent processes as threads: the upper bound for threads on this machine."""
+    """Use as many independent processes as threads, which is the upper bound for threads on this machine."""
     pools = [ProcessPoolExecutor(1, get_context("spawn"), _begin, (images[k::number], views)) for k in range(number)]
 
     def run() -> None:

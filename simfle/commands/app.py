@@ -16,8 +16,8 @@ from shards.printable import printable
 from simfle.errors import CollectiveError, PeerLostError, UserError
 from simfle.runtime.logs import plain_warnings
 
-DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # full or read-only disk: not a bug in a command
-# A path of the wrong kind or without permission: not a bug either.
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # a full or read-only disk is not a bug in a command
+# A path of the wrong kind or without permission is not a bug, either.
 PLACE = (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 
@@ -27,12 +27,12 @@ def echo(text: str, err: bool = False) -> None:
 
 
 def writable(out: Path | None) -> Path | None:
-    """Create the parent folder of `out` before hours of work. Raises UserError if `out` cannot be written."""
+    """Create the parent folder of `out` before a long computation. Raises UserError if `out` cannot be written."""
     if out is not None:
         try:
             out.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--out={out}: cannot be written ({error.strerror}). Fix: choose another.") from None
+            raise UserError(f"--out={out}: cannot be written ({error.strerror}). Fix: choose another file.") from None
         if out.is_dir() or not os.access(out.parent, os.W_OK):
             raise UserError(f"--out={out}: cannot be written. Fix: name a file in a writable folder.")
     return out
@@ -49,10 +49,11 @@ def command(function: Callable[..., None]) -> Callable[[], None]:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a Typer app. UserError, full disk and lost peers: one line on stderr, exit code 1; Ctrl-C: exit code 130."""
+    """Run a Typer app. Expected errors (UserError, a full disk, lost peers) print one line on stderr and exit with
+    code 1; Ctrl-C exits with code 130."""
     if isinstance(
         sys.stdout, io.TextIOWrapper
-    ):  # for characters outside the terminal's encoding, undecodable file names
+    ):  # raised for characters outside the terminal's encoding, and for undecodable file names
         sys.stdout.reconfigure(errors="backslashreplace")
     plain_warnings()
     try:
@@ -64,7 +65,7 @@ def run(app: typer.Typer) -> None:
             echo(f"error: {error}", err=True)
         sys.exit(1)
     except OSError as error:
-        place = error.filename2 or error.filename  # for a rename, its target
+        place = error.filename2 or error.filename  # the target of a rename
         if (error.errno in PLACE or isinstance(error, RefusedFileError)) and place:
             echo(f"error: {place}: {error.strerror}. Fix: choose another path, or correct this one.", err=True)
             sys.exit(1)

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def collect_wheels(
-    out: Annotated[Path, typer.Option(help="Folder for the wheels.")],
+    out: Annotated[Path, typer.Option(help="folder for the wheels")],
     extras: Annotated[str, typer.Option(help="extras of simfle to install on the machine")] = "dali,dev",
-    present: Annotated[str, typer.Option(help="packages that the machine has already, separated by commas")] = "",
+    present: Annotated[str, typer.Option(help="packages that the machine already has, comma-separated")] = "",
 ) -> None:
-    """Download simfle's requirements at the tested versions, and build its own wheel."""
+    """Download simfle's requirements at the tested versions, and build simfle's wheel."""
     constraints = ROOT / "constraints.txt"
     if not constraints.is_file():
         raise UserError(f"{constraints} does not exist. Fix: run this command from a checkout.")

@@ -12,7 +12,7 @@ from simfle.errors import UserError
 if TYPE_CHECKING:
     from simfle.eval.analysis.results import Result
 
-HEAD = ("benchmark", "protocol", "metric", "method", "runs", "score", "95 % interval", "less {against}", "p")
+HEAD = ("benchmark", "protocol", "metric", "method", "runs", "score", "95 % interval", "minus {against}", "p")
 
 
 def compare(
@@ -20,9 +20,7 @@ def compare(
         list[str],
         typer.Argument(metavar="NAME=FOLDER[,FOLDER...]...", help="results of a method; * matches any text"),
     ],
-    against: Annotated[
-        str, typer.Option(help="baseline method that differences are taken to (default: the first)")
-    ] = "",
+    against: Annotated[str, typer.Option(help="baseline method of the differences (default: the first)")] = "",
     resamples: Annotated[int, typer.Option(help="number of bootstrap and permutation resamples", min=1)] = 1000,
 ) -> None:
     """Print a Markdown table of methods: mean over runs, interval over people, paired difference to a baseline.
@@ -38,7 +36,7 @@ def compare(
     for word in methods:
         name, _, places = word.partition("=")
         if not name or not places:
-            raise UserError(f"{word}: not NAME=FOLDER. Fix: give a name and the folder of an evaluation.")
+            raise UserError(f"{word}: not NAME=FOLDER. Fix: write a name and the folder of an evaluation.")
         named.setdefault(name, []).extend(places.split(","))
     found = {name: _results(name, places) for name, places in named.items()}
     against = against or next(iter(found))
@@ -66,7 +64,7 @@ def _results(name: str, places: list[str]) -> "list[Result]":
     """Return the results below the folders, one backbone per folder, under the method's name."""
     from simfle.eval.analysis.results import read_results
 
-    # With nested folders, the inner one is read first, and each result once.
+    # If folders are nested, the inner one is read first, and each result is read once.
     folders = {found for place in places for found in _folders(place)}
     results: list[Result] = []
     seen: set[Path | None] = set()

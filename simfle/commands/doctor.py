@@ -63,7 +63,7 @@ def doctor(  # noqa: PLR0913, PLR0917 - one argument per option
 
 
 def show(found: "list[Finding]") -> None:
-    """Print one line per finding, and one more for its advice."""
+    """Print one line per finding, and another for its advice."""
     from rich.text import Text
 
     from simfle.runtime.console import Console
@@ -89,7 +89,7 @@ def _cluster(file: Path | None, options: "dict[str, int | str]") -> "ClusterConf
     from simfle.slurm.config import ClusterConfig
 
     words = [f"{name}={json.dumps(value)}" for name, value in options.items()]
-    words += ['time="0:15:00"', "signal_seconds=60"]  # a short job without anything to save
+    words += ['time="0:15:00"', "signal_seconds=60"]  # a short job that has nothing to save
     return load(ClusterConfig, file or CONFIGS / "cluster" / "default.yaml", words)
 
 

@@ -18,7 +18,7 @@ def embed(
     batch: Annotated[int, typer.Option(help="images per forward pass", min=1)] = 64,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, or one GPU such as cuda:1")] = "auto",
 ) -> None:
-    """Write path, key, split, label, person and features [n, C] of all images; what is unknown is empty.
+    """Write path, key, split, label, person and features [n, C] of all images; unknown values are empty.
 
     For example: simfle embed shards/mine runs/mine features.npz
     """

@@ -15,7 +15,7 @@ from simfle.errors import UserError
 def evaluate(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="YAML file; values that override it"),
+        typer.Argument(metavar="[CONFIG] [KEY=VALUE]...", help="YAML file, and values that override it"),
     ] = None,
     run: Annotated[
         Path | None, typer.Option(help="export and evaluate this run's newest checkpoint; results go to RUN/eval")
@@ -28,7 +28,7 @@ def evaluate(
         ),
     ] = None,
 ) -> None:
-    """Evaluate backbones, each with a randomly initialized baseline of the same shape. Existing results are skipped.
+    """Evaluate backbones, each with a randomly initialized baseline of its architecture. Existing results are skipped.
 
     For example: simfle evaluate configs/eval/quick.yaml --run runs/simfle benchmarks=[rafdb=shards/rafdb]
 

@@ -16,10 +16,10 @@ def bench_gpu(
         Path, typer.Option(help="folder for logs, figures and the page; rerun with the same folder to resume")
     ],
     minutes: Annotated[float, typer.Option(help="maximum minutes of all parts; each has at most 8", min=0.1)] = 20,
-    only: Annotated[str, typer.Option(help="Parts by name, with commas between them; else all.")] = "",
-    rehearse: Annotated[bool, typer.Option("--rehearse", help="On the CPU, with a small network.")] = False,
+    only: Annotated[str, typer.Option(help="names of the parts to run, comma-separated (default: all)")] = "",
+    rehearse: Annotated[bool, typer.Option("--rehearse", help="run on the CPU with a small network")] = False,
 ) -> None:
-    """Tests, pixels, loader, step by batch, compile, end to end, checkpoint, profile and plan: gpu.md and gpu.json."""
+    """Test and measure this GPU: views, loader, steps, compile, training, checkpoints. Write gpu.md and gpu.json."""
     from simfle.runtime.entrypoint import gc_frozen_imports
 
     with gc_frozen_imports():
@@ -50,8 +50,8 @@ def bench_gpu(
     )
     for done in found:
         if done.code:
-            echo(f"{done.name} ended with code {done.code}: {done.words.splitlines()[-1] if done.words else 'no word'}")
-    echo(f"{sum(done.code == 0 for done in found)} of {len(chosen)} parts are done; {out / 'gpu.md'}")
+            echo(f"{done.name}: exit code {done.code}: {done.words.splitlines()[-1] if done.words else 'no output'}")
+    echo(f"{sum(done.code == 0 for done in found)} of {len(chosen)} parts succeeded; see {out / 'gpu.md'}")
 
 
 main = command(bench_gpu)

@@ -14,7 +14,7 @@ from simfle.version import __version__
 
 @dataclass(frozen=True)
 class CommandEntry:
-    """Module, function and one-line help of a subcommand. module: below simfle.commands."""
+    """Module, function and one-line help of a subcommand. `module` is relative to simfle.commands."""
 
     module: str
     function: str
@@ -30,7 +30,7 @@ class CommandGroup:
 
 
 SHARDS: dict[str, CommandEntry | CommandGroup] = {
-    "build": CommandEntry("shards.build", "commands", "convert face images to shards; knows nineteen corpora"),
+    "build": CommandEntry("shards.build", "commands", "convert face images to shards; supports nineteen corpora"),
     "verify": CommandEntry("shards.verify", "verify_shards", "check every byte and every image"),
     "inspect": CommandEntry("shards.summary", "inspect_shards", "print statistics, draw a contact sheet"),
     "statistics": CommandEntry(
@@ -80,7 +80,7 @@ COMMANDS: dict[str, CommandEntry | CommandGroup] = {
 
 
 class LazyGroup(TyperGroup):
-    """Command group that knows its subcommands' names and help lines, and imports a subcommand when it is called."""
+    """Command group that lists its subcommands from a table, and imports a subcommand only when it is called."""
 
     entries: dict[str, CommandEntry | CommandGroup] = COMMANDS
 
@@ -89,7 +89,7 @@ class LazyGroup(TyperGroup):
         self.commands = dict.fromkeys(self.entries)  # type: ignore[assignment]  # names only, for suggestions
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Import and return the subcommand; None if no subcommand has this name."""
+        """Import and return the subcommand, or return None if no subcommand has this name."""
         entry = self.entries.get(cmd_name)
         return None if entry is None else load(cmd_name, entry)
 
@@ -112,7 +112,7 @@ def load(name: str, entry: CommandEntry | CommandGroup) -> Any:
         group.callback(help=f"{entry.help[0].upper()}{entry.help[1:]}.")(_nothing)
         return typer.main.get_command(group)
     function = getattr(import_module(f"simfle.commands.{entry.module}"), entry.function)
-    if entry.function == "commands":  # a group of its own subcommands
+    if entry.function == "commands":  # a group with subcommands
         return typer.main.get_command(function())
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     app.command(name)(function)
@@ -129,7 +129,7 @@ def root(
 
 
 def _nothing() -> None:
-    """Do nothing: a group only has subcommands."""
+    """Do nothing; a group only has subcommands."""
 
 
 def app() -> typer.Typer:

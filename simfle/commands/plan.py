@@ -42,7 +42,7 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     images: Annotated[int, typer.Option(help="number of images in the corpus (0 = from data.shards)")] = 0,
     image_bytes: Annotated[float, typer.Option(help="mean bytes per image (0 = from data.shards)")] = 0,
     batch_per_gpu: Annotated[
-        int, typer.Option(help="set the global batch to this times the number of GPUs (0 = train.global_batch)")
+        int, typer.Option(help="samples per GPU, which determine the global batch (0 = use train.global_batch)")
     ] = 0,
     constants: Annotated[
         list[Path] | None,
@@ -72,7 +72,7 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     machines = ClusterSpec(nodes, gpus_per_node, gpu, network_rate(network), cores)
     _check(resolved)
     request = Request(resolved, machines, _corpus(resolved, images, image_bytes), known, batch_per_gpu)
-    if not scaling_table:  # refuse a batch that cannot be split before measuring the model
+    if not scaling_table:  # before the model is measured, refuse a batch that cannot be split
         try:
             _with_batch(request)
         except UserError as error:
@@ -163,7 +163,7 @@ def _plain(request: Request, work: "ModelCost", found: "Estimate") -> dict[str, 
 
 
 def _markdown(request: Request, work: "ModelCost") -> str:
-    """Return one row per number of GPUs, rounded up to whole nodes: with 6 per node, 12 instead of 8."""
+    """Return one row per number of GPUs, rounded up to whole nodes (with 6 GPUs per node, 12 instead of 8)."""
     columns = "GPUs", "global batch", "per GPU", "memory", "sent", "images/s", "efficiency", "hours", "bottleneck"
     lines = [f"| {' | '.join(columns)} |", "|" + "---:|" * 8 + "---|"]
     for gpus in SIZES:

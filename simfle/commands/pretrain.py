@@ -29,7 +29,7 @@ def pretrain(
     accelerate launch --use_deepspeed --num_processes 8 -m simfle pretrain CONFIG key=value ...
     """
     arguments = list(overrides or [])
-    if config is not None and "=" in config:  # no file, only key=value; Path would drop a slash of a URL
+    if config is not None and "=" in config:  # not a file but key=value; Path would drop a slash of a URL
         arguments, config = [config, *arguments], None
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
     check(resolved)

@@ -19,7 +19,7 @@ from simfle.config.schema import CONFIGS
 from simfle.errors import UserError
 
 ROOT = Path(__file__).parents[2]
-# Subcommands of `python -m simfle ...`, used without a checkout (after pip install).
+# Subcommands of `python -m simfle ...`, used if there is no checkout (after pip install).
 COMMANDS = {
     "tools/build_shards.py": ["shards", "build"],
     "launchers/pretrain.py": ["pretrain"],
@@ -30,7 +30,7 @@ PEOPLE, IMAGES = 100, 21  # synthetic people and images per person
 LEAST = 32  # minimum number of images for training
 TEST_SHARE = 0.25
 RARE = 20  # classes with fewer images are excluded from the probe
-MANY_FOLDERS = 100  # above this number of folders, they are people or albums rather than classes
+MANY_FOLDERS = 100  # more folders than this are people or albums rather than classes
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def _open(out: Path, data: Path | None) -> QuickstartState:
 
 @dataclass(frozen=True)
 class Layout:
-    """Folder layout of the user's images. flags: matching options of `simfle shards build`."""
+    """Folder layout of the user's images. `flags` are the matching options of `simfle shards build`."""
 
     labeled: bool
     splits: bool = False
@@ -188,7 +188,7 @@ def _stages(
         ),
         QuickstartStage(
             "pretrain",
-            "train SimFLE on split train, without labels; small network, few steps",
+            "train SimFLE on split train, without labels, with a small network and few steps",
             [train],
             run / "checkpoints",
             shell_line("tensorboard", "--logdir", run / "tensorboard"),
@@ -242,7 +242,8 @@ def _run(stage: QuickstartStage, record: QuickstartState, number: str) -> None:
         done = subprocess.run([sys.executable, *words], check=False)
         if done.returncode:
             raise UserError(
-                f"stage {stage.name} failed with exit code {done.returncode}, see above. Fix: rerun to resume."
+                f"stage {stage.name} failed with exit code {done.returncode}, see above. Fix: correct the error above "
+                "and rerun; completed stages are skipped."
             )
     seconds = time.monotonic() - began
     record.finish(stage, seconds)
@@ -256,7 +257,8 @@ def _check_shards(shards: Path, data: Path | None) -> None:
     count = sum(shard.samples for shard in manifest.shards if shard.split == "train")
     if count < LEAST:
         raise UserError(
-            f"--data={data}: only {count} usable training images, {LEAST} are needed. Fix: see {shards}/rejected.jsonl."
+            f"--data={data}: only {count} usable training images, {LEAST} are needed. Fix: add images; "
+            f"{shards}/rejected.jsonl lists the rejected ones."
         )
 
 
@@ -274,13 +276,13 @@ def _report(
         caption += "All faces are synthetic: identity, pose, light and expression vary. Each person is in one split."
     else:
         caption += "This page contains images of faces: share it accordingly."
-    note = "" if layout.labeled else "No labels: the images are not in class folders, so there is no probe."
+    note = "" if layout.labeled else "The images are not in class folders: there are no labels and no probe."
     if layout.labeled and not layout.people:
         caption += " People are not known, so one person may be in both training and test; set --group-pattern."
     extras = Extras(
         title="SimFLE quickstart",
         opening="From faces to a pretrained and evaluated backbone on one machine, in minutes. The small network was "
-        "trained for a few steps: this shows that the pipeline works and is not a result to quote.",
+        "trained for a few steps. This page shows that the pipeline works; its numbers are not results to quote.",
         stages=[
             Told(stage.name, stage.does, str(stage.result), record.stages.get(stage.name, {}).get("seconds"))
             for stage in stages

@@ -160,11 +160,11 @@ def ranks(features: dict[str, float]) -> str:
     """Describe the rank of the backbone's features and of a random network's; warn if it is too low."""
     found = {name: f"{value:.1f}" for name, value in features.items()}
     text = f"rank {found.get('rank', '?')}, random network {found.get('random_rank', '?')}"
-    return text + (f"; they collapse, see {run_files.COLLAPSE_PAGE}" if run_files.is_collapsed(features) else "")
+    return text + (f"; features collapse, see {run_files.COLLAPSE_PAGE}" if run_files.is_collapsed(features) else "")
 
 
 def time_left(now: "RunStatus") -> float | None:
-    """Estimate the seconds left from the last metrics of this start; None if unknown."""
+    """Estimate the seconds left from the last metrics of this start, or return None if this is impossible."""
     lines = [line for line in _tail(now.run) if "time" in line and "step" in line]
     if len(lines) < 2 or not now.steps:
         return None
@@ -175,12 +175,12 @@ def time_left(now: "RunStatus") -> float | None:
     ]
     if not gaps:
         return None
-    # The median ignores a stop, a requeue or a checkpoint between two lines.
+    # The median is not affected by a stop, a requeue or a checkpoint between two lines.
     return sorted(gaps)[len(gaps) // 2] * (now.steps - now.step)
 
 
 def _tail(run: Path) -> "list[dict[str, Any]]":
-    """Return the last metrics of a run; empty if they cannot be read (the run's state reports this)."""
+    """Return the last metrics of a run, or nothing if they cannot be read (the run's state reports this)."""
     from simfle.slurm.status import tail
 
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Names that other tools give to our configuration fields, for hints about unknown keys."""
+"""Names that other tools use for simfle's configuration fields, for hints about unknown keys."""
 
 import difflib
 from collections.abc import Sequence

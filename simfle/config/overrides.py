@@ -1,4 +1,4 @@
-"""Parse key=value words of a command line: texts are taken as typed, lists are split at commas, both may be quoted.
+"""Parse key=value arguments of a command line: text is taken as typed, lists are split at commas, both may be quoted.
 
 A folder may be called `exp #1`, `007` or `yes`: YAML would parse these names as a comment, a number and a truth value.
 """
@@ -9,27 +9,27 @@ import shlex
 from typing import Any
 
 EXAMPLE = "cluster.extra_sbatch=['exclude=n[1-2]']"
-# One text in quotes, as in YAML: within single quotes '' is a quote, within double quotes a backslash escapes.
+# One quoted text as in YAML: '' is a quote within single quotes, and a backslash escapes within double quotes.
 QUOTED = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
-LIST_SYNTAX = re.compile(r"[\[\]\x00]")  # in an item of a list without quotes
-SYNTAX = re.compile(r"^[\s'\"\[~]|\s$|\x00|\$\{")  # in a text that has to be quoted to be read back as it is
+LIST_SYNTAX = re.compile(r"[\[\]\x00]")  # invalid in an unquoted item of a list
+SYNTAX = re.compile(r"^[\s'\"\[~]|\s$|\x00|\$\{")  # matches texts that must be quoted to be read back unchanged
 ITEM_SYNTAX = re.compile(r"[\[\]{},]|^$")
 
 
 def parse_text(value: str) -> str:
-    """Return the text of a value without the quotes around it. Raises ValueError."""
+    """Return the text of a value without its quotes. Raises ValueError if the value is invalid."""
     if "\0" in value:
         raise ValueError("a zero byte")
     return _unquoted(value) if QUOTED.fullmatch(value) else value
 
 
 def parse_list(value: str) -> list[str]:
-    """Return the texts of a list such as [a, 'b, c']; for any other text, a list of that text. Raises ValueError."""
+    """Return the items of a list such as [a, 'b, c'], or a list of one text. Raises ValueError for invalid syntax."""
     inner = value.strip()
     if not inner.startswith("["):
         return [parse_text(value)]
     if len(inner) < 2 or not inner.endswith("]"):
-        raise ValueError("a list without its end")
+        raise ValueError("a list without a closing bracket")
     rest, items = inner[1:-1].strip(), []
     while rest:
         item, rest = _first(rest)
@@ -41,16 +41,16 @@ def _first(rest: str) -> tuple[str, str]:
     """Return the first item of a list, and the text after its comma."""
     quoted = QUOTED.match(rest)
     if quoted is None and rest[0] in "'\"":
-        raise ValueError("a quote without its end")
+        raise ValueError("a quote that is not closed")
     end = quoted.end() if quoted else 0
     item, _, after = rest[end:].partition(",")
     if quoted:
         if item.strip():
-            raise ValueError(f"{item.strip()!r} behind a quote")
+            raise ValueError(f"{item.strip()!r} after a closing quote")
         return _unquoted(quoted[0]), after.strip()
     item = item.strip()
     if not item or LIST_SYNTAX.search(item) or item.count("{") != item.count("}"):
-        raise ValueError("an item without quotes that is empty or holds a bracket" if item else "an empty item")
+        raise ValueError("an unquoted item that is empty or contains a bracket" if item else "an empty item")
     return item, after.strip()
 
 
@@ -64,11 +64,11 @@ def _unquoted(text: str) -> str:
     except ValueError:
         import yaml
 
-        return str(yaml.safe_load(text))  # which knows more escapes
+        return str(yaml.safe_load(text))  # YAML supports more escapes than JSON
 
 
 def format_override(key: str, value: Any) -> str:
-    """Format `key=value` so that it parses to `value`, a text, a path or a list of them; quote only where necessary."""
+    """Format `key=value` so that parsing returns `value`: a text, a path, or a list of these. Quote only if needed."""
     if not isinstance(value, list | tuple):
         text = str(value)
         return f"{key}={_double(text) if SYNTAX.search(text) else text}"

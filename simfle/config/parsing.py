@@ -1,4 +1,4 @@
-"""Check one configuration layer, a YAML file or the command line, against its schema.
+"""Check one configuration layer (a YAML file or the command line) against its schema.
 
 A schema is a dataclass whose fields are created by `simfle.config.schema.config_field`, or a dataclass of such
 dataclasses.
@@ -15,7 +15,7 @@ from simfle.config.key_aliases import nearest_key
 from simfle.config.overrides import EXAMPLE, parse_list, parse_text
 from simfle.errors import UserError
 
-# YAML reads 12:00:00 as 43200, but 0:15:00 as text
+# YAML parses 12:00:00 as 43200, but 0:15:00 as text
 BASE_60 = re.compile(r"[-+]?([1-9]\d*(:[0-5]?\d)+|\d+(:[0-5]?\d)+\.\d*)")
 REFERENCE = re.compile(r"\$\{\.*[A-Za-z_][\w.]*\}")  # ${train.seed}; OmegaConf could also read environment variables
 TILDE = re.compile(r"(?<![^=:@])~[^/=:@]*")  # ~ and ~name, also in NAME=~/faces and KIND:NAME@~/weights.pth
@@ -26,7 +26,7 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "
 
 
 def check_keys(schema: Any, layer: Any, place: str) -> None:
-    """Raise UserError for keys that `schema` does not have, and for references to anything but keys."""
+    """Raise UserError for keys that `schema` does not have, and for references to anything other than keys."""
     known = list(keys(schema))
     for key, value in _leaves(layer):
         _check_references(key, value, place)
@@ -105,7 +105,7 @@ def describe_type_error(schema: Any, layer: Any, error: Any) -> str:
 
 
 def _check_references(key: str, value: Any, place: str) -> None:
-    """Raise UserError for references to anything but keys, such as the environment or a function."""
+    """Raise UserError for references to anything other than keys, such as the environment or a function."""
     if "${" in REFERENCE.sub("", str(value)):
         raise UserError(
             f"config: {key}={value!r} in {place}: only references to keys are allowed, such as ${{train.seed}}. Fix: "
@@ -117,7 +117,9 @@ def read_yaml(file: Path) -> str:
     """Read the text of a YAML file; reject aliases, deep nesting and large files, which a configuration never needs.
 
     Raises:
-        UserError, YAMLError, OSError.
+        UserError: If the file is too large, is nested too deeply, or has an alias or a time without quotes.
+        YAMLError: If the file is not valid YAML.
+        OSError: If the file cannot be read.
     """
     import yaml
 
@@ -163,7 +165,7 @@ def texts_as_written(schema: Any, text: str) -> str:
 
 
 def _mark(node: Any) -> None:
-    """Mark a scalar with a value as text."""
+    """Mark a scalar that has a value as text."""
     if hasattr(node, "style") and node.tag not in ("tag:yaml.org,2002:null", TEXT) and isinstance(node.value, str):
         node.tag, node.style = TEXT, '"'
 
@@ -188,8 +190,8 @@ def parse_overrides(schema: Any, overrides: Sequence[str]) -> Any:
         except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, LookupError, RecursionError) as error:
             why = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"config: cannot read {text!r} on the command line ({why}). Fix: in a list, quote a text that has "
-                f'brackets, commas or quotes in it, such as "{EXAMPLE}".'
+                f"config: cannot read {text!r} on the command line ({why}). Fix: close all quotes and brackets; in a "
+                f'list, quote text that contains brackets, commas or quotes, such as "{EXAMPLE}".'
             ) from None
     return layer
 

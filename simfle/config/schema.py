@@ -100,11 +100,11 @@ class DataConfig:
     )
     pair: str = config_field(
         "image",
-        "source of view 2: image (that of view 1), or clip (another frame of its clip, where samples know it)",
+        "source of view 2: image (the image of view 1), or clip (another frame of its clip, if its metadata name one)",
         choices=("image", "clip"),
     )
     pair_window: float = config_field(
-        0.0, "maximum distance of both frames of data.pair=clip in frames (0 = the whole clip)", min=0
+        0.0, "maximum distance of the two frames of data.pair=clip in frames (0 = the whole clip)", min=0
     )
 
 
@@ -150,7 +150,7 @@ class FaceMAEConfig:
         0.75, "fraction of masked patches", rule="leaves at least one patch visible and one masked"
     )
     cross_attention: bool = config_field(
-        False, "let the decoder attend to the feature maps of both views: the reconstruction loss trains the backbone"
+        False, "let the decoder attend to both views' feature maps, so that the reconstruction loss trains the backbone"
     )
     masking: str = config_field(
         "semantic",
@@ -194,7 +194,7 @@ class DINOConfig:
     )
     center_momentum: float = config_field(0.9, "EMA momentum of the center of the teacher's outputs", min=0, max=1)
     frozen_fraction: float = config_field(
-        0.0, "fraction of the run, from its start, in which the prototypes get no gradient (0 = none)", min=0, max=1
+        0.0, "fraction of the run, from its start, in which the prototypes receive no gradient (0 = none)", min=0, max=1
     )
 
 
@@ -278,7 +278,7 @@ class ModelConfig:
     )
     compile: bool = config_field(
         False,
-        "torch.compile for backbones and FaceMAE: takes minutes at the start, then faster; not at ZeRO stage 3",
+        "torch.compile for backbones and FaceMAE: compiles for minutes, then steps are faster; not at ZeRO stage 3",
         resume_safe=True,
     )
     mean: list[float] = config_field(
@@ -319,8 +319,7 @@ class TrainConfig:
     steps: int = config_field(0, "length of the run in optimizer steps (0 = from epochs)", min=0)
     extend: bool = config_field(
         False,
-        "allow a greater train.steps or train.epochs than those of the run, which then trains longer; its schedules "
-        "follow the new length",
+        "train an existing run longer: allow a greater train.steps or train.epochs; the schedules use the new length",
         resume_safe=True,
     )
     global_batch: int = config_field(
@@ -328,7 +327,7 @@ class TrainConfig:
     )
     micro_batch: int = config_field(
         0,
-        "samples per forward pass of one process (0 = global batch / processes; auto = the most that fit into GPU "
+        "samples per forward pass of one process (0 = global batch / processes; auto = the maximum that fits into GPU "
         "memory, found by trial; the global batch is unchanged)",
         resume_safe=True,
         aliases={"auto": -1},
@@ -355,8 +354,8 @@ class TrainConfig:
     )
     deterministic: bool = config_field(
         False,
-        "use deterministic GPU kernels, slower: a resumed run has the losses of an uninterrupted run (always the case "
-        "on a CPU)",
+        "use deterministic but slower GPU kernels: a resumed run then has the losses of an uninterrupted run (always "
+        "so on a CPU)",
         resume_safe=True,
     )
     stop_after_step: int = config_field(
@@ -404,7 +403,7 @@ class MonitorConfig:
     )
     max_seconds: float = config_field(
         120.0,
-        "maximum seconds that training waits for a probe before it is abandoned",
+        "maximum seconds that training waits for a probe before the probe is aborted",
         resume_safe=True,
         min=1,
         rule="at most half of `train.hang_timeout`",
@@ -427,7 +426,8 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
     """Build a frozen `schema` from its defaults, a YAML file and `key=value` overrides, in this order.
 
     Raises:
-        UserError: missing file, invalid YAML, unknown key (with the nearest known key), wrong type.
+        UserError: If the file is missing or not valid YAML, a key is unknown (the message suggests the nearest known
+            key), or a value has the wrong type.
     """
     # Imported here: `--help` must not wait for OmegaConf and PyYAML.
     import yaml
@@ -445,12 +445,12 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
     except FileNotFoundError:
         raise UserError(_missing(file)) from None
     except (yaml.YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError, OSError) as error:
-        raise UserError(f"config: cannot read {file}: {error}. Fix: correct the file.") from None
+        raise UserError(f"config: cannot read {file}: {error}. Fix: correct the file or its permissions.") from None
     layers.append(("command line", parse_overrides(schema, overrides)))
     merged = OmegaConf.structured(schema)
     for place, layer in layers:
         if not OmegaConf.is_dict(layer):
-            raise UserError(f"config: {place}: a list or a bare value. Fix: write keys with values.")
+            raise UserError(f"config: {place}: a list or a single value. Fix: write keys with values.")
         check_keys(schema, layer, place)
         normalize_values(schema, layer)
         try:
@@ -464,10 +464,11 @@ def load(schema: type[T], file: Path | None, overrides: Sequence[str] = ()) -> T
 
 
 def load_yaml(file: Path) -> dict[str, Any]:
-    """Read a YAML file without a schema, such as the configuration of a run of another version of this program.
+    """Read a YAML file without a schema, such as the configuration of a run that another version of simfle wrote.
 
     Raises:
-        UserError: missing file, invalid YAML, or values other than text, numbers, lists and keys; see also `load`.
+        UserError: If the file is missing, cannot be read, is not valid YAML, or has values other than text, numbers,
+            lists and keys.
     """
     import yaml
 
@@ -502,7 +503,7 @@ def _missing(file: Path | None) -> str:
 
 
 def run_identity(config: Any) -> dict[str, Any]:
-    """Return the values that identify a run: every leaf that is not marked free; paths are absolute."""
+    """Return the values that identify a run: every leaf that is not `resume_safe`; paths are absolute."""
     known = {name: field.metadata for name, field in fields(type(config))}
     values = flatten(dataclasses.asdict(config))
     kept = {key: value for key, value in values.items() if not known.get(key, {}).get("resume_safe")}

@@ -19,7 +19,7 @@ COUNTS = {2: "two", 3: "three"}  # lengths of lists in messages
 
 @dataclass(frozen=True)
 class Limits:
-    """Values that a field accepts.
+    """Limits of the values that a field accepts.
 
     min, max: inclusive bounds of a number. above, below: exclusive bounds. choices: all accepted values. nonempty: at
     least one character or item. In a list, bounds and choices apply to each item. length: number of items. ascending:
@@ -63,7 +63,7 @@ class Limits:
 
 
 def describe_limits(field: Any) -> str:
-    """Describe the limits of a dataclass field, such as "at least 1", "auto, cpu or cuda"; empty without limits."""
+    """Describe the limits of a dataclass field, such as "at least 1", "auto, cpu or cuda", or "" if it has none."""
     limits: Limits = field.metadata["limits"]
     names = _value_names(field)
     *most, last = [names.get(value, str(value)) for value in limits.choices] or [""]
@@ -86,7 +86,7 @@ def _bounds(limits: Limits) -> str:
 
 
 def validate(config: Any, group: str = "", unused: Collection[str] = ()) -> None:
-    """Raise UserError for the first value that is out of the limits of its field, or that is NaN or infinite.
+    """Raise UserError for the first value that is outside its field's limits, NaN or infinite.
 
     Args:
         config: instance of a schema or of one of its groups.
@@ -95,7 +95,7 @@ def validate(config: Any, group: str = "", unused: Collection[str] = ()) -> None
             and infinity.
 
     Raises:
-        UserError: names the field, its value and the accepted values.
+        UserError: If a value is out of its limits, NaN or infinite. The message names field, value and limits.
     """
     for name, field, value in _values(config, f"{group}." if group else ""):
         numbers = value if isinstance(value, list | tuple) else (value,)

@@ -1,14 +1,14 @@
 """Use another frame of the same clip as view 2, for corpora with clip metadata.
 
 Source: TimeAug in Shu, Gu, Yang, Lo 2022 (arXiv 2210.03853): the positives of contrastive learning are two frames of
-one video, a short time apart. Chosen here: the second frame is uniform among the clip's other samples within a window,
-a pure function of (seed, epoch, sample id). The sample order does not change: an epoch still uses every sample once as
-view 1.
+one video, a short time apart. In this project, the second frame is drawn uniformly from the clip's other samples within
+a window, as a pure function of (seed, epoch, sample id). The sample order does not change: an epoch still uses every
+sample once as view 1.
 
 A clip is the samples of one shard folder with equal `group` and `extras.sequence` in their metadata, ordered by
 `extras.frame`, such as CK+ built with --all-frames. A build spreads the frames of a clip over all shards, so view 2
-reads other shards than view 1: local shards only. The table of clips takes 32 bytes per sample and is read once, at the
-start, from the metadata of every sample.
+reads different shards from view 1, and shards must be local. The table of clips takes 32 bytes per sample and is read
+once, at the start, from the metadata of every sample.
 """
 
 # N samples with a clip, n samples of a micro-batch, S side of a view
@@ -50,7 +50,7 @@ class ClipTable:
         return np.argsort(self.ids)
 
     def partners(self, seed: int, epoch: int, ids: ArrayLike, window: float = 0.0) -> Ints:
-        """Return for each sample the id of another frame of its clip; its own id if there is none.
+        """Return for each sample the id of another frame of its clip, or its own id if there is none.
 
         Args:
             seed: seed of the run.
@@ -71,7 +71,7 @@ class ClipTable:
         return partners
 
     def _other_row(self, row: int, word: int, window: float) -> int:
-        """Choose a row of the same clip within the window by a random word; the row itself if there is none."""
+        """Choose a row of the same clip within the window by a random word, or the row itself if there is no other."""
         first, last = np.searchsorted(self.clips, [self.clips[row], self.clips[row] + 1]).tolist()
         reach = window or math.inf
         near = self.frames[first:last]
@@ -85,7 +85,7 @@ class ClipTable:
 
 
 class ClipPairs:
-    """Render view 2 from each sample's partner. backend: renders `view2` alone."""
+    """Renderer of view 2 from each sample's partner. `backend` renders only `view2`."""
 
     def __init__(self, corpus: ShardCorpus, data: DataConfig, seed: int, backend: ViewBackend) -> None:
         self.corpus, self.seed, self.window, self.backend = corpus, seed, data.pair_window, backend
@@ -128,7 +128,7 @@ def read_clips(corpus: ShardCorpus) -> ClipTable:
     """Read the clip of every sample from its metadata; samples that cannot be read have none.
 
     Raises:
-        UserError: no two samples share a clip; the metadata of a sample are corrupt.
+        UserError: If no two samples share a clip, or a sample's metadata are corrupt.
     """
     folders = {id(store): number for number, store in enumerate(corpus.stores)}
     found: list[tuple[tuple[int, str, str], float, int]] = []  # clip, frame, id
@@ -156,7 +156,7 @@ def read_clips(corpus: ShardCorpus) -> ClipTable:
 
 
 def _clip(known: dict[str, object]) -> tuple[str, str, float] | None:
-    """Return group, sequence and frame of a sample's metadata; None if sequence or frame is missing or not a number."""
+    """Return group, sequence and frame of a sample's metadata, or None if sequence or frame is missing or invalid."""
     extras = known.get("extras")
     if not isinstance(extras, dict):
         return None

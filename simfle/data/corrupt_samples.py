@@ -1,6 +1,6 @@
 """Replace samples that cannot be read or decoded.
 
-The replacement is the next decodable sample of the same shard (after the last sample, the first). It gets the view
+The replacement is the next decodable sample of the same shard (after the last sample, the first). It receives the view
 parameters and the group of the corrupt sample, so that no image appears twice in the same view. The replacement depends
 only on the shards and the decoder, not on the process, the number of processes, or earlier samples. Decoders tolerate
 different errors: a run resumed with another backend may replace other samples.
@@ -24,14 +24,13 @@ from simfle.errors import UserError
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
-MAX_REPLACEMENT_TRIES = 64  # samples after a corrupt one; if none of them decodes, the whole shard is suspect
-NOTHING: Bytes = np.zeros(0, np.uint8)  # no decoder accepts it
+MAX_REPLACEMENT_TRIES = 64  # samples tried after a corrupt one; if none can be decoded, the shard is probably corrupt
+NOTHING: Bytes = np.zeros(0, np.uint8)  # no decoder accepts an empty file
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """Record that sample `id`, `key` in `shard`, was replaced by `replaced_by` at `step` (from 0), being
-    undecodable."""
+    """Record of an undecodable sample: `id`, `key` in `shard`, was replaced by `replaced_by` at `step` (from 0)."""
 
     step: int
     id: int
@@ -41,7 +40,7 @@ class Replacement:
 
 
 class CorruptSampleReplacer:
-    """Render micro-batches and replace corrupt samples, at no cost unless the backend finds one."""
+    """Renderer of micro-batches that replaces corrupt samples, at no cost unless the backend finds one."""
 
     def __init__(self, data: TrainingData, backend: ViewBackend) -> None:
         self.data, self.backend = data, backend
@@ -53,10 +52,10 @@ class CorruptSampleReplacer:
         """Return the views of n samples, rendered with their view parameters, and the ids [n] of the samples in them.
 
         Raises:
-            UserError: no sample near a corrupt one can be decoded; a shard cannot be opened.
+            UserError: If no sample near a corrupt one can be decoded, or a shard cannot be opened.
         """
         fed = ids
-        if self._known and self.data.corpus is not None:  # in a stream the following samples change
+        if self._known and self.data.corpus is not None:  # in a stream, the next samples change
             fed = np.array([self._known.get(number, number) for number in ids.tolist()])
         rendered = self.backend.render(self._images(fed), draws)
         if rendered.corrupt:
@@ -101,7 +100,7 @@ class CorruptSampleReplacer:
                 return fed
         raise UserError(
             f"shards: {self.data.shard_location(int(fed[bad[0]]))}: {MAX_REPLACEMENT_TRIES} consecutive samples "
-            "cannot be decoded. Fix: find the corrupt ones with simfle shards verify; copy or build the shards again."
+            "cannot be decoded. Fix: run simfle shards verify, then copy or build the corrupt shards again."
         )
 
     def _images(self, ids: Ints) -> list[Bytes]:

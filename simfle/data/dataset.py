@@ -27,10 +27,10 @@ from simfle.errors import UserError
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 
-TARS = 256  # open tars: each holds one file descriptor, of which a process usually may have 1,024
+TARS = 256  # open tars, each with a file descriptor; a process usually may have 1,024 of them
 TABLES = 1024  # shards whose offsets stay in memory, 16 bytes per sample
 INDEXES = 4  # shards whose keys, labels and metadata stay in memory
-REMOTE_TARS = 8  # the same for shards from URLs, unless kept explicitly: an open tar keeps its place in the cache
+REMOTE_TARS = 8  # open tars from URLs, unless kept explicitly; an open tar is not evicted from the cache
 
 
 class SampleError(UserError):
@@ -49,12 +49,13 @@ class ShardCorpus:
     counts, first_ids: [S] int64, number of samples of each chosen shard and global id of its first sample.
 
     Raises:
-        UserError: a folder, manifest or tar is missing or differs from the manifest, an unknown split, no samples.
+        UserError: If a folder, manifest or tar is missing, a tar differs from the manifest, a split is unknown, or
+            there are no samples.
     """
 
     def __init__(self, folders: Sequence[str | Path], splits: Sequence[str] = (), cache: Cache | None = None) -> None:
         if not folders:
-            raise UserError("data.shards=[]: empty. Fix: make shards with simfle shards build.")
+            raise UserError("data.shards=[]: empty. Fix: build shards with simfle shards build.")
         self.stores: tuple[ShardStore, ...] = tuple(open_store(folder, cache) for folder in folders)
         self.folders = tuple(place.name for place in self.stores)
         self.manifests: tuple[Manifest, ...] = tuple(place.manifest for place in self.stores)
@@ -85,7 +86,7 @@ class ShardCorpus:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Names of the labels. Raises UserError if the folders have different ones."""
+        """Names of the labels. Raises UserError if the folders have different labels."""
         if len({manifest.labels for manifest in self.manifests}) > 1:
             raise UserError(
                 f"data.shards: {', '.join(self.folders)} have different label names. "
@@ -121,7 +122,7 @@ class ShardCorpus:
         return self._indexes(shard, self._index).keys[sample]
 
     def label(self, shard: int, sample: int) -> int | None:
-        """Return the label, a position in `labels`; None if the sample has none."""
+        """Return the label, a position in `labels`, or None if the sample has none."""
         content = self._member(shard, sample, "cls")
         if content is None:
             return None
@@ -133,7 +134,7 @@ class ShardCorpus:
             ) from None
 
     def metadata(self, shard: int, sample: int) -> dict[str, Any]:
-        """Return the metadata of a sample (source, label name, group, box ...) from its `.json`; empty without one."""
+        """Return the metadata of a sample (source, label name, group, box ...) from its `.json`, or {} without one."""
         content, text = (self._member(shard, sample, name) for name in ("json", "txt"))
         if content is not None and len(content) > MAX_JSON:
             raise UserError(
@@ -153,7 +154,7 @@ class ShardCorpus:
         return place.location(info)
 
     def retain_open(self, shards: Collection[int]) -> None:
-        """Close all tars except these, and reserve capacity for these."""
+        """Close all tars except these, and reserve capacity for them."""
         self._tars.capacity = max(REMOTE_TARS, min(TARS, len(shards)))
         self._tars.resize(shards.__contains__)
 
@@ -201,9 +202,9 @@ class ShardCorpus:
         if outside.any():
             name = f"{self.shard_location(shard)}: {index.keys[int(outside.argmax())]}"
             raise UserError(f"shards: {name} has no image inside the tar. Fix: build the shards again.")
-        if table[:, 1].sum() > self.shards[shard][1].bytes:  # a batch never takes more memory than its shards
+        if table[:, 1].sum() > self.shards[shard][1].bytes:  # so a batch never takes more memory than its shards
             raise UserError(
-                f"shards: the index of {self.shard_location(shard)} lists more than its bytes. Fix: rebuild it."
+                f"shards: the index of {self.shard_location(shard)} lists more bytes than the tar has. Fix: rebuild it."
             )
         tar = self._tars(shard, self._open)
         for offset, size in table[[0, -1]].tolist():

@@ -1,4 +1,4 @@
-"""From step numbers to batches: order -> bytes -> views, prefetched by a background thread."""
+"""Convert step numbers to batches: order -> bytes -> views, prefetched by a background thread."""
 
 # B global batch, R processes, n samples of a micro-batch
 import importlib.util
@@ -48,7 +48,7 @@ def choose_backend(name: str, device: torch.device) -> str:
     """Return opencv or dali for `DataConfig.backend`; auto is dali with a GPU and DALI, otherwise opencv.
 
     Raises:
-        UserError: unknown name.
+        UserError: If the name is unknown.
     """
     if name not in BACKENDS:
         raise UserError(f"data.backend={name!r}: unknown. Fix: choose from {', '.join(BACKENDS)}.")
@@ -57,7 +57,7 @@ def choose_backend(name: str, device: torch.device) -> str:
     if device.type != "cuda":
         return "opencv"
     if not has_dali():
-        log.warning("data.backend: DALI is not installed, decoding images on the CPU. Fix: pip install 'simfle[dali]'.")
+        log.warning("data.backend: DALI is not installed; decoding uses the CPU. Fix: pip install 'simfle[dali]'.")
         return "opencv"
     return "dali"
 
@@ -68,7 +68,7 @@ def has_dali() -> bool:
 
 
 def threads_per_process(threads: int, local_size: int, spare: int = 0) -> int:
-    """Return the decoding threads: as configured, or the available cores divided by the sharing processes.
+    """Return the number of decoding threads: as configured, or the available cores divided by the sharing processes.
 
     spare: cores of the process that stay free for other threads.
     """
@@ -85,8 +85,8 @@ class Loader:
     requested images of a `Batch`; the others have side 0.
 
     Raises:
-        UserError: the global batch is not divisible by processes x micro-batches; a setting of the views is out of
-            range; the backend is unknown or not installed.
+        UserError: If the global batch is not divisible by processes x micro-batches, a setting of the views is out of
+            range, or the backend is unknown or not installed.
     """
 
     def __init__(
@@ -109,12 +109,12 @@ class Loader:
         self.micro_batch = source.global_batch // parts
         self.prefetch = max(1, data.prefetch_batches)
         self.data_wait_seconds = 0.0
-        self._since: float | None = None  # when the consumer began to wait for the current batch
+        self._since: float | None = None  # time at which the consumer began to wait for the current batch
         self._thread: int | None = None
         self.backend_name = choose_backend(data.backend, device)
         on_gpu = self.backend_name == "dali" and device.type == "cuda"
         threads = threads_per_process(data.decode_threads, share.local_world_size, LAUNCHING if on_gpu else 0)
-        check_pair(data, remote=source.corpus is None or source.remote)  # before downloads start
+        check_pair(data, remote=source.corpus is None or source.remote)  # checked before downloads start
         slots = source.global_batch // share.world_size
         source.start_prefetch((share.rank * slots, (share.rank + 1) * slots), 1 / max(1, share.local_world_size))
         self._pairs: ClipPairs | None = None
@@ -128,9 +128,9 @@ class Loader:
     def batches(self, start_step: int) -> Generator[Batch, None, None]:
         """Yield the `grad_accum_steps` micro-batches of each optimizer step from `start_step`, endlessly.
 
-        Batches are on the device. One thread prefetches `data.prefetch_batches` micro-batches. Its errors are raised
-        here; it ends when the iterator is closed or garbage-collected. Use one iterator at a time: iterators share the
-        backend.
+        Batches are on the device. One thread prefetches `data.prefetch_batches` micro-batches. The thread's errors are
+        raised here; the thread ends when the iterator is closed or garbage-collected. Use one iterator at a time:
+        iterators share the backend.
         """
         ready: queue.Queue[Batch | BaseException] = queue.Queue(self.prefetch)
         stop = threading.Event()
@@ -152,7 +152,7 @@ class Loader:
             thread.join()
 
     def waiting_for(self) -> str:
-        """Return the data that delays the current batch; "" if the consumer has waited for less than a second."""
+        """Return the data that delays the current batch, or "" if the consumer has waited for less than a second."""
         since = self._since
         if since is None or time.perf_counter() - since < 1:
             return ""
@@ -176,7 +176,7 @@ class Loader:
         return self._replacer.pop_replacements(step)
 
     def is_decodable(self, number: int) -> bool:
-        """Return whether a sample that was found corrupt can be decoded now. Do not call while batches are made."""
+        """Return whether a sample found to be corrupt can be decoded now. Do not call this while batches are made."""
         return self._replacer.is_decodable(number, sample_view_params(self.source.seed, 0, [number], self.views))
 
     def close(self) -> None:
@@ -189,7 +189,7 @@ class Loader:
     def _produce(self, step: int, ready: "queue.Queue[Batch | BaseException]", stop: threading.Event) -> None:
         try:
             if self.device.type == "cuda" and self.device.index is not None:
-                torch.cuda.set_device(self.device)  # set per thread: otherwise this thread would allocate on GPU 0
+                torch.cuda.set_device(self.device)  # set in each thread: this one would otherwise allocate on GPU 0
             while not stop.is_set():
                 self.source.advance_to(step)
                 for micro in range(self.share.grad_accum_steps):

@@ -35,7 +35,7 @@ def philox(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[np.u
     k0, k1 = np.moveaxis(np.asarray(key, dtype=np.uint32), -1, 0).copy().reshape(2, -1)
     for turn in range(_ROUNDS):
         if turn:
-            k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]  # wraps at 2**32 as intended
+            k0, k1 = k0 + _WEYL[0], k1 + _WEYL[1]  # intended to wrap at 2**32
         even, odd = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1 = (odd >> _HALF) ^ c1 ^ k0, odd & _LOW
         c2, c3 = (even >> _HALF) ^ c3 ^ k1, even & _LOW

@@ -27,7 +27,7 @@ class ShardPrefetcher:
     Call `advance_to` before the samples of a step are read, and `close` at the end.
 
     Raises:
-        UserError: the shards in use at one time do not fit into the fraction.
+        UserError: If the shards in use at one time do not fit into the fraction.
     """
 
     def __init__(self, corpus: ShardCorpus, order: Sampler, slots: tuple[int, int], share: float) -> None:
@@ -80,7 +80,7 @@ class ShardPrefetcher:
         needed, used = len(sizes), sum(sizes.values())
         if used > self._budget:
             raise UserError(
-                f"data.cache_gb: this process uses shards of {used / GB:.3g} GB at one time, its part of the cache is "
+                f"data.cache_gb: this process uses shards of {used / GB:.3g} GB at once, but its part of the cache is "
                 f"{self._budget / GB:.3g} GB. Fix: set data.cache_gb to at least {used / self._share / GB:.3g}, or "
                 "reduce data.canonical_streams or data.shuffle_window."
             )
@@ -116,7 +116,7 @@ class ShardPrefetcher:
         try:
             file = place.fetch(info, wait=0.0, stop=lambda: self._stop.is_set() or shard not in self._wanted)
         except (CacheFullError, DownloadCancelledError):
-            return  # other processes use the space: the shard is fetched when it is read
+            return  # other processes use the space, so the shard is fetched when it is read
         except UserError as error:
             log.warning("cannot prefetch a shard: %s", error)
             return

@@ -9,11 +9,11 @@ k*q ... (k+1)*q - 1 belong to stream k, so a process that takes a contiguous ran
 shards.
 
 An epoch drops the N - streams * (N // streams) places outside all streams, and the last (N // streams) % q places of
-each stream; together exactly N % global_batch samples. The used and the dropped places are a permutation of the corpus.
-Each epoch permutes shards, ring and windows again, so that each epoch drops other samples.
+each stream, which is exactly N % global_batch samples in total. The used and the dropped places are a permutation of
+the corpus. Each epoch permutes shards, ring and windows again, so each epoch drops other samples.
 
-Only Philox words and a stable sort determine the order, never Generator.permutation or shuffle, which numpy may change
-between versions: an order never changes. tests/unit/simfle/data/test_sampler.py pins it.
+Only Philox words and a stable sort determine the order. Generator.permutation and shuffle, which numpy may change
+between versions, are not used, so an order never changes. tests/unit/simfle/data/test_sampler.py pins the order.
 
 Memory grows with the number of shards (some 50 bytes each), plus the shuffled windows in use, one per stream, of 2
 bytes per place (4 if a window is larger than 65,536).
@@ -50,7 +50,8 @@ class Sampler:
     decrease. streams: must divide global_batch (`math.gcd(config.streams, global_batch)`).
 
     Raises:
-        UserError: fewer samples than one global batch, streams that do not divide it, a seed out of range.
+        UserError: If there are fewer samples than one global batch, the streams do not divide it, or the seed is out of
+            range.
     """
 
     counts: Ints
@@ -80,7 +81,7 @@ class Sampler:
                 f"train.global_batch={self.global_batch}: more than the {self.samples} samples of the chosen "
                 "shards and splits. Fix: use a smaller batch or more samples."
             )
-        key(self.seed, SHARDS)  # refuses a seed out of range early
+        key(self.seed, SHARDS)  # raises an error for a seed that is out of range
         object.__setattr__(self, "_rings", LruCache(2))
         object.__setattr__(self, "_windows", LruCache(self.streams + 2))
 
@@ -97,7 +98,7 @@ class Sampler:
     @property
     def describe(self) -> str:
         """Return a description for log lines."""
-        return f"{self.samples:,} samples, {self.steps_per_epoch} steps an epoch"
+        return f"{self.samples:,} samples, {self.steps_per_epoch} steps per epoch"
 
     def batch_ids(self, step: int) -> tuple[Ints, int]:
         """Return global sample ids [global_batch] of a step counted over all epochs, and its epoch."""
@@ -130,7 +131,7 @@ class Sampler:
         low, high = np.searchsorted(ring.ends, turned, side="right").tolist()
         if turned[0] <= turned[1]:
             positions = np.arange(low, high + 1)
-        else:  # across the end of the ring
+        else:  # the window crosses the end of the ring
             positions = np.concatenate([np.arange(low, len(ring.shards)), np.arange(high + 1)])
         shards = ring.shards[positions].astype(np.int64)
         return shards[self.counts[shards] > 0]
@@ -184,7 +185,7 @@ def locate(counts: Ints, first_ids: Ints, ids: ArrayLike) -> tuple[Ints, Ints]:
     """Map global ids [n] to (shard [n], sample in its shard [n]), for shards of these sizes and first ids [S].
 
     Raises:
-        ValueError: an id lies in none of the shards.
+        ValueError: If an id lies in none of the shards.
     """
     wanted = np.asarray(ids, dtype=np.int64)
     shard = np.searchsorted(first_ids, wanted, side="right") - 1

@@ -25,8 +25,8 @@ class TrainingData(Protocol):
     """Samples in the order of training, addressed by their ids.
 
     folders: shards, for messages; corpus: the shards with their manifests, None if there is no manifest; remote:
-    whether local files are copies of shards at a URL; seed: of the order and of the views; samples: number per epoch (0
-    = there are no epochs, and steps_per_epoch is infinite).
+    whether local files are copies of shards at a URL; seed: seed of order and views; samples: number per epoch (0 =
+    there are no epochs, and steps_per_epoch is infinite).
     """
 
     @property
@@ -133,7 +133,7 @@ def make_sampler(corpus: ShardCorpus, data: DataConfig, seed: int, global_batch:
 
 
 def open_data(data: DataConfig, seed: int, global_batch: int, rank: int) -> TrainingData:
-    """Open the data of a configuration. Raises UserError."""
+    """Open the data of a configuration. Raises UserError like `ShardCorpus` and `Sampler`."""
     if data.resampled:
         from simfle.data.storage.resampled import ResampledStream
 

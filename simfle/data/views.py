@@ -1,7 +1,7 @@
 """View parameters: crop, flip, color and blur of each sample, a pure function of (seed, epoch, sample id, view).
 
-Backends (OpenCV, DALI) use no random numbers: they apply these parameters, so all compute the same views, for any batch
-size and any number of processes.
+Backends (OpenCV, DALI) use no random numbers. They apply these parameters, so all backends compute the same views, for
+any batch size and any number of processes.
 
 Crop, flip and ranges are torchvision's RandomResizedCrop, RandomHorizontalFlip and ColorJitter. The color operations
 (brightness, contrast, saturation, hue, in a random order, then grayscale) are each linear in the pixel and in the mean
@@ -29,14 +29,14 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
-ATTEMPTS = 10  # of RandomResizedCrop, before it falls back to a central crop
+ATTEMPTS = 10  # number of RandomResizedCrop's attempts before it falls back to a central crop
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green, blue in luma (ITU-R BT.601), Y of YIQ
 YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _TO_GRAY = np.tile(LUMA, (3, 1))  # [3, 3], every row is GRAY
 _FROM_YIQ = np.linalg.inv(YIQ)
 _ORDERS = np.array(list(itertools.permutations(range(4))))  # [24, 4]
-_BLOCKS = 8  # of four words; the words of one view, by position:
+_BLOCKS = 8  # blocks of four words; the words of one view, by position:
 _AREA, _RATIO, _PLACE, _FLIP, _JITTER, _ORDER, _FACTORS, _GRAYSCALE, _SIGMA = 0, 10, 20, 22, 23, 24, 25, 29, 30
 
 
@@ -48,7 +48,7 @@ class ViewParams:
     place: [n, 2] in [0, 1), position of the crop in the free space to its right and below; flip: [n];
     jitter: [n], whether factors [n, 4] (brightness, contrast, saturation; hue in turns) are applied, in the order
     `order` [n, 4] (of BRIGHTNESS ... HUE); grayscale: [n]; matrix M, mean_matrix A: [n, 3, 3], the combined transform;
-    sigma: [n], of the Gaussian blur, pixels.
+    sigma: [n], sigma of the Gaussian blur in pixels.
     """
 
     areas: Floats
@@ -87,7 +87,7 @@ def sample_view_params(seed: int, epochs: ArrayLike, ids: ArrayLike, views: View
         views: ranges and probabilities.
 
     Raises:
-        UserError: a seed or a field of `views` out of range.
+        UserError: If the seed or a field of `views` is out of range.
     """
     check(views)
     samples = np.asarray(ids, dtype=np.int64).astype(np.uint64)
@@ -105,7 +105,7 @@ def sample_view_params(seed: int, epochs: ArrayLike, ids: ArrayLike, views: View
 def crop_boxes(view: ViewParams, heights: ArrayLike, widths: ArrayLike, ratio: ArrayLike) -> Ints:
     """Return crop boxes [n, 4] (x, y, width, height) in images of these sizes [n]; `ratio` is `ViewsConfig.ratio`.
 
-    A box is the first of the ten attempts that fits; otherwise the largest central crop with a ratio in range, as in
+    A box is the first of the ten attempts that fits, or the largest central crop with a ratio in range, as in
     torchvision.
     """
     height = np.asarray(heights, dtype=np.int64)[:, None]

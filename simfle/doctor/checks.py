@@ -31,7 +31,7 @@ SECONDS = 30
 def run_checks(folder: Path) -> list[Finding]:
     """Run all checks of this machine; `folder` is where runs will be written.
 
-    A check that fails itself is a finding, not an error: the other checks still run.
+    A check that raises an error becomes a finding, and the other checks still run.
     """
     checks: list[Callable[[], list[Finding]]] = [
         python, packages, torch_and_gpu, dali, jpeg, ffcv, shared_memory, open_files, lambda: disk(folder), slurm,
@@ -42,7 +42,7 @@ def run_checks(folder: Path) -> list[Finding]:
             found += check()
         except Exception as error:  # noqa: BLE001 - a broken library raises anything, which is a finding
             name = getattr(check, "__name__", "disk").strip("<>")
-            found.append(broken(name, f"{type(error).__name__}: {error}", "reinstall it, in a fresh environment"))
+            found.append(broken(name, f"{type(error).__name__}: {error}", "reinstall it in a new environment"))
     return found
 
 
@@ -87,7 +87,7 @@ def torch_and_gpu() -> list[Finding]:
                 else "this torch is built without CUDA: install PyTorch's CUDA build"
             )
             return [*found, broken("GPU", f"{words.splitlines()[0]}, but torch cannot use it", advice)]
-    advice = "runs use the CPU: small ones only, such as configs/pretrain/faces_cpu.yaml"
+    advice = "use the CPU for small runs only, such as configs/pretrain/faces_cpu.yaml"
     return [*found, note("GPU", "none", advice)]
 
 
@@ -95,9 +95,9 @@ def _gpu(number: int) -> list[Finding]:
     """Run `examine_gpu`; report a failed trial as a finding and continue with the other GPUs."""
     try:
         return examine_gpu(number)
-    except Exception as error:  # noqa: BLE001 - CUDA, cuDNN and DALI raise what they like
+    except Exception as error:  # noqa: BLE001 - CUDA, cuDNN and DALI raise any type
         words = (str(error).splitlines() or [""])[0]
-        advice = "update the driver (nvidia-smi tells its CUDA), look at nvidia-smi -q -d ECC, or take another GPU"
+        advice = "update the driver (nvidia-smi prints its CUDA), see nvidia-smi -q -d ECC, or use another GPU"
         return [broken(f"GPU {number}", f"{type(error).__name__}: {words}", advice)]
 
 
@@ -138,7 +138,7 @@ def ffcv() -> list[Finding]:
 def shared_memory() -> list[Finding]:
     place = Path("/dev/shm")
     if not place.is_dir():
-        return [note("shared memory", "no /dev/shm", "several GPUs of a machine will communicate more slowly")]
+        return [note("shared memory", "no /dev/shm", "mount it: without it, the GPUs of a machine communicate slowly")]
     free = shutil.disk_usage(place).free
     text = f"{free / 1e9:.1f} GB free in {place}"
     if free < MIN_SHARED_MEMORY:
@@ -175,7 +175,7 @@ def disk(folder: Path) -> list[Finding]:
     text = f"writes {write / 1e6:.0f} MB/s, reads {read / 1e6:.0f} MB/s, without the page cache where possible"
     slow = "slower than 5,000 faces/s: keep shards on a local disk (data.cache_dir), or on a faster file system"
     found.append(ok("disk speed", text) if read >= SLOW_DISK else note("disk speed", text, slow))
-    text = f"the file system's is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
+    text = f"the file system's clock is {abs(skew):.1f} s {'ahead' if skew > 0 else 'behind'}"
     late = "synchronize both clocks by NTP: ages of checkpoints and heartbeats use this machine's clock"
     found.append(ok("clocks", text) if abs(skew) < MAX_CLOCK_SKEW else note("clocks", text, late))
     return found
@@ -212,18 +212,18 @@ def slurm() -> list[Finding]:
     version = _said("sbatch", "--version")
     nodes = _said("sinfo", "--noheader", "--format=%P %D %t")
     if not nodes:
-        advice = "only `simfle slurm` needs it: run sinfo, and ask the administrators"
+        advice = "run sinfo and ask the administrators; only `simfle slurm` needs it"
         return [note("Slurm", f"{version or 'sbatch is installed'}, but its controller does not answer", advice)]
     found = [ok("Slurm", f"{version}; partitions, nodes, state: {', '.join(nodes.splitlines()[:4])}")]
     if _said("sacct", "--noheader", "--starttime=now-1minutes", code=True) != "0":
         text = "no accounting (sacct fails)"
-        advice = "nothing to do: ends of jobs are recorded beside each run; finished jobs of others are not visible"
+        advice = "no action is needed: ends of jobs are recorded beside each run; finished jobs of others are invisible"
         return [*found, note("accounting", text, advice)]
     return [*found, ok("accounting", "sacct answers")]
 
 
 def _said(*words: str, code: bool = False) -> str:
-    """Return a program's output, or its exit code; empty if it fails."""
+    """Return a program's output, or "" if it fails. With `code`, return its exit code."""
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired):

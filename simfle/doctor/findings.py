@@ -1,4 +1,4 @@
-"""Finding of the doctor."""
+"""Findings of `simfle doctor`."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ OK, NOTE, BROKEN = "ok", "note", "broken"
 class Finding:
     """Finding. name: subject of the check; state: ok, note (works, with a warning) or broken; found: current state.
 
-    advice: action, empty if none is needed.
+    advice: action, or "" if no action is needed.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Check that a visible GPU works: kernels for it, arithmetic, and JPEG decoding."""
+"""Check that a visible GPU works: available kernels, arithmetic, and JPEG decoding."""
 
 import re
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from simfle.doctor.findings import Finding, broken, note, ok
 if TYPE_CHECKING:
     import torch
 
-GRAY = 90  # of the picture that is decoded
-SIDE = 256  # of the matrices that are multiplied
+GRAY = 90  # gray level of the picture that is decoded
+SIDE = 256  # side of the matrices that are multiplied
 
 
 def examine_gpu(number: int) -> list[Finding]:
@@ -21,7 +21,7 @@ def examine_gpu(number: int) -> list[Finding]:
     text = f"{known.name}, {known.total_memory / 1e9:.0f} GB"
     if not has_kernels((known.major, known.minor), torch.cuda.get_arch_list()):
         advice = (
-            "install a torch for an older CUDA: CUDA 13 left out GPUs before Turing (V100, P100)"
+            "install a torch for an older CUDA: CUDA 13 dropped GPUs before Turing (V100, P100)"
             if known.major < 7 or (known.major, known.minor) < (7, 5)
             else "install a newer torch"
         )
@@ -64,9 +64,9 @@ def arithmetic(device: "torch.device") -> list[Finding]:
     heads = torch.ones(1, 2, 16, 32, device=device, dtype=torch.bfloat16)
     attended = F.scaled_dot_product_attention(heads, heads, heads).float().mean().item()
     if (product, convolved, attended) != (SIDE, 8, 1):
-        text = f"bf16 gave {product:g}, {convolved:g}, {attended:g} in place of {SIDE}, 8, 1"
-        return [broken(name, text, "look at nvidia-smi -q -d ECC, and take another GPU")]
-    return [ok(name, "a product, a convolution and an attention in bf16 are right")]
+        text = f"bf16 gave {product:g}, {convolved:g}, {attended:g} instead of {SIDE}, 8, 1"
+        return [broken(name, text, "see nvidia-smi -q -d ECC, and use another GPU")]
+    return [ok(name, "a product, a convolution and an attention in bf16 are correct")]
 
 
 def decoding(device: "torch.device") -> list[Finding]:
@@ -92,5 +92,5 @@ def decoding(device: "torch.device") -> list[Finding]:
     finally:
         dali.close()
     if wrong > 2:
-        return [broken(name, "a picture did not come back as it was", "reinstall DALI, or use data.backend=opencv")]
+        return [broken(name, "a decoded image differs from the original", "reinstall DALI, or use data.backend=opencv")]
     return [ok(name, "DALI decoded a picture")]

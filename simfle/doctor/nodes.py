@@ -28,7 +28,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEM
 
 @dataclass(frozen=True)
 class NodeJobConfig:
-    """Configuration of the job. network: bytes/s of a node each way, 0 if unknown."""
+    """Configuration of the job. network: bytes/s of a node in each direction (0 = unknown)."""
 
     network: float = 0.0
 
@@ -37,7 +37,7 @@ def submit(folder: Path, cluster: ClusterConfig, network: float) -> tuple[Path, 
     """Freeze the code below `folder`, which all nodes can read, and submit; return the job's folder and number.
 
     Raises:
-        UserError: Slurm is missing or refuses the job, values out of range, the folder cannot be written.
+        UserError: If Slurm is missing or refuses the job, values are out of range, or the folder cannot be written.
     """
     from simfle.slurm.submit import reason, refusals
 
@@ -55,7 +55,7 @@ def wait(job: Path, number: str, seconds: float) -> dict[str, Any]:
     """Return the job's measurements.
 
     Raises:
-        UserError: the job failed, or did not end in time; names the folder of its logs.
+        UserError: If the job failed or did not end in time. The error names the folder of the job's logs.
     """
     end = time.monotonic() + seconds
     state = ""
@@ -93,7 +93,7 @@ def node_task(folder: str) -> None:
     set_rank_env(place, cluster)
     cuda = cluster.gpus_per_node > 0
     if cuda and not torch.cuda.is_available():
-        say(f"error: GPUs were requested on {place.host}, but torch sees none there")
+        say(f"error: GPUs were requested on {place.host}, but torch sees none. Fix: run simfle doctor on that node.")
         sys.exit(65)
     device = torch.device("cuda", place.local_rank % max(1, torch.cuda.device_count())) if cuda else torch.device("cpu")
     if cuda:
@@ -175,15 +175,15 @@ def judge(found: dict[str, Any], nodes: int) -> list[Finding]:
     results = [here, ok("all-reduce", text)]
     rates = found["read_bytes_per_second"]
     slowest = min(rates, key=rates.get)
-    text = f"{min(rates.values()) / 1e6:.0f} MB/s ({slowest}) to {max(rates.values()) / 1e6:.0f} MB/s a process"
+    text = f"{min(rates.values()) / 1e6:.0f} MB/s ({slowest}) to {max(rates.values()) / 1e6:.0f} MB/s per process"
     uneven = min(rates.values()) * 3 < max(rates.values())
-    advice = f"{slowest} reads three times slower than the fastest: check its mount"
+    advice = f"check the mount of {slowest}, which reads three times more slowly than the fastest node"
     results.append(note("shared disk", text, advice) if uneven else ok("shared disk", text))
     if found["versions_differ"]:
         text = "; ".join(f"{name}: {' and '.join(values)}" for name, values in found["versions_differ"].items())
-        results.append(broken("versions", text, "give all nodes the same environment, or a container"))
+        results.append(broken("versions", text, "use the same environment or container on all nodes"))
     else:
-        results.append(ok("versions", "equal on all"))
+        results.append(ok("versions", "equal on all nodes"))
     text = f"{found['skew_seconds']:.1f} s between the nodes"
     late = "synchronize the nodes' clocks by NTP"
     results.append(
@@ -205,7 +205,7 @@ def _all_reduce(size: int, device: Any) -> float:
         dist.all_reduce(values)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        if number:  # the first one opens the connections
+        if number:  # the first all-reduce opens the connections
             best = min(best, time.perf_counter() - began)
     return best
 

@@ -25,7 +25,7 @@ class LinearConfig:
 
 @dataclass(frozen=True)
 class LinearFastConfig:
-    """Fast linear probe: features computed once, all learning rates and weight decays trained in parallel."""
+    """Fast linear probe: features are computed once; all learning rates and weight decays are trained in parallel."""
 
     epochs: int = config_field(100, "number of epochs, with a cosine schedule to 0", min=1)
     batch: int = config_field(256, "batch size, at most the number of training images", min=1)
@@ -110,7 +110,7 @@ class AffectConfig:
 
 
 def _scratch() -> FinetuneConfig:
-    """Return defaults for training from scratch: no layer decay, since no layer is pretrained, and more epochs."""
+    """Return defaults for training from scratch: no layer decay, because no layer is pretrained, and more epochs."""
     return FinetuneConfig(epochs=100, warmup_epochs=5, lr=1e-3, layer_decay=1.0, scale=[0.3, 1.0])
 
 
@@ -178,7 +178,7 @@ class EvalConfig:
     )
     ffcv_files: list[str] = config_field(
         list,
-        "betons of the splits (simfle shards ffcv), or their folders; those beside the shards are found automatically",
+        "betons of the splits (simfle shards ffcv), or their folders; betons beside the shards are found automatically",
         is_path=True,
     )
     out: str = config_field(

@@ -41,7 +41,7 @@ CALIBRATION = 1024  # training images for recomputing a random backbone's BatchN
 
 
 def evaluate(config: EvalConfig, command: list[str]) -> Summary:
-    """Run this process's part of the tasks, and write the summary of all complete ones.
+    """Run this process's part of the tasks, and write the summary of all complete tasks.
 
     Processes (torchrun, accelerate: RANK and WORLD_SIZE) take every n-th task without communicating. Each writes the
     summary at its end, so the last one writes the complete summary.
@@ -49,7 +49,7 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
     A benchmark that lacks the data for a protocol (votes, landmarks) is skipped with a warning.
 
     Raises:
-        UserError: see `eval_tasks` and `run_task`; all tasks were skipped.
+        UserError: If all tasks were skipped; see also `eval_tasks` and `run_task`.
     """
     work = eval_tasks(config)
     rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
@@ -61,7 +61,7 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
         if what in lacking:
             continue
         try:
-            with device_errors_as_user_errors("a smaller forward_batch, or a smaller batch of the protocol"):
+            with device_errors_as_user_errors("lower forward_batch, or the batch of the protocol"):
                 mine[place] = bench.run(work[place], command)
         except NoTargetsError as error:  # other benchmarks may have the data
             lacking[what] = error
@@ -70,7 +70,7 @@ def evaluate(config: EvalConfig, command: list[str]) -> Summary:
     done = [result for result in found if result is not None]
     if lacking and not done:
         raise next(iter(lacking.values()))
-    log.info("%d of %d units are complete", len(done), len(work))
+    log.info("%d of %d tasks are complete", len(done), len(work))
     summary = summarize(done, command, asdict(config), config.bootstrap_samples)
     write_summary(Path(config.out) / "summary.json", summary)
     return summary
@@ -82,7 +82,8 @@ def run_task(config: EvalConfig, task: EvalTask, command: list[str]) -> Result:
     On one machine, the same inputs give the same numbers; an interrupted task starts from the beginning.
 
     Raises:
-        UserError: see `read_data`, `fold_splits`, `open_backbone`; data for the protocol is missing; a full disk.
+        UserError: If data for the protocol is missing, or the disk is full; see also `read_data`, `fold_splits` and
+            `open_backbone`.
     """
     return Evaluator(config).run(task, command)
 
@@ -125,7 +126,7 @@ class Evaluator:
         except OSError as error:
             raise UserError(
                 f"out={self.config.out}: {path} cannot be written: {error.strerror}. "
-                "Fix: free space or choose another folder."
+                "Fix: check the disk, or choose another folder."
             ) from None
         log.info("%s: %s %.4f", task, finished.metric, finished.score)
         return read_result(path)  # returns exactly what later reads return
@@ -141,7 +142,7 @@ class Evaluator:
 
     def _read(self, benchmark: Benchmark) -> BenchmarkData:
         if benchmark.name not in self._data:
-            self._data = {benchmark.name: read_data(benchmark)}  # only one in memory: units are ordered by benchmark
+            self._data = {benchmark.name: read_data(benchmark)}  # keeps one in memory: tasks are ordered by benchmark
         return self._data[benchmark.name]
 
     def _identify(self, source: str) -> BackboneIdentity:
@@ -282,7 +283,7 @@ def _samples(found: Sequence[FoldSplits], outcomes: Sequence[ProtocolResult]) ->
 
 
 def _plain(values: np.ndarray) -> list[Any]:
-    """Keep integers; round other numbers to six decimals, which no displayed metric shows."""
+    """Keep integers, and round other numbers to six decimals, more than any displayed metric has."""
     return values.tolist() if values.dtype.kind in "iu" else np.round(values.astype(float), 6).tolist()
 
 
@@ -308,11 +309,11 @@ def _device(config: EvalConfig) -> torch.device:
 def _use_deterministic_kernels(device: torch.device) -> None:
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True, warn_only=True)
-        # Their backward passes add in any order, and a warning is all that the line above does about it.
+        # The backward passes of these kernels add in any order; for them, the line above only prints a warning.
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)
         torch.backends.cuda.enable_cudnn_sdp(False)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    cv2.setNumThreads(1)  # our threads decode; OpenCV's would compete with them
+    cv2.setNumThreads(1)  # the extractor's threads decode; OpenCV's threads would compete with them

@@ -21,8 +21,8 @@ from simfle.eval.protocols.base import PROTOCOLS, parse
 
 @dataclass(frozen=True)
 class EvalTask:
-    """Evaluation task. source: as in config.backbones; for a random backbone, the source of the backbone with its
-    shape.
+    """Evaluation task. source: as in config.backbones; for a random backbone, the source of the backbone that has its
+    architecture.
 
     id: folder of the backbone below OUT.
     """
@@ -44,7 +44,7 @@ class EvalTask:
 
 @dataclass(frozen=True)
 class BackboneIdentity:
-    """Facts about a backbone before its evaluation. sha256: of its file, or of its tensors if it has no file."""
+    """Facts about a backbone before its evaluation. sha256: SHA-256 of its file, or of its tensors without a file."""
 
     card: BackboneMetadata
     sha256: str
@@ -55,14 +55,14 @@ def eval_tasks(config: EvalConfig) -> list[EvalTask]:
     """Return all tasks in a fixed order: by benchmark, then by backbone.
 
     Raises:
-        UserError: a field out of range, or an unknown benchmark, protocol or backbone.
+        UserError: If a field is out of range, or a benchmark, protocol or backbone is unknown.
     """
     check(config)
     words = [word for word in config.benchmarks if word]
     benchmarks = [open_benchmark(word, config) for word in words] or [custom_benchmark(config)]
     names = [benchmark.name for benchmark in benchmarks]
     if len(set(names)) != len(names):
-        raise UserError(f"benchmarks=[{', '.join(names)}]: a name is repeated. Fix: give each once.")
+        raise UserError(f"benchmarks=[{', '.join(names)}]: a name is repeated. Fix: list each name once.")
     known = {source: identify(source) for source in dict.fromkeys(config.backbones)}
     found = []
     for benchmark in benchmarks:
@@ -76,7 +76,7 @@ def eval_tasks(config: EvalConfig) -> list[EvalTask]:
             shapes.add(shape)
     if not found:
         raise UserError(
-            "protocols: no unit to run. Fix: add backbones, or set random_baseline=true or the protocol scratch."
+            "protocols: no task to run. Fix: add backbones, or set random_baseline=true or the protocol scratch."
         )
     return found
 
@@ -108,10 +108,10 @@ def _of(
 
 
 def identify(source: str) -> BackboneIdentity:
-    """Identify a backbone source; for our exports, without reading the weights into memory.
+    """Identify a backbone source; for exported backbones, without reading the weights into memory.
 
     Raises:
-        UserError: the backbone is missing, corrupt or unknown.
+        UserError: If the backbone is missing, corrupt or unknown.
     """
     if source.split(":", 1)[0] in OPTIONS and ":" in source:
         backbone = open_backbone(source)

@@ -22,7 +22,7 @@ from simfle.runtime import run_files
 log = logging.getLogger(__name__)
 
 NAME = "huggingface"
-# timm's facts about its own weights of this architecture do not apply. The license is given on the model card.
+# Facts that timm has about its own weights of this architecture do not apply. The model card states the license.
 SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "tag", "origin_url", "paper_name", "paper_ids")
 ABOUT: dict[str, Any] = dict.fromkeys((*SOURCES, "description", "notes")) | {"license": "other"}
 RECIPE = (
@@ -53,11 +53,11 @@ def export_huggingface(run: Path, backbone: LoadedBackbone, folder: Path) -> Pat
     """Write the folder for a backbone exported from `run`, with a model card filled from the run. Return `folder`.
 
     Raises:
-        UserError: the run's configuration is missing or corrupt; an evaluation result in it is corrupt.
+        UserError: If the run's configuration is missing or corrupt, or one of its evaluation results is corrupt.
     """
     card = backbone.card
     options: dict[str, Any] = {}
-    if timm.models.is_model_in_modules(card.name, TRANSFORMERS):  # our pooling: the mean of the patch tokens
+    if timm.models.is_model_in_modules(card.name, TRANSFORMERS):  # pool to the mean of the patch tokens
         options = {"img_size": card.size, "dynamic_img_size": True, "global_pool": "avg", "fc_norm": False}
     elif card.output_stride:
         options = {"output_stride": card.output_stride}
@@ -73,7 +73,7 @@ def export_huggingface(run: Path, backbone: LoadedBackbone, folder: Path) -> Pat
 
 
 def _keep_for_transformers(path: Path) -> None:
-    """Remove `num_classes` from the model's arguments: transformers passes it itself, timm reads it at the root."""
+    """Remove `num_classes` from the model's arguments: transformers passes it, and timm reads it at the root."""
     config = loads_object(read_bytes(path))
     if config.get("model_args", {}).pop("num_classes", None) is not None:
         write_atomic(path, (to_json(config, indent=2) + "\n").encode())
@@ -133,7 +133,7 @@ def _corpora(shards: list[str]) -> list[Manifest]:
 
 
 def _rows(results: list[Result], sha256: str) -> list[dict[str, Any]]:
-    """Return one row per benchmark and protocol: the mean over seeds, for these weights only."""
+    """Return one row per benchmark and protocol with the mean over seeds, for these weights only."""
     scores: dict[tuple[str, str, str], list[float]] = {}
     for result in results:
         if result.backbone.get("sha256") == sha256:

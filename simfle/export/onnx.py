@@ -1,4 +1,4 @@
-"""Export to ONNX: images of any size to features, resize and normalization included, checked with onnxruntime."""
+"""Export a network from images of any size to features, with resize and normalization, and check it in onnxruntime."""
 
 # B batch, H x W image, S side of the network's images, C features
 import logging
@@ -85,10 +85,10 @@ def export_onnx(backbone: LoadedBackbone, path: Path) -> float:
     """Write `path`: input `images` [B, 3, H, W] uint8 RGB, output `features` [B, C] float32; B, H and W are dynamic.
 
     Return the maximum difference between onnxruntime's and torch's features, relative to the largest feature, over
-    batches of 1 to 3 random images, of the network's size and of others.
+    batches of 1 to 3 random images, of the network's size and of other sizes.
 
     Raises:
-        UserError: the extra is not installed, the network cannot be exported, or the difference exceeds TOLERANCE.
+        UserError: If the extra is not installed, the network cannot be exported, or the difference exceeds TOLERANCE.
     """
     try:
         import onnx
@@ -108,10 +108,10 @@ def export_onnx(backbone: LoadedBackbone, path: Path) -> float:
         session = onnxruntime.InferenceSession(str(partial), options, providers=["CPUExecutionProvider"])
         shapes = ((1, side, side), (3, side, side), (3, side + side // 2, side), (2, side, 2 * side))
         difference = max(_difference(backbone, session, _images(*shape)) for shape in shapes)
-        if not difference <= TOLERANCE:  # also true for NaN
+        if not difference <= TOLERANCE:  # this is also true for NaN
             raise UserError(
                 f"export: the ONNX features of {backbone.card.name} differ from torch's by {difference:.1e} of the "
-                f"largest one, more than {TOLERANCE}. Fix: use another format."
+                f"largest feature, more than {TOLERANCE}. Fix: use another format."
             )
     return difference
 

@@ -27,10 +27,10 @@ def newest_checkpoint(run: Path) -> Path:
     """Return the newest complete checkpoint folder of a run.
 
     Raises:
-        UserError: no such run, or no complete checkpoint in it.
+        UserError: If the run does not exist or has no complete checkpoint.
     """
     if not run.is_dir():
-        raise UserError(f"export: {run} is not a run folder. Fix: name one that simfle pretrain wrote.")
+        raise UserError(f"export: {run} is not a run folder. Fix: pass a folder that simfle pretrain wrote.")
     if found := run_files.complete_checkpoint_dirs(run):
         return found[0]
     incomplete = len(list((run / "checkpoints").glob("step-*")))
@@ -44,7 +44,8 @@ def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
     new one is read.
 
     Raises:
-        UserError: see `newest_checkpoint`; `read` fails on an existing checkpoint, or checkpoints are deleted too fast.
+        UserError: If `read` fails on an existing checkpoint, or checkpoints are deleted too fast; see also
+            `newest_checkpoint`.
     """
     for _ in range(TRIES):
         newest = newest_checkpoint(run)
@@ -53,7 +54,7 @@ def read_newest(run: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
         except UserError:
             if (newest / run_files.MARKER).exists():  # deletion removes the marker first
                 raise
-    raise UserError(f"export: {run} deletes its checkpoints before they are read. Fix: wait for its end and retry.")
+    raise UserError(f"export: {run} deletes its checkpoints before they are read. Fix: rerun after the run's end.")
 
 
 def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
@@ -62,7 +63,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
     Returns network -> its backbone.safetensors.
 
     Raises:
-        UserError: no run, no complete checkpoint, or a checkpoint of another model.
+        UserError: If the run does not exist, has no complete checkpoint, or its checkpoint is of another model.
     """
     newest, found = read_newest(run, read_backbones)
     model, views = _config(run)
@@ -101,7 +102,7 @@ def export_backbones(run: Path, out: Path | None = None) -> dict[str, Path]:
 
 
 def _side(tensors: dict[str, Tensor]) -> int | None:
-    """Return the image side in pixels of a vision transformer's position embeddings; None for a CNN."""
+    """Return the image side in pixels of a vision transformer's position embeddings, or None for a CNN."""
     if "pos_embed" not in tensors:
         return None
     places = tensors["pos_embed"].shape[1] - ("cls_token" in tensors)
@@ -109,7 +110,7 @@ def _side(tensors: dict[str, Tensor]) -> int | None:
 
 
 def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:
-    """Raise UserError if config.yaml and the checkpoint disagree about the backbone."""
+    """Raise UserError if config.yaml and the checkpoint describe different backbones."""
     trained = run_files.read_state(newest).get("identity")
     trained = trained if isinstance(trained, dict) else {}
     now = {f"model.{name}": model[name] for name in ("backbone", "mean", "std")} | {"views.size": views["size"]}
@@ -117,12 +118,12 @@ def _refuse_edited(run: Path, newest: Path, model: dict, views: dict) -> None:
         if trained.get(key, value) != value:
             raise UserError(
                 f"export: {run}/config.yaml: {key}={value}, but {newest.name} was trained with {trained[key]}. "
-                f"Fix: set it to {trained[key]}, or rerun the run's own command, which restores it."
+                f"Fix: set it to {trained[key]}, or rerun the run's command, which restores the file."
             )
 
 
 def read_backbones(folder: Path) -> dict[str, dict[str, Tensor]]:
-    """Return the backbone's tensors of each network, with timm's names; empty for a network that the method lacks."""
+    """Return the backbone's tensors of each network, with timm's names, or none for a network that the method lacks."""
     path = folder / "model.safetensors"
     try:
         with regular_path(path) as same, safe_open(same, "pt") as file:
@@ -141,7 +142,7 @@ def _config(run: Path) -> tuple[dict, dict]:
     """Return the model and views sections of the run's resolved configuration."""
     path = run / "config.yaml"
     if not path.is_file():
-        raise UserError(f"export: {path} does not exist. Fix: name a run folder.")
+        raise UserError(f"export: {path} does not exist. Fix: pass a run folder.")
     content = load_yaml(path)
     try:
         model, views = content["model"], content["views"]

@@ -21,10 +21,10 @@ def build_backbone(name: str, output_stride: int = 0) -> nn.Module:
     Its keys are timm's (and, for ResNets, torchvision's); `num_features` is C.
 
     Raises:
-        UserError: timm does not know the name, or the network has no feature map.
+        UserError: If timm does not know the name, or the network has no feature map.
     """
     _check_name(name, "resnet50")
-    # The reference starts from torchvision's initialization; timm would zero the last BatchNorm of each block.
+    # The reference uses torchvision's initialization, but timm would zero the last BatchNorm of each block.
     options: dict[str, Any] = {"zero_init_last": False} if name.startswith(("resnet", "wide_resnet", "resnext")) else {}
     if output_stride:
         options["output_stride"] = output_stride
@@ -45,12 +45,12 @@ def build_vit(name: str, side: int) -> Any:
     `num_features` is C.
 
     Raises:
-        UserError: timm does not know the name, it is not a plain ViT, or its patches do not divide `side`.
+        UserError: If timm does not know the name, it is not a plain ViT, or its patches do not divide `side`.
     """
     _check_name(name, "vit_base_patch16_224")
     refusal = UserError(
         f"model.backbone: {name} is not a plain ViT with a class token and position embeddings. "
-        "Fix: use one such as vit_base_patch16_224."
+        "Fix: use a plain ViT such as vit_base_patch16_224."
     )
     if not timm.models.is_model_in_modules(name, ["vision_transformer", "deit"]):
         raise refusal
@@ -77,10 +77,10 @@ def _check_name(name: str, example: str) -> None:
 
 
 def feature_map_size(network: nn.Module, side: int) -> int | None:
-    """Return the side h of the square feature map for a `side` x `side` image; None if the network has none."""
+    """Return the side h of the square feature map for a `side` x `side` image, or None if the network has none."""
     was_training = network.training
     parameter = next(network.parameters())
-    network.eval()  # does not update the BatchNorm statistics
+    network.eval()  # so that BatchNorm statistics do not change
     try:
         with torch.no_grad():
             shape = network(torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device)).shape
@@ -102,7 +102,7 @@ def require_feature_map(network: nn.Module, name: str, field: str, side: int) ->
         side: side of the image in pixels.
 
     Raises:
-        UserError: the network has no square feature map for this image.
+        UserError: If the network has no square feature map for this image.
     """
     found = feature_map_size(network, side)
     if found is None:

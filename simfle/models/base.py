@@ -61,7 +61,7 @@ class Method(nn.Module):
 
         network_only: whether only a network under autocast reads the result, which on a GPU then has autocast's type.
         """
-        if not images.is_cuda:  # keeps the bits of CPU runs
+        if not images.is_cuda:  # keeps CPU runs bit-identical to those of earlier versions
             return (images.to(self.mean.dtype) / 255 - self.mean) / self.std
         narrow = network_only and torch.is_autocast_enabled("cuda")
         return scaled(images, self.scale, self.shift, torch.get_autocast_dtype("cuda") if narrow else self.scale.dtype)

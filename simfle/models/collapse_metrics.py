@@ -16,7 +16,7 @@ TINY = 1e-7
 def effective_rank(features: Tensor) -> Tensor:
     """Compute exp(entropy) of the covariance eigenvalues (Roy and Vetterli 2007): [n, C] -> scalar, 1 to min(n - 1, C).
 
-    The smaller of both Gram matrices is used, in float64.
+    The smaller of the two Gram matrices is used, in float64.
     """
     return _exp_entropy(_eigenvalues(features - features.mean(dim=0)))
 
@@ -48,12 +48,12 @@ def uniformity(features: Tensor) -> Tensor:
     unit = F.normalize(features, dim=1)
     squared = (2 - 2 * unit @ unit.T).clamp(min=0)  # [n, n]
     pairs = len(unit) * (len(unit) - 1)
-    total = (-2 * squared).exp().sum() - len(unit)  # without the pairs of a vector with itself
+    total = (-2 * squared).exp().sum() - len(unit)  # excludes the pairs of a vector with itself
     return (total / pairs).clamp(min=TINY).log()
 
 
 def _eigenvalues(features: Tensor) -> Tensor:
-    """Compute the squared singular values [min(n, C)], not negative."""
+    """Compute the squared singular values [min(n, C)], clamped to at least 0."""
     features = features.float()
     tall = features.shape[0] >= features.shape[1]
     gram = features.T @ features if tall else features @ features.T

@@ -78,8 +78,8 @@ def grouping(correlations: Tensor, groups: int, channels: int) -> Tensor:
 
 
 def overlap(correlations: Tensor, groups: int) -> Tensor:
-    """Compute the mean correlation of maps of different groups: [K, K] -> scalar, 1 if all are equal. A metric, not a
-    loss."""
+    """Compute the mean correlation of maps of different groups: [K, K] -> scalar, 1 if all are equal. It is a metric,
+    not a loss."""
     pairs = correlations.numel() * (1 - 1 / groups)  # computed, because counting a mask would wait for the GPU
     return correlations.masked_fill(same_group(correlations, groups), 0).sum() / max(1.0, pairs)
 

@@ -40,7 +40,7 @@ def build_method(model: ModelConfig, views: ViewsConfig) -> Method:
     """Build the root module of `model.method`; SimFLE without FaceMAE is BYOL with SimFLE's heads.
 
     Raises:
-        UserError: a value out of range, or values that do not fit each other.
+        UserError: If a value is out of range, or values do not fit each other.
     """
     validate(model, "model", unused_model_fields(model))
     if model.compile and model.activation_checkpointing:

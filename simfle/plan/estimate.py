@@ -30,7 +30,7 @@ SPARE = 0.92  # usable fraction of GPU memory: the rest is for the CUDA context 
 
 @dataclass(frozen=True)
 class ClusterSpec:
-    """Resources of a run. network: bytes/s of a node each way; cores: per process."""
+    """Resources of a run. network: bytes/s of a node in each direction; cores: cores per process."""
 
     nodes: int
     per_node: int
@@ -45,7 +45,7 @@ class ClusterSpec:
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Size of a data set. images: number of images; mean bytes per image."""
+    """Size of a data set: number of images and mean bytes per image."""
 
     images: int
     image_bytes: float
@@ -103,8 +103,9 @@ class Times:
 class Estimate:
     """Complete plan, in seconds and bytes.
 
-    times, step, loading: of one step; efficiency: fraction of a step spent on arithmetic; utilization: fraction of the
-    device's peak; roofline: the minimum time of each part of a step; of_roofline: their sum as a fraction of the step.
+    times, step, loading: times of one step; efficiency: fraction of a step spent on arithmetic; utilization: fraction
+    of the device's peak; roofline: the minimum time of each part of a step; of_roofline: their sum as a fraction of the
+    step.
     """
 
     batch: BatchLayout
@@ -186,7 +187,7 @@ def traffic(cost: ModelCost, config: PretrainConfig, batch: BatchLayout, process
 
 
 def network_seconds(sent: Traffic, machines: ClusterSpec, constants: Constants) -> float:
-    """Return the communication time: a ring crosses each node's border once; inside a node NVLink limits it."""
+    """Return the communication time. A ring passes each node's network once; inside a node, NVLink limits it."""
     if machines.processes == 1:
         return 0.0
     inside = sent.total / constants.of(machines.device, "nvlink") if machines.per_node > 1 else 0.0
@@ -231,7 +232,7 @@ def estimate(
     """Compute the complete plan.
 
     Raises:
-        UserError: the batch cannot be split across this number of processes, or the device is unknown.
+        UserError: If the batch cannot be split across this number of processes, or the device is unknown.
     """
     batch = compute_batch_layout(config.train, cluster.processes)
     stage = _stage(config, cost, cluster, c)
@@ -280,7 +281,7 @@ def _stage(config: PretrainConfig, work: ModelCost, machines: ClusterSpec, c: Co
 
 
 def _bottleneck(spent: Times, loading: float, reading: float) -> str:
-    """Return the longest of the parallel parts; within a step, its longest part."""
+    """Return the longest of the parallel parts; if it is the step, return the step's longest part."""
     if max(loading, reading) > spent.total:
         return "loading" if loading > reading else "storage"
     parts = {"compute": spent.compute, "launches": spent.launches, "network": spent.exposed}
@@ -315,7 +316,7 @@ def _decode(config: PretrainConfig, machines: ClusterSpec, c: Constants) -> dict
 
 
 def _storage(corpus: DatasetSpec, c: Constants) -> dict[str, Any]:
-    """Return storage figures: every node reads other shards in each epoch, so only a corpus that fits into one node's
+    """Return storage figures. Every node reads other shards in each epoch, so only a corpus that fits into one node's
     memory is read once."""
     size = corpus.images * corpus.image_bytes
     return {"corpus_bytes": size, "cached": size < c["node.memory"] / 2}
@@ -330,16 +331,16 @@ def _checkpoint(
         copied += size / (machines.network * c["network.efficiency"])
     written = size / c["storage.write"] + size / c["storage.hash"]
     every = config.train.checkpoint_every * step
-    # One at a time: a save waits for the previous write.
+    # Checkpoints are written one at a time: a save waits for the previous write.
     hold_up = copied + max(0.0, written - every)
     return {"bytes": size, "hold_up": hold_up, "written": written, "every": every, "share": hold_up / (every + hold_up)}
 
 
 ADVICE = {
-    "memory": "a smaller train.micro_batch: it keeps fewer activations",
-    "network": "fewer processes, or a larger train.global_batch: a step sends the same for any batch",
-    "launches": "fewer GPUs, or a larger batch: Python launches operations more slowly than the GPU does them",
+    "memory": "a smaller train.micro_batch, which keeps fewer activations",
+    "network": "fewer processes, or a larger train.global_batch: a step sends the same bytes for any batch",
+    "launches": "fewer GPUs, or a larger batch: Python launches operations more slowly than the GPU executes them",
     "loading": "more cores per process, smaller views, or data.backend=dali on a GPU",
     "storage": "shards on node-local disks, or fewer nodes",
-    "compute": "nothing: arithmetic is the limit",
+    "compute": "no change: arithmetic is the limit",
 }

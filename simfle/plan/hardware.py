@@ -1,4 +1,4 @@
-"""Constants of the planner that cannot be computed, each with its source. Bench results in JSON replace them."""
+"""Constants of the planner that cannot be computed, each with its source. Benchmark results in JSON replace them."""
 
 import json
 import re
@@ -49,7 +49,7 @@ CONSTANTS: dict[str, Constant] = {
     "cpu.matmul": Constant(132e9, MEASURED, "the same: FaceMAE forward and backward, 4 images"),
     "cpu.nvlink": Constant(2e9, ASSUMED, "gloo over the loopback interface"),
     "cpu.dali": Constant(140, PUBLISHED, "three views, one thread, CPU mode: a trial of this project"),
-    "fp32": Constant(0.4, ASSUMED, "speed of train.precision=fp32 (TF32 convolutions) against bf16 on a GPU"),
+    "fp32": Constant(0.4, ASSUMED, "speed of train.precision=fp32 (TF32 convolutions) relative to bf16 on a GPU"),
     "network.efficiency": Constant(0.8, ASSUMED, "fraction of the network's rate that a ring all-reduce reaches"),
     "network.latency": Constant(15e-6, ASSUMED, "per collective and doubling of processes"),
     "host.operation": Constant(8e-6, ASSUMED, "host time to launch one operation on a GPU from Python"),
@@ -76,7 +76,7 @@ class Constants:
         """Return a constant for a kind of device.
 
         Raises:
-            UserError: this device has no such constant.
+            UserError: If this device has no such constant.
         """
         if device not in DEVICES:
             raise UserError(
@@ -92,10 +92,11 @@ class Constants:
 def load_constants(files: Sequence[Path]) -> Constants:
     """Return the table above, in which the values of the files replace constants.
 
-    A file is a JSON object of name: value, or a bench's JSON with `constants`.
+    A file is a JSON object of name: value, or a benchmark's JSON with `constants`.
 
     Raises:
-        UserError: a file is missing or not such an object, a name is unknown, a value is not a positive number.
+        UserError: If a file is missing or does not hold such an object, a name is unknown, or a value is not a positive
+            number.
     """
     figures = dict(CONSTANTS)
     for file in files:
@@ -105,7 +106,7 @@ def load_constants(files: Sequence[Path]) -> Constants:
             raise UserError(f"--constants {file}: cannot be read as JSON: {error}. Fix: correct the file.") from None
         values = found.get("constants", found) if isinstance(found, dict) else None
         if not isinstance(values, dict):
-            raise UserError(f"--constants {file}: not a JSON object. Fix: write one of name: value.")
+            raise UserError(f"--constants {file}: not a JSON object. Fix: write an object of name: value.")
         for name, value in values.items():
             if name not in CONSTANTS:
                 raise UserError(f"--constants {file}: unknown {name!r}. Fix: choose from {', '.join(CONSTANTS)}.")
@@ -116,10 +117,10 @@ def load_constants(files: Sequence[Path]) -> Constants:
 
 
 def network_rate(name: str) -> float:
-    """Parse bytes per second of a node each way: 100gb, 400gb, ethernet25, 8x400gb (eight adapters).
+    """Parse bytes per second of a node in each direction: 100gb, 400gb, ethernet25, 8x400gb (eight adapters).
 
     Raises:
-        UserError: the name has another form.
+        UserError: If the name has another form.
     """
     match = re.fullmatch(r"(?:(\d+)x)?(?:ethernet|ib)?(\d+)(?:gb)?", name.lower())
     if match is None or not int(match[2]) or match[1] == "0":

@@ -17,7 +17,7 @@ from simfle.models.registry import build_method
 from simfle.optim import STATES
 
 CONVOLUTIONS, PRODUCTS, REST = "convolutions", "matrix products", "norms and elementwise"
-MATRICES = ("mm", "linear", "attention", "einsum", "matmul")  # in an operation's name
+MATRICES = ("mm", "linear", "attention", "einsum", "matmul")  # parts of the names of matrix products
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def measure_cost(config: PretrainConfig) -> ModelCost:
     """Build the method of `config` without memory, run a forward and backward pass of 2 and of 3 images, and count.
 
     Raises:
-        UserError: the model cannot be built.
+        UserError: If the model cannot be built.
     """
     with torch.device("meta"):
         model = build_method(config.model, config.views).train()
@@ -123,7 +123,7 @@ def _step(model: nn.Module, config: PretrainConfig, count: int) -> dict[str, int
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage  # referenced, so its address is not reused
+            kept[storage._cdata] = storage  # a reference, so that its address is not reused
         return tensor
 
     operations, flops = _Operations(), FlopCounterMode(display=False)
@@ -152,6 +152,6 @@ def _images(config: PretrainConfig, count: int) -> Batch:
     sides = (config.views.size, config.views.size, config.views.face_size)
     view1, view2, face = (
         torch.empty(count, side, side, 3, dtype=torch.uint8).permute(0, 3, 1, 2) for side in sides
-    )  # channels_last, as the loader's
+    )  # channels_last, like the loader's images
     ids, draw = torch.empty(count, dtype=torch.int64), torch.empty(count, dtype=torch.float64)
     return Batch(view1, view2, face, ids, draw)

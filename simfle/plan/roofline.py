@@ -1,4 +1,4 @@
-"""Minimum time of a step: for each part the longer of compute time and memory time.
+"""Minimum time of a step: for each part, the longer of compute time and memory time.
 
 Bytes are those of an eager step: each operation reads its operands from the device's memory and writes its results
 there. Fused kernels (compile) move fewer bytes, so they can be faster than this minimum.

@@ -14,7 +14,7 @@ from simfle.eval.analysis.metrics import LOWER_IS_BETTER
 from simfle.eval.analysis.summary import SummaryRow
 from simfle.report.load_runs import Curve
 
-# Okabe and Ito's palette; lines also differ in their dashes, for prints and color-blind readers
+# Okabe and Ito's palette. Lines also differ in their dashes, for prints and color-blind readers.
 BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY, GRAY = (
     "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#767676",
 )  # fmt: skip
@@ -94,7 +94,7 @@ def confusion(table: Sequence[Sequence[float]], classes: Sequence[str], salt: st
         figure = Figure(figsize=(side, side), layout="constrained")
         axes = figure.subplots()
         edges = np.arange(len(classes) + 1) - 0.5
-        axes.pcolormesh(edges, edges, share, cmap="Blues", vmin=0, vmax=100, edgecolors="white")  # one hue
+        axes.pcolormesh(edges, edges, share, cmap="Blues", vmin=0, vmax=100, edgecolors="white")  # a palette of one hue
         axes.invert_yaxis()
         axes.set_aspect("equal")
         for row, values in enumerate(share):

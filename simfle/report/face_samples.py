@@ -17,8 +17,8 @@ from simfle.errors import UserError
 from simfle.eval.features.resize import resize
 
 Image = NDArray[np.uint8]
-QUERIES, GALLERY = 6, 600  # number of query faces; number of searched faces
-TILE, GAP, PER_ROW = 96, 4, 8  # pixels, pixels, tiles
+QUERIES, GALLERY = 6, 600  # numbers of query faces and of searched faces
+TILE, GAP, PER_ROW = 96, 4, 8  # side of a tile and gap in pixels, tiles per row
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def read_face_set(shards: Sequence[str]) -> FaceSet:
     """Select the same faces for every run: queries from test or validation, the gallery from training.
 
     Raises:
-        UserError: shards are missing or corrupt, or contain no decodable image.
+        UserError: If shards are missing or corrupt, or contain no decodable image.
     """
     manifests = [read_manifest(folder) for folder in shards]
     splits = list(dict.fromkeys(name for each in manifests for name in each.splits))

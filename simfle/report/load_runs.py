@@ -1,4 +1,4 @@
-"""Read the content of a report about runs from their folders. Missing parts are omitted."""
+"""Read the content of a report from the folders of its runs. Missing parts are omitted."""
 
 import math
 import statistics
@@ -44,7 +44,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """Run as read from its folder. name: of the folder; last: newest line of metrics; pictures: (step, PNG)."""
+    """Run as read from its folder. name: name of the folder; last: newest line of metrics; pictures: (step, PNG)."""
 
     folder: Path
     name: str
@@ -52,7 +52,7 @@ class RunRecord:
     config_text: str
     versions: dict[str, Any]
     curves: list[Curve]
-    speed: list[Curve]  # images per second, fraction of the time spent waiting for data
+    speed: list[Curve]  # images per second, and fraction of the time spent waiting for data
     features: list[Curve]  # telemetry and monitor, see MEASURES
     last: dict[str, Any]
     pictures: list[tuple[int, Path]]
@@ -67,10 +67,10 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """Read runs in the given order.
 
     Raises:
-        UserError: no run is given; a folder is not a run, has no metrics yet, or is corrupt.
+        UserError: If no run is given, or a folder is not a run, has no metrics yet or is corrupt.
     """
     if not folders:
-        raise UserError("report: no run is given. Fix: name one or several run folders.")
+        raise UserError("report: no run is given. Fix: pass one or several run folders.")
     runs = [_read_run(folder) for folder in dict.fromkeys(folders)]
     names = [run.name for run in runs]
     return [run if names.count(run.name) == 1 else _renamed(run) for run in runs]
@@ -84,7 +84,7 @@ def _renamed(run: RunRecord) -> RunRecord:
 def _read_run(folder: Path) -> RunRecord:
     path = folder / "config.yaml"
     if not path.is_file():
-        raise UserError(f"report: {folder} is not a run folder (no config.yaml). Fix: name a run folder.")
+        raise UserError(f"report: {folder} is not a run folder (no config.yaml). Fix: pass a run folder.")
     config = load_yaml(path)
     for part, names in SHOWN.items():
         if not isinstance(config.get(part), dict) or not all(name in config[part] for name in names):
@@ -117,7 +117,7 @@ def results_of(runs: Sequence[RunRecord], more: Sequence[Path] = ()) -> list[Res
     """Read the results of evaluations in the runs' folders and in `more`, each file once.
 
     Raises:
-        UserError: see `read_results`; a result lacks a field that a report needs.
+        UserError: If a result lacks a field that a report needs; see also `read_results`.
     """
     found = read_results([*(run.folder for run in runs), *more])
     for result in found:
@@ -166,7 +166,7 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
     """Read the lines of metrics.jsonl; skip a truncated line."""
     lines = run_files.parse_metrics(read_bytes(path)) if path.is_file() else []
     if not lines:
-        raise UserError(f"report: {path} has no metrics yet. Fix: let the run reach train.log_every steps.")
+        raise UserError(f"report: {path} has no metrics yet. Fix: wait until it has done train.log_every steps.")
     return lines
 
 

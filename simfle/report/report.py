@@ -26,11 +26,11 @@ RANDOM = "random_rank"  # a curve that is drawn together with the rank
 ABOUT = {
     "total": "The sum that is minimized.",
     "similarity": "Two views of a face should give the same projection; 0 is equal, 4 is orthogonal for both.",
-    "reconstruction": "Masked patches, predicted from the visible ones; 1 is predicting each patch's mean.",
-    "distillation": "Backbone and FaceMAE should agree on what they see.",
-    "grouping": "Channels of a group should respond together, and groups separately. Has a small weight in the sum.",
-    "overlap": "Not part of the sum: mean correlation between maps of different groups. It falls as groups separate.",
-    "rank": "Dimensions that the backbone's features use (effective rank). Far below a random network's: collapse.",
+    "reconstruction": "Error of masked patches predicted from the visible ones; predicting each patch's mean gives 1.",
+    "distillation": "Backbone and FaceMAE should describe a face in the same way.",
+    "grouping": "Channels of a group should respond together, and groups separately. Its weight in the sum is small.",
+    "overlap": "Mean correlation between maps of different groups, not part of the sum. It falls as groups separate.",
+    "rank": "Dimensions that the features use (effective rank). Collapse: far below the rank of a random network.",
     "projection_rank": "Effective rank of the projections, which the loss compares.",
     "spread": "Mean deviation of unit features times the root of their width: 0 if all are equal, near 1 if uniform.",
     "uniformity": "log of the mean Gaussian potential of pairs of faces: 0 if all are equal, lower is more uniform.",
@@ -44,7 +44,7 @@ ABOUT = {
 
 @dataclass(frozen=True)
 class ReportStage:
-    """One stage of a pipeline: description, location of its result, and seconds (None: skipped)."""
+    """One stage of a pipeline: description, location of its result, and seconds (None = skipped)."""
 
     name: str
     does: str
@@ -101,7 +101,7 @@ def write_report(
         shards: source of faces; without shards, the page contains no face, not even from training.
 
     Raises:
-        UserError: an unknown format; see `read_runs`, `results_of`, `read_face_set`, `figures`.
+        UserError: If a format is unknown; see also `read_runs`, `results_of`, `read_face_set` and `figures`.
     """
     unknown = [name for name in formats if name not in ENDINGS]
     if unknown:
@@ -134,12 +134,12 @@ def gather(runs: list[RunRecord], results: Sequence[Path], shards: Sequence[str]
 
 
 def render(content: Content) -> str:
-    """Render the page. All text from files is escaped; charts are our own markup."""
+    """Render the page. All text from files is escaped; charts are trusted markup."""
     environment = Environment(
         loader=PackageLoader("simfle.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
-        # Keeps the type Markup. Names on a page must not contain control or bidi characters either.
+        # This keeps the type Markup. Names on a page must not contain control or bidi characters, either.
         finalize=lambda value: type(value)(printable(value)) if isinstance(value, str) else value,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -169,8 +169,8 @@ def _drawn(content: Content) -> dict[str, Any]:
         rows = [row for row in shown.rows if (row.benchmark, row.metric) == (benchmark, metric)]
         chance = shown.first((benchmark, rows[0].protocol)).data.get("chance")
         caption = (
-            "Marks are scores, bars 95 % intervals, squares random backbones. Where a bar overlaps "
-            "another, their order is uncertain."
+            "Marks are scores, bars are 95 % intervals, and squares are random backbones. If two bars "
+            "overlap, their order is uncertain."
         )
         compared.append((benchmark, caption, Markup(charts.comparison(rows, shown.names, chance))))
     return {
@@ -185,7 +185,7 @@ def _drawn(content: Content) -> dict[str, Any]:
 
 
 def _beside_random(runs: Sequence[RunRecord], name: str) -> list[tuple[RunRecord, list[Curve]]]:
-    """Return each run with its feature curves; for the rank, also a random network's as a separate run."""
+    """Return each run with its feature curves. For the rank, add the random network's curve as a separate run."""
     found = [(run, run.features) for run in runs]
     if name != "rank":
         return found
@@ -215,7 +215,7 @@ def _told(content: Content) -> dict[str, Any]:
 
 
 def _settings(tables: Tables) -> list[tuple[str, str]]:
-    """Return the settings of each evaluation; with the backbones' names if settings differ between backbones."""
+    """Return the settings of each evaluation, with the backbones' names if settings differ between backbones."""
     found: dict[str, dict[str, list[str]]] = {}  # benchmark and protocol -> settings -> names of backbones
     for result in tables.results:
         text = to_yaml(result.settings)

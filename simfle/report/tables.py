@@ -24,7 +24,7 @@ ORDER = ("linear", "linear_fast", "knn", "finetune", "scratch")
 
 @dataclass(frozen=True)
 class Tables:
-    """Tables of results. rows: one per backbone, benchmark and protocol; names: of the backbones, by id; pairs: paired
+    """Tables of results. rows: one per backbone, benchmark and protocol; names: backbones by id; pairs: paired
     tests."""
 
     results: list[Result]
@@ -53,7 +53,7 @@ class Tables:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Confusion matrix summed over seeds; table [K][K], rows are true classes; recall [K], None for a class without
+    """Confusion matrix summed over seeds. table: [K][K], rows are true classes. recall: [K], None for a class without
     samples."""
 
     title: str

@@ -1,6 +1,6 @@
 """Images of a model's behavior on given faces: masks, reconstructions, class activation maps, nearest neighbors.
 
-Computed from a run's newest complete checkpoint, on the CPU, for a few hundred images.
+The images are computed from a run's newest complete checkpoint, on the CPU, for a few hundred faces.
 """
 
 # N faces, n faces searched, C channels, h x h feature map, G groups, K maps, S positions of a map
@@ -53,7 +53,7 @@ def figures(run: Path, faces: FaceSet) -> list[ReportFigure]:
     """Make all images for one run's newest checkpoint.
 
     Raises:
-        UserError: no complete checkpoint, or a checkpoint that is corrupt or of another configuration.
+        UserError: If there is no complete checkpoint, or the checkpoint is corrupt or of another configuration.
     """
     method, config = _load(run)
     backbone = _backbone(method, config)
@@ -80,7 +80,7 @@ def _fill(method: Method, path: Path) -> None:
         ) from None
     lacking = set(unknown.missing_keys) & {name for name, _ in method.named_parameters()}
     if lacking:
-        raise UserError(f"report: {path} lacks {min(lacking)}. Fix: restore the run's own config.yaml.")
+        raise UserError(f"report: {path} lacks {min(lacking)}. Fix: restore the run's config.yaml.")
 
 
 def _backbone(method: Method, config: PretrainConfig) -> LoadedBackbone:
@@ -143,7 +143,7 @@ def _keep(image: Image, visible: NDArray[np.int64], patch: int) -> Image:
 
 @torch.no_grad()
 def reconstructions(method: Method, album: FaceSet, config: PretrainConfig) -> ReportFigure | None:
-    """Show face, visible patches and reconstruction; None for methods without an autoencoder."""
+    """Show face, visible patches and reconstruction, or return None for methods without an autoencoder."""
     if not isinstance(method, SimFLE | MAE):
         return None
     queries, count = album.queries, len(album.queries.images)
@@ -194,7 +194,7 @@ def activation(backbone: LoadedBackbone, album: FaceSet) -> ReportFigure | None:
     about = (
         f"Evidence for the class that a linear classifier predicts from the frozen features (fitted for these images "
         f"on {len(known)} {_others(album)}), from blue (none) to yellow (most). A backbone that responds to facial "
-        "landmarks is yellow on mouth, eyes and brows, not on hair or background."
+        "landmarks is yellow on mouth, eyes and brows, and not on hair or background."
     )
     return ReportFigure("Class activation maps", about, tiles)
 

@@ -25,8 +25,9 @@ def main_process_tries(world: World, action: Callable[[], T]) -> T | None:
         The result on the main process, which need not be picklable; None on the other processes.
 
     Raises:
-        CollectiveError: the action raised a UserError; the main process reports it.
-        PeerLostError: the action raised PeerLostError; all processes raise the same, so that each is restarted.
+        CollectiveError: If the action raised a UserError; the main process reports it.
+        PeerLostError: If the action raised PeerLostError. All processes raise this error, so that each process is
+            restarted.
     """
     result: T | None = None
     failure: str | PeerLostError | None = None

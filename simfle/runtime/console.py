@@ -1,4 +1,4 @@
-"""Rich console for untrusted text: only its own escape sequences reach the terminal."""
+"""Rich console for untrusted text: only the console's escape sequences reach the terminal."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +15,7 @@ class Console(rich.console.Console):
     """Rich console that escapes control and bidi characters in all text, table cells included."""
 
     def render_str(self, text: str, **how: Any) -> Text:
-        return super().render_str(printable(text), **how)  # before its width is measured
+        return super().render_str(printable(text), **how)  # escaped before its width is measured
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

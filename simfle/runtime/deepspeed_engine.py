@@ -21,10 +21,11 @@ BUCKET = 50_000_000  # elements of a gradient bucket
 def init_deepspeed(
     model: nn.Module, optimizer: torch.optim.Optimizer, layout: BatchLayout, train: TrainConfig, optim: OptimConfig
 ) -> Any:
-    """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from our configuration alone."""
+    """Initialize DeepSpeed with ZeRO, autocast, accumulation and clipping from the run's configuration alone."""
     import deepspeed
 
-    for parameter in model.parameters():  # in channels_last; ZeRO flattens views, and a broadcast needs plain strides
+    # ZeRO flattens views, and a broadcast needs plain strides instead of channels_last.
+    for parameter in model.parameters():
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
     train = with_zero_stage(train, optim, layout, model)
     engine, *_ = deepspeed.initialize(
@@ -33,7 +34,7 @@ def init_deepspeed(
     if engine.dp_world_size != dist.get_world_size():
         raise RuntimeError(f"DeepSpeed sees {engine.dp_world_size} processes, torch {dist.get_world_size()}")
     if dist.get_world_size() == 1:
-        engine.enable_backward_allreduce = False  # it would copy all gradients to a bucket and back, without any use
+        engine.enable_backward_allreduce = False  # it would copy all gradients to a bucket and back, to no effect
     return engine
 
 
@@ -55,7 +56,7 @@ def with_zero_stage(train: TrainConfig, optim: OptimConfig, plan: BatchLayout, m
 
 
 def deepspeed_config(layout: BatchLayout, train: TrainConfig, optim: OptimConfig) -> dict[str, Any]:
-    """Translate the configuration, with its stage settled. Never set `bf16.enabled`: it skips BatchNorm buffers."""
+    """Translate the configuration with the given stage. Never set `bf16.enabled`: it skips BatchNorm buffers."""
     return {
         "train_batch_size": layout.global_batch,
         "train_micro_batch_size_per_gpu": layout.micro_batch,
@@ -63,8 +64,8 @@ def deepspeed_config(layout: BatchLayout, train: TrainConfig, optim: OptimConfig
         "gradient_clipping": optim.max_grad_norm,
         "zero_optimization": {
             "stage": train.zero_stage,
-            # Reduced during the backward pass, in buckets of 200 MB: the default is 2 GB, and two such buffers are kept
-            # for each type of gradient.
+            # Gradients are reduced during the backward pass in buckets of 200 MB. The default is 2 GB, and DeepSpeed
+            # keeps two such buffers for each type of gradient.
             "overlap_comm": True,
             "reduce_bucket_size": BUCKET,
             # The norm is only needed for clipping. Computing it makes the host wait for the GPU in each step, and skips
@@ -76,6 +77,6 @@ def deepspeed_config(layout: BatchLayout, train: TrainConfig, optim: OptimConfig
         "zero_allow_untested_optimizer": True,  # SGD and AdamW are elementwise, as flattened parameters require
         "torch_autocast": {"enabled": train.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": 10**9,
-        # Its throughput timer, on by default, makes the host wait for the GPU at each forward and each step.
+        # DeepSpeed's throughput timer is on by default and makes the host wait for the GPU at each forward and step.
         "timers": {"throughput": {"enabled": False}},
     }

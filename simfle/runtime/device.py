@@ -9,9 +9,9 @@ import torch
 from simfle.errors import DeviceFailedError, UserError
 
 OUT_OF_MEMORY = ("out of memory", "alloc_failed", "allocation_failed", "memoryallocation", "defaultcpuallocator")
-# AcceleratorError on these repeats on every node: a bug, or a GPU that this build of torch does not know.
+# These AcceleratorErrors recur on every node: the cause is a bug, or a GPU that this build of torch does not support.
 NOT_RETRYABLE = ("device-side assert", "no kernel image", "invalid device", "invalid argument", "invalid configuration")
-# The same faults where cuDNN, cuBLAS or DALI report them in a plain RuntimeError.
+# Failures of a GPU that cuDNN, cuBLAS or DALI report in a plain RuntimeError.
 DEVICE_FAILURE = (
     "uncorrectable ecc",
     "eccuncorrectable",
@@ -35,7 +35,8 @@ def kernels(device: torch.device, *, deterministic: bool) -> Iterator[None]:
     cuda.enable_flash_sdp(before[0] and on_gpu and not deterministic)
     cuda.enable_mem_efficient_sdp(before[1] and not deterministic)
     cuda.enable_cudnn_sdp(before[2] and not deterministic)
-    # It tries all of cuDNN's kernels on each new shape; all batches have one. Which wins may differ between runs.
+    # The benchmark tries all of cuDNN's kernels on each new shape. All batches have one shape; the fastest kernel may
+    # differ between runs.
     cudnn.benchmark = on_gpu and not deterministic
     try:
         yield
@@ -47,8 +48,8 @@ def kernels(device: torch.device, *, deterministic: bool) -> Iterator[None]:
 
 
 def set_ds_accelerator(kind: str) -> None:
-    """Make DeepSpeed use `kind` ("cpu" or "cuda"). DeepSpeed keeps its first choice for the life of a process, such as
-    a notebook."""
+    """Make DeepSpeed use `kind` ("cpu" or "cuda"). DeepSpeed would keep its first choice as long as the process, such
+    as a notebook, runs."""
     from deepspeed.accelerator import get_accelerator, set_accelerator
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
     from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
@@ -58,7 +59,7 @@ def set_ds_accelerator(kind: str) -> None:
 
 
 def memory_bytes(device: torch.device) -> float:
-    """Return the memory of a GPU in bytes; on a CPU, this process's part of the machine's memory."""
+    """Return the memory of a GPU in bytes, or on a CPU, this process's share of the machine's memory."""
     if device.type == "cuda":
         return float(torch.cuda.get_device_properties(device).total_memory)
     machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -84,11 +85,11 @@ def device_failed(error: BaseException) -> bool:
 
 @contextmanager
 def device_errors_as_user_errors(fix: str) -> Iterator[None]:
-    """Convert out-of-memory errors and GPU failures to one line. fix: action that needs less memory.
+    """Convert out-of-memory errors and GPU failures to one line. `fix` is an action that reduces the memory.
 
     Raises:
-        UserError: the memory is full; a rerun would fill it again.
-        DeviceFailedError: the GPU failed; the run may resume on another node.
+        UserError: If the memory is full; a rerun would fill it again.
+        DeviceFailedError: If the GPU failed; the run may resume on another node.
     """
     try:
         yield
@@ -98,7 +99,7 @@ def device_errors_as_user_errors(fix: str) -> Iterator[None]:
             raise UserError(f"memory is full: {words}. Fix: {fix}.") from error
         if device_failed(error):
             raise DeviceFailedError(
-                f"the GPU failed: {words}. Fix: start again, on another node; nvidia-smi -q -d ECC and the kernel's "
-                "log (Xid) show why"
+                f"the GPU failed: {words}. Fix: rerun on another node; nvidia-smi -q -d ECC and the kernel's log (Xid) "
+                "show the cause"
             ) from error
         raise

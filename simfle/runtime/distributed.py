@@ -23,7 +23,7 @@ from simfle.runtime.entrypoint import LAUNCHER
 log = logging.getLogger(__name__)
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-FOR_LIBRARIES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG")  # removed at exit: a later process may use another device
+FOR_LIBRARIES = ("DS_ACCELERATOR", "CUBLAS_WORKSPACE_CONFIG")  # removed at exit: a later run may use another device
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 AUTO = -1  # train.micro_batch=auto: found by trial, see simfle.train.auto_batch
 
@@ -61,7 +61,7 @@ def compute_batch_layout(config: TrainConfig, processes: int) -> BatchLayout:
     """Compute the micro-batch size and the gradient accumulation steps for the number of processes.
 
     Raises:
-        UserError: the global batch cannot be split equally.
+        UserError: If the global batch cannot be split equally.
     """
     total, micro = config.global_batch, config.micro_batch
     if total % processes:
@@ -85,9 +85,9 @@ def compute_batch_layout(config: TrainConfig, processes: int) -> BatchLayout:
 
 
 def intra_op_threads(local_size: int) -> int:
-    """Return the number of CPU compute threads of this process: its part of the cores of `local_world_size` processes.
+    """Return the number of CPU compute threads of this process: its share of the machine's cores.
 
-    OMP_NUM_THREADS is taken as the number per process: the user or the launcher has already divided it.
+    OMP_NUM_THREADS is used as the number per process, because the user or the launcher has already divided it.
     """
     known = torch.get_num_threads()
     asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
@@ -96,10 +96,10 @@ def intra_op_threads(local_size: int) -> int:
 
 @contextmanager
 def init_distributed(config: TrainConfig) -> Iterator[World]:
-    """Join the processes that a launcher started (accelerate, torchrun, Slurm), or run as the only one.
+    """Join the processes that a launcher started (accelerate, torchrun, Slurm), or run as a single process.
 
     Raises:
-        UserError: a requested GPU is missing, or the launcher started fewer processes than requested.
+        UserError: If a requested GPU is missing, or the launcher started fewer processes than requested.
     """
     changes = nullcontext() if "WORLD_SIZE" in os.environ else preserve_process_state()
     with changes, _deterministic_kernels(config.deterministic), _process_group(config) as world:
@@ -142,12 +142,12 @@ def _process_group(config: TrainConfig) -> Iterator[World]:
         _leave_with_launcher()
     cuda = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     if cuda and not torch.cuda.is_available():
-        raise UserError("train.device=cuda: torch sees no GPU. Fix: set train.device=cpu or fix the driver.")
+        raise UserError("train.device=cuda: torch sees no GPU. Fix: set train.device=cpu, or run simfle doctor.")
     device = torch.device("cuda", _gpu(environment["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed also picks its GPU by this variable
     _start_group(device, config.hang_timeout)
-    import deepspeed  # after its accelerator is set
+    import deepspeed  # imported after its accelerator is set
 
     world = World(
         dist.get_rank(), dist.get_world_size(), environment["LOCAL_RANK"], environment["LOCAL_WORLD_SIZE"], device
@@ -166,7 +166,7 @@ def _process_group(config: TrainConfig) -> Iterator[World]:
         together = world.world_size == 1
         raise
     finally:
-        # Destroying NCCL waits for pending work: if only this process fails, forever, and its error is never reported.
+        # Destroying NCCL waits for pending work. If only this process fails, it would wait forever and report no error.
         if together or device.type == "cpu":
             deepspeed.comm.destroy_process_group()  # also clears DeepSpeed's state: a notebook may start another run
 
@@ -180,7 +180,7 @@ def _leave_with_launcher() -> None:
 
 
 def _gpu(local_rank: int) -> int:
-    """Return the GPU of a process: by local rank, or the only one that the cluster makes visible."""
+    """Return the GPU of a process: by local rank, or the only GPU that the cluster makes visible."""
     seen = torch.cuda.device_count()
     if local_rank < seen:
         return local_rank
@@ -216,7 +216,7 @@ def _check_launched(found: dict[str, int]) -> None:
     """Raise UserError for variables on which torch would wait forever or fail, such as those of another job's shell.
 
     Raises:
-        UserError: names the variable, its value and the allowed values.
+        UserError: If a variable is invalid. The error names the variable, its value and the allowed values.
     """
     sound = 0 <= found["RANK"] < found["WORLD_SIZE"] and found["LOCAL_RANK"] >= 0 and found["LOCAL_WORLD_SIZE"] >= 1
     if not sound:
@@ -236,13 +236,13 @@ def _check_launched(found: dict[str, int]) -> None:
 def _start_group(device: torch.device, seconds: float) -> None:
     # DeepSpeed picks its accelerator from this variable. It would pick CUDA for a CUDA build of torch without a GPU.
     os.environ.setdefault("DS_ACCELERATOR", device.type)
-    with _interrupts_held():  # after an interrupted import it could not be imported again
+    with _interrupts_held():  # DeepSpeed cannot be imported again after an interrupted import
         import deepspeed
 
     set_ds_accelerator(device.type)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns about every optimizer that is not DeepSpeed's
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # DeepSpeed warns about every optimizer of another library
     # On a CPU DeepSpeed would compile a C++ all-reduce at the first start (25 s, needs a compiler); gloo does the same.
-    # Set without reading first: a read would try all extensions, with a compiler and files in /tmp.
+    # It is set without reading it first: a read would try all extensions, with a compiler and files in /tmp.
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -252,7 +252,7 @@ def _start_group(device: torch.device, seconds: float) -> None:
     limit = timedelta(seconds=2 * seconds) if seconds else timedelta(days=1)
     try:
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False, timeout=limit)
-    except (dist.DistStoreError, dist.DistNetworkError) as error:  # of the main process, of the other processes
+    except (dist.DistStoreError, dist.DistNetworkError) as error:  # main process; others
         words = str(error).splitlines()[0]
         raise PeerLostError(
             f"the processes of this run did not connect within {limit}: {words}. Fix: start all of them "

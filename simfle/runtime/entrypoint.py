@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 OWN_CORES = "SIMFLE_OWN_CORES"  # environment variable: the cores available to this process are not shared
 LAUNCHER = "SIMFLE_LAUNCHER"  # environment variable: pid of the parent process, which forwards signals to this one
-FLUSH_FAILED = 120  # Python's own exit code if the last output cannot be written
+FLUSH_FAILED = 120  # Python's exit code if the last output cannot be written
 
 
 @contextmanager

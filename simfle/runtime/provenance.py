@@ -16,7 +16,7 @@ PACKAGES = (
     "nvidia-dali-cuda130",
     "opencv-python-headless",
 )
-REVISION = "revision.txt"  # in the package's folder, in a copy of the program without git
+REVISION = "revision.txt"  # holds the revision in a copy of the program without git, in the package's folder
 
 
 def versions() -> dict[str, str]:
@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Return the commit of this program's checkout, or of the checkout that it was copied from; None if neither."""
+    """Return the commit of this program's checkout, or of the checkout it was copied from; None if there is neither."""
     here = Path(__file__)
     copied = here.parents[1] / REVISION
     if copied.is_file():
@@ -42,7 +42,7 @@ def git_revision() -> str | None:
 
 
 def _git(*words: str) -> str | None:
-    """Return the output of git in this file's folder; None if git fails or is missing."""
+    """Return the output of git in this file's folder, or None if git fails or is missing."""
     command = ["git", "-C", str(Path(__file__).parent), *words]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)

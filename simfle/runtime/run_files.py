@@ -9,7 +9,7 @@ from typing import Any
 from shards.io.atomic import read_bytes
 from shards.io.jsonl import iter_valid_lines, loads_object
 
-MAX_NUMBER = 1e100  # sums and axes overflow beyond it
+MAX_NUMBER = 1e100  # larger numbers overflow sums and axes
 MARKER = "COMPLETE"  # marks a complete checkpoint: written last
 STATE = "state.json"
 # Eight digits, more only for larger steps: a user's copy `step-10` is not a checkpoint.
@@ -35,7 +35,7 @@ def is_count(value: Any) -> bool:
 
 
 def step_from_name(path: Path) -> int | None:
-    """Return the step in the name of a checkpoint folder or an image, `step-00000010`; None for other names."""
+    """Return the step in the name of a checkpoint folder or an image, `step-00000010`, or None for other names."""
     match = CHECKPOINT.fullmatch(path.name)
     return int(match[1]) if match else None
 
@@ -57,7 +57,7 @@ def copied_checkpoints(run: Path) -> list[Path]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return state.json of a complete checkpoint, checked by the hash in its marker; empty if either is corrupt."""
+    """Return state.json of a complete checkpoint, checked by the hash in its marker, or {} if either is corrupt."""
     try:
         marker = loads_object(read_bytes(folder / MARKER))
         content = read_bytes(folder / STATE)
@@ -71,7 +71,7 @@ def _named(run: Path) -> list[Path]:
 
 
 def _is_copy(folder: Path) -> bool:
-    """Return whether a valid state.json has another step than the folder's name; a corrupt one may have any step."""
+    """Return whether a valid state.json does not have its folder's step. A corrupt file may have any step."""
     try:
         step = loads_object(read_bytes(folder / STATE)).get("step")
     except (OSError, ValueError):
@@ -82,7 +82,7 @@ def _is_copy(folder: Path) -> bool:
 
 
 def planned_steps(run: Path) -> int:
-    """Return the total number of steps in run.json; 0 if the file is missing or truncated."""
+    """Return the total number of steps in run.json, or 0 if the file is missing or truncated."""
     try:
         found = loads_object(read_bytes(run / "run.json")).get("steps")
     except (OSError, ValueError):
@@ -102,5 +102,5 @@ def _is_metrics(line: dict[str, Any]) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """Return whether a value is a number, infinity and NaN included: a loss may be non-finite."""
+    """Return whether a value is a number. Infinity and NaN count, because a loss may be non-finite."""
     return type(value) in (int, float) and (not abs(value) > MAX_NUMBER or abs(value) == float("inf"))

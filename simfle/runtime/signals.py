@@ -1,4 +1,4 @@
-"""Stop signals. This module imports nothing heavy: a job must receive signals while torch is still being imported."""
+"""Stop signals. This module has no slow imports: a job must receive signals while torch is still being imported."""
 
 import signal
 import threading
@@ -33,5 +33,5 @@ class StopSignal:
 
     def _raise(self, number: int, _: FrameType | None) -> None:
         if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C interrupts at once
+            raise KeyboardInterrupt  # a second Ctrl-C interrupts immediately
         self.signal = signal.Signals(number)

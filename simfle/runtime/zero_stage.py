@@ -8,7 +8,7 @@ import torch
 from simfle.config.schema import OptimConfig, TrainConfig
 
 AUTO = -1  # train.zero_stage=auto
-STAGE_0_HEADROOM = 8  # times that all a run keeps between steps must fit into a process's memory for stage 0
+STAGE_0_HEADROOM = 8  # stage 0 needs this many times the bytes that a run keeps between steps
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class ZeroStage:
 def choose_zero_stage(train: TrainConfig, optim: OptimConfig, processes: int, held: float, memory: float) -> ZeroStage:
     """Return the effective ZeRO stage.
 
-    A single process cannot split tensors, and would only pay for the copies. Stages 1 and 2 call a hook for each
+    A single process cannot split tensors and would only make extra copies. Stages 1 and 2 call a hook for each
     parameter, at 12 to 19 times stage 0's cost for the host, and wait for the GPU after each backward pass: auto
     chooses stage 0 if memory suffices.
 
@@ -43,7 +43,7 @@ def choose_zero_stage(train: TrainConfig, optim: OptimConfig, processes: int, he
 
 
 def held_bytes(trained: float, frozen: float, optimizer_tensors: int) -> float:
-    """Return the bytes kept at stage 0: trained and frozen parameters [bytes], gradients, the optimizer's tensors."""
+    """Return the bytes kept at stage 0: trained and frozen parameters, gradients and optimizer tensors."""
     return frozen + trained * (2 + optimizer_tensors)
 
 

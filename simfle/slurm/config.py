@@ -66,16 +66,16 @@ class ClusterConfig:
 
 
 def check(config: ClusterConfig) -> None:
-    """Raise UserError for values out of range, or values that do not fit each other."""
+    """Raise UserError for values that are out of range or do not fit each other."""
     validate(config, "cluster")
     if config.min_nodes > config.nodes:
         raise UserError(f"--min-nodes={config.min_nodes}: more than --nodes={config.nodes}. Fix: lower --min-nodes.")
     if not re.fullmatch(r"\d+(:\d\d){0,2}|\d+-\d+(:\d\d){0,2}", config.time):
         raise UserError(f"--time {config.time!r}: not a time limit. Fix: write it like 30, 12:00:00 or 2-00:00:00.")
-    if 0 < seconds(config.time) <= config.signal_seconds:  # Slurm reads 0 as no limit
+    if 0 < seconds(config.time) <= config.signal_seconds:  # to Slurm, 0 means no limit
         raise UserError(
             f"--time {config.time}: not longer than signal_seconds={config.signal_seconds}, so each start of the job "
-            "would stop at once. Fix: raise --time, or lower signal_seconds."
+            "would stop immediately. Fix: raise --time, or lower signal_seconds."
         )
     for name in ("partition", "account", "qos", "constraint", "mem", "container"):
         if re.search(r"[\s\"'`$;\\]", getattr(config, name)):
@@ -86,15 +86,15 @@ def check(config: ClusterConfig) -> None:
     for word in config.extra_sbatch:
         if not KNOWN_SBATCH.fullmatch(word) or "\n" in word:
             raise UserError(
-                f"cluster.extra_sbatch: {word!r} is no option of sbatch. "
+                f"cluster.extra_sbatch: {word!r} is not an option of sbatch. "
                 "Fix: write name or name=value without dashes, as in exclude=n13."
             )
     for word in config.env:
         if not re.fullmatch(r"[A-Za-z_]\w*=[^\n]*", word):
             shown = word.partition("=")[0]  # the value may be a secret
-            raise UserError(f"cluster.env: {shown!r} is not NAME=VALUE without a line break. Fix: correct it.")
+            raise UserError(f"cluster.env: {shown!r} is not NAME=VALUE without a line break. Fix: write NAME=VALUE.")
     if any("\n" in line for line in config.setup):
-        raise UserError("cluster.setup: a line contains a line break. Fix: give each line separately.")
+        raise UserError("cluster.setup: a line contains a line break. Fix: write each line as a separate item.")
 
 
 def seconds(time: str) -> int:

@@ -44,7 +44,7 @@ def prepare(run: Path, config: EvalConfig, cluster: ClusterConfig) -> tuple[Path
     """Freeze code and configuration into RUN/slurm; return the job's folder and its evaluation tasks.
 
     Raises:
-        UserError: see `planned`; a folder cannot be written.
+        UserError: If a folder cannot be written; see also `planned`.
     """
     config = absolute(config)
     found = planned(config)
@@ -55,7 +55,7 @@ def planned(config: EvalConfig) -> list[EvalTask]:
     """Return the evaluation tasks; check the shards once, before many array tasks wait in the queue.
 
     Raises:
-        UserError: see `eval_tasks`; shards are missing or corrupt, or lack a split.
+        UserError: If shards are missing, are corrupt or lack a split; see also `eval_tasks`.
     """
     found = eval_tasks(config)
     for benchmark in {unit.benchmark.name: unit.benchmark for unit in found}.values():
@@ -69,7 +69,7 @@ def script(run: Path, job: Path, cluster: ClusterConfig, count: int, parallel: i
     """Return the text of the sbatch script."""
     executor = slurm_executor(job, of_one_task(cluster), name=f"{run.name}-eval", ends=False)
     executor.update_parameters(array_parallelism=parallel)
-    executor.parameters["map_count"] = count  # as in submitit's own array submission; update_parameters refuses it
+    executor.parameters["map_count"] = count  # set as submitit does for arrays; update_parameters refuses it
     return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
 
 
@@ -77,7 +77,7 @@ def submit(job: Path, cluster: ClusterConfig, count: int, parallel: int) -> str:
     """Submit the tasks to Slurm, at most `parallel` at once; return the number of the array job.
 
     Raises:
-        UserError: Slurm is missing, or it refuses the job.
+        UserError: If Slurm is missing, or it refuses the job.
     """
     require_slurm()
     executor = slurm_executor(job, of_one_task(cluster), name=f"{job.parents[1].name}-eval", ends=False)
@@ -97,7 +97,7 @@ def evaluate_task(folder: str, index: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.register(signal.SIGQUIT)
     log_to_stderr()
-    with suppress(KeyError, OSError):  # a benchmark's file may name shards relative to the folder of submission
+    with suppress(KeyError, OSError):  # a benchmark's file may name shards relative to the submission's folder
         os.chdir(os.environ["SLURM_SUBMIT_DIR"])
     try:
         config = load(EvalConfig, Path(folder) / "config.yaml")

@@ -18,7 +18,7 @@ from shards.redact import to_json
 
 EVENTS = "events.jsonl"
 
-# Fields of each event beside its time. A job number may become an argument of Slurm's programs.
+# Fields of each event in addition to its time. A job number may become an argument of Slurm's programs.
 FACTS: dict[str, dict[str, type]] = {
     "submitted": {"job": str},
     "started": {"job": str, "start": int},
@@ -33,7 +33,7 @@ DONE, IDLE, PREEMPTED, USER_ERROR, BUG, PEER_LOST, HUNG = KINDS
 
 @dataclass(frozen=True)
 class TaskExit:
-    """Exit of one process. kind: one of the above; words: the reason in one line."""
+    """Exit of one process. kind: one of the kinds above; words: the reason in one line."""
 
     rank: int
     host: str
@@ -48,7 +48,7 @@ def append_event(run: Path, event: str, **facts: Any) -> None:
     line = to_json({"time": round(time.time(), 3), "event": event, **facts}) + "\n"
     handle = os.open(folder / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
-        os.write(handle, line.encode())  # one write: lines of several writers do not interleave
+        os.write(handle, line.encode())  # a single write, so that lines of several writers do not interleave
     finally:
         os.close(handle)
 

@@ -13,7 +13,7 @@ from simfle.slurm.requeue import Decision, decide, newest_step
 from simfle.slurm.status import unrecorded
 
 SECONDS = 2.0
-FORGOTTEN = 15  # polls of a job unknown to Slurm before it counts as gone
+FORGOTTEN = 15  # number of polls after which a job that Slurm does not know counts as ended
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE", "BOOT_FAIL")
 
 
@@ -70,7 +70,7 @@ def follow_local(job: Path, submitted: Any, processes: int, say: Callable[[str],
 
 
 def _print_log(file: Path, log: IO[str] | None, say: Callable[[str], None]) -> IO[str] | None:
-    """Print new lines; the log stays open between polls, and each start of the job appends to it."""
+    """Print new lines. The log stays open between polls, and each start of the job appends to it."""
     if log is None and file.exists():
         log = open_regular(file, errors="replace")
     while log is not None:

@@ -2,7 +2,8 @@
 
     python -m simfle.slurm.requeue JOB_FOLDER EXIT_CODE
 
-Runs after srun on the job's first node. It imports nothing heavy: little of the grace time may be left.
+This module runs after srun on the job's first node. It has no slow imports, because little of the grace time may be
+left.
 """
 
 import os
@@ -20,7 +21,7 @@ from simfle.slurm import scheduler
 from simfle.slurm.config import ClusterConfig
 from simfle.slurm.events import TaskExit
 
-TRIES, PAUSE = 5, 6.0  # attempts to reach Slurm, and seconds between: its controller may be busy or restarting
+TRIES, PAUSE = 5, 6.0  # attempts to reach Slurm's controller, which may be busy or restarting, and seconds between them
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Decision:
 
 
 def decide(exits: list[TaskExit], expected: int, code: int, *, began: bool = True) -> Decision:
-    """Decide from the exit records of `expected` tasks and srun's exit code. began: at least one task has started.
+    """Decide from the exit records of `expected` tasks and srun's exit code. began: whether a task has started.
 
     A requested stop and an external failure (a killed process, a lost node, a hang) are requeued. A user error or a bug
     is not requeued, because it would recur.
@@ -57,7 +58,7 @@ def decide(exits: list[TaskExit], expected: int, code: int, *, began: bool = Tru
     for holds, requeue, failure, words in rules:
         if holds:
             return Decision(requeue, failure, words)
-    return Decision(True, False, first[event_log.PREEMPTED].words)  # the only kind left
+    return Decision(True, False, first[event_log.PREEMPTED].words)  # only this kind remains
 
 
 def _describe_exit(end: TaskExit | None) -> str:
@@ -103,17 +104,17 @@ def end(job_folder: Path, code: int) -> int:
         requeue, words = False, f"{words}; not requeued: max_requeues={cluster.max_requeues} is reached"
     row = consecutive_failures([*events, {"event": "ended", **facts}], number)
     if requeue and row >= cluster.max_consecutive_failures:
-        requeue, words = False, f"{words}; not requeued: {row} failures in a row without a new checkpoint"
+        requeue, words = False, f"{words}; not requeued: {row} consecutive failures without a new checkpoint"
     known = shown(number) if requeue else {}
     if _restarts(known) > start:
         return _give_way(number, start)
     if requeue and (state := terminal_state(known)):
         requeue, words = False, f"{words}; not requeued: the job is {state}"
     if not decision.failure and not decision.requeue:
-        code = 0  # all tasks have reported done: a kill during their exit changes nothing
+        code = 0  # all tasks have reported success, so a kill during their exit does not matter
     if requeue and (refusal := requeue_with_retries(number)):
         requeue, words, code = False, f"{words}; not requeued: {refusal}", code or 1
-    # Recorded after Slurm has requeued the job; this shell still has KillWait seconds then.
+    # The end is recorded after Slurm has requeued the job, when this shell still has KillWait seconds.
     event_log.append_event(run, "ended", **facts, requeue=requeue, reason=words, code=code)
     say(f"job {number}: {words}{'; requeued' if requeue else ''}")
     return code
@@ -146,7 +147,7 @@ def _give_way(number: str, start: int) -> int:
 
 
 def shown(number: str) -> dict[str, str]:
-    """Return Slurm's description of a job; empty if Slurm has not answered several times."""
+    """Return Slurm's description of a job, or nothing if Slurm repeatedly did not answer."""
     for tries in range(TRIES):
         if tries:
             time.sleep(PAUSE)
@@ -156,7 +157,7 @@ def shown(number: str) -> dict[str, str]:
 
 
 def requeue_with_retries(number: str) -> str:
-    """Requeue a job, with several attempts; return Slurm's error, or an empty text."""
+    """Requeue a job with several attempts; return Slurm's error, or "" on success."""
     refusal = ""
     for tries in range(TRIES):
         if tries:
@@ -185,7 +186,7 @@ def terminal_state(shown: dict[str, str]) -> str:
 
 
 def newest_step(run: Path) -> int:
-    """Return the step of the newest complete checkpoint; 0 without one."""
+    """Return the step of the newest complete checkpoint, or 0 if there is none."""
     return max((run_files.step_from_name(folder) or 0 for folder in run_files.complete_checkpoint_dirs(run)), default=0)
 
 
@@ -193,7 +194,7 @@ def main() -> None:
     """Run the module as the batch script does."""
     import signal
 
-    for name in (signal.SIGTERM, signal.SIGUSR2):  # Slurm signals all processes of a job at once; this one must survive
+    for name in (signal.SIGTERM, signal.SIGUSR2):  # Slurm signals all processes of a job; this one must survive
         signal.signal(name, signal.SIG_IGN)
     job, code = Path(sys.argv[1]), int(sys.argv[2])
     try:

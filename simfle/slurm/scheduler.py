@@ -17,10 +17,10 @@ _silences: list[float] = []  # times at which Slurm did not answer
 
 
 def state(job: str, folder: str = "") -> str:
-    """Return the state of a job, such as RUNNING, PENDING, COMPLETED; empty if Slurm does not know it.
+    """Return the state of a job, such as RUNNING, PENDING or COMPLETED, or "" if Slurm does not know the job.
 
-    folder: the name of its folder in RUN/slurm. A controller that has lost its records reuses numbers: the job of this
-    number may be another one, with another log folder.
+    folder: the name of its folder in RUN/slurm. A controller that has lost its records reuses numbers, so the job of
+    this number may be another job with another log folder.
     """
     text = _output(*SHOW, job)
     if folder and "StdOut=" in text and f"/slurm/{folder}/" not in text:
@@ -35,7 +35,7 @@ def state_of_many(job: str, folder: str = "") -> str:
 
 
 def show(job: str) -> dict[str, str]:
-    """Return `scontrol show job` as names and values; empty if the controller has forgotten the job."""
+    """Return `scontrol show job` as names and values, or {} if the controller has forgotten the job."""
     return _words(_output(*SHOW, job))
 
 
@@ -57,7 +57,7 @@ def requeue(job: str) -> None:
     """Requeue a job under its number.
 
     Raises:
-        UserError: Slurm refuses (with its message), or does not answer.
+        UserError: If Slurm does not answer, or refuses the request (the error contains Slurm's message).
     """
     try:
         done = _run("scontrol", "requeue", job)
@@ -95,8 +95,8 @@ def _run(*words: str) -> "subprocess.CompletedProcess[str]":
     Slurm's programs are often wrapped in scripts, whose children would keep the output open.
 
     Raises:
-        OSError: the program cannot be started.
-        subprocess.TimeoutExpired: the program did not end.
+        OSError: If the program cannot be started.
+        subprocess.TimeoutExpired: If the program did not end.
     """
     pipe = subprocess.PIPE
     with subprocess.Popen(

@@ -24,7 +24,7 @@ def snapshot(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> 
     cluster.env.
 
     Raises:
-        UserError: the run folder cannot be written.
+        UserError: If the run folder cannot be written.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S") + (f"-{name}" if name else "")
     try:
@@ -34,7 +34,7 @@ def snapshot(run: Path, config: Any, cluster: ClusterConfig, name: str = "") -> 
             _copy_package(package, job / "code")
         (job / "code" / "simfle" / REVISION).write_text(git_revision() or "")
     except OSError as error:
-        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}. Fix: use another one.") from None
+        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}. Fix: use another folder.") from None
     write(job / "config.yaml", config)
     write(job / "cluster.yaml", cluster)
     return job

@@ -16,24 +16,25 @@ from simfle.slurm import events, scheduler
 from simfle.slurm.requeue import newest_step
 from simfle.train.watchdog import Heartbeat
 
-DYING = 60.0  # seconds that processes may run after the end of their job: Slurm's KillWait, and a heartbeat
+DYING = 60.0  # seconds that processes may run after the end of their job: Slurm's KillWait plus a heartbeat
 QUIET = 120.0  # seconds without a heartbeat after which a run without a job counts as stopped
 HEARTBEATS = "heartbeats/rank-*.json"
 NEVER = -1.0  # modification time of a missing file
 LEVELS = 3  # depth of the search for runs
-GONE, UNREADABLE = "gone", "unreadable"  # states beside those of Slurm and of a run's own record
+GONE, UNREADABLE = "gone", "unreadable"  # states in addition to those of Slurm and of a run's record
 ALIVE = (
     "RUNNING",
     "COMPLETING",
     "CONFIGURING",
     "SUSPENDED",
     "PENDING",
-)  # the first of these states wins
+)  # the first matching state is shown
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """Status of a run. steps: total (0 = unknown); images_per_second, losses: of the last logged step, None before it.
+    """Status of a run. steps: total number (0 = unknown); images_per_second, losses: values of the last logged step, or
+    None if there is no such step.
 
     checkpoint_age: seconds since the newest checkpoint, None without one.
     """
@@ -67,7 +68,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def _folders(folder: Path, levels: int) -> Iterator[Path]:
-    """Return subfolders except slurm/; nothing for a folder that vanished or may not be read."""
+    """Return subfolders except slurm/, or none for a folder that vanished or cannot be read."""
     try:
         with os.scandir(folder) as entries:
             found = [entry.name for entry in entries if entry.name != "slurm" and entry.is_dir()]
@@ -80,7 +81,7 @@ def _folders(folder: Path, levels: int) -> Iterator[Path]:
 
 
 def status(run: Path) -> RunStatus:
-    """Read the status of a run. Writes nothing; files that are being written are read up to the last complete line.
+    """Read the status of a run without writing. Files that are being written are read up to the last complete line.
 
     An unreadable run has the state UNREADABLE, and other runs are still shown.
     """
@@ -125,7 +126,7 @@ def _status(run: Path) -> RunStatus:
 
 
 def last_metrics(run: Path) -> dict[str, Any]:
-    """Return the last complete line of RUN/metrics.jsonl; empty without one."""
+    """Return the last complete line of RUN/metrics.jsonl, or nothing if there is none."""
     lines = tail(run)
     return lines[-1] if lines else {}
 
@@ -153,7 +154,7 @@ def _state(run: Path, happened: list[dict[str, Any]], step: int, steps: int) -> 
     alive = [job for state in ALIVE for job, words in asked.items() if words == state]
     over = "" if alive or last.get("event") != "started" else last["job"]
     if (not alive or asked[alive[0]] == "PENDING") and _beats(run, happened, over if asked.get(over) else ""):
-        return "running", ""  # outside Slurm, or Slurm does not answer
+        return "running", ""  # the run is outside Slurm, or Slurm does not answer
     if alive:
         return asked[alive[0]].lower(), reason if alive[0] == last["job"] else ""
     if last and last["event"] == "ended":
@@ -229,7 +230,7 @@ def _beats(run: Path, happened: list[dict[str, Any]], over: str) -> bool:
 def _changed(file: Path) -> float:
     try:
         return file.stat().st_mtime
-    except FileNotFoundError:  # a process removes its heartbeat when it ends, a run its old checkpoints
+    except FileNotFoundError:  # a process removes its heartbeat when it ends, and a run removes old checkpoints
         return NEVER
 
 

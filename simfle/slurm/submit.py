@@ -23,15 +23,15 @@ from simfle.slurm.snapshot import absolute, snapshot
 
 log = logging.getLogger(__name__)
 OF_A_JOB = ("SLURM_", "SLURMD_", "SRUN_")
-OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # how to reach Slurm, and the user's credentials
+OF_THE_USER = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")  # address of Slurm, and the user's credentials
 
 
 def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool = True) -> None:
-    """Raise UserError for a job that would fail after hours in the queue. network: also build it (a second of imports).
+    """Raise UserError for a job that would fail after hours in the queue. With `network`, also build the network.
 
     Raises:
-        UserError: shards are not named, missing or unreadable; the batch cannot be split equally; values out of range;
-            the network cannot be built; the run folder holds another run.
+        UserError: If shards are not named, are missing or are unreadable, the batch cannot be split equally, values are
+            out of range, the network cannot be built, or the run folder holds another run.
     """
     from simfle.train.preflight import check as check_config
     from simfle.train.preflight import preflight
@@ -49,7 +49,9 @@ def check_run(config: PretrainConfig, cluster: ClusterConfig, *, network: bool =
         _check_fewer_nodes(config.train, cluster)
     idle = [n for n in range(cluster.min_nodes or cluster.nodes, cluster.nodes) if batch % (n * cluster.tasks)]
     if idle:
-        log.warning("train.global_batch=%d: on %s nodes some would be idle", batch, " or ".join(map(str, idle)))
+        log.warning(
+            "train.global_batch=%d: some processes would be idle on %s nodes", batch, " or ".join(map(str, idle))
+        )
     if not any("://" in place for place in config.data.shards):
         open_data(config.data, config.train.seed, config.train.global_batch, 0)
     with gc_frozen_imports():
@@ -76,7 +78,7 @@ def prepare(config: PretrainConfig, cluster: ClusterConfig) -> Path:
     """Freeze code and configuration into the run folder; return the job's folder.
 
     Raises:
-        UserError: the folder cannot be written, or has a name with characters that are special to Slurm.
+        UserError: If the folder cannot be written, or its name has characters that are special to Slurm.
     """
     config = absolute(config)
     if any(sign in config.train.run_dir for sign in "%\n\\"):
@@ -97,7 +99,7 @@ def submit(job: Path, cluster: ClusterConfig) -> str:
     """Submit a prepared job to Slurm; return its number.
 
     Raises:
-        UserError: Slurm is missing, or it refuses the job, with its message.
+        UserError: If Slurm is missing or refuses the job (the error contains Slurm's message).
     """
     from simfle.slurm.task import pretrain_task
 
@@ -121,7 +123,7 @@ def require_slurm() -> None:
 
 
 def run_here(job: Path, cluster: ClusterConfig) -> Any:
-    """Run the same job through submitit's local executor, all processes on this machine; return submitit's job."""
+    """Run the same job with all processes on this machine, through submitit's local executor; return its job."""
     import submitit
 
     from simfle.slurm.task import pretrain_task
@@ -131,7 +133,7 @@ def run_here(job: Path, cluster: ClusterConfig) -> Any:
     executor.update_parameters(
         tasks_per_node=cluster.nodes * cluster.tasks,
         gpus_per_node=cluster.gpus_per_node,
-        timeout_min=60 * 24 * 365,  # no limit on this machine
+        timeout_min=60 * 24 * 365,  # there is no time limit on this machine
         stderr_to_stdout=True,
     )
     # Ctrl-C in a terminal reaches the tasks, which save; submitit's controller would kill them within a second.
@@ -174,7 +176,7 @@ def slurm_executor(job: Path, cluster: ClusterConfig, name: str, *, ends: bool =
             try:
                 with outside_of_jobs():
                     return super()._internal_process_submissions(delayed_submissions)
-            finally:  # the script contains cluster.env; not by a umask, which sbatch would pass on to the job
+            finally:  # the script contains cluster.env; a umask would be passed on to the job
                 for script in job.glob("*.sh"):
                     script.chmod(0o600)
 
@@ -224,14 +226,14 @@ def _is_elastic(cluster: ClusterConfig) -> bool:
 def _setup(job: Path, cluster: ClusterConfig) -> list[str]:
     code = shlex.quote(str(job / "code"))
     lines = [
-        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",  # a module may provide torch by it
-        # Slurm 22.05 and later: srun does not inherit it from sbatch.
+        f"export PYTHONPATH={code}${{PYTHONPATH:+:$PYTHONPATH}}",  # a module may provide torch through this variable
+        # Since Slurm 22.05, srun does not inherit this value from sbatch.
         *([f"export SRUN_CPUS_PER_TASK={cluster.cpus_per_task}"] if cluster.cpus_per_task else []),
         *(f"export {name}={shlex.quote(value)}" for name, _, value in (w.partition("=") for w in cluster.env)),
-        "trap : TERM USR2  # outlive the tasks, to say how they ended and requeue",
+        "trap : TERM USR2  # outlive the tasks, to record how they ended and to requeue the job",
     ]
-    # Last, because earlier lines may use relative paths. python -m searches the current folder before PYTHONPATH:
-    # submitted from a checkout, a job would run its current code.
+    # This line is last, because earlier lines may use relative paths. python -m searches the current folder before
+    # PYTHONPATH, so a job submitted from a checkout would run the checkout's current code.
     return [*lines, *cluster.setup, f"cd {code}"]
 
 
@@ -241,7 +243,7 @@ def _teardown(job: Path) -> list[str]:
 
 
 def _srun_arguments(job: Path, cluster: ClusterConfig) -> list[str]:
-    """Return srun's options: a killed task ends all tasks at once; idle tasks may exit early.
+    """Return srun's options: a killed task ends all tasks immediately; idle tasks may exit early.
 
     --export=ALL passes the script's variables even if jobs are submitted without an environment (SBATCH_EXPORT=NONE).
     """
@@ -254,7 +256,7 @@ def _srun_arguments(job: Path, cluster: ClusterConfig) -> list[str]:
 
 
 def _python(job: Path, cluster: ClusterConfig) -> str:
-    """Return the command before `-m`: this interpreter, or the one in the container."""
+    """Return the command before `-m`: this interpreter, or the interpreter in the container."""
     if not cluster.container:
         return shlex.quote(sys.executable)
     if not cluster.container.endswith(".sif"):
@@ -265,7 +267,7 @@ def _python(job: Path, cluster: ClusterConfig) -> str:
 
 
 def _mounts(job: Path, cluster: ClusterConfig) -> list[str]:
-    """Return the folders to mount: of the run, the shards, and the configured ones."""
+    """Return the folders to mount: those of run and shards, and the configured folders."""
     import yaml
 
     config = yaml.safe_load(read_text(job / "config.yaml"))
@@ -274,17 +276,17 @@ def _mounts(job: Path, cluster: ClusterConfig) -> list[str]:
 
 
 def refusals() -> tuple[type[Exception], ...]:
-    """Return submitit's errors when sbatch refuses a job, is killed, or prints no job number."""
+    """Return the types of submitit's errors when sbatch refuses a job, is killed, or prints no job number."""
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
     return FailedJobError, FailedSubmissionError, subprocess.CalledProcessError, OSError
 
 
 def reason(error: Exception) -> str:
-    """Return sbatch's own message from submitit's error."""
+    """Return sbatch's message from submitit's error."""
     if "sbatch output" in str(error):
         return (
-            f"it reported no job number but {str(error).partition('sbatch output')[2].splitlines()[0].strip()}. "
+            f"sbatch reported no job number but {str(error).partition('sbatch output')[2].splitlines()[0].strip()}. "
             "Fix: check whether the job is in the queue (squeue --me) before you submit it again"
         )
     cause = error if isinstance(error, subprocess.CalledProcessError) else error.__cause__ or error

@@ -36,7 +36,7 @@ PORTS = 20000, 12000  # first port and number of ports: above the usual services
 
 @dataclass(frozen=True)
 class TaskInfo:
-    """This task in its job. start: 0 at first, plus 1 with each requeue."""
+    """This task in its job. `start` is 0 at first and increases by 1 with each requeue."""
 
     job: str
     start: int
@@ -52,8 +52,8 @@ class TaskInfo:
 
     @property
     def port(self) -> int:
-        """Port of the rendezvous, derived from the job and its start: after a requeue, the old port may still be
-        bound."""
+        """Port of the rendezvous, derived from the job and its start, because the old port may still be bound after a
+        requeue."""
         number = int("".join(filter(str.isdigit, self.job)) or 0)
         return PORTS[0] + (number * 61 + self.start) % PORTS[1]
 
@@ -76,7 +76,7 @@ def pretrain_task(folder: str) -> None:
     faulthandler.register(signal.SIGQUIT)  # stacks of all threads, to the log: scancel --signal=QUIT
     with (
         StopSignal() as stop
-    ):  # before torch is imported: submitit's handlers would requeue without saving, as a failure
+    ):  # set before torch is imported: submitit's handlers would requeue as a failure, without saving
         place = current_task()
         cluster = load(ClusterConfig, job / "cluster.yaml")
         config = load(PretrainConfig, job / "config.yaml")
@@ -110,7 +110,7 @@ def usable_tasks(task: TaskInfo, cluster: ClusterConfig, global_batch: int) -> i
     """Return the maximum number of tasks, on whole nodes, that can share the global batch.
 
     Raises:
-        UserError: none of the allowed numbers of nodes divides it, or requeues are used up.
+        UserError: If no allowed number of nodes divides the batch, or the requeues are used up.
     """
     if task.start > cluster.max_requeues:
         raise UserError(f"requeued {task.start} times, max_requeues={cluster.max_requeues}. Fix: submit the run again.")
@@ -122,7 +122,7 @@ def usable_tasks(task: TaskInfo, cluster: ClusterConfig, global_batch: int) -> i
             return tasks
     raise UserError(
         f"train.global_batch={global_batch}: cannot be shared by {task.local_world_size} processes on each of {least} "
-        f"to {here} nodes. Fix: use a batch that these numbers divide, or other numbers of nodes."
+        f"to {here} nodes. Fix: use a batch that the number of processes divides, or other numbers of nodes."
     )
 
 
@@ -131,7 +131,7 @@ def adapt_config(config: PretrainConfig, task: TaskInfo, cluster: ClusterConfig)
     caches.
 
     Raises:
-        UserError: there is no such micro-batch, or no folder for caches.
+        UserError: If there is no such micro-batch, or no folder for caches.
     """
     data = config.data
     scratch = local_scratch_dir(cluster)
@@ -145,7 +145,7 @@ def adapt_micro_batch(train: TrainConfig, processes: int) -> int:
     """Return the largest micro-batch, up to the configured one, that divides the share of each process.
 
     Raises:
-        UserError: there is no such micro-batch of 2 samples or more.
+        UserError: If there is no such micro-batch of 2 samples or more.
     """
     share, most = train.global_batch // processes, train.micro_batch
     if not most or share % most == 0:
@@ -160,10 +160,10 @@ def adapt_micro_batch(train: TrainConfig, processes: int) -> int:
 
 
 def local_scratch_dir(cluster: ClusterConfig) -> Path | None:
-    """Create and return the node-local folder for caches; None if none is configured.
+    """Create and return the node-local folder for caches, or return None if none is configured.
 
     Raises:
-        UserError: the folder cannot be created, or uses an environment variable that is not set in this job.
+        UserError: If the folder cannot be created, or uses an environment variable that is not set in this job.
     """
     if not cluster.local_scratch:
         return None
@@ -171,7 +171,7 @@ def local_scratch_dir(cluster: ClusterConfig) -> Path | None:
     if "$" in text:
         raise UserError(
             f"cluster.local_scratch={cluster.local_scratch}: uses an environment variable that is not set in this job. "
-            "Fix: use one that is set."
+            "Fix: use a variable that is set."
         )
     folder = Path(text) / "simfle"
     try:
@@ -255,7 +255,7 @@ def record_exit(job: Path, task: TaskInfo) -> Iterator[None]:
         kind, words = events.PREEMPTED if stopped.by_signal else events.DONE, str(stopped)
     except UserError as error:
         kind, words = events.USER_ERROR, str(error)
-    except Exception as error:  # noqa: BLE001 - last handler: recorded, and the process exits
+    except Exception as error:  # noqa: BLE001 - the last handler records every error, and the process exits
         kind = events.PEER_LOST if is_peer_loss(error) else events.BUG
         words = str(error).splitlines()[0] if str(error) else ""
         words = words if isinstance(error, RunDirLockedError) else f"{type(error).__name__}: {words}"
@@ -263,7 +263,7 @@ def record_exit(job: Path, task: TaskInfo) -> Iterator[None]:
             traceback.print_exc()
     try:
         events.write_task_exit(job, task.start, TaskExit(task.rank, task.host, kind, words))
-    except OSError as error:  # the job's folder was deleted, or its disk is full: only the log below remains
+    except OSError as error:  # the job's folder was deleted, or its disk is full, so only the log has the reason
         say(f"error: {job}: cannot record how this process ended: {error.strerror}")
     if words:
         say(f"{'' if kind in (events.PREEMPTED, events.IDLE) else 'error: '}{words}")

@@ -25,10 +25,10 @@ from simfle.train.checkpointing.checkpoint import complete_checkpoints
 from simfle.train.checkpointing.state_dict import trainable_parameters
 
 log = logging.getLogger(__name__)
-FAILED = -1.0  # answer of a process whose trial failed for another reason than memory
+FAILED = -1.0  # answer of a process whose trial failed for a reason other than memory
 MIN_MICRO_BATCH = 2  # minimum samples for BatchNorm
 SPARE = 0.92  # fraction of the free memory for a trial: the rest is for NCCL, cuDNN's workspaces and fragmentation
-BUCKETS = 8e8  # bytes of DeepSpeed's buckets, two of each of two types, which a trial does not allocate
+BUCKETS = 8e8  # bytes of DeepSpeed's buckets (two of each of two types), which a trial does not allocate
 
 
 def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
@@ -39,7 +39,7 @@ def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
     memory does not limit training on a CPU.
 
     Raises:
-        UserError: not even the smallest micro-batch fits.
+        UserError: If not even the smallest micro-batch fits.
     """
     if config.train.micro_batch != AUTO:
         return config
@@ -53,8 +53,8 @@ def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
         return replace(config, train=replace(config.train, micro_batch=before))
 
     def fits(micro: int) -> bool:
-        """Return whether a micro-batch fits on all processes. Any other failure is shared, because all processes wait
-        for an answer."""
+        """Return whether a micro-batch fits on all processes. Other failures are also sent to all processes, because
+        all wait for an answer."""
         failure: Exception | None = None
         try:
             here = float(_fits_here(config, micro, world.device))
@@ -65,7 +65,7 @@ def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
         if failure is not None:
             raise failure
         if answer.item() == FAILED:
-            raise PeerLostError(f"train.micro_batch=auto: another process failed as it tried {micro} samples")
+            raise PeerLostError(f"train.micro_batch=auto: another process failed when it tried {micro} samples")
         return bool(answer.item())
 
     micro = largest_fitting_divisor(share, fits)
@@ -74,7 +74,7 @@ def resolve_micro_batch(config: PretrainConfig, world: World) -> PretrainConfig:
 
 
 def previous_micro_batch(run: Path, processes: int, device: str, share: int) -> int:
-    """Return the micro-batch in RUN/run.json for the same number of processes and device; 0 if there is none.
+    """Return the micro-batch in RUN/run.json for the same number of processes and device, or 0 if there is none.
 
     Before its first checkpoint, a folder may still hold the file of another configuration.
     """
@@ -101,7 +101,7 @@ def largest_fitting_divisor(share: int, fits: Callable[[int], bool]) -> int:
     """Find the largest divisor of `share`, at least 2, that fits, by bisection: divisors below a fitting one fit too.
 
     Raises:
-        UserError: none fits, or `share` has no such divisor.
+        UserError: If no micro-batch fits, or `share` has no such divisor.
     """
     divisors = [number for number in range(MIN_MICRO_BATCH, share + 1) if share % number == 0]
     low, high = 0, len(divisors)  # divisors[:low] fit, divisors[high:] do not
@@ -125,7 +125,7 @@ def _fits_here(config: PretrainConfig, micro: int, device: torch.device) -> bool
     try:
         extra = trial_step(config, micro, device)
         return torch.cuda.max_memory_allocated(device) + extra + BUCKETS < SPARE * free
-    except RuntimeError as error:  # cuBLAS, cuDNN and DALI report it in a plain RuntimeError
+    except RuntimeError as error:  # cuBLAS, cuDNN and DALI report full memory in a plain RuntimeError
         if not out_of_memory(error):
             raise
         return False
@@ -137,10 +137,10 @@ def _fits_here(config: PretrainConfig, micro: int, device: torch.device) -> bool
 def trial_step(config: PretrainConfig, micro: int, device: torch.device) -> int:
     """Run one step of `micro` samples without DeepSpeed; return the bytes of DeepSpeed's additional copies.
 
-    These copies are a flattened copy of the parameters and one of the gradients; partitioning them across processes
-    (ZeRO) only makes them smaller.
+    DeepSpeed flattens one copy of the parameters and one of the gradients. Partitioning them across processes (ZeRO)
+    only makes these copies smaller.
     """
-    # Compiled it needs rather less, and each trial would take the compiler's minutes.
+    # A compiled model needs less memory, but each trial would take minutes to compile.
     plain = replace(config.model, compile=False)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         model = build_method(plain, config.views).to(device).train()

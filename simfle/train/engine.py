@@ -27,7 +27,7 @@ class StartPoint:
     """Where a start of a run begins.
 
     step: number of finished optimizer steps. steps: length of the run. extensions: changes of that length. init:
-    SHA-256 of the weights of model.init; empty without. notes: lines about the start, to print.
+    SHA-256 of the weights of model.init, or "". notes: lines about the start, to print.
     """
 
     step: int
@@ -40,8 +40,7 @@ class StartPoint:
 class TrainEngine:
     """Forward, backward and update of a method, at any ZeRO stage.
 
-    step: number of finished optimizer steps. start: where this start of the run began. deepspeed: the engine of
-    DeepSpeed.
+    step: number of finished optimizer steps. start: where this start of the run began. deepspeed: DeepSpeed's engine.
     """
 
     def __init__(
@@ -57,7 +56,7 @@ class TrainEngine:
         self._device, self._optim, self._global_batch = world.device, config.optim, config.train.global_batch
         self._optimizer = optimizer
         self._buffers = list(state_dict.persistent_buffers(self.model).values())
-        self._before = [buffer.clone() for buffer in self._buffers]  # as they were before the step in progress
+        self._before = [buffer.clone() for buffer in self._buffers]  # their values before the step in progress
 
     @property
     def steps(self) -> int:
@@ -95,7 +94,7 @@ class TrainEngine:
         return bool(self.deepspeed.skipped_steps)
 
     def end_step(self) -> None:
-        """Count the step, after the EMA and what else of the method follows an update."""
+        """Count the step, after the EMA and the method's other actions at the end of a step."""
         self.model.on_step_end((self.step + 1) / self._schedule_steps())
         wait_for_partitions(self.deepspeed)
         self.step += 1
@@ -105,7 +104,7 @@ class TrainEngine:
         return extend.steps_at(self.step, self.steps, self.start.extensions)
 
     def restore_buffers(self) -> None:
-        """Undo the changes of buffers in the step in progress."""
+        """Restore the buffers to their values before the step in progress."""
         state_dict.copy_tensors(self._buffers, self._before)
 
     def is_finite(self) -> bool:
@@ -121,8 +120,8 @@ def start_engine(
     Collective.
 
     Raises:
-        UserError: a run of less than one step; an unreadable checkpoint, or one of other data; shards that have changed
-            since; weights of model.init that cannot be read or do not fit; an extension that is not longer.
+        UserError: If the run has less than one step, a checkpoint is unreadable or of other data, shards have changed
+            since, weights of model.init cannot be read or do not fit, or an extension is not longer.
     """
     run, train = Path(config.train.run_dir), config.train
     steps = train.steps or int(train.epochs * data.steps_per_epoch)

@@ -1,4 +1,4 @@
-"""Train a run longer than it was planned: the record of its lengths, and the schedule that follows from it.
+"""Train a run longer than planned: record its lengths, and derive the schedule from the record.
 
 RUN/extensions.jsonl has one line per extension. Learning rate and EMA momentum of a step are functions of the length
 that the run had at this step, so a run that resumes before an extension repeats its steps with the old schedule.
@@ -73,7 +73,7 @@ def steps_at(step: int, steps: int, extensions: Sequence[Extension]) -> int:
     Args:
         step: optimizer step, from 0.
         steps: present length of the run.
-        extensions: of the run, in order.
+        extensions: the run's extensions in order.
     """
     length = extensions[0].old_steps if extensions else steps
     for each in extensions:
@@ -98,15 +98,15 @@ def begin(
         steps: its length in steps, and the steps of an epoch of its data.
         resumed: steps done, and the length in the checkpoint's identity; None at the start of a run.
         world: the processes.
-        report: gets a line to print, on the main process.
+        report: called with a line to print, on the main process.
 
     Raises:
-        CollectiveError: the new length is not greater than the old one.
+        CollectiveError: If the new length is not greater than the old one.
     """
 
     def work() -> list[Extension]:
         if resumed is None:
-            (run / FILE).unlink(missing_ok=True)  # of a run whose checkpoints were deleted
+            (run / FILE).unlink(missing_ok=True)  # remains of a run whose checkpoints were deleted
             return []
         known = read(run)
         done, saved = resumed

@@ -18,18 +18,18 @@ def refuse_copies(run: Path) -> None:
     """Raise a UserError if a folder named like a checkpoint has the state of another step."""
     for folder in run_files.copied_checkpoints(run):
         raise UserError(
-            f"train.run_dir={run}: checkpoints/{folder.name} has the state of another step than its name says. "
-            "Fix: move this copy out of checkpoints/, or give it another name, such as backup."
+            f"train.run_dir={run}: checkpoints/{folder.name} has the state of a step other than its name says. "
+            "Fix: move this copy out of checkpoints/, or rename it, for example to backup."
         )
 
 
 def refuse_old_format(run: Path) -> None:
-    """Raise a UserError if checkpoints are of another format version: their keys have other names."""
+    """Raise a UserError if checkpoints have another format version, because their keys have other names."""
     for folder in complete_checkpoints(run):
         found = run_files.read_state(folder).get("format", FORMAT)
         if found != FORMAT:
             raise UserError(
-                f"train.run_dir={run}: {folder.name} has format {found}, this version reads {FORMAT}. "
+                f"train.run_dir={run}: {folder.name} has format {found}, but this version reads {FORMAT}. "
                 "Fix: use a new train.run_dir, or resume with the version that wrote it."
             )
 
@@ -43,8 +43,8 @@ def refuse_other_checkpoints(run: Path, config: PretrainConfig, file: Path) -> i
         file: config.yaml of the run, which names the keys that differ from checkpoints of an earlier version.
 
     Raises:
-        UserError: a checkpoint is of a run with another configuration; names the differing keys. The run was extended,
-            and the configuration has another length.
+        UserError: If a checkpoint is of a run with another configuration (the error names the differing keys), or the
+            run was extended and the configuration has another length.
     """
     states = {folder: state for folder in complete_checkpoints(run) if (state := state_of(folder))}
     lengths = _accepted_lengths(run, config, states)
@@ -71,7 +71,7 @@ def refuse_lost_checkpoints(run: Path, file: Path) -> None:
     it had at most twice train.checkpoint_every steps, because a second checkpoint waits for the first.
 
     Raises:
-        UserError: checkpoints/ is a broken link, or the metrics have more steps than that.
+        UserError: If checkpoints/ is a broken link, or the metrics have more steps than such a run can have.
     """
     folder = run / "checkpoints"
     if folder.is_symlink() and not folder.is_dir():
@@ -103,10 +103,10 @@ def refuse_difference(run: Path, before: dict[str, Any], config: PretrainConfig)
 
 
 def _accepted_lengths(run: Path, config: PretrainConfig, states: dict[Path, TrainState]) -> list[dict[str, Any]]:
-    """Return the lengths that checkpoints of this run may have besides that of `config`.
+    """Return the lengths that checkpoints of this run may have in addition to that of `config`.
 
     Raises:
-        UserError: the run was extended, and `config` has another length without train.extend.
+        UserError: If the run was extended, and `config` has another length without train.extend.
     """
     known = extend.read(run) if states else []
     if not known:
@@ -125,7 +125,7 @@ def _accepted_lengths(run: Path, config: PretrainConfig, states: dict[Path, Trai
 
 
 def _is_ours(state: TrainState, config: PretrainConfig, lengths: list[dict[str, Any]]) -> bool:
-    """Whether a checkpoint is of this run: the same identity, but for one of the lengths that the run has had."""
+    """Return whether a checkpoint is of this run: its identity is equal except for a length that the run has had."""
     if not state.identity:
         return state.config == config_digest(config)
     differing = _differing(state.identity, config).keys()
@@ -144,7 +144,7 @@ def _refuse_by_file(run: Path, state: TrainState, config: PretrainConfig, file: 
     if state.config == config_digest(before):
         refuse_difference(run, run_identity(before), config)
     raise UserError(
-        f"{file} is not the configuration of the checkpoints beside it: it was changed, or they are of another run or "
+        f"{file} is not the configuration of the checkpoints beside it: it was edited, or they are of another run or "
         "another version of simfle. Fix: restore config.yaml and checkpoints of the run, or use another train.run_dir."
     )
 
@@ -160,7 +160,7 @@ def _complete(before: dict[str, Any], config: PretrainConfig) -> dict[str, Any]:
 
 
 def _named(before: dict[str, Any], config: PretrainConfig) -> str:
-    """Format differences as `optim.lr: 0.05 -> 0.1`, old and new; empty if nothing differs or nothing is known."""
+    """Format differences as `optim.lr: 0.05 -> 0.1`, old and new, or "" if nothing differs or is known."""
     differing = _differing(before, config) if before else {}
     shown = [f"{key}: {change}" for key, change in list(differing.items())[:MAX_NAMED]]
     more = [f"and {len(differing) - MAX_NAMED} more"] if len(differing) > MAX_NAMED else []

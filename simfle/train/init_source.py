@@ -27,9 +27,9 @@ SHOWN = 3  # maximum number of reported names
 class InitialWeights:
     """Tensors by name, and their origin.
 
-    sha256: of the file, or of names and values for timm's weights. method: of a run, otherwise empty. backbone: timm's
-    name, empty if the source does not say it. prefix: of the network in the file; None: search. mean, std: of the
-    normalization in training, empty if unknown.
+    sha256: SHA-256 of the file, or of names and values for timm's weights. method: method of a run, otherwise empty.
+    backbone: timm's name, empty if unknown. prefix: prefix of the network in the file (None = search for it). mean,
+    std: normalization in training, empty if unknown.
     """
 
     tensors: State
@@ -45,7 +45,7 @@ def read(text: str) -> InitialWeights:
     """Read the weights of a source, see the module docstring.
 
     Raises:
-        UserError: unknown source; missing, corrupt or refused file; a value that is not finite.
+        UserError: If the source is unknown, the file is missing, corrupt or refused, or a value is not finite.
     """
     try:
         found = _read(text)
@@ -56,7 +56,7 @@ def read(text: str) -> InitialWeights:
     if bad:
         raise UserError(
             f"model.init={text}: {len(bad)} tensors have values that are not finite ({first_names(bad)}). "
-            "Fix: use weights of an earlier step."
+            "Fix: use weights of an earlier step, or other weights."
         )
     return found
 
@@ -64,7 +64,7 @@ def read(text: str) -> InitialWeights:
 def _read(text: str) -> InitialWeights:
     kind, colon, _ = text.partition(":")
     if colon and kind == "random":
-        raise UserError("random weights are the default. Fix: leave model.init empty, and set train.seed.")
+        raise UserError("random weights are the default. Fix: leave model.init empty and set train.seed.")
     if colon and kind == "timm":
         loaded = external.open_backbone(text)
         tensors = {name: value.clone() for name, value in loaded.module.network.state_dict().items()}
@@ -97,7 +97,7 @@ def _of_run(path: Path) -> InitialWeights:
     """Read the newest valid checkpoint of a run, or the checkpoint at `path`."""
     found = checkpoint.read(path) if (path / checkpoint.MARKER).is_file() else checkpoint.read_newest(path)
     if found is None:
-        raise UserError("a run without a complete checkpoint. Fix: wait for its first one, or name another run.")
+        raise UserError("a run without a complete checkpoint. Fix: wait for its first checkpoint, or pass another run.")
     sha256 = loads(read_text(found.folder / checkpoint.MARKER))["model.safetensors"]["sha256"]
     identity = found.progress.identity
     return InitialWeights(
@@ -108,7 +108,7 @@ def _of_run(path: Path) -> InitialWeights:
 
 
 def check_place(text: str) -> None:
-    """Raise a UserError if a source is of an unknown form or does not exist; reads no weights."""
+    """Raise a UserError if a source has an unknown form or does not exist; read no weights."""
     kind, colon, _ = text.partition(":")
     if colon and kind in external.OPTIONS:
         try:

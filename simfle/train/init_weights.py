@@ -1,7 +1,7 @@
 """Start a run from the weights that `model.init` names, and record in RUN/init.json what was loaded.
 
-A run of the same method gives all tensors of equal name and shape, every other source
-its backbone, which also becomes that of an EMA target. A resumed run does not read the source again.
+A run of the same method provides all tensors of equal name and shape. Every other source
+provides its backbone, which is also copied to an EMA target. A resumed run does not read the source again.
 """
 
 # L patches, D width, C class tokens
@@ -30,7 +30,7 @@ from simfle.train.init_source import InitialWeights, first_names, read
 FILE = "init.json"
 BACKBONES = ("online.backbone.", "target.backbone.")
 SCHEDULE = ("progress",)  # DINO's fraction of the run, which starts from 0
-COUNTER = "num_batches_tracked"  # of BatchNorm; older files lack it
+COUNTER = "num_batches_tracked"  # a buffer of BatchNorm, which older files lack
 TRAINED, AVERAGED = ("online", "student"), ("momentum", "target", "teacher", "ema")
 log = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ log = logging.getLogger(__name__)
 class Loaded:
     """Counts and names of the tensors that a model received.
 
-    wanted: number of tensors that it could take. networks: filled networks, in words. prefix: of the backbone in the
-    source.
+    wanted: number of tensors that the model could take. networks: description of the filled networks. prefix: prefix
+    of the backbone in the source.
     """
 
     networks: str
@@ -53,7 +53,7 @@ class Loaded:
 
     @property
     def text(self) -> str:
-        """Describe it in one line."""
+        """Return one line that describes the counts."""
         place = f" from {self.prefix}" if self.prefix else ""
         words = [f"loaded {self.loaded} of {self.wanted} tensors of {self.networks}{place}"]
         for what, names in (
@@ -66,18 +66,18 @@ class Loaded:
 
 
 def initialize(model: nn.Module, config: PretrainConfig, world: World, report: Callable[[str], None]) -> str:
-    """Fill a model from `model.init` before DeepSpeed takes it; write RUN/init.json; return the SHA-256. Collective.
+    """Fill a model from `model.init` before DeepSpeed wraps it; write RUN/init.json; return the SHA-256. Collective.
 
-    The main process reads first: a download is then in the cache. All processes must have read the same. report: gets
-    lines to print, on the main process.
+    The main process reads first, so that a download is then in the cache. All processes must read the same weights.
+    `report` is called with lines to print, on the main process.
 
     Raises:
-        CollectiveError: the source cannot be read by a process, differs between processes, or fits nowhere.
+        CollectiveError: If the source cannot be read by a process, differs between processes, or fits nowhere.
     """
     text, file = config.model.init, Path(config.train.run_dir) / FILE
     if not text:
         if world.is_main:
-            file.unlink(missing_ok=True)  # of a start without a checkpoint, with another configuration
+            file.unlink(missing_ok=True)  # remains of a start with another configuration and no checkpoint
         return ""
     weights, failure = main_process_tries(world, lambda: read(text)), ""
     if weights is None:
@@ -89,7 +89,7 @@ def initialize(model: nn.Module, config: PretrainConfig, world: World, report: C
     assert weights is not None
     try:
         loaded = fill(model, weights, config)
-    except UserError as error:  # the same on all processes
+    except UserError as error:  # all processes raise the same error
         raise CollectiveError(str(error), is_reporter=world.is_main) from None
     if world.is_main:
         report(f"model.init={text}: {loaded.text}")
@@ -112,7 +112,7 @@ def recorded(run: Path, digest: str) -> str:
     """Return the SHA-256 of the initial weights that a checkpoint records; the weights are not read again.
 
     Raises:
-        UserError: RUN/init.json is of other weights.
+        UserError: If RUN/init.json records other weights.
     """
     try:
         found = loads_object(read_bytes(run / FILE)).get("sha256", "")
@@ -131,7 +131,7 @@ def fill(model: nn.Module, weights: InitialWeights, config: PretrainConfig) -> L
     """Copy the weights into a model: all of a run of the same method, otherwise the backbone.
 
     Raises:
-        UserError: another backbone, or less than half of the backbone's values fit.
+        UserError: If the weights are of another backbone, or less than half of the backbone's values fit.
     """
     text, backbone = config.model.init, config.model.backbone
     if weights.backbone and weights.backbone.split(".")[0] != backbone.split(".")[0]:
@@ -187,10 +187,10 @@ def _fill_all(tensors: State, weights: InitialWeights, config: PretrainConfig) -
 def _find(wanted: State, weights: InitialWeights, text: str) -> tuple[str, State]:
     """Find the network in a file: return its prefix, and its tensors by the names in `wanted`, of any shape.
 
-    The prefix below which most values fit is taken; among equals a trained network before its moving average.
+    The prefix with the most fitting values is used; of equal ones, a trained network precedes its moving average.
 
     Raises:
-        UserError: the file has no network below the prefix that was asked for.
+        UserError: If the file has no network below the prefix that was asked for.
     """
     own = {name: name for name in wanted}
     numbered = {external.numbered_name(name): name for name in wanted}  # nn.Sequential's numbers of a ResNet's children
@@ -219,7 +219,7 @@ def _find(wanted: State, weights: InitialWeights, text: str) -> tuple[str, State
         kind = any(word in words for word in TRAINED) - any(word in words for word in AVERAGED)
         return _values(wanted, fits), kind
 
-    chosen = max(candidates, key=rank)  # the first of equals
+    chosen = max(candidates, key=rank)  # if several are equal, the first
     return chosen[0], candidates[chosen]
 
 
@@ -258,7 +258,7 @@ def _compare(text: str, digest: str, failure: str, world: World) -> None:
         if words or other != told[0][0]:
             why = words or f"model.init={text}: reads other weights (sha256 {other[:12]}) than the main process"
             raise CollectiveError(
-                f"process {rank}: {why}. Fix: give all machines the same file", is_reporter=world.is_main
+                f"process {rank}: {why}. Fix: use the same file on all machines", is_reporter=world.is_main
             )
 
 

@@ -8,20 +8,20 @@ from simfle.config.unused_fields import unused_fields
 from simfle.config.validate import validate
 from simfle.errors import UserError
 
-MAX_PROFILED_STEPS = 20  # steps: a trace of ResNet-50 and FaceMAE takes some megabytes per step
+MAX_PROFILED_STEPS = 20  # maximum steps of a trace, which takes some megabytes per step of ResNet-50 and FaceMAE
 
 
 def check(config: PretrainConfig) -> None:
-    """Raise UserError for values out of range, or values that do not fit each other.
+    """Raise UserError for values that are out of range or do not fit each other.
 
     Raises:
-        UserError: names the field, its value and the accepted values.
+        UserError: If a field is invalid. The error names the field, its value and the accepted values.
     """
     validate(config, unused=unused_fields(config))
     data, train = config.data, config.train
     if config.model.compile and train.zero_stage == 3:
         raise UserError(
-            "model.compile=true with train.zero_stage=3: ZeRO replaces parameters at runtime. Fix: train.zero_stage=2."
+            "model.compile=true with train.zero_stage=3: ZeRO replaces parameters. Fix: set train.zero_stage=2."
         )
     if data.resampled and not train.steps:
         raise UserError("data.resampled=true: a stream has no epochs. Fix: set train.steps.")
@@ -41,7 +41,7 @@ def check_places(field: str, places: list[str]) -> None:
         real = place.rstrip("/") if "://" in place else os.path.realpath(place)
         if real in seen:
             both = place if place == seen[real] else f"{seen[real]} and {place} are the same folder, which"
-            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: name it once.")
+            raise UserError(f"{field}: {both} is named twice, and each sample would count twice. Fix: list it once.")
         seen[real] = place
 
 
@@ -75,7 +75,7 @@ def preflight(config: PretrainConfig, *, network: bool) -> None:
     The caller checks data and batch. network: whether to build the network, without memory for its parameters.
 
     Raises:
-        UserError: as raised by the functions that a start calls.
+        UserError: As raised by the functions that a start calls.
     """
     import torch
 
@@ -93,7 +93,7 @@ def preflight(config: PretrainConfig, *, network: bool) -> None:
             build_method(config.model, config.views)
     run = Path(config.train.run_dir)
     check_same_config(run, config)
-    if config.model.init and not complete_checkpoints(run):  # a resumed run does not read them
+    if config.model.init and not complete_checkpoints(run):  # a resumed run does not read these weights
         check_place(config.model.init)
 
 

@@ -28,7 +28,7 @@ from simfle.train.trainer import Trainer, samples_seen
 from simfle.train.watchdog import Watchdog
 
 LESS_MEMORY = (
-    "train.micro_batch=auto finds the most samples that fit; model.activation_checkpointing=true keeps less of each"
+    "set train.micro_batch=auto, which finds the largest batch that fits, or model.activation_checkpointing=true"
 )
 
 
@@ -54,10 +54,10 @@ def pretrain(config: PretrainConfig, context: JobContext = JobContext()) -> None
     """Start or resume the run in `train.run_dir`, until its last step or a stop signal.
 
     Raises:
-        UserError: invalid configuration, data, checkpoint or folder; a non-finite loss; a full or failing disk; full
-            memory.
-        DeviceFailedError: the GPU failed.
-        RunStopped: a signal or train.stop_after_step stopped the run early; the state is saved.
+        UserError: If the configuration, data, checkpoint or folder is invalid, a loss is not finite, the disk is full
+            or fails, or the memory is full.
+        DeviceFailedError: If the GPU failed.
+        RunStopped: If a signal or train.stop_after_step stopped the run early; the state is saved.
     """
     flag = nullcontext(context.stop) if context.stop is not None else StopSignal()
     with device_errors_as_user_errors(LESS_MEMORY), open_trainer(config, context) as trainer, flag as stop:
@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig, context: JobContext = JobContext()) -> None
 
 @contextmanager
 def open_trainer(config: PretrainConfig, context: JobContext = JobContext()) -> Iterator[Trainer]:
-    """Open a run, ready for its next step, and close its resources at the end. Raises UserError."""
+    """Open a run, ready for its next step, and close its resources at the end. Raises UserError like `pretrain`."""
     check(config)
     with (
         init_distributed(config.train) as world,
@@ -81,7 +81,7 @@ def open_trainer(config: PretrainConfig, context: JobContext = JobContext()) -> 
         rank_consistency.check_ranks_match(config, data, world)
         torch.manual_seed(config.train.seed)
         model = build_method(config.model, config.views)
-        # The first write: all of the above may have been refused.
+        # This is the first write: any of the steps above may have refused the run.
         claim = lock_run_dir_collectively(config, world, ends, context)
         place = Path(config.train.run_dir), world.rank, world.world_size, config.train.hang_timeout
         watchdog = ends.enter_context(Watchdog(*place, context.on_hang, claim))
@@ -133,11 +133,11 @@ def build_trainer(
 def lock_run_dir_collectively(
     config: PretrainConfig, world: World, ends: ExitStack, context: JobContext
 ) -> RunLock | None:
-    """Lock the folder in the main process, which gets the lock; on failure all processes exit with its reason.
+    """Lock the folder in the main process, which receives the lock; on failure all processes exit with the reason.
 
     Raises:
-        UserError: the folder belongs to another run, is in use, or cannot be written.
-        RunDirLockedError: an earlier start of this job holds it.
+        UserError: If the folder belongs to another run, is in use, or cannot be written.
+        RunDirLockedError: If an earlier start of this job holds the folder.
     """
     run = Path(config.train.run_dir)
 

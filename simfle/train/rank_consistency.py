@@ -1,7 +1,7 @@
 """Check that all processes of a run were started with the same program, configuration and data.
 
 Each process computes its samples and random numbers independently. A process that was started with another seed or
-from another checkout would train on silently, and the run would not be reproducible.
+from another checkout would silently continue to train, and the run would not be reproducible.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from simfle.runtime.collective import main_process_value
 from simfle.runtime.distributed import World
 from simfle.runtime.provenance import versions
 
-# May differ between machines: paths and thread counts. Data is compared by its content.
+# Values that may differ between machines: paths and thread counts. Data is compared by its content.
 MACHINE_SPECIFIC = (
     "train.run_dir",
     "data.shards",
@@ -37,7 +37,7 @@ def check_ranks_match(config: PretrainConfig, data: TrainingData, world: World) 
     """Compare the start of this process with that of the main process. Collective.
 
     Raises:
-        CollectiveError: the two differ; the message names the process and the values.
+        CollectiveError: If the two differ. The message names the process and the values.
     """
     if world.world_size == 1:
         return
@@ -62,7 +62,7 @@ def facts(config: PretrainConfig, data: TrainingData) -> dict[str, str]:
 
 
 def differences(main: dict[str, str], mine: dict[str, str]) -> str:
-    """Return `on HOST differs from the main process: NAME VALUE instead of VALUE; ...`; empty if all are equal."""
+    """Return `on HOST differs from the main process: NAME VALUE instead of VALUE; ...`, or "" if all are equal."""
     names = sorted(name for name in main.keys() | mine.keys() if main.get(name) != mine.get(name))
     if not names:
         return ""

@@ -21,12 +21,12 @@ def disk_errors_as_user_errors(run: Path) -> Iterator[None]:
     """Convert disk errors (full, read-only, unmounted) to one line.
 
     Raises:
-        UserError: names the file, if the system names one.
+        UserError: If the disk is full or fails. The error names the file if the system names one.
     """
     try:
         yield
     except ConnectionError:
-        raise  # other processes were lost: not a disk error
+        raise  # other processes were lost, which is not a disk error
     except OSError as error:
         words = f"train.run_dir={run}: {error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
         raise UserError(f"{words}. Fix: resolve this and rerun; training resumes from the last checkpoint.") from error
@@ -47,7 +47,8 @@ def record_config(run: Path, config: PretrainConfig) -> None:
     """Write the resolved config, without secrets in URLs, and the versions; only to this run's own folder.
 
     Raises:
-        UserError: the folder holds shards, or a run with another configuration; the message names the differing keys.
+        UserError: If the folder holds shards, or a run with another configuration (the message names the differing
+            keys).
     """
     check_same_config(run, config)
     replace_text(run / "config.yaml", to_yaml(asdict(config)))
@@ -68,7 +69,7 @@ def check_same_config(run: Path, config: PretrainConfig) -> None:
 def _refuse_shards(run: Path) -> None:
     if (run / MANIFEST).exists():
         raise UserError(
-            f"train.run_dir={run}: a shard folder ({MANIFEST}). Fix: use a new folder, or that of this run."
+            f"train.run_dir={run}: a shard folder ({MANIFEST}). Fix: use a new folder, or the folder of this run."
         )
 
 

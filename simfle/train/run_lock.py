@@ -48,7 +48,7 @@ class RunLock:
         self._number = os.fstat(file.fileno()).st_ino
 
     def lost_because(self) -> str:
-        """Return why the folder must not be written any more; empty if this process still owns it, or if the disk
+        """Return why the folder must no longer be written to, or "" if this process still owns it or the disk
         fails."""
         path = self.run / LOCK
         try:
@@ -60,8 +60,8 @@ class RunLock:
             return ""
         if not lines and not same:
             return (
-                f"train.run_dir={self.run}: the folder was deleted or moved while the run was training; nothing is "
-                "written to it any more. Fix: restore it and rerun, or start a new run."
+                f"train.run_dir={self.run}: the folder was deleted or moved while the run was training; the run "
+                "no longer writes to it. Fix: restore it and rerun, or start a new run."
             )
         if not same or (lines and lines[0] != self.holder):
             return self._superseded(lines[0] if lines else "another process")
@@ -78,7 +78,7 @@ class RunLock:
         return f"train.run_dir={self.run}: {by} has taken over the run from {self.holder}, which exits without writing"
 
     def _is_later(self, line: str) -> bool:
-        """Return whether a line is of a later start of this job; no other process can request the folder."""
+        """Return whether a later start of this job wrote a line; no other process can request the folder."""
         if self.mine is None or not line.startswith(f"{REQUESTED}job {self.mine.job} start "):
             return False
         number = line.rpartition(" ")[2]
@@ -95,8 +95,8 @@ def lock_run_dir(run: Path, lock_timeout: float = 0.0, mine: JobStart | None = N
         mine: start of a Slurm job, if any.
 
     Raises:
-        UserError: another run holds the lock, or the folder cannot be written.
-        RunDirLockedError: an earlier start of this job still holds it.
+        UserError: If another run holds the lock, or the folder cannot be written.
+        RunDirLockedError: If an earlier start of this job still holds it.
     """
     try:
         run.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def lock_run_dir(run: Path, lock_timeout: float = 0.0, mine: JobStart | None = N
             f"train.run_dir={run}: {LOCK} is {error.strerror}. Fix: delete {run / LOCK} and rerun."
         ) from None
     except OSError as error:
-        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}. Fix: use another one.") from None
+        raise UserError(f"train.run_dir={run}: cannot be written: {error.strerror}. Fix: use another folder.") from None
     with file:
         end = time.monotonic() + lock_timeout
         asked = mine is None or not mine.start
@@ -127,7 +127,7 @@ def _refuse(run: Path, file: IO[str], patience: float, mine: JobStart | None) ->
     if mine is not None and mine.start and f", job {mine.job} start " in holder:
         raise RunDirLockedError(
             f"train.run_dir={run}: still held by {holder}, {patience:.0f} s after this start requested it. "
-            "Fix: end that process, on a node that lost its network."
+            "Fix: end that process; its node may have lost its network."
         )
     raise UserError(f"train.run_dir={run}: in use by {holder}. Fix: wait for it, or use another train.run_dir.")
 
@@ -136,8 +136,8 @@ def _open_lock_file(path: Path) -> IO[str]:
     """Open the lock file for writing. A link is not followed: it may lead to any file of the user.
 
     Raises:
-        RefusedFileError: the lock file is a link or not a regular file.
-        OSError: it cannot be opened.
+        RefusedFileError: If the lock file is a link or not a regular file.
+        OSError: If the lock file cannot be opened.
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:

@@ -1,4 +1,4 @@
-"""Check that the shard files of a run have not changed, though their manifest is the same.
+"""Check that the shard files of a run have not changed although their manifest is the same.
 
 The hashes in the manifests identify a run's data. Only `simfle shards verify`, which reads every byte, can check files
 against them. A run therefore records spot checks of its files in RUN/shards.json when it starts, and compares them on
@@ -27,7 +27,7 @@ from simfle.train.telemetry import corrupt_log
 
 NAME = "shards.json"
 THREADS = 16  # network file systems serve many requests in parallel
-UNKNOWN = torch.iinfo(torch.int64).min  # no file here, or another process checks it
+UNKNOWN = torch.iinfo(torch.int64).min  # there is no file on this machine, or another process checks it
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def check_shards_unchanged(run: Path, corpus: ShardCorpus, world: World, *, resu
         resumed: whether the run resumes from a checkpoint.
 
     Raises:
-        UserError: files have changed, or differ between machines, or cannot be read; the record is corrupt.
+        UserError: If files have changed, differ between machines or cannot be read, or the record is corrupt.
     """
     table = _agreed(corpus, world)
     main_process_tries(world, lambda: _compare(run, corpus, table, resumed))
@@ -116,7 +116,7 @@ def _compare(run: Path, corpus: ShardCorpus, table: Tensor, resumed: bool) -> No
         restored = tars & _corrupt_shards(run, corpus) if tars else set()
         if changed := tars - restored | indexes:
             raise UserError(
-                f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} was trained on, though "
+                f"data.shards: {_named(corpus, sorted(changed))} not the files that {run} was trained on, although "
                 "the manifest is the same. Fix: restore these files, or build the shards again and use another "
                 "train.run_dir; simfle shards verify FOLDER checks every byte."
             )
@@ -160,6 +160,6 @@ def _corrupt_error(file: Path, why: str) -> UserError:
 
 
 def _named(corpus: ShardCorpus, shards: list[int]) -> str:
-    """Return the first of some shards, and the number of further ones, as the subject of a sentence."""
+    """Return the first of some shards and the number of the others, as the subject of a sentence."""
     more = f" and {len(shards) - 1} more" if len(shards) > 1 else " or its index"
     return f"{corpus.shard_location(shards[0])}{more} {'are' if len(shards) > 1 else 'is'}"

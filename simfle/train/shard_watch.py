@@ -45,14 +45,14 @@ class ShardWatch:
             now = _manifest(place)
             if now is not None and now.shards != place.manifest.shards:
                 self.reason = (
-                    f"data.shards={place.name}: its {NAME} lists other shards than when this run started, as after "
+                    f"data.shards={place.name}: its {NAME} no longer lists the shards of this run's start, as after "
                     "simfle shards remove. Fix: start a new run with another train.run_dir; this run can resume only "
                     "with the original shards"
                 )
 
 
 def _manifest(place: ShardStore) -> Manifest | None:
-    """Read the current manifest; None if there is none, or it cannot be read."""
+    """Read the current manifest, or None if there is none, or it cannot be read."""
     where: str | Path | None = None
     if isinstance(place, RemoteStore):
         where = place.url

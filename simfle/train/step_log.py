@@ -26,7 +26,7 @@ from simfle.train.watchdog import Watchdog
 
 @dataclass(frozen=True)
 class StepTime:
-    """Durations of a step in seconds: in total, and waiting for data."""
+    """Durations of a step in seconds: the total, and the wait for data."""
 
     seconds: float
     data_wait: float
@@ -124,7 +124,7 @@ class StepLog:
             "processes": self._world.world_size,
             **measures,
         }
-        if self._world.device.type == "cuda":  # peak memory of tensors on the main process's GPU, bytes
+        if self._world.device.type == "cuda":  # peak bytes of tensors on the main process's GPU
             values["gpu_memory"] = torch.cuda.max_memory_allocated(self._world.device)
         metrics.log(step, values)
 
@@ -145,7 +145,7 @@ class StepLog:
 def plan_text(
     config: PretrainConfig, world: World, layout: BatchLayout, data: TrainingData, engine: TrainEngine, backend: str
 ) -> str:
-    """Describe a run before its first step: data, batch, learning rate, processes and run folder; two lines.
+    """Describe a run before its first step in two lines: data, batch, learning rate, processes and run folder.
 
     Further lines report weights from model.init and an extension.
     """

@@ -21,7 +21,7 @@ class StepStatus:
 class StepReduction:
     """All-reduce that starts between the last forward pass and its backward pass, read after the backward is queued.
 
-    The host waits while the GPU has work, so that nothing stalls, and a bad loss is known before the optimizer steps.
+    The host waits while the GPU has work, so the GPU does not stall, and a bad loss is known before the optimizer step.
     """
 
     def __init__(self, losses: dict[str, Tensor], grad_accum_steps: int, stop: bool, corrupt: int) -> None:

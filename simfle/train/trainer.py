@@ -69,7 +69,7 @@ class Trainer:
         return self.engine.step
 
     def close(self) -> None:
-        """Close files, threads and downloads."""
+        """Close files, and stop threads and downloads."""
         self.step_log.close()
         self.loader.close()
 
@@ -77,8 +77,8 @@ class Trainer:
         """Train to the last step or to a stop; the last state is always saved.
 
         Raises:
-            RunStopped: a signal or train.stop_after_step stopped the run early.
-            CollectiveError: a non-finite loss, too many corrupt samples, changed shards.
+            RunStopped: If a signal or train.stop_after_step stopped the run early.
+            CollectiveError: If a loss is not finite, too many samples are corrupt, or shards have changed.
         """
         self._begin()
         signaled = False
@@ -116,7 +116,7 @@ class Trainer:
     def forward_backward(self, batches: Iterator[Batch], stop: bool) -> StepStatus:
         """Run all micro-batches forward and backward, and reduce the status of the step; abort on a bad loss.
 
-        DeepSpeed's call for the optimizer's step belongs to each micro-batch; that of the last one is in `update`.
+        DeepSpeed's step function must be called after each micro-batch; for the last one, `update` calls it.
         """
         total: dict[str, torch.Tensor] = {}
         last = self.layout.grad_accum_steps - 1
@@ -163,13 +163,13 @@ class Trainer:
         """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later.
 
         Raises:
-            UserError: the main process cannot write a checkpoint, or lacks disk space.
+            UserError: If the main process cannot write a checkpoint, or lacks disk space.
         """
         self.watchdog.mark_phase("rehearsal")
         self.checkpoints.measure_stop(limit)
 
     def save(self) -> None:
-        """Copy the state to the main process's memory and write it in a thread; stop if it is not finite."""
+        """Copy the state to the main process's memory and write it in a thread. Stop if the state is not finite."""
         self.watchdog.mark_progress(self.step, "checkpoint")
         if not self.engine.is_finite():
             self._abort_together(

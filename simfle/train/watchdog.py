@@ -73,7 +73,7 @@ class Watchdog:
 
     def __enter__(self) -> "Watchdog":
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.rank == 0:  # heartbeats of ranks of an earlier, larger start
+        if self.rank == 0:  # delete heartbeats of an earlier start with more ranks
             for left in set(self.folder.glob("rank-*.json")) - {self._file(rank) for rank in range(self.size)}:
                 left.unlink(missing_ok=True)
         self._beat()
@@ -86,7 +86,7 @@ class Watchdog:
         self._file(self.rank).unlink(missing_ok=True)
 
     def mark_progress(self, step: int, phase: str) -> None:
-        """Mark progress: the process now executes `phase` of `step`. Costs nothing."""
+        """Mark progress: the process now executes `phase` of `step`. This call takes negligible time."""
         self._place = step, phase
         self._since = time.monotonic()
 
@@ -95,7 +95,7 @@ class Watchdog:
         self.mark_progress(self._place[0], phase)
 
     def watch_data(self, waiting_for: Callable[[], str]) -> None:
-        """Record in heartbeats the data that the process waits for. waiting_for: returns its name, "" if none."""
+        """Record in heartbeats the data that the process waits for. `waiting_for` returns its name, or "" if none."""
         self._waiting_for = waiting_for
 
     def _work(self) -> None:
@@ -162,7 +162,7 @@ class Watchdog:
 
 
 def leave(words: str, code: int, *, threads: bool = False) -> NoReturn:
-    """Exit the process with a last message and the stacks of its threads, without the stacks if stderr is blocked.
+    """Exit the process with a last message and the stacks of its threads; omit the stacks if stderr is blocked.
 
     A full pipe without a reader blocks the writer, which may be why the run hangs.
     """

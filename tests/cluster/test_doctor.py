@@ -22,7 +22,7 @@ def test_two_nodes_are_measured_together(slurm: Cluster, tmp_path: Path) -> None
     assert by_name["Slurm"]["state"] == "ok"
     assert by_name["accounting"]["state"] == "note"  # this cluster has no accounting
     assert by_name["nodes"]["found"].startswith("2 (n")
-    assert by_name["versions"]["found"] == "equal on all"
+    assert by_name["versions"]["found"] == "equal on all nodes"
     measured = found["nodes"]
     assert len(measured["nodes"]) == measured["processes"] == 2
     assert measured["all_reduce_bytes_per_second"] > 1e6

@@ -237,7 +237,7 @@ def test_failures_without_progress_end_the_job(slurm: Cluster, faces: Path, tmp_
         until(lambda: len(job.ends) >= start, 60, job.tell)  # noqa: B023
     job.wait_end("FAILED")
     assert [event["requeue"] for event in job.ends] == [True, False]
-    assert "2 failures in a row without a new checkpoint" in job.ends[-1]["reason"]
+    assert "2 consecutive failures without a new checkpoint" in job.ends[-1]["reason"]
 
 
 def test_follow_shows_the_log_of_rank_0_until_the_end(slurm: Cluster, faces: Path, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_run_is_only_ever_one_run(faces: Path, tmp_path: Path) -> None:
     shorter.parent.mkdir()
     make_faces(shorter, "--people", "8", "--shard-samples", "32")
     output = last_line(runs.finish(1, shorter, run, *settings, code=1))
-    assert "have other data than" in output
+    assert "do not contain the data that" in output
     moved = tmp_path / "moved"
     moved.symlink_to(faces)  # the same data under another path is not a reason to refuse
 

@@ -84,7 +84,7 @@ for words, at, stand, left in (
     fault(f"SIGKILL of a checkpoint, {words}", RESUMES)(stage(at, stand, left))
 
 
-@fault("killed in the middle of a write of a checkpoint's tensors", RESUMES)
+@fault("killed while a checkpoint's tensors are written", RESUMES)
 def torn(story: Scenario) -> None:
     child = story.start(largest=1_000_000, deadly=True)
     assert child.wait() == -signal.SIGXFSZ, child.output
@@ -92,13 +92,13 @@ def torn(story: Scenario) -> None:
     assert (story.run / "checkpoints" / PARTIAL).is_dir()
 
 
-@fault("disk full: a checkpoint", f"{SAYS}older checkpoints remain; {RESUMES} with room")
+@fault("disk full: a checkpoint", f"{SAYS}older checkpoints remain; {RESUMES} after space is freed")
 def no_room_for_a_checkpoint(story: Scenario) -> None:
     story.stopped(story.start(largest=1_000_000), "checkpoint could not be written")
     assert story.checkpoints == [2, 4]
 
 
-@fault("disk full: metrics", f"{SAYS}{RESUMES} with room")
+@fault("disk full: metrics", f"{SAYS}{RESUMES} after space is freed")
 def no_room_for_metrics(story: Scenario) -> None:
     child = story.start("train.checkpoint_every=1000")
     story.reach(child, 5)
@@ -106,7 +106,7 @@ def no_room_for_metrics(story: Scenario) -> None:
     story.stopped(child, f"train.run_dir={story.run}: File too large")
 
 
-@fault("disk full: a real one, at any write", f"{SAYS}{RESUMES} with room")
+@fault("disk full: a real disk, at any write", f"{SAYS}{RESUMES} after space is freed")
 def no_room(story: Scenario) -> None:
     aside = story.run.rename(story.folder / "aside")
     story.run.mkdir()
@@ -149,7 +149,7 @@ def delete_at_once(folder: Path) -> None:
     shutil.rmtree(gone)
 
 
-@fault("the run's folder is read-only", f"{SAYS}{RESUMES} on one that is not")
+@fault("the run's folder is read-only", f"{SAYS}{RESUMES} in a writable folder")
 def no_pen(story: Scenario) -> None:
     with read_only(story.run):
         story.stopped(story.start(), f"train.run_dir={story.run}: cannot be written")
@@ -196,10 +196,10 @@ for how, name in (
     ("the newest checkpoint's marker is missing", "COMPLETE"),
 ):
     kind = how.split()[-1]
-    fault(how, "the previous one is used, and the corrupt one written again")(damaged(name, kind))
+    fault(how, "the previous checkpoint is used, and the corrupt one is written again")(damaged(name, kind))
 
 
-@fault("all checkpoints are corrupt", f"{SAYS}no start from scratch over an old run")
+@fault("all checkpoints are corrupt", f"{SAYS}the run does not start from scratch")
 def none_whole(story: Scenario) -> None:
     aside = shutil.copytree(story.run / "checkpoints", story.folder / "aside")
     for file in story.run.glob("checkpoints/step-*/model.safetensors"):
@@ -219,7 +219,7 @@ def cut(story: Scenario) -> None:
             end.write(b'{"step": 5, "ids": [1, 2')
 
 
-@fault("two runs in one folder", f"the second: {SAYS}the first continues")
+@fault("two runs in one folder", f"the second run: {SAYS}the first run continues")
 def twice(story: Scenario) -> None:
     first = story.start()
     story.reach(first, 5)
@@ -241,7 +241,8 @@ def clock(story: Scenario) -> None:
 
 
 @fault(
-    "all shards deleted while training", f"continues with the open ones; otherwise {SAYS}{RESUMES} once they are back"
+    "all shards deleted while training",
+    f"continues with the open shards; otherwise {SAYS}{RESUMES} after they are restored",
 )
 def no_shards(story: Scenario) -> None:
     aside = story.folder / "aside"
@@ -273,10 +274,10 @@ for what, pattern, words in (
     ("a truncated index", "train-*.idx", "index"),
     ("a truncated manifest", "manifest.json", "manifest.json"),
 ):
-    fault(f"{what}, at the start", f"{SAYS}{RESUMES} with a good one")(unfit(pattern, words))
+    fault(f"{what}, at the start", f"{SAYS}{RESUMES} with a valid file")(unfit(pattern, words))
 
 
-@fault("an index that does not match its tar", f"{SAYS}{RESUMES} with a good one")
+@fault("an index that does not match its tar", f"{SAYS}{RESUMES} with a valid file")
 def other_index(story: Scenario) -> None:
     file = sorted(story.faces.glob("train-*.idx"))[0]
     content = file.read_bytes()
@@ -300,7 +301,7 @@ def other_files(story: Scenario) -> None:
         file.write_bytes(content)
 
 
-@fault("a manifest that does not match its shards", f"{SAYS}{RESUMES} with a good one")
+@fault("a manifest that does not match its shards", f"{SAYS}{RESUMES} with a valid file")
 def other_manifest(story: Scenario) -> None:
     file = story.faces / "manifest.json"
     content = file.read_text()

@@ -1,12 +1,17 @@
 """Faults covered by other tests; with those of `fault_cases.py` they form the table of docs/reliability.md."""
 
 RESUMES = "resumes when rerun"
-SAYS = "one line, exit code 1; "
+SAYS = "a one-line error, exit code 1; "
 
 # Fault, promise, file, test.
 COVERED_ELSEWHERE = (
     ("SIGKILL of launcher and all ranks", RESUMES, "distributed/test_resume.py", "test_killed_and_resumed"),
-    ("SIGKILL of one of two ranks", f"all end, exit code 1; {RESUMES}", "faults/test_faults.py", "test_ranks"),
+    (
+        "SIGKILL of one of two ranks",
+        f"all processes end, exit code 1; {RESUMES}",
+        "faults/test_faults.py",
+        "test_ranks",
+    ),
     (
         "a process of a run started with a different seed, setting, program or different shards",
         f"{SAYS}the process and the values are named; nothing is written",
@@ -21,14 +26,14 @@ COVERED_ELSEWHERE = (
         "test_our_own_launcher",
     ),
     (
-        "no process reads its output any more (`head`, a closed terminal)",
+        "no process reads its output any longer (`head`, a closed terminal)",
         "continues without output",
         "faults/test_faults.py",
         "test_nobody_reads_any_more",
     ),
     (
         "SIGSTOP of a rank, for longer than train.hang_timeout",
-        "all end and name it; the job is requeued",
+        "all processes end and name the rank; the job is requeued",
         "cluster/test_pretrain.py",
         "test_comes_back_by_itself",
     ),
@@ -40,7 +45,7 @@ COVERED_ELSEWHERE = (
     ),
     (
         "a file system that refuses to lock files (Lustre without -o flock)",
-        "one line, exit code 1; not reported as another run",
+        "a one-line error, exit code 1; the error does not mention another run",
         "unit/simfle/train/test_run_lock.py",
         "test_a_file_system_without_locks",
     ),
@@ -52,7 +57,7 @@ COVERED_ELSEWHERE = (
     ),
     (
         "variables of another launcher in the environment: impossible ranks, sizes and ports",
-        "one line, exit code 1",
+        "a one-line error, exit code 1",
         "unit/simfle/api/test_local_launcher.py",
         "test_a_place_that_cannot_be_is_refused",
     ),
@@ -76,13 +81,13 @@ COVERED_ELSEWHERE = (
     ),
     (
         "Slurm: sbatch prints no job ID",
-        "one line, exit code 1",
+        "a one-line error, exit code 1",
         "unit/simfle/slurm/test_slurm_odd.py",
         "test_sbatch_that_names_no_job",
     ),
     (
         "Slurm: a job's folder is deleted while it runs",
-        "one line, exit code not 0; not requeued",
+        "a one-line error, exit code not 0; not requeued",
         "unit/simfle/slurm/test_slurm_odd.py",
         "test_the_end_of_a_job_whose_folder",
     ),
@@ -124,7 +129,7 @@ COVERED_ELSEWHERE = (
     ),
     (
         "the lock of a run is lost to a later start, as on a file server that forgets it",
-        "the old one stops writing and ends with one line",
+        "the old process stops writing and ends with a one-line error",
         "unit/simfle/train/test_run_lock.py",
         "test_one_that_has_lost_its_lock",
     ),
@@ -136,7 +141,7 @@ COVERED_ELSEWHERE = (
     ),
     (
         "corrupt JPEGs inside valid shards",
-        "each replaced by the next sample, counted, named",
+        "each is replaced by the next sample, counted and named",
         "distributed/test_damaged_ranks.py",
         "test_damage_changes",
     ),
@@ -160,13 +165,13 @@ COVERED_ELSEWHERE = (
     ),
     (
         "an HTTP server that sends an endless manifest, or single bytes slowly",
-        "one line that names the URL, exit code 1",
+        "a one-line error that names the URL, exit code 1",
         "unit/shards/io/test_web_client.py",
         "test_a_manifest_without_end",
     ),
     (
         "an HTTP server that redirects in a loop, or to another scheme",
-        "one line that names the URL, exit code 1",
+        "a one-line error that names the URL, exit code 1",
         "unit/shards/io/test_web_client.py",
         "test_redirects_that_end",
     ),
@@ -190,7 +195,7 @@ COVERED_ELSEWHERE = (
     ),
     (
         "bombs in lists, tables and packs",
-        "rejected or one line, within the memory below",
+        "rejected, or a one-line error, within the memory below",
         "unit/shards/sources/test_list_limits.py",
         "test_one_large_value",
     ),
@@ -218,7 +223,7 @@ COVERED_ELSEWHERE = (
     ("disk full: a build", f"{SAYS}resumes", "unit/shards/build/test_builder_resume.py", "test_a_disk_that_fails"),
     (
         "a second builder on one output",
-        f"{SAYS}the first continues",
+        f"{SAYS}the first run continues",
         "unit/shards/build/test_builder_resume.py",
         "test_an_unfini",
     ),
@@ -242,19 +247,19 @@ COVERED_ELSEWHERE = (
     ),
     (
         "features truncated while an evaluation reads them",
-        "one line, exit code 1",
+        "a one-line error, exit code 1",
         "unit/simfle/eval/features/test_feature_cache.py",
         "test_features_cut_while",
     ),
     (
         "a tar truncated while a command reads it",
-        "one line, exit code 1",
+        "a one-line error, exit code 1",
         "unit/shards/io/test_atomic.py",
         "test_a_tar_cut_while",
     ),
     (
         "features that are not finite",
-        "one line, exit code 1",
+        "a one-line error, exit code 1",
         "unit/simfle/eval/features/test_feature_cache.py",
         "test_features_of_crops_that_are_not_finite",
     ),
@@ -296,7 +301,7 @@ COVERED_ELSEWHERE = (
     ),
     (
         "a FIFO, a socket or a device under the name of a file",
-        "one line, exit code 1; an image of a build counts as unreadable; no process waits",
+        "a one-line error, exit code 1; an image of a build counts as unreadable; no process waits",
         "unit/shards/io/test_regular_files.py",
         "test_only_regular_files",
     ),

@@ -14,7 +14,8 @@ from shards.edit.remove import remove_samples
 
 
 @fault(
-    "config.yaml edited manually, and the same values given", f"{SAYS}the keys are named; {RESUMES} with its own values"
+    "config.yaml edited manually, and the same values passed",
+    f"{SAYS}the keys are named; {RESUMES} with its own values",
 )
 def edited(story: Scenario) -> None:
     file = story.run / "config.yaml"
@@ -37,7 +38,10 @@ def another_seed(story: Scenario) -> None:
     shutil.rmtree(copied)
 
 
-@fault("copies of a checkpoint: `step-10`, and under another step's name", "the first is ignored; the other: one line")
+@fault(
+    "copies of a checkpoint: `step-10`, and under another step's name",
+    "the first copy is ignored; the second causes a one-line error",
+)
 def copied(story: Scenario) -> None:
     mine = shutil.copytree(story.newest, story.run / "checkpoints/step-10")
     child = story.start("train.stop_after_step=8")
@@ -45,7 +49,7 @@ def copied(story: Scenario) -> None:
     assert "resuming after step 4" in child.output
     assert {path.name for path in mine.parent.iterdir()} == {"step-10", "step-00000006", "step-00000008"}
     wrong = mine.rename(mine.with_name("step-00000099"))
-    story.stopped(story.start(), "checkpoints/step-00000099 has the state of another step than its name says")
+    story.stopped(story.start(), "checkpoints/step-00000099 has the state of a step other than its name says")
     assert len(list(wrong.iterdir())) == 4
     shutil.rmtree(wrong)
 
@@ -63,10 +67,10 @@ def withdrawn(story: Scenario) -> None:
         assert time.monotonic() < end, child.output
         time.sleep(0.01)
     remove_samples(story.faces, person="p00000", reason="test")
-    story.stopped(child, f"data.shards={story.faces}: its manifest.json lists other shards than when this run started")
+    story.stopped(child, f"data.shards={story.faces}: its manifest.json no longer lists the shards of this run's start")
     saved = int(re.search(r"stopped after step (\d+), which is saved", child.last_line)[1])
     assert (story.folder / "long" / "checkpoints" / f"step-{saved:08d}" / "COMPLETE").exists()
-    story.stopped(story.start(), "have other data than")
+    story.stopped(story.start(), "do not contain the data that")
     shutil.rmtree(story.faces)
     aside.rename(story.faces)
     child = story.start(
@@ -77,7 +81,7 @@ def withdrawn(story: Scenario) -> None:
 
 @fault(
     "the run's folder is deleted while training",
-    f"{SAYS}no further writes; {RESUMES} once it is restored",
+    f"{SAYS}no further writes; {RESUMES} after it is restored",
 )
 def deleted(story: Scenario) -> None:
     aside = shutil.copytree(story.run, story.folder / "aside")
@@ -92,8 +96,8 @@ def deleted(story: Scenario) -> None:
 
 
 @fault(
-    "the checkpoints of a run are gone: a link that leads nowhere, an empty folder (a disk that is not mounted)",
-    f"{SAYS}no start from scratch over an old run; {RESUMES} once they are back",
+    "the checkpoints of a run are missing: a broken link, an empty folder (a disk that is not mounted)",
+    f"{SAYS}the run does not start from scratch; {RESUMES} after they are restored",
 )
 def unmounted(story: Scenario) -> None:
     child = story.start("train.stop_after_step=6")

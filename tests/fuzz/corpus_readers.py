@@ -23,7 +23,7 @@ MOST_NAMES = 30
 
 
 def _lists(make: Callable[[Path], Any], **others: bytes) -> Callable[[Path], None]:
-    """A corpus of the list that is damaged and other files, which are as they should be."""
+    """Write a corpus with a corrupt list; its other files are valid."""
 
     def read(file: Path) -> None:
         root = next(folder for folder in file.parents if folder.name == "corpus")

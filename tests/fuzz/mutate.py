@@ -1,4 +1,4 @@
-"""Valid files, damaged: bits turned, ends cut, parts spliced, repeated and left out, numbers and words put in."""
+"""Corrupt valid files: flip bits, truncate, splice, repeat and omit parts, and insert numbers and words."""
 
 import struct
 from collections.abc import Sequence

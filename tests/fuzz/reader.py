@@ -1,4 +1,4 @@
-"""What is fuzzed: a name, valid files, and how they are read to the end."""
+"""Targets of the fuzzing: a name, valid files, and a function that reads them completely."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from shards.errors import UserError
 
 @dataclass(frozen=True)
 class Reader:
-    """seeds: makes valid files; read: reads the file `given` and what it makes of it, in a folder of its own.
+    """Reader under test. seeds: makes valid files; read: reads the file `given` completely, in a separate folder.
 
     errors: beside UserError, what is documented: the fate of one image, which the builder counts.
     """
@@ -35,7 +35,7 @@ class Counts:
 
 
 def fuzz(reader: Reader, cases: int, folder: Path, number: int, *, shrink: bool = True) -> Counts:
-    """Try so many cases, the same for the same `number`. Raises what a reader should not: the case is in the notes."""
+    """Try `cases` cases, the same for the same `number`. Raises any undocumented error, with the case in its notes."""
     seeds, counts = reader.seeds(), Counts()
     for content in seeds:  # all that is imported is imported here; and the seeds are valid
         read_it(reader, folder, content)
@@ -70,7 +70,7 @@ def try_it(reader: Reader, folder: Path, content: bytes) -> bool:
         try:
             read_it(reader, folder, content)
         except (UserError, *reader.errors) as error:
-            assert str(error) or error.args, "an error without a word"  # noqa: PT017
+            assert str(error) or error.args, "an error without a message"  # noqa: PT017
             return False
         return True
 

@@ -1,4 +1,4 @@
-"""Readers of what runs, jobs, evaluations and builds tell of themselves, for pages, tables and decisions: `READERS`."""
+"""Readers of the files that runs, jobs, evaluations and builds write about themselves: `READERS`."""
 
 import json
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def _run_file(name: str) -> Callable[[], list[bytes]]:
 
 
 def _page(found: list[Any], places: list[Path]) -> None:
-    """What a page tells, but its charts: they draw the same numbers, and take longer than all else."""
+    """Compute a page without its charts, which draw the same numbers and take most of the time."""
     shown = tables(results_of(found, places), FEW)
     told = _told(Content(found, shown, [], Extras()))
     markdown(found, shown, str(told), [])
@@ -112,7 +112,7 @@ def _happened(file: Path) -> None:
 
 
 def _ended(file: Path) -> None:
-    """A damaged word counts as none: the job is decided about, whatever the files hold."""
+    """A corrupt record counts as missing: the job's end is decided for any content of the files."""
     events.write_task_exit(file.parents[1], 0, events.TaskExit(1, "n2", events.DONE, "finished"))
     assert requeue.decide(events.task_exits(file.parents[1], 0), 2, 1).words
 

@@ -1,4 +1,4 @@
-"""Readers of what a run and an evaluation are told, and of what they leave: `READERS`."""
+"""Readers of the inputs and outputs of runs and evaluations: `READERS`."""
 
 import hashlib
 import json
@@ -58,7 +58,7 @@ def safetensors() -> list[bytes]:
 
 
 def _checkpoint(part: str) -> Callable[[Path], None]:
-    """One file of it is damaged, and its hash fits: the parsers see it."""
+    """Corrupt one file of a checkpoint and update its hash, so that the parsers read it."""
 
     def read(file: Path) -> None:
         folder = file.parent

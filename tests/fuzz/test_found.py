@@ -1,4 +1,4 @@
-"""What long runs of the fuzzing found, in small: read as the fuzzing reads, each ends in a documented error."""
+"""Small cases that long fuzzing runs found: read as in the fuzzing, each raises a documented error."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -27,7 +27,7 @@ def test_every_reader_has_its_own_name() -> None:
 
 
 def _refuse(file: Path) -> None:
-    raise UserError(f"{file} is damaged")
+    raise UserError(f"{file} is corrupt")
 
 
 def _leave(file: Path) -> None:

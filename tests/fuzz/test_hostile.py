@@ -1,4 +1,4 @@
-"""What an attacker would put into names, headers and configurations; and what our code must not contain."""
+"""Attacks through names, headers and configurations, and constructs that our code must not contain."""
 
 import ast
 import io

@@ -81,7 +81,7 @@ def test_a_batch_outlives_those_after_it() -> None:
 
 
 def test_pixels_do_not_depend_on_the_batch() -> None:
-    """Alone, and among many: nothing of a batch goes to another decoder because of where it stands."""
+    """Alone and among many: the position in a batch does not change an image's decoder."""
     many = [np.frombuffer(picture(i, 200 + i, 180), dtype=np.uint8) for i in range(64)]
     whole = Dali(VIEWS, 2, 64, CUDA).render(many, sample_view_params(3, 0, range(64), VIEWS))
     alone = Dali(VIEWS, 2, 1, CUDA)

@@ -1,4 +1,4 @@
-"""Whole runs on GPUs, as a user starts them: one that is killed goes on with the same samples and losses."""
+"""Complete runs on GPUs, as a user starts them: a killed run resumes with the same samples and losses."""
 
 import os
 import subprocess

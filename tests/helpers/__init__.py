@@ -1,1 +1,1 @@
-"""What several tests use: corpora, servers, commands, small models."""
+"""Helpers that several tests use: corpora, servers, commands, small models."""

@@ -88,7 +88,7 @@ def write_plus(root: Path) -> Path:
 
 
 def note(label: object) -> dict:
-    """What a file of AffectNet+ says."""
+    """Return the content of a file of AffectNet+."""
     meta = {
         "age": 31.5, "valence": -0.5, "arousal": float("nan"), "gender": {"male": 0.25, "female": 0.75},
         "landmark-68": list(range(136)),

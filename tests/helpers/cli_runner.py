@@ -1,4 +1,4 @@
-"""Command lines of tools and launchers without a process of their own: starting one costs a second, mostly for imports.
+"""Run command lines of tools and launchers in this process: starting a process takes a second, mostly for imports.
 
 Tests of what a process does (signals, limits, environment, several at once) start real ones.
 """

@@ -1,4 +1,4 @@
-"""What the tests of sources share: drawn images, what a source lists, and a real build of it."""
+"""Helpers of the tests of sources: synthetic images, a source's listing, and a real build of it."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def write(path: Path, content: bytes | str) -> Path:
 
 
 def entries(source: Iterable[Entry | Rejected]) -> dict[str, Entry]:
-    """What a source lists, by key; the same when it is gone through again, and no key twice."""
+    """Return a source's listing by key; check that a second iteration is equal and that no key occurs twice."""
     found = [item for item in source if isinstance(item, Entry)]
     assert found == [item for item in source if isinstance(item, Entry)]
     assert len({item.key for item in found}) == len(found)

@@ -16,12 +16,12 @@ def run(path: Path) -> subprocess.CompletedProcess[str]:
 
 def test_hits_are_printed_with_file_line_and_better_words(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A page\n\nThe run goes on\nafter its last checkpoint. Whoever waits\n")
+    page.write_text("# A page\n\nThe run goes on\nafter its last checkpoint. Whoever waits\n")  # style: ok
     done = run(page)
     assert done.returncode == 1
     assert done.stdout.splitlines()[:2] == [
-        f"{page}:3: goes on -> resume, continue",
-        f"{page}:4: Whoever -> name the subject: a process that, a user who",
+        f"{page}:3: goes on -> resume, continue",  # style: ok
+        f"{page}:4: Whoever -> name the subject: a process that, a user who",  # style: ok
     ]
 
 
@@ -35,18 +35,18 @@ def test_a_clean_file_is_accepted(tmp_path: Path) -> None:
     ("name", "text", "lines"),
     [
         ("a.md", "it goes\non", [1]),  # a phrase across lines
-        ("a.md", "`it goes on`, ``it goes on``", []),  # quoted
-        ("a.md", "```text\nit goes on\n```", [2]),  # a block is text, too
+        ("a.md", "`it goes on`, ``it goes on``", []),  # quoted; style: ok
+        ("a.md", "```text\nit goes on\n```", [2]),  # a block is text, too; style: ok
         ("a.md", "it goes on <!-- style: ok -->", []),
         ("a.md", "recommend, RUN/corrupt_samples.jsonl, it goes once", []),  # parts of words, names of files
-        ("a.py", "mend(anew)  # mend it\n", [1]),  # code is no prose
-        ("a.py", 'x = "goes on"\n', [1]),
-        ("a.py", 'x = f"{run} goes on"\n', [1]),
+        ("a.py", "mend(anew)  # mend it\n", [1]),  # code is no prose; style: ok
+        ("a.py", 'x = "goes on"\n', [1]),  # style: ok
+        ("a.py", 'x = f"{run} goes on"\n', [1]),  # style: ok
         ("a.py", 'x = ["goes", on]\n', []),
         ("a.py", "def f():\n    # the run goes\n    # on here\n", [2]),
-        ("a.py", 'def f():\n    """What is returned."""\n', [2]),
+        ("a.py", 'def f():\n    """What is returned."""\n', [2]),  # style: ok
         ("a.py", 'def f():\n    """Return what is stored."""\n', []),
-        ("a.yaml", "steps: 3 # it goes on\n", [1]),
+        ("a.yaml", "steps: 3 # it goes on\n", [1]),  # style: ok
     ],
 )
 def test_where_phrases_are_looked_for(name: str, text: str, lines: list[int], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What long work takes of the machine: thousands of small steps with checkpoints, then hundreds of evaluations.
+"""Measure the resources of long work: thousands of small steps with checkpoints, then hundreds of evaluations.
 
 PYTHONPATH=.:tests python tests/soak/leak_check.py --steps 20000 --seeds 200
 """
@@ -34,7 +34,7 @@ class Sight:
 
 
 def look(pid: int, run: Path, done: int) -> Sight | None:
-    """What a process takes now; None: it has just ended."""
+    """Return the resources of a process now, or None if it has just ended."""
     proc = Path(f"/proc/{pid}")
     status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
     if "VmRSS" not in status:  # it waits for its parent to take note

@@ -103,12 +103,12 @@ def hurt(run: Path, kind: str, draw: random.Random, start: object) -> bool:
 
 
 def newest_step(run: Path) -> int:
-    """The step of the newest complete checkpoint, from which the next start goes on."""
+    """Return the step of the newest complete checkpoint, from which the next start resumes."""
     return max((int(marker.parent.name[5:]) for marker in run.glob("checkpoints/step-*/COMPLETE")), default=0)
 
 
 def file_number(run: Path) -> int:
-    """Of metrics.jsonl on its disk; 0: there is none."""
+    """Return the last step of metrics.jsonl, or 0 if there is no such file."""
     file = run / "metrics.jsonl"
     return file.stat().st_ino if file.exists() else 0
 
@@ -120,7 +120,7 @@ def ended(child: Child, *codes: int) -> int:
 
 
 def damage(run: Path, kind: str, draw: random.Random) -> None:
-    """What may happen to files while nobody looks: only the newest checkpoint is hurt, one before it is whole."""
+    """Corrupt files between two starts: only the newest checkpoint, so that an older one stays valid."""
     newest = max(marker.parent for marker in run.glob("checkpoints/step-*/COMPLETE"))
     file = newest / draw.choice(("model.safetensors", "optim.safetensors", "state.json"))
     if kind == "bit":

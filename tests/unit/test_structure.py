@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-# What each package or module may import beside itself. Commands may import all; nobody imports commands.
+# What each package or module may import beside itself. Commands may import all; no package imports commands.
 ALLOWED = {
     "shards.printable": set(),
     "shards.redact": set(),

@@ -9,14 +9,14 @@ def read_range(file: Path, offset: int, size: int) -> bytes:
     """Read `size` bytes from `offset`.
 
     Raises:
-        ImageRejected: the file ends early.
-        OSError: the file cannot be read at all, a failure that no image causes.
+        ImageRejected: If the file ends early.
+        OSError: If the file cannot be read at all, a failure that no image causes.
     """
     from shards.imaging.codec import MAX_BYTES, ImageRejected
 
     if size > MAX_BYTES:
         raise ImageRejected("too_large", "more than 1 GiB")
-    if not 0 <= offset < 1 << 63:  # from a corrupt directory
+    if not 0 <= offset < 1 << 63:  # the directory is corrupt
         raise ImageRejected("truncated", f"{file.name} has no byte {offset}")
     with open_regular(file, "rb", buffering=0) as data:
         data.seek(offset)

@@ -42,7 +42,7 @@ class CorpusFiles:
         return found.is_file() if isinstance(found, Path) else not isinstance(found, Rejected)
 
     def bytes(self, name: str) -> bytes:
-        """Read a file's bytes; b"" if it cannot be read (the decoder then reports the reason)."""
+        """Read a file's bytes, or b"" if it cannot be read (the decoder then reports the reason)."""
         found = self.read(name)
         return b"" if isinstance(found, Rejected) else digest_of(found)
 
@@ -50,7 +50,7 @@ class CorpusFiles:
         """Read a list as text; bytes that are not UTF-8 round-trip unchanged.
 
         Raises:
-            UserError: the list is missing, corrupt or too large.
+            UserError: If the list is missing, corrupt or too large.
         """
         found = self.read(name)
         recipe = found.arguments if isinstance(found, LazyBytes) else ()
@@ -67,7 +67,7 @@ class CorpusFiles:
 
 
 def digest_of(read: Path | bytes | LazyBytes) -> bytes:
-    """Read the bytes of an entry's image; b"" if they cannot be read."""
+    """Read the bytes of an entry's image, or b"" if they cannot be read."""
     from shards.imaging.codec import ImageRejected
 
     if isinstance(read, bytes):
@@ -81,10 +81,10 @@ def digest_of(read: Path | bytes | LazyBytes) -> bytes:
 def find_corpus_files(root: Path, anchor: str, folder: str) -> CorpusFiles | None:
     """Find the folder, in the folder or zip `root`, that contains the file `anchor` and the folder `folder`.
 
-    It may be one level deeper, and a folder may contain the corpus as its only zip.
+    The folder may be one level deeper. If `root` is a folder, it may contain the corpus as its only zip.
 
     Raises:
-        UserError: the zip is corrupt.
+        UserError: If the zip is corrupt.
     """
     if root.is_file() and root.suffix.lower() == ".zip":
         return _in_zip(root, anchor, folder)
@@ -118,5 +118,5 @@ def require_corpus_files(corpus: str, root: Path, anchor: str, folder: str) -> C
     found = find_corpus_files(root, anchor, folder)
     if found is None:
         there = f" (found: {describe_dir(root)})" if root.is_dir() else ""
-        raise UserError(f"{corpus}: no {anchor} beside {folder}/ in {root}{there}. Fix: give the zip or folder.")
+        raise UserError(f"{corpus}: no {anchor} beside {folder}/ in {root}{there}. Fix: pass its zip or folder.")
     return found

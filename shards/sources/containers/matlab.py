@@ -31,8 +31,9 @@ def read_variables(
     """Read the variables that exist: `numbers` as arrays of their shape, cells of `texts` as lists.
 
     Raises:
-        ValueError: the file is not a little-endian MATLAB 5 file, corrupt or too large, or a variable has another type.
-        OSError: the file cannot be read.
+        ValueError: If the file is not a little-endian MATLAB 5 file, corrupt or too large, or a variable has another
+            type.
+        OSError: If the file cannot be read.
     """
     if file.stat().st_size > MOST:
         raise ValueError(f"larger than {MOST >> 20} MiB")

@@ -1,8 +1,8 @@
 """Limit the rows read at once from a Parquet file, using its page headers before any page is decompressed.
 
 A page can expand a thousandfold, and one long text in a dictionary can represent every row. The file's footer may be
-wrong; Arrow allocates memory by the page headers. Layout: PageHeader in parquet.thrift, in Thrift's compact protocol
-(doc/specs/thrift-compact-protocol.md).
+wrong; Arrow allocates memory according to the page headers. Layout: PageHeader in parquet.thrift, in Thrift's compact
+protocol (doc/specs/thrift-compact-protocol.md).
 """
 
 from collections.abc import Collection, Iterator
@@ -26,7 +26,7 @@ _DEPTH = 16
 
 
 class CorruptParquetError(ValueError):
-    """Pages that cannot be read or take too much memory. The message gives the reason."""
+    """Error: pages cannot be read or take too much memory. The message gives the reason."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ def batches(file: Path, table: Any, columns: Collection[str], rows: int) -> Iter
     """Yield record batches of a `pyarrow.parquet.ParquetFile` with at most `rows` rows, fewer if they may be large.
 
     Raises:
-        CorruptParquetError: the pages cannot be read or take too much memory; and any error of pyarrow.
+        CorruptParquetError: If the pages cannot be read or take too much memory. Errors of pyarrow are passed on.
     """
     wanted = sorted(set(columns))
     with open_regular(file, "rb") as data:

@@ -16,7 +16,7 @@ from shards.io.bounded_tar import BoundedTar, OversizedHeaderError
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 ENDINGS = (*TAR_ENDINGS, ".zip")
 DAMAGE = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-MAX_UNPACKED = 256 << 20  # maximum bytes of a compressed member: its compressed size can be a thousandth
+MAX_UNPACKED = 256 << 20  # maximum bytes of a compressed member, whose compressed size can be a thousandth
 TOO_LARGE = f"more than {MAX_UNPACKED >> 20} MiB in a compressed archive; unpack the archive first"
 
 
@@ -33,7 +33,7 @@ class ArchiveMember:
         """Read the bytes.
 
         Raises:
-            ValueError: the bytes cannot be read.
+            ValueError: If the bytes cannot be read.
         """
         from shards.imaging.codec import ImageRejected
 
@@ -50,7 +50,7 @@ def read_tar(file: Path, wanted: Callable[[str], bool] = bool) -> Iterator[Archi
     bytes.
 
     Raises:
-        OSError: the tar cannot be read at all.
+        OSError: If the tar cannot be read at all.
     """
     try:
         plain = _opens(file, "r:")

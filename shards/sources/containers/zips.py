@@ -57,7 +57,7 @@ def read_zip(file: Path) -> Iterator[ArchiveMember | Rejected]:
     corrupt directory.
 
     Raises:
-        OSError: the file cannot be read at all.
+        OSError: If the file cannot be read at all.
     """
     with open_regular(file, "rb") as data:
         try:
@@ -88,7 +88,7 @@ def _directory(data: IO[bytes]) -> Directory:
 
 
 def _end(tail: bytes) -> int:
-    """Return the offset of the end-of-directory record in the last bytes of a zip, -1 if missing; a comment follows."""
+    """Return the offset of the end-of-directory record in the last bytes of a zip, or -1. A comment may follow."""
     place = tail.rfind(b"PK\5\6", 0, max(len(tail) - END.size + 4, 0))
     while place >= 0 and END.unpack_from(tail, place)[-1] > len(tail) - place - END.size:
         place = tail.rfind(b"PK\5\6", 0, place + 3)
@@ -96,7 +96,7 @@ def _end(tail: bytes) -> int:
 
 
 def _end_64(data: IO[bytes], end: int) -> tuple[int, int, int, int, int] | None:
-    """Return disk numbers, length, offset and end of the directory in 64-bit form; None without it."""
+    """Return disk numbers, length, offset and end of the directory in 64-bit form, or None without it."""
     place = end - LOCATOR.size - END_64.size
     if place < 0:
         return None
@@ -157,7 +157,8 @@ def read_zipped(file: Path, header: int, size: int, unpacked: int, crc: int, pac
     """Read a member by the offset of its header, without the directory; runs in a worker.
 
     Raises:
-        ImageRejected: the member is corrupt. OSError: the file cannot be read at all.
+        ImageRejected: If the member is corrupt.
+        OSError: If the file cannot be read at all.
     """
     from shards.imaging.codec import MAX_BYTES, ImageRejected
     from shards.sources.containers.byte_range import read_range

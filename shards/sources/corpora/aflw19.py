@@ -34,7 +34,7 @@ class AFLW19:
         """Yield faces with landmarks, box, group = photo (it may show several faces); extras: visible landmarks.
 
         Raises:
-            UserError: the list, its variables or the photos are missing.
+            UserError: If the list, its variables or the photos are missing.
         """
         file = require_path("aflw19", self.root, "list", LIST, f"data/{LIST}", f"aflw/{LIST}")
         table = _read(file)
@@ -44,7 +44,7 @@ class AFLW19:
             places = ", ".join(f"{folder}/{first}" for folder in IMAGE_FOLDERS)
             raise UserError(
                 f"aflw19: no photos in {self.root} (searched: {places}; found: {describe_dir(self.root)}). "
-                "Fix: give the folder as delivered."
+                "Fix: pass the corpus folder as downloaded."
             )
         train = set(table[ORDER][:TRAIN].tolist())
         faces: Counter[str] = Counter()

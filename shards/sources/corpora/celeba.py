@@ -48,13 +48,13 @@ class CelebA:
     """Source: the photos in `list_eval_partition`, or all photos without that list."""
 
     root: Path
-    unaligned: bool = option(False, "Use the photos of img_celeba with boxes instead of the aligned ones.")
+    unaligned: bool = option(False, "use the photos of img_celeba, with boxes, instead of the aligned photos")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield photos with group = person; extras: the attributes present. No labels.
+        """Yield photos with group = person; extras: the attributes present. There are no labels.
 
         Raises:
-            UserError: there is no image folder, or a list lacks its header.
+            UserError: If there is no image folder, or a list lacks its header.
         """
         folders = UNALIGNED if self.unaligned else ALIGNED
         folder = require_path(
@@ -154,7 +154,7 @@ def _rows(file: Path | None, header: bool = False) -> tuple[tuple[str, ...], dic
 
 
 def _numbers(rows: dict[str, Row], name: str, count: int) -> tuple[float, ...] | None:
-    """Return the numbers of one image; None without a row. Raises ValueError for a corrupt row."""
+    """Return the numbers of one image, or None without a row. Raises ValueError for a corrupt row."""
     if name not in rows:
         return None
     number, text = rows[name]

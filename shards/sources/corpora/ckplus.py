@@ -27,20 +27,20 @@ class CKPlus:
     """
 
     root: Path
-    last: int = option(1, "Number of frames at the end of a sequence that show its expression (often 3).")
-    neutral: bool = option(True, "Use the first frame of each sequence as neutral.")
-    all_frames: bool = option(False, "Also read the frames between, without a label; needs --keep-unlabeled.")
+    last: int = option(1, "number of frames at the end of a sequence that show its expression (often 3)")
+    neutral: bool = option(True, "use the first frame of each sequence as neutral")
+    all_frames: bool = option(False, "also read the frames in between, without a label; needs --keep-unlabeled")
 
     def __post_init__(self) -> None:
-        """Raises UserError unless at least one frame shows the expression."""
+        """Raise UserError unless at least one frame shows the expression."""
         if self.last < 1:
-            raise UserError(f"--last={self.last}: no frame shows the expression. Fix: give at least 1.")
+            raise UserError(f"--last={self.last}: no frame would show the expression. Fix: pass at least 1.")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield frames by person, sequence and number.
 
         Raises:
-            UserError: the root contains no sequences, or no labels.
+            UserError: If the root contains no sequences or no labels.
         """
         images = require_path("ckplus", self.root, "folder of sequences", *IMAGES)
         emotions = require_path("ckplus", self.root, "folder of labels", *EMOTIONS)

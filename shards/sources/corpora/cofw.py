@@ -32,7 +32,7 @@ class COFW:
         """Yield faces with landmarks and box; extras: occluded landmarks.
 
         Raises:
-            UserError: both files are missing, or one lacks these fields.
+            UserError: If both files are missing, or one lacks these fields.
         """
         require_path("cofw", self.root, "file", *(file for file, _, _ in SPLITS.values()))
         for split, (name, _, _) in SPLITS.items():
@@ -75,7 +75,7 @@ def _faces(file: Path, split: str) -> Iterator[Entry | Rejected]:
 
 
 def _own(data: Any, name: Any) -> Any:
-    """Return a dataset of this file; refuse links to other files, as in malicious files. Raises ValueError."""
+    """Return a dataset of this file; refuse links to other files, as in attacks. Raises ValueError."""
     import h5py
 
     if isinstance(name, str) and not isinstance(data.get(name, getlink=True), h5py.HardLink):
@@ -83,7 +83,7 @@ def _own(data: Any, name: Any) -> Any:
     found = data[name]
     if not isinstance(found, h5py.Dataset) or found.external or found.is_virtual:
         raise ValueError(f"{name} is not in this file")
-    whole = max(found.nbytes, prod(found.chunks or ()) * found.dtype.itemsize)  # a chunk is decompressed whole
+    whole = max(found.nbytes, prod(found.chunks or ()) * found.dtype.itemsize)  # chunks are decompressed completely
     if whole > MOST:
         raise ValueError(f"{name} has {whole} bytes")
     if found.dtype.kind not in "fiu" and not h5py.check_ref_dtype(
@@ -106,7 +106,7 @@ def read_image(file: Path, field: str, number: int) -> bytes:
     """Return image `number` of the cells in `field` as PNG; runs in a worker.
 
     Raises:
-        ImageRejected: it is not a byte array with two or three axes.
+        ImageRejected: If the cell is not a byte array with two or three axes.
     """
     import io
 
@@ -119,7 +119,7 @@ def read_image(file: Path, field: str, number: int) -> bytes:
     with regular_path(file) as path, h5py.File(path, "r") as data:
         try:
             pixels = np.asarray(_own(data, _own(data, field)[()].ravel()[number])).T  # [H, W] or [H, W, 3]
-        except Exception as error:  # as above
+        except Exception as error:  # h5py raises anything, as above
             if getattr(error, "errno", None) is not None:  # a disk error, not a corrupt file
                 raise
             raise ImageRejected("unreadable", str(error)) from None

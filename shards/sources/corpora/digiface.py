@@ -25,13 +25,13 @@ class DigiFace:
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield images with group = subject. No labels, no splits.
+        """Yield images with group = subject. There are no labels or splits.
 
         Raises:
-            UserError: the folder or its subject folders are missing.
+            UserError: If the folder or its subject folders are missing.
         """
         if not self.root.is_dir():
-            raise UserError(f"digiface={self.root}: not a folder. Fix: give the corpus folder.")
+            raise UserError(f"digiface={self.root}: not a folder. Fix: pass the corpus folder.")
         found = False
         for relative in walk(self.root):
             file = Path(relative)
@@ -45,7 +45,7 @@ class DigiFace:
         if not found:
             raise UserError(
                 f"digiface: no <subject>/<number>.png such as 0/0.png in {self.root} (found: "
-                f"{describe_dir(self.root)}). Fix: give the folder that contains the subjects."
+                f"{describe_dir(self.root)}). Fix: pass the folder that contains the subjects."
             )
 
 

@@ -30,7 +30,7 @@ class ExpW:
         """Yield faces in the order of the list.
 
         Raises:
-            UserError: the list or photos are missing, or no line of the list has eight fields.
+            UserError: If the list or photos are missing, or no line of the list has eight fields.
         """
         file = require_path("expw", self.root, "list of faces", *LISTS)
         images = require_path("expw", self.root, "folder of photos", *IMAGES)

@@ -27,10 +27,10 @@ class FaceSynthetics:
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield faces with landmarks: the 68 of 300-W, projected from 3D, and the pupils. No labels, no splits.
+        """Yield faces with landmarks: the 68 of 300-W, projected from 3D, and the pupils; no labels or splits.
 
         Raises:
-            UserError: the folder or its images are missing.
+            UserError: If the folder or its images are missing.
         """
         folder = self._folder()
         kinds: defaultdict[str, set[str]] = defaultdict(set)
@@ -41,7 +41,7 @@ class FaceSynthetics:
         if not any(".png" in found for found in kinds.values()):
             raise UserError(
                 f"facesynthetics: no images such as 000000.png in {folder} (found: {describe_dir(folder)}). "
-                "Fix: give the corpus folder."
+                "Fix: pass the corpus folder."
             )
         for number, found in kinds.items():
             yield self._entry(folder.absolute(), number, found)
@@ -53,7 +53,7 @@ class FaceSynthetics:
 
     def _folder(self) -> Path:
         if not self.root.is_dir():
-            raise UserError(f"facesynthetics={self.root}: not a folder. Fix: give the corpus folder.")
+            raise UserError(f"facesynthetics={self.root}: not a folder. Fix: pass the corpus folder.")
         return first_existing(self.root, *RELEASES) or self.root
 
     def _entry(self, folder: Path, number: str, found: set[str]) -> Entry | Rejected:

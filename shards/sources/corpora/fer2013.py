@@ -1,7 +1,7 @@
 """FER2013 in each of its CSV forms: grayscale faces of 48 x 48 px, written as numbers in text.
 
-fer2013.csv and icml_face_data.csv list all rows in the order that FERPlus refers to; train.csv and test.csv are the
-contest's, the second without labels. The version in folders has lost that order: read it with the command `folder`.
+fer2013.csv and icml_face_data.csv list all rows in the order that FERPlus refers to. train.csv and test.csv are from
+the contest; test.csv has no labels. The version in folders has lost that order: read it with the command `folder`.
 """
 
 import csv
@@ -49,7 +49,7 @@ class FER2013:
     _found: LeakReport = field(default_factory=LeakReport, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises UserError for an invalid option."""
+        """Raise UserError for an invalid option."""
         check_options(self)
 
     @property
@@ -61,7 +61,7 @@ class FER2013:
         """Yield faces in the order of the rows.
 
         Raises:
-            UserError: there is no list, or one without a column pixels.
+            UserError: If there is no list, or it has no column `pixels`.
         """
         yield from self._found.check(self._rows, self.leaks)
 
@@ -84,7 +84,7 @@ def find_list(root: Path) -> Path:
     """Return the list of all rows, or train.csv.
 
     Raises:
-        UserError: neither exists, or the root is the version in folders.
+        UserError: If neither exists, or the root is the version in folders.
     """
     if (root / "train").is_dir() and first_existing(root, *FULL, TRAIN) is None:
         raise UserError(
@@ -133,7 +133,7 @@ def entry(name: str, prefix: str, row: FER2013Row, split: str | None = None) -> 
 
 
 def label_of(emotion: str) -> str | None:
-    """Return the label of a number from 0 to 6, also as 3.0 (pandas), or of a name; None for any other text."""
+    """Return the label of a number from 0 to 6, also as 3.0 (pandas), or of a name, or None for any other text."""
     name = emotion.strip().casefold()
     if name in LABELS:
         return name

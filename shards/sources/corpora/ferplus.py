@@ -56,21 +56,21 @@ class FERPlus:
     """
 
     root: Path
-    fer2013: Path | None = option(None, "Folder with fer2013.csv or icml_face_data.csv (default: DIR).")  # noqa: RUF009
-    rule: str = option("majority", "Rule that turns votes into a label: majority or argmax.", ("majority", "argmax"))
+    fer2013: Path | None = option(None, "folder with fer2013.csv or icml_face_data.csv (default: DIR)")  # noqa: RUF009
+    rule: str = option("majority", "rule that turns votes into a label: majority or argmax", ("majority", "argmax"))
     leaks: str = option(KEEP, HELP, CHOICES)
     _found: LeakReport = field(default_factory=LeakReport, init=False, repr=False, compare=False)
     _doubled: dict[str, bool] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        """Raises UserError for an unknown rule."""
+        """Raise UserError for an unknown rule."""
         check_options(self)
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield faces in the order of the rows.
 
         Raises:
-            UserError: a list is missing, lacks columns, or has other rows than the other list.
+            UserError: If a list is missing, lacks columns, or has other rows than the other list.
         """
         self._doubled.clear()
         files = None if self.fer2013 or first_existing(self.root, *FULL) else _find_images(self.root)
@@ -145,7 +145,7 @@ def majority(counts: tuple[int, ...]) -> str:
 
 
 class Vote(NamedTuple):
-    """One row of fer2013new.csv. counts: in the order of VOTES, None if corrupt."""
+    """One row of fer2013new.csv. counts: votes in the order of VOTES, None if corrupt."""
 
     usage: str
     name: str

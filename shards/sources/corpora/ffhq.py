@@ -35,13 +35,13 @@ class FFHQ:
     """Source: the aligned faces in the JSON, or all images without JSON."""
 
     root: Path
-    thumbnails: bool = option(False, "Use the thumbnails of 128 x 128 even if the large images exist.")
+    thumbnails: bool = option(False, "use the thumbnails of 128 x 128 even if the large images exist")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield faces with landmarks; extras: license, author and URL of the photo. No labels, no identities.
+        """Yield faces with landmarks; extras: license, author and URL of the photo. There are no labels or identities.
 
         Raises:
-            UserError: the image folder is missing or empty, or the JSON is corrupt.
+            UserError: If the image folder is missing or empty, or the JSON is corrupt.
         """
         folder = require_path("ffhq", self.root, "images", *((SMALL,) if self.thumbnails else (LARGE, SMALL)))
         listed = first_existing(self.root, *LISTS)
@@ -92,7 +92,7 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield name and value of each member of the object in a JSON file of any size.
 
     Raises:
-        UserError: the file is corrupt or truncated.
+        UserError: If the file is corrupt or truncated.
     """
     with open_regular(file, **TEXT) as text:
         buffer, place = text.read(CHUNK), 0
@@ -117,7 +117,7 @@ def members(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _member(buffer: str, place: int) -> tuple[str | None, Any, int]:
-    """Return the member at a position and its end, None at the end of the object. Raises ValueError if truncated."""
+    """Return the member at a position and its end, or None at the end of the object. Raises ValueError if truncated."""
     place = GAP.match(buffer, place).end()  # type: ignore[union-attr]
     if buffer.startswith("}", place):
         return None, None, place

@@ -39,13 +39,13 @@ class IBug300W:
         """Yield faces with landmarks; box: around the landmarks (the photos are not cropped); extras: part of the set.
 
         Raises:
-            UserError: no part is present.
+            UserError: If no part is present.
         """
         parts = self._parts()
         if not parts:
             found = describe_dir(self.root) if self.root.is_dir() else "no folder"
             raise UserError(
-                f"300w: none of {', '.join(PARTS)} in {self.root} (found: {found}). Fix: give the corpus folder."
+                f"300w: none of {', '.join(PARTS)} in {self.root} (found: {found}). Fix: pass the corpus folder."
             )
         for part, folder in parts.items():
             images: dict[str, str] = {}
@@ -87,7 +87,7 @@ class IBug300W:
 
 
 def read_pts(file: Path) -> tuple[tuple[float, float], ...] | None:
-    """Return the points of a .pts file (with or without header), starting at 0; None unless there are 68."""
+    """Return the points of a .pts file (with or without header), starting at 0, or None unless there are 68."""
     rows = [line for _, line in lines(file)]
     if "{" in rows and "}" in rows:
         rows = rows[rows.index("{") + 1 : rows.index("}")]

@@ -23,10 +23,10 @@ class LFW:
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield photos with group = person. No labels, no splits: its pair lists are for recognition.
+        """Yield photos with group = person. There are no labels or splits; LFW's pair lists are for face recognition.
 
         Raises:
-            UserError: no person folders, or more than one release.
+            UserError: If there are no person folders, or there is more than one release.
         """
         folder = self._folder()
         for relative in walk(folder):
@@ -41,7 +41,7 @@ class LFW:
 
     def _folder(self) -> Path:
         if not self.root.is_dir():
-            raise UserError(f"lfw={self.root}: not a folder. Fix: give the corpus folder.")
+            raise UserError(f"lfw={self.root}: not a folder. Fix: pass the corpus folder.")
         if _has_people(self.root):
             return self.root
         found = [
@@ -53,12 +53,12 @@ class LFW:
         if len(found) > 1:
             both = ", ".join(str(folder.relative_to(self.root)) for folder in found)
             raise UserError(
-                f"lfw: {self.root} contains the same photos more than once ({both}). Fix: give one of these folders."
+                f"lfw: {self.root} contains the same photos more than once ({both}). Fix: pass one of these folders."
             )
         if not found:
             raise UserError(
                 f"lfw: no person folders in {self.root} (searched: Name/Name_0001.jpg, also below "
-                f"{', '.join(RELEASES)}; found: {describe_dir(self.root)}). Fix: give the corpus folder."
+                f"{', '.join(RELEASES)}; found: {describe_dir(self.root)}). Fix: pass the corpus folder."
             )
         return found[0]
 

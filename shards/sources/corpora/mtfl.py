@@ -47,7 +47,7 @@ class MTFL:
         """Yield faces in the order of the lists.
 
         Raises:
-            UserError: a list is missing or corrupt.
+            UserError: If a list is missing or corrupt.
         """
         for split in LISTS:
             for number, line in self.lines(split):

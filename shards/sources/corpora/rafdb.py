@@ -48,11 +48,11 @@ class RAFDB:
 
     root: Path
     images: str = option(
-        "aligned", "Images to use: aligned (faces of 100 px) or original (whole photos).", ("aligned", "original")
+        "aligned", "images to use: aligned (faces of 100 px) or original (whole photos)", ("aligned", "original")
     )
 
     def __post_init__(self) -> None:
-        """Raises UserError for another kind of images."""
+        """Raise UserError for another kind of images."""
         check_options(self)
 
     @property
@@ -65,7 +65,7 @@ class RAFDB:
         """Yield faces in the order of the list, or folder by folder.
 
         Raises:
-            UserError: not RAF-DB, the compound expressions, or the images are missing.
+            UserError: If the folder is not RAF-DB or has the compound expressions, or images are missing.
         """
         if self.release == "official":
             yield from self._listed(require_path("rafdb", self.root, "list of labels", *LISTS))
@@ -82,7 +82,7 @@ class RAFDB:
         if beyond:
             raise UserError(
                 f"rafdb: {file} line {beyond[0]} has a compound expression. "
-                "Fix: give the folder of the basic expressions."
+                "Fix: pass the folder of the basic expressions."
             )
         base = file.parent.parent
         require_path("rafdb", base, f"folder of {self.images} images", f"Image/{self.images}")
@@ -146,7 +146,7 @@ def _beside(root: Path, base: Path) -> Path:
 
 
 def _labels(file: Path) -> dict[str, str]:
-    """Read a list `image,label`: name -> number as text; empty without a list."""
+    """Read a list `image,label`: name -> number as text, or {} without a list."""
     if not file.is_file():
         return {}
     try:

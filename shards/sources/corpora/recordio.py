@@ -57,13 +57,13 @@ class RecordIO:
     """Source: the images of one .rec file, or of all .rec files in a folder."""
 
     root: Path
-    label_is_class: bool = option(False, "Use a record's label as class, not as person.")
+    label_is_class: bool = option(False, "use a record's label as the class, not as the person")
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield images with group = person, or label = class; split by file name.
 
         Raises:
-            UserError: there is no .rec file, or one is invalid.
+            UserError: If there is no .rec file, or one is invalid.
         """
         for pack in self._packs():
             with open_regular(pack, "rb", buffering=0) as data:
@@ -152,7 +152,7 @@ def _parts(data: int, offset: int) -> list[tuple[int, int]]:
     """Return (offset, size) of the parts of one record, and last (offset, 0) of the next record.
 
     Raises:
-        DamagedRecord: no record starts there, or the file ends within it.
+        DamagedRecord: If no record starts there, or the file ends within it.
     """
     size = os.fstat(data).st_size
     found: list[tuple[int, int]] = []
@@ -186,7 +186,7 @@ def read_record(data: int, offset: int) -> RecordIORecord:
     """Read a record's labels and image size; `data` is a file descriptor.
 
     Raises:
-        DamagedRecord: there is no complete record.
+        DamagedRecord: If there is no complete record.
     """
     *parts, _ = _parts(data, offset)
     size = sum(length for _, length in parts) + 4 * (len(parts) - 1)
@@ -212,7 +212,7 @@ def read_image(file: Path, offset: int) -> bytes:
     """Return the image of the record at `offset`; runs in a worker.
 
     Raises:
-        ImageRejected: there is no complete record.
+        ImageRejected: If there is no complete record.
     """
     from shards.imaging.codec import ImageRejected
 

@@ -30,7 +30,7 @@ class SFEW:
         """Yield faces by split and path.
 
         Raises:
-            UserError: the root contains neither the training nor the validation faces.
+            UserError: If the root contains neither the training nor the validation faces.
         """
         require_path("sfew", self.root, "folder of aligned faces", *SPLITS["train"], *SPLITS["val"])
         for split, places in SPLITS.items():

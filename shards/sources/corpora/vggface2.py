@@ -62,10 +62,10 @@ class VGGFace2:
     root: Path
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
-        """Yield photos with group = person; box and landmarks from the lists, if present; extras: gender. No labels.
+        """Yield unlabeled photos with group = person; box and landmarks from the lists, if present; extras: gender.
 
         Raises:
-            UserError: there are no person folders, or a list lacks its header.
+            UserError: If there are no person folders, or a list lacks its header.
         """
         require_path("vggface2", self.root, "train or test folder", *self._places("train"), *self._places("test"))
         genders = self._genders()
@@ -82,7 +82,7 @@ class VGGFace2:
         if not any(PERSON.fullmatch(name) for name in people):
             raise UserError(
                 f"vggface2: no folders such as n000002 in {folder} (found: {describe_dir(folder)}). "
-                "Fix: give the corpus folder."
+                "Fix: pass the corpus folder."
             )
         boxes = self._blocks(f"loose_bb_{split}.csv", "NAME_ID,X,Y,W,H")
         marks = self._blocks(f"loose_landmark_{split}.csv", "NAME_ID,P1X,P1Y,P2X,P2Y,P3X,P3Y,P4X,P4Y,P5X,P5Y")

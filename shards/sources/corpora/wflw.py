@@ -34,7 +34,7 @@ class WFLW:
         """Yield faces with landmarks, box, group = photo (it may show several faces); extras: the flags that are set.
 
         Raises:
-            UserError: the images or both lists are missing.
+            UserError: If the images or both lists are missing.
         """
         images = require_path("wflw", self.root, "images", "WFLW_images", "images").absolute()
         require_path("wflw", self.root, "list", *self._places("train"), *self._places("test"))
@@ -54,7 +54,7 @@ def _bad(file: Path | None, number: int) -> tuple[str, str, str]:
 
 
 def _entry(images: Path, split: str, line: str, faces: Counter[str]) -> Entry | tuple[str, str] | None:
-    """Return one face; source and reason if its path leads outside; None for a corrupt line."""
+    """Return one face, or source and reason if its path leads outside, or None for a corrupt line."""
     words = line.split(maxsplit=2 * LANDMARKS + 10)
     values = numbers(" ".join(words[:-1]), 2 * LANDMARKS + 10)
     if values is None:

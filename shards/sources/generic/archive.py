@@ -35,7 +35,7 @@ class Archive:
         """Yield entries in the order of the archives' names and of their members.
 
         Raises:
-            UserError: there is no archive, or no image in any.
+            UserError: If there is no archive, or no image in any.
         """
         self.others.clear()
         self.packed.clear()
@@ -85,7 +85,7 @@ class Archive:
         return [(name, self.root.absolute() / name) for name in names]
 
     def _item(self, archive: str, prefix: str, member: ArchiveMember) -> Entry | Rejected | None:
-        """Return the entry of a member; None if it is not an image, hidden, or not requested."""
+        """Return the entry of a member, or None if it is not an image, hidden, or not requested."""
         relative = safe_relative_path(member.name)
         if relative is None:
             return Rejected(f"{archive}/{member.name}", "outside", "a path outside the archive")

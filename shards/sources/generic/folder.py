@@ -40,7 +40,7 @@ class Folder:
         """Yield entries sorted by path.
 
         Raises:
-            UserError: the folder does not exist or contains no image.
+            UserError: If the folder does not exist or contains no image.
         """
         if not self.root.is_dir():
             raise UserError(f"folder={self.root}: not a folder. Fix: check the path.")
@@ -85,7 +85,7 @@ class Folder:
         said = [f"classes from folders: {len(classes)} with {classes.total()} images: {named or 'none'}{more}"]
         dated = [name for name in classes if DATE.search(name)]
         if dated and len(dated) < len(classes):
-            said.append(f"note: {', '.join(sorted(dated)[:MOST_SEEN])}: a number, year or date; a class, or an album?")
+            said.append(f"note: {', '.join(sorted(dated)[:MOST_SEEN])}: a number or date in the name; is it a class?")
         if loose:
             said.append(
                 f"note: {loose} images are in no class folder, so they are unlabeled: --keep-unlabeled keeps them"
@@ -138,7 +138,7 @@ def unused_folder_notes(root: Path, folders: set[str], class_folders: bool, spli
 
 
 def walk(root: Path, skipped: Counter[str] | None = None) -> Iterator[str]:
-    """Yield relative paths of all files below `root`, sorted, without hidden ones; follow links but no loops.
+    """Yield relative paths of all files below `root`, sorted, without hidden ones; follow links that form no loop.
 
     A link to a parent of `root` is also a loop: a link to / would list every file of the machine.
     skipped: counts the names of system folders and files, which are skipped too.

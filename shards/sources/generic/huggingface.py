@@ -53,7 +53,7 @@ class HuggingFace:
         Images are read immediately, because Parquet has no random access to single values.
 
         Raises:
-            UserError: there is no Parquet file, or the first one lacks a column.
+            UserError: If there is no Parquet file, or the first one lacks a column.
         """
         files = self._files()
         self._columns(files[0][1])
@@ -62,7 +62,7 @@ class HuggingFace:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Label names in the schema's order; () if it has none."""
+        """Label names in the schema's order, or () if there are none."""
         names = [normalize_label(name) or "" for name in self._columns(self._files()[0][1]).names]
         return tuple(names) if len(set(names)) == len(names) and all(names) else ()
 
@@ -107,7 +107,7 @@ class HuggingFace:
         for name in filter(None, (image, label, self.group_column)):
             if name not in schema.names:
                 raise UserError(
-                    f"huggingface: {file} has no column {name!r}. Fix: give one of {', '.join(schema.names)}."
+                    f"huggingface: {file} has no column {name!r}. Fix: choose one of {', '.join(schema.names)}."
                 )
         if not image:
             raise UserError(
@@ -199,7 +199,7 @@ def split_of(name: str) -> str | None:
 
 
 def _features(metadata: dict[bytes, bytes]) -> dict[str, dict[str, Any]]:
-    """Return the features written to the schema by Hugging Face's library; {} without them."""
+    """Return the features written to the schema by Hugging Face's library, or {} without them."""
     try:
         features = loads(metadata[b"huggingface"])["info"]["features"]
         return {str(name): about for name, about in features.items() if isinstance(about, dict)}

@@ -19,14 +19,14 @@ from shards.sources.containers.parquet_pages import CorruptParquetError, batches
 KINDS = {".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods", ".numbers")
 PACKED = (".zip", ".bz2", ".xz", ".zst", ".7z")
-DELIMITERS = (",", ";", "\t", "|")  # of a .csv; Excel writes the list separator of its locale
+DELIMITERS = (",", ";", "\t", "|")  # delimiters of a .csv; Excel writes the list separator of its locale
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # Excel's "Unicode text"
 HEAD = 1000  # lines of JSON in which every column must occur
 MAX_TEXT = 128 << 20  # maximum characters of a row, which may contain a base64 image
-FEW, MANY = 64, 4096  # rows of Parquet in memory: with images, without
+FEW, MANY = 64, 4096  # rows of Parquet in memory, with and without images
 
 Row = tuple[str, tuple[Any, ...] | None]
-"""Location ("line 3") and values in the order of the requested columns; None if the row is corrupt."""
+"""Location ("line 3") and values in the order of the requested columns, or None if the row is corrupt."""
 
 
 def kind_of(file: Path) -> str:
@@ -38,7 +38,7 @@ def check_kind(file: Path) -> None:
     """Raise UserError for a workbook or a list in an archive."""
     suffix = file.suffix.lower()
     if suffix in WORKBOOKS:
-        raise UserError(f"table: {file} is a workbook. Fix: save its sheet as 'CSV UTF-8' and give that file.")
+        raise UserError(f"table: {file} is a workbook. Fix: save its sheet as 'CSV UTF-8' and pass that file.")
     if suffix in PACKED or (suffix == ".gz" and _plain_suffix(file) == ".parquet"):
         raise UserError(f"table: {file} is compressed, but only .gz of text is supported. Fix: unpack it.")
 
@@ -75,7 +75,7 @@ def columns_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
     """Return the column names. wanted: columns that determine the delimiter of a .csv.
 
     Raises:
-        UserError: the file is empty, or not of its format.
+        UserError: If the file is empty or not of its format.
     """
     kind = kind_of(file)
     if kind == "parquet":
@@ -97,7 +97,7 @@ def columns_of(file: Path, wanted: Sequence[str] = ()) -> list[str]:
 
 
 def read_rows(file: Path, columns: list[str], images: bool = False) -> Iterator[Row]:
-    """Yield the values of each row in `columns`, None if missing; images: a column contains files."""
+    """Yield the values of each row in `columns`, None if missing. images: whether a column contains files."""
     kind = kind_of(file)
     if kind == "parquet":
         yield from _parquet_rows(file, columns, FEW if images else MANY)

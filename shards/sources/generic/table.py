@@ -24,7 +24,7 @@ class Table:
 
     images: base folder of the paths; bytes_column: column of image files, binary in Parquet, base64 in text (the path
     is then only a name); box_columns: one column, or four joined by commas; box_format: left, top and width, height
-    (xywh) or right, bottom (xyxy), in pixels. The same path with another box is another face.
+    (xywh) or right, bottom (xyxy), in pixels. A path with different boxes stands for different faces.
     valence_column, arousal_column: numbers in [-1, 1]. A path with backslashes is read with slashes if that file
     exists.
     """
@@ -45,14 +45,15 @@ class Table:
         """Yield entries in the order of the rows.
 
         Raises:
-            UserError: a missing file or folder, no UTF-8, no rows, an unknown column, no row with a label.
+            UserError: If the file or a folder is missing, the file is not UTF-8 or has no rows, a column is unknown, or
+                no row has a label.
         """
         kind = kind_of(self.file)
         check_kind(self.file)
         if not self.file.is_file():
             raise UserError(f"{kind}={self.file}: not a file. Fix: check the path.")
         if not self.images.is_dir():
-            raise UserError(f"--images={self.images}: folder does not exist. Fix: give the base folder of the paths.")
+            raise UserError(f"--images={self.images}: not a folder. Fix: pass the base folder of the paths.")
         if self.box_format not in BOX_FORMATS or len(self._box_columns()) not in (0, 1, 4):
             raise UserError(
                 f"{kind}: a box needs one or four columns and the order {' or '.join(BOX_FORMATS)}. Fix: correct --box."
@@ -96,7 +97,7 @@ class Table:
             raise UserError(f"{kind}: {self.file} has a header but no rows. Fix: check the path.")
         if self.label_column and not labeled:
             raise UserError(
-                f"--label-column={self.label_column}: no row of {self.file} has a label. Fix: give another column."
+                f"--label-column={self.label_column}: no row of {self.file} has a label. Fix: choose another column."
             )
 
     def _held(self, place: str, path: str, data: Any, about: dict[str, Any]) -> Entry | Rejected:
@@ -115,7 +116,7 @@ class Table:
         return [name.strip() for name in self.box_columns.split(",")] if self.box_columns else []
 
     def _columns(self) -> list[str]:
-        """Return the columns of path, label, split, group, bytes, affect and box; "" for missing ones."""
+        """Return the columns of path, label, split, group, bytes, affect and box, or "" for missing ones."""
         affect = (self.valence_column, self.arousal_column)
         asked = (self.label_column, self.split_column, self.group_column, self.bytes_column, *affect)
         wanted = [*([] if self.bytes_column else [self.path_column]), *filter(None, asked), *self._box_columns()]
@@ -140,7 +141,7 @@ def _label(value: Any, kind: str) -> str:
 
 
 def _box(edges: list[Any], order: str) -> Box | None:
-    """Parse a box from four values, or from one that contains four; None without values. Raises ValueError."""
+    """Parse a box from four values, or from one that contains four; return None without values. Raises ValueError."""
     words = edges[0] if len(edges) == 1 and isinstance(edges[0], list | tuple) else edges
     if len(edges) == 4:
         words = [_point(text_of(edge)) for edge in edges]
@@ -169,7 +170,7 @@ def _affect(valence: Any, arousal: Any) -> dict[str, float]:
         if text := text_of(value):
             number = numbers(_point(text), 1)
             if number is None or not -1 <= number[0] <= 1:
-                raise ValueError(f"{name} {text[:60]!r} is no number from -1 to 1")
+                raise ValueError(f"{name} {text[:60]!r} is not a number from -1 to 1")
             found[name] = number[0]
     return found
 

@@ -46,7 +46,7 @@ class WebDataset:
         """Yield entries in the order of the tars' names and samples; extras: fields of the .json, caption.
 
         Raises:
-            UserError: there is no tar or no sample, or the pattern is invalid.
+            UserError: If there is no tar or no sample, or the pattern is invalid.
         """
         pattern = self._pattern()
         self.found.clear()
@@ -158,7 +158,7 @@ def samples(
     """Group members by key and yield them by extension; skip hidden ones. A repeated extension starts a new group.
 
     Raises:
-        UserError: the members of a key are not adjacent: the tar is not sorted.
+        UserError: If the members of a key are not adjacent, because the tar is not sorted.
     """
     seen: dict[str, str] = {}  # key -> extensions
     for key, run in _runs(members):
@@ -218,7 +218,7 @@ def _told(member: ArchiveMember) -> bytes:
 
 
 def _stats(file: Path) -> dict[str, int] | None:
-    """Return the numbers of attempted and successful downloads; None without a valid file."""
+    """Return the numbers of attempted and successful downloads, or None without a valid file."""
     try:
         found = loads(read_bytes(file))
         return {name: int(found[name]) for name in ("count", "successes")}

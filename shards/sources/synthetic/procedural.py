@@ -42,12 +42,13 @@ def procedural(people: int, images_per_person: int, size: int = 128, seed: int =
         seed: seed of all random numbers.
 
     Raises:
-        UserError: fewer than four people (a split would be empty), no images, size below 64.
+        UserError: If there are fewer than four people (a split would be empty), there are no images, or the size is
+            below 64.
     """
     if people < TEST_EVERY or images_per_person < 1 or size < 64:
         raise UserError(
             f"procedural: {people} people with {images_per_person} images of {size} px is out of range. "
-            f"Fix: give at least {TEST_EVERY} people, 1 image each, 64 px."
+            f"Fix: pass at least {TEST_EVERY} people, 1 image each and 64 px."
         )
     return (list_entry(seed, person, i, size) for person in range(people) for i in range(images_per_person))
 

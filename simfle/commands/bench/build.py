@@ -28,7 +28,7 @@ VARIANTS = {
     "ours": "shards with every check: strict decode, conversion to RGB, sha256, fsync, resumable",
     "ours unchecked": "the same plan and tars with sha256, from the files' bytes, without decoding the image",
     "webdataset": "webdataset's ShardWriter copying the files' bytes: no check, no hash, no fsync",
-    "again": "ours on finished shards: listing and digest, as a rerun skips complete shards",
+    "again": "ours on finished shards: only listing and digest, because a rerun skips complete shards",
 }
 
 
@@ -101,7 +101,7 @@ def _pick(directory: Path, images: int) -> list[Path]:
 
 
 def _draw(folder: Path, images: int) -> list[Path]:
-    """Write at most 64 distinct synthetic faces, repeated as needed: only the time per file matters."""
+    """Write at most 64 distinct synthetic faces, repeated as needed, because only the time per file matters."""
     from shards.sources.synthetic.procedural import draw
 
     folder.mkdir()
@@ -153,7 +153,7 @@ def measure(task: BuildTask, rounds: int) -> dict[str, Any]:
 
 
 def _rates(turns: list[dict[str, float]], count: int) -> dict[str, dict[str, float]]:
-    """Return images per CPU second and per wall-clock second: median, lowest, highest."""
+    """Return the median, lowest and highest images per CPU second and per wall-clock second."""
     rates = {}
     for clock in ("cpu", "wall"):
         each = [count / turn[clock] for turn in turns]
@@ -200,7 +200,7 @@ def _again(task: BuildTask) -> int:
 
 
 def _unchecked(task: BuildTask) -> int:
-    """Do the work of `ours` except decoding: the difference is the cost of the checks."""
+    """Do the work of `ours` without decoding; the difference in time is the cost of the checks."""
     from contextlib import closing
 
     from shards.build.plan import BuildPlan, make_plan

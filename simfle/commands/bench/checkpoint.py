@@ -13,7 +13,7 @@ def bench_checkpoint(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value (without data.shards: synthetic faces)")
     ] = None,
-    steps: Annotated[int, typer.Option(help="steps per turn", min=1)] = 5,
+    steps: Annotated[int, typer.Option(help="steps per repetition", min=1)] = 5,
     rounds: Annotated[int, typer.Option(help="number of rounds; each variant runs once per round", min=1)] = 5,
     out: Figures = None,
 ) -> None:
@@ -36,7 +36,7 @@ def bench_checkpoint(
     echo(
         f"written at {facts['MB/s']:.4g} MB/s; training is blocked for {facts['held_up']:.3%} of wall-clock time, "
         f"{facts['held_up_cpu']:.3%} of CPU time, at train.checkpoint_every={facts['interval']} and {batch} images per "
-        "step (aim 1%)"
+        "step (target: 1%)"
     )
     echo(f"load average {result['machine']['load']} on {result['machine']['cores']} cores")
     timing.save(result, out)

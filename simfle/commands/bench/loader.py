@@ -14,12 +14,12 @@ def bench_loader(
         Path | None, typer.Argument(metavar="DIR", help="folder of JPEGs (default: synthetic faces)")
     ] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. views.size=96")] = None,
-    images: Annotated[int, typer.Option(help="images per turn")] = 128,
+    images: Annotated[int, typer.Option(help="images per repetition")] = 128,
     rounds: Annotated[int, typer.Option(help="number of rounds; each variant runs once per round")] = 5,
     threads: Annotated[list[int] | None, typer.Option(help="thread counts to try (default: 1 and 2)")] = None,
     out: Figures = None,
 ) -> None:
-    """Measure images per second, three views each: medians over rounds, all variants in turn on the same images."""
+    """Measure images per second, three views each: medians over rounds; all variants alternate on the same images."""
     arguments = list(overrides or [])
     if directory is not None and "=" in str(directory):
         arguments, directory = [str(directory), *arguments], None
@@ -35,7 +35,7 @@ def bench_loader(
 
     device = torch.device("cuda" if config.train.device != "cpu" and torch.cuda.is_available() else "cpu")
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # torchvision's blur would use all cores; a loader worker has one thread
+    torch.set_num_threads(1)  # torchvision's blur would use all cores, but a loader worker has one thread
     try:
         data = views.read_images(directory, images)
         found = timing.measure(views.variants(data, config.views, counts, device), rounds, device)

@@ -17,8 +17,7 @@ def bench_scaling(
     steps: Annotated[int, typer.Option(help="steps per measurement", min=4)] = 15,
     out: Figures = None,
 ) -> None:
-    """Measure weak scaling on this machine: images/s of N processes in one process group, and of N independent
-    processes.
+    """Measure weak scaling on this machine: images/s of N processes in one process group and of N independent ones.
 
     Both share the machine's cores equally, so the difference is the cost of communication and waiting.
     """
@@ -37,7 +36,7 @@ def bench_scaling(
     with tempfile.TemporaryDirectory() as folder:
         found = [scaling.measure(words, number, batch_per_process, steps, Path(folder)) for number in numbers]
     table = Table(title=f"{batch_per_process} samples per process and step")
-    for name in ("processes", "one world, images/s", "alone, images/s", "communication", "against one process"):
+    for name in ("processes", "one group, images/s", "independent, images/s", "communication", "vs. one process"):
         table.add_column(name, justify="right")
     for each in found:
         ideal = each.processes * found[0].together / found[0].processes

@@ -24,7 +24,7 @@ def bench_step(
     ] = 0,
     out: Figures = None,
 ) -> None:
-    """Measure images per second of one step: medians over rounds, all variants in turn on the same images."""
+    """Measure images per second of one step: medians over rounds; all variants alternate on the same images."""
     arguments = list(overrides or [])
     if config is not None and "=" in config:
         arguments, config = [config, *arguments], None

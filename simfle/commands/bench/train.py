@@ -18,14 +18,14 @@ def bench_train(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="key=value (without data.shards: synthetic faces)")
     ] = None,
-    steps: Annotated[int, typer.Option(help="steps per turn", min=1)] = 20,
+    steps: Annotated[int, typer.Option(help="steps per repetition", min=1)] = 20,
     rounds: Annotated[int, typer.Option(help="number of rounds; each variant runs once per round", min=1)] = 5,
     processes: Annotated[
-        int, typer.Option(help="above 1: also measure the communication cost of N processes", min=1)
+        int, typer.Option(help="number of processes whose communication cost is also measured (1 = none)", min=1)
     ] = 1,
     out: Figures = None,
 ) -> None:
-    """Measure images/s end to end and without the loader, and the fractions of data, checkpoints and communication."""
+    """Measure images/s with and without the loader, and the fractions of time for data, checkpoints, communication."""
     from simfle.runtime.entrypoint import gc_frozen_imports
 
     with gc_frozen_imports():
@@ -85,11 +85,11 @@ def _show(result: dict[str, Any], processes: int, interval: int, checkpoint_byte
     """Print rates and fractions; `interval`: steps between checkpoints."""
     shares, clock, cpu = result["shares"], result["against_loader_free"], result["against_loader_free_cpu"]
     echo(
-        f"{result['images_per_second']:.4g} images/s, {result['images_per_cpu_second']:.4g} per CPU second; against "
-        f"the loader-free step {clock:.3f} in wall-clock time (aim 0.95), {cpu:.3f} of CPU time"
+        f"{result['images_per_second']:.4g} images/s, {result['images_per_cpu_second']:.4g} per CPU second; relative "
+        f"to the loader-free step: {clock:.3f} by wall-clock time (target: 0.95), {cpu:.3f} by CPU time"
     )
     communication = shares["communication"]
-    told = "not measured (--processes)" if communication is None else f"{communication:.1%} on {processes} processes"
+    told = "not measured (--processes)" if communication is None else f"{communication:.1%} with {processes} processes"
     echo(
         f"waiting for data {shares['data']:.2%}; blocked by checkpoints {shares['checkpoints']:.3%} at "
         f"train.checkpoint_every={interval} ({checkpoint_bytes / 1e6:.0f} MB each); communication {told}"

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shards.build.builder import BuildReport
     from shards.build.spec import BuildSpec
 
-Counts = dict[str, dict[str, int]]  # split -> label -> samples; the label "" is the total of the split
+Counts = dict[str, dict[str, int]]  # split -> label -> samples; the label "" stands for the split's total
 ALL = "all"  # replaces the split names if fractions have moved people between splits
 
 
@@ -50,7 +50,7 @@ def _command(corpus: CorpusSpec) -> Any:
             needs_crop=corpus.needs_crop(entries),
         )
 
-    where = Annotated[Path, typer.Argument(metavar="DIR", help="folder as you received it")]
+    where = Annotated[Path, typer.Argument(metavar="DIR", help="folder of the corpus as downloaded")]
     parameters = [inspect.Parameter("directory", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=where)]
     for item in fields:
         option = typer_option(item.name, item.metadata.get("help", ""), item.default)
@@ -68,7 +68,7 @@ def _command(corpus: CorpusSpec) -> Any:
 
 
 def _describe(corpus: CorpusSpec, entries: Any, options: dict[str, Any]) -> dict[str, Any]:
-    """Describe the source for the manifest, by its name: without local paths."""
+    """Describe the source for the manifest by its name, without local paths."""
     said = {name: value.name if isinstance(value, Path) else value for name, value in options.items()}
     about = {"kind": corpus.name, "name": entries.root.resolve().name}
     found = {"release": getattr(entries, "release", ""), "first_label": corpus.first_label_id}
@@ -94,7 +94,7 @@ def show_count_differences(request: "BuildSpec", report: "BuildReport") -> None:
         Console(highlight=False, soft_wrap=True).print(_table(rows))
         report.notes.append(
             f"{len(rows)} of the published counts differ from the written ones (table above); rejected images are "
-            f"listed in {request.out}/rejected.jsonl, anything else is missing from your copy or added to it"
+            f"listed in {request.out}/rejected.jsonl; other differences are images missing from or added to your copy"
         )
     else:
         report.notes.append(f"sample counts equal the published ones: {_totals(published['expected'])}")
@@ -105,7 +105,7 @@ def differences(
 ) -> list[dict[str, Any]]:
     """Return the counts that differ from the published ones.
 
-    labels: compare only these labels (() = all); moved: people were moved between splits, so only totals are compared.
+    Only `labels` are compared (() = all). If people were `moved` between splits, only totals are compared.
     """
     wanted: Counter[tuple[str, str]] = Counter()
     found: Counter[tuple[str, str]] = Counter()

@@ -14,7 +14,7 @@ from simfle.commands.shards.build_source import source
 if TYPE_CHECKING:
     from shards.entry import Entry, Rejected
 
-MISSING = "maximum fraction of listed files that may be missing; above it, nothing is built"
+MISSING = "maximum fraction of listed files that may be missing; if more are missing, nothing is built"
 
 
 def folder(
@@ -71,7 +71,7 @@ def csv(  # noqa: PLR0913, PLR0917 - one argument per option
 
 @dataclass(frozen=True)
 class Reiterable:
-    """Entries that can be iterated repeatedly: each iteration calls `make` again."""
+    """Entries that can be iterated over repeatedly; each iteration calls `make` again."""
 
     make: Callable[[], "Iterable[Entry | Rejected]"]
 
@@ -192,7 +192,7 @@ def webdataset(
 
 
 def huggingface(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="folder of Parquet files of a data set, or one file")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="folder with a data set's Parquet files, or one file")],
     image_column: Annotated[str, typer.Option(help="column of the images (default: the one of type Image)")] = "",
     label_column: Annotated[str, typer.Option(help="column of the labels (default: the ClassLabel column)")] = "",
     group_column: Annotated[str, typer.Option(help="column of the person (or film), who is kept in one split")] = "",

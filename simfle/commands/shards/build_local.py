@@ -22,7 +22,7 @@ def execute(out: Path, corpus: SourceInput, common: BuildOptions) -> None:
     request = make_request(out, corpus, common)
     for root in corpus.roots:
         if out.resolve().is_relative_to(root.resolve()):
-            raise UserError(f"OUT={out}: inside the source {root}. Fix: choose a folder outside of it.")
+            raise UserError(f"OUT={out}: inside the source {root}. Fix: choose a folder outside the source.")
     report, rate = build_here(request, corpus)
     show(out, report, rate)
 
@@ -37,8 +37,8 @@ def build_here(request: "BuildSpec", corpus: SourceInput) -> "tuple[BuildReport,
         echo(f"terms of use of {request.corpus}: {request.terms}")
     if corpus.needs_crop and request.encode.crop is None and request.encode.align is None:
         echo(
-            f"note: images of {corpus.name} are whole photos that may show several people, and a box marks the "
-            "labeled face: --crop 0.25 cuts it out with a margin of 0.25 of its sides, --align also levels the eyes"
+            f"note: images of {corpus.name} are whole photos that may show several people; a box marks the labeled "
+            "face. --crop 0.25 crops to the box with a margin of 0.25 of its sides; --align also levels the eyes"
         )
     for line in corpus.before():
         echo(one_line(line))
@@ -61,7 +61,7 @@ def make_request(out: Path, corpus: SourceInput, common: BuildOptions) -> "Build
     from shards.rules import EntryRules, normalize_label
 
     if common.group_pattern and corpus.options.get("columns", {}).get("group"):
-        raise UserError("--group-column and --group-pattern: both define the person. Fix: give only one.")
+        raise UserError("--group-column and --group-pattern: both define the person. Fix: pass only one.")
     names = tuple(normalize_label(name) or "" for name in common.labels.split(",")) if common.labels else corpus.labels
     if "" in names:
         raise UserError(f"--labels={common.labels!r}: a name is empty. Fix: write them as happiness,neutral,anger.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def option(default: Any, text: str, kind: Any = None) -> Any:
-    """Return a field of BuildOptions with its help text; kind: its type if the default does not show it."""
+    """Return a field of BuildOptions with its help text. `kind` is its type if the default does not show it."""
     return dataclasses.field(default=default, metadata={"help": text, "kind": kind or type(default)})
 
 
@@ -43,8 +43,8 @@ class BuildOptions:
     )
     crop: float | None = option(
         None,
-        "crop to the corpus's box with this fraction of its sides as margin, such as 0.25; boxes and landmarks are "
-        "in the stored file's pixels and follow its EXIF rotation",
+        "crop to the corpus's box with this fraction of the box's sides as margin, such as 0.25; boxes and landmarks "
+        "are in pixels of the stored file and are rotated by its EXIF orientation",
         float | None,
     )
     shorter_side: int = option(0, "maximum shorter side in pixels (0 = no resize)")
@@ -84,13 +84,17 @@ class BuildOptions:
 
 @dataclass(frozen=True)
 class SourceInput:
-    """Corpus as a subcommand describes it. roots: folders that must not contain the output.
+    """Corpus as a subcommand describes it.
 
-    notes: the source's notes, called after all entries were read; labels: their order if --labels is not given;
-    about: function of the number of samples written by (split, label), called before the shards are published, whose
-    result is added to the manifest; finish: called with the published shards, before the report is printed; needs_crop:
-    whether images are whole photos, in which an entry is one face given by its box; max_missing: maximum fraction of
-    listed files that may be missing; before: notes to print before the entries are read.
+    roots: folders that must not contain the output.
+    notes: returns the source's notes; called after all entries are read.
+    labels: order of the labels if --labels is not given.
+    about: returns values for the manifest from the samples written by (split, label); called before the shards are
+        published.
+    finish: called with the published shards, before the report is printed.
+    needs_crop: whether images are whole photos, in which an entry is one face given by its box.
+    max_missing: maximum fraction of listed files that may be missing.
+    before: notes to print before the entries are read.
     """
 
     entries: "Iterable[Entry | Rejected]"
@@ -109,7 +113,7 @@ class SourceInput:
 
 
 def typer_option(name: str, text: str, default: Any) -> Any:
-    """Return a Typer option; a switch gets a --no- form only if it is on by default."""
+    """Return a Typer option. A switch has a --no- form only if it is on by default."""
     flag = f"--{name.replace('_', '-')}"
     names = [f"{flag}/--no-{flag[2:]}" if default else flag] if isinstance(default, bool) else []
     return typer.Option(*names, help=text)

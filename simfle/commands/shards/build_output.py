@@ -49,7 +49,7 @@ class ProgressMeter:
             self._bar.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Update the progress of a stage; total 0: not known yet."""
+        """Update the progress of a stage. A total of 0 is not known yet."""
         now = self._clock()
         if stage != self._stage:
             self._stage, self._start, self._first, self._said = stage, now, done, now
@@ -77,8 +77,8 @@ def show(out: Path | str, report: "BuildReport", rate: float) -> None:
         # The source files are not read again.
         if rejected := sum(manifest.rejected.values()) - manifest.rejected.get("removed", 0):
             console.print(
-                f"rejected when it was built: {rejected}, see {out}/rejected.jsonl; if files were fixed "
-                "or replaced since, delete that folder and rerun the command",
+                f"rejected when it was built: {rejected}, see {out}/rejected.jsonl; if files have been fixed "
+                "or replaced since then, delete that folder and rerun the command",
                 markup=False,
             )
         return

@@ -18,7 +18,7 @@ CONTAINERS = (".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".zip", ".parque
 
 
 class Url(str):
-    """A URL given in place of a path."""
+    """A URL that was given instead of a path."""
 
     __slots__ = ()
 
@@ -52,7 +52,7 @@ def fetch(url: str, work: Path | None) -> Path:
     """Download a source: a file, or a folder's archives and Parquet files. Existing files are not downloaded again.
 
     Raises:
-        UserError: the source cannot be read or is empty.
+        UserError: If the source cannot be read or is empty.
     """
     from shards.io.urls import check_url, file_size, is_directory, join, list_names
     from shards.redact import redact_url
@@ -74,7 +74,7 @@ def fetch(url: str, work: Path | None) -> Path:
 
 
 def _fetch_file(url: str, path: Path, size: int | None) -> None:
-    """Download one file. size: its size in bytes, None if unknown; then the downloaded size is recorded."""
+    """Download one file of `size` bytes. If the size is unknown (None), the downloaded size is recorded."""
     from shards.io.urls import download
     from shards.redact import redact_url
 
@@ -95,7 +95,7 @@ def _fetch_file(url: str, path: Path, size: int | None) -> None:
 
 
 def _number(file: Path) -> int | None:
-    """Read an integer from a file; None if the file contains none."""
+    """Read an integer from a file, or return None if the file contains none."""
     try:
         return int(read_text(file))
     except (OSError, ValueError):
@@ -110,7 +110,7 @@ def check_output(url: str) -> None:
 
 
 def execute_remote(url: str, corpus: SourceInput, common: BuildOptions) -> None:
-    """Build in --work, upload the shards, clean up. After an interruption, resume at the same shard or upload."""
+    """Build in --work, upload the shards and clean up. After an interruption, resume at the same shard or upload."""
     from shards.build.builder import BuildReport, is_up_to_date
     from shards.edit.upload import Upload, manifest_at
     from shards.redact import redact_url

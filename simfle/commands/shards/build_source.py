@@ -34,7 +34,7 @@ def source(function: Callable[..., SourceInput]) -> Callable[..., SourceInput]:
         common = BuildOptions(**{item.name: values[item.name] for item in shared})
         out = values["out"]
         if isinstance(out, Url):
-            check_output(out)  # before any download
+            check_output(out)  # checked before any download
         for item in arguments:
             _require_path(item, values[item.name])
         given = {name: fetch(item, common.work) if isinstance(item := values[name], Url) else item for name in own}

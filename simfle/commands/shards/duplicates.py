@@ -30,7 +30,7 @@ def find_duplicates(
         Path | None,
         typer.Option(
             "--list",
-            help="JSON Lines file to write (default: SHARDS.duplicates.jsonl default_output_beside the folder)",
+            help="JSON Lines file to write (default: SHARDS.duplicates.jsonl beside the folder)",
         ),
     ] = None,
     workers: Annotated[int, typer.Option(help="number of processes (0 = number of cores)")] = 0,

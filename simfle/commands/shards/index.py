@@ -19,7 +19,7 @@ def index_shards(
 ) -> None:
     """Index tars written by webdataset's ShardWriter or img2dataset. The tars are not changed.
 
-    data.shards=[DIR] also reads them without an index, but scans every tar at each start. No image is decoded: samples
+    data.shards=[DIR] also reads tars without an index, but scans every tar at each start. No image is decoded; samples
     without a JPEG, PNG or WebP are skipped, counted and listed in rejected.jsonl. To check every image and apply its
     EXIF rotation, build shards from the folder: simfle shards build webdataset.
     """

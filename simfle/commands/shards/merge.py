@@ -16,7 +16,7 @@ def merge_shards(
         typer.Argument(metavar="SHARDS... OUT", parser=local, help="folders to merge, then the folder to create"),
     ],
     on_collision: Annotated[
-        str, typer.Option(help="if several folders have the same key: refuse, or suffix (rename the later ones)")
+        str, typer.Option(help="if several folders have the same key: refuse, or suffix (rename later samples)")
     ] = "refuse",
     corpus: Annotated[str, typer.Option(help="name of the corpus in the manifest (default: the names joined)")] = "",
     shard_samples: Annotated[int, typer.Option(help="maximum number of samples per shard")] = 2048,
@@ -33,7 +33,7 @@ def merge_shards(
         echo(f"terms of use: {merged.manifest.terms}")
     show_made(out, merged.manifest)
     if merged.renamed_keys:
-        echo(f"{merged.renamed_keys} samples were renamed, since an earlier folder has the same key")
+        echo(f"{merged.renamed_keys} samples were renamed, because an earlier folder has the same key")
     if merged.relabeled:
         echo(f"{merged.relabeled} samples got another id for the same label")
     if merged.shared_people:
@@ -45,8 +45,8 @@ def merge_shards(
     if merged.people_across_splits:
         split = shell_line("simfle", "shards", "split", out, f"{out}-split", "--splits", "train=0.8,test=0.2")
         echo(
-            f"note: {merged.people_across_splits} people (groups) are in more than one split, so test people may have "
-            f"been seen in training. To split by person: {split}"
+            f"note: {merged.people_across_splits} people (groups) are in more than one split, so people of the test "
+            f"split may also be in the training split. To split by person: {split}"
         )
 
 

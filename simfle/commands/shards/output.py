@@ -33,13 +33,13 @@ def default_output_beside(folder: Path, ending: str) -> Path:
 
 
 def local(text: str) -> Path:
-    """Parse a local folder. Raises UserError for a URL: the commands read shards repeatedly and in any order."""
+    """Parse a local folder. Raises UserError for a URL, because the commands read shards repeatedly in any order."""
     from shards.io.urls import is_url
     from shards.redact import redact_url
 
     if is_url(text):
         raise UserError(
             f"{redact_url(text)}: not a local folder. Fix: copy the shards to this machine "
-            "(only training and simfle shards verify read URLs)."
+            "(only training and simfle shards verify can read URLs)."
         )
     return Path(text)

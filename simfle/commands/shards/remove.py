@@ -9,7 +9,7 @@ from simfle.commands.app import command, echo
 from simfle.commands.shards.output import DUPLICATES, SHEET, default_output_beside, local
 from simfle.config.overrides import shell_line
 
-# Of files that may hold samples: betons, tars that are not in the manifest, what a killed process left, lists of
+# Files that may hold samples: betons, tars that are not in the manifest, remains of a killed process, and lists of
 # img2dataset.
 HOLDING = (".beton", ".tar", ".idx", ".tmp", ".parquet")
 
@@ -23,14 +23,14 @@ def remove_samples(
         str | None, typer.Option(help="remove all samples of this person (the group in their json)")
     ] = None,
     keys_file: Annotated[
-        Path | None, typer.Option("--list", help="file of keys, one per line, or JSON Lines from find_duplicates")
+        Path | None, typer.Option("--list", help="keys, one per line, or JSON Lines of simfle shards duplicates")
     ] = None,
     reason: Annotated[str, typer.Option(help="reason for the record; do not name the person here")] = "",
 ) -> None:
     """Rewrite shards without the given samples. If interrupted, rerun the command to complete it.
 
     removed.jsonl records date, number, reason and hashes of the keys, but nothing from the images. Sample ids shift, so
-    runs that were trained on these shards cannot be resumed on them.
+    runs on these shards can no longer be resumed.
     """
     from shards.edit.remove import REMOVAL_LOG, read_list
     from shards.edit.remove import remove_samples as remove
@@ -56,7 +56,7 @@ def remove_samples(
     if not done.samples:
         return
     echo(f"{done.samples} samples removed, {done.shards} shards rewritten; see {folder / REMOVAL_LOG}")
-    echo("sample ids have shifted: runs trained on these shards cannot be resumed; export them, or start new ones")
+    echo("sample ids have shifted: runs on these shards can no longer be resumed; export them, or start new runs")
     echo("not changed: copies (from subset, split or merge), caches, betons, images in reports, weights of runs")
     echo(f"next: {shell_line('simfle', 'shards', 'verify', folder)}")
 

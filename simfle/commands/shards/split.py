@@ -17,12 +17,10 @@ def split_shards(
     ],
     stratify_by: Annotated[
         str,
-        typer.Option(
-            help="group: by person, each in one split; label: equal fractions of each label; sample: by sample"
-        ),
+        typer.Option(help="group: each person in one split; label: equal fractions of each label; sample: by sample"),
     ] = "group",
     split: Annotated[
-        list[str] | None, typer.Option(help="split only this split (repeatable) and keep the others (default: all)")
+        list[str] | None, typer.Option(help="reassign only this split (repeatable), keep the others (default: all)")
     ] = None,
     seed: Annotated[int, typer.Option(help="random seed; another one gives another assignment")] = 0,
     shard_samples: Annotated[int, typer.Option(help="maximum number of samples per shard")] = 2048,

@@ -15,9 +15,7 @@ def subset_shards(
     fraction: Annotated[float, typer.Option(help="fraction to copy, in (0, 1], such as 0.01 or 0.1")],
     stratify_by: Annotated[
         str,
-        typer.Option(
-            help="label: equal fractions of each label; sample: of all samples; group: of people, each complete"
-        ),
+        typer.Option(help="label: equal fractions of each label; sample: of all samples; group: whole people"),
     ] = "label",
     split: Annotated[
         list[str] | None,

@@ -23,9 +23,7 @@ def inspect_shards(
     folder: Annotated[Path, typer.Argument(metavar="SHARDS", parser=local, help="folder with a manifest.json")],
     contact_sheet: Annotated[
         Path | None,
-        typer.Option(
-            help="PNG of sample faces with their labels (default: SHARDS.png default_output_beside the folder)"
-        ),
+        typer.Option(help="PNG of sample faces with their labels (default: SHARDS.png beside the folder)"),
     ] = None,
     samples: Annotated[int, typer.Option(help="number of faces on the sheet (0 = no sheet)")] = 64,
     side: Annotated[int, typer.Option(help="side of each face in pixels")] = 112,
@@ -34,7 +32,7 @@ def inspect_shards(
     duplicates: Annotated[bool, typer.Option("--duplicates", help="also count duplicates; decodes all images")] = False,
     workers: Annotated[int, typer.Option(help="number of processes for --duplicates (0 = number of cores)")] = 0,
 ) -> None:
-    """Print label histogram, sizes, splits and people of shards, and write a contact sheet."""
+    """Print the label histogram, sizes, splits and people of shards, and write a contact sheet."""
     from shards.dedup.duplicates import find_duplicates
     from shards.dedup.perceptual_hash import NEAR
     from shards.edit.summary import draw_contact_sheet, summarize
@@ -67,7 +65,7 @@ def inspect_shards(
 
 
 def _lines(folder: Path, looked: "ShardSummary") -> list[str]:
-    """Return corpus, terms, counts and sizes in a few lines."""
+    """Return a few lines with corpus, terms, counts and sizes."""
     import numpy as np
 
     manifest = looked.manifest

@@ -24,7 +24,8 @@ def slurm_eval(  # noqa: PLR0913, PLR0917 - one argument per option
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[CONFIG] [KEY=VALUE]...", help="YAML file such as configs/eval/quick.yaml; values that override it"
+            metavar="[CONFIG] [KEY=VALUE]...",
+            help="YAML file such as configs/eval/quick.yaml, and values that override it",
         ),
     ] = None,
     run: Annotated[Path | None, typer.Option(help="evaluate this run's newest checkpoint")] = None,
@@ -111,11 +112,11 @@ class Task:
         job, found = eval_array.prepare(place.absolute(), config, self.cluster)
         number = eval_array.submit(job, self.cluster, len(found), self.parallel)
         _tell(f"job {number}: {len(found)} tasks, results in {config.out}; frozen in {job}")
-        # Use the tasks' own configuration, since simfle evaluate lacks some options of this command.
+        # Use the tasks' configuration, because simfle evaluate lacks some options of this command.
         _tell(f"after the job, print the table with: {shlex.join(['simfle', 'evaluate', str(job / 'config.yaml')])}")
 
     def watch(self, run: Path) -> None:
-        """Submit each new checkpoint once, until the run has saved its last step."""
+        """Submit an evaluation of each new checkpoint once, until the run has saved its last step."""
         from simfle.slurm.requeue import newest_step
         from simfle.slurm.status import status
 

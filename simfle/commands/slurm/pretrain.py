@@ -36,7 +36,7 @@ def slurm_pretrain(  # noqa: PLR0913, PLR0917
     cpus_per_task: Annotated[int | None, typer.Option(help="CPU cores per process")] = None,
     mem: Annotated[str | None, typer.Option(help="memory per node, e.g. 200G")] = None,
     signal_seconds: Annotated[
-        int | None, typer.Option(help="seconds between the stop signal and the end of the job")
+        int | None, typer.Option(help="seconds from the stop signal to the end of the job")
     ] = None,
     setup: Annotated[list[str] | None, typer.Option(help="shell line to run before the job (repeatable)")] = None,
     container: Annotated[
@@ -85,7 +85,7 @@ def check_and_submit(
         follow: print progress until the submitted job ends, then exit.
 
     Raises:
-        UserError: the job would fail, or cannot be submitted.
+        UserError: If the job would fail or cannot be submitted.
     """
     from simfle.commands.logs import show_logs
     from simfle.slurm import submit
@@ -110,7 +110,7 @@ def check_and_submit(
 def read_configs(
     config: str | None, words: list[str], cluster: Path | None, options: dict[str, Any]
 ) -> "tuple[PretrainConfig, ClusterConfig]":
-    """Return the run's and the cluster's configuration; print the default files that are used."""
+    """Return the configurations of run and cluster; print the names of default files that are used."""
     from simfle.slurm.config import ClusterConfig
 
     file = Path(config) if config else CONFIG
@@ -128,7 +128,7 @@ def read_configs(
 
 
 def dry(config: PretrainConfig, cluster: "ClusterConfig") -> str:
-    """Return the sbatch script without keeping any file."""
+    """Return the sbatch script; delete all files that were written for it."""
     import tempfile
 
     from simfle.slurm import snapshot, submit

@@ -41,7 +41,7 @@ def used_here(*images: Tensor) -> None:
 
 
 class ViewBackend(Protocol):
-    """Decodes images and applies view parameters; uses no random numbers."""
+    """Backend that decodes images and applies view parameters. It uses no random numbers."""
 
     def render(self, images: Sequence[NDArray[np.uint8]], draws: BatchViewParams) -> RenderedViews:
         """Render the views of n JPEGs [bytes] uint8. A sample's pixels depend on that sample alone."""

@@ -23,7 +23,7 @@ from simfle.data.views import BatchViewParams, ViewParams, blur_window, crop_box
 from simfle.errors import UserError
 
 Pixels = NDArray[np.uint8]
-# Parts of errors about exhausted GPU or host memory, not about an image.
+# Parts of error messages about exhausted GPU or host memory. Such errors are not caused by an image.
 OUT_OF_MEMORY = ("out of memory", "allocat", "cudaerror", "cuda runtime", "cuda driver")
 BLANK = 8  # side of the placeholder for a corrupt image, pixels
 
@@ -34,7 +34,7 @@ class Dali:
     On a GPU, the views are stored in memory that torch has allocated. images: the requested outputs.
 
     Raises:
-        UserError: DALI is not installed.
+        UserError: If DALI is not installed.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Dali:
         if device.type == "cuda":
             self.gpu = torch.cuda.current_device() if device.index is None else device.index
             self._stream = torch.cuda.Stream(self.gpu)
-            self._done = torch.cuda.Event(blocking=True)  # else a core would spin for it
+            self._done = torch.cuda.Event(blocking=True)  # otherwise the wait would keep a core busy
         self._pipeline = self._build()
 
     def render(self, images: Sequence[Pixels], draws: BatchViewParams) -> RenderedViews:
@@ -104,11 +104,11 @@ class Dali:
 
     def _take(self, corrupt: list[int]) -> dict[str, Tensor]:
         """Run the pipeline; return images [n, 3, H, W] by name, as tensors that outlive its next run."""
-        if self.gpu is None:  # no copy: DALI keeps the memory until the tensor is freed
+        if self.gpu is None:  # no copy is needed: DALI keeps the memory until the tensor is freed
             made = [torch.from_dlpack(output.as_tensor()) for output in self._pipeline.run()]
         else:
-            # DALI may reuse its memory once the host drops it, while the GPU still reads it: copy on the stream of the
-            # outputs, and wait once, without spinning, before dropping them.
+            # DALI may reuse its memory when the host drops it, while the GPU still reads it. Copy on the stream of the
+            # outputs, and wait once, without a busy loop, before dropping them.
             with torch.cuda.device(self.gpu), torch.cuda.stream(self._stream):
                 outputs = self._pipeline.run(self._stream)
                 made = [torch.from_dlpack(output.as_tensor()).clone() for output in outputs]
@@ -129,7 +129,7 @@ class Dali:
                 pipeline.feed_input("jpegs", [images[place]])
                 pipeline.run()
             except RuntimeError:
-                found[place], pipeline = False, None  # unusable after an error
+                found[place], pipeline = False, None  # a pipeline is unusable after an error
         return found
 
     def _decoder(self) -> Any:
@@ -154,7 +154,7 @@ def _import(name: str = "nvidia.dali") -> Any:
 def _decoded(*, on_gpu: bool) -> Any:
     """Decode the bytes of input "jpegs" to RGB images [H, W, 3]: libjpeg upsampling, orientation tags ignored."""
     fn, types = _import("nvidia.dali.fn"), _import("nvidia.dali.types")
-    # Otherwise part of each batch uses the hardware decoder, whose pixels differ: pixels would depend on the batch.
+    # Otherwise the hardware decoder, whose pixels differ, decodes a part of each batch: pixels depend on the batch.
     where = {"device": "mixed", "hw_decoder_load": 0.0} if on_gpu else {"device": "cpu"}
     return fn.decoders.image(
         _input("jpegs", 1, types.UINT8),

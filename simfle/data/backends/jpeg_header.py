@@ -1,7 +1,7 @@
 """Read the size of an image from its header before it is decoded, and decode valid images.
 
-JPEG: the frame header (ITU-T T.81, annex B); PNG: IHDR and the chunks' lengths (W3C PNG, 11.2.1, 5.3); WebP: the first
-chunk (RFC 9649). Our shards hold JPEGs; external tars may hold PNG and WebP.
+The size is in the frame header of a JPEG (ITU-T T.81, annex B), in IHDR of a PNG (W3C PNG, 11.2.1; chunks: 5.3) and in
+the first chunk of a WebP (RFC 9649). Shards of `simfle shards build` hold JPEGs; external tars may hold PNG and WebP.
 """
 
 import re
@@ -15,12 +15,12 @@ from shards.imaging.jpeg_limits import MAX_SCANS, MAX_SEGMENTS, MOST_CHUNKS, MOS
 
 _SOI, _SOS = 0xD8, 0xDA
 _FILL = re.compile(rb"\xff+")
-MAX_PIXELS = 1 << 27  # of a decoded image: 400 MB; the builder's own limit is lower
+MAX_PIXELS = 1 << 27  # maximum pixels of a decoded image, which takes 400 MB; the builder's limit is lower
 _MAX_PIXELS_PER_BYTE = 512  # pixels: a block of 8 x 8 takes at least one bit with Huffman codes (T.81, F.1.2, G.1.2)
 _HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
 _DECODE = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION  # shards hold upright images
-_LONGEST = 30  # bytes of the headers of the other formats
-# Start-of-frame markers of all coding processes; C4, C8 and CC between them are tables.
+_LONGEST = 30  # maximum header bytes of the other formats
+# Start-of-frame markers of all coding processes; C4, C8 and CC in between are tables.
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 _BARE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers without a segment
 
@@ -105,13 +105,13 @@ def sizes(images: Sequence[NDArray[np.uint8]]) -> tuple[NDArray[np.int64], NDArr
 
 
 def decode(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Decode an untrusted image [bytes] to RGB [H, W, 3]; None if it is corrupt or too large."""
+    """Decode an untrusted image [bytes] to RGB [H, W, 3], or None if it is corrupt or too large."""
     _, (good,) = sizes([image])
     return decode_strict(image) if good else None
 
 
 def decode_strict(image: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    """Decode an image whose size `sizes` has validated; None if OpenCV cannot decode it."""
+    """Decode an image whose size `sizes` has validated, or None if OpenCV cannot decode it."""
     try:
         return cv2.imdecode(image, _DECODE)  # type: ignore[return-value]
     except cv2.error:

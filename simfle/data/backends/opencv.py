@@ -26,7 +26,7 @@ Pixels = NDArray[np.uint8]
 class OpenCV:
     """Render micro-batches on `threads` threads. Call `close` to end the threads.
 
-    OpenCV's own threads are disabled for the whole process: samples are the better unit of parallel work.
+    OpenCV's threads are disabled for the whole process, because samples are the better unit of parallel work.
     pin: allocate views in page-locked memory, from which a GPU copies without waiting. images: the requested outputs.
     """
 
@@ -62,7 +62,7 @@ class OpenCV:
             return True
 
         done = [False] * n
-        order = iter(range(n))  # each thread takes the next one; one future per sample would wake this thread each time
+        order = iter(range(n))  # each thread takes the next sample; a future per sample would wake this thread
 
         def work() -> None:
             for i in order:
@@ -100,8 +100,7 @@ def _view(image: Pixels, box: Sequence[int], view: ViewParams, i: int, output: P
 
 
 def _color(pixels: Pixels, matrix: NDArray[np.float64], mean_matrix: NDArray[np.float64]) -> Pixels:
-    """Compute M x + A mean(x), rounded (with 10 fractional bits of M, so that one in 30 values is off by 1) and
-    clipped."""
+    """Compute M x + A mean(x), rounded and clipped. M has 10 fractional bits, so one in 30 values is off by 1."""
     shift = mean_matrix @ np.array(cv2.mean(pixels)[:3])
     return cv2.transform(pixels, np.column_stack([matrix, shift]))  # type: ignore[return-value]
 
@@ -117,7 +116,7 @@ def _resize(image: Pixels, side: int, output: Pixels) -> None:
     sigmas = [math.sqrt(max(0.0, (length / side) ** 2 - 1) / 5) for length in image.shape[:2]]
     if any(sigmas):
         taps_y, taps_x = (2 * math.ceil(2 * sigma) + 1 for sigma in sigmas)
-        tiny = 1e-3  # for an axis that does not shrink: OpenCV reads 0 as "like the other axis"
+        tiny = 1e-3  # sigma of an axis that does not shrink; OpenCV interprets 0 as "like the other axis"
         sigma_y, sigma_x = (max(sigma, tiny) for sigma in sigmas)
         image = cv2.GaussianBlur(  # type: ignore[assignment]
             image, (taps_x, taps_y), sigma_x, sigmaY=sigma_y, borderType=cv2.BORDER_REPLICATE

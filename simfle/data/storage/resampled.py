@@ -35,12 +35,12 @@ Bytes = NDArray[np.uint8]
 
 PROMISES = (
     "data.resampled=true: each process draws shards at random with replacement. There are no epochs: some samples "
-    "come more often than others. A resumed run, or one with a different number of processes, gets other samples. "
-    "Nothing is compared with a manifest. Views still depend on (seed, step, sample) only. For exact order and resume "
-    "use shards with a manifest"
+    "are drawn more often than others. A resumed run, or a run with a different number of processes, uses other "
+    "samples. Nothing is compared with a manifest. Views still depend on (seed, step, sample) only. For exact order "
+    "and resume use shards with a manifest"
 )
 SHUFFLED = 2048  # maximum number of samples in the shuffle buffer, per process
-FAILURES = 10  # consecutive unreadable shards before the run ends
+FAILURES = 10  # number of consecutive unreadable shards that ends the run
 REMEMBERED = 256  # micro-batches whose ids and names can be looked up
 TARS = (".tar", ".tar.gz", ".tgz")
 MAX_IMAGE = 64 << 20  # bytes of an image file: a compressed tar of 64 kB may hold one of 64 MiB
@@ -54,7 +54,7 @@ class ResampledStream:
     hash of its shard's name and its key. samples is 0 and steps_per_epoch infinite, because both are unknown.
 
     Raises:
-        UserError: no shards, or a URL that is not allowed; while reading, shards that cannot be read.
+        UserError: If there are no shards, or a URL is not allowed. While reading, if shards cannot be read.
     """
 
     corpus = None
@@ -69,7 +69,7 @@ class ResampledStream:
         self.window = min(data.shuffle_window, SHUFFLED)
         self.skipped = 0  # samples without an image
         self._iterator: Iterator[tuple[int, str, bytes]] | None = None
-        self._images: dict[int, bytes] = {}  # of the latest micro-batch
+        self._images: dict[int, bytes] = {}  # images of the latest micro-batch
         self._taken: deque[tuple[int, dict[int, str]]] = deque(maxlen=REMEMBERED)
         self._failures, self._error = 0, ""
         self._heard = 0  # samples and failures so far
@@ -158,7 +158,7 @@ class ResampledStream:
                 return
 
     def _files(self, tars: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Yield name and content of each member, {} at the end of a tar; webdataset's own reader has no limits.
+        """Yield name and content of each member, and {} at the end of a tar. webdataset's own reader has no limits.
 
         Members that are not images, or are too large for an image, are yielded without content.
         """

@@ -45,11 +45,11 @@ class ShardStore(Protocol):
         ...
 
     def check(self, shards: Sequence[ShardInfo]) -> None:
-        """Raise a UserError for a shard that is visibly missing."""
+        """Raise a UserError for a shard that is missing, has another size, or does not fit into the cache."""
         ...
 
     def open(self, shard: ShardInfo) -> IO[bytes]:
-        """Open the tar as a local file of the size in the manifest. Raises UserError, OSError."""
+        """Open the tar as a local file of the size in the manifest. Raises UserError or OSError."""
         ...
 
     def index(self, shard: ShardInfo) -> Index:
@@ -57,7 +57,7 @@ class ShardStore(Protocol):
         ...
 
     def spot_check(self, shard: ShardInfo) -> SpotCheck | None:
-        """Return the spot check of its files; None if the store itself compares its files with the manifest."""
+        """Return the spot check of its files, or None if the store itself compares its files with the manifest."""
         ...
 
 
@@ -146,14 +146,14 @@ class RemoteStore:
         return self.cache.index(join(self.url, shard.file), shard)
 
     def spot_check(self, shard: ShardInfo) -> None:
-        """Return None: the cache checks its own content."""
+        """Return None, because the cache checks its content."""
 
 
 def open_store(place: str | Path, cache: Cache | None) -> ShardStore:
-    """Open the shards at a path or URL. cache: for URLs; None: the default one.
+    """Open the shards at a path or URL. `cache` is used for URLs (None = the default cache).
 
     Raises:
-        UserError: missing or corrupt; a URL that is not allowed or has no manifest.
+        UserError: If the folder is missing or corrupt, or the URL is not allowed or has no manifest.
     """
     if is_url(place):
         manifest = read_manifest(place)
@@ -182,4 +182,4 @@ def make_cache(data: DataConfig) -> Cache:
 
 def _check_size(path: Path, size: int, shard: ShardInfo) -> None:
     if size != shard.bytes:
-        raise UserError(f"shards: {path} has {size} bytes, {shard.bytes} in its manifest. Fix: build or copy it again.")
+        raise UserError(f"shards: {path} has {size} bytes, its manifest says {shard.bytes}. Fix: copy it again.")

@@ -22,8 +22,9 @@ from simfle.eval.analysis.results import CLASSES, Result
 class Comparison:
     """Metric of `first` minus metric of `second`, both averaged over seeds.
 
-    interval: paired bootstrap, 95 %; p: of a two-sided permutation test that swaps the predictions of whole groups;
-    mcnemar: exact, on the first seed of each backbone, None unless the labels are classes; assumes independent samples.
+    interval: 95 %, by the paired bootstrap. p: p-value of a two-sided permutation test that swaps the predictions of
+    whole groups. mcnemar: p-value of McNemar's exact test on the first seed of each backbone, which assumes independent
+    samples; None unless the labels are classes.
     """
 
     benchmark: str
@@ -38,15 +39,15 @@ class Comparison:
 
     @property
     def first_is_better(self) -> bool:
-        """Return whether the first backbone is better; the difference may still be chance."""
+        """Return whether the first backbone is better. The difference may still be due to chance."""
         return (self.difference < 0) == (self.metric in LOWER_IS_BETTER)
 
 
 def compare(first: Sequence[Result], second: Sequence[Result], resamples: int = 1000, metric: str = "") -> Comparison:
-    """Compare two backbones (each with its seeds) on one benchmark by one protocol; metric: the primary metric.
+    """Compare two backbones (each with its seeds) on one benchmark by one protocol. `metric` is the primary metric.
 
     Raises:
-        UserError: they were measured on other benchmarks, protocols or samples.
+        UserError: If the results were measured on different benchmarks, protocols or samples.
     """
     a, b = first[0], second[0]
     labels, runs_a = _aligned(first, a)
@@ -96,7 +97,7 @@ def _aligned(results: Sequence[Result], like: Result) -> tuple[Values, list[Valu
         if (result.benchmark, result.protocol, result.kind) != (like.benchmark, like.protocol, like.kind):
             raise UserError(
                 f"compare: {result.path} and {like.path} have different benchmarks or protocols. "
-                "Fix: compare results of the same ones."
+                "Fix: compare results of the same benchmark and protocol."
             )
         place = {name: position for position, name in enumerate(result.samples.keys)}
         if place.keys() != set(like.samples.keys) or len(place) != len(like.samples.keys):
@@ -114,7 +115,7 @@ def _permutation(
     runs_a: list[Values], runs_b: list[Values], groups: Sequence[str], score: Any, seen: float, resamples: int
 ) -> float:
     """Return the fraction of random swaps (including the observed one) with at least the observed difference."""
-    many = math.lcm(len(runs_a), len(runs_b))  # each run equally often, so that the means equal those compared
+    many = math.lcm(len(runs_a), len(runs_b))  # uses each run equally often, so that the means equal those compared
     a, b = (np.stack([runs[seed % len(runs)] for seed in range(many)]) for runs in (runs_a, runs_b))  # [S, m, ...]
     names, group = np.unique(np.array(groups), return_inverse=True)
     rng = np.random.default_rng(0)

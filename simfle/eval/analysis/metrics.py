@@ -1,7 +1,7 @@
 """Metrics of predictions and their confidence intervals.
 
 All metrics take a weight per sample, so one formula serves both the samples themselves (weights 1) and bootstrap
-resamples (weight = number of times drawn). Kinds of labels and predictions: see `results.Samples`.
+resamples (weight = number of times drawn). `results.Samples` lists the kinds of labels and predictions.
 """
 
 # m test samples, S runs (seeds), K classes, G groups
@@ -27,7 +27,7 @@ LOWER_IS_BETTER = frozenset({"cross_entropy", "kl", "rmse_valence", "rmse_arousa
 def measure(
     kind: str, labels: Values, predictions: Values, classes: int = 0, weights: Floats | None = None
 ) -> dict[str, float]:
-    """Return all metrics of one kind by name. weights: [m]; None = all 1."""
+    """Return all metrics of one kind by name. `weights` are [m]; None means that all are 1."""
     w = np.ones(len(labels)) if weights is None else weights
     if kind == CLASSES:
         return of_confusion(confusion(labels, predictions, classes, w))
@@ -102,8 +102,8 @@ def _landmarks(labels: Floats, predictions: Floats, w: Floats) -> dict[str, floa
 
 
 def _cam(labels: Floats, predictions: Floats, w: Floats) -> dict[str, float]:
-    """Return metrics of fractions [m]: share, of the energy near landmarks; chance, of the area; gain, share /
-    chance."""
+    """Return metrics of fractions [m]: share (of the energy near landmarks), chance (the area's share) and gain (share
+    / chance)."""
     share, chance = float(np.average(predictions, weights=w)), float(np.average(labels, weights=w))
     return {"gain": share / chance if chance > 0 else 0.0, "share": share, "chance": chance}
 
@@ -114,7 +114,7 @@ def bootstrap_weights(
     """Return the number of times that each of m samples is drawn, per resample, when drawing groups with replacement.
 
     Images of one person are not independent, so each resample draws as many people as there are. labels: [m] classes,
-    all of which each resample must contain: without a rare difficult class, a mean over classes would be higher.
+    and each resample must contain all of them: without a rare difficult class, a mean over classes would be higher.
     """
     names, group = np.unique(np.array(groups), return_inverse=True)
     rng = np.random.default_rng(seed)

@@ -3,7 +3,7 @@
     OUT/<backbone>/<benchmark>/<protocol>/seed-<n>.json
 
 A file holds everything needed to reproduce its numbers, and the label and prediction of each test sample. Intervals,
-confusion matrices and paired tests are later computed from these, without another evaluation.
+confusion matrices and paired tests are later computed from these files, without another evaluation.
 """
 
 # m test samples, K classes
@@ -24,7 +24,7 @@ from simfle.errors import UserError
 
 FORMAT = 3
 NOT_MEASURED = ("checksum", "command", "config", "seconds")
-MOST = 1e100  # limit of any number, which keeps squares and sums finite
+MOST = 1e100  # maximum of any number, so that squares and sums stay finite
 TYPES = {
     **dict.fromkeys(("backbone", "metrics", "data", "settings", "config", "versions"), dict),
     **dict.fromkeys(("benchmark", "protocol", "kind", "metric", "identity"), str),
@@ -60,15 +60,17 @@ class Result:
 
     backbone: id (its folder below OUT), kind (online, target, random, or the card's), model (timm's name), sha256 (of
     the weights file, or of the tensors), file, card, calibrated (see `recalibrate_bn`).
-    benchmark: its name; protocol: with the fraction of labels if not all are used (finetune@0.01).
+    benchmark: its name; protocol: its name, with the fraction of labels if not all are used (finetune@0.01).
     kind: type of prediction; classes: names, () if there are none.
-    metric: the primary metric; metrics: on the test samples, by name, for the candidate selected on validation.
-    chosen: the selection on validation (one entry per fold) and its metric there. best_on_test: the best epoch or
-    candidate selected *on the test samples*: optimistic, only for comparison with published tables.
-    data: counts of the splits, chance, excluded classes, differences to the published counts and people shared by
+    metric: the primary metric; metrics: all metrics on the test samples, by name, of the candidate selected on
+    validation.
+    chosen: the selection on validation (one entry per fold) and its metric there.
+    best_on_test: the best epoch or candidate selected *on the test samples*: optimistic, only for comparison with
+    published tables.
+    data: counts of the splits, chance, excluded classes, differences from the published counts, and people shared by
     splits.
-    settings: of protocol and benchmark, size, data, decoders; identity: digest of all inputs that affect the numbers.
-    seconds: computing time.
+    settings: settings of protocol and benchmark, size, data and decoders.
+    identity: digest of all inputs that affect the numbers. seconds: computing time.
     """
 
     backbone: dict[str, Any]
@@ -123,7 +125,7 @@ def write_result(out: Path, result: Result) -> Path:
     samples = content.pop("samples")
     content = redact_secrets(content)
     content["checksum"] = _checksum({**content, "samples": samples})
-    # One line per long list keeps the rest readable.
+    # Each long list takes one line, which keeps the rest readable.
     text = to_json(content, indent=1)[:-2] + ',\n "samples": {\n'
     text += ",\n".join(f'  "{name}": {json.dumps(values, separators=(",", ":"))}' for name, values in samples.items())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -152,7 +154,7 @@ def read_result(path: Path) -> Result:
         result = Result(**content, samples=samples, path=path)
         check(result)
         if told not in (None, checksum):  # missing in files of earlier versions
-            raise ValueError("a value was changed after it was written")  # noqa: TRY301
+            raise ValueError("a value was changed after the file was written")  # noqa: TRY301
         return result  # noqa: TRY300
     except FileNotFoundError:
         raise UserError(f"results: {path} does not exist. Fix: run simfle evaluate.") from None
@@ -194,11 +196,11 @@ def read_results(folders: Iterable[str | Path]) -> list[Result]:
     """Read all results below some folders (OUT of an evaluation, or a run), sorted by path.
 
     Raises:
-        UserError: a folder is missing, or a file is corrupt or of another format.
+        UserError: If a folder is missing, or a file is corrupt or of another format.
     """
     found: dict[Path, Path] = {}
     for folder in map(Path, folders):
         if not folder.is_dir():
-            raise UserError(f"results: {folder} is not a folder. Fix: name an output folder of simfle evaluate.")
+            raise UserError(f"results: {folder} is not a folder. Fix: pass an output folder of simfle evaluate.")
         found |= {path.resolve(): path for path in sorted(folder.rglob("seed-*.json"))}
     return [read_result(path) for path in found.values()]

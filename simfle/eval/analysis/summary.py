@@ -1,4 +1,4 @@
-"""Table of all results, with one row per backbone, benchmark and protocol, averaged over seeds; and paired tests.
+"""Table of all results, with one row per backbone, benchmark and protocol (averaged over seeds), and paired tests.
 
 All values are computed from the files of the store, which are not changed.
 """
@@ -100,7 +100,7 @@ def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result
     """Return (benchmark, protocol, backbone id) -> its seeds in input order; see `disambiguate_names`.
 
     Raises:
-        UserError: two seeds differ in kind, classes, metrics or settings.
+        UserError: If two seeds differ in kind, classes, metrics or settings.
     """
     found: dict[tuple[str, str, str], list[Result]] = {}
     for result in disambiguate_names(results):
@@ -109,7 +109,7 @@ def grouped(results: Sequence[Result]) -> dict[tuple[str, str, str], list[Result
             if seeds and getattr(seeds[0], name) != getattr(result, name):
                 raise UserError(
                     f"results: {seeds[0].path} and {result.path} differ in {name}. "
-                    "Fix: evaluate both again or move one away."
+                    "Fix: evaluate both again, or move one of the files away."
                 )
         if seeds and (name := _different(_how(seeds[0]), _how(result))):
             raise UserError(
@@ -126,7 +126,7 @@ def _how(result: Result) -> dict[str, Any]:
 
 
 def _different(one: dict[str, Any], other: dict[str, Any]) -> str:
-    """Return the first setting that differs, with both values as stored in files; "" if all are equal."""
+    """Return the first setting that differs, with both values as stored in files, or "" if all are equal."""
     first, second = (flatten(json.loads(json.dumps(each))) for each in (one, other))
     for name in sorted(first.keys() | second.keys()):
         if first.get(name) != second.get(name):
@@ -202,7 +202,7 @@ def write_summary(path: Path, summary: Summary) -> None:
         write_atomic(path, (to_json(asdict(summary), indent=1) + "\n").encode())
     except OSError as error:
         raise UserError(
-            f"summary: {path} cannot be written: {error.strerror}. Fix: free space or choose another folder."
+            f"summary: {path} cannot be written: {error.strerror}. Fix: check the disk, or choose another folder."
         ) from None
 
 

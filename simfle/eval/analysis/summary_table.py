@@ -11,8 +11,8 @@ from simfle.runtime.console import Console
 if TYPE_CHECKING:
     from simfle.eval.analysis.summary import Summary
 
-FEW = 20  # below this number of people, bootstrapping them is unreliable
-WIDTH = 160  # characters, without a terminal
+FEW = 20  # with fewer people, bootstrapping them is unreliable
+WIDTH = 160  # characters per line if the output is not a terminal
 
 
 def text(summary: "Summary") -> str:
@@ -42,8 +42,8 @@ def tables(summary: "Summary") -> Group:
         made.append(table)
         people = rows[0].people
         if people is not None and people < FEW:
-            made.append(f"only {people} people in this test set: intervals over so few people are too narrow")
-    made.append("* best epoch or candidate selected on the test split: optimistic. For comparison only.")
+            made.append(f"this test set has only {people} people: intervals over so few people are too narrow")
+    made.append("* best epoch or candidate, selected on the test split: optimistic, for comparison only")
     if summary.comparisons:
         pairs = Table(title="differences on the same test images (paired, by person where known)")
         for name in ("benchmark", "protocol", "first", "baseline"):

@@ -1,1 +1,1 @@
-"""Load backbones: our own and external ones."""
+"""Load exported and third-party backbones."""

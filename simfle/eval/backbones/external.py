@@ -2,7 +2,7 @@
 
 A source is text, as in `backbones=[...]` of an evaluation:
 
-        RUN/export/online/backbone.safetensors   our export, with backbone.json beside it (or the folder with both)
+        RUN/export/online/backbone.safetensors   an export, with backbone.json beside it (or the folder with both)
     timm:resnet50                            timm's pretrained weights, from its cache or downloaded
         random:resnet50+seed=3                   a random initialization
         torchvision:resnet18@resnet18.pth        a state dict; any prefix, ImageNet normalization
@@ -10,7 +10,7 @@ A source is text, as in `backbones=[...]` of an evaluation:
     weights:vit_base_patch16_224@mae.pth+mean=0.5:0.5:0.5+std=0.5:0.5:0.5+size=224
 
 For the last three, +prefix=NAME selects one of several networks in a file. Files are safetensors or from torch.save,
-with tensors only: loading never runs code from a file.
+with tensors only. Loading never runs code from a file.
 """
 
 import argparse
@@ -39,7 +39,7 @@ from simfle.eval.backbones.load import (
 )
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-REFERENCE = ((0.5795, 0.4522, 0.3957), (0.2769, 0.2473, 0.2412))  # from the SimFLE reference
+REFERENCE = ((0.5795, 0.4522, 0.3957), (0.2769, 0.2473, 0.2412))  # mean and deviation of the SimFLE reference
 SIZE = 224
 OPTIONS = {
     "timm": (),
@@ -62,7 +62,7 @@ HARMLESS: list[Any] = [
 
 @dataclass(frozen=True)
 class BackboneSource:
-    """Parsed source. kind: a key of OPTIONS; name: timm's; file: None for timm and random."""
+    """Parsed source. kind: a key of OPTIONS; name: timm's name; file: None for timm and random."""
 
     kind: str
     name: str
@@ -74,7 +74,8 @@ def open_backbone(text: str) -> LoadedBackbone:
     """Load the backbone of `text`; see the module docstring.
 
     Raises:
-        UserError: unknown kind, option or model; a file that is missing, corrupt, contains code or another model.
+        UserError: If the kind, an option or the model is unknown, or the file is missing, is corrupt, contains code or
+            holds another model.
     """
     kind = text.split(":", 1)[0]
     if kind not in OPTIONS or ":" not in text:
@@ -138,7 +139,7 @@ def _of_timm(source: BackboneSource) -> LoadedBackbone:
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"backbone: the weights of timm:{source.name} are not cached and the download failed ({_line(error)}). "
-            f"Fix: download them on a machine with network access, or give weights:{base}@FILE."
+            f"Fix: download them on a machine with network access, or use weights:{base}@FILE."
         ) from None
     network.load_state_dict(pretrained.state_dict())
     features = int(network.num_features)  # type: ignore[arg-type]
@@ -161,7 +162,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return all tensors in a file by dotted name; reads safetensors, or torch.save's format without running code.
 
     Raises:
-        UserError: the file is missing, corrupt, or a pickle with other content than tensors and plain values.
+        UserError: If the file is missing, is corrupt, or is a pickle with content other than tensors and plain values.
     """
     if not path.is_file():
         raise UserError(f"backbone: {path} does not exist. Fix: check the path.")
@@ -211,7 +212,7 @@ def find_network(
     If several prefixes match, a prefix that contains "online" is preferred.
 
     Raises:
-        UserError: no prefix matches (the closest is reported), or several do.
+        UserError: If no prefix matches (the closest is reported), or several prefixes match.
     """
     first = next(iter(wanted))
     numbered = numbered_name(first)
@@ -224,7 +225,7 @@ def find_network(
             head = key.removesuffix(tail)
             state = {name: tensors[head + rename(name)] for name in wanted if head + rename(name) in tensors}
             counters = {name: zero for name, zero in wanted.items() if name.endswith("num_batches_tracked")}
-            state = {**counters, **state}  # missing in files from before torch 0.4.1
+            state = {**counters, **state}  # files from before torch 0.4.1 lack the counters
             difference = describe_difference(wanted, state)
             if difference:
                 misses.append(difference)
@@ -270,7 +271,7 @@ def _whole(source: BackboneSource, key: str, default: int) -> int:
     if not text.isdecimal() or (key == "size" and int(text) < 16):
         raise UserError(
             f"backbone: +{key}={text} is not an integer. "
-            f"Fix: give an integer{' of at least 16 pixels' * (key == 'size')}."
+            f"Fix: use an integer{' of at least 16 pixels' * (key == 'size')}."
         )
     return int(text)
 

@@ -32,10 +32,10 @@ TRANSFORMERS = ("vision_transformer", "deit", "eva")  # timm modules whose netwo
 class BackboneMetadata:
     """Content of the `backbone.json` beside the weights.
 
-    name: timm's; network: online, target, random, or the kind of third-party weights (timm, ...); features: number C;
-    mean, std: of the normalization, for values in [0, 1]; size: side of the training views in pixels; run: origin (run
-    folder, step, ...); sha256: of the weights file, "" if unknown (earlier exports); output_stride: of the feature map
-    (0 = the network's default).
+    name: timm's name; network: online, target, random, or the kind of third-party weights (timm, ...); features: number
+    C; mean, std: normalization of values in [0, 1]; size: side of the training views in pixels; run: origin (run
+    folder, step, ...); sha256: SHA-256 of the weights file, "" if unknown (earlier exports); output_stride: stride of
+    the feature map (0 = the network's default).
     """
 
     name: str
@@ -103,7 +103,8 @@ def load_backbone(path: Path) -> LoadedBackbone:
     """Read `path` (a backbone.safetensors, or a folder with one) and the backbone.json beside it.
 
     Raises:
-        UserError: a missing or corrupt file, another format version, or weights of another model.
+        UserError: If a file is missing, is corrupt or has another format version, or the weights are those of another
+            model.
     """
     weights = find_weights(path)
     card = read_metadata(weights.with_name(METADATA))
@@ -131,7 +132,7 @@ def find_weights(path: Path) -> Path:
     """Return the backbone.safetensors at or in `path`. Raises UserError if the file or its backbone.json is missing."""
     weights = path / WEIGHTS if path.is_dir() else path
     if not path.exists():
-        raise UserError(f"backbone: {path} does not exist. Fix: run simfle export RUN, or name timm:NAME.")
+        raise UserError(f"backbone: {path} does not exist. Fix: run simfle export RUN, or use timm:NAME.")
     if not weights.is_file():
         run = path if (path / "checkpoints").is_dir() else "RUN"
         raise UserError(
@@ -148,7 +149,7 @@ def build_network(name: str, size: int, output_stride: int = 0) -> nn.Module:
     A vision transformer's position embeddings are for `size` px and interpolated for other image sizes.
 
     Raises:
-        UserError: timm does not know the name, or the network outputs neither.
+        UserError: If timm does not know the name, or the network outputs neither.
     """
     if not (timm.is_model(name) and timm.models.is_model_in_modules(name, TRANSFORMERS)):
         return build_backbone(name, output_stride)
@@ -175,7 +176,7 @@ def random_backbone(card: BackboneMetadata, seed: int) -> LoadedBackbone:
 def recalibrate_batchnorm(backbone: LoadedBackbone, batches: Any) -> None:
     """Set BatchNorm statistics to those of the images in `batches` ([b, 3, H, W] uint8); change nothing else.
 
-    A pretrained backbone has statistics of its features; an untrained one has 0 and 1, so that its features are not
+    A pretrained backbone has statistics of its features. An untrained backbone has 0 and 1, so its features are not
     normalized. After recalibration, a comparison of the two depends on the weights only.
     """
     norms = [module for module in backbone.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -240,7 +241,7 @@ def frozen(network: nn.Module, card: BackboneMetadata) -> PooledBackbone:
 
 
 def describe_difference(wanted: dict[str, Tensor], found: dict[str, Tensor]) -> str:
-    """Describe the first differences between two sets of named tensors; empty if names and shapes match."""
+    """Describe the first differences between two sets of named tensors, or return "" if names and shapes match."""
     words = []
     for what, names in (("lacks", wanted.keys() - found.keys()), ("has unknown", found.keys() - wanted.keys())):
         if names:

@@ -31,7 +31,7 @@ class NmeNormalizer:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Labeled set of faces and its use. If `val` or `test` is empty, it is held out from `train`, by group."""
+    """Labeled set of faces and its use. If `val` or `test` is empty, the split is held out from `train`, by group."""
 
     name: str = config_field("", "name in folders and tables")
     title: str = config_field("", "one-line description")
@@ -69,7 +69,7 @@ def open_benchmark(word: str, config: EvalConfig) -> Benchmark:
     """Load the benchmark of `word`: NAME or FILE.yaml, optionally with =FOLDER for its shards.
 
     Raises:
-        UserError: an unknown benchmark, an invalid field, or no shards.
+        UserError: If the benchmark is unknown, a field is invalid, or there are no shards.
     """
     name, _, folder = word.partition("=")
     file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
@@ -128,12 +128,12 @@ def check(benchmark: Benchmark, place: str) -> None:
     parts = [part for part in (benchmark.train, benchmark.val, benchmark.test) if part]
     if len(set(parts)) != len(parts):
         raise UserError(
-            f"{place}: train, val and test are not different splits: {', '.join(parts)}. Fix: choose different ones."
+            f"{place}: train, val and test are not different splits: {', '.join(parts)}. Fix: choose different splits."
         )
     if len(set(benchmark.classes)) != len(benchmark.classes):
         raise UserError(f"{place}: classes: a name is repeated. Fix: list each class once.")
     if bool(benchmark.nme_points.left) != bool(benchmark.nme_points.right):
-        raise UserError(f"{place}: nme_points: only one side has points. Fix: give points for both sides or none.")
+        raise UserError(f"{place}: nme_points: only one side has points. Fix: list points for both sides or for none.")
 
 
 def differences(benchmark: Benchmark, counts: dict[str, dict[str, int]]) -> list[str]:

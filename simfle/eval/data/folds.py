@@ -35,7 +35,7 @@ class FoldSplits:
 
 @dataclass(frozen=True)
 class BenchmarkData:
-    """Splits of a benchmark as stored in its shards, with the selected classes; about: facts for the results."""
+    """Splits of a benchmark as stored in its shards, with the selected classes. `about` holds facts for the results."""
 
     benchmark: Benchmark
     train: Split
@@ -45,7 +45,7 @@ class BenchmarkData:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the classes; () if the set has none."""
+        """Names of the classes, or () if the set has none."""
         return self.train.classes
 
     def digest(self) -> list[str]:
@@ -57,7 +57,7 @@ def read_data(benchmark: Benchmark) -> BenchmarkData:
     """Read the splits of a benchmark; log excluded samples and differences to the published counts.
 
     Raises:
-        UserError: see `read_split`; a class is missing in a split, or there are fewer than two classes.
+        UserError: If a class is missing in a split, or there are fewer than two classes; see also `read_split`.
     """
     names = [benchmark.train, benchmark.val, benchmark.test]
     read = {name: read_split(benchmark.shards, name, benchmark.labeled) for name in names if name}
@@ -92,21 +92,22 @@ def read_data(benchmark: Benchmark) -> BenchmarkData:
 
 
 def _known(name: str, splits: list[Split]) -> list[str]:
-    """Return a line for each pair of splits with common people: their scores are for people seen in training."""
+    """Return a line for each pair of splits with common people, whose scores are for people seen in training."""
     people = [set(split.groups) - set(split.keys) for split in splits]  # unknown people have the sample's key
     return [
         f"{name}: {count} people of split {splits[b].name} are also in split {splits[a].name}; "
-        "simfle shards split divides by person"
+        "simfle shards split assigns each person to one split"
         for a, b in itertools.combinations(range(len(splits)), 2)
         if (count := len(people[a] & people[b]))
     ]
 
 
 def fold_splits(data: BenchmarkData, share: float, seed: int) -> Iterator[FoldSplits]:
-    """Return the parts of each fold (or one). train has the fraction `share` of the labels, with a subset per seed.
+    """Return the parts of each fold (or of a single fold). `train` has the fraction `share` of the labels, and each
+    seed has another subset.
 
     Raises:
-        UserError: a required class is missing.
+        UserError: If a required class is missing.
     """
     benchmark = data.benchmark
     if data.test is not None:

@@ -1,4 +1,4 @@
-"""Splits of labeled shards: samples, classes, and subsets held out for validation, for tests and as few labels.
+"""Splits of labeled shards: samples, classes, and subsets for validation, tests and training with few labels.
 
 Every subset is a pure function of the group names (people, films, photos) and a word. It is stratified by class and
 keeps groups complete.
@@ -81,7 +81,7 @@ class Split:
         return dict(zip(self.classes, found, strict=True)) if self.classes else {"": len(self)}
 
     def people(self) -> int | None:
-        """Return the number of groups; None if the shards define no groups."""
+        """Return the number of groups, or None if the shards define no groups."""
         return len(set(self.groups)) if self.groups != self.keys else None
 
     def metadata(self, position: int) -> dict:
@@ -94,8 +94,8 @@ def read_split(folders: Sequence[str], name: str, labeled: bool = True) -> Split
     """Read a split: its labeled samples, or all samples as unlabeled ones.
 
     Raises:
-        UserError: shards are missing or corrupt; unknown split (the existing ones are listed); no label in the split; a
-            label that is not in the manifest.
+        UserError: If shards are missing or corrupt, the split is unknown (the existing splits are listed) or has no
+            label, or a label is not in the manifest.
     """
     corpus = ShardCorpus(folders, [name])
     classes = corpus.labels if labeled else ()
@@ -108,7 +108,7 @@ def read_split(folders: Sequence[str], name: str, labeled: bool = True) -> Split
                 unlabeled += 1
                 continue
             key = corpus.key(shard, sample)
-            while key in taken:  # from another folder: names are unique within one
+            while key in taken:  # by a sample of another folder; names are unique within a folder
                 key = f"{corpus.stores.index(corpus.shards[shard][0]) + 1}: {key}"
             taken.add(key)
             if labeled and not 0 <= label < len(classes):
@@ -149,7 +149,7 @@ def frequent_classes(splits: Sequence[Split], least: int) -> tuple[list[str], di
     counts.
 
     Raises:
-        UserError: fewer than two classes remain.
+        UserError: If fewer than two classes remain.
     """
     total: dict[str, int] = {}
     for split in splits:
@@ -159,7 +159,7 @@ def frequent_classes(splits: Sequence[Split], least: int) -> tuple[list[str], di
     if len(kept) < 2:
         words = ", ".join(kept) or "none"
         raise UserError(
-            f"min_class_count={least}: at least two classes are needed, found {words}. Fix: lower it or add images."
+            f"min_class_count={least}: at least two classes are needed, found {words}. Fix: lower it, or add images."
         )
     return kept, {name: count for name, count in total.items() if name not in kept}
 
@@ -178,7 +178,7 @@ def holdout_split(split: Split, share: float, word: str, *, leave: bool = True) 
     """Select the samples [n] of a subset with a fraction of each class, by complete groups.
 
     Classes are filled in ascending order of their size, each with groups in the order of a hash of `word` and their
-    names, up to its fraction (rounded, at least one sample). leave: never take the last group of a class.
+    names, up to its fraction (rounded, at least one sample). With `leave`, the last group of a class is never taken.
     """
     names, group = np.unique(np.array(split.groups), return_inverse=True)
     table = np.zeros((len(names), max(1, len(split.classes))), np.int64)  # [G, K] samples
@@ -202,5 +202,5 @@ def folds(split: Split, count: int) -> list[Flags]:
     """Return masks [n] of `count` parts: groups in the order of their names are assigned in turn."""
     names, group = np.unique(np.array(split.groups), return_inverse=True)
     if len(names) < count:
-        raise UserError(f"shards: folds={count}: split {split.name!r} has only {len(names)} people. Fix: lower it.")
+        raise UserError(f"shards: folds={count}: split {split.name!r} has only {len(names)} people. Fix: lower folds.")
     return [group % count == fold for fold in range(count)]

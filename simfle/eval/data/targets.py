@@ -67,7 +67,7 @@ def sizes(split: Split) -> Floats:
 
 
 def boxes(split: Split) -> Floats | None:
-    """Return width and height [n, 2] of the faces' boxes in pixels; None unless all samples have a box."""
+    """Return width and height [n, 2] of the faces' boxes in pixels, or None unless all samples have a box."""
     found = [split.metadata(place).get("box") for place in range(len(split))]
     return None if None in found else np.array(found, dtype=np.float64)[:, 2:]
 

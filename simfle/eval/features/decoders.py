@@ -41,7 +41,7 @@ class DecoderPool:
         """Return opencv, dali or ffcv.
 
         Raises:
-            UserError: ffcv is requested without a beton, or a given beton is missing or corrupt.
+            UserError: If ffcv is requested without a beton, or a given beton is missing or corrupt.
         """
         if self.kind not in (FFCV, AUTO):
             return self.kind
@@ -54,7 +54,7 @@ class DecoderPool:
         return FFCV if beton else OPENCV
 
     def open_ffcv(self, source: SplitSource, side: int, batch: int, threads: int) -> "FfcvLoader":
-        """Open the beton of a source, compiled once per side and batch. Raises UserError if FFCV is not installed."""
+        """Open the beton of a source; compile its loader once per side and batch. Raises UserError without FFCV."""
         file = self._find(source)
         if file is None:
             raise ValueError(f"no beton of split {source.name!r}; call name() first")
@@ -96,6 +96,6 @@ class DecoderPool:
 
 
 def _set_device(device: torch.device) -> None:
-    """Select the GPU of this thread; the default of each thread is GPU 0."""
+    """Select the GPU of this thread, because each thread starts with GPU 0."""
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)

@@ -89,7 +89,7 @@ class Extractor:
         starts = range(0, len(rows), batch)
         for start, images in zip(starts, decode(source, rows, augment, batch), strict=True):
             if self.device.type == "cuda" and not images.is_cuda:
-                images = images.pin_memory()  # noqa: PLW2901 - from pageable memory the copy would hold the host up
+                images = images.pin_memory()  # noqa: PLW2901 - a copy from pageable memory would block the host
             there = images.permute(0, 3, 1, 2).to(self.device, non_blocking=True)  # [b, 3, S, S], channels_last
             if augment and augment.jitter:
                 there = jitter(there, augment.draw(source.ids[rows[start : start + batch]]))
@@ -159,7 +159,7 @@ class Extractor:
     def features(self, backbone: LoadedBackbone, split: Split, augment: Augment | None = None) -> Iterator[Tensor]:
         """Yield features of a split in batches [b, C] float32, without caching."""
         for images in self.images(split.source, split.rows, augment):
-            with torch.no_grad():  # not around the yield, where it would also apply to the caller
+            with torch.no_grad():  # must not include the yield, where it would also apply to the caller
                 found = backbone.module(images).float()
             check_finite(found, backbone, split.source)
             yield found
@@ -175,7 +175,7 @@ class Extractor:
     def _whole(
         self, backbone: LoadedBackbone, split: Split, name: str, maps: bool
     ) -> "NDArray | feature_cache.FeatureRows":
-        """Compute for the complete source, so that one file serves every subset of it."""
+        """Compute features of the complete source, so that one file serves every subset of it."""
         if self.cache is None:
             return np.concatenate(list(self._compute(backbone, split.source, maps)))
         kind = "maps" if maps else "pooled"
@@ -215,11 +215,11 @@ class Maps:
 
 
 def check_finite(features: Tensor, backbone: LoadedBackbone, source: SplitSource) -> None:
-    """Raise UserError if a backbone's features [b, ...] are not finite: no score would be valid."""
+    """Raise UserError if a backbone's features [b, ...] are not finite, because no score would be valid."""
     if not torch.isfinite(features).all():
         raise UserError(
             f"backbone: {backbone.card.name} computes non-finite features on split {source.name!r}. "
-            "Fix: export the backbone again from a checkpoint with finite losses."
+            "Fix: use a backbone from a checkpoint with finite losses."
         )
 
 
@@ -242,7 +242,7 @@ def _taken(job: "Future[Tensor]") -> Tensor:
 
 
 def _plain(crop: views.ViewParams) -> views.ViewParams:
-    """Return the same crop and flip without color changes, and with a blur that has no effect."""
+    """Return the same crop and flip without color changes and with a blur that has no effect."""
     n = len(crop.flip)
     keep, drop = np.tile(np.eye(3), (n, 1, 1)), np.zeros((n, 3, 3))
     return replace(crop, matrix=keep, mean_matrix=drop, sigma=np.full(n, NO_BLUR))

@@ -32,14 +32,14 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 Ints = NDArray[np.int64]
-# Of this and earlier versions: <digest>.<kind>.<process>.tmp
+# Names of temporary files, also of earlier versions: <digest>.<kind>.<process>.tmp
 _TEMPORARY = re.compile(r"\.?(?P<name>[0-9a-f]{16}\.(maps|pooled))\.((npy|json)\.)?\d+\.tmp")
 _verified: dict[Path, tuple[int, ...]] = {}  # file -> inode facts at the time of its successful hash check
 
 
 @dataclass(frozen=True)
 class FeatureFileMetadata:
-    """Expected contents of an array file. shape: as text, such as 40x512; sha256: of the whole .npy file."""
+    """Expected contents of an array file. shape: text such as 40x512. sha256: SHA-256 of the whole .npy file."""
 
     format: int
     shape: str
@@ -48,7 +48,7 @@ class FeatureFileMetadata:
 
 
 class FeatureRows:
-    """An array [n, ...] in a file; indexing with positions [m] reads those rows [m, ...] one by one."""
+    """An array [n, ...] in a file. Indexing with positions [m] reads these rows [m, ...] one by one."""
 
     def __init__(self, path: Path, file: IO[bytes], shape: tuple[int, ...], dtype: np.dtype, start: int) -> None:
         self.path, self.shape, self.dtype, self.start = path, shape, dtype, start
@@ -81,7 +81,7 @@ def cached_features(
     shape: None for a side that only the computation knows; compute: yields the rows in parts.
 
     Raises:
-        UserError: the folder is full or not writable. Partial files are deleted.
+        UserError: If the disk is full or the folder is not writable. Partial files are deleted.
     """
     delete_incomplete(path.parent)
     with _writing(path), _locked(path.with_suffix(".lock")):
@@ -97,7 +97,7 @@ def cached_features(
 
 
 def delete_incomplete(folder: Path) -> None:
-    """Delete temporary files of killed processes: those whose lock is free."""
+    """Delete temporary files of killed processes, whose locks are free."""
     with suppress(OSError):
         for path in folder.iterdir():
             if match := _TEMPORARY.fullmatch(path.name):
@@ -107,7 +107,7 @@ def delete_incomplete(folder: Path) -> None:
 
 @contextmanager
 def _locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold a lock, since several processes may compute the same features. Raises OSError if it is not available."""
+    """Hold a lock, because several processes may compute the same features. Raises OSError if there are no locks."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as lock:
         flock(lock, wait=wait)
@@ -121,12 +121,12 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"cache_dir={path.parent}: features cannot be written: {error.strerror or error}. "
-            "Fix: free space there, or choose another folder with cache_dir=FOLDER."
+            "Fix: check this disk, or choose another folder with cache_dir=FOLDER."
         ) from None
 
 
 def _open(path: Path, shape: tuple[int | None, ...], dtype: np.dtype) -> FeatureRows | None:
-    """Return the array; None if it is missing, or corrupt, which is logged."""
+    """Return the array, or None if it is missing or corrupt. A corrupt array is logged."""
     try:
         file = open_regular(path, "rb")
     except FileNotFoundError:

@@ -48,10 +48,10 @@ class BetonMetadata:
 
 
 def load_ffcv(name: str) -> Any:
-    """Import a module that needs FFCV. The import sets torch to one thread, which is undone.
+    """Import a module that needs FFCV, and restore torch's number of threads, which the import sets to one.
 
     Raises:
-        UserError: FFCV is not installed.
+        UserError: If FFCV is not installed.
     """
     threads = torch.get_num_threads()
     try:
@@ -76,8 +76,8 @@ def write_ffcv(shards: Path, out: Path, name: str, progress: Progress = lambda *
     numbers of written and of all samples.
 
     Raises:
-        UserError: FFCV is not installed; shards are missing or corrupt; unknown split; no labels; an image that is
-            not a JPEG or is larger than a page; a file that cannot be written.
+        UserError: If FFCV is not installed, shards are missing or corrupt, the split is unknown or has no labels, an
+            image is not a JPEG or is larger than a page, or a file cannot be written.
     """
     load_ffcv("ffcv")
     split = read_split([str(shards)], name)
@@ -103,7 +103,7 @@ def write_ffcv(shards: Path, out: Path, name: str, progress: Progress = lambda *
 
 
 def _write(path: Path, split: Split, progress: Progress) -> None:
-    """Run all steps of FFCV's writer in this process: it would wait forever for a failed worker process."""
+    """Run all steps of FFCV's writer in this process, because FFCV waits forever for a failed worker process."""
     kinds, writing = load_ffcv("ffcv.fields"), load_ffcv("ffcv.writer")
     image = kinds.RGBImageField(write_mode="jpg")
     image.encode = _store
@@ -127,7 +127,7 @@ def _write(path: Path, split: Split, progress: Progress) -> None:
 
 
 def _store(destination: NDArray, content: NDArray[np.uint8], malloc: Callable[[int], tuple[int, NDArray]]) -> None:
-    """Store a JPEG [bytes] as is, in place of the `encode` of FFCV's image field."""
+    """Store a JPEG [bytes] unchanged, instead of the `encode` of FFCV's image field."""
     destination["mode"] = _JPEG_MODE
     destination["height"], destination["width"] = size(content) or (0, 0)
     destination["data_ptr"], place = malloc(content.nbytes)
@@ -140,7 +140,7 @@ def _image(source: SplitSource, row: int, key: str) -> NDArray[np.uint8]:
     content = source.corpus.read_image(shard, sample)
     name = f"shards: {source.corpus.shard_location(shard)}: {key}"
     if content[:2].tobytes() != b"\xff\xd8" or size(content) is None:
-        raise UserError(f"{name} is not a JPEG, the only format that FFCV reads. Fix: set decoder=opencv.")
+        raise UserError(f"{name} is not a JPEG, the only format that FFCV reads. Fix: evaluate with decoder=opencv.")
     if content.nbytes + len(key.encode()) > PAGE:
         raise UserError(
             f"{name} has {content.nbytes} bytes, more than a beton page of {PAGE}. Fix: build shards of smaller images."
@@ -149,10 +149,10 @@ def _image(source: SplitSource, row: int, key: str) -> NDArray[np.uint8]:
 
 
 def find_ffcv_files(places: Sequence[str | Path]) -> dict[str, Path]:
-    """Return betons by the digest of their source. places: files, or folders that contain them.
+    """Return betons by the digest of their source. `places` are files, or folders that contain betons.
 
     Raises:
-        UserError: a file is missing or corrupt.
+        UserError: If a file is missing or corrupt.
     """
     found = {}
     for place in map(Path, places):

@@ -1,4 +1,4 @@
-"""Read a .beton with FFCV's loader and our own crops instead of FFCV's random crops.
+"""Read a .beton with FFCV's loader, but with simfle's crops instead of FFCV's random crops.
 
 Importing this module needs FFCV; use `simfle.eval.features.ffcv_format.load_ffcv`.
 """
@@ -26,7 +26,7 @@ from simfle.eval.features.resize import fill_resized
 
 Ints = NDArray[np.int64]
 AHEAD = 2  # batches to prefetch
-# Fields of a row that `Crop` reads: location and size of its JPEG; box, flip and whether complete in this epoch.
+# Fields of a row that `Crop` reads: location and size of its JPEG; box, flip and completeness in this epoch.
 _ROW = np.dtype(
     [("data_ptr", "<u8")] + [(name, "<i8") for name in ("height", "width", "x", "y", "w", "h", "flip", "whole")]
 )
@@ -35,12 +35,12 @@ _ROW = np.dtype(
 class FfcvLoader:
     """Images of a beton, decoded and cropped on `threads` threads in compiled code, `batch` at a time.
 
-    heights, widths: [n], for all images. The code is compiled at the first batch, which takes seconds.
+    heights, widths: [n], of all images. The code is compiled at the first batch, which takes seconds.
     """
 
     def __init__(self, file: Path, side: int, batch: int, threads: int) -> None:
         _leave_torch_alone()
-        others = dict.fromkeys(("label", "id", "key"))  # not loaded: evaluation reads them from the shards
+        others = dict.fromkeys(("label", "id", "key"))  # not loaded, because evaluation reads the shards
         workers = min(threads, vars(numba.config)["NUMBA_NUM_THREADS"])
         self.file, self.side = file, side
         self._loader = Loader(
@@ -83,7 +83,7 @@ class FfcvLoader:
             epoch.close()
 
     def _wait(self, epoch: Any) -> NDArray[np.uint8] | None:
-        """Return FFCV's next batch, None after the last. FFCV's own wait never ends if its thread has failed."""
+        """Return FFCV's next batch, or None after the last. FFCV itself would wait forever if its thread has failed."""
         while True:
             alive = epoch.is_alive()
             try:
@@ -177,7 +177,7 @@ def _mirror(image):  # type: ignore[no-untyped-def]
 
 
 def _leave_torch_alone() -> None:
-    """Keep torch's number of threads: at each epoch, FFCV sets it from two threads. Only numba's number may be set."""
+    """Keep torch's number of threads, which two of FFCV's threads set at each epoch. Only numba's number may be set."""
 
     def set_num_threads(cls: Any, count: int) -> None:
         cls.num_threads = count

@@ -1,9 +1,9 @@
-"""The resize of complete images before a backbone: bilinear with antialiasing, as Pillow, timm and torchvision do it.
+"""Resize complete images before a backbone: bilinearly with antialiasing, as Pillow, timm and torchvision do.
 
 `embed`, evaluations, `load_backbone`, reports and the exported formats all use this rule. Pillow's algorithm is the
 reference (Pillow, src/libImaging/Resample.c): a triangle filter, widened by the factor of an axis that shrinks, with
-weights of 22 fractional bits; one axis, rounded to 8 bits, then the other. Training views and augmented crops are
-resized by their own rules.
+weights of 22 fractional bits. One axis is resized and rounded to 8 bits, then the other. Training views and augmented
+crops are resized by separate rules.
 """
 
 # B batch, H x W image, S side
@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-RULE = "bilinear, antialiased"  # part of cache keys and of results' settings
+RULE = "bilinear, antialiased"  # part of cache keys and results' settings
 ONE = 1 << 22  # a weight of 1
 
 

@@ -27,7 +27,7 @@ class ProtocolInputs:
     """Inputs of one classifier (or regressor) to fit and test: `splits` of one fold, with one seed.
 
     weights: digest of the backbone's tensors, the key of its cached features; split_config: section of the
-    configuration for the protocol; metric: of the benchmark.
+    configuration for the protocol; metric: metric of the benchmark.
     """
 
     backbone: LoadedBackbone
@@ -74,7 +74,7 @@ class ProtocolResult:
 class ModelSelection:
     """Best epoch or candidate on validation, whose predictions are used, and the best one on the test samples.
 
-    The first of equal candidates wins. metric: name of the metric; lower: whether a lower value is better.
+    If candidates are equal, the first is selected. metric: name of the metric; lower: whether lower values are better.
     """
 
     metric: str

@@ -22,7 +22,7 @@ CHUNK = 256
 
 
 def run(job: ProtocolInputs) -> ProtocolResult:
-    """Compute maps with the fast probe's classifier, selected on validation; localization is not used for selection."""
+    """Compute maps with the fast probe's classifier, which is selected by its metric, not by localization."""
     parts, config = job.splits, job.config.linear_fast
     train, val = (job.features(split) for split in (parts.train, parts.val))
     scale = FeatureScaling.of(train)
@@ -43,7 +43,7 @@ def run(job: ProtocolInputs) -> ProtocolResult:
     mask = discs(points, sizes(test), job.config.cam.radius)
     area = mask.mean((1, 2))
     total = energy.sum((1, 2))
-    # A map without positive evidence for the class has no location.
+    # A map without positive evidence for the class has no location, so its share is the area's share.
     share = np.where(total > 0, (energy * mask).sum((1, 2)) / np.where(total > 0, total, 1), area)
     return ProtocolResult(area, share, choice.chosen, None, rows)
 
@@ -62,7 +62,7 @@ def activation(maps: Maps, layer: Tensor, rest: Tensor) -> Floats:
 def discs(points: Floats, size: Floats, radius: float) -> NDArray[np.bool_]:
     """Return masks [m, S, S] near the points [m, P, 2] in images of `size` [m, 2], both in pixels.
 
-    radius: as a fraction of the side of the box around the points, sqrt(width * height).
+    radius: a fraction of the side of the box around the points, sqrt(width * height).
     """
     reach = radius * np.sqrt(np.ptp(points, axis=1).prod(1))  # [m] pixels
     steps = (np.arange(GRID) + 0.5) / GRID

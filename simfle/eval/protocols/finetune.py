@@ -1,7 +1,7 @@
 """Fine-tuning of the whole network with lower learning rates for lower layers. `scratch` starts from random weights.
 
-AdamW, linear warm-up and cosine schedule; crops, flips and colors are a pure function of (seed, epoch, sample id). The
-epoch is selected on validation. An interrupted task starts from the beginning.
+The optimizer is AdamW with linear warm-up and a cosine schedule. Crops, flips and colors are a pure function of (seed,
+epoch, sample id). The epoch is selected on validation. An interrupted task starts from the beginning.
 """
 
 # n training samples, b of a batch, C channels, K classes
@@ -25,7 +25,7 @@ from simfle.eval.features.extractor import Augment
 from simfle.eval.protocols.base import ModelSelection, ProtocolInputs, ProtocolResult
 from simfle.eval.protocols.linear import epoch_order
 
-BALANCE = 17  # stream of its random numbers, see simfle.data.philox
+BALANCE = 17  # stream of the random numbers, see simfle.data.philox
 
 
 def run(job: ProtocolInputs) -> ProtocolResult:

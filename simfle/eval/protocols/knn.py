@@ -11,7 +11,7 @@ CHUNK = 1024  # test samples per similarity matrix
 
 
 def run(job: ProtocolInputs) -> ProtocolResult:
-    """Select the number of neighbors on validation. Deterministic: uses no random numbers."""
+    """Select the number of neighbors on validation. No random numbers are used."""
     parts, config = job.splits, job.config.knn
     train, val, test = (job.features(split) for split in (parts.train, parts.val, parts.test))
     labels = torch.from_numpy(parts.train.labels).to(train.device)

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 CHUNK = 256  # maps in memory at once
-SMALL = 0.25  # below this fraction of the image's side, the shards contain whole photos
+SMALL = 0.25  # if landmarks fill less than this fraction of the sides, the shards contain whole photos
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def nme_normalizer(points: Floats, left: Sequence[int], right: Sequence[int], sp
     of the face's box (of the points' box if the shards have no boxes).
 
     Raises:
-        UserError: a point number out of range, or a face without extent.
+        UserError: If a point number is out of range, or a face has no extent.
     """
     if left:
         if max(*left, *right) >= points.shape[1]:

@@ -18,7 +18,7 @@ from simfle.eval.config import LinearConfig
 from simfle.eval.features.extractor import Augment
 from simfle.eval.protocols.base import ModelSelection, ProtocolInputs, ProtocolResult
 
-PROBE = 16  # stream of its random numbers, see simfle.data.philox
+PROBE = 16  # stream of the random numbers, see simfle.data.philox
 
 Batches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 """epoch -> batches of features [b, C] and labels [b]."""

@@ -1,4 +1,4 @@
-"""Fast linear probe: features computed once, all learning rates and weight decays trained in parallel.
+"""Fast linear probe: features are computed once; all learning rates and weight decays are trained in parallel.
 
 A candidate is a pair (learning rate, weight decay). All R candidates see the same batches, so their layers form one
 matrix and a step is one matrix product. Features are standardized with the training samples. The candidate is

@@ -22,12 +22,12 @@ def all_gather_with_grad(rows: Tensor) -> Tensor:
 
 
 def processes() -> int:
-    """Return the number of processes; 1 without a process group, or inside `local_only`."""
+    """Return the number of processes, or 1 without a process group or inside `local_only`."""
     return dist.get_world_size() if dist.is_initialized() and not _is_local_only else 1
 
 
 def rank() -> int:
-    """Return the rank of this process; 0 without a process group, or inside `local_only`."""
+    """Return the rank of this process, or 0 without a process group or inside `local_only`."""
     return dist.get_rank() if processes() > 1 else 0
 
 

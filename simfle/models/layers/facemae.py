@@ -29,7 +29,7 @@ class MaskedDecoder(nn.Module):
             config: decoder configuration.
 
         Raises:
-            UserError: incompatible width and number of heads.
+            UserError: If width and number of heads are incompatible.
         """
         check_width("model.facemae.decoder_embed_dim", config.decoder_embed_dim, config.decoder_num_heads)
         self.decoder_embed = nn.Linear(width, config.decoder_embed_dim)

@@ -26,7 +26,7 @@ def mlp_head_no_bn(width: int, hidden: int, out: int) -> nn.Module:
 
 
 def three_layer_head(width: int, hidden: int, out: int) -> nn.Module:
-    """Build three linear layers, each with BatchNorm, and ReLU on all but the output (SimSiam, section 3)."""
+    """Build three linear layers, each with BatchNorm, and ReLU on all except the output (SimSiam, section 3)."""
     layers: list[nn.Module] = []
     for wide, narrow in ((width, hidden), (hidden, hidden)):
         layers += [nn.Linear(wide, narrow), nn.BatchNorm1d(narrow), nn.ReLU(inplace=True)]
@@ -42,7 +42,7 @@ def expander(width: int, hidden: int, out: int) -> nn.Module:
 
 
 def gelu_head(width: int, hidden: int, out: int) -> nn.Module:
-    """Build three linear layers, GELU between them, no BatchNorm: [B, width] -> [B, out] (DINO, section 3.1)."""
+    """Build three linear layers with GELU in between, without BatchNorm: [B, width] -> [B, out] (DINO, section 3.1)."""
     return nn.Sequential(
         nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out)
     )

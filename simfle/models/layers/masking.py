@@ -1,11 +1,11 @@
-"""Semantic masking: the backbone's own channels select the patches that FaceMAE sees.
+"""Semantic masking: the backbone's channels select the patches that FaceMAE sees.
 
 The reference starts with all grouping channels equal. They then stay equal inside a group forever, and groups separate
 only through rounding noise. `repaired` keeps the paper's equations and changes two things: one map per group (which
 equals a group of equal channels, at G/C of the cost) and a random start, so that groups can separate.
 """
 
-# B batch, C channels, G groups, K maps (C in the reference, G in ours), h x h feature map, S = h h, L patches, V seen
+# B batch, C channels, G groups, K maps (C in the reference, G here), h x h feature map, S = h h, L patches, V seen
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class SemanticMasking(nn.Module):
         but do not select patches: an ablation of the selection alone, at the same cost and with the same BatchNorm.
         """
         maps = self.grouping(features.detach()).flatten(2)  # [B, K, S]
-        with torch.autocast(features.device.type, enabled=False):  # normalized, squared, ranked: not for bf16
+        with torch.autocast(features.device.type, enabled=False):  # bf16 is too coarse to normalize, square and rank
             maps = maps.to(self.scores_of_map.dtype)
             correlations = losses.correlation(maps, shared=self.sync)
             loss = losses.grouping(correlations, self.groups, self.channels)

@@ -13,8 +13,8 @@ _SECOND = 0x94D049BB133111EB - 2**64
 def stateless_uniform(draw: Tensor, count: int) -> Tensor:
     """Map `Batch.mask_uniform` [B], a 32-bit word in [0, 1), to [B, count] float64 in [0, 1), count up to 65,536.
 
-    Each word is a function of (seed, epoch, sample), and so are these numbers: the same after a resume, in any batch
-    and with any number of processes.
+    Each word is a function of (seed, epoch, sample), and so are these numbers. They are the same after a resume, in any
+    batch and with any number of processes.
     """
     word = (draw.double() * 2**32).long()  # [B]
     counter = (word[:, None] << 16) | torch.arange(count, device=draw.device)  # [B, count]

@@ -14,8 +14,8 @@ from simfle.models.layers.masking import SemanticMasking
 def convert_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
     """Make every BatchNorm, and the grouping loss, use the whole micro-batch of all processes.
 
-    Uses torch's SyncBatchNorm on a GPU and `CpuSyncBatchNorm` on a CPU, which torch does not support. Call before ZeRO
-    partitions the parameters.
+    Uses torch's SyncBatchNorm on a GPU, and `CpuSyncBatchNorm` on a CPU, which SyncBatchNorm does not support. Call
+    this before ZeRO partitions the parameters.
     """
     for module in model.modules():
         if isinstance(module, SemanticMasking):

@@ -1,9 +1,9 @@
 """CARE (Ge et al. 2021, arXiv 2110.05340): a transformer on the CNN's feature map supervises the CNN's projection.
 
-From the paper: a CNN stream as in BYOL; a transformer stream on the feature maps of both CNN encoders, with two
-transformers, two projectors and a predictor; the losses L_C, L_T and L_att, with L = L_C + L_T + lambda L_att; only the
-CNN is kept. Chosen here: pre-norm ViT blocks with fixed sine-cosine positions and a mean over positions, instead of the
-paper's bottleneck blocks with attention; no gradient of L_att to the transformer; L_att on the online network's
+As in the paper, there is a CNN stream as in BYOL, and a transformer stream on the feature maps of both CNN encoders,
+with two transformers, two projectors and a predictor. The loss is L = L_C + L_T + lambda L_att, and only the CNN is
+kept. Unlike the paper, which uses bottleneck blocks with attention, this project uses pre-norm ViT blocks with fixed
+sine-cosine positions and a mean over positions. L_att has no gradient to the transformer and uses the online network's
 projections.
 """
 

@@ -17,7 +17,7 @@ from simfle.models.layers.heads import gelu_head
 
 
 class DINO(Method):
-    """Student `online` and teacher `target`, its moving average, on two views: the paper's global views, no multi-crop.
+    """Student `online` and teacher `target`, its moving average, on the paper's two global views, without multi-crop.
 
     center [K]: moving average of the teacher's mean output over both views, micro-batches and processes of a step
     (equation
@@ -104,7 +104,7 @@ class UnitPrototypes(nn.Module):
     def forward(self, unit: Tensor, gate: Tensor | None = None) -> Tensor:
         with torch.autocast(unit.device.type, enabled=False):
             weight = F.normalize(self.weight, dim=1)  # [K, D]
-            if gate is not None:  # the same value: x + g (x - x)
+            if gate is not None:  # the value is unchanged: x + g (x - x)
                 fixed = weight.detach()
                 weight = fixed + gate * (weight - fixed)
             return unit @ weight.T

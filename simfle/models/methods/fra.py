@@ -1,15 +1,15 @@
 """FRA (Gao and Patras 2024, arXiv 2403.02138): consistent embeddings of the face and of its regions.
 
-From the paper: mask embeddings from learned queries that attend to the feature map; heatmaps from the cosine similarity
-of mask embeddings and projected positions; regions pooled with these heatmaps; a semantic consistency loss between
-views (BYOL's) on global and regional embeddings; a semantic relation loss that aligns cluster assignments of the online
-and the momentum network, with mask embeddings as clusters.
+As in the paper, learned queries attend to the feature map and yield mask embeddings. Heatmaps are the cosine similarity
+of mask embeddings and projected positions, and regions are pooled with these heatmaps. A semantic consistency loss
+between views (BYOL's) uses global and regional embeddings. A semantic relation loss aligns cluster assignments of the
+online and the momentum network, with mask embeddings as clusters.
 
-Chosen here: the paper assigns each position and therefore needs the positions that both views share. Batches carry no
-crop geometry, so each *region* is assigned to the mask embeddings instead: the pooled projection of region k of one
-view predicts the code of region k of the other view. Codes are the momentum network's, balanced by Sinkhorn-Knopp as in
-SwAV over all regions of the micro-batches of all processes. One attention block, all widths, temperatures and weights
-are chosen here, too.
+Unlike this project, the paper assigns each position and therefore needs the positions that both views share. Batches
+carry no crop geometry, so each *region* is assigned to the mask embeddings instead: the pooled projection of region k
+of one view predicts the code of region k of the other view. Codes are the momentum network's, balanced by
+Sinkhorn-Knopp as in SwAV over all regions of the micro-batches of all processes. One attention block, all widths,
+temperatures and weights are chosen here, too.
 """
 
 # B batch, C channels, h x h feature map, S = h h positions, K regions, d width of the mask embeddings, D projection

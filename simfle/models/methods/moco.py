@@ -18,12 +18,12 @@ from simfle.models.layers.heads import BackboneWithHead, mlp_head_no_bn
 class MoCo(Method):
     """Query encoder `online`, key encoder `target` (its moving average), and the queue, oldest keys first.
 
-    All keys of an optimizer step enter the queue after the step, in the order of the global batch: the queue does not
-    depend on the number of processes and micro-batches.
+    All keys of an optimizer step enter the queue after the step, in the order of the global batch, so the queue does
+    not depend on the number of processes and micro-batches.
 
     The paper shuffles samples among GPUs (section 3.3), so that BatchNorm does not reveal which key shares a batch with
     the query. Instead, each process shuffles its micro-batch and runs the key encoder on
-    `contrastive.shuffle_bn_splits` parts of it. This works on one GPU, needs no communication, and the order is a
+    `contrastive.shuffle_bn_splits` parts of it. This works on one GPU and needs no communication. The order is a
     function of the samples' random words.
     """
 
@@ -71,7 +71,7 @@ class MoCo(Method):
 
 
 def info_nce(query: Tensor, key: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Compute InfoNCE (equation 1), mean over the batch, and the fraction of queries nearest to their own key.
+    """Compute InfoNCE (equation 1), averaged over the batch, and the fraction of queries nearest to their own key.
 
     query, key [n, D] and queue [K, D], all of unit length; only the query gets a gradient.
     """

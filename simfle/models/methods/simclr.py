@@ -36,8 +36,8 @@ class SimCLR(Method):
 def nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
     """Compute NT-Xent (equation 1), mean over this process's 2 n anchors; z1, z2 [n, D].
 
-    Each anchor is compared with the 2 N - 1 other views of all processes. The mean over processes is the loss of the
-    whole batch; so are the gradients.
+    Each anchor is compared with the 2 N - 1 other views of all processes. Averaged over processes, loss and gradients
+    are those of the whole batch.
     """
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     everyone = torch.cat([all_gather_with_grad(z1), all_gather_with_grad(z2)])  # [2 N, D]

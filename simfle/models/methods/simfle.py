@@ -1,4 +1,4 @@
-"""SimFLE: BYOL on two views (GFL) and FaceMAE on the face (FFL), tied by a distillation loss. arXiv 2303.07648."""
+"""SimFLE (arXiv 2303.07648): BYOL on two views (GFL) and FaceMAE on the face (FFL), with a distillation loss."""
 
 # B batch, C channels, H x H image, F x F face, h x h feature map, L patches, V visible patches, D FaceMAE's width
 import torch
@@ -60,15 +60,16 @@ class SimFLE(BYOL):
             + self.config.distillation_weight * loss["distillation"]
             + self.config.grouping_weight * loss["grouping"]
         )
-        loss["overlap"] = overlap  # not a loss: the measure that the grouping loss reduces
+        loss["overlap"] = overlap  # not part of the total: a measure that the grouping loss reduces
         return loss
 
     def distillation(self, pooled: tuple[Tensor, Tensor], summary: Tensor) -> Tensor:
-        """Compute the loss that ties both branches: y of both views [B, C] and FaceMAE's mean token [B, D].
+        """Compute the loss between both branches: y of both views [B, C] and FaceMAE's mean token [B, D].
 
         distillation=reference: the paper's divergence of three heads from their mean, which heads with constant outputs
-        minimize. distillation=predict: a head on each view predicts the token, which gets no gradient and is
-        standardized per dimension, so that a constant output is no minimum; 2 - 2 cos, mean over both views.
+        minimize. distillation=predict: a head on each view predicts the token, which receives no gradient and is
+        standardized per dimension, so that a constant output is not a minimum. The loss is 2 - 2 cos, averaged over
+        both views.
         """
         if self.config.distillation == "reference":
             branches = (*map(self.distil_global, pooled), self.distil_face(summary))

@@ -60,14 +60,14 @@ class Prototypes(nn.Module):
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     """Compute codes [n, K] of scores [n, K] (equations 3 to 5).
 
-    exp(scores / epsilon), scaled alternately: each prototype gets an equal share of the N samples of all processes, and
-    each sample's code sums to 1, which is enforced last.
+    The codes are exp(scores / epsilon), scaled alternately: each prototype gets an equal share of the N samples of all
+    processes, and each sample's code sums to 1, which is enforced last.
     """
     top = _reduced(scores.max(), dist.ReduceOp.MAX)  # cancels out, but keeps exp() within range
     codes = ((scores - top) / epsilon).exp()  # [n, K]
     for _ in range(iterations):
-        codes = codes / _reduced(codes.sum(dim=0), dist.ReduceOp.SUM)  # each prototype: 1 over all samples
-        codes = codes / codes.sum(dim=1, keepdim=True)  # each sample: 1 over all prototypes
+        codes = codes / _reduced(codes.sum(dim=0), dist.ReduceOp.SUM)  # each prototype sums to 1 over all samples
+        codes = codes / codes.sum(dim=1, keepdim=True)  # each sample sums to 1 over all prototypes
     return codes
 
 

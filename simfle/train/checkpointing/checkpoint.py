@@ -40,7 +40,7 @@ class TrainState:
 
     config, corpus: digests of the configuration and of the data, which give the number of samples its meaning.
     identity: the values behind `config`, by key, to report differences; empty in older checkpoints.
-    init: SHA-256 of the weights of model.init; empty without.
+    init: SHA-256 of the weights of model.init, or "" without model.init.
     """
 
     step: int
@@ -74,7 +74,7 @@ def complete_checkpoints(run: Path) -> list[Path]:
 
 
 def state_of(folder: Path) -> TrainState | None:
-    """Return the state of a complete checkpoint, without its tensors; None if it is corrupt or of another format."""
+    """Return the state of a complete checkpoint, without its tensors, or None if it is corrupt or of another format."""
     found = run_files.read_state(folder)
     try:
         return _train_state(found) if found.get("format") == FORMAT else None
@@ -87,10 +87,10 @@ def _step(folder: Path) -> int:
 
 
 def _train_state(found: dict[str, Any]) -> TrainState:
-    """Build TrainState from JSON. Raises TypeError for other fields, or values of another type."""
+    """Build TrainState from JSON. Raises TypeError for unknown fields, or values of the wrong type."""
     made = TrainState(**found)
     if type(made.step) is not int or not isinstance(made.identity, dict) or not isinstance(made.init, str):
-        raise TypeError("step, identity or init is of another type")
+        raise TypeError("step, identity or init has the wrong type")
     return made
 
 
@@ -116,8 +116,8 @@ def write(
         The folder of the checkpoint.
 
     Raises:
-        FileExistsError: the folder holds the state of another step.
-        OSError: the disk is full or fails.
+        FileExistsError: If the folder holds the state of another step.
+        OSError: If the disk is full or fails.
     """
     check()
     final = checkpoint_dir(run, progress.step)
@@ -134,7 +134,7 @@ def write(
 
     def make_room() -> None:
         check()
-        shutil.rmtree(final, ignore_errors=True)  # one without a marker, partly deleted
+        shutil.rmtree(final, ignore_errors=True)  # a partly deleted checkpoint without a marker
 
     publish_dir(parts, final, make_room)
     return final
@@ -152,10 +152,10 @@ def write_files(parts: Path, model: State, optim: State, pace: RateLimiter | Non
 
 
 def prune(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` complete checkpoints, and leftovers of interrupted writes. Keep symlinks."""
+    """Delete all but the newest `keep` complete checkpoints, and the remains of interrupted writes. Keep symlinks."""
     for old in complete_checkpoints(run)[max(1, keep) :]:
         if not old.is_symlink():
-            (old / MARKER).unlink()  # no longer a checkpoint, even if a crash leaves the rest of it
+            (old / MARKER).unlink()  # the folder is no longer a checkpoint, even if a crash leaves the rest
             shutil.rmtree(old)
     for left in [*run.glob("checkpoints/.step-*.partial"), *run.glob("checkpoints/.step-*.corrupt")]:
         if run_files.step_from_name(Path(left.stem[1:])) is not None:
@@ -171,7 +171,7 @@ def read_newest(run: Path) -> Checkpoint | None:
     A corrupt checkpoint is reported and skipped, and the previous one is read.
 
     Raises:
-        UserError: there are checkpoints, but none is valid: the run must not silently start from step 0.
+        UserError: If there are checkpoints but none is valid, because the run must not silently start from step 0.
     """
     reasons = []
     for folder in complete_checkpoints(run):
@@ -180,7 +180,7 @@ def read_newest(run: Path) -> Checkpoint | None:
         except UserError as error:
             log.warning("%s; trying the previous checkpoint", error)
             reasons.append(str(error))
-    # Old checkpoints lose their marker only after a newer one is complete: alone, a folder without one is corrupt.
+    # Old checkpoints lose their marker only after a newer one is complete: a single folder without marker is corrupt.
     reasons += [f"{folder.name} lacks {MARKER}" for folder in run_files.checkpoint_dirs(run) if not reasons]
     if reasons:
         raise UserError(
@@ -206,14 +206,14 @@ def read(folder: Path) -> Checkpoint:
     """Read and verify one checkpoint.
 
     Raises:
-        UserError: a file is missing, has another size or hash, or another format version.
+        UserError: If a file is missing, or has another size, hash or format version.
     """
     try:
         marker = loads(read_text(folder / MARKER))
         for name in FILES:
             size, sha256 = marker[name]["bytes"], marker[name]["sha256"]
             if (folder / name).stat().st_size != size or hash_file(folder / name) != sha256:
-                raise UserError(f"checkpoint {folder.name}: {name} is corrupt (its hash differs from the one written)")
+                raise UserError(f"checkpoint {folder.name}: {name} is corrupt (its hash differs from the recorded one)")
         progress = loads_object(read_bytes(folder / FILES[2]))
         if progress.get("format") != FORMAT:
             raise UserError(
@@ -231,7 +231,7 @@ class AsyncCheckpointWriter:
     """Write checkpoints in a background thread, one at a time; an error is raised by the next call.
 
     write_mbps: maximum MB/s (0 = no limit); the limit is lifted while a thread waits for the write.
-    seconds, cpu, bytes: of the last write. check: see `write`.
+    seconds, cpu, bytes: measures of the last write. check: see `write`.
     """
 
     def __init__(self, run: Path, keep: int, write_mbps: float = 0.0, check: Callable[[], None] = lambda: None) -> None:
@@ -253,7 +253,8 @@ class AsyncCheckpointWriter:
         """Wait until the last submitted checkpoint is complete.
 
         Raises:
-            UserError: the checkpoint could not be written (disk full), or this run no longer owns the folder.
+            UserError: If the checkpoint could not be written (for example because the disk is full), or this run no
+                longer owns the folder.
         """
         if self._thread is not None:
             self._drop_rate_limit.set()
@@ -264,7 +265,7 @@ class AsyncCheckpointWriter:
             if isinstance(error, UserError):
                 raise error
             raise UserError(
-                f"checkpoint could not be written to {self.run}: {error}; older ones are still complete. "
+                f"checkpoint could not be written to {self.run}: {error}; older checkpoints are complete. "
                 "Fix: resolve this and rerun."
             ) from error
 

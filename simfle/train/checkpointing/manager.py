@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoint.Checkpoint | None:
-    """Fill the model from the newest checkpoint; all processes read the one that the main process found valid."""
+    """Fill the model from the newest checkpoint; all processes read the one that the main process validated."""
     newest = main_process_tries(world, lambda: checkpoint.read_newest(run))
     folder = main_process_value(newest.folder if newest is not None else None)
     if folder is None:
@@ -29,10 +29,10 @@ def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoin
     state_dict.load_model(model, newest.model, newest.folder.name)
     if newest.progress.corpus != data.digest():
         raise UserError(
-            f"data.shards: {', '.join(map(str, data.folders))} have other data than {run} was "
-            "trained on. Fix: use the original shards (they may have moved), or another train.run_dir."
+            f"data.shards: {', '.join(map(str, data.folders))} do not contain the data that {run} was "
+            "trained on. Fix: use the original shards (from any location), or another train.run_dir."
         )
-    if world.is_main:  # only now: a run with other data or another model changes nothing
+    if world.is_main:  # after the checks, so that a run with other data or another model changes nothing
         checkpoint.quarantine_after(run, newest.progress.step)
     log.info("resuming %s after step %d", run, newest.progress.step)
     return newest
@@ -41,8 +41,7 @@ def resume(run: Path, model: Any, data: TrainingData, world: World) -> checkpoin
 class CheckpointManager:
     """Copy the state to the main process's memory, which blocks training, and write it in a thread.
 
-    blocked_seconds: seconds for which training was blocked by copies, and by a write that had not ended when the next
-    one began.
+    blocked_seconds: seconds for which training was blocked by copies, and by waiting for the previous write.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class CheckpointManager:
         claim: RunLock | None = None,
         init: str = "",
     ) -> None:
-        """claim: lock of the run folder. init: SHA-256 of the weights of model.init, or empty."""
+        """Create the manager. claim: lock of the run folder. init: SHA-256 of the weights of model.init, or empty."""
         self.engine, self.config, self.world = engine, config, world
         self.run = Path(config.train.run_dir)
         self.digests = configs.config_digest(config), data.digest()
@@ -68,7 +67,7 @@ class CheckpointManager:
         self._stop_budget: stop_budget.StopBudget | None = None
 
     def copy(self) -> tuple[State, State]:
-        """Copy model and optimizer to the main process; nothing on the other processes. Collective."""
+        """Copy model and optimizer to the main process; other processes get {}. Collective."""
         model = state_dict.gather_model_state(self.engine, keep=self.world.is_main)
         optim = state_dict.gather_optimizer_state(self.engine, STATES[self.config.optim.name], keep=self.world.is_main)
         return model, optim
@@ -77,7 +76,7 @@ class CheckpointManager:
         """Save the state after `step` steps. Collective.
 
         Raises:
-            CollectiveError: this run no longer owns the folder.
+            CollectiveError: If this run no longer owns the folder.
         """
         began = time.perf_counter()
         main_process_tries(self.world, lambda: self.claim.check() if self.claim else None)
@@ -103,7 +102,7 @@ class CheckpointManager:
         """Measure whether saving fits between a stop signal and the end of the job, `limit` seconds later. Collective.
 
         Raises:
-            UserError: the main process cannot write a checkpoint, or lacks disk space.
+            UserError: If the main process cannot write a checkpoint, or lacks disk space.
         """
         began = time.perf_counter()
         model, optim = self.copy()

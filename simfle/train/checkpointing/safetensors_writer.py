@@ -1,7 +1,7 @@
 """Write tensors to a safetensors file in pieces: hashed during the write, without a copy, with a rate limit.
 
-The library's own writer first copies all tensors, and writes at full speed. The format is the same: 8 bytes length of
-the header, little-endian; the header, JSON, padded to 8 bytes; the tensors one after another.
+The library's own writer first copies all tensors, and writes at full speed. The format is the same: the header's length
+in 8 little-endian bytes; the header, JSON padded to a multiple of 8 bytes; then all tensors.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class RateLimiter:
 
 
 def read_tensors(path: Path) -> State:
-    """Read a file written by `write_tensors`. Raises OSError, SafetensorError."""
+    """Read a file written by `write_tensors`. Raises OSError or SafetensorError."""
     with regular_path(path) as same:
         return load_file(same)
 
@@ -58,7 +58,7 @@ def write_tensors(path: Path, tensors: State, pace: RateLimiter | None = None) -
     """Write CPU tensors by name, readable with the safetensors library; return the file's bytes and SHA-256.
 
     Raises:
-        OSError: the disk is full or fails.
+        OSError: If the disk is full or fails.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps all tensors aligned
     header, place = {}, 0

@@ -20,8 +20,8 @@ def gather_model_state(engine: Any, *, keep: bool, below: str = "") -> State:
 
     below: prefix of the requested names (empty = all).
 
-    Buffers are BatchNorm statistics, which each process computes from its own samples: their mean is saved. (It follows
-    the same recursion as each of them, so an interrupted run arrives at the same mean.) Buffers in a method's
+    Buffers are BatchNorm statistics, which each process computes from its own samples. Their mean is saved: it follows
+    the same recursion as each of them, so an interrupted run computes the same mean. Buffers in a method's
     `replicated_buffers`, such as MoCo's queue, are saved bit-identical to those of the main process.
     """
     alike = getattr(engine.module, "replicated_buffers", ())
@@ -87,12 +87,12 @@ def load_model(model: nn.Module, state: State, source: str) -> None:
     """Fill parameters and buffers, before DeepSpeed wraps the model.
 
     Raises:
-        UserError: names or shapes are those of another model; reports the first few.
+        UserError: If names or shapes are those of another model. The error lists the first few.
     """
     expected = dict(model.named_parameters()) | persistent_buffers(model)
     missing, unknown = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     wrong = [name for name in expected if name in state and expected[name].shape != state[name].shape]
-    for names, what in ((missing, "lacks"), (unknown, "has in excess"), (wrong, "has in another shape")):
+    for names, what in ((missing, "lacks"), (unknown, "also has"), (wrong, "has in another shape")):
         if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise UserError(f"{source} is a checkpoint of another model: it {what} {', '.join(names[:3])}{more}")

@@ -28,19 +28,19 @@ class StopBudget:
         text = f"stopping takes about {needed:.1f} s (a step {seconds:.1f} s, saving {self.saving:.1f} s)"
         if needed > self.limit / 2:
             log.warning(
-                "%s, but the stop signal comes only %g s before the end of the job. Fix: set --signal-seconds %d or "
+                "%s, but the stop signal arrives only %g s before the end of the job. Fix: set --signal-seconds %d or "
                 "more; otherwise the steps since the last checkpoint may be repeated",
                 *(text, self.limit, round(3 * needed)),
             )
         else:
-            log.info("%s, the stop signal comes %g s before the end of the job", text, self.limit)
+            log.info("%s; the stop signal arrives %g s before the end of the job", text, self.limit)
 
 
 def measure_stop(run: Path, model: State, optim: State, keep: int) -> float:
     """Write a checkpoint, delete it, and return the seconds that the write took.
 
     Raises:
-        UserError: the checkpoint cannot be written, or there is no space for `keep` checkpoints.
+        UserError: If the checkpoint cannot be written, or there is no space for `keep` checkpoints.
     """
     folder = run / "checkpoints" / ".rehearsal.partial"
     began = time.perf_counter()
@@ -50,7 +50,7 @@ def measure_stop(run: Path, model: State, optim: State, keep: int) -> float:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         raise UserError(
-            f"train.run_dir={run}: cannot write a checkpoint: {error.strerror}. Fix: free space there."
+            f"train.run_dir={run}: cannot write a checkpoint: {error.strerror}. Fix: check this disk's space and state."
         ) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-STEPS = 20  # judged steps, after the first, which warms up
+STEPS = 20  # number of steps that are measured after the first one, which warms up
 WAITING = 0.1  # fraction of the time above which a run is data-bound
 
 
 @dataclass(frozen=True)
 class ThroughputFacts:
-    """Inputs of the advice. cores: available to the process, divided by the processes that share them."""
+    """Inputs of the advice. cores: cores available to the process, divided by the processes that share them."""
 
     device: str
     backend: str

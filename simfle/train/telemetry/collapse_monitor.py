@@ -2,7 +2,7 @@
 
 On every `train.log_every`-th step the methods keep the features of that step (`Method.note`). One all-gather brings at
 most SAMPLES of them to the main process, which computes the measures. Other steps cost nothing. The first step has the
-features of the initial weights: a random network of the same shape (with model.init: its weights), the baseline for
+features of the initial weights: a random network of the same shape (or the weights of model.init), the baseline for
 all later measures.
 """
 
@@ -24,7 +24,7 @@ from simfle.runtime import run_files
 from simfle.runtime.distributed import World
 
 FILE = "initial.json"
-SAMPLES = 256  # over all processes: the eigenvalues of their Gram matrix take 5 ms on one core
+SAMPLES = 256  # samples over all processes; the eigenvalues of their Gram matrix take 5 ms on one core
 LASTING = 3  # consecutive low measures before a warning
 log = logging.getLogger(__name__)
 Measures = dict[str, dict[str, float]]
@@ -45,13 +45,13 @@ class FeatureTelemetry:
         self._warned = False
 
     def begin(self, due: bool) -> None:
-        """Enable or disable keeping features, before the forward passes of a step."""
+        """Set whether the methods keep features; called before the forward passes of a step."""
         self.model.record_enabled = due
         self.model.recorded_features.clear()
 
     @torch.no_grad()
     def measure(self, step: int) -> Measures:
-        """Compute the measures after the forward passes of a step. Collective; empty on other processes."""
+        """Compute the measures after the forward passes of a step. Collective; returns {} on other processes."""
         kept, self.model.record_enabled = dict(self.model.recorded_features), False
         self.model.recorded_features.clear()
         branches = _gathered(kept, self.world)
@@ -82,8 +82,8 @@ def warning(features: dict[str, float], init: str = "") -> str:
     baseline = f"the weights of model.init={init}" if init else "a random network of this shape"
     return (
         f"features use {features['rank']:.1f} of {features['dimensions']:.0f} dimensions, {baseline} "
-        f"{features['random_rank']:.1f}: they collapse. Fix: start a new train.run_dir with a lower optim.lr, or "
-        f"use a recipe of {run_files.COLLAPSE_PAGE}"
+        f"{features['random_rank']:.1f}: the features collapse. Fix: start a new train.run_dir with a lower optim.lr, "
+        f"or use a recipe of {run_files.COLLAPSE_PAGE}"
     )
 
 
@@ -120,7 +120,7 @@ def _gathered(kept: dict[str, list[tuple[Tensor, ...]]], world: World) -> dict[s
 
 
 def _read(file: Path) -> Measures:
-    """Read the measures of the first step; empty if the file is missing or invalid."""
+    """Read the measures of the first step, or return {} if the file is missing or invalid."""
     try:
         content = loads_object(read_bytes(file))
     except (OSError, ValueError):

@@ -22,7 +22,7 @@ from simfle.runtime.distributed import World
 
 FILE = "corrupt_samples.jsonl"
 RESTORED = "restored"
-FREE = 10  # corrupt samples that never stop a run, unless none at all is allowed
+FREE = 10  # number of corrupt samples that never stops a run, unless no corrupt sample is allowed
 log = logging.getLogger(__name__)
 
 
@@ -52,7 +52,8 @@ class CorruptSampleLog:
             log.info("%d corrupt samples can be decoded again; marked in %s", len(restored), self._file)
 
     def _decodable_again(self, is_sound: Callable[[int], bool]) -> set[int]:
-        """Return the listed samples that can be decoded now. Each process tries a range of ids, which share shards."""
+        """Return the listed samples that can be decoded now. Each process tries a range of ids, because neighbors are
+        in the same shard."""
         listed = sorted(self.ids)
         share = -(-len(listed) // self._world.world_size)
         mine = listed[self._world.rank * share : (self._world.rank + 1) * share]
@@ -75,14 +76,14 @@ class CorruptSampleLog:
                 log.warning("%s: %s cannot be decoded; replaced by sample %d", each.shard, each.key, each.replaced_by)
 
     def limit_exceeded(self, seen: int) -> str:
-        """Return why the run must stop after `seen` samples; empty if it may continue."""
+        """Return why the run must stop after `seen` samples, or "" if it may continue."""
         allowed = max(FREE, self._limit * seen) if self._limit else 0
         if len(self.ids) <= allowed:
             return ""
         return (
             f"{len(self.ids)} of {seen} samples are corrupt, data.max_corrupt_fraction={self._limit:g} allows "
             f"{int(allowed)}; "
-            f"listed in {self._file}. Fix: restore the shards and rerun, which tries them again; or allow more"
+            f"listed in {self._file}. Fix: restore the shards and rerun to try these samples again, or allow more"
         )
 
 

@@ -31,7 +31,7 @@ class MetricLogger:
     """
 
     def __init__(self, run: Path, resumed_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # only the main process needs it
+        from torch.utils.tensorboard import SummaryWriter  # imported by the main process only
 
         file = run / FILE
         if file.exists():
@@ -93,7 +93,7 @@ class SampleLog:
         folder.mkdir(exist_ok=True)
         file = folder / f"rank-{rank:05d}.jsonl"
         self._file = open_regular(file, "a", buffering=1)
-        if _torn(file):  # by a kill or a full disk: the next line must not be appended to it
+        if _torn(file):  # a kill or a full disk truncated the last line: do not append to this line
             self._file.write("\n")
 
     def add(self, step: int, micro: int, batch: Batch) -> None:
@@ -117,7 +117,7 @@ def _torn(file: Path) -> bool:
 
 
 def _step(line: dict[str, Any]) -> float:
-    """Return the step of a metrics line; infinity for a line without one."""
+    """Return the step of a metrics line, or infinity for a line without a step."""
     try:
         return int(line["step"])
     except (ValueError, KeyError, TypeError, OverflowError):

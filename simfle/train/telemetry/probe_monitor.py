@@ -2,7 +2,7 @@
 
 At every `monitor.probe_every`-th step the main process copies the backbone and measures the copy in eval mode. The
 run's state and random state do not change. Meanwhile the other processes wait in the next collective, so a measurement
-that takes longer than `monitor.max_seconds` is abandoned.
+that takes longer than `monitor.max_seconds` is aborted.
 """
 
 # n fitting samples, m validation samples, C channels
@@ -48,8 +48,8 @@ class ProbeTimeoutError(Exception):
 
 
 class Monitor:
-    """Monitor: `due(step)`, then `measure(step, ...)` on all processes: knn, linear, rank, and those of the random
-    network."""
+    """Monitor of knn, linear, rank, and those of the random network. All processes call `due(step)`, then
+    `measure(step, ...)`."""
 
     def __init__(self, config: PretrainConfig, world: World, steps: int, alive: Callable[[], None]) -> None:
         """Open the shards. alive: called during a measurement, to prevent a timeout of the watchdog. Raises UserError
@@ -97,7 +97,7 @@ class Monitor:
                 "raise monitor.max_seconds",
                 *(self.settings.max_seconds, self.settings.fit_samples // 2),
             )
-        except (UserError, OSError) as error:  # of labeled shards: not a reason to end a run
+        except (UserError, OSError) as error:  # a failure of the labeled shards must not end a run
             log.warning("monitor.shards: %s; this probe is skipped, the run continues", error)
         return {}
 

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def phase(name: str) -> record_function:
-    """Mark a part of a step in the trace; costs a microsecond without a trace."""
+    """Mark a part of a step in the trace. Without a trace, this costs a microsecond."""
     return record_function(f"simfle.{name}")
 
 
@@ -33,7 +33,7 @@ class StepProfiler:
     """
 
     def __init__(self, run: Path, train: TrainConfig, world: World) -> None:
-        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # it logs its start, and warns if there is no GPU
+        os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # Kineto would log its start and warn if there is no GPU
         first, last = train.profile_steps
         self._stem = run / "profile" / f"rank-{world.rank:05d}"
         self._title = f"steps {first} to {last} of this start, rank {world.rank}"
@@ -80,9 +80,9 @@ class StepProfiler:
 
 
 def tables(events: Any, *, cuda: bool) -> str:
-    """Format phases and operators as text. events: of torch.profiler's key_averages().
+    """Format phases and operators as text. `events` is the result of torch.profiler's key_averages().
 
-    Phases: host time. Operators: self time, on the GPU if there is one.
+    The table gives the host time of phases, and the self time of operators, on the GPU if there is one.
     """
     # On a GPU there are also rows of kernels and marks, whose time is included in their operators.
     events = [event for event in events if event.device_type == DeviceType.CPU]

@@ -44,7 +44,7 @@ class ProgressReporter:
             self._write_or_mute(self._bar.stop)
 
     def start(self, plan: str, facts: ThroughputFacts) -> None:
-        """Print the lines of the plan. facts: for the advice on speed after the first steps."""
+        """Print the lines of the plan. `facts` are used for the advice on speed after the first steps."""
         if not self.enabled:
             return
         for line in plan.splitlines():
@@ -68,7 +68,8 @@ class ProgressReporter:
         """
         if not self.enabled:
             return
-        # Smoothed over about ten steps, because a single step is noisy; the first, which warms up, is ignored.
+        # The speed is smoothed over about ten steps, because single steps are noisy. The first step, which warms up, is
+        # ignored.
         self._seen += 1
         keep = 0.9 if self._seen > 2 else 0.0
         self._speed = keep * self._speed + (1 - keep) * speed
@@ -94,7 +95,7 @@ class ProgressReporter:
         self._write_or_mute(partial(self._console.print, text, highlight=False, markup=False, soft_wrap=True))
 
     def _write_or_mute(self, write: Callable[[], object]) -> None:
-        """Write; on an error, mute further output: `| head` closed the pipe, or the terminal was closed."""
+        """Write text. On an error, mute further output: `| head` closed the pipe, or the terminal was closed."""
         try:
             write()
         except (OSError, SystemExit):  # SystemExit: rich's reaction to a closed pipe

@@ -94,7 +94,7 @@ def test_labels_are_normalised_and_asked_for() -> None:
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_two_spellings_of_a_name_are_one(form: str) -> None:
-    """A Mac writes the accents of file names as letters of their own."""
+    """A Mac decomposes the accents of file names."""
 
     def spelt(text: str) -> str:
         return unicodedata.normalize(form, text)

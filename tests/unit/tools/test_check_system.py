@@ -1,4 +1,4 @@
-"""What `make` says before it installs: on a disk that is too small, almost too small, or large enough."""
+"""Messages of `make` before it installs: on a disk that is too small, almost too small, or large enough."""
 
 import runpy
 import shutil

@@ -33,12 +33,12 @@ class AffectNet:
 
     root: Path
     classes: int = option(
-        8, "Number of classes: 8, 7 (without contempt) or 11 (with none, uncertain and no-face).", (8, 7, 11)
+        8, "number of classes: 8, 7 (without contempt) or 11 (with none, uncertain and no-face)", (8, 7, 11)
     )
-    automatic: bool = option(False, "Also read the automatically labeled images, as split automatic.")
+    automatic: bool = option(False, "also read the automatically labeled images, as split automatic")
 
     def __post_init__(self) -> None:
-        """Raises UserError for another number of classes."""
+        """Raise UserError for another number of classes."""
         check_options(self)
 
     @property
@@ -51,10 +51,10 @@ class AffectNet:
         """Release found in the root.
 
         Raises:
-            UserError: the root contains no release, or several.
+            UserError: If the root contains no release or several releases.
         """
         if not self.root.is_dir():
-            raise UserError(f"affectnet={self.root}: not a folder. Fix: give the corpus folder.")
+            raise UserError(f"affectnet={self.root}: not a folder. Fix: pass the corpus folder.")
         annotations = {first_name(self.root / split / "annotations")[-5:] for split in ("train_set", "val_set")}
         found = {
             CSV: first_existing(self.root, *TRAINING, *VALIDATION)
@@ -71,17 +71,17 @@ class AffectNet:
                 "Fix: move them to separate folders."
             )
         if ".json" in annotations:
-            raise UserError(f"affectnet: {self.root} is a part of AffectNet+. Fix: give its parent folder.")
+            raise UserError(f"affectnet: {self.root} is a part of AffectNet+. Fix: pass its parent folder.")
         raise UserError(
             f"affectnet: no release of AffectNet in {self.root} (searched: training.csv, train_set/annotations/*.npy, "
-            f"human_annotated; found: {describe_dir(self.root)}). Fix: give the corpus folder."
+            f"human_annotated; found: {describe_dir(self.root)}). Fix: pass the corpus folder."
         )
 
     def __iter__(self) -> Iterator[Entry | Rejected]:
         """Yield all entries that the release lists, split by split.
 
         Raises:
-            UserError: not AffectNet, a list with other columns, missing images.
+            UserError: If the folder is not AffectNet, a list has other columns, or images are missing.
         """
         read = {CSV: read_lists, NPY: read_arrays, JSON: read_plus}[self.release]
         yield from read(self.root, self.automatic)
@@ -91,7 +91,7 @@ def expected(source: AffectNet) -> dict[str, dict[str, int]]:
     """Return the published counts; for the automatic labels, no counts are published."""
     train, val = list(TRAIN), [500] * len(LABELS)
     release = source.release
-    if release == NPY:  # without none, uncertain and no-face; it lacks one contempt face
+    if release == NPY:  # this release lacks none, uncertain, no-face and one contempt face
         train, val = train[:8], val[:8]
         val[7] = 499
     counts = {"train": dict(zip(LABELS, train, strict=False)), "val": dict(zip(LABELS, val, strict=False))}

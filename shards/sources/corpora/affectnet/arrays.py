@@ -46,7 +46,7 @@ def read_arrays(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
 
 
 def _value(file: Path) -> Any:
-    """Return the only element of an array (a text in this release); "" if missing or corrupt."""
+    """Return the only element of an array (a text in this release), or "" if missing or corrupt."""
     array = _read(file)
     return array.reshape(-1)[0] if array is not None and array.size == 1 else ""
 
@@ -59,7 +59,7 @@ def _number(file: Path) -> float | None:
 
 
 def _array(file: Path) -> Any:
-    """Return numbers [N] as float64, None if missing or corrupt."""
+    """Return numbers [N] as float64, or None if missing or corrupt."""
     import numpy as np
 
     array = _read(file)
@@ -70,7 +70,7 @@ def _array(file: Path) -> Any:
 
 
 def _read(file: Path) -> Any:
-    """Return an array of any shape and type except objects (pickles); None if missing or corrupt."""
+    """Return an array of any shape and type except objects (pickles), or None if missing or corrupt."""
     import numpy as np
 
     try:
@@ -78,7 +78,7 @@ def _read(file: Path) -> Any:
             if os.fstat(data.fileno()).st_size > MOST:
                 return None
             array = np.lib.format.read_array(data, allow_pickle=False)  # numpy.load would also accept an archive
-            if math.prod(max(side, 1) for side in array.shape) > MOST:  # also counts items and empty rows of zero bytes
+            if math.prod(max(side, 1) for side in array.shape) > MOST:  # also limits items of zero bytes
                 return None
             array.tolist()  # text with invalid code points fails on access
             return array

@@ -31,7 +31,7 @@ def pair(images: Path, annotations: Path, ending: str) -> Iterator[Pair]:
 
 
 def first_name(folder: Path) -> str:
-    """Return any name in a (possibly huge) folder, "" if there is none: enough to detect the type of files."""
+    """Return any name in a (possibly huge) folder, or "" if there is none: enough to detect the type of files."""
     if not folder.is_dir():
         return ""
     with os.scandir(folder) as listing:
@@ -39,7 +39,7 @@ def first_name(folder: Path) -> str:
 
 
 def named(number: str) -> str | None:
-    """Return the expression's name for its number, None for anything else."""
+    """Return the expression's name for its number, or None for anything else."""
     text = number.strip()
     return LABELS[int(text)] if text.isascii() and text.isdigit() and int(text) < len(LABELS) else None
 

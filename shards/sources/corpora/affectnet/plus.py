@@ -36,7 +36,7 @@ def read_plus(root: Path, automatic: bool) -> Iterator[Entry | Rejected]:
 
 
 def _known(file: Path) -> dict[str, Any] | None:
-    """Read a JSON object; None if it is invalid. Non-JSON numbers (NaN) become None."""
+    """Read a JSON object; return None if it is invalid. Non-JSON numbers (NaN) become None."""
     try:
         found = json.loads(read_bytes(file, MAX_JSON), parse_constant=lambda _: None)
     except (OSError, ValueError, RecursionError):

@@ -54,7 +54,7 @@ class Person:
     iris: Color
     lips: Color
     width: float  # half width of the head
-    jaw_width: float  # of the chin, as a fraction of width
+    jaw_width: float  # width of the chin, as a fraction of `width`
     forehead: float
     hair_style: int  # 0 bald, 1 short, 2 fringe, 3 parted, 4 long, 5 curly
     hair_line: float
@@ -63,7 +63,7 @@ class Person:
     eye_width: float
     eye_height: float
     eye_tilt: float
-    brow_y: float  # above the eye
+    brow_y: float  # height above the eye
     brow_length: float
     brow_thickness: float
     brow_arch: float
@@ -114,7 +114,7 @@ def draw_actions(rng: np.random.Generator, label: str) -> Actions:
 def draw_person(rng: np.random.Generator) -> Person:
     """Sample a person; ranges are set by eye so that people differ more than expressions."""
     u = rng.uniform
-    tone = u()  # from dark to pale
+    tone = u()  # 0 is dark, 1 is pale
     skin = np.array([104, 68, 50]) * (1 - tone) + np.array([244, 208, 184]) * tone + rng.normal(0, 4, 3)
     hairs = ((28, 22, 20), (62, 40, 26), (110, 72, 40), (196, 158, 96), (140, 66, 36), (170, 168, 166))
     irises = ((62, 40, 24), (84, 58, 30), (70, 100, 120), (84, 110, 70), (40, 30, 24))

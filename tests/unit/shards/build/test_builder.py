@@ -93,7 +93,7 @@ def test_a_folder_of_folders_is_unlabeled_unless_asked(tmp_path: Path) -> None:
 
 
 def test_folders_of_splits_are_told_from_those_of_classes(tmp_path: Path) -> None:
-    """Kaggle's FER2013: whoever is told to make train and test labels gets two classes and no test split."""
+    """Kaggle's FER2013: if train and test are read as labels, there are two classes and no test split."""
     for name in ("train", "Testing"):
         write_faces(tmp_path / "faces" / name, 4, ("a", "b"))
     command = [*BUILD, "folder", tmp_path / "faces"]

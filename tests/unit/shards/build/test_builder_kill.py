@@ -1,6 +1,6 @@
 """SIGKILL at random moments of a build: whatever stands there then, the resumed build ends with the same bytes.
 
-A few kills over drawn faces by default. For many over a corpus of one's own, which takes minutes:
+A few kills over drawn faces by default. For many kills over another corpus, which takes minutes:
 SHARDS_KILLS=30 SHARDS_KILL_FACES=path/to/faces python -m pytest tests/unit/shards/build/test_builder_kill.py -s
 --timeout 7200
 """
@@ -34,7 +34,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def built(command: list[object]) -> float:
-    """Run a build to its end in a process of its own; how long it took."""
+    """Run a build to its end in a separate process; return its duration."""
     start = time.monotonic()
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
@@ -42,7 +42,7 @@ def built(command: list[object]) -> float:
 
 
 def killed(command: list[object], after: float) -> bool:
-    """Start a command with a process group of its own and kill all of it; whether it was still at work."""
+    """Start a command in a separate process group and kill the group; return whether it was still running."""
     words = [str(word) for word in command]
     output = subprocess.DEVNULL
     process = subprocess.Popen(words, stdout=output, stderr=output, start_new_session=True)

@@ -36,7 +36,7 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path: Path) -> None:
     assert many["samples"] == MOST - -(-MOST // 50)
     for who, most in many["verified MB"].items():
         assert most < LIMIT
-        # A plan's pages are held up to a limit; listing, sorting and rejecting are done outside of memory.
+        # SQLite caches a plan's pages up to a limit; listing, sorting and rejecting are done outside of memory.
         assert most - few["verified MB"][who] < 60
 
 

@@ -1,4 +1,4 @@
-"""What a build refuses: one line, and nothing is left."""
+"""Inputs that a build refuses with one line, without leaving files."""
 
 import re
 import sys
@@ -26,7 +26,7 @@ BAD = {
     "split folders, but none": (["folder", "classes", "out", "--split-folders"], "rejected .*4 no_split"),
     "two groups": (
         ["csv", "list.csv", "out", "--group-column", "none", "--group-pattern", "(.)"],
-        "give only one",
+        "pass only one",
     ),
     "output below a file": (["folder", "faces", "list.csv/out"], "list.csv/out.partial: cannot be created"),
     "output in the source": (["folder", "faces", "faces/out"], "inside the source"),

@@ -27,7 +27,7 @@ def start(*command: object) -> "subprocess.Popen[bytes]":
 
 
 def wait_for(done: Callable[[], T], process: "subprocess.Popen[bytes]", seconds: float = 120) -> T:
-    """What `done` gives as soon as it is true; asked only once more it might be untrue again."""
+    """Return the first true result of `done`, which might be false in another call."""
     end = time.monotonic() + seconds
     while not (found := done()):
         assert process.poll() is None, process.communicate()
@@ -59,7 +59,7 @@ SHARDS = ["--class-folders", "--shard-samples", 8, "--val-fraction", 0.2]
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `faces` and `whole`, the shards of a build that nobody disturbed."""
+    """A folder with `faces` and `whole`, the shards of an uninterrupted build."""
     folder = tmp_path_factory.mktemp("undisturbed")
     write_faces(folder / "faces", 100, ("a", "b"))
     assert run(*BUILD, "folder", folder / "faces", folder / "whole", *SHARDS).returncode == 0
@@ -196,7 +196,7 @@ def test_an_unfinished_build_is_refused_to_others(tmp_path: Path, undisturbed: P
 
 
 def test_building_again_says_what_it_did_not_look_at(tmp_path: Path) -> None:
-    """A mended file is not read again: its name is the same."""
+    """A fixed file is not read again, because its name is the same."""
     faces = write_faces(tmp_path / "faces", 4)
     (faces / "broken.jpg").write_bytes(b"")
     command = [*BUILD, "folder", faces, tmp_path / "out"]
@@ -225,7 +225,7 @@ def test_building_again_says_that_all_is_there_or_refuses(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("kilobytes", "words"), [(20, "cannot build"), (200, "File too large .*train-000000")])
 def test_a_disk_that_fails_costs_no_image(tmp_path: Path, kilobytes: int, words: str) -> None:
-    """What no image is to blame for stops the build in one line: files that may not grow, while planning or writing."""
+    """A failure that no image causes stops the build in one line: files that cannot grow, while planning or writing."""
     faces = write_faces(tmp_path / "faces", 100)
     command = [*BUILD, "folder", faces, tmp_path / "out", "--workers", 1]
     done = run("bash", "-c", f'ulimit -f {kilobytes}; exec "$@"', "bash", *command)

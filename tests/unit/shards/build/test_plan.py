@@ -1,4 +1,4 @@
-"""What an entry reads from survives the plan, and does not decide it."""
+"""The plan keeps the location of an entry's image, which does not determine the plan."""
 
 from contextlib import closing
 from pathlib import Path

@@ -42,7 +42,7 @@ def faces() -> tuple[Pixels, ...]:
 
 @cache
 def strangers() -> PerceptualHashes:
-    """Of 300 other drawn people."""
+    """Images of 300 other synthetic people."""
     return prints([simplejpeg.decode_jpeg(draw(7, person, 1, 128), "RGB") for person in range(300)])
 
 
@@ -120,7 +120,7 @@ def test_the_same_pixels_with_other_metadata_are_exact() -> None:
 
 
 def test_many_copies_leave_the_first() -> None:
-    """What is left when all that are listed are gone holds no two that are alike."""
+    """Without the listed images, no two images are duplicates."""
     made = prints([again(image, quality) for quality in (90, 60, 90) for image in faces()[:20]])
     gallery = HashIndex(made)
     matches = gallery.earlier()

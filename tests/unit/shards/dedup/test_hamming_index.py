@@ -60,7 +60,7 @@ def test_large_numbers_go_through_bands(distance: int) -> None:
 
 
 def test_bands_cover_the_word_and_the_distance() -> None:
-    """What makes the search exact: whoever differs everywhere by more than the radii differs by more than d."""
+    """The search is exact: words that differ in every band by more than its radius differ by more than d."""
     for count in (10, 10**4, 10**6, 10**9):
         for distance in range(17):
             bands = plan_bands(count, distance)

@@ -1,4 +1,4 @@
-"""Shards of somebody who means harm: no name in a manifest, an index or a tar leads out of a folder."""
+"""Malicious shards: no name in a manifest, an index or a tar leads out of its folder."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ OUTSIDE = ["/{there}/x", "../there/x", "a/../../there/x", "..", "..\\there\\x", 
 
 @pytest.fixture
 def victim(tmp_path: Path) -> Path:
-    """A folder of somebody else's shards, which must stay as it is."""
+    """A folder of another user's shards, which must not change."""
     return make(tmp_path / "victim")
 
 

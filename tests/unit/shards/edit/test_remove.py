@@ -161,7 +161,7 @@ def test_leftovers_that_may_hold_the_person_are_named(shards: Path) -> None:
     assert told == [f"delete {path}" for path in (*left, unfinished)]
 
 
-PATTERN = r"photos/p(\d+)[a-z]"  # the person stands between letters, as no word of its own
+PATTERN = r"photos/p(\d+)[a-z]"  # the person is between letters, not a separate word
 
 
 @pytest.fixture
@@ -238,7 +238,7 @@ def spell_by_turns(folder: Path, group: str, spellings: list[str]) -> None:
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_a_name_in_two_spellings_is_one_person(shards: Path, form: str) -> None:
-    """Shards of earlier versions hold a name as the file system gave it, a Mac with accents as letters of their own."""
+    """Shards of earlier versions contain a name in the file system's form, on a Mac with decomposed accents."""
     spellings = [unicodedata.normalize(name, "José") for name in ("NFC", "NFD")]
     spell_by_turns(shards, "Jane_2", spellings)
     before = samples(shards)
@@ -301,7 +301,7 @@ EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir")
 
 
 def removed_and_killed(folder: Path, keys: list[str], moment: int) -> bool:
-    """Remove in a process of its own that is killed right before its `moment`-th step on a file; was it killed?"""
+    """Remove in a process that is killed before its `moment`-th file operation; return whether it was killed."""
     child = os.fork()
     if child == 0:
         left = moment
@@ -349,7 +349,7 @@ def without_date(folder: Path) -> dict[str, bytes]:
 
 
 def test_killed_at_any_step(built: Path, tmp_path: Path) -> None:
-    """Old or new samples can be read at once; the same command again ends with the bytes of an undisturbed removal."""
+    """Old or new samples are readable; a rerun ends with the bytes of an uninterrupted removal."""
     before = samples(built)
     keys = list(before)[1:9:3]
     whole = Path(shutil.copytree(built, tmp_path / "whole"))
@@ -383,7 +383,7 @@ def test_what_is_written_anew_stays_private(shards: Path) -> None:
 
 
 def test_shards_that_are_links_keep_their_samples(shards: Path, tmp_path: Path) -> None:
-    """What a link leads to is not rewritten: a removal must not say that the person is gone."""
+    """The target of a link is not rewritten, so a removal must not report that the person is removed."""
     tar = next(shards.glob("train-*.tar"))
     tar.rename(tmp_path / "elsewhere.tar")
     tar.symlink_to(tmp_path / "elsewhere.tar")

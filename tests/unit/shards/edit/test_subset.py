@@ -187,8 +187,8 @@ def test_people_of_one_name_are_told(built: Path, tmp_path: Path) -> None:
 
 def test_people_of_different_names_need_no_word(built: Path, tmp_path: Path) -> None:
     write_faces(tmp_path / "faces", 4)
-    assert run(*BUILD, "folder", tmp_path / "faces", tmp_path / "nobody").returncode == 0
-    done = run(*MERGE, built / "one-shards", tmp_path / "nobody", tmp_path / "out")
+    assert run(*BUILD, "folder", tmp_path / "faces", tmp_path / "unlabeled").returncode == 0
+    done = run(*MERGE, built / "one-shards", tmp_path / "unlabeled", tmp_path / "out")
     assert (done.returncode, "note:" in done.stdout) == (0, False)
 
 

@@ -89,9 +89,9 @@ def test_an_upload_goes_on_where_it_was(local: Path, tmp_path: Path, kind: str) 
     assert manifest_at(url) is None
     before = json.loads(record.read_bytes())
     assert len(before) >= 8
-    damaged, lost = list(before)[:2]
+    corrupt, lost = list(before)[:2]
     system, path = fsspec.core.url_to_fs(url)
-    system.pipe(f"{path}/{damaged}", b"half")
+    system.pipe(f"{path}/{corrupt}", b"half")
     system.rm(f"{path}/{lost}")
     again = Upload(local / "out", url, record)
     seen: list[tuple[int, int]] = []

@@ -80,7 +80,7 @@ def edit(shards: Path, change: Callable[[dict], dict]) -> None:
 
 
 def rewrite(shards: Path, change: Callable[[str, dict[str, bytes]], tuple[str, dict[str, bytes]]]) -> None:
-    """Write the first shard anew with other samples, and a manifest and index that agree with it."""
+    """Rewrite the first shard with other samples, and a manifest and index that match it."""
     path = shards / "train-000000.tar"
     with tarfile.open(path) as tar:
         contents = {name: tar.extractfile(name).read() for name in tar.getnames()}
@@ -130,7 +130,7 @@ def repeat_a_key(shards: Path) -> None:
 
 
 FAULTS = [
-    (flip_a_byte, "train-000001.tar: its sha256 is not the manifest's"),
+    (flip_a_byte, "train-000001.tar: its sha256 differs from the manifest's"),
     (cut_a_tar, "train-000000.tar: .* bytes, the manifest says"),
     (lose_a_tar, "train-000002.tar: No such file"),
     (lose_an_index, "train-000002.tar: shards: index "),

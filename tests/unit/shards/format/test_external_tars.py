@@ -20,7 +20,7 @@ INDEX = tool("index_shards")
 
 
 def quiet(_: int) -> None:
-    """Nobody looks."""
+    """Ignore the progress."""
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_shards_behind_a_url_are_verified(ours: Path, tmp_path: Path) -> None:
         (broken / "train-000000.idx").unlink()
         bad = run(*VERIFY, server.url, "--workers", "1")
     assert bad.returncode == 1
-    assert "train-000001.tar: its sha256 is not the manifest's" in bad.stdout
+    assert "train-000001.tar: its sha256 differs from the manifest's" in bad.stdout
     assert "shards: index " in bad.stdout
     fresh = tmp_path / "copy"
     shutil.copytree(ours, fresh)

@@ -1,4 +1,4 @@
-"""What is made of tars that others wrote: their names and keys follow no rule of ours."""
+"""Commands on tars of other tools, whose names and keys follow other rules."""
 
 import tarfile
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_no_other_shard_is_overwritten(tmp_path: Path) -> None:
     folder = indexed(
         tmp_path / "f", {"faces-1.tar": ["b0", "b1"], "faces-2.tar": ["c0", "c1"], "faces.tar": ["a0", "a1"]}
     )
-    (folder / "faces-3.idx").write_text("somebody else's")
+    (folder / "faces-3.idx").write_text("of another tool")
     remove_samples(folder, ["a0"])
     assert keys(folder) == ["b0", "b1", "c0", "c1", "a1"]
     assert [info.file for info in read_manifest(folder).shards] == ["faces-1.tar", "faces-2.tar", "faces-4.tar"]
@@ -197,7 +197,7 @@ def test_no_image_is_told_in_one_line(tmp_path: Path) -> None:
 
 
 def test_other_labels_are_other_data(tmp_path: Path) -> None:
-    """Of the same length, at the same place: what was evaluated with the old ones is not done with the new ones."""
+    """With new labels of the same length at the same place, evaluations with the old labels are not reused."""
 
     def digest(label: bytes) -> str:
         files = [("a.jpg", encoded(picture(1))), ("a.cls", label), ("a.txt", b"calm")]

@@ -86,10 +86,10 @@ def test_a_name_is_split_at_the_first_dot_of_its_base(name: str) -> None:
     [
         ("v1.1 1\njpg 0 1 a.jpg\n", "version"),
         ("", "version"),
-        ("v1.2 2\njpg 512 1 a.jpg\n", "damaged|lists 1"),
-        ("v1.2 1\njpg 512 1\n", "damaged"),
-        ("v1.2 1\njpg x 1 a.jpg\n", "damaged"),
-        ("v1.2 many\n", "damaged"),
+        ("v1.2 2\njpg 512 1 a.jpg\n", r"is corrupt \(|lists 1"),
+        ("v1.2 1\njpg 512 1\n", r"is corrupt \("),
+        ("v1.2 1\njpg x 1 a.jpg\n", r"is corrupt \("),
+        ("v1.2 many\n", r"is corrupt \("),
     ],
 )
 def test_a_damaged_index_is_refused(tmp_path: Path, text: str, words: str) -> None:

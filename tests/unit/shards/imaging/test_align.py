@@ -188,7 +188,7 @@ def test_a_build_of_photos(tmp_path: Path) -> None:
     photos.mkdir()
     for seed in range(4):
         group_photo(seed).save(photos / f"{seed}.jpg", quality=95)
-    (photos / "nobody.jpg").write_bytes(encoded(picture(3, 300)))
+    (photos / "empty.jpg").write_bytes(encoded(picture(3, 300)))
     options = ["--align", "--crop", 0.3, "--shorter-side", 112, "--shard-samples", 2]
     made = []
     for workers in (1, 2):
@@ -198,7 +198,7 @@ def test_a_build_of_photos(tmp_path: Path) -> None:
         assert "5 entries = 4 written as 12 samples (0 kept as is) + 1 rejected (1 no_face)" in done.stdout
         made.append(contents(out))
     assert made[0] == made[1]
-    assert rejected(tmp_path / "out1") == {"nobody.jpg": "no_face"}
+    assert rejected(tmp_path / "out1") == {"empty.jpg": "no_face"}
     again = build_detector(find_model(None))
     tilts: list[float] = []
     for info in read_manifest(tmp_path / "out1").shards:

@@ -74,7 +74,7 @@ def test_marks_of_scans_in_metadata_and_behind_the_end_do_not_count() -> None:
 
 @pytest.mark.parametrize("hidden", [b"\xff\x02\xff\xf0", b"\0\0", b"\xff\xff\xff\x01"])
 def test_scans_are_not_hidden_by_what_decoders_pass_over(hidden: bytes) -> None:
-    """A marker that is none, bytes between two segments, fill bytes: whoever walks on alone may miss what follows."""
+    """An invalid marker, bytes between two segments, fill bytes: a parser that follows lengths may miss the rest."""
     place = BOMB.index(b"\xff\xda")
     place = BOMB.index(b"\xff\xc4", place)
     assert rejection(BOMB[:place] + hidden + BOMB[place:]) is not None

@@ -106,7 +106,7 @@ def test_what_is_not_built_as_a_jpeg_is_not_judged(cut: int) -> None:
 
 
 def test_a_picture_that_decodes_but_cannot_be_searched_is_written_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever a decoder makes of bytes that we cannot place: nobody knows what they say, so they are not kept."""
+    """Bytes of unknown meaning are not kept, because they may contain metadata."""
     monkeypatch.setattr("shards.imaging.codec.strip_metadata", lambda data: None)
     made = encode(laden(encoded(FACE, quality=95)), EncodeOptions())
     assert not made.bytes_kept

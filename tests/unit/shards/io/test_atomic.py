@@ -38,7 +38,7 @@ with replacing(Path(sys.argv[1])) as file:
 
 @pytest.fixture(autouse=True)
 def _listed_anew() -> None:
-    """Each test stands for a process of its own, which lists a folder once."""
+    """Each test represents a separate process, which lists a folder once."""
     _temporary_files.cache_clear()
 
 

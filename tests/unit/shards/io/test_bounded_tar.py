@@ -1,4 +1,4 @@
-"""Archives, indexes and servers that lie about sizes: each ends in one line, none keeps its reader for ever."""
+"""Archives, indexes and servers with false sizes: each ends in one line, and no reader waits forever."""
 
 import gzip
 import itertools

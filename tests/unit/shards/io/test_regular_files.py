@@ -58,7 +58,7 @@ def no_waiting() -> Iterator[None]:
     """End what waits for a file that never comes."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError("it waits for ever")
+        raise TimeoutError("it waits forever")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.alarm(20)
@@ -173,7 +173,7 @@ def test_only_regular_files_are_read(
     make(folder / name)
     with no_waiting():
         found = outcome(read, folder)
-    # Where it is no error, it counts as missing or damaged.
+    # If it is not an error, the file counts as missing or corrupt.
     assert "\n" not in str(found)
     assert found in (0, []) or isinstance(found, Exception) or all(isinstance(item, Rejected) for item in found)
 
@@ -220,7 +220,7 @@ def test_images_that_are_no_files_cost_themselves_alone(tmp_path: Path, monkeypa
 
 
 def test_the_open_file_is_asked_not_its_name(tmp_path: Path) -> None:
-    """Whoever swaps a file for a FIFO again and again gets the file's bytes or an error, never a reader that waits."""
+    """If a file is repeatedly swapped for a FIFO, a reader gets the file's bytes or an error, and never waits."""
     path, spare = tmp_path / "a", tmp_path / "b"
     done = threading.Event()
 
@@ -266,7 +266,7 @@ def test_what_opens_files_reads_them_as_python_does(tmp_path: Path) -> None:
         open_regular(tmp_path / "absent")
 
 
-# Files that nobody but the program itself writes, or the kernel.
+# Files that only the program itself or the kernel writes.
 OWN = {
     "shards/io/atomic.py",
     "shards/io/urls.py",  # fsspec's open

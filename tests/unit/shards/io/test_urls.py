@@ -1,4 +1,4 @@
-"""Tools that cannot work on shards behind a URL say so in one line, without its password."""
+"""Commands that cannot process shards at a URL report this in one line, without its password."""
 
 import sys
 from pathlib import Path

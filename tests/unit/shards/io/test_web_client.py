@@ -234,7 +234,7 @@ def test_https_is_read_under_the_same_limits(tmp_path: Path, monkeypatch: pytest
 
     with scripted(answer, context) as server:
         url = server.url.replace("http://127.0.0.1", "https://localhost")
-        assert "certificate" in refused(f"{url}/x")  # nobody vouches for it
+        assert "certificate" in refused(f"{url}/x")  # the certificate is self-signed
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert"))
         assert read_url(f"{url}/x") == content
         monkeypatch.setattr(web_client, "TIMEOUT", 0.2)

@@ -78,7 +78,7 @@ def test_a_death_is_told() -> None:
 
 
 def test_who_is_no_longer_heard_stops_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a worker has open it closes: the parent goes, and `tell` raises there."""
+    """A worker closes its open files: the parent exits, and `tell` raises in the worker."""
     monkeypatch.setattr("shards.io.worker_pool.EXIT_TIMEOUT", 60.0)
     answers = parallel_map(partial(until_stopped, tmp_path), range(2), 2)
     assert next(answers) == 0

@@ -260,7 +260,7 @@ def other(tar: Path) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("fault", ["cut", "empty", "other", "other, and its index", "other, no sums", "sums damaged"])
+@pytest.mark.parametrize("fault", ["cut", "empty", "other", "other, and its index", "other, no sums", "corrupt sums"])
 def test_a_damaged_copy_is_fetched_again(fault: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (info,) = make_tars(tmp_path / "far", 1)
     good = (tmp_path / "far" / info.file).read_bytes()
@@ -270,18 +270,18 @@ def test_a_damaged_copy_is_fetched_again(fault: str, tmp_path: Path, caplog: pyt
         url = join(server.url, info.file)
         cache.open(url, info).close()
         tar = cache.folder / f"{info.sha256}.tar"
-        tar.write_bytes({"cut": good[:-1000], "empty": b"", "sums damaged": good}.get(fault, other(tar)))
+        tar.write_bytes({"cut": good[:-1000], "empty": b"", "corrupt sums": good}.get(fault, other(tar)))
         if "index" in fault:
             tar.with_suffix(".idx").write_bytes(b"v1.2 1\njpg 0 10 wrong.jpg\n")
         if "sums" in fault:
-            tar.with_suffix(".sum").write_bytes(b"" if "damaged" in fault else b"\0")
+            tar.with_suffix(".sum").write_bytes(b"" if "corrupt" in fault else b"\0")
         if "no sums" in fault:
             tar.with_suffix(".sum").unlink()
         with cache.open(url, info) as file:
             assert file.read() == good
         assert cache.index(url, info).members(0) == expected.members(0)
-        assert server.asked[info.file] == (1 if fault == "sums damaged" else 2)  # of a sound one only its sums are made
-    assert caplog.text.count("is corrupt; downloading it again") == (fault != "sums damaged")
+        assert server.asked[info.file] == (1 if fault == "corrupt sums" else 2)  # of a sound one only its sums are made
+    assert caplog.text.count("is corrupt; downloading it again") == (fault != "corrupt sums")
     assert in_it(cache) <= cache.limit
     assert sorted(path.suffix for path in cache.folder.iterdir()) == ["", ".idx", ".sum", ".tar"]
 

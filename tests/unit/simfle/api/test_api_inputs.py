@@ -1,4 +1,4 @@
-"""What the API takes: images of every kind, one or several, and places of this machine."""
+"""Inputs of the API: images of every kind, one or several, and local paths."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def model() -> Backbone:
-    """Of random weights: what it is given counts here, not what it says of it."""
+    """A backbone with random weights, because only its inputs matter here."""
     return simfle.load_backbone("random:resnet10t+size=32", device="cpu")
 
 
@@ -182,5 +182,5 @@ def test_home_is_a_place(faces: Path, model: Backbone, tmp_path: Path, monkeypat
     (tmp_path / "backbone.json").write_text(json.dumps(asdict(model.card)))
     for place in ("~", "~/backbone.safetensors"):
         assert simfle.load_backbone(place).card == model.card
-    with pytest.raises(simfle.UserError, match="~nobody-of-this-name/faces is not a folder"):
-        shards.open("~nobody-of-this-name/faces")
+    with pytest.raises(simfle.UserError, match="~no-such-user/faces is not a folder"):
+        shards.open("~no-such-user/faces")

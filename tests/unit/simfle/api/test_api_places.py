@@ -30,7 +30,7 @@ TINY: dict[str, object] = dict(word.split("=", 1) for word in SETTINGS) | {
 
 
 def state() -> dict[str, object]:
-    """What a run could leave changed in its process."""
+    """Return the state of the process that a run could change."""
     found = {name: os.environ.get(name) for name in (*LAUNCHED, *FOR_LIBRARIES)}
     return found | {"random": torch.get_rng_state().tolist(), "hook": sys.excepthook}
 
@@ -100,7 +100,7 @@ def test_a_notebooks_colors_are_not_relayed(
 
 
 def test_ctrl_c_before_the_first_step_is_an_interrupt(faces: Path, tmp_path: Path) -> None:
-    """Of several processes, too."""
+    """The same with several processes."""
     program = f"import simfle\nsimfle.pretrain({str(faces)!r}, {str(tmp_path / 'run')!r}, processes=2)"
     script = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True)
     mine = Path(f"/proc/{script.pid}/task/{script.pid}/children")

@@ -102,7 +102,7 @@ def test_tensors_arrays_and_floats_agree(model: Backbone, images: torch.Tensor) 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda images: images.float(), "floats from 0 to 255. Fix: give floats from 0 to 1"),
+        (lambda images: images.float(), "floats from 0 to 255. Fix: pass floats from 0 to 1"),
         (lambda images: images / 255 * torch.nan, "floats from nan"),
         (lambda images: images.short(), "of torch.int16"),
         (lambda images: images[:, :1], r"\(1, 48, 40\) of torch.uint8"),

@@ -27,7 +27,7 @@ TINY: dict[str, object] = dict(word.split("=", 1) for word in SETTINGS)
 
 @pytest.fixture(scope="module")
 def pictures(faces: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty drawn faces as a folder of JPEGs, one of them damaged."""
+    """Forty synthetic faces as a folder of JPEGs, one of them corrupt."""
     folder = tmp_path_factory.mktemp("pictures") / "mine"
     folder.mkdir()
     for item in shards.open(faces)[:40]:
@@ -162,7 +162,7 @@ def test_evaluating_ends_in_a_table(backbone: Path, faces: Path, tmp_path: Path)
     settings = {"protocols": ["knn"], "bootstrap_samples": 20}
     summary = simfle.evaluate(backbone.parents[2], shards=faces, out=tmp_path / "eval", settings=settings)
     assert "95 % interval" in str(summary)  # a table for people
-    assert f"only {summary.table[0].people} people in this test" in str(summary)
+    assert f"this test set has only {summary.table[0].people} people" in str(summary)
     assert "difference" in repr(summary)
     assert {row.kind for row in summary.table} == {"online", "random"}
     assert (tmp_path / "eval" / "summary.json").is_file()

@@ -1,4 +1,4 @@
-"""What a launcher, or a shell that kept another job's variables, tells a process of its place among others."""
+"""Environment variables of a launcher, or of a shell that kept another job's variables."""
 
 import json
 import subprocess

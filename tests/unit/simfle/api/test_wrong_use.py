@@ -44,7 +44,7 @@ TABLE = [
     ("output inside the images", "shards build folder {pictures} {pictures}/out", 1, "inside the source"),
     ("a folder without images", "shards build folder {empty} {empty}-out", 1, "no images in"),
     ("a file for a folder", "shards verify {file}", 1, "is not a folder"),
-    ("no such split", "shards statistics {faces} --split trian", 1, "no split 'trian' in these shards. Fix: give one"),
+    ("no such split", "shards statistics {faces} --split trian", 1, "no split 'trian' in these shards. Fix: choose"),
     ("no such run", "export runs/none", 1, "runs/none is not a run folder"),
     ("shards for a run", "watch {faces}", 1, "no folder with a config.yaml"),
     ("no such runs", "runs nowhere", 1, "nowhere: not a folder"),
@@ -100,7 +100,7 @@ def test_wrong_use_is_told_in_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PATH", str(tmp_path))  # no Slurm, whatever the machine has
     monkeypatch.setenv("COLUMNS", "300")
-    for name in (None, "simfle", "shards"):  # each test has a stderr of its own
+    for name in (None, "simfle", "shards"):  # each test has its own stderr
         monkeypatch.setattr(logging.getLogger(name), "handlers", [])
     monkeypatch.setattr("simfle.doctor.checks.TRIAL", 1 << 20)
     monkeypatch.setattr(sys, "argv", ["simfle", *words.format(**places).split()])
@@ -137,7 +137,7 @@ def test_a_missing_extra_names_the_command_that_installs_it(
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda p: simfle.pretrain(p["file"], "out"), "is not a folder. Fix: name shards or a folder of images"),
+        (lambda p: simfle.pretrain(p["file"], "out"), "is not a folder. Fix: pass shards or a folder of images"),
         (lambda p: simfle.pretrain(p["pictures"], p["pictures"] + "/out"), "is inside the images"),
         (lambda p: simfle.pretrain(p["faces"], "out", settings={"train.sedd": 1}), "did you mean train.seed"),
         (lambda p: simfle.pretrain(p["faces"], "out", processes=0), "processes=0: must be at least 1"),

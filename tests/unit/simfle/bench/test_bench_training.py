@@ -16,7 +16,7 @@ from simfle.errors import UserError
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[4]
-# Both in one process, for importing torch takes seconds; and that the run has really gone on, and has been saved.
+# Both run in one process, because importing torch takes seconds. The run must have continued and been saved.
 PROGRAM = """
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The first day of a GPU, rehearsed on the CPU: parts run, are kept, and go on where they were."""
+"""The GPU benchmark, rehearsed on the CPU: parts run, are kept, and resume."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ def test_a_rehearsal_measures_and_goes_on(tmp_path: Path) -> None:
     words = [sys.executable, "tools/gpu_day.py", "--rehearse", "--out", str(tmp_path), "--only", "shards,step-4,plan"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "3 of 3 parts are done" in done.stdout, done.stdout
+    assert "3 of 3 parts succeeded" in done.stdout, done.stdout
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["ways"]["step-4"]["ours"]["median"] > 0
     assert found["constants"]["cpu.conv"] > 0

@@ -140,7 +140,7 @@ def test_pretraining_starts_several_processes_itself(faces: Path, tmp_path: Path
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """A run that goes on and one that failed, as files."""
+    """Files of a running run and of a failed run."""
     now = time.time()
     for name, steps in (("going", 40), ("failed", 25)):
         run = tmp_path / name
@@ -323,7 +323,7 @@ def test_a_trial_is_a_whole_step() -> None:
 )
 def test_a_micro_batch_that_was_found_is_kept_on_the_same_gpus(facts: str, wanted: int, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(facts)
-    assert previous_micro_batch(tmp_path, 4, "H100", 64) == 0  # nothing to go on from
+    assert previous_micro_batch(tmp_path, 4, "H100", 64) == 0  # there is no earlier start
     (tmp_path / "checkpoints/step-00000002").mkdir(parents=True)
     (tmp_path / "checkpoints/step-00000002/COMPLETE").touch()
     assert previous_micro_batch(tmp_path, 4, "H100", 64) == wanted

@@ -41,7 +41,7 @@ def test_yaml_then_command_line(tmp_path: Path) -> None:
             [],
             r"train=\[1, 2\] in .*c.yaml: train is a group. Fix: .* such as train.run_dir",
         ),
-        ("- 1", [], "a list or a bare value"),
+        ("- 1", [], "a list or a single value"),
         ("a: [", [], "cannot read"),
         ("", ["train.seed"], "is not key=value"),
     ],
@@ -80,7 +80,7 @@ def test_no_text_is_empty_text() -> None:
 
 
 def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Which a shell leaves as it is after train.run_dir=, and nobody expands in a file."""
+    """A shell does not expand ~ after train.run_dir=, and no program expands it in a file."""
     monkeypatch.setenv("HOME", str(tmp_path))
     file = tmp_path / "c.yaml"
     file.write_text("data: {shards: '~/faces'}\ntrain: {run_dir: '~/runs/${train.seed}'}\n")
@@ -88,7 +88,7 @@ def test_a_path_may_begin_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert made.data == DataConfig(shards=[f"{tmp_path}/faces"], cache_dir=f"{tmp_path}/cache")
     assert made.train.run_dir == f"{tmp_path}/runs/0"
     assert absolute(made) == made
-    words = ["https://host/~me/faces?sign=~/a", "here/~/b", "~nobody-of-this-name/c", "~/d"]
+    words = ["https://host/~me/faces?sign=~/a", "here/~/b", "~no-such-user/c", "~/d"]
     assert load(PretrainConfig, None, [f"data.shards={words}"]).data.shards == [*words[:3], f"{tmp_path}/d"]
     assert schema.config_digest(made) == schema.config_digest(PretrainConfig())
 

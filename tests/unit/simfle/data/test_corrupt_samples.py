@@ -1,4 +1,4 @@
-"""A sample that cannot be decoded is replaced by the next of its shard, whoever reads it and whenever."""
+"""A sample that cannot be decoded is replaced by the next sample of its shard, on any process and at any time."""
 
 import dataclasses
 import itertools

@@ -137,9 +137,9 @@ def test_errors(folder: Path, tmp_path: Path) -> None:
     tar = folder / "train-000001.tar"
     content = tar.read_bytes()
     tar.write_bytes(content[:-512])
-    with pytest.raises(UserError, match=r"train-000001\.tar has \d+ bytes, \d+ in its manifest"):
+    with pytest.raises(UserError, match=r"train-000001\.tar has \d+ bytes, its manifest says \d+"):
         ShardCorpus([folder])
-    ShardCorpus([folder], ["test"])  # the damaged one is not chosen
+    ShardCorpus([folder], ["test"])  # the corrupt shard is not chosen
     tar.unlink()
     with pytest.raises(UserError, match=r"train-000001\.tar is missing"):
         ShardCorpus([folder])
@@ -177,7 +177,7 @@ def test_an_index_whose_images_overlap_is_refused(folder: Path) -> None:
     first, *lines = index.read_text().splitlines()
     rest = [line.split(" ", 3)[3] for line in lines]
     index.write_text("\n".join([first, *(f"jpg 512 {size - 512} {words}" for words in rest)]) + "\n")
-    with pytest.raises(UserError, match=r"index of .*train-000000\.tar lists more than its bytes"):
+    with pytest.raises(UserError, match=r"index of .*train-000000\.tar lists more bytes than the tar has"):
         ShardCorpus([folder]).read_image(0, 0)
 
 

@@ -92,7 +92,7 @@ def test_statistics_are_those_asked_for() -> None:
 
 
 def test_crops_have_the_area_that_was_drawn() -> None:
-    """Of a large square image each first attempt with a share below 3/4 fits, so its area is met to rounding."""
+    """In a large square image, each first attempt with a fraction below 3/4 fits, so its area is exact to rounding."""
     view = many()
     size = np.full(20000, 2000)
     box = crop_boxes(view, size, size, CONFIG.ratio)

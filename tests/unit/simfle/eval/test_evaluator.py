@@ -285,7 +285,7 @@ def test_people_of_the_test_in_training_are_told(
     monkeypatch.setattr(eval_fixtures, "about", about)
     folder = make_shards({"train": [10, 10, 10], "test": [4, 4, 4]}, name="shared")
     evaluate(replace(config, shards=[str(folder)], protocols=["knn"], random_baseline=False), [])
-    line = "own: 2 people of split test are also in split train; simfle shards split divides by person"
+    line = "own: 2 people of split test are also in split train; simfle shards split assigns each person to one split"
     assert line in caplog.text
     assert read_results([config.out])[0].data["differs"] == [line]
 
@@ -406,7 +406,7 @@ def test_the_command_that_slurm_eval_prints_makes_the_table_of_its_tasks(config:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     done = subprocess.run([*program, *printed[1:]], capture_output=True, text=True, check=True, cwd=elsewhere, env=own)
-    assert "3 of 3 units are complete" in done.stderr
+    assert "3 of 3 tasks are complete" in done.stderr
     assert len(read_results([str(tmp_path / "my results")])) == 3
     assert list(elsewhere.iterdir()) == []
 

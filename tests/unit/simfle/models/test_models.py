@@ -139,9 +139,9 @@ def test_grouping_and_reconstruction_do_not_reach_the_backbone() -> None:
         (ModelConfig(backbone="vit_tiny_patch16_224"), VIEWS, "has no feature map"),
         (ModelConfig(backbone="resnet10t", mask_groups=7, facemae=TINY), VIEWS, "model.mask_groups=7: does not divide"),
         (
-            ModelConfig(backbone="resnet10t", grouping_init="mended", facemae=TINY),
+            ModelConfig(backbone="resnet10t", grouping_init="fixed", facemae=TINY),
             VIEWS,
-            "model.grouping_init='mended': must be repaired or reference",
+            "model.grouping_init='fixed': must be repaired or reference",
         ),
         (
             ModelConfig(backbone="resnet10t", facemae=TINY),

@@ -37,7 +37,7 @@ WORK = ModelCost(190_000_000, 160_000_000, 189_000_000, 159_000_000, 600_000, 1,
 
 
 def run(*arguments: str) -> str:
-    """What the command prints, run in this process."""
+    """Return the output of the command, run in this process."""
     import typer
 
     from simfle.commands.plan import plan_run

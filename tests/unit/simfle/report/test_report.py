@@ -30,7 +30,7 @@ VOID = {"meta", "link", "img", "br"}
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags with their attributes, text, cells of rows, and tags that were never closed."""
+    """Parsed page: tags with their attributes, text, cells of rows, and unclosed tags."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -72,7 +72,7 @@ class Browser:
                 return message["result"]
 
     def message(self) -> dict[str, Any]:
-        """The next message; what tells of errors and requests is kept."""
+        """Return the next message; keep messages about errors and requests."""
         while b"\0" not in self.rest:
             part = self.reader.read(65536)
             assert part, "Chromium has ended"

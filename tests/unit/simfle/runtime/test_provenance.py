@@ -16,13 +16,13 @@ ROOT = Path(__file__).parents[4]
 
 
 def git(folder: Path, *words: str) -> str:
-    own = ["-c", "user.name=nobody", "-c", "user.email=nobody@localhost"]
+    own = ["-c", "user.name=tester", "-c", "user.email=tester@localhost"]
     done = subprocess.run(["git", "-C", str(folder), *own, *words], capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 def told(code: Path) -> str:
-    """What the copy of this program in `code` says."""
+    """Return the revision that the copy of this program in `code` reports."""
     program = (
         f"import sys; sys.path.insert(0, {str(code)!r}); from simfle.runtime.provenance import "
         "git_revision as r; print(r())"
@@ -34,7 +34,7 @@ def told(code: Path) -> str:
 
 @pytest.fixture
 def foreign(tmp_path: Path) -> Path:
-    """Somebody else's repository, with one commit."""
+    """A repository of another project, with one commit."""
     git(tmp_path, "init", "-q")
     (tmp_path / "file").touch()
     git(tmp_path, "add", "file")

@@ -1,4 +1,4 @@
-"""What runs and jobs tell is read back: what no run wrote counts as not there."""
+"""Read the files of runs and jobs: content that no run wrote counts as missing."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What jobs are asked for and how their ends are judged: pure functions. The cluster itself is in tests/cluster."""
+"""Requests of jobs and decisions at their ends: pure functions. The cluster itself is in tests/cluster."""
 
 import os
 import re
@@ -47,7 +47,13 @@ def ends(**kinds: str) -> list[TaskExit]:
         (ends(r0="preempted"), 137, True, True, "rank 1 exited without reporting"),  # killed while it saved
         (ends(r0="peer_lost", r1="peer_lost"), 69, True, True, "peer_lost words"),
         ([], 1, True, True, "rank 0, 1 exited without reporting (killed, or its node lost); exit code 1"),
-        ([], 0, True, True, "rank 0, 1 exited without reporting (killed, or its node lost)"),  # nobody said finished
+        (
+            [],
+            0,
+            True,
+            True,
+            "rank 0, 1 exited without reporting (killed, or its node lost)",
+        ),  # no process reported its end
     ],
 )
 def test_ends_are_judged(found: list[TaskExit], code: int, requeue: bool, failure: bool, words: str) -> None:
@@ -76,7 +82,7 @@ def test_a_job_whose_processes_never_began_is_told_from_one_that_was_killed() ->
 )
 def test_what_somebody_ended_does_not_come_back(state: str, ran: str, limit: str, found: str) -> None:
     assert terminal_state({"JobState": state, "RunTime": ran, "TimeLimit": limit}) == found
-    assert not terminal_state({})  # Slurm has not answered: nobody is known to have ended it
+    assert not terminal_state({})  # Slurm has not answered: no one is known to have ended the job
 
 
 def test_failures_count_until_a_new_checkpoint_stands() -> None:
@@ -90,7 +96,7 @@ def test_failures_count_until_a_new_checkpoint_stands() -> None:
 
 
 def test_a_task_killed_on_its_way_out_does_not_fail_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All have said that they are done; srun's code then tells of how they left, no more."""
+    """All processes have reported success; srun's code then only describes their exit."""
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     job = tmp_path / "slurm" / "job"
     job.mkdir(parents=True)
@@ -101,7 +107,7 @@ def test_a_task_killed_on_its_way_out_does_not_fail_the_job(tmp_path: Path, monk
     assert [(event["reason"], event["requeue"]) for event in events.events(tmp_path)] == [("finished", False)]
 
 
-# Slurm's program, which fails as often as each of its commands is told to.
+# A substitute for scontrol whose commands fail a configured number of times.
 SCONTROL = """#!/bin/sh
 echo "$1" >> calls
 if [ "$(grep -c "$1" calls)" -le "$(cat "$1")" ]; then echo "Unable to contact slurm controller" >&2; exit 1; fi
@@ -248,7 +254,7 @@ def test_status_of_a_run_without_slurm(tmp_path: Path) -> None:
 
 
 def test_a_run_on_this_machine_is_no_job_of_slurms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its number is that of a process; Slurm may know a job of the same number, which is somebody else's."""
+    """Its number is a process id; Slurm may know another user's job of the same number."""
     monkeypatch.setattr("simfle.slurm.status.scheduler.state", lambda job, _: "RUNNING")
     events.append_event(tmp_path, "submitted", job="17", folder="job", nodes=1, local=True)
     events.append_event(tmp_path, "started", job="17", start=0)

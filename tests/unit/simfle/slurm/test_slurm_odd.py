@@ -58,7 +58,7 @@ def test_a_wrapped_program_that_hangs_is_ended_with_what_it_started_and_others_a
 
 
 def test_another_job_of_the_same_number_does_not_tell_of_a_run(programs: Path, tmp_path: Path) -> None:
-    """A controller that was set up anew counts from 1 again."""
+    """A reinstalled controller counts from 1 again."""
     program(programs, "scontrol", "echo JobId=17 JobState=RUNNING StdOut=/home/other/slurm/train-17.out")
     program(programs, "sacct", "echo RUNNING")
     events.append_event(tmp_path, "submitted", job="17", folder="20260102-030405")

@@ -1,4 +1,4 @@
-"""What is submitted, and what is refused before it is: scripts, frozen code, checks. Nothing here needs Slurm."""
+"""Submissions and refusals before them: scripts, frozen code, checks. These tests need no Slurm."""
 
 import json
 import os
@@ -174,7 +174,7 @@ def test_paths_of_an_evaluation_are_absolute(tmp_path: Path, monkeypatch: pytest
 
 
 def slurm_eval(*words: str) -> str:
-    """What `simfle slurm eval` prints, with the cluster of nodes without GPUs."""
+    """Return the output of `simfle slurm eval` for a cluster of nodes without GPUs."""
     words = ("slurm", "eval", "--cluster", str(CONFIGS / "cluster/cpu.yaml"), "device=cpu", *words)
     return CliRunner().invoke(app(), list(words), catch_exceptions=False).output
 
@@ -252,7 +252,7 @@ def test_a_wrong_word_of_the_environment_is_not_printed() -> None:
 
 @pytest.fixture
 def backbone(tmp_path: Path) -> Path:
-    """The file of an exported backbone that fits its card; nobody reads its weights before the tasks do."""
+    """Write an exported backbone that matches its card; only the tasks read its weights."""
     card = BackboneMetadata("resnet18", "online", 512, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 32, {"step": 1})
     file = tmp_path / "backbone" / "backbone.safetensors"
     file.parent.mkdir()

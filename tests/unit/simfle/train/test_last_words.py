@@ -1,4 +1,4 @@
-"""A process that hangs ends, though nobody takes its last words."""
+"""A hanging process exits although no process reads its last message."""
 
 import fcntl
 import os

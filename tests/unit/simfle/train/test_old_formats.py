@@ -1,4 +1,4 @@
-"""What an earlier version wrote is refused, with one line that says so."""
+"""Files of an earlier version are refused with one line that names the version."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""Who holds a run's folder, and how it learns that it no longer does. Holders are processes of their own."""
+"""Lock of a run's folder, and detection of its loss. The holders are separate processes."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def ask(process: "subprocess.Popen[str]") -> str:
 
 def test_a_later_start_of_the_same_job_takes_the_run_over(tmp_path: Path) -> None:
     with holder(tmp_path, "17", "1") as old:
-        for mine in (None, JobStart("18", 0), JobStart("18", 5), JobStart("17", 0)):  # nobody else may
+        for mine in (None, JobStart("18", 0), JobStart("18", 5), JobStart("17", 0)):  # no other start may
             with pytest.raises(UserError, match=rf"in use by process {old.pid} on .*, job 17 start 1. Fix: wait"):
                 lock_run_dir(tmp_path, 0.0, mine).__enter__()
             assert ask(old) == ""
@@ -123,7 +123,7 @@ def test_a_lock_that_is_something_else_is_not_written_to(kind: str, tmp_path: Pa
         os.mkfifo(run / ".lock")
     else:
         (run / ".lock").mkdir()
-    told = r"^train\.run_dir=.*(Fix: delete .*/\.lock and rerun|Is a directory\. Fix: use another one)\.$"
+    told = r"^train\.run_dir=.*(Fix: delete .*/\.lock and rerun|Is a directory\. Fix: use another folder)\.$"
     with pytest.raises(UserError, match=told):
         lock_run_dir(run).__enter__()
     assert precious.read_text() == "mine\n"
@@ -171,7 +171,7 @@ def test_what_a_run_writes_follows_no_link_at_a_temporary_name(tmp_path: Path) -
 
 
 def test_records_that_are_fifos_are_refused(tmp_path: Path) -> None:
-    """Whoever opens one to write waits for a reader, without end."""
+    """A process that opens a FIFO for writing waits for a reader forever."""
     (tmp_path / "samples").mkdir()
     os.mkfifo(tmp_path / "samples/rank-00000.jsonl")
     with pytest.raises(RefusedFileError, match="not a regular file"):

@@ -56,7 +56,7 @@ def test_files_of_the_same_size_and_count_are_noticed(started: tuple[Path, Path]
         resume(run, place)
     shard_record.check_shards_unchanged(
         run, ShardCorpus([place]), ALONE, resumed=False
-    )  # nothing has been trained yet: recorded anew
+    )  # nothing has been trained yet: recorded again
     resume(run, place)
 
 

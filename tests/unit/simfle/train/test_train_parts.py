@@ -191,7 +191,7 @@ def test_a_wrong_value_is_refused_before_torch_is_loaded() -> None:
 
 
 def test_a_profile_counts_a_gpus_work_once() -> None:
-    """Of a GPU, torch gives rows of marks and kernels beside those of the host, which hold their time already."""
+    """For a GPU, torch lists marks and kernels in addition to the host's rows, which already include their time."""
 
     def row(key: str, where: DeviceType, host: float, device: float) -> SimpleNamespace:
         return SimpleNamespace(key=key, count=2, device_type=where, cpu_time_total=host, self_device_time_total=device)
@@ -225,7 +225,7 @@ def test_checkpoints_without_their_configuration_go_on_only_as_the_same_run(word
         UserError, match=r"another configuration.*copy the config\.yaml of that run to .*, or use another"
     ):
         check_same_config(tmp_path, other)
-    (newest / "state.json").write_text("{")  # then the one before is what it would go on from
+    (newest / "state.json").write_text("{")  # then it would resume from the previous checkpoint
     with pytest.raises(UserError, match="another configuration"):
         check_same_config(tmp_path, other)
 

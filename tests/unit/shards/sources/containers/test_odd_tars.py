@@ -27,7 +27,7 @@ def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
 
 
 def quiet(*_: object) -> None:
-    """Nobody looks."""
+    """Ignore the progress."""
 
 
 PAIR = [("0001.jpg", photo(1)), ("0001.cls", b"0")]

@@ -60,7 +60,7 @@ def test_bytes_before_the_zip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("before", [b"", b"#!"])
 def test_numbers_of_64_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes) -> None:
-    """What more than 65,535 members or 4 GiB need; written here for less by lowering the writer's limits."""
+    """The 64-bit form for more than 65,535 members or 4 GiB, written here for less by lower limits of the writer."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 60)
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 2)
     made = zipped(method=zipfile.ZIP_STORED)

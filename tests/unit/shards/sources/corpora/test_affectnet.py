@@ -228,7 +228,7 @@ def test_what_is_no_release_is_refused(tmp_path: Path) -> None:
     write_lists(write_arrays(tmp_path / "both"))
     with pytest.raises(UserError, match="several releases"):
         list(AffectNet(tmp_path / "both"))
-    with pytest.raises(UserError, match=r"--classes=9: unknown. Fix: give one of 8, 7, 11"):
+    with pytest.raises(UserError, match=r"--classes=9: unknown. Fix: choose one of 8, 7, 11"):
         AffectNet(tmp_path, classes=9)
 
 

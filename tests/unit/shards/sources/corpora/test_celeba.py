@@ -39,7 +39,7 @@ def write_celeba(root: Path) -> Path:
 
 
 def write_kaggle(root: Path) -> Path:
-    """Kaggle's layout: the images nested twice, lists with commas and headers, nobody's identity."""
+    """Kaggle's layout: the images nested twice, lists with commas and headers, no identities."""
     for number, (name, *_) in enumerate(FACES):
         write(root / "img_align_celeba" / "img_align_celeba" / name, photo(number))
     rows = "".join(f"{name},{split}\n" for name, split, *_ in FACES)

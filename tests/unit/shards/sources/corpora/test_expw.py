@@ -1,4 +1,4 @@
-"""ExpW: several faces a photo, each by its box, in a list with an order of its own."""
+"""ExpW: several faces per photo, each given by its box, in a list with its own field order."""
 
 from pathlib import Path
 

@@ -218,5 +218,5 @@ def test_images_of_two_splits_are_kept_out_where_that_is_asked_for(tmp_path: Pat
     assert rejects(dropped) == {f"fer2013.csv row {row}": "leaked" for row in (7, 11)}
     assert len(entries(FERPlus(write_ferplus(root), leaks="drop"))) == 10
     assert set(fer2013.CORPUS.published_counts(dropped)) == {"train"}
-    with pytest.raises(UserError, match=r"--leaks=all: unknown. Fix: give one of keep, drop"):
+    with pytest.raises(UserError, match=r"--leaks=all: unknown. Fix: choose one of keep, drop"):
         FER2013(root, leaks="all")

@@ -14,7 +14,7 @@ LICENSES = ("Attribution License", "Public Domain Mark", "Attribution-NonCommerc
 
 
 def item(number: int) -> dict:
-    """What the JSON tells about an image."""
+    """Return the JSON's entry for an image."""
     name = f"{number // 1000 * 1000:05d}/{number:05d}.png"
     marks = [[10.0 * n, 8.0 * n + number] for n in range(68)]
     return {

@@ -86,7 +86,7 @@ def test_damaged_lines_and_missing_images(tmp_path: Path) -> None:
 
 def test_what_is_not_mtfl_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "other" / "testing.txt", line(TEST[0]))
-    with pytest.raises(UserError, match=r"mtfl: no testing.txt beside AFLW/ in .* Fix: give the zip or folder"):
+    with pytest.raises(UserError, match=r"mtfl: no testing.txt beside AFLW/ in .* Fix: pass its zip or folder"):
         list(MTFL(tmp_path / "other"))
     root = write_mtfl(tmp_path / "mtfl")
     archive = packed(root, tmp_path / "cut.zip")

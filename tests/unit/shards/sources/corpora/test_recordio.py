@@ -92,7 +92,7 @@ def test_a_pack_that_ends_within_a_whole_record(tmp_path: Path, indexed: bool) -
 
 
 def test_damage_in_the_middle(tmp_path: Path) -> None:
-    """With an index only the damaged record is lost, without one all behind it."""
+    """With an index, only the corrupt record is lost; without one, all records after it."""
     root = write_pack(tmp_path, FACES)
     offset = int((root / "train.idx").read_text().splitlines()[2].split()[1])
     content = bytearray((root / "train.rec").read_bytes())

@@ -17,7 +17,7 @@ NAMES = ("train/happy/1.jpg", "train/sad/2.png", "test/happy/3.JPG", "notes.txt"
 
 
 def image(name: str) -> bytes:
-    """Of that name; a .bmp is noise that no archive makes smaller."""
+    """Return an image for that name; a .bmp is noise, which cannot be compressed."""
     if name.endswith(".bmp"):
         file = io.BytesIO()
         Image.fromarray(np.random.default_rng(int(name[:3])).integers(0, 255, (99, 99, 3), np.uint8)).save(file, "BMP")
@@ -149,7 +149,7 @@ def test_an_archive_that_ends_early(tmp_path: Path, name: str) -> None:
 
 
 def test_damage_between_members(tmp_path: Path) -> None:
-    """tarfile takes a damaged header for the end."""
+    """tarfile treats a corrupt header as the end."""
     file = write_tar(tmp_path / "a.tar", ("1.jpg", "2.jpg", "3.jpg"))
     content = bytearray(file.read_bytes())
     start = content.index(b"2.jpg")

@@ -26,7 +26,7 @@ SYSTEM = ["@eaDir", "$RECYCLE.BIN", "__MACOSX", "System Volume Information", "lo
 
 
 def quiet(*_: object) -> None:
-    """Nobody looks."""
+    """Ignore the progress."""
 
 
 def test_system_folders_are_skipped_with_a_note(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_class_folders_are_said_before_building(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "simfle", *words], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[:3] == [
         "classes from folders: 2 with 3 images: 2023 sommer (1), happy (2)",
-        "note: 2023 sommer: a number, year or date; a class, or an album?",
+        "note: 2023 sommer: a number or date in the name; is it a class?",
         "note: 1 images are in no class folder, so they are unlabeled: --keep-unlabeled keeps them",
     ]
     assert read_manifest(tmp_path / "out").rejected == {"unlabeled": 1}
@@ -121,6 +121,6 @@ def test_shards_that_are_named_twice_are_refused(tmp_path: Path, monkeypatch: py
     (tmp_path / "a").mkdir()
     (tmp_path / "link").symlink_to("a")
     for places in ("[a,a]", f"[a,{tmp_path}/a/]", "[a,link]", "[https://h/a,https://h/a/]"):
-        with pytest.raises(UserError, match=r"data\.shards: .*named twice.*Fix: name it once"):
+        with pytest.raises(UserError, match=r"data\.shards: .*named twice.*Fix: list it once"):
             check(load(PretrainConfig, None, [f"data.shards={places}"]))
     check(load(PretrainConfig, None, ["data.shards=[a,b]"]))

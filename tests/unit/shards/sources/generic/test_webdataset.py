@@ -97,7 +97,7 @@ def test_shards_of_webdatasets_own_writer(tmp_path: Path) -> None:
 
 
 def test_our_own_shards_are_one(tmp_path: Path) -> None:
-    """What was built from a source can be a source: the same images."""
+    """Shards can be a source of another build, with the same images."""
     _, first = built(WebDataset(write_img2dataset(tmp_path / "laion")), tmp_path / "out")
     manifest, second = built(WebDataset(tmp_path / "out", label_field="split"), tmp_path / "again")
     assert manifest.labels == ("train",)

@@ -1,4 +1,4 @@
-"""Drawn faces: the same for ever, fair to every expression, split by person, and drawn where the landmarks say."""
+"""Synthetic faces: reproducible, with balanced expressions, split by person, and drawn at their landmarks."""
 
 import dataclasses
 import pickle
@@ -142,7 +142,7 @@ def test_the_mouth_says_what_the_label_says() -> None:
         points = np.array(find_landmarks(person, scene, FULL[label], 128))
         height[label] = points[3:, 1].mean()
     assert height["happiness"] < height["neutral"] - 1 < height["neutral"] + 1 < height["sadness"]
-    assert len(U) % 2  # the middle of the mouth is a point of its own
+    assert len(U) % 2  # one point is the middle of the mouth
 
 
 def test_intensity_varies_and_unsigned_actions_stay_so() -> None:

@@ -93,7 +93,7 @@ def test_the_comparison_is_in_the_manifest_from_the_first_moment(
 
 def test_whole_photos_are_told_to_be_cropped(tmp_path: Path) -> None:
     photos = write_expw(tmp_path / "expw")
-    assert "--crop 0.25 cuts it out" in run("expw", photos, tmp_path / "whole").stdout
+    assert "--crop 0.25 crops to the box" in run("expw", photos, tmp_path / "whole").stdout
     assert "--crop 0.25" not in run("expw", photos, tmp_path / "cropped", "--crop", 0.25).stdout
 
 
@@ -111,7 +111,7 @@ def test_options_of_the_source(tmp_path: Path) -> None:
     assert manifest.labels[:2] == ("neutral", "happiness")
     assert manifest.rejected == {"unknown_label": 3}
     done = run("ferplus", votes, tmp_path / "no", "--fer2013", tmp_path / "fer", "--rule", "mean")
-    assert (done.returncode, done.stderr) == (1, "error: --rule=mean: unknown. Fix: give one of majority, argmax.\n")
+    assert (done.returncode, done.stderr) == (1, "error: --rule=mean: unknown. Fix: choose one of majority, argmax.\n")
 
 
 def test_the_first_number_of_a_corpus_is_kept(tmp_path: Path) -> None:

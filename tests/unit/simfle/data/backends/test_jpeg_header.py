@@ -90,7 +90,7 @@ def test_a_png_whose_chunk_is_longer_than_the_file_is_not_decoded(length: int) -
 @pytest.mark.parametrize("progressive", [False, True])
 def test_a_jpeg_that_promises_more_than_its_bytes_can_hold_is_not_decoded(progressive: bool) -> None:
     stream = io.BytesIO()
-    plain = Image.new("RGB", (4096, 4096))  # the smallest that a real encoder makes of so many pixels
+    plain = Image.new("RGB", (4096, 4096))  # the smallest file that a real encoder writes for this number of pixels
     plain.save(stream, "jpeg", progressive=progressive, optimize=True, quality=1, subsampling=2)
     content = bytearray(stream.getvalue())
     assert size(array(bytes(content))) == (4096, 4096)

@@ -172,7 +172,7 @@ def test_a_cache_that_is_too_small_is_said_before_the_first_batch(server: Served
         loader(server.url, Cache(tmp_path / "near", size - 600))
     tight = loader(server.url, Cache(tmp_path / "near", 2 * size))
     batches = tight.batches(0)
-    with pytest.raises(UserError, match=r"data\.cache_gb: this process uses shards of .* GB at one time"):
+    with pytest.raises(UserError, match=r"data\.cache_gb: this process uses shards of .* GB at once"):
         next(batches)
     batches.close()
     tight.close()

@@ -167,11 +167,11 @@ def test_methods_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     show([f"{name}={tmp_path}/{name}-*" for name in shares], against="theirs", resamples=50)
     lines = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
     table = {line[3]: dict(zip(lines[0], line, strict=False)) for line in lines[2:]}
-    assert lines[0][-2] == "less theirs"
+    assert lines[0][-2] == "minus theirs"
     for name, score in scores.items():
         assert table[name]["runs"] == "2"
         assert table[name]["score"].split()[0] == f"{score:.3f}"
-    assert table["ours"]["less theirs"].startswith(f"{scores['ours'] - scores['theirs']:+.3f} (")
+    assert table["ours"]["minus theirs"].startswith(f"{scores['ours'] - scores['theirs']:+.3f} (")
     assert float(table["ours"]["p"]) < 0.05
     show([f"ours={tmp_path}/ours-0", f"ours={tmp_path}/ours-1"], against="", resamples=50)
     assert f"| ours | 2 | {scores['ours']:.3f}" in capsys.readouterr().out  # one folder per run

@@ -76,7 +76,7 @@ def test_a_value_changed_by_hand_is_told(tmp_path: Path, old: str, new: str) -> 
     text = path.read_text()
     assert text.count(old) == 1
     path.write_text(text.replace(old, new))
-    with pytest.raises(UserError, match=r"a value was changed after it was written\)\. Fix: delete it"):
+    with pytest.raises(UserError, match=r"a value was changed after the file was written\)\. Fix: delete it"):
         read_result(path)
 
 

@@ -179,7 +179,7 @@ def test_a_full_disk_ends_an_evaluation_with_one_line(
     assert last.startswith(
         f"error: cache_dir={disk}/eval/features: features cannot be written: No space left on device"
     )
-    assert "Fix: free space there" in last
+    assert "Fix: check this disk" in last
     assert "Traceback" not in done.stderr
     assert not left
 

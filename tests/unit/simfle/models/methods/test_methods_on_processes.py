@@ -25,7 +25,7 @@ EACH = [f"{stage}:{name}" for stage, names in CASES.items() for name in names]
 
 @pytest.fixture(scope="module")
 def ranks() -> list[dict]:
-    """What each of two processes says."""
+    """Return the output of each of two processes."""
     outputs = processes(2, SCRIPT, *(f"{stage}:{','.join(names)}" for stage, names in CASES.items()))
     return [json.loads(output.strip().splitlines()[-1]) for output in outputs]
 

@@ -89,7 +89,7 @@ def test_a_copy_under_the_name_of_another_step_is_never_read_or_touched(tmp_path
     assert left == [hidden.name, link.name, copy.name, "step-00000012"]
     assert (link / "COMPLETE").exists()
     (copy / "state.json").write_text((copy / "state.json").read_text().replace("4", "6"))
-    assert not run_files.copied_checkpoints(tmp_path)  # damaged: the run's own
+    assert not run_files.copied_checkpoints(tmp_path)  # a corrupt checkpoint is the run's own
 
 
 def test_the_newest_are_kept(tmp_path: Path) -> None:

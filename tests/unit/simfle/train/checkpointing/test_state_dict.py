@@ -24,7 +24,7 @@ def test_parameters_and_buffers_are_filled() -> None:
 @pytest.mark.parametrize(
     ("saved", "message"),
     [
-        (network(deep=True), "step-1 is a checkpoint of another model: it has in excess 2.bias, 2.weight"),
+        (network(deep=True), "step-1 is a checkpoint of another model: it also has 2.bias, 2.weight"),
         (nn.Sequential(nn.Linear(3, 4)), r"it lacks 1.bias, 1.num_batches_tracked, 1.running_mean and 2 more"),
         (network(5), "it has in another shape 0.weight, 0.bias, 1.weight and 3 more"),
     ],

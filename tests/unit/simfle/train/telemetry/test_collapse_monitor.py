@@ -128,7 +128,7 @@ def test_watch_and_report_show_the_rank_beside_a_random_network(tmp_path: Path) 
     lines = [metrics_line(number) | measures for number in (10, 20)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     shown = dict(facts(status(run)))
-    assert shown["features"] == "rank 2.7, random network 8.5; they collapse, see docs/collapse.md"
+    assert shown["features"] == "rank 2.7, random network 8.5; features collapse, see docs/collapse.md"
     assert shown["monitor"] == "knn 0.42, linear 0.49"
     page = render(Content(read_runs([run]), tables([], 5), [], Extras()))
     assert 'id="features"' in page

@@ -52,7 +52,7 @@ def test_a_run_with_probes_trains_the_same_bit_for_bit(faces: Path, tmp_path: Pa
 
 @pytest.fixture
 def monitor(faces: Path, tmp_path: Path) -> Iterator[Monitor]:
-    """On shards of its own, in a process group of one."""
+    """A monitor on separate shards, in a process group of one."""
     shards = shutil.copytree(faces, tmp_path / "shards")
     settings = MonitorConfig(shards=[str(shards)], probe_every=1, val_split="test", fit_samples=100)
     run = PretrainConfig(model=config("byol"), views=VIEWS, monitor=settings)
@@ -78,7 +78,7 @@ def test_a_copy_is_measured_and_nothing_is_drawn(monitor: Monitor) -> None:
 def test_what_takes_too_long_or_cannot_be_read_is_left_out(
     monitor: Monitor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The other processes wait, and have no part in it: the run must go on."""
+    """The other processes wait and are not involved, so the run must continue."""
     engine = SimpleNamespace(module=build_method(monitor.config.model, VIEWS).train())
     monitor.settings = replace(monitor.settings, max_seconds=0.0)
     with caplog.at_level(logging.WARNING):
