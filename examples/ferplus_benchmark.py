@@ -1,6 +1,6 @@
 """Run the comparison in docs/results.md: pretrain each method on FERPlus, evaluate it, measure its effective rank.
 
-python examples/ferplus_benchmark.py OUT --ferplus SHARDS --mtfl SHARDS [--methods byol simfle] [--seeds 0 1 2] [--steps N]
+python examples/ferplus_benchmark.py OUT --ferplus SHARDS --mtfl SHARDS [--methods byol simfle] [--seeds 0 1 2]
 
 Every stage resumes: rerun the command after an interruption. OUT/METHOD-SEED are runs, OUT/results their evaluations,
 OUT/ranks.txt the effective ranks on the validation split.

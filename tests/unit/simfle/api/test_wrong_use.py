@@ -39,7 +39,7 @@ TABLE = [
      "out='': must be a non-empty text. Fix: set out=eval"),
     ("no shards named", f"pretrain {CPU}", 1, "data.shards=[]: empty. Fix: name a shard folder"),
     ("images for shards", f"pretrain {CPU} data.shards=[{{pictures}}]", 1, "has no manifest.json. Fix: run simfle"),
-    ("swapped shards and output", "shards build folder {empty}/new {faces}", 1, "new: does not exist. Fix: check the path"),
+    ("swapped shards and output", "shards build folder {empty}/new {faces}", 1, "new: does not exist. Fix: check"),
     ("no such archive", "shards build mtfl {empty}/x.zip {empty}/out", 1, "x.zip: does not exist. Fix: check the path"),
     ("output inside the images", "shards build folder {pictures} {pictures}/out", 1, "inside the source"),
     ("a folder without images", "shards build folder {empty} {empty}-out", 1, "no images in"),
