@@ -195,7 +195,7 @@ def test_wandb_without_a_key_asks_nobody(
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("HOME", str(tmp_path))  # a key in ~/.netrc
-    _, terminal = os.openpty()  # in which it could ask
+    own, terminal = os.openpty()  # in which it could ask
     with Path(os.ttyname(terminal)).open() as keys, Path(os.ttyname(terminal)).open("w") as screen:
         monkeypatch.setattr(sys, "stdin", keys)
         monkeypatch.setattr(sys, "stderr", screen)
@@ -203,6 +203,8 @@ def test_wandb_without_a_key_asks_nobody(
         opened.log(1, {"lr": 0.1})
         wait_for(lambda: warned(caplog))
         opened.close(complete=False)
+    os.close(own)
+    os.close(terminal)
     (told,) = warned(caplog)
     assert "No API key" in told
     assert "run wandb login" in told
