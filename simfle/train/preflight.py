@@ -7,6 +7,7 @@ from simfle.config.schema import MonitorConfig, OptimConfig, PretrainConfig, Tra
 from simfle.config.unused_fields import unused_fields
 from simfle.config.validate import validate
 from simfle.errors import UserError
+from simfle.train.telemetry.loggers import check_installed
 
 MAX_PROFILED_STEPS = 20  # maximum steps of a trace, which takes some megabytes per step of ResNet-50 and FaceMAE
 
@@ -32,6 +33,7 @@ def check(config: PretrainConfig) -> None:
     if train.profile:
         check_profile(train)
     check_optimizer(config.optim, train)
+    check_installed(train.loggers)
 
 
 def check_places(field: str, places: list[str]) -> None:

@@ -18,7 +18,8 @@ from simfle.train.step_status import StepStatus
 from simfle.train.telemetry import profiler, reconstructions
 from simfle.train.telemetry.bottleneck import ThroughputFacts
 from simfle.train.telemetry.collapse_monitor import FeatureTelemetry, Measures
-from simfle.train.telemetry.metrics import MetricLogger, SampleLog
+from simfle.train.telemetry.loggers import RunLoggers
+from simfle.train.telemetry.metrics import MetricLogger, SampleLog, flatten_metrics
 from simfle.train.telemetry.probe_monitor import Monitor
 from simfle.train.telemetry.progress import ProgressReporter
 from simfle.train.watchdog import Watchdog
@@ -46,6 +47,10 @@ class StepLog:
         self._samples = SampleLog(run, world.rank) if config.train.log_sample_ids else None
         self._metrics = MetricLogger(run, engine.step) if world.is_main else None
         self._profiler = profiler.open_profiler(run, config.train, world)
+        self._loggers: RunLoggers | None = None
+        if world.is_main and config.train.loggers and engine.step < engine.steps:
+            self._loggers = RunLoggers(config)
+            self._closing.callback(self._close_loggers, self._loggers)  # registered first, closed last: it may wait
         for each in (self._samples, self._metrics, self._profiler):
             if each is not None:
                 self._closing.callback(each.close)
@@ -98,6 +103,9 @@ class StepLog:
         """Close files, and end the progress bar."""
         self._closing.close()
 
+    def _close_loggers(self, loggers: RunLoggers) -> None:
+        loggers.close(complete=self._engine.step >= self._engine.steps)
+
     def _probe(self, step: int, status: StepStatus) -> Measures:
         """Measure the backbone on labeled shards if a measurement is due and no stop is pending."""
         if status.stop or not self._monitor.due(step):
@@ -127,6 +135,8 @@ class StepLog:
         if self._world.device.type == "cuda":  # peak bytes of tensors on the main process's GPU
             values["gpu_memory"] = torch.cuda.max_memory_allocated(self._world.device)
         metrics.log(step, values)
+        if self._loggers is not None:
+            self._loggers.log(step, flatten_metrics(values))
 
     def _save_image(self, step: int) -> None:
         """Save an image of FaceMAE's input and output in the forward pass of this step."""

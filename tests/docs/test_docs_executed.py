@@ -65,6 +65,7 @@ ELSEWHERE = {
     "atelier": "tests/docs/test_docs_extending.py",
     "model.backbone=pebble": "tests/docs/test_docs_extending.py",
     "train.extend=true": "tests/unit/simfle/train/test_extend.py",
+    "train.loggers=[": "tests/unit/simfle/train/telemetry/test_loggers.py",
     "model.method=barlow": "tests/docs/test_docs_extending.py",
     "path/to/ck+": "tests/unit/simfle/data/test_clip_pairs.py",
     "shards/ck": "tests/unit/simfle/data/test_clip_pairs.py",

@@ -44,6 +44,18 @@ COVERED_ELSEWHERE = (
         "test_a_pipe_that_nobody_reads",
     ),
     (
+        "Weights & Biases and MLflow do not answer (`train.loggers`)",
+        "the run continues and prints one warning for each",
+        "unit/simfle/train/telemetry/test_loggers.py",
+        "test_services_that_do_not_answer",
+    ),
+    (
+        "SIGKILL of W&B's process",
+        "it is started again, with the same run",
+        "unit/simfle/train/telemetry/test_loggers.py",
+        "test_wandb_starts_again",
+    ),
+    (
         "a file system that refuses to lock files (Lustre without -o flock)",
         "a one-line error, exit code 1; the error does not mention another run",
         "unit/simfle/train/test_run_lock.py",

@@ -47,11 +47,7 @@ class MetricLogger:
     def log(self, step: int, values: dict[str, Any]) -> None:
         """Log `values`, numbers or dicts of numbers such as losses. A line also has the time, in seconds since 1970."""
         self._file.write(to_json({"step": step, "time": round(time.time(), 3), **values}) + "\n")
-        numbers = {
-            f"{name}/{part}" if part else name: number
-            for name, value in values.items()
-            for part, number in (value.items() if isinstance(value, dict) else [("", value)])
-        }
+        numbers = flatten_metrics(values)
 
         def scalars(board: "SummaryWriter") -> None:
             for name, number in numbers.items():
@@ -83,6 +79,15 @@ class MetricLogger:
         except OSError as error:
             self._board = None
             log.warning("%s/tensorboard cannot be written (%s); the run continues without it", self._run, error)
+
+
+def flatten_metrics(values: dict[str, Any]) -> dict[str, float]:
+    """Return numbers and dicts of numbers as one dict, with names such as losses/total."""
+    return {
+        f"{name}/{part}" if part else name: number
+        for name, value in values.items()
+        for part, number in (value.items() if isinstance(value, dict) else [("", value)])
+    }
 
 
 class SampleLog:
