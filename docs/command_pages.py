@@ -43,8 +43,11 @@ def _page(command: Any, context: Any) -> Iterator[str]:
     yield f"# {context.command_path}\n"
     for paragraph in (command.help or "").split("\n\n"):
         example = re.match(r"For example: (simfle .*)", paragraph, re.DOTALL)
-        yield f"```text\n{' '.join(example[1].split())}\n```\n" if example else f"{_escaped(paragraph)}\n"
-    yield f"```text\n{' '.join([context.command_path, *command.collect_usage_pieces(context)])}\n```\n"
+        if example:
+            yield f"For example:\n\n```text\n{' '.join(example[1].split())}\n```\n"
+        else:
+            yield f"{_escaped(paragraph)}\n"
+    yield f"Usage:\n\n```text\n{' '.join([context.command_path, *command.collect_usage_pieces(context)])}\n```\n"
     if _is_group(command):
         yield from ("## Commands\n", *_table_of_commands(list(_subcommands(command, context))), "")
     for title, kind in (("Arguments", "argument"), ("Options", "option")):
