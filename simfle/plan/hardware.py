@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ RESNET50_STEP = 3 * 2 * 4.09e9
 
 @dataclass(frozen=True)
 class Constant:
-    """Number in SI units (bytes, seconds, floating-point operations), its kind, and its source."""
+    """Number in bytes, seconds, floating-point operations, watts or g CO2e per kWh, its kind, and its source."""
 
     value: float
     kind: str
@@ -33,6 +33,7 @@ CONSTANTS: dict[str, Constant] = {
     "h100.matmul": Constant(0.4 * 989e12, ASSUMED, "40 % of peak"),
     "h100.nvlink": Constant(360e9, ASSUMED, "80 % of 450 GB/s each way"),
     "h100.dali": Constant(5000, ASSUMED, "three views; the A100's decoding alone"),
+    "h100.watts": Constant(10200 / 8, PUBLISHED, "an eighth of a DGX H100's maximum of 10.2 kW, NVIDIA's data sheet"),
     "a100.memory": Constant(80e9, PUBLISHED, "NVIDIA's data sheet, A100 SXM4 80 GB"),
     "a100.bandwidth": Constant(2.04e12, PUBLISHED, "NVIDIA's data sheet"),
     "a100.peak": Constant(312e12, PUBLISHED, "NVIDIA's data sheet, dense bf16"),
@@ -42,6 +43,7 @@ CONSTANTS: dict[str, Constant] = {
     "a100.matmul": Constant(0.4 * 312e12, ASSUMED, "40 % of peak"),
     "a100.nvlink": Constant(240e9, ASSUMED, "80 % of 300 GB/s each way"),
     "a100.dali": Constant(3000, ASSUMED, "three views; decoding alone is 5,000-7,000, DALI issue 5362"),
+    "a100.watts": Constant(6500 / 8, PUBLISHED, "an eighth of a DGX A100's maximum of 6.5 kW, NVIDIA's data sheet"),
     "cpu.memory": Constant(16e9, ASSUMED, "main memory of one process"),
     "cpu.bandwidth": Constant(10e9, ASSUMED, "main memory, one core"),
     "cpu.peak": Constant(348e9, MEASURED, "one core of an AMD EPYC, bf16: bench_step, docs/benchmarks.md"),
@@ -50,6 +52,7 @@ CONSTANTS: dict[str, Constant] = {
     "cpu.nvlink": Constant(2e9, ASSUMED, "gloo over the loopback interface"),
     "cpu.dali": Constant(140, PUBLISHED, "three views, one thread, CPU mode: a trial of this project"),
     "fp32": Constant(0.4, ASSUMED, "speed of train.precision=fp32 (TF32 convolutions) relative to bf16 on a GPU"),
+    "cpu.watts": Constant(10, ASSUMED, "one core of a server, with its share of the node"),
     "network.efficiency": Constant(0.8, ASSUMED, "fraction of the network's rate that a ring all-reduce reaches"),
     "network.latency": Constant(15e-6, ASSUMED, "per collective and doubling of processes"),
     "host.operation": Constant(8e-6, ASSUMED, "host time to launch one operation on a GPU from Python"),
@@ -59,6 +62,8 @@ CONSTANTS: dict[str, Constant] = {
     "storage.write": Constant(1e9, ASSUMED, "one process writing a checkpoint"),
     "storage.hash": Constant(1.5e9, ASSUMED, "SHA-256 on one core"),
     "node.memory": Constant(512e9, ASSUMED, "main memory of a node, which caches shards"),
+    "power.pue": Constant(1.54, PUBLISHED, "mean of the data centers in Uptime Institute's survey of 2025"),
+    "grid.intensity": Constant(473, PUBLISHED, "g CO2e per kWh: world in 2024, Ember, Global Electricity Review 2025"),
 }
 DEVICES = tuple(sorted({name.split(".")[0] for name in CONSTANTS if name.endswith(".conv")}))
 
@@ -83,6 +88,10 @@ class Constants:
                 f"--gpu {device!r}: unknown. Fix: use one of {', '.join(DEVICES)}; --constants can change their values."
             )
         return self[f"{device}.{name}"]
+
+    def replaced(self, values: Mapping[str, float], source: str) -> "Constants":
+        """Return constants of which some have other values, assumed by the user."""
+        return Constants(self.figures | {name: Constant(value, ASSUMED, source) for name, value in values.items()})
 
     def unmeasured(self, names: Sequence[str]) -> list[str]:
         """Return those of `names` that have not been measured on the target machine."""

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from simfle.config.schema import PretrainConfig, load
 from simfle.errors import UserError
 from simfle.models.registry import build_method
+from simfle.plan import model_cost
 from simfle.plan.estimate import ClusterSpec, DatasetSpec, estimate, memory, traffic
 from simfle.plan.hardware import load_constants, network_rate
 from simfle.plan.model_cost import CONVOLUTIONS, PRODUCTS, REST, LinearCost, ModelCost, measure_cost
@@ -27,7 +28,7 @@ from simfle.train.checkpointing import state_dict
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[4]
-PAGE = ROOT / "docs" / "scale.md"
+PAGES = (ROOT / "docs/scale.md", ROOT / "docs/cost.md")
 CONSTANTS = load_constants([])
 RESNET50 = 2 * 4.09e9  # operations of a forward of one image of 224 px (He et al. 2016: multiply-adds)
 # A made-up network, so that the pure functions are tested without counting.
@@ -53,13 +54,25 @@ def config_of(*overrides: str) -> PretrainConfig:
     return load(PretrainConfig, None, overrides)
 
 
-def test_page_is_what_the_command_prints() -> None:
-    lines = PAGE.read_text().splitlines()
-    commands = [number for number, line in enumerate(lines) if line.startswith("    simfle plan configs")]
-    assert len(commands) >= 2
-    for number in commands:
-        expected = "\n".join(lines[number + 2 :]).split("\n\n")[0]
-        assert run(*lines[number].split()[2:]).strip() == expected.strip(), f"put into {PAGE.name}: {lines[number]}"
+def test_pages_are_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    known: dict[str, ModelCost] = {}  # the commands differ in machines only: count the network once
+
+    def count(config: PretrainConfig) -> ModelCost:
+        if repr(config) not in known:
+            known[repr(config)] = measure_cost(config)
+        return known[repr(config)]
+
+    monkeypatch.setattr(model_cost, "measure_cost", count)
+    seen = 0
+    for page in PAGES:
+        lines = page.read_text().splitlines()
+        for number, line in enumerate(lines):
+            if line.startswith("    simfle plan configs") and "-table" in line:
+                expected = "\n".join(lines[number + 2 :]).split("\n\n")[0]
+                assert run(*line.split()[2:]).strip() == expected.strip(), f"put into {page.name}: {line}"
+                seen += 1
+    assert seen == 3
+    assert len(known) == 1
 
 
 def test_rows_are_of_the_gpus_that_they_are_planned_for() -> None:
@@ -169,6 +182,9 @@ def test_a_better_stage_is_offered_only_where_it_is_better() -> None:
         (["--gpu", "abacus"], "use one of a100, cpu, h100"),
         (["--network", "fast"], "8x400gb"),
         (["--nodes", "0"], "--nodes=0"),
+        (["--pue", "0.9"], "--pue=0.9: must be at least 1"),
+        (["--watts", "-1"], "--watts=-1.0: must be at least 0"),
+        (["--grid-intensity", "inf"], "--grid-intensity=inf"),
         (["--images", "100"], "larger than the corpus of 100 images"),
         (["data.backend=pil"], "data.backend"),
     ],
@@ -179,6 +195,22 @@ def test_refused_as_the_trainer_does(arguments: list[str], words: str) -> None:
     images = [] if "--images" in options else ["--images", "1000000"]
     with pytest.raises(UserError, match=re.escape(words)):
         run(*options, *images, *(overrides or ["train.seed=1"]))
+
+
+def test_energy_is_that_of_the_given_machines() -> None:
+    words = ["--gpus-per-node", "2", "--images", "1000", "--json", *SETTINGS]
+    given = ["--watts", "500", "--pue", "1.2", "--grid-intensity", "100", "--price", "3"]
+    plain = json.loads(run(*words, *given))
+    hours, cost = plain["plan"]["hours"], plain["cost"]
+    assert cost["gpu_hours"] == pytest.approx(2 * hours)
+    assert cost["kwh"] == pytest.approx(2 * hours * 0.5 * 1.2)
+    assert cost["co2e"] == pytest.approx(2 * hours * 0.5 * 1.2 * 0.1)
+    assert cost["price"] == pytest.approx(2 * hours * 3)
+    assert plain["constants"]["power.pue"] == {"value": 1.2, "kind": "assumed", "source": "command line"}
+    assert plain["constants"]["h100.watts"]["value"] == 500
+    text = run(*words[:4], *SETTINGS, *given)
+    assert "x 500 W x PUE 1.2" in text
+    assert "at 100 g/kWh" in text
 
 
 def test_needs_a_corpus() -> None:
