@@ -13,11 +13,12 @@ from shards.errors import UserError
 from shards.io.atomic import expand_home
 from shards.io.urls import is_url
 from shards.reading.dataset import ShardDataset
-from simfle.api.input_shards import ProgressCallback, shards_of
+from simfle.api.input_shards import shards_of
 from simfle.api.pretrain_defaults import choose_defaults, write_defaults
 from simfle.config.schema import CONFIGS, PretrainConfig, load
 from simfle.errors import RunStopped
 from simfle.runtime import run_files
+from simfle.runtime.build_meter import ProgressMeter
 from simfle.runtime.logs import say
 from simfle.train.preflight import check
 
@@ -73,7 +74,6 @@ def prepare_run(
     config: Path | None,
     words: Sequence[str],
     processes: int,
-    progress: ProgressCallback = lambda *_: None,
 ) -> PretrainConfig:
     """Build shards where `places` are images, choose defaults where there is no `config`, and return the configuration.
 
@@ -83,7 +83,6 @@ def prepare_run(
         config: YAML file; None: see `simfle.api.pretrain_defaults`.
         words: key=value.
         processes: number of local processes.
-        progress: called with stage, done, total of a build.
 
     Raises:
         UserError: an invalid value, invalid data or folder.
@@ -93,7 +92,8 @@ def prepare_run(
     own = [f"train.run_dir={_written(str(run))}"]
     # Invalid values are refused before a long build.
     check(load(PretrainConfig, config, [*own, f"data.shards={_written(list(places))}", *words]))
-    shards = shards_of(places, run, progress)
+    with ProgressMeter() as meter:
+        shards = shards_of(places, run, meter)
     own.append(f"data.shards={_written(shards)}")
     if config is not None:
         return load(PretrainConfig, config, [*own, *words])
@@ -101,8 +101,9 @@ def prepare_run(
     resolved = load(PretrainConfig, defaults.file, [*own, *defaults.words(), *words])
     check(resolved)
     say(str(defaults))
-    run.mkdir(parents=True, exist_ok=True)
-    write_defaults(run, defaults)
+    if not run_files.complete_checkpoint_dirs(run):
+        run.mkdir(parents=True, exist_ok=True)
+        write_defaults(run, defaults)
     return resolved
 
 

@@ -85,7 +85,6 @@ def _from_data(data: str, out: str | None, config: Path | None, words: list[str]
     """Build shards if necessary, choose a configuration unless one is given, train, and export the backbone."""
     from shards.io.atomic import expand_home
     from shards.io.urls import is_url
-    from simfle.commands.shards.build_output import ProgressMeter
 
     _refuse_twice(words, "data.shards", f"{data}")
     if out is not None:
@@ -104,16 +103,15 @@ def _from_data(data: str, out: str | None, config: Path | None, words: list[str]
     with gc_frozen_imports():
         from simfle.api.functions import prepare_run, train_and_export
 
-    with ProgressMeter() as meter:
-        place = data if is_url(data) else str(expand_home(data))
-        resolved = prepare_run([place], expand_home(out), config, words, processes, meter)
+    place = data if is_url(data) else str(expand_home(data))
+    resolved = prepare_run([place], expand_home(out), config, words, processes)
     try:
         backbone = train_and_export(resolved, processes, relay=False)
     except RunStopped as stopped:
         echo(str(stopped), err=True)
         return
     echo(f"backbone: {backbone}")
-    if not is_url(place := data if expand_home(data).is_dir() else resolved.data.shards[0]):
+    if not is_url(place := place if expand_home(place).is_dir() else resolved.data.shards[0]):
         echo(f"next: {shell_line('simfle', 'embed', place, out, 'features.npz')}")
 
 
