@@ -15,7 +15,7 @@ from simfle.api.embedding import check_format, embed, write
 from simfle.errors import UserError
 from simfle.eval.backbones.external import OPTIONS
 from simfle.eval.features.resize import RULE
-from simfle.eval.probe import ProbeMetadata, read_probe, read_probe_metadata
+from simfle.eval.probe import read_probe, read_probe_metadata
 from simfle.eval.tasks import identify
 
 if TYPE_CHECKING:
@@ -48,8 +48,8 @@ def predict(
         data: as in `embed`: a folder of images or shards, an image (a path, a PIL image, an array), or several.
         backbone: run folder, backbone.safetensors, or a name such as timm:NAME.
         out: .csv, .parquet or .npz file to write the results to.
-        probe: file that `evaluate` stored beside the result of the protocol linear_fast (default: the only one of
-            this backbone in RUN/eval; of several seeds, the lowest).
+        probe: file that `evaluate` stored beside the result of the protocol linear_fast, or a benchmark's name
+            in RUN/eval (default: the only benchmark there); see `find_probe`.
         splits: one or several splits of shards (default: all).
         batch: images per forward pass.
         device: see `load_backbone`.
@@ -95,7 +95,8 @@ def find_probe(backbone: str | Path, probe: str | Path | None = None) -> Path:
 
     Args:
         backbone: run folder, backbone.safetensors, or a name such as timm:NAME.
-        probe: either file of a probe; None: the only one in RUN/eval.
+        probe: either file of a probe, or a benchmark's name in RUN/eval; None: the only benchmark there. Of several
+            protocols, the one with all labels; of several seeds, the lowest.
 
     Raises:
         UserError: there is none, several benchmarks have one, or it was fitted on another backbone.
@@ -104,7 +105,7 @@ def find_probe(backbone: str | Path, probe: str | Path | None = None) -> Path:
         raise UserError("predict: a loaded backbone has no file to compare with the probe. Fix: give its file or name.")
     place = _weights(backbone)
     sha256 = identify(str(place)).sha256
-    if probe is not None:
+    if probe is not None and Path(probe).suffix in (".json", ".safetensors"):
         file = expand_home(probe).with_suffix(".json")
         other = read_probe_metadata(file).backbone
         if other["sha256"] != sha256:
@@ -114,25 +115,22 @@ def find_probe(backbone: str | Path, probe: str | Path | None = None) -> Path:
             )
         return file
     folder = _run(place) / "eval" if isinstance(place, Path) else None
-    known: dict[str, tuple[Path, ProbeMetadata]] = {}
-    for file in sorted(folder.rglob("probe-*.json"), reverse=True) if folder else ():
+    known: dict[str, list[tuple[str, int, Path]]] = {}
+    for file in sorted(folder.rglob("probe-*.json")) if folder else ():
         about = read_probe_metadata(file)
-        if about.backbone["sha256"] != sha256:
-            continue
-        name = f"{about.benchmark} ({about.protocol})"
-        if name not in known or about.seed < known[name][1].seed:
-            known[name] = file, about
+        if about.backbone["sha256"] == sha256 and str(probe or about.benchmark) == about.benchmark:
+            known.setdefault(about.benchmark, []).append((about.protocol, about.seed, file))
     if not known:
+        words = f"{backbone}{f' in {folder}' if folder else ''}{f' for {probe}' if probe else ''}"
         raise UserError(
-            f"probe: none of {backbone}{f' in {folder}' if folder else ''}. Fix: run simfle evaluate "
-            "configs/eval/quick.yaml --run RUN shards=[SHARDS] on labeled shards, or name a file with --probe."
+            f"probe: none of {words}. Fix: run simfle evaluate configs/eval/quick.yaml --run RUN shards=[SHARDS] on "
+            "labeled shards, or name a file with --probe."
         )
     if len(known) > 1:
         raise UserError(
-            f"probe: {folder} has those of {', '.join(sorted(known))}. Fix: name one with --probe, such as "
-            f"{min(file for file, _ in known.values())}."
+            f"probe: {folder} has those of {', '.join(sorted(known))}. Fix: name one, as in --probe {min(known)}."
         )
-    return next(iter(known.values()))[0]
+    return min(next(iter(known.values())))[2]
 
 
 def _weights(backbone: str | Path) -> str | Path:

@@ -23,8 +23,8 @@ def predict(
         typer.Argument(metavar="[OUT]", help="file to write: .csv, .parquet or .npz (default: print)"),
     ] = None,
     probe: Annotated[
-        Path | None,
-        typer.Option(help="probe-SEED.json beside a result of simfle evaluate (default: the only one in RUN/eval)"),
+        str | None,
+        typer.Option(help="benchmark in RUN/eval, or a probe-SEED.json (default: the only benchmark in RUN/eval)"),
     ] = None,
     split: Annotated[list[str] | None, typer.Option(help="split of the shards (repeatable; default: all)")] = None,
     batch: Annotated[int, typer.Option(help="images per forward pass", min=1)] = 64,

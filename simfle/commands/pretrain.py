@@ -19,7 +19,7 @@ from simfle.train.preflight import check
 
 
 def pretrain(
-    source: Annotated[
+    config: Annotated[
         str | None,
         typer.Argument(
             metavar="[CONFIG | DATA]",
@@ -31,8 +31,9 @@ def pretrain(
         typer.Argument(metavar="[KEY=VALUE]...", help="e.g. data.shards=[shards/faces] train.steps=1000"),
     ] = None,
     out: Annotated[str | None, typer.Option(help="run folder, the same as train.run_dir=")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="DATA: YAML file (default: chosen for the number of images and the device)")
+    recipe: Annotated[
+        Path | None,
+        typer.Option("--config", help="DATA: YAML file (default: chosen for the number of images and the device)"),
     ] = None,
     processes: Annotated[
         int, typer.Option(help="number of local processes: one per GPU, or sharing the CPU cores", min=1)
@@ -50,17 +51,17 @@ def pretrain(
     accelerate launch --use_deepspeed --num_processes 8 -m simfle pretrain CONFIG key=value ...
     """
     words = list(overrides or [])
-    if source is not None and is_data(source):
-        _from_data(source, out, config, words, processes)
+    if config is not None and is_data(config):
+        _from_data(config, out, recipe, words, processes)
         return
-    if config is not None:
-        raise UserError(f"--config={config}: only valid with DATA. Fix: name the file as the first argument.")
-    if source is not None and "=" in source:  # no file, only key=value; Path would drop a slash of a URL
-        words, source = [source, *words], None
+    if recipe is not None:
+        raise UserError(f"--config={recipe}: only valid with DATA. Fix: name the file as the first argument.")
+    if config is not None and "=" in config:  # no file, only key=value; Path would drop a slash of a URL
+        words, config = [config, *words], None
     if out is not None:
         _refuse_twice(words, "train.run_dir", f"--out={out}")
         words.append(format_override("train.run_dir", out))
-    _from_config(source, words, processes)
+    _from_config(config, words, processes)
 
 
 def _from_config(config: str | None, words: list[str], processes: int) -> None:

@@ -12,6 +12,7 @@ from pyarrow import parquet
 from typer.testing import CliRunner
 
 import simfle
+from simfle.api.prediction import find_probe
 from simfle.commands.main import app
 from simfle.eval.analysis.results import Result, read_results
 from simfle.eval.config import EvalConfig, LinearFastConfig
@@ -112,10 +113,29 @@ def test_another_backbone_and_no_probe_are_refused(
         simfle.predict(shards, run, tmp_path / "out.txt")
 
 
-def test_several_benchmarks_need_a_name(config: EvalConfig, run: Path) -> None:
-    evaluate(replace(config, random_baseline=False, protocols=["linear_fast", "linear_fast@0.5"]), [])
-    with pytest.raises(simfle.UserError, match=r"has those of own \(linear_fast\), own \(linear_fast@0.5\)\. Fix"):
-        simfle.predict(config.shards[0], run)
+def test_several_benchmarks_need_a_name(config: EvalConfig, run: Path, tmp_path: Path) -> None:
+    for name, classes in (("two", "[circle, cross]"), ("three", "[cross, circle, stripes]")):
+        (tmp_path / f"{name}.yaml").write_text(f"classes: {classes}\nval_fraction: 0.2\n")
+    shards = config.shards[0]
+    named = [f"{tmp_path}/{name}.yaml={shards}" for name in ("two", "three")]
+    evaluate(
+        replace(
+            config,
+            random_baseline=False,
+            shards=[],
+            benchmarks=named,
+            val_fraction=0.1,
+            protocols=["linear_fast@0.5", "linear_fast"],
+            seeds=[1, 0],
+        ),
+        [],
+    )
+    with pytest.raises(simfle.UserError, match=r"has those of three, two\. Fix: name one, as in --probe three"):
+        simfle.predict(shards, run)
+    assert find_probe(run, "two") == next(run.rglob("two/linear_fast/probe-0.json"))  # all labels, the lowest seed
+    assert set(simfle.predict(shards, run, probe="two")["expression"]) <= {"circle", "cross"}
+    with pytest.raises(simfle.UserError, match=r"none of .* for four\."):
+        simfle.predict(shards, run, probe="four")
 
 
 def test_only_probes_of_the_backbone_as_it_is_are_kept(config: EvalConfig, run: Path) -> None:
