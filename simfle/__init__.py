@@ -3,7 +3,8 @@
 import simfle
 backbone = simfle.pretrain(data="path/to/faces", out="runs/mine")    # images or shards -> backbone.safetensors
 found = simfle.embed("path/to/faces", backbone)                      # {"path": [n], ..., "features": [n, C]}
-summary = simfle.evaluate(backbone, shards="shards/labeled")        # probes beside a random backbone
+summary = simfle.evaluate(backbone, shards="shards/labeled", out="runs/mine/eval")  # probes beside a random backbone
+table = simfle.predict("photo.jpg", backbone)                       # expression and probabilities, by such a probe
 model = simfle.load_backbone(backbone); model(images)                # an nn.Module, for images of any size
 faces = simfle.shards.open("shards/labeled")                         # the package shards
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from simfle.api.backbone import Backbone, load_backbone
     from simfle.api.embedding import embed
     from simfle.api.functions import evaluate, pretrain
+    from simfle.api.prediction import predict
     from simfle.errors import RunStopped, UserError
 
 __all__ = [
@@ -31,6 +33,7 @@ __all__ = [
     "embed",
     "evaluate",
     "load_backbone",
+    "predict",
     "pretrain",
     "shards",
 ]
@@ -41,6 +44,7 @@ _PLACES = {
     "embed": "simfle.api.embedding",
     "evaluate": "simfle.api.functions",
     "load_backbone": "simfle.api.backbone",
+    "predict": "simfle.api.prediction",
     "pretrain": "simfle.api.functions",
 }
 _SHARDS = Path(__file__).resolve().parents[1] / "shards" / "__init__.py"

@@ -130,7 +130,7 @@ def load_backbone(path: str | Path, device: str | torch.device = "auto") -> Back
         raise UserError("backbone='': empty. Fix: pass a run, a backbone.safetensors, or timm:NAME.")
     place = expand_home(path)
     exported = place / "export" / "online"
-    if place.is_dir() and (place / "checkpoints").is_dir():
+    if exported.is_dir() or (place / "checkpoints").is_dir():
         if not exported.is_dir():
             raise UserError(
                 f"backbone: {path} is a run without exported backbones. "

@@ -60,10 +60,8 @@ def embed(
             ending.
     """
     target = expand_home(out) if out is not None else None
-    if target is not None and target.suffix.lower() not in FORMATS:
-        raise UserError(
-            f"out={target}: unknown format. Fix: use a name that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
-        )
+    if target is not None:
+        check_format(target)
     if batch < 1:
         raise UserError(f"batch={batch}: must be at least 1. Fix: raise it.")
     model = backbone if isinstance(backbone, Backbone) else load_backbone(backbone, device)
@@ -84,6 +82,14 @@ def embed(
     if target is not None:
         write(target, found)
     return found
+
+
+def check_format(file: Path) -> None:
+    """Raise UserError for a file name with another ending than those of FORMATS."""
+    if file.suffix.lower() not in FORMATS:
+        raise UserError(
+            f"out={file}: unknown format. Fix: use a name that ends in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}."
+        )
 
 
 @contextmanager
@@ -108,14 +114,18 @@ def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
     if file.suffix.lower() == ".npz":
         np.savez(content, allow_pickle=False, **found)
     elif file.suffix.lower() == ".csv":
-        content.write(_csv(found).encode("utf-8", "surrogateescape"))
+        content.write(csv_text(found).encode("utf-8", "surrogateescape"))
     else:
         import pyarrow as pa
         from pyarrow import parquet
 
-        features = pa.FixedSizeListArray.from_arrays(pa.array(found["features"].ravel()), found["features"].shape[1])
-        columns = {name: pa.array(values.tolist()) for name, values in found.items() if name != "features"}
-        parquet.write_table(pa.table(columns | {"features": features}), content)
+        columns = {
+            name: pa.array(values.tolist())
+            if values.ndim == 1
+            else pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+            for name, values in found.items()
+        }
+        parquet.write_table(pa.table(columns), content)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(file, content.getvalue())
@@ -123,15 +133,15 @@ def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
         raise UserError(f"out={file}: cannot be written: {error.strerror}. Fix: choose another file.") from None
 
 
-def _csv(found: "dict[str, NDArray[Any]]") -> str:
-    """Return a table with a header; each float32 has the minimum number of digits that restore it exactly."""
+def csv_text(found: "dict[str, NDArray[Any]]") -> str:
+    """Return a table with a header (features: f0, f1, ...); each number in the fewest digits that give it back."""
     text = io.StringIO()
-    names = [name for name in found if name != "features"]
-    features = found["features"]
+    columns: dict[str, NDArray[Any]] = {name: values for name, values in found.items() if values.ndim == 1}
+    for values in (values for values in found.values() if values.ndim == 2):
+        columns |= {f"f{number}": column for number, column in enumerate(values.T)}
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*names, *(f"f{number}" for number in range(features.shape[1]))])
-    for row, values in enumerate(features):
-        writer.writerow([*(found[name][row] for name in names), *map(str, values)])
+    writer.writerow(columns)
+    writer.writerows(map(str, row) for row in zip(*columns.values(), strict=True))
     return text.getvalue()
 
 

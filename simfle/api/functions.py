@@ -1,9 +1,7 @@
 """Functions for pretraining and evaluation, with the same configurations as the commands."""
 
 import gc
-import itertools
 import json
-import logging
 import os
 import re
 import tempfile
@@ -12,18 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from shards.errors import UserError
-from shards.format.manifest import NAME
 from shards.io.atomic import expand_home
 from shards.io.urls import is_url
 from shards.reading.dataset import ShardDataset
+from simfle.api.input_shards import shards_of
+from simfle.api.pretrain_defaults import choose_defaults, write_defaults
 from simfle.config.schema import CONFIGS, PretrainConfig, load
 from simfle.errors import RunStopped
 from simfle.runtime import run_files
+from simfle.runtime.build_meter import ProgressMeter
+from simfle.runtime.logs import say
+from simfle.train.preflight import check
 
 if TYPE_CHECKING:
     from simfle.eval.analysis.summary import Summary
-
-log = logging.getLogger(__name__)
 
 
 def pretrain(
@@ -37,10 +37,11 @@ def pretrain(
     """Pretrain on `data` in the run folder `out`; return the backbone's file for `load_backbone` and `embed`.
 
     Args:
-        data: shards (a folder, a URL or a result of `shards.open`, or several), or a folder of images, from which
-            shards are built in OUT/shards first.
+        data: shards (a folder, a URL or a result of `shards.open`), a folder of images, an archive, or several; of
+            images, shards are built in OUT/shards first.
         out: run folder.
-        config: YAML file (default: configs/pretrain/simfle_resnet50.yaml, the paper's recipe).
+        config: YAML file (default: chosen for the number of images and the device, see
+            `simfle.api.pretrain_defaults`; printed, and recorded in OUT/defaults.json).
         processes: 1 trains in this process; larger numbers start processes on this machine, one per GPU or sharing its
             cores.
         settings: configuration values by dotted name: {"train.steps": 1000, "model.backbone": "resnet18"}.
@@ -58,20 +59,61 @@ def pretrain(
             "processes=N, or launch -m simfle pretrain."
         )
     _refuse(settings, {"train.run_dir": "out", "data.shards": "data"})
-    run = expand_home(out)
-    names = ("shards" if number == 0 else f"shards{number}" for number in itertools.count())
-    shards = [_as_shards(place, run / name) for place, name in zip(_several(data), names, strict=False)]
-    words = [f"data.shards={_written(shards)}", f"train.run_dir={_written(str(run))}"]
-    words += [f"{name}={_written(value)}" for name, value in (settings or {}).items()]
-    file = Path(config) if config is not None else CONFIGS / "pretrain" / "simfle_resnet50.yaml"
-    resolved = load(PretrainConfig, file, words)  # refused here instead of in each process
+    places = [_place(place) for place in _several(data)]
+    words = [f"{name}={_written(value)}" for name, value in (settings or {}).items()]
+    resolved = prepare_run(places, expand_home(out), Path(config) if config is not None else None, words, processes)
     from simfle.runtime.distributed import preserve_process_state
 
     with preserve_process_state():
-        return _train_and_export(resolved, processes)
+        return train_and_export(resolved, processes, relay=True)
 
 
-def _train_and_export(config: PretrainConfig, processes: int) -> Path:
+def prepare_run(
+    places: Sequence[str],
+    run: Path,
+    config: Path | None,
+    words: Sequence[str],
+    processes: int,
+) -> PretrainConfig:
+    """Build shards where `places` are images, choose defaults where there is no `config`, and return the configuration.
+
+    Args:
+        places: locations of the data, see `simfle.api.input_shards.shards_of`.
+        run: run folder.
+        config: YAML file; None: see `simfle.api.pretrain_defaults`.
+        words: key=value.
+        processes: number of local processes.
+
+    Raises:
+        UserError: an invalid value, invalid data or folder.
+    """
+    if processes < 1:
+        raise UserError(f"processes={processes}: must be at least 1. Fix: raise it.")
+    own = [f"train.run_dir={_written(str(run))}"]
+    # Invalid values are refused before a long build.
+    check(load(PretrainConfig, config, [*own, f"data.shards={_written(list(places))}", *words]))
+    with ProgressMeter() as meter:
+        shards = shards_of(places, run, meter)
+    own.append(f"data.shards={_written(shards)}")
+    if config is not None:
+        return load(PretrainConfig, config, [*own, *words])
+    defaults = choose_defaults(run, shards, words, processes)
+    resolved = load(PretrainConfig, defaults.file, [*own, *defaults.words(), *words])
+    check(resolved)
+    say(str(defaults))
+    if not run_files.complete_checkpoint_dirs(run):
+        run.mkdir(parents=True, exist_ok=True)
+        write_defaults(run, defaults)
+    return resolved
+
+
+def train_and_export(config: PretrainConfig, processes: int, *, relay: bool) -> Path:
+    """Train to the last step and return the file of the exported backbone. relay: see `local_launcher.launch`.
+
+    Raises:
+        UserError: see `simfle.train.pretrain.pretrain`, or a process failed.
+        RunStopped: the run was stopped early; a checkpoint is saved.
+    """
     from simfle.export.timm import export_backbones, newest_checkpoint
     from simfle.train.pretrain import pretrain as train
 
@@ -81,7 +123,7 @@ def _train_and_export(config: PretrainConfig, processes: int) -> Path:
         finally:
             gc.collect()  # cycles hold DeepSpeed's engine with its memory and sockets
     else:
-        _launch(config, processes)
+        _launch(config, processes, relay)
     run = Path(config.train.run_dir)
     step, steps = run_files.step_from_name(newest_checkpoint(run)) or 0, run_files.planned_steps(run)
     if step < steps:  # the exit code is the same for finished and stopped runs
@@ -133,42 +175,7 @@ def evaluate(
         return run_evaluation(load(EvalConfig, file, words), ["simfle.evaluate", *words])
 
 
-def build_folder(images: Path, out: Path) -> None:
-    """Build unlabeled shards from a folder of images, ignoring class folders. Complete shards are kept.
-
-    Raises:
-        UserError: If the folder does not exist or contains no image, or the output cannot be written.
-    """
-    from shards.build.builder import build
-    from shards.build.spec import BuildSpec
-    from shards.sources.generic.folder import Folder
-
-    if out.resolve().is_relative_to(images.resolve()):
-        raise UserError(f"out: {out.parent} is inside the images {images}. Fix: choose another folder.")
-    # Same options as `simfle shards build folder`, so that both write the same bytes.
-    source = {"kind": "folder", "name": images.resolve().name, "class_folders": False, "split_folders": False}
-    workers = len(os.sched_getaffinity(0))
-    request = BuildSpec(out, images.resolve().name, source, workers=workers)
-    report = build(request, Folder(images), lambda *_: None)
-    if not report.up_to_date:
-        log.info("%s: built shards of %d images in %s", images, report.manifest.samples, out)
-
-
-def _as_shards(place: str | Path | ShardDataset, out: Path) -> str:
-    """Return a location of shards unchanged; for a folder of images, build shards."""
-    if is_url(place := _place(place)):
-        return place
-    folder = Path(place)
-    if not folder.is_dir():
-        raise UserError(f"data: {folder} is not a folder. Fix: pass shards or a folder of images.")
-    if (folder / NAME).is_file() or any(folder.glob("*.tar")):
-        return str(folder)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    build_folder(folder, out)
-    return str(out)
-
-
-def _launch(config: PretrainConfig, processes: int) -> None:
+def _launch(config: PretrainConfig, processes: int, relay: bool) -> None:
     import dataclasses
 
     import yaml
@@ -180,7 +187,7 @@ def _launch(config: PretrainConfig, processes: int) -> None:
     ) as file:  # readable only by its owner, because URLs may contain signatures
         yaml.safe_dump(dataclasses.asdict(config), file)
         file.flush()
-        if code := launch([file.name], processes, relay=True):
+        if code := launch([file.name], processes, relay=relay):
             raise UserError(
                 f"pretraining on {processes} processes failed with exit code {code}. Fix: see its messages above."
             )

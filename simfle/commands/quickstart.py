@@ -30,7 +30,6 @@ PEOPLE, IMAGES = 100, 21  # synthetic people and images per person
 LEAST = 32  # minimum number of images for training
 TEST_SHARE = 0.25
 RARE = 20  # classes with fewer images are excluded from the probe
-MANY_FOLDERS = 100  # more folders than this are people or albums rather than classes
 
 
 @dataclass(frozen=True)
@@ -144,22 +143,20 @@ class Layout:
 
 def _layout(data: Path, group_pattern: str) -> Layout:
     """Infer class folders, split folders with class folders, or no labels from the names of the first folders."""
-    from shards.rules import TEST, TRAIN, VAL, normalize_split
+    from shards.rules import TEST, VAL
     from shards.sources.generic.folder import EXTENSIONS, walk
+    from shards.sources.generic.layout import infer_layout
 
-    paths = [Path(path) for path in walk(data) if Path(path).suffix.lower() in EXTENSIONS]
+    paths = [path for path in walk(data) if Path(path).suffix.lower() in EXTENSIONS]
     if len(paths) < LEAST:
         raise UserError(f"--data={data}: only {len(paths)} images. Fix: add images, at least {LEAST} are needed.")
-    splits = {normalize_split(path.parts[0]) for path in paths if len(path.parts) > 1}
-    has_splits = ({TRAIN, TEST} <= splits or splits == {TRAIN, VAL}) and all(len(path.parts) > 1 for path in paths)
-    inner = [path.parts[1:] if has_splits else path.parts for path in paths]
-    classes = {parts[0] for parts in inner if len(parts) > 1}
-    labeled = 2 <= len(classes) <= MANY_FOLDERS and all(len(parts) > 1 for parts in inner)
-    flags = ["--class-folders"] * labeled + ["--split-folders"] * has_splits
-    layout = Layout(labeled, has_splits, tuple(flags), people=bool(group_pattern) or has_splits)
-    if not has_splits or VAL not in splits:
+    found = infer_layout(paths)
+    flags = ["--class-folders"] * found.class_folders + ["--split-folders"] * found.split_folders
+    people = bool(group_pattern) or found.split_folders
+    layout = Layout(found.class_folders, found.split_folders, tuple(flags), people)
+    if VAL not in found.splits:
         return layout
-    return replace(layout, val=VAL) if TEST in splits else replace(layout, test=VAL)
+    return replace(layout, val=VAL) if TEST in found.splits else replace(layout, test=VAL)
 
 
 def _stages(

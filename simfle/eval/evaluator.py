@@ -29,6 +29,7 @@ from simfle.eval.features import feature_cache
 from simfle.eval.features.decoders import DecoderPool
 from simfle.eval.features.extractor import Extractor
 from simfle.eval.features.resize import RULE
+from simfle.eval.probe import probe_file, write_probe
 from simfle.eval.protocols.base import PROTOCOLS, ProtocolInputs, ProtocolResult, parse
 from simfle.eval.protocols.linear import epoch_order
 from simfle.eval.tasks import BackboneIdentity, EvalTask, eval_tasks, identify, tensors_digest
@@ -122,6 +123,7 @@ class Evaluator:
                 "Fix: choose smaller learning rates for this protocol, or export the backbone again."
             )
         try:
+            self._store_probe(task, finished, outcomes, backbone.card.features)
             write_result(Path(self.config.out), finished)
         except OSError as error:
             raise UserError(
@@ -130,6 +132,33 @@ class Evaluator:
             ) from None
         log.info("%s: %s %.4f", task, finished.metric, finished.score)
         return read_result(path)  # returns exactly what later reads return
+
+    def _store_probe(self, task: EvalTask, result: Result, outcomes: list[ProtocolResult], channels: int) -> None:
+        """Write the fitted probe beside the result, or delete that of an earlier result.
+
+        Only a probe of the backbone as it is in its file: not of random or recalibrated ones, nor of one of several
+        folds.
+        """
+        file, probe = probe_file(task.path(self.config)), outcomes[0].probe
+        for part in (file.with_suffix(".json"), file):
+            part.unlink(missing_ok=True)
+        if probe is None or task.random or self._calibrates(task) or len(outcomes) > 1:
+            return
+        about: dict[str, Any] = {
+            "classes": result.classes,
+            "features": channels,
+            "size": result.settings["size"],
+            "resize": RULE,
+            "backbone": {name: result.backbone[name] for name in ("sha256", "source", "model")},
+            **{name: getattr(result, name) for name in ("benchmark", "protocol", "seed")},
+            "data": {name: result.data[name] for name in ("train", "val", "test")},
+            "val": {result.metric: result.chosen[0][result.metric]},
+            "test": {name: result.metrics[name] for name in ("accuracy", "balanced_accuracy", "macro_f1")},
+            "intervals": {name: list(bounds) for name, bounds in result.metrics["intervals"].items()},
+            "majority": float(np.bincount(outcomes[0].labels).max() / len(outcomes[0].labels)),
+            "calibration_error": outcomes[0].calibration_error,
+        }
+        write_probe(file, probe, about)
 
     def cached_result(self, task: EvalTask) -> Result | None:
         """Return the result of a task if it exists for these settings, data and weights."""

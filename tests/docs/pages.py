@@ -15,6 +15,7 @@ from typing import Any
 
 from helpers.cli_runner import command_module
 
+from simfle.api.input_shards import is_data
 from simfle.commands import main as table
 from simfle.commands.main import app
 from simfle.config.schema import PretrainConfig, load
@@ -169,6 +170,8 @@ class Parsed:
         """Read the named configuration and its key=value words, as the command does. Raises UserError."""
         config = self.values.get("config")
         given = [word for name in WORDS for word in self.values.get(name) or []]
+        if config and self.path == ("pretrain",) and is_data(config):  # images or shards instead
+            config = self.values["recipe"]
         if config and "=" in config:
             given, config = [config, *given], None
         if given and "=" not in given[0]:

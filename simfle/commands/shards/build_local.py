@@ -31,7 +31,7 @@ def build_here(request: "BuildSpec", corpus: SourceInput) -> "tuple[BuildReport,
     """Build into the request's local folder; return the report and the images/s of the last stage."""
     from shards.build.builder import build
     from shards.printable import one_line
-    from simfle.commands.shards.build_output import ProgressMeter
+    from simfle.runtime.build_meter import ProgressMeter
 
     if request.terms:
         echo(f"terms of use of {request.corpus}: {request.terms}")

@@ -1,12 +1,9 @@
-"""Progress and final report of a build."""
+"""Final report of a build."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from shards.printable import one_line
@@ -16,54 +13,7 @@ from simfle.runtime.console import Console
 if TYPE_CHECKING:
     from shards.build.builder import BuildReport
 
-LINE_EVERY = 10.0  # seconds between plain progress lines without a terminal
 MOST_LABELS = 20  # rows of the table
-
-
-class ProgressMeter:
-    """Progress with images/s: a bar on a terminal, otherwise an occasional plain line. Called by
-    shards.build.builder."""
-
-    def __init__(self, console: Console | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._console = console or Console(stderr=True)
-        self._clock = clock
-        self._stage, self._start, self._first, self._said = "", 0.0, 0, 0.0
-        self._bar: Progress | None = None
-        self.rate = 0.0
-
-    def __enter__(self) -> "ProgressMeter":
-        if self._console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]:.0f} images/s"),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=self._console)
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Update the progress of a stage. A total of 0 is not known yet."""
-        now = self._clock()
-        if stage != self._stage:
-            self._stage, self._start, self._first, self._said = stage, now, done, now
-            if self._bar is not None:
-                for task in self._bar.task_ids:
-                    self._bar.remove_task(task)
-                self._bar.add_task(stage, total=total or None, completed=done, rate=0.0)
-        passed = now - self._start
-        self.rate = (done - self._first) / passed if passed > 0 else 0.0
-        if self._bar is not None:
-            self._bar.update(self._bar.task_ids[-1], completed=done, total=total or None, rate=self.rate)
-        elif now - self._said >= LINE_EVERY:
-            self._said = now
-            self._console.print(f"{stage} {done}/{total or '?'} {self.rate:.0f} images/s", highlight=False)
 
 
 def show(out: Path | str, report: "BuildReport", rate: float) -> None:

@@ -114,7 +114,8 @@ def execute_remote(url: str, corpus: SourceInput, common: BuildOptions) -> None:
     from shards.build.builder import BuildReport, is_up_to_date
     from shards.edit.upload import Upload, manifest_at
     from shards.redact import redact_url
-    from simfle.commands.shards.build_output import ProgressMeter, show
+    from simfle.commands.shards.build_output import show
+    from simfle.runtime.build_meter import ProgressMeter
 
     there = manifest_at(url)
     base = work_folder(common.work, url)

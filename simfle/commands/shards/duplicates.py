@@ -41,7 +41,7 @@ def find_duplicates(
     """
     from shards.dedup.duplicates import find_duplicates as find
     from shards.io.atomic import write_atomic
-    from simfle.commands.shards.build_output import ProgressMeter
+    from simfle.runtime.build_meter import ProgressMeter
 
     with ProgressMeter() as meter:
         lines = find(folder, against, tuple(split or ()), distance, workers or len(os.sched_getaffinity(0)), meter)

@@ -21,9 +21,9 @@ def build_beton(
 
     FFCV must be installed; see docs/evaluation.md. An existing file of that name is replaced.
     """
-    from simfle.commands.shards.build_output import ProgressMeter
     from simfle.errors import UserError
     from simfle.eval.features import ffcv_format
+    from simfle.runtime.build_meter import ProgressMeter
 
     path = out or shards / f"{split}.beton"
     if path.suffix != ".beton":

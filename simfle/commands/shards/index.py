@@ -24,7 +24,7 @@ def index_shards(
     EXIF rotation, build shards from the folder: simfle shards build webdataset.
     """
     from shards.format.external_tars import index_folder, list_tars
-    from simfle.commands.shards.build_output import ProgressMeter
+    from simfle.runtime.build_meter import ProgressMeter
 
     total = len(list_tars(folder))
     cores = len(os.sched_getaffinity(0))

@@ -23,8 +23,8 @@ def merge_shards(
 ) -> None:
     """Copy the samples of several folders into one. Labels are matched by name; images are copied byte for byte."""
     from shards.edit.merge import merge
-    from simfle.commands.shards.build_output import ProgressMeter
     from simfle.commands.shards.output import show_made
+    from simfle.runtime.build_meter import ProgressMeter
 
     out = folders[-1]
     with ProgressMeter() as meter:

@@ -27,8 +27,8 @@ def split_shards(
 ) -> None:
     """Assign samples to named splits. Images are copied byte for byte; only the split in their json changes."""
     from shards.edit.subset import split as divide
-    from simfle.commands.shards.build_output import ProgressMeter
     from simfle.commands.shards.output import show_made
+    from simfle.runtime.build_meter import ProgressMeter
 
     with ProgressMeter() as meter:
         made = divide(folder, out, _shares(splits), stratify_by, tuple(split or ()), seed, shard_samples, meter)

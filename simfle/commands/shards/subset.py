@@ -27,8 +27,8 @@ def subset_shards(
     """Copy a fraction of the samples, byte for byte. With the same seed, 10 percent contain the samples of 1
     percent."""
     from shards.edit.subset import subset
-    from simfle.commands.shards.build_output import ProgressMeter
     from simfle.commands.shards.output import show_made
+    from simfle.runtime.build_meter import ProgressMeter
 
     with ProgressMeter() as meter:
         made = subset(folder, out, fraction, stratify_by, tuple(split or ()), seed, shard_samples, meter)

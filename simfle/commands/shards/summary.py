@@ -36,8 +36,8 @@ def inspect_shards(
     from shards.dedup.duplicates import find_duplicates
     from shards.dedup.perceptual_hash import NEAR
     from shards.edit.summary import draw_contact_sheet, summarize
-    from simfle.commands.shards.build_output import ProgressMeter
     from simfle.errors import UserError
+    from simfle.runtime.build_meter import ProgressMeter
 
     if not 16 <= side <= 1024:
         raise UserError(f"--side={side}: out of range. Fix: choose 16 to 1024.")

@@ -16,8 +16,8 @@ def verify_shards(
     """Check sizes, hashes, indexes, labels and images of a folder of shards. Exit code 1 if there is a problem."""
     from shards.edit.verify import verify
     from shards.printable import one_line
-    from simfle.commands.shards.build_output import ProgressMeter
     from simfle.errors import UserError
+    from simfle.runtime.build_meter import ProgressMeter
 
     cores = len(os.sched_getaffinity(0))
     with ProgressMeter() as meter:

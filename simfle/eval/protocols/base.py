@@ -20,6 +20,7 @@ from simfle.eval.config import EvalConfig
 from simfle.eval.data.folds import FoldSplits
 from simfle.eval.data.splits import Split
 from simfle.eval.features.extractor import Extractor
+from simfle.eval.probe import LinearProbe
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ProtocolResult:
     """Outputs of one fit. labels, predictions: [m, ...], see `results.Samples`.
 
     test_rows: mask of the test samples [m] that have a label of this kind (None = all); chosen: the selection on
-    validation; best_on_test: the best candidate on test.
+    validation; best_on_test: the best candidate on test; probe: to keep, with its calibration error on test.
     """
 
     labels: Values
@@ -68,6 +69,8 @@ class ProtocolResult:
     chosen: dict[str, Any]
     best_on_test: dict[str, Any] | None = None
     test_rows: NDArray[np.int64] | None = None
+    probe: LinearProbe | None = None
+    calibration_error: float = math.nan
 
 
 @dataclass

@@ -8,12 +8,15 @@ selected on validation, after the last epoch.
 # n training samples, m test samples, b of a batch, C channels, K classes, R candidates
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from simfle.eval.config import LinearFastConfig
+from simfle.eval.probe import LinearProbe, calibration_error, fit_temperature
 from simfle.eval.protocols.base import ModelSelection, ProtocolInputs, ProtocolResult
 from simfle.eval.protocols.linear import epoch_order
 
@@ -46,14 +49,31 @@ def run(job: ProtocolInputs) -> ProtocolResult:
     train, val, test = (job.features(split) for split in (parts.train, parts.val, parts.test))
     scale = FeatureScaling.of(train)
     targets = torch.eye(job.classes, device=train.device)[torch.from_numpy(parts.train.labels).to(train.device)]
-    weight, bias = fit(scale(train), targets, config, job.seed)
+    weight, bias = fit(scale(train), targets, config, job.seed)  # [C, R, K], [R, K]
     on_val, on_test = (predict(scale(features), weight, bias).argmax(2).cpu().numpy() for features in (val, test))
     choice = ModelSelection(job.metric)
     for place, (lr, decay) in enumerate(candidates(config)):
         what = {"lr": lr, "weight_decay": decay}
         scores = job.score(parts.val, on_val[place]), job.score(parts.test, on_test[place])
         choice.update(what, *scores, on_test[place])
-    return choice.outcome(parts.test.labels)
+    chosen = candidates(config).index((choice.chosen["lr"], choice.chosen["weight_decay"]))
+    probe = _calibrated(weight[:, chosen], bias[chosen], scale, val, parts.val.labels)
+    result = replace(choice.outcome(parts.test.labels), probe=probe)
+    if probe is None:
+        return result
+    chances = probe.probabilities(test).cpu().numpy()
+    return replace(result, calibration_error=calibration_error(chances, parts.test.labels))
+
+
+def _calibrated(
+    weight: Tensor, bias: Tensor, scale: FeatureScaling, features: Tensor, labels: NDArray[np.int64]
+) -> LinearProbe | None:
+    """Return the probe with a temperature fitted on validation features [n, C]; None for one that diverged."""
+    if not (torch.isfinite(weight).all() and torch.isfinite(bias).all()):
+        return None
+    probe = LinearProbe(weight, bias, scale.mean, scale.deviation, torch.ones((), device=bias.device))
+    temperature = fit_temperature(probe.logits(features), labels)
+    return replace(probe, temperature=torch.tensor(temperature, device=bias.device))
 
 
 def fit(features: Tensor, targets: Tensor, config: LinearFastConfig, seed: int) -> tuple[Tensor, Tensor]:

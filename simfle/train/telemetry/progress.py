@@ -1,4 +1,4 @@
-"""Print progress: a bar on a terminal, a line every few seconds in a log."""
+"""Print progress: a bar on a terminal or in a notebook, a line every few seconds in a log."""
 
 import math
 import os
@@ -8,9 +8,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
 from simfle.runtime.console import Console
+from simfle.runtime.live_progress import live_progress
 from simfle.train.telemetry.bottleneck import STEPS, ThroughputFacts, diagnose
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -22,7 +23,8 @@ class ProgressReporter:
     def __init__(self, steps: int, first: int, *, enabled: bool) -> None:
         self.steps, self.enabled = steps, enabled
         self._console = Console(file=sys.stderr)
-        self._bar: Progress | None = None
+        columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
+        self._bar = live_progress(self._console, *columns, TimeRemainingColumn()) if enabled else None
         self._last_line = 0.0
         self._seen = 0
         self._speed = 0.0
@@ -31,9 +33,7 @@ class ProgressReporter:
         self.baseline = "random"  # name of the initial weights
         self._seconds = self._waited = 0.0
         self._facts: ThroughputFacts | None = None
-        if enabled and self._console.is_terminal:
-            columns = (TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=self._console)
+        if self._bar is not None:
             self._task = self._bar.add_task("starting", total=steps, completed=first)
 
     def __enter__(self) -> "ProgressReporter":
