@@ -134,7 +134,8 @@ def write(file: Path, found: "dict[str, NDArray[Any]]") -> None:
 
 
 def csv_text(found: "dict[str, NDArray[Any]]") -> str:
-    """Return a table with a header (features: f0, f1, ...); each number in the fewest digits that give it back."""
+    """Return a table with a header (features: f0, f1, ...); each number has the
+    minimum number of digits that restore it exactly."""
     text = io.StringIO()
     columns: dict[str, NDArray[Any]] = {name: values for name, values in found.items() if values.ndim == 1}
     for values in (values for values in found.values() if values.ndim == 2):

@@ -102,7 +102,7 @@ def find_probe(backbone: str | Path, probe: str | Path | None = None) -> Path:
         UserError: there is none, several benchmarks have one, or it was fitted on another backbone.
     """
     if isinstance(backbone, Backbone):
-        raise UserError("predict: a loaded backbone has no file to compare with the probe. Fix: give its file or name.")
+        raise UserError("predict: a loaded backbone has no file to compare with the probe. Fix: pass its file or name.")
     place = _weights(backbone)
     sha256 = identify(str(place)).sha256
     if probe is not None and Path(probe).suffix in (".json", ".safetensors"):

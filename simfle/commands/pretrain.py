@@ -120,7 +120,7 @@ def _refuse_twice(words: Sequence[str], key: str, other: str) -> None:
     """Raise UserError if key=value repeats an argument."""
     for word in words:
         if word.partition("=")[0].strip() == key:
-            raise UserError(f"{word}: also set by {other}. Fix: give one of them.")
+            raise UserError(f"{word}: also set by {other}. Fix: set only one.")
 
 
 main = command(pretrain)

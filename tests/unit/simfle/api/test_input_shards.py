@@ -1,4 +1,4 @@
-"""What a user names as data: folders, classes, splits, archives, Parquet, shards; and words that are none of it."""
+"""Data that a user names: folders, classes, splits, archives, Parquet, shards; and words that name no data."""
 
 import zipfile
 from pathlib import Path

@@ -40,7 +40,7 @@ TABLE = [
     ("no run folder", "pretrain {pictures}", 1, "the run folder is missing. Fix: add --out runs/NAME"),
     ("two run folders", "pretrain {pictures} --out a train.run_dir=b", 1, "train.run_dir=b: also set by --out=a"),
     ("two run folders of a configuration", f"pretrain {CPU} --out a train.run_dir=b", 1,
-     "train.run_dir=b: also set by --out=a. Fix: give one of them"),
+     "train.run_dir=b: also set by --out=a. Fix: set only one"),
     ("two sets of data", "pretrain {pictures} --out a data.shards=[b]", 1, "data.shards=[b]: also set by"),
     ("two configurations", f"pretrain {CPU} --config {CPU}", 1, "only valid with DATA"),
     ("no such data", "pretrain nowhere/faces --out a", 1, "nowhere/faces is not a folder. Fix: name shards or"),
