@@ -12,6 +12,7 @@ UNUSED_BY_METHOD: dict[str, tuple[str, ...]] = {
     "simsiam": (CONTRASTIVE, *EMA, *SIMFLE),
     "simclr": (*EMA, *SIMFLE),
     "moco": SIMFLE,
+    "mocov3": SIMFLE,
     "swav": (*EMA, *SIMFLE),
     "vicreg": (CONTRASTIVE, *EMA, *SIMFLE),
     "mae": (CONTRASTIVE, *EMA, *SIMFLE),

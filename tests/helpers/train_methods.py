@@ -26,7 +26,7 @@ SETTINGS = """
     train.log_images_every=30 train.checkpoint_every=100 train.steps=30
     data.canonical_streams=8 data.decode_threads=1 data.backend=opencv
 """.split()  # noqa: SIM905
-METHODS = ("simfle", "byol", "simsiam", "simclr", "moco", "swav", "vicreg", "mae", "dino", "care", "fra")
+METHODS = ("simfle", "byol", "simsiam", "simclr", "moco", "mocov3", "swav", "vicreg", "mae", "dino", "care", "fra")
 HALVES = ("moco", "dino")  # methods with state other than parameters and BatchNorm statistics
 # MAE learns first what all faces have in common: strong colors help.
 OTHERS = {

@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parents[4] / "helpers" / "method_processes.py"
 
 
 # Stage 3 partitions parameters; 1 and 2 keep flat copies of what is trained.
-CASES = {"1": ["moco"], "3": ["simclr", "moco", "swav", "vicreg", "mae", "dino", "care", "fra"]}
+CASES = {"1": ["moco"], "3": ["simclr", "moco", "mocov3", "swav", "vicreg", "mae", "dino", "care", "fra"]}
 EACH = [f"{stage}:{name}" for stage, names in CASES.items() for name in names]
 
 
