@@ -81,6 +81,29 @@ def test_counts_the_real_network() -> None:
     assert work.parameters - work.trained == pytest.approx(33e6, rel=0.05)  # the target: see the method's page
 
 
+# Multiply-adds of a forward pass of one image of 224 px, as published with each network (timm's results), and tokens.
+FORWARD = {
+    "convnext_atto": 0.55e9,
+    "efficientnet_lite0": 0.40e9,
+    "mobilenetv4_conv_small": 0.19e9,
+    "regnetx_002": 0.20e9,
+    "vit_tiny_patch16_224": 1.08e9 + 12 * 2 * 197 * 197 * 192,  # the published number leaves out the attention products
+    "vit_tiny_patch16_dinov3_qkvb": 1.08e9 * 201 / 197 + 12 * 2 * 201 * 201 * 192,
+}
+
+
+@pytest.mark.parametrize("name", FORWARD)
+def test_each_family_has_a_cost(name: str) -> None:
+    """SimCLR: two views forward and backward, which is three forward passes each; heads add little."""
+    settings = (f"model.backbone={name}", "model.method=simclr", "model.head_hidden_dim=64", "model.head_out_dim=64")
+    work = measure_cost(config_of("train.precision=fp32", *settings))
+    assert work.conv.each + work.matmul.each == pytest.approx(2 * 3 * 2 * FORWARD[name], rel=0.08)
+    assert work.activations.each > 0
+    transformer = name.startswith("vit")
+    assert (work.matmul.each > work.conv.each) == (transformer or name == "convnext_atto")
+    assert (work.norms > 0) == (not transformer and name != "convnext_atto")
+
+
 def test_counts_the_checkpoint(tmp_path: Path) -> None:
     config = config_of(*SETTINGS)
     work = measure_cost(config)
