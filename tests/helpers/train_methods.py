@@ -45,6 +45,7 @@ OTHERS = {
         "model.dino.warmup_fraction=0.5",
         "model.dino.teacher_temperature=0.045",
     ],
+    "mocov3": ["model.backbone=test_vit", "model.freeze_patch_embed=true", "optim.lr=0.03"],
     "care": ["model.output_stride=8", "model.care.embed_dim=32", "model.care.depth=1", "model.care.num_heads=2"],
     "fra": ["model.output_stride=8", "model.fra.regions=3", "model.fra.embed_dim=16", "model.fra.num_heads=2"],
 }

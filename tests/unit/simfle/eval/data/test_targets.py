@@ -169,7 +169,7 @@ def test_protocols_from_end_to_end(shards: str, make_backbone: MakeBackbone, tmp
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "convnext_atto"])
 def test_activation_maps_of_a_vit_and_a_convnext(name: str, shards: str, tmp_path: Path) -> None:
-    """The mean of a class's evidence over positions, before clipping, is its logit: features are the mean of the map."""
+    """The mean of a class's evidence over positions, before clipping, is its logit."""
     found = run(shards, Path(f"random:{name}+size=32"), tmp_path, "cam", image_size=64)
     assert 0 < found.metrics["chance"] < 1
     assert found.metrics["gain"] == pytest.approx(found.metrics["share"] / found.metrics["chance"])
