@@ -3,6 +3,10 @@
 from simfle.config.schema import ModelConfig, PretrainConfig
 
 CONTRASTIVE = "model.contrastive"
+QUEUE_AND_PROTOTYPES = tuple(
+    f"{CONTRASTIVE}.{name}"
+    for name in ("queue_size", "shuffle_bn_splits", "prototypes", "sinkhorn_epsilon", "sinkhorn_iterations")
+)
 EMA = ("model.ema_momentum", "model.ema_schedule")
 SIMFLE = ("model.mask_groups", "model.grouping_init", "model.distillation", "model.facemae.masking")
 # A method that is not listed uses all fields.
@@ -12,7 +16,7 @@ UNUSED_BY_METHOD: dict[str, tuple[str, ...]] = {
     "simsiam": (CONTRASTIVE, *EMA, *SIMFLE),
     "simclr": (*EMA, *SIMFLE),
     "moco": SIMFLE,
-    "mocov3": SIMFLE,
+    "mocov3": (*QUEUE_AND_PROTOTYPES, *SIMFLE),
     "swav": (*EMA, *SIMFLE),
     "vicreg": (CONTRASTIVE, *EMA, *SIMFLE),
     "mae": (CONTRASTIVE, *EMA, *SIMFLE),
